@@ -1,0 +1,224 @@
+// Each kernel of the CPU backend at the sizes of one SmolLM2-135M training step (2 x 256 tokens),
+// against what this machine was just seen to do.
+//
+// Columns    GFLOP/s counts the products that the maths asks for (attention: causal halves,
+// backward
+//            5 products); GB/s counts each input read once and each output written once; `roof%` is
+//            the share of the better-known roof: multiply-adds that never leave the registers, or a
+//            copy of 64 MiB, on all threads. Small tensors stay in cache, so that roof% of a copy
+//            may pass 100.
+#include <benchmark/benchmark.h>
+#include <omp.h>
+
+#include <algorithm>
+#include <chrono>
+#include <random>
+
+#include "tensor/cpu/cpu_backend.h"
+#include "tensor/cpu/gemm_tile.h"
+
+using namespace lk;
+
+namespace {
+
+constexpr std::int64_t T = 512, C = 576, F = 1536, V = 49152, H = 9, G = 3, D = 64, R = 8;
+
+Backend& host() {
+  static std::unique_ptr<Backend> backend = make_cpu_backend();
+  return *backend;
+}
+
+Tensor random_tensor(DType dtype, Shape shape) {
+  static std::mt19937 rng(1);
+  std::normal_distribution<float> normal;
+  Tensor t = host().empty(Tag::Workspace, dtype, shape);
+  std::vector<float> block(65537);
+  for (float& x : block) x = normal(rng);
+  dispatch_float(dtype, [&]<class E>() {
+    for (std::int64_t i = 0; i < t.numel(); ++i)
+      t.data<E>()[i] = static_cast<E>(block[static_cast<std::size_t>(i) % block.size()]);
+  });
+  return t;
+}
+Weight random_weight(DType dtype, Shape shape) {
+  Weight w("w", random_tensor(dtype, shape));
+  if (shape.rank() == 2) host().prepare_linear(w);
+  return w;
+}
+
+template <class Call>
+double best_seconds(Call&& call) {
+  double best = 1e300;
+  for (int i = 0; i < 10; ++i) {
+    auto start = std::chrono::steady_clock::now();
+    call();
+    best = std::min(
+        best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  return best;
+}
+
+// A tile whose operands stay in the first-level cache, on every thread at once.
+double multiply_roof() {
+  static double flops = [] {
+    const cpu::GemmTile& tile = cpu::best_gemm_tile();
+    constexpr std::int64_t rows = 12, K = 128, repeats = 2000;
+    double seconds = best_seconds([&] {
+#pragma omp parallel
+      {
+        alignas(64) float a[rows * K] = {}, b[K * 32] = {}, out[rows * 32];
+        for (std::int64_t i = 0; i < repeats; ++i)
+          tile.multiply(rows, K, a, K, 1, b, tile.wide(), tile.wide(), out, tile.wide(), false);
+        benchmark::DoNotOptimize(out[0]);
+      }
+    });
+    return 2.0 * rows * K * tile.wide() * repeats * omp_get_max_threads() / seconds;
+  }();
+  return flops;
+}
+
+double copy_roof() {
+  static double bytes_per_second = [] {
+    Tensor x = random_tensor(DType::F32, {1 << 12, 1 << 12}),
+           y = random_tensor(DType::F32, {1 << 12, 1 << 12});
+    return 2.0 * static_cast<double>(x.bytes()) / best_seconds([&] { host().copy(y, x); });
+  }();
+  return bytes_per_second;
+}
+
+template <class Call>
+void measure(benchmark::State& state, double flops, double bytes, Call&& call) {
+  const double roof = flops > 0 ? multiply_roof() : copy_roof();
+  for (auto _ : state) call();
+  const double runs = static_cast<double>(state.iterations()), work = flops > 0 ? flops : bytes;
+  using benchmark::Counter;
+  state.counters[flops > 0 ? "GFLOP/s" : "GB/s"] = Counter(work * runs * 1e-9, Counter::kIsRate);
+  state.counters["roof%"] = Counter(work * runs / roof * 100, Counter::kIsRate);
+}
+
+double size(DType t) { return static_cast<double>(dtype_size(t)); }
+
+void linear(benchmark::State& state, DType t, std::int64_t N, std::int64_t K, bool backward) {
+  Tensor x = random_tensor(t, {T, K}), y = random_tensor(t, {T, N});
+  Weight w = random_weight(t, {N, K});
+  measure(state, 2.0 * T * static_cast<double>(N * K), 0, [&] {
+    if (backward)
+      host().linear_backward_x(x, GradMode::Write, y, w);
+    else
+      host().linear_forward(y, x, w);
+  });
+}
+
+// The six products of one adapter on a projection K -> N.
+void lora(benchmark::State& state, DType t, std::int64_t N, std::int64_t K) {
+  Tensor x = random_tensor(t, {T, K}), y = random_tensor(t, {T, N}), s = random_tensor(t, {T, R});
+  Tensor A = random_tensor(t, {R, K}), B = random_tensor(t, {N, R});
+  Tensor dA = random_tensor(DType::F32, {R, K}), dB = random_tensor(DType::F32, {N, R});
+  measure(state, 2.0 * T * R * 3 * static_cast<double>(N + K), 0, [&] {
+    host().matmul_nt(s, GradMode::Write, 1, x, A);
+    host().matmul_nt(y, GradMode::Add, 1, s, B);
+    host().weight_gradient(dB, GradMode::Write, 1, y, s);
+    host().matmul_nn(s, GradMode::Write, 1, y, B);
+    host().weight_gradient(dA, GradMode::Write, 1, s, x);
+    host().matmul_nn(x, GradMode::Add, 1, s, A);
+  });
+}
+
+void attention(benchmark::State& state, DType t, bool backward) {
+  Tensor q = random_tensor(t, {T, H * D}), k = random_tensor(t, {T, G * D}),
+         v = random_tensor(t, {T, G * D});
+  Tensor o = random_tensor(t, {T, H * D}), lse = random_tensor(DType::F32, {H, T});
+  Tensor dq = random_tensor(t, {T, H * D}), dk = random_tensor(t, {T, G * D}),
+         dv = random_tensor(t, {T, G * D});
+  Segments segments = make_segments(host(), {0, T / 2, T});
+  AttentionShape shape{H, G, D, 0.125f, 0};
+  host().attention_forward(o, lse, q, k, v, shape, segments, segments);
+  const double product =
+      2.0 * 2 * H * D * (T / 2) * (T / 2) / 2;  // one causal product, both documents
+  measure(state, product * (backward ? 5 : 2), 0, [&] {
+    if (backward)
+      host().attention_backward(dq, dk, dv, q, q, k, v, o, lse, shape, segments);
+    else
+      host().attention_forward(o, lse, q, k, v, shape, segments, segments);
+  });
+}
+
+void rows(benchmark::State& state, DType t, const std::string& op) {
+  const std::int64_t cols = op.starts_with("swiglu") ? F : C;
+  Tensor x = random_tensor(t, {T, cols}), y = random_tensor(t, {T, cols}),
+         z = random_tensor(t, {T, cols});
+  Tensor w = random_tensor(t, {T, cols});
+  Tensor rstd = random_tensor(DType::F32, {T}), table = random_tensor(DType::F32, {T, D});
+  std::vector<std::int32_t> at(T);
+  for (std::size_t i = 0; i < at.size(); ++i) at[i] = static_cast<std::int32_t>(i);
+  Tensor positions = to_device(host(), Tag::Workspace, at);
+  Weight gain = random_weight(t, {C});
+  const double matrix = static_cast<double>(T * cols) * size(t);
+  auto run = [&](double matrices, auto&& call) { measure(state, 0, matrices * matrix, call); };
+  if (op == "add") run(3, [&] { host().add(y, x, z); });
+  if (op == "rmsnorm") run(2, [&] { host().rmsnorm_forward(y, rstd, x, gain, 1e-5); });
+  if (op == "rmsnorm_backward")
+    run(4, [&] { host().rmsnorm_backward(y, GradMode::Add, x, z, gain, rstd); });
+  if (op == "rope") run(2, [&] { host().rope(y, GradMode::Write, x, table, positions, D, false); });
+  if (op == "dropout") run(2, [&] { host().dropout(y, GradMode::Write, x, 0.1f, {1, 2, 3}); });
+  if (op == "swiglu") run(3, [&] { host().swiglu_forward(y, x, z); });
+  if (op == "swiglu_backward") run(5, [&] { host().swiglu_backward(y, w, x, y, z); });
+}
+
+void cross_entropy(benchmark::State& state, DType t) {
+  Tensor logits = random_tensor(t, {T, V}), losses = random_tensor(DType::F32, {T});
+  Tensor targets = to_device(host(), Tag::Workspace, std::vector<std::int32_t>(T, 7));
+  measure(state, 0, 2.0 * static_cast<double>(T * V) * size(t),
+          [&] { host().cross_entropy(losses, logits, targets, true, 1.0); });
+}
+
+// All factors of rank 8 on SmolLM2-135M.
+void adamw(benchmark::State& state) {
+  const std::int64_t n = 2442240;
+  AdamWSlot slot{random_tensor(DType::F32, {n}),
+                 random_tensor(DType::F32, {n}),
+                 random_tensor(DType::F32, {n}),
+                 random_tensor(DType::F32, {n}),
+                 {},
+                 0};
+  host().fill(slot.v, 1);
+  Tensor norm = random_tensor(DType::F32, {1}), grads[] = {slot.grad};
+  measure(state, 0, 8.0 * static_cast<double>(n) * 4, [&] {
+    host().sum_squares(norm, grads);
+    host().adamw(std::span(&slot, 1), {1e-4f}, norm);
+  });
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  benchmark::Initialize(&argc, argv);
+  benchmark::AddCustomContext("device", host().description());
+  for (DType t : {DType::F32, DType::BF16}) {
+    auto add = [&](const std::string& name, auto&& body) {
+      benchmark::RegisterBenchmark((std::string(dtype_name(t)) + "/" + name).c_str(), body)
+          ->UseRealTime()
+          ->Unit(benchmark::kMicrosecond);
+    };
+    const struct {
+      const char* name;
+      std::int64_t N, K;
+    } maps[] = {
+        {"q_o", C, C}, {"k_v", G * D, C}, {"gate_up", F, C}, {"down", C, F}, {"head", V, C}};
+    for (auto [name, N, K] : maps) {
+      add(std::string("linear/") + name, [=](benchmark::State& s) { linear(s, t, N, K, false); });
+      add(std::string("linear_backward/") + name,
+          [=](benchmark::State& s) { linear(s, t, N, K, true); });
+      if (N != V) add(std::string("lora/") + name, [=](benchmark::State& s) { lora(s, t, N, K); });
+    }
+    add("attention", [=](benchmark::State& s) { attention(s, t, false); });
+    add("attention_backward", [=](benchmark::State& s) { attention(s, t, true); });
+    for (const char* op :
+         {"add", "rmsnorm", "rmsnorm_backward", "rope", "dropout", "swiglu", "swiglu_backward"})
+      add(op, [=](benchmark::State& s) { rows(s, t, op); });
+    add("cross_entropy", [=](benchmark::State& s) { cross_entropy(s, t); });
+    if (t == DType::F32) add("adamw", adamw);
+  }
+  benchmark::RunSpecifiedBenchmarks();
+  benchmark::Shutdown();
+}

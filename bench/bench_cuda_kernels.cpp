@@ -1,0 +1,288 @@
+// Each kernel of the CUDA backend against its roofline: what the GPU was just seen to copy (GB/s)
+// or to multiply (BF16 TFLOP/s, 8192^3), not what a data sheet says.
+//
+// Columns    GB/s counts each input read once and each output written once; TFLOP/s counts the
+//            products that the maths asks for (attention backward: 5, causal halves); `roof%` is
+//            the share of the roof.
+// Numbers    random, never zeros: zeros run faster. Buffers are larger than the L2 cache where the
+//            op allows.
+#include <benchmark/benchmark.h>
+
+#include <chrono>
+#include <cmath>
+#include <random>
+
+#include "cuda/open_device.h"
+
+using namespace lk;
+
+namespace {
+
+Backend& gpu() {
+  static std::unique_ptr<Backend> backend = open_device("auto");
+  return *backend;
+}
+
+// Normal numbers; a block of them is repeated, so that large tensors are made quickly.
+Tensor random_tensor(DType dtype, Shape shape, unsigned seed) {
+  Tensor t = gpu().empty(Tag::Workspace, dtype, shape);
+  std::mt19937 rng(seed);
+  std::normal_distribution<float> normal;
+  std::vector<float> block(65537);
+  for (float& x : block) x = normal(rng);
+  auto fill = [&]<class T>() {
+    std::vector<T> v(static_cast<std::size_t>(t.numel()));
+    for (std::size_t i = 0; i < v.size(); ++i) v[i] = static_cast<T>(block[i % block.size()]);
+    gpu().upload(t, v.data(), v.size() * sizeof(T));
+  };
+  dtype == DType::BF16 ? fill.template operator()<bf16>() : fill.template operator()<float>();
+  return t;
+}
+
+// Mean seconds of one call, from a batch long enough to hide launch and clock.
+template <class F>
+double seconds(F&& call, int batch) {
+  gpu().synchronize();
+  auto start = std::chrono::steady_clock::now();
+  for (int i = 0; i < batch; ++i) call();
+  gpu().synchronize();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / batch;
+}
+
+double copy_roof() {
+  static double bytes_per_second = [] {
+    Tensor x = random_tensor(DType::BF16, {1 << 29}, 1),
+           y = gpu().empty(Tag::Workspace, DType::BF16, {1 << 29});
+    gpu().copy(y, x);
+    return 2.0 * static_cast<double>(x.bytes()) / seconds([&] { gpu().copy(y, x); }, 10);
+  }();
+  return bytes_per_second;
+}
+double multiply_roof() {
+  static double flop_per_second = [] {
+    const std::int64_t n = 8192;
+    Tensor a = random_tensor(DType::BF16, {n, n}, 1), b = random_tensor(DType::BF16, {n, n}, 2),
+           c = gpu().empty(Tag::Workspace, DType::BF16, {n, n});
+    auto call = [&] { gpu().matmul_nt(c, GradMode::Write, 1.0, a, b); };
+    seconds(call, 3);
+    return 2.0 * std::pow(static_cast<double>(n), 3) / seconds(call, 10);
+  }();
+  return flop_per_second;
+}
+
+// Registers one kernel: `make` allocates and returns the call; bytes and flops are of one call.
+struct Work {
+  double bytes = 0, flops = 0;
+};
+template <class Make>
+void add(const std::string& name, Work work, Make make) {
+  auto run = [=](benchmark::State& state) {
+    auto call = make();
+    seconds(call, 3);  // warm up: plans, allocations
+    for (auto _ : state) {
+      double s = seconds(call, 20);
+      state.SetIterationTime(s);
+      state.counters["us"] = 1e6 * s;
+      if (work.flops > 0) state.counters["TFLOP/s"] = work.flops / s * 1e-12;
+      if (work.bytes > 0) state.counters["GB/s"] = work.bytes / s * 1e-9;
+      state.counters["roof%"] =
+          100 * std::max(work.bytes / copy_roof(), work.flops / multiply_roof()) / s;
+    }
+  };
+  benchmark::RegisterBenchmark(name.c_str(), run)->UseManualTime()->Iterations(3);
+}
+
+// A 7B model's layer: 8192 tokens, width 4096.
+constexpr std::int64_t T = 8192, C = 4096, F = 11008, V = 128256;
+
+void register_memory_bound() {
+  const double tc = static_cast<double>(T * C) * 2, tf = static_cast<double>(T * F) * 2;
+  add("add", {.bytes = 3 * tc}, [] {
+    return [a = random_tensor(DType::BF16, {T, C}, 1), b = random_tensor(DType::BF16, {T, C}, 2),
+            y = gpu().empty(Tag::Workspace, DType::BF16, {T, C})] { gpu().add(y, a, b); };
+  });
+  add("dropout", {.bytes = 2 * tc}, [] {
+    return [x = random_tensor(DType::BF16, {T, C}, 1),
+            y = gpu().empty(Tag::Workspace, DType::BF16, {T, C})] {
+      gpu().dropout(y, GradMode::Write, x, 0.1f, {1, 2, 3});
+    };
+  });
+  add("rmsnorm_forward", {.bytes = 2 * tc}, [] {
+    return [x = random_tensor(DType::BF16, {T, C}, 1),
+            y = gpu().empty(Tag::Workspace, DType::BF16, {T, C}),
+            r = gpu().empty(Tag::Workspace, DType::F32, {T}),
+            w = Weight("w", random_tensor(DType::BF16, {C}, 2))] {
+      gpu().rmsnorm_forward(y, r, x, w, 1e-5);
+    };
+  });
+  add("rmsnorm_backward_add", {.bytes = 4 * tc}, [] {
+    return [x = random_tensor(DType::BF16, {T, C}, 1), dy = random_tensor(DType::BF16, {T, C}, 3),
+            dx = random_tensor(DType::BF16, {T, C}, 4), r = random_tensor(DType::F32, {T}, 5),
+            w = Weight("w", random_tensor(DType::BF16, {C}, 2))] {
+      gpu().rmsnorm_backward(dx, GradMode::Add, dy, x, w, r);
+    };
+  });
+  add("rope_in_place", {.bytes = 2 * tc}, [] {
+    std::vector<std::int32_t> at(T);
+    for (std::size_t i = 0; i < at.size(); ++i) at[i] = static_cast<std::int32_t>(i % 2048);
+    return [x = random_tensor(DType::BF16, {T, C}, 1),
+            table = random_tensor(DType::F32, {2048, 128}, 2),
+            p = to_device(gpu(), Tag::Workspace, at)] {
+      gpu().rope(x, GradMode::Write, x, table, p, 128, false);
+    };
+  });
+  add("swiglu_forward", {.bytes = 3 * tf}, [] {
+    return
+        [g = random_tensor(DType::BF16, {T, F}, 1), u = random_tensor(DType::BF16, {T, F}, 2),
+         y = gpu().empty(Tag::Workspace, DType::BF16, {T, F})] { gpu().swiglu_forward(y, g, u); };
+  });
+  add("swiglu_backward", {.bytes = 5 * tf}, [] {
+    return [g = random_tensor(DType::BF16, {T, F}, 1), u = random_tensor(DType::BF16, {T, F}, 2),
+            dy = random_tensor(DType::BF16, {T, F}, 3),
+            dg = gpu().empty(Tag::Workspace, DType::BF16, {T, F}),
+            du = gpu().empty(Tag::Workspace, DType::BF16, {T, F})] {
+      gpu().swiglu_backward(dg, du, dy, g, u);
+    };
+  });
+  add("cross_entropy_gradient", {.bytes = 2.0 * 2048 * V * 2}, [] {
+    return [l = random_tensor(DType::BF16, {2048, V}, 1),
+            loss = gpu().empty(Tag::Workspace, DType::F32, {2048}),
+            at = to_device(gpu(), Tag::Workspace, std::vector<std::int32_t>(2048, 17))] {
+      gpu().cross_entropy(loss, l, at, true, 1e-3);
+    };
+  });
+  add("embedding_forward", {.bytes = 2 * tc}, [] {
+    std::vector<std::int32_t> ids(T);
+    for (std::size_t i = 0; i < ids.size(); ++i)
+      ids[i] = static_cast<std::int32_t>(i * 7919 % 32000);
+    return [w = Weight("w", random_tensor(DType::BF16, {32000, C}, 1)),
+            i = to_device(gpu(), Tag::Workspace, ids),
+            y = gpu().empty(Tag::Workspace, DType::BF16, {T, C})] {
+      gpu().embedding_forward(y, w, i);
+    };
+  });
+  // 448 factors of a rank-16 adapter on all linear layers of 7B: 40 M parameters
+  const std::int64_t slots = 448, numel = 90000;
+  add("adamw", {.bytes = 30.0 * slots * numel}, [=] {
+    std::vector<AdamWSlot> s;
+    for (std::int64_t i = 0; i < slots; ++i)
+      s.push_back({random_tensor(DType::F32, {numel}, 1), random_tensor(DType::F32, {numel}, 2),
+                   random_tensor(DType::F32, {numel}, 3), random_tensor(DType::F32, {numel}, 4),
+                   gpu().empty(Tag::Workspace, DType::BF16, {numel}), 0.0f});
+    for (AdamWSlot& slot : s) gpu().fill(slot.v, 1.0);
+    return [s, n = random_tensor(DType::F32, {1}, 5)] { gpu().adamw(s, {.lr = 1e-4f}, n); };
+  });
+  add("sum_squares", {.bytes = 4.0 * slots * numel}, [=] {
+    std::vector<Tensor> x;
+    for (std::int64_t i = 0; i < slots; ++i) x.push_back(random_tensor(DType::F32, {numel}, 1));
+    return [x, out = gpu().empty(Tag::Workspace, DType::F32, {1})] { gpu().sum_squares(out, x); };
+  });
+}
+
+void register_products() {
+  auto gemm = [](const char* name, char form, std::int64_t m, std::int64_t n, std::int64_t k,
+                 GradMode mode) {
+    bool tn = form == 't';
+    double out_bytes = static_cast<double>(m * n) * (tn ? 4 : 2) * (mode == GradMode::Add ? 2 : 1);
+    Work work{
+        .bytes = 2.0 * static_cast<double>(m * k + n * k) + out_bytes,
+        .flops = 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k)};
+    add(name, work, [=] {
+      Tensor a = random_tensor(DType::BF16, tn ? Shape{k, m} : Shape{m, k}, 1);
+      Tensor b = random_tensor(DType::BF16, form == 'f' ? Shape{n, k} : Shape{k, n}, 2);
+      Tensor c = random_tensor(tn ? DType::F32 : DType::BF16, {m, n}, 3);
+      return [=] {
+        if (form == 'f')
+          gpu().matmul_nt(c, mode, 1.0, a, b);
+        else if (tn)
+          gpu().weight_gradient(c, mode, 1.0, a, b);
+        else
+          gpu().matmul_nn(c, mode, 1.0, a, b);
+      };
+    });
+  };
+  gemm("linear_forward", 'f', T, C, C, GradMode::Write);
+  gemm("linear_backward_x_add", 'n', T, C, C, GradMode::Add);
+  for (std::int64_t r : {8, 16, 64}) {
+    std::string s = std::to_string(r);
+    gemm(("lora_S_r" + s).c_str(), 'f', T, r, C, GradMode::Write);   // S = x Aᵀ
+    gemm(("lora_y_r" + s).c_str(), 'f', T, C, r, GradMode::Add);     // y += S Bᵀ
+    gemm(("lora_dS_r" + s).c_str(), 'n', T, r, C, GradMode::Write);  // dS = dy B
+    gemm(("lora_dx_r" + s).c_str(), 'n', T, C, r, GradMode::Add);    // dx += dS A
+    gemm(("lora_dA_r" + s).c_str(), 't', r, C, T, GradMode::Write);  // dA = dSᵀ x
+    gemm(("lora_dB_r" + s).c_str(), 't', C, r, T, GradMode::Write);  // dB = dyᵀ S
+  }
+  gemm("lora_S_r7", 'f', T, 7, C, GradMode::Write);
+  gemm("lora_dA_r7", 't', 7, C, T, GradMode::Write);
+}
+
+void register_attention() {
+  auto attention = [](DType t, int heads, int kv_heads, int head_dim, int documents, int length) {
+    std::string name = concat("attention_", dtype_name(t), "_H", heads, "_G", kv_heads, "_D",
+                              head_dim, "_", documents, "x", length);
+    double flops = 2.0 * documents * heads * head_dim * static_cast<double>(length) *
+                   length;  // 2 products, half
+    auto make = [=](bool backward) {
+      std::int64_t n = static_cast<std::int64_t>(documents) * length;
+      std::vector<std::int32_t> offsets;
+      for (int i = 0; i <= documents; ++i) offsets.push_back(i * length);
+      Tensor q = random_tensor(t, {n, heads * head_dim}, 1),
+             k = random_tensor(t, {n, kv_heads * head_dim}, 2),
+             v = random_tensor(t, {n, kv_heads * head_dim}, 3),
+             o = random_tensor(t, {n, heads * head_dim}, 4),
+             dout = random_tensor(t, {n, heads * head_dim}, 5),
+             lse = random_tensor(DType::F32, {heads, n}, 6);
+      Tensor dq = random_tensor(t, {n, heads * head_dim}, 7),
+             dk = random_tensor(t, {n, kv_heads * head_dim}, 8),
+             dv = random_tensor(t, {n, kv_heads * head_dim}, 9);
+      Segments seg = make_segments(gpu(), offsets);
+      AttentionShape shape{heads, kv_heads, head_dim, static_cast<float>(1 / std::sqrt(head_dim)),
+                           0};
+      gpu().attention_forward(o, lse, q, k, v, shape, seg, seg);
+      return [=] {
+        if (backward)
+          gpu().attention_backward(dq, dk, dv, dout, q, k, v, o, lse, shape, seg);
+        else
+          gpu().attention_forward(o, lse, q, k, v, shape, seg, seg);
+      };
+    };
+    add(name + "_forward", {.flops = flops}, [=] { return make(false); });
+    add(name + "_backward", {.flops = 2.5 * flops}, [=] { return make(true); });
+  };
+  attention(DType::BF16, 32, 32, 128, 4, 2048);
+  attention(DType::BF16, 32, 8, 128, 4, 2048);
+  attention(DType::BF16, 32, 8, 128, 1, 8192);
+  attention(DType::BF16, 32, 8, 64, 4, 2048);
+  attention(DType::BF16, 9, 3, 64, 16, 512);
+  attention(DType::F32, 9, 3, 64, 4, 512);
+  // One new token per document against a cache of 2048 keys; bytes, not products, are the roof.
+  add("attention_bf16_H32_G8_D128_decode_8x2048", {.bytes = 2.0 * 8 * 2048 * 8 * 128 * 2}, [] {
+    std::vector<std::int32_t> one, keys;
+    for (int i = 0; i <= 8; ++i) one.push_back(i), keys.push_back(2048 * i);
+    Tensor q = random_tensor(DType::BF16, {8, 4096}, 1),
+           k = random_tensor(DType::BF16, {8 * 2048, 1024}, 2),
+           v = random_tensor(DType::BF16, {8 * 2048, 1024}, 3),
+           o = random_tensor(DType::BF16, {8, 4096}, 4),
+           lse = random_tensor(DType::F32, {32, 8}, 5);
+    Segments qs = make_segments(gpu(), one), ks = make_segments(gpu(), keys);
+    return [=] { gpu().attention_forward(o, lse, q, k, v, {32, 8, 128, 0.088f, 0}, qs, ks); };
+  });
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  benchmark::Initialize(&argc, argv);
+  if (n_gpus() == 0) {
+    std::fprintf(stderr, "SKIPPED: no GPU\n");
+    return 77;
+  }
+  benchmark::AddCustomContext("device", gpu().description());
+  benchmark::AddCustomContext("copy GB/s", std::to_string(copy_roof() * 1e-9));
+  benchmark::AddCustomContext("bf16 8192^3 TFLOP/s", std::to_string(multiply_roof() * 1e-12));
+  register_memory_bound();
+  register_products();
+  register_attention();
+  benchmark::RunSpecifiedBenchmarks();
+  gpu().synchronize();
+}

@@ -1,0 +1,49 @@
+// Every differentiable function: one line and its shapes. Letters as in tensor/backend.h.
+// Frozen matrices come as Weight, trainable ones as Parameter; the type decides who gets a
+// gradient.
+#pragma once
+
+#include "autograd/tape.h"
+
+namespace lk {
+
+// x (T,C) = table[ids]; table (V,C) frozen, ids (T) I32. A constant: nothing before it trains.
+Var embedding(Tape& tape, const Weight& table, const Tensor& ids);
+// y (n,C) = x[rows]; rows (n) I32, distinct
+Var gather_rows(Tape& tape, const Var& x, const Tensor& rows);
+
+// y (T,N) = x (T,K) wᵀ + bias; w (N,K) frozen, bias (N) frozen or null
+Var linear(Tape& tape, const Var& x, const Weight& w, const Weight* bias = nullptr);
+// y (T,N) = alpha x (T,K) wᵀ; w (N,K) trainable
+Var linear(Tape& tape, const Var& x, Parameter& w, double alpha = 1.0);
+
+// y = x * rstd * gain; gain (C) frozen
+Var rmsnorm(Tape& tape, const Var& x, const Weight& gain, double eps);
+
+// Rotary positions on every head of x (T, heads*D); table as in Backend::rope
+Var rope(Tape& tape, const Var& x, const Tensor& table, const Tensor& positions, int head_dim);
+
+// Causal attention inside each segment: q (T,H*D), k, v (T,G*D) -> (T,H*D)
+Var attention(Tape& tape, const Var& q, const Var& k, const Var& v, const AttentionShape& shape,
+              const Segments& segments);
+
+// y = silu(gate) * up, all (T,F)
+Var swiglu(Tape& tape, const Var& gate, const Var& up);
+
+// y = a + b
+Var add(Tape& tape, const Var& a, const Var& b);
+
+// y = x * keep / (1 - p); the mask is Philox(key), never stored. p = 0 is x itself.
+Var dropout(Tape& tape, const Var& x, float p, const RandomKey& key);
+
+// loss (1) = scale * sum_i crossentropy(x_i headᵀ, targets_i); x (n,C), head (V,C) frozen, targets
+// (n) I32. Works in chunks of `chunk_rows`, so logits (n,V) never exist whole; forward and backward
+// of each chunk are done in one visit and only dx is kept. The loss has the statistics' dtype (F32;
+// F64 for F64).
+Var head_loss(Tape& tape, const Var& x, const Weight& head, const Tensor& targets, double scale,
+              std::int64_t chunk_rows);
+
+// The name of every Node type that ops may record; a test fails unless each has a gradient check.
+std::vector<std::string> all_node_names();
+
+}  // namespace lk

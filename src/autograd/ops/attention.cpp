@@ -1,0 +1,53 @@
+#include "autograd/ops.h"
+
+namespace lk {
+namespace {
+
+// With p = softmax(scale q kᵀ), dp = dy vᵀ, delta = rowsum(dy * o): ds = p (dp - delta) scale,
+// dq = ds k, dk = dsᵀ q, dv = pᵀ dy. Saves q, k, v, o and lse (H,T); p is made again tile by tile.
+struct AttentionNode : Node {
+  Var q, k, v;
+  AttentionShape shape;
+  Segments segments;
+  Tensor o, lse;
+  AttentionNode(const Var& q, const Var& k, const Var& v, const AttentionShape& shape,
+                const Segments& segments, Tensor o, Tensor lse)
+      : q(q), k(k), v(v), shape(shape), segments(segments), o(std::move(o)), lse(std::move(lse)) {}
+  const char* name() const override { return "attention"; }
+  void backward(Tape& tape, const Tensor& dy) override {
+    // The kernel makes all three at once and always writes: hand the buffers on by sharing.
+    Backend& backend = tape.backend();
+    auto like = [&](const Var& x) {
+      return backend.empty(Tag::Backward, x.dtype(), x.value().shape());
+    };
+    Tensor dq = like(q), dk = like(k), dv = like(v);
+    backend.attention_backward(dq, dk, dv, dy, q.value(), k.value(), v.value(), o, lse, shape,
+                               segments);
+    tape.pass(q, dq);
+    tape.pass(k, dk);
+    tape.pass(v, dv);
+  }
+};
+
+}  // namespace
+
+// o = softmax(scale q kᵀ, causal inside each segment) v, head by head
+Var attention(Tape& tape, const Var& q, const Var& k, const Var& v, const AttentionShape& shape,
+              const Segments& segments) {
+  const std::int64_t H = shape.n_heads, G = shape.n_kv_heads, D = shape.head_dim;
+  check(H > 0 && G > 0 && D > 0 && H % G == 0 && shape.window >= 0, "attention: ", H, " heads of ",
+        D, ", ", G, " key/value heads, window ", shape.window);
+  const std::int64_t T = q.dims<2>("attention: q (T,H*D)")[0];
+  q.value().expect({T, H * D}, "attention: q (T,H*D)");
+  k.value().expect({T, G * D}, "attention: k (T,G*D)");
+  v.value().expect({T, G * D}, "attention: v (T,G*D)");
+  check(segments.total() == T, "attention: segments hold ", segments.total(), " tokens, q has ", T);
+  Tensor o = tape.activation(q.dtype(), {T, H * D});
+  Tensor lse = tape.activation(stat_dtype(q.dtype()), {H, T});
+  tape.backend().attention_forward(o, lse, q.value(), k.value(), v.value(), shape, segments,
+                                   segments);
+  if (!tape.wants(q, k, v)) return tape.constant(std::move(o));
+  return tape.record<AttentionNode>(o, q, k, v, shape, segments, o, std::move(lse));
+}
+
+}  // namespace lk

@@ -1,0 +1,62 @@
+#include <algorithm>
+
+#include "autograd/ops.h"
+
+namespace lk {
+namespace {
+
+// d(loss)/dx was made by the forward; what is left is the factor from upstream, a scalar on the
+// device (1 at the end of a tape: exact). The loss is F32 where x is BF16; so is dy.
+struct HeadLossNode : Node {
+  Edge x;
+  Tensor loss_dx;
+  HeadLossNode(Edge x, Tensor loss_dx) : x(x), loss_dx(std::move(loss_dx)) {}
+  const char* name() const override { return "head_loss"; }
+  void backward(Tape& tape, const Tensor& dy) override {
+    if (Sink dx = tape.sink(x)) tape.backend().scale(dx.tensor, dx.mode, 1.0, dy, loss_dx);
+  }
+};
+
+}  // namespace
+
+// Note [Chunked loss]: logits (n,V) are the largest matrix of a step and are read only by their own
+// softmax. So a chunk of rows goes through head, cross-entropy and back through the head while it
+// is at hand, its logits overwritten by scale (softmax - onehot); only dx (n,C) is kept. All chunks
+// use one buffer. The losses of all rows are then summed in one pass, in an order that does not
+// depend on the chunk size.
+Var head_loss(Tape& tape, const Var& x, const Weight& head, const Tensor& targets, double scale,
+              std::int64_t chunk_rows) {
+  auto [n, C] = x.dims<2>("head_loss: x (n,C)");
+  check(head.defined() && head.shape().rank() == 2, "head_loss: head (V,C) is missing");
+  const std::int64_t V = head.shape()[0];
+  head.expect({V, C}, "head_loss: head (V,C)");
+  targets.expect({n}, "head_loss: targets (n)");
+  check(chunk_rows > 0, "head_loss: chunks of ", chunk_rows, " rows");
+
+  Backend& backend = tape.backend();
+  const bool wants = tape.wants(x);
+  const std::int64_t most = std::min(n, chunk_rows);
+  Tensor dx;
+  if (wants) dx = tape.activation(x.dtype(), {n, C});
+  Tensor losses = backend.empty(Tag::Workspace, stat_dtype(x.dtype()), {n});
+  Tensor buffer = backend.empty(Tag::Workspace, x.dtype(), {most, V});
+  for (std::int64_t begin = 0; begin < n; begin += most) {
+    const std::int64_t end = std::min(n, begin + most);
+    Tensor logits = buffer.slice_rows(0, end - begin);
+    backend.linear_forward(logits, x.value().slice_rows(begin, end), head);
+    backend.cross_entropy(losses.slice_rows(begin, end), logits, targets.slice_rows(begin, end),
+                          wants, scale);
+    if (wants) backend.linear_backward_x(dx.slice_rows(begin, end), GradMode::Write, logits, head);
+  }
+  Tensor loss = tape.activation(losses.dtype(), {1});
+  backend.sum(loss, GradMode::Write, scale, losses);
+  if (!wants) return tape.constant(std::move(loss));
+  return tape.record<HeadLossNode>(std::move(loss), x, std::move(dx));
+}
+
+std::vector<std::string> all_node_names() {
+  return {"add",       "attention", "dropout", "frozen_linear", "gather_rows",
+          "head_loss", "rmsnorm",   "rope",    "swiglu",        "trainable_linear"};
+}
+
+}  // namespace lk

@@ -1,0 +1,49 @@
+// Parameter: a trainable matrix: value, gradient and (for BF16 runs) a compute-dtype copy.
+#pragma once
+
+#include <string>
+
+#include "tensor/backend.h"
+
+namespace lk {
+
+// Where a gradient goes and how. False when nobody wants it.
+struct Sink {
+  Tensor tensor;
+  GradMode mode = GradMode::Skip;
+  explicit operator bool() const { return mode != GradMode::Skip; }
+};
+
+class Parameter {
+ public:
+  // value: F32 (F64 in checks), the master. Allocates the gradient buffer: a Parameter always has
+  // one. With compute_dtype BF16 a BF16 copy is kept; it is refreshed by refresh() and by the
+  // optimizer.
+  Parameter(std::string name, Tensor value, DType compute_dtype);
+  Parameter(Parameter&&) = default;
+  Parameter& operator=(Parameter&&) = default;
+
+  const std::string& name() const { return name_; }
+  const Shape& shape() const { return value_.shape(); }
+  std::int64_t numel() const { return value_.numel(); }
+  const Tensor& value() const { return value_; }
+  // What matmuls read: the BF16 copy, or the value itself.
+  const Tensor& compute() const { return compute_.defined() ? compute_ : value_; }
+  bool has_compute_copy() const { return compute_.defined(); }
+  const Tensor& grad() const { return grad_; }
+
+  // The gradient buffer; Write for the first use since zero_grad(), Add for the following ones.
+  Sink sink();
+  // Forgets the gradient: no memory is touched, the next sink() overwrites.
+  void zero_grad() { has_grad_ = false; }
+  bool has_grad() const { return has_grad_; }
+  // Copies value into the compute copy after the value was changed from outside.
+  void refresh();
+
+ private:
+  std::string name_;
+  Tensor value_, grad_, compute_;
+  bool has_grad_ = false;
+};
+
+}  // namespace lk

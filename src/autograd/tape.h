@@ -1,0 +1,145 @@
+// Var, Node and Tape: reverse-mode differentiation, one tape per micro-batch.
+//
+// Note [Recording order]: an op's node is recorded after the nodes that made its inputs, so the
+// list of nodes is already topologically sorted and backward is a loop from its end. A node is
+// destroyed as soon as it ran, which returns the activations it saved.
+//
+// Note [Gradient by demand]: a Var that depends on no Parameter has no id, so its gradient is never
+// asked for, allocated or computed. Ops ask tape.sink(x) before they compute dx.
+//
+// Note [Save what backward reads]: a node keeps a Var for an input whose value its backward reads,
+// and an Edge for one whose gradient it only writes. A Var keeps the value's memory alive until the
+// node ran; an Edge does not.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "autograd/parameter.h"
+#include "tensor/backend.h"
+
+namespace lk {
+
+class Tape;
+
+// A value on the tape: a Tensor, and the id of its gradient if anything before it is trainable.
+class Var {
+ public:
+  Var() = default;
+  explicit Var(Tensor value) : value_(std::move(value)) {}  // a constant
+
+  const Tensor& value() const { return value_; }
+  Backend& backend() const { return value_.backend(); }
+  DType dtype() const { return value_.dtype(); }
+  bool needs_grad() const { return id_ >= 0; }
+  int id() const { return id_; }
+  template <int N>
+  std::array<std::int64_t, N> dims(const char* what) const {
+    return value_.dims<N>(what);
+  }
+
+ private:
+  friend class Tape;
+  friend class Edge;
+  Var(Tensor value, const Tape* tape, int id) : value_(std::move(value)), tape_(tape), id_(id) {}
+  Tensor value_;
+  const Tape* tape_ = nullptr;
+  int id_ = -1;
+};
+
+// Where the gradient of a Var goes, without its value. Any Var converts to its Edge.
+class Edge {
+ public:
+  Edge() = default;
+  Edge(const Var& x)
+      : tape_(x.tape_), id_(x.id_), dtype_(x.value_.dtype()), shape_(x.value_.shape()) {}
+  bool needs_grad() const { return id_ >= 0; }
+  DType dtype() const { return dtype_; }
+  const Shape& shape() const { return shape_; }
+
+ private:
+  friend class Tape;
+  const Tape* tape_ = nullptr;
+  int id_ = -1;
+  DType dtype_ = DType::F32;
+  Shape shape_;
+};
+
+// What an op saved, and its derivative. Defined next to the op's forward in autograd/ops/.
+struct Node {
+  virtual ~Node() = default;
+  virtual const char* name() const = 0;
+  // Adds this op's contribution to the gradients of its inputs, given the gradient of its output.
+  virtual void backward(Tape& tape, const Tensor& dy) = 0;
+};
+
+class Tape {
+ public:
+  enum class Mode { Record, NoGrad };
+  explicit Tape(Backend& backend, Mode mode = Mode::Record) : backend_(backend), mode_(mode) {}
+  Tape(const Tape&) = delete;  // Vars remember whose they are
+  Tape& operator=(const Tape&) = delete;
+
+  Backend& backend() const { return backend_; }
+  bool recording() const { return mode_ == Mode::Record; }
+  // Memory for an op's output or saved statistics.
+  Tensor activation(DType dtype, Shape shape) {
+    return backend_.empty(Tag::Activations, dtype, shape);
+  }
+
+  // Should an op with these inputs record a node? Pass Vars; for Parameters use recording(). On a
+  // tape without gradients any Var is a constant; on a recording one a Var of another tape throws.
+  template <class... Vars>
+  bool wants(const Vars&... inputs) const {
+    return recording() && (static_cast<int>(mine(inputs)) | ...) != 0;
+  }
+  // The output of an op that needs no gradient.
+  Var constant(Tensor y) { return Var(std::move(y)); }
+  // The output of an op that does, with its node: record<XNode>(y, arguments of its constructor).
+  Var record(Tensor y, std::unique_ptr<Node> node);
+  template <class N, class... Args>
+  Var record(Tensor y, Args&&... args) {
+    return record(std::move(y), std::make_unique<N>(std::forward<Args>(args)...));
+  }
+  // A leaf whose gradient is kept for the caller (gradient checks, tests): read it with gradient().
+  // Memory of a frozen Weight is refused.
+  Var leaf(Tensor x);
+
+  // Inside Node::backward: where the gradient of an input goes. Allocated on first use, with the
+  // shape of x, contiguous; copied first if its memory is shared (see pass).
+  Sink sink(const Edge& x);
+  // Inside Node::backward: x's gradient gets dy itself. If it is the first contribution no memory
+  // is copied: the buffer is shared until somebody adds to it. So a backward never changes its dy.
+  void pass(const Edge& x, const Tensor& dy);
+
+  // Runs all nodes backwards from y, with dy = 1 (y a scalar), or the given dy. Once per tape.
+  void backward(const Var& y);
+  void backward(const Var& y, const Tensor& dy);
+
+  // The gradient of a leaf after backward (undefined if nothing reached it).
+  Tensor gradient(const Edge& x) const;
+
+  std::size_t n_nodes() const { return nodes_.size(); }
+  // Names of the recorded nodes, in order.
+  std::vector<std::string> node_names() const;
+
+ private:
+  struct Record {
+    std::unique_ptr<Node> node;  // null for a leaf, and once it ran
+    Tensor grad;
+    bool leaf = false;
+  };
+  // True if x has a gradient here; throws if it has one on another tape.
+  bool mine(const Edge& x) const {
+    check(!x.needs_grad() || x.tape_ == this, "tape: this value belongs to another tape");
+    return x.needs_grad();
+  }
+  Backend& backend_;
+  Mode mode_;
+  bool ran_ = false;
+  std::vector<Record> nodes_;
+};
+
+}  // namespace lk

@@ -1,0 +1,107 @@
+// What all attention kernels share: their arguments, and which rows a block works on.
+#pragma once
+
+#include "cuda/pack.cuh"
+#include "tensor/backend.h"
+
+namespace lk {
+
+// Note [Tiles of packed documents]. Documents lie end to end, so tiles of R rows must not cross
+// their ends. No list of tiles is made or uploaded: document i is given the tile slots from
+// offsets[i] / R + i on. That start grows by at least ceil(length / R) from one document to the
+// next (floor(a + b) - floor(a) + 1 >= ceil(b)), so slots never collide; a block finds its document
+// by binary search over the offsets on the device, and the few surplus slots leave at once. total /
+// R + n slots always suffice.
+inline i64 tile_slots(i64 total, i64 n_documents, int tile_rows) {
+  return total / tile_rows + n_documents;
+}
+
+struct DocumentTile {
+  int document;
+  int begin;   // first row of the tile, counted within the document
+  int length;  // rows of the document
+};
+
+// False: a surplus slot, nothing to do.
+__device__ __forceinline__ bool find_tile(const int* offsets, int n_documents, int tile_rows,
+                                          int slot, DocumentTile& tile) {
+  int low = 0, high = n_documents - 1;
+  while (low < high) {
+    int middle = (low + high + 1) / 2;
+    if (offsets[middle] / tile_rows + middle <= slot)
+      low = middle;
+    else
+      high = middle - 1;
+  }
+  tile.document = low;
+  tile.begin = (slot - (offsets[low] / tile_rows + low)) * tile_rows;
+  tile.length = offsets[low + 1] - offsets[low];
+  return tile.begin < tile.length;
+}
+
+// The inputs of every kernel. Query i of a document sees key j if j <= i + shift, shift = keys -
+// queries, and, with a window, j > i + shift - window.
+template <class T>
+struct AttentionInputs {
+  Matrix<const T> q, k, v;
+  const int *q_offsets, *k_offsets;
+  int n_documents;
+  int group;  // query heads per key/value head
+  int head_dim, window;
+  float scale;
+  i64 total_q;
+};
+
+__device__ __forceinline__ bool sees(int query, int key, int shift, int window) {
+  return key <= query + shift && (window <= 0 || key > query + shift - window);
+}
+
+// The keys [begin, end) that some query in [first, last] may see.
+struct KeyRange {
+  int begin, end;
+};
+__device__ __forceinline__ KeyRange keys_seen(int first, int last, int shift, int window,
+                                              int n_keys) {
+  return {window > 0 ? max(0, first + shift - window + 1) : 0, min(n_keys, last + shift + 1)};
+}
+// The queries [begin, end) that may see some key in [first, last]; no shift: backward has no cache.
+__device__ __forceinline__ KeyRange queries_seeing(int first, int last, int window, int n_queries) {
+  return {first, window > 0 ? static_cast<int>(
+                                  min(static_cast<i64>(n_queries), static_cast<i64>(last) + window))
+                            : n_queries};
+}
+
+template <class T>
+AttentionInputs<device_t<T>> attention_inputs(const Tensor& q, const Tensor& k, const Tensor& v,
+                                              const AttentionShape& shape, const Segments& q_seg,
+                                              const Segments& k_seg) {
+  return {.q = const_matrix<T>(q),
+          .k = const_matrix<T>(k),
+          .v = const_matrix<T>(v),
+          .q_offsets = q_seg.offsets.data<std::int32_t>(),
+          .k_offsets = k_seg.offsets.data<std::int32_t>(),
+          .n_documents = static_cast<int>(q_seg.count()),
+          .group = shape.n_heads / shape.n_kv_heads,
+          .head_dim = shape.head_dim,
+          .window = shape.window,
+          .scale = shape.scale,
+          .total_q = q_seg.total()};
+}
+
+// The two implementations behind CudaBackend::attention_*; chosen in attention.cu.
+struct AttentionForward {
+  const Tensor &o, &lse, &q, &k, &v;
+  const AttentionShape& shape;
+  const Segments &q_seg, &k_seg;
+};
+struct AttentionBackward {
+  const Tensor &dq, &dk, &dv, &dout, &q, &k, &v, &lse, &delta;
+  const AttentionShape& shape;
+  const Segments& seg;
+};
+void attention_forward_mma(const AttentionForward& a, cudaStream_t stream);
+void attention_backward_mma(const AttentionBackward& a, cudaStream_t stream);
+void attention_forward_plain(const AttentionForward& a, cudaStream_t stream);
+void attention_backward_plain(const AttentionBackward& a, cudaStream_t stream);
+
+}  // namespace lk

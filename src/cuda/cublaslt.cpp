@@ -1,0 +1,133 @@
+#include "cuda/cublaslt.h"
+
+#include <cublasLt.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "cuda/cuda_check.h"
+
+namespace lk {
+namespace {
+
+constexpr std::size_t kMaxPlans = 8192;  // packed batches bring ever new T: start over, don't grow
+
+void blas_check(cublasStatus_t status, const char* what) {
+  if (status != CUBLAS_STATUS_SUCCESS) [[unlikely]]
+    throw Error(concat("cublasLt: ", what, ": ", cublasLtGetStatusString(status)));
+}
+
+cudaDataType_t data_type(DType t) {
+  check(t == DType::F32 || t == DType::BF16, "cublasLt: no GEMM in ", dtype_name(t));
+  return t == DType::F32 ? CUDA_R_32F : CUDA_R_16BF;
+}
+
+// The largest power of two, up to 256, that divides the address.
+std::uint32_t alignment_of(const void* pointer) {
+  auto address = reinterpret_cast<std::uintptr_t>(pointer) | 256u;
+  return static_cast<std::uint32_t>(address & (~address + 1));
+}
+
+}  // namespace
+
+// Row-major is column-major transposed, so cuBLASLt is asked for cᵀ = op(b)ᵀ op(a)ᵀ: its first
+// operand is our b, its m our n. A row-major matrix (r,c) with stride ld is its column-major (c,r)
+// with the same ld.
+struct CublasLt::Plan {
+  cublasLtMatmulDesc_t desc = nullptr;
+  cublasLtMatrixLayout_t a = nullptr, b = nullptr, c = nullptr;
+  cublasLtMatmulAlgo_t algo{};
+  bool supported = false;
+
+  Plan() = default;
+  Plan(const Plan&) = delete;
+  Plan& operator=(const Plan&) = delete;
+  ~Plan() {
+    if (a) cublasLtMatrixLayoutDestroy(a);
+    if (b) cublasLtMatrixLayoutDestroy(b);
+    if (c) cublasLtMatrixLayoutDestroy(c);
+    if (desc) cublasLtMatmulDescDestroy(desc);
+  }
+};
+
+CublasLt::CublasLt(int device) {
+  cuda_check(cudaSetDevice(device), "selecting the GPU");
+  blas_check(cublasLtCreate(&handle_), "creating a handle");
+}
+
+CublasLt::~CublasLt() {
+  plans_.clear();
+  cublasLtDestroy(handle_);
+}
+
+std::string CublasLt::version() const {
+  std::size_t v = cublasLtGetVersion();
+  return concat(v / 10000, ".", v / 100 % 100, ".", v % 100);
+}
+
+const CublasLt::Plan& CublasLt::plan(const Key& key) {
+  if (auto it = plans_.find(key); it != plans_.end()) return *it->second;
+  if (plans_.size() >= kMaxPlans) plans_.clear();
+  auto& slot = plans_[key];
+  slot = std::make_unique<Plan>();
+  Plan& p = *slot;
+  const Gemm& g = key.gemm;
+
+  blas_check(cublasLtMatmulDescCreate(&p.desc, CUBLAS_COMPUTE_32F, CUDA_R_32F), "descriptor");
+  auto set = [&](cublasLtMatmulDescAttributes_t attribute, auto value) {
+    blas_check(cublasLtMatmulDescSetAttribute(p.desc, attribute, &value, sizeof value),
+               "descriptor");
+  };
+  set(CUBLASLT_MATMUL_DESC_TRANSA, g.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N);
+  set(CUBLASLT_MATMUL_DESC_TRANSB, g.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N);
+
+  auto layout = [](cublasLtMatrixLayout_t& out, DType t, std::int64_t rows, std::int64_t cols,
+                   std::int64_t ld) {
+    blas_check(cublasLtMatrixLayoutCreate(&out, data_type(t), static_cast<std::uint64_t>(cols),
+                                          static_cast<std::uint64_t>(rows), ld),
+               "layout");
+  };
+  layout(p.b, g.in, g.transpose_a ? g.k : g.m, g.transpose_a ? g.m : g.k, g.lda);
+  layout(p.a, g.in, g.transpose_b ? g.n : g.k, g.transpose_b ? g.k : g.n, g.ldb);
+  layout(p.c, g.out, g.m, g.n, g.ldc);
+
+  cublasLtMatmulPreference_t preference = nullptr;
+  blas_check(cublasLtMatmulPreferenceCreate(&preference), "preference");
+  auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, auto value) {
+    blas_check(cublasLtMatmulPreferenceSetAttribute(preference, attribute, &value, sizeof value),
+               "preference");
+  };
+  prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, std::uint64_t{kWorkspaceBytes});
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, key.alignment_b);
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, key.alignment_a);
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, key.alignment_c);
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, key.alignment_c);
+  // Split sums may only meet in F32: partial sums in the output's dtype would round BF16 twice.
+  prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+         std::uint32_t{CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE});
+  cublasLtMatmulHeuristicResult_t result{};
+  int found = 0;
+  cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle_, p.desc, p.a, p.b, p.c, p.c,
+                                                         preference, 1, &result, &found);
+  cublasLtMatmulPreferenceDestroy(preference);
+  p.supported = status == CUBLAS_STATUS_SUCCESS && found > 0;
+  if (!p.supported && status != CUBLAS_STATUS_SUCCESS && status != CUBLAS_STATUS_NOT_SUPPORTED &&
+      status != CUBLAS_STATUS_INVALID_VALUE)
+    blas_check(status, "choosing an algorithm");
+  p.algo = result.algo;
+  return p;
+}
+
+bool CublasLt::run(const Gemm& g, void* c, float alpha, const void* a, const void* b,
+                   void* workspace, cudaStream_t stream) {
+  const Plan& p = plan({g, alignment_of(a), alignment_of(b), alignment_of(c)});
+  if (!p.supported) return false;
+  float beta = g.accumulate ? 1.0f : 0.0f;
+  cublasStatus_t status = cublasLtMatmul(handle_, p.desc, &alpha, b, p.a, a, p.b, &beta, c, p.c, c,
+                                         p.c, &p.algo, workspace, kWorkspaceBytes, stream);
+  if (status != CUBLAS_STATUS_SUCCESS)
+    blas_check(status, concat("(", g.m, ",", g.k, ") times (", g.k, ",", g.n, ")").c_str());
+  return true;
+}
+
+}  // namespace lk

@@ -1,0 +1,62 @@
+// cuBLASLt with row-major matrices: one function, and a cache of its plans.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <compare>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "tensor/dtype.h"
+
+struct cublasLtContext;
+
+namespace lk {
+
+// Row-major c (m,n) = alpha * op(a) op(b) + (accumulate ? c : 0), op(a) (m,k), op(b) (k,n). A
+// transposed operand is stored (k,m) or (n,k). `ld` counts elements. Sums are F32: F32 inputs use
+// plain FP32 (no TF32), BF16 inputs the tensor cores.
+struct Gemm {
+  bool transpose_a = false, transpose_b = false, accumulate = false;
+  DType in = DType::F32, out = DType::F32;
+  std::int64_t m = 0, n = 0, k = 0;
+  std::int64_t lda = 0, ldb = 0, ldc = 0;
+
+  auto operator<=>(const Gemm&) const = default;
+};
+
+// Note [Plans]: an algorithm is chosen per shape by cuBLASLt's heuristic alone and then kept.
+// Timing the candidates would be a little faster on some shapes, but would let the clock choose the
+// order of a sum: the same seed would no longer give the same bytes.
+class CublasLt {
+ public:
+  static constexpr std::size_t kWorkspaceBytes = std::size_t{32}
+                                                 << 20;  // what Hopper's kernels want
+
+  explicit CublasLt(int device);
+  ~CublasLt();
+  CublasLt(const CublasLt&) = delete;
+  CublasLt& operator=(const CublasLt&) = delete;
+
+  // False, with nothing done, if cuBLASLt has no kernel for this shape and alignment (odd BF16
+  // strides).
+  bool run(const Gemm& gemm, void* c, float alpha, const void* a, const void* b, void* workspace,
+           cudaStream_t stream);
+  std::string version() const;
+
+ private:
+  struct Plan;
+  struct Key {
+    Gemm gemm;
+    std::uint32_t alignment_a, alignment_b, alignment_c;  // of the pointers: 1 ... 256 bytes
+    auto operator<=>(const Key&) const = default;
+  };
+  const Plan& plan(const Key& key);
+
+  cublasLtContext* handle_ = nullptr;
+  std::map<Key, std::unique_ptr<Plan>> plans_;
+};
+
+}  // namespace lk

@@ -1,0 +1,131 @@
+#include "cuda/cuda_backend.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "cuda/cuda_check.h"
+
+namespace lk {
+namespace {
+
+void set_device(int device) { cuda_check(cudaSetDevice(device), "selecting the GPU"); }
+
+std::unique_ptr<BlockCache> make_cache(int device) {
+  // The driver's blocks are 256-byte aligned. A refusal is an answer here, not an error: clear it.
+  auto allocate = [device](std::size_t bytes) -> void* {
+    void* block = nullptr;
+    if (cudaSetDevice(device) == cudaSuccess && cudaMalloc(&block, bytes) == cudaSuccess)
+      return block;
+    cudaGetLastError();
+    return nullptr;
+  };
+  // cudaFree waits for work in flight, so no kernel loses memory it still uses.
+  auto release = [device](void* block, std::size_t) {
+    cudaSetDevice(device);
+    cudaFree(block);
+  };
+  return std::make_unique<BlockCache>(allocate, release);
+}
+
+}  // namespace
+
+CudaBackend::CudaBackend(int device) : device_(device), blas_(device) {
+  set_device(device);
+  cuda_check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating the stream");
+  for (Staging& s : staging_) {
+    cuda_check(cudaMallocHost(reinterpret_cast<void**>(&s.host), kStagingBytes),
+               "allocating pinned host memory");
+    cuda_check(cudaEventCreateWithFlags(&s.done, cudaEventDisableTiming), "creating an event");
+  }
+  set_cache(make_cache(device));
+}
+
+CudaBackend::~CudaBackend() {
+  cudaSetDevice(device_);
+  cudaStreamSynchronize(stream_);
+  blas_workspace_ = Tensor();
+  release_cache();
+  for (Staging& s : staging_) {
+    cudaEventDestroy(s.done);
+    cudaFreeHost(s.host);
+  }
+  cudaStreamDestroy(stream_);
+}
+
+std::string CudaBackend::name() const { return concat("cuda:", device_); }
+
+std::string CudaBackend::description() const {
+  cudaDeviceProp p{};
+  int driver = 0, runtime = 0;
+  cuda_check(cudaGetDeviceProperties(&p, device_), "reading the GPU's properties");
+  cuda_check(cudaDriverGetVersion(&driver), "reading the driver's version");
+  cuda_check(cudaRuntimeGetVersion(&runtime), "reading the runtime's version");
+  auto version = [](int v) { return concat(v / 1000, ".", v % 1000 / 10); };
+  return concat(p.name, ", compute capability ", p.major, ".", p.minor, ", ", p.multiProcessorCount,
+                " multiprocessors, ", p.totalGlobalMem >> 20, " MiB, CUDA driver ", version(driver),
+                ", runtime ", version(runtime), ", cuBLASLt ", blas_.version());
+}
+
+cudaStream_t CudaBackend::stream() const {
+  set_device(device_);  // a few nanoseconds when it is current already
+  return stream_;
+}
+
+std::int64_t CudaBackend::free_memory() const {
+  std::size_t unused = 0, total = 0;
+  set_device(device_);
+  cuda_check(cudaMemGetInfo(&unused, &total), "asking for free memory");
+  return static_cast<std::int64_t>(unused) + cache().reserved_bytes() - ledger().total().live_bytes;
+}
+
+CudaBackend::Staging& CudaBackend::next_staging() {
+  Staging& s = staging_[static_cast<std::size_t>(staging_turn_)];
+  staging_turn_ ^= 1;
+  cuda_check(cudaEventSynchronize(s.done), "waiting for a copy");
+  return s;
+}
+
+void CudaBackend::upload(const Tensor& dst, const void* src, std::size_t bytes) {
+  check(dst.contiguous() && bytes == dst.bytes(), "upload: ", bytes, " bytes into ",
+        dst.shape().str());
+  cudaStream_t s = stream();
+  for (std::size_t at = 0; at < bytes; at += kStagingBytes) {
+    std::size_t n = std::min(kStagingBytes, bytes - at);
+    Staging& staging = next_staging();
+    std::memcpy(staging.host, static_cast<const std::byte*>(src) + at, n);
+    cuda_check(cudaMemcpyAsync(static_cast<std::byte*>(dst.raw()) + at, staging.host, n,
+                               cudaMemcpyHostToDevice, s),
+               "upload");
+    cuda_check(cudaEventRecord(staging.done, s), "upload");
+  }
+}
+
+void CudaBackend::download(void* dst, const Tensor& src, std::size_t bytes) {
+  check(src.contiguous() && bytes == src.bytes(), "download: ", bytes, " bytes from ",
+        src.shape().str());
+  cudaStream_t s = stream();
+  // While piece i is copied out of its staging half, piece i + 1 travels into the other.
+  Staging* travelling = nullptr;
+  std::size_t travelling_at = 0, travelling_bytes = 0;
+  auto land = [&] {
+    cuda_check(cudaEventSynchronize(travelling->done), "download");
+    std::memcpy(static_cast<std::byte*>(dst) + travelling_at, travelling->host, travelling_bytes);
+  };
+  for (std::size_t at = 0; at < bytes; at += kStagingBytes) {
+    std::size_t n = std::min(kStagingBytes, bytes - at);
+    Staging& staging = next_staging();
+    cuda_check(cudaMemcpyAsync(staging.host, static_cast<const std::byte*>(src.raw()) + at, n,
+                               cudaMemcpyDeviceToHost, s),
+               "download");
+    cuda_check(cudaEventRecord(staging.done, s), "download");
+    if (travelling) land();
+    travelling = &staging, travelling_at = at, travelling_bytes = n;
+  }
+  if (travelling) land();
+}
+
+void CudaBackend::synchronize() {
+  cuda_check(cudaStreamSynchronize(stream()), "waiting for the GPU");
+}
+
+}  // namespace lk

@@ -1,0 +1,119 @@
+// CudaBackend: one GPU, one ordered stream, own kernels, GEMMs through cuBLASLt.
+//
+// Where things are: this class's methods are defined in the .cu file of their op family (the same
+// stems as the CPU backend's); memory, copies and the constructor are in cuda_backend.cpp.
+//
+// Note [One stream]: every kernel, copy and GEMM is submitted to one stream, so a block of memory
+// may be handed out again as soon as its last user was submitted, nothing needs an event, and the
+// order of every sum is fixed. No kernel adds floats with atomics: two runs give the same bits.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <array>
+#include <cstddef>
+
+#include "cuda/cublaslt.h"
+#include "tensor/backend.h"
+
+namespace lk {
+
+class CudaBackend final : public Backend {
+ public:
+  explicit CudaBackend(int device);
+  ~CudaBackend() override;
+
+  std::string name() const override;
+  std::string description() const override;
+  bool is_cpu() const override { return false; }
+  std::int64_t free_memory() const override;
+  void upload(const Tensor& dst, const void* src, std::size_t bytes) override;
+  void download(void* dst, const Tensor& src, std::size_t bytes) override;
+  void synchronize() override;
+
+  // elementwise.cu
+  void fill(const Tensor& x, double value) override;
+  void copy(const Tensor& y, const Tensor& x) override;
+  void add(const Tensor& y, const Tensor& a, const Tensor& b) override;
+  void scale(const Tensor& y, GradMode mode, double alpha, const Tensor& scalar,
+             const Tensor& x) override;
+  void add_bias(const Tensor& y, const Weight& bias) override;
+  void dropout(const Tensor& y, GradMode mode, const Tensor& x, float p,
+               const RandomKey& key) override;
+
+  // linear.cu
+  void prepare_linear(Weight& w) override;
+  void linear_forward(const Tensor& y, const Tensor& x, const Weight& w) override;
+  void linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,
+                         const Weight& w) override;
+  void matmul_nt(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
+                 const Tensor& b) override;
+  void matmul_nn(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
+                 const Tensor& b) override;
+
+  // norm.cu
+  void rmsnorm_forward(const Tensor& y, const Tensor& rstd, const Tensor& x, const Weight& gain,
+                       double eps) override;
+  void rmsnorm_backward(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& x,
+                        const Weight& gain, const Tensor& rstd) override;
+
+  // rope.cu
+  void rope(const Tensor& y, GradMode mode, const Tensor& x, const Tensor& table,
+            const Tensor& positions, int head_dim, bool inverse) override;
+
+  // attention.cu
+  void attention_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k,
+                         const Tensor& v, const AttentionShape& shape, const Segments& q_seg,
+                         const Segments& k_seg) override;
+  void attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout,
+                          const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o,
+                          const Tensor& lse, const AttentionShape& shape,
+                          const Segments& seg) override;
+
+  // swiglu.cu
+  void swiglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) override;
+  void swiglu_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy, const Tensor& gate,
+                       const Tensor& up) override;
+
+  // embedding.cu
+  void embedding_forward(const Tensor& y, const Weight& table, const Tensor& ids) override;
+  void gather_rows(const Tensor& y, const Tensor& x, const Tensor& rows) override;
+  void scatter_rows(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& rows) override;
+
+  // loss.cu
+  void cross_entropy(const Tensor& losses, const Tensor& logits, const Tensor& targets,
+                     bool gradient, double scale) override;
+  void sum(const Tensor& out, GradMode mode, double alpha, const Tensor& x) override;
+
+  // optim.cu
+  void sum_squares(const Tensor& out, std::span<const Tensor> tensors) override;
+  void adamw(std::span<const AdamWSlot> slots, const AdamWStep& step,
+             const Tensor& norm_sq) override;
+
+ private:
+  void matmul_tn(const Tensor& dw, GradMode mode, double alpha, const Tensor& a,
+                 const Tensor& b) override;
+  void gemm(const Tensor& c, GradMode mode, double alpha, const Tensor& a, bool transpose_a,
+            const Tensor& b, bool transpose_b);
+
+  // The stream, with this backend's GPU made current for the calling thread.
+  cudaStream_t stream() const;
+
+  // Pinned host memory for copies: two halves, so that one fills while the other travels. A half is
+  // written again only after the event says that its last copy has left it.
+  static constexpr std::size_t kStagingBytes = std::size_t{4} << 20;
+  struct Staging {
+    std::byte* host = nullptr;
+    cudaEvent_t done = nullptr;
+  };
+  Staging& next_staging();
+
+  int device_;
+  cudaStream_t stream_ = nullptr;
+  std::array<Staging, 2> staging_;
+  int staging_turn_ = 0;
+  CublasLt blas_;
+  Tensor blas_workspace_;  // allocated at the first GEMM
+};
+
+}  // namespace lk

@@ -1,0 +1,18 @@
+// Turning CUDA's status codes into exceptions.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "tensor/error.h"
+
+namespace lk {
+
+// Throws Error naming what was asked for. Work is asynchronous, so the fault may be an earlier
+// kernel's: run under compute-sanitizer to learn whose.
+inline void cuda_check(cudaError_t status, const char* what) {
+  if (status != cudaSuccess) [[unlikely]]
+    throw Error(concat("cuda: ", what, ": ", cudaGetErrorString(status), " (",
+                       cudaGetErrorName(status), ")"));
+}
+
+}  // namespace lk

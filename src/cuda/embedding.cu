@@ -1,0 +1,74 @@
+// Moving rows: table lookup, gather, scatter.
+//
+// Shapes     y (n,C) = table[ids], table (V,C); y (n,C) = x[rows]; dx[rows] (+)= dy (n,C)
+// Plan       rowwise.cuh over (n,C); the index of a row is read once per thread, through L1
+// Bytes      each moved row once in, once out. Rows are distinct in scatter: no two threads meet.
+#include "cuda/cuda_backend.h"
+#include "cuda/rowwise.cuh"
+
+namespace lk {
+namespace {
+
+// y[row] = x[index[row]]
+template <class T, int N>
+struct GatherOp {
+  static constexpr int kWidth = N;
+  Matrix<T> y;
+  Matrix<const T> x;
+  const int* index;
+  __device__ void operator()(i64 row, i64 col) const {
+    float v[N];
+    load_pack<N>(x.at(index[row], col), v);
+    store_pack<N>(y.at(row, col), v);
+  }
+};
+
+// y[index[row]] (+)= x[row]
+template <class T, int N>
+struct ScatterOp {
+  static constexpr int kWidth = N;
+  Matrix<T> y;
+  Matrix<const T> x;
+  const int* index;
+  bool accumulate;
+  __device__ void operator()(i64 row, i64 col) const {
+    float v[N];
+    load_pack<N>(x.at(row, col), v);
+    write_pack<N>(y.at(index[row], col), v, accumulate);
+  }
+};
+
+}  // namespace
+
+void CudaBackend::embedding_forward(const Tensor& y, const Weight& table, const Tensor& ids) {
+  gather_rows(y, table.values(), ids);
+}
+
+void CudaBackend::gather_rows(const Tensor& y, const Tensor& x, const Tensor& rows) {
+  dispatch_device(y.dtype(), [&]<class T>() {
+    auto go = [&]<int N>() {
+      launch_rowwise(
+          "gather_rows", rows.numel(), y.cols(), stream(),
+          GatherOp<device_t<T>, N>{matrix<T>(y), const_matrix<T>(x), rows.data<std::int32_t>()});
+    };
+    constexpr int kN = 16 / static_cast<int>(sizeof(T));
+    packable(kN, y.cols(), y, x) ? go.template operator()<kN>() : go.template operator()<1>();
+  });
+}
+
+void CudaBackend::scatter_rows(const Tensor& dx, GradMode mode, const Tensor& dy,
+                               const Tensor& rows) {
+  if (mode == GradMode::Skip) return;
+  if (mode == GradMode::Write) fill(dx, 0.0);
+  dispatch_device(dx.dtype(), [&]<class T>() {
+    auto go = [&]<int N>() {
+      launch_rowwise("scatter_rows", rows.numel(), dx.cols(), stream(),
+                     ScatterOp<device_t<T>, N>{matrix<T>(dx), const_matrix<T>(dy),
+                                               rows.data<std::int32_t>(), mode == GradMode::Add});
+    };
+    constexpr int kN = 16 / static_cast<int>(sizeof(T));
+    packable(kN, dx.cols(), dx, dy) ? go.template operator()<kN>() : go.template operator()<1>();
+  });
+}
+
+}  // namespace lk

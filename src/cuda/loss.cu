@@ -1,0 +1,175 @@
+// Cross-entropy over a vocabulary, in place; and the sum of a vector.
+//
+// Maths      lse = log sum exp(l),  loss = lse - l[target],
+//            dl = scale * (exp(l - lse) - onehot(target))
+// Shapes     logits (n,V) with a row stride, overwritten by their gradient; targets (n) I32; losses
+//            (n) F32
+// Plan       one block per row (V up to 256 k and more). First sweep: each thread keeps a running
+//            maximum and a sum scaled to it, then the block combines them in a fixed order. Second
+//            sweep: the gradient. A row begins wherever V puts it, so a sweep peels single elements
+//            up to the first 16-byte boundary and after the last: odd vocabularies run at full
+//            width too.
+// Bytes      logits once in and once out: the first sweep keeps what it read in shared memory, as
+//            much of the row as fits beside another block's (57 k BF16 logits on Hopper); the
+//            second reads the rest again, mostly from L2
+#include "cuda/cuda_backend.h"
+#include "cuda/mma.cuh"
+#include "cuda/pack.cuh"
+#include "cuda/reduce.cuh"
+
+namespace lk {
+namespace {
+
+// Calls f(integral_constant N, pointer, column, pack) so that the block's threads cover row[0, n)
+// once; `pack` counts the aligned packs (-1 for single elements), and a thread gets the same packs
+// in every sweep.
+template <class T, class F>
+__device__ __forceinline__ void sweep_row(T* row, i64 n, F f) {
+  constexpr int kN = 16 / sizeof(T);
+  i64 misaligned = static_cast<i64>(reinterpret_cast<std::uintptr_t>(row) % 16 / sizeof(T));
+  i64 head = min(n, misaligned ? kN - misaligned : 0);
+  i64 packs = (n - head) / kN, tail = head + packs * kN;
+  std::integral_constant<int, 1> one;
+  if (threadIdx.x < head) f(one, row + threadIdx.x, i64{threadIdx.x}, i64{-1});
+#pragma unroll 4
+  for (i64 i = threadIdx.x; i < packs; i += blockDim.x)
+    f(std::integral_constant<int, kN>{}, row + head + i * kN, head + i * kN, i);
+  if (i64 col = tail + threadIdx.x; col < n) f(one, row + col, col, i64{-1});
+}
+
+// Exponentials cost more than the bytes here, so they are taken to base 2 by the special-function
+// unit (2 ulp): exp(x - m) = 2^((x - m) log2e).
+constexpr float kLog2e = 1.4426950408889634f;
+
+// A maximum and the sum of exp(x - maximum) over what was seen so far.
+struct MaxSum {
+  float max, sum;
+};
+struct MaxSumOp {
+  __device__ __forceinline__ MaxSum operator()(MaxSum a, MaxSum b) const {
+    float max = fmaxf(a.max, b.max);
+    if (max == -INFINITY) return {max, a.sum + b.sum};  // nothing seen: 0, unless it was NaN
+    return {max, a.sum * expf(a.max - max) + b.sum * expf(b.max - max)};
+  }
+  static __device__ __forceinline__ MaxSum identity() { return {-INFINITY, 0.0f}; }
+};
+
+template <class T>
+__global__ void __launch_bounds__(1024)
+    cross_entropy_kernel(float* losses, Matrix<T> logits, const int* targets, i64 vocab,
+                         bool gradient, float scale, int n_cached) {
+  extern __shared__ __align__(16) unsigned char cross_entropy_shared[];
+  auto* cache = reinterpret_cast<Pack<T, 16 / sizeof(T)>*>(cross_entropy_shared);
+  i64 row = blockIdx.x;
+  T* l = logits.at(row, 0);
+  i64 target = targets[row];
+
+  MaxSum mine = MaxSumOp::identity();
+  sweep_row(l, vocab, [&](auto width, const T* p, i64, i64 pack) {
+    constexpr int N = decltype(width)::value;
+    auto raw = *reinterpret_cast<const Pack<T, N>*>(p);
+    float v[N];
+#pragma unroll
+    for (int i = 0; i < N; ++i) v[i] = to_float(raw.v[i]);
+    if constexpr (N > 1)
+      if (pack < n_cached) cache[pack] = raw;
+    float max = mine.max;
+#pragma unroll
+    for (int i = 0; i < N; ++i) max = fmaxf(max, v[i]);
+    float offset = max == -INFINITY ? 0.0f : max;
+    float sum = max == mine.max ? mine.sum : mine.sum * exp2_fast((mine.max - offset) * kLog2e);
+#pragma unroll
+    for (int i = 0; i < N; ++i) sum += exp2_fast((v[i] - offset) * kLog2e);
+    mine = {max, sum};
+  });
+  // fmaxf drops a NaN, the sum keeps it: a NaN logit makes a NaN loss.
+  MaxSum all = block_reduce(mine, MaxSumOp{});
+  float log_sum = logf(all.sum), lse = all.max + log_sum;
+  bool in_range = 0 <= target && target < vocab;
+  // max - l[target] first: exact where both are large, and small when the target is likely.
+  if (threadIdx.x == 0)
+    losses[row] = in_range ? (all.max - to_float(l[target])) + log_sum : __int_as_float(0x7fc00000);
+  if (!gradient) return;
+  __syncthreads();  // l[target] was read: now the row may change
+  sweep_row(l, vocab, [&](auto width, T* p, i64 col, i64 pack) {
+    constexpr int N = decltype(width)::value;
+    float v[N];
+    bool cached = false;
+    if constexpr (N > 1) {
+      cached = pack < n_cached;
+      if (cached) load_pack<N>(cache[pack].v, v);
+    }
+    if (!cached) load_pack<N>(p, v);
+#pragma unroll
+    for (int i = 0; i < N; ++i) v[i] = scale * exp2_fast((v[i] - lse) * kLog2e);
+    if (i64 at = target - col; 0 <= at && at < N) {
+#pragma unroll
+      for (int i = 0; i < N; ++i)
+        if (i == at) v[i] -= scale;
+    }
+    store_pack<N>(p, v);
+  });
+}
+
+// ---- sum ----
+constexpr int kSumThreads = 512;
+constexpr i64 kSumChunk = 8 * kSumThreads;  // elements per block of the first pass
+
+// partial[b] = sum of chunk b
+__global__ void __launch_bounds__(kSumThreads)
+    sum_chunks_kernel(float* partial, const float* x, i64 n) {
+  i64 begin = blockIdx.x * kSumChunk, end = min(n, begin + kSumChunk);
+  float sum = 0.0f;
+  for (i64 i = begin + threadIdx.x; i < end; i += kSumThreads) sum += x[i];
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+// out (+)= alpha * sum(x), one block
+__global__ void __launch_bounds__(kSumThreads)
+    sum_kernel(float* out, const float* x, i64 n, float alpha, bool accumulate) {
+  float sum = 0.0f;
+  for (i64 i = threadIdx.x; i < n; i += kSumThreads) sum += x[i];
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) *out = accumulate ? *out + alpha * sum : alpha * sum;
+}
+
+}  // namespace
+
+void CudaBackend::cross_entropy(const Tensor& losses, const Tensor& logits, const Tensor& targets,
+                                bool gradient, double scale) {
+  unsigned threads = 128;
+  while (threads < 1024 && threads * 16 < logits.cols()) threads *= 2;
+  int shared = 0;
+  cuda_check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device_),
+             "reading the shared memory's size");
+  i64 packs = logits.cols() * static_cast<i64>(dtype_size(logits.dtype())) / 16;
+  // Half of a multiprocessor's memory, so that two rows overlap; 2 KiB are the system's and the
+  // reductions'. Without a gradient nothing is read twice.
+  int n_cached = gradient ? static_cast<int>(std::min<i64>(packs, (shared / 2 - 2048) / 16)) : 0;
+  dispatch_device(logits.dtype(), [&]<class T>() {
+    launch("cross_entropy", cross_entropy_kernel<device_t<T>>, grid_of(logits.rows()),
+           dim3(threads), std::size_t{16} * static_cast<std::size_t>(n_cached), stream(),
+           losses.data<float>(), matrix<T>(logits), targets.data<std::int32_t>(), logits.cols(),
+           gradient, scale, n_cached);
+  });
+}
+
+void CudaBackend::sum(const Tensor& out, GradMode mode, double alpha, const Tensor& x) {
+  if (mode == GradMode::Skip) return;
+  check(x.contiguous(), "cuda sum: needs contiguous values");
+  i64 n = x.numel();
+  const float* values = x.data<float>();
+  Tensor partial;
+  if (n > kSumChunk) {
+    i64 chunks = ceil_div(n, kSumChunk);
+    partial = empty(Tag::Workspace, DType::F32, {chunks});
+    launch("sum_chunks", sum_chunks_kernel, grid_of(chunks), dim3(kSumThreads), 0, stream(),
+           partial.data<float>(), values, n);
+    values = partial.data<float>(), n = chunks;
+  }
+  launch("sum", sum_kernel, dim3(1), dim3(kSumThreads), 0, stream(), out.data<float>(), values, n,
+         alpha, mode == GradMode::Add);
+}
+
+}  // namespace lk

@@ -1,0 +1,18 @@
+// The one door to the devices, in a build without CUDA. Its twin in a build with it:
+// open_device.cpp.
+#include "cuda/open_device.h"
+#include "tensor/cpu/cpu_backend.h"
+
+namespace lk {
+
+int n_gpus() { return 0; }
+
+std::unique_ptr<Backend> open_device(const std::string& name) {
+  if (name == "cpu" || name == "auto") return make_cpu_backend();
+  if (name.rfind("cuda:", 0) == 0)
+    throw UsageError(
+        concat(name, ": this program was built without CUDA (configure with -Dcuda=enabled)"));
+  throw UsageError(concat("unknown device \"", name, "\": expected auto, cpu or cuda:N"));
+}
+
+}  // namespace lk

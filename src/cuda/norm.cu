@@ -1,0 +1,108 @@
+// RMSNorm: y = x * rstd * gain, rstd = 1 / sqrt(mean(x^2) + eps); forward and backward into x.
+//
+// Shapes     x, y, dx, dy (T,C) with row strides, gain (C) frozen, rstd (T) F32
+// Plan       one block per row, 64 to 512 threads by C; two sweeps of the row: the first sums, the
+//            second writes. The second finds the row in L1/L2.
+// Bytes      forward: x once, y once. backward: x, dy once, dx once (read too when adding).
+// Numbers    sums in F32, in a fixed order (reduce.cuh)
+// Limits     below C = 512 a block is mostly idle; such rows cost launch overhead, not bandwidth
+#include "cuda/cuda_backend.h"
+#include "cuda/pack.cuh"
+#include "cuda/reduce.cuh"
+
+namespace lk {
+namespace {
+
+template <int N, class T>
+__global__ void __launch_bounds__(512)
+    rmsnorm_forward_kernel(Matrix<T> y, float* rstd, Matrix<const T> x, const T* gain, int cols,
+                           float eps) {
+  i64 row = blockIdx.x;
+  float sum = 0.0f;
+  for (int col = threadIdx.x * N; col < cols; col += blockDim.x * N) {
+    float v[N];
+    load_pack<N>(x.at(row, col), v);
+#pragma unroll
+    for (int i = 0; i < N; ++i) sum = fmaf(v[i], v[i], sum);
+  }
+  float r = 1.0f / sqrtf(block_sum(sum) / static_cast<float>(cols) + eps);
+  if (threadIdx.x == 0) rstd[row] = r;
+  for (int col = threadIdx.x * N; col < cols; col += blockDim.x * N) {
+    float v[N], w[N];
+    load_pack<N>(x.at(row, col), v);
+    load_pack<N>(gain + col, w);
+#pragma unroll
+    for (int i = 0; i < N; ++i) v[i] = v[i] * r * w[i];
+    store_pack<N>(y.at(row, col), v);
+  }
+}
+
+// With g = dy * gain and xhat = x * rstd:  dx (+)= rstd * (g - xhat * mean(g * xhat))
+template <int N, class T>
+__global__ void __launch_bounds__(512)
+    rmsnorm_backward_kernel(Matrix<T> dx, Matrix<const T> dy, Matrix<const T> x, const T* gain,
+                            const float* rstd, int cols, bool accumulate) {
+  i64 row = blockIdx.x;
+  float r = rstd[row], sum = 0.0f;
+  for (int col = threadIdx.x * N; col < cols; col += blockDim.x * N) {
+    float v[N], g[N], w[N];
+    load_pack<N>(x.at(row, col), v);
+    load_pack<N>(dy.at(row, col), g);
+    load_pack<N>(gain + col, w);
+#pragma unroll
+    for (int i = 0; i < N; ++i) sum = fmaf(g[i] * w[i], v[i] * r, sum);
+  }
+  float mean = block_sum(sum) / static_cast<float>(cols);
+  for (int col = threadIdx.x * N; col < cols; col += blockDim.x * N) {
+    float v[N], g[N], w[N];
+    load_pack<N>(x.at(row, col), v);
+    load_pack<N>(dy.at(row, col), g);
+    load_pack<N>(gain + col, w);
+#pragma unroll
+    for (int i = 0; i < N; ++i) v[i] = r * (g[i] * w[i] - v[i] * r * mean);
+    write_pack<N>(dx.at(row, col), v, accumulate);
+  }
+}
+
+// Whole warps, about two packs a thread.
+unsigned threads_for(i64 cols, int pack) {
+  unsigned threads = 64;
+  while (threads < 512 && static_cast<i64>(threads) * pack * 2 < cols) threads *= 2;
+  return threads;
+}
+
+}  // namespace
+
+void CudaBackend::rmsnorm_forward(const Tensor& y, const Tensor& rstd, const Tensor& x,
+                                  const Weight& gain, double eps) {
+  check(x.cols() <= INT32_MAX, "cuda rmsnorm: row too long");
+  dispatch_device(x.dtype(), [&]<class T>() {
+    auto go = [&]<int N>() {
+      launch("rmsnorm_forward", rmsnorm_forward_kernel<N, device_t<T>>, grid_of(x.rows()),
+             dim3(threads_for(x.cols(), N)), 0, stream(), matrix<T>(y), rstd.data<float>(),
+             const_matrix<T>(x), pointer<T>(gain.values()), x.cols(), eps);
+    };
+    constexpr int kN = 16 / static_cast<int>(sizeof(T));
+    packable(kN, x.cols(), x, y, gain.values()) ? go.template operator()<kN>()
+                                                : go.template operator()<1>();
+  });
+}
+
+void CudaBackend::rmsnorm_backward(const Tensor& dx, GradMode mode, const Tensor& dy,
+                                   const Tensor& x, const Weight& gain, const Tensor& rstd) {
+  if (mode == GradMode::Skip) return;
+  check(x.cols() <= INT32_MAX, "cuda rmsnorm: row too long");
+  dispatch_device(x.dtype(), [&]<class T>() {
+    auto go = [&]<int N>() {
+      launch("rmsnorm_backward", rmsnorm_backward_kernel<N, device_t<T>>, grid_of(x.rows()),
+             dim3(threads_for(x.cols(), N)), 0, stream(), matrix<T>(dx), const_matrix<T>(dy),
+             const_matrix<T>(x), pointer<T>(gain.values()), rstd.data<float>(), x.cols(),
+             mode == GradMode::Add);
+    };
+    constexpr int kN = 16 / static_cast<int>(sizeof(T));
+    packable(kN, x.cols(), x, dx, dy, gain.values()) ? go.template operator()<kN>()
+                                                     : go.template operator()<1>();
+  });
+}
+
+}  // namespace lk

@@ -1,0 +1,72 @@
+// The one door to the devices, in a build with CUDA. Its twin in a build without: no_cuda.cpp.
+#include "cuda/open_device.h"
+
+#include <charconv>
+
+#include "cuda/cuda_backend.h"
+#include "cuda/cuda_check.h"
+#include "tensor/cpu/cpu_backend.h"
+
+#ifndef LK_CUDA_MIN_ARCH
+#define LK_CUDA_MIN_ARCH 80
+#endif
+
+namespace lk {
+namespace {
+
+// How many devices the driver shows. No driver, an old driver, no device: all of them mean none.
+int n_devices() {
+  int n = 0;
+  if (cudaGetDeviceCount(&n) != cudaSuccess) {
+    cudaGetLastError();
+    return 0;
+  }
+  return n;
+}
+
+int compute_capability(int device) {
+  int major = 0, minor = 0;
+  if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess) {
+    cudaGetLastError();
+    return 0;
+  }
+  return 10 * major + minor;
+}
+
+}  // namespace
+
+int n_gpus() {
+  int usable = 0;
+  for (int i = 0, n = n_devices(); i < n; ++i) usable += compute_capability(i) >= LK_CUDA_MIN_ARCH;
+  return usable;
+}
+
+std::unique_ptr<Backend> open_device(const std::string& name) {
+  if (name == "cpu") return make_cpu_backend();
+  int n = n_devices();
+  if (name == "auto") {
+    for (int i = 0; i < n; ++i)
+      if (compute_capability(i) >= LK_CUDA_MIN_ARCH) return std::make_unique<CudaBackend>(i);
+    return make_cpu_backend();
+  }
+  int device = -1;
+  const char* end = name.data() + name.size();
+  bool well_formed = name.rfind("cuda:", 0) == 0 && name.size() > 5;
+  if (well_formed) {
+    auto [rest, error] = std::from_chars(name.data() + 5, end, device);
+    well_formed = error == std::errc() && rest == end && device >= 0;
+  }
+  if (!well_formed)
+    throw UsageError(concat("unknown device \"", name, "\": expected auto, cpu or cuda:N"));
+  if (n == 0) throw UsageError(concat(name, ": no usable GPU (no device, or no driver for it)"));
+  if (device >= n)
+    throw UsageError(concat(name, ": this machine has ", n, " GPU(s), counted from 0"));
+  if (int cc = compute_capability(device); cc < LK_CUDA_MIN_ARCH)
+    throw UsageError(concat(name, ": compute capability ", cc / 10, ".", cc % 10,
+                            " is below this build's ", LK_CUDA_MIN_ARCH / 10, ".",
+                            LK_CUDA_MIN_ARCH % 10));
+  return std::make_unique<CudaBackend>(device);
+}
+
+}  // namespace lk

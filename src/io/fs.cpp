@@ -1,0 +1,95 @@
+#include "io/fs.h"
+
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <system_error>
+
+namespace lk {
+
+namespace {
+
+// Holds SIGXFSZ back from this thread, and swallows it if a write raised it: a library may not
+// change the process's signal handlers, and the default action would kill the run instead of
+// failing the write.
+class WithoutSigxfsz {
+ public:
+  WithoutSigxfsz() {
+    sigemptyset(&xfsz_);
+    sigaddset(&xfsz_, SIGXFSZ);
+    sigset_t pending;
+    sigpending(&pending);
+    was_pending_ = sigismember(&pending, SIGXFSZ) == 1;
+    pthread_sigmask(SIG_BLOCK, &xfsz_, &previous_);
+  }
+  ~WithoutSigxfsz() {
+    int saved = errno;
+    if (!was_pending_) {
+      timespec now{};
+      while (sigtimedwait(&xfsz_, nullptr, &now) == -1 && errno == EINTR) {
+      }
+    }
+    pthread_sigmask(SIG_SETMASK, &previous_, nullptr);
+    errno = saved;
+  }
+  WithoutSigxfsz(const WithoutSigxfsz&) = delete;
+  WithoutSigxfsz& operator=(const WithoutSigxfsz&) = delete;
+
+ private:
+  sigset_t xfsz_, previous_;
+  bool was_pending_ = false;
+};
+
+std::atomic<Fs*> replacement_fs{nullptr};
+
+}  // namespace
+
+int Fs::open(const char* path, int flags, mode_t mode) { return ::open(path, flags, mode); }
+int Fs::close(int fd) { return ::close(fd); }
+int Fs::fstat(int fd, struct stat* out) { return ::fstat(fd, out); }
+ssize_t Fs::pread(int fd, void* dst, std::size_t bytes, off_t offset) {
+  return ::pread(fd, dst, bytes, offset);
+}
+ssize_t Fs::write(int fd, const void* src, std::size_t bytes) {
+  WithoutSigxfsz guard;
+  return ::write(fd, src, bytes);
+}
+int Fs::ftruncate(int fd, off_t size) { return ::ftruncate(fd, size); }
+int Fs::fsync(int fd) { return ::fsync(fd); }
+int Fs::rename(const char* from, const char* to) { return ::rename(from, to); }
+int Fs::unlink(const char* path) { return ::unlink(path); }
+int Fs::mkdir(const char* path, mode_t mode) { return ::mkdir(path, mode); }
+int Fs::flock(int fd, int operation) { return ::flock(fd, operation); }
+
+Fs& fs() {
+  static Fs system;
+  Fs* replacement = replacement_fs.load(std::memory_order_acquire);
+  return replacement != nullptr ? *replacement : system;
+}
+
+FsOverride::FsOverride(Fs& replacement) : previous_(replacement_fs.exchange(&replacement)) {}
+FsOverride::~FsOverride() { replacement_fs.store(previous_); }
+
+std::string system_message(const std::string& path, const char* what, int error) {
+  return path + ": " + what + ": " + std::generic_category().message(error);
+}
+
+FileDescriptor& FileDescriptor::operator=(FileDescriptor&& other) noexcept {
+  if (this != &other) {
+    reset();
+    fd_ = other.release();
+  }
+  return *this;
+}
+
+int FileDescriptor::reset() {
+  int fd = release();
+  return fd >= 0 ? fs().close(fd) : 0;
+}
+
+}  // namespace lk

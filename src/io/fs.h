@@ -1,0 +1,84 @@
+// Fs: every system call of the file layer that can fail, behind one seam. The program uses the
+// system's; tests put a double in its place that fails the n-th call, writes short, or lies.
+#pragma once
+
+#include <sys/stat.h>
+#include <sys/types.h>
+
+#include <cerrno>
+#include <cstddef>
+#include <string>
+
+namespace lk {
+
+// Each function has the system call's meaning: -1 and errno on failure. They do not retry; callers
+// do.
+class Fs {
+ public:
+  virtual ~Fs() = default;
+  virtual int open(const char* path, int flags, mode_t mode);
+  virtual int close(int fd);
+  virtual int fstat(int fd, struct stat* out);
+  virtual ssize_t pread(int fd, void* dst, std::size_t bytes, off_t offset);
+  // A write over the file-size limit fails with EFBIG; the SIGXFSZ it raises never reaches the
+  // process.
+  virtual ssize_t write(int fd, const void* src, std::size_t bytes);
+  virtual int ftruncate(int fd, off_t size);
+  virtual int fsync(int fd);
+  virtual int rename(const char* from, const char* to);
+  virtual int unlink(const char* path);
+  virtual int mkdir(const char* path, mode_t mode);
+  virtual int flock(int fd, int operation);
+};
+
+// The one in use.
+Fs& fs();
+
+// Puts `replacement` in use for as long as the object lives. For tests; not while other threads do
+// I/O.
+class FsOverride {
+ public:
+  explicit FsOverride(Fs& replacement);
+  ~FsOverride();
+  FsOverride(const FsOverride&) = delete;
+  FsOverride& operator=(const FsOverride&) = delete;
+
+ private:
+  Fs* previous_;
+};
+
+// "what PATH: No space left on device", from the current errno (or the one given).
+std::string system_message(const std::string& path, const char* what, int error);
+
+// Calls f() until it does not fail with EINTR.
+template <class F>
+auto retry_interrupted(F&& f) {
+  decltype(f()) r;
+  do r = f();
+  while (r == -1 && errno == EINTR);
+  return r;
+}
+
+// A file descriptor that closes itself (through the Fs that is in use then).
+class FileDescriptor {
+ public:
+  FileDescriptor() = default;
+  explicit FileDescriptor(int fd) : fd_(fd) {}
+  FileDescriptor(FileDescriptor&& other) noexcept : fd_(other.release()) {}
+  FileDescriptor& operator=(FileDescriptor&& other) noexcept;
+  ~FileDescriptor() { reset(); }
+  int get() const { return fd_; }
+  bool is_open() const { return fd_ >= 0; }
+  int release() {
+    int fd = fd_;
+    fd_ = -1;
+    return fd;
+  }
+  // Closes. Returns what close returned (0 if nothing was open).
+  int reset();
+
+ private:
+  int fd_ = -1;
+};
+
+}  // namespace lk

@@ -1,0 +1,78 @@
+#include <fcntl.h>
+
+#include <cerrno>
+
+#include "io/durable.h"
+#include "io/printable.h"
+#include "tensor/error.h"
+
+namespace lk {
+
+namespace {
+
+std::int64_t modified_ns(const struct stat& s) {
+  return std::int64_t{s.st_mtim.tv_sec} * 1'000'000'000 + s.st_mtim.tv_nsec;
+}
+
+// Failures that are about the path a user gave, not about the machine.
+bool blames_the_path(int error) {
+  return error == ENOENT || error == ENOTDIR || error == EACCES || error == EPERM ||
+         error == ELOOP || error == ENAMETOOLONG || error == ENXIO;
+}
+
+}  // namespace
+
+InputFile::InputFile(const std::string& path) : path_(path) {
+  if (path.find('\0') != std::string::npos)
+    throw InputError(printable(path) + ": a path with a NUL byte");
+  // O_NONBLOCK: opening a FIFO must not wait for its writer. It means nothing to regular files.
+  int fd = retry_interrupted(
+      [&] { return fs().open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0); });
+  if (fd < 0) {
+    std::string message = system_message(path, "cannot open", errno);
+    if (blames_the_path(errno)) throw InputError(message);
+    throw IoError(message);
+  }
+  fd_ = FileDescriptor(fd);
+  struct stat s {};
+  if (fs().fstat(fd, &s) != 0) throw IoError(system_message(path, "cannot examine", errno));
+  if (!S_ISREG(s.st_mode))
+    throw InputError(path +
+                     (S_ISDIR(s.st_mode) ? ": is a folder, not a file" : ": not a regular file"));
+  size_ = static_cast<std::uint64_t>(s.st_size);
+  modified_ns_ = modified_ns(s);
+}
+
+void InputFile::read(std::uint64_t offset, void* dst, std::size_t bytes) const {
+  if (bytes > size_ || offset > size_ - bytes)
+    throw InputError(concat(path_, ": byte ", offset, ": ", bytes,
+                            " bytes wanted, but the file ends at ", size_));
+  auto* to = static_cast<char*>(dst);
+  std::size_t done = 0;
+  while (done < bytes) {
+    ssize_t n = retry_interrupted([&] {
+      return fs().pread(fd_.get(), to + done, bytes - done, static_cast<off_t>(offset + done));
+    });
+    if (n < 0) throw IoError(system_message(path_, "cannot read", errno));
+    if (n == 0)
+      throw InputError(concat(path_, ": byte ", offset + done,
+                              ": the file ends here: it was cut short while it was read"));
+    done += static_cast<std::size_t>(n);
+  }
+  struct stat s {};
+  if (fs().fstat(fd_.get(), &s) != 0) throw IoError(system_message(path_, "cannot examine", errno));
+  if (static_cast<std::uint64_t>(s.st_size) != size_ || modified_ns(s) != modified_ns_)
+    throw InputError(path_ + ": the file was changed while it was read");
+}
+
+std::string read_file(const std::string& path, std::size_t max_bytes) {
+  InputFile file(path);
+  if (file.size() > max_bytes)
+    throw InputError(
+        concat(path, ": ", file.size(), " bytes; at most ", max_bytes, " are allowed"));
+  std::string content(static_cast<std::size_t>(file.size()), '\0');
+  file.read(0, content.data(), content.size());
+  return content;
+}
+
+}  // namespace lk

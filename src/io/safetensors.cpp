@@ -1,0 +1,81 @@
+#include "io/safetensors.h"
+
+#include <algorithm>
+
+#include "io/block_reader.h"
+#include "io/durable.h"
+#include "io/printable.h"
+#include "io/safetensors_header.h"
+#include "tensor/error.h"
+
+namespace lk {
+
+struct SafetensorsFile::Impl {
+  explicit Impl(const std::string& path) : file(path), header(parse_safetensors_header(file)) {}
+
+  const SafetensorsTensor& tensor(const std::string& name) const {
+    auto at = header.tensors.find(name);
+    if (at == header.tensors.end())
+      throw InputError(file.path() + ": tensor " + printable(name) + ": missing");
+    return at->second;
+  }
+
+  InputFile file;
+  SafetensorsHeader header;
+};
+
+SafetensorsFile::SafetensorsFile(const std::string& path) : impl_(std::make_unique<Impl>(path)) {}
+SafetensorsFile::~SafetensorsFile() = default;
+
+const std::string& SafetensorsFile::path() const { return impl_->file.path(); }
+
+std::vector<std::string> SafetensorsFile::names() const {
+  std::vector<std::string> names;
+  for (const auto& [name, tensor] : impl_->header.tensors) names.push_back(name);
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+bool SafetensorsFile::has(const std::string& name) const {
+  return impl_->header.tensors.count(name) > 0;
+}
+
+Shape SafetensorsFile::shape(const std::string& name) const {
+  const auto& dims = impl_->tensor(name).dims;
+  auto d = [&](std::size_t i) { return static_cast<std::int64_t>(dims[i]); };
+  switch (dims.size()) {
+    case 0:
+      return {};
+    case 1:
+      return {d(0)};
+    case 2:
+      return {d(0), d(1)};
+    case 3:
+      return {d(0), d(1), d(2)};
+    case 4:
+      return {d(0), d(1), d(2), d(3)};
+    default:
+      throw InputError(concat(path(), ": tensor ", printable(name), ": has ", dims.size(),
+                              " dimensions; up to 4 can be read"));
+  }
+}
+
+std::string SafetensorsFile::stored_type(const std::string& name) const {
+  return impl_->tensor(name).dtype->name;
+}
+
+void SafetensorsFile::read_rows(const std::string& name, std::int64_t begin, std::int64_t end,
+                                float* dst) const {
+  const SafetensorsTensor& t = impl_->tensor(name);
+  if (t.dtype->decode == nullptr)
+    throw InputError(path() + ": tensor " + printable(name) + ": stored as " + t.dtype->name +
+                     ", which can't be read (F64, F32, F16, BF16 can)");
+  read_block_rows(impl_->file, name, shape(name), t.offset, {1, t.dtype->bits / 8, t.dtype->decode},
+                  begin, end, dst);
+}
+
+const std::map<std::string, std::string>& SafetensorsFile::metadata() const {
+  return impl_->header.metadata;
+}
+
+}  // namespace lk

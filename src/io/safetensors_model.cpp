@@ -1,0 +1,143 @@
+// A Hugging Face folder's weights as one TensorReader.
+//
+// The index is untrusted: a shard's name must be one path component, and what it resolves to must
+// be a regular file in the folder itself or in the folder where the index really lies. That lets
+// links work as people use them (the hub's cache, where index and shards all point into
+// ../../blobs; a folder of links to another model folder) while an index can't reach any other
+// file.
+#include <algorithm>
+#include <filesystem>
+#include <map>
+#include <optional>
+#include <set>
+#include <unordered_map>
+
+#include "io/durable.h"
+#include "io/json_scanner.h"
+#include "io/printable.h"
+#include "io/safetensors.h"
+#include "tensor/error.h"
+
+namespace lk {
+
+namespace {
+
+namespace stdfs = std::filesystem;
+constexpr std::size_t kMaxShards = 10'000, kMaxTensors = 200'000,
+                      kMaxIndexBytes = std::size_t{64} << 20;
+
+class ShardedModel : public TensorReader {
+ public:
+  explicit ShardedModel(const std::string& folder)
+      : path_((stdfs::path(folder) / "model.safetensors.index.json").string()) {
+    const std::map<std::string, std::string> map = read_weight_map();
+    std::set<std::string> shards;
+    for (const auto& [tensor, shard] : map) shards.insert(shard);
+    if (shards.size() > kMaxShards)
+      throw InputError(concat(path_, ": weight_map: more than ", kMaxShards, " files"));
+    for (const std::string& shard : shards) {
+      files_.push_back(std::make_unique<SafetensorsFile>(shard_path(folder, shard)));
+      const SafetensorsFile& file = *files_.back();
+      for (std::string& name : file.names()) {
+        auto at = map.find(name);
+        if (at == map.end())
+          throw InputError(path_ + ": weight_map: tensor " + printable(name) + " of " +
+                           printable(shard) + " is missing");
+        if (at->second != shard)
+          throw InputError(path_ + ": weight_map: tensor " + printable(name) + " is also in " +
+                           printable(shard) + ": it must be in one file");
+        reader_of_.emplace(std::move(name), &file);
+      }
+    }
+    for (const auto& [tensor, shard] : map)
+      if (reader_of_.count(tensor) == 0)
+        throw InputError(path_ + ": weight_map: tensor " + printable(tensor) + " is not in " +
+                         printable(shard));
+  }
+
+  const std::string& path() const override { return path_; }
+  std::vector<std::string> names() const override {
+    std::vector<std::string> names;
+    for (const auto& [name, file] : reader_of_) names.push_back(name);
+    std::sort(names.begin(), names.end());
+    return names;
+  }
+  bool has(const std::string& name) const override { return reader_of_.count(name) > 0; }
+  Shape shape(const std::string& name) const override { return reader(name).shape(name); }
+  std::string stored_type(const std::string& name) const override {
+    return reader(name).stored_type(name);
+  }
+  void read_rows(const std::string& name, std::int64_t begin, std::int64_t end,
+                 float* dst) const override {
+    reader(name).read_rows(name, begin, end, dst);
+  }
+
+ private:
+  const SafetensorsFile& reader(const std::string& name) const {
+    auto at = reader_of_.find(name);
+    if (at == reader_of_.end())
+      throw InputError(path_ + ": tensor " + printable(name) + ": missing");
+    return *at->second;
+  }
+
+  // Tensor name -> shard name. The rest of the index (metadata.total_size) tells us nothing we rely
+  // on.
+  std::map<std::string, std::string> read_weight_map() const {
+    const std::string text = read_file(path_, kMaxIndexBytes);
+    JsonScanner in(text, path_);
+    std::optional<std::map<std::string, std::string>> map;
+    in.object([&](const std::string& key) {
+      if (key != "weight_map") return in.skip();
+      if (map) in.fail("weight_map occurs twice");
+      map.emplace();
+      in.object([&](std::string tensor) {
+        if (map->size() == kMaxTensors)
+          in.fail(concat("weight_map: more than ", kMaxTensors, " tensors"));
+        auto [at, is_new] = map->try_emplace(std::move(tensor));
+        if (!is_new) in.fail("weight_map: the key " + printable(at->first) + " occurs twice");
+        at->second = in.string();
+      });
+    });
+    in.end();
+    if (!map || map->empty()) throw InputError(path_ + ": weight_map: missing or empty");
+    return std::move(*map);
+  }
+
+  std::string shard_path(const std::string& folder, const std::string& shard) const {
+    auto fail = [&](const std::string& rule) -> InputError {
+      return InputError(path_ + ": weight_map: file " + printable(shard) + ": " + rule);
+    };
+    if (shard.empty() || shard == "." || shard == ".." || shard.size() > 255 ||
+        shard.find('/') != std::string::npos || shard.find('\0') != std::string::npos)
+      throw fail("must be the name of a file in the same folder");
+    std::error_code error;
+    const stdfs::path named = stdfs::path(folder) / shard;
+    const stdfs::path real = stdfs::canonical(named, error);
+    if (error) throw fail("cannot be opened: " + error.message());
+    const stdfs::path own = stdfs::canonical(folder, error);
+    const stdfs::path index = error ? stdfs::path() : stdfs::canonical(path_, error);
+    if (error) throw fail("cannot be resolved: " + error.message());
+    if (real.parent_path() != own && real.parent_path() != index.parent_path())
+      throw fail("is a link out of the model's folder (to " + printable(real.string()) +
+                 "): give the folder that holds the files");
+    if (real == index) throw fail("is the index itself");
+    return named.string();
+  }
+
+  std::string path_;
+  std::vector<std::unique_ptr<SafetensorsFile>> files_;
+  std::unordered_map<std::string, const SafetensorsFile*> reader_of_;
+};
+
+}  // namespace
+
+std::unique_ptr<TensorReader> open_safetensors_model(const std::string& folder) {
+  std::error_code error;
+  const stdfs::path single = stdfs::path(folder) / "model.safetensors";
+  const stdfs::path index = stdfs::path(folder) / "model.safetensors.index.json";
+  if (!stdfs::exists(single, error) && stdfs::exists(index, error))
+    return std::make_unique<ShardedModel>(folder);
+  return std::make_unique<SafetensorsFile>(single.string());
+}
+
+}  // namespace lk

@@ -1,0 +1,67 @@
+#include "io/sha256.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "io/durable.h"
+#include "io/sha256_rounds.h"
+
+namespace lk {
+
+namespace {
+
+// Chosen once: the processor's SHA instructions do about six times what portable code does.
+Sha256Rounds* const rounds =
+    sha256_rounds_x86() != nullptr ? sha256_rounds_x86() : sha256_rounds_portable;
+
+}  // namespace
+
+Sha256::Sha256()
+    : state_{0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
+             0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19},
+      buffer_{} {}
+
+void Sha256::update(const void* data, std::size_t bytes) {
+  auto* p = static_cast<const std::uint8_t*>(data);
+  std::size_t held = total_ % 64;
+  total_ += bytes;
+  if (held > 0) {
+    std::size_t n = std::min(bytes, 64 - held);
+    std::copy_n(p, n, buffer_.begin() + static_cast<std::ptrdiff_t>(held));
+    p += n;
+    bytes -= n;
+    if (held + n < 64) return;
+    rounds(state_.data(), buffer_.data(), 1);
+  }
+  rounds(state_.data(), p, bytes / 64);
+  std::copy_n(p + bytes / 64 * 64, bytes % 64, buffer_.begin());
+}
+
+std::string Sha256::hex() {
+  std::uint64_t bits = total_ * 8;
+  const std::uint8_t padding[64] = {0x80};
+  update(padding, 1 + (119 - total_ % 64) % 64);  // up to 8 bytes before the end of a block
+  std::uint8_t length[8];
+  for (int i = 0; i < 8; ++i) length[i] = static_cast<std::uint8_t>(bits >> (56 - 8 * i));
+  update(length, 8);
+  constexpr char kDigits[] = "0123456789abcdef";
+  std::string out;
+  for (std::uint32_t word : state_)
+    for (int shift = 28; shift >= 0; shift -= 4) out += kDigits[(word >> shift) & 15];
+  return out;
+}
+
+std::string sha256_file(const std::string& path) {
+  InputFile file(path);
+  Sha256 hash;
+  std::vector<char> buffer(std::size_t{1} << 20);
+  for (std::uint64_t at = 0; at < file.size(); at += buffer.size()) {
+    auto n = static_cast<std::size_t>(std::min<std::uint64_t>(buffer.size(), file.size() - at));
+    file.read(at, buffer.data(), n);
+    hash.update(buffer.data(), n);
+  }
+  return hash.hex();
+}
+
+}  // namespace lk

@@ -1,0 +1,26 @@
+// SHA-256 (FIPS 180-4), for fingerprints of base models and the proof that they did not change.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace lk {
+
+class Sha256 {
+ public:
+  Sha256();
+  void update(const void* data, std::size_t bytes);
+  std::string hex();  // finishes; 64 lower-case hex digits
+
+ private:
+  std::array<std::uint32_t, 8> state_;
+  std::array<std::uint8_t, 64> buffer_;
+  std::uint64_t total_ = 0;
+};
+
+// The whole file's, read in pieces. Throws as InputFile does.
+std::string sha256_file(const std::string& path);
+
+}  // namespace lk

@@ -1,0 +1,30 @@
+// TensorReader: named tensors of a model file, read row by row as F32, whatever their stored type.
+// GgufFile and SafetensorsModel implement it, so the loader in nn/ knows no file format.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "tensor/shape.h"
+
+namespace lk {
+
+class TensorReader {
+ public:
+  virtual ~TensorReader() = default;
+  virtual const std::string& path() const = 0;         // for messages
+  virtual std::vector<std::string> names() const = 0;  // sorted
+  virtual bool has(const std::string& name) const = 0;
+  // Row-major shape as PyTorch shows it ([out, in] for a linear layer). Throws InputError if
+  // absent.
+  virtual Shape shape(const std::string& name) const = 0;
+  virtual std::string stored_type(const std::string& name) const = 0;  // "F32", "Q4_1", ...
+  // Rows [begin, end) (a vector counts as one row), dequantised to F32. Streams: holds no more than
+  // the rows asked for. Several threads may read at once. Throws InputError on a short read, naming
+  // the file and the tensor.
+  virtual void read_rows(const std::string& name, std::int64_t begin, std::int64_t end,
+                         float* dst) const = 0;
+};
+
+}  // namespace lk

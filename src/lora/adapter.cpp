@@ -1,0 +1,106 @@
+#include "lora/adapter.h"
+
+#include <algorithm>
+#include <set>
+
+namespace lk {
+
+bool target_matches(const std::string& path, const std::string& target) {
+  if (path == target) return true;
+  return !target.empty() && path.size() > target.size() && path.ends_with(target) &&
+         path[path.size() - target.size() - 1] == '.';
+}
+
+Adapter::Adapter(Transformer& model, const LoraConfig& config) : config_(config) {
+  if (config.targets.empty()) throw UsageError("--targets: name at least one module");
+  const bool all = config.targets.size() == 1 && config.targets[0] == "all-linear";
+  std::set<std::string> unmatched;
+  if (!all) unmatched.insert(config.targets.begin(), config.targets.end());
+  std::uint32_t n_sites = 0;
+  struct Chosen {
+    std::string path;
+    std::uint32_t site;
+    std::unique_ptr<LinearMap>* map;
+  };
+  std::vector<Chosen> chosen;
+  // First choose and check everything, then change the model: a refused target leaves it as it was.
+  model.visit_sites([&](const std::string& path, std::size_t, Site,
+                        std::unique_ptr<LinearMap>& map) {
+    const std::uint32_t site = n_sites++;
+    bool wanted = all;
+    for (const std::string& t : config.targets) {
+      if (!target_matches(path, t)) continue;
+      wanted = true;
+      unmatched.erase(t);
+    }
+    if (!wanted) return;
+    if (!dynamic_cast<FrozenLinear*>(map.get()))
+      throw Error(concat(path, " already carries an adapter"));
+    const std::int64_t limit = std::min(map->in_features(), map->out_features());
+    if (config.shape.rank < 1 || config.shape.rank > limit)
+      throw UsageError(concat("--rank ", config.shape.rank, ": ", path, " allows 1 to ", limit));
+    chosen.push_back({path, site, &map});
+  });
+  if (!unmatched.empty())
+    throw UsageError(
+        concat("--targets: '", *unmatched.begin(),
+               "' matches no module; there are q_proj, k_proj, v_proj, o_proj, gate_proj, "
+               "up_proj, down_proj, or all-linear"));
+  for (Chosen& c : chosen) {
+    std::unique_ptr<FrozenLinear> base(static_cast<FrozenLinear*>(c.map->release()));
+    auto lora = std::make_unique<LoraLinear>(model.backend(), c.path, c.site, std::move(base),
+                                             config.shape, config.seed, model.compute_dtype());
+    layers_.push_back(lora.get());
+    *c.map = std::move(lora);
+  }
+}
+
+std::vector<Parameter*> Adapter::parameters() const {
+  std::vector<Parameter*> p;
+  for (LoraLinear* layer : layers_) {
+    p.push_back(&layer->a());
+    p.push_back(&layer->b());
+  }
+  return p;
+}
+
+std::int64_t Adapter::n_parameters() const {
+  std::int64_t n = 0;
+  for (const Parameter* p : parameters()) n += p->numel();
+  return n;
+}
+
+std::vector<std::string> Adapter::target_modules() const {
+  std::set<std::string> names;
+  for (const LoraLinear* layer : layers_) {
+    const std::string& path = layer->path();
+    bool by_name = config_.targets.size() == 1 && config_.targets[0] == "all-linear";
+    if (by_name) {
+      names.insert(path.substr(path.rfind('.') + 1));
+    } else {
+      for (const std::string& t : config_.targets)
+        if (target_matches(path, t)) names.insert(t);
+    }
+  }
+  return {names.begin(), names.end()};
+}
+
+void Adapter::zero_grad() {
+  for (Parameter* p : parameters()) p->zero_grad();
+}
+
+void Adapter::set_enabled(bool enabled) {
+  for (LoraLinear* layer : layers_) layer->set_enabled(enabled);
+}
+
+std::vector<std::string> Adapter::untouched() const {
+  std::vector<std::string> paths;
+  for (LoraLinear* layer : layers_) {
+    std::vector<double> b = to_host_f64(layer->b().value());
+    if (std::all_of(b.begin(), b.end(), [](double v) { return v == 0; }))
+      paths.push_back(layer->path());
+  }
+  return paths;
+}
+
+}  // namespace lk

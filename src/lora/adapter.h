@@ -1,0 +1,48 @@
+// Adapter: all LoraLinears of a model, put there by targets.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "lora/lora_linear.h"
+#include "nn/transformer.h"
+
+namespace lk {
+
+struct LoraConfig {
+  LoraShape shape;
+  // Module names ("q_proj"), paths' ends ("self_attn.q_proj", "layers.3.mlp.up_proj"), or the one
+  // word "all-linear": every projection of the blocks, as in PEFT (never the head).
+  std::vector<std::string> targets{"q_proj", "v_proj"};
+  std::uint64_t seed = 0;
+};
+
+class Adapter {
+ public:
+  // Wraps every targeted projection of `model`. Throws UsageError if a target matches nothing
+  // (naming what there is), or the rank is not in [1, min(in, out)] of a module.
+  Adapter(Transformer& model, const LoraConfig& config);
+  Adapter(const Adapter&) = delete;
+  Adapter& operator=(const Adapter&) = delete;
+
+  const LoraConfig& config() const { return config_; }
+  const std::vector<LoraLinear*>& layers() const { return layers_; }
+  // A and B of every layer, in running order.
+  std::vector<Parameter*> parameters() const;
+  std::int64_t n_parameters() const;
+  // The names of the targeted modules, sorted, as adapter_config.json lists them.
+  std::vector<std::string> target_modules() const;
+  void zero_grad();
+  void set_enabled(bool enabled);
+  // Paths of layers whose B is still all zero: they were not trained.
+  std::vector<std::string> untouched() const;
+
+ private:
+  LoraConfig config_;
+  std::vector<LoraLinear*> layers_;
+};
+
+// Does `target` name the module at `path`? PEFT's rule: equal, or a suffix after a dot.
+bool target_matches(const std::string& path, const std::string& target);
+
+}  // namespace lk

@@ -1,0 +1,37 @@
+// Adapter files in PEFT's layout: adapter_config.json and adapter_model.safetensors (F32).
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "lora/adapter.h"
+
+namespace lk {
+
+// What adapter_config.json says, as far as it changes the mathematics.
+struct AdapterFile {
+  std::string folder;
+  LoraConfig config;  // targets are the module paths found in the weights
+  std::vector<std::string> target_modules;
+  std::string base_model;
+  std::string base_fingerprint;  // lorikeet_base_sha256 if we wrote it, else empty
+};
+
+// Reads and checks folder/adapter_config.json and the header of its weights. Throws InputError
+// naming file and key for anything that is not plain LoRA (DoRA, rsLoRA is obeyed, biases,
+// patterns, embeddings, modules_to_save, ...), for mixed ranks, and for a half-filled adapter.
+AdapterFile open_adapter(const std::string& folder);
+
+// Puts the adapter on `model` and fills it: every tensor of the file is used and every parameter
+// filled, shapes equal, values finite; otherwise InputError naming file and tensor, and the model
+// is as it was or unusable. `config` is file.config, perhaps with another dropout or seed.
+// `allow_untrained`: accept an adapter whose B are all zero (a fresh one, for --init-adapter).
+std::unique_ptr<Adapter> attach_adapter(Transformer& model, const AdapterFile& file,
+                                        const LoraConfig& config, bool allow_untrained);
+
+// Writes both files durably, reads them back and compares with the live values bit for bit.
+// Throws IoError, NonFiniteError.
+void save_adapter(const std::string& folder, const Adapter& adapter, const std::string& base_model,
+                  const std::string& base_fingerprint);
+
+}  // namespace lk

@@ -1,0 +1,373 @@
+#include "lora/finetune.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "cuda/open_device.h"
+#include "io/durable.h"
+#include "io/json.h"
+#include "lora/adapter_io.h"
+#include "lora/checkpoint.h"
+#include "lora/inference.h"
+#include "lora/run_files.h"
+#include "nn/load.h"
+#include "version.h"
+
+namespace lk {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+void require(bool ok, const std::string& message) {
+  if (!ok) throw UsageError(message);
+}
+
+// Everything that can be refused before a file is touched.
+void validate(const FinetuneSettings& s) {
+  require(!s.model.empty(), "--model is required");
+  require(!s.data.empty(), "--data is required");
+  require(!s.out.empty(), "--out is required");
+  require(s.rank >= 1, concat("--rank ", s.rank, ": must be at least 1"));
+  require(!s.alpha || (std::isfinite(*s.alpha) && *s.alpha > 0), "--alpha must be positive");
+  require(s.dropout >= 0 && s.dropout < 1, concat("--dropout ", s.dropout, ": must be in [0, 1)"));
+  require(!(s.steps && s.epochs), "--steps and --epochs: give one of the two");
+  require(!s.steps || *s.steps >= 1, "--steps must be at least 1");
+  require(!s.epochs || (std::isfinite(*s.epochs) && *s.epochs > 0), "--epochs must be positive");
+  require(s.batch >= 1 && s.batch <= 65536, "--batch must be in 1 .. 65536");
+  require(s.grad_accum >= 1 && s.grad_accum <= 65536, "--grad-accum must be in 1 .. 65536");
+  require(s.seq_len >= 2 && s.seq_len <= (1 << 24), "--seq-len must be at least 2");
+  require(std::isfinite(s.lr) && s.lr >= 0, "--lr must be a finite number, not negative");
+  require(std::isfinite(s.weight_decay) && s.weight_decay >= 0,
+          "--weight-decay must not be negative");
+  require(std::isfinite(s.clip) && s.clip >= 0, "--clip must not be negative (0 turns it off)");
+  require(s.warmup >= 0, "--warmup must not be negative");
+  require(s.eval_every >= 0 && s.save_every >= 0,
+          "--eval-every and --save-every must not be negative");
+  require(s.eval_rows != 0, "--eval-rows must be at least 1");
+  require(s.eval_every == 0 || !s.eval_data.empty(), "--eval-every needs --eval-data");
+  require(s.dtype == "auto" || s.dtype == "f32" || s.dtype == "bf16",
+          concat("--dtype ", s.dtype, ": one of auto, f32, bf16"));
+  require(s.memory_limit >= 0, "--memory-limit must not be negative");
+  parse_schedule_kind(s.schedule);
+}
+
+// The settings and fingerprints that make a run this run: a resumed one must agree.
+Json identity(const FinetuneSettings& s, std::int64_t steps, const std::string& base,
+              const Dataset& data, DType dtype, const LoraConfig& lora) {
+  return {{"base_sha256", base},
+          {"data_sha256", data.sha256},
+          {"rank", lora.shape.rank},
+          {"alpha", lora.shape.alpha},
+          {"dropout", lora.shape.dropout},
+          {"targets", lora.targets},
+          {"steps", steps},
+          {"batch", s.batch},
+          {"grad_accum", s.grad_accum},
+          {"seq_len", s.seq_len},
+          {"lr", s.lr},
+          {"schedule", s.schedule},
+          {"warmup", s.warmup},
+          {"weight_decay", s.weight_decay},
+          {"clip", s.clip},
+          {"seed", s.seed},
+          {"shuffle", s.shuffle},
+          {"truncate", s.truncate},
+          {"dtype", dtype_name(dtype)}};
+}
+
+// One run, in the order in which it happens.
+class Run {
+ public:
+  Run(const FinetuneSettings& settings, FinetuneListener& listener, const std::atomic<int>& stop)
+      : s_(settings), listener_(listener), stop_(stop) {}
+
+  FinetuneResult go() {
+    validate(s_);
+    backend_ = open_device(s_.device);
+    dtype_ = parse_compute_dtype(s_.dtype, *backend_);
+    choose_lora();
+    folder_ = std::make_unique<OutputFolder>(s_.out, !s_.resume);
+    read_data();
+    plan();
+    load();
+    build();
+    train();
+    return result_;
+  }
+
+ private:
+  void choose_lora() {
+    lora_.shape = {s_.rank, s_.alpha.value_or(static_cast<double>(s_.rank)),
+                   static_cast<float>(s_.dropout)};
+    lora_.targets = s_.targets;
+    lora_.seed = s_.seed;
+    if (s_.init_adapter.empty()) return;
+    init_ = open_adapter(s_.init_adapter);
+    const float dropout = lora_.shape.dropout;
+    lora_ = init_->config;  // an adapter brings its rank, alpha and modules
+    lora_.shape.dropout = dropout;
+    lora_.seed = s_.seed;
+    listener_.message(concat("starting from ", s_.init_adapter, ": rank ", lora_.shape.rank,
+                             ", alpha ", lora_.shape.alpha, ", ", lora_.targets.size(),
+                             " modules"));
+  }
+
+  // Out of memory is known here, before a weight is read: the largest micro-batch there can be is
+  // made of the longest rows.
+  void plan() {
+    PlanRequest request{config_,  lora_,         dtype_,     backend_->is_cpu(),
+                        s_.batch, s_.grad_accum, s_.seq_len, {}};
+    for (const Row& row : data_.rows) request.row_lengths.push_back(std::ssize(row.ids));
+    std::sort(request.row_lengths.rbegin(), request.row_lengths.rend());
+    request.row_lengths.resize(static_cast<std::size_t>(s_.batch), request.row_lengths.front());
+    Plan plan = plan_training(request);
+    listener_.planned(request, plan);
+    const std::int64_t free = backend_->free_memory();
+    const std::int64_t limit = s_.memory_limit > 0 ? std::min(s_.memory_limit, free) : free;
+    if (plan.memory.peak_bytes > limit)
+      throw OutOfMemoryError(concat("this run needs ", plan.memory.peak_bytes >> 20, " MiB, ",
+                                    backend_->name(), " has ", limit >> 20, " MiB\n",
+                                    plan_text(request, plan)));
+    if (s_.memory_limit > 0) backend_->set_memory_limit(s_.memory_limit);
+  }
+
+  void load() {
+    auto start = Clock::now();
+    LoadedModel loaded = load_weights(*backend_, s_.model, dtype_);
+    fingerprint_ = loaded.fingerprint;
+    model_ = std::make_unique<Transformer>(*backend_, loaded.config, std::move(loaded.weights),
+                                           dtype_, s_.seq_len);
+    weights_bytes_ = backend_->ledger()[Tag::Weights].live_bytes;
+    listener_.message(concat("loaded ", s_.model, ": ", model_->n_parameters(), " parameters in ",
+                             dtype_name(dtype_), " on ", backend_->name(), " (",
+                             backend_->description(), ")"));
+    load_seconds_ = seconds_since(start);
+    if (s_.verify_base) base_hash_ = weights_sha256(*backend_, model_->weights());
+  }
+
+  void read_data() {
+    ModelHead head = read_model_head(s_.model);
+    config_ = head.config;
+    tokenizer_ = std::move(head.tokenizer);
+    require(s_.seq_len <= config_.max_position, concat("--seq-len ", s_.seq_len, ": the model has ",
+                                                       config_.max_position, " positions"));
+    DatasetOptions options{s_.seq_len, s_.truncate, -1, s_.format};
+    data_ = load_dataset(s_.data, *tokenizer_, s_.chat_template, options);
+    listener_.message(concat("data: ", s_.data, ": format ", data_.format, ", ", data_.rows.size(),
+                             " rows, ", data_.tokens, " tokens, ", data_.supervised_tokens,
+                             " supervised, ", data_.rows_ending_in_eos,
+                             " rows end in a stop token"));
+    if (data_.rows_truncated)
+      listener_.message(concat("truncated ", data_.rows_truncated, " rows, ",
+                               data_.tokens_truncated, " tokens lost"));
+    for (std::int64_t i = 0; i < std::min<std::int64_t>(s_.show_rows, std::ssize(data_.rows)); ++i)
+      listener_.rows(show_row(data_.rows[static_cast<std::size_t>(i)], *tokenizer_, false));
+    if (!s_.eval_data.empty()) {
+      options.max_rows = s_.eval_rows;
+      eval_ = load_dataset(s_.eval_data, *tokenizer_, s_.chat_template, options);
+    }
+    const double per_step = static_cast<double>(s_.batch * s_.grad_accum);
+    steps_ = s_.steps ? *s_.steps
+                      : std::max<std::int64_t>(
+                            1, static_cast<std::int64_t>(
+                                   std::ceil(s_.epochs.value_or(1.0) *
+                                             static_cast<double>(data_.rows.size()) / per_step)));
+    require(s_.warmup <= steps_,
+            concat("--warmup ", s_.warmup, ": the run has ", steps_, " steps"));
+  }
+
+  void build() {
+    adapter_ = init_ ? attach_adapter(*model_, *init_, lora_, true)
+                     : std::make_unique<Adapter>(*model_, lora_);
+    TrainerConfig config;
+    config.adamw.weight_decay = static_cast<float>(s_.weight_decay);
+    config.schedule = Schedule{parse_schedule_kind(s_.schedule), s_.lr, s_.warmup, steps_};
+    config.clip = s_.clip;
+    config.seed = s_.seed;
+    trainer_ = std::make_unique<Trainer>(*model_, *adapter_, config);
+    identity_ = identity(s_, steps_, fingerprint_, data_, dtype_, lora_);
+    if (s_.resume && has_checkpoint(s_.out)) {
+      std::vector<std::string> may_differ;
+      if (s_.schedule == "constant") may_differ.push_back("steps");
+      load_checkpoint(s_.out, *adapter_, *trainer_, identity_, may_differ);
+      listener_.message(concat("resumed at step ", trainer_->steps_done(), " of ", steps_));
+    } else if (s_.resume) {
+      listener_.message(concat("--resume: ", s_.out, " holds no checkpoint; starting at step 0"));
+    }
+    result_.trainable_parameters = adapter_->n_parameters();
+    result_.base_parameters = model_->n_parameters();
+    metrics_ = std::make_unique<MetricsLog>(s_.out, trainer_->steps_done());
+    write_run_json("running");
+  }
+
+  std::optional<Evaluation> evaluate_now() {
+    if (s_.eval_data.empty()) return std::nullopt;
+    Evaluation e = evaluate(*model_, eval_.rows,
+                            std::max<std::int64_t>(s_.seq_len, s_.batch * s_.seq_len / 2));
+    metrics_->evaluation(trainer_->steps_done(), e);
+    listener_.evaluated(trainer_->steps_done(), e);
+    return e;
+  }
+
+  void train() {
+    Sampler sampler(std::ssize(data_.rows), s_.batch, s_.shuffle, s_.seed);
+    const std::int64_t first = trainer_->steps_done();
+    const std::int64_t matmuls_before = backend_->weight_gradient_matmuls();
+    if (first == 0) result_.eval_before = evaluate_now();
+    const auto start = Clock::now();
+    double step_seconds = 0;
+    std::int64_t tokens = 0, micro_steps = 0;
+    while (trainer_->steps_done() < steps_ && !stop_.load()) {
+      StepReport report =
+          trainer_->step(micro_batches(sampler, trainer_->steps_done(), micro_steps));
+      if (report.step == first + 1) result_.first_loss = report.loss;
+      result_.last_loss = report.loss;
+      step_seconds += report.seconds;
+      tokens += report.tokens;
+      metrics_->step(report);
+      if (report.skipped)
+        listener_.message(concat("step ", report.step, ": loss or gradient not finite; no update"));
+      const double done = static_cast<double>(report.step - first);
+      listener_.stepped(report, steps_, backend_->ledger().total().live_bytes,
+                        seconds_since(start) / done * static_cast<double>(steps_ - report.step));
+      const bool last = report.step == steps_;
+      if (s_.eval_every > 0 && report.step % s_.eval_every == 0 && !last) evaluate_now();
+      if (s_.save_every > 0 && report.step % s_.save_every == 0 && !last) save();
+    }
+    result_.signal = trainer_->steps_done() < steps_ ? stop_.load() : 0;
+    result_.steps = trainer_->steps_done();
+    result_.seconds = step_seconds;
+    result_.tokens_per_second = step_seconds > 0 ? static_cast<double>(tokens) / step_seconds : 0;
+    weight_gradient_matmuls_ = backend_->weight_gradient_matmuls() - matmuls_before;
+    finish(first, micro_steps);
+  }
+
+  std::vector<std::vector<const Row*>> micro_batches(const Sampler& sampler, std::int64_t step,
+                                                     std::int64_t& micro_steps) {
+    std::vector<std::vector<const Row*>> all;
+    for (std::int64_t g = 0; g < s_.grad_accum; ++g, ++micro_steps) {
+      std::vector<const Row*> rows;
+      for (std::int64_t i : sampler.batch(step * s_.grad_accum + g))
+        rows.push_back(&data_.rows[static_cast<std::size_t>(i)]);
+      all.push_back(std::move(rows));
+    }
+    return all;
+  }
+
+  void save() {
+    metrics_->flush();
+    save_adapter(s_.out, *adapter_, s_.model, fingerprint_);
+    save_checkpoint(s_.out, *adapter_, *trainer_, identity_);
+  }
+
+  // The proofs, then the files. An interrupted run saves first: nothing may be lost to a failing
+  // check.
+  void finish(std::int64_t first, std::int64_t micro_steps) {
+    if (result_.signal != 0 || s_.save_every > 0) {
+      save();
+    }
+    if (result_.signal == 0) result_.eval_after = evaluate_now();
+    prove_memory(*backend_, *adapter_, weights_bytes_, weight_gradient_matmuls_, micro_steps);
+    if (s_.verify_base) {
+      std::string after = weights_sha256(*backend_, model_->weights());
+      check(after == base_hash_, "the base weights changed during training: SHA-256 was ",
+            base_hash_, ", is ", after);
+    }
+    matmuls_per_micro_step_ = micro_steps ? weight_gradient_matmuls_ / micro_steps : 0;
+    result_.memory = memory_report(*backend_);
+    if (result_.signal == 0) {
+      std::vector<std::string> unmoved = trainer_->unmoved();
+      if (trainer_->steps_done() > first && !unmoved.empty()) {
+        write_run_json("nothing trained");
+        throw NothingTrainedError(concat("nothing was trained: B of ", unmoved.size(), " of ",
+                                         adapter_->layers().size(), " modules never moved (",
+                                         unmoved[0], ", ...); no adapter was written. Is --lr ",
+                                         s_.lr, " meant?"));
+      }
+      metrics_->flush();
+      save_adapter(s_.out, *adapter_, s_.model, fingerprint_);
+    }
+    write_run_json(result_.signal ? "stopped" : "finished");
+  }
+
+  void write_run_json(const std::string& status) {
+    Json run = {
+        {"status", status},
+        {"version", kVersion},
+        {"settings",
+         {{"model", s_.model},
+          {"data", s_.data},
+          {"out", s_.out},
+          {"init_adapter", s_.init_adapter.empty() ? Json(nullptr) : Json(s_.init_adapter)},
+          {"eval_data", s_.eval_data.empty() ? Json(nullptr) : Json(s_.eval_data)},
+          {"eval_rows", s_.eval_rows},
+          {"eval_every", s_.eval_every},
+          {"save_every", s_.save_every},
+          {"device", s_.device},
+          {"format", data_.format},
+          {"run", identity_}}},
+        {"device", {{"name", backend_->name()}, {"description", backend_->description()}}},
+        {"dtype", dtype_name(dtype_)},
+        {"base", {{"path", s_.model}, {"sha256", fingerprint_}, {"weights_sha256", base_hash_}}},
+        {"parameters", {{"base", model_->n_parameters()}, {"trainable", adapter_->n_parameters()}}},
+        {"data",
+         {{"rows", std::ssize(data_.rows)},
+          {"rows_read", data_.rows_read},
+          {"rows_truncated", data_.rows_truncated},
+          {"tokens", data_.tokens},
+          {"supervised_tokens", data_.supervised_tokens},
+          {"rows_ending_in_eos", data_.rows_ending_in_eos}}},
+        {"load_seconds", load_seconds_}};
+    if (status != "running") {
+      run["memory"] = memory_to_json(result_.memory);
+      run["weight_gradient_matmuls_per_micro_step"] = matmuls_per_micro_step_;
+      run["adapter_matrices"] = std::ssize(adapter_->parameters());
+      run["result"] = {{"steps", result_.steps},
+                       {"first_loss", result_.first_loss},
+                       {"last_loss", result_.last_loss},
+                       {"seconds", result_.seconds},
+                       {"tokens_per_second", result_.tokens_per_second}};
+      if (result_.eval_before)
+        run["result"]["eval_before"] = evaluation_to_json(*result_.eval_before);
+      if (result_.eval_after) run["result"]["eval_after"] = evaluation_to_json(*result_.eval_after);
+    }
+    write_file_durably(s_.out + "/run.json", run.dump(2) + "\n");
+  }
+
+  const FinetuneSettings& s_;
+  FinetuneListener& listener_;
+  const std::atomic<int>& stop_;
+
+  std::unique_ptr<Backend> backend_;  // first: everything below lives in its memory
+  DType dtype_ = DType::F32;
+  LoraConfig lora_;
+  std::optional<AdapterFile> init_;
+  ModelConfig config_;
+  std::unique_ptr<OutputFolder> folder_;
+  std::unique_ptr<Tokenizer> tokenizer_;
+  std::string fingerprint_, base_hash_;
+  std::unique_ptr<Transformer> model_;
+  std::int64_t weights_bytes_ = 0, weight_gradient_matmuls_ = 0, matmuls_per_micro_step_ = 0;
+  double load_seconds_ = 0;
+  Dataset data_, eval_;
+  std::int64_t steps_ = 0;
+  std::unique_ptr<Adapter> adapter_;
+  std::unique_ptr<Trainer> trainer_;
+  Json identity_;
+  std::unique_ptr<MetricsLog> metrics_;
+  FinetuneResult result_;
+};
+
+}  // namespace
+
+FinetuneResult finetune(const FinetuneSettings& settings, FinetuneListener& listener,
+                        const std::atomic<int>& stop) {
+  return Run(settings, listener, stop).go();
+}
+
+}  // namespace lk

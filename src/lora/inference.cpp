@@ -1,0 +1,44 @@
+#include "lora/inference.h"
+
+#include <algorithm>
+
+#include "cuda/open_device.h"
+#include "lora/adapter_io.h"
+#include "nn/load.h"
+
+namespace lk {
+
+DType parse_compute_dtype(const std::string& name, const Backend& backend) {
+  if (name == "auto") return backend.preferred_dtype();
+  if (name == "f32") return DType::F32;
+  if (name == "bf16") return DType::BF16;
+  throw UsageError(concat("--dtype ", name, ": one of auto, f32, bf16"));
+}
+
+InferenceModel open_inference(const InferenceSettings& settings) {
+  InferenceModel m;
+  m.backend = open_device(settings.device);
+  const DType dtype = parse_compute_dtype(settings.dtype, *m.backend);
+  std::optional<AdapterFile> file;  // a bad adapter is found before the model is read
+  if (!settings.adapter.empty()) file = open_adapter(settings.adapter);
+  LoadedModel loaded = load_model(*m.backend, settings.model, dtype);
+  m.tokenizer = std::move(loaded.tokenizer);
+  m.fingerprint = loaded.fingerprint;
+  if (file && !file->base_fingerprint.empty() && file->base_fingerprint != loaded.fingerprint)
+    throw InputError(concat(settings.adapter,
+                            "/adapter_config.json: lorikeet_base_sha256: the adapter "
+                            "was trained on another base model (",
+                            file->base_fingerprint, "), ", settings.model, " is ",
+                            loaded.fingerprint));
+  std::int64_t positions = settings.max_positions;
+  if (positions <= 0) positions = std::min<std::int64_t>(loaded.config.max_position, 8192);
+  if (positions > loaded.config.max_position)
+    throw UsageError(concat("sequences of ", positions, " tokens: the model has ",
+                            loaded.config.max_position, " positions"));
+  m.model = std::make_unique<Transformer>(*m.backend, loaded.config, std::move(loaded.weights),
+                                          dtype, positions);
+  if (file) m.adapter = attach_adapter(*m.model, *file, file->config, false);
+  return m;
+}
+
+}  // namespace lk

@@ -1,0 +1,34 @@
+// A model ready to be used: device, weights, tokenizer and, if asked for, an adapter.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "lora/adapter.h"
+#include "nn/transformer.h"
+#include "text/tokenizer.h"
+
+namespace lk {
+
+struct InferenceSettings {
+  std::string model, adapter;  // adapter: PEFT folder, may be empty
+  std::string device = "auto", dtype = "auto";
+  std::int64_t max_positions = 0;  // longest sequence; 0: the model's own, at most 8192
+};
+
+struct InferenceModel {
+  std::unique_ptr<Backend> backend;  // first: the rest lives in its memory
+  std::unique_ptr<Tokenizer> tokenizer;
+  std::string fingerprint;
+  std::unique_ptr<Transformer> model;
+  std::unique_ptr<Adapter> adapter;  // null without one
+};
+
+// Throws InputError, UsageError, IoError, OutOfMemoryError.
+InferenceModel open_inference(const InferenceSettings& settings);
+
+// --dtype: auto (what the device prefers), f32 or bf16. Throws UsageError.
+DType parse_compute_dtype(const std::string& name, const Backend& backend);
+
+}  // namespace lk

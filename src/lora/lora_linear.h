@@ -1,0 +1,57 @@
+// LoraLinear: y = W x + bias + s B (A dropout(x)), s = alpha / rank. Only A and B are Parameters.
+// Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "nn/linear_map.h"
+
+namespace lk {
+
+struct LoraShape {
+  std::int64_t rank = 8;
+  double alpha = 8;
+  float dropout = 0;
+  double scale() const { return alpha / static_cast<double>(rank); }
+};
+
+class LoraLinear : public LinearMap {
+ public:
+  // A (R,in) Kaiming-uniform with a = sqrt 5, that is U(-1/sqrt(in), 1/sqrt(in)), drawn from Philox
+  // keyed by (seed, site); B (out,R) zero, so a fresh adapter changes nothing. `path` is the
+  // module's path, "model.layers.0.self_attn.q_proj"; `site` is unique in the model.
+  LoraLinear(Backend& backend, std::string path, std::uint32_t site,
+             std::unique_ptr<FrozenLinear> base, const LoraShape& shape, std::uint64_t seed,
+             DType compute_dtype);
+
+  Var apply(Tape& tape, const Var& x, const ForwardMode& mode) override;
+  std::int64_t in_features() const override { return base_->in_features(); }
+  std::int64_t out_features() const override { return base_->out_features(); }
+
+  const std::string& path() const { return path_; }
+  const LoraShape& shape() const { return shape_; }
+  std::uint32_t site() const { return site_; }
+  const FrozenLinear& base() const { return *base_; }
+  Parameter& a() { return a_; }
+  Parameter& b() { return b_; }
+  const Parameter& a() const { return a_; }
+  const Parameter& b() const { return b_; }
+  // Off: the layer is the frozen base alone, as if the adapter were not there.
+  void set_enabled(bool enabled) { enabled_ = enabled; }
+
+ private:
+  std::string path_;
+  std::uint32_t site_;
+  std::unique_ptr<FrozenLinear> base_;
+  LoraShape shape_;
+  Parameter a_, b_;
+  bool enabled_ = true;
+};
+
+// The op behind LoraLinear, for checks and embedders: x (T,K), w (N,K) frozen, bias (N) frozen or
+// null, a (R,K), b (N,R) trainable -> y (T,N) = x wᵀ + bias + scale (drop(x) aᵀ) bᵀ.
+Var lora_linear(Tape& tape, const Var& x, const Weight& w, const Weight* bias, Parameter& a,
+                Parameter& b, double scale, float dropout, const RandomKey& key);
+
+}  // namespace lk

@@ -1,0 +1,40 @@
+// The proof that only A and B hold gradients and optimizer state, taken from the ledger at the end
+// of every run.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "io/json_fwd.h"
+#include "lora/adapter.h"
+#include "tensor/backend.h"
+
+namespace lk {
+
+struct MemoryRow {
+  std::string tag;
+  std::int64_t live_bytes = 0, peak_bytes = 0, live_count = 0;
+};
+
+struct MemoryReport {
+  std::vector<MemoryRow> rows;                  // one per Tag that was used
+  std::int64_t live_bytes = 0, peak_bytes = 0;  // of all tags at one moment
+  std::int64_t reserved_bytes = 0;              // held from the driver, cache included
+  std::int64_t driver_allocations = 0;
+};
+
+MemoryReport memory_report(const Backend& backend);
+Json memory_to_json(const MemoryReport& report);
+// The table as text, one line per tag.
+std::string memory_table(const MemoryReport& report);
+
+// What must hold at the end of a run that trained `adapter` with AdamW:
+//   peak(gradients) = 4 numel(A, B)        count(gradients) = number of A and B
+//   peak(optimizer) = 2 * 4 numel(A, B)    live(weights) = peak(weights) = weights_bytes (as
+//   loaded) weight-gradient matmuls = micro_steps * number of A and B
+// Throws Error with the table if one fails.
+void prove_memory(const Backend& backend, const Adapter& adapter, std::int64_t weights_bytes,
+                  std::int64_t weight_gradient_matmuls, std::int64_t micro_steps);
+
+}  // namespace lk

@@ -1,0 +1,29 @@
+// metrics.jsonl and run.json: what a run leaves for people and programs to read.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "io/durable.h"
+#include "io/json_fwd.h"
+#include "lora/trainer.h"
+#include "nn/evaluation.h"
+
+namespace lk {
+
+class MetricsLog {
+ public:
+  // Opens folder/metrics.jsonl; lines of steps after `keep_steps` (from a run that went further
+  // before it was stopped) are dropped.
+  MetricsLog(const std::string& folder, std::int64_t keep_steps);
+  void step(const StepReport& report);
+  void evaluation(std::int64_t step, const Evaluation& e);
+  void flush() { log_->flush(); }
+
+ private:
+  std::unique_ptr<LineLog> log_;
+};
+
+Json evaluation_to_json(const Evaluation& e);
+
+}  // namespace lk

@@ -1,0 +1,64 @@
+// Trainer: one optimizer step of LoRA over any number of micro-batches.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "lora/adapter.h"
+#include "nn/adamw.h"
+#include "nn/schedule.h"
+#include "nn/transformer.h"
+
+namespace lk {
+
+struct TrainerConfig {
+  AdamWConfig adamw;
+  Schedule schedule;
+  double clip = 1.0;  // 0: no clipping
+  std::uint64_t seed = 0;
+};
+
+struct StepReport {
+  std::int64_t step = 0;  // 1 for the first
+  double loss = 0;        // mean over the step's supervised tokens, before the update
+  double grad_norm = 0;   // before clipping
+  double lr = 0;
+  std::int64_t tokens = 0, supervised_tokens = 0;
+  double seconds = 0;
+  bool skipped = false;  // loss or gradient not finite: nothing was updated
+};
+
+class Trainer {
+ public:
+  Trainer(Transformer& model, Adapter& adapter, const TrainerConfig& config);
+
+  // Rows of one optimizer step, as micro-batches that fit the device one at a time. The loss is
+  //   sum over supervised tokens of all micro-batches / their count,
+  // so 1x8, 2x4 and 8x1 give equal gradients (to rounding).
+  // A step whose loss or gradient norm is not finite changes nothing and reports `skipped`; the
+  // third in a row throws NonFiniteError naming the first offending parameter.
+  StepReport step(std::span<const std::vector<const Row*>> micro_batches);
+
+  // Optimizer steps done; settable to resume.
+  std::int64_t steps_done() const { return steps_done_; }
+  std::int64_t micro_steps_done() const { return micro_steps_done_; }
+  void resume_at(std::int64_t steps, std::int64_t micro_steps);
+  AdamW& optimizer() { return *optimizer_; }
+  // Adapter layers whose B is bit for bit what it was when the Trainer was made.
+  std::vector<std::string> unmoved() const;
+
+ private:
+  std::string first_non_finite() const;
+
+  Transformer& model_;
+  Adapter& adapter_;
+  TrainerConfig config_;
+  std::unique_ptr<AdamW> optimizer_;
+  std::int64_t steps_done_ = 0, micro_steps_done_ = 0;
+  int bad_steps_in_a_row_ = 0;
+  std::vector<std::string> initial_b_;  // SHA-256 of each layer's B
+};
+
+}  // namespace lk

@@ -1,0 +1,49 @@
+// AdamW over Parameters, and over nothing else: a Weight does not fit its constructor.
+// Source: Loshchilov & Hutter, "Decoupled Weight Decay Regularization", 2019; update order as in
+// torch.optim.AdamW.
+#pragma once
+
+#include <vector>
+
+#include "autograd/parameter.h"
+
+namespace lk {
+
+struct AdamWConfig {
+  float beta1 = 0.9f, beta2 = 0.999f, eps = 1e-8f;
+  float weight_decay = 0;
+};
+
+class AdamW {
+ public:
+  // Allocates two moments per parameter, zero, in the masters' dtype. The parameters (distinct, of
+  // one device and dtype) must outlive it and stay where they are.
+  AdamW(std::vector<Parameter*> parameters, const AdamWConfig& config);
+
+  // Squared global norm (1) of all gradients, on the device; a parameter whose gradient nobody
+  // wrote since zero_grad() counts as zero.
+  Tensor grad_norm_sq();
+  // One update of every parameter. With g = grad * min(1, max_norm / (norm + 1e-6)) if max_norm > 0
+  // (else grad), t = steps_done() + 1:
+  //   p -= lr wd p;  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
+  //   p -= lr / (1 - b1^t) m / (sqrt(v / (1 - b2^t)) + eps)
+  // If norm_sq is not finite nothing of this happens (the device decides), but the step counts.
+  void step(float lr, float max_norm, const Tensor& norm_sq);
+
+  std::int64_t steps_done() const { return steps_done_; }
+  void set_steps_done(std::int64_t steps) { steps_done_ = steps; }
+  // For checkpoints: the parameters in order, and the moments of parameter i.
+  const std::vector<Parameter*>& parameters() const { return parameters_; }
+  const Tensor& moment_m(std::size_t i) const { return slots_[i].m; }
+  const Tensor& moment_v(std::size_t i) const { return slots_[i].v; }
+
+ private:
+  void zero_unwritten();
+
+  std::vector<Parameter*> parameters_;
+  AdamWConfig config_;
+  std::vector<AdamWSlot> slots_;
+  std::int64_t steps_done_ = 0;
+};
+
+}  // namespace lk

@@ -1,0 +1,29 @@
+// TokenBatch: rows of text laid end to end on the device. There is no padding anywhere: documents
+// of unequal length are segments of one token dimension.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "tensor/backend.h"
+#include "text/dataset.h"
+
+namespace lk {
+
+struct TokenBatch {
+  Tensor ids;         // (T) I32
+  Tensor positions;   // (T) I32, restarting at 0 in each document
+  Segments segments;  // where documents begin and end
+  Tensor rows;        // (n) I32: tokens whose next token is supervised
+  Tensor targets;     // (n) I32: those next tokens
+  std::int64_t n_tokens = 0;
+  std::int64_t n_supervised = 0;  // n
+};
+
+// `rows` must not be empty; each holds at least one token.
+TokenBatch make_batch(Backend& backend, std::span<const Row* const> rows);
+// A single sequence without targets, at positions first_position, first_position + 1, ...
+TokenBatch make_prompt(Backend& backend, std::span<const std::int32_t> ids,
+                       std::int64_t first_position);
+
+}  // namespace lk

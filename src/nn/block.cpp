@@ -1,0 +1,72 @@
+#include "nn/block.h"
+
+#include <cmath>
+
+namespace lk {
+
+const char* site_path(Site site) {
+  static constexpr const char* kPaths[] = {
+      "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+      "mlp.gate_proj",    "mlp.up_proj",      "mlp.down_proj"};
+  return kPaths[static_cast<int>(site)];
+}
+
+const char* site_name(Site site) {
+  static constexpr const char* kNames[] = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
+                                           "gate_proj", "up_proj", "down_proj"};
+  return kNames[static_cast<int>(site)];
+}
+
+Block::Block(const ModelConfig& config, LayerWeights w, std::size_t index)
+    : index_(index),
+      head_dim_(static_cast<int>(config.head_dim)),
+      eps_(config.rms_eps),
+      attn_norm_(std::move(w.attn_norm)),
+      ffn_norm_(std::move(w.ffn_norm)) {
+  attention_.n_heads = static_cast<int>(config.n_heads);
+  attention_.n_kv_heads = static_cast<int>(config.n_kv_heads);
+  attention_.head_dim = head_dim_;
+  attention_.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim_)));
+  site(Site::Q) = std::make_unique<FrozenLinear>(std::move(w.q), std::move(w.q_bias));
+  site(Site::K) = std::make_unique<FrozenLinear>(std::move(w.k), std::move(w.k_bias));
+  site(Site::V) = std::make_unique<FrozenLinear>(std::move(w.v), std::move(w.v_bias));
+  site(Site::O) = std::make_unique<FrozenLinear>(std::move(w.o), std::move(w.o_bias));
+  site(Site::Gate) = std::make_unique<FrozenLinear>(std::move(w.gate), std::move(w.gate_bias));
+  site(Site::Up) = std::make_unique<FrozenLinear>(std::move(w.up), std::move(w.up_bias));
+  site(Site::Down) = std::make_unique<FrozenLinear>(std::move(w.down), std::move(w.down_bias));
+}
+
+Var Block::apply(Tape& tape, const Var& x, const BlockInput& in) {
+  Var h = x;
+  {
+    Var n = rmsnorm(tape, x, attn_norm_, eps_);
+    Var q = rope(tape, project(tape, Site::Q, n, in), in.rope_table, in.positions, head_dim_);
+    Var k = rope(tape, project(tape, Site::K, n, in), in.rope_table, in.positions, head_dim_);
+    Var v = project(tape, Site::V, n, in);
+    Var o = project(tape, Site::O, attend(tape, q, k, v, in), in);
+    h = add(tape, x, o);
+  }
+  Var m = rmsnorm(tape, h, ffn_norm_, eps_);
+  Var gate = project(tape, Site::Gate, m, in);
+  Var up = project(tape, Site::Up, m, in);
+  return add(tape, h, project(tape, Site::Down, swiglu(tape, gate, up), in));
+}
+
+Var Block::attend(Tape& tape, const Var& q, const Var& k, const Var& v, const BlockInput& in) {
+  if (!in.cache) return attention(tape, q, k, v, attention_, in.segments);
+  // Generation: append the new keys and values, attend over the whole cache. No gradients here.
+  check(!tape.recording(), "a KV cache has no backward");
+  KvCache::Layer& layer = in.cache->layer(index_);
+  std::int64_t begin = in.cache->length(), end = begin + k.value().rows();
+  check(end <= in.cache->capacity(), "KV cache: ", end, " tokens, room for ", in.cache->capacity());
+  Backend& backend = tape.backend();
+  backend.copy(layer.k.slice_rows(begin, end), k.value());
+  backend.copy(layer.v.slice_rows(begin, end), v.value());
+  Tensor o = tape.activation(q.dtype(), q.value().shape());
+  Tensor lse = tape.activation(stat_dtype(q.dtype()), {attention_.n_heads, q.value().rows()});
+  backend.attention_forward(o, lse, q.value(), layer.k.slice_rows(0, end),
+                            layer.v.slice_rows(0, end), attention_, in.segments, *in.key_segments);
+  return tape.constant(std::move(o));
+}
+
+}  // namespace lk

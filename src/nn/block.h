@@ -1,0 +1,57 @@
+// One decoder layer of the LLaMA family.
+#pragma once
+
+#include <array>
+#include <memory>
+
+#include "nn/batch.h"
+#include "nn/config.h"
+#include "nn/kv_cache.h"
+#include "nn/linear_map.h"
+#include "nn/model_weights.h"
+
+namespace lk {
+
+// The seven projections, in the order in which they run.
+enum class Site : std::uint8_t { Q, K, V, O, Gate, Up, Down };
+inline constexpr int kSiteCount = 7;
+// "self_attn.q_proj", ... : the module's path inside its layer, as Hugging Face names it.
+const char* site_path(Site site);
+// "q_proj", ...
+const char* site_name(Site site);
+
+// What a block reads besides the residual stream.
+struct BlockInput {
+  const Tensor& rope_table;      // (P, D)
+  const Tensor& positions;       // (T) I32
+  const Segments& segments;      // of the queries
+  const Segments* key_segments;  // of cache + new tokens, with a cache only
+  KvCache* cache = nullptr;
+  const ForwardMode& mode;
+};
+
+class Block {
+ public:
+  Block(const ModelConfig& config, LayerWeights weights, std::size_t index);
+
+  // x (T,C) -> (T,C):  h = x + o(attention(rope(q(n)), rope(k(n)), v(n))),  n = norm(x)
+  //                    y = h + down(swiglu(gate(m), up(m))),               m = norm(h)
+  Var apply(Tape& tape, const Var& x, const BlockInput& in);
+
+  std::unique_ptr<LinearMap>& site(Site s) { return sites_[static_cast<std::size_t>(s)]; }
+
+ private:
+  Var project(Tape& tape, Site s, const Var& x, const BlockInput& in) {
+    return sites_[static_cast<std::size_t>(s)]->apply(tape, x, in.mode);
+  }
+  Var attend(Tape& tape, const Var& q, const Var& k, const Var& v, const BlockInput& in);
+
+  std::size_t index_;
+  AttentionShape attention_;
+  int head_dim_;
+  double eps_;
+  Weight attn_norm_, ffn_norm_;
+  std::array<std::unique_ptr<LinearMap>, kSiteCount> sites_;
+};
+
+}  // namespace lk

@@ -1,0 +1,133 @@
+#include "nn/config.h"
+
+#include <cmath>
+
+namespace lk {
+namespace {
+
+// Bounds far above any published model and far below where a product of two of them could overflow.
+constexpr std::int64_t kMaxVocab = std::int64_t{1} << 24;
+constexpr std::int64_t kMaxWidth = std::int64_t{1} << 20;
+constexpr std::int64_t kMaxLayers = 1024;
+constexpr std::int64_t kMaxHeads = 4096;
+constexpr std::int64_t kMaxHeadDim = 1024;
+constexpr std::int64_t kMaxPosition = std::int64_t{1} << 24;
+constexpr double kMaxTheta = 1e12;
+
+template <class... Args>
+[[noreturn]] void refuse(const std::string& where, const Args&... message) {
+  throw InputError(concat(where, ": ", message...));
+}
+
+void check_range(const char* field, std::int64_t value, std::int64_t max,
+                 const std::string& where) {
+  if (value < 1 || value > max) refuse(where, field, ": ", value, " is not in [1, ", max, "]");
+}
+
+void check_real(const char* field, double value, double max, const std::string& where) {
+  if (!(value > 0 && value <= max))  // also false for NaN
+    refuse(where, field, ": ", value, " is not in (0, ", max, "]");
+}
+
+void validate_rope(const ModelConfig& c, const std::string& where) {
+  const RopeScaling& s = c.rope_scaling;
+  using Kind = RopeScaling::Kind;
+  if (s.kind == Kind::Linear || s.kind == Kind::Llama3)
+    check_real("rope_scaling: factor", s.factor, 1e6, where);
+  if (s.kind == Kind::Llama3) {
+    check_real("rope_scaling: low_freq_factor", s.low_freq_factor, 1e6, where);
+    check_real("rope_scaling: high_freq_factor", s.high_freq_factor, 1e6, where);
+    if (s.high_freq_factor <= s.low_freq_factor)
+      refuse(where, "rope_scaling: high_freq_factor ", s.high_freq_factor,
+             " must be above low_freq_factor ", s.low_freq_factor);
+    check_range("rope_scaling: original_max_position_embeddings", s.original_max_position,
+                kMaxPosition, where);
+  }
+  if (s.kind == Kind::Factors) {
+    if (static_cast<std::int64_t>(s.factors.size()) != c.head_dim / 2)
+      refuse(where, "rope factors: ", s.factors.size(), " of them for ", c.head_dim / 2,
+             " frequencies (half the head size)");
+    for (float f : s.factors) check_real("rope factors", f, 1e6, where);
+  }
+}
+
+}  // namespace
+
+std::int64_t ModelConfig::n_parameters() const {
+  std::int64_t attention = hidden_size * (2 * q_size() + 2 * kv_size());
+  if (attention_bias) attention += q_size() + 2 * kv_size();
+  if (attention_output_bias) attention += hidden_size;
+  std::int64_t mlp = 3 * hidden_size * intermediate_size;
+  if (mlp_bias) mlp += 2 * intermediate_size + hidden_size;
+  std::int64_t embeddings = (tie_embeddings ? 1 : 2) * vocab_size * hidden_size;
+  return embeddings + n_layers * (attention + mlp + 2 * hidden_size) + hidden_size;
+}
+
+void validate(const ModelConfig& c, const std::string& where) {
+  check_range("vocab_size", c.vocab_size, kMaxVocab, where);
+  check_range("hidden_size", c.hidden_size, kMaxWidth, where);
+  check_range("intermediate_size", c.intermediate_size, kMaxWidth, where);
+  check_range("num_hidden_layers (layers)", c.n_layers, kMaxLayers, where);
+  check_range("num_attention_heads (query heads)", c.n_heads, kMaxHeads, where);
+  check_range("num_key_value_heads (key/value heads)", c.n_kv_heads, c.n_heads, where);
+  if (c.n_heads % c.n_kv_heads != 0)
+    refuse(where, "num_key_value_heads (key/value heads): ", c.n_kv_heads, " does not divide the ",
+           c.n_heads, " attention heads");
+  check_range("head_dim", c.head_dim, kMaxHeadDim, where);
+  if (c.head_dim % 2 != 0)
+    refuse(where, "head_dim: ", c.head_dim, " is odd: rotary angles need pairs");
+  check_range("q_proj rows (heads * head_dim)", c.q_size(), kMaxWidth, where);
+  check_real("rms_norm_eps", c.rms_eps, 1, where);
+  check_real("rope_theta", c.rope_theta, kMaxTheta, where);
+  check_range("max_position_embeddings (context)", c.max_position, kMaxPosition, where);
+  validate_rope(c, where);
+  auto check_id = [&](const char* field, std::int64_t id) {
+    if (id >= c.vocab_size)
+      refuse(where, field, ": ", id, " is outside of the vocabulary of ", c.vocab_size);
+  };
+  check_id("bos_token_id", c.bos_id);
+  for (std::int32_t id : c.eos_ids) check_id("eos_token_id", id);
+}
+
+ModelConfig named_shape(const std::string& name) {
+  struct Row {
+    const char* name;
+    std::int64_t vocab, hidden, intermediate, layers, heads, kv_heads;
+    double eps, theta;
+    std::int64_t positions;
+    bool tied;
+  };
+  // From the models' published config.json files.
+  static constexpr Row kRows[] = {
+      {"smollm2-135m", 49152, 576, 1536, 30, 9, 3, 1e-5, 100000, 8192, true},
+      {"tinyllama-1.1b", 32000, 2048, 5632, 22, 32, 4, 1e-5, 10000, 2048, false},
+      {"llama3.2-1b", 128256, 2048, 8192, 16, 32, 8, 1e-5, 500000, 131072, true},
+      {"llama2-7b", 32000, 4096, 11008, 32, 32, 32, 1e-5, 10000, 4096, false},
+      {"llama3-8b", 128256, 4096, 14336, 32, 32, 8, 1e-5, 500000, 8192, false},
+  };
+  std::string known;
+  for (const Row& r : kRows) {
+    known += concat(known.empty() ? "" : ", ", r.name);
+    if (name != r.name) continue;
+    ModelConfig c;
+    c.vocab_size = r.vocab;
+    c.hidden_size = r.hidden;
+    c.intermediate_size = r.intermediate;
+    c.n_layers = r.layers;
+    c.n_heads = r.heads;
+    c.n_kv_heads = r.kv_heads;
+    c.head_dim = r.hidden / r.heads;
+    c.rms_eps = r.eps;
+    c.rope_theta = r.theta;
+    c.max_position = r.positions;
+    c.tie_embeddings = r.tied;
+    if (name == "llama3.2-1b") {
+      c.rope_scaling = {RopeScaling::Kind::Llama3, 32, 1, 4, 8192, {}};
+    }
+    validate(c, name);
+    return c;
+  }
+  throw UsageError(concat("no model shape is named '", name, "': known are ", known));
+}
+
+}  // namespace lk

@@ -1,0 +1,91 @@
+// ModelConfig: everything about a model's maths that its weights do not say.
+//
+// Note [Refuse, never default]: a config field that changes the maths and is not implemented here
+// (a sliding window, partial rotary, soft-capped logits, ...) is an InputError naming file, field
+// and value. A model that loads is computed as its authors meant.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "io/json_fwd.h"
+#include "tensor/backend.h"
+
+namespace lk {
+
+class GgufFile;
+
+// How rotary frequencies are stretched beyond the context of pre-training.
+struct RopeScaling {
+  enum class Kind : std::uint8_t {
+    None,
+    Linear,   // every frequency / factor
+    Llama3,   // low frequencies / factor, high ones kept, smooth between (Llama 3.1)
+    Factors,  // frequency i / factors[i]: GGUF's rope_freqs.weight
+  };
+  Kind kind = Kind::None;
+  double factor = 1;                       // Linear, Llama3
+  double low_freq_factor = 1;              // Llama3
+  double high_freq_factor = 4;             // Llama3
+  std::int64_t original_max_position = 0;  // Llama3
+  std::vector<float> factors;              // Factors: head_dim / 2 divisors
+};
+
+struct ModelConfig {
+  std::string architecture = "llama";  // llama, mistral, qwen2: one decoder, different defaults
+  std::int64_t vocab_size = 0;         // V: rows of the embedding
+  std::int64_t hidden_size = 0;        // C
+  std::int64_t intermediate_size = 0;  // F
+  std::int64_t n_layers = 0;
+  std::int64_t n_heads = 0;     // H
+  std::int64_t n_kv_heads = 0;  // G, divides H
+  std::int64_t head_dim = 0;    // D, even; H * D need not be C
+  double rms_eps = 0;
+  double rope_theta = 0;
+  RopeScaling rope_scaling;
+  std::int64_t max_position = 0;       // the model's context length
+  bool tie_embeddings = false;         // the head is the embedding
+  bool attention_bias = false;         // q, k, v have biases
+  bool attention_output_bias = false;  // o has one
+  bool mlp_bias = false;               // gate, up, down have biases
+  std::int32_t bos_id = -1;            // -1 if the model names none
+  std::vector<std::int32_t> eos_ids;   // empty if the model names none
+  std::string stored_dtype;  // "bfloat16", "Q4_1", ...: as the file says, empty if it does not
+
+  std::int64_t q_size() const { return n_heads * head_dim; }
+  std::int64_t kv_size() const { return n_kv_heads * head_dim; }
+  // Numbers in the base model (a tied head counts once).
+  std::int64_t n_parameters() const;
+};
+
+// Ranges and divisibility of every field. Throws InputError "where: field: why".
+void validate(const ModelConfig& config, const std::string& where);
+
+// From GGUF metadata (architectures llama, which Mistral shares, and qwen2). Throws InputError.
+ModelConfig config_from_gguf(const GgufFile& file);
+// From FOLDER/config.json as transformers 4 or 5 writes it. Throws InputError, IoError.
+ModelConfig config_from_folder(const std::string& folder);
+// Of a model path: a .gguf file or a folder. Reads no tensor.
+ModelConfig config_from_path(const std::string& path);
+// The same from parsed JSON; `where` names it in messages.
+ModelConfig config_from_json(const Json& json, const std::string& where);
+// A config.json that transformers 4 and 5 read. Throws UsageError for rope factors that Hugging
+// Face has no words for.
+Json config_to_json(const ModelConfig& config);
+
+// Shapes of published models, for benches and plans on random weights: smollm2-135m,
+// tinyllama-1.1b, llama3.2-1b, llama2-7b, llama3-8b. Throws UsageError listing these.
+ModelConfig named_shape(const std::string& name);
+
+// The D/2 rotary frequencies, scaling applied. Computed in float32 step by step as transformers
+// does: at position 8,000 the rounding of a frequency is worth 5e-4 rad, so "more exact" would be
+// different.
+std::vector<double> inverse_frequencies(const ModelConfig& config);
+// (n_positions, D) on the device, cos in columns [0, D/2) and sin in [D/2, D). The angle is the
+// float32 product position * frequency, for the same reason; its cosine is computed in double, then
+// rounded to `dtype` (F32 or F64). Tag::Weights.
+Tensor rope_table(Backend& backend, const ModelConfig& config, std::int64_t n_positions,
+                  DType dtype = DType::F32);
+
+}  // namespace lk

@@ -1,0 +1,34 @@
+#include "nn/evaluation.h"
+
+#include <cmath>
+
+namespace lk {
+
+Evaluation evaluate(Transformer& model, std::span<const Row> rows, std::int64_t batch_tokens) {
+  Evaluation result;
+  double sum = 0;
+  std::size_t next = 0;
+  while (next < rows.size()) {
+    std::vector<const Row*> batch;
+    std::int64_t tokens = 0;
+    while (next < rows.size()) {
+      const std::int64_t n = static_cast<std::int64_t>(rows[next].ids.size());
+      if (!batch.empty() && tokens + n > batch_tokens) break;
+      tokens += n;
+      batch.push_back(&rows[next++]);
+    }
+    Tape tape(model.backend(), Tape::Mode::NoGrad);
+    TokenBatch b = make_batch(model.backend(), batch);
+    if (b.n_supervised > 0) sum += to_host_f64(model.loss(tape, b, 1.0, {}).value())[0];
+    result.tokens += b.n_tokens;
+    result.supervised_tokens += b.n_supervised;
+    result.rows += static_cast<std::int64_t>(batch.size());
+  }
+  if (result.supervised_tokens == 0)
+    throw InputError("evaluate: no supervised token in these rows");
+  result.loss = sum / static_cast<double>(result.supervised_tokens);
+  result.perplexity = std::exp(result.loss);
+  return result;
+}
+
+}  // namespace lk

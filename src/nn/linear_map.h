@@ -1,0 +1,44 @@
+// LinearMap: one projection of a block, y = f(x). Frozen by default; lora/ puts an adapter around
+// it.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "autograd/ops.h"
+
+namespace lk {
+
+// What a forward pass needs to know besides its input.
+struct ForwardMode {
+  bool training = false;   // dropout is active
+  std::uint64_t seed = 0;  // of the run
+  std::uint64_t step = 0;  // micro-batches since the run began: keys dropout masks
+};
+
+class LinearMap {
+ public:
+  virtual ~LinearMap() = default;
+  // x (T, in) -> (T, out)
+  virtual Var apply(Tape& tape, const Var& x, const ForwardMode& mode) = 0;
+  virtual std::int64_t in_features() const = 0;
+  virtual std::int64_t out_features() const = 0;
+};
+
+// y = x wᵀ + bias, both frozen.
+class FrozenLinear : public LinearMap {
+ public:
+  explicit FrozenLinear(Weight w, Weight bias = {}) : w_(std::move(w)), bias_(std::move(bias)) {}
+  Var apply(Tape& tape, const Var& x, const ForwardMode&) override {
+    return linear(tape, x, w_, bias());
+  }
+  std::int64_t in_features() const override { return w_.shape()[1]; }
+  std::int64_t out_features() const override { return w_.shape()[0]; }
+  const Weight& weight() const { return w_; }
+  const Weight* bias() const { return bias_.defined() ? &bias_ : nullptr; }
+
+ private:
+  Weight w_, bias_;
+};
+
+}  // namespace lk

@@ -1,0 +1,300 @@
+#include "nn/load.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <exception>
+#include <filesystem>
+#include <future>
+#include <set>
+#include <span>
+#include <vector>
+
+#include "io/gguf.h"
+#include "io/json.h"
+#include "io/safetensors.h"
+#include "io/sha256.h"
+#include "nn/gguf_names.h"
+
+namespace lk {
+namespace {
+
+// A tensor as the file has it. GGUF's llama stores the rows of q and k so that a rotary pair is
+// adjacent: within a head, stored row 2i + p is our row p * D/2 + i.
+struct StoredTensor {
+  std::string name;
+  std::int64_t pair_rows = 0;  // head size D if the rows are stored in pairs, else 0
+};
+
+// A model file behind one interface, whatever its format.
+struct Source {
+  std::unique_ptr<TensorReader> reader;
+  bool gguf = false;
+  bool pairs = false;              // q and k rows are stored in pairs
+  std::string config_name;         // for messages
+  std::vector<std::string> files;  // that hold weights
+
+  StoredTensor find(const std::string& hf_name, std::int64_t head_dim) const {
+    bool rotated = hf_name.find(".q_proj.") != std::string::npos ||
+                   hf_name.find(".k_proj.") != std::string::npos;
+    return {gguf ? gguf_name(hf_name) : hf_name, pairs && rotated ? head_dim : 0};
+  }
+  // Tensors that may be there and are not weights: rotary frequencies, read with the config or
+  // recomputed.
+  bool ignorable(const std::string& name) const {
+    return gguf ? name == "rope_freqs.weight" : name.ends_with("rotary_emb.inv_freq");
+  }
+};
+
+// The files that a folder's weights are in, in the order in which io/ looks for them.
+std::vector<std::string> weight_files(const std::string& folder) {
+  std::string single = folder + "/model.safetensors";
+  std::error_code ignored;
+  if (std::filesystem::exists(single, ignored)) return {single};
+  std::string index_path = folder + "/model.safetensors.index.json";
+  Json index = read_json(index_path);
+  std::set<std::string> names;
+  for (const auto& [tensor, file] : json_at(index, "weight_map", index_path).items())
+    names.insert(file.get<std::string>());
+  std::vector<std::string> files;
+  for (const std::string& name : names) files.push_back(folder + "/" + name);
+  return files;
+}
+
+std::string fingerprint_of(const std::vector<std::string>& files) {
+  if (files.size() == 1) return sha256_file(files[0]);
+  Sha256 all;
+  for (const std::string& path : files) {
+    std::string line =
+        concat(sha256_file(path), "  ", std::filesystem::path(path).filename().string(), "\n");
+    all.update(line.data(), line.size());
+  }
+  return all.hex();
+}
+
+// Every tensor present with its shape, and no other: found before a byte of memory is taken.
+void check_inventory(const Source& source, const ModelConfig& config,
+                     const std::vector<WeightSlot>& slots) {
+  const TensorReader& reader = *source.reader;
+  std::set<std::string> wanted;
+  for (const WeightSlot& slot : slots) {
+    StoredTensor stored = source.find(slot.name, config.head_dim);
+    if (!reader.has(stored.name))
+      throw InputError(concat(reader.path(), ": tensor ", stored.name,
+                              " is missing: ", source.config_name, " asks for it"));
+    Shape shape = reader.shape(stored.name);
+    if (!(shape == slot.shape))
+      throw InputError(concat(reader.path(), ": tensor ", stored.name, " has shape ", shape.str(),
+                              ", ", source.config_name, " asks for ", slot.shape.str()));
+    wanted.insert(stored.name);
+  }
+  for (const std::string& name : reader.names()) {
+    if (wanted.count(name) || source.ignorable(name)) continue;
+    if (config.tie_embeddings && !source.gguf && name == "lm_head.weight")
+      continue;  // compared below
+    throw InputError(concat(reader.path(), ": tensor ", name, " is unknown: ", source.config_name,
+                            " does not ask for it"));
+  }
+}
+
+// Runs f(begin, end) over row ranges of [0, rows), on all threads if `many`; rethrows the first
+// exception.
+template <class F>
+void split_rows(std::int64_t rows, bool many, const F& f) {
+  constexpr std::int64_t kParts = 16;
+  const std::int64_t step = std::max<std::int64_t>(1, (rows + kParts - 1) / kParts);
+  std::exception_ptr failure;
+#pragma omp parallel for schedule(dynamic) if (many)
+  for (std::int64_t begin = 0; begin < rows; begin += step) {
+    try {
+      f(begin, std::min(begin + step, rows));
+    } catch (...) {
+#pragma omp critical(lk_load_failure)
+      if (!failure) failure = std::current_exception();
+    }
+  }
+  if (failure) std::rethrow_exception(failure);
+}
+
+// Streams tensors from a file to the device.
+class Loader {
+ public:
+  Loader(Backend& backend, const Source& source, const ModelConfig& config, DType dtype)
+      : backend_(backend), source_(source), config_(config), dtype_(dtype) {}
+
+  Tensor load(const WeightSlot& slot) {
+    Tensor tensor = backend_.empty(Tag::Weights, dtype_, slot.shape);
+    StoredTensor stored = source_.find(slot.name, config_.head_dim);
+    const bool vector = slot.shape.rank() == 1;
+    // A vector is one row to the reader; a bias of q or k is permuted by element.
+    const std::int64_t rows = vector ? slot.shape[0] : tensor.rows();
+    const std::int64_t cols = vector ? 1 : tensor.cols();
+    std::int64_t step = std::max<std::int64_t>(1, kWeightBlockBytes / (4 * cols));
+    if (vector) step = rows;
+    if (stored.pair_rows)
+      step = (step + stored.pair_rows - 1) / stored.pair_rows * stored.pair_rows;
+    for (std::int64_t begin = 0; begin < rows; begin += step) {
+      std::int64_t end = std::min(begin + step, rows);
+      values_.resize(static_cast<std::size_t>((end - begin) * cols));
+      if (vector)
+        read(stored.name, 0, 1, values_);
+      else
+        read_block(stored.name, begin, end, cols);
+      if (stored.pair_rows) split_pairs(stored.pair_rows, cols);
+      upload_rounded(backend_, vector ? tensor : tensor.slice_rows(begin, end), values_);
+    }
+    return tensor;
+  }
+
+ private:
+  void read_block(const std::string& name, std::int64_t begin, std::int64_t end,
+                  std::int64_t cols) {
+    const bool many = values_.size() > std::size_t{1} << 16;
+    split_rows(end - begin, many, [&](std::int64_t first, std::int64_t last) {
+      std::span<float> part(values_.data() + first * cols, values_.data() + last * cols);
+      read(name, begin + first, begin + last, part);
+    });
+  }
+
+  void read(const std::string& name, std::int64_t begin, std::int64_t end,
+            std::span<float> values) const {
+    source_.reader->read_rows(name, begin, end, values.data());
+    bool finite = true;
+    for (float v : values) finite &= std::isfinite(v);
+    if (!finite)
+      throw InputError(
+          concat(source_.reader->path(), ": tensor ", name, " holds a number that is not finite"));
+  }
+
+  // From adjacent pairs to halves: our row p * D/2 + i of a head is stored row 2i + p.
+  void split_pairs(std::int64_t head_dim, std::int64_t cols) {
+    permuted_.resize(values_.size());
+    const std::int64_t rows = static_cast<std::int64_t>(values_.size()) / cols, half = head_dim / 2;
+    for (std::int64_t row = 0; row < rows; ++row) {
+      std::int64_t head = row / head_dim, p = row % head_dim / half, i = row % half;
+      const float* from = values_.data() + (head * head_dim + 2 * i + p) * cols;
+      std::copy(from, from + cols, permuted_.data() + row * cols);
+    }
+    values_.swap(permuted_);
+  }
+
+  Backend& backend_;
+  const Source& source_;
+  const ModelConfig& config_;
+  DType dtype_;
+  std::vector<float> values_, permuted_;
+};
+
+// A tied model whose file also holds a head: the two must be the same numbers, or it is unclear
+// which model was meant (transformers would silently drop the head).
+void check_tied_head(const TensorReader& reader, const ModelConfig& c) {
+  static const char *kHead = "lm_head.weight", *kEmbedding = "model.embed_tokens.weight";
+  if (!reader.has(kHead)) return;
+  Shape shape{c.vocab_size, c.hidden_size};
+  bool same = reader.shape(kHead) == shape;
+  const std::int64_t step = std::max<std::int64_t>(1, kWeightBlockBytes / (4 * c.hidden_size));
+  std::vector<float> a, b;
+  for (std::int64_t begin = 0; same && begin < c.vocab_size; begin += step) {
+    std::int64_t end = std::min(begin + step, c.vocab_size);
+    a.resize(static_cast<std::size_t>((end - begin) * c.hidden_size));
+    b.resize(a.size());
+    reader.read_rows(kHead, begin, end, a.data());
+    reader.read_rows(kEmbedding, begin, end, b.data());
+    same = a == b;
+  }
+  if (!same)
+    throw InputError(concat(reader.path(), ": tensor ", kHead, " differs from ", kEmbedding,
+                            ", but tie_word_embeddings is true"));
+}
+
+ModelWeights stream_weights(Backend& backend, const Source& source, const ModelConfig& config,
+                            DType dtype, const LoadProgress& progress) {
+  ModelWeights weights;
+  std::vector<WeightSlot> slots = weight_slots(config, weights);
+  check_inventory(source, config, slots);
+  if (config.tie_embeddings && !source.gguf) check_tied_head(*source.reader, config);
+
+  std::int64_t total = 0, done = 0;
+  const std::int64_t element = static_cast<std::int64_t>(dtype_size(dtype));
+  for (const WeightSlot& slot : slots) total += slot.shape.numel() * element;
+  if (std::int64_t free = backend.free_memory(); total > free)
+    throw OutOfMemoryError(concat(source.reader->path(), ": the weights need ", total >> 20,
+                                  " MiB as ", dtype_name(dtype), ", ", backend.name(), " has ",
+                                  free >> 20, " MiB left"));
+  Loader loader(backend, source, config, dtype);
+  for (WeightSlot& slot : slots) {
+    *slot.weight = Weight(slot.name, loader.load(slot));
+    if (slot.linear) backend.prepare_linear(*slot.weight);
+    done += slot.shape.numel() * element;
+    if (progress) progress(done, total, slot.name);
+  }
+  if (config.tie_embeddings) tie_head(backend, weights);
+  return weights;
+}
+
+bool is_folder(const std::string& path) {
+  std::error_code ignored;  // what cannot be looked at is not a folder: opening it says why
+  return std::filesystem::is_directory(path, ignored);
+}
+
+LoadedModel load(Backend& backend, const std::string& path, DType dtype,
+                 const LoadProgress& progress) {
+  check(is_float(dtype), "load_model: compute dtype ", dtype_name(dtype));
+  LoadedModel model;
+  model.path = path;
+  Source source;
+  if (is_folder(path)) {
+    model.config = config_from_folder(path);
+    source.reader = open_safetensors_model(path);
+    source.config_name = "config.json";
+    source.files = weight_files(path);
+  } else {
+    auto file = std::make_unique<GgufFile>(path);
+    model.config = config_from_gguf(*file);
+    source.gguf = true;
+    source.pairs = model.config.architecture == "llama";
+    source.reader = std::move(file);
+    source.config_name = "its metadata";
+    source.files = {path};
+  }
+  // Hashing reads the file a second time, beside the loading.
+  std::future<std::string> fingerprint =
+      std::async(std::launch::async, [&source] { return fingerprint_of(source.files); });
+  model.weights = stream_weights(backend, source, model.config, dtype, progress);
+  model.fingerprint = fingerprint.get();
+  return model;
+}
+
+}  // namespace
+
+ModelHead read_model_head(const std::string& path) {
+  ModelHead head;
+  if (is_folder(path)) {
+    head.config = config_from_folder(path);
+    head.tokenizer = Tokenizer::from_folder(path);
+  } else {
+    GgufFile file(path);
+    head.config = config_from_gguf(file);
+    head.tokenizer = Tokenizer::from_gguf(file);
+  }
+  if (head.tokenizer->n_tokens() > head.config.vocab_size)
+    throw InputError(concat(path, ": the tokenizer has ids up to ", head.tokenizer->n_tokens() - 1,
+                            ", vocab_size is ", head.config.vocab_size));
+  return head;
+}
+
+LoadedModel load_model(Backend& backend, const std::string& path, DType compute_dtype,
+                       const LoadProgress& progress) {
+  ModelHead head = read_model_head(path);  // a bad tokenizer is found before the weights are read
+  LoadedModel model = load(backend, path, compute_dtype, progress);
+  model.tokenizer = std::move(head.tokenizer);
+  model.chat_template = model.tokenizer->chat_template();
+  return model;
+}
+
+LoadedModel load_weights(Backend& backend, const std::string& path, DType compute_dtype,
+                         const LoadProgress& progress) {
+  return load(backend, path, compute_dtype, progress);
+}
+
+}  // namespace lk

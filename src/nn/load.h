@@ -1,0 +1,52 @@
+// Loading a model: a .gguf file or a Hugging Face folder -> config, frozen weights, tokenizer.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "nn/config.h"
+#include "nn/model_weights.h"
+#include "text/tokenizer.h"
+
+namespace lk {
+
+struct LoadedModel {
+  ModelConfig config;
+  ModelWeights weights;
+  std::unique_ptr<Tokenizer> tokenizer;  // null after load_weights()
+  std::string path;
+  // SHA-256 of the model file; of a sharded folder: of the lines "<sha256>  <file name>\n", sorted
+  // by name.
+  std::string fingerprint;
+  std::string chat_template;  // the template's text, empty if the model has none
+};
+
+// What a model says of itself before any tensor is read.
+struct ModelHead {
+  ModelConfig config;
+  std::unique_ptr<Tokenizer> tokenizer;
+};
+// Of a .gguf file or folder. Throws InputError, also if the tokenizer has ids beyond vocab_size.
+ModelHead read_model_head(const std::string& path);
+
+// Called after each tensor: bytes (as held in memory) loaded so far, of how many, and the tensor's
+// name.
+using LoadProgress =
+    std::function<void(std::int64_t done_bytes, std::int64_t total_bytes, const std::string& name)>;
+
+// `path` is a .gguf file or a folder with config.json, model*.safetensors and tokenizer.json.
+//
+// Every tensor that the config asks for must be there with exactly its shape, and every tensor in
+// the file must be asked for (buffers of rotary frequencies aside); values must be finite. LLaMA's
+// GGUF row order of q and k is undone. All weights are stored in compute_dtype (Tag::Weights).
+// Streams: besides the weights it holds less than 64 MiB. Throws InputError naming file and tensor,
+// IoError, OutOfMemoryError.
+LoadedModel load_model(Backend& backend, const std::string& path, DType compute_dtype,
+                       const LoadProgress& progress = {});
+// The same without the tokenizer, for callers that bring token ids.
+LoadedModel load_weights(Backend& backend, const std::string& path, DType compute_dtype,
+                         const LoadProgress& progress = {});
+
+}  // namespace lk

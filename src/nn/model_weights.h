@@ -1,0 +1,65 @@
+// ModelWeights: the frozen tensors of a LLaMA-family decoder.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "nn/config.h"
+#include "tensor/weight.h"
+
+namespace lk {
+
+// One decoder layer. Matrices are (out, in). Biases may be undefined.
+struct LayerWeights {
+  Weight attn_norm;  // (C)
+  Weight q;          // (H*D, C)
+  Weight k, v;       // (G*D, C)
+  Weight o;          // (C, H*D)
+  Weight ffn_norm;   // (C)
+  Weight gate, up;   // (F, C)
+  Weight down;       // (C, F)
+  Weight q_bias, k_bias, v_bias, o_bias, gate_bias, up_bias, down_bias;
+};
+
+struct ModelWeights {
+  Weight embedding;  // (V, C)
+  std::vector<LayerWeights> layers;
+  Weight final_norm;  // (C)
+  Weight head;        // (V, C); the embedding's own memory when tied
+  bool tied() const { return head.values().raw() == embedding.values().raw(); }
+};
+
+// One tensor of the model: Hugging Face's name, shape, and its place in ModelWeights.
+struct WeightSlot {
+  std::string name;  // "model.layers.0.self_attn.q_proj.weight"
+  Shape shape;
+  Weight* weight;
+  bool linear;  // the matrix of a linear layer: Backend::prepare_linear is called on it
+};
+// Sizes weights.layers and lists every tensor that `config` asks for, in a fixed order: embedding,
+// layers, final norm, head (unless tied).
+std::vector<WeightSlot> weight_slots(const ModelConfig& config, ModelWeights& weights);
+// Calls f(weight) for every defined tensor in the same order; a tied head is not repeated.
+void visit_weights(const ModelWeights& weights, const std::function<void(const Weight&)>& f);
+
+// Gives a tied model its head: the embedding's memory, prepared as a linear layer.
+void tie_head(Backend& backend, ModelWeights& weights);
+
+// Weights move between host and device in blocks of about this size.
+inline constexpr std::int64_t kWeightBlockBytes = std::int64_t{16} << 20;
+// dst (any floating dtype, contiguous) = values, rounded to nearest even.
+void upload_rounded(Backend& backend, const Tensor& dst, std::span<const float> values);
+
+// SHA-256 over names and bytes of all tensors as they are in device memory now. The same before and
+// after training: proof that the base did not change. Reads everything back in blocks of 16 MiB.
+std::string weights_sha256(Backend& backend, const ModelWeights& weights);
+
+// Uniformly distributed matrices and biases (standard deviation 0.02), gains 1; the same for a seed
+// on every device. For benches and tests.
+ModelWeights random_weights(Backend& backend, const ModelConfig& config, DType dtype,
+                            std::uint64_t seed);
+
+}  // namespace lk

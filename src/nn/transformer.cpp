@@ -1,0 +1,87 @@
+#include "nn/transformer.h"
+
+#include <algorithm>
+
+namespace lk {
+namespace {
+// On the CPU a chunk of logits should stay near the cache; a GPU wants thousands of rows.
+constexpr std::int64_t kCpuLossBytes = std::int64_t{32} << 20;
+constexpr std::int64_t kGpuLossBytes = std::int64_t{512} << 20;
+}  // namespace
+
+std::int64_t loss_chunk_rows(std::int64_t vocab_size, DType dtype, std::int64_t budget_bytes) {
+  std::int64_t row_bytes = vocab_size * static_cast<std::int64_t>(dtype_size(dtype));
+  return std::clamp<std::int64_t>(budget_bytes / std::max<std::int64_t>(row_bytes, 1), 16, 4096);
+}
+
+Transformer::Transformer(Backend& backend, ModelConfig config, ModelWeights weights,
+                         DType compute_dtype, std::int64_t max_positions)
+    : backend_(backend),
+      config_(std::move(config)),
+      weights_(std::move(weights)),
+      dtype_(compute_dtype),
+      max_positions_(max_positions),
+      rope_table_(lk::rope_table(backend, config_, max_positions, stat_dtype(compute_dtype))) {
+  check(static_cast<std::int64_t>(weights_.layers.size()) == config_.n_layers,
+        "transformer: ", weights_.layers.size(), " layers of weights for ", config_.n_layers);
+  for (std::size_t i = 0; i < weights_.layers.size(); ++i)
+    blocks_.push_back(std::make_unique<Block>(config_, weights_.layers[i], i));
+}
+
+Var Transformer::hidden(Tape& tape, const TokenBatch& batch, const ForwardMode& mode,
+                        KvCache* cache) {
+  Segments keys;
+  if (cache) {
+    keys =
+        make_segments(backend_, {0, static_cast<std::int32_t>(cache->length() + batch.n_tokens)});
+  }
+  BlockInput in{rope_table_, batch.positions, batch.segments, cache ? &keys : nullptr, cache, mode};
+  Var x = embedding(tape, weights_.embedding, batch.ids);
+  for (auto& block : blocks_) x = block->apply(tape, x, in);
+  if (cache) cache->advance(batch.n_tokens);
+  return x;
+}
+
+Var Transformer::loss(Tape& tape, const TokenBatch& batch, double scale, const ForwardMode& mode) {
+  check(batch.n_supervised > 0, "loss: the batch has no supervised token");
+  check(batch.segments.longest() <= max_positions_, "loss: a row of ", batch.segments.longest(),
+        " tokens, positions up to ", max_positions_);
+  Var x = hidden(tape, batch, mode, nullptr);
+  // Tokens without a target leave before the norm and the head: they cost nothing there.
+  Var wanted = gather_rows(tape, x, batch.rows);
+  x = Var();
+  Var normed = rmsnorm(tape, wanted, weights_.final_norm, config_.rms_eps);
+  std::int64_t budget = backend_.is_cpu() ? kCpuLossBytes : kGpuLossBytes;
+  return head_loss(tape, normed, weights_.head, batch.targets, scale,
+                   loss_chunk_rows(config_.vocab_size, dtype_, budget));
+}
+
+Tensor Transformer::logits(const TokenBatch& batch, const Tensor& rows, const ForwardMode& mode) {
+  Tape tape(backend_, Tape::Mode::NoGrad);
+  Var x = hidden(tape, batch, mode, nullptr);
+  if (rows.defined()) x = gather_rows(tape, x, rows);
+  return linear(tape, rmsnorm(tape, x, weights_.final_norm, config_.rms_eps), weights_.head)
+      .value();
+}
+
+Tensor Transformer::next_logits(const TokenBatch& prompt, KvCache& cache) {
+  check(cache.length() + prompt.n_tokens <= max_positions_, "generate: position ",
+        cache.length() + prompt.n_tokens, " of ", max_positions_);
+  Tape tape(backend_, Tape::Mode::NoGrad);
+  Var x = hidden(tape, prompt, {}, &cache);
+  Var last = tape.constant(x.value().slice_rows(prompt.n_tokens - 1, prompt.n_tokens));
+  return linear(tape, rmsnorm(tape, last, weights_.final_norm, config_.rms_eps), weights_.head)
+      .value();
+}
+
+void Transformer::visit_sites(const SiteVisitor& f) {
+  for (std::size_t layer = 0; layer < blocks_.size(); ++layer) {
+    for (int s = 0; s < kSiteCount; ++s) {
+      Site site = static_cast<Site>(s);
+      f(concat("model.layers.", layer, ".", site_path(site)), layer, site,
+        blocks_[layer]->site(site));
+    }
+  }
+}
+
+}  // namespace lk

@@ -1,0 +1,61 @@
+// Transformer: embedding -> blocks -> norm -> head. Frozen; adapters are put on its sites by lora/.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "nn/batch.h"
+#include "nn/block.h"
+#include "nn/config.h"
+#include "nn/model_weights.h"
+
+namespace lk {
+
+class Transformer {
+ public:
+  // Takes the weights; `max_positions` bounds every sequence (rotary angles are tabulated once).
+  Transformer(Backend& backend, ModelConfig config, ModelWeights weights, DType compute_dtype,
+              std::int64_t max_positions);
+
+  Backend& backend() const { return backend_; }
+  const ModelConfig& config() const { return config_; }
+  DType compute_dtype() const { return dtype_; }
+  std::int64_t max_positions() const { return max_positions_; }
+
+  // loss (1) = scale * sum over supervised tokens of -log p(target). Full logits never exist.
+  Var loss(Tape& tape, const TokenBatch& batch, double scale, const ForwardMode& mode);
+  // logits (n,V) of the given tokens of the batch (rows (n) I32; all of them if undefined). No
+  // gradients.
+  Tensor logits(const TokenBatch& batch, const Tensor& rows = {}, const ForwardMode& mode = {});
+  // Appends a prompt (or one token) to the cache and returns the logits (1,V) of its last token.
+  Tensor next_logits(const TokenBatch& prompt, KvCache& cache);
+
+  // Calls f(module path, layer, site, map) for every projection, in running order. Paths as Hugging
+  // Face: "model.layers.0.self_attn.q_proj".
+  using SiteVisitor =
+      std::function<void(const std::string&, std::size_t, Site, std::unique_ptr<LinearMap>&)>;
+  void visit_sites(const SiteVisitor& f);
+
+  std::int64_t n_parameters() const { return config_.n_parameters(); }
+  const ModelWeights& weights() const { return weights_; }
+
+ private:
+  // Hidden states (T,C) before the final norm.
+  Var hidden(Tape& tape, const TokenBatch& batch, const ForwardMode& mode, KvCache* cache);
+
+  Backend& backend_;
+  ModelConfig config_;
+  ModelWeights weights_;  // shared with the blocks: a Weight is a handle
+  DType dtype_;
+  std::int64_t max_positions_;
+  Tensor rope_table_;
+  std::vector<std::unique_ptr<Block>> blocks_;
+};
+
+// Rows of the chunk in which head and cross-entropy work: bounds the logits that exist at one time
+// to about `budget_bytes`.
+std::int64_t loss_chunk_rows(std::int64_t vocab_size, DType dtype, std::int64_t budget_bytes);
+
+}  // namespace lk

@@ -1,0 +1,88 @@
+#include "tensor/backend.h"
+
+#include <algorithm>
+
+namespace lk {
+
+Backend::Backend() = default;
+Backend::~Backend() = default;
+
+Tensor Backend::empty(Tag tag, DType dtype, Shape shape) {
+  check(tag != Tag::Gradients, "only a Parameter may allocate gradients");
+  check(tag != Tag::Optimizer, "only the optimizer may allocate moments");
+  return allocate(tag, dtype, shape);
+}
+
+Tensor Backend::empty_gradient(PassKey<Parameter>, DType dtype, Shape shape) {
+  return allocate(Tag::Gradients, dtype, shape);
+}
+
+Tensor Backend::empty_moment(PassKey<AdamW>, DType dtype, Shape shape) {
+  return allocate(Tag::Optimizer, dtype, shape);
+}
+
+Tensor Backend::allocate(Tag tag, DType dtype, Shape shape) {
+  std::int64_t size = static_cast<std::int64_t>(dtype_size(dtype));
+  check(shape.numel() <= INT64_MAX / size, "allocation overflows: ", shape.str());
+  std::size_t bytes = static_cast<std::size_t>(shape.numel() * size);
+  std::int64_t live = ledger_.total().live_bytes;
+  bool over = memory_limit_ > 0 && live + static_cast<std::int64_t>(bytes) > memory_limit_;
+  void* data = over ? nullptr : cache_->allocate(bytes);
+  if (!data) {
+    std::string table;
+    for (int i = 0; i < kTagCount; ++i) {
+      const auto& e = ledger_[static_cast<Tag>(i)];
+      if (e.live_bytes)
+        table +=
+            concat(i ? ", " : "", tag_name(static_cast<Tag>(i)), " ", e.live_bytes >> 20, " MiB");
+    }
+    throw OutOfMemoryError(concat(name(), " is out of memory: asked for ", bytes, " bytes (",
+                                  tag_name(tag), " ", dtype_name(dtype), shape.str(), ") with ",
+                                  live >> 20, " MiB live: ", table));
+  }
+  ledger_.allocated(tag, bytes);
+  return Tensor(std::make_shared<Storage>(*this, data, bytes, tag), dtype, shape);
+}
+
+void Backend::deallocate(void* data, std::size_t bytes, Tag tag) noexcept {
+  ledger_.freed(tag, bytes);
+  cache_->release(data);
+}
+
+std::int64_t Segments::longest() const {
+  std::int64_t longest = 0;
+  for (std::size_t i = 1; i < host.size(); ++i)
+    longest = std::max<std::int64_t>(longest, host[i] - host[i - 1]);
+  return longest;
+}
+
+Tensor to_device(Backend& backend, Tag tag, std::span<const std::int32_t> values) {
+  Tensor t = backend.empty(tag, DType::I32, {static_cast<std::int64_t>(values.size())});
+  backend.upload(t, values.data(), values.size_bytes());
+  return t;
+}
+
+std::vector<double> to_host_f64(const Tensor& x) {
+  return dispatch_float(x.dtype(), [&]<class T>() {
+    std::vector<T> raw = to_host<T>(x);
+    std::vector<double> out(raw.size());
+    for (std::size_t i = 0; i < raw.size(); ++i) {
+      if constexpr (std::is_same_v<T, bf16>)
+        out[i] = static_cast<float>(raw[i]);
+      else
+        out[i] = raw[i];
+    }
+    return out;
+  });
+}
+
+Segments make_segments(Backend& backend, std::vector<std::int32_t> offsets) {
+  check(!offsets.empty() && offsets[0] == 0, "segments: offsets must start at 0");
+  check(std::is_sorted(offsets.begin(), offsets.end()), "segments: offsets must not decrease");
+  Segments s;
+  s.host = std::move(offsets);
+  s.offsets = to_device(backend, Tag::Workspace, s.host);
+  return s;
+}
+
+}  // namespace lk

@@ -1,0 +1,247 @@
+// Backend: one device and one ordered stream of work. This header is the engine's table of
+// contents: every numeric entry point with its maths and its shapes.
+//
+// Letters: T tokens of a batch (all rows of all documents, no padding), C model width, H query
+// heads, G key/value heads, D head size, F feed-forward width, V vocabulary, R LoRA rank; in a
+// matmul M x K times K x N. Unless said otherwise x, y and their gradients have one floating dtype
+// ("compute dtype": F32, BF16; F64 on the CPU) and sums are accumulated in F32 (F64 for F64).
+//
+// Shapes and dtypes were checked by the op layer; a Backend checks only what it alone requires.
+// Matrices may have a row stride (Tensor::ld()). Backends allocate nothing but Tag::Workspace.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "tensor/block_cache.h"
+#include "tensor/ledger.h"
+#include "tensor/philox.h"
+#include "tensor/tensor.h"
+#include "tensor/weight.h"
+
+namespace lk {
+
+class Parameter;
+class AdamW;
+
+// Only T can make one: an argument of this type is a proof of who is calling.
+template <class T>
+class PassKey {
+  friend T;
+  PassKey() = default;
+};
+
+// What to do with a gradient: nobody wants it, overwrite the buffer, or add to it.
+enum class GradMode : std::uint8_t { Skip, Write, Add };
+
+// Documents laid end to end in the token dimension: document i holds rows [offsets[i],
+// offsets[i+1]).
+struct Segments {
+  std::vector<std::int32_t> host;  // offsets, n + 1 of them, host[0] = 0
+  Tensor offsets;                  // the same on the device, I32 (n + 1)
+  std::int64_t count() const { return static_cast<std::int64_t>(host.size()) - 1; }
+  std::int64_t total() const { return host.empty() ? 0 : host.back(); }
+  std::int64_t longest() const;
+};
+
+struct AttentionShape {
+  int n_heads = 0;     // H
+  int n_kv_heads = 0;  // G, divides H: query head h reads key/value head h / (H / G)
+  int head_dim = 0;    // D
+  float scale = 0;     // usually 1 / sqrt(D)
+  int window = 0;      // > 0: a query sees only the last `window` keys up to itself
+};
+
+// One parameter's buffers for the optimizer, flat and contiguous, `numel` elements each.
+struct AdamWSlot {
+  Tensor value, grad, m, v;  // F32 (F64 in checks)
+  Tensor compute;            // BF16 copy refreshed with the new value; undefined if not needed
+  float weight_decay = 0;
+};
+
+struct AdamWStep {
+  float lr = 0, beta1 = 0.9f, beta2 = 0.999f, eps = 1e-8f;
+  std::int64_t step = 1;  // 1 for the first update: bias corrections are 1 - beta^step
+  float max_norm = 0;     // > 0: gradients times min(1, max_norm / (norm + 1e-6))
+};
+
+class Backend {
+ public:
+  virtual ~Backend();
+  Backend(const Backend&) = delete;
+  Backend& operator=(const Backend&) = delete;
+
+  virtual std::string name() const = 0;         // "cpu", "cuda:0"
+  virtual std::string description() const = 0;  // for run.json: processor, threads, driver, ...
+  virtual bool is_cpu() const = 0;
+  // What `--dtype auto` means here: BF16 where the device multiplies it natively, else F32.
+  virtual DType preferred_dtype() const { return is_cpu() ? DType::F32 : DType::BF16; }
+
+  // ---- memory
+  // ------------------------------------------------------------------------------------
+  // Uninitialised memory with a purpose. Throws OutOfMemoryError with the ledger's table, and Error
+  // for the two tags that need a PassKey.
+  Tensor empty(Tag tag, DType dtype, Shape shape);
+  Tensor empty_gradient(PassKey<Parameter>, DType dtype, Shape shape);
+  Tensor empty_moment(PassKey<AdamW>, DType dtype, Shape shape);
+  void deallocate(void* data, std::size_t bytes, Tag tag) noexcept;
+  Ledger& ledger() { return ledger_; }
+  const Ledger& ledger() const { return ledger_; }
+  const BlockCache& cache() const { return *cache_; }
+  void trim() { cache_->trim(); }
+  // 0 = no limit. A request that would lift live bytes above the limit is out of memory.
+  void set_memory_limit(std::int64_t bytes) { memory_limit_ = bytes; }
+  // Bytes of device memory (host RAM for the CPU) that could still be allocated.
+  virtual std::int64_t free_memory() const = 0;
+
+  // Copies between host and device; the host sees finished results. `bytes` must equal the
+  // tensor's, which must be contiguous.
+  virtual void upload(const Tensor& dst, const void* src, std::size_t bytes) = 0;
+  virtual void download(void* dst, const Tensor& src, std::size_t bytes) = 0;
+  virtual void synchronize() = 0;
+
+  // ---- elementwise
+  // -------------------------------------------------------------------------------
+  virtual void fill(const Tensor& x, double value) = 0;     // x = value
+  virtual void copy(const Tensor& y, const Tensor& x) = 0;  // y = x, converting dtype
+  virtual void add(const Tensor& y, const Tensor& a, const Tensor& b) = 0;  // y = a + b; y may be a
+  // y (+)= alpha * scalar * x, scalar a (1)-tensor of F32 (F64 for F64) on the device or undefined
+  // (1).
+  virtual void scale(const Tensor& y, GradMode mode, double alpha, const Tensor& scalar,
+                     const Tensor& x) = 0;
+  virtual void add_bias(const Tensor& y, const Weight& bias) = 0;  // y (T,N) += bias (N)
+  // y (+)= x * keep / (1 - p), keep_i = uniform(key, i) >= p, i the row-major element index in x.
+  // Its own backward: the mask is drawn again.
+  virtual void dropout(const Tensor& y, GradMode mode, const Tensor& x, float p,
+                       const RandomKey& key) = 0;
+
+  // ---- linear
+  // ------------------------------------------------------------------------------------ Called
+  // once per weight at load, so that the backend can pack it for both directions.
+  virtual void prepare_linear(Weight& w) = 0;
+  // y (T,N) = x (T,K) wᵀ, w (N,K) frozen
+  virtual void linear_forward(const Tensor& y, const Tensor& x, const Weight& w) = 0;
+  // dx (T,K) (+)= dy (T,N) w. There is no dw: w is frozen.
+  virtual void linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,
+                                 const Weight& w) = 0;
+  // Products with trainable matrices. a, b share a dtype; c has it too, or is F32.
+  virtual void matmul_nt(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
+                         const Tensor& b) = 0;  // c (M,N) (+)= alpha a (M,K) b (N,K)ᵀ
+  virtual void matmul_nn(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
+                         const Tensor& b) = 0;  // c (M,N) (+)= alpha a (M,K) b (K,N)
+  // The only function that contracts over tokens, so the only way to a weight gradient:
+  // dw (P,Q) (+)= alpha a (T,P)ᵀ b (T,Q), dw F32 (F64 for F64). Counted in
+  // weight_gradient_matmuls().
+  void weight_gradient(const Tensor& dw, GradMode mode, double alpha, const Tensor& a,
+                       const Tensor& b) {
+    ++weight_gradient_matmuls_;
+    matmul_tn(dw, mode, alpha, a, b);
+  }
+  std::int64_t weight_gradient_matmuls() const { return weight_gradient_matmuls_; }
+
+  // ---- norm
+  // -------------------------------------------------------------------------------------- y = x *
+  // rstd * gain, rstd = 1 / sqrt(mean(x^2) + eps).  x, y (T,C), gain (C), rstd (T) F32|F64
+  virtual void rmsnorm_forward(const Tensor& y, const Tensor& rstd, const Tensor& x,
+                               const Weight& gain, double eps) = 0;
+  // dx (+)= rstd * (g - xhat * mean(g * xhat)), g = dy * gain, xhat = x * rstd
+  virtual void rmsnorm_backward(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& x,
+                                const Weight& gain, const Tensor& rstd) = 0;
+
+  // ---- rope
+  // -------------------------------------------------------------------------------------- Rotates
+  // each head's pairs (i, i + D/2) by the angle of its position: (a, b) -> (a cos - b sin, b cos +
+  // a sin); `inverse` rotates back (that is the backward). x, y (T, heads*D), y may be x; table (P,
+  // D) F32|F64 holds cos in columns [0, D/2) and sin in [D/2, D); positions (T) I32 < P.
+  virtual void rope(const Tensor& y, GradMode mode, const Tensor& x, const Tensor& table,
+                    const Tensor& positions, int head_dim, bool inverse) = 0;
+
+  // ---- attention
+  // --------------------------------------------------------------------------------- Causal
+  // attention inside each document; T x T is never stored. q, o (Tq, H*D), k, v (Tk, G*D); document
+  // i has its queries in q_seg and its keys in k_seg, queries aligned with the LAST keys (so with a
+  // KV cache Tk >= Tq). lse (H, Tq) F32|F64: log-sum-exp of the scaled scores.
+  virtual void attention_forward(const Tensor& o, const Tensor& lse, const Tensor& q,
+                                 const Tensor& k, const Tensor& v, const AttentionShape& shape,
+                                 const Segments& q_seg, const Segments& k_seg) = 0;
+  // Always writes dq, dk, dv (q_seg = k_seg: training has no cache).
+  virtual void attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv,
+                                  const Tensor& dout, const Tensor& q, const Tensor& k,
+                                  const Tensor& v, const Tensor& o, const Tensor& lse,
+                                  const AttentionShape& shape, const Segments& seg) = 0;
+
+  // ---- swiglu
+  // ------------------------------------------------------------------------------------ y =
+  // silu(gate) * up, silu(g) = g / (1 + exp(-g)).  all (T,F)
+  virtual void swiglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) = 0;
+  // Always writes both; dgate may be gate's memory and dup may be up's.
+  virtual void swiglu_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy,
+                               const Tensor& gate, const Tensor& up) = 0;
+
+  // ---- embedding
+  // --------------------------------------------------------------------------------- y (T,C) =
+  // table[ids]; table (V,C), ids (T) I32 in [0, V)
+  virtual void embedding_forward(const Tensor& y, const Weight& table, const Tensor& ids) = 0;
+  // y (n,C) = x[rows]; rows (n) I32, distinct
+  virtual void gather_rows(const Tensor& y, const Tensor& x, const Tensor& rows) = 0;
+  // dx[rows] (+)= dy; Write also zeroes all other rows of dx.
+  virtual void scatter_rows(const Tensor& dx, GradMode mode, const Tensor& dy,
+                            const Tensor& rows) = 0;
+
+  // ---- loss
+  // -------------------------------------------------------------------------------------- For each
+  // row i of logits (n,V): losses[i] = log sum exp(logits[i]) - logits[i][target[i]], F32|F64;
+  // then, if `gradient`, logits[i] is overwritten with scale * (softmax(logits[i]) -
+  // onehot(target[i])).
+  virtual void cross_entropy(const Tensor& losses, const Tensor& logits, const Tensor& targets,
+                             bool gradient, double scale) = 0;
+  // out (1) (+)= alpha * sum(x), fixed order. out and x F32|F64.
+  virtual void sum(const Tensor& out, GradMode mode, double alpha, const Tensor& x) = 0;
+
+  // ---- optim
+  // ------------------------------------------------------------------------------------- out (1)
+  // F32|F64 = sum over tensors of sum(x^2), fixed order.
+  virtual void sum_squares(const Tensor& out, std::span<const Tensor> tensors) = 0;
+  // AdamW with decoupled decay over all slots (Loshchilov & Hutter 2019, as torch.optim.AdamW).
+  // norm_sq (1): the gradients' squared norm, for clipping; if it is not finite nothing is changed.
+  virtual void adamw(std::span<const AdamWSlot> slots, const AdamWStep& step,
+                     const Tensor& norm_sq) = 0;
+
+ protected:
+  Backend();
+  // Installs the cache; called by the constructor of a concrete backend.
+  void set_cache(std::unique_ptr<BlockCache> cache) { cache_ = std::move(cache); }
+  // Called by the destructor of a concrete backend while its device is still there.
+  void release_cache() { cache_.reset(); }
+  virtual void matmul_tn(const Tensor& dw, GradMode mode, double alpha, const Tensor& a,
+                         const Tensor& b) = 0;
+
+ private:
+  Tensor allocate(Tag tag, DType dtype, Shape shape);
+
+  Ledger ledger_;
+  std::unique_ptr<BlockCache> cache_;
+  std::int64_t memory_limit_ = 0;
+  std::int64_t weight_gradient_matmuls_ = 0;
+};
+
+// The dtype of statistics (rstd, lse, losses, sums) beside values of dtype t.
+inline DType stat_dtype(DType t) { return t == DType::F64 ? DType::F64 : DType::F32; }
+
+// Host vector -> device tensor (n) and back.
+Tensor to_device(Backend& backend, Tag tag, std::span<const std::int32_t> values);
+template <class T>
+std::vector<T> to_host(const Tensor& x) {
+  std::vector<T> v(static_cast<std::size_t>(x.numel()));
+  check(x.dtype() == dtype_of<T>(), "to_host: wrong dtype ", dtype_name(x.dtype()));
+  x.backend().download(v.data(), x, x.bytes());
+  return v;
+}
+// Any floating tensor as doubles.
+std::vector<double> to_host_f64(const Tensor& x);
+Segments make_segments(Backend& backend, std::vector<std::int32_t> offsets);
+
+}  // namespace lk

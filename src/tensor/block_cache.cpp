@@ -1,0 +1,65 @@
+#include "tensor/block_cache.h"
+
+#include <algorithm>
+
+#include "tensor/error.h"
+
+namespace lk {
+namespace {
+constexpr std::size_t kAlignment = 256;  // cache lines, vector loads and cuBLAS all want less
+constexpr std::size_t kSmall = std::size_t{1} << 20;
+
+std::size_t rounded(std::size_t bytes) {
+  std::size_t unit = bytes < kSmall ? kAlignment : std::size_t{64} << 10;
+  return (std::max<std::size_t>(bytes, 1) + unit - 1) / unit * unit;
+}
+// A cached block may be larger than asked for by at most an eighth (or 64 KiB): bounded waste.
+bool fits(std::size_t block, std::size_t wanted) {
+  return block <= wanted + std::max<std::size_t>(wanted / 8, std::size_t{64} << 10);
+}
+}  // namespace
+
+BlockCache::~BlockCache() { trim(); }
+
+void* BlockCache::allocate(std::size_t bytes) {
+  std::size_t wanted = rounded(bytes);
+  auto it = unused_.lower_bound(wanted);
+  if (it != unused_.end() && fits(it->first, wanted)) {
+    // Of equal blocks the one at the lowest address: the choice must not depend on the order in
+    // which they came back, or identical steps would not get identical addresses.
+    for (auto other = it; other != unused_.end() && other->first == it->first; ++other)
+      if (std::less<>()(other->second, it->second)) it = other;
+    auto [size, block] = *it;
+    unused_.erase(it);
+    used_.emplace(block, size);
+    return block;
+  }
+  void* block = malloc_(wanted);
+  if (!block) {  // last resort: return what is cached, try once more
+    trim();
+    block = malloc_(wanted);
+    if (!block) return nullptr;
+  }
+  ++driver_allocations_;
+  reserved_bytes_ += static_cast<std::int64_t>(wanted);
+  peak_reserved_bytes_ = std::max(peak_reserved_bytes_, reserved_bytes_);
+  used_.emplace(block, wanted);
+  return block;
+}
+
+void BlockCache::release(void* block) {
+  auto it = used_.find(block);
+  check(it != used_.end(), "allocator: double free, or a pointer that is not ours");
+  unused_.emplace(it->second, block);
+  used_.erase(it);
+}
+
+void BlockCache::trim() {
+  for (auto [size, block] : unused_) {
+    free_(block, size);
+    reserved_bytes_ -= static_cast<std::int64_t>(size);
+  }
+  unused_.clear();
+}
+
+}  // namespace lk

@@ -1,0 +1,46 @@
+// BlockCache: a caching allocator for one ordered stream of work.
+//
+// Freed blocks are kept and reused (best fit, bounded waste). Because all work of a Backend is
+// ordered, a block may be handed out again as soon as its last user was *submitted*. Identical
+// steps therefore ask for identical blocks in the same order and get identical addresses, and from
+// the second step on the driver is not called at all: `driver_allocations()` stands still.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <unordered_map>
+
+namespace lk {
+
+class BlockCache {
+ public:
+  using Malloc = std::function<void*(std::size_t bytes)>;  // nullptr when out of memory
+  using Free = std::function<void(void*, std::size_t bytes)>;
+
+  BlockCache(Malloc malloc, Free free) : malloc_(std::move(malloc)), free_(std::move(free)) {}
+  ~BlockCache();
+  BlockCache(const BlockCache&) = delete;
+  BlockCache& operator=(const BlockCache&) = delete;
+
+  // A block of at least `bytes` bytes, 256-byte aligned. Returns nullptr when the device is out of
+  // memory even after every cached block was given back.
+  void* allocate(std::size_t bytes);
+  void release(void* block);
+  // Gives every unused block back to the driver.
+  void trim();
+
+  std::int64_t driver_allocations() const { return driver_allocations_; }
+  std::int64_t reserved_bytes() const { return reserved_bytes_; }
+  std::int64_t peak_reserved_bytes() const { return peak_reserved_bytes_; }
+
+ private:
+  Malloc malloc_;
+  Free free_;
+  std::multimap<std::size_t, void*> unused_;
+  std::unordered_map<void*, std::size_t> used_;
+  std::int64_t driver_allocations_ = 0, reserved_bytes_ = 0, peak_reserved_bytes_ = 0;
+};
+
+}  // namespace lk

@@ -1,0 +1,89 @@
+// CpuBackend: every entry point of Backend on the host. Each op family has its own file, where the
+// plain twin (templated over F64, F32, BF16: the definition) stands next to the fast path.
+#pragma once
+
+#include <string>
+
+#include "tensor/cpu/cpu_backend.h"
+
+namespace lk {
+
+class CpuBackend final : public Backend {
+ public:
+  // Whose kernels multiply frozen weights; tests choose, everyone else lets the processor decide.
+  enum class Products { Best, Tiles, Onednn };
+  explicit CpuBackend(CpuMode mode, Products products = Products::Best);
+  ~CpuBackend() override;
+
+  std::string name() const override { return "cpu"; }
+  std::string description() const override;
+  bool is_cpu() const override { return true; }
+
+  std::int64_t free_memory() const override;
+  void upload(const Tensor& dst, const void* src, std::size_t bytes) override;
+  void download(void* dst, const Tensor& src, std::size_t bytes) override;
+  void synchronize() override {}  // every call returns with its work done
+
+  void fill(const Tensor& x, double value) override;
+  void copy(const Tensor& y, const Tensor& x) override;
+  void add(const Tensor& y, const Tensor& a, const Tensor& b) override;
+  void scale(const Tensor& y, GradMode mode, double alpha, const Tensor& scalar,
+             const Tensor& x) override;
+  void add_bias(const Tensor& y, const Weight& bias) override;
+  void dropout(const Tensor& y, GradMode mode, const Tensor& x, float p,
+               const RandomKey& key) override;
+
+  void prepare_linear(Weight& w) override;
+  void linear_forward(const Tensor& y, const Tensor& x, const Weight& w) override;
+  void linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,
+                         const Weight& w) override;
+  void matmul_nt(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
+                 const Tensor& b) override;
+  void matmul_nn(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
+                 const Tensor& b) override;
+
+  void rmsnorm_forward(const Tensor& y, const Tensor& rstd, const Tensor& x, const Weight& gain,
+                       double eps) override;
+  void rmsnorm_backward(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& x,
+                        const Weight& gain, const Tensor& rstd) override;
+
+  void rope(const Tensor& y, GradMode mode, const Tensor& x, const Tensor& table,
+            const Tensor& positions, int head_dim, bool inverse) override;
+
+  void attention_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k,
+                         const Tensor& v, const AttentionShape& shape, const Segments& q_seg,
+                         const Segments& k_seg) override;
+  void attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout,
+                          const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o,
+                          const Tensor& lse, const AttentionShape& shape,
+                          const Segments& seg) override;
+
+  void swiglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) override;
+  void swiglu_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy, const Tensor& gate,
+                       const Tensor& up) override;
+
+  void embedding_forward(const Tensor& y, const Weight& table, const Tensor& ids) override;
+  void gather_rows(const Tensor& y, const Tensor& x, const Tensor& rows) override;
+  void scatter_rows(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& rows) override;
+
+  void cross_entropy(const Tensor& losses, const Tensor& logits, const Tensor& targets,
+                     bool gradient, double scale) override;
+  void sum(const Tensor& out, GradMode mode, double alpha, const Tensor& x) override;
+
+  void sum_squares(const Tensor& out, std::span<const Tensor> tensors) override;
+  void adamw(std::span<const AdamWSlot> slots, const AdamWStep& step,
+             const Tensor& norm_sq) override;
+
+ protected:
+  void matmul_tn(const Tensor& dw, GradMode mode, double alpha, const Tensor& a,
+                 const Tensor& b) override;
+
+ private:
+  bool fast() const { return mode_ == CpuMode::Fast; }
+  bool use_onednn(DType dtype) const;
+
+  CpuMode mode_;
+  Products products_;
+};
+
+}  // namespace lk

@@ -1,0 +1,33 @@
+// Products with frozen weights through oneDNN, on processors where its kernels beat our tiles:
+// AVX-512 for F32, AVX-512 BF16 or AMX for BF16.
+#pragma once
+
+#include <memory>
+
+#include "tensor/backend.h"
+
+namespace lk::cpu {
+
+// True if oneDNN is the better choice for this dtype on this processor.
+bool prefers_onednn(DType dtype);
+
+// A frozen weight w (N,K) as oneDNN wants it: F32 as it is; BF16 packed twice, in the layouts that
+// the forward and the backward product prefer (AMX multiplies tiles faster than plain rows can be
+// read).
+class OnednnLinear : public PackedWeight {
+ public:
+  // Packed copies are Workspace of `backend`.
+  OnednnLinear(Backend& backend, const Tensor& w);
+  ~OnednnLinear() override;
+
+  // y (T,N) = x (T,K) wᵀ
+  void forward(const Tensor& y, const Tensor& x) const;
+  // dx (T,K) (+)= dy (T,N) w
+  void backward(const Tensor& dx, GradMode mode, const Tensor& dy) const;
+
+ private:
+  struct Direction;
+  std::unique_ptr<Direction> forward_, backward_;
+};
+
+}  // namespace lk::cpu

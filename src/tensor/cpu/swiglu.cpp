@@ -1,0 +1,96 @@
+// SwiGLU (Shazeer 2020): y = silu(gate) * up, silu(g) = g * sigmoid(g).
+#include <cmath>
+
+#include "tensor/cpu/cpu_backend_impl.h"
+#include "tensor/cpu/kernels.h"
+#include "tensor/cpu/simd.h"
+
+namespace lk {
+
+using namespace cpu;
+
+namespace {
+
+// ---- plain twins: the definitions -------------------------------------------------------------
+
+template <class T>
+void swiglu_forward_plain(Matrix<T> y, Matrix<T> gate, Matrix<T> up) {
+  using A = accumulate_t<T>;
+  for (std::int64_t i = 0; i < y.rows; ++i)
+    for (std::int64_t j = 0; j < y.cols; ++j) {
+      A g = load(gate[i][j]);
+      y[i][j] = rounded<T>(g / (A(1) + std::exp(-g)) * load(up[i][j]));
+    }
+}
+
+// With s = sigmoid(g): d silu / dg = s (1 + g (1 - s)).
+template <class T>
+void swiglu_backward_plain(Matrix<T> dgate, Matrix<T> dup, Matrix<T> dy, Matrix<T> gate,
+                           Matrix<T> up) {
+  using A = accumulate_t<T>;
+  for (std::int64_t i = 0; i < dy.rows; ++i)
+    for (std::int64_t j = 0; j < dy.cols; ++j) {
+      A g = load(gate[i][j]), u = load(up[i][j]), d = load(dy[i][j]);
+      A s = A(1) / (A(1) + std::exp(-g));
+      dgate[i][j] = rounded<T>(d * u * s * (A(1) + g * (A(1) - s)));
+      dup[i][j] = rounded<T>(d * g * s);
+    }
+}
+
+// ---- fast path: a piece of a row --------------------------------------------------------------
+
+template <class T>
+LK_SIMD void swiglu_forward_row(T* y, const T* gate, const T* up, std::int64_t n) {
+#pragma omp simd
+  for (std::int64_t j = 0; j < n; ++j) {
+    const float g = widen(gate[j]);
+    y[j] = narrow<T>(g / (1.0f + fast_exp(-g)) * widen(up[j]));
+  }
+}
+
+template <class T>
+LK_SIMD void swiglu_backward_row(T* dgate, T* dup, const T* dy, const T* gate, const T* up,
+                                 std::int64_t n) {
+#pragma omp simd
+  for (std::int64_t j = 0; j < n; ++j) {
+    const float g = widen(gate[j]), u = widen(up[j]), d = widen(dy[j]);
+    const float s = 1.0f / (1.0f + fast_exp(-g));
+    dgate[j] = narrow<T>(d * u * s * (1.0f + g * (1.0f - s)));
+    dup[j] = narrow<T>(d * g * s);
+  }
+}
+
+}  // namespace
+
+void CpuBackend::swiglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) {
+  dispatch_float(y.dtype(), [&]<class T>() {
+    if constexpr (has_fast_path<T>)
+      if (fast()) {
+        Matrix<T> to = matrix<T>(y), g = matrix<T>(gate), u = matrix<T>(up);
+        return parallel_pieces(to.rows, to.cols,
+                               [&](std::int64_t i, std::int64_t j, std::int64_t end) {
+                                 swiglu_forward_row(to[i] + j, g[i] + j, u[i] + j, end - j);
+                               });
+      }
+    swiglu_forward_plain(matrix<T>(y), matrix<T>(gate), matrix<T>(up));
+  });
+}
+
+void CpuBackend::swiglu_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy,
+                                 const Tensor& gate, const Tensor& up) {
+  dispatch_float(dy.dtype(), [&]<class T>() {
+    if constexpr (has_fast_path<T>)
+      if (fast()) {
+        Matrix<T> to_g = matrix<T>(dgate), to_u = matrix<T>(dup), d = matrix<T>(dy);
+        Matrix<T> g = matrix<T>(gate), u = matrix<T>(up);
+        return parallel_pieces(
+            d.rows, d.cols, [&](std::int64_t i, std::int64_t j, std::int64_t end) {
+              swiglu_backward_row(to_g[i] + j, to_u[i] + j, d[i] + j, g[i] + j, u[i] + j, end - j);
+            });
+      }
+    swiglu_backward_plain(matrix<T>(dgate), matrix<T>(dup), matrix<T>(dy), matrix<T>(gate),
+                          matrix<T>(up));
+  });
+}
+
+}  // namespace lk

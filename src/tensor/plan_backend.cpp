@@ -1,0 +1,76 @@
+#include "tensor/plan_backend.h"
+
+#include <cstring>
+
+namespace lk {
+namespace {
+
+class PlanBackend final : public Backend {
+ public:
+  explicit PlanBackend(bool as_cpu) : as_cpu_(as_cpu) {
+    set_cache(std::make_unique<BlockCache>(
+        [this](std::size_t bytes) {
+          next_ += bytes;
+          return reinterpret_cast<void*>(next_);
+        },
+        [](void*, std::size_t) {}));
+  }
+  ~PlanBackend() override { release_cache(); }
+
+  std::string name() const override { return "plan"; }
+  std::string description() const override { return "bookkeeping only"; }
+  bool is_cpu() const override { return as_cpu_; }
+  std::int64_t free_memory() const override { return INT64_MAX; }
+  void upload(const Tensor&, const void*, std::size_t) override {}
+  void download(void* dst, const Tensor&, std::size_t bytes) override {
+    std::memset(dst, 0, bytes);
+  }
+  void synchronize() override {}
+  void fill(const Tensor&, double) override {}
+  void copy(const Tensor&, const Tensor&) override {}
+  void add(const Tensor&, const Tensor&, const Tensor&) override {}
+  void scale(const Tensor&, GradMode, double, const Tensor&, const Tensor&) override {}
+  void add_bias(const Tensor&, const Weight&) override {}
+  void dropout(const Tensor&, GradMode, const Tensor&, float, const RandomKey&) override {}
+  void prepare_linear(Weight&) override {}
+  void linear_forward(const Tensor&, const Tensor&, const Weight&) override {}
+  void linear_backward_x(const Tensor&, GradMode, const Tensor&, const Weight&) override {}
+  void matmul_nt(const Tensor&, GradMode, double, const Tensor&, const Tensor&) override {}
+  void matmul_nn(const Tensor&, GradMode, double, const Tensor&, const Tensor&) override {}
+  void rmsnorm_forward(const Tensor&, const Tensor&, const Tensor&, const Weight&,
+                       double) override {}
+  void rmsnorm_backward(const Tensor&, GradMode, const Tensor&, const Tensor&, const Weight&,
+                        const Tensor&) override {}
+  void rope(const Tensor&, GradMode, const Tensor&, const Tensor&, const Tensor&, int,
+            bool) override {}
+  void attention_forward(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                         const AttentionShape&, const Segments&, const Segments&) override {}
+  void attention_backward(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                          const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                          const AttentionShape&, const Segments&) override {}
+  void swiglu_forward(const Tensor&, const Tensor&, const Tensor&) override {}
+  void swiglu_backward(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                       const Tensor&) override {}
+  void embedding_forward(const Tensor&, const Weight&, const Tensor&) override {}
+  void gather_rows(const Tensor&, const Tensor&, const Tensor&) override {}
+  void scatter_rows(const Tensor&, GradMode, const Tensor&, const Tensor&) override {}
+  void cross_entropy(const Tensor&, const Tensor&, const Tensor&, bool, double) override {}
+  void sum(const Tensor&, GradMode, double, const Tensor&) override {}
+  void sum_squares(const Tensor&, std::span<const Tensor>) override {}
+  void adamw(std::span<const AdamWSlot>, const AdamWStep&, const Tensor&) override {}
+
+ protected:
+  void matmul_tn(const Tensor&, GradMode, double, const Tensor&, const Tensor&) override {}
+
+ private:
+  std::uintptr_t next_ = 4096;  // addresses are names here: never read, never written
+  bool as_cpu_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_plan_backend(bool as_cpu) {
+  return std::make_unique<PlanBackend>(as_cpu);
+}
+
+}  // namespace lk

@@ -1,0 +1,147 @@
+#include "text/dataset.h"
+
+#include <algorithm>
+#include <charconv>
+
+#include "io/durable.h"
+#include "io/sha256.h"
+#include "tensor/error.h"
+#include "text/jsonl.h"
+#include "text/rows.h"
+#include "text/utf8.h"
+
+namespace lk {
+
+namespace {
+
+constexpr std::size_t kMaxTextFile = std::size_t{1} << 30;
+
+// Checks one finished row, cuts it if that is wanted, counts it and keeps it.
+void keep(Row row, const std::string& where, const Tokenizer& tokenizer, const DatasetOptions& o,
+          Dataset& data) {
+  const auto limit = static_cast<std::size_t>(o.seq_len);
+  ++data.rows_read;
+  if (row.ids.size() > limit) {
+    if (!o.truncate)
+      throw InputError(concat(where, ": the row has ", row.ids.size(), " tokens, over --seq-len ",
+                              o.seq_len, "; pass --truncate to cut it"));
+    ++data.rows_truncated;
+    data.tokens_truncated += static_cast<std::int64_t>(row.ids.size() - limit);
+    row.ids.resize(limit);
+    row.supervised.resize(limit);
+    if (row.n_supervised() == 0)
+      throw InputError(where + ": cut to --seq-len, the row has no token left to train on");
+  }
+  if (row.n_supervised() == 0) throw InputError(where + ": the row has no token to train on");
+
+  data.tokens += std::ssize(row.ids);
+  data.supervised_tokens += row.n_supervised();
+  std::size_t last = row.ids.size();
+  while (last > 0 && row.supervised[last - 1] == 0) --last;
+  const auto& stops = tokenizer.stop_ids();
+  if (last > 0 && std::find(stops.begin(), stops.end(), row.ids[last - 1]) != stops.end())
+    ++data.rows_ending_in_eos;
+  data.rows.push_back(std::move(row));
+}
+
+// Plain text: encoded whole, cut into windows, the last one shorter. A last window of a single
+// token would have nothing to predict and is left out.
+void load_text(const Tokenizer& tokenizer, const DatasetOptions& o, Dataset& data) {
+  const std::string text = read_file(data.path, kMaxTextFile);
+  refuse_other_formats(text, data.path);
+  if (std::size_t ok = utf8_valid_prefix(text); ok != text.size())
+    throw InputError(concat(data.path, ": not valid UTF-8 at byte ", ok));
+  Sha256 sha;
+  sha.update(text.data(), text.size());
+  data.sha256 = sha.hex();
+  const Tokenizer::Encoding all = tokenizer.encode_with_offsets(text);
+  data.lost_bytes = static_cast<std::int64_t>(all.lost_bytes);
+  const auto window = static_cast<std::size_t>(o.seq_len);
+  std::size_t line = 1, counted = 0;
+  for (std::size_t begin = 0; begin + 1 < all.ids.size(); begin += window) {
+    if (o.max_rows >= 0 && data.rows_read >= o.max_rows) return;
+    const std::size_t end = std::min(begin + window, all.ids.size());
+    for (; counted < all.begins[begin]; ++counted) line += text[counted] == '\n';
+    Row row;
+    row.line = line;
+    row.ids.assign(all.ids.begin() + static_cast<std::ptrdiff_t>(begin),
+                   all.ids.begin() + static_cast<std::ptrdiff_t>(end));
+    row.supervised.assign(row.ids.size(), 1);
+    keep(std::move(row), concat(data.path, ":", line), tokenizer, o, data);
+  }
+}
+
+std::size_t line_of(const std::string& where) {
+  std::size_t line = 0;
+  std::from_chars(where.data() + where.find_last_of(": ") + 1, where.data() + where.size(), line);
+  return line;
+}
+
+}  // namespace
+
+std::int64_t Row::n_supervised() const {
+  std::int64_t n = 0;
+  for (std::size_t i = 1; i < supervised.size(); ++i) n += supervised[i] != 0;
+  return n;
+}
+
+Dataset load_dataset(const std::string& path, const Tokenizer& tokenizer,
+                     const std::optional<std::string>& template_name,
+                     const DatasetOptions& options) {
+  if (options.seq_len < 2) throw UsageError("--seq-len must be at least 2");
+  Dataset data;
+  data.path = path;
+  data.format = options.format;
+  if (data.format == "txt" || (data.format == "auto" && path.ends_with(".txt"))) {
+    data.format = "txt";
+    load_text(tokenizer, options, data);
+  } else {
+    RowBuilder builder(tokenizer, template_name, options.format);
+    data.sha256 = for_each_json_line(path, [&](const Json& object, const std::string& where) {
+      if (options.max_rows >= 0 && data.rows_read >= options.max_rows) return false;
+      Row row = builder.build(object, where);
+      row.line = line_of(where);
+      keep(std::move(row), where, tokenizer, options, data);
+      return true;
+    });
+    data.format = builder.format();
+    data.lost_bytes = builder.lost_bytes();
+  }
+  if (data.rows.empty() && options.max_rows != 0) throw InputError(path + ": no rows");
+  return data;
+}
+
+std::string show_row(const Row& row, const Tokenizer& tokenizer, bool colour) {
+  const char *open = colour ? "\x1b[32m" : "[", *close = colour ? "\x1b[0m" : "]";
+  std::string out;
+  for (std::size_t i = 0; i < row.ids.size(); ++i) {
+    const bool trained = i > 0 && row.supervised[i] != 0;
+    const std::string bytes = tokenizer.token_text(row.ids[i]);
+    if (trained) out += open;
+    for (std::size_t at = 0; at < bytes.size();) {
+      const auto byte = static_cast<unsigned char>(bytes[at]);
+      const std::size_t ok = utf8_valid_prefix(std::string_view(bytes).substr(at));
+      if (byte == '\n') {
+        out += "\\n";
+      } else if (byte == '\t') {
+        out += "\\t";
+      } else if (byte == '\r') {
+        out += "\\r";
+      } else if (byte < 0x20 || byte == 0x7F || ok == 0) {
+        // Nothing from a file may steer the terminal; part of a character is shown as its bytes.
+        constexpr const char* digits = "0123456789abcdef";
+        out += std::string("\\x") + digits[byte >> 4] + digits[byte & 15];
+      } else {
+        const std::size_t length = utf8_length(byte);
+        out += bytes.substr(at, length);
+        at += length;
+        continue;
+      }
+      ++at;
+    }
+    if (trained) out += close;
+  }
+  return out;
+}
+
+}  // namespace lk

@@ -1,0 +1,62 @@
+// Tokenizer: byte-level BPE from GGUF metadata or tokenizer.json, ids equal to Hugging Face's.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace lk {
+
+class GgufFile;
+
+class Tokenizer {
+ public:
+  static std::unique_ptr<Tokenizer> from_gguf(const GgufFile& file);
+  // folder/tokenizer.json with tokenizer_config.json, generation_config.json, chat_template.jinja
+  static std::unique_ptr<Tokenizer> from_folder(const std::string& folder);
+  ~Tokenizer();
+
+  // Text -> ids. Added and special tokens in the text become their ids; nothing is added (no BOS,
+  // no EOS). Inside `plain` spans (byte ranges, sorted) the text of special tokens is ordinary
+  // text: chat content cannot forge a turn.
+  std::vector<std::int32_t> encode(
+      std::string_view text, std::span<const std::pair<std::size_t, std::size_t>> plain = {}) const;
+  // The same ids, each with where it begins: what a mask over bytes needs. InputError if the text
+  // is not valid UTF-8 (encode() too).
+  struct Encoding {
+    std::vector<std::int32_t> ids;
+    std::vector<std::size_t> begins;  // per id: offset of its first byte in the text; never falls
+    // Bytes no token stands for: the vocabulary lacks them and they vanished, as in the reference.
+    std::size_t lost_bytes = 0;
+  };
+  Encoding encode_with_offsets(
+      std::string_view text, std::span<const std::pair<std::size_t, std::size_t>> plain = {}) const;
+  // Ids -> bytes (UTF-8 if the model made valid UTF-8). Special tokens are left out if
+  // skip_special.
+  std::string decode(std::span<const std::int32_t> ids, bool skip_special = true) const;
+  // The bytes of one token, special ones included: maybe part of a character.
+  std::string token_text(std::int32_t id) const;
+
+  std::int64_t n_tokens() const;  // largest id + 1
+  std::int32_t eos() const;       // -1 if the model names none
+  std::int32_t bos() const;       // -1 if none
+  // Every id that ends a generation (generation_config's list, <|im_end|>, <|eot_id|>, ...).
+  const std::vector<std::int32_t>& stop_ids() const;
+  bool adds_bos() const;  // whether the model's own recipe starts every text with BOS
+  const std::string& chat_template() const;  // template text, empty if none
+  const std::string& pre_tokenizer() const;  // "smollm", "gpt2", "llama3", "qwen2"
+  // Token string <-> id, -1 if absent. For special tokens named by templates.
+  std::int32_t id_of(std::string_view token) const;
+
+ private:
+  Tokenizer();
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+  friend struct TokenizerBuilder;
+};
+
+}  // namespace lk

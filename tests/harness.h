@@ -1,0 +1,95 @@
+// What every test uses: random tensors, comparison with derived bounds, skipping out loud.
+#pragma once
+
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "tensor/backend.h"
+
+namespace lk::test {
+
+// Non-empty once the running test case was skipped.
+inline std::string& skip_reason() {
+  static std::string reason;
+  return reason;
+}
+
+// Leaves the test case and counts it as skipped.
+#define LK_SKIP(reason)                                        \
+  do {                                                         \
+    lk::test::skip_reason() = (reason);                        \
+    std::printf("SKIPPED: %s\n", std::string(reason).c_str()); \
+    return;                                                    \
+  } while (false)
+
+// Standard-normal values (times `scale`), rounded to the dtype, so that a reference computed from
+// the stored values differs from an implementation by arithmetic only.
+inline std::vector<double> random_values(std::int64_t n, unsigned seed, double scale = 1.0) {
+  std::mt19937_64 rng(seed);
+  std::normal_distribution<double> normal(0.0, scale);
+  std::vector<double> v(static_cast<std::size_t>(n));
+  for (double& x : v) x = normal(rng);
+  return v;
+}
+
+// Uploads doubles as a tensor of any floating dtype.
+inline Tensor tensor_from(Backend& backend, DType dtype, Shape shape,
+                          const std::vector<double>& values, Tag tag = Tag::Workspace) {
+  check(static_cast<std::int64_t>(values.size()) == shape.numel(), "tensor_from: size mismatch");
+  Tensor t = backend.empty(tag, dtype, shape);
+  dispatch_float(dtype, [&]<class T>() {
+    std::vector<T> raw(values.size());
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      if constexpr (std::is_same_v<T, bf16>)
+        raw[i] = bf16(static_cast<float>(values[i]));
+      else
+        raw[i] = static_cast<T>(values[i]);
+    }
+    backend.upload(t, raw.data(), raw.size() * sizeof(T));
+  });
+  return t;
+}
+
+inline Tensor random_tensor(Backend& backend, DType dtype, Shape shape, unsigned seed,
+                            double scale = 1.0) {
+  return tensor_from(backend, dtype, shape, random_values(shape.numel(), seed, scale));
+}
+
+// Unit roundoff of a stored dtype.
+inline double unit_roundoff(DType t) {
+  switch (t) {
+    case DType::F64:
+      return 0x1p-53;
+    case DType::F32:
+      return 0x1p-24;
+    case DType::BF16:
+      return 0x1p-8;
+    default:
+      return 0;
+  }
+}
+
+// |got - want| <= u_out * |want| + slack_i for every element, slack_i = c * 2^-24 * (sum |a||b|)_i
+// given by the caller (or one constant for all). Prints the worst index.
+inline void check_close(const std::vector<double>& got, const std::vector<double>& want,
+                        double u_out, const std::vector<double>& slack, const std::string& what) {
+  REQUIRE_MESSAGE(got.size() == want.size(), what);
+  double worst = 0;
+  std::size_t at = 0;
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    double bound = u_out * std::abs(want[i]) + slack[slack.size() == 1 ? 0 : i];
+    double error = std::abs(got[i] - want[i]);
+    double ratio =
+        std::isfinite(got[i]) ? (error == 0 ? 0 : error / std::max(bound, 1e-300)) : 1e300;
+    if (ratio > worst) worst = ratio, at = i;
+  }
+  if (!got.empty())
+    CHECK_MESSAGE(worst <= 1.0, what, ": worst at ", at, " got ", got[at], " want ", want[at],
+                  " error/bound ", worst);
+}
+
+}  // namespace lk::test

@@ -1,0 +1,176 @@
+// What the file layer's tests share: scratch folders, builders of good and bad files, and checks
+// that an error is of the right kind and names what it must.
+#pragma once
+
+#include <doctest/doctest.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cstdint>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <initializer_list>
+#include <iterator>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "tensor/error.h"
+
+namespace lk::test {
+
+// A folder of its own, removed with all that is in it.
+class ScratchFolder {
+ public:
+  ScratchFolder() {
+    std::string name = (std::filesystem::temp_directory_path() / "lk-test-XXXXXX").string();
+    check(::mkdtemp(name.data()) != nullptr, "mkdtemp failed");
+    path_ = name;
+  }
+  ~ScratchFolder() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  ScratchFolder(const ScratchFolder&) = delete;
+  ScratchFolder& operator=(const ScratchFolder&) = delete;
+  std::string file(const std::string& name) const { return path_ + "/" + name; }
+  const std::string& path() const { return path_; }
+  // Writes (plainly) and returns the path.
+  std::string write(const std::string& name, const std::string& content) const {
+    std::ofstream(file(name), std::ios::binary) << content;
+    return file(name);
+  }
+  std::vector<std::string> names() const {
+    std::vector<std::string> found;
+    for (const auto& e : std::filesystem::directory_iterator(path_))
+      found.push_back(e.path().filename().string());
+    return found;
+  }
+
+ private:
+  std::string path_;
+};
+
+inline std::string slurp(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
+// Processor time used so far: what limits on hostile files are stated in, as the machine may be
+// busy.
+inline double cpu_seconds() {
+  timespec t{};
+  ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+  return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_nsec) * 1e-9;
+}
+
+// f must throw exactly E, with each of `parts` in the message.
+template <class E, class F>
+void check_throws(const std::string& what, std::initializer_list<std::string> parts, F&& f) {
+  INFO(what);
+  try {
+    f();
+    FAIL_CHECK("nothing was thrown");
+  } catch (const E& e) {
+    const std::string message = e.what();
+    CHECK(message.size() < 1000);
+    for (const std::string& part : parts)
+      CHECK_MESSAGE(message.find(part) != std::string::npos, "\"", message, "\" does not name \"",
+                    part, "\"");
+  } catch (const std::exception& e) {
+    FAIL_CHECK("another exception: ", std::string(e.what()));
+  }
+}
+
+// The bytes of a number, as both formats store it.
+template <class T>
+std::string raw(T value) {
+  std::string bytes(sizeof value, '\0');
+  std::memcpy(bytes.data(), &value, sizeof value);
+  return bytes;
+}
+inline std::string raw_floats(std::initializer_list<float> values) {
+  std::string bytes;
+  for (float v : values) bytes += raw(v);
+  return bytes;
+}
+
+// ---- safetensors: a header (any text) and data
+// --------------------------------------------------------
+inline std::string safetensors_bytes(const std::string& header, const std::string& data = "") {
+  return raw(std::uint64_t{header.size()}) + header + data;
+}
+// {"NAME":{"dtype":"F32","shape":[..],"data_offsets":[b,e]}} without the braces around it.
+inline std::string entry(const std::string& name, const std::string& dtype,
+                         const std::string& shape, const std::string& offsets) {
+  return "\"" + name + "\":{\"dtype\":\"" + dtype + "\",\"shape\":" + shape +
+         ",\"data_offsets\":" + offsets + "}";
+}
+// Two tensors, a (2) and b (2,2), of F32.
+inline std::string good_safetensors() {
+  return safetensors_bytes("{\"__metadata__\":{\"format\":\"pt\"}," +
+                               entry("a", "F32", "[2]", "[0,8]") + "," +
+                               entry("b", "F32", "[2,2]", "[8,24]") + "}",
+                           raw_floats({1, 2, 3, 4, 5, 6}));
+}
+
+// ---- GGUF: each part of the file is a field that a test may spoil
+// ---------------------------------------
+struct GgufBuilder {
+  std::string magic = "GGUF";
+  std::uint32_t version = 3;
+  std::uint64_t n_tensors = 0, n_values = 0;  // counted by the functions below
+  std::string values, infos, data;
+  std::uint64_t alignment = 32;
+
+  static std::string text(const std::string& s) { return raw(std::uint64_t{s.size()}) + s; }
+
+  GgufBuilder& value(const std::string& key, std::uint32_t type, const std::string& bytes) {
+    values += text(key) + raw(type) + bytes;
+    ++n_values;
+    return *this;
+  }
+  GgufBuilder& u32(const std::string& key, std::uint32_t v) { return value(key, 4, raw(v)); }
+  GgufBuilder& string(const std::string& key, const std::string& v) {
+    return value(key, 8, text(v));
+  }
+  GgufBuilder& array(const std::string& key, std::uint32_t type, std::uint64_t n,
+                     const std::string& items) {
+    return value(key, 9, raw(type) + raw(n) + items);
+  }
+  GgufBuilder& info(const std::string& name, std::uint32_t n_dims,
+                    const std::vector<std::uint64_t>& ne, std::uint32_t type,
+                    std::uint64_t offset) {
+    infos += text(name) + raw(n_dims);
+    for (std::uint64_t d : ne) infos += raw(d);
+    infos += raw(type) + raw(offset);
+    ++n_tensors;
+    return *this;
+  }
+  // With its data, where it belongs.
+  GgufBuilder& tensor(const std::string& name, const std::vector<std::uint64_t>& ne,
+                      std::uint32_t type, const std::string& bytes) {
+    info(name, static_cast<std::uint32_t>(ne.size()), ne, type, data.size());
+    data += bytes;
+    data.resize((data.size() + alignment - 1) / alignment * alignment, '\0');
+    return *this;
+  }
+  std::string bytes() const {
+    std::string all = magic + raw(version) + raw(n_tensors) + raw(n_values) + values + infos;
+    all.resize((all.size() + alignment - 1) / alignment * alignment, '\0');
+    return all + data;
+  }
+};
+
+inline GgufBuilder good_gguf() {
+  GgufBuilder b;
+  b.string("general.architecture", "llama").u32("llama.block_count", 2);
+  b.array("tokenizer.ggml.tokens", 8, 2, GgufBuilder::text("a") + GgufBuilder::text("bc"));
+  b.tensor("norm", {4}, 0, raw_floats({1, 2, 3, 4}));
+  b.tensor("embd", {2, 3}, 0, raw_floats({1, 2, 3, 4, 5, 6}));
+  return b;
+}
+
+}  // namespace lk::test

@@ -1,0 +1,157 @@
+// For tests that compare the GPU with the F64 twin: a case is written once, as a function of a
+// Side, and run three times: twice on the GPU (the bits must agree) and once on the reference, from
+// the same numbers.
+//
+// Every matrix on the GPU is a window of a larger one whose other elements hold a known number, so
+// a write outside of the window is seen, and rows can start at odd addresses.
+#pragma once
+
+#include <cstring>
+#include <functional>
+
+#include "cuda/open_device.h"
+#include "harness.h"
+#include "tensor/cpu/cpu_backend.h"
+
+namespace lk::test {
+
+// Columns between rows, and how far the window is moved to the right of an aligned address.
+struct Layout {
+  int pad = 0, offset = 0;
+};
+inline constexpr Layout kContiguous{0, 0}, kStrided{16, 0}, kOdd{5, 1};
+
+struct Side {
+  Backend& backend;
+  DType dtype;    // what is computed in: F32 or BF16, F64 on the reference
+  DType rounded;  // what inputs were rounded to before they were given to both sides
+  Layout layout;
+  DType stat() const { return stat_dtype(dtype); }
+};
+
+inline Backend& gpu() {
+  static std::unique_ptr<Backend> backend = open_device("auto");
+  return *backend;
+}
+inline Backend& oracle() {
+  static std::unique_ptr<Backend> backend = make_cpu_backend(CpuMode::Reference);
+  return *backend;
+}
+
+inline double round_to(DType t, double x) {
+  if (t == DType::F64) return x;
+  if (t == DType::F32) return static_cast<float>(x);
+  return static_cast<float>(bf16(static_cast<float>(x)));
+}
+inline std::vector<double> rounded(std::vector<double> v, DType t) {
+  for (double& x : v) x = round_to(t, x);
+  return v;
+}
+
+inline constexpr double kGuard = 77;  // exact in every dtype
+
+// A matrix inside guards: one row before and after, layout.pad columns.
+class Guarded {
+ public:
+  Guarded(Backend& backend, DType dtype, std::int64_t rows, std::int64_t cols, Layout layout,
+          const std::vector<double>& values)
+      : rows_(rows), cols_(cols), pitch_(cols + layout.pad), offset_(layout.offset) {
+    std::vector<double> all(static_cast<std::size_t>((rows + 2) * pitch_), kGuard);
+    for (std::int64_t i = 0; i < rows; ++i)
+      for (std::int64_t j = 0; j < cols; ++j)
+        all[at(i, j)] = values[static_cast<std::size_t>(i * cols + j)];
+    whole_ = tensor_from(backend, dtype, {rows + 2, pitch_}, all);
+  }
+  // The matrix; `vector()` the same as a one-dimensional tensor (needs a contiguous layout).
+  Tensor matrix() const {
+    return whole_.slice_rows(1, rows_ + 1).slice_cols(offset_, offset_ + cols_);
+  }
+  Tensor vector() const { return whole_.slice_rows(1, rows_ + 1).reshape({rows_ * cols_}); }
+  operator Tensor() const { return matrix(); }
+
+  std::vector<std::byte> bytes() const {
+    std::vector<std::byte> raw(whole_.bytes());
+    whole_.backend().download(raw.data(), whole_, raw.size());
+    return raw;
+  }
+  // The matrix's values; fails if a guard was written.
+  std::vector<double> values(const std::string& what) const {
+    std::vector<double> all = to_host_f64(whole_), out;
+    std::int64_t broken = 0;
+    for (std::int64_t i = -1; i <= rows_; ++i)
+      for (std::int64_t j = -offset_; j < pitch_ - offset_; ++j) {
+        bool inside = 0 <= i && i < rows_ && 0 <= j && j < cols_;
+        if (inside)
+          out.push_back(all[at(i, j)]);
+        else
+          broken += all[at(i, j)] != kGuard;
+      }
+    CHECK_MESSAGE(broken == 0, what, ": elements written outside of the output: ", broken);
+    return out;
+  }
+
+ private:
+  std::size_t at(std::int64_t i, std::int64_t j) const {
+    return static_cast<std::size_t>((i + 1) * pitch_ + offset_ + j);
+  }
+  std::int64_t rows_, cols_, pitch_, offset_;
+  Tensor whole_;
+};
+
+// An input, or an output with its previous contents: normal numbers, rounded alike on both sides.
+inline Guarded numbers(const Side& s, std::int64_t rows, std::int64_t cols, unsigned seed,
+                       double scale = 1.0) {
+  return Guarded(s.backend, s.dtype, rows, cols, s.layout,
+                 rounded(random_values(rows * cols, seed, scale), s.rounded));
+}
+// The same in the dtype of statistics (F32), always contiguous: rstd, losses, weight gradients.
+inline Guarded statistics(const Side& s, std::int64_t rows, std::int64_t cols, unsigned seed,
+                          double scale = 1.0) {
+  return Guarded(s.backend, s.stat(), rows, cols, kContiguous,
+                 rounded(random_values(rows * cols, seed, scale), DType::F32));
+}
+inline Weight frozen(const Side& s, Shape shape, unsigned seed, double scale = 1.0) {
+  Weight w("w", tensor_from(s.backend, s.dtype, shape,
+                            rounded(random_values(shape.numel(), seed, scale), s.rounded)));
+  s.backend.prepare_linear(w);
+  return w;
+}
+inline Tensor indices(const Side& s, const std::vector<std::int32_t>& v) {
+  return to_device(s.backend, Tag::Workspace, v);
+}
+
+// The absolute values of what numbers() gives, for bounds.
+inline std::vector<double> magnitudes(DType t, std::int64_t n, unsigned seed, double scale = 1.0) {
+  std::vector<double> v = rounded(random_values(n, seed, scale), t);
+  for (double& x : v) x = std::abs(x);
+  return v;
+}
+
+using Case = std::function<std::vector<Guarded>(const Side&)>;
+struct Results {
+  std::vector<std::vector<double>> got, want;
+};
+
+// Runs a case twice on the GPU and once on the oracle. Outputs in order.
+inline Results compare(const std::string& what, DType dtype, Layout layout, const Case& run) {
+  Results r;
+  std::vector<Guarded> first = run({gpu(), dtype, dtype, layout});
+  std::vector<Guarded> second = run({gpu(), dtype, dtype, layout});
+  std::vector<Guarded> want = run({oracle(), DType::F64, dtype, kContiguous});
+  for (std::size_t i = 0; i < first.size(); ++i) {
+    CHECK_MESSAGE(first[i].bytes() == second[i].bytes(), what, ": two runs differ");
+    r.got.push_back(first[i].values(what));
+    r.want.push_back(want[i].values(what));
+  }
+  return r;
+}
+
+// Slack for a result that arithmetic reached through F32: c * 2^-24 * magnitude, and room for F32
+// results below the normal range.
+inline std::vector<double> f32_slack(double c, const std::vector<double>& magnitude) {
+  std::vector<double> slack(magnitude);
+  for (double& x : slack) x = c * 0x1p-24 * std::abs(x) + 1e-38;
+  return slack;
+}
+
+}  // namespace lk::test

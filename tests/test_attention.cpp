@@ -1,0 +1,154 @@
+// Attention against the plain F64 twin: packed documents, grouped heads, windows, caches, odd
+// sizes.
+#include <omp.h>
+
+#include "cpu_ops.h"
+
+using namespace lk;
+using namespace lk::test;
+
+namespace {
+
+struct Case {
+  int H, G, D, window;
+  std::vector<std::int32_t> queries, keys;  // offsets
+};
+
+AttentionShape shape_of(const Case& c) {
+  return {c.H, c.G, c.D, static_cast<float>(1 / std::sqrt(static_cast<double>(c.D))), c.window};
+}
+
+struct Result {
+  std::vector<double> o, lse, dq, dk, dv;
+};
+
+// Forward, and backward where every key has its query. All matrices have padded rows.
+Result attend(Backend& b, DType dtype, const Case& c, const std::vector<double>& q,
+              const std::vector<double>& k, const std::vector<double>& v,
+              const std::vector<double>& d) {
+  const std::int64_t Tq = c.queries.back(), Tk = c.keys.back(), QD = c.H * c.D, KD = c.G * c.D;
+  Segments q_seg = make_segments(b, c.queries), k_seg = make_segments(b, c.keys);
+  Tensor Q = padded(b, dtype, Tq, QD, 3, q), K = padded(b, dtype, Tk, KD, 1, k);
+  Tensor V = padded(b, dtype, Tk, KD, 2, v), dO = padded(b, dtype, Tq, QD, 5, d);
+  Tensor O = padded(b, dtype, Tq, QD, 4, 1u),
+         lse = b.empty(Tag::Workspace, stat_dtype(dtype), {c.H, Tq});
+  b.attention_forward(O, lse, Q, K, V, shape_of(c), q_seg, k_seg);
+  CHECK(padding_intact(O));
+  Result r{values(O), values(lse), {}, {}, {}};
+  if (c.queries != c.keys) return r;
+  Tensor dQ = padded(b, dtype, Tq, QD, 7, 1u), dK = padded(b, dtype, Tk, KD, 6, 1u);
+  Tensor dV = padded(b, dtype, Tk, KD, 8, 1u);
+  b.attention_backward(dQ, dK, dV, dO, Q, K, V, O, lse, shape_of(c), q_seg);
+  CHECK((padding_intact(dQ) && padding_intact(dK) && padding_intact(dV)));
+  r.dq = values(dQ), r.dk = values(dK), r.dv = values(dV);
+  return r;
+}
+
+std::vector<double> rounded_values(DType dtype, std::int64_t n, unsigned seed) {
+  return values(random_tensor(reference(), dtype, {1, n}, seed));
+}
+
+// Inputs of size about 1. With u = 2^-24 a score is off by at most about sqrt(D) u sum |q||k|
+// scale, of size sqrt(D) u sqrt(D); that is the relative error of p, so of o; the gradients add
+// sums over up to T * H / G terms and the cancellation in dp - delta. BF16 also feeds its rounded o
+// into delta = sum(dout * o).
+void check_case(const Case& c, unsigned seed) {
+  for (const Subject& s : subjects()) {
+    const std::int64_t Tq = c.queries.back(), Tk = c.keys.back();
+    auto q = rounded_values(s.dtype, Tq * c.H * c.D, seed),
+         d = rounded_values(s.dtype, Tq * c.H * c.D, seed + 1);
+    auto k = rounded_values(s.dtype, Tk * c.G * c.D, seed + 2),
+         v = rounded_values(s.dtype, Tk * c.G * c.D, seed + 3);
+    Result want = attend(reference(), DType::F64, c, q, k, v, d);
+    Result got = attend(s.backend, s.dtype, c, q, k, v, d);
+    const std::string what =
+        concat(s.name, " H ", c.H, " G ", c.G, " D ", c.D, " T ", Tq, " window ", c.window);
+    const double u = s.dtype == DType::F64 ? 0x1p-53 : 0x1p-24, out = unit_roundoff(s.dtype);
+    const double relative = 16 * u * c.D;
+    check_close(got.lse, want.lse, stat_dtype(s.dtype) == DType::F64 ? 0x1p-52 : 0x1p-23,
+                {relative}, what + " lse");
+    check_close(got.o, want.o, out, {relative}, what + " o");
+    if (got.dq.empty()) continue;
+    double delta = 0;  // error of delta: sum over D of |dout| * rounding of o
+    for (std::int64_t t = 0; t < Tq; ++t)
+      for (int h = 0; h < c.H; ++h) {
+        double sum = 0;
+        for (std::int64_t i = t * c.H * c.D + h * c.D, n = 0; n < c.D; ++n, ++i)
+          sum += std::abs(d[static_cast<std::size_t>(i)] * want.o[static_cast<std::size_t>(i)]);
+        delta = std::max(delta, sum * out);
+      }
+    const double slack = relative * std::sqrt(c.D) * 4 + 4 * delta;
+    check_close(got.dq, want.dq, out, {slack}, what + " dq");
+    check_close(got.dk, want.dk, out, {slack * c.H / c.G}, what + " dk");
+    check_close(got.dv, want.dv, out, {slack * c.H / c.G}, what + " dv");
+  }
+}
+
+}  // namespace
+
+TEST_CASE("attention agrees with the F64 twin") {
+  check_case({1, 1, 4, 0, {0, 1}, {0, 1}}, 1);
+  check_case({2, 1, 8, 0, {0, 5}, {0, 5}}, 2);
+  check_case({3, 3, 5, 0, {0, 7, 7, 20}, {0, 7, 7, 20}}, 3);           // an empty document, odd D
+  check_case({6, 2, 16, 0, {0, 63, 127, 192}, {0, 63, 127, 192}}, 4);  // block edges
+  check_case({9, 3, 64, 0, {0, 64, 130}, {0, 64, 130}}, 5);
+  check_case({4, 2, 80, 0, {0, 33}, {0, 33}}, 6);
+  check_case({2, 2, 24, 0, {0, 200}, {0, 200}}, 7);
+}
+
+TEST_CASE("sliding windows") {
+  check_case({2, 1, 16, 1, {0, 40}, {0, 40}}, 1);
+  check_case({2, 1, 16, 10, {0, 100, 150}, {0, 100, 150}}, 2);
+  check_case({2, 2, 8, 64, {0, 200}, {0, 200}}, 3);
+  check_case({2, 2, 8, 1000, {0, 90}, {0, 90}}, 4);
+}
+
+TEST_CASE("queries aligned with the last keys of a cache") {
+  check_case({4, 2, 16, 0, {0, 1}, {0, 100}}, 1);
+  check_case({4, 2, 16, 0, {0, 1, 6}, {0, 64, 133}}, 2);
+  check_case({4, 1, 32, 20, {0, 3, 3}, {0, 70, 80}}, 3);
+  check_case({2, 2, 8, 0, {0, 70}, {0, 129}}, 4);
+}
+
+TEST_CASE("no documents") {
+  for (const Subject& s : subjects()) {
+    Case c{2, 1, 8, 0, {0}, {0}};
+    Result r = attend(s.backend, s.dtype, c, {}, {}, {}, {});
+    CHECK(r.o.empty());
+  }
+}
+
+TEST_CASE("attention does not depend on threads, nor documents on their neighbours") {
+  const int threads = omp_get_max_threads();
+  Case c{6, 2, 64, 0, {0, 150, 190}, {0, 150, 190}};
+  for (DType dtype : {DType::F32, DType::BF16}) {
+    auto q = random_values(190 * 6 * 64, 1), d = random_values(190 * 6 * 64, 2);
+    auto k = random_values(190 * 2 * 64, 3), v = random_values(190 * 2 * 64, 4);
+    Result want = attend(fast(), dtype, c, q, k, v, d);
+    for (int n : {1, 3, 7}) {
+      omp_set_num_threads(n);
+      Result got = attend(fast(), dtype, c, q, k, v, d);
+      CHECK((got.o == want.o && got.dq == want.dq && got.dk == want.dk && got.dv == want.dv));
+    }
+    omp_set_num_threads(threads);
+    auto tail = [](const std::vector<double>& x, std::size_t row) {
+      return std::vector<double>(x.begin() + static_cast<std::ptrdiff_t>(150 * row), x.end());
+    };
+    Case alone{6, 2, 64, 0, {0, 40}, {0, 40}};
+    Result second =
+        attend(fast(), dtype, alone, tail(q, 384), tail(k, 128), tail(v, 128), tail(d, 384));
+    CHECK(second.o == tail(want.o, 384));
+    CHECK(second.dq == tail(want.dq, 384));
+    CHECK(second.dk == tail(want.dk, 128));
+    CHECK(second.dv == tail(want.dv, 128));
+  }
+}
+
+TEST_CASE("large scores neither overflow nor lose the softmax") {
+  Case c{1, 1, 16, 0, {0, 100}, {0, 100}};
+  auto q = random_values(1600, 1, 30), k = random_values(1600, 2, 30), v = random_values(1600, 3),
+       d = random_values(1600, 4);
+  Result got = attend(fast(), DType::F32, c, q, k, v, d);
+  for (const auto* x : {&got.o, &got.lse, &got.dq, &got.dk, &got.dv})
+    for (double e : *x) CHECK(std::isfinite(e));
+}

@@ -1,0 +1,233 @@
+// The programs as a user calls them: flags, exit codes, files. Needs the built programs (LK_TOOLS)
+// and a tiny model that the test writes itself.
+#include <sys/wait.h>
+
+#include <array>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+
+#include "harness.h"
+#include "io/durable.h"
+#include "io/json.h"
+
+using namespace lk;
+namespace stdfs = std::filesystem;
+
+namespace {
+
+struct Result {
+  int status = -1;
+  std::string out;  // stdout and stderr together
+};
+
+Result run(const std::string& arguments) {
+  const std::string command = std::string(LK_TOOLS) + "/" + arguments + " 2>&1";
+  FILE* pipe = ::popen(command.c_str(), "r");
+  REQUIRE(pipe);
+  Result r;
+  std::array<char, 4096> buffer;
+  while (std::size_t n = std::fread(buffer.data(), 1, buffer.size(), pipe))
+    r.out.append(buffer.data(), n);
+  int status = ::pclose(pipe);
+  r.status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  return r;
+}
+
+const std::string kModel = std::string(LK_TEST_DATA) + "/golden/peft/tiny";
+
+struct Folder {
+  stdfs::path path = stdfs::temp_directory_path() / "lorikeet-test-cli";
+  Folder() {
+    stdfs::remove_all(path);
+    stdfs::create_directories(path);
+    std::ofstream(path / "rows.jsonl") << R"({"prompt":"abc ","completion":"def ghi"})"
+                                          "\n"
+                                       << R"({"prompt":"x","completion":"yz"})"
+                                          "\n"
+                                       << R"({"prompt":"hello ","completion":"world"})"
+                                          "\n";
+  }
+  ~Folder() { stdfs::remove_all(path); }
+  std::string operator/(const std::string& name) const { return (path / name).string(); }
+};
+
+std::string train(const Folder& f, const std::string& more) {
+  return "finetune --device cpu --model " + kModel + " --data " + (f / "rows.jsonl") +
+         " --batch 2 " + more;
+}
+
+}  // namespace
+
+TEST_CASE("plan prints the textbook example") {
+  Result r = run("plan --matrix 100x500 --rank 5");
+  CHECK(r.status == 0);
+  CHECK(r.out.find("50,000") != std::string::npos);
+  CHECK(r.out.find("3,000") != std::string::npos);
+}
+
+TEST_CASE("usage errors end with 2 before any file is touched") {
+  Folder f;
+  for (const char* flags : {"--steps 2 --epochs 1",
+                            "--steps 0",
+                            "--rank 0",
+                            "--rank 8x",
+                            "--rank 0x10",
+                            "--lr nan",
+                            "--lr 1e400",
+                            "--lr -1",
+                            "--lr ''",
+                            "--steps 3 --steps 4",
+                            "--batch -1",
+                            "--dropout 1",
+                            "--schedule sine",
+                            "--dtype f16",
+                            "--device tpu",
+                            "--device cuda:99",
+                            "--bogus",
+                            "--seed",
+                            "--targets ''",
+                            "--targets q_proj,,v_proj",
+                            "--memory-limit 3XB",
+                            "--eval-every 5",
+                            "--seq-len 64 --warmup 9999999 --steps 3",
+                            "--seq-len 99999999",
+                            "--clip -1",
+                            "--alpha 0"}) {
+    CAPTURE(flags);
+    Result r = run(train(f, std::string("--out ") + (f / "out") + " " + flags));
+    CHECK_MESSAGE(r.status == 2, r.out);
+    CHECK(r.out.find("error") != std::string::npos);
+  }
+  for (const char* program : {"finetune", "generate", "evaluate", "plan"}) {
+    CHECK(run(std::string(program) + " --help").status == 0);
+    CHECK(run(std::string(program) + " --nonsense").status == 2);
+  }
+  CHECK(run("plan --matrix 100x500 --rank 101").status == 2);
+  CHECK(run("plan --matrix 100by500").status == 2);
+}
+
+TEST_CASE("finetune writes what it promises, and nothing over what is there") {
+  Folder f;
+  const std::string out = f / "out";
+  Result r =
+      run(train(f,
+                "--seq-len 64 --lr 1e-2 --steps 5 --targets all-linear --rank 4 --alpha 8 "
+                "--no-shuffle --out " +
+                    out + " --eval-data " + (f / "rows.jsonl") + " --eval-rows 2 --eval-every 2"));
+  REQUIRE_MESSAGE(r.status == 0, r.out);
+  CHECK(r.out.find("gradients") != std::string::npos);
+  for (const char* name :
+       {"adapter_config.json", "adapter_model.safetensors", "metrics.jsonl", "run.json"})
+    CHECK(stdfs::exists(out + "/" + name));
+  Json run_json = read_json(out + "/run.json");
+  CHECK(run_json["status"] == "finished");
+  CHECK(run_json["weight_gradient_matmuls_per_micro_step"] == run_json["adapter_matrices"]);
+  const std::int64_t trainable = run_json["parameters"]["trainable"].get<std::int64_t>();
+  CHECK(run_json["memory"]["tags"]["gradients"]["peak_bytes"] == 4 * trainable);
+  CHECK(run_json["memory"]["tags"]["optimizer"]["peak_bytes"] == 8 * trainable);
+  std::ifstream metrics(out + "/metrics.jsonl");
+  std::string line;
+  int steps = 0, evals = 0;
+  while (std::getline(metrics, line)) {
+    Json j = parse_json(line, "metrics");
+    if (j.contains("eval_loss")) {
+      ++evals;
+    } else {
+      ++steps;
+      for (const char* key : {"step", "loss", "lr", "grad_norm", "tokens", "supervised_tokens",
+                              "seconds", "tokens_per_second"})
+        CHECK(j.contains(key));
+    }
+  }
+  CHECK(steps == 5);
+  CHECK(evals == 4);  // before, at 2 and 4, after
+  Result again = run(train(f, "--seq-len 64 --steps 1 --out " + out));
+  CHECK(again.status == 2);
+  CHECK(again.out.find(out) != std::string::npos);
+
+  Result g = run("generate --device cpu --model " + kModel + " --adapter " + out +
+                 " --prompt 'abc ' --max-tokens 5 --json");
+  CHECK_MESSAGE(g.status == 0, g.out);
+  Result e = run("evaluate --device cpu --model " + kModel + " --adapter " + out + " --data " +
+                 (f / "rows.jsonl") + " --seq-len 64");
+  CHECK_MESSAGE(e.status == 0, e.out);
+  CHECK(e.out.find("\"perplexity\"") != std::string::npos);
+}
+
+TEST_CASE("a run in which nothing moves fails with 7; out of memory with 5 and the plan") {
+  Folder f;
+  Result r = run(train(f, "--seq-len 64 --steps 2 --lr 0 --out " + (f / "zero")));
+  CHECK_MESSAGE(r.status == 7, r.out);
+  CHECK(!stdfs::exists(f / "zero/adapter_model.safetensors"));
+  Result m = run(train(f, "--seq-len 64 --steps 2 --memory-limit 100KiB --out " + (f / "small")));
+  CHECK_MESSAGE(m.status == 5, m.out);
+  CHECK(m.out.find("weights") != std::string::npos);
+}
+
+TEST_CASE("bad input ends with 3 and names file and line") {
+  Folder f;
+  std::ofstream(f / "bad.jsonl") << R"({"prompt":"a","completion":"b"})"
+                                    "\n"
+                                 << R"({"prompt":"a"})"
+                                    "\n";
+  Result r = run("finetune --device cpu --model " + kModel + " --data " + (f / "bad.jsonl") +
+                 " --out " + (f / "o1") + " --seq-len 64");
+  CHECK_MESSAGE(r.status == 3, r.out);
+  CHECK(r.out.find("bad.jsonl:2") != std::string::npos);
+  std::ofstream(f / "m.gguf") << "GGUFxxxx";
+  CHECK(run("generate --model " + (f / "m.gguf") + " --prompt x").status == 3);
+  CHECK(run("generate --model " + kModel + " --adapter " + (f / "none") + " --prompt x").status >=
+        3);
+}
+
+TEST_CASE("resume: 3 + 3 steps give the bytes of 6, and a changed setting is refused") {
+  Folder f;
+  const std::string flags = "--seq-len 64 --lr 1e-2 --schedule constant --save-every 1 --out ";
+  REQUIRE(run(train(f, "--steps 6 " + flags + (f / "whole"))).status == 0);
+  REQUIRE(run(train(f, "--steps 3 " + flags + (f / "parts"))).status == 0);
+  Result r = run(train(f, "--steps 6 --resume " + flags + (f / "parts")));
+  REQUIRE_MESSAGE(r.status == 0, r.out);
+  CHECK(read_file(f / "whole/adapter_model.safetensors", 1 << 28) ==
+        read_file(f / "parts/adapter_model.safetensors", 1 << 28));
+  Result changed = run(train(f, "--steps 9 --rank 2 --resume " + flags + (f / "parts")));
+  CHECK(changed.status == 2);
+  CHECK(changed.out.find("rank") != std::string::npos);
+}
+
+TEST_CASE("SIGTERM and SIGINT: the step ends, the state is saved, the run goes on with --resume") {
+  Folder f;
+  const std::string tools = LK_TOOLS;
+  struct Case {
+    const char* signal;
+    int status;
+  };
+  for (Case c : {Case{"TERM", 143}, Case{"INT", 130}}) {
+    const std::string out = f / c.signal;
+    const std::string flags = " --seq-len 64 --lr 1e-3 --schedule constant --out " + out;
+    std::string arguments = train(f, "--steps 1000000" + flags);
+    const std::string command = "timeout --preserve-status -s " + std::string(c.signal) + " 1 " +
+                                tools + "/" + arguments + " > /dev/null 2>&1";
+    const int status = std::system(command.c_str());
+    CHECK(WEXITSTATUS(status) == c.status);
+    Json run_json = read_json(out + "/run.json");
+    CHECK(run_json["status"] == "stopped");
+    const std::int64_t done = run_json["result"]["steps"].get<std::int64_t>();
+    CHECK(done > 0);
+    CHECK(stdfs::exists(out + "/checkpoint.safetensors"));
+    Result r = run(train(f, concat("--resume --steps ", done + 3, flags)));
+    CHECK_MESSAGE(r.status == 0, r.out);
+    CHECK(read_json(out + "/run.json")["result"]["steps"] == done + 3);
+  }
+}
+
+TEST_CASE("two runs may not share an output folder") {
+  Folder f;
+  const std::string out = f / "shared";
+  const std::string command = "timeout -s KILL 3 " + std::string(LK_TOOLS) + "/" +
+                              train(f, "--seq-len 64 --steps 1000000 --out " + out) +
+                              " > /dev/null 2>&1 & sleep 1";
+  REQUIRE(std::system(command.c_str()) == 0);
+  Result r = run(train(f, "--seq-len 64 --steps 1 --resume --out " + out));
+  CHECK_MESSAGE(r.status == 2, r.out);
+}

@@ -1,0 +1,518 @@
+// Configurations: what is read, what is refused and by which name, rotary frequencies.
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+
+#include "harness.h"
+#include "io/gguf.h"
+#include "io/json.h"
+#include "io/safetensors.h"
+#include "nn/config.h"
+#include "tensor/cpu/cpu_backend.h"
+#include "tiny_gguf.h"
+
+namespace lk {
+namespace {
+
+using test::GgufBuilder;
+
+Json llama() {
+  return parse_json(R"({"architectures": ["LlamaForCausalLM"], "model_type": "llama",
+    "vocab_size": 1000, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_act": "silu", "rms_norm_eps": 1e-05,
+    "max_position_embeddings": 2048, "rope_theta": 10000.0, "bos_token_id": 1, "eos_token_id": 2,
+    "tie_word_embeddings": true, "torch_dtype": "bfloat16"})",
+                    "test");
+}
+
+// The message with which a config is refused; empty if it is accepted.
+std::string refusal(const Json& json) {
+  try {
+    config_from_json(json, "config.json");
+  } catch (const InputError& e) {
+    return e.what();
+  }
+  return "";
+}
+
+bool mentions(const std::string& message, const std::string& word) {
+  return message.find(word) != std::string::npos;
+}
+
+// A field set to a value is refused with a message that names file and field.
+void check_refused(const std::string& key, const Json& value) {
+  Json json = llama();
+  json[key] = value;
+  std::string message = refusal(json);
+  CHECK_MESSAGE((mentions(message, key) && mentions(message, "config.json")), key, " = ",
+                value.dump(), " gave: '", message, "'");
+}
+
+std::string temp_path(const std::string& name) {
+  return (std::filesystem::temp_directory_path() / ("lk_test_config_" + name)).string();
+}
+
+// A minimal llama in GGUF: 1 layer, 2 heads of 4, vocabulary 6.
+GgufBuilder tiny_gguf() {
+  GgufBuilder b;
+  b.string("general.architecture", "llama")
+      .u32("llama.context_length", 128)
+      .u32("llama.embedding_length", 8)
+      .u32("llama.block_count", 1)
+      .u32("llama.feed_forward_length", 12)
+      .u32("llama.attention.head_count", 2)
+      .u32("llama.attention.head_count_kv", 1)
+      .f32("llama.attention.layer_norm_rms_epsilon", 1e-5f)
+      .f32("llama.rope.freq_base", 500000.0f)
+      .u32("llama.rope.dimension_count", 4)
+      .tensor("token_embd.weight", {6, 8}, std::vector<float>(48, 0.5f));
+  return b;
+}
+
+ModelConfig read_gguf(const GgufBuilder& b) {
+  std::string path = temp_path("model.gguf");
+  b.write(path);
+  return config_from_gguf(GgufFile(path));
+}
+
+std::string gguf_refusal(const GgufBuilder& b) {
+  try {
+    read_gguf(b);
+  } catch (const InputError& e) {
+    return e.what();
+  }
+  return "";
+}
+
+}  // namespace
+
+TEST_CASE("config.json: a llama config of transformers 4") {
+  ModelConfig c = config_from_json(llama(), "config.json");
+  CHECK(c.architecture == "llama");
+  CHECK(c.vocab_size == 1000);
+  CHECK(c.hidden_size == 64);
+  CHECK(c.intermediate_size == 96);
+  CHECK(c.n_layers == 3);
+  CHECK(c.n_heads == 4);
+  CHECK(c.n_kv_heads == 2);
+  CHECK(c.head_dim == 16);
+  CHECK(c.rms_eps == 1e-5);
+  CHECK(c.rope_theta == 10000);
+  CHECK(c.rope_scaling.kind == RopeScaling::Kind::None);
+  CHECK(c.max_position == 2048);
+  CHECK(c.tie_embeddings);
+  CHECK_FALSE(c.attention_bias);
+  CHECK(c.bos_id == 1);
+  CHECK(c.eos_ids == std::vector<std::int32_t>{2});
+  CHECK(c.stored_dtype == "bfloat16");
+}
+
+TEST_CASE("config.json: optional fields") {
+  Json json = llama();
+  for (const char* key : {"num_key_value_heads", "rope_theta", "bos_token_id", "eos_token_id",
+                          "architectures", "torch_dtype", "tie_word_embeddings", "rms_norm_eps"})
+    json.erase(key);
+  ModelConfig c = config_from_json(json, "config.json");
+  CHECK(c.n_kv_heads == 4);
+  CHECK(c.rms_eps == 1e-6);
+  CHECK(c.bos_id == -1);
+  CHECK(c.eos_ids.empty());
+  CHECK_FALSE(c.tie_embeddings);
+  // null is "absent" where transformers writes null itself.
+  json = llama();
+  for (const char* key : {"num_key_value_heads", "head_dim", "rope_scaling", "bos_token_id",
+                          "sliding_window", "quantization_config"})
+    json[key] = nullptr;
+  CHECK(refusal(json) == "");
+  json["eos_token_id"] = {2, 7};
+  json["head_dim"] = 32;
+  json["rope_interleaved"] = false;  // SmolLM2's file has it
+  json["pretraining_tp"] = 1;
+  c = config_from_json(json, "config.json");
+  CHECK(c.eos_ids == std::vector<std::int32_t>{2, 7});
+  CHECK(c.head_dim == 32);
+  CHECK(c.q_size() == 128);
+}
+
+TEST_CASE("config.json: rotary scaling of transformers 4 and 5") {
+  Json llama3 = {{"factor", 32.0},
+                 {"low_freq_factor", 1.0},
+                 {"high_freq_factor", 4.0},
+                 {"original_max_position_embeddings", 8192},
+                 {"rope_type", "llama3"}};
+  Json json = llama();
+  json["rope_theta"] = 500000;
+  json["rope_scaling"] = llama3;
+  ModelConfig v4 = config_from_json(json, "config.json");
+  CHECK(v4.rope_scaling.kind == RopeScaling::Kind::Llama3);
+  CHECK(v4.rope_scaling.factor == 32);
+  CHECK(v4.rope_scaling.original_max_position == 8192);
+  Json newer = llama();
+  newer.erase("rope_theta");
+  newer.erase("torch_dtype");
+  newer["dtype"] = "bfloat16";
+  newer["rope_parameters"] = llama3;
+  newer["rope_parameters"]["rope_theta"] = 500000.0;
+  ModelConfig v5 = config_from_json(newer, "config.json");
+  CHECK(v5.rope_theta == 500000);
+  CHECK(v5.stored_dtype == "bfloat16");
+  CHECK(inverse_frequencies(v4) == inverse_frequencies(v5));
+  // Both at once: fine if they agree.
+  json["rope_parameters"] = newer["rope_parameters"];
+  CHECK(refusal(json) == "");
+  json["rope_theta"] = 10000.0;
+  CHECK(mentions(refusal(json), "rope_theta"));
+  json["rope_theta"] = 500000;
+  json["rope_scaling"] = {{"type", "linear"}, {"factor", 2.0}};
+  CHECK(mentions(refusal(json), "rope_scaling"));
+  json.erase("rope_parameters");
+  ModelConfig linear = config_from_json(json, "config.json");
+  CHECK(linear.rope_scaling.kind == RopeScaling::Kind::Linear);
+  CHECK(linear.rope_scaling.factor == 2);
+}
+
+TEST_CASE("config.json: mistral and qwen2") {
+  Json json = llama();
+  json["model_type"] = "mistral";
+  json["architectures"] = {"MistralForCausalLM"};
+  CHECK(refusal(json) == "");  // absent means 4096: the context of 2048 is shorter
+  json["max_position_embeddings"] = 32768;
+  CHECK(mentions(refusal(json), "sliding_window"));
+  json["sliding_window"] = nullptr;
+  CHECK(refusal(json) == "");
+  json["sliding_window"] = 32768;  // hides nothing
+  CHECK(refusal(json) == "");
+  json = llama();
+  json["model_type"] = "qwen2";
+  json["architectures"] = {"Qwen2ForCausalLM"};
+  json["sliding_window"] = 512;
+  json["use_sliding_window"] = false;
+  ModelConfig c = config_from_json(json, "config.json");
+  CHECK(c.attention_bias);
+  CHECK_FALSE(c.attention_output_bias);
+  json["use_sliding_window"] = true;
+  CHECK(mentions(refusal(json), "sliding_window"));
+}
+
+TEST_CASE("config.json: absurd sizes are refused") {  // C1, C2, C3, C5, C11
+  for (const char* key :
+       {"hidden_size", "vocab_size", "intermediate_size", "num_hidden_layers",
+        "num_attention_heads", "num_key_value_heads", "max_position_embeddings"}) {
+    for (const char* value : {"0", "-1", "1000000000", "9223372036854775807", "9223372036854775808",
+                              "18446744073709551615", "\"4096\"", "1.5", "[]", "true"})
+      check_refused(key, parse_json(value, "test"));
+  }
+  for (const char* key : {"hidden_size", "vocab_size", "intermediate_size", "num_hidden_layers",
+                          "num_attention_heads"}) {
+    check_refused(key, nullptr);
+    Json json = llama();
+    json.erase(key);
+    CHECK(mentions(refusal(json), key));
+  }
+  Json json = llama();
+  json["hidden_size"] = 66;
+  CHECK(mentions(refusal(json), "num_attention_heads"));
+  json = llama();
+  json["num_key_value_heads"] = 3;
+  CHECK(mentions(refusal(json), "key/value heads"));
+  json["num_key_value_heads"] = 8;
+  CHECK(mentions(refusal(json), "key/value heads"));
+  json = llama();
+  json["head_dim"] = 7;
+  CHECK(mentions(refusal(json), "head_dim"));
+  check_refused("head_dim", 0);
+  check_refused("head_dim", 1 << 20);
+}
+
+TEST_CASE("config.json: reals out of range are refused") {  // C6, C7
+  for (const char* value : {"0", "-1", "1e300", "\"x\"", "false"}) {
+    check_refused("rope_theta", parse_json(value, "test"));
+    check_refused("rms_norm_eps", parse_json(value, "test"));
+  }
+  Json json = llama();
+  double inf = std::numeric_limits<double>::infinity();
+  for (double value : {inf, -inf, std::nan("")}) {  // JSON has no text for these
+    json["rope_theta"] = value;
+    CHECK(mentions(refusal(json), "rope_theta"));
+  }
+  CHECK_THROWS_AS(parse_json(R"({"rope_theta": 1e400})", "config.json"), InputError);
+  CHECK_THROWS_AS(parse_json(R"({"rope_theta": NaN})", "config.json"), InputError);
+}
+
+TEST_CASE("config.json: what would change the maths is refused by name") {  // C8, C12, C13
+  check_refused("model_type", "gpt2");
+  check_refused("model_type", "granite");
+  check_refused("architectures", {"LlamaForSequenceClassification"});
+  check_refused("architectures", {"LlamaForCausalLM", "Other"});
+  check_refused("hidden_act", "gelu");
+  check_refused("sliding_window", 1024);
+  check_refused("partial_rotary_factor", 0.5);
+  check_refused("rope_interleaved", true);
+  check_refused("attn_logit_softcapping", 50.0);
+  check_refused("final_logit_softcapping", 30.0);
+  check_refused("residual_multiplier", 0.22);
+  check_refused("embedding_multiplier", 12.0);
+  check_refused("logits_scaling", 8.0);
+  check_refused("attention_multiplier", 0.0078125);
+  check_refused("query_pre_attn_scalar", 256);
+  check_refused("attention_dropout", 0.1);
+  check_refused("quantization_config", {{"quant_method", "gptq"}});
+  check_refused("num_local_experts", 8);
+  check_refused("no_rope_layers", {1, 1, 0});
+  check_refused("layer_types", {"full_attention", "sliding_attention", "full_attention"});
+  check_refused("auto_map", {{"AutoModelForCausalLM", "modeling.Net"}});
+  check_refused("torch_dtype", "float8_e4m3fn");
+  check_refused("torch_dtype", 16);
+  for (const char* type : {"dynamic", "yarn", "longrope", "su", "mrope"}) {
+    Json json = llama();
+    json["rope_scaling"] = {{"rope_type", type}, {"factor", 2.0}};
+    CHECK(mentions(refusal(json), type));
+  }
+  // Fields that a rope type does not have, or lacks.
+  check_refused("rope_scaling",
+                {{"rope_type", "linear"}, {"factor", 2.0}, {"attention_factor", 2.0}});
+  check_refused("rope_scaling", {{"rope_type", "linear"}});
+  check_refused("rope_scaling", {{"rope_type", "linear"}, {"factor", 0}});
+  check_refused("rope_scaling", {{"rope_type", "linear"}, {"type", "dynamic"}, {"factor", 2.0}});
+  check_refused("rope_scaling", "linear");
+  check_refused("rope_parameters", {{"full_attention", {{"rope_type", "default"}}}});
+  Json json = llama();
+  json["rope_scaling"] = {{"rope_type", "llama3"},
+                          {"factor", 8.0},
+                          {"low_freq_factor", 4.0},
+                          {"high_freq_factor", 4.0},
+                          {"original_max_position_embeddings", 8192}};
+  CHECK(mentions(refusal(json), "high_freq_factor"));
+  // Ids beyond the vocabulary.
+  check_refused("eos_token_id", 1000);
+  check_refused("eos_token_id", {2, nullptr});
+  check_refused("bos_token_id", -1);
+  check_refused("bos_token_id", 4000000000LL);
+  CHECK(refusal(Json::array()) != "");
+  CHECK(refusal(Json::object()) != "");
+}
+
+TEST_CASE("config.json: duplicate keys, wrong files") {  // C10
+  std::string folder = temp_path("folder");
+  std::filesystem::create_directories(folder);
+  std::ofstream(folder + "/config.json") << R"({"model_type": "llama", "model_type": "llama"})";
+  CHECK_THROWS_AS(config_from_folder(folder), InputError);
+  std::ofstream(folder + "/config.json") << "{";
+  CHECK_THROWS_AS(config_from_folder(folder), InputError);
+  std::filesystem::remove(folder + "/config.json");
+  CHECK_THROWS_AS(config_from_folder(folder), Error);
+  std::filesystem::remove_all(folder);
+}
+
+TEST_CASE("config.json: written and read again") {
+  for (const char* name : {"tied_gqa", "mqa", "biases", "llama3_rope", "mistral_linear", "qwen2"}) {
+    CAPTURE(name);
+    std::string folder = std::string(LK_TEST_DATA) + "/golden/models/" + name;
+    ModelConfig a = config_from_folder(folder);
+    Json json = config_to_json(a);
+    ModelConfig b = config_from_json(json, "again");
+    CHECK(config_to_json(b) == json);
+    CHECK(inverse_frequencies(a) == inverse_frequencies(b));
+    CHECK(a.architecture == b.architecture);
+    CHECK(a.n_parameters() == b.n_parameters());
+    CHECK(a.attention_bias == b.attention_bias);
+    CHECK(a.attention_output_bias == b.attention_output_bias);
+    CHECK(a.mlp_bias == b.mlp_bias);
+    CHECK(a.eos_ids == b.eos_ids);
+    CHECK(a.stored_dtype == b.stored_dtype);
+    CHECK(json["rope_parameters"]["rope_theta"] == json["rope_theta"]);
+  }
+}
+
+TEST_CASE("named shapes have their published sizes") {
+  CHECK(named_shape("smollm2-135m").n_parameters() == 134515008);
+  CHECK(named_shape("tinyllama-1.1b").n_parameters() == 1100048384);
+  CHECK(named_shape("llama3.2-1b").n_parameters() == 1235814400);
+  CHECK(named_shape("llama2-7b").n_parameters() == 6738415616);
+  CHECK(named_shape("llama3-8b").n_parameters() == 8030261248);
+  CHECK_THROWS_AS(named_shape("gpt-5"), UsageError);
+}
+
+TEST_CASE("GGUF metadata: read") {
+  ModelConfig c = read_gguf(tiny_gguf());
+  CHECK(c.architecture == "llama");
+  CHECK(c.vocab_size == 6);
+  CHECK(c.head_dim == 4);
+  CHECK(c.n_kv_heads == 1);
+  CHECK(c.rms_eps == 1e-5);  // not the float32 beside it
+  CHECK(c.rope_theta == 500000);
+  CHECK(c.tie_embeddings);
+  CHECK(c.bos_id == -1);
+  c = read_gguf(tiny_gguf()
+                    .tensor("output.weight", {6, 8}, std::vector<float>(48, 1.0f))
+                    .tensor("blk.0.attn_q.bias", {8}, std::vector<float>(8, 1.0f))
+                    .tensor("rope_freqs.weight", {2}, {1.0f, 8.0f})
+                    .u32("tokenizer.ggml.bos_token_id", 1)
+                    .u32("tokenizer.ggml.eos_token_id", 5));
+  CHECK_FALSE(c.tie_embeddings);
+  CHECK(c.attention_bias);
+  CHECK_FALSE(c.attention_output_bias);
+  CHECK(c.rope_scaling.kind == RopeScaling::Kind::Factors);
+  CHECK(c.rope_scaling.factors == std::vector<float>{1.0f, 8.0f});
+  CHECK(c.bos_id == 1);
+  CHECK(c.eos_ids == std::vector<std::int32_t>{5});
+  c = read_gguf(tiny_gguf()
+                    .string("llama.rope.scaling.type", "linear")
+                    .f32("llama.rope.scaling.factor", 2.5f));
+  CHECK(c.rope_scaling.kind == RopeScaling::Kind::Linear);
+  CHECK(c.rope_scaling.factor == 2.5);
+  // Llama 3.2's published rule is recognised behind its factors.
+  std::vector<float> factors;
+  for (int i = 0; i < 32; ++i) {
+    double turns = 8192 * std::pow(500000.0, -i / 32.0) / 6.283185307179586;  // in the old context
+    factors.push_back(static_cast<float>(turns > 4 ? 1
+                                         : turns < 1
+                                             ? 32
+                                             : 1 / ((1 - (turns - 1) / 3) / 32 + (turns - 1) / 3)));
+  }
+  GgufBuilder llama32 = tiny_gguf();
+  llama32.u32("llama.attention.key_length", 64)
+      .u32("llama.attention.value_length", 64)
+      .u32("llama.rope.dimension_count", 64);
+  c = read_gguf(llama32.tensor("rope_freqs.weight", {32}, factors));
+  CHECK(c.rope_scaling.kind == RopeScaling::Kind::Llama3);
+  CHECK(c.rope_scaling.factor == 32);
+  CHECK(inverse_frequencies(c) == inverse_frequencies(named_shape("llama3.2-1b")));
+  factors[20] *= 1.001f;
+  c = read_gguf(llama32.tensor("rope_freqs.weight", {32}, factors));
+  CHECK(c.rope_scaling.kind == RopeScaling::Kind::Factors);
+  // Twins of one model agree.
+  std::string models = std::string(LK_TEST_DATA) + "/golden/models/";
+  for (const char* twin : {"tied_gqa.bf16", "biases.f16", "qwen2.f32", "tied_gqa.q8_0"}) {
+    std::string name = twin;
+    ModelConfig a = config_from_gguf(GgufFile(models + name + ".gguf"));
+    ModelConfig b = config_from_folder(models + name.substr(0, name.find('.')));
+    a.stored_dtype = b.stored_dtype;
+    CHECK(config_to_json(a) == config_to_json(b));
+  }
+}
+
+TEST_CASE("GGUF metadata: wrong or unsupported is refused by name") {  // G20 to G23
+  using Change = std::pair<const char*, GgufBuilder>;
+  const Change changes[] = {
+      {"general.architecture", tiny_gguf().string("general.architecture", "gemma3")},
+      {"general.architecture", tiny_gguf().erase("general.architecture")},
+      {"general.type", tiny_gguf().string("general.type", "adapter")},
+      {"split.count", tiny_gguf().u32("split.count", 3)},
+      {"llama.block_count", tiny_gguf().u32("llama.block_count", 0)},
+      {"layers", tiny_gguf().u32("llama.block_count", 1u << 31)},
+      {"llama.block_count", tiny_gguf().u64("llama.block_count", 1ull << 63)},
+      {"llama.block_count", tiny_gguf().i32("llama.block_count", -1)},
+      {"llama.block_count", tiny_gguf().erase("llama.block_count")},
+      {"llama.block_count", tiny_gguf().string("llama.block_count", "1")},
+      {"llama.attention.head_count", tiny_gguf().u32("llama.attention.head_count", 0)},
+      {"llama.attention.head_count", tiny_gguf().u32("llama.attention.head_count", 3)},
+      {"key/value heads", tiny_gguf().u32("llama.attention.head_count_kv", 3)},
+      {"key/value heads", tiny_gguf()
+                              .u32("llama.attention.head_count", 4)
+                              .u32("llama.attention.head_count_kv", 3)
+                              .u32("llama.rope.dimension_count", 2)},
+      {"llama.attention.head_count_kv", tiny_gguf().u32("llama.attention.head_count_kv", 0)},
+      {"llama.rope.dimension_count", tiny_gguf().u32("llama.rope.dimension_count", 8)},
+      {"llama.rope.dimension_count", tiny_gguf().u32("llama.rope.dimension_count", 2)},
+      {"llama.attention.value_length", tiny_gguf().u32("llama.attention.value_length", 8)},
+      {"llama.vocab_size", tiny_gguf().u32("llama.vocab_size", 7)},
+      {"tokenizer.ggml.tokens", tiny_gguf().strings("tokenizer.ggml.tokens", {"a", "b"})},
+      {"token_embd.weight", tiny_gguf().drop("token_embd.weight")},
+      {"token_embd.weight", tiny_gguf().tensor("token_embd.weight", {48}, std::vector<float>(48))},
+      {"rms_norm_eps", tiny_gguf().f32("llama.attention.layer_norm_rms_epsilon", 0)},
+      {"epsilon", tiny_gguf().erase("llama.attention.layer_norm_rms_epsilon")},
+      {"rope_theta", tiny_gguf().f32("llama.rope.freq_base", 0)},
+      {"rope_theta",
+       tiny_gguf().f32("llama.rope.freq_base", std::numeric_limits<float>::infinity())},
+      {"rope_theta",
+       tiny_gguf().f32("llama.rope.freq_base", std::numeric_limits<float>::quiet_NaN())},
+      {"llama.rope.scaling.type", tiny_gguf().string("llama.rope.scaling.type", "yarn")},
+      {"rope_freqs.weight", tiny_gguf().tensor("rope_freqs.weight", {3}, {1, 1, 1})},
+      {"rope factors", tiny_gguf().tensor("rope_freqs.weight", {2}, {1, 0})},
+      {"rope_freqs.weight", tiny_gguf()
+                                .tensor("rope_freqs.weight", {2}, {1, 2})
+                                .string("llama.rope.scaling.type", "linear")
+                                .f32("llama.rope.scaling.factor", 2)},
+      {"llama.attention.sliding_window", tiny_gguf().u32("llama.attention.sliding_window", 64)},
+      {"llama.expert_count", tiny_gguf().u32("llama.expert_count", 8)},
+      {"llama.attention.causal", tiny_gguf().boolean("llama.attention.causal", false)},
+      {"llama.logit_scale", tiny_gguf().f32("llama.logit_scale", 0.5f)},
+      {"llama.attention.scale", tiny_gguf().f32("llama.attention.scale", 0.1f)},
+      {"llama.final_logit_softcapping", tiny_gguf().f32("llama.final_logit_softcapping", 30)},
+      {"eos_token_id", tiny_gguf().u32("tokenizer.ggml.eos_token_id", 6)},
+  };
+  for (const auto& [word, builder] : changes) {
+    std::string message = gguf_refusal(builder);
+    CHECK_MESSAGE((mentions(message, word) && mentions(message, ".gguf")), word, " gave: '",
+                  message, "'");
+  }
+  CHECK(gguf_refusal(tiny_gguf().u32("llama.attention.sliding_window", 128)) == "");
+  CHECK(gguf_refusal(tiny_gguf().f32("llama.attention.scale", 0.5f)) == "");  // 1 / sqrt(4)
+}
+
+TEST_CASE("rotary frequencies and table") {
+  ModelConfig c = named_shape("smollm2-135m");
+  std::vector<double> f = inverse_frequencies(c);
+  REQUIRE(f.size() == 32);
+  for (std::size_t i = 0; i < f.size(); ++i) {
+    double exact = std::pow(100000.0, -2.0 * static_cast<double>(i) / 64);
+    CHECK(std::abs(f[i] - exact) <= 2 * 0x1p-23 * exact);
+  }
+  c = named_shape("llama3.2-1b");
+  f = inverse_frequencies(c);
+  CHECK(f[0] == 1.0);                                                                  // kept
+  CHECK(f[31] == doctest::Approx(std::pow(500000.0, -62.0 / 64) / 32).epsilon(1e-6));  // stretched
+  // The factors that GGUF stores for the same rule give the same frequencies.
+  std::string models = std::string(LK_TEST_DATA) + "/golden/models/";
+  std::vector<double> rule = inverse_frequencies(config_from_folder(models + "llama3_rope"));
+  std::vector<double> factors =
+      inverse_frequencies(config_from_gguf(GgufFile(models + "llama3_rope.bf16.gguf")));
+  REQUIRE(rule.size() == factors.size());
+  for (std::size_t i = 0; i < rule.size(); ++i)
+    CHECK(std::abs(rule[i] - factors[i]) <= 8 * 0x1p-24 * rule[i]);
+
+  auto backend = make_cpu_backend();
+  c = named_shape("smollm2-135m");
+  const std::int64_t P = 300, D = c.head_dim;
+  std::vector<double> single = to_host_f64(rope_table(*backend, c, P));
+  Tensor table = rope_table(*backend, c, P, DType::F64);
+  CHECK(table.shape() == Shape{P, D});
+  std::vector<double> exact = to_host_f64(table);
+  f = inverse_frequencies(c);
+  for (std::int64_t p = 0; p < P; ++p) {
+    for (std::int64_t i = 0; i < D / 2; ++i) {
+      double angle = static_cast<float>(p) * static_cast<float>(f[static_cast<std::size_t>(i)]);
+      std::size_t at = static_cast<std::size_t>(p * D + i);
+      REQUIRE(exact[at] == std::cos(angle));
+      REQUIRE(exact[at + static_cast<std::size_t>(D / 2)] == std::sin(angle));
+      REQUIRE(single[at] == static_cast<float>(std::cos(angle)));
+    }
+  }
+}
+
+TEST_CASE("the rotary table is transformers' to the last bits, up to position 8,191") {
+  auto backend = make_cpu_backend();
+  SafetensorsFile golden(std::string(LK_TEST_DATA) + "/golden/models/rope.safetensors");
+  const std::int64_t positions[] = {0, 1, 2, 77, 1000, 4095, 8191};
+  for (const char* name : {"smollm2-135m", "llama2-7b", "llama3.2-1b"}) {
+    ModelConfig c = named_shape(name);
+    const std::int64_t half = c.head_dim / 2;
+    std::vector<float> table = to_host<float>(rope_table(*backend, c, 8192));
+    std::vector<float> cosines(static_cast<std::size_t>(7 * half)), sines(cosines.size());
+    golden.read_rows(concat(name, ".cos"), 0, 7, cosines.data());
+    golden.read_rows(concat(name, ".sin"), 0, 7, sines.data());
+    double worst = 0;
+    for (std::int64_t p = 0; p < 7; ++p) {
+      for (std::int64_t i = 0; i < half; ++i) {
+        const float* row = table.data() + positions[p] * c.head_dim;
+        std::size_t at = static_cast<std::size_t>(p * half + i);
+        worst = std::max({worst, std::abs(static_cast<double>(row[i]) - cosines[at]),
+                          std::abs(static_cast<double>(row[half + i]) - sines[at])});
+      }
+    }
+    CHECK_MESSAGE(worst <= 0x1p-23, name, ": ", worst);  // a cosine of theirs may be an ulp off
+  }
+}
+
+}  // namespace lk

@@ -1,0 +1,560 @@
+// Every backward is the derivative of its forward, to 1e-6 in F64. Would catch a wrong or missing
+// term, a gradient written where it must be added, a node without a check.
+//
+// The chain of trust: finite differences => these ops on the plain F64 twins => the fast CPU and
+// CUDA kernels, which are compared with the twins.
+#include "autograd/gradcheck.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <list>
+#include <regex>
+#include <set>
+
+#include "autograd/ops.h"
+#include "cpu_ops.h"
+#include "lora/lora_linear.h"
+
+using namespace lk;
+using namespace lk::test;
+
+namespace {
+
+using Function = std::function<Var(Tape&, const std::vector<Var>&)>;
+using Vars = std::vector<Var>;
+
+struct Case {
+  std::string what;
+  Function f;
+  std::vector<Tensor> inputs;
+  std::vector<Parameter*> parameters = {};
+};
+
+Tensor rnd(Shape shape, unsigned seed, double scale = 1.0) {
+  return random_tensor(reference(), DType::F64, shape, seed, scale);
+}
+Tensor ints(const std::vector<std::int32_t>& v) {
+  return to_device(reference(), Tag::Workspace, v);
+}
+Weight frozen(Shape shape, unsigned seed) { return Weight("w", rnd(shape, seed)); }
+Parameter& trainable(Shape shape, unsigned seed) {
+  static std::list<Parameter> all;  // nodes refer to a Parameter: its address must stay
+  return all.emplace_back("p" + std::to_string(all.size()), rnd(shape, seed), DType::F64);
+}
+// cos and sin of any angles: rope's derivative does not depend on which.
+Tensor rope_angles(std::int64_t positions, std::int64_t head_dim) {
+  std::vector<double> v;
+  for (std::int64_t p = 0; p < positions; ++p) {
+    const std::int64_t half = head_dim / 2;
+    auto angle = [&](std::int64_t i) { return 0.7 * static_cast<double>(p * (i + 1)) + 0.1; };
+    for (std::int64_t i = 0; i < half; ++i) v.push_back(std::cos(angle(i)));
+    for (std::int64_t i = 0; i < half; ++i) v.push_back(std::sin(angle(i)));
+  }
+  return tensor_from(reference(), DType::F64, {positions, head_dim}, v);
+}
+
+// ---- one family, one function ------------------------------------------------------------------
+
+void linear_cases(std::vector<Case>& out) {
+  const Weight w = frozen({6, 7}, 1), bias = frozen({6}, 2), one = frozen({1, 1}, 3);
+  out.push_back({"frozen linear with bias",
+                 [=](Tape& t, const Vars& in) { return linear(t, in[0], w, &bias); },
+                 {rnd({5, 7}, 4)}});
+  out.push_back({"frozen linear 1 x 1 x 1",
+                 [=](Tape& t, const Vars& in) { return linear(t, in[0], one); },
+                 {rnd({1, 1}, 5)}});
+  out.push_back({"frozen linear, no rows",  // and a second input that does have elements
+                 [=](Tape& t, const Vars& in) {
+                   linear(t, in[1], w);
+                   return linear(t, in[0], w);
+                 },
+                 {rnd({3, 7}, 6), rnd({0, 7}, 7)}});
+  Parameter &p = trainable({3, 7}, 8), &scalar = trainable({1, 1}, 9);
+  out.push_back({"trainable linear, alpha",
+                 [&](Tape& t, const Vars& in) { return linear(t, in[0], p, -1.7); },
+                 {rnd({5, 7}, 10)},
+                 {&p}});
+  out.push_back({"trainable linear 1 x 1 x 1",
+                 [&](Tape& t, const Vars& in) { return linear(t, in[0], scalar); },
+                 {rnd({1, 1}, 11)},
+                 {&scalar}});
+  Parameter &a = trainable({2, 5}, 12), &b = trainable({5, 2}, 13);
+  out.push_back({"one parameter used twice, of a constant and of itself",
+                 [&](Tape& t, const Vars& in) {
+                   Var s = linear(t, in[0], a);
+                   return add(t, linear(t, linear(t, s, b), a), s);
+                 },
+                 {rnd({3, 5}, 14)},
+                 {&a, &b}});
+}
+
+void norm_cases(std::vector<Case>& out) {
+  const Weight gain = frozen({9}, 20), one = frozen({1}, 21);
+  out.push_back({"rmsnorm",
+                 [=](Tape& t, const Vars& in) { return rmsnorm(t, in[0], gain, 1e-5); },
+                 {rnd({4, 9}, 22)}});
+  out.push_back({"rmsnorm of one number, eps felt",
+                 [=](Tape& t, const Vars& in) { return rmsnorm(t, in[0], one, 0.3); },
+                 {rnd({1, 1}, 23)}});
+  out.push_back({"rmsnorm of zeros",
+                 [=](Tape& t, const Vars& in) { return rmsnorm(t, in[0], gain, 0.01); },
+                 {tensor_from(reference(), DType::F64, {2, 9}, std::vector<double>(18, 0.0))}});
+}
+
+void rope_cases(std::vector<Case>& out) {
+  Tensor table = rope_angles(40, 6), pair = rope_angles(3, 2);
+  Tensor far = ints({31, 0, 7, 39, 7}), last = ints({2});
+  out.push_back({"rope at far and repeated positions",
+                 [=](Tape& t, const Vars& in) { return rope(t, in[0], table, far, 6); },
+                 {rnd({5, 18}, 30)}});
+  out.push_back({"rope of one pair",
+                 [=](Tape& t, const Vars& in) { return rope(t, in[0], pair, last, 2); },
+                 {rnd({1, 2}, 31)}});
+}
+
+void attention_case(std::vector<Case>& out, const std::string& what, AttentionShape shape,
+                    std::vector<std::int32_t> offsets, unsigned seed) {
+  Segments segments = make_segments(reference(), std::move(offsets));
+  const std::int64_t T = segments.total(), D = shape.head_dim;
+  shape.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(D)));
+  out.push_back(
+      {"attention, " + what,
+       [=](Tape& t, const Vars& in) { return attention(t, in[0], in[1], in[2], shape, segments); },
+       {rnd({T, shape.n_heads * D}, seed), rnd({T, shape.n_kv_heads * D}, seed + 1),
+        rnd({T, shape.n_kv_heads * D}, seed + 2)}});
+}
+
+void attention_cases(std::vector<Case>& out) {
+  attention_case(out, "one document", {2, 2, 5, 0, 0}, {0, 7}, 40);
+  attention_case(out, "grouped heads, documents of 1, 0, 4, 0", {4, 2, 3, 0, 0}, {0, 1, 1, 5, 5},
+                 43);
+  attention_case(out, "one key head for all", {3, 1, 3, 0, 0}, {0, 2, 6}, 46);
+  attention_case(out, "window 3, grouped", {4, 2, 2, 0, 3}, {0, 6, 6, 8}, 49);
+  attention_case(out, "window 1 sees only itself", {1, 1, 2, 0, 1}, {0, 3}, 52);
+  attention_case(out, "window longer than the document", {2, 1, 2, 0, 99}, {0, 4}, 55);
+  attention_case(out, "one token, one number", {1, 1, 1, 0, 0}, {0, 1}, 58);
+  AttentionShape shape{2, 2, 3, 0.6f, 0};
+  Segments segments = make_segments(reference(), {0, 3, 5});
+  out.push_back(
+      {"attention, q = k = v",
+       [=](Tape& t, const Vars& in) { return attention(t, in[0], in[0], in[0], shape, segments); },
+       {rnd({5, 6}, 61)}});
+}
+
+void swiglu_cases(std::vector<Case>& out) {
+  Function f = [](Tape& t, const Vars& in) { return swiglu(t, in[0], in[1]); };
+  out.push_back({"swiglu", f, {rnd({3, 5}, 70, 2.0), rnd({3, 5}, 71)}});
+  out.push_back({"swiglu of one number", f, {rnd({1, 1}, 72), rnd({1, 1}, 73)}});
+  out.push_back(
+      {"swiglu where the sigmoid is flat",
+       f,
+       {tensor_from(reference(), DType::F64, {1, 4}, {-40, -12, 12, 40}), rnd({1, 4}, 74)}});
+  out.push_back({"swiglu, gate = up",
+                 [](Tape& t, const Vars& in) { return swiglu(t, in[0], in[0]); },
+                 {rnd({2, 3}, 75)}});
+}
+
+void elementwise_cases(std::vector<Case>& out) {
+  out.push_back({"add",
+                 [](Tape& t, const Vars& in) { return add(t, in[0], in[1]); },
+                 {rnd({3, 5}, 80), rnd({3, 5}, 81)}});
+  out.push_back({"add x + x",
+                 [](Tape& t, const Vars& in) { return add(t, in[0], in[0]); },
+                 {rnd({1, 1}, 82)}});
+  for (float p : {0.0f, 0.3f, 0.9f})
+    out.push_back({concat("dropout ", p),
+                   [=](Tape& t, const Vars& in) {
+                     Var y = dropout(t, in[0], p, {5, 3, 2});
+                     return add(t, y, in[0]);  // p = 0 records no node of its own
+                   },
+                   {rnd({7, 5}, 83)}});
+  out.push_back({"dropout of one number",
+                 [](Tape& t, const Vars& in) {
+                   return dropout(t, in[0], 0.5f, {5, 4, 2});
+                 },
+                 {rnd({1, 1}, 84)}});
+}
+
+void embedding_cases(std::vector<Case>& out) {
+  for (const std::vector<std::int32_t>& rows :
+       {std::vector<std::int32_t>{4, 0, 2}, {0, 1, 2, 3, 4, 5}, {5}, {}}) {
+    Tensor index = ints(rows);
+    out.push_back({concat("gather ", rows.size(), " of 6 rows"),
+                   [=](Tape& t, const Vars& in) { return gather_rows(t, in[0], index); },
+                   {rnd({6, 3}, 90)}});
+  }
+}
+
+void loss_cases(std::vector<Case>& out) {
+  const Weight head = frozen({7, 4}, 100), narrow = frozen({1, 4}, 101);
+  Tensor targets = ints({6, 0, 3, 3, 1}), one = ints({5}), zero = ints({0, 0});
+  for (std::int64_t chunk : {1, 2, 5, 100})
+    out.push_back(
+        {concat("head_loss in chunks of ", chunk),
+         [=](Tape& t, const Vars& in) { return head_loss(t, in[0], head, targets, 0.37, chunk); },
+         {rnd({5, 4}, 102)}});
+  out.push_back({"head_loss of one row",
+                 [=](Tape& t, const Vars& in) { return head_loss(t, in[0], head, one, 1.0, 8); },
+                 {rnd({1, 4}, 103)}});
+  out.push_back({"head_loss with a vocabulary of one: always zero",
+                 [=](Tape& t, const Vars& in) { return head_loss(t, in[0], narrow, zero, 1.0, 8); },
+                 {rnd({2, 4}, 104)}});
+}
+
+void lora_cases(std::vector<Case>& out) {
+  const Weight w = frozen({6, 7}, 110), bias = frozen({6}, 111), one = frozen({1, 1}, 112);
+  Parameter &a = trainable({3, 7}, 113), &b = trainable({6, 3}, 114);
+  Parameter &a1 = trainable({1, 1}, 115), &b1 = trainable({1, 1}, 116);
+  for (float p : {0.0f, 0.4f})
+    out.push_back({concat("lora_linear, dropout ", p),
+                   [=, &a, &b](Tape& t, const Vars& in) {
+                     return lora_linear(t, in[0], w, &bias, a, b, 1.7, p, {9, 4, 2});
+                   },
+                   {rnd({5, 7}, 117)},
+                   {&a, &b}});
+  out.push_back({"lora_linear 1 x 1 x 1, rank 1",
+                 [=, &a1, &b1](Tape& t, const Vars& in) {
+                   return lora_linear(t, in[0], one, nullptr, a1, b1, 0.5, 0, {});
+                 },
+                 {rnd({1, 1}, 118)},
+                 {&a1, &b1}});
+}
+
+// A decoder block with trainable query and value, then the loss: fan-out, fan-in and chain rule.
+void block_cases(std::vector<Case>& out) {
+  const std::int64_t C = 6, H = 2, D = 2, F = 5, V = 8;
+  const Weight norm1 = frozen({C}, 120), norm2 = frozen({C}, 121), wk = frozen({D, C}, 122),
+               wo = frozen({C, H * D}, 123), gate = frozen({F, C}, 124), up = frozen({F, C}, 125),
+               down = frozen({C, F}, 126), head = frozen({V, C}, 127);
+  Parameter &wq = trainable({H * D, C}, 128), &wv = trainable({D, C}, 129);
+  Segments segments = make_segments(reference(), {0, 2, 6});
+  Tensor table = rope_angles(6, D), positions = ints({0, 1, 0, 1, 2, 3});
+  Tensor rows = ints({0, 2, 5}), targets = ints({7, 1, 2});
+  AttentionShape shape{H, 1, D, 0.7f, 0};
+  out.push_back({"decoder block",
+                 [=, &wq, &wv](Tape& t, const Vars& in) {
+                   const Var& x = in[0];
+                   Var n = rmsnorm(t, x, norm1, 1e-3);
+                   Var q = rope(t, linear(t, n, wq, 0.5), table, positions, D);
+                   Var k = rope(t, linear(t, n, wk), table, positions, D);
+                   Var v = dropout(t, linear(t, n, wv), 0.2f, {1, 2, 3});
+                   Var h = add(t, x, linear(t, attention(t, q, k, v, shape, segments), wo));
+                   Var m = rmsnorm(t, h, norm2, 1e-3);
+                   Var y = linear(t, swiglu(t, linear(t, m, gate), linear(t, m, up)), down);
+                   return head_loss(t, gather_rows(t, add(t, h, y), rows), head, targets, 0.4, 2);
+                 },
+                 {rnd({6, C}, 130)},
+                 {&wq, &wv}});
+}
+
+const std::vector<Case>& all_cases() {
+  static const std::vector<Case> cases = [] {
+    std::vector<Case> out;
+    linear_cases(out);
+    norm_cases(out);
+    rope_cases(out);
+    attention_cases(out);
+    swiglu_cases(out);
+    elementwise_cases(out);
+    embedding_cases(out);
+    loss_cases(out);
+    lora_cases(out);
+    block_cases(out);
+    return out;
+  }();
+  return cases;
+}
+
+std::set<std::string> recorded_nodes(const Case& c) {
+  Tape tape(reference());
+  Vars vars;
+  for (const Tensor& x : c.inputs) vars.push_back(tape.leaf(x));
+  c.f(tape, vars);
+  std::vector<std::string> names = tape.node_names();
+  return {names.begin(), names.end()};
+}
+
+// What the source says: every literal that a Node's name() returns, in all of src/.
+std::set<std::string> nodes_in_source() {
+  std::set<std::string> names;
+  const std::regex name(R"(name\(\) const override \{\s*return "(\w+)\")");
+  const std::filesystem::path src = std::filesystem::path(LK_TEST_DATA).parent_path() / "src";
+  for (const char* folder : {"autograd", "nn", "lora"})
+    for (const auto& entry : std::filesystem::recursive_directory_iterator(src / folder)) {
+      if (!entry.is_regular_file()) continue;
+      std::ifstream in(entry.path());
+      const std::string text{std::istreambuf_iterator<char>(in), {}};
+      if (text.find(": Node") == std::string::npos) continue;
+      for (std::sregex_iterator i(text.begin(), text.end(), name), end; i != end; ++i)
+        names.insert((*i)[1]);
+    }
+  return names;
+}
+
+std::string join(const std::set<std::string>& names) {
+  std::string s;
+  for (const std::string& n : names) s += n + " ";
+  return s;
+}
+
+}  // namespace
+
+TEST_CASE("every op's backward is its derivative") {
+  std::int64_t n = 0;
+  double worst = 0;
+  for (const Case& c : all_cases()) {
+    GradcheckResult r = gradcheck(reference(), c.f, c.inputs, c.parameters);
+    CHECK_MESSAGE(r.ok, c.what, ": ", r.message);
+    n += r.n_checked;
+    worst = std::max(worst, r.worst_ratio);
+  }
+  MESSAGE(all_cases().size(), " cases, ", n, " derivatives, worst error / bound ", worst);
+}
+
+TEST_CASE("every node type has a case, and every recorded node is declared") {
+  std::set<std::string> covered;
+  for (const Case& c : all_cases()) covered.merge(recorded_nodes(c));
+  const std::vector<std::string> names = all_node_names();
+  std::set<std::string> declared(names.begin(), names.end());
+  CHECK(declared.size() == names.size());
+  declared.insert("lora_linear");  // of lora/, which autograd does not know
+  CHECK_MESSAGE(covered == declared, "covered: ", join(covered), " declared: ", join(declared));
+  CHECK_MESSAGE(nodes_in_source() == declared, "in the source: ", join(nodes_in_source()));
+}
+
+TEST_CASE("embedding of a frozen table is a constant") {
+  const Weight table = frozen({5, 3}, 140);
+  Tape tape(reference());
+  Var x = embedding(tape, table, ints({4, 0, 4}));
+  CHECK(!x.needs_grad());
+  CHECK(tape.n_nodes() == 0);
+}
+
+// ---- gradcheck itself must fail where a backward is wrong --------------------------------------
+
+namespace {
+
+// A node whose backward is given by the test.
+struct CustomNode : Node {
+  std::function<void(Tape&, const Tensor&)> f;
+  explicit CustomNode(std::function<void(Tape&, const Tensor&)> f) : f(std::move(f)) {}
+  const char* name() const override { return "custom"; }
+  void backward(Tape& tape, const Tensor& dy) override { f(tape, dy); }
+};
+
+Tensor scratch(const Tensor& like) {
+  return reference().empty(Tag::Backward, like.dtype(), like.shape());
+}
+
+// y = x wᵀ with the given backward.
+template <class F>
+Function custom_linear(const Weight& w, F backward) {
+  return [=](Tape& t, const Vars& in) {
+    const Var& x = in[0];
+    Tensor y = t.activation(DType::F64, {x.value().rows(), w.shape()[0]});
+    reference().linear_forward(y, x.value(), w);
+    if (!t.wants(x)) return t.constant(y);
+    return t.record<CustomNode>(y, [=](Tape& tape, const Tensor& dy) { backward(tape, x, dy); });
+  };
+}
+
+GradcheckResult check_linear(auto backward) {
+  const Weight w = frozen({4, 3}, 150);
+  return gradcheck(
+      reference(),
+      custom_linear(w, [=](Tape& t, const Var& x, const Tensor& dy) { backward(t, x, dy, w); }),
+      {rnd({5, 3}, 151)});
+}
+
+void require_wrong(const GradcheckResult& r, const char* what) {
+  CHECK_MESSAGE(!r.ok, "gradcheck accepts ", what);
+  CHECK(r.worst_ratio > 100);  // not a near miss of the bound
+  CHECK(!r.message.empty());
+}
+
+}  // namespace
+
+TEST_CASE("gradcheck: wrong backwards of a linear map") {
+  Backend& be = reference();
+  // The control: the same machinery with the right backward passes.
+  GradcheckResult right =
+      check_linear([&](Tape& t, const Var& x, const Tensor& dy, const Weight& w) {
+        if (Sink dx = t.sink(x)) be.linear_backward_x(dx.tensor, dx.mode, dy, w);
+      });
+  CHECK_MESSAGE(right.ok, right.message);
+
+  require_wrong(check_linear([&](Tape& t, const Var& x, const Tensor& dy, const Weight& w) {
+                  Tensor exact = scratch(x.value());
+                  be.linear_backward_x(exact, GradMode::Write, dy, w);
+                  if (Sink dx = t.sink(x)) be.scale(dx.tensor, dx.mode, 0.999, {}, exact);
+                }),
+                "dx * 0.999");
+  require_wrong(check_linear([&](Tape& t, const Var& x, const Tensor& dy, const Weight& w) {
+                  Tensor exact = scratch(x.value());
+                  be.linear_backward_x(exact, GradMode::Write, dy, w);
+                  exact.data<double>()[7] *= 1.001;
+                  t.pass(x, exact);
+                }),
+                "0.1 % in one element");
+  require_wrong(check_linear([&](Tape& t, const Var& x, const Tensor& dy, const Weight& w) {
+                  if (Sink dx = t.sink(x)) be.linear_backward_x(dx.tensor, GradMode::Write, dy, w);
+                }),
+                "writing where it must add");
+  require_wrong(check_linear([&](Tape& t, const Var& x, const Tensor& dy, const Weight& w) {
+                  Tensor memory = dy;
+                  be.scale(memory, GradMode::Write, 2.0, {}, dy);  // dy may be shared
+                  be.scale(memory, GradMode::Write, 1.0, {}, dy);
+                  if (Sink dx = t.sink(x)) be.linear_backward_x(dx.tensor, dx.mode, dy, w);
+                }),
+                "changing dy");
+  require_wrong(check_linear([](Tape&, const Var&, const Tensor&, const Weight&) {}),
+                "no gradient at all");
+  require_wrong(check_linear([&](Tape& t, const Var& x, const Tensor& dy, const Weight& w) {
+                  Sink dx = t.sink(x);
+                  be.linear_backward_x(dx.tensor, dx.mode, dy, w);
+                  dx.tensor.data<double>()[0] = NAN;
+                }),
+                "a NaN");
+  const Weight w = frozen({4, 3}, 150);
+  require_wrong(gradcheck(reference(),
+                          [&](Tape& t, const Vars& in) {
+                            Tape detached(reference(), Tape::Mode::NoGrad);
+                            return t.constant(linear(detached, in[0], w).value());
+                          },
+                          {rnd({5, 3}, 152)}),
+                "an op that forgets to record");
+}
+
+TEST_CASE("gradcheck: wrong backwards of other families") {
+  Backend& be = reference();
+  const Weight gain = frozen({6}, 160);
+  auto rms = [&](bool mean_term) {
+    return gradcheck(be,
+                     [=, &be](Tape& t, const Vars& in) {
+                       const Var& x = in[0];
+                       Tensor y = t.activation(DType::F64, x.value().shape());
+                       Tensor rstd = t.activation(DType::F64, {x.value().rows()});
+                       be.rmsnorm_forward(y, rstd, x.value(), gain, 1e-5);
+                       if (!t.wants(x)) return t.constant(y);
+                       return t.record<CustomNode>(y, [=, &be](Tape& tape, const Tensor& dy) {
+                         Tensor dx = scratch(x.value());
+                         be.rmsnorm_backward(dx, GradMode::Write, dy, x.value(), gain, rstd);
+                         for (std::int64_t i = 0; i < dx.rows() && !mean_term; ++i)
+                           for (std::int64_t j = 0; j < dx.cols(); ++j) {
+                             const std::int64_t at = i * dx.cols() + j;
+                             dx.data<double>()[at] = rstd.data<double>()[i] *
+                                                     dy.data<double>()[at] *
+                                                     gain.values().data<double>()[j];
+                           }
+                         Sink to = tape.sink(x);
+                         be.scale(to.tensor, to.mode, 1.0, {}, dx);
+                       });
+                     },
+                     {rnd({4, 6}, 161)});
+  };
+  CHECK(rms(true).ok);
+  require_wrong(rms(false), "rmsnorm without its mean term");
+
+  auto swiglu_with = [&](double sign_up, bool chain_gate) {
+    return gradcheck(be,
+                     [=, &be](Tape& t, const Vars& in) {
+                       const Var &gate = in[0], &up = in[1];
+                       Tensor y = t.activation(DType::F64, gate.value().shape());
+                       be.swiglu_forward(y, gate.value(), up.value());
+                       if (!t.wants(gate, up)) return t.constant(y);
+                       return t.record<CustomNode>(y, [=, &be](Tape& tape, const Tensor& dy) {
+                         Tensor dgate = scratch(dy), dup = scratch(dy);
+                         be.swiglu_backward(dgate, dup, dy, gate.value(), up.value());
+                         if (Sink to = tape.sink(up))
+                           be.scale(to.tensor, to.mode, sign_up, {}, dup);
+                         if (chain_gate) tape.pass(gate, dgate);
+                       });
+                     },
+                     {rnd({3, 4}, 162), rnd({3, 4}, 163)});
+  };
+  CHECK(swiglu_with(1, true).ok);
+  require_wrong(swiglu_with(-1, true), "swiglu with the sign of dup wrong");
+  require_wrong(swiglu_with(1, false), "swiglu without dgate");
+
+  auto rope_back = [&](bool inverse) {
+    Tensor table = rope_angles(4, 4), positions = ints({3, 1, 2});
+    return gradcheck(be,
+                     [=, &be](Tape& t, const Vars& in) {
+                       const Var& x = in[0];
+                       Tensor y = t.activation(DType::F64, x.value().shape());
+                       be.rope(y, GradMode::Write, x.value(), table, positions, 4, false);
+                       if (!t.wants(x)) return t.constant(y);
+                       return t.record<CustomNode>(y, [=, &be](Tape& tape, const Tensor& dy) {
+                         Sink dx = tape.sink(x);
+                         be.rope(dx.tensor, dx.mode, dy, table, positions, 4, inverse);
+                       });
+                     },
+                     {rnd({3, 8}, 164)});
+  };
+  CHECK(rope_back(true).ok);
+  require_wrong(rope_back(false), "rope rotated forward again");
+
+  auto attention_scaled = [&](double q_factor, bool swap) {
+    const AttentionShape shape{2, 2, 3, 0.5f, 0};
+    Segments seg = make_segments(be, {0, 2, 5});
+    return gradcheck(
+        be,
+        [=, &be](Tape& t, const Vars& in) {
+          const Var &q = in[0], &k = in[1], &v = in[2];
+          Tensor o = t.activation(DType::F64, {5, 6}), lse = t.activation(DType::F64, {2, 5});
+          be.attention_forward(o, lse, q.value(), k.value(), v.value(), shape, seg, seg);
+          if (!t.wants(q, k, v)) return t.constant(o);
+          return t.record<CustomNode>(o, [=, &be](Tape& tape, const Tensor& dy) {
+            Tensor dq = scratch(dy), dk = scratch(dy), dv = scratch(dy);
+            be.attention_backward(dq, dk, dv, dy, q.value(), k.value(), v.value(), o, lse, shape,
+                                  seg);
+            if (Sink to = tape.sink(q)) be.scale(to.tensor, to.mode, q_factor, {}, dq);
+            tape.pass(swap ? v : k, dk);
+            tape.pass(swap ? k : v, dv);
+          });
+        },
+        {rnd({5, 6}, 165), rnd({5, 6}, 166), rnd({5, 6}, 167)});
+  };
+  CHECK(attention_scaled(1, false).ok);
+  require_wrong(attention_scaled(0.999, false), "attention with dq * 0.999");
+  require_wrong(attention_scaled(1, true), "attention with dk and dv exchanged");
+}
+
+TEST_CASE("gradcheck: wrong gradients of parameters") {
+  Backend& be = reference();
+  auto trained = [&](double alpha, bool add) {
+    Parameter p("p", rnd({4, 3}, 170), DType::F64);
+    return gradcheck(be,
+                     [&](Tape& t, const Vars& in) {
+                       const Var x = in[0];
+                       Tensor y = t.activation(DType::F64, {x.value().rows(), 4});
+                       be.matmul_nt(y, GradMode::Write, 2.0, x.value(), p.value());
+                       if (!t.recording()) return t.constant(y);
+                       return t.record<CustomNode>(y, [=, &be, &p](Tape& tape, const Tensor& dy) {
+                         Sink dw = p.sink();
+                         be.weight_gradient(dw.tensor, add ? dw.mode : GradMode::Write, alpha, dy,
+                                            x.value());
+                         if (Sink dx = tape.sink(x))
+                           be.matmul_nn(dx.tensor, dx.mode, 2.0, dy, p.value());
+                       });
+                     },
+                     {rnd({5, 3}, 171)}, {&p});
+  };
+  CHECK(trained(2.0, true).ok);
+  require_wrong(trained(1.0, true), "a parameter gradient without alpha");
+  require_wrong(trained(2.0, false), "a parameter gradient overwritten by the second use");
+}
+
+TEST_CASE("gradcheck: arguments, and nothing to compare") {
+  auto f = [](Tape& t, const Vars& in) { return add(t, in[0], in[0]); };
+  CHECK_THROWS_AS(gradcheck(reference(), f, {random_tensor(reference(), DType::F32, {2, 2}, 1)}),
+                  Error);
+  CHECK_THROWS_AS(gradcheck(reference(), f, {rnd({4, 4}, 1).slice_cols(0, 2)}), Error);
+  GradcheckResult r = gradcheck(reference(), f, {rnd({0, 3}, 1)});
+  CHECK(!r.ok);  // no derivative was compared: that is no proof
+  Tensor x = rnd({2, 3}, 5);
+  const std::vector<double> before = to_host_f64(x);
+  CHECK(gradcheck(reference(), f, {x}).ok);
+  CHECK(to_host_f64(x) == before);  // values are put back
+}

@@ -1,0 +1,522 @@
+// Loading models: every weight bit for bit, from every format; wrong files refused; memory bounded.
+#include <atomic>
+#include <cerrno>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <map>
+
+#include "harness.h"
+#include "io/fs.h"
+#include "io/gguf.h"
+#include "io/json.h"
+#include "io/safetensors.h"
+#include "io/sha256.h"
+#include "nn/gguf_names.h"
+#include "nn/load.h"
+#include "smollm2.h"
+#include "tensor/cpu/cpu_backend.h"
+#include "tiny_gguf.h"
+
+namespace lk {
+namespace {
+
+namespace files = std::filesystem;
+
+const std::string kModels = std::string(LK_TEST_DATA) + "/golden/models/";
+
+// All weights by name, as stored on the device.
+std::map<std::string, std::vector<float>> all_weights(const ModelWeights& weights) {
+  std::map<std::string, std::vector<float>> out;
+  visit_weights(weights, [&](const Weight& w) {
+    std::vector<double> values = to_host_f64(w.values());
+    out[w.name()] = std::vector<float>(values.begin(), values.end());
+  });
+  return out;
+}
+
+std::vector<float> read_all(const TensorReader& reader, const std::string& name) {
+  Shape shape = reader.shape(name);
+  std::vector<float> values(static_cast<std::size_t>(shape.numel()));
+  reader.read_rows(name, 0, shape.rows(), values.data());
+  return values;
+}
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), 4 * a.size()) == 0;
+}
+
+// A copy of the tiny tied model's folder whose tensors can be tampered with.
+class Folder {
+ public:
+  explicit Folder(const std::string& model)
+      : path_((files::temp_directory_path() / "lk_test_load").string()) {
+    files::remove_all(path_);
+    files::create_directories(path_);
+    config = read_json(kModels + model + "/config.json");
+    auto reader = open_safetensors_model(kModels + model);
+    for (const std::string& name : reader->names())
+      tensors[name] = {name, reader->shape(name), read_all(*reader, name)};
+  }
+  ~Folder() { files::remove_all(path_); }
+  Folder(const Folder&) = delete;
+  Folder& operator=(const Folder&) = delete;
+
+  const std::string& write() const {
+    std::ofstream(path_ + "/config.json") << config.dump();
+    std::vector<SafetensorsEntry> entries;
+    for (const auto& [name, entry] : tensors) entries.push_back(entry);
+    write_safetensors(path_ + "/model.safetensors", entries, {{"format", "pt"}});
+    return path_;
+  }
+  // The message with which loading fails; empty if it succeeds. Nothing may stay allocated.
+  std::string refusal() const {
+    auto backend = make_cpu_backend();
+    std::string message;
+    try {
+      load_weights(*backend, write(), DType::F32);
+    } catch (const InputError& e) {
+      message = e.what();
+    }
+    CHECK(backend->ledger().total().live_bytes == 0);
+    return message;
+  }
+
+  Json config;
+  std::map<std::string, SafetensorsEntry> tensors;
+
+ private:
+  std::string path_;
+};
+
+// The most memory this process ever held at once, in bytes (Linux's VmHWM).
+std::int64_t peak_resident_bytes() {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);)
+    if (line.starts_with("VmHWM:")) return std::stoll(line.substr(6)) * 1024;
+  return 0;
+}
+
+// tokenizer.json of a byte-level BPE without merges: 256 tokens, one per byte, and "<|end|>".
+void write_byte_tokenizer(const std::string& folder) {
+  Json vocab = Json::object();
+  int shifted = 256;
+  for (int byte = 0; byte < 256; ++byte) {
+    bool printable = (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || byte >= 174;
+    int code = printable ? byte : shifted++;
+    std::string text = code < 128 ? std::string(1, static_cast<char>(code))
+                                  : std::string{static_cast<char>(0xC0 | code >> 6),
+                                                static_cast<char>(0x80 | (code & 63))};
+    vocab[text] = byte;
+  }
+  Json tokenizer = {
+      {"version", "1.0"},
+      {"model", {{"type", "BPE"}, {"vocab", vocab}, {"merges", Json::array()}}},
+      {"pre_tokenizer", {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", true}}},
+      {"decoder", {{"type", "ByteLevel"}}},
+      {"added_tokens",
+       {{{"id", 256}, {"content", "<|end|>"}, {"special", true}, {"normalized", false}}}}};
+  std::ofstream(folder + "/tokenizer.json") << tokenizer.dump();
+}
+
+// Fails the n-th open, fstat or read (counted from 0) and, if persistent, all that follow.
+class FailingFs : public Fs {
+ public:
+  FailingFs(int n, bool persistent) : n_(n), persistent_(persistent) {}
+  int open(const char* path, int flags, mode_t mode) override {
+    return fails(EMFILE) ? -1 : Fs::open(path, flags, mode);
+  }
+  int fstat(int fd, struct stat* out) override { return fails(EIO) ? -1 : Fs::fstat(fd, out); }
+  ssize_t pread(int fd, void* dst, std::size_t bytes, off_t offset) override {
+    return fails(EIO) ? -1 : Fs::pread(fd, dst, bytes, offset);
+  }
+  bool fired() const { return calls_ > n_; }
+
+ private:
+  bool fails(int error) {
+    int call = calls_++;
+    if (call != n_ && !(persistent_ && call > n_)) return false;
+    errno = error;
+    return true;
+  }
+  int n_;
+  bool persistent_;
+  std::atomic<int> calls_ = 0;  // weights are read by several threads
+};
+
+bool mentions(const std::string& message, const std::string& word) {
+  return message.find(word) != std::string::npos;
+}
+
+}  // namespace
+
+TEST_CASE("load: folders, bit for bit") {
+  auto backend = make_cpu_backend();
+  for (const char* name : {"tied_gqa", "mqa", "biases", "llama3_rope", "mistral_linear", "qwen2"}) {
+    CAPTURE(name);
+    LoadedModel model = load_weights(*backend, kModels + name, DType::F32);
+    auto reader = open_safetensors_model(kModels + name);
+    auto weights = all_weights(model.weights);
+    CHECK(weights.size() == reader->names().size());
+    for (const std::string& tensor : reader->names()) {
+      REQUIRE_MESSAGE(weights.count(tensor), tensor);
+      CHECK_MESSAGE(same_bits(weights[tensor], read_all(*reader, tensor)), tensor);
+    }
+    CHECK(model.config.n_layers == static_cast<std::int64_t>(model.weights.layers.size()));
+    CHECK(backend->ledger()[Tag::Weights].live_bytes == 4 * model.config.n_parameters());
+    CHECK(model.weights.tied() == model.config.tie_embeddings);
+    CHECK(model.weights.head.shape() == model.weights.embedding.shape());
+    CHECK(model.weights.layers[0].q_bias.defined() == model.config.attention_bias);
+    CHECK(model.weights.layers[0].o_bias.defined() == model.config.attention_output_bias);
+    CHECK(model.tokenizer == nullptr);
+  }
+  CHECK(backend->ledger().total().live_bytes == 0);
+}
+
+TEST_CASE("load: GGUF twins give the same weights, q and k rows put back") {
+  auto backend = make_cpu_backend();
+  for (const char* twin : {"tied_gqa.bf16", "biases.f16", "llama3_rope.bf16", "qwen2.f32"}) {
+    CAPTURE(twin);
+    std::string name = twin;
+    LoadedModel gguf = load_weights(*backend, kModels + name + ".gguf", DType::F32);
+    LoadedModel folder =
+        load_weights(*backend, kModels + name.substr(0, name.find('.')), DType::F32);
+    auto a = all_weights(gguf.weights), b = all_weights(folder.weights);
+    CHECK(a.size() == b.size());
+    for (const auto& [tensor, values] : b) CHECK_MESSAGE(same_bits(a[tensor], values), tensor);
+    CHECK(weights_sha256(*backend, gguf.weights) == weights_sha256(*backend, folder.weights));
+    CHECK(gguf.fingerprint != folder.fingerprint);
+  }
+  // Quantised: each block of 32 is off by at most half a step of its scale (plus f16's rounding of
+  // it).
+  LoadedModel q8 = load_weights(*backend, kModels + "tied_gqa.q8_0.gguf", DType::F32);
+  LoadedModel exact = load_weights(*backend, kModels + "tied_gqa", DType::F32);
+  auto a = all_weights(q8.weights), b = all_weights(exact.weights);
+  for (const auto& [tensor, values] : b) {
+    const std::vector<float>& got = a[tensor];
+    REQUIRE(got.size() == values.size());
+    for (std::size_t block = 0; block < values.size(); block += 32) {
+      float largest = 0;
+      for (std::size_t i = block; i < block + 32; ++i)
+        largest = std::max(largest, std::abs(values[i]));
+      float step = largest / 127 * (1 + 127 * 0x1p-10f);
+      for (std::size_t i = block; i < block + 32; ++i)
+        REQUIRE_MESSAGE(std::abs(got[i] - values[i]) <= 0.5f * step, tensor, " ", i);
+    }
+  }
+}
+
+TEST_CASE("load: every compute dtype rounds once") {
+  auto backend = make_cpu_backend();
+  Folder folder("mqa");
+  for (auto& [name, entry] : folder.tensors)
+    for (float& v : entry.values) v *= 1.00390625f + 1e-4f;  // not representable in bf16
+  folder.write();
+  std::string path = folder.write();
+  LoadedModel single = load_weights(*backend, path, DType::F32);
+  LoadedModel brain = load_weights(*backend, path, DType::BF16);
+  LoadedModel twice = load_weights(*backend, path, DType::F64);
+  auto a = all_weights(single.weights), b = all_weights(brain.weights),
+       c = all_weights(twice.weights);
+  for (const auto& [name, values] : a) {
+    CHECK(same_bits(c[name], values));
+    for (std::size_t i = 0; i < values.size(); ++i)
+      REQUIRE(b[name][i] == static_cast<float>(bf16(values[i])));
+  }
+  CHECK(brain.weights.layers[0].attn_norm.dtype() == DType::BF16);
+}
+
+TEST_CASE("load: fingerprints and progress") {
+  auto backend = make_cpu_backend();
+  LoadedModel model = load_weights(*backend, kModels + "tied_gqa", DType::F32);
+  CHECK(model.fingerprint == sha256_file(kModels + "tied_gqa/model.safetensors"));
+  CHECK(load_weights(*backend, kModels + "tied_gqa.q8_0.gguf", DType::BF16).fingerprint ==
+        sha256_file(kModels + "tied_gqa.q8_0.gguf"));
+
+  std::string lines;
+  for (int i = 1; i <= 3; ++i) {
+    std::string name = concat("model-0000", i, "-of-00003.safetensors");
+    lines += sha256_file(kModels + "mistral_linear/" + name) + "  " + name + "\n";
+  }
+  Sha256 all;
+  all.update(lines.data(), lines.size());
+  std::int64_t last = 0, total = 0, calls = 0;
+  model = load_weights(*backend, kModels + "mistral_linear", DType::F32,
+                       [&](std::int64_t done, std::int64_t of, const std::string& name) {
+                         CHECK(done > last);
+                         CHECK(!name.empty());
+                         last = done;
+                         total = of;
+                         ++calls;
+                       });
+  CHECK(model.fingerprint == all.hex());
+  CHECK(last == total);
+  CHECK(total == 4 * model.config.n_parameters());
+  CHECK(calls == 3 + 9 * model.config.n_layers);
+}
+
+TEST_CASE("load: a missing, extra or misshapen tensor is refused by name") {
+  {
+    Folder f("tied_gqa");
+    CHECK(f.refusal() == "");
+    f.tensors.erase("model.layers.1.mlp.up_proj.weight");  // S33
+    CHECK(mentions(f.refusal(), "model.layers.1.mlp.up_proj.weight is missing"));
+  }
+  {
+    Folder f("tied_gqa");  // S34
+    f.tensors["model.layers.2.mlp.up_proj.weight"] = {
+        "model.layers.2.mlp.up_proj.weight", {1}, {0}};
+    CHECK(mentions(f.refusal(), "model.layers.2.mlp.up_proj.weight"));
+  }
+  {
+    Folder f("tied_gqa");  // a bias that the config does not speak of
+    f.tensors["model.layers.0.self_attn.q_proj.bias"] = {
+        "model.layers.0.self_attn.q_proj.bias", {32}, std::vector<float>(32)};
+    CHECK(mentions(f.refusal(), "model.layers.0.self_attn.q_proj.bias"));
+  }
+  {
+    Folder f("tied_gqa");  // S32
+    SafetensorsEntry& k = f.tensors["model.layers.0.self_attn.k_proj.weight"];
+    k.shape = Shape{k.shape[1], k.shape[0]};
+    std::string message = f.refusal();
+    CHECK(mentions(message, "model.layers.0.self_attn.k_proj.weight"));
+    CHECK(mentions(message, "(32,16)"));
+    CHECK(mentions(message, "(16,32)"));
+  }
+  {
+    Folder f("tied_gqa");  // more than the file holds: refused before any allocation
+    f.config["hidden_size"] = 1 << 19;
+    f.config["vocab_size"] = 1 << 23;
+    f.config["num_hidden_layers"] = 1000;
+    CHECK(mentions(f.refusal(), "model.embed_tokens.weight"));
+  }
+  {
+    Folder f("tied_gqa");
+    f.tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = {
+        "model.layers.0.self_attn.rotary_emb.inv_freq", {4}, {1, 2, 3, 4}};
+    CHECK(f.refusal() == "");  // a buffer of old files
+  }
+  {
+    Folder f("mqa");
+    f.tensors.erase("lm_head.weight");
+    CHECK(mentions(f.refusal(), "lm_head.weight"));
+  }
+}
+
+TEST_CASE("load: tied embeddings with a head in the file") {  // C9
+  Folder f("tied_gqa");
+  SafetensorsEntry head = f.tensors["model.embed_tokens.weight"];
+  head.name = "lm_head.weight";
+  f.tensors["lm_head.weight"] = head;
+  CHECK(f.refusal() == "");  // the same numbers: nothing to decide
+  f.tensors["lm_head.weight"].values.back() += 0.5f;
+  std::string message = f.refusal();
+  CHECK(mentions(message, "lm_head.weight"));
+  CHECK(mentions(message, "tie_word_embeddings"));
+  // The same file untied is a fine model.
+  f.config["tie_word_embeddings"] = false;
+  auto backend = make_cpu_backend();
+  LoadedModel model = load_weights(*backend, f.write(), DType::F32);
+  CHECK_FALSE(model.weights.tied());
+}
+
+TEST_CASE("load: numbers that are not finite are refused") {  // G26
+  auto backend = make_cpu_backend();
+  test::GgufBuilder b;
+  b.string("general.architecture", "llama")
+      .u32("llama.context_length", 16)
+      .u32("llama.embedding_length", 4)
+      .u32("llama.block_count", 1)
+      .u32("llama.feed_forward_length", 4)
+      .u32("llama.attention.head_count", 2)
+      .f32("llama.attention.layer_norm_rms_epsilon", 1e-5f)
+      .tensor("token_embd.weight", {3, 4}, std::vector<float>(12, 1.0f))
+      .tensor("output_norm.weight", {4}, std::vector<float>(4, 1.0f));
+  for (const char* name :
+       {"attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"})
+    b.tensor(concat("blk.0.", name, ".weight"), {4, 4}, std::vector<float>(16, 0.5f));
+  for (const char* name : {"attn_norm", "ffn_norm"})
+    b.tensor(concat("blk.0.", name, ".weight"), {4}, std::vector<float>(4, 1.0f));
+  std::string path = (files::temp_directory_path() / "lk_test_load.gguf").string();
+  b.write(path);
+  CHECK_NOTHROW(load_weights(*backend, path, DType::F32));
+  std::vector<float> bad(16, 0.5f);
+  bad[13] = std::nanf("");
+  b.tensor("blk.0.ffn_up.weight", {4, 4}, bad).write(path);
+  CHECK_THROWS_WITH_AS(load_weights(*backend, path, DType::F32),
+                       doctest::Contains("blk.0.ffn_up.weight"), InputError);
+  bad[13] = 1;
+  b.tensor("blk.0.ffn_up.weight", {4, 4}, bad);
+  b.tensor("blk.0.attn_norm.weight", {4}, {1, HUGE_VALF, 1, 1}).write(path);
+  CHECK_THROWS_WITH_AS(load_weights(*backend, path, DType::F32),
+                       doctest::Contains("blk.0.attn_norm.weight"), InputError);
+  b.tensor("blk.0.attn_norm.weight", {4}, {1, 1, 1, 1});
+  b.tensor("blk.0.attn_q_norm.weight", {2}, {1, 1}).write(path);
+  CHECK_THROWS_WITH_AS(load_weights(*backend, path, DType::F32),
+                       doctest::Contains("blk.0.attn_q_norm.weight"), InputError);
+  CHECK(backend->ledger().total().live_bytes == 0);
+  files::remove(path);
+}
+
+TEST_CASE("load: out of memory and absent files leave nothing behind") {
+  auto backend = make_cpu_backend();
+  backend->set_memory_limit(20000);
+  CHECK_THROWS_AS(load_weights(*backend, kModels + "mqa", DType::F32), OutOfMemoryError);
+  CHECK(backend->ledger().total().live_bytes == 0);
+  backend->set_memory_limit(0);
+  CHECK_NOTHROW(load_weights(*backend, kModels + "mqa", DType::F32));
+  CHECK_THROWS_AS(load_weights(*backend, kModels + "absent.gguf", DType::F32), Error);
+  CHECK_THROWS_AS(load_weights(*backend, kModels + "mqa/config.json", DType::F32), InputError);
+  CHECK_THROWS_AS(load_weights(*backend, kModels, DType::F32), Error);
+}
+
+TEST_CASE("load: a failing disk at any point is an error that leaves nothing behind") {  // R5
+  for (bool persistent : {false, true}) {
+    for (const char* model : {"mistral_linear", "tied_gqa.q8_0.gguf"}) {
+      for (int n = 0;; ++n) {
+        REQUIRE(n < 1000);
+        auto backend = make_cpu_backend();
+        FailingFs failing(n, persistent);
+        bool failed = false;
+        {
+          FsOverride in_use(failing);
+          try {
+            load_weights(*backend, kModels + model, DType::F32);
+          } catch (const IoError&) {
+            failed = true;
+          }
+        }
+        CHECK(failed == failing.fired());
+        CHECK(backend->ledger().total().live_bytes == 0);
+        if (!failing.fired()) {
+          CHECK(n > 20);
+          break;
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("load: a memory limit at any point is an error that leaves nothing behind") {  // M4
+  auto backend = make_cpu_backend();
+  load_weights(*backend, kModels + "biases", DType::F32);
+  const std::int64_t needed = backend->ledger().total().peak_bytes;
+  for (std::int64_t limit = 1; limit < needed; limit += needed / 50) {
+    backend->set_memory_limit(limit);
+    CHECK_THROWS_AS(load_weights(*backend, kModels + "biases", DType::F32), OutOfMemoryError);
+    CHECK(backend->ledger().total().live_bytes == 0);
+  }
+  backend->set_memory_limit(needed);
+  CHECK_NOTHROW(load_weights(*backend, kModels + "biases", DType::F32));
+}
+
+TEST_CASE("load: the tokenizer must fit the vocabulary") {  // C4, I5
+  Folder f("tied_gqa");
+  write_byte_tokenizer(f.write());
+  auto backend = make_cpu_backend();
+  CHECK_THROWS_WITH_AS(load_model(*backend, f.write(), DType::F32), doctest::Contains("256"),
+                       InputError);
+  // A padded vocabulary is fine: ids without a token are never asked for.
+  SafetensorsEntry& embedding = f.tensors["model.embed_tokens.weight"];
+  embedding.shape = Shape{300, 32};
+  embedding.values.resize(300 * 32);
+  f.config["vocab_size"] = 300;
+  LoadedModel model = load_model(*backend, f.write(), DType::F32);
+  CHECK(model.tokenizer->n_tokens() == 257);
+  CHECK(model.tokenizer->encode("hi<|end|>") == std::vector<std::int32_t>{'h', 'i', 256});
+  CHECK(model.chat_template == "");
+  files::remove(f.write() + "/tokenizer.json");
+  CHECK_THROWS_AS(load_model(*backend, f.write(), DType::F32), Error);
+}
+
+TEST_CASE("weights_sha256 sees every byte and name") {
+  auto backend = make_cpu_backend();
+  LoadedModel model = load_weights(*backend, kModels + "mqa", DType::F32);
+  std::string before = weights_sha256(*backend, model.weights);
+  CHECK(before == weights_sha256(*backend, model.weights));
+  CHECK(before !=
+        weights_sha256(*backend, load_weights(*backend, kModels + "mqa", DType::BF16).weights));
+  const Tensor& down = model.weights.layers.back().down.values();
+  std::vector<float> values = to_host<float>(down);
+  values.back() = std::nextafter(values.back(), 10.0f);
+  backend->upload(down, values.data(), down.bytes());
+  CHECK(before != weights_sha256(*backend, model.weights));
+}
+
+TEST_CASE("random weights are a function of shape and seed") {
+  auto backend = make_cpu_backend();
+  ModelConfig c = named_shape("smollm2-135m");
+  c.n_layers = 1;
+  c.vocab_size = 1001;
+  ModelWeights a = random_weights(*backend, c, DType::F32, 7);
+  CHECK(weights_sha256(*backend, a) ==
+        weights_sha256(*backend, random_weights(*backend, c, DType::F32, 7)));
+  CHECK(weights_sha256(*backend, a) !=
+        weights_sha256(*backend, random_weights(*backend, c, DType::F32, 8)));
+  CHECK(a.tied());
+  double sum = 0, squares = 0;
+  std::vector<float> values = to_host<float>(a.embedding.values());
+  for (float v : values) sum += v, squares += static_cast<double>(v) * v;
+  double n = static_cast<double>(values.size());
+  CHECK(std::abs(sum / n) < 1e-4);
+  CHECK(std::sqrt(squares / n) == doctest::Approx(0.02).epsilon(0.01));
+  CHECK(to_host<float>(a.final_norm.values()) == std::vector<float>(576, 1.0f));
+  std::int64_t count = 0;
+  visit_weights(a, [&](const Weight& w) { count += w.numel(); });
+  CHECK(count == c.n_parameters());
+}
+
+TEST_CASE("load: SmolLM2-135M from Q4_1, every tensor as transformers dequantises it") {
+  std::string path = test::smollm2_path();
+  if (path.empty()) LK_SKIP("no SmolLM2-135M-Instruct GGUF (set LORIKEET_SMOLLM2)");
+  for (DType dtype : {DType::BF16, DType::F32}) {
+    auto backend = make_cpu_backend();
+    std::int64_t before = peak_resident_bytes();
+    auto start = std::chrono::steady_clock::now();
+    LoadedModel model = load_model(*backend, path, dtype);
+    std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    std::int64_t after = peak_resident_bytes();
+    const Ledger& ledger = backend->ledger();
+    std::printf(
+        "SmolLM2 as %s: %.2f s; ledger: weights %lld MiB, total peak %lld MiB; VmHWM %lld -> %lld "
+        "MiB\n",
+        dtype_name(dtype), seconds.count(),
+        static_cast<long long>(ledger[Tag::Weights].live_bytes >> 20),
+        static_cast<long long>(ledger.total().peak_bytes >> 20),
+        static_cast<long long>(before >> 20), static_cast<long long>(after >> 20));
+    std::int64_t bytes = model.config.n_parameters() * static_cast<std::int64_t>(dtype_size(dtype));
+    CHECK(ledger[Tag::Weights].live_bytes == bytes);
+    CHECK(ledger[Tag::Weights].peak_bytes == bytes);
+    CHECK(after <= before + ledger.total().live_bytes + (256 << 20));
+    ModelConfig published = named_shape("smollm2-135m");
+    published.bos_id = model.config.bos_id;
+    published.eos_ids = model.config.eos_ids;
+    published.stored_dtype = model.config.stored_dtype;
+    CHECK(config_to_json(model.config) == config_to_json(published));
+    CHECK(model.tokenizer->n_tokens() == 49152);
+    CHECK(model.chat_template.find("<|im_start|>") != std::string::npos);
+    if (dtype != DType::F32) continue;
+    Json digests = read_json(kModels + "smollm2.tensors.json");
+    std::size_t seen = 0;
+    visit_weights(model.weights, [&](const Weight& w) {
+      std::vector<float> values = to_host<float>(w.values());
+      Sha256 hash;
+      hash.update(values.data(), values.size() * sizeof(float));
+      CHECK_MESSAGE(hash.hex() == digests.value(w.name(), ""), w.name());
+      ++seen;
+    });
+    CHECK(seen == digests.size());
+  }
+}
+
+TEST_CASE("GGUF names") {
+  CHECK(gguf_name("model.layers.12.self_attn.o_proj.weight") == "blk.12.attn_output.weight");
+  CHECK(gguf_name("model.layers.0.mlp.gate_proj.bias") == "blk.0.ffn_gate.bias");
+  CHECK(gguf_name("lm_head.weight") == "output.weight");
+  CHECK_THROWS_AS(gguf_name("model.layers.0.self_attn.rotary_emb.inv_freq"), Error);
+  CHECK_THROWS_AS(gguf_name("model.layers."), Error);
+}
+
+}  // namespace lk

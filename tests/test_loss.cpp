@@ -1,0 +1,99 @@
+// Cross-entropy and sums against doubles.
+#include <omp.h>
+
+#include "cpu_ops.h"
+
+using namespace lk;
+using namespace lk::test;
+
+TEST_CASE("cross-entropy agrees with the F64 twin") {
+  for (const Subject& s : subjects())
+    for (auto [n, V] :
+         {std::pair<std::int64_t, std::int64_t>{0, 5}, {1, 1}, {4, 7}, {9, 1000}, {3, 49152}})
+      for (double size : {1.0, 20.0, 300.0}) {
+        std::vector<std::int32_t> at;
+        for (std::int64_t i = 0; i < n; ++i)
+          at.push_back(static_cast<std::int32_t>((i * 131 + V - 1) % V));
+        const DType stat = stat_dtype(s.dtype);
+        Tensor logits = padded(s.backend, s.dtype, n, V, 3, 1, size), logits64 = as_f64(logits);
+        Tensor losses = s.backend.empty(Tag::Workspace, stat, {n}),
+               losses64 = reference().empty(Tag::Workspace, DType::F64, {n});
+        Tensor targets = to_device(s.backend, Tag::Workspace, at),
+               targets64 = to_device(reference(), Tag::Workspace, at);
+        std::vector<double> before = values(logits);
+        s.backend.cross_entropy(losses, logits, targets, false, 0);
+        CHECK(values(logits) == before);
+        std::vector<double> forward_only = values(losses);
+        s.backend.cross_entropy(losses, logits, targets, true, 0.25);
+        CHECK(values(losses) == forward_only);
+        reference().cross_entropy(losses64, logits64, targets64, true, 0.25);
+        // x - max is rounded, |x - max| <= 12 size or so: exp of it is off by that rounding, and a
+        // plain running sum of V floats by up to sqrt(V) u at 5 sigma.
+        const double u = s.dtype == DType::F64 ? 0x1p-53 : 0x1p-24;
+        const double slack = u * (12 * size + 5 * std::sqrt(static_cast<double>(V)) + 16);
+        const std::string what = concat(s.name, " n ", n, " V ", V, " size ", size);
+        check_close(values(losses), values(losses64), 2 * u, {slack}, what + " loss");
+        std::vector<double> want = values(logits64);
+        check_close(values(logits), want, unit_roundoff(s.dtype), {0.25 * 2 * slack},
+                    what + " gradient");
+        CHECK(padding_intact(logits));
+      }
+}
+
+TEST_CASE("targets outside the vocabulary are refused") {
+  for (const Subject& s : subjects())
+    for (std::int32_t target : {-1, 7}) {
+      Tensor logits = random_tensor(s.backend, s.dtype, {1, 7}, 1),
+             losses = s.backend.empty(Tag::Workspace, stat_dtype(s.dtype), {1});
+      CHECK_THROWS_AS(
+          s.backend.cross_entropy(
+              losses, logits,
+              to_device(s.backend, Tag::Workspace, std::vector<std::int32_t>{target}), true, 1),
+          Error);
+    }
+}
+
+TEST_CASE("a NaN logit makes the loss NaN, not wrong") {
+  for (const Subject& s : subjects()) {
+    Tensor logits = tensor_from(s.backend, s.dtype, {1, 3}, {1, std::nan(""), 2}),
+           losses = s.backend.empty(Tag::Workspace, stat_dtype(s.dtype), {1});
+    s.backend.cross_entropy(losses, logits,
+                            to_device(s.backend, Tag::Workspace, std::vector<std::int32_t>{0}),
+                            false, 1);
+    CHECK(std::isnan(values(losses)[0]));
+  }
+}
+
+TEST_CASE("sum writes, adds and skips") {
+  for (Backend* b : {&reference(), &fast()})
+    for (DType dtype : {DType::F32, DType::F64})
+      for (std::int64_t n : {0, 1, 5, 100000}) {
+        Tensor x = random_tensor(*b, dtype, {n}, 1), out = tensor_from(*b, dtype, {1}, {3.0});
+        double want = 0;
+        for (double v : values(x)) want += v;
+        const double u = unit_roundoff(dtype), slack = 0x1p-53 * static_cast<double>(n) + 1e-300;
+        b->sum(out, GradMode::Skip, 2.0, x);
+        CHECK(values(out)[0] == 3.0);
+        b->sum(out, GradMode::Add, 2.0, x);
+        check_close(values(out), {3 + 2 * want}, 2 * u, {slack + 4 * u}, "sum add");
+        b->sum(out, GradMode::Write, 0.5, x);
+        check_close(values(out), {0.5 * want}, 2 * u, {slack}, "sum write");
+      }
+}
+
+TEST_CASE("losses do not depend on the number of threads") {
+  const int threads = omp_get_max_threads();
+  Tensor targets = to_device(fast(), Tag::Workspace, std::vector<std::int32_t>(40, 1));
+  std::vector<double> want;
+  for (int n : {threads, 1, 3}) {
+    omp_set_num_threads(n);
+    Tensor logits = random_tensor(fast(), DType::F32, {40, 3000}, 1),
+           losses = fast().empty(Tag::Workspace, DType::F32, {40});
+    fast().cross_entropy(losses, logits, targets, true, 1);
+    std::vector<double> got = values(losses), more = values(logits);
+    got.insert(got.end(), more.begin(), more.end());
+    if (want.empty()) want = got;
+    CHECK(got == want);
+  }
+  omp_set_num_threads(threads);
+}

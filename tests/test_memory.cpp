@@ -1,0 +1,96 @@
+// Memory by purpose: the ledger counts, the cache reuses, the limits hold.
+#include "cpu_ops.h"
+
+using namespace lk;
+using namespace lk::test;
+
+TEST_CASE("the ledger follows every tensor") {
+  std::unique_ptr<Backend> b = make_cpu_backend();
+  const Ledger& ledger = b->ledger();
+  {
+    Tensor w = b->empty(Tag::Weights, DType::BF16, {10, 10});
+    Tensor a = b->empty(Tag::Activations, DType::F32, {10});
+    Tensor view = w.slice_cols(0, 5);
+    CHECK(ledger[Tag::Weights].live_bytes == 200);
+    CHECK(ledger[Tag::Activations].live_bytes == 40);
+    CHECK(ledger.total().live_bytes == 240);
+    w = {};
+    CHECK(ledger[Tag::Weights].live_bytes == 200);  // the view still holds it
+  }
+  CHECK(ledger.total().live_bytes == 0);
+  CHECK(ledger.total().peak_bytes == 240);
+  CHECK(ledger[Tag::Weights].total_count == 1);
+  b->ledger().reset_peaks();
+  CHECK(ledger.total().peak_bytes == 0);
+}
+
+TEST_CASE("gradients and moments need their owner") {
+  CHECK_THROWS_AS(fast().empty(Tag::Gradients, DType::F32, {1}), Error);
+  CHECK_THROWS_AS(fast().empty(Tag::Optimizer, DType::F32, {1}), Error);
+}
+
+TEST_CASE("identical steps get identical addresses and no driver calls") {
+  std::unique_ptr<Backend> b = make_cpu_backend();
+  auto step = [&] {
+    std::vector<void*> at;
+    Tensor x = b->empty(Tag::Activations, DType::F32, {1000, 100});
+    at.push_back(x.raw());
+    for (int i = 1; i < 6; ++i) {
+      Tensor y = b->empty(Tag::Activations, DType::F32, {1000, 100 * i});
+      Tensor scratch = b->empty(Tag::Workspace, DType::U8, {777});
+      at.push_back(y.raw());
+      at.push_back(scratch.raw());
+      x = y;
+    }
+    return at;
+  };
+  step();
+  std::vector<void*> second = step();
+  std::int64_t calls = b->cache().driver_allocations();
+  for (int i = 0; i < 3; ++i) CHECK(step() == second);
+  CHECK(b->cache().driver_allocations() == calls);
+  b->trim();
+  CHECK(b->cache().reserved_bytes() == 0);
+  CHECK(b->cache().peak_reserved_bytes() > 0);
+}
+
+TEST_CASE("blocks are aligned, even empty ones") {
+  for (std::int64_t n : {0, 1, 100, 1 << 20, 3 << 20}) {
+    Tensor t = fast().empty(Tag::Workspace, DType::F32, {n});
+    CHECK(reinterpret_cast<std::uintptr_t>(t.raw()) % 256 == 0);
+    fast().fill(t, 1);
+  }
+}
+
+TEST_CASE("a limit is an out-of-memory error that names what is live") {
+  std::unique_ptr<Backend> b = make_cpu_backend();
+  b->set_memory_limit(10 << 20);
+  Tensor w = b->empty(Tag::Weights, DType::U8, {8 << 20});
+  try {
+    Tensor x = b->empty(Tag::Activations, DType::U8, {3 << 20});
+    FAIL("no error");
+  } catch (const OutOfMemoryError& e) {
+    CHECK(e.code() == ExitCode::OutOfMemory);
+    CHECK(std::string(e.what()).find(tag_name(Tag::Weights)) != std::string::npos);
+  }
+  w = {};
+  CHECK_NOTHROW(b->empty(Tag::Activations, DType::U8, {9 << 20}));
+}
+
+TEST_CASE("more than the machine has is refused before it is touched") {
+  std::int64_t left = fast().free_memory();
+  CHECK(left > 0);
+  CHECK_THROWS_AS(fast().empty(Tag::Workspace, DType::U8, {left + (std::int64_t{64} << 30)}),
+                  OutOfMemoryError);
+  CHECK_THROWS_AS(fast().empty(Tag::Workspace, DType::F64, {INT64_MAX / 4}), Error);
+}
+
+TEST_CASE("upload and download want whole, contiguous tensors") {
+  Tensor t = fast().empty(Tag::Workspace, DType::F32, {4, 4});
+  std::vector<float> x(16, 2.0f);
+  fast().upload(t, x.data(), 64);
+  CHECK(to_host<float>(t) == x);
+  CHECK_THROWS_AS(fast().upload(t, x.data(), 60), Error);
+  CHECK_THROWS_AS(fast().upload(t.slice_cols(0, 2), x.data(), 32), Error);
+  CHECK_THROWS_AS(fast().download(x.data(), t.slice_cols(0, 2), 32), Error);
+}

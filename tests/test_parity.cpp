@@ -1,0 +1,566 @@
+// Every entry point of the CUDA backend against the F64 twin on the CPU, within derived bounds:
+// |got - want| <= u_out |want| + c 2^-24 (sum of the magnitudes of what was added), c = 8 for sums.
+// Also: no write outside of the output, equal bits in two runs. Attention has its own file.
+#include "parity.h"
+
+using namespace lk;
+using namespace lk::test;
+
+#define LK_NEEDS_GPU() \
+  if (n_gpus() == 0) LK_SKIP("no GPU")
+
+namespace {
+
+const DType kDTypes[] = {DType::F32, DType::BF16};
+const Layout kLayouts[] = {kContiguous, kStrided, kOdd};
+// Rows x columns: one row, one column, primes, multiples of the vector width, more than one block,
+// nothing.
+const std::int64_t kShapes[][2] = {{1, 1},   {1, 64},   {3, 7},    {31, 8},   {5, 131},
+                                   {64, 96}, {7, 4104}, {2, 9001}, {300, 40}, {0, 16}};
+const GradMode kModes[] = {GradMode::Write, GradMode::Add, GradMode::Skip};
+
+std::string label(const char* op, DType t, std::int64_t rows, std::int64_t cols, Layout l) {
+  return concat(op, " ", dtype_name(t), " (", rows, ",", cols, ") pad ", l.pad);
+}
+// |a| + |b| element by element, optionally scaled.
+std::vector<double> sum_of(const std::vector<double>& a, const std::vector<double>& b,
+                           double fb = 1) {
+  std::vector<double> s(a);
+  for (std::size_t i = 0; i < s.size(); ++i) s[i] = std::abs(a[i]) + fb * std::abs(b[i]);
+  return s;
+}
+
+// Calls f(dtype, layout, rows, cols) for all combinations.
+void everywhere(const std::function<void(DType, Layout, std::int64_t, std::int64_t)>& f) {
+  for (DType t : kDTypes)
+    for (Layout l : kLayouts)
+      for (auto [rows, cols] : kShapes) f(t, l, rows, cols);
+}
+
+}  // namespace
+
+TEST_CASE("cuda: fill, copy and add") {
+  LK_NEEDS_GPU();
+  everywhere([](DType t, Layout l, std::int64_t rows, std::int64_t cols) {
+    for (double value : {0.0, -0.0, 1.375}) {
+      Results r = compare("fill", t, l, [&](const Side& s) {
+        Guarded y = numbers(s, rows, cols, 1);
+        s.backend.fill(y, value);
+        return std::vector<Guarded>{y};
+      });
+      CHECK(r.got == r.want);
+    }
+    for (DType from : kDTypes) {
+      Results r = compare("copy", t, l, [&](const Side& s) {
+        DType stored = s.dtype == DType::F64 ? DType::F64 : from;
+        Guarded y = numbers(s, rows, cols, 1);
+        Guarded x(s.backend, stored, rows, cols, s.layout,
+                  rounded(random_values(rows * cols, 2), from));
+        s.backend.copy(y, x);
+        return std::vector<Guarded>{y};
+      });
+      CHECK(r.got[0] == rounded(r.want[0], t));
+    }
+    Results r = compare("add", t, l, [&](const Side& s) {
+      Guarded y = numbers(s, rows, cols, 1), a = numbers(s, rows, cols, 2),
+              b = numbers(s, rows, cols, 3);
+      s.backend.add(y, a, b);
+      Guarded in_place = numbers(s, rows, cols, 4);
+      s.backend.add(in_place, in_place, b);
+      return std::vector<Guarded>{y, in_place};
+    });
+    for (int i : {0, 1})
+      check_close(r.got[i], r.want[i], unit_roundoff(t), f32_slack(1, r.want[i]),
+                  label("add", t, rows, cols, l));
+  });
+}
+
+TEST_CASE("cuda: scale") {
+  LK_NEEDS_GPU();
+  everywhere([](DType t, Layout l, std::int64_t rows, std::int64_t cols) {
+    for (GradMode mode : kModes)
+      for (bool with_scalar : {false, true}) {
+        Results r = compare("scale", t, l, [&](const Side& s) {
+          Guarded y = numbers(s, rows, cols, 1), x = numbers(s, rows, cols, 2);
+          Tensor scalar;
+          if (with_scalar) scalar = tensor_from(s.backend, s.stat(), {1}, {1.5});
+          s.backend.scale(y, mode, -0.25, scalar, x);
+          return std::vector<Guarded>{y};
+        });
+        std::vector<double> size =
+            sum_of(magnitudes(t, rows * cols, 1), magnitudes(t, rows * cols, 2), 0.375);
+        check_close(r.got[0], r.want[0], mode == GradMode::Skip ? 0 : unit_roundoff(t),
+                    f32_slack(2, size), label("scale", t, rows, cols, l));
+      }
+  });
+}
+
+TEST_CASE("cuda: add_bias") {
+  LK_NEEDS_GPU();
+  everywhere([](DType t, Layout l, std::int64_t rows, std::int64_t cols) {
+    Results r = compare("add_bias", t, l, [&](const Side& s) {
+      Guarded y = numbers(s, rows, cols, 1);
+      s.backend.add_bias(y, frozen(s, {cols}, 2));
+      return std::vector<Guarded>{y};
+    });
+    check_close(r.got[0], r.want[0], unit_roundoff(t), f32_slack(1, r.want[0]),
+                label("add_bias", t, rows, cols, l));
+  });
+}
+
+TEST_CASE("cuda: dropout draws the CPU's mask") {
+  LK_NEEDS_GPU();
+  RandomKey key{.seed = 0x123456789abcdefull, .step = 77, .site = 5};
+  everywhere([&](DType t, Layout l, std::int64_t rows, std::int64_t cols) {
+    for (GradMode mode : kModes) {
+      Results r = compare("dropout", t, l, [&](const Side& s) {
+        Guarded y = numbers(s, rows, cols, 1), x = numbers(s, rows, cols, 2);
+        s.backend.dropout(y, mode, x, 0.3f, key);
+        return std::vector<Guarded>{y};
+      });
+      std::vector<double> size =
+          sum_of(magnitudes(t, rows * cols, 1), magnitudes(t, rows * cols, 2), 1 / 0.7);
+      check_close(r.got[0], r.want[0], mode == GradMode::Skip ? 0 : unit_roundoff(t),
+                  f32_slack(4, size), label("dropout", t, rows, cols, l));
+      if (mode == GradMode::Write)
+        for (std::size_t i = 0; i < r.got[0].size(); ++i)
+          REQUIRE((r.got[0][i] == 0) == (r.want[0][i] == 0));
+    }
+  });
+}
+
+// ---- linear
+// -------------------------------------------------------------------------------------------
+namespace {
+
+enum class Product { NT, NN, TN };
+
+// FP32 FMAs: c = 8 for the worst of 80,000 sums (4 holds for nearly all). Tensor cores truncate
+// when they add to the running sum, which is about sqrt(K) for K normal products, once for every 16
+// products: errors of one sign, so c grows like sqrt(K); 7 was measured at K = 1500. And a product
+// of more than LoRA's rank is rounded to BF16 before it is added to a BF16 c.
+std::vector<double> product_slack(DType in, DType out, GradMode mode, std::int64_t K,
+                                  const std::vector<double>& size, const std::vector<double>& want,
+                                  const std::vector<double>& before) {
+  double c = in == DType::F32 ? 8 : 4 + std::sqrt(static_cast<double>(K)) / 4;
+  std::vector<double> slack = f32_slack(c, size);
+  if (mode == GradMode::Add && out == DType::BF16 && K > 128)
+    for (std::size_t i = 0; i < slack.size(); ++i)
+      slack[i] += unit_roundoff(out) * std::abs(want[i] - before[i]);
+  return slack;
+}
+
+// c (M,N) (+)= alpha op(a, b) over K. `out` is c's dtype on the GPU.
+void check_product(Product op, std::int64_t M, std::int64_t N, std::int64_t K, DType t, DType out,
+                   Layout layout, GradMode mode, double alpha) {
+  bool tn = op == Product::TN;
+  std::int64_t a_rows = tn ? K : M, a_cols = tn ? M : K;
+  std::int64_t b_rows = op == Product::NT ? N : K, b_cols = op == Product::NT ? K : N;
+  auto run_on = [&](Backend& b, const Tensor& c, GradMode how, double factor, const Tensor& x,
+                    const Tensor& y) {
+    if (op == Product::NT) b.matmul_nt(c, how, factor, x, y);
+    if (op == Product::NN) b.matmul_nn(c, how, factor, x, y);
+    if (tn) b.weight_gradient(c, how, factor, x, y);
+  };
+  std::string what =
+      concat("product ", static_cast<int>(op), " ", dtype_name(t), "->", dtype_name(out), " M ", M,
+             " N ", N, " K ", K, " pad ", layout.pad, " mode ", static_cast<int>(mode));
+  Results r = compare(what, t, layout, [&](const Side& s) {
+    Guarded a = numbers(s, a_rows, a_cols, 1), b = numbers(s, b_rows, b_cols, 2);
+    Guarded c(s.backend, s.dtype == DType::F64 ? DType::F64 : out, M, N, s.layout,
+              rounded(random_values(M * N, 3), out));
+    run_on(s.backend, c, mode, alpha, a, b);
+    return std::vector<Guarded>{c};
+  });
+  auto absolute = [&](std::int64_t rows, std::int64_t cols, unsigned seed) {
+    return tensor_from(oracle(), DType::F64, {rows, cols}, magnitudes(t, rows * cols, seed));
+  };
+  Tensor size = tensor_from(oracle(), DType::F64, {M, N}, magnitudes(out, M * N, 3));
+  run_on(oracle(), size, mode, std::abs(alpha), absolute(a_rows, a_cols, 1),
+         absolute(b_rows, b_cols, 2));
+  check_close(r.got[0], r.want[0], mode == GradMode::Skip ? 0 : unit_roundoff(out),
+              product_slack(t, out, mode, K, to_host_f64(size), r.want[0],
+                            rounded(random_values(M * N, 3), out)),
+              what);
+}
+
+}  // namespace
+
+TEST_CASE("cuda: products of all shapes and strides") {
+  LK_NEEDS_GPU();
+  const std::int64_t shapes[][3] = {
+      {1, 1, 1},       {64, 48, 32},    {1, 64, 96},    {17, 7, 33},     {128, 1, 64},
+      {130, 3, 70},    {5, 130, 257},   {64, 16, 1},    {100, 24, 50},   {7, 5, 2000},
+      {16, 576, 1000}, {300, 260, 100}, {129, 257, 13}, {200, 136, 128}, {0, 8, 8},
+      {8, 0, 8},       {8, 8, 0},       {96, 2, 4099}};
+  for (auto [M, N, K] : shapes)
+    for (DType t : kDTypes)
+      for (Layout l : kLayouts)
+        for (Product op : {Product::NT, Product::NN, Product::TN})
+          for (GradMode mode : kModes) {
+            check_product(op, M, N, K, t, DType::F32, l, mode, -0.75);
+            if (op != Product::TN && t == DType::BF16)
+              check_product(op, M, N, K, t, t, l, mode, 1.0);
+          }
+}
+
+TEST_CASE("cuda: every LoRA rank from 1 to 9, and 16 to 128") {
+  LK_NEEDS_GPU();
+  for (std::int64_t R : {1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 31, 32, 64, 128})
+    for (DType t : kDTypes) {
+      check_product(Product::NT, 50, R, 192, t, t, kContiguous, GradMode::Write, 1.0);  // x Aᵀ
+      check_product(Product::NT, 50, 200, R, t, t, kContiguous, GradMode::Add, 2.0);    // S Bᵀ
+      check_product(Product::NN, 50, R, 200, t, t, kContiguous, GradMode::Write, 2.0);  // dY B
+      check_product(Product::NN, 50, 192, R, t, t, kContiguous, GradMode::Add, 1.0);    // dS A
+      check_product(Product::TN, R, 192, 1500, t, DType::F32, kContiguous, GradMode::Add,
+                    1.0);  // dA
+      check_product(Product::TN, 200, R, 1500, t, DType::F32, kContiguous, GradMode::Write, 0.5);
+    }
+}
+
+TEST_CASE("cuda: linear with a frozen weight") {
+  LK_NEEDS_GPU();
+  const std::int64_t shapes[][3] = {
+      {40, 64, 96}, {1, 33, 17}, {7, 128, 5}, {30, 264, 72}, {0, 8, 8}};
+  for (auto [T, N, K] : shapes)
+    for (DType t : kDTypes)
+      for (GradMode mode : kModes) {
+        std::int64_t n = N, k = K, rows = T;
+        Results r = compare("linear", t, kContiguous, [&](const Side& s) {
+          Guarded y = numbers(s, rows, n, 1), x = numbers(s, rows, k, 2),
+                  dx = numbers(s, rows, k, 3), dy = numbers(s, rows, n, 4);
+          Weight w = frozen(s, {n, k}, 5);
+          s.backend.linear_forward(y, x, w);
+          s.backend.linear_backward_x(dx, mode, dy, w);
+          return std::vector<Guarded>{y, dx};
+        });
+        Tensor y = tensor_from(oracle(), DType::F64, {T, N}, magnitudes(t, T * N, 1));
+        Tensor dx = tensor_from(oracle(), DType::F64, {T, K}, magnitudes(t, T * K, 3));
+        Weight w("w", tensor_from(oracle(), DType::F64, {N, K}, magnitudes(t, N * K, 5)));
+        oracle().prepare_linear(w);
+        oracle().linear_forward(
+            y, tensor_from(oracle(), DType::F64, {T, K}, magnitudes(t, T * K, 2)), w);
+        oracle().linear_backward_x(
+            dx, mode, tensor_from(oracle(), DType::F64, {T, N}, magnitudes(t, T * N, 4)), w);
+        double u = unit_roundoff(t);
+        check_close(r.got[0], r.want[0], u,
+                    product_slack(t, t, GradMode::Write, K, to_host_f64(y), r.want[0], {}),
+                    "linear_forward");
+        check_close(r.got[1], r.want[1], mode == GradMode::Skip ? 0 : u,
+                    product_slack(t, t, mode, N, to_host_f64(dx), r.want[1],
+                                  rounded(random_values(T * K, 3), t)),
+                    "linear_backward_x");
+      }
+}
+
+TEST_CASE("cuda: adding a zero product changes no bit") {
+  LK_NEEDS_GPU();
+  for (DType t : kDTypes)
+    for (std::int64_t R : {1, 7, 8, 16, 64})
+      for (std::int64_t T : {1, 37, 512}) {
+        Tensor c = random_tensor(gpu(), t, {T, 320}, 1), s = random_tensor(gpu(), t, {T, R}, 2);
+        Tensor b = tensor_from(gpu(), t, {320, R}, std::vector<double>(320 * R, 0.0));
+        std::vector<double> before = to_host_f64(c);
+        gpu().matmul_nt(c, GradMode::Add, 2.0, s, b);
+        CHECK(to_host_f64(c) == before);
+      }
+}
+
+// ---- norm, rope, swiglu
+// ---------------------------------------------------------------------------------
+TEST_CASE("cuda: rmsnorm") {
+  LK_NEEDS_GPU();
+  everywhere([](DType t, Layout l, std::int64_t rows, std::int64_t cols) {
+    for (GradMode mode : kModes) {
+      Results r = compare("rmsnorm", t, l, [&](const Side& s) {
+        Guarded y = numbers(s, rows, cols, 1), x = numbers(s, rows, cols, 2),
+                rstd = statistics(s, rows, 1, 3), dx = numbers(s, rows, cols, 4),
+                dy = numbers(s, rows, cols, 5);
+        Guarded given(
+            s.backend, s.stat(), rows, 1, kContiguous,
+            rounded(std::vector<double>(static_cast<std::size_t>(rows), 0.9), DType::F32));
+        Weight gain = frozen(s, {cols}, 6);
+        s.backend.rmsnorm_forward(y, rstd.vector(), x, gain, 1e-5);
+        s.backend.rmsnorm_backward(dx, mode, dy, x, gain, given.vector());
+        return std::vector<Guarded>{y, rstd, dx};
+      });
+      double u = unit_roundoff(t);
+      check_close(r.got[0], r.want[0], u, f32_slack(8, r.want[0]),
+                  label("rmsnorm y", t, rows, cols, l));
+      check_close(r.got[1], r.want[1], 0, f32_slack(8, r.want[1]),
+                  label("rmsnorm rstd", t, rows, cols, l));
+      // |dx0| + r (|g| + |xhat| mean |g xhat|)
+      std::vector<double> size = magnitudes(t, rows * cols, 4), x = magnitudes(t, rows * cols, 2),
+                          dy = magnitudes(t, rows * cols, 5), gain = magnitudes(t, cols, 6);
+      for (std::int64_t i = 0; i < rows; ++i) {
+        double mean = 0;
+        for (std::int64_t j = 0; j < cols; ++j)
+          mean += dy[i * cols + j] * gain[j] * x[i * cols + j] * 0.9 / static_cast<double>(cols);
+        for (std::int64_t j = 0; j < cols; ++j)
+          size[i * cols + j] += 0.9 * (dy[i * cols + j] * gain[j] + x[i * cols + j] * 0.9 * mean);
+      }
+      check_close(r.got[2], r.want[2], mode == GradMode::Skip ? 0 : u, f32_slack(8, size),
+                  label("rmsnorm dx", t, rows, cols, l));
+    }
+  });
+}
+
+TEST_CASE("cuda: rope") {
+  LK_NEEDS_GPU();
+  for (DType t : kDTypes)
+    for (Layout l : kLayouts)
+      for (int head_dim : {2, 6, 16, 64, 128})
+        for (std::int64_t T : {0, 1, 37})
+          for (GradMode mode : kModes)
+            for (bool inverse : {false, true}) {
+              const int heads = 3;
+              Results r = compare("rope", t, l, [&](const Side& s) {
+                std::vector<double> angles(static_cast<std::size_t>(50 * head_dim));
+                for (int p = 0; p < 50; ++p)
+                  for (int i = 0; i < head_dim / 2; ++i) {
+                    double a = p * std::pow(10000.0, -2.0 * i / head_dim);
+                    angles[p * head_dim + i] = round_to(DType::F32, std::cos(a));
+                    angles[p * head_dim + head_dim / 2 + i] = round_to(DType::F32, std::sin(a));
+                  }
+                Tensor table = tensor_from(s.backend, s.stat(), {50, head_dim}, angles);
+                std::vector<std::int32_t> at;
+                for (std::int64_t i = 0; i < T; ++i) at.push_back(static_cast<int>(i * 7 % 50));
+                Tensor positions = indices(s, at);
+                Guarded y = numbers(s, T, heads * head_dim, 1),
+                        x = numbers(s, T, heads * head_dim, 2);
+                Guarded in_place = numbers(s, T, heads * head_dim, 2);
+                s.backend.rope(y, mode, x, table, positions, head_dim, inverse);
+                s.backend.rope(in_place, GradMode::Write, in_place, table, positions, head_dim,
+                               inverse);
+                return std::vector<Guarded>{y, in_place};
+              });
+              double u = unit_roundoff(t);
+              std::vector<double> size(r.want[0].size(),
+                                       10.0);  // |y| + |a cos| + |b sin| of normal numbers
+              check_close(r.got[0], r.want[0], mode == GradMode::Skip ? 0 : u, f32_slack(2, size),
+                          "rope");
+              check_close(r.got[1], r.want[1], u, f32_slack(2, size), "rope in place");
+            }
+}
+
+TEST_CASE("cuda: swiglu") {
+  LK_NEEDS_GPU();
+  everywhere([](DType t, Layout l, std::int64_t rows, std::int64_t cols) {
+    Results r = compare("swiglu", t, l, [&](const Side& s) {
+      Guarded y = numbers(s, rows, cols, 1), gate = numbers(s, rows, cols, 2, 6.0),
+              up = numbers(s, rows, cols, 3), dgate = numbers(s, rows, cols, 4),
+              dup = numbers(s, rows, cols, 5), dy = numbers(s, rows, cols, 6);
+      s.backend.swiglu_forward(y, gate, up);
+      s.backend.swiglu_backward(dgate, dup, dy, gate, up);
+      s.backend.swiglu_backward(gate, up, dy, gate, up);  // in place
+      return std::vector<Guarded>{y, dgate, dup, gate, up};
+    });
+    double u = unit_roundoff(t);
+    std::vector<double> gate = magnitudes(t, rows * cols, 2, 6.0),
+                        up = magnitudes(t, rows * cols, 3), dy = magnitudes(t, rows * cols, 6),
+                        size(gate);
+    for (std::size_t i = 0; i < size.size(); ++i) size[i] = dy[i] * up[i] * (1 + gate[i]);
+    check_close(r.got[0], r.want[0], u, f32_slack(8, r.want[0]),
+                label("swiglu y", t, rows, cols, l));
+    check_close(r.got[1], r.want[1], u, f32_slack(8, size),
+                label("swiglu dgate", t, rows, cols, l));
+    check_close(r.got[2], r.want[2], u, f32_slack(8, r.want[2]),
+                label("swiglu dup", t, rows, cols, l));
+    CHECK(r.got[3] == r.got[1]);
+    CHECK(r.got[4] == r.got[2]);
+  });
+}
+
+TEST_CASE("cuda: swiglu far from zero") {
+  LK_NEEDS_GPU();
+  std::vector<double> gate = {-1e4, -200, -90, -30, 0, 30, 90, 200, 1e4};
+  Tensor g = tensor_from(gpu(), DType::F32, {9}, gate),
+         one = gpu().empty(Tag::Workspace, DType::F32, {9});
+  gpu().fill(one, 1.0);
+  Tensor y = gpu().empty(Tag::Workspace, DType::F32, {9}),
+         dg = y.backend().empty(Tag::Workspace, DType::F32, {9}),
+         du = gpu().empty(Tag::Workspace, DType::F32, {9});
+  gpu().swiglu_forward(y, g, one);
+  gpu().swiglu_backward(dg, du, one, g, one);
+  for (const Tensor& x : {y, dg, du})
+    for (double v : to_host_f64(x)) CHECK(std::isfinite(v));
+}
+
+// ---- rows
+// ---------------------------------------------------------------------------------------------
+TEST_CASE("cuda: rows are moved bit for bit") {
+  LK_NEEDS_GPU();
+  for (DType t : kDTypes)
+    for (Layout l : kLayouts)
+      for (std::int64_t cols : {1, 7, 64, 1000})
+        for (GradMode mode : kModes) {
+          Results r = compare("rows", t, l, [&](const Side& s) {
+            Tensor some = indices(s, {4, 0, 10, 3}), repeated = indices(s, {4, 4, 0});
+            Guarded y = numbers(s, 4, cols, 1), x = numbers(s, 11, cols, 2),
+                    dx = numbers(s, 11, cols, 3), e = numbers(s, 3, cols, 4);
+            s.backend.gather_rows(y, x, some);
+            s.backend.scatter_rows(dx, mode, numbers(s, 4, cols, 5), some);
+            s.backend.embedding_forward(e, frozen(s, {11, cols}, 6), repeated);
+            return std::vector<Guarded>{y, dx, e};
+          });
+          CHECK(r.got[0] == r.want[0]);
+          CHECK(r.got[1] == rounded(r.want[1], t));
+          CHECK(r.got[2] == r.want[2]);
+        }
+}
+
+TEST_CASE("cuda: moving no rows") {
+  LK_NEEDS_GPU();
+  Side s{gpu(), DType::F32, DType::F32, kContiguous};
+  Guarded dx = numbers(s, 3, 8, 1), none = numbers(s, 0, 8, 2), x = numbers(s, 3, 8, 3);
+  Tensor index = indices(s, {});
+  gpu().gather_rows(none, x, index);
+  gpu().scatter_rows(dx, GradMode::Write, none, index);
+  CHECK(dx.values("scatter") == std::vector<double>(24, 0.0));
+}
+
+// ---- loss
+// ---------------------------------------------------------------------------------------------
+TEST_CASE("cuda: cross-entropy") {
+  LK_NEEDS_GPU();
+  for (DType t : kDTypes)
+    for (Layout l : kLayouts)
+      for (std::int64_t V : {1, 2, 7, 64, 1003, 50257})
+        for (std::int64_t n : {0, 1, 5})
+          for (bool gradient : {false, true}) {
+            const double scale = 0.125;
+            std::vector<std::int32_t> at;
+            for (std::int64_t i = 0; i < n; ++i)
+              at.push_back(static_cast<int>((i * 7919 + V - 1) % V));
+            Results r = compare("cross_entropy", t, l, [&](const Side& s) {
+              Guarded logits = numbers(s, n, V, 1, 5.0), losses = statistics(s, n, 1, 2);
+              s.backend.cross_entropy(losses.vector(), logits, indices(s, at), gradient, scale);
+              return std::vector<Guarded>{losses, logits};
+            });
+            std::vector<double> x = magnitudes(t, n * V, 1, 5.0), loss_slack, slack;
+            for (std::int64_t i = 0; i < n; ++i) {
+              double largest = 1;
+              for (std::int64_t j = 0; j < V; ++j) largest = std::max(largest, x[i * V + j]);
+              double epsilon =
+                  0x1p-24 * (8 + 4 * (largest + 12));  // lse and exponents are this uncertain
+              loss_slack.push_back(epsilon);
+              for (std::int64_t j = 0; j < V; ++j) {
+                double p = std::abs(r.want[1][i * V + j]) + (j == at[i] ? 2 * scale : 0);
+                slack.push_back(gradient ? p * epsilon + 1e-38 : 0);
+              }
+            }
+            check_close(r.got[0], r.want[0], 0, loss_slack, concat("cross_entropy loss V ", V));
+            check_close(r.got[1], r.want[1], gradient ? unit_roundoff(t) : 0, slack,
+                        concat("cross_entropy gradient ", dtype_name(t), " V ", V, " pad ", l.pad));
+          }
+}
+
+TEST_CASE("cuda: cross-entropy of extreme logits") {
+  LK_NEEDS_GPU();
+  double inf = INFINITY;
+  Tensor logits = tensor_from(gpu(), DType::F32, {3, 4},
+                              {-inf, 0, -inf, -inf, 3e38, -3e38, 0, 1, 1e4, 1e4, 1e4, 1e4});
+  Tensor losses = gpu().empty(Tag::Workspace, DType::F32, {3});
+  gpu().cross_entropy(losses, logits,
+                      to_device(gpu(), Tag::Workspace, std::vector<std::int32_t>{1, 0, 3}), true,
+                      1.0);
+  std::vector<double> l = to_host_f64(losses);
+  CHECK(l[0] == 0);
+  CHECK(l[1] == 0);
+  CHECK(l[2] == doctest::Approx(std::log(4.0)));
+  for (double g : to_host_f64(logits)) CHECK(std::isfinite(g));
+
+  Tensor bad = tensor_from(gpu(), DType::F32, {1, 4}, {0, NAN, 1, 2});
+  gpu().cross_entropy(losses.slice_rows(0, 1), bad,
+                      to_device(gpu(), Tag::Workspace, std::vector<std::int32_t>{0}), true, 1.0);
+  CHECK(std::isnan(to_host_f64(losses)[0]));
+}
+
+TEST_CASE("cuda: sums") {
+  LK_NEEDS_GPU();
+  for (std::int64_t n : {0, 1, 31, 1000, 4096, 4097, 300001})
+    for (GradMode mode : kModes) {
+      Results r = compare("sum", DType::F32, kContiguous, [&](const Side& s) {
+        Guarded out = statistics(s, 1, 1, 1), x = statistics(s, 1, n, 2),
+                squares = statistics(s, 1, 1, 3);
+        s.backend.sum(out.vector(), mode, -0.5, x.vector());
+        std::vector<Tensor> tensors = {x.vector(), statistics(s, 1, 77, 4).vector(),
+                                       statistics(s, 1, 0, 5).vector(), statistics(s, 64, 129, 6)};
+        s.backend.sum_squares(squares.vector(), tensors);
+        return std::vector<Guarded>{out, squares};
+      });
+      double size = 1;
+      for (double x : magnitudes(DType::F32, n, 2)) size += 0.5 * x;
+      check_close(r.got[0], r.want[0], 0, f32_slack(mode == GradMode::Skip ? 0 : 8, {size}), "sum");
+      check_close(r.got[1], r.want[1], 0, f32_slack(8, r.want[1]), "sum_squares");
+    }
+}
+
+// ---- optim
+// --------------------------------------------------------------------------------------------
+namespace {
+
+// `n_slots` parameters of odd sizes; returns value, m, v, compute of each after one update.
+std::vector<Guarded> update(const Side& s, int n_slots, const AdamWStep& step, double norm_sq) {
+  std::vector<Guarded> out;
+  std::vector<AdamWSlot> slots;
+  for (int i = 0; i < n_slots; ++i) {
+    std::int64_t n = i == 1 ? 0 : i == 2 ? 9001 : 1 + 37 * i;
+    unsigned seed = 100u * static_cast<unsigned>(i);
+    Guarded value = statistics(s, 1, n, seed + 1), m = statistics(s, 1, n, seed + 2, 0.01);
+    Guarded grad = statistics(s, 1, n, seed + 4);
+    std::vector<double> second = rounded(random_values(n, seed + 3, 0.01), DType::F32);
+    for (double& x : second) x = std::abs(x);
+    Guarded v(s.backend, s.stat(), 1, n, kContiguous, second);
+    Guarded compute(s.backend, DType::BF16, 1, n, kContiguous,
+                    std::vector<double>(static_cast<std::size_t>(n), 0.0));
+    slots.push_back({.value = value.vector(),
+                     .grad = grad.vector(),
+                     .m = m.vector(),
+                     .v = v.vector(),
+                     .compute = i % 2 ? Tensor() : compute.vector(),
+                     .weight_decay = i % 3 ? 0.0f : 0.1f});
+    out.insert(out.end(), {value, m, v, compute});
+  }
+  s.backend.adamw(slots, step, tensor_from(s.backend, s.stat(), {1}, {norm_sq}));
+  return out;
+}
+
+}  // namespace
+
+TEST_CASE("cuda: adamw") {
+  LK_NEEDS_GPU();
+  for (std::int64_t step : {1, 2, 1000})
+    for (float max_norm : {0.0f, 1.0f, 100.0f})
+      for (int n_slots : {1, 5, 400}) {  // 400: more than one table
+        AdamWStep a{.lr = 1e-2f, .step = step, .max_norm = max_norm};
+        Results r = compare("adamw", DType::F32, kContiguous,
+                            [&](const Side& s) { return update(s, n_slots, a, 300.0); });
+        for (std::size_t i = 0; i < r.got.size(); i += 4) {
+          std::vector<double> size(r.want[i].size(), 8.0);  // |p| + |update| and their like
+          check_close(r.got[i], r.want[i], 0x1p-24, f32_slack(8, size), "adamw value");
+          check_close(r.got[i + 1], r.want[i + 1], 0x1p-24, f32_slack(4, size), "adamw m");
+          check_close(r.got[i + 2], r.want[i + 2], 0x1p-24, f32_slack(8, size), "adamw v");
+          if (i / 4 % 2 == 0)
+            CHECK(r.got[i + 3] == rounded(r.got[i], DType::BF16));
+          else
+            CHECK(r.got[i + 3] == std::vector<double>(r.got[i].size(), 0.0));
+        }
+      }
+}
+
+TEST_CASE("cuda: adamw skips a step that is not finite") {
+  LK_NEEDS_GPU();
+  Side s{gpu(), DType::F32, DType::F32, kContiguous};
+  AdamWStep step{.lr = 0.1f, .step = 1, .max_norm = 1.0f};
+  for (double norm_sq : {static_cast<double>(NAN), static_cast<double>(INFINITY)}) {
+    std::vector<Guarded> out = update(s, 3, step, norm_sq);
+    for (unsigned i : {0u, 2u}) {
+      std::int64_t n = i == 2 ? 9001 : 1;
+      CHECK(out[4 * i].values("value") == rounded(random_values(n, 100 * i + 1), DType::F32));
+      CHECK(out[4 * i + 1].values("m") == rounded(random_values(n, 100 * i + 2, 0.01), DType::F32));
+      CHECK(out[4 * i + 3].values("compute") ==
+            std::vector<double>(static_cast<std::size_t>(n), 0.0));
+    }
+  }
+}

@@ -1,0 +1,269 @@
+// The CUDA backend's attention, forward and backward, against the F64 twin within derived bounds.
+//
+// Note [Attention's bound]. A score is a product of D terms, so it is uncertain by 4 * 2^-24 scale
+// sum |q||k|, and so, relatively, is its probability; the tensor-core path also rounds p and ds to
+// BF16 (u = 2^-8) before the second product. With e = that relative error of a probability:
+//   o    u_out |o|  + e sum_j p |v|
+//   dv   u_out |dv| + e sum_i p |dout|
+//   ds   e |p (dp - delta)| + c 2^-24 p (sum |dout||v| + sum |dout||o|)
+//   dq   u_out |dq| + sum_j ds |k|,  dk alike with |q|
+#include "parity.h"
+
+using namespace lk;
+using namespace lk::test;
+
+#define LK_NEEDS_GPU() \
+  if (n_gpus() == 0) LK_SKIP("no GPU")
+
+namespace {
+
+struct Setup {
+  DType dtype = DType::BF16;
+  int heads = 4, kv_heads = 2, head_dim = 64, window = 0;
+  std::vector<std::int32_t> q_offsets, k_offsets;  // k_offsets empty: the same
+  Layout layout = kContiguous;
+
+  std::string str() const {
+    std::string s = concat("attention ", dtype_name(dtype), " H ", heads, " G ", kv_heads, " D ",
+                           head_dim, " window ", window, " pad ", layout.pad, " rows");
+    for (std::int32_t x : q_offsets) s += concat(" ", x);
+    if (!k_offsets.empty()) s += " keys";
+    for (std::int32_t x : k_offsets) s += concat(" ", x);
+    return s;
+  }
+  const std::vector<std::int32_t>& keys() const {
+    return k_offsets.empty() ? q_offsets : k_offsets;
+  }
+  AttentionShape shape() const {
+    return {heads, kv_heads, head_dim, static_cast<float>(1.0 / std::sqrt(head_dim)), window};
+  }
+  std::int64_t n_q() const { return q_offsets.back(); }
+  std::int64_t n_k() const { return keys().back(); }
+  // The relative error of a probability; sum |q||k| is about D * 2/pi, never above 4 D for normal
+  // numbers.
+  double epsilon() const {
+    return 0x1p-24 * (16 + 16 * std::sqrt(head_dim)) + (dtype == DType::BF16 ? 0x1p-8 : 0);
+  }
+};
+
+// Calls f(head, query row, key row) for all that see each other.
+template <class F>
+void for_each_pair(const Setup& s, F&& f) {
+  for (std::size_t doc = 0; doc + 1 < s.q_offsets.size(); ++doc) {
+    int q0 = s.q_offsets[doc], n_q = s.q_offsets[doc + 1] - q0;
+    int k0 = s.keys()[doc], n_k = s.keys()[doc + 1] - k0;
+    for (int h = 0; h < s.heads; ++h)
+      for (int i = 0; i < n_q; ++i)
+        for (int j = 0; j <= i + n_k - n_q; ++j)
+          if (s.window == 0 || j > i + n_k - n_q - s.window) f(h, q0 + i, k0 + j);
+  }
+}
+
+std::vector<Guarded> forward(const Setup& a, const Side& s) {
+  Guarded q = numbers(s, a.n_q(), a.heads * a.head_dim, 1),
+          k = numbers(s, a.n_k(), a.kv_heads * a.head_dim, 2),
+          v = numbers(s, a.n_k(), a.kv_heads * a.head_dim, 3),
+          o = numbers(s, a.n_q(), a.heads * a.head_dim, 4),
+          lse = statistics(s, a.heads, a.n_q(), 5);
+  s.backend.attention_forward(o, lse, q, k, v, a.shape(), make_segments(s.backend, a.q_offsets),
+                              make_segments(s.backend, a.keys()));
+  return {o, lse};
+}
+
+void check_forward(const Setup& a) {
+  Results r = compare(a.str(), a.dtype, a.layout, [&](const Side& s) { return forward(a, s); });
+  // sum p |v| by the oracle itself
+  Side s{oracle(), DType::F64, a.dtype, kContiguous};
+  Guarded q = numbers(s, a.n_q(), a.heads * a.head_dim, 1),
+          k = numbers(s, a.n_k(), a.kv_heads * a.head_dim, 2),
+          o = numbers(s, a.n_q(), a.heads * a.head_dim, 4),
+          lse = statistics(s, a.heads, a.n_q(), 5);
+  Tensor v = tensor_from(oracle(), DType::F64, {a.n_k(), a.kv_heads * a.head_dim},
+                         magnitudes(a.dtype, a.n_k() * a.kv_heads * a.head_dim, 3));
+  oracle().attention_forward(o, lse, q, k, v, a.shape(), make_segments(oracle(), a.q_offsets),
+                             make_segments(oracle(), a.keys()));
+  std::vector<double> slack = o.values("size");
+  for (double& x : slack) x = x * a.epsilon() + 1e-30;
+  check_close(r.got[0], r.want[0], unit_roundoff(a.dtype), slack, a.str() + " o");
+  check_close(r.got[1], r.want[1], 0x1p-23, {0x1p-24 * (16 + 16 * std::sqrt(a.head_dim))},
+              a.str() + " lse");
+}
+
+// dq, dk, dv from given o and lse, which were rounded once for both sides.
+std::vector<Guarded> backward(const Setup& a, const Side& s, const std::vector<double>& o_values,
+                              const std::vector<double>& lse_values) {
+  std::int64_t T = a.n_q(), HD = a.heads * a.head_dim, GD = a.kv_heads * a.head_dim;
+  Guarded q = numbers(s, T, HD, 1), k = numbers(s, T, GD, 2), v = numbers(s, T, GD, 3);
+  Guarded o(s.backend, s.dtype, T, HD, s.layout, o_values);
+  Guarded lse(s.backend, s.stat(), a.heads, T, kContiguous, lse_values);
+  Guarded dout = numbers(s, T, HD, 6), dq = numbers(s, T, HD, 7), dk = numbers(s, T, GD, 8),
+          dv = numbers(s, T, GD, 9);
+  s.backend.attention_backward(dq, dk, dv, dout, q, k, v, o, lse, a.shape(),
+                               make_segments(s.backend, a.q_offsets));
+  return {dq, dk, dv};
+}
+
+struct Given {
+  std::vector<double> o, lse;
+};
+Given given(const Setup& a) {
+  Side s{oracle(), DType::F64, a.dtype, kContiguous};
+  std::vector<Guarded> out = forward(a, s);
+  return {rounded(out[0].values("o"), a.dtype), rounded(out[1].values("lse"), DType::F32)};
+}
+
+void check_backward(const Setup& a) {
+  Given g = given(a);
+  Results r = compare(a.str(), a.dtype, a.layout,
+                      [&](const Side& s) { return backward(a, s, g.o, g.lse); });
+  std::int64_t T = a.n_q(), D = a.head_dim, HD = a.heads * D, GD = a.kv_heads * D;
+  std::vector<double> q = rounded(random_values(T * HD, 1), a.dtype),
+                      k = rounded(random_values(T * GD, 2), a.dtype),
+                      v = rounded(random_values(T * GD, 3), a.dtype),
+                      dout = rounded(random_values(T * HD, 6), a.dtype);
+  std::vector<double> dq_slack(q.size(), 1e-30), dk_slack(k.size(), 1e-30),
+      dv_slack(v.size(), 1e-30);
+  double scale = a.shape().scale, e = a.epsilon();
+  for_each_pair(a, [&](int h, int i, int j) {
+    const double *qi = &q[i * HD + h * D], *di = &dout[i * HD + h * D], *oi = &g.o[i * HD + h * D];
+    std::int64_t kv = j * GD + h / (a.heads / a.kv_heads) * D;
+    double score = 0, dp = 0, delta = 0, sizes = 0;
+    for (int d = 0; d < D; ++d) {
+      score += qi[d] * k[kv + d];
+      dp += di[d] * v[kv + d];
+      delta += di[d] * oi[d];
+      sizes += std::abs(di[d]) * (std::abs(v[kv + d]) + std::abs(oi[d]));
+    }
+    double p = std::exp(scale * score - g.lse[h * T + i]);
+    double ds = scale * p * (e * std::abs(dp - delta) + 8 * 0x1p-24 * sizes);
+    for (int d = 0; d < D; ++d) {
+      dq_slack[i * HD + h * D + d] += ds * std::abs(k[kv + d]);
+      dk_slack[kv + d] += ds * std::abs(qi[d]);
+      dv_slack[kv + d] += e * p * std::abs(di[d]);
+    }
+  });
+  double u = unit_roundoff(a.dtype);
+  check_close(r.got[0], r.want[0], u, dq_slack, a.str() + " dq");
+  check_close(r.got[1], r.want[1], u, dk_slack, a.str() + " dk");
+  check_close(r.got[2], r.want[2], u, dv_slack, a.str() + " dv");
+}
+
+// One document, several (one empty, some of one row), lengths around the tiles' edges.
+const std::vector<std::vector<std::int32_t>> kPackings = {
+    {0, 1}, {0, 37}, {0, 64}, {0, 65}, {0, 200}, {0, 1, 2, 67, 67, 130, 259}};
+
+}  // namespace
+
+TEST_CASE("cuda: attention of packed documents, all head sizes") {
+  LK_NEEDS_GPU();
+  for (DType t : {DType::F32, DType::BF16})
+    for (int head_dim : {6, 8, 40, 50, 64, 80, 128, 136, 256})
+      for (const auto& offsets : kPackings) {
+        if (head_dim > 128 && offsets.back() > 100) continue;  // the oracle takes its time
+        Setup a{.dtype = t, .head_dim = head_dim, .q_offsets = offsets, .k_offsets = {}};
+        check_forward(a);
+        check_backward(a);
+      }
+}
+
+TEST_CASE("cuda: attention with all ways of grouping heads") {
+  LK_NEEDS_GPU();
+  for (DType t : {DType::F32, DType::BF16})
+    for (auto [heads, kv_heads] : {std::pair{1, 1}, {3, 3}, {6, 2}, {5, 1}}) {
+      Setup a{.dtype = t,
+              .heads = heads,
+              .kv_heads = kv_heads,
+              .q_offsets = {0, 70, 150},
+              .k_offsets = {}};
+      check_forward(a);
+      check_backward(a);
+    }
+}
+
+TEST_CASE("cuda: attention in column slices of one buffer, aligned and not") {
+  LK_NEEDS_GPU();
+  for (DType t : {DType::F32, DType::BF16})
+    for (Layout l : {kStrided, kOdd})
+      for (int head_dim : {64, 72, 128}) {
+        Setup a{.dtype = t,
+                .head_dim = head_dim,
+                .q_offsets = {0, 3, 90},
+                .k_offsets = {},
+                .layout = l};
+        check_forward(a);
+        check_backward(a);
+      }
+}
+
+TEST_CASE("cuda: attention in a sliding window") {
+  LK_NEEDS_GPU();
+  for (DType t : {DType::F32, DType::BF16})
+    for (int window : {1, 5, 64, 100, 1000}) {
+      Setup a{.dtype = t, .window = window, .q_offsets = {0, 150, 390}, .k_offsets = {}};
+      check_forward(a);
+      check_backward(a);
+    }
+}
+
+TEST_CASE("cuda: attention with a key/value cache") {
+  LK_NEEDS_GPU();
+  for (DType t : {DType::F32, DType::BF16})
+    for (int window : {0, 20})
+      for (int head_dim : {64, 128})
+        for (auto [q, k] :
+             {std::pair{std::vector<std::int32_t>{0, 1}, std::vector<std::int32_t>{0, 300}},
+              {{0, 1, 2, 3}, {0, 10, 11, 140}},
+              {{0, 5, 70}, {0, 5, 200}}})
+          check_forward(
+              {.dtype = t, .head_dim = head_dim, .window = window, .q_offsets = q, .k_offsets = k});
+}
+
+TEST_CASE("cuda: attention of no rows") {
+  LK_NEEDS_GPU();
+  for (DType t : {DType::F32, DType::BF16})
+    for (const auto& offsets : {std::vector<std::int32_t>{0}, {0, 0}, {0, 0, 0}}) {
+      Setup a{.dtype = t, .q_offsets = offsets, .k_offsets = {}};
+      Side s{gpu(), t, t, kContiguous};
+      forward(a, s);
+      backward(a, s, {}, {});
+    }
+  gpu().synchronize();
+}
+
+TEST_CASE("cuda: 30 backward passes of attention give the same bits") {
+  LK_NEEDS_GPU();
+  for (DType t : {DType::F32, DType::BF16}) {
+    Setup a{.dtype = t, .q_offsets = {0, 130, 500}, .k_offsets = {}};
+    Given g = given(a);
+    Side s{gpu(), t, t, kContiguous};
+    std::vector<Guarded> first = backward(a, s, g.o, g.lse);
+    for (int run = 1; run < 30; ++run) {
+      std::vector<Guarded> again = backward(a, s, g.o, g.lse);
+      for (std::size_t i = 0; i < first.size(); ++i) REQUIRE(again[i].bytes() == first[i].bytes());
+    }
+  }
+}
+
+TEST_CASE("cuda: a row of attention does not depend on other documents") {
+  LK_NEEDS_GPU();
+  for (DType t : {DType::F32, DType::BF16}) {
+    std::int64_t width = 4 * 64;
+    Tensor q = random_tensor(gpu(), t, {300, width}, 1),
+           k = random_tensor(gpu(), t, {300, width}, 2),
+           v = random_tensor(gpu(), t, {300, width}, 3);
+    AttentionShape shape{4, 4, 64, 0.125f, 0};
+    auto run = [&](std::vector<std::int32_t> offsets) {
+      Tensor o = gpu().empty(Tag::Workspace, t, {300, width}),
+             lse = gpu().empty(Tag::Workspace, DType::F32, {4, 300});
+      Segments seg = make_segments(gpu(), std::move(offsets));
+      gpu().attention_forward(o, lse, q, k, v, shape, seg, seg);
+      return to_host_f64(o);
+    };
+    std::vector<double> before = run({0, 100, 300});
+    gpu().fill(q.slice_rows(100, 300), 3.0);
+    gpu().fill(k.slice_rows(100, 300), -9.0);
+    gpu().fill(v.slice_rows(100, 300), 1e3);
+    std::vector<double> after = run({0, 100, 300});
+    CHECK(std::equal(before.begin(), before.begin() + 100 * width, after.begin()));
+  }
+}

@@ -1,0 +1,77 @@
+// A tiny random LLaMA and rows of random tokens: what tests of training and generation run on.
+#pragma once
+
+#include <random>
+
+#include "harness.h"
+#include "lora/adapter.h"
+#include "nn/transformer.h"
+
+namespace lk::test {
+
+inline ModelConfig tiny_config() {
+  ModelConfig c;
+  c.architecture = "llama";
+  c.vocab_size = 61;
+  c.hidden_size = 24;
+  c.intermediate_size = 40;
+  c.n_layers = 2;
+  c.n_heads = 4;
+  c.n_kv_heads = 2;
+  c.head_dim = 8;  // H * D is not C
+  c.rms_eps = 1e-5;
+  c.rope_theta = 10000;
+  c.max_position = 256;
+  return c;
+}
+
+inline std::unique_ptr<Transformer> tiny_transformer(Backend& backend, DType dtype,
+                                                     unsigned seed = 7) {
+  ModelConfig c = tiny_config();
+  return std::make_unique<Transformer>(backend, c, random_weights(backend, c, dtype, seed), dtype,
+                                       256);
+}
+
+// Rows of the given lengths; the first third of each row is a prompt, the rest is supervised.
+inline std::vector<Row> random_rows(const std::vector<int>& lengths, unsigned seed,
+                                    std::int64_t vocab = 61) {
+  std::mt19937 rng(seed);
+  std::vector<Row> rows;
+  for (int n : lengths) {
+    Row row;
+    for (int i = 0; i < n; ++i) {
+      row.ids.push_back(static_cast<std::int32_t>(rng() % static_cast<unsigned>(vocab)));
+      row.supervised.push_back(i >= n / 3);
+    }
+    row.line = rows.size() + 1;
+    rows.push_back(std::move(row));
+  }
+  return rows;
+}
+
+inline std::vector<const Row*> pointers(const std::vector<Row>& rows, std::size_t begin = 0,
+                                        std::size_t end = SIZE_MAX) {
+  std::vector<const Row*> p;
+  for (std::size_t i = begin; i < std::min(end, rows.size()); ++i) p.push_back(&rows[i]);
+  return p;
+}
+
+inline LoraConfig tiny_lora(std::vector<std::string> targets = {"all-linear"}) {
+  LoraConfig c;
+  c.shape = {4, 8, 0};
+  c.targets = std::move(targets);
+  c.seed = 3;
+  return c;
+}
+
+// Puts random values into every B, so that the adapter changes something.
+inline void randomize_b(Adapter& adapter, unsigned seed, double scale = 0.05) {
+  for (LoraLinear* layer : adapter.layers()) {
+    const Tensor& b = layer->b().value();
+    Tensor values = random_tensor(b.backend(), b.dtype(), b.shape(), seed++, scale);
+    b.backend().copy(b, values);
+    layer->b().refresh();
+  }
+}
+
+}  // namespace lk::test

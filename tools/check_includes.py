@@ -1,0 +1,132 @@
+#!/usr/bin/env python3
+"""Who may include whom: layers include downwards only, and only open_device() knows CUDA.
+
+    tensor <- io <- text        tensor <- autograd <- nn <- lora <- tools, bench, tests, examples
+    tensor <- cuda              nn may use io and text
+
+Prints each offending line as path:line: reason and exits 1. Usage: check_includes.py [ROOT]
+"""
+import pathlib
+import re
+import sys
+
+# A folder of src/ and the folders that its files may include.
+LAYERS = {
+    "tensor": {"tensor"},
+    "io": {"io", "tensor"},
+    "text": {"text", "io", "tensor"},
+    "cuda": {"cuda", "tensor"},
+    "autograd": {"autograd", "tensor"},
+    "nn": {"nn", "autograd", "text", "io", "tensor"},
+    "lora": {"lora", "nn", "autograd", "text", "io", "tensor"},
+}
+# Programs stand above all layers.
+PROGRAMS = {"tools", "bench", "tests", "examples"}
+# The one door to the devices, and who may open it.
+DOOR = "cuda/open_device.h"
+MAY_OPEN_DOOR = {"lora", "cuda"} | PROGRAMS
+# A kernel's test and its bench may look behind the door.
+MAY_SEE_CUDA = {"cuda", "tests", "bench"}
+
+SUFFIXES = {".h", ".cpp", ".cu", ".cuh", ".inc"}
+INCLUDE = re.compile(r'\s*#\s*include\s*([<"])([^>"]+)[>"]')
+CUDA_TOOLKIT = re.compile(r"(cuda|cublas|curand|cudnn|cutlass|cute|nvtx|nvToolsExt|cooperative_groups|mma\.h)")
+
+
+def judge(owner, quote, target, exists):
+    """The reason why a file of folder `owner` may not include `target`, or None.
+
+    owner: a key of LAYERS, or one of PROGRAMS. exists(path under src/) says whether it is there.
+    """
+    if quote == "<":
+        if CUDA_TOOLKIT.match(target) and owner not in MAY_SEE_CUDA:
+            return f"<{target}>: only src/cuda/ includes the CUDA toolkit"
+        if exists(target):
+            return f'<{target}>: our own headers are included with "..."'
+        return None
+    if ".." in target.split("/"):
+        beside = re.fullmatch(r"\.\./(\w+)/[\w.]+", target)  # one program's helper, used by another
+        if owner in PROGRAMS and beside and beside.group(1) in PROGRAMS:
+            return None
+        return f'"{target}": write the path from src/, not ".."'
+    if "/" not in target:  # beside the file (a test's helper), or a generated header of src/
+        if owner in PROGRAMS or exists(target):
+            return None
+        return f'"{target}": write the path from src/'
+    layer = target.split("/")[0]
+    if layer not in LAYERS or not exists(target):
+        return None if owner in PROGRAMS and layer not in LAYERS else f'"{target}": no such header'
+    if target == DOOR:
+        return None if owner in MAY_OPEN_DOOR else f'"{target}": {owner}/ may not open devices'
+    if layer == "cuda":
+        return None if owner in MAY_SEE_CUDA else f'"{target}": only {DOOR} may be included'
+    if owner in PROGRAMS or layer in LAYERS[owner]:
+        return None
+    return f'"{target}": {owner}/ may include {", ".join(sorted(LAYERS[owner]))} only'
+
+
+def sources(root):
+    """(path, owner) of every source file. A file of src/ outside the known folders has no owner."""
+    for path in sorted((root / "src").rglob("*")):
+        if path.suffix in SUFFIXES:
+            folder = path.relative_to(root / "src").parts[0]
+            yield path, folder if folder in LAYERS else None
+    for program in sorted(PROGRAMS):
+        for path in sorted((root / program).rglob("*")):
+            if path.suffix in SUFFIXES:
+                yield path, program
+
+
+def self_test():
+    """The rule must refuse what it is there to refuse."""
+    there = {"tensor/backend.h", "io/json.h", "text/tokenizer.h", "autograd/tape.h", "nn/adamw.h",
+             "lora/trainer.h", "cuda/open_device.h", "cuda/launch.cuh", "version.h"}
+    allowed = [("io", '"tensor/backend.h"'), ("text", '"io/json.h"'), ("nn", '"text/tokenizer.h"'),
+               ("nn", '"autograd/tape.h"'), ("lora", '"cuda/open_device.h"'), ("lora", '"version.h"'),
+               ("cuda", "<cuda_runtime.h>"), ("tests", '"harness.h"'), ("tests", '"cuda/launch.cuh"'),
+               ("tools", '"lora/trainer.h"'), ("bench", '"../tools/program.h"'), ("tensor", "<vector>")]
+    refused = [("tensor", '"io/json.h"'), ("io", '"text/tokenizer.h"'), ("autograd", '"nn/adamw.h"'),
+               ("autograd", '"io/json.h"'), ("nn", '"lora/trainer.h"'), ("cuda", '"autograd/tape.h"'),
+               ("nn", '"cuda/open_device.h"'), ("lora", '"cuda/launch.cuh"'),
+               ("tools", '"cuda/launch.cuh"'), ("tensor", "<cuda_runtime.h>"),
+               ("tensor", '"../io/json.h"'), ("bench", '"../src/io/json.h"'), ("nn", '"adamw.h"'), ("io", '"io/absent.h"'),
+               ("nn", "<nn/adamw.h>")]
+    for owner, text in allowed + refused:
+        quote, target = text[0], text[1:-1]
+        reason = judge(owner, quote, target, there.__contains__)
+        assert (reason is None) == ((owner, text) in allowed), (owner, text, reason)
+
+
+def main():
+    self_test()
+    root = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else pathlib.Path(__file__).parent.parent)
+    generated = {"version.h"}
+    files = includes = 0
+    offenders = []
+    for path, owner in sources(root):
+        files += 1
+        name = path.relative_to(root)
+        if owner is None:
+            if path.name not in generated | {p + ".in" for p in generated}:
+                offenders.append(f"{name}: src/{name.parts[1]} is in no layer")
+            continue
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            match = INCLUDE.match(line)
+            if not match:
+                continue
+            includes += 1
+            quote, target = match.groups()
+            reason = judge(owner, quote, target,
+                           lambda t: t in generated or (root / "src" / t).is_file())
+            if reason:
+                offenders.append(f"{name}:{number}: {reason}")
+    print("\n".join(offenders) if offenders else f"{includes} includes in {files} files are in order")
+    if files == 0:
+        print(f"{root}: no sources here")
+    failed = bool(offenders) or files == 0
+    print(f"lorikeet-tests: {int(not failed)} passed, {int(failed)} failed, 0 skipped")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

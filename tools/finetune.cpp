@@ -1,0 +1,115 @@
+// finetune: LoRA training of a GGUF or Hugging Face model on a text file.
+#include <cstdio>
+
+#include "lora/finetune.h"
+#include "program.h"
+
+namespace {
+
+using namespace lk;
+
+void add_flags(CLI::App& app, FinetuneSettings& s, std::string& targets, std::string& memory,
+               bool& no_shuffle, bool& no_verify) {
+  const auto& whole = program::whole_number();
+  const auto& real = program::real_number();
+  app.add_option("--model", s.model, ".gguf file or Hugging Face folder")->required();
+  app.add_option("--data", s.data, "training rows: .jsonl or .txt")->required();
+  app.add_option("--out", s.out, "folder for the adapter: new or empty")->required();
+  app.add_option("--rank", s.rank, "rank of A and B")->check(whole)->capture_default_str();
+  app.add_option("--alpha", s.alpha, "scale is alpha / rank (default: the rank)")->check(real);
+  app.add_option("--dropout", s.dropout, "on the adapter's input")->check(real);
+  app.add_option("--targets", targets, "q_proj,v_proj,... or all-linear")->capture_default_str();
+  app.add_option("--steps", s.steps, "optimizer steps")->check(whole);
+  app.add_option("--epochs", s.epochs, "passes over the data (default 1)")->check(real);
+  app.add_option("--batch", s.batch, "rows per micro-batch")->check(whole)->capture_default_str();
+  app.add_option("--grad-accum", s.grad_accum, "micro-batches per step")->check(whole);
+  app.add_option("--seq-len", s.seq_len, "longest row")->check(whole)->capture_default_str();
+  app.add_option("--lr", s.lr, "peak learning rate")->check(real)->capture_default_str();
+  app.add_option("--schedule", s.schedule, "constant, linear or cosine")->capture_default_str();
+  app.add_option("--warmup", s.warmup, "steps of linear warm-up")->check(whole);
+  app.add_option("--weight-decay", s.weight_decay, "decoupled, as AdamW")->check(real);
+  app.add_option("--clip", s.clip, "global gradient norm; 0 is off")->check(real);
+  app.add_option("--seed", s.seed, "of everything random")->check(whole)->capture_default_str();
+  app.add_option("--device", s.device, "auto, cpu, cuda:0")->capture_default_str();
+  app.add_option("--dtype", s.dtype, "auto, f32, bf16")->capture_default_str();
+  app.add_option("--init-adapter", s.init_adapter, "start from this PEFT adapter");
+  app.add_flag("--no-shuffle", no_shuffle, "rows in file order, wrapping round");
+  app.add_flag("--truncate", s.truncate, "cut rows longer than --seq-len");
+  app.add_option("--format", s.format, "auto, text, prompt-completion, alpaca, messages, txt");
+  app.add_option("--template", s.chat_template, "chat template by name, if the model's is unknown");
+  app.add_option("--eval-data", s.eval_data, "rows to evaluate on before and after");
+  app.add_option("--eval-rows", s.eval_rows, "only the first N of them")->check(whole);
+  app.add_option("--eval-every", s.eval_every, "also every N steps")->check(whole);
+  app.add_option("--save-every", s.save_every, "checkpoint every N steps")->check(whole);
+  app.add_flag("--resume", s.resume, "go on from --out's checkpoint");
+  app.add_option("--memory-limit", memory, "refuse to use more, e.g. 8GiB");
+  app.add_flag("--no-verify-base", no_verify, "skip hashing the base before and after");
+  app.add_option("--show-rows", s.show_rows, "print the first N rows, trained tokens marked")
+      ->check(whole);
+}
+
+struct Console : FinetuneListener {
+  void message(const std::string& text) override { program::message(text); }
+  void rows(const std::string& text) override { std::printf("%s\n", text.c_str()); }
+  void planned(const PlanRequest& request, const Plan& plan) override {
+    program::message(plan_text(request, plan));
+  }
+  void stepped(const StepReport& r, std::int64_t total, std::int64_t live_bytes,
+               double left) override {
+    char text[200];
+    std::snprintf(
+        text, sizeof text,
+        "step %lld/%lld  loss %.4f  lr %.2e  |g| %.3f  %.0f tok/s  mem %.2f GiB  %d:%02d left",
+        static_cast<long long>(r.step), static_cast<long long>(total), r.loss, r.lr, r.grad_norm,
+        static_cast<double>(r.tokens) / r.seconds, static_cast<double>(live_bytes) / (1 << 30),
+        static_cast<int>(left) / 60, static_cast<int>(left) % 60);
+    program::progress(text, r.step == 1 || r.step == total);
+  }
+  void evaluated(std::int64_t step, const Evaluation& e) override {
+    char text[160];
+    std::snprintf(text, sizeof text, "eval at step %lld: loss %.4f  perplexity %.3f  (%lld tokens)",
+                  static_cast<long long>(step), e.loss, e.perplexity,
+                  static_cast<long long>(e.supervised_tokens));
+    program::message(text);
+  }
+};
+
+int report(const FinetuneSettings& s, const FinetuneResult& r) {
+  std::printf("trainable %lld of %lld parameters (%.3f %%)\n",
+              static_cast<long long>(r.trainable_parameters),
+              static_cast<long long>(r.base_parameters + r.trainable_parameters),
+              100.0 * static_cast<double>(r.trainable_parameters) /
+                  static_cast<double>(r.base_parameters + r.trainable_parameters));
+  std::printf("%lld steps, loss %.4f -> %.4f, %.0f tokens/s\n", static_cast<long long>(r.steps),
+              r.first_loss, r.last_loss, r.tokens_per_second);
+  if (r.eval_before && r.eval_after)
+    std::printf("eval loss %.4f -> %.4f\n", r.eval_before->loss, r.eval_after->loss);
+  std::printf("%s", memory_table(r.memory).c_str());
+  std::printf("proved: gradients and optimizer state exist for A and B only%s\n",
+              s.verify_base ? "; base weights unchanged (SHA-256)" : "");
+  if (r.signal) {
+    std::printf("stopped by signal %d; go on with --resume --out %s\n", r.signal, s.out.c_str());
+    return 128 + r.signal;
+  }
+  std::printf("adapter: %s/adapter_model.safetensors\n", s.out.c_str());
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("Fine-tune a model with LoRA. Results go to stdout, progress to stderr.",
+               "finetune");
+  FinetuneSettings settings;
+  std::string targets = "q_proj,v_proj", memory;
+  bool no_shuffle = false, no_verify = false;
+  add_flags(app, settings, targets, memory, no_shuffle, no_verify);
+  return program::run(app, argc, argv, [&] {
+    settings.targets = program::parse_list(targets, "--targets");
+    if (!memory.empty()) settings.memory_limit = program::parse_bytes(memory);
+    settings.shuffle = !no_shuffle;
+    settings.verify_base = !no_verify;
+    Console console;
+    return report(settings, finetune(settings, console, program::install_signal_handlers()));
+  });
+}

@@ -1,0 +1,79 @@
+// plan: parameter counts and memory by purpose, before any run.
+#include <cstdio>
+
+#include "io/json.h"
+#include "lora/plan.h"
+#include "program.h"
+
+namespace {
+
+using namespace lk;
+
+// "100x500" -> 50,000 numbers in W against r (100 + 500) in A and B: the textbook example.
+int matrix(const std::string& text, std::int64_t rank) {
+  std::size_t x = text.find('x');
+  auto number = [&](std::string part) {
+    if (!program::whole_number()(part).empty() || part.size() > 9 || std::stoll(part) < 1)
+      throw UsageError(concat("--matrix ", text, ": expected IN x OUT, like 100x500"));
+    return static_cast<std::int64_t>(std::stoll(part));
+  };
+  if (x == std::string::npos) throw UsageError(concat("--matrix ", text, ": like 100x500"));
+  const std::int64_t in = number(text.substr(0, x)), out = number(text.substr(x + 1));
+  if (rank < 1 || rank > std::min(in, out))
+    throw UsageError(concat("--rank ", rank, ": between 1 and ", std::min(in, out), " here"));
+  auto grouped = [](std::int64_t n) {
+    std::string s = std::to_string(n);
+    for (std::ptrdiff_t i = std::ssize(s) - 3; i > 0; i -= 3)
+      s.insert(static_cast<std::size_t>(i), ",");
+    return s;
+  };
+  const std::int64_t full = in * out, lora = rank * (in + out);
+  std::printf("W %s: %s parameters\nA (%lldx%lld) and B (%lldx%lld): %s parameters (%.2f %%)\n",
+              text.c_str(), grouped(full).c_str(), static_cast<long long>(in),
+              static_cast<long long>(rank), static_cast<long long>(rank),
+              static_cast<long long>(out), grouped(lora).c_str(),
+              100.0 * static_cast<double>(lora) / static_cast<double>(full));
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("Memory and parameters of a LoRA run, by purpose, before it starts.", "plan");
+  PlanRequest request;
+  std::string model, shape, matrix_text, targets = "q_proj,v_proj", dtype = "bf16", device = "cpu";
+  std::optional<double> alpha;
+  bool json = false;
+  const auto& whole = program::whole_number();
+  auto* source = app.add_option_group("what", "one of");
+  source->add_option("--model", model, ".gguf file or Hugging Face folder");
+  source->add_option("--shape", shape, "smollm2-135m, llama3.2-1b, llama2-7b, ...");
+  source->add_option("--matrix", matrix_text, "one matrix, like 100x500");
+  source->require_option(1);
+  app.add_option("--rank", request.lora.shape.rank, "rank of A and B")
+      ->check(whole)
+      ->capture_default_str();
+  app.add_option("--alpha", alpha, "does not change memory")->check(program::real_number());
+  app.add_option("--targets", targets, "q_proj,v_proj,... or all-linear")->capture_default_str();
+  app.add_option("--batch", request.batch, "rows per micro-batch")->check(whole);
+  app.add_option("--grad-accum", request.grad_accum, "micro-batches per step")->check(whole);
+  app.add_option("--seq-len", request.seq_len, "longest row")->check(whole);
+  app.add_option("--dtype", dtype, "f32 or bf16")->capture_default_str();
+  app.add_option("--device", device, "cpu or cuda")->capture_default_str();
+  app.add_flag("--json", json, "as JSON");
+  return program::run(app, argc, argv, [&] {
+    if (!matrix_text.empty()) return matrix(matrix_text, request.lora.shape.rank);
+    if (request.batch < 1 || request.grad_accum < 1 || request.seq_len < 2)
+      throw UsageError("--batch and --grad-accum must be at least 1, --seq-len at least 2");
+    if (dtype != "f32" && dtype != "bf16") throw UsageError("--dtype: f32 or bf16");
+    if (device != "cpu" && !device.starts_with("cuda")) throw UsageError("--device: cpu or cuda");
+    request.model = shape.empty() ? config_from_path(model) : named_shape(shape);
+    request.lora.targets = program::parse_list(targets, "--targets");
+    request.compute_dtype = dtype == "f32" ? DType::F32 : DType::BF16;
+    request.on_cpu = device == "cpu";
+    Plan plan = plan_training(request);
+    std::printf("%s", json ? (plan_to_json(plan).dump(2) + "\n").c_str()
+                           : plan_text(request, plan).c_str());
+    return 0;
+  });
+}

@@ -1,0 +1,36 @@
+// What every program shares: flags read strictly, errors turned into exit codes, signals, the
+// console.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <atomic>
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace lk::program {
+
+// Parses the command line and runs `body`. --help and --version print and end with 0. Errors are
+// printed to stderr as "name: error: ..." and become their exit code (tensor/error.h;
+// docs/decisions.md).
+int run(CLI::App& app, int argc, char** argv, const std::function<int()>& body);
+
+// Validators that take decimal numbers only: no hex, no nan or inf, no trailing text.
+const CLI::Validator& whole_number();
+const CLI::Validator& real_number();
+
+// "24GiB", "500MiB", "1000000" -> bytes. Throws UsageError.
+std::int64_t parse_bytes(const std::string& text);
+// "a,b" -> {"a", "b"}; empty items are a UsageError.
+std::vector<std::string> parse_list(const std::string& text, const std::string& flag);
+
+// Set by SIGINT, SIGTERM and SIGHUP; a second SIGINT ends the program at once.
+const std::atomic<int>& install_signal_handlers();
+
+// One line on stderr. On a terminal a progress line is redrawn in place; elsewhere a line is
+// printed every so often.
+void message(const std::string& text);
+void progress(const std::string& text, bool important);
+bool colour();  // stdout is a terminal and NO_COLOR is not set
+
+}  // namespace lk::program

@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Builds and tests everything on Debian 12: bash tools/test.sh
+# Installs what is missing, builds into build/ and, with sanitizers, into build-asan/. The last line sums up.
+source "$(dirname "$0")/common.sh"
+
+passed=0 failed=0 skipped=0
+count() { passed=$((passed + $1)) failed=$((failed + $2)) skipped=$((skipped + $3)); }
+
+# check NAME COMMAND...: a check that counts as one test case.
+check() {
+  local name=$1
+  shift
+  say "Check: $name"
+  if "$@" >&2; then count 1 0 0; else echo "FAILED: $name" >&2; count 0 1 0; fi
+}
+
+# run_tests FOLDER OPTION...: all test programs, two at a time on two cores; their cases are added up.
+run_tests() {
+  local folder=$1 log=$1/meson-logs/testlog.json sums
+  rm -f "$log"
+  OMP_WAIT_POLICY=passive meson test -C "$folder" --no-rebuild --print-errorlogs \
+    --num-processes "$(nproc)" "${@:2}" >&2 || true
+  if [ -f "$log" ] && sums=$(python3 tools/count_tests.py "$log"); then
+    count $sums
+  else
+    echo "FAILED: $folder: no test log" >&2
+    count 0 1 0
+  fi
+}
+
+finish() {
+  printf '\nTook %d:%02d.\n' $((SECONDS / 60)) $((SECONDS % 60)) >&2
+  printf '%d passed, %d failed, %d skipped\n' "$passed" "$failed" "$skipped"
+  [ "$failed" = 0 ]
+}
+
+install_packages $BUILD_PACKAGES libbenchmark-dev clang-format git
+fetch_model || warn "no base model: the tests that need it are skipped"
+
+check "format and style" bash tools/check_style.sh
+
+if build_all; then
+  say "Tests"
+  run_tests build
+else
+  echo "FAILED: build" >&2
+  count 0 1 0
+fi
+
+# Address and undefined-behaviour sanitizers. The base model is left out, as it would take minutes; scripts have run.
+say "Building with sanitizers (build-asan/, CPU only)"
+if configure build-asan -Dcuda=disabled -Dbuildtype=debugoptimized -Doptimization=1 \
+  -Db_sanitize=address,undefined -Db_lundef=false && compile build-asan; then
+  say "Tests with sanitizers"
+  ASAN_OPTIONS=detect_stack_use_after_return=1:strict_string_checks=1 \
+    UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 LORIKEET_SMOLLM2= \
+    run_tests build-asan --no-suite scripts --timeout-multiplier 3
+else
+  echo "FAILED: build with sanitizers" >&2
+  count 0 1 0
+fi
+
+finish
