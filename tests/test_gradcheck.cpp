@@ -9,7 +9,6 @@
 #include <filesystem>
 #include <fstream>
 #include <list>
-#include <regex>
 #include <set>
 
 #include "autograd/ops.h"
@@ -278,7 +277,7 @@ std::set<std::string> recorded_nodes(const Case& c) {
 // What the source says: every literal that a Node's name() returns, in all of src/.
 std::set<std::string> nodes_in_source() {
   std::set<std::string> names;
-  const std::regex name(R"(name\(\) const override \{\s*return "(\w+)\")");
+  const std::string name = "name() const override {", value = "return \"";
   const std::filesystem::path src = std::filesystem::path(LK_TEST_DATA).parent_path() / "src";
   for (const char* folder : {"autograd", "nn", "lora"})
     for (const auto& entry : std::filesystem::recursive_directory_iterator(src / folder)) {
@@ -286,8 +285,10 @@ std::set<std::string> nodes_in_source() {
       std::ifstream in(entry.path());
       const std::string text{std::istreambuf_iterator<char>(in), {}};
       if (text.find(": Node") == std::string::npos) continue;
-      for (std::sregex_iterator i(text.begin(), text.end(), name), end; i != end; ++i)
-        names.insert((*i)[1]);
+      for (std::size_t at = 0; (at = text.find(name, at)) != std::string::npos;) {
+        at = text.find(value, at) + value.size();
+        names.insert(text.substr(at, text.find('"', at) - at));
+      }
     }
   return names;
 }
