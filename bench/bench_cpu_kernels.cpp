@@ -162,7 +162,7 @@ void rows(benchmark::State& state, DType t, const std::string& op) {
   if (op == "rope") run(2, [&] { host().rope(y, GradMode::Write, x, table, positions, D, false); });
   if (op == "dropout") run(2, [&] { host().dropout(y, GradMode::Write, x, 0.1f, {1, 2, 3}); });
   if (op == "swiglu") run(3, [&] { host().swiglu_forward(y, x, z); });
-  if (op == "swiglu_backward") run(5, [&] { host().swiglu_backward(y, w, x, y, z); });
+  if (op == "swiglu_backward") run(5, [&] { host().swiglu_backward({}, y, w, x, y, z); });
 }
 
 void cross_entropy(benchmark::State& state, DType t) {

@@ -141,7 +141,7 @@ void register_memory_bound() {
             dy = random_tensor(DType::BF16, {T, F}, 3),
             dg = gpu().empty(Tag::Workspace, DType::BF16, {T, F}),
             du = gpu().empty(Tag::Workspace, DType::BF16, {T, F})] {
-      gpu().swiglu_backward(dg, du, dy, g, u);
+      gpu().swiglu_backward({}, dg, du, dy, g, u);
     };
   });
   add("cross_entropy_gradient", {.bytes = 2.0 * 2048 * V * 2}, [] {

@@ -11,6 +11,7 @@
 #include <list>
 #include <set>
 
+#include "autograd/fused_linear.h"
 #include "autograd/ops.h"
 #include "cpu_ops.h"
 #include "lora/lora_linear.h"
@@ -220,6 +221,86 @@ void lora_cases(std::vector<Case>& out) {
                  {&a1, &b1}});
 }
 
+// W (N,K) with the factors of its parts beside it, as lora/fuse.cpp lays them out. `ranks[i]` 0:
+// part i has no adapter. Lives as long as the program, as the parameters do.
+const FusedLinear& fused(const std::vector<std::int64_t>& widths, std::int64_t K,
+                         const std::vector<std::int64_t>& ranks, unsigned seed,
+                         std::vector<Parameter*>& parameters) {
+  static std::list<FusedLinear> all;
+  FusedLinear& f = all.emplace_back();
+  f.in = K, f.scale = 1.7;
+  for (std::size_t i = 0; i < widths.size(); ++i) {
+    FusedLinear::Part part{f.out, f.out + widths[i], f.strip, ranks[i], nullptr, nullptr, {}};
+    if (i == 0) part.bias = frozen({widths[i]}, seed++);
+    f.out = part.end, f.strip += ranks[i];
+    f.parts.push_back(part);
+  }
+  f.strip += 2;  // a strip may be wider than the ranks
+  f.matrix = rnd({f.out + f.strip, K + f.strip}, seed++);
+  reference().fill(f.a(), 0), reference().fill(f.b(), 0);
+  for (std::size_t i = 0; i < widths.size(); ++i) {
+    FusedLinear::Part& p = f.parts[i];
+    if (p.rank == 0) continue;
+    p.a = &trainable({p.rank, K}, seed++), p.b = &trainable({widths[i], p.rank}, seed++);
+    p.a->keep_copy_in(f.a().slice_rows(p.column, p.column + p.rank));
+    p.b->keep_copy_in(f.b().slice_rows(p.begin, p.end).slice_cols(p.column, p.column + p.rank));
+    parameters.insert(parameters.end(), {p.a, p.b});
+  }
+  return f;
+}
+
+// Ops that take their input's memory get a copy of it. The strips follow the masters, which
+// gradcheck moves.
+void fused_case(std::vector<Case>& out, const std::string& what, const FusedLinear& f,
+                const std::vector<Parameter*>& parameters, Tensor x,
+                std::function<Var(Tape&, const Var&, const FusedLinear&)> op) {
+  Tensor nothing = tensor_from(reference(), DType::F64, x.shape(),
+                               std::vector<double>(static_cast<std::size_t>(x.numel()), 0.0));
+  out.push_back({what,
+                 [=, &f](Tape& t, const Vars& in) {
+                   for (Parameter* p : parameters) p->refresh();
+                   return op(t, add(t, in[0], Var(nothing)), f);
+                 },
+                 {std::move(x)},
+                 parameters});
+}
+
+void fused_cases(std::vector<Case>& out) {
+  std::vector<Parameter*> p1, p2, p3, p4;
+  const FusedLinear &one = fused({6}, 7, {3}, 140, p1),
+                    &three = fused({4, 2, 3}, 5, {2, 0, 1}, 150, p2),
+                    &down = fused({4}, 3, {2}, 160, p3), &bare = fused({3}, 4, {0}, 170, p4);
+  auto plain = [](std::int64_t margin) {
+    return [margin](Tape& t, const Var& x, const FusedLinear& f) {
+      return fused_linear(t, x, f, margin);
+    };
+  };
+  fused_case(out, "fused_linear", one, p1, rnd({5, 7}, 180), plain(0));
+  fused_case(out, "fused_linear of three parts, one frozen", three, p2, rnd({4, 5}, 181), plain(9));
+  fused_case(out, "fused_linear without an adapter", bare, p4, rnd({2, 4}, 182), plain(0));
+  // An input and a gradient with margins: nothing is copied.
+  const FusedLinear& next = fused({7}, 6, {2}, 190, p1);
+  fused_case(out, "fused_linear after fused_linear", one, p1, rnd({5, 7}, 183),
+             [&next](Tape& t, const Var& x, const FusedLinear& f) {
+               return fused_linear(t, fused_linear(t, x, f, 8), next, 0);
+             });
+  const Weight gain = frozen({5}, 184);
+  fused_case(out, "fused_norm_linear", three, p2, rnd({4, 5}, 185),
+             [gain](Tape& t, const Var& x, const FusedLinear& f) {
+               return fused_norm_linear(t, x, gain, 0.1, f, f.strip);
+             });
+  fused_case(
+      out, "fused_swiglu_linear", down, p3, rnd({4, 6}, 186),
+      [](Tape& t, const Var& x, const FusedLinear& f) { return fused_swiglu_linear(t, x, f, 0); });
+  Tensor table = rope_angles(9, 2), positions = ints({0, 1, 2, 0, 1});
+  Segments segments = make_segments(reference(), {0, 3, 5});
+  AttentionShape shape{4, 2, 2, 0.6f, 0};
+  fused_case(out, "fused_attention", bare, {}, rnd({5, 16}, 187),
+             [=](Tape& t, const Var& x, const FusedLinear&) {
+               return fused_attention(t, x, table, positions, shape, segments, 3);
+             });
+}
+
 // A decoder block with trainable query and value, then the loss: fan-out, fan-in and chain rule.
 void block_cases(std::vector<Case>& out) {
   const std::int64_t C = 6, H = 2, D = 2, F = 5, V = 8;
@@ -259,6 +340,7 @@ const std::vector<Case>& all_cases() {
     embedding_cases(out);
     loss_cases(out);
     lora_cases(out);
+    fused_cases(out);
     block_cases(out);
     return out;
   }();
@@ -466,7 +548,7 @@ TEST_CASE("gradcheck: wrong backwards of other families") {
                        if (!t.wants(gate, up)) return t.constant(y);
                        return t.record<CustomNode>(y, [=, &be](Tape& tape, const Tensor& dy) {
                          Tensor dgate = scratch(dy), dup = scratch(dy);
-                         be.swiglu_backward(dgate, dup, dy, gate.value(), up.value());
+                         be.swiglu_backward({}, dgate, dup, dy, gate.value(), up.value());
                          if (Sink to = tape.sink(up))
                            be.scale(to.tensor, to.mode, sign_up, {}, dup);
                          if (chain_gate) tape.pass(gate, dgate);

@@ -351,9 +351,9 @@ TEST_CASE("cuda: swiglu") {
               up = numbers(s, rows, cols, 3), dgate = numbers(s, rows, cols, 4),
               dup = numbers(s, rows, cols, 5), dy = numbers(s, rows, cols, 6);
       s.backend.swiglu_forward(y, gate, up);
-      s.backend.swiglu_backward(dgate, dup, dy, gate, up);
-      s.backend.swiglu_backward(gate, up, dy, gate, up);  // in place
-      return std::vector<Guarded>{y, dgate, dup, gate, up};
+      s.backend.swiglu_backward({}, dgate, dup, dy, gate, up);
+      s.backend.swiglu_backward(dy, gate, up, dy, gate, up);  // in place, y again over dy
+      return std::vector<Guarded>{y, dgate, dup, gate, up, dy};
     });
     double u = unit_roundoff(t);
     std::vector<double> gate = magnitudes(t, rows * cols, 2, 6.0),
@@ -368,6 +368,8 @@ TEST_CASE("cuda: swiglu") {
                 label("swiglu dup", t, rows, cols, l));
     CHECK(r.got[3] == r.got[1]);
     CHECK(r.got[4] == r.got[2]);
+    check_close(r.got[5], r.want[5], u, f32_slack(8, r.want[0]),
+                label("swiglu y again", t, rows, cols, l));
   });
 }
 
@@ -381,7 +383,7 @@ TEST_CASE("cuda: swiglu far from zero") {
          dg = y.backend().empty(Tag::Workspace, DType::F32, {9}),
          du = gpu().empty(Tag::Workspace, DType::F32, {9});
   gpu().swiglu_forward(y, g, one);
-  gpu().swiglu_backward(dg, du, one, g, one);
+  gpu().swiglu_backward({}, dg, du, one, g, one);
   for (const Tensor& x : {y, dg, du})
     for (double v : to_host_f64(x)) CHECK(std::isfinite(v));
 }

@@ -42,12 +42,15 @@ TEST_CASE("swiglu agrees with the F64 twin, forward and backward, in place") {
         check_close(values(y), values(y64), unit_roundoff(s.dtype) + 8 * u, {tiny}, what + " y");
         CHECK(padding_intact(y));
         Tensor dgate64 = as_f64(y), dup64 = as_f64(y);
-        reference().swiglu_backward(dgate64, dup64, as_f64(dy), gate64, up64);
+        reference().swiglu_backward({}, dgate64, dup64, as_f64(dy), gate64, up64);
         std::vector<double> slack, d = values(dy), uu = values(up), g = values(gate);
         for (std::size_t i = 0; i < d.size(); ++i)  // s (1 + g (1 - s)) cancels near g = -1.28
           slack.push_back(8 * u * std::abs(d[i] * uu[i]) * (1 + std::min(std::abs(g[i]), 100.0)) +
                           tiny);
-        s.backend.swiglu_backward(gate, up, dy, gate, up);
+        s.backend.swiglu_backward(dy, gate, up, dy, gate, up);  // y again, over dy
+        check_close(values(dy), values(y64), unit_roundoff(s.dtype) + 8 * u, {tiny},
+                    what + " y again");
+        CHECK(padding_intact(dy));
         check_close(values(gate), values(dgate64), unit_roundoff(s.dtype) + 8 * u, slack,
                     what + " dgate");
         check_close(values(up), values(dup64), unit_roundoff(s.dtype) + 8 * u, {tiny * 1e3},

@@ -8,7 +8,8 @@
 namespace lk {
 
 // x (T,C) = table[ids]; table (V,C) frozen, ids (T) I32. A constant: nothing before it trains.
-Var embedding(Tape& tape, const Weight& table, const Tensor& ids);
+// `margin`: columns behind each row of x, see Backend::empty_with_margin.
+Var embedding(Tape& tape, const Weight& table, const Tensor& ids, std::int64_t margin = 0);
 // y (n,C) = x[rows]; rows (n) I32, distinct
 Var gather_rows(Tape& tape, const Var& x, const Tensor& rows);
 
@@ -30,7 +31,7 @@ Var attention(Tape& tape, const Var& q, const Var& k, const Var& v, const Attent
 // y = silu(gate) * up, all (T,F)
 Var swiglu(Tape& tape, const Var& gate, const Var& up);
 
-// y = a + b
+// y = a + b, with a's margin
 Var add(Tape& tape, const Var& a, const Var& b);
 
 // y = x * keep / (1 - p); the mask is Philox(key), never stored. p = 0 is x itself.

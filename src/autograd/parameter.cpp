@@ -22,6 +22,12 @@ Sink Parameter::sink() {
   return {grad_, mode};
 }
 
+void Parameter::keep_copy_in(Tensor place) {
+  place.expect(shape(), "keep_copy_in");
+  compute_ = std::move(place);
+  refresh();
+}
+
 void Parameter::refresh() {
   if (compute_.defined()) value_.backend().copy(compute_, value_);
 }

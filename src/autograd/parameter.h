@@ -37,6 +37,9 @@ class Parameter {
   // Forgets the gradient: no memory is touched, the next sink() overwrites.
   void zero_grad() { has_grad_ = false; }
   bool has_grad() const { return has_grad_; }
+  // Keeps the compute copy in `place`, a matrix of the same shape that may have a row stride, from
+  // now on; for a parameter of compute dtype F32 or F64 too.
+  void keep_copy_in(Tensor place);
   // Copies value into the compute copy after the value was changed from outside.
   void refresh();
 

@@ -19,11 +19,11 @@ Sink Tape::sink(const Edge& x) {
   if (!mine(x)) return {};
   Tensor& grad = nodes_[static_cast<std::size_t>(x.id_)].grad;
   if (!grad.defined()) {
-    grad = backend_.empty(Tag::Backward, x.dtype(), x.shape());
+    grad = backend_.empty_with_margin(Tag::Backward, x.dtype(), x.shape(), x.margin_);
     return {grad, GradMode::Write};
   }
   if (grad.use_count() > 1) {  // shared by pass(): make it ours before it changes
-    Tensor own = backend_.empty(Tag::Backward, grad.dtype(), grad.shape());
+    Tensor own = backend_.empty_with_margin(Tag::Backward, x.dtype(), x.shape(), x.margin_);
     backend_.copy(own, grad);
     grad = own;
   }
@@ -33,15 +33,19 @@ Sink Tape::sink(const Edge& x) {
 void Tape::pass(const Edge& x, const Tensor& dy) {
   if (!mine(x)) return;
   dy.expect(x.shape(), "tape.pass");
-  check(dy.dtype() == x.dtype() && dy.contiguous(), "tape.pass: a gradient of ",
-        dtype_name(dy.dtype()), " for a value of ", dtype_name(x.dtype()),
-        ", or one with a stride");
+  check(dy.dtype() == x.dtype(), "tape.pass: a gradient of ", dtype_name(dy.dtype()),
+        " for a value of ", dtype_name(x.dtype()));
   Tensor& grad = nodes_[static_cast<std::size_t>(x.id_)].grad;
-  if (!grad.defined()) {
+  const bool fits = x.shape().rank() != 2 || dy.ld() == dy.cols() + x.margin_;
+  if (!grad.defined() && fits) {
     grad = dy;
     return;
   }
   Sink to = sink(x);
+  if (to.mode == GradMode::Write) {
+    backend_.copy(to.tensor, dy);
+    return;
+  }
   backend_.add(to.tensor, to.tensor, dy);
 }
 

@@ -54,7 +54,11 @@ class Edge {
  public:
   Edge() = default;
   Edge(const Var& x)
-      : tape_(x.tape_), id_(x.id_), dtype_(x.value_.dtype()), shape_(x.value_.shape()) {}
+      : tape_(x.tape_),
+        id_(x.id_),
+        dtype_(x.value_.dtype()),
+        shape_(x.value_.shape()),
+        margin_(shape_.rank() == 2 ? x.value_.ld() - x.value_.cols() : 0) {}
   bool needs_grad() const { return id_ >= 0; }
   DType dtype() const { return dtype_; }
   const Shape& shape() const { return shape_; }
@@ -65,6 +69,7 @@ class Edge {
   int id_ = -1;
   DType dtype_ = DType::F32;
   Shape shape_;
+  std::int64_t margin_ = 0;  // of the value: its gradient gets the same
 };
 
 // What an op saved, and its derivative. Defined next to the op's forward in autograd/ops/.
@@ -84,9 +89,9 @@ class Tape {
 
   Backend& backend() const { return backend_; }
   bool recording() const { return mode_ == Mode::Record; }
-  // Memory for an op's output or saved statistics.
-  Tensor activation(DType dtype, Shape shape) {
-    return backend_.empty(Tag::Activations, dtype, shape);
+  // Memory for an op's output or saved statistics; of a matrix, with a margin behind its rows.
+  Tensor activation(DType dtype, Shape shape, std::int64_t margin = 0) {
+    return backend_.empty_with_margin(Tag::Activations, dtype, shape, margin);
   }
 
   // Should an op with these inputs record a node? Pass Vars; for Parameters use recording(). On a
@@ -108,10 +113,11 @@ class Tape {
   Var leaf(Tensor x);
 
   // Inside Node::backward: where the gradient of an input goes. Allocated on first use, with the
-  // shape of x, contiguous; copied first if its memory is shared (see pass).
+  // shape and margin of x; copied first if its memory is shared (see pass).
   Sink sink(const Edge& x);
   // Inside Node::backward: x's gradient gets dy itself. If it is the first contribution no memory
-  // is copied: the buffer is shared until somebody adds to it. So a backward never changes its dy.
+  // is copied: the buffer is shared until somebody adds to it. So a backward never changes its dy,
+  // though it may use the margin behind dy's rows, which is nobody's.
   void pass(const Edge& x, const Tensor& dy);
 
   // Runs all nodes backwards from y, with dy = 1 (y a scalar), or the given dy. Once per tape.

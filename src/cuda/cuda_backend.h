@@ -72,8 +72,8 @@ class CudaBackend final : public Backend {
 
   // swiglu.cu
   void swiglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) override;
-  void swiglu_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy, const Tensor& gate,
-                       const Tensor& up) override;
+  void swiglu_backward(const Tensor& y, const Tensor& dgate, const Tensor& dup, const Tensor& dy,
+                       const Tensor& gate, const Tensor& up) override;
 
   // embedding.cu
   void embedding_forward(const Tensor& y, const Weight& table, const Tensor& ids) override;

@@ -45,6 +45,8 @@ struct UpdateSlot {
   __nv_bfloat16* compute;  // or null
   i64 numel;
   float weight_decay;
+  std::uint32_t cols;  // of the copy, whose rows are compute_ld elements apart
+  i64 compute_ld;
 };
 static_assert(sizeof(SlotTable<UpdateSlot>) + 64 <= 32764, "kernel parameters end at 32764 bytes");
 
@@ -117,7 +119,11 @@ __global__ void __launch_bounds__(kThreads)
     slot.m[i] = m;
     slot.v[i] = v;
     slot.value[i] = p;
-    if (slot.compute) slot.compute[i] = from_float<__nv_bfloat16>(p);
+    if (slot.compute) {
+      auto flat = static_cast<std::uint32_t>(i);
+      slot.compute[flat / slot.cols * slot.compute_ld + flat % slot.cols] =
+          from_float<__nv_bfloat16>(p);
+    }
   }
 }
 
@@ -178,13 +184,16 @@ void CudaBackend::adamw(std::span<const AdamWSlot> slots, const AdamWStep& step,
                             .max_norm = step.max_norm};
   const float* norm = norm_sq ? norm_sq.data<float>() : nullptr;
   auto slot = [](const AdamWSlot& s) {
+    check(s.value.numel() <= INT32_MAX, "cuda adamw: tensor too large");
     return UpdateSlot{.value = s.value.data<float>(),
                       .m = s.m.data<float>(),
                       .v = s.v.data<float>(),
                       .grad = s.grad.data<float>(),
                       .compute = s.compute ? pointer<bf16>(s.compute) : nullptr,
                       .numel = s.value.numel(),
-                      .weight_decay = s.weight_decay};
+                      .weight_decay = s.weight_decay,
+                      .cols = static_cast<std::uint32_t>(s.compute ? s.compute.cols() : 1),
+                      .compute_ld = s.compute ? s.compute.ld() : 0};
   };
   for_each_table<UpdateSlot>(slots, slot, [&](const SlotTable<UpdateSlot>& table, i64 chunks) {
     launch("adamw", adamw_kernel, grid_of(chunks), dim3(kThreads), 0, stream(), table, constants,

@@ -3,7 +3,7 @@
 // Maths      with s = sigmoid(g):  dup = dy * g * s,  dgate = dy * up * s * (1 + g * (1 - s))
 // Shapes     all (T,F), each with its own row stride; dgate may be gate's memory, dup may be up's
 // Plan       rowwise.cuh: a thread reads its elements of every input before it writes
-// Bytes      forward: 2 in, 1 out. backward: 3 in, 2 out.
+// Bytes      forward: 2 in, 1 out. backward: 3 in, 2 out, 3 if y is asked for again.
 #include "cuda/cuda_backend.h"
 #include "cuda/rowwise.cuh"
 
@@ -30,7 +30,7 @@ struct SwigluOp {
 template <class T, int N>
 struct SwigluBackwardOp {
   static constexpr int kWidth = N;
-  Matrix<T> dgate, dup;
+  Matrix<T> y, dgate, dup;  // y.data may be null
   Matrix<const T> dy, gate, up;
   __device__ void operator()(i64 row, i64 col) const {
     float d[N], g[N], u[N];
@@ -40,10 +40,13 @@ struct SwigluBackwardOp {
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       float s = sigmoid(g[i]);
-      float dg = d[i] * u[i] * s * (1.0f + g[i] * (1.0f - s));
-      u[i] = d[i] * g[i] * s;
+      float silu = g[i] * s, dg = d[i] * u[i] * s * (1.0f + g[i] * (1.0f - s));
+      float du = d[i] * silu;
+      d[i] = silu * u[i];
+      u[i] = du;
       g[i] = dg;
     }
+    if (y.data) store_pack<N>(y.at(row, col), d);
     store_pack<N>(dgate.at(row, col), g);
     store_pack<N>(dup.at(row, col), u);
   }
@@ -65,19 +68,20 @@ void CudaBackend::swiglu_forward(const Tensor& y, const Tensor& gate, const Tens
   });
 }
 
-void CudaBackend::swiglu_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy,
-                                  const Tensor& gate, const Tensor& up) {
-  Walk walk(dgate, dup, dy, gate, up);
+void CudaBackend::swiglu_backward(const Tensor& y, const Tensor& dgate, const Tensor& dup,
+                                  const Tensor& dy, const Tensor& gate, const Tensor& up) {
+  const Tensor& again = y ? y : dy;
+  Walk walk(again, dgate, dup, dy, gate, up);
   dispatch_device(dy.dtype(), [&]<class T>() {
     auto go = [&]<int N>() {
-      launch_rowwise(
-          "swiglu_backward", walk.rows, walk.cols, stream(),
-          SwigluBackwardOp<device_t<T>, N>{matrix<T>(dgate), matrix<T>(dup), const_matrix<T>(dy),
-                                           const_matrix<T>(gate), const_matrix<T>(up)});
+      launch_rowwise("swiglu_backward", walk.rows, walk.cols, stream(),
+                     SwigluBackwardOp<device_t<T>, N>{
+                         y ? matrix<T>(y) : Matrix<device_t<T>>{}, matrix<T>(dgate), matrix<T>(dup),
+                         const_matrix<T>(dy), const_matrix<T>(gate), const_matrix<T>(up)});
     };
     constexpr int kN = 16 / static_cast<int>(sizeof(T));
-    packable(kN, walk.cols, dgate, dup, dy, gate, up) ? go.template operator()<kN>()
-                                                      : go.template operator()<1>();
+    packable(kN, walk.cols, again, dgate, dup, dy, gate, up) ? go.template operator()<kN>()
+                                                             : go.template operator()<1>();
   });
 }
 

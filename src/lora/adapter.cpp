@@ -11,7 +11,7 @@ bool target_matches(const std::string& path, const std::string& target) {
          path[path.size() - target.size() - 1] == '.';
 }
 
-Adapter::Adapter(Transformer& model, const LoraConfig& config) : config_(config) {
+Adapter::Adapter(Transformer& model, const LoraConfig& config) : model_(model), config_(config) {
   if (config.targets.empty()) throw UsageError("--targets: name at least one module");
   const bool all = config.targets.size() == 1 && config.targets[0] == "all-linear";
   std::set<std::string> unmatched;
@@ -91,6 +91,7 @@ void Adapter::zero_grad() {
 
 void Adapter::set_enabled(bool enabled) {
   for (LoraLinear* layer : layers_) layer->set_enabled(enabled);
+  model_.enable_fused(enabled);
 }
 
 std::vector<std::string> Adapter::untouched() const {

@@ -38,6 +38,7 @@ class Adapter {
   std::vector<std::string> untouched() const;
 
  private:
+  Transformer& model_;
   LoraConfig config_;
   std::vector<LoraLinear*> layers_;
 };

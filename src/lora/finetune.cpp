@@ -190,6 +190,7 @@ class Run {
     config.clip = s_.clip;
     config.seed = s_.seed;
     trainer_ = std::make_unique<Trainer>(*model_, *adapter_, config);
+    weights_bytes_ += model_->strip_bytes();
     identity_ = identity(s_, steps_, fingerprint_, data_, dtype_, lora_);
     if (s_.resume && has_checkpoint(s_.out)) {
       std::vector<std::string> may_differ;

@@ -29,6 +29,8 @@ class LoraLinear : public LinearMap {
   std::int64_t in_features() const override { return base_->in_features(); }
   std::int64_t out_features() const override { return base_->out_features(); }
 
+  FrozenLinear& frozen() override { return *base_; }
+
   const std::string& path() const { return path_; }
   const LoraShape& shape() const { return shape_; }
   std::uint32_t site() const { return site_; }

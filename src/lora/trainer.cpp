@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "io/sha256.h"
+#include "lora/fuse.h"
 
 namespace lk {
 namespace {
@@ -28,10 +29,10 @@ std::int64_t supervised(std::span<const std::vector<const Row*>> micro_batches) 
 }  // namespace
 
 Trainer::Trainer(Transformer& model, Adapter& adapter, const TrainerConfig& config)
-    : model_(model),
-      adapter_(adapter),
-      config_(config),
-      optimizer_(std::make_unique<AdamW>(adapter.parameters(), config.adamw)) {
+    : model_(model), adapter_(adapter), config_(config) {
+  if (model.backend().prefers_fused_linear() && model.compute_dtype() == DType::BF16)
+    fuse_projections(model, adapter);
+  optimizer_ = std::make_unique<AdamW>(adapter.parameters(), config.adamw);  // after copies moved
   for (const LoraLinear* layer : adapter.layers()) initial_b_.push_back(hash(layer->b().value()));
 }
 

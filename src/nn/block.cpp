@@ -37,6 +37,7 @@ Block::Block(const ModelConfig& config, LayerWeights w, std::size_t index)
 }
 
 Var Block::apply(Tape& tape, const Var& x, const BlockInput& in) {
+  if (fused_ && in.fused) return apply_fused(tape, x, in);
   Var h = x;
   {
     Var n = rmsnorm(tape, x, attn_norm_, eps_);
@@ -50,6 +51,19 @@ Var Block::apply(Tape& tape, const Var& x, const BlockInput& in) {
   Var gate = project(tape, Site::Gate, m, in);
   Var up = project(tape, Site::Up, m, in);
   return add(tape, h, project(tape, Site::Down, swiglu(tape, gate, up), in));
+}
+
+Var Block::apply_fused(Tape& tape, const Var& x, const BlockInput& in) {
+  const FusedProjections& f = *fused_;
+  Var h = x;
+  {
+    Var qkv = fused_norm_linear(tape, x, attn_norm_, eps_, f.qkv, f.qkv.strip);
+    Var o =
+        fused_attention(tape, qkv, in.rope_table, in.positions, attention_, in.segments, f.o.strip);
+    h = add(tape, x, fused_linear(tape, o, f.o, in.margin));
+  }
+  Var gate_up = fused_norm_linear(tape, h, ffn_norm_, eps_, f.gate_up, f.gate_up.strip);
+  return add(tape, h, fused_swiglu_linear(tape, gate_up, f.down, in.margin));
 }
 
 Var Block::attend(Tape& tape, const Var& q, const Var& k, const Var& v, const BlockInput& in) {

@@ -4,6 +4,7 @@
 #include <array>
 #include <memory>
 
+#include "autograd/fused_linear.h"
 #include "nn/batch.h"
 #include "nn/config.h"
 #include "nn/kv_cache.h"
@@ -28,6 +29,13 @@ struct BlockInput {
   const Segments* key_segments;  // of cache + new tokens, with a cache only
   KvCache* cache = nullptr;
   const ForwardMode& mode;
+  bool fused = false;       // use the block's fused projections, if it has any
+  std::int64_t margin = 0;  // of the residual stream then
+};
+
+// A block's projections for training on a GPU: see Note [Fused projections]. Made by lora/fuse.cpp.
+struct FusedProjections {
+  FusedLinear qkv, o, gate_up, down;
 };
 
 class Block {
@@ -36,14 +44,18 @@ class Block {
 
   // x (T,C) -> (T,C):  h = x + o(attention(rope(q(n)), rope(k(n)), v(n))),  n = norm(x)
   //                    y = h + down(swiglu(gate(m), up(m))),               m = norm(h)
+  // With fused projections the same in fewer and larger steps.
   Var apply(Tape& tape, const Var& x, const BlockInput& in);
 
   std::unique_ptr<LinearMap>& site(Site s) { return sites_[static_cast<std::size_t>(s)]; }
+  void set_fused(std::unique_ptr<FusedProjections> fused) { fused_ = std::move(fused); }
+  const FusedProjections* fused() const { return fused_.get(); }
 
  private:
   Var project(Tape& tape, Site s, const Var& x, const BlockInput& in) {
     return sites_[static_cast<std::size_t>(s)]->apply(tape, x, in.mode);
   }
+  Var apply_fused(Tape& tape, const Var& x, const BlockInput& in);
   Var attend(Tape& tape, const Var& q, const Var& k, const Var& v, const BlockInput& in);
 
   std::size_t index_;
@@ -52,6 +64,7 @@ class Block {
   double eps_;
   Weight attn_norm_, ffn_norm_;
   std::array<std::unique_ptr<LinearMap>, kSiteCount> sites_;
+  std::unique_ptr<FusedProjections> fused_;
 };
 
 }  // namespace lk

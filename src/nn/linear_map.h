@@ -16,6 +16,8 @@ struct ForwardMode {
   std::uint64_t step = 0;  // micro-batches since the run began: keys dropout masks
 };
 
+class FrozenLinear;
+
 class LinearMap {
  public:
   virtual ~LinearMap() = default;
@@ -23,6 +25,8 @@ class LinearMap {
   virtual Var apply(Tape& tape, const Var& x, const ForwardMode& mode) = 0;
   virtual std::int64_t in_features() const = 0;
   virtual std::int64_t out_features() const = 0;
+  // The frozen projection at the bottom.
+  virtual FrozenLinear& frozen() = 0;
 };
 
 // y = x wᵀ + bias, both frozen.
@@ -34,7 +38,10 @@ class FrozenLinear : public LinearMap {
   }
   std::int64_t in_features() const override { return w_.shape()[1]; }
   std::int64_t out_features() const override { return w_.shape()[0]; }
+  FrozenLinear& frozen() override { return *this; }
   const Weight& weight() const { return w_; }
+  // The same values in another place.
+  void set_weight(const Weight& w) { w_ = w.expect(w_.shape(), "set_weight"); }
   const Weight* bias() const { return bias_.defined() ? &bias_ : nullptr; }
 
  private:

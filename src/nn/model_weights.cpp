@@ -17,7 +17,9 @@ std::int64_t rows_per_block(const Tensor& t) {
   return std::max<std::int64_t>(1, kWeightBlockBytes / std::max<std::int64_t>(row_bytes, 1));
 }
 
-Tensor as_matrix(const Tensor& t) { return t.reshape({t.rows(), t.cols()}); }
+Tensor as_matrix(const Tensor& t) {
+  return t.shape().rank() == 2 ? t : t.reshape({t.rows(), t.cols()});
+}
 
 // Uniform draws in [-bound, bound), keyed by tensor and element; `first` is a multiple of four.
 void fill_uniform(std::vector<float>& out, const RandomKey& key, std::int64_t first, float bound) {
@@ -109,7 +111,7 @@ std::string weights_sha256(Backend& backend, const ModelWeights& weights) {
     Tensor t = as_matrix(weight.values());
     const std::int64_t step = rows_per_block(t);
     for (std::int64_t begin = 0; begin < t.rows(); begin += step) {
-      Tensor rows = t.slice_rows(begin, std::min(begin + step, t.rows()));
+      Tensor rows = dense(t.slice_rows(begin, std::min(begin + step, t.rows())));
       block.resize(rows.bytes());
       backend.download(block.data(), rows, block.size());
       hash.update(block.data(), block.size());

@@ -35,8 +35,10 @@ Var Transformer::hidden(Tape& tape, const TokenBatch& batch, const ForwardMode& 
     keys =
         make_segments(backend_, {0, static_cast<std::int32_t>(cache->length() + batch.n_tokens)});
   }
-  BlockInput in{rope_table_, batch.positions, batch.segments, cache ? &keys : nullptr, cache, mode};
-  Var x = embedding(tape, weights_.embedding, batch.ids);
+  const bool fused = fused_enabled_ && !cache;
+  BlockInput in{rope_table_, batch.positions, batch.segments,     cache ? &keys : nullptr, cache,
+                mode,        fused,           fused ? margin_ : 0};
+  Var x = embedding(tape, weights_.embedding, batch.ids, in.margin);
   for (auto& block : blocks_) x = block->apply(tape, x, in);
   if (cache) cache->advance(batch.n_tokens);
   return x;
@@ -82,6 +84,27 @@ void Transformer::visit_sites(const SiteVisitor& f) {
         blocks_[layer]->site(site));
     }
   }
+}
+
+void Transformer::set_fused(std::size_t layer, std::unique_ptr<FusedProjections> fused) {
+  margin_ = std::max({margin_, fused->o.strip, fused->down.strip});
+  blocks_.at(layer)->set_fused(std::move(fused));
+}
+
+std::int64_t Transformer::strip_bytes() const {
+  std::int64_t elements = 0;
+  for (const auto& block : blocks_)
+    if (const FusedProjections* f = block->fused())
+      for (const FusedLinear* l : {&f->qkv, &f->o, &f->gate_up, &f->down})
+        elements += (l->out + l->strip) * (l->in + l->strip) - l->out * l->in;
+  return elements * static_cast<std::int64_t>(dtype_size(dtype_));
+}
+
+void Transformer::move_weight(std::size_t layer, Site site, const Weight& w) {
+  LayerWeights& l = weights_.layers.at(layer);
+  Weight* slots[kSiteCount] = {&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down};
+  *slots[static_cast<std::size_t>(site)] = w;
+  blocks_.at(layer)->site(site)->frozen().set_weight(w);
 }
 
 }  // namespace lk

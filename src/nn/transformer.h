@@ -38,6 +38,15 @@ class Transformer {
       std::function<void(const std::string&, std::size_t, Site, std::unique_ptr<LinearMap>&)>;
   void visit_sites(const SiteVisitor& f);
 
+  // Gives layer i its fused projections, built around the same weights; they are used in every pass
+  // without a KV cache while enabled.
+  void set_fused(std::size_t layer, std::unique_ptr<FusedProjections> fused);
+  void enable_fused(bool enabled) { fused_enabled_ = enabled; }
+  // Bytes of LoRA's strips in the buffers of frozen weights, 0 unless fused.
+  std::int64_t strip_bytes() const;
+  // The same values in another place, for a layer's projection.
+  void move_weight(std::size_t layer, Site site, const Weight& w);
+
   std::int64_t n_parameters() const { return config_.n_parameters(); }
   const ModelWeights& weights() const { return weights_; }
 
@@ -52,6 +61,8 @@ class Transformer {
   std::int64_t max_positions_;
   Tensor rope_table_;
   std::vector<std::unique_ptr<Block>> blocks_;
+  bool fused_enabled_ = true;
+  std::int64_t margin_ = 0;  // of the residual stream: room for the widest strip behind it
 };
 
 // Rows of the chunk in which head and cross-entropy work: bounds the logits that exist at one time

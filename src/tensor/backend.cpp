@@ -56,6 +56,13 @@ std::int64_t Segments::longest() const {
   return longest;
 }
 
+Tensor dense(const Tensor& x) {
+  if (x.contiguous()) return x;
+  Tensor copy = x.backend().empty(Tag::Workspace, x.dtype(), x.shape());
+  x.backend().copy(copy, x);
+  return copy;
+}
+
 Tensor to_device(Backend& backend, Tag tag, std::span<const std::int32_t> values) {
   Tensor t = backend.empty(tag, DType::I32, {static_cast<std::int64_t>(values.size())});
   backend.upload(t, values.data(), values.size_bytes());

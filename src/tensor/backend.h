@@ -58,7 +58,8 @@ struct AttentionShape {
 // One parameter's buffers for the optimizer, flat and contiguous, `numel` elements each.
 struct AdamWSlot {
   Tensor value, grad, m, v;  // F32 (F64 in checks)
-  Tensor compute;            // BF16 copy refreshed with the new value; undefined if not needed
+  Tensor compute;            // BF16 copy refreshed with the new value, a matrix that may have a
+                             // row stride; undefined if not needed
   float weight_decay = 0;
 };
 
@@ -79,12 +80,20 @@ class Backend {
   virtual bool is_cpu() const = 0;
   // What `--dtype auto` means here: BF16 where the device multiplies it natively, else F32.
   virtual DType preferred_dtype() const { return is_cpu() ? DType::F32 : DType::BF16; }
+  // Does training run faster with LoRA's factors beside the frozen matrix
+  // (autograd/fused_linear.h)? Not where weights are packed once at load.
+  virtual bool prefers_fused_linear() const { return !is_cpu(); }
 
   // ---- memory
   // ------------------------------------------------------------------------------------
   // Uninitialised memory with a purpose. Throws OutOfMemoryError with the ledger's table, and Error
   // for the two tags that need a PassKey.
   Tensor empty(Tag tag, DType dtype, Shape shape);
+  // A matrix whose rows are followed by `margin` unused columns: Tensor::widened() reaches them.
+  Tensor empty_with_margin(Tag tag, DType dtype, Shape shape, std::int64_t margin) {
+    if (margin == 0) return empty(tag, dtype, shape);
+    return empty(tag, dtype, {shape[0], shape[1] + margin}).slice_cols(0, shape[1]);
+  }
   Tensor empty_gradient(PassKey<Parameter>, DType dtype, Shape shape);
   Tensor empty_moment(PassKey<AdamW>, DType dtype, Shape shape);
   void deallocate(void* data, std::size_t bytes, Tag tag) noexcept;
@@ -177,9 +186,10 @@ class Backend {
   // ------------------------------------------------------------------------------------ y =
   // silu(gate) * up, silu(g) = g / (1 + exp(-g)).  all (T,F)
   virtual void swiglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) = 0;
-  // Always writes both; dgate may be gate's memory and dup may be up's.
-  virtual void swiglu_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy,
-                               const Tensor& gate, const Tensor& up) = 0;
+  // Always writes both; dgate may be gate's memory and dup may be up's. If `y` is defined it gets
+  // the forward's result again, and may be dy's memory.
+  virtual void swiglu_backward(const Tensor& y, const Tensor& dgate, const Tensor& dup,
+                               const Tensor& dy, const Tensor& gate, const Tensor& up) = 0;
 
   // ---- embedding
   // --------------------------------------------------------------------------------- y (T,C) =
@@ -231,13 +241,15 @@ class Backend {
 // The dtype of statistics (rstd, lse, losses, sums) beside values of dtype t.
 inline DType stat_dtype(DType t) { return t == DType::F64 ? DType::F64 : DType::F32; }
 
+// x itself if its rows are adjacent, else a copy.
+Tensor dense(const Tensor& x);
 // Host vector -> device tensor (n) and back.
 Tensor to_device(Backend& backend, Tag tag, std::span<const std::int32_t> values);
 template <class T>
 std::vector<T> to_host(const Tensor& x) {
   std::vector<T> v(static_cast<std::size_t>(x.numel()));
   check(x.dtype() == dtype_of<T>(), "to_host: wrong dtype ", dtype_name(x.dtype()));
-  x.backend().download(v.data(), x, x.bytes());
+  x.backend().download(v.data(), dense(x), x.bytes());
   return v;
 }
 // Any floating tensor as doubles.

@@ -49,7 +49,7 @@ class PlanBackend final : public Backend {
                           const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                           const AttentionShape&, const Segments&) override {}
   void swiglu_forward(const Tensor&, const Tensor&, const Tensor&) override {}
-  void swiglu_backward(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+  void swiglu_backward(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                        const Tensor&) override {}
   void embedding_forward(const Tensor&, const Weight&, const Tensor&) override {}
   void gather_rows(const Tensor&, const Tensor&, const Tensor&) override {}

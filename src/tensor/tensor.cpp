@@ -51,6 +51,18 @@ Tensor Tensor::slice_cols(std::int64_t begin, std::int64_t end) const {
   return t;
 }
 
+Tensor Tensor::widened(std::int64_t cols) const {
+  const auto size = static_cast<std::int64_t>(dtype_size(dtype_));
+  const std::int64_t begin = data_ - static_cast<std::byte*>(storage_->data());
+  check(shape_.rank() == 2 && cols <= ld_ &&
+            begin + ((rows() - 1) * ld_ + cols) * size <=
+                static_cast<std::int64_t>(storage_->bytes()),
+        "widened: ", cols, " columns of ", shape_.str(), " with a stride of ", ld_);
+  Tensor t = *this;
+  t.shape_ = {shape_[0], cols};
+  return t;
+}
+
 Tensor Tensor::reshape(Shape shape) const {
   check(contiguous(), "reshape: tensor is not contiguous");
   check(shape.numel() == numel(), "reshape: ", shape_.str(), " to ", shape.str());

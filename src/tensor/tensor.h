@@ -63,6 +63,9 @@ class Tensor {
   Tensor slice_rows(std::int64_t begin, std::int64_t end) const;
   Tensor slice_cols(std::int64_t begin, std::int64_t end) const;
   Tensor reshape(Shape shape) const;
+  // The same rows, `cols` columns wide: reaches into the margin behind each row (see
+  // Backend::empty_with_margin). Throws if the rows lie closer together than that.
+  Tensor widened(std::int64_t cols) const;
 
   // The dimensions as an array for structured bindings: auto [T, C] = x.dims<2>("op: x (T,C)").
   template <int N>

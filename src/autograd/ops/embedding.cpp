@@ -3,10 +3,10 @@
 namespace lk {
 
 // x = table[ids]. The table is frozen and ids have no gradient: there is no node, x is a constant.
-Var embedding(Tape& tape, const Weight& table, const Tensor& ids) {
+Var embedding(Tape& tape, const Weight& table, const Tensor& ids, std::int64_t margin) {
   auto [T] = ids.dims<1>("embedding: ids (T)");
   check(table.defined() && table.shape().rank() == 2, "embedding: table (V,C) is missing");
-  Tensor x = tape.activation(table.dtype(), {T, table.shape()[1]});
+  Tensor x = tape.activation(table.dtype(), {T, table.shape()[1]}, margin);
   tape.backend().embedding_forward(x, table, ids);
   return tape.constant(std::move(x));
 }

@@ -55,8 +55,20 @@ Var head_loss(Tape& tape, const Var& x, const Weight& head, const Tensor& target
 }
 
 std::vector<std::string> all_node_names() {
-  return {"add",       "attention", "dropout", "frozen_linear", "gather_rows",
-          "head_loss", "rmsnorm",   "rope",    "swiglu",        "trainable_linear"};
+  return {"add",
+          "attention",
+          "dropout",
+          "frozen_linear",
+          "fused_attention",
+          "fused_linear",
+          "fused_norm_linear",
+          "fused_swiglu_linear",
+          "gather_rows",
+          "head_loss",
+          "rmsnorm",
+          "rope",
+          "swiglu",
+          "trainable_linear"};
 }
 
 }  // namespace lk

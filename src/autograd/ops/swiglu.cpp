@@ -13,7 +13,7 @@ struct SwigluNode : Node {
     Backend& backend = tape.backend();
     Tensor dgate = backend.empty(Tag::Backward, dy.dtype(), dy.shape());
     Tensor dup = backend.empty(Tag::Backward, dy.dtype(), dy.shape());
-    backend.swiglu_backward(dgate, dup, dy, gate.value(), up.value());
+    backend.swiglu_backward({}, dgate, dup, dy, gate.value(), up.value());
     tape.pass(gate, dgate);
     tape.pass(up, dup);
   }

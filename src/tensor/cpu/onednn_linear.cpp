@@ -40,14 +40,6 @@ matmul::primitive_desc describe(std::int64_t rows, std::int64_t in, std::int64_t
   }
 }
 
-// x itself if its rows are adjacent, else a copy: oneDNN's fast kernels want whole matrices.
-Tensor dense(const Tensor& x) {
-  if (x.contiguous()) return x;
-  Tensor copy = x.backend().empty(Tag::Workspace, x.dtype(), x.shape());
-  x.backend().copy(copy, x);
-  return copy;
-}
-
 }  // namespace
 
 bool prefers_onednn(DType dtype) {

@@ -121,9 +121,8 @@ void CpuBackend::adamw(std::span<const AdamWSlot> slots, const AdamWStep& step,
       check(x->dtype() == dtype && x->contiguous() && x->numel() == slot.value.numel(),
             "adamw: a slot's buffers must be flat, of one dtype and size");
     if (slot.compute.defined())
-      check(slot.compute.dtype() == DType::BF16 && slot.compute.contiguous() &&
-                slot.compute.numel() == slot.value.numel(),
-            "adamw: the compute copy must be flat BF16 of the same size");
+      check(slot.compute.dtype() == DType::BF16 && slot.compute.numel() == slot.value.numel(),
+            "adamw: the compute copy must be BF16 of the same size");
   }
   std::vector<Piece> pieces =
       cut(slots.size(), [&](std::size_t i) { return slots[i].value.numel(); });
@@ -136,7 +135,8 @@ void CpuBackend::adamw(std::span<const AdamWSlot> slots, const AdamWStep& step,
              slot.m.data<A>() + at.begin, slot.v.data<A>() + at.begin,
              factors<A>(step, slot.weight_decay, norm));
     };
-    bf16* compute = slot.compute.defined() ? slot.compute.data<bf16>() + at.begin : nullptr;
+    const bool flat = slot.compute.defined() && slot.compute.contiguous();
+    bf16* compute = flat ? slot.compute.data<bf16>() + at.begin : nullptr;
     if (slot.value.dtype() == DType::F32 && fast())
       return update.template operator()<float>(
           [&](float* p, const float* g, float* m, float* v, auto f) {
@@ -151,6 +151,8 @@ void CpuBackend::adamw(std::span<const AdamWSlot> slots, const AdamWStep& step,
     else
       update.template operator()<double>(plain);
   });
+  for (const AdamWSlot& slot : slots)
+    if (slot.compute.defined() && !slot.compute.contiguous()) copy(slot.compute, slot.value);
 }
 
 }  // namespace lk

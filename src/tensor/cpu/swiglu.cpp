@@ -25,8 +25,8 @@ void swiglu_forward_plain(Matrix<T> y, Matrix<T> gate, Matrix<T> up) {
 
 // With s = sigmoid(g): d silu / dg = s (1 + g (1 - s)).
 template <class T>
-void swiglu_backward_plain(Matrix<T> dgate, Matrix<T> dup, Matrix<T> dy, Matrix<T> gate,
-                           Matrix<T> up) {
+void swiglu_backward_plain(Matrix<T> y, Matrix<T> dgate, Matrix<T> dup, Matrix<T> dy,
+                           Matrix<T> gate, Matrix<T> up) {
   using A = accumulate_t<T>;
   for (std::int64_t i = 0; i < dy.rows; ++i)
     for (std::int64_t j = 0; j < dy.cols; ++j) {
@@ -34,6 +34,7 @@ void swiglu_backward_plain(Matrix<T> dgate, Matrix<T> dup, Matrix<T> dy, Matrix<
       A s = A(1) / (A(1) + std::exp(-g));
       dgate[i][j] = rounded<T>(d * u * s * (A(1) + g * (A(1) - s)));
       dup[i][j] = rounded<T>(d * g * s);
+      if (y.data) y[i][j] = rounded<T>(g * s * u);
     }
 }
 
@@ -49,7 +50,7 @@ LK_SIMD void swiglu_forward_row(T* y, const T* gate, const T* up, std::int64_t n
 }
 
 template <class T>
-LK_SIMD void swiglu_backward_row(T* dgate, T* dup, const T* dy, const T* gate, const T* up,
+LK_SIMD void swiglu_backward_row(T* y, T* dgate, T* dup, const T* dy, const T* gate, const T* up,
                                  std::int64_t n) {
 #pragma omp simd
   for (std::int64_t j = 0; j < n; ++j) {
@@ -57,6 +58,7 @@ LK_SIMD void swiglu_backward_row(T* dgate, T* dup, const T* dy, const T* gate, c
     const float s = 1.0f / (1.0f + fast_exp(-g));
     dgate[j] = narrow<T>(d * u * s * (1.0f + g * (1.0f - s)));
     dup[j] = narrow<T>(d * g * s);
+    if (y) y[j] = narrow<T>(g * s * u);
   }
 }
 
@@ -76,19 +78,21 @@ void CpuBackend::swiglu_forward(const Tensor& y, const Tensor& gate, const Tenso
   });
 }
 
-void CpuBackend::swiglu_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy,
-                                 const Tensor& gate, const Tensor& up) {
+void CpuBackend::swiglu_backward(const Tensor& y, const Tensor& dgate, const Tensor& dup,
+                                 const Tensor& dy, const Tensor& gate, const Tensor& up) {
   dispatch_float(dy.dtype(), [&]<class T>() {
+    const Matrix<T> again = y ? matrix<T>(y) : Matrix<T>{};
     if constexpr (has_fast_path<T>)
       if (fast()) {
         Matrix<T> to_g = matrix<T>(dgate), to_u = matrix<T>(dup), d = matrix<T>(dy);
         Matrix<T> g = matrix<T>(gate), u = matrix<T>(up);
         return parallel_pieces(
             d.rows, d.cols, [&](std::int64_t i, std::int64_t j, std::int64_t end) {
-              swiglu_backward_row(to_g[i] + j, to_u[i] + j, d[i] + j, g[i] + j, u[i] + j, end - j);
+              swiglu_backward_row(again.data ? again[i] + j : nullptr, to_g[i] + j, to_u[i] + j,
+                                  d[i] + j, g[i] + j, u[i] + j, end - j);
             });
       }
-    swiglu_backward_plain(matrix<T>(dgate), matrix<T>(dup), matrix<T>(dy), matrix<T>(gate),
+    swiglu_backward_plain(again, matrix<T>(dgate), matrix<T>(dup), matrix<T>(dy), matrix<T>(gate),
                           matrix<T>(up));
   });
 }

@@ -1,0 +1,61 @@
+// Projections of one input as one matrix product each way, LoRA included.
+//
+// Note [Fused projections]: with W (N,K) frozen, A (R,K) and B (N,R) trainable, s = scale x aᵀ:
+//
+//     y = x Wᵀ + s Bᵀ = [x | s] [W | B]ᵀ          dx = dy W + ds A = [dy | ds] [W ; A]
+//
+// One buffer serves both products: W with B to its right and A below. s lies in the margin behind
+// x's rows, ds in the margin behind dy's, so that neither y nor dx is read again to have the
+// low-rank part added: that part costs what its factors cost, instead of a pass over each
+// activation. W of q, k and v (or gate and up) lie below each other; B's strip is then
+// block-diagonal.
+//
+// The corner [A's rows] x [B's columns] is never read. The strips are BF16 copies of the F32
+// masters, kept up to date by the optimizer (Parameter::keep_copy_in). W stays a Weight: a view of
+// this buffer.
+#pragma once
+
+#include <vector>
+
+#include "autograd/tape.h"
+
+namespace lk {
+
+struct FusedLinear {
+  // Rows [begin, end) of W. a, b are null where the projection has no adapter; then rank is 0.
+  struct Part {
+    std::int64_t begin = 0, end = 0;
+    std::int64_t column = 0, rank = 0;  // of its strip: columns [column, column + rank) of s
+    Parameter *a = nullptr, *b = nullptr;
+    Weight bias;  // (end - begin) or undefined
+  };
+  Tensor matrix;                            // (N + S, K + S)
+  std::int64_t in = 0, out = 0, strip = 0;  // K, N, S: all ranks, rounded up
+  double scale = 1;
+  std::vector<Part> parts;
+
+  Tensor forward_matrix() const { return matrix.slice_rows(0, out); }                 // (N, K + S)
+  Tensor backward_matrix() const { return matrix.slice_cols(0, in); }                 // (N + S, K)
+  Tensor a() const { return matrix.slice_rows(out, out + strip).slice_cols(0, in); }  // (S, K)
+  Tensor b() const { return matrix.slice_rows(0, out).slice_cols(in, in + strip); }   // (N, S)
+};
+
+// Outputs have a margin of `margin` columns; an input whose margin is narrower than f.strip is
+// copied first. The gradient of an output of fused_*linear should have a margin of f.strip, else it
+// is copied too. f must stay where it is until the tape ran.
+
+// y (T,N) = x (T,K) (W + scale B A)ᵀ + bias
+Var fused_linear(Tape& tape, const Var& x, const FusedLinear& f, std::int64_t margin);
+// The same of x = rmsnorm(h), which is made again for the backward: h (T,K), gain (K) frozen
+Var fused_norm_linear(Tape& tape, const Var& h, const Weight& gain, double eps,
+                      const FusedLinear& f, std::int64_t margin);
+// The same of x = silu(gate) * up, gate_up (T,2K) holding gate and up side by side. The backward
+// overwrites gate_up's value: nothing else may read it.
+Var fused_swiglu_linear(Tape& tape, const Var& gate_up, const FusedLinear& f, std::int64_t margin);
+
+// attention (see ops.h) of rope(q), rope(k) and v, which lie side by side in qkv (T,(H+2G)*D). The
+// forward turns q and k in place: nothing else may read qkv's value.
+Var fused_attention(Tape& tape, const Var& qkv, const Tensor& rope_table, const Tensor& positions,
+                    const AttentionShape& shape, const Segments& segments, std::int64_t margin);
+
+}  // namespace lk

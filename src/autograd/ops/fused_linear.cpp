@@ -1,0 +1,260 @@
+#include "autograd/fused_linear.h"
+
+namespace lk {
+namespace {
+
+// x with at least `margin` columns behind its rows: itself, or a copy.
+Tensor roomy(const Tensor& x, std::int64_t margin) {
+  if (x.ld() >= x.cols() + margin) return x;
+  Tensor copy = x.backend().empty_with_margin(Tag::Workspace, x.dtype(), x.shape(), margin);
+  x.backend().copy(copy, x);
+  return copy;
+}
+
+// y and s of x, which has room for s: s is left in its margin.
+Tensor forward(Tape& tape, const Tensor& x, const FusedLinear& f, std::int64_t margin) {
+  Backend& backend = tape.backend();
+  Tensor xs = x.widened(f.in + f.strip);
+  if (f.strip > 0)
+    backend.matmul_nt(xs.slice_cols(f.in, f.in + f.strip), GradMode::Write, f.scale, x, f.a());
+  Tensor y = tape.activation(x.dtype(), {x.rows(), f.out}, margin);
+  backend.matmul_nt(y, GradMode::Write, 1.0, xs, f.forward_matrix());
+  for (const FusedLinear::Part& part : f.parts)
+    if (part.bias.defined()) backend.add_bias(y.slice_cols(part.begin, part.end), part.bias);
+  return y;
+}
+
+// s (T,S) for the backward, apart from x's buffer so that it may go.
+Tensor keep_s(Tape& tape, const Tensor& x, const FusedLinear& f) {
+  if (f.strip == 0) return {};
+  Tensor s = tape.activation(x.dtype(), {x.rows(), f.strip});
+  tape.backend().copy(s, x.widened(f.in + f.strip).slice_cols(f.in, f.in + f.strip));
+  return s;
+}
+
+// The backward in its two halves. ds goes into dy's margin.
+class Backward {
+ public:
+  Backward(Backend& backend, const FusedLinear& f, const Tensor& dy, const Tensor& s)
+      : backend_(backend), f_(f), dy_(roomy(dy, f.strip)) {
+    if (f.strip == 0) return;
+    dys_ = dy_.widened(f.out + f.strip);
+    backend.matmul_nn(ds(0, f.strip), GradMode::Write, f.scale, dy_, f.b());
+    for (const FusedLinear::Part& p : f.parts) {
+      if (!p.b) continue;
+      Sink db = p.b->sink();
+      backend.weight_gradient(db.tensor, db.mode, 1.0, dy_.slice_cols(p.begin, p.end),
+                              s.slice_cols(p.column, p.column + p.rank));
+    }
+  }
+  // da (+)= dsᵀ x
+  void into_a(const Tensor& x) {
+    for (const FusedLinear::Part& p : f_.parts) {
+      if (!p.a) continue;
+      Sink da = p.a->sink();
+      backend_.weight_gradient(da.tensor, da.mode, 1.0, ds(p.column, p.column + p.rank), x);
+    }
+  }
+  // dx (T,K) (+)= [dy | ds] [W ; A]
+  void into_x(const Sink& dx) {
+    backend_.matmul_nn(dx.tensor, dx.mode, 1.0, f_.strip > 0 ? dys_ : dy_, f_.backward_matrix());
+  }
+
+ private:
+  Tensor ds(std::int64_t begin, std::int64_t end) const {
+    return dys_.slice_cols(f_.out + begin, f_.out + end);
+  }
+  Backend& backend_;
+  const FusedLinear& f_;
+  Tensor dy_, dys_;
+};
+
+// With s = scale x aᵀ and ds = scale dy b:  db = dyᵀ s,  da = dsᵀ x,  dx = dy w + ds a. Saves x and
+// s.
+struct FusedLinearNode : Node {
+  Var x;
+  Tensor s;
+  const FusedLinear& f;
+  FusedLinearNode(const Var& x, Tensor s, const FusedLinear& f) : x(x), s(std::move(s)), f(f) {}
+  const char* name() const override { return "fused_linear"; }
+  void backward(Tape& tape, const Tensor& dy) override {
+    Backward b(tape.backend(), f, dy, s);
+    b.into_a(x.value());
+    if (Sink dx = tape.sink(x)) b.into_x(dx);
+  }
+};
+
+}  // namespace
+
+// y = x (W + scale B A)ᵀ + bias
+Var fused_linear(Tape& tape, const Var& x, const FusedLinear& f, std::int64_t margin) {
+  auto [T, K] = x.dims<2>("fused_linear: x (T,K)");
+  check(K == f.in, "fused_linear: x has ", K, " columns, the matrix ", f.in);
+  Tensor xs = roomy(x.value(), f.strip);
+  Tensor y = forward(tape, xs, f, margin);
+  if (!tape.recording()) return tape.constant(std::move(y));
+  // s is kept in the margin of x's own buffer, which is kept anyway.
+  const bool in_place = xs.raw() == x.value().raw();
+  Tensor s = in_place && f.strip > 0 ? xs.widened(f.in + f.strip).slice_cols(f.in, f.in + f.strip)
+                                     : keep_s(tape, xs, f);
+  return tape.record<FusedLinearNode>(std::move(y), x, std::move(s), f);
+}
+
+namespace {
+
+// As above with x = h * rstd * gain, made again from h; then the norm's own backward (norm.cpp).
+// Saves rstd (T), s and h, which the residual stream keeps anyway.
+struct FusedNormLinearNode : Node {
+  Var h;
+  Weight gain;
+  double eps;
+  Tensor rstd, s;
+  const FusedLinear& f;
+  FusedNormLinearNode(const Var& h, const Weight& gain, double eps, Tensor rstd, Tensor s,
+                      const FusedLinear& f)
+      : h(h), gain(gain), eps(eps), rstd(std::move(rstd)), s(std::move(s)), f(f) {}
+  const char* name() const override { return "fused_norm_linear"; }
+  void backward(Tape& tape, const Tensor& dy) override {
+    Backend& backend = tape.backend();
+    Backward b(backend, f, dy, s);
+    Tensor x = backend.empty(Tag::Workspace, h.dtype(), h.value().shape());
+    if (f.strip > 0) {
+      backend.rmsnorm_forward(x, rstd, h.value(), gain, eps);
+      b.into_a(x);
+    }
+    if (Sink dh = tape.sink(h)) {
+      b.into_x({x, GradMode::Write});  // x was used: its memory takes dx
+      backend.rmsnorm_backward(dh.tensor, dh.mode, x, h.value(), gain, rstd);
+    }
+  }
+};
+
+}  // namespace
+
+// y = rmsnorm(h) (W + scale B A)ᵀ + bias
+Var fused_norm_linear(Tape& tape, const Var& h, const Weight& gain, double eps,
+                      const FusedLinear& f, std::int64_t margin) {
+  auto [T, K] = h.dims<2>("fused_norm_linear: h (T,K)");
+  check(K == f.in, "fused_norm_linear: h has ", K, " columns, the matrix ", f.in);
+  gain.expect({K}, "fused_norm_linear: gain (K)");
+  Tensor rstd = tape.activation(stat_dtype(h.dtype()), {T});
+  Tensor x = tape.backend().empty_with_margin(Tag::Workspace, h.dtype(), {T, K}, f.strip);
+  tape.backend().rmsnorm_forward(x, rstd, h.value(), gain, eps);
+  Tensor y = forward(tape, x, f, margin);
+  if (!tape.recording()) return tape.constant(std::move(y));
+  Tensor s = keep_s(tape, x, f);
+  return tape.record<FusedNormLinearNode>(std::move(y), h, gain, eps, std::move(rstd), std::move(s),
+                                          f);
+}
+
+namespace {
+
+// As above with x = silu(gate) * up. dx comes first here: one kernel reads it with gate and up,
+// puts x in its place, dgate over gate and dup over up. Saves gate, up and s.
+struct FusedSwigluLinearNode : Node {
+  Var gate_up;
+  Tensor s;
+  const FusedLinear& f;
+  FusedSwigluLinearNode(const Var& gate_up, Tensor s, const FusedLinear& f)
+      : gate_up(gate_up), s(std::move(s)), f(f) {}
+  const char* name() const override { return "fused_swiglu_linear"; }
+  void backward(Tape& tape, const Tensor& dy) override {
+    Backend& backend = tape.backend();
+    Backward b(backend, f, dy, s);
+    const Tensor& value = gate_up.value();
+    Tensor x = backend.empty(Tag::Workspace, dy.dtype(), {dy.rows(), f.in});
+    Tensor gate = value.slice_cols(0, f.in), up = value.slice_cols(f.in, 2 * f.in);
+    if (!gate_up.needs_grad()) {
+      backend.swiglu_forward(x, gate, up);
+      b.into_a(x);
+      return;
+    }
+    b.into_x({x, GradMode::Write});
+    backend.swiglu_backward(x, gate, up, x, gate, up);
+    b.into_a(x);
+    tape.pass(gate_up, value);
+  }
+};
+
+}  // namespace
+
+// y = (silu(gate) * up) (W + scale B A)ᵀ + bias
+Var fused_swiglu_linear(Tape& tape, const Var& gate_up, const FusedLinear& f, std::int64_t margin) {
+  auto [T, width] = gate_up.dims<2>("fused_swiglu_linear: gate_up (T,2K)");
+  check(width == 2 * f.in, "fused_swiglu_linear: gate_up has ", width, " columns, the matrix ",
+        f.in);
+  const Tensor& value = gate_up.value();
+  Tensor x = tape.backend().empty_with_margin(Tag::Workspace, value.dtype(), {T, f.in}, f.strip);
+  tape.backend().swiglu_forward(x, value.slice_cols(0, f.in), value.slice_cols(f.in, 2 * f.in));
+  Tensor y = forward(tape, x, f, margin);
+  if (!tape.recording()) return tape.constant(std::move(y));
+  Tensor s = keep_s(tape, x, f);
+  return tape.record<FusedSwigluLinearNode>(std::move(y), gate_up, std::move(s), f);
+}
+
+namespace {
+
+// q, k and v of a packed buffer.
+struct Qkv {
+  Tensor q, k, v;
+  Qkv(const Tensor& qkv, const AttentionShape& shape) {
+    const std::int64_t H = shape.n_heads, G = shape.n_kv_heads, D = shape.head_dim;
+    q = qkv.slice_cols(0, H * D);
+    k = qkv.slice_cols(H * D, (H + G) * D);
+    v = qkv.slice_cols((H + G) * D, (H + 2 * G) * D);
+  }
+};
+
+// Attention's backward (attention.cpp) into one buffer, then dq and dk turned back in place. Saves
+// the turned qkv, o and lse (H,T).
+struct FusedAttentionNode : Node {
+  Var qkv;
+  Tensor table, positions, o, lse;
+  AttentionShape shape;
+  Segments segments;
+  FusedAttentionNode(const Var& qkv, const Tensor& table, const Tensor& positions, Tensor o,
+                     Tensor lse, const AttentionShape& shape, const Segments& segments)
+      : qkv(qkv),
+        table(table),
+        positions(positions),
+        o(std::move(o)),
+        lse(std::move(lse)),
+        shape(shape),
+        segments(segments) {}
+  const char* name() const override { return "fused_attention"; }
+  void backward(Tape& tape, const Tensor& dy) override {
+    Backend& backend = tape.backend();
+    const Tensor& value = qkv.value();
+    Tensor dqkv = backend.empty_with_margin(Tag::Backward, value.dtype(), value.shape(),
+                                            value.ld() - value.cols());
+    Qkv in(value, shape), d(dqkv, shape);
+    backend.attention_backward(d.q, d.k, d.v, dy, in.q, in.k, in.v, o, lse, shape, segments);
+    Tensor turned = dqkv.slice_cols(0, d.q.cols() + d.k.cols());
+    backend.rope(turned, GradMode::Write, turned, table, positions, shape.head_dim, true);
+    tape.pass(qkv, dqkv);
+  }
+};
+
+}  // namespace
+
+// o = attention(rope(q), rope(k), v)
+Var fused_attention(Tape& tape, const Var& qkv, const Tensor& rope_table, const Tensor& positions,
+                    const AttentionShape& shape, const Segments& segments, std::int64_t margin) {
+  const std::int64_t H = shape.n_heads, G = shape.n_kv_heads, D = shape.head_dim;
+  const std::int64_t T = qkv.dims<2>("fused_attention: qkv (T,(H+2G)*D)")[0];
+  qkv.value().expect({T, (H + 2 * G) * D}, "fused_attention: qkv (T,(H+2G)*D)");
+  check(segments.total() == T, "fused_attention: segments hold ", segments.total(),
+        " tokens, qkv has ", T);
+  Backend& backend = tape.backend();
+  Tensor turned = qkv.value().slice_cols(0, (H + G) * D);
+  backend.rope(turned, GradMode::Write, turned, rope_table, positions, shape.head_dim, false);
+  Qkv in(qkv.value(), shape);
+  Tensor o = tape.activation(qkv.dtype(), {T, H * D}, margin);
+  Tensor lse = tape.activation(stat_dtype(qkv.dtype()), {H, T});
+  backend.attention_forward(o, lse, in.q, in.k, in.v, shape, segments, segments);
+  if (!tape.wants(qkv)) return tape.constant(std::move(o));
+  return tape.record<FusedAttentionNode>(o, qkv, rope_table, positions, o, std::move(lse), shape,
+                                         segments);
+}
+
+}  // namespace lk

@@ -1,0 +1,82 @@
+#include "lora/fuse.h"
+
+namespace lk {
+namespace {
+
+// 32 bytes of BF16, a sector of memory: rows of the buffers stay aligned to it.
+constexpr std::int64_t kStripMultiple = 16;
+
+struct Member {
+  Site site;
+  FrozenLinear* base;
+  LoraLinear* lora;  // null: not adapted
+};
+
+// The frozen weight and the factors move into one buffer; what held them now views it.
+FusedLinear join(Transformer& model, std::size_t layer, const std::vector<Member>& members,
+                 double scale) {
+  Backend& backend = model.backend();
+  FusedLinear f;
+  f.in = members[0].base->in_features();
+  f.scale = scale;
+  std::int64_t ranks = 0;
+  for (const Member& m : members) {
+    FusedLinear::Part part;
+    part.begin = f.out;
+    part.end = f.out += m.base->out_features();
+    if (m.base->bias()) part.bias = *m.base->bias();
+    if (m.lora) {
+      part.a = &m.lora->a(), part.b = &m.lora->b();
+      part.column = ranks;
+      part.rank = m.lora->shape().rank;
+      ranks += part.rank;
+    }
+    f.parts.push_back(std::move(part));
+  }
+  f.strip = (ranks + kStripMultiple - 1) / kStripMultiple * kStripMultiple;
+  f.matrix = backend.empty(Tag::Weights, model.compute_dtype(), {f.out + f.strip, f.in + f.strip});
+  backend.fill(f.matrix, 0.0);
+  for (std::size_t i = 0; i < members.size(); ++i) {
+    const FusedLinear::Part& p = f.parts[i];
+    Tensor rows = f.matrix.slice_rows(p.begin, p.end), place = rows.slice_cols(0, f.in);
+    const Weight& w = members[i].base->weight();
+    backend.copy(place, w.values());
+    model.move_weight(layer, members[i].site, Weight(w.name(), place));
+    if (!p.a) continue;
+    p.a->keep_copy_in(f.a().slice_rows(p.column, p.column + p.rank));
+    p.b->keep_copy_in(rows.slice_cols(f.in + p.column, f.in + p.column + p.rank));
+  }
+  return f;
+}
+
+}  // namespace
+
+bool fuse_projections(Transformer& model, Adapter& adapter) {
+  const LoraShape& shape = adapter.config().shape;
+  if (shape.dropout > 0) return false;
+  std::vector<std::array<Member, kSiteCount>> layers;
+  model.visit_sites(
+      [&](const std::string&, std::size_t layer, Site site, std::unique_ptr<LinearMap>& map) {
+        layers.resize(layer + 1);
+        layers[layer][static_cast<std::size_t>(site)] = {site, &map->frozen(),
+                                                         dynamic_cast<LoraLinear*>(map.get())};
+      });
+  for (std::size_t layer = 0; layer < layers.size(); ++layer) {
+    auto group = [&](std::initializer_list<Site> sites) {
+      std::vector<Member> members;
+      for (Site s : sites) members.push_back(layers[layer][static_cast<std::size_t>(s)]);
+      return join(model, layer, members, shape.scale());
+    };
+    auto fused = std::make_unique<FusedProjections>();
+    fused->qkv = group({Site::Q, Site::K, Site::V});
+    fused->o = group({Site::O});
+    fused->gate_up = group({Site::Gate, Site::Up});
+    fused->down = group({Site::Down});
+    model.set_fused(layer, std::move(fused));
+    model.backend().trim();
+  }
+  model.backend().ledger().reset_peaks();
+  return true;
+}
+
+}  // namespace lk

@@ -1,0 +1,14 @@
+// Moves the projections of a model with an adapter into fused buffers: see Note [Fused projections]
+// in autograd/fused_linear.h.
+#pragma once
+
+#include "lora/adapter.h"
+
+namespace lk {
+
+// False, with nothing done, if the adapter has dropout, for then every module has an input of its
+// own. Layer by layer the weights are copied and the old memory returned to the driver, so the peak
+// is one projection more than the model; the ledger's peaks start anew afterwards.
+bool fuse_projections(Transformer& model, Adapter& adapter);
+
+}  // namespace lk
