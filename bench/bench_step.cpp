@@ -149,7 +149,7 @@ int run_bench(const Settings& s, Clock::time_point start) {
   // 2. What it could be at best.
   const double limit =
       bench::frozen_gemm_seconds(*backend, weights, dtype, adapted, s.tokens(),
-                                 static_cast<int>(std::min<std::int64_t>(s.steps, 3)));
+                                 static_cast<int>(std::min<std::int64_t>(s.steps, 10)));
   const bench::Roofs roofs = bench::measure_roofs(*backend, dtype);
   const double useful = bench::useful_flops_per_token(config, s.seq_len) * tokens_per_second;
   const double nominal =

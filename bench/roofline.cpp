@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <numeric>
 #include <random>
 
 namespace lk::bench {
@@ -90,14 +91,19 @@ Tensor random_tensor(Backend& backend, DType dtype, Shape shape, unsigned seed) 
   return t;
 }
 
-double mean_seconds(Backend& backend, int runs, const std::function<void()>& call) {
+double median_seconds(Backend& backend, int runs, const std::function<void()>& call) {
   std::unique_ptr<DeviceClock> clock = backend.make_clock();
   call();
   backend.synchronize();
   clock->mark();
-  for (int i = 0; i < runs; ++i) call();
-  clock->mark();
-  return clock->read().back() / runs;
+  for (int i = 0; i < runs; ++i) {
+    call();
+    clock->mark();
+  }
+  std::vector<double> seconds = clock->read();
+  std::adjacent_difference(seconds.begin(), seconds.end(), seconds.begin());
+  std::sort(seconds.begin() + 1, seconds.end());
+  return seconds[1 + (seconds.size() - 1) / 2];
 }
 
 Roofs measure_roofs(Backend& backend, DType dtype) {
@@ -111,14 +117,14 @@ Roofs measure_roofs(Backend& backend, DType dtype) {
     Weight w("roof", random_tensor(backend, dtype, {n, n}, 3));
     backend.prepare_linear(w);
     const double seconds =
-        mean_seconds(backend, cpu ? 3 : 10, [&] { backend.linear_forward(y, a, w); });
+        median_seconds(backend, cpu ? 3 : 10, [&] { backend.linear_forward(y, a, w); });
     roofs.flops_per_second = 2 * std::pow(static_cast<double>(n), 3) / seconds;
   }
   {
     const std::int64_t n = cpu ? std::int64_t{1} << 24 : std::int64_t{1} << 28;
     Tensor x = random_tensor(backend, DType::F32, {n}, 1),
            y = backend.empty(Tag::Workspace, DType::F32, {n});
-    const double seconds = mean_seconds(backend, cpu ? 3 : 10, [&] { backend.copy(y, x); });
+    const double seconds = median_seconds(backend, cpu ? 3 : 10, [&] { backend.copy(y, x); });
     roofs.bytes_per_second = 2 * static_cast<double>(x.bytes()) / seconds;
   }
   return roofs;
@@ -141,7 +147,7 @@ double frozen_gemm_seconds(Backend& backend, const ModelWeights& weights, DType 
                            int runs) {
   Buffers buffers(backend, dtype);
   const std::vector<Product> products = frozen_products(weights, adapted, n_tokens);
-  return mean_seconds(backend, runs, [&] {
+  return median_seconds(backend, runs, [&] {
     for (const auto& [w, rows, backward] : products) {
       const std::int64_t N = w->shape()[0], K = w->shape()[1];
       if (backward)

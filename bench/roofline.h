@@ -13,8 +13,8 @@ namespace lk::bench {
 // numbers is repeated, so that large tensors are made quickly. Tag::Workspace.
 Tensor random_tensor(Backend& backend, DType dtype, Shape shape, unsigned seed);
 
-// Seconds of call() on the device's clock: `runs` in a row after one to warm up, their mean.
-double mean_seconds(Backend& backend, int runs, const std::function<void()>& call);
+// Seconds of call() on the device's clock: the median of `runs` in a row, after one to warm up.
+double median_seconds(Backend& backend, int runs, const std::function<void()>& call);
 
 // A square product in `dtype` through matmul_nt (8192 wide on a GPU, 2048 on a CPU), and a copy of
 // 1 GiB (64 MiB). No data sheet.
@@ -25,7 +25,7 @@ double nominal_bf16_flops(const std::string& description);
 
 // The frozen-GEMM limit: seconds for y = x wᵀ and dx = dy w of every projection of the blocks and
 // of the head on n_tokens tokens, back to back, in the order of a step, with the model's own
-// weights (`dtype` is x's and y's); the mean of `runs` sweeps. `adapted` holds the paths of the
+// weights (`dtype` is x's and y's); the median of `runs` sweeps. `adapted` holds the paths of the
 // layers with an adapter: a dX that nothing trainable lies before (in the first layer) is left out,
 // as in training.
 double frozen_gemm_seconds(Backend& backend, const ModelWeights& weights, DType dtype,
