@@ -207,3 +207,20 @@ TEST_CASE("every virtual function of Backend is handed on by the timing backend"
     CHECK(std::regex_search(header, std::regex("\\b" + name + R"(\([^;{]*\)[\w ]* override)")));
   }
 }
+
+TEST_CASE("every op of Backend has a benchmark on the CPU and on the GPU") {
+  std::set<std::string> ops = virtuals();
+  for (const char* not_an_op : {"name", "description", "is_cpu", "preferred_dtype", "free_memory",
+                                "synchronize", "make_clock", "prepare_linear"})
+    CHECK(ops.erase(not_an_op) == 1);
+  CHECK(ops.erase("matmul_tn") == 1);
+  ops.insert("weight_gradient");  // its public name
+  for (const std::string file : {"bench/bench_cpu_kernels.cpp", "bench/bench_cuda_kernels.cpp"}) {
+    const std::string text = read(file);
+    for (const std::string& op : ops) {
+      CAPTURE(file);
+      CAPTURE(op);
+      CHECK(text.find("()." + op + "(") != std::string::npos);
+    }
+  }
+}
