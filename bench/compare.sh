@@ -3,7 +3,7 @@
 # usage: bash bench/compare.sh cpu|gpu [PYTHON]    PYTHON has torch, transformers and peft (gpu: with CUDA)
 # Writes bench/results/<device>-<date>.md, JSON lines beside it. How to read it: bench/README.md. To choose:
 #   CASES="shape:batch:seq_len:rank[:recompute] ..."   shape: a name, or the path of a config.json
-#   MODES="eager compile-layer graph unsloth"   the same for every case; without it each case has its own below
+#   MODES="eager compile-layer graph unsloth"   the same for every case (MODES= for Lorikeet alone); else as listed below
 #   DTYPES, STEPS=10, WARMUP=4, ROUNDS=1, LIMIT=600 (seconds a process may take), TARGETS=all-linear
 #   UNSLOTH_PATH=DIR   put on PYTHONPATH for Unsloth alone    RECOMPUTE=block   Lorikeet's way in recompute cases
 source "$(dirname "$0")/../tools/common.sh"
@@ -48,6 +48,11 @@ fi
 [ "$device" = cpu ] || "$python" -c 'import torch; assert torch.cuda.is_available()' || die "$python: needs torch with CUDA"
 [ -x build/bench/bench_step ] || { configure_build && compile build bench/bench_step; }
 
+unsloth_path=${UNSLOTH_PATH:-}${PYTHONPATH:+:$PYTHONPATH}
+has_unsloth=1
+PYTHONPATH=$unsloth_path "$python" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("unsloth") is None)' || has_unsloth=
+[ -n "$has_unsloth" ] || warn "$python has no unsloth: left out"
+
 mkdir -p bench/results
 result=bench/results/$device-$(date +%Y-%m-%d)
 : >"$result.jsonl"
@@ -85,15 +90,14 @@ for line in "${cases[@]}"; do
     ours=(--device "${flag/cuda/cuda:0}" --profile) theirs=(--device "$flag") peft=() unsloth=
     [ -z "$recompute" ] || ours+=(--recompute "${RECOMPUTE:-block}") theirs+=(--recompute)
     for mode in $modes; do
-      if [ "$mode" = unsloth ]; then unsloth=1; else peft+=("$mode"); fi
+      if [ "$mode" = unsloth ]; then unsloth=$has_unsloth; else peft+=("$mode"); fi
     done
     # On a machine that others use too, several rounds in turns spread a busy minute over both sides.
     for ((round = 1; round <= ${ROUNDS:-1}; ++round)); do
       measure lorikeet "" build/bench/bench_step "${flags[@]}" "${ours[@]}"
       [ ${#peft[@]} = 0 ] || measure peft "${peft[*]}" "$python" bench/peers/lora_step.py "${flags[@]}" "${theirs[@]}" \
         --modes "$(IFS=,; echo "${peft[*]}")"
-      [ -z "$unsloth" ] || measure unsloth "" env PYTHONPATH="${UNSLOTH_PATH:-}${PYTHONPATH:+:$PYTHONPATH}" "$python" \
-        bench/peers/lora_step.py "${flags[@]}" "${theirs[@]}" --modes unsloth
+      [ -z "$unsloth" ] || measure unsloth "" env PYTHONPATH="$unsloth_path" "$python" bench/peers/lora_step.py "${flags[@]}" "${theirs[@]}" --modes unsloth
     done
   done
 done
