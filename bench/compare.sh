@@ -48,7 +48,7 @@ fi
 [ "$device" = cpu ] || "$python" -c 'import torch; assert torch.cuda.is_available()' || die "$python: needs torch with CUDA"
 [ -x build/bench/bench_step ] || { configure_build && compile build bench/bench_step; }
 
-unsloth_path=${UNSLOTH_PATH:-}${PYTHONPATH:+:$PYTHONPATH}
+unsloth_path=${UNSLOTH_PATH:-}${UNSLOTH_PATH:+${PYTHONPATH:+:}}${PYTHONPATH:-} # an empty item would be this folder
 has_unsloth=1
 PYTHONPATH=$unsloth_path "$python" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("unsloth") is None)' || has_unsloth=
 [ -n "$has_unsloth" ] || warn "$python has no unsloth: left out"
