@@ -152,9 +152,24 @@ void rows(benchmark::State& state, DType t, const std::string& op) {
   std::vector<std::int32_t> at(T);
   for (std::size_t i = 0; i < at.size(); ++i) at[i] = static_cast<std::int32_t>(i);
   Tensor positions = to_device(host(), Tag::Workspace, at);
-  Weight gain = random_weight(t, {C});
+  Weight gain = random_weight(t, {C}), table_of_rows("table", random_tensor(t, {T, C}));
+  Tensor scalar = random_tensor(DType::F32, {1});
   const double matrix = static_cast<double>(T * cols) * size(t);
   auto run = [&](double matrices, auto&& call) { measure(state, 0, matrices * matrix, call); };
+  // Every second row, as if half of the tokens were supervised.
+  std::vector<std::int32_t> even(T / 2);
+  for (std::size_t i = 0; i < even.size(); ++i) even[i] = static_cast<std::int32_t>(2 * i);
+  Tensor chosen = to_device(host(), Tag::Workspace, even);
+  std::vector<char> outside(x.bytes());
+  if (op == "fill") run(1, [&] { host().fill(y, 1.5); });
+  if (op == "scale_add") run(3, [&] { host().scale(y, GradMode::Add, 0.5, scalar, x); });
+  if (op == "add_bias") run(2, [&] { host().add_bias(y, gain); });
+  if (op == "embedding") run(2, [&] { host().embedding_forward(y, table_of_rows, positions); });
+  if (op == "gather_rows") run(1, [&] { host().gather_rows(z.slice_rows(0, T / 2), x, chosen); });
+  if (op == "scatter_rows")
+    run(1.5, [&] { host().scatter_rows(y, GradMode::Write, z.slice_rows(0, T / 2), chosen); });
+  if (op == "upload") run(2, [&] { host().upload(x, outside.data(), outside.size()); });
+  if (op == "download") run(2, [&] { host().download(outside.data(), x, outside.size()); });
   if (op == "add") run(3, [&] { host().add(y, x, z); });
   if (op == "rmsnorm") run(2, [&] { host().rmsnorm_forward(y, rstd, x, gain, 1e-5); });
   if (op == "rmsnorm_backward")
@@ -170,6 +185,11 @@ void cross_entropy(benchmark::State& state, DType t) {
   Tensor targets = to_device(host(), Tag::Workspace, std::vector<std::int32_t>(T, 7));
   measure(state, 0, 2.0 * static_cast<double>(T * V) * size(t),
           [&] { host().cross_entropy(losses, logits, targets, true, 1.0); });
+}
+
+void sum_of_losses(benchmark::State& state) {
+  Tensor losses = random_tensor(DType::F32, {T}), out = random_tensor(DType::F32, {1});
+  measure(state, 0, 4.0 * T, [&] { host().sum(out, GradMode::Write, 1.0, losses); });
 }
 
 // All factors of rank 8 on SmolLM2-135M.
@@ -213,11 +233,15 @@ int main(int argc, char** argv) {
     }
     add("attention", [=](benchmark::State& s) { attention(s, t, false); });
     add("attention_backward", [=](benchmark::State& s) { attention(s, t, true); });
-    for (const char* op :
-         {"add", "rmsnorm", "rmsnorm_backward", "rope", "dropout", "swiglu", "swiglu_backward"})
+    for (const char* op : {"fill", "add", "scale_add", "add_bias", "dropout", "rmsnorm",
+                           "rmsnorm_backward", "rope", "swiglu", "swiglu_backward", "embedding",
+                           "gather_rows", "scatter_rows", "upload", "download"})
       add(op, [=](benchmark::State& s) { rows(s, t, op); });
     add("cross_entropy", [=](benchmark::State& s) { cross_entropy(s, t); });
-    if (t == DType::F32) add("adamw", adamw);
+    if (t == DType::F32) {
+      add("sum_of_losses", sum_of_losses);
+      add("adamw", adamw);
+    }
   }
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();

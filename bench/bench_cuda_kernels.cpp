@@ -10,9 +10,9 @@
 
 #include <chrono>
 #include <cmath>
-#include <random>
 
 #include "cuda/open_device.h"
+#include "roofline.h"
 
 using namespace lk;
 
@@ -23,20 +23,8 @@ Backend& gpu() {
   return *backend;
 }
 
-// Normal numbers; a block of them is repeated, so that large tensors are made quickly.
 Tensor random_tensor(DType dtype, Shape shape, unsigned seed) {
-  Tensor t = gpu().empty(Tag::Workspace, dtype, shape);
-  std::mt19937 rng(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> block(65537);
-  for (float& x : block) x = normal(rng);
-  auto fill = [&]<class T>() {
-    std::vector<T> v(static_cast<std::size_t>(t.numel()));
-    for (std::size_t i = 0; i < v.size(); ++i) v[i] = static_cast<T>(block[i % block.size()]);
-    gpu().upload(t, v.data(), v.size() * sizeof(T));
-  };
-  dtype == DType::BF16 ? fill.template operator()<bf16>() : fill.template operator()<float>();
-  return t;
+  return bench::random_tensor(gpu(), dtype, shape, seed);
 }
 
 // Mean seconds of one call, from a batch long enough to hide launch and clock.
@@ -49,25 +37,9 @@ double seconds(F&& call, int batch) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / batch;
 }
 
-double copy_roof() {
-  static double bytes_per_second = [] {
-    Tensor x = random_tensor(DType::BF16, {1 << 29}, 1),
-           y = gpu().empty(Tag::Workspace, DType::BF16, {1 << 29});
-    gpu().copy(y, x);
-    return 2.0 * static_cast<double>(x.bytes()) / seconds([&] { gpu().copy(y, x); }, 10);
-  }();
-  return bytes_per_second;
-}
-double multiply_roof() {
-  static double flop_per_second = [] {
-    const std::int64_t n = 8192;
-    Tensor a = random_tensor(DType::BF16, {n, n}, 1), b = random_tensor(DType::BF16, {n, n}, 2),
-           c = gpu().empty(Tag::Workspace, DType::BF16, {n, n});
-    auto call = [&] { gpu().matmul_nt(c, GradMode::Write, 1.0, a, b); };
-    seconds(call, 3);
-    return 2.0 * std::pow(static_cast<double>(n), 3) / seconds(call, 10);
-  }();
-  return flop_per_second;
+const bench::Roofs& roofs() {
+  static const bench::Roofs seen = bench::measure_roofs(gpu(), DType::BF16);
+  return seen;
 }
 
 // Registers one kernel: `make` allocates and returns the call; bytes and flops are of one call.
@@ -86,7 +58,9 @@ void add(const std::string& name, Work work, Make make) {
       if (work.flops > 0) state.counters["TFLOP/s"] = work.flops / s * 1e-12;
       if (work.bytes > 0) state.counters["GB/s"] = work.bytes / s * 1e-9;
       state.counters["roof%"] =
-          100 * std::max(work.bytes / copy_roof(), work.flops / multiply_roof()) / s;
+          100 *
+          std::max(work.bytes / roofs().bytes_per_second, work.flops / roofs().flops_per_second) /
+          s;
     }
   };
   benchmark::RegisterBenchmark(name.c_str(), run)->UseManualTime()->Iterations(3);
@@ -95,11 +69,33 @@ void add(const std::string& name, Work work, Make make) {
 // A 7B model's layer: 8192 tokens, width 4096.
 constexpr std::int64_t T = 8192, C = 4096, F = 11008, V = 128256;
 
+// Row numbers 0, 2, 4, ... of T.
+Tensor even_rows() {
+  std::vector<std::int32_t> rows(T / 2);
+  for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<std::int32_t>(2 * i);
+  return to_device(gpu(), Tag::Workspace, rows);
+}
+
 void register_memory_bound() {
   const double tc = static_cast<double>(T * C) * 2, tf = static_cast<double>(T * F) * 2;
   add("add", {.bytes = 3 * tc}, [] {
     return [a = random_tensor(DType::BF16, {T, C}, 1), b = random_tensor(DType::BF16, {T, C}, 2),
             y = gpu().empty(Tag::Workspace, DType::BF16, {T, C})] { gpu().add(y, a, b); };
+  });
+  add("fill", {.bytes = tc}, [] {
+    return [y = gpu().empty(Tag::Workspace, DType::BF16, {T, C})] { gpu().fill(y, 1.5); };
+  });
+  add("copy_f32_to_bf16", {.bytes = 3 * tc}, [] {
+    return [x = random_tensor(DType::F32, {T, C}, 1),
+            y = gpu().empty(Tag::Workspace, DType::BF16, {T, C})] { gpu().copy(y, x); };
+  });
+  add("scale_add", {.bytes = 3 * tc}, [] {
+    return [x = random_tensor(DType::BF16, {T, C}, 1), y = random_tensor(DType::BF16, {T, C}, 2),
+            s = random_tensor(DType::F32, {1}, 3)] { gpu().scale(y, GradMode::Add, 0.5, s, x); };
+  });
+  add("add_bias", {.bytes = 2 * tc}, [] {
+    return [y = random_tensor(DType::BF16, {T, C}, 1),
+            b = Weight("b", random_tensor(DType::BF16, {C}, 2))] { gpu().add_bias(y, b); };
   });
   add("dropout", {.bytes = 2 * tc}, [] {
     return [x = random_tensor(DType::BF16, {T, C}, 1),
@@ -161,6 +157,39 @@ void register_memory_bound() {
       gpu().embedding_forward(y, w, i);
     };
   });
+  // Every second token is supervised.
+  add("gather_rows", {.bytes = tc}, [] {
+    return [x = random_tensor(DType::BF16, {T, C}, 1), rows = even_rows(),
+            y = gpu().empty(Tag::Workspace, DType::BF16, {T / 2, C})] {
+      gpu().gather_rows(y, x, rows);
+    };
+  });
+  add("scatter_rows", {.bytes = 1.5 * tc}, [] {
+    return [dy = random_tensor(DType::BF16, {T / 2, C}, 1), rows = even_rows(),
+            dx = gpu().empty(Tag::Workspace, DType::BF16, {T, C})] {
+      gpu().scatter_rows(dx, GradMode::Write, dy, rows);
+    };
+  });
+  add("sum_of_losses", {.bytes = 4.0 * T}, [] {
+    return [x = random_tensor(DType::F32, {T}, 1),
+            out = gpu().empty(Tag::Workspace, DType::F32, {1})] {
+      gpu().sum(out, GradMode::Write, 1.0, x);
+    };
+  });
+  // Over PCIe and through pinned memory: the copy roof is the GPU's own.
+  const std::size_t host_bytes = std::size_t{64} << 20;
+  add("upload_64MiB", {.bytes = static_cast<double>(host_bytes)}, [=] {
+    return [=, host = std::vector<char>(host_bytes),
+            t = gpu().empty(Tag::Workspace, DType::U8, {static_cast<std::int64_t>(host_bytes)})] {
+      gpu().upload(t, host.data(), host_bytes);
+    };
+  });
+  add("download_64MiB", {.bytes = static_cast<double>(host_bytes)}, [=] {
+    return [=, host = std::make_shared<std::vector<char>>(host_bytes),
+            t = gpu().empty(Tag::Workspace, DType::U8, {static_cast<std::int64_t>(host_bytes)})] {
+      gpu().download(host->data(), t, host_bytes);
+    };
+  });
   // 448 factors of a rank-16 adapter on all linear layers of 7B: 40 M parameters
   const std::int64_t slots = 448, numel = 90000;
   add("adamw", {.bytes = 30.0 * slots * numel}, [=] {
@@ -177,6 +206,37 @@ void register_memory_bound() {
     for (std::int64_t i = 0; i < slots; ++i) x.push_back(random_tensor(DType::F32, {numel}, 1));
     return [x, out = gpu().empty(Tag::Workspace, DType::F32, {1})] { gpu().sum_squares(out, x); };
   });
+}
+
+// The frozen products through their own entry points.
+void register_linear() {
+  auto linear = [](const char* name, std::int64_t rows, std::int64_t N, std::int64_t K) {
+    const double inputs = 2.0 * static_cast<double>(rows * (N + K) + N * K),
+                 flops = 2.0 * static_cast<double>(rows) * static_cast<double>(N * K);
+    auto weight = [=] {
+      Weight w("w", random_tensor(DType::BF16, {N, K}, 2));
+      gpu().prepare_linear(w);
+      return w;
+    };
+    add(concat("linear_forward_", name), {.bytes = inputs, .flops = flops}, [=] {
+      return [w = weight(), x = random_tensor(DType::BF16, {rows, K}, 1),
+              y = gpu().empty(Tag::Workspace, DType::BF16, {rows, N})] {
+        gpu().linear_forward(y, x, w);
+      };
+    });
+    for (GradMode mode : {GradMode::Write, GradMode::Add})
+      add(concat("linear_backward_x_", name, mode == GradMode::Add ? "_add" : ""),
+          {.bytes = inputs, .flops = flops}, [=] {
+            return [=, w = weight(), dy = random_tensor(DType::BF16, {rows, N}, 1),
+                    dx = random_tensor(DType::BF16, {rows, K}, 3)] {
+              gpu().linear_backward_x(dx, mode, dy, w);
+            };
+          });
+  };
+  linear("q_o", T, C, C);
+  linear("gate_up", T, F, C);
+  linear("down", T, C, F);
+  linear("head_2048", 2048, V, C);
 }
 
 void register_products() {
@@ -201,8 +261,6 @@ void register_products() {
       };
     });
   };
-  gemm("linear_forward", 'f', T, C, C, GradMode::Write);
-  gemm("linear_backward_x_add", 'n', T, C, C, GradMode::Add);
   for (std::int64_t r : {8, 16, 64}) {
     std::string s = std::to_string(r);
     gemm(("lora_S_r" + s).c_str(), 'f', T, r, C, GradMode::Write);   // S = x Aᵀ
@@ -278,9 +336,11 @@ int main(int argc, char** argv) {
     return 77;
   }
   benchmark::AddCustomContext("device", gpu().description());
-  benchmark::AddCustomContext("copy GB/s", std::to_string(copy_roof() * 1e-9));
-  benchmark::AddCustomContext("bf16 8192^3 TFLOP/s", std::to_string(multiply_roof() * 1e-12));
+  benchmark::AddCustomContext("copy GB/s", std::to_string(roofs().bytes_per_second * 1e-9));
+  benchmark::AddCustomContext("bf16 8192^3 TFLOP/s",
+                              std::to_string(roofs().flops_per_second * 1e-12));
   register_memory_bound();
+  register_linear();
   register_products();
   register_attention();
   benchmark::RunSpecifiedBenchmarks();

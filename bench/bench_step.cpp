@@ -1,6 +1,9 @@
-// bench_step: time of a whole LoRA training step (forward, backward, clip, AdamW) for a named shape
-// with random weights and random tokens. One JSON line on stdout; what it measures is what finetune
-// runs.
+// bench_step: a whole LoRA training step (forward, backward, clip, AdamW) of a named shape or a
+// config.json, with random weights and random tokens; what it times is what finetune runs.
+//
+// The step's time is the median of steps that nothing watches. After them, in the same process: the
+// frozen products alone (the limit that the step is compared with), the device's roofs, and with
+// --profile one more step on a TimingBackend. A summary goes to stderr, one JSON line to stdout.
 #include <sys/resource.h>
 
 #include <algorithm>
@@ -13,26 +16,24 @@
 #include "lora/inference.h"
 #include "lora/proof.h"
 #include "lora/trainer.h"
+#include "roofline.h"
 
 namespace {
 
 using namespace lk;
+using Clock = std::chrono::steady_clock;
 
 struct Settings {
-  std::string shape = "smollm2-135m", targets = "all-linear", device = "auto", dtype = "auto";
-  std::int64_t batch = 2, seq_len = 256, rank = 8, steps = 10, warmup = 3;
+  std::string shape = "smollm2-135m", config, targets = "all-linear", device = "auto",
+              dtype = "auto";
+  std::string recompute = "none";  // what the engine does: it keeps every activation
+  std::int64_t batch = 2, seq_len = 256, rank = 8, steps = 10, warmup = 4;
+  bool profile = false;
+  std::int64_t tokens() const { return batch * seq_len; }
 };
 
-std::vector<Row> random_rows(const ModelConfig& config, const Settings& s) {
-  std::mt19937_64 rng(1);
-  std::vector<Row> rows(static_cast<std::size_t>(s.batch));
-  for (Row& row : rows) {
-    row.ids.resize(static_cast<std::size_t>(s.seq_len));
-    row.supervised.assign(row.ids.size(), 1);
-    for (std::int32_t& id : row.ids)
-      id = static_cast<std::int32_t>(rng() % static_cast<std::uint64_t>(config.vocab_size));
-  }
-  return rows;
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
 // Memory of the process: its high-water mark, in bytes.
@@ -42,38 +43,139 @@ std::int64_t peak_rss() {
   return static_cast<std::int64_t>(usage.ru_maxrss) * 1024;
 }
 
-int bench(const Settings& s) {
+// A model with a fresh adapter, and one step of it.
+class Run {
+ public:
+  Run(Backend& backend, const ModelConfig& config, ModelWeights weights, DType dtype,
+      const Settings& s)
+      : model_(backend, config, std::move(weights), dtype, s.seq_len),
+        adapter_(model_, lora(s)),
+        trainer_(model_, adapter_, training(s)) {
+    std::mt19937_64 rng(1);
+    rows_.resize(static_cast<std::size_t>(s.batch));
+    for (Row& row : rows_) {
+      row.ids.resize(static_cast<std::size_t>(s.seq_len));
+      row.supervised.assign(row.ids.size(), 1);
+      for (std::int32_t& id : row.ids)
+        id = static_cast<std::int32_t>(rng() % static_cast<std::uint64_t>(config.vocab_size));
+      micro_[0].push_back(&row);
+    }
+  }
+  StepReport step() { return trainer_.step(micro_); }
+  std::vector<std::string> adapted() const {
+    std::vector<std::string> paths;
+    for (const LoraLinear* layer : adapter_.layers()) paths.push_back(layer->path());
+    return paths;
+  }
+
+ private:
+  static LoraConfig lora(const Settings& s) {
+    LoraConfig c;
+    c.shape = {s.rank, static_cast<double>(s.rank), 0};
+    c.targets = program::parse_list(s.targets, "--targets");
+    return c;
+  }
+  static TrainerConfig training(const Settings& s) {
+    TrainerConfig c;
+    c.schedule = {ScheduleKind::Constant, 1e-4, 0, s.warmup + s.steps};
+    return c;
+  }
+
+  Transformer model_;
+  Adapter adapter_;
+  Trainer trainer_;
+  std::vector<Row> rows_;
+  std::vector<std::vector<const Row*>> micro_{1};
+};
+
+bench::Profile profile_step(Backend& backend, const ModelConfig& config,
+                            const ModelWeights& weights, DType dtype, const Settings& s,
+                            const bench::Roofs& roofs) {
+  backend.trim();  // the second model's memory comes in blocks of its own
+  bench::TimingBackend timing(backend, roofs, weights.head);
+  Run run(timing, config, weights, dtype, s);
+  run.step();  // the first one allocates
+  timing.start();
+  run.step();
+  return timing.finish();
+}
+
+OrderedJson profile_json(const bench::Profile& profile) {
+  OrderedJson families = OrderedJson::object();
+  for (int i = 0; i < bench::kFamilyCount; ++i) {
+    const bench::FamilyTime& f = profile.families[static_cast<std::size_t>(i)];
+    if (f.calls == 0) continue;
+    families[bench::family_name(static_cast<bench::OpFamily>(i))] = {
+        {"seconds", f.seconds},
+        {"calls", f.calls},
+        {"flops", f.work.flops},
+        {"bytes", f.work.bytes},
+        {"of_roof", f.roof_seconds / f.seconds}};
+  }
+  return {{"seconds", profile.seconds}, {"families", families}};
+}
+
+int run_bench(const Settings& s, Clock::time_point start) {
   if (s.batch < 1 || s.seq_len < 2 || s.steps < 1 || s.warmup < 0)
     throw UsageError("--batch, --steps must be at least 1, --seq-len at least 2");
+  const ModelConfig config =
+      s.config.empty() ? named_shape(s.shape) : config_from_json(read_json(s.config), s.config);
   std::unique_ptr<Backend> backend = open_device(s.device);
   const DType dtype = parse_compute_dtype(s.dtype, *backend);
-  ModelConfig config = named_shape(s.shape);
-  Transformer model(*backend, config, random_weights(*backend, config, dtype, 1), dtype, s.seq_len);
-  LoraConfig lora;
-  lora.shape = {s.rank, static_cast<double>(s.rank), 0};
-  lora.targets = program::parse_list(s.targets, "--targets");
-  Adapter adapter(model, lora);
-  TrainerConfig trainer_config;
-  trainer_config.schedule = {ScheduleKind::Constant, 1e-4, 0, s.warmup + s.steps};
-  Trainer trainer(model, adapter, trainer_config);
-  std::vector<Row> rows = random_rows(config, s);
-  std::vector<std::vector<const Row*>> micro(1);
-  for (const Row& row : rows) micro[0].push_back(&row);
+  const ModelWeights weights = random_weights(*backend, config, dtype, 1);
+
+  // 1. The step.
   std::vector<double> seconds;
-  double first = 0, last = 0;
-  for (std::int64_t i = 0; i < s.warmup + s.steps; ++i) {
-    StepReport r = trainer.step(micro);
-    if (i == 0) first = r.loss;
-    last = r.loss;
-    if (i >= s.warmup) seconds.push_back(r.seconds);
-    program::progress(concat("step ", r.step, "  ", r.seconds * 1e3, " ms"), false);
+  double first_step = 0, first_loss = 0, last_loss = 0;
+  std::vector<std::string> adapted;
+  MemoryReport memory;
+  {
+    Run run(*backend, config, weights, dtype, s);
+    adapted = run.adapted();
+    for (std::int64_t i = 0; i < s.warmup + s.steps; ++i) {
+      StepReport r = run.step();
+      if (i == 0) first_loss = r.loss, first_step = seconds_since(start);
+      last_loss = r.loss;
+      if (i >= s.warmup) seconds.push_back(r.seconds);
+      program::progress(concat("step ", r.step, "  ", r.seconds * 1e3, " ms"), false);
+    }
+    memory = memory_report(*backend);
   }
+  const std::int64_t rss = peak_rss();
   std::sort(seconds.begin(), seconds.end());
   const double median = seconds[seconds.size() / 2];
-  MemoryReport memory = memory_report(*backend);
+  const double tokens_per_second = static_cast<double>(s.tokens()) / median;
+
+  // 2. What it could be at best.
+  const double limit =
+      bench::frozen_gemm_seconds(*backend, weights, dtype, adapted, s.tokens(),
+                                 static_cast<int>(std::min<std::int64_t>(s.steps, 10)));
+  const bench::Roofs roofs = bench::measure_roofs(*backend, dtype);
+  const double useful = bench::useful_flops_per_token(config, s.seq_len) * tokens_per_second;
+  const double nominal =
+      dtype == DType::BF16 ? bench::nominal_bf16_flops(backend->description()) : 0;
+
+  const std::string shape = s.config.empty() ? s.shape : s.config;
+  char text[512];
+  std::snprintf(
+      text, sizeof text,
+      "%s, %lld x %lld, rank %lld, %s on %s\n"
+      "  %.0f tokens/s: %.2f ms a step (%.2f to %.2f), the first done %.1f s after start\n"
+      "  %.3f x the frozen products alone (%.2f ms)\n"
+      "  %.1f useful TFLOP/s: MFU %.1f %% of the %.1f TFLOP/s of a large product here",
+      shape.c_str(), static_cast<long long>(s.batch), static_cast<long long>(s.seq_len),
+      static_cast<long long>(s.rank), dtype_name(dtype), backend->name().c_str(), tokens_per_second,
+      median * 1e3, seconds.front() * 1e3, seconds.back() * 1e3, first_step, median / limit,
+      limit * 1e3, useful * 1e-12, 100 * useful / roofs.flops_per_second,
+      roofs.flops_per_second * 1e-12);
+  program::message(text);
+  if (nominal > 0)
+    program::message(concat("  MFU ", 100 * useful / nominal, " % of the data sheet's ",
+                            nominal * 1e-12, " TFLOP/s"));
   program::message(memory_table(memory));
+
   OrderedJson out = {{"engine", "lorikeet"},
-                     {"shape", s.shape},
+                     {"shape", shape},
                      {"device", backend->name()},
                      {"description", backend->description()},
                      {"dtype", dtype_name(dtype)},
@@ -81,16 +183,32 @@ int bench(const Settings& s) {
                      {"seq_len", s.seq_len},
                      {"rank", s.rank},
                      {"targets", s.targets},
+                     {"recompute", s.recompute},
                      {"step_seconds", median},
                      {"step_seconds_min", seconds.front()},
                      {"step_seconds_max", seconds.back()},
-                     {"tokens_per_second", static_cast<double>(s.batch * s.seq_len) / median},
-                     {"first_loss", first},
-                     {"last_loss", last},
-                     {"peak_rss_bytes", peak_rss()},
+                     {"tokens_per_second", tokens_per_second},
+                     {"first_step_seconds", first_step},
+                     {"frozen_gemm_seconds", limit},
+                     {"x", median / limit},
+                     {"useful_flops_per_second", useful},
+                     {"roof_flops_per_second", roofs.flops_per_second},
+                     {"roof_bytes_per_second", roofs.bytes_per_second},
+                     {"nominal_flops_per_second", nominal},
+                     {"first_loss", first_loss},
+                     {"last_loss", last_loss},
+                     {"peak_rss_bytes", rss},
                      {"device_peak_bytes", memory.peak_bytes},
                      {"device_reserved_bytes", memory.reserved_bytes},
-                     {"driver_allocations", memory.driver_allocations}};
+                     {"driver_allocations", memory.driver_allocations},
+                     {"memory", memory_to_json(memory)}};
+
+  // 3. Where its time goes.
+  if (s.profile) {
+    bench::Profile profile = profile_step(*backend, config, weights, dtype, s, roofs);
+    program::message(bench::profile_table(profile));
+    out["profile"] = profile_json(profile);
+  }
   std::printf("%s\n", out.dump().c_str());
   return 0;
 }
@@ -98,10 +216,12 @@ int bench(const Settings& s) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  const Clock::time_point start = Clock::now();
   CLI::App app("Time of one LoRA training step on random weights; one JSON line.", "bench_step");
   Settings s;
   const auto& whole = program::whole_number();
-  app.add_option("--shape", s.shape, "named shape")->capture_default_str();
+  auto* shape = app.add_option("--shape", s.shape, "named shape")->capture_default_str();
+  app.add_option("--config", s.config, "a model's config.json instead")->excludes(shape);
   app.add_option("--batch", s.batch, "rows")->check(whole)->capture_default_str();
   app.add_option("--seq-len", s.seq_len, "tokens a row")->check(whole)->capture_default_str();
   app.add_option("--rank", s.rank, "LoRA rank")->check(whole)->capture_default_str();
@@ -110,5 +230,6 @@ int main(int argc, char** argv) {
   app.add_option("--device", s.device, "auto, cpu, cuda:0")->capture_default_str();
   app.add_option("--steps", s.steps, "timed steps")->check(whole)->capture_default_str();
   app.add_option("--warmup", s.warmup, "steps before")->check(whole)->capture_default_str();
-  return program::run(app, argc, argv, [&] { return bench(s); });
+  app.add_flag("--profile", s.profile, "one more step: time by op family, share of its roof");
+  return program::run(app, argc, argv, [&] { return run_bench(s, start); });
 }

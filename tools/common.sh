@@ -1,4 +1,4 @@
-# Shared by tools/test.sh, tools/demo.sh and bench/compare_*.sh: packages, base model, build. Source it.
+# Shared by tools/test.sh, tools/demo.sh and bench/compare.sh: packages, base model, build. Source it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

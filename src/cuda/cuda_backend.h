@@ -30,6 +30,7 @@ class CudaBackend final : public Backend {
   void upload(const Tensor& dst, const void* src, std::size_t bytes) override;
   void download(void* dst, const Tensor& src, std::size_t bytes) override;
   void synchronize() override;
+  std::unique_ptr<DeviceClock> make_clock() override;  // device_clock.cpp
 
   // elementwise.cu
   void fill(const Tensor& x, double value) override;

@@ -1,11 +1,32 @@
 #include "tensor/backend.h"
 
 #include <algorithm>
+#include <chrono>
 
 namespace lk {
+namespace {
+
+class HostClock final : public DeviceClock {
+ public:
+  void mark() override { marks_.push_back(std::chrono::steady_clock::now()); }
+  std::vector<double> read() override {
+    std::vector<double> seconds;
+    for (const auto& mark : marks_)
+      seconds.push_back(std::chrono::duration<double>(mark - marks_.front()).count());
+    marks_.clear();
+    return seconds;
+  }
+
+ private:
+  std::vector<std::chrono::steady_clock::time_point> marks_;
+};
+
+}  // namespace
 
 Backend::Backend() = default;
 Backend::~Backend() = default;
+
+std::unique_ptr<DeviceClock> Backend::make_clock() { return std::make_unique<HostClock>(); }
 
 Tensor Backend::empty(Tag tag, DType dtype, Shape shape) {
   check(tag != Tag::Gradients, "only a Parameter may allocate gradients");

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "tensor/block_cache.h"
+#include "tensor/device_clock.h"
 #include "tensor/ledger.h"
 #include "tensor/philox.h"
 #include "tensor/tensor.h"
@@ -111,6 +112,9 @@ class Backend {
   virtual void upload(const Tensor& dst, const void* src, std::size_t bytes) = 0;
   virtual void download(void* dst, const Tensor& src, std::size_t bytes) = 0;
   virtual void synchronize() = 0;
+  // Times the work of this device, which must outlive it. Here the host's clock: right wherever a
+  // call returns with its work done.
+  virtual std::unique_ptr<DeviceClock> make_clock();
 
   // ---- elementwise
   // -------------------------------------------------------------------------------
