@@ -45,23 +45,4 @@ Dataset load_dataset(const std::string& path, const Tokenizer& tokenizer,
 // The first rows as text with trained tokens marked, for --show-rows.
 std::string show_row(const Row& row, const Tokenizer& tokenizer, bool colour);
 
-// Which rows make up batch number `index` (counted over the whole run): in file order, wrapping
-// round, or shuffled per epoch. A pure function of its arguments: nothing to restore on resume.
-class Sampler {
- public:
-  Sampler(std::int64_t n_rows, std::int64_t batch, bool shuffle, std::uint64_t seed);
-  // Row indices of batch `index`. Without shuffle: rows index*batch .. in file order, wrapping
-  // round. With shuffle: the permutation of epoch (index*batch)/n_rows and so on, also continuous.
-  std::vector<std::int64_t> batch(std::int64_t index) const;
-
- private:
-  const std::vector<std::int64_t>& order(std::int64_t epoch) const;
-
-  std::int64_t n_rows_, batch_;
-  bool shuffle_;
-  std::uint64_t seed_;
-  mutable std::int64_t epoch_ = -1;  // whose order is kept; one thread at a time
-  mutable std::vector<std::int64_t> order_;
-};
-
 }  // namespace lk
