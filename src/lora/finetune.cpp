@@ -13,6 +13,7 @@
 #include "lora/inference.h"
 #include "lora/run_files.h"
 #include "nn/load.h"
+#include "nn/prefetch.h"
 #include "text/sampler.h"
 #include "version.h"
 
@@ -248,9 +249,11 @@ class Run {
     if (first == 0) result_.eval_before = evaluate_now();
     const auto start = Clock::now();
     double step_seconds = 0;
-    std::int64_t tokens = 0, micro_steps = 0;
+    std::int64_t tokens = 0;
+    Prefetch<std::vector<HostBatch>> batches([this](std::int64_t step) { return lay_out(step); },
+                                             first, steps_, 2);
     while (trainer_->steps_done() < steps_ && !stop_.load()) {
-      StepReport report = trainer_->step(micro_batches(trainer_->steps_done(), micro_steps));
+      StepReport report = trainer_->step(batches.next());
       if (report.step == first + 1) result_.first_loss = report.loss;
       result_.last_loss = report.loss;
       step_seconds += report.seconds;
@@ -270,18 +273,19 @@ class Run {
     result_.seconds = step_seconds;
     result_.tokens_per_second = step_seconds > 0 ? static_cast<double>(tokens) / step_seconds : 0;
     weight_gradient_matmuls_ = backend_->weight_gradient_matmuls() - matmuls_before;
-    finish(first, micro_steps);
+    finish(first);
   }
 
-  std::vector<std::vector<const Row*>> micro_batches(std::int64_t step, std::int64_t& micro_steps) {
-    std::vector<std::vector<const Row*>> all;
-    for (std::int64_t g = 0; g < s_.grad_accum; ++g, ++micro_steps) {
+  // The micro-batches of a step. While training goes on, only the prefetch thread calls it.
+  std::vector<HostBatch> lay_out(std::int64_t step) const {
+    std::vector<HostBatch> batches;
+    for (std::int64_t g = 0; g < s_.grad_accum; ++g) {
       std::vector<const Row*> rows;
       for (std::int64_t i : sampler_->batch(step * s_.grad_accum + g))
         rows.push_back(&data_.rows[static_cast<std::size_t>(i)]);
-      all.push_back(std::move(rows));
+      batches.push_back(make_host_batch(rows));
     }
-    return all;
+    return batches;
   }
 
   void save() {
@@ -292,7 +296,8 @@ class Run {
 
   // The proofs, then the files. An interrupted run saves first: nothing may be lost to a failing
   // check.
-  void finish(std::int64_t first, std::int64_t micro_steps) {
+  void finish(std::int64_t first) {
+    const std::int64_t micro_steps = (trainer_->steps_done() - first) * s_.grad_accum;
     if (result_.signal != 0 || s_.save_every > 0) {
       save();
     }
