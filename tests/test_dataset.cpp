@@ -325,6 +325,38 @@ TEST_CASE("lines longer than a chunk, and files of many chunks") {
   CHECK(data.sha256 == sha256_file(data.path));
 }
 
+TEST_CASE("rows made by many threads are those of one line at a time, also the bad ones") {
+  Fixture f;
+  std::string text;
+  std::vector<std::size_t> lines;
+  for (std::size_t i = 1; i <= 9000; ++i) {
+    if (i % 7 == 0) text += "\n";
+    text += R"({"text":"row )" + std::to_string(i) + "\"}\n";
+    lines.push_back(i + i / 7);
+  }
+  const Dataset data = f.load(text);
+  REQUIRE(data.rows.size() == 9000);
+  std::int64_t tokens = 0;
+  for (std::size_t i = 0; i < 9000; ++i) {
+    Ids want = f.ids("row " + std::to_string(i + 1));
+    want.push_back(f.tokenizer->eos());
+    REQUIRE(data.rows[i].ids == want);
+    REQUIRE(data.rows[i].line == lines[i]);
+    tokens += std::ssize(want);
+  }
+  CHECK(data.tokens == tokens);
+  // Each kind of bad line, the second of the other kind: the first in the file is the one named.
+  const std::string no_json = "{\n", no_text = "{\"text\":7}\n", nothing = "{\"text\":\"\"}\n";
+  for (const auto& [first, second] :
+       {std::pair(no_json, no_text), std::pair(no_text, nothing), std::pair(nothing, no_json)}) {
+    const std::string said = f.error(text + first + kRow + "\n" + second);
+    CHECK_MESSAGE(said.find(concat("data.jsonl:", lines.back() + 1, ": ")) != std::string::npos,
+                  said);
+  }
+  f.options.max_rows = 9000;
+  CHECK(f.load(text + no_json).rows.size() == 9000);
+}
+
 TEST_CASE("--format is obeyed, or refused by name") {
   Fixture f;
   f.options.format = "text";
