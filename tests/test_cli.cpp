@@ -195,6 +195,43 @@ TEST_CASE("resume: 3 + 3 steps give the bytes of 6, and a changed setting is ref
   CHECK(changed.out.find("rank") != std::string::npos);
 }
 
+TEST_CASE("--packing fills micro-batches with rows, says how full they are, and resumes exactly") {
+  Folder f;
+  // A byte is a token here: rows of 6 to 11, so that two or three of them fill a bin of 24.
+  std::ofstream rows(f / "rows.jsonl");
+  for (int i = 0; i < 40; ++i)
+    rows << R"({"text":")" << std::string(static_cast<std::size_t>(5 + i % 6), 'a') << "\"}\n";
+  rows.close();
+  const std::string flags = "--seq-len 24 --packing --lr 1e-2 --schedule constant --out ";
+  Result whole = run(train(f, flags + (f / "epoch")));
+  REQUIRE_MESSAGE(whole.status == 0, whole.out);
+  CHECK(whole.out.find("packing: ") != std::string::npos);
+  Json run_json = read_json(f / "epoch/run.json");
+  CHECK(run_json["settings"]["run"]["packing"] == true);
+  const Json packing = run_json["data"]["packing"];
+  const std::int64_t bins = packing["bins"].get<std::int64_t>();
+  CHECK(bins < 20);
+  CHECK(packing["full"].get<double>() > 0.8);
+  CHECK(packing["full"].get<double>() <= 1.0);
+  CHECK(packing["rows_per_bin"] == 40.0 / static_cast<double>(bins));
+  CHECK(run_json["result"]["steps"] == (bins + 1) / 2);
+
+  // 23 steps: more than two epochs.
+  REQUIRE(run(train(f, "--steps 23 --save-every 1 " + flags + (f / "long"))).status == 0);
+  REQUIRE(run(train(f, "--steps 11 --save-every 1 " + flags + (f / "parts"))).status == 0);
+  Result r = run(train(f, "--steps 23 --save-every 1 --resume " + flags + (f / "parts")));
+  REQUIRE_MESSAGE(r.status == 0, r.out);
+  CHECK(read_file(f / "long/adapter_model.safetensors", 1 << 28) ==
+        read_file(f / "parts/adapter_model.safetensors", 1 << 28));
+  Result changed = run(train(f,
+                             "--steps 23 --seq-len 24 --schedule constant --lr 1e-2 --resume "
+                             "--out " +
+                                 (f / "parts")));
+  CHECK(changed.status == 2);
+  CHECK(changed.out.find("packing") != std::string::npos);
+  CHECK(run(train(f, "--no-shuffle --steps 2 " + flags + (f / "order"))).status == 0);
+}
+
 TEST_CASE("SIGTERM and SIGINT: the step ends, the state is saved, the run goes on with --resume") {
   Folder f;
   const std::string tools = LK_TOOLS;

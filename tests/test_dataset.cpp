@@ -1,5 +1,4 @@
-// Would catch: a mask off by one, a row that trains on nothing, a data file half believed, a
-// sampler that is biased or depends on history.
+// Would catch: a mask off by one, a row that trains on nothing, a data file half believed.
 #include "text/dataset.h"
 
 #include <unistd.h>
@@ -7,7 +6,6 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
-#include <numeric>
 
 #include "harness.h"
 #include "io/json.h"
@@ -327,6 +325,38 @@ TEST_CASE("lines longer than a chunk, and files of many chunks") {
   CHECK(data.sha256 == sha256_file(data.path));
 }
 
+TEST_CASE("rows made by many threads are those of one line at a time, also the bad ones") {
+  Fixture f;
+  std::string text;
+  std::vector<std::size_t> lines;
+  for (std::size_t i = 1; i <= 9000; ++i) {
+    if (i % 7 == 0) text += "\n";
+    text += R"({"text":"row )" + std::to_string(i) + "\"}\n";
+    lines.push_back(i + i / 7);
+  }
+  const Dataset data = f.load(text);
+  REQUIRE(data.rows.size() == 9000);
+  std::int64_t tokens = 0;
+  for (std::size_t i = 0; i < 9000; ++i) {
+    Ids want = f.ids("row " + std::to_string(i + 1));
+    want.push_back(f.tokenizer->eos());
+    REQUIRE(data.rows[i].ids == want);
+    REQUIRE(data.rows[i].line == lines[i]);
+    tokens += std::ssize(want);
+  }
+  CHECK(data.tokens == tokens);
+  // Each kind of bad line, the second of the other kind: the first in the file is the one named.
+  const std::string no_json = "{\n", no_text = "{\"text\":7}\n", nothing = "{\"text\":\"\"}\n";
+  for (const auto& [first, second] :
+       {std::pair(no_json, no_text), std::pair(no_text, nothing), std::pair(nothing, no_json)}) {
+    const std::string said = f.error(text + first + kRow + "\n" + second);
+    CHECK_MESSAGE(said.find(concat("data.jsonl:", lines.back() + 1, ": ")) != std::string::npos,
+                  said);
+  }
+  f.options.max_rows = 9000;
+  CHECK(f.load(text + no_json).rows.size() == 9000);
+}
+
 TEST_CASE("--format is obeyed, or refused by name") {
   Fixture f;
   f.options.format = "text";
@@ -364,50 +394,4 @@ TEST_CASE("show_row marks trained tokens and lets nothing steer the terminal") {
   CHECK(plain.find('\x1b') == std::string::npos);
   CHECK(plain.find('\x7f') == std::string::npos);
   CHECK(show_row(row, *f.tokenizer, true).find("\x1b[32m") != std::string::npos);
-}
-
-TEST_CASE("sampler: in file order, wrapping round") {
-  const Sampler sampler(5, 3, false, 1);
-  CHECK(sampler.batch(0) == std::vector<std::int64_t>{0, 1, 2});
-  CHECK(sampler.batch(1) == std::vector<std::int64_t>{3, 4, 0});
-  CHECK(sampler.batch(2) == std::vector<std::int64_t>{1, 2, 3});
-  CHECK(Sampler(2, 5, false, 1).batch(1) == std::vector<std::int64_t>{1, 0, 1, 0, 1});
-}
-
-TEST_CASE("sampler: every epoch is a permutation, a pure function of seed and epoch") {
-  const std::int64_t n = 97, batch = 10;
-  const Sampler sampler(n, batch, true, 42);
-  std::vector<std::int64_t> drawn;
-  for (std::int64_t i = 0; i < n; ++i)
-    for (std::int64_t row : sampler.batch(i)) drawn.push_back(row);
-  std::vector<std::int64_t> first(drawn.begin(), drawn.begin() + n),
-      second(drawn.begin() + n, drawn.begin() + 2 * n);
-  CHECK(first != second);
-  for (auto epoch : {first, second}) {
-    std::sort(epoch.begin(), epoch.end());
-    for (std::int64_t i = 0; i < n; ++i) CHECK(epoch[static_cast<std::size_t>(i)] == i);
-  }
-  // Asked out of order, by another object: the same.
-  const Sampler other(n, batch, true, 42);
-  CHECK(other.batch(50) == sampler.batch(50));
-  CHECK(other.batch(3) == std::vector<std::int64_t>(drawn.begin() + 30, drawn.begin() + 40));
-  CHECK(Sampler(n, batch, true, 43).batch(3) != other.batch(3));
-}
-
-TEST_CASE("sampler: no row prefers a place") {
-  // 4 rows, 24 orders, 24,000 seeds: chi-square with 23 degrees of freedom stays under 60 (p =
-  // 4e-5).
-  std::vector<int> counts(256, 0);
-  for (std::uint64_t seed = 0; seed < 24000; ++seed) {
-    int code = 0;
-    for (std::int64_t row : Sampler(4, 4, true, seed).batch(0))
-      code = code * 4 + static_cast<int>(row);
-    ++counts[static_cast<std::size_t>(code)];
-  }
-  double chi = 0;
-  int orders = 0;
-  for (int count : counts)
-    if (count > 0) ++orders, chi += (count - 1000.0) * (count - 1000.0) / 1000.0;
-  CHECK(orders == 24);
-  CHECK(chi < 60.0);
 }

@@ -13,6 +13,7 @@
 #include "nn/load.h"
 #include "smollm2.h"
 #include "text/dataset.h"
+#include "text/sampler.h"
 
 using namespace lk;
 using namespace lk::test;

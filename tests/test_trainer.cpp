@@ -7,6 +7,7 @@
 #include "lora/proof.h"
 #include "lora/trainer.h"
 #include "tensor/cpu/cpu_backend.h"
+#include "text/sampler.h"
 #include "tiny_model.h"
 
 using namespace lk;
@@ -77,6 +78,35 @@ TEST_CASE("accumulation 1x8 = 2x4 = 8x1 with unequal rows, F64, to 1e-12") {
   std::vector<double> whole = gradients(*model, adapter, split(8));
   CHECK(relative(gradients(*model, adapter, split(4)), whole) < 1e-12);
   CHECK(relative(gradients(*model, adapter, split(1)), whole) < 1e-12);
+}
+
+TEST_CASE("packed rows: loss and gradients are those of the rows one at a time, F64, to 1e-12") {
+  auto backend = make_cpu_backend(CpuMode::Reference);
+  auto model = tiny_transformer(*backend, DType::F64);
+  Adapter adapter(*model, tiny_lora());
+  randomize_b(adapter, 21);
+  std::vector<Row> rows = random_rows({3, 40, 7, 61, 12, 5, 64, 23, 30, 9}, 8);
+  std::vector<std::int64_t> lengths;
+  std::vector<std::vector<const Row*>> packed, alone;
+  for (const Row& row : rows) lengths.push_back(std::ssize(row.ids));
+  const Sampler sampler(lengths, 64, 2, true, 6);
+  REQUIRE(sampler.bins_per_epoch() == 4);
+  for (std::int64_t i = 0; i < 2; ++i) {
+    packed.emplace_back();
+    for (std::int64_t row : sampler.batch(i)) {
+      packed.back().push_back(&rows[static_cast<std::size_t>(row)]);
+      alone.push_back({packed.back().back()});
+    }
+  }
+  REQUIRE(alone.size() == rows.size());
+  CHECK(relative(gradients(*model, adapter, packed), gradients(*model, adapter, alone)) < 1e-12);
+  TrainerConfig still;  // a learning rate of zero: both steps start from the same weights
+  still.schedule.lr = 0;
+  const StepReport together = Trainer(*model, adapter, still).step(packed);
+  const StepReport one_by_one = Trainer(*model, adapter, still).step(alone);
+  CHECK(together.tokens == one_by_one.tokens);
+  CHECK(std::abs(together.loss - one_by_one.loss) < 1e-12 * one_by_one.loss);
+  CHECK(std::abs(together.grad_norm - one_by_one.grad_norm) < 1e-12 * one_by_one.grad_norm);
 }
 
 TEST_CASE("documents in one batch do not see each other") {

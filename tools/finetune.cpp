@@ -21,7 +21,9 @@ void add_flags(CLI::App& app, FinetuneSettings& s, std::string& targets, std::st
   app.add_option("--targets", targets, "q_proj,v_proj,... or all-linear")->capture_default_str();
   app.add_option("--steps", s.steps, "optimizer steps")->check(whole);
   app.add_option("--epochs", s.epochs, "passes over the data (default 1)")->check(real);
-  app.add_option("--batch", s.batch, "rows per micro-batch")->check(whole)->capture_default_str();
+  app.add_option("--batch", s.batch, "rows (or bins) per micro-batch")
+      ->check(whole)
+      ->capture_default_str();
   app.add_option("--grad-accum", s.grad_accum, "micro-batches per step")->check(whole);
   app.add_option("--seq-len", s.seq_len, "longest row")->check(whole)->capture_default_str();
   app.add_option("--lr", s.lr, "peak learning rate")->check(real)->capture_default_str();
@@ -34,6 +36,7 @@ void add_flags(CLI::App& app, FinetuneSettings& s, std::string& targets, std::st
   app.add_option("--dtype", s.dtype, "auto, f32, bf16")->capture_default_str();
   app.add_option("--init-adapter", s.init_adapter, "start from this PEFT adapter");
   app.add_flag("--no-shuffle", no_shuffle, "rows in file order, wrapping round");
+  app.add_flag("--packing", s.packing, "a micro-batch is --batch bins of --seq-len tokens of rows");
   app.add_flag("--truncate", s.truncate, "cut rows longer than --seq-len");
   app.add_option("--format", s.format, "auto, text, prompt-completion, alpaca, messages, txt");
   app.add_option("--template", s.chat_template, "chat template by name, if the model's is unknown");

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstdio>
 
 #include "cuda/open_device.h"
 #include "io/durable.h"
@@ -12,6 +13,8 @@
 #include "lora/inference.h"
 #include "lora/run_files.h"
 #include "nn/load.h"
+#include "nn/prefetch.h"
+#include "text/sampler.h"
 #include "version.h"
 
 namespace lk {
@@ -76,6 +79,7 @@ Json identity(const FinetuneSettings& s, std::int64_t steps, const std::string& 
           {"clip", s.clip},
           {"seed", s.seed},
           {"shuffle", s.shuffle},
+          {"packing", s.packing},
           {"truncate", s.truncate},
           {"dtype", dtype_name(dtype)}};
 }
@@ -93,6 +97,7 @@ class Run {
     choose_lora();
     folder_ = std::make_unique<OutputFolder>(s_.out, !s_.resume);
     read_data();
+    arrange();
     plan();
     load();
     build();
@@ -118,11 +123,11 @@ class Run {
   }
 
   // Out of memory is known here, before a weight is read: the largest micro-batch there can be is
-  // made of the longest rows.
+  // made of the longest rows, or of the fullest bins, each planned as one row.
   void plan() {
     PlanRequest request{config_,  lora_,         dtype_,     backend_->is_cpu(),
                         s_.batch, s_.grad_accum, s_.seq_len, {}};
-    for (const Row& row : data_.rows) request.row_lengths.push_back(std::ssize(row.ids));
+    request.row_lengths = s_.packing ? tokens_of(sampler_->epoch(0), row_lengths()) : row_lengths();
     std::sort(request.row_lengths.rbegin(), request.row_lengths.rend());
     request.row_lengths.resize(static_cast<std::size_t>(s_.batch), request.row_lengths.front());
     Plan plan = plan_training(request);
@@ -171,12 +176,36 @@ class Run {
       options.max_rows = s_.eval_rows;
       eval_ = load_dataset(s_.eval_data, *tokenizer_, s_.chat_template, options);
     }
+  }
+
+  std::vector<std::int64_t> row_lengths() const {
+    std::vector<std::int64_t> lengths;
+    for (const Row& row : data_.rows) lengths.push_back(std::ssize(row.ids));
+    return lengths;
+  }
+
+  // Which rows each step will see, and how many steps that makes.
+  void arrange() {
+    if (s_.packing) {
+      sampler_.emplace(row_lengths(), s_.seq_len, s_.batch, s_.shuffle, s_.seed);
+      const auto rows = static_cast<double>(data_.rows.size());
+      const auto bins = static_cast<double>(sampler_->bins_per_epoch());
+      const double full =
+          static_cast<double>(data_.tokens) / bins / static_cast<double>(s_.seq_len);
+      packing_ = {
+          {"bins", sampler_->bins_per_epoch()}, {"full", full}, {"rows_per_bin", rows / bins}};
+      char text[160];
+      std::snprintf(text, sizeof text,
+                    "packing: %.0f bins of %lld tokens an epoch, %.1f %% full, %.1f rows a bin",
+                    bins, static_cast<long long>(s_.seq_len), 100 * full, rows / bins);
+      listener_.message(text);
+    } else {
+      sampler_.emplace(std::ssize(data_.rows), s_.batch, s_.shuffle, s_.seed);
+    }
     const double per_step = static_cast<double>(s_.batch * s_.grad_accum);
-    steps_ = s_.steps ? *s_.steps
-                      : std::max<std::int64_t>(
-                            1, static_cast<std::int64_t>(
-                                   std::ceil(s_.epochs.value_or(1.0) *
-                                             static_cast<double>(data_.rows.size()) / per_step)));
+    const auto per_epoch = static_cast<double>(sampler_->bins_per_epoch());
+    const double steps = std::ceil(s_.epochs.value_or(1.0) * per_epoch / per_step);
+    steps_ = s_.steps ? *s_.steps : std::max<std::int64_t>(1, static_cast<std::int64_t>(steps));
     require(s_.warmup <= steps_,
             concat("--warmup ", s_.warmup, ": the run has ", steps_, " steps"));
   }
@@ -216,16 +245,16 @@ class Run {
   }
 
   void train() {
-    Sampler sampler(std::ssize(data_.rows), s_.batch, s_.shuffle, s_.seed);
     const std::int64_t first = trainer_->steps_done();
     const std::int64_t matmuls_before = backend_->weight_gradient_matmuls();
     if (first == 0) result_.eval_before = evaluate_now();
     const auto start = Clock::now();
     double step_seconds = 0;
-    std::int64_t tokens = 0, micro_steps = 0;
+    std::int64_t tokens = 0;
+    Prefetch<std::vector<HostBatch>> batches([this](std::int64_t step) { return lay_out(step); },
+                                             first, steps_, 2);
     while (trainer_->steps_done() < steps_ && !stop_.load()) {
-      StepReport report =
-          trainer_->step(micro_batches(sampler, trainer_->steps_done(), micro_steps));
+      StepReport report = trainer_->step(batches.next());
       if (report.step == first + 1) result_.first_loss = report.loss;
       result_.last_loss = report.loss;
       step_seconds += report.seconds;
@@ -245,19 +274,19 @@ class Run {
     result_.seconds = step_seconds;
     result_.tokens_per_second = step_seconds > 0 ? static_cast<double>(tokens) / step_seconds : 0;
     weight_gradient_matmuls_ = backend_->weight_gradient_matmuls() - matmuls_before;
-    finish(first, micro_steps);
+    finish(first);
   }
 
-  std::vector<std::vector<const Row*>> micro_batches(const Sampler& sampler, std::int64_t step,
-                                                     std::int64_t& micro_steps) {
-    std::vector<std::vector<const Row*>> all;
-    for (std::int64_t g = 0; g < s_.grad_accum; ++g, ++micro_steps) {
+  // The micro-batches of a step. While training goes on, only the prefetch thread calls it.
+  std::vector<HostBatch> lay_out(std::int64_t step) const {
+    std::vector<HostBatch> batches;
+    for (std::int64_t g = 0; g < s_.grad_accum; ++g) {
       std::vector<const Row*> rows;
-      for (std::int64_t i : sampler.batch(step * s_.grad_accum + g))
+      for (std::int64_t i : sampler_->batch(step * s_.grad_accum + g))
         rows.push_back(&data_.rows[static_cast<std::size_t>(i)]);
-      all.push_back(std::move(rows));
+      batches.push_back(make_host_batch(rows));
     }
-    return all;
+    return batches;
   }
 
   void save() {
@@ -268,7 +297,8 @@ class Run {
 
   // The proofs, then the files. An interrupted run saves first: nothing may be lost to a failing
   // check.
-  void finish(std::int64_t first, std::int64_t micro_steps) {
+  void finish(std::int64_t first) {
+    const std::int64_t micro_steps = (trainer_->steps_done() - first) * s_.grad_accum;
     if (result_.signal != 0 || s_.save_every > 0) {
       save();
     }
@@ -322,7 +352,8 @@ class Run {
           {"rows_truncated", data_.rows_truncated},
           {"tokens", data_.tokens},
           {"supervised_tokens", data_.supervised_tokens},
-          {"rows_ending_in_eos", data_.rows_ending_in_eos}}},
+          {"rows_ending_in_eos", data_.rows_ending_in_eos},
+          {"packing", packing_}}},
         {"load_seconds", load_seconds_}};
     if (status != "running") {
       run["memory"] = memory_to_json(result_.memory);
@@ -356,6 +387,8 @@ class Run {
   std::int64_t weights_bytes_ = 0, weight_gradient_matmuls_ = 0, matmuls_per_micro_step_ = 0;
   double load_seconds_ = 0;
   Dataset data_, eval_;
+  std::optional<Sampler> sampler_;
+  Json packing_;  // null without it
   std::int64_t steps_ = 0;
   std::unique_ptr<Adapter> adapter_;
   std::unique_ptr<Trainer> trainer_;

@@ -31,6 +31,7 @@ struct FinetuneSettings {
   std::string device = "auto", dtype = "auto";
   std::string init_adapter;
   bool shuffle = true, truncate = false;
+  bool packing = false;  // a micro-batch is `batch` bins of seq_len tokens instead of `batch` rows
   std::string format = "auto";
   std::optional<std::string> chat_template;
   std::string eval_data;

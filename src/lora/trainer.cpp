@@ -19,10 +19,9 @@ std::string hash(const Tensor& t) {
   return h.hex();
 }
 
-std::int64_t supervised(std::span<const std::vector<const Row*>> micro_batches) {
+std::int64_t supervised(std::span<const HostBatch> micro_batches) {
   std::int64_t n = 0;
-  for (const auto& rows : micro_batches)
-    for (const Row* row : rows) n += row->n_supervised();
+  for (const HostBatch& batch : micro_batches) n += batch.n_supervised();
   return n;
 }
 
@@ -43,6 +42,12 @@ void Trainer::resume_at(std::int64_t steps, std::int64_t micro_steps) {
 }
 
 StepReport Trainer::step(std::span<const std::vector<const Row*>> micro_batches) {
+  std::vector<HostBatch> batches;
+  for (const auto& rows : micro_batches) batches.push_back(make_host_batch(rows));
+  return step(batches);
+}
+
+StepReport Trainer::step(std::span<const HostBatch> micro_batches) {
   const auto start = std::chrono::steady_clock::now();
   Backend& backend = model_.backend();
   StepReport report;
@@ -55,8 +60,8 @@ StepReport Trainer::step(std::span<const std::vector<const Row*>> micro_batches)
   adapter_.zero_grad();
   Tensor total = backend.empty(Tag::Workspace, stat_dtype(model_.compute_dtype()), {1});
   GradMode mode = GradMode::Write;
-  for (const auto& rows : micro_batches) {
-    TokenBatch batch = make_batch(backend, rows);
+  for (const HostBatch& host : micro_batches) {
+    TokenBatch batch = upload_batch(backend, host);
     report.tokens += batch.n_tokens;
     Tape tape(backend);
     Var loss;

@@ -34,11 +34,13 @@ class Trainer {
  public:
   Trainer(Transformer& model, Adapter& adapter, const TrainerConfig& config);
 
-  // Rows of one optimizer step, as micro-batches that fit the device one at a time. The loss is
+  // One optimizer step over micro-batches that fit the device one at a time. The loss is
   //   sum over supervised tokens of all micro-batches / their count,
   // so 1x8, 2x4 and 8x1 give equal gradients (to rounding).
   // A step whose loss or gradient norm is not finite changes nothing and reports `skipped`; the
   // third in a row throws NonFiniteError naming the first offending parameter.
+  StepReport step(std::span<const HostBatch> micro_batches);
+  // The same from rows, laid out here.
   StepReport step(std::span<const std::vector<const Row*>> micro_batches);
 
   // Optimizer steps done; settable to resume.

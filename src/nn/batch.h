@@ -1,5 +1,6 @@
 // TokenBatch: rows of text laid end to end on the device. There is no padding anywhere: documents
-// of unequal length are segments of one token dimension.
+// of unequal length are segments of one token dimension. HostBatch is the same before its upload:
+// it touches no device, so any thread can make it.
 #pragma once
 
 #include <span>
@@ -9,6 +10,14 @@
 #include "text/dataset.h"
 
 namespace lk {
+
+struct HostBatch {
+  std::vector<std::int32_t> ids, positions;  // T each
+  std::vector<std::int32_t> offsets;         // where documents begin, and T
+  std::vector<std::int32_t> rows, targets;   // n each
+  std::int64_t n_tokens() const { return std::ssize(ids); }
+  std::int64_t n_supervised() const { return std::ssize(targets); }
+};
 
 struct TokenBatch {
   Tensor ids;         // (T) I32
@@ -21,6 +30,9 @@ struct TokenBatch {
 };
 
 // `rows` must not be empty; each holds at least one token.
+HostBatch make_host_batch(std::span<const Row* const> rows);
+TokenBatch upload_batch(Backend& backend, const HostBatch& batch);
+// Both in one.
 TokenBatch make_batch(Backend& backend, std::span<const Row* const> rows);
 // A single sequence without targets, at positions first_position, first_position + 1, ...
 TokenBatch make_prompt(Backend& backend, std::span<const std::int32_t> ids,

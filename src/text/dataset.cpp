@@ -1,7 +1,7 @@
 #include "text/dataset.h"
 
 #include <algorithm>
-#include <charconv>
+#include <exception>
 
 #include "io/durable.h"
 #include "io/sha256.h"
@@ -15,6 +15,8 @@ namespace lk {
 namespace {
 
 constexpr std::size_t kMaxTextFile = std::size_t{1} << 30;
+// Lines are made into rows in blocks of this much: many threads' work, and little memory.
+constexpr std::size_t kBlockLines = 4096, kBlockBytes = std::size_t{4} << 20;
 
 // Checks one finished row, cuts it if that is wanted, counts it and keeps it.
 void keep(Row row, const std::string& where, const Tokenizer& tokenizer, const DatasetOptions& o,
@@ -35,6 +37,7 @@ void keep(Row row, const std::string& where, const Tokenizer& tokenizer, const D
   if (row.n_supervised() == 0) throw InputError(where + ": the row has no token to train on");
 
   data.tokens += std::ssize(row.ids);
+  data.lost_bytes += static_cast<std::int64_t>(row.lost_bytes);
   data.supervised_tokens += row.n_supervised();
   std::size_t last = row.ids.size();
   while (last > 0 && row.supervised[last - 1] == 0) --last;
@@ -71,11 +74,59 @@ void load_text(const Tokenizer& tokenizer, const DatasetOptions& o, Dataset& dat
   }
 }
 
-std::size_t line_of(const std::string& where) {
-  std::size_t line = 0;
-  std::from_chars(where.data() + where.find_last_of(": ") + 1, where.data() + where.size(), line);
-  return line;
-}
+// A row, or why there is none.
+struct Made {
+  Row row;
+  std::exception_ptr failure;
+};
+
+// Parses and encodes lines on all cores; keeps rows, or throws the failure of the first bad line,
+// in the file's order, so that the result is that of one line at a time.
+class ParallelRows {
+ public:
+  ParallelRows(RowBuilder& builder, const Tokenizer& tokenizer, const DatasetOptions& options,
+               Dataset& data)
+      : builder_(builder), tokenizer_(tokenizer), options_(options), data_(data) {}
+
+  // Whether more lines are wanted.
+  bool add(JsonLine&& line) {
+    bytes_ += line.bytes();
+    lines_.push_back(std::move(line));
+    // The first row is made alone: it settles what the others are.
+    if (data_.rows_read > 0 && lines_.size() < kBlockLines && bytes_ < kBlockBytes) return true;
+    return flush();
+  }
+
+  bool flush() {
+    std::vector<Made> made(lines_.size());
+#pragma omp parallel for schedule(dynamic, 16)
+    for (std::size_t i = 0; i < lines_.size(); ++i) {
+      try {
+        made[i].row = builder_.build(lines_[i].parse(), lines_[i].where());
+        made[i].row.line = lines_[i].number();
+      } catch (...) {
+        made[i].failure = std::current_exception();
+      }
+    }
+    for (std::size_t i = 0; i < made.size() && !full(); ++i) {
+      if (made[i].failure) std::rethrow_exception(made[i].failure);
+      keep(std::move(made[i].row), lines_[i].where(), tokenizer_, options_, data_);
+    }
+    lines_.clear();
+    bytes_ = 0;
+    return !full();
+  }
+
+  bool full() const { return options_.max_rows >= 0 && data_.rows_read >= options_.max_rows; }
+
+ private:
+  RowBuilder& builder_;
+  const Tokenizer& tokenizer_;
+  const DatasetOptions& options_;
+  Dataset& data_;
+  std::vector<JsonLine> lines_;
+  std::size_t bytes_ = 0;
+};
 
 }  // namespace
 
@@ -97,15 +148,11 @@ Dataset load_dataset(const std::string& path, const Tokenizer& tokenizer,
     load_text(tokenizer, options, data);
   } else {
     RowBuilder builder(tokenizer, template_name, options.format);
-    data.sha256 = for_each_json_line(path, [&](const Json& object, const std::string& where) {
-      if (options.max_rows >= 0 && data.rows_read >= options.max_rows) return false;
-      Row row = builder.build(object, where);
-      row.line = line_of(where);
-      keep(std::move(row), where, tokenizer, options, data);
-      return true;
-    });
+    ParallelRows rows(builder, tokenizer, options, data);
+    data.sha256 = for_each_raw_json_line(
+        path, [&](JsonLine&& line) { return !rows.full() && rows.add(std::move(line)); });
+    rows.flush();
     data.format = builder.format();
-    data.lost_bytes = builder.lost_bytes();
   }
   if (data.rows.empty() && options.max_rows != 0) throw InputError(path + ": no rows");
   return data;

@@ -15,6 +15,7 @@ struct Row {
   std::vector<std::int32_t> ids;
   std::vector<std::uint8_t> supervised;  // per token: 1 if the loss is taken on predicting it
   std::size_t line = 0;                  // in the file, from 1; for messages
+  std::size_t lost_bytes = 0;            // of its text: bytes no token of the vocabulary stands for
   // Tokens whose prediction counts: supervised and not at position 0 (nothing precedes it).
   std::int64_t n_supervised() const;
 };
@@ -32,36 +33,18 @@ struct Dataset {
   std::int64_t rows_read = 0, rows_truncated = 0, tokens_truncated = 0;
   std::int64_t tokens = 0, supervised_tokens = 0;
   std::int64_t rows_ending_in_eos = 0;  // whose last supervised token is a stop token
-  std::int64_t lost_bytes = 0;          // of the texts: bytes no token of the vocabulary stands for
+  std::int64_t lost_bytes = 0;          // of all rows
   std::string sha256;                   // of the whole file
 };
 
 // Reads a .jsonl (format found from the first row's keys) or .txt (seq-len windows) file. The
-// template is asked for only by alpaca and messages rows. Errors name path and line.
+// template is asked for only by alpaca and messages rows. Errors name path and line, the first bad
+// one of the file. Rows are made on all cores.
 Dataset load_dataset(const std::string& path, const Tokenizer& tokenizer,
                      const std::optional<std::string>& template_name,
                      const DatasetOptions& options);
 
 // The first rows as text with trained tokens marked, for --show-rows.
 std::string show_row(const Row& row, const Tokenizer& tokenizer, bool colour);
-
-// Which rows make up batch number `index` (counted over the whole run): in file order, wrapping
-// round, or shuffled per epoch. A pure function of its arguments: nothing to restore on resume.
-class Sampler {
- public:
-  Sampler(std::int64_t n_rows, std::int64_t batch, bool shuffle, std::uint64_t seed);
-  // Row indices of batch `index`. Without shuffle: rows index*batch .. in file order, wrapping
-  // round. With shuffle: the permutation of epoch (index*batch)/n_rows and so on, also continuous.
-  std::vector<std::int64_t> batch(std::int64_t index) const;
-
- private:
-  const std::vector<std::int64_t>& order(std::int64_t epoch) const;
-
-  std::int64_t n_rows_, batch_;
-  bool shuffle_;
-  std::uint64_t seed_;
-  mutable std::int64_t epoch_ = -1;  // whose order is kept; one thread at a time
-  mutable std::vector<std::int64_t> order_;
-};
 
 }  // namespace lk

@@ -18,27 +18,16 @@ bool blank(std::string_view line) {
   return line.find_first_not_of(kBlank) == std::string_view::npos;
 }
 
-bool visit_line(std::string_view line, const std::string& path, std::size_t number,
-                const JsonLineVisitor& visit) {
-  const std::string where = concat(path, ":", number);
-  const Json object = parse_json(line, where);
-  if (!object.is_object()) throw InputError(where + ": not a JSON object");
-  return visit(object, where);
-}
-
-void visit_array(const InputFile& file, const JsonLineVisitor& visit) {
+void visit_array(const InputFile& file, const std::string& path, const RawJsonLineVisitor& visit) {
   if (file.size() > 8 * kMaxLineBytes)
-    throw InputError(concat(file.path(), ": a JSON array of ", file.size(),
+    throw InputError(concat(path, ": a JSON array of ", file.size(),
                             " bytes is too big to hold; write one object a line (.jsonl)"));
   std::string text(file.size(), '\0');
   file.read(0, text.data(), text.size());
-  const Json array = parse_json(text, file.path());
+  Json array = parse_json(text, path);
   std::size_t number = 0;
-  for (const Json& object : array) {
-    const std::string where = concat(file.path(), ": element ", ++number);
-    if (!object.is_object()) throw InputError(where + ": not a JSON object");
-    if (!visit(object, where)) return;
-  }
+  for (Json& element : array)
+    if (!visit(JsonLine(path, ++number, std::move(element)))) return;
 }
 
 }  // namespace
@@ -65,13 +54,31 @@ void refuse_other_formats(std::string_view head, const std::string& path) {
     if (head.starts_with(magic)) throw InputError(path + ": this is " + what);
 }
 
-std::string for_each_json_line(const std::string& path, const JsonLineVisitor& visit) {
+const std::string& JsonLine::where() {
+  if (where_.empty()) where_ = concat(*path_, in_array_ ? ": element " : ":", number_);
+  return where_;
+}
+
+Json JsonLine::parse() {
+  if (text_.size() > kMaxLineBytes)
+    throw InputError(concat(where(), ": the line has over ", kMaxLineBytes, " bytes"));
+  Json object = in_array_ ? std::move(element_) : parse_json(text_, where());
+  if (!object.is_object()) throw InputError(where() + ": not a JSON object");
+  return object;
+}
+
+std::string for_each_raw_json_line(const std::string& path, const RawJsonLineVisitor& visit) {
   const InputFile file(path);
   if (file.size() == 0) throw InputError(path + ": the file is empty");
   Sha256 sha;
   std::string chunk, line;  // line: what earlier chunks left of the current line
   std::size_t number = 1;
-  bool going = true, array = false;
+  bool going = true;
+  auto end_line = [&] {
+    if (!blank(line)) going = visit(JsonLine(path, number, std::move(line)));
+    line.clear();
+    ++number;
+  };
   // Up to the size at opening: a file that grows meanwhile is read as it was.
   for (std::uint64_t at = 0; at < file.size(); at += chunk.size()) {
     chunk.resize(static_cast<std::size_t>(std::min<std::uint64_t>(kChunkBytes, file.size() - at)));
@@ -80,27 +87,32 @@ std::string for_each_json_line(const std::string& path, const JsonLineVisitor& v
     if (at == 0) {
       refuse_other_formats(chunk, path);
       const std::size_t first = chunk.find_first_not_of(kBlank);
-      array = first != std::string::npos && chunk[first] == '[';
-      if (array) visit_array(file, visit);
-      going = !array;
+      if (first != std::string::npos && chunk[first] == '[') {
+        visit_array(file, path, visit);
+        going = false;
+      }
     }
     for (std::size_t begin = 0; going && begin < chunk.size();) {
       std::size_t end = chunk.find('\n', begin);
       const bool ended = end != std::string::npos;
       if (!ended) end = chunk.size();
       line.append(chunk, begin, end - begin);
-      if (line.size() > kMaxLineBytes)
-        throw InputError(
-            concat(path, ":", number, ": the line has over ", kMaxLineBytes, " bytes"));
       begin = end + 1;
-      if (!ended) break;
-      if (!blank(line)) going = visit_line(line, path, number, visit);
-      line.clear();
-      ++number;
+      if (line.size() > kMaxLineBytes) {  // parse() refuses it: no need to hold the rest
+        visit(JsonLine(path, number, std::move(line)));
+        going = false;
+      } else if (ended) {
+        end_line();
+      }
     }
   }
-  if (going && !blank(line)) visit_line(line, path, number, visit);
+  if (going) end_line();
   return sha.hex();
+}
+
+std::string for_each_json_line(const std::string& path, const JsonLineVisitor& visit) {
+  return for_each_raw_json_line(path,
+                                [&](JsonLine&& line) { return visit(line.parse(), line.where()); });
 }
 
 }  // namespace lk

@@ -67,7 +67,7 @@ std::int32_t RowBuilder::eos(const std::string& where) const {
 Row RowBuilder::text(const Json& object, const std::string& where) {
   Row row;
   Tokenizer::Encoding e = tokenizer_.encode_with_offsets(json_string(object, "text", where));
-  lost_bytes_ += static_cast<std::int64_t>(e.lost_bytes);
+  row.lost_bytes = e.lost_bytes;
   row.ids = std::move(e.ids);
   row.ids.push_back(eos(where));
   row.supervised.assign(row.ids.size(), 1);
@@ -79,7 +79,7 @@ Row RowBuilder::prompt_completion(const Json& object, const std::string& where) 
   const std::string completion = json_string(object, "completion", where);
   Row row;
   Tokenizer::Encoding e = tokenizer_.encode_with_offsets(prompt + completion);
-  lost_bytes_ += static_cast<std::int64_t>(e.lost_bytes);
+  row.lost_bytes = e.lost_bytes;
   row.ids = std::move(e.ids);
   row.ids.push_back(eos(where));
   row.supervised.assign(row.ids.size(), 1);
@@ -136,8 +136,8 @@ Row RowBuilder::chat(const std::vector<Message>& turns, const std::vector<bool>&
     throw InputError(where + ": " + e.what());
   }
   Tokenizer::Encoding e = tokenizer_.encode_with_offsets(chat.text, chat.content);
-  lost_bytes_ += static_cast<std::int64_t>(e.lost_bytes);
   Row row;
+  row.lost_bytes = e.lost_bytes;
   row.ids = std::move(e.ids);
   row.supervised.assign(row.ids.size(), 0);
   std::size_t turn = 0;  // the first one that ends after token i begins

@@ -27,10 +27,10 @@ class RowBuilder {
   // `format`: one of the above, or "auto": found from the first row. UsageError if it is neither.
   RowBuilder(const Tokenizer& tokenizer, const std::optional<std::string>& template_name,
              const std::string& format);
-  // InputError naming `where` and the key.
+  // InputError naming `where` and the key. The first row settles format and template: after it,
+  // build() changes nothing and may be called by many threads at a time.
   Row build(const Json& object, const std::string& where);
   const std::string& format() const { return format_; }
-  std::int64_t lost_bytes() const { return lost_bytes_; }
 
  private:
   Row text(const Json& object, const std::string& where);
@@ -45,7 +45,6 @@ class RowBuilder {
   std::optional<std::string> template_name_;
   std::string format_;
   std::optional<ChatTemplate> template_;  // chosen by the first row that needs it
-  std::int64_t lost_bytes_ = 0;
 };
 
 }  // namespace lk
