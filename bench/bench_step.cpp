@@ -28,7 +28,7 @@ struct Settings {
               dtype = "auto";
   std::string recompute = "none";  // what the engine does: it keeps every activation
   std::int64_t batch = 2, seq_len = 256, rank = 8, steps = 10, warmup = 4;
-  bool profile = false;
+  bool profile = false, no_record = false;
   std::int64_t tokens() const { return batch * seq_len; }
 };
 
@@ -68,6 +68,8 @@ class Run {
     return paths;
   }
 
+  const ModelWeights& weights() const { return model_.weights(); }
+
  private:
   static LoraConfig lora(const Settings& s) {
     LoraConfig c;
@@ -78,6 +80,7 @@ class Run {
   static TrainerConfig training(const Settings& s) {
     TrainerConfig c;
     c.schedule = {ScheduleKind::Constant, 1e-4, 0, s.warmup + s.steps};
+    c.record = !s.no_record;
     return c;
   }
 
@@ -122,15 +125,15 @@ int run_bench(const Settings& s, Clock::time_point start) {
       s.config.empty() ? named_shape(s.shape) : config_from_json(read_json(s.config), s.config);
   std::unique_ptr<Backend> backend = open_device(s.device);
   const DType dtype = parse_compute_dtype(s.dtype, *backend);
-  const ModelWeights weights = random_weights(*backend, config, dtype, 1);
 
   // 1. The step.
   std::vector<double> seconds;
   double first_step = 0, first_loss = 0, last_loss = 0;
   std::vector<std::string> adapted;
   MemoryReport memory;
+  ModelWeights weights;  // as the model has laid them out
   {
-    Run run(*backend, config, weights, dtype, s);
+    Run run(*backend, config, random_weights(*backend, config, dtype, 1), dtype, s);
     adapted = run.adapted();
     for (std::int64_t i = 0; i < s.warmup + s.steps; ++i) {
       StepReport r = run.step();
@@ -140,6 +143,7 @@ int run_bench(const Settings& s, Clock::time_point start) {
       program::progress(concat("step ", r.step, "  ", r.seconds * 1e3, " ms"), false);
     }
     memory = memory_report(*backend);
+    weights = run.weights();
   }
   const std::int64_t rss = peak_rss();
   std::sort(seconds.begin(), seconds.end());
@@ -230,6 +234,7 @@ int main(int argc, char** argv) {
   app.add_option("--device", s.device, "auto, cpu, cuda:0")->capture_default_str();
   app.add_option("--steps", s.steps, "timed steps")->check(whole)->capture_default_str();
   app.add_option("--warmup", s.warmup, "steps before")->check(whole)->capture_default_str();
+  app.add_flag("--no-record", s.no_record, "launch every kernel by itself: no CUDA graph");
   app.add_flag("--profile", s.profile, "one more step: time by op family, share of its roof");
   return program::run(app, argc, argv, [&] { return run_bench(s, start); });
 }

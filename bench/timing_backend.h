@@ -75,6 +75,9 @@ class TimingBackend final : public Backend {
   std::string name() const override { return inner_.name(); }
   std::string description() const override { return inner_.description(); }
   bool is_cpu() const override { return inner_.is_cpu(); }
+  std::unique_ptr<Recording> record(const std::function<void()>&) override {
+    return nullptr;  // ops are timed one by one
+  }
   bool prefers_fused_linear() const override { return inner_.prefers_fused_linear(); }
   DType preferred_dtype() const override { return inner_.preferred_dtype(); }
   std::int64_t free_memory() const override;

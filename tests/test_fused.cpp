@@ -127,3 +127,31 @@ TEST_CASE("cuda: fused projections give the plain model's loss and gradients, BF
     }
   }
 }
+
+TEST_CASE("cuda: recorded steps give the bits of steps launched one by one") {
+  if (n_gpus() == 0) LK_SKIP("no GPU");
+  auto train = [](bool record, std::int64_t& recorded) {
+    FusedSubject s(DType::BF16, tiny_lora(), false, open_device("auto"));
+    TrainerConfig config;
+    config.schedule = {ScheduleKind::Cosine, 1e-2, 2, 8};
+    config.record = record;
+    Trainer trainer(*s.model, *s.adapter, config);
+    std::vector<std::vector<float>> out(1);
+    for (unsigned i = 0; i < 8; ++i) {  // other tokens each step, one step of another shape
+      const std::vector<Row> rows =
+          random_rows(i == 5 ? std::vector{40} : std::vector{9, 70, 3}, i);
+      const std::vector<const Row*> all = pointers(rows);
+      StepReport r = trainer.step(std::vector<std::vector<const Row*>>{all, all});
+      recorded += r.recorded;
+      out[0].push_back(static_cast<float>(r.loss));
+      out[0].push_back(static_cast<float>(r.grad_norm));
+      CHECK(s.backend->weight_gradient_matmuls() == 2 * 28 * (i + 1));
+    }
+    for (const Parameter* p : s.adapter->parameters()) out.push_back(to_host<float>(p->value()));
+    return out;
+  };
+  std::int64_t with = 0, without = 0;
+  CHECK(train(true, with) == train(false, without));
+  CHECK(with == 6);  // all but the first, and the one of another shape
+  CHECK(without == 0);
+}

@@ -30,6 +30,7 @@ class CudaBackend final : public Backend {
   void upload(const Tensor& dst, const void* src, std::size_t bytes) override;
   void download(void* dst, const Tensor& src, std::size_t bytes) override;
   void synchronize() override;
+  std::unique_ptr<Recording> record(const std::function<void()>& work) override;
   std::unique_ptr<DeviceClock> make_clock() override;  // device_clock.cpp
 
   // elementwise.cu
@@ -92,6 +93,7 @@ class CudaBackend final : public Backend {
              const Tensor& norm_sq) override;
 
  private:
+  class Graph;
   void matmul_tn(const Tensor& dw, GradMode mode, double alpha, const Tensor& a,
                  const Tensor& b) override;
   void gemm(const Tensor& c, GradMode mode, double alpha, const Tensor& a, bool transpose_a,

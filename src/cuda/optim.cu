@@ -95,6 +95,7 @@ struct UpdateConstants {
   float step_size;            // lr / (1 - beta1^t)
   float inverse_sqrt_second;  // 1 / sqrt(1 - beta2^t)
   float max_norm;
+  const float* rates;  // or null: lr, step_size and inverse_sqrt_second as of now
 };
 
 __global__ void __launch_bounds__(kThreads)
@@ -106,16 +107,18 @@ __global__ void __launch_bounds__(kThreads)
     if (!isfinite(squared)) return;
     if (c.max_norm > 0.0f) clip = fminf(1.0f, c.max_norm / (sqrtf(squared) + 1e-6f));
   }
+  float lr = c.lr, step_size = c.step_size, inverse_sqrt_second = c.inverse_sqrt_second;
+  if (c.rates) lr = c.rates[0], step_size = c.rates[1], inverse_sqrt_second = c.rates[2];
   int s = slot_of_block(table);
   const UpdateSlot& slot = table.slots[s];
-  float keep = 1.0f - c.lr * slot.weight_decay;
+  float keep = 1.0f - lr * slot.weight_decay;
   i64 begin = (static_cast<i64>(blockIdx.x) - table.first_chunk[s]) * kChunk;
   i64 end = min(slot.numel, begin + kChunk);
   for (i64 i = begin + threadIdx.x; i < end; i += kThreads) {
     float g = slot.grad[i] * clip;
     float m = c.beta1 * slot.m[i] + (1.0f - c.beta1) * g;
     float v = c.beta2 * slot.v[i] + (1.0f - c.beta2) * g * g;
-    float p = slot.value[i] * keep - c.step_size * m / (sqrtf(v) * c.inverse_sqrt_second + c.eps);
+    float p = slot.value[i] * keep - step_size * m / (sqrtf(v) * inverse_sqrt_second + c.eps);
     slot.m[i] = m;
     slot.v[i] = v;
     slot.value[i] = p;
@@ -181,7 +184,8 @@ void CudaBackend::adamw(std::span<const AdamWSlot> slots, const AdamWStep& step,
                             .eps = step.eps,
                             .step_size = static_cast<float>(step.lr / first),
                             .inverse_sqrt_second = static_cast<float>(1.0 / std::sqrt(second)),
-                            .max_norm = step.max_norm};
+                            .max_norm = step.max_norm,
+                            .rates = step.rates ? step.rates.data<float>() : nullptr};
   const float* norm = norm_sq ? norm_sq.data<float>() : nullptr;
   auto slot = [](const AdamWSlot& s) {
     check(s.value.numel() <= INT32_MAX, "cuda adamw: tensor too large");

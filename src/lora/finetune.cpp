@@ -259,6 +259,7 @@ class Run {
       result_.last_loss = report.loss;
       step_seconds += report.seconds;
       tokens += report.tokens;
+      result_.recorded_steps += report.recorded;
       metrics_->step(report);
       if (report.skipped)
         listener_.message(concat("step ", report.step, ": loss or gradient not finite; no update"));
@@ -274,6 +275,14 @@ class Run {
     result_.seconds = step_seconds;
     result_.tokens_per_second = step_seconds > 0 ? static_cast<double>(tokens) / step_seconds : 0;
     weight_gradient_matmuls_ = backend_->weight_gradient_matmuls() - matmuls_before;
+    if (!backend_->is_cpu()) {
+      std::string why = trainer_->why_not_recorded();
+      if (why.empty() && result_.recorded_steps == 0)
+        why = "no two steps in a row had batches of the same shapes";
+      listener_.message(concat("CUDA graph: ", result_.recorded_steps, " of ",
+                               trainer_->steps_done() - first, " steps ran as one launch",
+                               why.empty() ? "" : ": ", why));
+    }
     finish(first);
   }
 
@@ -363,6 +372,7 @@ class Run {
                        {"first_loss", result_.first_loss},
                        {"last_loss", result_.last_loss},
                        {"seconds", result_.seconds},
+                       {"recorded_steps", result_.recorded_steps},
                        {"tokens_per_second", result_.tokens_per_second}};
       if (result_.eval_before)
         run["result"]["eval_before"] = evaluation_to_json(*result_.eval_before);

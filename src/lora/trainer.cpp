@@ -19,6 +19,18 @@ std::string hash(const Tensor& t) {
   return h.hex();
 }
 
+// The same shapes: the values of one batch where another's lie.
+void copy_batches(std::span<const TokenBatch> to, std::span<const TokenBatch> from) {
+  for (std::size_t i = 0; i < to.size(); ++i) {
+    Backend& backend = to[i].ids.backend();
+    backend.copy(to[i].ids, from[i].ids);
+    backend.copy(to[i].positions, from[i].positions);
+    backend.copy(to[i].segments.offsets, from[i].segments.offsets);
+    backend.copy(to[i].rows, from[i].rows);
+    backend.copy(to[i].targets, from[i].targets);
+  }
+}
+
 std::int64_t supervised(std::span<const HostBatch> micro_batches) {
   std::int64_t n = 0;
   for (const HostBatch& batch : micro_batches) n += batch.n_supervised();
@@ -56,33 +68,38 @@ StepReport Trainer::step(std::span<const HostBatch> micro_batches) {
   check(report.supervised_tokens > 0, "a step needs at least one supervised token");
   const double scale = 1.0 / static_cast<double>(report.supervised_tokens);
 
-  // 1. Forward and backward, one tape per micro-batch; gradients add up in A's and B's buffers.
-  adapter_.zero_grad();
-  Tensor total = backend.empty(Tag::Workspace, stat_dtype(model_.compute_dtype()), {1});
-  GradMode mode = GradMode::Write;
+  report.lr = lr_at(config_.schedule, steps_done_);
+  Shapes shapes;
   for (const HostBatch& host : micro_batches) {
-    TokenBatch batch = upload_batch(backend, host);
-    report.tokens += batch.n_tokens;
-    Tape tape(backend);
-    Var loss;
-    if (batch.n_supervised > 0) {  // a micro-batch may hold none: its share of the loss is zero
-      loss = model_.loss(tape, batch, scale,
-                         {true, config_.seed, static_cast<std::uint64_t>(micro_steps_done_)});
-      backend.sum(total, mode, 1.0, loss.value());
-      mode = GradMode::Add;
-      tape.backward(loss);
-    }
-    ++micro_steps_done_;
+    report.tokens += host.n_tokens();
+    shapes.push_back({host.n_tokens(), std::ssize(host.offsets), host.n_supervised()});
   }
 
-  // 2. Clip by global norm and update: the norm stays on the device, AdamW reads it there.
-  Tensor norm_sq = optimizer_->grad_norm_sq();
-  report.lr = lr_at(config_.schedule, steps_done_);
-  optimizer_->step(static_cast<float>(report.lr), static_cast<float>(config_.clip), norm_sq);
+  // 1. The inputs: batches and learning rate.
+  Batches batches = upload(micro_batches);
+  optimizer_->begin_step(static_cast<float>(report.lr));
+
+  // 2. The work, as one recording from the second time on that its shapes come in a row.
+  if (recording_ && shapes == recorded_shapes_) {
+    copy_batches(recorded_batches_.micro, batches.micro);
+    batches = recorded_batches_;
+    report.recorded = true;
+  } else if (why_not_recorded().empty() && shapes == last_shapes_) {
+    recording_.reset();
+    recording_ = backend.record([&] { run(batches, scale); });
+    recorded_batches_ = batches, recorded_shapes_ = shapes;
+    report.recorded = recording_ != nullptr;
+  }
+  if (report.recorded)
+    recording_->run();
+  else
+    run(batches, scale);
+  last_shapes_ = std::move(shapes);
+  micro_steps_done_ += std::ssize(micro_batches);
 
   // 3. The only wait for the device in a step.
-  report.loss = to_host_f64(total)[0];
-  report.grad_norm = std::sqrt(to_host_f64(norm_sq)[0]);
+  report.loss = to_host_f64(batches.total)[0];
+  report.grad_norm = std::sqrt(to_host_f64(batches.norm_sq)[0]);
   report.skipped = !std::isfinite(report.loss) || !std::isfinite(report.grad_norm);
   bad_steps_in_a_row_ = report.skipped ? bad_steps_in_a_row_ + 1 : 0;
   ++steps_done_;
@@ -92,6 +109,44 @@ StepReport Trainer::step(std::span<const HostBatch> micro_batches) {
                                 "); first bad gradient: ", first_non_finite()));
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return report;
+}
+
+Trainer::Batches Trainer::upload(std::span<const HostBatch> micro_batches) const {
+  Backend& backend = model_.backend();
+  Batches batches;
+  for (const HostBatch& host : micro_batches) batches.micro.push_back(upload_batch(backend, host));
+  batches.total = backend.empty(Tag::Workspace, stat_dtype(model_.compute_dtype()), {1});
+  batches.norm_sq = backend.empty(Tag::Workspace, optimizer_->dtype(), {1});
+  return batches;
+}
+
+// Forward and backward, one tape per micro-batch; gradients add up in A's and B's buffers. Then
+// clip by global norm and update: the norm stays on the device, AdamW reads it there.
+void Trainer::run(Batches& batches, double scale) {
+  Backend& backend = model_.backend();
+  adapter_.zero_grad();
+  GradMode mode = GradMode::Write;
+  std::int64_t micro_step = micro_steps_done_;
+  for (const TokenBatch& batch : batches.micro) {
+    if (batch.n_supervised > 0) {  // a micro-batch may hold none: its share of the loss is zero
+      Tape tape(backend);
+      Var loss = model_.loss(tape, batch, scale,
+                             {true, config_.seed, static_cast<std::uint64_t>(micro_step)});
+      backend.sum(batches.total, mode, 1.0, loss.value());
+      mode = GradMode::Add;
+      tape.backward(loss);
+    }
+    ++micro_step;
+  }
+  optimizer_->grad_norm_sq(batches.norm_sq);
+  optimizer_->update(static_cast<float>(config_.clip), batches.norm_sq);
+}
+
+std::string Trainer::why_not_recorded() const {
+  if (!config_.record) return "switched off";
+  if (model_.backend().is_cpu()) return "the CPU has no launches to save";
+  if (adapter_.config().shape.dropout > 0) return "dropout draws other masks each step";
+  return "";
 }
 
 std::string Trainer::first_non_finite() const {

@@ -18,6 +18,7 @@ struct TrainerConfig {
   Schedule schedule;
   double clip = 1.0;  // 0: no clipping
   std::uint64_t seed = 0;
+  bool record = true;  // run repeated steps as recorded work, where the device can
 };
 
 struct StepReport {
@@ -27,7 +28,8 @@ struct StepReport {
   double lr = 0;
   std::int64_t tokens = 0, supervised_tokens = 0;
   double seconds = 0;
-  bool skipped = false;  // loss or gradient not finite: nothing was updated
+  bool skipped = false;   // loss or gradient not finite: nothing was updated
+  bool recorded = false;  // ran as recorded work
 };
 
 class Trainer {
@@ -51,7 +53,22 @@ class Trainer {
   // Adapter layers whose B is bit for bit what it was when the Trainer was made.
   std::vector<std::string> unmoved() const;
 
+  // Why steps are not recorded; empty if they are, or will be once a shape repeats.
+  std::string why_not_recorded() const;
+
  private:
+  // Note [Recorded steps]: on a GPU small models spend their time launching kernels. A step whose
+  // batches have the shapes of the step before is therefore recorded, from the first forward to the
+  // optimizer, and run as one from then on; its inputs are copied to where the recording reads
+  // them. The same kernels in the same order: the same bits.
+  struct Batches {
+    std::vector<TokenBatch> micro;
+    Tensor total, norm_sq;  // (1): the loss, and the squared gradient norm
+  };
+  using Shapes = std::vector<std::array<std::int64_t, 3>>;  // tokens, documents, supervised
+  Batches upload(std::span<const HostBatch> micro_batches) const;
+  void run(Batches& batches, double scale);
+
   std::string first_non_finite() const;
 
   Transformer& model_;
@@ -60,7 +77,10 @@ class Trainer {
   std::unique_ptr<AdamW> optimizer_;
   std::int64_t steps_done_ = 0, micro_steps_done_ = 0;
   int bad_steps_in_a_row_ = 0;
-  std::vector<std::string> initial_b_;  // SHA-256 of each layer's B
+  Shapes last_shapes_, recorded_shapes_;
+  Batches recorded_batches_;
+  std::unique_ptr<Recording> recording_;  // before what it reads
+  std::vector<std::string> initial_b_;    // SHA-256 of each layer's B
 };
 
 }  // namespace lk

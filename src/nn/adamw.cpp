@@ -1,6 +1,7 @@
 #include "nn/adamw.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace lk {
 
@@ -39,26 +40,41 @@ void AdamW::zero_unwritten() {
 }
 
 Tensor AdamW::grad_norm_sq() {
-  zero_unwritten();
-  std::vector<Tensor> grads;
-  for (const AdamWSlot& slot : slots_) grads.push_back(slot.grad);
-  Backend& backend = slots_[0].value.backend();
-  Tensor norm_sq = backend.empty(Tag::Workspace, slots_[0].value.dtype(), {1});
-  backend.sum_squares(norm_sq, grads);
+  Tensor norm_sq = slots_[0].value.backend().empty(Tag::Workspace, dtype(), {1});
+  grad_norm_sq(norm_sq);
   return norm_sq;
 }
 
-void AdamW::step(float lr, float max_norm, const Tensor& norm_sq) {
+void AdamW::grad_norm_sq(const Tensor& norm_sq) {
+  zero_unwritten();
+  std::vector<Tensor> grads;
+  for (const AdamWSlot& slot : slots_) grads.push_back(slot.grad);
+  slots_[0].value.backend().sum_squares(norm_sq, grads);
+}
+
+void AdamW::begin_step(float lr) {
+  step_.lr = lr;
+  step_.beta1 = config_.beta1;
+  step_.beta2 = config_.beta2;
+  step_.eps = config_.eps;
+  step_.step = ++steps_done_;
+  const Tensor& value = slots_[0].value;
+  Backend& backend = value.backend();
+  if (backend.is_cpu() || value.dtype() != DType::F32) return;
+  const auto t = static_cast<double>(step_.step);
+  const double first = 1 - std::pow(static_cast<double>(step_.beta1), t);
+  const double second = 1 - std::pow(static_cast<double>(step_.beta2), t);
+  const float rates[3] = {lr, static_cast<float>(lr / first),
+                          static_cast<float>(1 / std::sqrt(second))};
+  if (!step_.rates) step_.rates = backend.empty(Tag::Workspace, DType::F32, {3});
+  backend.upload(step_.rates, rates, sizeof rates);
+}
+
+void AdamW::update(float max_norm, const Tensor& norm_sq) {
   norm_sq.expect({1}, "AdamW: norm_sq (1)");
   zero_unwritten();
-  AdamWStep step;
-  step.lr = lr;
-  step.beta1 = config_.beta1;
-  step.beta2 = config_.beta2;
-  step.eps = config_.eps;
-  step.step = ++steps_done_;
-  step.max_norm = max_norm;
-  slots_[0].value.backend().adamw(slots_, step, norm_sq);
+  step_.max_norm = max_norm;
+  slots_[0].value.backend().adamw(slots_, step_, norm_sq);
 }
 
 }  // namespace lk

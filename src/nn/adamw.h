@@ -23,13 +23,22 @@ class AdamW {
   // Squared global norm (1) of all gradients, on the device; a parameter whose gradient nobody
   // wrote since zero_grad() counts as zero.
   Tensor grad_norm_sq();
+  void grad_norm_sq(const Tensor& norm_sq);
   // One update of every parameter. With g = grad * min(1, max_norm / (norm + 1e-6)) if max_norm > 0
   // (else grad), t = steps_done() + 1:
   //   p -= lr wd p;  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
   //   p -= lr / (1 - b1^t) m / (sqrt(v / (1 - b2^t)) + eps)
   // If norm_sq is not finite nothing of this happens (the device decides), but the step counts.
-  void step(float lr, float max_norm, const Tensor& norm_sq);
+  void step(float lr, float max_norm, const Tensor& norm_sq) {
+    begin_step(lr);
+    update(max_norm, norm_sq);
+  }
+  // Its two halves, for recorded work: the first counts the step and brings its rates to the
+  // device, the second is the same every time.
+  void begin_step(float lr);
+  void update(float max_norm, const Tensor& norm_sq);
 
+  DType dtype() const { return slots_[0].value.dtype(); }
   std::int64_t steps_done() const { return steps_done_; }
   void set_steps_done(std::int64_t steps) { steps_done_ = steps; }
   // For checkpoints: the parameters in order, and the moments of parameter i.
@@ -43,6 +52,7 @@ class AdamW {
   std::vector<Parameter*> parameters_;
   AdamWConfig config_;
   std::vector<AdamWSlot> slots_;
+  AdamWStep step_;
   std::int64_t steps_done_ = 0;
 };
 

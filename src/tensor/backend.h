@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -20,6 +21,7 @@
 #include "tensor/device_clock.h"
 #include "tensor/ledger.h"
 #include "tensor/philox.h"
+#include "tensor/recording.h"
 #include "tensor/tensor.h"
 #include "tensor/weight.h"
 
@@ -68,6 +70,9 @@ struct AdamWStep {
   float lr = 0, beta1 = 0.9f, beta2 = 0.999f, eps = 1e-8f;
   std::int64_t step = 1;  // 1 for the first update: bias corrections are 1 - beta^step
   float max_norm = 0;     // > 0: gradients times min(1, max_norm / (norm + 1e-6))
+  // If defined, the numbers that change from step to step, (3) F32 on the device, so that recorded
+  // work reads the present ones: lr, lr / (1 - beta1^step), 1 / sqrt(1 - beta2^step).
+  Tensor rates;
 };
 
 class Backend {
@@ -112,6 +117,14 @@ class Backend {
   virtual void upload(const Tensor& dst, const void* src, std::size_t bytes) = 0;
   virtual void download(void* dst, const Tensor& src, std::size_t bytes) = 0;
   virtual void synchronize() = 0;
+  // Calls `work`, which may submit anything but copies from and to the host, and records instead of
+  // running it; null, with nothing called, where work can't be recorded. The same work must have
+  // run before, so that all it needs is allocated. What the work allocates and frees stays set
+  // apart for the recording; what it reads and writes else must stay where it is.
+  virtual std::unique_ptr<Recording> record(const std::function<void()>& work) {
+    static_cast<void>(work);
+    return nullptr;
+  }
   // Times the work of this device, which must outlive it. Here the host's clock: right wherever a
   // call returns with its work done.
   virtual std::unique_ptr<DeviceClock> make_clock();
@@ -226,6 +239,9 @@ class Backend {
 
  protected:
   Backend();
+  BlockCache& block_cache() { return *cache_; }
+  // For recorded work that contains them.
+  void count_weight_gradients(std::int64_t n) { weight_gradient_matmuls_ += n; }
   // Installs the cache; called by the constructor of a concrete backend.
   void set_cache(std::unique_ptr<BlockCache> cache) { cache_ = std::move(cache); }
   // Called by the destructor of a concrete backend while its device is still there.

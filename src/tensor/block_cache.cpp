@@ -22,6 +22,12 @@ bool fits(std::size_t block, std::size_t wanted) {
 BlockCache::~BlockCache() { trim(); }
 
 void* BlockCache::allocate(std::size_t bytes) {
+  void* block = find_or_allocate(bytes);
+  if (recorded_ && block) recorded_->insert(block);
+  return block;
+}
+
+void* BlockCache::find_or_allocate(std::size_t bytes) {
   std::size_t wanted = rounded(bytes);
   auto it = unused_.lower_bound(wanted);
   if (it != unused_.end() && fits(it->first, wanted)) {
@@ -60,6 +66,30 @@ void BlockCache::trim() {
     reserved_bytes_ -= static_cast<std::int64_t>(size);
   }
   unused_.clear();
+}
+
+void BlockCache::begin_recording() {
+  check(!recorded_, "allocator: already recording");
+  recorded_.emplace();
+}
+
+BlockCache::Blocks BlockCache::end_recording() {
+  check(recorded_.has_value(), "allocator: not recording");
+  Blocks blocks;
+  for (auto it = unused_.begin(); it != unused_.end();) {
+    if (recorded_->contains(it->second)) {
+      blocks.emplace_back(it->second, it->first);
+      it = unused_.erase(it);
+    } else {
+      ++it;
+    }
+  }
+  recorded_.reset();
+  return blocks;
+}
+
+void BlockCache::give_back(const Blocks& blocks) {
+  for (auto [block, size] : blocks) unused_.emplace(size, block);
 }
 
 }  // namespace lk

@@ -10,7 +10,11 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <optional>
+#include <set>
 #include <unordered_map>
+#include <utility>
+#include <vector>
 
 namespace lk {
 
@@ -31,15 +35,26 @@ class BlockCache {
   // Gives every unused block back to the driver.
   void trim();
 
+  // Between these two every block that is asked for is noted. At the end those that are free again
+  // leave the cache and are returned: recorded work will use them each time it is run, so nobody
+  // else may have them until give_back().
+  using Blocks = std::vector<std::pair<void*, std::size_t>>;
+  void begin_recording();
+  Blocks end_recording();
+  void give_back(const Blocks& blocks);
+
   std::int64_t driver_allocations() const { return driver_allocations_; }
   std::int64_t reserved_bytes() const { return reserved_bytes_; }
   std::int64_t peak_reserved_bytes() const { return peak_reserved_bytes_; }
 
  private:
+  void* find_or_allocate(std::size_t bytes);
+
   Malloc malloc_;
   Free free_;
   std::multimap<std::size_t, void*> unused_;
   std::unordered_map<void*, std::size_t> used_;
+  std::optional<std::set<void*>> recorded_;
   std::int64_t driver_allocations_ = 0, reserved_bytes_ = 0, peak_reserved_bytes_ = 0;
 };
 
