@@ -3,11 +3,11 @@
 // code for sm_90a may contain them; attention.cu chooses at run time.
 //
 // Operands (PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions"):
-//   accumulator 64 x 8 NT  warp w of the group holds rows [16 w, 16 w + 16) as NT C tiles of
-//   mma.cuh A in registers         the same warp's A fragment of mma.cuh: pack_a makes it from two
-//   C tiles A, B in shared memory  PanelTile below; a tile (n, k) with k contiguous is B = tileᵀ, a
-//   tile (k,
-//                          n) with n contiguous is B = tile, read transposed
+//   accumulator   64 x 8 NT; warp w of the group holds rows [16 w, 16 w + 16) as NT C tiles of
+//                 mma.cuh
+//   A, registers  the same warp's A fragment of mma.cuh: pack_a makes it from two C tiles
+//   A, B, shared  PanelTile below; a tile (n, k), k contiguous, is B = tileᵀ; a tile (k, n), n
+//                 contiguous, is B = tile and read transposed
 //
 // Note [Order of wgmma]. Registers of a product that was issued must not be touched until
 // wgmma_wait says it is done, and the compiler doesn't know: hold() its accumulator before the
