@@ -166,6 +166,31 @@ TEST_CASE("cuda: attention of packed documents, all head sizes") {
       }
 }
 
+// Head sizes with kernels of their own on some GPUs, whose tiles have 64 and 128 rows.
+TEST_CASE("cuda: attention at the edges of tiles, head sizes 64 and 128") {
+  LK_NEEDS_GPU();
+  const std::vector<std::vector<std::int32_t>> packings = {
+      {0, 63}, {0, 64}, {0, 127}, {0, 128}, {0, 129}, {0, 300}, {0, 1, 64, 128, 193, 320, 449}};
+  for (int head_dim : {64, 128})
+    for (const auto& offsets : packings)
+      for (int window : {0, 70}) {
+        if (window > 0 && offsets.back() < 300) continue;
+        Setup a{.head_dim = head_dim, .window = window, .q_offsets = offsets, .k_offsets = {}};
+        check_forward(a);
+        check_backward(a);
+      }
+}
+
+TEST_CASE("cuda: attention over 2048 rows, head sizes 64 and 128") {
+  LK_NEEDS_GPU();
+  for (int head_dim : {64, 128}) {
+    Setup a{
+        .heads = 2, .kv_heads = 1, .head_dim = head_dim, .q_offsets = {0, 2048}, .k_offsets = {}};
+    check_forward(a);
+    check_backward(a);
+  }
+}
+
 TEST_CASE("cuda: attention with all ways of grouping heads") {
   LK_NEEDS_GPU();
   for (DType t : {DType::F32, DType::BF16})
@@ -213,7 +238,8 @@ TEST_CASE("cuda: attention with a key/value cache") {
         for (auto [q, k] :
              {std::pair{std::vector<std::int32_t>{0, 1}, std::vector<std::int32_t>{0, 300}},
               {{0, 1, 2, 3}, {0, 10, 11, 140}},
-              {{0, 5, 70}, {0, 5, 200}}})
+              {{0, 5, 70}, {0, 5, 200}},
+              {{0, 130, 263}, {0, 300, 733}}})
           check_forward(
               {.dtype = t, .head_dim = head_dim, .window = window, .q_offsets = q, .k_offsets = k});
 }
@@ -232,16 +258,18 @@ TEST_CASE("cuda: attention of no rows") {
 
 TEST_CASE("cuda: 30 backward passes of attention give the same bits") {
   LK_NEEDS_GPU();
-  for (DType t : {DType::F32, DType::BF16}) {
-    Setup a{.dtype = t, .q_offsets = {0, 130, 500}, .k_offsets = {}};
-    Given g = given(a);
-    Side s{gpu(), t, t, kContiguous};
-    std::vector<Guarded> first = backward(a, s, g.o, g.lse);
-    for (int run = 1; run < 30; ++run) {
-      std::vector<Guarded> again = backward(a, s, g.o, g.lse);
-      for (std::size_t i = 0; i < first.size(); ++i) REQUIRE(again[i].bytes() == first[i].bytes());
+  for (DType t : {DType::F32, DType::BF16})
+    for (int head_dim : {64, 128}) {
+      Setup a{.dtype = t, .head_dim = head_dim, .q_offsets = {0, 130, 500}, .k_offsets = {}};
+      Given g = given(a);
+      Side s{gpu(), t, t, kContiguous};
+      std::vector<Guarded> first = backward(a, s, g.o, g.lse);
+      for (int run = 1; run < 30; ++run) {
+        std::vector<Guarded> again = backward(a, s, g.o, g.lse);
+        for (std::size_t i = 0; i < first.size(); ++i)
+          REQUIRE(again[i].bytes() == first[i].bytes());
+      }
     }
-  }
 }
 
 TEST_CASE("cuda: a row of attention does not depend on other documents") {

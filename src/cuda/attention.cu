@@ -1,29 +1,39 @@
 // Attention's entry points: which kernels a call gets, and delta, the row sums that backward starts
 // from.
 //
-// BF16 with a head size up to 128 and 16-byte aligned rows: tensor cores (attention_forward.cu,
-// attention_backward.cu). Everything else: FP32 arithmetic (attention_plain.cu).
+// BF16 with 16-byte aligned rows: tensor cores; head sizes 64 and 128 on a GPU of compute
+// capability 9.0 by wgmma (attention_forward_wgmma.cu, attention_backward_wgmma.cu), up to 128
+// elsewhere by mma.sync (attention_forward.cu, attention_backward.cu). Everything else: FP32
+// arithmetic (attention_plain.cu).
 #include "cuda/attention_tiles.cuh"
 #include "cuda/cuda_backend.h"
-#include "cuda/reduce.cuh"
 
 namespace lk {
 namespace {
 
-// delta (H,T) = rowsum(dout * o): one warp per row and head. dout and o are read once.
-template <class T>
+// delta (H,T) = rowsum(dout * o): LANES lanes per row and head, N elements at a time. dout and o
+// are read once.
+template <class T, int N, int LANES>
 __global__ void __launch_bounds__(256)
     attention_delta_kernel(float* delta, Matrix<const T> dout, Matrix<const T> o, i64 rows,
                            int n_heads, int head_dim) {
   i64 row = blockIdx.x;
-  int lane = threadIdx.x % 32;
-  for (int head = threadIdx.x / 32; head < n_heads; head += blockDim.x / 32) {
+  int lane = threadIdx.x % LANES, n_groups = blockDim.x / LANES;
+  for (int first = 0; first < n_heads; first += n_groups) {  // the same for all lanes of a warp
+    int head = first + threadIdx.x / LANES;
     i64 col = static_cast<i64>(head) * head_dim;
     float sum = 0.0f;
-    for (int d = lane; d < head_dim; d += 32)
-      sum = fmaf(to_float(*dout.at(row, col + d)), to_float(*o.at(row, col + d)), sum);
-    sum = warp_sum(sum);
-    if (lane == 0) delta[head * rows + row] = sum;
+    for (int d = lane * N; d < head_dim && head < n_heads; d += LANES * N) {
+      float x[N], y[N];
+      load_pack<N>(dout.at(row, col + d), x);
+      load_pack<N>(o.at(row, col + d), y);
+#pragma unroll
+      for (int i = 0; i < N; ++i) sum = fmaf(x[i], y[i], sum);
+    }
+#pragma unroll
+    for (int offset = LANES / 2; offset > 0; offset /= 2)
+      sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+    if (lane == 0 && head < n_heads) delta[head * rows + row] = sum;
   }
 }
 
@@ -32,6 +42,23 @@ bool suits_tensor_cores(int head_dim, const Tensor& q, const Tensors&... others)
   return q.dtype() == DType::BF16 && head_dim <= 128 && packable(8, head_dim, q, others...);
 }
 
+// Does the current GPU run, and this build contain, code for sm_90a? (gpu_arch in
+// meson_options.txt)
+bool has_wgmma() {
+#ifdef LK_CUDA_SM90A
+  int device = 0, major = 0, minor = 0;
+  cuda_check(cudaGetDevice(&device), "asking for the current GPU");
+  cuda_check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+             "reading the compute capability");
+  cuda_check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device),
+             "reading the compute capability");
+  return major == 9 && minor == 0;
+#else
+  return false;
+#endif
+}
+bool suits_wgmma(int head_dim) { return (head_dim == 64 || head_dim == 128) && has_wgmma(); }
+
 }  // namespace
 
 void CudaBackend::attention_forward(const Tensor& o, const Tensor& lse, const Tensor& q,
@@ -39,10 +66,14 @@ void CudaBackend::attention_forward(const Tensor& o, const Tensor& lse, const Te
                                     const Segments& q_seg, const Segments& k_seg) {
   if (q_seg.total() == 0) return;
   AttentionForward a{o, lse, q, k, v, shape, q_seg, k_seg};
-  if (suits_tensor_cores(shape.head_dim, q, k, v, o))
-    attention_forward_mma(a, stream());
+  cudaStream_t s = stream();
+  bool few_queries = q_seg.total() < 32 * q_seg.count();  // decoding: most of a tile is empty
+  if (!suits_tensor_cores(shape.head_dim, q, k, v, o))
+    attention_forward_plain(a, s);
+  else if (!few_queries && suits_wgmma(shape.head_dim))
+    attention_forward_wgmma(a, s);
   else
-    attention_forward_plain(a, stream());
+    attention_forward_mma(a, s);
 }
 
 void CudaBackend::attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv,
@@ -51,16 +82,25 @@ void CudaBackend::attention_backward(const Tensor& dq, const Tensor& dk, const T
                                      const AttentionShape& shape, const Segments& seg) {
   if (seg.total() == 0) return;
   Tensor delta = empty(Tag::Workspace, DType::F32, {shape.n_heads, seg.total()});
+  cudaStream_t s = stream();
   dispatch_device(q.dtype(), [&]<class T>() {
-    launch("attention_delta", attention_delta_kernel<device_t<T>>, grid_of(seg.total()), dim3(256),
-           0, stream(), delta.data<float>(), const_matrix<T>(dout), const_matrix<T>(o), seg.total(),
-           shape.n_heads, shape.head_dim);
+    auto go = [&]<int N, int LANES>() {
+      launch("attention_delta", attention_delta_kernel<device_t<T>, N, LANES>, grid_of(seg.total()),
+             dim3(256), 0, s, delta.data<float>(), const_matrix<T>(dout), const_matrix<T>(o),
+             seg.total(), shape.n_heads, shape.head_dim);
+    };
+    if (suits_tensor_cores(shape.head_dim, q, dout, o) && shape.head_dim % 64 == 0)
+      go.template operator()<8, 8>();
+    else
+      go.template operator()<1, 32>();
   });
   AttentionBackward a{dq, dk, dv, dout, q, k, v, lse, delta, shape, seg};
-  if (suits_tensor_cores(shape.head_dim, q, k, v, dout, dq, dk, dv))
-    attention_backward_mma(a, stream());
+  if (!suits_tensor_cores(shape.head_dim, q, k, v, dout, dq, dk, dv))
+    attention_backward_plain(a, s);
+  else if (suits_wgmma(shape.head_dim))
+    attention_backward_wgmma(a, s);
   else
-    attention_backward_plain(a, stream());
+    attention_backward_mma(a, s);
 }
 
 }  // namespace lk

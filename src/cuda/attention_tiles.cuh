@@ -88,7 +88,8 @@ AttentionInputs<device_t<T>> attention_inputs(const Tensor& q, const Tensor& k, 
           .total_q = q_seg.total()};
 }
 
-// The two implementations behind CudaBackend::attention_*; chosen in attention.cu.
+// The implementations behind CudaBackend::attention_*; chosen in attention.cu. The wgmma kernels
+// take head sizes 64 and 128 on a GPU of compute capability 9.0.
 struct AttentionForward {
   const Tensor &o, &lse, &q, &k, &v;
   const AttentionShape& shape;
@@ -99,6 +100,8 @@ struct AttentionBackward {
   const AttentionShape& shape;
   const Segments& seg;
 };
+void attention_forward_wgmma(const AttentionForward& a, cudaStream_t stream);
+void attention_backward_wgmma(const AttentionBackward& a, cudaStream_t stream);
 void attention_forward_mma(const AttentionForward& a, cudaStream_t stream);
 void attention_backward_mma(const AttentionBackward& a, cudaStream_t stream);
 void attention_forward_plain(const AttentionForward& a, cudaStream_t stream);

@@ -1,0 +1,258 @@
+// Hopper's own tensor-core instructions for BF16, wgmma: a warpgroup (four warps) multiplies 64
+// rows at a time, in the background, and reads its operands from shared memory by descriptor. Only
+// code for sm_90a may contain them; attention.cu chooses at run time.
+//
+// Operands (PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions"):
+//   accumulator   64 x 8 NT; warp w of the group holds rows [16 w, 16 w + 16) as NT C tiles of
+//                 mma.cuh
+//   A, registers  the same warp's A fragment of mma.cuh: pack_a makes it from two C tiles
+//   A, B, shared  PanelTile below; a tile (n, k), k contiguous, is B = tileᵀ; a tile (k, n), n
+//                 contiguous, is B = tile and read transposed
+//
+// Note [Order of wgmma]. Registers of a product that was issued must not be touched until
+// wgmma_wait says it is done, and the compiler doesn't know: hold() its accumulator before the
+// first use. wgmma_fence() comes between the last ordinary write of an accumulator or A fragment
+// and the product. Shared memory written by copy_async is seen by wgmma after: the writing thread
+// waits for its copies, calls fence_async_proxy(), and meets the others at a barrier.
+#pragma once
+
+#include "cuda/mma.cuh"
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define LK_DEVICE_HAS_WGMMA 1
+#endif
+
+namespace lk {
+
+inline constexpr int kWarpgroup = 128;  // threads
+
+// Waits until at most `LEFT` of this thread's newest groups of copies are still under way.
+template <int LEFT>
+__device__ __forceinline__ void copy_async_wait_but() {
+  asm volatile("cp.async.wait_group %0;\n" ::"n"(LEFT) : "memory");
+}
+
+// COLS / 64 panels, one behind the other, of ROWS x 64 bf16: a row of a panel is 128 bytes,
+// swizzled as SwizzledTile does, which is wgmma's "128-byte swizzle". `base` is a multiple of 1024.
+template <int ROWS, int COLS>
+struct PanelTile {
+  static_assert(ROWS % 8 == 0 && COLS % 64 == 0);
+  static constexpr std::uint32_t kRowBytes = 128, kPanelBytes = ROWS * kRowBytes,
+                                 kBytes = COLS / 64 * kPanelBytes;
+  std::uint32_t base;
+
+  __device__ __forceinline__ SwizzledTile<64> panel(int i) const {
+    return {base + i * kPanelBytes};
+  }
+
+  // Starts copying rows [0, valid_rows) of a matrix; the rows behind are zeroed.
+  template <int THREADS>
+  __device__ __forceinline__ void load_async(const __nv_bfloat16* from, i64 ld,
+                                             int valid_rows) const {
+    constexpr int kLoaders = THREADS == 3 * kWarpgroup ? 2 * kWarpgroup : THREADS;
+    if (kLoaders < THREADS && threadIdx.x >= kLoaders) return;
+    asm volatile("" : "+l"(ld));  // addresses are computed here, not kept in registers over a loop
+#pragma unroll
+    for (int i = 0; i < COLS / 64; ++i)
+      panel(i).template load_async<ROWS, kLoaders>(from + 64 * i, ld, valid_rows, 64);
+  }
+
+  // A matrix descriptor: addresses and distances in units of 16 bytes, bits 62..63 = 1: 128-byte
+  // swizzle. The swizzle is of address bits, so a start inside a 1024-byte block is fine.
+  static __device__ __forceinline__ std::uint64_t descriptor(std::uint32_t address,
+                                                             std::uint32_t leading_bytes) {
+    constexpr std::uint64_t kStride = 8 * kRowBytes / 16;  // from eight rows to the next eight
+    return (address >> 4) | static_cast<std::uint64_t>(leading_bytes >> 4) << 16 | kStride << 32 |
+           std::uint64_t{1} << 62;
+  }
+  // Rows from `row` (a multiple of 8) on, columns [16 step, 16 step + 16): A, or B = tileᵀ. The
+  // leading distance has no meaning here.
+  __device__ __forceinline__ std::uint64_t rows_from(int row, int step) const {
+    return descriptor(base + step / 4 * kPanelBytes + row * kRowBytes + step % 4 * 32, 16);
+  }
+  // Rows [16 step, 16 step + 16), all columns: B = tile. The leading distance is from panel to
+  // panel.
+  __device__ __forceinline__ std::uint64_t block_of_rows(int step) const {
+    return descriptor(base + step * 16 * kRowBytes, kPanelBytes);
+  }
+};
+
+__device__ __forceinline__ void fence_async_proxy() {
+  asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
+}
+
+#ifdef LK_DEVICE_HAS_WGMMA
+
+__device__ __forceinline__ void wgmma_fence() {
+  asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory");
+}
+__device__ __forceinline__ void wgmma_commit() {
+  asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory");
+}
+// Waits until at most `LEFT` of the newest committed groups are still running.
+template <int LEFT>
+__device__ __forceinline__ void wgmma_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(LEFT) : "memory");
+}
+// Keeps the compiler from moving uses of c across this point.
+template <int NT>
+__device__ __forceinline__ void hold(float (&c)[NT][4]) {
+#pragma unroll
+  for (int i = 0; i < NT; ++i)
+    asm volatile("" : "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])::"memory");
+}
+
+// Note [Products in a row]. If an ordinary instruction seems to write or read an accumulator among
+// running products, the compiler waits after each product (its remarks C7514, C7515; look for them
+// after every change). So an accumulator that is overwritten is no input here, and a sum that stays
+// in flight from one turn of a loop to the next does not begin as zeros but undefined(), its first
+// product overwriting it.
+template <int NT>
+__device__ __forceinline__ void undefined(float (&c)[NT][4]) {
+#pragma unroll
+  for (int i = 0; i < NT; ++i)
+    asm volatile("" : "=f"(c[i][0]), "=f"(c[i][1]), "=f"(c[i][2]), "=f"(c[i][3]));
+}
+
+// The instruction with 8 and 16 C tiles: names of the accumulator's registers, and their operands.
+#define LK_C1(how, c, i) how(c[i][0]), how(c[i][1]), how(c[i][2]), how(c[i][3])
+#define LK_C4(how, c, i) \
+  LK_C1(how, c, i), LK_C1(how, c, i + 1), LK_C1(how, c, i + 2), LK_C1(how, c, i + 3)
+#define LK_C8(how, c) LK_C4(how, c, 0), LK_C4(how, c, 4)
+#define LK_C16(how, c) LK_C8(how, c), LK_C4(how, c, 8), LK_C4(how, c, 12)
+#define LK_R32                                                                              \
+  "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23," \
+  "%24,%25,%26,%27,%28,%29,%30,%31"
+#define LK_R64                                                                                   \
+  LK_R32                                                                                         \
+  ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54" \
+  ",%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define LK_WGMMA(n, registers, operands, add)                                           \
+  "{ .reg .pred add; setp.ne.b32 add, " add ", 0;\nwgmma.mma_async.sync.aligned.m64n" n \
+  "k16.f32.bf16.bf16 " registers "}, " operands "; }\n"
+
+// c (64, 8 NT) = a bᵀ, or c += a bᵀ: a 64 rows, b 8 NT rows, 16 columns of each.
+template <bool ADD>
+__device__ __forceinline__ void wgmma_abt(float (&c)[8][4], std::uint64_t a, std::uint64_t b) {
+  if constexpr (ADD)
+    asm volatile(LK_WGMMA("64", LK_R32, "%32, %33, add, 1, 1, 0, 0", "1")
+                 : LK_C8("+f", c)
+                 : "l"(a), "l"(b));
+  else
+    asm volatile(LK_WGMMA("64", LK_R32, "%32, %33, add, 1, 1, 0, 0", "0")
+                 : LK_C8("=f", c)
+                 : "l"(a), "l"(b));
+}
+template <bool ADD>
+__device__ __forceinline__ void wgmma_abt(float (&c)[16][4], std::uint64_t a, std::uint64_t b) {
+  if constexpr (ADD)
+    asm volatile(LK_WGMMA("128", LK_R64, "%64, %65, add, 1, 1, 0, 0", "1")
+                 : LK_C16("+f", c)
+                 : "l"(a), "l"(b));
+  else
+    asm volatile(LK_WGMMA("128", LK_R64, "%64, %65, add, 1, 1, 0, 0", "0")
+                 : LK_C16("=f", c)
+                 : "l"(a), "l"(b));
+}
+// The same with a in registers.
+template <bool ADD>
+__device__ __forceinline__ void wgmma_abt(float (&c)[8][4], const Fragment4& a, std::uint64_t b) {
+  if constexpr (ADD)
+    asm volatile(LK_WGMMA("64", LK_R32, "{%32,%33,%34,%35}, %36, add, 1, 1, 0", "1")
+                 : LK_C8("+f", c)
+                 : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "l"(b));
+  else
+    asm volatile(LK_WGMMA("64", LK_R32, "{%32,%33,%34,%35}, %36, add, 1, 1, 0", "0")
+                 : LK_C8("=f", c)
+                 : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "l"(b));
+}
+template <bool ADD>
+__device__ __forceinline__ void wgmma_abt(float (&c)[16][4], const Fragment4& a, std::uint64_t b) {
+  if constexpr (ADD)
+    asm volatile(LK_WGMMA("128", LK_R64, "{%64,%65,%66,%67}, %68, add, 1, 1, 0", "1")
+                 : LK_C16("+f", c)
+                 : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "l"(b));
+  else
+    asm volatile(LK_WGMMA("128", LK_R64, "{%64,%65,%66,%67}, %68, add, 1, 1, 0", "0")
+                 : LK_C16("=f", c)
+                 : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "l"(b));
+}
+// c (64, 8 NT) = a b, or c += a b if `add`: a in registers, b (16, 8 NT).
+__device__ __forceinline__ void wgmma_ab(float (&c)[8][4], const Fragment4& a, std::uint64_t b,
+                                         bool add) {
+  asm volatile(LK_WGMMA("64", LK_R32, "{%32,%33,%34,%35}, %36, add, 1, 1, 1", "%37")
+               : LK_C8("+f", c)
+               : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "l"(b),
+                 "r"(static_cast<int>(add)));
+}
+__device__ __forceinline__ void wgmma_ab(float (&c)[16][4], const Fragment4& a, std::uint64_t b,
+                                         bool add) {
+  asm volatile(LK_WGMMA("128", LK_R64, "{%64,%65,%66,%67}, %68, add, 1, 1, 1", "%69")
+               : LK_C16("+f", c)
+               : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "l"(b),
+                 "r"(static_cast<int>(add)));
+}
+
+#undef LK_C1
+#undef LK_C4
+#undef LK_C8
+#undef LK_C16
+#undef LK_R32
+#undef LK_R64
+#undef LK_WGMMA
+
+// Rows [row, row + 64) of a tile as the left operand of products over its columns: kept in
+// registers (read from the tile once) or left in shared memory.
+template <int ROWS, int COLS, bool IN_REGISTERS>
+struct LeftOperand {
+  PanelTile<ROWS, COLS> tile;
+  int row;
+  Fragment4 fragments[IN_REGISTERS ? COLS / 16 : 1];
+
+  __device__ __forceinline__ LeftOperand(PanelTile<ROWS, COLS> from, int first)
+      : tile(from), row(first) {}
+  // After the tile has arrived; warp_row: the tile's row where this warp's sixteen begin.
+  __device__ __forceinline__ void read(int warp_row) {
+    if constexpr (IN_REGISTERS) {
+#pragma unroll
+      for (int step = 0; step < COLS / 16; ++step)
+        fragments[step] = fragment_a(tile.panel(step / 4), warp_row, step % 4);
+    }
+  }
+  // c (64, 8 NT) = rows · bᵀ, b a tile of 8 NT rows. Issued, not waited for.
+  template <int NT>
+  __device__ __forceinline__ void times_transpose(float (&c)[NT][4],
+                                                  PanelTile<8 * NT, COLS> b) const {
+    auto a = [&](int step) {
+      if constexpr (IN_REGISTERS)
+        return fragments[step];
+      else
+        return tile.rows_from(row, step);
+    };
+    wgmma_abt<false>(c, a(0), b.rows_from(0, 0));
+#pragma unroll
+    for (int step = 1; step < COLS / 16; ++step) wgmma_abt<true>(c, a(step), b.rows_from(0, step));
+    wgmma_commit();
+  }
+};
+
+// c (64, COLS) = p b, or c += p b if `add`; p (64, ROWS) in A fragments. Issued, not waited for.
+template <int ROWS, int COLS>
+__device__ __forceinline__ void wgmma_pb(float (&c)[COLS / 8][4], const Fragment4 (&p)[ROWS / 16],
+                                         PanelTile<ROWS, COLS> b, bool add) {
+#pragma unroll
+  for (int step = 0; step < ROWS / 16; ++step)
+    wgmma_ab(c, p[step], b.block_of_rows(step), add || step > 0);
+  wgmma_commit();
+}
+
+// C tiles rounded to A fragments.
+template <int NT>
+__device__ __forceinline__ void pack_fragments(Fragment4 (&p)[NT / 2], const float (&c)[NT][4]) {
+#pragma unroll
+  for (int i = 0; i < NT / 2; ++i) p[i] = pack_a(c[2 * i], c[2 * i + 1]);
+}
+
+#endif  // LK_DEVICE_HAS_WGMMA
+
+}  // namespace lk
