@@ -72,7 +72,7 @@ struct AdamWStep {
   float max_norm = 0;     // > 0: gradients times min(1, max_norm / (norm + 1e-6))
   // If defined, the numbers that change from step to step, (3) F32 on the device, so that recorded
   // work reads the present ones: lr, lr / (1 - beta1^step), 1 / sqrt(1 - beta2^step).
-  Tensor rates;
+  Tensor rates = {};
 };
 
 class Backend {
