@@ -9,8 +9,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <map>
+#include <set>
 #include <unordered_map>
+#include <utility>
 
 namespace lk {
 
@@ -38,7 +39,7 @@ class BlockCache {
  private:
   Malloc malloc_;
   Free free_;
-  std::multimap<std::size_t, void*> unused_;
+  std::set<std::pair<std::size_t, void*>> unused_;  // by size, then by address
   std::unordered_map<void*, std::size_t> used_;
   std::int64_t driver_allocations_ = 0, reserved_bytes_ = 0, peak_reserved_bytes_ = 0;
 };

@@ -169,16 +169,32 @@ inline __m512i interleave(__m256i even, __m256i odd) {
                          _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16));
 }
 
+// Where the 32 words of the first (upper = 0) or second half of 64 interleaved ones come from.
+inline __m512i interleaving(int upper) {
+  alignas(64) Half word[32];
+  for (int i = 0; i < 32; ++i) word[i] = static_cast<Half>(16 * upper + i / 2 + i % 2 * 32);
+  return _mm512_load_si512(word);
+}
+
 void pack_rows(const Half* b, std::int64_t stride, std::int64_t K, std::int64_t n,
                std::int64_t columns, Half* packed) {
-  for (std::int64_t k = 0; k < K; k += 2, b += 2 * stride, packed += 2 * columns)
-    for (std::int64_t j = 0; j < columns; j += 16) {
-      const __mmask16 in = first16(n - j), next = k + 1 < K ? in : __mmask16(0);
+  const __m512i lower = interleaving(0), upper = interleaving(1);
+  for (std::int64_t k = 0; k < K; k += 2, b += 2 * stride, packed += 2 * columns) {
+    const bool whole = k + 1 < K;
+    std::int64_t j = 0;
+    for (; whole && j + 32 <= n; j += 32) {
+      const __m512i even = _mm512_loadu_si512(b + j), odd = _mm512_loadu_si512(b + stride + j);
+      _mm512_storeu_si512(packed + 2 * j, _mm512_permutex2var_epi16(even, lower, odd));
+      _mm512_storeu_si512(packed + 2 * j + 32, _mm512_permutex2var_epi16(even, upper, odd));
+    }
+    for (; j < columns; j += 16) {
+      const __mmask16 in = first16(n - j), next = whole ? in : __mmask16(0);
       // An empty mask reads nothing, but even the address must lie inside.
       const __m256i even = _mm256_maskz_loadu_epi16(in, in ? b + j : b);
       const __m256i odd = _mm256_maskz_loadu_epi16(next, next ? b + stride + j : b);
       _mm512_mask_storeu_epi32(packed + 2 * j, first16(columns - j), interleave(even, odd));
     }
+  }
 }
 
 // Eight rows of 8 pairs become eight rows of 8 columns.
