@@ -16,12 +16,12 @@ struct Bf16Left {
   std::int64_t row, col;
 };
 
-// Right operand: elements k and k + 1 of column j are adjacent at data[k / 2 * row + 2 * j];
-// `columns` of them are readable: 8, 16 or 32. An odd K is filled up with a zero.
-struct Bf16Panel {
+// Right operand, in panels of kWide columns: elements k and k + 1 of column j of panel p are
+// adjacent at data[p * next + k / 2 * row + 2 * j]. Of a panel that is not full, 8, 16 or kWide
+// columns are read. An odd K is filled up with a zero.
+struct Bf16Panels {
   const std::uint16_t* data;
-  std::int64_t row;
-  int columns;
+  std::int64_t row, next;
 };
 
 // A block of attention scores, `rows` queries x kColumns keys, row-major without gaps. Query i sees
@@ -37,11 +37,11 @@ struct Bf16Tile {
   // Columns of the narrowest panel that holds n <= kWide.
   static int columns_for(std::int64_t n) { return n <= 8 ? 8 : n <= 16 ? 16 : 32; }
 
-  // out[i * out_row + j] (+)= alpha * sum over k < K, for `rows` rows and the first n columns of a
-  // panel. Every sum is a sum of chains of kChain terms, in an order that depends on K alone.
-  void (*multiply_f32)(std::int64_t rows, std::int64_t n, std::int64_t K, Bf16Left a, Bf16Panel b,
+  // out[i * out_row + j] (+)= alpha * sum over k < K, for `rows` rows and n columns. Every sum is a
+  // sum of chains of kChain terms, in an order that depends on K alone.
+  void (*multiply_f32)(std::int64_t rows, std::int64_t n, std::int64_t K, Bf16Left a, Bf16Panels b,
                        float* out, std::int64_t out_row, float alpha, bool add);
-  void (*multiply_bf16)(std::int64_t rows, std::int64_t n, std::int64_t K, Bf16Left a, Bf16Panel b,
+  void (*multiply_bf16)(std::int64_t rows, std::int64_t n, std::int64_t K, Bf16Left a, Bf16Panels b,
                         std::uint16_t* out, std::int64_t out_row, float alpha, bool add);
 
   // Packs n columns as one panel of `columns` (any multiple of 8), zeros after n.

@@ -48,9 +48,9 @@ class PackedHeads {
   const Half* rows(std::size_t i, std::int64_t g, std::int64_t j) const {
     return at(rows_, i, g, j, width_);
   }
-  // The panel of kWide keys that begins with key j, a multiple of kWide: pairs of D.
-  Bf16Panel panel(std::size_t i, std::int64_t g, std::int64_t j) const {
-    return {at(columns_, i, g, j, depth_), 2 * kWide, kWide};
+  // Panels of kWide keys from key j on, a multiple of kWide: pairs of D.
+  Bf16Panels panels(std::size_t i, std::int64_t g, std::int64_t j) const {
+    return {at(columns_, i, g, j, depth_), 2 * kWide, kWide * depth_};
   }
 
   // Fills both forms from x (T, G*D).
@@ -83,19 +83,14 @@ class PackedHeads {
 void scores(const Bf16Tile& tile, const PackedHeads& packed, std::size_t doc, std::int64_t g,
             std::int64_t j, std::int64_t n, const bf16* left, std::int64_t ld, std::int64_t rows,
             std::int64_t D, float* out) {
-  for (std::int64_t c = 0; c < n; c += kWide)
-    tile.multiply_f32(rows, kWide, D, {bits(left), ld, 2}, packed.panel(doc, g, j + c), out + c,
-                      kKeys, 1.0f, false);
+  tile.multiply_f32(rows, round_up(n, kWide), D, {bits(left), ld, 2}, packed.panels(doc, g, j), out,
+                    kKeys, 1.0f, false);
 }
 
 // out (rows,width) += left (rows,K) times right, K / 2 rows of `width` pairs.
 void accumulate(const Bf16Tile& tile, Bf16Left left, std::int64_t rows, std::int64_t K,
                 const Half* right, std::int64_t width, float* out) {
-  for (std::int64_t c = 0; c < width; c += kWide) {
-    const std::int64_t n = std::min(kWide, width - c);
-    tile.multiply_f32(rows, n, K, left, {right + 2 * c, 2 * width, static_cast<int>(n)}, out + c,
-                      width, 1.0f, true);
-  }
+  tile.multiply_f32(rows, width, K, left, {right, 2 * width, 2 * kWide}, out, width, 1.0f, true);
 }
 
 // Everything that the units of one backward pass share.

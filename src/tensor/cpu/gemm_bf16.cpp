@@ -28,11 +28,11 @@ std::int64_t blocks(std::int64_t n, std::int64_t size) { return (n + size - 1) /
 std::int64_t round_up(std::int64_t n, std::int64_t unit) { return blocks(n, unit) * unit; }
 
 void multiply(const Bf16Tile& tile, std::int64_t rows, std::int64_t n, std::int64_t K, Bf16Left a,
-              Bf16Panel b, float* out, std::int64_t out_row, float alpha, bool add) {
+              Bf16Panels b, float* out, std::int64_t out_row, float alpha, bool add) {
   tile.multiply_f32(rows, n, K, a, b, out, out_row, alpha, add);
 }
 void multiply(const Bf16Tile& tile, std::int64_t rows, std::int64_t n, std::int64_t K, Bf16Left a,
-              Bf16Panel b, bf16* out, std::int64_t out_row, float alpha, bool add) {
+              Bf16Panels b, bf16* out, std::int64_t out_row, float alpha, bool add) {
   tile.multiply_bf16(rows, n, K, a, b, reinterpret_cast<Half*>(out), out_row, alpha, add);
 }
 
@@ -49,26 +49,23 @@ void store(Strided<TC> c, const float* from, std::int64_t from_row, std::int64_t
     }
 }
 
-// The right operand as panels; panel p starts at column p * kWide and at p * kWide * (K made even).
+// The right operand as panels; panel p starts at column p * kWide.
 struct Panels {
   Half* data;
   std::int64_t N, K;
   std::int64_t count() const { return blocks(N, kWide); }
-  std::int64_t width(std::int64_t p) const { return std::min(kWide, N - p * kWide); }
-  Bf16Panel at(std::int64_t p) const {
-    const int columns = Bf16Tile::columns_for(width(p));
-    return {data + p * kWide * round_up(K, 2), 2 * columns, columns};
-  }
+  std::int64_t columns() const { return N < kWide ? Bf16Tile::columns_for(N) : kWide; }
+  std::int64_t next() const { return columns() * round_up(K, 2); }
+  Bf16Panels from(std::int64_t p) const { return {data + p * next(), 2 * columns(), next()}; }
   // Packs rows [k, k + kPackK) of panel p of b (K,N).
   void pack(const Bf16Tile& tile, Strided<const bf16> b, std::int64_t p, std::int64_t k) const {
-    const int columns = at(p).columns;
     const Half* from = bits(b.data) + k * b.row + p * kWide * b.col;
-    Half* to = data + p * kWide * round_up(K, 2) + k * columns;
-    const std::int64_t rows = std::min(kPackK, K - k);
+    Half* to = data + p * next() + k * columns();
+    const std::int64_t rows = std::min(kPackK, K - k), n = std::min(kWide, N - p * kWide);
     if (b.col == 1)
-      tile.pack_rows(from, b.row, rows, width(p), columns, to);
+      tile.pack_rows(from, b.row, rows, n, columns(), to);
     else
-      tile.pack_columns(from, b.col, rows, width(p), columns, to);
+      tile.pack_columns(from, b.col, rows, n, columns(), to);
   }
 };
 
@@ -87,24 +84,25 @@ void multiply_block(const Bf16Tile& tile, const Panels& right, Strided<TC> c, bo
     const std::int64_t n_strips =
         std::min(blocks(M, kTileRows),
                  round_up(blocks(M, kStrip), n_groups % n_threads == 0 ? 1 : n_threads));
-    const std::int64_t strip = blocks(M, n_strips), step = K <= kShortK ? kTileRows : strip;
+    const std::int64_t strip = blocks(M, n_strips);
+    // Short sums walk along the rows of c, long ones keep a panel in the core's cache.
+    const std::int64_t step = c.col == 1 && K <= kShortK ? kPanels : 1;
 #pragma omp for schedule(static)
     for (std::int64_t unit = 0; unit < n_strips * n_groups; ++unit) {
-      const std::int64_t begin = unit / n_groups * strip, end = std::min(M, begin + strip);
+      const std::int64_t begin = unit / n_groups * strip, rows = std::min(strip, M - begin);
       const std::int64_t p0 = unit % n_groups * kPanels, p1 = std::min(right.count(), p0 + kPanels);
-      for (std::int64_t i = begin; i < end; i += step)
-        for (std::int64_t p = p0; p < p1; ++p) {
-          const std::int64_t rows = std::min(step, end - i), n = right.width(p);
-          const Bf16Left left{bits(a.data) + i * a.row, a.row, 2};
-          const Strided<TC> to{c.data + i * c.row + p * kWide * c.col, c.row, c.col};
-          if (c.col == 1) {
-            multiply(tile, rows, n, K, left, right.at(p), to.data, to.row, alpha, add);
-          } else {
-            alignas(64) float sums[kStrip * kWide];
-            tile.multiply_f32(rows, n, K, left, right.at(p), sums, kWide, 1.0f, false);
-            store(to, sums, kWide, 1, rows, n, alpha, add);
-          }
+      const Bf16Left left{bits(a.data) + begin * a.row, a.row, 2};
+      for (std::int64_t p = p0; rows > 0 && p < p1; p += step) {
+        const std::int64_t n = std::min(std::min(p1, p + step) * kWide, N) - p * kWide;
+        const Strided<TC> to{c.data + begin * c.row + p * kWide * c.col, c.row, c.col};
+        if (c.col == 1) {
+          multiply(tile, rows, n, K, left, right.from(p), to.data, to.row, alpha, add);
+        } else {
+          alignas(64) float sums[kStrip * kWide];
+          tile.multiply_f32(rows, n, K, left, right.from(p), sums, kWide, 1.0f, false);
+          store(to, sums, kWide, 1, rows, n, alpha, add);
         }
+      }
     }
   }
 }
@@ -132,10 +130,8 @@ void multiply_down_rows(const Bf16Tile& tile, Strided<TC> c, bool add, float alp
         const std::int64_t rows = std::min(kDownRows, K - k);
         tile.pack_rows(bits(a.data) + k * a.col, a.col, rows, M, left_columns, left);
         tile.pack_rows(bits(b.data) + k * b.row + begin, b.row, rows, n, columns, packed);
-        for (std::int64_t j = 0; j < columns; j += kWide)
-          tile.multiply_f32(M, kWide, rows, {left, 2, 2 * left_columns},
-                            {packed + 2 * j, 2 * columns, static_cast<int>(kWide)}, sums + j,
-                            columns, 1.0f, k > 0);
+        tile.multiply_f32(M, columns, rows, {left, 2, 2 * left_columns},
+                          {packed, 2 * columns, 2 * kWide}, sums, columns, 1.0f, k > 0);
       }
       store<TC>({c.data + begin * c.col, c.row, c.col}, sums, columns, 1, M, n, alpha, add);
     }
