@@ -1,8 +1,7 @@
 // Compiled for AVX-512 with BF16 only; see bf16_tile.h.
 #include "tensor/cpu/bf16_tile.h"
 
-#include <immintrin.h>
-
+#include "tensor/cpu/avx512_exp.h"
 #include "tensor/cpu/gemm_tile.h"
 
 namespace lk::cpu::isa_bf16 {
@@ -257,22 +256,6 @@ void pack_columns(const Half* b, std::int64_t stride, std::int64_t K, std::int64
 }
 
 // ---- softmax ----------------------------------------------------------------------------------
-
-// exp(x) for x up to 88, relative error below 2^-20: fast_exp() of simd.h with the instruction that
-// multiplies by 2^n, and a term less. Below -104 it is 0; NaN stays NaN.
-inline __m512 exp16(__m512 x) {
-  x = _mm512_max_ps(_mm512_set1_ps(-104.0f), x);
-  const __m512 n = _mm512_roundscale_ps(x * 1.44269504f, _MM_FROUND_TO_NEAREST_INT);
-  const __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693147182f), x);
-  __m512 p = _mm512_set1_ps(1.0f / 720);
-  p = p * r + 1.0f / 120;
-  p = p * r + 1.0f / 24;
-  p = p * r + 1.0f / 6;
-  p = p * r + 0.5f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
-  return _mm512_scalef_ps(p, n);
-}
 
 // The keys of columns [j, j + 16) that query i of a block sees.
 inline __mmask16 visible(const ScoreBlock& block, std::int64_t i, std::int64_t j) {

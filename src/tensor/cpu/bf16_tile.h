@@ -71,7 +71,7 @@ extern const Bf16Tile bf16_tile;
 // The tile if this processor runs it, else null.
 const Bf16Tile* best_bf16_tile();
 
-// For tests: false makes best_bf16_tile() null, as on a processor without it.
+// For tests: false makes best_bf16_tile() and best_bf16_rows() null, as on a processor without it.
 void allow_bf16_tile(bool allowed);
 
 }  // namespace lk::cpu

@@ -23,8 +23,6 @@ static_assert(kKeys == ScoreBlock::kColumns);
 // Floats of dq that one thread may hold to make scores only once: what its own cache can.
 constexpr std::int64_t kOwnedFloats = 1 << 18;
 
-const Half* bits(const bf16* p) { return reinterpret_cast<const Half*>(p); }
-
 // Keys (or values) of all heads and documents: `rows` as right operand of products over keys,
 // `columns` of products over D (for their transpose). Documents start at a new panel.
 class PackedHeads {

@@ -27,8 +27,6 @@ constexpr std::int64_t kRows = 32;     // of K at a time where K is long and M s
 constexpr std::int64_t kFewRows = 16;  // a left operand worth packing
 constexpr int kWidest = 32;            // columns of a panel at most
 
-const std::uint16_t* bits(const bf16* p) { return reinterpret_cast<const std::uint16_t*>(p); }
-
 // Columns [0, n) of b as panels.
 template <class T>
 void pack_panels(const GemmTile& tile, Strided<const T> b, std::int64_t K, std::int64_t n,

@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <atomic>
 
+#include "tensor/cpu/bf16_rows.h"
+
 namespace lk::cpu {
 namespace {
 
@@ -23,7 +25,6 @@ constexpr std::int64_t kSerial = std::int64_t{1} << 16;  // multiply-adds not wo
 constexpr std::int64_t kWide = Bf16Tile::kWide;
 
 using Half = std::uint16_t;
-const Half* bits(const bf16* p) { return reinterpret_cast<const Half*>(p); }
 std::int64_t blocks(std::int64_t n, std::int64_t size) { return (n + size - 1) / size; }
 std::int64_t round_up(std::int64_t n, std::int64_t unit) { return blocks(n, unit) * unit; }
 
@@ -144,15 +145,18 @@ std::atomic<bool> allowed = true;
 
 void allow_bf16_tile(bool yes) { allowed = yes; }
 
-const Bf16Tile* best_bf16_tile() {
 #if defined(__x86_64__)
+static bool native_bf16() {
   static const bool native =
       __builtin_cpu_supports("x86-64-v4") && __builtin_cpu_supports("avx512bf16");
-  return native && allowed ? &isa_bf16::bf16_tile : nullptr;
-#else
-  return nullptr;
-#endif
+  return native && allowed;
 }
+const Bf16Tile* best_bf16_tile() { return native_bf16() ? &isa_bf16::bf16_tile : nullptr; }
+const Bf16Rows* best_bf16_rows() { return native_bf16() ? &isa_bf16::bf16_rows : nullptr; }
+#else
+const Bf16Tile* best_bf16_tile() { return nullptr; }
+const Bf16Rows* best_bf16_rows() { return nullptr; }
+#endif
 
 template <class TC>
 void gemm_bf16(const Bf16Tile& tile, Backend& backend, Strided<TC> c, bool add, float alpha,
