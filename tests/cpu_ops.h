@@ -3,6 +3,7 @@
 #pragma once
 
 #include "harness.h"
+#include "tensor/cpu/bf16_tile.h"
 #include "tensor/cpu/cpu_backend.h"
 
 namespace lk::test {
@@ -16,6 +17,12 @@ inline Backend& fast() {
   static std::unique_ptr<Backend> backend = make_cpu_backend(CpuMode::Fast);
   return *backend;
 }
+
+// While it lives, this processor has no BF16 arithmetic of its own.
+struct WithoutBf16Tile {
+  WithoutBf16Tile() { cpu::allow_bf16_tile(false); }
+  ~WithoutBf16Tile() { cpu::allow_bf16_tile(true); }
+};
 
 inline constexpr double kPadding = 77;
 

@@ -6,38 +6,47 @@
 using namespace lk;
 using namespace lk::test;
 
+namespace {
+
+void check_cross_entropy(const Subject& s) {
+  for (auto [n, V] :
+       {std::pair<std::int64_t, std::int64_t>{0, 5}, {1, 1}, {4, 7}, {9, 1000}, {3, 49152}})
+    for (double size : {1.0, 20.0, 300.0}) {
+      std::vector<std::int32_t> at;
+      for (std::int64_t i = 0; i < n; ++i)
+        at.push_back(static_cast<std::int32_t>((i * 131 + V - 1) % V));
+      const DType stat = stat_dtype(s.dtype);
+      Tensor logits = padded(s.backend, s.dtype, n, V, 3, 1, size), logits64 = as_f64(logits);
+      Tensor losses = s.backend.empty(Tag::Workspace, stat, {n}),
+             losses64 = reference().empty(Tag::Workspace, DType::F64, {n});
+      Tensor targets = to_device(s.backend, Tag::Workspace, at),
+             targets64 = to_device(reference(), Tag::Workspace, at);
+      std::vector<double> before = values(logits);
+      s.backend.cross_entropy(losses, logits, targets, false, 0);
+      CHECK(values(logits) == before);
+      std::vector<double> forward_only = values(losses);
+      s.backend.cross_entropy(losses, logits, targets, true, 0.25);
+      CHECK(values(losses) == forward_only);
+      reference().cross_entropy(losses64, logits64, targets64, true, 0.25);
+      // x - max is rounded, |x - max| <= 12 size or so: exp of it is off by that rounding, and a
+      // plain running sum of V floats by up to sqrt(V) u at 5 sigma.
+      const double u = s.dtype == DType::F64 ? 0x1p-53 : 0x1p-24;
+      const double slack = u * (12 * size + 5 * std::sqrt(static_cast<double>(V)) + 16);
+      const std::string what = concat(s.name, " n ", n, " V ", V, " size ", size);
+      check_close(values(losses), values(losses64), 2 * u, {slack}, what + " loss");
+      std::vector<double> want = values(logits64);
+      check_close(values(logits), want, unit_roundoff(s.dtype), {0.25 * 2 * slack},
+                  what + " gradient");
+      CHECK(padding_intact(logits));
+    }
+}
+
+}  // namespace
+
 TEST_CASE("cross-entropy agrees with the F64 twin") {
-  for (const Subject& s : subjects())
-    for (auto [n, V] :
-         {std::pair<std::int64_t, std::int64_t>{0, 5}, {1, 1}, {4, 7}, {9, 1000}, {3, 49152}})
-      for (double size : {1.0, 20.0, 300.0}) {
-        std::vector<std::int32_t> at;
-        for (std::int64_t i = 0; i < n; ++i)
-          at.push_back(static_cast<std::int32_t>((i * 131 + V - 1) % V));
-        const DType stat = stat_dtype(s.dtype);
-        Tensor logits = padded(s.backend, s.dtype, n, V, 3, 1, size), logits64 = as_f64(logits);
-        Tensor losses = s.backend.empty(Tag::Workspace, stat, {n}),
-               losses64 = reference().empty(Tag::Workspace, DType::F64, {n});
-        Tensor targets = to_device(s.backend, Tag::Workspace, at),
-               targets64 = to_device(reference(), Tag::Workspace, at);
-        std::vector<double> before = values(logits);
-        s.backend.cross_entropy(losses, logits, targets, false, 0);
-        CHECK(values(logits) == before);
-        std::vector<double> forward_only = values(losses);
-        s.backend.cross_entropy(losses, logits, targets, true, 0.25);
-        CHECK(values(losses) == forward_only);
-        reference().cross_entropy(losses64, logits64, targets64, true, 0.25);
-        // x - max is rounded, |x - max| <= 12 size or so: exp of it is off by that rounding, and a
-        // plain running sum of V floats by up to sqrt(V) u at 5 sigma.
-        const double u = s.dtype == DType::F64 ? 0x1p-53 : 0x1p-24;
-        const double slack = u * (12 * size + 5 * std::sqrt(static_cast<double>(V)) + 16);
-        const std::string what = concat(s.name, " n ", n, " V ", V, " size ", size);
-        check_close(values(losses), values(losses64), 2 * u, {slack}, what + " loss");
-        std::vector<double> want = values(logits64);
-        check_close(values(logits), want, unit_roundoff(s.dtype), {0.25 * 2 * slack},
-                    what + " gradient");
-        CHECK(padding_intact(logits));
-      }
+  for (const Subject& s : subjects()) check_cross_entropy(s);
+  WithoutBf16Tile without;
+  check_cross_entropy({"bf16 without its arithmetic", fast(), DType::BF16});
 }
 
 TEST_CASE("targets outside the vocabulary are refused") {

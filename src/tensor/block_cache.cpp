@@ -29,12 +29,10 @@ void* BlockCache::allocate(std::size_t bytes) {
 
 void* BlockCache::find_or_allocate(std::size_t bytes) {
   std::size_t wanted = rounded(bytes);
-  auto it = unused_.lower_bound(wanted);
+  // Of equal blocks the one at the lowest address: the choice must not depend on the order in which
+  // they came back, or identical steps would not get identical addresses.
+  auto it = unused_.lower_bound({wanted, nullptr});
   if (it != unused_.end() && fits(it->first, wanted)) {
-    // Of equal blocks the one at the lowest address: the choice must not depend on the order in
-    // which they came back, or identical steps would not get identical addresses.
-    for (auto other = it; other != unused_.end() && other->first == it->first; ++other)
-      if (std::less<>()(other->second, it->second)) it = other;
     auto [size, block] = *it;
     unused_.erase(it);
     used_.emplace(block, size);

@@ -9,7 +9,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <map>
 #include <optional>
 #include <set>
 #include <unordered_map>
@@ -52,7 +51,7 @@ class BlockCache {
 
   Malloc malloc_;
   Free free_;
-  std::multimap<std::size_t, void*> unused_;
+  std::set<std::pair<std::size_t, void*>> unused_;  // by size, then by address
   std::unordered_map<void*, std::size_t> used_;
   std::optional<std::set<void*>> recorded_;
   std::int64_t driver_allocations_ = 0, reserved_bytes_ = 0, peak_reserved_bytes_ = 0;

@@ -11,20 +11,12 @@
 
 #include <cmath>
 
+#include "tensor/cpu/attention_units.h"
+#include "tensor/cpu/flash_attention_bf16.h"
 #include "tensor/cpu/gemm_tile.h"
-#include "tensor/cpu/simd.h"
 
 namespace lk::cpu {
 namespace {
-
-constexpr std::int64_t kQueries = 48, kKeys = 64;  // a block of scores
-// Rows of a block that are worked on together. Only the keys that the last of them sees are
-// computed, so little above the diagonal is. A multiple of the tiles' rows.
-constexpr std::int64_t kGroup = 12;
-// The running maximum before the first key; finite, so that differences of two are 0, not NaN.
-constexpr float kLowest = -1e30f;
-
-std::int64_t round_up(std::int64_t n, std::int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 // y [D padded to `width`] = factor * x, zeros after D.
 template <class T>
@@ -32,18 +24,6 @@ LK_SIMD void load_row(float* y, const T* x, std::int64_t D, std::int64_t width, 
 #pragma omp simd
   for (std::int64_t d = 0; d < D; ++d) y[d] = factor * widen(x[d]);
   for (std::int64_t d = D; d < width; ++d) y[d] = 0;
-}
-template <class T>
-LK_SIMD void store_row(T* y, const float* x, std::int64_t D, float factor) {
-#pragma omp simd
-  for (std::int64_t d = 0; d < D; ++d) y[d] = narrow<T>(factor * x[d]);
-}
-template <class T>
-LK_SIMD float dot_row(const T* a, const T* b, std::int64_t D) {
-  float sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (std::int64_t d = 0; d < D; ++d) sum += widen(a[d]) * widen(b[d]);
-  return sum;
 }
 
 // Puts -inf (or 0) outside of columns [lo, hi).
@@ -157,24 +137,6 @@ class Layout {
   Tensor rows_, panels_;
 };
 
-// A block of queries, or of keys, of one head of one document.
-struct Unit {
-  std::size_t doc;
-  std::int64_t head, begin, end;
-  std::int64_t size() const { return end - begin; }
-};
-
-// All blocks of queries, those with the most keys first.
-std::vector<Unit> query_units(const AttentionShape& s, const std::vector<Document>& docs) {
-  std::vector<Unit> units;
-  for (std::size_t i = 0; i < docs.size(); ++i)
-    for (std::int64_t n = docs[i].queries(), end = n; end > 0;
-         end = (end - 1) / kQueries * kQueries)
-      for (std::int64_t h = 0; h < s.n_heads; ++h)
-        units.push_back({i, h, (end - 1) / kQueries * kQueries, end});
-  return units;
-}
-
 // out (rows, kKeys) = left (rows,D) times the transpose of keys [j, j + n).
 void scores(const GemmTile& tile, const Layout& layout, std::size_t doc, std::int64_t g,
             std::int64_t j, std::int64_t n, const float* left, std::int64_t rows, std::int64_t D,
@@ -195,31 +157,22 @@ void accumulate(const GemmTile& tile, const float* left, std::int64_t row, std::
     tile.multiply(rows, K, left, row, col, right + c, width, wide, out + c, width, true);
 }
 
-// Runs f(unit, scratch) for all units in parallel, scratch being `floats` floats of the thread's
-// own.
-template <class F>
-void for_units(const std::vector<Unit>& units, std::int64_t floats, const F& f) {
-#pragma omp parallel if (units.size() > 1)
-  {
-    std::vector<float> scratch(static_cast<std::size_t>(floats));
-#pragma omp for schedule(dynamic)
-    for (std::size_t n = 0; n < units.size(); ++n) f(units[n], scratch.data());
-  }
-}
-
 }  // namespace
 
 template <class T>
 void flash_attention_forward(Backend& backend, Matrix<T> o, Matrix<float> lse, Matrix<T> q,
                              Matrix<T> k, Matrix<T> v, const AttentionShape& s,
                              const std::vector<Document>& docs) {
+  if constexpr (std::is_same_v<T, bf16>)
+    if (const Bf16Tile* native = best_bf16_tile())
+      return bf16_attention_forward(*native, backend, o, lse, q, k, v, s, docs);
   const GemmTile& tile = best_gemm_tile();
   Layout keys(backend, tile, s, docs, false, true), vals(backend, tile, s, docs, true, false);
   keys.fill(k, docs);
   vals.fill(v, docs);
   const std::int64_t D = s.head_dim, W = keys.width(), group = s.n_heads / s.n_kv_heads;
   for_units(query_units(s, docs), kQueries * (2 * W + 2) + kGroup * kKeys,
-            [&](const Unit& u, float* scratch) {
+            [&](const AttentionUnit& u, float* scratch) {
               const Document& doc = docs[u.doc];
               const std::int64_t g = u.head / group, at = u.head * D, m = u.size();
               float *query = scratch, *out = query + kQueries * W, *score = out + kQueries * W;
@@ -255,6 +208,9 @@ void flash_attention_backward(Backend& backend, Matrix<T> dq, Matrix<T> dk, Matr
                               Matrix<T> dout, Matrix<T> q, Matrix<T> k, Matrix<T> v, Matrix<T> o,
                               Matrix<float> lse, const AttentionShape& s,
                               const std::vector<Document>& docs) {
+  if constexpr (std::is_same_v<T, bf16>)
+    if (const Bf16Tile* native = best_bf16_tile())
+      return bf16_attention_backward(*native, backend, dq, dk, dv, dout, q, k, v, o, lse, s, docs);
   const GemmTile& tile = best_gemm_tile();
   Layout keys(backend, tile, s, docs, true, true), vals(backend, tile, s, docs, false, true);
   keys.fill(k, docs);
@@ -286,7 +242,7 @@ void flash_attention_backward(Backend& backend, Matrix<T> dq, Matrix<T> dk, Matr
 
   // dq = scale * ds k, by blocks of queries.
   for_units(query_units(s, docs), kQueries * 3 * W + 2 * kGroup * kKeys,
-            [&](const Unit& u, float* scratch) {
+            [&](const AttentionUnit& u, float* scratch) {
               const Document& doc = docs[u.doc];
               const std::int64_t g = u.head / group, m = u.size();
               float *query = scratch, *upper = query + kQueries * W, *sum = upper + kQueries * W;
@@ -310,13 +266,8 @@ void flash_attention_backward(Backend& backend, Matrix<T> dq, Matrix<T> dk, Matr
             });
 
   // dk = ds^T (scale q), dv = p^T dout, by blocks of keys; heads of the group and queries in order.
-  std::vector<Unit> units;
-  for (std::size_t i = 0; i < docs.size(); ++i)
-    for (std::int64_t j = 0; j < docs[i].keys(); j += kKeys)
-      for (std::int64_t g = 0; g < s.n_kv_heads; ++g)
-        units.push_back({i, g, j, std::min(docs[i].keys(), j + kKeys)});
-  for_units(units, 2 * kQueries * W + 2 * kKeys * W + 2 * kQueries * kKeys,
-            [&](const Unit& u, float* scratch) {
+  for_units(key_units(s, docs), 2 * kQueries * W + 2 * kKeys * W + 2 * kQueries * kKeys,
+            [&](const AttentionUnit& u, float* scratch) {
               const Document& doc = docs[u.doc];
               const std::int64_t shift = doc.keys() - doc.queries(), wide = tile.wide();
               float *query = scratch, *upper = query + kQueries * W;

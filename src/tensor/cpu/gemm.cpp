@@ -6,18 +6,18 @@
 // rows: the core's own cache), tile by tile in registers. The left operand is read where it lies: a
 // tile needs only single elements of it, so packing would only cost. It is repacked only to convert
 // BF16 or when its elements along K lie apart. BF16 is converted while packing, which makes it as
-// fast as F32 on processors without BF16 arithmetic.
+// fast as F32 on processors without BF16 arithmetic; the others have gemm_bf16.cpp.
 #include "tensor/cpu/gemm.h"
 
 #include <algorithm>
 
+#include "tensor/cpu/gemm_bf16.h"
 #include "tensor/cpu/gemm_tile.h"
 #include "tensor/cpu/simd.h"
 
 namespace lk::cpu {
 namespace {
 
-constexpr std::int64_t kBlockK = 2048;                   // longest sum kept in registers
 constexpr std::int64_t kPackedFloats = 1 << 20;          // of the right operand at a time
 constexpr std::int64_t kPackedRows = 1024;               // of the left operand at a time, if packed
 constexpr std::int64_t kStrip = 96;                      // rows per unit of work
@@ -26,8 +26,6 @@ constexpr std::int64_t kSerial = std::int64_t{1} << 16;  // multiply-adds not wo
 constexpr std::int64_t kRows = 32;     // of K at a time where K is long and M short
 constexpr std::int64_t kFewRows = 16;  // a left operand worth packing
 constexpr int kWidest = 32;            // columns of a panel at most
-
-const std::uint16_t* bits(const bf16* p) { return reinterpret_cast<const std::uint16_t*>(p); }
 
 // Columns [0, n) of b as panels.
 template <class T>
@@ -249,6 +247,9 @@ void gemm(Backend& backend, Strided<TC> c, GradMode mode, double alpha, Strided<
     a = a.transposed(), b = b.transposed();
     std::swap(M, N);
   }
+  if constexpr (std::is_same_v<T, bf16>)
+    if (const Bf16Tile* tile = best_bf16_tile())
+      return gemm_bf16<TC>(*tile, backend, c, mode == GradMode::Add, factor, a, b, M, N, K);
   if (down_rows && M <= kStrip)
     multiply_down_rows<T, TC>(c, mode == GradMode::Add, factor, a, b, M, N, K);
   else

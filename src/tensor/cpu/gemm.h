@@ -15,6 +15,9 @@ struct Strided {
   Strided transposed() const { return {data, col, row}; }
 };
 
+// Longest sum kept in registers and caches; longer ones are added up in c, if that is float.
+inline constexpr std::int64_t kBlockK = 2048;
+
 // c (M,N) (+)= alpha a (M,K) b (K,N), T and TC float or bf16. Scratch comes from `backend` as
 // Workspace.
 //

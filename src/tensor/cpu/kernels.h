@@ -43,6 +43,12 @@ inline void put(T& y, GradMode mode, A value) {
   y = rounded<T>(mode == GradMode::Add ? static_cast<A>(load(y)) + value : value);
 }
 
+// The bits of bf16 numbers, as kernels of one instruction set take them.
+inline std::uint16_t* bits(bf16* p) { return reinterpret_cast<std::uint16_t*>(p); }
+inline const std::uint16_t* bits(const bf16* p) {
+  return reinterpret_cast<const std::uint16_t*>(p);
+}
+
 // Work smaller than this (elements) is not worth a second thread.
 inline constexpr std::int64_t kSerialElements = std::int64_t{1} << 14;
 // Long rows are cut into pieces of this many elements. Partial sums are one per piece and are added

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <vector>
 
+#include "tensor/cpu/bf16_rows.h"
 #include "tensor/cpu/cpu_backend_impl.h"
 #include "tensor/cpu/kernels.h"
 #include "tensor/cpu/simd.h"
@@ -60,15 +61,29 @@ LK_SIMD void softmax_row(T* x, std::int64_t n, float lse, float scale) {
   for (std::int64_t j = 0; j < n; ++j) x[j] = narrow<T>(scale * fast_exp(widen(x[j]) - lse));
 }
 
+// The same on processors that have a faster way.
+template <class T>
+float best_sum_exp(const T* x, std::int64_t n, float shift) {
+  if constexpr (std::is_same_v<T, bf16>)
+    if (const Bf16Rows* native = best_bf16_rows()) return native->sum_exp(bits(x), n, shift);
+  return sum_exp(x, n, shift);
+}
+template <class T>
+void best_softmax_row(T* x, std::int64_t n, float lse, float scale) {
+  if constexpr (std::is_same_v<T, bf16>)
+    if (const Bf16Rows* native = best_bf16_rows()) return native->softmax(bits(x), n, lse, scale);
+  softmax_row(x, n, lse, scale);
+}
+
 template <class T>
 float cross_entropy_row(T* x, std::int64_t V, std::int32_t target, bool gradient, float scale) {
   const float largest = row_max(x, V);
   double total = 0;
   for (std::int64_t j = 0; j < V; j += kPiece)
-    total += sum_exp(x + j, std::min(kPiece, V - j), largest);
+    total += best_sum_exp(x + j, std::min(kPiece, V - j), largest);
   const float lse = largest + static_cast<float>(std::log(total)), at_target = widen(x[target]);
   if (gradient) {
-    softmax_row(x, V, lse, scale);
+    best_softmax_row(x, V, lse, scale);
     x[target] = narrow<T>(scale * (fast_exp(at_target - lse) - 1.0f));
   }
   return lse - at_target;

@@ -1,6 +1,7 @@
 // SwiGLU (Shazeer 2020): y = silu(gate) * up, silu(g) = g * sigmoid(g).
 #include <cmath>
 
+#include "tensor/cpu/bf16_rows.h"
 #include "tensor/cpu/cpu_backend_impl.h"
 #include "tensor/cpu/kernels.h"
 #include "tensor/cpu/simd.h"
@@ -69,6 +70,12 @@ void CpuBackend::swiglu_forward(const Tensor& y, const Tensor& gate, const Tenso
     if constexpr (has_fast_path<T>)
       if (fast()) {
         Matrix<T> to = matrix<T>(y), g = matrix<T>(gate), u = matrix<T>(up);
+        if constexpr (std::is_same_v<T, bf16>)
+          if (const Bf16Rows* native = best_bf16_rows())
+            return parallel_pieces(
+                to.rows, to.cols, [&](std::int64_t i, std::int64_t j, std::int64_t end) {
+                  native->swiglu(bits(to[i] + j), bits(g[i] + j), bits(u[i] + j), end - j);
+                });
         return parallel_pieces(to.rows, to.cols,
                                [&](std::int64_t i, std::int64_t j, std::int64_t end) {
                                  swiglu_forward_row(to[i] + j, g[i] + j, u[i] + j, end - j);
@@ -86,6 +93,13 @@ void CpuBackend::swiglu_backward(const Tensor& y, const Tensor& dgate, const Ten
       if (fast()) {
         Matrix<T> to_g = matrix<T>(dgate), to_u = matrix<T>(dup), d = matrix<T>(dy);
         Matrix<T> g = matrix<T>(gate), u = matrix<T>(up);
+        if constexpr (std::is_same_v<T, bf16>)
+          if (const Bf16Rows* native = again.data ? nullptr : best_bf16_rows())
+            return parallel_pieces(
+                d.rows, d.cols, [&](std::int64_t i, std::int64_t j, std::int64_t end) {
+                  native->swiglu_backward(bits(to_g[i] + j), bits(to_u[i] + j), bits(d[i] + j),
+                                          bits(g[i] + j), bits(u[i] + j), end - j);
+                });
         return parallel_pieces(
             d.rows, d.cols, [&](std::int64_t i, std::int64_t j, std::int64_t end) {
               swiglu_backward_row(again.data ? again[i] + j : nullptr, to_g[i] + j, to_u[i] + j,
