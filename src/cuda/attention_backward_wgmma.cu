@@ -4,7 +4,7 @@
 // Maths      as attention_backward.cu
 // Shapes     as forward; D = 64 or 128; dk, dv (T, G*D) sum over the query heads of their group
 // Plan       two passes, so that every output has one owner and no sum meets in memory:
-//            dk, dv  a block owns 128 keys of one key/value head, a warpgroup 64 of them, and walks
+//            dk, dv  a block owns keys of one key/value head, a warpgroup 64 of them, and walks
 //                    over all queries of the group that see them, 64 at a time. It computes Sᵀ and
 //                    dPᵀ, keys as rows: so Pᵀ and dSᵀ lie in registers as the left operands of the
 //                    products that follow.
@@ -16,7 +16,7 @@
 // Work       7 products of T T D against 5 in a single pass that adds dq atomically: 40 % more, for
 //            sums in a fixed order, bitwise the same every run.
 // Numbers    F32 sums; p and ds are rounded to BF16 as operands
-// Limits     one block per multiprocessor. Tiles on the diagonal are computed whole.
+// Limits     two warpgroups per multiprocessor. Tiles on the diagonal are computed whole.
 #include "cuda/attention_tiles.cuh"
 #include "cuda/wgmma.cuh"
 
@@ -44,10 +44,13 @@ struct Pass {
     return stage == kSharedBytes ? kFirstStage : stage;
   }
 };
+// At D = 64 two blocks of one warpgroup share a multiprocessor: measured better than one of two.
 template <int D>
-using KvPass = Pass<D, 2, 64, D == 64>;
+constexpr int kBlocks = D == 64 ? 2 : 1;
 template <int D>
-using QPass = Pass<D, 2, 64, true>;
+using KvPass = Pass<D, 2 / kBlocks<D>, 64, false>;
+template <int D>
+using QPass = Pass<D, 2 / kBlocks<D>, 64, true>;
 
 struct Statistics {
   const float *lse, *delta;  // (H, T)
@@ -71,7 +74,7 @@ __device__ __forceinline__ void store_rows(const float (&c)[D / 8][4], Matrix<__
 }
 
 template <int D>
-__global__ void __launch_bounds__(KvPass<D>::kThreads, 1)
+__global__ void __launch_bounds__(KvPass<D>::kThreads, kBlocks<D>)
     attention_backward_kv_kernel(const __grid_constant__ AttentionInputs<__nv_bfloat16> in,
                                  Matrix<const __nv_bfloat16> dout, Statistics stats,
                                  Matrix<__nv_bfloat16> dk, Matrix<__nv_bfloat16> dv) {
@@ -201,7 +204,7 @@ __global__ void __launch_bounds__(KvPass<D>::kThreads, 1)
 }
 
 template <int D>
-__global__ void __launch_bounds__(QPass<D>::kThreads, 1)
+__global__ void __launch_bounds__(QPass<D>::kThreads, kBlocks<D>)
     attention_backward_q_kernel(const __grid_constant__ AttentionInputs<__nv_bfloat16> in,
                                 Matrix<const __nv_bfloat16> dout, Statistics stats,
                                 Matrix<__nv_bfloat16> dq) {

@@ -11,9 +11,9 @@
 //            done with the stages that are filled next.
 // Bytes      q, o once; k, v once per query tile, from L2
 // Numbers    S, m, l, o in F32; P is rounded to BF16 for P V, l sums the unrounded P
-// Limits     one block per multiprocessor: its first loads and last stores are not hidden. Tiles on
-//            the diagonal are computed whole. For few queries per document attention_forward.cu has
-//            the smaller tile.
+// Limits     D = 128: one block per multiprocessor, its first loads and last stores are not hidden;
+//            D = 64: registers, a few spill. Tiles on the diagonal are computed whole. For few
+//            queries per document attention_forward.cu has the smaller tile.
 #include "cuda/attention_tiles.cuh"
 #include "cuda/wgmma.cuh"
 
@@ -22,17 +22,18 @@ namespace {
 
 [[maybe_unused]] constexpr float kLog2e = 1.4426950408889634f;
 
+// At D = 64 two smaller blocks share a multiprocessor: measured better than one.
 template <int D>
 struct Plan {
-  static constexpr int kWarpgroups = 2, kKeys = 128;
+  static constexpr int kWarpgroups = 2, kKeys = D, kBlocks = D == 64 ? 2 : 1;
   static constexpr int kThreads = kWarpgroups * kWarpgroup, kQueries = kWarpgroups * 64;
-  static __device__ __forceinline__ constexpr bool queries_in_registers() { return false; }
+  static __device__ __forceinline__ constexpr bool queries_in_registers() { return D == 64; }
   static constexpr std::size_t kSharedBytes =
       (kQueries + 4 * kKeys) * D * sizeof(__nv_bfloat16);  // Q, two stages of K, two of V
 };
 
 template <int D>
-__global__ void __launch_bounds__(Plan<D>::kThreads, 1)
+__global__ void __launch_bounds__(Plan<D>::kThreads, Plan<D>::kBlocks)
     attention_forward_kernel(const __grid_constant__ AttentionInputs<__nv_bfloat16> in,
                              Matrix<__nv_bfloat16> o, float* lse) {
 #ifdef LK_DEVICE_HAS_WGMMA
