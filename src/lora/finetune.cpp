@@ -245,45 +245,56 @@ class Run {
   }
 
   void train() {
-    const std::int64_t first = trainer_->steps_done();
+    first_ = trainer_->steps_done();
     const std::int64_t matmuls_before = backend_->weight_gradient_matmuls();
-    if (first == 0) result_.eval_before = evaluate_now();
-    const auto start = Clock::now();
-    double step_seconds = 0;
-    std::int64_t tokens = 0;
+    if (first_ == 0) result_.eval_before = evaluate_now();
+    started_ = Clock::now();
     Prefetch<std::vector<HostBatch>> batches([this](std::int64_t step) { return lay_out(step); },
-                                             first, steps_, 2);
+                                             first_, steps_, 2);
     while (trainer_->steps_done() < steps_ && !stop_.load()) {
-      StepReport report = trainer_->step(batches.next());
-      if (report.step == first + 1) result_.first_loss = report.loss;
-      result_.last_loss = report.loss;
-      step_seconds += report.seconds;
-      tokens += report.tokens;
-      result_.recorded_steps += report.recorded;
-      metrics_->step(report);
-      if (report.skipped)
-        listener_.message(concat("step ", report.step, ": loss or gradient not finite; no update"));
-      const double done = static_cast<double>(report.step - first);
-      listener_.stepped(report, steps_, backend_->ledger().total().live_bytes,
-                        seconds_since(start) / done * static_cast<double>(steps_ - report.step));
-      const bool last = report.step == steps_;
-      if (s_.eval_every > 0 && report.step % s_.eval_every == 0 && !last) evaluate_now();
-      if (s_.save_every > 0 && report.step % s_.save_every == 0 && !last) save();
+      trainer_->submit(batches.next());
+      const std::int64_t step = trainer_->steps_done();
+      const bool last = step == steps_;
+      const bool evaluates = s_.eval_every > 0 && step % s_.eval_every == 0 && !last;
+      const bool saves = s_.save_every > 0 && step % s_.save_every == 0 && !last;
+      report_steps(evaluates || saves);
+      if (evaluates) evaluate_now();
+      if (saves) save();
     }
+    report_steps(true);
     result_.signal = trainer_->steps_done() < steps_ ? stop_.load() : 0;
     result_.steps = trainer_->steps_done();
-    result_.seconds = step_seconds;
-    result_.tokens_per_second = step_seconds > 0 ? static_cast<double>(tokens) / step_seconds : 0;
+    result_.tokens_per_second =
+        result_.seconds > 0 ? static_cast<double>(tokens_) / result_.seconds : 0;
     weight_gradient_matmuls_ = backend_->weight_gradient_matmuls() - matmuls_before;
     if (!backend_->is_cpu()) {
       std::string why = trainer_->why_not_recorded();
       if (why.empty() && result_.recorded_steps == 0)
         why = "no two steps in a row had batches of the same shapes";
       listener_.message(concat("CUDA graph: ", result_.recorded_steps, " of ",
-                               trainer_->steps_done() - first, " steps ran as one launch",
+                               trainer_->steps_done() - first_, " steps ran as one launch",
                                why.empty() ? "" : ": ", why));
     }
-    finish(first);
+    finish();
+  }
+
+  // The device may be a step ahead of its reports; `drain`: now they catch up.
+  void report_steps(bool drain) {
+    while (std::optional<StepReport> report = trainer_->next_report(drain)) {
+      if (report->step == first_ + 1) result_.first_loss = report->loss;
+      result_.last_loss = report->loss;
+      result_.seconds += report->seconds;
+      tokens_ += report->tokens;
+      result_.recorded_steps += report->recorded;
+      metrics_->step(*report);
+      if (report->skipped)
+        listener_.message(
+            concat("step ", report->step, ": loss or gradient not finite; no update"));
+      const double done = static_cast<double>(report->step - first_);
+      listener_.stepped(
+          *report, steps_, backend_->ledger().total().live_bytes,
+          seconds_since(started_) / done * static_cast<double>(steps_ - report->step));
+    }
   }
 
   // The micro-batches of a step. While training goes on, only the prefetch thread calls it.
@@ -306,8 +317,8 @@ class Run {
 
   // The proofs, then the files. An interrupted run saves first: nothing may be lost to a failing
   // check.
-  void finish(std::int64_t first) {
-    const std::int64_t micro_steps = (trainer_->steps_done() - first) * s_.grad_accum;
+  void finish() {
+    const std::int64_t micro_steps = (trainer_->steps_done() - first_) * s_.grad_accum;
     if (result_.signal != 0 || s_.save_every > 0) {
       save();
     }
@@ -322,7 +333,7 @@ class Run {
     result_.memory = memory_report(*backend_);
     if (result_.signal == 0) {
       std::vector<std::string> unmoved = trainer_->unmoved();
-      if (trainer_->steps_done() > first && !unmoved.empty()) {
+      if (trainer_->steps_done() > first_ && !unmoved.empty()) {
         write_run_json("nothing trained");
         throw NothingTrainedError(concat("nothing was trained: B of ", unmoved.size(), " of ",
                                          adapter_->layers().size(), " modules never moved (",
@@ -404,6 +415,8 @@ class Run {
   std::unique_ptr<Trainer> trainer_;
   Json identity_;
   std::unique_ptr<MetricsLog> metrics_;
+  Clock::time_point started_;
+  std::int64_t first_ = 0, tokens_ = 0;  // the step it began at; what it has trained on since
   FinetuneResult result_;
 };
 
