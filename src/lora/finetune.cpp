@@ -12,6 +12,7 @@
 #include "lora/checkpoint.h"
 #include "lora/inference.h"
 #include "lora/run_files.h"
+#include "lora/run_settings.h"
 #include "nn/load.h"
 #include "nn/prefetch.h"
 #include "text/sampler.h"
@@ -30,60 +31,6 @@ void require(bool ok, const std::string& message) {
   if (!ok) throw UsageError(message);
 }
 
-// Everything that can be refused before a file is touched.
-void validate(const FinetuneSettings& s) {
-  require(!s.model.empty(), "--model is required");
-  require(!s.data.empty(), "--data is required");
-  require(!s.out.empty(), "--out is required");
-  require(s.rank >= 1, concat("--rank ", s.rank, ": must be at least 1"));
-  require(!s.alpha || (std::isfinite(*s.alpha) && *s.alpha > 0), "--alpha must be positive");
-  require(s.dropout >= 0 && s.dropout < 1, concat("--dropout ", s.dropout, ": must be in [0, 1)"));
-  require(!(s.steps && s.epochs), "--steps and --epochs: give one of the two");
-  require(!s.steps || *s.steps >= 1, "--steps must be at least 1");
-  require(!s.epochs || (std::isfinite(*s.epochs) && *s.epochs > 0), "--epochs must be positive");
-  require(s.batch >= 1 && s.batch <= 65536, "--batch must be in 1 .. 65536");
-  require(s.grad_accum >= 1 && s.grad_accum <= 65536, "--grad-accum must be in 1 .. 65536");
-  require(s.seq_len >= 2 && s.seq_len <= (1 << 24), "--seq-len must be at least 2");
-  require(std::isfinite(s.lr) && s.lr >= 0, "--lr must be a finite number, not negative");
-  require(std::isfinite(s.weight_decay) && s.weight_decay >= 0,
-          "--weight-decay must not be negative");
-  require(std::isfinite(s.clip) && s.clip >= 0, "--clip must not be negative (0 turns it off)");
-  require(s.warmup >= 0, "--warmup must not be negative");
-  require(s.eval_every >= 0 && s.save_every >= 0,
-          "--eval-every and --save-every must not be negative");
-  require(s.eval_rows != 0, "--eval-rows must be at least 1");
-  require(s.eval_every == 0 || !s.eval_data.empty(), "--eval-every needs --eval-data");
-  require(s.dtype == "auto" || s.dtype == "f32" || s.dtype == "bf16",
-          concat("--dtype ", s.dtype, ": one of auto, f32, bf16"));
-  require(s.memory_limit >= 0, "--memory-limit must not be negative");
-  parse_schedule_kind(s.schedule);
-}
-
-// The settings and fingerprints that make a run this run: a resumed one must agree.
-Json identity(const FinetuneSettings& s, std::int64_t steps, const std::string& base,
-              const Dataset& data, DType dtype, const LoraConfig& lora) {
-  return {{"base_sha256", base},
-          {"data_sha256", data.sha256},
-          {"rank", lora.shape.rank},
-          {"alpha", lora.shape.alpha},
-          {"dropout", lora.shape.dropout},
-          {"targets", lora.targets},
-          {"steps", steps},
-          {"batch", s.batch},
-          {"grad_accum", s.grad_accum},
-          {"seq_len", s.seq_len},
-          {"lr", s.lr},
-          {"schedule", s.schedule},
-          {"warmup", s.warmup},
-          {"weight_decay", s.weight_decay},
-          {"clip", s.clip},
-          {"seed", s.seed},
-          {"shuffle", s.shuffle},
-          {"packing", s.packing},
-          {"truncate", s.truncate},
-          {"dtype", dtype_name(dtype)}};
-}
-
 // One run, in the order in which it happens.
 class Run {
  public:
@@ -91,7 +38,7 @@ class Run {
       : s_(settings), listener_(listener), stop_(stop) {}
 
   FinetuneResult go() {
-    validate(s_);
+    validate_settings(s_);
     backend_ = open_device(s_.device);
     dtype_ = parse_compute_dtype(s_.dtype, *backend_);
     choose_lora();
@@ -220,7 +167,7 @@ class Run {
     config.seed = s_.seed;
     trainer_ = std::make_unique<Trainer>(*model_, *adapter_, config);
     weights_bytes_ += model_->strip_bytes();
-    identity_ = identity(s_, steps_, fingerprint_, data_, dtype_, lora_);
+    identity_ = run_identity(s_, steps_, fingerprint_, data_, dtype_, lora_);
     if (s_.resume && has_checkpoint(s_.out)) {
       std::vector<std::string> may_differ;
       if (s_.schedule == "constant") may_differ.push_back("steps");
