@@ -6,7 +6,7 @@
 #include "lora/checkpoint.h"
 #include "lora/proof.h"
 #include "lora/trainer.h"
-#include "tensor/cpu/cpu_backend.h"
+#include "tensor/cpu/cpu_backend_impl.h"
 #include "text/sampler.h"
 #include "tiny_model.h"
 
@@ -21,6 +21,22 @@ TrainerConfig tiny_training(std::int64_t steps) {
   c.seed = 5;
   return c;
 }
+
+// A device that is done with nothing until it is asked for the value.
+class LateBackend : public CpuBackend {
+ public:
+  LateBackend() : CpuBackend(CpuMode::Fast) {}
+  std::unique_ptr<Readback> read_later(const Tensor& x) override {
+    struct Late : Readback {
+      std::unique_ptr<Readback> inner;
+      bool done() const override { return false; }
+      double value() override { return inner->value(); }
+    };
+    auto late = std::make_unique<Late>();
+    late->inner = CpuBackend::read_later(x);
+    return late;
+  }
+};
 
 // All gradients of one step over the given micro-batches, without an update.
 std::vector<double> gradients(Transformer& model, Adapter& adapter,
@@ -234,4 +250,62 @@ TEST_CASE("a step that is not finite changes nothing; three in a row end the run
   CHECK(to_host<float>(adapter.layers()[0]->b().value()) == before);
   CHECK(trainer.step(one_batch(rows)).skipped);
   CHECK_THROWS_WITH_AS(trainer.step(one_batch(rows)), doctest::Contains("lora_"), NonFiniteError);
+}
+
+TEST_CASE("reports lag by one step at most, and are those of steps waited for one by one") {
+  std::vector<Row> rows = random_rows({20, 9, 14, 33, 5, 8}, 2);
+  auto batch = [&](std::size_t i) {
+    return std::vector{make_host_batch(pointers(rows, i, i + 2))};
+  };
+  std::vector<StepReport> want, got;
+  auto backend = make_cpu_backend();
+  auto model = tiny_transformer(*backend, DType::F32);
+  Adapter adapter(*model, tiny_lora());
+  Trainer trainer(*model, adapter, tiny_training(5));
+  for (std::size_t i = 0; i < 5; ++i) {
+    trainer.submit(batch(i));  // the CPU is done at once: no lag
+    want.push_back(*trainer.next_report(false));
+    CHECK(!trainer.next_report(true));
+  }
+  LateBackend late;
+  auto late_model = tiny_transformer(late, DType::F32);
+  Adapter late_adapter(*late_model, tiny_lora());
+  Trainer ahead(*late_model, late_adapter, tiny_training(5));
+  for (std::size_t i = 0; i < 5; ++i) {
+    ahead.submit(batch(i));
+    while (auto report = ahead.next_report(i == 2)) got.push_back(*report);
+    CHECK(got.size() == (i < 2 ? i : i == 2 ? 3 : i));
+  }
+  CHECK_THROWS_AS(ahead.step(batch(0)), Error);  // a report is missing
+  while (auto report = ahead.next_report(true)) got.push_back(*report);
+  REQUIRE(got.size() == want.size());
+  for (std::size_t i = 0; i < 5; ++i) {
+    CHECK(got[i].step == want[i].step);
+    CHECK(got[i].loss == want[i].loss);
+    CHECK(got[i].grad_norm == want[i].grad_norm);
+    CHECK(got[i].lr == want[i].lr);
+    CHECK(got[i].tokens == want[i].tokens);
+    CHECK(got[i].seconds > 0);
+  }
+  CHECK(values(late_adapter) == values(adapter));
+}
+
+TEST_CASE("bad steps end the run at the third, also where reports lag") {
+  LateBackend backend;
+  auto model = tiny_transformer(backend, DType::F32);
+  Adapter adapter(*model, tiny_lora());
+  Trainer trainer(*model, adapter, tiny_training(10));
+  std::vector<Row> rows = random_rows({20, 9}, 2);
+  const std::vector<HostBatch> batch{make_host_batch(pointers(rows))};
+  backend.fill(adapter.layers()[3]->a().value(), std::nan(""));
+  std::int64_t reported = 0;
+  auto go_on = [&] {
+    for (int i = 0; i < 10; ++i) {
+      trainer.submit(batch);
+      while (auto report = trainer.next_report(false)) ++reported;
+    }
+  };
+  CHECK_THROWS_WITH_AS(go_on(), doctest::Contains("lora_"), NonFiniteError);
+  CHECK(reported == 2);
+  CHECK(trainer.steps_done() == 3);  // none was submitted after it
 }

@@ -12,6 +12,7 @@
 #include "lora/checkpoint.h"
 #include "lora/inference.h"
 #include "lora/run_files.h"
+#include "lora/run_settings.h"
 #include "nn/load.h"
 #include "nn/prefetch.h"
 #include "text/sampler.h"
@@ -30,60 +31,6 @@ void require(bool ok, const std::string& message) {
   if (!ok) throw UsageError(message);
 }
 
-// Everything that can be refused before a file is touched.
-void validate(const FinetuneSettings& s) {
-  require(!s.model.empty(), "--model is required");
-  require(!s.data.empty(), "--data is required");
-  require(!s.out.empty(), "--out is required");
-  require(s.rank >= 1, concat("--rank ", s.rank, ": must be at least 1"));
-  require(!s.alpha || (std::isfinite(*s.alpha) && *s.alpha > 0), "--alpha must be positive");
-  require(s.dropout >= 0 && s.dropout < 1, concat("--dropout ", s.dropout, ": must be in [0, 1)"));
-  require(!(s.steps && s.epochs), "--steps and --epochs: give one of the two");
-  require(!s.steps || *s.steps >= 1, "--steps must be at least 1");
-  require(!s.epochs || (std::isfinite(*s.epochs) && *s.epochs > 0), "--epochs must be positive");
-  require(s.batch >= 1 && s.batch <= 65536, "--batch must be in 1 .. 65536");
-  require(s.grad_accum >= 1 && s.grad_accum <= 65536, "--grad-accum must be in 1 .. 65536");
-  require(s.seq_len >= 2 && s.seq_len <= (1 << 24), "--seq-len must be at least 2");
-  require(std::isfinite(s.lr) && s.lr >= 0, "--lr must be a finite number, not negative");
-  require(std::isfinite(s.weight_decay) && s.weight_decay >= 0,
-          "--weight-decay must not be negative");
-  require(std::isfinite(s.clip) && s.clip >= 0, "--clip must not be negative (0 turns it off)");
-  require(s.warmup >= 0, "--warmup must not be negative");
-  require(s.eval_every >= 0 && s.save_every >= 0,
-          "--eval-every and --save-every must not be negative");
-  require(s.eval_rows != 0, "--eval-rows must be at least 1");
-  require(s.eval_every == 0 || !s.eval_data.empty(), "--eval-every needs --eval-data");
-  require(s.dtype == "auto" || s.dtype == "f32" || s.dtype == "bf16",
-          concat("--dtype ", s.dtype, ": one of auto, f32, bf16"));
-  require(s.memory_limit >= 0, "--memory-limit must not be negative");
-  parse_schedule_kind(s.schedule);
-}
-
-// The settings and fingerprints that make a run this run: a resumed one must agree.
-Json identity(const FinetuneSettings& s, std::int64_t steps, const std::string& base,
-              const Dataset& data, DType dtype, const LoraConfig& lora) {
-  return {{"base_sha256", base},
-          {"data_sha256", data.sha256},
-          {"rank", lora.shape.rank},
-          {"alpha", lora.shape.alpha},
-          {"dropout", lora.shape.dropout},
-          {"targets", lora.targets},
-          {"steps", steps},
-          {"batch", s.batch},
-          {"grad_accum", s.grad_accum},
-          {"seq_len", s.seq_len},
-          {"lr", s.lr},
-          {"schedule", s.schedule},
-          {"warmup", s.warmup},
-          {"weight_decay", s.weight_decay},
-          {"clip", s.clip},
-          {"seed", s.seed},
-          {"shuffle", s.shuffle},
-          {"packing", s.packing},
-          {"truncate", s.truncate},
-          {"dtype", dtype_name(dtype)}};
-}
-
 // One run, in the order in which it happens.
 class Run {
  public:
@@ -91,7 +38,7 @@ class Run {
       : s_(settings), listener_(listener), stop_(stop) {}
 
   FinetuneResult go() {
-    validate(s_);
+    validate_settings(s_);
     backend_ = open_device(s_.device);
     dtype_ = parse_compute_dtype(s_.dtype, *backend_);
     choose_lora();
@@ -220,7 +167,7 @@ class Run {
     config.seed = s_.seed;
     trainer_ = std::make_unique<Trainer>(*model_, *adapter_, config);
     weights_bytes_ += model_->strip_bytes();
-    identity_ = identity(s_, steps_, fingerprint_, data_, dtype_, lora_);
+    identity_ = run_identity(s_, steps_, fingerprint_, data_, dtype_, lora_);
     if (s_.resume && has_checkpoint(s_.out)) {
       std::vector<std::string> may_differ;
       if (s_.schedule == "constant") may_differ.push_back("steps");
@@ -245,45 +192,56 @@ class Run {
   }
 
   void train() {
-    const std::int64_t first = trainer_->steps_done();
+    first_ = trainer_->steps_done();
     const std::int64_t matmuls_before = backend_->weight_gradient_matmuls();
-    if (first == 0) result_.eval_before = evaluate_now();
-    const auto start = Clock::now();
-    double step_seconds = 0;
-    std::int64_t tokens = 0;
+    if (first_ == 0) result_.eval_before = evaluate_now();
+    started_ = Clock::now();
     Prefetch<std::vector<HostBatch>> batches([this](std::int64_t step) { return lay_out(step); },
-                                             first, steps_, 2);
+                                             first_, steps_, 2);
     while (trainer_->steps_done() < steps_ && !stop_.load()) {
-      StepReport report = trainer_->step(batches.next());
-      if (report.step == first + 1) result_.first_loss = report.loss;
-      result_.last_loss = report.loss;
-      step_seconds += report.seconds;
-      tokens += report.tokens;
-      result_.recorded_steps += report.recorded;
-      metrics_->step(report);
-      if (report.skipped)
-        listener_.message(concat("step ", report.step, ": loss or gradient not finite; no update"));
-      const double done = static_cast<double>(report.step - first);
-      listener_.stepped(report, steps_, backend_->ledger().total().live_bytes,
-                        seconds_since(start) / done * static_cast<double>(steps_ - report.step));
-      const bool last = report.step == steps_;
-      if (s_.eval_every > 0 && report.step % s_.eval_every == 0 && !last) evaluate_now();
-      if (s_.save_every > 0 && report.step % s_.save_every == 0 && !last) save();
+      trainer_->submit(batches.next());
+      const std::int64_t step = trainer_->steps_done();
+      const bool last = step == steps_;
+      const bool evaluates = s_.eval_every > 0 && step % s_.eval_every == 0 && !last;
+      const bool saves = s_.save_every > 0 && step % s_.save_every == 0 && !last;
+      report_steps(evaluates || saves);
+      if (evaluates) evaluate_now();
+      if (saves) save();
     }
+    report_steps(true);
     result_.signal = trainer_->steps_done() < steps_ ? stop_.load() : 0;
     result_.steps = trainer_->steps_done();
-    result_.seconds = step_seconds;
-    result_.tokens_per_second = step_seconds > 0 ? static_cast<double>(tokens) / step_seconds : 0;
+    result_.tokens_per_second =
+        result_.seconds > 0 ? static_cast<double>(tokens_) / result_.seconds : 0;
     weight_gradient_matmuls_ = backend_->weight_gradient_matmuls() - matmuls_before;
     if (!backend_->is_cpu()) {
       std::string why = trainer_->why_not_recorded();
       if (why.empty() && result_.recorded_steps == 0)
         why = "no two steps in a row had batches of the same shapes";
       listener_.message(concat("CUDA graph: ", result_.recorded_steps, " of ",
-                               trainer_->steps_done() - first, " steps ran as one launch",
+                               trainer_->steps_done() - first_, " steps ran as one launch",
                                why.empty() ? "" : ": ", why));
     }
-    finish(first);
+    finish();
+  }
+
+  // The device may be a step ahead of its reports; `drain`: now they catch up.
+  void report_steps(bool drain) {
+    while (std::optional<StepReport> report = trainer_->next_report(drain)) {
+      if (report->step == first_ + 1) result_.first_loss = report->loss;
+      result_.last_loss = report->loss;
+      result_.seconds += report->seconds;
+      tokens_ += report->tokens;
+      result_.recorded_steps += report->recorded;
+      metrics_->step(*report);
+      if (report->skipped)
+        listener_.message(
+            concat("step ", report->step, ": loss or gradient not finite; no update"));
+      const double done = static_cast<double>(report->step - first_);
+      listener_.stepped(
+          *report, steps_, backend_->ledger().total().live_bytes,
+          seconds_since(started_) / done * static_cast<double>(steps_ - report->step));
+    }
   }
 
   // The micro-batches of a step. While training goes on, only the prefetch thread calls it.
@@ -306,8 +264,8 @@ class Run {
 
   // The proofs, then the files. An interrupted run saves first: nothing may be lost to a failing
   // check.
-  void finish(std::int64_t first) {
-    const std::int64_t micro_steps = (trainer_->steps_done() - first) * s_.grad_accum;
+  void finish() {
+    const std::int64_t micro_steps = (trainer_->steps_done() - first_) * s_.grad_accum;
     if (result_.signal != 0 || s_.save_every > 0) {
       save();
     }
@@ -322,7 +280,7 @@ class Run {
     result_.memory = memory_report(*backend_);
     if (result_.signal == 0) {
       std::vector<std::string> unmoved = trainer_->unmoved();
-      if (trainer_->steps_done() > first && !unmoved.empty()) {
+      if (trainer_->steps_done() > first_ && !unmoved.empty()) {
         write_run_json("nothing trained");
         throw NothingTrainedError(concat("nothing was trained: B of ", unmoved.size(), " of ",
                                          adapter_->layers().size(), " modules never moved (",
@@ -404,6 +362,8 @@ class Run {
   std::unique_ptr<Trainer> trainer_;
   Json identity_;
   std::unique_ptr<MetricsLog> metrics_;
+  Clock::time_point started_;
+  std::int64_t first_ = 0, tokens_ = 0;  // the step it began at; what it has trained on since
   FinetuneResult result_;
 };
 

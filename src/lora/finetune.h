@@ -61,7 +61,7 @@ struct FinetuneResult {
   std::int64_t trainable_parameters = 0, base_parameters = 0;
   MemoryReport memory;
   std::int64_t recorded_steps = 0;  // that ran as one CUDA graph
-  int signal = 0;  // not 0: stopped by this signal after saving
+  int signal = 0;                   // not 0: stopped by this signal after saving
 };
 
 // Runs it. `stop` is looked at between steps: a signal number ends the run after saving a

@@ -1,6 +1,6 @@
 #include "lora/trainer.h"
 
-#include <chrono>
+#include <algorithm>
 #include <cmath>
 
 #include "io/sha256.h"
@@ -60,9 +60,16 @@ StepReport Trainer::step(std::span<const std::vector<const Row*>> micro_batches)
 }
 
 StepReport Trainer::step(std::span<const HostBatch> micro_batches) {
-  const auto start = std::chrono::steady_clock::now();
+  check(in_flight_.empty(), "Trainer::step: an earlier step was submitted and not reported");
+  submit(micro_batches);
+  return *next_report(true);
+}
+
+void Trainer::submit(std::span<const HostBatch> micro_batches) {
+  InFlight step;
+  step.submitted = Clock::now();
   Backend& backend = model_.backend();
-  StepReport report;
+  StepReport& report = step.report;
   report.step = steps_done_ + 1;
   report.supervised_tokens = supervised(micro_batches);
   check(report.supervised_tokens > 0, "a step needs at least one supervised token");
@@ -97,17 +104,38 @@ StepReport Trainer::step(std::span<const HostBatch> micro_batches) {
   last_shapes_ = std::move(shapes);
   micro_steps_done_ += std::ssize(micro_batches);
 
-  // 3. The only wait for the device in a step.
-  report.loss = to_host_f64(batches.total)[0];
-  report.grad_norm = std::sqrt(to_host_f64(batches.norm_sq)[0]);
+  // 3. Loss and norm set out for the host, which need not wait for them here.
+  step.loss = backend.read_later(batches.total);
+  step.norm_sq = backend.read_later(batches.norm_sq);
+  ++steps_done_;
+  in_flight_.push_back(std::move(step));
+}
+
+std::optional<StepReport> Trainer::next_report(bool drain) {
+  if (in_flight_.empty()) return std::nullopt;
+  const InFlight& oldest = in_flight_.front();
+  const bool due = drain || in_flight_.size() > 1 || bad_steps_in_a_row_ > 0 ||
+                   (oldest.loss->done() && oldest.norm_sq->done());
+  if (!due) return std::nullopt;
+  InFlight step = std::move(in_flight_.front());
+  in_flight_.pop_front();
+  return finish(std::move(step));
+}
+
+// The only wait for the device.
+StepReport Trainer::finish(InFlight step) {
+  StepReport& report = step.report;
+  report.loss = step.loss->value();
+  report.grad_norm = std::sqrt(step.norm_sq->value());
   report.skipped = !std::isfinite(report.loss) || !std::isfinite(report.grad_norm);
   bad_steps_in_a_row_ = report.skipped ? bad_steps_in_a_row_ + 1 : 0;
-  ++steps_done_;
   if (bad_steps_in_a_row_ > kBadStepsAllowed)
     throw NonFiniteError(concat("step ", report.step, ": ", bad_steps_in_a_row_,
                                 " steps in a row were not finite (loss ", report.loss,
                                 "); first bad gradient: ", first_non_finite()));
-  report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const Clock::time_point start = std::max(step.submitted, last_finished_);
+  last_finished_ = Clock::now();
+  report.seconds = std::chrono::duration<double>(last_finished_ - start).count();
   return report;
 }
 

@@ -1,7 +1,10 @@
 // Trainer: one optimizer step of LoRA over any number of micro-batches.
 #pragma once
 
+#include <chrono>
+#include <deque>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -27,7 +30,7 @@ struct StepReport {
   double grad_norm = 0;   // before clipping
   double lr = 0;
   std::int64_t tokens = 0, supervised_tokens = 0;
-  double seconds = 0;
+  double seconds = 0;     // from its submission, or the end of the step before, to its end
   bool skipped = false;   // loss or gradient not finite: nothing was updated
   bool recorded = false;  // ran as recorded work
 };
@@ -36,16 +39,24 @@ class Trainer {
  public:
   Trainer(Transformer& model, Adapter& adapter, const TrainerConfig& config);
 
-  // One optimizer step over micro-batches that fit the device one at a time. The loss is
+  // Submits one optimizer step over micro-batches that fit the device one at a time. The loss is
   //   sum over supervised tokens of all micro-batches / their count,
   // so 1x8, 2x4 and 8x1 give equal gradients (to rounding).
-  // A step whose loss or gradient norm is not finite changes nothing and reports `skipped`; the
-  // third in a row throws NonFiniteError naming the first offending parameter.
+  // A step whose loss or gradient norm is not finite changes nothing: the device decides.
+  void submit(std::span<const HostBatch> micro_batches);
+  // The report of the oldest step not reported yet, if it is due: the device is done with it,
+  // another step was submitted after it (so the device has work while the host waits), or the step
+  // before it was not finite. `drain`: any there is; ask before anything that must see all reports.
+  // The third step in a row that is not finite throws NonFiniteError naming the first offending
+  // parameter; no step was submitted after it if reports are asked for after each submit().
+  std::optional<StepReport> next_report(bool drain);
+
+  // Both: one step, waited for.
   StepReport step(std::span<const HostBatch> micro_batches);
   // The same from rows, laid out here.
   StepReport step(std::span<const std::vector<const Row*>> micro_batches);
 
-  // Optimizer steps done; settable to resume.
+  // Optimizer steps submitted; settable to resume.
   std::int64_t steps_done() const { return steps_done_; }
   std::int64_t micro_steps_done() const { return micro_steps_done_; }
   void resume_at(std::int64_t steps, std::int64_t micro_steps);
@@ -69,6 +80,13 @@ class Trainer {
   Batches upload(std::span<const HostBatch> micro_batches) const;
   void run(Batches& batches, double scale);
 
+  using Clock = std::chrono::steady_clock;
+  struct InFlight {
+    StepReport report;  // without what the device computes
+    Clock::time_point submitted;
+    std::unique_ptr<Readback> loss, norm_sq;
+  };
+  StepReport finish(InFlight step);
   std::string first_non_finite() const;
 
   Transformer& model_;
@@ -76,6 +94,8 @@ class Trainer {
   TrainerConfig config_;
   std::unique_ptr<AdamW> optimizer_;
   std::int64_t steps_done_ = 0, micro_steps_done_ = 0;
+  std::deque<InFlight> in_flight_;
+  Clock::time_point last_finished_;
   int bad_steps_in_a_row_ = 0;
   Shapes last_shapes_, recorded_shapes_;
   Batches recorded_batches_;

@@ -70,6 +70,18 @@ void Backend::deallocate(void* data, std::size_t bytes, Tag tag) noexcept {
   cache_->release(data);
 }
 
+// For devices whose calls return with their work done.
+std::unique_ptr<Readback> Backend::read_later(const Tensor& x) {
+  struct Ready final : Readback {
+    explicit Ready(double v) : v_(v) {}
+    bool done() const override { return true; }
+    double value() override { return v_; }
+    double v_;
+  };
+  x.expect({1}, "read_later: x (1)");
+  return std::make_unique<Ready>(to_host_f64(x)[0]);
+}
+
 std::int64_t Segments::longest() const {
   std::int64_t longest = 0;
   for (std::size_t i = 1; i < host.size(); ++i)

@@ -21,6 +21,7 @@
 #include "tensor/device_clock.h"
 #include "tensor/ledger.h"
 #include "tensor/philox.h"
+#include "tensor/readback.h"
 #include "tensor/recording.h"
 #include "tensor/tensor.h"
 #include "tensor/weight.h"
@@ -117,6 +118,9 @@ class Backend {
   virtual void upload(const Tensor& dst, const void* src, std::size_t bytes) = 0;
   virtual void download(void* dst, const Tensor& src, std::size_t bytes) = 0;
   virtual void synchronize() = 0;
+  // The value that x (1) F32|F64 has after the work submitted so far; x may be changed and freed at
+  // once. Lets the host go on while the device works. The Backend outlives what it returns.
+  virtual std::unique_ptr<Readback> read_later(const Tensor& x);
   // Calls `work`, which may submit anything but copies from and to the host, and records instead of
   // running it; null, with nothing called, where work can't be recorded. The same work must have
   // run before, so that all it needs is allocated. What the work allocates and frees stays set

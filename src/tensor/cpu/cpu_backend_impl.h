@@ -8,7 +8,7 @@
 
 namespace lk {
 
-class CpuBackend final : public Backend {
+class CpuBackend : public Backend {
  public:
   // Whose kernels multiply frozen weights; tests choose, everyone else lets the processor decide.
   enum class Products { Best, Tiles, Onednn };
