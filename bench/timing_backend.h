@@ -75,6 +75,9 @@ class TimingBackend final : public Backend {
   std::string name() const override { return inner_.name(); }
   std::string description() const override { return inner_.description(); }
   bool is_cpu() const override { return inner_.is_cpu(); }
+  std::unique_ptr<Readback> read_later(const Tensor& scalar) override {
+    return inner_.read_later(scalar);
+  }
   std::unique_ptr<Recording> record(const std::function<void()>&) override {
     return nullptr;  // ops are timed one by one
   }
