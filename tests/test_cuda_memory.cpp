@@ -52,20 +52,18 @@ TEST_CASE("cuda: copies of every size come back unchanged") {
 TEST_CASE("cuda: read_later gives the value of its moment, whatever happens to the tensor after") {
   LK_NEEDS_GPU();
   auto b = open_device("cuda:0");
-  for (DType dtype : {DType::F32, DType::F64}) {
-    Tensor x = b->empty(Tag::Workspace, dtype, {1});
-    std::vector<std::unique_ptr<Readback>> values;
-    for (int i = 0; i < 10; ++i) {
-      b->fill(x, i + 0.5);
-      values.push_back(b->read_later(x));
-    }
-    b->fill(x, -1);
-    x = Tensor();
-    values.erase(values.begin() + 3);  // not asked for
-    for (int i = 0; i < 9; ++i)
-      CHECK(values[static_cast<std::size_t>(i)]->value() == i + (i < 3 ? 0 : 1) + 0.5);
-    CHECK(values.back()->done());
+  Tensor x = b->empty(Tag::Workspace, DType::F32, {1});
+  std::vector<std::unique_ptr<Readback>> values;
+  for (int i = 0; i < 10; ++i) {
+    b->fill(x, i + 0.5);
+    values.push_back(b->read_later(x));
   }
+  b->fill(x, -1);
+  x = Tensor();
+  values.erase(values.begin() + 3);  // not asked for
+  for (int i = 0; i < 9; ++i)
+    CHECK(values[static_cast<std::size_t>(i)]->value() == i + (i < 3 ? 0 : 1) + 0.5);
+  CHECK(values.back()->done());
   CHECK_THROWS_AS(b->read_later(b->empty(Tag::Workspace, DType::F32, {2})), Error);
 }
 

@@ -1,6 +1,7 @@
 // A model with fused projections computes what the plain one does, in any precision.
 #include "cpu_ops.h"
 #include "lora/fuse.h"
+#include "lora/proof.h"
 #include "lora/trainer.h"
 #include "parity.h"
 #include "tiny_model.h"
@@ -84,6 +85,8 @@ TEST_CASE("fusing changes no weight, and training afterwards none either") {
     (i == 0 ? first : last) = r.loss;
   }
   CHECK(last < 0.97 * first);
+  prove_memory(*s.backend, *s.adapter, bytes + s.model->strip_bytes(),
+               s.backend->weight_gradient_matmuls(), 20);  // throws
   // The strips follow the masters, and nothing else moved.
   for (Parameter* p : s.adapter->parameters()) {
     std::vector<double> master = to_host_f64(p->value());

@@ -30,7 +30,6 @@ class CudaBackend final : public Backend {
   void upload(const Tensor& dst, const void* src, std::size_t bytes) override;
   void download(void* dst, const Tensor& src, std::size_t bytes) override;
   void synchronize() override;
-  std::unique_ptr<Readback> read_later(const Tensor& x) override;
   std::unique_ptr<Recording> record(const std::function<void()>& work) override;
   std::unique_ptr<DeviceClock> make_clock() override;  // device_clock.cpp
 
@@ -103,21 +102,14 @@ class CudaBackend final : public Backend {
   // The stream, with this backend's GPU made current for the calling thread.
   cudaStream_t stream() const;
 
-  // Pinned host memory for copies: two halves, so that one fills while the other travels. Uploads
-  // lie one behind another in a half, so many small ones need no wait. A half is written again from
-  // its start only after the event says that its last copy has left it.
+  // Pinned host memory for copies: two halves, so that one fills while the other travels. A half is
+  // written again only after the event says that its last copy has left it.
   static constexpr std::size_t kStagingBytes = std::size_t{4} << 20;
   struct Staging {
     std::byte* host = nullptr;
     cudaEvent_t done = nullptr;
-    std::size_t used = 0;
   };
   Staging& next_staging();
-
-  // Where read_later()'s values land; a Readback borrows one and brings it back.
-  struct Landing;
-  class CudaReadback;
-  std::vector<std::unique_ptr<Landing>> landings_;
 
   int device_;
   cudaStream_t stream_ = nullptr;
