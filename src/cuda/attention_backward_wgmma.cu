@@ -27,12 +27,10 @@ namespace {
 constexpr int kStages = 3;
 
 // What a block owns and what passes by.
-template <int D, int WARPGROUPS, int PASSING, bool IN_REGISTERS>
+template <int D, int WARPGROUPS, int PASSING>
 struct Pass {
   static constexpr int kThreads = WARPGROUPS * kWarpgroup, kRows = WARPGROUPS * 64,
                        kPassing = PASSING;  // rows of a tile that passes by
-  // Where the left operands of S and dP are.
-  static __device__ __forceinline__ constexpr bool in_registers() { return IN_REGISTERS; }
   // A stage: two tiles that pass, lse and delta of their rows. A block: two tiles that stay,
   // stages.
   static constexpr std::uint32_t kStageBytes = 2 * PanelTile<kPassing, D>::kBytes + 1024;
@@ -48,9 +46,9 @@ struct Pass {
 template <int D>
 constexpr int kBlocks = D == 64 ? 2 : 1;
 template <int D>
-using KvPass = Pass<D, 2 / kBlocks<D>, 64, false>;
+using KvPass = Pass<D, 2 / kBlocks<D>, 64>;
 template <int D>
-using QPass = Pass<D, 2 / kBlocks<D>, 64, true>;
+using QPass = Pass<D, 2 / kBlocks<D>, 64>;
 
 struct Statistics {
   const float *lse, *delta;  // (H, T)
@@ -122,7 +120,7 @@ __global__ void __launch_bounds__(KvPass<D>::kThreads, kBlocks<D>)
   float scale_log2 = in.scale * kLog2e;
   int key0 = tile.begin + warp * 16;  // this warp's first key
   int group_row = static_cast<int>(threadIdx.x) / kWarpgroup * 64;
-  LeftOperand<kRows, D, P::in_registers()> keys(k_tile, group_row), values(v_tile, group_row);
+  LeftOperand<kRows, D, false> keys(k_tile, group_row), values(v_tile, group_row);
 
   // The walk: the tiles from query tile.begin to query_end of the group's first head, then of its
   // second, ...
@@ -131,11 +129,6 @@ __global__ void __launch_bounds__(KvPass<D>::kThreads, kBlocks<D>)
   std::uint32_t stage = P::kFirstStage;
   load(head, query, stage);
   copy_async_commit();
-  if (P::in_registers()) {
-    copy_async_wait();
-    __syncthreads();
-    keys.read(warp * 16), values.read(warp * 16);
-  }
   bool more = true;
 #pragma unroll 1
   for (bool add = false; more; add = true) {
@@ -254,7 +247,7 @@ __global__ void __launch_bounds__(QPass<D>::kThreads, kBlocks<D>)
   float scale_log2 = in.scale * kLog2e;
   int query0 = tile.begin + warp * 16;  // this warp's first query
   int group_row = static_cast<int>(threadIdx.x) / kWarpgroup * 64;
-  LeftOperand<kRows, D, P::in_registers()> queries(q_tile, group_row), douts(dout_tile, group_row);
+  LeftOperand<kRows, D, true> queries(q_tile, group_row), douts(dout_tile, group_row);
 
   // Issues S and dP of key tile n, and turns S into P while dP runs.
   auto begin_tile = [&](int n) {
