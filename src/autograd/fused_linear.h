@@ -42,7 +42,7 @@ struct FusedLinear {
 
 // Outputs have a margin of `margin` columns; an input whose margin is narrower than f.strip is
 // copied first. The gradient of an output of fused_*linear should have a margin of f.strip, else it
-// is copied too. f must stay where it is until the tape ran.
+// is copied too. f must stay where it is until the tape ran. Shapes that do not fit are an Error.
 
 // y (T,N) = x (T,K) (W + scale B A)ᵀ + bias
 Var fused_linear(Tape& tape, const Var& x, const FusedLinear& f, std::int64_t margin);

@@ -58,7 +58,7 @@ class Edge {
         id_(x.id_),
         dtype_(x.value_.dtype()),
         shape_(x.value_.shape()),
-        margin_(shape_.rank() == 2 ? x.value_.ld() - x.value_.cols() : 0) {}
+        margin_(x.value_.margin()) {}
   bool needs_grad() const { return id_ >= 0; }
   DType dtype() const { return dtype_; }
   const Shape& shape() const { return shape_; }

@@ -54,6 +54,8 @@ class Tensor {
   std::int64_t rows() const { return shape_.rows(); }
   std::int64_t cols() const { return shape_.cols(); }
   std::int64_t ld() const { return ld_; }
+  // Unused columns behind each row of a matrix (see Backend::empty_with_margin); else 0.
+  std::int64_t margin() const { return shape_.rank() == 2 ? ld_ - cols() : 0; }
   bool contiguous() const { return ld_ == cols() || rows() <= 1; }
   const Storage& storage() const { return *storage_; }
   // How many Tensors share this memory: 1 means an in-place change is seen by nobody else.

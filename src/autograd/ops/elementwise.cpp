@@ -19,8 +19,7 @@ struct AddNode : Node {
 // y = a + b
 Var add(Tape& tape, const Var& a, const Var& b) {
   b.value().expect(a.value().shape(), "add: b like a");
-  const std::int64_t margin = a.value().shape().rank() == 2 ? a.value().ld() - a.value().cols() : 0;
-  Tensor y = tape.activation(a.dtype(), a.value().shape(), margin);
+  Tensor y = tape.activation(a.dtype(), a.value().shape(), a.value().margin());
   tape.backend().add(y, a.value(), b.value());
   if (!tape.wants(a, b)) return tape.constant(std::move(y));
   return tape.record<AddNode>(std::move(y), a, b);

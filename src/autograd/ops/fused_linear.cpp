@@ -5,7 +5,7 @@ namespace {
 
 // x with at least `margin` columns behind its rows: itself, or a copy.
 Tensor roomy(const Tensor& x, std::int64_t margin) {
-  if (x.ld() >= x.cols() + margin) return x;
+  if (x.margin() >= margin) return x;
   Tensor copy = x.backend().empty_with_margin(Tag::Workspace, x.dtype(), x.shape(), margin);
   x.backend().copy(copy, x);
   return copy;
@@ -225,8 +225,8 @@ struct FusedAttentionNode : Node {
   void backward(Tape& tape, const Tensor& dy) override {
     Backend& backend = tape.backend();
     const Tensor& value = qkv.value();
-    Tensor dqkv = backend.empty_with_margin(Tag::Backward, value.dtype(), value.shape(),
-                                            value.ld() - value.cols());
+    Tensor dqkv =
+        backend.empty_with_margin(Tag::Backward, value.dtype(), value.shape(), value.margin());
     Qkv in(value, shape), d(dqkv, shape);
     backend.attention_backward(d.q, d.k, d.v, dy, in.q, in.k, in.v, o, lse, shape, segments);
     Tensor turned = dqkv.slice_cols(0, d.q.cols() + d.k.cols());
