@@ -124,6 +124,19 @@ void lora(benchmark::State& state, DType t, std::int64_t N, std::int64_t K) {
   });
 }
 
+// The same adapter with its factors beside the frozen matrix (autograd/fused_linear.h).
+void strips(benchmark::State& state, DType t, std::int64_t N, std::int64_t K) {
+  Tensor x = random_tensor(t, {T, K}), y = random_tensor(t, {T, N}), z = random_tensor(t, {T, N}),
+         s = random_tensor(t, {T, R}), W = random_tensor(t, {N, K}), B = random_tensor(t, {N, R});
+  const std::vector<StripPart> b{{0, N, 0, R, random_tensor(DType::F32, {N, R})}},
+      a{{0, K, 0, R, random_tensor(DType::F32, {R, K})}};
+  measure(state, 2.0 * T * static_cast<double>(N * K + 2 * R * N + R * K), 0, [&] {
+    host().matmul_nt_onto(z, y, x, W);
+    host().strips_backward_b(s, 1, y, B, s, b);
+    host().strips_backward_a(s, x, nullptr, a);
+  });
+}
+
 void attention(benchmark::State& state, DType t, bool backward) {
   Tensor q = random_tensor(t, {T, H * D}), k = random_tensor(t, {T, G * D}),
          v = random_tensor(t, {T, G * D});
@@ -230,6 +243,8 @@ int main(int argc, char** argv) {
       add(std::string("linear_backward/") + name,
           [=](benchmark::State& s) { linear(s, t, N, K, true); });
       if (N != V) add(std::string("lora/") + name, [=](benchmark::State& s) { lora(s, t, N, K); });
+      if (N != V)
+        add(std::string("strips/") + name, [=](benchmark::State& s) { strips(s, t, N, K); });
     }
     add("attention", [=](benchmark::State& s) { attention(s, t, false); });
     add("attention_backward", [=](benchmark::State& s) { attention(s, t, true); });

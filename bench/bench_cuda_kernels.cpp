@@ -274,6 +274,46 @@ void register_products() {
   gemm("lora_dA_r7", 't', 7, C, T, GradMode::Write);
 }
 
+// The same for q, k and v at once, as training does it: x (T,C), dy (T,3C), rank 16.
+void register_strips() {
+  const std::int64_t R = 16, N = 3 * C, S = 3 * R;
+  const double factors = 2.0 * 4 * static_cast<double>(N * R);
+  add("strips_backward_b_qkv", {.bytes = 2.0 * T * (N + 2 * S) + factors}, [=] {
+    Tensor dy = random_tensor(DType::BF16, {T, N + S}, 1),
+           db = random_tensor(DType::F32, {N, R}, 2);
+    return
+        [=, b = random_tensor(DType::BF16, {N, S}, 3), s = random_tensor(DType::BF16, {T, S}, 4)] {
+          std::vector<StripPart> parts;
+          for (std::int64_t p = 0; p < 3; ++p)
+            parts.push_back({p * C, (p + 1) * C, p * R, R, db.slice_rows(p * C, (p + 1) * C)});
+          gpu().strips_backward_b(dy.slice_cols(N, N + S), 1.0, dy.slice_cols(0, N), b, s, parts);
+        };
+  });
+  for (bool normed : {false, true})
+    add(normed ? "strips_backward_a_qkv_normed" : "strips_backward_a_qkv",
+        {.bytes = 2.0 * T * (C + S) + 4.0 * C * S}, [=] {
+          NormedInput norm{random_tensor(DType::F32, {T}, 1),
+                           Weight("gain", random_tensor(DType::BF16, {C}, 2)), 1e-5};
+          return [=, da = random_tensor(DType::F32, {S, C}, 3),
+                  x = random_tensor(DType::BF16, {T, C}, 4),
+                  ds = random_tensor(DType::BF16, {T, S}, 5)] {
+            std::vector<StripPart> parts;
+            for (std::int64_t p = 0; p < 3; ++p)
+              parts.push_back({0, C, p * R, R, da.slice_rows(p * R, (p + 1) * R)});
+            gpu().strips_backward_a(ds, x, normed ? &norm : nullptr, parts);
+          };
+        });
+  add("matmul_nt_onto_down", {.bytes = 2.0 * (T * F + C * F + 2 * T * C), .flops = 2.0 * T * C * F},
+      [=] {
+        return
+            [h = random_tensor(DType::BF16, {T, C}, 1), x = random_tensor(DType::BF16, {T, F}, 2),
+             w = random_tensor(DType::BF16, {C, F}, 3),
+             y = gpu().empty(Tag::Workspace, DType::BF16, {T, C})] {
+              gpu().matmul_nt_onto(y, h, x, w);
+            };
+      });
+}
+
 void register_attention() {
   auto attention = [](DType t, int heads, int kv_heads, int head_dim, int documents, int length) {
     std::string name = concat("attention_", dtype_name(t), "_H", heads, "_G", kv_heads, "_D",
@@ -342,6 +382,7 @@ int main(int argc, char** argv) {
   register_memory_bound();
   register_linear();
   register_products();
+  register_strips();
   register_attention();
   benchmark::RunSpecifiedBenchmarks();
   gpu().synchronize();

@@ -191,6 +191,13 @@ void TimingBackend::matmul_nt(const Tensor& c, GradMode mode, double alpha, cons
         [&] { inner_.matmul_nt(c, mode, alpha, a, b); });
 }
 
+void TimingBackend::matmul_nt_onto(const Tensor& c, const Tensor& addend, const Tensor& a,
+                                   const Tensor& b) {
+  OpWork work = product(c, GradMode::Write, a, b, a.cols());
+  work.bytes += size(addend);
+  timed(family_of(c, b), work, [&] { inner_.matmul_nt_onto(c, addend, a, b); });
+}
+
 void TimingBackend::matmul_nn(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
                               const Tensor& b) {
   timed(family_of(c, b), product(c, mode, a, b, a.cols()),
@@ -201,6 +208,34 @@ void TimingBackend::matmul_tn(const Tensor& dw, GradMode mode, double alpha, con
                               const Tensor& b) {
   timed(OpFamily::Lora, product(dw, mode, a, b, a.rows()),
         [&] { inner_.weight_gradient(dw, mode, alpha, a, b); });
+}
+
+namespace {
+// Every part of a wide matrix (T,.) with its thin columns; the wide one is read once.
+OpWork strips_work(const Tensor& wide, const Tensor& thin, std::span<const StripPart> parts) {
+  OpWork work{0, sizes(wide, thin)};
+  for (const StripPart& p : parts) {
+    work.flops += 2 * static_cast<double>(wide.rows()) * numel(p.dw);
+    work.bytes += written(p.dw, p.mode);
+  }
+  return work;
+}
+}  // namespace
+
+void TimingBackend::run_strips_backward_b(const Tensor& ds, double scale, const Tensor& dy,
+                                          const Tensor& b, const Tensor& s,
+                                          std::span<const StripPart> parts) {
+  OpWork work = strips_work(dy, s, parts);
+  work.flops *= 2;
+  work.bytes += sizes(ds, b);
+  timed(OpFamily::Lora, work, [&] { inner_.strips_backward_b(ds, scale, dy, b, s, parts); });
+}
+
+void TimingBackend::run_strips_backward_a(const Tensor& ds, const Tensor& x,
+                                          const NormedInput* norm,
+                                          std::span<const StripPart> parts) {
+  timed(OpFamily::Lora, strips_work(x, ds, parts),
+        [&] { inner_.strips_backward_a(ds, x, norm, parts); });
 }
 
 void TimingBackend::rmsnorm_forward(const Tensor& y, const Tensor& rstd, const Tensor& x,

@@ -102,6 +102,8 @@ class TimingBackend final : public Backend {
                          const Weight& w) override;
   void matmul_nt(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
                  const Tensor& b) override;
+  void matmul_nt_onto(const Tensor& c, const Tensor& addend, const Tensor& a,
+                      const Tensor& b) override;
   void matmul_nn(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
                  const Tensor& b) override;
   void rmsnorm_forward(const Tensor& y, const Tensor& rstd, const Tensor& x, const Weight& gain,
@@ -133,6 +135,10 @@ class TimingBackend final : public Backend {
  private:
   void matmul_tn(const Tensor& dw, GradMode mode, double alpha, const Tensor& a,
                  const Tensor& b) override;
+  void run_strips_backward_b(const Tensor& ds, double scale, const Tensor& dy, const Tensor& b,
+                             const Tensor& s, std::span<const StripPart> parts) override;
+  void run_strips_backward_a(const Tensor& ds, const Tensor& x, const NormedInput* norm,
+                             std::span<const StripPart> parts) override;
   // Runs op() between two marks and books it; ops inside of it (a backend may use its own ops) are
   // part of it.
   template <class Op>

@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <fstream>
 #include <list>
+#include <optional>
 #include <set>
 
 #include "autograd/fused_linear.h"
@@ -250,19 +251,20 @@ const FusedLinear& fused(const std::vector<std::int64_t>& widths, std::int64_t K
 }
 
 // Ops that take their input's memory get a copy of it. The strips follow the masters, which
-// gradcheck moves.
+// gradcheck moves. `h`: the residual stream that the op adds to, if it does.
 void fused_case(std::vector<Case>& out, const std::string& what, const FusedLinear& f,
-                const std::vector<Parameter*>& parameters, Tensor x,
-                std::function<Var(Tape&, const Var&, const FusedLinear&)> op) {
+                const std::vector<Parameter*>& parameters, Tensor x, std::optional<Tensor> h,
+                std::function<Var(Tape&, const Var& x, const Var& h, const FusedLinear&)> op) {
   Tensor nothing = tensor_from(reference(), DType::F64, x.shape(),
                                std::vector<double>(static_cast<std::size_t>(x.numel()), 0.0));
+  std::vector<Tensor> inputs{std::move(x)};
+  if (h) inputs.push_back(std::move(*h));
   out.push_back({what,
                  [=, &f](Tape& t, const Vars& in) {
                    for (Parameter* p : parameters) p->refresh();
-                   return op(t, add(t, in[0], Var(nothing)), f);
+                   return op(t, add(t, in[0], Var(nothing)), in.size() > 1 ? in[1] : Var(), f);
                  },
-                 {std::move(x)},
-                 parameters});
+                 std::move(inputs), parameters});
 }
 
 void fused_cases(std::vector<Case>& out) {
@@ -271,32 +273,35 @@ void fused_cases(std::vector<Case>& out) {
                     &three = fused({4, 2, 3}, 5, {2, 0, 1}, 150, p2),
                     &down = fused({4}, 3, {2}, 160, p3), &bare = fused({3}, 4, {0}, 170, p4);
   auto plain = [](std::int64_t margin) {
-    return [margin](Tape& t, const Var& x, const FusedLinear& f) {
-      return fused_linear(t, x, f, margin);
+    return [margin](Tape& t, const Var& x, const Var& h, const FusedLinear& f) {
+      return fused_linear_onto(t, h, x, f, margin);
     };
   };
-  fused_case(out, "fused_linear", one, p1, rnd({5, 7}, 180), plain(0));
-  fused_case(out, "fused_linear of three parts, one frozen", three, p2, rnd({4, 5}, 181), plain(9));
-  fused_case(out, "fused_linear without an adapter", bare, p4, rnd({2, 4}, 182), plain(0));
-  // An input and a gradient with margins: nothing is copied.
-  const FusedLinear& next = fused({7}, 6, {2}, 190, p1);
-  fused_case(out, "fused_linear after fused_linear", one, p1, rnd({5, 7}, 183),
-             [&next](Tape& t, const Var& x, const FusedLinear& f) {
-               return fused_linear(t, fused_linear(t, x, f, 8), next, 0);
+  fused_case(out, "fused_linear", one, p1, rnd({5, 7}, 180), rnd({5, 6}, 191), plain(0));
+  fused_case(out, "fused_linear of three parts, one frozen", three, p2, rnd({4, 5}, 181),
+             rnd({4, 9}, 192), plain(9));
+  fused_case(out, "fused_linear without an adapter", bare, p4, rnd({2, 4}, 182), rnd({2, 3}, 193),
+             plain(0));
+  // An input and a gradient with margins: nothing is copied. h takes part twice.
+  const FusedLinear& next = fused({6}, 6, {2}, 190, p1);
+  fused_case(out, "fused_linear after fused_linear", one, p1, rnd({5, 7}, 183), rnd({5, 6}, 194),
+             [&next](Tape& t, const Var& x, const Var& h, const FusedLinear& f) {
+               return fused_linear_onto(t, h, fused_linear_onto(t, h, x, f, 8), next, 0);
              });
   const Weight gain = frozen({5}, 184);
-  fused_case(out, "fused_norm_linear", three, p2, rnd({4, 5}, 185),
-             [gain](Tape& t, const Var& x, const FusedLinear& f) {
+  fused_case(out, "fused_norm_linear", three, p2, rnd({4, 5}, 185), {},
+             [gain](Tape& t, const Var& x, const Var&, const FusedLinear& f) {
                return fused_norm_linear(t, x, gain, 0.1, f, f.strip);
              });
-  fused_case(
-      out, "fused_swiglu_linear", down, p3, rnd({4, 6}, 186),
-      [](Tape& t, const Var& x, const FusedLinear& f) { return fused_swiglu_linear(t, x, f, 0); });
+  fused_case(out, "fused_swiglu_linear", down, p3, rnd({4, 6}, 186), rnd({4, 4}, 195),
+             [](Tape& t, const Var& x, const Var& h, const FusedLinear& f) {
+               return fused_swiglu_linear_onto(t, h, x, f, 0);
+             });
   Tensor table = rope_angles(9, 2), positions = ints({0, 1, 2, 0, 1});
   Segments segments = make_segments(reference(), {0, 3, 5});
   AttentionShape shape{4, 2, 2, 0.6f, 0};
-  fused_case(out, "fused_attention", bare, {}, rnd({5, 16}, 187),
-             [=](Tape& t, const Var& x, const FusedLinear&) {
+  fused_case(out, "fused_attention", bare, {}, rnd({5, 16}, 187), {},
+             [=](Tape& t, const Var& x, const Var&, const FusedLinear&) {
                return fused_attention(t, x, table, positions, shape, segments, 3);
              });
 }

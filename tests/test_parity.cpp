@@ -218,6 +218,130 @@ TEST_CASE("cuda: every LoRA rank from 1 to 9, and 16 to 128") {
     }
 }
 
+TEST_CASE("cuda: LoRA's strips in backward, several projections at once") {
+  LK_NEEDS_GPU();
+  struct Shape {
+    std::int64_t T;
+    std::vector<std::int64_t> widths;
+    std::int64_t rank;
+  };
+  for (const Shape& shape : {Shape{1, {8}, 8},
+                             {64, {128}, 16},
+                             {100, {136, 24, 24}, 8},
+                             {700, {264, 72}, 32},
+                             {1300, {40, 520, 8}, 16},
+                             {2500, {1400}, 16},
+                             {530, {64, 64}, 40},
+                             {37, {15, 6}, 3}})
+    for (GradMode mode : {GradMode::Write, GradMode::Add})
+      for (Layout layout : {kContiguous, kStrided, kOdd})
+        for (bool normed : {false, true}) {
+          const std::int64_t T = shape.T, R = shape.rank, P = std::ssize(shape.widths);
+          std::int64_t N = 0, S = (P * R + 15) / 16 * 16, K = shape.widths[0];
+          for (std::int64_t w : shape.widths) N += w;
+          // b is block-diagonal; `size` asks for the same of absolute values.
+          auto run = [&](const Side& s, bool size) {
+            auto input = [&](std::int64_t rows, std::int64_t cols, unsigned seed) {
+              return size ? Guarded(s.backend, s.dtype, rows, cols, s.layout,
+                                    magnitudes(s.rounded, rows * cols, seed))
+                          : numbers(s, rows, cols, seed);
+            };
+            std::vector<double> factors = size ? magnitudes(s.rounded, N * S, 3)
+                                               : rounded(random_values(N * S, 3), s.rounded);
+            std::int64_t row = 0;
+            for (std::int64_t p = 0; p < P; ++p)
+              for (std::int64_t end = row + shape.widths[static_cast<std::size_t>(p)]; row < end;
+                   ++row)
+                for (std::int64_t j = 0; j < S; ++j)
+                  if (j < p * R || j >= (p + 1) * R)
+                    factors[static_cast<std::size_t>(row * S + j)] = 0;
+            Guarded dy = input(T, N, 1), st = input(T, S, 2), ds = input(T, S, 4),
+                    ds2 = input(T, S, 5), x = input(T, K, 6);
+            Guarded b(s.backend, s.dtype, N, S, s.layout, factors);
+            Guarded rstd(s.backend, s.stat(), T, 1, kContiguous,
+                         rounded(magnitudes(DType::F32, T, 7), DType::F32));
+            Weight gain("gain", tensor_from(s.backend, s.dtype, {K},
+                                            size ? magnitudes(s.rounded, K, 8)
+                                                 : rounded(random_values(K, 8), s.rounded)));
+            std::vector<Guarded> out{ds};
+            std::vector<StripPart> parts_b, parts_a;
+            std::int64_t begin = 0;
+            for (std::int64_t p = 0; p < P; ++p) {
+              const std::int64_t width = shape.widths[static_cast<std::size_t>(p)];
+              const unsigned seed = 20 + static_cast<unsigned>(p);
+              auto gradient = [&](std::int64_t rows, std::int64_t cols, unsigned at) {
+                return size ? Guarded(s.backend, s.stat(), rows, cols, kContiguous,
+                                      magnitudes(DType::F32, rows * cols, at))
+                            : statistics(s, rows, cols, at);
+              };
+              out.push_back(gradient(width, R, seed));
+              parts_b.push_back({begin, begin + width, p * R, R, out.back(), mode});
+              out.push_back(gradient(R, K, seed + 10));
+              parts_a.push_back({0, K, p * R, R, out.back(), mode});
+              begin += width;
+            }
+            s.backend.strips_backward_b(ds, 1.5, dy, b, st, parts_b);
+            // rstd is what makes x of itself, not its own statistic: the same on both sides only
+            // where it is used as given.
+            const NormedInput norm{rstd.vector(), gain, 1e-5};
+            Tensor input_x = x;
+            if (normed) {
+              Tensor scratch = s.backend.empty(Tag::Workspace, s.dtype, {T, K});
+              s.backend.rmsnorm_forward(scratch, norm.rstd, input_x, gain, 1e-5);
+            }
+            s.backend.strips_backward_a(ds2, input_x, normed ? &norm : nullptr, parts_a);
+            return out;
+          };
+          const std::string what = concat("strips T ", T, " N ", N, " rank ", R, " pad ",
+                                          layout.pad, " mode ", static_cast<int>(mode));
+          Results r =
+              compare(what, DType::BF16, layout, [&](const Side& s) { return run(s, false); });
+          std::vector<Guarded> sizes = run({oracle(), DType::F64, DType::BF16, kContiguous}, true);
+          for (std::size_t i = 0; i < r.got.size(); ++i) {
+            const bool is_ds = i == 0, is_da = i > 0 && i % 2 == 0;
+            const std::int64_t length = is_ds ? N : T;
+            const std::vector<double> size = sizes[i].values(what);
+            std::vector<double> slack =
+                f32_slack(4 + std::sqrt(static_cast<double>(length)) / 4, size);
+            // A normed x, or ds times rstd, is rounded to BF16 before it is multiplied.
+            if (is_da && normed)
+              for (std::size_t j = 0; j < size.size(); ++j)
+                slack[j] += unit_roundoff(DType::BF16) * size[j];
+            check_close(r.got[i], r.want[i], unit_roundoff(is_ds ? DType::BF16 : DType::F32), slack,
+                        concat(what, " output ", i));
+          }
+        }
+}
+
+TEST_CASE("cuda: a product onto another matrix") {
+  LK_NEEDS_GPU();
+  const std::int64_t shapes[][3] = {{40, 64, 256}, {17, 33, 130}, {128, 576, 592}, {5, 8, 16}};
+  for (auto [M, N, K] : shapes)
+    for (DType t : kDTypes)
+      for (Layout l : kLayouts) {
+        const std::int64_t m = M, n = N, k = K;
+        Results r = compare("product onto", t, l, [&](const Side& s) {
+          Guarded a = numbers(s, m, k, 1), b = numbers(s, n, k, 2), h = numbers(s, m, n, 3),
+                  c = numbers(s, m, n, 4);
+          s.backend.matmul_nt_onto(c, h, a, b);
+          return std::vector<Guarded>{c, h};
+        });
+        auto absolute = [&](std::int64_t rows, std::int64_t cols, unsigned seed) {
+          return tensor_from(oracle(), DType::F64, {rows, cols}, magnitudes(t, rows * cols, seed));
+        };
+        Tensor size = oracle().empty(Tag::Workspace, DType::F64, {M, N});
+        oracle().matmul_nt_onto(size, absolute(M, N, 3), absolute(M, K, 1), absolute(N, K, 2));
+        const std::vector<double> before = rounded(random_values(M * N, 3), t);
+        std::vector<double> slack = f32_slack(
+            t == DType::F32 ? 8 : 4 + std::sqrt(static_cast<double>(K)) / 4, to_host_f64(size));
+        if (t == DType::BF16)  // the product is rounded before it is added
+          for (std::size_t i = 0; i < slack.size(); ++i)
+            slack[i] += unit_roundoff(t) * std::abs(r.want[0][i] - before[i]);
+        check_close(r.got[0], r.want[0], unit_roundoff(t), slack, "product onto");
+        CHECK(r.got[1] == before);  // h itself is as before
+      }
+}
+
 TEST_CASE("cuda: linear with a frozen weight") {
   LK_NEEDS_GPU();
   const std::int64_t shapes[][3] = {

@@ -44,14 +44,16 @@ struct FusedLinear {
 // copied first. The gradient of an output of fused_*linear should have a margin of f.strip, else it
 // is copied too. f must stay where it is until the tape ran. Shapes that do not fit are an Error.
 
-// y (T,N) = x (T,K) (W + scale B A)ᵀ + bias
-Var fused_linear(Tape& tape, const Var& x, const FusedLinear& f, std::int64_t margin);
-// The same of x = rmsnorm(h), which is made again for the backward: h (T,K), gain (K) frozen
+// y (T,N) = h (T,N) + x (T,K) (W + scale B A)ᵀ + bias: a projection back onto the residual stream
+Var fused_linear_onto(Tape& tape, const Var& h, const Var& x, const FusedLinear& f,
+                      std::int64_t margin);
+// y (T,N) = x (W + scale B A)ᵀ + bias of x = rmsnorm(h), which isn't kept: h (T,K), gain (K) frozen
 Var fused_norm_linear(Tape& tape, const Var& h, const Weight& gain, double eps,
                       const FusedLinear& f, std::int64_t margin);
-// The same of x = silu(gate) * up, gate_up (T,2K) holding gate and up side by side. The backward
-// overwrites gate_up's value: nothing else may read it.
-Var fused_swiglu_linear(Tape& tape, const Var& gate_up, const FusedLinear& f, std::int64_t margin);
+// fused_linear_onto of x = silu(gate) * up, gate_up (T,2K) holding gate and up side by side. The
+// backward overwrites gate_up's value: nothing else may read it.
+Var fused_swiglu_linear_onto(Tape& tape, const Var& h, const Var& gate_up, const FusedLinear& f,
+                             std::int64_t margin);
 
 // attention (see ops.h) of rope(q), rope(k) and v, which lie side by side in qkv (T,(H+2G)*D). The
 // forward turns q and k in place: nothing else may read qkv's value.

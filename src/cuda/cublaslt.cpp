@@ -35,7 +35,7 @@ std::uint32_t alignment_of(const void* pointer) {
 // with the same ld.
 struct CublasLt::Plan {
   cublasLtMatmulDesc_t desc = nullptr;
-  cublasLtMatrixLayout_t a = nullptr, b = nullptr, c = nullptr;
+  cublasLtMatrixLayout_t a = nullptr, b = nullptr, c = nullptr, addend = nullptr;
   cublasLtMatmulAlgo_t algo{};
   bool supported = false;
 
@@ -46,6 +46,7 @@ struct CublasLt::Plan {
     if (a) cublasLtMatrixLayoutDestroy(a);
     if (b) cublasLtMatrixLayoutDestroy(b);
     if (c) cublasLtMatrixLayoutDestroy(c);
+    if (addend) cublasLtMatrixLayoutDestroy(addend);
     if (desc) cublasLtMatmulDescDestroy(desc);
   }
 };
@@ -90,6 +91,7 @@ const CublasLt::Plan& CublasLt::plan(const Key& key) {
   layout(p.b, g.in, g.transpose_a ? g.k : g.m, g.transpose_a ? g.m : g.k, g.lda);
   layout(p.a, g.in, g.transpose_b ? g.n : g.k, g.transpose_b ? g.k : g.n, g.ldb);
   layout(p.c, g.out, g.m, g.n, g.ldc);
+  layout(p.addend, g.out, g.m, g.n, g.ld_addend ? g.ld_addend : g.ldc);
 
   cublasLtMatmulPreference_t preference = nullptr;
   blas_check(cublasLtMatmulPreferenceCreate(&preference), "preference");
@@ -100,14 +102,14 @@ const CublasLt::Plan& CublasLt::plan(const Key& key) {
   prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, std::uint64_t{kWorkspaceBytes});
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, key.alignment_b);
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, key.alignment_a);
-  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, key.alignment_c);
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, key.alignment_addend);
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, key.alignment_c);
   // Split sums may only meet in F32: partial sums in the output's dtype would round BF16 twice.
   prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
          std::uint32_t{CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE});
   cublasLtMatmulHeuristicResult_t result{};
   int found = 0;
-  cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle_, p.desc, p.a, p.b, p.c, p.c,
+  cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle_, p.desc, p.a, p.b, p.addend, p.c,
                                                          preference, 1, &result, &found);
   cublasLtMatmulPreferenceDestroy(preference);
   p.supported = status == CUBLAS_STATUS_SUCCESS && found > 0;
@@ -119,12 +121,15 @@ const CublasLt::Plan& CublasLt::plan(const Key& key) {
 }
 
 bool CublasLt::run(const Gemm& g, void* c, float alpha, const void* a, const void* b,
-                   void* workspace, cudaStream_t stream) {
-  const Plan& p = plan({g, alignment_of(a), alignment_of(b), alignment_of(c)});
+                   const void* addend, void* workspace, cudaStream_t stream) {
+  if (!addend) addend = c;
+  const Plan& p =
+      plan({g, alignment_of(a), alignment_of(b), alignment_of(c), alignment_of(addend)});
   if (!p.supported) return false;
   float beta = g.accumulate ? 1.0f : 0.0f;
-  cublasStatus_t status = cublasLtMatmul(handle_, p.desc, &alpha, b, p.a, a, p.b, &beta, c, p.c, c,
-                                         p.c, &p.algo, workspace, kWorkspaceBytes, stream);
+  cublasStatus_t status =
+      cublasLtMatmul(handle_, p.desc, &alpha, b, p.a, a, p.b, &beta, addend, p.addend, c, p.c,
+                     &p.algo, workspace, kWorkspaceBytes, stream);
   if (status != CUBLAS_STATUS_SUCCESS)
     blas_check(status, concat("(", g.m, ",", g.k, ") times (", g.k, ",", g.n, ")").c_str());
   return true;

@@ -50,6 +50,8 @@ class CudaBackend final : public Backend {
                          const Weight& w) override;
   void matmul_nt(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
                  const Tensor& b) override;
+  void matmul_nt_onto(const Tensor& c, const Tensor& addend, const Tensor& a,
+                      const Tensor& b) override;
   void matmul_nn(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
                  const Tensor& b) override;
 
@@ -96,8 +98,14 @@ class CudaBackend final : public Backend {
   class Graph;
   void matmul_tn(const Tensor& dw, GradMode mode, double alpha, const Tensor& a,
                  const Tensor& b) override;
+  // linear_strips.cu
+  void run_strips_backward_b(const Tensor& ds, double scale, const Tensor& dy, const Tensor& b,
+                             const Tensor& s, std::span<const StripPart> parts) override;
+  void run_strips_backward_a(const Tensor& ds, const Tensor& x, const NormedInput* norm,
+                             std::span<const StripPart> parts) override;
   void gemm(const Tensor& c, GradMode mode, double alpha, const Tensor& a, bool transpose_a,
             const Tensor& b, bool transpose_b);
+  void* blas_workspace();
 
   // The stream, with this backend's GPU made current for the calling thread.
   cudaStream_t stream() const;

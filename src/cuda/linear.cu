@@ -147,11 +147,9 @@ void CudaBackend::gemm(const Tensor& c, GradMode mode, double alpha, const Tenso
     return;
   }
   if (skinny_gemm(g, c, static_cast<float>(alpha), a, b, stream())) return;
-  if (!blas_workspace_)
-    blas_workspace_ =
-        empty(Tag::Workspace, DType::U8, {static_cast<i64>(CublasLt::kWorkspaceBytes)});
   cudaStream_t s = stream();
-  if (blas_.run(g, c.raw(), static_cast<float>(alpha), a.raw(), b.raw(), blas_workspace_.raw(), s))
+  if (blas_.run(g, c.raw(), static_cast<float>(alpha), a.raw(), b.raw(), nullptr, blas_workspace(),
+                s))
     return;
 
   i64 slab = ceil_div(ceil_div(g.k, slab_count(g.m, g.n, g.k)), kSlice) * kSlice;
@@ -181,6 +179,13 @@ void CudaBackend::gemm(const Tensor& c, GradMode mode, double alpha, const Tenso
   });
 }
 
+void* CudaBackend::blas_workspace() {
+  if (!blas_workspace_)
+    blas_workspace_ =
+        empty(Tag::Workspace, DType::U8, {static_cast<i64>(CublasLt::kWorkspaceBytes)});
+  return blas_workspace_.raw();
+}
+
 // Nothing to pack: cuBLASLt reads a row-major weight in both directions.
 void CudaBackend::prepare_linear(Weight&) {}
 
@@ -196,6 +201,24 @@ void CudaBackend::linear_backward_x(const Tensor& dx, GradMode mode, const Tenso
 void CudaBackend::matmul_nt(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
                             const Tensor& b) {
   gemm(c, mode, alpha, a, false, b, true);
+}
+
+void CudaBackend::matmul_nt_onto(const Tensor& c, const Tensor& addend, const Tensor& a,
+                                 const Tensor& b) {
+  Gemm g{.transpose_b = true,
+         .accumulate = true,
+         .in = a.dtype(),
+         .out = c.dtype(),
+         .m = c.rows(),
+         .n = c.cols(),
+         .k = a.cols(),
+         .lda = a.ld(),
+         .ldb = b.ld(),
+         .ldc = c.ld(),
+         .ld_addend = addend.ld()};
+  if (g.k <= 128 || g.m == 0 || g.n == 0 ||
+      !blas_.run(g, c.raw(), 1.0f, a.raw(), b.raw(), addend.raw(), blas_workspace(), stream()))
+    Backend::matmul_nt_onto(c, addend, a, b);
 }
 
 void CudaBackend::matmul_nn(const Tensor& c, GradMode mode, double alpha, const Tensor& a,

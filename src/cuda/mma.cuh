@@ -37,6 +37,11 @@ __device__ __forceinline__ void copy_async_commit() {
 __device__ __forceinline__ void copy_async_wait() {
   asm volatile("cp.async.wait_group 0;\n" ::: "memory");
 }
+// Waits until at most `LEFT` of this thread's newest groups of copies are still under way.
+template <int LEFT>
+__device__ __forceinline__ void copy_async_wait_but() {
+  asm volatile("cp.async.wait_group %0;\n" ::"n"(LEFT) : "memory");
+}
 
 // A tile of COLS bf16 columns in shared memory, at a multiple of its row's bytes. A row is COLS / 8
 // chunks of 16 bytes; chunk c of row r is kept at chunk c ^ (r % 8), so that the eight rows of an 8
@@ -101,6 +106,15 @@ __device__ __forceinline__ Fragment4 load_matrix_x4_transposed(std::uint32_t add
                : "r"(address)
                : "memory");
   return f;
+}
+
+// Two 8 x 8 blocks, transposed; lane l < 16 names row l % 8 of block l / 8.
+__device__ __forceinline__ void load_matrix_x2_transposed(std::uint32_t address, std::uint32_t& r0,
+                                                          std::uint32_t& r1) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];\n"
+               : "=r"(r0), "=r"(r1)
+               : "r"(address)
+               : "memory");
 }
 
 // The A fragment at rows [row, row + 16), columns [16 step, 16 step + 16) of a row-major tile.

@@ -26,12 +26,6 @@ namespace lk {
 
 inline constexpr int kWarpgroup = 128;  // threads
 
-// Waits until at most `LEFT` of this thread's newest groups of copies are still under way.
-template <int LEFT>
-__device__ __forceinline__ void copy_async_wait_but() {
-  asm volatile("cp.async.wait_group %0;\n" ::"n"(LEFT) : "memory");
-}
-
 // COLS / 64 panels, one behind the other, of ROWS x 64 bf16: a row of a panel is 128 bytes,
 // swizzled as SwizzledTile does, which is wgmma's "128-byte swizzle". `base` is a multiple of 1024.
 template <int ROWS, int COLS>

@@ -60,10 +60,10 @@ Var Block::apply_fused(Tape& tape, const Var& x, const BlockInput& in) {
     Var qkv = fused_norm_linear(tape, x, attn_norm_, eps_, f.qkv, f.qkv.strip);
     Var o =
         fused_attention(tape, qkv, in.rope_table, in.positions, attention_, in.segments, f.o.strip);
-    h = add(tape, x, fused_linear(tape, o, f.o, in.margin));
+    h = fused_linear_onto(tape, x, o, f.o, in.margin);
   }
   Var gate_up = fused_norm_linear(tape, h, ffn_norm_, eps_, f.gate_up, f.gate_up.strip);
-  return add(tape, h, fused_swiglu_linear(tape, gate_up, f.down, in.margin));
+  return fused_swiglu_linear_onto(tape, h, gate_up, f.down, in.margin);
 }
 
 Var Block::attend(Tape& tape, const Var& q, const Var& k, const Var& v, const BlockInput& in) {

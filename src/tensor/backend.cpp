@@ -82,6 +82,32 @@ std::unique_ptr<Readback> Backend::read_later(const Tensor& x) {
   return std::make_unique<Ready>(to_host_f64(x)[0]);
 }
 
+void Backend::matmul_nt_onto(const Tensor& c, const Tensor& addend, const Tensor& a,
+                             const Tensor& b) {
+  matmul_nt(c, GradMode::Write, 1.0, a, b);
+  add(c, addend, c);
+}
+
+void Backend::run_strips_backward_b(const Tensor& ds, double scale, const Tensor& dy,
+                                    const Tensor& b, const Tensor& s,
+                                    std::span<const StripPart> parts) {
+  matmul_nn(ds, GradMode::Write, scale, dy, b);
+  for (const StripPart& p : parts)
+    matmul_tn(p.dw, p.mode, 1.0, dy.slice_cols(p.begin, p.end),
+              s.slice_cols(p.column, p.column + p.rank));
+}
+
+void Backend::run_strips_backward_a(const Tensor& ds, const Tensor& x, const NormedInput* norm,
+                                    std::span<const StripPart> parts) {
+  Tensor input = x;
+  if (norm) {
+    input = empty(Tag::Workspace, x.dtype(), x.shape());
+    rmsnorm_forward(input, norm->rstd, x, norm->gain, norm->eps);
+  }
+  for (const StripPart& p : parts)
+    matmul_tn(p.dw, p.mode, 1.0, ds.slice_cols(p.column, p.column + p.rank), input);
+}
+
 std::int64_t Segments::longest() const {
   std::int64_t longest = 0;
   for (std::size_t i = 1; i < host.size(); ++i)

@@ -76,6 +76,22 @@ struct AdamWStep {
   Tensor rates = {};
 };
 
+// One projection among those that share an input (autograd/fused_linear.h): columns [begin, end) of
+// the wide matrix, columns [column, column + rank) of the thin one, and the factor's gradient.
+struct StripPart {
+  std::int64_t begin = 0, end = 0;
+  std::int64_t column = 0, rank = 0;
+  Tensor dw;  // F32 (F64 for F64)
+  GradMode mode = GradMode::Write;
+};
+
+// x = rmsnorm(h), not stored: what makes it of h again.
+struct NormedInput {
+  Tensor rstd;  // (T) F32|F64
+  Weight gain;  // (C)
+  double eps = 0;
+};
+
 class Backend {
  public:
   virtual ~Backend();
@@ -171,6 +187,25 @@ class Backend {
     matmul_tn(dw, mode, alpha, a, b);
   }
   std::int64_t weight_gradient_matmuls() const { return weight_gradient_matmuls_; }
+  // c (M,N) = addend (M,N) + a (M,K) b (N,K)ᵀ; c is not addend's memory.
+  virtual void matmul_nt_onto(const Tensor& c, const Tensor& addend, const Tensor& a,
+                              const Tensor& b);
+  // LoRA's thin products in backward through projections that lie below each other, where the
+  // device can with one read of the wide matrix. Each part counts as one weight gradient.
+  // ds (T,S) = scale dy (T,N) b (N,S); dw_p (end - begin, rank) (+)= dy[:, begin:end]ᵀ s[:, p].
+  // b is zero outside of the parts' blocks; s (T,S).
+  void strips_backward_b(const Tensor& ds, double scale, const Tensor& dy, const Tensor& b,
+                         const Tensor& s, std::span<const StripPart> parts) {
+    weight_gradient_matmuls_ += std::ssize(parts);
+    run_strips_backward_b(ds, scale, dy, b, s, parts);
+  }
+  // dw_p (rank, K) (+)= ds[:, p]ᵀ x; x (T,K), or what `norm` makes of it. Parts' begin and end are
+  // 0 and K.
+  void strips_backward_a(const Tensor& ds, const Tensor& x, const NormedInput* norm,
+                         std::span<const StripPart> parts) {
+    weight_gradient_matmuls_ += std::ssize(parts);
+    run_strips_backward_a(ds, x, norm, parts);
+  }
 
   // ---- norm
   // -------------------------------------------------------------------------------------- y = x *
@@ -252,6 +287,12 @@ class Backend {
   void release_cache() { cache_.reset(); }
   virtual void matmul_tn(const Tensor& dw, GradMode mode, double alpha, const Tensor& a,
                          const Tensor& b) = 0;
+  // Here as a product for each: for devices without a better way, and shapes without one.
+  virtual void run_strips_backward_b(const Tensor& ds, double scale, const Tensor& dy,
+                                     const Tensor& b, const Tensor& s,
+                                     std::span<const StripPart> parts);
+  virtual void run_strips_backward_a(const Tensor& ds, const Tensor& x, const NormedInput* norm,
+                                     std::span<const StripPart> parts);
 
  private:
   Tensor allocate(Tag tag, DType dtype, Shape shape);

@@ -11,14 +11,19 @@ Tensor roomy(const Tensor& x, std::int64_t margin) {
   return copy;
 }
 
-// y and s of x, which has room for s: s is left in its margin.
-Tensor forward(Tape& tape, const Tensor& x, const FusedLinear& f, std::int64_t margin) {
+// y and s of x, which has room for s: s is left in its margin. `addend`: what y starts from, or
+// null.
+Tensor forward(Tape& tape, const Tensor& x, const FusedLinear& f, std::int64_t margin,
+               const Var* addend = nullptr) {
   Backend& backend = tape.backend();
   Tensor xs = x.widened(f.in + f.strip);
   if (f.strip > 0)
     backend.matmul_nt(xs.slice_cols(f.in, f.in + f.strip), GradMode::Write, f.scale, x, f.a());
   Tensor y = tape.activation(x.dtype(), {x.rows(), f.out}, margin);
-  backend.matmul_nt(y, GradMode::Write, 1.0, xs, f.forward_matrix());
+  if (addend)
+    backend.matmul_nt_onto(y, addend->value(), xs, f.forward_matrix());
+  else
+    backend.matmul_nt(y, GradMode::Write, 1.0, xs, f.forward_matrix());
   for (const FusedLinear::Part& part : f.parts)
     if (part.bias.defined()) backend.add_bias(y.slice_cols(part.begin, part.end), part.bias);
   return y;
@@ -39,21 +44,24 @@ class Backward {
       : backend_(backend), f_(f), dy_(roomy(dy, f.strip)) {
     if (f.strip == 0) return;
     dys_ = dy_.widened(f.out + f.strip);
-    backend.matmul_nn(ds(0, f.strip), GradMode::Write, f.scale, dy_, f.b());
+    std::vector<StripPart> parts;
     for (const FusedLinear::Part& p : f.parts) {
       if (!p.b) continue;
       Sink db = p.b->sink();
-      backend.weight_gradient(db.tensor, db.mode, 1.0, dy_.slice_cols(p.begin, p.end),
-                              s.slice_cols(p.column, p.column + p.rank));
+      parts.push_back({p.begin, p.end, p.column, p.rank, db.tensor, db.mode});
     }
+    backend.strips_backward_b(ds(), f.scale, dy_, f.b(), s, parts);
   }
-  // da (+)= dsᵀ x
-  void into_a(const Tensor& x) {
+  // da (+)= dsᵀ x, x as it is or normed
+  void into_a(const Tensor& x, const NormedInput* norm = nullptr) {
+    if (f_.strip == 0) return;
+    std::vector<StripPart> parts;
     for (const FusedLinear::Part& p : f_.parts) {
       if (!p.a) continue;
       Sink da = p.a->sink();
-      backend_.weight_gradient(da.tensor, da.mode, 1.0, ds(p.column, p.column + p.rank), x);
+      parts.push_back({0, f_.in, p.column, p.rank, da.tensor, da.mode});
     }
+    backend_.strips_backward_a(ds(), x, norm, parts);
   }
   // dx (T,K) (+)= [dy | ds] [W ; A]
   void into_x(const Sink& dx) {
@@ -61,9 +69,7 @@ class Backward {
   }
 
  private:
-  Tensor ds(std::int64_t begin, std::int64_t end) const {
-    return dys_.slice_cols(f_.out + begin, f_.out + end);
-  }
+  Tensor ds() const { return dys_.slice_cols(f_.out, f_.out + f_.strip); }
   Backend& backend_;
   const FusedLinear& f_;
   Tensor dy_, dys_;
@@ -73,11 +79,14 @@ class Backward {
 // s.
 struct FusedLinearNode : Node {
   Var x;
+  Edge addend;
   Tensor s;
   const FusedLinear& f;
-  FusedLinearNode(const Var& x, Tensor s, const FusedLinear& f) : x(x), s(std::move(s)), f(f) {}
+  FusedLinearNode(const Var& x, const Edge& addend, Tensor s, const FusedLinear& f)
+      : x(x), addend(addend), s(std::move(s)), f(f) {}
   const char* name() const override { return "fused_linear"; }
   void backward(Tape& tape, const Tensor& dy) override {
+    tape.pass(addend, dy);
     Backward b(tape.backend(), f, dy, s);
     b.into_a(x.value());
     if (Sink dx = tape.sink(x)) b.into_x(dx);
@@ -86,24 +95,26 @@ struct FusedLinearNode : Node {
 
 }  // namespace
 
-// y = x (W + scale B A)ᵀ + bias
-Var fused_linear(Tape& tape, const Var& x, const FusedLinear& f, std::int64_t margin) {
-  auto [T, K] = x.dims<2>("fused_linear: x (T,K)");
-  check(K == f.in, "fused_linear: x has ", K, " columns, the matrix ", f.in);
+// y = h + x (W + scale B A)ᵀ + bias
+Var fused_linear_onto(Tape& tape, const Var& h, const Var& x, const FusedLinear& f,
+                      std::int64_t margin) {
+  auto [T, K] = x.dims<2>("fused_linear_onto: x (T,K)");
+  check(K == f.in, "fused_linear_onto: x has ", K, " columns, the matrix ", f.in);
+  h.value().expect({T, f.out}, "fused_linear_onto: h (T,N)");
   Tensor xs = roomy(x.value(), f.strip);
-  Tensor y = forward(tape, xs, f, margin);
+  Tensor y = forward(tape, xs, f, margin, &h);
   if (!tape.recording()) return tape.constant(std::move(y));
   // s is kept in the margin of x's own buffer, which is kept anyway.
   const bool in_place = xs.raw() == x.value().raw();
   Tensor s = in_place && f.strip > 0 ? xs.widened(f.in + f.strip).slice_cols(f.in, f.in + f.strip)
                                      : keep_s(tape, xs, f);
-  return tape.record<FusedLinearNode>(std::move(y), x, std::move(s), f);
+  return tape.record<FusedLinearNode>(std::move(y), x, h, std::move(s), f);
 }
 
 namespace {
 
-// As above with x = h * rstd * gain, made again from h; then the norm's own backward (norm.cpp).
-// Saves rstd (T), s and h, which the residual stream keeps anyway.
+// As above with x = h * rstd * gain, of which da needs no more than h; then the norm's own backward
+// (norm.cpp). Saves rstd (T), s and h, which the residual stream keeps anyway.
 struct FusedNormLinearNode : Node {
   Var h;
   Weight gain;
@@ -117,14 +128,12 @@ struct FusedNormLinearNode : Node {
   void backward(Tape& tape, const Tensor& dy) override {
     Backend& backend = tape.backend();
     Backward b(backend, f, dy, s);
-    Tensor x = backend.empty(Tag::Workspace, h.dtype(), h.value().shape());
-    if (f.strip > 0) {
-      backend.rmsnorm_forward(x, rstd, h.value(), gain, eps);
-      b.into_a(x);
-    }
+    const NormedInput norm{rstd, gain, eps};
+    b.into_a(h.value(), &norm);
     if (Sink dh = tape.sink(h)) {
-      b.into_x({x, GradMode::Write});  // x was used: its memory takes dx
-      backend.rmsnorm_backward(dh.tensor, dh.mode, x, h.value(), gain, rstd);
+      Tensor dx = backend.empty(Tag::Workspace, h.dtype(), h.value().shape());
+      b.into_x({dx, GradMode::Write});
+      backend.rmsnorm_backward(dh.tensor, dh.mode, dx, h.value(), gain, rstd);
     }
   }
 };
@@ -153,13 +162,15 @@ namespace {
 // puts x in its place, dgate over gate and dup over up. Saves gate, up and s.
 struct FusedSwigluLinearNode : Node {
   Var gate_up;
+  Edge addend;
   Tensor s;
   const FusedLinear& f;
-  FusedSwigluLinearNode(const Var& gate_up, Tensor s, const FusedLinear& f)
-      : gate_up(gate_up), s(std::move(s)), f(f) {}
+  FusedSwigluLinearNode(const Var& gate_up, const Edge& addend, Tensor s, const FusedLinear& f)
+      : gate_up(gate_up), addend(addend), s(std::move(s)), f(f) {}
   const char* name() const override { return "fused_swiglu_linear"; }
   void backward(Tape& tape, const Tensor& dy) override {
     Backend& backend = tape.backend();
+    tape.pass(addend, dy);
     Backward b(backend, f, dy, s);
     const Tensor& value = gate_up.value();
     Tensor x = backend.empty(Tag::Workspace, dy.dtype(), {dy.rows(), f.in});
@@ -178,18 +189,20 @@ struct FusedSwigluLinearNode : Node {
 
 }  // namespace
 
-// y = (silu(gate) * up) (W + scale B A)ᵀ + bias
-Var fused_swiglu_linear(Tape& tape, const Var& gate_up, const FusedLinear& f, std::int64_t margin) {
-  auto [T, width] = gate_up.dims<2>("fused_swiglu_linear: gate_up (T,2K)");
-  check(width == 2 * f.in, "fused_swiglu_linear: gate_up has ", width, " columns, the matrix ",
+// y = h + (silu(gate) * up) (W + scale B A)ᵀ + bias
+Var fused_swiglu_linear_onto(Tape& tape, const Var& h, const Var& gate_up, const FusedLinear& f,
+                             std::int64_t margin) {
+  auto [T, width] = gate_up.dims<2>("fused_swiglu_linear_onto: gate_up (T,2K)");
+  check(width == 2 * f.in, "fused_swiglu_linear_onto: gate_up has ", width, " columns, the matrix ",
         f.in);
+  h.value().expect({T, f.out}, "fused_swiglu_linear_onto: h (T,N)");
   const Tensor& value = gate_up.value();
   Tensor x = tape.backend().empty_with_margin(Tag::Workspace, value.dtype(), {T, f.in}, f.strip);
   tape.backend().swiglu_forward(x, value.slice_cols(0, f.in), value.slice_cols(f.in, 2 * f.in));
-  Tensor y = forward(tape, x, f, margin);
+  Tensor y = forward(tape, x, f, margin, &h);
   if (!tape.recording()) return tape.constant(std::move(y));
   Tensor s = keep_s(tape, x, f);
-  return tape.record<FusedSwigluLinearNode>(std::move(y), gate_up, std::move(s), f);
+  return tape.record<FusedSwigluLinearNode>(std::move(y), gate_up, h, std::move(s), f);
 }
 
 namespace {
