@@ -137,7 +137,9 @@ void strips(benchmark::State& state, DType t, std::int64_t N, std::int64_t K) {
   });
 }
 
-void attention(benchmark::State& state, DType t, bool backward) {
+enum class Pass { Forward, Backward, RopeBackward };
+
+void attention(benchmark::State& state, DType t, Pass pass) {
   Tensor q = random_tensor(t, {T, H * D}), k = random_tensor(t, {T, G * D}),
          v = random_tensor(t, {T, G * D});
   Tensor o = random_tensor(t, {T, H * D}), lse = random_tensor(DType::F32, {H, T});
@@ -148,11 +150,15 @@ void attention(benchmark::State& state, DType t, bool backward) {
   host().attention_forward(o, lse, q, k, v, shape, segments, segments);
   const double product =
       2.0 * 2 * H * D * (T / 2) * (T / 2) / 2;  // one causal product, both documents
-  measure(state, product * (backward ? 5 : 2), 0, [&] {
-    if (backward)
+  const Rotation rotation{random_tensor(DType::F32, {T, D}),
+                          to_device(host(), Tag::Workspace, std::vector<std::int32_t>(T, 7))};
+  measure(state, product * (pass == Pass::Forward ? 2 : 5), 0, [&] {
+    if (pass == Pass::Forward)
+      host().attention_forward(o, lse, q, k, v, shape, segments, segments);
+    else if (pass == Pass::Backward)
       host().attention_backward(dq, dk, dv, q, q, k, v, o, lse, shape, segments);
     else
-      host().attention_forward(o, lse, q, k, v, shape, segments, segments);
+      host().attention_rope_backward(dq, dk, dv, q, q, k, v, o, lse, shape, segments, rotation);
   });
 }
 
@@ -191,6 +197,11 @@ void rows(benchmark::State& state, DType t, const std::string& op) {
   if (op == "dropout") run(2, [&] { host().dropout(y, GradMode::Write, x, 0.1f, {1, 2, 3}); });
   if (op == "swiglu") run(3, [&] { host().swiglu_forward(y, x, z); });
   if (op == "swiglu_backward") run(5, [&] { host().swiglu_backward({}, y, w, x, y, z); });
+  if (op == "swiglu_strips_backward") {
+    const std::vector<StripPart> parts{{0, cols, 0, R, random_tensor(stat_dtype(t), {R, cols})}};
+    Tensor ds = random_tensor(t, {T, R});
+    run(6, [&] { host().swiglu_strips_backward(y, w, x, y, z, ds, parts); });
+  }
 }
 
 void cross_entropy(benchmark::State& state, DType t) {
@@ -246,11 +257,14 @@ int main(int argc, char** argv) {
       if (N != V)
         add(std::string("strips/") + name, [=](benchmark::State& s) { strips(s, t, N, K); });
     }
-    add("attention", [=](benchmark::State& s) { attention(s, t, false); });
-    add("attention_backward", [=](benchmark::State& s) { attention(s, t, true); });
-    for (const char* op : {"fill", "add", "scale_add", "add_bias", "dropout", "rmsnorm",
-                           "rmsnorm_backward", "rope", "swiglu", "swiglu_backward", "embedding",
-                           "gather_rows", "scatter_rows", "upload", "download"})
+    add("attention", [=](benchmark::State& s) { attention(s, t, Pass::Forward); });
+    add("attention_backward", [=](benchmark::State& s) { attention(s, t, Pass::Backward); });
+    add("attention_rope_backward",
+        [=](benchmark::State& s) { attention(s, t, Pass::RopeBackward); });
+    for (const char* op :
+         {"fill", "add", "scale_add", "add_bias", "dropout", "rmsnorm", "rmsnorm_backward", "rope",
+          "swiglu", "swiglu_backward", "swiglu_strips_backward", "embedding", "gather_rows",
+          "scatter_rows", "upload", "download"})
       add(op, [=](benchmark::State& s) { rows(s, t, op); });
     add("cross_entropy", [=](benchmark::State& s) { cross_entropy(s, t); });
     if (t == DType::F32) {

@@ -140,6 +140,14 @@ void register_memory_bound() {
       gpu().swiglu_backward({}, dg, du, dy, g, u);
     };
   });
+  // With LoRA's dA at rank 16.
+  add("swiglu_strips_backward", {.bytes = 5 * tf}, [] {
+    return [g = random_tensor(DType::BF16, {T, F}, 1), u = random_tensor(DType::BF16, {T, F}, 2),
+            dy = random_tensor(DType::BF16, {T, F}, 3), ds = random_tensor(DType::BF16, {T, 16}, 4),
+            parts = std::vector<StripPart>{{0, F, 0, 16, random_tensor(DType::F32, {16, F}, 5)}}] {
+      gpu().swiglu_strips_backward(g, u, dy, g, u, ds, parts);
+    };
+  });
   add("cross_entropy_gradient", {.bytes = 2.0 * 2048 * V * 2}, [] {
     return [l = random_tensor(DType::BF16, {2048, V}, 1),
             loss = gpu().empty(Tag::Workspace, DType::F32, {2048}),
@@ -314,13 +322,15 @@ void register_strips() {
       });
 }
 
+enum class Pass { Forward, Backward, RopeBackward };
+
 void register_attention() {
   auto attention = [](DType t, int heads, int kv_heads, int head_dim, int documents, int length) {
     std::string name = concat("attention_", dtype_name(t), "_H", heads, "_G", kv_heads, "_D",
                               head_dim, "_", documents, "x", length);
     double flops = 2.0 * documents * heads * head_dim * static_cast<double>(length) *
                    length;  // 2 products, half
-    auto make = [=](bool backward) {
+    auto make = [=](Pass pass) {
       std::int64_t n = static_cast<std::int64_t>(documents) * length;
       std::vector<std::int32_t> offsets;
       for (int i = 0; i <= documents; ++i) offsets.push_back(i * length);
@@ -336,16 +346,21 @@ void register_attention() {
       Segments seg = make_segments(gpu(), offsets);
       AttentionShape shape{heads, kv_heads, head_dim, static_cast<float>(1 / std::sqrt(head_dim)),
                            0};
+      Rotation rotation{random_tensor(DType::F32, {length, head_dim}, 10),
+                        to_device(gpu(), Tag::Workspace, std::vector<std::int32_t>(n, 7))};
       gpu().attention_forward(o, lse, q, k, v, shape, seg, seg);
       return [=] {
-        if (backward)
+        if (pass == Pass::Forward)
+          gpu().attention_forward(o, lse, q, k, v, shape, seg, seg);
+        else if (pass == Pass::Backward)
           gpu().attention_backward(dq, dk, dv, dout, q, k, v, o, lse, shape, seg);
         else
-          gpu().attention_forward(o, lse, q, k, v, shape, seg, seg);
+          gpu().attention_rope_backward(dq, dk, dv, dout, q, k, v, o, lse, shape, seg, rotation);
       };
     };
-    add(name + "_forward", {.flops = flops}, [=] { return make(false); });
-    add(name + "_backward", {.flops = 2.5 * flops}, [=] { return make(true); });
+    add(name + "_forward", {.flops = flops}, [=] { return make(Pass::Forward); });
+    add(name + "_backward", {.flops = 2.5 * flops}, [=] { return make(Pass::Backward); });
+    add(name + "_rope_backward", {.flops = 2.5 * flops}, [=] { return make(Pass::RopeBackward); });
   };
   attention(DType::BF16, 32, 32, 128, 4, 2048);
   attention(DType::BF16, 32, 8, 128, 4, 2048);

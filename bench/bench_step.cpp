@@ -53,14 +53,19 @@ class Run {
         trainer_(model_, adapter_, training(s)) {
     std::mt19937_64 rng(1);
     rows_.resize(static_cast<std::size_t>(s.batch));
+    std::vector<const Row*> rows;
     for (Row& row : rows_) {
       row.ids.resize(static_cast<std::size_t>(s.seq_len));
       row.supervised.assign(row.ids.size(), 1);
       for (std::int32_t& id : row.ids)
         id = static_cast<std::int32_t>(rng() % static_cast<std::uint64_t>(config.vocab_size));
-      micro_[0].push_back(&row);
+      rows.push_back(&row);
     }
+    micro_.push_back(make_host_batch(rows));
   }
+  // Submits a step, as finetune does: its report comes when the device is done, or with the next.
+  void submit() { trainer_.submit(micro_); }
+  std::optional<StepReport> next_report(bool drain) { return trainer_.next_report(drain); }
   StepReport step() { return trainer_.step(micro_); }
   std::vector<std::string> adapted() const {
     std::vector<std::string> paths;
@@ -88,7 +93,7 @@ class Run {
   Adapter adapter_;
   Trainer trainer_;
   std::vector<Row> rows_;
-  std::vector<std::vector<const Row*>> micro_{1};
+  std::vector<HostBatch> micro_;
 };
 
 bench::Profile profile_step(Backend& backend, const ModelConfig& config,
@@ -135,12 +140,15 @@ int run_bench(const Settings& s, Clock::time_point start) {
   {
     Run run(*backend, config, random_weights(*backend, config, dtype, 1), dtype, s);
     adapted = run.adapted();
-    for (std::int64_t i = 0; i < s.warmup + s.steps; ++i) {
-      StepReport r = run.step();
-      if (i == 0) first_loss = r.loss, first_step = seconds_since(start);
-      last_loss = r.loss;
-      if (i >= s.warmup) seconds.push_back(r.seconds);
-      program::progress(concat("step ", r.step, "  ", r.seconds * 1e3, " ms"), false);
+    const std::int64_t n_steps = s.warmup + s.steps;
+    for (std::int64_t i = 0; i < n_steps; ++i) {
+      run.submit();
+      while (std::optional<StepReport> r = run.next_report(i == 0 || i + 1 == n_steps)) {
+        if (r->step == 1) first_loss = r->loss, first_step = seconds_since(start);
+        last_loss = r->loss;
+        if (r->step > s.warmup) seconds.push_back(r->seconds);
+        program::progress(concat("step ", r->step, "  ", r->seconds * 1e3, " ms"), false);
+      }
     }
     memory = memory_report(*backend);
     weights = run.weights();

@@ -273,6 +273,17 @@ void TimingBackend::attention_backward(const Tensor& dq, const Tensor& dk, const
         [&] { inner_.attention_backward(dq, dk, dv, dout, q, k, v, o, lse, shape, seg); });
 }
 
+void TimingBackend::attention_rope_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv,
+                                            const Tensor& dout, const Tensor& q, const Tensor& k,
+                                            const Tensor& v, const Tensor& o, const Tensor& lse,
+                                            const AttentionShape& shape, const Segments& seg,
+                                            const Rotation& rotation) {
+  timed(OpFamily::AttentionBackward,
+        {5 * attention_product(shape, seg, seg), sizes(dq, dk, dv, dout, q, k, v, o, lse)}, [&] {
+          inner_.attention_rope_backward(dq, dk, dv, dout, q, k, v, o, lse, shape, seg, rotation);
+        });
+}
+
 void TimingBackend::swiglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) {
   timed(OpFamily::Swiglu, {0, sizes(y, gate, up)}, [&] { inner_.swiglu_forward(y, gate, up); });
 }
@@ -281,6 +292,16 @@ void TimingBackend::swiglu_backward(const Tensor& y, const Tensor& dgate, const 
                                     const Tensor& dy, const Tensor& gate, const Tensor& up) {
   timed(OpFamily::Swiglu, {0, sizes(y, dgate, dup, dy, gate, up)},
         [&] { inner_.swiglu_backward(y, dgate, dup, dy, gate, up); });
+}
+
+void TimingBackend::run_swiglu_strips_backward(const Tensor& dgate, const Tensor& dup,
+                                               const Tensor& dy, const Tensor& gate,
+                                               const Tensor& up, const Tensor& ds,
+                                               std::span<const StripPart> parts) {
+  OpWork work = strips_work(dy, ds, parts);
+  work.bytes += sizes(dgate, dup, gate, up);
+  timed(OpFamily::Swiglu, work,
+        [&] { inner_.swiglu_strips_backward(dgate, dup, dy, gate, up, ds, parts); });
 }
 
 void TimingBackend::embedding_forward(const Tensor& y, const Weight& table, const Tensor& ids) {

@@ -119,6 +119,11 @@ class TimingBackend final : public Backend {
                           const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o,
                           const Tensor& lse, const AttentionShape& shape,
                           const Segments& seg) override;
+  void attention_rope_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv,
+                               const Tensor& dout, const Tensor& q, const Tensor& k,
+                               const Tensor& v, const Tensor& o, const Tensor& lse,
+                               const AttentionShape& shape, const Segments& seg,
+                               const Rotation& rotation) override;
   void swiglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) override;
   void swiglu_backward(const Tensor& y, const Tensor& dgate, const Tensor& dup, const Tensor& dy,
                        const Tensor& gate, const Tensor& up) override;
@@ -139,6 +144,9 @@ class TimingBackend final : public Backend {
                              const Tensor& s, std::span<const StripPart> parts) override;
   void run_strips_backward_a(const Tensor& ds, const Tensor& x, const NormedInput* norm,
                              std::span<const StripPart> parts) override;
+  void run_swiglu_strips_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy,
+                                  const Tensor& gate, const Tensor& up, const Tensor& ds,
+                                  std::span<const StripPart> parts) override;
   // Runs op() between two marks and books it; ops inside of it (a backend may use its own ops) are
   // part of it.
   template <class Op>

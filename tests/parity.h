@@ -120,6 +120,21 @@ inline Tensor indices(const Side& s, const std::vector<std::int32_t>& v) {
   return to_device(s.backend, Tag::Workspace, v);
 }
 
+// Angles for 50 positions, the same on both sides, and a place among them for each of T tokens.
+inline Rotation rotation(const Side& s, std::int64_t T, int head_dim) {
+  std::vector<double> angles(static_cast<std::size_t>(50 * head_dim));
+  for (int p = 0; p < 50; ++p)
+    for (int i = 0; i < head_dim / 2; ++i) {
+      const auto at = static_cast<std::size_t>(p * head_dim + i);
+      const double a = p * std::pow(10000.0, -2.0 * i / head_dim);
+      angles[at] = round_to(DType::F32, std::cos(a));
+      angles[at + static_cast<std::size_t>(head_dim / 2)] = round_to(DType::F32, std::sin(a));
+    }
+  std::vector<std::int32_t> at;
+  for (std::int64_t i = 0; i < T; ++i) at.push_back(static_cast<std::int32_t>(i * 7 % 50));
+  return {tensor_from(s.backend, s.stat(), {50, head_dim}, angles), indices(s, at)};
+}
+
 // The absolute values of what numbers() gives, for bounds.
 inline std::vector<double> magnitudes(DType t, std::int64_t n, unsigned seed, double scale = 1.0) {
   std::vector<double> v = rounded(random_values(n, seed, scale), t);

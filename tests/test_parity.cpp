@@ -439,17 +439,7 @@ TEST_CASE("cuda: rope") {
             for (bool inverse : {false, true}) {
               const int heads = 3;
               Results r = compare("rope", t, l, [&](const Side& s) {
-                std::vector<double> angles(static_cast<std::size_t>(50 * head_dim));
-                for (int p = 0; p < 50; ++p)
-                  for (int i = 0; i < head_dim / 2; ++i) {
-                    double a = p * std::pow(10000.0, -2.0 * i / head_dim);
-                    angles[p * head_dim + i] = round_to(DType::F32, std::cos(a));
-                    angles[p * head_dim + head_dim / 2 + i] = round_to(DType::F32, std::sin(a));
-                  }
-                Tensor table = tensor_from(s.backend, s.stat(), {50, head_dim}, angles);
-                std::vector<std::int32_t> at;
-                for (std::int64_t i = 0; i < T; ++i) at.push_back(static_cast<int>(i * 7 % 50));
-                Tensor positions = indices(s, at);
+                const auto [table, positions] = rotation(s, T, head_dim);
                 Guarded y = numbers(s, T, heads * head_dim, 1),
                         x = numbers(s, T, heads * head_dim, 2);
                 Guarded in_place = numbers(s, T, heads * head_dim, 2);
@@ -495,6 +485,66 @@ TEST_CASE("cuda: swiglu") {
     check_close(r.got[5], r.want[5], u, f32_slack(8, r.want[0]),
                 label("swiglu y again", t, rows, cols, l));
   });
+}
+
+TEST_CASE("cuda: swiglu's backward into LoRA's factor") {
+  LK_NEEDS_GPU();
+  struct Shape {
+    std::int64_t T, F, rank, parts;
+  };
+  for (const Shape& shape : {Shape{1, 8, 8, 1},
+                             {64, 128, 16, 1},
+                             {100, 136, 8, 1},
+                             {700, 264, 8, 2},
+                             {1300, 520, 32, 1},
+                             {530, 64, 40, 1},
+                             {37, 15, 3, 1}})
+    for (Layout layout : kLayouts)
+      for (GradMode mode : {GradMode::Write, GradMode::Add}) {
+        const auto [T, F, R, P] = shape;
+        const std::int64_t rows = T, cols = F, rank = R, parts = P, S = (P * R + 15) / 16 * 16;
+        auto run = [&](const Side& s, bool size) {
+          auto of = [&](std::int64_t n, unsigned seed, double scale) {
+            return size ? magnitudes(s.rounded, n, seed, scale)
+                        : rounded(random_values(n, seed, scale), s.rounded);
+          };
+          auto input = [&](std::int64_t r, std::int64_t c, unsigned seed, double scale = 1) {
+            return Guarded(s.backend, s.dtype, r, c, s.layout, of(r * c, seed, scale));
+          };
+          Guarded gate = input(rows, cols, 2, 6.0), up = input(rows, cols, 3),
+                  dy = input(rows, cols, 6), ds = input(rows, S, 7);
+          std::vector<Guarded> out{gate, up};
+          std::vector<StripPart> strips;
+          for (std::int64_t p = 0; p < parts; ++p) {
+            const unsigned seed = 10 + static_cast<unsigned>(p);
+            out.push_back(size ? Guarded(s.backend, s.stat(), rank, cols, kContiguous,
+                                         magnitudes(DType::F32, rank * cols, seed))
+                               : statistics(s, rank, cols, seed));
+            strips.push_back({0, cols, p * rank, rank, out.back(), mode});
+          }
+          s.backend.swiglu_strips_backward(gate, up, dy, gate, up, ds, strips);
+          return out;
+        };
+        const std::string what =
+            concat("swiglu strips T ", T, " F ", F, " rank ", R, " x ", P, " pad ", layout.pad);
+        Results r =
+            compare(what, DType::BF16, layout, [&](const Side& s) { return run(s, false); });
+        const double u = unit_roundoff(DType::BF16);
+        std::vector<double> gate = magnitudes(DType::BF16, T * F, 2, 6.0),
+                            up = magnitudes(DType::BF16, T * F, 3),
+                            dy = magnitudes(DType::BF16, T * F, 6), size(gate);
+        for (std::size_t i = 0; i < size.size(); ++i) size[i] = dy[i] * up[i] * (1 + gate[i]);
+        check_close(r.got[0], r.want[0], u, f32_slack(8, size), what + " dgate");
+        check_close(r.got[1], r.want[1], u, f32_slack(8, r.want[1]), what + " dup");
+        // y is rounded to BF16 before it is multiplied. |silu(g) u| <= silu(|g|) |u|.
+        std::vector<Guarded> sizes = run({oracle(), DType::F64, DType::BF16, kContiguous}, true);
+        for (std::size_t i = 2; i < r.got.size(); ++i) {
+          const std::vector<double> sum = sizes[i].values(what);
+          std::vector<double> slack = f32_slack(12 + std::sqrt(static_cast<double>(T)) / 4, sum);
+          for (std::size_t j = 0; j < sum.size(); ++j) slack[j] += u * sum[j];
+          check_close(r.got[i], r.want[i], unit_roundoff(DType::F32), slack, what + " da");
+        }
+      }
 }
 
 TEST_CASE("cuda: swiglu far from zero") {

@@ -89,17 +89,22 @@ void check_forward(const Setup& a) {
               a.str() + " lse");
 }
 
-// dq, dk, dv from given o and lse, which were rounded once for both sides.
+// dq, dk, dv from given o and lse, which were rounded once for both sides; dq and dk are turned
+// back if `rope`.
 std::vector<Guarded> backward(const Setup& a, const Side& s, const std::vector<double>& o_values,
-                              const std::vector<double>& lse_values) {
+                              const std::vector<double>& lse_values, bool rope = false) {
   std::int64_t T = a.n_q(), HD = a.heads * a.head_dim, GD = a.kv_heads * a.head_dim;
   Guarded q = numbers(s, T, HD, 1), k = numbers(s, T, GD, 2), v = numbers(s, T, GD, 3);
   Guarded o(s.backend, s.dtype, T, HD, s.layout, o_values);
   Guarded lse(s.backend, s.stat(), a.heads, T, kContiguous, lse_values);
   Guarded dout = numbers(s, T, HD, 6), dq = numbers(s, T, HD, 7), dk = numbers(s, T, GD, 8),
           dv = numbers(s, T, GD, 9);
-  s.backend.attention_backward(dq, dk, dv, dout, q, k, v, o, lse, a.shape(),
-                               make_segments(s.backend, a.q_offsets));
+  const Segments segments = make_segments(s.backend, a.q_offsets);
+  if (rope)
+    s.backend.attention_rope_backward(dq, dk, dv, dout, q, k, v, o, lse, a.shape(), segments,
+                                      rotation(s, T, a.head_dim));
+  else
+    s.backend.attention_backward(dq, dk, dv, dout, q, k, v, o, lse, a.shape(), segments);
   return {dq, dk, dv};
 }
 
@@ -112,10 +117,23 @@ Given given(const Setup& a) {
   return {rounded(out[0].values("o"), a.dtype), rounded(out[1].values("lse"), DType::F32)};
 }
 
-void check_backward(const Setup& a) {
+// A pair (a, b) of halves of each head becomes (a cos + b sin, b cos - a sin): the bounds add up,
+// and where it is done apart, a and b were rounded before.
+std::vector<double> turned(const std::vector<double>& slack, const std::vector<double>& values,
+                           int head_dim, double u) {
+  std::vector<double> out(slack.size());
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    const std::size_t D = static_cast<std::size_t>(head_dim), in_head = i % D,
+                      j = in_head < D / 2 ? i + D / 2 : i - D / 2;
+    out[i] = slack[i] + slack[j] + (u + 4 * 0x1p-24) * (std::abs(values[i]) + std::abs(values[j]));
+  }
+  return out;
+}
+
+void check_backward(const Setup& a, bool rope = false) {
   Given g = given(a);
   Results r = compare(a.str(), a.dtype, a.layout,
-                      [&](const Side& s) { return backward(a, s, g.o, g.lse); });
+                      [&](const Side& s) { return backward(a, s, g.o, g.lse, rope); });
   std::int64_t T = a.n_q(), D = a.head_dim, HD = a.heads * D, GD = a.kv_heads * D;
   std::vector<double> q = rounded(random_values(T * HD, 1), a.dtype),
                       k = rounded(random_values(T * GD, 2), a.dtype),
@@ -143,6 +161,10 @@ void check_backward(const Setup& a) {
     }
   });
   double u = unit_roundoff(a.dtype);
+  if (rope) {
+    dq_slack = turned(dq_slack, r.want[0], a.head_dim, 2 * u);
+    dk_slack = turned(dk_slack, r.want[1], a.head_dim, 2 * u);
+  }
   check_close(r.got[0], r.want[0], u, dq_slack, a.str() + " dq");
   check_close(r.got[1], r.want[1], u, dk_slack, a.str() + " dk");
   check_close(r.got[2], r.want[2], u, dv_slack, a.str() + " dv");
@@ -164,6 +186,20 @@ TEST_CASE("cuda: attention of packed documents, all head sizes") {
         check_forward(a);
         check_backward(a);
       }
+}
+
+TEST_CASE("cuda: attention's backward turns dq and dk back") {
+  LK_NEEDS_GPU();
+  for (DType t : {DType::F32, DType::BF16})
+    for (int head_dim : {6, 40, 64, 128})
+      for (const auto& offsets : kPackings)
+        for (Layout l : {kContiguous, kStrided})
+          check_backward({.dtype = t,
+                          .head_dim = head_dim,
+                          .q_offsets = offsets,
+                          .k_offsets = {},
+                          .layout = l},
+                         true);
 }
 
 // Head sizes with kernels of their own on some GPUs, whose tiles have 64 and 128 rows.

@@ -80,6 +80,22 @@ void CudaBackend::attention_backward(const Tensor& dq, const Tensor& dk, const T
                                      const Tensor& dout, const Tensor& q, const Tensor& k,
                                      const Tensor& v, const Tensor& o, const Tensor& lse,
                                      const AttentionShape& shape, const Segments& seg) {
+  attention_backward(dq, dk, dv, dout, q, k, v, o, lse, shape, seg, nullptr);
+}
+
+void CudaBackend::attention_rope_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv,
+                                          const Tensor& dout, const Tensor& q, const Tensor& k,
+                                          const Tensor& v, const Tensor& o, const Tensor& lse,
+                                          const AttentionShape& shape, const Segments& seg,
+                                          const Rotation& rotation) {
+  attention_backward(dq, dk, dv, dout, q, k, v, o, lse, shape, seg, &rotation);
+}
+
+void CudaBackend::attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv,
+                                     const Tensor& dout, const Tensor& q, const Tensor& k,
+                                     const Tensor& v, const Tensor& o, const Tensor& lse,
+                                     const AttentionShape& shape, const Segments& seg,
+                                     const Rotation* rotation) {
   if (seg.total() == 0) return;
   Tensor delta = empty(Tag::Workspace, DType::F32, {shape.n_heads, seg.total()});
   cudaStream_t s = stream();
@@ -94,13 +110,18 @@ void CudaBackend::attention_backward(const Tensor& dq, const Tensor& dk, const T
     else
       go.template operator()<1, 32>();
   });
-  AttentionBackward a{dq, dk, dv, dout, q, k, v, lse, delta, shape, seg};
-  if (!suits_tensor_cores(shape.head_dim, q, k, v, dout, dq, dk, dv))
+  AttentionBackward a{dq, dk, dv, dout, q, k, v, lse, delta, shape, seg, rotation};
+  if (!suits_tensor_cores(shape.head_dim, q, k, v, dout, dq, dk, dv)) {
     attention_backward_plain(a, s);
-  else if (suits_wgmma(shape.head_dim))
-    attention_backward_wgmma(a, s);
-  else
+  } else if (suits_wgmma(shape.head_dim)) {
+    attention_backward_wgmma(a, s);  // turns them itself
+    return;
+  } else {
     attention_backward_mma(a, s);
+  }
+  if (!rotation) return;
+  for (const Tensor& d : {dq, dk})
+    rope(d, GradMode::Write, d, rotation->table, rotation->positions, shape.head_dim, true);
 }
 
 }  // namespace lk

@@ -54,16 +54,40 @@ struct Statistics {
   const float *lse, *delta;  // (H, T)
 };
 
-// Stores a warp's 16 x D sums as rows [0, n_rows) of a matrix; `row0` is the block's first.
+// The angles by which q and k were turned; no table: they were not.
+struct Angles {
+  Matrix<const float> table;  // (P, D): cos | sin
+  const int* positions;
+};
+
+// Stores a warp's 16 x D sums as rows [0, n_rows) of a matrix; `row0` is the block's first. With
+// angles each pair (i, i + D/2), which one thread holds, is turned back first.
 template <int D>
-__device__ __forceinline__ void store_rows(const float (&c)[D / 8][4], Matrix<__nv_bfloat16> m,
-                                           i64 row0, i64 col0, int n_rows, float factor) {
+__device__ __forceinline__ void store_rows(float (&c)[D / 8][4], Matrix<__nv_bfloat16> m, i64 row0,
+                                           i64 col0, int n_rows, float factor,
+                                           const Angles& angles = {}) {
   int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     int row = threadIdx.x / 32 * 16 + g + 8 * half;
     if (row >= n_rows) continue;
     __nv_bfloat16* to = m.at(row0 + row, col0 + 2 * t);
+    if (angles.table.data) {
+      const float* at = angles.table.at(angles.positions[row0 + row], 2 * t);
+#pragma unroll
+      for (int dt = 0; dt < D / 16; ++dt) {
+        float2 cosine = *reinterpret_cast<const float2*>(at + dt * 8);
+        float2 sine = *reinterpret_cast<const float2*>(at + D / 2 + dt * 8);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          float &a = c[dt][2 * half + i], &b = c[dt + D / 16][2 * half + i];
+          float cs = i ? cosine.y : cosine.x, sn = i ? sine.y : sine.x;
+          float turned = a * cs + b * sn;
+          b = b * cs - a * sn;
+          a = turned;
+        }
+      }
+    }
 #pragma unroll
     for (int dt = 0; dt < D / 8; ++dt)
       *reinterpret_cast<std::uint32_t*>(to + dt * 8) =
@@ -75,7 +99,8 @@ template <int D>
 __global__ void __launch_bounds__(KvPass<D>::kThreads, kBlocks<D>)
     attention_backward_kv_kernel(const __grid_constant__ AttentionInputs<__nv_bfloat16> in,
                                  Matrix<const __nv_bfloat16> dout, Statistics stats,
-                                 Matrix<__nv_bfloat16> dk, Matrix<__nv_bfloat16> dv) {
+                                 const __grid_constant__ Angles angles, Matrix<__nv_bfloat16> dk,
+                                 Matrix<__nv_bfloat16> dv) {
 #ifdef LK_DEVICE_HAS_WGMMA
   using P = KvPass<D>;
   constexpr int kRows = P::kRows, kQueries = P::kPassing, kNT = kQueries / 8;
@@ -189,7 +214,7 @@ __global__ void __launch_bounds__(KvPass<D>::kThreads, kBlocks<D>)
   int begin = key0 - warp * 16;
   asm volatile("" : "+r"(begin));  // computed again, not kept in registers over the loop
   own_row = static_cast<unsigned>(row0 + begin), n_rows = min(kRows, tile.length - begin);
-  store_rows<D>(dk_sum, dk, own_row, kv_col, n_rows, in.scale);
+  store_rows<D>(dk_sum, dk, own_row, kv_col, n_rows, in.scale, angles);
   store_rows<D>(dv_sum, dv, own_row, kv_col, n_rows, 1.0f);
 #else
   __trap();  // attention.cu calls this on compute capability 9.0 only
@@ -200,7 +225,7 @@ template <int D>
 __global__ void __launch_bounds__(QPass<D>::kThreads, kBlocks<D>)
     attention_backward_q_kernel(const __grid_constant__ AttentionInputs<__nv_bfloat16> in,
                                 Matrix<const __nv_bfloat16> dout, Statistics stats,
-                                Matrix<__nv_bfloat16> dq) {
+                                const __grid_constant__ Angles angles, Matrix<__nv_bfloat16> dq) {
 #ifdef LK_DEVICE_HAS_WGMMA
   using P = QPass<D>;
   constexpr int kRows = P::kRows, kKeys = P::kPassing, kNT = kKeys / 8;
@@ -307,7 +332,7 @@ __global__ void __launch_bounds__(QPass<D>::kThreads, kBlocks<D>)
   end_tile();
   wgmma_wait<0>();
   hold(dq_sum);
-  store_rows<D>(dq_sum, dq, row0 + tile.begin, col, n_rows, in.scale);
+  store_rows<D>(dq_sum, dq, row0 + tile.begin, col, n_rows, in.scale, angles);
 #else
   __trap();
 #endif
@@ -318,15 +343,18 @@ __global__ void __launch_bounds__(QPass<D>::kThreads, kBlocks<D>)
 void attention_backward_wgmma(const AttentionBackward& a, cudaStream_t stream) {
   auto in = attention_inputs<bf16>(a.q, a.k, a.v, a.shape, a.seg, a.seg);
   Statistics stats{a.lse.data<float>(), a.delta.data<float>()};
+  Angles angles{};
+  if (a.rotation)
+    angles = {const_matrix<float>(a.rotation->table), a.rotation->positions.data<std::int32_t>()};
   auto go = [&]<int D>() {
     auto slots = [&](int rows) { return tile_slots(a.seg.total(), a.seg.count(), rows); };
     launch("attention_backward_kv_wgmma", attention_backward_kv_kernel<D>,
            grid_of(a.shape.n_kv_heads, slots(KvPass<D>::kRows)), dim3(KvPass<D>::kThreads),
-           KvPass<D>::kSharedBytes, stream, in, const_matrix<bf16>(a.dout), stats,
+           KvPass<D>::kSharedBytes, stream, in, const_matrix<bf16>(a.dout), stats, angles,
            matrix<bf16>(a.dk), matrix<bf16>(a.dv));
     launch("attention_backward_q_wgmma", attention_backward_q_kernel<D>,
            grid_of(a.shape.n_heads, slots(QPass<D>::kRows)), dim3(QPass<D>::kThreads),
-           QPass<D>::kSharedBytes, stream, in, const_matrix<bf16>(a.dout), stats,
+           QPass<D>::kSharedBytes, stream, in, const_matrix<bf16>(a.dout), stats, angles,
            matrix<bf16>(a.dq));
   };
   a.shape.head_dim == 64 ? go.template operator()<64>() : go.template operator()<128>();

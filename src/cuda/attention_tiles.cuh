@@ -99,6 +99,7 @@ struct AttentionBackward {
   const Tensor &dq, &dk, &dv, &dout, &q, &k, &v, &lse, &delta;
   const AttentionShape& shape;
   const Segments& seg;
+  const Rotation* rotation;  // for wgmma's alone: dq and dk are turned back by it, unless null
 };
 void attention_forward_wgmma(const AttentionForward& a, cudaStream_t stream);
 void attention_backward_wgmma(const AttentionBackward& a, cudaStream_t stream);

@@ -29,6 +29,53 @@ std::unique_ptr<BlockCache> make_cache(int device) {
 
 }  // namespace
 
+struct CudaBackend::Landing {
+  double* host = nullptr;  // pinned; room for F32 or F64
+  cudaEvent_t done = nullptr;
+  Landing() {
+    cuda_check(cudaMallocHost(reinterpret_cast<void**>(&host), sizeof(double)),
+               "allocating pinned host memory");
+    cuda_check(cudaEventCreateWithFlags(&done, cudaEventDisableTiming), "creating an event");
+  }
+  ~Landing() {
+    if (done) cudaEventDestroy(done);
+    cudaFreeHost(host);
+  }
+  Landing(const Landing&) = delete;
+  Landing& operator=(const Landing&) = delete;
+};
+
+class CudaBackend::CudaReadback final : public Readback {
+ public:
+  CudaReadback(CudaBackend& backend, std::unique_ptr<Landing> landing, DType dtype)
+      : backend_(backend), landing_(std::move(landing)), dtype_(dtype) {}
+  // Nobody may write to the landing while a value is still on its way there.
+  ~CudaReadback() override {
+    cudaEventSynchronize(landing_->done);
+    backend_.landings_.push_back(std::move(landing_));
+  }
+  bool done() const override {
+    const cudaError_t state = cudaEventQuery(landing_->done);
+    if (state == cudaErrorNotReady)
+      cudaGetLastError();  // "not yet" is remembered as an error; the next launch would report it
+    else
+      cuda_check(state, "asking for a value");
+    return state == cudaSuccess;
+  }
+  double value() override {
+    cuda_check(cudaEventSynchronize(landing_->done), "reading a value");
+    if (dtype_ == DType::F64) return *landing_->host;
+    float narrow = 0;
+    std::memcpy(&narrow, landing_->host, sizeof narrow);
+    return narrow;
+  }
+
+ private:
+  CudaBackend& backend_;
+  std::unique_ptr<Landing> landing_;
+  DType dtype_;
+};
+
 CudaBackend::CudaBackend(int device) : device_(device), blas_(device) {
   set_device(device);
   cuda_check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating the stream");
@@ -43,6 +90,7 @@ CudaBackend::CudaBackend(int device) : device_(device), blas_(device) {
 CudaBackend::~CudaBackend() {
   cudaSetDevice(device_);
   cudaStreamSynchronize(stream_);
+  landings_.clear();
   blas_workspace_ = Tensor();
   release_cache();
   for (Staging& s : staging_) {
@@ -82,6 +130,7 @@ CudaBackend::Staging& CudaBackend::next_staging() {
   Staging& s = staging_[static_cast<std::size_t>(staging_turn_)];
   staging_turn_ ^= 1;
   cuda_check(cudaEventSynchronize(s.done), "waiting for a copy");
+  s.used = 0;
   return s;
 }
 
@@ -91,12 +140,15 @@ void CudaBackend::upload(const Tensor& dst, const void* src, std::size_t bytes) 
   cudaStream_t s = stream();
   for (std::size_t at = 0; at < bytes; at += kStagingBytes) {
     std::size_t n = std::min(kStagingBytes, bytes - at);
-    Staging& staging = next_staging();
-    std::memcpy(staging.host, static_cast<const std::byte*>(src) + at, n);
-    cuda_check(cudaMemcpyAsync(static_cast<std::byte*>(dst.raw()) + at, staging.host, n,
+    Staging* staging = &staging_[static_cast<std::size_t>(staging_turn_ ^ 1)];  // the latest used
+    if (staging->used + n > kStagingBytes) staging = &next_staging();
+    std::byte* host = staging->host + staging->used;
+    staging->used += (n + 255) / 256 * 256;
+    std::memcpy(host, static_cast<const std::byte*>(src) + at, n);
+    cuda_check(cudaMemcpyAsync(static_cast<std::byte*>(dst.raw()) + at, host, n,
                                cudaMemcpyHostToDevice, s),
                "upload");
-    cuda_check(cudaEventRecord(staging.done, s), "upload");
+    cuda_check(cudaEventRecord(staging->done, s), "upload");
   }
 }
 
@@ -122,6 +174,23 @@ void CudaBackend::download(void* dst, const Tensor& src, std::size_t bytes) {
     travelling = &staging, travelling_at = at, travelling_bytes = n;
   }
   if (travelling) land();
+}
+
+std::unique_ptr<Readback> CudaBackend::read_later(const Tensor& x) {
+  x.expect({1}, "read_later: x (1)");
+  check(x.dtype() == DType::F32 || x.dtype() == DType::F64, "read_later: ", dtype_name(x.dtype()));
+  cudaStream_t s = stream();
+  std::unique_ptr<Landing> landing;
+  if (landings_.empty()) {
+    landing = std::make_unique<Landing>();
+  } else {
+    landing = std::move(landings_.back());
+    landings_.pop_back();
+  }
+  cuda_check(cudaMemcpyAsync(landing->host, x.raw(), x.bytes(), cudaMemcpyDeviceToHost, s),
+             "reading a value");
+  cuda_check(cudaEventRecord(landing->done, s), "reading a value");
+  return std::make_unique<CudaReadback>(*this, std::move(landing), x.dtype());
 }
 
 void CudaBackend::synchronize() {

@@ -30,6 +30,7 @@ class CudaBackend final : public Backend {
   void upload(const Tensor& dst, const void* src, std::size_t bytes) override;
   void download(void* dst, const Tensor& src, std::size_t bytes) override;
   void synchronize() override;
+  std::unique_ptr<Readback> read_later(const Tensor& x) override;
   std::unique_ptr<Recording> record(const std::function<void()>& work) override;
   std::unique_ptr<DeviceClock> make_clock() override;  // device_clock.cpp
 
@@ -74,6 +75,12 @@ class CudaBackend final : public Backend {
                           const Tensor& lse, const AttentionShape& shape,
                           const Segments& seg) override;
 
+  void attention_rope_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv,
+                               const Tensor& dout, const Tensor& q, const Tensor& k,
+                               const Tensor& v, const Tensor& o, const Tensor& lse,
+                               const AttentionShape& shape, const Segments& seg,
+                               const Rotation& rotation) override;
+
   // swiglu.cu
   void swiglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) override;
   void swiglu_backward(const Tensor& y, const Tensor& dgate, const Tensor& dup, const Tensor& dy,
@@ -103,21 +110,37 @@ class CudaBackend final : public Backend {
                              const Tensor& s, std::span<const StripPart> parts) override;
   void run_strips_backward_a(const Tensor& ds, const Tensor& x, const NormedInput* norm,
                              std::span<const StripPart> parts) override;
+  // swiglu_strips.cu
+  void run_swiglu_strips_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy,
+                                  const Tensor& gate, const Tensor& up, const Tensor& ds,
+                                  std::span<const StripPart> parts) override;
   void gemm(const Tensor& c, GradMode mode, double alpha, const Tensor& a, bool transpose_a,
             const Tensor& b, bool transpose_b);
   void* blas_workspace();
+  // `rotation` null: dq and dk stay as they are.
+  void attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout,
+                          const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o,
+                          const Tensor& lse, const AttentionShape& shape, const Segments& seg,
+                          const Rotation* rotation);
 
   // The stream, with this backend's GPU made current for the calling thread.
   cudaStream_t stream() const;
 
-  // Pinned host memory for copies: two halves, so that one fills while the other travels. A half is
-  // written again only after the event says that its last copy has left it.
+  // Pinned host memory for copies: two halves, so that one fills while the other travels. Uploads
+  // lie one behind another in a half, so many small ones need no wait. A half is written again from
+  // its start only after the event says that its last copy has left it.
   static constexpr std::size_t kStagingBytes = std::size_t{4} << 20;
   struct Staging {
     std::byte* host = nullptr;
     cudaEvent_t done = nullptr;
+    std::size_t used = 0;
   };
   Staging& next_staging();
+
+  // Where read_later()'s values land; a Readback borrows one and brings it back.
+  struct Landing;
+  class CudaReadback;
+  std::vector<std::unique_ptr<Landing>> landings_;
 
   int device_;
   cudaStream_t stream_ = nullptr;

@@ -21,14 +21,13 @@
 // Bytes      the wide matrix once; partial sums are 2 NR 16 / kRows of that
 // Limits     ranks in multiples of 8 with one rank <= 32 (b) or all ranks <= 96 (a), and rows that
 //            start at 16 bytes; others take the general products
-#include "cuda/cuda_backend.h"
-#include "cuda/mma.cuh"
-#include "cuda/pack.cuh"
+#include "cuda/linear_strips.cuh"
 
 namespace lk {
+using namespace strips;
+
 namespace {
 
-constexpr int kThreads = 256, kTokens = 64, kColumns = 128, kMaxParts = 4;
 constexpr i64 kBlocks = 264;  // two for each multiprocessor of an H100, all at once
 
 // Tokens of a block: fewer where the sums of ds, or the thin rows, would leave no room for a second
@@ -37,63 +36,6 @@ template <int NR, bool WITH_DS>
 constexpr int kRows = NR <= (WITH_DS ? 1 : 3) ? 512 : 256;
 template <bool WITH_DS>
 constexpr int kStages = WITH_DS ? 4 : 3;
-
-struct StripArgs {
-  struct Part {
-    i64 begin, end;  // columns of the wide matrix
-    int column;      // of the thin one
-    int first_slab;  // of columns
-    float* dw;       // (end - begin, rank), or its transpose
-    i64 dw_ld;
-    int rank;
-    bool accumulate;
-  };
-  Matrix<const __nv_bfloat16> wide, thin, b;
-  const float* row_scale;     // rstd, or null
-  const __nv_bfloat16* gain;  // with it
-  Matrix<__nv_bfloat16> ds;
-  float *partial_dw, *partial_ds;
-  i64 tokens, columns;  // T; N or K
-  i64 thin_columns;     // S
-  int tiles_per_slab, n_parts, n_row_slabs, n_column_slabs;
-  float scale;
-  Part parts[kMaxParts];
-
-  __device__ int part_of_slab(int slab) const {
-    int p = 0;
-    while (p + 1 < n_parts && slab >= parts[p + 1].first_slab) ++p;
-    return p;
-  }
-  __device__ int part_of_column(i64 column) const {
-    int p = 0;
-    while (p + 1 < n_parts && column >= parts[p + 1].begin) ++p;
-    return p;
-  }
-};
-
-// Rows of 16 NR thin columns, one 16-byte chunk apart, so that eight rows lie in different banks.
-template <int NR>
-struct ThinTile {
-  static constexpr int kChunks = 2 * NR, kRowBytes = 16 * (kChunks + 1);
-  std::uint32_t base;
-  __device__ __forceinline__ std::uint32_t at(int row, int chunk) const {
-    return base + row * kRowBytes + chunk * 16;
-  }
-  // Two B fragments at rows [row, row + 16), thin columns [16 n, 16 n + 16).
-  __device__ __forceinline__ Fragment4 fragment(int row, int n) const {
-    int lane = threadIdx.x % 32;
-    return load_matrix_x4_transposed(at(row + lane % 16, 2 * n + lane / 16));
-  }
-};
-
-// The A fragment of tileᵀ: its rows are columns [16 step, 16 step + 16), its K rows [row, row +
-// 16).
-template <int COLS>
-__device__ __forceinline__ Fragment4 fragment_a_of_transpose(SwizzledTile<COLS> tile, int row,
-                                                             int step) {
-  int lane = threadIdx.x % 32;
-  return load_matrix_x4_transposed(tile.at(row, step, lane / 16 * 8 + lane % 8, lane / 8 % 2));
-}
 
 template <int NR, bool WITH_DS>
 constexpr std::size_t kSharedBytes = std::size_t{kStages<WITH_DS>} * kTokens* kColumns * 2 +
@@ -149,20 +91,7 @@ __global__ void __launch_bounds__(kThreads, 2) strips_kernel(const __grid_consta
 #pragma unroll
   for (int i = 0; i < kStages - 1; ++i) fetch(i);
 
-  for (int j = threadIdx.x; j < kRows<NR, WITH_DS> * 2 * NR; j += kThreads) {
-    int r = j / (2 * NR), chunk = j % (2 * NR);
-    float v[8] = {};
-    if (r < rows && chunk * 8 < thin_valid) {
-      load_pack<8>(p.thin.at(row0 + r, part.column + chunk * 8), v);
-      if (p.row_scale) {
-        float scale = p.row_scale[row0 + r];
-#pragma unroll
-        for (int k = 0; k < 8; ++k) v[k] *= scale;
-      }
-    }
-    store_pack<8>(reinterpret_cast<__nv_bfloat16*>(thin_memory + (thin.at(r, chunk) - thin.base)),
-                  v);
-  }
+  load_thin<NR, kRows<NR, WITH_DS>>(thin, thin_memory, p, row0, part.column);
 
   float ds[WITH_DS ? kInner : 1][NR][4] = {};
   float dw[2 * NR][4] = {};
@@ -175,17 +104,7 @@ __global__ void __launch_bounds__(kThreads, 2) strips_kernel(const __grid_consta
       __syncthreads();
       fetch(i + kStages - 1);
       SwizzledTile<kColumns> tile{tiles_at + i % kStages * kTileBytes};
-      // dw (columns 16 warp.., thin) += tileᵀ thin
-#pragma unroll
-      for (int step = 0; step < kTokens / 16; ++step) {
-        Fragment4 fa = fragment_a_of_transpose(tile, 16 * step, warp);
-#pragma unroll
-        for (int n = 0; n < NR; ++n) {
-          Fragment4 fb = thin.fragment(inner * kTokens + 16 * step, n);
-          mma(dw[2 * n], fa, fb.r[0], fb.r[1]);
-          mma(dw[2 * n + 1], fa, fb.r[2], fb.r[3]);
-        }
-      }
+      multiply_into_dw<NR>(dw, tile, thin, inner * kTokens);
       // ds (tokens 16 (warp % 4).., thin 16 n + 8 (warp / 4)..) += tile b
       if constexpr (WITH_DS) {
 #pragma unroll
@@ -200,18 +119,7 @@ __global__ void __launch_bounds__(kThreads, 2) strips_kernel(const __grid_consta
         }
       }
     }
-    // The transposed product of this column tile is complete for these tokens.
-    const i64 column = column0 + static_cast<i64>(outer) * kColumns + 16 * warp;
-#pragma unroll
-    for (int n = 0; n < 2 * NR; ++n)
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        i64 c = column + g + 8 * half;
-        if (c < column1)
-          *reinterpret_cast<float2*>(p.partial_dw + (blockIdx.y * p.columns + c) * kThin + 8 * n +
-                                     2 * t) = make_float2(dw[n][2 * half], dw[n][2 * half + 1]);
-        dw[n][2 * half] = dw[n][2 * half + 1] = 0.0f;
-      }
+    store_partial_dw<NR>(p, dw, column0 + static_cast<i64>(outer) * kColumns, column1);
   }
   if constexpr (WITH_DS) {
 #pragma unroll
@@ -230,131 +138,26 @@ __global__ void __launch_bounds__(kThreads, 2) strips_kernel(const __grid_consta
   copy_async_wait();
 }
 
-// Adds the partial sums, in order: of dw for every column of the wide matrix and every thin column
-// of its part, then (from `dw_blocks` on) of ds for every token and thin column.
-template <int NR, bool TRANSPOSED>
-__global__ void __launch_bounds__(kThreads)
-    strips_add_kernel(const __grid_constant__ StripArgs p, i64 dw_blocks) {
-  constexpr int kThin = 16 * NR;
-  if (blockIdx.x < dw_blocks) {
-    i64 i = static_cast<i64>(blockIdx.x) * kThreads + threadIdx.x;
-    i64 column = i / kThin;
-    int thin = static_cast<int>(i % kThin);
-    if (column >= p.columns) return;
-    float sum = 0.0f;
-    for (int z = 0; z < p.n_row_slabs; ++z)
-      sum += p.partial_dw[(z * p.columns + column) * kThin + thin];
-    if (p.gain) sum *= to_float(p.gain[column]);
-    if constexpr (TRANSPOSED) {  // every part has all columns
-      for (int q = 0; q < p.n_parts; ++q) {
-        const StripArgs::Part& part = p.parts[q];
-        int r = thin - part.column;
-        if (r < 0 || r >= part.rank) continue;
-        float* to = part.dw + r * part.dw_ld + column;
-        *to = part.accumulate ? *to + sum : sum;
-      }
-    } else {
-      const StripArgs::Part& part = p.parts[p.part_of_column(column)];
-      if (column < part.begin || column >= part.end || thin >= part.rank || !part.dw) return;
-      float* to = part.dw + (column - part.begin) * part.dw_ld + thin;
-      *to = part.accumulate ? *to + sum : sum;
-    }
-  } else {
-    i64 i = (static_cast<i64>(blockIdx.x) - dw_blocks) * kThreads + threadIdx.x;
-    i64 row = i / p.thin_columns;
-    int column = static_cast<int>(i % p.thin_columns);
-    if (row >= p.tokens) return;
-    float sum = 0.0f;
-    for (int q = 0; q < p.n_parts; ++q) {
-      const StripArgs::Part& part = p.parts[q];
-      int r = column - part.column;
-      if (r < 0 || r >= part.rank) continue;
-      int end = q + 1 < p.n_parts ? p.parts[q + 1].first_slab : p.n_column_slabs;
-      for (int z = part.first_slab; z < end; ++z)
-        sum += p.partial_ds[(z * p.tokens + row) * kThin + r];
-    }
-    *p.ds.at(row, column) = from_float<__nv_bfloat16>(p.scale * sum);
-  }
-}
-
-// How many column tiles a block takes, so that all blocks are resident at once if they can.
-template <class Range>
-int tiles_per_slab(i64 row_slabs, const Range& widths) {
-  i64 tiles = 0;
-  for (i64 w : widths) tiles += ceil_div(w, kColumns);
-  i64 per_slab = std::max<i64>(1, tiles * row_slabs / kBlocks);
-  auto blocks = [&] {
-    i64 n = 0;
-    for (i64 w : widths) n += ceil_div(ceil_div(w, kColumns), per_slab);
-    return n * row_slabs;
-  };
-  while (blocks() > kBlocks && per_slab < tiles) ++per_slab;
-  return static_cast<int>(per_slab);
-}
-
-bool aligned(const Tensor& x) { return packable(8, 8, x); }
-
 template <int NR, bool WITH_DS>
 void run_strips(StripArgs& p, const std::vector<i64>& widths, CudaBackend& backend,
                 cudaStream_t stream) {
-  p.n_row_slabs = static_cast<int>(ceil_div(p.tokens, kRows<NR, WITH_DS>));
-  p.tiles_per_slab = tiles_per_slab(p.n_row_slabs, widths);
-  p.n_column_slabs = 0;
-  for (std::size_t q = 0; q < widths.size(); ++q) {
-    p.parts[q].first_slab = p.n_column_slabs;
-    p.n_column_slabs += static_cast<int>(ceil_div(ceil_div(widths[q], kColumns), p.tiles_per_slab));
-  }
-  Tensor dw = backend.empty(Tag::Workspace, DType::F32, {p.n_row_slabs, p.columns, 16 * NR}), ds;
-  p.partial_dw = dw.data<float>();
-  if (WITH_DS) {
-    ds = backend.empty(Tag::Workspace, DType::F32, {p.n_column_slabs, p.tokens, 16 * NR});
-    p.partial_ds = ds.data<float>();
-  }
-  StripArgs main = p;
-  if (!WITH_DS) {  // one slab range over all thin columns
-    main.n_parts = 1;
-    main.parts[0].begin = 0, main.parts[0].end = p.columns, main.parts[0].column = 0;
-  }
+  StripScratch scratch = cut_strips<NR, kRows<NR, WITH_DS>>(p, widths, kBlocks, WITH_DS, backend);
   launch("strips", strips_kernel<NR, WITH_DS>, grid_of(p.n_column_slabs, p.n_row_slabs),
-         dim3(kThreads), kSharedBytes<NR, WITH_DS>, stream, main);
-  i64 dw_blocks = ceil_div(p.columns * 16 * NR, kThreads);
-  i64 ds_blocks = WITH_DS ? ceil_div(p.tokens * p.thin_columns, kThreads) : 0;
-  launch("strips_add", strips_add_kernel<NR, !WITH_DS>, grid_of(dw_blocks + ds_blocks),
-         dim3(kThreads), 0, stream, p, dw_blocks);
+         dim3(kThreads), kSharedBytes<NR, WITH_DS>, stream, WITH_DS ? p : over_all_thin_columns(p));
+  add_strips<NR, !WITH_DS>(p, stream);
 }
 
-StripArgs arguments(const Tensor& wide, const Tensor& thin, std::span<const StripPart> parts) {
-  StripArgs p{};
-  p.wide = const_matrix<bf16>(wide);
-  p.thin = const_matrix<bf16>(thin);
-  p.tokens = wide.rows();
-  p.columns = wide.cols();
-  p.thin_columns = thin.cols();
-  p.n_parts = static_cast<int>(parts.size());
-  for (std::size_t q = 0; q < parts.size(); ++q) {
-    const StripPart& part = parts[q];
-    p.parts[q] = {.begin = part.begin,
-                  .end = part.end,
-                  .column = static_cast<int>(part.column),
-                  .dw = part.dw.data<float>(),
-                  .dw_ld = part.dw.ld(),
-                  .rank = static_cast<int>(part.rank),
-                  .accumulate = part.mode == GradMode::Add};
-  }
-  return p;
-}
+}  // namespace
 
-bool fits(std::span<const StripPart> parts, const Tensor& wide, const Tensor& thin) {
+bool strips_fit(std::span<const StripPart> parts, const Tensor& wide, const Tensor& thin) {
   if (parts.empty() || parts.size() > kMaxParts || wide.rows() == 0) return false;
   for (const StripPart& part : parts)
     if (part.rank % 8 || part.column % 8 || part.begin % 8 || part.end % 8 ||
         part.mode == GradMode::Skip)
       return false;
   return wide.dtype() == DType::BF16 && thin.dtype() == DType::BF16 && thin.cols() % 8 == 0 &&
-         aligned(wide) && aligned(thin);
+         packable(8, 8, wide, thin);
 }
-
-}  // namespace
 
 void CudaBackend::run_strips_backward_b(const Tensor& ds, double scale, const Tensor& dy,
                                         const Tensor& b, const Tensor& s,
@@ -365,11 +168,11 @@ void CudaBackend::run_strips_backward_b(const Tensor& ds, double scale, const Te
     rank = std::max(rank, part.rank);
     widths.push_back(part.end - part.begin);
   }
-  if (!fits(parts, dy, s) || !aligned(b) || rank > 32) {
+  if (!strips_fit(parts, dy, s) || !packable(8, 8, b) || rank > 32) {
     Backend::run_strips_backward_b(ds, scale, dy, b, s, parts);
     return;
   }
-  StripArgs p = arguments(dy, s, parts);
+  StripArgs p = strip_arguments(dy, s, parts);
   p.b = const_matrix<bf16>(b);
   p.ds = matrix<bf16>(ds);
   p.scale = static_cast<float>(scale);
@@ -381,11 +184,11 @@ void CudaBackend::run_strips_backward_b(const Tensor& ds, double scale, const Te
 
 void CudaBackend::run_strips_backward_a(const Tensor& ds, const Tensor& x, const NormedInput* norm,
                                         std::span<const StripPart> parts) {
-  if (!fits(parts, x, ds) || ds.cols() > 96) {
+  if (!strips_fit(parts, x, ds) || ds.cols() > 96) {
     Backend::run_strips_backward_a(ds, x, norm, parts);
     return;
   }
-  StripArgs p = arguments(x, ds, parts);
+  StripArgs p = strip_arguments(x, ds, parts);
   if (norm) {
     p.row_scale = norm->rstd.data<float>();
     p.gain = pointer<bf16>(norm->gain.values());

@@ -6,11 +6,10 @@
 // Bytes      forward: 2 in, 1 out. backward: 3 in, 2 out, 3 if y is asked for again.
 #include "cuda/cuda_backend.h"
 #include "cuda/rowwise.cuh"
+#include "cuda/swiglu.cuh"
 
 namespace lk {
 namespace {
-
-__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
 template <class T, int N>
 struct SwigluOp {
@@ -37,15 +36,7 @@ struct SwigluBackwardOp {
     load_pack<N>(dy.at(row, col), d);
     load_pack<N>(gate.at(row, col), g);
     load_pack<N>(up.at(row, col), u);
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-      float s = sigmoid(g[i]);
-      float silu = g[i] * s, dg = d[i] * u[i] * s * (1.0f + g[i] * (1.0f - s));
-      float du = d[i] * silu;
-      d[i] = silu * u[i];
-      u[i] = du;
-      g[i] = dg;
-    }
+    swiglu_gradients(d, g, u);
     if (y.data) store_pack<N>(y.at(row, col), d);
     store_pack<N>(dgate.at(row, col), g);
     store_pack<N>(dup.at(row, col), u);

@@ -108,6 +108,23 @@ void Backend::run_strips_backward_a(const Tensor& ds, const Tensor& x, const Nor
     matmul_tn(p.dw, p.mode, 1.0, ds.slice_cols(p.column, p.column + p.rank), input);
 }
 
+void Backend::run_swiglu_strips_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy,
+                                         const Tensor& gate, const Tensor& up, const Tensor& ds,
+                                         std::span<const StripPart> parts) {
+  swiglu_backward(dy, dgate, dup, dy, gate, up);
+  run_strips_backward_a(ds, dy, nullptr, parts);
+}
+
+void Backend::attention_rope_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv,
+                                      const Tensor& dout, const Tensor& q, const Tensor& k,
+                                      const Tensor& v, const Tensor& o, const Tensor& lse,
+                                      const AttentionShape& shape, const Segments& seg,
+                                      const Rotation& rotation) {
+  attention_backward(dq, dk, dv, dout, q, k, v, o, lse, shape, seg);
+  for (const Tensor& d : {dq, dk})
+    rope(d, GradMode::Write, d, rotation.table, rotation.positions, shape.head_dim, true);
+}
+
 std::int64_t Segments::longest() const {
   std::int64_t longest = 0;
   for (std::size_t i = 1; i < host.size(); ++i)

@@ -59,6 +59,12 @@ struct AttentionShape {
   int window = 0;      // > 0: a query sees only the last `window` keys up to itself
 };
 
+// What turns q and k: rope()'s angles, and where each token stands.
+struct Rotation {
+  Tensor table;      // (P, D) F32|F64
+  Tensor positions;  // (T) I32
+};
+
 // One parameter's buffers for the optimizer, flat and contiguous, `numel` elements each.
 struct AdamWSlot {
   Tensor value, grad, m, v;  // F32 (F64 in checks)
@@ -237,6 +243,13 @@ class Backend {
                                   const Tensor& dout, const Tensor& q, const Tensor& k,
                                   const Tensor& v, const Tensor& o, const Tensor& lse,
                                   const AttentionShape& shape, const Segments& seg) = 0;
+  // The same of q and k that rope() turned: dq and dk are turned back, so they are the gradients of
+  // what q and k were before.
+  virtual void attention_rope_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv,
+                                       const Tensor& dout, const Tensor& q, const Tensor& k,
+                                       const Tensor& v, const Tensor& o, const Tensor& lse,
+                                       const AttentionShape& shape, const Segments& seg,
+                                       const Rotation& rotation);
 
   // ---- swiglu
   // ------------------------------------------------------------------------------------ y =
@@ -246,6 +259,15 @@ class Backend {
   // the forward's result again, and may be dy's memory.
   virtual void swiglu_backward(const Tensor& y, const Tensor& dgate, const Tensor& dup,
                                const Tensor& dy, const Tensor& gate, const Tensor& up) = 0;
+
+  // Both of swiglu_backward, whose y isn't stored but meets ds (T,S) at once, as in
+  // strips_backward_a: dw_p (rank, F) (+)= ds[:, p]ᵀ y. dy's values are lost.
+  void swiglu_strips_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy,
+                              const Tensor& gate, const Tensor& up, const Tensor& ds,
+                              std::span<const StripPart> parts) {
+    weight_gradient_matmuls_ += std::ssize(parts);
+    run_swiglu_strips_backward(dgate, dup, dy, gate, up, ds, parts);
+  }
 
   // ---- embedding
   // --------------------------------------------------------------------------------- y (T,C) =
@@ -293,6 +315,9 @@ class Backend {
                                      std::span<const StripPart> parts);
   virtual void run_strips_backward_a(const Tensor& ds, const Tensor& x, const NormedInput* norm,
                                      std::span<const StripPart> parts);
+  virtual void run_swiglu_strips_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy,
+                                          const Tensor& gate, const Tensor& up, const Tensor& ds,
+                                          std::span<const StripPart> parts);
 
  private:
   Tensor allocate(Tag tag, DType dtype, Shape shape);

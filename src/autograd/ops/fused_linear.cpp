@@ -54,14 +54,14 @@ class Backward {
   }
   // da (+)= dsᵀ x, x as it is or normed
   void into_a(const Tensor& x, const NormedInput* norm = nullptr) {
-    if (f_.strip == 0) return;
-    std::vector<StripPart> parts;
-    for (const FusedLinear::Part& p : f_.parts) {
-      if (!p.a) continue;
-      Sink da = p.a->sink();
-      parts.push_back({0, f_.in, p.column, p.rank, da.tensor, da.mode});
-    }
-    backend_.strips_backward_a(ds(), x, norm, parts);
+    if (f_.strip > 0) backend_.strips_backward_a(ds(), x, norm, parts_of_a());
+  }
+  // The same of x = silu(gate) * up, and dgate over gate, dup over up. dx's values are lost.
+  void into_a_and_swiglu(const Tensor& dx, const Tensor& gate, const Tensor& up) {
+    if (f_.strip > 0)
+      backend_.swiglu_strips_backward(gate, up, dx, gate, up, ds(), parts_of_a());
+    else
+      backend_.swiglu_backward({}, gate, up, dx, gate, up);
   }
   // dx (T,K) (+)= [dy | ds] [W ; A]
   void into_x(const Sink& dx) {
@@ -69,6 +69,15 @@ class Backward {
   }
 
  private:
+  std::vector<StripPart> parts_of_a() const {
+    std::vector<StripPart> parts;
+    for (const FusedLinear::Part& p : f_.parts) {
+      if (!p.a) continue;
+      Sink da = p.a->sink();
+      parts.push_back({0, f_.in, p.column, p.rank, da.tensor, da.mode});
+    }
+    return parts;
+  }
   Tensor ds() const { return dys_.slice_cols(f_.out, f_.out + f_.strip); }
   Backend& backend_;
   const FusedLinear& f_;
@@ -158,8 +167,8 @@ Var fused_norm_linear(Tape& tape, const Var& h, const Weight& gain, double eps,
 
 namespace {
 
-// As above with x = silu(gate) * up. dx comes first here: one kernel reads it with gate and up,
-// puts x in its place, dgate over gate and dup over up. Saves gate, up and s.
+// As above with x = silu(gate) * up. dx comes first here: what reads it with gate and up makes x
+// again for da, and puts dgate over gate and dup over up. Saves gate, up and s.
 struct FusedSwigluLinearNode : Node {
   Var gate_up;
   Edge addend;
@@ -181,8 +190,7 @@ struct FusedSwigluLinearNode : Node {
       return;
     }
     b.into_x({x, GradMode::Write});
-    backend.swiglu_backward(x, gate, up, x, gate, up);
-    b.into_a(x);
+    b.into_a_and_swiglu(x, gate, up);
     tape.pass(gate_up, value);
   }
 };
@@ -241,9 +249,8 @@ struct FusedAttentionNode : Node {
     Tensor dqkv =
         backend.empty_with_margin(Tag::Backward, value.dtype(), value.shape(), value.margin());
     Qkv in(value, shape), d(dqkv, shape);
-    backend.attention_backward(d.q, d.k, d.v, dy, in.q, in.k, in.v, o, lse, shape, segments);
-    Tensor turned = dqkv.slice_cols(0, d.q.cols() + d.k.cols());
-    backend.rope(turned, GradMode::Write, turned, table, positions, shape.head_dim, true);
+    backend.attention_rope_backward(d.q, d.k, d.v, dy, in.q, in.k, in.v, o, lse, shape, segments,
+                                    {table, positions});
     tape.pass(qkv, dqkv);
   }
 };

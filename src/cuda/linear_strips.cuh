@@ -1,0 +1,260 @@
+// What the kernels that contract over tokens into LoRA's factors share: linear_strips.cu says how
+// they work.
+#pragma once
+
+#include <vector>
+
+#include "cuda/cuda_backend.h"
+#include "cuda/mma.cuh"
+#include "cuda/pack.cuh"
+
+namespace lk {
+
+// Do the parts of this wide and this thin matrix suit these kernels?
+bool strips_fit(std::span<const StripPart> parts, const Tensor& wide, const Tensor& thin);
+
+namespace strips {
+
+inline constexpr int kThreads = 256, kTokens = 64, kColumns = 128, kMaxParts = 4;
+
+struct StripArgs {
+  struct Part {
+    i64 begin, end;  // columns of the wide matrix
+    int column;      // of the thin one
+    int first_slab;  // of columns
+    float* dw;       // (end - begin, rank), or its transpose
+    i64 dw_ld;
+    int rank;
+    bool accumulate;
+  };
+  Matrix<const __nv_bfloat16> wide, thin, b;
+  const float* row_scale;     // rstd, or null
+  const __nv_bfloat16* gain;  // with it
+  Matrix<__nv_bfloat16> ds;
+  float *partial_dw, *partial_ds;
+  i64 tokens, columns;  // T; N or K
+  i64 thin_columns;     // S
+  int tiles_per_slab, n_parts, n_row_slabs, n_column_slabs;
+  float scale;
+  Part parts[kMaxParts];
+
+  __device__ int part_of_slab(int slab) const {
+    int p = 0;
+    while (p + 1 < n_parts && slab >= parts[p + 1].first_slab) ++p;
+    return p;
+  }
+  __device__ int part_of_column(i64 column) const {
+    int p = 0;
+    while (p + 1 < n_parts && column >= parts[p + 1].begin) ++p;
+    return p;
+  }
+};
+
+// Rows of 16 NR thin columns, one 16-byte chunk apart, so that eight rows lie in different banks.
+template <int NR>
+struct ThinTile {
+  static constexpr int kChunks = 2 * NR, kRowBytes = 16 * (kChunks + 1);
+  std::uint32_t base;
+  __device__ __forceinline__ std::uint32_t at(int row, int chunk) const {
+    return base + row * kRowBytes + chunk * 16;
+  }
+  // Two B fragments at rows [row, row + 16), thin columns [16 n, 16 n + 16).
+  __device__ __forceinline__ Fragment4 fragment(int row, int n) const {
+    int lane = threadIdx.x % 32;
+    return load_matrix_x4_transposed(at(row + lane % 16, 2 * n + lane / 16));
+  }
+};
+
+// The A fragment of tileᵀ: its rows are columns [16 step, 16 step + 16), its K rows [row, row +
+// 16).
+template <int COLS>
+__device__ __forceinline__ Fragment4 fragment_a_of_transpose(SwizzledTile<COLS> tile, int row,
+                                                             int step) {
+  int lane = threadIdx.x % 32;
+  return load_matrix_x4_transposed(tile.at(row, step, lane / 16 * 8 + lane % 8, lane / 8 % 2));
+}
+
+// Rows [row0, row0 + ROWS) of the thin matrix from `column` on, times row_scale; zeros outside.
+template <int NR, int ROWS>
+__device__ __forceinline__ void load_thin(ThinTile<NR> tile, unsigned char* memory,
+                                          const StripArgs& p, i64 row0, int column) {
+  const int valid = static_cast<int>(min(p.thin_columns - column, i64{16 * NR}));
+  for (int j = threadIdx.x; j < ROWS * 2 * NR; j += kThreads) {
+    int r = j / (2 * NR), chunk = j % (2 * NR);
+    float v[8] = {};
+    if (row0 + r < p.tokens && chunk * 8 < valid) {
+      load_pack<8>(p.thin.at(row0 + r, column + chunk * 8), v);
+      if (p.row_scale) {
+        float scale = p.row_scale[row0 + r];
+#pragma unroll
+        for (int k = 0; k < 8; ++k) v[k] *= scale;
+      }
+    }
+    store_pack<8>(reinterpret_cast<__nv_bfloat16*>(memory + (tile.at(r, chunk) - tile.base)), v);
+  }
+}
+
+// dw (columns 16 warp.., thin) += tileᵀ thin, the tile's tokens being rows [row, row + 64) of thin.
+template <int NR>
+__device__ __forceinline__ void multiply_into_dw(float (&dw)[2 * NR][4],
+                                                 SwizzledTile<kColumns> tile, ThinTile<NR> thin,
+                                                 int row) {
+#pragma unroll
+  for (int step = 0; step < kTokens / 16; ++step) {
+    Fragment4 fa = fragment_a_of_transpose(tile, 16 * step, threadIdx.x / 32);
+#pragma unroll
+    for (int n = 0; n < NR; ++n) {
+      Fragment4 fb = thin.fragment(row + 16 * step, n);
+      mma(dw[2 * n], fa, fb.r[0], fb.r[1]);
+      mma(dw[2 * n + 1], fa, fb.r[2], fb.r[3]);
+    }
+  }
+}
+
+// The sums of the column tile at `column`, complete for these tokens, go to the block's slab, and
+// start again from zero.
+template <int NR>
+__device__ __forceinline__ void store_partial_dw(const StripArgs& p, float (&dw)[2 * NR][4],
+                                                 i64 column, i64 column_end) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+  for (int n = 0; n < 2 * NR; ++n)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      i64 c = column + 16 * warp + g + 8 * half;
+      if (c < column_end)
+        *reinterpret_cast<float2*>(p.partial_dw + (blockIdx.y * p.columns + c) * 16 * NR + 8 * n +
+                                   2 * t) = make_float2(dw[n][2 * half], dw[n][2 * half + 1]);
+      dw[n][2 * half] = dw[n][2 * half + 1] = 0.0f;
+    }
+}
+
+// Adds the partial sums, in order: of dw for every column of the wide matrix and every thin column
+// of its part, then (from `dw_blocks` on) of ds for every token and thin column.
+template <int NR, bool TRANSPOSED>
+__global__ void __launch_bounds__(kThreads)
+    strips_add_kernel(const __grid_constant__ StripArgs p, i64 dw_blocks) {
+  constexpr int kThin = 16 * NR;
+  if (blockIdx.x < dw_blocks) {
+    i64 i = static_cast<i64>(blockIdx.x) * kThreads + threadIdx.x;
+    i64 column = i / kThin;
+    int thin = static_cast<int>(i % kThin);
+    if (column >= p.columns) return;
+    float sum = 0.0f;
+    for (int z = 0; z < p.n_row_slabs; ++z)
+      sum += p.partial_dw[(z * p.columns + column) * kThin + thin];
+    if (p.gain) sum *= to_float(p.gain[column]);
+    if constexpr (TRANSPOSED) {  // every part has all columns
+      for (int q = 0; q < p.n_parts; ++q) {
+        const StripArgs::Part& part = p.parts[q];
+        int r = thin - part.column;
+        if (r < 0 || r >= part.rank) continue;
+        float* to = part.dw + r * part.dw_ld + column;
+        *to = part.accumulate ? *to + sum : sum;
+      }
+    } else {
+      const StripArgs::Part& part = p.parts[p.part_of_column(column)];
+      if (column < part.begin || column >= part.end || thin >= part.rank || !part.dw) return;
+      float* to = part.dw + (column - part.begin) * part.dw_ld + thin;
+      *to = part.accumulate ? *to + sum : sum;
+    }
+  } else {
+    i64 i = (static_cast<i64>(blockIdx.x) - dw_blocks) * kThreads + threadIdx.x;
+    i64 row = i / p.thin_columns;
+    int column = static_cast<int>(i % p.thin_columns);
+    if (row >= p.tokens) return;
+    float sum = 0.0f;
+    for (int q = 0; q < p.n_parts; ++q) {
+      const StripArgs::Part& part = p.parts[q];
+      int r = column - part.column;
+      if (r < 0 || r >= part.rank) continue;
+      int end = q + 1 < p.n_parts ? p.parts[q + 1].first_slab : p.n_column_slabs;
+      for (int z = part.first_slab; z < end; ++z)
+        sum += p.partial_ds[(z * p.tokens + row) * kThin + r];
+    }
+    *p.ds.at(row, column) = from_float<__nv_bfloat16>(p.scale * sum);
+  }
+}
+
+// How many column tiles a block takes, so that all blocks are resident at once if they can.
+template <class Range>
+int tiles_per_slab(i64 row_slabs, const Range& widths, i64 most) {
+  i64 tiles = 0;
+  for (i64 w : widths) tiles += ceil_div(w, kColumns);
+  i64 per_slab = std::max<i64>(1, tiles * row_slabs / most);
+  auto blocks = [&] {
+    i64 n = 0;
+    for (i64 w : widths) n += ceil_div(ceil_div(w, kColumns), per_slab);
+    return n * row_slabs;
+  };
+  while (blocks() > most && per_slab < tiles) ++per_slab;
+  return static_cast<int>(per_slab);
+}
+
+inline StripArgs strip_arguments(const Tensor& wide, const Tensor& thin,
+                                 std::span<const StripPart> parts) {
+  StripArgs p{};
+  p.wide = const_matrix<bf16>(wide);
+  p.thin = const_matrix<bf16>(thin);
+  p.tokens = wide.rows();
+  p.columns = wide.cols();
+  p.thin_columns = thin.cols();
+  p.n_parts = static_cast<int>(parts.size());
+  for (std::size_t q = 0; q < parts.size(); ++q) {
+    const StripPart& part = parts[q];
+    p.parts[q] = {.begin = part.begin,
+                  .end = part.end,
+                  .column = static_cast<int>(part.column),
+                  .first_slab = 0,
+                  .dw = part.dw.data<float>(),
+                  .dw_ld = part.dw.ld(),
+                  .rank = static_cast<int>(part.rank),
+                  .accumulate = part.mode == GradMode::Add};
+  }
+  return p;
+}
+
+// The partial sums' memory; it may go when all is submitted.
+struct StripScratch {
+  Tensor dw, ds;
+};
+
+// Cuts the work into slabs, at most `most` blocks if they can take it all, and allocates scratch.
+template <int NR, int ROWS>
+StripScratch cut_strips(StripArgs& p, const std::vector<i64>& widths, i64 most, bool with_ds,
+                        CudaBackend& backend) {
+  p.n_row_slabs = static_cast<int>(ceil_div(p.tokens, ROWS));
+  p.tiles_per_slab = tiles_per_slab(p.n_row_slabs, widths, most);
+  p.n_column_slabs = 0;
+  for (std::size_t q = 0; q < widths.size(); ++q) {
+    p.parts[q].first_slab = p.n_column_slabs;
+    p.n_column_slabs += static_cast<int>(ceil_div(ceil_div(widths[q], kColumns), p.tiles_per_slab));
+  }
+  StripScratch scratch;
+  scratch.dw = backend.empty(Tag::Workspace, DType::F32, {p.n_row_slabs, p.columns, 16 * NR});
+  p.partial_dw = scratch.dw.data<float>();
+  if (with_ds) {
+    scratch.ds = backend.empty(Tag::Workspace, DType::F32, {p.n_column_slabs, p.tokens, 16 * NR});
+    p.partial_ds = scratch.ds.data<float>();
+  }
+  return scratch;
+}
+
+// As the main kernel sees parts that all have all columns of the wide matrix.
+inline StripArgs over_all_thin_columns(StripArgs p) {
+  p.n_parts = 1;
+  p.parts[0].begin = 0, p.parts[0].end = p.columns, p.parts[0].column = 0;
+  p.parts[0].first_slab = 0;
+  return p;
+}
+
+template <int NR, bool TRANSPOSED>
+void add_strips(const StripArgs& p, cudaStream_t stream) {
+  i64 dw_blocks = ceil_div(p.columns * 16 * NR, kThreads);
+  i64 ds_blocks = p.partial_ds ? ceil_div(p.tokens * p.thin_columns, kThreads) : 0;
+  launch("strips_add", strips_add_kernel<NR, TRANSPOSED>, grid_of(dw_blocks + ds_blocks),
+         dim3(kThreads), 0, stream, p, dw_blocks);
+}
+
+}  // namespace strips
+}  // namespace lk
