@@ -31,7 +31,9 @@ class CudaBackend final : public Backend {
   void download(void* dst, const Tensor& src, std::size_t bytes) override;
   void synchronize() override;
   std::unique_ptr<Recording> record(const std::function<void()>& work) override;
-  std::unique_ptr<DeviceClock> make_clock() override;  // device_clock.cpp
+  std::unique_ptr<DeviceClock> make_clock() override;           // device_clock.cpp
+  std::unique_ptr<HostCopy> offload(const Tensor& x) override;  // offload.cpp
+  bool can_offload() const override { return true; }
 
   // elementwise.cu
   void fill(const Tensor& x, double value) override;
@@ -96,6 +98,8 @@ class CudaBackend final : public Backend {
 
  private:
   class Graph;
+  class HostBlock;
+  static BlockCache make_host_cache(int device);
   void matmul_tn(const Tensor& dw, GradMode mode, double alpha, const Tensor& a,
                  const Tensor& b) override;
   // linear_strips.cu
@@ -120,7 +124,8 @@ class CudaBackend final : public Backend {
   Staging& next_staging();
 
   int device_;
-  cudaStream_t stream_ = nullptr;
+  cudaStream_t stream_ = nullptr, side_stream_ = nullptr;
+  BlockCache host_cache_;  // pinned memory for offload()
   std::array<Staging, 2> staging_;
   int staging_turn_ = 0;
   CublasLt blas_;

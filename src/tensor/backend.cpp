@@ -108,6 +108,12 @@ void Backend::run_strips_backward_a(const Tensor& ds, const Tensor& x, const Nor
     matmul_tn(p.dw, p.mode, 1.0, ds.slice_cols(p.column, p.column + p.rank), input);
 }
 
+std::unique_ptr<HostCopy> Backend::offload(const Tensor&) {
+  throw UsageError(concat(name(),
+                          " has no memory apart from the host's to which anything could be "
+                          "offloaded"));
+}
+
 std::int64_t Segments::longest() const {
   std::int64_t longest = 0;
   for (std::size_t i = 1; i < host.size(); ++i)
