@@ -55,15 +55,16 @@ class PlanBackend final : public Backend {
   void scale(const Tensor&, GradMode, double, const Tensor&, const Tensor&) override {}
   void add_bias(const Tensor&, const Weight&) override {}
   void dropout(const Tensor&, GradMode, const Tensor&, float, const RandomKey&) override {}
-  // oneDNN packs a BF16 weight twice, padded a little (cpu/onednn_linear.h).
+  // oneDNN packs a BF16 weight twice (cpu/onednn_linear.h).
   void prepare_linear(Weight& w) override {
     struct Packed final : PackedWeight {
       Tensor forward, backward;
     };
     if (!as_cpu_ || w.dtype() != DType::BF16 || !cpu::prefers_onednn(w.dtype())) return;
     auto packed = std::make_shared<Packed>();
-    packed->forward = empty(Tag::Workspace, w.dtype(), w.shape());
-    packed->backward = empty(Tag::Workspace, w.dtype(), w.shape());
+    const cpu::PackedBytes bytes = cpu::onednn_packed_bytes(w.shape()[0], w.shape()[1]);
+    packed->forward = empty(Tag::Workspace, DType::U8, {bytes.forward});
+    packed->backward = empty(Tag::Workspace, DType::U8, {bytes.backward});
     w.set_packed(std::move(packed));
   }
   void linear_forward(const Tensor&, const Tensor&, const Weight&) override { gemm(); }
