@@ -98,7 +98,23 @@ class PlanBackend final : public Backend {
  protected:
   void matmul_tn(const Tensor&, GradMode, double, const Tensor&, const Tensor&) override { gemm(); }
 
+  void run_strips_backward_b(const Tensor& ds, double, const Tensor& dy, const Tensor&,
+                             const Tensor&, std::span<const StripPart>) override {
+    gemm();
+    strips(dy, ds.cols(), 16);
+  }
+  void run_strips_backward_a(const Tensor& ds, const Tensor& x, const NormedInput*,
+                             std::span<const StripPart>) override {
+    gemm();
+    strips(x, ds.cols(), 48);
+  }
+
  private:
+  // Partial sums of cuda/linear_strips.cu, one for each slab of rows.
+  void strips(const Tensor& wide, std::int64_t thin, std::int64_t widest_of_512_rows) {
+    const std::int64_t rows = thin <= widest_of_512_rows ? 512 : 256;
+    empty(Tag::Workspace, DType::F32, {(wide.rows() + rows - 1) / rows, wide.cols(), thin});
+  }
   void gemm() {
     if (!as_cpu_ && !gemm_workspace_)
       gemm_workspace_ =
