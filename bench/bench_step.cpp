@@ -14,6 +14,7 @@
 #include "cuda/open_device.h"
 #include "io/json.h"
 #include "lora/inference.h"
+#include "lora/plan.h"
 #include "lora/proof.h"
 #include "lora/trainer.h"
 #include "roofline.h"
@@ -26,7 +27,8 @@ using Clock = std::chrono::steady_clock;
 struct Settings {
   std::string shape = "smollm2-135m", config, targets = "all-linear", device = "auto",
               dtype = "auto";
-  std::string recompute = "none";  // what the engine does: it keeps every activation
+  std::string memory;   // a budget: then recompute is chosen
+  Recompute recompute;  // what is made again instead of kept
   std::int64_t batch = 2, seq_len = 256, rank = 8, steps = 10, warmup = 4;
   bool profile = false, no_record = false;
   std::int64_t tokens() const { return batch * seq_len; }
@@ -43,14 +45,22 @@ std::int64_t peak_rss() {
   return static_cast<std::int64_t>(usage.ru_maxrss) * 1024;
 }
 
+LoraConfig lora_config(const Settings& s) {
+  LoraConfig c;
+  c.shape = {s.rank, static_cast<double>(s.rank), 0};
+  c.targets = program::parse_list(s.targets, "--targets");
+  return c;
+}
+
 // A model with a fresh adapter, and one step of it.
 class Run {
  public:
   Run(Backend& backend, const ModelConfig& config, ModelWeights weights, DType dtype,
       const Settings& s)
       : model_(backend, config, std::move(weights), dtype, s.seq_len),
-        adapter_(model_, lora(s)),
+        adapter_(model_, lora_config(s)),
         trainer_(model_, adapter_, training(s)) {
+    model_.set_recompute(s.recompute);
     std::mt19937_64 rng(1);
     rows_.resize(static_cast<std::size_t>(s.batch));
     std::vector<const Row*> rows;
@@ -76,12 +86,6 @@ class Run {
   const ModelWeights& weights() const { return model_.weights(); }
 
  private:
-  static LoraConfig lora(const Settings& s) {
-    LoraConfig c;
-    c.shape = {s.rank, static_cast<double>(s.rank), 0};
-    c.targets = program::parse_list(s.targets, "--targets");
-    return c;
-  }
   static TrainerConfig training(const Settings& s) {
     TrainerConfig c;
     c.schedule = {ScheduleKind::Constant, 1e-4, 0, s.warmup + s.steps};
@@ -123,13 +127,23 @@ OrderedJson profile_json(const bench::Profile& profile) {
   return {{"seconds", profile.seconds}, {"families", families}};
 }
 
-int run_bench(const Settings& s, Clock::time_point start) {
+int run_bench(Settings s, Clock::time_point start) {
   if (s.batch < 1 || s.seq_len < 2 || s.steps < 1 || s.warmup < 0)
     throw UsageError("--batch, --steps must be at least 1, --seq-len at least 2");
   const ModelConfig config =
       s.config.empty() ? named_shape(s.shape) : config_from_json(read_json(s.config), s.config);
   std::unique_ptr<Backend> backend = open_device(s.device);
   const DType dtype = parse_compute_dtype(s.dtype, *backend);
+  PlanRequest request;
+  request.model = config, request.lora = lora_config(s);
+  request.compute_dtype = dtype, request.on_cpu = backend->is_cpu();
+  request.batch = s.batch, request.seq_len = s.seq_len, request.recompute = s.recompute;
+  const std::int64_t budget = program::parse_budget(s.memory);
+  const Plan plan = budget > 0 ? plan_within(request, budget) : plan_training(request);
+  if (budget > 0) check_fits(request, plan, budget, "--memory");
+  backend->set_memory_limit(budget);
+  s.recompute = request.recompute;
+  const std::int64_t planned_peak = plan.memory.peak_bytes;
 
   // 1. The step.
   std::vector<double> seconds;
@@ -153,6 +167,7 @@ int run_bench(const Settings& s, Clock::time_point start) {
     memory = memory_report(*backend);
     weights = run.weights();
   }
+  backend->set_memory_limit(0);  // the yardsticks below are no part of the step
   const std::int64_t rss = peak_rss();
   std::sort(seconds.begin(), seconds.end());
   const double median = seconds[seconds.size() / 2];
@@ -174,12 +189,15 @@ int run_bench(const Settings& s, Clock::time_point start) {
       "%s, %lld x %lld, rank %lld, %s on %s\n"
       "  %.0f tokens/s: %.2f ms a step (%.2f to %.2f), the first done %.1f s after start\n"
       "  %.3f x the frozen products alone (%.2f ms)\n"
+      "  recompute %s, peak %.2f GiB, planned %.2f GiB\n"
       "  %.1f useful TFLOP/s: MFU %.1f %% of the %.1f TFLOP/s of a large product here",
       shape.c_str(), static_cast<long long>(s.batch), static_cast<long long>(s.seq_len),
       static_cast<long long>(s.rank), dtype_name(dtype), backend->name().c_str(), tokens_per_second,
       median * 1e3, seconds.front() * 1e3, seconds.back() * 1e3, first_step, median / limit,
-      limit * 1e3, useful * 1e-12, 100 * useful / roofs.flops_per_second,
-      roofs.flops_per_second * 1e-12);
+      limit * 1e3, recompute_text(s.recompute).c_str(),
+      static_cast<double>(memory.peak_bytes) / (1 << 30),
+      static_cast<double>(planned_peak) / (1 << 30), useful * 1e-12,
+      100 * useful / roofs.flops_per_second, roofs.flops_per_second * 1e-12);
   program::message(text);
   if (nominal > 0)
     program::message(concat("  MFU ", 100 * useful / nominal, " % of the data sheet's ",
@@ -195,7 +213,9 @@ int run_bench(const Settings& s, Clock::time_point start) {
                      {"seq_len", s.seq_len},
                      {"rank", s.rank},
                      {"targets", s.targets},
-                     {"recompute", s.recompute},
+                     {"recompute", recompute_text(s.recompute)},
+                     {"memory_budget_bytes", budget},
+                     {"planned_peak_bytes", planned_peak},
                      {"step_seconds", median},
                      {"step_seconds_min", seconds.front()},
                      {"step_seconds_max", seconds.back()},
@@ -212,6 +232,7 @@ int run_bench(const Settings& s, Clock::time_point start) {
                      {"peak_rss_bytes", rss},
                      {"device_peak_bytes", memory.peak_bytes},
                      {"device_reserved_bytes", memory.reserved_bytes},
+                     {"offloaded_peak_bytes", memory.offloaded_peak_bytes},
                      {"driver_allocations", memory.driver_allocations},
                      {"memory", memory_to_json(memory)}};
 
@@ -231,6 +252,7 @@ int main(int argc, char** argv) {
   const Clock::time_point start = Clock::now();
   CLI::App app("Time of one LoRA training step on random weights; one JSON line.", "bench_step");
   Settings s;
+  std::string recompute = "none";
   const auto& whole = program::whole_number();
   auto* shape = app.add_option("--shape", s.shape, "named shape")->capture_default_str();
   app.add_option("--config", s.config, "a model's config.json instead")->excludes(shape);
@@ -242,7 +264,12 @@ int main(int argc, char** argv) {
   app.add_option("--device", s.device, "auto, cpu, cuda:0")->capture_default_str();
   app.add_option("--steps", s.steps, "timed steps")->check(whole)->capture_default_str();
   app.add_option("--warmup", s.warmup, "steps before")->check(whole)->capture_default_str();
+  auto* way = app.add_option("--recompute", recompute, program::kRecomputeHelp);
+  app.add_option("--memory", s.memory, program::kMemoryHelp)->excludes(way);
   app.add_flag("--no-record", s.no_record, "launch every kernel by itself: no CUDA graph");
   app.add_flag("--profile", s.profile, "one more step: time by op family, share of its roof");
-  return program::run(app, argc, argv, [&] { return run_bench(s, start); });
+  return program::run(app, argc, argv, [&] {
+    s.recompute = parse_recompute(recompute);
+    return run_bench(s, start);
+  });
 }

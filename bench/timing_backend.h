@@ -81,6 +81,8 @@ class TimingBackend final : public Backend {
   std::unique_ptr<Recording> record(const std::function<void()>&) override {
     return nullptr;  // ops are timed one by one
   }
+  std::unique_ptr<HostCopy> offload(const Tensor& x) override { return inner_.offload(x); }
+  bool can_offload() const override { return inner_.can_offload(); }
   bool prefers_fused_linear() const override { return inner_.prefers_fused_linear(); }
   DType preferred_dtype() const override { return inner_.preferred_dtype(); }
   std::int64_t free_memory() const override;

@@ -89,6 +89,14 @@ TEST_CASE("usage errors end with 2 before any file is touched") {
                             "--targets ''",
                             "--targets q_proj,,v_proj",
                             "--memory-limit 3XB",
+                            "--memory 3XB",
+                            "--memory 0GiB",
+                            "--memory -1MiB",
+                            "--memory 1GiB --recompute block",
+                            "--memory 1GiB --memory-limit 1GiB",
+                            "--recompute blocks",
+                            "--recompute block:0",
+                            "--recompute offload",
                             "--eval-every 5",
                             "--seq-len 64 --warmup 9999999 --steps 3",
                             "--seq-len 99999999",
@@ -163,6 +171,42 @@ TEST_CASE("a run in which nothing moves fails with 7; out of memory with 5 and t
   Result m = run(train(f, "--seq-len 64 --steps 2 --memory-limit 100KiB --out " + (f / "small")));
   CHECK_MESSAGE(m.status == 5, m.out);
   CHECK(m.out.find("weights") != std::string::npos);
+}
+
+TEST_CASE("a memory budget chooses what is made again, says so, and changes no bit of the result") {
+  Folder f;
+  auto go = [&](const std::string& name, const std::string& flags) {
+    Result r = run(train(f, "--seq-len 64 --steps 3 --targets all-linear --no-shuffle --lr 1e-2 " +
+                                flags + " --out " + (f / name)));
+    CHECK_MESSAGE(r.status == 0, r.out);
+    return r.out;
+  };
+  auto settings = [&](const std::string& name) { return read_json(f / name + "/run.json"); };
+  go("plain", "");
+  const Json plain = settings("plain");
+  CHECK(plain["settings"]["recompute"] == "none");
+  CHECK(plain["settings"]["memory"].is_null());
+  const auto needs = plain["planned_peak_bytes"].get<std::int64_t>();
+
+  CHECK(go("enough", "--memory 64MiB").find("--recompute none") != std::string::npos);
+  const std::string out = go("tight", "--memory " + std::to_string(needs - 1));
+  const Json tight = settings("tight");
+  const auto chosen = tight["settings"]["recompute"].get<std::string>();
+  CHECK(chosen != "none");
+  CHECK(out.find("--recompute " + chosen + ", planned peak") != std::string::npos);
+  CHECK(tight["planned_peak_bytes"] < needs);
+  CHECK(tight["memory"]["peak_bytes"] < needs);
+  go("again", "--recompute " + chosen);
+  for (const char* name : {"tight", "again", "enough"})
+    CHECK(read_file(f / name + "/adapter_model.safetensors", 1 << 24) ==
+          read_file(f / "plain/adapter_model.safetensors", 1 << 24));
+
+  Result r = run(train(f, "--seq-len 64 --steps 3 --memory 100KiB --out " + (f / "none")));
+  CHECK_MESSAGE(r.status == 5, r.out);
+  CHECK(r.out.find("recompute             block") != std::string::npos);
+  Result p = run("plan --shape smollm2-135m --batch 2 --seq-len 64 --memory 100MiB");
+  CHECK_MESSAGE(p.status == 5, p.out);
+  CHECK(p.out.find("--batch 1") != std::string::npos);
 }
 
 TEST_CASE("bad input ends with 3 and names file and line") {

@@ -12,6 +12,7 @@
 #include <optional>
 #include <set>
 
+#include "autograd/checkpoint.h"
 #include "autograd/fused_linear.h"
 #include "autograd/ops.h"
 #include "cpu_ops.h"
@@ -306,6 +307,34 @@ void fused_cases(std::vector<Case>& out) {
              });
 }
 
+// f and g of x, the first made again in backward: alone, inside of another, without parameters.
+void checkpoint_cases(std::vector<Case>& out) {
+  const Weight gain = frozen({5}, 200), w = frozen({5, 5}, 201), v = frozen({3, 5}, 207);
+  Parameter &p = trainable({5, 5}, 202), &q = trainable({3, 5}, 203);
+  auto f = [=, &p](Tape& t, const Var& x) {
+    Var n = dropout(t, rmsnorm(t, x, gain, 0.1), 0.2f, {1, 2, 3});
+    Var inner = swiglu(t, n, linear(t, n, p, 0.7));
+    return t.last([&] { return add(t, x, linear(t, inner, w)); });
+  };
+  auto g = [=, &q](Tape& t, const Var& x) {
+    return linear(t, checkpoint(t, checkpoint(t, x, f), f), q);
+  };
+  auto frozen_f = [=](Tape& t, const Var& x) { return linear(t, swiglu(t, x, x), w); };
+  out.push_back({"checkpoint",
+                 [=](Tape& t, const Vars& in) { return checkpoint(t, in[0], f); },
+                 {rnd({4, 5}, 204)},
+                 {&p}});
+  out.push_back({"checkpoints in a checkpoint, and x used beside them",
+                 [=](Tape& t, const Vars& in) {
+                   return add(t, checkpoint(t, in[0], g), linear(t, in[0], v));
+                 },
+                 {rnd({4, 5}, 205)},
+                 {&p, &q}});
+  out.push_back({"checkpoint of frozen things",
+                 [=](Tape& t, const Vars& in) { return checkpoint(t, in[0], frozen_f, {false}); },
+                 {rnd({2, 5}, 206)}});
+}
+
 // A decoder block with trainable query and value, then the loss: fan-out, fan-in and chain rule.
 void block_cases(std::vector<Case>& out) {
   const std::int64_t C = 6, H = 2, D = 2, F = 5, V = 8;
@@ -346,6 +375,7 @@ const std::vector<Case>& all_cases() {
     loss_cases(out);
     lora_cases(out);
     fused_cases(out);
+    checkpoint_cases(out);
     block_cases(out);
     return out;
   }();

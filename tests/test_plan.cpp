@@ -1,5 +1,7 @@
 // The plan: would catch a plan that drifts from what a run really takes.
 #include "lora/plan.h"
+
+#include "cuda/open_device.h"
 #include "lora/trainer.h"
 #include "tensor/cpu/cpu_backend.h"
 #include "tiny_model.h"
@@ -42,6 +44,125 @@ TEST_CASE("the plan is the run: peaks by tag equal those of a real step") {
                        static_cast<double>(real.peak_bytes) -
                    1) < 0.05);
     for (const Plan::Option& o : plan.options) CHECK(o.peak_bytes > 0);
+  }
+}
+
+namespace {
+
+// A model large enough that its activations, not a kernel's scratch, are what a step needs.
+ModelConfig small_config() {
+  ModelConfig c = tiny_config();
+  c.hidden_size = 96;
+  c.intermediate_size = 256;
+  c.n_layers = 6;
+  c.head_dim = 24;
+  return c;
+}
+
+PlanRequest small_request(const Backend& backend, DType dtype) {
+  PlanRequest r;
+  r.model = small_config();
+  r.lora = tiny_lora();
+  r.compute_dtype = dtype;
+  r.on_cpu = backend.is_cpu();
+  r.batch = 4;
+  r.grad_accum = 2;
+  r.seq_len = 128;
+  return r;
+}
+
+// The most that is live at once in a real training step.
+std::int64_t real_peak(Backend& backend, const PlanRequest& r, const Recompute& recompute) {
+  Transformer model(backend, r.model, random_weights(backend, r.model, r.compute_dtype, 1),
+                    r.compute_dtype, r.seq_len);
+  Adapter adapter(model, r.lora);
+  Trainer trainer(model, adapter, {});
+  model.set_recompute(recompute);
+  Row row;
+  row.ids.assign(static_cast<std::size_t>(r.seq_len), 1);
+  row.supervised.assign(row.ids.size(), 1);
+  const std::vector<const Row*> rows(static_cast<std::size_t>(r.batch), &row);
+  backend.ledger().reset_peaks();
+  for (int i = 0; i < 3; ++i) trainer.step(std::vector{rows, rows});  // a GPU records the second
+  return backend.ledger().total().peak_bytes;
+}
+
+void check_within_two_percent(const std::string& device) {
+  for (DType dtype : {DType::F32, DType::BF16})
+    for (const char* way :
+         {"none", "gate-up", "gate-up:3", "gate-up,block:3", "block", "offload"}) {
+      auto backend = open_device(device);
+      PlanRequest request = small_request(*backend, dtype);
+      request.recompute = parse_recompute(way);
+      if (request.recompute.offload > 0 && !backend->can_offload()) continue;
+      const auto planned = static_cast<double>(plan_training(request).memory.peak_bytes);
+      const auto real = static_cast<double>(real_peak(*backend, request, request.recompute));
+      const std::string of_dtype = dtype_name(dtype);
+      CAPTURE(of_dtype);
+      CAPTURE(way);
+      CAPTURE(planned);
+      CAPTURE(real);
+      CHECK(std::abs(planned / real - 1) < 0.02);
+    }
+}
+
+}  // namespace
+
+TEST_CASE("every way of recomputing has its peak predicted within 2 %") {
+  check_within_two_percent("cpu");
+}
+
+TEST_CASE("cuda: every way of recomputing has its peak predicted within 2 %") {
+  if (n_gpus() == 0) LK_SKIP("no GPU");
+  check_within_two_percent("cuda:0");
+}
+
+TEST_CASE("a budget gets the fastest setting that fits, and one layer less would not") {
+  auto cpu = make_cpu_backend();
+  PlanRequest request = small_request(*cpu, DType::BF16);
+  for (bool on_cpu : {true, false}) {
+    CAPTURE(on_cpu);
+    request.on_cpu = on_cpu;
+    auto peak = [&](const std::string& way) {
+      PlanRequest r = request;
+      r.recompute = parse_recompute(way);
+      return plan_training(r).memory.peak_bytes;
+    };
+    auto chosen = [&](std::int64_t budget) {
+      PlanRequest r = request;
+      r.recompute = parse_recompute("block");  // whatever it was
+      const Plan plan = plan_within(r, budget);
+      CHECK_NOTHROW(check_fits(r, plan, budget, "here"));
+      CHECK(plan.memory.peak_bytes <= budget);
+      return recompute_text(r.recompute);
+    };
+    CHECK(chosen(INT64_MAX) == "none");
+    // What a setting needs is a budget for it; a little less asks for the next.
+    const std::int64_t slack = 20000;  // the batch that a recording keeps
+    std::vector<std::string> ladder = {"none",      "gate-up:1",       "gate-up:2",
+                                       "gate-up:4", "gate-up,block:2", "gate-up,block:3"};
+    if (!on_cpu) ladder.insert(ladder.end(), {"block,offload:1", "block,offload:3"});
+    for (const std::string& way : ladder) {
+      CAPTURE(way);
+      CHECK(chosen(peak(way) + slack) == way);
+      CHECK(chosen(peak(way) - 1) != way);
+    }
+  }
+}
+
+TEST_CASE("a budget that nothing keeps is out of memory, with the least that would do") {
+  auto cpu = make_cpu_backend();
+  PlanRequest request = small_request(*cpu, DType::F32);
+  const Plan plan = plan_within(request, 1000);
+  CHECK(plan.memory.peak_bytes > 1000);
+  CHECK(request.recompute != Recompute{});
+  try {
+    check_fits(request, plan, 1000, "here");
+    FAIL("no error");
+  } catch (const OutOfMemoryError& e) {
+    const std::string what = e.what();
+    CHECK(what.find("--batch 1") != std::string::npos);
+    CHECK(what.find(recompute_text(request.recompute)) != std::string::npos);
   }
 }
 

@@ -8,8 +8,13 @@ namespace {
 
 using namespace lk;
 
-void add_flags(CLI::App& app, FinetuneSettings& s, std::string& targets, std::string& memory,
-               bool& no_shuffle, bool& no_verify) {
+// What is not stored in a setting as it is written.
+struct Text {
+  std::string targets = "q_proj,v_proj", memory, memory_limit, recompute = "none";
+  bool no_shuffle = false, no_verify = false;
+};
+
+void add_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
   const auto& whole = program::whole_number();
   const auto& real = program::real_number();
   app.add_option("--model", s.model, ".gguf file or Hugging Face folder")->required();
@@ -18,7 +23,8 @@ void add_flags(CLI::App& app, FinetuneSettings& s, std::string& targets, std::st
   app.add_option("--rank", s.rank, "rank of A and B")->check(whole)->capture_default_str();
   app.add_option("--alpha", s.alpha, "scale is alpha / rank (default: the rank)")->check(real);
   app.add_option("--dropout", s.dropout, "on the adapter's input")->check(real);
-  app.add_option("--targets", targets, "q_proj,v_proj,... or all-linear")->capture_default_str();
+  app.add_option("--targets", text.targets, "q_proj,v_proj,... or all-linear")
+      ->capture_default_str();
   app.add_option("--steps", s.steps, "optimizer steps")->check(whole);
   app.add_option("--epochs", s.epochs, "passes over the data (default 1)")->check(real);
   app.add_option("--batch", s.batch, "rows (or bins) per micro-batch")
@@ -35,7 +41,7 @@ void add_flags(CLI::App& app, FinetuneSettings& s, std::string& targets, std::st
   app.add_option("--device", s.device, "auto, cpu, cuda:0")->capture_default_str();
   app.add_option("--dtype", s.dtype, "auto, f32, bf16")->capture_default_str();
   app.add_option("--init-adapter", s.init_adapter, "start from this PEFT adapter");
-  app.add_flag("--no-shuffle", no_shuffle, "rows in file order, wrapping round");
+  app.add_flag("--no-shuffle", text.no_shuffle, "rows in file order, wrapping round");
   app.add_flag("--packing", s.packing, "a micro-batch is --batch bins of --seq-len tokens of rows");
   app.add_flag("--truncate", s.truncate, "cut rows longer than --seq-len");
   app.add_option("--format", s.format, "auto, text, prompt-completion, alpaca, messages, txt");
@@ -45,8 +51,10 @@ void add_flags(CLI::App& app, FinetuneSettings& s, std::string& targets, std::st
   app.add_option("--eval-every", s.eval_every, "also every N steps")->check(whole);
   app.add_option("--save-every", s.save_every, "checkpoint every N steps")->check(whole);
   app.add_flag("--resume", s.resume, "go on from --out's checkpoint");
-  app.add_option("--memory-limit", memory, "refuse to use more, e.g. 8GiB");
-  app.add_flag("--no-verify-base", no_verify, "skip hashing the base before and after");
+  app.add_option("--recompute", text.recompute, program::kRecomputeHelp)->capture_default_str();
+  app.add_option("--memory", text.memory, program::kMemoryHelp);
+  app.add_option("--memory-limit", text.memory_limit, "refuse to use more, e.g. 8GiB");
+  app.add_flag("--no-verify-base", text.no_verify, "skip hashing the base before and after");
   app.add_option("--show-rows", s.show_rows, "print the first N rows, trained tokens marked")
       ->check(whole);
 }
@@ -104,14 +112,15 @@ int main(int argc, char** argv) {
   CLI::App app("Fine-tune a model with LoRA. Results go to stdout, progress to stderr.",
                "finetune");
   FinetuneSettings settings;
-  std::string targets = "q_proj,v_proj", memory;
-  bool no_shuffle = false, no_verify = false;
-  add_flags(app, settings, targets, memory, no_shuffle, no_verify);
+  Text text;
+  add_flags(app, settings, text);
   return program::run(app, argc, argv, [&] {
-    settings.targets = program::parse_list(targets, "--targets");
-    if (!memory.empty()) settings.memory_limit = program::parse_bytes(memory);
-    settings.shuffle = !no_shuffle;
-    settings.verify_base = !no_verify;
+    settings.targets = program::parse_list(text.targets, "--targets");
+    settings.recompute = parse_recompute(text.recompute);
+    settings.memory = program::parse_budget(text.memory);
+    if (!text.memory_limit.empty()) settings.memory_limit = program::parse_bytes(text.memory_limit);
+    settings.shuffle = !text.no_shuffle;
+    settings.verify_base = !text.no_verify;
     Console console;
     return report(settings, finetune(settings, console, program::install_signal_handlers()));
   });

@@ -42,6 +42,7 @@ int main(int argc, char** argv) {
   CLI::App app("Memory and parameters of a LoRA run, by purpose, before it starts.", "plan");
   PlanRequest request;
   std::string model, shape, matrix_text, targets = "q_proj,v_proj", dtype = "bf16", device = "cpu";
+  std::string recompute = "none", memory;
   std::optional<double> alpha;
   bool json = false;
   const auto& whole = program::whole_number();
@@ -60,6 +61,8 @@ int main(int argc, char** argv) {
   app.add_option("--seq-len", request.seq_len, "longest row")->check(whole);
   app.add_option("--dtype", dtype, "f32 or bf16")->capture_default_str();
   app.add_option("--device", device, "cpu or cuda")->capture_default_str();
+  app.add_option("--recompute", recompute, program::kRecomputeHelp)->capture_default_str();
+  app.add_option("--memory", memory, program::kMemoryHelp);
   app.add_flag("--json", json, "as JSON");
   return program::run(app, argc, argv, [&] {
     if (!matrix_text.empty()) return matrix(matrix_text, request.lora.shape.rank);
@@ -71,8 +74,13 @@ int main(int argc, char** argv) {
     request.lora.targets = program::parse_list(targets, "--targets");
     request.compute_dtype = dtype == "f32" ? DType::F32 : DType::BF16;
     request.on_cpu = device == "cpu";
-    Plan plan = plan_training(request);
-    std::printf("%s", json ? (plan_to_json(plan).dump(2) + "\n").c_str()
+    request.recompute = parse_recompute(recompute);
+    const std::int64_t budget = program::parse_budget(memory);
+    if (budget > 0 && recompute != "none")
+      throw UsageError("--memory chooses --recompute: give one of the two");
+    Plan plan = budget > 0 ? plan_within(request, budget) : plan_training(request);
+    if (budget > 0) check_fits(request, plan, budget, "--memory");
+    std::printf("%s", json ? (plan_to_json(request, plan).dump(2) + "\n").c_str()
                            : plan_text(request, plan).c_str());
     return 0;
   });

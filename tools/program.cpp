@@ -108,6 +108,13 @@ std::int64_t parse_bytes(const std::string& text) {
   throw UsageError(concat("'", text, "' is not a size like 24GiB, 500MiB or a number of bytes"));
 }
 
+std::int64_t parse_budget(const std::string& text) {
+  if (text.empty()) return 0;
+  const std::int64_t bytes = parse_bytes(text);
+  if (bytes < 1) throw UsageError(concat("--memory ", text, ": must be more than nothing"));
+  return bytes;
+}
+
 std::vector<std::string> parse_list(const std::string& text, const std::string& flag) {
   std::vector<std::string> items;
   std::size_t begin = 0;

@@ -21,6 +21,11 @@ const CLI::Validator& real_number();
 
 // "24GiB", "500MiB", "1000000" -> bytes. Throws UsageError.
 std::int64_t parse_bytes(const std::string& text);
+// The value of --memory: bytes, more than 0; 0 if it was not given. Throws UsageError.
+std::int64_t parse_budget(const std::string& text);
+inline constexpr const char* kMemoryHelp = "limit, e.g. 24GiB: choose the fastest --recompute";
+inline constexpr const char* kRecomputeHelp =
+    "none, gate-up, block, offload; :N for the first N layers";
 // "a,b" -> {"a", "b"}; empty items are a UsageError.
 std::vector<std::string> parse_list(const std::string& text, const std::string& flag);
 

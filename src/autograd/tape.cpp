@@ -56,16 +56,18 @@ void Tape::backward(const Var& y) {
   backward(y, one);
 }
 
-void Tape::backward(const Var& y, const Tensor& dy) {
+void Tape::backward(const Edge& y, Tensor dy) {
   check(recording() && !ran_, "backward: nothing recorded, or already ran");
   check(y.needs_grad(), "backward: the value depends on nothing trainable");
   ran_ = true;
   pass(y, dy);
+  dy = Tensor();
   for (std::size_t i = nodes_.size(); i-- > 0;) {
     if (nodes_[i].leaf) continue;  // keeps its gradient
-    Tensor grad = std::move(nodes_[i].grad);
+    dy_ = std::move(nodes_[i].grad);
     nodes_[i].grad = Tensor();
-    if (grad.defined()) nodes_[i].node->backward(*this, grad);
+    if (dy_.defined()) nodes_[i].node->backward(*this, dy_);
+    dy_ = Tensor();
     nodes_[i].node.reset();  // what the node saved returns to the allocator now
   }
 }

@@ -82,13 +82,24 @@ struct Node {
 
 class Tape {
  public:
-  enum class Mode { Record, NoGrad };
+  // Rerun: records what is run a second time for its backward alone (ops/checkpoint.cpp).
+  enum class Mode { Record, NoGrad, Rerun };
   explicit Tape(Backend& backend, Mode mode = Mode::Record) : backend_(backend), mode_(mode) {}
   Tape(const Tape&) = delete;  // Vars remember whose they are
   Tape& operator=(const Tape&) = delete;
 
   Backend& backend() const { return backend_; }
-  bool recording() const { return mode_ == Mode::Record; }
+  bool recording() const { return mode_ != Mode::NoGrad; }
+  // Runs the ops that make the last value of a block. Nobody reads it on a rerun: ops that look at
+  // unread() then record their node and leave the value out, its memory as it was.
+  template <class F>
+  Var last(F&& ops) {
+    unread_ = mode_ == Mode::Rerun;
+    Var y = ops();
+    unread_ = false;
+    return y;
+  }
+  bool unread() const { return unread_; }
   // Memory for an op's output or saved statistics; of a matrix, with a margin behind its rows.
   Tensor activation(DType dtype, Shape shape, std::int64_t margin = 0) {
     return backend_.empty_with_margin(Tag::Activations, dtype, shape, margin);
@@ -122,7 +133,10 @@ class Tape {
 
   // Runs all nodes backwards from y, with dy = 1 (y a scalar), or the given dy. Once per tape.
   void backward(const Var& y);
-  void backward(const Var& y, const Tensor& dy);
+  void backward(const Edge& y, Tensor dy);
+  // Inside Node::backward, which then has no dy any more: the memory, to change it if nobody else
+  // holds it.
+  Tensor take_dy() { return std::move(dy_); }
 
   // The gradient of a leaf after backward (undefined if nothing reached it).
   Tensor gradient(const Edge& x) const;
@@ -144,7 +158,8 @@ class Tape {
   }
   Backend& backend_;
   Mode mode_;
-  bool ran_ = false;
+  bool ran_ = false, unread_ = false;
+  Tensor dy_;  // of the node that runs
   std::vector<Record> nodes_;
 };
 

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "tensor/dtype.h"
+#include "tensor/scratch.h"
 
 struct cublasLtContext;
 
@@ -33,8 +34,7 @@ struct Gemm {
 // order of a sum: the same seed would no longer give the same bytes.
 class CublasLt {
  public:
-  static constexpr std::size_t kWorkspaceBytes = std::size_t{32}
-                                                 << 20;  // what Hopper's kernels want
+  static constexpr std::size_t kWorkspaceBytes = kGemmWorkspaceBytes;
 
   explicit CublasLt(int device);
   ~CublasLt();

@@ -76,9 +76,12 @@ class CudaBackend::CudaReadback final : public Readback {
   DType dtype_;
 };
 
-CudaBackend::CudaBackend(int device) : device_(device), blas_(device) {
+CudaBackend::CudaBackend(int device)
+    : device_(device), host_cache_(make_host_cache(device)), blas_(device) {
   set_device(device);
   cuda_check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating the stream");
+  cuda_check(cudaStreamCreateWithFlags(&side_stream_, cudaStreamNonBlocking),
+             "creating the stream of copies");
   for (Staging& s : staging_) {
     cuda_check(cudaMallocHost(reinterpret_cast<void**>(&s.host), kStagingBytes),
                "allocating pinned host memory");
@@ -89,14 +92,17 @@ CudaBackend::CudaBackend(int device) : device_(device), blas_(device) {
 
 CudaBackend::~CudaBackend() {
   cudaSetDevice(device_);
+  cudaStreamSynchronize(side_stream_);
   cudaStreamSynchronize(stream_);
   landings_.clear();
+  host_cache_.trim();
   blas_workspace_ = Tensor();
   release_cache();
   for (Staging& s : staging_) {
     cudaEventDestroy(s.done);
     cudaFreeHost(s.host);
   }
+  cudaStreamDestroy(side_stream_);
   cudaStreamDestroy(stream_);
 }
 

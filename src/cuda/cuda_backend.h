@@ -32,7 +32,9 @@ class CudaBackend final : public Backend {
   void synchronize() override;
   std::unique_ptr<Readback> read_later(const Tensor& x) override;
   std::unique_ptr<Recording> record(const std::function<void()>& work) override;
-  std::unique_ptr<DeviceClock> make_clock() override;  // device_clock.cpp
+  std::unique_ptr<DeviceClock> make_clock() override;           // device_clock.cpp
+  std::unique_ptr<HostCopy> offload(const Tensor& x) override;  // offload.cpp
+  bool can_offload() const override { return true; }
 
   // elementwise.cu
   void fill(const Tensor& x, double value) override;
@@ -103,6 +105,8 @@ class CudaBackend final : public Backend {
 
  private:
   class Graph;
+  class HostBlock;
+  static BlockCache make_host_cache(int device);
   void matmul_tn(const Tensor& dw, GradMode mode, double alpha, const Tensor& a,
                  const Tensor& b) override;
   // linear_strips.cu
@@ -143,7 +147,8 @@ class CudaBackend final : public Backend {
   std::vector<std::unique_ptr<Landing>> landings_;
 
   int device_;
-  cudaStream_t stream_ = nullptr;
+  cudaStream_t stream_ = nullptr, side_stream_ = nullptr;
+  BlockCache host_cache_;  // pinned memory for offload()
   std::array<Staging, 2> staging_;
   int staging_turn_ = 0;
   CublasLt blas_;

@@ -13,6 +13,7 @@ class CudaBackend::Graph final : public Recording {
       cudaGraphExecDestroy(exec_);
     }
     backend_.block_cache().give_back(blocks_);
+    backend_.host_cache_.give_back(host_blocks_);
   }
 
   // Relaxed: the cache may call the driver for a block, which the strict modes forbid.
@@ -21,9 +22,11 @@ class CudaBackend::Graph final : public Recording {
     const std::int64_t matmuls = backend_.weight_gradient_matmuls();
     cuda_check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed), "recording");
     backend_.block_cache().begin_recording();
+    backend_.host_cache_.begin_recording();
     cudaGraph_t graph = nullptr;
     auto end = [&] {
       blocks_ = backend_.block_cache().end_recording();
+      host_blocks_ = backend_.host_cache_.end_recording();
       return cudaStreamEndCapture(stream, &graph);
     };
     try {
@@ -49,7 +52,7 @@ class CudaBackend::Graph final : public Recording {
 
  private:
   CudaBackend& backend_;
-  BlockCache::Blocks blocks_;
+  BlockCache::Blocks blocks_, host_blocks_;
   cudaGraphExec_t exec_ = nullptr;
   std::int64_t weight_gradients_ = 0;
 };

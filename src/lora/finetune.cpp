@@ -41,6 +41,7 @@ class Run {
     validate_settings(s_);
     backend_ = open_device(s_.device);
     dtype_ = parse_compute_dtype(s_.dtype, *backend_);
+    require_possible(s_.recompute, *backend_);
     choose_lora();
     folder_ = std::make_unique<OutputFolder>(s_.out, !s_.resume);
     read_data();
@@ -72,20 +73,27 @@ class Run {
   // Out of memory is known here, before a weight is read: the largest micro-batch there can be is
   // made of the longest rows, or of the fullest bins, each planned as one row.
   void plan() {
-    PlanRequest request{config_,  lora_,         dtype_,     backend_->is_cpu(),
-                        s_.batch, s_.grad_accum, s_.seq_len, {}};
+    PlanRequest request;
+    request.model = config_, request.lora = lora_;
+    request.compute_dtype = dtype_, request.on_cpu = backend_->is_cpu();
+    request.batch = s_.batch, request.grad_accum = s_.grad_accum, request.seq_len = s_.seq_len;
     request.row_lengths = s_.packing ? tokens_of(sampler_->epoch(0), row_lengths()) : row_lengths();
     std::sort(request.row_lengths.rbegin(), request.row_lengths.rend());
     request.row_lengths.resize(static_cast<std::size_t>(s_.batch), request.row_lengths.front());
-    Plan plan = plan_training(request);
-    listener_.planned(request, plan);
+    request.recompute = s_.recompute;
+    const std::int64_t wanted = std::max(s_.memory_limit, s_.memory);  // one of them is 0
     const std::int64_t free = backend_->free_memory();
-    const std::int64_t limit = s_.memory_limit > 0 ? std::min(s_.memory_limit, free) : free;
-    if (plan.memory.peak_bytes > limit)
-      throw OutOfMemoryError(concat("this run needs ", plan.memory.peak_bytes >> 20, " MiB, ",
-                                    backend_->name(), " has ", limit >> 20, " MiB\n",
-                                    plan_text(request, plan)));
-    if (s_.memory_limit > 0) backend_->set_memory_limit(s_.memory_limit);
+    const std::int64_t limit = wanted > 0 ? std::min(wanted, free) : free;
+    Plan plan = s_.memory > 0 ? plan_within(request, limit) : plan_training(request);
+    listener_.planned(request, plan);
+    check_fits(request, plan, limit, backend_->name());
+    recompute_ = request.recompute;
+    planned_peak_ = plan.memory.peak_bytes;
+    if (s_.memory > 0)
+      listener_.message(concat("--memory ", s_.memory >> 20, " MiB: --recompute ",
+                               recompute_text(recompute_), ", planned peak ", planned_peak_ >> 20,
+                               " MiB"));
+    if (wanted > 0) backend_->set_memory_limit(wanted);
   }
 
   void load() {
@@ -166,6 +174,7 @@ class Run {
     config.clip = s_.clip;
     config.seed = s_.seed;
     trainer_ = std::make_unique<Trainer>(*model_, *adapter_, config);
+    model_->set_recompute(recompute_);
     weights_bytes_ += model_->strip_bytes();
     identity_ = run_identity(s_, steps_, fingerprint_, data_, dtype_, lora_);
     if (s_.resume && has_checkpoint(s_.out)) {
@@ -307,6 +316,8 @@ class Run {
           {"eval_every", s_.eval_every},
           {"save_every", s_.save_every},
           {"device", s_.device},
+          {"recompute", recompute_text(recompute_)},
+          {"memory", s_.memory > 0 ? Json(s_.memory) : Json(nullptr)},
           {"format", data_.format},
           {"run", identity_}}},
         {"device", {{"name", backend_->name()}, {"description", backend_->description()}}},
@@ -321,6 +332,7 @@ class Run {
           {"supervised_tokens", data_.supervised_tokens},
           {"rows_ending_in_eos", data_.rows_ending_in_eos},
           {"packing", packing_}}},
+        {"planned_peak_bytes", planned_peak_},
         {"load_seconds", load_seconds_}};
     if (status != "running") {
       run["memory"] = memory_to_json(result_.memory);
@@ -353,6 +365,8 @@ class Run {
   std::string fingerprint_, base_hash_;
   std::unique_ptr<Transformer> model_;
   std::int64_t weights_bytes_ = 0, weight_gradient_matmuls_ = 0, matmuls_per_micro_step_ = 0;
+  Recompute recompute_;  // as asked for, or as chosen
+  std::int64_t planned_peak_ = 0;
   double load_seconds_ = 0;
   Dataset data_, eval_;
   std::optional<Sampler> sampler_;

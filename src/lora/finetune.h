@@ -38,7 +38,9 @@ struct FinetuneSettings {
   std::int64_t eval_rows = -1, eval_every = 0;
   std::int64_t save_every = 0;
   bool resume = false;
+  Recompute recompute;            // what training makes again instead of keeping it
   std::int64_t memory_limit = 0;  // bytes; 0: what the device has free
+  std::int64_t memory = 0;        // bytes; not 0: the limit, and `recompute` is chosen to keep it
   bool verify_base = true;        // SHA-256 of all base weights before and after
   std::int64_t show_rows = 0;
 };

@@ -99,8 +99,9 @@ Var lora_linear(Tape& tape, const Var& x, const Weight& w, const Weight* bias, P
         " b ", b.shape().str(), " for w ", w.shape().str());
   Backend& backend = tape.backend();
   Tensor y = tape.activation(x.dtype(), {T, N});
-  backend.linear_forward(y, x.value(), w);
-  if (bias) backend.add_bias(y, *bias);
+  const bool unread = tape.unread();
+  if (!unread) backend.linear_forward(y, x.value(), w);
+  if (bias && !unread) backend.add_bias(y, *bias);
   Tensor s = tape.activation(x.dtype(), {T, R});
   if (dropout > 0) {
     Tensor dropped = backend.empty(Tag::Workspace, x.dtype(), x.value().shape());
@@ -109,7 +110,7 @@ Var lora_linear(Tape& tape, const Var& x, const Weight& w, const Weight* bias, P
   } else {
     backend.matmul_nt(s, GradMode::Write, 1.0, x.value(), a.compute());
   }
-  backend.matmul_nt(y, GradMode::Add, scale, s, b.compute());
+  if (!unread) backend.matmul_nt(y, GradMode::Add, scale, s, b.compute());
   if (!tape.recording()) return tape.constant(std::move(y));
   return tape.record(std::move(y), std::make_unique<LoraLinearNode>(x, w, a, b, std::move(s), scale,
                                                                     dropout, key));

@@ -13,9 +13,11 @@ namespace {
 // Weights with shapes and no values.
 ModelWeights blank_weights(Backend& backend, const ModelConfig& config, DType dtype) {
   ModelWeights w;
-  for (const WeightSlot& slot : weight_slots(config, w))
+  for (const WeightSlot& slot : weight_slots(config, w)) {
     *slot.weight = Weight(slot.name, backend.empty(Tag::Weights, dtype, slot.shape));
-  if (config.tie_embeddings) w.head = w.embedding;
+    if (slot.linear) backend.prepare_linear(*slot.weight);
+  }
+  if (config.tie_embeddings) tie_head(backend, w);
   return w;
 }
 
@@ -29,15 +31,15 @@ std::int64_t longest(const PlanRequest& r) {
   return *std::max_element(all.begin(), all.end());
 }
 
-Plan run(const PlanRequest& r) {
-  std::unique_ptr<Backend> backend = make_plan_backend(r.on_cpu);
-  Plan plan;
-  {
-    ModelConfig config = r.model;
-    Transformer model(*backend, config, blank_weights(*backend, config, r.compute_dtype),
-                      r.compute_dtype, r.seq_len);
-    Adapter adapter(model, r.lora);
-    Trainer trainer(model, adapter, {});
+// A model of which any number of steps can be planned.
+class Planner {
+ public:
+  explicit Planner(const PlanRequest& r)
+      : backend_(make_plan_backend(r.on_cpu)),
+        model_(*backend_, r.model, blank_weights(*backend_, r.model, r.compute_dtype),
+               r.compute_dtype, r.seq_len),
+        adapter_(model_, r.lora),
+        trainer_(model_, adapter_, {}) {
     std::vector<Row> rows;
     for (std::int64_t length : lengths(r)) {
       Row row;
@@ -48,22 +50,56 @@ Plan run(const PlanRequest& r) {
     std::vector<const Row*> batch;
     for (const Row& row : rows) batch.push_back(&row);
     // Micro-batches after the second repeat what the second needs.
-    std::vector<std::vector<const Row*>> micro(r.grad_accum > 1 ? 2 : 1, batch);
-    trainer.step(micro);
-    plan.base_parameters = model.n_parameters();
-    plan.trainable_parameters = adapter.n_parameters();
-    plan.memory = memory_report(*backend);
+    micro_.assign(r.grad_accum > 1 ? 2 : 1, make_host_batch(batch));
   }
-  return plan;
+
+  Plan step(const Recompute& recompute) {
+    model_.set_recompute(recompute);
+    backend_->ledger().reset_peaks();
+    trainer_.step(micro_);
+    Plan plan;
+    plan.base_parameters = model_.n_parameters();
+    plan.trainable_parameters = adapter_.n_parameters();
+    plan.memory = memory_report(*backend_);
+    return plan;
+  }
+  std::int64_t peak(const Recompute& recompute) { return step(recompute).memory.peak_bytes; }
+
+ private:
+  std::unique_ptr<Backend> backend_;  // first: the rest lives in its memory
+  Transformer model_;
+  Adapter adapter_;
+  Trainer trainer_;
+  std::vector<HostBatch> micro_;
+};
+
+std::int64_t peak(const PlanRequest& r) { return Planner(r).peak(r.recompute); }
+
+// All settings of plan_within(), from fast to slow.
+std::vector<Recompute> recompute_ladder(std::int64_t n_layers, bool on_cpu) {
+  constexpr std::int64_t kAll = Recompute::kAllLayers;
+  auto all = [&](std::int64_t n) { return n == n_layers ? kAll : n; };
+  std::vector<Recompute> ladder{{}};
+  for (std::int64_t n = 1; n <= n_layers; ++n) ladder.push_back({all(n), 0, 0});
+  for (std::int64_t n = 1; n < n_layers; ++n) ladder.push_back({kAll, n, 0});
+  ladder.push_back({0, kAll, 0});
+  for (std::int64_t n = 1; n < n_layers && !on_cpu; ++n)
+    ladder.push_back({0, kAll, all(n + 1) == kAll ? kAll : n});
+  return ladder;
 }
 
-}  // namespace
-
-Plan plan_training(const PlanRequest& request) {
-  Plan plan = run(request);
+// Cheaper ways, and what each would need.
+void add_options(const PlanRequest& request, Planner& planner, Plan& plan) {
   auto add = [&](std::string flag, const PlanRequest& cheaper) {
-    plan.options.push_back({std::move(flag), run(cheaper).memory.peak_bytes});
+    plan.options.push_back({std::move(flag), peak(cheaper)});
   };
+  for (const char* way : {"gate-up", "block", "offload"}) {
+    const Recompute recompute = parse_recompute(way);
+    if (request.on_cpu && recompute.offload > 0) continue;
+    const std::int64_t bytes = planner.peak(recompute);
+    if (bytes < plan.memory.peak_bytes)
+      plan.options.push_back({concat("--recompute ", way, " (same result)"), bytes});
+  }
   if (request.batch > 1) {
     PlanRequest r = request;
     r.batch = 1;
@@ -84,7 +120,39 @@ Plan plan_training(const PlanRequest& request) {
   }
   std::stable_sort(plan.options.begin(), plan.options.end(),
                    [](const auto& a, const auto& b) { return a.peak_bytes < b.peak_bytes; });
+}
+
+}  // namespace
+
+Plan plan_training(const PlanRequest& request) {
+  Planner planner(request);
+  Plan plan = planner.step(request.recompute);
+  add_options(request, planner, plan);
   return plan;
+}
+
+// Memory falls along the ladder but for its last steps, where a block's second run may outweigh
+// what its first one no longer keeps: hence the comparison with the least.
+Plan plan_within(PlanRequest& request, std::int64_t budget) {
+  Planner planner(request);
+  const std::vector<Recompute> ladder = recompute_ladder(request.model.n_layers, request.on_cpu);
+  auto fits = std::partition_point(ladder.begin(), ladder.end(),
+                                   [&](const Recompute& r) { return planner.peak(r) > budget; });
+  if (fits == ladder.end())
+    fits = std::min_element(ladder.begin(), ladder.end(), [&](const auto& a, const auto& b) {
+      return planner.peak(a) < planner.peak(b);
+    });
+  request.recompute = *fits;
+  Plan plan = planner.step(request.recompute);
+  add_options(request, planner, plan);
+  return plan;
+}
+
+void check_fits(const PlanRequest& request, const Plan& plan, std::int64_t bytes,
+                const std::string& where) {
+  if (plan.memory.peak_bytes > bytes)
+    throw OutOfMemoryError(concat("this run needs ", plan.memory.peak_bytes >> 20, " MiB, ", where,
+                                  " has ", bytes >> 20, " MiB\n", plan_text(request, plan)));
 }
 
 std::string plan_text(const PlanRequest& request, const Plan& plan) {
@@ -100,7 +168,10 @@ std::string plan_text(const PlanRequest& request, const Plan& plan) {
                 static_cast<long long>(plan.trainable_parameters),
                 100.0 * static_cast<double>(plan.trainable_parameters) /
                     static_cast<double>(std::max<std::int64_t>(plan.base_parameters, 1)));
-  std::string out = text + memory_table(plan.memory);
+  std::string out = text;
+  if (request.recompute != Recompute{})
+    out += concat("recompute             ", recompute_text(request.recompute), "\n");
+  out += memory_table(plan.memory);
   for (const Plan::Option& o : plan.options) {
     std::snprintf(text, sizeof text, "  with %-40s peak %10.2f MiB\n", o.flag.c_str(),
                   static_cast<double>(o.peak_bytes) / (1 << 20));
@@ -109,12 +180,13 @@ std::string plan_text(const PlanRequest& request, const Plan& plan) {
   return out;
 }
 
-Json plan_to_json(const Plan& plan) {
+Json plan_to_json(const PlanRequest& request, const Plan& plan) {
   Json options = Json::array();
   for (const Plan::Option& o : plan.options)
     options.push_back({{"flags", o.flag}, {"peak_bytes", o.peak_bytes}});
   return {{"base_parameters", plan.base_parameters},
           {"trainable_parameters", plan.trainable_parameters},
+          {"recompute", recompute_text(request.recompute)},
           {"memory", memory_to_json(plan.memory)},
           {"options", options}};
 }

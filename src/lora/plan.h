@@ -17,6 +17,7 @@ struct PlanRequest {
   std::int64_t batch = 1, grad_accum = 1, seq_len = 1024;
   // Lengths of the rows of the largest micro-batch; empty: `batch` rows of seq_len tokens.
   std::vector<std::int64_t> row_lengths;
+  Recompute recompute;
 };
 
 struct Plan {
@@ -30,11 +31,22 @@ struct Plan {
   std::vector<Option> options;
 };
 
-// Runs one step of the real model code on a PlanBackend: exact but for the device's own scratch.
-// Throws UsageError as Adapter does.
+// Runs one step of the real model code on a PlanBackend: exact but for small scratch of the device.
+// Throws UsageError as Adapter and Transformer::set_recompute do.
 Plan plan_training(const PlanRequest& request);
 
+// Sets request.recompute to the fastest setting whose planned peak is at most `budget` bytes, and
+// plans it. From fast to slow: nothing made again; gate and up of the first 1, 2, ... layers; those
+// of all layers and the first 1, 2, ... blocks; all blocks and, on a GPU, the inputs of the first
+// 1, 2, ... blocks offloaded. Where none fits, the one that needs least: see check_fits().
+Plan plan_within(PlanRequest& request, std::int64_t budget);
+
+// Throws OutOfMemoryError, with the plan and what would need less, if it needs more than `bytes` of
+// `where`.
+void check_fits(const PlanRequest& request, const Plan& plan, std::int64_t bytes,
+                const std::string& where);
+
 std::string plan_text(const PlanRequest& request, const Plan& plan);
-Json plan_to_json(const Plan& plan);
+Json plan_to_json(const PlanRequest& request, const Plan& plan);
 
 }  // namespace lk

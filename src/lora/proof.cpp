@@ -17,6 +17,7 @@ MemoryReport memory_report(const Backend& backend) {
   report.peak_bytes = backend.ledger().total().peak_bytes;
   report.reserved_bytes = backend.cache().peak_reserved_bytes();
   report.driver_allocations = backend.cache().driver_allocations();
+  report.offloaded_peak_bytes = backend.offloaded().peak_bytes;
   return report;
 }
 
@@ -28,7 +29,8 @@ Json memory_to_json(const MemoryReport& report) {
           {"live_bytes", report.live_bytes},
           {"peak_bytes", report.peak_bytes},
           {"reserved_peak_bytes", report.reserved_bytes},
-          {"driver_allocations", report.driver_allocations}};
+          {"driver_allocations", report.driver_allocations},
+          {"offloaded_peak_bytes", report.offloaded_peak_bytes}};
 }
 
 std::string memory_table(const MemoryReport& report) {
@@ -41,6 +43,7 @@ std::string memory_table(const MemoryReport& report) {
   };
   for (const MemoryRow& row : report.rows) line(row.tag, row.live_bytes, row.peak_bytes);
   line("all at one moment", report.live_bytes, report.peak_bytes);
+  if (report.offloaded_peak_bytes > 0) line("pinned on the host", 0, report.offloaded_peak_bytes);
   return out;
 }
 

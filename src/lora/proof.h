@@ -22,6 +22,7 @@ struct MemoryReport {
   std::int64_t live_bytes = 0, peak_bytes = 0;  // of all tags at one moment
   std::int64_t reserved_bytes = 0;              // held from the driver, cache included
   std::int64_t driver_allocations = 0;
+  std::int64_t offloaded_peak_bytes = 0;  // pinned host memory: not part of the above
 };
 
 MemoryReport memory_report(const Backend& backend);

@@ -37,7 +37,10 @@ void validate_settings(const FinetuneSettings& s) {
   require(s.eval_every == 0 || !s.eval_data.empty(), "--eval-every needs --eval-data");
   require(s.dtype == "auto" || s.dtype == "f32" || s.dtype == "bf16",
           concat("--dtype ", s.dtype, ": one of auto, f32, bf16"));
-  require(s.memory_limit >= 0, "--memory-limit must not be negative");
+  require(s.memory_limit >= 0 && s.memory >= 0, "--memory-limit and --memory: not negative");
+  require(s.memory == 0 || s.recompute == Recompute{},
+          "--memory chooses --recompute: give one of the two");
+  require(s.memory == 0 || s.memory_limit == 0, "--memory and --memory-limit: give one of the two");
   parse_schedule_kind(s.schedule);
 }
 

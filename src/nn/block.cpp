@@ -36,34 +36,61 @@ Block::Block(const ModelConfig& config, LayerWeights w, std::size_t index)
   site(Site::Down) = std::make_unique<FrozenLinear>(std::move(w.down), std::move(w.down_bias));
 }
 
+// What runs again is a half or a whole with its residual addition: gradients then meet in the order
+// in which they meet without, so not a bit changes.
 Var Block::apply(Tape& tape, const Var& x, const BlockInput& in) {
-  if (fused_ && in.fused) return apply_fused(tape, x, in);
-  Var h = x;
-  {
-    Var n = rmsnorm(tape, x, attn_norm_, eps_);
-    Var q = rope(tape, project(tape, Site::Q, n, in), in.rope_table, in.positions, head_dim_);
-    Var k = rope(tape, project(tape, Site::K, n, in), in.rope_table, in.positions, head_dim_);
-    Var v = project(tape, Site::V, n, in);
-    Var o = project(tape, Site::O, attend(tape, q, k, v, in), in);
-    h = add(tape, x, o);
+  switch (in.recompute) {
+    case RecomputeKind::None:
+      return feed_forward_half(tape, attention_half(tape, x, in), in);
+    case RecomputeKind::GateUp: {
+      auto half = [this, in](Tape& t, const Var& h) { return feed_forward_half(t, h, in); };
+      return checkpoint(tape, attention_half(tape, x, in), half,
+                        {adapted(Site::Gate, Site::Down), nullptr, false});
+    }
+    case RecomputeKind::Block:
+    case RecomputeKind::Offload:
+      break;
+  }
+  auto whole = [this, in](Tape& t, const Var& v) {
+    return feed_forward_half(t, attention_half(t, v, in), in);
+  };
+  return checkpoint(
+      tape, x, whole,
+      {adapted(Site::Q, Site::Down), in.offloads, in.recompute == RecomputeKind::Offload});
+}
+
+Var Block::attention_half(Tape& tape, const Var& x, const BlockInput& in) {
+  if (fused_ && in.fused) {
+    const FusedProjections& f = *fused_;
+    Var qkv = fused_norm_linear(tape, x, attn_norm_, eps_, f.qkv, f.qkv.strip);
+    Var o =
+        fused_attention(tape, qkv, in.rope_table, in.positions, attention_, in.segments, f.o.strip);
+    return fused_linear_onto(tape, x, o, f.o, in.margin);
+  }
+  Var n = rmsnorm(tape, x, attn_norm_, eps_);
+  Var q = rope(tape, project(tape, Site::Q, n, in), in.rope_table, in.positions, head_dim_);
+  Var k = rope(tape, project(tape, Site::K, n, in), in.rope_table, in.positions, head_dim_);
+  Var v = project(tape, Site::V, n, in);
+  return add(tape, x, project(tape, Site::O, attend(tape, q, k, v, in), in));
+}
+
+Var Block::feed_forward_half(Tape& tape, const Var& h, const BlockInput& in) {
+  if (fused_ && in.fused) {
+    const FusedProjections& f = *fused_;
+    Var gate_up = fused_norm_linear(tape, h, ffn_norm_, eps_, f.gate_up, f.gate_up.strip);
+    return tape.last([&] { return fused_swiglu_linear_onto(tape, h, gate_up, f.down, in.margin); });
   }
   Var m = rmsnorm(tape, h, ffn_norm_, eps_);
   Var gate = project(tape, Site::Gate, m, in);
   Var up = project(tape, Site::Up, m, in);
-  return add(tape, h, project(tape, Site::Down, swiglu(tape, gate, up), in));
+  Var inner = swiglu(tape, gate, up);
+  return tape.last([&] { return add(tape, h, project(tape, Site::Down, inner, in)); });
 }
 
-Var Block::apply_fused(Tape& tape, const Var& x, const BlockInput& in) {
-  const FusedProjections& f = *fused_;
-  Var h = x;
-  {
-    Var qkv = fused_norm_linear(tape, x, attn_norm_, eps_, f.qkv, f.qkv.strip);
-    Var o =
-        fused_attention(tape, qkv, in.rope_table, in.positions, attention_, in.segments, f.o.strip);
-    h = fused_linear_onto(tape, x, o, f.o, in.margin);
-  }
-  Var gate_up = fused_norm_linear(tape, h, ffn_norm_, eps_, f.gate_up, f.gate_up.strip);
-  return fused_swiglu_linear_onto(tape, h, gate_up, f.down, in.margin);
+bool Block::adapted(Site first, Site last) const {
+  for (auto s = static_cast<std::size_t>(first); s <= static_cast<std::size_t>(last); ++s)
+    if (dynamic_cast<const FrozenLinear*>(sites_[s].get()) == nullptr) return true;
+  return false;
 }
 
 Var Block::attend(Tape& tape, const Var& q, const Var& k, const Var& v, const BlockInput& in) {

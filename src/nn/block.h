@@ -4,12 +4,14 @@
 #include <array>
 #include <memory>
 
+#include "autograd/checkpoint.h"
 #include "autograd/fused_linear.h"
 #include "nn/batch.h"
 #include "nn/config.h"
 #include "nn/kv_cache.h"
 #include "nn/linear_map.h"
 #include "nn/model_weights.h"
+#include "nn/recompute.h"
 
 namespace lk {
 
@@ -21,16 +23,19 @@ const char* site_path(Site site);
 // "q_proj", ...
 const char* site_name(Site site);
 
-// What a block reads besides the residual stream.
+// What a block reads besides the residual stream. Handles, not references: a block that runs again
+// in backward keeps a copy.
 struct BlockInput {
-  const Tensor& rope_table;      // (P, D)
-  const Tensor& positions;       // (T) I32
-  const Segments& segments;      // of the queries
-  const Segments* key_segments;  // of cache + new tokens, with a cache only
+  Tensor rope_table;                       // (P, D)
+  Tensor positions;                        // (T) I32
+  Segments segments;                       // of the queries
+  const Segments* key_segments = nullptr;  // of cache + new tokens, with a cache only
   KvCache* cache = nullptr;
-  const ForwardMode& mode;
+  ForwardMode mode;
   bool fused = false;       // use the block's fused projections, if it has any
   std::int64_t margin = 0;  // of the residual stream then
+  RecomputeKind recompute = RecomputeKind::None;  // of this block
+  std::shared_ptr<Offloads> offloads;             // of this forward, if there are any
 };
 
 // A block's projections for training on a GPU: see Note [Fused projections]. Made by lora/fuse.cpp.
@@ -44,7 +49,7 @@ class Block {
 
   // x (T,C) -> (T,C):  h = x + o(attention(rope(q(n)), rope(k(n)), v(n))),  n = norm(x)
   //                    y = h + down(swiglu(gate(m), up(m))),               m = norm(h)
-  // With fused projections the same in fewer and larger steps.
+  // With fused projections the same in fewer and larger steps. in.recompute says what is kept.
   Var apply(Tape& tape, const Var& x, const BlockInput& in);
 
   std::unique_ptr<LinearMap>& site(Site s) { return sites_[static_cast<std::size_t>(s)]; }
@@ -55,7 +60,10 @@ class Block {
   Var project(Tape& tape, Site s, const Var& x, const BlockInput& in) {
     return sites_[static_cast<std::size_t>(s)]->apply(tape, x, in.mode);
   }
-  Var apply_fused(Tape& tape, const Var& x, const BlockInput& in);
+  // The two halves: x -> h and h -> y.
+  Var attention_half(Tape& tape, const Var& x, const BlockInput& in);
+  Var feed_forward_half(Tape& tape, const Var& h, const BlockInput& in);
+  bool adapted(Site first, Site last) const;
   Var attend(Tape& tape, const Var& q, const Var& k, const Var& v, const BlockInput& in);
 
   std::size_t index_;

@@ -35,11 +35,20 @@ Var Transformer::hidden(Tape& tape, const TokenBatch& batch, const ForwardMode& 
     keys =
         make_segments(backend_, {0, static_cast<std::int32_t>(cache->length() + batch.n_tokens)});
   }
-  const bool fused = fused_enabled_ && !cache;
-  BlockInput in{rope_table_, batch.positions, batch.segments,     cache ? &keys : nullptr, cache,
-                mode,        fused,           fused ? margin_ : 0};
+  BlockInput in;
+  in.rope_table = rope_table_, in.positions = batch.positions, in.segments = batch.segments;
+  in.key_segments = cache ? &keys : nullptr, in.cache = cache;
+  in.mode = mode;
+  in.fused = fused_enabled_ && !cache;
+  in.margin = in.fused ? margin_ : 0;
+  if (tape.recording() && recompute_.offload > 0)
+    in.offloads = std::make_shared<Offloads>(backend_);
   Var x = embedding(tape, weights_.embedding, batch.ids, in.margin);
-  for (auto& block : blocks_) x = block->apply(tape, x, in);
+  for (std::size_t i = 0; i < blocks_.size(); ++i) {
+    if (tape.recording())
+      in.recompute = recompute_.of(static_cast<std::int64_t>(i), std::ssize(blocks_));
+    x = blocks_[i]->apply(tape, x, in);
+  }
   if (cache) cache->advance(batch.n_tokens);
   return x;
 }
@@ -84,6 +93,11 @@ void Transformer::visit_sites(const SiteVisitor& f) {
         blocks_[layer]->site(site));
     }
   }
+}
+
+void Transformer::set_recompute(const Recompute& recompute) {
+  require_possible(recompute, backend_);
+  recompute_ = recompute;
 }
 
 void Transformer::set_fused(std::size_t layer, std::unique_ptr<FusedProjections> fused) {

@@ -42,6 +42,8 @@ class Transformer {
   // without a KV cache while enabled.
   void set_fused(std::size_t layer, std::unique_ptr<FusedProjections> fused);
   void enable_fused(bool enabled) { fused_enabled_ = enabled; }
+  // What training keeps and what it makes again. UsageError if the device can't do it.
+  void set_recompute(const Recompute& recompute);
   // Bytes of LoRA's strips in the buffers of frozen weights, 0 unless fused.
   std::int64_t strip_bytes() const;
   // The same values in another place, for a layer's projection.
@@ -62,6 +64,7 @@ class Transformer {
   Tensor rope_table_;
   std::vector<std::unique_ptr<Block>> blocks_;
   bool fused_enabled_ = true;
+  Recompute recompute_;
   std::int64_t margin_ = 0;  // of the residual stream: room for the widest strip behind it
 };
 

@@ -125,6 +125,12 @@ void Backend::attention_rope_backward(const Tensor& dq, const Tensor& dk, const 
     rope(d, GradMode::Write, d, rotation.table, rotation.positions, shape.head_dim, true);
 }
 
+std::unique_ptr<HostCopy> Backend::offload(const Tensor&) {
+  throw UsageError(concat(name(),
+                          " has no memory apart from the host's to which anything could be "
+                          "offloaded"));
+}
+
 std::int64_t Segments::longest() const {
   std::int64_t longest = 0;
   for (std::size_t i = 1; i < host.size(); ++i)

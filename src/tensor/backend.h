@@ -19,6 +19,7 @@
 
 #include "tensor/block_cache.h"
 #include "tensor/device_clock.h"
+#include "tensor/host_copy.h"
 #include "tensor/ledger.h"
 #include "tensor/philox.h"
 #include "tensor/readback.h"
@@ -151,6 +152,12 @@ class Backend {
     static_cast<void>(work);
     return nullptr;
   }
+  // Starts to copy x, a vector or a matrix, to pinned host memory, after the work submitted so far
+  // and beside what comes next. May be recorded. Where can_offload() is false, a UsageError.
+  virtual std::unique_ptr<HostCopy> offload(const Tensor& x);
+  virtual bool can_offload() const { return false; }
+  // Host memory that holds such copies.
+  const Ledger::Entry& offloaded() const { return offloaded_.total(); }
   // Times the work of this device, which must outlive it. Here the host's clock: right wherever a
   // call returns with its work done.
   virtual std::unique_ptr<DeviceClock> make_clock();
@@ -303,6 +310,7 @@ class Backend {
   BlockCache& block_cache() { return *cache_; }
   // For recorded work that contains them.
   void count_weight_gradients(std::int64_t n) { weight_gradient_matmuls_ += n; }
+  Ledger& offload_ledger() { return offloaded_; }
   // Installs the cache; called by the constructor of a concrete backend.
   void set_cache(std::unique_ptr<BlockCache> cache) { cache_ = std::move(cache); }
   // Called by the destructor of a concrete backend while its device is still there.
@@ -322,7 +330,7 @@ class Backend {
  private:
   Tensor allocate(Tag tag, DType dtype, Shape shape);
 
-  Ledger ledger_;
+  Ledger ledger_, offloaded_;
   std::unique_ptr<BlockCache> cache_;
   std::int64_t memory_limit_ = 0;
   std::int64_t weight_gradient_matmuls_ = 0;

@@ -2,6 +2,9 @@
 
 #include <cstring>
 
+#include "tensor/cpu/onednn_linear.h"
+#include "tensor/scratch.h"
+
 namespace lk {
 namespace {
 
@@ -15,7 +18,10 @@ class PlanBackend final : public Backend {
         },
         [](void*, std::size_t) {}));
   }
-  ~PlanBackend() override { release_cache(); }
+  ~PlanBackend() override {
+    gemm_workspace_ = Tensor();
+    release_cache();
+  }
 
   std::string name() const override { return "plan"; }
   std::string description() const override { return "bookkeeping only"; }
@@ -26,17 +32,45 @@ class PlanBackend final : public Backend {
     std::memset(dst, 0, bytes);
   }
   void synchronize() override {}
+  bool can_offload() const override { return !as_cpu_; }
+  std::unique_ptr<HostCopy> offload(const Tensor& x) override {
+    struct Counted final : HostCopy {
+      PlanBackend& backend;
+      std::size_t bytes;
+      Counted(PlanBackend& b, std::size_t n) : backend(b), bytes(n) {
+        backend.offload_ledger().allocated(Tag::Activations, bytes);
+      }
+      ~Counted() override { backend.offload_ledger().freed(Tag::Activations, bytes); }
+      void sent() override {}
+      void fetch(const Tensor&) override {}
+      void arrived() override {}
+    };
+    if (as_cpu_) return Backend::offload(x);
+    const auto n = static_cast<std::size_t>((x.rows() - 1) * x.ld() + x.cols());
+    return std::make_unique<Counted>(*this, n * dtype_size(x.dtype()));
+  }
   void fill(const Tensor&, double) override {}
   void copy(const Tensor&, const Tensor&) override {}
   void add(const Tensor&, const Tensor&, const Tensor&) override {}
   void scale(const Tensor&, GradMode, double, const Tensor&, const Tensor&) override {}
   void add_bias(const Tensor&, const Weight&) override {}
   void dropout(const Tensor&, GradMode, const Tensor&, float, const RandomKey&) override {}
-  void prepare_linear(Weight&) override {}
-  void linear_forward(const Tensor&, const Tensor&, const Weight&) override {}
-  void linear_backward_x(const Tensor&, GradMode, const Tensor&, const Weight&) override {}
-  void matmul_nt(const Tensor&, GradMode, double, const Tensor&, const Tensor&) override {}
-  void matmul_nn(const Tensor&, GradMode, double, const Tensor&, const Tensor&) override {}
+  // oneDNN packs a BF16 weight twice (cpu/onednn_linear.h).
+  void prepare_linear(Weight& w) override {
+    struct Packed final : PackedWeight {
+      Tensor forward, backward;
+    };
+    if (!as_cpu_ || w.dtype() != DType::BF16 || !cpu::prefers_onednn(w.dtype())) return;
+    auto packed = std::make_shared<Packed>();
+    const cpu::PackedBytes bytes = cpu::onednn_packed_bytes(w.shape()[0], w.shape()[1]);
+    packed->forward = empty(Tag::Workspace, DType::U8, {bytes.forward});
+    packed->backward = empty(Tag::Workspace, DType::U8, {bytes.backward});
+    w.set_packed(std::move(packed));
+  }
+  void linear_forward(const Tensor&, const Tensor&, const Weight&) override { gemm(); }
+  void linear_backward_x(const Tensor&, GradMode, const Tensor&, const Weight&) override { gemm(); }
+  void matmul_nt(const Tensor&, GradMode, double, const Tensor&, const Tensor&) override { gemm(); }
+  void matmul_nn(const Tensor&, GradMode, double, const Tensor&, const Tensor&) override { gemm(); }
   void rmsnorm_forward(const Tensor&, const Tensor&, const Tensor&, const Weight&,
                        double) override {}
   void rmsnorm_backward(const Tensor&, GradMode, const Tensor&, const Tensor&, const Weight&,
@@ -46,8 +80,10 @@ class PlanBackend final : public Backend {
   void attention_forward(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                          const AttentionShape&, const Segments&, const Segments&) override {}
   void attention_backward(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                          const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                          const AttentionShape&, const Segments&) override {}
+                          const Tensor&, const Tensor&, const Tensor&, const Tensor& lse,
+                          const AttentionShape&, const Segments&) override {
+    empty(Tag::Workspace, lse.dtype(), lse.shape());  // rowsum(dy * o)
+  }
   void swiglu_forward(const Tensor&, const Tensor&, const Tensor&) override {}
   void swiglu_backward(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                        const Tensor&) override {}
@@ -60,9 +96,32 @@ class PlanBackend final : public Backend {
   void adamw(std::span<const AdamWSlot>, const AdamWStep&, const Tensor&) override {}
 
  protected:
-  void matmul_tn(const Tensor&, GradMode, double, const Tensor&, const Tensor&) override {}
+  void matmul_tn(const Tensor&, GradMode, double, const Tensor&, const Tensor&) override { gemm(); }
+
+  void run_strips_backward_b(const Tensor& ds, double, const Tensor& dy, const Tensor&,
+                             const Tensor&, std::span<const StripPart>) override {
+    gemm();
+    strips(dy, ds.cols(), 16);
+  }
+  void run_strips_backward_a(const Tensor& ds, const Tensor& x, const NormedInput*,
+                             std::span<const StripPart>) override {
+    gemm();
+    strips(x, ds.cols(), 48);
+  }
 
  private:
+  // Partial sums of cuda/linear_strips.cu, one for each slab of rows.
+  void strips(const Tensor& wide, std::int64_t thin, std::int64_t widest_of_512_rows) {
+    const std::int64_t rows = thin <= widest_of_512_rows ? 512 : 256;
+    empty(Tag::Workspace, DType::F32, {(wide.rows() + rows - 1) / rows, wide.cols(), thin});
+  }
+  void gemm() {
+    if (!as_cpu_ && !gemm_workspace_)
+      gemm_workspace_ =
+          empty(Tag::Workspace, DType::U8, {static_cast<std::int64_t>(kGemmWorkspaceBytes)});
+  }
+
+  Tensor gemm_workspace_;
   std::uintptr_t next_ = 4096;  // addresses are names here: never read, never written
   bool as_cpu_;
 };

@@ -1,6 +1,7 @@
 // PlanBackend: a device that only keeps the books. Every op does nothing, every allocation is an
-// address that is never touched; the ledger counts as on a real device. Running a real training
-// step on it gives the step's memory by purpose, exactly, before any weight is read.
+// address that is never touched; the ledger counts as on a real device, with the scratch that is
+// large enough to matter. Running a real training step on it gives the step's memory by purpose
+// before any weight is read.
 #pragma once
 
 #include <memory>

@@ -20,6 +20,7 @@ Tensor forward(Tape& tape, const Tensor& x, const FusedLinear& f, std::int64_t m
   if (f.strip > 0)
     backend.matmul_nt(xs.slice_cols(f.in, f.in + f.strip), GradMode::Write, f.scale, x, f.a());
   Tensor y = tape.activation(x.dtype(), {x.rows(), f.out}, margin);
+  if (tape.unread()) return y;
   if (addend)
     backend.matmul_nt_onto(y, addend->value(), xs, f.forward_matrix());
   else

@@ -23,8 +23,11 @@ Var linear(Tape& tape, const Var& x, const Weight& w, const Weight* bias) {
   const std::int64_t N = w.shape()[0];
   w.expect({N, K}, "linear: w (N,K)");
   Tensor y = tape.activation(x.dtype(), {T, N});
-  tape.backend().linear_forward(y, x.value(), w);
-  if (bias) tape.backend().add_bias(y, bias->expect({N}, "linear: bias (N)"));
+  if (bias) bias->expect({N}, "linear: bias (N)");
+  if (!tape.unread()) {
+    tape.backend().linear_forward(y, x.value(), w);
+    if (bias) tape.backend().add_bias(y, *bias);
+  }
   if (!tape.wants(x)) return tape.constant(std::move(y));
   return tape.record<FrozenLinearNode>(std::move(y), x, w);
 }

@@ -57,6 +57,7 @@ Var head_loss(Tape& tape, const Var& x, const Weight& head, const Tensor& target
 std::vector<std::string> all_node_names() {
   return {"add",
           "attention",
+          "checkpoint",
           "dropout",
           "frozen_linear",
           "fused_attention",

@@ -40,7 +40,20 @@ matmul::primitive_desc describe(std::int64_t rows, std::int64_t in, std::int64_t
   }
 }
 
+// The layout that oneDNN prefers for a weight read as (in, out).
+memory::desc packed_layout(std::int64_t in, std::int64_t out, memory::data_type type) {
+  const memory::desc any({in, out}, type, memory::format_tag::any);
+  return describe(kTypicalRows, in, out, any, type, false).weights_desc();
+}
+
 }  // namespace
+
+PackedBytes onednn_packed_bytes(std::int64_t N, std::int64_t K) {
+  auto bytes = [](std::int64_t in, std::int64_t out) {
+    return static_cast<std::int64_t>(packed_layout(in, out, memory::data_type::bf16).get_size());
+  };
+  return {bytes(K, N), bytes(N, K)};
+}
 
 bool prefers_onednn(DType dtype) {
   switch (dnnl::get_effective_cpu_isa()) {
@@ -67,8 +80,7 @@ struct OnednnLinear::Direction {
         matrix_(w) {
     if (w.dtype() == DType::F32) return;
     memory plain(layout_, engine(), w.raw());
-    const memory::desc any({in, out}, type_, memory::format_tag::any);
-    layout_ = describe(kTypicalRows, in, out, any, type_, false).weights_desc();
+    layout_ = packed_layout(in, out, type_);
     matrix_ =
         backend.empty(Tag::Workspace, DType::U8, {static_cast<std::int64_t>(layout_.get_size())});
     memory packed(layout_, engine(), matrix_.raw());

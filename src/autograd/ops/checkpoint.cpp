@@ -1,0 +1,84 @@
+#include "autograd/checkpoint.h"
+
+namespace lk {
+
+std::size_t Offloads::send(const Tensor& x) {
+  slots_.push_back({backend_.offload(x), x.dtype(), x.shape(), x.margin(), {}});
+  return newest_ = slots_.size() - 1;
+}
+
+void Offloads::prefetch(std::size_t i) {
+  Slot& s = slots_.at(i);
+  if (s.back || !s.copy) return;
+  s.back = backend_.empty_with_margin(Tag::Activations, s.dtype, s.shape, s.margin);
+  s.copy->fetch(s.back);
+}
+
+Tensor Offloads::take(std::size_t i) {
+  prefetch(i);
+  Slot& s = slots_[i];
+  check(s.copy != nullptr, "offload: number ", i, " was taken before");
+  s.copy->arrived();
+  s.copy.reset();
+  return std::move(s.back);
+}
+
+namespace {
+
+// dx, and the gradients of f's parameters, from f's own nodes, recorded now. Saves x, or in place
+// of it a number in `offloads`.
+struct CheckpointNode : Node {
+  Edge x;
+  Tensor value;  // undefined if it was sent to the host
+  std::function<Var(Tape&, const Var&)> f;
+  std::shared_ptr<Offloads> offloads;
+  std::size_t own, previous;  // numbers: x's, and that of the checkpoint before, which comes next
+  CheckpointNode(const Var& x_in, std::function<Var(Tape&, const Var&)> f_in,
+                 std::shared_ptr<Offloads> offloads_in, std::size_t own_in, std::size_t previous_in)
+      : x(x_in),
+        f(std::move(f_in)),
+        offloads(std::move(offloads_in)),
+        own(own_in),
+        previous(previous_in) {
+    if (own == Offloads::kNone) value = x_in.value();
+  }
+  const char* name() const override { return "checkpoint"; }
+  void backward(Tape& tape, const Tensor&) override {
+    if (own != Offloads::kNone) value = offloads->take(own);
+    if (previous != Offloads::kNone) offloads->prefetch(previous);
+    Tape again(tape.backend(), Tape::Mode::Rerun);
+    Var in = x.needs_grad() ? again.leaf(std::move(value)) : again.constant(std::move(value));
+    const Edge leaf = in, y = f(again, in);
+    in = Var();
+    value = Tensor();
+    if (!y.needs_grad()) return;
+    again.backward(y, tape.take_dy());
+    if (!x.needs_grad()) return;
+    Tensor dx = again.gradient(leaf);
+    if (dx) tape.pass(x, dx);
+  }
+};
+
+}  // namespace
+
+// y = f(x)
+Var checkpoint(Tape& tape, const Var& x, std::function<Var(Tape&, const Var&)> f,
+               const CheckpointOptions& options) {
+  if (!tape.recording() || !(options.trains || tape.wants(x))) {
+    Tape plain(tape.backend(), Tape::Mode::NoGrad);
+    return tape.constant(f(plain, x).value());
+  }
+  std::size_t own = Offloads::kNone, previous = Offloads::kNone;
+  if (options.offloads) previous = options.offloads->begin_checkpoint();
+  if (options.offload) own = options.offloads->send(x.value());
+  Tensor y;
+  {
+    Tape forward(tape.backend(), Tape::Mode::NoGrad);
+    y = f(forward, forward.constant(x.value())).value();
+  }
+  if (options.offload) options.offloads->finish(own);
+  return tape.record<CheckpointNode>(std::move(y), x, std::move(f), options.offloads, own,
+                                     previous);
+}
+
+}  // namespace lk

@@ -1,0 +1,43 @@
+// Recompute: what a training step makes again in backward instead of keeping it from forward.
+//
+// Note [Recompute ladder]: four ways to run a block, each keeping less and costing more:
+//   none      everything that backward reads is kept
+//   gate-up   the feed-forward half keeps its input alone: gate and up, a step's largest
+//             activations, are one product to make again
+//   block     the block keeps its input alone and runs again as a whole
+//   offload   as block, and the input waits in host memory, from which it is fetched one block
+//             ahead; the last block's input is wanted at once and stays
+// The same kernels run in the same order, so every way gives the same bits.
+//
+// Each way applies to the first n layers, the strongest wins. First, because memory peaks between
+// forward and backward: what the first layers made again comes when the later ones are gone, while
+// a block run again at the end would come on top of everything.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace lk {
+
+class Backend;
+
+enum class RecomputeKind : std::uint8_t { None, GateUp, Block, Offload };
+
+struct Recompute {
+  static constexpr std::int64_t kAllLayers = INT64_MAX;
+  std::int64_t gate_up = 0, block = 0, offload = 0;  // first so many layers
+
+  RecomputeKind of(std::int64_t layer, std::int64_t n_layers) const;
+  bool operator==(const Recompute&) const = default;
+};
+
+// UsageError if the device can't do it.
+void require_possible(const Recompute& recompute, const Backend& backend);
+
+// "none", or ways joined by commas, each with the number of its layers unless it is all:
+// "block", "gate-up:8", "gate-up,block:4". UsageError naming --recompute.
+Recompute parse_recompute(const std::string& text);
+// The same backwards.
+std::string recompute_text(const Recompute& recompute);
+
+}  // namespace lk

@@ -1,0 +1,20 @@
+// HostCopy: a tensor's bytes on their way to host memory and back, beside the device's other work.
+// Made by Backend::offload(), which its Backend outlives.
+#pragma once
+
+namespace lk {
+
+class Tensor;
+
+class HostCopy {
+ public:
+  virtual ~HostCopy() = default;
+  // Work submitted from here on may overwrite what was copied.
+  virtual void sent() = 0;
+  // Starts the way back into `to`, a tensor of the same shape, dtype and margin. After sent().
+  virtual void fetch(const Tensor& to) = 0;
+  // Work submitted from here on finds the bytes there.
+  virtual void arrived() = 0;
+};
+
+}  // namespace lk

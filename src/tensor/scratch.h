@@ -1,0 +1,12 @@
+// Scratch that is part of a backend's contract with the planner: kept here, where both can see it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace lk {
+
+// What cuBLASLt may use, from a CUDA backend's first product on. Hopper's kernels want so much.
+inline constexpr std::size_t kGemmWorkspaceBytes = std::size_t{32} << 20;
+
+}  // namespace lk

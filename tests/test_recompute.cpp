@@ -1,0 +1,260 @@
+// Recomputation: the same bits with less memory. Would catch a second forward that differs from the
+// first (a mask drawn anew, a value that was overwritten in place), a gradient that meets its
+// neighbours in another order, an input that comes back from the host too late or too often.
+#include "cpu_ops.h"
+#include "cuda/open_device.h"
+#include "lora/fuse.h"
+#include "lora/proof.h"
+#include "lora/trainer.h"
+#include "tensor/cpu/cpu_backend_impl.h"
+#include "tiny_model.h"
+
+using namespace lk;
+using namespace lk::test;
+
+namespace {
+
+// A CPU whose copies to the host happen as late as they may: out at sent(), back at arrived().
+class OffloadingBackend : public CpuBackend {
+ public:
+  OffloadingBackend() : CpuBackend(CpuMode::Reference) {}
+  bool can_offload() const override { return true; }
+  std::unique_ptr<HostCopy> offload(const Tensor& x) override {
+    struct Late : HostCopy {
+      OffloadingBackend& owner;
+      const Tensor* from;
+      std::vector<std::byte> bytes;
+      Tensor to;
+      Late(OffloadingBackend& o, const Tensor& t) : owner(o), from(&t), bytes(t.bytes()) {}
+      ~Late() override { --owner.waiting; }
+      void sent() override {
+        owner.download(bytes.data(), dense(*from), bytes.size());
+        owner.most_waiting = std::max(owner.most_waiting, ++owner.waiting);
+      }
+      void fetch(const Tensor& t) override {
+        to = t;
+        owner.fill(to, std::numeric_limits<double>::quiet_NaN());
+        ++owner.on_the_way;
+        owner.most_on_the_way = std::max(owner.most_on_the_way, owner.on_the_way);
+      }
+      void arrived() override {
+        Tensor back = owner.empty(Tag::Workspace, to.dtype(), to.shape());
+        owner.upload(back, bytes.data(), bytes.size());
+        owner.copy(to, back);
+        --owner.on_the_way;
+        ++owner.total;
+      }
+    };
+    return std::make_unique<Late>(*this, x);
+  }
+  int waiting = 0, most_waiting = 0, on_the_way = 0, most_on_the_way = 0, total = 0;
+};
+
+struct Setting {
+  DType dtype = DType::F32;
+  float dropout = 0;
+  bool fused = false, record = true;
+  int micro_batches = 1;
+  std::vector<std::string> targets = {"all-linear"};
+};
+
+// Losses, gradient norms, all gradients and adapters of a few steps; and the last step's peak
+// bytes.
+struct Trained {
+  std::vector<double> numbers;
+  std::vector<std::vector<double>> tensors;
+  std::int64_t peak_bytes = 0, activation_bytes = 0, recorded = 0, host_bytes = 0;
+};
+
+constexpr std::int64_t kLayers = 5;
+constexpr unsigned kSteps = 3;
+
+Trained train(std::unique_ptr<Backend> backend, const Setting& s, const std::string& recompute) {
+  ModelConfig config = tiny_config();
+  config.n_layers = kLayers;
+  Transformer model(*backend, config, random_weights(*backend, config, s.dtype, 7), s.dtype, 256);
+  LoraConfig lora = tiny_lora(s.targets);
+  lora.shape.dropout = s.dropout;
+  Adapter adapter(model, lora);
+  randomize_b(adapter, 11, 0.5);
+  if (s.fused && backend->is_cpu()) REQUIRE(fuse_projections(model, adapter));
+  model.set_recompute(parse_recompute(recompute));
+  TrainerConfig training;
+  training.schedule = {ScheduleKind::Cosine, 0.02, 1, kSteps};
+  training.seed = 5;
+  training.record = s.record;
+  Trainer trainer(model, adapter, training);
+  const std::int64_t weights_bytes = backend->ledger()[Tag::Weights].live_bytes;
+  Trained t;
+  for (unsigned step = 0; step < kSteps; ++step) {
+    backend->ledger().reset_peaks();
+    // Several documents a micro-batch: attention must not cross, positions restart.
+    std::vector<Row> rows = random_rows({9, 40, 3}, 20 + step);
+    std::vector<std::vector<const Row*>> micro;
+    for (int i = 0; i < s.micro_batches; ++i)
+      micro.push_back(i % 2 ? pointers(rows, 0, 2) : pointers(rows));
+    const StepReport r = trainer.step(micro);
+    t.numbers.push_back(r.loss), t.numbers.push_back(r.grad_norm);
+    t.recorded += r.recorded;
+    for (const Parameter* p : adapter.parameters()) t.tensors.push_back(to_host_f64(p->grad()));
+  }
+  for (const Parameter* p : adapter.parameters()) t.tensors.push_back(to_host_f64(p->value()));
+  t.peak_bytes = backend->ledger().total().peak_bytes;
+  t.activation_bytes = backend->ledger()[Tag::Activations].peak_bytes;
+  t.host_bytes = backend->offloaded().peak_bytes;
+  // The equalities of every run: not one weight gradient more, no gradient that is not A's or B's.
+  prove_memory(*backend, adapter, weights_bytes, backend->weight_gradient_matmuls(),
+               kSteps * s.micro_batches);
+  return t;
+}
+
+void check_same(const Trained& got, const Trained& want) {
+  CHECK(got.numbers == want.numbers);
+  CHECK(got.tensors == want.tensors);
+}
+
+}  // namespace
+
+TEST_CASE("recompute settings are written as they are read, and others refused") {
+  for (const char* text : {"none", "gate-up", "block", "offload", "gate-up:3", "gate-up,block:4",
+                           "gate-up:7,block:4,offload:1"})
+    CHECK(recompute_text(parse_recompute(text)) == text);
+  CHECK(parse_recompute("block:4,gate-up") == parse_recompute("gate-up,block:4"));
+  for (const char* text : {"", "all", "block:0", "block:-1", "block:x", "block:", "block,block",
+                           "none,block", "block,", "gate_up", "block:99999999999999999999"})
+    CHECK_THROWS_AS(parse_recompute(text), UsageError);
+  const Recompute r = parse_recompute("gate-up:3,block:2,offload:1");
+  CHECK(r.of(0, 5) == RecomputeKind::Offload);
+  CHECK(r.of(1, 5) == RecomputeKind::Block);
+  CHECK(r.of(2, 5) == RecomputeKind::GateUp);
+  CHECK(r.of(3, 5) == RecomputeKind::None);
+  CHECK(parse_recompute("offload").of(4, 5) == RecomputeKind::Block);  // wanted at once
+}
+
+TEST_CASE("losses, gradients and adapters are bit for bit those of no recomputation") {
+  const std::vector<Setting> settings = {
+      {},
+      {DType::BF16},
+      {DType::F32, 0.3f, false, true, 2},
+      {DType::BF16, 0.3f},
+      {DType::BF16, 0, true, true, 3},
+      {DType::F32, 0, false, true, 1, {"q_proj", "v_proj"}},
+      {DType::F32, 0, false, true, 1, {"layers.2.mlp.down_proj", "layers.3.self_attn.q_proj"}},
+      {DType::BF16, 0, true, true, 1, {"layers.2.mlp.down_proj", "layers.3.self_attn.q_proj"}}};
+  for (const Setting& s : settings) {
+    // The plain twins compute in one order whatever comes; the fast kernels are what runs.
+    const CpuMode mode = s.fused ? CpuMode::Reference : CpuMode::Fast;
+    const std::string what =
+        concat(dtype_name(s.dtype), " dropout ", s.dropout, s.fused ? " fused " : " ",
+               s.micro_batches, " micro-batches ", s.targets[0]);
+    CAPTURE(what);
+    const Trained want = train(make_cpu_backend(mode), s, "none");
+    for (const char* recompute : {"gate-up", "gate-up:2", "block", "block:1", "gate-up,block:3"}) {
+      CAPTURE(recompute);
+      check_same(train(make_cpu_backend(mode), s, recompute), want);
+    }
+  }
+}
+
+TEST_CASE("each step of the ladder needs less memory than the one before") {
+  for (bool fused : {false, true}) {
+    CAPTURE(fused);
+    const Setting s{fused ? DType::BF16 : DType::F32, 0, fused};
+    auto activations = [&](const std::string& recompute) {
+      return train(std::make_unique<OffloadingBackend>(), s, recompute).activation_bytes;
+    };
+    const std::vector<std::string> ladder = {
+        "none",   "gate-up:1", "gate-up:4", "gate-up,block:1", "gate-up,block:4", "block,offload:1",
+        "offload"};
+    std::vector<std::int64_t> bytes;
+    for (const std::string& r : ladder) bytes.push_back(activations(r));
+    for (std::size_t i = 1; i < bytes.size(); ++i) {
+      CAPTURE(ladder[i]);
+      CHECK(bytes[i] < bytes[i - 1]);
+    }
+  }
+}
+
+TEST_CASE("offloaded inputs come back bit for bit, one block ahead, and the last never leaves") {
+  for (const Setting& s : {Setting{}, Setting{DType::BF16, 0, true, true, 2},
+                           Setting{DType::BF16, 0.3f, false, true, 2}}) {
+    const Trained want = train(make_cpu_backend(CpuMode::Reference), s, "none");
+    for (const char* recompute : {"offload", "offload:2", "gate-up,block:4,offload:3"}) {
+      CAPTURE(recompute);
+      struct Counts {
+        int most_waiting, most_on_the_way, total, left;
+      };
+      Counts counts{};  // of a backend that is gone when train() is done
+      struct Watched : OffloadingBackend {
+        Counts& out;
+        explicit Watched(Counts& c) : out(c) {}
+        ~Watched() override { out = {most_waiting, most_on_the_way, total, waiting}; }
+      };
+      check_same(train(std::make_unique<Watched>(counts), s, recompute), want);
+      const int sent = static_cast<int>(std::min(parse_recompute(recompute).offload, kLayers - 1));
+      CHECK(counts.most_waiting == sent);
+      CHECK(counts.most_on_the_way == 1);
+      CHECK(counts.total == static_cast<int>(kSteps) * s.micro_batches * sent);
+      CHECK(counts.left == 0);
+    }
+  }
+}
+
+TEST_CASE("offload is refused where there is no other memory") {
+  auto backend = make_cpu_backend();
+  auto model = tiny_transformer(*backend, DType::F32);
+  CHECK_THROWS_AS(model->set_recompute(parse_recompute("offload:1")), UsageError);
+  CHECK_THROWS_AS(backend->offload(backend->empty(Tag::Workspace, DType::F32, {4})), UsageError);
+  CHECK_NOTHROW(model->set_recompute(parse_recompute("block")));
+}
+
+TEST_CASE("evaluation and logits keep nothing and so run nothing again") {
+  auto backend = make_cpu_backend(CpuMode::Reference);
+  auto model = tiny_transformer(*backend, DType::F32);
+  Adapter adapter(*model, tiny_lora());
+  const std::vector<Row> rows = random_rows({9, 17}, 5);
+  TokenBatch batch = make_batch(*backend, pointers(rows));
+  const std::vector<double> want = to_host_f64(model->logits(batch));
+  model->set_recompute(parse_recompute("block"));
+  CHECK(to_host_f64(model->logits(batch)) == want);
+  Tape tape(*backend, Tape::Mode::NoGrad);
+  CHECK(!model->loss(tape, batch, 1, {}).needs_grad());
+  CHECK(tape.n_nodes() == 0);
+}
+
+TEST_CASE("a block below the first adapter records nothing, also with recomputation") {
+  auto backend = make_cpu_backend(CpuMode::Reference);
+  auto model = tiny_transformer(*backend, DType::F32);
+  Adapter adapter(*model, tiny_lora({"layers.1.self_attn.q_proj"}));
+  model->set_recompute(parse_recompute("block"));
+  const std::vector<Row> rows = random_rows({9}, 5);
+  TokenBatch batch = make_batch(*backend, pointers(rows));
+  Tape tape(*backend);
+  Var loss = model->loss(tape, batch, 1, {});
+  CHECK(tape.node_names() ==
+        std::vector<std::string>{"checkpoint", "gather_rows", "rmsnorm", "head_loss"});
+  tape.backward(loss);
+}
+
+TEST_CASE("cuda: recomputation gives the same bits, recorded or not, fused or not") {
+  if (n_gpus() == 0) LK_SKIP("no GPU");
+  for (const Setting& s : {Setting{DType::BF16, 0, true, true, 2}, Setting{DType::F32},
+                           Setting{DType::BF16, 0.3f, false, true, 2}}) {
+    Setting one_by_one = s;
+    one_by_one.record = false;
+    const Trained want = train(open_device("auto"), one_by_one, "none");
+    for (const char* recompute :
+         {"none", "gate-up", "gate-up,block:3", "block", "offload", "offload:2"}) {
+      CAPTURE(recompute);
+      const Trained slow = train(open_device("auto"), one_by_one, recompute);
+      check_same(slow, want);
+      CHECK(slow.recorded == 0);
+      const Trained fast = train(open_device("auto"), s, recompute);
+      check_same(fast, want);
+      CHECK(fast.recorded == (s.dropout > 0 ? 0 : kSteps - 1));
+      const bool offloads = parse_recompute(recompute).offload > 0;
+      CHECK((slow.host_bytes > 0) == offloads);
+      CHECK((fast.host_bytes > 0) == offloads);
+    }
+  }
+}
