@@ -189,13 +189,15 @@ TEST_CASE("a memory budget chooses what is made again, says so, and changes no b
   const auto needs = plain["planned_peak_bytes"].get<std::int64_t>();
 
   CHECK(go("enough", "--memory 64MiB").find("--recompute none") != std::string::npos);
-  const std::string out = go("tight", "--memory " + std::to_string(needs - 1));
+  // One byte short of what `none` needs with the scratch that is kept free (plannable_bytes).
+  const std::int64_t budget = (needs - 1 + (std::int64_t{4} << 20)) * 100 / 99;
+  const std::string out = go("tight", "--memory " + std::to_string(budget));
   const Json tight = settings("tight");
   const auto chosen = tight["settings"]["recompute"].get<std::string>();
   CHECK(chosen != "none");
   CHECK(out.find("--recompute " + chosen + ", planned peak") != std::string::npos);
   CHECK(tight["planned_peak_bytes"] < needs);
-  CHECK(tight["memory"]["peak_bytes"] < needs);
+  CHECK(tight["memory"]["peak_bytes"] <= budget);
   go("again", "--recompute " + chosen);
   for (const char* name : {"tight", "again", "enough"})
     CHECK(read_file(f / name + "/adapter_model.safetensors", 1 << 24) ==

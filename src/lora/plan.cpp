@@ -131,13 +131,18 @@ Plan plan_training(const PlanRequest& request) {
   return plan;
 }
 
+std::int64_t plannable_bytes(std::int64_t budget, bool on_cpu) {
+  return budget - budget / 100 - (on_cpu ? std::int64_t{4} << 20 : 0);
+}
+
 // Memory falls along the ladder but for its last steps, where a block's second run may outweigh
 // what its first one no longer keeps: hence the comparison with the least.
 Plan plan_within(PlanRequest& request, std::int64_t budget) {
+  const std::int64_t room = plannable_bytes(budget, request.on_cpu);
   Planner planner(request);
   const std::vector<Recompute> ladder = recompute_ladder(request.model.n_layers, request.on_cpu);
   auto fits = std::partition_point(ladder.begin(), ladder.end(),
-                                   [&](const Recompute& r) { return planner.peak(r) > budget; });
+                                   [&](const Recompute& r) { return planner.peak(r) > room; });
   if (fits == ladder.end())
     fits = std::min_element(ladder.begin(), ladder.end(), [&](const auto& a, const auto& b) {
       return planner.peak(a) < planner.peak(b);
