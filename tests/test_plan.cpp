@@ -20,7 +20,7 @@ TEST_CASE("the plan is the run: peaks by tag equal those of a real step") {
     request.seq_len = 50;
     Plan plan = plan_training(request);
 
-    auto backend = make_cpu_backend(CpuMode::Reference);
+    auto backend = make_cpu_backend();
     ModelConfig config = tiny_config();
     Transformer model(*backend, config, random_weights(*backend, config, dtype, 1), dtype, 50);
     Adapter adapter(model, tiny_lora());

@@ -1,7 +1,10 @@
 #include "tensor/plan_backend.h"
 
+#include <algorithm>
 #include <cstring>
 
+#include "tensor/cpu/bf16_tile.h"
+#include "tensor/cpu/gemm.h"
 #include "tensor/cpu/onednn_linear.h"
 #include "tensor/scratch.h"
 
@@ -67,21 +70,33 @@ class PlanBackend final : public Backend {
     packed->backward = empty(Tag::Workspace, DType::U8, {bytes.backward});
     w.set_packed(std::move(packed));
   }
-  void linear_forward(const Tensor&, const Tensor&, const Weight&) override { gemm(); }
-  void linear_backward_x(const Tensor&, GradMode, const Tensor&, const Weight&) override { gemm(); }
-  void matmul_nt(const Tensor&, GradMode, double, const Tensor&, const Tensor&) override { gemm(); }
-  void matmul_nn(const Tensor&, GradMode, double, const Tensor&, const Tensor&) override { gemm(); }
+  void linear_forward(const Tensor& y, const Tensor& x, const Weight&) override {
+    gemm(y.rows(), y.cols(), x.cols(), x.dtype());
+  }
+  void linear_backward_x(const Tensor& dx, GradMode, const Tensor& dy, const Weight&) override {
+    gemm(dx.rows(), dx.cols(), dy.cols(), dy.dtype());
+  }
+  void matmul_nt(const Tensor& c, GradMode, double, const Tensor& a, const Tensor&) override {
+    gemm(c.rows(), c.cols(), a.cols(), a.dtype());
+  }
+  void matmul_nn(const Tensor& c, GradMode, double, const Tensor& a, const Tensor&) override {
+    gemm(c.rows(), c.cols(), a.cols(), a.dtype());
+  }
   void rmsnorm_forward(const Tensor&, const Tensor&, const Tensor&, const Weight&,
                        double) override {}
   void rmsnorm_backward(const Tensor&, GradMode, const Tensor&, const Tensor&, const Weight&,
                         const Tensor&) override {}
   void rope(const Tensor&, GradMode, const Tensor&, const Tensor&, const Tensor&, int,
             bool) override {}
-  void attention_forward(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                         const AttentionShape&, const Segments&, const Segments&) override {}
+  void attention_forward(const Tensor&, const Tensor&, const Tensor&, const Tensor& k,
+                         const Tensor&, const AttentionShape& shape, const Segments&,
+                         const Segments&) override {
+    packed_keys(k, shape, 1);
+  }
   void attention_backward(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                          const Tensor&, const Tensor&, const Tensor&, const Tensor& lse,
-                          const AttentionShape&, const Segments&) override {
+                          const Tensor& k, const Tensor&, const Tensor&, const Tensor& lse,
+                          const AttentionShape& shape, const Segments&) override {
+    Tensor packed = packed_keys(k, shape, 2);
     empty(Tag::Workspace, lse.dtype(), lse.shape());  // rowsum(dy * o)
   }
   void swiglu_forward(const Tensor&, const Tensor&, const Tensor&) override {}
@@ -96,27 +111,47 @@ class PlanBackend final : public Backend {
   void adamw(std::span<const AdamWSlot>, const AdamWStep&, const Tensor&) override {}
 
  protected:
-  void matmul_tn(const Tensor&, GradMode, double, const Tensor&, const Tensor&) override { gemm(); }
-
+  void matmul_tn(const Tensor& c, GradMode, double, const Tensor& a, const Tensor&) override {
+    gemm(c.rows(), c.cols(), a.rows(), a.dtype());
+  }
   void run_strips_backward_b(const Tensor& ds, double, const Tensor& dy, const Tensor&,
                              const Tensor&, std::span<const StripPart>) override {
-    gemm();
+    gpu_gemm();
     strips(dy, ds.cols(), 16);
   }
   void run_strips_backward_a(const Tensor& ds, const Tensor& x, const NormedInput*,
                              std::span<const StripPart>) override {
-    gemm();
+    gpu_gemm();
     strips(x, ds.cols(), 48);
   }
 
  private:
+  // Keys and values as a CPU's attention lays them out: once with rows padded to whole vectors, and
+  // so many times transposed (cpu/flash_attention.cpp; its native BF16 twin takes half).
+  Tensor packed_keys(const Tensor& k, const AttentionShape& shape, std::int64_t transposed) {
+    if (!as_cpu_ || k.dtype() == DType::F64) return {};
+    const std::int64_t D = shape.head_dim, width = (D + 15) / 16 * 16;
+    return empty(Tag::Workspace, DType::F32,
+                 {shape.n_kv_heads, k.rows() * (width + transposed * D)});
+  }
   // Partial sums of cuda/linear_strips.cu, one for each slab of rows.
   void strips(const Tensor& wide, std::int64_t thin, std::int64_t widest_of_512_rows) {
     const std::int64_t rows = thin <= widest_of_512_rows ? 512 : 256;
     empty(Tag::Workspace, DType::F32, {(wide.rows() + rows - 1) / rows, wide.cols(), thin});
   }
-  void gemm() {
-    if (!as_cpu_ && !gemm_workspace_)
+  // cuBLASLt's workspace, once; or what cpu/gemm.cpp packs of BF16 operands that the processor
+  // can't multiply, in F32.
+  void gemm(std::int64_t M, std::int64_t N, std::int64_t K, DType dtype) {
+    if (!as_cpu_) return gpu_gemm();
+    if (dtype != DType::BF16 || cpu::best_bf16_tile()) return;
+    const std::int64_t block_k = std::min(K, cpu::kBlockK);
+    const std::int64_t block_n =
+        std::min(N, (std::int64_t{1} << 20) / std::max<std::int64_t>(block_k, 1));
+    Tensor right = empty(Tag::Workspace, DType::F32, {block_n, block_k});
+    empty(Tag::Workspace, DType::F32, {std::min<std::int64_t>(M, 1024), block_k});
+  }
+  void gpu_gemm() {
+    if (!gemm_workspace_)
       gemm_workspace_ =
           empty(Tag::Workspace, DType::U8, {static_cast<std::int64_t>(kGemmWorkspaceBytes)});
   }
