@@ -167,7 +167,7 @@ def main(build, smollm2):
         work = pathlib.Path(scratch)
         adapter = work / "adapter"
         run(tools / "finetune", "--model", smollm2, "--data", ROOT / "examples/data/e2e_train.jsonl", "--out", adapter,
-            "--steps", 15, "--batch", 4, "--seq-len", 128, "--targets", "all-linear", "--rank", 8, "--alpha", 16,
+            "--steps", 15, "--batch", 4, "--seq-len", 256, "--targets", "all-linear", "--rank", 8, "--alpha", 16,
             "--lr", 1e-3, "--device", "cpu", "--dtype", "f32")
         card = (adapter / "README.md").read_text(encoding="utf-8")
         check("SmolLM2: the adapter has a model card", card.startswith("---\nbase_model:") and "training loss" in card)
