@@ -107,7 +107,7 @@ TEST_CASE("usage errors end with 2 before any file is touched") {
     CHECK_MESSAGE(r.status == 2, r.out);
     CHECK(r.out.find("error") != std::string::npos);
   }
-  for (const char* program : {"finetune", "generate", "evaluate", "plan"}) {
+  for (const char* program : {"finetune", "generate", "evaluate", "merge", "export", "plan"}) {
     CHECK(run(std::string(program) + " --help").status == 0);
     CHECK(run(std::string(program) + " --nonsense").status == 2);
   }
@@ -125,9 +125,14 @@ TEST_CASE("finetune writes what it promises, and nothing over what is there") {
                     out + " --eval-data " + (f / "rows.jsonl") + " --eval-rows 2 --eval-every 2"));
   REQUIRE_MESSAGE(r.status == 0, r.out);
   CHECK(r.out.find("gradients") != std::string::npos);
-  for (const char* name :
-       {"adapter_config.json", "adapter_model.safetensors", "metrics.jsonl", "run.json"})
+  for (const char* name : {"adapter_config.json", "adapter_model.safetensors", "metrics.jsonl",
+                           "run.json", "README.md"})
     CHECK(stdfs::exists(out + "/" + name));
+  const std::string card = read_file(out + "/README.md", 1 << 20);
+  CHECK(card.starts_with("---\nbase_model: \"" + kModel + "\"\n"));
+  for (const char* part : {"| rank, alpha, dropout | 4, 8, 0 |", "| evaluation loss | ", "q_proj",
+                           "PeftModel.from_pretrained"})
+    CHECK_MESSAGE(card.find(part) != std::string::npos, part);
   Json run_json = read_json(out + "/run.json");
   CHECK(run_json["status"] == "finished");
   CHECK(run_json["weight_gradient_matmuls_per_micro_step"] == run_json["adapter_matrices"]);
@@ -317,4 +322,34 @@ TEST_CASE("two runs may not share an output folder") {
   REQUIRE(std::system(command.c_str()) == 0);
   Result r = run(train(f, "--seq-len 64 --steps 1 --resume --out " + out));
   CHECK_MESSAGE(r.status == 2, r.out);
+}
+
+TEST_CASE("merge and export: one JSON object on stdout, and exit codes that say what was wrong") {
+  Folder f;
+  const std::string adapter = std::string(LK_TEST_DATA) + "/golden/peft/all_linear.after";
+  const std::string common = " --model " + kModel + " --adapter " + adapter + " --out ";
+  Result r = run("merge" + common + (f / "m") + " --type f32 2>/dev/null");
+  REQUIRE_MESSAGE(r.status == 0, r.out);
+  const Json json = parse_json(r.out, "merge");
+  CHECK(json["type"] == "F32");
+  CHECK(json["verified"] == true);
+  CHECK(json["relative_difference"].get<double>() < 1e-5);
+  CHECK(json["modules"]["q_proj"]["matrices"] == 2);
+  CHECK(run("merge" + common + (f / "m")).status == 2);  // it is there
+  CHECK(run("merge" + common + (f / "n") + " --type q4_0").status == 2);
+  CHECK(run("merge" + common + (f / "n") + " --unmerge").status == 2);  // no --base
+  CHECK(run("merge" + common + (f / "n") + " --adapter x=y").status == 2);
+  CHECK(run("merge" + common + (f / "none/n")).status == 4);
+  CHECK(run("merge --model " + kModel + " --adapter " + (f / "none") + " --out " + (f / "n"))
+            .status == 3);
+  CHECK(!stdfs::exists(f / "n"));
+  r = run("merge --unmerge --model " + (f / "m") + " --base " + kModel + " --adapter " + adapter +
+          " --out " + (f / "back") + " 2>/dev/null");
+  CHECK_MESSAGE(r.status == 0, r.out);
+  CHECK(parse_json(r.out, "unmerge")["exact"] == true);
+  r = run("export" + common + (f / "a.gguf"));
+  CHECK_MESSAGE(r.status == 0, r.out);
+  CHECK(parse_json(r.out, "export")["modules"] == 14);
+  CHECK(run("export" + common + (f / "a.bin")).status == 2);
+  CHECK(run("export" + common + (f / "a.gguf")).status == 2);
 }

@@ -33,7 +33,8 @@ std::string temp_name(const std::string& path) {
   return (p.parent_path() / name).string();
 }
 
-// Makes a rename in `folder` survive a power loss.
+}  // namespace
+
 int fsync_folder(const std::string& folder) {
   FileDescriptor fd(retry_interrupted([&] {
     return fs().open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
@@ -43,8 +44,6 @@ int fsync_folder(const std::string& folder) {
   // EINVAL: a file system that has no such operation; there is nothing more a program could do.
   return r == 0 || errno == EINVAL ? 0 : errno;
 }
-
-}  // namespace
 
 DurableFile::DurableFile(const std::string& path) : path_(path) {
   auto open_new = [&] {

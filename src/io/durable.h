@@ -63,6 +63,10 @@ class DurableFile {
 // DurableFile for content at hand. Throws IoError and leaves the old file as it was.
 void write_file_durably(const std::string& path, std::string_view content);
 
+// Makes what was created or renamed in `folder` ("": the current one) survive a power loss. Returns
+// 0 or an errno value.
+int fsync_folder(const std::string& folder);
+
 // An append-only log of lines (metrics.jsonl): each line is written with one write(2), flush()
 // fsyncs.
 class LineLog {

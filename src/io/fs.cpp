@@ -62,7 +62,20 @@ ssize_t Fs::write(int fd, const void* src, std::size_t bytes) {
 int Fs::ftruncate(int fd, off_t size) { return ::ftruncate(fd, size); }
 int Fs::fsync(int fd) { return ::fsync(fd); }
 int Fs::rename(const char* from, const char* to) { return ::rename(from, to); }
+int Fs::rename_new(const char* from, const char* to) {
+  if (::renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE) == 0) return 0;
+  if (errno != EINVAL && errno != ENOSYS) return -1;
+  // A file system without the flag: look first. Another process may come between.
+  struct stat there {};
+  if (::lstat(to, &there) == 0) {
+    errno = EEXIST;
+    return -1;
+  }
+  return errno == ENOENT ? ::rename(from, to) : -1;
+}
 int Fs::unlink(const char* path) { return ::unlink(path); }
+int Fs::rmdir(const char* path) { return ::rmdir(path); }
+int Fs::statvfs(const char* path, struct statvfs* out) { return ::statvfs(path, out); }
 int Fs::mkdir(const char* path, mode_t mode) { return ::mkdir(path, mode); }
 int Fs::flock(int fd, int operation) { return ::flock(fd, operation); }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/types.h>
 
 #include <cerrno>
@@ -26,7 +27,11 @@ class Fs {
   virtual int ftruncate(int fd, off_t size);
   virtual int fsync(int fd);
   virtual int rename(const char* from, const char* to);
+  // Fails with EEXIST if there is a `to`, of any kind.
+  virtual int rename_new(const char* from, const char* to);
   virtual int unlink(const char* path);
+  virtual int rmdir(const char* path);
+  virtual int statvfs(const char* path, struct statvfs* out);
   virtual int mkdir(const char* path, mode_t mode);
   virtual int flock(int fd, int operation);
 };

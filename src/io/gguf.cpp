@@ -182,4 +182,11 @@ std::vector<std::int32_t> GgufFile::get_ints(const std::string& key) const {
   return items;
 }
 
+std::vector<std::pair<std::string, GgufValue>> GgufFile::metadata() const {
+  std::vector<std::pair<std::string, GgufValue>> all(impl_->header.values.begin(),
+                                                     impl_->header.values.end());
+  std::sort(all.begin(), all.end(), [](auto& a, auto& b) { return a.first < b.first; });
+  return all;
+}
+
 }  // namespace lk

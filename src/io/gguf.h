@@ -5,11 +5,14 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "io/tensor_reader.h"
 
 namespace lk {
+
+struct GgufValue;
 
 // Tensor types read: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K ... Q6_K, dequantised
 // exactly as ggml does. Shapes are row-major (ggml's dimensions reversed). Q/K rows are as stored:
@@ -39,6 +42,8 @@ class GgufFile : public TensorReader {
   std::string get_string_or(const std::string& key, const std::string& otherwise) const;
   const std::vector<std::string>& get_strings(const std::string& key) const;  // array of strings
   std::vector<std::int32_t> get_ints(const std::string& key) const;           // array of i32 / u32
+  // All of it as stored, by key: for writing it elsewhere. (GgufValue is of io/gguf_parse.h.)
+  std::vector<std::pair<std::string, GgufValue>> metadata() const;
 
  private:
   struct Impl;

@@ -6,7 +6,9 @@
 #include <string>
 #include <vector>
 
+#include "io/durable.h"
 #include "io/tensor_reader.h"
+#include "io/tensor_writer.h"
 
 namespace lk {
 
@@ -33,6 +35,35 @@ class SafetensorsFile : public TensorReader {
 // A Hugging Face folder's weights: model.safetensors, or model.safetensors.index.json with its
 // shards.
 std::unique_ptr<TensorReader> open_safetensors_model(const std::string& folder);
+
+// One file of F32, F16 and BF16 tensors, streamed: the header first, then the tensors' bytes in the
+// order given, which should be the reference writer's. Throws IoError; Error for tensors that can't
+// be written.
+class SafetensorsWriter : public TensorWriter {
+ public:
+  SafetensorsWriter(const std::string& path, const std::map<std::string, std::string>& metadata,
+                    std::vector<EncodedTensor> tensors);
+  // Larger types first (so that each tensor is aligned), then by name.
+  static void sort_as_reference(std::vector<EncodedTensor>& tensors);
+  void append(const void* data, std::size_t bytes) override;
+  void commit() override;
+
+ private:
+  DurableFile file_;
+  std::uint64_t left_ = 0;  // bytes still to come
+};
+
+// A model's tensors over several files, none above `max_bytes` of data (but for a tensor that is
+// larger by itself), as transformers names and fills them: in the order given. One shard is
+// "model.safetensors", several "model-00001-of-00002.safetensors" and so on.
+struct SafetensorsShard {
+  std::string file;
+  std::vector<EncodedTensor> tensors;  // as the reference writer orders them
+};
+std::vector<SafetensorsShard> split_into_shards(const std::vector<EncodedTensor>& tensors,
+                                                std::uint64_t max_bytes);
+// The text of model.safetensors.index.json.
+std::string shard_index(const std::vector<SafetensorsShard>& shards);
 
 struct SafetensorsEntry {
   std::string name;

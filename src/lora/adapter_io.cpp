@@ -174,6 +174,28 @@ void fill(Adapter& adapter, const std::string& path, bool allow_untrained) {
 
 }  // namespace
 
+LoraFactors read_factors(const AdapterFile& file, const std::string& module, std::int64_t out,
+                         std::int64_t in) {
+  const std::string path = file.folder + "/" + kWeightsName;
+  SafetensorsFile weights(path);
+  const LoraShape& shape = file.config.shape;
+  LoraFactors f{shape.rank, in, out, shape.scale(), {}, {}};
+  auto read = [&](char which, Shape wanted, std::vector<float>& values) {
+    const std::string key = concat(kPrefix, module, ".lora_", which, ".weight");
+    if (Shape s = weights.shape(key); !(s == wanted))
+      throw InputError(
+          concat(path, ": ", key, " has shape ", s.str(), ", this model needs ", wanted.str()));
+    values.resize(static_cast<std::size_t>(wanted.numel()));
+    weights.read_rows(key, 0, wanted[0], values.data());
+    for (std::size_t i = 0; i < values.size(); ++i)
+      if (!std::isfinite(values[i]))
+        throw InputError(concat(path, ": ", key, " holds a non-finite value at element ", i));
+  };
+  read('A', {f.rank, in}, f.a);
+  read('B', {out, f.rank}, f.b);
+  return f;
+}
+
 std::unique_ptr<Adapter> attach_adapter(Transformer& model, const AdapterFile& file,
                                         const LoraConfig& config, bool allow_untrained) {
   const std::string path = file.folder + "/" + kWeightsName;

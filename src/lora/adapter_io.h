@@ -22,6 +22,17 @@ struct AdapterFile {
 // patterns, embeddings, modules_to_save, ...), for mixed ranks, and for a half-filled adapter.
 AdapterFile open_adapter(const std::string& folder);
 
+// A and B of one module, for whoever needs no model: y += scale * B (A x).
+struct LoraFactors {
+  std::int64_t rank = 0, in = 0, out = 0;
+  double scale = 1;
+  std::vector<float> a, b;  // (R, in), (out, R)
+};
+// Those of module `path` (one of file.config.targets), whose matrix is (out, in). Throws InputError
+// naming file and tensor if the shapes differ from that or a value is not finite.
+LoraFactors read_factors(const AdapterFile& file, const std::string& path, std::int64_t out,
+                         std::int64_t in);
+
 // Puts the adapter on `model` and fills it: every tensor of the file is used and every parameter
 // filled, shapes equal, values finite; otherwise InputError naming file and tensor, and the model
 // is as it was or unusable. `config` is file.config, perhaps with another dropout or seed.

@@ -11,6 +11,7 @@
 #include "lora/adapter_io.h"
 #include "lora/checkpoint.h"
 #include "lora/inference.h"
+#include "lora/model_card.h"
 #include "lora/run_files.h"
 #include "lora/run_settings.h"
 #include "nn/load.h"
@@ -298,8 +299,16 @@ class Run {
       }
       metrics_->flush();
       save_adapter(s_.out, *adapter_, s_.model, fingerprint_);
+      write_card();
     }
     write_run_json(result_.signal ? "stopped" : "finished");
+  }
+
+  void write_card() const {
+    const CardFacts facts{fingerprint_, dtype_name(dtype_),        backend_->description(),
+                          data_.format, std::ssize(data_.rows),    data_.supervised_tokens,
+                          lora_.shape,  adapter_->target_modules()};
+    write_file_durably(s_.out + "/README.md", model_card(s_, result_, facts));
   }
 
   void write_run_json(const std::string& status) {

@@ -15,12 +15,12 @@
 #include "io/safetensors.h"
 #include "io/sha256.h"
 #include "nn/gguf_names.h"
+#include "nn/rotary_rows.h"
 
 namespace lk {
 namespace {
 
-// A tensor as the file has it. GGUF's llama stores the rows of q and k so that a rotary pair is
-// adjacent: within a head, stored row 2i + p is our row p * D/2 + i.
+// A tensor as the file has it.
 struct StoredTensor {
   std::string name;
   std::int64_t pair_rows = 0;  // head size D if the rows are stored in pairs, else 0
@@ -35,9 +35,7 @@ struct Source {
   std::vector<std::string> files;  // that hold weights
 
   StoredTensor find(const std::string& hf_name, std::int64_t head_dim) const {
-    bool rotated = hf_name.find(".q_proj.") != std::string::npos ||
-                   hf_name.find(".k_proj.") != std::string::npos;
-    return {gguf ? gguf_name(hf_name) : hf_name, pairs && rotated ? head_dim : 0};
+    return {gguf ? gguf_name(hf_name) : hf_name, pairs && has_rotary_rows(hf_name) ? head_dim : 0};
   }
   // Tensors that may be there and are not weights: rotary frequencies, read with the config or
   // recomputed.
@@ -166,15 +164,9 @@ class Loader {
           concat(source_.reader->path(), ": tensor ", name, " holds a number that is not finite"));
   }
 
-  // From adjacent pairs to halves: our row p * D/2 + i of a head is stored row 2i + p.
   void split_pairs(std::int64_t head_dim, std::int64_t cols) {
     permuted_.resize(values_.size());
-    const std::int64_t rows = static_cast<std::int64_t>(values_.size()) / cols, half = head_dim / 2;
-    for (std::int64_t row = 0; row < rows; ++row) {
-      std::int64_t head = row / head_dim, p = row % head_dim / half, i = row % half;
-      const float* from = values_.data() + (head * head_dim + 2 * i + p) * cols;
-      std::copy(from, from + cols, permuted_.data() + row * cols);
-    }
+    pairs_to_halves(values_, head_dim, cols, permuted_.data());
     values_.swap(permuted_);
   }
 
@@ -281,6 +273,14 @@ ModelHead read_model_head(const std::string& path) {
     throw InputError(concat(path, ": the tokenizer has ids up to ", head.tokenizer->n_tokens() - 1,
                             ", vocab_size is ", head.config.vocab_size));
   return head;
+}
+
+std::vector<std::string> model_weight_files(const std::string& path) {
+  return is_folder(path) ? weight_files(path) : std::vector<std::string>{path};
+}
+
+std::string model_fingerprint(const std::string& path) {
+  return fingerprint_of(model_weight_files(path));
 }
 
 LoadedModel load_model(Backend& backend, const std::string& path, DType compute_dtype,

@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "nn/config.h"
 #include "nn/model_weights.h"
@@ -22,6 +23,11 @@ struct LoadedModel {
   std::string fingerprint;
   std::string chat_template;  // the template's text, empty if the model has none
 };
+
+// The files that hold the weights of the model at `path`.
+std::vector<std::string> model_weight_files(const std::string& path);
+// LoadedModel::fingerprint of the model at `path`, without loading it.
+std::string model_fingerprint(const std::string& path);
 
 // What a model says of itself before any tensor is read.
 struct ModelHead {

@@ -1,0 +1,90 @@
+#include "io/staged_output.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <filesystem>
+#include <utility>
+
+#include "io/durable.h"
+#include "tensor/error.h"
+
+namespace lk {
+
+namespace stdfs = std::filesystem;
+
+namespace {
+
+UsageError exists_already(const std::string& target) {
+  return UsageError(target + ": exists already; it is never overwritten");
+}
+
+std::uint64_t free_bytes(const std::string& folder) {
+  struct statvfs s {};
+  if (retry_interrupted([&] { return fs().statvfs(folder.c_str(), &s); }) != 0)
+    throw IoError(system_message(folder, "cannot examine the file system", errno));
+  return static_cast<std::uint64_t>(s.f_bavail) * s.f_frsize;
+}
+
+}  // namespace
+
+StagedOutput::StagedOutput(const std::string& target, Kind kind, std::uint64_t bytes)
+    : kind_(kind) {
+  stdfs::path path(target);
+  if (!path.has_filename()) path = path.parent_path();  // "out/" is "out"
+  if (path.filename().empty() || path.filename() == "." || path.filename() == "..")
+    throw UsageError("'" + target + "' is no name for an output");
+  target_ = path.string();
+  parent_ = path.has_parent_path() ? path.parent_path().string() : ".";
+  std::error_code error;
+  if (stdfs::symlink_status(path, error).type() != stdfs::file_type::not_found)
+    throw exists_already(target_);
+  if (!stdfs::is_directory(parent_, error))
+    throw IoError(parent_ + ": is not a folder that exists: " + target_ + " can't be put there");
+  if (std::uint64_t free = free_bytes(parent_); free < bytes)
+    throw IoError(concat(target_, ": needs ", (bytes >> 20) + 1, " MiB, but ", parent_, " has ",
+                         free >> 20, " MiB free; nothing was written"));
+
+  static std::atomic<unsigned> counter{0};
+  for (int tries = 0;; ++tries) {  // a killed process with our number may have left its own
+    hidden_ = (stdfs::path(parent_) /
+               concat(".", path.filename().string(), ".", ::getpid(), ".", counter++, ".tmp"))
+                  .string();
+    if (fs().mkdir(hidden_.c_str(), 0777) == 0) break;
+    if (errno == EEXIST && tries < 1000) continue;
+    const std::string failed = std::exchange(hidden_, "");
+    throw IoError(system_message(failed, "cannot create the folder", errno));
+  }
+  content_ = kind == Kind::Folder ? hidden_ : (stdfs::path(hidden_) / path.filename()).string();
+}
+
+StagedOutput::~StagedOutput() {
+  if (hidden_.empty()) return;
+  for (const std::string& file : files_) fs().unlink(file.c_str());
+  fs().rmdir(hidden_.c_str());
+}
+
+std::string StagedOutput::file(const std::string& name) {
+  const std::string path =
+      kind_ == Kind::Folder ? (stdfs::path(hidden_) / name).string() : content_;
+  if (std::find(files_.begin(), files_.end(), path) == files_.end()) files_.push_back(path);
+  return path;
+}
+
+void StagedOutput::commit() {
+  if (int error = fsync_folder(hidden_); error != 0)
+    throw IoError(system_message(hidden_, "cannot write to the disk (fsync)", error));
+  if (fs().rename_new(content_.c_str(), target_.c_str()) != 0) {
+    if (errno == EEXIST) throw exists_already(target_);
+    throw IoError(system_message(target_, "cannot put the output in place (rename)", errno));
+  }
+  if (kind_ == Kind::File) fs().rmdir(hidden_.c_str());
+  hidden_.clear();
+  if (int error = fsync_folder(parent_); error != 0)
+    throw IoError(system_message(
+        target_, "is in place, but may not survive a power loss (fsync of the folder)", error));
+}
+
+}  // namespace lk

@@ -1,0 +1,39 @@
+// StagedOutput: a file or folder that appears whole or not at all.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace lk {
+
+// Everything is made in a hidden folder beside the target; commit() gives it its name. Without
+// commit(), or if a step fails, the hidden folder goes away with all that file() named, and at the
+// target there is nothing, as before. (A killed process leaves the hidden folder; it never has the
+// target's name.)
+class StagedOutput {
+ public:
+  enum class Kind { File, Folder };
+
+  // Throws UsageError if `target` exists in any form, IoError if its folder isn't there or has less
+  // than `bytes` free: nothing has been created then.
+  StagedOutput(const std::string& target, Kind kind, std::uint64_t bytes);
+  ~StagedOutput();
+  StagedOutput(const StagedOutput&) = delete;
+  StagedOutput& operator=(const StagedOutput&) = delete;
+
+  // Where to write the file `name` of the folder, or (any name) the file.
+  std::string file(const std::string& name);
+  // The thing itself, as long as it is hidden: for reading it back before commit().
+  const std::string& path() const { return content_; }
+  // The rename and the fsyncs around it; the files themselves are durable (see DurableFile). Throws
+  // IoError; UsageError if there is something of the target's name by now.
+  void commit();
+
+ private:
+  std::string target_, parent_, hidden_, content_;
+  Kind kind_;
+  std::vector<std::string> files_;
+};
+
+}  // namespace lk

@@ -1,0 +1,66 @@
+#include "lora/export_gguf.h"
+
+#include "io/gguf.h"
+#include "io/gguf_write.h"
+#include "io/staged_output.h"
+#include "lora/adapter_io.h"
+#include "nn/gguf_names.h"
+#include "nn/model_source.h"
+#include "nn/rotary_rows.h"
+
+namespace lk {
+
+GgufAdapter export_gguf_adapter(const std::string& model, const std::string& folder,
+                                const std::string& out) {
+  const ModelSource base(model);
+  const AdapterFile file = open_adapter(folder);
+  const LoraShape& shape = file.config.shape;
+  const std::string architecture = gguf_architecture(base.config());
+  GgufAdapter result{0, shape.rank, shape.scale() * static_cast<double>(shape.rank)};
+  const GgufWriter::Metadata metadata = {
+      {"general.architecture", gguf_string(architecture)},
+      {"general.type", gguf_string("adapter")},
+      {"general.file_type", gguf_u32(0)},
+      {"adapter.type", gguf_string("lora")},
+      {"adapter.lora.alpha", gguf_f32(static_cast<float>(result.alpha))},
+  };
+  std::vector<EncodedTensor> tensors;
+  std::vector<std::vector<float>> values;
+  const GgmlEncoder* f32 = find_ggml_encoder("F32");
+  std::vector<std::string> left = file.config.targets;
+  for (const WeightSlot& slot : base.slots()) {
+    if (!slot.linear) continue;
+    const std::string module = slot.name.substr(0, slot.name.rfind('.'));
+    if (std::erase(left, module) == 0) continue;
+    LoraFactors f = read_factors(file, module, slot.shape[0], slot.shape[1]);
+    if (architecture == "llama" && has_rotary_rows(slot.name)) {
+      std::vector<float> rows(f.b.size());
+      halves_to_pairs(f.b, base.config().head_dim, f.rank, rows.data());
+      f.b.swap(rows);
+    }
+    const std::string name = gguf_name(slot.name);
+    tensors.push_back({name + ".lora_a", Shape{f.rank, f.in}, f32});
+    values.push_back(std::move(f.a));
+    tensors.push_back({name + ".lora_b", Shape{f.out, f.rank}, f32});
+    values.push_back(std::move(f.b));
+    ++result.modules;
+  }
+  if (!left.empty()) throw InputError(concat(folder, ": '", left[0], "' is no module of ", model));
+
+  StagedOutput staged(out, StagedOutput::Kind::File, GgufWriter::file_bytes(metadata, tensors));
+  GgufWriter writer(staged.file("adapter"), metadata, tensors);
+  for (const std::vector<float>& v : values) writer.append(v.data(), v.size() * sizeof(float));
+  writer.commit();
+  const GgufFile back(staged.path());
+  std::vector<float> read;
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    read.resize(values[i].size());
+    back.read_rows(tensors[i].name, 0, tensors[i].shape[0], read.data());
+    if (read != values[i])
+      throw IoError(concat(out, ": ", tensors[i].name, " read back differently"));
+  }
+  staged.commit();
+  return result;
+}
+
+}  // namespace lk

@@ -1,0 +1,224 @@
+#include "lora/merge.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+
+#include "lora/merge_source.h"
+#include "nn/load.h"
+#include "nn/model_files.h"
+#include "nn/model_output.h"
+
+namespace lk {
+
+namespace {
+
+bool is_gguf_name(const std::string& path) { return path.ends_with(".gguf"); }
+
+std::string upper(std::string text) {
+  for (char& c : text)
+    if (c >= 'a' && c <= 'z') c = static_cast<char>(c - 'a' + 'A');
+  return text;
+}
+
+// Merges block by block, and measures what rounding leaves of the update.
+class MergePipe : public RowPipe {
+ public:
+  MergePipe(MergeSource& source, MergeResult& result, MergeListener& listener)
+      : source_(source), result_(result), listener_(listener) {
+    for (const WeightSlot& slot : source.base().slots())
+      total_ += 4 * static_cast<std::uint64_t>(slot.shape.numel());
+  }
+
+  void produce(const WeightSlot& slot, std::int64_t begin, std::int64_t end,
+               std::span<float> values) override {
+    changed_ = source_.rows(slot, begin, end, values);
+  }
+
+  void stored(const WeightSlot& slot, std::int64_t begin, std::int64_t end,
+              std::span<const float> values) override {
+    if (changed_) measure(values);
+    if (changed_ && end == slot.shape.rows()) close_matrix(slot.name);
+    done_ += 4 * static_cast<std::uint64_t>((end - begin) * slot.shape.cols());
+    listener_.progress(done_, total_, slot.name);
+  }
+
+ private:
+  void measure(std::span<const float> s) {
+    double overlap = 0, update = 0, error = 0;
+    const std::span<const float> w = source_.w(), u = source_.u();
+#pragma omp parallel for reduction(+ : overlap, update, error)
+    for (std::size_t i = 0; i < s.size(); ++i) {
+      const double ui = u[i], change = static_cast<double>(s[i]) - w[i];
+      overlap += change * ui;
+      update += ui * ui;
+      error += (change - ui) * (change - ui);
+    }
+    matrix_.overlap += overlap;
+    matrix_.update += update;
+    matrix_.error += error;
+  }
+
+  void close_matrix(const std::string& name) {
+    matrix_.least_kept = matrix_.kept();
+    const std::string module = name.substr(0, name.rfind('.'));
+    for (Survival* s : {&result_.all, &result_.modules[module.substr(module.rfind('.') + 1)]}) {
+      s->least_kept =
+          s->matrices == 0 ? matrix_.least_kept : std::min(s->least_kept, matrix_.least_kept);
+      ++s->matrices;
+      s->overlap += matrix_.overlap;
+      s->update += matrix_.update;
+      s->error += matrix_.error;
+    }
+    matrix_ = {};
+  }
+
+  MergeSource& source_;
+  MergeResult& result_;
+  MergeListener& listener_;
+  bool changed_ = false;
+  Survival matrix_;
+  std::uint64_t done_ = 0, total_ = 0;
+};
+
+void verify(const MergeSource& source, const MergeSettings& s, const std::string& path,
+            MergeResult& result) {
+  const std::vector<float> wanted = probe_logits(source.base().path(), s.adapters, source.files());
+  const std::vector<float> got = probe_logits(path, {}, {});
+  check(got.size() == wanted.size(), "merge: the result has other logits than its base");
+  double largest = 0, difference = 0;
+  bool finite = true;
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    finite = finite && std::isfinite(got[i]);
+    largest = std::max(largest, std::abs(static_cast<double>(wanted[i])));
+    difference = std::max(difference, std::abs(static_cast<double>(got[i]) - wanted[i]));
+  }
+  if (!finite) throw NonFiniteError("merge: the merged model's logits are not finite; not written");
+  // Two ways of the same sums in F32 differ by far less.
+  check(result.type != "F32" || difference <= 1e-3 * largest,
+        "merge: the result's logits differ by ", difference, " from base + adapter (largest ",
+        largest, "): not written");
+  result.largest_logit = largest;
+  result.logit_difference = difference;
+}
+
+void warn_of_rounding(MergeResult& r) {
+  char text[240];
+  if (r.quantised) {
+    std::snprintf(text, sizeof text,
+                  "%s rounds every weight: %.3f of the update is left, under noise of %.1f times "
+                  "its size; f16 or bf16 keep more",
+                  r.type.c_str(), r.all.kept(), r.all.noise());
+    r.warnings.push_back(text);
+  } else if (r.all.kept() < 0.9) {
+    std::snprintf(text, sizeof text, "only %.3f of the update survived rounding to %s: use f32",
+                  r.all.kept(), r.type.c_str());
+    r.warnings.push_back(text);
+  }
+}
+
+// Byte for byte, in pieces.
+void copy_file(const std::string& from, const std::string& to) {
+  InputFile in(from);
+  DurableFile out(to);
+  std::vector<char> piece(std::size_t{1} << 20);
+  for (std::uint64_t at = 0; at < in.size(); at += piece.size()) {
+    const auto n = static_cast<std::size_t>(std::min<std::uint64_t>(piece.size(), in.size() - at));
+    in.read(at, piece.data(), n);
+    out.append(piece.data(), n);
+  }
+  out.commit();
+}
+
+}  // namespace
+
+double Survival::kept() const { return update > 0 ? overlap / update : 1; }
+double Survival::noise() const { return update > 0 ? std::sqrt(error / update) : 0; }
+
+MergeResult merge(const MergeSettings& s, MergeListener& listener) {
+  MergeSource source(s.model, s.adapters, s.other_base);
+  const OutputFormat format{is_gguf_name(s.out), upper(s.type), s.shard_bytes};
+  const ModelOutput output(source.base(), format);
+  MergeResult result;
+  result.type = output.type().name;
+  result.quantised = output.type().quantised;
+  result.bytes = output.bytes();
+  result.warnings = output.notes();
+  listener.message(concat("merging ", s.adapters.size(), " adapter(s) into ", source.n_changed(),
+                          " matrices of ", s.model, ", written as ", result.type));
+  using Kind = StagedOutput::Kind;
+  StagedOutput staged(s.out, format.gguf ? Kind::File : Kind::Folder, output.bytes());
+  MergePipe pipe(source, result, listener);
+  output.write(staged, pipe);
+  warn_of_rounding(result);
+  if (s.verify) {
+    listener.message("reading it back: logits of base + adapter, then of the result");
+    verify(source, s, staged.path(), result);
+  }
+  staged.commit();
+  return result;
+}
+
+void unmerge(const MergeSettings& s, const std::string& base, MergeListener& listener) {
+  MergeSource source(base, s.adapters, s.other_base);
+  const ModelSource merged(s.model);
+  std::map<std::string, const WeightSlot*> slots;
+  for (const WeightSlot& slot : merged.slots()) slots[slot.name] = &slot;
+  if (slots.size() != source.base().slots().size())
+    throw InputError(concat(s.model, ": has ", slots.size(), " tensors, ", base, " has ",
+                            source.base().slots().size(), ": another model"));
+  std::uint64_t bytes = 0;
+  const std::vector<std::string> weights = model_weight_files(base);
+  for (const std::string& path : weights) bytes += InputFile(path).size();
+  const bool folder = source.base().gguf() == nullptr;
+  if (folder == is_gguf_name(s.out))
+    throw UsageError(concat("--out ", s.out, ": ", base, " is a ", folder ? "folder" : ".gguf file",
+                            " and is written back as one"));
+  StagedOutput staged(s.out, folder ? StagedOutput::Kind::Folder : StagedOutput::Kind::File, bytes);
+
+  std::vector<float> want, have;
+  std::vector<std::uint8_t> unused;
+  std::uint64_t done = 0;
+  for (const WeightSlot& slot : source.base().slots()) {
+    auto other = slots.find(slot.name);
+    if (other == slots.end() || !(other->second->shape == slot.shape))
+      throw InputError(concat(s.model, ": tensor ", slot.name, " is missing or of another shape"));
+    const std::string stored = merged.stored_type(*other->second);
+    const GgmlEncoder* type = find_ggml_encoder(stored);
+    if (type == nullptr)
+      throw InputError(concat(s.model, ": tensor ", slot.name, " is stored as ", stored,
+                              ", which merge does not write: it can't be checked"));
+    const std::int64_t rows = slot.shape.rows(), cols = slot.shape.cols();
+    for (std::int64_t begin = 0; begin < rows; begin += source.base().block_rows(slot)) {
+      const std::int64_t end = std::min(begin + source.base().block_rows(slot), rows);
+      want.resize(static_cast<std::size_t>((end - begin) * cols));
+      have.resize(want.size());
+      source.rows(slot, begin, end, want);
+      round_to(*type, want, unused, s.model + ": tensor " + slot.name);
+      merged.read_rows(*other->second, begin, end, have.data());
+      const auto [a, b] = std::mismatch(want.begin(), want.end(), have.begin());
+      if (a != want.end())
+        throw InputError(concat(s.model, ": tensor ", slot.name, ": value ",
+                                begin * cols + (a - want.begin()), " is ", *b, ", but ", base,
+                                " and the adapters give ", *a, ": it is not their merge"));
+      done += 4 * want.size();
+      listener.progress(done, 0, slot.name);
+    }
+  }
+  listener.message(concat(s.model, " is ", base, " with the adapters merged in; writing the base"));
+  if (folder)
+    for (const auto& [name, content] : model_files(source.base(), nullptr))
+      write_file_durably(staged.file(name), content);
+  for (const std::string& path : weights)
+    copy_file(path, staged.file(std::filesystem::path(path).filename().string()));
+  const std::string index = base + "/model.safetensors.index.json";
+  std::error_code ignored;
+  if (folder && weights.size() > 1 && std::filesystem::exists(index, ignored))
+    copy_file(index, staged.file("model.safetensors.index.json"));
+  check(model_fingerprint(staged.path()) == model_fingerprint(base),
+        "unmerge: the copy is not the base");
+  staged.commit();
+}
+
+}  // namespace lk

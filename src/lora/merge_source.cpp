@@ -1,0 +1,193 @@
+#include "lora/merge_source.h"
+
+#include <algorithm>
+#include <cmath>
+#include <set>
+
+#include "cuda/open_device.h"
+#include "nn/load.h"
+#include "nn/transformer.h"
+
+namespace lk {
+
+namespace {
+
+constexpr std::string_view kWeight = ".weight";
+
+// A projection of a block: what adapters may be on.
+bool is_module(const WeightSlot& slot) { return slot.linear && slot.name != "lm_head.weight"; }
+
+std::string module_of(const WeightSlot& slot) {
+  return slot.name.substr(0, slot.name.size() - kWeight.size());
+}
+
+// English, code and another script: enough to reach every matrix of the model.
+constexpr const char* kProbes[] = {
+    "The quick brown fox jumps over the lazy dog, and then it rests in the shade of a tree.",
+    "Restaurant facts: name : The Vaults | food : Italian | area : riverside\nSentence:",
+    "def add(a, b):\n    return a + b\n\nprint(add(2, 3))  # 5",
+    "1, 2, 3, 5, 8, 13, 21, 34; \xc3\xa7"
+    "a va bien.",
+};
+
+// One adapter that does what all of them do: A stacked, weight * scale * B side by side.
+std::unique_ptr<Adapter> attach_sum(Transformer& model,
+                                    const std::vector<WeightedAdapter>& adapters,
+                                    const std::vector<AdapterFile>& files) {
+  LoraConfig config;
+  std::set<std::string> targets;
+  config.shape.rank = 0;
+  for (const AdapterFile& file : files) {
+    targets.insert(file.config.targets.begin(), file.config.targets.end());
+    config.shape.rank += file.config.shape.rank;
+  }
+  config.shape.alpha = static_cast<double>(config.shape.rank);  // a scale of 1
+  config.targets.assign(targets.begin(), targets.end());
+  auto adapter = std::make_unique<Adapter>(model, config);
+  for (LoraLinear* layer : adapter->layers()) {
+    const std::int64_t R = config.shape.rank, in = layer->in_features(),
+                       out = layer->out_features();
+    std::vector<float> a(static_cast<std::size_t>(R * in)), b(static_cast<std::size_t>(out * R));
+    std::int64_t at = 0;  // the first of this adapter's ranks
+    for (std::size_t i = 0; i < files.size(); ++i) {
+      const std::vector<std::string>& own = files[i].config.targets;
+      const std::int64_t r = files[i].config.shape.rank;
+      if (std::find(own.begin(), own.end(), layer->path()) != own.end()) {
+        const LoraFactors f = read_factors(files[i], layer->path(), out, in);
+        std::copy(f.a.begin(), f.a.end(), a.begin() + at * in);
+        const auto scale = static_cast<float>(adapters[i].weight * f.scale);
+        for (std::int64_t row = 0; row < out; ++row)
+          for (std::int64_t k = 0; k < r; ++k)
+            b[static_cast<std::size_t>(row * R + at + k)] =
+                scale * f.b[static_cast<std::size_t>(row * r + k)];
+      }
+      at += r;
+    }
+    model.backend().upload(layer->a().value(), a.data(), a.size() * sizeof(float));
+    model.backend().upload(layer->b().value(), b.data(), b.size() * sizeof(float));
+    layer->a().refresh();
+    layer->b().refresh();
+  }
+  return adapter;
+}
+
+}  // namespace
+
+void update_rows(std::span<const LoraFactors> factors, std::int64_t begin, std::int64_t end,
+                 std::span<float> u) {
+  std::fill(u.begin(), u.end(), 0.0f);
+#pragma omp parallel
+  {
+    std::vector<float> product;
+#pragma omp for
+    for (std::int64_t row = begin; row < end; ++row) {
+      for (const LoraFactors& f : factors) {
+        product.assign(static_cast<std::size_t>(f.in), 0.0f);
+        for (std::int64_t k = 0; k < f.rank; ++k) {
+          const float b = f.b[static_cast<std::size_t>(row * f.rank + k)];
+          const float* a = f.a.data() + k * f.in;
+          for (std::int64_t i = 0; i < f.in; ++i) product[static_cast<std::size_t>(i)] += b * a[i];
+        }
+        const auto scale = static_cast<float>(f.scale);
+        float* to = u.data() + (row - begin) * f.in;
+        for (std::int64_t i = 0; i < f.in; ++i)
+          to[i] += scale * product[static_cast<std::size_t>(i)];
+      }
+    }
+  }
+}
+
+MergeSource::MergeSource(const std::string& base, const std::vector<WeightedAdapter>& adapters,
+                         bool other_base)
+    : base_(base), adapters_(adapters) {
+  if (adapters.empty()) throw UsageError("--adapter: name at least one");
+  std::set<std::string> known;
+  for (const WeightSlot& slot : base_.slots())
+    if (is_module(slot)) known.insert(module_of(slot));
+  std::string fingerprint;
+  for (const WeightedAdapter& adapter : adapters) {
+    if (!std::isfinite(adapter.weight))
+      throw UsageError(concat("--adapter ", adapter.folder, ": its weight is not a number"));
+    files_.push_back(open_adapter(adapter.folder));
+    const AdapterFile& file = files_.back();
+    for (const std::string& module : file.config.targets) {
+      if (!known.count(module))
+        throw InputError(concat(adapter.folder, ": '", module, "' is no module of ", base,
+                                "; its modules are called ", *known.begin(), " and so on"));
+      modules_[module].push_back(files_.size() - 1);
+    }
+    if (other_base || file.base_fingerprint.empty()) continue;
+    if (fingerprint.empty()) fingerprint = model_fingerprint(base);
+    if (file.base_fingerprint != fingerprint)
+      throw InputError(concat(adapter.folder,
+                              "/adapter_config.json: lorikeet_base_sha256: the adapter was trained "
+                              "on another base model (",
+                              file.base_fingerprint, "), ", base, " is ", fingerprint,
+                              "; --other-base merges it all the same"));
+  }
+  // Shapes and values of every factor, before anything is written.
+  std::vector<bool> moved(files_.size());
+  for (const WeightSlot& slot : base_.slots()) {
+    if (!is_module(slot) || !modules_.count(module_of(slot))) continue;
+    load_factors(slot);
+    const std::vector<std::size_t>& owners = modules_.at(module_of(slot));
+    for (std::size_t i = 0; i < owners.size(); ++i)
+      if (std::any_of(factors_[i].b.begin(), factors_[i].b.end(), [](float v) { return v != 0; }))
+        moved[owners[i]] = true;
+  }
+  for (std::size_t i = 0; i < files_.size(); ++i)
+    if (!moved[i])
+      throw InputError(adapters_[i].folder +
+                       ": every lora_B is zero: this adapter was never trained");
+}
+
+void MergeSource::load_factors(const WeightSlot& slot) {
+  const std::string module = module_of(slot);
+  if (loaded_ == module) return;
+  factors_.clear();
+  for (std::size_t i : modules_.at(module)) {
+    factors_.push_back(read_factors(files_[i], module, slot.shape[0], slot.shape[1]));
+    factors_.back().scale *= adapters_[i].weight;
+  }
+  loaded_ = module;
+}
+
+bool MergeSource::rows(const WeightSlot& slot, std::int64_t begin, std::int64_t end,
+                       std::span<float> merged) {
+  base_.read_rows(slot, begin, end, merged.data());
+  if (!is_module(slot) || !modules_.count(module_of(slot))) return false;
+  load_factors(slot);
+  w_.assign(merged.begin(), merged.end());
+  u_.resize(merged.size());
+  update_rows(factors_, begin, end, u_);
+  for (std::size_t i = 0; i < merged.size(); ++i) merged[i] += u_[i];
+  return true;
+}
+
+std::vector<float> probe_logits(const std::string& path,
+                                const std::vector<WeightedAdapter>& adapters,
+                                const std::vector<AdapterFile>& files) {
+  std::unique_ptr<Backend> backend = open_device("cpu");
+  LoadedModel loaded = load_model(*backend, path, DType::F32);
+  const std::int64_t positions = std::min<std::int64_t>(loaded.config.max_position, 64);
+  std::vector<std::vector<std::int32_t>> probes;
+  for (const char* text : kProbes) {
+    std::vector<std::int32_t> ids = loaded.tokenizer->encode(text);
+    if (std::ssize(ids) > positions) ids.resize(static_cast<std::size_t>(positions));
+    if (!ids.empty()) probes.push_back(std::move(ids));
+  }
+  Transformer model(*backend, loaded.config, std::move(loaded.weights), DType::F32, positions);
+  std::unique_ptr<Adapter> adapter;
+  if (adapters.size() == 1 && adapters[0].weight == 1)
+    adapter = attach_adapter(model, files[0], files[0].config, false);
+  else if (!adapters.empty())
+    adapter = attach_sum(model, adapters, files);
+  std::vector<float> all;
+  for (const std::vector<std::int32_t>& ids : probes) {
+    const std::vector<float> logits = to_host<float>(model.logits(make_prompt(*backend, ids, 0)));
+    all.insert(all.end(), logits.begin(), logits.end());
+  }
+  return all;
+}
+
+}  // namespace lk

@@ -1,0 +1,247 @@
+#include "text/tokenizer_convert.h"
+
+#include <algorithm>
+#include <array>
+#include <filesystem>
+#include <set>
+
+#include "io/json.h"
+#include "tensor/error.h"
+#include "text/tokenizer.h"
+
+namespace lk {
+
+namespace {
+
+enum TokenType { kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4, kUnused = 5 };
+
+// What we call a pre-tokenizer, what GGUF does, and its published parts in tokenizer.json.
+struct Family {
+  const char *name, *gguf_name;
+  const char* pattern;  // of a Split before ByteLevel; null: ByteLevel's own
+  bool digits;          // Digits before ByteLevel
+  bool nfc;
+};
+constexpr std::array<Family, 4> kFamilies = {{
+    {"gpt2", "gpt-2", nullptr, false, false},
+    {"smollm", "smollm", nullptr, true, false},
+    {"llama3", "llama-bpe",
+     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)",
+     false, false},
+    {"qwen2", "qwen2",
+     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)",
+     false, true},
+}};
+
+const Family& family_of(const Tokenizer& tokenizer, const std::string& where) {
+  for (const Family& f : kFamilies)
+    if (tokenizer.pre_tokenizer() == f.name) return f;
+  throw InputError(concat(where, ": the tokenizer (pre-tokenizer '", tokenizer.pre_tokenizer(),
+                          "') can't be converted: only byte-level BPE can (gpt2, smollm, llama3, "
+                          "qwen2)"));
+}
+
+Json added_token(std::int64_t id, const std::string& content, bool special) {
+  return {{"id", id},        {"content", content},  {"single_word", false}, {"lstrip", false},
+          {"rstrip", false}, {"normalized", false}, {"special", special}};
+}
+
+Json byte_level(bool own_pattern, bool trim_offsets) {
+  return {{"type", "ByteLevel"},
+          {"add_prefix_space", false},
+          {"trim_offsets", trim_offsets},
+          {"use_regex", own_pattern}};
+}
+
+Json pre_tokenizer_json(const Family& family) {
+  if (family.digits)
+    return {{"type", "Sequence"},
+            {"pretokenizers",
+             {{{"type", "Digits"}, {"individual_digits", true}}, byte_level(true, true)}}};
+  if (family.pattern == nullptr) return byte_level(true, true);
+  return {{"type", "Sequence"},
+          {"pretokenizers",
+           {{{"type", "Split"},
+             {"pattern", {{"Regex", family.pattern}}},
+             {"behavior", "Isolated"},
+             {"invert", false}},
+            byte_level(false, false)}}};
+}
+
+// Puts BOS before every text, as the file's recipe asks.
+Json post_processor_json(const std::string& bos, std::int64_t bos_id) {
+  const Json special = {{"SpecialToken", {{"id", bos}, {"type_id", 0}}}};
+  const Json a = {{"Sequence", {{"id", "A"}, {"type_id", 0}}}};
+  const Json b = {{"Sequence", {{"id", "B"}, {"type_id", 1}}}};
+  const Json special_b = {{"SpecialToken", {{"id", bos}, {"type_id", 1}}}};
+  return {{"type", "TemplateProcessing"},
+          {"single", {special, a}},
+          {"pair", {special, a, special_b, b}},
+          {"special_tokens", {{bos, {{"id", bos}, {"ids", {bos_id}}, {"tokens", {bos}}}}}}};
+}
+
+}  // namespace
+
+GgufWriter::Metadata gguf_tokenizer(const std::string& folder, std::int64_t vocab_size) {
+  const std::string path = folder + "/tokenizer.json";
+  // Whatever we don't know of it is refused here.
+  const std::unique_ptr<Tokenizer> tokenizer = Tokenizer::from_folder(folder);
+  const Family& family = family_of(*tokenizer, path);
+  const std::int64_t n = tokenizer->n_tokens();
+  if (n > vocab_size)
+    throw InputError(
+        concat(path, ": ids up to ", n - 1, ", but the model has ", vocab_size, " rows"));
+  const Json file = read_json(path);
+  const Json& model = file.at("model");
+  if (json_bool_or(model, "ignore_merges", false, path) !=
+      (family.gguf_name == std::string("llama-bpe")))
+    throw InputError(path +
+                     ": model: ignore_merges is unusual for this pre-tokenizer, and GGUF has "
+                     "no words for it");
+  if (family.nfc != (file.contains("normalizer") && !file.at("normalizer").is_null()))
+    throw InputError(path +
+                     ": normalizer: unusual for this pre-tokenizer, and GGUF has no words "
+                     "for it");
+
+  std::vector<std::string> tokens(static_cast<std::size_t>(vocab_size));
+  std::vector<std::int32_t> types(tokens.size(), kNormal);
+  for (const auto& [token, id] : model.at("vocab").items()) tokens[id.get<std::size_t>()] = token;
+  for (const Json& entry : file.at("added_tokens")) {
+    const auto id = entry.at("id").get<std::size_t>();
+    tokens[id] = entry.at("content").get<std::string>();
+    types[id] = json_bool_or(entry, "special", false, path) ? kControl : kUserDefined;
+    for (const char* key : {"lstrip", "rstrip", "single_word"})
+      if (json_bool_or(entry, key, false, path))
+        throw InputError(concat(path, ": added_tokens: \"", tokens[id], "\" has ", key,
+                                ", for which GGUF has no words"));
+  }
+  for (std::int64_t i = n; i < vocab_size; ++i) {
+    tokens[static_cast<std::size_t>(i)] = concat("[PAD", i, "]");
+    types[static_cast<std::size_t>(i)] = kUnused;
+  }
+  std::vector<std::string> merges;
+  for (const Json& merge : model.at("merges"))
+    merges.push_back(merge.is_string()
+                         ? merge.get<std::string>()
+                         : merge[0].get<std::string>() + " " + merge[1].get<std::string>());
+
+  GgufWriter::Metadata m;
+  auto add = [&](const char* key, GgufValue value) {
+    m.emplace_back(std::string("tokenizer.ggml.") + key, std::move(value));
+  };
+  auto add_id = [&](const char* key, std::int32_t id) {
+    if (id >= 0) add(key, gguf_u32(static_cast<std::uint32_t>(id)));
+  };
+  add("model", gguf_string("gpt2"));
+  add("pre", gguf_string(family.gguf_name));
+  add("tokens", gguf_strings(tokens));
+  add("token_type", gguf_ints(types));
+  add("merges", gguf_strings(std::move(merges)));
+  add_id("bos_token_id", tokenizer->bos());
+  add_id("eos_token_id", tokenizer->eos());
+  // GGUF has two more places for ids that end a generation.
+  const char* places[] = {"eot_token_id", "eom_token_id"};
+  std::size_t used = 0;
+  for (std::int32_t id : tokenizer->stop_ids()) {
+    if (id == tokenizer->eos() || used == std::size(places)) continue;
+    add_id(places[used++], id);
+  }
+  const std::string config_path = folder + "/tokenizer_config.json";
+  std::error_code ignored;
+  if (std::filesystem::exists(config_path, ignored)) {
+    const Json config = read_json(config_path);
+    for (auto [key, name] :
+         {std::pair{"unk_token", "unknown_token_id"}, std::pair{"pad_token", "padding_token_id"}}) {
+      if (!config.contains(key) || config.at(key).is_null()) continue;
+      const Json& value = config.at(key);
+      add_id(name, tokenizer->id_of(value.is_object() ? json_string(value, "content", config_path)
+                                                      : json_string(config, key, config_path)));
+    }
+  }
+  add("add_bos_token", gguf_bool(tokenizer->adds_bos()));
+  if (!tokenizer->chat_template().empty())
+    m.emplace_back("tokenizer.chat_template", gguf_string(tokenizer->chat_template()));
+  return m;
+}
+
+std::vector<std::pair<std::string, std::string>> hf_tokenizer_files(const GgufFile& file) {
+  const std::unique_ptr<Tokenizer> tokenizer = Tokenizer::from_gguf(file);
+  const Family& family = family_of(*tokenizer, file.path());
+  const std::vector<std::string>& tokens = file.get_strings("tokenizer.ggml.tokens");
+  std::vector<std::int32_t> types(tokens.size(), kNormal);
+  if (file.has_key("tokenizer.ggml.token_type")) types = file.get_ints("tokenizer.ggml.token_type");
+  const std::set<std::int32_t> stops(tokenizer->stop_ids().begin(), tokenizer->stop_ids().end());
+
+  Json vocab = Json::object(), added = Json::array(), decoder_list = Json::object();
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    const auto id = static_cast<std::int32_t>(i);
+    if (vocab.contains(tokens[i]))
+      throw InputError(concat(file.path(), ": tokenizer.ggml.tokens: \"", tokens[i],
+                              "\" is there twice (", vocab[tokens[i]].get<std::int64_t>(), " and ",
+                              i, "): tokenizer.json can't hold that"));
+    vocab[tokens[i]] = i;
+    const bool marker = stops.count(id) || id == tokenizer->bos() || id == tokenizer->eos();
+    if (types[i] != kControl && types[i] != kUserDefined && !marker) continue;
+    Json entry = added_token(id, tokens[i], types[i] != kUserDefined);
+    added.push_back(entry);
+    entry.erase("id");
+    decoder_list[std::to_string(id)] = std::move(entry);
+  }
+  Json merges = Json::array();
+  for (const std::string& merge : file.get_strings("tokenizer.ggml.merges")) {
+    const std::size_t space = merge.find(' ');
+    merges.push_back({merge.substr(0, space), merge.substr(space + 1)});
+  }
+  auto token_at = [&](std::int32_t id) {
+    return id < 0 ? Json(nullptr) : Json(tokens[static_cast<std::size_t>(id)]);
+  };
+  const bool adds_bos = tokenizer->adds_bos() && tokenizer->bos() >= 0;
+  const Json json = {{"version", "1.0"},
+                     {"truncation", nullptr},
+                     {"padding", nullptr},
+                     {"added_tokens", added},
+                     {"normalizer", family.nfc ? Json{{"type", "NFC"}} : Json(nullptr)},
+                     {"pre_tokenizer", pre_tokenizer_json(family)},
+                     {"post_processor",
+                      adds_bos ? post_processor_json(token_at(tokenizer->bos()), tokenizer->bos())
+                               : Json(nullptr)},
+                     {"decoder", byte_level(true, true)},
+                     {"model",
+                      {{"type", "BPE"},
+                       {"dropout", nullptr},
+                       {"unk_token", nullptr},
+                       {"continuing_subword_prefix", nullptr},
+                       {"end_of_word_suffix", nullptr},
+                       {"fuse_unk", false},
+                       {"byte_fallback", false},
+                       {"ignore_merges", family.gguf_name == std::string("llama-bpe")},
+                       {"vocab", vocab},
+                       {"merges", merges}}}};
+
+  auto id_of = [&](const char* key) {
+    const std::string name = std::string("tokenizer.ggml.") + key;
+    return static_cast<std::int32_t>(file.get_int_or(name, -1, 0, std::ssize(tokens) - 1));
+  };
+  Json special = Json::object();
+  for (auto [name, id] : {std::pair{"bos_token", tokenizer->bos()},
+                          {"eos_token", tokenizer->eos()},
+                          {"unk_token", id_of("unknown_token_id")},
+                          {"pad_token", id_of("padding_token_id")}})
+    if (id >= 0) special[name] = token_at(id);
+  Json config = special;
+  config["tokenizer_class"] = "PreTrainedTokenizerFast";
+  config["add_bos_token"] = adds_bos;
+  config["clean_up_tokenization_spaces"] = false;
+  config["added_tokens_decoder"] = decoder_list;
+  std::vector<std::pair<std::string, std::string>> files;
+  if (!tokenizer->chat_template().empty()) {
+    config["chat_template"] = tokenizer->chat_template();
+    files.emplace_back("chat_template.jinja", tokenizer->chat_template());
+  }
+  files.emplace_back("tokenizer.json", json.dump() + "\n");
+  files.emplace_back("tokenizer_config.json", config.dump(2) + "\n");
+  files.emplace_back("special_tokens_map.json", special.dump(2) + "\n");
+  return files;
+}
+
+}  // namespace lk

@@ -1,0 +1,442 @@
+// merge, unmerge and the GGUF adapter: the maths against F64, every format read back, and what is
+// refused or interrupted leaves nothing.
+#include "lora/merge.h"
+
+#include <cmath>
+#include <filesystem>
+
+#include "harness.h"
+#include "hostile.h"
+#include "io/gguf.h"
+#include "io/json.h"
+#include "io/safetensors.h"
+#include "lora/export_gguf.h"
+#include "lora/merge_source.h"
+#include "nn/load.h"
+#include "nn/model_output.h"
+
+using namespace lk;
+using namespace lk::test;
+namespace stdfs = std::filesystem;
+
+namespace {
+
+const std::string kGolden = std::string(LK_TEST_DATA) + "/golden/peft";
+const std::string kBase = kGolden + "/tiny", kAdapter = kGolden + "/all_linear.after",
+                  kSubset = kGolden + "/subset.after";
+
+MergeSettings settings(const std::string& out, const std::string& type = "f32") {
+  MergeSettings s;
+  s.model = kBase;
+  s.adapters = {{kAdapter, 1}};
+  s.out = out;
+  s.type = type;
+  return s;
+}
+
+MergeListener quiet;
+
+// A tensor of a model file, all of it, in Hugging Face's order.
+std::vector<float> values_of(const ModelSource& model, const std::string& name) {
+  for (const WeightSlot& slot : model.slots()) {
+    if (slot.name != name) continue;
+    std::vector<float> v(static_cast<std::size_t>(slot.shape.numel()));
+    model.read_rows(slot, 0, slot.shape.rows(), v.data());
+    return v;
+  }
+  FAIL("no tensor ", name);
+  return {};
+}
+
+// W + sum of weight * s * B A in F64.
+std::vector<double> merged_f64(const std::string& module,
+                               const std::vector<WeightedAdapter>& adapters) {
+  const ModelSource base(kBase);
+  std::vector<float> w = values_of(base, module + ".weight");
+  std::vector<double> merged(w.begin(), w.end());
+  for (const WeightSlot& slot : base.slots()) {
+    if (slot.name != module + ".weight") continue;
+    for (const WeightedAdapter& adapter : adapters) {
+      const AdapterFile file = open_adapter(adapter.folder);
+      const auto& targets = file.config.targets;
+      if (std::find(targets.begin(), targets.end(), module) == targets.end()) continue;
+      const LoraFactors f = read_factors(file, module, slot.shape[0], slot.shape[1]);
+      for (std::int64_t o = 0; o < f.out; ++o)
+        for (std::int64_t i = 0; i < f.in; ++i)
+          for (std::int64_t k = 0; k < f.rank; ++k)
+            merged[static_cast<std::size_t>(o * f.in + i)] +=
+                adapter.weight * f.scale * f.b[static_cast<std::size_t>(o * f.rank + k)] *
+                f.a[static_cast<std::size_t>(k * f.in + i)];
+    }
+  }
+  return merged;
+}
+
+// Roundoff of F32: R products and R sums, a factor, a sum with W; all terms well below 1.
+void check_merged(const std::vector<float>& got, const std::vector<double>& want, double scale) {
+  REQUIRE(got.size() == want.size());
+  double worst = 0;
+  for (std::size_t i = 0; i < got.size(); ++i) worst = std::max(worst, std::abs(got[i] - want[i]));
+  CHECK_MESSAGE(worst <= 20 * 0x1p-24 * scale, "largest difference ", worst);
+}
+
+// A copy of the adapter with one thing changed.
+std::string changed_adapter(const ScratchFolder& scratch, const std::string& key,
+                            const Json& value) {
+  const std::string folder = scratch.file("adapter");
+  stdfs::copy(kAdapter, folder);
+  Json config = read_json(folder + "/adapter_config.json");
+  config[key] = value;
+  write_file_durably(folder + "/adapter_config.json", config.dump());
+  return folder;
+}
+
+}  // namespace
+
+TEST_CASE("update_rows is the sum of s B A, any rows of it, against F64") {
+  const std::int64_t out = 37, in = 53;
+  std::vector<LoraFactors> factors;
+  for (std::int64_t rank : {1, 5}) {
+    LoraFactors f{rank, in, out, rank == 1 ? -0.7 : 1.3, {}, {}};
+    for (double v : random_values(rank * in, 3 + static_cast<unsigned>(rank)))
+      f.a.push_back(static_cast<float>(v));
+    for (double v : random_values(out * rank, 9 + static_cast<unsigned>(rank)))
+      f.b.push_back(static_cast<float>(v));
+    factors.push_back(f);
+  }
+  for (auto [begin, end] : {std::pair<std::int64_t, std::int64_t>{0, out}, {5, 6}, {11, 37}}) {
+    std::vector<float> u(static_cast<std::size_t>((end - begin) * in), 99.0f);
+    update_rows(factors, begin, end, u);
+    for (std::int64_t o = begin; o < end; ++o)
+      for (std::int64_t i = 0; i < in; ++i) {
+        double want = 0, size = 0;
+        for (const LoraFactors& f : factors)
+          for (std::int64_t k = 0; k < f.rank; ++k) {
+            const double term = f.scale * f.b[static_cast<std::size_t>(o * f.rank + k)] *
+                                f.a[static_cast<std::size_t>(k * in + i)];
+            want += term;
+            size += std::abs(term);
+          }
+        // 6 products, 6 sums, 2 factors rounded and multiplied: under 12 roundings of the size.
+        const double got = u[static_cast<std::size_t>((o - begin) * in + i)];
+        if (std::abs(got - want) > 12 * 0x1p-24 * size) FAIL_CHECK(o, ",", i, ": ", got, " ", want);
+      }
+  }
+}
+
+TEST_CASE(
+    "a folder in F32 is W + s B A, computes what base + adapter computes, and brings its files") {
+  ScratchFolder scratch;
+  const std::string out = scratch.file("merged");
+  const MergeResult r = merge(settings(out), quiet);
+  CHECK(r.type == "F32");
+  CHECK(r.all.matrices == 14);
+  CHECK(r.modules.size() == 7);
+  // W' has 2^-24 of its own size; the update is smaller than W, hence the margin.
+  CHECK(std::abs(r.all.kept() - 1) < 1e-5);
+  CHECK(r.all.noise() < 1e-5);
+  CHECK(*r.logit_difference <= 2e-6 * *r.largest_logit);
+  CHECK(*r.largest_logit > 0.1);
+  const ModelSource merged(out);
+  for (const char* module : {"model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.k_proj",
+                             "model.layers.1.mlp.down_proj"})
+    check_merged(values_of(merged, std::string(module) + ".weight"),
+                 merged_f64(module, {{kAdapter, 1}}), 1);
+  const ModelSource base(kBase);
+  for (const char* same : {"model.embed_tokens.weight", "model.layers.1.input_layernorm.weight"})
+    CHECK(values_of(merged, same) == values_of(base, same));
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "generation_config.json"})
+    CHECK(slurp(out + "/" + name) == slurp(kBase + "/" + name));
+  Json config = read_json(out + "/config.json");
+  CHECK(config["dtype"] == "float32");
+  config["dtype"] = "bfloat16";
+  CHECK(config == read_json(kBase + "/config.json"));
+  CHECK(scratch.names().size() == 1);
+}
+
+TEST_CASE("several adapters add up with their weights") {
+  ScratchFolder scratch;
+  MergeSettings s = settings(scratch.file("merged"));
+  s.adapters = {{kAdapter, 0.7}, {kSubset, -1.5}};
+  const MergeResult r = merge(s, quiet);
+  CHECK(*r.logit_difference <= 2e-6 * *r.largest_logit);
+  const ModelSource merged(s.out);
+  for (const char* module : {"model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj"})
+    check_merged(values_of(merged, std::string(module) + ".weight"), merged_f64(module, s.adapters),
+                 2);
+  MergeSettings other = settings(scratch.file("other"));
+  other.adapters = {{kAdapter, 0.7}};
+  merge(other, quiet);
+  CHECK(values_of(merged, "model.layers.0.self_attn.q_proj.weight") !=
+        values_of(ModelSource(other.out), "model.layers.0.self_attn.q_proj.weight"));
+}
+
+TEST_CASE(
+    "every type of GGUF holds the merged matrix as that type rounds it, q and k in its order") {
+  ScratchFolder scratch;
+  for (std::string type : {"f32", "f16", "bf16", "q8_0", "q4_0", "q4_1"}) {
+    CAPTURE(type);
+    const std::string out = scratch.file(type + ".gguf");
+    const MergeResult r = merge(settings(out, type), quiet);
+    if (type == "f32") CHECK(*r.logit_difference <= 2e-6 * *r.largest_logit);
+    CHECK(r.quantised == type.starts_with("q"));
+    CHECK(r.warnings.empty() != r.quantised);
+    CHECK(std::abs(r.all.kept() - 1) < 0.2);
+    const GgufFile file(out);
+    CHECK(file.stored_type("blk.0.attn_norm.weight") == "F32");
+    CHECK(file.stored_type("token_embd.weight") == (type.starts_with("q4") ? "Q8_0" : r.type));
+    CHECK(file.get_string("tokenizer.ggml.model") == "gpt2");
+    CHECK(file.get_int("general.file_type", 0, 100) == find_ggml_encoder(r.type)->file_type);
+
+    MergeSource source(kBase, {{kAdapter, 1}}, false);
+    const ModelSource merged(out);
+    for (const WeightSlot& slot : source.base().slots()) {
+      if (!slot.linear) continue;
+      std::vector<float> want(static_cast<std::size_t>(slot.shape.numel()));
+      std::vector<std::uint8_t> unused;
+      source.rows(slot, 0, slot.shape.rows(), want);
+      round_to(*find_ggml_encoder(r.type), want, unused, slot.name);
+      CHECK_MESSAGE(values_of(merged, slot.name) == want, slot.name);
+    }
+    // As stored, the first head's rows 0 and D/2 of q are neighbours.
+    if (type == "f32") {
+      std::vector<float> stored(128),
+          ours = values_of(merged, "model.layers.0.self_attn.q_proj.weight");
+      file.read_rows("blk.0.attn_q.weight", 0, 2, stored.data());
+      CHECK(std::equal(stored.begin(), stored.begin() + 64, ours.begin()));
+      CHECK(std::equal(stored.begin() + 64, stored.end(), ours.begin() + 8 * 64));
+    }
+  }
+}
+
+TEST_CASE("a folder becomes a GGUF file and a folder again: the same logits and tokens") {
+  ScratchFolder scratch;
+  merge(settings(scratch.file("a.gguf")), quiet);
+  // Nothing is added the second time: a weight of zero.
+  MergeSettings s = settings(scratch.file("b"), "");
+  s.model = scratch.file("a.gguf");
+  s.adapters = {{kAdapter, 0}};
+  const MergeResult r = merge(s, quiet);
+  CHECK(r.type == "F32");
+  CHECK(*r.logit_difference <= 2e-6 * *r.largest_logit);
+  const ModelHead first = read_model_head(kBase), last = read_model_head(s.out);
+  CHECK(first.config.eos_ids == last.config.eos_ids);
+  CHECK(first.config.rms_eps == last.config.rms_eps);
+  CHECK(first.tokenizer->eos() == last.tokenizer->eos());
+  CHECK(first.tokenizer->bos() == last.tokenizer->bos());
+  CHECK(first.tokenizer->adds_bos() == last.tokenizer->adds_bos());
+  for (const char* text :
+       {"The food is good.", "<|im_start|>user\nab  12345 \xc3\xa9\xe6\x97\xa5", " \n\t x"})
+    CHECK(first.tokenizer->encode(text) == last.tokenizer->encode(text));
+}
+
+TEST_CASE("what rounding takes away is measured: half a step of bf16 is lost, f32 keeps it") {
+  ScratchFolder scratch;
+  // Updates of about 1e-7: far below half a step of bfloat16 for weights of 0.02.
+  MergeSettings s = settings(scratch.file("lost"), "");
+  s.adapters = {{kAdapter, 1e-6}};
+  const MergeResult lost = merge(s, quiet);
+  CHECK(lost.type == "BF16");  // as the base
+  CHECK(lost.all.kept() < 0.2);
+  REQUIRE(lost.warnings.size() == 1);
+  CHECK(lost.warnings[0].find("survived") != std::string::npos);
+  CHECK(read_json(s.out + "/config.json") == read_json(kBase + "/config.json"));
+  s.out = scratch.file("f32");
+  s.type = "f32";
+  const MergeResult whole = merge(s, quiet);
+  CHECK(whole.all.kept() > 0.95);
+  CHECK(whole.warnings.empty());
+}
+
+TEST_CASE("a small limit makes shards with an index, which load as the one file does") {
+  ScratchFolder scratch;
+  MergeSettings s = settings(scratch.file("sharded"));
+  s.shard_bytes = 100'000;
+  merge(s, quiet);
+  merge(settings(scratch.file("single")), quiet);
+  const Json index = read_json(s.out + "/model.safetensors.index.json");
+  std::set<std::string> files;
+  for (const auto& [name, file] : index["weight_map"].items()) files.insert(file);
+  CHECK(files.size() >= 4);
+  std::uint64_t total = 0;
+  for (const std::string& file : files) {
+    CHECK(file.starts_with("model-0000"));
+    const SafetensorsFile shard(s.out + "/" + file);
+    std::uint64_t bytes = 0;
+    for (const std::string& name : shard.names())
+      bytes += 4 * static_cast<std::uint64_t>(shard.shape(name).numel());
+    CHECK((bytes <= 100'000 || shard.names().size() == 1));
+    total += bytes;
+  }
+  CHECK(index["metadata"]["total_size"] == total);
+  const ModelSource a(s.out), b(scratch.file("single"));
+  for (const WeightSlot& slot : a.slots())
+    CHECK(values_of(a, slot.name) == values_of(b, slot.name));
+}
+
+TEST_CASE("what does not fit is refused by name, before anything is written") {
+  ScratchFolder scratch;
+  auto refused = [&](auto error, MergeSettings s, std::initializer_list<std::string> parts) {
+    check_throws<decltype(error)>(*parts.begin(), parts, [&] { merge(s, quiet); });
+  };
+  const std::string out = scratch.file("out");
+  {
+    ScratchFolder other;
+    MergeSettings s = settings(out);
+    s.adapters[0].folder = changed_adapter(other, "lorikeet_base_sha256", "0123");
+    refused(InputError(""), s, {"0123", "another base"});
+    s.other_base = true;
+    s.out = other.file("fine");
+    CHECK_NOTHROW(merge(s, quiet));
+  }
+  {  // an adapter of a model with another shape
+    ScratchFolder other;
+    stdfs::copy(kAdapter, other.file("a"));
+    SafetensorsFile file(kAdapter + "/adapter_model.safetensors");
+    std::vector<SafetensorsEntry> wide, elsewhere;
+    for (const std::string& name : file.names()) {
+      SafetensorsEntry e{name, file.shape(name), {}};
+      e.values.resize(static_cast<std::size_t>(e.shape.numel()));
+      file.read_rows(name, 0, e.shape[0], e.values.data());
+      elsewhere.push_back(e);
+      if (std::size_t at = e.name.find("layers.1"); at != std::string::npos)
+        elsewhere.back().name.replace(at, 8, "layers.5");
+      if (e.name.ends_with("layers.0.mlp.up_proj.lora_A.weight")) {
+        e.shape = {e.shape[0], e.shape[1] / 2};
+        e.values.resize(e.values.size() / 2);
+      }
+      wide.push_back(e);
+    }
+    MergeSettings s = settings(out);
+    s.adapters[0].folder = other.file("a");
+    write_safetensors(other.file("a/adapter_model.safetensors"), wide, {});
+    refused(InputError(""), s, {"up_proj.lora_A", "(8,32)", "(8,64)"});
+    write_safetensors(other.file("a/adapter_model.safetensors"), elsewhere, {});
+    refused(InputError(""), s, {"layers.5", "no module of"});
+  }
+  MergeSettings s = settings(out, "q8_0");
+  refused(UsageError(""), s, {"Q8_0", "folder"});
+  s = settings(scratch.file("out.gguf"), "q6_k");
+  refused(UsageError(""), s, {"Q6_K"});
+  s = settings(out);
+  s.adapters.clear();
+  refused(UsageError(""), s, {"--adapter"});
+  s = settings(scratch.write("there", "x"));
+  refused(UsageError(""), s, {"there", "exists already"});
+  s = settings(out);
+  s.adapters[0].weight = 1e30;  // finite, but the sum is none for F16
+  s.type = "f16";
+  refused(NonFiniteError(""), s, {"too large for F16"});
+  CHECK(scratch.names() == std::vector<std::string>{"there"});
+}
+
+TEST_CASE("interrupted at any block, with no room or a full disk, nothing stays") {
+  ScratchFolder scratch;
+  struct Stop {};
+  struct Stopper : MergeListener {
+    int left = 0;
+    void progress(std::uint64_t, std::uint64_t, const std::string&) override {
+      if (left-- == 0) throw Stop{};
+    }
+  };
+  for (const char* name : {"folder", "file.gguf"})
+    for (int n : {0, 1, 7, 19}) {
+      Stopper stopper;
+      stopper.left = n;
+      CHECK_THROWS_AS(merge(settings(scratch.file(name)), stopper), Stop);
+      CHECK(scratch.names().empty());
+    }
+  struct Full : Fs {
+    bool no_room = false;
+    int writes = 0;
+    int statvfs(const char* path, struct statvfs* s) override {
+      const int r = Fs::statvfs(path, s);
+      if (no_room) s->f_bavail = 1;
+      return r;
+    }
+    ssize_t write(int fd, const void* data, std::size_t bytes) override {
+      if (!no_room && ++writes > 20) return errno = ENOSPC, -1;
+      return Fs::write(fd, data, bytes);
+    }
+  };
+  for (const char* name : {"folder", "file.gguf"})
+    for (bool no_room : {true, false}) {
+      Full full;
+      full.no_room = no_room;
+      {
+        FsOverride in_use(full);
+        CHECK_THROWS_WITH_AS(merge(settings(scratch.file(name)), quiet),
+                             doctest::Contains(no_room ? "MiB free" : "No space"), IoError);
+      }
+      CHECK(scratch.names().empty());
+    }
+}
+
+TEST_CASE("unmerge gives the base back byte for byte, and refuses what is not its merge") {
+  ScratchFolder scratch;
+  for (std::string type : {"f32", "bf16"}) {
+    MergeSettings s = settings(scratch.file("merged" + type), type);
+    merge(s, quiet);
+    s.model = s.out;
+    s.out = scratch.file("base" + type);
+    unmerge(s, kBase, quiet);
+    for (const char* name : {"model.safetensors", "config.json", "tokenizer.json"})
+      CHECK(slurp(s.out + "/" + name) == slurp(kBase + "/" + name));
+  }
+  {  // a quantised merge too can be checked
+    MergeSettings s = settings(scratch.file("q.gguf"), "q4_1");
+    merge(s, quiet);
+    s.model = s.out;
+    s.out = scratch.file("fromq");
+    unmerge(s, kBase, quiet);
+    CHECK(slurp(s.out + "/model.safetensors") == slurp(kBase + "/model.safetensors"));
+  }
+  MergeSettings s = settings(scratch.file("no"));
+  s.model = scratch.file("mergedf32");
+  s.adapters = {{kSubset, 1}};  // not the one
+  check_throws<InputError>("other adapter", {"not their merge", "layers.0"},
+                           [&] { unmerge(s, kBase, quiet); });
+  s.adapters = {{kAdapter, 1}};
+  s.model = kBase;  // not merged at all
+  CHECK_THROWS_AS(unmerge(s, kBase, quiet), InputError);
+  s.model = scratch.file("mergedf32");
+  s.out = scratch.file("no.gguf");
+  CHECK_THROWS_AS(unmerge(s, kBase, quiet), UsageError);
+  CHECK(!stdfs::exists(scratch.file("no")));
+}
+
+TEST_CASE(
+    "a GGUF adapter holds A as it is, B's rows in the base's order, and alpha as scale * rank") {
+  ScratchFolder scratch;
+  const std::string out = scratch.file("a.gguf");
+  const GgufAdapter written = export_gguf_adapter(kBase, kAdapter, out);
+  CHECK(written.modules == 14);
+  const GgufFile file(out);
+  CHECK(file.get_string("general.type") == "adapter");
+  CHECK(file.get_string("general.architecture") == "llama");
+  CHECK(file.get_string("adapter.type") == "lora");
+  CHECK(file.get_float("adapter.lora.alpha") == 16);
+  CHECK(file.names().size() == 28);
+  const LoraFactors q =
+      read_factors(open_adapter(kAdapter), "model.layers.1.self_attn.q_proj", 64, 64);
+  std::vector<float> a(q.a.size()), b(q.b.size());
+  CHECK(file.shape("blk.1.attn_q.weight.lora_a") == Shape{8, 64});
+  CHECK(file.shape("blk.1.attn_q.weight.lora_b") == Shape{64, 8});
+  file.read_rows("blk.1.attn_q.weight.lora_a", 0, 8, a.data());
+  file.read_rows("blk.1.attn_q.weight.lora_b", 0, 64, b.data());
+  CHECK(a == q.a);
+  for (std::size_t head = 0; head < 4; ++head)  // D = 16
+    for (std::size_t i = 0; i < 8; ++i)
+      for (std::size_t p = 0; p < 2; ++p)
+        for (std::size_t k = 0; k < 8; ++k)
+          CHECK(b[(head * 16 + 2 * i + p) * 8 + k] == q.b[(head * 16 + p * 8 + i) * 8 + k]);
+  {
+    ScratchFolder other;
+    const std::string rs = changed_adapter(other, "use_rslora", true);
+    export_gguf_adapter(kBase, rs, scratch.file("rs.gguf"));
+    CHECK(GgufFile(scratch.file("rs.gguf")).get_float("adapter.lora.alpha") ==
+          doctest::Approx(16 * std::sqrt(8.0)));
+  }
+  CHECK_THROWS_AS(export_gguf_adapter(kBase, kAdapter, out), UsageError);  // it is there
+  CHECK(scratch.names().size() == 2);
+}

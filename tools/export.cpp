@@ -1,0 +1,27 @@
+// export: an adapter in another format. Today: GGUF, as llama.cpp loads it.
+#include <cstdio>
+
+#include "io/json.h"
+#include "lora/export_gguf.h"
+#include "program.h"
+#include "tensor/error.h"
+
+int main(int argc, char** argv) {
+  using namespace lk;
+  CLI::App app("Write a PEFT adapter as a GGUF adapter: one JSON object on stdout.", "export");
+  std::string model, adapter, out;
+  app.add_option("--model", model, "the adapter's base: .gguf file or Hugging Face folder")
+      ->required();
+  app.add_option("--adapter", adapter, "PEFT folder")->required();
+  app.add_option("--out", out, "the .gguf file; must not exist")->required();
+  return program::run(app, argc, argv, [&] {
+    if (!out.ends_with(".gguf")) throw UsageError("--out " + out + ": must end in .gguf");
+    const GgufAdapter written = export_gguf_adapter(model, adapter, out);
+    OrderedJson json = {{"out", out},
+                        {"modules", written.modules},
+                        {"rank", written.rank},
+                        {"alpha", written.alpha}};
+    std::printf("%s\n", json.dump().c_str());
+    return 0;
+  });
+}

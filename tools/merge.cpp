@@ -1,0 +1,105 @@
+// merge: adapters into their base, as a plain model; and back.
+#include "lora/merge.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+
+#include "io/json.h"
+#include "program.h"
+
+namespace {
+
+using namespace lk;
+
+// Ends the merge from within; what was written goes away on the way out.
+struct Interrupted {
+  int signal;
+};
+
+struct Console : MergeListener {
+  const std::atomic<int>& signal = program::install_signal_handlers();
+  void message(const std::string& text) override { program::message(text); }
+  void progress(std::uint64_t done, std::uint64_t of, const std::string& tensor) override {
+    if (int number = signal.load()) throw Interrupted{number};
+    program::progress(
+        concat(done >> 20, of ? concat(" of ", of >> 20) : "", " MiB (F32)  ", tensor), done == of);
+  }
+};
+
+// "DIR" or "DIR=0.7". A folder whose own name is all of it is taken as it is.
+WeightedAdapter parse_adapter(const std::string& text) {
+  const std::size_t at = text.rfind('=');
+  std::error_code ignored;
+  if (at == std::string::npos || std::filesystem::exists(text, ignored)) return {text, 1};
+  std::string number = text.substr(at + 1);
+  if (std::string wrong = program::real_number()(number); !wrong.empty())
+    throw UsageError(concat("--adapter ", text, ": the weight after '=': ", wrong));
+  return {text.substr(0, at), std::strtod(number.c_str(), nullptr)};
+}
+
+OrderedJson to_json(const Survival& s) {
+  return {{"matrices", s.matrices},
+          {"kept", s.kept()},
+          {"least_kept", s.least_kept},
+          {"noise", s.noise()}};
+}
+
+void print(const MergeSettings& s, const MergeResult& r) {
+  OrderedJson out = {
+      {"out", s.out}, {"type", r.type}, {"bytes", r.bytes}, {"update", to_json(r.all)}};
+  for (const auto& [name, survival] : r.modules) out["modules"][name] = to_json(survival);
+  out["verified"] = r.logit_difference.has_value();
+  if (r.logit_difference) {
+    out["largest_logit"] = *r.largest_logit;
+    out["largest_logit_difference"] = *r.logit_difference;
+    out["relative_difference"] = *r.logit_difference / *r.largest_logit;
+  }
+  out["warnings"] = r.warnings;
+  std::printf("%s\n", out.dump().c_str());
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("W' = W + s B A as a plain model. One JSON object on stdout.", "merge");
+  MergeSettings s;
+  std::vector<std::string> adapters;
+  std::string base, shard = "5GB";
+  bool unmerge_it = false, no_verify = false;
+  app.add_option("--model", s.model, ".gguf file or Hugging Face folder")->required();
+  app.add_option("--adapter", adapters, "PEFT folder, or folder=weight; several add up")
+      ->required();
+  app.add_option("--out", s.out, "a new folder, or a new file ending in .gguf")->required();
+  app.add_option("--type", s.type,
+                 "f32, f16, bf16; for .gguf also q8_0, q4_0, q4_1. Without it: as the base is "
+                 "stored, f32 if it is quantised");
+  app.add_option("--shard-size", shard, "of a folder's files")->capture_default_str();
+  app.add_flag("--other-base", s.other_base, "the adapter may have been trained on another base");
+  app.add_flag("--no-verify", no_verify, "do not load the result and compare its logits");
+  auto* flag = app.add_flag("--unmerge", unmerge_it,
+                            "check that --model is --base with the adapters, then write the base");
+  app.add_option("--base", base, "for --unmerge: the base that was kept")->needs(flag);
+  return program::run(app, argc, argv, [&] {
+    for (const std::string& text : adapters) s.adapters.push_back(parse_adapter(text));
+    s.verify = !no_verify;
+    s.shard_bytes = static_cast<std::uint64_t>(program::parse_bytes(shard));
+    Console console;
+    try {
+      if (unmerge_it) {
+        if (base.empty())
+          throw UsageError("--unmerge needs --base: what rounding lost can't be computed back");
+        unmerge(s, base, console);
+        std::printf("%s\n", OrderedJson{{"out", s.out}, {"exact", true}}.dump().c_str());
+        return 0;
+      }
+      const MergeResult result = merge(s, console);
+      for (const std::string& warning : result.warnings) program::message("warning: " + warning);
+      print(s, result);
+      return 0;
+    } catch (const Interrupted& i) {
+      program::message(concat("stopped by signal ", i.signal, "; nothing was written"));
+      return 128 + i.signal;
+    }
+  });
+}
