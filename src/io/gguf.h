@@ -39,6 +39,7 @@ class GgufFile : public TensorReader {
   std::string get_string_or(const std::string& key, const std::string& otherwise) const;
   const std::vector<std::string>& get_strings(const std::string& key) const;  // array of strings
   std::vector<std::int32_t> get_ints(const std::string& key) const;           // array of i32 / u32
+  std::vector<float> get_floats(const std::string& key) const;                // array of f32
 
  private:
   struct Impl;
