@@ -128,7 +128,7 @@ Row RowBuilder::messages(const Json& object, const std::string& where) {
 Row RowBuilder::chat(const std::vector<Message>& turns, const std::vector<bool>& trained,
                      const std::string& where) {
   if (!template_)
-    template_ = ChatTemplate::choose(tokenizer_.chat_template(), template_name_.value_or(""));
+    template_ = ChatTemplate::choose(tokenizer_, template_name_.value_or(""));
   RenderedChat chat;
   try {
     chat = template_->render(turns, false);
