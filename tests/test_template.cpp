@@ -199,8 +199,7 @@ TEST_CASE("hostile templates end soon, with an error, in bounded memory") {
   };
   const std::string nine = "range(99999)";
   const std::vector<std::pair<std::string, std::string>> hostile = {
-      {"{% for i in " + nine + " %}{% for j in " + nine + " %}{% endfor %}{% endfor %}",
-       "too many"},
+      {"{% for i in " + nine + " %}{% for j in " + nine + " %}{% endfor %}{% endfor %}", "too m"},
       {"{% set ns = namespace(x='aaaaaaaa') %}{% for i in " + nine +
            " %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
        "too much"},
@@ -246,7 +245,7 @@ TEST_CASE("hostile templates end soon, with an error, in bounded memory") {
        "too m"},
       {"{{ ('ab' * 500000).replace('', 'x' * 1000) }}", "too m"},
       {"{% set s = 'a' * 1000000 %}{% for i in " + nine + " %}{% set q = s in s %}{% endfor %}",
-       "too many"},
+       "too m"},
       {"{% set s = 'a' * 1000000 %}{% for i in " + nine +
            " %}{% set q = s == s ~ '' %}{% endfor %}",
        "too m"},
