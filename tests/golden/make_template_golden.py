@@ -117,9 +117,9 @@ LANGUAGE = r"""{{ a + 2 * 3 - 4 / 2 }}|{{ 7 // 2 }} {{ -7 // 2 }} {{ -7 % 3 }} {
 {% if a == 1 %}one{% elif a == 2 %}two{% else %}more{% endif %}{% if no %}x{% elif yes %}y{% endif %}{% if l and d and s %}full{% endif %}
 {% raw %}{{ raw }} {% if %}{% endraw %}{# comment {{ x }} #}after{#- c -#}   tight
 a  {%- if yes %}  b  {%- endif %}  c {{- ' d ' -}}  e
-   {% if yes %}   
+   {% if yes %}
   indented {{ a }}
-   {% endif %}   
+   {% endif %}
  x {% if yes %} y
 {% endif %}z
 {%+ if yes %}kept{% endif +%}
