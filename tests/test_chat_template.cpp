@@ -1,12 +1,14 @@
 // Would catch: a chat that differs by one byte from what the model's own template prints, a loss
-// taken on the wrong bytes, a template from a file that gets executed or guessed.
+// taken on the wrong bytes or guessed.
 #include "text/chat_template.h"
 
 #include "harness.h"
 #include "io/json.h"
+#include "template_chats.h"
 #include "tensor/error.h"
 
 using namespace lk;
+using namespace lk::test;
 
 namespace {
 
@@ -47,46 +49,94 @@ TEST_CASE("render prints what Jinja2 prints from the model's template") {
   }
 }
 
-TEST_CASE("templates are recognised by their text, however it travelled") {
+TEST_CASE("a model's own template is rendered, and trains on what its built-in twin trains on") {
   int texts = 0;
   for (const Json& entry : golden().at("templates")) {
     if (!entry.contains("text")) continue;
     ++texts;
     const std::string name = entry.at("name").get<std::string>();
-    const std::string text = entry.at("text").get<std::string>();
-    CHECK(ChatTemplate::choose(text).name() == name);
-    CHECK(ChatTemplate::choose(text + "\n").name() == name);
-    std::string escaped, crlf;
-    for (char c : text) {
-      escaped += c == '\n' ? std::string("\\n") : std::string(1, c);
-      crlf += c == '\n' ? std::string("\r\n") : std::string(1, c);
+    TemplateTokens tokens;
+    if (name == "zephyr") tokens = {"<s>", "</s>", {"</s>"}};
+    if (name.starts_with("llama3")) tokens = {"<|begin_of_text|>", "<|eot_id|>", {"<|eot_id|>"}};
+    if (tokens.stops.empty()) tokens.stops = {"<|endoftext|>", "<|im_end|>"};
+    const std::string source = entry.at("text").get<std::string>();
+    std::string crlf;
+    for (char c : source) crlf += c == '\n' ? std::string("\r\n") : std::string(1, c);
+    const ChatTemplate own = ChatTemplate::choose(source, "", tokens);
+    const ChatTemplate other = ChatTemplate::choose(crlf, "", tokens);
+    CHECK(own.name() == "own");
+    const Json& chats = golden().at("chats");
+    for (std::size_t i = 0; i < chats.size(); ++i) {
+      const auto messages = messages_of(chats.at(i));
+      const auto want = entry.at("rendered").at(2 * i + 1).get<std::string>();
+      CHECK_MESSAGE(own.render(messages, true).text == want, name, " chat ", i);
+      CHECK_MESSAGE(other.render(messages, true).text == want, name, " chat ", i);
+      if (messages[0].role == "assistant") continue;  // below
+      const RenderedChat got = own.render(messages, false);
+      const RenderedChat twin = ChatTemplate::choose("", name).render(messages, false);
+      CHECK_MESSAGE(got.text == twin.text, name, " chat ", i);
+      CHECK_MESSAGE(got.content == twin.content, name, " chat ", i);
+      CHECK_MESSAGE(got.assistant == twin.assistant, name, " chat ", i);
     }
-    CHECK(ChatTemplate::choose(escaped).name() == name);
-    CHECK(ChatTemplate::choose(crlf).name() == name);
-    // One changed byte, and it is nobody's template.
-    CHECK_THROWS_AS(ChatTemplate::choose(text + "{{ 7 }}"), UsageError);
   }
   CHECK(texts >= 7);
 }
 
-TEST_CASE("an unknown template is refused with what to pass instead") {
-  auto message = [](const std::string& text, const std::string& name) {
+TEST_CASE("what is trained of each family's own template: the answers with their end tokens") {
+  const std::vector<Message> chat = {
+      {"user", "Hi </s>"}, {"assistant", " Yes "}, {"user", "So?"}, {"assistant", "<|im_end|>No"}};
+  const TemplateTokens tokens = {
+      "<s>", "</s>", {"</s>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>"}};
+  auto trained = [&](const std::string& name, const std::vector<Message>& messages) {
+    const RenderedChat r =
+        ChatTemplate::choose(family_template(name), "", tokens).render(messages, false);
+    return cut(r, r.assistant);
+  };
+  CHECK(trained("chatml-generation", chat) == Texts{" Yes <|im_end|>", "<|im_end|>No<|im_end|>"});
+  CHECK(trained("llama2", chat) == Texts{" Yes </s>", " <|im_end|>No </s>"});
+  CHECK(trained("llama3.2", chat) == Texts{"Yes<|eot_id|>", "<|im_end|>No<|eot_id|>"});
+  CHECK(trained("mistral1", chat) == Texts{" Yes </s>", "<|im_end|>No</s>"});
+  CHECK(trained("mistral3", chat) == Texts{" Yes</s>", " <|im_end|>No</s>"});
+  CHECK(trained("qwen2.5", chat) == Texts{" Yes <|im_end|>", "<|im_end|>No<|im_end|>"});
+  CHECK(trained("gemma", chat) == Texts{"Yes<end_of_turn>", "<|im_end|>No<end_of_turn>"});
+  CHECK(trained("gemma3", chat) == Texts{"Yes<end_of_turn>", "<|im_end|>No<end_of_turn>"});
+  CHECK(trained("qwen3", {chat[0], chat[3]}) ==
+        Texts{"<think>\n\n</think>\n\n<|im_end|>No<|im_end|>"});
+  auto refused = [&](const std::string& name, const std::vector<Message>& messages) {
     try {
-      ChatTemplate::choose(text, name);
-    } catch (const UsageError& e) {
+      trained(name, messages);
+    } catch (const InputError& e) {
       return std::string(e.what());
     }
     return std::string("accepted");
   };
-  for (const auto& [text, name] : {std::pair{"{{ cycler.__init__.__globals__ }}", ""},
-                                   std::pair{"", ""}, std::pair{"", "nonsense"}}) {
+  // Qwen3 takes the thoughts out of all answers but the last; Mistral v3 moves the system text.
+  CHECK(refused("qwen3", chat).find("{% generation %}") != std::string::npos);
+  CHECK(refused("mistral3", {{"system", "s"}, chat[0], chat[1]}).find("can't be told") !=
+        std::string::npos);
+  CHECK(refused("gemma", {{"user", "a"}, {"user", "b"}}).find("must alternate") !=
+        std::string::npos);
+}
+
+TEST_CASE("a template that can't be used is refused with its line and what to pass instead") {
+  auto message = [](const std::string& text, const std::string& name) {
+    try {
+      ChatTemplate::choose(text, name).render({{"user", "x"}}, true);
+    } catch (const Error& e) {
+      return std::string(e.what());
+    }
+    return std::string("accepted");
+  };
+  for (const auto& [text, name] :
+       {std::pair{"{% include 'x' %}", ""}, {"", ""}, {"", "nonsense"}}) {
     const std::string said = message(text, name);
     CHECK_MESSAGE(said.find("--template") != std::string::npos, said);
     CHECK_MESSAGE(said.find("chatml") != std::string::npos, said);
     CHECK_MESSAGE(said.find("llama3") != std::string::npos, said);
   }
+  CHECK(message("\n{{ cycler.__init__.__globals__ }}", "").find("line 2") != std::string::npos);
   // A name wins over whatever the model brings.
-  CHECK(ChatTemplate::choose("{{ anything }}", "qwen2").name() == "qwen2");
+  CHECK(ChatTemplate::choose("{{ anything", "qwen2").name() == "qwen2");
 }
 
 TEST_CASE("spans: what people wrote, and what the loss is taken on") {

@@ -125,6 +125,7 @@ TEST_CASE("gguf: metadata of every type, as the gguf package writes it") {
   refused({file + "golden.string: ", "array of strings"}, [&] { f.get_strings("golden.string"); });
   refused({file + "golden.ints: "}, [&] { f.get_strings("golden.ints"); });
   refused({file + "golden.floats: "}, [&] { f.get_ints("golden.floats"); });
+  refused({file + "golden.ints: "}, [&] { f.get_floats("golden.ints"); });
   refused({file + "golden.strings: "}, [&] { f.get_ints("golden.strings"); });
 }
 

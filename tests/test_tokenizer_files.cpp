@@ -2,6 +2,7 @@
 // and the two formats giving different ids.
 #include <utility>
 
+#include "gguf_text.h"
 #include "harness.h"
 #include "io/gguf.h"
 #include "tensor/error.h"
@@ -22,77 +23,6 @@ std::string load_error(const Json& tokenizer) {
   }
   return "accepted";
 }
-
-// A GGUF file of metadata only.
-class GgufText {
- public:
-  GgufText& text(const std::string& key, const std::string& value) {
-    head(key, 8);
-    string(value);
-    return *this;
-  }
-  GgufText& number(const std::string& key, std::uint32_t value) {
-    head(key, 4);
-    raw(value);
-    return *this;
-  }
-  GgufText& flag(const std::string& key, bool value) {
-    head(key, 7);
-    raw(static_cast<std::uint8_t>(value));
-    return *this;
-  }
-  GgufText& texts(const std::string& key, const std::vector<std::string>& values) {
-    head(key, 9);
-    raw(std::uint32_t{8});
-    raw(static_cast<std::uint64_t>(values.size()));
-    for (const std::string& value : values) string(value);
-    return *this;
-  }
-  GgufText& numbers(const std::string& key, const std::vector<std::int32_t>& values) {
-    head(key, 9);
-    raw(std::uint32_t{5});
-    raw(static_cast<std::uint64_t>(values.size()));
-    for (std::int32_t value : values) raw(value);
-    return *this;
-  }
-  std::unique_ptr<Tokenizer> open() const {
-    Scratch folder;
-    std::string file = "GGUF";
-    auto put = [&](auto value) {
-      file.append(reinterpret_cast<const char*>(&value), sizeof(value));
-    };
-    put(std::uint32_t{3}), put(std::uint64_t{0}), put(count_);
-    file += values_;
-    file.resize((file.size() + 31) / 32 * 32);
-    folder.write("model.gguf", file);
-    return Tokenizer::from_gguf(GgufFile((folder.path / "model.gguf").string()));
-  }
-  std::string error() const {
-    try {
-      open();
-    } catch (const InputError& e) {
-      return e.what();
-    }
-    return "accepted";
-  }
-
- private:
-  template <class T>
-  void raw(T value) {
-    values_.append(reinterpret_cast<const char*>(&value), sizeof(value));
-  }
-  void string(const std::string& value) {
-    raw(static_cast<std::uint64_t>(value.size()));
-    values_ += value;
-  }
-  void head(const std::string& key, std::uint32_t type) {
-    string("tokenizer." + key);
-    raw(type);
-    ++count_;
-  }
-  std::string values_;
-  std::uint64_t count_ = 0;
-};
 
 // The small tokenizer as a GGUF converter would write it.
 GgufText converted(const std::string& name, const std::string& pre) {
@@ -294,7 +224,7 @@ TEST_CASE("what a GGUF file says of bos, eos and stop tokens") {
 TEST_CASE("hostile GGUF tokenizers are refused by name") {
   CHECK(few().error() == "accepted");
   CHECK_REFUSED(GgufText().error(), "tokenizer.ggml.model");
-  CHECK_REFUSED(GgufText().text("ggml.model", "llama").text("ggml.pre", "x").error(), "\"llama\"");
+  CHECK_REFUSED(GgufText().text("ggml.model", "bert").text("ggml.pre", "x").error(), "\"bert\"");
   CHECK_REFUSED(GgufText().text("ggml.model", "gpt2").error(), "tokenizer.ggml.pre");
   CHECK_REFUSED(GgufText().text("ggml.model", "gpt2").text("ggml.pre", "tekken").error(), "tekken");
   CHECK_REFUSED(GgufText().text("ggml.model", "gpt2").text("ggml.pre", "gpt-2").error(), "tokens");

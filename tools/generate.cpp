@@ -35,7 +35,7 @@ std::vector<std::string> read_prompts(const Settings& s) {
 std::vector<std::int32_t> encode(const Settings& s, const Tokenizer& tokenizer,
                                  const std::string& prompt) {
   if (!s.chat) return tokenizer.encode(prompt);
-  ChatTemplate chat = ChatTemplate::choose(tokenizer.chat_template(), s.chat_template);
+  ChatTemplate chat = ChatTemplate::choose(tokenizer, s.chat_template);
   RenderedChat text = chat.render({{"user", prompt}}, true);
   return tokenizer.encode(text.text, text.content);
 }

@@ -189,4 +189,13 @@ std::vector<std::pair<std::string, GgufValue>> GgufFile::metadata() const {
   return all;
 }
 
+std::vector<float> GgufFile::get_floats(const std::string& key) const {
+  const GgufValue& v = impl_->value(key);
+  if (!v.is_array || v.type != GgufType::F32) impl_->wrong_type(key, v, "an array of f32");
+  std::vector<float> items(static_cast<std::size_t>(v.items));
+  check(v.bytes.size() == items.size() * sizeof(float), "GgufFile: ", key, " has a wrong length");
+  if (!items.empty()) std::memcpy(items.data(), v.bytes.data(), v.bytes.size());
+  return items;
+}
+
 }  // namespace lk

@@ -24,16 +24,14 @@ std::uint64_t hash_pair(std::int32_t left, std::int32_t right) {
 
 }  // namespace
 
-BytePairs::BytePairs(const std::vector<std::int32_t>& byte_ids, const std::vector<Merge>& merges)
-    : byte_ids_(byte_ids) {
-  check(byte_ids.size() == 256, "BytePairs: byte_ids must have 256 entries");
+BytePairs::BytePairs(Alphabet alphabet, const std::vector<Merge>& merges)
+    : alphabet_(std::move(alphabet)) {
   slots_.resize(std::bit_ceil(2 * merges.size() + 2));
   mask_ = slots_.size() - 1;
-  for (std::size_t rank = 0; rank < merges.size(); ++rank) {
-    const Merge& m = merges[rank];
+  for (const Merge& m : merges) {
     std::uint64_t at = hash_pair(m.left, m.right) & mask_;
     while (slots_[at].left >= 0) at = (at + 1) & mask_;
-    slots_[at] = {m.left, m.right, static_cast<std::int32_t>(rank), m.result};
+    slots_[at] = {m.left, m.right, m.rank, m.result};
   }
 }
 
@@ -48,20 +46,7 @@ const BytePairs::Slot* BytePairs::find(std::int32_t left, std::int32_t right) co
 std::size_t BytePairs::encode(std::string_view piece, std::int32_t unknown, bool fuse,
                               std::vector<Symbol>& symbols) const {
   check(piece.size() < std::numeric_limits<std::uint32_t>::max(), "BytePairs: piece too long");
-  symbols.clear();
-  bool in_unknown = false;
-  std::size_t lost = 0;
-  for (std::size_t i = 0; i < piece.size(); ++i) {
-    const std::int32_t id = byte_ids_[static_cast<unsigned char>(piece[i])];
-    if (id >= 0) {
-      symbols.push_back({id, static_cast<std::uint32_t>(i)});
-    } else if (unknown >= 0 && !(fuse && in_unknown)) {
-      symbols.push_back({unknown, static_cast<std::uint32_t>(i)});
-    } else if (unknown < 0) {
-      ++lost;
-    }
-    in_unknown = id < 0;
-  }
+  const std::size_t lost = alphabet_.split(piece, unknown, fuse, symbols);
   if (symbols.size() <= kShort)
     merge_short(symbols);
   else

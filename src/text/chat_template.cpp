@@ -2,8 +2,10 @@
 
 #include <algorithm>
 
-#include "io/sha256.h"
 #include "tensor/error.h"
+#include "text/template.h"
+#include "text/template_text.h"
+#include "text/tokenizer.h"
 #include "text/utf8.h"
 
 namespace lk {
@@ -50,42 +52,6 @@ constexpr Style kStyles[] = {
     {"zephyr", "", "<|", "|>\n", "</s>", "\n", false, nullptr, false, "<|assistant|>\n", false},
 };
 
-// SHA-256 of the canonical text of published templates. A model's own text is only ever compared.
-struct Known {
-  const char* sha256;
-  const char* style;
-};
-constexpr Known kKnown[] = {
-    {"153280e3ff55d19da1398bdb3914ee2a51b80429bfaedde11d7d216c39db80f3", "chatml"},
-    {"58c1a1f04baa7adaeaba1f90267c3d57d9396f0c1f0129bdde9e76d3c6784af7", "chatml"},
-    {"872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788", "smollm2"},
-    {"793202280c0910ab26bc6eb57c8212c2417324c6d8c4efd0d10d59092ab3e3eb", "qwen2"},
-    {"ba03a121d097859c7b5b9cd03af99aafe95275210d2876f642ad9929a150f122", "llama3"},
-    {"b48c47f6443892716176eb200bf4ef108f64e06ca26ed0fa8ebc0a4b3992fcb2", "llama3-asks"},
-    {"66291cf0045c2425a3a667cf3cbb7af2b11f09e025c02f97245323ab79119362", "zephyr"},
-    {"c0e885e632fb5fb6760abc4749a1437f4519f7d72e8d701c562a8f8efeab45fd", "llama3.1"},
-    {"99799a835a31e1d33c4a9c7ee8a0de3923b291a95155ed6dc8efcbd0fe1d0238", "llama3.1"},
-    {"907045448bf38e251749a0b64cecff7ef420d9cae58533a6ca120b7f35d4742e", "qwen2.5"},
-    {"a18cc698dd45623eb707279d08e66f7bb8d76afc89ead84016b88487b395b5cc", "qwen2.5"},
-};
-
-// Templates travel with their newlines as such or as the escape \n inside a Jinja string, which
-// prints the same; and Jinja drops a trailing newline.
-std::string canonical(const std::string& text) {
-  std::string out;
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    if (text[i] == '\r' && i + 1 < text.size() && text[i + 1] == '\n') continue;
-    if (text[i] == '\\' && i + 1 < text.size() && text[i + 1] == 'n') {
-      out += '\n';
-      ++i;
-    } else {
-      out += text[i];
-    }
-  }
-  while (!out.empty() && (out.back() == '\n' || out.back() == ' ')) out.pop_back();
-  return out;
-}
-
 std::string names() {
   std::string out;
   for (const Style& style : kStyles) out += std::string(out.empty() ? "" : ", ") + style.name;
@@ -98,56 +64,64 @@ const Style* find(const std::string& name) {
   return nullptr;
 }
 
-// Python's str.strip(): White_Space and the four ASCII separators.
 std::string_view strip(std::string_view s) {
-  auto space = [](char32_t c) {
-    return (c >= 0x9 && c <= 0xD) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 ||
-           c == 0x1680 || (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 ||
-           c == 0x202F || c == 0x205F || c == 0x3000;
-  };
-  while (!s.empty() && space(utf8_decode(s.data())))
-    s.remove_prefix(utf8_length(static_cast<unsigned char>(s[0])));
-  while (!s.empty()) {
-    std::size_t last = s.size() - 1;
-    while (last > 0 && (static_cast<unsigned char>(s[last]) & 0xC0) == 0x80) --last;
-    if (!space(utf8_decode(s.data() + last))) break;
-    s.remove_suffix(s.size() - last);
+  return jinja::strip_right(s.substr(jinja::end_of_space(s, 0)));
+}
+
+void check_messages(const std::vector<Message>& messages) {
+  if (messages.empty()) throw InputError("a chat needs at least one message");
+  for (std::size_t i = 0; i < messages.size(); ++i) {
+    const Message& m = messages[i];
+    if (m.role != "system" && m.role != "user" && m.role != "assistant")
+      throw InputError("role \"" + m.role + "\" is not system, user or assistant");
+    if (std::size_t ok = utf8_valid_prefix(m.content); ok != m.content.size())
+      throw InputError(concat("the content of message ", i, " is not valid UTF-8 at byte ", ok));
   }
-  return s;
 }
 
 }  // namespace
 
-ChatTemplate ChatTemplate::choose(const std::string& template_text, const std::string& name) {
+ChatTemplate ChatTemplate::choose(const std::string& template_text, const std::string& name,
+                                  const TemplateTokens& tokens) {
   ChatTemplate chosen;
-  chosen.name_ = name;
+  chosen.tokens_ = tokens;
   if (!name.empty()) {
     if (find(name) == nullptr)
       throw UsageError("--template " + name + ": not a template we know; they are " + names());
+    chosen.name_ = name;
     return chosen;
   }
   if (template_text.empty())
     throw UsageError("the model has no chat template: pass --template, one of " + names());
-  const std::string text = canonical(template_text);
-  Sha256 sha;
-  sha.update(text.data(), text.size());
-  const std::string hash = sha.hex();
-  for (const Known& known : kKnown)
-    if (hash == known.sha256) {
-      chosen.name_ = known.style;
-      return chosen;
-    }
-  throw UsageError("the model's chat template (SHA-256 " + hash.substr(0, 12) +
-                   "...) is not one we know, and templates from files are never executed: pass "
-                   "--template, one of " +
-                   names());
+  chosen.name_ = "own";
+  try {
+    chosen.own_ = std::make_shared<const jinja::Template>(template_text, "the chat template");
+  } catch (const InputError& e) {
+    throw InputError(concat(e.what(), " (--template uses a built-in one instead: ", names(), ")"));
+  }
+  return chosen;
 }
 
-RenderedChat ChatTemplate::render(const std::vector<Message>& messages,
-                                  bool add_generation_prompt) const {
+ChatTemplate ChatTemplate::choose(const Tokenizer& tokenizer, const std::string& name) {
+  TemplateTokens tokens;
+  if (tokenizer.bos() >= 0) tokens.bos = tokenizer.token_text(tokenizer.bos());
+  if (tokenizer.eos() >= 0) tokens.eos = tokenizer.token_text(tokenizer.eos());
+  for (std::int32_t id : tokenizer.stop_ids()) tokens.stops.push_back(tokenizer.token_text(id));
+  return choose(tokenizer.chat_template(), name, tokens);
+}
+
+RenderedChat ChatTemplate::render(const std::vector<Message>& messages, bool ask) const {
+  check_messages(messages);
+  if (!own_) return render_built_in(messages, ask);
+  RenderedChat chat = render_own(messages, ask);
+  if (!ask) find_assistant(messages, chat);
+  return chat;
+}
+
+RenderedChat ChatTemplate::render_built_in(const std::vector<Message>& messages,
+                                           bool add_generation_prompt) const {
   const Style* style = find(name_);
   check(style != nullptr, "chat template ", name_, " is unknown");
-  if (messages.empty()) throw InputError("a chat needs at least one message");
   RenderedChat out;
   out.text = style->start;
   auto turn = [&](const std::string& role, std::string_view fixed, std::string_view content) {
@@ -162,19 +136,76 @@ RenderedChat ChatTemplate::render(const std::vector<Message>& messages,
   };
   if (style->system != nullptr && messages[0].role != "system") turn("system", style->system, "");
   for (std::size_t i = 0; i < messages.size(); ++i) {
-    const Message& m = messages[i];
-    if (m.role != "system" && m.role != "user" && m.role != "assistant")
-      throw InputError("role \"" + m.role + "\" is not system, user or assistant");
-    if (std::size_t ok = utf8_valid_prefix(m.content); ok != m.content.size())
-      throw InputError(concat("the content of message ", i, " is not valid UTF-8 at byte ", ok));
-    const bool extended = style->system_always && i == 0 && m.role == "system";
-    turn(m.role, extended ? style->system : "", m.content);
+    const bool extended = style->system_always && i == 0 && messages[i].role == "system";
+    turn(messages[i].role, extended ? style->system : "", messages[i].content);
   }
   if (add_generation_prompt || style->always_asks)
     out.text += style->generation != nullptr
                     ? std::string(style->generation)
                     : std::string(style->before) + "assistant" + style->after;
   return out;
+}
+
+// The variables are those that transformers gives, but strftime_now: a text must not depend on the
+// day it is made. Templates that know the name may be missing write a date of their own.
+RenderedChat ChatTemplate::render_own(std::span<const Message> messages, bool ask) const {
+  using jinja::Value;
+  std::uint64_t size = 0;
+  for (const Message& m : messages) size += m.content.size() + 1024;
+  jinja::Budget inputs(8 * size + 1024, 8 * size + 1024);
+  std::vector<Value> list;
+  for (const Message& m : messages) {
+    jinja::Text content;
+    content.append_marked(m.content);
+    list.push_back(jinja::make_dict(
+        {{"role", Value::text(m.role)}, {"content", Value::text(std::move(content))}}, inputs));
+  }
+  jinja::Variables variables = {{"messages", jinja::make_list(std::move(list), inputs)},
+                                {"tools", jinja::None{}},
+                                {"documents", jinja::None{}},
+                                {"add_generation_prompt", ask}};
+  if (!tokens_.bos.empty()) variables.emplace_back("bos_token", Value::text(tokens_.bos));
+  if (!tokens_.eos.empty()) variables.emplace_back("eos_token", Value::text(tokens_.eos));
+  jinja::Rendered rendered = own_->render(variables);
+  return {std::move(rendered.text.s), std::move(rendered.text.marks),
+          std::move(rendered.generated)};
+}
+
+// Puts each assistant turn's range into chat.assistant, where {% generation %} may have put them.
+void ChatTemplate::find_assistant(const std::vector<Message>& messages, RenderedChat& chat) const {
+  std::vector<std::size_t> turns;
+  for (std::size_t i = 0; i < messages.size(); ++i)
+    if (messages[i].role == "assistant") turns.push_back(i);
+  if (chat.assistant.size() == turns.size()) return;
+  if (!chat.assistant.empty())
+    throw InputError(concat("the chat template has ", chat.assistant.size(),
+                            " {% generation %} stretches for ", turns.size(), " assistant turns"));
+  const std::span<const Message> all(messages);
+  for (std::size_t i : turns) {
+    const std::string prompt = render_own(all.first(i), true).text;
+    const RenderedChat answered = i + 1 == all.size() ? chat : render_own(all.first(i + 1), false);
+    const std::string& text = answered.text;
+    // What follows the last byte of the turn's content is the template's.
+    std::size_t from = prompt.size();
+    if (text.starts_with(prompt) && !answered.content.empty())
+      from = std::max(from, answered.content.back().second);
+    std::size_t end = std::string::npos, length = 0;
+    for (const std::string& stop : tokens_.stops)
+      if (const std::size_t at = text.find(stop, from); at < end) end = at, length = stop.size();
+    // Without a stop token the turn ends with the last byte that is not white space.
+    if (end == std::string::npos)
+      end = std::max(from, jinja::strip_right(text).size());
+    else
+      end += length;
+    if (!text.starts_with(prompt) || chat.text.compare(0, end, text, 0, end) != 0)
+      throw InputError(
+          concat("the chat template writes message ", i,
+                 " or those before it otherwise once it is answered or followed by "
+                 "more, and has no {% generation %}: which tokens to train on can't be "
+                 "told (--template uses a built-in one instead: ",
+                 names(), ")"));
+    chat.assistant.emplace_back(prompt.size(), end);
+  }
 }
 
 }  // namespace lk

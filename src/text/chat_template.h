@@ -1,12 +1,19 @@
-// Chat templates: built in, chosen by matching the model's own template text. A template from a
-// file is never executed.
+// Chat templates: the model's own, rendered as Jinja2 renders it (text/template.h), or a built-in
+// one chosen by name.
 #pragma once
 
+#include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
 namespace lk {
+
+class Tokenizer;
+namespace jinja {
+class Template;
+}
 
 struct Message {
   std::string role;  // system, user, assistant
@@ -21,17 +28,36 @@ struct RenderedChat {
   std::vector<std::pair<std::size_t, std::size_t>> assistant;
 };
 
+// What a template wants to know of the model's tokens; empty strings are left undefined.
+struct TemplateTokens {
+  std::string bos, eos;
+  std::vector<std::string> stops;  // each ends a turn
+};
+
 class ChatTemplate {
  public:
-  // By the model's template text; UsageError that names --template and its values if it is unknown.
-  // `name` (from --template) overrides: "chatml", "smollm2", "llama3", ...
-  static ChatTemplate choose(const std::string& template_text, const std::string& name = "");
+  // The model's own template, from its text; UsageError that names --template and its values if
+  // there is none, InputError with the line if it is not in the subset of Jinja that is read.
+  // `name` (from --template) is used instead: "chatml", "smollm2", "llama3", ...
+  static ChatTemplate choose(const std::string& template_text, const std::string& name = "",
+                             const TemplateTokens& tokens = {});
+  static ChatTemplate choose(const Tokenizer& tokenizer, const std::string& name = "");
+  // A built-in template's name, "own" for the model's.
   const std::string& name() const { return name_; }
-  // Exactly what the model's own Jinja template would print for these messages.
+  // Exactly what the model's Jinja template prints for these messages. `assistant` is filled if no
+  // generation prompt is asked for. It is what {% generation %} encloses, or, without these, what
+  // each turn adds to the prompt it answers, up to the first stop token behind its content.
+  // InputError if a template rewrites earlier text, so that this can't be told.
   RenderedChat render(const std::vector<Message>& messages, bool add_generation_prompt) const;
 
  private:
+  RenderedChat render_built_in(const std::vector<Message>& messages, bool ask) const;
+  RenderedChat render_own(std::span<const Message> messages, bool ask) const;
+  void find_assistant(const std::vector<Message>& messages, RenderedChat& chat) const;
+
   std::string name_;
+  std::shared_ptr<const jinja::Template> own_;
+  TemplateTokens tokens_;
 };
 
 }  // namespace lk

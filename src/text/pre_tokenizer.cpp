@@ -12,6 +12,8 @@ const char* to_string(PreTokenizer kind) {
       return "llama3";
     case PreTokenizer::Qwen2:
       return "qwen2";
+    case PreTokenizer::Whole:
+      return "whole";
   }
   return "?";
 }

@@ -15,9 +15,10 @@ namespace lk {
 //   Llama3  (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}
 //           | ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+
 //   Qwen2   the same with \p{N} for \p{N}{1,3}
-enum class PreTokenizer { Gpt2, SmolLm, Llama3, Qwen2 };
+//   Whole   nothing is cut (sentencepiece)
+enum class PreTokenizer { Gpt2, SmolLm, Llama3, Qwen2, Whole };
 
-// "gpt2", "smollm", "llama3", "qwen2".
+// "gpt2", "smollm", "llama3", "qwen2", "whole".
 const char* to_string(PreTokenizer kind);
 
 namespace pre {
@@ -155,6 +156,9 @@ void pre_tokenize(PreTokenizer kind, std::string_view text, Emit&& emit) {
       return pre::llama3(text, 3, emit);
     case PreTokenizer::Qwen2:
       return pre::llama3(text, 1, emit);
+    case PreTokenizer::Whole:
+      if (!text.empty()) emit(std::size_t{0}, text.size());
+      return;
   }
 }
 

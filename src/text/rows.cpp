@@ -127,8 +127,7 @@ Row RowBuilder::messages(const Json& object, const std::string& where) {
 // and reach into it (a newline of the template and one of the content, say): it is the template's.
 Row RowBuilder::chat(const std::vector<Message>& turns, const std::vector<bool>& trained,
                      const std::string& where) {
-  if (!template_)
-    template_ = ChatTemplate::choose(tokenizer_.chat_template(), template_name_.value_or(""));
+  if (!template_) template_ = ChatTemplate::choose(tokenizer_, template_name_.value_or(""));
   RenderedChat chat;
   try {
     chat = template_->render(turns, false);

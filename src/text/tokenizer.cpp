@@ -1,50 +1,15 @@
 #include "text/tokenizer.h"
 
 #include <algorithm>
-#include <array>
-#include <unordered_map>
-#include <unordered_set>
 
 #include "tensor/error.h"
-#include "text/bpe.h"
+#include "text/byte_alphabet.h"
+#include "text/link_merges.h"
 #include "text/tokenizer_builder.h"
 
 namespace lk {
 
 namespace {
-
-// Byte-level BPE writes each byte as a visible character: 33-126, 161-172 and 174-255 as
-// themselves, the other 68 as U+0100, U+0101, ... in order. Source: GPT-2's encoder (Radford et al.
-// 2019).
-struct ByteAlphabet {
-  std::array<std::string, 256> text;
-  std::unordered_map<char32_t, std::uint8_t> byte;
-  ByteAlphabet() {
-    char32_t next = 0x100;
-    for (int b = 0; b < 256; ++b) {
-      const bool visible = (b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174;
-      const char32_t c = visible ? static_cast<char32_t>(b) : next++;
-      utf8_append(text[static_cast<std::size_t>(b)], c);
-      byte[c] = static_cast<std::uint8_t>(b);
-    }
-  }
-  // The bytes a vocabulary string stands for; a string with any other character stands for itself.
-  std::string decode(const std::string& token) const {
-    std::string bytes;
-    for (std::size_t i = 0; i < token.size();
-         i += utf8_length(static_cast<unsigned char>(token[i]))) {
-      auto it = byte.find(utf8_decode(token.data() + i));
-      if (it == byte.end()) return token;
-      bytes += static_cast<char>(it->second);
-    }
-    return bytes;
-  }
-};
-
-const ByteAlphabet& byte_alphabet() {
-  static const ByteAlphabet alphabet;
-  return alphabet;
-}
 
 // Tokens that end a turn or a text in models we know, wherever a model lists only one of them.
 constexpr const char* kStopNames[] = {
@@ -58,11 +23,11 @@ struct Tokenizer::Impl {
 
   TokenizerSpec spec;
   std::string pre_name;
-  std::vector<std::string> bytes;                            // by id: what decode() writes
-  std::vector<bool> special;                                 // by id
-  std::vector<bool> stops;                                   // by id: in spec.stop_ids
-  std::unordered_map<std::string_view, std::int32_t> ids;    // by vocabulary string
-  std::unordered_map<std::string_view, std::int32_t> whole;  // by bytes; filled for ignore_merges
+  std::vector<std::string> bytes;  // by id: what decode() writes
+  std::vector<bool> special;       // by id
+  std::vector<bool> stops;         // by id: in spec.stop_ids
+  TokenIds ids;
+  TokenIds whole;  // by what a piece looks like before merging; filled for ignore_merges
   std::unique_ptr<BytePairs> pairs;
   AddedTokenFinder raw, normalized;  // looked for before and after normalisation
 
@@ -70,7 +35,7 @@ struct Tokenizer::Impl {
   struct Output {
     Encoding encoding;
     bool offsets;
-    std::vector<BytePairs::Symbol> symbols;  // scratch
+    std::vector<Symbol> symbols;  // scratch
     void add(std::int32_t id, std::size_t begin) {
       encoding.ids.push_back(id);
       if (offsets) encoding.begins.push_back(begin);
@@ -78,7 +43,7 @@ struct Tokenizer::Impl {
   };
 
   void index();
-  void link_merges();
+  std::string text_of(std::string token) const;
   void find_stop_ids();
   void add_added_tokens();
 
@@ -86,6 +51,10 @@ struct Tokenizer::Impl {
   void encode_stretch(std::string_view text, std::size_t base, ByteSpans plain, Output& out) const;
   template <class Origin>
   void encode_text(std::string_view text, Origin&& origin, Output& out) const;
+  template <class Origin>
+  void encode_piece(std::string_view text, std::size_t begin, std::size_t end, Origin&& origin,
+                    Output& out) const;
+  std::string decode(std::span<const std::int32_t> token_ids, bool skip_special) const;
 };
 
 // Token string -> id, each once.
@@ -103,41 +72,21 @@ void Tokenizer::Impl::index() {
     if (!fresh)
       throw InputError(concat(spec.where, ": tokens ", it->second, " and ", i, " are the same, \"",
                               token, "\""));
-    bytes[i] = byte_alphabet().decode(token);
+    bytes[i] = text_of(token);
   }
 }
 
-void Tokenizer::Impl::link_merges() {
-  std::vector<std::int32_t> byte_ids(256, -1);
-  bool any = false;
-  for (std::size_t b = 0; b < 256; ++b) {
-    if (auto it = ids.find(byte_alphabet().text[b]); it != ids.end()) byte_ids[b] = it->second;
-    any = any || byte_ids[b] >= 0;
-  }
-  if (!any)
-    throw InputError(spec.where + ": no token stands for a single byte: not byte-level BPE");
-
-  std::vector<BytePairs::Merge> merges;
-  merges.reserve(spec.merges.size());
-  std::unordered_set<std::uint64_t> seen(2 * spec.merges.size());
-  for (std::size_t rank = 0; rank < spec.merges.size(); ++rank) {
-    const auto& [left, right] = spec.merges[rank];
-    auto id = [&](const std::string& token) {
-      auto it = ids.find(token);
-      if (it == ids.end() || token.empty())
-        throw InputError(concat(spec.where, ": merge ", rank, " (\"", left, "\" \"", right,
-                                "\") names \"", token, "\", which is not a token"));
-      return it->second;
-    };
-    merges.push_back({id(left), id(right), id(left + right)});
-    const auto key = static_cast<std::uint64_t>(merges.back().left) << 32 |
-                     static_cast<std::uint32_t>(merges.back().right);
-    if (!seen.insert(key).second)
-      throw InputError(
-          concat(spec.where, ": merge ", rank, " (\"", left, "\" \"", right, "\") is there twice"));
-  }
-  pairs = std::make_unique<BytePairs>(byte_ids, merges);
-  spec.merges = {};
+// What decode() writes for a vocabulary string.
+std::string Tokenizer::Impl::text_of(std::string token) const {
+  if (spec.byte_level) return byte_alphabet().decode(token);
+  if (spec.decoder.byte_fallback)
+    if (const int byte = fallback_byte(token); byte >= 0)
+      return std::string(1, static_cast<char>(byte));
+  const std::string& mark = spec.decoder.mark;
+  if (mark.empty()) return token;
+  for (std::size_t at = 0; (at = token.find(mark, at)) != std::string::npos; ++at)
+    token.replace(at, mark.size(), " ");
+  return token;
 }
 
 void Tokenizer::Impl::find_stop_ids() {
@@ -175,14 +124,17 @@ void Tokenizer::Impl::add_added_tokens() {
                               " bytes; at most ", AddedTokenFinder::kMaxBytes, " are read"));
     const auto id = static_cast<std::size_t>(token.id);
     special[id] = token.special;
-    bytes[id] = token.content;
+    if (spec.byte_level) bytes[id] = token.content;
     AddedToken wanted = token;
     // Whatever ends a turn must not be forged either, whatever the file says of it.
     wanted.special = token.special || stops[id];
-    if (!token.normalized || !spec.nfc) {
+    if (!token.normalized) {
       raw.add(wanted);
     } else {
-      wanted.content = to_nfc(token.content).text;
+      if (!spec.added_are_normal) wanted.content = spec.normalizer.apply(token.content).text;
+      if (wanted.content.empty())
+        throw InputError(
+            concat(spec.where, ": added token ", token.id, " is empty once normalised"));
       normalized.add(wanted);
     }
   }
@@ -191,7 +143,7 @@ void Tokenizer::Impl::add_added_tokens() {
   for (const AddedToken& token : spec.added)
     piece[static_cast<std::size_t>(token.id)] = token.in_vocabulary && !token.special;
   for (std::size_t i = 0; i < bytes.size(); ++i)
-    if (piece[i]) whole.emplace(bytes[i], static_cast<std::int32_t>(i));
+    if (piece[i]) whole.emplace(spec.byte_level ? bytes[i] : spec.tokens[i], static_cast<int>(i));
 }
 
 std::unique_ptr<Tokenizer> TokenizerBuilder::build(TokenizerSpec spec) {
@@ -200,51 +152,78 @@ std::unique_ptr<Tokenizer> TokenizerBuilder::build(TokenizerSpec spec) {
   Tokenizer::Impl& impl = *tokenizer->impl_;
   impl.pre_name = to_string(impl.spec.pre);
   impl.index();
-  impl.link_merges();
+  impl.pairs = link_merges(impl.spec, impl.ids);
+  impl.spec.merges = {};
+  impl.spec.scores = {};
   impl.find_stop_ids();
   impl.add_added_tokens();
   return tokenizer;
 }
 
-// A text without added tokens: pieces, then their byte pairs. origin(i): where byte i came from.
+// A piece: its byte pairs. origin(i): where byte i of the text came from.
+template <class Origin>
+void Tokenizer::Impl::encode_piece(std::string_view text, std::size_t begin, std::size_t end,
+                                   Origin&& origin, Output& out) const {
+  const std::string_view piece = text.substr(begin, end - begin);
+  if (spec.ignore_merges) {
+    if (auto it = whole.find(piece); it != whole.end()) {
+      out.add(it->second, origin(begin));
+      return;
+    }
+  }
+  out.encoding.lost_bytes += pairs->encode(piece, spec.unknown, spec.fuse_unknown, out.symbols);
+  for (const auto& symbol : out.symbols) out.add(symbol.id, origin(begin + symbol.begin));
+}
+
+// A text without added tokens: its pieces.
 template <class Origin>
 void Tokenizer::Impl::encode_text(std::string_view text, Origin&& origin, Output& out) const {
-  pre_tokenize(spec.pre, text, [&](std::size_t begin, std::size_t end) {
-    const std::string_view piece = text.substr(begin, end - begin);
-    if (spec.ignore_merges) {
-      if (auto it = whole.find(piece); it != whole.end()) {
-        out.add(it->second, origin(begin));
-        return;
-      }
-    }
-    out.encoding.lost_bytes += pairs->encode(piece, spec.unknown, spec.fuse_unknown, out.symbols);
-    for (const auto& symbol : out.symbols) out.add(symbol.id, origin(begin + symbol.begin));
-  });
+  if (!spec.metaspace) {
+    pre_tokenize(spec.pre, text, [&](std::size_t begin, std::size_t end) {
+      encode_piece(text, begin, end, origin, out);
+    });
+    return;
+  }
+  const Metaspace& m = *spec.metaspace;
+  Normalizer marks;
+  marks.add_replace(" ", m.mark);
+  const bool starts = text.starts_with(' ') || text.starts_with(m.mark);
+  if (!starts && (m.prepend == Metaspace::Prepend::Always ||
+                  (m.prepend == Metaspace::Prepend::First && origin(0) == 0)))
+    marks.add_prepend(m.mark);
+  const Normalized marked = marks.apply(text);
+  auto marked_origin = [&](std::size_t i) { return origin(marked.origin[i]); };
+  for (std::size_t begin = 0, end = 0; begin < marked.text.size(); begin = end) {
+    end = m.split ? marked.text.find(m.mark, begin + 1) : std::string::npos;
+    if (end == std::string::npos) end = marked.text.size();
+    encode_piece(marked.text, begin, end, marked_origin, out);
+  }
 }
 
 // What lies between raw added tokens; it starts at byte `base` of the text that `plain` speaks of.
 void Tokenizer::Impl::encode_stretch(std::string_view text, std::size_t base, ByteSpans plain,
                                      Output& out) const {
-  if (!spec.nfc || (normalized.empty() && surely_nfc(text))) {
+  if (normalized.empty() && spec.normalizer.surely_keeps(text)) {
     encode_text(
         text, [&](std::size_t i) { return base + i; }, out);
     return;
   }
-  const Normalized nfc = to_nfc(text);
-  auto origin = [&](std::size_t i) { return base + nfc.origin[i]; };
+  const Normalized normal = spec.normalizer.apply(text);
+  auto origin = [&](std::size_t i) { return base + normal.origin[i]; };
   // The plain spans, in bytes of the normalised text.
   std::vector<std::pair<std::size_t, std::size_t>> spans;
   auto moved = [&](std::size_t at) {
     const std::size_t source = at < base ? 0 : at - base;
-    return static_cast<std::size_t>(std::lower_bound(nfc.origin.begin(), nfc.origin.end(), source) -
-                                    nfc.origin.begin());
+    return static_cast<std::size_t>(
+        std::lower_bound(normal.origin.begin(), normal.origin.end(), source) -
+        normal.origin.begin());
   };
   for (const auto& [begin, end] : plain) spans.emplace_back(moved(begin), moved(end));
   normalized.split(
-      nfc.text, spans,
+      normal.text, spans,
       [&](std::size_t begin, std::size_t end) {
         encode_text(
-            std::string_view(nfc.text).substr(begin, end - begin),
+            std::string_view(normal.text).substr(begin, end - begin),
             [&](std::size_t i) { return origin(begin + i); }, out);
       },
       [&](std::size_t begin, std::size_t, std::int32_t id) { out.add(id, origin(begin)); });
@@ -284,14 +263,29 @@ std::string Tokenizer::token_text(std::int32_t id) const {
   return impl_->bytes[static_cast<std::size_t>(id)];
 }
 
-std::string Tokenizer::decode(std::span<const std::int32_t> ids, bool skip_special) const {
+std::string Tokenizer::Impl::decode(std::span<const std::int32_t> token_ids,
+                                    bool skip_special) const {
   std::string text;
-  for (std::int32_t id : ids) {
-    if (id < 0 || id >= n_tokens()) token_text(id);  // throws
+  bool first = true;
+  for (std::int32_t id : token_ids) {
     const auto i = static_cast<std::size_t>(id);
-    if (!skip_special || !impl_->special[i]) text += impl_->bytes[i];
+    if (skip_special && special[i]) continue;
+    text += bytes[i];
+    // The reference drops every mark of the first token, wherever it stands in it.
+    if (first && spec.decoder.first_loses_marks &&
+        spec.tokens[i].find(spec.decoder.mark) != std::string::npos)
+      std::erase(text, ' ');
+    first = false;
   }
-  return text;
+  std::size_t strip = 0;
+  while (strip < spec.decoder.strip && strip < text.size() && text[strip] == ' ') ++strip;
+  return text.substr(strip);
+}
+
+std::string Tokenizer::decode(std::span<const std::int32_t> ids, bool skip_special) const {
+  for (std::int32_t id : ids)
+    if (id < 0 || id >= n_tokens()) token_text(id);  // throws
+  return impl_->decode(ids, skip_special);
 }
 
 std::int64_t Tokenizer::n_tokens() const { return std::ssize(impl_->spec.tokens); }

@@ -1,4 +1,5 @@
-// Tokenizer: byte-level BPE from GGUF metadata or tokenizer.json, ids equal to Hugging Face's.
+// Tokenizer: byte-level and sentencepiece BPE from GGUF metadata or tokenizer.json, ids equal to
+// those of Hugging Face's tokenizers and of sentencepiece.
 #pragma once
 
 #include <cstdint>
@@ -36,7 +37,7 @@ class Tokenizer {
   Encoding encode_with_offsets(
       std::string_view text, std::span<const std::pair<std::size_t, std::size_t>> plain = {}) const;
   // Ids -> bytes (UTF-8 if the model made valid UTF-8). Special tokens are left out if
-  // skip_special.
+  // skip_special. Where encode() puts a space before a text, the first space is taken off again.
   std::string decode(std::span<const std::int32_t> ids, bool skip_special = true) const;
   // The bytes of one token, special ones included: maybe part of a character.
   std::string token_text(std::int32_t id) const;
@@ -48,7 +49,7 @@ class Tokenizer {
   const std::vector<std::int32_t>& stop_ids() const;
   bool adds_bos() const;  // whether the model's own recipe starts every text with BOS
   const std::string& chat_template() const;  // template text, empty if none
-  const std::string& pre_tokenizer() const;  // "smollm", "gpt2", "llama3", "qwen2"
+  const std::string& pre_tokenizer() const;  // "smollm", "gpt2", "llama3", "qwen2", "whole"
   // Token string <-> id, -1 if absent. For special tokens named by templates.
   std::int32_t id_of(std::string_view token) const;
 

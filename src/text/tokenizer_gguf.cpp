@@ -3,6 +3,7 @@
 
 #include "io/gguf.h"
 #include "tensor/error.h"
+#include "text/byte_alphabet.h"
 #include "text/tokenizer_builder.h"
 
 namespace lk {
@@ -29,39 +30,11 @@ PreTokenizer find_pre_tokenizer(const GgufFile& file) {
                           "\" is not a pre-tokenizer we know (gpt-2, smollm, llama-bpe, qwen2)"));
 }
 
-}  // namespace
-
-std::unique_ptr<Tokenizer> Tokenizer::from_gguf(const GgufFile& file) {
-  TokenizerSpec spec;
-  spec.where = file.path();
-  if (const std::string model = file.get_string("tokenizer.ggml.model"); model != "gpt2")
-    throw InputError(concat(file.path(), ": tokenizer.ggml.model: \"", model,
-                            "\" is not read; only byte-level BPE (\"gpt2\") is"));
+// Byte-level BPE: what the file leaves out, by family (tokenizer.json has both in so many words).
+void read_byte_level(const GgufFile& file, TokenizerSpec& spec) {
   spec.pre = find_pre_tokenizer(file);
-  // What the file leaves out, by family: tokenizer.json has both in so many words.
-  spec.nfc = spec.pre == PreTokenizer::Qwen2;
+  if (spec.pre == PreTokenizer::Qwen2) spec.normalizer.add_nfc();
   spec.ignore_merges = spec.pre == PreTokenizer::Llama3;
-
-  spec.tokens = file.get_strings("tokenizer.ggml.tokens");
-  const auto n = static_cast<std::int64_t>(spec.tokens.size());
-  if (file.has_key("tokenizer.ggml.token_type")) {
-    const std::vector<std::int32_t> types = file.get_ints("tokenizer.ggml.token_type");
-    if (std::ssize(types) != n)
-      throw InputError(concat(file.path(), ": tokenizer.ggml.token_type has ", types.size(),
-                              " entries for ", n, " tokens"));
-    for (std::size_t i = 0; i < types.size(); ++i) {
-      if (types[i] < kNormal || types[i] > kByte)
-        throw InputError(concat(file.path(), ": tokenizer.ggml.token_type: ", types[i],
-                                " of token ", i, " is no token type"));
-      if (types[i] == kByte)
-        throw InputError(concat(file.path(), ": token ", i, " (\"", spec.tokens[i],
-                                "\") is a byte token, which byte-level BPE has none of"));
-      if (types[i] == kControl || types[i] == kUserDefined)
-        spec.added.push_back({.content = spec.tokens[i],
-                              .id = static_cast<std::int32_t>(i),
-                              .special = types[i] == kControl});
-    }
-  }
   const std::vector<std::string>& merges = file.get_strings("tokenizer.ggml.merges");
   spec.merges.reserve(merges.size());
   for (std::size_t i = 0; i < merges.size(); ++i) {
@@ -71,6 +44,87 @@ std::unique_ptr<Tokenizer> Tokenizer::from_gguf(const GgufFile& file) {
                               "\") is not two tokens"));
     spec.merges.emplace_back(merges[i].substr(0, space), merges[i].substr(space + 1));
   }
+}
+
+// Sentencepiece: scores instead of merges, and a space before each text unless the file says no.
+void read_sentencepiece(const GgufFile& file, TokenizerSpec& spec) {
+  spec.byte_level = false;
+  spec.byte_fallback = true;
+  spec.fuse_unknown = true;
+  spec.pre = PreTokenizer::Whole;
+  spec.scores = file.get_floats("tokenizer.ggml.scores");
+  if (spec.scores.size() != spec.tokens.size())
+    throw InputError(concat(file.path(), ": tokenizer.ggml.scores has ", spec.scores.size(),
+                            " entries for ", spec.tokens.size(), " tokens"));
+  if (file.get_bool_or("tokenizer.ggml.remove_extra_whitespaces", false))
+    throw InputError(file.path() +
+                     ": tokenizer.ggml.remove_extra_whitespaces: true is not supported");
+  if (file.has_key("tokenizer.ggml.precompiled_charsmap"))
+    throw InputError(file.path() + ": tokenizer.ggml.precompiled_charsmap: not supported");
+  const bool prefix = file.get_bool_or("tokenizer.ggml.add_space_prefix", true);
+  if (prefix) spec.normalizer.add_prepend(kSpaceMark);
+  spec.normalizer.add_replace(" ", kSpaceMark);
+  spec.added_are_normal = true;
+  spec.decoder = {.mark = kSpaceMark, .byte_fallback = true, .strip = prefix ? 1u : 0u};
+}
+
+// Which tokens are found in text whole, which are made by merging, which are bytes.
+void read_types(const GgufFile& file, TokenizerSpec& spec) {
+  const bool pieces = !spec.byte_level;
+  if (!file.has_key("tokenizer.ggml.token_type")) {
+    if (pieces) throw InputError(file.path() + ": tokenizer.ggml.token_type: missing");
+    return;
+  }
+  const std::vector<std::int32_t> types = file.get_ints("tokenizer.ggml.token_type");
+  if (types.size() != spec.tokens.size())
+    throw InputError(concat(file.path(), ": tokenizer.ggml.token_type has ", types.size(),
+                            " entries for ", spec.tokens.size(), " tokens"));
+  if (pieces) spec.piece.resize(types.size());
+  for (std::size_t i = 0; i < types.size(); ++i) {
+    const auto id = static_cast<std::int32_t>(i);
+    if (types[i] < kNormal || types[i] > kByte)
+      throw InputError(concat(file.path(), ": tokenizer.ggml.token_type: ", types[i], " of token ",
+                              i, " is no token type"));
+    if (types[i] == kByte && !pieces)
+      throw InputError(concat(file.path(), ": token ", i, " (\"", spec.tokens[i],
+                              "\") is a byte token, which byte-level BPE has none of"));
+    if (types[i] == kByte && fallback_byte(spec.tokens[i]) < 0)
+      throw InputError(concat(file.path(), ": token ", i, " (\"", spec.tokens[i],
+                              "\") is a byte token, yet not of the form <0x0A>"));
+    if (types[i] == kControl)
+      spec.added.push_back({.content = spec.tokens[i], .id = id, .special = true});
+    // Sentencepiece looks for these once spaces are marked; converters write them with spaces.
+    if (types[i] == kUserDefined) {
+      AddedToken token{.content = spec.tokens[i], .id = id, .normalized = pieces};
+      for (std::size_t at; pieces && (at = token.content.find(' ')) != std::string::npos;)
+        token.content.replace(at, 1, kSpaceMark);
+      spec.added.push_back(std::move(token));
+    }
+    if (!pieces) continue;
+    spec.piece[i] = types[i] == kNormal;
+    if (types[i] == kUnused) spec.unused.push_back(id);
+    if (types[i] == kUnknown && spec.unknown < 0) spec.unknown = id;
+  }
+}
+
+}  // namespace
+
+std::unique_ptr<Tokenizer> Tokenizer::from_gguf(const GgufFile& file) {
+  TokenizerSpec spec;
+  spec.where = file.path();
+  const std::string model = file.get_string("tokenizer.ggml.model");
+  if (model != "gpt2" && model != "llama")
+    throw InputError(concat(file.path(), ": tokenizer.ggml.model: \"", model,
+                            "\" is not read; byte-level BPE (\"gpt2\") and sentencepiece BPE "
+                            "(\"llama\") are"));
+  if (model == "gpt2") find_pre_tokenizer(file);  // named first if it is not known
+  spec.tokens = file.get_strings("tokenizer.ggml.tokens");
+  const auto n = static_cast<std::int64_t>(spec.tokens.size());
+  if (model == "gpt2")
+    read_byte_level(file, spec);
+  else
+    read_sentencepiece(file, spec);
+  read_types(file, spec);
 
   auto id = [&](const char* name) {
     const std::string key = std::string("tokenizer.ggml.") + name;
@@ -90,9 +144,10 @@ std::unique_ptr<Tokenizer> Tokenizer::from_gguf(const GgufFile& file) {
                             .id = marker,
                             .special = true});
   }
-  // Llama 3's own recipe starts with BOS; files made before the key existed say nothing.
+  // Llama's own recipes start with BOS; files made before the key existed say nothing.
   spec.adds_bos =
-      file.get_bool_or("tokenizer.ggml.add_bos_token", spec.pre == PreTokenizer::Llama3);
+      file.get_bool_or("tokenizer.ggml.add_bos_token",
+                       spec.pre == PreTokenizer::Llama3 || spec.pre == PreTokenizer::Whole);
   spec.chat_template = file.get_string_or("tokenizer.chat_template", "");
   return TokenizerBuilder::build(std::move(spec));
 }

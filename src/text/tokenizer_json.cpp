@@ -9,95 +9,15 @@
 #include "io/json.h"
 #include "tensor/error.h"
 #include "text/tokenizer_builder.h"
+#include "text/tokenizer_json_parts.h"
 
 namespace lk {
 
+using namespace tokenizer_json;
+
 namespace {
 
-constexpr const char* kGpt2Pattern =
-    R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
-constexpr const char* kLlama3Pattern =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*)"
-    R"(|\s*[\r\n]+|\s+(?!\S)|\s+)";
-constexpr const char* kQwen2Pattern =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*)"
-    R"(|\s*[\r\n]+|\s+(?!\S)|\s+)";
-
 constexpr std::int64_t kMaxId = std::numeric_limits<std::int32_t>::max();
-
-[[noreturn]] void refuse(const std::string& where, const std::string& what) {
-  throw InputError(where + ": " + what);
-}
-
-bool present(const Json& object, const char* key) {
-  return object.contains(key) && !object.at(key).is_null();
-}
-
-const Json& object_at(const Json& object, const char* key, const std::string& where) {
-  const Json& value = json_at(object, key, where);
-  if (!value.is_object()) refuse(where, std::string(key) + ": not an object");
-  return value;
-}
-
-// The parts of a "Sequence", or the one part there is.
-std::vector<Json> parts_of(const Json& part, const char* list, const std::string& where) {
-  if (!part.is_object()) refuse(where, "not an object");
-  if (json_string(part, "type", where) != "Sequence") return {part};
-  const Json& parts = json_at(part, list, where);
-  if (!parts.is_array()) refuse(where, std::string(list) + ": not an array");
-  return parts.get<std::vector<Json>>();
-}
-
-void read_normalizer(const Json& file, TokenizerSpec& spec) {
-  if (!present(file, "normalizer")) return;
-  const std::string where = spec.where + ": normalizer";
-  for (const Json& part : parts_of(file.at("normalizer"), "normalizers", where)) {
-    const std::string type = json_string(part, "type", where);
-    if (type != "NFC") refuse(where, "\"" + type + "\" is not known (NFC is)");
-    spec.nfc = true;
-  }
-}
-
-PreTokenizer split_pattern(const Json& split, const std::string& where) {
-  const std::string behavior = json_string(split, "behavior", where);
-  if (behavior != "Isolated" || json_bool_or(split, "invert", false, where))
-    refuse(where, "Split with behavior \"" + behavior + "\" is not known (Isolated is)");
-  const std::string pattern = json_string(object_at(split, "pattern", where), "Regex", where);
-  if (pattern == kGpt2Pattern) return PreTokenizer::Gpt2;
-  if (pattern == kLlama3Pattern) return PreTokenizer::Llama3;
-  if (pattern == kQwen2Pattern) return PreTokenizer::Qwen2;
-  refuse(where, "the pattern \"" + pattern + "\" is not one we know (gpt2's, llama3's, qwen2's)");
-}
-
-// ByteLevel; Digits, ByteLevel; or Split, ByteLevel without its own pattern.
-void read_pre_tokenizer(const Json& file, TokenizerSpec& spec) {
-  const std::string where = spec.where + ": pre_tokenizer";
-  if (!present(file, "pre_tokenizer")) refuse(where, "missing");
-  const std::vector<Json> parts = parts_of(file.at("pre_tokenizer"), "pretokenizers", where);
-  auto type = [&](std::size_t i) { return json_string(parts[i], "type", where); };
-  if (parts.empty() || parts.size() > 2 || type(parts.size() - 1) != "ByteLevel") {
-    std::string names;
-    for (std::size_t i = 0; i < parts.size(); ++i) names += (i == 0 ? "" : ", ") + type(i);
-    refuse(where, "[" + names + "] is not known (ByteLevel alone, or after Digits or Split, is)");
-  }
-  const Json& byte_level = parts.back();
-  if (json_bool_or(byte_level, "add_prefix_space", true, where))
-    refuse(where, "ByteLevel with add_prefix_space is not supported");
-  const bool own_pattern = json_bool_or(byte_level, "use_regex", true, where);
-  if (parts.size() == 1) {
-    if (!own_pattern) refuse(where, "ByteLevel without use_regex and without a Split");
-    spec.pre = PreTokenizer::Gpt2;
-  } else if (type(0) == "Digits") {
-    if (!json_bool_or(parts[0], "individual_digits", false, where) || !own_pattern)
-      refuse(where, "Digits is known with individual_digits and before a ByteLevel with use_regex");
-    spec.pre = PreTokenizer::SmolLm;
-  } else if (type(0) == "Split") {
-    if (own_pattern) refuse(where, "Split before a ByteLevel with use_regex is not known");
-    spec.pre = split_pattern(parts[0], where);
-  } else {
-    refuse(where, "\"" + type(0) + "\" is not known (Digits and Split are)");
-  }
-}
 
 std::pair<std::string, std::string> read_merge(const Json& merge, std::size_t rank,
                                                const std::string& where) {
@@ -174,7 +94,8 @@ void read_settings(const Json& model, const std::string& where, TokenizerSpec& s
   for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"})
     if (present(model, key) && !json_string(model, key, where).empty())
       refuse(where, std::string(key) + " is not supported");
-  if (json_bool_or(model, "byte_fallback", false, where))
+  spec.byte_fallback = json_bool_or(model, "byte_fallback", false, where);
+  if (spec.byte_fallback && spec.byte_level)
     refuse(where, "byte_fallback is not supported: byte-level BPE needs none");
   spec.ignore_merges = json_bool_or(model, "ignore_merges", false, where);
   spec.fuse_unknown = json_bool_or(model, "fuse_unk", false, where);
@@ -207,30 +128,6 @@ void read_model(const Json& file, TokenizerSpec& spec) {
   for (std::size_t rank = 0; rank < merges.size(); ++rank)
     spec.merges.push_back(read_merge(merges[rank], rank, where));
   read_settings(model, where, spec);
-}
-
-void read_decoder(const Json& file, const std::string& path) {
-  if (!present(file, "decoder")) return;
-  const std::string where = path + ": decoder";
-  for (const Json& part : parts_of(file.at("decoder"), "decoders", where))
-    if (const std::string type = json_string(part, "type", where); type != "ByteLevel")
-      refuse(where, "\"" + type + "\" is not known (ByteLevel is)");
-}
-
-// The token that the post-processor puts before every text, empty if none.
-std::string leading_token(const Json& file, const std::string& path) {
-  if (!present(file, "post_processor")) return "";
-  const std::string where = path + ": post_processor";
-  for (const Json& part : parts_of(file.at("post_processor"), "processors", where)) {
-    const std::string type = json_string(part, "type", where);
-    if (type == "ByteLevel") continue;
-    if (type != "TemplateProcessing") refuse(where, "\"" + type + "\" is not known");
-    const Json& single = json_at(part, "single", where);
-    if (single.is_array() && !single.empty() && single[0].is_object() &&
-        single[0].contains("SpecialToken"))
-      return json_string(single[0].at("SpecialToken"), "id", where);
-  }
-  return "";
 }
 
 struct Folder {
@@ -292,7 +189,7 @@ std::unique_ptr<Tokenizer> Tokenizer::from_folder(const std::string& path) {
   read_normalizer(file, spec);
   read_pre_tokenizer(file, spec);
   read_model(file, spec);
-  read_decoder(file, spec.where);
+  read_decoder(file, spec);
 
   const Json config = folder.json("tokenizer_config.json");
   const std::string config_path = folder.file("tokenizer_config.json");

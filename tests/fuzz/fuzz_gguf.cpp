@@ -55,6 +55,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       value_or_input_error([&, &k = key] { reader.get_string(k); });
       value_or_input_error([&, &k = key] { reader.get_strings(k); });
       value_or_input_error([&, &k = key] { reader.get_ints(k); });
+      value_or_input_error([&, &k = key] { reader.get_floats(k); });
     }
   });
   return 0;

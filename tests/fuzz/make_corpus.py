@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the small seeds of the file layer's fuzz targets to ../corpus/{json,safetensors,gguf}/seed-*.
+"""Writes the small seeds of the fuzz targets to ../corpus/{json,safetensors,gguf,template,tokenizer}/seed-*.
 
 Other files there are inputs that once broke something; this script leaves them alone.
 """
@@ -74,3 +74,34 @@ put("gguf", "alignment", gguf([("general.alignment", 4, struct.pack("<I", 64))],
 put("gguf", "wraps", gguf([], [("w", [2**32, 2**32], 0, 0)]))
 put("gguf", "counts", b"GGUF" + struct.pack("<IQQ", 3, 2**64 - 1, 2**63))
 put("gguf", "nested-array", gguf([("k", 9, struct.pack("<IQIQ", 9, 1, 4, 1))], []))
+
+for file in sorted((CORPUS.parent / "golden" / "text" / "templates").glob("*.jinja")):
+    put("template", file.stem, file.read_bytes())
+put("template", "strings", "{{ messages[1].content.strip().split('a', 1)[-1][::-1] | replace('', 'x') | tojson | upper }}{{ 'a' 'b' ~ 1.5 ~ [1, (2,), {'k': none}] }}")
+put("template", "grow", "{% set ns = namespace(x='ab') %}{% for i in range(99999) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}")
+put("template", "cycle", "{% set ns = namespace() %}{% for m in messages %}{% set ns.x = [ns, loop] %}{{ loop.previtem.role }}{% endfor %}")
+put("template", "white", "  {%- if true -%} \n a {%+ endif +%}\n{# c -#} \r\n{% raw -%} {{ {%- endraw %}\n")
+put("template", "edges", "{{ 9223372036854775807 + 1 }}{{ -7 // 2 % 3 ** 2 }}{{ 'x' * 9999999 }}{{ (((1)))")
+
+
+def tokenizer(tokens, merges, added=(), **more):
+    model = {"type": "BPE", "vocab": {t: i for i, t in enumerate(tokens)}, "merges": merges} | more.pop("model", {})
+    listed = [{"id": tokens.index(t) if t in tokens else len(tokens) + i, "content": t, "special": True} for i, t in enumerate(added)]
+    return json.dumps({"added_tokens": listed, "model": model} | more, ensure_ascii=False, separators=(",", ":"))
+
+
+LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+MARK = "\u2581"
+put("tokenizer", "byte-level", tokenizer(["a", "b", "ab", "\u0120", "1"], ["a b"], ["<s>"], pre_tokenizer=LEVEL, decoder={"type": "ByteLevel"}))
+put("tokenizer", "digits", tokenizer(["a", "1"], [], pre_tokenizer={"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, LEVEL]},
+                                     normalizer={"type": "NFC"}))
+BYTES = ["<0x%02X>" % b for b in range(256)]
+UNMARK = [{"type": "Replace", "pattern": {"String": MARK}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]
+REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": MARK}
+put("tokenizer", "llama", tokenizer(BYTES + ["a", "b", MARK, MARK + "a"], [[MARK, "a"]], ["<s>"], model={"byte_fallback": True, "fuse_unk": True},
+                                    normalizer={"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": MARK}, REPLACE]},
+                                    decoder={"type": "Sequence", "decoders": UNMARK}))
+put("tokenizer", "metaspace", tokenizer(["<unk>", "a", MARK, MARK + "a"], [[MARK, "a"]], ["abc"], model={"unk_token": "<unk>"},
+                                        pre_tokenizer={"type": "Metaspace", "replacement": MARK, "prepend_scheme": "first", "split": True},
+                                        decoder={"type": "Metaspace", "replacement": MARK, "prepend_scheme": "first"}))
+put("tokenizer", "gap", tokenizer(["a"], [], ["b"], pre_tokenizer=LEVEL).replace('"id":1', '"id":7'))

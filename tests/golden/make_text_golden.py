@@ -251,4 +251,5 @@ def main():
     save("chats.json", chats(args.gguf, args.templates))
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+// The parts of a tokenizer.json around its model: what comes before and after the byte pairs.
+#pragma once
+
+#include <string>
+
+#include "io/json.h"
+#include "text/tokenizer_builder.h"
+
+namespace lk::tokenizer_json {
+
+[[noreturn]] void refuse(const std::string& where, const std::string& what);
+bool present(const Json& object, const char* key);  // there, and not null
+const Json& object_at(const Json& object, const char* key, const std::string& where);
+
+// Each reads its part of the file into the spec; InputError naming what is not known. The
+// pre-tokenizer is read after the normalizer: it says whether the model is byte-level.
+void read_normalizer(const Json& file, TokenizerSpec& spec);
+void read_pre_tokenizer(const Json& file, TokenizerSpec& spec);
+void read_decoder(const Json& file, TokenizerSpec& spec);
+
+// The token that the post-processor puts before every text, empty if none.
+std::string leading_token(const Json& file, const std::string& path);
+
+}  // namespace lk::tokenizer_json
