@@ -168,6 +168,65 @@ TEST_CASE("finetune writes what it promises, and nothing over what is there") {
   CHECK(e.out.find("\"perplexity\"") != std::string::npos);
 }
 
+TEST_CASE("evaluate: choices and generated text are scored by the rows' keys") {
+  Folder f;
+  const std::string on = "evaluate --device cpu --seq-len 64 --model " + kModel + " --data ";
+  std::ofstream(f / "choices.jsonl") << R"({"prompt":"ab","choices":["cd","ef"],"answer":0})"
+                                        "\n"
+                                     << R"({"prompt":"ab","choices":["cd","ef"],"answer":"ef"})"
+                                        "\n";
+  // What stdout has alone: one object.
+  Result c = run(on + (f / "choices.jsonl") + " 2>/dev/null | cat");
+  Json choices = parse_json(c.out, "stdout");
+  CHECK(choices["accuracy"] == 0.5);  // both rows ask the same: one answer of two is right
+  CHECK(choices["accuracy_norm"] == 0.5);
+  CHECK(choices["rows"] == 2);
+
+  std::ofstream(f / "refs.jsonl") << R"({"prompt":"ab","references":["c d e f","g"]})"
+                                     "\n";
+  Result g = run(on + (f / "refs.jsonl") + " --max-tokens 5 --predictions " + (f / "p.jsonl") +
+                 " 2>/dev/null | cat");
+  Json scores = parse_json(g.out, "stdout");
+  CHECK(scores["rows"] == 1);
+  CHECK(scores["bleu"].get<double>() >= 0);
+  CHECK(scores["rouge_l"].get<double>() <= 1);
+  CHECK(parse_json(read_file(f / "p.jsonl", 4096), "p")["prompt"] == "ab");
+  CHECK(run(on + (f / "refs.jsonl") + " --predictions " + (f / "p.jsonl")).status == 2);
+  CHECK(run(on + (f / "rows.jsonl") + " --predictions " + (f / "q.jsonl")).status == 2);
+  CHECK(run(on + (f / "rows.jsonl") + " --generate --max-tokens 0").status == 2);
+  Result loss = run(on + (f / "rows.jsonl") + " --generate --max-tokens 3");
+  CHECK_MESSAGE(loss.status == 0, loss.out);  // a completion is a reference
+  CHECK(run(on + (f / "choices.jsonl") + " --generate").status == 3);
+}
+
+TEST_CASE("finetune leaves a report and, if asked, event files; also when it goes on") {
+  Folder f;
+  const std::string flags = "--seq-len 64 --lr 1e-2 --save-every 1 --tensorboard --eval-data " +
+                            (f / "rows.jsonl") + " --out " + (f / "out");
+  auto events = [&] {
+    std::ptrdiff_t n = 0;
+    for (const auto& entry : stdfs::directory_iterator(f / "out"))
+      n += entry.path().filename().string().starts_with("events.out.tfevents.");
+    return n;
+  };
+  REQUIRE(run(train(f, "--steps 3 " + flags)).status == 0);
+  std::string page = read_file(f / "out/report.html", 1 << 24);
+  CHECK(page.find("hello ") != std::string::npos);  // a sample's prompt
+  CHECK(page.find("3 steps done") != std::string::npos);
+  CHECK(events() == 1);
+  Result more = run(train(f, "--steps 5 --resume --samples 0 " + flags));
+  REQUIRE_MESSAGE(more.status == 0, more.out);
+  page = read_file(f / "out/report.html", 1 << 24);
+  CHECK(page.find("5 steps done") != std::string::npos);
+  CHECK(page.find("Before and after") == std::string::npos);
+  CHECK(events() == 2);
+  REQUIRE(run(train(f, "--steps 2 --seq-len 64 --lr 1e-2 --out " + (f / "plain"))).status == 0);
+  page = read_file(f / "plain/report.html", 1 << 24);
+  CHECK(page.find("Before and after") == std::string::npos);
+  CHECK(run(train(f, "--steps 2 --samples 2 --out " + (f / "none"))).status == 2);
+  CHECK(!stdfs::exists(f / "none"));
+}
+
 TEST_CASE("a run in which nothing moves fails with 7; out of memory with 5 and the plan") {
   Folder f;
   Result r = run(train(f, "--seq-len 64 --steps 2 --lr 0 --out " + (f / "zero")));

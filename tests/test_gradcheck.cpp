@@ -196,6 +196,20 @@ void loss_cases(std::vector<Case>& out) {
         {concat("head_loss in chunks of ", chunk),
          [=](Tape& t, const Vars& in) { return head_loss(t, in[0], head, targets, 0.37, chunk); },
          {rnd({5, 4}, 102)}});
+  // sum of sin(x) * weight, which depends on the place: a transposed gradient would be found.
+  out.push_back({"host_loss",
+                 [](Tape& t, const Vars& in) {
+                   return host_loss(t, in[0], [](std::span<const double> x, std::span<double> g) {
+                     double sum = 0;
+                     for (std::size_t i = 0; i < x.size(); ++i) {
+                       const double weight = 0.1 * static_cast<double>(i + 1);
+                       sum += weight * std::sin(x[i]);
+                       g[i] = weight * std::cos(x[i]);
+                     }
+                     return sum;
+                   });
+                 },
+                 {rnd({3, 5}, 171)}});
   out.push_back({"head_loss of one row",
                  [=](Tape& t, const Vars& in) { return head_loss(t, in[0], head, one, 1.0, 8); },
                  {rnd({1, 4}, 103)}});

@@ -1,47 +1,133 @@
-// evaluate: loss and perplexity of a model, with or without an adapter, on rows of text.
+// evaluate: loss and perplexity of a model, with or without an adapter, its accuracy on questions
+// with choices, or what it writes scored against references.
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 
+#include "io/durable.h"
 #include "io/json.h"
 #include "lora/inference.h"
 #include "nn/evaluation.h"
+#include "nn/scoring.h"
 #include "program.h"
 
-int main(int argc, char** argv) {
-  using namespace lk;
-  CLI::App app("Loss and perplexity on a file: one JSON object on stdout.", "evaluate");
-  InferenceSettings settings;
-  std::string data, format = "auto";
+namespace {
+
+using namespace lk;
+
+struct Settings {
+  InferenceSettings inference;
+  std::string data, predictions;
   std::optional<std::string> chat_template;
-  std::int64_t n_rows = -1;
-  DatasetOptions options;
-  app.add_option("--model", settings.model, ".gguf file or Hugging Face folder")->required();
-  app.add_option("--adapter", settings.adapter, "PEFT folder");
-  app.add_option("--data", data, "rows, as for finetune")->required();
-  app.add_option("--rows", n_rows, "only the first N rows")->check(program::whole_number());
-  app.add_option("--seq-len", options.seq_len, "longest row")
-      ->check(program::whole_number())
+  DatasetOptions rows;
+  SamplingSettings sampling;
+  bool generate = false;
+  std::int64_t batch_tokens() const { return std::max<std::int64_t>(rows.seq_len, 2048); }
+  EvalRowLimits limits() const { return {rows.seq_len, rows.max_rows}; }
+};
+
+void show_progress(std::int64_t done, std::int64_t total) {
+  program::progress(concat(done, "/", total, " rows"), done == total);
+}
+
+OrderedJson loss(const Settings& s, InferenceModel& m) {
+  Dataset rows = load_dataset(s.data, *m.tokenizer, s.chat_template, s.rows);
+  program::message(concat(s.data, ": format ", rows.format, ", ", rows.rows.size(), " rows"));
+  const Evaluation e = evaluate(*m.model, rows.rows, s.batch_tokens());
+  if (!std::isfinite(e.loss)) throw NonFiniteError("the loss is not finite");
+  return {{"loss", e.loss},
+          {"perplexity", e.perplexity},
+          {"tokens", e.supervised_tokens},
+          {"rows", e.rows}};
+}
+
+OrderedJson choices(const Settings& s, InferenceModel& m) {
+  const std::vector<ChoiceRow> rows = load_choices(s.data, *m.tokenizer, s.limits());
+  program::message(concat(s.data, ": ", rows.size(), " rows with choices"));
+  const ChoiceScores scores = score_choices(
+      rows, choice_log_probabilities(*m.model, rows, s.batch_tokens(), show_progress));
+  return {{"accuracy", scores.accuracy},
+          {"accuracy_norm", scores.accuracy_norm},
+          {"rows", scores.rows},
+          {"choices", scores.choices},
+          {"tokens", scores.tokens}};
+}
+
+void write_predictions(const Settings& s, const std::vector<ReferenceRow>& rows,
+                       const std::vector<std::string>& texts) {
+  std::string lines;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const OrderedJson line = {
+        {"prompt", rows[i].prompt}, {"text", texts[i]}, {"references", rows[i].references}};
+    lines += line.dump(-1, ' ', false, OrderedJson::error_handler_t::replace) + "\n";
+  }
+  write_file_durably(s.predictions, lines);
+}
+
+OrderedJson generation(Settings s, InferenceModel& m) {
+  const std::vector<ReferenceRow> rows =
+      load_references(s.data, *m.tokenizer, s.limits(), s.sampling.max_tokens);
+  program::message(concat(s.data, ": ", rows.size(), " rows with references"));
+  s.sampling.stop_ids = m.tokenizer->stop_ids();
+  const GenerationScores scores =
+      score_generation(*m.model, *m.tokenizer, rows, s.sampling, show_progress);
+  if (!s.predictions.empty()) write_predictions(s, rows, scores.texts);
+  return {{"bleu", scores.bleu},
+          {"bleu_variant", "sacreBLEU corpus, case:mixed, eff:no, tok:13a, smooth:exp"},
+          {"brevity_penalty", scores.brevity_penalty},
+          {"rouge_l", scores.rouge_l},
+          {"rouge_l_variant", "rouge-score rougeL F1, no stemmer, best reference, mean over rows"},
+          {"rows", scores.rows},
+          {"hypothesis_tokens", scores.hypothesis_tokens},
+          {"reference_tokens", scores.reference_tokens}};
+}
+
+void add_flags(CLI::App& app, Settings& s) {
+  const auto& whole = program::whole_number();
+  app.add_option("--model", s.inference.model, ".gguf file or Hugging Face folder")->required();
+  app.add_option("--adapter", s.inference.adapter, "PEFT folder");
+  app.add_option("--data", s.data, "rows: as for finetune, or with choices, or with references")
+      ->required();
+  app.add_option("--rows", s.rows.max_rows, "only the first N rows")->check(whole);
+  app.add_option("--seq-len", s.rows.seq_len, "longest row")->check(whole)->capture_default_str();
+  app.add_flag("--truncate", s.rows.truncate, "cut longer rows (loss only)");
+  app.add_option("--format", s.rows.format, "auto, text, prompt-completion, alpaca, messages, txt");
+  app.add_option("--template", s.chat_template, "chat template by name");
+  s.sampling.max_tokens = 64;
+  app.add_flag("--generate", s.generate,
+               "answer each prompt greedily and score it against its references "
+               "(or its completion): BLEU, ROUGE-L");
+  app.add_option("--max-tokens", s.sampling.max_tokens, "of each answer")
+      ->check(whole)
       ->capture_default_str();
-  app.add_flag("--truncate", options.truncate, "cut longer rows");
-  app.add_option("--format", options.format,
-                 "auto, text, prompt-completion, alpaca, messages, txt");
-  app.add_option("--template", chat_template, "chat template by name");
-  app.add_option("--device", settings.device, "auto, cpu, cuda:0")->capture_default_str();
-  app.add_option("--dtype", settings.dtype, "auto, f32, bf16")->capture_default_str();
+  app.add_option("--predictions", s.predictions, "write prompts and answers here (.jsonl)");
+  app.add_option("--device", s.inference.device, "auto, cpu, cuda:0")->capture_default_str();
+  app.add_option("--dtype", s.inference.dtype, "auto, f32, bf16")->capture_default_str();
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("Scores a model on a file: one JSON object on stdout.", "evaluate");
+  Settings s;
+  add_flags(app, s);
   return program::run(app, argc, argv, [&] {
-    if (n_rows == 0 || n_rows < -1) throw UsageError("--rows must be at least 1");
-    if (options.seq_len < 2) throw UsageError("--seq-len must be at least 2");
-    settings.max_positions = options.seq_len;
-    options.max_rows = n_rows;
-    InferenceModel m = open_inference(settings);
-    Dataset rows = load_dataset(data, *m.tokenizer, chat_template, options);
-    program::message(concat(data, ": format ", rows.format, ", ", rows.rows.size(), " rows"));
-    Evaluation e = evaluate(*m.model, rows.rows, std::max<std::int64_t>(options.seq_len, 2048));
-    if (!std::isfinite(e.loss)) throw NonFiniteError("the loss is not finite");
-    OrderedJson out = {{"loss", e.loss},
-                       {"perplexity", e.perplexity},
-                       {"tokens", e.supervised_tokens},
-                       {"rows", e.rows}};
+    if (s.rows.max_rows == 0 || s.rows.max_rows < -1) throw UsageError("--rows must be at least 1");
+    if (s.rows.seq_len < 2) throw UsageError("--seq-len must be at least 2");
+    if (s.sampling.max_tokens < 1) throw UsageError("--max-tokens must be at least 1");
+    const bool settled = s.rows.format != "auto";  // --format names a format of rows for the loss
+    if (settled && s.generate) throw UsageError("--generate takes no --format");
+    if (!s.predictions.empty() && std::filesystem::exists(s.predictions))
+      throw UsageError(concat("--predictions ", s.predictions, ": is there already"));
+    EvalKind kind = settled ? EvalKind::Loss : detect_eval_kind(s.data);
+    if (s.generate) kind = EvalKind::Generation;
+    if (!s.predictions.empty() && kind != EvalKind::Generation)
+      throw UsageError("--predictions: nothing is generated; add --generate");
+    s.inference.max_positions = s.rows.seq_len;
+    InferenceModel m = open_inference(s.inference);
+    const OrderedJson out = kind == EvalKind::Choices      ? choices(s, m)
+                            : kind == EvalKind::Generation ? generation(s, m)
+                                                           : loss(s, m);
     std::printf("%s\n", out.dump().c_str());
     return 0;
   });

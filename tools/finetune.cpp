@@ -55,6 +55,9 @@ void add_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
   app.add_option("--memory", text.memory, program::kMemoryHelp);
   app.add_option("--memory-limit", text.memory_limit, "refuse to use more, e.g. 8GiB");
   app.add_flag("--no-verify-base", text.no_verify, "skip hashing the base before and after");
+  app.add_option("--samples", s.samples, "rows of --eval-data continued in report.html (3)")
+      ->check(whole);
+  app.add_flag("--tensorboard", s.tensorboard, "also write TensorBoard's event files into --out");
   app.add_option("--show-rows", s.show_rows, "print the first N rows, trained tokens marked")
       ->check(whole);
 }
@@ -102,7 +105,8 @@ int report(const FinetuneSettings& s, const FinetuneResult& r) {
     std::printf("stopped by signal %d; go on with --resume --out %s\n", r.signal, s.out.c_str());
     return 128 + r.signal;
   }
-  std::printf("adapter: %s/adapter_model.safetensors\n", s.out.c_str());
+  std::printf("adapter: %s/adapter_model.safetensors\nreport: %s/report.html\n", s.out.c_str(),
+              s.out.c_str());
   return 0;
 }
 

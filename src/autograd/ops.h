@@ -3,6 +3,11 @@
 // gradient.
 #pragma once
 
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
 #include "autograd/tape.h"
 
 namespace lk {
@@ -43,6 +48,16 @@ Var dropout(Tape& tape, const Var& x, float p, const RandomKey& key);
 // F64 for F64).
 Var head_loss(Tape& tape, const Var& x, const Weight& head, const Tensor& targets, double scale,
               std::int64_t chunk_rows);
+
+// The losses (n) that head_loss sums, each for itself; no gradient.
+Tensor head_losses(const Tensor& x, const Weight& head, const Tensor& targets,
+                   std::int64_t chunk_rows);
+
+// loss (1) = f(x), computed on the host: x (n,V) row by row as doubles; f returns the loss and
+// fills dx, which is zero at first. For a loss that the engine has no ops for. The loss has the
+// statistics' dtype. Waits for the device, so that it cannot be recorded.
+using HostLoss = std::function<double(std::span<const double> x, std::span<double> dx)>;
+Var host_loss(Tape& tape, const Var& x, const HostLoss& f);
 
 // The name of every Node type that ops may record; a test fails unless each has a gradient check.
 std::vector<std::string> all_node_names();

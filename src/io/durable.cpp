@@ -124,7 +124,7 @@ void write_file_durably(const std::string& path, std::string_view content) {
   file.commit();
 }
 
-LineLog::LineLog(const std::string& path) : path_(path) {
+AppendLog::AppendLog(const std::string& path) : path_(path) {
   int fd = retry_interrupted([&] {
     return fs().open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NONBLOCK, 0666);
   });
@@ -135,20 +135,18 @@ LineLog::LineLog(const std::string& path) : path_(path) {
   if (!S_ISREG(s.st_mode)) throw IoError(path + ": not a regular file");
 }
 
-void LineLog::append(std::string_view line) {
-  std::string whole(line);
-  whole += '\n';
+void AppendLog::append_record(std::string_view record) {
   std::size_t done = 0;
-  int error = write_all(fd_.get(), whole.data(), whole.size(), done);
+  int error = write_all(fd_.get(), record.data(), record.size(), done);
   if (error == 0) return;
   struct stat s {};
   if (done > 0 && fs().fstat(fd_.get(), &s) == 0 && s.st_size >= static_cast<off_t>(done))
     fs().ftruncate(fd_.get(),
                    s.st_size - static_cast<off_t>(done));  // best effort: we throw anyway
-  throw IoError(system_message(path_, "cannot append a line", error));
+  throw IoError(system_message(path_, "cannot append", error));
 }
 
-void LineLog::flush() {
+void AppendLog::flush() {
   if (retry_interrupted([&] { return fs().fsync(fd_.get()); }) != 0)
     throw IoError(system_message(path_, "cannot write to the disk (fsync)", errno));
 }

@@ -67,20 +67,27 @@ void write_file_durably(const std::string& path, std::string_view content);
 // 0 or an errno value.
 int fsync_folder(const std::string& folder);
 
-// An append-only log of lines (metrics.jsonl): each line is written with one write(2), flush()
-// fsyncs.
-class LineLog {
+// An append-only file of records: each is written with one write(2), flush() fsyncs.
+class AppendLog {
  public:
-  explicit LineLog(const std::string& path);
-  LineLog(const LineLog&) = delete;
-  LineLog& operator=(const LineLog&) = delete;
-  // Throws IoError; what was written of the line is then taken back, so that no half line stays.
-  void append(std::string_view line);
+  explicit AppendLog(const std::string& path);
+  AppendLog(const AppendLog&) = delete;
+  AppendLog& operator=(const AppendLog&) = delete;
+  // Throws IoError; what was written of the record is then taken back, so that no half one stays.
+  void append_record(std::string_view record);
   void flush();
+  const std::string& path() const { return path_; }
 
  private:
   std::string path_;
   FileDescriptor fd_;
+};
+
+// The same of lines of text (metrics.jsonl).
+class LineLog : public AppendLog {
+ public:
+  using AppendLog::AppendLog;
+  void append(std::string_view line) { append_record(std::string(line) + '\n'); }
 };
 
 // Creates a run's output folder (and its parents): new or empty, and locked against a second run

@@ -12,6 +12,7 @@
 #include "lora/checkpoint.h"
 #include "lora/inference.h"
 #include "lora/model_card.h"
+#include "lora/report.h"
 #include "lora/run_files.h"
 #include "lora/run_settings.h"
 #include "nn/load.h"
@@ -174,6 +175,7 @@ class Run {
     config.schedule = Schedule{parse_schedule_kind(s_.schedule), s_.lr, s_.warmup, steps_};
     config.clip = s_.clip;
     config.seed = s_.seed;
+    config.log = [this](const std::string& line) { listener_.message(line); };
     trainer_ = std::make_unique<Trainer>(*model_, *adapter_, config);
     model_->set_recompute(recompute_);
     weights_bytes_ += model_->strip_bytes();
@@ -188,7 +190,7 @@ class Run {
     }
     result_.trainable_parameters = adapter_->n_parameters();
     result_.base_parameters = model_->n_parameters();
-    metrics_ = std::make_unique<MetricsLog>(s_.out, trainer_->steps_done());
+    metrics_ = std::make_unique<MetricsLog>(s_.out, trainer_->steps_done(), s_.tensorboard);
     write_run_json("running");
   }
 
@@ -244,9 +246,6 @@ class Run {
       tokens_ += report->tokens;
       result_.recorded_steps += report->recorded;
       metrics_->step(*report);
-      if (report->skipped)
-        listener_.message(
-            concat("step ", report->step, ": loss or gradient not finite; no update"));
       const double done = static_cast<double>(report->step - first_);
       listener_.stepped(
           *report, steps_, backend_->ledger().total().live_bytes,
@@ -301,7 +300,23 @@ class Run {
       save_adapter(s_.out, *adapter_, s_.model, fingerprint_);
       write_card();
     }
-    write_run_json(result_.signal ? "stopped" : "finished");
+    const std::string status = result_.signal ? "stopped" : "finished";
+    write_run_json(status);
+    write_report(status);
+  }
+
+  // After everything that counts is on the disk. A stopped run has no time for samples.
+  void write_report(const std::string& status) {
+    ReportInput report{run_json(status), read_metrics(s_.out), {}, {}};
+    report.proofs.push_back("gradients and optimizer state exist for A and B only");
+    if (s_.verify_base) report.proofs.push_back("base weights unchanged, SHA-256 " + base_hash_);
+    const std::int64_t n = result_.signal ? 0 : s_.samples.value_or(s_.eval_data.empty() ? 0 : 3);
+    try {
+      report.samples = make_samples(*model_, *adapter_, *tokenizer_, eval_.rows, n);
+    } catch (const OutOfMemoryError& e) {
+      listener_.message(concat("report.html: no samples: ", e.what()));
+    }
+    write_file_durably(s_.out + "/report.html", report_html(report));
   }
 
   void write_card() const {
@@ -312,6 +327,10 @@ class Run {
   }
 
   void write_run_json(const std::string& status) {
+    write_file_durably(s_.out + "/run.json", run_json(status).dump(2) + "\n");
+  }
+
+  Json run_json(const std::string& status) const {
     Json run = {
         {"status", status},
         {"version", kVersion},
@@ -357,7 +376,7 @@ class Run {
         run["result"]["eval_before"] = evaluation_to_json(*result_.eval_before);
       if (result_.eval_after) run["result"]["eval_after"] = evaluation_to_json(*result_.eval_after);
     }
-    write_file_durably(s_.out + "/run.json", run.dump(2) + "\n");
+    return run;
   }
 
   const FinetuneSettings& s_;

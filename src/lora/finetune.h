@@ -43,6 +43,9 @@ struct FinetuneSettings {
   std::int64_t memory = 0;        // bytes; not 0: the limit, and `recompute` is chosen to keep it
   bool verify_base = true;        // SHA-256 of all base weights before and after
   std::int64_t show_rows = 0;
+  // Rows of eval_data that report.html shows continued without and with the adapter.
+  std::optional<std::int64_t> samples;  // 3 with eval_data, else 0
+  bool tensorboard = false;             // event files in `out`
 };
 
 // What a run tells while it goes on. All calls come from the thread that called finetune().

@@ -37,7 +37,13 @@ InferenceModel open_inference(const InferenceSettings& settings) {
                             loaded.config.max_position, " positions"));
   m.model = std::make_unique<Transformer>(*m.backend, loaded.config, std::move(loaded.weights),
                                           dtype, positions);
-  if (file) m.adapter = attach_adapter(*m.model, *file, file->config, false);
+  log_line(settings.log, concat(settings.model, ": ", m.model->n_parameters(), " parameters in ",
+                                dtype_name(dtype), " on ", m.backend->name()));
+  if (file) {
+    m.adapter = attach_adapter(*m.model, *file, file->config, false);
+    log_line(settings.log, concat(settings.adapter, ": rank ", file->config.shape.rank, ", ",
+                                  m.adapter->n_parameters(), " parameters"));
+  }
   return m;
 }
 

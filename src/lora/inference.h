@@ -7,6 +7,7 @@
 
 #include "lora/adapter.h"
 #include "nn/transformer.h"
+#include "tensor/log.h"
 #include "text/tokenizer.h"
 
 namespace lk {
@@ -15,6 +16,7 @@ struct InferenceSettings {
   std::string model, adapter;  // adapter: PEFT folder, may be empty
   std::string device = "auto", dtype = "auto";
   std::int64_t max_positions = 0;  // longest sequence; 0: the model's own, at most 8192
+  LogFunction log;                 // hears what was loaded; may be empty
 };
 
 struct InferenceModel {

@@ -12,7 +12,7 @@ namespace {
 Json number(double x) { return std::isfinite(x) ? Json(x) : Json(nullptr); }
 }  // namespace
 
-MetricsLog::MetricsLog(const std::string& folder, std::int64_t keep_steps) {
+MetricsLog::MetricsLog(const std::string& folder, std::int64_t keep_steps, bool tensorboard) {
   const std::string path = folder + "/metrics.jsonl";
   struct stat s;
   if (::stat(path.c_str(), &s) == 0) {
@@ -26,6 +26,12 @@ MetricsLog::MetricsLog(const std::string& folder, std::int64_t keep_steps) {
     write_file_durably(path, kept);
   }
   log_ = std::make_unique<LineLog>(path);
+  if (tensorboard) events_ = std::make_unique<EventFile>(folder, keep_steps + 1);
+}
+
+void MetricsLog::flush() {
+  log_->flush();
+  if (events_) events_->flush();
 }
 
 void MetricsLog::step(const StepReport& r) {
@@ -36,6 +42,11 @@ void MetricsLog::step(const StepReport& r) {
       {"seconds", r.seconds}, {"tokens_per_second", static_cast<double>(r.tokens) / r.seconds}};
   if (r.skipped) line["skipped"] = true;
   log_->append(line.dump());
+  if (events_)
+    events_->add(r.step, {{"loss", r.loss},
+                          {"lr", r.lr},
+                          {"grad_norm", r.grad_norm},
+                          {"tokens_per_second", static_cast<double>(r.tokens) / r.seconds}});
 }
 
 void MetricsLog::evaluation(std::int64_t step, const Evaluation& e) {
@@ -44,6 +55,7 @@ void MetricsLog::evaluation(std::int64_t step, const Evaluation& e) {
                       {"eval_tokens", e.supervised_tokens},
                       {"perplexity", number(e.perplexity)}};
   log_->append(line.dump());
+  if (events_) events_->add(step, {{"eval_loss", e.loss}});
 }
 
 Json evaluation_to_json(const Evaluation& e) {

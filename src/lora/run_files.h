@@ -6,6 +6,7 @@
 
 #include "io/durable.h"
 #include "io/json_fwd.h"
+#include "io/tfevents.h"
 #include "lora/trainer.h"
 #include "nn/evaluation.h"
 
@@ -14,14 +15,15 @@ namespace lk {
 class MetricsLog {
  public:
   // Opens folder/metrics.jsonl; lines of steps after `keep_steps` (from a run that went further
-  // before it was stopped) are dropped.
-  MetricsLog(const std::string& folder, std::int64_t keep_steps);
+  // before it was stopped) are dropped. `tensorboard`: event files beside it (io/tfevents.h).
+  MetricsLog(const std::string& folder, std::int64_t keep_steps, bool tensorboard);
   void step(const StepReport& report);
   void evaluation(std::int64_t step, const Evaluation& e);
-  void flush() { log_->flush(); }
+  void flush();
 
  private:
   std::unique_ptr<LineLog> log_;
+  std::unique_ptr<EventFile> events_;  // null without --tensorboard
 };
 
 Json evaluation_to_json(const Evaluation& e);

@@ -35,6 +35,8 @@ void validate_settings(const FinetuneSettings& s) {
           "--eval-every and --save-every must not be negative");
   require(s.eval_rows != 0, "--eval-rows must be at least 1");
   require(s.eval_every == 0 || !s.eval_data.empty(), "--eval-every needs --eval-data");
+  require(!s.samples || *s.samples >= 0, "--samples must not be negative");
+  require(s.samples.value_or(0) == 0 || !s.eval_data.empty(), "--samples needs --eval-data");
   require(s.dtype == "auto" || s.dtype == "f32" || s.dtype == "bf16",
           concat("--dtype ", s.dtype, ": one of auto, f32, bf16"));
   require(s.memory_limit >= 0 && s.memory >= 0, "--memory-limit and --memory: not negative");

@@ -1,6 +1,7 @@
 #include "lora/trainer.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "io/sha256.h"
@@ -57,6 +58,12 @@ StepReport Trainer::step(std::span<const std::vector<const Row*>> micro_batches)
   std::vector<HostBatch> batches;
   for (const auto& rows : micro_batches) batches.push_back(make_host_batch(rows));
   return step(batches);
+}
+
+StepReport Trainer::step(std::span<const Row> rows) {
+  std::vector<const Row*> batch;
+  for (const Row& row : rows) batch.push_back(&row);
+  return step(std::array{make_host_batch(batch)});
 }
 
 StepReport Trainer::step(std::span<const HostBatch> micro_batches) {
@@ -128,6 +135,8 @@ StepReport Trainer::finish(InFlight step) {
   report.loss = step.loss->value();
   report.grad_norm = std::sqrt(step.norm_sq->value());
   report.skipped = !std::isfinite(report.loss) || !std::isfinite(report.grad_norm);
+  if (report.skipped)
+    log_line(config_.log, concat("step ", report.step, ": loss or gradient not finite; no update"));
   bad_steps_in_a_row_ = report.skipped ? bad_steps_in_a_row_ + 1 : 0;
   if (bad_steps_in_a_row_ > kBadStepsAllowed)
     throw NonFiniteError(concat("step ", report.step, ": ", bad_steps_in_a_row_,
@@ -158,8 +167,9 @@ void Trainer::run(Batches& batches, double scale) {
   for (const TokenBatch& batch : batches.micro) {
     if (batch.n_supervised > 0) {  // a micro-batch may hold none: its share of the loss is zero
       Tape tape(backend);
-      Var loss = model_.loss(tape, batch, scale,
-                             {true, config_.seed, static_cast<std::uint64_t>(micro_step)});
+      const ForwardMode training{true, config_.seed, static_cast<std::uint64_t>(micro_step)};
+      Var loss = config_.loss ? own_loss(tape, batch, scale, training)
+                              : model_.loss(tape, batch, scale, training);
       backend.sum(batches.total, mode, 1.0, loss.value());
       mode = GradMode::Add;
       tape.backward(loss);
@@ -170,8 +180,16 @@ void Trainer::run(Batches& batches, double scale) {
   optimizer_->update(static_cast<float>(config_.clip), batches.norm_sq);
 }
 
+Var Trainer::own_loss(Tape& tape, const TokenBatch& batch, double scale,
+                      const ForwardMode& mode) const {
+  Var loss = config_.loss(tape, model_.supervised_logits(tape, batch, mode), batch, scale);
+  loss.value().expect({1}, "TrainerConfig::loss: the loss (1)");
+  return loss;
+}
+
 std::string Trainer::why_not_recorded() const {
   if (!config_.record) return "switched off";
+  if (config_.loss) return "the loss is the caller's";
   if (model_.backend().is_cpu()) return "the CPU has no launches to save";
   if (adapter_.config().shape.dropout > 0) return "dropout draws other masks each step";
   return "";

@@ -10,9 +10,11 @@
 #include <vector>
 
 #include "lora/adapter.h"
+#include "lora/own_loss.h"
 #include "nn/adamw.h"
 #include "nn/schedule.h"
 #include "nn/transformer.h"
+#include "tensor/log.h"
 
 namespace lk {
 
@@ -22,6 +24,8 @@ struct TrainerConfig {
   double clip = 1.0;  // 0: no clipping
   std::uint64_t seed = 0;
   bool record = true;  // run repeated steps as recorded work, where the device can
+  LossFunction loss;   // instead of the mean cross-entropy; empty: that
+  LogFunction log;     // hears of steps that changed nothing; may be empty
 };
 
 struct StepReport {
@@ -53,7 +57,8 @@ class Trainer {
 
   // Both: one step, waited for.
   StepReport step(std::span<const HostBatch> micro_batches);
-  // The same from rows, laid out here.
+  // The same from rows, laid out here: one micro-batch, or several.
+  StepReport step(std::span<const Row> rows);
   StepReport step(std::span<const std::vector<const Row*>> micro_batches);
 
   // Optimizer steps submitted; settable to resume.
@@ -86,6 +91,7 @@ class Trainer {
     Clock::time_point submitted;
     std::unique_ptr<Readback> loss, norm_sq;
   };
+  Var own_loss(Tape& tape, const TokenBatch& batch, double scale, const ForwardMode& mode) const;
   StepReport finish(InFlight step);
   std::string first_non_finite() const;
 

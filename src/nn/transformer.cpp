@@ -53,7 +53,7 @@ Var Transformer::hidden(Tape& tape, const TokenBatch& batch, const ForwardMode& 
   return x;
 }
 
-Var Transformer::loss(Tape& tape, const TokenBatch& batch, double scale, const ForwardMode& mode) {
+Var Transformer::supervised_states(Tape& tape, const TokenBatch& batch, const ForwardMode& mode) {
   check(batch.n_supervised > 0, "loss: the batch has no supervised token");
   check(batch.segments.longest() <= max_positions_, "loss: a row of ", batch.segments.longest(),
         " tokens, positions up to ", max_positions_);
@@ -61,10 +61,27 @@ Var Transformer::loss(Tape& tape, const TokenBatch& batch, double scale, const F
   // Tokens without a target leave before the norm and the head: they cost nothing there.
   Var wanted = gather_rows(tape, x, batch.rows);
   x = Var();
-  Var normed = rmsnorm(tape, wanted, weights_.final_norm, config_.rms_eps);
-  std::int64_t budget = backend_.is_cpu() ? kCpuLossBytes : kGpuLossBytes;
-  return head_loss(tape, normed, weights_.head, batch.targets, scale,
-                   loss_chunk_rows(config_.vocab_size, dtype_, budget));
+  return rmsnorm(tape, wanted, weights_.final_norm, config_.rms_eps);
+}
+
+Var Transformer::loss(Tape& tape, const TokenBatch& batch, double scale, const ForwardMode& mode) {
+  Var normed = supervised_states(tape, batch, mode);
+  return head_loss(tape, normed, weights_.head, batch.targets, scale, loss_rows());
+}
+
+Tensor Transformer::token_losses(const TokenBatch& batch) {
+  Tape tape(backend_, Tape::Mode::NoGrad);
+  return head_losses(supervised_states(tape, batch, {}).value(), weights_.head, batch.targets,
+                     loss_rows());
+}
+
+std::int64_t Transformer::loss_rows() const {
+  const std::int64_t budget = backend_.is_cpu() ? kCpuLossBytes : kGpuLossBytes;
+  return loss_chunk_rows(config_.vocab_size, dtype_, budget);
+}
+
+Var Transformer::supervised_logits(Tape& tape, const TokenBatch& batch, const ForwardMode& mode) {
+  return linear(tape, supervised_states(tape, batch, mode), weights_.head);
 }
 
 Tensor Transformer::logits(const TokenBatch& batch, const Tensor& rows, const ForwardMode& mode) {

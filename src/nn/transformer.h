@@ -26,6 +26,11 @@ class Transformer {
 
   // loss (1) = scale * sum over supervised tokens of -log p(target). Full logits never exist.
   Var loss(Tape& tape, const TokenBatch& batch, double scale, const ForwardMode& mode);
+  // -log p(target) of each supervised token, (n), in the batch's order. No gradients.
+  Tensor token_losses(const TokenBatch& batch);
+  // logits (n,V) of the tokens whose next one is supervised, with gradients: for a loss of one's
+  // own. Unlike in loss() they all exist at a time.
+  Var supervised_logits(Tape& tape, const TokenBatch& batch, const ForwardMode& mode);
   // logits (n,V) of the given tokens of the batch (rows (n) I32; all of them if undefined). No
   // gradients.
   Tensor logits(const TokenBatch& batch, const Tensor& rows = {}, const ForwardMode& mode = {});
@@ -55,6 +60,9 @@ class Transformer {
  private:
   // Hidden states (T,C) before the final norm.
   Var hidden(Tape& tape, const TokenBatch& batch, const ForwardMode& mode, KvCache* cache);
+  std::int64_t loss_rows() const;  // of a chunk of the loss
+  // The head's input (n,C) for the tokens whose next one is supervised.
+  Var supervised_states(Tape& tape, const TokenBatch& batch, const ForwardMode& mode);
 
   Backend& backend_;
   ModelConfig config_;

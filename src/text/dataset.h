@@ -20,6 +20,13 @@ struct Row {
   std::int64_t n_supervised() const;
 };
 
+// A row that trains on `completion` after `prompt` (which may be empty): encode(prompt +
+// completion), then the end-of-text token if `with_eos`, supervised from position
+// len(encode(prompt)) on. InputError for text that is not UTF-8, and if `with_eos` and the model
+// names no such token.
+Row make_row(const Tokenizer& tokenizer, const std::string& prompt, const std::string& completion,
+             bool with_eos = true);
+
 struct DatasetOptions {
   std::int64_t seq_len = 1024;
   bool truncate = false;        // cut longer rows instead of refusing them

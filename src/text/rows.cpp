@@ -40,6 +40,23 @@ std::string optional_text(const Json& object, const char* key, const std::string
 
 }  // namespace
 
+Row make_row(const Tokenizer& tokenizer, const std::string& prompt, const std::string& completion,
+             bool with_eos) {
+  Row row;
+  Tokenizer::Encoding e = tokenizer.encode_with_offsets(prompt + completion);
+  row.lost_bytes = e.lost_bytes;
+  row.ids = std::move(e.ids);
+  if (with_eos) {
+    if (tokenizer.eos() < 0)
+      throw InputError("the row must end in the end-of-text token, but the model names none");
+    row.ids.push_back(tokenizer.eos());
+  }
+  row.supervised.assign(row.ids.size(), 1);
+  const std::size_t given = std::min(tokenizer.encode(prompt).size(), row.ids.size());
+  std::fill_n(row.supervised.begin(), given, std::uint8_t{0});
+  return row;
+}
+
 RowBuilder::RowBuilder(const Tokenizer& tokenizer, const std::optional<std::string>& template_name,
                        const std::string& format)
     : tokenizer_(tokenizer), template_name_(template_name), format_(format) {
@@ -57,35 +74,22 @@ Row RowBuilder::build(const Json& object, const std::string& where) {
   return messages(object, where);
 }
 
-std::int32_t RowBuilder::eos(const std::string& where) const {
-  if (tokenizer_.eos() < 0)
-    throw InputError(where +
-                     ": the row must end in the end-of-text token, but the model names none");
-  return tokenizer_.eos();
-}
-
 Row RowBuilder::text(const Json& object, const std::string& where) {
-  Row row;
-  Tokenizer::Encoding e = tokenizer_.encode_with_offsets(json_string(object, "text", where));
-  row.lost_bytes = e.lost_bytes;
-  row.ids = std::move(e.ids);
-  row.ids.push_back(eos(where));
-  row.supervised.assign(row.ids.size(), 1);
-  return row;
+  return completion("", json_string(object, "text", where), where);
 }
 
 Row RowBuilder::prompt_completion(const Json& object, const std::string& where) {
-  const std::string prompt = json_string(object, "prompt", where);
-  const std::string completion = json_string(object, "completion", where);
-  Row row;
-  Tokenizer::Encoding e = tokenizer_.encode_with_offsets(prompt + completion);
-  row.lost_bytes = e.lost_bytes;
-  row.ids = std::move(e.ids);
-  row.ids.push_back(eos(where));
-  row.supervised.assign(row.ids.size(), 1);
-  const std::size_t given = std::min(tokenizer_.encode(prompt).size(), row.ids.size());
-  std::fill_n(row.supervised.begin(), given, std::uint8_t{0});
-  return row;
+  return completion(json_string(object, "prompt", where), json_string(object, "completion", where),
+                    where);
+}
+
+Row RowBuilder::completion(const std::string& prompt, const std::string& text,
+                           const std::string& where) {
+  try {
+    return make_row(tokenizer_, prompt, text);
+  } catch (const InputError& e) {
+    throw InputError(where + ": " + e.what());
+  }
 }
 
 Row RowBuilder::alpaca(const Json& object, const std::string& where) {

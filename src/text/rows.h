@@ -39,7 +39,7 @@ class RowBuilder {
   Row messages(const Json& object, const std::string& where);
   Row chat(const std::vector<Message>& messages, const std::vector<bool>& trained,
            const std::string& where);
-  std::int32_t eos(const std::string& where) const;
+  Row completion(const std::string& prompt, const std::string& text, const std::string& where);
 
   const Tokenizer& tokenizer_;
   std::optional<std::string> template_name_;

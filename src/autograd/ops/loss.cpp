@@ -17,15 +17,14 @@ struct HeadLossNode : Node {
   }
 };
 
-}  // namespace
-
 // Note [Chunked loss]: logits (n,V) are the largest matrix of a step and are read only by their own
 // softmax. So a chunk of rows goes through head, cross-entropy and back through the head while it
 // is at hand, its logits overwritten by scale (softmax - onehot); only dx (n,C) is kept. All chunks
 // use one buffer. The losses of all rows are then summed in one pass, in an order that does not
 // depend on the chunk size.
-Var head_loss(Tape& tape, const Var& x, const Weight& head, const Tensor& targets, double scale,
-              std::int64_t chunk_rows) {
+// losses (n); and into dx (n,C), if it is defined, the derivative of scale times their sum.
+Tensor head_chunks(Backend& backend, const Tensor& dx, const Tensor& x, const Weight& head,
+                   const Tensor& targets, double scale, std::int64_t chunk_rows) {
   auto [n, C] = x.dims<2>("head_loss: x (n,C)");
   check(head.defined() && head.shape().rank() == 2, "head_loss: head (V,C) is missing");
   const std::int64_t V = head.shape()[0];
@@ -33,23 +32,36 @@ Var head_loss(Tape& tape, const Var& x, const Weight& head, const Tensor& target
   targets.expect({n}, "head_loss: targets (n)");
   check(chunk_rows > 0, "head_loss: chunks of ", chunk_rows, " rows");
 
-  Backend& backend = tape.backend();
-  const bool wants = tape.wants(x);
   const std::int64_t most = std::min(n, chunk_rows);
-  Tensor dx;
-  if (wants) dx = tape.activation(x.dtype(), {n, C});
   Tensor losses = backend.empty(Tag::Workspace, stat_dtype(x.dtype()), {n});
   Tensor buffer = backend.empty(Tag::Workspace, x.dtype(), {most, V});
   for (std::int64_t begin = 0; begin < n; begin += most) {
     const std::int64_t end = std::min(n, begin + most);
     Tensor logits = buffer.slice_rows(0, end - begin);
-    backend.linear_forward(logits, x.value().slice_rows(begin, end), head);
+    backend.linear_forward(logits, x.slice_rows(begin, end), head);
     backend.cross_entropy(losses.slice_rows(begin, end), logits, targets.slice_rows(begin, end),
-                          wants, scale);
-    if (wants) backend.linear_backward_x(dx.slice_rows(begin, end), GradMode::Write, logits, head);
+                          dx.defined(), scale);
+    if (dx.defined())
+      backend.linear_backward_x(dx.slice_rows(begin, end), GradMode::Write, logits, head);
   }
+  return losses;
+}
+
+}  // namespace
+
+Tensor head_losses(const Tensor& x, const Weight& head, const Tensor& targets,
+                   std::int64_t chunk_rows) {
+  return head_chunks(x.backend(), {}, x, head, targets, 1.0, chunk_rows);
+}
+
+Var head_loss(Tape& tape, const Var& x, const Weight& head, const Tensor& targets, double scale,
+              std::int64_t chunk_rows) {
+  const bool wants = tape.wants(x);
+  Tensor dx;
+  if (wants) dx = tape.activation(x.dtype(), x.value().shape());
+  Tensor losses = head_chunks(tape.backend(), dx, x.value(), head, targets, scale, chunk_rows);
   Tensor loss = tape.activation(losses.dtype(), {1});
-  backend.sum(loss, GradMode::Write, scale, losses);
+  tape.backend().sum(loss, GradMode::Write, scale, losses);
   if (!wants) return tape.constant(std::move(loss));
   return tape.record<HeadLossNode>(std::move(loss), x, std::move(dx));
 }
@@ -66,6 +78,7 @@ std::vector<std::string> all_node_names() {
           "fused_swiglu_linear",
           "gather_rows",
           "head_loss",
+          "host_loss",
           "rmsnorm",
           "rope",
           "swiglu",

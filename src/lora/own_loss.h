@@ -1,0 +1,37 @@
+// A loss of one's own in place of cross-entropy: what TrainerConfig::loss takes.
+#pragma once
+
+#include <functional>
+#include <span>
+
+#include "nn/transformer.h"
+
+namespace lk {
+
+// The loss (1) of a micro-batch, from the logits (n,V) of the tokens whose next one is supervised
+// and batch.targets (n), those next ones. `scale` is 1 / (supervised tokens of the whole step): a
+// mean over tokens is scale * sum. The losses of a step's micro-batches are added up. Compose it of
+// the ops of autograd/ops.h, or use loss_on_host().
+using LossFunction =
+    std::function<Var(Tape&, const Var& logits, const TokenBatch& batch, double scale)>;
+
+// The same as numbers on the host.
+struct LossRows {
+  std::int64_t vocab = 0;
+  std::span<const std::int32_t> targets;  // n
+  std::span<const double> logits;         // n x vocab, row by row
+  std::span<double> gradient;             // dloss/dlogits, zero at first: to be filled in
+  double scale = 1;
+  std::span<const double> logits_of(std::size_t row) const {
+    return logits.subspan(row * static_cast<std::size_t>(vocab), static_cast<std::size_t>(vocab));
+  }
+  std::span<double> gradient_of(std::size_t row) const {
+    return gradient.subspan(row * static_cast<std::size_t>(vocab), static_cast<std::size_t>(vocab));
+  }
+};
+
+// A LossFunction from one that returns the loss and fills `gradient`. For trying things out: all
+// logits of a micro-batch travel to the host as doubles and back, 24 n V bytes there.
+LossFunction loss_on_host(std::function<double(const LossRows&)> loss);
+
+}  // namespace lk

@@ -1,0 +1,23 @@
+// Lorikeet as a library: everything that a program needs to load a model, train LoRA factors on it
+// with its own rows and its own loss, evaluate, generate and save. See examples/embed/.
+//
+// Functions throw the types of tensor/error.h, say nothing but through LogFunctions, and never end
+// the process. A Transformer, its Adapter and its Trainer belong to one thread at a time.
+#pragma once
+
+#include "autograd/ops.h"
+#include "cuda/open_device.h"
+#include "lora/adapter.h"
+#include "lora/adapter_io.h"
+#include "lora/finetune.h"
+#include "lora/inference.h"
+#include "lora/own_loss.h"
+#include "lora/trainer.h"
+#include "nn/evaluation.h"
+#include "nn/generate.h"
+#include "nn/scoring.h"
+#include "tensor/error.h"
+#include "tensor/log.h"
+#include "text/dataset.h"
+#include "text/tokenizer.h"
+#include "version.h"

@@ -1,0 +1,17 @@
+// How the library speaks: through a function that its user gives, or not at all.
+#pragma once
+
+#include <functional>
+#include <string>
+
+namespace lk {
+
+// One line without its newline: what happens now, or a finding. Called on the thread that called
+// the library.
+using LogFunction = std::function<void(const std::string& line)>;
+
+inline void log_line(const LogFunction& log, const std::string& line) {
+  if (log) log(line);
+}
+
+}  // namespace lk

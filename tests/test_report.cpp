@@ -1,0 +1,125 @@
+// report.html: what it must show, and what must never get through it.
+#include <filesystem>
+#include <fstream>
+
+#include "harness.h"
+#include "io/json.h"
+#include "lora/chart.h"
+#include "lora/report.h"
+
+using namespace lk;
+namespace stdfs = std::filesystem;
+
+namespace {
+
+const std::string kHostile =
+    "</pre><script>alert('x')</script><img src=\"http://e.x/\" onerror=y>&amp;";
+
+ReportInput full(const std::string& text) {
+  ReportInput in;
+  in.run = {{"status", text},
+            {"version", text},
+            {"settings",
+             {{"model", text},
+              {"data", text},
+              {"out", text},
+              {text, text},
+              {"run", {{"targets", {text}}}}}},
+            {"device", {{"name", text}, {"description", text}}},
+            {"dtype", text},
+            {"base", {{"path", text}}},
+            {"data", {{"rows", 3}}},
+            {"memory",
+             {{"peak_bytes", 3 << 20},
+              {"tags", {{text, {{"peak_bytes", 2 << 20}, {"live_bytes", 0}}}}}}}};
+  in.curves.loss = {{1, 2.5}, {2, 1.25}};
+  in.curves.eval_loss = {{0, 3.5}};
+  in.samples = {{text, text, text, text}};
+  in.proofs = {text};
+  return in;
+}
+
+std::size_t count(const std::string& text, const std::string& part) {
+  std::size_t n = 0;
+  for (std::size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) ++n;
+  return n;
+}
+
+}  // namespace
+
+TEST_CASE("no text from outside becomes markup") {
+  const std::string page = report_html(full(kHostile)), plain = report_html(full("plain"));
+  CHECK(page.find("<script") == std::string::npos);
+  CHECK(page.find("<img") == std::string::npos);
+  CHECK(page.find("onerror=y>&amp;amp;") == std::string::npos);
+  CHECK(count(page, "&lt;script&gt;") == count(plain, "plain"));
+  CHECK(count(page, "<") == count(plain, "<"));  // the same tags, whatever the text
+  CHECK(count(page, "\"") == count(plain, "\""));
+  CHECK(html_escape("a<b>&\"'") == "a&lt;b&gt;&amp;&quot;&#39;");
+  CHECK(html_escape(std::string("a\0b\x1b[31m\xffz\n\t", 12)) == "a\uFFFDb\uFFFD[31m\uFFFDz\n\t");
+  CHECK(html_escape("\xE4\xBD") == "\uFFFD\uFFFD");  // a character cut short
+}
+
+TEST_CASE("the page is one file: nothing in it is fetched") {
+  const std::string page = report_html(full("plain"));
+  for (const char* reference : {"http:", "https:", "src=", "href=", "url(", "@import"})
+    CHECK_MESSAGE(page.find(reference) == std::string::npos, reference);
+  CHECK(page.find("default-src 'none'") != std::string::npos);
+  for (const char* part :
+       {"Loss", "Learning rate", "Gradient norm", "Speed", "Memory by purpose", "Before and after",
+        "Proved", "Settings", "without the adapter", "nats per token"})
+    CHECK_MESSAGE(page.find(part) != std::string::npos, part);
+}
+
+TEST_CASE("a report of a run that recorded nothing is still a page") {
+  ReportInput in;
+  const std::string page = report_html(in);
+  CHECK(count(page, "nothing was recorded") == 4);
+  CHECK(page.ends_with("</html>\n"));
+}
+
+TEST_CASE("charts: long curves are thinned, values that are not finite are left out") {
+  ChartLine line{"x", {}, false};
+  for (int i = 0; i < 100000; ++i) line.points.emplace_back(i, i % 2);
+  const std::string svg = chart_svg("t", "", {line});
+  CHECK(svg.size() < 60000);
+  CHECK(svg.find("class=\"band") != std::string::npos);  // from 0 to 1 in each group
+  const double inf = std::numeric_limits<double>::infinity();
+  const std::string odd =
+      chart_svg("t", "", {{"x", {{1, inf}, {2, std::nan("")}, {3, 5.0}}, false}});
+  CHECK(odd.find("inf") == std::string::npos);
+  CHECK(odd.find("nan") == std::string::npos);
+  CHECK(odd.find("<circle") != std::string::npos);  // one point alone is drawn
+  CHECK(chart_svg("t", "", {{"x", {{1, 0}, {2, 0}}, false}}).find("nan") == std::string::npos);
+}
+
+TEST_CASE("numbers are short") {
+  for (const auto& [value, text] : {std::pair{0.0, "0"},
+                                    {1234.5, "1,234"},
+                                    {384440.0, "384,440"},
+                                    {0.0002, "2e-04"},
+                                    {2.4490, "2.449"},
+                                    {-3.5, "-3.5"},
+                                    {100.0, "100"},
+                                    {1e7, "1e+07"},
+                                    {0.25, "0.25"}})
+    CHECK(short_number(value) == text);
+}
+
+TEST_CASE("metrics.jsonl becomes curves; null is left out, a bad line is named") {
+  const stdfs::path folder = stdfs::temp_directory_path() / "lorikeet-test-report";
+  stdfs::remove_all(folder);
+  stdfs::create_directories(folder);
+  CHECK(read_metrics(folder.string()).loss.empty());
+  std::ofstream(folder / "metrics.jsonl")
+      << "{\"step\":0,\"eval_loss\":3.5}\n{\"step\":1,\"loss\":2.0,\"lr\":0.1}\n"
+         "{\"step\":2,\"loss\":null,\"lr\":0.2}\n";
+  const MetricsCurves c = read_metrics(folder.string());
+  CHECK(c.loss == MetricsCurves::Points{{1, 2}});
+  CHECK(c.lr == MetricsCurves::Points{{1, 0.1}, {2, 0.2}});
+  CHECK(c.eval_loss == MetricsCurves::Points{{0, 3.5}});
+  std::ofstream(folder / "metrics.jsonl") << "{\"step\":1}\n{\"step\":\"two\"}\n";
+  CHECK_THROWS_WITH_AS(read_metrics(folder.string()), doctest::Contains("metrics.jsonl:2"),
+                       InputError);
+  stdfs::remove_all(folder);
+}
