@@ -48,8 +48,8 @@ class Weight {
   std::int64_t numel() const { return shape_.numel(); }
   const Weight& expect(const Shape& shape, const char* what) const {
     check(defined(), what, ": missing weight");
-    check(shape_ == shape, what, ": expected ", shape.str(), ", got ", shape_.str());
-    return *this;
+    if (shape_ == shape) return *this;
+    throw Error(concat(what, ": expected ", shape.str(), ", got ", shape_.str()));
   }
   // Row-major values as loaded; read-only by contract: Backends only read it. An Error if the
   // weight is quantised: then nothing can be trained beside it.
