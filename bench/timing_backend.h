@@ -85,6 +85,7 @@ class TimingBackend final : public Backend {
   bool can_offload() const override { return inner_.can_offload(); }
   bool prefers_fused_linear() const override { return inner_.prefers_fused_linear(); }
   DType preferred_dtype() const override { return inner_.preferred_dtype(); }
+  bool keeps_quantised(const GgmlType& type) const override { return inner_.keeps_quantised(type); }
   std::int64_t free_memory() const override;
   void upload(const Tensor& dst, const void* src, std::size_t bytes) override;
   void download(void* dst, const Tensor& src, std::size_t bytes) override;

@@ -216,9 +216,10 @@ TEST_CASE("every virtual function of Backend is handed on by the timing backend"
 TEST_CASE("every op of Backend has a benchmark on the CPU and on the GPU") {
   if (!std::filesystem::exists(kSources)) LK_SKIP("the sources are not at " + kSources);
   std::set<std::string> ops = virtuals();
-  for (const char* not_an_op : {"name", "description", "is_cpu", "preferred_dtype", "free_memory",
-                                "synchronize", "make_clock", "prepare_linear", "record",
-                                "read_later", "prefers_fused_linear", "offload", "can_offload"})
+  for (const char* not_an_op :
+       {"name", "description", "is_cpu", "preferred_dtype", "free_memory", "synchronize",
+        "make_clock", "prepare_linear", "record", "read_later", "prefers_fused_linear", "offload",
+        "can_offload", "keeps_quantised"})
     CHECK(ops.erase(not_an_op) == 1);
   CHECK(ops.erase("matmul_tn") == 1);
   ops.insert("weight_gradient");  // its public name, and those of:

@@ -289,6 +289,11 @@ TEST_CASE("bad input ends with 3 and names file and line") {
   CHECK(run("generate --model " + (f / "m.gguf") + " --prompt x").status == 3);
   CHECK(run("generate --model " + kModel + " --adapter " + (f / "none") + " --prompt x").status >=
         3);
+  // Safetensors are not quantised.
+  Result q = run("generate --device cpu --model " + kModel + " --weights quantised --prompt x");
+  CHECK(q.status == 2);
+  CHECK(q.out.find("no quantised matrix") != std::string::npos);
+  CHECK(run("generate --device cpu --model " + kModel + " --weights q4 --prompt x").status == 2);
 }
 
 TEST_CASE("resume: 3 + 3 steps give the bytes of 6, and a changed setting is refused") {

@@ -18,6 +18,7 @@
 #include "nn/load.h"
 #include "smollm2.h"
 #include "tensor/cpu/cpu_backend.h"
+#include "tensor/cpu/quantised_linear.h"
 #include "tiny_gguf.h"
 
 namespace lk {
@@ -208,6 +209,44 @@ TEST_CASE("load: GGUF twins give the same weights, q and k rows put back") {
   }
 }
 
+TEST_CASE("load: matrices that stay quantised hold the same values in their file's size") {
+  if (cpu::quantised_tiles().empty()) LK_SKIP("no kernels for quantised weights");
+  const std::string path = kModels + "tied_gqa.q8_0.gguf";
+  for (CpuMode mode : {CpuMode::Fast, CpuMode::Reference}) {
+    auto backend = make_cpu_backend(mode);
+    LoadedModel dense = load_weights(*backend, path, DType::F32);
+    const std::int64_t dense_bytes = backend->ledger()[Tag::Weights].live_bytes;
+    std::int64_t announced = 0;
+    LoadedModel kept = load_weights(
+        *backend, path, DType::F32,
+        [&](std::int64_t, std::int64_t total, const std::string&) { announced = total; },
+        WeightStorage::Quantised);
+    const std::int64_t bytes = backend->ledger()[Tag::Weights].live_bytes - dense_bytes;
+    CHECK(kept.weights.tied());
+    auto want = all_weights(dense.weights);
+    std::int64_t quantised = 0, vectors = 0, padding = 0;
+    visit_weights(kept.weights, [&](const Weight& w) {
+      CAPTURE(w.name());
+      CHECK((w.quantised() != nullptr) == (w.shape().rank() == 2));
+      if (!w.quantised()) {
+        CHECK(same_bits(want[w.name()], to_host<float>(w.values())));
+        vectors += 4 * w.numel();
+        return;
+      }
+      CHECK_THROWS_AS(w.values(), Error);
+      std::vector<float> values(static_cast<std::size_t>(w.numel()));
+      for (std::int64_t n = 0; n < w.shape()[0]; ++n)
+        cpu::quantised_row(w, n, values.data() + n * w.shape()[1]);
+      CHECK(same_bits(want[w.name()], values));
+      quantised += w.numel() / 32 * 34;
+      padding += (15 - (w.shape()[0] + 15) % 16) * w.shape()[1] / 32 * 34;
+    });
+    CHECK(announced == quantised + vectors);
+    CHECK(bytes >= quantised + vectors);
+    CHECK(bytes <= quantised + vectors + (mode == CpuMode::Fast ? padding : 0));
+  }
+}
+
 TEST_CASE("load: every compute dtype rounds once") {
   auto backend = make_cpu_backend();
   Folder folder("mqa");
@@ -375,6 +414,7 @@ TEST_CASE("load: out of memory and absent files leave nothing behind") {
 TEST_CASE("load: a failing disk at any point is an error that leaves nothing behind") {  // R5
   for (bool persistent : {false, true}) {
     for (const char* model : {"mistral_linear", "tied_gqa.q8_0.gguf"}) {
+      const WeightStorage storage = persistent ? WeightStorage::Quantised : WeightStorage::Dense;
       for (int n = 0;; ++n) {
         REQUIRE(n < 1000);
         auto backend = make_cpu_backend();
@@ -383,7 +423,7 @@ TEST_CASE("load: a failing disk at any point is an error that leaves nothing beh
         {
           FsOverride in_use(failing);
           try {
-            load_weights(*backend, kModels + model, DType::F32);
+            load_weights(*backend, kModels + model, DType::F32, {}, storage);
           } catch (const IoError&) {
             failed = true;
           }
@@ -400,16 +440,20 @@ TEST_CASE("load: a failing disk at any point is an error that leaves nothing beh
 }
 
 TEST_CASE("load: a memory limit at any point is an error that leaves nothing behind") {  // M4
-  auto backend = make_cpu_backend();
-  load_weights(*backend, kModels + "biases", DType::F32);
-  const std::int64_t needed = backend->ledger().total().peak_bytes;
-  for (std::int64_t limit = 1; limit < needed; limit += needed / 50) {
-    backend->set_memory_limit(limit);
-    CHECK_THROWS_AS(load_weights(*backend, kModels + "biases", DType::F32), OutOfMemoryError);
-    CHECK(backend->ledger().total().live_bytes == 0);
+  for (WeightStorage storage : {WeightStorage::Dense, WeightStorage::Quantised}) {
+    auto backend = make_cpu_backend();
+    const std::string path =
+        kModels + (storage == WeightStorage::Dense ? "biases" : "tied_gqa.q8_0.gguf");
+    load_weights(*backend, path, DType::F32, {}, storage);
+    const std::int64_t needed = backend->ledger().total().peak_bytes;
+    for (std::int64_t limit = 1; limit < needed; limit += needed / 50) {
+      backend->set_memory_limit(limit);
+      CHECK_THROWS_AS(load_weights(*backend, path, DType::F32, {}, storage), OutOfMemoryError);
+      CHECK(backend->ledger().total().live_bytes == 0);
+    }
+    backend->set_memory_limit(needed);
+    CHECK_NOTHROW(load_weights(*backend, path, DType::F32, {}, storage));
   }
-  backend->set_memory_limit(needed);
-  CHECK_NOTHROW(load_weights(*backend, kModels + "biases", DType::F32));
 }
 
 TEST_CASE("load: the tokenizer must fit the vocabulary") {  // C4, I5
@@ -509,6 +553,21 @@ TEST_CASE("load: SmolLM2-135M from Q4_1, every tensor as transformers dequantise
     });
     CHECK(seen == digests.size());
   }
+}
+
+TEST_CASE("load: SmolLM2-135M quantised takes its file's size") {
+  std::string path = test::smollm2_path();
+  if (path.empty()) LK_SKIP("no SmolLM2-135M-Instruct GGUF (set LORIKEET_SMOLLM2)");
+  if (cpu::quantised_tiles().empty()) LK_SKIP("no kernels for quantised weights");
+  auto backend = make_cpu_backend();
+  auto start = std::chrono::steady_clock::now();
+  LoadedModel model = load_model(*backend, path, DType::F32, {}, WeightStorage::Quantised);
+  std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  const std::int64_t bytes = backend->ledger()[Tag::Weights].live_bytes;
+  std::printf("SmolLM2 quantised: %.2f s, %lld MiB\n", seconds.count(),
+              static_cast<long long>(bytes >> 20));
+  // 106 M numbers in Q4_1 (20 bytes a block of 32), 28 M in Q8_0 (34), the norms' gains in F32.
+  CHECK(bytes == 106168320 / 32 * 20 + 28311552 / 32 * 34 + 61 * 576 * 4);
 }
 
 TEST_CASE("GGUF names") {

@@ -96,6 +96,10 @@ int main(int argc, char** argv) {
   app.add_flag("--json", s.json, "one object per prompt: ids, text, speed");
   app.add_option("--device", s.inference.device, "auto, cpu, cuda:0")->capture_default_str();
   app.add_option("--dtype", s.inference.dtype, "auto, f32, bf16")->capture_default_str();
+  s.inference.weights = "auto";
+  app.add_option("--weights", s.inference.weights,
+                 "auto, quantised (as the file has them, CPU only), dense")
+      ->capture_default_str();
   return program::run(app, argc, argv, [&] {
     if (!s.prompt && s.prompts.empty()) throw UsageError("give --prompt TEXT or --prompts FILE");
     if (s.sampling.max_tokens < 1) throw UsageError("--max-tokens must be at least 1");

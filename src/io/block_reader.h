@@ -20,5 +20,9 @@ struct BlockFormat {
 void read_block_rows(const InputFile& file, const std::string& name, const Shape& shape,
                      std::uint64_t offset, const BlockFormat& format, std::int64_t begin,
                      std::int64_t end, float* dst);
+// The same as stored: the rows' blocks.
+void read_stored_rows(const InputFile& file, const std::string& name, const Shape& shape,
+                      std::uint64_t offset, const BlockFormat& format, std::int64_t begin,
+                      std::int64_t end, std::uint8_t* dst);
 
 }  // namespace lk

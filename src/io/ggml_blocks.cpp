@@ -3,6 +3,8 @@
 #include <bit>
 #include <cstring>
 
+#include "tensor/half.h"
+
 namespace lk {
 
 static_assert(std::endian::native == std::endian::little, "tensor files are little-endian");
@@ -13,23 +15,6 @@ std::uint16_t load_u16(const std::uint8_t* p) {
   std::uint16_t v;
   std::memcpy(&v, p, sizeof v);
   return v;
-}
-
-// Half to single without a branch, so that loops vectorise: the 15 bits after the sign are shifted
-// into place and the exponent re-biased; infinities and NaNs get the rest of their exponent, and
-// subnormals are normalised by an exact subtraction (after which no value was a subnormal single on
-// the way).
-float half_to_float(std::uint16_t half) {
-  constexpr std::uint32_t kExponent = 0x7c00u << 13;
-  std::uint32_t bits = (half & 0x7fffu) << 13;
-  std::uint32_t exponent = bits & kExponent;
-  bits += (127u - 15u) << 23;
-  std::uint32_t special = bits + ((128u - 16u) << 23);
-  float subnormal = std::bit_cast<float>(bits + (1u << 23)) - std::bit_cast<float>(113u << 23);
-  std::uint32_t magnitude = exponent == kExponent ? special
-                            : exponent == 0       ? std::bit_cast<std::uint32_t>(subnormal)
-                                                  : bits;
-  return std::bit_cast<float>(magnitude | (half & 0x8000u) << 16);
 }
 
 void decode_f32(const std::uint8_t* src, std::int64_t n, float* dst) {
@@ -142,26 +127,15 @@ void decode_q3_k(const std::uint8_t* src, std::int64_t n_blocks, float* dst) {
   }
 }
 
-// Q4_K and Q5_K: eight scales and minima of 6 bits in 12 bytes: the first four of each in the low
-// bits of bytes 0-3 and 4-7; of the others, four bits in bytes 8-11 and two in the top of the first
-// eight.
-struct ScaleAndMinimum {
-  float scale, minimum;
-};
-ScaleAndMinimum scale_and_minimum(const std::uint8_t* packed, int j) {
-  if (j < 4) return {static_cast<float>(packed[j] & 63), static_cast<float>(packed[j + 4] & 63)};
-  return {static_cast<float>((packed[j + 4] & 15) | packed[j - 4] >> 6 << 4),
-          static_cast<float>(packed[j + 4] >> 4 | packed[j] >> 6 << 4)};
-}
-
 // Q4_K: f16 d, dmin; u8 scales[12]; u8 qs[128].  value = d s q - dmin m
 // 32 bytes hold two groups of 32: one in the low nibbles, the next in the high ones.
 void decode_q4_k(const std::uint8_t* src, std::int64_t n_blocks, float* dst) {
   for (std::int64_t b = 0; b < n_blocks; ++b, src += 144) {
     const float d = half_to_float(load_u16(src)), dmin = half_to_float(load_u16(src + 2));
     for (int group = 0; group < 8; ++group, dst += 32) {
-      const auto [s, m] = scale_and_minimum(src + 4, group);
-      const float scale = d * s, minimum = dmin * m;
+      const KScale k = k_scale(src + 4, group);
+      const float scale = d * static_cast<float>(k.scale);
+      const float minimum = dmin * static_cast<float>(k.minimum);
       const std::uint8_t* q = src + 16 + group / 2 * 32;
       const int shift = group % 2 * 4;
       for (int l = 0; l < 32; ++l)
@@ -176,8 +150,9 @@ void decode_q5_k(const std::uint8_t* src, std::int64_t n_blocks, float* dst) {
     const float d = half_to_float(load_u16(src)), dmin = half_to_float(load_u16(src + 2));
     const std::uint8_t* fifth = src + 16;
     for (int group = 0; group < 8; ++group, dst += 32) {
-      const auto [s, m] = scale_and_minimum(src + 4, group);
-      const float scale = d * s, minimum = dmin * m;
+      const KScale k = k_scale(src + 4, group);
+      const float scale = d * static_cast<float>(k.scale);
+      const float minimum = dmin * static_cast<float>(k.minimum);
       const std::uint8_t* q = src + 48 + group / 2 * 32;
       const int shift = group % 2 * 4;
       for (int l = 0; l < 32; ++l)

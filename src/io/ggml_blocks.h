@@ -7,16 +7,9 @@
 
 #include <cstdint>
 
-namespace lk {
+#include "tensor/ggml_type.h"
 
-struct GgmlType {
-  std::uint32_t id;            // as stored in the file
-  const char* name;            // "Q4_1"
-  std::uint32_t block_values;  // values per block; a row is whole blocks
-  std::uint32_t block_bytes;
-  // Writes n_blocks * block_values floats; null for types whose size we know but do not read.
-  void (*decode)(const std::uint8_t* blocks, std::int64_t n_blocks, float* dst);
-};
+namespace lk {
 
 // Null if `id` names no type (never was one, or was removed from ggml).
 const GgmlType* find_ggml_type(std::uint64_t id);

@@ -129,6 +129,18 @@ void GgufFile::read_rows(const std::string& name, std::int64_t begin, std::int64
                   {t.type->block_values, t.type->block_bytes, t.type->decode}, begin, end, dst);
 }
 
+const GgmlType* GgufFile::quantised_type(const std::string& name) const {
+  const GgmlType* type = impl_->tensor(name).type;
+  return type->quantised() ? type : nullptr;
+}
+
+void GgufFile::read_blocks(const std::string& name, std::int64_t begin, std::int64_t end,
+                           std::uint8_t* dst) const {
+  const GgufTensor& t = impl_->tensor(name);
+  read_stored_rows(impl_->file, name, t.shape, t.offset,
+                   {t.type->block_values, t.type->block_bytes, nullptr}, begin, end, dst);
+}
+
 bool GgufFile::has_key(const std::string& key) const { return impl_->find(key) != nullptr; }
 
 std::int64_t GgufFile::get_int(const std::string& key, std::int64_t min, std::int64_t max) const {

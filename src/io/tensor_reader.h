@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "tensor/ggml_type.h"
 #include "tensor/shape.h"
 
 namespace lk {
@@ -25,6 +26,16 @@ class TensorReader {
   // the file and the tensor.
   virtual void read_rows(const std::string& name, std::int64_t begin, std::int64_t end,
                          float* dst) const = 0;
+  // How the tensor is quantised, null if it isn't; and its rows as they are stored then, `dst` with
+  // room for type.row_bytes(columns) each. Throws as read_rows.
+  virtual const GgmlType* quantised_type(const std::string& name) const {
+    static_cast<void>(name);
+    return nullptr;
+  }
+  virtual void read_blocks(const std::string& name, std::int64_t, std::int64_t,
+                           std::uint8_t*) const {
+    throw Error(path() + ": tensor " + name + " is not quantised");
+  }
 };
 
 }  // namespace lk

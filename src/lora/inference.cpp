@@ -15,13 +15,35 @@ DType parse_compute_dtype(const std::string& name, const Backend& backend) {
   throw UsageError(concat("--dtype ", name, ": one of auto, f32, bf16"));
 }
 
+namespace {
+
+WeightStorage parse_storage(const InferenceSettings& s, const Backend& backend) {
+  if (s.weights == "dense") return WeightStorage::Dense;
+  if (s.weights == "auto")
+    return s.dtype == "auto" && backend.is_cpu() ? WeightStorage::Quantised : WeightStorage::Dense;
+  if (s.weights != "quantised")
+    throw UsageError(concat("--weights ", s.weights, ": one of auto, quantised, dense"));
+  return WeightStorage::Quantised;
+}
+
+}  // namespace
+
 InferenceModel open_inference(const InferenceSettings& settings) {
   InferenceModel m;
   m.backend = open_device(settings.device);
   const DType dtype = parse_compute_dtype(settings.dtype, *m.backend);
+  const WeightStorage storage = parse_storage(settings, *m.backend);
   std::optional<AdapterFile> file;  // a bad adapter is found before the model is read
   if (!settings.adapter.empty()) file = open_adapter(settings.adapter);
-  LoadedModel loaded = load_model(*m.backend, settings.model, dtype);
+  LoadedModel loaded = load_model(*m.backend, settings.model, dtype, {}, storage);
+  if (settings.weights == "quantised") {
+    bool any = false;
+    visit_weights(loaded.weights, [&](const Weight& w) { any = any || w.quantised(); });
+    if (!any)
+      throw UsageError(concat("--weights quantised: ", settings.model,
+                              " has no quantised matrix that ", m.backend->name(),
+                              " multiplies as it is"));
+  }
   m.tokenizer = std::move(loaded.tokenizer);
   m.fingerprint = loaded.fingerprint;
   if (file && !file->base_fingerprint.empty() && file->base_fingerprint != loaded.fingerprint)

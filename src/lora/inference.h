@@ -15,6 +15,9 @@ namespace lk {
 struct InferenceSettings {
   std::string model, adapter;  // adapter: PEFT folder, may be empty
   std::string device = "auto", dtype = "auto";
+  // How weights are held: "dense", "quantised" (as the file has them; refused where nothing can
+  // be), or "auto": quantised where the backend can, if dtype is "auto" too.
+  std::string weights = "dense";
   std::int64_t max_positions = 0;  // longest sequence; 0: the model's own, at most 8192
   LogFunction log;                 // hears what was loaded; may be empty
 };

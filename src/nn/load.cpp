@@ -117,8 +117,58 @@ void split_rows(std::int64_t rows, bool many, const F& f) {
 // Streams tensors from a file to the device.
 class Loader {
  public:
-  Loader(Backend& backend, const Source& source, const ModelConfig& config, DType dtype)
-      : backend_(backend), source_(source), config_(config), dtype_(dtype) {}
+  Loader(Backend& backend, const Source& source, const ModelConfig& config, DType dtype,
+         WeightStorage storage)
+      : backend_(backend), source_(source), config_(config), dtype_(dtype), storage_(storage) {}
+
+  // The type of the blocks in which the tensor stays, null if it becomes dense.
+  const GgmlType* kept_type(const WeightSlot& slot) const {
+    if (storage_ == WeightStorage::Dense || slot.shape.rank() != 2) return nullptr;
+    const std::string name = source_.find(slot.name, config_.head_dim).name;
+    const GgmlType* type = source_.reader->quantised_type(name);
+    return type && backend_.keeps_quantised(*type) ? type : nullptr;
+  }
+  // Bytes in memory.
+  std::int64_t bytes(const WeightSlot& slot) const {
+    if (const GgmlType* type = kept_type(slot))
+      return slot.shape[0] * type->row_bytes(slot.shape[1]);
+    return slot.shape.numel() * static_cast<std::int64_t>(dtype_size(dtype_));
+  }
+
+  Weight load_weight(const WeightSlot& slot) {
+    if (const GgmlType* type = kept_type(slot))
+      return Weight(slot.name, load_blocks(slot, *type), slot.shape, *type, dtype_);
+    return Weight(slot.name, load(slot));
+  }
+
+ private:
+  // Rows as the file has them. They are dequantised too, to see that all values are finite.
+  Tensor load_blocks(const WeightSlot& slot, const GgmlType& type) {
+    const std::int64_t rows = slot.shape[0], cols = slot.shape[1];
+    const std::int64_t row_bytes = type.row_bytes(cols);
+    Tensor tensor = backend_.empty(Tag::Weights, DType::U8, {rows, row_bytes});
+    StoredTensor stored = source_.find(slot.name, config_.head_dim);
+    std::int64_t step = std::max<std::int64_t>(1, kWeightBlockBytes / (4 * cols));
+    if (stored.pair_rows)
+      step = (step + stored.pair_rows - 1) / stored.pair_rows * stored.pair_rows;
+    std::vector<std::uint8_t> blocks;
+    for (std::int64_t begin = 0; begin < rows; begin += step) {
+      const std::int64_t n = std::min(step, rows - begin);
+      blocks.resize(static_cast<std::size_t>(n * row_bytes));
+      split_rows(n, n * cols > std::int64_t{1} << 16, [&](std::int64_t first, std::int64_t last) {
+        std::uint8_t* to = blocks.data() + first * row_bytes;
+        source_.reader->read_blocks(stored.name, begin + first, begin + last, to);
+        std::vector<float> row(static_cast<std::size_t>(cols));
+        for (std::int64_t i = 0; i < last - first; ++i) {
+          type.decode(to + i * row_bytes, cols / type.block_values, row.data());
+          check_finite(stored.name, row);
+        }
+      });
+      if (stored.pair_rows) split_pairs(blocks, stored.pair_rows, row_bytes);
+      backend_.upload(tensor.slice_rows(begin, begin + n), blocks.data(), blocks.size());
+    }
+    return tensor;
+  }
 
   Tensor load(const WeightSlot& slot) {
     Tensor tensor = backend_.empty(Tag::Weights, dtype_, slot.shape);
@@ -138,13 +188,12 @@ class Loader {
         read(stored.name, 0, 1, values_);
       else
         read_block(stored.name, begin, end, cols);
-      if (stored.pair_rows) split_pairs(stored.pair_rows, cols);
+      if (stored.pair_rows) split_pairs(values_, stored.pair_rows, cols);
       upload_rounded(backend_, vector ? tensor : tensor.slice_rows(begin, end), values_);
     }
     return tensor;
   }
 
- private:
   void read_block(const std::string& name, std::int64_t begin, std::int64_t end,
                   std::int64_t cols) {
     const bool many = values_.size() > std::size_t{1} << 16;
@@ -157,6 +206,10 @@ class Loader {
   void read(const std::string& name, std::int64_t begin, std::int64_t end,
             std::span<float> values) const {
     source_.reader->read_rows(name, begin, end, values.data());
+    check_finite(name, values);
+  }
+
+  void check_finite(const std::string& name, std::span<const float> values) const {
     bool finite = true;
     for (float v : values) finite &= std::isfinite(v);
     if (!finite)
@@ -164,17 +217,20 @@ class Loader {
           concat(source_.reader->path(), ": tensor ", name, " holds a number that is not finite"));
   }
 
-  void split_pairs(std::int64_t head_dim, std::int64_t cols) {
-    permuted_.resize(values_.size());
-    pairs_to_halves(values_, head_dim, cols, permuted_.data());
-    values_.swap(permuted_);
+  // A row is `size` items.
+  template <class T>
+  static void split_pairs(std::vector<T>& values, std::int64_t head_dim, std::int64_t size) {
+    std::vector<T> halves(values.size());
+    pairs_to_halves(std::span<const T>(values), head_dim, size, halves.data());
+    values.swap(halves);
   }
 
   Backend& backend_;
   const Source& source_;
   const ModelConfig& config_;
   DType dtype_;
-  std::vector<float> values_, permuted_;
+  WeightStorage storage_;
+  std::vector<float> values_;
 };
 
 // A tied model whose file also holds a head: the two must be the same numbers, or it is unclear
@@ -200,24 +256,23 @@ void check_tied_head(const TensorReader& reader, const ModelConfig& c) {
 }
 
 ModelWeights stream_weights(Backend& backend, const Source& source, const ModelConfig& config,
-                            DType dtype, const LoadProgress& progress) {
+                            DType dtype, const LoadProgress& progress, WeightStorage storage) {
   ModelWeights weights;
   std::vector<WeightSlot> slots = weight_slots(config, weights);
   check_inventory(source, config, slots);
   if (config.tie_embeddings && !source.gguf) check_tied_head(*source.reader, config);
 
+  Loader loader(backend, source, config, dtype, storage);
   std::int64_t total = 0, done = 0;
-  const std::int64_t element = static_cast<std::int64_t>(dtype_size(dtype));
-  for (const WeightSlot& slot : slots) total += slot.shape.numel() * element;
+  for (const WeightSlot& slot : slots) total += loader.bytes(slot);
   if (std::int64_t free = backend.free_memory(); total > free)
     throw OutOfMemoryError(concat(source.reader->path(), ": the weights need ", total >> 20,
                                   " MiB as ", dtype_name(dtype), ", ", backend.name(), " has ",
                                   free >> 20, " MiB left"));
-  Loader loader(backend, source, config, dtype);
   for (WeightSlot& slot : slots) {
-    *slot.weight = Weight(slot.name, loader.load(slot));
+    *slot.weight = loader.load_weight(slot);
     if (slot.linear) backend.prepare_linear(*slot.weight);
-    done += slot.shape.numel() * element;
+    done += loader.bytes(slot);
     if (progress) progress(done, total, slot.name);
   }
   if (config.tie_embeddings) tie_head(backend, weights);
@@ -230,7 +285,7 @@ bool is_folder(const std::string& path) {
 }
 
 LoadedModel load(Backend& backend, const std::string& path, DType dtype,
-                 const LoadProgress& progress) {
+                 const LoadProgress& progress, WeightStorage storage) {
   check(is_float(dtype), "load_model: compute dtype ", dtype_name(dtype));
   LoadedModel model;
   model.path = path;
@@ -252,7 +307,7 @@ LoadedModel load(Backend& backend, const std::string& path, DType dtype,
   // Hashing reads the file a second time, beside the loading.
   std::future<std::string> fingerprint =
       std::async(std::launch::async, [&source] { return fingerprint_of(source.files); });
-  model.weights = stream_weights(backend, source, model.config, dtype, progress);
+  model.weights = stream_weights(backend, source, model.config, dtype, progress, storage);
   model.fingerprint = fingerprint.get();
   return model;
 }
@@ -284,17 +339,17 @@ std::string model_fingerprint(const std::string& path) {
 }
 
 LoadedModel load_model(Backend& backend, const std::string& path, DType compute_dtype,
-                       const LoadProgress& progress) {
+                       const LoadProgress& progress, WeightStorage storage) {
   ModelHead head = read_model_head(path);  // a bad tokenizer is found before the weights are read
-  LoadedModel model = load(backend, path, compute_dtype, progress);
+  LoadedModel model = load(backend, path, compute_dtype, progress, storage);
   model.tokenizer = std::move(head.tokenizer);
   model.chat_template = model.tokenizer->chat_template();
   return model;
 }
 
 LoadedModel load_weights(Backend& backend, const std::string& path, DType compute_dtype,
-                         const LoadProgress& progress) {
-  return load(backend, path, compute_dtype, progress);
+                         const LoadProgress& progress, WeightStorage storage) {
+  return load(backend, path, compute_dtype, progress, storage);
 }
 
 }  // namespace lk

@@ -42,17 +42,24 @@ ModelHead read_model_head(const std::string& path);
 using LoadProgress =
     std::function<void(std::int64_t done_bytes, std::int64_t total_bytes, const std::string& name)>;
 
+// How matrices are held: dense, in the compute dtype, or quantised as the file has them where the
+// backend multiplies such blocks (inference only).
+enum class WeightStorage : std::uint8_t { Dense, Quantised };
+
 // `path` is a .gguf file or a folder with config.json, model*.safetensors and tokenizer.json.
 //
 // Every tensor that the config asks for must be there with exactly its shape, and every tensor in
 // the file must be asked for (buffers of rotary frequencies aside); values must be finite. LLaMA's
-// GGUF row order of q and k is undone. All weights are stored in compute_dtype (Tag::Weights).
+// GGUF row order of q and k is undone. Weights are stored in compute_dtype (Tag::Weights), or as
+// `storage` says.
 // Streams: besides the weights it holds less than 64 MiB. Throws InputError naming file and tensor,
 // IoError, OutOfMemoryError.
 LoadedModel load_model(Backend& backend, const std::string& path, DType compute_dtype,
-                       const LoadProgress& progress = {});
+                       const LoadProgress& progress = {},
+                       WeightStorage storage = WeightStorage::Dense);
 // The same without the tokenizer, for callers that bring token ids.
 LoadedModel load_weights(Backend& backend, const std::string& path, DType compute_dtype,
-                         const LoadProgress& progress = {});
+                         const LoadProgress& progress = {},
+                         WeightStorage storage = WeightStorage::Dense);
 
 }  // namespace lk

@@ -90,8 +90,10 @@ void visit_weights(const ModelWeights& w, const std::function<void(const Weight&
 }
 
 void tie_head(Backend& backend, ModelWeights& w) {
-  w.head = Weight("lm_head.weight", w.embedding.values());
-  backend.prepare_linear(w.head);
+  // Quantised blocks are packed in place, so the embedding is read from the head's.
+  if (w.embedding.quantised()) backend.prepare_linear(w.embedding);
+  w.head = w.embedding.renamed("lm_head.weight");
+  if (!w.embedding.quantised()) backend.prepare_linear(w.head);
 }
 
 void upload_rounded(Backend& backend, const Tensor& dst, std::span<const float> values) {

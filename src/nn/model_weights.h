@@ -29,7 +29,7 @@ struct ModelWeights {
   std::vector<LayerWeights> layers;
   Weight final_norm;  // (C)
   Weight head;        // (V, C); the embedding's own memory when tied
-  bool tied() const { return head.values().raw() == embedding.values().raw(); }
+  bool tied() const { return head.same_memory(embedding); }
 };
 
 // One tensor of the model: Hugging Face's name, shape, and its place in ModelWeights.

@@ -9,13 +9,14 @@
 
 namespace lk {
 
-// rows: whole heads, each row `cols` values (1 for a bias). dst must not overlap.
-inline void pairs_to_halves(std::span<const float> rows, std::int64_t head_dim, std::int64_t cols,
-                            float* dst) {
+// rows: whole heads, each row `cols` items (1 for a bias): values, or bytes of blocks. dst must not
+// overlap.
+template <class T>
+void pairs_to_halves(std::span<const T> rows, std::int64_t head_dim, std::int64_t cols, T* dst) {
   const std::int64_t n = static_cast<std::int64_t>(rows.size()) / cols, half = head_dim / 2;
   for (std::int64_t row = 0; row < n; ++row) {
     const std::int64_t head = row / head_dim, p = row % head_dim / half, i = row % half;
-    const float* from = rows.data() + (head * head_dim + 2 * i + p) * cols;
+    const T* from = rows.data() + (head * head_dim + 2 * i + p) * cols;
     std::copy(from, from + cols, dst + row * cols);
   }
 }

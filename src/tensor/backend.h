@@ -113,6 +113,11 @@ class Backend {
   // Does training run faster with LoRA's factors beside the frozen matrix
   // (autograd/fused_linear.h)? Not where weights are packed once at load.
   virtual bool prefers_fused_linear() const { return !is_cpu(); }
+  // Can a Weight stay in blocks of this type, for linear_forward and embedding_forward?
+  virtual bool keeps_quantised(const GgmlType& type) const {
+    static_cast<void>(type);
+    return false;
+  }
 
   // ---- memory
   // ------------------------------------------------------------------------------------
@@ -179,9 +184,10 @@ class Backend {
 
   // ---- linear
   // ------------------------------------------------------------------------------------ Called
-  // once per weight at load, so that the backend can pack it for both directions.
+  // once per weight at load, so that the backend can pack it for both directions (a quantised one:
+  // for linear_forward alone, and in its own memory's place).
   virtual void prepare_linear(Weight& w) = 0;
-  // y (T,N) = x (T,K) wᵀ, w (N,K) frozen
+  // y (T,N) = x (T,K) wᵀ, w (N,K) frozen. If w is quantised, x may be rounded to 8 bits.
   virtual void linear_forward(const Tensor& y, const Tensor& x, const Weight& w) = 0;
   // dx (T,K) (+)= dy (T,N) w. There is no dw: w is frozen.
   virtual void linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,
@@ -278,7 +284,7 @@ class Backend {
 
   // ---- embedding
   // --------------------------------------------------------------------------------- y (T,C) =
-  // table[ids]; table (V,C), ids (T) I32 in [0, V)
+  // table[ids]; table (V,C) dense or quantised, ids (T) I32 in [0, V)
   virtual void embedding_forward(const Tensor& y, const Weight& table, const Tensor& ids) = 0;
   // y (n,C) = x[rows]; rows (n) I32, distinct
   virtual void gather_rows(const Tensor& y, const Tensor& x, const Tensor& rows) = 0;

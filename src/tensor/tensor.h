@@ -72,16 +72,17 @@ class Tensor {
   // The dimensions as an array for structured bindings: auto [T, C] = x.dims<2>("op: x (T,C)").
   template <int N>
   std::array<std::int64_t, N> dims(const char* what) const {
-    check(defined() && shape_.rank() == N, what, ": got ", defined() ? shape_.str() : "nothing");
+    if (!defined() || shape_.rank() != N)
+      throw Error(concat(what, ": got ", defined() ? shape_.str() : "nothing"));
     std::array<std::int64_t, N> d;
     for (int i = 0; i < N; ++i) d[i] = shape_[i];
     return d;
   }
   // Throws unless the shape is exactly this.
   const Tensor& expect(const Shape& shape, const char* what) const {
-    check(defined() && shape_ == shape, what, ": expected ", shape.str(), ", got ",
-          defined() ? shape_.str() : "nothing");
-    return *this;
+    if (defined() && shape_ == shape) return *this;  // no text is made unless it is needed
+    throw Error(
+        concat(what, ": expected ", shape.str(), ", got ", defined() ? shape_.str() : "nothing"));
   }
 
   // Device pointer; throws on the wrong dtype. Dereference it only on the CPU backend.

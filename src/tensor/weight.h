@@ -8,6 +8,7 @@
 #include <memory>
 #include <string>
 
+#include "tensor/ggml_type.h"
 #include "tensor/tensor.h"
 
 namespace lk {
@@ -17,31 +18,78 @@ struct PackedWeight {
   virtual ~PackedWeight() = default;
 };
 
+// A matrix is dense, or quantised: kept in a file's blocks, for inference. Only linear_forward and
+// embedding_forward read quantised ones.
 class Weight {
  public:
   Weight() = default;
-  Weight(std::string name, Tensor values) : name_(std::move(name)), values_(std::move(values)) {}
+  Weight(std::string name, Tensor values)
+      : name_(std::move(name)),
+        values_(std::move(values)),
+        shape_(values_.shape()),
+        dtype_(values_.dtype()) {}
+  // Quantised: blocks U8 (N, bytes of a row) for the values (N,K); `dtype` is that of the
+  // activations it is used with. `type` outlives the Weight.
+  Weight(std::string name, Tensor blocks, Shape shape, const GgmlType& type, DType dtype)
+      : name_(std::move(name)),
+        values_(std::move(blocks)),
+        shape_(shape),
+        dtype_(dtype),
+        type_(&type) {
+    check(shape.rank() == 2 && shape[1] % type.block_values == 0, name_, ": ", shape.str(), " as ",
+          type.name);
+    values_.expect({shape[0], type.row_bytes(shape[1])}, "quantised weight: blocks");
+  }
 
-  bool defined() const { return values_.defined(); }
+  bool defined() const { return values_.defined() || packed_; }
   const std::string& name() const { return name_; }
-  const Shape& shape() const { return values_.shape(); }
-  DType dtype() const { return values_.dtype(); }
-  std::int64_t numel() const { return values_.numel(); }
+  const Shape& shape() const { return shape_; }
+  DType dtype() const { return dtype_; }
+  std::int64_t numel() const { return shape_.numel(); }
   const Weight& expect(const Shape& shape, const char* what) const {
     check(defined(), what, ": missing weight");
-    values_.expect(shape, what);
-    return *this;
+    if (shape_ == shape) return *this;
+    throw Error(concat(what, ": expected ", shape.str(), ", got ", shape_.str()));
   }
-  // Row-major values as loaded; read-only by contract: Backends only read it.
-  const Tensor& values() const { return values_; }
+  // Row-major values as loaded; read-only by contract: Backends only read it. An Error if the
+  // weight is quantised: then nothing can be trained beside it.
+  const Tensor& values() const {
+    check(!type_, name_, ": quantised weights are for inference only");
+    return values_;
+  }
+  // The type of its blocks, null if it is dense.
+  const GgmlType* quantised() const { return type_; }
+  // The blocks as stored; undefined once a backend has packed them.
+  const Tensor& blocks() const { return values_; }
 
   // Filled by Backend::prepare_linear at load, used by its linear_forward and linear_backward_x.
   const PackedWeight* packed() const { return packed_.get(); }
   void set_packed(std::shared_ptr<const PackedWeight> packed) { packed_ = std::move(packed); }
+  // The packed form takes the blocks' place.
+  void replace_blocks(std::shared_ptr<const PackedWeight> packed) {
+    check(type_, name_, ": has no blocks");
+    packed_ = std::move(packed);
+    values_ = Tensor();
+  }
+
+  // The same memory under another name, as a tied head has it; what was packed of a dense weight
+  // stays behind.
+  Weight renamed(std::string name) const {
+    Weight w = *this;
+    w.name_ = std::move(name);
+    if (!type_) w.packed_ = nullptr;
+    return w;
+  }
+  bool same_memory(const Weight& other) const {
+    return values_.raw() == other.values_.raw() && (values_.defined() || packed_ == other.packed_);
+  }
 
  private:
   std::string name_;
-  Tensor values_;
+  Tensor values_;  // or blocks
+  Shape shape_;
+  DType dtype_ = DType::F32;
+  const GgmlType* type_ = nullptr;
   std::shared_ptr<const PackedWeight> packed_;
 };
 

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <vector>
 
+#include "tensor/cpu/cached_attention.h"
 #include "tensor/cpu/cpu_backend_impl.h"
 #include "tensor/cpu/flash_attention.h"
 #include "tensor/cpu/kernels.h"
@@ -115,9 +116,18 @@ void CpuBackend::attention_forward(const Tensor& o, const Tensor& lse, const Ten
   std::vector<Document> docs = documents(q_seg, k_seg);
   dispatch_float(q.dtype(), [&]<class T>() {
     if constexpr (has_fast_path<T>)
-      if (fast())
-        return flash_attention_forward(*this, matrix<T>(o), matrix<float>(lse), matrix<T>(q),
-                                       matrix<T>(k), matrix<T>(v), shape, docs);
+      if (fast()) {
+        const auto many = std::partition(docs.begin(), docs.end(), has_few_queries);
+        const std::vector<Document> others(many, docs.end());
+        docs.erase(many, docs.end());
+        if (!docs.empty())
+          cached_attention_forward(matrix<T>(o), matrix<float>(lse), matrix<T>(q), matrix<T>(k),
+                                   matrix<T>(v), shape, docs);
+        if (!others.empty())
+          flash_attention_forward(*this, matrix<T>(o), matrix<float>(lse), matrix<T>(q),
+                                  matrix<T>(k), matrix<T>(v), shape, others);
+        return;
+      }
     attention_forward_plain(matrix<T>(o), matrix<accumulate_t<T>>(lse), matrix<T>(q), matrix<T>(k),
                             matrix<T>(v), shape, docs);
   });

@@ -18,6 +18,7 @@ class CpuBackend : public Backend {
   std::string name() const override { return "cpu"; }
   std::string description() const override;
   bool is_cpu() const override { return true; }
+  bool keeps_quantised(const GgmlType& type) const override;
 
   std::int64_t free_memory() const override;
   void upload(const Tensor& dst, const void* src, std::size_t bytes) override;

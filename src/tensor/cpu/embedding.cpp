@@ -3,6 +3,7 @@
 
 #include "tensor/cpu/cpu_backend_impl.h"
 #include "tensor/cpu/kernels.h"
+#include "tensor/cpu/quantised_linear.h"
 
 namespace lk {
 
@@ -24,10 +25,24 @@ void gather(Matrix<T> y, Matrix<const T> x, const std::int32_t* index) {
                [&](std::int64_t i) { std::copy_n(x[index[i]], y.cols, y[i]); });
 }
 
+// The same of a quantised matrix.
+template <class T>
+void gather_quantised(Matrix<T> y, const Weight& x, const std::int32_t* index) {
+  check_rows(index, y.rows, x.shape()[0]);
+  parallel_for(y.rows, y.rows * y.cols, [&](std::int64_t i) {
+    std::vector<float> row(static_cast<std::size_t>(y.cols));
+    quantised_row(x, index[i], row.data());
+    for (std::int64_t j = 0; j < y.cols; ++j)
+      y[i][j] = rounded<T>(row[static_cast<std::size_t>(j)]);
+  });
+}
+
 }  // namespace
 
 void CpuBackend::embedding_forward(const Tensor& y, const Weight& table, const Tensor& ids) {
   dispatch_float(y.dtype(), [&]<class T>() {
+    if (table.quantised())
+      return gather_quantised<T>(matrix<T>(y), table, ids.data<std::int32_t>());
     gather<T>(matrix<T>(y), matrix<T>(table), ids.data<std::int32_t>());
   });
 }

@@ -3,6 +3,7 @@
 #include "tensor/cpu/gemm.h"
 #include "tensor/cpu/kernels.h"
 #include "tensor/cpu/onednn_linear.h"
+#include "tensor/cpu/quantised_linear.h"
 
 namespace lk {
 
@@ -51,6 +52,22 @@ void matmul_tn_plain(Matrix<TC> c, GradMode mode, double alpha, Matrix<const T> 
     }
 }
 
+// y (T,N) = x (T,K) w^T, w quantised: exactly dequantised, then multiplied
+template <class T>
+void quantised_forward_plain(Matrix<T> y, Matrix<const T> x, const Weight& w) {
+  using A = accumulate_t<T>;
+  std::vector<float> row(static_cast<std::size_t>(x.cols));
+  for (std::int64_t j = 0; j < y.cols; ++j) {
+    quantised_row(w, j, row.data());
+    for (std::int64_t i = 0; i < y.rows; ++i) {
+      A dot = 0;
+      for (std::int64_t k = 0; k < x.cols; ++k)
+        dot += load(x[i][k]) * static_cast<A>(row[static_cast<std::size_t>(k)]);
+      y[i][j] = rounded<T>(dot);
+    }
+  }
+}
+
 // Calls f<T, TC> for the dtypes of operands and result: the same, or a result in the operands'
 // accumulation type.
 template <class F>
@@ -79,12 +96,25 @@ constexpr std::int64_t kFewTokens = 8;
 
 }  // namespace
 
+bool CpuBackend::keeps_quantised(const GgmlType& type) const { return multiplies_quantised(type); }
+
 // Our own tiles (gemm.cpp) need no packing.
 void CpuBackend::prepare_linear(Weight& w) {
+  if (w.quantised()) {
+    if (fast() && w.dtype() != DType::F64)
+      w.replace_blocks(std::make_shared<QuantisedLinear>(*this, w));
+    return;
+  }
   if (use_onednn(w.dtype())) w.set_packed(std::make_shared<OnednnLinear>(*this, w.values()));
 }
 
 void CpuBackend::linear_forward(const Tensor& y, const Tensor& x, const Weight& w) {
+  if (w.quantised()) {
+    if (auto* packed = dynamic_cast<const QuantisedLinear*>(w.packed()))
+      return packed->forward(y, x);
+    return dispatch_float(
+        x.dtype(), [&]<class T>() { quantised_forward_plain<T>(matrix<T>(y), operand<T>(x), w); });
+  }
   auto* packed = dynamic_cast<const OnednnLinear*>(w.packed());
   if (packed && y.rows() > kFewTokens)
     packed->forward(y, x);

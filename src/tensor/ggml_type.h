@@ -1,0 +1,35 @@
+// A block-quantised storage type as ggml defines it: what a Weight needs to know of one. The table
+// of them is in io/ggml_blocks.cpp.
+#pragma once
+
+#include <cstdint>
+
+namespace lk {
+
+struct GgmlType {
+  std::uint32_t id;            // as stored in the file
+  const char* name;            // "Q4_1"
+  std::uint32_t block_values;  // values per block; a row is whole blocks
+  std::uint32_t block_bytes;
+  // Writes n_blocks * block_values floats; null for types whose size we know but do not read.
+  void (*decode)(const std::uint8_t* blocks, std::int64_t n_blocks, float* dst);
+
+  bool quantised() const { return block_values > 1; }
+  // Bytes of a row of `cols` values, a multiple of block_values.
+  std::int64_t row_bytes(std::int64_t cols) const { return cols / block_values * block_bytes; }
+};
+
+// Scale and minimum j of the eight that Q4_K and Q5_K pack in 12 bytes, 6 bits each: the first four
+// of each in the low bits of bytes 0-3 and 4-7; of the others, four bits in bytes 8-11 and two in
+// the top of the first eight.
+struct KScale {
+  std::uint8_t scale, minimum;
+};
+inline KScale k_scale(const std::uint8_t* packed, int j) {
+  const auto byte = [](int x) { return static_cast<std::uint8_t>(x); };
+  if (j < 4) return {byte(packed[j] & 63), byte(packed[j + 4] & 63)};
+  return {byte((packed[j + 4] & 15) | packed[j - 4] >> 6 << 4),
+          byte(packed[j + 4] >> 4 | packed[j] >> 6 << 4)};
+}
+
+}  // namespace lk
