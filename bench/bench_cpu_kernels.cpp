@@ -187,6 +187,7 @@ void rows(benchmark::State& state, DType t, const std::string& op) {
   if (op == "gather_rows") run(1, [&] { host().gather_rows(z.slice_rows(0, T / 2), x, chosen); });
   if (op == "scatter_rows")
     run(1.5, [&] { host().scatter_rows(y, GradMode::Write, z.slice_rows(0, T / 2), chosen); });
+  if (op == "put_rows") run(1, [&] { host().put_rows(y, z.slice_rows(0, T / 2), chosen); });
   if (op == "upload") run(2, [&] { host().upload(x, outside.data(), outside.size()); });
   if (op == "download") run(2, [&] { host().download(outside.data(), x, outside.size()); });
   if (op == "add") run(3, [&] { host().add(y, x, z); });
@@ -264,7 +265,7 @@ int main(int argc, char** argv) {
     for (const char* op :
          {"fill", "add", "scale_add", "add_bias", "dropout", "rmsnorm", "rmsnorm_backward", "rope",
           "swiglu", "swiglu_backward", "swiglu_strips_backward", "embedding", "gather_rows",
-          "scatter_rows", "upload", "download"})
+          "scatter_rows", "put_rows", "upload", "download"})
       add(op, [=](benchmark::State& s) { rows(s, t, op); });
     add("cross_entropy", [=](benchmark::State& s) { cross_entropy(s, t); });
     if (t == DType::F32) {

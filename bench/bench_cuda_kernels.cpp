@@ -178,6 +178,10 @@ void register_memory_bound() {
       gpu().scatter_rows(dx, GradMode::Write, dy, rows);
     };
   });
+  add("put_rows", {.bytes = tc}, [] {
+    return [x = random_tensor(DType::BF16, {T / 2, C}, 1), rows = even_rows(),
+            y = gpu().empty(Tag::Workspace, DType::BF16, {T, C})] { gpu().put_rows(y, x, rows); };
+  });
   add("sum_of_losses", {.bytes = 4.0 * T}, [] {
     return [x = random_tensor(DType::F32, {T}, 1),
             out = gpu().empty(Tag::Workspace, DType::F32, {1})] {

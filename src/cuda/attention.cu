@@ -63,9 +63,9 @@ bool suits_wgmma(int head_dim) { return (head_dim == 64 || head_dim == 128) && h
 
 void CudaBackend::attention_forward(const Tensor& o, const Tensor& lse, const Tensor& q,
                                     const Tensor& k, const Tensor& v, const AttentionShape& shape,
-                                    const Segments& q_seg, const Segments& k_seg) {
+                                    const Segments& q_seg, const KeyRows& k_rows) {
   if (q_seg.total() == 0) return;
-  AttentionForward a{o, lse, q, k, v, shape, q_seg, k_seg};
+  AttentionForward a{o, lse, q, k, v, shape, q_seg, k_rows};
   cudaStream_t s = stream();
   bool few_queries = q_seg.total() < 32 * q_seg.count();  // decoding: most of a tile is empty
   if (!suits_tensor_cores(shape.head_dim, q, k, v, o))

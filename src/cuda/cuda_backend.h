@@ -71,7 +71,7 @@ class CudaBackend final : public Backend {
   // attention.cu
   void attention_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k,
                          const Tensor& v, const AttentionShape& shape, const Segments& q_seg,
-                         const Segments& k_seg) override;
+                         const KeyRows& k_rows) override;
   void attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout,
                           const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o,
                           const Tensor& lse, const AttentionShape& shape,
@@ -91,6 +91,7 @@ class CudaBackend final : public Backend {
   // embedding.cu
   void embedding_forward(const Tensor& y, const Weight& table, const Tensor& ids) override;
   void gather_rows(const Tensor& y, const Tensor& x, const Tensor& rows) override;
+  void put_rows(const Tensor& y, const Tensor& x, const Tensor& rows) override;
   void scatter_rows(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& rows) override;
 
   // loss.cu
@@ -126,6 +127,8 @@ class CudaBackend final : public Backend {
                           const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o,
                           const Tensor& lse, const AttentionShape& shape, const Segments& seg,
                           const Rotation* rotation);
+
+  void scatter(const Tensor& y, bool accumulate, const Tensor& x, const Tensor& rows);
 
   // The stream, with this backend's GPU made current for the calling thread.
   cudaStream_t stream() const;

@@ -4,16 +4,27 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "autograd/ops.h"
 
 namespace lk {
+
+// Which variant of the model each document of a batch goes through, where several live side by side
+// (lora/adapter_set.h); -1 is the model itself.
+struct RowVariants {
+  std::vector<std::int32_t> host;  // one a document
+  Tensor device;                   // the same on the device, I32 (n)
+};
 
 // What a forward pass needs to know besides its input.
 struct ForwardMode {
   bool training = false;   // dropout is active
   std::uint64_t seed = 0;  // of the run
   std::uint64_t step = 0;  // micro-batches since the run began: keys dropout masks
+  // With a KV cache only: the documents and their variants.
+  const Segments* documents = nullptr;
+  const RowVariants* variants = nullptr;
 };
 
 class FrozenLinear;

@@ -138,6 +138,14 @@ std::int64_t Segments::longest() const {
   return longest;
 }
 
+KeyRows::KeyRows(const Segments& documents) : most(documents.longest()) {
+  if (documents.count() <= 0) return;
+  begins.assign(documents.host.begin(), documents.host.end() - 1);
+  ends.assign(documents.host.begin() + 1, documents.host.end());
+  device_begins = documents.offsets.slice_rows(0, documents.count());
+  device_ends = documents.offsets.slice_rows(1, documents.count() + 1);
+}
+
 Tensor dense(const Tensor& x) {
   if (x.contiguous()) return x;
   Tensor copy = x.backend().empty(Tag::Workspace, x.dtype(), x.shape());

@@ -78,7 +78,7 @@ class PlanBackend final : public Backend {
   void rope(const Tensor&, GradMode, const Tensor&, const Tensor&, const Tensor&, int,
             bool) override {}
   void attention_forward(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                         const AttentionShape&, const Segments&, const Segments&) override {}
+                         const AttentionShape&, const Segments&, const KeyRows&) override {}
   void attention_backward(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                           const Tensor&, const Tensor&, const Tensor&, const Tensor& lse,
                           const AttentionShape&, const Segments&) override {
@@ -89,6 +89,7 @@ class PlanBackend final : public Backend {
                        const Tensor&) override {}
   void embedding_forward(const Tensor&, const Weight&, const Tensor&) override {}
   void gather_rows(const Tensor&, const Tensor&, const Tensor&) override {}
+  void put_rows(const Tensor&, const Tensor&, const Tensor&) override {}
   void scatter_rows(const Tensor&, GradMode, const Tensor&, const Tensor&) override {}
   void cross_entropy(const Tensor&, const Tensor&, const Tensor&, bool, double) override {}
   void sum(const Tensor&, GradMode, double, const Tensor&) override {}
