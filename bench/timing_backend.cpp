@@ -238,6 +238,20 @@ void TimingBackend::run_strips_backward_a(const Tensor& ds, const Tensor& x,
         [&] { inner_.strips_backward_a(ds, x, norm, parts); });
 }
 
+void TimingBackend::lora_segments(const Tensor& y, const Tensor& x, const LoraTable& table,
+                                  const Segments& documents, const RowVariants& variants) {
+  OpWork work{0, sizes(x) + 2 * size(y)};
+  for (std::size_t i = 0; i < variants.host.size(); ++i) {
+    if (variants.host[i] < 0) continue;
+    const LoraFactors& f = table.host[static_cast<std::size_t>(variants.host[i])];
+    if (!f.a.defined()) continue;
+    const double rows = documents.host[i + 1] - documents.host[i];
+    work.flops += 2 * rows * (numel(f.a) + numel(f.b_t));
+    work.bytes += sizes(f.a, f.b_t);
+  }
+  timed(OpFamily::Lora, work, [&] { inner_.lora_segments(y, x, table, documents, variants); });
+}
+
 void TimingBackend::rmsnorm_forward(const Tensor& y, const Tensor& rstd, const Tensor& x,
                                     const Weight& gain, double eps) {
   timed(OpFamily::Norm, {0, sizes(y, rstd, x)},

@@ -58,6 +58,10 @@ class CudaBackend final : public Backend {
   void matmul_nn(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
                  const Tensor& b) override;
 
+  // lora_segments.cu
+  void lora_segments(const Tensor& y, const Tensor& x, const LoraTable& table,
+                     const Segments& documents, const RowVariants& variants) override;
+
   // norm.cu
   void rmsnorm_forward(const Tensor& y, const Tensor& rstd, const Tensor& x, const Weight& gain,
                        double eps) override;

@@ -4,18 +4,10 @@
 
 #include <memory>
 #include <string>
-#include <vector>
 
 #include "autograd/ops.h"
 
 namespace lk {
-
-// Which variant of the model each document of a batch goes through, where several live side by side
-// (lora/adapter_set.h); -1 is the model itself.
-struct RowVariants {
-  std::vector<std::int32_t> host;  // one a document
-  Tensor device;                   // the same on the device, I32 (n)
-};
 
 // What a forward pass needs to know besides its input.
 struct ForwardMode {

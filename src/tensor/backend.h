@@ -64,6 +64,32 @@ struct KeyRows {
   std::int64_t count() const { return static_cast<std::int64_t>(begins.size()); }
 };
 
+// Which variant of a model each document of a batch goes through, where several live side by side
+// (lora/adapter_set.h); -1 is the model itself.
+struct RowVariants {
+  std::vector<std::int32_t> host;  // one a document
+  Tensor device;                   // the same on the device, I32 (n)
+};
+
+// The LoRA factors of one variant on one projection: a (R,K), b_t (R,N) is B transposed, both
+// contiguous and of the compute dtype; undefined if the variant leaves the projection alone.
+struct LoraFactors {
+  Tensor a, b_t;
+  float scale = 0;
+};
+// The same as kernels read it.
+struct LoraEntry {
+  const void *a, *b_t;
+  std::int32_t rank;  // 0: nothing to add
+  float scale;
+};
+// All variants' factors on one projection.
+struct LoraTable {
+  std::vector<LoraFactors> host;
+  Tensor device;  // U8: a LoraEntry each
+  std::int64_t max_rank = 0;
+};
+
 struct AttentionShape {
   int n_heads = 0;     // H
   int n_kv_heads = 0;  // G, divides H: query head h reads key/value head h / (H / G)
@@ -203,6 +229,11 @@ class Backend {
                          const Tensor& b) = 0;  // c (M,N) (+)= alpha a (M,K) b (N,K)ᵀ
   virtual void matmul_nn(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
                          const Tensor& b) = 0;  // c (M,N) (+)= alpha a (M,K) b (K,N)
+  // Rows of document i of y (T,N) += scale (x A^T) B^T, with the factors of variant
+  // variants[i] in `table`; x (T,K). Inference only: there is no backward. x A^T may be
+  // rounded to the compute dtype. Sums of a row do not depend on the other documents.
+  virtual void lora_segments(const Tensor& y, const Tensor& x, const LoraTable& table,
+                             const Segments& documents, const RowVariants& variants) = 0;
   // The only function that contracts over tokens, so the only way to a weight gradient:
   // dw (P,Q) (+)= alpha a (T,P)ᵀ b (T,Q), dw F32 (F64 for F64). Counted in
   // weight_gradient_matmuls().
@@ -366,6 +397,7 @@ std::vector<T> to_host(const Tensor& x) {
 }
 // Any floating tensor as doubles.
 std::vector<double> to_host_f64(const Tensor& x);
+LoraTable make_lora_table(Backend& backend, std::vector<LoraFactors> variants);
 Segments make_segments(Backend& backend, std::vector<std::int32_t> offsets);
 
 }  // namespace lk

@@ -71,6 +71,8 @@ class PlanBackend final : public Backend {
   void linear_backward_x(const Tensor&, GradMode, const Tensor&, const Weight&) override { gemm(); }
   void matmul_nt(const Tensor&, GradMode, double, const Tensor&, const Tensor&) override { gemm(); }
   void matmul_nn(const Tensor&, GradMode, double, const Tensor&, const Tensor&) override { gemm(); }
+  void lora_segments(const Tensor&, const Tensor&, const LoraTable&, const Segments&,
+                     const RowVariants&) override {}
   void rmsnorm_forward(const Tensor&, const Tensor&, const Tensor&, const Weight&,
                        double) override {}
   void rmsnorm_backward(const Tensor&, GradMode, const Tensor&, const Tensor&, const Weight&,
