@@ -103,6 +103,8 @@ struct AttentionBackward {
   const Segments& seg;
   const Rotation* rotation;  // for wgmma's alone: dq and dk are turned back by it, unless null
 };
+// One query a document, every document with keys; else false, with nothing done.
+bool attention_decode(const AttentionForward& a, Backend& backend, cudaStream_t stream);
 void attention_forward_wgmma(const AttentionForward& a, cudaStream_t stream);
 void attention_backward_wgmma(const AttentionBackward& a, cudaStream_t stream);
 void attention_forward_mma(const AttentionForward& a, cudaStream_t stream);
