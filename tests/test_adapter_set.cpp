@@ -4,6 +4,8 @@
 
 #include <filesystem>
 
+#include "io/durable.h"
+#include "io/safetensors.h"
 #include "lora/adapter_set.h"
 #include "lora/inference.h"
 #include "nn/generate.h"

@@ -35,7 +35,7 @@ struct BlockInput {
   bool fused = false;       // use the block's fused projections, if it has any
   std::int64_t margin = 0;  // of the residual stream then
   RecomputeKind recompute = RecomputeKind::None;  // of this block
-  std::shared_ptr<Offloads> offloads;             // of this forward, if there are any
+  std::shared_ptr<Offloads> offloads = {};        // of this forward, if there are any
 };
 
 // A block's projections for training on a GPU: see Note [Fused projections]. Made by lora/fuse.cpp.
