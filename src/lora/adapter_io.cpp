@@ -160,13 +160,17 @@ bool any_nonzero(const std::vector<float>& values) {
   return std::any_of(values.begin(), values.end(), [](float v) { return v != 0; });
 }
 
+void upload_values(const Tensor& t, const std::vector<float>& values) {
+  dispatch_float(t.dtype(), [&]<class T>() {
+    const std::vector<T> raw(values.begin(), values.end());
+    t.backend().upload(t, raw.data(), raw.size() * sizeof(T));
+  });
+}
+
 // Values as a matrix of a floating dtype on the device.
 Tensor upload_as(Backend& backend, DType dtype, Shape shape, const std::vector<float>& values) {
   Tensor t = backend.empty(Tag::Params, dtype, shape);
-  dispatch_float(dtype, [&]<class T>() {
-    const std::vector<T> raw(values.begin(), values.end());
-    backend.upload(t, raw.data(), raw.size() * sizeof(T));
-  });
+  upload_values(t, values);
   return t;
 }
 
@@ -180,7 +184,7 @@ void fill(Adapter& adapter, const std::string& path, bool allow_untrained) {
       const std::string key = kPrefix + p->name();
       const std::vector<float> values = read_matrix(weights, key, p->shape(), path);
       if (p == &layer->b()) moved = moved || any_nonzero(values);
-      p->value().backend().upload(p->value(), values.data(), values.size() * sizeof(float));
+      upload_values(p->value(), values);
       p->refresh();
       unused.erase(key);
     }
