@@ -124,6 +124,24 @@ void lora(benchmark::State& state, DType t, std::int64_t N, std::int64_t K) {
   });
 }
 
+// Eight documents of one token, each with its own adapter on a projection K -> N.
+void lora_segments(benchmark::State& state, DType t, std::int64_t N, std::int64_t K) {
+  constexpr std::int32_t kDocuments = 8;
+  Tensor x = random_tensor(t, {kDocuments, K}), y = random_tensor(t, {kDocuments, N});
+  std::vector<LoraFactors> factors;
+  std::vector<std::int32_t> offsets{0}, which;
+  for (std::int32_t i = 0; i < kDocuments; ++i) {
+    factors.push_back({random_tensor(t, {R, K}), random_tensor(t, {R, N}), 1.0f});
+    offsets.push_back(i + 1);
+    which.push_back(i);
+  }
+  LoraTable table = make_lora_table(host(), factors);
+  Segments documents = make_segments(host(), offsets);
+  RowVariants variants{which, to_device(host(), Tag::Workspace, which)};
+  measure(state, 2.0 * kDocuments * R * static_cast<double>(N + K), 0,
+          [&] { host().lora_segments(y, x, table, documents, variants); });
+}
+
 // The same adapter with its factors beside the frozen matrix (autograd/fused_linear.h).
 void strips(benchmark::State& state, DType t, std::int64_t N, std::int64_t K) {
   Tensor x = random_tensor(t, {T, K}), y = random_tensor(t, {T, N}), z = random_tensor(t, {T, N}),
@@ -187,6 +205,7 @@ void rows(benchmark::State& state, DType t, const std::string& op) {
   if (op == "gather_rows") run(1, [&] { host().gather_rows(z.slice_rows(0, T / 2), x, chosen); });
   if (op == "scatter_rows")
     run(1.5, [&] { host().scatter_rows(y, GradMode::Write, z.slice_rows(0, T / 2), chosen); });
+  if (op == "put_rows") run(1, [&] { host().put_rows(y, z.slice_rows(0, T / 2), chosen); });
   if (op == "upload") run(2, [&] { host().upload(x, outside.data(), outside.size()); });
   if (op == "download") run(2, [&] { host().download(outside.data(), x, outside.size()); });
   if (op == "add") run(3, [&] { host().add(y, x, z); });
@@ -253,6 +272,9 @@ int main(int argc, char** argv) {
       add(std::string("linear/") + name, [=](benchmark::State& s) { linear(s, t, N, K, false); });
       add(std::string("linear_backward/") + name,
           [=](benchmark::State& s) { linear(s, t, N, K, true); });
+      if (N != V)
+        add(std::string("lora_segments/") + name,
+            [=](benchmark::State& s) { lora_segments(s, t, N, K); });
       if (N != V) add(std::string("lora/") + name, [=](benchmark::State& s) { lora(s, t, N, K); });
       if (N != V)
         add(std::string("strips/") + name, [=](benchmark::State& s) { strips(s, t, N, K); });
@@ -264,7 +286,7 @@ int main(int argc, char** argv) {
     for (const char* op :
          {"fill", "add", "scale_add", "add_bias", "dropout", "rmsnorm", "rmsnorm_backward", "rope",
           "swiglu", "swiglu_backward", "swiglu_strips_backward", "embedding", "gather_rows",
-          "scatter_rows", "upload", "download"})
+          "scatter_rows", "put_rows", "upload", "download"})
       add(op, [=](benchmark::State& s) { rows(s, t, op); });
     add("cross_entropy", [=](benchmark::State& s) { cross_entropy(s, t); });
     if (t == DType::F32) {

@@ -377,6 +377,51 @@ TEST_CASE("cuda: linear with a frozen weight") {
       }
 }
 
+TEST_CASE("cuda: a row of a frozen product has the same bits for 1 to 8 rows") {
+  LK_NEEDS_GPU();
+  for (DType t : kDTypes)
+    for (auto [N, K] : {std::pair<std::int64_t, std::int64_t>{33, 64}, {576, 1536}, {1, 4096}}) {
+      Tensor x = random_tensor(gpu(), t, {8, K}, 1);
+      Weight w("w", random_tensor(gpu(), t, {N, K}, 2));
+      Tensor all = gpu().empty(Tag::Workspace, t, {8, N});
+      gpu().linear_forward(all, x, w);
+      for (std::int64_t rows = 1; rows < 8; ++rows) {
+        Tensor y = gpu().empty(Tag::Workspace, t, {rows, N});
+        gpu().linear_forward(y, x.slice_rows(0, rows), w);
+        CHECK(to_host_f64(y) == to_host_f64(all.slice_rows(0, rows)));
+      }
+    }
+}
+
+TEST_CASE("cuda: many adapters in one batch") {
+  LK_NEEDS_GPU();
+  const std::vector<std::int32_t> offsets{0, 1, 1, 6, 8, 40}, which{2, 0, 1, -1, 0};
+  for (DType t : kDTypes)
+    for (Layout l : kLayouts)
+      for (auto [N, K] : {std::pair<std::int64_t, std::int64_t>{33, 70}, {192, 576}, {2048, 64}}) {
+        Results r = compare(concat("lora_segments ", N, "x", K), t, l, [&](const Side& s) {
+          auto factors = [&](std::int64_t rank, unsigned seed, float scale) {
+            auto values = [&](std::int64_t cols, unsigned more) {
+              return tensor_from(s.backend, s.dtype, {rank, cols},
+                                 rounded(random_values(rank * cols, seed + more), s.rounded));
+            };
+            return LoraFactors{values(K, 0), values(N, 1), scale};
+          };
+          LoraTable table =
+              make_lora_table(s.backend, {factors(5, 1, 2.0f), factors(16, 3, 0.5f), {}});
+          Guarded x = numbers(s, 40, K, 5), y = numbers(s, 40, N, 6);
+          s.backend.lora_segments(y, x, table, make_segments(s.backend, offsets),
+                                  {which, indices(s, which)});
+          return std::vector<Guarded>{y};
+        });
+        // scale sum_r (sum_k |x| |a|) |b|, with |.| of a normal number 0.8 on average and rarely
+        // above 4; both sums and the last addition in F32.
+        const double magnitude = 2 * 16 * static_cast<double>(K) * 4;
+        check_close(r.got[0], r.want[0], unit_roundoff(t),
+                    {0x1p-24 * static_cast<double>(K + 17) * magnitude}, "lora_segments");
+      }
+}
+
 TEST_CASE("cuda: adding a zero product changes no bit") {
   LK_NEEDS_GPU();
   for (DType t : kDTypes)
@@ -577,11 +622,14 @@ TEST_CASE("cuda: rows are moved bit for bit") {
             s.backend.gather_rows(y, x, some);
             s.backend.scatter_rows(dx, mode, numbers(s, 4, cols, 5), some);
             s.backend.embedding_forward(e, frozen(s, {11, cols}, 6), repeated);
-            return std::vector<Guarded>{y, dx, e};
+            Guarded put = numbers(s, 11, cols, 7);
+            s.backend.put_rows(put, numbers(s, 4, cols, 5), some);
+            return std::vector<Guarded>{y, dx, e, put};
           });
           CHECK(r.got[0] == r.want[0]);
           CHECK(r.got[1] == rounded(r.want[1], t));
           CHECK(r.got[2] == r.want[2]);
+          CHECK(r.got[3] == r.want[3]);
         }
 }
 

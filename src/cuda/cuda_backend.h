@@ -58,6 +58,10 @@ class CudaBackend final : public Backend {
   void matmul_nn(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
                  const Tensor& b) override;
 
+  // lora_segments.cu
+  void lora_segments(const Tensor& y, const Tensor& x, const LoraTable& table,
+                     const Segments& documents, const RowVariants& variants) override;
+
   // norm.cu
   void rmsnorm_forward(const Tensor& y, const Tensor& rstd, const Tensor& x, const Weight& gain,
                        double eps) override;
@@ -71,7 +75,7 @@ class CudaBackend final : public Backend {
   // attention.cu
   void attention_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k,
                          const Tensor& v, const AttentionShape& shape, const Segments& q_seg,
-                         const Segments& k_seg) override;
+                         const KeyRows& k_rows) override;
   void attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout,
                           const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o,
                           const Tensor& lse, const AttentionShape& shape,
@@ -91,6 +95,7 @@ class CudaBackend final : public Backend {
   // embedding.cu
   void embedding_forward(const Tensor& y, const Weight& table, const Tensor& ids) override;
   void gather_rows(const Tensor& y, const Tensor& x, const Tensor& rows) override;
+  void put_rows(const Tensor& y, const Tensor& x, const Tensor& rows) override;
   void scatter_rows(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& rows) override;
 
   // loss.cu
@@ -126,6 +131,8 @@ class CudaBackend final : public Backend {
                           const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o,
                           const Tensor& lse, const AttentionShape& shape, const Segments& seg,
                           const Rotation* rotation);
+
+  void scatter(const Tensor& y, bool accumulate, const Tensor& x, const Tensor& rows);
 
   // The stream, with this backend's GPU made current for the calling thread.
   cudaStream_t stream() const;

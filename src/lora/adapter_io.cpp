@@ -141,6 +141,39 @@ void check_modules(Transformer& model, const AdapterFile& file, const std::strin
                             "model.layers.0.self_attn.q_proj and so on"));
 }
 
+// A tensor of the file, checked.
+std::vector<float> read_matrix(SafetensorsFile& weights, const std::string& key, const Shape& shape,
+                               const std::string& path) {
+  if (!weights.has(key)) throw InputError(concat(path, ": tensor '", key, "' is missing"));
+  if (!(weights.shape(key) == shape))
+    throw InputError(concat(path, ": ", key, " has shape ", weights.shape(key).str(),
+                            ", this model needs ", shape.str()));
+  std::vector<float> values(static_cast<std::size_t>(shape.numel()));
+  weights.read_rows(key, 0, shape[0], values.data());
+  for (std::size_t i = 0; i < values.size(); ++i)
+    if (!std::isfinite(values[i]))
+      throw InputError(concat(path, ": ", key, " holds a non-finite value at element ", i));
+  return values;
+}
+
+bool any_nonzero(const std::vector<float>& values) {
+  return std::any_of(values.begin(), values.end(), [](float v) { return v != 0; });
+}
+
+void upload_values(const Tensor& t, const std::vector<float>& values) {
+  dispatch_float(t.dtype(), [&]<class T>() {
+    const std::vector<T> raw(values.begin(), values.end());
+    t.backend().upload(t, raw.data(), raw.size() * sizeof(T));
+  });
+}
+
+// Values as a matrix of a floating dtype on the device.
+Tensor upload_as(Backend& backend, DType dtype, Shape shape, const std::vector<float>& values) {
+  Tensor t = backend.empty(Tag::Params, dtype, shape);
+  upload_values(t, values);
+  return t;
+}
+
 void fill(Adapter& adapter, const std::string& path, bool allow_untrained) {
   SafetensorsFile weights(path);
   std::set<std::string> unused;
@@ -149,18 +182,9 @@ void fill(Adapter& adapter, const std::string& path, bool allow_untrained) {
   for (LoraLinear* layer : adapter.layers()) {
     for (Parameter* p : {&layer->a(), &layer->b()}) {
       const std::string key = kPrefix + p->name();
-      if (!weights.has(key)) throw InputError(concat(path, ": tensor '", key, "' is missing"));
-      if (!(weights.shape(key) == p->shape()))
-        throw InputError(concat(path, ": ", key, " has shape ", weights.shape(key).str(),
-                                ", this model needs ", p->shape().str()));
-      std::vector<float> values(static_cast<std::size_t>(p->numel()));
-      weights.read_rows(key, 0, p->shape()[0], values.data());
-      for (std::size_t i = 0; i < values.size(); ++i)
-        if (!std::isfinite(values[i]))
-          throw InputError(concat(path, ": ", key, " holds a non-finite value at element ", i));
-      if (p == &layer->b())
-        moved = moved || std::any_of(values.begin(), values.end(), [](float v) { return v != 0; });
-      p->value().backend().upload(p->value(), values.data(), values.size() * sizeof(float));
+      const std::vector<float> values = read_matrix(weights, key, p->shape(), path);
+      if (p == &layer->b()) moved = moved || any_nonzero(values);
+      upload_values(p->value(), values);
       p->refresh();
       unused.erase(key);
     }
@@ -203,6 +227,35 @@ std::unique_ptr<Adapter> attach_adapter(Transformer& model, const AdapterFile& f
   auto adapter = std::make_unique<Adapter>(model, config);
   fill(*adapter, path, allow_untrained);
   return adapter;
+}
+
+std::map<std::string, LoraFactors> load_factors(Transformer& model, const AdapterFile& file) {
+  const std::string path = file.folder + "/" + kWeightsName;
+  check_modules(model, file, path);
+  SafetensorsFile weights(path);
+  const std::int64_t R = file.config.shape.rank;
+  const std::set<std::string> targets(file.config.targets.begin(), file.config.targets.end());
+  std::map<std::string, LoraFactors> factors;
+  bool moved = false;
+  model.visit_sites([&](const std::string& module, std::size_t, Site,
+                        std::unique_ptr<LinearMap>& map) {
+    if (!targets.count(module)) return;
+    const std::int64_t K = map->in_features(), N = map->out_features();
+    const std::string key = kPrefix + module;
+    const std::vector<float> a = read_matrix(weights, key + ".lora_A.weight", {R, K}, path);
+    const std::vector<float> b = read_matrix(weights, key + ".lora_B.weight", {N, R}, path);
+    moved = moved || any_nonzero(b);
+    std::vector<float> b_t(b.size());
+    for (std::int64_t n = 0; n < N; ++n)
+      for (std::int64_t r = 0; r < R; ++r)
+        b_t[static_cast<std::size_t>(r * N + n)] = b[static_cast<std::size_t>(n * R + r)];
+    Backend& backend = model.backend();
+    const DType dtype = model.compute_dtype();
+    factors[module] = {upload_as(backend, dtype, {R, K}, a), upload_as(backend, dtype, {R, N}, b_t),
+                       static_cast<float>(file.config.shape.scale())};
+  });
+  if (!moved) throw InputError(path + ": every lora_B is zero: this adapter was never trained");
+  return factors;
 }
 
 void save_adapter(const std::string& folder, const Adapter& adapter, const std::string& base_model,

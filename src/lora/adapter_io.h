@@ -1,6 +1,7 @@
 // Adapter files in PEFT's layout: adapter_config.json and adapter_model.safetensors (F32).
 #pragma once
 
+#include <map>
 #include <memory>
 #include <string>
 
@@ -39,6 +40,10 @@ LoraFactors read_factors(const AdapterFile& file, const std::string& path, std::
 // `allow_untrained`: accept an adapter whose B are all zero (a fresh one, for --init-adapter).
 std::unique_ptr<Adapter> attach_adapter(Transformer& model, const AdapterFile& file,
                                         const LoraConfig& config, bool allow_untrained);
+
+// The factors of every module of the file, by path, in the model's compute dtype, B transposed; the
+// model is not changed. Checks and errors are those of attach_adapter.
+std::map<std::string, LoraFactors> load_factors(Transformer& model, const AdapterFile& file);
 
 // Writes both files durably, reads them back and compares with the live values bit for bit.
 // Throws IoError, NonFiniteError.

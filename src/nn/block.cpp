@@ -95,18 +95,16 @@ bool Block::adapted(Site first, Site last) const {
 
 Var Block::attend(Tape& tape, const Var& q, const Var& k, const Var& v, const BlockInput& in) {
   if (!in.cache) return attention(tape, q, k, v, attention_, in.segments);
-  // Generation: append the new keys and values, attend over the whole cache. No gradients here.
+  // Generation: put the new keys and values into the cache, attend to all of it. No gradients here.
   check(!tape.recording(), "a KV cache has no backward");
-  KvCache::Layer& layer = in.cache->layer(index_);
-  std::int64_t begin = in.cache->length(), end = begin + k.value().rows();
-  check(end <= in.cache->capacity(), "KV cache: ", end, " tokens, room for ", in.cache->capacity());
+  const KvCache::Layer& layer = in.cache->layer(index_);
   Backend& backend = tape.backend();
-  backend.copy(layer.k.slice_rows(begin, end), k.value());
-  backend.copy(layer.v.slice_rows(begin, end), v.value());
+  backend.put_rows(layer.k, k.value(), in.cached->cache_rows);
+  backend.put_rows(layer.v, v.value(), in.cached->cache_rows);
   Tensor o = tape.activation(q.dtype(), q.value().shape());
   Tensor lse = tape.activation(stat_dtype(q.dtype()), {attention_.n_heads, q.value().rows()});
-  backend.attention_forward(o, lse, q.value(), layer.k.slice_rows(0, end),
-                            layer.v.slice_rows(0, end), attention_, in.segments, *in.key_segments);
+  backend.attention_forward(o, lse, q.value(), layer.k, layer.v, attention_, in.segments,
+                            in.cached->keys);
   return tape.constant(std::move(o));
 }
 

@@ -7,8 +7,8 @@
 #include "autograd/checkpoint.h"
 #include "autograd/fused_linear.h"
 #include "nn/batch.h"
+#include "nn/cached_batch.h"
 #include "nn/config.h"
-#include "nn/kv_cache.h"
 #include "nn/linear_map.h"
 #include "nn/model_weights.h"
 #include "nn/recompute.h"
@@ -26,16 +26,16 @@ const char* site_name(Site site);
 // What a block reads besides the residual stream. Handles, not references: a block that runs again
 // in backward keeps a copy.
 struct BlockInput {
-  Tensor rope_table;                       // (P, D)
-  Tensor positions;                        // (T) I32
-  Segments segments;                       // of the queries
-  const Segments* key_segments = nullptr;  // of cache + new tokens, with a cache only
-  KvCache* cache = nullptr;
+  Tensor rope_table;                    // (P, D)
+  Tensor positions;                     // (T) I32
+  Segments segments;                    // of the queries
+  const CachedBatch* cached = nullptr;  // with a cache only
+  const KvCache* cache = nullptr;
   ForwardMode mode;
   bool fused = false;       // use the block's fused projections, if it has any
   std::int64_t margin = 0;  // of the residual stream then
   RecomputeKind recompute = RecomputeKind::None;  // of this block
-  std::shared_ptr<Offloads> offloads;             // of this forward, if there are any
+  std::shared_ptr<Offloads> offloads = {};        // of this forward, if there are any
 };
 
 // A block's projections for training on a GPU: see Note [Fused projections]. Made by lora/fuse.cpp.

@@ -28,36 +28,33 @@ Transformer::Transformer(Backend& backend, ModelConfig config, ModelWeights weig
     blocks_.push_back(std::make_unique<Block>(config_, weights_.layers[i], i));
 }
 
-Var Transformer::hidden(Tape& tape, const TokenBatch& batch, const ForwardMode& mode,
-                        KvCache* cache) {
-  Segments keys;
-  if (cache) {
-    keys =
-        make_segments(backend_, {0, static_cast<std::int32_t>(cache->length() + batch.n_tokens)});
-  }
-  BlockInput in;
-  in.rope_table = rope_table_, in.positions = batch.positions, in.segments = batch.segments;
-  in.key_segments = cache ? &keys : nullptr, in.cache = cache;
-  in.mode = mode;
-  in.fused = fused_enabled_ && !cache;
-  in.margin = in.fused ? margin_ : 0;
+Var Transformer::through_blocks(Tape& tape, const Tensor& ids, BlockInput in) {
   if (tape.recording() && recompute_.offload > 0)
     in.offloads = std::make_shared<Offloads>(backend_);
-  Var x = embedding(tape, weights_.embedding, batch.ids, in.margin);
+  Var x = embedding(tape, weights_.embedding, ids, in.margin);
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
     if (tape.recording())
       in.recompute = recompute_.of(static_cast<std::int64_t>(i), std::ssize(blocks_));
     x = blocks_[i]->apply(tape, x, in);
   }
-  if (cache) cache->advance(batch.n_tokens);
   return x;
+}
+
+Var Transformer::hidden(Tape& tape, const TokenBatch& batch, const ForwardMode& mode) {
+  return through_blocks(tape, batch.ids,
+                        {.rope_table = rope_table_,
+                         .positions = batch.positions,
+                         .segments = batch.segments,
+                         .mode = mode,
+                         .fused = fused_enabled_,
+                         .margin = fused_enabled_ ? margin_ : 0});
 }
 
 Var Transformer::supervised_states(Tape& tape, const TokenBatch& batch, const ForwardMode& mode) {
   check(batch.n_supervised > 0, "loss: the batch has no supervised token");
   check(batch.segments.longest() <= max_positions_, "loss: a row of ", batch.segments.longest(),
         " tokens, positions up to ", max_positions_);
-  Var x = hidden(tape, batch, mode, nullptr);
+  Var x = hidden(tape, batch, mode);
   // Tokens without a target leave before the norm and the head: they cost nothing there.
   Var wanted = gather_rows(tape, x, batch.rows);
   x = Var();
@@ -86,19 +83,28 @@ Var Transformer::supervised_logits(Tape& tape, const TokenBatch& batch, const Fo
 
 Tensor Transformer::logits(const TokenBatch& batch, const Tensor& rows, const ForwardMode& mode) {
   Tape tape(backend_, Tape::Mode::NoGrad);
-  Var x = hidden(tape, batch, mode, nullptr);
+  Var x = hidden(tape, batch, mode);
   if (rows.defined()) x = gather_rows(tape, x, rows);
   return linear(tape, rmsnorm(tape, x, weights_.final_norm, config_.rms_eps), weights_.head)
       .value();
 }
 
-Tensor Transformer::next_logits(const TokenBatch& prompt, KvCache& cache) {
-  check(cache.length() + prompt.n_tokens <= max_positions_, "generate: position ",
-        cache.length() + prompt.n_tokens, " of ", max_positions_);
+Tensor Transformer::next_logits(const CachedBatch& batch, const KvCache& cache) {
+  for (std::size_t i = 0; i < batch.keys.ends.size(); ++i)
+    check(batch.keys.ends[i] - batch.keys.begins[i] <= max_positions_, "generate: position ",
+          batch.keys.ends[i] - batch.keys.begins[i], " of ", max_positions_);
   Tape tape(backend_, Tape::Mode::NoGrad);
-  Var x = hidden(tape, prompt, {}, &cache);
-  Var last = tape.constant(x.value().slice_rows(prompt.n_tokens - 1, prompt.n_tokens));
-  return linear(tape, rmsnorm(tape, last, weights_.final_norm, config_.rms_eps), weights_.head)
+  const ForwardMode mode{.documents = &batch.segments, .variants = &batch.variants};
+  Var x = through_blocks(tape, batch.ids,
+                         {.rope_table = rope_table_,
+                          .positions = batch.positions,
+                          .segments = batch.segments,
+                          .cached = &batch,
+                          .cache = &cache,
+                          .mode = mode});
+  // Where each sequence has one new token there is nothing to choose.
+  if (batch.n_tokens() > batch.segments.count()) x = gather_rows(tape, x, batch.last);
+  return linear(tape, rmsnorm(tape, x, weights_.final_norm, config_.rms_eps), weights_.head)
       .value();
 }
 

@@ -34,8 +34,10 @@ class Transformer {
   // logits (n,V) of the given tokens of the batch (rows (n) I32; all of them if undefined). No
   // gradients.
   Tensor logits(const TokenBatch& batch, const Tensor& rows = {}, const ForwardMode& mode = {});
-  // Appends a prompt (or one token) to the cache and returns the logits (1,V) of its last token.
-  Tensor next_logits(const TokenBatch& prompt, KvCache& cache);
+  // Puts the batch's keys and values into the cache and returns the logits (n,V) after the last
+  // token of each part. Copies nothing from or to the host and leaves the slots' lengths alone: see
+  // advance_cache().
+  Tensor next_logits(const CachedBatch& batch, const KvCache& cache);
 
   // Calls f(module path, layer, site, map) for every projection, in running order. Paths as Hugging
   // Face: "model.layers.0.self_attn.q_proj".
@@ -59,10 +61,11 @@ class Transformer {
 
  private:
   // Hidden states (T,C) before the final norm.
-  Var hidden(Tape& tape, const TokenBatch& batch, const ForwardMode& mode, KvCache* cache);
+  Var hidden(Tape& tape, const TokenBatch& batch, const ForwardMode& mode);
   std::int64_t loss_rows() const;  // of a chunk of the loss
   // The head's input (n,C) for the tokens whose next one is supervised.
   Var supervised_states(Tape& tape, const TokenBatch& batch, const ForwardMode& mode);
+  Var through_blocks(Tape& tape, const Tensor& ids, BlockInput in);
 
   Backend& backend_;
   ModelConfig config_;
