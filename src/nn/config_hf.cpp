@@ -273,7 +273,7 @@ void parse_gpt2(const Json& json, ModelConfig& c, const std::string& where) {
   if (c.hidden_size % c.n_heads != 0)
     refuse(where, "n_head: ", c.n_heads, " does not divide n_embd ", c.hidden_size);
   c.head_dim = c.hidden_size / c.n_heads;
-  c.intermediate_size = json_int_or(json, "n_inner", 4 * c.hidden_size, 1, kAnyInt, where);
+  c.intermediate_size = given(json, "n_inner") ? size("n_inner") : 4 * c.hidden_size;
   c.max_position = json_int_or(json, "n_positions", 1024, 1, kAnyInt, where);
   c.rms_eps = json_number_or(json, "layer_norm_epsilon", 1e-5, where);
   c.attention_bias = c.attention_output_bias = c.mlp_bias = true;
