@@ -82,7 +82,8 @@ void validate(const ModelConfig& c, const std::string& where) {
   if (c.head_dim % 2 != 0 && !c.learned_positions)
     refuse(where, "head_dim: ", c.head_dim, " is odd: rotary angles need pairs");
   check_range("q_proj rows (heads * head_dim)", c.q_size(), kMaxWidth, where);
-  check_real("rms_norm_eps", c.rms_eps, 1, where);
+  check_real(c.norm == NormKind::Layer ? "layer_norm_epsilon" : "rms_norm_eps", c.rms_eps, 1,
+             where);
   if (c.learned_positions && c.rope_scaling.kind != RopeScaling::Kind::None)
     refuse(where, "rope_scaling: this model has learned positions");
   if (c.joined_qkv && c.n_kv_heads != c.n_heads)

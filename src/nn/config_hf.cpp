@@ -313,7 +313,9 @@ void parse_llama_like(const Json& json, const Family& family, ModelConfig& c,
     refuse(where, "mlp_bias: true is not supported for ", c.architecture);
   parse_rope_fields(json, family, c, where);
   parse_window(json, family, c, where);
-  if (family.gemma_keys) c.query_scale = json_number(json, "query_pre_attn_scalar", where);
+  if (!family.gemma_keys) return;
+  c.query_scale = json_number(json, "query_pre_attn_scalar", where);
+  if (!(c.query_scale > 0)) refuse(where, "query_pre_attn_scalar: must be positive");
 }
 
 void check_activation(const Json& json, MlpKind mlp, const std::string& where) {
