@@ -148,6 +148,54 @@ void register_memory_bound() {
       gpu().swiglu_strips_backward(g, u, dy, g, u, ds, parts);
     };
   });
+  add("layernorm_forward", {.bytes = 2 * tc}, [] {
+    return [x = random_tensor(DType::BF16, {T, C}, 1),
+            y = gpu().empty(Tag::Workspace, DType::BF16, {T, C}),
+            m = gpu().empty(Tag::Workspace, DType::F32, {T}),
+            r = gpu().empty(Tag::Workspace, DType::F32, {T}),
+            w = Weight("w", random_tensor(DType::BF16, {C}, 2)),
+            b = Weight("b", random_tensor(DType::BF16, {C}, 3))] {
+      gpu().layernorm_forward(y, m, r, x, w, b, 1e-5);
+    };
+  });
+  add("layernorm_backward_add", {.bytes = 4 * tc}, [] {
+    return [x = random_tensor(DType::BF16, {T, C}, 1), dy = random_tensor(DType::BF16, {T, C}, 3),
+            dx = random_tensor(DType::BF16, {T, C}, 4), m = random_tensor(DType::F32, {T}, 5),
+            r = random_tensor(DType::F32, {T}, 6),
+            w = Weight("w", random_tensor(DType::BF16, {C}, 2))] {
+      gpu().layernorm_backward(dx, GradMode::Add, dy, x, w, m, r);
+    };
+  });
+  add("rmsnorm_forward_by_head", {.bytes = 2 * tc}, [] {  // 128 columns each
+    return [x = random_tensor(DType::BF16, {T * C / 128, 128}, 1),
+            y = gpu().empty(Tag::Workspace, DType::BF16, {T * C / 128, 128}),
+            r = gpu().empty(Tag::Workspace, DType::F32, {T * C / 128}),
+            w = Weight("w", random_tensor(DType::BF16, {128}, 2))] {
+      gpu().rmsnorm_forward(y, r, x, w, 1e-5);
+    };
+  });
+  add("geglu_forward", {.bytes = 3 * tf}, [] {
+    return [g = random_tensor(DType::BF16, {T, F}, 1), u = random_tensor(DType::BF16, {T, F}, 2),
+            y = gpu().empty(Tag::Workspace, DType::BF16, {T, F})] { gpu().geglu_forward(y, g, u); };
+  });
+  add("geglu_backward", {.bytes = 5 * tf}, [] {
+    return [g = random_tensor(DType::BF16, {T, F}, 1), u = random_tensor(DType::BF16, {T, F}, 2),
+            dy = random_tensor(DType::BF16, {T, F}, 3),
+            dg = gpu().empty(Tag::Workspace, DType::BF16, {T, F}),
+            du = gpu().empty(Tag::Workspace, DType::BF16, {T, F})] {
+      gpu().geglu_backward(dg, du, dy, g, u);
+    };
+  });
+  add("gelu_forward", {.bytes = 2 * tf}, [] {
+    return [x = random_tensor(DType::BF16, {T, F}, 1),
+            y = gpu().empty(Tag::Workspace, DType::BF16, {T, F})] { gpu().gelu_forward(y, x); };
+  });
+  add("gelu_backward", {.bytes = 3 * tf}, [] {
+    return [x = random_tensor(DType::BF16, {T, F}, 1), dy = random_tensor(DType::BF16, {T, F}, 2),
+            dx = gpu().empty(Tag::Workspace, DType::BF16, {T, F})] {
+      gpu().gelu_backward(dx, GradMode::Write, dy, x);
+    };
+  });
   add("cross_entropy_gradient", {.bytes = 2.0 * 2048 * V * 2}, [] {
     return [l = random_tensor(DType::BF16, {2048, V}, 1),
             loss = gpu().empty(Tag::Workspace, DType::F32, {2048}),

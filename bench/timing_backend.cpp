@@ -264,6 +264,20 @@ void TimingBackend::rmsnorm_backward(const Tensor& dx, GradMode mode, const Tens
         [&] { inner_.rmsnorm_backward(dx, mode, dy, x, gain, rstd); });
 }
 
+void TimingBackend::layernorm_forward(const Tensor& y, const Tensor& mean, const Tensor& rstd,
+                                      const Tensor& x, const Weight& gain, const Weight& bias,
+                                      double eps) {
+  timed(OpFamily::Norm, {0, sizes(y, mean, rstd, x)},
+        [&] { inner_.layernorm_forward(y, mean, rstd, x, gain, bias, eps); });
+}
+
+void TimingBackend::layernorm_backward(const Tensor& dx, GradMode mode, const Tensor& dy,
+                                       const Tensor& x, const Weight& gain, const Tensor& mean,
+                                       const Tensor& rstd) {
+  timed(OpFamily::Norm, {0, sizes(dy, x, mean, rstd) + written(dx, mode)},
+        [&] { inner_.layernorm_backward(dx, mode, dy, x, gain, mean, rstd); });
+}
+
 void TimingBackend::rope(const Tensor& y, GradMode mode, const Tensor& x, const Tensor& table,
                          const Tensor& positions, int head_dim, bool inverse) {
   timed(OpFamily::Rope, {0, size(x) + written(y, mode)},
@@ -316,6 +330,26 @@ void TimingBackend::run_swiglu_strips_backward(const Tensor& dgate, const Tensor
   work.bytes += sizes(dgate, dup, gate, up);
   timed(OpFamily::Swiglu, work,
         [&] { inner_.swiglu_strips_backward(dgate, dup, dy, gate, up, ds, parts); });
+}
+
+void TimingBackend::geglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) {
+  timed(OpFamily::Swiglu, {0, sizes(y, gate, up)}, [&] { inner_.geglu_forward(y, gate, up); });
+}
+
+void TimingBackend::geglu_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy,
+                                   const Tensor& gate, const Tensor& up) {
+  timed(OpFamily::Swiglu, {0, sizes(dgate, dup, dy, gate, up)},
+        [&] { inner_.geglu_backward(dgate, dup, dy, gate, up); });
+}
+
+void TimingBackend::gelu_forward(const Tensor& y, const Tensor& x) {
+  timed(OpFamily::Swiglu, {0, sizes(y, x)}, [&] { inner_.gelu_forward(y, x); });
+}
+
+void TimingBackend::gelu_backward(const Tensor& dx, GradMode mode, const Tensor& dy,
+                                  const Tensor& x) {
+  timed(OpFamily::Swiglu, {0, sizes(dy, x) + written(dx, mode)},
+        [&] { inner_.gelu_backward(dx, mode, dy, x); });
 }
 
 void TimingBackend::embedding_forward(const Tensor& y, const Weight& table, const Tensor& ids) {

@@ -67,6 +67,10 @@ class CudaBackend final : public Backend {
                        double eps) override;
   void rmsnorm_backward(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& x,
                         const Weight& gain, const Tensor& rstd) override;
+  void layernorm_forward(const Tensor& y, const Tensor& mean, const Tensor& rstd, const Tensor& x,
+                         const Weight& gain, const Weight& bias, double eps) override;
+  void layernorm_backward(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& x,
+                          const Weight& gain, const Tensor& mean, const Tensor& rstd) override;
 
   // rope.cu
   void rope(const Tensor& y, GradMode mode, const Tensor& x, const Tensor& table,
@@ -91,6 +95,13 @@ class CudaBackend final : public Backend {
   void swiglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) override;
   void swiglu_backward(const Tensor& y, const Tensor& dgate, const Tensor& dup, const Tensor& dy,
                        const Tensor& gate, const Tensor& up) override;
+  void geglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) override;
+  void geglu_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy, const Tensor& gate,
+                      const Tensor& up) override;
+
+  // gelu.cu
+  void gelu_forward(const Tensor& y, const Tensor& x) override;
+  void gelu_backward(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& x) override;
 
   // embedding.cu
   void embedding_forward(const Tensor& y, const Weight& table, const Tensor& ids) override;

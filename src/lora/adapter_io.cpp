@@ -35,7 +35,7 @@ void refuse_unless_neutral(const Json& config, const std::string& where) {
        {"use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform",
         "layer_replication", "lora_bias", "target_parameters", "trainable_token_indices",
         "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config",
-        "fan_in_fan_out", "velora_config", "monteclora_config"}) {
+        "velora_config", "monteclora_config"}) {
     if (config.contains(key) && !neutral(config[key]))
       throw InputError(concat(where, ": ", key, " = ", config[key].dump(),
                               " is not supported: only plain LoRA matrices are"));
@@ -72,6 +72,8 @@ AdapterFile open_adapter(const std::string& folder) {
   if (std::string type = json_string(config, "peft_type", config_path); type != "LORA")
     throw InputError(concat(config_path, ": peft_type \"", type, "\" is not supported, only LORA"));
   refuse_unless_neutral(config, config_path);
+  // How the base's file stores its matrices; PEFT's own are (R,in) and (out,R) either way.
+  json_bool_or(config, "fan_in_fan_out", false, config_path);
 
   AdapterFile file;
   file.folder = folder;
@@ -127,8 +129,10 @@ namespace {
 // Every module of the file is a projection of the model, and large enough for the rank.
 void check_modules(Transformer& model, const AdapterFile& file, const std::string& path) {
   std::set<std::string> unknown(file.config.targets.begin(), file.config.targets.end());
+  std::string first;
   model.visit_sites(
       [&](const std::string& module, std::size_t, Site, std::unique_ptr<LinearMap>& map) {
+        if (first.empty()) first = module;
         if (!unknown.erase(module)) return;
         if (file.config.shape.rank > std::min(map->in_features(), map->out_features()))
           throw InputError(concat(path, ": ", module, " is ", map->out_features(), " x ",
@@ -137,8 +141,8 @@ void check_modules(Transformer& model, const AdapterFile& file, const std::strin
       });
   if (!unknown.empty())
     throw InputError(concat(path, ": '", *unknown.begin(),
-                            "' is no module of this model; its modules are called "
-                            "model.layers.0.self_attn.q_proj and so on"));
+                            "' is no module of this model; its modules are called ", first,
+                            " and so on"));
 }
 
 // A tensor of the file, checked.
@@ -275,7 +279,7 @@ void save_adapter(const std::string& folder, const Adapter& adapter, const std::
                  {"lora_dropout", shape.dropout},
                  {"target_modules", adapter.target_modules()},
                  {"bias", "none"},
-                 {"fan_in_fan_out", false},
+                 {"fan_in_fan_out", family_of(adapter.model_config()).conv1d},
                  {"inference_mode", true},
                  {"init_lora_weights", true},
                  {"use_rslora", false},

@@ -16,6 +16,7 @@ namespace lk {
 class Transformer {
  public:
   // Takes the weights; `max_positions` bounds every sequence (rotary angles are tabulated once).
+  // Throws UsageError if the model learned fewer.
   Transformer(Backend& backend, ModelConfig config, ModelWeights weights, DType compute_dtype,
               std::int64_t max_positions);
 
@@ -60,6 +61,9 @@ class Transformer {
   const ModelWeights& weights() const { return weights_; }
 
  private:
+  // Embedded tokens (T,C), with learned positions if the model has them. A constant.
+  Var embed(Tape& tape, const Tensor& ids, const BlockInput& in);
+  Var final_norm(Tape& tape, const Var& x);
   // Hidden states (T,C) before the final norm.
   Var hidden(Tape& tape, const TokenBatch& batch, const ForwardMode& mode);
   std::int64_t loss_rows() const;  // of a chunk of the loss
@@ -72,7 +76,8 @@ class Transformer {
   ModelWeights weights_;  // shared with the blocks: a Weight is a handle
   DType dtype_;
   std::int64_t max_positions_;
-  Tensor rope_table_;
+  Tensor rope_table_, local_rope_table_;
+  double embedding_scale_ = 1;
   std::vector<std::unique_ptr<Block>> blocks_;
   bool fused_enabled_ = true;
   Recompute recompute_;

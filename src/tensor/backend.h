@@ -278,6 +278,16 @@ class Backend {
   virtual void rmsnorm_backward(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& x,
                                 const Weight& gain, const Tensor& rstd) = 0;
 
+  // xhat = (x - mean) * rstd, rstd = 1 / sqrt(mean((x - mean)^2) + eps); y = xhat * gain + bias.
+  // x, y (T,C), gain, bias (C), mean, rstd (T) F32|F64
+  virtual void layernorm_forward(const Tensor& y, const Tensor& mean, const Tensor& rstd,
+                                 const Tensor& x, const Weight& gain, const Weight& bias,
+                                 double eps) = 0;
+  // dx (+)= rstd * (g - mean(g) - xhat * mean(g * xhat)), g = dy * gain
+  virtual void layernorm_backward(const Tensor& dx, GradMode mode, const Tensor& dy,
+                                  const Tensor& x, const Weight& gain, const Tensor& mean,
+                                  const Tensor& rstd) = 0;
+
   // ---- rope
   // -------------------------------------------------------------------------------------- Rotates
   // each head's pairs (i, i + D/2) by the angle of its position: (a, b) -> (a cos - b sin, b cos +
@@ -315,6 +325,18 @@ class Backend {
   // the forward's result again, and may be dy's memory.
   virtual void swiglu_backward(const Tensor& y, const Tensor& dgate, const Tensor& dup,
                                const Tensor& dy, const Tensor& gate, const Tensor& up) = 0;
+  // y = gelu(gate) * up with gelu(g) = g (1 + tanh(sqrt(2/pi) (g + 0.044715 g^3))) / 2, all (T,F)
+  virtual void geglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) = 0;
+  // Always writes both; dgate may be gate's memory and dup may be up's.
+  virtual void geglu_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy,
+                              const Tensor& gate, const Tensor& up) = 0;
+
+  // ---- gelu
+  // ------------------------------------------------------------------------------------ y =
+  // gelu(x), the same gelu; dx (+)= dy * gelu'(x).  all (T,F)
+  virtual void gelu_forward(const Tensor& y, const Tensor& x) = 0;
+  virtual void gelu_backward(const Tensor& dx, GradMode mode, const Tensor& dy,
+                             const Tensor& x) = 0;
 
   // Both of swiglu_backward, whose y isn't stored but meets ds (T,S) at once, as in
   // strips_backward_a: dw_p (rank, F) (+)= ds[:, p]ᵀ y. dy's values are lost.

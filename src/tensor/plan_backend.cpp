@@ -88,6 +88,10 @@ class PlanBackend final : public Backend {
                        double) override {}
   void rmsnorm_backward(const Tensor&, GradMode, const Tensor&, const Tensor&, const Weight&,
                         const Tensor&) override {}
+  void layernorm_forward(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Weight&,
+                         const Weight&, double) override {}
+  void layernorm_backward(const Tensor&, GradMode, const Tensor&, const Tensor&, const Weight&,
+                          const Tensor&, const Tensor&) override {}
   void rope(const Tensor&, GradMode, const Tensor&, const Tensor&, const Tensor&, int,
             bool) override {}
   void attention_forward(const Tensor&, const Tensor&, const Tensor&, const Tensor& k,
@@ -104,6 +108,11 @@ class PlanBackend final : public Backend {
   void swiglu_forward(const Tensor&, const Tensor&, const Tensor&) override {}
   void swiglu_backward(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                        const Tensor&) override {}
+  void geglu_forward(const Tensor&, const Tensor&, const Tensor&) override {}
+  void geglu_backward(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                      const Tensor&) override {}
+  void gelu_forward(const Tensor&, const Tensor&) override {}
+  void gelu_backward(const Tensor&, GradMode, const Tensor&, const Tensor&) override {}
   void embedding_forward(const Tensor&, const Weight&, const Tensor&) override {}
   void gather_rows(const Tensor&, const Tensor&, const Tensor&) override {}
   void put_rows(const Tensor&, const Tensor&, const Tensor&) override {}

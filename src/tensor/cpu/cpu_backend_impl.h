@@ -50,6 +50,10 @@ class CpuBackend : public Backend {
                        double eps) override;
   void rmsnorm_backward(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& x,
                         const Weight& gain, const Tensor& rstd) override;
+  void layernorm_forward(const Tensor& y, const Tensor& mean, const Tensor& rstd, const Tensor& x,
+                         const Weight& gain, const Weight& bias, double eps) override;
+  void layernorm_backward(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& x,
+                          const Weight& gain, const Tensor& mean, const Tensor& rstd) override;
 
   void rope(const Tensor& y, GradMode mode, const Tensor& x, const Tensor& table,
             const Tensor& positions, int head_dim, bool inverse) override;
@@ -65,6 +69,13 @@ class CpuBackend : public Backend {
   void swiglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) override;
   void swiglu_backward(const Tensor& y, const Tensor& dgate, const Tensor& dup, const Tensor& dy,
                        const Tensor& gate, const Tensor& up) override;
+  void geglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) override;
+  void geglu_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy, const Tensor& gate,
+                      const Tensor& up) override;
+
+  // gelu.cpp
+  void gelu_forward(const Tensor& y, const Tensor& x) override;
+  void gelu_backward(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& x) override;
 
   void embedding_forward(const Tensor& y, const Weight& table, const Tensor& ids) override;
   void gather_rows(const Tensor& y, const Tensor& x, const Tensor& rows) override;
