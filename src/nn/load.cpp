@@ -221,7 +221,7 @@ class Loader {
   template <class T>
   static void split_pairs(std::vector<T>& values, std::int64_t head_dim, std::int64_t size) {
     std::vector<T> halves(values.size());
-    pairs_to_halves(std::span<const T>(values), head_dim, size, halves.data());
+    pairs_to_halves(values, head_dim, size, halves.data());
     values.swap(halves);
   }
 

@@ -6,13 +6,15 @@
 #include <cstdint>
 #include <span>
 #include <string_view>
+#include <type_traits>
 
 namespace lk {
 
 // rows: whole heads, each row `cols` items (1 for a bias): values, or bytes of blocks. dst must not
 // overlap.
 template <class T>
-void pairs_to_halves(std::span<const T> rows, std::int64_t head_dim, std::int64_t cols, T* dst) {
+void pairs_to_halves(std::span<const std::type_identity_t<T>> rows, std::int64_t head_dim,
+                     std::int64_t cols, T* dst) {
   const std::int64_t n = static_cast<std::int64_t>(rows.size()) / cols, half = head_dim / 2;
   for (std::int64_t row = 0; row < n; ++row) {
     const std::int64_t head = row / head_dim, p = row % head_dim / half, i = row % half;
