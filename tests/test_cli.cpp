@@ -22,8 +22,10 @@ struct Result {
   std::string out;  // stdout and stderr together
 };
 
-Result run(const std::string& arguments) {
-  const std::string command = std::string(LK_TOOLS) + "/" + arguments + " 2>&1";
+const std::string kNoStderr = " 2>/dev/null";  // stdout alone
+
+Result run(const std::string& arguments, const std::string& redirect = " 2>&1") {
+  const std::string command = std::string(LK_TOOLS) + "/" + arguments + redirect;
   FILE* pipe = ::popen(command.c_str(), "r");
   REQUIRE(pipe);
   Result r;
@@ -450,7 +452,7 @@ TEST_CASE("merge and export: one JSON object on stdout, and exit codes that say 
   Folder f;
   const std::string adapter = std::string(LK_TEST_DATA) + "/golden/peft/all_linear.after";
   const std::string common = " --model " + kModel + " --adapter " + adapter + " --out ";
-  Result r = run("merge" + common + (f / "m") + " --type f32 2>/dev/null");
+  Result r = run("merge" + common + (f / "m") + " --type f32", kNoStderr);
   REQUIRE_MESSAGE(r.status == 0, r.out);
   const Json json = parse_json(r.out, "merge");
   CHECK(json["type"] == "F32");
@@ -466,10 +468,11 @@ TEST_CASE("merge and export: one JSON object on stdout, and exit codes that say 
             .status == 3);
   CHECK(!stdfs::exists(f / "n"));
   r = run("merge --unmerge --model " + (f / "m") + " --base " + kModel + " --adapter " + adapter +
-          " --out " + (f / "back") + " 2>/dev/null");
+              " --out " + (f / "back"),
+          kNoStderr);
   CHECK_MESSAGE(r.status == 0, r.out);
   CHECK(parse_json(r.out, "unmerge")["exact"] == true);
-  r = run("export" + common + (f / "a.gguf"));
+  r = run("export" + common + (f / "a.gguf"), kNoStderr);
   CHECK_MESSAGE(r.status == 0, r.out);
   CHECK(parse_json(r.out, "export")["modules"] == 14);
   CHECK(run("export" + common + (f / "a.bin")).status == 2);

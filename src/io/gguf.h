@@ -47,7 +47,7 @@ class GgufFile : public TensorReader {
   std::vector<std::int32_t> get_ints(const std::string& key) const;           // array of i32 / u32
   // All of it as stored, by key: for writing it elsewhere. (GgufValue is of io/gguf_parse.h.)
   std::vector<std::pair<std::string, GgufValue>> metadata() const;
-  std::vector<float> get_floats(const std::string& key) const;                // array of f32
+  std::vector<float> get_floats(const std::string& key) const;  // array of f32
 
  private:
   struct Impl;
