@@ -19,11 +19,11 @@ namespace {
 
 struct Result {
   int status = -1;
-  std::string out;  // stdout and stderr together
+  std::string out;  // stdout and stderr together, or stdout alone
 };
 
-Result run(const std::string& arguments) {
-  const std::string command = std::string(LK_TOOLS) + "/" + arguments + " 2>&1";
+Result run(const std::string& arguments, const char* errors = "2>&1") {
+  const std::string command = std::string(LK_TOOLS) + "/" + arguments + " " + errors;
   FILE* pipe = ::popen(command.c_str(), "r");
   REQUIRE(pipe);
   Result r;
@@ -180,7 +180,7 @@ TEST_CASE("generate: rows name their adapters, unknown names are input errors, -
                                         "\n"
                                      << R"({"prompt":"hello ","adapter":null})"
                                         "\n";
-  Result mixed = run(both + " --json --prompts " + (f / "prompts.jsonl") + " 2>/dev/null");
+  Result mixed = run(both + " --json --prompts " + (f / "prompts.jsonl"), "2>/dev/null");
   REQUIRE_MESSAGE(mixed.status == 0, mixed.out);
   std::vector<Json> rows;
   std::istringstream lines(mixed.out);
@@ -190,7 +190,7 @@ TEST_CASE("generate: rows name their adapters, unknown names are input errors, -
   CHECK(!rows[1].contains("adapter"));
   CHECK(rows[1]["ids"] == rows[3]["ids"]);
   auto alone = [&](const std::string& more) {
-    Result r = run(base + "--json " + more + " 2>/dev/null");
+    Result r = run(base + "--json " + more, "2>/dev/null");
     REQUIRE_MESSAGE(r.status == 0, r.out);
     return parse_json(r.out, "alone")["ids"];
   };
@@ -213,10 +213,10 @@ TEST_CASE("generate: rows name their adapters, unknown names are input errors, -
     CHECK(run(base + "--prompt x " + bad).status == 2);
 
   const std::string chat = base + "--chat --template chatml ";
-  Result once = run(chat + "--prompt hello 2>/dev/null");
+  Result once = run(chat + "--prompt hello", "2>/dev/null");
   REQUIRE_MESSAGE(once.status == 0, once.out);
   std::ofstream(f / "turns.txt") << "hello\n/reset\nhello\n/exit\nnever\n";
-  Result turns = run(chat + " 2>/dev/null < " + (f / "turns.txt"));
+  Result turns = run(chat + " < " + (f / "turns.txt"), "2>/dev/null");
   CHECK(turns.status == 0);
   CHECK(turns.out == once.out + once.out);
 }
