@@ -19,7 +19,7 @@ namespace {
 
 struct Result {
   int status = -1;
-  std::string out;  // stdout and stderr together
+  std::string out;  // stdout and stderr together, or stdout alone
 };
 
 const std::string kNoStderr = " 2>/dev/null";  // stdout alone
@@ -246,7 +246,7 @@ TEST_CASE("generate: rows name their adapters, unknown names are input errors, -
                                         "\n"
                                      << R"({"prompt":"hello ","adapter":null})"
                                         "\n";
-  Result mixed = run(both + " --json --prompts " + (f / "prompts.jsonl") + " 2>/dev/null");
+  Result mixed = run(both + " --json --prompts " + (f / "prompts.jsonl"), kNoStderr);
   REQUIRE_MESSAGE(mixed.status == 0, mixed.out);
   std::vector<Json> rows;
   std::istringstream lines(mixed.out);
@@ -256,7 +256,7 @@ TEST_CASE("generate: rows name their adapters, unknown names are input errors, -
   CHECK(!rows[1].contains("adapter"));
   CHECK(rows[1]["ids"] == rows[3]["ids"]);
   auto alone = [&](const std::string& more) {
-    Result r = run(base + "--json " + more + " 2>/dev/null");
+    Result r = run(base + "--json " + more, kNoStderr);
     REQUIRE_MESSAGE(r.status == 0, r.out);
     return parse_json(r.out, "alone")["ids"];
   };
@@ -279,10 +279,10 @@ TEST_CASE("generate: rows name their adapters, unknown names are input errors, -
     CHECK(run(base + "--prompt x " + bad).status == 2);
 
   const std::string chat = base + "--chat --template chatml ";
-  Result once = run(chat + "--prompt hello 2>/dev/null");
+  Result once = run(chat + "--prompt hello", kNoStderr);
   REQUIRE_MESSAGE(once.status == 0, once.out);
   std::ofstream(f / "turns.txt") << "hello\n/reset\nhello\n/exit\nnever\n";
-  Result turns = run(chat + " 2>/dev/null < " + (f / "turns.txt"));
+  Result turns = run(chat + " < " + (f / "turns.txt"), kNoStderr);
   CHECK(turns.status == 0);
   CHECK(turns.out == once.out + once.out);
 }
