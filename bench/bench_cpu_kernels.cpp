@@ -124,6 +124,24 @@ void lora(benchmark::State& state, DType t, std::int64_t N, std::int64_t K) {
   });
 }
 
+// Eight documents of one token, each with its own adapter on a projection K -> N.
+void lora_segments(benchmark::State& state, DType t, std::int64_t N, std::int64_t K) {
+  constexpr std::int32_t kDocuments = 8;
+  Tensor x = random_tensor(t, {kDocuments, K}), y = random_tensor(t, {kDocuments, N});
+  std::vector<LoraFactors> factors;
+  std::vector<std::int32_t> offsets{0}, which;
+  for (std::int32_t i = 0; i < kDocuments; ++i) {
+    factors.push_back({random_tensor(t, {R, K}), random_tensor(t, {R, N}), 1.0f});
+    offsets.push_back(i + 1);
+    which.push_back(i);
+  }
+  LoraTable table = make_lora_table(host(), factors);
+  Segments documents = make_segments(host(), offsets);
+  RowVariants variants{which, to_device(host(), Tag::Workspace, which)};
+  measure(state, 2.0 * kDocuments * R * static_cast<double>(N + K), 0,
+          [&] { host().lora_segments(y, x, table, documents, variants); });
+}
+
 // The same adapter with its factors beside the frozen matrix (autograd/fused_linear.h).
 void strips(benchmark::State& state, DType t, std::int64_t N, std::int64_t K) {
   Tensor x = random_tensor(t, {T, K}), y = random_tensor(t, {T, N}), z = random_tensor(t, {T, N}),
@@ -163,7 +181,7 @@ void attention(benchmark::State& state, DType t, Pass pass) {
 }
 
 void rows(benchmark::State& state, DType t, const std::string& op) {
-  const std::int64_t cols = op.starts_with("swiglu") ? F : C;
+  const std::int64_t cols = op.starts_with("swiglu") || op.starts_with("ge") ? F : C;
   Tensor x = random_tensor(t, {T, cols}), y = random_tensor(t, {T, cols}),
          z = random_tensor(t, {T, cols});
   Tensor w = random_tensor(t, {T, cols});
@@ -171,6 +189,8 @@ void rows(benchmark::State& state, DType t, const std::string& op) {
   std::vector<std::int32_t> at(T);
   for (std::size_t i = 0; i < at.size(); ++i) at[i] = static_cast<std::int32_t>(i);
   Tensor positions = to_device(host(), Tag::Workspace, at);
+  Tensor mean = random_tensor(DType::F32, {T});
+  Weight bias = random_weight(t, {C});
   Weight gain = random_weight(t, {C}), table_of_rows("table", random_tensor(t, {T, C}));
   Tensor scalar = random_tensor(DType::F32, {1});
   const double matrix = static_cast<double>(T * cols) * size(t);
@@ -187,6 +207,7 @@ void rows(benchmark::State& state, DType t, const std::string& op) {
   if (op == "gather_rows") run(1, [&] { host().gather_rows(z.slice_rows(0, T / 2), x, chosen); });
   if (op == "scatter_rows")
     run(1.5, [&] { host().scatter_rows(y, GradMode::Write, z.slice_rows(0, T / 2), chosen); });
+  if (op == "put_rows") run(1, [&] { host().put_rows(y, z.slice_rows(0, T / 2), chosen); });
   if (op == "upload") run(2, [&] { host().upload(x, outside.data(), outside.size()); });
   if (op == "download") run(2, [&] { host().download(outside.data(), x, outside.size()); });
   if (op == "add") run(3, [&] { host().add(y, x, z); });
@@ -195,6 +216,14 @@ void rows(benchmark::State& state, DType t, const std::string& op) {
     run(4, [&] { host().rmsnorm_backward(y, GradMode::Add, x, z, gain, rstd); });
   if (op == "rope") run(2, [&] { host().rope(y, GradMode::Write, x, table, positions, D, false); });
   if (op == "dropout") run(2, [&] { host().dropout(y, GradMode::Write, x, 0.1f, {1, 2, 3}); });
+  if (op == "layernorm")
+    run(2, [&] { host().layernorm_forward(y, mean, rstd, x, gain, bias, 1e-5); });
+  if (op == "layernorm_backward")
+    run(4, [&] { host().layernorm_backward(y, GradMode::Add, x, z, gain, mean, rstd); });
+  if (op == "geglu") run(3, [&] { host().geglu_forward(y, x, z); });
+  if (op == "geglu_backward") run(5, [&] { host().geglu_backward(y, w, x, y, z); });
+  if (op == "gelu") run(2, [&] { host().gelu_forward(y, x); });
+  if (op == "gelu_backward") run(3, [&] { host().gelu_backward(y, GradMode::Write, x, z); });
   if (op == "swiglu") run(3, [&] { host().swiglu_forward(y, x, z); });
   if (op == "swiglu_backward") run(5, [&] { host().swiglu_backward({}, y, w, x, y, z); });
   if (op == "swiglu_strips_backward") {
@@ -253,6 +282,9 @@ int main(int argc, char** argv) {
       add(std::string("linear/") + name, [=](benchmark::State& s) { linear(s, t, N, K, false); });
       add(std::string("linear_backward/") + name,
           [=](benchmark::State& s) { linear(s, t, N, K, true); });
+      if (N != V)
+        add(std::string("lora_segments/") + name,
+            [=](benchmark::State& s) { lora_segments(s, t, N, K); });
       if (N != V) add(std::string("lora/") + name, [=](benchmark::State& s) { lora(s, t, N, K); });
       if (N != V)
         add(std::string("strips/") + name, [=](benchmark::State& s) { strips(s, t, N, K); });
@@ -261,10 +293,29 @@ int main(int argc, char** argv) {
     add("attention_backward", [=](benchmark::State& s) { attention(s, t, Pass::Backward); });
     add("attention_rope_backward",
         [=](benchmark::State& s) { attention(s, t, Pass::RopeBackward); });
-    for (const char* op :
-         {"fill", "add", "scale_add", "add_bias", "dropout", "rmsnorm", "rmsnorm_backward", "rope",
-          "swiglu", "swiglu_backward", "swiglu_strips_backward", "embedding", "gather_rows",
-          "scatter_rows", "upload", "download"})
+    for (const char* op : {"fill",
+                           "add",
+                           "scale_add",
+                           "add_bias",
+                           "dropout",
+                           "rmsnorm",
+                           "rmsnorm_backward",
+                           "layernorm",
+                           "layernorm_backward",
+                           "rope",
+                           "swiglu",
+                           "swiglu_backward",
+                           "swiglu_strips_backward",
+                           "geglu",
+                           "geglu_backward",
+                           "gelu",
+                           "gelu_backward",
+                           "embedding",
+                           "gather_rows",
+                           "scatter_rows",
+                           "put_rows",
+                           "upload",
+                           "download"})
       add(op, [=](benchmark::State& s) { rows(s, t, op); });
     add("cross_entropy", [=](benchmark::State& s) { cross_entropy(s, t); });
     if (t == DType::F32) {

@@ -148,6 +148,54 @@ void register_memory_bound() {
       gpu().swiglu_strips_backward(g, u, dy, g, u, ds, parts);
     };
   });
+  add("layernorm_forward", {.bytes = 2 * tc}, [] {
+    return [x = random_tensor(DType::BF16, {T, C}, 1),
+            y = gpu().empty(Tag::Workspace, DType::BF16, {T, C}),
+            m = gpu().empty(Tag::Workspace, DType::F32, {T}),
+            r = gpu().empty(Tag::Workspace, DType::F32, {T}),
+            w = Weight("w", random_tensor(DType::BF16, {C}, 2)),
+            b = Weight("b", random_tensor(DType::BF16, {C}, 3))] {
+      gpu().layernorm_forward(y, m, r, x, w, b, 1e-5);
+    };
+  });
+  add("layernorm_backward_add", {.bytes = 4 * tc}, [] {
+    return [x = random_tensor(DType::BF16, {T, C}, 1), dy = random_tensor(DType::BF16, {T, C}, 3),
+            dx = random_tensor(DType::BF16, {T, C}, 4), m = random_tensor(DType::F32, {T}, 5),
+            r = random_tensor(DType::F32, {T}, 6),
+            w = Weight("w", random_tensor(DType::BF16, {C}, 2))] {
+      gpu().layernorm_backward(dx, GradMode::Add, dy, x, w, m, r);
+    };
+  });
+  add("rmsnorm_forward_by_head", {.bytes = 2 * tc}, [] {  // 128 columns each
+    return [x = random_tensor(DType::BF16, {T * C / 128, 128}, 1),
+            y = gpu().empty(Tag::Workspace, DType::BF16, {T * C / 128, 128}),
+            r = gpu().empty(Tag::Workspace, DType::F32, {T * C / 128}),
+            w = Weight("w", random_tensor(DType::BF16, {128}, 2))] {
+      gpu().rmsnorm_forward(y, r, x, w, 1e-5);
+    };
+  });
+  add("geglu_forward", {.bytes = 3 * tf}, [] {
+    return [g = random_tensor(DType::BF16, {T, F}, 1), u = random_tensor(DType::BF16, {T, F}, 2),
+            y = gpu().empty(Tag::Workspace, DType::BF16, {T, F})] { gpu().geglu_forward(y, g, u); };
+  });
+  add("geglu_backward", {.bytes = 5 * tf}, [] {
+    return [g = random_tensor(DType::BF16, {T, F}, 1), u = random_tensor(DType::BF16, {T, F}, 2),
+            dy = random_tensor(DType::BF16, {T, F}, 3),
+            dg = gpu().empty(Tag::Workspace, DType::BF16, {T, F}),
+            du = gpu().empty(Tag::Workspace, DType::BF16, {T, F})] {
+      gpu().geglu_backward(dg, du, dy, g, u);
+    };
+  });
+  add("gelu_forward", {.bytes = 2 * tf}, [] {
+    return [x = random_tensor(DType::BF16, {T, F}, 1),
+            y = gpu().empty(Tag::Workspace, DType::BF16, {T, F})] { gpu().gelu_forward(y, x); };
+  });
+  add("gelu_backward", {.bytes = 3 * tf}, [] {
+    return [x = random_tensor(DType::BF16, {T, F}, 1), dy = random_tensor(DType::BF16, {T, F}, 2),
+            dx = gpu().empty(Tag::Workspace, DType::BF16, {T, F})] {
+      gpu().gelu_backward(dx, GradMode::Write, dy, x);
+    };
+  });
   add("cross_entropy_gradient", {.bytes = 2.0 * 2048 * V * 2}, [] {
     return [l = random_tensor(DType::BF16, {2048, V}, 1),
             loss = gpu().empty(Tag::Workspace, DType::F32, {2048}),
@@ -177,6 +225,10 @@ void register_memory_bound() {
             dx = gpu().empty(Tag::Workspace, DType::BF16, {T, C})] {
       gpu().scatter_rows(dx, GradMode::Write, dy, rows);
     };
+  });
+  add("put_rows", {.bytes = tc}, [] {
+    return [x = random_tensor(DType::BF16, {T / 2, C}, 1), rows = even_rows(),
+            y = gpu().empty(Tag::Workspace, DType::BF16, {T, C})] { gpu().put_rows(y, x, rows); };
   });
   add("sum_of_losses", {.bytes = 4.0 * T}, [] {
     return [x = random_tensor(DType::F32, {T}, 1),
@@ -280,6 +332,35 @@ void register_products() {
   }
   gemm("lora_S_r7", 'f', T, 7, C, GradMode::Write);
   gemm("lora_dA_r7", 't', 7, C, T, GradMode::Write);
+}
+
+// Each document has its own adapter of rank 16.
+void register_lora_segments() {
+  auto segments = [](int documents, int length) {
+    const std::int64_t rank = 16, n = static_cast<std::int64_t>(documents) * length;
+    const double factors = 2.0 * documents * rank * (C + C), rows = static_cast<double>(n);
+    add(concat("lora_segments_", documents, "x", length),
+        {.bytes = factors + 2.0 * rows * 3 * C, .flops = 4.0 * rows * rank * C}, [=] {
+          std::vector<LoraFactors> f;
+          std::vector<std::int32_t> offsets{0}, which;
+          for (int i = 0; i < documents; ++i) {
+            f.push_back({random_tensor(DType::BF16, {rank, C}, 1),
+                         random_tensor(DType::BF16, {rank, C}, 2), 1.0f});
+            offsets.push_back((i + 1) * length);
+            which.push_back(i);
+          }
+          return [=, table = make_lora_table(gpu(), f), seg = make_segments(gpu(), offsets),
+                  variants = RowVariants{which, to_device(gpu(), Tag::Workspace, which)},
+                  x = random_tensor(DType::BF16, {n, C}, 3),
+                  y = random_tensor(DType::BF16, {n, C}, 4)] {
+            gpu().lora_segments(y, x, table, seg, variants);
+          };
+        });
+  };
+  segments(1, 1);
+  segments(16, 1);
+  segments(100, 1);
+  segments(16, 128);
 }
 
 // The same for q, k and v at once, as training does it: x (T,C), dy (T,3C), rank 16.
@@ -398,6 +479,7 @@ int main(int argc, char** argv) {
   register_linear();
   register_products();
   register_strips();
+  register_lora_segments();
   register_attention();
   benchmark::RunSpecifiedBenchmarks();
   gpu().synchronize();

@@ -43,23 +43,20 @@ std::vector<Product> frozen_products(const ModelWeights& weights,
                                      std::int64_t n_tokens) {
   std::vector<Product> forward, backward;
   bool trainable_before = false;
-  for (std::size_t i = 0; i < weights.layers.size(); ++i) {
-    const LayerWeights& l = weights.layers[i];
+  for (const LayerWeights& l : weights.layers) {
     // Projections that read the same values, in running order.
-    const std::vector<std::vector<std::pair<Site, const Weight*>>> groups = {
-        {{Site::Q, &l.q}, {Site::K, &l.k}, {Site::V, &l.v}},
-        {{Site::O, &l.o}},
-        {{Site::Gate, &l.gate}, {Site::Up, &l.up}},
-        {{Site::Down, &l.down}}};
+    const std::vector<std::vector<const Weight*>> groups = {
+        {&l.qkv, &l.q, &l.k, &l.v}, {&l.o}, {&l.gate, &l.up}, {&l.down}};
     for (const auto& group : groups) {
-      for (auto [site, w] : group) {
+      for (const Weight* w : group) {
+        if (!w->defined()) continue;
         forward.push_back({w, n_tokens, false});
         if (trainable_before) backward.push_back({w, n_tokens, true});
       }
-      for (auto [site, w] : group) {
-        const std::string path = concat("model.layers.", i, ".", site_path(site));
-        trainable_before |= std::find(adapted.begin(), adapted.end(), path) != adapted.end();
-      }
+      for (const Weight* w : group)
+        trainable_before |= std::any_of(adapted.begin(), adapted.end(), [&](const std::string& a) {
+          return w->defined() && w->name() == a + ".weight";
+        });
     }
   }
   // The head goes by chunks of rows: a gigabyte of logits need not exist for its product to be

@@ -21,10 +21,10 @@ OpWork product(const Tensor& c, GradMode mode, const Tensor& a, const Tensor& b,
 }
 
 // Multiply-adds of one product of attention, as FLOPs: each query with every key up to itself.
-double attention_product(const AttentionShape& shape, const Segments& q, const Segments& k) {
+double attention_product(const AttentionShape& shape, const Segments& q, const KeyRows& k) {
   double pairs = 0;
   for (std::size_t i = 0; i + 1 < q.host.size(); ++i) {
-    const double queries = q.host[i + 1] - q.host[i], keys = k.host[i + 1] - k.host[i];
+    const double queries = q.host[i + 1] - q.host[i], keys = k.ends[i] - k.begins[i];
     // Query j of the document sees keys - queries + j + 1 keys, at most the window.
     const double all = queries * (keys - queries) + queries * (queries + 1) / 2;
     pairs += shape.window > 0 ? std::min(all, queries * shape.window) : all;
@@ -238,6 +238,20 @@ void TimingBackend::run_strips_backward_a(const Tensor& ds, const Tensor& x,
         [&] { inner_.strips_backward_a(ds, x, norm, parts); });
 }
 
+void TimingBackend::lora_segments(const Tensor& y, const Tensor& x, const LoraTable& table,
+                                  const Segments& documents, const RowVariants& variants) {
+  OpWork work{0, sizes(x) + 2 * size(y)};
+  for (std::size_t i = 0; i < variants.host.size(); ++i) {
+    if (variants.host[i] < 0) continue;
+    const LoraFactors& f = table.host[static_cast<std::size_t>(variants.host[i])];
+    if (!f.a.defined()) continue;
+    const double rows = documents.host[i + 1] - documents.host[i];
+    work.flops += 2 * rows * (numel(f.a) + numel(f.b_t));
+    work.bytes += sizes(f.a, f.b_t);
+  }
+  timed(OpFamily::Lora, work, [&] { inner_.lora_segments(y, x, table, documents, variants); });
+}
+
 void TimingBackend::rmsnorm_forward(const Tensor& y, const Tensor& rstd, const Tensor& x,
                                     const Weight& gain, double eps) {
   timed(OpFamily::Norm, {0, sizes(y, rstd, x)},
@@ -250,6 +264,20 @@ void TimingBackend::rmsnorm_backward(const Tensor& dx, GradMode mode, const Tens
         [&] { inner_.rmsnorm_backward(dx, mode, dy, x, gain, rstd); });
 }
 
+void TimingBackend::layernorm_forward(const Tensor& y, const Tensor& mean, const Tensor& rstd,
+                                      const Tensor& x, const Weight& gain, const Weight& bias,
+                                      double eps) {
+  timed(OpFamily::Norm, {0, sizes(y, mean, rstd, x)},
+        [&] { inner_.layernorm_forward(y, mean, rstd, x, gain, bias, eps); });
+}
+
+void TimingBackend::layernorm_backward(const Tensor& dx, GradMode mode, const Tensor& dy,
+                                       const Tensor& x, const Weight& gain, const Tensor& mean,
+                                       const Tensor& rstd) {
+  timed(OpFamily::Norm, {0, sizes(dy, x, mean, rstd) + written(dx, mode)},
+        [&] { inner_.layernorm_backward(dx, mode, dy, x, gain, mean, rstd); });
+}
+
 void TimingBackend::rope(const Tensor& y, GradMode mode, const Tensor& x, const Tensor& table,
                          const Tensor& positions, int head_dim, bool inverse) {
   timed(OpFamily::Rope, {0, size(x) + written(y, mode)},
@@ -258,10 +286,10 @@ void TimingBackend::rope(const Tensor& y, GradMode mode, const Tensor& x, const 
 
 void TimingBackend::attention_forward(const Tensor& o, const Tensor& lse, const Tensor& q,
                                       const Tensor& k, const Tensor& v, const AttentionShape& shape,
-                                      const Segments& q_seg, const Segments& k_seg) {
+                                      const Segments& q_seg, const KeyRows& k_rows) {
   timed(OpFamily::AttentionForward,
-        {2 * attention_product(shape, q_seg, k_seg), sizes(o, lse, q, k, v)},
-        [&] { inner_.attention_forward(o, lse, q, k, v, shape, q_seg, k_seg); });
+        {2 * attention_product(shape, q_seg, k_rows), sizes(o, lse, q, k, v)},
+        [&] { inner_.attention_forward(o, lse, q, k, v, shape, q_seg, k_rows); });
 }
 
 void TimingBackend::attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv,
@@ -304,12 +332,36 @@ void TimingBackend::run_swiglu_strips_backward(const Tensor& dgate, const Tensor
         [&] { inner_.swiglu_strips_backward(dgate, dup, dy, gate, up, ds, parts); });
 }
 
+void TimingBackend::geglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) {
+  timed(OpFamily::Swiglu, {0, sizes(y, gate, up)}, [&] { inner_.geglu_forward(y, gate, up); });
+}
+
+void TimingBackend::geglu_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy,
+                                   const Tensor& gate, const Tensor& up) {
+  timed(OpFamily::Swiglu, {0, sizes(dgate, dup, dy, gate, up)},
+        [&] { inner_.geglu_backward(dgate, dup, dy, gate, up); });
+}
+
+void TimingBackend::gelu_forward(const Tensor& y, const Tensor& x) {
+  timed(OpFamily::Swiglu, {0, sizes(y, x)}, [&] { inner_.gelu_forward(y, x); });
+}
+
+void TimingBackend::gelu_backward(const Tensor& dx, GradMode mode, const Tensor& dy,
+                                  const Tensor& x) {
+  timed(OpFamily::Swiglu, {0, sizes(dy, x) + written(dx, mode)},
+        [&] { inner_.gelu_backward(dx, mode, dy, x); });
+}
+
 void TimingBackend::embedding_forward(const Tensor& y, const Weight& table, const Tensor& ids) {
   timed(OpFamily::Embedding, {0, 2 * size(y)}, [&] { inner_.embedding_forward(y, table, ids); });
 }
 
 void TimingBackend::gather_rows(const Tensor& y, const Tensor& x, const Tensor& rows) {
   timed(OpFamily::Embedding, {0, 2 * size(y)}, [&] { inner_.gather_rows(y, x, rows); });
+}
+
+void TimingBackend::put_rows(const Tensor& y, const Tensor& x, const Tensor& rows) {
+  timed(OpFamily::Other, {0, 2 * size(x)}, [&] { inner_.put_rows(y, x, rows); });
 }
 
 void TimingBackend::scatter_rows(const Tensor& dx, GradMode mode, const Tensor& dy,

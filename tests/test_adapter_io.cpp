@@ -104,7 +104,6 @@ TEST_CASE("configurations that change the mathematics are refused by key") {
       {"layers_to_transform", {0}},
       {"bias", "all"},
       {"lora_bias", true},
-      {"fan_in_fan_out", true},
       {"trainable_token_indices", {1}},
       {"target_parameters", {"x"}},
       {"peft_type", "IA3"},

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <sstream>
 
 #include "harness.h"
 #include "io/durable.h"
@@ -18,7 +19,7 @@ namespace {
 
 struct Result {
   int status = -1;
-  std::string out;  // stdout and stderr together
+  std::string out;  // stdout and stderr together, or stdout alone
 };
 
 const std::string kNoStderr = " 2>/dev/null";  // stdout alone
@@ -227,6 +228,63 @@ TEST_CASE("finetune leaves a report and, if asked, event files; also when it goe
   CHECK(page.find("Before and after") == std::string::npos);
   CHECK(run(train(f, "--steps 2 --samples 2 --out " + (f / "none"))).status == 2);
   CHECK(!stdfs::exists(f / "none"));
+}
+
+TEST_CASE("generate: rows name their adapters, unknown names are input errors, --chat converses") {
+  Folder f;
+  const std::string flags = "--seq-len 64 --lr 1e-2 --no-shuffle --out ";
+  REQUIRE(run(train(f, "--steps 3 --rank 2 " + flags + (f / "one"))).status == 0);
+  REQUIRE(run(train(f, "--steps 6 --rank 5 --targets all-linear " + flags + (f / "two"))).status ==
+          0);
+  const std::string base = "generate --device cpu --model " + kModel + " --max-tokens 8 ";
+  const std::string both = base + "--adapter a=" + (f / "one") + " --adapter b=" + (f / "two");
+  std::ofstream(f / "prompts.jsonl") << R"({"prompt":"hello ","adapter":"b"})"
+                                        "\n"
+                                     << R"({"prompt":"hello "})"
+                                        "\n"
+                                     << R"({"prompt":"abc","adapter":"a"})"
+                                        "\n"
+                                     << R"({"prompt":"hello ","adapter":null})"
+                                        "\n";
+  Result mixed = run(both + " --json --prompts " + (f / "prompts.jsonl"), kNoStderr);
+  REQUIRE_MESSAGE(mixed.status == 0, mixed.out);
+  std::vector<Json> rows;
+  std::istringstream lines(mixed.out);
+  for (std::string line; std::getline(lines, line);) rows.push_back(parse_json(line, "row"));
+  REQUIRE(rows.size() == 4);
+  CHECK(rows[0]["adapter"] == "b");
+  CHECK(!rows[1].contains("adapter"));
+  CHECK(rows[1]["ids"] == rows[3]["ids"]);
+  auto alone = [&](const std::string& more) {
+    Result r = run(base + "--json " + more, kNoStderr);
+    REQUIRE_MESSAGE(r.status == 0, r.out);
+    return parse_json(r.out, "alone")["ids"];
+  };
+  CHECK(rows[0]["ids"] == alone("--prompt 'hello ' --adapter " + (f / "two")));
+  CHECK(rows[1]["ids"] == alone("--prompt 'hello '"));
+  CHECK(rows[2]["ids"] == alone("--prompt abc --adapter " + (f / "one")));
+  CHECK(run(both + " --prompt x").out.find("KiB") != std::string::npos);
+
+  std::ofstream(f / "unknown.jsonl") << R"({"prompt":"x"})"
+                                        "\n"
+                                     << R"({"prompt":"x","adapter":"c"})"
+                                        "\n";
+  Result unknown = run(both + " --prompts " + (f / "unknown.jsonl"));
+  CHECK(unknown.status == 3);
+  CHECK(unknown.out.find("unknown.jsonl:2") != std::string::npos);
+  CHECK(run(both + " --adapter a=" + (f / "one") + " --prompt x").status == 2);
+  CHECK(run(both + " --adapter " + (f / "one") + " --prompt x").status == 2);
+  for (const char* bad : {"--top-p 0", "--min-p 2", "--repetition-penalty 0", "--batch 0",
+                          "--stop ''", "--max-tokens 0"})
+    CHECK(run(base + "--prompt x " + bad).status == 2);
+
+  const std::string chat = base + "--chat --template chatml ";
+  Result once = run(chat + "--prompt hello", kNoStderr);
+  REQUIRE_MESSAGE(once.status == 0, once.out);
+  std::ofstream(f / "turns.txt") << "hello\n/reset\nhello\n/exit\nnever\n";
+  Result turns = run(chat + " < " + (f / "turns.txt"), kNoStderr);
+  CHECK(turns.status == 0);
+  CHECK(turns.out == once.out + once.out);
 }
 
 TEST_CASE("a run in which nothing moves fails with 7; out of memory with 5 and the plan") {

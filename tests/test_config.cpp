@@ -175,13 +175,20 @@ TEST_CASE("config.json: mistral and qwen2") {
   Json json = llama();
   json["model_type"] = "mistral";
   json["architectures"] = {"MistralForCausalLM"};
-  CHECK(refusal(json) == "");  // absent means 4096: the context of 2048 is shorter
   json["max_position_embeddings"] = 32768;
-  CHECK(mentions(refusal(json), "sliding_window"));
+  ModelConfig windowed = config_from_json(json, "config.json");
+  CHECK(windowed.window == 4096);  // what an absent key means
+  CHECK((windowed.is_local(0) && windowed.is_local(2)));
   json["sliding_window"] = nullptr;
-  CHECK(refusal(json) == "");
-  json["sliding_window"] = 32768;  // hides nothing
-  CHECK(refusal(json) == "");
+  CHECK_FALSE(config_from_json(json, "config.json").is_local(0));
+  json["sliding_window"] = 50;
+  CHECK(config_from_json(json, "config.json").window == 50);
+  CHECK(config_to_json(config_from_json(json, "config.json"))["sliding_window"] == 50);
+  json["sliding_window"] = 0;
+  CHECK(mentions(refusal(json), "sliding_window"));
+  json["sliding_window"] = 50;
+  json["layer_types"] = {"full_attention", "full_attention", "full_attention"};
+  CHECK(mentions(refusal(json), "layer_types"));
   json = llama();
   json["model_type"] = "qwen2";
   json["architectures"] = {"Qwen2ForCausalLM"};
@@ -190,8 +197,100 @@ TEST_CASE("config.json: mistral and qwen2") {
   ModelConfig c = config_from_json(json, "config.json");
   CHECK(c.attention_bias);
   CHECK_FALSE(c.attention_output_bias);
+  CHECK(c.window == 0);
   json["use_sliding_window"] = true;
-  CHECK(mentions(refusal(json), "sliding_window"));
+  CHECK(config_from_json(json, "config.json").window == 0);  // only layers from 28 on have it
+  json["max_window_layers"] = 1;
+  c = config_from_json(json, "config.json");
+  CHECK(c.window == 512);
+  CHECK((!c.is_local(0) && c.is_local(1) && c.is_local(2)));
+  json["layer_types"] = {"sliding_attention", "full_attention", "full_attention"};
+  c = config_from_json(json, "config.json");
+  CHECK((c.is_local(0) && !c.is_local(1)));
+  json["layer_types"] = {"sliding_attention", "chunked_attention", "full_attention"};
+  CHECK(mentions(refusal(json), "layer_types"));
+  json["layer_types"] = {"full_attention"};
+  CHECK(mentions(refusal(json), "layer_types"));
+}
+
+namespace {
+
+Json golden_config(const std::string& name) {
+  return read_json(std::string(LK_TEST_DATA) + "/golden/models/" + name + "/config.json");
+}
+
+// Each change to a golden config is refused with a message that names the field.
+void check_family_refusals(const std::string& name,
+                           const std::vector<std::pair<std::string, Json>>& changes) {
+  CHECK(refusal(golden_config(name)) == "");
+  for (const auto& [key, value] : changes) {
+    Json json = golden_config(name);
+    json[key] = value;
+    CHECK_MESSAGE(mentions(refusal(json), key), name, ": ", key, " = ", value.dump(), " gave: '",
+                  refusal(json), "'");
+  }
+}
+
+}  // namespace
+
+TEST_CASE("config.json: qwen3, gemma3_text, gpt2") {
+  ModelConfig qwen3 = config_from_json(golden_config("qwen3"), "c");
+  CHECK(qwen3.qk_norm);
+  CHECK(qwen3.head_dim == 10);
+  CHECK_FALSE(qwen3.attention_bias);
+  ModelConfig gemma = config_from_json(golden_config("gemma3_odd"), "c");
+  CHECK(gemma.mlp == MlpKind::GeGlu);
+  CHECK((gemma.sandwich_norms && gemma.qk_norm && gemma.scaled_embedding && gemma.tie_embeddings));
+  CHECK(gemma.query_scale == 17);
+  CHECK(gemma.rope_theta == 20000);
+  CHECK(gemma.rope_scaling.factor == 4);
+  CHECK(gemma.local_rope_theta == 700);
+  CHECK((!gemma.is_local(0) && gemma.is_local(1)));
+  // The same as transformers 4 writes it.
+  Json old = golden_config("gemma3");
+  const ModelConfig newer = config_from_json(old, "c");
+  CHECK(newer.is_local(4));
+  CHECK_FALSE(newer.is_local(5));
+  old.erase("rope_parameters");
+  old.erase("layer_types");
+  old["rope_theta"] = newer.rope_theta;
+  old["rope_local_base_freq"] = newer.local_rope_theta;
+  old["sliding_window_pattern"] = 6;
+  CHECK(config_to_json(config_from_json(old, "c")) == config_to_json(newer));
+  ModelConfig gpt2 = config_from_json(golden_config("gpt2_odd"), "c");
+  CHECK((gpt2.norm == NormKind::Layer && gpt2.mlp == MlpKind::Gelu));
+  CHECK((gpt2.learned_positions && gpt2.joined_qkv && gpt2.tie_embeddings));
+  CHECK(gpt2.head_dim == 7);
+  CHECK(gpt2.intermediate_size == 20);
+  CHECK(config_from_json(golden_config("gpt2"), "c").intermediate_size == 64);  // 4 n_embd
+}
+
+TEST_CASE("config.json: what a family does not have is refused by name") {
+  check_family_refusals("qwen3", {{"head_dim", nullptr},
+                                  {"hidden_act", "gelu_new"},
+                                  {"rope_local_base_freq", 1e4},
+                                  {"query_pre_attn_scalar", 10},
+                                  {"mlp_bias", true},
+                                  {"architectures", {"Qwen3MoeForCausalLM"}}});
+  check_family_refusals("gemma3", {{"final_logit_softcapping", 30.0},
+                                   {"attn_logit_softcapping", 50.0},
+                                   {"use_bidirectional_attention", true},
+                                   {"hidden_activation", "gelu"},
+                                   {"query_pre_attn_scalar", nullptr},
+                                   {"query_pre_attn_scalar", 0},
+                                   {"sliding_window", nullptr},
+                                   {"layer_types", {"sliding_attention"}},
+                                   {"model_type", "gemma2"},
+                                   {"text_config", Json::object({{"a", 1}})}});
+  check_family_refusals("gpt2", {{"scale_attn_weights", false},
+                                 {"scale_attn_by_inverse_layer_idx", true},
+                                 {"reorder_and_upcast_attn", true},
+                                 {"add_cross_attention", true},
+                                 {"activation_function", "gelu"},
+                                 {"n_head", 3},
+                                 {"n_inner", 0},
+                                 {"sliding_window", 8},
+                                 {"layer_norm_epsilon", 0}});
 }
 
 TEST_CASE("config.json: absurd sizes are refused") {  // C1, C2, C3, C5, C11
@@ -240,7 +339,7 @@ TEST_CASE("config.json: reals out of range are refused") {  // C6, C7
 }
 
 TEST_CASE("config.json: what would change the maths is refused by name") {  // C8, C12, C13
-  check_refused("model_type", "gpt2");
+  check_refused("model_type", "mamba");
   check_refused("model_type", "granite");
   check_refused("architectures", {"LlamaForSequenceClassification"});
   check_refused("architectures", {"LlamaForCausalLM", "Other"});
@@ -305,7 +404,9 @@ TEST_CASE("config.json: duplicate keys, wrong files") {  // C10
 }
 
 TEST_CASE("config.json: written and read again") {
-  for (const char* name : {"tied_gqa", "mqa", "biases", "llama3_rope", "mistral_linear", "qwen2"}) {
+  for (const char* name :
+       {"tied_gqa", "mqa", "biases", "llama3_rope", "mistral_linear", "qwen2", "mistral_window",
+        "qwen2_window", "qwen3", "qwen3_odd", "gemma3", "gemma3_odd", "gpt2", "gpt2_odd"}) {
     CAPTURE(name);
     std::string folder = std::string(LK_TEST_DATA) + "/golden/models/" + name;
     ModelConfig a = config_from_folder(folder);
@@ -320,7 +421,14 @@ TEST_CASE("config.json: written and read again") {
     CHECK(a.mlp_bias == b.mlp_bias);
     CHECK(a.eos_ids == b.eos_ids);
     CHECK(a.stored_dtype == b.stored_dtype);
-    CHECK(json["rope_parameters"]["rope_theta"] == json["rope_theta"]);
+    CHECK(a.window == b.window);
+    CHECK(a.local == b.local);
+    CHECK(local_inverse_frequencies(a) == local_inverse_frequencies(b));
+    CHECK(a.query_scale == b.query_scale);
+    if (a.learned_positions) continue;
+    const Json& rope = json["rope_parameters"];
+    CHECK((rope.contains("full_attention") ? rope["full_attention"] : rope)["rope_theta"] ==
+          json["rope_theta"]);
   }
 }
 
@@ -383,7 +491,8 @@ TEST_CASE("GGUF metadata: read") {
   CHECK(c.rope_scaling.kind == RopeScaling::Kind::Factors);
   // Twins of one model agree.
   std::string models = std::string(LK_TEST_DATA) + "/golden/models/";
-  for (const char* twin : {"tied_gqa.bf16", "biases.f16", "qwen2.f32", "tied_gqa.q8_0"}) {
+  for (const char* twin : {"tied_gqa.bf16", "biases.f16", "qwen2.f32", "tied_gqa.q8_0",
+                           "qwen3.bf16", "gemma3.bf16", "gpt2.bf16"}) {
     std::string name = twin;
     ModelConfig a = config_from_gguf(GgufFile(models + name + ".gguf"));
     ModelConfig b = config_from_folder(models + name.substr(0, name.find('.')));
@@ -395,7 +504,7 @@ TEST_CASE("GGUF metadata: read") {
 TEST_CASE("GGUF metadata: wrong or unsupported is refused by name") {  // G20 to G23
   using Change = std::pair<const char*, GgufBuilder>;
   const Change changes[] = {
-      {"general.architecture", tiny_gguf().string("general.architecture", "gemma3")},
+      {"general.architecture", tiny_gguf().string("general.architecture", "gemma2")},
       {"general.architecture", tiny_gguf().erase("general.architecture")},
       {"general.type", tiny_gguf().string("general.type", "adapter")},
       {"split.count", tiny_gguf().u32("split.count", 3)},
@@ -434,7 +543,9 @@ TEST_CASE("GGUF metadata: wrong or unsupported is refused by name") {  // G20 to
                                 .tensor("rope_freqs.weight", {2}, {1, 2})
                                 .string("llama.rope.scaling.type", "linear")
                                 .f32("llama.rope.scaling.factor", 2)},
-      {"llama.attention.sliding_window", tiny_gguf().u32("llama.attention.sliding_window", 64)},
+      {"sliding_window", tiny_gguf().u32("llama.attention.sliding_window", 1u << 30)},
+      {"llama.attention.sliding_window_pattern",
+       tiny_gguf().u32("llama.attention.sliding_window_pattern", 2)},
       {"llama.expert_count", tiny_gguf().u32("llama.expert_count", 8)},
       {"llama.attention.causal", tiny_gguf().boolean("llama.attention.causal", false)},
       {"llama.logit_scale", tiny_gguf().f32("llama.logit_scale", 0.5f)},
@@ -447,7 +558,9 @@ TEST_CASE("GGUF metadata: wrong or unsupported is refused by name") {  // G20 to
     CHECK_MESSAGE((mentions(message, word) && mentions(message, ".gguf")), word, " gave: '",
                   message, "'");
   }
-  CHECK(gguf_refusal(tiny_gguf().u32("llama.attention.sliding_window", 128)) == "");
+  ModelConfig c = read_gguf(tiny_gguf().u32("llama.attention.sliding_window", 64));
+  CHECK(c.architecture == "mistral");
+  CHECK((c.window == 64 && c.is_local(0)));
   CHECK(gguf_refusal(tiny_gguf().f32("llama.attention.scale", 0.5f)) == "");  // 1 / sqrt(4)
 }
 

@@ -1,8 +1,13 @@
 // Generation: would catch a KV cache off by one, positions that restart, sampling that ignores its
 // seed.
+#include <numeric>
+
+#include "nn/conversation.h"
 #include "nn/generate.h"
-#include "tensor/cpu/cpu_backend.h"
+#include "tensor/cpu/cpu_backend_impl.h"
+#include "text/utf8.h"
 #include "tiny_model.h"
+#include "tokenizer_fixture.h"
 
 using namespace lk;
 using namespace lk::test;
@@ -12,7 +17,7 @@ TEST_CASE("logits with a KV cache equal the logits of the whole sequence, F64") 
   auto model = tiny_transformer(*backend, DType::F64);
   std::vector<Row> rows = random_rows({23}, 9);
   std::vector<double> whole = to_host_f64(model->logits(make_batch(*backend, pointers(rows))));
-  KvCache cache(*backend, model->config(), DType::F64, 23);
+  KvCache cache(*backend, model->config(), DType::F64, 23, 2);
   const auto& ids = rows[0].ids;
   const std::size_t V = 61;
   auto row = [&](std::size_t i) {
@@ -22,15 +27,16 @@ TEST_CASE("logits with a KV cache equal the logits of the whole sequence, F64") 
   // A prompt of 10, then three tokens at once, then one at a time.
   std::size_t at = 0;
   for (std::size_t n : {10, 3, 1, 1, 1, 7}) {
-    std::span<const std::int32_t> part(ids.data() + at, n);
-    Tensor logits =
-        model->next_logits(make_prompt(*backend, part, static_cast<std::int64_t>(at)), cache);
+    const SequencePart part{1, {ids.begin() + at, ids.begin() + at + n}, -1};
+    Tensor logits = model->next_logits(make_cached_batch(cache, std::span(&part, 1)), cache);
+    advance_cache(cache, std::span(&part, 1));
     at += n;
     check_close(to_host_f64(logits), row(at - 1), 1e-12, {1e-12}, "cached logits");
   }
-  CHECK(cache.length() == 23);
-  CHECK_THROWS_AS(
-      model->next_logits(make_prompt(*backend, std::vector<std::int32_t>{1}, 23), cache), Error);
+  CHECK(cache.length(1) == 23);
+  CHECK(cache.length(0) == 0);
+  const SequencePart more{1, {1}, -1};
+  CHECK_THROWS_AS(make_cached_batch(cache, std::span(&more, 1)), Error);
 }
 
 TEST_CASE("greedy generation follows the largest logit and stops where told") {
@@ -87,4 +93,235 @@ TEST_CASE("sampling obeys temperature, top-k, top-p and its seed") {
   CHECK(differs);
   std::vector<float> bad{std::nanf(""), std::nanf("")};
   CHECK_THROWS_AS(sample_token(bad, s, 0), NonFiniteError);
+}
+
+TEST_CASE("min-p, the repetition penalty and top-p over a large vocabulary do what they say") {
+  std::vector<float> logits{0, 1, 2, 3, 4, -50};
+  SamplingSettings s;
+  s.temperature = 1;
+  s.min_p = std::exp(-1.5);  // 4 and 3 remain
+  for (int i = 0; i < 200; ++i) CHECK(sample_token(logits, s, i) >= 3);
+  SamplingSettings greedy;
+  greedy.repetition_penalty = 2;
+  CHECK(sample_token(logits, greedy, 0, std::vector<std::int32_t>{4, 4, 0}) == 3);  // 4 / 2 = 2
+  CHECK(sample_token(std::vector<float>{-1, -1.5f}, greedy, 0, std::vector<std::int32_t>{0}) == 1);
+  // 3000 equal tokens: half of the probability is half of them, and all of these are drawn from.
+  SamplingSettings nucleus;
+  nucleus.temperature = 1;
+  nucleus.top_p = 0.5;
+  const std::vector<float> flat(3000, 1.0f);
+  std::int32_t highest = 0;
+  for (int i = 0; i < 3000; ++i) highest = std::max(highest, sample_token(flat, nucleus, i));
+  CHECK(highest < 1500);
+  CHECK(highest > 1480);
+  for (const auto& change : std::vector<std::function<void(SamplingSettings&)>>{
+           [](auto& x) { x.max_tokens = 0; }, [](auto& x) { x.temperature = -1; },
+           [](auto& x) { x.temperature = std::nan(""); }, [](auto& x) { x.top_k = -1; },
+           [](auto& x) { x.top_p = 0; }, [](auto& x) { x.top_p = 1.5; },
+           [](auto& x) { x.min_p = -0.1; }, [](auto& x) { x.repetition_penalty = 0; },
+           [](auto& x) { x.stop = {""}; }}) {
+    SamplingSettings bad;
+    change(bad);
+    CHECK_THROWS_AS(check_sampling(bad), UsageError);
+  }
+}
+
+namespace {
+
+// Prompts of unequal length, greedy and sampled, some longer than others in their answers too.
+std::vector<GenerationRequest> mixed_requests() {
+  std::vector<GenerationRequest> requests;
+  std::vector<Row> rows = random_rows({3, 40, 1, 17, 90, 8, 5, 33, 2, 21, 13, 60}, 4);
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    GenerationRequest r{rows[i].ids, {}, -1};
+    r.sampling.max_tokens = 5 + static_cast<std::int64_t>(i * 7 % 20);
+    r.sampling.temperature = i % 2 ? 1.0 : 0.0;
+    r.sampling.top_k = i % 3 ? 0 : 20;
+    r.sampling.repetition_penalty = i % 4 ? 1.0 : 1.3;
+    r.sampling.seed = i / 2;
+    requests.push_back(std::move(r));
+  }
+  return requests;
+}
+
+std::vector<std::int32_t> alone(Transformer& model, const GenerationRequest& r,
+                                const GeneratorSettings& settings) {
+  return Generator(model, nullptr, settings).run(std::span(&r, 1))[0].ids;
+}
+
+}  // namespace
+
+TEST_CASE("a sequence's tokens are the same alone and in any batch, greedy and sampled") {
+  std::vector<GenerationRequest> requests = mixed_requests();
+  auto check_backend = [&](Backend& backend, DType dtype) {
+    CAPTURE(dtype_name(dtype));
+    auto model = tiny_transformer(backend, dtype);
+    std::vector<std::vector<std::int32_t>> want;
+    for (const GenerationRequest& r : requests) {
+      want.push_back(alone(*model, r, {.prefill_rows = 32}));
+      CHECK(want.back().size() == static_cast<std::size_t>(r.sampling.max_tokens));
+    }
+    for (std::int64_t batch : {1, 3, 5, 12}) {
+      CAPTURE(batch);
+      std::vector<std::size_t> order;
+      GenerationEvents events;
+      events.on_done = [&](std::size_t i, const Generation&) { order.push_back(i); };
+      const auto got = Generator(*model, nullptr, {.max_batch = batch, .prefill_rows = 32})
+                           .run(requests, events);
+      for (std::size_t i = 0; i < requests.size(); ++i) CHECK(got[i].ids == want[i]);
+      CHECK(order.size() == requests.size());
+      if (batch == 3) CHECK(!std::is_sorted(order.begin(), order.end()));  // the short ones leave
+    }
+  };
+  CpuBackend tiles(CpuMode::Fast, CpuBackend::Products::Tiles);
+  check_backend(tiles, DType::F32);
+  check_backend(tiles, DType::BF16);
+  check_backend(*make_cpu_backend(CpuMode::Reference), DType::F64);
+  check_backend(*make_cpu_backend(), DType::F32);
+}
+
+TEST_CASE(
+    "the logits of a sequence have the same bits alone and in a batch, with the CPU's tiles") {
+  CpuBackend backend(CpuMode::Fast, CpuBackend::Products::Tiles);
+  for (DType dtype : {DType::F32, DType::BF16}) {
+    auto model = tiny_transformer(backend, dtype);
+    std::vector<Row> rows = random_rows({31, 5, 64, 2, 11, 7, 3, 9, 12, 40}, 5);
+    // Prompts, then two single tokens each; slots in another order than rows.
+    auto run = [&](const std::vector<std::size_t>& which) {
+      KvCache cache(backend, model->config(), dtype, 70, std::ssize(which));
+      std::vector<std::vector<double>> logits(which.size());
+      for (int step = 0; step < 3; ++step) {
+        std::vector<SequencePart> parts;
+        for (std::size_t j = 0; j < which.size(); ++j)
+          parts.push_back({std::ssize(which) - 1 - static_cast<std::int64_t>(j),
+                           step == 0 ? rows[which[j]].ids : std::vector<std::int32_t>{7}, -1});
+        const std::vector<double> all =
+            to_host_f64(model->next_logits(make_cached_batch(cache, parts), cache));
+        advance_cache(cache, parts);
+        for (std::size_t j = 0; j < which.size(); ++j)
+          logits[j].insert(logits[j].end(), all.begin() + static_cast<std::ptrdiff_t>(61 * j),
+                           all.begin() + static_cast<std::ptrdiff_t>(61 * (j + 1)));
+      }
+      return logits;
+    };
+    std::vector<std::size_t> all(rows.size());
+    std::iota(all.begin(), all.end(), 0);
+    const auto together = run(all);
+    for (std::size_t i = 0; i < rows.size(); ++i) CHECK(run({i})[0] == together[i]);
+  }
+}
+
+TEST_CASE("a batch that is filled again gives what a new one gives") {
+  auto backend = make_cpu_backend();
+  auto model = tiny_transformer(*backend, DType::F32);
+  KvCache cache(*backend, model->config(), DType::F32, 20, 2);
+  std::vector<SequencePart> parts{{0, {1, 2, 3}, -1}, {1, {4}, -1}};
+  model->next_logits(make_cached_batch(cache, parts), cache);
+  advance_cache(cache, parts);
+  std::vector<SequencePart> first{{0, {5}, -1}, {1, {6}, -1}}, second{{0, {7}, -1}, {1, {8}, -1}};
+  CachedBatch batch = make_cached_batch(cache, first);
+  model->next_logits(batch, cache);
+  advance_cache(cache, first);
+  const std::vector<float> want =
+      to_host<float>(model->next_logits(make_cached_batch(cache, second), cache));
+  refill_cached_batch(batch, cache, second);
+  CHECK(to_host<float>(model->next_logits(batch, cache)) == want);
+  CHECK_THROWS_AS(refill_cached_batch(batch, cache, parts), Error);
+}
+
+TEST_CASE("text leaves in whole characters and never contains a stop text") {
+  auto tokenizer = Tokenizer::from_folder(std::string(LK_TEST_DATA) + "/golden/peft/tiny");
+  const std::string text = "caf\xC3\xA9 \xE2\x82\xAC 5 \xF0\x9F\x98\x80 END of it";
+  const std::vector<std::int32_t> ids = tokenizer->encode(text);
+  REQUIRE(std::any_of(ids.begin(), ids.end(), [&](std::int32_t id) {  // characters come in pieces
+    const std::string bytes = tokenizer->token_text(id);
+    return utf8_valid_prefix(bytes) < bytes.size();
+  }));
+  for (const std::vector<std::string>& stop : std::vector<std::vector<std::string>>{
+           {}, {"END"}, {"zzz"}, {"EN of", "END o"}, {"\xE2\x82\xAC"}, {" it\n"}}) {
+    TextStream stream(*tokenizer, stop);
+    std::string out;
+    for (std::int32_t id : ids) {
+      const std::string piece = stream.push(id);
+      CHECK(utf8_valid_prefix(piece) == piece.size());
+      out += piece;
+      if (stream.stopped()) break;
+    }
+    if (!stream.stopped()) out += stream.finish();
+    std::size_t end = text.size();
+    for (const std::string& s : stop) end = std::min(end, text.find(s));
+    CHECK(out == text.substr(0, end));
+    CHECK(stream.stopped() == (end < text.size()));
+  }
+}
+
+TEST_CASE("a conversation keeps its history in the cache, and forgets it on reset") {
+  const std::string folder = std::string(LK_TEST_DATA) + "/golden/peft/tiny";
+  auto tokenizer = Tokenizer::from_folder(folder);
+  auto backend = make_cpu_backend(CpuMode::Reference);
+  ModelConfig config = tiny_config();
+  config.vocab_size = tokenizer->n_tokens();
+  config.max_position = 2048;
+  Transformer model(*backend, config, random_weights(*backend, config, DType::F64, 3), DType::F64,
+                    2048);
+  SamplingSettings sampling;
+  sampling.max_tokens = 12;
+  const ChatTemplate chat = ChatTemplate::choose("", "chatml");
+  Conversation talk(model, *tokenizer, chat, sampling, 400);
+  std::string streamed;
+  auto listen = [&](std::string_view piece) {
+    streamed += piece;
+    return true;
+  };
+  const Generation first = talk.reply("hello", listen);
+  CHECK(streamed == first.text);
+  CHECK(first.reused == 0);
+  const Generation second = talk.reply("and now?", {});
+  CHECK(second.reused > 0);
+  // The same from the beginning, without a cache that remembers.
+  const RenderedChat whole =
+      chat.render({{"user", "hello"}, talk.messages()[1], {"user", "and now?"}}, true);
+  GenerationRequest request{tokenizer->encode(whole.text, whole.content), sampling, -1};
+  CHECK(Generator(model, tokenizer.get()).run(std::span(&request, 1))[0].ids == second.ids);
+  const std::size_t turns = talk.messages().size();
+  CHECK_THROWS_AS(talk.reply(std::string(3000, 'x'), {}), UsageError);
+  CHECK(talk.messages().size() == turns);
+  talk.reset();
+  const Generation again = talk.reply("hello", {});
+  CHECK(again.text == first.text);
+  CHECK(again.reused == 0);
+}
+
+TEST_CASE("stop texts and callbacks end one sequence and leave the others alone") {
+  const std::string folder = std::string(LK_TEST_DATA) + "/golden/peft/tiny";
+  auto tokenizer = Tokenizer::from_folder(folder);
+  auto backend = make_cpu_backend();
+  ModelConfig config = tiny_config();
+  config.vocab_size = tokenizer->n_tokens();
+  Transformer model(*backend, config, random_weights(*backend, config, DType::F32, 3), DType::F32,
+                    256);
+  std::vector<GenerationRequest> requests(2);
+  for (auto& r : requests) {
+    r.prompt = tokenizer->encode("hello");
+    r.sampling.max_tokens = 30;
+    r.sampling.temperature = 1;
+  }
+  requests[1].sampling.seed = 1;
+  Generator generator(model, tokenizer.get());
+  const auto whole = generator.run(requests);
+  CHECK(tokenizer->decode(whole[0].ids) == whole[0].text);
+  REQUIRE(whole[0].text.size() > 8);
+  const std::string stop = whole[0].text.substr(4, 3);
+  requests[0].sampling.stop = {stop};
+  const auto cut = generator.run(requests);
+  CHECK(cut[0].stopped);
+  CHECK(cut[0].text == whole[0].text.substr(0, whole[0].text.find(stop)));
+  CHECK(cut[1].ids == whole[1].ids);
+  GenerationEvents events;
+  events.on_token = [](std::size_t request, std::int32_t) { return request != 1; };
+  const auto refused = generator.run(requests, events);
+  CHECK(refused[1].ids.size() == 1);
+  CHECK(!refused[1].stopped);
+  CHECK(refused[0].ids == cut[0].ids);
+  CHECK_THROWS_AS(Generator(model, nullptr).run(requests), UsageError);  // stop needs a tokenizer
 }

@@ -99,6 +99,16 @@ void norm_cases(std::vector<Case>& out) {
   out.push_back({"rmsnorm of one number, eps felt",
                  [=](Tape& t, const Vars& in) { return rmsnorm(t, in[0], one, 0.3); },
                  {rnd({1, 1}, 23)}});
+  const Weight head_gain = frozen({3}, 24), bias = frozen({9}, 25), one_bias = frozen({1}, 26);
+  out.push_back({"rmsnorm of each head",
+                 [=](Tape& t, const Vars& in) { return rmsnorm(t, in[0], head_gain, 1e-5); },
+                 {rnd({4, 9}, 27)}});
+  out.push_back({"layernorm",
+                 [=](Tape& t, const Vars& in) { return layernorm(t, in[0], gain, bias, 1e-5); },
+                 {rnd({4, 9}, 28)}});
+  out.push_back({"layernorm of one number: nothing passes",
+                 [=](Tape& t, const Vars& in) { return layernorm(t, in[0], one, one_bias, 0.3); },
+                 {rnd({2, 1}, 29)}});
   out.push_back({"rmsnorm of zeros",
                  [=](Tape& t, const Vars& in) { return rmsnorm(t, in[0], gain, 0.01); },
                  {tensor_from(reference(), DType::F64, {2, 9}, std::vector<double>(18, 0.0))}});
@@ -152,6 +162,17 @@ void swiglu_cases(std::vector<Case>& out) {
       {"swiglu where the sigmoid is flat",
        f,
        {tensor_from(reference(), DType::F64, {1, 4}, {-40, -12, 12, 40}), rnd({1, 4}, 74)}});
+  Function g = [](Tape& t, const Vars& in) { return geglu(t, in[0], in[1]); };
+  out.push_back({"geglu", g, {rnd({3, 5}, 76, 2.0), rnd({3, 5}, 77)}});
+  out.push_back({"geglu where the sigmoid is flat",
+                 g,
+                 {tensor_from(reference(), DType::F64, {1, 4}, {-9, -4, 4, 9}), rnd({1, 4}, 78)}});
+  out.push_back({"geglu, gate = up",
+                 [](Tape& t, const Vars& in) { return geglu(t, in[0], in[0]); },
+                 {rnd({2, 3}, 79)}});
+  Function h = [](Tape& t, const Vars& in) { return gelu(t, in[0]); };
+  out.push_back({"gelu", h, {rnd({3, 5}, 80, 2.0)}});
+  out.push_back({"gelu of one number", h, {rnd({1, 1}, 81)}});
   out.push_back({"swiglu, gate = up",
                  [](Tape& t, const Vars& in) { return swiglu(t, in[0], in[0]); },
                  {rnd({2, 3}, 75)}});

@@ -155,7 +155,8 @@ bool mentions(const std::string& message, const std::string& word) {
 
 TEST_CASE("load: folders, bit for bit") {
   auto backend = make_cpu_backend();
-  for (const char* name : {"tied_gqa", "mqa", "biases", "llama3_rope", "mistral_linear", "qwen2"}) {
+  for (const char* name : {"tied_gqa", "mqa", "biases", "llama3_rope", "mistral_linear", "qwen2",
+                           "mistral_window", "qwen2_window", "qwen3", "qwen3_odd"}) {
     CAPTURE(name);
     LoadedModel model = load_weights(*backend, kModels + name, DType::F32);
     auto reader = open_safetensors_model(kModels + name);
@@ -176,9 +177,64 @@ TEST_CASE("load: folders, bit for bit") {
   CHECK(backend->ledger().total().live_bytes == 0);
 }
 
+// What Hugging Face stores otherwise than we hold it.
+TEST_CASE("load: Gemma's gains get the 1 that is not stored, GPT-2's projections are turned") {
+  auto backend = make_cpu_backend();
+  for (const char* name : {"gemma3", "gpt2", "gpt2_odd"}) {
+    CAPTURE(name);
+    LoadedModel model = load_weights(*backend, kModels + name, DType::F32);
+    auto reader = open_safetensors_model(kModels + name);
+    auto weights = all_weights(model.weights);
+    CHECK(weights.size() == reader->names().size());
+    int changed = 0;
+    for (const std::string& tensor : reader->names()) {
+      std::vector<float> want = read_all(*reader, tensor);
+      const Shape shape = reader->shape(tensor);
+      if (tensor.find("norm") != std::string::npos) {
+        for (float& v : want) v += 1.0f;
+        ++changed;
+      }
+      if (tensor.find(".c_") != std::string::npos && shape.rank() == 2) {
+        std::vector<float> turned;
+        for (std::int64_t j = 0; j < shape[1]; ++j)
+          for (std::int64_t i = 0; i < shape[0]; ++i)
+            turned.push_back(want[static_cast<std::size_t>(i * shape[1] + j)]);
+        want = turned;
+        ++changed;
+      }
+      REQUIRE_MESSAGE(weights.count(tensor), tensor);
+      CHECK_MESSAGE(same_bits(weights[tensor], want), tensor);
+    }
+    CHECK(changed == (name[1] == 'e' ? 7 * 6 + 1 : 2 * 4));
+    CHECK(backend->ledger()[Tag::Weights].live_bytes == 4 * model.config.n_parameters());
+    CHECK(model.weights.tied());
+  }
+}
+
+TEST_CASE("load: GPT-2's first files lack a prefix and carry masks") {
+  Folder old("gpt2");
+  auto backend = make_cpu_backend();
+  const std::string want =
+      weights_sha256(*backend, load_weights(*backend, kModels + "gpt2", DType::F32).weights);
+  std::map<std::string, SafetensorsEntry> renamed;
+  for (auto& [name, entry] : old.tensors) {
+    entry.name = name.substr(std::string("transformer.").size());
+    renamed[entry.name] = entry;
+  }
+  old.tensors = renamed;
+  for (int layer = 0; layer < 2; ++layer) {
+    const std::string mask = concat("h.", layer, ".attn.bias");
+    old.tensors[mask] = {mask, {1, 1, 4, 4}, std::vector<float>(16, 1.0f)};
+  }
+  CHECK(weights_sha256(*backend, load_weights(*backend, old.write(), DType::F32).weights) == want);
+  old.tensors["h.0.attn.c_attn.weight"].shape = {48, 16};
+  CHECK(mentions(old.refusal(), "h.0.attn.c_attn.weight"));
+}
+
 TEST_CASE("load: GGUF twins give the same weights, q and k rows put back") {
   auto backend = make_cpu_backend();
-  for (const char* twin : {"tied_gqa.bf16", "biases.f16", "llama3_rope.bf16", "qwen2.f32"}) {
+  for (const char* twin : {"tied_gqa.bf16", "biases.f16", "llama3_rope.bf16", "qwen2.f32",
+                           "qwen3.bf16", "gemma3.bf16", "gpt2.bf16"}) {
     CAPTURE(twin);
     std::string name = twin;
     LoadedModel gguf = load_weights(*backend, kModels + name + ".gguf", DType::F32);
@@ -575,6 +631,13 @@ TEST_CASE("GGUF names") {
   CHECK(gguf_name("model.layers.0.mlp.gate_proj.bias") == "blk.0.ffn_gate.bias");
   CHECK(gguf_name("lm_head.weight") == "output.weight");
   CHECK_THROWS_AS(gguf_name("model.layers.0.self_attn.rotary_emb.inv_freq"), Error);
+  const Family &gemma = *find_family("gemma3_text"), &gpt2 = *find_family("gpt2");
+  CHECK(gguf_name("model.layers.3.post_attention_layernorm.weight", gemma) ==
+        "blk.3.post_attention_norm.weight");
+  CHECK(gguf_name("model.layers.3.pre_feedforward_layernorm.weight", gemma) ==
+        "blk.3.ffn_norm.weight");
+  CHECK(gguf_name("transformer.h.11.attn.c_attn.bias", gpt2) == "blk.11.attn_qkv.bias");
+  CHECK(gguf_name("transformer.wpe.weight", gpt2) == "position_embd.weight");
   CHECK_THROWS_AS(gguf_name("model.layers."), Error);
 }
 

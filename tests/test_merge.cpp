@@ -60,7 +60,7 @@ std::vector<double> merged_f64(const std::string& module,
       const AdapterFile file = open_adapter(adapter.folder);
       const auto& targets = file.config.targets;
       if (std::find(targets.begin(), targets.end(), module) == targets.end()) continue;
-      const LoraFactors f = read_factors(file, module, slot.shape[0], slot.shape[1]);
+      const HostFactors f = read_factors(file, module, slot.shape[0], slot.shape[1]);
       for (std::int64_t o = 0; o < f.out; ++o)
         for (std::int64_t i = 0; i < f.in; ++i)
           for (std::int64_t k = 0; k < f.rank; ++k)
@@ -95,9 +95,9 @@ std::string changed_adapter(const ScratchFolder& scratch, const std::string& key
 
 TEST_CASE("update_rows is the sum of s B A, any rows of it, against F64") {
   const std::int64_t out = 37, in = 53;
-  std::vector<LoraFactors> factors;
+  std::vector<HostFactors> factors;
   for (std::int64_t rank : {1, 5}) {
-    LoraFactors f{rank, in, out, rank == 1 ? -0.7 : 1.3, {}, {}};
+    HostFactors f{rank, in, out, rank == 1 ? -0.7 : 1.3, {}, {}};
     for (double v : random_values(rank * in, 3 + static_cast<unsigned>(rank)))
       f.a.push_back(static_cast<float>(v));
     for (double v : random_values(out * rank, 9 + static_cast<unsigned>(rank)))
@@ -110,7 +110,7 @@ TEST_CASE("update_rows is the sum of s B A, any rows of it, against F64") {
     for (std::int64_t o = begin; o < end; ++o)
       for (std::int64_t i = 0; i < in; ++i) {
         double want = 0, size = 0;
-        for (const LoraFactors& f : factors)
+        for (const HostFactors& f : factors)
           for (std::int64_t k = 0; k < f.rank; ++k) {
             const double term = f.scale * f.b[static_cast<std::size_t>(o * f.rank + k)] *
                                 f.a[static_cast<std::size_t>(k * in + i)];
@@ -417,7 +417,7 @@ TEST_CASE(
   CHECK(file.get_string("adapter.type") == "lora");
   CHECK(file.get_float("adapter.lora.alpha") == 16);
   CHECK(file.names().size() == 28);
-  const LoraFactors q =
+  const HostFactors q =
       read_factors(open_adapter(kAdapter), "model.layers.1.self_attn.q_proj", 64, 64);
   std::vector<float> a(q.a.size()), b(q.b.size());
   CHECK(file.shape("blk.1.attn_q.weight.lora_a") == Shape{8, 64});

@@ -377,6 +377,51 @@ TEST_CASE("cuda: linear with a frozen weight") {
       }
 }
 
+TEST_CASE("cuda: a row of a frozen product has the same bits for 1 to 8 rows") {
+  LK_NEEDS_GPU();
+  for (DType t : kDTypes)
+    for (auto [N, K] : {std::pair<std::int64_t, std::int64_t>{33, 64}, {576, 1536}, {1, 4096}}) {
+      Tensor x = random_tensor(gpu(), t, {8, K}, 1);
+      Weight w("w", random_tensor(gpu(), t, {N, K}, 2));
+      Tensor all = gpu().empty(Tag::Workspace, t, {8, N});
+      gpu().linear_forward(all, x, w);
+      for (std::int64_t rows = 1; rows < 8; ++rows) {
+        Tensor y = gpu().empty(Tag::Workspace, t, {rows, N});
+        gpu().linear_forward(y, x.slice_rows(0, rows), w);
+        CHECK(to_host_f64(y) == to_host_f64(all.slice_rows(0, rows)));
+      }
+    }
+}
+
+TEST_CASE("cuda: many adapters in one batch") {
+  LK_NEEDS_GPU();
+  const std::vector<std::int32_t> offsets{0, 1, 1, 6, 8, 40}, which{2, 0, 1, -1, 0};
+  for (DType t : kDTypes)
+    for (Layout l : kLayouts)
+      for (auto [N, K] : {std::pair<std::int64_t, std::int64_t>{33, 70}, {192, 576}, {2048, 64}}) {
+        Results r = compare(concat("lora_segments ", N, "x", K), t, l, [&](const Side& s) {
+          auto factors = [&](std::int64_t rank, unsigned seed, float scale) {
+            auto values = [&](std::int64_t cols, unsigned more) {
+              return tensor_from(s.backend, s.dtype, {rank, cols},
+                                 rounded(random_values(rank * cols, seed + more), s.rounded));
+            };
+            return LoraFactors{values(K, 0), values(N, 1), scale};
+          };
+          LoraTable table =
+              make_lora_table(s.backend, {factors(5, 1, 2.0f), factors(16, 3, 0.5f), {}});
+          Guarded x = numbers(s, 40, K, 5), y = numbers(s, 40, N, 6);
+          s.backend.lora_segments(y, x, table, make_segments(s.backend, offsets),
+                                  {which, indices(s, which)});
+          return std::vector<Guarded>{y};
+        });
+        // scale sum_r (sum_k |x| |a|) |b|, with |.| of a normal number 0.8 on average and rarely
+        // above 4; both sums and the last addition in F32.
+        const double magnitude = 2 * 16 * static_cast<double>(K) * 4;
+        check_close(r.got[0], r.want[0], unit_roundoff(t),
+                    {0x1p-24 * static_cast<double>(K + 17) * magnitude}, "lora_segments");
+      }
+}
+
 TEST_CASE("cuda: adding a zero product changes no bit") {
   LK_NEEDS_GPU();
   for (DType t : kDTypes)
@@ -425,6 +470,60 @@ TEST_CASE("cuda: rmsnorm") {
       }
       check_close(r.got[2], r.want[2], mode == GradMode::Skip ? 0 : u, f32_slack(8, size),
                   label("rmsnorm dx", t, rows, cols, l));
+    }
+  });
+}
+
+TEST_CASE("cuda: layernorm") {
+  LK_NEEDS_GPU();
+  everywhere([](DType t, Layout l, std::int64_t rows, std::int64_t cols) {
+    for (GradMode mode : kModes) {
+      Results r = compare("layernorm", t, l, [&](const Side& s) {
+        Guarded y = numbers(s, rows, cols, 1), x = numbers(s, rows, cols, 2),
+                mean = statistics(s, rows, 1, 3), rstd = statistics(s, rows, 1, 7),
+                dx = numbers(s, rows, cols, 4), dy = numbers(s, rows, cols, 5);
+        auto given = [&](double v) {
+          return Guarded(
+              s.backend, s.stat(), rows, 1, kContiguous,
+              rounded(std::vector<double>(static_cast<std::size_t>(rows), v), DType::F32));
+        };
+        Guarded given_mean = given(0.25), given_rstd = given(0.9);
+        Weight gain = frozen(s, {cols}, 6), bias = frozen(s, {cols}, 8);
+        s.backend.layernorm_forward(y, mean.vector(), rstd.vector(), x, gain, bias, 0.01);
+        s.backend.layernorm_backward(dx, mode, dy, x, gain, given_mean.vector(),
+                                     given_rstd.vector());
+        return std::vector<Guarded>{y, mean, rstd, dx};
+      });
+      double u = unit_roundoff(t);
+      std::vector<double> x = magnitudes(t, rows * cols, 2), gain = magnitudes(t, cols, 6),
+                          bias = magnitudes(t, cols, 8), dy = magnitudes(t, rows * cols, 5);
+      // y: (x - mean) rstd gain + bias, where rstd <= 10; the mean is off by an ulp of mean |x|.
+      std::vector<double> size_y, size_mean, size = magnitudes(t, rows * cols, 4);
+      for (std::int64_t i = 0; i < rows; ++i) {
+        double mean = 0, mean_g = 0, dot = 0;
+        for (std::int64_t j = 0; j < cols; ++j) {
+          const double n = static_cast<double>(cols), g = dy[i * cols + j] * gain[j];
+          mean += x[i * cols + j] / n;
+          mean_g += g / n;
+          dot += g * (x[i * cols + j] + 0.25) * 0.9 / n;
+        }
+        size_mean.push_back(mean);
+        for (std::int64_t j = 0; j < cols; ++j) {
+          const double v = x[i * cols + j];
+          size_y.push_back((v + mean) * (1 + (v + mean)) * std::min(r.want[2][i], 10.0) * gain[j] +
+                           bias[j]);
+          size[i * cols + j] +=
+              0.9 * (dy[i * cols + j] * gain[j] + mean_g + (v + 0.25) * 0.9 * dot);
+        }
+      }
+      check_close(r.got[1], r.want[1], 0, f32_slack(8, size_mean),
+                  label("layernorm mean", t, rows, cols, l));
+      check_close(r.got[2], r.want[2], 0, f32_slack(64, r.want[2]),
+                  label("layernorm rstd", t, rows, cols, l));
+      check_close(r.got[0], r.want[0], u, f32_slack(16, size_y),
+                  label("layernorm y", t, rows, cols, l));
+      check_close(r.got[3], r.want[3], mode == GradMode::Skip ? 0 : u, f32_slack(8, size),
+                  label("layernorm dx", t, rows, cols, l));
     }
   });
 }
@@ -547,6 +646,47 @@ TEST_CASE("cuda: swiglu's backward into LoRA's factor") {
       }
 }
 
+TEST_CASE("cuda: geglu and gelu") {
+  LK_NEEDS_GPU();
+  everywhere([](DType t, Layout l, std::int64_t rows, std::int64_t cols) {
+    for (GradMode mode : kModes) {
+      Results r = compare("geglu", t, l, [&](const Side& s) {
+        Guarded y = numbers(s, rows, cols, 1), gate = numbers(s, rows, cols, 2, 2.0),
+                up = numbers(s, rows, cols, 3), dgate = numbers(s, rows, cols, 4),
+                dup = numbers(s, rows, cols, 5), dy = numbers(s, rows, cols, 6),
+                alone = numbers(s, rows, cols, 7), dx = numbers(s, rows, cols, 8);
+        s.backend.geglu_forward(y, gate, up);
+        s.backend.geglu_backward(dgate, dup, dy, gate, up);
+        s.backend.gelu_forward(alone, gate);
+        s.backend.gelu_backward(dx, mode, dy, gate);
+        s.backend.geglu_backward(gate, up, dy, gate, up);  // in place
+        return std::vector<Guarded>{y, dgate, dup, alone, dx, gate, up};
+      });
+      double u = unit_roundoff(t);
+      std::vector<double> gate = magnitudes(t, rows * cols, 2, 2.0),
+                          up = magnitudes(t, rows * cols, 3), dy = magnitudes(t, rows * cols, 6),
+                          dx = magnitudes(t, rows * cols, 8), value(gate), slope(gate);
+      // z is off by a few ulps of |z|, which the sigmoid's own fall keeps below a half in all.
+      for (std::size_t i = 0; i < gate.size(); ++i) {
+        value[i] = gate[i] * up[i];
+        slope[i] = dy[i] * up[i] * (1 + gate[i]);
+        dx[i] += dy[i] * (1 + gate[i]);
+      }
+      std::vector<double> dup(gate);
+      for (std::size_t i = 0; i < gate.size(); ++i) dup[i] = gate[i] * dy[i];
+      check_close(r.got[0], r.want[0], u, f32_slack(8, value), label("geglu y", t, rows, cols, l));
+      check_close(r.got[1], r.want[1], u, f32_slack(16, slope),
+                  label("geglu dgate", t, rows, cols, l));
+      check_close(r.got[2], r.want[2], u, f32_slack(8, dup), label("geglu dup", t, rows, cols, l));
+      check_close(r.got[3], r.want[3], u, f32_slack(8, gate), label("gelu y", t, rows, cols, l));
+      check_close(r.got[4], r.want[4], mode == GradMode::Skip ? 0 : u, f32_slack(16, dx),
+                  label("gelu dx", t, rows, cols, l));
+      CHECK(r.got[5] == r.got[1]);
+      CHECK(r.got[6] == r.got[2]);
+    }
+  });
+}
+
 TEST_CASE("cuda: swiglu far from zero") {
   LK_NEEDS_GPU();
   std::vector<double> gate = {-1e4, -200, -90, -30, 0, 30, 90, 200, 1e4};
@@ -577,11 +717,14 @@ TEST_CASE("cuda: rows are moved bit for bit") {
             s.backend.gather_rows(y, x, some);
             s.backend.scatter_rows(dx, mode, numbers(s, 4, cols, 5), some);
             s.backend.embedding_forward(e, frozen(s, {11, cols}, 6), repeated);
-            return std::vector<Guarded>{y, dx, e};
+            Guarded put = numbers(s, 11, cols, 7);
+            s.backend.put_rows(put, numbers(s, 4, cols, 5), some);
+            return std::vector<Guarded>{y, dx, e, put};
           });
           CHECK(r.got[0] == r.want[0]);
           CHECK(r.got[1] == rounded(r.want[1], t));
           CHECK(r.got[2] == r.want[2]);
+          CHECK(r.got[3] == r.want[3]);
         }
 }
 

@@ -280,6 +280,57 @@ TEST_CASE("cuda: attention with a key/value cache") {
               {.dtype = t, .head_dim = head_dim, .window = window, .q_offsets = q, .k_offsets = k});
 }
 
+TEST_CASE("cuda: decoding from slots of a cache, alone and together, recorded or not") {
+  LK_NEEDS_GPU();
+  for (DType t : {DType::F32, DType::BF16})
+    for (int window : {0, 20, 300})
+      for (auto [heads, kv_heads] : {std::pair{6, 6}, {9, 3}, {16, 1}})
+        for (int head_dim : {32, 64, 128, 256}) {
+          const std::int64_t slots = 4, capacity = 600;
+          const std::vector<std::int32_t> begins{1200, 0, 600}, ends{1201, 600, 1150};
+          const AttentionShape shape{heads, kv_heads, head_dim,
+                                     static_cast<float>(1 / std::sqrt(head_dim)), window};
+          auto run = [&](const Side& s, const std::vector<std::size_t>& which) {
+            Guarded k = numbers(s, slots * capacity, kv_heads * head_dim, 2),
+                    v = numbers(s, slots * capacity, kv_heads * head_dim, 3);
+            Guarded all = numbers(s, 3, heads * head_dim, 1);
+            const std::int64_t n = std::ssize(which);
+            std::vector<std::int32_t> offsets{0};
+            KeyRows rows;
+            Guarded q = numbers(s, n, heads * head_dim, 8), o = numbers(s, n, heads * head_dim, 4),
+                    lse = statistics(s, heads, n, 5);
+            for (std::int64_t i = 0; i < n; ++i) {
+              const std::size_t from = which[static_cast<std::size_t>(i)];
+              s.backend.copy(q.matrix().slice_rows(i, i + 1),
+                             all.matrix().slice_rows(static_cast<std::int64_t>(from),
+                                                     static_cast<std::int64_t>(from) + 1));
+              offsets.push_back(static_cast<std::int32_t>(i) + 1);
+              rows.begins.push_back(begins[from]), rows.ends.push_back(ends[from]);
+            }
+            rows.device_begins = indices(s, rows.begins), rows.device_ends = indices(s, rows.ends);
+            rows.most = capacity;
+            s.backend.attention_forward(o, lse, q, k, v, shape, make_segments(s.backend, offsets),
+                                        rows);
+            return std::vector<Guarded>{o, lse};
+          };
+          const std::string what = concat("decode ", dtype_name(t), " H ", heads, " G ", kv_heads,
+                                          " D ", head_dim, " window ", window);
+          Results r = compare(what, t, kContiguous, [&](const Side& s) {
+            return run(s, {0, 1, 2});
+          });
+          // sum p |v| is at most the largest |v|, which is below 6.
+          Setup a{.dtype = t, .head_dim = head_dim, .q_offsets = {0}, .k_offsets = {}};
+          check_close(r.got[0], r.want[0], unit_roundoff(t), {6 * a.epsilon()}, what + " o");
+          check_close(r.got[1], r.want[1], 0x1p-23, {0x1p-24 * (16 + 16 * std::sqrt(head_dim))},
+                      what + " lse");
+          for (std::size_t i = 0; i < 3; ++i) {
+            const std::vector<double> alone = run({gpu(), t, t, kContiguous}, {i})[0].values(what);
+            const auto begin = r.got[0].begin() + static_cast<std::ptrdiff_t>(i * alone.size());
+            CHECK(alone == std::vector<double>(begin, begin + std::ssize(alone)));
+          }
+        }
+}
+
 TEST_CASE("cuda: attention of no rows") {
   LK_NEEDS_GPU();
   for (DType t : {DType::F32, DType::BF16})

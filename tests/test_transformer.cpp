@@ -68,6 +68,14 @@ void check_tiny(const std::string& device, const std::string& path, const std::s
               {kLogits * largest}, path + " on " + device);
   CHECK(mean_loss(*model, integers(file, "ids")) ==
         doctest::Approx(numbers(file, "nll")[0]).epsilon(1e-5));
+  if (!file.has("greedy")) return;
+  // With a KV cache, across the window's edge.
+  std::vector<std::int32_t> ids = integers(file, "ids");
+  ids.resize(70);
+  SamplingSettings settings;
+  settings.max_tokens = 32;
+  CHECK(numbers(file, "greedy_margin")[0] > 2 * kLogits * largest);
+  CHECK(generate(*model, ids, settings).ids == integers(file, "greedy"));
 }
 
 void check_smollm2(const std::string& device, const std::string& path) {
@@ -122,6 +130,24 @@ TEST_CASE("tiny models of every kind: logits and loss as transformers has them")
     check_tiny(device, "llama3_rope.bf16.gguf", "llama3_rope");
     check_tiny(device, "qwen2.f32.gguf", "qwen2");
   }
+}
+
+TEST_CASE("every family: logits, loss and greedy tokens with a KV cache as transformers has them") {
+  for (const std::string& device :
+       n_gpus() ? std::vector<std::string>{"cpu", "cuda:0"} : std::vector<std::string>{"cpu"}) {
+    for (const char* name : {"mistral_window", "qwen2_window", "qwen3", "qwen3_odd", "gemma3",
+                             "gemma3_odd", "gpt2", "gpt2_odd"})
+      check_tiny(device, name, name);
+    for (const char* name : {"qwen3", "gemma3", "gpt2"})
+      check_tiny(device, std::string(name) + ".bf16.gguf", name);
+  }
+}
+
+TEST_CASE("a model with learned positions refuses longer sequences") {
+  std::unique_ptr<Backend> backend = open_device("cpu");
+  LoadedModel loaded = load_weights(*backend, kModels + "gpt2", DType::F32);
+  CHECK_THROWS_AS(Transformer(*backend, loaded.config, std::move(loaded.weights), DType::F32, 321),
+                  UsageError);
 }
 
 TEST_CASE("SmolLM2 as GGUF on the CPU: logits of 20 texts and 64 greedy tokens") {

@@ -1,10 +1,11 @@
-// generate: continue a prompt with a model, with or without an adapter.
+// generate: continue prompts with a model, with or without adapters; or talk to it.
 #include <cstdio>
 
 #include "io/json.h"
 #include "lora/inference.h"
 #include "nn/generate.h"
 #include "program.h"
+#include "talk.h"
 #include "text/chat_template.h"
 #include "text/jsonl.h"
 
@@ -16,82 +17,128 @@ struct Settings {
   InferenceSettings inference;
   std::optional<std::string> prompt;
   std::string prompts, chat_template;
+  std::vector<std::string> adapters;
   SamplingSettings sampling;
+  std::int64_t batch = 16;
   bool chat = false, json = false;
 };
 
-// The prompts themselves: --prompt, or the "prompt" of each line of --prompts.
-std::vector<std::string> read_prompts(const Settings& s) {
-  if (s.prompt) return {*s.prompt};
-  std::vector<std::string> prompts;
+// One row of --prompts; `where` for errors.
+struct Prompt {
+  std::string text, adapter, where;
+};
+
+// --prompt, or {"prompt": text, "adapter": name or null} of each line of --prompts.
+std::vector<Prompt> read_prompts(const Settings& s) {
+  if (s.prompt) return {{*s.prompt, "", ""}};
+  std::vector<Prompt> prompts;
   for_each_json_line(s.prompts, [&](const Json& row, const std::string& where) {
-    prompts.push_back(json_string(row, "prompt", where));
+    const bool named = row.contains("adapter") && !row["adapter"].is_null();
+    prompts.push_back({json_string(row, "prompt", where),
+                       named ? json_string(row, "adapter", where) : "", where});
+    if (named && prompts.back().adapter.empty())
+      throw InputError(where + ": \"adapter\" is empty; null means none");
     return true;
   });
   if (prompts.empty()) throw InputError(s.prompts + ": no prompts");
   return prompts;
 }
 
-std::vector<std::int32_t> encode(const Settings& s, const Tokenizer& tokenizer,
-                                 const std::string& prompt) {
-  if (!s.chat) return tokenizer.encode(prompt);
-  ChatTemplate chat = ChatTemplate::choose(tokenizer, s.chat_template);
-  RenderedChat text = chat.render({{"user", prompt}}, true);
-  return tokenizer.encode(text.text, text.content);
+void report_adapters(const InferenceModel& m, std::int64_t batch) {
+  if (!m.adapters) return;
+  for (const AdapterSet::Info& a : m.adapters->adapters())
+    program::message(concat("adapter ", a.name, ": rank ", a.rank, ", ", a.modules, " modules, ",
+                            a.bytes >> 10, " KiB"));
+  program::message(concat("another adapter for each of ", batch, " prompts takes ",
+                          1e3 * m.adapters->switch_seconds(batch), " ms"));
 }
 
-void answer(const Settings& s, InferenceModel& m, const std::string& prompt, bool stream) {
-  std::vector<std::int32_t> ids = encode(s, *m.tokenizer, prompt), seen;
-  std::size_t printed = 0;
-  auto on_token = [&](std::int32_t id) {
-    if (!stream) return true;
-    seen.push_back(id);
-    std::string text = m.tokenizer->decode(seen);
-    // A character may span tokens: wait for the rest of it.
-    if (text.ends_with("\xEF\xBF\xBD")) return true;
-    std::fwrite(text.data() + printed, 1, text.size() - printed, stdout);
-    std::fflush(stdout);
-    printed = text.size();
-    return true;
-  };
-  Generation g = generate(*m.model, ids, s.sampling, on_token);
-  std::string text = m.tokenizer->decode(g.ids);
-  if (s.json) {
-    const double decoded = static_cast<double>(g.ids.size());
-    OrderedJson out = {{"prompt", prompt},
-                       {"ids", g.ids},
-                       {"text", text},
-                       {"stopped", g.stopped},
-                       {"prompt_tokens", ids.size()},
-                       {"prefill_tokens_per_second",
-                        static_cast<double>(ids.size()) / std::max(g.prefill_seconds, 1e-9)},
-                       {"tokens_per_second",
-                        decoded > 1 ? (decoded - 1) / std::max(g.decode_seconds, 1e-9) : 0.0}};
-    std::printf("%s\n", out.dump(-1, ' ', false, OrderedJson::error_handler_t::replace).c_str());
-    return;
+OrderedJson as_json(const Prompt& p, std::size_t n_prompt, const Generation& g) {
+  const double n = static_cast<double>(g.ids.size());
+  OrderedJson out = {{"prompt", p.text},
+                     {"ids", g.ids},
+                     {"text", g.text},
+                     {"stopped", g.stopped},
+                     {"prompt_tokens", n_prompt},
+                     {"prefill_tokens_per_second",
+                      static_cast<double>(n_prompt) / std::max(g.prefill_seconds, 1e-9)},
+                     {"tokens_per_second", n > 1 ? (n - 1) / std::max(g.decode_seconds, 1e-9) : 0}};
+  if (!p.adapter.empty()) out["adapter"] = p.adapter;
+  return out;
+}
+
+bool write(std::string_view text) {
+  std::fwrite(text.data(), 1, text.size(), stdout);
+  std::fflush(stdout);
+  return true;
+}
+
+void answer_all(const Settings& s, InferenceModel& m, const std::vector<Prompt>& prompts) {
+  std::vector<GenerationRequest> requests;
+  for (const Prompt& p : prompts) {
+    std::vector<std::int32_t> ids;
+    if (s.chat) {
+      const ChatTemplate chat = ChatTemplate::choose(*m.tokenizer, s.chat_template);
+      const RenderedChat text = chat.render({{"user", p.text}}, true);
+      ids = m.tokenizer->encode(text.text, text.content);
+    } else {
+      ids = m.tokenizer->encode(p.text);
+    }
+    requests.push_back(
+        {std::move(ids), s.sampling, find_adapter(m, p.adapter, p.where + ": \"adapter\"")});
   }
-  if (stream) text.erase(0, std::min(printed, text.size()));
-  std::printf("%s\n", text.c_str());
+  const bool stream = !s.json && prompts.size() == 1;
+  std::vector<const Generation*> done(prompts.size());
+  std::size_t printed = 0;
+  GenerationEvents events;
+  if (stream) events.on_text = [](std::size_t, std::string_view text) { return write(text); };
+  events.on_done = [&](std::size_t i, const Generation& g) {
+    done[i] = &g;
+    for (; printed < done.size() && done[printed]; ++printed) {  // in the order of the prompts
+      const Generation& next = *done[printed];
+      const auto replace = OrderedJson::error_handler_t::replace;
+      if (s.json)
+        write(as_json(prompts[printed], requests[printed].prompt.size(), next)
+                  .dump(-1, ' ', false, replace));
+      else if (!stream)
+        write(next.text);
+      write("\n");
+    }
+  };
+  Generator(*m.model, m.tokenizer.get(), {.max_batch = s.batch}).run(requests, events);
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app("Continue a prompt. Only the continuation goes to stdout.", "generate");
+  CLI::App app("Continue prompts. Only the continuations go to stdout.", "generate");
   Settings s;
   const auto& whole = program::whole_number();
   const auto& real = program::real_number();
   app.add_option("--model", s.inference.model, ".gguf file or Hugging Face folder")->required();
-  app.add_option("--adapter", s.inference.adapter, "PEFT folder");
+  app.add_option("--adapter", s.adapters,
+                 "PEFT folder for all prompts; or name=FOLDER, as often as you like, for prompts "
+                 "with {\"adapter\": name}")
+      ->allow_extra_args(false);
   auto* prompt = app.add_option("--prompt", s.prompt, "text to continue");
   auto* prompts = app.add_option("--prompts", s.prompts, ".jsonl with {\"prompt\": ...} rows");
   prompt->excludes(prompts);
+  app.add_option("--batch", s.batch, "prompts at a time")->check(whole)->capture_default_str();
   app.add_option("--max-tokens", s.sampling.max_tokens, "at most this many")->check(whole);
   app.add_option("--temperature", s.sampling.temperature, "0 is greedy")->check(real);
   app.add_option("--top-k", s.sampling.top_k, "sample among the k likeliest")->check(whole);
   app.add_option("--top-p", s.sampling.top_p, "sample among the likeliest p")->check(real);
-  app.add_option("--seed", s.sampling.seed, "of sampling")->check(whole);
-  app.add_flag("--chat", s.chat, "wrap the prompt in the model's chat template");
+  app.add_option("--min-p", s.sampling.min_p, "only tokens with p times the largest probability")
+      ->check(real);
+  app.add_option("--repetition-penalty", s.sampling.repetition_penalty,
+                 "divides the logits of tokens that were there; 1 is none")
+      ->check(real);
+  app.add_option("--seed", s.sampling.seed, "of sampling, the same for each prompt")->check(whole);
+  app.add_option("--stop", s.sampling.stop, "end before this text; may be given several times")
+      ->allow_extra_args(false);
+  app.add_flag("--chat", s.chat,
+               "wrap the prompt in the model's chat template; without a prompt: a conversation, "
+               "lines from stdin, /reset and /exit");
   app.add_option("--template", s.chat_template, "chat template by name");
   app.add_flag("--json", s.json, "one object per prompt: ids, text, speed");
   app.add_option("--device", s.inference.device, "auto, cpu, cuda:0")->capture_default_str();
@@ -101,15 +148,21 @@ int main(int argc, char** argv) {
                  "auto, quantised (as the file has them, CPU only), dense")
       ->capture_default_str();
   return program::run(app, argc, argv, [&] {
-    if (!s.prompt && s.prompts.empty()) throw UsageError("give --prompt TEXT or --prompts FILE");
-    if (s.sampling.max_tokens < 1) throw UsageError("--max-tokens must be at least 1");
-    if (s.sampling.temperature < 0 || s.sampling.top_k < 0 || s.sampling.top_p <= 0 ||
-        s.sampling.top_p > 1)
-      throw UsageError("--temperature and --top-k must not be negative, --top-p in (0, 1]");
-    std::vector<std::string> prompts_text = read_prompts(s);
+    const bool conversation = s.chat && !s.prompt && s.prompts.empty();
+    if (!conversation && !s.prompt && s.prompts.empty())
+      throw UsageError("give --prompt TEXT or --prompts FILE, or --chat for a conversation");
+    if (s.batch < 1) throw UsageError("--batch must be at least 1");
+    check_sampling(s.sampling);
+    set_adapters(s.adapters, s.inference);
+    std::vector<Prompt> rows;
+    if (!conversation) rows = read_prompts(s);
     InferenceModel m = open_inference(s.inference);
     s.sampling.stop_ids = m.tokenizer->stop_ids();
-    for (const std::string& p : prompts_text) answer(s, m, p, !s.json && prompts_text.size() == 1);
+    report_adapters(m, std::min(s.batch, std::max<std::int64_t>(1, std::ssize(rows))));
+    if (conversation)
+      program::talk(m, s.sampling, s.chat_template);
+    else
+      answer_all(s, m, rows);
     return 0;
   });
 }

@@ -56,7 +56,8 @@ Var fused_swiglu_linear_onto(Tape& tape, const Var& h, const Var& gate_up, const
                              std::int64_t margin);
 
 // attention (see ops.h) of rope(q), rope(k) and v, which lie side by side in qkv (T,(H+2G)*D). The
-// forward turns q and k in place: nothing else may read qkv's value.
+// forward turns q and k in place: nothing else may read qkv's value. Without a table (undefined)
+// nothing is turned: a model with learned positions.
 Var fused_attention(Tape& tape, const Var& qkv, const Tensor& rope_table, const Tensor& positions,
                     const AttentionShape& shape, const Segments& segments, std::int64_t margin);
 

@@ -23,8 +23,12 @@ Var linear(Tape& tape, const Var& x, const Weight& w, const Weight* bias = nullp
 // y (T,N) = alpha x (T,K) wᵀ; w (N,K) trainable
 Var linear(Tape& tape, const Var& x, Parameter& w, double alpha = 1.0);
 
-// y = x * rstd * gain; gain (C) frozen
+// y = x * rstd * gain; gain (C) frozen. A gain (D) with C = heads * D norms every D columns by
+// themselves (per head).
 Var rmsnorm(Tape& tape, const Var& x, const Weight& gain, double eps);
+
+// y = (x - mean) * rstd * gain + bias; gain, bias (C) frozen
+Var layernorm(Tape& tape, const Var& x, const Weight& gain, const Weight& bias, double eps);
 
 // Rotary positions on every head of x (T, heads*D); table as in Backend::rope
 Var rope(Tape& tape, const Var& x, const Tensor& table, const Tensor& positions, int head_dim);
@@ -35,6 +39,11 @@ Var attention(Tape& tape, const Var& q, const Var& k, const Var& v, const Attent
 
 // y = silu(gate) * up, all (T,F)
 Var swiglu(Tape& tape, const Var& gate, const Var& up);
+
+// y = gelu(gate) * up by tanh, all (T,F)
+Var geglu(Tape& tape, const Var& gate, const Var& up);
+// y = gelu(x) by tanh
+Var gelu(Tape& tape, const Var& x);
 
 // y = a + b, with a's margin
 Var add(Tape& tape, const Var& a, const Var& b);

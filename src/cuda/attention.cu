@@ -1,6 +1,7 @@
 // Attention's entry points: which kernels a call gets, and delta, the row sums that backward starts
 // from.
 //
+// One query a document: attention_decode.cu.
 // BF16 with 16-byte aligned rows: tensor cores; head sizes 64 and 128 on a GPU of compute
 // capability 9.0 by wgmma (attention_forward_wgmma.cu, attention_backward_wgmma.cu), up to 128
 // elsewhere by mma.sync (attention_forward.cu, attention_backward.cu). Everything else: FP32
@@ -63,10 +64,11 @@ bool suits_wgmma(int head_dim) { return (head_dim == 64 || head_dim == 128) && h
 
 void CudaBackend::attention_forward(const Tensor& o, const Tensor& lse, const Tensor& q,
                                     const Tensor& k, const Tensor& v, const AttentionShape& shape,
-                                    const Segments& q_seg, const Segments& k_seg) {
+                                    const Segments& q_seg, const KeyRows& k_rows) {
   if (q_seg.total() == 0) return;
-  AttentionForward a{o, lse, q, k, v, shape, q_seg, k_seg};
+  AttentionForward a{o, lse, q, k, v, shape, q_seg, k_rows};
   cudaStream_t s = stream();
+  if (attention_decode(a, *this, s)) return;
   bool few_queries = q_seg.total() < 32 * q_seg.count();  // decoding: most of a tile is empty
   if (!suits_tensor_cores(shape.head_dim, q, k, v, o))
     attention_forward_plain(a, s);

@@ -69,11 +69,11 @@ __global__ void __launch_bounds__(kThreads, 2)
       reinterpret_cast<float*>(shared + 6 * kTileBytes<D>);  // [stage][lse, delta][kRows]
 
   DocumentTile tile;
-  if (!find_tile(in.k_offsets, in.n_documents, kRows, blockIdx.y, tile)) return;
+  if (!find_tile(in.q_offsets, in.n_documents, kRows, blockIdx.y, tile)) return;
   int kv_head = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int g = lane / 4, t = lane % 4;
   int n_rows = min(kRows, tile.length - tile.begin);
-  i64 row0 = in.k_offsets[tile.document];  // of the document: queries and keys are the same rows
+  i64 row0 = in.q_offsets[tile.document];  // of the document: queries and keys are the same rows
   i64 kv_col = static_cast<i64>(kv_head) * in.head_dim;
   k_tile.template load_async<kRows, kThreads>(in.k.at(row0 + tile.begin, kv_col), in.k.ld, n_rows,
                                               in.head_dim);

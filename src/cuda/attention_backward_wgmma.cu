@@ -112,9 +112,9 @@ __global__ void __launch_bounds__(KvPass<D>::kThreads, kBlocks<D>)
   constexpr std::uint32_t kNumbers = 2 * Passing::kBytes;  // in a stage: lse, delta
 
   DocumentTile tile;
-  if (!find_tile(in.k_offsets, in.n_documents, kRows, blockIdx.y, tile)) return;
+  if (!find_tile(in.q_offsets, in.n_documents, kRows, blockIdx.y, tile)) return;
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  int row0 = in.k_offsets[tile.document];  // of the document: queries and keys are the same rows
+  int row0 = in.q_offsets[tile.document];  // of the document: queries and keys are the same rows
   i64 own_row = static_cast<i64>(row0) + tile.begin, kv_col = static_cast<i64>(blockIdx.x) * D;
   int n_rows = min(kRows, tile.length - tile.begin);
   k_tile.template load_async<P::kThreads>(in.k.at(own_row, kv_col), in.k.ld, n_rows);

@@ -43,8 +43,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   int head = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int g = lane / 4, t = lane % 4;
   int n_rows = min(kQueries, tile.length - tile.begin);
-  int k_begin = in.k_offsets[tile.document];
-  int n_keys = in.k_offsets[tile.document + 1] - k_begin, shift = n_keys - tile.length;
+  int k_begin = in.k_begins[tile.document];
+  int n_keys = in.k_ends[tile.document] - k_begin, shift = n_keys - tile.length;
   i64 q_row = static_cast<i64>(in.q_offsets[tile.document]) + tile.begin;
   const __nv_bfloat16* q = in.q.at(q_row, static_cast<i64>(head) * in.head_dim);
   const __nv_bfloat16* k = in.k.at(k_begin, static_cast<i64>(head / in.group) * in.head_dim);
@@ -180,7 +180,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 void attention_forward_mma(const AttentionForward& a, cudaStream_t stream) {
   dim3 grid = grid_of(a.shape.n_heads, tile_slots(a.q_seg.total(), a.q_seg.count(), kQueries));
-  auto in = attention_inputs<bf16>(a.q, a.k, a.v, a.shape, a.q_seg, a.k_seg);
+  auto in = attention_inputs<bf16>(a.q, a.k, a.v, a.shape, a.q_seg, a.k_rows);
   auto go = [&]<int D>() {
     launch("attention_forward", attention_forward_kernel<D>, grid, dim3(kThreads), kSharedBytes<D>,
            stream, in, matrix<bf16>(a.o), a.lse.data<float>());

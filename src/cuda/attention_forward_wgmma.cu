@@ -53,8 +53,8 @@ __global__ void __launch_bounds__(Plan<D>::kThreads, Plan<D>::kBlocks)
   int head = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int g = lane / 4, t = lane % 4;
   int n_rows = min(kQueries, tile.length - tile.begin);
-  int k_begin = in.k_offsets[tile.document];
-  int n_keys = in.k_offsets[tile.document + 1] - k_begin, shift = n_keys - tile.length;
+  int k_begin = in.k_begins[tile.document];
+  int n_keys = in.k_ends[tile.document] - k_begin, shift = n_keys - tile.length;
   i64 q_row = static_cast<i64>(in.q_offsets[tile.document]) + tile.begin;
   i64 q_col = static_cast<i64>(head) * D, kv_col = static_cast<i64>(head / in.group) * D;
   KeyRange range = keys_seen(tile.begin, tile.begin + n_rows - 1, shift, in.window, n_keys);
@@ -187,7 +187,7 @@ __global__ void __launch_bounds__(Plan<D>::kThreads, Plan<D>::kBlocks)
 }  // namespace
 
 void attention_forward_wgmma(const AttentionForward& a, cudaStream_t stream) {
-  auto in = attention_inputs<bf16>(a.q, a.k, a.v, a.shape, a.q_seg, a.k_seg);
+  auto in = attention_inputs<bf16>(a.q, a.k, a.v, a.shape, a.q_seg, a.k_rows);
   auto go = [&]<int D>() {
     dim3 grid =
         grid_of(a.shape.n_heads, tile_slots(a.q_seg.total(), a.q_seg.count(), Plan<D>::kQueries));

@@ -137,8 +137,8 @@ __global__ void __launch_bounds__(kThreads)
   auto p = reinterpret_cast<float(*)[R + 1]>(v_tile.data + R * pitch);
 
   int head = blockIdx.x, n_rows = min(R, tile.length - tile.begin);
-  i64 k_row = in.k_offsets[tile.document];
-  int n_keys = in.k_offsets[tile.document + 1] - static_cast<int>(k_row);
+  i64 k_row = in.k_begins[tile.document];
+  int n_keys = in.k_ends[tile.document] - static_cast<int>(k_row);
   int shift = n_keys - tile.length;
   i64 q_row = static_cast<i64>(in.q_offsets[tile.document]) + tile.begin;
   i64 q_col = static_cast<i64>(head) * d, kv_col = static_cast<i64>(head / in.group) * d;
@@ -203,7 +203,7 @@ __global__ void __launch_bounds__(kThreads)
                              const float* lse, const float* delta, Matrix<T> dk, Matrix<T> dv) {
   extern __shared__ __align__(16) float plain_shared[];
   DocumentTile tile;
-  if (!find_tile(in.k_offsets, in.n_documents, R, blockIdx.y, tile)) return;
+  if (!find_tile(in.q_offsets, in.n_documents, R, blockIdx.y, tile)) return;
   int d = in.head_dim, pitch = pitch_of(d), tx = threadIdx.x % 16, ty = threadIdx.x / 16;
   PlainTile<R> k_tile{plain_shared, pitch}, v_tile{k_tile.data + R * pitch, pitch};
   PlainTile<R> q_tile{v_tile.data + R * pitch, pitch}, dout_tile{q_tile.data + R * pitch, pitch};
@@ -211,7 +211,7 @@ __global__ void __launch_bounds__(kThreads)
   auto ds = p + R;
 
   int kv_head = blockIdx.x, n_rows = min(R, tile.length - tile.begin);
-  i64 row0 = in.k_offsets[tile.document], kv_col = static_cast<i64>(kv_head) * d;
+  i64 row0 = in.q_offsets[tile.document], kv_col = static_cast<i64>(kv_head) * d;
   k_tile.load(in.k, row0 + tile.begin, kv_col, n_rows, d);
   v_tile.load(in.v, row0 + tile.begin, kv_col, n_rows, d);
   KeyRange range = queries_seeing(tile.begin, tile.begin + n_rows - 1, in.window, tile.length);
@@ -321,7 +321,7 @@ void attention_forward_plain(const AttentionForward& a, cudaStream_t stream) {
     launch("attention_forward_plain", plain_forward_kernel<device_t<T>, R>,
            grid_of(a.shape.n_heads, tile_slots(a.q_seg.total(), a.q_seg.count(), R)),
            dim3(kThreads), shared_bytes<R>(d, 3, 1), stream,
-           attention_inputs<T>(a.q, a.k, a.v, a.shape, a.q_seg, a.k_seg), matrix<T>(a.o),
+           attention_inputs<T>(a.q, a.k, a.v, a.shape, a.q_seg, a.k_rows), matrix<T>(a.o),
            a.lse.data<float>());
   });
 }

@@ -44,7 +44,7 @@ __device__ __forceinline__ bool find_tile(const int* offsets, int n_documents, i
 template <class T>
 struct AttentionInputs {
   Matrix<const T> q, k, v;
-  const int *q_offsets, *k_offsets;
+  const int *q_offsets, *k_begins, *k_ends;  // of documents; see Segments, KeyRows
   int n_documents;
   int group;  // query heads per key/value head
   int head_dim, window;
@@ -74,12 +74,13 @@ __device__ __forceinline__ KeyRange queries_seeing(int first, int last, int wind
 template <class T>
 AttentionInputs<device_t<T>> attention_inputs(const Tensor& q, const Tensor& k, const Tensor& v,
                                               const AttentionShape& shape, const Segments& q_seg,
-                                              const Segments& k_seg) {
+                                              const KeyRows& k_rows) {
   return {.q = const_matrix<T>(q),
           .k = const_matrix<T>(k),
           .v = const_matrix<T>(v),
           .q_offsets = q_seg.offsets.data<std::int32_t>(),
-          .k_offsets = k_seg.offsets.data<std::int32_t>(),
+          .k_begins = k_rows.device_begins.data<std::int32_t>(),
+          .k_ends = k_rows.device_ends.data<std::int32_t>(),
           .n_documents = static_cast<int>(q_seg.count()),
           .group = shape.n_heads / shape.n_kv_heads,
           .head_dim = shape.head_dim,
@@ -93,7 +94,8 @@ AttentionInputs<device_t<T>> attention_inputs(const Tensor& q, const Tensor& k, 
 struct AttentionForward {
   const Tensor &o, &lse, &q, &k, &v;
   const AttentionShape& shape;
-  const Segments &q_seg, &k_seg;
+  const Segments& q_seg;
+  const KeyRows& k_rows;
 };
 struct AttentionBackward {
   const Tensor &dq, &dk, &dv, &dout, &q, &k, &v, &lse, &delta;
@@ -101,6 +103,8 @@ struct AttentionBackward {
   const Segments& seg;
   const Rotation* rotation;  // for wgmma's alone: dq and dk are turned back by it, unless null
 };
+// One query a document, every document with keys; else false, with nothing done.
+bool attention_decode(const AttentionForward& a, Backend& backend, cudaStream_t stream);
 void attention_forward_wgmma(const AttentionForward& a, cudaStream_t stream);
 void attention_backward_wgmma(const AttentionBackward& a, cudaStream_t stream);
 void attention_forward_mma(const AttentionForward& a, cudaStream_t stream);

@@ -58,11 +58,19 @@ class CudaBackend final : public Backend {
   void matmul_nn(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
                  const Tensor& b) override;
 
+  // lora_segments.cu
+  void lora_segments(const Tensor& y, const Tensor& x, const LoraTable& table,
+                     const Segments& documents, const RowVariants& variants) override;
+
   // norm.cu
   void rmsnorm_forward(const Tensor& y, const Tensor& rstd, const Tensor& x, const Weight& gain,
                        double eps) override;
   void rmsnorm_backward(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& x,
                         const Weight& gain, const Tensor& rstd) override;
+  void layernorm_forward(const Tensor& y, const Tensor& mean, const Tensor& rstd, const Tensor& x,
+                         const Weight& gain, const Weight& bias, double eps) override;
+  void layernorm_backward(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& x,
+                          const Weight& gain, const Tensor& mean, const Tensor& rstd) override;
 
   // rope.cu
   void rope(const Tensor& y, GradMode mode, const Tensor& x, const Tensor& table,
@@ -71,7 +79,7 @@ class CudaBackend final : public Backend {
   // attention.cu
   void attention_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k,
                          const Tensor& v, const AttentionShape& shape, const Segments& q_seg,
-                         const Segments& k_seg) override;
+                         const KeyRows& k_rows) override;
   void attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout,
                           const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o,
                           const Tensor& lse, const AttentionShape& shape,
@@ -87,10 +95,18 @@ class CudaBackend final : public Backend {
   void swiglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) override;
   void swiglu_backward(const Tensor& y, const Tensor& dgate, const Tensor& dup, const Tensor& dy,
                        const Tensor& gate, const Tensor& up) override;
+  void geglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) override;
+  void geglu_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy, const Tensor& gate,
+                      const Tensor& up) override;
+
+  // gelu.cu
+  void gelu_forward(const Tensor& y, const Tensor& x) override;
+  void gelu_backward(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& x) override;
 
   // embedding.cu
   void embedding_forward(const Tensor& y, const Weight& table, const Tensor& ids) override;
   void gather_rows(const Tensor& y, const Tensor& x, const Tensor& rows) override;
+  void put_rows(const Tensor& y, const Tensor& x, const Tensor& rows) override;
   void scatter_rows(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& rows) override;
 
   // loss.cu
@@ -126,6 +142,8 @@ class CudaBackend final : public Backend {
                           const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o,
                           const Tensor& lse, const AttentionShape& shape, const Segments& seg,
                           const Rotation* rotation);
+
+  void scatter(const Tensor& y, bool accumulate, const Tensor& x, const Tensor& rows);
 
   // The stream, with this backend's GPU made current for the calling thread.
   cudaStream_t stream() const;

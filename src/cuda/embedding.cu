@@ -56,19 +56,28 @@ void CudaBackend::gather_rows(const Tensor& y, const Tensor& x, const Tensor& ro
   });
 }
 
+// y[rows] (+)= x
+void CudaBackend::scatter(const Tensor& y, bool accumulate, const Tensor& x, const Tensor& rows) {
+  dispatch_device(y.dtype(), [&]<class T>() {
+    auto go = [&]<int N>() {
+      launch_rowwise("scatter_rows", rows.numel(), y.cols(), stream(),
+                     ScatterOp<device_t<T>, N>{matrix<T>(y), const_matrix<T>(x),
+                                               rows.data<std::int32_t>(), accumulate});
+    };
+    constexpr int kN = 16 / static_cast<int>(sizeof(T));
+    packable(kN, y.cols(), y, x) ? go.template operator()<kN>() : go.template operator()<1>();
+  });
+}
+
+void CudaBackend::put_rows(const Tensor& y, const Tensor& x, const Tensor& rows) {
+  scatter(y, false, x, rows);
+}
+
 void CudaBackend::scatter_rows(const Tensor& dx, GradMode mode, const Tensor& dy,
                                const Tensor& rows) {
   if (mode == GradMode::Skip) return;
   if (mode == GradMode::Write) fill(dx, 0.0);
-  dispatch_device(dx.dtype(), [&]<class T>() {
-    auto go = [&]<int N>() {
-      launch_rowwise("scatter_rows", rows.numel(), dx.cols(), stream(),
-                     ScatterOp<device_t<T>, N>{matrix<T>(dx), const_matrix<T>(dy),
-                                               rows.data<std::int32_t>(), mode == GradMode::Add});
-    };
-    constexpr int kN = 16 / static_cast<int>(sizeof(T));
-    packable(kN, dx.cols(), dx, dy) ? go.template operator()<kN>() : go.template operator()<1>();
-  });
+  scatter(dx, mode == GradMode::Add, dy, rows);
 }
 
 }  // namespace lk

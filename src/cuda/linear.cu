@@ -1,5 +1,6 @@
-// Matrix products: LoRA's short inner dimensions go to linear_skinny.cu, the rest to cuBLASLt, and
-// what that refuses to our own tiles, here.
+// Matrix products: a frozen matrix and a few rows go to linear_few.cu, LoRA's short inner
+// dimensions go to linear_skinny.cu, the rest to cuBLASLt, and what that refuses to our own tiles,
+// here.
 //
 // Shapes     c (M,N) (+)= alpha op(a) (M,K) op(b) (K,N); every operand with its own row stride
 // Forms      nt: x wᵀ (forward)   nn: dy w (backward into x)   tn: aᵀ b (weight gradients, K
@@ -23,6 +24,7 @@
 // Limits     no tensor cores: at rank 7 about 30 % of bandwidth, where cuBLASLt reaches 75 to 83 %
 //            at rank 8
 #include "cuda/cuda_backend.h"
+#include "cuda/linear_few.h"
 #include "cuda/linear_skinny.h"
 #include "cuda/pack.cuh"
 #include "cuda/rowwise.cuh"
@@ -190,7 +192,8 @@ void* CudaBackend::blas_workspace() {
 void CudaBackend::prepare_linear(Weight&) {}
 
 void CudaBackend::linear_forward(const Tensor& y, const Tensor& x, const Weight& w) {
-  gemm(y, GradMode::Write, 1.0, x, false, w.values(), true);
+  if (!linear_few_rows(y, x, w.values(), stream()))
+    gemm(y, GradMode::Write, 1.0, x, false, w.values(), true);
 }
 
 void CudaBackend::linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,

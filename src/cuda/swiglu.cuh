@@ -1,22 +1,27 @@
-// SwiGLU's arithmetic, for every kernel that does it.
+// The arithmetic of gated units, for every kernel that does it.
 #pragma once
+
+#include "cuda/activation.cuh"
 
 namespace lk {
 
-__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
-
-// d holds dy, g gate and u up; they become y = silu(gate) * up, dgate and dup.
-template <int N>
-__device__ __forceinline__ void swiglu_gradients(float (&d)[N], float (&g)[N], float (&u)[N]) {
+// d holds dy, g gate and u up; they become y = act(gate) * up, dgate and dup.
+template <class Act, int N>
+__device__ __forceinline__ void glu_gradients(float (&d)[N], float (&g)[N], float (&u)[N]) {
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    float s = sigmoid(g[i]);
-    float silu = g[i] * s, dg = d[i] * u[i] * s * (1.0f + g[i] * (1.0f - s));
-    float du = d[i] * silu;
-    d[i] = silu * u[i];
+    float s = sigmoid(Act::z(g[i]));
+    float act = g[i] * s, dg = d[i] * u[i] * s * (1.0f + g[i] * Act::dz(g[i]) * (1.0f - s));
+    float du = d[i] * act;
+    d[i] = act * u[i];
     u[i] = du;
     g[i] = dg;
   }
+}
+
+template <int N>
+__device__ __forceinline__ void swiglu_gradients(float (&d)[N], float (&g)[N], float (&u)[N]) {
+  glu_gradients<Silu>(d, g, u);
 }
 
 }  // namespace lk

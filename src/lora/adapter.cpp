@@ -23,10 +23,13 @@ Adapter::Adapter(Transformer& model, const LoraConfig& config) : model_(model), 
     std::unique_ptr<LinearMap>* map;
   };
   std::vector<Chosen> chosen;
+  std::vector<std::string> names;  // what there is, for the message
   // First choose and check everything, then change the model: a refused target leaves it as it was.
   model.visit_sites([&](const std::string& path, std::size_t, Site,
                         std::unique_ptr<LinearMap>& map) {
     const std::uint32_t site = n_sites++;
+    std::string name = path.substr(path.rfind('.') + 1);
+    if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
     bool wanted = all;
     for (const std::string& t : config.targets) {
       if (!target_matches(path, t)) continue;
@@ -41,11 +44,12 @@ Adapter::Adapter(Transformer& model, const LoraConfig& config) : model_(model), 
       throw UsageError(concat("--rank ", config.shape.rank, ": ", path, " allows 1 to ", limit));
     chosen.push_back({path, site, &map});
   });
-  if (!unmatched.empty())
-    throw UsageError(
-        concat("--targets: '", *unmatched.begin(),
-               "' matches no module; there are q_proj, k_proj, v_proj, o_proj, gate_proj, "
-               "up_proj, down_proj, or all-linear"));
+  if (!unmatched.empty()) {
+    std::string known;
+    for (const std::string& name : names) known += name + ", ";
+    throw UsageError(concat("--targets: '", *unmatched.begin(), "' matches no module; there are ",
+                            known, "or all-linear"));
+  }
   for (Chosen& c : chosen) {
     std::unique_ptr<FrozenLinear> base(static_cast<FrozenLinear*>(c.map->release()));
     auto lora = std::make_unique<LoraLinear>(model.backend(), c.path, c.site, std::move(base),

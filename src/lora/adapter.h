@@ -26,6 +26,7 @@ class Adapter {
   Adapter& operator=(const Adapter&) = delete;
 
   const LoraConfig& config() const { return config_; }
+  const ModelConfig& model_config() const { return model_.config(); }
   const std::vector<LoraLinear*>& layers() const { return layers_; }
   // A and B of every layer, in running order.
   std::vector<Parameter*> parameters() const;

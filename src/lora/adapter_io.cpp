@@ -35,7 +35,7 @@ void refuse_unless_neutral(const Json& config, const std::string& where) {
        {"use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform",
         "layer_replication", "lora_bias", "target_parameters", "trainable_token_indices",
         "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config",
-        "fan_in_fan_out", "velora_config", "monteclora_config"}) {
+        "velora_config", "monteclora_config"}) {
     if (config.contains(key) && !neutral(config[key]))
       throw InputError(concat(where, ": ", key, " = ", config[key].dump(),
                               " is not supported: only plain LoRA matrices are"));
@@ -72,6 +72,8 @@ AdapterFile open_adapter(const std::string& folder) {
   if (std::string type = json_string(config, "peft_type", config_path); type != "LORA")
     throw InputError(concat(config_path, ": peft_type \"", type, "\" is not supported, only LORA"));
   refuse_unless_neutral(config, config_path);
+  // How the base's file stores its matrices; PEFT's own are (R,in) and (out,R) either way.
+  json_bool_or(config, "fan_in_fan_out", false, config_path);
 
   AdapterFile file;
   file.folder = folder;
@@ -127,8 +129,10 @@ namespace {
 // Every module of the file is a projection of the model, and large enough for the rank.
 void check_modules(Transformer& model, const AdapterFile& file, const std::string& path) {
   std::set<std::string> unknown(file.config.targets.begin(), file.config.targets.end());
+  std::string first;
   model.visit_sites(
       [&](const std::string& module, std::size_t, Site, std::unique_ptr<LinearMap>& map) {
+        if (first.empty()) first = module;
         if (!unknown.erase(module)) return;
         if (file.config.shape.rank > std::min(map->in_features(), map->out_features()))
           throw InputError(concat(path, ": ", module, " is ", map->out_features(), " x ",
@@ -137,8 +141,41 @@ void check_modules(Transformer& model, const AdapterFile& file, const std::strin
       });
   if (!unknown.empty())
     throw InputError(concat(path, ": '", *unknown.begin(),
-                            "' is no module of this model; its modules are called "
-                            "model.layers.0.self_attn.q_proj and so on"));
+                            "' is no module of this model; its modules are called ", first,
+                            " and so on"));
+}
+
+// A tensor of the file, checked.
+std::vector<float> read_matrix(SafetensorsFile& weights, const std::string& key, const Shape& shape,
+                               const std::string& path) {
+  if (!weights.has(key)) throw InputError(concat(path, ": tensor '", key, "' is missing"));
+  if (!(weights.shape(key) == shape))
+    throw InputError(concat(path, ": ", key, " has shape ", weights.shape(key).str(),
+                            ", this model needs ", shape.str()));
+  std::vector<float> values(static_cast<std::size_t>(shape.numel()));
+  weights.read_rows(key, 0, shape[0], values.data());
+  for (std::size_t i = 0; i < values.size(); ++i)
+    if (!std::isfinite(values[i]))
+      throw InputError(concat(path, ": ", key, " holds a non-finite value at element ", i));
+  return values;
+}
+
+bool any_nonzero(const std::vector<float>& values) {
+  return std::any_of(values.begin(), values.end(), [](float v) { return v != 0; });
+}
+
+void upload_values(const Tensor& t, const std::vector<float>& values) {
+  dispatch_float(t.dtype(), [&]<class T>() {
+    const std::vector<T> raw(values.begin(), values.end());
+    t.backend().upload(t, raw.data(), raw.size() * sizeof(T));
+  });
+}
+
+// Values as a matrix of a floating dtype on the device.
+Tensor upload_as(Backend& backend, DType dtype, Shape shape, const std::vector<float>& values) {
+  Tensor t = backend.empty(Tag::Params, dtype, shape);
+  upload_values(t, values);
+  return t;
 }
 
 void fill(Adapter& adapter, const std::string& path, bool allow_untrained) {
@@ -149,18 +186,9 @@ void fill(Adapter& adapter, const std::string& path, bool allow_untrained) {
   for (LoraLinear* layer : adapter.layers()) {
     for (Parameter* p : {&layer->a(), &layer->b()}) {
       const std::string key = kPrefix + p->name();
-      if (!weights.has(key)) throw InputError(concat(path, ": tensor '", key, "' is missing"));
-      if (!(weights.shape(key) == p->shape()))
-        throw InputError(concat(path, ": ", key, " has shape ", weights.shape(key).str(),
-                                ", this model needs ", p->shape().str()));
-      std::vector<float> values(static_cast<std::size_t>(p->numel()));
-      weights.read_rows(key, 0, p->shape()[0], values.data());
-      for (std::size_t i = 0; i < values.size(); ++i)
-        if (!std::isfinite(values[i]))
-          throw InputError(concat(path, ": ", key, " holds a non-finite value at element ", i));
-      if (p == &layer->b())
-        moved = moved || std::any_of(values.begin(), values.end(), [](float v) { return v != 0; });
-      p->value().backend().upload(p->value(), values.data(), values.size() * sizeof(float));
+      const std::vector<float> values = read_matrix(weights, key, p->shape(), path);
+      if (p == &layer->b()) moved = moved || any_nonzero(values);
+      upload_values(p->value(), values);
       p->refresh();
       unused.erase(key);
     }
@@ -174,12 +202,12 @@ void fill(Adapter& adapter, const std::string& path, bool allow_untrained) {
 
 }  // namespace
 
-LoraFactors read_factors(const AdapterFile& file, const std::string& module, std::int64_t out,
+HostFactors read_factors(const AdapterFile& file, const std::string& module, std::int64_t out,
                          std::int64_t in) {
   const std::string path = file.folder + "/" + kWeightsName;
   SafetensorsFile weights(path);
   const LoraShape& shape = file.config.shape;
-  LoraFactors f{shape.rank, in, out, shape.scale(), {}, {}};
+  HostFactors f{shape.rank, in, out, shape.scale(), {}, {}};
   auto read = [&](char which, Shape wanted, std::vector<float>& values) {
     const std::string key = concat(kPrefix, module, ".lora_", which, ".weight");
     if (Shape s = weights.shape(key); !(s == wanted))
@@ -205,6 +233,35 @@ std::unique_ptr<Adapter> attach_adapter(Transformer& model, const AdapterFile& f
   return adapter;
 }
 
+std::map<std::string, LoraFactors> load_factors(Transformer& model, const AdapterFile& file) {
+  const std::string path = file.folder + "/" + kWeightsName;
+  check_modules(model, file, path);
+  SafetensorsFile weights(path);
+  const std::int64_t R = file.config.shape.rank;
+  const std::set<std::string> targets(file.config.targets.begin(), file.config.targets.end());
+  std::map<std::string, LoraFactors> factors;
+  bool moved = false;
+  model.visit_sites([&](const std::string& module, std::size_t, Site,
+                        std::unique_ptr<LinearMap>& map) {
+    if (!targets.count(module)) return;
+    const std::int64_t K = map->in_features(), N = map->out_features();
+    const std::string key = kPrefix + module;
+    const std::vector<float> a = read_matrix(weights, key + ".lora_A.weight", {R, K}, path);
+    const std::vector<float> b = read_matrix(weights, key + ".lora_B.weight", {N, R}, path);
+    moved = moved || any_nonzero(b);
+    std::vector<float> b_t(b.size());
+    for (std::int64_t n = 0; n < N; ++n)
+      for (std::int64_t r = 0; r < R; ++r)
+        b_t[static_cast<std::size_t>(r * N + n)] = b[static_cast<std::size_t>(n * R + r)];
+    Backend& backend = model.backend();
+    const DType dtype = model.compute_dtype();
+    factors[module] = {upload_as(backend, dtype, {R, K}, a), upload_as(backend, dtype, {R, N}, b_t),
+                       static_cast<float>(file.config.shape.scale())};
+  });
+  if (!moved) throw InputError(path + ": every lora_B is zero: this adapter was never trained");
+  return factors;
+}
+
 void save_adapter(const std::string& folder, const Adapter& adapter, const std::string& base_model,
                   const std::string& base_fingerprint) {
   const LoraShape& shape = adapter.config().shape;
@@ -222,7 +279,7 @@ void save_adapter(const std::string& folder, const Adapter& adapter, const std::
                  {"lora_dropout", shape.dropout},
                  {"target_modules", adapter.target_modules()},
                  {"bias", "none"},
-                 {"fan_in_fan_out", false},
+                 {"fan_in_fan_out", family_of(adapter.model_config()).conv1d},
                  {"inference_mode", true},
                  {"init_lora_weights", true},
                  {"use_rslora", false},

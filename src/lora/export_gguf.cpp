@@ -32,7 +32,7 @@ GgufAdapter export_gguf_adapter(const std::string& model, const std::string& fol
     if (!slot.linear) continue;
     const std::string module = slot.name.substr(0, slot.name.rfind('.'));
     if (std::erase(left, module) == 0) continue;
-    LoraFactors f = read_factors(file, module, slot.shape[0], slot.shape[1]);
+    HostFactors f = read_factors(file, module, slot.shape[0], slot.shape[1]);
     if (architecture == "llama" && has_rotary_rows(slot.name)) {
       std::vector<float> rows(f.b.size());
       halves_to_pairs(f.b, base.config().head_dim, f.rank, rows.data());

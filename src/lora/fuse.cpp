@@ -49,11 +49,17 @@ FusedLinear join(Transformer& model, std::size_t layer, const std::vector<Member
   return f;
 }
 
+// The shape of block that apply_fused computes: LLaMA's, whatever its biases and windows.
+bool fits(const ModelConfig& c) {
+  return c.norm == NormKind::Rms && c.mlp == MlpKind::SwiGlu && !c.sandwich_norms && !c.qk_norm &&
+         !c.joined_qkv && !c.learned_positions && c.local_rope_theta == 0;
+}
+
 }  // namespace
 
 bool fuse_projections(Transformer& model, Adapter& adapter) {
   const LoraShape& shape = adapter.config().shape;
-  if (shape.dropout > 0) return false;
+  if (shape.dropout > 0 || !fits(model.config())) return false;
   std::vector<std::array<Member, kSiteCount>> layers;
   model.visit_sites(
       [&](const std::string&, std::size_t layer, Site site, std::unique_ptr<LinearMap>& map) {

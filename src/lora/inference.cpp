@@ -26,7 +26,25 @@ WeightStorage parse_storage(const InferenceSettings& s, const Backend& backend) 
   return WeightStorage::Quantised;
 }
 
+void check_base(const AdapterFile& file, const std::string& fingerprint, const std::string& model) {
+  if (!file.base_fingerprint.empty() && file.base_fingerprint != fingerprint)
+    throw InputError(concat(file.folder,
+                            "/adapter_config.json: lorikeet_base_sha256: the adapter "
+                            "was trained on another base model (",
+                            file.base_fingerprint, "), ", model, " is ", fingerprint));
+}
+
 }  // namespace
+
+void set_adapters(const std::vector<std::string>& flags, InferenceSettings& settings) {
+  // A folder may have '=' in its path, but not before its first '/'.
+  auto named = [](const std::string& text) { return text.find('=') < text.find('/'); };
+  if (flags.size() == 1 && !named(flags[0])) {
+    settings.adapter = flags[0];
+    return;
+  }
+  settings.named_adapters = flags;
+}
 
 InferenceModel open_inference(const InferenceSettings& settings) {
   InferenceModel m;
@@ -35,6 +53,15 @@ InferenceModel open_inference(const InferenceSettings& settings) {
   const WeightStorage storage = parse_storage(settings, *m.backend);
   std::optional<AdapterFile> file;  // a bad adapter is found before the model is read
   if (!settings.adapter.empty()) file = open_adapter(settings.adapter);
+  if (file && !settings.named_adapters.empty())
+    throw UsageError("--adapter: either one folder for all prompts or name=folder each time");
+  std::vector<std::pair<std::string, AdapterFile>> named;
+  for (const std::string& text : settings.named_adapters) {
+    const std::size_t equals = text.find('=');
+    if (equals == std::string::npos || equals == 0)
+      throw UsageError(concat("--adapter ", text, ": give name=folder, or one folder alone"));
+    named.emplace_back(text.substr(0, equals), open_adapter(text.substr(equals + 1)));
+  }
   LoadedModel loaded = load_model(*m.backend, settings.model, dtype, {}, storage);
   if (settings.weights == "quantised") {
     bool any = false;
@@ -46,12 +73,8 @@ InferenceModel open_inference(const InferenceSettings& settings) {
   }
   m.tokenizer = std::move(loaded.tokenizer);
   m.fingerprint = loaded.fingerprint;
-  if (file && !file->base_fingerprint.empty() && file->base_fingerprint != loaded.fingerprint)
-    throw InputError(concat(settings.adapter,
-                            "/adapter_config.json: lorikeet_base_sha256: the adapter "
-                            "was trained on another base model (",
-                            file->base_fingerprint, "), ", settings.model, " is ",
-                            loaded.fingerprint));
+  if (file) check_base(*file, loaded.fingerprint, settings.model);
+  for (const auto& [name, one] : named) check_base(one, loaded.fingerprint, settings.model);
   std::int64_t positions = settings.max_positions;
   if (positions <= 0) positions = std::min<std::int64_t>(loaded.config.max_position, 8192);
   if (positions > loaded.config.max_position)
@@ -66,7 +89,19 @@ InferenceModel open_inference(const InferenceSettings& settings) {
     log_line(settings.log, concat(settings.adapter, ": rank ", file->config.shape.rank, ", ",
                                   m.adapter->n_parameters(), " parameters"));
   }
+  if (!named.empty()) {
+    m.adapters = std::make_unique<AdapterSet>(*m.model);
+    for (const auto& [name, one] : named) m.adapters->add(name, one);
+  }
   return m;
+}
+
+std::int32_t find_adapter(const InferenceModel& m, const std::string& name,
+                          const std::string& where) {
+  if (name.empty()) return -1;
+  const std::int32_t variant = m.adapters ? m.adapters->find(name) : -1;
+  if (variant < 0) throw InputError(concat(where, ": no --adapter is called '", name, "'"));
+  return variant;
 }
 
 }  // namespace lk

@@ -4,8 +4,10 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "lora/adapter.h"
+#include "lora/adapter_set.h"
 #include "nn/transformer.h"
 #include "tensor/log.h"
 #include "text/tokenizer.h"
@@ -14,6 +16,8 @@ namespace lk {
 
 struct InferenceSettings {
   std::string model, adapter;  // adapter: PEFT folder, may be empty
+  // Adapters to choose from, each "name=PEFT folder"; not together with `adapter`.
+  std::vector<std::string> named_adapters;
   std::string device = "auto", dtype = "auto";
   // How weights are held: "dense", "quantised" (as the file has them; refused where nothing can
   // be), or "auto": quantised where the backend can, if dtype is "auto" too.
@@ -27,11 +31,19 @@ struct InferenceModel {
   std::unique_ptr<Tokenizer> tokenizer;
   std::string fingerprint;
   std::unique_ptr<Transformer> model;
-  std::unique_ptr<Adapter> adapter;  // null without one
+  std::unique_ptr<Adapter> adapter;      // null without one
+  std::unique_ptr<AdapterSet> adapters;  // null without named ones
 };
+
+// The values of --adapter: one folder for everything, or name=folder each. Throws UsageError.
+void set_adapters(const std::vector<std::string>& flags, InferenceSettings& settings);
 
 // Throws InputError, UsageError, IoError, OutOfMemoryError.
 InferenceModel open_inference(const InferenceSettings& settings);
+
+// The variant that `name` stands for, -1 for "". Throws InputError naming `where` if there is none.
+std::int32_t find_adapter(const InferenceModel& m, const std::string& name,
+                          const std::string& where);
 
 // --dtype: auto (what the device prefers), f32 or bf16. Throws UsageError.
 DType parse_compute_dtype(const std::string& name, const Backend& backend);

@@ -74,7 +74,7 @@ void unmerge(const MergeSettings& settings, const std::string& base, MergeListen
 
 // u (rows [begin, end) of the (out, in) matrix) = sum of scale * B A over `factors`: F32 products
 // and sums over the rank in ascending order, as many factors as there are one after the other.
-void update_rows(std::span<const LoraFactors> factors, std::int64_t begin, std::int64_t end,
+void update_rows(std::span<const HostFactors> factors, std::int64_t begin, std::int64_t end,
                  std::span<float> u);
 
 }  // namespace lk

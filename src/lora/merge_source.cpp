@@ -53,7 +53,7 @@ std::unique_ptr<Adapter> attach_sum(Transformer& model,
       const std::vector<std::string>& own = files[i].config.targets;
       const std::int64_t r = files[i].config.shape.rank;
       if (std::find(own.begin(), own.end(), layer->path()) != own.end()) {
-        const LoraFactors f = read_factors(files[i], layer->path(), out, in);
+        const HostFactors f = read_factors(files[i], layer->path(), out, in);
         std::copy(f.a.begin(), f.a.end(), a.begin() + at * in);
         const auto scale = static_cast<float>(adapters[i].weight * f.scale);
         for (std::int64_t row = 0; row < out; ++row)
@@ -73,7 +73,7 @@ std::unique_ptr<Adapter> attach_sum(Transformer& model,
 
 }  // namespace
 
-void update_rows(std::span<const LoraFactors> factors, std::int64_t begin, std::int64_t end,
+void update_rows(std::span<const HostFactors> factors, std::int64_t begin, std::int64_t end,
                  std::span<float> u) {
   std::fill(u.begin(), u.end(), 0.0f);
 #pragma omp parallel
@@ -81,7 +81,7 @@ void update_rows(std::span<const LoraFactors> factors, std::int64_t begin, std::
     std::vector<float> product;
 #pragma omp for
     for (std::int64_t row = begin; row < end; ++row) {
-      for (const LoraFactors& f : factors) {
+      for (const HostFactors& f : factors) {
         product.assign(static_cast<std::size_t>(f.in), 0.0f);
         for (std::int64_t k = 0; k < f.rank; ++k) {
           const float b = f.b[static_cast<std::size_t>(row * f.rank + k)];

@@ -33,7 +33,7 @@ class MergeSource {
   std::vector<AdapterFile> files_;
   std::map<std::string, std::vector<std::size_t>> modules_;  // path -> adapters that have it
   std::string loaded_;                                       // the module that factors_ are of
-  std::vector<LoraFactors> factors_;
+  std::vector<HostFactors> factors_;
   std::vector<float> w_, u_;
 };
 

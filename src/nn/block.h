@@ -1,4 +1,5 @@
-// One decoder layer of the LLaMA family.
+// One decoder layer. What differs between families is in ModelConfig: see Note [Families are data]
+// in nn/family.h.
 #pragma once
 
 #include <array>
@@ -7,35 +8,35 @@
 #include "autograd/checkpoint.h"
 #include "autograd/fused_linear.h"
 #include "nn/batch.h"
+#include "nn/cached_batch.h"
 #include "nn/config.h"
-#include "nn/kv_cache.h"
 #include "nn/linear_map.h"
 #include "nn/model_weights.h"
 #include "nn/recompute.h"
 
 namespace lk {
 
-// The seven projections, in the order in which they run.
-enum class Site : std::uint8_t { Q, K, V, O, Gate, Up, Down };
-inline constexpr int kSiteCount = 7;
-// "self_attn.q_proj", ... : the module's path inside its layer, as Hugging Face names it.
-const char* site_path(Site site);
-// "q_proj", ...
-const char* site_name(Site site);
+// The projections, in the order in which they run. A model has Qkv or the three of it, and no Gate
+// if its MLP is not gated.
+enum class Site : std::uint8_t { Qkv, Q, K, V, O, Gate, Up, Down };
+inline constexpr int kSiteCount = 8;
+// "model.layers.0.self_attn.q_proj", ... : the module's path as Hugging Face names it.
+std::string site_path(const ModelConfig& config, std::size_t layer, Site site);
 
 // What a block reads besides the residual stream. Handles, not references: a block that runs again
 // in backward keeps a copy.
 struct BlockInput {
-  Tensor rope_table;                       // (P, D)
-  Tensor positions;                        // (T) I32
-  Segments segments;                       // of the queries
-  const Segments* key_segments = nullptr;  // of cache + new tokens, with a cache only
-  KvCache* cache = nullptr;
+  Tensor rope_table = {};               // (P, D); undefined with learned positions
+  Tensor local_rope_table = {};         // the same for local layers
+  Tensor positions;                     // (T) I32
+  Segments segments;                    // of the queries
+  const CachedBatch* cached = nullptr;  // with a cache only
+  const KvCache* cache = nullptr;
   ForwardMode mode;
   bool fused = false;       // use the block's fused projections, if it has any
   std::int64_t margin = 0;  // of the residual stream then
   RecomputeKind recompute = RecomputeKind::None;  // of this block
-  std::shared_ptr<Offloads> offloads;             // of this forward, if there are any
+  std::shared_ptr<Offloads> offloads = {};        // of this forward, if there are any
 };
 
 // A block's projections for training on a GPU: see Note [Fused projections]. Made by lora/fuse.cpp.
@@ -43,15 +44,24 @@ struct FusedProjections {
   FusedLinear qkv, o, gate_up, down;
 };
 
+// LayerNorm if there is a bias, else RMSNorm.
+struct NormWeights {
+  Weight gain, bias;
+};
+Var norm(Tape& tape, const Var& x, const NormWeights& w, double eps);
+
 class Block {
  public:
   Block(const ModelConfig& config, LayerWeights weights, std::size_t index);
 
   // x (T,C) -> (T,C):  h = x + o(attention(rope(q(n)), rope(k(n)), v(n))),  n = norm(x)
-  //                    y = h + down(swiglu(gate(m), up(m))),               m = norm(h)
-  // With fused projections the same in fewer and larger steps. in.recompute says what is kept.
+  //                    y = h + down(act(gate(m)) * up(m)),                 m = norm(h)
+  // q and k may be normed by head, and what is added to x and h once more; the MLP may have no
+  // gate. With fused projections the same in fewer and larger steps. in.recompute says what is
+  // kept.
   Var apply(Tape& tape, const Var& x, const BlockInput& in);
 
+  // Null where the model has no such projection.
   std::unique_ptr<LinearMap>& site(Site s) { return sites_[static_cast<std::size_t>(s)]; }
   void set_fused(std::unique_ptr<FusedProjections> fused) { fused_ = std::move(fused); }
   const FusedProjections* fused() const { return fused_.get(); }
@@ -64,13 +74,22 @@ class Block {
   Var attention_half(Tape& tape, const Var& x, const BlockInput& in);
   Var feed_forward_half(Tape& tape, const Var& h, const BlockInput& in);
   bool adapted(Site first, Site last) const;
-  Var attend(Tape& tape, const Var& q, const Var& k, const Var& v, const BlockInput& in);
+  // n (T,C) -> (T,H*D): attention of the normed stream's queries, keys and values.
+  Var attend(Tape& tape, const Var& n, const BlockInput& in);
+  // The same of one step of generation, q (T,H*D), k, v (T,G*D): the cache grows by k and v.
+  Var attend_cached(Tape& tape, const Tensor& q, const Tensor& k, const Tensor& v,
+                    const BlockInput& in);
+  // m (T,C) -> (T,F): what the down projection reads.
+  Var inner(Tape& tape, const Var& m, const BlockInput& in);
 
   std::size_t index_;
+  bool local_;
+  MlpKind mlp_;
   AttentionShape attention_;
   int head_dim_;
   double eps_;
-  Weight attn_norm_, ffn_norm_;
+  NormWeights attn_norm_, post_attn_norm_, ffn_norm_, post_ffn_norm_;
+  Weight q_norm_, k_norm_;
   std::array<std::unique_ptr<LinearMap>, kSiteCount> sites_;
   std::unique_ptr<FusedProjections> fused_;
 };

@@ -54,13 +54,18 @@ void validate_rope(const ModelConfig& c, const std::string& where) {
 }  // namespace
 
 std::int64_t ModelConfig::n_parameters() const {
-  std::int64_t attention = hidden_size * (2 * q_size() + 2 * kv_size());
+  const std::int64_t C = hidden_size, norm_size = norm == NormKind::Layer ? 2 * C : C;
+  std::int64_t attention = C * (2 * q_size() + 2 * kv_size());
   if (attention_bias) attention += q_size() + 2 * kv_size();
-  if (attention_output_bias) attention += hidden_size;
-  std::int64_t mlp = 3 * hidden_size * intermediate_size;
-  if (mlp_bias) mlp += 2 * intermediate_size + hidden_size;
-  std::int64_t embeddings = (tie_embeddings ? 1 : 2) * vocab_size * hidden_size;
-  return embeddings + n_layers * (attention + mlp + 2 * hidden_size) + hidden_size;
+  if (attention_output_bias) attention += C;
+  if (qk_norm) attention += 2 * head_dim;
+  const std::int64_t n_inner = mlp == MlpKind::Gelu ? 1 : 2;  // up, and gate
+  std::int64_t feed_forward = (n_inner + 1) * C * intermediate_size;
+  if (mlp_bias) feed_forward += n_inner * intermediate_size + C;
+  std::int64_t embeddings = (tie_embeddings ? 1 : 2) * vocab_size * C;
+  if (learned_positions) embeddings += max_position * C;
+  const std::int64_t n_norms = sandwich_norms ? 4 : 2;
+  return embeddings + n_layers * (attention + feed_forward + n_norms * norm_size) + norm_size;
 }
 
 void validate(const ModelConfig& c, const std::string& where) {
@@ -74,11 +79,23 @@ void validate(const ModelConfig& c, const std::string& where) {
     refuse(where, "num_key_value_heads (key/value heads): ", c.n_kv_heads, " does not divide the ",
            c.n_heads, " attention heads");
   check_range("head_dim", c.head_dim, kMaxHeadDim, where);
-  if (c.head_dim % 2 != 0)
+  if (c.head_dim % 2 != 0 && !c.learned_positions)
     refuse(where, "head_dim: ", c.head_dim, " is odd: rotary angles need pairs");
   check_range("q_proj rows (heads * head_dim)", c.q_size(), kMaxWidth, where);
-  check_real("rms_norm_eps", c.rms_eps, 1, where);
-  check_real("rope_theta", c.rope_theta, kMaxTheta, where);
+  check_real(c.norm == NormKind::Layer ? "layer_norm_epsilon" : "rms_norm_eps", c.rms_eps, 1,
+             where);
+  if (c.learned_positions && c.rope_scaling.kind != RopeScaling::Kind::None)
+    refuse(where, "rope_scaling: this model has learned positions");
+  if (c.joined_qkv && c.n_kv_heads != c.n_heads)
+    refuse(where, "num_key_value_heads (key/value heads): ", c.n_kv_heads, " for ", c.n_heads,
+           " attention heads in one projection is not supported");
+  if (!c.learned_positions) check_real("rope_theta", c.rope_theta, kMaxTheta, where);
+  if (c.local_rope_theta != 0)
+    check_real("rope_local_base_freq", c.local_rope_theta, kMaxTheta, where);
+  if (c.query_scale != 0) check_real("query_pre_attn_scalar", c.query_scale, 1e6, where);
+  if (c.window != 0) check_range("sliding_window", c.window, kMaxPosition, where);
+  if (!c.local.empty() && std::ssize(c.local) != c.n_layers)
+    refuse(where, "layer_types: ", c.local.size(), " of them for ", c.n_layers, " layers");
   check_range("max_position_embeddings (context)", c.max_position, kMaxPosition, where);
   validate_rope(c, where);
   auto check_id = [&](const char* field, std::int64_t id) {

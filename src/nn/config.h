@@ -1,7 +1,7 @@
 // ModelConfig: everything about a model's maths that its weights do not say.
 //
 // Note [Refuse, never default]: a config field that changes the maths and is not implemented here
-// (a sliding window, partial rotary, soft-capped logits, ...) is an InputError naming file, field
+// (partial rotary, soft-capped logits, experts, ...) is an InputError naming file, field
 // and value. A model that loads is computed as its authors meant.
 #pragma once
 
@@ -32,8 +32,18 @@ struct RopeScaling {
   std::vector<float> factors;              // Factors: head_dim / 2 divisors
 };
 
+enum class NormKind : std::uint8_t {
+  Rms,    // x / rms(x) * gain
+  Layer,  // (x - mean) / deviation * gain + bias
+};
+enum class MlpKind : std::uint8_t {
+  SwiGlu,  // down(silu(gate) * up)
+  GeGlu,   // down(gelu(gate) * up), gelu by tanh
+  Gelu,    // down(gelu(up)): no gate
+};
+
 struct ModelConfig {
-  std::string architecture = "llama";  // llama, mistral, qwen2: one decoder, different defaults
+  std::string architecture = "llama";  // Hugging Face's model_type: a row of nn/family.h
   std::int64_t vocab_size = 0;         // V: rows of the embedding
   std::int64_t hidden_size = 0;        // C
   std::int64_t intermediate_size = 0;  // F
@@ -41,10 +51,22 @@ struct ModelConfig {
   std::int64_t n_heads = 0;     // H
   std::int64_t n_kv_heads = 0;  // G, divides H
   std::int64_t head_dim = 0;    // D, even; H * D need not be C
-  double rms_eps = 0;
+  double rms_eps = 0;           // of every norm, LayerNorm too
   double rope_theta = 0;
   RopeScaling rope_scaling;
-  std::int64_t max_position = 0;       // the model's context length
+  std::int64_t max_position = 0;  // the model's context length
+  NormKind norm = NormKind::Rms;
+  MlpKind mlp = MlpKind::SwiGlu;
+  bool sandwich_norms = false;     // attention's and the MLP's results are normed too
+  bool qk_norm = false;            // each head of q and k is normed before it is turned
+  bool learned_positions = false;  // max_position rows added to the embedding; no rotary angles
+  bool joined_qkv = false;         // q, k, v are one projection
+  bool scaled_embedding = false;   // embeddings times sqrt(C), a number of the compute dtype
+  double query_scale = 0;          // scores are q . k / sqrt(query_scale); 0: head_dim
+  // Local layers see the last `window` tokens only, and may have rotary angles of their own.
+  std::int64_t window = 0;             // 0: every layer sees all
+  std::vector<std::uint8_t> local;     // n_layers flags; empty: none is local
+  double local_rope_theta = 0;         // of local layers, never scaled; 0: as the others
   bool tie_embeddings = false;         // the head is the embedding
   bool attention_bias = false;         // q, k, v have biases
   bool attention_output_bias = false;  // o has one
@@ -54,6 +76,7 @@ struct ModelConfig {
   std::string stored_dtype;  // "bfloat16", "Q4_1", ...: as the file says, empty if it does not
 
   std::int64_t q_size() const { return n_heads * head_dim; }
+  bool is_local(std::size_t layer) const { return window > 0 && !local.empty() && local[layer]; }
   std::int64_t kv_size() const { return n_kv_heads * head_dim; }
   // Numbers in the base model (a tied head counts once).
   std::int64_t n_parameters() const;
@@ -62,7 +85,7 @@ struct ModelConfig {
 // Ranges and divisibility of every field. Throws InputError "where: field: why".
 void validate(const ModelConfig& config, const std::string& where);
 
-// From GGUF metadata (architectures llama, which Mistral shares, and qwen2). Throws InputError.
+// From GGUF metadata (llama, which Mistral shares, qwen2, qwen3, gemma3, gpt2). Throws InputError.
 ModelConfig config_from_gguf(const GgufFile& file);
 // From FOLDER/config.json as transformers 4 or 5 writes it. Throws InputError, IoError.
 ModelConfig config_from_folder(const std::string& folder);
@@ -82,10 +105,15 @@ ModelConfig named_shape(const std::string& name);
 // does: at position 8,000 the rounding of a frequency is worth 5e-4 rad, so "more exact" would be
 // different.
 std::vector<double> inverse_frequencies(const ModelConfig& config);
+// Those of local layers if they have their own, else the same.
+std::vector<double> local_inverse_frequencies(const ModelConfig& config);
 // (n_positions, D) on the device, cos in columns [0, D/2) and sin in [D/2, D). The angle is the
 // float32 product position * frequency, for the same reason; its cosine is computed in double, then
 // rounded to `dtype` (F32 or F64). Tag::Weights.
 Tensor rope_table(Backend& backend, const ModelConfig& config, std::int64_t n_positions,
                   DType dtype = DType::F32);
+// The same with given frequencies.
+Tensor rope_table(Backend& backend, const std::vector<double>& frequencies,
+                  std::int64_t n_positions, DType dtype);
 
 }  // namespace lk

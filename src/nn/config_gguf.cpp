@@ -5,7 +5,7 @@
 #include <numbers>
 
 #include "io/gguf.h"
-#include "nn/config.h"
+#include "nn/family.h"
 
 namespace lk {
 namespace {
@@ -51,8 +51,8 @@ void refuse_unsupported(const GgufFile& file, const std::string& prefix, const M
   };
   for (const Neutral& n : kReals)
     if (file.get_float_or(prefix + n.key, n.value) != n.value) refuse_key(prefix + n.key);
-  // 0 (absent) means the usual 1 / sqrt(head size).
-  double usual = 1 / std::sqrt(static_cast<double>(c.head_dim));
+  // 0 (absent) means the family's own.
+  double usual = 1 / std::sqrt(c.query_scale > 0 ? c.query_scale : static_cast<double>(c.head_dim));
   double scale = file.get_float_or(prefix + "attention.scale", 0);
   if (scale != 0 && std::abs(scale - usual) > 1e-6 * usual) refuse_key(prefix + "attention.scale");
   for (const char* key : {"expert_count", "expert_used_count", "pooling_type",
@@ -63,10 +63,38 @@ void refuse_unsupported(const GgufFile& file, const std::string& prefix, const M
     refuse_key(prefix + "use_parallel_residual");
   if (file.get_string_or(prefix + "tensor_data_layout", "").find("Meta") != std::string::npos)
     refuse_key(prefix + "tensor_data_layout");
-  std::int64_t window = file.get_int_or(prefix + "attention.sliding_window", 0, 0, kAnyInt);
-  if (window > 0 && window < c.max_position)
-    refuse(file, prefix, "attention.sliding_window: ", window, " (context ", c.max_position,
-           ") is not supported");
+}
+
+// Which layers see a window of the last tokens only. LLaMA's architecture, which is Mistral's too:
+// all; Gemma's: five of six; elsewhere no writer says which.
+void read_window(const GgufFile& file, const std::string& prefix, ModelConfig& c) {
+  const std::string key = prefix + "attention.sliding_window";
+  const bool gemma = c.architecture == "gemma3_text";
+  std::int64_t window = gemma ? file.get_int(key, 1, kAnyInt) : file.get_int_or(key, 0, 0, kAnyInt);
+  const std::string pattern_key = key + "_pattern";
+  if (gemma) {
+    const std::int64_t pattern = file.get_int_or(pattern_key, 6, 1, kAnyInt);
+    c.local_rope_theta = as_written(file.get_float_or(prefix + "rope.freq_base_swa", 10000.0));
+    for (std::int64_t i = 0; i < c.n_layers; ++i) c.local.push_back((i + 1) % pattern != 0);
+    c.window = window;
+    return;
+  }
+  if (file.has_key(pattern_key)) refuse(file, pattern_key, ": not supported");
+  if (window == 0) return;
+  if (c.architecture == "llama") {
+    apply_family(c, *find_family("mistral"));  // as Hugging Face names a LLaMA with a window
+    c.window = window;
+    c.local.assign(static_cast<std::size_t>(c.n_layers), 1);
+  } else if (window < c.max_position) {
+    refuse(file, key, ": ", window, " (context ", c.max_position, ") is not supported");
+  }
+}
+
+// Gemma's scores are divided by sqrt(head size), but for the model of 62 layers (27B), where it is
+// hidden size / heads. No key says so: the rule is the reader's, as in llama.cpp.
+double gemma_query_scale(const ModelConfig& c) {
+  if (c.n_layers == 62) return static_cast<double>(c.hidden_size) / static_cast<double>(c.n_heads);
+  return static_cast<double>(c.head_dim);
 }
 
 RopeScaling read_scaling(const GgufFile& file, const std::string& prefix) {
@@ -158,13 +186,15 @@ ModelConfig config_from_gguf(const GgufFile& file) {
   std::string type = file.get_string_or("general.type", "model");
   if (type != "model") refuse(file, "general.type: '", type, "' is not a model");
   ModelConfig c;
-  c.architecture = file.get_string("general.architecture");
-  if (c.architecture != "llama" && c.architecture != "qwen2")
-    refuse(file, "general.architecture: '", c.architecture,
-           "' is not supported (llama, qwen2 are)");
+  const std::string architecture = file.get_string("general.architecture");
+  const Family* family = find_gguf_family(architecture);
+  if (!family)
+    refuse(file, "general.architecture: '", architecture, "' is not supported (",
+           known_gguf_families(), " are)");
+  apply_family(c, *family);
   if (file.get_int_or("split.count", 1, 0, kAnyInt) > 1)
     refuse(file, "split.count: models split over several files are not supported");
-  const std::string prefix = c.architecture + ".";
+  const std::string prefix = architecture + ".";
   auto size = [&](const char* key) { return file.get_int(prefix + key, 1, kAnyInt); };
   c.vocab_size = read_vocab_size(file, prefix);
   c.hidden_size = size("embedding_length");
@@ -187,17 +217,21 @@ ModelConfig config_from_gguf(const GgufFile& file) {
              " is not supported");
   };
   same_as_head("attention.value_length", "another size of values");
-  same_as_head("rope.dimension_count", "partial rotary embedding");
-  c.rms_eps = as_written(file.get_float(prefix + "attention.layer_norm_rms_epsilon"));
-  c.rope_theta = as_written(file.get_float_or(prefix + "rope.freq_base", 10000.0));
+  if (!c.learned_positions) same_as_head("rope.dimension_count", "partial rotary embedding");
+  c.rms_eps = as_written(
+      file.get_float(prefix + (c.norm == NormKind::Layer ? "attention.layer_norm_epsilon"
+                                                         : "attention.layer_norm_rms_epsilon")));
+  c.rope_theta = as_written(file.get_float_or(prefix + "rope.freq_base", family->default_theta));
   c.max_position = size("context_length");
   c.rope_scaling = read_scaling(file, prefix);
   c.tie_embeddings = !file.has("output.weight");
   // Biases have no key: they are there or not. The loader wants them in every layer or in none.
-  c.attention_bias = file.has("blk.0.attn_q.bias");
+  c.attention_bias = file.has(c.joined_qkv ? "blk.0.attn_qkv.bias" : "blk.0.attn_q.bias");
   c.attention_output_bias = file.has("blk.0.attn_output.bias");
-  c.mlp_bias = file.has("blk.0.ffn_gate.bias");
+  c.mlp_bias = file.has("blk.0.ffn_up.bias");
+  if (c.architecture == "gemma3_text") c.query_scale = gemma_query_scale(c);
   validate(c, file.path());
+  read_window(file, prefix, c);
   read_rope_factors(file, c);
   refuse_unsupported(file, prefix, c);
   constexpr std::int64_t max_id = std::numeric_limits<std::int32_t>::max();
@@ -206,7 +240,8 @@ ModelConfig config_from_gguf(const GgufFile& file) {
   };
   c.bos_id = id("tokenizer.ggml.bos_token_id");
   if (std::int32_t eos = id("tokenizer.ggml.eos_token_id"); eos >= 0) c.eos_ids = {eos};
-  c.stored_dtype = file.has("blk.0.attn_q.weight") ? file.stored_type("blk.0.attn_q.weight") : "";
+  const char* projection = c.joined_qkv ? "blk.0.attn_qkv.weight" : "blk.0.attn_q.weight";
+  c.stored_dtype = file.has(projection) ? file.stored_type(projection) : "";
   validate(c, file.path());
   return c;
 }

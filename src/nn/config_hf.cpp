@@ -1,11 +1,11 @@
 // config.json of Hugging Face folders, as transformers 4 (rope_theta, rope_scaling, torch_dtype)
 // and 5 (rope_parameters, dtype) write it.
 #include <algorithm>
-#include <array>
 #include <limits>
+#include <set>
 
 #include "io/json.h"
-#include "nn/config.h"
+#include "nn/family.h"
 
 namespace lk {
 namespace {
@@ -23,38 +23,23 @@ bool given(const Json& json, const char* key) {
   return it != json.end() && !it->is_null();
 }
 
-// What differs between the architectures that share LLaMA's decoder: class name and defaults.
-struct Family {
-  const char* model_type;
-  const char* class_name;
-  std::int64_t default_max_position;
-  bool kv_heads_default_to_heads;
-  bool window_is_default;  // an absent sliding_window means 4096, not none
-};
-constexpr std::array<Family, 3> kFamilies = {{
-    {"llama", "LlamaForCausalLM", 2048, true, false},
-    {"mistral", "MistralForCausalLM", 131072, false, true},
-    {"qwen2", "Qwen2ForCausalLM", 32768, false, false},
-}};
-
-const Family& find_family(const Json& json, const std::string& where) {
+const Family& read_family(const Json& json, const std::string& where) {
   std::string type = json_string(json, "model_type", where);
-  for (const Family& f : kFamilies) {
-    if (type != f.model_type) continue;
-    if (given(json, "architectures")) {
-      const Json& list = json["architectures"];
-      if (!list.is_array() || list.size() != 1 || list[0] != f.class_name)
-        refuse(where, "architectures: ", list.dump().substr(0, 200), " is not [\"", f.class_name,
-               "\"], the only one supported for model_type '", type, "'");
-    }
-    return f;
+  const Family* f = find_family(type);
+  if (!f) refuse(where, "model_type: '", type, "' is not supported (", known_families(), " are)");
+  if (given(json, "architectures")) {
+    const Json& list = json["architectures"];
+    if (!list.is_array() || list.size() != 1 || list[0] != f->class_name)
+      refuse(where, "architectures: ", list.dump().substr(0, 200), " is not [\"", f->class_name,
+             "\"], the only one supported for model_type '", type, "'");
   }
-  refuse(where, "model_type: '", type, "' is not supported (llama, mistral, qwen2 are)");
+  return *f;
 }
 
 // Fields that change the maths, with the values that switch them off. See Note [Refuse, never
-// default].
-void refuse_unsupported(const Json& json, const std::string& where) {
+// default]. GPT-2's attn_pdrop, embd_pdrop and resid_pdrop are no part of it: a frozen model drops
+// nothing, LoRA has a dropout of its own.
+void refuse_unsupported(const Json& json, const Family& family, const std::string& where) {
   static const std::vector<std::pair<const char*, Json>> kNeutral = {
       {"partial_rotary_factor", {1}},
       {"rotary_pct", {1}},
@@ -78,6 +63,11 @@ void refuse_unsupported(const Json& json, const std::string& where) {
       {"qk_norm", {false}},
       {"qk_layernorm", {false}},
       {"alibi", {false}},
+      {"sliding_window_pattern", Json::array()},
+      {"_sliding_window_pattern", Json::array()},
+      {"scale_attn_weights", {true}},
+      {"scale_attn_by_inverse_layer_idx", {false}},
+      {"reorder_and_upcast_attn", {false}},
       {"is_causal", {true}},
       {"use_bidirectional_attention", {false}},
       {"is_encoder_decoder", {false}},
@@ -94,34 +84,63 @@ void refuse_unsupported(const Json& json, const std::string& where) {
       {"vision_config", Json::array()},
       {"auto_map", Json::array()},  // the model's own Python code
   };
+  static const std::set<std::string> kGemma = {"rope_local_base_freq", "query_pre_attn_scalar",
+                                               "sliding_window_pattern", "_sliding_window_pattern"};
   for (const auto& [key, neutral] : kNeutral) {
-    if (!given(json, key)) continue;
+    if (!given(json, key) || (family.gemma_keys && kGemma.count(key))) continue;
     const Json& value = json[key];
     if (std::none_of(neutral.begin(), neutral.end(), [&](const Json& n) { return n == value; }))
       refuse(where, key, ": ", value.dump().substr(0, 200), " is not supported");
   }
 }
 
-void check_window(const Json& json, const Family& family, const ModelConfig& c,
+// Which layers see a window of the last tokens, and how wide it is.
+void parse_window(const Json& json, const Family& family, ModelConfig& c,
                   const std::string& where) {
-  if (given(json, "layer_types")) {
-    const Json& types = json["layer_types"];
-    if (!types.is_array()) refuse(where, "layer_types: not an array");
-    for (const Json& type : types)
-      if (type != "full_attention")
-        refuse(where, "layer_types: ", type.dump().substr(0, 100), " is not supported");
-  }
-  bool qwen2 = std::string(family.model_type) == "qwen2";
-  bool used = json_bool_or(json, "use_sliding_window", !qwen2, where);
-  if (!used) return;
   std::int64_t window = 0;  // none
   if (given(json, "sliding_window"))
     window = json_int(json, "sliding_window", 1, kAnyInt, where);
-  else if ((family.window_is_default && !json.contains("sliding_window")) || qwen2)
-    window = 4096;
-  // A window at least as long as the context hides nothing.
-  if (window > 0 && window < c.max_position)
-    refuse(where, "sliding_window: ", window, " (context ", c.max_position, ") is not supported");
+  else if (!json.contains("sliding_window"))
+    window = family.default_window;  // null is none
+  const bool used = json_bool_or(json, "use_sliding_window", !family.optional_window, where);
+  if (!used) window = 0;
+  const std::size_t n = static_cast<std::size_t>(c.n_layers);
+  std::vector<std::uint8_t> local(n, 1);
+  if (family.optional_window) {  // the first max_window_layers see everything
+    const std::int64_t first = json_int_or(json, "max_window_layers", 28, 0, kAnyInt, where);
+    for (std::size_t i = 0; i < n; ++i) local[i] = static_cast<std::int64_t>(i) >= first;
+  } else if (family.gemma_keys) {
+    const char* key = given(json, "sliding_window_pattern") ? "sliding_window_pattern"
+                                                            : "_sliding_window_pattern";
+    const std::size_t pattern =
+        static_cast<std::size_t>(json_int_or(json, key, 6, 1, kAnyInt, where));
+    for (std::size_t i = 0; i < n; ++i) local[i] = (i + 1) % pattern != 0;
+  }
+  const bool mixed = family.gemma_keys || family.optional_window;  // layers may differ
+  if (given(json, "layer_types")) {
+    const Json& types = json["layer_types"];
+    if (!types.is_array()) refuse(where, "layer_types: not an array");
+    if (types.size() != n)
+      refuse(where, "layer_types: ", types.size(), " of them for ", n, " layers");
+    for (std::size_t i = 0; i < n; ++i) {
+      local[i] = types[i] == "sliding_attention" ? 1 : 0;
+      const bool known = types[i] == "full_attention" || (local[i] && mixed);
+      if (!known || (!mixed && window > 0))
+        refuse(where, "layer_types: ", types[i].dump().substr(0, 100), " is not supported");
+    }
+  }
+  if (family.default_window == 0) {  // the family knows no window: one that hides nothing is none
+    if (window > 0 && window < c.max_position)
+      refuse(where, "sliding_window: ", window, " (context ", c.max_position,
+             ") is not supported for ", c.architecture);
+    return;
+  }
+  const bool any = std::count(local.begin(), local.end(), 1) > 0;
+  if (family.gemma_keys && any && window == 0)
+    refuse(where, "sliding_window: null, but layers are of type sliding_attention");
+  if (window == 0 || !any) return;
+  c.window = window;
+  c.local = std::move(local);
 }
 
 // rope_scaling of v4, rope_parameters of v5: every field must be one that its type is known to
@@ -171,22 +190,45 @@ bool same_scaling(const RopeScaling& a, const RopeScaling& b) {
          a.original_max_position == b.original_max_position;
 }
 
-void parse_rope_fields(const Json& json, ModelConfig& c, const std::string& where) {
-  c.rope_theta = json_number_or(json, "rope_theta", 10000.0, where);
+void parse_rope_fields(const Json& json, const Family& family, ModelConfig& c,
+                       const std::string& where) {
+  c.rope_theta = json_number_or(json, "rope_theta", family.default_theta, where);
+  if (family.gemma_keys)
+    c.local_rope_theta = json_number_or(json, "rope_local_base_freq", 1e4, where);
   bool old_style = given(json, "rope_scaling"), new_style = given(json, "rope_parameters");
   if (old_style) c.rope_scaling = parse_rope(json["rope_scaling"], "rope_scaling", where);
   if (!new_style) return;
+  // `rope` as version 5 writes it; its theta counts if no older key says another.
+  auto read = [&](const Json& rope, const std::string& field, const char* old_key, double& theta) {
+    RopeScaling scaling = parse_rope(rope, field.c_str(), where);
+    if (!given(rope, "rope_theta")) return scaling;
+    const double newer = json_number(rope, "rope_theta", where + ": " + field);
+    if (given(json, old_key) && newer != theta)
+      refuse(where, old_key, " ", theta, " and ", field, ".rope_theta ", newer, " disagree");
+    theta = newer;
+    return scaling;
+  };
   const Json& rope = json["rope_parameters"];
-  RopeScaling scaling = parse_rope(rope, "rope_parameters", where);
+  RopeScaling scaling;
+  if (family.gemma_keys && rope.is_object() && !rope.contains("rope_type")) {
+    for (const auto& [key, value] : rope.items())
+      if (key != "full_attention" && key != "sliding_attention")
+        refuse(where, "rope_parameters: ", key, ": not supported");
+    scaling = read(json_at(rope, "full_attention", where + ": rope_parameters"),
+                   "rope_parameters.full_attention", "rope_theta", c.rope_theta);
+    RopeScaling local =
+        read(json_at(rope, "sliding_attention", where + ": rope_parameters"),
+             "rope_parameters.sliding_attention", "rope_local_base_freq", c.local_rope_theta);
+    if (local.kind != RopeScaling::Kind::None)
+      refuse(where,
+             "rope_parameters.sliding_attention: rope_type other than default is not "
+             "supported");
+  } else {
+    scaling = read(rope, "rope_parameters", "rope_theta", c.rope_theta);
+  }
   if (old_style && !same_scaling(scaling, c.rope_scaling))
     refuse(where, "rope_scaling and rope_parameters disagree");
   c.rope_scaling = scaling;
-  if (!given(rope, "rope_theta")) return;
-  double theta = json_number(rope, "rope_theta", where + ": rope_parameters");
-  if (given(json, "rope_theta") && theta != c.rope_theta)
-    refuse(where, "rope_theta ", c.rope_theta, " and rope_parameters.rope_theta ", theta,
-           " disagree");
-  c.rope_theta = theta;
 }
 
 std::string parse_dtype(const Json& json, const std::string& where) {
@@ -220,13 +262,28 @@ std::vector<std::int32_t> parse_eos(const Json& json, const std::string& where) 
 
 }  // namespace
 
-ModelConfig config_from_json(const Json& json, const std::string& where) {
-  if (!json.is_object()) refuse(where, "not a JSON object");
-  const Family& family = find_family(json, where);
+namespace {
+
+// GPT-2 has keys of its own, and no choice but in its sizes.
+void parse_gpt2(const Json& json, ModelConfig& c, const std::string& where) {
   auto size = [&](const char* key) { return json_int(json, key, 1, kAnyInt, where); };
-  ModelConfig c;
-  c.architecture = family.model_type;
-  c.vocab_size = size("vocab_size");
+  c.hidden_size = size("n_embd");
+  c.n_layers = size("n_layer");
+  c.n_heads = c.n_kv_heads = size("n_head");
+  if (c.hidden_size % c.n_heads != 0)
+    refuse(where, "n_head: ", c.n_heads, " does not divide n_embd ", c.hidden_size);
+  c.head_dim = c.hidden_size / c.n_heads;
+  c.intermediate_size = given(json, "n_inner") ? size("n_inner") : 4 * c.hidden_size;
+  c.max_position = json_int_or(json, "n_positions", 1024, 1, kAnyInt, where);
+  c.rms_eps = json_number_or(json, "layer_norm_epsilon", 1e-5, where);
+  c.attention_bias = c.attention_output_bias = c.mlp_bias = true;
+  for (const char* key : {"sliding_window", "layer_types", "rope_scaling", "rope_parameters"})
+    if (given(json, key)) refuse(where, key, ": not supported for gpt2");
+}
+
+void parse_llama_like(const Json& json, const Family& family, ModelConfig& c,
+                      const std::string& where) {
+  auto size = [&](const char* key) { return json_int(json, key, 1, kAnyInt, where); };
   c.hidden_size = size("hidden_size");
   c.intermediate_size = size("intermediate_size");
   c.n_layers = size("num_hidden_layers");
@@ -234,7 +291,7 @@ ModelConfig config_from_json(const Json& json, const std::string& where) {
   c.n_kv_heads = given(json, "num_key_value_heads") || !family.kv_heads_default_to_heads
                      ? size("num_key_value_heads")
                      : c.n_heads;
-  if (given(json, "head_dim")) {
+  if (given(json, "head_dim") || family.head_dim_required) {
     c.head_dim = size("head_dim");
   } else {
     if (c.hidden_size % c.n_heads != 0)
@@ -242,29 +299,54 @@ ModelConfig config_from_json(const Json& json, const std::string& where) {
              c.hidden_size, ", and there is no head_dim");
     c.head_dim = c.hidden_size / c.n_heads;
   }
-  for (const char* key : {"hidden_act", "hidden_activation", "activation_function"}) {
-    if (!given(json, key)) continue;
-    std::string act = json_string(json, key, where);
-    if (act != "silu" && act != "swish")
-      refuse(where, key, ": '", act, "' is not supported (silu is)");
-  }
   c.rms_eps = json_number_or(json, "rms_norm_eps", 1e-6, where);
   c.max_position =
       json_int_or(json, "max_position_embeddings", family.default_max_position, 1, kAnyInt, where);
-  c.tie_embeddings = json_bool_or(json, "tie_word_embeddings", false, where);
-  bool qwen2 = c.architecture == "qwen2";
-  bool bias = json_bool_or(json, "attention_bias", qwen2, where);
-  if (c.architecture != "llama" && bias != qwen2)
+  const bool bias = json_bool_or(json, "attention_bias", family.biased_qkv, where);
+  if (!family.has_attention_bias_key && bias != family.biased_qkv)
     refuse(where, "attention_bias: ", bias ? "true" : "false", " is not supported for ",
            c.architecture);
   c.attention_bias = bias;
-  c.attention_output_bias = bias && !qwen2;
+  c.attention_output_bias = bias && !family.biased_qkv;
   c.mlp_bias = json_bool_or(json, "mlp_bias", false, where);
-  if (c.architecture != "llama" && c.mlp_bias)
+  if (!family.has_mlp_bias_key && c.mlp_bias)
     refuse(where, "mlp_bias: true is not supported for ", c.architecture);
-  parse_rope_fields(json, c, where);
-  refuse_unsupported(json, where);
-  check_window(json, family, c, where);
+  parse_rope_fields(json, family, c, where);
+  parse_window(json, family, c, where);
+  if (!family.gemma_keys) return;
+  c.query_scale = json_number(json, "query_pre_attn_scalar", where);
+  if (!(c.query_scale > 0)) refuse(where, "query_pre_attn_scalar: must be positive");
+}
+
+void check_activation(const Json& json, MlpKind mlp, const std::string& where) {
+  const bool silu = mlp == MlpKind::SwiGlu;
+  for (const char* key : {"hidden_act", "hidden_activation", "activation_function"}) {
+    if (!given(json, key)) continue;
+    std::string act = json_string(json, key, where);
+    // gelu_new and gelu_pytorch_tanh are one formula; plain "gelu" is another.
+    const bool same =
+        silu ? act == "silu" || act == "swish" : act == "gelu_new" || act == "gelu_pytorch_tanh";
+    if (!same)
+      refuse(where, key, ": '", act, "' is not supported (",
+             silu ? "silu" : "gelu_pytorch_tanh, gelu_new", " is)");
+  }
+}
+
+}  // namespace
+
+ModelConfig config_from_json(const Json& json, const std::string& where) {
+  if (!json.is_object()) refuse(where, "not a JSON object");
+  const Family& family = read_family(json, where);
+  ModelConfig c;
+  apply_family(c, family);
+  c.vocab_size = json_int(json, "vocab_size", 1, kAnyInt, where);
+  if (c.learned_positions)
+    parse_gpt2(json, c, where);
+  else
+    parse_llama_like(json, family, c, where);
+  check_activation(json, c.mlp, where);
+  c.tie_embeddings = json_bool_or(json, "tie_word_embeddings", family.tied_by_default, where);
+  refuse_unsupported(json, family, where);
   c.bos_id = parse_id(json, "bos_token_id", where);
   c.eos_ids = parse_eos(json, where);
   c.stored_dtype = parse_dtype(json, where);
@@ -275,69 +357,6 @@ ModelConfig config_from_json(const Json& json, const std::string& where) {
 ModelConfig config_from_folder(const std::string& folder) {
   std::string path = folder + "/config.json";
   return config_from_json(read_json(path, std::size_t{1} << 20), path);
-}
-
-Json config_to_json(const ModelConfig& c) {
-  const Family* family = nullptr;
-  for (const Family& f : kFamilies)
-    if (c.architecture == f.model_type) family = &f;
-  check(family != nullptr, "config_to_json: architecture '", c.architecture, "'");
-  bool qwen2 = c.architecture == "qwen2";
-  if (c.attention_output_bias != (c.attention_bias && !qwen2))
-    throw UsageError("config.json has no words for biases on some of q, k, v, o only");
-  Json j = {{"architectures", {family->class_name}},
-            {"model_type", c.architecture},
-            {"vocab_size", c.vocab_size},
-            {"hidden_size", c.hidden_size},
-            {"intermediate_size", c.intermediate_size},
-            {"num_hidden_layers", c.n_layers},
-            {"num_attention_heads", c.n_heads},
-            {"num_key_value_heads", c.n_kv_heads},
-            {"head_dim", c.head_dim},
-            {"hidden_act", "silu"},
-            {"rms_norm_eps", c.rms_eps},
-            {"max_position_embeddings", c.max_position},
-            {"tie_word_embeddings", c.tie_embeddings},
-            {"rope_theta", c.rope_theta},
-            {"use_cache", true},
-            {"attention_dropout", 0.0},
-            {"bos_token_id", nullptr},
-            {"eos_token_id", nullptr}};
-  if (c.architecture == "llama") {
-    j["attention_bias"] = c.attention_bias;
-    j["mlp_bias"] = c.mlp_bias;
-  }
-  if (c.architecture == "mistral") j["sliding_window"] = nullptr;
-  if (qwen2) j["use_sliding_window"] = false;
-  if (c.bos_id >= 0) j["bos_token_id"] = c.bos_id;
-  if (c.eos_ids.size() == 1) j["eos_token_id"] = c.eos_ids[0];
-  if (c.eos_ids.size() > 1) j["eos_token_id"] = c.eos_ids;
-
-  // Version 5 reads rope_parameters, version 4 rope_theta and rope_scaling: both are written.
-  Json scaling = nullptr;
-  const RopeScaling& s = c.rope_scaling;
-  switch (s.kind) {
-    case RopeScaling::Kind::None:
-      break;
-    case RopeScaling::Kind::Linear:
-      scaling = {{"rope_type", "linear"}, {"factor", s.factor}};
-      break;
-    case RopeScaling::Kind::Llama3:
-      scaling = {{"rope_type", "llama3"},
-                 {"factor", s.factor},
-                 {"low_freq_factor", s.low_freq_factor},
-                 {"high_freq_factor", s.high_freq_factor},
-                 {"original_max_position_embeddings", s.original_max_position}};
-      break;
-    case RopeScaling::Kind::Factors:
-      throw UsageError("config.json has no words for these rope factors (rope_freqs.weight)");
-  }
-  j["rope_scaling"] = scaling;
-  j["rope_parameters"] = scaling.is_null() ? Json{{"rope_type", "default"}} : scaling;
-  j["rope_parameters"]["rope_theta"] = c.rope_theta;
-  for (const char* dtype : {"float32", "float16", "bfloat16"})
-    if (c.stored_dtype == dtype) j["torch_dtype"] = j["dtype"] = dtype;
-  return j;
 }
 
 }  // namespace lk

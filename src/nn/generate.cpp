@@ -2,91 +2,291 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
-#include <numeric>
+#include <deque>
 
 namespace lk {
+namespace {
 
-std::int32_t sample_token(std::span<const float> logits, const SamplingSettings& settings,
-                          std::int64_t position) {
-  check(!logits.empty(), "sample_token: no logits");
-  auto best = std::max_element(logits.begin(), logits.end(), [](float a, float b) {
-    return std::isnan(b) ? false : std::isnan(a) || a < b;
-  });
-  if (!std::isfinite(*best)) throw NonFiniteError("generate: the logits are not finite");
-  if (settings.temperature <= 0) return static_cast<std::int32_t>(best - logits.begin());
+using Clock = std::chrono::steady_clock;
+double seconds_between(Clock::time_point a, Clock::time_point b) {
+  return std::chrono::duration<double>(b - a).count();
+}
 
-  std::vector<std::int32_t> order(logits.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::size_t keep = order.size();
-  if (settings.top_k > 0) keep = std::min(keep, static_cast<std::size_t>(settings.top_k));
-  auto larger = [&](std::int32_t a, std::int32_t b) {
-    float x = logits[static_cast<std::size_t>(a)], y = logits[static_cast<std::size_t>(b)];
-    return x != y ? x > y : a < b;
+// Long prompts go through in pieces, so that activations stay bounded.
+constexpr std::int64_t kCpuPrefillRows = 512, kGpuPrefillRows = 4096;
+
+std::size_t common_prefix(std::span<const std::int32_t> a, std::span<const std::int32_t> b) {
+  return static_cast<std::size_t>(std::mismatch(a.begin(), a.end(), b.begin(), b.end()).first -
+                                  a.begin());
+}
+
+std::vector<float> rows_of(const Tensor& logits) {
+  if (logits.dtype() == DType::F32) return to_host<float>(logits);
+  const std::vector<double> wide = to_host_f64(logits);
+  return {wide.begin(), wide.end()};
+}
+
+}  // namespace
+
+// A place in the cache: the tokens whose keys and values it holds, and of which variant they are.
+struct Generator::Slot {
+  std::vector<std::int32_t> held;
+  std::int32_t variant = -1;
+};
+
+// The sequences of one call of run().
+struct Generator::Run {
+  struct Sequence {
+    std::size_t request;
+    std::int64_t slot;
+    std::int64_t limit;                 // of new tokens
+    std::vector<std::int32_t> history;  // prompt and new tokens
+    std::optional<TextStream> text;
+    Clock::time_point begun, first;
+    bool done = false, cut = false;  // cut: by on_text
   };
-  std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(keep), order.end(),
-                    larger);
-  order.resize(keep);
-  std::vector<double> p(keep);
-  double sum = 0;
-  for (std::size_t i = 0; i < keep; ++i) {
-    double z = (static_cast<double>(logits[static_cast<std::size_t>(order[i])]) - *best) /
-               settings.temperature;
-    sum += p[i] = std::exp(z);
+  Generator& g;
+  std::span<const GenerationRequest> requests;
+  const GenerationEvents& events;
+  std::vector<Generation> results;
+  std::deque<std::size_t> waiting;
+  std::vector<Sequence> active;  // in the order of their slots' use: rows of a step
+
+  std::int64_t limit_of(const GenerationRequest& r) const {
+    return std::min(
+        r.sampling.max_tokens,
+        std::min(g.cache_->capacity(), g.model_.max_positions()) - std::ssize(r.prompt));
   }
-  double kept = 0;
-  std::size_t n = 0;
-  while (n < keep && (n == 0 || kept < settings.top_p * sum)) kept += p[n++];
-  // 48 random bits are enough for any vocabulary.
-  Philox4 draw = philox_quad({settings.seed, static_cast<std::uint64_t>(position), 0x5eed}, 0);
-  double u =
-      (static_cast<double>(draw.v[0]) * 65536.0 + (draw.v[1] >> 16)) / 281474976710656.0 * kept;
-  for (std::size_t i = 0; i < n; ++i) {
-    if (u < p[i]) return order[i];
-    u -= p[i];
+
+  // Gives a waiting request a slot. With reuse_prefix that which holds most of its beginning.
+  void admit() {
+    const std::size_t request = waiting.front();
+    waiting.pop_front();
+    const GenerationRequest& r = requests[request];
+    std::int64_t best = -1;
+    std::size_t best_common = 0;
+    for (std::int64_t s = 0; s < g.cache_->slots(); ++s) {
+      if (std::any_of(active.begin(), active.end(), [&](const auto& a) { return a.slot == s; }))
+        continue;
+      const Slot& slot = g.slots_[static_cast<std::size_t>(s)];
+      const std::size_t common = g.settings_.reuse_prefix && slot.variant == r.variant
+                                     ? common_prefix(slot.held, r.prompt)
+                                     : 0;
+      if (best < 0 || common > best_common) best = s, best_common = common;
+    }
+    // The last token goes through the model in any case: its logits are wanted.
+    best_common = std::min(best_common, r.prompt.size() - 1);
+    Slot& slot = g.slots_[static_cast<std::size_t>(best)];
+    slot.held.resize(best_common);
+    slot.variant = r.variant;
+    g.cache_->set_length(best, static_cast<std::int64_t>(best_common));
+    results[request].reused = static_cast<std::int64_t>(best_common);
+    Sequence s{request, best, limit_of(r), r.prompt, std::nullopt, Clock::now(), {}, false, false};
+    if (g.tokenizer_) s.text.emplace(*g.tokenizer_, r.sampling.stop);
+    active.push_back(std::move(s));
   }
-  return order[n - 1];
+
+  // Takes the newly admitted prompts, active[first...], through the model and samples their first
+  // tokens.
+  void prefill(std::size_t first) {
+    const std::int64_t rows = g.settings_.prefill_rows;
+    std::vector<bool> pending(active.size(), true);
+    for (bool more = true; more;) {
+      more = false;
+      std::vector<SequencePart> parts;
+      std::vector<std::size_t> finishing;  // their indices in `active`, by part
+      std::int64_t total = 0;
+      for (std::size_t i = first; i < active.size(); ++i) {
+        if (!pending[i]) continue;
+        Sequence& s = active[i];
+        // Pieces end at multiples of `rows` of the sequence itself: see Note [Batch independence].
+        const std::int64_t have = g.cache_->length(s.slot), all = std::ssize(s.history);
+        const std::int64_t end = std::min(all, (have / rows + 1) * rows);
+        if (!parts.empty() && total + end - have > rows) {
+          more = true;
+          continue;
+        }
+        total += end - have;
+        parts.push_back({s.slot,
+                         {s.history.begin() + have, s.history.begin() + end},
+                         requests[s.request].variant});
+        pending[i] = end < all;
+        more = more || pending[i];
+        finishing.push_back(pending[i] ? SIZE_MAX : i);
+      }
+      sample(g.submit(parts), finishing);
+    }
+  }
+
+  void decode() {
+    std::vector<SequencePart> parts;
+    std::vector<std::size_t> all;
+    for (std::size_t i = 0; i < active.size(); ++i) {
+      const Sequence& s = active[i];
+      parts.push_back({s.slot, {s.history.back()}, requests[s.request].variant});
+      all.push_back(i);
+    }
+    sample(g.submit(parts), all);
+  }
+
+  // Row j of the logits belongs to active[which[j]]; SIZE_MAX: to nobody yet.
+  void sample(const Tensor& logits, const std::vector<std::size_t>& which) {
+    if (std::all_of(which.begin(), which.end(), [](std::size_t i) { return i == SIZE_MAX; }))
+      return;
+    const std::vector<float> all = rows_of(logits);  // the only wait for the device
+    const auto V = static_cast<std::size_t>(logits.cols());
+    for (std::size_t j = 0; j < which.size(); ++j)
+      if (which[j] != SIZE_MAX) take(active[which[j]], std::span(all).subspan(j * V, V));
+  }
+
+  void take(Sequence& s, std::span<const float> logits) {
+    const SamplingSettings& sampling = requests[s.request].sampling;
+    Generation& result = results[s.request];
+    const std::int32_t id = sample_token(logits, sampling, std::ssize(s.history), s.history);
+    const auto now = Clock::now();
+    if (result.ids.empty()) {
+      s.first = now;
+      result.prefill_seconds = seconds_between(s.begun, now);
+    }
+    result.decode_seconds = seconds_between(s.first, now);
+    if (std::find(sampling.stop_ids.begin(), sampling.stop_ids.end(), id) !=
+        sampling.stop_ids.end()) {
+      result.stopped = s.done = true;
+    } else {
+      s.history.push_back(id);
+      result.ids.push_back(id);
+      if (events.on_token && !events.on_token(s.request, id)) s.done = true;
+      if (s.text) {
+        say(s, s.text->push(id));
+        if (s.text->stopped()) result.stopped = s.done = true;
+      }
+      if (std::ssize(result.ids) >= s.limit) s.done = true;
+    }
+    if (!s.done) return;
+    if (s.text && !s.text->stopped()) say(s, s.text->finish());
+    if (events.on_done) events.on_done(s.request, result);
+  }
+
+  void say(Sequence& s, const std::string& text) {
+    results[s.request].text += text;
+    if (text.empty() || s.cut || !events.on_text) return;
+    s.cut = !events.on_text(s.request, text);
+    s.done = s.done || s.cut;
+  }
+
+  void remove_done() {
+    std::erase_if(active, [](const Sequence& s) { return s.done; });
+  }
+
+  void go() {
+    while (!waiting.empty() || !active.empty()) {
+      const std::size_t first = active.size();
+      while (!waiting.empty() && std::ssize(active) < g.cache_->slots()) admit();
+      if (active.size() > first) prefill(first);
+      remove_done();
+      if (!active.empty()) decode();
+      remove_done();
+    }
+  }
+};
+
+Generator::Generator(Transformer& model, const Tokenizer* tokenizer,
+                     const GeneratorSettings& settings)
+    : model_(model), tokenizer_(tokenizer), settings_(settings) {
+  check(settings.max_batch > 0, "Generator: max_batch ", settings.max_batch);
+  if (settings_.prefill_rows <= 0)
+    settings_.prefill_rows = model.backend().is_cpu() ? kCpuPrefillRows : kGpuPrefillRows;
+}
+
+Generator::~Generator() = default;
+
+void Generator::forget() {
+  for (Slot& slot : slots_) slot.held.clear();
+}
+
+// Submits a pass over the parts and notes what the slots hold then; logits of each part's last
+// token. A decoding step with as many sequences as the one before is recorded, and from then on run
+// as a whole.
+Tensor Generator::submit(std::span<const SequencePart> parts) {
+  const bool decodes = std::all_of(parts.begin(), parts.end(),
+                                   [](const SequencePart& p) { return p.ids.size() == 1; });
+  const std::int64_t n = std::ssize(parts);
+  Tensor logits;
+  if (recorded_ && decodes && recorded_->batch.segments.count() == n) {
+    refill_cached_batch(recorded_->batch, *cache_, parts);
+    recorded_->recording->run();
+    logits = recorded_->logits;
+  } else {
+    CachedBatch batch = make_cached_batch(*cache_, parts);
+    if (settings_.record && decodes && last_decoded_ == n && !model_.backend().is_cpu()) {
+      recorded_.reset();
+      Recorded r{std::move(batch), {}, nullptr};
+      r.recording =
+          model_.backend().record([&] { r.logits = model_.next_logits(r.batch, *cache_); });
+      if (r.recording) {
+        r.recording->run();
+        logits = r.logits;
+        recorded_ = std::move(r);
+      } else {
+        logits = model_.next_logits(r.batch, *cache_);
+      }
+    } else {
+      logits = model_.next_logits(batch, *cache_);
+    }
+  }
+  last_decoded_ = decodes ? n : 0;
+  advance_cache(*cache_, parts);
+  for (const SequencePart& p : parts) {
+    std::vector<std::int32_t>& held = slots_[static_cast<std::size_t>(p.slot)].held;
+    held.insert(held.end(), p.ids.begin(), p.ids.end());
+  }
+  return logits;
+}
+
+std::vector<Generation> Generator::run(std::span<const GenerationRequest> requests,
+                                       const GenerationEvents& events) {
+  std::int64_t longest = 0;
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    const GenerationRequest& r = requests[i];
+    const std::string which = requests.size() > 1 ? concat("prompt ", i + 1) : "the prompt";
+    check_sampling(r.sampling);
+    if (r.prompt.empty()) throw UsageError(concat("generate: ", which, " has no tokens"));
+    const std::int64_t n = std::ssize(r.prompt);
+    const std::int64_t most = settings_.capacity > 0
+                                  ? std::min(settings_.capacity, model_.max_positions())
+                                  : model_.max_positions();
+    if (n >= most)
+      throw UsageError(concat("generate: ", which, " has ", n, " tokens, the model takes ", most));
+    if (!r.sampling.stop.empty() && !tokenizer_)
+      throw UsageError("generate: stop texts need a tokenizer");
+    longest = std::max(longest, std::min(most, n + r.sampling.max_tokens));
+  }
+  if (requests.empty()) return {};
+  const std::int64_t capacity =
+      settings_.capacity > 0 ? std::min(settings_.capacity, model_.max_positions()) : longest;
+  const std::int64_t n_slots = std::min(settings_.max_batch, std::ssize(requests));
+  if (!cache_ || cache_->capacity() < capacity || cache_->slots() < n_slots) {
+    recorded_.reset();  // before the memory that it uses
+    cache_.reset();
+    slots_.clear();
+    cache_ = std::make_unique<KvCache>(model_.backend(), model_.config(), model_.compute_dtype(),
+                                       capacity, n_slots);
+    slots_.resize(static_cast<std::size_t>(n_slots));
+  }
+  last_decoded_ = 0;
+  Run run{*this, requests, events, std::vector<Generation>(requests.size()), {}, {}};
+  for (std::size_t i = 0; i < requests.size(); ++i) run.waiting.push_back(i);
+  run.go();
+  return std::move(run.results);
 }
 
 Generation generate(Transformer& model, std::span<const std::int32_t> prompt,
                     const SamplingSettings& settings,
                     const std::function<bool(std::int32_t)>& on_token) {
-  using Clock = std::chrono::steady_clock;
-  if (prompt.empty()) throw UsageError("generate: the prompt has no tokens");
-  const std::int64_t n_prompt = static_cast<std::int64_t>(prompt.size());
-  const std::int64_t room = model.max_positions() - n_prompt;
-  if (room < 1)
-    throw UsageError(concat("generate: the prompt has ", n_prompt, " tokens, the model takes ",
-                            model.max_positions()));
-  const std::int64_t limit = std::min(settings.max_tokens, room);
-  KvCache cache(model.backend(), model.config(), model.compute_dtype(), n_prompt + limit);
-  Generation result;
-  std::vector<std::int32_t> input(prompt.begin(), prompt.end());
-  std::vector<float> logits;
-  auto start = Clock::now();
-  auto lap = [&] {
-    auto now = Clock::now();
-    double s = std::chrono::duration<double>(now - start).count();
-    start = now;
-    return s;
-  };
-  while (static_cast<std::int64_t>(result.ids.size()) < limit) {
-    const std::int64_t position = cache.length();
-    Tensor row = model.next_logits(make_prompt(model.backend(), input, position), cache);
-    std::vector<double> raw = to_host_f64(row);
-    logits.assign(raw.begin(), raw.end());
-    (position == 0 ? result.prefill_seconds : result.decode_seconds) += lap();
-    std::int32_t id = sample_token(logits, settings, cache.length());
-    if (std::find(settings.stop_ids.begin(), settings.stop_ids.end(), id) !=
-        settings.stop_ids.end()) {
-      result.stopped = true;
-      break;
-    }
-    result.ids.push_back(id);
-    if (on_token && !on_token(id)) break;
-    input = {id};
-  }
-  return result;
+  GenerationRequest request{{prompt.begin(), prompt.end()}, settings, -1};
+  GenerationEvents events;
+  if (on_token) events.on_token = [&](std::size_t, std::int32_t id) { return on_token(id); };
+  return std::move(Generator(model, nullptr).run(std::span(&request, 1), events)[0]);
 }
 
 }  // namespace lk

@@ -1,4 +1,5 @@
-// KvCache: keys and values of one sequence, so that a new token attends to all earlier ones.
+// KvCache: keys and values of several sequences, so that a new token attends to all earlier ones.
+// Each sequence has a slot: `capacity` adjacent rows of one matrix a layer.
 #pragma once
 
 #include <vector>
@@ -10,27 +11,39 @@ namespace lk {
 
 class KvCache {
  public:
-  // Room for `capacity` tokens in every layer: 2 * n_layers * capacity * G * D elements.
-  KvCache(Backend& backend, const ModelConfig& config, DType dtype, std::int64_t capacity) {
+  // Room for `slots` sequences of `capacity` tokens: 2 * n_layers * slots * capacity * G * D
+  // elements.
+  KvCache(Backend& backend, const ModelConfig& config, DType dtype, std::int64_t capacity,
+          std::int64_t slots = 1)
+      : backend_(backend), capacity_(capacity), lengths_(static_cast<std::size_t>(slots)) {
+    check(capacity > 0 && slots > 0 && capacity <= INT32_MAX / slots, "KV cache: ", slots,
+          " slots of ", capacity, " tokens");
     for (std::int64_t i = 0; i < config.n_layers; ++i) {
-      Shape shape{capacity, config.n_kv_heads * config.head_dim};
+      Shape shape{slots * capacity, config.n_kv_heads * config.head_dim};
       layers_.push_back(
           {backend.empty(Tag::KvCache, dtype, shape), backend.empty(Tag::KvCache, dtype, shape)});
     }
-    capacity_ = capacity;
   }
   struct Layer {
-    Tensor k, v;  // (capacity, G*D)
+    Tensor k, v;  // (slots * capacity, G*D)
   };
-  Layer& layer(std::size_t i) { return layers_[i]; }
-  std::int64_t length() const { return length_; }
+  Backend& backend() const { return backend_; }
+  const Layer& layer(std::size_t i) const { return layers_[i]; }
+  std::int64_t slots() const { return static_cast<std::int64_t>(lengths_.size()); }
   std::int64_t capacity() const { return capacity_; }
-  void advance(std::int64_t n) { length_ += n; }
-  void clear() { length_ = 0; }
+  // Tokens of a slot. A smaller length forgets what came after it.
+  std::int64_t length(std::int64_t slot) const { return lengths_.at(index(slot)); }
+  void set_length(std::int64_t slot, std::int64_t n) {
+    check(0 <= n && n <= capacity_, "KV cache: ", n, " tokens, room for ", capacity_);
+    lengths_.at(index(slot)) = n;
+  }
 
  private:
+  static std::size_t index(std::int64_t slot) { return static_cast<std::size_t>(slot); }
+  Backend& backend_;
   std::vector<Layer> layers_;
-  std::int64_t length_ = 0, capacity_ = 0;
+  std::int64_t capacity_;
+  std::vector<std::int64_t> lengths_;
 };
 
 }  // namespace lk

@@ -14,6 +14,9 @@ struct ForwardMode {
   bool training = false;   // dropout is active
   std::uint64_t seed = 0;  // of the run
   std::uint64_t step = 0;  // micro-batches since the run began: keys dropout masks
+  // With a KV cache only: the documents and their variants.
+  const Segments* documents = nullptr;
+  const RowVariants* variants = nullptr;
 };
 
 class FrozenLinear;

@@ -24,23 +24,40 @@ namespace {
 struct StoredTensor {
   std::string name;
   std::int64_t pair_rows = 0;  // head size D if the rows are stored in pairs, else 0
+  bool transposed = false;     // (in, out)
+  bool minus_one = false;      // a gain less 1
 };
 
 // A model file behind one interface, whatever its format.
 struct Source {
   std::unique_ptr<TensorReader> reader;
+  const Family* family = nullptr;
   bool gguf = false;
-  bool pairs = false;              // q and k rows are stored in pairs
+  std::string skipped_prefix;      // of Hugging Face's names, which the file does without
   std::string config_name;         // for messages
   std::vector<std::string> files;  // that hold weights
 
-  StoredTensor find(const std::string& hf_name, std::int64_t head_dim) const {
-    return {gguf ? gguf_name(hf_name) : hf_name, pairs && has_rotary_rows(hf_name) ? head_dim : 0};
+  StoredTensor find(const WeightSlot& slot, std::int64_t head_dim) const {
+    StoredTensor stored;
+    if (gguf) {
+      stored.name = gguf_name(slot.name, *family);
+      const bool rotated = slot.role == Role::Q || slot.role == Role::K;
+      if (family->paired_rows && rotated) stored.pair_rows = head_dim;
+      return stored;
+    }
+    stored.name = slot.name;
+    if (stored.name.starts_with(skipped_prefix)) stored.name.erase(0, skipped_prefix.size());
+    stored.transposed = family->conv1d && slot.linear && slot.role != Role::Head;
+    stored.minus_one = family->gain_minus_one && slot.shape.rank() == 1 && !slot.linear &&
+                       slot.name.ends_with(".weight");
+    return stored;
   }
   // Tensors that may be there and are not weights: rotary frequencies, read with the config or
-  // recomputed.
+  // recomputed, and the causal masks in GPT-2's files.
   bool ignorable(const std::string& name) const {
-    return gguf ? name == "rope_freqs.weight" : name.ends_with("rotary_emb.inv_freq");
+    if (gguf) return name == "rope_freqs.weight";
+    return name.ends_with("rotary_emb.inv_freq") ||
+           (family->conv1d && (name.ends_with(".attn.bias") || name.ends_with(".masked_bias")));
   }
 };
 
@@ -76,14 +93,15 @@ void check_inventory(const Source& source, const ModelConfig& config,
   const TensorReader& reader = *source.reader;
   std::set<std::string> wanted;
   for (const WeightSlot& slot : slots) {
-    StoredTensor stored = source.find(slot.name, config.head_dim);
+    StoredTensor stored = source.find(slot, config.head_dim);
     if (!reader.has(stored.name))
       throw InputError(concat(reader.path(), ": tensor ", stored.name,
                               " is missing: ", source.config_name, " asks for it"));
     Shape shape = reader.shape(stored.name);
-    if (!(shape == slot.shape))
+    Shape wants = stored.transposed ? Shape{slot.shape[1], slot.shape[0]} : slot.shape;
+    if (!(shape == wants))
       throw InputError(concat(reader.path(), ": tensor ", stored.name, " has shape ", shape.str(),
-                              ", ", source.config_name, " asks for ", slot.shape.str()));
+                              ", ", source.config_name, " asks for ", wants.str()));
     wanted.insert(stored.name);
   }
   for (const std::string& name : reader.names()) {
@@ -124,8 +142,9 @@ class Loader {
   // The type of the blocks in which the tensor stays, null if it becomes dense.
   const GgmlType* kept_type(const WeightSlot& slot) const {
     if (storage_ == WeightStorage::Dense || slot.shape.rank() != 2) return nullptr;
-    const std::string name = source_.find(slot.name, config_.head_dim).name;
-    const GgmlType* type = source_.reader->quantised_type(name);
+    const StoredTensor stored = source_.find(slot, config_.head_dim);
+    if (stored.transposed || stored.minus_one) return nullptr;
+    const GgmlType* type = source_.reader->quantised_type(stored.name);
     return type && backend_.keeps_quantised(*type) ? type : nullptr;
   }
   // Bytes in memory.
@@ -147,7 +166,7 @@ class Loader {
     const std::int64_t rows = slot.shape[0], cols = slot.shape[1];
     const std::int64_t row_bytes = type.row_bytes(cols);
     Tensor tensor = backend_.empty(Tag::Weights, DType::U8, {rows, row_bytes});
-    StoredTensor stored = source_.find(slot.name, config_.head_dim);
+    StoredTensor stored = source_.find(slot, config_.head_dim);
     std::int64_t step = std::max<std::int64_t>(1, kWeightBlockBytes / (4 * cols));
     if (stored.pair_rows)
       step = (step + stored.pair_rows - 1) / stored.pair_rows * stored.pair_rows;
@@ -172,7 +191,11 @@ class Loader {
 
   Tensor load(const WeightSlot& slot) {
     Tensor tensor = backend_.empty(Tag::Weights, dtype_, slot.shape);
-    StoredTensor stored = source_.find(slot.name, config_.head_dim);
+    StoredTensor stored = source_.find(slot, config_.head_dim);
+    if (stored.transposed) {
+      load_transposed(stored.name, tensor);
+      return tensor;
+    }
     const bool vector = slot.shape.rank() == 1;
     // A vector is one row to the reader; a bias of q or k is permuted by element.
     const std::int64_t rows = vector ? slot.shape[0] : tensor.rows();
@@ -189,9 +212,31 @@ class Loader {
       else
         read_block(stored.name, begin, end, cols);
       if (stored.pair_rows) split_pairs(values_, stored.pair_rows, cols);
+      if (stored.minus_one)
+        for (float& v : values_) v += 1.0f;
       upload_rounded(backend_, vector ? tensor : tensor.slice_rows(begin, end), values_);
     }
     return tensor;
+  }
+
+  // A block of stored rows is a block of our columns.
+  void load_transposed(const std::string& name, const Tensor& tensor) {
+    const std::int64_t out = tensor.rows(), in = tensor.cols();
+    const std::int64_t step = std::max<std::int64_t>(1, kWeightBlockBytes / (4 * out));
+    for (std::int64_t begin = 0; begin < in; begin += step) {
+      const std::int64_t end = std::min(begin + step, in), n = end - begin;
+      values_.resize(static_cast<std::size_t>(n * out));
+      transposed_.resize(values_.size());
+      read_block(name, begin, end, out);
+#pragma omp parallel for
+      for (std::int64_t row = 0; row < out; ++row)
+        for (std::int64_t i = 0; i < n; ++i)
+          transposed_[static_cast<std::size_t>(row * n + i)] =
+              values_[static_cast<std::size_t>(i * out + row)];
+      Tensor block = n == in ? tensor : backend_.empty(Tag::Workspace, dtype_, {out, n});
+      upload_rounded(backend_, block, transposed_);
+      if (n != in) backend_.copy(tensor.slice_cols(begin, end), block);
+    }
   }
 
   void read_block(const std::string& name, std::int64_t begin, std::int64_t end,
@@ -230,13 +275,14 @@ class Loader {
   const ModelConfig& config_;
   DType dtype_;
   WeightStorage storage_;
-  std::vector<float> values_;
+  std::vector<float> values_, transposed_;
 };
 
 // A tied model whose file also holds a head: the two must be the same numbers, or it is unclear
 // which model was meant (transformers would silently drop the head).
-void check_tied_head(const TensorReader& reader, const ModelConfig& c) {
-  static const char *kHead = "lm_head.weight", *kEmbedding = "model.embed_tokens.weight";
+void check_tied_head(const TensorReader& reader, const ModelConfig& c,
+                     const std::string& embedding_name) {
+  static const char* kHead = "lm_head.weight";
   if (!reader.has(kHead)) return;
   Shape shape{c.vocab_size, c.hidden_size};
   bool same = reader.shape(kHead) == shape;
@@ -247,11 +293,11 @@ void check_tied_head(const TensorReader& reader, const ModelConfig& c) {
     a.resize(static_cast<std::size_t>((end - begin) * c.hidden_size));
     b.resize(a.size());
     reader.read_rows(kHead, begin, end, a.data());
-    reader.read_rows(kEmbedding, begin, end, b.data());
+    reader.read_rows(embedding_name, begin, end, b.data());
     same = a == b;
   }
   if (!same)
-    throw InputError(concat(reader.path(), ": tensor ", kHead, " differs from ", kEmbedding,
+    throw InputError(concat(reader.path(), ": tensor ", kHead, " differs from ", embedding_name,
                             ", but tie_word_embeddings is true"));
 }
 
@@ -260,7 +306,8 @@ ModelWeights stream_weights(Backend& backend, const Source& source, const ModelC
   ModelWeights weights;
   std::vector<WeightSlot> slots = weight_slots(config, weights);
   check_inventory(source, config, slots);
-  if (config.tie_embeddings && !source.gguf) check_tied_head(*source.reader, config);
+  if (config.tie_embeddings && !source.gguf)
+    check_tied_head(*source.reader, config, source.find(slots[0], config.head_dim).name);
 
   Loader loader(backend, source, config, dtype, storage);
   std::int64_t total = 0, done = 0;
@@ -295,11 +342,14 @@ LoadedModel load(Backend& backend, const std::string& path, DType dtype,
     source.reader = open_safetensors_model(path);
     source.config_name = "config.json";
     source.files = weight_files(path);
+    source.family = &family_of(model.config);
+    // GPT-2's first files name a part of the model: "h.0.ln_1.weight".
+    if (source.reader->has("wte.weight")) source.skipped_prefix = "transformer.";
   } else {
     auto file = std::make_unique<GgufFile>(path);
     model.config = config_from_gguf(*file);
     source.gguf = true;
-    source.pairs = model.config.architecture == "llama";
+    source.family = &family_of(model.config);
     source.reader = std::move(file);
     source.config_name = "its metadata";
     source.files = {path};

@@ -45,48 +45,87 @@ void upload_as(Backend& backend, const Tensor& dst, std::span<const float> value
 }  // namespace
 
 std::vector<WeightSlot> weight_slots(const ModelConfig& c, ModelWeights& w) {
+  const Family& family = family_of(c);
   std::vector<WeightSlot> slots;
   const std::int64_t C = c.hidden_size, F = c.intermediate_size, V = c.vocab_size;
-  auto vector = [&](std::string name, std::int64_t n, Weight& weight) {
-    slots.push_back({std::move(name), Shape{n}, &weight, false});
+  std::int64_t layer = 0;
+  auto add = [&](Role role, const char* kind, Shape shape, Weight& weight, bool linear) {
+    slots.push_back(
+        {module_path(family, role, layer) + kind, role, std::move(shape), &weight, linear});
+  };
+  auto norm = [&](Role role, Weight& gain, Weight* bias, std::int64_t n) {
+    add(role, ".weight", Shape{n}, gain, false);
+    if (bias && c.norm == NormKind::Layer) add(role, ".bias", Shape{n}, *bias, false);
+  };
+  auto linear = [&](Role role, std::int64_t out, std::int64_t in, Weight& weight, bool biased,
+                    Weight& bias) {
+    add(role, ".weight", Shape{out, in}, weight, true);
+    if (biased) add(role, ".bias", Shape{out}, bias, false);
   };
   w.layers.resize(static_cast<std::size_t>(c.n_layers));
-  slots.push_back({"model.embed_tokens.weight", Shape{V, C}, &w.embedding, false});
-  for (std::int64_t i = 0; i < c.n_layers; ++i) {
-    LayerWeights& l = w.layers[static_cast<std::size_t>(i)];
-    const std::string layer = concat("model.layers.", i, ".");
-    auto linear = [&](const char* path, std::int64_t out, std::int64_t in, Weight& weight,
-                      bool biased, Weight& bias) {
-      slots.push_back({layer + path + ".weight", Shape{out, in}, &weight, true});
-      if (biased) vector(layer + path + ".bias", out, bias);
-    };
-    vector(layer + "input_layernorm.weight", C, l.attn_norm);
-    linear("self_attn.q_proj", c.q_size(), C, l.q, c.attention_bias, l.q_bias);
-    linear("self_attn.k_proj", c.kv_size(), C, l.k, c.attention_bias, l.k_bias);
-    linear("self_attn.v_proj", c.kv_size(), C, l.v, c.attention_bias, l.v_bias);
-    linear("self_attn.o_proj", C, c.q_size(), l.o, c.attention_output_bias, l.o_bias);
-    vector(layer + "post_attention_layernorm.weight", C, l.ffn_norm);
-    linear("mlp.gate_proj", F, C, l.gate, c.mlp_bias, l.gate_bias);
-    linear("mlp.up_proj", F, C, l.up, c.mlp_bias, l.up_bias);
-    linear("mlp.down_proj", C, F, l.down, c.mlp_bias, l.down_bias);
+  add(Role::Embedding, ".weight", Shape{V, C}, w.embedding, false);
+  if (c.learned_positions)
+    add(Role::Positions, ".weight", Shape{c.max_position, C}, w.positions, false);
+  for (; layer < c.n_layers; ++layer) {
+    LayerWeights& l = w.layers[static_cast<std::size_t>(layer)];
+    norm(Role::AttnNorm, l.attn_norm, &l.attn_norm_bias, C);
+    if (c.joined_qkv) {
+      linear(Role::Qkv, c.q_size() + 2 * c.kv_size(), C, l.qkv, c.attention_bias, l.qkv_bias);
+    } else {
+      linear(Role::Q, c.q_size(), C, l.q, c.attention_bias, l.q_bias);
+      linear(Role::K, c.kv_size(), C, l.k, c.attention_bias, l.k_bias);
+      linear(Role::V, c.kv_size(), C, l.v, c.attention_bias, l.v_bias);
+    }
+    if (c.qk_norm) {
+      norm(Role::QNorm, l.q_norm, nullptr, c.head_dim);
+      norm(Role::KNorm, l.k_norm, nullptr, c.head_dim);
+    }
+    linear(Role::O, C, c.q_size(), l.o, c.attention_output_bias, l.o_bias);
+    if (c.sandwich_norms) norm(Role::PostAttnNorm, l.post_attn_norm, nullptr, C);
+    norm(Role::FfnNorm, l.ffn_norm, &l.ffn_norm_bias, C);
+    if (c.mlp != MlpKind::Gelu) linear(Role::Gate, F, C, l.gate, c.mlp_bias, l.gate_bias);
+    linear(Role::Up, F, C, l.up, c.mlp_bias, l.up_bias);
+    linear(Role::Down, C, F, l.down, c.mlp_bias, l.down_bias);
+    if (c.sandwich_norms) norm(Role::PostFfnNorm, l.post_ffn_norm, nullptr, C);
   }
-  vector("model.norm.weight", C, w.final_norm);
-  if (!c.tie_embeddings) slots.push_back({"lm_head.weight", Shape{V, C}, &w.head, true});
+  norm(Role::FinalNorm, w.final_norm, &w.final_norm_bias, C);
+  if (!c.tie_embeddings) add(Role::Head, ".weight", Shape{V, C}, w.head, true);
   return slots;
 }
 
 void visit_weights(const ModelWeights& w, const std::function<void(const Weight&)>& f) {
-  auto visit = [&](const Weight& weight) {
-    if (weight.defined()) f(weight);
+  auto visit = [&](std::initializer_list<const Weight*> weights) {
+    for (const Weight* weight : weights)
+      if (weight->defined()) f(*weight);
   };
-  visit(w.embedding);
+  visit({&w.embedding, &w.positions});
   for (const LayerWeights& l : w.layers)
-    for (const Weight* p :
-         {&l.attn_norm, &l.q, &l.q_bias, &l.k, &l.k_bias, &l.v, &l.v_bias, &l.o, &l.o_bias,
-          &l.ffn_norm, &l.gate, &l.gate_bias, &l.up, &l.up_bias, &l.down, &l.down_bias})
-      visit(*p);
-  visit(w.final_norm);
-  if (!w.tied()) visit(w.head);
+    visit({&l.attn_norm,
+           &l.attn_norm_bias,
+           &l.qkv,
+           &l.qkv_bias,
+           &l.q,
+           &l.q_bias,
+           &l.k,
+           &l.k_bias,
+           &l.v,
+           &l.v_bias,
+           &l.q_norm,
+           &l.k_norm,
+           &l.o,
+           &l.o_bias,
+           &l.post_attn_norm,
+           &l.ffn_norm,
+           &l.ffn_norm_bias,
+           &l.gate,
+           &l.gate_bias,
+           &l.up,
+           &l.up_bias,
+           &l.down,
+           &l.down_bias,
+           &l.post_ffn_norm});
+  visit({&w.final_norm, &w.final_norm_bias});
+  if (!w.tied()) visit({&w.head});
 }
 
 void tie_head(Backend& backend, ModelWeights& w) {

@@ -1,4 +1,4 @@
-// ModelWeights: the frozen tensors of a LLaMA-family decoder.
+// ModelWeights: the frozen tensors of a decoder.
 #pragma once
 
 #include <cstdint>
@@ -7,40 +7,47 @@
 #include <string>
 #include <vector>
 
-#include "nn/config.h"
+#include "nn/family.h"
 #include "tensor/weight.h"
 
 namespace lk {
 
-// One decoder layer. Matrices are (out, in). Biases may be undefined.
+// One decoder layer. Matrices are (out, in). What the model's config does not ask for is undefined.
 struct LayerWeights {
-  Weight attn_norm;  // (C)
-  Weight q;          // (H*D, C)
-  Weight k, v;       // (G*D, C)
-  Weight o;          // (C, H*D)
-  Weight ffn_norm;   // (C)
-  Weight gate, up;   // (F, C)
-  Weight down;       // (C, F)
+  Weight attn_norm;       // (C)
+  Weight qkv;             // ((H+2G)*D, C): instead of q, k and v
+  Weight q;               // (H*D, C)
+  Weight k, v;            // (G*D, C)
+  Weight o;               // (C, H*D)
+  Weight q_norm, k_norm;  // (D)
+  Weight post_attn_norm;  // (C)
+  Weight ffn_norm;        // (C)
+  Weight gate, up;        // (F, C)
+  Weight down;            // (C, F)
+  Weight post_ffn_norm;   // (C)
+  Weight attn_norm_bias, ffn_norm_bias, qkv_bias;
   Weight q_bias, k_bias, v_bias, o_bias, gate_bias, up_bias, down_bias;
 };
 
 struct ModelWeights {
   Weight embedding;  // (V, C)
+  Weight positions;  // (P, C), learned
   std::vector<LayerWeights> layers;
-  Weight final_norm;  // (C)
-  Weight head;        // (V, C); the embedding's own memory when tied
+  Weight final_norm, final_norm_bias;  // (C)
+  Weight head;                         // (V, C); the embedding's own memory when tied
   bool tied() const { return head.same_memory(embedding); }
 };
 
 // One tensor of the model: Hugging Face's name, shape, and its place in ModelWeights.
 struct WeightSlot {
   std::string name;  // "model.layers.0.self_attn.q_proj.weight"
+  Role role;
   Shape shape;
   Weight* weight;
   bool linear;  // the matrix of a linear layer: Backend::prepare_linear is called on it
 };
 // Sizes weights.layers and lists every tensor that `config` asks for, in a fixed order: embedding,
-// layers, final norm, head (unless tied).
+// learned positions, layers, final norm, head (unless tied).
 std::vector<WeightSlot> weight_slots(const ModelConfig& config, ModelWeights& weights);
 // Calls f(weight) for every defined tensor in the same order; a tied head is not repeated.
 void visit_weights(const ModelWeights& weights, const std::function<void(const Weight&)>& f);

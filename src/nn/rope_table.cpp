@@ -26,6 +26,14 @@ float llama3_frequency(float frequency, const RopeScaling& s) {
 
 }  // namespace
 
+std::vector<double> local_inverse_frequencies(const ModelConfig& c) {
+  if (c.local_rope_theta == 0) return inverse_frequencies(c);
+  ModelConfig local = c;
+  local.rope_theta = c.local_rope_theta;
+  local.rope_scaling = {};
+  return inverse_frequencies(local);
+}
+
 std::vector<double> inverse_frequencies(const ModelConfig& c) {
   const std::size_t half = static_cast<std::size_t>(c.head_dim / 2);
   std::vector<double> frequencies(half);
@@ -53,16 +61,21 @@ std::vector<double> inverse_frequencies(const ModelConfig& c) {
 }
 
 Tensor rope_table(Backend& backend, const ModelConfig& c, std::int64_t n_positions, DType dtype) {
+  return rope_table(backend, inverse_frequencies(c), n_positions, dtype);
+}
+
+Tensor rope_table(Backend& backend, const std::vector<double>& frequencies,
+                  std::int64_t n_positions, DType dtype) {
   check(dtype == DType::F32 || dtype == DType::F64, "rope_table: dtype ", dtype_name(dtype));
   check(n_positions > 0, "rope_table: ", n_positions, " positions");
-  const std::vector<double> frequencies = inverse_frequencies(c);
   const std::size_t half = frequencies.size();
-  Tensor table = backend.empty(Tag::Weights, dtype, {n_positions, c.head_dim});
+  const std::int64_t D = static_cast<std::int64_t>(2 * half);
+  Tensor table = backend.empty(Tag::Weights, dtype, {n_positions, D});
   dispatch_float(dtype, [&]<class T>() {
     if constexpr (!std::is_same_v<T, bf16>) {
-      std::vector<T> host(static_cast<std::size_t>(n_positions * c.head_dim));
+      std::vector<T> host(static_cast<std::size_t>(n_positions * D));
       for (std::int64_t p = 0; p < n_positions; ++p) {
-        T* row = host.data() + p * c.head_dim;
+        T* row = host.data() + p * D;
         for (std::size_t i = 0; i < half; ++i) {
           double angle = static_cast<float>(p) * static_cast<float>(frequencies[i]);
           row[i] = static_cast<T>(std::cos(angle));

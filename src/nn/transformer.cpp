@@ -1,6 +1,7 @@
 #include "nn/transformer.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace lk {
 namespace {
@@ -20,48 +21,79 @@ Transformer::Transformer(Backend& backend, ModelConfig config, ModelWeights weig
       config_(std::move(config)),
       weights_(std::move(weights)),
       dtype_(compute_dtype),
-      max_positions_(max_positions),
-      rope_table_(lk::rope_table(backend, config_, max_positions, stat_dtype(compute_dtype))) {
+      max_positions_(max_positions) {
+  const DType angles = stat_dtype(dtype_);
+  if (config_.learned_positions) {
+    if (max_positions > config_.max_position)
+      throw UsageError(concat("sequences of ", max_positions, " tokens: the model has learned ",
+                              config_.max_position, " positions"));
+  } else {
+    rope_table_ = rope_table(backend, config_, max_positions, angles);
+    local_rope_table_ =
+        config_.local_rope_theta == 0
+            ? rope_table_
+            : rope_table(backend, local_inverse_frequencies(config_), max_positions, angles);
+  }
+  // A number of the compute dtype: so transformers, whose factor has the embedding's dtype.
+  if (config_.scaled_embedding) {
+    const double factor = std::sqrt(static_cast<double>(config_.hidden_size));
+    embedding_scale_ =
+        dtype_ == DType::BF16
+            ? static_cast<double>(static_cast<float>(bf16(static_cast<float>(factor))))
+        : dtype_ == DType::F32 ? static_cast<float>(factor)
+                               : factor;
+  }
   check(static_cast<std::int64_t>(weights_.layers.size()) == config_.n_layers,
         "transformer: ", weights_.layers.size(), " layers of weights for ", config_.n_layers);
   for (std::size_t i = 0; i < weights_.layers.size(); ++i)
     blocks_.push_back(std::make_unique<Block>(config_, weights_.layers[i], i));
 }
 
-Var Transformer::hidden(Tape& tape, const TokenBatch& batch, const ForwardMode& mode,
-                        KvCache* cache) {
-  Segments keys;
-  if (cache) {
-    keys =
-        make_segments(backend_, {0, static_cast<std::int32_t>(cache->length() + batch.n_tokens)});
-  }
-  BlockInput in;
-  in.rope_table = rope_table_, in.positions = batch.positions, in.segments = batch.segments;
-  in.key_segments = cache ? &keys : nullptr, in.cache = cache;
-  in.mode = mode;
-  in.fused = fused_enabled_ && !cache;
-  in.margin = in.fused ? margin_ : 0;
+Var Transformer::embed(Tape& tape, const Tensor& ids, const BlockInput& in) {
+  Var x = embedding(tape, weights_.embedding, ids, in.margin);
+  if (embedding_scale_ != 1)
+    backend_.scale(x.value(), GradMode::Write, embedding_scale_, {}, x.value());
+  if (!config_.learned_positions) return x;
+  Var p = embedding(tape, weights_.positions, in.positions);
+  backend_.add(x.value(), x.value(), p.value());
+  return x;
+}
+
+Var Transformer::final_norm(Tape& tape, const Var& x) {
+  return norm(tape, x, {weights_.final_norm, weights_.final_norm_bias}, config_.rms_eps);
+}
+
+Var Transformer::through_blocks(Tape& tape, const Tensor& ids, BlockInput in) {
+  in.rope_table = rope_table_, in.local_rope_table = local_rope_table_;
   if (tape.recording() && recompute_.offload > 0)
     in.offloads = std::make_shared<Offloads>(backend_);
-  Var x = embedding(tape, weights_.embedding, batch.ids, in.margin);
+  Var x = embed(tape, ids, in);
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
     if (tape.recording())
       in.recompute = recompute_.of(static_cast<std::int64_t>(i), std::ssize(blocks_));
     x = blocks_[i]->apply(tape, x, in);
   }
-  if (cache) cache->advance(batch.n_tokens);
   return x;
+}
+
+Var Transformer::hidden(Tape& tape, const TokenBatch& batch, const ForwardMode& mode) {
+  return through_blocks(tape, batch.ids,
+                        {.positions = batch.positions,
+                         .segments = batch.segments,
+                         .mode = mode,
+                         .fused = fused_enabled_,
+                         .margin = fused_enabled_ ? margin_ : 0});
 }
 
 Var Transformer::supervised_states(Tape& tape, const TokenBatch& batch, const ForwardMode& mode) {
   check(batch.n_supervised > 0, "loss: the batch has no supervised token");
   check(batch.segments.longest() <= max_positions_, "loss: a row of ", batch.segments.longest(),
         " tokens, positions up to ", max_positions_);
-  Var x = hidden(tape, batch, mode, nullptr);
+  Var x = hidden(tape, batch, mode);
   // Tokens without a target leave before the norm and the head: they cost nothing there.
   Var wanted = gather_rows(tape, x, batch.rows);
   x = Var();
-  return rmsnorm(tape, wanted, weights_.final_norm, config_.rms_eps);
+  return final_norm(tape, wanted);
 }
 
 Var Transformer::loss(Tape& tape, const TokenBatch& batch, double scale, const ForwardMode& mode) {
@@ -86,28 +118,34 @@ Var Transformer::supervised_logits(Tape& tape, const TokenBatch& batch, const Fo
 
 Tensor Transformer::logits(const TokenBatch& batch, const Tensor& rows, const ForwardMode& mode) {
   Tape tape(backend_, Tape::Mode::NoGrad);
-  Var x = hidden(tape, batch, mode, nullptr);
+  Var x = hidden(tape, batch, mode);
   if (rows.defined()) x = gather_rows(tape, x, rows);
-  return linear(tape, rmsnorm(tape, x, weights_.final_norm, config_.rms_eps), weights_.head)
-      .value();
+  return linear(tape, final_norm(tape, x), weights_.head).value();
 }
 
-Tensor Transformer::next_logits(const TokenBatch& prompt, KvCache& cache) {
-  check(cache.length() + prompt.n_tokens <= max_positions_, "generate: position ",
-        cache.length() + prompt.n_tokens, " of ", max_positions_);
+Tensor Transformer::next_logits(const CachedBatch& batch, const KvCache& cache) {
+  for (std::size_t i = 0; i < batch.keys.ends.size(); ++i)
+    check(batch.keys.ends[i] - batch.keys.begins[i] <= max_positions_, "generate: position ",
+          batch.keys.ends[i] - batch.keys.begins[i], " of ", max_positions_);
   Tape tape(backend_, Tape::Mode::NoGrad);
-  Var x = hidden(tape, prompt, {}, &cache);
-  Var last = tape.constant(x.value().slice_rows(prompt.n_tokens - 1, prompt.n_tokens));
-  return linear(tape, rmsnorm(tape, last, weights_.final_norm, config_.rms_eps), weights_.head)
-      .value();
+  const ForwardMode mode{.documents = &batch.segments, .variants = &batch.variants};
+  Var x = through_blocks(tape, batch.ids,
+                         {.positions = batch.positions,
+                          .segments = batch.segments,
+                          .cached = &batch,
+                          .cache = &cache,
+                          .mode = mode});
+  // Where each sequence has one new token there is nothing to choose.
+  if (batch.n_tokens() > batch.segments.count()) x = gather_rows(tape, x, batch.last);
+  return linear(tape, final_norm(tape, x), weights_.head).value();
 }
 
 void Transformer::visit_sites(const SiteVisitor& f) {
   for (std::size_t layer = 0; layer < blocks_.size(); ++layer) {
     for (int s = 0; s < kSiteCount; ++s) {
       Site site = static_cast<Site>(s);
-      f(concat("model.layers.", layer, ".", site_path(site)), layer, site,
-        blocks_[layer]->site(site));
+      std::unique_ptr<LinearMap>& map = blocks_[layer]->site(site);
+      if (map) f(site_path(config_, layer, site), layer, site, map);
     }
   }
 }
@@ -133,7 +171,7 @@ std::int64_t Transformer::strip_bytes() const {
 
 void Transformer::move_weight(std::size_t layer, Site site, const Weight& w) {
   LayerWeights& l = weights_.layers.at(layer);
-  Weight* slots[kSiteCount] = {&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down};
+  Weight* slots[kSiteCount] = {&l.qkv, &l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down};
   *slots[static_cast<std::size_t>(site)] = w;
   blocks_.at(layer)->site(site)->frozen().set_weight(w);
 }

@@ -16,6 +16,7 @@ namespace lk {
 class Transformer {
  public:
   // Takes the weights; `max_positions` bounds every sequence (rotary angles are tabulated once).
+  // Throws UsageError if the model learned fewer.
   Transformer(Backend& backend, ModelConfig config, ModelWeights weights, DType compute_dtype,
               std::int64_t max_positions);
 
@@ -34,8 +35,10 @@ class Transformer {
   // logits (n,V) of the given tokens of the batch (rows (n) I32; all of them if undefined). No
   // gradients.
   Tensor logits(const TokenBatch& batch, const Tensor& rows = {}, const ForwardMode& mode = {});
-  // Appends a prompt (or one token) to the cache and returns the logits (1,V) of its last token.
-  Tensor next_logits(const TokenBatch& prompt, KvCache& cache);
+  // Puts the batch's keys and values into the cache and returns the logits (n,V) after the last
+  // token of each part. Copies nothing from or to the host and leaves the slots' lengths alone: see
+  // advance_cache().
+  Tensor next_logits(const CachedBatch& batch, const KvCache& cache);
 
   // Calls f(module path, layer, site, map) for every projection, in running order. Paths as Hugging
   // Face: "model.layers.0.self_attn.q_proj".
@@ -58,18 +61,23 @@ class Transformer {
   const ModelWeights& weights() const { return weights_; }
 
  private:
+  // Embedded tokens (T,C), with learned positions if the model has them. A constant.
+  Var embed(Tape& tape, const Tensor& ids, const BlockInput& in);
+  Var final_norm(Tape& tape, const Var& x);
   // Hidden states (T,C) before the final norm.
-  Var hidden(Tape& tape, const TokenBatch& batch, const ForwardMode& mode, KvCache* cache);
+  Var hidden(Tape& tape, const TokenBatch& batch, const ForwardMode& mode);
   std::int64_t loss_rows() const;  // of a chunk of the loss
   // The head's input (n,C) for the tokens whose next one is supervised.
   Var supervised_states(Tape& tape, const TokenBatch& batch, const ForwardMode& mode);
+  Var through_blocks(Tape& tape, const Tensor& ids, BlockInput in);
 
   Backend& backend_;
   ModelConfig config_;
   ModelWeights weights_;  // shared with the blocks: a Weight is a handle
   DType dtype_;
   std::int64_t max_positions_;
-  Tensor rope_table_;
+  Tensor rope_table_, local_rope_table_;
+  double embedding_scale_ = 1;
   std::vector<std::unique_ptr<Block>> blocks_;
   bool fused_enabled_ = true;
   Recompute recompute_;

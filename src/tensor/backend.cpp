@@ -138,6 +138,14 @@ std::int64_t Segments::longest() const {
   return longest;
 }
 
+KeyRows::KeyRows(const Segments& documents) : most(documents.longest()) {
+  if (documents.count() <= 0) return;
+  begins.assign(documents.host.begin(), documents.host.end() - 1);
+  ends.assign(documents.host.begin() + 1, documents.host.end());
+  device_begins = documents.offsets.slice_rows(0, documents.count());
+  device_ends = documents.offsets.slice_rows(1, documents.count() + 1);
+}
+
 Tensor dense(const Tensor& x) {
   if (x.contiguous()) return x;
   Tensor copy = x.backend().empty(Tag::Workspace, x.dtype(), x.shape());
@@ -163,6 +171,28 @@ std::vector<double> to_host_f64(const Tensor& x) {
     }
     return out;
   });
+}
+
+LoraTable make_lora_table(Backend& backend, std::vector<LoraFactors> variants) {
+  LoraTable table;
+  std::vector<LoraEntry> entries;
+  for (const LoraFactors& f : variants) {
+    if (!f.a.defined()) {
+      entries.push_back({nullptr, nullptr, 0, 0.0f});
+      continue;
+    }
+    const std::int64_t R = f.a.rows();
+    check(f.b_t.rows() == R && f.a.contiguous() && f.b_t.contiguous(), "lora table: a ",
+          f.a.shape().str(), " b_t ", f.b_t.shape().str());
+    entries.push_back({f.a.raw(), f.b_t.raw(), static_cast<std::int32_t>(R), f.scale});
+    table.max_rank = std::max(table.max_rank, R);
+  }
+  table.host = std::move(variants);
+  if (entries.empty()) return table;
+  const std::size_t bytes = entries.size() * sizeof(LoraEntry);
+  table.device = backend.empty(Tag::Params, DType::U8, {static_cast<std::int64_t>(bytes)});
+  backend.upload(table.device, entries.data(), bytes);
+  return table;
 }
 
 Segments make_segments(Backend& backend, std::vector<std::int32_t> offsets) {

@@ -52,6 +52,44 @@ struct Segments {
   std::int64_t longest() const;
 };
 
+// Where the keys and values of a batch's documents lie: those of document i are rows [begins[i],
+// ends[i]). In a cache each sequence has its own place; without one they are the documents.
+struct KeyRows {
+  std::vector<std::int32_t> begins, ends;  // n each
+  Tensor device_begins, device_ends;       // the same on the device, I32 (n)
+  // No document has more keys: it sizes the work of recorded passes, whose rows change later.
+  std::int64_t most = 0;
+  KeyRows() = default;
+  KeyRows(const Segments& documents);
+  std::int64_t count() const { return static_cast<std::int64_t>(begins.size()); }
+};
+
+// Which variant of a model each document of a batch goes through, where several live side by side
+// (lora/adapter_set.h); -1 is the model itself.
+struct RowVariants {
+  std::vector<std::int32_t> host;  // one a document
+  Tensor device;                   // the same on the device, I32 (n)
+};
+
+// The LoRA factors of one variant on one projection: a (R,K), b_t (R,N) is B transposed, both
+// contiguous and of the compute dtype; undefined if the variant leaves the projection alone.
+struct LoraFactors {
+  Tensor a, b_t;
+  float scale = 0;
+};
+// The same as kernels read it.
+struct LoraEntry {
+  const void *a, *b_t;
+  std::int32_t rank;  // 0: nothing to add
+  float scale;
+};
+// All variants' factors on one projection.
+struct LoraTable {
+  std::vector<LoraFactors> host;
+  Tensor device;  // U8: a LoraEntry each
+  std::int64_t max_rank = 0;
+};
+
 struct AttentionShape {
   int n_heads = 0;     // H
   int n_kv_heads = 0;  // G, divides H: query head h reads key/value head h / (H / G)
@@ -197,6 +235,11 @@ class Backend {
                          const Tensor& b) = 0;  // c (M,N) (+)= alpha a (M,K) b (N,K)ᵀ
   virtual void matmul_nn(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
                          const Tensor& b) = 0;  // c (M,N) (+)= alpha a (M,K) b (K,N)
+  // Rows of document i of y (T,N) += scale (x A^T) B^T, with the factors of variant
+  // variants[i] in `table`; x (T,K). Inference only: there is no backward. x A^T may be
+  // rounded to the compute dtype. Sums of a row do not depend on the other documents.
+  virtual void lora_segments(const Tensor& y, const Tensor& x, const LoraTable& table,
+                             const Segments& documents, const RowVariants& variants) = 0;
   // The only function that contracts over tokens, so the only way to a weight gradient:
   // dw (P,Q) (+)= alpha a (T,P)ᵀ b (T,Q), dw F32 (F64 for F64). Counted in
   // weight_gradient_matmuls().
@@ -235,6 +278,16 @@ class Backend {
   virtual void rmsnorm_backward(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& x,
                                 const Weight& gain, const Tensor& rstd) = 0;
 
+  // xhat = (x - mean) * rstd, rstd = 1 / sqrt(mean((x - mean)^2) + eps); y = xhat * gain + bias.
+  // x, y (T,C), gain, bias (C), mean, rstd (T) F32|F64
+  virtual void layernorm_forward(const Tensor& y, const Tensor& mean, const Tensor& rstd,
+                                 const Tensor& x, const Weight& gain, const Weight& bias,
+                                 double eps) = 0;
+  // dx (+)= rstd * (g - mean(g) - xhat * mean(g * xhat)), g = dy * gain
+  virtual void layernorm_backward(const Tensor& dx, GradMode mode, const Tensor& dy,
+                                  const Tensor& x, const Weight& gain, const Tensor& mean,
+                                  const Tensor& rstd) = 0;
+
   // ---- rope
   // -------------------------------------------------------------------------------------- Rotates
   // each head's pairs (i, i + D/2) by the angle of its position: (a, b) -> (a cos - b sin, b cos +
@@ -246,12 +299,12 @@ class Backend {
   // ---- attention
   // --------------------------------------------------------------------------------- Causal
   // attention inside each document; T x T is never stored. q, o (Tq, H*D), k, v (Tk, G*D); document
-  // i has its queries in q_seg and its keys in k_seg, queries aligned with the LAST keys (so with a
-  // KV cache Tk >= Tq). lse (H, Tq) F32|F64: log-sum-exp of the scaled scores.
+  // i has its queries in q_seg and its keys in k_rows, queries aligned with the LAST keys (with a
+  // KV cache there are more keys). lse (H, Tq) F32|F64: log-sum-exp of the scaled scores.
   virtual void attention_forward(const Tensor& o, const Tensor& lse, const Tensor& q,
                                  const Tensor& k, const Tensor& v, const AttentionShape& shape,
-                                 const Segments& q_seg, const Segments& k_seg) = 0;
-  // Always writes dq, dk, dv (q_seg = k_seg: training has no cache).
+                                 const Segments& q_seg, const KeyRows& k_rows) = 0;
+  // Always writes dq, dk, dv (keys and queries are the same rows: training has no cache).
   virtual void attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv,
                                   const Tensor& dout, const Tensor& q, const Tensor& k,
                                   const Tensor& v, const Tensor& o, const Tensor& lse,
@@ -272,6 +325,18 @@ class Backend {
   // the forward's result again, and may be dy's memory.
   virtual void swiglu_backward(const Tensor& y, const Tensor& dgate, const Tensor& dup,
                                const Tensor& dy, const Tensor& gate, const Tensor& up) = 0;
+  // y = gelu(gate) * up with gelu(g) = g (1 + tanh(sqrt(2/pi) (g + 0.044715 g^3))) / 2, all (T,F)
+  virtual void geglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) = 0;
+  // Always writes both; dgate may be gate's memory and dup may be up's.
+  virtual void geglu_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy,
+                              const Tensor& gate, const Tensor& up) = 0;
+
+  // ---- gelu
+  // ------------------------------------------------------------------------------------ y =
+  // gelu(x), the same gelu; dx (+)= dy * gelu'(x).  all (T,F)
+  virtual void gelu_forward(const Tensor& y, const Tensor& x) = 0;
+  virtual void gelu_backward(const Tensor& dx, GradMode mode, const Tensor& dy,
+                             const Tensor& x) = 0;
 
   // Both of swiglu_backward, whose y isn't stored but meets ds (T,S) at once, as in
   // strips_backward_a: dw_p (rank, F) (+)= ds[:, p]ᵀ y. dy's values are lost.
@@ -288,6 +353,8 @@ class Backend {
   virtual void embedding_forward(const Tensor& y, const Weight& table, const Tensor& ids) = 0;
   // y (n,C) = x[rows]; rows (n) I32, distinct
   virtual void gather_rows(const Tensor& y, const Tensor& x, const Tensor& rows) = 0;
+  // y[rows] = x (n,C), all other rows of y stay; rows (n) I32, distinct
+  virtual void put_rows(const Tensor& y, const Tensor& x, const Tensor& rows) = 0;
   // dx[rows] (+)= dy; Write also zeroes all other rows of dx.
   virtual void scatter_rows(const Tensor& dx, GradMode mode, const Tensor& dy,
                             const Tensor& rows) = 0;
@@ -358,6 +425,7 @@ std::vector<T> to_host(const Tensor& x) {
 }
 // Any floating tensor as doubles.
 std::vector<double> to_host_f64(const Tensor& x);
+LoraTable make_lora_table(Backend& backend, std::vector<LoraFactors> variants);
 Segments make_segments(Backend& backend, std::vector<std::int32_t> offsets);
 
 }  // namespace lk

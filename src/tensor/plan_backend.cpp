@@ -82,15 +82,21 @@ class PlanBackend final : public Backend {
   void matmul_nn(const Tensor& c, GradMode, double, const Tensor& a, const Tensor&) override {
     gemm(c.rows(), c.cols(), a.cols(), a.dtype());
   }
+  void lora_segments(const Tensor&, const Tensor&, const LoraTable&, const Segments&,
+                     const RowVariants&) override {}
   void rmsnorm_forward(const Tensor&, const Tensor&, const Tensor&, const Weight&,
                        double) override {}
   void rmsnorm_backward(const Tensor&, GradMode, const Tensor&, const Tensor&, const Weight&,
                         const Tensor&) override {}
+  void layernorm_forward(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Weight&,
+                         const Weight&, double) override {}
+  void layernorm_backward(const Tensor&, GradMode, const Tensor&, const Tensor&, const Weight&,
+                          const Tensor&, const Tensor&) override {}
   void rope(const Tensor&, GradMode, const Tensor&, const Tensor&, const Tensor&, int,
             bool) override {}
   void attention_forward(const Tensor&, const Tensor&, const Tensor&, const Tensor& k,
                          const Tensor&, const AttentionShape& shape, const Segments&,
-                         const Segments&) override {
+                         const KeyRows&) override {
     packed_keys(k, shape, 1);
   }
   void attention_backward(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
@@ -102,8 +108,14 @@ class PlanBackend final : public Backend {
   void swiglu_forward(const Tensor&, const Tensor&, const Tensor&) override {}
   void swiglu_backward(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                        const Tensor&) override {}
+  void geglu_forward(const Tensor&, const Tensor&, const Tensor&) override {}
+  void geglu_backward(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                      const Tensor&) override {}
+  void gelu_forward(const Tensor&, const Tensor&) override {}
+  void gelu_backward(const Tensor&, GradMode, const Tensor&, const Tensor&) override {}
   void embedding_forward(const Tensor&, const Weight&, const Tensor&) override {}
   void gather_rows(const Tensor&, const Tensor&, const Tensor&) override {}
+  void put_rows(const Tensor&, const Tensor&, const Tensor&) override {}
   void scatter_rows(const Tensor&, GradMode, const Tensor&, const Tensor&) override {}
   void cross_entropy(const Tensor&, const Tensor&, const Tensor&, bool, double) override {}
   void sum(const Tensor&, GradMode, double, const Tensor&) override {}

@@ -29,4 +29,17 @@ std::size_t utf8_valid_prefix(std::string_view text) {
   return i;
 }
 
+std::string utf8_repaired(std::string_view text) {
+  std::string out;
+  while (!text.empty()) {
+    const std::size_t valid = utf8_valid_prefix(text);
+    out += text.substr(0, valid);
+    text.remove_prefix(valid);
+    if (text.empty()) break;
+    utf8_append(out, 0xFFFD);
+    text.remove_prefix(1);
+  }
+  return out;
+}
+
 }  // namespace lk

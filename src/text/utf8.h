@@ -47,4 +47,7 @@ inline void utf8_append(std::string& out, char32_t c) {
 // U+10FFFF): text.size() if all of it is.
 std::size_t utf8_valid_prefix(std::string_view text);
 
+// The text with U+FFFD for each byte that is no part of a character.
+std::string utf8_repaired(std::string_view text);
+
 }  // namespace lk

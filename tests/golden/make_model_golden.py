@@ -1,6 +1,7 @@
 """Makes tests/golden/models/: tiny random models with reference logits, and references for SmolLM2.
 
-    python make_model_golden.py tiny                    tiny models of every supported kind
+    python make_model_golden.py tiny                    tiny models of LLaMA's kind
+    python make_model_golden.py families                tiny models of the other families
     python make_model_golden.py smollm2 MODEL.gguf [FOLDER]
         references for SmolLM2-135M-Instruct; also writes it, dequantised, as a Hugging Face FOLDER
 
@@ -11,6 +12,8 @@ Tiny models: <name>/ is a Hugging Face folder (or <name>.gguf), <name>.reference
   ids (T), positions (n), logits (n,V): logits at those positions, and nll (1): the mean over the T - 1
   predicted tokens. Integers are stored as F32. Computed from the stored weights in float64, but for
   rotary angles, norms and softmax, which transformers rounds to float32 whatever the dtype.
+  Those of the other families also hold greedy (32): the greedy continuation of the first 70 ids, with
+  a KV cache; greedy_margin (1): the least lead of a chosen token's logit over the next.
 rope.safetensors: the rotary module's own cosines and sines at ROPE_POSITIONS, for published shapes.
 SmolLM2: smollm2.reference.safetensors, per text i
   ids.i, positions.i (n), logits.i (n, every 193rd token of the vocabulary), top_ids.i and top_logits.i
@@ -67,24 +70,82 @@ TINY = {
 }
 
 
+# Windows are shorter than the text of the reference. Head counts odd and even, head sizes not hidden
+# size / heads where the family allows it.
+FAMILIES = {
+    "mistral_window": (transformers.MistralConfig, dict(
+        hidden_size=24, num_attention_heads=3, num_key_value_heads=1, sliding_window=50)),
+    # the second layer alone has a window
+    "qwen2_window": (transformers.Qwen2Config, dict(
+        hidden_size=18, num_attention_heads=3, num_key_value_heads=3, use_sliding_window=True,
+        sliding_window=40, max_window_layers=1)),
+    # also as GGUF
+    "qwen3": (transformers.Qwen3Config, dict(
+        hidden_size=16, num_attention_heads=4, num_key_value_heads=2, head_dim=10,
+        tie_word_embeddings=True, rope_parameters=dict(rope_type="default", rope_theta=5000.0))),
+    "qwen3_odd": (transformers.Qwen3Config, dict(
+        hidden_size=20, num_attention_heads=3, num_key_value_heads=1, head_dim=6, attention_bias=True)),
+    # six local layers but one, as GGUF's readers have it; also as GGUF
+    "gemma3": (transformers.Gemma3TextConfig, dict(
+        hidden_size=16, num_hidden_layers=7, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+        query_pre_attn_scalar=8, sliding_window=40, intermediate_size=20)),
+    "gemma3_odd": (transformers.Gemma3TextConfig, dict(
+        hidden_size=21, num_attention_heads=3, num_key_value_heads=1, head_dim=10,
+        query_pre_attn_scalar=17, sliding_window=33, layer_types=["full_attention", "sliding_attention"],
+        rope_parameters=dict(
+            full_attention=dict(rope_type="linear", rope_theta=20000.0, factor=4.0),
+            sliding_attention=dict(rope_type="default", rope_theta=700.0)))),
+    # also as GGUF
+    "gpt2": (transformers.GPT2Config, dict(
+        n_embd=16, n_layer=2, n_head=4, n_positions=320, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)),
+    # odd head size, sharded
+    "gpt2_odd": (transformers.GPT2Config, dict(
+        n_embd=21, n_layer=2, n_head=3, n_inner=20, n_positions=310, resid_pdrop=0.0, embd_pdrop=0.0,
+        attn_pdrop=0.0)),
+}
+
+
+def make_families():
+    for seed, (name, (config_class, settings)) in enumerate(FAMILIES.items()):
+        gpt2 = config_class is transformers.GPT2Config
+        common = dict(vocab_size=67, bos_token_id=1, eos_token_id=2) if gpt2 else COMMON
+        config = config_class(**{**common, **settings})
+        config._attn_implementation = "eager"
+        model = transformers.AutoModelForCausalLM.from_config(config)
+        randomise(model, 100 + seed)
+        model = model.to(torch.bfloat16)
+        model.tie_weights()
+        folder = OUT / name
+        shutil.rmtree(folder, ignore_errors=True)
+        model.save_pretrained(folder, max_shard_size="12KB" if name == "gpt2_odd" else "1GB")
+        (folder / "generation_config.json").unlink(missing_ok=True)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager")
+        reference(model, OUT / f"{name}.reference.safetensors", seed, with_greedy=True)
+    for name in ["qwen3", "gemma3", "gpt2"]:
+        write_family_gguf(OUT / name, OUT / f"{name}.bf16.gguf", "BF16")
+
+
 def randomise(model, seed):
     """Gains near 1 and visible biases: the library's own initialisation would hide mistakes in them."""
     generator = torch.Generator().manual_seed(seed)
     for name, p in sorted(model.named_parameters()):
         noise = torch.randn(p.shape, generator=generator)
-        if "norm" in name:
-            p.data = 1 + 0.3 * noise
+        if "norm" in name or ".ln_" in name and name.endswith("weight"):
+            stored_less_one = model.config.model_type == "gemma3_text"
+            p.data = (0.0 if stored_less_one else 1.0) + 0.3 * noise
         elif name.endswith("bias"):
             p.data = 0.5 * noise
         else:
-            p.data = noise / p.shape[-1] ** 0.5
+            conv1d = ".c_" in name  # GPT-2 stores (in, out)
+            p.data = noise / p.shape[0 if conv1d else -1] ** 0.5
 
 
 def nll_of(logits, ids):
     return torch.nn.functional.cross_entropy(logits[:-1], ids[1:])
 
 
-def reference(model, path, seed, length=300):
+def reference(model, path, seed, length=300, with_greedy=False):
     """Logits at a few positions of one sequence."""
     model = model.double().eval()
     generator = torch.Generator().manual_seed(seed)
@@ -92,7 +153,13 @@ def reference(model, path, seed, length=300):
     positions = torch.tensor([0, 1, 2, 5, 17, 63, 64, 130, 200, length - 1])
     with torch.no_grad():
         logits = model(ids[None]).logits[0]
+    extra = {}
+    if with_greedy:
+        run = greedy(model, ids[:70], "", n=32)
+        extra = {"greedy": run["greedy."], "greedy_margin": run["greedy_margin."].min().float()[None]}
+        print(path.name, "largest logit", logits.abs().max().item(), "margin", extra["greedy_margin"].item())
     save_file({
+        **extra,
         "ids": ids.float(), "positions": positions.float(), "logits": logits[positions].float(),
         "nll": nll_of(logits, ids).float()[None],
     }, path)
@@ -206,6 +273,48 @@ def write_gguf(folder, path, kind):
     writer.close()
 
 
+def write_family_gguf(folder, path, kind):
+    """As llama.cpp's converter writes the family; tensor names are the gguf package's own."""
+    config = transformers.AutoConfig.from_pretrained(folder)
+    arch = {"qwen3": gguf.MODEL_ARCH.QWEN3, "gemma3_text": gguf.MODEL_ARCH.GEMMA3,
+            "gpt2": gguf.MODEL_ARCH.GPT2}[config.model_type]
+    names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_bos_token_id(config.bos_token_id)
+    writer.add_eos_token_id(config.eos_token_id)
+    if config.model_type == "gpt2":
+        writer.add_feed_forward_length(4 * config.n_embd)
+        writer.add_layer_norm_eps(config.layer_norm_epsilon)
+    else:
+        writer.add_feed_forward_length(config.intermediate_size)
+        writer.add_head_count_kv(config.num_key_value_heads)
+        writer.add_key_length(config.head_dim)
+        writer.add_value_length(config.head_dim)
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+        rope = config.rope_parameters
+        writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
+    if config.model_type == "gemma3_text":
+        writer.add_sliding_window(config.sliding_window)
+    for name, tensor in sorted(load_file(folder / "model.safetensors").items()):
+        values = tensor.float().numpy()
+        if config.model_type == "gpt2" and ".c_" in name and values.ndim == 2:
+            values = np.ascontiguousarray(values.T)
+        if config.model_type == "gemma3_text" and "norm" in name:
+            values = values + np.float32(1)
+        stored = gguf.GGMLQuantizationType[kind if values.ndim == 2 else "F32"]
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")),
+                          gguf.quants.quantize(values, stored), raw_dtype=stored)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def llama3_factors(rope, head_dim):
     """The divisors that Llama 3.1's scaling amounts to, one per frequency."""
     plain = 1.0 / rope["rope_theta"] ** (np.arange(0, head_dim, 2) / head_dim)
@@ -313,6 +422,8 @@ if __name__ == "__main__":
     torch.set_num_threads(2)
     if sys.argv[1:2] == ["tiny"] and len(sys.argv) == 2:
         make_tiny()
+    elif sys.argv[1:2] == ["families"] and len(sys.argv) == 2:
+        make_families()
     elif sys.argv[1:2] == ["smollm2"] and len(sys.argv) in (3, 4):
         make_smollm2(*sys.argv[2:])
     else:

@@ -1,6 +1,7 @@
 """Makes tests/golden/peft/: what Hugging Face PEFT computes, so that our tests can compare without Python.
 
     python make_peft_golden.py tiny                        tiny model, its data, adapters and numbers
+    python make_peft_golden.py families                    families.json: ten steps of every family's tiny model
     python make_peft_golden.py smollm2 MODEL.gguf DATA     smollm2.json; DATA holds e2e_train.jsonl, e2e_test.jsonl
     python make_peft_golden.py adapter MODEL.gguf CASE DIR only writes the initial adapter of a SmolLM2 case
 
@@ -26,6 +27,9 @@ Files: <case>.json holds the settings and
                                rounding alone moves them
   eval_before, eval_after      loss over `eval_rows` rows, before the first and after the last step
 <case>.initial/, <case>.after/ PEFT adapter folders, before the first step and after step `after_step` (tiny only)
+families.json                  per model of ../models: the settings, rows (ids and where supervision begins), tensors
+                               (name -> shape, as PEFT saves them), losses, losses_f64, and the bits of PEFT's config
+                               that depend on the family: target_modules, fan_in_fan_out
 <case>.logits.safetensors      ids (T), and logits (T,V) of the model with the adapter <case>.after (tiny only)
 """
 
@@ -38,7 +42,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 OUT = pathlib.Path(__file__).parent / "peft"
@@ -145,7 +149,7 @@ def evaluate(model, rows):
         for i in range(0, len(rows), 8):
             s, n = loss_sum(model, rows[i : i + 8])
             total, count = total + s.item(), count + n
-    return total / count
+    return total / count if count else None
 
 
 def learning_rate(case, k):
@@ -156,7 +160,13 @@ def learning_rate(case, k):
     return case["lr"]
 
 
-def train(model, case, rows, eval_rows, on_step=lambda k, model: None):
+def loss_sum_alone(model, rows):
+    """The same row by row: a padded token whose window holds padding only is NaN in transformers."""
+    parts = [loss_sum(model, [row]) for row in rows]
+    return sum(total for total, _ in parts), sum(n for _, n in parts)
+
+
+def train(model, case, rows, eval_rows, on_step=lambda k, model: None, loss_sum=loss_sum):
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         parameters, lr=case["lr"], betas=(0.9, 0.999), eps=1e-8, weight_decay=case["weight_decay"])
@@ -249,6 +259,49 @@ def make_tiny():
         save_file({"ids": ids.float(), "logits": logits.contiguous()}, OUT / f"{name}.logits.safetensors")
 
 
+# ---- every family --------------------------------------------------------------------------------
+
+FAMILIES = ["tied_gqa", "mistral_window", "qwen2", "qwen2_window", "qwen3", "qwen3_odd", "gemma3", "gemma3_odd",
+            "gpt2", "gpt2_odd"]
+FAMILY_CASE = dict(
+    rank=3, alpha=6, targets="all-linear", b_bound=0.1, lr=1e-2, schedule="constant", warmup=0, weight_decay=0.01,
+    clip=0.0, batch=3, grad_accum=1, steps=10)
+
+
+def make_families():
+    """The models that make_model_golden.py wrote, on rows longer than their windows."""
+    out = {}
+    generator = np.random.RandomState(5)
+    rows = [([int(i) for i in generator.randint(0, 67, n)], start) for n, start in [
+        (60, 0), (37, 12), (75, 5), (21, 20), (64, 1), (50, 30)]]
+    for name in FAMILIES:
+        folder = OUT.parent / "models" / name
+
+        def adapted(dtype):
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, attn_implementation="eager")
+            config = LoraConfig(
+                r=FAMILY_CASE["rank"], lora_alpha=FAMILY_CASE["alpha"], target_modules="all-linear",
+                lora_dropout=0.0, bias="none", task_type="CAUSAL_LM",
+                fan_in_fan_out=model.config.model_type == "gpt2")
+            model = get_peft_model(model, config).to(dtype)
+            fill_adapter(model, FAMILY_CASE["b_bound"])
+            return model
+
+        model = adapted(torch.float32)
+        config = model.peft_config["default"]
+        out[name] = dict(
+            target_modules=sorted({m.rsplit(".", 1)[-1] for m in config.target_modules}),
+            fan_in_fan_out=config.fan_in_fan_out,
+            tensors={k: list(v.shape) for k, v in sorted(get_peft_model_state_dict(model).items())},
+            losses=train(model, FAMILY_CASE, rows, [], loss_sum=loss_sum_alone)["losses"],
+            losses_f64=train(adapted(torch.float64), FAMILY_CASE, rows, [], loss_sum=loss_sum_alone)["losses"])
+        a, b = np.array(out[name]["losses"]), np.array(out[name]["losses_f64"])
+        print(name, "float32 against float64:", np.abs(a / b - 1).max(), file=sys.stderr)
+    text = json.dumps({**FAMILY_CASE, "rows": rows, "models": out}, separators=(",", ":"))
+    (OUT / "families.json").write_text(text.replace('{"target_modules"', '\n{"target_modules"') + "\n")
+
+
 # ---- SmolLM2 -------------------------------------------------------------------------------------
 
 def load_smollm2(path, dtype=torch.float32):
@@ -291,6 +344,8 @@ if __name__ == "__main__":
     what, *rest = sys.argv[1:] or ["help"]
     if what == "tiny" and not rest:
         make_tiny()
+    elif what == "families" and not rest:
+        make_families()
     elif what == "smollm2" and len(rest) == 2:
         make_smollm2(*rest)
     elif what == "adapter" and len(rest) == 3:

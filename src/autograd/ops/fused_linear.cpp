@@ -250,8 +250,11 @@ struct FusedAttentionNode : Node {
     Tensor dqkv =
         backend.empty_with_margin(Tag::Backward, value.dtype(), value.shape(), value.margin());
     Qkv in(value, shape), d(dqkv, shape);
-    backend.attention_rope_backward(d.q, d.k, d.v, dy, in.q, in.k, in.v, o, lse, shape, segments,
-                                    {table, positions});
+    if (table.defined())
+      backend.attention_rope_backward(d.q, d.k, d.v, dy, in.q, in.k, in.v, o, lse, shape, segments,
+                                      {table, positions});
+    else
+      backend.attention_backward(d.q, d.k, d.v, dy, in.q, in.k, in.v, o, lse, shape, segments);
     tape.pass(qkv, dqkv);
   }
 };
@@ -267,8 +270,10 @@ Var fused_attention(Tape& tape, const Var& qkv, const Tensor& rope_table, const 
   check(segments.total() == T, "fused_attention: segments hold ", segments.total(),
         " tokens, qkv has ", T);
   Backend& backend = tape.backend();
-  Tensor turned = qkv.value().slice_cols(0, (H + G) * D);
-  backend.rope(turned, GradMode::Write, turned, rope_table, positions, shape.head_dim, false);
+  if (rope_table.defined()) {
+    Tensor turned = qkv.value().slice_cols(0, (H + G) * D);
+    backend.rope(turned, GradMode::Write, turned, rope_table, positions, shape.head_dim, false);
+  }
   Qkv in(qkv.value(), shape);
   Tensor o = tape.activation(qkv.dtype(), {T, H * D}, margin);
   Tensor lse = tape.activation(stat_dtype(qkv.dtype()), {H, T});

@@ -3,8 +3,8 @@
 #include <cmath>
 #include <vector>
 
-#include "tensor/cpu/cached_attention.h"
 #include "tensor/cpu/cpu_backend_impl.h"
+#include "tensor/cpu/decode_attention.h"
 #include "tensor/cpu/flash_attention.h"
 #include "tensor/cpu/kernels.h"
 
@@ -14,12 +14,12 @@ using namespace cpu;
 
 namespace {
 
-std::vector<Document> documents(const Segments& q_seg, const Segments& k_seg) {
-  check(q_seg.count() == k_seg.count(), "attention: ", q_seg.count(), " documents of queries, ",
-        k_seg.count(), " of keys");
+std::vector<Document> documents(const Segments& q_seg, const KeyRows& k_rows) {
+  check(q_seg.count() == k_rows.count(), "attention: ", q_seg.count(), " documents of queries, ",
+        k_rows.count(), " of keys");
   std::vector<Document> docs;
   for (std::size_t i = 0; i + 1 < q_seg.host.size(); ++i) {
-    Document d{q_seg.host[i], q_seg.host[i + 1], k_seg.host[i], k_seg.host[i + 1]};
+    Document d{q_seg.host[i], q_seg.host[i + 1], k_rows.begins[i], k_rows.ends[i]};
     check(d.keys() >= d.queries(), "attention: document ", i, " has more queries than keys");
     docs.push_back(d);
   }
@@ -112,20 +112,23 @@ void attention_backward_plain(Matrix<T> dq, Matrix<T> dk, Matrix<T> dv, Matrix<T
 
 void CpuBackend::attention_forward(const Tensor& o, const Tensor& lse, const Tensor& q,
                                    const Tensor& k, const Tensor& v, const AttentionShape& shape,
-                                   const Segments& q_seg, const Segments& k_seg) {
-  std::vector<Document> docs = documents(q_seg, k_seg);
+                                   const Segments& q_seg, const KeyRows& k_rows) {
+  std::vector<Document> docs = documents(q_seg, k_rows);
   dispatch_float(q.dtype(), [&]<class T>() {
     if constexpr (has_fast_path<T>)
       if (fast()) {
-        const auto many = std::partition(docs.begin(), docs.end(), has_few_queries);
-        const std::vector<Document> others(many, docs.end());
-        docs.erase(many, docs.end());
+        // A document's path depends on nothing but its own queries.
+        auto few = [](const Document& d) {
+          return d.queries() <= kDecodeQueries && d.keys() > d.queries();
+        };
+        const auto rest = std::stable_partition(docs.begin(), docs.end(), few);
+        const std::vector<Document> decoding(docs.begin(), rest);
+        docs.erase(docs.begin(), rest);
+        decode_attention<T>(matrix<T>(o), matrix<float>(lse), matrix<T>(q), matrix<T>(k),
+                            matrix<T>(v), shape, decoding);
         if (!docs.empty())
-          cached_attention_forward(matrix<T>(o), matrix<float>(lse), matrix<T>(q), matrix<T>(k),
-                                   matrix<T>(v), shape, docs);
-        if (!others.empty())
           flash_attention_forward(*this, matrix<T>(o), matrix<float>(lse), matrix<T>(q),
-                                  matrix<T>(k), matrix<T>(v), shape, others);
+                                  matrix<T>(k), matrix<T>(v), shape, docs);
         return;
       }
     attention_forward_plain(matrix<T>(o), matrix<accumulate_t<T>>(lse), matrix<T>(q), matrix<T>(k),

@@ -43,17 +43,24 @@ class CpuBackend : public Backend {
   void matmul_nn(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
                  const Tensor& b) override;
 
+  void lora_segments(const Tensor& y, const Tensor& x, const LoraTable& table,
+                     const Segments& documents, const RowVariants& variants) override;
+
   void rmsnorm_forward(const Tensor& y, const Tensor& rstd, const Tensor& x, const Weight& gain,
                        double eps) override;
   void rmsnorm_backward(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& x,
                         const Weight& gain, const Tensor& rstd) override;
+  void layernorm_forward(const Tensor& y, const Tensor& mean, const Tensor& rstd, const Tensor& x,
+                         const Weight& gain, const Weight& bias, double eps) override;
+  void layernorm_backward(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& x,
+                          const Weight& gain, const Tensor& mean, const Tensor& rstd) override;
 
   void rope(const Tensor& y, GradMode mode, const Tensor& x, const Tensor& table,
             const Tensor& positions, int head_dim, bool inverse) override;
 
   void attention_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k,
                          const Tensor& v, const AttentionShape& shape, const Segments& q_seg,
-                         const Segments& k_seg) override;
+                         const KeyRows& k_rows) override;
   void attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout,
                           const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o,
                           const Tensor& lse, const AttentionShape& shape,
@@ -62,9 +69,17 @@ class CpuBackend : public Backend {
   void swiglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) override;
   void swiglu_backward(const Tensor& y, const Tensor& dgate, const Tensor& dup, const Tensor& dy,
                        const Tensor& gate, const Tensor& up) override;
+  void geglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) override;
+  void geglu_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy, const Tensor& gate,
+                      const Tensor& up) override;
+
+  // gelu.cpp
+  void gelu_forward(const Tensor& y, const Tensor& x) override;
+  void gelu_backward(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& x) override;
 
   void embedding_forward(const Tensor& y, const Weight& table, const Tensor& ids) override;
   void gather_rows(const Tensor& y, const Tensor& x, const Tensor& rows) override;
+  void put_rows(const Tensor& y, const Tensor& x, const Tensor& rows) override;
   void scatter_rows(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& rows) override;
 
   void cross_entropy(const Tensor& losses, const Tensor& logits, const Tensor& targets,

@@ -53,6 +53,16 @@ void CpuBackend::gather_rows(const Tensor& y, const Tensor& x, const Tensor& row
   });
 }
 
+void CpuBackend::put_rows(const Tensor& y, const Tensor& x, const Tensor& rows) {
+  dispatch_float(y.dtype(), [&]<class T>() {
+    Matrix<T> to = matrix<T>(y), from = matrix<T>(x);
+    const std::int32_t* index = rows.data<std::int32_t>();
+    check_rows(index, from.rows, to.rows);
+    parallel_for(from.rows, x.numel(),
+                 [&](std::int64_t i) { std::copy_n(from[i], from.cols, to[index[i]]); });
+  });
+}
+
 void CpuBackend::scatter_rows(const Tensor& dx, GradMode mode, const Tensor& dy,
                               const Tensor& rows) {
   if (mode == GradMode::Skip) return;

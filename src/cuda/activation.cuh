@@ -1,0 +1,27 @@
+// Activations of the form x * sigmoid(z(x)): SiLU and GELU by tanh, as in tensor/cpu/activation.h.
+// With s = sigmoid(z(x)) the derivative is s (1 + x z'(x) (1 - s)).
+#pragma once
+
+#include <cuda_runtime.h>
+
+namespace lk {
+
+__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+
+struct Silu {
+  static __device__ __forceinline__ float z(float x) { return x; }
+  static __device__ __forceinline__ float dz(float) { return 1.0f; }
+};
+
+// z = 2 sqrt(2/pi) (x + 0.044715 x^3), since (1 + tanh(u)) / 2 = sigmoid(2u)
+struct GeluTanh {
+  static constexpr float kTwice = 1.5957691216057308f, kCubic = 0.044715f;
+  static __device__ __forceinline__ float z(float x) {
+    return kTwice * x * (1.0f + kCubic * x * x);
+  }
+  static __device__ __forceinline__ float dz(float x) {
+    return kTwice * (1.0f + 3.0f * kCubic * x * x);
+  }
+};
+
+}  // namespace lk

@@ -1,0 +1,87 @@
+#include "lora/adapter_set.h"
+
+#include <algorithm>
+#include <chrono>
+#include <map>
+
+namespace lk {
+
+// A frozen projection and the factors of all variants on it.
+class AdapterSet::Site : public LinearMap {
+ public:
+  Site(Backend& backend, std::string path, std::unique_ptr<FrozenLinear> base)
+      : backend_(backend), path_(std::move(path)), base_(std::move(base)) {}
+
+  Var apply(Tape& tape, const Var& x, const ForwardMode& mode) override {
+    Var y = base_->apply(tape, x, mode);
+    if (!mode.variants || table_.max_rank == 0) return y;
+    check(!tape.recording(), "an adapter set has no backward");
+    tape.backend().lora_segments(y.value(), x.value(), table_, *mode.documents, *mode.variants);
+    return y;
+  }
+  std::int64_t in_features() const override { return base_->in_features(); }
+  std::int64_t out_features() const override { return base_->out_features(); }
+  FrozenLinear& frozen() override { return *base_; }
+
+  const std::string& path() const { return path_; }
+  void add(LoraFactors factors) {
+    std::vector<LoraFactors> all = table_.host;
+    all.push_back(std::move(factors));
+    table_ = make_lora_table(backend_, std::move(all));
+  }
+
+ private:
+  Backend& backend_;
+  std::string path_;
+  std::unique_ptr<FrozenLinear> base_;
+  LoraTable table_;
+};
+
+AdapterSet::AdapterSet(Transformer& model) : model_(model) {
+  model.visit_sites(
+      [&](const std::string& path, std::size_t, lk::Site, std::unique_ptr<LinearMap>& map) {
+        if (!dynamic_cast<FrozenLinear*>(map.get()))
+          throw Error(concat(path, " already carries an adapter"));
+        std::unique_ptr<FrozenLinear> base(static_cast<FrozenLinear*>(map.release()));
+        auto site = std::make_unique<Site>(model.backend(), path, std::move(base));
+        sites_.push_back(site.get());
+        map = std::move(site);
+      });
+}
+
+AdapterSet::~AdapterSet() = default;
+
+std::int32_t AdapterSet::find(const std::string& name) const {
+  auto found = std::find_if(infos_.begin(), infos_.end(),
+                            [&](const Info& info) { return info.name == name; });
+  return found == infos_.end() ? -1 : static_cast<std::int32_t>(found - infos_.begin());
+}
+
+std::int32_t AdapterSet::add(const std::string& name, const AdapterFile& file) {
+  if (name.empty()) throw UsageError("--adapter: an adapter's name must not be empty");
+  if (find(name) >= 0) throw UsageError(concat("--adapter: two adapters are called '", name, "'"));
+  // Everything is read and checked before anything is changed.
+  std::map<std::string, LoraFactors> factors = load_factors(model_, file);
+  Info info{name, file.config.shape.rank, std::ssize(factors), 0};
+  for (Site* site : sites_) {
+    auto found = factors.find(site->path());
+    LoraFactors f = found == factors.end() ? LoraFactors{} : found->second;
+    if (f.a.defined()) info.bytes += static_cast<std::int64_t>(f.a.bytes() + f.b_t.bytes());
+    site->add(std::move(f));
+  }
+  infos_.push_back(std::move(info));
+  return static_cast<std::int32_t>(infos_.size()) - 1;
+}
+
+double AdapterSet::switch_seconds(std::int64_t n) {
+  Backend& backend = model_.backend();
+  const std::vector<std::int32_t> which(static_cast<std::size_t>(n), 0);
+  Tensor indices = to_device(backend, Tag::Workspace, which);
+  backend.synchronize();
+  const auto start = std::chrono::steady_clock::now();
+  backend.upload(indices, which.data(), which.size() * sizeof(std::int32_t));
+  backend.synchronize();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+}  // namespace lk

@@ -1,0 +1,48 @@
+// AdapterSet: many adapters over one frozen model, each document of a batch with its own.
+//
+// Note [Many adapters]. The base product is one for the whole batch; Backend::lora_segments then
+// adds each document's own factors. Which adapter a document gets is an index in the batch
+// (RowVariants), so changing it moves no weight. For generation with a KV cache only: elsewhere the
+// model stays the base. Factors are frozen here: there is no gradient for them.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "lora/adapter_io.h"
+#include "nn/transformer.h"
+
+namespace lk {
+
+class AdapterSet {
+ public:
+  // The model must outlive the set and carry no adapter.
+  explicit AdapterSet(Transformer& model);
+  ~AdapterSet();
+  AdapterSet(const AdapterSet&) = delete;
+  AdapterSet& operator=(const AdapterSet&) = delete;
+
+  // Loads an adapter and returns its variant: the index for GenerationRequest::variant. Ranks and
+  // targets of the others do not matter. Throws UsageError for a name that is taken or empty,
+  // InputError as attach_adapter does; the set is then as it was.
+  std::int32_t add(const std::string& name, const AdapterFile& file);
+  // Its variant, or -1.
+  std::int32_t find(const std::string& name) const;
+
+  struct Info {
+    std::string name;
+    std::int64_t rank, modules, bytes;  // of A and B on the device
+  };
+  const std::vector<Info>& adapters() const { return infos_; }
+  // Seconds to choose other adapters for a batch of n documents: the upload of their indices.
+  double switch_seconds(std::int64_t n);
+
+ private:
+  class Site;
+  Transformer& model_;
+  std::vector<Info> infos_;
+  std::vector<Site*> sites_;  // owned by the model, one a projection that some adapter targets
+};
+
+}  // namespace lk

@@ -1,0 +1,153 @@
+#include "nn/sampling.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "tensor/error.h"
+#include "tensor/philox.h"
+
+namespace lk {
+namespace {
+
+void penalise(std::vector<float>& scores, double penalty, std::span<const std::int32_t> history) {
+  std::vector<bool> done(scores.size());
+  for (std::int32_t id : history) {
+    const auto i = static_cast<std::size_t>(id);
+    if (id < 0 || i >= scores.size() || done[i]) continue;
+    done[i] = true;
+    const double x = scores[i];
+    scores[i] = static_cast<float>(x > 0 ? x / penalty : x * penalty);
+  }
+}
+
+std::size_t largest(std::span<const float> scores) {
+  auto best = std::max_element(scores.begin(), scores.end(), [](float a, float b) {
+    return std::isnan(b) ? false : std::isnan(a) || a < b;
+  });
+  if (!std::isfinite(*best)) throw NonFiniteError("generate: the logits are not finite");
+  return static_cast<std::size_t>(best - scores.begin());
+}
+
+// What a draw chooses from, the likeliest first where the settings need an order.
+struct Candidates {
+  std::vector<std::int32_t> ids;
+  std::vector<double> weights;  // probabilities up to a factor; the largest of all tokens has 1
+};
+
+Candidates weigh(std::span<const float> scores, float best, double temperature) {
+  Candidates c;
+  c.ids.resize(scores.size());
+  std::iota(c.ids.begin(), c.ids.end(), 0);
+  c.weights.reserve(scores.size());
+  for (float x : scores)
+    c.weights.push_back(std::isnan(x) ? 0
+                                      : std::exp((static_cast<double>(x) - best) / temperature));
+  return c;
+}
+
+// Brings the n largest to the front, in order; equal ones by id.
+void order(Candidates& c, std::size_t n) {
+  std::vector<std::int32_t> ids = std::move(c.ids);
+  auto larger = [&](std::int32_t a, std::int32_t b) {
+    const double x = c.weights[static_cast<std::size_t>(a)];
+    const double y = c.weights[static_cast<std::size_t>(b)];
+    return x != y ? x > y : a < b;
+  };
+  const auto end = ids.begin() + static_cast<std::ptrdiff_t>(n);
+  if (n < ids.size()) std::nth_element(ids.begin(), end, ids.end(), larger);
+  std::sort(ids.begin(), end, larger);
+  ids.resize(n);
+  std::vector<double> weights;
+  for (std::int32_t id : ids) weights.push_back(c.weights[static_cast<std::size_t>(id)]);
+  c = {std::move(ids), std::move(weights)};
+}
+
+void truncate(Candidates& c, std::size_t n) { c.ids.resize(n), c.weights.resize(n); }
+
+// Candidates are in order; the first ones whose weight reaches `goal`, at least one. False if all
+// of them together do not.
+bool reach(Candidates& c, double goal) {
+  double sum = 0;
+  for (std::size_t i = 0; i < c.weights.size(); ++i) {
+    sum += c.weights[i];
+    if (sum < goal) continue;
+    truncate(c, i + 1);
+    return true;
+  }
+  return false;
+}
+
+Candidates choose(std::span<const float> scores, float best, const SamplingSettings& s) {
+  Candidates c = weigh(scores, best, s.temperature);
+  if (s.top_k > 0) order(c, std::min(c.ids.size(), static_cast<std::size_t>(s.top_k)));
+  if (s.top_p < 1) {
+    const double goal = s.top_p * std::accumulate(c.weights.begin(), c.weights.end(), 0.0);
+    if (s.top_k > 0) {
+      reach(c, goal);
+    } else {  // the nucleus is small as a rule: sorting the vocabulary would take longer than a
+              // step
+      const Candidates all = c;
+      for (std::size_t n = 256;; n *= 8) {
+        n = std::min(n, all.ids.size());
+        c = all;
+        order(c, n);
+        if (reach(c, goal) || n == all.ids.size()) break;
+      }
+    }
+  }
+  if (s.min_p > 0) {
+    Candidates kept;
+    for (std::size_t i = 0; i < c.ids.size(); ++i) {
+      if (c.weights[i] < s.min_p) continue;
+      kept.ids.push_back(c.ids[i]);
+      kept.weights.push_back(c.weights[i]);
+    }
+    c = std::move(kept);
+  }
+  return c;
+}
+
+}  // namespace
+
+void check_sampling(const SamplingSettings& s) {
+  if (s.max_tokens < 1) throw UsageError("--max-tokens must be at least 1");
+  if (!(s.temperature >= 0 && std::isfinite(s.temperature)))
+    throw UsageError("--temperature must not be negative");
+  if (s.top_k < 0) throw UsageError("--top-k must not be negative");
+  if (!(s.top_p > 0 && s.top_p <= 1)) throw UsageError("--top-p must lie in (0, 1]");
+  if (!(s.min_p >= 0 && s.min_p <= 1)) throw UsageError("--min-p must lie in [0, 1]");
+  if (!(s.repetition_penalty > 0 && std::isfinite(s.repetition_penalty)))
+    throw UsageError("--repetition-penalty must be larger than 0");
+  for (const std::string& text : s.stop)
+    if (text.empty()) throw UsageError("--stop must not be empty");
+}
+
+std::int32_t sample_token(std::span<const float> logits, const SamplingSettings& settings,
+                          std::int64_t position, std::span<const std::int32_t> history) {
+  check(!logits.empty(), "sample_token: no logits");
+  std::vector<float> penalised;
+  if (settings.repetition_penalty != 1) {
+    penalised.assign(logits.begin(), logits.end());
+    penalise(penalised, settings.repetition_penalty, history);
+    logits = penalised;
+  }
+  const std::size_t best = largest(logits);
+  if (settings.temperature <= 0) return static_cast<std::int32_t>(best);
+  const Candidates c = choose(logits, logits[best], settings);
+  // 48 random bits are enough for any vocabulary.
+  const Philox4 draw =
+      philox_quad({settings.seed, static_cast<std::uint64_t>(position), 0x5eed}, 0);
+  double u = (static_cast<double>(draw.v[0]) * 65536.0 + (draw.v[1] >> 16)) / 281474976710656.0 *
+             std::accumulate(c.weights.begin(), c.weights.end(), 0.0);
+  for (std::size_t i = 0; i < c.ids.size(); ++i) {
+    if (u < c.weights[i]) return c.ids[i];
+    u -= c.weights[i];
+  }
+  // Rounding let u pass the end: the last that has a chance.
+  for (std::size_t i = c.ids.size(); i-- > 0;)
+    if (c.weights[i] > 0) return c.ids[i];
+  return static_cast<std::int32_t>(best);
+}
+
+}  // namespace lk

@@ -1,0 +1,37 @@
+// Choosing the next token from logits.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace lk {
+
+struct SamplingSettings {
+  std::int64_t max_tokens = 128;
+  double temperature = 0;         // 0: greedy
+  std::int64_t top_k = 0;         // 0: all
+  double top_p = 1;               // 1: all
+  double min_p = 0;               // 0: all
+  double repetition_penalty = 1;  // 1: none
+  std::uint64_t seed = 0;
+  std::vector<std::int32_t> stop_ids;  // end a generation; not part of it
+  std::vector<std::string> stop;       // texts that do the same
+};
+
+// Throws UsageError naming the setting (as the flag of `generate`) that is out of its range.
+void check_sampling(const SamplingSettings& settings);
+
+// Chooses a token from logits (V), in this order:
+//   repetition penalty: logits of the ids in `history` are divided by it if positive, else
+//     multiplied (Keskar et al., "CTRL", 2019);
+//   greedy: the largest, the lowest id on ties;
+//   else softmax of logits / temperature over the top_k largest; of these the smallest set whose
+//     probability reaches top_p (Holtzman et al. 2020); of these the ones with at least min_p times
+//     the largest probability; and a draw keyed by (seed, position).
+// So the same settings give the same text, whoever else is in the batch. Throws NonFiniteError.
+std::int32_t sample_token(std::span<const float> logits, const SamplingSettings& settings,
+                          std::int64_t position, std::span<const std::int32_t> history = {});
+
+}  // namespace lk

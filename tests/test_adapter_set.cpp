@@ -1,0 +1,238 @@
+// Many adapters over one base: would catch a row that gets a neighbour's adapter, an adapter whose
+// rank or targets leak into others, and a base that changes.
+#include <unistd.h>
+
+#include <filesystem>
+
+#include "io/durable.h"
+#include "io/safetensors.h"
+#include "lora/adapter_set.h"
+#include "lora/inference.h"
+#include "nn/generate.h"
+#include "smollm2.h"
+#include "tensor/cpu/cpu_backend.h"
+#include "tiny_model.h"
+
+using namespace lk;
+using namespace lk::test;
+namespace stdfs = std::filesystem;
+
+namespace {
+
+struct Folder {
+  stdfs::path path =
+      stdfs::temp_directory_path() / concat("lorikeet-adapter-set-", ::getpid()).c_str();
+  Folder() { stdfs::create_directories(path); }
+  ~Folder() { stdfs::remove_all(path); }
+};
+
+// Writes an adapter with random A and B for `model`'s shapes and leaves the model without one.
+std::string write_adapter(const Folder& f, const std::string& name, std::int64_t rank,
+                          std::vector<std::string> targets, unsigned seed, double scale) {
+  auto backend = make_cpu_backend();
+  auto model = tiny_transformer(*backend, DType::F32);
+  LoraConfig config;
+  config.shape = {rank, 2.0 * static_cast<double>(rank), 0};
+  config.targets = std::move(targets);
+  config.seed = seed;
+  Adapter adapter(*model, config);
+  randomize_b(adapter, seed, scale);
+  const std::string folder = (f.path / name).string();
+  stdfs::create_directories(folder);
+  save_adapter(folder, adapter, "tiny", "");
+  return folder;
+}
+
+struct Spec {
+  const char* name;
+  std::int64_t rank;
+  std::vector<std::string> targets;
+};
+const std::vector<Spec> kSpecs = {{"wide", 7, {"all-linear"}},
+                                  {"narrow", 1, {"q_proj", "v_proj"}},
+                                  {"mlp", 4, {"layers.1.mlp.down_proj", "gate_proj"}}};
+
+std::vector<SequencePart> parts_with(const std::vector<Row>& rows,
+                                     const std::vector<std::int32_t>& variants, bool one_token) {
+  std::vector<SequencePart> parts;
+  for (std::size_t i = 0; i < rows.size(); ++i)
+    parts.push_back({static_cast<std::int64_t>(i),
+                     one_token ? std::vector<std::int32_t>{5} : rows[i].ids, variants[i]});
+  return parts;
+}
+
+}  // namespace
+
+TEST_CASE("each row of a mixed batch gets what its own adapter alone gives it, F64") {
+  Folder f;
+  std::vector<std::string> folders;
+  for (std::size_t i = 0; i < kSpecs.size(); ++i)
+    folders.push_back(write_adapter(f, kSpecs[i].name, kSpecs[i].rank, kSpecs[i].targets,
+                                    10 * static_cast<unsigned>(i) + 1, 0.2));
+  auto backend = make_cpu_backend(CpuMode::Reference);
+  std::vector<Row> rows = random_rows({9, 3, 14, 1, 6, 2}, 3);
+  const std::vector<std::int32_t> variants{0, -1, 1, 2, 0, 2};
+
+  auto model = tiny_transformer(*backend, DType::F64);
+  AdapterSet set(*model);
+  for (std::size_t i = 0; i < folders.size(); ++i)
+    CHECK(set.add(kSpecs[i].name, open_adapter(folders[i])) == static_cast<std::int32_t>(i));
+  CHECK(set.find("mlp") == 2);
+  CHECK(set.find("none") == -1);
+  CHECK(set.adapters()[0].bytes == 8 * 7 * 2 * ((24 + 32) + 2 * (24 + 16) + (32 + 24) + 3 * 64));
+  CHECK_THROWS_AS(set.add("mlp", open_adapter(folders[2])), UsageError);
+  KvCache cache(*backend, model->config(), DType::F64, 20, std::ssize(rows));
+  std::vector<std::vector<double>> got;
+  for (bool one_token : {false, true}) {
+    const auto parts = parts_with(rows, variants, one_token);
+    got.push_back(to_host_f64(model->next_logits(make_cached_batch(cache, parts), cache)));
+    advance_cache(cache, parts);
+  }
+  double least_difference = 1e300;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    auto single = tiny_transformer(*backend, DType::F64);
+    std::unique_ptr<Adapter> adapter;
+    if (variants[i] >= 0) {
+      AdapterFile file = open_adapter(folders[static_cast<std::size_t>(variants[i])]);
+      adapter = attach_adapter(*single, file, file.config, false);
+    }
+    std::vector<std::int32_t> ids = rows[i].ids;
+    for (std::size_t step = 0; step < 2; ++step) {
+      const std::vector<double> all = to_host_f64(single->logits(make_prompt(*backend, ids, 0)));
+      const std::vector<double> want(all.end() - 61, all.end());
+      const std::vector<double> mine(got[step].begin() + static_cast<std::ptrdiff_t>(61 * i),
+                                     got[step].begin() + static_cast<std::ptrdiff_t>(61 * (i + 1)));
+      // Same sums in another order, and scale as a float.
+      check_close(mine, want, 1e-7, {1e-7}, concat("row ", i, " step ", step));
+      if (adapter) {
+        adapter->set_enabled(false);
+        const std::vector<double> base = to_host_f64(single->logits(make_prompt(*backend, ids, 0)));
+        adapter->set_enabled(true);
+        double difference = 0;
+        for (std::size_t j = 0; j < 61; ++j)
+          difference = std::max(difference, std::abs(base[base.size() - 61 + j] - want[j]));
+        least_difference = std::min(least_difference, difference);
+      }
+      ids.push_back(5);
+    }
+  }
+  CHECK(least_difference > 1e-3);  // or the adapters would prove nothing
+}
+
+TEST_CASE("the fast path of lora_segments has the twin's numbers, few rows and many") {
+  auto reference = make_cpu_backend(CpuMode::Reference), fast = make_cpu_backend();
+  const std::int64_t K = 70, N = 33;
+  const std::vector<std::int32_t> offsets{0, 1, 1, 6, 8, 40}, which{2, 0, 1, -1, 0};
+  for (DType dtype : {DType::F32, DType::BF16}) {
+    auto run = [&](Backend& b, DType t) {
+      auto numbers = [&](Shape shape, unsigned seed) {  // the same in every dtype
+        Tensor rounded = random_tensor(*reference, dtype, shape, seed, 0.5);
+        return tensor_from(b, t, shape, to_host_f64(rounded));
+      };
+      LoraTable table = make_lora_table(b, {{numbers({5, K}, 1), numbers({5, N}, 2), 2.0f},
+                                            {numbers({16, K}, 3), numbers({16, N}, 4), 0.5f},
+                                            {}});
+      Tensor x = numbers({40, K}, 5), y = numbers({40, N}, 6);
+      b.lora_segments(y, x, table, make_segments(b, offsets),
+                      {which, to_device(b, Tag::Workspace, which)});
+      return to_host_f64(y);
+    };
+    const std::vector<double> want = run(*reference, DType::F64), got = run(*fast, dtype);
+    // |x| |a| |b| of 0.5 each: sums of 70 x 16 products of about 1/8, scale up to 2; s is rounded
+    // once where there are many rows.
+    const double u = unit_roundoff(dtype);
+    check_close(got, want, u, {u * 70 + 86 * 0x1p-24 * 70}, concat("fast ", dtype_name(dtype)));
+    // Rows without an adapter keep their bits.
+    const std::vector<double> before =
+        to_host_f64(random_tensor(*reference, dtype, {40, N}, 6, 0.5));
+    for (std::size_t i = 0; i < 1 * 33; ++i) CHECK(got[i] == before[i]);
+    for (std::size_t i = 6 * 33; i < 8 * 33; ++i) CHECK(got[i] == before[i]);
+  }
+}
+
+TEST_CASE("100 adapters in one batch: tokens as each alone, and their memory is known") {
+  Folder f;
+  auto backend = make_cpu_backend();
+  auto model = tiny_transformer(*backend, DType::F32);
+  AdapterSet set(*model);
+  const auto before = backend->ledger()[Tag::Weights].live_bytes;
+  std::vector<GenerationRequest> requests;
+  for (int i = 0; i < 100; ++i) {
+    const std::string folder = write_adapter(f, concat("a", i), 1 + i % 8,
+                                             i % 3 ? std::vector<std::string>{"q_proj", "v_proj"}
+                                                   : std::vector<std::string>{"all-linear"},
+                                             static_cast<unsigned>(i + 1) * 50, 0.4);
+    GenerationRequest r{{1, 2, static_cast<std::int32_t>(3 + i % 5)}, {}, -1};
+    r.variant = set.add(concat("a", i), open_adapter(folder));
+    r.sampling.max_tokens = 8;
+    requests.push_back(r);
+  }
+  CHECK(backend->ledger()[Tag::Weights].live_bytes == before);
+  const auto together = Generator(*model, nullptr, {.max_batch = 100}).run(requests);
+  std::size_t unlike_base = 0;
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    Generator single(*model, nullptr);
+    CHECK(single.run(std::span(&requests[i], 1))[0].ids == together[i].ids);
+    GenerationRequest base = requests[i];
+    base.variant = -1;
+    unlike_base += single.run(std::span(&base, 1))[0].ids != together[i].ids;
+  }
+  CHECK(unlike_base > 50);
+  CHECK(set.switch_seconds(100) < 1e-3);
+}
+
+TEST_CASE("100 adapters over SmolLM2 in one batch, and switching takes under a millisecond") {
+  const std::string path = smollm2_path();
+  if (path.empty()) LK_SKIP("no SmolLM2 (set LORIKEET_SMOLLM2)");
+  Folder f;
+  InferenceSettings settings;
+  settings.model = path;
+  settings.device = "cpu";
+  settings.dtype = "f32";
+  settings.max_positions = 64;
+  InferenceModel m = open_inference(settings);
+  // One file, many adapters: B differs by its seed, ranks are 4 and 8.
+  AdapterSet set(*m.model);
+  std::vector<GenerationRequest> requests;
+  for (int i = 0; i < 100; ++i) {
+    const std::string folder = (f.path / concat("s", i)).string();
+    stdfs::create_directories(folder);
+    {
+      const std::int64_t rank = i % 2 ? 4 : 8;
+      std::vector<SafetensorsEntry> tensors;
+      for (int layer : {0, 15, 29})
+        for (auto [module, N] : {std::pair<const char*, std::int64_t>{"q_proj", 576},
+                                 std::pair<const char*, std::int64_t>{"v_proj", 192}}) {
+          const std::string key =
+              concat("base_model.model.model.layers.", layer, ".self_attn.", module);
+          auto numbers = [&](std::int64_t n, unsigned seed, double scale) {
+            const std::vector<double> v = random_values(n, seed, scale);
+            return std::vector<float>(v.begin(), v.end());
+          };
+          const unsigned seed = static_cast<unsigned>(1000 * i + 2 * layer + (N == 192));
+          tensors.push_back({key + ".lora_A.weight", {rank, 576}, numbers(rank * 576, seed, 0.1)});
+          tensors.push_back(
+              {key + ".lora_B.weight", {N, rank}, numbers(N * rank, seed + 500, 0.1)});
+        }
+      write_safetensors(folder + "/adapter_model.safetensors", tensors, {{"format", "pt"}});
+      write_file_durably(folder + "/adapter_config.json",
+                         concat(R"({"peft_type":"LORA","r":)", rank, R"(,"lora_alpha":)", rank,
+                                R"(,"target_modules":["q_proj","v_proj"]})"));
+    }
+    GenerationRequest r{m.tokenizer->encode("The capital of France is"), {}, -1};
+    r.variant = set.add(concat("s", i), open_adapter(folder));
+    r.sampling.max_tokens = 4;
+    requests.push_back(r);
+  }
+  const auto together = Generator(*m.model, m.tokenizer.get(), {.max_batch = 100}).run(requests);
+  for (std::size_t i = 0; i < 100; i += 11)
+    CHECK(Generator(*m.model, m.tokenizer.get()).run(std::span(&requests[i], 1))[0].ids ==
+          together[i].ids);
+  std::size_t different = 0;
+  for (const Generation& g : together) different += g.ids != together[0].ids;
+  CHECK(different > 10);
+  const double seconds = set.switch_seconds(100);
+  MESSAGE("switching 100 adapters: " << 1e3 * seconds << " ms; one of rank 8: "
+                                     << set.adapters()[0].bytes << " bytes");
+  CHECK(seconds < 1e-3);
+}

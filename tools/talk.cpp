@@ -1,0 +1,54 @@
+#include "talk.h"
+
+#include <unistd.h>
+
+#include <cstdio>
+#include <iostream>
+
+#include "nn/conversation.h"
+#include "program.h"
+
+namespace lk::program {
+namespace {
+
+bool write(std::string_view text) {
+  std::fwrite(text.data(), 1, text.size(), stdout);
+  std::fflush(stdout);
+  return true;
+}
+
+// One line of the user; false ends the conversation.
+bool answer(InferenceModel& m, Conversation& chat, const std::string& line) {
+  if (line == "/exit") return false;
+  if (line == "/reset") {
+    chat.reset();
+  } else if (line == "/adapter" || line.starts_with("/adapter ")) {
+    chat.set_variant(find_adapter(m, line.size() > 9 ? line.substr(9) : "", "/adapter"));
+  } else if (!line.empty()) {
+    chat.reply(line, write);
+    write("\n");
+  }
+  return true;
+}
+
+}  // namespace
+
+void talk(InferenceModel& m, const SamplingSettings& sampling, const std::string& chat_template) {
+  Conversation chat(*m.model, *m.tokenizer, ChatTemplate::choose(*m.tokenizer, chat_template),
+                    sampling, 0);
+  const bool terminal = ::isatty(STDIN_FILENO) != 0;
+  std::string line;
+  while (true) {
+    if (terminal) std::fputs("> ", stderr);
+    if (!std::getline(std::cin, line)) break;
+    try {
+      if (!answer(m, chat, line)) break;
+    } catch (const UsageError& e) {  // the conversation is full: say so, go on
+      message(e.what());
+    } catch (const InputError& e) {  // not UTF-8, or an unknown adapter
+      message(e.what());
+    }
+  }
+}
+
+}  // namespace lk::program

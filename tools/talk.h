@@ -1,0 +1,15 @@
+// A conversation on a terminal.
+#pragma once
+
+#include <string>
+
+#include "lora/inference.h"
+#include "nn/sampling.h"
+
+namespace lk::program {
+
+// Answers lines from stdin on stdout until they end or "/exit"; "/reset" forgets what was said,
+// "/adapter NAME" lets that adapter answer from now on, "/adapter" the base.
+void talk(InferenceModel& m, const SamplingSettings& sampling, const std::string& chat_template);
+
+}  // namespace lk::program
