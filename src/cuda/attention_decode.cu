@@ -48,6 +48,7 @@ __global__ void __launch_bounds__(kThreads)
   constexpr int N = 16 / static_cast<int>(sizeof(T)), D = LANES * N, kTeams = kThreads / LANES;
   __shared__ float score[HEADS][kPiece];
   __shared__ float parts[kTeams][HEADS][D];
+  wait_for_previous();  // Note [Early launches]
   int document = blockIdx.z, piece = blockIdx.y;
   int kv_head = blockIdx.x / head_groups, first = blockIdx.x % head_groups * HEADS;
   int n_heads = min(HEADS, in.group - first), head0 = kv_head * in.group + first;
@@ -132,6 +133,7 @@ template <class T>
 __global__ void __launch_bounds__(256)
     attention_combine_kernel(const __grid_constant__ AttentionInputs<T> in, Partials parts,
                              Matrix<T> o, float* lse) {
+  wait_for_previous();
   int head = blockIdx.x, document = blockIdx.y;
   int n_keys = in.k_ends[document] - in.k_begins[document];
   KeyRange seen = keys_seen(0, 0, n_keys - 1, in.window, n_keys);
@@ -180,9 +182,9 @@ bool attention_decode(const AttentionForward& a, Backend& backend, cudaStream_t 
     auto in = attention_inputs<T>(a.q, a.k, a.v, a.shape, a.q_seg, a.k_rows);
     auto go = [&]<int LANES, int HEADS>() {
       const int groups = static_cast<int>(ceil_div(group, HEADS));
-      launch("attention_decode", attention_decode_kernel<device_t<T>, LANES, HEADS>,
-             grid_of(static_cast<i64>(a.shape.n_kv_heads) * groups, pieces, n), dim3(kThreads), 0,
-             stream, in, parts, groups);
+      launch_early("attention_decode", attention_decode_kernel<device_t<T>, LANES, HEADS>,
+                   grid_of(static_cast<i64>(a.shape.n_kv_heads) * groups, pieces, n),
+                   dim3(kThreads), stream, in, parts, groups);
     };
     auto heads = [&]<int LANES>() {
       if (group == 1)
@@ -200,9 +202,9 @@ bool attention_decode(const AttentionForward& a, Backend& backend, cudaStream_t 
       heads.template operator()<16>();
     else
       heads.template operator()<32>();
-    launch("attention_combine", attention_combine_kernel<device_t<T>>, grid_of(H, n),
-           dim3(static_cast<unsigned>(ceil_div(D, 32) * 32)), 0, stream, in, parts, matrix<T>(a.o),
-           a.lse.data<float>());
+    launch_early("attention_combine", attention_combine_kernel<device_t<T>>, grid_of(H, n),
+                 dim3(static_cast<unsigned>(ceil_div(D, 32) * 32)), stream, in, parts,
+                 matrix<T>(a.o), a.lse.data<float>());
     return true;
   });
 }

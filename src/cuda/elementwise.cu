@@ -15,6 +15,7 @@ namespace {
 template <class T, int N>
 struct FillOp {
   static constexpr int kWidth = N;
+  static constexpr bool kWritesWeights = true;
   Matrix<T> y;
   float value;
   __device__ void operator()(i64 row, i64 col) const {
@@ -28,6 +29,7 @@ struct FillOp {
 template <class TY, class TX, int N>
 struct CopyOp {
   static constexpr int kWidth = N;
+  static constexpr bool kWritesWeights = true;
   Matrix<TY> y;
   Matrix<const TX> x;
   __device__ void operator()(i64 row, i64 col) const {

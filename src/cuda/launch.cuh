@@ -22,6 +22,29 @@ inline dim3 grid_of(i64 x, i64 y = 1, i64 z = 1) {
   return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z));
 }
 
+// Note [Early launches]
+// A kernel launched with launch_early() may begin while the one before it in the stream still runs
+// (programmatic dependent launch, from compute capability 9.0 on), so that its blocks are in place
+// and its weights on their way when that one ends: between the small kernels of decoding this is
+// most of the time. Every thread of such a kernel calls wait_for_previous() before it touches
+// anything that another kernel may write; after it everything launched earlier is finished and
+// visible, as with a plain launch, since each kernel of a chain waits for the one before. Only
+// frozen weights are read ahead of it. Kernels that may write weights (copies, the optimizer) are
+// launched plainly, and what follows a plain launch is not launched early: then it and all after it
+// begin when the weights are there.
+inline bool& early_allowed() {
+  thread_local bool allowed = false;
+  return allowed;
+}
+
+// The first line of a kernel that is launched early, but for loads of frozen weights.
+__device__ __forceinline__ void wait_for_previous() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  cudaGridDependencySynchronize();
+  cudaTriggerProgrammaticLaunchCompletion();  // the next may take its place
+#endif
+}
+
 // Runs `kernel` on the stream; an empty grid is no work and no launch. Dynamic shared memory beyond
 // 48 KiB has to be asked for. Throws Error with the kernel's name if the launch is refused.
 template <class... Params, class... Args>
@@ -36,6 +59,37 @@ void launch(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block,
                name);
   kernel<<<grid, block, shared_bytes, stream>>>(static_cast<Params>(args)...);
   cuda_check(cudaGetLastError(), name);
+  early_allowed() = false;
+}
+
+inline bool early_supported() {
+  static const bool supported = [] {
+    int device = 0, major = 0;
+    cuda_check(cudaGetDevice(&device), "cudaGetDevice");
+    cuda_check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+               "compute capability");
+    return major >= 9;
+  }();
+  return supported;
+}
+
+// As launch(), but the kernel may begin early: Note [Early launches].
+template <class... Params, class... Args>
+void launch_early(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block,
+                  cudaStream_t stream, const Args&... args) {
+  static_assert(sizeof...(Params) == sizeof...(Args));
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.stream = stream;
+  config.attrs = &early;
+  config.numAttrs = early_allowed() && early_supported() ? 1 : 0;
+  cuda_check(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), name);
+  early_allowed() = true;
 }
 
 }  // namespace lk

@@ -29,15 +29,20 @@ __global__ void __launch_bounds__(kThreads)
   const T* rows[kRows];
 #pragma unroll
   for (int r = 0; r < kRows; ++r) rows[r] = w.at(min(row0 + r, n - 1), 0);
-  float sum[kRows][M] = {};
-  for (int col0 = lane * N; col0 < k; col0 += kStep * kUnroll) {
-    uint4 raw[kUnroll][kRows];
+  uint4 raw[kUnroll][kRows];
+  auto load = [&](int col0) {
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u)
 #pragma unroll
       for (int r = 0; r < kRows; ++r)
         if (col0 + u * kStep < k)
           raw[u][r] = __ldcs(reinterpret_cast<const uint4*>(rows[r] + col0 + u * kStep));
+  };
+  load(lane * N);
+  wait_for_previous();  // Note [Early launches]
+  float sum[kRows][M] = {};
+  for (int col0 = lane * N; col0 < k; col0 += kStep * kUnroll) {
+    if (col0 != lane * N) load(col0);
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       int col = col0 + u * kStep;
@@ -78,9 +83,9 @@ bool linear_few_rows(const Tensor& y, const Tensor& x, const Tensor& w, cudaStre
   return dispatch_device(w.dtype(), [&]<class T>() {
     if (!packable(16 / static_cast<int>(sizeof(T)), K, x, w)) return false;
     auto go = [&]<int ROWS>() {
-      launch("linear_few", linear_few_kernel<device_t<T>, ROWS>,
-             grid_of(ceil_div(N, kThreads / 32 * kRows)), dim3(kThreads), 0, stream, matrix<T>(y),
-             const_matrix<T>(x), const_matrix<T>(w), N, static_cast<int>(K));
+      launch_early("linear_few", linear_few_kernel<device_t<T>, ROWS>,
+                   grid_of(ceil_div(N, kThreads / 32 * kRows)), dim3(kThreads), stream,
+                   matrix<T>(y), const_matrix<T>(x), const_matrix<T>(w), N, static_cast<int>(K));
     };
     switch (M) {
       case 1:

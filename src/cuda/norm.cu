@@ -19,6 +19,7 @@ template <int N, class T>
 __global__ void __launch_bounds__(512)
     rmsnorm_forward_kernel(Matrix<T> y, float* rstd, Matrix<const T> x, const T* gain, int cols,
                            float eps) {
+  wait_for_previous();  // Note [Early launches]
   i64 row = blockIdx.x;
   float sum = 0.0f;
   for (int col = threadIdx.x * N; col < cols; col += blockDim.x * N) {
@@ -70,6 +71,7 @@ template <int N, class T>
 __global__ void __launch_bounds__(512)
     layernorm_forward_kernel(Matrix<T> y, float* mean, float* rstd, Matrix<const T> x,
                              const T* gain, const T* bias, int cols, float eps) {
+  wait_for_previous();  // Note [Early launches]
   i64 row = blockIdx.x;
   float sum = 0.0f, squares = 0.0f;
   for (int col = threadIdx.x * N; col < cols; col += blockDim.x * N) {
@@ -143,9 +145,9 @@ void CudaBackend::rmsnorm_forward(const Tensor& y, const Tensor& rstd, const Ten
   check(x.cols() <= INT32_MAX, "cuda rmsnorm: row too long");
   dispatch_device(x.dtype(), [&]<class T>() {
     auto go = [&]<int N>() {
-      launch("rmsnorm_forward", rmsnorm_forward_kernel<N, device_t<T>>, grid_of(x.rows()),
-             dim3(threads_for(x.cols(), N)), 0, stream(), matrix<T>(y), rstd.data<float>(),
-             const_matrix<T>(x), pointer<T>(gain.values()), x.cols(), eps);
+      launch_early("rmsnorm_forward", rmsnorm_forward_kernel<N, device_t<T>>, grid_of(x.rows()),
+                   dim3(threads_for(x.cols(), N)), stream(), matrix<T>(y), rstd.data<float>(),
+                   const_matrix<T>(x), pointer<T>(gain.values()), x.cols(), eps);
     };
     constexpr int kN = 16 / static_cast<int>(sizeof(T));
     packable(kN, x.cols(), x, y, gain.values()) ? go.template operator()<kN>()
@@ -176,10 +178,10 @@ void CudaBackend::layernorm_forward(const Tensor& y, const Tensor& mean, const T
   check(x.cols() <= INT32_MAX, "cuda layernorm: row too long");
   dispatch_device(x.dtype(), [&]<class T>() {
     auto go = [&]<int N>() {
-      launch("layernorm_forward", layernorm_forward_kernel<N, device_t<T>>, grid_of(x.rows()),
-             dim3(threads_for(x.cols(), N)), 0, stream(), matrix<T>(y), mean.data<float>(),
-             rstd.data<float>(), const_matrix<T>(x), pointer<T>(gain.values()),
-             pointer<T>(bias.values()), x.cols(), eps);
+      launch_early("layernorm_forward", layernorm_forward_kernel<N, device_t<T>>, grid_of(x.rows()),
+                   dim3(threads_for(x.cols(), N)), stream(), matrix<T>(y), mean.data<float>(),
+                   rstd.data<float>(), const_matrix<T>(x), pointer<T>(gain.values()),
+                   pointer<T>(bias.values()), x.cols(), eps);
     };
     constexpr int kN = 16 / static_cast<int>(sizeof(T));
     packable(kN, x.cols(), x, y, gain.values(), bias.values()) ? go.template operator()<kN>()

@@ -2,6 +2,7 @@
 //
 // An Op is a struct passed by value with `static constexpr int kWidth` and
 //   __device__ void operator()(i64 row, i64 col) const      // handles columns [col, col + kWidth)
+// and `static constexpr bool kWritesWeights = true` if it may write weights.
 // Threads of a block lie along the columns first, as many as the row needs (a power of two), so
 // neither narrow nor wide rows waste threads, and no index is ever divided. Contiguous tensors are
 // passed as one long row.
@@ -15,6 +16,7 @@ namespace lk {
 
 template <class Op>
 __global__ void __launch_bounds__(256) rowwise_kernel(i64 rows, i64 cols, Op op) {
+  wait_for_previous();  // Note [Early launches]
   i64 row_step = static_cast<i64>(gridDim.y) * blockDim.y;
   i64 col_step = static_cast<i64>(gridDim.x) * blockDim.x * Op::kWidth;
   i64 first_row = static_cast<i64>(blockIdx.y) * blockDim.y + threadIdx.y;
@@ -33,7 +35,11 @@ void launch_rowwise(const char* name, i64 rows, i64 cols, cudaStream_t stream, c
   dim3 block(x, 256 / x);
   i64 blocks_x = std::min<i64>(ceil_div(packs, x), i64{1} << 30);
   i64 blocks_y = std::min<i64>(ceil_div(rows, block.y), 65535);
-  launch(name, rowwise_kernel<Op>, grid_of(blocks_x, blocks_y), block, 0, stream, rows, cols, op);
+  dim3 grid = grid_of(blocks_x, blocks_y);
+  if constexpr (requires { Op::kWritesWeights; })
+    launch(name, rowwise_kernel<Op>, grid, block, 0, stream, rows, cols, op);
+  else
+    launch_early(name, rowwise_kernel<Op>, grid, block, stream, rows, cols, op);
 }
 
 // How a kernel walks tensors of one shape: as (rows, cols), or as one row if none has gaps.

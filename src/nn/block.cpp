@@ -122,13 +122,14 @@ Var Block::attend(Tape& tape, const Var& n, const BlockInput& in) {
     return attend_cached(tape, x.slice_cols(0, H * D), x.slice_cols(H * D, (H + G) * D),
                          x.slice_cols((H + G) * D, (H + 2 * G) * D), in);
   }
-  auto turned = [&](Site s, const Weight& gain) {
-    Var x = project(tape, s, n, in);
-    if (gain.defined()) x = rmsnorm(tape, x, gain, eps_);
-    return table.defined() ? rope(tape, x, table, in.positions, head_dim_) : x;
-  };
-  Var q = turned(Site::Q, q_norm_), k = turned(Site::K, k_norm_);
+  // The products first: on a GPU they then run into each other.
+  Var q = project(tape, Site::Q, n, in), k = project(tape, Site::K, n, in);
   Var v = project(tape, Site::V, n, in);
+  auto turned = [&](Var& x, const Weight& gain) {
+    if (gain.defined()) x = rmsnorm(tape, x, gain, eps_);
+    if (table.defined()) x = rope(tape, x, table, in.positions, head_dim_);
+  };
+  turned(q, q_norm_), turned(k, k_norm_);
   if (!in.cache) return attention(tape, q, k, v, attention_, in.segments);
   return attend_cached(tape, q.value(), k.value(), v.value(), in);
 }

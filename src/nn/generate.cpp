@@ -21,9 +21,10 @@ std::size_t common_prefix(std::span<const std::int32_t> a, std::span<const std::
 }
 
 std::vector<float> rows_of(const Tensor& logits) {
-  if (logits.dtype() == DType::F32) return to_host<float>(logits);
-  const std::vector<double> wide = to_host_f64(logits);
-  return {wide.begin(), wide.end()};
+  return dispatch_float(logits.dtype(), [&]<class T>() {
+    const std::vector<T> raw = to_host<T>(logits);
+    return std::vector<float>(raw.begin(), raw.end());
+  });
 }
 
 }  // namespace

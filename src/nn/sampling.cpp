@@ -21,12 +21,20 @@ void penalise(std::vector<float>& scores, double penalty, std::span<const std::i
   }
 }
 
+// The first of the largest; NaN counts as smaller than anything. The maximum is kept in lanes, so
+// that a vocabulary takes microseconds: at 16 rows a step the plain loop took longer than the GPU.
 std::size_t largest(std::span<const float> scores) {
-  auto best = std::max_element(scores.begin(), scores.end(), [](float a, float b) {
-    return std::isnan(b) ? false : std::isnan(a) || a < b;
-  });
-  if (!std::isfinite(*best)) throw NonFiniteError("generate: the logits are not finite");
-  return static_cast<std::size_t>(best - scores.begin());
+  constexpr std::size_t kLanes = 16;
+  float lanes[kLanes];
+  std::fill(lanes, lanes + kLanes, -INFINITY);
+  std::size_t i = 0;
+  for (; i + kLanes <= scores.size(); i += kLanes)
+    for (std::size_t j = 0; j < kLanes; ++j)
+      lanes[j] = scores[i + j] > lanes[j] ? scores[i + j] : lanes[j];
+  float best = *std::max_element(lanes, lanes + kLanes);
+  for (; i < scores.size(); ++i) best = scores[i] > best ? scores[i] : best;
+  if (!std::isfinite(best)) throw NonFiniteError("generate: the logits are not finite");
+  return static_cast<std::size_t>(std::find(scores.begin(), scores.end(), best) - scores.begin());
 }
 
 // What a draw chooses from, the likeliest first where the settings need an order.
