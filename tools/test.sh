@@ -49,7 +49,7 @@ fi
 
 # Address and undefined-behaviour sanitizers. The base model is left out, as it would take minutes; scripts have run.
 say "Building with sanitizers (build-asan/, CPU only)"
-if configure build-asan -Dcuda=disabled -Dbuildtype=debugoptimized -Doptimization=1 \
+if configure build-asan -Dcuda=disabled -Dbuildtype=debug -Dcpp_args=-g1 \
   -Db_sanitize=address,undefined -Db_lundef=false && compile build-asan; then
   say "Tests with sanitizers"
   ASAN_OPTIONS=detect_stack_use_after_return=1:strict_string_checks=1 \
