@@ -73,8 +73,9 @@ void read_window(const GgufFile& file, const std::string& prefix, ModelConfig& c
   std::int64_t window = gemma ? file.get_int(key, 1, kAnyInt) : file.get_int_or(key, 0, 0, kAnyInt);
   const std::string pattern_key = key + "_pattern";
   if (gemma) {
-    const std::int64_t pattern = file.get_int_or(pattern_key, 6, 1, kAnyInt);
-    c.local_rope_theta = as_written(file.get_float_or(prefix + "rope.freq_base_swa", 10000.0));
+    const std::int64_t pattern = file.get_int_or(pattern_key, kGemmaPattern, 1, kAnyInt);
+    c.local_rope_theta =
+        as_written(file.get_float_or(prefix + "rope.freq_base_swa", kGemmaLocalTheta));
     for (std::int64_t i = 0; i < c.n_layers; ++i) c.local.push_back((i + 1) % pattern != 0);
     c.window = window;
     return;
@@ -88,13 +89,6 @@ void read_window(const GgufFile& file, const std::string& prefix, ModelConfig& c
   } else if (window < c.max_position) {
     refuse(file, key, ": ", window, " (context ", c.max_position, ") is not supported");
   }
-}
-
-// Gemma's scores are divided by sqrt(head size), but for the model of 62 layers (27B), where it is
-// hidden size / heads. No key says so: the rule is the reader's, as in llama.cpp.
-double gemma_query_scale(const ModelConfig& c) {
-  if (c.n_layers == 62) return static_cast<double>(c.hidden_size) / static_cast<double>(c.n_heads);
-  return static_cast<double>(c.head_dim);
 }
 
 RopeScaling read_scaling(const GgufFile& file, const std::string& prefix) {
@@ -182,6 +176,11 @@ std::int64_t read_vocab_size(const GgufFile& file, const std::string& prefix) {
 
 }  // namespace
 
+double gguf_query_scale(const ModelConfig& c) {
+  if (c.n_layers == 62) return static_cast<double>(c.hidden_size) / static_cast<double>(c.n_heads);
+  return static_cast<double>(c.head_dim);
+}
+
 ModelConfig config_from_gguf(const GgufFile& file) {
   std::string type = file.get_string_or("general.type", "model");
   if (type != "model") refuse(file, "general.type: '", type, "' is not a model");
@@ -229,7 +228,7 @@ ModelConfig config_from_gguf(const GgufFile& file) {
   c.attention_bias = file.has(c.joined_qkv ? "blk.0.attn_qkv.bias" : "blk.0.attn_q.bias");
   c.attention_output_bias = file.has("blk.0.attn_output.bias");
   c.mlp_bias = file.has("blk.0.ffn_up.bias");
-  if (c.architecture == "gemma3_text") c.query_scale = gemma_query_scale(c);
+  if (c.architecture == "gemma3_text") c.query_scale = gguf_query_scale(c);
   validate(c, file.path());
   read_window(file, prefix, c);
   read_rope_factors(file, c);
