@@ -47,7 +47,8 @@ std::map<std::string, std::vector<float>> raw_tensors(const TensorReader& file) 
 
 // What GGUF has no words for, by model; see "what GGUF can't say".
 bool fits_gguf(const std::string& name) {
-  return name != "mistral_window" && name != "qwen2_window" && name != "gemma3_odd";
+  return name != "mistral_window" && name != "qwen2_window" && name != "qwen3_odd" &&
+         name != "gemma3_odd";
 }
 
 }  // namespace
@@ -224,6 +225,7 @@ TEST_CASE("what GGUF can't say is refused by name; what it can is written and re
   const std::vector<Case> refused = {
       {"mistral_window", "sliding_window: 50", {}},
       {"qwen2_window", "sliding_window: 40", {}},
+      {"qwen3_odd", "attention_bias", {}},
       {"gemma3_odd", "layer_types", {}},  // full before local
       {"gemma3", "query_pre_attn_scalar: 17", [](Json& c) { c["query_pre_attn_scalar"] = 17; }},
       {"qwen3", "llama3",
@@ -245,6 +247,7 @@ TEST_CASE("what GGUF can't say is refused by name; what it can is written and re
     CHECK_NOTHROW(merge_into(base, adapter, scratch.file("out")));
   }
   const std::vector<Case> said = {
+      {"biases", "", {}},
       // a window as long as the context hides nothing
       {"mistral_window", "", [](Json& c) { c["sliding_window"] = c["max_position_embeddings"]; }},
       {"gemma3_odd", "",

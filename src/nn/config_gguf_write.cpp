@@ -84,6 +84,8 @@ GgufWriter::Metadata config_to_gguf(const ModelConfig& c) {
   m.emplace_back(prefix + (c.norm == NormKind::Layer ? "attention.layer_norm_epsilon"
                                                      : "attention.layer_norm_rms_epsilon"),
                  gguf_f32(static_cast<float>(c.rms_eps)));
+  if (c.attention_output_bias && !c.joined_qkv && prefix != "llama.")
+    refuse("attention_bias: GGUF's readers know a bias of o in 'llama' and 'gpt2' only");
   if (!c.learned_positions) add_rope(c, prefix, m);
   add_window(c, family, m);
   return m;
