@@ -56,8 +56,12 @@ void refuse_unsupported(const GgufFile& file, const std::string& prefix, const M
   double scale = file.get_float_or(prefix + "attention.scale", 0);
   if (scale != 0 && std::abs(scale - usual) > 1e-6 * usual) refuse_key(prefix + "attention.scale");
   for (const char* key : {"expert_count", "expert_used_count", "pooling_type",
-                          "interleave_moe_layer_step", "no_rope_layer_step"})
+                          "interleave_moe_layer_step", "no_rope_layer_step", "nextn_predict_layers",
+                          "attention.shared_kv_layers", "rescale_every_n_layers"})
     if (file.get_int_or(prefix + key, 0, 0, kAnyInt) != 0) refuse_key(prefix + key);
+  for (const char* key :
+       {"rope.dimension_sections", "rope.scaling.alpha", "attention.output_scale"})
+    if (file.has_key(prefix + key)) refuse_key(prefix + key);
   if (!file.get_bool_or(prefix + "attention.causal", true)) refuse_key(prefix + "attention.causal");
   if (file.get_bool_or(prefix + "use_parallel_residual", false))
     refuse_key(prefix + "use_parallel_residual");
@@ -215,8 +219,12 @@ ModelConfig config_from_gguf(const GgufFile& file) {
       refuse(file, prefix, key, ": ", n, " differs from the head size ", c.head_dim, ": ", why,
              " is not supported");
   };
-  same_as_head("attention.value_length", "another size of values");
-  if (!c.learned_positions) same_as_head("rope.dimension_count", "partial rotary embedding");
+  for (const char* key : {"attention.value_length", "attention.value_length_swa"})
+    same_as_head(key, "another size of values");
+  same_as_head("attention.key_length_swa", "another size in local layers");
+  if (!c.learned_positions)
+    for (const char* key : {"rope.dimension_count", "rope.dimension_count_swa"})
+      same_as_head(key, "partial rotary embedding");
   c.rms_eps = as_written(
       file.get_float(prefix + (c.norm == NormKind::Layer ? "attention.layer_norm_epsilon"
                                                          : "attention.layer_norm_rms_epsilon")));
