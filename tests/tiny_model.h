@@ -55,8 +55,9 @@ inline ModelConfig as_family(ModelConfig c, const std::string& name) {
 }
 
 inline std::unique_ptr<Transformer> tiny_transformer(Backend& backend, DType dtype,
-                                                     unsigned seed = 7) {
-  ModelConfig c = tiny_config();
+                                                     unsigned seed = 7,
+                                                     const std::string& family = "llama") {
+  ModelConfig c = as_family(tiny_config(), family);
   return std::make_unique<Transformer>(backend, c, random_weights(backend, c, dtype, seed), dtype,
                                        256);
 }
