@@ -28,9 +28,10 @@ struct Folder {
 
 // Writes an adapter with random A and B for `model`'s shapes and leaves the model without one.
 std::string write_adapter(const Folder& f, const std::string& name, std::int64_t rank,
-                          std::vector<std::string> targets, unsigned seed, double scale) {
+                          std::vector<std::string> targets, unsigned seed, double scale,
+                          const std::string& family = "llama") {
   auto backend = make_cpu_backend();
-  auto model = tiny_transformer(*backend, DType::F32);
+  auto model = tiny_transformer(*backend, DType::F32, 7, family);
   LoraConfig config;
   config.shape = {rank, 2.0 * static_cast<double>(rank), 0};
   config.targets = std::move(targets);
@@ -48,9 +49,16 @@ struct Spec {
   std::int64_t rank;
   std::vector<std::string> targets;
 };
-const std::vector<Spec> kSpecs = {{"wide", 7, {"all-linear"}},
-                                  {"narrow", 1, {"q_proj", "v_proj"}},
-                                  {"mlp", 4, {"layers.1.mlp.down_proj", "gate_proj"}}};
+std::vector<Spec> specs(const std::string& family) {
+  const bool gpt2 = family == "gpt2";
+  return {
+      {"wide", 6, {"all-linear"}},
+      {"narrow", 1,
+       gpt2 ? std::vector<std::string>{"c_attn"} : std::vector<std::string>{"q_proj", "v_proj"}},
+      {"mlp", 4,
+       gpt2 ? std::vector<std::string>{"h.1.mlp.c_proj", "c_fc"}
+            : std::vector<std::string>{"layers.1.mlp.down_proj", "gate_proj"}}};
+}
 
 std::vector<SequencePart> parts_with(const std::vector<Row>& rows,
                                      const std::vector<std::int32_t>& variants, bool one_token) {
@@ -63,23 +71,28 @@ std::vector<SequencePart> parts_with(const std::vector<Row>& rows,
 
 }  // namespace
 
-TEST_CASE("each row of a mixed batch gets what its own adapter alone gives it, F64") {
+namespace {
+
+void check_mixed_batch(const std::string& family) {
+  CAPTURE(family);
   Folder f;
+  const std::vector<Spec> adapters = specs(family);
   std::vector<std::string> folders;
-  for (std::size_t i = 0; i < kSpecs.size(); ++i)
-    folders.push_back(write_adapter(f, kSpecs[i].name, kSpecs[i].rank, kSpecs[i].targets,
-                                    10 * static_cast<unsigned>(i) + 1, 0.2));
+  for (std::size_t i = 0; i < adapters.size(); ++i)
+    folders.push_back(write_adapter(f, adapters[i].name, adapters[i].rank, adapters[i].targets,
+                                    10 * static_cast<unsigned>(i) + 1, 0.2, family));
   auto backend = make_cpu_backend(CpuMode::Reference);
   std::vector<Row> rows = random_rows({9, 3, 14, 1, 6, 2}, 3);
   const std::vector<std::int32_t> variants{0, -1, 1, 2, 0, 2};
 
-  auto model = tiny_transformer(*backend, DType::F64);
+  auto model = tiny_transformer(*backend, DType::F64, 7, family);
   AdapterSet set(*model);
   for (std::size_t i = 0; i < folders.size(); ++i)
-    CHECK(set.add(kSpecs[i].name, open_adapter(folders[i])) == static_cast<std::int32_t>(i));
+    CHECK(set.add(adapters[i].name, open_adapter(folders[i])) == static_cast<std::int32_t>(i));
   CHECK(set.find("mlp") == 2);
   CHECK(set.find("none") == -1);
-  CHECK(set.adapters()[0].bytes == 8 * 7 * 2 * ((24 + 32) + 2 * (24 + 16) + (32 + 24) + 3 * 64));
+  if (family == "llama")
+    CHECK(set.adapters()[0].bytes == 8 * 7 * 2 * ((24 + 32) + 2 * (24 + 16) + (32 + 24) + 3 * 64));
   CHECK_THROWS_AS(set.add("mlp", open_adapter(folders[2])), UsageError);
   KvCache cache(*backend, model->config(), DType::F64, 20, std::ssize(rows));
   std::vector<std::vector<double>> got;
@@ -90,7 +103,7 @@ TEST_CASE("each row of a mixed batch gets what its own adapter alone gives it, F
   }
   double least_difference = 1e300;
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    auto single = tiny_transformer(*backend, DType::F64);
+    auto single = tiny_transformer(*backend, DType::F64, 7, family);
     std::unique_ptr<Adapter> adapter;
     if (variants[i] >= 0) {
       AdapterFile file = open_adapter(folders[static_cast<std::size_t>(variants[i])]);
@@ -117,6 +130,12 @@ TEST_CASE("each row of a mixed batch gets what its own adapter alone gives it, F
     }
   }
   CHECK(least_difference > 1e-3);  // or the adapters would prove nothing
+}
+
+}  // namespace
+
+TEST_CASE("each row of a mixed batch gets what its own adapter alone gives it, F64, every family") {
+  for (const std::string& family : kFamilies) check_mixed_batch(family);
 }
 
 TEST_CASE("the fast path of lora_segments has the twin's numbers, few rows and many") {

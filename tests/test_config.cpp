@@ -293,6 +293,40 @@ TEST_CASE("config.json: what a family does not have is refused by name") {
                                  {"layer_norm_epsilon", 0}});
 }
 
+// What transformers 5 reads of these classes beyond their own fields.
+TEST_CASE("config.json: fields that every class of transformers has are refused by name") {
+  for (const char* model : {"tied_gqa", "mistral_window", "qwen2", "qwen3", "gemma3", "gpt2"})
+    check_family_refusals(model, {{"per_layer_config", {{"0", {{"num_attention_heads", 1}}}}},
+                                  {"is_encoder_decoder", true},
+                                  {"is_causal", false},
+                                  {"quantization_config", {{"quant_method", "awq"}}},
+                                  {"auto_map", {{"AutoModelForCausalLM", "a.B"}}}});
+  // Other families' names for GPT-2's sizes win in transformers.
+  check_family_refusals("gpt2", {{"hidden_size", 32},
+                                 {"num_hidden_layers", 1},
+                                 {"num_attention_heads", 2},
+                                 {"max_position_embeddings", 100}});
+  Json gpt2 = golden_config("gpt2");
+  gpt2["hidden_size"] = gpt2["n_embd"];
+  CHECK_NOTHROW(config_from_json(gpt2, "c"));
+  // Local layers without a window.
+  check_family_refusals("qwen2_window",
+                        {{"use_sliding_window", false}, {"sliding_window", nullptr}});
+  // Gemma's two kinds of layers have angles of their own: one set of them is neither's.
+  check_family_refusals("gemma3", {{"rope_parameters", {{"rope_type", "linear"}, {"factor", 2.0}}},
+                                   {"rope_parameters", {{"rope_type", "default"}}},
+                                   {"rope_parameters", {{"full_attention", {{"factor", 2.0}}}}},
+                                   {"rope_parameters", Json::array()}});
+}
+
+TEST_CASE("config.json: a base of rotary angles inside of rope_scaling counts, as it does there") {
+  Json json = llama();
+  json["rope_scaling"] = {{"rope_type", "linear"}, {"factor", 2.0}, {"rope_theta", 777.0}};
+  CHECK(mentions(refusal(json), "rope_theta"));  // beside another at the top
+  json.erase("rope_theta");
+  CHECK(config_from_json(json, "c").rope_theta == 777);
+}
+
 TEST_CASE("config.json: absurd sizes are refused") {  // C1, C2, C3, C5, C11
   for (const char* key :
        {"hidden_size", "vocab_size", "intermediate_size", "num_hidden_layers",
@@ -547,6 +581,10 @@ TEST_CASE("GGUF metadata: wrong or unsupported is refused by name") {  // G20 to
       {"llama.attention.sliding_window_pattern",
        tiny_gguf().u32("llama.attention.sliding_window_pattern", 2)},
       {"llama.expert_count", tiny_gguf().u32("llama.expert_count", 8)},
+      {"llama.nextn_predict_layers", tiny_gguf().u32("llama.nextn_predict_layers", 1)},
+      {"llama.attention.key_length_swa", tiny_gguf().u32("llama.attention.key_length_swa", 2)},
+      {"llama.rope.dimension_count_swa", tiny_gguf().u32("llama.rope.dimension_count_swa", 2)},
+      {"llama.rope.dimension_sections", tiny_gguf().u32("llama.rope.dimension_sections", 2)},
       {"llama.attention.causal", tiny_gguf().boolean("llama.attention.causal", false)},
       {"llama.logit_scale", tiny_gguf().f32("llama.logit_scale", 0.5f)},
       {"llama.attention.scale", tiny_gguf().f32("llama.attention.scale", 0.1f)},

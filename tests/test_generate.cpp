@@ -12,9 +12,12 @@
 using namespace lk;
 using namespace lk::test;
 
-TEST_CASE("logits with a KV cache equal the logits of the whole sequence, F64") {
+namespace {
+
+void check_cached_logits(const std::string& family) {
+  CAPTURE(family);
   auto backend = make_cpu_backend(CpuMode::Reference);
-  auto model = tiny_transformer(*backend, DType::F64);
+  auto model = tiny_transformer(*backend, DType::F64, 7, family);
   std::vector<Row> rows = random_rows({23}, 9);
   std::vector<double> whole = to_host_f64(model->logits(make_batch(*backend, pointers(rows))));
   KvCache cache(*backend, model->config(), DType::F64, 23, 2);
@@ -37,6 +40,12 @@ TEST_CASE("logits with a KV cache equal the logits of the whole sequence, F64") 
   CHECK(cache.length(0) == 0);
   const SequencePart more{1, {1}, -1};
   CHECK_THROWS_AS(make_cached_batch(cache, std::span(&more, 1)), Error);
+}
+
+}  // namespace
+
+TEST_CASE("logits with a KV cache equal the logits of the whole sequence, F64, in every family") {
+  for (const std::string& family : kFamilies) check_cached_logits(family);
 }
 
 TEST_CASE("greedy generation follows the largest logit and stops where told") {
@@ -153,9 +162,10 @@ std::vector<std::int32_t> alone(Transformer& model, const GenerationRequest& r,
 
 TEST_CASE("a sequence's tokens are the same alone and in any batch, greedy and sampled") {
   std::vector<GenerationRequest> requests = mixed_requests();
-  auto check_backend = [&](Backend& backend, DType dtype) {
+  auto check_backend = [&](Backend& backend, DType dtype, const std::string& family = "llama") {
     CAPTURE(dtype_name(dtype));
-    auto model = tiny_transformer(backend, dtype);
+    CAPTURE(family);
+    auto model = tiny_transformer(backend, dtype, 7, family);
     std::vector<std::vector<std::int32_t>> want;
     for (const GenerationRequest& r : requests) {
       want.push_back(alone(*model, r, {.prefill_rows = 32}));
@@ -174,8 +184,10 @@ TEST_CASE("a sequence's tokens are the same alone and in any batch, greedy and s
     }
   };
   CpuBackend tiles(CpuMode::Fast, CpuBackend::Products::Tiles);
-  check_backend(tiles, DType::F32);
-  check_backend(tiles, DType::BF16);
+  for (const std::string& family : kFamilies) {
+    check_backend(tiles, DType::F32, family);
+    check_backend(tiles, DType::BF16, family);
+  }
   check_backend(*make_cpu_backend(CpuMode::Reference), DType::F64);
   check_backend(*make_cpu_backend(), DType::F32);
 }

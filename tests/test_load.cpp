@@ -627,18 +627,19 @@ TEST_CASE("load: SmolLM2-135M quantised takes its file's size") {
 }
 
 TEST_CASE("GGUF names") {
-  CHECK(gguf_name("model.layers.12.self_attn.o_proj.weight") == "blk.12.attn_output.weight");
-  CHECK(gguf_name("model.layers.0.mlp.gate_proj.bias") == "blk.0.ffn_gate.bias");
-  CHECK(gguf_name("lm_head.weight") == "output.weight");
-  CHECK_THROWS_AS(gguf_name("model.layers.0.self_attn.rotary_emb.inv_freq"), Error);
-  const Family &gemma = *find_family("gemma3_text"), &gpt2 = *find_family("gpt2");
+  const Family &llama = *find_family("llama"), &gemma = *find_family("gemma3_text"),
+               &gpt2 = *find_family("gpt2");
+  CHECK(gguf_name("model.layers.12.self_attn.o_proj.weight", llama) == "blk.12.attn_output.weight");
+  CHECK(gguf_name("model.layers.0.mlp.gate_proj.bias", llama) == "blk.0.ffn_gate.bias");
+  CHECK(gguf_name("lm_head.weight", llama) == "output.weight");
+  CHECK_THROWS_AS(gguf_name("model.layers.0.self_attn.rotary_emb.inv_freq", llama), Error);
   CHECK(gguf_name("model.layers.3.post_attention_layernorm.weight", gemma) ==
         "blk.3.post_attention_norm.weight");
   CHECK(gguf_name("model.layers.3.pre_feedforward_layernorm.weight", gemma) ==
         "blk.3.ffn_norm.weight");
   CHECK(gguf_name("transformer.h.11.attn.c_attn.bias", gpt2) == "blk.11.attn_qkv.bias");
   CHECK(gguf_name("transformer.wpe.weight", gpt2) == "position_embd.weight");
-  CHECK_THROWS_AS(gguf_name("model.layers."), Error);
+  CHECK_THROWS_AS(gguf_name("model.layers.", llama), Error);
 }
 
 }  // namespace lk

@@ -205,6 +205,43 @@ void check_smollm2(Backend& backend, const std::string& name, std::size_t n_step
         doctest::Approx(golden.get<double>("eval_after")).epsilon(1e-3));
 }
 
+// A model of golden/models/ with the adapter that PEFT had there, and the rows of both.
+struct FamilyRun {
+  std::vector<Row> rows;
+  std::unique_ptr<Transformer> model;
+  std::unique_ptr<Adapter> adapter;
+  std::unique_ptr<Trainer> trainer;
+
+  FamilyRun(Backend& backend, const Json& golden, const std::string& name, DType dtype) {
+    for (const Json& r : golden["rows"]) {
+      Row row;
+      row.ids = r[0].get<std::vector<std::int32_t>>();
+      for (std::size_t i = 0; i < row.ids.size(); ++i)
+        row.supervised.push_back(i >= r[1].get<std::size_t>());
+      rows.push_back(std::move(row));
+    }
+    LoadedModel loaded =
+        load_weights(backend, std::string(LK_TEST_DATA) + "/golden/models/" + name, dtype);
+    model =
+        std::make_unique<Transformer>(backend, loaded.config, std::move(loaded.weights), dtype, 80);
+    LoraConfig lora;
+    lora.shape = {golden["rank"].get<std::int64_t>(), golden["alpha"].get<double>(), 0};
+    lora.targets = {"all-linear"};
+    adapter = std::make_unique<Adapter>(*model, lora);
+    fill_by_formula(*adapter, golden["b_bound"].get<double>());
+    TrainerConfig config;
+    config.adamw.weight_decay = golden["weight_decay"].get<float>();
+    config.schedule = {ScheduleKind::Constant, golden["lr"].get<double>(), 0, 10};
+    config.clip = 0;
+    trainer = std::make_unique<Trainer>(*model, *adapter, config);
+  }
+  double step(std::size_t k) {
+    std::vector<std::vector<const Row*>> micro(1);
+    for (std::size_t i = 0; i < 3; ++i) micro[0].push_back(&rows[(3 * k + i) % rows.size()]);
+    return trainer->step(micro).loss;
+  }
+};
+
 }  // namespace
 
 TEST_CASE("PEFT's initial adapters are what the formula says, bit for bit") {
@@ -271,43 +308,22 @@ TEST_CASE("logits with an adapter that PEFT trained and wrote") {
 // of its float64 ones here (1.2e-7 but for gemma3), so both are asked for to 1e-5.
 TEST_CASE("ten steps of every family as PEFT trains them, and its names and shapes of tensors") {
   const Json golden = Json::parse(std::ifstream(kGolden + "families.json"));
-  std::vector<Row> rows;
-  for (const Json& r : golden["rows"]) {
-    Row row;
-    row.ids = r[0].get<std::vector<std::int32_t>>();
-    for (std::size_t i = 0; i < row.ids.size(); ++i)
-      row.supervised.push_back(i >= r[1].get<std::size_t>());
-    rows.push_back(std::move(row));
-  }
   on_every_device([&](Backend& backend) {
     for (const auto& [name, want] : golden["models"].items()) {
       CAPTURE(name);
-      LoadedModel loaded =
-          load_weights(backend, std::string(LK_TEST_DATA) + "/golden/models/" + name, DType::F32);
-      Transformer model(backend, loaded.config, std::move(loaded.weights), DType::F32, 80);
-      LoraConfig lora;
-      lora.shape = {golden["rank"].get<std::int64_t>(), golden["alpha"].get<double>(), 0};
-      lora.targets = {"all-linear"};
-      Adapter adapter(model, lora);
+      FamilyRun run(backend, golden, name, DType::F32);
+      const Adapter& adapter = *run.adapter;
       CHECK(Json(adapter.target_modules()) == want["target_modules"]);
-      CHECK(family_of(model.config()).conv1d == want["fan_in_fan_out"].get<bool>());
+      CHECK(family_of(run.model->config()).conv1d == want["fan_in_fan_out"].get<bool>());
       CHECK(adapter.parameters().size() == want["tensors"].size());
       for (const Parameter* p : adapter.parameters()) {
         const std::string key = "base_model.model." + p->name();
         REQUIRE_MESSAGE(want["tensors"].contains(key), key);
         CHECK(Json({p->shape()[0], p->shape()[1]}) == want["tensors"][key]);
       }
-      fill_by_formula(adapter, golden["b_bound"].get<double>());
-      TrainerConfig config;
-      config.adamw.weight_decay = golden["weight_decay"].get<float>();
-      config.schedule = {ScheduleKind::Constant, golden["lr"].get<double>(), 0, 10};
-      config.clip = 0;
-      Trainer trainer(model, adapter, config);
       double worst = 0, worst_f64 = 0;
       for (std::size_t k = 0; k < 10; ++k) {
-        std::vector<std::vector<const Row*>> micro(1);
-        for (std::size_t i = 0; i < 3; ++i) micro[0].push_back(&rows[(3 * k + i) % rows.size()]);
-        const double loss = trainer.step(micro).loss;
+        const double loss = run.step(k);
         worst = std::max(worst, std::abs(loss / want["losses"][k].get<double>() - 1));
         worst_f64 = std::max(worst_f64, std::abs(loss / want["losses_f64"][k].get<double>() - 1));
       }
@@ -315,6 +331,33 @@ TEST_CASE("ten steps of every family as PEFT trains them, and its names and shap
                    << ", from its float64 ones by " << worst_f64);
       CHECK(worst <= 1e-5);
       CHECK(worst_f64 <= 1e-5);
+    }
+  });
+}
+
+// The same in BF16: activations and their gradients are rounded, A and B are not. Against PEFT's
+// losses in float32: a logit is off by 2^-8 sqrt(roundings) of the usual logit, which is about 1
+// here (a normed row times an embedding of unit length; 18 roundings a layer as in
+// test_transformer); a token's loss by at most twice that; and what training moved it by as much of
+// that.
+TEST_CASE("ten steps of every family in BF16 stay near PEFT's in float32") {
+  const Json golden = Json::parse(std::ifstream(kGolden + "families.json"));
+  on_every_device([&](Backend& backend) {
+    for (const auto& [name, want] : golden["models"].items()) {
+      FamilyRun run(backend, golden, name, DType::BF16);
+      const double layers = static_cast<double>(run.model->config().n_layers),
+                   rounding = 0x1p-8 * std::sqrt(18 * layers + 2),
+                   first = want["losses"][0].get<double>(), last = want["losses"][9].get<double>();
+      double worst = 0, relative = 0;
+      for (std::size_t k = 0; k < 10; ++k) {
+        const double expected = want["losses"][k].get<double>(),
+                     error = std::abs(run.step(k) - expected);
+        relative = std::max(relative, error / expected);
+        worst = std::max(worst, error / (rounding * (2 + std::abs(first - expected))));
+      }
+      MESSAGE(name << " on " << backend.name() << ": BF16 losses, " << first << " to " << last
+                   << ", differ by " << relative << ", " << worst << " of the bound");
+      CHECK(worst <= 1);
     }
   });
 }

@@ -50,18 +50,19 @@ TEST_CASE("the plan is the run: peaks by tag equal those of a real step") {
 namespace {
 
 // A model large enough that its activations, not a kernel's scratch, are what a step needs.
-ModelConfig small_config() {
+ModelConfig small_config(const std::string& family) {
   ModelConfig c = tiny_config();
   c.hidden_size = 96;
   c.intermediate_size = 256;
   c.n_layers = 6;
   c.head_dim = 24;
-  return c;
+  return as_family(c, family);
 }
 
-PlanRequest small_request(const Backend& backend, DType dtype) {
+PlanRequest small_request(const Backend& backend, DType dtype,
+                          const std::string& family = "llama") {
   PlanRequest r;
-  r.model = small_config();
+  r.model = small_config(family);
   r.lora = tiny_lora();
   r.compute_dtype = dtype;
   r.on_cpu = backend.is_cpu();
@@ -87,12 +88,13 @@ std::int64_t real_peak(Backend& backend, const PlanRequest& r, const Recompute& 
   return backend.ledger().total().peak_bytes;
 }
 
-void check_within_two_percent(const std::string& device) {
+void check_within_two_percent(const std::string& device, const std::string& family) {
+  CAPTURE(family);
   for (DType dtype : {DType::F32, DType::BF16})
     for (const char* way :
          {"none", "gate-up", "gate-up:3", "gate-up,block:3", "block", "offload"}) {
       auto backend = open_device(device);
-      PlanRequest request = small_request(*backend, dtype);
+      PlanRequest request = small_request(*backend, dtype, family);
       request.recompute = parse_recompute(way);
       if (request.recompute.offload > 0 && !backend->can_offload()) continue;
       const auto planned = static_cast<double>(plan_training(request).memory.peak_bytes);
@@ -108,13 +110,13 @@ void check_within_two_percent(const std::string& device) {
 
 }  // namespace
 
-TEST_CASE("every way of recomputing has its peak predicted within 2 %") {
-  check_within_two_percent("cpu");
+TEST_CASE("every way of recomputing has its peak predicted within 2 %, in every family") {
+  for (const std::string& family : kFamilies) check_within_two_percent("cpu", family);
 }
 
-TEST_CASE("cuda: every way of recomputing has its peak predicted within 2 %") {
+TEST_CASE("cuda: every way of recomputing has its peak predicted within 2 %, in every family") {
   if (n_gpus() == 0) LK_SKIP("no GPU");
-  check_within_two_percent("cuda:0");
+  for (const std::string& family : kFamilies) check_within_two_percent("cuda:0", family);
 }
 
 TEST_CASE("a budget gets the fastest setting that fits, and one layer less would not") {

@@ -56,6 +56,7 @@ struct Setting {
   bool fused = false, record = true;
   int micro_batches = 1;
   std::vector<std::string> targets = {"all-linear"};
+  std::string family = "llama";
 };
 
 // Losses, gradient norms, all gradients and adapters of a few steps; and the last step's peak
@@ -72,6 +73,7 @@ constexpr unsigned kSteps = 3;
 Trained train(std::unique_ptr<Backend> backend, const Setting& s, const std::string& recompute) {
   ModelConfig config = tiny_config();
   config.n_layers = kLayers;
+  config = as_family(config, s.family);
   Transformer model(*backend, config, random_weights(*backend, config, s.dtype, 7), s.dtype, 256);
   LoraConfig lora = tiny_lora(s.targets);
   lora.shape.dropout = s.dropout;
@@ -156,6 +158,30 @@ TEST_CASE("losses, gradients and adapters are bit for bit those of no recomputat
   }
 }
 
+TEST_CASE("every family computes the same bits with every way of recomputing, and needs less") {
+  for (const std::string& family : kFamilies)
+    for (DType dtype : {DType::F32, DType::BF16}) {
+      CAPTURE(family);
+      const std::string of_dtype = dtype_name(dtype);
+      CAPTURE(of_dtype);
+      Setting s{dtype};
+      s.family = family;
+      const Trained want = train(make_cpu_backend(CpuMode::Fast), s, "none");
+      std::int64_t bytes = want.activation_bytes;
+      for (const char* recompute : {"gate-up", "gate-up,block:3", "block"}) {
+        CAPTURE(recompute);
+        const Trained got = train(make_cpu_backend(CpuMode::Fast), s, recompute);
+        check_same(got, want);
+        CHECK(got.activation_bytes < bytes);
+        bytes = got.activation_bytes;
+      }
+      const Trained plain = train(make_cpu_backend(CpuMode::Reference), s, "none");
+      const Trained offloaded = train(std::make_unique<OffloadingBackend>(), s, "offload");
+      check_same(offloaded, plain);
+      CHECK(offloaded.activation_bytes < bytes);
+    }
+}
+
 TEST_CASE("each step of the ladder needs less memory than the one before") {
   for (bool fused : {false, true}) {
     CAPTURE(fused);
@@ -234,6 +260,21 @@ TEST_CASE("a block below the first adapter records nothing, also with recomputat
   CHECK(tape.node_names() ==
         std::vector<std::string>{"checkpoint", "gather_rows", "rmsnorm", "head_loss"});
   tape.backward(loss);
+}
+
+TEST_CASE("cuda: every family computes the same bits with every way of recomputing") {
+  if (n_gpus() == 0) LK_SKIP("no GPU");
+  for (const std::string& family : kFamilies)
+    for (DType dtype : {DType::F32, DType::BF16}) {
+      CAPTURE(family);
+      Setting s{dtype};
+      s.family = family;
+      const Trained want = train(open_device("auto"), s, "none");
+      for (const char* recompute : {"gate-up", "gate-up,block:3", "block", "offload"}) {
+        CAPTURE(recompute);
+        check_same(train(open_device("auto"), s, recompute), want);
+      }
+    }
 }
 
 TEST_CASE("cuda: recomputation gives the same bits, recorded or not, fused or not") {

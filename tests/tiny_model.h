@@ -1,4 +1,5 @@
-// A tiny random LLaMA and rows of random tokens: what tests of training and generation run on.
+// A tiny random LLaMA, its relatives of the other families, and rows of random tokens: what tests
+// of training and generation run on.
 #pragma once
 
 #include <random>
@@ -25,9 +26,38 @@ inline ModelConfig tiny_config() {
   return c;
 }
 
+// The families, with all that each differs by: windows of 8 tokens, local layers with angles of
+// their own, biases.
+inline const std::vector<std::string> kFamilies = {"llama", "mistral",     "qwen2",
+                                                   "qwen3", "gemma3_text", "gpt2"};
+
+inline ModelConfig as_family(ModelConfig c, const std::string& name) {
+  const Family& f = *find_family(name);
+  apply_family(c, f);
+  c.attention_bias = f.biased_qkv;
+  if (name == "mistral" || name == "gemma3_text") {
+    c.window = 8;
+    for (std::int64_t i = 0; i < c.n_layers; ++i)
+      c.local.push_back(name == "mistral" || i % 2 == 0);
+  }
+  if (name == "gemma3_text") {
+    c.local_rope_theta = 700;
+    c.query_scale = 17;
+    c.tie_embeddings = true;
+  }
+  if (name == "gpt2") {
+    c.n_kv_heads = c.n_heads;
+    c.head_dim = c.hidden_size / c.n_heads;
+    c.attention_bias = c.attention_output_bias = c.mlp_bias = true;
+    c.tie_embeddings = true;
+  }
+  return c;
+}
+
 inline std::unique_ptr<Transformer> tiny_transformer(Backend& backend, DType dtype,
-                                                     unsigned seed = 7) {
-  ModelConfig c = tiny_config();
+                                                     unsigned seed = 7,
+                                                     const std::string& family = "llama") {
+  ModelConfig c = as_family(tiny_config(), family);
   return std::make_unique<Transformer>(backend, c, random_weights(backend, c, dtype, seed), dtype,
                                        256);
 }

@@ -10,7 +10,8 @@ using namespace lk;
 
 // What is not stored in a setting as it is written.
 struct Text {
-  std::string targets = "q_proj,v_proj", memory, memory_limit, recompute = "none";
+  std::optional<std::string> targets;
+  std::string memory, memory_limit, recompute = "none";
   bool no_shuffle = false, no_verify = false;
 };
 
@@ -23,8 +24,7 @@ void add_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
   app.add_option("--rank", s.rank, "rank of A and B")->check(whole)->capture_default_str();
   app.add_option("--alpha", s.alpha, "scale is alpha / rank (default: the rank)")->check(real);
   app.add_option("--dropout", s.dropout, "on the adapter's input")->check(real);
-  app.add_option("--targets", text.targets, "q_proj,v_proj,... or all-linear")
-      ->capture_default_str();
+  app.add_option("--targets", text.targets, program::kTargetsHelp);
   app.add_option("--steps", s.steps, "optimizer steps")->check(whole);
   app.add_option("--epochs", s.epochs, "passes over the data (default 1)")->check(real);
   app.add_option("--batch", s.batch, "rows (or bins) per micro-batch")
@@ -119,7 +119,7 @@ int main(int argc, char** argv) {
   Text text;
   add_flags(app, settings, text);
   return program::run(app, argc, argv, [&] {
-    settings.targets = program::parse_list(text.targets, "--targets");
+    if (text.targets) settings.targets = program::parse_list(*text.targets, "--targets");
     settings.recompute = parse_recompute(text.recompute);
     settings.memory = program::parse_budget(text.memory);
     if (!text.memory_limit.empty()) settings.memory_limit = program::parse_bytes(text.memory_limit);

@@ -41,8 +41,9 @@ int matrix(const std::string& text, std::int64_t rank) {
 int main(int argc, char** argv) {
   CLI::App app("Memory and parameters of a LoRA run, by purpose, before it starts.", "plan");
   PlanRequest request;
-  std::string model, shape, matrix_text, targets = "q_proj,v_proj", dtype = "bf16", device = "cpu";
+  std::string model, shape, matrix_text, dtype = "bf16", device = "cpu";
   std::string recompute = "none", memory;
+  std::optional<std::string> targets;
   std::optional<double> alpha;
   bool json = false;
   const auto& whole = program::whole_number();
@@ -55,7 +56,7 @@ int main(int argc, char** argv) {
       ->check(whole)
       ->capture_default_str();
   app.add_option("--alpha", alpha, "does not change memory")->check(program::real_number());
-  app.add_option("--targets", targets, "q_proj,v_proj,... or all-linear")->capture_default_str();
+  app.add_option("--targets", targets, program::kTargetsHelp);
   app.add_option("--batch", request.batch, "rows per micro-batch")->check(whole);
   app.add_option("--grad-accum", request.grad_accum, "micro-batches per step")->check(whole);
   app.add_option("--seq-len", request.seq_len, "longest row")->check(whole);
@@ -71,7 +72,7 @@ int main(int argc, char** argv) {
     if (dtype != "f32" && dtype != "bf16") throw UsageError("--dtype: f32 or bf16");
     if (device != "cpu" && !device.starts_with("cuda")) throw UsageError("--device: cpu or cuda");
     request.model = shape.empty() ? config_from_path(model) : named_shape(shape);
-    request.lora.targets = program::parse_list(targets, "--targets");
+    if (targets) request.lora.targets = program::parse_list(*targets, "--targets");
     request.compute_dtype = dtype == "f32" ? DType::F32 : DType::BF16;
     request.on_cpu = device == "cpu";
     request.recompute = parse_recompute(recompute);

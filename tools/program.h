@@ -24,6 +24,8 @@ std::int64_t parse_bytes(const std::string& text);
 // The value of --memory: bytes, more than 0; 0 if it was not given. Throws UsageError.
 std::int64_t parse_budget(const std::string& text);
 inline constexpr const char* kMemoryHelp = "limit, e.g. 24GiB: choose the fastest --recompute";
+inline constexpr const char* kTargetsHelp =
+    "modules, e.g. q_proj,v_proj (the default, c_attn in GPT-2), or all-linear";
 inline constexpr const char* kRecomputeHelp =
     "none, gate-up, block, offload; :N for the first N layers";
 // "a,b" -> {"a", "b"}; empty items are a UsageError.

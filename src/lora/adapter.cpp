@@ -11,11 +11,22 @@ bool target_matches(const std::string& path, const std::string& target) {
          path[path.size() - target.size() - 1] == '.';
 }
 
+std::vector<std::string> default_targets(const ModelConfig& config) {
+  const Family& family = family_of(config);
+  std::vector<std::string> names;
+  for (Role role : config.joined_qkv ? std::vector{Role::Qkv} : std::vector{Role::Q, Role::V}) {
+    const std::string path = module_path(family, role);
+    names.push_back(path.substr(path.rfind('.') + 1));
+  }
+  return names;
+}
+
 Adapter::Adapter(Transformer& model, const LoraConfig& config) : model_(model), config_(config) {
-  if (config.targets.empty()) throw UsageError("--targets: name at least one module");
-  const bool all = config.targets.size() == 1 && config.targets[0] == "all-linear";
+  if (config_.targets.empty()) config_.targets = default_targets(model.config());
+  const std::vector<std::string>& targets = config_.targets;
+  const bool all = targets.size() == 1 && targets[0] == "all-linear";
   std::set<std::string> unmatched;
-  if (!all) unmatched.insert(config.targets.begin(), config.targets.end());
+  if (!all) unmatched.insert(targets.begin(), targets.end());
   std::uint32_t n_sites = 0;
   struct Chosen {
     std::string path;
@@ -31,7 +42,7 @@ Adapter::Adapter(Transformer& model, const LoraConfig& config) : model_(model), 
     std::string name = path.substr(path.rfind('.') + 1);
     if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
     bool wanted = all;
-    for (const std::string& t : config.targets) {
+    for (const std::string& t : targets) {
       if (!target_matches(path, t)) continue;
       wanted = true;
       unmatched.erase(t);

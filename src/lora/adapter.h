@@ -12,10 +12,14 @@ namespace lk {
 struct LoraConfig {
   LoraShape shape;
   // Module names ("q_proj"), paths' ends ("self_attn.q_proj", "layers.3.mlp.up_proj"), or the one
-  // word "all-linear": every projection of the blocks, as in PEFT (never the head).
-  std::vector<std::string> targets{"q_proj", "v_proj"};
+  // word "all-linear": every projection of the blocks, as in PEFT (never the head). Empty: the
+  // model's default_targets().
+  std::vector<std::string> targets = {};
   std::uint64_t seed = 0;
 };
+
+// PEFT's for the family: q_proj and v_proj, or c_attn where q, k and v are one projection.
+std::vector<std::string> default_targets(const ModelConfig& config);
 
 class Adapter {
  public:

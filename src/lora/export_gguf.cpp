@@ -4,9 +4,7 @@
 #include "io/gguf_write.h"
 #include "io/staged_output.h"
 #include "lora/adapter_io.h"
-#include "nn/gguf_names.h"
 #include "nn/model_source.h"
-#include "nn/rotary_rows.h"
 
 namespace lk {
 
@@ -15,10 +13,10 @@ GgufAdapter export_gguf_adapter(const std::string& model, const std::string& fol
   const ModelSource base(model);
   const AdapterFile file = open_adapter(folder);
   const LoraShape& shape = file.config.shape;
-  const std::string architecture = gguf_architecture(base.config());
+  const FileLayout layout = gguf_layout(base.config());
   GgufAdapter result{0, shape.rank, shape.scale() * static_cast<double>(shape.rank)};
   const GgufWriter::Metadata metadata = {
-      {"general.architecture", gguf_string(architecture)},
+      {"general.architecture", gguf_string(layout.family->gguf)},
       {"general.type", gguf_string("adapter")},
       {"general.file_type", gguf_u32(0)},
       {"adapter.type", gguf_string("lora")},
@@ -33,12 +31,9 @@ GgufAdapter export_gguf_adapter(const std::string& model, const std::string& fol
     const std::string module = slot.name.substr(0, slot.name.rfind('.'));
     if (std::erase(left, module) == 0) continue;
     HostFactors f = read_factors(file, module, slot.shape[0], slot.shape[1]);
-    if (architecture == "llama" && has_rotary_rows(slot.name)) {
-      std::vector<float> rows(f.b.size());
-      halves_to_pairs(f.b, base.config().head_dim, f.rank, rows.data());
-      f.b.swap(rows);
-    }
-    const std::string name = gguf_name(slot.name);
+    const StoredTensor stored = layout.find(slot);
+    stored.to_stored(f.b, f.rank);
+    const std::string& name = stored.name;
     tensors.push_back({name + ".lora_a", Shape{f.rank, f.in}, f32});
     values.push_back(std::move(f.a));
     tensors.push_back({name + ".lora_b", Shape{f.out, f.rank}, f32});

@@ -12,8 +12,8 @@ struct GgufAdapter {
 };
 
 // Writes the PEFT adapter in `folder`, trained on `model` (a GGUF file or folder; only its config
-// is read), to `out`, which must not exist. F32; q and k of a llama have B's rows in the order in
-// which GGUF has the matrix's. llama.cpp scales by alpha / rank whatever the adapter says, so alpha
+// is read), to `out`, which must not exist. F32; B's rows are in the order in which GGUF has the
+// matrix's. llama.cpp scales by alpha / rank whatever the adapter says, so alpha
 // is written as scale * rank: also rsLoRA's. Read back and compared before it gets its name. Throws
 // InputError naming what does not fit the model, UsageError, IoError. Format: llama.cpp's
 // convert_lora_to_gguf.py and llama-adapter.cpp.

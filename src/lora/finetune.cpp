@@ -115,6 +115,7 @@ class Run {
   void read_data() {
     ModelHead head = read_model_head(s_.model);
     config_ = head.config;
+    if (lora_.targets.empty()) lora_.targets = default_targets(config_);
     tokenizer_ = std::move(head.tokenizer);
     require(s_.seq_len <= config_.max_position, concat("--seq-len ", s_.seq_len, ": the model has ",
                                                        config_.max_position, " positions"));

@@ -19,7 +19,7 @@ struct FinetuneSettings {
   std::int64_t rank = 8;
   std::optional<double> alpha;  // the rank, so that the scale is 1
   double dropout = 0;
-  std::vector<std::string> targets{"q_proj", "v_proj"};
+  std::vector<std::string> targets;   // empty: default_targets() of the model
   std::optional<std::int64_t> steps;  // or
   std::optional<double> epochs;       // one of the two; neither: one epoch
   std::int64_t batch = 8, grad_accum = 1, seq_len = 1024;

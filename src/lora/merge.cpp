@@ -190,11 +190,14 @@ void unmerge(const MergeSettings& s, const std::string& base, MergeListener& lis
       throw InputError(concat(s.model, ": tensor ", slot.name, " is stored as ", stored,
                               ", which merge does not write: it can't be checked"));
     const std::int64_t rows = slot.shape.rows(), cols = slot.shape.cols();
+    const float shift = gain_shift(source.base().stored(slot), merged.stored(*other->second));
     for (std::int64_t begin = 0; begin < rows; begin += source.base().block_rows(slot)) {
       const std::int64_t end = std::min(begin + source.base().block_rows(slot), rows);
       want.resize(static_cast<std::size_t>((end - begin) * cols));
       have.resize(want.size());
       source.rows(slot, begin, end, want);
+      if (shift != 0)
+        for (float& v : want) v += shift;
       round_to(*type, want, unused, s.model + ": tensor " + slot.name);
       merged.read_rows(*other->second, begin, end, have.data());
       const auto [a, b] = std::mismatch(want.begin(), want.end(), have.begin());

@@ -15,7 +15,7 @@ namespace {
 constexpr std::string_view kWeight = ".weight";
 
 // A projection of a block: what adapters may be on.
-bool is_module(const WeightSlot& slot) { return slot.linear && slot.name != "lm_head.weight"; }
+bool is_module(const WeightSlot& slot) { return slot.linear && slot.role != Role::Head; }
 
 std::string module_of(const WeightSlot& slot) {
   return slot.name.substr(0, slot.name.size() - kWeight.size());

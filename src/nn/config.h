@@ -87,6 +87,13 @@ void validate(const ModelConfig& config, const std::string& where);
 
 // From GGUF metadata (llama, which Mistral shares, qwen2, qwen3, gemma3, gpt2). Throws InputError.
 ModelConfig config_from_gguf(const GgufFile& file);
+// What GGUF's readers take where its keys for Gemma say nothing: every sixth layer sees everything,
+// the local ones turn by this base.
+inline constexpr std::int64_t kGemmaPattern = 6;
+inline constexpr double kGemmaLocalTheta = 10000;
+// And query_scale, for which there is no key: the head size, but for the model of 62 layers (27B)
+// hidden size / heads, as in llama.cpp.
+double gguf_query_scale(const ModelConfig& config);
 // From FOLDER/config.json as transformers 4 or 5 writes it. Throws InputError, IoError.
 ModelConfig config_from_folder(const std::string& folder);
 // Of a model path: a .gguf file or a folder. Reads no tensor.

@@ -56,8 +56,12 @@ void refuse_unsupported(const GgufFile& file, const std::string& prefix, const M
   double scale = file.get_float_or(prefix + "attention.scale", 0);
   if (scale != 0 && std::abs(scale - usual) > 1e-6 * usual) refuse_key(prefix + "attention.scale");
   for (const char* key : {"expert_count", "expert_used_count", "pooling_type",
-                          "interleave_moe_layer_step", "no_rope_layer_step"})
+                          "interleave_moe_layer_step", "no_rope_layer_step", "nextn_predict_layers",
+                          "attention.shared_kv_layers", "rescale_every_n_layers"})
     if (file.get_int_or(prefix + key, 0, 0, kAnyInt) != 0) refuse_key(prefix + key);
+  for (const char* key :
+       {"rope.dimension_sections", "rope.scaling.alpha", "attention.output_scale"})
+    if (file.has_key(prefix + key)) refuse_key(prefix + key);
   if (!file.get_bool_or(prefix + "attention.causal", true)) refuse_key(prefix + "attention.causal");
   if (file.get_bool_or(prefix + "use_parallel_residual", false))
     refuse_key(prefix + "use_parallel_residual");
@@ -73,8 +77,9 @@ void read_window(const GgufFile& file, const std::string& prefix, ModelConfig& c
   std::int64_t window = gemma ? file.get_int(key, 1, kAnyInt) : file.get_int_or(key, 0, 0, kAnyInt);
   const std::string pattern_key = key + "_pattern";
   if (gemma) {
-    const std::int64_t pattern = file.get_int_or(pattern_key, 6, 1, kAnyInt);
-    c.local_rope_theta = as_written(file.get_float_or(prefix + "rope.freq_base_swa", 10000.0));
+    const std::int64_t pattern = file.get_int_or(pattern_key, kGemmaPattern, 1, kAnyInt);
+    c.local_rope_theta =
+        as_written(file.get_float_or(prefix + "rope.freq_base_swa", kGemmaLocalTheta));
     for (std::int64_t i = 0; i < c.n_layers; ++i) c.local.push_back((i + 1) % pattern != 0);
     c.window = window;
     return;
@@ -88,13 +93,6 @@ void read_window(const GgufFile& file, const std::string& prefix, ModelConfig& c
   } else if (window < c.max_position) {
     refuse(file, key, ": ", window, " (context ", c.max_position, ") is not supported");
   }
-}
-
-// Gemma's scores are divided by sqrt(head size), but for the model of 62 layers (27B), where it is
-// hidden size / heads. No key says so: the rule is the reader's, as in llama.cpp.
-double gemma_query_scale(const ModelConfig& c) {
-  if (c.n_layers == 62) return static_cast<double>(c.hidden_size) / static_cast<double>(c.n_heads);
-  return static_cast<double>(c.head_dim);
 }
 
 RopeScaling read_scaling(const GgufFile& file, const std::string& prefix) {
@@ -182,6 +180,11 @@ std::int64_t read_vocab_size(const GgufFile& file, const std::string& prefix) {
 
 }  // namespace
 
+double gguf_query_scale(const ModelConfig& c) {
+  if (c.n_layers == 62) return static_cast<double>(c.hidden_size) / static_cast<double>(c.n_heads);
+  return static_cast<double>(c.head_dim);
+}
+
 ModelConfig config_from_gguf(const GgufFile& file) {
   std::string type = file.get_string_or("general.type", "model");
   if (type != "model") refuse(file, "general.type: '", type, "' is not a model");
@@ -216,8 +219,12 @@ ModelConfig config_from_gguf(const GgufFile& file) {
       refuse(file, prefix, key, ": ", n, " differs from the head size ", c.head_dim, ": ", why,
              " is not supported");
   };
-  same_as_head("attention.value_length", "another size of values");
-  if (!c.learned_positions) same_as_head("rope.dimension_count", "partial rotary embedding");
+  for (const char* key : {"attention.value_length", "attention.value_length_swa"})
+    same_as_head(key, "another size of values");
+  same_as_head("attention.key_length_swa", "another size in local layers");
+  if (!c.learned_positions)
+    for (const char* key : {"rope.dimension_count", "rope.dimension_count_swa"})
+      same_as_head(key, "partial rotary embedding");
   c.rms_eps = as_written(
       file.get_float(prefix + (c.norm == NormKind::Layer ? "attention.layer_norm_epsilon"
                                                          : "attention.layer_norm_rms_epsilon")));
@@ -229,7 +236,7 @@ ModelConfig config_from_gguf(const GgufFile& file) {
   c.attention_bias = file.has(c.joined_qkv ? "blk.0.attn_qkv.bias" : "blk.0.attn_q.bias");
   c.attention_output_bias = file.has("blk.0.attn_output.bias");
   c.mlp_bias = file.has("blk.0.ffn_up.bias");
-  if (c.architecture == "gemma3_text") c.query_scale = gemma_query_scale(c);
+  if (c.architecture == "gemma3_text") c.query_scale = gguf_query_scale(c);
   validate(c, file.path());
   read_window(file, prefix, c);
   read_rope_factors(file, c);

@@ -82,6 +82,7 @@ void refuse_unsupported(const Json& json, const Family& family, const std::strin
       {"compression_config", Json::array()},
       {"text_config", Json::array()},
       {"vision_config", Json::array()},
+      {"per_layer_config", Json::array()},
       {"auto_map", Json::array()},  // the model's own Python code
   };
   static const std::set<std::string> kGemma = {"rope_local_base_freq", "query_pre_attn_scalar",
@@ -127,6 +128,9 @@ void parse_window(const Json& json, const Family& family, ModelConfig& c,
       const bool known = types[i] == "full_attention" || (local[i] && mixed);
       if (!known || (!mixed && window > 0))
         refuse(where, "layer_types: ", types[i].dump().substr(0, 100), " is not supported");
+      if (local[i] && window == 0)
+        refuse(where, "layer_types: sliding_attention, but ",
+               used ? "sliding_window is null" : "use_sliding_window is false");
     }
   }
   if (family.default_window == 0) {  // the family knows no window: one that hides nothing is none
@@ -196,8 +200,6 @@ void parse_rope_fields(const Json& json, const Family& family, ModelConfig& c,
   if (family.gemma_keys)
     c.local_rope_theta = json_number_or(json, "rope_local_base_freq", 1e4, where);
   bool old_style = given(json, "rope_scaling"), new_style = given(json, "rope_parameters");
-  if (old_style) c.rope_scaling = parse_rope(json["rope_scaling"], "rope_scaling", where);
-  if (!new_style) return;
   // `rope` as version 5 writes it; its theta counts if no older key says another.
   auto read = [&](const Json& rope, const std::string& field, const char* old_key, double& theta) {
     RopeScaling scaling = parse_rope(rope, field.c_str(), where);
@@ -208,9 +210,13 @@ void parse_rope_fields(const Json& json, const Family& family, ModelConfig& c,
     theta = newer;
     return scaling;
   };
+  if (old_style)  // which version 5 reads as if it were the new key
+    c.rope_scaling = read(json["rope_scaling"], "rope_scaling", "rope_theta", c.rope_theta);
+  if (!new_style) return;
   const Json& rope = json["rope_parameters"];
   RopeScaling scaling;
-  if (family.gemma_keys && rope.is_object() && !rope.contains("rope_type")) {
+  if (family.gemma_keys) {
+    if (!rope.is_object()) refuse(where, "rope_parameters: not an object");
     for (const auto& [key, value] : rope.items())
       if (key != "full_attention" && key != "sliding_attention")
         refuse(where, "rope_parameters: ", key, ": not supported");
@@ -279,6 +285,14 @@ void parse_gpt2(const Json& json, ModelConfig& c, const std::string& where) {
   c.attention_bias = c.attention_output_bias = c.mlp_bias = true;
   for (const char* key : {"sliding_window", "layer_types", "rope_scaling", "rope_parameters"})
     if (given(json, key)) refuse(where, key, ": not supported for gpt2");
+  // transformers takes other families' names for the same, over the own ones.
+  for (auto [other, own] : {std::pair{"hidden_size", "n_embd"},
+                            {"num_hidden_layers", "n_layer"},
+                            {"num_attention_heads", "n_head"},
+                            {"max_position_embeddings", "n_positions"}})
+    if (given(json, other) && (!given(json, own) || json[other] != json[own]))
+      refuse(where, other, ": ", json[other].dump().substr(0, 100), ", but ", own, " is ",
+             given(json, own) ? json[own].dump().substr(0, 100) : "absent");
 }
 
 void parse_llama_like(const Json& json, const Family& family, ModelConfig& c,

@@ -20,8 +20,4 @@ std::string gguf_name(const std::string& hf_name, const Family& family) {
   throw Error(concat("no GGUF name for '", hf_name, "'"));
 }
 
-std::string gguf_name(const std::string& hf_name) {
-  return gguf_name(hf_name, *find_family("llama"));
-}
-
 }  // namespace lk

@@ -14,50 +14,26 @@
 #include "io/json.h"
 #include "io/safetensors.h"
 #include "io/sha256.h"
-#include "nn/gguf_names.h"
+#include "nn/file_layout.h"
 #include "nn/rotary_rows.h"
 
 namespace lk {
 namespace {
 
-// A tensor as the file has it.
-struct StoredTensor {
-  std::string name;
-  std::int64_t pair_rows = 0;  // head size D if the rows are stored in pairs, else 0
-  bool transposed = false;     // (in, out)
-  bool minus_one = false;      // a gain less 1
-};
-
 // A model file behind one interface, whatever its format.
 struct Source {
   std::unique_ptr<TensorReader> reader;
-  const Family* family = nullptr;
-  bool gguf = false;
-  std::string skipped_prefix;      // of Hugging Face's names, which the file does without
+  FileLayout layout;
   std::string config_name;         // for messages
   std::vector<std::string> files;  // that hold weights
 
-  StoredTensor find(const WeightSlot& slot, std::int64_t head_dim) const {
-    StoredTensor stored;
-    if (gguf) {
-      stored.name = gguf_name(slot.name, *family);
-      const bool rotated = slot.role == Role::Q || slot.role == Role::K;
-      if (family->paired_rows && rotated) stored.pair_rows = head_dim;
-      return stored;
-    }
-    stored.name = slot.name;
-    if (stored.name.starts_with(skipped_prefix)) stored.name.erase(0, skipped_prefix.size());
-    stored.transposed = family->conv1d && slot.linear && slot.role != Role::Head;
-    stored.minus_one = family->gain_minus_one && slot.shape.rank() == 1 && !slot.linear &&
-                       slot.name.ends_with(".weight");
-    return stored;
-  }
   // Tensors that may be there and are not weights: rotary frequencies, read with the config or
   // recomputed, and the causal masks in GPT-2's files.
   bool ignorable(const std::string& name) const {
-    if (gguf) return name == "rope_freqs.weight";
+    if (layout.gguf) return name == "rope_freqs.weight";
     return name.ends_with("rotary_emb.inv_freq") ||
-           (family->conv1d && (name.ends_with(".attn.bias") || name.ends_with(".masked_bias")));
+           (layout.family->conv1d &&
+            (name.ends_with(".attn.bias") || name.ends_with(".masked_bias")));
   }
 };
 
@@ -93,20 +69,19 @@ void check_inventory(const Source& source, const ModelConfig& config,
   const TensorReader& reader = *source.reader;
   std::set<std::string> wanted;
   for (const WeightSlot& slot : slots) {
-    StoredTensor stored = source.find(slot, config.head_dim);
+    const StoredTensor stored = source.layout.find(slot);
     if (!reader.has(stored.name))
       throw InputError(concat(reader.path(), ": tensor ", stored.name,
                               " is missing: ", source.config_name, " asks for it"));
     Shape shape = reader.shape(stored.name);
-    Shape wants = stored.transposed ? Shape{slot.shape[1], slot.shape[0]} : slot.shape;
-    if (!(shape == wants))
+    if (!(shape == stored.shape))
       throw InputError(concat(reader.path(), ": tensor ", stored.name, " has shape ", shape.str(),
-                              ", ", source.config_name, " asks for ", wants.str()));
+                              ", ", source.config_name, " asks for ", stored.shape.str()));
     wanted.insert(stored.name);
   }
   for (const std::string& name : reader.names()) {
     if (wanted.count(name) || source.ignorable(name)) continue;
-    if (config.tie_embeddings && !source.gguf && name == "lm_head.weight")
+    if (config.tie_embeddings && !source.layout.gguf && name == "lm_head.weight")
       continue;  // compared below
     throw InputError(concat(reader.path(), ": tensor ", name, " is unknown: ", source.config_name,
                             " does not ask for it"));
@@ -135,14 +110,13 @@ void split_rows(std::int64_t rows, bool many, const F& f) {
 // Streams tensors from a file to the device.
 class Loader {
  public:
-  Loader(Backend& backend, const Source& source, const ModelConfig& config, DType dtype,
-         WeightStorage storage)
-      : backend_(backend), source_(source), config_(config), dtype_(dtype), storage_(storage) {}
+  Loader(Backend& backend, const Source& source, DType dtype, WeightStorage storage)
+      : backend_(backend), source_(source), dtype_(dtype), storage_(storage) {}
 
   // The type of the blocks in which the tensor stays, null if it becomes dense.
   const GgmlType* kept_type(const WeightSlot& slot) const {
     if (storage_ == WeightStorage::Dense || slot.shape.rank() != 2) return nullptr;
-    const StoredTensor stored = source_.find(slot, config_.head_dim);
+    const StoredTensor stored = source_.layout.find(slot);
     if (stored.transposed || stored.minus_one) return nullptr;
     const GgmlType* type = source_.reader->quantised_type(stored.name);
     return type && backend_.keeps_quantised(*type) ? type : nullptr;
@@ -166,7 +140,7 @@ class Loader {
     const std::int64_t rows = slot.shape[0], cols = slot.shape[1];
     const std::int64_t row_bytes = type.row_bytes(cols);
     Tensor tensor = backend_.empty(Tag::Weights, DType::U8, {rows, row_bytes});
-    StoredTensor stored = source_.find(slot, config_.head_dim);
+    StoredTensor stored = source_.layout.find(slot);
     std::int64_t step = std::max<std::int64_t>(1, kWeightBlockBytes / (4 * cols));
     if (stored.pair_rows)
       step = (step + stored.pair_rows - 1) / stored.pair_rows * stored.pair_rows;
@@ -191,7 +165,7 @@ class Loader {
 
   Tensor load(const WeightSlot& slot) {
     Tensor tensor = backend_.empty(Tag::Weights, dtype_, slot.shape);
-    StoredTensor stored = source_.find(slot, config_.head_dim);
+    StoredTensor stored = source_.layout.find(slot);
     if (stored.transposed) {
       load_transposed(stored.name, tensor);
       return tensor;
@@ -228,11 +202,7 @@ class Loader {
       values_.resize(static_cast<std::size_t>(n * out));
       transposed_.resize(values_.size());
       read_block(name, begin, end, out);
-#pragma omp parallel for
-      for (std::int64_t row = 0; row < out; ++row)
-        for (std::int64_t i = 0; i < n; ++i)
-          transposed_[static_cast<std::size_t>(row * n + i)] =
-              values_[static_cast<std::size_t>(i * out + row)];
+      transpose(values_, n, out, transposed_);
       Tensor block = n == in ? tensor : backend_.empty(Tag::Workspace, dtype_, {out, n});
       upload_rounded(backend_, block, transposed_);
       if (n != in) backend_.copy(tensor.slice_cols(begin, end), block);
@@ -272,7 +242,6 @@ class Loader {
 
   Backend& backend_;
   const Source& source_;
-  const ModelConfig& config_;
   DType dtype_;
   WeightStorage storage_;
   std::vector<float> values_, transposed_;
@@ -306,10 +275,10 @@ ModelWeights stream_weights(Backend& backend, const Source& source, const ModelC
   ModelWeights weights;
   std::vector<WeightSlot> slots = weight_slots(config, weights);
   check_inventory(source, config, slots);
-  if (config.tie_embeddings && !source.gguf)
-    check_tied_head(*source.reader, config, source.find(slots[0], config.head_dim).name);
+  if (config.tie_embeddings && !source.layout.gguf)
+    check_tied_head(*source.reader, config, source.layout.find(slots[0]).name);
 
-  Loader loader(backend, source, config, dtype, storage);
+  Loader loader(backend, source, dtype, storage);
   std::int64_t total = 0, done = 0;
   for (const WeightSlot& slot : slots) total += loader.bytes(slot);
   if (std::int64_t free = backend.free_memory(); total > free)
@@ -336,20 +305,17 @@ LoadedModel load(Backend& backend, const std::string& path, DType dtype,
   check(is_float(dtype), "load_model: compute dtype ", dtype_name(dtype));
   LoadedModel model;
   model.path = path;
-  Source source;
+  Source source{};
   if (is_folder(path)) {
     model.config = config_from_folder(path);
     source.reader = open_safetensors_model(path);
     source.config_name = "config.json";
     source.files = weight_files(path);
-    source.family = &family_of(model.config);
-    // GPT-2's first files name a part of the model: "h.0.ln_1.weight".
-    if (source.reader->has("wte.weight")) source.skipped_prefix = "transformer.";
+    source.layout = folder_layout(model.config, *source.reader);
   } else {
     auto file = std::make_unique<GgufFile>(path);
     model.config = config_from_gguf(*file);
-    source.gguf = true;
-    source.family = &family_of(model.config);
+    source.layout = gguf_layout(model.config);
     source.reader = std::move(file);
     source.config_name = "its metadata";
     source.files = {path};

@@ -4,6 +4,7 @@
 
 #include "io/durable.h"
 #include "io/json.h"
+#include "nn/config_gguf_write.h"
 #include "text/tokenizer_convert.h"
 
 namespace lk {
@@ -43,38 +44,12 @@ std::string folder_config(const std::string& path, const std::string& dtype) {
   return same ? text : j.dump(2) + "\n";
 }
 
-// The keys of a llama or qwen2 model. Source: ggml's docs/gguf.md.
-GgufWriter::Metadata config_metadata(const ModelSource& base) {
-  const ModelConfig& c = base.config();
-  const std::string arch = gguf_architecture(c), prefix = arch + ".";
-  GgufWriter::Metadata m;
-  auto number = [&](const char* key, std::int64_t v) {
-    m.emplace_back(prefix + key, gguf_u32(static_cast<std::uint32_t>(v)));
-  };
-  m.emplace_back("general.architecture", gguf_string(arch));
-  m.emplace_back("general.type", gguf_string("model"));
-  std::string name = stdfs::path(base.path()).lexically_normal().filename().string();
-  if (name.empty()) name = stdfs::path(base.path()).lexically_normal().parent_path().filename();
-  m.emplace_back("general.name", gguf_string(name.empty() ? "model" : name));
-  number("block_count", c.n_layers);
-  number("context_length", c.max_position);
-  number("embedding_length", c.hidden_size);
-  number("feed_forward_length", c.intermediate_size);
-  number("vocab_size", c.vocab_size);
-  number("attention.head_count", c.n_heads);
-  number("attention.head_count_kv", c.n_kv_heads);
-  number("attention.key_length", c.head_dim);
-  number("attention.value_length", c.head_dim);
-  number("rope.dimension_count", c.head_dim);
-  m.emplace_back(prefix + "attention.layer_norm_rms_epsilon",
-                 gguf_f32(static_cast<float>(c.rms_eps)));
-  m.emplace_back(prefix + "rope.freq_base", gguf_f32(static_cast<float>(c.rope_theta)));
-  if (c.rope_scaling.kind == RopeScaling::Kind::Linear) {
-    m.emplace_back(prefix + "rope.scaling.type", gguf_string("linear"));
-    m.emplace_back(prefix + "rope.scaling.factor",
-                   gguf_f32(static_cast<float>(c.rope_scaling.factor)));
-  }
-  return m;
+// What the folder is called.
+std::string model_name(const std::string& path) {
+  const stdfs::path folder = stdfs::path(path).lexically_normal();
+  std::string name = folder.filename().string();
+  if (name.empty()) name = folder.parent_path().filename().string();
+  return name.empty() ? "model" : name;
 }
 
 }  // namespace
@@ -112,7 +87,9 @@ GgufWriter::Metadata model_metadata(const ModelSource& base, const GgmlEncoder& 
           key != "general.quantization_version" && !key.starts_with("split."))
         m.emplace_back(key, std::move(value));
   } else {
-    m = config_metadata(base);
+    m = config_to_gguf(base.config());
+    m.emplace_back("general.type", gguf_string("model"));
+    m.emplace_back("general.name", gguf_string(model_name(base.path())));
     for (auto& entry : gguf_tokenizer(base.path(), base.config().vocab_size))
       m.push_back(std::move(entry));
   }

@@ -2,9 +2,7 @@
 
 #include <cmath>
 
-#include "nn/gguf_names.h"
 #include "nn/model_files.h"
-#include "nn/rotary_rows.h"
 
 namespace lk {
 
@@ -16,7 +14,7 @@ const GgmlEncoder* float_type(const std::string& stored) {
 }
 
 bool is_vocabulary(const WeightSlot& slot) {
-  return slot.name == "model.embed_tokens.weight" || slot.name == "lm_head.weight";
+  return slot.role == Role::Embedding || slot.role == Role::Head;
 }
 
 }  // namespace
@@ -43,7 +41,9 @@ void round_to(const GgmlEncoder& type, std::span<float> values, std::vector<std:
 }
 
 ModelOutput::ModelOutput(const ModelSource& base, const OutputFormat& format)
-    : base_(base), gguf_(format.gguf) {
+    : base_(base),
+      gguf_(format.gguf),
+      layout_(gguf_ ? gguf_layout(base.config()) : folder_layout(base.config())) {
   if (!format.type.empty()) {
     wanted_ = find_ggml_encoder(format.type);
     if (wanted_ == nullptr || (wanted_->quantised && !gguf_))
@@ -53,7 +53,7 @@ ModelOutput::ModelOutput(const ModelSource& base, const OutputFormat& format)
   }
   for (const WeightSlot& slot : base.slots()) {
     if (slot.linear && type_ == nullptr) type_ = choose_type(slot);
-    slots_[gguf_ ? gguf_name(slot.name) : slot.name] = &slot;
+    slots_[layout_.find(slot).name] = &slot;
   }
   if (gguf_)
     plan_gguf();
@@ -63,7 +63,9 @@ ModelOutput::ModelOutput(const ModelSource& base, const OutputFormat& format)
 }
 
 const GgmlEncoder* ModelOutput::choose_type(const WeightSlot& slot) const {
-  if (gguf_ && slot.shape.rank() == 1) return find_ggml_encoder("F32");  // llama.cpp wants it
+  // llama.cpp wants F32 for these.
+  if (gguf_ && (slot.shape.rank() == 1 || slot.role == Role::Positions))
+    return find_ggml_encoder("F32");
   if (wanted_ == nullptr) return float_type(base_.stored_type(slot));
   if (slot.shape.cols() % wanted_->block_values != 0) return find_ggml_encoder("F16");
   // Rounding the vocabulary to 4 bits costs more than all other matrices.
@@ -74,8 +76,10 @@ const GgmlEncoder* ModelOutput::choose_type(const WeightSlot& slot) const {
 
 void ModelOutput::plan_folder(const OutputFormat& format) {
   std::vector<EncodedTensor> all;
-  for (const WeightSlot& slot : base_.slots())
-    all.push_back({slot.name, slot.shape, choose_type(slot)});
+  for (const WeightSlot& slot : base_.slots()) {
+    StoredTensor stored = layout_.find(slot);
+    all.push_back({std::move(stored.name), std::move(stored.shape), choose_type(slot)});
+  }
   shards_ = split_into_shards(all, format.shard_bytes);
   files_ = model_files(base_, type_);
   if (shards_.size() > 1) files_.emplace_back("model.safetensors.index.json", shard_index(shards_));
@@ -84,7 +88,7 @@ void ModelOutput::plan_folder(const OutputFormat& format) {
 
 void ModelOutput::plan_gguf() {
   for (const WeightSlot& slot : base_.slots()) {
-    tensors_.push_back({gguf_name(slot.name), slot.shape, choose_type(slot)});
+    tensors_.push_back({layout_.find(slot).name, slot.shape, choose_type(slot)});
     if (wanted_ && slot.linear && tensors_.back().type != wanted_ && !is_vocabulary(slot) &&
         notes_.empty())
       notes_.push_back(concat(tensors_.back().name, " and others are stored as F16: rows of ",
@@ -107,28 +111,25 @@ void ModelOutput::write_tensor(TensorWriter& file, const EncodedTensor& tensor,
   if (auto constant = constants_.find(tensor.name); constant != constants_.end())
     return file.append(constant->second.data(), constant->second.size() * sizeof(float));
   const WeightSlot& slot = *slots_.at(tensor.name);
+  const StoredTensor stored = layout_.find(slot);
   const std::int64_t rows = slot.shape.rows(), cols = slot.shape.cols();
   const std::int64_t step = base_.block_rows(slot);
-  const bool pairs =
-      gguf_ && gguf_architecture(base_.config()) == "llama" && has_rotary_rows(slot.name);
-  const std::int64_t pair_cols = slot.shape.rank() == 1 ? 1 : cols;
-  std::vector<float> values, permuted;
+  const std::int64_t row = slot.shape.rank() == 1 ? 1 : cols;  // a bias of q is permuted by element
+  const float shift = gain_shift(base_.stored(slot), stored);
+  std::vector<float> values;
   std::vector<std::uint8_t> bytes;
   for (std::int64_t begin = 0; begin < rows; begin += step) {
     const std::int64_t end = std::min(begin + step, rows);
     values.resize(static_cast<std::size_t>((end - begin) * cols));
     pipe.produce(slot, begin, end, values);
-    if (pairs) {
-      permuted.resize(values.size());
-      halves_to_pairs(values, base_.config().head_dim, pair_cols, permuted.data());
-      values.swap(permuted);
-    }
+    if (shift != 0)
+      for (float& v : values) v += shift;
+    stored.to_stored(values, row);
     round_to(*tensor.type, values, bytes, "tensor " + tensor.name);
     file.append(bytes.data(), bytes.size());
-    if (pairs) {
-      pairs_to_halves(values, base_.config().head_dim, pair_cols, permuted.data());
-      values.swap(permuted);
-    }
+    stored.to_ours(values, row);
+    if (shift != 0)
+      for (float& v : values) v -= shift;
     pipe.stored(slot, begin, end, values);
   }
 }

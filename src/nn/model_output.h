@@ -51,7 +51,8 @@ class ModelOutput {
   const GgmlEncoder& type() const { return *type_; }
   // Findings for people: tensors that are not of the type asked for, and why.
   const std::vector<std::string>& notes() const { return notes_; }
-  // Holds two blocks of rows (16 MiB each) and what the pipe holds. Throws IoError, NonFiniteError.
+  // Holds two blocks of rows (16 MiB each, a matrix of GPT-2 whole) and what the pipe holds. Throws
+  // IoError, NonFiniteError.
   void write(StagedOutput& out, RowPipe& pipe) const;
 
  private:
@@ -62,6 +63,7 @@ class ModelOutput {
 
   const ModelSource& base_;
   bool gguf_;
+  FileLayout layout_;                    // of what is written
   const GgmlEncoder* wanted_ = nullptr;  // null: as the base has them
   const GgmlEncoder* type_ = nullptr;
   std::vector<std::string> notes_;

@@ -1,5 +1,5 @@
-// ModelSource: a model's tensors as F32 in Hugging Face's order, row by row, whatever file they are
-// in. For tools that make one file of another; load.h puts a whole model on a device.
+// ModelSource: a model's tensors as F32 in our order (nn/file_layout.h), row by row, whatever file
+// they are in. For tools that make one file of another; load.h puts a whole model on a device.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 #include "io/gguf.h"
 #include "nn/config.h"
-#include "nn/model_weights.h"
+#include "nn/file_layout.h"
 
 namespace lk {
 
@@ -25,26 +25,25 @@ class ModelSource {
   // Every tensor of the model; slots()[i].weight is null.
   const std::vector<WeightSlot>& slots() const { return slots_; }
   std::string stored_type(const WeightSlot& slot) const;  // "F32", "Q4_1", ...
-  // Rows [begin, end) of a matrix, whole heads for q and k; a vector is one row. Throws InputError,
-  // also for a value that is not finite.
+  StoredTensor stored(const WeightSlot& slot) const { return layout_.find(slot); }
+  // Rows [begin, end) of a matrix, whole heads for q and k, all of it where a folder has it turned
+  // (GPT-2's projections); a vector is one row. A norm's gain is given as the file has it, with or
+  // without its 1: adding and taking it away again would cost bits. Throws InputError, also for a
+  // value that is not finite.
   void read_rows(const WeightSlot& slot, std::int64_t begin, std::int64_t end, float* dst) const;
 
-  // Rows to read at a time: about kWeightBlockBytes as F32, whole heads.
+  // Rows to read at a time, of any layout of the family: about kWeightBlockBytes as F32 and whole
+  // heads, or all.
   std::int64_t block_rows(const WeightSlot& slot) const;
 
  private:
-  std::string stored_name(const WeightSlot& slot) const;
-
   std::string path_;
   ModelConfig config_;
+  FileLayout layout_{};
   std::unique_ptr<TensorReader> reader_;
   const GgufFile* gguf_ = nullptr;  // reader_, if it is one
   ModelWeights unused_;             // what weight_slots() points into
   std::vector<WeightSlot> slots_;
 };
-
-// The architecture by which GGUF knows this model: "llama" (which Mistral shares), "qwen2". Throws
-// UsageError naming any other.
-std::string gguf_architecture(const ModelConfig& config);
 
 }  // namespace lk

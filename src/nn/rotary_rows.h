@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <span>
-#include <string_view>
 #include <type_traits>
 
 namespace lk {
@@ -31,12 +30,6 @@ inline void halves_to_pairs(std::span<const float> rows, std::int64_t head_dim, 
     std::copy(rows.data() + row * cols, rows.data() + (row + 1) * cols,
               dst + (head * head_dim + 2 * i + p) * cols);
   }
-}
-
-// Does a tensor of this (Hugging Face) name have such rows?
-inline bool has_rotary_rows(std::string_view name) {
-  return name.find(".q_proj.") != std::string_view::npos ||
-         name.find(".k_proj.") != std::string_view::npos;
 }
 
 }  // namespace lk
