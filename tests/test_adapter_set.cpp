@@ -5,6 +5,8 @@
 #include <filesystem>
 
 #include "io/durable.h"
+#include "io/ggml_blocks.h"
+#include "io/ggml_encode.h"
 #include "io/safetensors.h"
 #include "lora/adapter_set.h"
 #include "lora/inference.h"
@@ -26,11 +28,13 @@ struct Folder {
   ~Folder() { stdfs::remove_all(path); }
 };
 
-// Writes an adapter with random A and B for `model`'s shapes and leaves the model without one.
+// Writes an adapter with random A and B for the model's shapes.
 std::string write_adapter(const Folder& f, const std::string& name, std::int64_t rank,
-                          std::vector<std::string> targets, unsigned seed, double scale) {
+                          std::vector<std::string> targets, unsigned seed, double scale,
+                          const ModelConfig& shape = tiny_config()) {
   auto backend = make_cpu_backend();
-  auto model = tiny_transformer(*backend, DType::F32);
+  auto model = std::make_unique<Transformer>(
+      *backend, shape, random_weights(*backend, shape, DType::F32, 7), DType::F32, 64);
   LoraConfig config;
   config.shape = {rank, 2.0 * static_cast<double>(rank), 0};
   config.targets = std::move(targets);
@@ -51,6 +55,45 @@ struct Spec {
 const std::vector<Spec> kSpecs = {{"wide", 7, {"all-linear"}},
                                   {"narrow", 1, {"q_proj", "v_proj"}},
                                   {"mlp", 4, {"layers.1.mlp.down_proj", "gate_proj"}}};
+
+// A model whose matrices are whole blocks, twice: kept quantised, and dense with the same values.
+ModelConfig block_config() {
+  ModelConfig c = tiny_config();
+  c.hidden_size = 64, c.intermediate_size = 96, c.head_dim = 24;  // H * D = 96
+  return c;
+}
+std::unique_ptr<Transformer> block_transformer(Backend& backend, DType dtype, const char* type,
+                                               bool quantised) {
+  const ModelConfig config = block_config();
+  const GgmlEncoder& encoder = *find_ggml_encoder(type);
+  const GgmlType& stored = *find_ggml_type(encoder.id);
+  auto host = make_cpu_backend();
+  ModelWeights from = random_weights(*host, config, DType::F32, 7), to;
+  const std::vector<WeightSlot> sources = weight_slots(config, from);
+  const std::vector<WeightSlot> slots = weight_slots(config, to);
+  for (std::size_t i = 0; i < slots.size(); ++i) {
+    const WeightSlot& slot = slots[i];
+    std::vector<float> values = to_host<float>(sources[i].weight->values());
+    const std::int64_t n = std::ssize(values);
+    if (slot.shape.rank() == 2) {
+      std::vector<std::uint8_t> blocks(static_cast<std::size_t>(stored.row_bytes(n)));
+      encoder.encode(values.data(), n / encoder.block_values, blocks.data());
+      stored.decode(blocks.data(), n / stored.block_values, values.data());
+      if (quantised) {
+        Tensor t = backend.empty(Tag::Weights, DType::U8,
+                                 {slot.shape[0], stored.row_bytes(slot.shape[1])});
+        backend.upload(t, blocks.data(), blocks.size());
+        *slot.weight = Weight(slot.name, t, slot.shape, stored, dtype);
+        if (slot.linear) backend.prepare_linear(*slot.weight);
+        continue;
+      }
+    }
+    *slot.weight =
+        Weight(slot.name, tensor_from(backend, dtype, slot.shape, {values.begin(), values.end()}));
+  }
+  if (config.tie_embeddings) tie_head(backend, to);
+  return std::make_unique<Transformer>(backend, config, std::move(to), dtype, 64);
+}
 
 std::vector<SequencePart> parts_with(const std::vector<Row>& rows,
                                      const std::vector<std::int32_t>& variants, bool one_token) {
@@ -117,6 +160,101 @@ TEST_CASE("each row of a mixed batch gets what its own adapter alone gives it, F
     }
   }
   CHECK(least_difference > 1e-3);  // or the adapters would prove nothing
+}
+
+TEST_CASE("adapters over quantised weights equal adapters over their dense values, F64") {
+  Folder f;
+  std::vector<std::string> folders;
+  for (std::size_t i = 0; i < kSpecs.size(); ++i)
+    folders.push_back(write_adapter(f, kSpecs[i].name, kSpecs[i].rank, kSpecs[i].targets,
+                                    10 * static_cast<unsigned>(i) + 1, 0.2, block_config()));
+  auto backend = make_cpu_backend(CpuMode::Reference);
+  std::vector<Row> rows = random_rows({9, 3, 14, 1, 6}, 3);
+  const std::vector<std::int32_t> variants{0, -1, 1, 2, 0};
+  for (const char* type : {"Q8_0", "Q4_1"}) {
+    auto quantised = block_transformer(*backend, DType::F64, type, true);
+    AdapterSet set(*quantised);
+    for (const std::string& folder : folders) set.add(folder, open_adapter(folder));
+    KvCache cache(*backend, quantised->config(), DType::F64, 20, std::ssize(rows));
+    const auto parts = parts_with(rows, variants, false);
+    const std::vector<double> got =
+        to_host_f64(quantised->next_logits(make_cached_batch(cache, parts), cache));
+    for (std::size_t i = 0; i < rows.size(); ++i)
+      for (bool kept : {false, true}) {  // one adapter alone, over dense and over quantised weights
+        auto single = block_transformer(*backend, DType::F64, type, kept);
+        std::unique_ptr<Adapter> adapter;
+        if (variants[i] >= 0) {
+          AdapterFile file = open_adapter(folders[static_cast<std::size_t>(variants[i])]);
+          adapter = attach_adapter(*single, file, file.config, false);
+        }
+        const std::vector<double> all =
+            to_host_f64(single->logits(make_prompt(*backend, rows[i].ids, 0)));
+        // Same sums in another order, and scale as a float.
+        check_close({got.begin() + static_cast<std::ptrdiff_t>(61 * i),
+                     got.begin() + static_cast<std::ptrdiff_t>(61 * (i + 1))},
+                    {all.end() - 61, all.end()}, 1e-7, {1e-7}, concat(type, " row ", i, kept));
+      }
+  }
+}
+
+TEST_CASE("a projection with adapters over quantised weights is off by its activations' rounding") {
+  auto backend = make_cpu_backend(), exact = make_cpu_backend(CpuMode::Reference);
+  if (!backend->keeps_quantised(*find_ggml_type(2))) LK_SKIP("no kernels for quantised weights");
+  Folder f;
+  std::vector<std::string> folders;
+  for (std::size_t i = 0; i < kSpecs.size(); ++i)
+    folders.push_back(write_adapter(f, kSpecs[i].name, kSpecs[i].rank, kSpecs[i].targets,
+                                    10 * static_cast<unsigned>(i) + 1, 0.2, block_config()));
+  const std::vector<std::int32_t> offsets{0, 1, 2, 11, 12, 20}, which{0, -1, 1, 2, 0};
+  for (const char* type : {"Q8_0", "Q4_0"}) {
+    auto quantised = block_transformer(*backend, DType::F32, type, true);
+    auto dense = block_transformer(*exact, DType::F64, type, false);
+    AdapterSet fast_set(*quantised), exact_set(*dense);
+    for (const std::string& folder : folders)
+      fast_set.add(folder, open_adapter(folder)), exact_set.add(folder, open_adapter(folder));
+    struct Result {
+      std::vector<double> y, x, w;
+    };
+    auto products = [&](Transformer& model, Backend& b) {
+      std::vector<Result> results;
+      const Segments segments = make_segments(b, offsets);
+      const RowVariants variants{which, to_device(b, Tag::Workspace, which)};
+      const ForwardMode mode{.documents = &segments, .variants = &variants};
+      model.visit_sites([&](const std::string&, std::size_t layer, Site site, auto& map) {
+        const std::int64_t K = map->in_features();
+        const std::vector<double> x =
+            random_values(20 * K, static_cast<unsigned>(10 * layer) + static_cast<unsigned>(site));
+        Tape tape(b, Tape::Mode::NoGrad);
+        Var in = tape.constant(tensor_from(b, model.compute_dtype(), {20, K}, x));
+        const Weight& w = map->frozen().weight();
+        results.push_back({to_host_f64(map->apply(tape, in, mode).value()), to_host_f64(in.value()),
+                           w.quantised() ? std::vector<double>{} : to_host_f64(w.values())});
+      });
+      return results;
+    };
+    const auto got = products(*quantised, *backend), want = products(*dense, *exact);
+    for (std::size_t s = 0; s < got.size(); ++s) {
+      const auto K = got[s].x.size() / 20, N = got[s].y.size() / 20;
+      std::vector<double> slack;
+      for (std::size_t m = 0; m < 20; ++m)
+        for (std::size_t n = 0; n < N; ++n) {
+          double bound = 0;
+          for (std::size_t k = 0; k < K; k += 32) {
+            double top = 0, weights = 0, size = 0;
+            for (std::size_t i = k; i < k + 32; ++i) {
+              top = std::max(top, std::abs(got[s].x[m * K + i]));
+              weights += std::abs(want[s].w[n * K + i]);
+              size += std::abs(got[s].x[m * K + i] * want[s].w[n * K + i]);
+            }
+            // Half a step of the block; its scales and sums are floats.
+            bound += weights * top / 254 * (1 + 1e-5) + 16 * 0x1p-24 * size;
+          }
+          slack.push_back(bound +
+                          1e-5);  // the adapter's own sums: K + R products of at most 1 each
+        }
+      check_close(got[s].y, want[s].y, 0x1p-23, slack, concat(type, " site ", s));
+    }
+  }
 }
 
 TEST_CASE("the fast path of lora_segments has the twin's numbers, few rows and many") {

@@ -177,8 +177,9 @@ constexpr int kSignedOffset = 0;
 
 #endif
 
-// ---- rows of x times one vector of rows of the weight
-// ---------------------------------------------
+// ---- rows of x times one vector of rows of the weight -------------------------------------------
+
+constexpr int kAhead = 4096;  // bytes
 
 // `at` is the first of those rows in the group, a multiple of kLanes.
 template <BlockLayout L, int M>
@@ -199,6 +200,11 @@ void tile(const std::uint8_t* p, int at, const RoundedRows& x, std::int64_t firs
   }
   Floats super_d = spread(0.0f), super_m = super_d;
   for (std::int64_t b = 0; b < x.n_blocks; ++b) {
+    // Few rows only read the weight: ask for it a page ahead, where the processor's own guess ends.
+    if constexpr (M <= 2)
+      if (at == 0)
+        for (int line = 0; line < L.scale_bytes() + L.quanta_bytes(); line += 64)
+          __builtin_prefetch(p + kAhead + line);
     if constexpr (L.super()) {
       if (b % kSuperBlocks == 0) {
         super_d = halves(p + 2 * at);
