@@ -171,6 +171,9 @@ TEST_CASE("queries aligned with the last keys of a cache") {
   check_case({4, 2, 16, 0, {0, 1, 6}, {0, 64, 133}}, 2);
   check_case({4, 1, 32, 20, {0, 3, 3}, {0, 70, 80}}, 3);
   check_case({2, 2, 8, 0, {0, 70}, {0, 129}}, 4);
+  check_case({10, 2, 33, 0, {0, 1, 4}, {0, 200, 331}}, 5);  // many heads on a key, odd D
+  check_case({6, 1, 24, 100, {0, 1}, {0, 300}}, 6);         // a window over several pieces
+  check_case({3, 1, 64, 0, {0, 1, 2}, {0, 64, 193}}, 7);    // whole pieces, one key beyond
 }
 
 TEST_CASE("no documents") {
@@ -204,6 +207,27 @@ TEST_CASE("attention does not depend on threads, nor documents on their neighbou
     CHECK(second.dq == tail(want.dq, 384));
     CHECK(second.dk == tail(want.dk, 128));
     CHECK(second.dv == tail(want.dv, 128));
+  }
+}
+
+TEST_CASE("a query of a cache depends neither on threads nor on other sequences") {
+  const int threads = omp_get_max_threads();
+  Case c{6, 2, 40, 0, {0, 1, 3}, {0, 150, 390}}, alone{6, 2, 40, 0, {0, 2}, {0, 240}};
+  for (DType dtype : {DType::F32, DType::BF16}) {
+    auto q = random_values(3 * 240, 1), k = random_values(390 * 80, 2),
+         v = random_values(390 * 80, 3);
+    const Result want = attend(fast(), dtype, c, q, k, v, q);
+    for (int n : {1, 3, 7}) {
+      omp_set_num_threads(n);
+      CHECK(attend(fast(), dtype, c, q, k, v, q).o == want.o);
+    }
+    omp_set_num_threads(threads);
+    auto tail = [](const std::vector<double>& x, std::int64_t from) {
+      return std::vector<double>(x.begin() + from, x.end());
+    };
+    CHECK(attend(fast(), dtype, alone, tail(q, 240), tail(k, 150 * 80), tail(v, 150 * 80),
+                 tail(q, 240))
+              .o == tail(want.o, 240));
   }
 }
 

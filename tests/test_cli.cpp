@@ -263,7 +263,10 @@ TEST_CASE("generate: rows name their adapters, unknown names are input errors, -
   CHECK(rows[0]["ids"] == alone("--prompt 'hello ' --adapter " + (f / "two")));
   CHECK(rows[1]["ids"] == alone("--prompt 'hello '"));
   CHECK(rows[2]["ids"] == alone("--prompt abc --adapter " + (f / "one")));
-  CHECK(run(both + " --prompt x").out.find("KiB") != std::string::npos);
+  const std::string said = run(both + " --prompt x").out;
+  for (const char* what : {"adapter a: rank ", "adapter b: rank ", " KiB", "memory: weights ",
+                           ", key/value cache ", "another adapter for each of 1 prompts takes "})
+    CHECK_MESSAGE(said.find(what) != std::string::npos, what, " is not in ", said);
 
   std::ofstream(f / "unknown.jsonl") << R"({"prompt":"x"})"
                                         "\n"

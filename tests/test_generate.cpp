@@ -2,6 +2,7 @@
 // seed.
 #include <numeric>
 
+#include "io/gguf.h"
 #include "nn/conversation.h"
 #include "nn/generate.h"
 #include "tensor/cpu/cpu_backend_impl.h"
@@ -251,7 +252,7 @@ TEST_CASE("text leaves in whole characters and never contains a stop text") {
   }));
   for (const std::vector<std::string>& stop : std::vector<std::vector<std::string>>{
            {}, {"END"}, {"zzz"}, {"EN of", "END o"}, {"\xE2\x82\xAC"}, {" it\n"}}) {
-    TextStream stream(*tokenizer, stop);
+    TextStream stream(*tokenizer, {}, stop);
     std::string out;
     for (std::int32_t id : ids) {
       const std::string piece = stream.push(id);
@@ -265,6 +266,49 @@ TEST_CASE("text leaves in whole characters and never contains a stop text") {
     CHECK(out == text.substr(0, end));
     CHECK(stream.stopped() == (end < text.size()));
   }
+}
+
+TEST_CASE("a continuation is the whole text without its prompt's, at once and streamed") {
+  // A leading mark, several spaces, a character in byte tokens, a stop text cut by tokens anywhere.
+  const std::string text = " Once  upon a caf\xC3\xA9 \xE2\x82\xAC 5 \xF0\x9F\x98\x80 \n END of it";
+  const std::string folder = kData + "sentencepiece/";
+  std::vector<std::unique_ptr<Tokenizer>> tokenizers;
+  tokenizers.push_back(Tokenizer::from_gguf(GgufFile(folder + "llama.gguf")));
+  tokenizers.push_back(Tokenizer::from_gguf(GgufFile(folder + "gemma.gguf")));
+  tokenizers.push_back(Tokenizer::from_folder(folder));
+  tokenizers.push_back(Tokenizer::from_folder(std::string(LK_TEST_DATA) + "/golden/peft/tiny"));
+  std::size_t kept = 0;  // continuations that decode() alone would have shortened
+  for (const auto& tokenizer : tokenizers) {
+    std::vector<std::int32_t> ids = tokenizer->encode(text);
+    if (tokenizer->bos() >= 0) ids.insert(ids.begin(), tokenizer->bos());
+    const std::string whole = tokenizer->decode(ids);
+    for (std::size_t n = 0; n <= ids.size(); ++n) {
+      const std::span<const std::int32_t> prompt = std::span(ids).first(n),
+                                          rest = std::span(ids).subspan(n);
+      const std::string before = tokenizer->decode(prompt), want = whole.substr(before.size());
+      REQUIRE(whole.starts_with(before));
+      CHECK(tokenizer->decode_after(prompt, rest) == want);
+      kept += tokenizer->decode(rest) != want;
+      for (const std::string& stop : {std::string(), std::string("END"), std::string(" E"),
+                                      std::string("f it"), std::string("\xF0\x9F\x98\x80 ")}) {
+        TextStream stream(*tokenizer, prompt,
+                          stop.empty() ? std::vector<std::string>{} : std::vector{stop});
+        std::string out;
+        for (std::int32_t id : rest) {
+          const std::string piece = stream.push(id);
+          if (utf8_valid_prefix(before) == before.size())
+            CHECK(utf8_valid_prefix(piece) == piece.size());
+          out += piece;
+          if (stream.stopped()) break;
+        }
+        if (!stream.stopped()) out += stream.finish();
+        const std::size_t end = stop.empty() ? std::string::npos : want.find(stop);
+        CHECK(out == want.substr(0, end));
+        CHECK(stream.stopped() == (end != std::string::npos));
+      }
+    }
+  }
+  CHECK(kept > 10);
 }
 
 TEST_CASE("a conversation keeps its history in the cache, and forgets it on reset") {

@@ -83,16 +83,30 @@ TEST_CASE("choices: accuracy by sum, and by sum over characters") {
   CHECK(s.choices == 6);
 }
 
-TEST_CASE("generation: scored rows are those that generate() writes") {
+TEST_CASE("generation: scored rows are those that generate() writes, whatever the batch") {
   InferenceModel m = tiny();
   SamplingSettings sampling;
   sampling.max_tokens = 6;
-  const std::string own =
-      m.tokenizer->decode(generate(*m.model, m.tokenizer->encode("abc"), sampling).ids);
-  std::vector<ReferenceRow> rows{{"abc", m.tokenizer->encode("abc"), {"else", own}}};
-  const GenerationScores s = score_generation(*m.model, *m.tokenizer, rows, sampling);
-  CHECK(s.texts == std::vector<std::string>{own});
-  CHECK(s.rows == 1);
+  sampling.stop_ids = m.tokenizer->stop_ids();
+  std::vector<ReferenceRow> rows;
+  std::vector<std::string> own;
+  for (const char* prompt : {"abc", "x", "a longer prompt than these", "abd"}) {
+    const auto ids = m.tokenizer->encode(prompt);
+    own.push_back(m.tokenizer->decode(generate(*m.model, ids, sampling).ids));
+    rows.push_back({prompt, ids, {"else", own.back()}});
+  }
+  for (std::int64_t batch : {1, 3, 16}) {
+    std::int64_t calls = 0, last = 0;
+    const GenerationScores s = score_generation(*m.model, *m.tokenizer, rows, sampling, batch,
+                                                [&](std::int64_t done, std::int64_t total) {
+                                                  ++calls, last = done;
+                                                  CHECK(total == 4);
+                                                });
+    CHECK(s.texts == own);
+    CHECK(s.rows == 4);
+    CHECK(calls == 4);
+    CHECK(last == 4);
+  }
 }
 
 TEST_CASE("rows for scoring: kinds by their keys, wrong ones named by file, line and key") {

@@ -21,6 +21,7 @@ struct Settings {
   std::optional<std::string> chat_template;
   DatasetOptions rows;
   SamplingSettings sampling;
+  std::int64_t batch = 16;
   bool generate = false;
   std::int64_t batch_tokens() const { return std::max<std::int64_t>(rows.seq_len, 2048); }
   EvalRowLimits limits() const { return {rows.seq_len, rows.max_rows}; }
@@ -70,7 +71,7 @@ OrderedJson generation(Settings s, InferenceModel& m) {
   program::message(concat(s.data, ": ", rows.size(), " rows with references"));
   s.sampling.stop_ids = m.tokenizer->stop_ids();
   const GenerationScores scores =
-      score_generation(*m.model, *m.tokenizer, rows, s.sampling, show_progress);
+      score_generation(*m.model, *m.tokenizer, rows, s.sampling, s.batch, show_progress);
   if (!s.predictions.empty()) write_predictions(s, rows, scores.texts);
   return {{"bleu", scores.bleu},
           {"bleu_variant", "sacreBLEU corpus, case:mixed, eff:no, tok:13a, smooth:exp"},
@@ -100,9 +101,13 @@ void add_flags(CLI::App& app, Settings& s) {
   app.add_option("--max-tokens", s.sampling.max_tokens, "of each answer")
       ->check(whole)
       ->capture_default_str();
+  app.add_option("--batch", s.batch, "answers at a time")->check(whole)->capture_default_str();
   app.add_option("--predictions", s.predictions, "write prompts and answers here (.jsonl)");
   app.add_option("--device", s.inference.device, "auto, cpu, cuda:0")->capture_default_str();
   app.add_option("--dtype", s.inference.dtype, "auto, f32, bf16")->capture_default_str();
+  app.add_option("--weights", s.inference.weights,
+                 "dense, quantised (as the file has them, CPU only), auto")
+      ->capture_default_str();
 }
 
 }  // namespace
@@ -115,6 +120,7 @@ int main(int argc, char** argv) {
     if (s.rows.max_rows == 0 || s.rows.max_rows < -1) throw UsageError("--rows must be at least 1");
     if (s.rows.seq_len < 2) throw UsageError("--seq-len must be at least 2");
     if (s.sampling.max_tokens < 1) throw UsageError("--max-tokens must be at least 1");
+    if (s.batch < 1) throw UsageError("--batch must be at least 1");
     const bool settled = s.rows.format != "auto";  // --format names a format of rows for the loss
     if (settled && s.generate) throw UsageError("--generate takes no --format");
     if (!s.predictions.empty() && std::filesystem::exists(s.predictions))

@@ -1,17 +1,19 @@
 // generate: continue prompts with a model, with or without adapters; or talk to it.
 #include <cstdio>
 
+#include "inference_report.h"
 #include "io/json.h"
 #include "lora/inference.h"
 #include "nn/generate.h"
 #include "program.h"
+#include "prompt_rows.h"
 #include "talk.h"
 #include "text/chat_template.h"
-#include "text/jsonl.h"
 
 namespace {
 
 using namespace lk;
+using program::PromptRow;
 
 struct Settings {
   InferenceSettings inference;
@@ -23,37 +25,7 @@ struct Settings {
   bool chat = false, json = false;
 };
 
-// One row of --prompts; `where` for errors.
-struct Prompt {
-  std::string text, adapter, where;
-};
-
-// --prompt, or {"prompt": text, "adapter": name or null} of each line of --prompts.
-std::vector<Prompt> read_prompts(const Settings& s) {
-  if (s.prompt) return {{*s.prompt, "", ""}};
-  std::vector<Prompt> prompts;
-  for_each_json_line(s.prompts, [&](const Json& row, const std::string& where) {
-    const bool named = row.contains("adapter") && !row["adapter"].is_null();
-    prompts.push_back({json_string(row, "prompt", where),
-                       named ? json_string(row, "adapter", where) : "", where});
-    if (named && prompts.back().adapter.empty())
-      throw InputError(where + ": \"adapter\" is empty; null means none");
-    return true;
-  });
-  if (prompts.empty()) throw InputError(s.prompts + ": no prompts");
-  return prompts;
-}
-
-void report_adapters(const InferenceModel& m, std::int64_t batch) {
-  if (!m.adapters) return;
-  for (const AdapterSet::Info& a : m.adapters->adapters())
-    program::message(concat("adapter ", a.name, ": rank ", a.rank, ", ", a.modules, " modules, ",
-                            a.bytes >> 10, " KiB"));
-  program::message(concat("another adapter for each of ", batch, " prompts takes ",
-                          1e3 * m.adapters->switch_seconds(batch), " ms"));
-}
-
-OrderedJson as_json(const Prompt& p, std::size_t n_prompt, const Generation& g) {
+OrderedJson as_json(const PromptRow& p, std::size_t n_prompt, const Generation& g) {
   const double n = static_cast<double>(g.ids.size());
   OrderedJson out = {{"prompt", p.text},
                      {"ids", g.ids},
@@ -73,9 +45,9 @@ bool write(std::string_view text) {
   return true;
 }
 
-void answer_all(const Settings& s, InferenceModel& m, const std::vector<Prompt>& prompts) {
+void answer_all(const Settings& s, InferenceModel& m, const std::vector<PromptRow>& prompts) {
   std::vector<GenerationRequest> requests;
-  for (const Prompt& p : prompts) {
+  for (const PromptRow& p : prompts) {
     std::vector<std::int32_t> ids;
     if (s.chat) {
       const ChatTemplate chat = ChatTemplate::choose(*m.tokenizer, s.chat_template);
@@ -154,15 +126,17 @@ int main(int argc, char** argv) {
     if (s.batch < 1) throw UsageError("--batch must be at least 1");
     check_sampling(s.sampling);
     set_adapters(s.adapters, s.inference);
-    std::vector<Prompt> rows;
-    if (!conversation) rows = read_prompts(s);
+    std::vector<PromptRow> rows;
+    if (s.prompt) rows = {{*s.prompt, "", ""}};
+    if (!s.prompts.empty()) rows = program::read_prompt_rows(s.prompts);
     InferenceModel m = open_inference(s.inference);
     s.sampling.stop_ids = m.tokenizer->stop_ids();
-    report_adapters(m, std::min(s.batch, std::max<std::int64_t>(1, std::ssize(rows))));
+    program::report_adapters(m, std::min(s.batch, std::max<std::int64_t>(1, std::ssize(rows))));
     if (conversation)
       program::talk(m, s.sampling, s.chat_template);
     else
       answer_all(s, m, rows);
+    program::report_memory(m.backend->ledger());
     return 0;
   });
 }

@@ -43,7 +43,8 @@ std::vector<Sample> make_samples(Transformer& model, Adapter& adapter, const Tok
     const std::span<const std::int32_t> ids = row.ids;
     prompts.push_back(ids.first(begin));
     samples.push_back({tokenizer.decode(prompts.back(), false),
-                       tokenizer.decode(ids.subspan(begin, end - begin)), "", ""});
+                       tokenizer.decode_after(prompts.back(), ids.subspan(begin, end - begin)), "",
+                       ""});
   }
   auto write = [&](std::size_t i) {
     return tokenizer.decode(generate(model, prompts[i], sampling).ids);

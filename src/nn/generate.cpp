@@ -83,7 +83,7 @@ struct Generator::Run {
     g.cache_->set_length(best, static_cast<std::int64_t>(best_common));
     results[request].reused = static_cast<std::int64_t>(best_common);
     Sequence s{request, best, limit_of(r), r.prompt, std::nullopt, Clock::now(), {}, false, false};
-    if (g.tokenizer_) s.text.emplace(*g.tokenizer_, r.sampling.stop);
+    if (g.tokenizer_) s.text.emplace(*g.tokenizer_, r.prompt, r.sampling.stop);
     active.push_back(std::move(s));
   }
 

@@ -68,19 +68,25 @@ ChoiceScores score_choices(std::span<const ChoiceRow> rows,
 
 GenerationScores score_generation(Transformer& model, const Tokenizer& tokenizer,
                                   std::span<const ReferenceRow> rows,
-                                  const SamplingSettings& sampling,
+                                  const SamplingSettings& sampling, std::int64_t batch,
                                   const ScoringProgress& progress) {
+  std::vector<GenerationRequest> requests;
+  for (const ReferenceRow& row : rows) requests.push_back({row.ids, sampling, -1});
+  std::int64_t done = 0;
+  GenerationEvents events;
+  if (progress)
+    events.on_done = [&](std::size_t, const Generation&) { progress(++done, std::ssize(rows)); };
+  const std::vector<Generation> answers =
+      Generator(model, &tokenizer, {.max_batch = batch}).run(requests, events);
   GenerationScores scores;
   Bleu bleu;
   double rouge = 0;
-  for (const ReferenceRow& row : rows) {
-    const std::string text = tokenizer.decode(generate(model, row.ids, sampling).ids);
-    bleu.add(text, row.references);
-    rouge += rouge_l(text, row.references).f1;
-    scores.texts.push_back(text);
-    ++scores.rows;
-    if (progress) progress(scores.rows, std::ssize(rows));
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    bleu.add(answers[i].text, rows[i].references);
+    rouge += rouge_l(answers[i].text, rows[i].references).f1;
+    scores.texts.push_back(answers[i].text);
   }
+  scores.rows = std::ssize(rows);
   scores.bleu = bleu.score();
   scores.brevity_penalty = bleu.brevity_penalty();
   scores.hypothesis_tokens = bleu.hypothesis_tokens();

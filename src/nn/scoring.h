@@ -37,9 +37,10 @@ struct GenerationScores {
   std::vector<std::string> texts;                                      // what was generated
 };
 
+// Continues every row's prompt, `batch` at a time, and compares with its references.
 GenerationScores score_generation(Transformer& model, const Tokenizer& tokenizer,
                                   std::span<const ReferenceRow> rows,
-                                  const SamplingSettings& sampling,
+                                  const SamplingSettings& sampling, std::int64_t batch,
                                   const ScoringProgress& progress = {});
 
 }  // namespace lk

@@ -33,13 +33,14 @@ std::string TextStream::take(std::size_t bytes) {
   return text;
 }
 
-std::string TextStream::push(std::int32_t id) {
-  const std::string before = tokenizer_->decode(window_);
-  window_.push_back(id);
-  const std::string after = tokenizer_->decode(window_);
-  held_ += after.substr(std::min(before.size(), after.size()));
-  window_.assign(1, id);
+TextStream::TextStream(const Tokenizer& tokenizer, std::span<const std::int32_t> prompt,
+                       std::vector<std::string> stop)
+    : decoder_(tokenizer), stop_(std::move(stop)) {
+  for (std::int32_t id : prompt) decoder_.next(id);
+}
 
+std::string TextStream::push(std::int32_t id) {
+  held_ += decoder_.next(id);
   std::size_t end = std::string::npos;
   for (const std::string& s : stop_) end = std::min(end, held_.find(s));
   if (end != std::string::npos) {

@@ -12,8 +12,9 @@ namespace lk {
 // Text leaves in whole characters, and only when it can no longer be the beginning of a stop text.
 class TextStream {
  public:
-  TextStream(const Tokenizer& tokenizer, std::vector<std::string> stop)
-      : tokenizer_(&tokenizer), stop_(std::move(stop)) {}
+  // `prompt`: the ids that the text continues; none of their text comes out.
+  TextStream(const Tokenizer& tokenizer, std::span<const std::int32_t> prompt,
+             std::vector<std::string> stop);
   // The text that became certain with this token. After a stop text (see stopped()) it ends before
   // it, and nothing may follow.
   std::string push(std::int32_t id);
@@ -23,10 +24,9 @@ class TextStream {
 
  private:
   std::string take(std::size_t bytes);
-  const Tokenizer* tokenizer_;
+  TextDecoder decoder_;
   std::vector<std::string> stop_;
-  std::vector<std::int32_t> window_;  // the last token, for decoders whose text depends on it
-  std::string held_;                  // decoded, not yet certain
+  std::string held_;  // decoded, not yet certain
   bool stopped_ = false;
 };
 

@@ -54,7 +54,6 @@ struct Tokenizer::Impl {
   template <class Origin>
   void encode_piece(std::string_view text, std::size_t begin, std::size_t end, Origin&& origin,
                     Output& out) const;
-  std::string decode(std::span<const std::int32_t> token_ids, bool skip_special) const;
 };
 
 // Token string -> id, each once.
@@ -263,29 +262,38 @@ std::string Tokenizer::token_text(std::int32_t id) const {
   return impl_->bytes[static_cast<std::size_t>(id)];
 }
 
-std::string Tokenizer::Impl::decode(std::span<const std::int32_t> token_ids,
-                                    bool skip_special) const {
-  std::string text;
-  bool first = true;
-  for (std::int32_t id : token_ids) {
-    const auto i = static_cast<std::size_t>(id);
-    if (skip_special && special[i]) continue;
-    text += bytes[i];
-    // The reference drops every mark of the first token, wherever it stands in it.
-    if (first && spec.decoder.first_loses_marks &&
-        spec.tokens[i].find(spec.decoder.mark) != std::string::npos)
-      std::erase(text, ' ');
-    first = false;
-  }
-  std::size_t strip = 0;
-  while (strip < spec.decoder.strip && strip < text.size() && text[strip] == ' ') ++strip;
-  return text.substr(strip);
+TextDecoder::TextDecoder(const Tokenizer& tokenizer, bool skip_special)
+    : tokenizer_(&tokenizer),
+      skip_special_(skip_special),
+      strip_(tokenizer.impl_->spec.decoder.strip) {}
+
+std::string TextDecoder::next(std::int32_t id) {
+  std::string text = tokenizer_->token_text(id);
+  const Tokenizer::Impl& impl = *tokenizer_->impl_;
+  const auto i = static_cast<std::size_t>(id);
+  if (skip_special_ && impl.special[i]) return "";
+  // The reference drops every mark of the first token, wherever it stands in it.
+  if (first_ && impl.spec.decoder.first_loses_marks &&
+      impl.spec.tokens[i].find(impl.spec.decoder.mark) != std::string::npos)
+    std::erase(text, ' ');
+  first_ = false;
+  std::size_t spaces = 0;
+  while (spaces < strip_ && spaces < text.size() && text[spaces] == ' ') ++spaces;
+  strip_ = spaces == text.size() ? strip_ - spaces : 0;
+  return text.substr(spaces);
 }
 
 std::string Tokenizer::decode(std::span<const std::int32_t> ids, bool skip_special) const {
-  for (std::int32_t id : ids)
-    if (id < 0 || id >= n_tokens()) token_text(id);  // throws
-  return impl_->decode(ids, skip_special);
+  return decode_after({}, ids, skip_special);
+}
+
+std::string Tokenizer::decode_after(std::span<const std::int32_t> before,
+                                    std::span<const std::int32_t> ids, bool skip_special) const {
+  TextDecoder decoder(*this, skip_special);
+  for (std::int32_t id : before) decoder.next(id);
+  std::string text;
+  for (std::int32_t id : ids) text += decoder.next(id);
+  return text;
 }
 
 std::int64_t Tokenizer::n_tokens() const { return std::ssize(impl_->spec.tokens); }

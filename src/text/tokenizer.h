@@ -39,6 +39,9 @@ class Tokenizer {
   // Ids -> bytes (UTF-8 if the model made valid UTF-8). Special tokens are left out if
   // skip_special. Where encode() puts a space before a text, the first space is taken off again.
   std::string decode(std::span<const std::int32_t> ids, bool skip_special = true) const;
+  // What `ids` add to the text of `before`: decode() of both without that of `before` alone.
+  std::string decode_after(std::span<const std::int32_t> before, std::span<const std::int32_t> ids,
+                           bool skip_special = true) const;
   // The bytes of one token, special ones included: maybe part of a character.
   std::string token_text(std::int32_t id) const;
 
@@ -58,6 +61,23 @@ class Tokenizer {
   struct Impl;
   std::unique_ptr<Impl> impl_;
   friend struct TokenizerBuilder;
+  friend class TextDecoder;
+};
+
+// decode() as ids come: what next() returns adds up to the text of all ids so far, so that a
+// continuation keeps the space that decode() would take off its front. The tokenizer must outlive
+// it.
+class TextDecoder {
+ public:
+  explicit TextDecoder(const Tokenizer& tokenizer, bool skip_special = true);
+  // InputError for an id outside the vocabulary.
+  std::string next(std::int32_t id);
+
+ private:
+  const Tokenizer* tokenizer_;
+  bool skip_special_;
+  bool first_ = true;  // no token yet
+  std::size_t strip_;  // spaces that may still be taken off: 0 once anything was written
 };
 
 }  // namespace lk

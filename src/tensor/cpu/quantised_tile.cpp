@@ -85,68 +85,64 @@ constexpr int kSums = L.scales == Scales::Halves ? 2 : 1;
 
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 
-// sums[m][h] = correction + dot, for M rows of x. Everything is exact in 32 bits.
-template <BlockLayout L, int M>
-inline void dots(const std::uint8_t* quanta, const std::int8_t* const (&x)[M],
-                 const std::int32_t* const (&correction)[M], Ints (&sums)[M][kSums<L>]) {
-#pragma GCC unroll 8
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 2
-    for (int h = 0; h < kSums<L>; ++h) sums[m][h] = spread(correction[m][h]);
-  if constexpr (L.quanta == Quanta::Nibbles) {
-#pragma GCC unroll 4
-    for (int g = 0; g < 4; ++g) {
-      const Ints w = load(quanta + 64 * g), low = low_nibbles(w), high = high_nibbles(w);
-#pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) {
-        sums[m][0] = add_dot(sums[m][0], low, four(x[m] + 8 * g));
-        sums[m][0] = add_dot(sums[m][0], high, four(x[m] + 8 * g + 4));
-      }
-    }
-  } else {
-#pragma GCC unroll 8
-    for (int g = 0; g < 8; ++g) {
-      Ints w = load(quanta + 64 * g);
-      if constexpr (L.quanta == Quanta::Signed) w = flip_signs(w);
-      constexpr int last = kSums<L> - 1;
-#pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) {
-        Ints& sum = sums[m][g < 4 ? 0 : last];
-        sum = add_dot(sum, w, four(x[m] + 4 * g));
-      }
-    }
-  }
+// A block of nibbles: begun, two of its dots added, finished. Everything is exact in 32 bits.
+inline Ints begin_nibbles(std::int32_t correction) { return spread(correction); }
+inline Ints add_nibbles(Ints sum, Ints u, Ints x) { return add_dot(sum, u, x); }
+inline Ints finish_nibbles(Ints sum, std::int32_t) { return sum; }
+// sum + w0 x0 + w1 x1, bytes or signed bytes.
+template <Quanta Q>
+inline Ints add_two(Ints sum, Ints w0, Ints x0, Ints w1, Ints x1) {
+  if constexpr (Q == Quanta::Signed) w0 = flip_signs(w0), w1 = flip_signs(w1);
+  return add_dot(add_dot(sum, w0, x0), w1, x1);
 }
 constexpr int kSignedOffset = 128;
 
 #else
 
-inline Ints pairs(Ints u, Ints x) { return _mm256_maddubs_epi16(u, x); }  // to 16 bits, saturating
-inline Ints quads(Ints p) { return _mm256_madd_epi16(p, _mm256_set1_epi16(1)); }
-
 // The same without an instruction for it. A pair of products must fit in 16 bits: |x| <= 127, so
 // eight pairs of nibbles do (15 * 127 * 2 * 8 = 30480), two of bytes (63 * 127 * 2 * 2 = 32004) and
 // one of signed ones (128 * 127 * 2 = 32512), whose sign moves to x.
+inline Ints pairs(Ints u, Ints x) { return _mm256_maddubs_epi16(u, x); }  // to 16 bits, saturating
+inline Ints quads(Ints p) { return _mm256_madd_epi16(p, _mm256_set1_epi16(1)); }
+
+inline Ints begin_nibbles(std::int32_t) { return zero(); }
+inline Ints add_nibbles(Ints sum, Ints u, Ints x) { return _mm256_add_epi16(sum, pairs(u, x)); }
+inline Ints finish_nibbles(Ints sum, std::int32_t correction) {
+  return _mm256_add_epi32(quads(sum), spread(correction));
+}
+template <Quanta Q>
+inline Ints add_two(Ints sum, Ints w0, Ints x0, Ints w1, Ints x1) {
+  if constexpr (Q == Quanta::Signed) {
+    const Ints a = pairs(_mm256_abs_epi8(w0), _mm256_sign_epi8(x0, w0));
+    const Ints b = pairs(_mm256_abs_epi8(w1), _mm256_sign_epi8(x1, w1));
+    return _mm256_add_epi32(_mm256_add_epi32(sum, quads(a)), quads(b));
+  } else {
+    return _mm256_add_epi32(sum, quads(_mm256_add_epi16(pairs(w0, x0), pairs(w1, x1))));
+  }
+}
+constexpr int kSignedOffset = 0;
+
+#endif
+
+// sums[m][h] = correction + dot, for M rows of x.
 template <BlockLayout L, int M>
 inline void dots(const std::uint8_t* quanta, const std::int8_t* const (&x)[M],
                  const std::int32_t* const (&correction)[M], Ints (&sums)[M][kSums<L>]) {
   if constexpr (L.quanta == Quanta::Nibbles) {
-    Ints total[M];
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) sums[m][0] = begin_nibbles(correction[m][0]);
 #pragma GCC unroll 4
     for (int g = 0; g < 4; ++g) {
       const Ints w = load(quanta + 64 * g), low = low_nibbles(w), high = high_nibbles(w);
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) {
-        const Ints a = pairs(low, four(x[m] + 8 * g)), b = pairs(high, four(x[m] + 8 * g + 4));
-        total[m] =
-            g == 0 ? _mm256_add_epi16(a, b) : _mm256_add_epi16(_mm256_add_epi16(total[m], a), b);
+        sums[m][0] = add_nibbles(sums[m][0], low, four(x[m] + 8 * g));
+        sums[m][0] = add_nibbles(sums[m][0], high, four(x[m] + 8 * g + 4));
       }
     }
 #pragma GCC unroll 8
-    for (int m = 0; m < M; ++m)
-      sums[m][0] = _mm256_add_epi32(quads(total[m]), spread(correction[m][0]));
+    for (int m = 0; m < M; ++m) sums[m][0] = finish_nibbles(sums[m][0], correction[m][0]);
   } else {
-    constexpr int last = kSums<L> - 1;
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m)
 #pragma GCC unroll 2
@@ -154,31 +150,18 @@ inline void dots(const std::uint8_t* quanta, const std::int8_t* const (&x)[M],
 #pragma GCC unroll 4
     for (int g = 0; g < 8; g += 2) {
       const Ints w0 = load(quanta + 64 * g), w1 = load(quanta + 64 * g + 64);
-      if constexpr (L.quanta == Quanta::Bytes) {
 #pragma GCC unroll 8
-        for (int m = 0; m < M; ++m) {
-          const Ints a = pairs(w0, four(x[m] + 4 * g)), b = pairs(w1, four(x[m] + 4 * g + 4));
-          Ints& sum = sums[m][g < 4 ? 0 : last];
-          sum = _mm256_add_epi32(sum, quads(_mm256_add_epi16(a, b)));
-        }
-      } else {
-        const Ints u0 = _mm256_abs_epi8(w0), u1 = _mm256_abs_epi8(w1);
-#pragma GCC unroll 8
-        for (int m = 0; m < M; ++m) {
-          const Ints a = pairs(u0, _mm256_sign_epi8(four(x[m] + 4 * g), w0));
-          const Ints b = pairs(u1, _mm256_sign_epi8(four(x[m] + 4 * g + 4), w1));
-          sums[m][0] = _mm256_add_epi32(_mm256_add_epi32(sums[m][0], quads(a)), quads(b));
-        }
+      for (int m = 0; m < M; ++m) {
+        Ints& sum = sums[m][g < 4 ? 0 : kSums<L> - 1];
+        sum = add_two<L.quanta>(sum, w0, four(x[m] + 4 * g), w1, four(x[m] + 4 * g + 4));
       }
     }
   }
 }
-constexpr int kSignedOffset = 0;
 
-#endif
+// ---- rows of x times one vector of rows of the weight -------------------------------------------
 
-// ---- rows of x times one vector of rows of the weight
-// ---------------------------------------------
+constexpr int kAhead = 4096;  // bytes
 
 // `at` is the first of those rows in the group, a multiple of kLanes.
 template <BlockLayout L, int M>
@@ -199,6 +182,11 @@ void tile(const std::uint8_t* p, int at, const RoundedRows& x, std::int64_t firs
   }
   Floats super_d = spread(0.0f), super_m = super_d;
   for (std::int64_t b = 0; b < x.n_blocks; ++b) {
+    // Few rows only read the weight: ask for it a page ahead, where the processor's own guess ends.
+    if constexpr (M <= 2)
+      if (at == 0)
+        for (int line = 0; line < L.scale_bytes() + L.quanta_bytes(); line += 64)
+          __builtin_prefetch(p + kAhead + line);
     if constexpr (L.super()) {
       if (b % kSuperBlocks == 0) {
         super_d = halves(p + 2 * at);

@@ -1,0 +1,23 @@
+#include "prompt_rows.h"
+
+#include "io/json.h"
+#include "tensor/error.h"
+#include "text/jsonl.h"
+
+namespace lk::program {
+
+std::vector<PromptRow> read_prompt_rows(const std::string& path) {
+  std::vector<PromptRow> rows;
+  for_each_json_line(path, [&](const Json& row, const std::string& where) {
+    const bool named = row.contains("adapter") && !row["adapter"].is_null();
+    rows.push_back({json_string(row, "prompt", where),
+                    named ? json_string(row, "adapter", where) : "", where});
+    if (named && rows.back().adapter.empty())
+      throw InputError(where + ": \"adapter\" is empty; null means none");
+    return true;
+  });
+  if (rows.empty()) throw InputError(path + ": no prompts");
+  return rows;
+}
+
+}  // namespace lk::program
