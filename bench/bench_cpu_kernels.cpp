@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <random>
 
 #include "tensor/cpu/cpu_backend.h"
@@ -216,6 +217,23 @@ void rows(benchmark::State& state, DType t, const std::string& op) {
     run(4, [&] { host().rmsnorm_backward(y, GradMode::Add, x, z, gain, rstd); });
   if (op == "rope") run(2, [&] { host().rope(y, GradMode::Write, x, table, positions, D, false); });
   if (op == "dropout") run(2, [&] { host().dropout(y, GradMode::Write, x, 0.1f, {1, 2, 3}); });
+  if (op == "uniform") run(1, [&] { host().uniform(y, 0.1f, {1, 2, 3}); });
+  const std::size_t row_bytes = x.bytes() / static_cast<std::size_t>(x.rows());
+  if (op == "upload_made")
+    run(2, [&] {
+      host().upload_made(x, row_bytes, [&](std::int64_t first, std::int64_t last, std::byte* to) {
+        std::memcpy(to, outside.data() + static_cast<std::size_t>(first) * row_bytes,
+                    static_cast<std::size_t>(last - first) * row_bytes);
+      });
+    });
+  if (op == "look_at")
+    run(2, [&] {
+      host().look_at(x, row_bytes,
+                     [&](std::int64_t first, std::int64_t last, const std::byte* from) {
+                       std::memcpy(outside.data() + static_cast<std::size_t>(first) * row_bytes,
+                                   from, static_cast<std::size_t>(last - first) * row_bytes);
+                     });
+    });
   if (op == "layernorm")
     run(2, [&] { host().layernorm_forward(y, mean, rstd, x, gain, bias, 1e-5); });
   if (op == "layernorm_backward")
@@ -315,7 +333,10 @@ int main(int argc, char** argv) {
                            "scatter_rows",
                            "put_rows",
                            "upload",
-                           "download"})
+                           "download",
+                           "upload_made",
+                           "look_at",
+                           "uniform"})
       add(op, [=](benchmark::State& s) { rows(s, t, op); });
     add("cross_entropy", [=](benchmark::State& s) { cross_entropy(s, t); });
     if (t == DType::F32) {

@@ -10,6 +10,7 @@
 
 #include <chrono>
 #include <cmath>
+#include <cstring>
 
 #include "cuda/open_device.h"
 #include "roofline.h"
@@ -101,6 +102,11 @@ void register_memory_bound() {
     return [x = random_tensor(DType::BF16, {T, C}, 1),
             y = gpu().empty(Tag::Workspace, DType::BF16, {T, C})] {
       gpu().dropout(y, GradMode::Write, x, 0.1f, {1, 2, 3});
+    };
+  });
+  add("uniform", {.bytes = tc}, [] {
+    return [x = gpu().empty(Tag::Workspace, DType::BF16, {T, C})] {
+      gpu().uniform(x, 0.1f, {1, 2, 3});
     };
   });
   add("rmsnorm_forward", {.bytes = 2 * tc}, [] {
@@ -248,6 +254,30 @@ void register_memory_bound() {
     return [=, host = std::make_shared<std::vector<char>>(host_bytes),
             t = gpu().empty(Tag::Workspace, DType::U8, {static_cast<std::int64_t>(host_bytes)})] {
       gpu().download(host->data(), t, host_bytes);
+    };
+  });
+  // The same as loading and hashing do it: by all threads, without a copy in between.
+  auto whole = [=] {
+    return gpu().empty(Tag::Workspace, DType::U8, {static_cast<std::int64_t>(8 * host_bytes)});
+  };
+  add("upload_made_512MiB", {.bytes = 8.0 * host_bytes}, [=] {
+    return [t = whole(), host = std::vector<std::byte>(host_bytes)] {
+      gpu().upload_made(t, 4096, [&](std::int64_t first, std::int64_t last, std::byte* to) {
+        const std::size_t at = static_cast<std::size_t>(first) * 4096 % host.size();
+        std::memcpy(to, host.data() + at, static_cast<std::size_t>(last - first) * 4096);
+      });
+    };
+  });
+  add("look_at_512MiB", {.bytes = 8.0 * host_bytes}, [=] {
+    return [t = whole()] {
+      gpu().look_at(t, 4096, [](std::int64_t first, std::int64_t last, const std::byte* from) {
+        std::uint64_t sum = 0, word = 0;  // reads every byte
+        for (const std::byte* end = from + (last - first) * 4096; from < end; from += sizeof word) {
+          std::memcpy(&word, from, sizeof word);
+          sum += word;
+        }
+        benchmark::DoNotOptimize(sum);
+      });
     };
   });
   // 448 factors of a rank-16 adapter on all linear layers of 7B: 40 M parameters

@@ -1,5 +1,6 @@
 // bench_step: a whole LoRA training step (forward, backward, clip, AdamW) of a named shape or a
-// config.json, with random weights and random tokens; what it times is what finetune runs.
+// config.json with random weights, or of a model that is loaded, on random tokens; what it times is
+// what finetune runs.
 //
 // The step's time is the median of steps that nothing watches. After them, in the same process: the
 // frozen products alone (the limit that the step is compared with), the device's roofs, and with
@@ -8,6 +9,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <numeric>
 #include <random>
 
 #include "../tools/program.h"
@@ -17,6 +19,7 @@
 #include "lora/plan.h"
 #include "lora/proof.h"
 #include "lora/trainer.h"
+#include "nn/load.h"
 #include "roofline.h"
 
 namespace {
@@ -25,11 +28,12 @@ using namespace lk;
 using Clock = std::chrono::steady_clock;
 
 struct Settings {
-  std::string shape = "smollm2-135m", config, targets = "all-linear", device = "auto",
+  std::string shape = "smollm2-135m", config, model, targets = "all-linear", device = "auto",
               dtype = "auto";
   std::string memory;   // a budget: then recompute is chosen
   Recompute recompute;  // what is made again instead of kept
   std::int64_t batch = 2, seq_len = 256, rank = 8, steps = 10, warmup = 4;
+  double dropout = 0;
   bool profile = false, no_record = false;
   std::int64_t tokens() const { return batch * seq_len; }
 };
@@ -47,7 +51,7 @@ std::int64_t peak_rss() {
 
 LoraConfig lora_config(const Settings& s) {
   LoraConfig c;
-  c.shape = {s.rank, static_cast<double>(s.rank), 0};
+  c.shape = {s.rank, static_cast<double>(s.rank), static_cast<float>(s.dropout)};
   c.targets = program::parse_list(s.targets, "--targets");
   return c;
 }
@@ -77,6 +81,19 @@ class Run {
   void submit() { trainer_.submit(micro_); }
   std::optional<StepReport> next_report(bool drain) { return trainer_.next_report(drain); }
   StepReport step() { return trainer_.step(micro_); }
+  // Seconds of a step on the device's clock when the host is far ahead of it: the first of n + 1 is
+  // under way before the clock starts, and all others are submitted while it runs.
+  double device_seconds(Backend& backend, int n) {
+    std::unique_ptr<DeviceClock> clock = backend.make_clock();
+    submit();
+    clock->mark();
+    for (int i = 0; i < n; ++i) submit();
+    clock->mark();
+    const double seconds = clock->read().back() / n;
+    while (next_report(true)) {
+    }
+    return seconds;
+  }
   std::vector<std::string> adapted() const {
     std::vector<std::string> paths;
     for (const LoraLinear* layer : adapter_.layers()) paths.push_back(layer->path());
@@ -130,8 +147,9 @@ OrderedJson profile_json(const bench::Profile& profile) {
 int run_bench(Settings s, Clock::time_point start) {
   if (s.batch < 1 || s.seq_len < 2 || s.steps < 1 || s.warmup < 0)
     throw UsageError("--batch, --steps must be at least 1, --seq-len at least 2");
-  const ModelConfig config =
-      s.config.empty() ? named_shape(s.shape) : config_from_json(read_json(s.config), s.config);
+  const ModelConfig config = !s.model.empty()    ? config_from_path(s.model)
+                             : !s.config.empty() ? config_from_json(read_json(s.config), s.config)
+                                                 : named_shape(s.shape);
   std::unique_ptr<Backend> backend = open_device(s.device);
   const DType dtype = parse_compute_dtype(s.dtype, *backend);
   PlanRequest request;
@@ -147,12 +165,16 @@ int run_bench(Settings s, Clock::time_point start) {
 
   // 1. The step.
   std::vector<double> seconds;
-  double first_step = 0, first_loss = 0, last_loss = 0;
+  double ready = 0, first_step = 0, first_loss = 0, last_loss = 0, mean = 0, device = 0;
   std::vector<std::string> adapted;
   MemoryReport memory;
   ModelWeights weights;  // as the model has laid them out
   {
-    Run run(*backend, config, random_weights(*backend, config, dtype, 1), dtype, s);
+    ModelWeights given = s.model.empty() ? random_weights(*backend, config, dtype, 1)
+                                         : load_weights(*backend, s.model, dtype).weights;
+    backend->synchronize();
+    ready = seconds_since(start);
+    Run run(*backend, config, std::move(given), dtype, s);
     adapted = run.adapted();
     const std::int64_t n_steps = s.warmup + s.steps;
     for (std::int64_t i = 0; i < n_steps; ++i) {
@@ -165,6 +187,8 @@ int run_bench(Settings s, Clock::time_point start) {
       }
     }
     memory = memory_report(*backend);
+    mean = std::accumulate(seconds.begin(), seconds.end(), 0.0) / static_cast<double>(s.steps);
+    if (!backend->is_cpu()) device = run.device_seconds(*backend, 8);
     weights = run.weights();
   }
   backend->set_memory_limit(0);  // the yardsticks below are no part of the step
@@ -182,23 +206,26 @@ int run_bench(Settings s, Clock::time_point start) {
   const double nominal =
       dtype == DType::BF16 ? bench::nominal_bf16_flops(backend->description()) : 0;
 
-  const std::string shape = s.config.empty() ? s.shape : s.config;
+  const std::string shape = !s.model.empty() ? s.model : !s.config.empty() ? s.config : s.shape;
   char text[512];
-  std::snprintf(
-      text, sizeof text,
-      "%s, %lld x %lld, rank %lld, %s on %s\n"
-      "  %.0f tokens/s: %.2f ms a step (%.2f to %.2f), the first done %.1f s after start\n"
-      "  %.3f x the frozen products alone (%.2f ms)\n"
-      "  recompute %s, peak %.2f GiB, planned %.2f GiB\n"
-      "  %.1f useful TFLOP/s: MFU %.1f %% of the %.1f TFLOP/s of a large product here",
-      shape.c_str(), static_cast<long long>(s.batch), static_cast<long long>(s.seq_len),
-      static_cast<long long>(s.rank), dtype_name(dtype), backend->name().c_str(), tokens_per_second,
-      median * 1e3, seconds.front() * 1e3, seconds.back() * 1e3, first_step, median / limit,
-      limit * 1e3, recompute_text(s.recompute).c_str(),
-      static_cast<double>(memory.peak_bytes) / (1 << 30),
-      static_cast<double>(planned_peak) / (1 << 30), useful * 1e-12,
-      100 * useful / roofs.flops_per_second, roofs.flops_per_second * 1e-12);
+  std::snprintf(text, sizeof text,
+                "%s, %lld x %lld, rank %lld, %s on %s\n"
+                "  %.0f tokens/s: %.2f ms a step (%.2f to %.2f), the first done %.2f s after "
+                "start, weights there after %.2f\n"
+                "  %.3f x the frozen products alone (%.2f ms)\n"
+                "  recompute %s, peak %.2f GiB, planned %.2f GiB\n"
+                "  %.1f useful TFLOP/s: MFU %.1f %% of the %.1f TFLOP/s of a large product here",
+                shape.c_str(), static_cast<long long>(s.batch), static_cast<long long>(s.seq_len),
+                static_cast<long long>(s.rank), dtype_name(dtype), backend->name().c_str(),
+                tokens_per_second, median * 1e3, seconds.front() * 1e3, seconds.back() * 1e3,
+                first_step, ready, median / limit, limit * 1e3, recompute_text(s.recompute).c_str(),
+                static_cast<double>(memory.peak_bytes) / (1 << 30),
+                static_cast<double>(planned_peak) / (1 << 30), useful * 1e-12,
+                100 * useful / roofs.flops_per_second, roofs.flops_per_second * 1e-12);
   program::message(text);
+  if (device > 0)
+    program::message(concat("  GPU fed ", 100 * std::min(1.0, device / mean),
+                            " % of the time: ", device * 1e3, " of ", mean * 1e3, " ms a step"));
   if (nominal > 0)
     program::message(concat("  MFU ", 100 * useful / nominal, " % of the data sheet's ",
                             nominal * 1e-12, " TFLOP/s"));
@@ -213,6 +240,7 @@ int run_bench(Settings s, Clock::time_point start) {
                      {"seq_len", s.seq_len},
                      {"rank", s.rank},
                      {"targets", s.targets},
+                     {"dropout", s.dropout},
                      {"recompute", recompute_text(s.recompute)},
                      {"memory_budget_bytes", budget},
                      {"planned_peak_bytes", planned_peak},
@@ -221,6 +249,9 @@ int run_bench(Settings s, Clock::time_point start) {
                      {"step_seconds_max", seconds.back()},
                      {"tokens_per_second", tokens_per_second},
                      {"first_step_seconds", first_step},
+                     {"weights_ready_seconds", ready},
+                     {"mean_step_seconds", mean},
+                     {"device_step_seconds", device},
                      {"frozen_gemm_seconds", limit},
                      {"x", median / limit},
                      {"useful_flops_per_second", useful},
@@ -241,6 +272,14 @@ int run_bench(Settings s, Clock::time_point start) {
     bench::Profile profile = profile_step(*backend, config, weights, dtype, s, roofs);
     program::message(bench::profile_table(profile));
     out["profile"] = profile_json(profile);
+    if (device > 0) {
+      // Between ops, and in the queue between steps: each lessens what is left of the other.
+      const double between = 1 - profile.busy_seconds / profile.seconds;
+      const double busy = std::min(1.0, device / mean) * (1 - between);
+      program::message(concat("GPU busy at least ", 100 * busy, " % of the time (gaps between ops ",
+                              100 * between, " %, with the marks' own)"));
+      out["gpu_busy"] = busy;
+    }
   }
   std::printf("%s\n", out.dump().c_str());
   return 0;
@@ -255,10 +294,15 @@ int main(int argc, char** argv) {
   std::string recompute = "none";
   const auto& whole = program::whole_number();
   auto* shape = app.add_option("--shape", s.shape, "named shape")->capture_default_str();
-  app.add_option("--config", s.config, "a model's config.json instead")->excludes(shape);
+  auto* config = app.add_option("--config", s.config, "a model's config.json instead");
+  config->excludes(shape);
+  app.add_option("--model", s.model, "a model to load instead: .gguf file or Hugging Face folder")
+      ->excludes(shape)
+      ->excludes(config);
   app.add_option("--batch", s.batch, "rows")->check(whole)->capture_default_str();
   app.add_option("--seq-len", s.seq_len, "tokens a row")->check(whole)->capture_default_str();
   app.add_option("--rank", s.rank, "LoRA rank")->check(whole)->capture_default_str();
+  app.add_option("--dropout", s.dropout, "on the adapter's input")->check(program::real_number());
   app.add_option("--targets", s.targets, "modules")->capture_default_str();
   app.add_option("--dtype", s.dtype, "auto, f32, bf16")->capture_default_str();
   app.add_option("--device", s.device, "auto, cpu, cuda:0")->capture_default_str();

@@ -143,6 +143,10 @@ void TimingBackend::fill(const Tensor& x, double value) {
   timed(OpFamily::Other, {0, size(x)}, [&] { inner_.fill(x, value); });
 }
 
+void TimingBackend::uniform(const Tensor& x, float bound, const RandomKey& key) {
+  timed(OpFamily::Other, {0, size(x)}, [&] { inner_.uniform(x, bound, key); });
+}
+
 void TimingBackend::copy(const Tensor& y, const Tensor& x) {
   timed(OpFamily::Other, {0, sizes(x, y)}, [&] { inner_.copy(y, x); });
 }
@@ -371,9 +375,9 @@ void TimingBackend::scatter_rows(const Tensor& dx, GradMode mode, const Tensor& 
 }
 
 void TimingBackend::cross_entropy(const Tensor& losses, const Tensor& logits, const Tensor& targets,
-                                  bool gradient, double scale) {
+                                  bool gradient, double scale, const Tensor& factor) {
   timed(OpFamily::Loss, {0, size(logits) * (gradient ? 2 : 1)},
-        [&] { inner_.cross_entropy(losses, logits, targets, gradient, scale); });
+        [&] { inner_.cross_entropy(losses, logits, targets, gradient, scale, factor); });
 }
 
 void TimingBackend::sum(const Tensor& out, GradMode mode, double alpha, const Tensor& x) {

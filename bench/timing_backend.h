@@ -78,7 +78,7 @@ class TimingBackend final : public Backend {
   std::unique_ptr<Readback> read_later(const Tensor& scalar) override {
     return inner_.read_later(scalar);
   }
-  std::unique_ptr<Recording> record(const std::function<void()>&) override {
+  std::unique_ptr<Recording> record(const std::function<void()>&, const Recording*) override {
     return nullptr;  // ops are timed one by one
   }
   std::unique_ptr<HostCopy> offload(const Tensor& x) override { return inner_.offload(x); }
@@ -89,9 +89,16 @@ class TimingBackend final : public Backend {
   std::int64_t free_memory() const override;
   void upload(const Tensor& dst, const void* src, std::size_t bytes) override;
   void download(void* dst, const Tensor& src, std::size_t bytes) override;
+  void upload_made(const Tensor& dst, std::size_t unit_bytes, const MakeUnits& make) override {
+    inner_.upload_made(dst, unit_bytes, make);
+  }
+  void look_at(const Tensor& src, std::size_t unit_bytes, const LookAtUnits& look) override {
+    inner_.look_at(src, unit_bytes, look);
+  }
   void synchronize() override { inner_.synchronize(); }
   std::unique_ptr<DeviceClock> make_clock() override { return inner_.make_clock(); }
   void fill(const Tensor& x, double value) override;
+  void uniform(const Tensor& x, float bound, const RandomKey& key) override;
   void copy(const Tensor& y, const Tensor& x) override;
   void add(const Tensor& y, const Tensor& a, const Tensor& b) override;
   void scale(const Tensor& y, GradMode mode, double alpha, const Tensor& scalar,
@@ -146,7 +153,7 @@ class TimingBackend final : public Backend {
   void put_rows(const Tensor& y, const Tensor& x, const Tensor& rows) override;
   void scatter_rows(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& rows) override;
   void cross_entropy(const Tensor& losses, const Tensor& logits, const Tensor& targets,
-                     bool gradient, double scale) override;
+                     bool gradient, double scale, const Tensor& factor) override;
   void sum(const Tensor& out, GradMode mode, double alpha, const Tensor& x) override;
   void sum_squares(const Tensor& out, std::span<const Tensor> tensors) override;
   void adamw(std::span<const AdamWSlot> slots, const AdamWStep& step,

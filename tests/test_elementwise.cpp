@@ -2,6 +2,7 @@
 #include <limits>
 
 #include "cpu_ops.h"
+#include "tensor/philox.h"
 
 using namespace lk;
 using namespace lk::test;
@@ -118,4 +119,25 @@ TEST_CASE("the backend says what it is") {
   CHECK(fast().name() == "cpu");
   CHECK(fast().description().find("threads") != std::string::npos);
   CHECK(reference().description().find("reference") != std::string::npos);
+}
+
+TEST_CASE("uniform: the same numbers in every dtype and thread count, within the bound") {
+  const RandomKey key{77, 3, 5};
+  for (const Subject& s : subjects())
+    for (auto [rows, cols] :
+         {std::pair<std::int64_t, std::int64_t>{1, 1}, {3, 7}, {5, 4104}, {0, 3}}) {
+      Tensor x = padded(s.backend, s.dtype, rows, cols, 3, 1);
+      s.backend.uniform(x, 0.25f, key);
+      const std::vector<double> got = values(x);
+      bool right = true;
+      for (std::size_t i = 0; i < got.size(); ++i) {
+        const float u = philox_uniform(philox_quad(key, i / 4).v[i % 4]);
+        const double want = 0.25f * (2 * u - 1);
+        right &=
+            got[i] ==
+            (s.dtype == DType::BF16 ? static_cast<float>(bf16(static_cast<float>(want))) : want);
+      }
+      CHECK_MESSAGE(right, s.name, " ", rows, " x ", cols);
+      CHECK(padding_intact(x));
+    }
 }

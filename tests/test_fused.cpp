@@ -1,4 +1,6 @@
 // A model with fused projections computes what the plain one does, in any precision.
+#include <random>
+
 #include "cpu_ops.h"
 #include "lora/fuse.h"
 #include "lora/proof.h"
@@ -66,11 +68,11 @@ TEST_CASE("fused projections give the plain model's loss and gradients, F64") {
 
 TEST_CASE("fusing changes no weight, and training afterwards none either") {
   FusedSubject s(DType::BF16, rank3({"all-linear"}), false);
-  const std::string before = weights_sha256(*s.backend, s.model->weights());
+  const std::string before = weights_sha256(s.model->weights());
   const std::int64_t bytes = s.backend->ledger()[Tag::Weights].live_bytes;
   CHECK(s.model->strip_bytes() == 0);
   REQUIRE(fuse_projections(*s.model, *s.adapter));
-  CHECK(weights_sha256(*s.backend, s.model->weights()) == before);
+  CHECK(weights_sha256(s.model->weights()) == before);
   const Ledger& ledger = s.backend->ledger();
   CHECK(ledger[Tag::Weights].live_bytes == bytes + s.model->strip_bytes());
   CHECK(ledger[Tag::Weights].peak_bytes == bytes + s.model->strip_bytes());
@@ -93,7 +95,7 @@ TEST_CASE("fusing changes no weight, and training afterwards none either") {
     for (double& v : master) v = static_cast<float>(static_cast<bf16>(static_cast<float>(v)));
     CHECK(to_host_f64(p->compute()) == master);
   }
-  CHECK(weights_sha256(*s.backend, s.model->weights()) == before);
+  CHECK(weights_sha256(s.model->weights()) == before);
 }
 
 TEST_CASE("an adapter with dropout is not fused") {
@@ -157,4 +159,72 @@ TEST_CASE("cuda: recorded steps give the bits of steps launched one by one") {
   CHECK(train(true, with) == train(false, without));
   CHECK(with == 6);  // all but the first, and the one of another shape
   CHECK(without == 0);
+}
+
+// Rows of other lengths each step, packed or not: few sizes, so nearly all steps are recorded, in
+// the same memory; an evaluation between them uses it too.
+TEST_CASE("cuda: recordings of several padded sizes give the bits of launched steps") {
+  if (n_gpus() == 0) LK_SKIP("no GPU");
+  constexpr int kSteps = 24;
+  auto train = [](bool record, std::int64_t& recorded, std::int64_t& reserved) {
+    FusedSubject s(DType::BF16, tiny_lora(), false, open_device("auto"));
+    TrainerConfig config;
+    config.schedule = {ScheduleKind::Cosine, 1e-2, 2, kSteps};
+    config.record = record;
+    Trainer trainer(*s.model, *s.adapter, config);
+    std::vector<std::vector<float>> out(1);
+    std::mt19937 rng(3);
+    const std::vector<Row> held_out = random_rows({50, 200}, 77);
+    for (unsigned i = 0; i < kSteps; ++i) {
+      std::vector<int> lengths;
+      for (int n = 0; n < (i % 5 == 4 ? 40 : 9); ++n)
+        lengths.push_back(20 + static_cast<int>(rng() % 30));
+      const std::vector<Row> rows = random_rows(lengths, i);
+      StepReport r = trainer.step({{pointers(rows, 0, 4), pointers(rows, 4)}});
+      recorded += r.recorded;
+      out[0].push_back(static_cast<float>(r.loss));
+      out[0].push_back(static_cast<float>(r.grad_norm));
+      if (i == 8) reserved = s.backend->cache().reserved_bytes();
+      if (i % 7 == 0)
+        trainer.between_steps([&] {
+          const TokenBatch batch = make_batch(*s.backend, pointers(held_out));
+          for (double x : to_host_f64(s.model->token_losses(batch)))
+            out[0].push_back(static_cast<float>(x));
+        });
+    }
+    for (const Parameter* p : s.adapter->parameters()) out.push_back(to_host<float>(p->value()));
+    return out;
+  };
+  std::int64_t with = 0, without = 0, reserved_with = 0, reserved_without = 0;
+  CHECK(train(true, with, reserved_with) == train(false, without, reserved_without));
+  CHECK(with > kSteps / 2);
+  CHECK(without == 0);
+  CHECK(reserved_with < reserved_without * 3 / 2);  // not a step's memory for each size
+}
+
+TEST_CASE("cuda: padded batches give the losses and gradients of plain ones, BF16") {
+  if (n_gpus() == 0) LK_SKIP("no GPU");
+  const std::vector<Row> rows = random_rows({9, 70, 3, 14, 33, 2, 61}, 4);
+  auto train = [&](bool pad, DType dtype) {
+    FusedSubject s(dtype, tiny_lora(), false, open_device("auto"));
+    TrainerConfig config;
+    config.schedule.lr = 0;
+    config.pad = pad;
+    Trainer trainer(*s.model, *s.adapter, config);
+    std::vector<double> out{trainer.step({{pointers(rows, 0, 4), pointers(rows, 4, 7)}}).loss};
+    for (const Parameter* p : s.adapter->parameters())
+      for (double g : to_host_f64(p->grad())) out.push_back(g);
+    return out;
+  };
+  for (auto [dtype, bound] : {std::pair{DType::F32, 1e-5}, {DType::BF16, 2e-2}}) {
+    const std::vector<double> plain = train(false, dtype), padded = train(true, dtype);
+    double difference = 0, size = 0;
+    for (std::size_t i = 1; i < plain.size(); ++i) {
+      difference += std::pow(padded[i] - plain[i], 2);
+      size += std::pow(plain[i], 2);
+    }
+    CHECK(std::abs(padded[0] - plain[0]) < bound * plain[0]);
+    CHECK_MESSAGE(std::sqrt(difference / size) < bound, dtype_name(dtype), ": ",
+                  std::sqrt(difference / size));
+  }
 }

@@ -217,6 +217,13 @@ void loss_cases(std::vector<Case>& out) {
         {concat("head_loss in chunks of ", chunk),
          [=](Tape& t, const Vars& in) { return head_loss(t, in[0], head, targets, 0.37, chunk); },
          {rnd({5, 4}, 102)}});
+  Tensor some = ints({6, kNoTarget, 3, kNoTarget, 1});
+  Tensor factor = tensor_from(reference(), DType::F64, {1}, {0.6});
+  out.push_back({"head_loss with a factor, and rows that count for nothing",
+                 [=](Tape& t, const Vars& in) {
+                   return head_loss(t, in[0], head, some, {0.37, factor}, 2);
+                 },
+                 {rnd({5, 4}, 102)}});
   // sum of sin(x) * weight, which depends on the place: a transposed gradient would be found.
   out.push_back({"host_loss",
                  [](Tape& t, const Vars& in) {

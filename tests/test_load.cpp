@@ -10,10 +10,12 @@
 
 #include "harness.h"
 #include "io/fs.h"
+#include "io/ggml_encode.h"
 #include "io/gguf.h"
 #include "io/json.h"
 #include "io/safetensors.h"
 #include "io/sha256.h"
+#include "nn/fingerprint.h"
 #include "nn/gguf_names.h"
 #include "nn/load.h"
 #include "smollm2.h"
@@ -215,7 +217,7 @@ TEST_CASE("load: GPT-2's first files lack a prefix and carry masks") {
   Folder old("gpt2");
   auto backend = make_cpu_backend();
   const std::string want =
-      weights_sha256(*backend, load_weights(*backend, kModels + "gpt2", DType::F32).weights);
+      weights_sha256(load_weights(*backend, kModels + "gpt2", DType::F32).weights);
   std::map<std::string, SafetensorsEntry> renamed;
   for (auto& [name, entry] : old.tensors) {
     entry.name = name.substr(std::string("transformer.").size());
@@ -226,7 +228,7 @@ TEST_CASE("load: GPT-2's first files lack a prefix and carry masks") {
     const std::string mask = concat("h.", layer, ".attn.bias");
     old.tensors[mask] = {mask, {1, 1, 4, 4}, std::vector<float>(16, 1.0f)};
   }
-  CHECK(weights_sha256(*backend, load_weights(*backend, old.write(), DType::F32).weights) == want);
+  CHECK(weights_sha256(load_weights(*backend, old.write(), DType::F32).weights) == want);
   old.tensors["h.0.attn.c_attn.weight"].shape = {48, 16};
   CHECK(mentions(old.refusal(), "h.0.attn.c_attn.weight"));
 }
@@ -243,8 +245,7 @@ TEST_CASE("load: GGUF twins give the same weights, q and k rows put back") {
     auto a = all_weights(gguf.weights), b = all_weights(folder.weights);
     CHECK(a.size() == b.size());
     for (const auto& [tensor, values] : b) CHECK_MESSAGE(same_bits(a[tensor], values), tensor);
-    CHECK(weights_sha256(*backend, gguf.weights) == weights_sha256(*backend, folder.weights));
-    CHECK(gguf.fingerprint != folder.fingerprint);
+    CHECK(weights_sha256(gguf.weights) == weights_sha256(folder.weights));
   }
   // Quantised: each block of 32 is off by at most half a step of its scale (plus f16's rounding of
   // it).
@@ -326,8 +327,9 @@ TEST_CASE("load: every compute dtype rounds once") {
 TEST_CASE("load: fingerprints and progress") {
   auto backend = make_cpu_backend();
   LoadedModel model = load_weights(*backend, kModels + "tied_gqa", DType::F32);
-  CHECK(model.fingerprint == sha256_file(kModels + "tied_gqa/model.safetensors"));
-  CHECK(load_weights(*backend, kModels + "tied_gqa.q8_0.gguf", DType::BF16).fingerprint ==
+  CHECK(model_fingerprint(kModels + "tied_gqa") ==
+        sha256_file(kModels + "tied_gqa/model.safetensors"));
+  CHECK(model_fingerprint(kModels + "tied_gqa.q8_0.gguf") ==
         sha256_file(kModels + "tied_gqa.q8_0.gguf"));
 
   std::string lines;
@@ -346,7 +348,7 @@ TEST_CASE("load: fingerprints and progress") {
                          total = of;
                          ++calls;
                        });
-  CHECK(model.fingerprint == all.hex());
+  CHECK(model_fingerprint(kModels + "mistral_linear") == all.hex());
   CHECK(last == total);
   CHECK(total == 4 * model.config.n_parameters());
   CHECK(calls == 3 + 9 * model.config.n_layers);
@@ -455,6 +457,45 @@ TEST_CASE("load: numbers that are not finite are refused") {  // G26
   files::remove(path);
 }
 
+TEST_CASE("load: a BF16 file goes to the device as it is stored, and is checked there too") {
+  auto backend = make_cpu_backend();
+  Folder folder("mqa");
+  const std::string path = folder.write();
+  // The same tensors in BF16; at `poison` of one matrix the bits given.
+  auto write = [&](std::int64_t poison, std::uint16_t bits) {
+    std::vector<EncodedTensor> tensors;
+    for (const auto& [name, entry] : folder.tensors)
+      tensors.push_back({name, entry.shape, find_ggml_encoder("BF16")});
+    SafetensorsWriter::sort_as_reference(tensors);
+    SafetensorsWriter file(path + "/model.safetensors", {}, tensors);
+    for (const EncodedTensor& t : tensors) {
+      std::vector<bf16> values;
+      for (float v : folder.tensors[t.name].values) values.push_back(bf16(v));
+      if (t.name == "model.layers.1.mlp.up_proj.weight" && poison >= 0)
+        values[static_cast<std::size_t>(poison)].bits = bits;
+      file.append(values.data(), values.size() * sizeof(bf16));
+    }
+    file.commit();
+  };
+  write(-1, 0);
+  SafetensorsFile file(path + "/model.safetensors");
+  CHECK(file.plain_type("model.layers.1.mlp.up_proj.weight") == DType::BF16);
+  auto stored = all_weights(load_weights(*backend, path, DType::BF16).weights);
+  auto widened = all_weights(load_weights(*backend, path, DType::F32).weights);
+  CHECK(stored.size() == widened.size());
+  for (const auto& [name, values] : widened) CHECK_MESSAGE(same_bits(stored[name], values), name);
+  write(5, 0x7f7f);  // the largest number
+  CHECK_NOTHROW(load_weights(*backend, path, DType::BF16));
+  for (std::uint16_t bits : {0x7f80, 0xff80, 0x7fc0, 0xff81})  // infinities and NaNs
+    for (std::int64_t at : {0, 17}) {
+      write(at, bits);
+      for (DType t : {DType::BF16, DType::F32})
+        CHECK_THROWS_WITH_AS(load_weights(*backend, path, t),
+                             doctest::Contains("model.layers.1.mlp.up_proj.weight"), InputError);
+    }
+  CHECK(backend->ledger().total().live_bytes == 0);
+}
+
 TEST_CASE("load: out of memory and absent files leave nothing behind") {
   auto backend = make_cpu_backend();
   backend->set_memory_limit(20000);
@@ -534,15 +575,14 @@ TEST_CASE("load: the tokenizer must fit the vocabulary") {  // C4, I5
 TEST_CASE("weights_sha256 sees every byte and name") {
   auto backend = make_cpu_backend();
   LoadedModel model = load_weights(*backend, kModels + "mqa", DType::F32);
-  std::string before = weights_sha256(*backend, model.weights);
-  CHECK(before == weights_sha256(*backend, model.weights));
-  CHECK(before !=
-        weights_sha256(*backend, load_weights(*backend, kModels + "mqa", DType::BF16).weights));
+  std::string before = weights_sha256(model.weights);
+  CHECK(before == weights_sha256(model.weights));
+  CHECK(before != weights_sha256(load_weights(*backend, kModels + "mqa", DType::BF16).weights));
   const Tensor& down = model.weights.layers.back().down.values();
   std::vector<float> values = to_host<float>(down);
   values.back() = std::nextafter(values.back(), 10.0f);
   backend->upload(down, values.data(), down.bytes());
-  CHECK(before != weights_sha256(*backend, model.weights));
+  CHECK(before != weights_sha256(model.weights));
 }
 
 TEST_CASE("random weights are a function of shape and seed") {
@@ -551,10 +591,8 @@ TEST_CASE("random weights are a function of shape and seed") {
   c.n_layers = 1;
   c.vocab_size = 1001;
   ModelWeights a = random_weights(*backend, c, DType::F32, 7);
-  CHECK(weights_sha256(*backend, a) ==
-        weights_sha256(*backend, random_weights(*backend, c, DType::F32, 7)));
-  CHECK(weights_sha256(*backend, a) !=
-        weights_sha256(*backend, random_weights(*backend, c, DType::F32, 8)));
+  CHECK(weights_sha256(a) == weights_sha256(random_weights(*backend, c, DType::F32, 7)));
+  CHECK(weights_sha256(a) != weights_sha256(random_weights(*backend, c, DType::F32, 8)));
   CHECK(a.tied());
   double sum = 0, squares = 0;
   std::vector<float> values = to_host<float>(a.embedding.values());

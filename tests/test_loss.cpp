@@ -62,6 +62,48 @@ TEST_CASE("targets outside the vocabulary are refused") {
     }
 }
 
+TEST_CASE("a row without a target has loss and gradient 0, and changes no other") {
+  const std::vector<std::int32_t> all{3, 0, 6, 2}, some{3, kNoTarget, 6, kNoTarget};
+  for (const Subject& s : subjects()) {
+    auto run = [&](const std::vector<std::int32_t>& at, bool gradient) {
+      Tensor logits = random_tensor(s.backend, s.dtype, {4, 7}, 1),
+             losses = s.backend.empty(Tag::Workspace, stat_dtype(s.dtype), {4});
+      s.backend.cross_entropy(losses, logits, to_device(s.backend, Tag::Workspace, at), gradient,
+                              0.5);
+      return std::pair(values(losses), values(logits));
+    };
+    auto [want, want_dx] = run(all, true);
+    auto [losses, dx] = run(some, true);
+    for (std::size_t i = 0; i < 4; ++i) {
+      const bool counts = i % 2 == 0;
+      CHECK(losses[i] == (counts ? want[i] : 0.0));
+      for (std::size_t j = 0; j < 7; ++j)
+        CHECK(dx[7 * i + j] == (counts ? want_dx[7 * i + j] : 0.0));
+    }
+    auto [forward_only, logits] = run(some, false);
+    CHECK(forward_only == losses);
+    CHECK(logits == values(random_tensor(s.backend, s.dtype, {4, 7}, 1)));
+  }
+}
+
+TEST_CASE("a factor on the device scales the gradient as the number does") {
+  for (const Subject& s : subjects()) {
+    Tensor targets = to_device(s.backend, Tag::Workspace, std::vector<std::int32_t>{3, 1});
+    auto run = [&](double scale, const Tensor& factor) {
+      Tensor logits = random_tensor(s.backend, s.dtype, {2, 7}, 1),
+             losses = s.backend.empty(Tag::Workspace, stat_dtype(s.dtype), {2});
+      s.backend.cross_entropy(losses, logits, targets, true, scale, factor);
+      std::vector<double> all = values(losses), dx = values(logits);
+      all.insert(all.end(), dx.begin(), dx.end());
+      return all;
+    };
+    const double third = stat_dtype(s.dtype) == DType::F64 ? 1.0 / 3 : float(1.0 / 3);
+    Tensor factor = tensor_from(s.backend, stat_dtype(s.dtype), {1}, {third});
+    CHECK(run(1.0, factor) == run(third, {}));
+    CHECK(run(2.0, factor) == run(2 * third, {}));
+  }
+}
+
 TEST_CASE("a NaN logit makes the loss NaN, not wrong") {
   for (const Subject& s : subjects()) {
     Tensor logits = tensor_from(s.backend, s.dtype, {1, 3}, {1, std::nan(""), 2}),

@@ -1,4 +1,8 @@
 // Memory by purpose: the ledger counts, the cache reuses, the limits hold.
+#include <atomic>
+#include <cstring>
+#include <set>
+
 #include "cpu_ops.h"
 
 using namespace lk;
@@ -93,4 +97,82 @@ TEST_CASE("upload and download want whole, contiguous tensors") {
   CHECK_THROWS_AS(fast().upload(t, x.data(), 60), Error);
   CHECK_THROWS_AS(fast().upload(t.slice_cols(0, 2), x.data(), 32), Error);
   CHECK_THROWS_AS(fast().download(x.data(), t.slice_cols(0, 2), 32), Error);
+}
+
+TEST_CASE("recordings share their memory; nobody else gets it, and nothing may be left there") {
+  std::uintptr_t next = 4096;
+  std::set<std::uintptr_t> freed;
+  BlockCache cache(
+      [&](std::size_t bytes) -> void* {
+        if (next + bytes > 100 * 4096) return nullptr;
+        next += bytes;
+        return reinterpret_cast<void*>(next - bytes);
+      },
+      [&](void* block, std::size_t) { freed.insert(reinterpret_cast<std::uintptr_t>(block)); });
+  cache.begin_recording();
+  void* a = cache.allocate(1000);
+  void* b = cache.allocate(2000);
+  cache.release(b);
+  cache.release(a);
+  BlockCache::Blocks first = cache.end_recording();
+  CHECK(first.size() == 2);
+  void* other = cache.allocate(1000);
+  CHECK(other != a);
+
+  cache.begin_recording(first);  // the same sizes: no new memory
+  CHECK(cache.allocate(1000) == a);
+  cache.release(a);
+  void* c = cache.allocate(3000);
+  CHECK(c != b);
+  cache.release(c);
+  CHECK(cache.allocate(1 << 30) == nullptr);  // out of memory: what is recorded stays
+  CHECK(freed.empty());
+  BlockCache::Blocks second = cache.end_recording();
+  CHECK(second.size() == 3);
+
+  cache.begin_recording(second);
+  CHECK(cache.allocate(2000) == b);
+  CHECK_THROWS_AS(cache.end_recording(), Error);  // b is still in use
+  cache.release(b);
+  cache.release(other);
+}
+
+TEST_CASE("bytes made and looked at in parts are those of one piece") {
+  for (Backend* b : {&reference(), &fast()})
+    for (auto [units, size] : {std::pair<std::int64_t, std::size_t>{0, 4},
+                               {1, 4},
+                               {3, 1000},
+                               {5000, 1000},
+                               {3, (std::size_t{1} << 20) + 4}}) {
+      Tensor t = b->empty(Tag::Workspace, DType::U8, {units, static_cast<std::int64_t>(size)});
+      b->upload_made(t, size,
+                     [&, size = size](std::int64_t first, std::int64_t last, std::byte* to) {
+                       for (std::int64_t i = first; i < last; ++i)
+                         for (std::size_t j = 0; j < size; ++j)
+                           *to++ = static_cast<std::byte>(static_cast<std::size_t>(i) * 7 + j);
+                     });
+      std::vector<std::uint8_t> all(t.bytes());
+      b->download(all.data(), t, all.size());
+      bool right = true;
+      for (std::size_t k = 0; k < all.size(); ++k)
+        right &= all[k] == static_cast<std::uint8_t>(k / size * 7 + k % size);
+      CHECK(right);
+      std::atomic<std::int64_t> seen = 0, wrong = 0;
+      b->look_at(t, size,
+                 [&, size = size](std::int64_t first, std::int64_t last, const std::byte* at) {
+                   wrong += std::memcmp(at, all.data() + static_cast<std::size_t>(first) * size,
+                                        static_cast<std::size_t>(last - first) * size) != 0;
+                   seen += last - first;
+                 });
+      CHECK(seen == units);
+      CHECK(wrong == 0);
+    }
+  Tensor t = fast().empty(Tag::Workspace, DType::U8, {64, 1 << 20});
+  CHECK_THROWS_AS(fast().upload_made(t, 1 << 20,
+                                     [](std::int64_t first, std::int64_t, std::byte*) {
+                                       if (first > 10) throw InputError("row 11");
+                                     }),
+                  InputError);
+  CHECK_THROWS_AS(fast().look_at(t, 3 << 20, [](std::int64_t, std::int64_t, const std::byte*) {}),
+                  Error);
 }

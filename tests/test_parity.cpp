@@ -108,6 +108,20 @@ TEST_CASE("cuda: add_bias") {
   });
 }
 
+TEST_CASE("cuda: uniform draws the CPU's numbers") {
+  LK_NEEDS_GPU();
+  const RandomKey key{77, 3, 5};
+  everywhere([&](DType t, Layout l, std::int64_t rows, std::int64_t cols) {
+    Results r = compare("uniform", t, l, [&](const Side& s) {
+      Guarded x = numbers(s, rows, cols, 1);
+      s.backend.uniform(x, 0.0346410162f, key);
+      return std::vector<Guarded>{x};
+    });
+    for (double& x : r.want[0]) x = round_to(t, x);
+    CHECK_MESSAGE(r.got == r.want, label("uniform", t, rows, cols, l));
+  });
+}
+
 TEST_CASE("cuda: dropout draws the CPU's mask") {
   LK_NEEDS_GPU();
   RandomKey key{.seed = 0x123456789abcdefull, .step = 77, .site = 5};
@@ -772,6 +786,41 @@ TEST_CASE("cuda: cross-entropy") {
             check_close(r.got[1], r.want[1], gradient ? unit_roundoff(t) : 0, slack,
                         concat("cross_entropy gradient ", dtype_name(t), " V ", V, " pad ", l.pad));
           }
+}
+
+TEST_CASE("cuda: rows without a target, and a factor on the device") {
+  LK_NEEDS_GPU();
+  for (DType t : kDTypes)
+    for (Layout l : kLayouts)
+      for (std::int64_t V : {1, 7, 1003, 50257}) {
+        const std::vector<std::int32_t> some{0, kNoTarget, static_cast<std::int32_t>(V - 1),
+                                             kNoTarget, 0};
+        auto run = [&](const Side& s, const std::vector<std::int32_t>& at, double scale,
+                       bool factor, bool gradient) {
+          Guarded logits = numbers(s, 5, V, 1, 5.0), losses = statistics(s, 5, 1, 2);
+          Tensor third = tensor_from(s.backend, s.stat(), {1}, {round_to(DType::F32, 1.0 / 3)});
+          s.backend.cross_entropy(losses.vector(), logits, indices(s, at), gradient, scale,
+                                  factor ? third : Tensor());
+          return std::vector<Guarded>{losses, logits};
+        };
+        for (bool gradient : {false, true}) {
+          Results with = compare("cross_entropy", t, l,
+                                 [&](const Side& s) { return run(s, some, 0.5, true, gradient); });
+          Results plain = compare("cross_entropy", t, l, [&](const Side& s) {
+            return run(s, {0, 0, static_cast<std::int32_t>(V - 1), 0, 0},
+                       0.5 * round_to(DType::F32, 1.0 / 3), false, gradient);
+          });
+          for (std::size_t i = 0; i < 5; ++i) {
+            const bool counts = i % 2 == 0;
+            CHECK(with.got[0][i] == (counts ? plain.got[0][i] : 0.0));
+            bool same = true;
+            for (std::size_t j = i * static_cast<std::size_t>(V);
+                 j < (i + 1) * static_cast<std::size_t>(V); ++j)
+              same &= with.got[1][j] == (counts || !gradient ? plain.got[1][j] : 0.0);
+            CHECK_MESSAGE(same, "gradient ", dtype_name(t), " V ", V, " row ", i);
+          }
+        }
+      }
 }
 
 TEST_CASE("cuda: cross-entropy of extreme logits") {

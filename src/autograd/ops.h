@@ -51,12 +51,20 @@ Var add(Tape& tape, const Var& a, const Var& b);
 // y = x * keep / (1 - p); the mask is Philox(key), never stored. p = 0 is x itself.
 Var dropout(Tape& tape, const Var& x, float p, const RandomKey& key);
 
+// What a sum of losses is multiplied with: alpha, times a number on the device (1) F32 (F64 for
+// F64) if `factor` is defined, so that recorded work can be run with another one.
+struct LossScale {
+  double alpha = 1;
+  Tensor factor;
+  LossScale(double alpha = 1, Tensor factor = {}) : alpha(alpha), factor(std::move(factor)) {}
+};
+
 // loss (1) = scale * sum_i crossentropy(x_i headᵀ, targets_i); x (n,C), head (V,C) frozen, targets
-// (n) I32. Works in chunks of `chunk_rows`, so logits (n,V) never exist whole; forward and backward
-// of each chunk are done in one visit and only dx is kept. The loss has the statistics' dtype (F32;
-// F64 for F64).
-Var head_loss(Tape& tape, const Var& x, const Weight& head, const Tensor& targets, double scale,
-              std::int64_t chunk_rows);
+// (n) I32; a row with the target kNoTarget counts for nothing. Works in chunks of `chunk_rows`, so
+// logits (n,V) never exist whole; forward and backward of each chunk are done in one visit and only
+// dx is kept. The loss has the statistics' dtype (F32; F64 for F64).
+Var head_loss(Tape& tape, const Var& x, const Weight& head, const Tensor& targets,
+              const LossScale& scale, std::int64_t chunk_rows);
 
 // The losses (n) that head_loss sums, each for itself; no gradient.
 Tensor head_losses(const Tensor& x, const Weight& head, const Tensor& targets,

@@ -94,6 +94,7 @@ CudaBackend::~CudaBackend() {
   cudaSetDevice(device_);
   cudaStreamSynchronize(side_stream_);
   cudaStreamSynchronize(stream_);
+  lanes_.reset();
   landings_.clear();
   host_cache_.trim();
   blas_workspace_ = Tensor();

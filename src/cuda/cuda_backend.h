@@ -29,15 +29,20 @@ class CudaBackend final : public Backend {
   std::int64_t free_memory() const override;
   void upload(const Tensor& dst, const void* src, std::size_t bytes) override;
   void download(void* dst, const Tensor& src, std::size_t bytes) override;
+  // staging.cpp
+  void upload_made(const Tensor& dst, std::size_t unit_bytes, const MakeUnits& make) override;
+  void look_at(const Tensor& src, std::size_t unit_bytes, const LookAtUnits& look) override;
   void synchronize() override;
   std::unique_ptr<Readback> read_later(const Tensor& x) override;
-  std::unique_ptr<Recording> record(const std::function<void()>& work) override;
+  std::unique_ptr<Recording> record(const std::function<void()>& work,  // cuda_graph.cpp
+                                    const Recording* beside) override;
   std::unique_ptr<DeviceClock> make_clock() override;           // device_clock.cpp
   std::unique_ptr<HostCopy> offload(const Tensor& x) override;  // offload.cpp
   bool can_offload() const override { return true; }
 
   // elementwise.cu
   void fill(const Tensor& x, double value) override;
+  void uniform(const Tensor& x, float bound, const RandomKey& key) override;
   void copy(const Tensor& y, const Tensor& x) override;
   void add(const Tensor& y, const Tensor& a, const Tensor& b) override;
   void scale(const Tensor& y, GradMode mode, double alpha, const Tensor& scalar,
@@ -111,7 +116,7 @@ class CudaBackend final : public Backend {
 
   // loss.cu
   void cross_entropy(const Tensor& losses, const Tensor& logits, const Tensor& targets,
-                     bool gradient, double scale) override;
+                     bool gradient, double scale, const Tensor& factor) override;
   void sum(const Tensor& out, GradMode mode, double alpha, const Tensor& x) override;
 
   // optim.cu
@@ -121,7 +126,9 @@ class CudaBackend final : public Backend {
 
  private:
   class Graph;
+  class RecordedMemory;
   class HostBlock;
+  class Lanes;
   static BlockCache make_host_cache(int device);
   void matmul_tn(const Tensor& dw, GradMode mode, double alpha, const Tensor& a,
                  const Tensor& b) override;
@@ -158,6 +165,7 @@ class CudaBackend final : public Backend {
     std::size_t used = 0;
   };
   Staging& next_staging();
+  Lanes& lanes(std::size_t bytes);
 
   // Where read_later()'s values land; a Readback borrows one and brings it back.
   struct Landing;
@@ -169,6 +177,7 @@ class CudaBackend final : public Backend {
   BlockCache host_cache_;  // pinned memory for offload()
   std::array<Staging, 2> staging_;
   int staging_turn_ = 0;
+  std::shared_ptr<Lanes> lanes_;  // made when first needed
   CublasLt blas_;
   Tensor blas_workspace_;  // allocated at the first GEMM
 };

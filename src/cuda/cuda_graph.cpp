@@ -4,16 +4,52 @@
 
 namespace lk {
 
-class CudaBackend::Graph final : public Recording {
+// What one recording, or several that run one after the other, use as their scratch. Nobody else
+// gets it while one of them is there.
+class CudaBackend::RecordedMemory {
  public:
-  explicit Graph(CudaBackend& backend) : backend_(backend) {}
-  ~Graph() override {
-    if (exec_) {
-      cudaStreamSynchronize(backend_.stream_);
-      cudaGraphExecDestroy(exec_);
-    }
+  explicit RecordedMemory(CudaBackend& backend) : backend_(backend) {}
+  ~RecordedMemory() {
     backend_.block_cache().give_back(blocks_);
     backend_.host_cache_.give_back(host_blocks_);
+  }
+  RecordedMemory(const RecordedMemory&) = delete;
+  RecordedMemory& operator=(const RecordedMemory&) = delete;
+
+  // Until end() allocations come from here first; what they add stays here.
+  void begin() {
+    backend_.block_cache().begin_recording(blocks_);
+    backend_.host_cache_.begin_recording(host_blocks_);
+  }
+  void end() {
+    blocks_ = backend_.block_cache().end_recording();
+    host_blocks_ = backend_.host_cache_.end_recording();
+  }
+  template <class F>
+  void around(const F& work) {
+    begin();
+    try {
+      work();
+    } catch (...) {
+      end();
+      throw;
+    }
+    end();
+  }
+
+ private:
+  CudaBackend& backend_;
+  BlockCache::Blocks blocks_, host_blocks_;
+};
+
+class CudaBackend::Graph final : public Recording {
+ public:
+  Graph(CudaBackend& backend, std::shared_ptr<RecordedMemory> memory)
+      : backend_(backend), memory_(std::move(memory)) {}
+  ~Graph() override {
+    if (!exec_) return;
+    cudaStreamSynchronize(backend_.stream_);
+    cudaGraphExecDestroy(exec_);
   }
 
   // Relaxed: the cache may call the driver for a block, which the strict modes forbid.
@@ -21,23 +57,16 @@ class CudaBackend::Graph final : public Recording {
     cudaStream_t stream = backend_.stream();
     const std::int64_t matmuls = backend_.weight_gradient_matmuls();
     cuda_check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed), "recording");
-    backend_.block_cache().begin_recording();
-    backend_.host_cache_.begin_recording();
     cudaGraph_t graph = nullptr;
-    auto end = [&] {
-      blocks_ = backend_.block_cache().end_recording();
-      host_blocks_ = backend_.host_cache_.end_recording();
-      return cudaStreamEndCapture(stream, &graph);
-    };
     try {
-      work();
+      memory_->around(work);
     } catch (...) {
-      end();
+      cudaStreamEndCapture(stream, &graph);
       if (graph) cudaGraphDestroy(graph);
       cudaGetLastError();
       throw;
     }
-    cuda_check(end(), "recording");
+    cuda_check(cudaStreamEndCapture(stream, &graph), "recording");
     cudaError_t status = cudaGraphInstantiate(&exec_, graph, 0);
     cudaGraphDestroy(graph);
     cuda_check(status, "recording");
@@ -49,16 +78,21 @@ class CudaBackend::Graph final : public Recording {
     cuda_check(cudaGraphLaunch(exec_, backend_.stream()), "running recorded work");
     backend_.count_weight_gradients(weight_gradients_);
   }
+  void run_beside(const std::function<void()>& other) override { memory_->around(other); }
+
+  const std::shared_ptr<RecordedMemory>& memory() const { return memory_; }
 
  private:
   CudaBackend& backend_;
-  BlockCache::Blocks blocks_, host_blocks_;
+  std::shared_ptr<RecordedMemory> memory_;
   cudaGraphExec_t exec_ = nullptr;
   std::int64_t weight_gradients_ = 0;
 };
 
-std::unique_ptr<Recording> CudaBackend::record(const std::function<void()>& work) {
-  auto graph = std::make_unique<Graph>(*this);
+std::unique_ptr<Recording> CudaBackend::record(const std::function<void()>& work,
+                                               const Recording* beside) {
+  auto graph = std::make_unique<Graph>(*this, beside ? static_cast<const Graph*>(beside)->memory()
+                                                     : std::make_shared<RecordedMemory>(*this));
   graph->capture(work);
   return graph;
 }

@@ -1,4 +1,4 @@
-// Elementwise ops: fill, copy, add, scale, add_bias, dropout.
+// Elementwise ops: fill, uniform, copy, add, scale, add_bias, dropout.
 //
 // Shapes     any matrix (rows, cols), each tensor with its own row stride
 // Plan       one pack of 16 bytes (or one element) per thread and tensor: rowwise.cuh
@@ -23,6 +23,31 @@ struct FillOp {
 #pragma unroll
     for (int i = 0; i < N; ++i) x[i] = value;
     store_pack<N>(y.at(row, col), x);
+  }
+};
+
+// bound (2 u - 1): 2 u - 1 is exact, so the product is the only rounding, however it is fused.
+template <class T, int N>
+struct UniformOp {
+  static constexpr int kWidth = N;
+  Matrix<T> x;
+  i64 cols;
+  RandomKey key;
+  float bound;
+  __device__ void operator()(i64 row, i64 col) const {
+    float v[N];
+    std::uint64_t element = static_cast<std::uint64_t>(row * cols + col);
+#pragma unroll
+    for (int i = 0; i < N; i += 4) {
+      Philox4 draw = philox_quad(key, (element + i) / 4);
+      if constexpr (N == 1) {
+        v[0] = bound * (2 * philox_uniform(draw.v[element % 4]) - 1);
+      } else {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) v[i + j] = bound * (2 * philox_uniform(draw.v[j]) - 1);
+      }
+    }
+    store_pack<N>(x.at(row, col), v);
   }
 };
 
@@ -139,6 +164,19 @@ void CudaBackend::fill(const Tensor& x, double value) {
     auto go = [&]<int N>() {
       launch_rowwise("fill", walk.rows, walk.cols, stream(),
                      FillOp<D, N>{matrix<T>(x), static_cast<float>(value)});
+    };
+    packable(kPack<T>, walk.cols, x) ? go.template operator()<kPack<T>>()
+                                     : go.template operator()<1>();
+  });
+}
+
+void CudaBackend::uniform(const Tensor& x, float bound, const RandomKey& key) {
+  Walk walk(x);
+  dispatch_device(x.dtype(), [&]<class T>() {
+    using D = device_t<T>;
+    auto go = [&]<int N>() {
+      launch_rowwise("uniform", walk.rows, walk.cols, stream(),
+                     UniformOp<D, N>{matrix<T>(x), walk.cols, key, bound});
     };
     packable(kPack<T>, walk.cols, x) ? go.template operator()<kPack<T>>()
                                      : go.template operator()<1>();

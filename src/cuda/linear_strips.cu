@@ -28,12 +28,8 @@ using namespace strips;
 
 namespace {
 
-constexpr i64 kBlocks = 264;  // two for each multiprocessor of an H100, all at once
-
-// Tokens of a block: fewer where the sums of ds, or the thin rows, would leave no room for a second
-// block beside it.
 template <int NR, bool WITH_DS>
-constexpr int kRows = NR <= (WITH_DS ? 1 : 3) ? 512 : 256;
+constexpr int kRows = slab_rows(NR, WITH_DS);
 template <bool WITH_DS>
 constexpr int kStages = WITH_DS ? 4 : 3;
 
@@ -150,11 +146,7 @@ void run_strips(StripArgs& p, const std::vector<i64>& widths, CudaBackend& backe
 }  // namespace
 
 bool strips_fit(std::span<const StripPart> parts, const Tensor& wide, const Tensor& thin) {
-  if (parts.empty() || parts.size() > kMaxParts || wide.rows() == 0) return false;
-  for (const StripPart& part : parts)
-    if (part.rank % 8 || part.column % 8 || part.begin % 8 || part.end % 8 ||
-        part.mode == GradMode::Skip)
-      return false;
+  if (!ranks_fit(parts) || wide.rows() == 0) return false;
   return wide.dtype() == DType::BF16 && thin.dtype() == DType::BF16 && thin.cols() % 8 == 0 &&
          packable(8, 8, wide, thin);
 }
@@ -162,13 +154,10 @@ bool strips_fit(std::span<const StripPart> parts, const Tensor& wide, const Tens
 void CudaBackend::run_strips_backward_b(const Tensor& ds, double scale, const Tensor& dy,
                                         const Tensor& b, const Tensor& s,
                                         std::span<const StripPart> parts) {
-  i64 rank = 0;
+  const i64 rank = largest_rank(parts);
   std::vector<i64> widths;
-  for (const StripPart& part : parts) {
-    rank = std::max(rank, part.rank);
-    widths.push_back(part.end - part.begin);
-  }
-  if (!strips_fit(parts, dy, s) || !packable(8, 8, b) || rank > 32) {
+  for (const StripPart& part : parts) widths.push_back(part.end - part.begin);
+  if (!strips_fit(parts, dy, s) || !packable(8, 8, b) || rank > kMostRankB) {
     Backend::run_strips_backward_b(ds, scale, dy, b, s, parts);
     return;
   }
@@ -176,7 +165,7 @@ void CudaBackend::run_strips_backward_b(const Tensor& ds, double scale, const Te
   p.b = const_matrix<bf16>(b);
   p.ds = matrix<bf16>(ds);
   p.scale = static_cast<float>(scale);
-  if (rank <= 16)
+  if (sixteens_b(rank) == 1)
     run_strips<1, true>(p, widths, *this, stream());
   else
     run_strips<2, true>(p, widths, *this, stream());
@@ -184,7 +173,7 @@ void CudaBackend::run_strips_backward_b(const Tensor& ds, double scale, const Te
 
 void CudaBackend::run_strips_backward_a(const Tensor& ds, const Tensor& x, const NormedInput* norm,
                                         std::span<const StripPart> parts) {
-  if (!strips_fit(parts, x, ds) || ds.cols() > 96) {
+  if (!strips_fit(parts, x, ds) || ds.cols() > kMostThinA) {
     Backend::run_strips_backward_a(ds, x, norm, parts);
     return;
   }
@@ -195,7 +184,7 @@ void CudaBackend::run_strips_backward_a(const Tensor& ds, const Tensor& x, const
   }
   const std::vector<i64> widths{x.cols()};
   auto go = [&]<int NR>() { run_strips<NR, false>(p, widths, *this, stream()); };
-  switch (ceil_div(ds.cols(), 16)) {
+  switch (sixteens_a(ds.cols())) {
     case 1:
       return go.template operator()<1>();
     case 2:

@@ -7,6 +7,7 @@
 #include "cuda/cuda_backend.h"
 #include "cuda/mma.cuh"
 #include "cuda/pack.cuh"
+#include "tensor/strip_cut.h"
 
 namespace lk {
 
@@ -15,7 +16,7 @@ bool strips_fit(std::span<const StripPart> parts, const Tensor& wide, const Tens
 
 namespace strips {
 
-inline constexpr int kThreads = 256, kTokens = 64, kColumns = 128, kMaxParts = 4;
+inline constexpr int kThreads = 256, kTokens = 64;
 
 struct StripArgs {
   struct Part {
@@ -174,21 +175,6 @@ __global__ void __launch_bounds__(kThreads)
     }
     *p.ds.at(row, column) = from_float<__nv_bfloat16>(p.scale * sum);
   }
-}
-
-// How many column tiles a block takes, so that all blocks are resident at once if they can.
-template <class Range>
-int tiles_per_slab(i64 row_slabs, const Range& widths, i64 most) {
-  i64 tiles = 0;
-  for (i64 w : widths) tiles += ceil_div(w, kColumns);
-  i64 per_slab = std::max<i64>(1, tiles * row_slabs / most);
-  auto blocks = [&] {
-    i64 n = 0;
-    for (i64 w : widths) n += ceil_div(ceil_div(w, kColumns), per_slab);
-    return n * row_slabs;
-  };
-  while (blocks() > most && per_slab < tiles) ++per_slab;
-  return static_cast<int>(per_slab);
 }
 
 inline StripArgs strip_arguments(const Tensor& wide, const Tensor& thin,

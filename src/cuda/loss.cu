@@ -57,12 +57,19 @@ struct MaxSumOp {
 template <class T>
 __global__ void __launch_bounds__(1024)
     cross_entropy_kernel(float* losses, Matrix<T> logits, const int* targets, i64 vocab,
-                         bool gradient, float scale, int n_cached) {
+                         bool gradient, float scale, const float* factor, int n_cached) {
   extern __shared__ __align__(16) unsigned char cross_entropy_shared[];
   auto* cache = reinterpret_cast<Pack<T, 16 / sizeof(T)>*>(cross_entropy_shared);
   i64 row = blockIdx.x;
   T* l = logits.at(row, 0);
   i64 target = targets[row];
+  if (target == kNoTarget) {  // the same for the whole block
+    if (threadIdx.x == 0) losses[row] = 0.0f;
+    if (gradient)
+      for (i64 i = threadIdx.x; i < vocab; i += blockDim.x) l[i] = T(0.0f);
+    return;
+  }
+  if (factor) scale *= *factor;
 
   MaxSum mine = MaxSumOp::identity();
   sweep_row(l, vocab, [&](auto width, const T* p, i64, i64 pack) {
@@ -137,7 +144,7 @@ __global__ void __launch_bounds__(kSumThreads)
 }  // namespace
 
 void CudaBackend::cross_entropy(const Tensor& losses, const Tensor& logits, const Tensor& targets,
-                                bool gradient, double scale) {
+                                bool gradient, double scale, const Tensor& factor) {
   unsigned threads = 128;
   while (threads < 1024 && threads * 16 < logits.cols()) threads *= 2;
   int shared = 0;
@@ -151,7 +158,8 @@ void CudaBackend::cross_entropy(const Tensor& losses, const Tensor& logits, cons
     launch("cross_entropy", cross_entropy_kernel<device_t<T>>, grid_of(logits.rows()),
            dim3(threads), std::size_t{16} * static_cast<std::size_t>(n_cached), stream(),
            losses.data<float>(), matrix<T>(logits), targets.data<std::int32_t>(), logits.cols(),
-           gradient, scale, n_cached);
+           gradient, static_cast<float>(scale), factor.defined() ? factor.data<float>() : nullptr,
+           n_cached);
   });
 }
 

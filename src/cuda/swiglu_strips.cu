@@ -19,7 +19,7 @@ using namespace strips;
 namespace {
 
 constexpr int kRows = 512, kTileBytes = kTokens * kColumns * 2;
-constexpr i64 kBlocks = 396;  // three for each multiprocessor of an H100
+constexpr i64 kMostBlocks = 396;  // three for each multiprocessor of an H100
 
 struct SwigluTensors {
   Matrix<__nv_bfloat16> dgate, dup;
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kThreads, NR == 1 ? 3 : 2)
 
 template <int NR>
 void run(StripArgs& p, const SwigluTensors& m, CudaBackend& backend, cudaStream_t stream) {
-  StripScratch scratch = cut_strips<NR, kRows>(p, {p.columns}, kBlocks, false, backend);
+  StripScratch scratch = cut_strips<NR, kRows>(p, {p.columns}, kMostBlocks, false, backend);
   launch("swiglu_strips", swiglu_strips_kernel<NR>, grid_of(p.n_column_slabs, p.n_row_slabs),
          dim3(kThreads), kSharedBytes<NR>, stream, p, m);
   add_strips<NR, true>(p, stream);

@@ -134,7 +134,7 @@ const GgmlType* GgufFile::quantised_type(const std::string& name) const {
   return type->quantised() ? type : nullptr;
 }
 
-void GgufFile::read_blocks(const std::string& name, std::int64_t begin, std::int64_t end,
+void GgufFile::read_stored(const std::string& name, std::int64_t begin, std::int64_t end,
                            std::uint8_t* dst) const {
   const GgufTensor& t = impl_->tensor(name);
   read_stored_rows(impl_->file, name, t.shape, t.offset,

@@ -29,7 +29,7 @@ class GgufFile : public TensorReader {
   void read_rows(const std::string& name, std::int64_t begin, std::int64_t end,
                  float* dst) const override;
   const GgmlType* quantised_type(const std::string& name) const override;
-  void read_blocks(const std::string& name, std::int64_t begin, std::int64_t end,
+  void read_stored(const std::string& name, std::int64_t begin, std::int64_t end,
                    std::uint8_t* dst) const override;
 
   // Metadata. The typed getters throw InputError (file and key) on a wrong type, a number out of

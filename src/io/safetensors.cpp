@@ -1,6 +1,8 @@
 #include "io/safetensors.h"
 
 #include <algorithm>
+#include <bit>
+#include <string_view>
 
 #include "io/block_reader.h"
 #include "io/durable.h"
@@ -72,6 +74,21 @@ void SafetensorsFile::read_rows(const std::string& name, std::int64_t begin, std
                      ", which can't be read (F64, F32, F16, BF16 can)");
   read_block_rows(impl_->file, name, shape(name), t.offset, {1, t.dtype->bits / 8, t.dtype->decode},
                   begin, end, dst);
+}
+
+std::optional<DType> SafetensorsFile::plain_type(const std::string& name) const {
+  const std::string_view type = impl_->tensor(name).dtype->name;
+  if constexpr (std::endian::native != std::endian::little) return std::nullopt;
+  if (type == "F32") return DType::F32;
+  if (type == "BF16") return DType::BF16;
+  return std::nullopt;
+}
+
+void SafetensorsFile::read_stored(const std::string& name, std::int64_t begin, std::int64_t end,
+                                  std::uint8_t* dst) const {
+  const SafetensorsTensor& t = impl_->tensor(name);
+  read_stored_rows(impl_->file, name, shape(name), t.offset, {1, t.dtype->bits / 8, nullptr}, begin,
+                   end, dst);
 }
 
 const std::map<std::string, std::string>& SafetensorsFile::metadata() const {

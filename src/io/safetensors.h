@@ -25,6 +25,9 @@ class SafetensorsFile : public TensorReader {
   std::string stored_type(const std::string& name) const override;
   void read_rows(const std::string& name, std::int64_t begin, std::int64_t end,
                  float* dst) const override;
+  std::optional<DType> plain_type(const std::string& name) const override;
+  void read_stored(const std::string& name, std::int64_t begin, std::int64_t end,
+                   std::uint8_t* dst) const override;
   const std::map<std::string, std::string>& metadata() const;
 
  private:

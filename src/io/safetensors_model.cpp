@@ -71,6 +71,13 @@ class ShardedModel : public TensorReader {
                  float* dst) const override {
     reader(name).read_rows(name, begin, end, dst);
   }
+  std::optional<DType> plain_type(const std::string& name) const override {
+    return reader(name).plain_type(name);
+  }
+  void read_stored(const std::string& name, std::int64_t begin, std::int64_t end,
+                   std::uint8_t* dst) const override {
+    reader(name).read_stored(name, begin, end, dst);
+  }
 
  private:
   const SafetensorsFile& reader(const std::string& name) const {

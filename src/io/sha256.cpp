@@ -52,11 +52,12 @@ std::string Sha256::hex() {
   return out;
 }
 
-std::string sha256_file(const std::string& path) {
+std::string sha256_file(const std::string& path, const std::atomic<bool>* stop) {
   InputFile file(path);
   Sha256 hash;
   std::vector<char> buffer(std::size_t{1} << 20);
   for (std::uint64_t at = 0; at < file.size(); at += buffer.size()) {
+    if (stop && stop->load()) return {};
     auto n = static_cast<std::size_t>(std::min<std::uint64_t>(buffer.size(), file.size() - at));
     file.read(at, buffer.data(), n);
     hash.update(buffer.data(), n);

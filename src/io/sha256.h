@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -20,7 +21,8 @@ class Sha256 {
   std::uint64_t total_ = 0;
 };
 
-// The whole file's, read in pieces. Throws as InputFile does.
-std::string sha256_file(const std::string& path);
+// The whole file's, read in pieces. Throws as InputFile does. Empty if `stop` became true before
+// the end.
+std::string sha256_file(const std::string& path, const std::atomic<bool>* stop = nullptr);
 
 }  // namespace lk

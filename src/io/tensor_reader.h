@@ -3,9 +3,11 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "tensor/dtype.h"
 #include "tensor/ggml_type.h"
 #include "tensor/shape.h"
 
@@ -26,16 +28,20 @@ class TensorReader {
   // the file and the tensor.
   virtual void read_rows(const std::string& name, std::int64_t begin, std::int64_t end,
                          float* dst) const = 0;
-  // How the tensor is quantised, null if it isn't; and its rows as they are stored then, `dst` with
-  // room for type.row_bytes(columns) each. Throws as read_rows.
+  // How the tensor is quantised, null if it isn't.
   virtual const GgmlType* quantised_type(const std::string& name) const {
     static_cast<void>(name);
     return nullptr;
   }
-  virtual void read_blocks(const std::string& name, std::int64_t, std::int64_t,
-                           std::uint8_t*) const {
-    throw Error(path() + ": tensor " + name + " is not quantised");
+  // What its numbers are if they are stored as this program holds them, F32 or BF16.
+  virtual std::optional<DType> plain_type(const std::string& name) const {
+    static_cast<void>(name);
+    return std::nullopt;
   }
+  // Rows of a quantised or plain tensor as they are stored: blocks of the type, or numbers. `dst`
+  // has room for them. Throws as read_rows.
+  virtual void read_stored(const std::string& name, std::int64_t begin, std::int64_t end,
+                           std::uint8_t* dst) const = 0;
 };
 
 }  // namespace lk

@@ -62,6 +62,7 @@ struct FinetuneListener {
 struct FinetuneResult {
   std::int64_t steps = 0;
   double first_loss = 0, last_loss = 0, seconds = 0, tokens_per_second = 0;
+  double first_step_seconds = 0;  // from the call to the end of the first step
   std::optional<Evaluation> eval_before, eval_after;
   std::int64_t trainable_parameters = 0, base_parameters = 0;
   MemoryReport memory;

@@ -4,6 +4,7 @@
 
 #include "cuda/open_device.h"
 #include "lora/adapter_io.h"
+#include "nn/fingerprint.h"
 #include "nn/load.h"
 
 namespace lk {
@@ -62,6 +63,13 @@ InferenceModel open_inference(const InferenceSettings& settings) {
       throw UsageError(concat("--adapter ", text, ": give name=folder, or one folder alone"));
     named.emplace_back(text.substr(0, equals), open_adapter(text.substr(equals + 1)));
   }
+  // Hashed beside the loading, if an adapter says what its base was.
+  std::unique_ptr<Fingerprint> fingerprint;
+  auto names_base = [](const AdapterFile& one) { return !one.base_fingerprint.empty(); };
+  if ((file && names_base(*file)) || std::any_of(named.begin(), named.end(), [&](const auto& one) {
+        return names_base(one.second);
+      }))
+    fingerprint = std::make_unique<Fingerprint>(settings.model);
   LoadedModel loaded = load_model(*m.backend, settings.model, dtype, {}, storage);
   if (settings.weights == "quantised") {
     bool any = false;
@@ -72,9 +80,10 @@ InferenceModel open_inference(const InferenceSettings& settings) {
                               " multiplies as it is"));
   }
   m.tokenizer = std::move(loaded.tokenizer);
-  m.fingerprint = loaded.fingerprint;
-  if (file) check_base(*file, loaded.fingerprint, settings.model);
-  for (const auto& [name, one] : named) check_base(one, loaded.fingerprint, settings.model);
+  if (fingerprint) {
+    if (file) check_base(*file, fingerprint->get(), settings.model);
+    for (const auto& [name, one] : named) check_base(one, fingerprint->get(), settings.model);
+  }
   std::int64_t positions = settings.max_positions;
   if (positions <= 0) positions = std::min<std::int64_t>(loaded.config.max_position, 8192);
   if (positions > loaded.config.max_position)

@@ -29,7 +29,6 @@ struct InferenceSettings {
 struct InferenceModel {
   std::unique_ptr<Backend> backend;  // first: the rest lives in its memory
   std::unique_ptr<Tokenizer> tokenizer;
-  std::string fingerprint;
   std::unique_ptr<Transformer> model;
   std::unique_ptr<Adapter> adapter;      // null without one
   std::unique_ptr<AdapterSet> adapters;  // null without named ones

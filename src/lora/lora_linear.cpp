@@ -1,7 +1,6 @@
 #include "lora/lora_linear.h"
 
 #include <cmath>
-#include <vector>
 
 namespace lk {
 namespace {
@@ -64,21 +63,10 @@ struct LoraLinearNode : Node {
 // Masters are F32 (F64 in checks), whatever the compute dtype.
 Tensor kaiming_uniform(Backend& backend, DType compute_dtype, std::int64_t rank, std::int64_t in,
                        std::uint64_t seed, std::uint32_t site) {
-  std::vector<float> values(static_cast<std::size_t>(rank * in));
-  const float bound = 1.0f / std::sqrt(static_cast<float>(in));
-  // step = 2^40 - 1 keeps the draws of the initialisation apart from those of any dropout mask.
-  const RandomKey key{seed, (std::uint64_t{1} << 40) - 1, site};
-  for (std::size_t i = 0; i < values.size(); ++i) {
-    Philox4 draw = philox_quad(key, i / 4);
-    values[i] = bound * (2.0f * philox_uniform(draw.v[i % 4]) - 1.0f);
-  }
   Tensor t = backend.empty(Tag::Params, stat_dtype(compute_dtype), {rank, in});
-  if (t.dtype() == DType::F64) {
-    std::vector<double> wide(values.begin(), values.end());
-    backend.upload(t, wide.data(), wide.size() * sizeof(double));
-  } else {
-    backend.upload(t, values.data(), values.size() * sizeof(float));
-  }
+  // step = 2^40 - 1 keeps the draws of the initialisation apart from those of any dropout mask.
+  backend.uniform(t, 1.0f / std::sqrt(static_cast<float>(in)),
+                  {seed, (std::uint64_t{1} << 40) - 1, site});
   return t;
 }
 

@@ -6,6 +6,7 @@
 #include <filesystem>
 
 #include "lora/merge_source.h"
+#include "nn/fingerprint.h"
 #include "nn/load.h"
 #include "nn/model_files.h"
 #include "nn/model_output.h"

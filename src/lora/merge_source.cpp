@@ -5,6 +5,7 @@
 #include <set>
 
 #include "cuda/open_device.h"
+#include "nn/fingerprint.h"
 #include "nn/load.h"
 #include "nn/transformer.h"
 

@@ -4,23 +4,16 @@
 #include <array>
 #include <cmath>
 
-#include "io/sha256.h"
 #include "lora/fuse.h"
 
 namespace lk {
 namespace {
 
 constexpr int kBadStepsAllowed = 2;
+// Each holds a graph of some thousand nodes and its small inputs; memory for the step is shared.
+constexpr std::size_t kMostRecordings = 8, kMostSeen = 16;
 
-std::string hash(const Tensor& t) {
-  std::vector<unsigned char> bytes(t.bytes());
-  t.backend().download(bytes.data(), t, bytes.size());
-  Sha256 h;
-  h.update(bytes.data(), bytes.size());
-  return h.hex();
-}
-
-// The same shapes: the values of one batch where another's lie.
+// The same sizes: the values of one batch where another's lie.
 void copy_batches(std::span<const TokenBatch> to, std::span<const TokenBatch> from) {
   for (std::size_t i = 0; i < to.size(); ++i) {
     Backend& backend = to[i].ids.backend();
@@ -42,10 +35,13 @@ std::int64_t supervised(std::span<const HostBatch> micro_batches) {
 
 Trainer::Trainer(Transformer& model, Adapter& adapter, const TrainerConfig& config)
     : model_(model), adapter_(adapter), config_(config) {
+  if (config.loss && config.pad.value_or(false))
+    throw UsageError("TrainerConfig: a loss of one's own can't leave padded rows out; unset `pad`");
   if (model.backend().prefers_fused_linear() && model.compute_dtype() == DType::BF16)
     fuse_projections(model, adapter);
   optimizer_ = std::make_unique<AdamW>(adapter.parameters(), config.adamw);  // after copies moved
-  for (const LoraLinear* layer : adapter.layers()) initial_b_.push_back(hash(layer->b().value()));
+  for (const LoraLinear* layer : adapter.layers())
+    initial_b_.push_back(tensor_sha256(layer->b().value()));
 }
 
 void Trainer::resume_at(std::int64_t steps, std::int64_t micro_steps) {
@@ -83,32 +79,23 @@ void Trainer::submit(std::span<const HostBatch> micro_batches) {
   const double scale = 1.0 / static_cast<double>(report.supervised_tokens);
 
   report.lr = lr_at(config_.schedule, steps_done_);
-  Shapes shapes;
+  std::vector<HostBatch> padded;
+  Sizes sizes;
+  const bool pad = config_.pad.value_or(cannot_record().empty());
   for (const HostBatch& host : micro_batches) {
     report.tokens += host.n_tokens();
-    shapes.push_back({host.n_tokens(), std::ssize(host.offsets), host.n_supervised()});
+    sizes.push_back(pad ? padded_size(size_of(host)) : size_of(host));
+    if (!pad) continue;
+    padded.push_back(host);
+    pad_batch(padded.back(), sizes.back());
   }
 
   // 1. The inputs: batches and learning rate.
-  Batches batches = upload(micro_batches);
+  Batches batches = upload(pad ? std::span<const HostBatch>(padded) : micro_batches, scale);
   optimizer_->begin_step(static_cast<float>(report.lr));
 
-  // 2. The work, as one recording from the second time on that its shapes come in a row.
-  if (recording_ && shapes == recorded_shapes_) {
-    copy_batches(recorded_batches_.micro, batches.micro);
-    batches = recorded_batches_;
-    report.recorded = true;
-  } else if (why_not_recorded().empty() && shapes == last_shapes_) {
-    recording_.reset();
-    recording_ = backend.record([&] { run(batches, scale); });
-    recorded_batches_ = batches, recorded_shapes_ = shapes;
-    report.recorded = recording_ != nullptr;
-  }
-  if (report.recorded)
-    recording_->run();
-  else
-    run(batches, scale);
-  last_shapes_ = std::move(shapes);
+  // 2. The work.
+  report.recorded = run_or_record(batches, sizes, scale);
   micro_steps_done_ += std::ssize(micro_batches);
 
   // 3. Loss and norm set out for the host, which need not wait for them here.
@@ -116,6 +103,45 @@ void Trainer::submit(std::span<const HostBatch> micro_batches) {
   step.norm_sq = backend.read_later(batches.norm_sq);
   ++steps_done_;
   in_flight_.push_back(std::move(step));
+}
+
+bool Trainer::run_or_record(Batches& batches, const Sizes& sizes, double scale) {
+  auto at = std::find_if(recorded_.begin(), recorded_.end(),
+                         [&](const RecordedStep& r) { return r.sizes == sizes; });
+  if (at != recorded_.end()) {
+    RecordedStep step = std::move(*at);
+    recorded_.erase(at);
+    recorded_.push_back(std::move(step));
+    copy_batches(recorded_.back().batches.micro, batches.micro);
+    model_.backend().copy(recorded_.back().batches.scale, batches.scale);
+    batches = recorded_.back().batches;
+  } else if (auto before = std::find(seen_.begin(), seen_.end(), sizes);
+             before != seen_.end() && why_not_recorded().empty()) {
+    const Recording* beside = recorded_.empty() ? nullptr : recorded_.front().recording.get();
+    std::unique_ptr<Recording> recording =
+        model_.backend().record([&] { run(batches, scale); }, beside);
+    if (recording) {
+      recorded_.push_back({sizes, batches, std::move(recording)});
+      seen_.erase(before);
+      if (recorded_.size() > kMostRecordings) recorded_.pop_front();
+    }
+  }
+  const bool recorded = !recorded_.empty() && recorded_.back().sizes == sizes;
+  if (recorded) {
+    recorded_.back().recording->run();
+    return true;
+  }
+  if (std::find(seen_.begin(), seen_.end(), sizes) == seen_.end()) seen_.push_back(sizes);
+  if (seen_.size() > kMostSeen) seen_.pop_front();
+  between_steps([&] { run(batches, scale); });
+  return false;
+}
+
+void Trainer::between_steps(const std::function<void()>& work) {
+  if (recorded_.empty())
+    work();
+  else
+    recorded_.back().recording->run_beside(work);
 }
 
 std::optional<StepReport> Trainer::next_report(bool drain) {
@@ -148,11 +174,19 @@ StepReport Trainer::finish(InFlight step) {
   return report;
 }
 
-Trainer::Batches Trainer::upload(std::span<const HostBatch> micro_batches) const {
+Trainer::Batches Trainer::upload(std::span<const HostBatch> micro_batches, double scale) const {
   Backend& backend = model_.backend();
   Batches batches;
   for (const HostBatch& host : micro_batches) batches.micro.push_back(upload_batch(backend, host));
-  batches.total = backend.empty(Tag::Workspace, stat_dtype(model_.compute_dtype()), {1});
+  const DType stat = stat_dtype(model_.compute_dtype());
+  batches.scale = backend.empty(Tag::Workspace, stat, {1});
+  if (stat == DType::F64) {
+    backend.upload(batches.scale, &scale, sizeof scale);
+  } else {
+    const auto narrow = static_cast<float>(scale);
+    backend.upload(batches.scale, &narrow, sizeof narrow);
+  }
+  batches.total = backend.empty(Tag::Workspace, stat, {1});
   batches.norm_sq = backend.empty(Tag::Workspace, optimizer_->dtype(), {1});
   return batches;
 }
@@ -169,7 +203,7 @@ void Trainer::run(Batches& batches, double scale) {
       Tape tape(backend);
       const ForwardMode training{true, config_.seed, static_cast<std::uint64_t>(micro_step)};
       Var loss = config_.loss ? own_loss(tape, batch, scale, training)
-                              : model_.loss(tape, batch, scale, training);
+                              : model_.loss(tape, batch, {1.0, batches.scale}, training);
       backend.sum(batches.total, mode, 1.0, loss.value());
       mode = GradMode::Add;
       tape.backward(loss);
@@ -187,12 +221,15 @@ Var Trainer::own_loss(Tape& tape, const TokenBatch& batch, double scale,
   return loss;
 }
 
-std::string Trainer::why_not_recorded() const {
-  if (!config_.record) return "switched off";
+std::string Trainer::cannot_record() const {
   if (config_.loss) return "the loss is the caller's";
   if (model_.backend().is_cpu()) return "the CPU has no launches to save";
   if (adapter_.config().shape.dropout > 0) return "dropout draws other masks each step";
   return "";
+}
+
+std::string Trainer::why_not_recorded() const {
+  return config_.record ? cannot_record() : "switched off";
 }
 
 std::string Trainer::first_non_finite() const {
@@ -206,7 +243,7 @@ std::vector<std::string> Trainer::unmoved() const {
   std::vector<std::string> paths;
   for (std::size_t i = 0; i < initial_b_.size(); ++i) {
     const LoraLinear* layer = adapter_.layers()[i];
-    if (hash(layer->b().value()) == initial_b_[i]) paths.push_back(layer->path());
+    if (tensor_sha256(layer->b().value()) == initial_b_[i]) paths.push_back(layer->path());
   }
   return paths;
 }

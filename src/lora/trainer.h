@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -24,8 +25,11 @@ struct TrainerConfig {
   double clip = 1.0;  // 0: no clipping
   std::uint64_t seed = 0;
   bool record = true;  // run repeated steps as recorded work, where the device can
-  LossFunction loss;   // instead of the mean cross-entropy; empty: that
-  LogFunction log;     // hears of steps that changed nothing; may be empty
+  // Bring batches to sizes that repeat (Note [Padded batches] in nn/batch.h); unset: where steps
+  // can be recorded, and then whether or not they are.
+  std::optional<bool> pad;
+  LossFunction loss;  // instead of the mean cross-entropy; empty: that
+  LogFunction log;    // hears of steps that changed nothing; may be empty
 };
 
 struct StepReport {
@@ -69,21 +73,35 @@ class Trainer {
   // Adapter layers whose B is bit for bit what it was when the Trainer was made.
   std::vector<std::string> unmoved() const;
 
-  // Why steps are not recorded; empty if they are, or will be once a shape repeats.
+  // Why steps are not recorded; empty if they are, or will be once their sizes repeat.
   std::string why_not_recorded() const;
+  // Runs `work`, which leaves nothing on the device, in memory that recorded steps hold, if any do:
+  // for an evaluation between steps.
+  void between_steps(const std::function<void()>& work);
 
  private:
   // Note [Recorded steps]: on a GPU small models spend their time launching kernels. A step whose
-  // batches have the shapes of the step before is therefore recorded, from the first forward to the
+  // batches have the sizes of a recent one is therefore recorded, from the first forward to the
   // optimizer, and run as one from then on; its inputs are copied to where the recording reads
-  // them. The same kernels in the same order: the same bits.
+  // them. The same kernels in the same order: the same bits. Batches are padded to few sizes, so
+  // that most steps of most data repeat. Recordings and launched steps run one after the other, so
+  // all of them share the memory that the first recording set apart.
   struct Batches {
     std::vector<TokenBatch> micro;
+    Tensor scale;           // (1): 1 / supervised tokens of the step
     Tensor total, norm_sq;  // (1): the loss, and the squared gradient norm
   };
-  using Shapes = std::vector<std::array<std::int64_t, 3>>;  // tokens, documents, supervised
-  Batches upload(std::span<const HostBatch> micro_batches) const;
+  using Sizes = std::vector<BatchSize>;  // of the micro-batches
+  struct RecordedStep {
+    Sizes sizes;
+    Batches batches;
+    std::unique_ptr<Recording> recording;
+  };
+  Batches upload(std::span<const HostBatch> micro_batches, double scale) const;
   void run(Batches& batches, double scale);
+  // Submits the step, by a recording if it can be; true if it was.
+  bool run_or_record(Batches& batches, const Sizes& sizes, double scale);
+  std::string cannot_record() const;  // whatever the settings say
 
   using Clock = std::chrono::steady_clock;
   struct InFlight {
@@ -103,10 +121,9 @@ class Trainer {
   std::deque<InFlight> in_flight_;
   Clock::time_point last_finished_;
   int bad_steps_in_a_row_ = 0;
-  Shapes last_shapes_, recorded_shapes_;
-  Batches recorded_batches_;
-  std::unique_ptr<Recording> recording_;  // before what it reads
-  std::vector<std::string> initial_b_;    // SHA-256 of each layer's B
+  std::deque<Sizes> seen_;              // of the latest steps that ran launch by launch
+  std::deque<RecordedStep> recorded_;   // the latest used last
+  std::vector<std::string> initial_b_;  // SHA-256 of each layer's B
 };
 
 }  // namespace lk

@@ -1,6 +1,63 @@
 #include "nn/batch.h"
 
+#include <algorithm>
+#include <bit>
+
 namespace lk {
+namespace {
+
+// n rounded up to a multiple of a 1/parts of the largest power of two within it, or of `least`.
+std::int64_t rounded_up(std::int64_t n, std::int64_t parts, std::int64_t least) {
+  const auto power = static_cast<std::int64_t>(std::bit_floor(static_cast<std::uint64_t>(n)));
+  const std::int64_t unit = std::max(least, power / parts);
+  return (n + unit - 1) / unit * unit;
+}
+
+// The added tokens are documents of the mean length, so of none that the model could not hold.
+std::int64_t mean_length(const BatchSize& size) {
+  return std::max<std::int64_t>(1, size.tokens / size.documents);
+}
+std::int64_t added_documents(const BatchSize& size, std::int64_t tokens) {
+  const std::int64_t length = mean_length(size);
+  return (tokens - size.tokens + length - 1) / length;
+}
+
+}  // namespace
+
+BatchSize size_of(const HostBatch& batch) {
+  return {batch.n_tokens(), std::ssize(batch.offsets) - 1, batch.n_supervised()};
+}
+
+BatchSize padded_size(const BatchSize& size) {
+  BatchSize padded;
+  padded.tokens = rounded_up(size.tokens, 16, 64);
+  padded.documents = rounded_up(size.documents + added_documents(size, padded.tokens), 4, 1);
+  padded.supervised = std::min(rounded_up(size.supervised, 4, 16), padded.tokens);
+  return padded;
+}
+
+void pad_batch(HostBatch& batch, const BatchSize& to) {
+  const BatchSize from = size_of(batch);
+  const std::int64_t more_tokens = to.tokens - from.tokens;
+  check(more_tokens >= 0 && to.documents >= from.documents + added_documents(from, to.tokens) &&
+            to.supervised >= from.supervised && to.supervised <= to.tokens,
+        "pad_batch: a batch of ", from.tokens, " tokens, ", from.documents, " documents and ",
+        from.supervised, " supervised rows can't become one of ", to.tokens, ", ", to.documents,
+        " and ", to.supervised);
+  batch.ids.resize(static_cast<std::size_t>(to.tokens), 0);
+  batch.positions.resize(static_cast<std::size_t>(to.tokens), 0);
+  while (std::ssize(batch.offsets) <= to.documents)
+    batch.offsets.push_back(
+        static_cast<std::int32_t>(std::min(batch.offsets.back() + mean_length(from), to.tokens)));
+  // Rows must be distinct: the last tokens that are not supervised.
+  std::vector<bool> taken(batch.ids.size());
+  for (std::int32_t row : batch.rows) taken[static_cast<std::size_t>(row)] = true;
+  for (std::int64_t row = to.tokens - 1; batch.n_supervised() < to.supervised; --row) {
+    if (taken[static_cast<std::size_t>(row)]) continue;
+    batch.rows.push_back(static_cast<std::int32_t>(row));
+    batch.targets.push_back(kNoTarget);
+  }
+}
 
 HostBatch make_host_batch(std::span<const Row* const> rows) {
   check(!rows.empty(), "make_batch: no rows");

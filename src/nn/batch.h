@@ -1,6 +1,13 @@
-// TokenBatch: rows of text laid end to end on the device. There is no padding anywhere: documents
-// of unequal length are segments of one token dimension. HostBatch is the same before its upload:
-// it touches no device, so any thread can make it.
+// TokenBatch: rows of text laid end to end on the device: documents of unequal length are segments
+// of one token dimension. HostBatch is the same before its upload: it touches no device, so any
+// thread can make it.
+//
+// Note [Padded batches]: no row is padded to the length of another. But where a step can be
+// recorded (Note [Recorded steps] in lora/trainer.h) a whole batch is brought to a size at which
+// others end up as well: by documents made of the missing tokens, empty ones after them, and
+// supervised rows without a target. Nobody attends to the added tokens, and rows without a target
+// have loss 0 and gradient 0, so every other number is what it was. The size is a function of the
+// batch alone.
 #pragma once
 
 #include <span>
@@ -18,6 +25,19 @@ struct HostBatch {
   std::int64_t n_tokens() const { return std::ssize(ids); }
   std::int64_t n_supervised() const { return std::ssize(targets); }
 };
+
+struct BatchSize {
+  std::int64_t tokens = 0, documents = 0, supervised = 0;
+  bool operator==(const BatchSize&) const = default;
+};
+BatchSize size_of(const HostBatch& batch);
+// Each number rounded up to one of few: tokens by a sixteenth at most (and multiples of 64, which a
+// GPU's products work in anyway), documents and supervised rows by a quarter. No supervised rows
+// stay none.
+BatchSize padded_size(const BatchSize& size);
+// Note [Padded batches]. Nothing of `to` may be less than the batch has, and it must have room for
+// the rows without a target: to.supervised <= to.tokens.
+void pad_batch(HostBatch& batch, const BatchSize& to);
 
 struct TokenBatch {
   Tensor ids;         // (T) I32

@@ -18,16 +18,8 @@ struct LoadedModel {
   ModelWeights weights;
   std::unique_ptr<Tokenizer> tokenizer;  // null after load_weights()
   std::string path;
-  // SHA-256 of the model file; of a sharded folder: of the lines "<sha256>  <file name>\n", sorted
-  // by name.
-  std::string fingerprint;
   std::string chat_template;  // the template's text, empty if the model has none
 };
-
-// The files that hold the weights of the model at `path`.
-std::vector<std::string> model_weight_files(const std::string& path);
-// LoadedModel::fingerprint of the model at `path`, without loading it.
-std::string model_fingerprint(const std::string& path);
 
 // What a model says of itself before any tensor is read.
 struct ModelHead {
@@ -52,8 +44,8 @@ enum class WeightStorage : std::uint8_t { Dense, Quantised };
 // the file must be asked for (buffers of rotary frequencies aside); values must be finite. LLaMA's
 // GGUF row order of q and k is undone. Weights are stored in compute_dtype (Tag::Weights), or as
 // `storage` says.
-// Streams: besides the weights it holds less than 64 MiB. Throws InputError naming file and tensor,
-// IoError, OutOfMemoryError.
+// Streams: besides the weights it holds less than 100 MiB. Throws InputError naming file and
+// tensor, IoError, OutOfMemoryError.
 LoadedModel load_model(Backend& backend, const std::string& path, DType compute_dtype,
                        const LoadProgress& progress = {},
                        WeightStorage storage = WeightStorage::Dense);

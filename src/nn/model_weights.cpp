@@ -2,11 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <span>
 #include <vector>
 
 #include "io/sha256.h"
-#include "tensor/philox.h"
+#include "tensor/parts.h"
 
 namespace lk {
 namespace {
@@ -19,17 +20,6 @@ std::int64_t rows_per_block(const Tensor& t) {
 
 Tensor as_matrix(const Tensor& t) {
   return t.shape().rank() == 2 ? t : t.reshape({t.rows(), t.cols()});
-}
-
-// Uniform draws in [-bound, bound), keyed by tensor and element; `first` is a multiple of four.
-void fill_uniform(std::vector<float>& out, const RandomKey& key, std::int64_t first, float bound) {
-  const std::int64_t n = static_cast<std::int64_t>(out.size());
-#pragma omp parallel for
-  for (std::int64_t i = 0; i < n; i += 4) {
-    Philox4 bits = philox_quad(key, static_cast<std::uint64_t>(first + i) / 4);
-    for (std::int64_t j = i; j < std::min(i + 4, n); ++j)
-      out[static_cast<std::size_t>(j)] = bound * (2 * philox_uniform(bits.v[j - i]) - 1);
-  }
 }
 
 template <class T>
@@ -143,22 +133,36 @@ void upload_rounded(Backend& backend, const Tensor& dst, std::span<const float> 
   }
 }
 
-std::string weights_sha256(Backend& backend, const ModelWeights& weights) {
-  Sha256 hash;
-  std::vector<std::byte> block;
+std::string tensor_sha256(const Tensor& t) {
+  constexpr auto kPiece = static_cast<std::size_t>(kPartBytes);
+  if (t.bytes() == 0) return Sha256().hex();
+  std::vector<std::string> pieces((t.bytes() + kPiece - 1) / kPiece);
+  // Units of as many bytes as divide both the whole and a piece: a piece is what is looked at.
+  const std::size_t unit = std::gcd(t.bytes(), kPiece);
+  t.backend().look_at(t, unit, [&](std::int64_t first, std::int64_t last, const std::byte* at) {
+    Sha256 piece;
+    piece.update(at, static_cast<std::size_t>(last - first) * unit);
+    pieces[static_cast<std::size_t>(first) * unit / kPiece] = piece.hex();
+  });
+  Sha256 all;
+  for (const std::string& hex : pieces) all.update(hex.data(), hex.size());
+  return all.hex();
+}
+
+std::string weights_sha256(const ModelWeights& weights) {
+  Sha256 all;
   visit_weights(weights, [&](const Weight& weight) {
-    // The terminating zero keeps name and bytes apart.
-    hash.update(weight.name().c_str(), weight.name().size() + 1);
-    Tensor t = as_matrix(weight.values());
+    // The terminating zero keeps name and hashes apart.
+    all.update(weight.name().c_str(), weight.name().size() + 1);
+    const Tensor t = as_matrix(weight.values());
     const std::int64_t step = rows_per_block(t);
     for (std::int64_t begin = 0; begin < t.rows(); begin += step) {
-      Tensor rows = dense(t.slice_rows(begin, std::min(begin + step, t.rows())));
-      block.resize(rows.bytes());
-      backend.download(block.data(), rows, block.size());
-      hash.update(block.data(), block.size());
+      const std::string hex =
+          tensor_sha256(dense(t.slice_rows(begin, std::min(begin + step, t.rows()))));
+      all.update(hex.data(), hex.size());
     }
   });
-  return hash.hex();
+  return all.hex();
 }
 
 ModelWeights random_weights(Backend& backend, const ModelConfig& config, DType dtype,
@@ -166,7 +170,6 @@ ModelWeights random_weights(Backend& backend, const ModelConfig& config, DType d
   validate(config, "random_weights");
   ModelWeights weights;
   std::uint32_t site = 0;
-  std::vector<float> block;
   const float bound = 0.02f * std::sqrt(3.0f);  // the standard deviation is bound / sqrt(3)
   for (WeightSlot& slot : weight_slots(config, weights)) {
     Tensor t = backend.empty(Tag::Weights, dtype, slot.shape);
@@ -174,15 +177,7 @@ ModelWeights random_weights(Backend& backend, const ModelConfig& config, DType d
     if (slot.shape.rank() == 1 && slot.name.ends_with(".weight")) {
       backend.fill(t, 1.0);  // the gain of a norm
     } else {
-      Tensor matrix = as_matrix(t);
-      // A multiple of four rows, so that every block starts at a whole Philox draw.
-      const std::int64_t step = (rows_per_block(matrix) + 3) / 4 * 4;
-      for (std::int64_t begin = 0; begin < matrix.rows(); begin += step) {
-        Tensor rows = matrix.slice_rows(begin, std::min(begin + step, matrix.rows()));
-        block.resize(static_cast<std::size_t>(rows.numel()));
-        fill_uniform(block, {seed, 0, site}, begin * matrix.cols(), bound);
-        upload_rounded(backend, rows, block);
-      }
+      backend.uniform(t, bound, {seed, 0, site});
     }
     *slot.weight = Weight(slot.name, std::move(t));
     if (slot.linear) backend.prepare_linear(*slot.weight);

@@ -96,7 +96,8 @@ Var Transformer::supervised_states(Tape& tape, const TokenBatch& batch, const Fo
   return final_norm(tape, wanted);
 }
 
-Var Transformer::loss(Tape& tape, const TokenBatch& batch, double scale, const ForwardMode& mode) {
+Var Transformer::loss(Tape& tape, const TokenBatch& batch, const LossScale& scale,
+                      const ForwardMode& mode) {
   Var normed = supervised_states(tape, batch, mode);
   return head_loss(tape, normed, weights_.head, batch.targets, scale, loss_rows());
 }

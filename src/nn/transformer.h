@@ -26,7 +26,7 @@ class Transformer {
   std::int64_t max_positions() const { return max_positions_; }
 
   // loss (1) = scale * sum over supervised tokens of -log p(target). Full logits never exist.
-  Var loss(Tape& tape, const TokenBatch& batch, double scale, const ForwardMode& mode);
+  Var loss(Tape& tape, const TokenBatch& batch, const LossScale& scale, const ForwardMode& mode);
   // -log p(target) of each supervised token, (n), in the batch's order. No gradients.
   Tensor token_losses(const TokenBatch& batch);
   // logits (n,V) of the tokens whose next one is supervised, with gradients: for a loss of one's

@@ -195,6 +195,12 @@ LoraTable make_lora_table(Backend& backend, std::vector<LoraFactors> variants) {
   return table;
 }
 
+std::int64_t Backend::check_units(const char* who, const Tensor& x, std::size_t unit_bytes) {
+  check(x.contiguous() && unit_bytes > 0 && x.bytes() % unit_bytes == 0, who, ": ", x.shape().str(),
+        " in units of ", unit_bytes, " bytes");
+  return static_cast<std::int64_t>(x.bytes() / unit_bytes);
+}
+
 Segments make_segments(Backend& backend, std::vector<std::int32_t> offsets) {
   check(!offsets.empty() && offsets[0] == 0, "segments: offsets must start at 0");
   check(std::is_sorted(offsets.begin(), offsets.end()), "segments: offsets must not decrease");

@@ -1,7 +1,7 @@
 // Backend: one device and one ordered stream of work. This header is the engine's table of
 // contents: every numeric entry point with its maths and its shapes.
 //
-// Letters: T tokens of a batch (all rows of all documents, no padding), C model width, H query
+// Letters: T tokens of a batch (all rows of all documents), C model width, H query
 // heads, G key/value heads, D head size, F feed-forward width, V vocabulary, R LoRA rank; in a
 // matmul M x K times K x N. Unless said otherwise x, y and their gradients have one floating dtype
 // ("compute dtype": F32, BF16; F64 on the CPU) and sums are accumulated in F32 (F64 for F64).
@@ -38,6 +38,9 @@ class PassKey {
   friend T;
   PassKey() = default;
 };
+
+// The target of a row that counts for nothing (nn/batch.h, Note [Padded batches]).
+inline constexpr std::int32_t kNoTarget = INT32_MIN;
 
 // What to do with a gradient: nobody wants it, overwrite the buffer, or add to it.
 enum class GradMode : std::uint8_t { Skip, Write, Add };
@@ -183,6 +186,15 @@ class Backend {
   // tensor's, which must be contiguous.
   virtual void upload(const Tensor& dst, const void* src, std::size_t bytes) = 0;
   virtual void download(void* dst, const Tensor& src, std::size_t bytes) = 0;
+  // The same for a tensor's bytes in units that lie one behind another, without a copy in between
+  // and on several threads at once: for what is too large for one. `make` writes the bytes of units
+  // [first, last) to `to`; `look` reads them; they are called for units_per_part() units at a time
+  // (tensor/parts.h). Their first exception is thrown here.
+  using MakeUnits = std::function<void(std::int64_t first, std::int64_t last, std::byte* to)>;
+  using LookAtUnits =
+      std::function<void(std::int64_t first, std::int64_t last, const std::byte* from)>;
+  virtual void upload_made(const Tensor& dst, std::size_t unit_bytes, const MakeUnits& make) = 0;
+  virtual void look_at(const Tensor& src, std::size_t unit_bytes, const LookAtUnits& look) = 0;
   virtual void synchronize() = 0;
   // The value that x (1) F32|F64 has after the work submitted so far; x may be changed and freed at
   // once. Lets the host go on while the device works. The Backend outlives what it returns.
@@ -190,9 +202,12 @@ class Backend {
   // Calls `work`, which may submit anything but copies from and to the host, and records instead of
   // running it; null, with nothing called, where work can't be recorded. The same work must have
   // run before, so that all it needs is allocated. What the work allocates and frees stays set
-  // apart for the recording; what it reads and writes else must stay where it is.
-  virtual std::unique_ptr<Recording> record(const std::function<void()>& work) {
-    static_cast<void>(work);
+  // apart for the recording; what it reads and writes else must stay where it is. With `beside` it
+  // takes that memory from an earlier recording, which may be used on: both must leave nothing
+  // there when they end.
+  virtual std::unique_ptr<Recording> record(const std::function<void()>& work,
+                                            const Recording* beside = nullptr) {
+    static_cast<void>(work), static_cast<void>(beside);
     return nullptr;
   }
   // Starts to copy x, a vector or a matrix, to pinned host memory, after the work submitted so far
@@ -207,7 +222,10 @@ class Backend {
 
   // ---- elementwise
   // -------------------------------------------------------------------------------
-  virtual void fill(const Tensor& x, double value) = 0;     // x = value
+  virtual void fill(const Tensor& x, double value) = 0;  // x = value
+  // x_i = bound (2 uniform(key, i) - 1), i the row-major element index, rounded: the same numbers
+  // on every device. F32 arithmetic, also for F64.
+  virtual void uniform(const Tensor& x, float bound, const RandomKey& key) = 0;
   virtual void copy(const Tensor& y, const Tensor& x) = 0;  // y = x, converting dtype
   virtual void add(const Tensor& y, const Tensor& a, const Tensor& b) = 0;  // y = a + b; y may be a
   // y (+)= alpha * scalar * x, scalar a (1)-tensor of F32 (F64 for F64) on the device or undefined
@@ -362,10 +380,11 @@ class Backend {
   // ---- loss
   // -------------------------------------------------------------------------------------- For each
   // row i of logits (n,V): losses[i] = log sum exp(logits[i]) - logits[i][target[i]], F32|F64;
-  // then, if `gradient`, logits[i] is overwritten with scale * (softmax(logits[i]) -
-  // onehot(target[i])).
+  // then, if `gradient`, logits[i] is overwritten with scale * factor * (softmax(logits[i]) -
+  // onehot(target[i])); factor (1) F32|F64 on the device, 1 if undefined. A row whose target is
+  // kNoTarget has loss and gradient 0.
   virtual void cross_entropy(const Tensor& losses, const Tensor& logits, const Tensor& targets,
-                             bool gradient, double scale) = 0;
+                             bool gradient, double scale, const Tensor& factor = {}) = 0;
   // out (1) (+)= alpha * sum(x), fixed order. out and x F32|F64.
   virtual void sum(const Tensor& out, GradMode mode, double alpha, const Tensor& x) = 0;
 
@@ -388,6 +407,8 @@ class Backend {
   void set_cache(std::unique_ptr<BlockCache> cache) { cache_ = std::move(cache); }
   // Called by the destructor of a concrete backend while its device is still there.
   void release_cache() { cache_.reset(); }
+  // The number of units in a contiguous tensor, for upload_made() and look_at().
+  static std::int64_t check_units(const char* who, const Tensor& x, std::size_t unit_bytes);
   virtual void matmul_tn(const Tensor& dw, GradMode mode, double alpha, const Tensor& a,
                          const Tensor& b) = 0;
   // Here as a product for each: for devices without a better way, and shapes without one.

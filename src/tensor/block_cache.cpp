@@ -59,16 +59,24 @@ void BlockCache::release(void* block) {
 }
 
 void BlockCache::trim() {
-  for (auto [size, block] : unused_) {
+  for (auto it = unused_.begin(); it != unused_.end();) {
+    const auto [size, block] = *it;
+    if (recorded_ && recorded_->contains(block)) {
+      ++it;
+      continue;
+    }
     free_(block, size);
     reserved_bytes_ -= static_cast<std::int64_t>(size);
+    it = unused_.erase(it);
   }
-  unused_.clear();
 }
 
-void BlockCache::begin_recording() {
+void BlockCache::begin_recording(const Blocks& shared) {
   check(!recorded_, "allocator: already recording");
   recorded_.emplace();
+  for (auto [block, size] : shared) recorded_->insert(block);
+  shared_ = shared;
+  give_back(shared);
 }
 
 BlockCache::Blocks BlockCache::end_recording() {
@@ -83,6 +91,9 @@ BlockCache::Blocks BlockCache::end_recording() {
     }
   }
   recorded_.reset();
+  for (auto [block, size] : shared_)
+    check(!used_.contains(block), "allocator: a value was left in the memory of a recording");
+  shared_.clear();
   return blocks;
 }
 

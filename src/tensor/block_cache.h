@@ -31,14 +31,15 @@ class BlockCache {
   // memory even after every cached block was given back.
   void* allocate(std::size_t bytes);
   void release(void* block);
-  // Gives every unused block back to the driver.
+  // Gives every unused block back to the driver, but for those that a recording has noted.
   void trim();
 
   // Between these two every block that is asked for is noted. At the end those that are free again
   // leave the cache and are returned: recorded work will use them each time it is run, so nobody
-  // else may have them until give_back().
+  // else may have them until give_back(). `shared` are those of an earlier recording, which this
+  // one may use as well: all of them must be free again at its end.
   using Blocks = std::vector<std::pair<void*, std::size_t>>;
-  void begin_recording();
+  void begin_recording(const Blocks& shared = {});
   Blocks end_recording();
   void give_back(const Blocks& blocks);
 
@@ -54,6 +55,7 @@ class BlockCache {
   std::set<std::pair<std::size_t, void*>> unused_;  // by size, then by address
   std::unordered_map<void*, std::size_t> used_;
   std::optional<std::set<void*>> recorded_;
+  Blocks shared_;
   std::int64_t driver_allocations_ = 0, reserved_bytes_ = 0, peak_reserved_bytes_ = 0;
 };
 

@@ -7,6 +7,7 @@
 #include "tensor/cpu/gemm.h"
 #include "tensor/cpu/onednn_linear.h"
 #include "tensor/scratch.h"
+#include "tensor/strip_cut.h"
 
 namespace lk {
 namespace {
@@ -34,6 +35,8 @@ class PlanBackend final : public Backend {
   void download(void* dst, const Tensor&, std::size_t bytes) override {
     std::memset(dst, 0, bytes);
   }
+  void upload_made(const Tensor&, std::size_t, const MakeUnits&) override {}
+  void look_at(const Tensor&, std::size_t, const LookAtUnits&) override {}
   void synchronize() override {}
   bool can_offload() const override { return !as_cpu_; }
   std::unique_ptr<HostCopy> offload(const Tensor& x) override {
@@ -53,6 +56,7 @@ class PlanBackend final : public Backend {
     return std::make_unique<Counted>(*this, n * dtype_size(x.dtype()));
   }
   void fill(const Tensor&, double) override {}
+  void uniform(const Tensor&, float, const RandomKey&) override {}
   void copy(const Tensor&, const Tensor&) override {}
   void add(const Tensor&, const Tensor&, const Tensor&) override {}
   void scale(const Tensor&, GradMode, double, const Tensor&, const Tensor&) override {}
@@ -117,7 +121,8 @@ class PlanBackend final : public Backend {
   void gather_rows(const Tensor&, const Tensor&, const Tensor&) override {}
   void put_rows(const Tensor&, const Tensor&, const Tensor&) override {}
   void scatter_rows(const Tensor&, GradMode, const Tensor&, const Tensor&) override {}
-  void cross_entropy(const Tensor&, const Tensor&, const Tensor&, bool, double) override {}
+  void cross_entropy(const Tensor&, const Tensor&, const Tensor&, bool, double,
+                     const Tensor&) override {}
   void sum(const Tensor&, GradMode, double, const Tensor&) override {}
   void sum_squares(const Tensor&, std::span<const Tensor>) override {}
   void adamw(std::span<const AdamWSlot>, const AdamWStep&, const Tensor&) override {}
@@ -126,15 +131,20 @@ class PlanBackend final : public Backend {
   void matmul_tn(const Tensor& c, GradMode, double, const Tensor& a, const Tensor&) override {
     gemm(c.rows(), c.cols(), a.rows(), a.dtype());
   }
-  void run_strips_backward_b(const Tensor& ds, double, const Tensor& dy, const Tensor&,
-                             const Tensor&, std::span<const StripPart>) override {
-    gpu_gemm();
-    strips(dy, ds.cols(), 16);
+  void run_strips_backward_b(const Tensor& ds, double scale, const Tensor& dy, const Tensor& b,
+                             const Tensor& s, std::span<const StripPart> parts) override {
+    const std::int64_t rank = strips::largest_rank(parts);
+    if (!strips::ranks_fit(parts) || rank > strips::kMostRankB)
+      return Backend::run_strips_backward_b(ds, scale, dy, b, s, parts);
+    std::vector<std::int64_t> widths;
+    for (const StripPart& part : parts) widths.push_back(part.end - part.begin);
+    run_strips(dy, widths, strips::sixteens_b(rank), true);
   }
-  void run_strips_backward_a(const Tensor& ds, const Tensor& x, const NormedInput*,
-                             std::span<const StripPart>) override {
-    gpu_gemm();
-    strips(x, ds.cols(), 48);
+  void run_strips_backward_a(const Tensor& ds, const Tensor& x, const NormedInput* norm,
+                             std::span<const StripPart> parts) override {
+    if (!strips::ranks_fit(parts) || ds.cols() > strips::kMostThinA)
+      return Backend::run_strips_backward_a(ds, x, norm, parts);
+    run_strips(x, {x.cols()}, strips::sixteens_a(ds.cols()), false);
   }
 
  private:
@@ -146,10 +156,17 @@ class PlanBackend final : public Backend {
     return empty(Tag::Workspace, DType::F32,
                  {shape.n_kv_heads, k.rows() * (width + transposed * D)});
   }
-  // Partial sums of cuda/linear_strips.cu, one for each slab of rows.
-  void strips(const Tensor& wide, std::int64_t thin, std::int64_t widest_of_512_rows) {
-    const std::int64_t rows = thin <= widest_of_512_rows ? 512 : 256;
-    empty(Tag::Workspace, DType::F32, {(wide.rows() + rows - 1) / rows, wide.cols(), thin});
+  // Partial sums of cuda/linear_strips.cu: of dw for each slab of rows, of ds for each of columns.
+  void run_strips(const Tensor& wide, const std::vector<std::int64_t>& widths, int nr,
+                  bool with_ds) {
+    const std::int64_t rows = strips::slabs(wide.rows(), strips::slab_rows(nr, with_ds));
+    Tensor dw = empty(Tag::Workspace, DType::F32, {rows, wide.cols(), 16 * nr});
+    if (!with_ds) return;
+    const int per_slab = strips::tiles_per_slab(rows, widths, strips::kBlocks);
+    std::int64_t columns = 0;
+    for (std::int64_t w : widths)
+      columns += strips::slabs(strips::slabs(w, strips::kColumns), per_slab);
+    empty(Tag::Workspace, DType::F32, {columns, wide.rows(), 16 * nr});
   }
   // cuBLASLt's workspace, once; or what cpu/gemm.cpp packs of BF16 operands that the processor
   // can't multiply, in F32.

@@ -2,6 +2,8 @@
 // Backend::record(), which its Backend outlives.
 #pragma once
 
+#include <functional>
+
 namespace lk {
 
 class Recording {
@@ -9,6 +11,8 @@ class Recording {
   virtual ~Recording() = default;
   // Submits the work.
   virtual void run() = 0;
+  // Runs other work now, in the memory that was set apart for this; it must leave nothing there.
+  virtual void run_beside(const std::function<void()>& other) = 0;
 };
 
 }  // namespace lk

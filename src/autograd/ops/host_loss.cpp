@@ -1,18 +1,8 @@
 #include "autograd/ops.h"
+#include "autograd/ops/loss_node.h"
 
 namespace lk {
 namespace {
-
-// dloss/dx came from the caller; what is left is the factor from upstream, a scalar.
-struct HostLossNode : Node {
-  Edge x;
-  Tensor loss_dx;
-  HostLossNode(Edge x, Tensor loss_dx) : x(x), loss_dx(std::move(loss_dx)) {}
-  const char* name() const override { return "host_loss"; }
-  void backward(Tape& tape, const Tensor& dy) override {
-    if (Sink dx = tape.sink(x)) tape.backend().scale(dx.tensor, dx.mode, 1.0, dy, loss_dx);
-  }
-};
 
 // Doubles to a device tensor of x's dtype and shape.
 Tensor like(Tape& tape, const Var& x, std::span<const double> values) {
@@ -45,7 +35,7 @@ Var host_loss(Tape& tape, const Var& x, const HostLoss& f) {
     tape.backend().upload(y, &narrow, sizeof narrow);
   }
   if (!tape.wants(x)) return tape.constant(std::move(y));
-  return tape.record<HostLossNode>(std::move(y), x, like(tape, x, dx));
+  return tape.record<LossNode>(std::move(y), x, like(tape, x, dx));
 }
 
 }  // namespace lk

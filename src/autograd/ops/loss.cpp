@@ -1,21 +1,10 @@
 #include <algorithm>
 
 #include "autograd/ops.h"
+#include "autograd/ops/loss_node.h"
 
 namespace lk {
 namespace {
-
-// d(loss)/dx was made by the forward; what is left is the factor from upstream, a scalar on the
-// device (1 at the end of a tape: exact). The loss is F32 where x is BF16; so is dy.
-struct HeadLossNode : Node {
-  Edge x;
-  Tensor loss_dx;
-  HeadLossNode(Edge x, Tensor loss_dx) : x(x), loss_dx(std::move(loss_dx)) {}
-  const char* name() const override { return "head_loss"; }
-  void backward(Tape& tape, const Tensor& dy) override {
-    if (Sink dx = tape.sink(x)) tape.backend().scale(dx.tensor, dx.mode, 1.0, dy, loss_dx);
-  }
-};
 
 // Note [Chunked loss]: logits (n,V) are the largest matrix of a step and are read only by their own
 // softmax. So a chunk of rows goes through head, cross-entropy and back through the head while it
@@ -24,7 +13,7 @@ struct HeadLossNode : Node {
 // depend on the chunk size.
 // losses (n); and into dx (n,C), if it is defined, the derivative of scale times their sum.
 Tensor head_chunks(Backend& backend, const Tensor& dx, const Tensor& x, const Weight& head,
-                   const Tensor& targets, double scale, std::int64_t chunk_rows) {
+                   const Tensor& targets, const LossScale& scale, std::int64_t chunk_rows) {
   auto [n, C] = x.dims<2>("head_loss: x (n,C)");
   check(head.defined() && head.shape().rank() == 2, "head_loss: head (V,C) is missing");
   const std::int64_t V = head.shape()[0];
@@ -40,7 +29,7 @@ Tensor head_chunks(Backend& backend, const Tensor& dx, const Tensor& x, const We
     Tensor logits = buffer.slice_rows(0, end - begin);
     backend.linear_forward(logits, x.slice_rows(begin, end), head);
     backend.cross_entropy(losses.slice_rows(begin, end), logits, targets.slice_rows(begin, end),
-                          dx.defined(), scale);
+                          dx.defined(), scale.alpha, scale.factor);
     if (dx.defined())
       backend.linear_backward_x(dx.slice_rows(begin, end), GradMode::Write, logits, head);
   }
@@ -51,19 +40,20 @@ Tensor head_chunks(Backend& backend, const Tensor& dx, const Tensor& x, const We
 
 Tensor head_losses(const Tensor& x, const Weight& head, const Tensor& targets,
                    std::int64_t chunk_rows) {
-  return head_chunks(x.backend(), {}, x, head, targets, 1.0, chunk_rows);
+  return head_chunks(x.backend(), {}, x, head, targets, {}, chunk_rows);
 }
 
-Var head_loss(Tape& tape, const Var& x, const Weight& head, const Tensor& targets, double scale,
-              std::int64_t chunk_rows) {
+Var head_loss(Tape& tape, const Var& x, const Weight& head, const Tensor& targets,
+              const LossScale& scale, std::int64_t chunk_rows) {
   const bool wants = tape.wants(x);
   Tensor dx;
   if (wants) dx = tape.activation(x.dtype(), x.value().shape());
   Tensor losses = head_chunks(tape.backend(), dx, x.value(), head, targets, scale, chunk_rows);
   Tensor loss = tape.activation(losses.dtype(), {1});
-  tape.backend().sum(loss, GradMode::Write, scale, losses);
+  tape.backend().sum(loss, GradMode::Write, scale.alpha, losses);
+  if (scale.factor.defined()) tape.backend().scale(loss, GradMode::Write, 1.0, scale.factor, loss);
   if (!wants) return tape.constant(std::move(loss));
-  return tape.record<HeadLossNode>(std::move(loss), x, std::move(dx));
+  return tape.record<LossNode>(std::move(loss), x, std::move(dx));
 }
 
 std::vector<std::string> all_node_names() {
@@ -79,9 +69,8 @@ std::vector<std::string> all_node_names() {
           "gather_rows",
           "geglu",
           "gelu",
-          "head_loss",
-          "host_loss",
           "layernorm",
+          "loss",
           "rmsnorm",
           "rope",
           "swiglu",

@@ -7,6 +7,7 @@
 #include "tensor/cpu/cpu_backend_impl.h"
 #include "tensor/cpu/host_memory.h"
 #include "tensor/cpu/onednn_linear.h"
+#include "tensor/parts.h"
 
 namespace lk {
 namespace {
@@ -71,6 +72,22 @@ void CpuBackend::download(void* dst, const Tensor& src, std::size_t bytes) {
   check(src.contiguous() && bytes == src.bytes(), "download: ", bytes, " bytes from ",
         src.shape().str(), " of ", src.bytes());
   if (bytes) std::memcpy(dst, src.raw(), bytes);
+}
+
+void CpuBackend::upload_made(const Tensor& dst, std::size_t unit_bytes, const MakeUnits& make) {
+  const std::int64_t n = check_units("upload_made", dst, unit_bytes);
+  auto* to = static_cast<std::byte*>(dst.raw());
+  for_parts(n, units_per_part(unit_bytes), [&](std::int64_t first, std::int64_t last) {
+    make(first, last, to + static_cast<std::size_t>(first) * unit_bytes);
+  });
+}
+
+void CpuBackend::look_at(const Tensor& src, std::size_t unit_bytes, const LookAtUnits& look) {
+  const std::int64_t n = check_units("look_at", src, unit_bytes);
+  const auto* from = static_cast<const std::byte*>(src.raw());
+  for_parts(n, units_per_part(unit_bytes), [&](std::int64_t first, std::int64_t last) {
+    look(first, last, from + static_cast<std::size_t>(first) * unit_bytes);
+  });
 }
 
 }  // namespace lk

@@ -23,9 +23,12 @@ class CpuBackend : public Backend {
   std::int64_t free_memory() const override;
   void upload(const Tensor& dst, const void* src, std::size_t bytes) override;
   void download(void* dst, const Tensor& src, std::size_t bytes) override;
+  void upload_made(const Tensor& dst, std::size_t unit_bytes, const MakeUnits& make) override;
+  void look_at(const Tensor& src, std::size_t unit_bytes, const LookAtUnits& look) override;
   void synchronize() override {}  // every call returns with its work done
 
   void fill(const Tensor& x, double value) override;
+  void uniform(const Tensor& x, float bound, const RandomKey& key) override;
   void copy(const Tensor& y, const Tensor& x) override;
   void add(const Tensor& y, const Tensor& a, const Tensor& b) override;
   void scale(const Tensor& y, GradMode mode, double alpha, const Tensor& scalar,
@@ -83,7 +86,7 @@ class CpuBackend : public Backend {
   void scatter_rows(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& rows) override;
 
   void cross_entropy(const Tensor& losses, const Tensor& logits, const Tensor& targets,
-                     bool gradient, double scale) override;
+                     bool gradient, double scale, const Tensor& factor) override;
   void sum(const Tensor& out, GradMode mode, double alpha, const Tensor& x) override;
 
   void sum_squares(const Tensor& out, std::span<const Tensor> tensors) override;

@@ -127,6 +127,23 @@ void CpuBackend::fill(const Tensor& x, double value) {
   });
 }
 
+void CpuBackend::uniform(const Tensor& x, float bound, const RandomKey& key) {
+  dispatch_float(x.dtype(), [&]<class T>() {
+    Matrix<T> m = matrix<T>(x);
+    parallel_pieces(m.rows, m.cols, [&](std::int64_t i, std::int64_t begin, std::int64_t end) {
+      constexpr std::int64_t kDraws = 1024;
+      alignas(64) std::uint32_t draws[kDraws + 8];
+      for (std::int64_t j = begin; j < end; j += kDraws) {
+        const std::int64_t n = std::min(kDraws, end - j), element = i * m.cols + j;
+        const std::int64_t skip = element % 4;
+        philox_quads(draws, key, static_cast<std::uint64_t>(element / 4), (skip + n + 3) / 4);
+        for (std::int64_t k = 0; k < n; ++k)
+          m[i][j + k] = static_cast<T>(bound * (2 * philox_uniform(draws[skip + k]) - 1));
+      }
+    });
+  });
+}
+
 void CpuBackend::copy(const Tensor& y, const Tensor& x) {
   if (y.dtype() == x.dtype()) {  // bytes, whatever the dtype
     std::size_t size = dtype_size(x.dtype()), row = static_cast<std::size_t>(x.cols()) * size;

@@ -22,6 +22,11 @@ void cross_entropy_plain(accumulate_t<T>* losses, Matrix<T> logits, const std::i
   using A = accumulate_t<T>;
   for (std::int64_t i = 0; i < logits.rows; ++i) {
     T* row = logits[i];
+    if (targets[i] == kNoTarget) {
+      losses[i] = 0;
+      if (gradient) std::fill(row, row + logits.cols, T(0));
+      continue;
+    }
     A largest = load(row[0]);
     for (std::int64_t j = 1; j < logits.cols; ++j) largest = std::max(largest, load(row[j]));
     A total = 0;
@@ -77,6 +82,10 @@ void best_softmax_row(T* x, std::int64_t n, float lse, float scale) {
 
 template <class T>
 float cross_entropy_row(T* x, std::int64_t V, std::int32_t target, bool gradient, float scale) {
+  if (target == kNoTarget) {
+    if (gradient) std::fill(x, x + V, T(0));
+    return 0;
+  }
   const float largest = row_max(x, V);
   double total = 0;
   for (std::int64_t j = 0; j < V; j += kPiece)
@@ -100,11 +109,14 @@ LK_SIMD double sum_piece(const T* x, std::int64_t n) {
 }  // namespace
 
 void CpuBackend::cross_entropy(const Tensor& losses, const Tensor& logits, const Tensor& targets,
-                               bool gradient, double scale) {
+                               bool gradient, double scale, const Tensor& factor) {
+  if (factor.defined())
+    scale *= factor.dtype() == DType::F64 ? *factor.data<double>()
+                                          : static_cast<double>(*factor.data<float>());
   const std::int32_t* target = targets.data<std::int32_t>();
   for (std::int64_t i = 0; i < logits.rows(); ++i)
-    check(target[i] >= 0 && target[i] < logits.cols(), "cross_entropy: target ", target[i], " at ",
-          i, " is outside [0, ", logits.cols(), ")");
+    check(target[i] == kNoTarget || (target[i] >= 0 && target[i] < logits.cols()),
+          "cross_entropy: target ", target[i], " at ", i, " is outside [0, ", logits.cols(), ")");
   dispatch_float(logits.dtype(), [&]<class T>() {
     if constexpr (has_fast_path<T>)
       if (fast()) {

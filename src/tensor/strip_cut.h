@@ -1,0 +1,61 @@
+// How cuda/linear_strips.cu and cuda/swiglu_strips.cu cut their work, and so what scratch they
+// take: for them, and for the plan, which has to say it without a GPU.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "tensor/backend.h"
+
+namespace lk::strips {
+
+inline constexpr int kColumns = 128, kMaxParts = 4;
+inline constexpr std::int64_t kBlocks = 264;  // two for each multiprocessor of an H100, all at once
+inline constexpr int kMostRankB = 32;         // of one part, with ds
+inline constexpr std::int64_t kMostThinA = 96;  // of all parts together, without
+
+// Tokens of a block: fewer where the sums of ds, or the thin rows, would leave no room for a second
+// block beside it. `nr`: sixteens of thin columns.
+constexpr int slab_rows(int nr, bool with_ds) { return nr <= (with_ds ? 1 : 3) ? 512 : 256; }
+// Sixteens of thin columns that a kernel is compiled for.
+constexpr int sixteens_b(std::int64_t largest_rank) { return largest_rank <= 16 ? 1 : 2; }
+constexpr int sixteens_a(std::int64_t thin_columns) {
+  const auto nr = static_cast<int>((thin_columns + 15) / 16);
+  return nr <= 4 ? std::max(nr, 1) : 6;
+}
+
+// Do the kernels take these ranks? What they ask of memory comes on top.
+inline bool ranks_fit(std::span<const StripPart> parts) {
+  if (parts.empty() || parts.size() > kMaxParts) return false;
+  for (const StripPart& part : parts)
+    if (part.rank % 8 || part.column % 8 || part.begin % 8 || part.end % 8 ||
+        part.mode == GradMode::Skip)
+      return false;
+  return true;
+}
+inline std::int64_t largest_rank(std::span<const StripPart> parts) {
+  std::int64_t rank = 0;
+  for (const StripPart& part : parts) rank = std::max(rank, part.rank);
+  return rank;
+}
+
+constexpr std::int64_t slabs(std::int64_t n, std::int64_t of) { return (n + of - 1) / of; }
+
+// How many column tiles a block takes, so that all blocks are resident at once if they can.
+inline int tiles_per_slab(std::int64_t row_slabs, const std::vector<std::int64_t>& widths,
+                          std::int64_t most) {
+  std::int64_t tiles = 0;
+  for (std::int64_t w : widths) tiles += slabs(w, kColumns);
+  std::int64_t per_slab = std::max<std::int64_t>(1, tiles * row_slabs / most);
+  auto blocks = [&] {
+    std::int64_t n = 0;
+    for (std::int64_t w : widths) n += slabs(slabs(w, kColumns), per_slab);
+    return n * row_slabs;
+  };
+  while (blocks() > most && per_slab < tiles) ++per_slab;
+  return static_cast<int>(per_slab);
+}
+
+}  // namespace lk::strips
