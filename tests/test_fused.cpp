@@ -178,7 +178,7 @@ TEST_CASE("cuda: recordings of several padded sizes give the bits of launched st
     for (unsigned i = 0; i < kSteps; ++i) {
       std::vector<int> lengths;
       for (int n = 0; n < (i % 5 == 4 ? 40 : 9); ++n)
-        lengths.push_back(20 + static_cast<int>(rng() % 30));
+        lengths.push_back(30 + static_cast<int>(rng() % 10));
       const std::vector<Row> rows = random_rows(lengths, i);
       StepReport r = trainer.step({{pointers(rows, 0, 4), pointers(rows, 4)}});
       recorded += r.recorded;

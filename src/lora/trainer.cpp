@@ -79,15 +79,18 @@ void Trainer::submit(std::span<const HostBatch> micro_batches) {
   const double scale = 1.0 / static_cast<double>(report.supervised_tokens);
 
   report.lr = lr_at(config_.schedule, steps_done_);
-  std::vector<HostBatch> padded;
   Sizes sizes;
-  const bool pad = config_.pad.value_or(cannot_record().empty());
   for (const HostBatch& host : micro_batches) {
     report.tokens += host.n_tokens();
-    sizes.push_back(pad ? padded_size(size_of(host)) : size_of(host));
-    if (!pad) continue;
-    padded.push_back(host);
-    pad_batch(padded.back(), sizes.back());
+    sizes.push_back(size_of(host));
+  }
+  std::vector<HostBatch> padded;
+  const bool pad = config_.pad.value_or(cannot_record().empty());
+  if (pad) {
+    const BatchSize size = padded_size(sizes);
+    padded.assign(micro_batches.begin(), micro_batches.end());
+    for (std::size_t i = 0; i < padded.size(); ++i)
+      if (sizes[i].supervised > 0) pad_batch(padded[i], sizes[i] = size);  // others do not run
   }
 
   // 1. The inputs: batches and learning rate.

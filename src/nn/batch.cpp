@@ -28,12 +28,17 @@ BatchSize size_of(const HostBatch& batch) {
   return {batch.n_tokens(), std::ssize(batch.offsets) - 1, batch.n_supervised()};
 }
 
-BatchSize padded_size(const BatchSize& size) {
-  BatchSize padded;
-  padded.tokens = rounded_up(size.tokens, 16, 64);
-  padded.documents = rounded_up(size.documents + added_documents(size, padded.tokens), 4, 1);
-  padded.supervised = std::min(rounded_up(size.supervised, 4, 16), padded.tokens);
-  return padded;
+BatchSize padded_size(std::span<const BatchSize> sizes) {
+  BatchSize largest;
+  for (const BatchSize& size : sizes) {
+    largest.tokens = std::max(largest.tokens, size.tokens);
+    largest.supervised = std::max(largest.supervised, size.supervised);
+  }
+  const std::int64_t tokens = rounded_up(largest.tokens, 16, 64);
+  for (const BatchSize& size : sizes)
+    largest.documents = std::max(largest.documents, size.documents + added_documents(size, tokens));
+  return {tokens, std::max<std::int64_t>(8, rounded_up(largest.documents, 4, 1)),
+          std::min(rounded_up(largest.supervised, 4, 64), tokens)};
 }
 
 void pad_batch(HostBatch& batch, const BatchSize& to) {

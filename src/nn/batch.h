@@ -6,8 +6,8 @@
 // recorded (Note [Recorded steps] in lora/trainer.h) a whole batch is brought to a size at which
 // others end up as well: by documents made of the missing tokens, empty ones after them, and
 // supervised rows without a target. Nobody attends to the added tokens, and rows without a target
-// have loss 0 and gradient 0, so every other number is what it was. The size is a function of the
-// batch alone.
+// have loss 0 and gradient 0, so every other number is what it was. The size is a function of
+// the step's batches alone.
 #pragma once
 
 #include <span>
@@ -31,10 +31,10 @@ struct BatchSize {
   bool operator==(const BatchSize&) const = default;
 };
 BatchSize size_of(const HostBatch& batch);
-// Each number rounded up to one of few: tokens by a sixteenth at most (and multiples of 64, which a
-// GPU's products work in anyway), documents and supervised rows by a quarter. No supervised rows
-// stay none.
-BatchSize padded_size(const BatchSize& size);
+// One size for all of a step's batches: the largest number of each, rounded up to one of few:
+// tokens by a sixteenth at most, supervised rows by a quarter (both to multiples of 64, which a
+// GPU's products work in anyway), documents by a quarter to at least 8.
+BatchSize padded_size(std::span<const BatchSize> sizes);
 // Note [Padded batches]. Nothing of `to` may be less than the batch has, and it must have room for
 // the rows without a target: to.supervised <= to.tokens.
 void pad_batch(HostBatch& batch, const BatchSize& to);
