@@ -56,7 +56,7 @@ struct Spec {
 std::vector<Spec> specs(const std::string& family) {
   const bool gpt2 = family == "gpt2";
   return {
-      {"wide", 6, {"all-linear"}},
+      {"wide", 7, {"all-linear"}},
       {"narrow", 1,
        gpt2 ? std::vector<std::string>{"c_attn"} : std::vector<std::string>{"q_proj", "v_proj"}},
       {"mlp", 4,
