@@ -13,6 +13,7 @@
 #include "io/json.h"
 #include "io/safetensors.h"
 #include "lora/adapter_io.h"
+#include "nn/fingerprint.h"
 #include "nn/load.h"
 #include "tensor/cpu/cpu_backend.h"
 #include "tiny_model.h"
@@ -71,7 +72,7 @@ inline std::string random_adapter(const ScratchFolder& scratch, const std::strin
   Adapter adapter(model, tiny_lora());
   randomize_b(adapter, 17, 0.3);
   std::filesystem::create_directories(scratch.file(name));
-  save_adapter(scratch.file(name), adapter, path, loaded.fingerprint);
+  save_adapter(scratch.file(name), adapter, path, model_fingerprint(path));
   return scratch.file(name);
 }
 
