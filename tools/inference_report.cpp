@@ -25,8 +25,8 @@ void report_adapters(const InferenceModel& m, std::int64_t batch) {
 }
 
 void report_memory(const Ledger& ledger) {
-  message(concat("memory: weights ", mib(ledger[Tag::Weights].peak_bytes), ", adapters ",
-                 mib(ledger[Tag::Params].peak_bytes), ", key/value cache ",
+  message(concat("memory: weights ", mib(ledger[Tag::Weights].live_bytes), ", adapters ",
+                 mib(ledger[Tag::Params].live_bytes), ", key/value cache ",
                  mib(ledger[Tag::KvCache].peak_bytes), "; all at most ",
                  mib(ledger.total().peak_bytes)));
 }
