@@ -109,6 +109,15 @@ GgufValue gguf_ints(const std::vector<std::int32_t>& v) {
   return value;
 }
 
+GgufValue gguf_floats(const std::vector<float>& v) {
+  GgufValue value;
+  value.type = GgufType::F32;
+  value.is_array = true;
+  value.items = v.size();
+  for (float x : v) put(value.bytes, x);
+  return value;
+}
+
 GgufWriter::GgufWriter(const std::string& path, const Metadata& metadata,
                        std::vector<EncodedTensor> tensors)
     : file_(path), tensors_(std::move(tensors)) {

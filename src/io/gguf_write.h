@@ -19,6 +19,7 @@ GgufValue gguf_bool(bool v);
 GgufValue gguf_string(std::string v);
 GgufValue gguf_strings(std::vector<std::string> v);
 GgufValue gguf_ints(const std::vector<std::int32_t>& v);  // an array of i32
+GgufValue gguf_floats(const std::vector<float>& v);
 
 // Writes the header at once, then waits for the tensors' bytes. Names have at most 63 bytes, shapes
 // rank 1 to 4 (ggml lists dimensions fastest first). Throws IoError; Error for what can't be

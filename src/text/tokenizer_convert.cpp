@@ -7,13 +7,22 @@
 
 #include "io/json.h"
 #include "tensor/error.h"
+#include "text/byte_alphabet.h"
+#include "text/sentencepiece_convert.h"
 #include "text/tokenizer.h"
 
 namespace lk {
 
 namespace {
 
-enum TokenType { kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4, kUnused = 5 };
+enum TokenType {
+  kNormal = 1,
+  kUnknown = 2,
+  kControl = 3,
+  kUserDefined = 4,
+  kUnused = 5,
+  kByte = 6
+};
 
 // What we call a pre-tokenizer, what GGUF does, and its published parts in tokenizer.json.
 struct Family {
@@ -37,8 +46,8 @@ const Family& family_of(const Tokenizer& tokenizer, const std::string& where) {
   for (const Family& f : kFamilies)
     if (tokenizer.pre_tokenizer() == f.name) return f;
   throw InputError(concat(where, ": the tokenizer (pre-tokenizer '", tokenizer.pre_tokenizer(),
-                          "') can't be converted: only byte-level BPE can (gpt2, smollm, llama3, "
-                          "qwen2)"));
+                          "') can't be converted: only sentencepiece's and byte-level BPE's "
+                          "gpt2, smollm, llama3 and qwen2 can"));
 }
 
 Json added_token(std::int64_t id, const std::string& content, bool special) {
@@ -80,18 +89,29 @@ Json post_processor_json(const std::string& bos, std::int64_t bos_id) {
           {"special_tokens", {{bos, {{"id", bos}, {"ids", {bos_id}}, {"tokens", {bos}}}}}}};
 }
 
-}  // namespace
+// Sentencepiece's: no pre-tokenizer cuts a text.
+bool is_pieces(const Tokenizer& tokenizer) { return tokenizer.pre_tokenizer() == "whole"; }
 
-GgufWriter::Metadata gguf_tokenizer(const std::string& folder, std::int64_t vocab_size) {
-  const std::string path = folder + "/tokenizer.json";
-  // Whatever we don't know of it is refused here.
-  const std::unique_ptr<Tokenizer> tokenizer = Tokenizer::from_folder(folder);
-  const Family& family = family_of(*tokenizer, path);
-  const std::int64_t n = tokenizer->n_tokens();
-  if (n > vocab_size)
-    throw InputError(
-        concat(path, ": ids up to ", n - 1, ", but the model has ", vocab_size, " rows"));
-  const Json file = read_json(path);
+std::vector<bool> normal(const std::vector<std::int32_t>& types) {
+  std::vector<bool> is_normal;
+  for (std::int32_t type : types) is_normal.push_back(type == kNormal);
+  return is_normal;
+}
+
+// GGUF's types of the tokens that sentencepiece treats in a way of their own.
+void mark_pieces(const Json& model, const std::string& path, const std::vector<std::string>& tokens,
+                 std::vector<std::int32_t>& types) {
+  const std::string unknown = json_string_or(model, "unk_token", "", path);
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    if (types[i] == kNormal && fallback_byte(tokens[i]) >= 0) types[i] = kByte;
+    if (!unknown.empty() && tokens[i] == unknown) types[i] = kUnknown;
+  }
+}
+
+// Byte-level BPE's, if GGUF's readers will do the rest as the file asks.
+std::vector<std::string> merges_of(const Tokenizer& tokenizer, const Json& file,
+                                   const std::string& path) {
+  const Family& family = family_of(tokenizer, path);
   const Json& model = file.at("model");
   if (json_bool_or(model, "ignore_merges", false, path) !=
       (family.gguf_name == std::string("llama-bpe")))
@@ -103,6 +123,65 @@ GgufWriter::Metadata gguf_tokenizer(const std::string& folder, std::int64_t voca
                      ": normalizer: unusual for this pre-tokenizer, and GGUF has no words "
                      "for it");
 
+  std::vector<std::string> merges;
+  for (const Json& merge : model.at("merges"))
+    merges.push_back(merge.is_string()
+                         ? merge.get<std::string>()
+                         : merge[0].get<std::string>() + " " + merge[1].get<std::string>());
+  return merges;
+}
+
+// What a tokenizer.json has of its kind: normalizer, pre_tokenizer, decoder, and model but its
+// vocab.
+Json byte_level_json(const Family& family, const GgufFile& file) {
+  Json merges = Json::array();
+  for (const std::string& merge : file.get_strings("tokenizer.ggml.merges")) {
+    const std::size_t space = merge.find(' ');
+    merges.push_back({merge.substr(0, space), merge.substr(space + 1)});
+  }
+  return {{"normalizer", family.nfc ? Json{{"type", "NFC"}} : Json(nullptr)},
+          {"pre_tokenizer", pre_tokenizer_json(family)},
+          {"decoder", byte_level(true, true)},
+          {"model",
+           {{"type", "BPE"},
+            {"dropout", nullptr},
+            {"unk_token", nullptr},
+            {"continuing_subword_prefix", nullptr},
+            {"end_of_word_suffix", nullptr},
+            {"fuse_unk", false},
+            {"byte_fallback", false},
+            {"ignore_merges", family.gguf_name == std::string("llama-bpe")},
+            {"merges", std::move(merges)}}}};
+}
+
+Json pieces_json(const GgufFile& file, const std::vector<std::string>& tokens,
+                 const std::vector<std::int32_t>& types) {
+  const PieceScores scores{file.get_floats("tokenizer.ggml.scores"),
+                           file.get_bool_or("tokenizer.ggml.add_space_prefix", true)};
+  const auto unknown = std::find(types.begin(), types.end(), kUnknown) - types.begin();
+  if (unknown == std::ssize(types))
+    throw InputError(file.path() + ": tokenizer.ggml.token_type: no token is of the unknown type");
+  PieceJson p =
+      piece_json(tokens, scores, normal(types), tokens[static_cast<std::size_t>(unknown)]);
+  return {{"normalizer", p.normalizer},
+          {"pre_tokenizer", nullptr},
+          {"decoder", p.decoder},
+          {"model", p.model}};
+}
+
+}  // namespace
+
+GgufWriter::Metadata gguf_tokenizer(const std::string& folder, std::int64_t vocab_size) {
+  const std::string path = folder + "/tokenizer.json";
+  // Whatever we don't know of it is refused here.
+  const std::unique_ptr<Tokenizer> tokenizer = Tokenizer::from_folder(folder);
+  const bool pieces = is_pieces(*tokenizer);
+  const std::int64_t n = tokenizer->n_tokens();
+  if (n > vocab_size)
+    throw InputError(
+        concat(path, ": ids up to ", n - 1, ", but the model has ", vocab_size, " rows"));
+  const Json file = read_json(path);
+  const Json& model = file.at("model");
   std::vector<std::string> tokens(static_cast<std::size_t>(vocab_size));
   std::vector<std::int32_t> types(tokens.size(), kNormal);
   for (const auto& [token, id] : model.at("vocab").items()) tokens[id.get<std::size_t>()] = token;
@@ -114,17 +193,14 @@ GgufWriter::Metadata gguf_tokenizer(const std::string& folder, std::int64_t voca
       if (json_bool_or(entry, key, false, path))
         throw InputError(concat(path, ": added_tokens: \"", tokens[id], "\" has ", key,
                                 ", for which GGUF has no words"));
+    if (pieces && json_bool_or(entry, "normalized", false, path))
+      throw InputError(concat(path, ": added_tokens: \"", tokens[id],
+                              "\" is normalized, for which GGUF has no words"));
   }
   for (std::int64_t i = n; i < vocab_size; ++i) {
     tokens[static_cast<std::size_t>(i)] = concat("[PAD", i, "]");
     types[static_cast<std::size_t>(i)] = kUnused;
   }
-  std::vector<std::string> merges;
-  for (const Json& merge : model.at("merges"))
-    merges.push_back(merge.is_string()
-                         ? merge.get<std::string>()
-                         : merge[0].get<std::string>() + " " + merge[1].get<std::string>());
-
   GgufWriter::Metadata m;
   auto add = [&](const char* key, GgufValue value) {
     m.emplace_back(std::string("tokenizer.ggml.") + key, std::move(value));
@@ -132,11 +208,23 @@ GgufWriter::Metadata gguf_tokenizer(const std::string& folder, std::int64_t voca
   auto add_id = [&](const char* key, std::int32_t id) {
     if (id >= 0) add(key, gguf_u32(static_cast<std::uint32_t>(id)));
   };
-  add("model", gguf_string("gpt2"));
-  add("pre", gguf_string(family.gguf_name));
+  if (pieces) mark_pieces(model, path, tokens, types);
+  add("model", gguf_string(pieces ? "llama" : "gpt2"));
+  add("pre", gguf_string(pieces ? "default" : family_of(*tokenizer, path).gguf_name));
   add("tokens", gguf_strings(tokens));
   add("token_type", gguf_ints(types));
-  add("merges", gguf_strings(std::move(merges)));
+  if (pieces) {
+    const PieceScores p = piece_scores(file, path, tokens, normal(types));
+    // A token that is found in text whole: GGUF's readers go on where it ends, others begin anew.
+    if (p.space_prefix && std::count(types.begin(), types.end(), kUserDefined))
+      throw InputError(path +
+                       ": added_tokens: one is not special, and a space goes before each "
+                       "text: GGUF has no words for both");
+    add("scores", gguf_floats(p.scores));
+    add("add_space_prefix", gguf_bool(p.space_prefix));
+  } else {
+    add("merges", gguf_strings(merges_of(*tokenizer, file, path)));
+  }
   add_id("bos_token_id", tokenizer->bos());
   add_id("eos_token_id", tokenizer->eos());
   // GGUF has two more places for ids that end a generation.
@@ -166,7 +254,7 @@ GgufWriter::Metadata gguf_tokenizer(const std::string& folder, std::int64_t voca
 
 std::vector<std::pair<std::string, std::string>> hf_tokenizer_files(const GgufFile& file) {
   const std::unique_ptr<Tokenizer> tokenizer = Tokenizer::from_gguf(file);
-  const Family& family = family_of(*tokenizer, file.path());
+  const bool pieces = is_pieces(*tokenizer);
   const std::vector<std::string>& tokens = file.get_strings("tokenizer.ggml.tokens");
   std::vector<std::int32_t> types(tokens.size(), kNormal);
   if (file.has_key("tokenizer.ggml.token_type")) types = file.get_ints("tokenizer.ggml.token_type");
@@ -182,41 +270,29 @@ std::vector<std::pair<std::string, std::string>> hf_tokenizer_files(const GgufFi
     vocab[tokens[i]] = i;
     const bool marker = stops.count(id) || id == tokenizer->bos() || id == tokenizer->eos();
     if (types[i] != kControl && types[i] != kUserDefined && !marker) continue;
+    if (pieces && types[i] == kUserDefined)
+      throw InputError(concat(file.path(), ": token ", i, " (\"", tokens[i],
+                              "\") is user-defined: tokenizer.json can't say that the text after "
+                              "it goes on"));
     Json entry = added_token(id, tokens[i], types[i] != kUserDefined);
     added.push_back(entry);
     entry.erase("id");
     decoder_list[std::to_string(id)] = std::move(entry);
   }
-  Json merges = Json::array();
-  for (const std::string& merge : file.get_strings("tokenizer.ggml.merges")) {
-    const std::size_t space = merge.find(' ');
-    merges.push_back({merge.substr(0, space), merge.substr(space + 1)});
-  }
   auto token_at = [&](std::int32_t id) {
     return id < 0 ? Json(nullptr) : Json(tokens[static_cast<std::size_t>(id)]);
   };
   const bool adds_bos = tokenizer->adds_bos() && tokenizer->bos() >= 0;
-  const Json json = {{"version", "1.0"},
-                     {"truncation", nullptr},
-                     {"padding", nullptr},
-                     {"added_tokens", added},
-                     {"normalizer", family.nfc ? Json{{"type", "NFC"}} : Json(nullptr)},
-                     {"pre_tokenizer", pre_tokenizer_json(family)},
-                     {"post_processor",
-                      adds_bos ? post_processor_json(token_at(tokenizer->bos()), tokenizer->bos())
-                               : Json(nullptr)},
-                     {"decoder", byte_level(true, true)},
-                     {"model",
-                      {{"type", "BPE"},
-                       {"dropout", nullptr},
-                       {"unk_token", nullptr},
-                       {"continuing_subword_prefix", nullptr},
-                       {"end_of_word_suffix", nullptr},
-                       {"fuse_unk", false},
-                       {"byte_fallback", false},
-                       {"ignore_merges", family.gguf_name == std::string("llama-bpe")},
-                       {"vocab", vocab},
-                       {"merges", merges}}}};
+  Json json = {{"version", "1.0"},
+               {"truncation", nullptr},
+               {"padding", nullptr},
+               {"added_tokens", added},
+               {"post_processor",
+                adds_bos ? post_processor_json(token_at(tokenizer->bos()), tokenizer->bos())
+                         : Json(nullptr)}};
+  json.update(pieces ? pieces_json(file, tokens, types)
+                     : byte_level_json(family_of(*tokenizer, file.path()), file));
+  json["model"]["vocab"] = std::move(vocab);
 
   auto id_of = [&](const char* key) {
     const std::string name = std::string("tokenizer.ggml.") + key;

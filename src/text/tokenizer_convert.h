@@ -1,4 +1,4 @@
-// Tokenizers from one file format into the other: byte-level BPE only, others are refused by name.
+// Tokenizers from one file format into the other; what the other has no words for is refused by name.
 #pragma once
 
 #include <string>
@@ -12,7 +12,7 @@ namespace lk {
 
 // The tokenizer.* metadata of GGUF for FOLDER's tokenizer. Ids from its last to vocab_size are
 // "[PAD i]", unused, as llama.cpp's own converter fills them. Throws InputError for a tokenizer
-// that GGUF's "gpt2" model can't express.
+// that GGUF's "gpt2" and "llama" models can't express.
 GgufWriter::Metadata gguf_tokenizer(const std::string& folder, std::int64_t vocab_size);
 
 // tokenizer.json, tokenizer_config.json, special_tokens_map.json and, if there is one,

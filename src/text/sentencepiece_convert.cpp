@@ -1,0 +1,151 @@
+#include "text/sentencepiece_convert.h"
+
+#include <algorithm>
+#include <numeric>
+#include <set>
+#include <unordered_map>
+
+#include "tensor/error.h"
+#include "text/tokenizer_builder.h"
+#include "text/utf8.h"
+
+namespace lk {
+
+namespace {
+
+using Ids = std::unordered_map<std::string, std::int32_t>;
+
+Ids mergeable_ids(const std::vector<std::string>& tokens, const std::vector<bool>& mergeable) {
+  Ids ids;
+  for (std::size_t i = 0; i < tokens.size(); ++i)
+    if (mergeable[i]) ids.emplace(tokens[i], static_cast<std::int32_t>(i));
+  return ids;
+}
+
+// Calls visit(left id, right id) for every way to cut a token into two others.
+template <class Visit>
+void for_each_cut(const std::string& token, const Ids& ids, Visit&& visit) {
+  for (std::size_t cut = 0; cut < token.size();) {
+    cut += utf8_length(static_cast<unsigned char>(token[cut]));
+    if (cut >= token.size()) return;
+    const auto left = ids.find(token.substr(0, cut)), right = ids.find(token.substr(cut));
+    if (left != ids.end() && right != ids.end()) visit(left->second, right->second);
+  }
+}
+
+Json replace_spaces() {
+  return {{"type", "Replace"}, {"pattern", {{"String", " "}}}, {"content", kSpaceMark}};
+}
+Json normalizer_json(bool space_prefix) {
+  if (!space_prefix) return replace_spaces();
+  return {{"type", "Sequence"},
+          {"normalizers", {{{"type", "Prepend"}, {"prepend", kSpaceMark}}, replace_spaces()}}};
+}
+Json decoder_json(bool space_prefix) {
+  Json parts = {{{"type", "Replace"}, {"pattern", {{"String", kSpaceMark}}}, {"content", " "}},
+                {{"type", "ByteFallback"}},
+                {{"type", "Fuse"}}};
+  if (space_prefix)
+    parts.push_back({{"type", "Strip"}, {"content", " "}, {"start", 1}, {"stop", 0}});
+  return {{"type", "Sequence"}, {"decoders", parts}};
+}
+
+std::pair<std::string, std::string> merge_of(const Json& merge) {
+  if (!merge.is_string()) return {merge[0].get<std::string>(), merge[1].get<std::string>()};
+  const std::string text = merge.get<std::string>();
+  const std::size_t space = text.find(' ');
+  return {text.substr(0, space), text.substr(space + 1)};
+}
+
+}  // namespace
+
+PieceScores piece_scores(const Json& file, const std::string& path,
+                         const std::vector<std::string>& tokens,
+                         const std::vector<bool>& mergeable) {
+  auto refuse = [&](const std::string& what) {
+    throw InputError(concat(path, ": ", what, ", for which GGUF has no words"));
+  };
+  PieceScores out;
+  const Json null, &model = file.at("model");
+  const Json& normalizer = file.contains("normalizer") ? file.at("normalizer") : null;
+  if (normalizer != normalizer_json(true)) {
+    out.space_prefix = false;
+    Json alone = normalizer;  // a list of one is the same
+    if (alone.is_object() && alone.contains("normalizers") && alone.at("normalizers").size() == 1)
+      alone = alone.at("normalizers")[0];
+    if (alone != normalizer_json(false))
+      refuse("normalizer: not a Replace of spaces alone or after a Prepend");
+  }
+  if (file.contains("pre_tokenizer") && file.at("pre_tokenizer").is_object() &&
+      json_string_or(file.at("pre_tokenizer"), "type", "", path) != "Split")
+    refuse("pre_tokenizer: a Metaspace");
+  if (!file.contains("decoder") || file.at("decoder") != decoder_json(out.space_prefix))
+    refuse("decoder: another than its normalizer asks for");
+  for (const char* key : {"byte_fallback", "fuse_unk"})
+    if (!json_bool_or(model, key, false, path)) refuse(concat("model: ", key, " is false"));
+  if (json_bool_or(model, "ignore_merges", false, path)) refuse("model: ignore_merges");
+
+  // A token's score is the place of its first merge. All its merges must lie together, and be all
+  // that there are.
+  const Ids ids = mergeable_ids(tokens, mergeable);
+  out.scores.assign(tokens.size(), 0);
+  std::vector<bool> made(tokens.size());
+  std::set<std::pair<std::int32_t, std::int32_t>> listed;
+  std::int32_t last = -1, place = 0;
+  for (const Json& merge : model.at("merges")) {
+    const auto [left, right] = merge_of(merge);
+    const auto l = ids.find(left), r = ids.find(right), both = ids.find(left + right);
+    if (l == ids.end() || r == ids.end() || both == ids.end())
+      refuse(concat("model: merges: \"", left, "\" \"", right, "\" is of special tokens"));
+    listed.emplace(l->second, r->second);
+    const std::int32_t token = both->second;
+    if (token == last) continue;
+    if (made[static_cast<std::size_t>(token)])
+      refuse(concat("model: merges: \"", left + right, "\" is made at two places in the order"));
+    made[static_cast<std::size_t>(token)] = true;
+    out.scores[static_cast<std::size_t>(token)] = static_cast<float>(-place++);
+    last = token;
+  }
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    if (!mergeable[i]) continue;
+    for_each_cut(tokens[i], ids, [&](std::int32_t l, std::int32_t r) {
+      if (!listed.count({l, r}))
+        refuse(concat("model: merges: \"", tokens[static_cast<std::size_t>(l)], "\" \"",
+                      tokens[static_cast<std::size_t>(r)],
+                      "\" is no merge although it spells a token"));
+    });
+    if (!made[i]) out.scores[i] = static_cast<float>(-place++);  // never asked for
+  }
+  if (place >= 1 << 24) refuse("more tokens than scores tell apart");
+  return out;
+}
+
+PieceJson piece_json(const std::vector<std::string>& tokens, const PieceScores& pieces,
+                     const std::vector<bool>& mergeable, const std::string& unknown) {
+  const Ids ids = mergeable_ids(tokens, mergeable);
+  std::vector<std::size_t> order(tokens.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+    return pieces.scores[a] > pieces.scores[b];
+  });
+  Json merges = Json::array();
+  for (std::size_t i : order) {
+    if (!mergeable[i]) continue;
+    for_each_cut(tokens[i], ids, [&](std::int32_t l, std::int32_t r) {
+      merges.push_back({tokens[static_cast<std::size_t>(l)], tokens[static_cast<std::size_t>(r)]});
+    });
+  }
+  return {normalizer_json(pieces.space_prefix),
+          decoder_json(pieces.space_prefix),
+          {{"type", "BPE"},
+           {"dropout", nullptr},
+           {"unk_token", unknown},
+           {"continuing_subword_prefix", nullptr},
+           {"end_of_word_suffix", nullptr},
+           {"fuse_unk", true},
+           {"byte_fallback", true},
+           {"ignore_merges", false},
+           {"merges", std::move(merges)}}};
+}
+
+}  // namespace lk
