@@ -7,6 +7,7 @@
 
 #include "cpu_ops.h"
 #include "tensor/cpu/cpu_backend_impl.h"
+#include "tensor/cpu/few_rows.h"
 #include "tensor/cpu/onednn_linear.h"
 
 using namespace lk;
@@ -178,8 +179,11 @@ namespace {
 void check_onednn(DType dtype) {
   CpuBackend native(CpuMode::Fast, CpuBackend::Products::Onednn);
   CpuBackend tiles(CpuMode::Fast, CpuBackend::Products::Tiles);
-  for (auto [T, N, K] :
-       {std::array<std::int64_t, 3>{1, 70, 45}, {37, 64, 64}, {512, 192, 576}, {0, 8, 8}})
+  for (auto [T, N, K] : {std::array<std::int64_t, 3>{1, 70, 45},
+                         {5, 45, 70},
+                         {37, 64, 64},
+                         {512, 192, 576},
+                         {0, 8, 8}})
     for (std::int64_t pad : {0, 8}) {
       Weight w("w", random_tensor(native, dtype, {N, K}, 1)),
           plain("w", random_tensor(tiles, dtype, {N, K}, 1));
@@ -209,6 +213,25 @@ void check_onednn(DType dtype) {
 }
 
 }  // namespace
+
+TEST_CASE("products of up to 8 rows agree with the F64 twin, and a row's bits do not depend on M") {
+  const std::int64_t N = 70;
+  for (DType dtype : {DType::F32, DType::BF16})
+    for (std::int64_t K : {1, 15, 16, 45, 576}) {
+      Tensor w = padded(fast(), dtype, N, K, 3, 1), x = padded(fast(), dtype, 8, K, 3, 2);
+      Tensor all = padded(fast(), dtype, 8, N, 3, 3), want = as_f64(all);
+      cpu::linear_few_rows(all, x, w);
+      reference().linear_forward(want, as_f64(x), Weight("w", as_f64(w)));
+      const double slack = 2 * 0x1p-24 * static_cast<double>(K);
+      check_close(values(all), values(want), unit_roundoff(dtype), {slack}, concat("K ", K));
+      CHECK(padding_intact(all));
+      for (std::int64_t M = 1; M < 8; ++M) {
+        Tensor some = fast().empty(Tag::Workspace, dtype, {M, N});
+        cpu::linear_few_rows(some, x.slice_rows(8 - M, 8), w);
+        CHECK(values(some) == values(all.slice_rows(8 - M, 8)));
+      }
+    }
+}
 
 TEST_CASE("oneDNN's products agree with the F64 twin: f32") { check_onednn(DType::F32); }
 

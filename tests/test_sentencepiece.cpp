@@ -308,7 +308,8 @@ TEST_CASE("a tokenizer.json whose merges are not all that scores would make is r
     }
     return std::string("accepted");
   };
-  CHECK(error_of(Json::object()).find("is no merge although it spells a token") != std::string::npos);
+  CHECK(error_of(Json::object()).find("is no merge although it spells a token") !=
+        std::string::npos);
   CHECK(error_of({{"pre_tokenizer", {{"type", "Metaspace"}}}, {"normalizer", nullptr}})
             .find("GGUF has no words") != std::string::npos);
 }

@@ -1,4 +1,4 @@
-// Tokenizers from one file format into the other; what the other has no words for is refused by name.
+// Tokenizers from one file format into the other; what has no words there is refused by name.
 #pragma once
 
 #include <string>

@@ -20,27 +20,6 @@ struct Piece {
   std::int64_t doc, query, kv_head, begin, end;  // keys of the document
 };
 
-// Eight numbers that the compiler keeps in a register.
-using Eight = float __attribute__((vector_size(32)));
-
-LK_INLINE Eight load_eight(const float* x) {
-  Eight y;
-  __builtin_memcpy(&y, x, sizeof y);
-  return y;
-}
-LK_INLINE Eight load_eight(const bf16* x) {
-  using Ints = std::uint32_t __attribute__((vector_size(32)));
-  using Shorts = std::uint16_t __attribute__((vector_size(16)));
-  Shorts s;
-  __builtin_memcpy(&s, x, sizeof s);
-  return std::bit_cast<Eight>(__builtin_convertvector(s, Ints) << 16);
-}
-LK_INLINE float add_up(Eight x) {
-  using Order = std::int32_t __attribute__((vector_size(32)));
-  const Eight a = x + __builtin_shuffle(x, Order{4, 5, 6, 7, 0, 1, 2, 3});
-  return (a[0] + a[2]) + (a[1] + a[3]);
-}
-
 // score (H, kPieceKeys) = scale * q (H, D) k^T, `n` keys.
 template <int H, class T>
 LK_INLINE void score_keys(float* score, const float* q, const T* k, std::int64_t k_ld, const T* v,

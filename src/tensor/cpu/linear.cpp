@@ -1,5 +1,6 @@
 // Matrix products.
 #include "tensor/cpu/cpu_backend_impl.h"
+#include "tensor/cpu/few_rows.h"
 #include "tensor/cpu/gemm.h"
 #include "tensor/cpu/kernels.h"
 #include "tensor/cpu/onednn_linear.h"
@@ -91,9 +92,6 @@ Matrix<const T> operand(const Tensor& t) {
   return {t.data<T>(), t.rows(), t.cols(), t.ld()};
 }
 
-// Generation: so few rows only read the weight, which our tiles do faster than oneDNN's.
-constexpr std::int64_t kFewTokens = 8;
-
 }  // namespace
 
 bool CpuBackend::keeps_quantised(const GgmlType& type) const { return multiplies_quantised(type); }
@@ -116,7 +114,11 @@ void CpuBackend::linear_forward(const Tensor& y, const Tensor& x, const Weight& 
         x.dtype(), [&]<class T>() { quantised_forward_plain<T>(matrix<T>(y), operand<T>(x), w); });
   }
   auto* packed = dynamic_cast<const OnednnLinear*>(w.packed());
-  if (packed && y.rows() > kFewTokens)
+  // Our own tiles take any number of rows in one order of sums, which Note [Batch independence]
+  // promises; beside oneDNN's, whose order is unknown, decoding reads its weights as they lie.
+  if (packed && y.rows() <= kFewRows)
+    linear_few_rows(y, x, w.values());
+  else if (packed)
     packed->forward(y, x);
   else
     matmul_nt(y, GradMode::Write, 1.0, x, w.values());
@@ -125,7 +127,7 @@ void CpuBackend::linear_forward(const Tensor& y, const Tensor& x, const Weight& 
 void CpuBackend::linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,
                                    const Weight& w) {
   auto* packed = dynamic_cast<const OnednnLinear*>(w.packed());
-  if (packed && dx.rows() > kFewTokens)
+  if (packed && dx.rows() > kFewRows)
     packed->backward(dx, mode, dy);
   else
     matmul_nn(dx, mode, 1.0, dy, w.values());

@@ -41,6 +41,27 @@ LK_INLINE T narrow(float x) {
   }
 }
 
+// Eight numbers that the compiler keeps in a register.
+using Eight = float __attribute__((vector_size(32)));
+
+LK_INLINE Eight load_eight(const float* x) {
+  Eight y;
+  __builtin_memcpy(&y, x, sizeof y);
+  return y;
+}
+LK_INLINE Eight load_eight(const bf16* x) {
+  using Ints = std::uint32_t __attribute__((vector_size(32)));
+  using Shorts = std::uint16_t __attribute__((vector_size(16)));
+  Shorts s;
+  __builtin_memcpy(&s, x, sizeof s);
+  return std::bit_cast<Eight>(__builtin_convertvector(s, Ints) << 16);
+}
+LK_INLINE float add_up(Eight x) {
+  using Order = std::int32_t __attribute__((vector_size(32)));
+  const Eight a = x + __builtin_shuffle(x, Order{4, 5, 6, 7, 0, 1, 2, 3});
+  return (a[0] + a[2]) + (a[1] + a[3]);
+}
+
 // exp(x), relative error below 2^-23: x = n ln 2 + r with |r| <= ln 2 / 2, ln 2 in two parts (Cody
 // & Waite 1980), Taylor's polynomial in r, 2^n by bits. Below -87.3 the result is 0, above 88.7
 // infinite; NaN stays NaN.
