@@ -30,6 +30,7 @@ struct FillOp {
 template <class T, int N>
 struct UniformOp {
   static constexpr int kWidth = N;
+  static constexpr bool kWritesWeights = true;
   Matrix<T> x;
   i64 cols;
   RandomKey key;
