@@ -64,6 +64,16 @@ std::vector<Spec> specs(const std::string& family) {
             : std::vector<std::string>{"layers.1.mlp.down_proj", "gate_proj"}}};
 }
 
+// All of them, each with numbers of its own; their folders.
+std::vector<std::string> write_adapters(const Folder& f, const std::vector<Spec>& adapters,
+                                        const ModelConfig& shape) {
+  std::vector<std::string> folders;
+  for (const Spec& one : adapters)
+    folders.push_back(write_adapter(f, one.name, one.rank, one.targets,
+                                    10 * static_cast<unsigned>(folders.size()) + 1, 0.2, shape));
+  return folders;
+}
+
 // A model whose matrices are whole blocks, twice: kept quantised, and dense with the same values.
 ModelConfig block_config() {
   ModelConfig c = tiny_config();
@@ -120,11 +130,8 @@ void check_mixed_batch(const std::string& family) {
   CAPTURE(family);
   Folder f;
   const std::vector<Spec> adapters = specs(family);
-  std::vector<std::string> folders;
-  for (std::size_t i = 0; i < adapters.size(); ++i)
-    folders.push_back(write_adapter(f, adapters[i].name, adapters[i].rank, adapters[i].targets,
-                                    10 * static_cast<unsigned>(i) + 1, 0.2,
-                                    as_family(tiny_config(), family)));
+  const std::vector<std::string> folders =
+      write_adapters(f, adapters, as_family(tiny_config(), family));
   auto backend = make_cpu_backend(CpuMode::Reference);
   std::vector<Row> rows = random_rows({9, 3, 14, 1, 6, 2}, 3);
   const std::vector<std::int32_t> variants{0, -1, 1, 2, 0, 2};
@@ -184,11 +191,7 @@ TEST_CASE("each row of a mixed batch gets what its own adapter alone gives it, F
 
 TEST_CASE("adapters over quantised weights equal adapters over their dense values, F64") {
   Folder f;
-  std::vector<std::string> folders;
-  const std::vector<Spec> adapters = specs("llama");
-  for (std::size_t i = 0; i < adapters.size(); ++i)
-    folders.push_back(write_adapter(f, adapters[i].name, adapters[i].rank, adapters[i].targets,
-                                    10 * static_cast<unsigned>(i) + 1, 0.2, block_config()));
+  const std::vector<std::string> folders = write_adapters(f, specs("llama"), block_config());
   auto backend = make_cpu_backend(CpuMode::Reference);
   std::vector<Row> rows = random_rows({9, 3, 14, 1, 6}, 3);
   const std::vector<std::int32_t> variants{0, -1, 1, 2, 0};
@@ -222,11 +225,7 @@ TEST_CASE("a projection with adapters over quantised weights is off by its activ
   auto backend = make_cpu_backend(), exact = make_cpu_backend(CpuMode::Reference);
   if (!backend->keeps_quantised(*find_ggml_type(2))) LK_SKIP("no kernels for quantised weights");
   Folder f;
-  std::vector<std::string> folders;
-  const std::vector<Spec> adapters = specs("llama");
-  for (std::size_t i = 0; i < adapters.size(); ++i)
-    folders.push_back(write_adapter(f, adapters[i].name, adapters[i].rank, adapters[i].targets,
-                                    10 * static_cast<unsigned>(i) + 1, 0.2, block_config()));
+  const std::vector<std::string> folders = write_adapters(f, specs("llama"), block_config());
   const std::vector<std::int32_t> offsets{0, 1, 2, 11, 12, 20}, which{0, -1, 1, 2, 0};
   for (const char* type : {"Q8_0", "Q4_0"}) {
     auto quantised = block_transformer(*backend, DType::F32, type, true);

@@ -208,19 +208,9 @@ HostFactors read_factors(const AdapterFile& file, const std::string& module, std
   SafetensorsFile weights(path);
   const LoraShape& shape = file.config.shape;
   HostFactors f{shape.rank, in, out, shape.scale(), {}, {}};
-  auto read = [&](char which, Shape wanted, std::vector<float>& values) {
-    const std::string key = concat(kPrefix, module, ".lora_", which, ".weight");
-    if (Shape s = weights.shape(key); !(s == wanted))
-      throw InputError(
-          concat(path, ": ", key, " has shape ", s.str(), ", this model needs ", wanted.str()));
-    values.resize(static_cast<std::size_t>(wanted.numel()));
-    weights.read_rows(key, 0, wanted[0], values.data());
-    for (std::size_t i = 0; i < values.size(); ++i)
-      if (!std::isfinite(values[i]))
-        throw InputError(concat(path, ": ", key, " holds a non-finite value at element ", i));
-  };
-  read('A', {f.rank, in}, f.a);
-  read('B', {out, f.rank}, f.b);
+  const std::string key = kPrefix + module;
+  f.a = read_matrix(weights, key + ".lora_A.weight", {f.rank, in}, path);
+  f.b = read_matrix(weights, key + ".lora_B.weight", {out, f.rank}, path);
   return f;
 }
 

@@ -102,15 +102,6 @@ std::int32_t piece_id(const TokenizerSpec& spec, const TokenIds& ids, std::strin
                                                                                     : -1;
 }
 
-// Calls visit(left, right) for every way to cut a token in two between characters.
-template <class Visit>
-void for_each_cut(std::string_view token, Visit&& visit) {
-  std::size_t cut = 0;
-  auto next = [&] { cut += utf8_length(static_cast<unsigned char>(token[cut])); };
-  if (!token.empty()) next();
-  for (; cut < token.size(); next()) visit(token.substr(0, cut), token.substr(cut));
-}
-
 std::vector<BytePairs::Merge> scored(const TokenizerSpec& spec, const TokenIds& ids) {
   const std::vector<std::int32_t> ranks = ranks_of(spec);
   std::vector<BytePairs::Merge> merges;

@@ -7,10 +7,20 @@
 
 #include "text/bpe.h"
 #include "text/tokenizer_builder.h"
+#include "text/utf8.h"
 
 namespace lk {
 
 using TokenIds = std::unordered_map<std::string_view, std::int32_t>;  // by vocabulary string
+
+// Calls visit(left, right) for every way to cut a token in two between characters.
+template <class Visit>
+void for_each_cut(std::string_view token, Visit&& visit) {
+  std::size_t cut = 0;
+  auto next = [&] { cut += utf8_length(static_cast<unsigned char>(token[cut])); };
+  if (!token.empty()) next();
+  for (; cut < token.size(); next()) visit(token.substr(0, cut), token.substr(cut));
+}
 
 // The alphabet is spec.byte_level's; merges come from spec.merges, or from spec.scores as
 // sentencepiece does it: two neighbours merge if together they spell a piece, the highest score

@@ -3,34 +3,29 @@
 #include <algorithm>
 #include <numeric>
 #include <set>
-#include <unordered_map>
 
 #include "tensor/error.h"
-#include "text/tokenizer_builder.h"
-#include "text/utf8.h"
+#include "text/link_merges.h"
+#include "text/tokenizer_json_parts.h"
 
 namespace lk {
 
 namespace {
 
-using Ids = std::unordered_map<std::string, std::int32_t>;
-
-Ids mergeable_ids(const std::vector<std::string>& tokens, const std::vector<bool>& mergeable) {
-  Ids ids;
+TokenIds mergeable_ids(const std::vector<std::string>& tokens, const std::vector<bool>& mergeable) {
+  TokenIds ids;
   for (std::size_t i = 0; i < tokens.size(); ++i)
     if (mergeable[i]) ids.emplace(tokens[i], static_cast<std::int32_t>(i));
   return ids;
 }
 
-// Calls visit(left id, right id) for every way to cut a token into two others.
+// Calls visit(left id, right id) for every way to make a token of two others.
 template <class Visit>
-void for_each_cut(const std::string& token, const Ids& ids, Visit&& visit) {
-  for (std::size_t cut = 0; cut < token.size();) {
-    cut += utf8_length(static_cast<unsigned char>(token[cut]));
-    if (cut >= token.size()) return;
-    const auto left = ids.find(token.substr(0, cut)), right = ids.find(token.substr(cut));
-    if (left != ids.end() && right != ids.end()) visit(left->second, right->second);
-  }
+void for_each_merge(const std::string& token, const TokenIds& ids, Visit&& visit) {
+  for_each_cut(token, [&](std::string_view left, std::string_view right) {
+    const auto l = ids.find(left), r = ids.find(right);
+    if (l != ids.end() && r != ids.end()) visit(l->second, r->second);
+  });
 }
 
 Json replace_spaces() {
@@ -48,13 +43,6 @@ Json decoder_json(bool space_prefix) {
   if (space_prefix)
     parts.push_back({{"type", "Strip"}, {"content", " "}, {"start", 1}, {"stop", 0}});
   return {{"type", "Sequence"}, {"decoders", parts}};
-}
-
-std::pair<std::string, std::string> merge_of(const Json& merge) {
-  if (!merge.is_string()) return {merge[0].get<std::string>(), merge[1].get<std::string>()};
-  const std::string text = merge.get<std::string>();
-  const std::size_t space = text.find(' ');
-  return {text.substr(0, space), text.substr(space + 1)};
 }
 
 }  // namespace
@@ -87,28 +75,30 @@ PieceScores piece_scores(const Json& file, const std::string& path,
 
   // A token's score is the place of its first merge. All its merges must lie together, and be all
   // that there are.
-  const Ids ids = mergeable_ids(tokens, mergeable);
+  const TokenIds ids = mergeable_ids(tokens, mergeable);
   out.scores.assign(tokens.size(), 0);
   std::vector<bool> made(tokens.size());
   std::set<std::pair<std::int32_t, std::int32_t>> listed;
   std::int32_t last = -1, place = 0;
-  for (const Json& merge : model.at("merges")) {
-    const auto [left, right] = merge_of(merge);
-    const auto l = ids.find(left), r = ids.find(right), both = ids.find(left + right);
+  const Json& merges = model.at("merges");
+  for (std::size_t rank = 0; rank < merges.size(); ++rank) {
+    const auto [left, right] = tokenizer_json::read_merge(merges[rank], rank, path);
+    const std::string spelling = left + right;
+    const auto l = ids.find(left), r = ids.find(right), both = ids.find(spelling);
     if (l == ids.end() || r == ids.end() || both == ids.end())
       refuse(concat("model: merges: \"", left, "\" \"", right, "\" is of special tokens"));
     listed.emplace(l->second, r->second);
     const std::int32_t token = both->second;
     if (token == last) continue;
     if (made[static_cast<std::size_t>(token)])
-      refuse(concat("model: merges: \"", left + right, "\" is made at two places in the order"));
+      refuse(concat("model: merges: \"", spelling, "\" is made at two places in the order"));
     made[static_cast<std::size_t>(token)] = true;
     out.scores[static_cast<std::size_t>(token)] = static_cast<float>(-place++);
     last = token;
   }
   for (std::size_t i = 0; i < tokens.size(); ++i) {
     if (!mergeable[i]) continue;
-    for_each_cut(tokens[i], ids, [&](std::int32_t l, std::int32_t r) {
+    for_each_merge(tokens[i], ids, [&](std::int32_t l, std::int32_t r) {
       if (!listed.count({l, r}))
         refuse(concat("model: merges: \"", tokens[static_cast<std::size_t>(l)], "\" \"",
                       tokens[static_cast<std::size_t>(r)],
@@ -122,7 +112,7 @@ PieceScores piece_scores(const Json& file, const std::string& path,
 
 PieceJson piece_json(const std::vector<std::string>& tokens, const PieceScores& pieces,
                      const std::vector<bool>& mergeable, const std::string& unknown) {
-  const Ids ids = mergeable_ids(tokens, mergeable);
+  const TokenIds ids = mergeable_ids(tokens, mergeable);
   std::vector<std::size_t> order(tokens.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
   std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
@@ -131,7 +121,7 @@ PieceJson piece_json(const std::vector<std::string>& tokens, const PieceScores& 
   Json merges = Json::array();
   for (std::size_t i : order) {
     if (!mergeable[i]) continue;
-    for_each_cut(tokens[i], ids, [&](std::int32_t l, std::int32_t r) {
+    for_each_merge(tokens[i], ids, [&](std::int32_t l, std::int32_t r) {
       merges.push_back({tokens[static_cast<std::size_t>(l)], tokens[static_cast<std::size_t>(r)]});
     });
   }

@@ -8,21 +8,14 @@
 #include "io/json.h"
 #include "tensor/error.h"
 #include "text/byte_alphabet.h"
+#include "text/gguf_token_type.h"
 #include "text/sentencepiece_convert.h"
 #include "text/tokenizer.h"
+#include "text/tokenizer_json_parts.h"
 
 namespace lk {
 
 namespace {
-
-enum TokenType {
-  kNormal = 1,
-  kUnknown = 2,
-  kControl = 3,
-  kUserDefined = 4,
-  kUnused = 5,
-  kByte = 6
-};
 
 // What we call a pre-tokenizer, what GGUF does, and its published parts in tokenizer.json.
 struct Family {
@@ -124,10 +117,10 @@ std::vector<std::string> merges_of(const Tokenizer& tokenizer, const Json& file,
                      "for it");
 
   std::vector<std::string> merges;
-  for (const Json& merge : model.at("merges"))
-    merges.push_back(merge.is_string()
-                         ? merge.get<std::string>()
-                         : merge[0].get<std::string>() + " " + merge[1].get<std::string>());
+  for (const Json& entry : model.at("merges")) {
+    const auto [left, right] = tokenizer_json::read_merge(entry, merges.size(), path);
+    merges.push_back(left + " " + right);
+  }
   return merges;
 }
 

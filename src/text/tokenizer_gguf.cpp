@@ -4,21 +4,12 @@
 #include "io/gguf.h"
 #include "tensor/error.h"
 #include "text/byte_alphabet.h"
+#include "text/gguf_token_type.h"
 #include "text/tokenizer_builder.h"
 
 namespace lk {
 
 namespace {
-
-// tokenizer.ggml.token_type
-enum TokenType {
-  kNormal = 1,
-  kUnknown = 2,
-  kControl = 3,
-  kUserDefined = 4,
-  kUnused = 5,
-  kByte = 6
-};
 
 PreTokenizer find_pre_tokenizer(const GgufFile& file) {
   const std::string name = file.get_string("tokenizer.ggml.pre");

@@ -19,19 +19,6 @@ namespace {
 
 constexpr std::int64_t kMaxId = std::numeric_limits<std::int32_t>::max();
 
-std::pair<std::string, std::string> read_merge(const Json& merge, std::size_t rank,
-                                               const std::string& where) {
-  if (merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string())
-    return {merge[0].get<std::string>(), merge[1].get<std::string>()};
-  if (merge.is_string()) {
-    const auto& text = merge.get_ref<const std::string&>();
-    const std::size_t space = text.find(' ');
-    if (space != std::string::npos && text.find(' ', space + 1) == std::string::npos)
-      return {text.substr(0, space), text.substr(space + 1)};
-  }
-  refuse(where, concat("merge ", rank, " is not two tokens"));
-}
-
 // Fills the vocabulary, each id once and none left out, whichever list of the file an id comes
 // from.
 class Ids {

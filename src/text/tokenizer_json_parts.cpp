@@ -108,6 +108,19 @@ const Json& object_at(const Json& object, const char* key, const std::string& wh
   return value;
 }
 
+std::pair<std::string, std::string> read_merge(const Json& merge, std::size_t rank,
+                                               const std::string& where) {
+  if (merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string())
+    return {merge[0].get<std::string>(), merge[1].get<std::string>()};
+  if (merge.is_string()) {
+    const auto& text = merge.get_ref<const std::string&>();
+    const std::size_t space = text.find(' ');
+    if (space != std::string::npos && text.find(' ', space + 1) == std::string::npos)
+      return {text.substr(0, space), text.substr(space + 1)};
+  }
+  refuse(where, concat("merge ", rank, " is not two tokens"));
+}
+
 void read_normalizer(const Json& file, TokenizerSpec& spec) {
   if (!present(file, "normalizer")) return;
   const std::string where = spec.where + ": normalizer";

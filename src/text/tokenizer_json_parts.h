@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <utility>
 
 #include "io/json.h"
 #include "text/tokenizer_builder.h"
@@ -17,6 +18,10 @@ const Json& object_at(const Json& object, const char* key, const std::string& wh
 void read_normalizer(const Json& file, TokenizerSpec& spec);
 void read_pre_tokenizer(const Json& file, TokenizerSpec& spec);
 void read_decoder(const Json& file, TokenizerSpec& spec);
+
+// A merge, as two strings or as one with a space between.
+std::pair<std::string, std::string> read_merge(const Json& entry, std::size_t rank,
+                                               const std::string& where);
 
 // The token that the post-processor puts before every text, empty if none.
 std::string leading_token(const Json& file, const std::string& path);
