@@ -14,6 +14,7 @@ namespace {
 
 using namespace lk;
 using program::PromptRow;
+using program::write;
 
 struct Settings {
   InferenceSettings inference;
@@ -39,19 +40,14 @@ OrderedJson as_json(const PromptRow& p, std::size_t n_prompt, const Generation& 
   return out;
 }
 
-bool write(std::string_view text) {
-  std::fwrite(text.data(), 1, text.size(), stdout);
-  std::fflush(stdout);
-  return true;
-}
-
 void answer_all(const Settings& s, InferenceModel& m, const std::vector<PromptRow>& prompts) {
+  std::optional<ChatTemplate> chat;
+  if (s.chat) chat = ChatTemplate::choose(*m.tokenizer, s.chat_template);
   std::vector<GenerationRequest> requests;
   for (const PromptRow& p : prompts) {
     std::vector<std::int32_t> ids;
-    if (s.chat) {
-      const ChatTemplate chat = ChatTemplate::choose(*m.tokenizer, s.chat_template);
-      const RenderedChat text = chat.render({{"user", p.text}}, true);
+    if (chat) {
+      const RenderedChat text = chat->render({{"user", p.text}}, true);
       ids = m.tokenizer->encode(text.text, text.content);
     } else {
       ids = m.tokenizer->encode(p.text);

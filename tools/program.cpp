@@ -136,6 +136,12 @@ const std::atomic<int>& install_signal_handlers() {
   return g_signal;
 }
 
+bool write(std::string_view text) {
+  std::fwrite(text.data(), 1, text.size(), stdout);
+  std::fflush(stdout);
+  return true;
+}
+
 void message(const std::string& text) {
   close_line();
   std::fprintf(stderr, "%s\n", text.c_str());

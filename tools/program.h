@@ -6,6 +6,7 @@
 #include <atomic>
 #include <functional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace lk::program {
@@ -37,6 +38,8 @@ const std::atomic<int>& install_signal_handlers();
 // One line on stderr. On a terminal a progress line is redrawn in place; elsewhere a line is
 // printed every so often.
 void message(const std::string& text);
+// To stdout, at once; true, for callbacks that may ask for an end.
+bool write(std::string_view text);
 void progress(const std::string& text, bool important);
 bool colour();  // stdout is a terminal and NO_COLOR is not set
 

@@ -11,12 +11,6 @@
 namespace lk::program {
 namespace {
 
-bool write(std::string_view text) {
-  std::fwrite(text.data(), 1, text.size(), stdout);
-  std::fflush(stdout);
-  return true;
-}
-
 // One line of the user; false ends the conversation.
 bool answer(InferenceModel& m, Conversation& chat, const std::string& line) {
   if (line == "/exit") return false;
