@@ -9,6 +9,7 @@
 #include "lora/lora_linear.h"
 #include "lora/trainer.h"
 #include "nn/adamw.h"
+#include "nn/weight_hash.h"
 #include "tiny_model.h"
 
 using namespace lk;

@@ -18,6 +18,7 @@
 #include "nn/fingerprint.h"
 #include "nn/gguf_names.h"
 #include "nn/load.h"
+#include "nn/weight_hash.h"
 #include "smollm2.h"
 #include "tensor/cpu/cpu_backend.h"
 #include "tensor/cpu/quantised_linear.h"
@@ -274,10 +275,10 @@ TEST_CASE("load: matrices that stay quantised hold the same values in their file
     LoadedModel dense = load_weights(*backend, path, DType::F32);
     const std::int64_t dense_bytes = backend->ledger()[Tag::Weights].live_bytes;
     std::int64_t announced = 0;
-    LoadedModel kept = load_weights(
-        *backend, path, DType::F32,
-        [&](std::int64_t, std::int64_t total, const std::string&) { announced = total; },
-        WeightStorage::Quantised);
+    LoadedModel kept = load_weights(*backend, path, DType::F32,
+                                    {.progress = [&](std::int64_t, std::int64_t total,
+                                                     const std::string&) { announced = total; },
+                                     .storage = WeightStorage::Quantised});
     const std::int64_t bytes = backend->ledger()[Tag::Weights].live_bytes - dense_bytes;
     CHECK(kept.weights.tied());
     auto want = all_weights(dense.weights);
@@ -340,14 +341,15 @@ TEST_CASE("load: fingerprints and progress") {
   Sha256 all;
   all.update(lines.data(), lines.size());
   std::int64_t last = 0, total = 0, calls = 0;
-  model = load_weights(*backend, kModels + "mistral_linear", DType::F32,
-                       [&](std::int64_t done, std::int64_t of, const std::string& name) {
-                         CHECK(done > last);
-                         CHECK(!name.empty());
-                         last = done;
-                         total = of;
-                         ++calls;
-                       });
+  model =
+      load_weights(*backend, kModels + "mistral_linear", DType::F32,
+                   {.progress = [&](std::int64_t done, std::int64_t of, const std::string& name) {
+                     CHECK(done > last);
+                     CHECK(!name.empty());
+                     last = done;
+                     total = of;
+                     ++calls;
+                   }});
   CHECK(model_fingerprint(kModels + "mistral_linear") == all.hex());
   CHECK(last == total);
   CHECK(total == 4 * model.config.n_parameters());
@@ -520,7 +522,7 @@ TEST_CASE("load: a failing disk at any point is an error that leaves nothing beh
         {
           FsOverride in_use(failing);
           try {
-            load_weights(*backend, kModels + model, DType::F32, {}, storage);
+            load_weights(*backend, kModels + model, DType::F32, {.storage = storage});
           } catch (const IoError&) {
             failed = true;
           }
@@ -541,15 +543,16 @@ TEST_CASE("load: a memory limit at any point is an error that leaves nothing beh
     auto backend = make_cpu_backend();
     const std::string path =
         kModels + (storage == WeightStorage::Dense ? "biases" : "tied_gqa.q8_0.gguf");
-    load_weights(*backend, path, DType::F32, {}, storage);
+    load_weights(*backend, path, DType::F32, {.storage = storage});
     const std::int64_t needed = backend->ledger().total().peak_bytes;
     for (std::int64_t limit = 1; limit < needed; limit += needed / 50) {
       backend->set_memory_limit(limit);
-      CHECK_THROWS_AS(load_weights(*backend, path, DType::F32, {}, storage), OutOfMemoryError);
+      CHECK_THROWS_AS(load_weights(*backend, path, DType::F32, {.storage = storage}),
+                      OutOfMemoryError);
       CHECK(backend->ledger().total().live_bytes == 0);
     }
     backend->set_memory_limit(needed);
-    CHECK_NOTHROW(load_weights(*backend, path, DType::F32, {}, storage));
+    CHECK_NOTHROW(load_weights(*backend, path, DType::F32, {.storage = storage}));
   }
 }
 
@@ -583,6 +586,41 @@ TEST_CASE("weights_sha256 sees every byte and name") {
   values.back() = std::nextafter(values.back(), 10.0f);
   backend->upload(down, values.data(), down.bytes());
   CHECK(before != weights_sha256(model.weights));
+}
+
+TEST_CASE("weights hashed as they are read are what the device holds") {
+  auto backend = make_cpu_backend();
+  for (const auto& entry : std::filesystem::directory_iterator(kModels)) {
+    if (!entry.is_directory() && entry.path().extension() != ".gguf") continue;
+    CAPTURE(entry.path());
+    for (DType dtype : {DType::F32, DType::BF16}) {
+      LoadedModel model = load_weights(*backend, entry.path(), dtype, {.hash = true});
+      CHECK(model.sha256 == weights_sha256(model.weights));
+      CHECK(load_weights(*backend, entry.path(), dtype).sha256.empty());
+    }
+  }
+  CHECK_THROWS_AS(load_weights(*backend, kModels + "tied_gqa.q8_0.gguf", DType::F32,
+                               {.storage = WeightStorage::Quantised, .hash = true}),
+                  Error);
+}
+
+TEST_CASE("tensor_sha256: of the rows' hashes, wherever the rows lie") {
+  auto backend = make_cpu_backend();
+  std::vector<float> values(7 * 5);
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i);
+  const Tensor all = backend->empty(Tag::Workspace, DType::F32, {7, 5});
+  backend->upload(all, values.data(), all.bytes());
+  Sha256 rows;
+  for (std::size_t i = 0; i < 7; ++i) {
+    Sha256 row;
+    row.update(values.data() + 5 * i, 3 * sizeof(float));
+    const Sha256::Digest digest = row.digest();
+    rows.update(digest.data(), digest.size());
+  }
+  CHECK(tensor_sha256(all.slice_cols(0, 3)) == rows.hex());
+  CHECK(tensor_sha256(dense(all.slice_cols(0, 3))) == tensor_sha256(all.slice_cols(0, 3)));
+  CHECK(tensor_sha256(all) != tensor_sha256(all.reshape({5, 7})));
+  CHECK(tensor_sha256(backend->empty(Tag::Workspace, DType::F32, {0, 5})) == Sha256().hex());
 }
 
 TEST_CASE("random weights are a function of shape and seed") {
@@ -655,7 +693,7 @@ TEST_CASE("load: SmolLM2-135M quantised takes its file's size") {
   if (cpu::quantised_tiles().empty()) LK_SKIP("no kernels for quantised weights");
   auto backend = make_cpu_backend();
   auto start = std::chrono::steady_clock::now();
-  LoadedModel model = load_model(*backend, path, DType::F32, {}, WeightStorage::Quantised);
+  LoadedModel model = load_model(*backend, path, DType::F32, {.storage = WeightStorage::Quantised});
   std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   const std::int64_t bytes = backend->ledger()[Tag::Weights].live_bytes;
   std::printf("SmolLM2 quantised: %.2f s, %lld MiB\n", seconds.count(),

@@ -9,6 +9,7 @@
 #include "lora/checkpoint.h"
 #include "lora/proof.h"
 #include "lora/trainer.h"
+#include "nn/weight_hash.h"
 #include "tensor/cpu/cpu_backend_impl.h"
 #include "text/sampler.h"
 #include "tiny_model.h"

@@ -38,17 +38,28 @@ void Sha256::update(const void* data, std::size_t bytes) {
   std::copy_n(p + bytes / 64 * 64, bytes % 64, buffer_.begin());
 }
 
-std::string Sha256::hex() {
+Sha256::Digest Sha256::digest() {
   std::uint64_t bits = total_ * 8;
   const std::uint8_t padding[64] = {0x80};
   update(padding, 1 + (119 - total_ % 64) % 64);  // up to 8 bytes before the end of a block
   std::uint8_t length[8];
   for (int i = 0; i < 8; ++i) length[i] = static_cast<std::uint8_t>(bits >> (56 - 8 * i));
   update(length, 8);
+  Digest out;
+  for (std::size_t i = 0; i < out.size(); ++i)
+    out[i] = static_cast<std::uint8_t>(state_[i / 4] >> (24 - 8 * (i % 4)));
+  return out;
+}
+
+std::string Sha256::hex() { return sha256_hex(digest()); }
+
+std::string sha256_hex(const Sha256::Digest& digest) {
   constexpr char kDigits[] = "0123456789abcdef";
   std::string out;
-  for (std::uint32_t word : state_)
-    for (int shift = 28; shift >= 0; shift -= 4) out += kDigits[(word >> shift) & 15];
+  for (std::uint8_t byte : digest) {
+    out += kDigits[byte >> 4];
+    out += kDigits[byte & 15];
+  }
   return out;
 }
 

@@ -11,8 +11,10 @@ namespace lk {
 
 class Sha256 {
  public:
+  using Digest = std::array<std::uint8_t, 32>;
   Sha256();
   void update(const void* data, std::size_t bytes);
+  Digest digest();    // finishes
   std::string hex();  // finishes; 64 lower-case hex digits
 
  private:
@@ -20,6 +22,8 @@ class Sha256 {
   std::array<std::uint8_t, 64> buffer_;
   std::uint64_t total_ = 0;
 };
+
+std::string sha256_hex(const Sha256::Digest& digest);
 
 // The whole file's, read in pieces. Throws as InputFile does. Empty if `stop` became true before
 // the end.

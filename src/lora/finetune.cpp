@@ -15,6 +15,7 @@
 #include "nn/fingerprint.h"
 #include "nn/load.h"
 #include "nn/prefetch.h"
+#include "nn/weight_hash.h"
 
 namespace lk {
 namespace {
@@ -72,7 +73,8 @@ class Run {
   void load() {
     auto start = Clock::now();
     fingerprint_ = std::make_unique<Fingerprint>(s_.model);  // beside all that follows
-    LoadedModel loaded = load_weights(*backend_, s_.model, dtype_);
+    LoadedModel loaded = load_weights(*backend_, s_.model, dtype_, {.hash = s_.verify_base});
+    facts_.base_hash = loaded.sha256;
     model_ = std::make_unique<Transformer>(*backend_, loaded.config, std::move(loaded.weights),
                                            dtype_, s_.seq_len);
     weights_bytes_ = backend_->ledger()[Tag::Weights].live_bytes;
@@ -80,7 +82,6 @@ class Run {
                              dtype_name(dtype_), " on ", backend_->name(), " (",
                              backend_->description(), ")"));
     facts_.load_seconds = seconds_since(start);
-    if (s_.verify_base) facts_.base_hash = weights_sha256(model_->weights());
   }
 
   void build() {

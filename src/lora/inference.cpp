@@ -70,7 +70,7 @@ InferenceModel open_inference(const InferenceSettings& settings) {
         return names_base(one.second);
       }))
     fingerprint = std::make_unique<Fingerprint>(settings.model);
-  LoadedModel loaded = load_model(*m.backend, settings.model, dtype, {}, storage);
+  LoadedModel loaded = load_model(*m.backend, settings.model, dtype, {.storage = storage});
   if (settings.weights == "quantised") {
     bool any = false;
     visit_weights(loaded.weights, [&](const Weight& w) { any = any || w.quantised(); });

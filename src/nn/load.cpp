@@ -60,15 +60,17 @@ void check_tied_head(const TensorReader& reader, const ModelConfig& c,
                             ", but tie_word_embeddings is true"));
 }
 
-ModelWeights stream_weights(Backend& backend, const WeightSource& source, const ModelConfig& config,
-                            DType dtype, const LoadProgress& progress, WeightStorage storage) {
-  ModelWeights weights;
+void stream_weights(Backend& backend, const WeightSource& source, DType dtype,
+                    const LoadOptions& options, LoadedModel& model) {
+  const ModelConfig& config = model.config;
+  ModelWeights& weights = model.weights;
   std::vector<WeightSlot> slots = weight_slots(config, weights);
   check_inventory(source, config, slots);
   if (config.tie_embeddings && !source.layout.gguf)
     check_tied_head(*source.reader, config, source.layout.find(slots[0]).name);
 
-  WeightLoader loader(backend, source, dtype, storage);
+  WeightLoader loader(backend, source, dtype, options.storage);
+  WeightsHash hash;
   std::int64_t total = 0, done = 0;
   for (const WeightSlot& slot : slots) total += loader.bytes(slot);
   if (std::int64_t free = backend.free_memory(); total > free)
@@ -76,13 +78,19 @@ ModelWeights stream_weights(Backend& backend, const WeightSource& source, const 
                                   " MiB as ", dtype_name(dtype), ", ", backend.name(), " has ",
                                   free >> 20, " MiB left"));
   for (WeightSlot& slot : slots) {
-    *slot.weight = loader.load(slot);
+    if (options.hash) {
+      RowHashes rows(slot.shape, dtype);
+      *slot.weight = loader.load(slot, &rows);
+      hash.add(slot.name, rows);
+    } else {
+      *slot.weight = loader.load(slot);
+    }
     if (slot.linear) backend.prepare_linear(*slot.weight);
     done += loader.bytes(slot);
-    if (progress) progress(done, total, slot.name);
+    if (options.progress) options.progress(done, total, slot.name);
   }
   if (config.tie_embeddings) tie_head(backend, weights);
-  return weights;
+  if (options.hash) model.sha256 = hash.hex();
 }
 
 bool is_folder(const std::string& path) {
@@ -91,7 +99,7 @@ bool is_folder(const std::string& path) {
 }
 
 LoadedModel load(Backend& backend, const std::string& path, DType dtype,
-                 const LoadProgress& progress, WeightStorage storage) {
+                 const LoadOptions& options) {
   check(is_float(dtype), "load_model: compute dtype ", dtype_name(dtype));
   LoadedModel model;
   model.path = path;
@@ -108,7 +116,7 @@ LoadedModel load(Backend& backend, const std::string& path, DType dtype,
     source.reader = std::move(file);
     source.config_name = "its metadata";
   }
-  model.weights = stream_weights(backend, source, model.config, dtype, progress, storage);
+  stream_weights(backend, source, dtype, options, model);
   return model;
 }
 
@@ -131,17 +139,17 @@ ModelHead read_model_head(const std::string& path) {
 }
 
 LoadedModel load_model(Backend& backend, const std::string& path, DType compute_dtype,
-                       const LoadProgress& progress, WeightStorage storage) {
+                       const LoadOptions& options) {
   ModelHead head = read_model_head(path);  // a bad tokenizer is found before the weights are read
-  LoadedModel model = load(backend, path, compute_dtype, progress, storage);
+  LoadedModel model = load(backend, path, compute_dtype, options);
   model.tokenizer = std::move(head.tokenizer);
   model.chat_template = model.tokenizer->chat_template();
   return model;
 }
 
 LoadedModel load_weights(Backend& backend, const std::string& path, DType compute_dtype,
-                         const LoadProgress& progress, WeightStorage storage) {
-  return load(backend, path, compute_dtype, progress, storage);
+                         const LoadOptions& options) {
+  return load(backend, path, compute_dtype, options);
 }
 
 }  // namespace lk

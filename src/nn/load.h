@@ -19,6 +19,7 @@ struct LoadedModel {
   std::unique_ptr<Tokenizer> tokenizer;  // null after load_weights()
   std::string path;
   std::string chat_template;  // the template's text, empty if the model has none
+  std::string sha256;         // weights_sha256(), if asked for
 };
 
 // What a model says of itself before any tensor is read.
@@ -38,20 +39,26 @@ using LoadProgress =
 // backend multiplies such blocks (inference only).
 enum class WeightStorage : std::uint8_t { Dense, Quantised };
 
+struct LoadOptions {
+  LoadProgress progress = {};
+  WeightStorage storage = WeightStorage::Dense;
+  // Hash the weights as they are read: later, weights_sha256() (nn/weight_hash.h) of what the
+  // device then holds must be equal. Dense only.
+  bool hash = false;
+};
+
 // `path` is a .gguf file or a folder with config.json, model*.safetensors and tokenizer.json.
 //
 // Every tensor that the config asks for must be there with exactly its shape, and every tensor in
 // the file must be asked for (buffers of rotary frequencies aside); values must be finite. LLaMA's
 // GGUF row order of q and k is undone. Weights are stored in compute_dtype (Tag::Weights), or as
-// `storage` says.
+// options.storage says.
 // Streams: besides the weights it holds less than 100 MiB. Throws InputError naming file and
 // tensor, IoError, OutOfMemoryError.
 LoadedModel load_model(Backend& backend, const std::string& path, DType compute_dtype,
-                       const LoadProgress& progress = {},
-                       WeightStorage storage = WeightStorage::Dense);
+                       const LoadOptions& options = {});
 // The same without the tokenizer, for callers that bring token ids.
 LoadedModel load_weights(Backend& backend, const std::string& path, DType compute_dtype,
-                         const LoadProgress& progress = {},
-                         WeightStorage storage = WeightStorage::Dense);
+                         const LoadOptions& options = {});
 
 }  // namespace lk

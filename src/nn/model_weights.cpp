@@ -2,25 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 #include <span>
 #include <vector>
 
-#include "io/sha256.h"
-#include "tensor/parts.h"
-
 namespace lk {
 namespace {
-
-// Rows of a matrix (or the whole vector) per block of at most kWeightBlockBytes, at least one.
-std::int64_t rows_per_block(const Tensor& t) {
-  std::int64_t row_bytes = t.cols() * static_cast<std::int64_t>(dtype_size(t.dtype()));
-  return std::max<std::int64_t>(1, kWeightBlockBytes / std::max<std::int64_t>(row_bytes, 1));
-}
-
-Tensor as_matrix(const Tensor& t) {
-  return t.shape().rank() == 2 ? t : t.reshape({t.rows(), t.cols()});
-}
 
 template <class T>
 void upload_as(Backend& backend, const Tensor& dst, std::span<const float> values) {
@@ -131,38 +117,6 @@ void upload_rounded(Backend& backend, const Tensor& dst, std::span<const float> 
   } else {
     dispatch_float(dst.dtype(), [&]<class T>() { upload_as<T>(backend, dst, values); });
   }
-}
-
-std::string tensor_sha256(const Tensor& t) {
-  constexpr auto kPiece = static_cast<std::size_t>(kPartBytes);
-  if (t.bytes() == 0) return Sha256().hex();
-  std::vector<std::string> pieces((t.bytes() + kPiece - 1) / kPiece);
-  // Units of as many bytes as divide both the whole and a piece: a piece is what is looked at.
-  const std::size_t unit = std::gcd(t.bytes(), kPiece);
-  t.backend().look_at(t, unit, [&](std::int64_t first, std::int64_t last, const std::byte* at) {
-    Sha256 piece;
-    piece.update(at, static_cast<std::size_t>(last - first) * unit);
-    pieces[static_cast<std::size_t>(first) * unit / kPiece] = piece.hex();
-  });
-  Sha256 all;
-  for (const std::string& hex : pieces) all.update(hex.data(), hex.size());
-  return all.hex();
-}
-
-std::string weights_sha256(const ModelWeights& weights) {
-  Sha256 all;
-  visit_weights(weights, [&](const Weight& weight) {
-    // The terminating zero keeps name and hashes apart.
-    all.update(weight.name().c_str(), weight.name().size() + 1);
-    const Tensor t = as_matrix(weight.values());
-    const std::int64_t step = rows_per_block(t);
-    for (std::int64_t begin = 0; begin < t.rows(); begin += step) {
-      const std::string hex =
-          tensor_sha256(dense(t.slice_rows(begin, std::min(begin + step, t.rows()))));
-      all.update(hex.data(), hex.size());
-    }
-  });
-  return all.hex();
 }
 
 ModelWeights random_weights(Backend& backend, const ModelConfig& config, DType dtype,

@@ -60,14 +60,6 @@ inline constexpr std::int64_t kWeightBlockBytes = std::int64_t{16} << 20;
 // dst (any floating dtype, contiguous) = values, rounded to nearest even.
 void upload_rounded(Backend& backend, const Tensor& dst, std::span<const float> values);
 
-// SHA-256 over the SHA-256 of each MiB of a contiguous tensor's bytes as they are on the device
-// now: in pieces, so that all threads hash.
-std::string tensor_sha256(const Tensor& t);
-// SHA-256 over names and bytes of all tensors: for each its name and the tensor_sha256 of blocks of
-// whole rows of up to 16 MiB. The same before and after training: proof that the base did not
-// change.
-std::string weights_sha256(const ModelWeights& weights);
-
 // Uniformly distributed matrices and biases (standard deviation 0.02), gains 1; the same for a seed
 // on every device. For benches and tests.
 ModelWeights random_weights(Backend& backend, const ModelConfig& config, DType dtype,

@@ -7,6 +7,7 @@
 #include "io/tensor_reader.h"
 #include "nn/file_layout.h"
 #include "nn/load.h"
+#include "nn/weight_hash.h"
 
 namespace lk {
 
@@ -30,13 +31,14 @@ class WeightLoader {
 
   // Bytes in memory.
   std::int64_t bytes(const WeightSlot& slot) const;
-  Weight load(const WeightSlot& slot);
+  // `hashes`: takes the rows of a dense weight as they pass by, if not null.
+  Weight load(const WeightSlot& slot, RowHashes* hashes = nullptr);
 
  private:
   // The type of the blocks in which the tensor stays, null if it becomes dense.
   const GgmlType* kept_type(const WeightSlot& slot) const;
   Tensor load_blocks(const WeightSlot& slot, const GgmlType& type) const;
-  Tensor load_dense(const WeightSlot& slot);
+  Tensor load_dense(const WeightSlot& slot, RowHashes* hashes);
   void load_transposed(const std::string& name, const Tensor& tensor);
   void check_finite(const std::string& name, bool finite) const;
 
