@@ -15,7 +15,7 @@ namespace {
 template <class T, int N>
 struct FillOp {
   static constexpr int kWidth = N;
-  static constexpr bool kWritesWeights = true;
+  using WritesWeights = void;
   Matrix<T> y;
   float value;
   __device__ void operator()(i64 row, i64 col) const {
@@ -30,7 +30,7 @@ struct FillOp {
 template <class T, int N>
 struct UniformOp {
   static constexpr int kWidth = N;
-  static constexpr bool kWritesWeights = true;
+  using WritesWeights = void;
   Matrix<T> x;
   i64 cols;
   RandomKey key;
@@ -55,7 +55,7 @@ struct UniformOp {
 template <class TY, class TX, int N>
 struct CopyOp {
   static constexpr int kWidth = N;
-  static constexpr bool kWritesWeights = true;
+  using WritesWeights = void;
   Matrix<TY> y;
   Matrix<const TX> x;
   __device__ void operator()(i64 row, i64 col) const {

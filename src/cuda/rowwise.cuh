@@ -2,7 +2,7 @@
 //
 // An Op is a struct passed by value with `static constexpr int kWidth` and
 //   __device__ void operator()(i64 row, i64 col) const      // handles columns [col, col + kWidth)
-// and `static constexpr bool kWritesWeights = true` if it may write weights.
+// and `using WritesWeights = void` if it may write weights.
 // Threads of a block lie along the columns first, as many as the row needs (a power of two), so
 // neither narrow nor wide rows waste threads, and no index is ever divided. Contiguous tensors are
 // passed as one long row.
@@ -36,7 +36,7 @@ void launch_rowwise(const char* name, i64 rows, i64 cols, cudaStream_t stream, c
   i64 blocks_x = std::min<i64>(ceil_div(packs, x), i64{1} << 30);
   i64 blocks_y = std::min<i64>(ceil_div(rows, block.y), 65535);
   dim3 grid = grid_of(blocks_x, blocks_y);
-  if constexpr (requires { Op::kWritesWeights; })
+  if constexpr (requires { typename Op::WritesWeights; })
     launch(name, rowwise_kernel<Op>, grid, block, 0, stream, rows, cols, op);
   else
     launch_early(name, rowwise_kernel<Op>, grid, block, stream, rows, cols, op);
