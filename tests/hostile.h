@@ -109,7 +109,7 @@ std::string raw(T value) {
   std::memcpy(bytes.data(), &value, sizeof value);
   return bytes;
 }
-inline std::string raw_floats(std::initializer_list<float> values) {
+inline std::string raw_floats(const std::vector<float>& values) {
   std::string bytes;
   for (float v : values) bytes += raw(v);
   return bytes;

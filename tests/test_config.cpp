@@ -14,7 +14,7 @@
 namespace lk {
 namespace {
 
-using test::GgufBuilder;
+using test::TinyGguf;
 
 Json llama() {
   return parse_json(R"({"architectures": ["LlamaForCausalLM"], "model_type": "llama",
@@ -53,8 +53,8 @@ std::string temp_path(const std::string& name) {
 }
 
 // A minimal llama in GGUF: 1 layer, 2 heads of 4, vocabulary 6.
-GgufBuilder tiny_gguf() {
-  GgufBuilder b;
+TinyGguf tiny_gguf() {
+  TinyGguf b;
   b.string("general.architecture", "llama")
       .u32("llama.context_length", 128)
       .u32("llama.embedding_length", 8)
@@ -69,13 +69,13 @@ GgufBuilder tiny_gguf() {
   return b;
 }
 
-ModelConfig read_gguf(const GgufBuilder& b) {
+ModelConfig read_gguf(const TinyGguf& b) {
   std::string path = temp_path("model.gguf");
   b.write(path);
   return config_from_gguf(GgufFile(path));
 }
 
-std::string gguf_refusal(const GgufBuilder& b) {
+std::string gguf_refusal(const TinyGguf& b) {
   try {
     read_gguf(b);
   } catch (const InputError& e) {
@@ -512,7 +512,7 @@ TEST_CASE("GGUF metadata: read") {
                                              ? 32
                                              : 1 / ((1 - (turns - 1) / 3) / 32 + (turns - 1) / 3)));
   }
-  GgufBuilder llama32 = tiny_gguf();
+  TinyGguf llama32 = tiny_gguf();
   llama32.u32("llama.attention.key_length", 64)
       .u32("llama.attention.value_length", 64)
       .u32("llama.rope.dimension_count", 64);
@@ -536,7 +536,7 @@ TEST_CASE("GGUF metadata: read") {
 }
 
 TEST_CASE("GGUF metadata: wrong or unsupported is refused by name") {  // G20 to G23
-  using Change = std::pair<const char*, GgufBuilder>;
+  using Change = std::pair<const char*, TinyGguf>;
   const Change changes[] = {
       {"general.architecture", tiny_gguf().string("general.architecture", "gemma2")},
       {"general.architecture", tiny_gguf().erase("general.architecture")},

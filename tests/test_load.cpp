@@ -423,7 +423,7 @@ TEST_CASE("load: tied embeddings with a head in the file") {  // C9
 
 TEST_CASE("load: numbers that are not finite are refused") {  // G26
   auto backend = make_cpu_backend();
-  test::GgufBuilder b;
+  test::TinyGguf b;
   b.string("general.architecture", "llama")
       .u32("llama.context_length", 16)
       .u32("llama.embedding_length", 4)
