@@ -9,6 +9,7 @@
 #include "io/safetensors.h"
 #include "lora/adapter_io.h"
 #include "tensor/cpu/cpu_backend.h"
+#include "tensor_file.h"
 #include "tiny_model.h"
 
 using namespace lk;
@@ -38,12 +39,8 @@ struct Saved {
   std::vector<SafetensorsEntry> tensors() const {
     SafetensorsFile file(folder / "adapter_model.safetensors");
     std::vector<SafetensorsEntry> all;
-    for (const std::string& name : file.names()) {
-      SafetensorsEntry e{name, file.shape(name), {}};
-      e.values.resize(static_cast<std::size_t>(e.shape.numel()));
-      file.read_rows(name, 0, e.shape[0], e.values.data());
-      all.push_back(std::move(e));
-    }
+    for (const std::string& name : file.names())
+      all.push_back({name, file.shape(name), read_all(file, name)});
     return all;
   }
   void set_tensors(const std::vector<SafetensorsEntry>& t) const {

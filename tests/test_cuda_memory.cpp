@@ -1,9 +1,8 @@
 // The CUDA backend's memory: copies, reuse without driver calls, running out, and the door to the
 // devices.
-#include <atomic>
-#include <cstring>
 
 #include "parity.h"
+#include "parts_check.h"
 
 using namespace lk;
 using namespace lk::test;
@@ -59,40 +58,9 @@ TEST_CASE("cuda: bytes made in parts arrive, and are looked at, by many threads"
                              {1, 4},
                              {3, 1000},
                              {300'000, 1000},  // each thread's buffers are filled many times
-                             {5, (std::size_t{3} << 20) + 4}}) {
-    Tensor t = b->empty(Tag::Workspace, DType::U8, {units, static_cast<std::int64_t>(size)});
-    auto value = [](std::int64_t unit, std::size_t j) {
-      return static_cast<std::byte>(static_cast<std::size_t>(unit) * 7 + j);
-    };
-    b->upload_made(t, size, [&, size = size](std::int64_t first, std::int64_t last, std::byte* to) {
-      for (std::int64_t i = first; i < last; ++i)
-        for (std::size_t j = 0; j < size; ++j) *to++ = value(i, j);
-    });
-    // A copy on the device reads what has just been sent: the stream waits for all of it.
-    Tensor copy = b->empty(Tag::Workspace, DType::U8, t.shape());
-    b->copy(copy, t);
-    std::vector<std::byte> all(t.bytes());
-    b->download(all.data(), copy, all.size());
-    bool right = true;
-    for (std::size_t k = 0; k < all.size(); ++k)
-      right &= all[k] == value(static_cast<std::int64_t>(k / size), k % size);
-    CHECK_MESSAGE(right, units, " units of ", size);
-    std::atomic<std::int64_t> seen = 0, wrong = 0;
-    b->look_at(t, size,
-               [&, size = size](std::int64_t first, std::int64_t last, const std::byte* at) {
-                 wrong += std::memcmp(at, all.data() + static_cast<std::size_t>(first) * size,
-                                      static_cast<std::size_t>(last - first) * size) != 0;
-                 seen += last - first;
-               });
-    CHECK(seen == units);
-    CHECK(wrong == 0);
-  }
-  Tensor t = b->empty(Tag::Workspace, DType::U8, {64, 1 << 20});
-  CHECK_THROWS_AS(b->upload_made(t, 1 << 20,
-                                 [](std::int64_t first, std::int64_t, std::byte*) {
-                                   if (first > 10) throw InputError("row 11");
-                                 }),
-                  InputError);
+                             {5, (std::size_t{3} << 20) + 4}})
+    check_parts(*b, units, size);
+  check_failing_part(*b);
 }
 
 TEST_CASE("cuda: read_later gives the value of its moment, whatever happens to the tensor after") {

@@ -9,6 +9,7 @@
 #include "io/ggml_blocks.h"
 #include "io/gguf.h"
 #include "io/safetensors.h"
+#include "tensor_file.h"
 
 using namespace lk;
 using namespace lk::test;
@@ -17,29 +18,16 @@ namespace {
 
 const std::string kGolden = std::string(LK_TEST_DATA) + "/golden/";
 
-std::vector<float> values(const TensorReader& file, const std::string& name) {
-  std::vector<float> v(static_cast<std::size_t>(file.shape(name).numel()), -1e30f);
-  file.read_rows(name, 0, file.shape(name).rows(), v.data());
-  return v;
-}
-
 void refuses(const std::string& what, const std::string& bytes,
              std::initializer_list<std::string> parts) {
-  ScratchFolder folder;
-  const std::string path = folder.write("bad.gguf", bytes);
-  const CpuClock clock;
-  check_throws<InputError>(what, parts, [&] { GgufFile f(path); });
-  check_throws<InputError>(what, {path}, [&] { GgufFile f(path); });
-  CHECK(clock.within(4));
+  refuses_file<GgufFile>(what, bytes, parts);
 }
 void refuses(const std::string& what, const GgufBuilder& b,
              std::initializer_list<std::string> parts) {
   refuses(what, b.bytes(), parts);
 }
 void accepts(const std::string& what, const GgufBuilder& b) {
-  ScratchFolder folder;
-  const std::string path = folder.write("good.gguf", b.bytes());
-  CHECK_NOTHROW_MESSAGE(GgufFile{path}, what);
+  accepts_file<GgufFile>(what, b.bytes());
 }
 std::string text(const std::string& s) { return GgufBuilder::text(s); }
 
@@ -61,7 +49,7 @@ TEST_CASE("gguf: a good file") {
   CHECK(f.shape("embd") == Shape{3, 2});
   CHECK(f.shape("norm") == Shape{4});
   CHECK(f.stored_type("norm") == "F32");
-  CHECK(values(f, "embd") == std::vector<float>{1, 2, 3, 4, 5, 6});
+  CHECK(read_all(f, "embd") == std::vector<float>{1, 2, 3, 4, 5, 6});
   float row[2];
   f.read_rows("embd", 1, 2, row);
   CHECK(row[0] == 3);
@@ -136,7 +124,7 @@ TEST_CASE("gguf: dequantised values are ggml's, bit for bit") {
   for (const std::string& name : f.names()) {
     INFO(name);
     REQUIRE(f.shape(name) == expected.shape(name));
-    const std::vector<float> got = values(f, name), want = values(expected, name);
+    const std::vector<float> got = read_all(f, name), want = read_all(expected, name);
     CHECK(same_bits(got, want));
     // Row by row gives the same.
     const std::int64_t cols = f.shape(name).cols(), rows = f.shape(name).rows();
@@ -323,7 +311,7 @@ TEST_CASE(
       try {
         GgufFile f(folder.write("x", bad));
         for (const std::string& name : f.names())
-          if (f.stored_type(name) == "F32") values(f, name);
+          if (f.stored_type(name) == "F32") read_all(f, name);
         ++accepted;
       } catch (const InputError& e) {
         REQUIRE(std::string(e.what()).find(folder.path()) == 0);

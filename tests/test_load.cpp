@@ -22,6 +22,7 @@
 #include "smollm2.h"
 #include "tensor/cpu/cpu_backend.h"
 #include "tensor/cpu/quantised_linear.h"
+#include "tensor_file.h"
 #include "tiny_gguf.h"
 
 namespace lk {
@@ -41,13 +42,6 @@ std::map<std::string, std::vector<float>> all_weights(const ModelWeights& weight
   return out;
 }
 
-std::vector<float> read_all(const TensorReader& reader, const std::string& name) {
-  Shape shape = reader.shape(name);
-  std::vector<float> values(static_cast<std::size_t>(shape.numel()));
-  reader.read_rows(name, 0, shape.rows(), values.data());
-  return values;
-}
-
 bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), 4 * a.size()) == 0;
 }
@@ -62,7 +56,7 @@ class Folder {
     config = read_json(kModels + model + "/config.json");
     auto reader = open_safetensors_model(kModels + model);
     for (const std::string& name : reader->names())
-      tensors[name] = {name, reader->shape(name), read_all(*reader, name)};
+      tensors[name] = {name, reader->shape(name), test::read_all(*reader, name)};
   }
   ~Folder() { files::remove_all(path_); }
   Folder(const Folder&) = delete;
@@ -167,7 +161,7 @@ TEST_CASE("load: folders, bit for bit") {
     CHECK(weights.size() == reader->names().size());
     for (const std::string& tensor : reader->names()) {
       REQUIRE_MESSAGE(weights.count(tensor), tensor);
-      CHECK_MESSAGE(same_bits(weights[tensor], read_all(*reader, tensor)), tensor);
+      CHECK_MESSAGE(same_bits(weights[tensor], test::read_all(*reader, tensor)), tensor);
     }
     CHECK(model.config.n_layers == static_cast<std::int64_t>(model.weights.layers.size()));
     CHECK(backend->ledger()[Tag::Weights].live_bytes == 4 * model.config.n_parameters());
@@ -191,7 +185,7 @@ TEST_CASE("load: Gemma's gains get the 1 that is not stored, GPT-2's projections
     CHECK(weights.size() == reader->names().size());
     int changed = 0;
     for (const std::string& tensor : reader->names()) {
-      std::vector<float> want = read_all(*reader, tensor);
+      std::vector<float> want = test::read_all(*reader, tensor);
       const Shape shape = reader->shape(tensor);
       if (tensor.find("norm") != std::string::npos) {
         for (float& v : want) v += 1.0f;

@@ -1,9 +1,8 @@
 // Memory by purpose: the ledger counts, the cache reuses, the limits hold.
-#include <atomic>
-#include <cstring>
 #include <set>
 
 #include "cpu_ops.h"
+#include "parts_check.h"
 
 using namespace lk;
 using namespace lk::test;
@@ -138,41 +137,16 @@ TEST_CASE("recordings share their memory; nobody else gets it, and nothing may b
 }
 
 TEST_CASE("bytes made and looked at in parts are those of one piece") {
-  for (Backend* b : {&reference(), &fast()})
+  for (Backend* b : {&reference(), &fast()}) {
     for (auto [units, size] : {std::pair<std::int64_t, std::size_t>{0, 4},
                                {1, 4},
                                {3, 1000},
                                {5000, 1000},
-                               {3, (std::size_t{1} << 20) + 4}}) {
-      Tensor t = b->empty(Tag::Workspace, DType::U8, {units, static_cast<std::int64_t>(size)});
-      b->upload_made(t, size,
-                     [&, size = size](std::int64_t first, std::int64_t last, std::byte* to) {
-                       for (std::int64_t i = first; i < last; ++i)
-                         for (std::size_t j = 0; j < size; ++j)
-                           *to++ = static_cast<std::byte>(static_cast<std::size_t>(i) * 7 + j);
-                     });
-      std::vector<std::uint8_t> all(t.bytes());
-      b->download(all.data(), t, all.size());
-      bool right = true;
-      for (std::size_t k = 0; k < all.size(); ++k)
-        right &= all[k] == static_cast<std::uint8_t>(k / size * 7 + k % size);
-      CHECK(right);
-      std::atomic<std::int64_t> seen = 0, wrong = 0;
-      b->look_at(t, size,
-                 [&, size = size](std::int64_t first, std::int64_t last, const std::byte* at) {
-                   wrong += std::memcmp(at, all.data() + static_cast<std::size_t>(first) * size,
-                                        static_cast<std::size_t>(last - first) * size) != 0;
-                   seen += last - first;
-                 });
-      CHECK(seen == units);
-      CHECK(wrong == 0);
-    }
+                               {3, (std::size_t{1} << 20) + 4}})
+      check_parts(*b, units, size);
+    check_failing_part(*b);
+  }
   Tensor t = fast().empty(Tag::Workspace, DType::U8, {64, 1 << 20});
-  CHECK_THROWS_AS(fast().upload_made(t, 1 << 20,
-                                     [](std::int64_t first, std::int64_t, std::byte*) {
-                                       if (first > 10) throw InputError("row 11");
-                                     }),
-                  InputError);
   CHECK_THROWS_AS(fast().look_at(t, 3 << 20, [](std::int64_t, std::int64_t, const std::byte*) {}),
                   Error);
 }

@@ -14,6 +14,7 @@
 #include "lora/merge_source.h"
 #include "nn/load.h"
 #include "nn/model_output.h"
+#include "tensor_file.h"
 
 using namespace lk;
 using namespace lk::test;
@@ -295,9 +296,7 @@ TEST_CASE("what does not fit is refused by name, before anything is written") {
     SafetensorsFile file(kAdapter + "/adapter_model.safetensors");
     std::vector<SafetensorsEntry> wide, elsewhere;
     for (const std::string& name : file.names()) {
-      SafetensorsEntry e{name, file.shape(name), {}};
-      e.values.resize(static_cast<std::size_t>(e.shape.numel()));
-      file.read_rows(name, 0, e.shape[0], e.values.data());
+      SafetensorsEntry e{name, file.shape(name), read_all(file, name)};
       elsewhere.push_back(e);
       if (std::size_t at = e.name.find("layers.1"); at != std::string::npos)
         elsewhere.back().name.replace(at, 8, "layers.5");

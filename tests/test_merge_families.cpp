@@ -6,6 +6,7 @@
 #include "lora/export_gguf.h"
 #include "lora/merge.h"
 #include "nn/model_output.h"
+#include "tensor_file.h"
 
 using namespace lk;
 using namespace lk::test;
@@ -37,11 +38,7 @@ MergeResult merge_into(const std::string& model, const std::string& adapter, con
 // All tensors of a model file by their names there.
 std::map<std::string, std::vector<float>> raw_tensors(const TensorReader& file) {
   std::map<std::string, std::vector<float>> all;
-  for (const std::string& name : file.names()) {
-    const Shape shape = file.shape(name);
-    all[name].resize(static_cast<std::size_t>(shape.numel()));
-    file.read_rows(name, 0, shape.rows(), all[name].data());
-  }
+  for (const std::string& name : file.names()) all[name] = read_all(file, name);
   return all;
 }
 

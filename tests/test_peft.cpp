@@ -12,6 +12,7 @@
 #include "nn/evaluation.h"
 #include "nn/load.h"
 #include "smollm2.h"
+#include "tensor_file.h"
 #include "text/dataset.h"
 #include "text/sampler.h"
 
@@ -99,13 +100,6 @@ std::vector<Row> last_rows(const Dataset& data, const Golden& golden) {
 void on_every_device(const std::function<void(Backend&)>& body) {
   body(*open_device("cpu"));
   if (n_gpus() > 0) body(*open_device("cuda:0"));
-}
-
-std::vector<float> read_tensor(const SafetensorsFile& file, const std::string& name) {
-  const Shape shape = file.shape(name);
-  std::vector<float> v(static_cast<std::size_t>(shape.numel()));
-  file.read_rows(name, 0, shape.rank() == 1 ? 1 : shape[0], v.data());
-  return v;
 }
 
 struct TinyRun {
@@ -292,7 +286,7 @@ TEST_CASE("logits with an adapter that PEFT trained and wrote") {
       CAPTURE(name);
       TinyRun run(backend, name + ".after");
       SafetensorsFile file(kGolden + name + ".logits.safetensors");
-      std::vector<float> ids_f32 = read_tensor(file, "ids"), want_f32 = read_tensor(file, "logits");
+      std::vector<float> ids_f32 = read_all(file, "ids"), want_f32 = read_all(file, "logits");
       std::vector<std::int32_t> ids(ids_f32.begin(), ids_f32.end());
       std::vector<double> got = to_host_f64(run.model->logits(make_prompt(backend, ids, 0)));
       REQUIRE(got.size() == want_f32.size());

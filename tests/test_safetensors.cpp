@@ -9,6 +9,7 @@
 #include "hostile.h"
 #include "io/json.h"
 #include "io/safetensors.h"
+#include "tensor_file.h"
 
 using namespace lk;
 using namespace lk::test;
@@ -17,21 +18,9 @@ namespace {
 
 const std::string kGolden = std::string(LK_TEST_DATA) + "/golden/";
 
-std::vector<float> values(const TensorReader& file, const std::string& name) {
-  std::vector<float> v(static_cast<std::size_t>(file.shape(name).numel()), -1e30f);
-  file.read_rows(name, 0, file.shape(name).rows(), v.data());
-  return v;
-}
-
-// Each must be an InputError that names the file, quickly.
 void refuses(const std::string& what, const std::string& bytes,
              std::initializer_list<std::string> parts) {
-  ScratchFolder folder;
-  const std::string path = folder.write("bad.safetensors", bytes);
-  const CpuClock clock;
-  check_throws<InputError>(what, parts, [&] { SafetensorsFile f(path); });
-  check_throws<InputError>(what, {path}, [&] { SafetensorsFile f(path); });
-  CHECK(clock.within(4));
+  refuses_file<SafetensorsFile>(what, bytes, parts);
 }
 void refuses_header(const std::string& what, const std::string& header,
                     std::initializer_list<std::string> parts, std::size_t data = 0) {
@@ -45,10 +34,7 @@ void refuses_tensor(const std::string& what, const std::string& dtype, const std
   refuses_header(what, "{" + entry("w", dtype, shape, offsets) + "}", parts, data);
 }
 void accepts(const std::string& what, const std::string& header, std::size_t data = 0) {
-  ScratchFolder folder;
-  const std::string path =
-      folder.write("good.safetensors", safetensors_bytes(header, std::string(data, '\0')));
-  CHECK_NOTHROW_MESSAGE(SafetensorsFile{path}, what);
+  accepts_file<SafetensorsFile>(what, safetensors_bytes(header, std::string(data, '\0')));
 }
 
 }  // namespace
@@ -62,8 +48,8 @@ TEST_CASE("safetensors: a good file") {
   CHECK(f.shape("b") == Shape{2, 2});
   CHECK(f.stored_type("b") == "F32");
   CHECK(f.metadata().at("format") == "pt");
-  CHECK(values(f, "a") == std::vector<float>{1, 2});
-  CHECK(values(f, "b") == std::vector<float>{3, 4, 5, 6});
+  CHECK(read_all(f, "a") == std::vector<float>{1, 2});
+  CHECK(read_all(f, "b") == std::vector<float>{3, 4, 5, 6});
   float row[2];
   f.read_rows("b", 1, 2, row);
   CHECK(row[0] == 5);
@@ -234,15 +220,15 @@ TEST_CASE("safetensors: dtypes as the reference library has them") {
   CHECK(f.metadata().at("who") == "torch");
   for (const char* name : {"f64", "f32", "f16", "bf16"}) {
     INFO(name);
-    CHECK(values(f, name) == values(f, std::string(name) + ".as_f32"));
-    std::vector<float> last(5), all = values(f, name);
+    CHECK(read_all(f, name) == read_all(f, std::string(name) + ".as_f32"));
+    std::vector<float> last(5), all = read_all(f, name);
     f.read_rows(name, 2, 3, last.data());
     CHECK(last == std::vector<float>(all.end() - 5, all.end()));
   }
   CHECK(f.shape("scalar").rank() == 0);
-  CHECK(values(f, "scalar") == std::vector<float>{2.5f});
+  CHECK(read_all(f, "scalar") == std::vector<float>{2.5f});
   CHECK(f.shape("empty") == Shape{0, 4});
-  CHECK(values(f, "empty").empty());
+  CHECK(read_all(f, "empty").empty());
   check_throws<InputError>("rank 5", {"io_dtypes", "\"rank5\"", "5 dimensions"},
                            [&] { f.shape("rank5"); });
   float v[3];
@@ -274,7 +260,7 @@ TEST_CASE("safetensors: write and read back") {
   CHECK(f.metadata().at("k") == "v\n\"é");
   for (const SafetensorsEntry& t : tensors) {
     CHECK(f.shape(t.name) == t.shape);
-    CHECK(values(f, t.name) == t.values);
+    CHECK(read_all(f, t.name) == t.values);
   }
   write_safetensors(path, {}, {});
   CHECK(SafetensorsFile(path).names().empty());
@@ -329,8 +315,8 @@ TEST_CASE("sharded model: a good folder") {
   s.index(R"({"a":"s1","b":"s2"})");
   auto model = open_safetensors_model(s.folder);
   CHECK(model->names() == std::vector<std::string>{"a", "b"});
-  CHECK(values(*model, "a") == std::vector<float>{1});
-  CHECK(values(*model, "b") == std::vector<float>{2});
+  CHECK(read_all(*model, "a") == std::vector<float>{1});
+  CHECK(read_all(*model, "b") == std::vector<float>{2});
   CHECK(model->stored_type("b") == "F32");
   check_throws<InputError>("absent", {"index.json", "\"c\""}, [&] { model->shape("c"); });
   s.root.write("m/model.safetensors", shard_with("single", 3));
@@ -399,10 +385,10 @@ TEST_CASE("I4: links as a hub's cache and people lay them") {
   stdfs::rename(s.folder, cache + "/blobs");
   for (const char* name : {"s1", "s2", "model.safetensors.index.json"})
     stdfs::create_symlink(stdfs::path("../../blobs") / name, stdfs::path(rev) / name);
-  CHECK(values(*open_safetensors_model(rev), "b") == std::vector<float>{2});
+  CHECK(read_all(*open_safetensors_model(rev), "b") == std::vector<float>{2});
   // A link to the folder, and a folder of links to it.
   stdfs::create_directory_symlink(rev, s.root.file("alias"));
-  CHECK(values(*open_safetensors_model(s.root.file("alias")), "a") == std::vector<float>{1});
+  CHECK(read_all(*open_safetensors_model(s.root.file("alias")), "a") == std::vector<float>{1});
   // A link that goes somewhere else is refused, though the others are fine.
   stdfs::remove(rev + "/s2");
   s.root.write("elsewhere", shard_with("b", 2));

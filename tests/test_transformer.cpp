@@ -10,6 +10,7 @@
 #include "nn/generate.h"
 #include "nn/load.h"
 #include "smollm2.h"
+#include "tensor_file.h"
 #include "tiny_model.h"
 
 using namespace lk;
@@ -22,9 +23,7 @@ const std::string kModels = std::string(LK_TEST_DATA) + "/golden/models/";
 constexpr double kLogits = 1e-4;
 
 std::vector<double> numbers(const SafetensorsFile& file, const std::string& name) {
-  Shape s = file.shape(name);
-  std::vector<float> v(static_cast<std::size_t>(s.numel()));
-  file.read_rows(name, 0, s.rank() < 2 ? 1 : s[0], v.data());
+  const std::vector<float> v = read_all(file, name);
   return {v.begin(), v.end()};
 }
 

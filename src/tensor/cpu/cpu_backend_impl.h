@@ -100,6 +100,9 @@ class CpuBackend : public Backend {
  private:
   bool fast() const { return mode_ == CpuMode::Fast; }
   bool use_onednn(DType dtype) const;
+  // c (+)= alpha op(a) op(b). c has the operands' dtype, or that of their sums.
+  void product(const Tensor& c, GradMode mode, double alpha, const Tensor& a, bool a_transposed,
+               const Tensor& b, bool b_transposed);
 
   CpuMode mode_;
   Products products_;

@@ -14,48 +14,23 @@ namespace {
 
 // ---- plain twins: the definitions -------------------------------------------------------------
 
-// c (M,N) (+)= alpha a (M,K) b (N,K)^T
-template <class T, class TC>
-void matmul_nt_plain(Matrix<TC> c, GradMode mode, double alpha, Matrix<const T> a,
-                     Matrix<const T> b) {
-  using A = accumulate_t<T>;
-  for (std::int64_t i = 0; i < c.rows; ++i)
-    for (std::int64_t j = 0; j < c.cols; ++j) {
-      A dot = 0;
-      for (std::int64_t k = 0; k < a.cols; ++k) dot += load(a[i][k]) * load(b[j][k]);
-      put(c[i][j], mode, static_cast<A>(alpha) * dot);
-    }
-}
-
 // c (M,N) (+)= alpha a (M,K) b (K,N)
 template <class T, class TC>
-void matmul_nn_plain(Matrix<TC> c, GradMode mode, double alpha, Matrix<const T> a,
-                     Matrix<const T> b) {
+void gemm_plain(Strided<TC> c, GradMode mode, double alpha, Strided<const T> a, Strided<const T> b,
+                std::int64_t M, std::int64_t N, std::int64_t K) {
   using A = accumulate_t<T>;
-  for (std::int64_t i = 0; i < c.rows; ++i)
-    for (std::int64_t j = 0; j < c.cols; ++j) {
+  for (std::int64_t i = 0; i < M; ++i)
+    for (std::int64_t j = 0; j < N; ++j) {
       A dot = 0;
-      for (std::int64_t k = 0; k < a.cols; ++k) dot += load(a[i][k]) * load(b[k][j]);
-      put(c[i][j], mode, static_cast<A>(alpha) * dot);
-    }
-}
-
-// c (P,Q) (+)= alpha a (T,P)^T b (T,Q)
-template <class T, class TC>
-void matmul_tn_plain(Matrix<TC> c, GradMode mode, double alpha, Matrix<const T> a,
-                     Matrix<const T> b) {
-  using A = accumulate_t<T>;
-  for (std::int64_t i = 0; i < c.rows; ++i)
-    for (std::int64_t j = 0; j < c.cols; ++j) {
-      A dot = 0;
-      for (std::int64_t t = 0; t < a.rows; ++t) dot += load(a[t][i]) * load(b[t][j]);
-      put(c[i][j], mode, static_cast<A>(alpha) * dot);
+      for (std::int64_t k = 0; k < K; ++k)
+        dot += load(a.data[i * a.row + k * a.col]) * load(b.data[k * b.row + j * b.col]);
+      put(c.data[i * c.row + j * c.col], mode, static_cast<A>(alpha) * dot);
     }
 }
 
 // y (T,N) = x (T,K) w^T, w quantised: exactly dequantised, then multiplied
 template <class T>
-void quantised_forward_plain(Matrix<T> y, Matrix<const T> x, const Weight& w) {
+void quantised_forward_plain(Matrix<T> y, Matrix<T> x, const Weight& w) {
   using A = accumulate_t<T>;
   std::vector<float> row(static_cast<std::size_t>(x.cols));
   for (std::int64_t j = 0; j < y.cols; ++j) {
@@ -69,27 +44,13 @@ void quantised_forward_plain(Matrix<T> y, Matrix<const T> x, const Weight& w) {
   }
 }
 
-// Calls f<T, TC> for the dtypes of operands and result: the same, or a result in the operands'
-// accumulation type.
-template <class F>
-void dispatch_product(const Tensor& c, const Tensor& a, const Tensor& b, F&& f) {
-  check(a.dtype() == b.dtype(), "matmul: operands are ", dtype_name(a.dtype()), " and ",
-        dtype_name(b.dtype()));
-  dispatch_float(a.dtype(), [&]<class T>() {
-    if (c.dtype() == a.dtype())
-      f.template operator()<T, T>();
-    else
-      f.template operator()<T, accumulate_t<T>>();
-  });
-}
-
 template <class T>
 Strided<T> rows_of(const Tensor& t) {
   return {t.data<std::remove_const_t<T>>(), t.ld(), 1};
 }
 template <class T>
-Matrix<const T> operand(const Tensor& t) {
-  return {t.data<T>(), t.rows(), t.cols(), t.ld()};
+Strided<const T> operand(const Tensor& t, bool transposed) {
+  return transposed ? rows_of<const T>(t).transposed() : rows_of<const T>(t);
 }
 
 }  // namespace
@@ -111,7 +72,7 @@ void CpuBackend::linear_forward(const Tensor& y, const Tensor& x, const Weight& 
     if (auto* packed = dynamic_cast<const QuantisedLinear*>(w.packed()))
       return packed->forward(y, x);
     return dispatch_float(
-        x.dtype(), [&]<class T>() { quantised_forward_plain<T>(matrix<T>(y), operand<T>(x), w); });
+        x.dtype(), [&]<class T>() { quantised_forward_plain<T>(matrix<T>(y), matrix<T>(x), w); });
   }
   auto* packed = dynamic_cast<const OnednnLinear*>(w.packed());
   // Our own tiles take any number of rows in one order of sums, which Note [Batch independence]
@@ -133,40 +94,41 @@ void CpuBackend::linear_backward_x(const Tensor& dx, GradMode mode, const Tensor
     matmul_nn(dx, mode, 1.0, dy, w.values());
 }
 
+void CpuBackend::product(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
+                         bool a_transposed, const Tensor& b, bool b_transposed) {
+  if (mode == GradMode::Skip) return;
+  check(a.dtype() == b.dtype(), "matmul: operands are ", dtype_name(a.dtype()), " and ",
+        dtype_name(b.dtype()));
+  const std::int64_t K = a_transposed ? a.rows() : a.cols();
+  dispatch_float(a.dtype(), [&]<class T>() {
+    auto run = [&]<class TC>() {
+      const Strided<TC> to = rows_of<TC>(c);
+      const Strided<const T> left = operand<T>(a, a_transposed),
+                             right = operand<T>(b, b_transposed);
+      if constexpr (has_fast_path<T>)
+        if (fast()) return gemm<T, TC>(*this, to, mode, alpha, left, right, c.rows(), c.cols(), K);
+      gemm_plain<T, TC>(to, mode, alpha, left, right, c.rows(), c.cols(), K);
+    };
+    if (c.dtype() == a.dtype())
+      run.template operator()<T>();
+    else
+      run.template operator()<accumulate_t<T>>();
+  });
+}
+
 void CpuBackend::matmul_nt(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
                            const Tensor& b) {
-  if (mode == GradMode::Skip) return;
-  dispatch_product(c, a, b, [&]<class T, class TC>() {
-    if constexpr (has_fast_path<T>)
-      if (fast())
-        return gemm<T, TC>(*this, rows_of<TC>(c), mode, alpha, rows_of<const T>(a),
-                           rows_of<const T>(b).transposed(), c.rows(), c.cols(), a.cols());
-    matmul_nt_plain(matrix<TC>(c), mode, alpha, operand<T>(a), operand<T>(b));
-  });
+  product(c, mode, alpha, a, false, b, true);
 }
 
 void CpuBackend::matmul_nn(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
                            const Tensor& b) {
-  if (mode == GradMode::Skip) return;
-  dispatch_product(c, a, b, [&]<class T, class TC>() {
-    if constexpr (has_fast_path<T>)
-      if (fast())
-        return gemm<T, TC>(*this, rows_of<TC>(c), mode, alpha, rows_of<const T>(a),
-                           rows_of<const T>(b), c.rows(), c.cols(), a.cols());
-    matmul_nn_plain(matrix<TC>(c), mode, alpha, operand<T>(a), operand<T>(b));
-  });
+  product(c, mode, alpha, a, false, b, false);
 }
 
 void CpuBackend::matmul_tn(const Tensor& dw, GradMode mode, double alpha, const Tensor& a,
                            const Tensor& b) {
-  if (mode == GradMode::Skip) return;
-  dispatch_product(dw, a, b, [&]<class T, class TC>() {
-    if constexpr (has_fast_path<T>)
-      if (fast())
-        return gemm<T, TC>(*this, rows_of<TC>(dw), mode, alpha, rows_of<const T>(a).transposed(),
-                           rows_of<const T>(b), dw.rows(), dw.cols(), a.rows());
-    matmul_tn_plain(matrix<TC>(dw), mode, alpha, operand<T>(a), operand<T>(b));
-  });
+  product(dw, mode, alpha, a, true, b, false);
 }
 
 }  // namespace lk
