@@ -85,7 +85,7 @@ std::unique_ptr<Readback> Backend::read_later(const Tensor& x) {
 void Backend::linear_forward_parts(const Tensor& x, std::span<const LinearPart> parts) {
   for (const LinearPart& part : parts) {
     linear_forward(part.y, x, *part.w);
-    if (part.addend) add(part.y, part.addend, part.y);
+    if (part.addend) add(part.y, part.y, part.addend);
   }
 }
 
