@@ -1,6 +1,5 @@
 // The CUDA backend's memory: copies, reuse without driver calls, running out, and the door to the
 // devices.
-
 #include "parity.h"
 #include "parts_check.h"
 

@@ -1,7 +1,6 @@
 // Would catch: sentencepiece-style ids that differ from those of `tokenizers` (tokenizer.json) or
 // of sentencepiece itself (GGUF), a space too many at either end, bytes lost on the way back, time
 // that grows with the square of a text.
-
 #include "gguf_text.h"
 #include "harness.h"
 #include "hostile.h"

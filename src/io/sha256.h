@@ -23,7 +23,7 @@ class Sha256 {
   std::uint64_t total_ = 0;
 };
 
-std::string sha256_hex(const Sha256::Digest& digest);
+std::string sha256_hex(const Sha256::Digest& digest);  // 64 lower-case hex digits
 
 // The whole file's, read in pieces. Throws as InputFile does. Empty if `stop` became true before
 // the end.

@@ -40,10 +40,10 @@ using LoadProgress =
 enum class WeightStorage : std::uint8_t { Dense, Quantised };
 
 struct LoadOptions {
-  LoadProgress progress = {};
+  LoadProgress progress = {};  // not called if empty
   WeightStorage storage = WeightStorage::Dense;
   // Hash the weights as they are read: later, weights_sha256() (nn/weight_hash.h) of what the
-  // device then holds must be equal. Dense only.
+  // device then holds must be equal. An Error if a weight stays quantised.
   bool hash = false;
 };
 
