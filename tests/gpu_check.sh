@@ -1,27 +1,27 @@
-#!/bin/sh
+#!/usr/bin/env bash
 # Everything that needs a GPU, from binaries that were built elsewhere:
 #   tests/gpu_check.sh DIR [OUT]     DIR holds test_parity, test_parity_attention, test_cuda_memory and, if they
 #                                    are wanted, other tests and bench_cuda_kernels; logs go to OUT (default DIR)
 #   SKIP="tests sanitizer bench"           leaves parts out;  LIMIT=600   seconds for each program
+#   TOOLS="memcheck racecheck initcheck synccheck"     the sanitizer's, all by default
 # Exits 1 if a test or a sanitizer found something.
 set -u
 dir=$1
 out=${2:-$1}
-failed=0
 skip=" ${SKIP:-} "
 mkdir -p "$out"
+rm -f "$out/failed"
 has() { case "$skip" in *" $1 "*) return 1 ;; esac; }
 
 run() {  # run NAME COMMAND...: the log's last line, and 3 failures, on stdout
-  name=$1
+  local name=$1 start rc=0
   shift
   start=$(date +%s)
-  timeout "${LIMIT:-600}" "$@" >"$out/$name.log" 2>&1
-  rc=$?
+  timeout "${LIMIT:-600}" "$@" >"$out/$name.log" 2>&1 || rc=$?
   echo "$name: rc $rc, $(($(date +%s) - start)) s: $(tail -n 1 "$out/$name.log" | cut -c1-150)"
   if [ $rc -ne 0 ] && [ $rc -ne 77 ]; then
-    failed=1
-    grep -E "ERROR|TEST CASE|error/bound|values:|cuda:" "$out/$name.log" | head -n 40 | cut -c1-330
+    touch "$out/failed"
+    grep -E "ERROR|Error|TEST CASE|error/bound|values:|cuda:" "$out/$name.log" | head -n 40 | cut -c1-330
   fi
 }
 
@@ -31,14 +31,22 @@ has tests && for test in "$dir"/test_*; do
 done
 
 if has sanitizer && command -v compute-sanitizer >/dev/null; then
-  # Small shapes only: the tools slow a kernel down a hundredfold.
-  small='*rope*,*uniform draws*,*moved bit*,*moving no rows*,*extreme logits*,*zero product*,*adamw skips*,*far from zero*'
-  for tool in memcheck racecheck initcheck synccheck; do
-    run "$tool.parity" compute-sanitizer --tool $tool --error-exitcode 9 "$dir/test_parity" -tc="$small"
-    attention='*cache*,*no rows*,*column slices*'
-    [ $tool = racecheck ] && attention='*cache*' # minutes otherwise
-    run "$tool.attention" compute-sanitizer --tool $tool --error-exitcode 9 "$dir/test_parity_attention" \
-      -tc="$attention"
+  # Small shapes only, a process for each case, eight at a time: the tools slow a kernel down a hundredfold. Races
+  # inside cuBLASLt's own kernels (nvjet: hand-over by barriers that racecheck doesn't follow) are not ours.
+  export LORIKEET_SMALL_SHAPES=1
+  number=0
+  for tool in ${TOOLS:-memcheck racecheck initcheck synccheck}; do
+    for test in test_parity test_parity_attention; do
+      while read -r name; do
+        while [ "$(jobs -rp | wc -l)" -ge 8 ]; do wait -n; done
+        number=$((number + 1))
+        run "$tool.$number" compute-sanitizer --tool "$tool" --error-exitcode 9 --kernel-name-exclude kernel_substring=nvjet \
+          "$dir/$test" -tc="$name" >"$out/$tool.$number.line" &
+      done < <("$dir/$test" -ltc | grep '^cuda:' | tr ',' '?')
+    done
+    wait
+    echo "$tool: $(grep -l "rc 0" "$out/$tool".*.line | wc -l) cases without a finding of $(ls "$out/$tool".*.line | wc -l)"
+    grep -hv "rc 0" "$out/$tool".*.line
   done
 fi
 
@@ -46,4 +54,4 @@ if has bench && [ -x "$dir/bench_cuda_kernels" ]; then
   "$dir/bench_cuda_kernels" >"$out/bench.log" 2>&1
   grep -E "TFLOP/s|GB/s|device" "$out/bench.log" | sed 's/iterations:3\/manual_time//; s/ \+/ /g' | cut -c1-160
 fi
-exit $failed
+[ ! -e "$out/failed" ]

@@ -6,6 +6,7 @@
 // a write outside of the window is seen, and rows can start at odd addresses.
 #pragma once
 
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 
@@ -14,6 +15,13 @@
 #include "tensor/cpu/cpu_backend.h"
 
 namespace lk::test {
+
+// With LORIKEET_SMALL_SHAPES set, shapes of more than 2^24 multiplications are left out: for
+// compute-sanitizer, which slows kernels down a hundredfold.
+inline bool left_out(std::int64_t multiplications) {
+  static const bool small = std::getenv("LORIKEET_SMALL_SHAPES") != nullptr;
+  return small && multiplications > std::int64_t{1} << 24;
+}
 
 // Columns between rows, and how far the window is moved to the right of an aligned address.
 struct Layout {

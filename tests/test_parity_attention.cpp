@@ -39,6 +39,7 @@ struct Setup {
   }
   std::int64_t n_q() const { return q_offsets.back(); }
   std::int64_t n_k() const { return keys().back(); }
+  std::int64_t multiplications() const { return heads * n_q() * n_k() * head_dim; }
   // The relative error of a probability; sum |q||k| is about D * 2/pi, never above 4 D for normal
   // numbers.
   double epsilon() const {
@@ -71,6 +72,7 @@ std::vector<Guarded> forward(const Setup& a, const Side& s) {
 }
 
 void check_forward(const Setup& a) {
+  if (left_out(a.multiplications())) return;
   Results r = compare(a.str(), a.dtype, a.layout, [&](const Side& s) { return forward(a, s); });
   // sum p |v| by the oracle itself
   Side s{oracle(), DType::F64, a.dtype, kContiguous};
@@ -131,6 +133,7 @@ std::vector<double> turned(const std::vector<double>& slack, const std::vector<d
 }
 
 void check_backward(const Setup& a, bool rope = false) {
+  if (left_out(a.multiplications())) return;
   Given g = given(a);
   Results r = compare(a.str(), a.dtype, a.layout,
                       [&](const Side& s) { return backward(a, s, g.o, g.lse, rope); });
@@ -348,6 +351,7 @@ TEST_CASE("cuda: 30 backward passes of attention give the same bits") {
   for (DType t : {DType::F32, DType::BF16})
     for (int head_dim : {64, 128}) {
       Setup a{.dtype = t, .head_dim = head_dim, .q_offsets = {0, 130, 500}, .k_offsets = {}};
+      if (left_out(a.multiplications())) continue;
       Given g = given(a);
       Side s{gpu(), t, t, kContiguous};
       std::vector<Guarded> first = backward(a, s, g.o, g.lse);
