@@ -408,6 +408,51 @@ TEST_CASE("cuda: a row of a frozen product has the same bits for 1 to 8 rows") {
     }
 }
 
+TEST_CASE("cuda: several frozen products of one input") {
+  LK_NEEDS_GPU();
+  using Widths = std::vector<std::int64_t>;
+  for (const Widths& widths : {Widths{33}, Widths{64, 16, 17}, Widths{5, 128}})
+    for (std::int64_t T : {1, 3, 8, 9})
+      for (std::int64_t K : {7, 64, 1536})
+        for (DType t : kDTypes)
+          for (Layout l : kLayouts)
+            for (bool onto : {false, true}) {
+              Results r = compare("parts", t, l, [&](const Side& s) {
+                Guarded x = numbers(s, T, K, 1);
+                std::vector<Guarded> y, addends;
+                std::vector<Weight> w;
+                for (unsigned i = 0; i < widths.size(); ++i) {
+                  y.push_back(numbers(s, T, widths[i], 10 + i));
+                  addends.push_back(numbers(s, T, widths[i], 20 + i));
+                  w.push_back(frozen(s, {widths[i], K}, 30 + i));
+                }
+                std::vector<LinearPart> parts;
+                for (std::size_t i = 0; i < y.size(); ++i)
+                  parts.push_back({y[i], &w[i], onto ? Tensor(addends[i]) : Tensor()});
+                s.backend.linear_forward_parts(x, parts);
+                return y;
+              });
+              for (unsigned i = 0; i < widths.size(); ++i) {
+                const std::int64_t n = T * widths[i];
+                Tensor size = oracle().empty(Tag::Workspace, DType::F64, {T, widths[i]});
+                oracle().matmul_nt(
+                    size, GradMode::Write, 1.0,
+                    tensor_from(oracle(), DType::F64, {T, K}, magnitudes(t, T * K, 1)),
+                    tensor_from(oracle(), DType::F64, {widths[i], K},
+                                magnitudes(t, widths[i] * K, 30 + i)));
+                std::vector<double> slack =
+                    product_slack(t, t, GradMode::Write, K, to_host_f64(size), r.want[i], {});
+                const std::vector<double> addend = rounded(random_values(n, 20 + i), t);
+                // Past 8 rows the product is rounded before the addend comes.
+                if (onto)
+                  for (std::size_t j = 0; j < slack.size(); ++j)
+                    slack[j] += 0x1p-24 * std::abs(addend[j]) +
+                                unit_roundoff(t) * std::abs(r.want[i][j] - addend[j]);
+                check_close(r.got[i], r.want[i], unit_roundoff(t), slack, "parts");
+              }
+            }
+}
+
 TEST_CASE("cuda: many adapters in one batch") {
   LK_NEEDS_GPU();
   const std::vector<std::int32_t> offsets{0, 1, 1, 6, 8, 40}, which{2, 0, 1, -1, 0};
@@ -569,6 +614,31 @@ TEST_CASE("cuda: rope") {
                           "rope");
               check_close(r.got[1], r.want[1], u, f32_slack(2, size), "rope in place");
             }
+}
+
+TEST_CASE("cuda: rope into a cache") {
+  LK_NEEDS_GPU();
+  for (DType t : kDTypes)
+    for (Layout l : kLayouts)
+      for (int head_dim : {2, 6, 7, 64, 128})
+        for (bool turns : {false, true}) {
+          if (turns && head_dim % 2) continue;
+          Results r = compare("rope into a cache", t, l, [&](const Side& s) {
+            const Rotation turn = turns ? rotation(s, 3, head_dim) : Rotation{};
+            Guarded q = numbers(s, 3, 4 * head_dim, 1), k = numbers(s, 3, 2 * head_dim, 2),
+                    v = numbers(s, 3, 2 * head_dim, 3), keys = numbers(s, 11, 2 * head_dim, 4),
+                    values = numbers(s, 11, 2 * head_dim, 5);
+            s.backend.rope_into_cache(q, k, v, {keys, values, indices(s, {10, 2, 7})}, turn.table,
+                                      turn.positions, head_dim);
+            return std::vector<Guarded>{q, keys, values};
+          });
+          const double u = turns ? unit_roundoff(t) : 0;
+          for (std::size_t i : {0, 1}) {
+            std::vector<double> size(r.want[i].size(), turns ? 10.0 : 0.0);
+            check_close(r.got[i], r.want[i], u, f32_slack(2, size), "rope into a cache");
+          }
+          CHECK(r.got[2] == r.want[2]);  // values, and the rows that nobody wrote, bit for bit
+        }
 }
 
 TEST_CASE("cuda: swiglu") {

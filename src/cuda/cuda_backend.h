@@ -54,6 +54,7 @@ class CudaBackend final : public Backend {
   // linear.cu
   void prepare_linear(Weight& w) override;
   void linear_forward(const Tensor& y, const Tensor& x, const Weight& w) override;
+  void linear_forward_parts(const Tensor& x, std::span<const LinearPart> parts) override;
   void linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,
                          const Weight& w) override;
   void matmul_nt(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
@@ -80,6 +81,8 @@ class CudaBackend final : public Backend {
   // rope.cu
   void rope(const Tensor& y, GradMode mode, const Tensor& x, const Tensor& table,
             const Tensor& positions, int head_dim, bool inverse) override;
+  void rope_into_cache(const Tensor& q, const Tensor& k, const Tensor& v, const CacheRows& cache,
+                       const Tensor& table, const Tensor& positions, int head_dim) override;
 
   // attention.cu
   void attention_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k,

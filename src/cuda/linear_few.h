@@ -3,12 +3,14 @@
 
 #include <cuda_runtime_api.h>
 
-#include "tensor/tensor.h"
+#include <span>
+
+#include "tensor/backend.h"
 
 namespace lk {
 
-// y (M,N) = x (M,K) wᵀ, w (N,K), if it is one for these kernels (M <= 8, 16-byte aligned rows);
-// else false, with nothing done.
-bool linear_few_rows(const Tensor& y, const Tensor& x, const Tensor& w, cudaStream_t stream);
+// The parts (Backend::linear_forward_parts) in one launch, if they are some for these kernels: at
+// most 3, M <= 8, 16-byte aligned rows; else false, with nothing done.
+bool linear_few_rows(const Tensor& x, std::span<const LinearPart> parts, cudaStream_t stream);
 
 }  // namespace lk

@@ -14,10 +14,13 @@ class AdapterSet::Site : public LinearMap {
 
   Var apply(Tape& tape, const Var& x, const ForwardMode& mode) override {
     Var y = base_->apply(tape, x, mode);
-    if (!mode.variants || table_.max_rank == 0) return y;
-    check(!tape.recording(), "an adapter set has no backward");
-    tape.backend().lora_segments(y.value(), x.value(), table_, *mode.documents, *mode.variants);
+    adapt(tape, y.value(), x.value(), mode);
     return y;
+  }
+  void adapt(Tape& tape, const Tensor& y, const Tensor& x, const ForwardMode& mode) override {
+    if (!mode.variants || table_.max_rank == 0) return;
+    check(!tape.recording(), "an adapter set has no backward");
+    tape.backend().lora_segments(y, x, table_, *mode.documents, *mode.variants);
   }
   std::int64_t in_features() const override { return base_->in_features(); }
   std::int64_t out_features() const override { return base_->out_features(); }

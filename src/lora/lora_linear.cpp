@@ -124,4 +124,12 @@ Var LoraLinear::apply(Tape& tape, const Var& x, const ForwardMode& mode) {
                      {mode.seed, mode.step, site_});
 }
 
+void LoraLinear::adapt(Tape& tape, const Tensor& y, const Tensor& x, const ForwardMode& mode) {
+  check(!tape.recording() && !mode.training, path_, ": adapt() has no backward and no dropout");
+  if (!enabled_) return;
+  Tensor s = tape.activation(x.dtype(), {x.rows(), shape_.rank});
+  tape.backend().matmul_nt(s, GradMode::Write, 1.0, x, a_.compute());
+  tape.backend().matmul_nt(y, GradMode::Add, shape_.scale(), s, b_.compute());
+}
+
 }  // namespace lk

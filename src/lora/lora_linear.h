@@ -26,6 +26,7 @@ class LoraLinear : public LinearMap {
              DType compute_dtype);
 
   Var apply(Tape& tape, const Var& x, const ForwardMode& mode) override;
+  void adapt(Tape& tape, const Tensor& y, const Tensor& x, const ForwardMode& mode) override;
   std::int64_t in_features() const override { return base_->in_features(); }
   std::int64_t out_features() const override { return base_->out_features(); }
 

@@ -78,9 +78,9 @@ Var Block::attention_half(Tape& tape, const Var& x, const BlockInput& in) {
         fused_attention(tape, qkv, in.rope_table, in.positions, attention_, in.segments, f.o.strip);
     return fused_linear_onto(tape, x, o, f.o, in.margin);
   }
-  Var o = project(tape, Site::O, attend(tape, norm(tape, x, attn_norm_, eps_), in), in);
-  if (post_attn_norm_.gain.defined()) o = norm(tape, o, post_attn_norm_, eps_);
-  return add(tape, x, o);
+  Var o = attend(tape, norm(tape, x, attn_norm_, eps_), in);
+  if (!post_attn_norm_.gain.defined()) return project_onto(tape, Site::O, x, o, in);
+  return add(tape, x, norm(tape, project(tape, Site::O, o, in), post_attn_norm_, eps_));
 }
 
 Var Block::feed_forward_half(Tape& tape, const Var& h, const BlockInput& in) {
@@ -91,7 +91,7 @@ Var Block::feed_forward_half(Tape& tape, const Var& h, const BlockInput& in) {
   }
   Var m = inner(tape, norm(tape, h, ffn_norm_, eps_), in);
   if (!post_ffn_norm_.gain.defined())
-    return tape.last([&] { return add(tape, h, project(tape, Site::Down, m, in)); });
+    return tape.last([&] { return project_onto(tape, Site::Down, h, m, in); });
   // A norm reads what it norms in backward: on a rerun only the sum may be left out.
   Var y = norm(tape, project(tape, Site::Down, m, in), post_ffn_norm_, eps_);
   return tape.last([&] { return add(tape, h, y); });
@@ -99,9 +99,43 @@ Var Block::feed_forward_half(Tape& tape, const Var& h, const BlockInput& in) {
 
 Var Block::inner(Tape& tape, const Var& m, const BlockInput& in) {
   if (mlp_ == MlpKind::Gelu) return gelu(tape, project(tape, Site::Up, m, in));
-  Var gate = project(tape, Site::Gate, m, in);
-  Var up = project(tape, Site::Up, m, in);
-  return mlp_ == MlpKind::GeGlu ? geglu(tape, gate, up) : swiglu(tape, gate, up);
+  const std::vector<Var> y = project_all(tape, {Site::Gate, Site::Up}, m, in);
+  return mlp_ == MlpKind::GeGlu ? geglu(tape, y[0], y[1]) : swiglu(tape, y[0], y[1]);
+}
+
+std::vector<Var> Block::project_all(Tape& tape, std::initializer_list<Site> sites, const Var& x,
+                                    const BlockInput& in) {
+  if (in.cache) return project_cached(tape, sites, x, {}, in);
+  std::vector<Var> y;
+  for (Site s : sites) y.push_back(project(tape, s, x, in));
+  return y;
+}
+
+Var Block::project_onto(Tape& tape, Site s, const Var& residual, const Var& x,
+                        const BlockInput& in) {
+  if (in.cache) return project_cached(tape, {s}, x, residual.value(), in)[0];
+  return add(tape, residual, project(tape, s, x, in));
+}
+
+std::vector<Var> Block::project_cached(Tape& tape, std::initializer_list<Site> sites, const Var& x,
+                                       const Tensor& addend, const BlockInput& in) {
+  check(!tape.recording(), "a KV cache has no backward");
+  std::vector<LinearPart> parts;
+  for (Site s : sites) {
+    const FrozenLinear& frozen = site(s)->frozen();
+    parts.push_back({tape.activation(x.dtype(), {x.value().rows(), frozen.out_features()}),
+                     &frozen.weight(), addend});
+  }
+  Backend& backend = tape.backend();
+  backend.linear_forward_parts(x.value(), parts);
+  std::vector<Var> y;
+  auto part = parts.begin();
+  for (Site s : sites) {
+    if (const Weight* bias = site(s)->frozen().bias()) backend.add_bias(part->y, *bias);
+    site(s)->adapt(tape, part->y, x.value(), in.mode);
+    y.push_back(tape.constant(std::move(part++->y)));
+  }
+  return y;
 }
 
 bool Block::adapted(Site first, Site last) const {
@@ -116,32 +150,30 @@ Var Block::attend(Tape& tape, const Var& n, const BlockInput& in) {
     Var qkv = project(tape, Site::Qkv, n, in);
     if (!in.cache)
       return fused_attention(tape, qkv, table, in.positions, attention_, in.segments, 0);
-    check(!table.defined(), "a cache of joined projections with rotary positions");
     const std::int64_t H = attention_.n_heads, G = attention_.n_kv_heads, D = head_dim_;
     const Tensor& x = qkv.value();
     return attend_cached(tape, x.slice_cols(0, H * D), x.slice_cols(H * D, (H + G) * D),
-                         x.slice_cols((H + G) * D, (H + 2 * G) * D), in);
+                         x.slice_cols((H + G) * D, (H + 2 * G) * D), table, in);
   }
-  // The products first: on a GPU they then run into each other.
-  Var q = project(tape, Site::Q, n, in), k = project(tape, Site::K, n, in);
-  Var v = project(tape, Site::V, n, in);
-  auto turned = [&](Var& x, const Weight& gain) {
-    if (gain.defined()) x = rmsnorm(tape, x, gain, eps_);
-    if (table.defined()) x = rope(tape, x, table, in.positions, head_dim_);
-  };
-  turned(q, q_norm_), turned(k, k_norm_);
-  if (!in.cache) return attention(tape, q, k, v, attention_, in.segments);
-  return attend_cached(tape, q.value(), k.value(), v.value(), in);
+  const std::vector<Var> qkv = project_all(tape, {Site::Q, Site::K, Site::V}, n, in);
+  Var q = qkv[0], k = qkv[1];
+  if (q_norm_.defined()) q = rmsnorm(tape, q, q_norm_, eps_);
+  if (k_norm_.defined()) k = rmsnorm(tape, k, k_norm_, eps_);
+  if (in.cache) return attend_cached(tape, q.value(), k.value(), qkv[2].value(), table, in);
+  if (table.defined()) {
+    q = rope(tape, q, table, in.positions, head_dim_);
+    k = rope(tape, k, table, in.positions, head_dim_);
+  }
+  return attention(tape, q, k, qkv[2], attention_, in.segments);
 }
 
 Var Block::attend_cached(Tape& tape, const Tensor& q, const Tensor& k, const Tensor& v,
-                         const BlockInput& in) {
-  // Put the new keys and values into the cache, attend to all of it. No gradients here.
+                         const Tensor& table, const BlockInput& in) {
   check(!tape.recording(), "a KV cache has no backward");
   const KvCache::Layer& layer = in.cache->layer(index_);
   Backend& backend = tape.backend();
-  backend.put_rows(layer.k, k, in.cached->cache_rows);
-  backend.put_rows(layer.v, v, in.cached->cache_rows);
+  backend.rope_into_cache(q, k, v, {layer.k, layer.v, in.cached->cache_rows}, table, in.positions,
+                          head_dim_);
   Tensor o = tape.activation(q.dtype(), {q.rows(), q.cols()});
   Tensor lse = tape.activation(stat_dtype(q.dtype()), {attention_.n_heads, q.rows()});
   backend.attention_forward(o, lse, q, layer.k, layer.v, attention_, in.segments, in.cached->keys);

@@ -26,6 +26,8 @@ class LinearMap {
   virtual ~LinearMap() = default;
   // x (T, in) -> (T, out)
   virtual Var apply(Tape& tape, const Var& x, const ForwardMode& mode) = 0;
+  // What apply() adds to the frozen projection: y (T, out) += f(x) - (x wᵀ + bias). No gradients.
+  virtual void adapt(Tape& tape, const Tensor& y, const Tensor& x, const ForwardMode& mode) = 0;
   virtual std::int64_t in_features() const = 0;
   virtual std::int64_t out_features() const = 0;
   // The frozen projection at the bottom.
@@ -39,6 +41,7 @@ class FrozenLinear : public LinearMap {
   Var apply(Tape& tape, const Var& x, const ForwardMode&) override {
     return linear(tape, x, w_, bias());
   }
+  void adapt(Tape&, const Tensor&, const Tensor&, const ForwardMode&) override {}
   std::int64_t in_features() const override { return w_.shape()[1]; }
   std::int64_t out_features() const override { return w_.shape()[0]; }
   FrozenLinear& frozen() override { return *this; }

@@ -82,6 +82,24 @@ std::unique_ptr<Readback> Backend::read_later(const Tensor& x) {
   return std::make_unique<Ready>(to_host_f64(x)[0]);
 }
 
+void Backend::linear_forward_parts(const Tensor& x, std::span<const LinearPart> parts) {
+  for (const LinearPart& part : parts) {
+    linear_forward(part.y, x, *part.w);
+    if (part.addend) add(part.y, part.y, part.addend);
+  }
+}
+
+void Backend::rope_into_cache(const Tensor& q, const Tensor& k, const Tensor& v,
+                              const CacheRows& cache, const Tensor& table, const Tensor& positions,
+                              int head_dim) {
+  if (table) {
+    rope(q, GradMode::Write, q, table, positions, head_dim, false);
+    rope(k, GradMode::Write, k, table, positions, head_dim, false);
+  }
+  put_rows(cache.keys, k, cache.rows);
+  put_rows(cache.values, v, cache.rows);
+}
+
 void Backend::matmul_nt_onto(const Tensor& c, const Tensor& addend, const Tensor& a,
                              const Tensor& b) {
   matmul_nt(c, GradMode::Write, 1.0, a, b);

@@ -124,6 +124,17 @@ struct AdamWStep {
   Tensor rates = {};
 };
 
+// Where a step's keys and values go: rows (T) I32, distinct, of keys and values (P, G*D).
+struct CacheRows {
+  Tensor keys, values, rows;
+};
+// One of several frozen products of one input: y (T,N) = addend (T,N) + x wᵀ; no addend is zero.
+struct LinearPart {
+  Tensor y;
+  const Weight* w;
+  Tensor addend = {};  // not y's memory
+};
+
 // One projection among those that share an input (autograd/fused_linear.h): columns [begin, end) of
 // the wide matrix, columns [column, column + rank) of the thin one, and the factor's gradient.
 struct StripPart {
@@ -245,6 +256,9 @@ class Backend {
   virtual void prepare_linear(Weight& w) = 0;
   // y (T,N) = x (T,K) wᵀ, w (N,K) frozen. If w is quantised, x may be rounded to 8 bits.
   virtual void linear_forward(const Tensor& y, const Tensor& x, const Weight& w) = 0;
+  // The same for several weights, in one launch where the device can: for a step of generation,
+  // whose launches cost as much as its products.
+  virtual void linear_forward_parts(const Tensor& x, std::span<const LinearPart> parts);
   // dx (T,K) (+)= dy (T,N) w. There is no dw: w is frozen.
   virtual void linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,
                                  const Weight& w) = 0;
@@ -313,6 +327,11 @@ class Backend {
   // D) F32|F64 holds cos in columns [0, D/2) and sin in [D/2, D); positions (T) I32 < P.
   virtual void rope(const Tensor& y, GradMode mode, const Tensor& x, const Tensor& table,
                     const Tensor& positions, int head_dim, bool inverse) = 0;
+  // A step of generation: q (T,H*D) and k (T,G*D) are rotated in place, unless `table` is
+  // undefined; then rows (T) of the caches are k's and v's rows. May leave k as it was.
+  virtual void rope_into_cache(const Tensor& q, const Tensor& k, const Tensor& v,
+                               const CacheRows& cache, const Tensor& table, const Tensor& positions,
+                               int head_dim);
 
   // ---- attention
   // --------------------------------------------------------------------------------- Causal
