@@ -10,9 +10,11 @@ namespace lk {
 // Throws Error naming what was asked for. Work is asynchronous, so the fault may be an earlier
 // kernel's: run under compute-sanitizer to learn whose.
 inline void cuda_check(cudaError_t status, const char* what) {
-  if (status != cudaSuccess) [[unlikely]]
-    throw Error(concat("cuda: ", what, ": ", cudaGetErrorString(status), " (",
-                       cudaGetErrorName(status), ")"));
+  if (status == cudaSuccess) [[likely]]
+    return;
+  cudaGetLastError();  // or the next launch would report it once more
+  throw Error(concat("cuda: ", what, ": ", cudaGetErrorString(status), " (",
+                     cudaGetErrorName(status), ")"));
 }
 
 }  // namespace lk
