@@ -393,6 +393,52 @@ void register_lora_segments() {
   segments(16, 128);
 }
 
+// A step of generation's products: weights (N,K) each, of the norm of x if `normed`. Four copies of
+// the weights take turns, so that none is found in L2.
+void register_generation() {
+  auto parts = [](const char* name, std::int64_t rows, int n_parts, std::int64_t N, std::int64_t K,
+                  bool normed) {
+    add(concat("linear_forward_parts_", name, "_", rows),
+        {.bytes = 2.0 * n_parts * static_cast<double>(N * K)}, [=] {
+          std::vector<Weight> w;
+          std::vector<Tensor> y;
+          for (int i = 0; i < 4 * n_parts; ++i)
+            w.emplace_back("w", random_tensor(DType::BF16, {N, K}, 2));
+          for (int i = 0; i < n_parts; ++i)
+            y.push_back(gpu().empty(Tag::Workspace, DType::BF16, {rows, N}));
+          return [=, gain = Weight("gain", random_tensor(DType::BF16, {K}, 3)), turn = 0,
+                  x = random_tensor(DType::BF16, {rows, K}, 1),
+                  n = gpu().empty(Tag::Workspace, DType::BF16, {rows, K})]() mutable {
+            std::vector<LinearPart> of_turn;
+            for (int i = 0; i < n_parts; ++i)
+              of_turn.push_back({y[static_cast<std::size_t>(i)],
+                                 &w[static_cast<std::size_t>(turn * n_parts + i)]});
+            turn = (turn + 1) % 4;
+            const InputNorm norm{&gain, 1e-5, n};
+            gpu().linear_forward_parts(x, normed ? &norm : nullptr, of_turn);
+          };
+        });
+  };
+  for (std::int64_t rows : {1, 8}) {
+    parts("qkv", rows, 3, C, C, false);
+    parts("qkv_normed", rows, 3, C, C, true);
+    parts("o", rows, 1, C, C, false);
+    parts("gate_up_normed", rows, 2, F, C, true);
+    parts("down", rows, 1, C, F, false);
+  }
+  add("rope_into_cache_16", {.bytes = 2.0 * 16 * (2 + 4) * C}, [] {
+    std::vector<std::int32_t> rows;
+    for (int i = 0; i < 16; ++i) rows.push_back(100 * i);
+    return [at = to_device(gpu(), Tag::Workspace, rows), q = random_tensor(DType::BF16, {16, C}, 1),
+            k = random_tensor(DType::BF16, {16, C}, 2), v = random_tensor(DType::BF16, {16, C}, 3),
+            keys = random_tensor(DType::BF16, {1600, C}, 4),
+            values = random_tensor(DType::BF16, {1600, C}, 5),
+            table = random_tensor(DType::F32, {1600, 128}, 6)] {
+      gpu().rope_into_cache(q, k, v, {keys, values, at}, table, at, 128);
+    };
+  });
+}
+
 // The same for q, k and v at once, as training does it: x (T,C), dy (T,3C), rank 16.
 void register_strips() {
   const std::int64_t R = 16, N = 3 * C, S = 3 * R;
@@ -510,6 +556,7 @@ int main(int argc, char** argv) {
   register_products();
   register_strips();
   register_lora_segments();
+  register_generation();
   register_attention();
   benchmark::RunSpecifiedBenchmarks();
   gpu().synchronize();

@@ -392,18 +392,27 @@ TEST_CASE("cuda: linear with a frozen weight") {
       }
 }
 
-TEST_CASE("cuda: a row of a frozen product has the same bits for 1 to 8 rows") {
+TEST_CASE("cuda: a row of a frozen product has the same bits whatever other rows there are") {
   LK_NEEDS_GPU();
   for (DType t : kDTypes)
     for (auto [N, K] : {std::pair<std::int64_t, std::int64_t>{33, 64}, {576, 1536}, {1, 4096}}) {
-      Tensor x = random_tensor(gpu(), t, {8, K}, 1);
-      Weight w("w", random_tensor(gpu(), t, {N, K}, 2));
-      Tensor all = gpu().empty(Tag::Workspace, t, {8, N});
-      gpu().linear_forward(all, x, w);
-      for (std::int64_t rows = 1; rows < 8; ++rows) {
-        Tensor y = gpu().empty(Tag::Workspace, t, {rows, N});
-        gpu().linear_forward(y, x.slice_rows(0, rows), w);
-        CHECK(to_host_f64(y) == to_host_f64(all.slice_rows(0, rows)));
+      const std::int64_t most = t == DType::BF16 ? 32 : 8;  // as linear_few.h has it
+      Tensor x = random_tensor(gpu(), t, {most, K}, 1);
+      Weight w("w", random_tensor(gpu(), t, {N, K}, 2)),
+          gain("gain", random_tensor(gpu(), t, {K}, 3));
+      auto product = [&](const Tensor& rows, bool normed) {
+        Tensor y = gpu().empty(Tag::Workspace, t, {rows.rows(), N});
+        const LinearPart part{y, &w};
+        const InputNorm norm{&gain, 1e-5, gpu().empty(Tag::Workspace, t, rows.shape())};
+        gpu().linear_forward_parts(rows, normed ? &norm : nullptr, {&part, 1});
+        return to_host_f64(y);
+      };
+      for (bool normed : {false, true}) {
+        const std::vector<double> all = product(x, normed);
+        for (std::int64_t rows = 1; rows < most; ++rows) {
+          const std::vector<double> some = product(x.slice_rows(0, rows), normed);
+          CHECK(std::equal(some.begin(), some.end(), all.begin()));
+        }
       }
     }
 }
@@ -411,46 +420,62 @@ TEST_CASE("cuda: a row of a frozen product has the same bits for 1 to 8 rows") {
 TEST_CASE("cuda: several frozen products of one input") {
   LK_NEEDS_GPU();
   using Widths = std::vector<std::int64_t>;
+  // x as it is or normed, onto addends or not; widths of K around what a block takes at a time.
+  auto check_parts = [](const Widths& widths, std::int64_t T, std::int64_t K, DType t, Layout l,
+                        bool normed, bool onto) {
+    const std::string what = concat("parts ", dtype_name(t), " T ", T, " K ", K, " pad ", l.pad,
+                                    normed ? " normed" : "", onto ? " onto" : "");
+    Results r = compare(what, t, l, [&](const Side& s) {
+      Guarded x = numbers(s, T, K, 1), n = numbers(s, T, K, 2);
+      Weight gain = frozen(s, {K}, 3);
+      std::vector<Guarded> y, addends;
+      std::vector<Weight> w;
+      for (unsigned i = 0; i < widths.size(); ++i) {
+        y.push_back(numbers(s, T, widths[i], 10 + i));
+        addends.push_back(numbers(s, T, widths[i], 20 + i));
+        w.push_back(frozen(s, {widths[i], K}, 30 + i));
+      }
+      std::vector<LinearPart> parts;
+      for (std::size_t i = 0; i < y.size(); ++i)
+        parts.push_back({y[i], &w[i], onto ? Tensor(addends[i]) : Tensor()});
+      const InputNorm norm{&gain, 1e-5, n};
+      s.backend.linear_forward_parts(x, normed ? &norm : nullptr, parts);
+      y.push_back(n);
+      return y;
+    });
+    const std::vector<double>& got_norm = r.got.back();
+    std::vector<double> input = r.want.back();
+    check_close(got_norm, input, normed ? unit_roundoff(t) : 0, f32_slack(normed ? 8 : 0, input),
+                what + " norm");
+    for (double& x : input) x = std::abs(x);
+    if (!normed) input = magnitudes(t, T * K, 1);
+    for (unsigned i = 0; i < widths.size(); ++i) {
+      Tensor size = oracle().empty(Tag::Workspace, DType::F64, {T, widths[i]});
+      oracle().matmul_nt(
+          size, GradMode::Write, 1.0, tensor_from(oracle(), DType::F64, {T, K}, input),
+          tensor_from(oracle(), DType::F64, {widths[i], K}, magnitudes(t, widths[i] * K, 30 + i)));
+      const std::vector<double> sizes = to_host_f64(size),
+                                addend = rounded(random_values(T * widths[i], 20 + i), t);
+      std::vector<double> slack = product_slack(t, t, GradMode::Write, K, sizes, r.want[i], {});
+      for (std::size_t j = 0; j < slack.size(); ++j) {
+        // The normed input is rounded; of many rows the product is, before the addend comes.
+        if (normed) slack[j] += (unit_roundoff(t) + 8 * 0x1p-24) * sizes[j];
+        if (onto)
+          slack[j] +=
+              0x1p-24 * std::abs(addend[j]) + unit_roundoff(t) * std::abs(r.want[i][j] - addend[j]);
+      }
+      check_close(r.got[i], r.want[i], unit_roundoff(t), slack, what);
+    }
+  };
+  using Size = std::pair<std::int64_t, std::int64_t>;  // T, K
+  const Size sizes[] = {{1, 8},   {1, 264}, {1, 8200}, {2, 1536}, {3, 7},     {4, 8200},
+                        {5, 264}, {8, 520}, {9, 1536}, {17, 64},  {32, 1536}, {33, 264}};
   for (const Widths& widths : {Widths{33}, Widths{64, 16, 17}, Widths{5, 128}})
-    for (std::int64_t T : {1, 3, 8, 9})
-      for (std::int64_t K : {7, 64, 1536})
-        for (DType t : kDTypes)
-          for (Layout l : kLayouts)
-            for (bool onto : {false, true}) {
-              Results r = compare("parts", t, l, [&](const Side& s) {
-                Guarded x = numbers(s, T, K, 1);
-                std::vector<Guarded> y, addends;
-                std::vector<Weight> w;
-                for (unsigned i = 0; i < widths.size(); ++i) {
-                  y.push_back(numbers(s, T, widths[i], 10 + i));
-                  addends.push_back(numbers(s, T, widths[i], 20 + i));
-                  w.push_back(frozen(s, {widths[i], K}, 30 + i));
-                }
-                std::vector<LinearPart> parts;
-                for (std::size_t i = 0; i < y.size(); ++i)
-                  parts.push_back({y[i], &w[i], onto ? Tensor(addends[i]) : Tensor()});
-                s.backend.linear_forward_parts(x, parts);
-                return y;
-              });
-              for (unsigned i = 0; i < widths.size(); ++i) {
-                const std::int64_t n = T * widths[i];
-                Tensor size = oracle().empty(Tag::Workspace, DType::F64, {T, widths[i]});
-                oracle().matmul_nt(
-                    size, GradMode::Write, 1.0,
-                    tensor_from(oracle(), DType::F64, {T, K}, magnitudes(t, T * K, 1)),
-                    tensor_from(oracle(), DType::F64, {widths[i], K},
-                                magnitudes(t, widths[i] * K, 30 + i)));
-                std::vector<double> slack =
-                    product_slack(t, t, GradMode::Write, K, to_host_f64(size), r.want[i], {});
-                const std::vector<double> addend = rounded(random_values(n, 20 + i), t);
-                // Past 8 rows the product is rounded before the addend comes.
-                if (onto)
-                  for (std::size_t j = 0; j < slack.size(); ++j)
-                    slack[j] += 0x1p-24 * std::abs(addend[j]) +
-                                unit_roundoff(t) * std::abs(r.want[i][j] - addend[j]);
-                check_close(r.got[i], r.want[i], unit_roundoff(t), slack, "parts");
-              }
-            }
+    for (auto [T, K] : sizes)
+      for (DType t : kDTypes)
+        for (Layout l : kLayouts)
+          for (bool normed : {false, true})
+            for (bool onto : {false, true}) check_parts(widths, T, K, t, l, normed, onto);
 }
 
 TEST_CASE("cuda: many adapters in one batch") {

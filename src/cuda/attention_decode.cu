@@ -184,7 +184,7 @@ bool attention_decode(const AttentionForward& a, Backend& backend, cudaStream_t 
       const int groups = static_cast<int>(ceil_div(group, HEADS));
       launch_early("attention_decode", attention_decode_kernel<device_t<T>, LANES, HEADS>,
                    grid_of(static_cast<i64>(a.shape.n_kv_heads) * groups, pieces, n),
-                   dim3(kThreads), stream, in, parts, groups);
+                   dim3(kThreads), 0, stream, in, parts, groups);
     };
     auto heads = [&]<int LANES>() {
       if (group == 1)
@@ -203,7 +203,7 @@ bool attention_decode(const AttentionForward& a, Backend& backend, cudaStream_t 
     else
       heads.template operator()<32>();
     launch_early("attention_combine", attention_combine_kernel<device_t<T>>, grid_of(H, n),
-                 dim3(static_cast<unsigned>(ceil_div(D, 32) * 32)), stream, in, parts,
+                 dim3(static_cast<unsigned>(ceil_div(D, 32) * 32)), 0, stream, in, parts,
                  matrix<T>(a.o), a.lse.data<float>());
     return true;
   });

@@ -54,7 +54,8 @@ class CudaBackend final : public Backend {
   // linear.cu
   void prepare_linear(Weight& w) override;
   void linear_forward(const Tensor& y, const Tensor& x, const Weight& w) override;
-  void linear_forward_parts(const Tensor& x, std::span<const LinearPart> parts) override;
+  void linear_forward_parts(const Tensor& x, const InputNorm* norm,
+                            std::span<const LinearPart> parts) override;
   void linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,
                          const Weight& w) override;
   void matmul_nt(const Tensor& c, GradMode mode, double alpha, const Tensor& a,

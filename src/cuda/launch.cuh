@@ -45,18 +45,23 @@ __device__ __forceinline__ void wait_for_previous() {
 #endif
 }
 
-// Runs `kernel` on the stream; an empty grid is no work and no launch. Dynamic shared memory beyond
-// 48 KiB has to be asked for. Throws Error with the kernel's name if the launch is refused.
+// Lets the kernel have as much dynamic shared memory, beyond the 48 KiB that all of its shared
+// memory may take without asking.
+inline void allow_shared(const char* name, const void* kernel, std::size_t bytes) {
+  if (bytes > 32 * 1024)  // the rest may be what the kernel itself declares
+    cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(bytes)),
+               name);
+}
+
+// Runs `kernel` on the stream; an empty grid is no work and no launch. Throws Error with the
+// kernel's name if the launch is refused.
 template <class... Params, class... Args>
 void launch(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block,
             std::size_t shared_bytes, cudaStream_t stream, const Args&... args) {
   static_assert(sizeof...(Params) == sizeof...(Args));
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-  if (shared_bytes > 48 * 1024)
-    cuda_check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(shared_bytes)),
-               name);
+  allow_shared(name, reinterpret_cast<const void*>(kernel), shared_bytes);
   kernel<<<grid, block, shared_bytes, stream>>>(static_cast<Params>(args)...);
   cuda_check(cudaGetLastError(), name);
   early_allowed() = false;
@@ -76,15 +81,17 @@ inline bool early_supported() {
 // As launch(), but the kernel may begin early: Note [Early launches].
 template <class... Params, class... Args>
 void launch_early(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block,
-                  cudaStream_t stream, const Args&... args) {
+                  std::size_t shared_bytes, cudaStream_t stream, const Args&... args) {
   static_assert(sizeof...(Params) == sizeof...(Args));
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  allow_shared(name, reinterpret_cast<const void*>(kernel), shared_bytes);
   cudaLaunchAttribute early{};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   early.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
   config.attrs = &early;
   config.numAttrs = early_allowed() && early_supported() ? 1 : 0;

@@ -193,12 +193,13 @@ void CudaBackend::prepare_linear(Weight&) {}
 
 void CudaBackend::linear_forward(const Tensor& y, const Tensor& x, const Weight& w) {
   const LinearPart part{y, &w};
-  if (!linear_few_rows(x, {&part, 1}, stream()))
+  if (!linear_few_rows(x, nullptr, {&part, 1}, stream()))
     gemm(y, GradMode::Write, 1.0, x, false, w.values(), true);
 }
 
-void CudaBackend::linear_forward_parts(const Tensor& x, std::span<const LinearPart> parts) {
-  if (!linear_few_rows(x, parts, stream())) Backend::linear_forward_parts(x, parts);
+void CudaBackend::linear_forward_parts(const Tensor& x, const InputNorm* norm,
+                                       std::span<const LinearPart> parts) {
+  if (!linear_few_rows(x, norm, parts, stream())) Backend::linear_forward_parts(x, norm, parts);
 }
 
 void CudaBackend::linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,

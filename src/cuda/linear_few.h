@@ -1,4 +1,4 @@
-// Products of a few rows with a frozen matrix: see linear_few.cu.
+// Frozen projections of a few rows: the products of a step of generation.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -9,8 +9,10 @@
 
 namespace lk {
 
-// The parts (Backend::linear_forward_parts) in one launch, if they are some for these kernels: at
-// most 3, M <= 8, 16-byte aligned rows; else false, with nothing done.
-bool linear_few_rows(const Tensor& x, std::span<const LinearPart> parts, cudaStream_t stream);
+// The parts (Backend::linear_forward_parts) in one launch or two, if they are some for these
+// kernels: at most 3, rows 16-byte aligned, M <= 32 in BF16, M <= 8 and no norm in F32; else false,
+// with nothing done.
+bool linear_few_rows(const Tensor& x, const InputNorm* norm, std::span<const LinearPart> parts,
+                     cudaStream_t stream);
 
 }  // namespace lk

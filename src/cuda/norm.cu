@@ -146,7 +146,7 @@ void CudaBackend::rmsnorm_forward(const Tensor& y, const Tensor& rstd, const Ten
   dispatch_device(x.dtype(), [&]<class T>() {
     auto go = [&]<int N>() {
       launch_early("rmsnorm_forward", rmsnorm_forward_kernel<N, device_t<T>>, grid_of(x.rows()),
-                   dim3(threads_for(x.cols(), N)), stream(), matrix<T>(y), rstd.data<float>(),
+                   dim3(threads_for(x.cols(), N)), 0, stream(), matrix<T>(y), rstd.data<float>(),
                    const_matrix<T>(x), pointer<T>(gain.values()), x.cols(), eps);
     };
     constexpr int kN = 16 / static_cast<int>(sizeof(T));
@@ -179,7 +179,7 @@ void CudaBackend::layernorm_forward(const Tensor& y, const Tensor& mean, const T
   dispatch_device(x.dtype(), [&]<class T>() {
     auto go = [&]<int N>() {
       launch_early("layernorm_forward", layernorm_forward_kernel<N, device_t<T>>, grid_of(x.rows()),
-                   dim3(threads_for(x.cols(), N)), stream(), matrix<T>(y), mean.data<float>(),
+                   dim3(threads_for(x.cols(), N)), 0, stream(), matrix<T>(y), mean.data<float>(),
                    rstd.data<float>(), const_matrix<T>(x), pointer<T>(gain.values()),
                    pointer<T>(bias.values()), x.cols(), eps);
     };

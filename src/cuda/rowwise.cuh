@@ -39,7 +39,7 @@ void launch_rowwise(const char* name, i64 rows, i64 cols, cudaStream_t stream, c
   if constexpr (requires { typename Op::WritesWeights; })
     launch(name, rowwise_kernel<Op>, grid, block, 0, stream, rows, cols, op);
   else
-    launch_early(name, rowwise_kernel<Op>, grid, block, stream, rows, cols, op);
+    launch_early(name, rowwise_kernel<Op>, grid, block, 0, stream, rows, cols, op);
 }
 
 // How a kernel walks tensors of one shape: as (rows, cols), or as one row if none has gaps.

@@ -78,7 +78,7 @@ Var Block::attention_half(Tape& tape, const Var& x, const BlockInput& in) {
         fused_attention(tape, qkv, in.rope_table, in.positions, attention_, in.segments, f.o.strip);
     return fused_linear_onto(tape, x, o, f.o, in.margin);
   }
-  Var o = attend(tape, norm(tape, x, attn_norm_, eps_), in);
+  Var o = attend(tape, x, in);
   if (!post_attn_norm_.gain.defined()) return project_onto(tape, Site::O, x, o, in);
   return add(tape, x, norm(tape, project(tape, Site::O, o, in), post_attn_norm_, eps_));
 }
@@ -89,7 +89,7 @@ Var Block::feed_forward_half(Tape& tape, const Var& h, const BlockInput& in) {
     Var gate_up = fused_norm_linear(tape, h, ffn_norm_.gain, eps_, f.gate_up, f.gate_up.strip);
     return tape.last([&] { return fused_swiglu_linear_onto(tape, h, gate_up, f.down, in.margin); });
   }
-  Var m = inner(tape, norm(tape, h, ffn_norm_, eps_), in);
+  Var m = inner(tape, h, in);
   if (!post_ffn_norm_.gain.defined())
     return tape.last([&] { return project_onto(tape, Site::Down, h, m, in); });
   // A norm reads what it norms in backward: on a rerun only the sum may be left out.
@@ -97,42 +97,49 @@ Var Block::feed_forward_half(Tape& tape, const Var& h, const BlockInput& in) {
   return tape.last([&] { return add(tape, h, y); });
 }
 
-Var Block::inner(Tape& tape, const Var& m, const BlockInput& in) {
-  if (mlp_ == MlpKind::Gelu) return gelu(tape, project(tape, Site::Up, m, in));
-  const std::vector<Var> y = project_all(tape, {Site::Gate, Site::Up}, m, in);
+Var Block::inner(Tape& tape, const Var& h, const BlockInput& in) {
+  if (mlp_ == MlpKind::Gelu) return gelu(tape, project_all(tape, {Site::Up}, ffn_norm_, h, in)[0]);
+  const std::vector<Var> y = project_all(tape, {Site::Gate, Site::Up}, ffn_norm_, h, in);
   return mlp_ == MlpKind::GeGlu ? geglu(tape, y[0], y[1]) : swiglu(tape, y[0], y[1]);
 }
 
-std::vector<Var> Block::project_all(Tape& tape, std::initializer_list<Site> sites, const Var& x,
-                                    const BlockInput& in) {
-  if (in.cache) return project_cached(tape, sites, x, {}, in);
+std::vector<Var> Block::project_all(Tape& tape, std::initializer_list<Site> sites,
+                                    const NormWeights& w, const Var& x, const BlockInput& in) {
+  if (in.cache) return project_cached(tape, sites, &w, x, {}, in);
+  Var n = norm(tape, x, w, eps_);
   std::vector<Var> y;
-  for (Site s : sites) y.push_back(project(tape, s, x, in));
+  for (Site s : sites) y.push_back(project(tape, s, n, in));
   return y;
 }
 
 Var Block::project_onto(Tape& tape, Site s, const Var& residual, const Var& x,
                         const BlockInput& in) {
-  if (in.cache) return project_cached(tape, {s}, x, residual.value(), in)[0];
+  if (in.cache) return project_cached(tape, {s}, nullptr, x, residual.value(), in)[0];
   return add(tape, residual, project(tape, s, x, in));
 }
 
-std::vector<Var> Block::project_cached(Tape& tape, std::initializer_list<Site> sites, const Var& x,
-                                       const Tensor& addend, const BlockInput& in) {
+std::vector<Var> Block::project_cached(Tape& tape, std::initializer_list<Site> sites,
+                                       const NormWeights* w, const Var& x, const Tensor& addend,
+                                       const BlockInput& in) {
   check(!tape.recording(), "a KV cache has no backward");
+  const bool joined = w && !w->bias.defined();  // with the products
+  Tensor n = !w || joined ? x.value() : norm(tape, x, *w, eps_).value();
+  InputNorm input_norm{};
+  if (joined) input_norm = {&w->gain, eps_, tape.activation(x.dtype(), n.shape())};
   std::vector<LinearPart> parts;
   for (Site s : sites) {
     const FrozenLinear& frozen = site(s)->frozen();
-    parts.push_back({tape.activation(x.dtype(), {x.value().rows(), frozen.out_features()}),
-                     &frozen.weight(), addend});
+    parts.push_back(
+        {tape.activation(x.dtype(), {n.rows(), frozen.out_features()}), &frozen.weight(), addend});
   }
   Backend& backend = tape.backend();
-  backend.linear_forward_parts(x.value(), parts);
+  backend.linear_forward_parts(n, joined ? &input_norm : nullptr, parts);
+  if (joined) n = input_norm.normed;
   std::vector<Var> y;
   auto part = parts.begin();
   for (Site s : sites) {
     if (const Weight* bias = site(s)->frozen().bias()) backend.add_bias(part->y, *bias);
-    site(s)->adapt(tape, part->y, x.value(), in.mode);
+    site(s)->adapt(tape, part->y, n, in.mode);
     y.push_back(tape.constant(std::move(part++->y)));
   }
   return y;
@@ -144,18 +151,18 @@ bool Block::adapted(Site first, Site last) const {
   return false;
 }
 
-Var Block::attend(Tape& tape, const Var& n, const BlockInput& in) {
+Var Block::attend(Tape& tape, const Var& x, const BlockInput& in) {
   const Tensor& table = local_ ? in.local_rope_table : in.rope_table;
   if (site(Site::Qkv)) {
-    Var qkv = project(tape, Site::Qkv, n, in);
+    const Var qkv = project_all(tape, {Site::Qkv}, attn_norm_, x, in)[0];
     if (!in.cache)
       return fused_attention(tape, qkv, table, in.positions, attention_, in.segments, 0);
     const std::int64_t H = attention_.n_heads, G = attention_.n_kv_heads, D = head_dim_;
-    const Tensor& x = qkv.value();
-    return attend_cached(tape, x.slice_cols(0, H * D), x.slice_cols(H * D, (H + G) * D),
-                         x.slice_cols((H + G) * D, (H + 2 * G) * D), table, in);
+    const Tensor& all = qkv.value();
+    return attend_cached(tape, all.slice_cols(0, H * D), all.slice_cols(H * D, (H + G) * D),
+                         all.slice_cols((H + G) * D, (H + 2 * G) * D), table, in);
   }
-  const std::vector<Var> qkv = project_all(tape, {Site::Q, Site::K, Site::V}, n, in);
+  const std::vector<Var> qkv = project_all(tape, {Site::Q, Site::K, Site::V}, attn_norm_, x, in);
   Var q = qkv[0], k = qkv[1];
   if (q_norm_.defined()) q = rmsnorm(tape, q, q_norm_, eps_);
   if (k_norm_.defined()) k = rmsnorm(tape, k, k_norm_, eps_);

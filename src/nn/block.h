@@ -70,26 +70,28 @@ class Block {
   Var project(Tape& tape, Site s, const Var& x, const BlockInput& in) {
     return sites_[static_cast<std::size_t>(s)]->apply(tape, x, in.mode);
   }
-  // Projections of one input, side by side.
-  std::vector<Var> project_all(Tape& tape, std::initializer_list<Site> sites, const Var& x,
-                               const BlockInput& in);
+  // Projections of norm(x), side by side.
+  std::vector<Var> project_all(Tape& tape, std::initializer_list<Site> sites, const NormWeights& w,
+                               const Var& x, const BlockInput& in);
   // residual + the projection of x
   Var project_onto(Tape& tape, Site s, const Var& residual, const Var& x, const BlockInput& in);
-  // Both of them where there is a cache, `addend` for each: a step of generation in few launches.
-  std::vector<Var> project_cached(Tape& tape, std::initializer_list<Site> sites, const Var& x,
-                                  const Tensor& addend, const BlockInput& in);
+  // Both of them where there is a cache, `w` null for x as it is, `addend` for each: a step of
+  // generation in few launches.
+  std::vector<Var> project_cached(Tape& tape, std::initializer_list<Site> sites,
+                                  const NormWeights* w, const Var& x, const Tensor& addend,
+                                  const BlockInput& in);
   // The two halves: x -> h and h -> y.
   Var attention_half(Tape& tape, const Var& x, const BlockInput& in);
   Var feed_forward_half(Tape& tape, const Var& h, const BlockInput& in);
   bool adapted(Site first, Site last) const;
-  // n (T,C) -> (T,H*D): attention of the normed stream's queries, keys and values.
-  Var attend(Tape& tape, const Var& n, const BlockInput& in);
+  // x (T,C) -> (T,H*D): attention of the normed stream's queries, keys and values.
+  Var attend(Tape& tape, const Var& x, const BlockInput& in);
   // The rest of it in a step of generation, q (T,H*D), k, v (T,G*D) not rotated yet: the cache
   // grows by k and v.
   Var attend_cached(Tape& tape, const Tensor& q, const Tensor& k, const Tensor& v,
                     const Tensor& table, const BlockInput& in);
-  // m (T,C) -> (T,F): what the down projection reads.
-  Var inner(Tape& tape, const Var& m, const BlockInput& in);
+  // h (T,C) -> (T,F): what the down projection reads.
+  Var inner(Tape& tape, const Var& h, const BlockInput& in);
 
   std::size_t index_;
   bool local_;

@@ -82,9 +82,14 @@ std::unique_ptr<Readback> Backend::read_later(const Tensor& x) {
   return std::make_unique<Ready>(to_host_f64(x)[0]);
 }
 
-void Backend::linear_forward_parts(const Tensor& x, std::span<const LinearPart> parts) {
+void Backend::linear_forward_parts(const Tensor& x, const InputNorm* norm,
+                                   std::span<const LinearPart> parts) {
+  if (norm) {
+    Tensor rstd = empty(Tag::Workspace, stat_dtype(x.dtype()), {x.rows()});
+    rmsnorm_forward(norm->normed, rstd, x, *norm->gain, norm->eps);
+  }
   for (const LinearPart& part : parts) {
-    linear_forward(part.y, x, *part.w);
+    linear_forward(part.y, norm ? norm->normed : x, *part.w);
     if (part.addend) add(part.y, part.y, part.addend);
   }
 }

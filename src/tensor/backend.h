@@ -134,6 +134,12 @@ struct LinearPart {
   const Weight* w;
   Tensor addend = {};  // not y's memory
 };
+// RMSNorm of a product's input, made where the product reads it.
+struct InputNorm {
+  const Weight* gain;  // (K)
+  double eps;
+  Tensor normed;  // (T,K): the normed input is left here
+};
 
 // One projection among those that share an input (autograd/fused_linear.h): columns [begin, end) of
 // the wide matrix, columns [column, column + rank) of the thin one, and the factor's gradient.
@@ -256,9 +262,10 @@ class Backend {
   virtual void prepare_linear(Weight& w) = 0;
   // y (T,N) = x (T,K) wᵀ, w (N,K) frozen. If w is quantised, x may be rounded to 8 bits.
   virtual void linear_forward(const Tensor& y, const Tensor& x, const Weight& w) = 0;
-  // The same for several weights, in one launch where the device can: for a step of generation,
-  // whose launches cost as much as its products.
-  virtual void linear_forward_parts(const Tensor& x, std::span<const LinearPart> parts);
+  // The same for several weights of x, or of its norm if `norm` is not null, in one launch where
+  // the device can: for a step of generation, whose launches cost as much as its products.
+  virtual void linear_forward_parts(const Tensor& x, const InputNorm* norm,
+                                    std::span<const LinearPart> parts);
   // dx (T,K) (+)= dy (T,N) w. There is no dw: w is frozen.
   virtual void linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,
                                  const Weight& w) = 0;

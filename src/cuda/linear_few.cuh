@@ -1,0 +1,60 @@
+// What the kernels for frozen projections of a few rows share: up to three weights, whose rows are
+// counted through.
+#pragma once
+
+#include <span>
+
+#include "cuda/pack.cuh"
+#include "tensor/backend.h"
+
+namespace lk {
+
+constexpr int kMostFewParts = 3;
+
+template <class T>
+struct FewPart {
+  Matrix<T> y;
+  Matrix<const T> w, addend;  // addend.data null: zero
+  i64 begin, end;             // its rows in the count
+};
+template <class T>
+struct FewParts {
+  FewPart<T> part[kMostFewParts];
+  int n;
+  i64 rows;  // of the count: a part begins at a multiple of what a block or warp does
+
+  // The part that a row of the count, such a multiple, lies in.
+  __device__ __forceinline__ FewPart<T> of(i64 row) const {
+    FewPart<T> p = part[0];
+#pragma unroll
+    for (int i = 1; i < kMostFewParts; ++i)
+      if (i < n && row >= part[i].begin) p = part[i];
+    return p;
+  }
+};
+
+// T is the host's element type. False if these are no parts for such kernels: more than three, of
+// other dtypes, or not to be read in packs of 16 bytes.
+template <class T>
+bool few_parts(const Tensor& x, std::span<const LinearPart> parts, int multiple,
+               FewParts<device_t<T>>& few) {
+  if (parts.empty() || parts.size() > kMostFewParts) return false;
+  few = {.part = {}, .n = static_cast<int>(parts.size()), .rows = 0};
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    const Tensor &w = parts[i].w->values(), &y = parts[i].y, &addend = parts[i].addend;
+    const DType t = x.dtype();
+    if (w.rows() < 1 || w.dtype() != t || y.dtype() != t || (addend && addend.dtype() != t) ||
+        !packable(16 / static_cast<i64>(sizeof(T)), x.cols(), x, w))
+      return false;
+    FewPart<device_t<T>>& part = few.part[i];
+    part = {matrix<T>(y), const_matrix<T>(w), {}, few.rows, few.rows + w.rows()};
+    if (addend) part.addend = const_matrix<T>(addend);
+    few.rows = ceil_div(part.end, multiple) * multiple;
+  }
+  return true;
+}
+
+bool linear_few_rows_bf16(const Tensor& x, const InputNorm* norm, std::span<const LinearPart> parts,
+                          cudaStream_t stream);
+
+}  // namespace lk
