@@ -4,7 +4,7 @@
 // Maths      as attention_forward.cu, for one query: it sees all keys of its document, or the last
 //            `window` of them
 // Shapes     q, o (n, H*D), k, v (Tk, G*D), lse (H, n); D = 32, 64, 128 or 256 in packs of 16 bytes
-// Plan       a block: a piece of 256 keys of one document, one key/value head and up to 8 of its
+// Plan       a block: a piece of 64 keys of one document, one key/value head and up to 8 of its
 //            query heads, so that keys and values are read once for all of them. Lanes that share
 //            a key hold 16 bytes of it each. Scores to shared memory, softmax of the piece, sum of
 //            values; then a second launch adds up the pieces in order. Where pieces begin depends
@@ -19,7 +19,7 @@
 namespace lk {
 namespace {
 
-constexpr int kPiece = 256, kThreads = 128, kWarps = kThreads / 32;
+constexpr int kPiece = 64, kThreads = 128, kWarps = kThreads / 32;
 
 struct MaxOp {
   __device__ __forceinline__ float operator()(float a, float b) const { return fmaxf(a, b); }
