@@ -4,6 +4,8 @@
 #include <chrono>
 #include <deque>
 
+#include "tensor/parts.h"
+
 namespace lk {
 namespace {
 
@@ -18,13 +20,6 @@ constexpr std::int64_t kCpuPrefillRows = 512, kGpuPrefillRows = 4096;
 std::size_t common_prefix(std::span<const std::int32_t> a, std::span<const std::int32_t> b) {
   return static_cast<std::size_t>(std::mismatch(a.begin(), a.end(), b.begin(), b.end()).first -
                                   a.begin());
-}
-
-std::vector<float> rows_of(const Tensor& logits) {
-  return dispatch_float(logits.dtype(), [&]<class T>() {
-    const std::vector<T> raw = to_host<T>(logits);
-    return std::vector<float>(raw.begin(), raw.end());
-  });
 }
 
 }  // namespace
@@ -52,6 +47,10 @@ struct Generator::Run {
   std::vector<Generation> results;
   std::deque<std::size_t> waiting;
   std::vector<Sequence> active;  // in the order of their slots' use: rows of a step
+  // A step's logits on the host, as they come and as floats. Kept from step to step: memory from
+  // the system each time would take longer than what is done with it.
+  std::vector<std::byte> raw_logits = {};
+  std::vector<float> float_logits = {};
 
   std::int64_t limit_of(const GenerationRequest& r) const {
     return std::min(
@@ -134,16 +133,36 @@ struct Generator::Run {
   void sample(const Tensor& logits, const std::vector<std::size_t>& which) {
     if (std::all_of(which.begin(), which.end(), [](std::size_t i) { return i == SIZE_MAX; }))
       return;
-    const std::vector<float> all = rows_of(logits);  // the only wait for the device
-    const auto V = static_cast<std::size_t>(logits.cols());
+    const Tensor rows = dense(logits);
+    raw_logits.resize(rows.bytes());
+    rows.backend().download(raw_logits.data(), rows, rows.bytes());  // the only wait for the device
+    float_logits.resize(static_cast<std::size_t>(rows.numel()));
+    std::vector<std::int32_t> ids(which.size());
+    // A row is up to a quarter of a million numbers: the threads share the rows of a batch.
+    for_parts(std::ssize(which), 1, [&](std::int64_t j, std::int64_t) {
+      const std::size_t i = which[static_cast<std::size_t>(j)];
+      if (i == SIZE_MAX) return;
+      const Sequence& s = active[i];
+      ids[static_cast<std::size_t>(j)] = sample_token(
+          float_row(rows, j), requests[s.request].sampling, std::ssize(s.history), s.history);
+    });
     for (std::size_t j = 0; j < which.size(); ++j)
-      if (which[j] != SIZE_MAX) take(active[which[j]], std::span(all).subspan(j * V, V));
+      if (which[j] != SIZE_MAX) take(active[which[j]], ids[j]);
   }
 
-  void take(Sequence& s, std::span<const float> logits) {
+  std::span<const float> float_row(const Tensor& rows, std::int64_t j) {
+    const auto V = static_cast<std::size_t>(rows.cols()), begin = static_cast<std::size_t>(j) * V;
+    const std::span<float> row = std::span(float_logits).subspan(begin, V);
+    dispatch_float(rows.dtype(), [&]<class T>() {
+      const T* from = reinterpret_cast<const T*>(raw_logits.data()) + begin;
+      std::transform(from, from + V, row.begin(), [](T x) { return static_cast<float>(x); });
+    });
+    return row;
+  }
+
+  void take(Sequence& s, std::int32_t id) {
     const SamplingSettings& sampling = requests[s.request].sampling;
     Generation& result = results[s.request];
-    const std::int32_t id = sample_token(logits, sampling, std::ssize(s.history), s.history);
     const auto now = Clock::now();
     if (result.ids.empty()) {
       s.first = now;
