@@ -31,22 +31,30 @@ has tests && for test in "$dir"/test_*; do
 done
 
 if has sanitizer && command -v compute-sanitizer >/dev/null; then
-  # Small shapes only, a process for each case, eight at a time: the tools slow a kernel down a hundredfold. Races
-  # inside cuBLASLt's own kernels (nvjet: hand-over by barriers that racecheck doesn't follow) are not ours.
+  # Small shapes only, a process for each case, eight at a time: the tools slow a kernel down a hundredfold.
   export LORIKEET_SMALL_SHAPES=1
+  check_case() {  # check_case NAME TOOL PROGRAM CASE
+    run "$1" compute-sanitizer --tool "$2" "$3" -tc="$4"
+    local log=$out/$1.log
+    grep -qE "SUMMARY: .*\b0 errors" "$log" && return
+    # Races inside cuBLASLt's own kernels (nvjet hands over by barriers that racecheck doesn't follow) are not ours.
+    [ "$2" = racecheck ] && ! grep "Error" "$log" | grep -qv nvjet && return
+    touch "$out/failed"
+    echo "$1: found something in $4"
+    grep "Error" "$log" | grep -v nvjet | head -n 5
+  }
   number=0
   for tool in ${TOOLS:-memcheck racecheck initcheck synccheck}; do
     for test in test_parity test_parity_attention; do
       while read -r name; do
         while [ "$(jobs -rp | wc -l)" -ge 8 ]; do wait -n; done
         number=$((number + 1))
-        run "$tool.$number" compute-sanitizer --tool "$tool" --error-exitcode 9 --kernel-name-exclude kernel_substring=nvjet \
-          "$dir/$test" -tc="$name" >"$out/$tool.$number.line" &
+        check_case "$tool.$number" "$tool" "$dir/$test" "$name" >"$out/$tool.$number.line" &
       done < <("$dir/$test" -ltc | grep '^cuda:' | tr ',' '?')
     done
     wait
-    echo "$tool: $(grep -l "rc 0" "$out/$tool".*.line | wc -l) cases without a finding of $(ls "$out/$tool".*.line | wc -l)"
-    grep -hv "rc 0" "$out/$tool".*.line
+    cat "$out/$tool".*.line | grep -v "rc 0"
+    echo "$tool: $(grep -L "found\|rc [1-9]" "$out/$tool".*.line | wc -l) cases without a finding of $(ls "$out/$tool".*.line | wc -l)"
   done
 fi
 
