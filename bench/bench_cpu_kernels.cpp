@@ -110,6 +110,22 @@ void linear(benchmark::State& state, DType t, std::int64_t N, std::int64_t K, bo
   });
 }
 
+// A step of generation's gate and up, or q, k and v, of one row.
+void linear_parts(benchmark::State& state, DType t, const std::vector<std::int64_t>& widths) {
+  Tensor x = random_tensor(t, {1, C}), normed = random_tensor(t, {1, C});
+  Weight gain = random_weight(t, {C});
+  const InputNorm norm{&gain, 1e-5, normed};
+  std::vector<Weight> w;
+  for (std::int64_t N : widths) w.push_back(random_weight(t, {N, C}));
+  std::vector<LinearPart> parts;
+  double bytes = 0;
+  for (const Weight& one : w) {
+    parts.push_back({random_tensor(t, {1, one.shape()[0]}), &one});
+    bytes += static_cast<double>(one.values().bytes());
+  }
+  measure(state, 0, bytes, [&] { host().linear_forward_parts(x, &norm, parts); });
+}
+
 // The six products of one adapter on a projection K -> N.
 void lora(benchmark::State& state, DType t, std::int64_t N, std::int64_t K) {
   Tensor x = random_tensor(t, {T, K}), y = random_tensor(t, {T, N}), s = random_tensor(t, {T, R});
@@ -216,6 +232,11 @@ void rows(benchmark::State& state, DType t, const std::string& op) {
   if (op == "rmsnorm_backward")
     run(4, [&] { host().rmsnorm_backward(y, GradMode::Add, x, z, gain, rstd); });
   if (op == "rope") run(2, [&] { host().rope(y, GradMode::Write, x, table, positions, D, false); });
+  if (op == "rope_into_cache") {
+    Tensor k = random_tensor(t, {T, G * D}), v = random_tensor(t, {T, G * D});
+    const CacheRows cache{random_tensor(t, {T, G * D}), random_tensor(t, {T, G * D}), positions};
+    run(2 + 4.0 * G / H, [&] { host().rope_into_cache(y, k, v, cache, table, positions, D); });
+  }
   if (op == "dropout") run(2, [&] { host().dropout(y, GradMode::Write, x, 0.1f, {1, 2, 3}); });
   if (op == "uniform") run(1, [&] { host().uniform(y, 0.1f, {1, 2, 3}); });
   const std::size_t row_bytes = x.bytes() / static_cast<std::size_t>(x.rows());
@@ -307,6 +328,8 @@ int main(int argc, char** argv) {
       if (N != V)
         add(std::string("strips/") + name, [=](benchmark::State& s) { strips(s, t, N, K); });
     }
+    add("linear_parts/qkv", [=](benchmark::State& s) { linear_parts(s, t, {C, G * D, G * D}); });
+    add("linear_parts/gate_up", [=](benchmark::State& s) { linear_parts(s, t, {F, F}); });
     add("attention", [=](benchmark::State& s) { attention(s, t, Pass::Forward); });
     add("attention_backward", [=](benchmark::State& s) { attention(s, t, Pass::Backward); });
     add("attention_rope_backward",
@@ -321,6 +344,7 @@ int main(int argc, char** argv) {
                            "layernorm",
                            "layernorm_backward",
                            "rope",
+                           "rope_into_cache",
                            "swiglu",
                            "swiglu_backward",
                            "swiglu_strips_backward",

@@ -176,6 +176,18 @@ void TimingBackend::linear_forward(const Tensor& y, const Tensor& x, const Weigh
         [&] { inner_.linear_forward(y, x, w); });
 }
 
+void TimingBackend::linear_forward_parts(const Tensor& x, const InputNorm* norm,
+                                         std::span<const LinearPart> parts) {
+  if (parts.empty()) return inner_.linear_forward_parts(x, norm, parts);
+  OpWork work{0, norm ? 2 * size(x) : 0};
+  for (const LinearPart& part : parts) {
+    const OpWork one = product(part.y, GradMode::Write, x, part.w->values(), part.w->shape()[1]);
+    work.flops += one.flops;
+    work.bytes += one.bytes + (part.addend ? size(part.addend) : 0);
+  }
+  timed(linear_family(*parts[0].w), work, [&] { inner_.linear_forward_parts(x, norm, parts); });
+}
+
 void TimingBackend::linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,
                                       const Weight& w) {
   timed(linear_family(w), product(dx, mode, dy, w.values(), w.shape()[0]),
@@ -286,6 +298,13 @@ void TimingBackend::rope(const Tensor& y, GradMode mode, const Tensor& x, const 
                          const Tensor& positions, int head_dim, bool inverse) {
   timed(OpFamily::Rope, {0, size(x) + written(y, mode)},
         [&] { inner_.rope(y, mode, x, table, positions, head_dim, inverse); });
+}
+
+void TimingBackend::rope_into_cache(const Tensor& q, const Tensor& k, const Tensor& v,
+                                    const CacheRows& cache, const Tensor& table,
+                                    const Tensor& positions, int head_dim) {
+  timed(OpFamily::Rope, {0, 2 * sizes(q, k, v)},
+        [&] { inner_.rope_into_cache(q, k, v, cache, table, positions, head_dim); });
 }
 
 void TimingBackend::attention_forward(const Tensor& o, const Tensor& lse, const Tensor& q,

@@ -108,6 +108,8 @@ class TimingBackend final : public Backend {
                const RandomKey& key) override;
   void prepare_linear(Weight& w) override { inner_.prepare_linear(w); }
   void linear_forward(const Tensor& y, const Tensor& x, const Weight& w) override;
+  void linear_forward_parts(const Tensor& x, const InputNorm* norm,
+                            std::span<const LinearPart> parts) override;
   void linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,
                          const Weight& w) override;
   void matmul_nt(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
@@ -128,6 +130,8 @@ class TimingBackend final : public Backend {
                           const Weight& gain, const Tensor& mean, const Tensor& rstd) override;
   void rope(const Tensor& y, GradMode mode, const Tensor& x, const Tensor& table,
             const Tensor& positions, int head_dim, bool inverse) override;
+  void rope_into_cache(const Tensor& q, const Tensor& k, const Tensor& v, const CacheRows& cache,
+                       const Tensor& table, const Tensor& positions, int head_dim) override;
   void attention_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k,
                          const Tensor& v, const AttentionShape& shape, const Segments& q_seg,
                          const KeyRows& k_rows) override;
