@@ -109,21 +109,26 @@ void register_memory_bound() {
       gpu().uniform(x, 0.1f, {1, 2, 3});
     };
   });
-  add("rmsnorm_forward", {.bytes = 2 * tc}, [] {
-    return [x = random_tensor(DType::BF16, {T, C}, 1),
-            y = gpu().empty(Tag::Workspace, DType::BF16, {T, C}),
-            r = gpu().empty(Tag::Workspace, DType::F32, {T}),
-            w = Weight("w", random_tensor(DType::BF16, {C}, 2))] {
-      gpu().rmsnorm_forward(y, r, x, w, 1e-5);
-    };
-  });
-  add("rmsnorm_backward_add", {.bytes = 4 * tc}, [] {
-    return [x = random_tensor(DType::BF16, {T, C}, 1), dy = random_tensor(DType::BF16, {T, C}, 3),
-            dx = random_tensor(DType::BF16, {T, C}, 4), r = random_tensor(DType::F32, {T}, 5),
-            w = Weight("w", random_tensor(DType::BF16, {C}, 2))] {
-      gpu().rmsnorm_backward(dx, GradMode::Add, dy, x, w, r);
-    };
-  });
+  for (std::int64_t width : {C, std::int64_t{576}}) {
+    const std::string suffix = width == C ? "" : concat("_", width);
+    const double bytes = 2.0 * static_cast<double>(T * width);
+    add("rmsnorm_forward" + suffix, {.bytes = 2 * bytes}, [=] {
+      return [x = random_tensor(DType::BF16, {T, width}, 1),
+              y = gpu().empty(Tag::Workspace, DType::BF16, {T, width}),
+              r = gpu().empty(Tag::Workspace, DType::F32, {T}),
+              w = Weight("w", random_tensor(DType::BF16, {width}, 2))] {
+        gpu().rmsnorm_forward(y, r, x, w, 1e-5);
+      };
+    });
+    add("rmsnorm_backward_add" + suffix, {.bytes = 4 * bytes}, [=] {
+      return [x = random_tensor(DType::BF16, {T, width}, 1),
+              dy = random_tensor(DType::BF16, {T, width}, 3),
+              dx = random_tensor(DType::BF16, {T, width}, 4), r = random_tensor(DType::F32, {T}, 5),
+              w = Weight("w", random_tensor(DType::BF16, {width}, 2))] {
+        gpu().rmsnorm_backward(dx, GradMode::Add, dy, x, w, r);
+      };
+    });
+  }
   add("rope_in_place", {.bytes = 2 * tc}, [] {
     std::vector<std::int32_t> at(T);
     for (std::size_t i = 0; i < at.size(); ++i) at[i] = static_cast<std::int32_t>(i % 2048);
@@ -147,13 +152,18 @@ void register_memory_bound() {
     };
   });
   // With LoRA's dA at rank 16.
-  add("swiglu_strips_backward", {.bytes = 5 * tf}, [] {
-    return [g = random_tensor(DType::BF16, {T, F}, 1), u = random_tensor(DType::BF16, {T, F}, 2),
-            dy = random_tensor(DType::BF16, {T, F}, 3), ds = random_tensor(DType::BF16, {T, 16}, 4),
-            parts = std::vector<StripPart>{{0, F, 0, 16, random_tensor(DType::F32, {16, F}, 5)}}] {
-      gpu().swiglu_strips_backward(g, u, dy, g, u, ds, parts);
-    };
-  });
+  for (std::int64_t width : {F, std::int64_t{1536}})
+    add("swiglu_strips_backward" + (width == F ? "" : concat("_", width)),
+        {.bytes = 5 * 2.0 * static_cast<double>(T * width)}, [=] {
+          return [=, g = random_tensor(DType::BF16, {T, width}, 1),
+                  u = random_tensor(DType::BF16, {T, width}, 2),
+                  dy = random_tensor(DType::BF16, {T, width}, 3),
+                  ds = random_tensor(DType::BF16, {T, 16}, 4),
+                  parts = std::vector<StripPart>{
+                      {0, width, 0, 16, random_tensor(DType::F32, {16, width}, 5)}}] {
+            gpu().swiglu_strips_backward(g, u, dy, g, u, ds, parts);
+          };
+        });
   add("layernorm_forward", {.bytes = 2 * tc}, [] {
     return [x = random_tensor(DType::BF16, {T, C}, 1),
             y = gpu().empty(Tag::Workspace, DType::BF16, {T, C}),

@@ -10,7 +10,8 @@
 // Why own    these are matrix products only by name: their work is to read the wide matrix. As one
 //            GEMM for each of ds, db_q, db_k, db_v the wide matrix comes from memory twice, and
 //            da_q, da_k, da_v read x three times.
-// Plan       A block owns kRows tokens and `tiles_per_slab` tiles of 128 columns. Tiles of 64
+// Plan       A block owns ROWS tokens and `tiles_per_slab` tiles of 128 columns (strip_cut.h).
+// Tiles of 64
 //            tokens x 128 columns travel through kStages buffers of shared memory; from each, eight
 //            warps add to 16 columns each of the transposed product (K: 64 tokens), and to a 16 x 8
 //            piece each of ds (K: 128 columns), whose sums stay in registers for all tokens of the
@@ -18,7 +19,7 @@
 //            Then partial sums, F32: of db and da one for each slab of tokens, of ds one for each
 //            slab of columns; a second kernel adds them in slab order. No atomics: same bits every
 //            run. The cut depends on the shape alone.
-// Bytes      the wide matrix once; partial sums are 2 NR 16 / kRows of that
+// Bytes      the wide matrix once; partial sums are 32 NR / ROWS of that
 // Limits     ranks in multiples of 8 with one rank <= 32 (b) or all ranks <= 96 (a), and rows that
 //            start at 16 bytes; others take the general products
 #include "cuda/linear_strips.cuh"
@@ -28,35 +29,33 @@ using namespace strips;
 
 namespace {
 
-template <int NR, bool WITH_DS>
-constexpr int kRows = slab_rows(NR, WITH_DS);
 template <bool WITH_DS>
 constexpr int kStages = WITH_DS ? 4 : 3;
 
-template <int NR, bool WITH_DS>
+template <int NR, bool WITH_DS, int ROWS>
 constexpr std::size_t kSharedBytes = std::size_t{kStages<WITH_DS>} * kTokens* kColumns * 2 +
-                                     kRows<NR, WITH_DS>* ThinTile<NR>::kRowBytes +
+                                     ROWS* ThinTile<NR>::kRowBytes +
                                      (WITH_DS ? 2 * kColumns * ThinTile<NR>::kRowBytes : 0);
 
 // Block (x, y): slab x of columns, slab y of tokens.
-template <int NR, bool WITH_DS>
+template <int NR, bool WITH_DS, int ROWS>
 __global__ void __launch_bounds__(kThreads, 2) strips_kernel(const __grid_constant__ StripArgs p) {
-  constexpr int kInner = kRows<NR, WITH_DS> / kTokens, kThin = 16 * NR;
+  constexpr int kInner = ROWS / kTokens, kThin = 16 * NR;
   constexpr int kStages = lk::kStages<WITH_DS>;
   extern __shared__ __align__(1024) unsigned char shared[];
   const std::uint32_t tiles_at = shared_address(shared);
   constexpr int kTileBytes = kTokens * kColumns * 2;
   unsigned char* thin_memory = shared + kStages * kTileBytes;
   const ThinTile<NR> thin{shared_address(thin_memory)};
-  const std::uint32_t b_at = thin.base + kRows<NR, WITH_DS> * ThinTile<NR>::kRowBytes;
+  const std::uint32_t b_at = thin.base + ROWS * ThinTile<NR>::kRowBytes;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 
   const StripArgs::Part& part = p.parts[p.part_of_slab(static_cast<int>(blockIdx.x))];
   const i64 width = static_cast<i64>(p.tiles_per_slab) * kColumns;
   const i64 column0 = part.begin + (static_cast<i64>(blockIdx.x) - part.first_slab) * width;
   const i64 column1 = min(part.end, column0 + width);
-  const i64 row0 = static_cast<i64>(blockIdx.y) * kRows<NR, WITH_DS>;
-  const int rows = static_cast<int>(min(p.tokens - row0, i64{kRows<NR, WITH_DS>}));
+  const i64 row0 = static_cast<i64>(blockIdx.y) * ROWS;
+  const int rows = static_cast<int>(min(p.tokens - row0, i64{ROWS}));
   const int n_tiles = static_cast<int>((column1 - column0 + kColumns - 1) / kColumns) * kInner;
   const int thin_valid = static_cast<int>(min(p.thin_columns - part.column, i64{kThin}));
 
@@ -87,7 +86,7 @@ __global__ void __launch_bounds__(kThreads, 2) strips_kernel(const __grid_consta
 #pragma unroll
   for (int i = 0; i < kStages - 1; ++i) fetch(i);
 
-  load_thin<NR, kRows<NR, WITH_DS>>(thin, thin_memory, p, row0, part.column);
+  load_thin<NR, ROWS>(thin, thin_memory, p, row0, part.column);
 
   float ds[WITH_DS ? kInner : 1][NR][4] = {};
   float dw[2 * NR][4] = {};
@@ -137,9 +136,16 @@ __global__ void __launch_bounds__(kThreads, 2) strips_kernel(const __grid_consta
 template <int NR, bool WITH_DS>
 void run_strips(StripArgs& p, const std::vector<i64>& widths, CudaBackend& backend,
                 cudaStream_t stream) {
-  StripScratch scratch = cut_strips<NR, kRows<NR, WITH_DS>>(p, widths, kBlocks, WITH_DS, backend);
-  launch("strips", strips_kernel<NR, WITH_DS>, grid_of(p.n_column_slabs, p.n_row_slabs),
-         dim3(kThreads), kSharedBytes<NR, WITH_DS>, stream, WITH_DS ? p : over_all_thin_columns(p));
+  constexpr int kMostRows = most_rows(NR, WITH_DS);
+  const Cut c = cut(p.tokens, widths, NR, WITH_DS, kBlocks);
+  StripScratch scratch = use_cut<NR>(p, c, widths, WITH_DS, backend);
+  auto go = [&]<int ROWS>() {
+    launch("strips", strips_kernel<NR, WITH_DS, ROWS>, grid_of(p.n_column_slabs, p.n_row_slabs),
+           dim3(kThreads), kSharedBytes<NR, WITH_DS, ROWS>, stream,
+           WITH_DS ? p : over_all_thin_columns(p));
+  };
+  c.rows == kMostRows ? go.template operator()<kMostRows>()
+                      : go.template operator()<kMostRows / 2>();
   add_strips<NR, !WITH_DS>(p, stream);
 }
 

@@ -205,12 +205,12 @@ struct StripScratch {
   Tensor dw, ds;
 };
 
-// Cuts the work into slabs, at most `most` blocks if they can take it all, and allocates scratch.
-template <int NR, int ROWS>
-StripScratch cut_strips(StripArgs& p, const std::vector<i64>& widths, i64 most, bool with_ds,
-                        CudaBackend& backend) {
-  p.n_row_slabs = static_cast<int>(ceil_div(p.tokens, ROWS));
-  p.tiles_per_slab = tiles_per_slab(p.n_row_slabs, widths, most);
+// Takes the cut over into the arguments and allocates scratch.
+template <int NR>
+StripScratch use_cut(StripArgs& p, const Cut& cut, const std::vector<i64>& widths, bool with_ds,
+                     CudaBackend& backend) {
+  p.n_row_slabs = cut.row_slabs;
+  p.tiles_per_slab = cut.tiles_per_slab;
   p.n_column_slabs = 0;
   for (std::size_t q = 0; q < widths.size(); ++q) {
     p.parts[q].first_slab = p.n_column_slabs;

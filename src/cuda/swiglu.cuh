@@ -6,11 +6,11 @@
 namespace lk {
 
 // d holds dy, g gate and u up; they become y = act(gate) * up, dgate and dup.
-template <class Act, int N>
+template <class Act, bool FAST = false, int N>
 __device__ __forceinline__ void glu_gradients(float (&d)[N], float (&g)[N], float (&u)[N]) {
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    float s = sigmoid(Act::z(g[i]));
+    float s = FAST ? fast_sigmoid(Act::z(g[i])) : sigmoid(Act::z(g[i]));
     float act = g[i] * s, dg = d[i] * u[i] * s * (1.0f + g[i] * Act::dz(g[i]) * (1.0f - s));
     float du = d[i] * act;
     d[i] = act * u[i];
@@ -19,9 +19,9 @@ __device__ __forceinline__ void glu_gradients(float (&d)[N], float (&g)[N], floa
   }
 }
 
-template <int N>
+template <bool FAST = false, int N>
 __device__ __forceinline__ void swiglu_gradients(float (&d)[N], float (&g)[N], float (&u)[N]) {
-  glu_gradients<Silu>(d, g, u);
+  glu_gradients<Silu, FAST>(d, g, u);
 }
 
 }  // namespace lk

@@ -3,11 +3,10 @@
 //
 // Maths      dgate, dup as swiglu.cu;  da_p = ds[:, p]ᵀ y
 // Shapes     dy, gate, up, dgate, dup (T,F) BF16; ds (T,S) BF16; da (rank,F) F32
-// Plan       as linear_strips.cu: a block owns 512 tokens and some tiles of 128 columns. Its
-// threads
-//            make 64 x 128 of y at a time, in one of two buffers of shared memory, while warps that
-//            are ahead multiply the tile before. Loads of one block run beside the products of the
-//            two others on a multiprocessor.
+// Plan       as linear_strips.cu: a block owns ROWS tokens and some tiles of 128 columns. Its
+//            threads make 64 x 128 of y at a time, in one of two buffers of shared memory, while
+//            warps that are ahead multiply the tile before. Loads of one block run beside the
+//            products of the two others on a multiprocessor.
 // Bytes      3 in, 2 out: a third less than swiglu.cu and linear_strips.cu one after the other
 // Numbers    y is rounded to BF16 before it is multiplied, as if it had been stored
 #include "cuda/linear_strips.cuh"
@@ -18,29 +17,28 @@ using namespace strips;
 
 namespace {
 
-constexpr int kRows = 512, kTileBytes = kTokens * kColumns * 2;
-constexpr i64 kMostBlocks = 396;  // three for each multiprocessor of an H100
+constexpr int kTileBytes = kTokens * kColumns * 2;
 
 struct SwigluTensors {
   Matrix<__nv_bfloat16> dgate, dup;
   Matrix<const __nv_bfloat16> gate, up;  // dy is the strips' wide matrix
 };
 
-template <int NR>
-constexpr std::size_t kSharedBytes = 2 * kTileBytes + kRows* ThinTile<NR>::kRowBytes;
+template <int NR, int ROWS>
+constexpr std::size_t kSharedBytes = 2 * kTileBytes + ROWS* ThinTile<NR>::kRowBytes;
 
-template <int NR>
+template <int NR, int ROWS>
 __global__ void __launch_bounds__(kThreads, NR == 1 ? 3 : 2)
     swiglu_strips_kernel(const __grid_constant__ StripArgs p,
                          const __grid_constant__ SwigluTensors m) {
-  constexpr int kInner = kRows / kTokens, kChunks = kColumns / 8;
+  constexpr int kInner = ROWS / kTokens, kChunks = kColumns / 8;
   extern __shared__ __align__(1024) unsigned char shared[];
   unsigned char* thin_memory = shared + 2 * kTileBytes;
   const ThinTile<NR> thin{shared_address(thin_memory)};
   const i64 column0 = static_cast<i64>(blockIdx.x) * p.tiles_per_slab * kColumns;
   const i64 column1 = min(p.columns, column0 + static_cast<i64>(p.tiles_per_slab) * kColumns);
-  const i64 row0 = static_cast<i64>(blockIdx.y) * kRows;
-  load_thin<NR, kRows>(thin, thin_memory, p, row0, 0);
+  const i64 row0 = static_cast<i64>(blockIdx.y) * ROWS;
+  load_thin<NR, ROWS>(thin, thin_memory, p, row0, 0);
 
   float dw[2 * NR][4] = {};
   const int first_row = threadIdx.x / kChunks, chunk = threadIdx.x % kChunks;
@@ -60,7 +58,7 @@ __global__ void __launch_bounds__(kThreads, NR == 1 ? 3 : 2)
           load_pack<8>(p.wide.at(token, col), d);
           load_pack<8>(m.gate.at(token, col), g);
           load_pack<8>(m.up.at(token, col), u);
-          swiglu_gradients(d, g, u);
+          swiglu_gradients<true>(d, g, u);
           store_pack<8>(m.dgate.at(token, col), g);
           store_pack<8>(m.dup.at(token, col), u);
         }
@@ -77,9 +75,16 @@ __global__ void __launch_bounds__(kThreads, NR == 1 ? 3 : 2)
 
 template <int NR>
 void run(StripArgs& p, const SwigluTensors& m, CudaBackend& backend, cudaStream_t stream) {
-  StripScratch scratch = cut_strips<NR, kRows>(p, {p.columns}, kMostBlocks, false, backend);
-  launch("swiglu_strips", swiglu_strips_kernel<NR>, grid_of(p.n_column_slabs, p.n_row_slabs),
-         dim3(kThreads), kSharedBytes<NR>, stream, p, m);
+  constexpr int kMostRows = most_rows(NR, false);
+  const Cut c = cut(p.tokens, {p.columns}, NR, false, kSwigluBlocks);
+  StripScratch scratch = use_cut<NR>(p, c, {p.columns}, false, backend);
+  auto go = [&]<int ROWS>() {
+    launch("swiglu_strips", swiglu_strips_kernel<NR, ROWS>,
+           grid_of(p.n_column_slabs, p.n_row_slabs), dim3(kThreads), kSharedBytes<NR, ROWS>, stream,
+           p, m);
+  };
+  c.rows == kMostRows ? go.template operator()<kMostRows>()
+                      : go.template operator()<kMostRows / 2>();
   add_strips<NR, true>(p, stream);
 }
 
@@ -89,7 +94,7 @@ void CudaBackend::run_swiglu_strips_backward(const Tensor& dgate, const Tensor& 
                                              const Tensor& dy, const Tensor& gate, const Tensor& up,
                                              const Tensor& ds, std::span<const StripPart> parts) {
   if (!strips_fit(parts, dy, ds) || !packable(8, dy.cols(), dgate, dup, gate, up) ||
-      ds.cols() > 32) {
+      ds.cols() > kMostThinSwiglu) {
     Backend::run_swiglu_strips_backward(dgate, dup, dy, gate, up, ds, parts);
     return;
   }

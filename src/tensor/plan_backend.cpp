@@ -138,13 +138,20 @@ class PlanBackend final : public Backend {
       return Backend::run_strips_backward_b(ds, scale, dy, b, s, parts);
     std::vector<std::int64_t> widths;
     for (const StripPart& part : parts) widths.push_back(part.end - part.begin);
-    run_strips(dy, widths, strips::sixteens_b(rank), true);
+    run_strips(dy, widths, strips::sixteens_b(rank), true, strips::kBlocks);
   }
   void run_strips_backward_a(const Tensor& ds, const Tensor& x, const NormedInput* norm,
                              std::span<const StripPart> parts) override {
     if (!strips::ranks_fit(parts) || ds.cols() > strips::kMostThinA)
       return Backend::run_strips_backward_a(ds, x, norm, parts);
-    run_strips(x, {x.cols()}, strips::sixteens_a(ds.cols()), false);
+    run_strips(x, {x.cols()}, strips::sixteens_a(ds.cols()), false, strips::kBlocks);
+  }
+  void run_swiglu_strips_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy,
+                                  const Tensor& gate, const Tensor& up, const Tensor& ds,
+                                  std::span<const StripPart> parts) override {
+    if (!strips::ranks_fit(parts) || ds.cols() > strips::kMostThinSwiglu)
+      return Backend::run_swiglu_strips_backward(dgate, dup, dy, gate, up, ds, parts);
+    run_strips(dy, {dy.cols()}, strips::sixteens_a(ds.cols()), false, strips::kSwigluBlocks);
   }
 
  private:
@@ -157,16 +164,11 @@ class PlanBackend final : public Backend {
                  {shape.n_kv_heads, k.rows() * (width + transposed * D)});
   }
   // Partial sums of cuda/linear_strips.cu: of dw for each slab of rows, of ds for each of columns.
-  void run_strips(const Tensor& wide, const std::vector<std::int64_t>& widths, int nr,
-                  bool with_ds) {
-    const std::int64_t rows = strips::slabs(wide.rows(), strips::slab_rows(nr, with_ds));
-    Tensor dw = empty(Tag::Workspace, DType::F32, {rows, wide.cols(), 16 * nr});
-    if (!with_ds) return;
-    const int per_slab = strips::tiles_per_slab(rows, widths, strips::kBlocks);
-    std::int64_t columns = 0;
-    for (std::int64_t w : widths)
-      columns += strips::slabs(strips::slabs(w, strips::kColumns), per_slab);
-    empty(Tag::Workspace, DType::F32, {columns, wide.rows(), 16 * nr});
+  void run_strips(const Tensor& wide, const std::vector<std::int64_t>& widths, int nr, bool with_ds,
+                  std::int64_t most_blocks) {
+    const strips::Cut c = strips::cut(wide.rows(), widths, nr, with_ds, most_blocks);
+    Tensor dw = empty(Tag::Workspace, DType::F32, {c.row_slabs, wide.cols(), 16 * nr});
+    if (with_ds) empty(Tag::Workspace, DType::F32, {c.column_slabs, wide.rows(), 16 * nr});
   }
   // cuBLASLt's workspace, once; or what cpu/gemm.cpp packs of BF16 operands that the processor
   // can't multiply, in F32.

@@ -12,13 +12,16 @@
 namespace lk::strips {
 
 inline constexpr int kColumns = 128, kMaxParts = 4;
-inline constexpr std::int64_t kBlocks = 264;  // two for each multiprocessor of an H100, all at once
-inline constexpr int kMostRankB = 32;         // of one part, with ds
+// Two and three for each multiprocessor of an H100, all at once.
+inline constexpr std::int64_t kBlocks = 264, kSwigluBlocks = 396;
+inline constexpr std::int64_t kMostThinSwiglu =
+    32;                                         // of all parts together, with swiglu's backward
+inline constexpr int kMostRankB = 32;           // of one part, with ds
 inline constexpr std::int64_t kMostThinA = 96;  // of all parts together, without
 
-// Tokens of a block: fewer where the sums of ds, or the thin rows, would leave no room for a second
-// block beside it. `nr`: sixteens of thin columns.
-constexpr int slab_rows(int nr, bool with_ds) { return nr <= (with_ds ? 1 : 3) ? 512 : 256; }
+// The most tokens of a block: fewer where the sums of ds, or the thin rows, would leave no room for
+// a second block beside it. `nr`: sixteens of thin columns.
+constexpr int most_rows(int nr, bool with_ds) { return nr <= (with_ds ? 1 : 3) ? 512 : 256; }
 // Sixteens of thin columns that a kernel is compiled for.
 constexpr int sixteens_b(std::int64_t largest_rank) { return largest_rank <= 16 ? 1 : 2; }
 constexpr int sixteens_a(std::int64_t thin_columns) {
@@ -56,6 +59,32 @@ inline int tiles_per_slab(std::int64_t row_slabs, const std::vector<std::int64_t
   };
   while (blocks() > most && per_slab < tiles) ++per_slab;
   return static_cast<int>(per_slab);
+}
+
+struct Cut {
+  int rows = 0, tiles_per_slab = 0;  // of a block: tokens, and tiles of 128 columns
+  int row_slabs = 0, column_slabs = 0;
+};
+
+// Of the wide matrix: `tokens` rows, parts of so many columns. A block takes most_rows or half of
+// them: half where blocks would be too few or too uneven for the device. What is weighed: tiles one
+// after the other, and the partial sums, which halves double.
+inline Cut cut(std::int64_t tokens, const std::vector<std::int64_t>& widths, int nr, bool with_ds,
+               std::int64_t most_blocks) {
+  auto with_rows = [&](int rows) {
+    Cut c{.rows = rows, .row_slabs = static_cast<int>(slabs(tokens, rows))};
+    c.tiles_per_slab = tiles_per_slab(c.row_slabs, widths, most_blocks);
+    for (std::int64_t w : widths)
+      c.column_slabs += static_cast<int>(slabs(slabs(w, kColumns), c.tiles_per_slab));
+    return c;
+  };
+  auto cost = [&](const Cut& c) {
+    const std::int64_t waves =
+        slabs(static_cast<std::int64_t>(c.row_slabs) * c.column_slabs, most_blocks);
+    return waves * c.tiles_per_slab * (c.rows + 64 * nr);
+  };
+  const Cut whole = with_rows(most_rows(nr, with_ds)), half = with_rows(whole.rows / 2);
+  return cost(half) < cost(whole) ? half : whole;
 }
 
 }  // namespace lk::strips

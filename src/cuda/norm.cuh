@@ -1,0 +1,15 @@
+// What the norms' kernels share.
+#pragma once
+
+#include "cuda/launch.cuh"
+
+namespace lk {
+
+// Of a block that has a row to itself: whole warps, about two packs a thread.
+inline unsigned norm_threads(i64 cols, int pack) {
+  unsigned threads = 64;
+  while (threads < 512 && static_cast<i64>(threads) * pack * 2 < cols) threads *= 2;
+  return threads;
+}
+
+}  // namespace lk
