@@ -172,6 +172,18 @@ void strips(benchmark::State& state, DType t, std::int64_t N, std::int64_t K) {
   });
 }
 
+// With dropout on the factors' input: the thin products alone.
+void strips_dropout(benchmark::State& state, DType t, std::int64_t K) {
+  Tensor x = random_tensor(t, {T, K}), s = random_tensor(t, {T, R}), A = random_tensor(t, {R, K});
+  const std::vector<StripPart> parts{{0, K, 0, R, random_tensor(DType::F32, {R, K})}};
+  const InputDropout drop{0.1f, {1, 2, 0}};
+  measure(state, 2.0 * T * 3 * static_cast<double>(R * K), 0, [&] {
+    host().strips_forward(s, 1, x, A, parts, drop);
+    host().strips_into_x(x, s, A, parts, drop);
+    host().strips_backward_a(s, x, nullptr, parts, drop);
+  });
+}
+
 enum class Pass { Forward, Backward, RopeBackward };
 
 void attention(benchmark::State& state, DType t, Pass pass) {
@@ -328,6 +340,7 @@ int main(int argc, char** argv) {
       if (N != V)
         add(std::string("strips/") + name, [=](benchmark::State& s) { strips(s, t, N, K); });
     }
+    add("strips_dropout", [=](benchmark::State& s) { strips_dropout(s, t, C); });
     add("linear_parts/qkv", [=](benchmark::State& s) { linear_parts(s, t, {C, G * D, G * D}); });
     add("linear_parts/gate_up", [=](benchmark::State& s) { linear_parts(s, t, {F, F}); });
     add("attention", [=](benchmark::State& s) { attention(s, t, Pass::Forward); });

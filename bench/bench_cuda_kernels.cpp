@@ -478,6 +478,33 @@ void register_strips() {
             gpu().strips_backward_a(ds, x, normed ? &norm : nullptr, parts);
           };
         });
+  // The same with dropout: a mask for each of the three.
+  std::vector<StripPart> masked;
+  for (std::int64_t p = 0; p < 3; ++p)
+    masked.push_back({0, C, p * R, R, {}, GradMode::Write, static_cast<std::uint32_t>(p)});
+  const InputDropout drop{0.1f, {1, 2, 0}};
+  add("strips_forward_qkv", {.bytes = 2.0 * T * (C + S) + 2.0 * C * S}, [=] {
+    return [=, s = random_tensor(DType::BF16, {T, S}, 1), x = random_tensor(DType::BF16, {T, C}, 2),
+            a = random_tensor(DType::BF16, {S, C}, 3)] {
+      gpu().strips_forward(s, 1.0, x, a, masked, drop);
+    };
+  });
+  add("strips_into_x_qkv", {.bytes = 2.0 * T * (2 * C + S) + 2.0 * C * S}, [=] {
+    return [=, ds = random_tensor(DType::BF16, {T, S}, 1),
+            x = random_tensor(DType::BF16, {T, C}, 2), a = random_tensor(DType::BF16, {S, C}, 3)] {
+      gpu().strips_into_x(x, ds, a, masked, drop);
+    };
+  });
+  add("strips_backward_a_qkv_dropout", {.bytes = 2.0 * T * (C + S) + 4.0 * C * S}, [=] {
+    return [=, da = random_tensor(DType::F32, {S, C}, 3), x = random_tensor(DType::BF16, {T, C}, 4),
+            ds = random_tensor(DType::BF16, {T, S}, 5)] {
+      std::vector<StripPart> parts = masked;
+      for (std::size_t p = 0; p < 3; ++p)
+        parts[p].dw =
+            da.slice_rows(static_cast<std::int64_t>(p) * R, static_cast<std::int64_t>(p + 1) * R);
+      gpu().strips_backward_a(ds, x, nullptr, parts, drop);
+    };
+  });
   add("matmul_nt_onto_down", {.bytes = 2.0 * (T * F + C * F + 2 * T * C), .flops = 2.0 * T * C * F},
       [=] {
         return

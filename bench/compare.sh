@@ -4,7 +4,7 @@
 # Writes bench/results/<device>-<date>.md, JSON lines beside it. How to read it: bench/README.md. To choose:
 #   CASES="shape:batch:seq_len:rank[:recompute] ..."   shape: a name, or the path of a config.json
 #   MODES="eager compile-layer graph unsloth"   the same for every case (MODES= for Lorikeet alone); else as listed below
-#   DTYPES, STEPS=10, WARMUP=4, ROUNDS=1, LIMIT=600 (seconds a process may take), TARGETS=all-linear
+#   DROPOUT=0.1   in every case    DTYPES, STEPS=10, WARMUP=4, ROUNDS=1, LIMIT=600 (seconds a process may take), TARGETS=all-linear
 #   UNSLOTH_PATH=DIR   put on PYTHONPATH for Unsloth alone    RECOMPUTE=block   Lorikeet's way in recompute cases
 source "$(dirname "$0")/../tools/common.sh"
 
@@ -65,13 +65,13 @@ measure() {
   log=$(mktemp)
   { timeout "${LIMIT:-600}" "$@" 2>&1 >&3 | tee "$log" >&2; } 3>>"$result.jsonl" || rc=$?
   [ $rc = 0 ] || python3 - "$engine" "$mode" "$rc" "$log" "$shape" "$batch" "$seq_len" "$rank" "$targets" "$dtype" \
-    "${recompute:-none}" "$flag" >>"$result.jsonl" <<'PYTHON'
+    "${recompute:-none}" "$flag" "${DROPOUT:-0}" >>"$result.jsonl" <<'PYTHON'
 import json, sys
-engine, mode, rc, log, shape, batch, seq_len, rank, targets, dtype, recompute, device = sys.argv[1:]
+engine, mode, rc, log, shape, batch, seq_len, rank, targets, dtype, recompute, device, dropout = sys.argv[1:]
 lines = [line.strip() for line in open(log, encoding="utf-8", errors="replace") if line.strip()]
 error = "took too long" if rc == "124" else lines[-1][:300] if lines else f"exit code {rc}"
 print(json.dumps(dict(engine=engine, mode=mode, shape=shape, batch=int(batch), seq_len=int(seq_len), rank=int(rank),
-                      targets=targets, dtype=dtype, recompute=recompute, device=device, error=error)))
+                      targets=targets, dtype=dtype, recompute=recompute, device=device, dropout=float(dropout), error=error)))
 PYTHON
   rm -f "$log"
 }
@@ -82,7 +82,7 @@ for line in "${cases[@]}"; do
   IFS=: read -r shape batch seq_len rank recompute <<<"$name"
   for dtype in $dtypes; do
     flags=(--batch "$batch" --seq-len "$seq_len" --rank "$rank" --targets "$targets" --dtype "$dtype"
-      --steps "${STEPS:-10}" --warmup "${WARMUP:-4}")
+      --dropout "${DROPOUT:-0}" --steps "${STEPS:-10}" --warmup "${WARMUP:-4}")
     case $shape in
       *.json) flags+=(--config "$shape") ;;
       *) flags+=(--shape "$shape") ;;

@@ -17,16 +17,17 @@ import sys
 def case_of(run):
     # The engines name their ways to recompute differently; for a case it counts that they do.
     recompute = run.get("recompute", "none") != "none"
-    return tuple(run.get(k) for k in ("shape", "batch", "seq_len", "rank", "targets", "dtype")) + (recompute,)
+    dropout = run.get("dropout", 0) or 0
+    return tuple(run.get(k) for k in ("shape", "batch", "seq_len", "rank", "targets", "dtype")) + (dropout, recompute)
 
 
 def label(case, short=False):
-    shape, batch, seq_len, rank, targets, dtype, recompute = case
+    shape, batch, seq_len, rank, targets, dtype, dropout, recompute = case
     shape = shape if not shape.endswith(".json") else os.path.basename(os.path.dirname(os.path.abspath(shape)))
     text = f"{shape} {batch} x {seq_len}" + (f", r {rank}, {dtype}" if not short else f" {dtype}")
     if not short and targets != "all-linear":
         text += f", {targets}"
-    return text + (", recompute" if recompute else "")
+    return text + (f", dropout {dropout:g}" if dropout else "") + (", recompute" if recompute else "")
 
 
 def first_line(command):

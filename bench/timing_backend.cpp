@@ -248,10 +248,23 @@ void TimingBackend::run_strips_backward_b(const Tensor& ds, double scale, const 
 }
 
 void TimingBackend::run_strips_backward_a(const Tensor& ds, const Tensor& x,
-                                          const NormedInput* norm,
-                                          std::span<const StripPart> parts) {
+                                          const NormedInput* norm, std::span<const StripPart> parts,
+                                          const InputDropout& drop) {
   timed(OpFamily::Lora, strips_work(x, ds, parts),
-        [&] { inner_.strips_backward_a(ds, x, norm, parts); });
+        [&] { inner_.strips_backward_a(ds, x, norm, parts, drop); });
+}
+
+void TimingBackend::strips_forward(const Tensor& s, double scale, const Tensor& x, const Tensor& a,
+                                   std::span<const StripPart> parts, const InputDropout& drop) {
+  const OpWork work{2 * static_cast<double>(x.rows()) * numel(a), sizes(s, x, a)};
+  timed(OpFamily::Lora, work, [&] { inner_.strips_forward(s, scale, x, a, parts, drop); });
+}
+
+void TimingBackend::strips_into_x(const Tensor& dx, const Tensor& ds, const Tensor& a,
+                                  std::span<const StripPart> parts, const InputDropout& drop) {
+  const OpWork work{2 * static_cast<double>(dx.rows()) * numel(a),
+                    sizes(ds, a) + written(dx, GradMode::Add)};
+  timed(OpFamily::Lora, work, [&] { inner_.strips_into_x(dx, ds, a, parts, drop); });
 }
 
 void TimingBackend::lora_segments(const Tensor& y, const Tensor& x, const LoraTable& table,
@@ -348,11 +361,12 @@ void TimingBackend::swiglu_backward(const Tensor& y, const Tensor& dgate, const 
 void TimingBackend::run_swiglu_strips_backward(const Tensor& dgate, const Tensor& dup,
                                                const Tensor& dy, const Tensor& gate,
                                                const Tensor& up, const Tensor& ds,
-                                               std::span<const StripPart> parts) {
+                                               std::span<const StripPart> parts,
+                                               const InputDropout& drop) {
   OpWork work = strips_work(dy, ds, parts);
   work.bytes += sizes(dgate, dup, gate, up);
   timed(OpFamily::Swiglu, work,
-        [&] { inner_.swiglu_strips_backward(dgate, dup, dy, gate, up, ds, parts); });
+        [&] { inner_.swiglu_strips_backward(dgate, dup, dy, gate, up, ds, parts, drop); });
 }
 
 void TimingBackend::geglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) {

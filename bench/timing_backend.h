@@ -118,6 +118,10 @@ class TimingBackend final : public Backend {
                       const Tensor& b) override;
   void matmul_nn(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
                  const Tensor& b) override;
+  void strips_forward(const Tensor& s, double scale, const Tensor& x, const Tensor& a,
+                      std::span<const StripPart> parts, const InputDropout& drop) override;
+  void strips_into_x(const Tensor& dx, const Tensor& ds, const Tensor& a,
+                     std::span<const StripPart> parts, const InputDropout& drop) override;
   void lora_segments(const Tensor& y, const Tensor& x, const LoraTable& table,
                      const Segments& documents, const RowVariants& variants) override;
   void rmsnorm_forward(const Tensor& y, const Tensor& rstd, const Tensor& x, const Weight& gain,
@@ -169,10 +173,11 @@ class TimingBackend final : public Backend {
   void run_strips_backward_b(const Tensor& ds, double scale, const Tensor& dy, const Tensor& b,
                              const Tensor& s, std::span<const StripPart> parts) override;
   void run_strips_backward_a(const Tensor& ds, const Tensor& x, const NormedInput* norm,
-                             std::span<const StripPart> parts) override;
+                             std::span<const StripPart> parts, const InputDropout& drop) override;
   void run_swiglu_strips_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy,
                                   const Tensor& gate, const Tensor& up, const Tensor& ds,
-                                  std::span<const StripPart> parts) override;
+                                  std::span<const StripPart> parts,
+                                  const InputDropout& drop) override;
   // Runs op() between two marks and books it; ops inside of it (a backend may use its own ops) are
   // part of it.
   template <class Op>

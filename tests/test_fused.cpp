@@ -46,12 +46,19 @@ LoraConfig rank3(std::vector<std::string> targets) {
   return c;
 }
 
+LoraConfig with_dropout(LoraConfig config) {
+  config.shape.dropout = 0.3f;
+  return config;
+}
+
 }  // namespace
 
 TEST_CASE("fused projections give the plain model's loss and gradients, F64") {
   const std::vector<Row> rows = random_rows({9, 17, 1, 30}, 5);
-  for (const LoraConfig& config : {tiny_lora(), rank3({"all-linear"}), rank3({"q_proj", "v_proj"}),
-                                   rank3({"layers.1.mlp.up_proj", "layers.0.self_attn.o_proj"})}) {
+  for (const LoraConfig& config :
+       {tiny_lora(), rank3({"all-linear"}), rank3({"q_proj", "v_proj"}),
+        rank3({"layers.1.mlp.up_proj", "layers.0.self_attn.o_proj"}), with_dropout(tiny_lora()),
+        with_dropout(rank3({"q_proj", "v_proj", "down_proj"}))}) {
     FusedSubject plain(DType::F64, config, false), fused(DType::F64, config, true);
     auto want = plain.loss_and_gradients(rows), have = fused.loss_and_gradients(rows);
     REQUIRE(have.size() == want.size());
@@ -99,20 +106,11 @@ TEST_CASE("fusing changes no weight, and training afterwards none either") {
   CHECK(weights_sha256(s.model->weights()) == before);
 }
 
-TEST_CASE("an adapter with dropout is not fused") {
-  LoraConfig config = rank3({"all-linear"});
-  config.shape.dropout = 0.1f;
-  auto backend = make_cpu_backend();
-  auto model = tiny_transformer(*backend, DType::BF16);
-  Adapter adapter(*model, config);
-  CHECK(!fuse_projections(*model, adapter));
-  CHECK(model->strip_bytes() == 0);
-}
-
 TEST_CASE("cuda: fused projections give the plain model's loss and gradients, BF16") {
   if (n_gpus() == 0) LK_SKIP("no GPU");
   const std::vector<Row> rows = random_rows({9, 17, 1, 130}, 5);
-  for (const LoraConfig& config : {tiny_lora(), rank3({"q_proj", "v_proj", "down_proj"})}) {
+  for (const LoraConfig& config :
+       {tiny_lora(), rank3({"q_proj", "v_proj", "down_proj"}), with_dropout(tiny_lora())}) {
     FusedSubject exact(DType::F32, config, false),
         plain(DType::BF16, config, false, open_device("auto")),
         fused(DType::BF16, config, true, open_device("auto"));
@@ -136,8 +134,8 @@ TEST_CASE("cuda: fused projections give the plain model's loss and gradients, BF
 
 TEST_CASE("cuda: recorded steps give the bits of steps launched one by one") {
   if (n_gpus() == 0) LK_SKIP("no GPU");
-  auto train = [](bool record, std::int64_t& recorded) {
-    FusedSubject s(DType::BF16, tiny_lora(), false, open_device("auto"));
+  auto train = [](const LoraConfig& lora, bool record, std::int64_t& recorded) {
+    FusedSubject s(DType::BF16, lora, false, open_device("auto"));
     TrainerConfig config;
     config.schedule = {ScheduleKind::Cosine, 1e-2, 2, 8};
     config.record = record;
@@ -156,10 +154,13 @@ TEST_CASE("cuda: recorded steps give the bits of steps launched one by one") {
     for (const Parameter* p : s.adapter->parameters()) out.push_back(to_host<float>(p->value()));
     return out;
   };
-  std::int64_t with = 0, without = 0;
-  CHECK(train(true, with) == train(false, without));
-  CHECK(with == 6);  // all but the first, and the one of another shape
-  CHECK(without == 0);
+  // With dropout each step has masks of its own, recorded or not.
+  for (const LoraConfig& lora : {tiny_lora(), with_dropout(tiny_lora())}) {
+    std::int64_t with = 0, without = 0;
+    CHECK(train(lora, true, with) == train(lora, false, without));
+    CHECK(with == 6);  // all but the first, and the one of another shape
+    CHECK(without == 0);
+  }
 }
 
 // Rows of other lengths each step, packed or not: few sizes, so nearly all steps are recorded, in

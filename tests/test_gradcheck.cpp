@@ -274,7 +274,9 @@ const FusedLinear& fused(const std::vector<std::int64_t>& widths, std::int64_t K
   FusedLinear& f = all.emplace_back();
   f.in = K, f.scale = 1.7;
   for (std::size_t i = 0; i < widths.size(); ++i) {
-    FusedLinear::Part part{f.out, f.out + widths[i], f.strip, ranks[i], nullptr, nullptr, {}};
+    FusedLinear::Part part;
+    part.begin = f.out, part.end = f.out + widths[i], part.site = seed;
+    part.column = f.strip, part.rank = ranks[i];
     if (i == 0) part.bias = frozen({widths[i]}, seed++);
     f.out = part.end, f.strip += ranks[i];
     f.parts.push_back(part);
@@ -339,6 +341,19 @@ void fused_cases(std::vector<Case>& out) {
   fused_case(out, "fused_swiglu_linear", down, p3, rnd({4, 6}, 186), rnd({4, 4}, 195),
              [](Tape& t, const Var& x, const Var& h, const FusedLinear& f) {
                return fused_swiglu_linear_onto(t, h, x, f, 0);
+             });
+  const InputDropout drop{0.4f, {5, 3, 0}};
+  fused_case(out, "fused_linear with dropout", one, p1, rnd({5, 7}, 196), rnd({5, 6}, 197),
+             [drop](Tape& t, const Var& x, const Var& h, const FusedLinear& f) {
+               return fused_linear_onto(t, h, x, f, 3, drop);
+             });
+  fused_case(out, "fused_norm_linear with dropout", three, p2, rnd({4, 5}, 198), {},
+             [gain, drop](Tape& t, const Var& x, const Var&, const FusedLinear& f) {
+               return fused_norm_linear(t, x, gain, 0.1, f, f.strip, drop);
+             });
+  fused_case(out, "fused_swiglu_linear with dropout", down, p3, rnd({4, 6}, 199), rnd({4, 4}, 188),
+             [drop](Tape& t, const Var& x, const Var& h, const FusedLinear& f) {
+               return fused_swiglu_linear_onto(t, h, x, f, 0, drop);
              });
   Tensor table = rope_angles(9, 2), positions = ints({0, 1, 2, 0, 1});
   Segments segments = make_segments(reference(), {0, 3, 5});

@@ -232,6 +232,81 @@ TEST_CASE("cuda: every LoRA rank from 1 to 9, and 16 to 128") {
     }
 }
 
+TEST_CASE("cuda: LoRA's strips with dropout, a mask for each projection") {
+  LK_NEEDS_GPU();
+  struct Shape {
+    std::int64_t T, K, rank, parts;
+  };
+  const std::int32_t first = 40;
+  for (const Shape& shape : {Shape{1, 8, 8, 1},
+                             {64, 128, 16, 1},
+                             {100, 136, 8, 3},
+                             {700, 264, 32, 2},
+                             {1300, 520, 16, 3},
+                             {129, 1400, 24, 4},
+                             {530, 64, 40, 2},
+                             {530, 64, 40, 3},
+                             {37, 15, 3, 2}})
+    for (GradMode mode : {GradMode::Write, GradMode::Add})
+      for (Layout layout : {kContiguous, kStrided, kOdd})
+        for (bool normed : {false, true}) {
+          const std::int64_t T = shape.T, K = shape.K, R = shape.rank, P = shape.parts,
+                             S = (P * R + 15) / 16 * 16;
+          if (left_out(T * K * S)) continue;
+          auto run = [&](const Side& s, bool size) {
+            auto input = [&](std::int64_t rows, std::int64_t cols, unsigned seed) {
+              return size ? Guarded(s.backend, s.dtype, rows, cols, s.layout,
+                                    magnitudes(s.rounded, rows * cols, seed))
+                          : numbers(s, rows, cols, seed);
+            };
+            Guarded x = input(T, K, 1), a = input(S, K, 2), ds = input(T, S, 3),
+                    st = input(T, S, 4), dx = input(T, K, 5);
+            std::vector<Guarded> out{st, dx};
+            std::vector<StripPart> parts;
+            for (std::int64_t p = 0; p < P; ++p) {
+              const unsigned seed = 20 + static_cast<unsigned>(p);
+              out.push_back(size ? Guarded(s.backend, s.stat(), R, K, kContiguous,
+                                           magnitudes(DType::F32, R * K, seed))
+                                 : statistics(s, R, K, seed));
+              parts.push_back({0, K, p * R, R, out.back(), mode, seed});
+            }
+            const Tensor after = to_device(s.backend, Tag::Workspace, {&first, 1});
+            const InputDropout drop{0.3f, {9, 2, 0, after.data<std::int32_t>()}};
+            NormedInput norm{
+                s.backend.empty(Tag::Workspace, s.stat(), {T}),
+                Weight("gain", tensor_from(s.backend, s.dtype, {K},
+                                           size ? magnitudes(s.rounded, K, 8)
+                                                : rounded(random_values(K, 8), s.rounded))),
+                1e-5};
+            Tensor scratch = s.backend.empty(Tag::Workspace, s.dtype, {T, K});
+            if (normed) s.backend.rmsnorm_forward(scratch, norm.rstd, x, norm.gain, norm.eps);
+            s.backend.strips_forward(st, 1.5, x, a, parts, drop);
+            s.backend.strips_into_x(dx, ds, a, parts, drop);
+            s.backend.strips_backward_a(ds, x, normed ? &norm : nullptr, parts, drop);
+            return out;
+          };
+          const std::string what =
+              concat("strips with dropout T ", T, " K ", K, " rank ", R, " x ", P, " pad ",
+                     layout.pad, " mode ", static_cast<int>(mode), normed ? " normed" : "");
+          Results r =
+              compare(what, DType::BF16, layout, [&](const Side& s) { return run(s, false); });
+          std::vector<Guarded> sizes = run({oracle(), DType::F64, DType::BF16, kContiguous}, true);
+          // What doesn't suit the kernels goes by masked copies, which are rounded to BF16.
+          const bool copies = R % 8 != 0 || K % 8 != 0 || S > 96 || layout.pad % 8 != 0;
+          for (std::size_t i = 0; i < r.got.size(); ++i) {
+            const std::int64_t length = i == 0 ? K : i == 1 ? R : T;
+            const std::vector<double> size = sizes[i].values(what);
+            std::vector<double> slack =
+                f32_slack(4 + std::sqrt(static_cast<double>(length)) / 4, size);
+            const double roundings = (copies ? (i == 1 ? 2.0 * P : 1) : 0) + (i > 1 && normed);
+            for (std::size_t j = 0; j < size.size(); ++j)
+              slack[j] += roundings * unit_roundoff(DType::BF16) * size[j];
+            check_close(r.got[i], r.want[i], unit_roundoff(i < 2 ? DType::BF16 : DType::F32), slack,
+                        concat(what, " output ", i));
+          }
+        }
+}
+
 TEST_CASE("cuda: LoRA's strips in backward, several projections at once") {
   LK_NEEDS_GPU();
   struct Shape {
@@ -709,7 +784,12 @@ TEST_CASE("cuda: swiglu's backward into LoRA's factor") {
                              {530, 64, 40, 1},
                              {37, 15, 3, 1}})
     for (Layout layout : kLayouts)
-      for (GradMode mode : {GradMode::Write, GradMode::Add}) {
+      for (auto [mode, drop] : {std::pair{GradMode::Write, 0.0f},
+                                {GradMode::Add, 0.0f},
+                                {GradMode::Write, 0.3f},
+                                {GradMode::Add, 0.3f}}) {
+        const GradMode da_mode = mode;
+        const InputDropout dropout{drop, {3, 4, 0}};
         const auto [T, F, R, P] = shape;
         const std::int64_t rows = T, cols = F, rank = R, parts = P, S = (P * R + 15) / 16 * 16;
         if (left_out(T * F * S)) continue;
@@ -730,13 +810,13 @@ TEST_CASE("cuda: swiglu's backward into LoRA's factor") {
             out.push_back(size ? Guarded(s.backend, s.stat(), rank, cols, kContiguous,
                                          magnitudes(DType::F32, rank * cols, seed))
                                : statistics(s, rank, cols, seed));
-            strips.push_back({0, cols, p * rank, rank, out.back(), mode});
+            strips.push_back({0, cols, p * rank, rank, out.back(), da_mode, seed});
           }
-          s.backend.swiglu_strips_backward(gate, up, dy, gate, up, ds, strips);
+          s.backend.swiglu_strips_backward(gate, up, dy, gate, up, ds, strips, dropout);
           return out;
         };
-        const std::string what =
-            concat("swiglu strips T ", T, " F ", F, " rank ", R, " x ", P, " pad ", layout.pad);
+        const std::string what = concat("swiglu strips T ", T, " F ", F, " rank ", R, " x ", P,
+                                        " pad ", layout.pad, " p ", drop);
         Results r =
             compare(what, DType::BF16, layout, [&](const Side& s) { return run(s, false); });
         const double u = unit_roundoff(DType::BF16);
@@ -746,12 +826,13 @@ TEST_CASE("cuda: swiglu's backward into LoRA's factor") {
         for (std::size_t i = 0; i < size.size(); ++i) size[i] = dy[i] * up[i] * (1 + gate[i]);
         check_close(r.got[0], r.want[0], u, f32_slack(8, size), what + " dgate");
         check_close(r.got[1], r.want[1], u, f32_slack(8, r.want[1]), what + " dup");
-        // y is rounded to BF16 before it is multiplied. |silu(g) u| <= silu(|g|) |u|.
+        // y is rounded to BF16 before it is multiplied, a masked copy once more. |silu(g) u| <=
+        // silu(|g|) |u|.
         std::vector<Guarded> sizes = run({oracle(), DType::F64, DType::BF16, kContiguous}, true);
         for (std::size_t i = 2; i < r.got.size(); ++i) {
           const std::vector<double> sum = sizes[i].values(what);
           std::vector<double> slack = f32_slack(12 + std::sqrt(static_cast<double>(T)) / 4, sum);
-          for (std::size_t j = 0; j < sum.size(); ++j) slack[j] += u * sum[j];
+          for (std::size_t j = 0; j < sum.size(); ++j) slack[j] += (drop > 0 ? 2 : 1) * u * sum[j];
           check_close(r.got[i], r.want[i], unit_roundoff(DType::F32), slack, what + " da");
         }
       }

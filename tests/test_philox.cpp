@@ -29,7 +29,7 @@ TEST_CASE("uniform draws lie in [0, 1) with mean one half") {
   double sum = 0;
   const int n = 1 << 14;
   for (int i = 0; i < n; ++i) {
-    Philox4 r = philox_quad({7, 3, 1}, static_cast<std::uint64_t>(i));
+    Philox4 r = philox_at({7, 3, 1}, static_cast<std::uint64_t>(i));
     for (std::uint32_t x : r.v) sum += philox_uniform(x);
   }
   // The mean of 4 n uniforms has standard deviation 1 / sqrt(12 * 4 n).
@@ -37,9 +37,9 @@ TEST_CASE("uniform draws lie in [0, 1) with mean one half") {
 }
 
 TEST_CASE("streams differ in seed, step and site") {
-  Philox4 a = philox_quad({1, 1, 1}, 0);
+  Philox4 a = philox_at({1, 1, 1}, 0);
   for (RandomKey key : {RandomKey{2, 1, 1}, RandomKey{1, 2, 1}, RandomKey{1, 1, 2}}) {
-    Philox4 b = philox_quad(key, 0);
+    Philox4 b = philox_at(key, 0);
     CHECK((a.v[0] != b.v[0] || a.v[1] != b.v[1]));
   }
 }
@@ -56,7 +56,7 @@ TEST_CASE("dropout draws element i from its place alone") {
       std::vector<double> in = values(x), out = values(y);
       std::int64_t wrong = 0;
       for (std::size_t i = 0; i < in.size(); ++i) {
-        bool keep = philox_uniform(philox_quad(key, i / 4).v[i % 4]) >= p;
+        bool keep = dropout_keeps(key, i, dropout_threshold(p));
         double want = keep ? in[i] / (1 - static_cast<double>(p)) : 0.0;
         // 1 - p, its reciprocal and the product are rounded: three roundings, and one to the dtype.
         if (std::abs(out[i] - want) > (3 * 0x1p-24 + unit_roundoff(s.dtype)) * std::abs(want))
@@ -65,6 +65,37 @@ TEST_CASE("dropout draws element i from its place alone") {
       CHECK(wrong == 0);
       CHECK(padding_intact(y));
     }
+}
+
+TEST_CASE("dropout keeps its share, each element apart from its neighbours") {
+  const std::uint64_t n = 1 << 16;
+  for (float p : {0.05f, 0.5f, 0.9f}) {
+    const std::uint32_t threshold = dropout_threshold(p);
+    CHECK(std::abs(threshold / 65536.0 - p) <= 0x1p-17);
+    double kept = 0, both = 0;
+    for (std::uint64_t i = 0; i < n; ++i) {
+      const bool keep = dropout_keeps({8, 1, 3}, i, threshold);
+      kept += keep;
+      both += keep && dropout_keeps({8, 1, 3}, i + 1, threshold);
+    }
+    // Five standard deviations of a sum of n; neighbouring pairs overlap, hence the factor.
+    const double q = 1.0 - p, spread = 5 / std::sqrt(static_cast<double>(n));
+    CHECK(std::abs(kept / n - q) < spread * std::sqrt(q * p));
+    CHECK(std::abs(both / n - q * q) < 2 * spread * std::sqrt(q * q * (1 - q * q)));
+  }
+}
+
+TEST_CASE("a key may take its step from memory") {
+  const std::int32_t first = 30;
+  const RandomKey by_memory{6, 4, 2, &first}, plain{6, 34, 2};
+  for (const Subject& s : subjects()) {
+    Tensor x = padded(s.backend, s.dtype, 9, 13, 0, 1u),
+           y = padded(s.backend, s.dtype, 9, 13, 0, 2u),
+           z = padded(s.backend, s.dtype, 9, 13, 0, 2u);
+    s.backend.dropout(y, GradMode::Write, x, 0.4f, by_memory);
+    s.backend.dropout(z, GradMode::Write, x, 0.4f, plain);
+    CHECK(values(y) == values(z));
+  }
 }
 
 TEST_CASE("dropout adds where asked and keeps everything at p = 0") {

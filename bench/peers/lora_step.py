@@ -41,6 +41,7 @@ def arguments():
     parser.add_argument("--steps", type=int, default=10, help="timed steps")
     parser.add_argument("--warmup", type=int, default=4)
     parser.add_argument("--modes", default="eager", help=f"comma list of {', '.join(MODES)}")
+    parser.add_argument("--dropout", type=float, default=0.0, help="on the adapter's input")
     parser.add_argument("--recompute", action="store_true", help="activation checkpointing by layer")
     parser.add_argument(
         "--f32-adapters", action="store_true",
@@ -128,7 +129,7 @@ def main():
             engine="unsloth" if mode == "unsloth" else "peft", mode="" if mode == "unsloth" else mode,
             shape=args.config or args.shape, device=args.device, dtype=args.dtype, batch=args.batch,
             seq_len=args.seq_len, rank=args.rank, targets=args.targets,
-            recompute="layer" if args.recompute else "none", versions=versions())
+            dropout=args.dropout, recompute="layer" if args.recompute else "none", versions=versions())
         try:
             if mode == "unsloth":
                 import unsloth_model as builder  # before torch and transformers, which it changes

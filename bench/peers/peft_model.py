@@ -22,7 +22,8 @@ def build(args):
         model = LlamaForCausalLM(config)
     torch.set_default_dtype(torch.float32)
     lora = LoraConfig(
-        r=args.rank, lora_alpha=args.rank, target_modules=shapes.targets(args), task_type="CAUSAL_LM")
+        r=args.rank, lora_alpha=args.rank, target_modules=shapes.targets(args), task_type="CAUSAL_LM",
+        lora_dropout=args.dropout)
     model = get_peft_model(model, lora, autocast_adapter_dtype=f32_adapters)
     model.config.use_cache = False
     if args.recompute:

@@ -47,7 +47,7 @@ def build(args):
         model, _ = FastLanguageModel.from_pretrained(
             folder, max_seq_length=args.seq_len, dtype=torch.bfloat16, load_in_4bit=False, local_files_only=True)
     model = FastLanguageModel.get_peft_model(
-        model, r=args.rank, target_modules=shapes.targets(args), lora_alpha=args.rank, lora_dropout=0, bias="none",
+        model, r=args.rank, target_modules=shapes.targets(args), lora_alpha=args.rank, lora_dropout=args.dropout, bias="none",
         use_gradient_checkpointing="unsloth" if args.recompute else False, random_state=0)
     model.train()
     return dict(

@@ -10,6 +10,9 @@
 // activation. W of q, k and v (or gate and up) lie below each other; B's strip is then
 // block-diagonal.
 //
+// With dropout on A's input, which is another one for each projection, s is made of the masked
+// inputs, and ds A, masked again, is added to dx by itself: Backend::strips_forward, strips_into_x.
+//
 // The corner [A's rows] x [B's columns] is never read. The strips are BF16 copies of the F32
 // masters, kept up to date by the optimizer (Parameter::keep_copy_in). W stays a Weight: a view of
 // this buffer.
@@ -27,15 +30,18 @@ struct FusedLinear {
     std::int64_t begin = 0, end = 0;
     std::int64_t column = 0, rank = 0;  // of its strip: columns [column, column + rank) of s
     Parameter *a = nullptr, *b = nullptr;
-    Weight bias;  // (end - begin) or undefined
+    std::uint32_t site = 0;  // of its dropout mask
+    Weight bias;             // (end - begin) or undefined
   };
   Tensor matrix;                            // (N + S, K + S)
   std::int64_t in = 0, out = 0, strip = 0;  // K, N, S: all ranks, rounded up
   double scale = 1;
+  float dropout = 0;  // of training
   std::vector<Part> parts;
 
   Tensor forward_matrix() const { return matrix.slice_rows(0, out); }                 // (N, K + S)
   Tensor backward_matrix() const { return matrix.slice_cols(0, in); }                 // (N + S, K)
+  Tensor w() const { return backward_matrix().slice_rows(0, out); }                   // (N, K)
   Tensor a() const { return matrix.slice_rows(out, out + strip).slice_cols(0, in); }  // (S, K)
   Tensor b() const { return matrix.slice_rows(0, out).slice_cols(in, in + strip); }   // (N, S)
 };
@@ -43,17 +49,18 @@ struct FusedLinear {
 // Outputs have a margin of `margin` columns; an input whose margin is narrower than f.strip is
 // copied first. The gradient of an output of fused_*linear should have a margin of f.strip, else it
 // is copied too. f must stay where it is until the tape ran. Shapes that do not fit are an Error.
+// `drop`: of A's input, p being f.dropout in training and 0 else; the sites are the parts'.
 
 // y (T,N) = h (T,N) + x (T,K) (W + scale B A)ᵀ + bias: a projection back onto the residual stream
 Var fused_linear_onto(Tape& tape, const Var& h, const Var& x, const FusedLinear& f,
-                      std::int64_t margin);
+                      std::int64_t margin, const InputDropout& drop = {});
 // y (T,N) = x (W + scale B A)ᵀ + bias of x = rmsnorm(h), which isn't kept: h (T,K), gain (K) frozen
 Var fused_norm_linear(Tape& tape, const Var& h, const Weight& gain, double eps,
-                      const FusedLinear& f, std::int64_t margin);
+                      const FusedLinear& f, std::int64_t margin, const InputDropout& drop = {});
 // fused_linear_onto of x = silu(gate) * up, gate_up (T,2K) holding gate and up side by side. The
 // backward overwrites gate_up's value: nothing else may read it.
 Var fused_swiglu_linear_onto(Tape& tape, const Var& h, const Var& gate_up, const FusedLinear& f,
-                             std::int64_t margin);
+                             std::int64_t margin, const InputDropout& drop = {});
 
 // attention (see ops.h) of rope(q), rope(k) and v, which lie side by side in qkv (T,(H+2G)*D). The
 // forward turns q and k in place: nothing else may read qkv's value. Without a table (undefined)

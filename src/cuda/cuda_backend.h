@@ -65,6 +65,11 @@ class CudaBackend final : public Backend {
   void matmul_nn(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
                  const Tensor& b) override;
 
+  // strips_dropout.cu
+  void strips_forward(const Tensor& s, double scale, const Tensor& x, const Tensor& a,
+                      std::span<const StripPart> parts, const InputDropout& drop) override;
+  void strips_into_x(const Tensor& dx, const Tensor& ds, const Tensor& a,
+                     std::span<const StripPart> parts, const InputDropout& drop) override;
   // lora_segments.cu
   void lora_segments(const Tensor& y, const Tensor& x, const LoraTable& table,
                      const Segments& documents, const RowVariants& variants) override;
@@ -140,11 +145,12 @@ class CudaBackend final : public Backend {
   void run_strips_backward_b(const Tensor& ds, double scale, const Tensor& dy, const Tensor& b,
                              const Tensor& s, std::span<const StripPart> parts) override;
   void run_strips_backward_a(const Tensor& ds, const Tensor& x, const NormedInput* norm,
-                             std::span<const StripPart> parts) override;
+                             std::span<const StripPart> parts, const InputDropout& drop) override;
   // swiglu_strips.cu
   void run_swiglu_strips_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy,
                                   const Tensor& gate, const Tensor& up, const Tensor& ds,
-                                  std::span<const StripPart> parts) override;
+                                  std::span<const StripPart> parts,
+                                  const InputDropout& drop) override;
   void gemm(const Tensor& c, GradMode mode, double alpha, const Tensor& a, bool transpose_a,
             const Tensor& b, bool transpose_b);
   void* blas_workspace();

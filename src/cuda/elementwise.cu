@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "cuda/cuda_backend.h"
+#include "cuda/dropout_mask.cuh"
 #include "cuda/rowwise.cuh"
 
 namespace lk {
@@ -40,7 +41,7 @@ struct UniformOp {
     std::uint64_t element = static_cast<std::uint64_t>(row * cols + col);
 #pragma unroll
     for (int i = 0; i < N; i += 4) {
-      Philox4 draw = philox_quad(key, (element + i) / 4);
+      Philox4 draw = philox_at(key, (element + i) / 4);
       if constexpr (N == 1) {
         v[0] = bound * (2 * philox_uniform(draw.v[element % 4]) - 1);
       } else {
@@ -110,9 +111,7 @@ struct AddBiasOp {
   }
 };
 
-// The mask bit of element i is draw i % 4 of Philox quad i / 4, whatever N is. With N a multiple of
-// 4 and rows of whole packs a pack begins a quad, so each quad is drawn once; with N = 1 four
-// times.
+// The mask of philox.h. A pack lies in one octet, as N divides 8 and rows are whole packs.
 template <class T, int N>
 struct DropoutOp {
   static constexpr int kWidth = N;
@@ -120,23 +119,17 @@ struct DropoutOp {
   Matrix<const T> x;
   i64 cols;
   RandomKey key;
-  float p, keep_scale;
+  std::uint32_t threshold;
+  float keep_scale;
   bool accumulate;
   __device__ void operator()(i64 row, i64 col) const {
     float v[N];
     load_pack<N>(x.at(row, col), v);
-    std::uint64_t element = static_cast<std::uint64_t>(row * cols + col);
+    const auto element = static_cast<std::uint64_t>(row * cols + col);
+    const RandomKey now = key.resolved();
+    const std::uint32_t keep = keep_bits(now, element / 8, threshold) >> element % 8;
 #pragma unroll
-    for (int i = 0; i < N; i += 4) {
-      Philox4 draw = philox_quad(key, (element + i) / 4);
-      if constexpr (N == 1) {
-        v[0] = philox_uniform(draw.v[element % 4]) >= p ? v[0] * keep_scale : 0.0f;
-      } else {
-#pragma unroll
-        for (int j = 0; j < 4; ++j)
-          v[i + j] = philox_uniform(draw.v[j]) >= p ? v[i + j] * keep_scale : 0.0f;
-      }
-    }
+    for (int i = 0; i < N; ++i) v[i] = keep >> i & 1 ? v[i] * keep_scale : 0.0f;
     write_pack<N>(y.at(row, col), v, accumulate);
   }
 };
@@ -264,9 +257,10 @@ void CudaBackend::dropout(const Tensor& y, GradMode mode, const Tensor& x, float
   dispatch_device(y.dtype(), [&]<class T>() {
     using D = device_t<T>;
     auto go = [&]<int N>() {
-      launch_rowwise("dropout", walk.rows, walk.cols, stream(),
-                     DropoutOp<D, N>{matrix<T>(y), const_matrix<T>(x), walk.cols, key, p,
-                                     1.0f / (1.0f - p), mode == GradMode::Add});
+      launch_rowwise(
+          "dropout", walk.rows, walk.cols, stream(),
+          DropoutOp<D, N>{matrix<T>(y), const_matrix<T>(x), walk.cols, key, dropout_threshold(p),
+                          1.0f / (1.0f - p), mode == GradMode::Add});
     };
     packable(kPack<T>, walk.cols, y, x) ? go.template operator()<kPack<T>>()
                                         : go.template operator()<1>();

@@ -38,8 +38,10 @@ constexpr std::size_t kSharedBytes = std::size_t{kStages<WITH_DS>} * kTokens* kC
                                      (WITH_DS ? 2 * kColumns * ThinTile<NR>::kRowBytes : 0);
 
 // Block (x, y): slab x of columns, slab y of tokens.
-template <int NR, bool WITH_DS, int ROWS>
-__global__ void __launch_bounds__(kThreads, 2) strips_kernel(const __grid_constant__ StripArgs p) {
+// DROP: with masks, drawn a tile ahead into two buffers of bits.
+template <int NR, bool WITH_DS, int ROWS, bool DROP>
+__global__ void __launch_bounds__(kThreads, 2)
+    strips_kernel(const __grid_constant__ StripArgs p, const __grid_constant__ StripDropout drop) {
   constexpr int kInner = ROWS / kTokens, kThin = 16 * NR;
   constexpr int kStages = lk::kStages<WITH_DS>;
   extern __shared__ __align__(1024) unsigned char shared[];
@@ -86,7 +88,17 @@ __global__ void __launch_bounds__(kThreads, 2) strips_kernel(const __grid_consta
 #pragma unroll
   for (int i = 0; i < kStages - 1; ++i) fetch(i);
 
+  [[maybe_unused]] auto mask_of = [&](int i) {
+    return MaskTile{thin_memory + ROWS * ThinTile<NR>::kRowBytes +
+                    i % 2 * drop.n_parts * MaskTile::kBytes};
+  };
+  [[maybe_unused]] auto draw = [&](int i) {
+    if (i < n_tiles)
+      drop.draw<kThreads>(mask_of(i), drop.n_parts, row0 + i % kInner * kTokens,
+                          column0 + static_cast<i64>(i / kInner) * kColumns);
+  };
   load_thin<NR, ROWS>(thin, thin_memory, p, row0, part.column);
+  if constexpr (DROP) draw(0);
 
   float ds[WITH_DS ? kInner : 1][NR][4] = {};
   float dw[2 * NR][4] = {};
@@ -99,7 +111,12 @@ __global__ void __launch_bounds__(kThreads, 2) strips_kernel(const __grid_consta
       __syncthreads();
       fetch(i + kStages - 1);
       SwizzledTile<kColumns> tile{tiles_at + i % kStages * kTileBytes};
-      multiply_into_dw<NR>(dw, tile, thin, inner * kTokens);
+      if constexpr (DROP) {
+        multiply_masked_into_dw<NR>(dw, tile, thin, inner * kTokens, mask_of(i), drop);
+        draw(i + 1);
+      } else {
+        multiply_into_dw<NR>(dw, tile, thin, inner * kTokens);
+      }
       // ds (tokens 16 (warp % 4).., thin 16 n + 8 (warp / 4)..) += tile b
       if constexpr (WITH_DS) {
 #pragma unroll
@@ -133,16 +150,18 @@ __global__ void __launch_bounds__(kThreads, 2) strips_kernel(const __grid_consta
   copy_async_wait();
 }
 
-template <int NR, bool WITH_DS>
+template <int NR, bool WITH_DS, bool DROP = false>
 void run_strips(StripArgs& p, const std::vector<i64>& widths, CudaBackend& backend,
-                cudaStream_t stream) {
+                cudaStream_t stream, const StripDropout& drop = {}) {
   constexpr int kMostRows = most_rows(NR, WITH_DS);
   const Cut c = cut(p.tokens, widths, NR, WITH_DS, kBlocks);
   StripScratch scratch = use_cut<NR>(p, c, widths, WITH_DS, backend);
   auto go = [&]<int ROWS>() {
-    launch("strips", strips_kernel<NR, WITH_DS, ROWS>, grid_of(p.n_column_slabs, p.n_row_slabs),
-           dim3(kThreads), kSharedBytes<NR, WITH_DS, ROWS>, stream,
-           WITH_DS ? p : over_all_thin_columns(p));
+    const std::size_t masks = DROP ? std::size_t{2} * drop.n_parts * MaskTile::kBytes : 0;
+    launch("strips", strips_kernel<NR, WITH_DS, ROWS, DROP>,
+           grid_of(p.n_column_slabs, p.n_row_slabs), dim3(kThreads),
+           kSharedBytes<NR, WITH_DS, ROWS> + masks, stream, WITH_DS ? p : over_all_thin_columns(p),
+           drop);
   };
   c.rows == kMostRows ? go.template operator()<kMostRows>()
                       : go.template operator()<kMostRows / 2>();
@@ -178,9 +197,10 @@ void CudaBackend::run_strips_backward_b(const Tensor& ds, double scale, const Te
 }
 
 void CudaBackend::run_strips_backward_a(const Tensor& ds, const Tensor& x, const NormedInput* norm,
-                                        std::span<const StripPart> parts) {
+                                        std::span<const StripPart> parts,
+                                        const InputDropout& drop) {
   if (!strips_fit(parts, x, ds) || ds.cols() > kMostThinA) {
-    Backend::run_strips_backward_a(ds, x, norm, parts);
+    Backend::run_strips_backward_a(ds, x, norm, parts, drop);
     return;
   }
   StripArgs p = strip_arguments(x, ds, parts);
@@ -189,7 +209,14 @@ void CudaBackend::run_strips_backward_a(const Tensor& ds, const Tensor& x, const
     p.gain = pointer<bf16>(norm->gain.values());
   }
   const std::vector<i64> widths{x.cols()};
-  auto go = [&]<int NR>() { run_strips<NR, false>(p, widths, *this, stream()); };
+  const StripDropout masks = strip_dropout(drop, x.cols(), parts);
+  if (drop.p > 0) p.dw_scale = masks.keep_scale;
+  auto go = [&]<int NR>() {
+    if (drop.p > 0)
+      run_strips<NR, false, true>(p, widths, *this, stream(), masks);
+    else
+      run_strips<NR, false>(p, widths, *this, stream());
+  };
   switch (sixteens_a(ds.cols())) {
     case 1:
       return go.template operator()<1>();

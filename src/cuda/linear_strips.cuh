@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cuda/cuda_backend.h"
+#include "cuda/dropout_mask.cuh"
 #include "cuda/mma.cuh"
 #include "cuda/pack.cuh"
 #include "tensor/strip_cut.h"
@@ -36,7 +37,7 @@ struct StripArgs {
   i64 tokens, columns;  // T; N or K
   i64 thin_columns;     // S
   int tiles_per_slab, n_parts, n_row_slabs, n_column_slabs;
-  float scale;
+  float scale, dw_scale;
   Part parts[kMaxParts];
 
   __device__ int part_of_slab(int slab) const {
@@ -50,6 +51,30 @@ struct StripArgs {
     return p;
   }
 };
+
+// Masks of the wide matrix, one for each part.
+struct StripDropout : DropoutArgs<kMaxParts> {
+  int n_parts;
+  float keep_scale;                           // 1 / (1 - p)
+  signed char part_of_eight[kMostThinA / 8];  // thin columns 8 i..: whose, or -1
+};
+
+inline StripDropout strip_dropout(const InputDropout& drop, i64 columns,
+                                  std::span<const StripPart> parts) {
+  StripDropout d{};
+  d.key = drop.key;
+  d.threshold = dropout_threshold(drop.p);
+  d.columns = columns;
+  d.n_parts = static_cast<int>(parts.size());
+  d.keep_scale = 1.0f / (1.0f - drop.p);
+  std::fill(std::begin(d.part_of_eight), std::end(d.part_of_eight), static_cast<signed char>(-1));
+  for (std::size_t q = 0; q < parts.size(); ++q) {
+    d.sites[q] = parts[q].site;
+    for (i64 c = parts[q].column; c < parts[q].column + parts[q].rank; c += 8)
+      d.part_of_eight[c / 8] = static_cast<signed char>(q);
+  }
+  return d;
+}
 
 // Rows of 16 NR thin columns, one 16-byte chunk apart, so that eight rows lie in different banks.
 template <int NR>
@@ -112,6 +137,44 @@ __device__ __forceinline__ void multiply_into_dw(float (&dw)[2 * NR][4],
   }
 }
 
+// The same where each part has a mask of its own over the tile.
+template <int NR>
+__device__ __forceinline__ void multiply_masked_into_dw(float (&dw)[2 * NR][4],
+                                                        SwizzledTile<kColumns> tile,
+                                                        ThinTile<NR> thin, int row, MaskTile mask,
+                                                        const StripDropout& drop) {
+  const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+#pragma unroll
+  for (int step = 0; step < kTokens / 16; ++step) {
+    const Fragment4 fa = fragment_a_of_transpose(tile, 16 * step, warp);
+    Fragment4 kept{};
+    int kept_of = -1;
+#pragma unroll
+    for (int n = 0; n < NR; ++n) {
+      const Fragment4 fb = thin.fragment(row + 16 * step, n);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int part = drop.part_of_eight[2 * n + half];
+        if (part < 0) continue;
+        if (part != kept_of) {
+          const int token = 16 * step + 2 * t;
+          // Bits g and g + 8 of a token come to lie at the top of bytes 0 and 1.
+          std::uint32_t bits[4];
+#pragma unroll
+          for (int k = 0; k < 4; ++k)
+            bits[k] = mask.two_octets(part, token + k % 2 + k / 2 * 8, 2 * warp) << (7 - g);
+          kept.r[0] = fa.r[0] & pair_mask<0>(bits[0], bits[1]);
+          kept.r[1] = fa.r[1] & pair_mask<1>(bits[0], bits[1]);
+          kept.r[2] = fa.r[2] & pair_mask<0>(bits[2], bits[3]);
+          kept.r[3] = fa.r[3] & pair_mask<1>(bits[2], bits[3]);
+          kept_of = part;
+        }
+        mma(dw[2 * n + half], kept, fb.r[2 * half], fb.r[2 * half + 1]);
+      }
+    }
+  }
+}
+
 // The sums of the column tile at `column`, complete for these tokens, go to the block's slab, and
 // start again from zero.
 template <int NR>
@@ -145,6 +208,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int z = 0; z < p.n_row_slabs; ++z)
       sum += p.partial_dw[(z * p.columns + column) * kThin + thin];
     if (p.gain) sum *= to_float(p.gain[column]);
+    sum *= p.dw_scale;
     if constexpr (TRANSPOSED) {  // every part has all columns
       for (int q = 0; q < p.n_parts; ++q) {
         const StripArgs::Part& part = p.parts[q];
@@ -185,6 +249,7 @@ inline StripArgs strip_arguments(const Tensor& wide, const Tensor& thin,
   p.tokens = wide.rows();
   p.columns = wide.cols();
   p.thin_columns = thin.cols();
+  p.dw_scale = 1.0f;
   p.n_parts = static_cast<int>(parts.size());
   for (std::size_t q = 0; q < parts.size(); ++q) {
     const StripPart& part = parts[q];

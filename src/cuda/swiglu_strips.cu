@@ -27,10 +27,12 @@ struct SwigluTensors {
 template <int NR, int ROWS>
 constexpr std::size_t kSharedBytes = 2 * kTileBytes + ROWS* ThinTile<NR>::kRowBytes;
 
-template <int NR, int ROWS>
+// DROP: da's y is masked, the gradients are not.
+template <int NR, int ROWS, bool DROP>
 __global__ void __launch_bounds__(kThreads, NR == 1 ? 3 : 2)
     swiglu_strips_kernel(const __grid_constant__ StripArgs p,
-                         const __grid_constant__ SwigluTensors m) {
+                         const __grid_constant__ SwigluTensors m,
+                         const __grid_constant__ StripDropout drop) {
   constexpr int kInner = ROWS / kTokens, kChunks = kColumns / 8;
   extern __shared__ __align__(1024) unsigned char shared[];
   unsigned char* thin_memory = shared + 2 * kTileBytes;
@@ -40,6 +42,8 @@ __global__ void __launch_bounds__(kThreads, NR == 1 ? 3 : 2)
   const i64 row0 = static_cast<i64>(blockIdx.y) * ROWS;
   load_thin<NR, ROWS>(thin, thin_memory, p, row0, 0);
 
+  RandomKey key;
+  if constexpr (DROP) key = drop.key.resolved(), key.site = drop.sites[0];
   float dw[2 * NR][4] = {};
   const int first_row = threadIdx.x / kChunks, chunk = threadIdx.x % kChunks;
   for (i64 column = column0; column < column1; column += kColumns) {
@@ -59,6 +63,12 @@ __global__ void __launch_bounds__(kThreads, NR == 1 ? 3 : 2)
           load_pack<8>(m.gate.at(token, col), g);
           load_pack<8>(m.up.at(token, col), u);
           swiglu_gradients<true>(d, g, u);
+          if constexpr (DROP) {
+            const auto element = static_cast<std::uint64_t>(token * p.columns + col);
+            const std::uint32_t keep = keep_bits(key, element / 8, drop.threshold);
+#pragma unroll
+            for (int i = 0; i < 8; ++i) d[i] = keep >> i & 1 ? d[i] : 0.0f;
+          }
           store_pack<8>(m.dgate.at(token, col), g);
           store_pack<8>(m.dup.at(token, col), u);
         }
@@ -74,14 +84,16 @@ __global__ void __launch_bounds__(kThreads, NR == 1 ? 3 : 2)
 }
 
 template <int NR>
-void run(StripArgs& p, const SwigluTensors& m, CudaBackend& backend, cudaStream_t stream) {
+void run(StripArgs& p, const SwigluTensors& m, const StripDropout* drop, CudaBackend& backend,
+         cudaStream_t stream) {
   constexpr int kMostRows = most_rows(NR, false);
   const Cut c = cut(p.tokens, {p.columns}, NR, false, kSwigluBlocks);
   StripScratch scratch = use_cut<NR>(p, c, {p.columns}, false, backend);
   auto go = [&]<int ROWS>() {
-    launch("swiglu_strips", swiglu_strips_kernel<NR, ROWS>,
+    launch("swiglu_strips",
+           drop ? swiglu_strips_kernel<NR, ROWS, true> : swiglu_strips_kernel<NR, ROWS, false>,
            grid_of(p.n_column_slabs, p.n_row_slabs), dim3(kThreads), kSharedBytes<NR, ROWS>, stream,
-           p, m);
+           p, m, drop ? *drop : StripDropout{});
   };
   c.rows == kMostRows ? go.template operator()<kMostRows>()
                       : go.template operator()<kMostRows / 2>();
@@ -92,16 +104,20 @@ void run(StripArgs& p, const SwigluTensors& m, CudaBackend& backend, cudaStream_
 
 void CudaBackend::run_swiglu_strips_backward(const Tensor& dgate, const Tensor& dup,
                                              const Tensor& dy, const Tensor& gate, const Tensor& up,
-                                             const Tensor& ds, std::span<const StripPart> parts) {
+                                             const Tensor& ds, std::span<const StripPart> parts,
+                                             const InputDropout& drop) {
   if (!strips_fit(parts, dy, ds) || !packable(8, dy.cols(), dgate, dup, gate, up) ||
-      ds.cols() > kMostThinSwiglu) {
-    Backend::run_swiglu_strips_backward(dgate, dup, dy, gate, up, ds, parts);
+      ds.cols() > kMostThinSwiglu || (drop.p > 0 && parts.size() > 1)) {
+    Backend::run_swiglu_strips_backward(dgate, dup, dy, gate, up, ds, parts, drop);
     return;
   }
   StripArgs p = strip_arguments(dy, ds, parts);
   const SwigluTensors m{matrix<bf16>(dgate), matrix<bf16>(dup), const_matrix<bf16>(gate),
                         const_matrix<bf16>(up)};
-  ds.cols() <= 16 ? run<1>(p, m, *this, stream()) : run<2>(p, m, *this, stream());
+  const StripDropout masks = strip_dropout(drop, dy.cols(), parts);
+  if (drop.p > 0) p.dw_scale = masks.keep_scale;
+  const StripDropout* used = drop.p > 0 ? &masks : nullptr;
+  ds.cols() <= 16 ? run<1>(p, m, used, *this, stream()) : run<2>(p, m, used, *this, stream());
 }
 
 }  // namespace lk

@@ -14,11 +14,12 @@ struct Member {
 
 // The frozen weight and the factors move into one buffer; what held them now views it.
 FusedLinear join(Transformer& model, std::size_t layer, const std::vector<Member>& members,
-                 double scale) {
+                 const LoraShape& shape) {
   Backend& backend = model.backend();
   FusedLinear f;
   f.in = members[0].base->in_features();
-  f.scale = scale;
+  f.scale = shape.scale();
+  f.dropout = shape.dropout;
   std::int64_t ranks = 0;
   for (const Member& m : members) {
     FusedLinear::Part part;
@@ -27,6 +28,7 @@ FusedLinear join(Transformer& model, std::size_t layer, const std::vector<Member
     if (m.base->bias()) part.bias = *m.base->bias();
     if (m.lora) {
       part.a = &m.lora->a(), part.b = &m.lora->b();
+      part.site = m.lora->site();
       part.column = ranks;
       part.rank = m.lora->shape().rank;
       ranks += part.rank;
@@ -59,7 +61,7 @@ bool fits(const ModelConfig& c) {
 
 bool fuse_projections(Transformer& model, Adapter& adapter) {
   const LoraShape& shape = adapter.config().shape;
-  if (shape.dropout > 0 || !fits(model.config())) return false;
+  if (!fits(model.config())) return false;
   std::vector<std::array<Member, kSiteCount>> layers;
   model.visit_sites(
       [&](const std::string&, std::size_t layer, Site site, std::unique_ptr<LinearMap>& map) {
@@ -71,7 +73,7 @@ bool fuse_projections(Transformer& model, Adapter& adapter) {
     auto group = [&](std::initializer_list<Site> sites) {
       std::vector<Member> members;
       for (Site s : sites) members.push_back(layers[layer][static_cast<std::size_t>(s)]);
-      return join(model, layer, members, shape.scale());
+      return join(model, layer, members, shape);
     };
     auto fused = std::make_unique<FusedProjections>();
     fused->qkv = group({Site::Q, Site::K, Site::V});

@@ -6,10 +6,11 @@
 
 namespace lk {
 
-// False, with nothing done, if the adapter has dropout, for then every module has an input of its
-// own, or if the model's block is not LLaMA's (norms of q and k, GEGLU, LayerNorm, ...): it keeps
-// the plain path. Layer by layer the weights are copied and the old memory returned to the driver,
-// so the peak is one projection more than the model; the ledger's peaks start anew afterwards.
+// False, with nothing done, if the model's block is not LLaMA's (norms of q and k, GEGLU,
+// LayerNorm,
+// ...): it keeps the plain path. Layer by layer the weights are copied and the old memory returned
+// to the driver, so the peak is one projection more than the model; the ledger's peaks start anew
+// afterwards.
 bool fuse_projections(Transformer& model, Adapter& adapter);
 
 }  // namespace lk

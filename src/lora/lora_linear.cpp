@@ -121,7 +121,7 @@ Var LoraLinear::apply(Tape& tape, const Var& x, const ForwardMode& mode) {
   if (!enabled_) return base_->apply(tape, x, mode);
   float p = mode.training ? shape_.dropout : 0.0f;
   return lora_linear(tape, x, base_->weight(), base_->bias(), a_, b_, shape_.scale(), p,
-                     {mode.seed, mode.step, site_});
+                     dropout_key(mode, site_));
 }
 
 void LoraLinear::adapt(Tape& tape, const Tensor& y, const Tensor& x, const ForwardMode& mode) {

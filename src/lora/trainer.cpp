@@ -124,6 +124,7 @@ bool Trainer::run_or_record(Batches& batches, const Sizes& sizes, double scale) 
     recorded_.push_back(std::move(step));
     copy_batches(recorded_.back().batches.micro, batches.micro);
     model_.backend().copy(recorded_.back().batches.scale, batches.scale);
+    model_.backend().copy(recorded_.back().batches.first_step, batches.first_step);
     batches = recorded_.back().batches;
   } else if (auto before = std::find(seen_.begin(), seen_.end(), sizes);
              before != seen_.end() && why_not_recorded().empty()) {
@@ -196,6 +197,9 @@ Trainer::Batches Trainer::upload(std::span<const HostBatch> micro_batches, doubl
     const auto narrow = static_cast<float>(scale);
     backend.upload(batches.scale, &narrow, sizeof narrow);
   }
+  check(micro_steps_done_ <= INT32_MAX, "more micro-batches than a dropout key can count");
+  const auto first_step = static_cast<std::int32_t>(micro_steps_done_);
+  batches.first_step = to_device(backend, Tag::Workspace, {&first_step, 1});
   batches.total = backend.empty(Tag::Workspace, stat, {1});
   batches.norm_sq = backend.empty(Tag::Workspace, optimizer_->dtype(), {1});
   return batches;
@@ -207,11 +211,12 @@ void Trainer::run(Batches& batches, double scale) {
   Backend& backend = model_.backend();
   adapter_.zero_grad();
   GradMode mode = GradMode::Write;
-  std::int64_t micro_step = micro_steps_done_;
+  std::uint64_t micro_step = 0;  // after the first of the step
   for (const TokenBatch& batch : batches.micro) {
     if (batch.n_supervised > 0) {  // a micro-batch may hold none: its share of the loss is zero
       Tape tape(backend);
-      const ForwardMode training{true, config_.seed, static_cast<std::uint64_t>(micro_step)};
+      const ForwardMode training{true, config_.seed, micro_step,
+                                 batches.first_step.data<std::int32_t>()};
       Var loss = config_.loss ? own_loss(tape, batch, scale, training)
                               : model_.loss(tape, batch, {1.0, batches.scale}, training);
       backend.sum(batches.total, mode, 1.0, loss.value());
@@ -234,7 +239,6 @@ Var Trainer::own_loss(Tape& tape, const TokenBatch& batch, double scale,
 std::string Trainer::cannot_record() const {
   if (config_.loss) return "the loss is the caller's";
   if (model_.backend().is_cpu()) return "the CPU has no launches to save";
-  if (adapter_.config().shape.dropout > 0) return "dropout draws other masks each step";
   return "";
 }
 

@@ -89,6 +89,7 @@ class Trainer {
   struct Batches {
     std::vector<TokenBatch> micro;
     Tensor scale;           // (1): 1 / supervised tokens of the step
+    Tensor first_step;      // (1) I32: micro-batches before it, which key its dropout masks
     Tensor total, norm_sq;  // (1): the loss, and the squared gradient norm
   };
   using Sizes = std::vector<BatchSize>;  // of the micro-batches

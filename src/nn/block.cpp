@@ -70,13 +70,20 @@ Var Block::apply(Tape& tape, const Var& x, const BlockInput& in) {
       {adapted(Site::Qkv, Site::Down), in.offloads, in.recompute == RecomputeKind::Offload});
 }
 
+namespace {
+InputDropout dropout_of(const FusedLinear& f, const ForwardMode& mode) {
+  return {mode.training ? f.dropout : 0.0f, dropout_key(mode, 0)};
+}
+}  // namespace
+
 Var Block::attention_half(Tape& tape, const Var& x, const BlockInput& in) {
   if (fused_ && in.fused) {
     const FusedProjections& f = *fused_;
-    Var qkv = fused_norm_linear(tape, x, attn_norm_.gain, eps_, f.qkv, f.qkv.strip);
+    Var qkv = fused_norm_linear(tape, x, attn_norm_.gain, eps_, f.qkv, f.qkv.strip,
+                                dropout_of(f.qkv, in.mode));
     Var o =
         fused_attention(tape, qkv, in.rope_table, in.positions, attention_, in.segments, f.o.strip);
-    return fused_linear_onto(tape, x, o, f.o, in.margin);
+    return fused_linear_onto(tape, x, o, f.o, in.margin, dropout_of(f.o, in.mode));
   }
   Var o = attend(tape, x, in);
   if (!post_attn_norm_.gain.defined()) return project_onto(tape, Site::O, x, o, in);
@@ -86,8 +93,12 @@ Var Block::attention_half(Tape& tape, const Var& x, const BlockInput& in) {
 Var Block::feed_forward_half(Tape& tape, const Var& h, const BlockInput& in) {
   if (fused_ && in.fused) {
     const FusedProjections& f = *fused_;
-    Var gate_up = fused_norm_linear(tape, h, ffn_norm_.gain, eps_, f.gate_up, f.gate_up.strip);
-    return tape.last([&] { return fused_swiglu_linear_onto(tape, h, gate_up, f.down, in.margin); });
+    Var gate_up = fused_norm_linear(tape, h, ffn_norm_.gain, eps_, f.gate_up, f.gate_up.strip,
+                                    dropout_of(f.gate_up, in.mode));
+    return tape.last([&] {
+      return fused_swiglu_linear_onto(tape, h, gate_up, f.down, in.margin,
+                                      dropout_of(f.down, in.mode));
+    });
   }
   Var m = inner(tape, h, in);
   if (!post_ffn_norm_.gain.defined())

@@ -14,10 +14,16 @@ struct ForwardMode {
   bool training = false;   // dropout is active
   std::uint64_t seed = 0;  // of the run
   std::uint64_t step = 0;  // micro-batches since the run began: keys dropout masks
+  // RandomKey::first_step; its memory stays until the backward has run.
+  const std::int32_t* first_step = nullptr;
   // With a KV cache only: the documents and their variants.
   const Segments* documents = nullptr;
   const RowVariants* variants = nullptr;
 };
+
+inline RandomKey dropout_key(const ForwardMode& mode, std::uint32_t site) {
+  return {mode.seed, mode.step, site, mode.first_step};
+}
 
 class FrozenLinear;
 

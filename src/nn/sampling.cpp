@@ -144,8 +144,7 @@ std::int32_t sample_token(std::span<const float> logits, const SamplingSettings&
   if (settings.temperature <= 0) return static_cast<std::int32_t>(best);
   const Candidates c = choose(logits, logits[best], settings);
   // 48 random bits are enough for any vocabulary.
-  const Philox4 draw =
-      philox_quad({settings.seed, static_cast<std::uint64_t>(position), 0x5eed}, 0);
+  const Philox4 draw = philox_at({settings.seed, static_cast<std::uint64_t>(position), 0x5eed}, 0);
   double u = (static_cast<double>(draw.v[0]) * 65536.0 + (draw.v[1] >> 16)) / 281474976710656.0 *
              std::accumulate(c.weights.begin(), c.weights.end(), 0.0);
   for (std::size_t i = 0; i < c.ids.size(); ++i) {

@@ -121,21 +121,47 @@ void Backend::run_strips_backward_b(const Tensor& ds, double scale, const Tensor
 }
 
 void Backend::run_strips_backward_a(const Tensor& ds, const Tensor& x, const NormedInput* norm,
-                                    std::span<const StripPart> parts) {
-  Tensor input = x;
+                                    std::span<const StripPart> parts, const InputDropout& drop) {
+  Tensor input = x, dropped;
   if (norm) {
     input = empty(Tag::Workspace, x.dtype(), x.shape());
     rmsnorm_forward(input, norm->rstd, x, norm->gain, norm->eps);
   }
-  for (const StripPart& p : parts)
-    matmul_tn(p.dw, p.mode, 1.0, ds.slice_cols(p.column, p.column + p.rank), input);
+  if (drop.p > 0) dropped = empty(Tag::Workspace, x.dtype(), x.shape());
+  for (const StripPart& p : parts) {
+    if (drop.p > 0) dropout(dropped, GradMode::Write, input, drop.p, drop.key_of(p));
+    matmul_tn(p.dw, p.mode, 1.0, ds.slice_cols(p.column, p.column + p.rank),
+              drop.p > 0 ? dropped : input);
+  }
+}
+
+void Backend::strips_forward(const Tensor& s, double scale, const Tensor& x, const Tensor& a,
+                             std::span<const StripPart> parts, const InputDropout& drop) {
+  Tensor dropped = empty(Tag::Workspace, x.dtype(), x.shape());
+  fill(s, 0.0);
+  for (const StripPart& p : parts) {
+    dropout(dropped, GradMode::Write, x, drop.p, drop.key_of(p));
+    matmul_nt(s.slice_cols(p.column, p.column + p.rank), GradMode::Write, scale, dropped,
+              a.slice_rows(p.column, p.column + p.rank));
+  }
+}
+
+void Backend::strips_into_x(const Tensor& dx, const Tensor& ds, const Tensor& a,
+                            std::span<const StripPart> parts, const InputDropout& drop) {
+  Tensor through = empty(Tag::Workspace, dx.dtype(), dx.shape());
+  for (const StripPart& p : parts) {
+    matmul_nn(through, GradMode::Write, 1.0, ds.slice_cols(p.column, p.column + p.rank),
+              a.slice_rows(p.column, p.column + p.rank));
+    dropout(dx, GradMode::Add, through, drop.p, drop.key_of(p));
+  }
 }
 
 void Backend::run_swiglu_strips_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy,
                                          const Tensor& gate, const Tensor& up, const Tensor& ds,
-                                         std::span<const StripPart> parts) {
+                                         std::span<const StripPart> parts,
+                                         const InputDropout& drop) {
   swiglu_backward(dy, dgate, dup, dy, gate, up);
-  run_strips_backward_a(ds, dy, nullptr, parts);
+  run_strips_backward_a(ds, dy, nullptr, parts, drop);
 }
 
 void Backend::attention_rope_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv,

@@ -148,6 +148,19 @@ struct StripPart {
   std::int64_t column = 0, rank = 0;
   Tensor dw;  // F32 (F64 for F64)
   GradMode mode = GradMode::Write;
+  std::uint32_t site = 0;  // of its input's dropout mask
+};
+
+// Dropout of such an input: every projection has a mask of its own.
+struct InputDropout {
+  float p = 0;
+  RandomKey key;  // but for the site
+
+  RandomKey key_of(const StripPart& part) const {
+    RandomKey of_part = key;
+    of_part.site = part.site;
+    return of_part;
+  }
 };
 
 // x = rmsnorm(h), not stored: what makes it of h again.
@@ -303,10 +316,17 @@ class Backend {
   // dw_p (rank, K) (+)= ds[:, p]ᵀ x; x (T,K), or what `norm` makes of it. Parts' begin and end are
   // 0 and K.
   void strips_backward_a(const Tensor& ds, const Tensor& x, const NormedInput* norm,
-                         std::span<const StripPart> parts) {
+                         std::span<const StripPart> parts, const InputDropout& drop = {}) {
     weight_gradient_matmuls_ += std::ssize(parts);
-    run_strips_backward_a(ds, x, norm, parts);
+    run_strips_backward_a(ds, x, norm, parts, drop);
   }
+  // With dropout drop_p(x) = dropout(x) of part p's key, as strips_backward_a has it too:
+  // s (T,S) = scale drop_p(x) a_pᵀ in each part's columns, zero in others; x (T,K), a (S,K)
+  virtual void strips_forward(const Tensor& s, double scale, const Tensor& x, const Tensor& a,
+                              std::span<const StripPart> parts, const InputDropout& drop);
+  // dx (T,K) += sum over p of dropout(ds_p a_p), the masks being those of x
+  virtual void strips_into_x(const Tensor& dx, const Tensor& ds, const Tensor& a,
+                             std::span<const StripPart> parts, const InputDropout& drop);
 
   // ---- norm
   // -------------------------------------------------------------------------------------- y = x *
@@ -383,12 +403,12 @@ class Backend {
                              const Tensor& x) = 0;
 
   // Both of swiglu_backward, whose y isn't stored but meets ds (T,S) at once, as in
-  // strips_backward_a: dw_p (rank, F) (+)= ds[:, p]ᵀ y. dy's values are lost.
+  // strips_backward_a: dw_p (rank, F) (+)= ds[:, p]ᵀ drop_p(y). dy's values are lost.
   void swiglu_strips_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy,
                               const Tensor& gate, const Tensor& up, const Tensor& ds,
-                              std::span<const StripPart> parts) {
+                              std::span<const StripPart> parts, const InputDropout& drop = {}) {
     weight_gradient_matmuls_ += std::ssize(parts);
-    run_swiglu_strips_backward(dgate, dup, dy, gate, up, ds, parts);
+    run_swiglu_strips_backward(dgate, dup, dy, gate, up, ds, parts, drop);
   }
 
   // ---- embedding
@@ -442,10 +462,11 @@ class Backend {
                                      const Tensor& b, const Tensor& s,
                                      std::span<const StripPart> parts);
   virtual void run_strips_backward_a(const Tensor& ds, const Tensor& x, const NormedInput* norm,
-                                     std::span<const StripPart> parts);
+                                     std::span<const StripPart> parts, const InputDropout& drop);
   virtual void run_swiglu_strips_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy,
                                           const Tensor& gate, const Tensor& up, const Tensor& ds,
-                                          std::span<const StripPart> parts);
+                                          std::span<const StripPart> parts,
+                                          const InputDropout& drop);
 
  private:
   Tensor allocate(Tag tag, DType dtype, Shape shape);

@@ -86,6 +86,18 @@ class PlanBackend final : public Backend {
   void matmul_nn(const Tensor& c, GradMode, double, const Tensor& a, const Tensor&) override {
     gemm(c.rows(), c.cols(), a.cols(), a.dtype());
   }
+  void strips_forward(const Tensor& s, double scale, const Tensor& x, const Tensor& a,
+                      std::span<const StripPart> parts, const InputDropout& drop) override {
+    if (!strips::ranks_fit(parts) || s.cols() > strips::kMostThinA || x.cols() % 8)
+      return Backend::strips_forward(s, scale, x, a, parts, drop);
+    const std::int64_t slabs = strips::forward_slabs(x.rows(), x.cols());
+    if (slabs > 1) empty(Tag::Workspace, DType::F32, {slabs, x.rows(), s.cols()});
+  }
+  void strips_into_x(const Tensor& dx, const Tensor& ds, const Tensor& a,
+                     std::span<const StripPart> parts, const InputDropout& drop) override {
+    if (!strips::ranks_fit(parts) || ds.cols() > strips::kMostThinA || dx.cols() % 8)
+      Backend::strips_into_x(dx, ds, a, parts, drop);
+  }
   void lora_segments(const Tensor&, const Tensor&, const LoraTable&, const Segments&,
                      const RowVariants&) override {}
   void rmsnorm_forward(const Tensor&, const Tensor&, const Tensor&, const Weight&,
@@ -141,16 +153,18 @@ class PlanBackend final : public Backend {
     run_strips(dy, widths, strips::sixteens_b(rank), true, strips::kBlocks);
   }
   void run_strips_backward_a(const Tensor& ds, const Tensor& x, const NormedInput* norm,
-                             std::span<const StripPart> parts) override {
+                             std::span<const StripPart> parts, const InputDropout& drop) override {
     if (!strips::ranks_fit(parts) || ds.cols() > strips::kMostThinA)
-      return Backend::run_strips_backward_a(ds, x, norm, parts);
+      return Backend::run_strips_backward_a(ds, x, norm, parts, drop);
     run_strips(x, {x.cols()}, strips::sixteens_a(ds.cols()), false, strips::kBlocks);
   }
   void run_swiglu_strips_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy,
                                   const Tensor& gate, const Tensor& up, const Tensor& ds,
-                                  std::span<const StripPart> parts) override {
-    if (!strips::ranks_fit(parts) || ds.cols() > strips::kMostThinSwiglu)
-      return Backend::run_swiglu_strips_backward(dgate, dup, dy, gate, up, ds, parts);
+                                  std::span<const StripPart> parts,
+                                  const InputDropout& drop) override {
+    if (!strips::ranks_fit(parts) || ds.cols() > strips::kMostThinSwiglu ||
+        (drop.p > 0 && parts.size() > 1))
+      return Backend::run_swiglu_strips_backward(dgate, dup, dy, gate, up, ds, parts, drop);
     run_strips(dy, {dy.cols()}, strips::sixteens_a(ds.cols()), false, strips::kSwigluBlocks);
   }
 

@@ -1,5 +1,5 @@
-// How cuda/linear_strips.cu and cuda/swiglu_strips.cu cut their work, and so what scratch they
-// take: for them, and for the plan, which has to say it without a GPU.
+// How cuda/linear_strips.cu, swiglu_strips.cu and strips_dropout.cu cut their work, and so what
+// scratch they take: for them, and for the plan, which has to say it without a GPU.
 #pragma once
 
 #include <algorithm>
@@ -59,6 +59,13 @@ inline int tiles_per_slab(std::int64_t row_slabs, const std::vector<std::int64_t
   };
   while (blocks() > most && per_slab < tiles) ++per_slab;
   return static_cast<int>(per_slab);
+}
+
+// A product with dropout (cuda/strips_dropout.cu): slabs of columns for each 64 tokens.
+inline std::int64_t forward_slabs(std::int64_t tokens, std::int64_t columns) {
+  const std::int64_t row_blocks = std::max<std::int64_t>(slabs(tokens, 64), 1);
+  const std::int64_t tiles = std::max<std::int64_t>(slabs(columns, kColumns), 1);
+  return std::clamp<std::int64_t>(kBlocks / row_blocks, 1, tiles);
 }
 
 struct Cut {

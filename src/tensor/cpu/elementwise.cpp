@@ -1,5 +1,6 @@
 // Elementwise ops on matrices with a row stride.
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "tensor/cpu/cpu_backend_impl.h"
@@ -42,11 +43,11 @@ template <class T>
 void dropout_plain(Matrix<T> y, GradMode mode, Matrix<T> x, float p, const RandomKey& key) {
   using A = accumulate_t<T>;
   const A keep_scale = A(1) / (A(1) - static_cast<A>(p));
+  const std::uint32_t threshold = dropout_threshold(p);
   for (std::int64_t i = 0; i < y.rows; ++i)
     for (std::int64_t j = 0; j < y.cols; ++j) {
-      std::uint64_t element = static_cast<std::uint64_t>(i * x.cols + j);
-      float u = philox_uniform(philox_quad(key, element / 4).v[element % 4]);
-      put(y[i][j], mode, u >= p ? load(x[i][j]) * keep_scale : A(0));
+      const bool keep = dropout_keeps(key, static_cast<std::uint64_t>(i * x.cols + j), threshold);
+      put(y[i][j], mode, keep ? load(x[i][j]) * keep_scale : A(0));
     }
 }
 
@@ -75,12 +76,14 @@ LK_SIMD void scale_row(T* y, bool add, float factor, const T* x, std::int64_t n)
   }
 }
 
-// draws[4 * i + l] is draw l of quad + i.
-LK_SIMD void philox_quads(std::uint32_t* draws, const RandomKey& key, std::uint64_t quad,
+// draws[4 * i + l] is word l of place first + i; of a mask, or of uniform numbers.
+template <bool MASK>
+LK_SIMD void philox_words(std::uint32_t* draws, const RandomKey& key, std::uint64_t first,
                           std::int64_t n) {
 #pragma omp simd
   for (std::int64_t i = 0; i < n; ++i) {
-    const Philox4 r = philox_quad(key, quad + static_cast<std::uint64_t>(i));
+    const std::uint64_t place = first + static_cast<std::uint64_t>(i);
+    const Philox4 r = MASK ? philox_octet(key, place) : philox_at(key, place);
     draws[4 * i] = r.v[0];
     draws[4 * i + 1] = r.v[1];
     draws[4 * i + 2] = r.v[2];
@@ -89,13 +92,11 @@ LK_SIMD void philox_quads(std::uint32_t* draws, const RandomKey& key, std::uint6
 }
 
 template <bool add, class T>
-LK_SIMD void dropout_row(T* y, const T* x, const std::uint32_t* draws, float p, float keep_scale,
-                         std::int64_t n) {
+LK_SIMD void dropout_row(T* y, const T* x, const std::uint16_t* draws, std::uint32_t threshold,
+                         float keep_scale, std::int64_t n) {
 #pragma omp simd
   for (std::int64_t j = 0; j < n; ++j) {
-    // 24 bits fit a signed integer, and that conversion vectorises.
-    const float u = static_cast<float>(static_cast<std::int32_t>(draws[j] >> 8)) * 0x1p-24f;
-    const float kept = u >= p ? widen(x[j]) * keep_scale : 0.0f;
+    const float kept = draws[j] >= threshold ? widen(x[j]) * keep_scale : 0.0f;
     y[j] = narrow<T>(add ? widen(y[j]) + kept : kept);
   }
 }
@@ -104,14 +105,18 @@ LK_SIMD void dropout_row(T* y, const T* x, const std::uint32_t* draws, float p, 
 template <class T>
 void dropout_piece(Matrix<T> y, GradMode mode, Matrix<T> x, float p, const RandomKey& key,
                    std::int64_t i, std::int64_t begin, std::int64_t end) {
-  constexpr std::int64_t kDraws = 1024;
-  alignas(64) std::uint32_t draws[kDraws + 8];
+  constexpr std::int64_t kDraws = 2048;
+  static_assert(std::endian::native == std::endian::little, "an even element has the lower half");
+  alignas(64) std::uint32_t words[kDraws / 2 + 8];
+  alignas(64) std::uint16_t draws[kDraws + 16];
   const float keep_scale = 1.0f / (1.0f - p);
+  const std::uint32_t threshold = dropout_threshold(p);
   for (std::int64_t j = begin; j < end; j += kDraws) {
-    const std::int64_t n = std::min(kDraws, end - j), element = i * x.cols + j, skip = element % 4;
-    philox_quads(draws, key, static_cast<std::uint64_t>(element / 4), (skip + n + 3) / 4);
+    const std::int64_t n = std::min(kDraws, end - j), element = i * x.cols + j, skip = element % 8;
+    philox_words<true>(words, key, static_cast<std::uint64_t>(element / 8), (skip + n + 7) / 8);
+    std::memcpy(draws, words, static_cast<std::size_t>(skip + n + 7) / 8 * 16);
     auto row = mode == GradMode::Add ? dropout_row<true, T> : dropout_row<false, T>;
-    row(y[i] + j, x[i] + j, draws + skip, p, keep_scale, n);
+    row(y[i] + j, x[i] + j, draws + skip, threshold, keep_scale, n);
   }
 }
 
@@ -136,7 +141,8 @@ void CpuBackend::uniform(const Tensor& x, float bound, const RandomKey& key) {
       for (std::int64_t j = begin; j < end; j += kDraws) {
         const std::int64_t n = std::min(kDraws, end - j), element = i * m.cols + j;
         const std::int64_t skip = element % 4;
-        philox_quads(draws, key, static_cast<std::uint64_t>(element / 4), (skip + n + 3) / 4);
+        philox_words<false>(draws, key, static_cast<std::uint64_t>(element / 4),
+                            (skip + n + 3) / 4);
         for (std::int64_t k = 0; k < n; ++k)
           m[i][j + k] = static_cast<T>(bound * (2 * philox_uniform(draws[skip + k]) - 1));
       }
@@ -216,9 +222,10 @@ void CpuBackend::add_bias(const Tensor& y, const Weight& bias) {
 }
 
 void CpuBackend::dropout(const Tensor& y, GradMode mode, const Tensor& x, float p,
-                         const RandomKey& key) {
+                         const RandomKey& of_step) {
   if (mode == GradMode::Skip) return;
   check(p >= 0 && p < 1, "dropout: p is ", p);
+  const RandomKey key = of_step.resolved();
   dispatch_float(y.dtype(), [&]<class T>() {
     Matrix<T> to = matrix<T>(y), from = matrix<T>(x);
     if constexpr (has_fast_path<T>)
