@@ -7,10 +7,9 @@
 namespace lk {
 
 // False, with nothing done, if the model's block is not LLaMA's (norms of q and k, GEGLU,
-// LayerNorm,
-// ...): it keeps the plain path. Layer by layer the weights are copied and the old memory returned
-// to the driver, so the peak is one projection more than the model; the ledger's peaks start anew
-// afterwards.
+// LayerNorm): it keeps the plain path. Layer by layer the weights are copied and the old memory
+// returned to the driver, so the peak is one projection more than the model; the ledger's peaks
+// start anew afterwards.
 bool fuse_projections(Transformer& model, Adapter& adapter);
 
 }  // namespace lk
