@@ -3,6 +3,7 @@
 // coordinates. Source: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC'11.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #if defined(__CUDACC__)
@@ -74,7 +75,7 @@ LK_HOST_DEVICE Philox4 philox_octet(const RandomKey& key, std::uint64_t octet) {
   return philox<7>(key.seed, octet, (key.step << 24) ^ key.site);
 }
 inline std::uint32_t dropout_threshold(float p) {
-  const auto nearest = static_cast<std::uint32_t>(p * 65536.0f + 0.5f);
+  const auto nearest = static_cast<std::uint32_t>(std::lround(p * 65536.0f));
   return nearest < 65535 ? nearest : 65535;
 }
 LK_HOST_DEVICE bool dropout_keeps(const RandomKey& key, std::uint64_t element,
