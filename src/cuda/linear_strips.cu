@@ -211,24 +211,12 @@ void CudaBackend::run_strips_backward_a(const Tensor& ds, const Tensor& x, const
   const std::vector<i64> widths{x.cols()};
   const StripDropout masks = strip_dropout(drop, x.cols(), parts);
   if (drop.p > 0) p.dw_scale = masks.keep_scale;
-  auto go = [&]<int NR>() {
+  with_sixteens(ds.cols(), [&]<int NR>() {
     if (drop.p > 0)
       run_strips<NR, false, true>(p, widths, *this, stream(), masks);
     else
       run_strips<NR, false>(p, widths, *this, stream());
-  };
-  switch (sixteens_a(ds.cols())) {
-    case 1:
-      return go.template operator()<1>();
-    case 2:
-      return go.template operator()<2>();
-    case 3:
-      return go.template operator()<3>();
-    case 4:
-      return go.template operator()<4>();
-    default:
-      return go.template operator()<6>();
-  }
+  });
 }
 
 }  // namespace lk

@@ -299,6 +299,23 @@ inline StripArgs over_all_thin_columns(StripArgs p) {
   return p;
 }
 
+// Calls go<NR> with the sixteens of thin columns that a kernel is compiled for.
+template <class Go>
+void with_sixteens(i64 thin_columns, Go&& go) {
+  switch (sixteens_a(thin_columns)) {
+    case 1:
+      return go.template operator()<1>();
+    case 2:
+      return go.template operator()<2>();
+    case 3:
+      return go.template operator()<3>();
+    case 4:
+      return go.template operator()<4>();
+    default:
+      return go.template operator()<6>();
+  }
+}
+
 template <int NR, bool TRANSPOSED>
 void add_strips(const StripArgs& p, cudaStream_t stream) {
   i64 dw_blocks = ceil_div(p.columns * 16 * NR, kThreads);

@@ -282,23 +282,6 @@ void run_into_x(const IntoXArgs& p, const StripDropout& drop, cudaStream_t strea
          shared, stream, p, drop);
 }
 
-// Calls go<NR> with the sixteens of thin columns that a kernel is compiled for.
-template <class Go>
-void with_sixteens(i64 thin_columns, Go&& go) {
-  switch (sixteens_a(thin_columns)) {
-    case 1:
-      return go.template operator()<1>();
-    case 2:
-      return go.template operator()<2>();
-    case 3:
-      return go.template operator()<3>();
-    case 4:
-      return go.template operator()<4>();
-    default:
-      return go.template operator()<6>();
-  }
-}
-
 bool fits(std::span<const StripPart> parts, const Tensor& wide, const Tensor& thin,
           const Tensor& a) {
   return strips_fit(parts, wide, thin) && thin.cols() <= kMostThinA && wide.cols() % 8 == 0 &&
