@@ -15,8 +15,8 @@
 #include <cstring>
 #include <random>
 
-#include "tensor/cpu/cpu_backend.h"
-#include "tensor/cpu/gemm_tile.h"
+#include "cpu/cpu_backend.h"
+#include "cpu/fast/gemm_tile.h"
 
 using namespace lk;
 

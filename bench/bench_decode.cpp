@@ -11,9 +11,10 @@
 #include "../tools/program.h"
 #include "cuda/open_device.h"
 #include "io/json.h"
-#include "lora/inference.h"
+#include "modelfile/config.h"
 #include "nn/generate.h"
 #include "roofline.h"
+#include "run/inference.h"
 
 namespace {
 

@@ -15,12 +15,13 @@
 #include "../tools/program.h"
 #include "cuda/open_device.h"
 #include "io/json.h"
-#include "lora/inference.h"
-#include "lora/plan.h"
 #include "lora/proof.h"
 #include "lora/trainer.h"
-#include "nn/load.h"
+#include "modelfile/config.h"
+#include "modelfile/load.h"
 #include "roofline.h"
+#include "run/inference.h"
+#include "run/plan.h"
 
 namespace {
 

@@ -8,6 +8,7 @@
 #include "io/ggml_encode.h"
 #include "io/json.h"
 #include "io/safetensors.h"
+#include "modelfile/config.h"
 #include "nn/model_weights.h"
 
 namespace {

@@ -2,9 +2,9 @@
 // compared.
 #pragma once
 
+#include "cpu/cpu_backend.h"
+#include "cpu/fast/bf16_tile.h"
 #include "harness.h"
-#include "tensor/cpu/bf16_tile.h"
-#include "tensor/cpu/cpu_backend.h"
 
 namespace lk::test {
 

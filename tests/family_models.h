@@ -7,15 +7,15 @@
 #include <string>
 #include <vector>
 
+#include "cpu/cpu_backend.h"
 #include "harness.h"
 #include "hostile.h"
 #include "io/durable.h"
 #include "io/json.h"
 #include "io/safetensors.h"
 #include "lora/adapter_io.h"
-#include "nn/fingerprint.h"
-#include "nn/load.h"
-#include "tensor/cpu/cpu_backend.h"
+#include "modelfile/fingerprint.h"
+#include "modelfile/load.h"
 #include "tiny_model.h"
 
 namespace lk::test {

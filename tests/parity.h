@@ -10,9 +10,9 @@
 #include <cstring>
 #include <functional>
 
+#include "cpu/cpu_backend.h"
 #include "cuda/open_device.h"
 #include "harness.h"
-#include "tensor/cpu/cpu_backend.h"
 
 namespace lk::test {
 

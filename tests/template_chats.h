@@ -10,7 +10,7 @@
 #include "io/gguf.h"
 #include "io/json.h"
 #include "text/chat_template.h"
-#include "text/template.h"
+#include "text/jinja/template.h"
 
 namespace lk::test {
 

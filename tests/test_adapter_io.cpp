@@ -4,11 +4,11 @@
 #include <filesystem>
 #include <fstream>
 
+#include "cpu/cpu_backend.h"
 #include "io/durable.h"
 #include "io/json.h"
 #include "io/safetensors.h"
 #include "lora/adapter_io.h"
-#include "tensor/cpu/cpu_backend.h"
 #include "tensor_file.h"
 #include "tiny_model.h"
 

@@ -5,15 +5,15 @@
 #include <chrono>
 #include <filesystem>
 
+#include "cpu/cpu_backend.h"
 #include "io/durable.h"
 #include "io/ggml_blocks.h"
 #include "io/ggml_encode.h"
 #include "io/safetensors.h"
 #include "lora/adapter_set.h"
-#include "lora/inference.h"
 #include "nn/generate.h"
+#include "run/inference.h"
 #include "smollm2.h"
-#include "tensor/cpu/cpu_backend.h"
 #include "tiny_model.h"
 
 using namespace lk;

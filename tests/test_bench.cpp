@@ -8,9 +8,9 @@
 #include <sstream>
 
 #include "../bench/roofline.h"
+#include "cpu/cpu_backend.h"
 #include "cuda/open_device.h"
 #include "lora/trainer.h"
-#include "tensor/cpu/cpu_backend.h"
 #include "tiny_model.h"
 
 using namespace lk;

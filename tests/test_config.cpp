@@ -3,12 +3,12 @@
 #include <filesystem>
 #include <fstream>
 
+#include "cpu/cpu_backend.h"
 #include "harness.h"
 #include "io/gguf.h"
 #include "io/json.h"
 #include "io/safetensors.h"
-#include "nn/config.h"
-#include "tensor/cpu/cpu_backend.h"
+#include "modelfile/config.h"
 #include "tiny_gguf.h"
 
 namespace lk {

@@ -7,7 +7,7 @@
 #include "io/gguf.h"
 #include "io/gguf_write.h"
 #include "io/json.h"
-#include "nn/config.h"
+#include "modelfile/config.h"
 
 using namespace lk;
 using namespace lk::test;

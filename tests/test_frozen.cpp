@@ -8,8 +8,8 @@
 #include "cpu_ops.h"
 #include "lora/lora_linear.h"
 #include "lora/trainer.h"
+#include "modelfile/weight_hash.h"
 #include "nn/adamw.h"
-#include "nn/weight_hash.h"
 #include "tiny_model.h"
 
 using namespace lk;

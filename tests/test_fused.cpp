@@ -5,7 +5,7 @@
 #include "lora/fuse.h"
 #include "lora/proof.h"
 #include "lora/trainer.h"
-#include "nn/weight_hash.h"
+#include "modelfile/weight_hash.h"
 #include "parity.h"
 #include "tiny_model.h"
 

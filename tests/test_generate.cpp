@@ -2,10 +2,10 @@
 // seed.
 #include <numeric>
 
+#include "cpu/cpu_backend_impl.h"
 #include "io/gguf.h"
-#include "nn/conversation.h"
 #include "nn/generate.h"
-#include "tensor/cpu/cpu_backend_impl.h"
+#include "run/conversation.h"
 #include "text/utf8.h"
 #include "tiny_model.h"
 #include "tokenizer_fixture.h"

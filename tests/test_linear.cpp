@@ -5,10 +5,10 @@
 
 #include <cstring>
 
+#include "cpu/cpu_backend_impl.h"
+#include "cpu/fast/few_rows.h"
+#include "cpu/fast/onednn_linear.h"
 #include "cpu_ops.h"
-#include "tensor/cpu/cpu_backend_impl.h"
-#include "tensor/cpu/few_rows.h"
-#include "tensor/cpu/onednn_linear.h"
 
 using namespace lk;
 using namespace lk::test;

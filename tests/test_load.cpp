@@ -8,6 +8,8 @@
 #include <fstream>
 #include <map>
 
+#include "cpu/cpu_backend.h"
+#include "cpu/fast/quantised_linear.h"
 #include "harness.h"
 #include "io/fs.h"
 #include "io/ggml_encode.h"
@@ -15,13 +17,12 @@
 #include "io/json.h"
 #include "io/safetensors.h"
 #include "io/sha256.h"
-#include "nn/fingerprint.h"
-#include "nn/gguf_names.h"
-#include "nn/load.h"
-#include "nn/weight_hash.h"
+#include "modelfile/config.h"
+#include "modelfile/fingerprint.h"
+#include "modelfile/gguf_names.h"
+#include "modelfile/load.h"
+#include "modelfile/weight_hash.h"
 #include "smollm2.h"
-#include "tensor/cpu/cpu_backend.h"
-#include "tensor/cpu/quantised_linear.h"
 #include "tensor_file.h"
 #include "tiny_gguf.h"
 

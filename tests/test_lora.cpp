@@ -1,7 +1,7 @@
 // The LoRA layer and its attachment: would catch a wrong scale, a transposed factor, a mask that
 // differs between forward and backward, a target that silently matches nothing.
 #include "autograd/gradcheck.h"
-#include "tensor/cpu/cpu_backend.h"
+#include "cpu/cpu_backend.h"
 #include "tiny_model.h"
 
 using namespace lk;

@@ -12,8 +12,8 @@
 #include "io/safetensors.h"
 #include "lora/export_gguf.h"
 #include "lora/merge_source.h"
-#include "nn/load.h"
-#include "nn/model_output.h"
+#include "modelfile/load.h"
+#include "modelfile/model_output.h"
 #include "tensor_file.h"
 
 using namespace lk;

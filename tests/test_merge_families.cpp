@@ -5,7 +5,8 @@
 #include "io/gguf.h"
 #include "lora/export_gguf.h"
 #include "lora/merge.h"
-#include "nn/model_output.h"
+#include "modelfile/config.h"
+#include "modelfile/model_output.h"
 #include "tensor_file.h"
 
 using namespace lk;

@@ -1,7 +1,7 @@
 // GPU and CPU compared on what is made of more than one op: loading, a loss on the host.
 #include "autograd/ops.h"
-#include "nn/load.h"
-#include "nn/weight_hash.h"
+#include "modelfile/load.h"
+#include "modelfile/weight_hash.h"
 #include "parity.h"
 
 using namespace lk;

@@ -1,9 +1,9 @@
 // The plan: would catch a plan that drifts from what a run really takes.
-#include "lora/plan.h"
+#include "run/plan.h"
 
+#include "cpu/cpu_backend.h"
 #include "cuda/open_device.h"
 #include "lora/trainer.h"
-#include "tensor/cpu/cpu_backend.h"
 #include "tiny_model.h"
 
 using namespace lk;

@@ -1,6 +1,6 @@
 // Would catch: items out of order or made twice, a thread that runs ahead without end, hangs when
 // nobody takes its items, or swallows an error.
-#include "nn/prefetch.h"
+#include "run/prefetch.h"
 
 #include <atomic>
 #include <chrono>

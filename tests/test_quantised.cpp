@@ -3,9 +3,9 @@
 #include <cstring>
 #include <limits>
 
+#include "cpu/fast/quantised_linear.h"
 #include "cpu_ops.h"
 #include "io/ggml_blocks.h"
-#include "tensor/cpu/quantised_linear.h"
 
 using namespace lk;
 using namespace lk::test;

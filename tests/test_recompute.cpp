@@ -1,12 +1,12 @@
 // Recomputation: the same bits with less memory. Would catch a second forward that differs from the
 // first (a mask drawn anew, a value that was overwritten in place), a gradient that meets its
 // neighbours in another order, an input that comes back from the host too late or too often.
+#include "cpu/cpu_backend_impl.h"
 #include "cpu_ops.h"
 #include "cuda/open_device.h"
 #include "lora/fuse.h"
 #include "lora/proof.h"
 #include "lora/trainer.h"
-#include "tensor/cpu/cpu_backend_impl.h"
 #include "tiny_model.h"
 
 using namespace lk;

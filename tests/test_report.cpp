@@ -4,8 +4,8 @@
 
 #include "harness.h"
 #include "io/json.h"
-#include "lora/chart.h"
-#include "lora/report.h"
+#include "run/chart.h"
+#include "run/report.h"
 
 using namespace lk;
 namespace stdfs = std::filesystem;

@@ -4,8 +4,8 @@
 #include <filesystem>
 #include <fstream>
 
-#include "lora/inference.h"
-#include "nn/scoring.h"
+#include "run/inference.h"
+#include "run/scoring.h"
 #include "tiny_model.h"
 
 using namespace lk;

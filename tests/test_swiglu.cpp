@@ -1,8 +1,8 @@
 // SwiGLU against the plain F64 twin, ordinary and extreme gates.
 #include <limits>
 
+#include "cpu/fast/simd.h"
 #include "cpu_ops.h"
-#include "tensor/cpu/simd.h"
 
 using namespace lk;
 using namespace lk::test;

@@ -1,6 +1,6 @@
 // Would catch: a template that prints one byte more or less than Jinja2 does, a mark lost on the
 // way through a string operation, a template that hangs, grows, recurses or reaches out.
-#include "text/template.h"
+#include "text/jinja/template.h"
 
 #include <fstream>
 #include <functional>
@@ -12,7 +12,7 @@
 #include "io/sha256.h"
 #include "template_chats.h"
 #include "tensor/error.h"
-#include "text/template_json.h"
+#include "text/jinja/json.h"
 
 using namespace lk;
 using namespace lk::jinja;

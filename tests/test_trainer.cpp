@@ -5,12 +5,12 @@
 #include <filesystem>
 #include <set>
 
+#include "cpu/cpu_backend_impl.h"
 #include "io/json.h"
-#include "lora/checkpoint.h"
 #include "lora/proof.h"
 #include "lora/trainer.h"
-#include "nn/weight_hash.h"
-#include "tensor/cpu/cpu_backend_impl.h"
+#include "modelfile/weight_hash.h"
+#include "run/checkpoint.h"
 #include "text/sampler.h"
 #include "tiny_model.h"
 

@@ -6,9 +6,9 @@
 
 #include "cuda/open_device.h"
 #include "io/safetensors.h"
+#include "modelfile/load.h"
 #include "nn/evaluation.h"
 #include "nn/generate.h"
-#include "nn/load.h"
 #include "smollm2.h"
 #include "tensor_file.h"
 #include "tiny_model.h"

@@ -6,10 +6,10 @@
 
 #include "io/durable.h"
 #include "io/json.h"
-#include "lora/inference.h"
 #include "nn/evaluation.h"
-#include "nn/scoring.h"
 #include "program.h"
+#include "run/inference.h"
+#include "run/scoring.h"
 
 namespace {
 

@@ -1,8 +1,8 @@
 // finetune: LoRA training of a GGUF or Hugging Face model on a text file.
 #include <cstdio>
 
-#include "lora/finetune.h"
 #include "program.h"
+#include "run/finetune.h"
 
 namespace {
 

@@ -3,10 +3,10 @@
 
 #include "inference_report.h"
 #include "io/json.h"
-#include "lora/inference.h"
 #include "nn/generate.h"
 #include "program.h"
 #include "prompt_rows.h"
+#include "run/inference.h"
 #include "talk.h"
 #include "text/chat_template.h"
 

@@ -1,7 +1,7 @@
 // What inference takes, as lines on stderr.
 #pragma once
 
-#include "lora/inference.h"
+#include "run/inference.h"
 
 namespace lk::program {
 

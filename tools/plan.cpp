@@ -2,8 +2,9 @@
 #include <cstdio>
 
 #include "io/json.h"
-#include "lora/plan.h"
+#include "modelfile/config.h"
 #include "program.h"
+#include "run/plan.h"
 
 namespace {
 

@@ -5,8 +5,8 @@
 #include <cstdio>
 #include <iostream>
 
-#include "nn/conversation.h"
 #include "program.h"
+#include "run/conversation.h"
 
 namespace lk::program {
 namespace {

@@ -3,8 +3,8 @@
 
 #include <string>
 
-#include "lora/inference.h"
 #include "nn/sampling.h"
+#include "run/inference.h"
 
 namespace lk::program {
 

@@ -1,4 +1,4 @@
-// Activations of the form x * sigmoid(z(x)): SiLU and GELU by tanh, as in tensor/cpu/activation.h.
+// Activations of the form x * sigmoid(z(x)): SiLU and GELU by tanh, as in cpu/activation.h.
 // With s = sigmoid(z(x)) the derivative is s (1 + x z'(x) (1 - s)).
 #pragma once
 

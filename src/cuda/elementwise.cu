@@ -7,7 +7,7 @@
 #include <cmath>
 
 #include "cuda/cuda_backend.h"
-#include "cuda/dropout_mask.cuh"
+#include "cuda/lora/dropout_mask.cuh"
 #include "cuda/rowwise.cuh"
 
 namespace lk {

@@ -25,7 +25,7 @@
 //            at rank 8
 #include "cuda/cuda_backend.h"
 #include "cuda/linear_few.h"
-#include "cuda/linear_skinny.h"
+#include "cuda/lora/thin.h"
 #include "cuda/pack.cuh"
 #include "cuda/rowwise.cuh"
 

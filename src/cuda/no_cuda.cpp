@@ -1,7 +1,7 @@
 // The one door to the devices, in a build without CUDA. Its twin in a build with it:
 // open_device.cpp.
+#include "cpu/cpu_backend.h"
 #include "cuda/open_device.h"
-#include "tensor/cpu/cpu_backend.h"
 
 namespace lk {
 

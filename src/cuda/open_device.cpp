@@ -3,9 +3,9 @@
 
 #include <charconv>
 
+#include "cpu/cpu_backend.h"
 #include "cuda/cuda_backend.h"
 #include "cuda/cuda_check.h"
-#include "tensor/cpu/cpu_backend.h"
 
 #ifndef LK_CUDA_MIN_ARCH
 #define LK_CUDA_MIN_ARCH 80

@@ -4,7 +4,7 @@
 #include "io/gguf_write.h"
 #include "io/staged_output.h"
 #include "lora/adapter_io.h"
-#include "nn/model_source.h"
+#include "modelfile/model_source.h"
 
 namespace lk {
 

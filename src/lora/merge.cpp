@@ -6,10 +6,10 @@
 #include <filesystem>
 
 #include "lora/merge_source.h"
-#include "nn/fingerprint.h"
-#include "nn/load.h"
-#include "nn/model_files.h"
-#include "nn/model_output.h"
+#include "modelfile/fingerprint.h"
+#include "modelfile/load.h"
+#include "modelfile/model_files.h"
+#include "modelfile/model_output.h"
 
 namespace lk {
 

@@ -5,8 +5,8 @@
 #include <set>
 
 #include "cuda/open_device.h"
-#include "nn/fingerprint.h"
-#include "nn/load.h"
+#include "modelfile/fingerprint.h"
+#include "modelfile/load.h"
 #include "nn/transformer.h"
 
 namespace lk {

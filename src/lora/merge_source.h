@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "lora/merge.h"
-#include "nn/model_source.h"
+#include "modelfile/model_source.h"
 
 namespace lk {
 

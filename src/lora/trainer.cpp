@@ -5,7 +5,7 @@
 #include <cmath>
 
 #include "lora/fuse.h"
-#include "nn/weight_hash.h"
+#include "modelfile/weight_hash.h"
 
 namespace lk {
 namespace {

@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "tensor/backend.h"
-#include "text/dataset.h"
+#include "text/row.h"
 
 namespace lk {
 

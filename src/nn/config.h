@@ -9,12 +9,9 @@
 #include <string>
 #include <vector>
 
-#include "io/json_fwd.h"
 #include "tensor/backend.h"
 
 namespace lk {
-
-class GgufFile;
 
 // How rotary frequencies are stretched beyond the context of pre-training.
 struct RopeScaling {
@@ -84,25 +81,6 @@ struct ModelConfig {
 
 // Ranges and divisibility of every field. Throws InputError "where: field: why".
 void validate(const ModelConfig& config, const std::string& where);
-
-// From GGUF metadata (llama, which Mistral shares, qwen2, qwen3, gemma3, gpt2). Throws InputError.
-ModelConfig config_from_gguf(const GgufFile& file);
-// What GGUF's readers take where its keys for Gemma say nothing: every sixth layer sees everything,
-// the local ones turn by this base.
-inline constexpr std::int64_t kGemmaPattern = 6;
-inline constexpr double kGemmaLocalTheta = 10000;
-// And query_scale, for which there is no key: the head size, but for the model of 62 layers (27B)
-// hidden size / heads, as in llama.cpp.
-double gguf_query_scale(const ModelConfig& config);
-// From FOLDER/config.json as transformers 4 or 5 writes it. Throws InputError, IoError.
-ModelConfig config_from_folder(const std::string& folder);
-// Of a model path: a .gguf file or a folder. Reads no tensor.
-ModelConfig config_from_path(const std::string& path);
-// The same from parsed JSON; `where` names it in messages.
-ModelConfig config_from_json(const Json& json, const std::string& where);
-// A config.json that transformers 4 and 5 read. Throws UsageError for rope factors that Hugging
-// Face has no words for.
-Json config_to_json(const ModelConfig& config);
 
 // Shapes of published models, for benches and plans on random weights: smollm2-135m,
 // tinyllama-1.1b, llama3.2-1b, llama2-7b, llama3-8b. Throws UsageError listing these.

@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "nn/sampling.h"
-#include "nn/text_stream.h"
 #include "nn/transformer.h"
+#include "text/text_stream.h"
 
 namespace lk {
 

@@ -1,4 +1,4 @@
-// How cuda/linear_strips.cu, swiglu_strips.cu and strips_dropout.cu cut their work, and so what
+// How cuda/lora/linear_strips.cu, swiglu_strips.cu and strips_dropout.cu cut their work, and so what
 // scratch they take: for them, and for the plan, which has to say it without a GPU.
 #pragma once
 
@@ -61,7 +61,7 @@ inline int tiles_per_slab(std::int64_t row_slabs, const std::vector<std::int64_t
   return static_cast<int>(per_slab);
 }
 
-// A product with dropout (cuda/strips_dropout.cu): slabs of columns for each 64 tokens.
+// A product with dropout (cuda/lora/strips_dropout.cu): slabs of columns for each 64 tokens.
 inline std::int64_t forward_slabs(std::int64_t tokens, std::int64_t columns) {
   const std::int64_t row_blocks = std::max<std::int64_t>(slabs(tokens, 64), 1);
   const std::int64_t tiles = std::max<std::int64_t>(slabs(columns, kColumns), 1);

@@ -3,8 +3,8 @@
 #include <algorithm>
 
 #include "tensor/error.h"
-#include "text/template.h"
-#include "text/template_text.h"
+#include "text/jinja/template.h"
+#include "text/jinja/text.h"
 #include "text/tokenizer.h"
 #include "text/utf8.h"
 

@@ -1,4 +1,4 @@
-// Chat templates: the model's own, rendered as Jinja2 renders it (text/template.h), or a built-in
+// Chat templates: the model's own, rendered as Jinja2 renders it (text/jinja/template.h), or a built-in
 // one chosen by name.
 #pragma once
 

@@ -130,12 +130,6 @@ class ParallelRows {
 
 }  // namespace
 
-std::int64_t Row::n_supervised() const {
-  std::int64_t n = 0;
-  for (std::size_t i = 1; i < supervised.size(); ++i) n += supervised[i] != 0;
-  return n;
-}
-
 Dataset load_dataset(const std::string& path, const Tokenizer& tokenizer,
                      const std::optional<std::string>& template_name,
                      const DatasetOptions& options) {

@@ -7,18 +7,10 @@
 #include <vector>
 
 #include "text/chat_template.h"
+#include "text/row.h"
 #include "text/tokenizer.h"
 
 namespace lk {
-
-struct Row {
-  std::vector<std::int32_t> ids;
-  std::vector<std::uint8_t> supervised;  // per token: 1 if the loss is taken on predicting it
-  std::size_t line = 0;                  // in the file, from 1; for messages
-  std::size_t lost_bytes = 0;            // of its text: bytes no token of the vocabulary stands for
-  // Tokens whose prediction counts: supervised and not at position 0 (nothing precedes it).
-  std::int64_t n_supervised() const;
-};
 
 // A row that trains on `completion` after `prompt` (which may be empty): encode(prompt +
 // completion), then the end-of-text token if `with_eos`, supervised from position

@@ -2,7 +2,7 @@
 // time, with marks that lie in the text in order.
 #include "memory_file.h"
 #include "tensor/error.h"
-#include "text/template.h"
+#include "text/jinja/template.h"
 #include "text/utf8.h"
 
 namespace {

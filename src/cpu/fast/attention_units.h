@@ -1,0 +1,79 @@
+// How attention is cut into work, and its row kernels: for flash_attention.cpp and
+// flash_attention_bf16.cpp.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "cpu/fast/flash_attention.h"
+#include "cpu/fast/simd.h"
+
+namespace lk::cpu {
+
+inline constexpr std::int64_t kQueries = 48, kKeys = 64;  // a block of scores
+// Rows of a block that are worked on together. Only the keys that the last of them sees are
+// computed, so little above the diagonal is. A multiple of the tiles' rows.
+inline constexpr std::int64_t kGroup = 12;
+// The running maximum before the first key; finite, so that differences of two are 0, not NaN.
+inline constexpr float kLowest = -1e30f;
+
+inline std::int64_t round_up(std::int64_t n, std::int64_t unit) {
+  return (n + unit - 1) / unit * unit;
+}
+
+// A block of queries, or of keys, of one head of one document.
+struct AttentionUnit {
+  std::size_t doc;
+  std::int64_t head, begin, end;
+  std::int64_t size() const { return end - begin; }
+};
+
+// All blocks of queries, those with the most keys first.
+inline std::vector<AttentionUnit> query_units(const AttentionShape& s,
+                                              const std::vector<Document>& docs) {
+  std::vector<AttentionUnit> units;
+  for (std::size_t i = 0; i < docs.size(); ++i)
+    for (std::int64_t n = docs[i].queries(), end = n; end > 0;
+         end = (end - 1) / kQueries * kQueries)
+      for (std::int64_t h = 0; h < s.n_heads; ++h)
+        units.push_back({i, h, (end - 1) / kQueries * kQueries, end});
+  return units;
+}
+
+// All blocks of keys of the key/value heads.
+inline std::vector<AttentionUnit> key_units(const AttentionShape& s,
+                                            const std::vector<Document>& docs) {
+  std::vector<AttentionUnit> units;
+  for (std::size_t i = 0; i < docs.size(); ++i)
+    for (std::int64_t j = 0; j < docs[i].keys(); j += kKeys)
+      for (std::int64_t g = 0; g < s.n_kv_heads; ++g)
+        units.push_back({i, g, j, std::min(docs[i].keys(), j + kKeys)});
+  return units;
+}
+
+// Runs f(unit, scratch) for all units in parallel, scratch being `floats` floats of the thread's
+// own.
+template <class F>
+void for_units(const std::vector<AttentionUnit>& units, std::int64_t floats, const F& f) {
+#pragma omp parallel if (units.size() > 1)
+  {
+    std::vector<float> scratch(static_cast<std::size_t>(floats));
+#pragma omp for schedule(dynamic)
+    for (std::size_t n = 0; n < units.size(); ++n) f(units[n], scratch.data());
+  }
+}
+
+template <class T>
+LK_SIMD void store_row(T* y, const float* x, std::int64_t D, float factor) {
+#pragma omp simd
+  for (std::int64_t d = 0; d < D; ++d) y[d] = narrow<T>(factor * x[d]);
+}
+template <class T>
+LK_SIMD float dot_row(const T* a, const T* b, std::int64_t D) {
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (std::int64_t d = 0; d < D; ++d) sum += widen(a[d]) * widen(b[d]);
+  return sum;
+}
+
+}  // namespace lk::cpu

@@ -1,0 +1,146 @@
+#include "cpu/fast/onednn_linear.h"
+
+#include <dnnl.hpp>
+#include <map>
+#include <mutex>
+
+namespace lk::cpu {
+namespace {
+
+using dnnl::matmul;
+using dnnl::memory;
+
+constexpr std::int64_t kTypicalRows = 512;  // the packed layout is chosen for about so many tokens
+constexpr std::size_t kCachedShapes = 64;   // batches are not padded: each step may bring new ones
+
+dnnl::engine& engine() {
+  static dnnl::engine cpu(dnnl::engine::kind::cpu, 0);
+  return cpu;
+}
+
+memory::data_type data_type(DType t) {
+  return t == DType::F32 ? memory::data_type::f32 : memory::data_type::bf16;
+}
+
+memory::desc matrix_desc(std::int64_t rows, std::int64_t cols, memory::data_type type) {
+  return {{rows, cols}, type, memory::format_tag::ab};
+}
+
+matmul::primitive_desc describe(std::int64_t rows, std::int64_t in, std::int64_t out,
+                                const memory::desc& weight, memory::data_type type, bool add) {
+  dnnl::primitive_attr attr;
+  dnnl::post_ops post;
+  if (add) post.append_sum(1.0f);
+  attr.set_post_ops(post);
+  try {
+    return {{matrix_desc(rows, in, type), weight, matrix_desc(rows, out, type)}, attr, engine()};
+  } catch (const dnnl::error& e) {
+    throw Error(concat("oneDNN has no product of ", rows, " x ", in, " by ", in, " x ", out, ": ",
+                       e.what()));
+  }
+}
+
+// The layout that oneDNN prefers for a weight read as (in, out).
+memory::desc packed_layout(std::int64_t in, std::int64_t out, memory::data_type type) {
+  const memory::desc any({in, out}, type, memory::format_tag::any);
+  return describe(kTypicalRows, in, out, any, type, false).weights_desc();
+}
+
+}  // namespace
+
+PackedBytes onednn_packed_bytes(std::int64_t N, std::int64_t K) {
+  auto bytes = [](std::int64_t in, std::int64_t out) {
+    return static_cast<std::int64_t>(packed_layout(in, out, memory::data_type::bf16).get_size());
+  };
+  return {bytes(K, N), bytes(N, K)};
+}
+
+bool prefers_onednn(DType dtype) {
+  switch (dnnl::get_effective_cpu_isa()) {
+    case dnnl::cpu_isa::avx512_core:
+    case dnnl::cpu_isa::avx512_core_vnni:
+      return dtype == DType::F32;
+    case dnnl::cpu_isa::avx512_core_bf16:
+    case dnnl::cpu_isa::avx512_core_amx:
+      return dtype == DType::F32 || dtype == DType::BF16;
+    default:
+      return false;
+  }
+}
+
+// y (T,out) (+)= x (T,in) times the matrix (in,out).
+struct OnednnLinear::Direction {
+  // `tag` is how the plain values lie when read as (in, out).
+  Direction(Backend& backend, const Tensor& w, std::int64_t in, std::int64_t out,
+            memory::format_tag tag)
+      : in_(in),
+        out_(out),
+        type_(data_type(w.dtype())),
+        layout_({in, out}, type_, tag),
+        matrix_(w) {
+    if (w.dtype() == DType::F32) return;
+    memory plain(layout_, engine(), w.raw());
+    layout_ = packed_layout(in, out, type_);
+    matrix_ =
+        backend.empty(Tag::Workspace, DType::U8, {static_cast<std::int64_t>(layout_.get_size())});
+    memory packed(layout_, engine(), matrix_.raw());
+    dnnl::stream stream(engine());
+    dnnl::reorder(plain, packed).execute(stream, plain, packed);
+    stream.wait();
+  }
+
+  void run(const Tensor& y, GradMode mode, const Tensor& x) {
+    const std::int64_t rows = y.rows();
+    if (rows == 0 || mode == GradMode::Skip) return;
+    const bool add = mode == GradMode::Add;
+    Tensor from = dense(x), to = y;
+    if (!y.contiguous()) {
+      to = y.backend().empty(Tag::Workspace, y.dtype(), y.shape());
+      if (add) y.backend().copy(to, y);
+    }
+    dnnl::stream stream(engine());
+    primitive(rows, add).execute(
+        stream, {{DNNL_ARG_SRC, {matrix_desc(rows, in_, type_), engine(), from.raw()}},
+                 {DNNL_ARG_WEIGHTS, {layout_, engine(), matrix_.raw()}},
+                 {DNNL_ARG_DST, {matrix_desc(rows, out_, type_), engine(), to.raw()}}});
+    stream.wait();
+    if (!y.contiguous()) y.backend().copy(y, to);
+  }
+
+ private:
+  matmul primitive(std::int64_t rows, bool add) {
+    std::lock_guard lock(mutex_);
+    auto found = primitives_.find({rows, add});
+    if (found != primitives_.end()) return found->second;
+    if (primitives_.size() >= kCachedShapes) primitives_.clear();
+    return primitives_
+        .emplace(std::pair(rows, add), matmul(describe(rows, in_, out_, layout_, type_, add)))
+        .first->second;
+  }
+
+  std::int64_t in_, out_;
+  memory::data_type type_;
+  memory::desc layout_;
+  Tensor matrix_;  // the weight itself, or its packed copy
+  std::mutex mutex_;
+  std::map<std::pair<std::int64_t, bool>, matmul> primitives_;
+};
+
+OnednnLinear::OnednnLinear(Backend& backend, const Tensor& w) {
+  const Tensor values = dense(w);
+  const std::int64_t N = w.rows(), K = w.cols();
+  forward_ = std::make_unique<Direction>(backend, values, K, N, memory::format_tag::ba);
+  backward_ = std::make_unique<Direction>(backend, values, N, K, memory::format_tag::ab);
+}
+
+OnednnLinear::~OnednnLinear() = default;
+
+void OnednnLinear::forward(const Tensor& y, const Tensor& x) const {
+  forward_->run(y, GradMode::Write, x);
+}
+
+void OnednnLinear::backward(const Tensor& dx, GradMode mode, const Tensor& dy) const {
+  backward_->run(dx, mode, dy);
+}
+
+}  // namespace lk::cpu

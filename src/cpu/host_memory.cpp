@@ -1,0 +1,95 @@
+#include "cpu/host_memory.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <fstream>
+#include <sstream>
+
+namespace lk::cpu {
+namespace {
+
+constexpr std::size_t kAlignment = 256;
+constexpr std::size_t kHugePage = std::size_t{2} << 20;
+// Linux promises more memory than it has and kills who uses it; above this size we look first.
+constexpr std::size_t kLookFirst = std::size_t{16} << 20;
+constexpr std::int64_t kNoLimit = INT64_MAX;
+
+// The first whitespace-separated number after `key` in a file, or `fallback`.
+std::int64_t number_after(const std::string& path, const std::string& key, std::int64_t fallback) {
+  std::ifstream in(path);
+  std::string word;
+  while (in >> word) {
+    std::int64_t value = 0;
+    if (word == key && in >> value) return value;
+  }
+  return fallback;
+}
+// The number a file consists of; "max", a missing file or nonsense is `fallback`.
+std::int64_t number_in(const std::string& path, std::int64_t fallback) {
+  std::ifstream in(path);
+  std::int64_t value = 0;
+  return in >> value ? value : fallback;
+}
+
+// What one control group leaves. Its page cache counts as used but would be given up: add it back.
+std::int64_t left_in_group(const std::string& folder, const char* limit_file,
+                           const char* used_file) {
+  std::int64_t limit = number_in(folder + limit_file, kNoLimit);
+  if (limit == kNoLimit) return kNoLimit;
+  std::int64_t used = number_in(folder + used_file, 0);
+  std::int64_t cache = number_after(folder + "/memory.stat", "inactive_file", 0);
+  return std::max<std::int64_t>(0, limit - used + std::min(cache, used));
+}
+
+// The smallest allowance among this process's control groups (version 2, then 1) and their parents.
+std::int64_t left_in_control_groups() {
+  std::int64_t left = kNoLimit;
+  std::ifstream in("/proc/self/cgroup");
+  for (std::string line; std::getline(in, line);) {
+    std::size_t first = line.find(':'), second = line.find(':', first + 1);
+    if (second == std::string::npos) continue;
+    std::string controllers = line.substr(first + 1, second - first - 1);
+    std::string path = line.substr(second + 1);
+    bool v2 = controllers.empty();
+    if (!v2 && controllers.find("memory") == std::string::npos) continue;
+    const std::string root = v2 ? "/sys/fs/cgroup" : "/sys/fs/cgroup/memory";
+    if (path == "/") path.clear();
+    for (;;) {
+      left = std::min(left, v2 ? left_in_group(root + path, "/memory.max", "/memory.current")
+                               : left_in_group(root + path, "/memory.limit_in_bytes",
+                                               "/memory.usage_in_bytes"));
+      if (path.empty()) break;
+      path.erase(std::min(path.rfind('/'), path.size()));
+    }
+  }
+  return left;
+}
+
+}  // namespace
+
+void* allocate_host(std::size_t bytes) {
+  if (bytes >= kLookFirst && static_cast<std::int64_t>(bytes) > free_host_memory()) return nullptr;
+  bool large = bytes >= kHugePage;
+  void* block = nullptr;
+  if (posix_memalign(&block, large ? kHugePage : kAlignment, bytes) != 0) return nullptr;
+  // Advice only: without huge pages everything works, with more TLB misses.
+  if (large) madvise(block, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
+  return block;
+}
+
+std::int64_t free_host_memory() {
+  std::int64_t available = number_after("/proc/meminfo", "MemAvailable:", kNoLimit >> 10) << 10;
+  return std::min(available, left_in_control_groups());
+}
+
+std::string processor_name() {
+  std::ifstream in("/proc/cpuinfo");
+  for (std::string line; std::getline(in, line);)
+    if (line.rfind("model name", 0) == 0 && line.find(':') + 2 < line.size())
+      return line.substr(line.find(':') + 2);
+  return "unknown processor";
+}
+
+}  // namespace lk::cpu

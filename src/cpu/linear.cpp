@@ -1,0 +1,134 @@
+// Matrix products.
+#include "cpu/cpu_backend_impl.h"
+#include "cpu/fast/few_rows.h"
+#include "cpu/fast/gemm.h"
+#include "cpu/fast/onednn_linear.h"
+#include "cpu/fast/quantised_linear.h"
+#include "cpu/kernels.h"
+
+namespace lk {
+
+using namespace cpu;
+
+namespace {
+
+// ---- plain twins: the definitions -------------------------------------------------------------
+
+// c (M,N) (+)= alpha a (M,K) b (K,N)
+template <class T, class TC>
+void gemm_plain(Strided<TC> c, GradMode mode, double alpha, Strided<const T> a, Strided<const T> b,
+                std::int64_t M, std::int64_t N, std::int64_t K) {
+  using A = accumulate_t<T>;
+  for (std::int64_t i = 0; i < M; ++i)
+    for (std::int64_t j = 0; j < N; ++j) {
+      A dot = 0;
+      for (std::int64_t k = 0; k < K; ++k)
+        dot += load(a.data[i * a.row + k * a.col]) * load(b.data[k * b.row + j * b.col]);
+      put(c.data[i * c.row + j * c.col], mode, static_cast<A>(alpha) * dot);
+    }
+}
+
+// y (T,N) = x (T,K) w^T, w quantised: exactly dequantised, then multiplied
+template <class T>
+void quantised_forward_plain(Matrix<T> y, Matrix<T> x, const Weight& w) {
+  using A = accumulate_t<T>;
+  std::vector<float> row(static_cast<std::size_t>(x.cols));
+  for (std::int64_t j = 0; j < y.cols; ++j) {
+    quantised_row(w, j, row.data());
+    for (std::int64_t i = 0; i < y.rows; ++i) {
+      A dot = 0;
+      for (std::int64_t k = 0; k < x.cols; ++k)
+        dot += load(x[i][k]) * static_cast<A>(row[static_cast<std::size_t>(k)]);
+      y[i][j] = rounded<T>(dot);
+    }
+  }
+}
+
+template <class T>
+Strided<T> rows_of(const Tensor& t) {
+  return {t.data<std::remove_const_t<T>>(), t.ld(), 1};
+}
+template <class T>
+Strided<const T> operand(const Tensor& t, bool transposed) {
+  return transposed ? rows_of<const T>(t).transposed() : rows_of<const T>(t);
+}
+
+}  // namespace
+
+bool CpuBackend::keeps_quantised(const GgmlType& type) const { return multiplies_quantised(type); }
+
+// Our own tiles (gemm.cpp) need no packing.
+void CpuBackend::prepare_linear(Weight& w) {
+  if (w.quantised()) {
+    if (fast() && w.dtype() != DType::F64)
+      w.replace_blocks(std::make_shared<QuantisedLinear>(*this, w));
+    return;
+  }
+  if (use_onednn(w.dtype())) w.set_packed(std::make_shared<OnednnLinear>(*this, w.values()));
+}
+
+void CpuBackend::linear_forward(const Tensor& y, const Tensor& x, const Weight& w) {
+  if (w.quantised()) {
+    if (auto* packed = dynamic_cast<const QuantisedLinear*>(w.packed()))
+      return packed->forward(y, x);
+    return dispatch_float(
+        x.dtype(), [&]<class T>() { quantised_forward_plain<T>(matrix<T>(y), matrix<T>(x), w); });
+  }
+  auto* packed = dynamic_cast<const OnednnLinear*>(w.packed());
+  // Our own tiles take any number of rows in one order of sums, which Note [Batch independence]
+  // promises; beside oneDNN's, whose order is unknown, decoding reads its weights as they lie.
+  if (packed && y.rows() <= kFewRows)
+    linear_few_rows(y, x, w.values());
+  else if (packed)
+    packed->forward(y, x);
+  else
+    matmul_nt(y, GradMode::Write, 1.0, x, w.values());
+}
+
+void CpuBackend::linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,
+                                   const Weight& w) {
+  auto* packed = dynamic_cast<const OnednnLinear*>(w.packed());
+  if (packed && dx.rows() > kFewRows)
+    packed->backward(dx, mode, dy);
+  else
+    matmul_nn(dx, mode, 1.0, dy, w.values());
+}
+
+void CpuBackend::product(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
+                         bool a_transposed, const Tensor& b, bool b_transposed) {
+  if (mode == GradMode::Skip) return;
+  check(a.dtype() == b.dtype(), "matmul: operands are ", dtype_name(a.dtype()), " and ",
+        dtype_name(b.dtype()));
+  const std::int64_t K = a_transposed ? a.rows() : a.cols();
+  dispatch_float(a.dtype(), [&]<class T>() {
+    auto run = [&]<class TC>() {
+      const Strided<TC> to = rows_of<TC>(c);
+      const Strided<const T> left = operand<T>(a, a_transposed),
+                             right = operand<T>(b, b_transposed);
+      if constexpr (has_fast_path<T>)
+        if (fast()) return gemm<T, TC>(*this, to, mode, alpha, left, right, c.rows(), c.cols(), K);
+      gemm_plain<T, TC>(to, mode, alpha, left, right, c.rows(), c.cols(), K);
+    };
+    if (c.dtype() == a.dtype())
+      run.template operator()<T>();
+    else
+      run.template operator()<accumulate_t<T>>();
+  });
+}
+
+void CpuBackend::matmul_nt(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
+                           const Tensor& b) {
+  product(c, mode, alpha, a, false, b, true);
+}
+
+void CpuBackend::matmul_nn(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
+                           const Tensor& b) {
+  product(c, mode, alpha, a, false, b, false);
+}
+
+void CpuBackend::matmul_tn(const Tensor& dw, GradMode mode, double alpha, const Tensor& a,
+                           const Tensor& b) {
+  product(dw, mode, alpha, a, true, b, false);
+}
+
+}  // namespace lk

@@ -1,0 +1,158 @@
+// The optimizer step: the gradients' norm, then AdamW over all parameters.
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "cpu/cpu_backend_impl.h"
+#include "cpu/fast/simd.h"
+#include "cpu/kernels.h"
+
+namespace lk {
+
+using namespace cpu;
+
+namespace {
+
+// What one update does to every element, worked out once. Source: Loshchilov & Hutter 2019; the
+// order of operations is that of torch.optim.AdamW, so that training curves can be compared.
+template <class A>
+struct AdamWFactors {
+  A clip, decay, beta1, beta2, rate, root2,
+      eps;  // rate = lr / (1 - beta1^t), root2 = sqrt(1 - beta2^t)
+};
+
+template <class A>
+AdamWFactors<A> factors(const AdamWStep& step, float weight_decay, double norm) {
+  double t = static_cast<double>(step.step);
+  double clip = step.max_norm > 0 ? std::min(1.0, step.max_norm / (norm + 1e-6)) : 1.0;
+  return {static_cast<A>(clip),
+          static_cast<A>(1.0 - static_cast<double>(step.lr) * weight_decay),
+          static_cast<A>(step.beta1),
+          static_cast<A>(step.beta2),
+          static_cast<A>(step.lr / (1.0 - std::pow(static_cast<double>(step.beta1), t))),
+          static_cast<A>(std::sqrt(1.0 - std::pow(static_cast<double>(step.beta2), t))),
+          static_cast<A>(step.eps)};
+}
+
+// ---- plain twin: the definition ---------------------------------------------------------------
+
+template <class A>
+void adamw_plain(A* value, const A* grad, A* m, A* v, std::int64_t n, const AdamWFactors<A>& f) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    A g = grad[i] * f.clip;
+    m[i] = f.beta1 * m[i] + (A(1) - f.beta1) * g;
+    v[i] = f.beta2 * v[i] + (A(1) - f.beta2) * g * g;
+    value[i] = value[i] * f.decay - f.rate * m[i] / (std::sqrt(v[i]) / f.root2 + f.eps);
+  }
+}
+
+// ---- fast path: a piece of one slot -----------------------------------------------------------
+
+template <class A>
+LK_SIMD double sum_squares_piece(const A* x, std::int64_t n) {
+  double total = 0;
+#pragma omp simd reduction(+ : total)
+  for (std::int64_t j = 0; j < n; ++j)
+    total += static_cast<double>(x[j]) * static_cast<double>(x[j]);
+  return total;
+}
+
+LK_SIMD void adamw_piece(float* value, const float* grad, float* m, float* v, bf16* compute,
+                         std::int64_t n, const AdamWFactors<float>& f) {
+  const float clip = f.clip, decay = f.decay, beta1 = f.beta1, beta2 = f.beta2;
+  const float rate = f.rate, root2 = f.root2, eps = f.eps;
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) {
+    const float g = grad[i] * clip;
+    m[i] = beta1 * m[i] + (1.0f - beta1) * g;
+    v[i] = beta2 * v[i] + (1.0f - beta2) * g * g;
+    value[i] = value[i] * decay - rate * m[i] / (__builtin_sqrtf(v[i]) / root2 + eps);
+  }
+  if (compute) {
+#pragma omp simd
+    for (std::int64_t i = 0; i < n; ++i) compute[i] = narrow<bf16>(value[i]);
+  }
+}
+
+// The pieces of all tensors, so that many small ones are shared out like one large one.
+struct Piece {
+  std::size_t tensor;
+  std::int64_t begin, length;
+};
+template <class Length>
+std::vector<Piece> cut(std::size_t n_tensors, const Length& length) {
+  std::vector<Piece> pieces;
+  for (std::size_t i = 0; i < n_tensors; ++i)
+    for (std::int64_t begin = 0, n = length(i); begin < n; begin += kPiece)
+      pieces.push_back({i, begin, std::min(kPiece, n - begin)});
+  return pieces;
+}
+
+}  // namespace
+
+void CpuBackend::sum_squares(const Tensor& out, std::span<const Tensor> tensors) {
+  std::vector<Piece> pieces =
+      cut(tensors.size(), [&](std::size_t i) { return tensors[i].numel(); });
+  std::vector<double> partial(pieces.size());
+  const auto n = static_cast<std::int64_t>(pieces.size());
+  for (const Tensor& x : tensors)
+    check(x.contiguous() && x.dtype() != DType::BF16, "sum_squares: contiguous F32 or F64");
+  parallel_for(n, n * kPiece, [&](std::int64_t i) {
+    const Piece& piece = pieces[static_cast<std::size_t>(i)];
+    const Tensor& x = tensors[piece.tensor];
+    partial[static_cast<std::size_t>(i)] =
+        x.dtype() == DType::F64 ? sum_squares_piece(x.data<double>() + piece.begin, piece.length)
+                                : sum_squares_piece(x.data<float>() + piece.begin, piece.length);
+  });
+  double total = 0;
+  for (double x : partial) total += x;
+  dispatch_float(out.dtype(), [&]<class O>() { *out.data<O>() = rounded<O>(total); });
+}
+
+void CpuBackend::adamw(std::span<const AdamWSlot> slots, const AdamWStep& step,
+                       const Tensor& norm_sq) {
+  double norm = std::sqrt(dispatch_float(
+      norm_sq.dtype(), [&]<class T>() { return static_cast<double>(load(*norm_sq.data<T>())); }));
+  if (!std::isfinite(norm)) return;
+  for (const AdamWSlot& slot : slots) {
+    const DType dtype = slot.value.dtype();
+    check(dtype == DType::F32 || dtype == DType::F64, "adamw: masters are F32 or F64");
+    for (const Tensor* x : {&slot.value, &slot.grad, &slot.m, &slot.v})
+      check(x->dtype() == dtype && x->contiguous() && x->numel() == slot.value.numel(),
+            "adamw: a slot's buffers must be flat, of one dtype and size");
+    if (slot.compute.defined())
+      check(slot.compute.dtype() == DType::BF16 && slot.compute.numel() == slot.value.numel(),
+            "adamw: the compute copy must be BF16 of the same size");
+  }
+  std::vector<Piece> pieces =
+      cut(slots.size(), [&](std::size_t i) { return slots[i].value.numel(); });
+  const auto n = static_cast<std::int64_t>(pieces.size());
+  parallel_for(n, n * kPiece, [&](std::int64_t i) {
+    const Piece& at = pieces[static_cast<std::size_t>(i)];
+    const AdamWSlot& slot = slots[at.tensor];
+    auto update = [&]<class A>(auto&& kernel) {
+      kernel(slot.value.data<A>() + at.begin, slot.grad.data<A>() + at.begin,
+             slot.m.data<A>() + at.begin, slot.v.data<A>() + at.begin,
+             factors<A>(step, slot.weight_decay, norm));
+    };
+    const bool flat = slot.compute.defined() && slot.compute.contiguous();
+    bf16* compute = flat ? slot.compute.data<bf16>() + at.begin : nullptr;
+    if (slot.value.dtype() == DType::F32 && fast())
+      return update.template operator()<float>(
+          [&](float* p, const float* g, float* m, float* v, auto f) {
+            adamw_piece(p, g, m, v, compute, at.length, f);
+          });
+    auto plain = [&]<class A>(A* p, const A* g, A* m, A* v, const AdamWFactors<A>& f) {
+      adamw_plain(p, g, m, v, at.length, f);
+      for (std::int64_t j = 0; compute && j < at.length; ++j) compute[j] = rounded<bf16>(p[j]);
+    };
+    if (slot.value.dtype() == DType::F32)
+      update.template operator()<float>(plain);
+    else
+      update.template operator()<double>(plain);
+  });
+  for (const AdamWSlot& slot : slots)
+    if (slot.compute.defined() && !slot.compute.contiguous()) copy(slot.compute, slot.value);
+}
+
+}  // namespace lk

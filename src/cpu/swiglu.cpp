@@ -1,0 +1,138 @@
+// SwiGLU and GEGLU (Shazeer 2020): y = act(gate) * up, act = silu or gelu by tanh (activation.h).
+#include "cpu/activation.h"
+#include "cpu/cpu_backend_impl.h"
+#include "cpu/fast/bf16_rows.h"
+#include "cpu/kernels.h"
+
+namespace lk {
+
+using namespace cpu;
+
+namespace {
+
+// ---- plain twins: the definitions -------------------------------------------------------------
+
+template <class Act, class T>
+void glu_forward_plain(Matrix<T> y, Matrix<T> gate, Matrix<T> up) {
+  using A = accumulate_t<T>;
+  for (std::int64_t i = 0; i < y.rows; ++i)
+    for (std::int64_t j = 0; j < y.cols; ++j) {
+      A g = load(gate[i][j]);
+      y[i][j] = rounded<T>(g / (A(1) + std::exp(-Act::z(g))) * load(up[i][j]));
+    }
+}
+
+// With s = sigmoid(z(g)): d act / dg = s (1 + g z'(g) (1 - s)).
+template <class Act, class T>
+void glu_backward_plain(Matrix<T> y, Matrix<T> dgate, Matrix<T> dup, Matrix<T> dy, Matrix<T> gate,
+                        Matrix<T> up) {
+  using A = accumulate_t<T>;
+  for (std::int64_t i = 0; i < dy.rows; ++i)
+    for (std::int64_t j = 0; j < dy.cols; ++j) {
+      A g = load(gate[i][j]), u = load(up[i][j]), d = load(dy[i][j]);
+      A s = sigmoid_of<Act>(g);
+      dgate[i][j] = rounded<T>(d * u * slope<Act>(g, s));
+      dup[i][j] = rounded<T>(d * g * s);
+      if (y.data) y[i][j] = rounded<T>(g * s * u);
+    }
+}
+
+// ---- fast path: a piece of a row --------------------------------------------------------------
+
+template <class Act, class T>
+LK_SIMD void glu_forward_row(T* y, const T* gate, const T* up, std::int64_t n) {
+#pragma omp simd
+  for (std::int64_t j = 0; j < n; ++j) {
+    const float g = widen(gate[j]);
+    y[j] = narrow<T>(g / (1.0f + fast_exp(-Act::z(g))) * widen(up[j]));
+  }
+}
+
+template <class Act, class T>
+LK_SIMD void glu_backward_row(T* y, T* dgate, T* dup, const T* dy, const T* gate, const T* up,
+                              std::int64_t n) {
+#pragma omp simd
+  for (std::int64_t j = 0; j < n; ++j) {
+    const float g = widen(gate[j]), u = widen(up[j]), d = widen(dy[j]);
+    const float s = fast_sigmoid_of<Act>(g);
+    dgate[j] = narrow<T>(d * u * slope<Act>(g, s));
+    dup[j] = narrow<T>(d * g * s);
+    if (y) y[j] = narrow<T>(g * s * u);
+  }
+}
+
+// The rows of a processor that multiplies BF16 know silu only.
+template <class Act>
+const Bf16Rows* native_rows() {
+  return std::is_same_v<Act, Silu> ? best_bf16_rows() : nullptr;
+}
+
+template <class Act>
+void glu_forward(bool fast, const Tensor& y, const Tensor& gate, const Tensor& up) {
+  dispatch_float(y.dtype(), [&]<class T>() {
+    if constexpr (has_fast_path<T>)
+      if (fast) {
+        Matrix<T> to = matrix<T>(y), g = matrix<T>(gate), u = matrix<T>(up);
+        if constexpr (std::is_same_v<T, bf16>)
+          if (const Bf16Rows* native = native_rows<Act>())
+            return parallel_pieces(
+                to.rows, to.cols, [&](std::int64_t i, std::int64_t j, std::int64_t end) {
+                  native->swiglu(bits(to[i] + j), bits(g[i] + j), bits(u[i] + j), end - j);
+                });
+        return parallel_pieces(to.rows, to.cols,
+                               [&](std::int64_t i, std::int64_t j, std::int64_t end) {
+                                 glu_forward_row<Act>(to[i] + j, g[i] + j, u[i] + j, end - j);
+                               });
+      }
+    glu_forward_plain<Act>(matrix<T>(y), matrix<T>(gate), matrix<T>(up));
+  });
+}
+
+template <class Act>
+void glu_backward(bool fast, const Tensor& y, const Tensor& dgate, const Tensor& dup,
+                  const Tensor& dy, const Tensor& gate, const Tensor& up) {
+  dispatch_float(dy.dtype(), [&]<class T>() {
+    const Matrix<T> again = y ? matrix<T>(y) : Matrix<T>{};
+    if constexpr (has_fast_path<T>)
+      if (fast) {
+        Matrix<T> to_g = matrix<T>(dgate), to_u = matrix<T>(dup), d = matrix<T>(dy);
+        Matrix<T> g = matrix<T>(gate), u = matrix<T>(up);
+        if constexpr (std::is_same_v<T, bf16>)
+          if (const Bf16Rows* native = again.data ? nullptr : native_rows<Act>())
+            return parallel_pieces(
+                d.rows, d.cols, [&](std::int64_t i, std::int64_t j, std::int64_t end) {
+                  native->swiglu_backward(bits(to_g[i] + j), bits(to_u[i] + j), bits(d[i] + j),
+                                          bits(g[i] + j), bits(u[i] + j), end - j);
+                });
+        return parallel_pieces(
+            d.rows, d.cols, [&](std::int64_t i, std::int64_t j, std::int64_t end) {
+              glu_backward_row<Act>(again.data ? again[i] + j : nullptr, to_g[i] + j, to_u[i] + j,
+                                    d[i] + j, g[i] + j, u[i] + j, end - j);
+            });
+      }
+    glu_backward_plain<Act>(again, matrix<T>(dgate), matrix<T>(dup), matrix<T>(dy), matrix<T>(gate),
+                            matrix<T>(up));
+  });
+}
+
+}  // namespace
+
+void CpuBackend::swiglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) {
+  glu_forward<Silu>(fast(), y, gate, up);
+}
+
+void CpuBackend::swiglu_backward(const Tensor& y, const Tensor& dgate, const Tensor& dup,
+                                 const Tensor& dy, const Tensor& gate, const Tensor& up) {
+  glu_backward<Silu>(fast(), y, dgate, dup, dy, gate, up);
+}
+
+void CpuBackend::geglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) {
+  glu_forward<GeluTanh>(fast(), y, gate, up);
+}
+
+void CpuBackend::geglu_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy,
+                                const Tensor& gate, const Tensor& up) {
+  glu_backward<GeluTanh>(fast(), {}, dgate, dup, dy, gate, up);
+}
+
+}  // namespace lk

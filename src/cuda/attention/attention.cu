@@ -1,0 +1,129 @@
+// Attention's entry points: which kernels a call gets, and delta, the row sums that backward starts
+// from.
+//
+// One query a document: attention/decode.cu.
+// BF16 with 16-byte aligned rows: tensor cores; head sizes 64 and 128 on a GPU of compute
+// capability 9.0 by wgmma (attention/forward_wgmma.cu, attention/backward_wgmma.cu), up to 128
+// elsewhere by mma.sync (attention/forward.cu, attention/backward.cu). Everything else: FP32
+// arithmetic (attention/plain.cu).
+#include "cuda/attention/tiles.cuh"
+#include "cuda/cuda_backend.h"
+
+namespace lk {
+namespace {
+
+// delta (H,T) = rowsum(dout * o): LANES lanes per row and head, N elements at a time. dout and o
+// are read once.
+template <class T, int N, int LANES>
+__global__ void __launch_bounds__(256)
+    attention_delta_kernel(float* delta, Matrix<const T> dout, Matrix<const T> o, i64 rows,
+                           int n_heads, int head_dim) {
+  i64 row = blockIdx.x;
+  int lane = threadIdx.x % LANES, n_groups = blockDim.x / LANES;
+  for (int first = 0; first < n_heads; first += n_groups) {  // the same for all lanes of a warp
+    int head = first + threadIdx.x / LANES;
+    i64 col = static_cast<i64>(head) * head_dim;
+    float sum = 0.0f;
+    for (int d = lane * N; d < head_dim && head < n_heads; d += LANES * N) {
+      float x[N], y[N];
+      load_pack<N>(dout.at(row, col + d), x);
+      load_pack<N>(o.at(row, col + d), y);
+#pragma unroll
+      for (int i = 0; i < N; ++i) sum = fmaf(x[i], y[i], sum);
+    }
+#pragma unroll
+    for (int offset = LANES / 2; offset > 0; offset /= 2)
+      sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+    if (lane == 0 && head < n_heads) delta[head * rows + row] = sum;
+  }
+}
+
+template <class... Tensors>
+bool suits_tensor_cores(int head_dim, const Tensor& q, const Tensors&... others) {
+  return q.dtype() == DType::BF16 && head_dim <= 128 && packable(8, head_dim, q, others...);
+}
+
+// Does the current GPU run, and this build contain, code for sm_90a? (gpu_arch in
+// meson_options.txt)
+bool has_wgmma() {
+#ifdef LK_CUDA_SM90A
+  int device = 0, major = 0, minor = 0;
+  cuda_check(cudaGetDevice(&device), "asking for the current GPU");
+  cuda_check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+             "reading the compute capability");
+  cuda_check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device),
+             "reading the compute capability");
+  return major == 9 && minor == 0;
+#else
+  return false;
+#endif
+}
+bool suits_wgmma(int head_dim) { return (head_dim == 64 || head_dim == 128) && has_wgmma(); }
+
+}  // namespace
+
+void CudaBackend::attention_forward(const Tensor& o, const Tensor& lse, const Tensor& q,
+                                    const Tensor& k, const Tensor& v, const AttentionShape& shape,
+                                    const Segments& q_seg, const KeyRows& k_rows) {
+  if (q_seg.total() == 0) return;
+  AttentionForward a{o, lse, q, k, v, shape, q_seg, k_rows};
+  cudaStream_t s = stream();
+  if (attention_decode(a, *this, s)) return;
+  bool few_queries = q_seg.total() < 32 * q_seg.count();  // decoding: most of a tile is empty
+  if (!suits_tensor_cores(shape.head_dim, q, k, v, o))
+    attention_forward_plain(a, s);
+  else if (!few_queries && suits_wgmma(shape.head_dim))
+    attention_forward_wgmma(a, s);
+  else
+    attention_forward_mma(a, s);
+}
+
+void CudaBackend::attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv,
+                                     const Tensor& dout, const Tensor& q, const Tensor& k,
+                                     const Tensor& v, const Tensor& o, const Tensor& lse,
+                                     const AttentionShape& shape, const Segments& seg) {
+  attention_backward(dq, dk, dv, dout, q, k, v, o, lse, shape, seg, nullptr);
+}
+
+void CudaBackend::attention_rope_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv,
+                                          const Tensor& dout, const Tensor& q, const Tensor& k,
+                                          const Tensor& v, const Tensor& o, const Tensor& lse,
+                                          const AttentionShape& shape, const Segments& seg,
+                                          const Rotation& rotation) {
+  attention_backward(dq, dk, dv, dout, q, k, v, o, lse, shape, seg, &rotation);
+}
+
+void CudaBackend::attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv,
+                                     const Tensor& dout, const Tensor& q, const Tensor& k,
+                                     const Tensor& v, const Tensor& o, const Tensor& lse,
+                                     const AttentionShape& shape, const Segments& seg,
+                                     const Rotation* rotation) {
+  if (seg.total() == 0) return;
+  Tensor delta = empty(Tag::Workspace, DType::F32, {shape.n_heads, seg.total()});
+  cudaStream_t s = stream();
+  dispatch_device(q.dtype(), [&]<class T>() {
+    auto go = [&]<int N, int LANES>() {
+      launch("attention_delta", attention_delta_kernel<device_t<T>, N, LANES>, grid_of(seg.total()),
+             dim3(256), 0, s, delta.data<float>(), const_matrix<T>(dout), const_matrix<T>(o),
+             seg.total(), shape.n_heads, shape.head_dim);
+    };
+    if (suits_tensor_cores(shape.head_dim, q, dout, o) && shape.head_dim % 64 == 0)
+      go.template operator()<8, 8>();
+    else
+      go.template operator()<1, 32>();
+  });
+  AttentionBackward a{dq, dk, dv, dout, q, k, v, lse, delta, shape, seg, rotation};
+  if (!suits_tensor_cores(shape.head_dim, q, k, v, dout, dq, dk, dv)) {
+    attention_backward_plain(a, s);
+  } else if (suits_wgmma(shape.head_dim)) {
+    attention_backward_wgmma(a, s);  // turns them itself
+    return;
+  } else {
+    attention_backward_mma(a, s);
+  }
+  if (!rotation) return;
+  for (const Tensor& d : {dq, dk})
+    rope(d, GradMode::Write, d, rotation->table, rotation->positions, shape.head_dim, true);
+}
+
+}  // namespace lk

@@ -1,0 +1,363 @@
+// Attention backward on Hopper's tensor cores (wgmma, BF16): probabilities are computed again from
+// q, k and lse.
+//
+// Maths      as attention/backward.cu
+// Shapes     as forward; D = 64 or 128; dk, dv (T, G*D) sum over the query heads of their group
+// Plan       two passes, so that every output has one owner and no sum meets in memory:
+//            dk, dv  a block owns keys of one key/value head, a warpgroup 64 of them, and walks
+//                    over all queries of the group that see them, 64 at a time. It computes Sᵀ and
+//                    dPᵀ, keys as rows: so Pᵀ and dSᵀ lie in registers as the left operands of the
+//                    products that follow.
+//            dq      a block owns queries of one head, a warpgroup 64 of them, and walks over the
+//                    keys they see. Its rows of Q and dO stay in registers as left operands.
+//            The walked tiles have three stages: one is used, the next arrives, and products may
+//            still read the one before. One barrier per tile. Exponentials run beside dP, and dS
+//            beside dV, and all of them beside the other warpgroup's products.
+// Work       7 products of T T D against 5 in a single pass that adds dq atomically: 40 % more, for
+//            sums in a fixed order, bitwise the same every run.
+// Numbers    F32 sums; p and ds are rounded to BF16 as operands
+// Limits     two warpgroups per multiprocessor. Tiles on the diagonal are computed whole.
+#include "cuda/attention/tiles.cuh"
+#include "cuda/wgmma.cuh"
+
+namespace lk {
+namespace {
+
+[[maybe_unused]] constexpr float kLog2e = 1.4426950408889634f;
+constexpr int kStages = 3;
+
+// What a block owns and what passes by.
+template <int D, int WARPGROUPS, int PASSING>
+struct Pass {
+  static constexpr int kThreads = WARPGROUPS * kWarpgroup, kRows = WARPGROUPS * 64,
+                       kPassing = PASSING;  // rows of a tile that passes by
+  // A stage: two tiles that pass, lse and delta of their rows. A block: two tiles that stay,
+  // stages.
+  static constexpr std::uint32_t kStageBytes = 2 * PanelTile<kPassing, D>::kBytes + 1024;
+  static constexpr std::uint32_t kFirstStage = 2 * PanelTile<kRows, D>::kBytes,
+                                 kSharedBytes = kFirstStage + kStages * kStageBytes;
+  static_assert(2 * kPassing * sizeof(float) <= 1024);
+  static __device__ __forceinline__ std::uint32_t stage_behind(std::uint32_t stage) {
+    stage += kStageBytes;
+    return stage == kSharedBytes ? kFirstStage : stage;
+  }
+};
+// At D = 64 two blocks of one warpgroup share a multiprocessor: measured better than one of two.
+template <int D>
+constexpr int kBlocks = D == 64 ? 2 : 1;
+template <int D>
+using KvPass = Pass<D, 2 / kBlocks<D>, 64>;
+template <int D>
+using QPass = Pass<D, 2 / kBlocks<D>, 64>;
+
+struct Statistics {
+  const float *lse, *delta;  // (H, T)
+};
+
+// The angles by which q and k were turned; no table: they were not.
+struct Angles {
+  Matrix<const float> table;  // (P, D): cos | sin
+  const int* positions;
+};
+
+// Stores a warp's 16 x D sums as rows [0, n_rows) of a matrix; `row0` is the block's first. With
+// angles each pair (i, i + D/2), which one thread holds, is turned back first.
+template <int D>
+__device__ __forceinline__ void store_rows(float (&c)[D / 8][4], Matrix<__nv_bfloat16> m, i64 row0,
+                                           i64 col0, int n_rows, float factor,
+                                           const Angles& angles = {}) {
+  int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    int row = threadIdx.x / 32 * 16 + g + 8 * half;
+    if (row >= n_rows) continue;
+    __nv_bfloat16* to = m.at(row0 + row, col0 + 2 * t);
+    if (angles.table.data) {
+      const float* at = angles.table.at(angles.positions[row0 + row], 2 * t);
+#pragma unroll
+      for (int dt = 0; dt < D / 16; ++dt) {
+        float2 cosine = *reinterpret_cast<const float2*>(at + dt * 8);
+        float2 sine = *reinterpret_cast<const float2*>(at + D / 2 + dt * 8);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          float &a = c[dt][2 * half + i], &b = c[dt + D / 16][2 * half + i];
+          float cs = i ? cosine.y : cosine.x, sn = i ? sine.y : sine.x;
+          float turned = a * cs + b * sn;
+          b = b * cs - a * sn;
+          a = turned;
+        }
+      }
+    }
+#pragma unroll
+    for (int dt = 0; dt < D / 8; ++dt)
+      *reinterpret_cast<std::uint32_t*>(to + dt * 8) =
+          pack_bf16(factor * c[dt][2 * half], factor * c[dt][2 * half + 1]);
+  }
+}
+
+template <int D>
+__global__ void __launch_bounds__(KvPass<D>::kThreads, kBlocks<D>)
+    attention_backward_kv_kernel(const __grid_constant__ AttentionInputs<__nv_bfloat16> in,
+                                 Matrix<const __nv_bfloat16> dout, Statistics stats,
+                                 const __grid_constant__ Angles angles, Matrix<__nv_bfloat16> dk,
+                                 Matrix<__nv_bfloat16> dv) {
+#ifdef LK_DEVICE_HAS_WGMMA
+  using P = KvPass<D>;
+  constexpr int kRows = P::kRows, kQueries = P::kPassing, kNT = kQueries / 8;
+  using Own = PanelTile<kRows, D>;
+  using Passing = PanelTile<kQueries, D>;
+  extern __shared__ __align__(1024) unsigned char shared[];
+  std::uint32_t base = shared_address(shared);
+  Own k_tile{base}, v_tile{base + Own::kBytes};
+  constexpr std::uint32_t kNumbers = 2 * Passing::kBytes;  // in a stage: lse, delta
+
+  DocumentTile tile;
+  if (!find_tile(in.q_offsets, in.n_documents, kRows, blockIdx.y, tile)) return;
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  int row0 = in.q_offsets[tile.document];  // of the document: queries and keys are the same rows
+  i64 own_row = static_cast<i64>(row0) + tile.begin, kv_col = static_cast<i64>(blockIdx.x) * D;
+  int n_rows = min(kRows, tile.length - tile.begin);
+  k_tile.template load_async<P::kThreads>(in.k.at(own_row, kv_col), in.k.ld, n_rows);
+  v_tile.template load_async<P::kThreads>(in.v.at(own_row, kv_col), in.v.ld, n_rows);
+
+  // The tile at a query of a head, into the stage at byte `to`.
+  auto load = [&](int head, int query, std::uint32_t to) {
+    int valid = tile.length - query;
+    i64 row = static_cast<unsigned>(row0 + query), col = static_cast<unsigned>(head * D);
+    Passing q_tile{base + to}, dout_tile{base + to + Passing::kBytes};
+    q_tile.template load_async<P::kThreads>(in.q.at(row, col), in.q.ld, valid);
+    dout_tile.template load_async<P::kThreads>(dout.at(row, col), dout.ld, valid);
+    // Rows behind the end become q = dout = 0, lse = delta = 0: they add 0.
+    unsigned i = threadIdx.x;
+    asm volatile("" : "+r"(i));
+    if (i < 2 * kQueries) {
+      const float* from = i < kQueries ? stats.lse : stats.delta;
+      bool inside = static_cast<int>(i % kQueries) < valid;
+      copy_async_4(base + to + kNumbers + i * 4,
+                   inside ? from + head * in.total_q + row + i % kQueries : from, inside);
+    }
+  };
+  static_assert(P::kThreads >= 2 * kQueries);
+
+  float dk_sum[D / 8][4], dv_sum[D / 8][4], p[kNT][4], ds[kNT][4];
+  undefined(dk_sum), undefined(dv_sum);  // step 0 overwrites them
+  Fragment4 p_operand[kNT / 2], ds_operand[kNT / 2];
+  float scale_log2 = in.scale * kLog2e;
+  int key0 = tile.begin + warp * 16;  // this warp's first key
+  int group_row = static_cast<int>(threadIdx.x) / kWarpgroup * 64;
+  LeftOperand<kRows, D, false> keys(k_tile, group_row), values(v_tile, group_row);
+
+  // The walk: the tiles from query tile.begin to query_end of the group's first head, then of its
+  // second, ...
+  int query_end = queries_seeing(tile.begin, tile.begin + n_rows - 1, in.window, tile.length).end;
+  int head = blockIdx.x * in.group, query = tile.begin;  // of the tile that is loaded next
+  std::uint32_t stage = P::kFirstStage;
+  load(head, query, stage);
+  copy_async_commit();
+  bool more = true;
+#pragma unroll 1
+  for (bool add = false; more; add = true) {
+    copy_async_wait();
+    fence_async_proxy();
+    __syncthreads();  // this turn's tiles are here; everyone is done with those of two turns ago
+    Passing q_tile{base + stage}, dout_tile{base + stage + Passing::kBytes};
+    const float* lse = reinterpret_cast<const float*>(shared + stage + kNumbers);
+    const float* delta = lse + kQueries;
+    int query0 = query;
+    stage = P::stage_behind(stage);
+    query += kQueries;
+    if (query >= query_end) query = key0 - warp * 16, ++head;
+    more = head < static_cast<int>(blockIdx.x + 1) * in.group;
+    if (more) load(head, query, stage);
+    copy_async_commit();
+
+    wgmma_fence();
+    keys.times_transpose(p, q_tile);  // rows: 64 keys, columns: the queries
+    values.times_transpose(ds, dout_tile);
+    wgmma_wait<1>();  // S is here, and dV and dK of the step before are done
+    hold(p);
+#pragma unroll
+    for (int nt = 0; nt < kNT; ++nt) {
+      float2 offset = *reinterpret_cast<const float2*>(lse + nt * 8 + 2 * t);
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        p[nt][i] = exp2_fast(p[nt][i] * scale_log2 - (i % 2 ? offset.y : offset.x) * kLog2e);
+    }
+    bool all_visible =
+        key0 + 15 <= query0 && (in.window <= 0 || key0 > query0 + kQueries - 1 - in.window);
+    if (!all_visible) {
+#pragma unroll
+      for (int nt = 0; nt < kNT; ++nt)
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          if (!sees(query0 + nt * 8 + 2 * t + i % 2, key0 + g + i / 2 * 8, 0, in.window))
+            p[nt][i] = 0.0f;
+    }
+    pack_fragments<kNT>(p_operand, p);
+    wgmma_fence();
+    wgmma_pb(dv_sum, p_operand, dout_tile, add);
+    wgmma_wait<1>();  // dP is here
+    hold(ds);
+#pragma unroll
+    for (int nt = 0; nt < kNT; ++nt) {
+      float2 offset = *reinterpret_cast<const float2*>(delta + nt * 8 + 2 * t);
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        ds[nt][i] = p[nt][i] * (ds[nt][i] - (i % 2 ? offset.y : offset.x));
+    }
+    pack_fragments<kNT>(ds_operand, ds);
+    wgmma_fence();
+    wgmma_pb(dk_sum, ds_operand, q_tile, add);
+  }
+  wgmma_wait<0>();
+  hold(dk_sum), hold(dv_sum);
+  int begin = key0 - warp * 16;
+  asm volatile("" : "+r"(begin));  // computed again, not kept in registers over the loop
+  own_row = static_cast<unsigned>(row0 + begin), n_rows = min(kRows, tile.length - begin);
+  store_rows<D>(dk_sum, dk, own_row, kv_col, n_rows, in.scale, angles);
+  store_rows<D>(dv_sum, dv, own_row, kv_col, n_rows, 1.0f);
+#else
+  __trap();  // attention.cu calls this on compute capability 9.0 only
+#endif
+}
+
+template <int D>
+__global__ void __launch_bounds__(QPass<D>::kThreads, kBlocks<D>)
+    attention_backward_q_kernel(const __grid_constant__ AttentionInputs<__nv_bfloat16> in,
+                                Matrix<const __nv_bfloat16> dout, Statistics stats,
+                                const __grid_constant__ Angles angles, Matrix<__nv_bfloat16> dq) {
+#ifdef LK_DEVICE_HAS_WGMMA
+  using P = QPass<D>;
+  constexpr int kRows = P::kRows, kKeys = P::kPassing, kNT = kKeys / 8;
+  using Own = PanelTile<kRows, D>;
+  using Passing = PanelTile<kKeys, D>;
+  extern __shared__ __align__(1024) unsigned char shared[];
+  std::uint32_t base = shared_address(shared);
+  Own q_tile{base}, dout_tile{base + Own::kBytes};
+
+  DocumentTile tile;
+  if (!find_tile(in.q_offsets, in.n_documents, kRows, gridDim.y - 1 - blockIdx.y, tile)) return;
+  int head = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  int g = lane / 4, t = lane % 4;
+  int n_rows = min(kRows, tile.length - tile.begin);
+  i64 row0 = in.q_offsets[tile.document];
+  i64 col = static_cast<i64>(head) * D, kv_col = static_cast<i64>(head / in.group) * D;
+  q_tile.template load_async<P::kThreads>(in.q.at(row0 + tile.begin, col), in.q.ld, n_rows);
+  dout_tile.template load_async<P::kThreads>(dout.at(row0 + tile.begin, col), dout.ld, n_rows);
+
+  // Key tile n, into the stage at byte `to`.
+  auto load = [&](int n, std::uint32_t to) {
+    int valid = tile.length - n * kKeys;
+    i64 row = row0 + static_cast<i64>(n) * kKeys;
+    Passing k_tile{base + to}, v_tile{base + to + Passing::kBytes};
+    k_tile.template load_async<P::kThreads>(in.k.at(row, kv_col), in.k.ld, valid);
+    v_tile.template load_async<P::kThreads>(in.v.at(row, kv_col), in.v.ld, valid);
+  };
+  KeyRange range = keys_seen(tile.begin, tile.begin + n_rows - 1, 0, in.window, tile.length);
+  int first = range.begin / kKeys, last = (range.end - 1) / kKeys;
+  std::uint32_t stage = P::kFirstStage;
+  load(first, stage);
+  copy_async_commit();
+
+  float lse[2] = {}, delta[2] = {};  // of rows g and g + 8
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    int row = warp * 16 + g + 8 * half;
+    if (row >= n_rows) continue;
+    i64 at = head * in.total_q + row0 + tile.begin + row;
+    lse[half] = stats.lse[at] * kLog2e, delta[half] = stats.delta[at];
+  }
+  float dq_sum[D / 8][4] = {}, p[kNT][4], ds[kNT][4];
+  Fragment4 ds_operand[kNT / 2];
+  float scale_log2 = in.scale * kLog2e;
+  int query0 = tile.begin + warp * 16;  // this warp's first query
+  int group_row = static_cast<int>(threadIdx.x) / kWarpgroup * 64;
+  LeftOperand<kRows, D, true> queries(q_tile, group_row), douts(dout_tile, group_row);
+
+  // Issues S and dP of key tile n, and turns S into P while dP runs.
+  auto begin_tile = [&](int n) {
+    wgmma_fence();
+    queries.times_transpose(p, Passing{base + stage});  // rows: 64 queries, columns: the keys
+    douts.times_transpose(ds, Passing{base + stage + Passing::kBytes});
+    wgmma_wait<1>();  // S is here, and dQ of the tile before is done
+    hold(p), hold(dq_sum);
+    int key0 = n * kKeys;
+    bool all_visible =
+        key0 + kKeys - 1 <= query0 && (in.window <= 0 || key0 > query0 + 15 - in.window);
+    if (!all_visible) {
+#pragma unroll
+      for (int nt = 0; nt < kNT; ++nt)
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          if (!sees(query0 + g + i / 2 * 8, key0 + nt * 8 + 2 * t + i % 2, 0, in.window))
+            p[nt][i] = -INFINITY;
+    }
+#pragma unroll
+    for (int nt = 0; nt < kNT; ++nt)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) p[nt][i] = exp2_fast(p[nt][i] * scale_log2 - lse[i / 2]);
+  };
+  // dP of the tile is here: dS, and dQ is issued. A turn of the loop begins with this, not ends:
+  // inside one block of code the compiler waits first and computes P then.
+  auto end_tile = [&] {
+    wgmma_wait<0>();
+    hold(p), hold(ds);
+#pragma unroll
+    for (int nt = 0; nt < kNT; ++nt)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) ds[nt][i] = p[nt][i] * (ds[nt][i] - delta[i / 2]);
+    pack_fragments<kNT>(ds_operand, ds);
+    wgmma_fence();
+    wgmma_pb(dq_sum, ds_operand, Passing{base + stage}, true);
+  };
+
+  copy_async_wait();
+  fence_async_proxy();
+  __syncthreads();
+  queries.read(warp * 16), douts.read(warp * 16);
+  if (first < last) load(first + 1, P::stage_behind(stage));
+  copy_async_commit();
+  begin_tile(first);
+#pragma unroll 1
+  for (int n = first + 1; n <= last; ++n) {
+    end_tile();
+    stage = P::stage_behind(stage);
+    copy_async_wait();
+    fence_async_proxy();
+    __syncthreads();  // tile n is here; everyone is done with tile n - 2
+    if (n < last) load(n + 1, P::stage_behind(stage));
+    copy_async_commit();
+    begin_tile(n);
+  }
+  end_tile();
+  wgmma_wait<0>();
+  hold(dq_sum);
+  store_rows<D>(dq_sum, dq, row0 + tile.begin, col, n_rows, in.scale, angles);
+#else
+  __trap();
+#endif
+}
+
+}  // namespace
+
+void attention_backward_wgmma(const AttentionBackward& a, cudaStream_t stream) {
+  auto in = attention_inputs<bf16>(a.q, a.k, a.v, a.shape, a.seg, a.seg);
+  Statistics stats{a.lse.data<float>(), a.delta.data<float>()};
+  Angles angles{};
+  if (a.rotation)
+    angles = {const_matrix<float>(a.rotation->table), a.rotation->positions.data<std::int32_t>()};
+  auto go = [&]<int D>() {
+    auto slots = [&](int rows) { return tile_slots(a.seg.total(), a.seg.count(), rows); };
+    launch("attention_backward_kv_wgmma", attention_backward_kv_kernel<D>,
+           grid_of(a.shape.n_kv_heads, slots(KvPass<D>::kRows)), dim3(KvPass<D>::kThreads),
+           KvPass<D>::kSharedBytes, stream, in, const_matrix<bf16>(a.dout), stats, angles,
+           matrix<bf16>(a.dk), matrix<bf16>(a.dv));
+    launch("attention_backward_q_wgmma", attention_backward_q_kernel<D>,
+           grid_of(a.shape.n_heads, slots(QPass<D>::kRows)), dim3(QPass<D>::kThreads),
+           QPass<D>::kSharedBytes, stream, in, const_matrix<bf16>(a.dout), stats, angles,
+           matrix<bf16>(a.dq));
+  };
+  a.shape.head_dim == 64 ? go.template operator()<64>() : go.template operator()<128>();
+}
+
+}  // namespace lk

@@ -1,0 +1,123 @@
+// SwiGLU's backward that meets LoRA's ds on its way: y = silu(gate) * up, made again, is multiplied
+// where it is made and never stored.
+//
+// Maths      dgate, dup as swiglu.cu;  da_p = ds[:, p]ᵀ y
+// Shapes     dy, gate, up, dgate, dup (T,F) BF16; ds (T,S) BF16; da (rank,F) F32
+// Plan       as linear_strips.cu: a block owns ROWS tokens and some tiles of 128 columns. Its
+//            threads make 64 x 128 of y at a time, in one of two buffers of shared memory, while
+//            warps that are ahead multiply the tile before. Loads of one block run beside the
+//            products of the two others on a multiprocessor.
+// Bytes      3 in, 2 out: a third less than swiglu.cu and linear_strips.cu one after the other
+// Numbers    y is rounded to BF16 before it is multiplied, as if it had been stored
+#include "cuda/lora/linear_strips.cuh"
+#include "cuda/swiglu.cuh"
+
+namespace lk {
+using namespace strips;
+
+namespace {
+
+constexpr int kTileBytes = kTokens * kColumns * 2;
+
+struct SwigluTensors {
+  Matrix<__nv_bfloat16> dgate, dup;
+  Matrix<const __nv_bfloat16> gate, up;  // dy is the strips' wide matrix
+};
+
+template <int NR, int ROWS>
+constexpr std::size_t kSharedBytes = 2 * kTileBytes + ROWS* ThinTile<NR>::kRowBytes;
+
+// DROP: da's y is masked, the gradients are not.
+template <int NR, int ROWS, bool DROP>
+__global__ void __launch_bounds__(kThreads, NR == 1 ? 3 : 2)
+    swiglu_strips_kernel(const __grid_constant__ StripArgs p,
+                         const __grid_constant__ SwigluTensors m,
+                         const __grid_constant__ StripDropout drop) {
+  constexpr int kInner = ROWS / kTokens, kChunks = kColumns / 8;
+  extern __shared__ __align__(1024) unsigned char shared[];
+  unsigned char* thin_memory = shared + 2 * kTileBytes;
+  const ThinTile<NR> thin{shared_address(thin_memory)};
+  const i64 column0 = static_cast<i64>(blockIdx.x) * p.tiles_per_slab * kColumns;
+  const i64 column1 = min(p.columns, column0 + static_cast<i64>(p.tiles_per_slab) * kColumns);
+  const i64 row0 = static_cast<i64>(blockIdx.y) * ROWS;
+  load_thin<NR, ROWS>(thin, thin_memory, p, row0, 0);
+
+  RandomKey key;
+  if constexpr (DROP) key = drop.key.resolved(), key.site = drop.sites[0];
+  float dw[2 * NR][4] = {};
+  const int first_row = threadIdx.x / kChunks, chunk = threadIdx.x % kChunks;
+  for (i64 column = column0; column < column1; column += kColumns) {
+    const bool inside = column + chunk * 8 < column1;
+#pragma unroll 1
+    for (int inner = 0; inner < kInner; ++inner) {
+      unsigned char* tile_memory = shared + inner % 2 * kTileBytes;
+      const SwizzledTile<kColumns> tile{shared_address(tile_memory)};
+#pragma unroll
+      for (int n = 0; n < kTokens * kChunks / kThreads; ++n) {
+        const int row = first_row + n * (kThreads / kChunks);
+        const i64 token = row0 + inner * kTokens + row, col = column + chunk * 8;
+        float d[8] = {};
+        if (inside && token < p.tokens) {
+          float g[8], u[8];
+          load_pack<8>(p.wide.at(token, col), d);
+          load_pack<8>(m.gate.at(token, col), g);
+          load_pack<8>(m.up.at(token, col), u);
+          swiglu_gradients<true>(d, g, u);
+          if constexpr (DROP) {
+            const auto element = static_cast<std::uint64_t>(token * p.columns + col);
+            const std::uint32_t keep = keep_bits(key, element / 8, drop.threshold);
+#pragma unroll
+            for (int i = 0; i < 8; ++i) d[i] = keep >> i & 1 ? d[i] : 0.0f;
+          }
+          store_pack<8>(m.dgate.at(token, col), g);
+          store_pack<8>(m.dup.at(token, col), u);
+        }
+        store_pack<8>(
+            reinterpret_cast<__nv_bfloat16*>(tile_memory + (tile.at(row, chunk) - tile.base)), d);
+      }
+      // The tile is made; who is ahead writes the other one, which all have left.
+      __syncthreads();
+      multiply_into_dw<NR>(dw, tile, thin, inner * kTokens);
+    }
+    store_partial_dw<NR>(p, dw, column, column1);
+  }
+}
+
+template <int NR>
+void run(StripArgs& p, const SwigluTensors& m, const StripDropout* drop, CudaBackend& backend,
+         cudaStream_t stream) {
+  constexpr int kMostRows = most_rows(NR, false);
+  const Cut c = cut(p.tokens, {p.columns}, NR, false, kSwigluBlocks);
+  StripScratch scratch = use_cut<NR>(p, c, {p.columns}, false, backend);
+  auto go = [&]<int ROWS>() {
+    launch("swiglu_strips",
+           drop ? swiglu_strips_kernel<NR, ROWS, true> : swiglu_strips_kernel<NR, ROWS, false>,
+           grid_of(p.n_column_slabs, p.n_row_slabs), dim3(kThreads), kSharedBytes<NR, ROWS>, stream,
+           p, m, drop ? *drop : StripDropout{});
+  };
+  c.rows == kMostRows ? go.template operator()<kMostRows>()
+                      : go.template operator()<kMostRows / 2>();
+  add_strips<NR, true>(p, stream);
+}
+
+}  // namespace
+
+void CudaBackend::run_swiglu_strips_backward(const Tensor& dgate, const Tensor& dup,
+                                             const Tensor& dy, const Tensor& gate, const Tensor& up,
+                                             const Tensor& ds, std::span<const StripPart> parts,
+                                             const InputDropout& drop) {
+  if (!strips_fit(parts, dy, ds) || !packable(8, dy.cols(), dgate, dup, gate, up) ||
+      ds.cols() > kMostThinSwiglu || (drop.p > 0 && parts.size() > 1)) {
+    Backend::run_swiglu_strips_backward(dgate, dup, dy, gate, up, ds, parts, drop);
+    return;
+  }
+  StripArgs p = strip_arguments(dy, ds, parts);
+  const SwigluTensors m{matrix<bf16>(dgate), matrix<bf16>(dup), const_matrix<bf16>(gate),
+                        const_matrix<bf16>(up)};
+  const StripDropout masks = strip_dropout(drop, dy.cols(), parts);
+  if (drop.p > 0) p.dw_scale = masks.keep_scale;
+  const StripDropout* used = drop.p > 0 ? &masks : nullptr;
+  ds.cols() <= 16 ? run<1>(p, m, used, *this, stream()) : run<2>(p, m, used, *this, stream());
+}
+
+}  // namespace lk

@@ -1,0 +1,205 @@
+#include "run/chart.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <limits>
+
+#include "tensor/error.h"
+#include "text/utf8.h"
+
+namespace lk {
+namespace {
+
+// The drawing's own units; the page scales it to its column.
+constexpr double kWidth = 480, kHeight = 230, kLeft = 58, kRight = 12, kTop = 10, kBottom = 36;
+constexpr std::size_t kMostPoints = 400;
+
+template <class... Args>
+std::string print(const char* format, Args... args) {
+  char text[256];
+  std::snprintf(text, sizeof text, format, args...);
+  return text;
+}
+
+struct Range {
+  double low = std::numeric_limits<double>::infinity(), high = -low;
+  void include(double x) { low = std::min(low, x), high = std::max(high, x); }
+};
+
+// 1, 2 or 5 times a power of ten, so that about `wanted` steps fill the range.
+double tick_step(double span, int wanted) {
+  const double raw = span / wanted, power = std::pow(10, std::floor(std::log10(raw)));
+  for (double factor : {1.0, 2.0, 5.0})
+    if (factor * power >= raw) return factor * power;
+  return 10 * power;
+}
+
+// A range with something in it: a constant line lies in its middle.
+Range widened(Range r) {
+  if (r.high > r.low) return r;
+  const double margin = r.low == 0 ? 1 : std::abs(r.low) / 2;
+  return {r.low - margin, r.high + margin};
+}
+
+struct Group {
+  double x, mean, low, high;
+};
+
+std::vector<Group> grouped(const std::vector<std::pair<double, double>>& points) {
+  std::vector<std::pair<double, double>> finite;
+  for (const auto& p : points)
+    if (std::isfinite(p.second)) finite.push_back(p);
+  const std::size_t size = (finite.size() + kMostPoints - 1) / kMostPoints;
+  std::vector<Group> groups;
+  for (std::size_t begin = 0; begin < finite.size(); begin += size) {
+    const std::size_t end = std::min(finite.size(), begin + size);
+    const auto n = static_cast<double>(end - begin);
+    Group g{0, 0, finite[begin].second, finite[begin].second};
+    for (std::size_t i = begin; i < end; ++i) {
+      g.x += finite[i].first / n;
+      g.mean += finite[i].second / n;
+      g.low = std::min(g.low, finite[i].second);
+      g.high = std::max(g.high, finite[i].second);
+    }
+    groups.push_back(g);
+  }
+  return groups;
+}
+
+struct Plot {
+  Range x, y;
+  double px(double v) const {
+    return kLeft + (v - x.low) / (x.high - x.low) * (kWidth - kLeft - kRight);
+  }
+  double py(double v) const {
+    return kHeight - kBottom - (v - y.low) / (y.high - y.low) * (kHeight - kTop - kBottom);
+  }
+
+  std::string axes() const {
+    std::string out;
+    const double dy = tick_step(y.high - y.low, 4);
+    for (double v = std::ceil(y.low / dy - 1e-9) * dy; v <= y.high + dy * 1e-9; v += dy) {
+      const double at = std::abs(v) < dy / 1000 ? 0 : v;
+      out += print("<line class=\"grid\" x1=\"%.0f\" x2=\"%.0f\" y1=\"%.1f\" y2=\"%.1f\"/>", kLeft,
+                   kWidth - kRight, py(v), py(v));
+      out += print("<text x=\"%.0f\" y=\"%.1f\" text-anchor=\"end\">%s</text>\n", kLeft - 6,
+                   py(v) + 4, short_number(at).c_str());
+    }
+    const double dx = std::max(1.0, tick_step(x.high - x.low, 5));  // steps are whole
+    for (double v = std::ceil(x.low / dx - 1e-9) * dx; v <= x.high + dx * 1e-9; v += dx)
+      out += print("<text x=\"%.1f\" y=\"%.0f\" text-anchor=\"middle\">%s</text>\n", px(v),
+                   kHeight - kBottom + 16, short_number(v).c_str());
+    out += print("<line class=\"axis\" x1=\"%.0f\" x2=\"%.0f\" y1=\"%.0f\" y2=\"%.0f\"/>", kLeft,
+                 kWidth - kRight, kHeight - kBottom, kHeight - kBottom);
+    out += print("<text x=\"%.0f\" y=\"%.0f\" text-anchor=\"end\">step</text>\n", kWidth - kRight,
+                 kHeight - 5);
+    return out;
+  }
+
+  std::string line(const std::vector<Group>& groups, std::size_t index, bool dots) const {
+    std::string path, upper, lower;
+    for (std::size_t i = 0; i < groups.size(); ++i) {
+      path += print("%s%.1f,%.1f", i ? " " : "", px(groups[i].x), py(groups[i].mean));
+      upper += print("%.1f,%.1f ", px(groups[i].x), py(groups[i].high));
+      const Group& back = groups[groups.size() - 1 - i];
+      lower += print("%.1f,%.1f ", px(back.x), py(back.low));
+    }
+    const bool banded =
+        std::any_of(groups.begin(), groups.end(), [](const Group& g) { return g.high > g.low; });
+    std::string out;
+    if (banded)
+      out += concat("<polygon class=\"band s", index, "\" points=\"", upper, lower, "\"/>");
+    out += concat("<polyline class=\"line s", index, "\" points=\"", path, "\"/>\n");
+    if (dots || groups.size() == 1)
+      for (const Group& g : groups)
+        out += print("<circle class=\"dot s%zu\" cx=\"%.1f\" cy=\"%.1f\" r=\"3\"/>", index, px(g.x),
+                     py(g.mean));
+    return out;
+  }
+};
+
+}  // namespace
+
+std::string html_escape(const std::string& text) {
+  std::string out;
+  std::size_t i = 0;
+  while (i < text.size()) {
+    const std::size_t good = utf8_valid_prefix(std::string_view(text).substr(i));
+    for (std::size_t end = i + good; i < end; ++i) {
+      const char c = text[i];
+      if (c == '&')
+        out += "&amp;";
+      else if (c == '<')
+        out += "&lt;";
+      else if (c == '>')
+        out += "&gt;";
+      else if (c == '"')
+        out += "&quot;";
+      else if (c == '\'')
+        out += "&#39;";
+      else if ((static_cast<unsigned char>(c) < 32 && c != '\n' && c != '\t') || c == 127)
+        out += "\xEF\xBF\xBD";
+      else
+        out += c;
+    }
+    if (i < text.size()) out += "\xEF\xBF\xBD", ++i;
+  }
+  return out;
+}
+
+std::string short_number(double v) {
+  const double size = std::abs(v);
+  if (v == 0) return "0";
+  if (size >= 1e6 || size < 1e-3) {
+    std::string text = print("%.2e", v);
+    const std::size_t e = text.find('e');
+    std::size_t last = text.find_last_not_of('0', e - 1);
+    if (text[last] == '.') --last;
+    return text.substr(0, last + 1) + text.substr(e);
+  }
+  if (size >= 1000) {
+    std::string text = print("%.0f", v);
+    return text.insert(text.size() - 3, ",");
+  }
+  std::string text = print("%.*f", size >= 100 ? 1 : size >= 10 ? 2 : size >= 1 ? 3 : 4, v);
+  text.erase(text.find_last_not_of('0') + 1);
+  if (text.back() == '.') text.pop_back();
+  return text;
+}
+
+std::string chart_svg(const std::string& title, const std::string& unit,
+                      const std::vector<ChartLine>& lines) {
+  std::string legend, body;
+  Plot plot;
+  std::vector<std::vector<Group>> groups;
+  for (const ChartLine& line : lines) {
+    groups.push_back(grouped(line.points));
+    for (const Group& g : groups.back())
+      plot.x.include(g.x), plot.y.include(g.low), plot.y.include(g.high);
+  }
+  const bool empty = plot.x.high < plot.x.low;
+  if (!empty) {
+    plot.x = widened(plot.x), plot.y = widened(plot.y);
+    const double air = (plot.y.high - plot.y.low) * 0.05;
+    plot.y.high += air;
+    plot.y.low = plot.y.low >= 0 ? std::max(0.0, plot.y.low - air) : plot.y.low - air;
+    body = plot.axes();
+  }
+  for (std::size_t i = 0; i < lines.size(); ++i) {
+    if (groups[i].empty()) continue;
+    body += plot.line(groups[i], i, lines[i].dots);
+    legend += concat("<span class=\"key s", i, "\">", html_escape(lines[i].name), " <b>",
+                     short_number(groups[i].front().mean), " \u2192 ",
+                     short_number(groups[i].back().mean), "</b></span> ");
+  }
+  const std::string head = "<figcaption><strong>" + html_escape(title) + "</strong>" +
+                           (unit.empty() ? "" : " <small>" + html_escape(unit) + "</small>") +
+                           "<br>" + legend + "</figcaption>";
+  if (empty) return "<figure>" + head + "<p>nothing was recorded</p></figure>\n";
+  return "<figure>" + head +
+         print("<svg viewBox=\"0 0 %.0f %.0f\" role=\"img\" aria-label=\"", kWidth, kHeight) +
+         html_escape(title) + "\">\n" + body + "</svg></figure>\n";
+}
+
+}  // namespace lk

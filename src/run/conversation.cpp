@@ -1,0 +1,39 @@
+#include "run/conversation.h"
+
+#include <algorithm>
+
+#include "text/utf8.h"
+
+namespace lk {
+
+Conversation::Conversation(Transformer& model, const Tokenizer& tokenizer, ChatTemplate chat,
+                           const SamplingSettings& sampling, std::int64_t capacity)
+    : tokenizer_(tokenizer),
+      chat_(std::move(chat)),
+      sampling_(sampling),
+      generator_(model, &tokenizer,
+                 {.max_batch = 1,
+                  .capacity = std::min(capacity > 0 ? capacity : INT64_MAX, model.max_positions()),
+                  .reuse_prefix = true}) {}
+
+Generation Conversation::reply(const std::string& text,
+                               const std::function<bool(std::string_view)>& on_text) {
+  std::vector<Message> said = messages_;
+  said.push_back({"user", text});
+  const RenderedChat rendered = chat_.render(said, true);
+  GenerationRequest request{tokenizer_.encode(rendered.text, rendered.content), sampling_,
+                            variant_};
+  GenerationEvents events;
+  if (on_text) events.on_text = [&](std::size_t, std::string_view piece) { return on_text(piece); };
+  Generation g = std::move(generator_.run(std::span(&request, 1), events)[0]);
+  said.push_back({"assistant", utf8_repaired(g.text)});
+  messages_ = std::move(said);
+  return g;
+}
+
+void Conversation::reset() {
+  messages_.clear();
+  generator_.forget();
+}
+
+}  // namespace lk

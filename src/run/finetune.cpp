@@ -1,0 +1,291 @@
+#include "run/finetune.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "cuda/open_device.h"
+#include "io/durable.h"
+#include "modelfile/fingerprint.h"
+#include "modelfile/load.h"
+#include "modelfile/weight_hash.h"
+#include "run/checkpoint.h"
+#include "run/inference.h"
+#include "run/model_card.h"
+#include "run/prefetch.h"
+#include "run/report.h"
+#include "run/run_files.h"
+#include "run/run_record.h"
+#include "run/run_settings.h"
+
+namespace lk {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// One run, in the order in which it happens.
+class Run {
+ public:
+  Run(const FinetuneSettings& settings, FinetuneListener& listener, const std::atomic<int>& stop)
+      : s_(settings), listener_(listener), stop_(stop) {}
+
+  FinetuneResult go() {
+    validate_settings(s_);
+    backend_ = open_device(s_.device);
+    dtype_ = parse_compute_dtype(s_.dtype, *backend_);
+    require_possible(s_.recompute, *backend_);
+    folder_ = std::make_unique<OutputFolder>(s_.out, !s_.resume);
+    in_ = read_inputs(s_, listener_);
+    plan();
+    load();
+    build();
+    train();
+    return result_;
+  }
+
+ private:
+  // Out of memory is known here, before a weight is read.
+  void plan() {
+    PlanRequest request;
+    request.model = in_.model, request.lora = in_.lora;
+    request.compute_dtype = dtype_, request.on_cpu = backend_->is_cpu();
+    request.batch = s_.batch, request.grad_accum = s_.grad_accum, request.seq_len = s_.seq_len;
+    request.row_lengths = in_.longest_batch(s_);
+    request.recompute = s_.recompute;
+    const std::int64_t wanted = std::max(s_.memory_limit, s_.memory);  // one of them is 0
+    const std::int64_t free = backend_->free_memory();
+    const std::int64_t limit = wanted > 0 ? std::min(wanted, free) : free;
+    Plan plan = s_.memory > 0 ? plan_within(request, limit) : plan_training(request);
+    listener_.planned(request, plan);
+    check_fits(request, plan, limit, backend_->name());
+    recompute_ = request.recompute;
+    planned_peak_ = plan.memory.peak_bytes;
+    if (s_.memory > 0)
+      listener_.message(concat("--memory ", s_.memory >> 20, " MiB: --recompute ",
+                               recompute_text(recompute_), ", planned peak ", planned_peak_ >> 20,
+                               " MiB"));
+    if (wanted > 0) backend_->set_memory_limit(wanted);
+  }
+
+  void load() {
+    auto start = Clock::now();
+    fingerprint_ = std::make_unique<Fingerprint>(s_.model);  // beside all that follows
+    LoadedModel loaded = load_weights(*backend_, s_.model, dtype_, {.hash = s_.verify_base});
+    facts_.base_hash = loaded.sha256;
+    model_ = std::make_unique<Transformer>(*backend_, loaded.config, std::move(loaded.weights),
+                                           dtype_, s_.seq_len);
+    weights_bytes_ = backend_->ledger()[Tag::Weights].live_bytes;
+    listener_.message(concat("loaded ", s_.model, ": ", model_->n_parameters(), " parameters in ",
+                             dtype_name(dtype_), " on ", backend_->name(), " (",
+                             backend_->description(), ")"));
+    facts_.load_seconds = seconds_since(start);
+  }
+
+  void build() {
+    adapter_ = in_.init ? attach_adapter(*model_, *in_.init, in_.lora, true)
+                        : std::make_unique<Adapter>(*model_, in_.lora);
+    TrainerConfig config;
+    config.adamw.weight_decay = static_cast<float>(s_.weight_decay);
+    config.schedule = Schedule{parse_schedule_kind(s_.schedule), s_.lr, s_.warmup, in_.steps};
+    config.clip = s_.clip;
+    config.seed = s_.seed;
+    config.log = [this](const std::string& line) { listener_.message(line); };
+    trainer_ = std::make_unique<Trainer>(*model_, *adapter_, config);
+    model_->set_recompute(recompute_);
+    weights_bytes_ += model_->strip_bytes();
+    if (s_.resume && has_checkpoint(s_.out)) {
+      std::vector<std::string> may_differ;
+      if (s_.schedule == "constant") may_differ.push_back("steps");
+      load_checkpoint(s_.out, *adapter_, *trainer_, identity(), may_differ);
+      listener_.message(concat("resumed at step ", trainer_->steps_done(), " of ", in_.steps));
+    } else if (s_.resume) {
+      listener_.message(concat("--resume: ", s_.out, " holds no checkpoint; starting at step 0"));
+    }
+    result_.trainable_parameters = adapter_->n_parameters();
+    result_.base_parameters = model_->n_parameters();
+    facts_.adapter_matrices = std::ssize(adapter_->parameters());
+    metrics_ = std::make_unique<MetricsLog>(s_.out, trainer_->steps_done(), s_.tensorboard);
+    write_run_json("running");
+  }
+
+  std::optional<Evaluation> evaluate_now() {
+    if (s_.eval_data.empty()) return std::nullopt;
+    Evaluation e;
+    trainer_->between_steps([&] {
+      e = evaluate(*model_, in_.eval.rows,
+                   std::max<std::int64_t>(s_.seq_len, s_.batch * s_.seq_len / 2));
+    });
+    metrics_->evaluation(trainer_->steps_done(), e);
+    listener_.evaluated(trainer_->steps_done(), e);
+    return e;
+  }
+
+  void train() {
+    first_ = trainer_->steps_done();
+    const std::int64_t matmuls_before = backend_->weight_gradient_matmuls();
+    if (first_ == 0) result_.eval_before = evaluate_now();
+    started_ = Clock::now();
+    Prefetch<std::vector<HostBatch>> batches(
+        [this](std::int64_t step) { return in_.lay_out(step, s_.grad_accum); }, first_, in_.steps,
+        2);
+    while (trainer_->steps_done() < in_.steps && !stop_.load()) {
+      trainer_->submit(batches.next());
+      const std::int64_t step = trainer_->steps_done();
+      const bool last = step == in_.steps;
+      const bool evaluates = s_.eval_every > 0 && step % s_.eval_every == 0 && !last;
+      const bool saves = s_.save_every > 0 && step % s_.save_every == 0 && !last;
+      report_steps(evaluates || saves);
+      if (facts_.fingerprint.empty() && fingerprint_->ready()) write_run_json("running");
+      if (evaluates) evaluate_now();
+      if (saves) save();
+    }
+    report_steps(true);
+    result_.signal = trainer_->steps_done() < in_.steps ? stop_.load() : 0;
+    result_.steps = trainer_->steps_done();
+    result_.tokens_per_second =
+        result_.seconds > 0 ? static_cast<double>(tokens_) / result_.seconds : 0;
+    weight_gradient_matmuls_ = backend_->weight_gradient_matmuls() - matmuls_before;
+    if (!backend_->is_cpu()) {
+      std::string why = trainer_->why_not_recorded();
+      if (why.empty() && result_.recorded_steps == 0)
+        why = "no two steps had batches of the same padded size";
+      listener_.message(concat("CUDA graph: ", result_.recorded_steps, " of ",
+                               trainer_->steps_done() - first_, " steps ran as one launch",
+                               why.empty() ? "" : ": ", why));
+    }
+    finish();
+  }
+
+  // The device may be a step ahead of its reports; `drain`: now they catch up.
+  void report_steps(bool drain) {
+    while (std::optional<StepReport> report = trainer_->next_report(drain)) {
+      if (report->step == first_ + 1) {
+        result_.first_loss = report->loss;
+        result_.first_step_seconds = seconds_since(begun_);
+      }
+      result_.last_loss = report->loss;
+      result_.seconds += report->seconds;
+      tokens_ += report->tokens;
+      result_.recorded_steps += report->recorded;
+      metrics_->step(*report);
+      const double done = static_cast<double>(report->step - first_);
+      listener_.stepped(
+          *report, in_.steps, backend_->ledger().total().live_bytes,
+          seconds_since(started_) / done * static_cast<double>(in_.steps - report->step));
+    }
+  }
+
+  void save() {
+    metrics_->flush();
+    save_adapter(s_.out, *adapter_, s_.model, fingerprint());
+    save_checkpoint(s_.out, *adapter_, *trainer_, identity());
+  }
+
+  // The proofs, then the files. An interrupted run saves first: nothing may be lost to a failing
+  // check.
+  void finish() {
+    const std::int64_t micro_steps = (trainer_->steps_done() - first_) * s_.grad_accum;
+    if (result_.signal != 0 || s_.save_every > 0) {
+      save();
+    }
+    if (result_.signal == 0) result_.eval_after = evaluate_now();
+    prove_memory(*backend_, *adapter_, weights_bytes_, weight_gradient_matmuls_, micro_steps);
+    if (s_.verify_base) {
+      std::string after = weights_sha256(model_->weights());
+      check(after == facts_.base_hash, "the base weights changed during training: SHA-256 was ",
+            facts_.base_hash, ", is ", after);
+    }
+    facts_.weight_gradient_matmuls_per_micro_step =
+        micro_steps ? weight_gradient_matmuls_ / micro_steps : 0;
+    result_.memory = memory_report(*backend_);
+    if (result_.signal == 0) {
+      std::vector<std::string> unmoved = trainer_->unmoved();
+      if (trainer_->steps_done() > first_ && !unmoved.empty()) {
+        write_run_json("nothing trained");
+        throw NothingTrainedError(concat("nothing was trained: B of ", unmoved.size(), " of ",
+                                         adapter_->layers().size(), " modules never moved (",
+                                         unmoved[0], ", ...); no adapter was written. Is --lr ",
+                                         s_.lr, " meant?"));
+      }
+      metrics_->flush();
+      save_adapter(s_.out, *adapter_, s_.model, fingerprint());
+      write_card();
+    }
+    const std::string status = result_.signal ? "stopped" : "finished";
+    write_run_json(status);
+    write_report(status);
+  }
+
+  // After everything that counts is on the disk. A stopped run has no time for samples.
+  void write_report(const std::string& status) {
+    ReportInput report{record(status), read_metrics(s_.out), {}, {}};
+    report.proofs.push_back("gradients and optimizer state exist for A and B only");
+    if (s_.verify_base)
+      report.proofs.push_back("base weights unchanged, SHA-256 " + facts_.base_hash);
+    const std::int64_t n = result_.signal ? 0 : s_.samples.value_or(s_.eval_data.empty() ? 0 : 3);
+    try {
+      report.samples = make_samples(*model_, *adapter_, *in_.tokenizer, in_.eval.rows, n);
+    } catch (const OutOfMemoryError& e) {
+      listener_.message(concat("report.html: no samples: ", e.what()));
+    }
+    write_file_durably(s_.out + "/report.html", report_html(report));
+  }
+
+  void write_card() {
+    const CardFacts facts{fingerprint(),   dtype_name(dtype_),        backend_->description(),
+                          in_.data.format, std::ssize(in_.data.rows), in_.data.supervised_tokens,
+                          in_.lora.shape,  adapter_->target_modules()};
+    write_file_durably(s_.out + "/README.md", model_card(s_, result_, facts));
+  }
+
+  void write_run_json(const std::string& status) {
+    write_file_durably(s_.out + "/run.json", record(status).dump(2) + "\n");
+  }
+
+  // While the base is still being hashed, a record leaves its hash open.
+  Json record(const std::string& status) {
+    if (status != "running" || fingerprint_->ready()) fingerprint();
+    facts_.status = status;
+    facts_.device = backend_->name(), facts_.device_description = backend_->description();
+    facts_.dtype = dtype_, facts_.recompute = recompute_, facts_.planned_peak = planned_peak_;
+    return run_json(s_, in_, facts_, result_);
+  }
+  const std::string& fingerprint() {
+    if (facts_.fingerprint.empty()) facts_.fingerprint = fingerprint_->get();
+    return facts_.fingerprint;
+  }
+  Json identity() { return run_identity(s_, in_.steps, fingerprint(), in_.data, dtype_, in_.lora); }
+
+  const FinetuneSettings& s_;
+  FinetuneListener& listener_;
+  const std::atomic<int>& stop_;
+
+  std::unique_ptr<Backend> backend_;  // first: everything below lives in its memory
+  DType dtype_ = DType::F32;
+  std::unique_ptr<OutputFolder> folder_;
+  RunInputs in_;
+  RunFacts facts_;
+  std::unique_ptr<Fingerprint> fingerprint_;
+  std::unique_ptr<Transformer> model_;
+  std::int64_t weights_bytes_ = 0, weight_gradient_matmuls_ = 0;
+  Recompute recompute_;  // as asked for, or as chosen
+  std::int64_t planned_peak_ = 0;
+  std::unique_ptr<Adapter> adapter_;
+  std::unique_ptr<Trainer> trainer_;
+  std::unique_ptr<MetricsLog> metrics_;
+  Clock::time_point begun_ = Clock::now(), started_;  // the run, and its training
+  std::int64_t first_ = 0, tokens_ = 0;  // the step it began at; what it has trained on since
+  FinetuneResult result_;
+};
+
+}  // namespace
+
+FinetuneResult finetune(const FinetuneSettings& settings, FinetuneListener& listener,
+                        const std::atomic<int>& stop) {
+  return Run(settings, listener, stop).go();
+}
+
+}  // namespace lk

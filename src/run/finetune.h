@@ -1,0 +1,79 @@
+// A whole fine-tuning run as one call: what tools/finetune does, for embedders too.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "lora/proof.h"
+#include "lora/trainer.h"
+#include "nn/evaluation.h"
+#include "run/plan.h"
+
+namespace lk {
+
+struct FinetuneSettings {
+  std::string model, data, out;
+  std::int64_t rank = 8;
+  std::optional<double> alpha;  // the rank, so that the scale is 1
+  double dropout = 0;
+  std::vector<std::string> targets;   // empty: default_targets() of the model
+  std::optional<std::int64_t> steps;  // or
+  std::optional<double> epochs;       // one of the two; neither: one epoch
+  std::int64_t batch = 8, grad_accum = 1, seq_len = 1024;
+  double lr = 2e-4;
+  std::string schedule = "constant";
+  std::int64_t warmup = 0;
+  double weight_decay = 0, clip = 1.0;
+  std::uint64_t seed = 0;
+  std::string device = "auto", dtype = "auto";
+  std::string init_adapter;
+  bool shuffle = true, truncate = false;
+  bool packing = false;  // a micro-batch is `batch` bins of seq_len tokens instead of `batch` rows
+  std::string format = "auto";
+  std::optional<std::string> chat_template;
+  std::string eval_data;
+  std::int64_t eval_rows = -1, eval_every = 0;
+  std::int64_t save_every = 0;
+  bool resume = false;
+  Recompute recompute;            // what training makes again instead of keeping it
+  std::int64_t memory_limit = 0;  // bytes; 0: what the device has free
+  std::int64_t memory = 0;        // bytes; not 0: the limit, and `recompute` is chosen to keep it
+  bool verify_base = true;        // SHA-256 of all base weights before and after
+  std::int64_t show_rows = 0;
+  // Rows of eval_data that report.html shows continued without and with the adapter.
+  std::optional<std::int64_t> samples;  // 3 with eval_data, else 0
+  bool tensorboard = false;             // event files in `out`
+};
+
+// What a run tells while it goes on. All calls come from the thread that called finetune().
+struct FinetuneListener {
+  virtual ~FinetuneListener() = default;
+  virtual void message(const std::string& /*text*/) {}  // one line: what happens now, or a finding
+  virtual void rows(const std::string& /*text*/) {}     // --show-rows
+  virtual void planned(const PlanRequest&, const Plan&) {}
+  virtual void stepped(const StepReport&, std::int64_t /*total_steps*/, std::int64_t /*live_bytes*/,
+                       double /*seconds_left*/) {}
+  virtual void evaluated(std::int64_t /*step*/, const Evaluation&) {}
+};
+
+struct FinetuneResult {
+  std::int64_t steps = 0;
+  double first_loss = 0, last_loss = 0, seconds = 0, tokens_per_second = 0;
+  double first_step_seconds = 0;  // from the call to the end of the first step
+  std::optional<Evaluation> eval_before, eval_after;
+  std::int64_t trainable_parameters = 0, base_parameters = 0;
+  MemoryReport memory;
+  std::int64_t recorded_steps = 0;  // that ran as one CUDA graph
+  int signal = 0;                   // not 0: stopped by this signal after saving
+};
+
+// Runs it. `stop` is looked at between steps: a signal number ends the run after saving a
+// checkpoint. Throws the errors of tensor/error.h; the output folder then holds the last complete
+// state.
+FinetuneResult finetune(const FinetuneSettings& settings, FinetuneListener& listener,
+                        const std::atomic<int>& stop);
+
+}  // namespace lk

@@ -1,0 +1,116 @@
+#include "run/inference.h"
+
+#include <algorithm>
+
+#include "cuda/open_device.h"
+#include "lora/adapter_io.h"
+#include "modelfile/fingerprint.h"
+#include "modelfile/load.h"
+
+namespace lk {
+
+DType parse_compute_dtype(const std::string& name, const Backend& backend) {
+  if (name == "auto") return backend.preferred_dtype();
+  if (name == "f32") return DType::F32;
+  if (name == "bf16") return DType::BF16;
+  throw UsageError(concat("--dtype ", name, ": one of auto, f32, bf16"));
+}
+
+namespace {
+
+WeightStorage parse_storage(const InferenceSettings& s, const Backend& backend) {
+  if (s.weights == "dense") return WeightStorage::Dense;
+  if (s.weights == "auto")
+    return s.dtype == "auto" && backend.is_cpu() ? WeightStorage::Quantised : WeightStorage::Dense;
+  if (s.weights != "quantised")
+    throw UsageError(concat("--weights ", s.weights, ": one of auto, quantised, dense"));
+  return WeightStorage::Quantised;
+}
+
+void check_base(const AdapterFile& file, const std::string& fingerprint, const std::string& model) {
+  if (!file.base_fingerprint.empty() && file.base_fingerprint != fingerprint)
+    throw InputError(concat(file.folder,
+                            "/adapter_config.json: lorikeet_base_sha256: the adapter "
+                            "was trained on another base model (",
+                            file.base_fingerprint, "), ", model, " is ", fingerprint));
+}
+
+}  // namespace
+
+void set_adapters(const std::vector<std::string>& flags, InferenceSettings& settings) {
+  // A folder may have '=' in its path, but not before its first '/'.
+  auto named = [](const std::string& text) { return text.find('=') < text.find('/'); };
+  if (flags.size() == 1 && !named(flags[0])) {
+    settings.adapter = flags[0];
+    return;
+  }
+  settings.named_adapters = flags;
+}
+
+InferenceModel open_inference(const InferenceSettings& settings) {
+  InferenceModel m;
+  m.backend = open_device(settings.device);
+  const DType dtype = parse_compute_dtype(settings.dtype, *m.backend);
+  const WeightStorage storage = parse_storage(settings, *m.backend);
+  std::optional<AdapterFile> file;  // a bad adapter is found before the model is read
+  if (!settings.adapter.empty()) file = open_adapter(settings.adapter);
+  if (file && !settings.named_adapters.empty())
+    throw UsageError("--adapter: either one folder for all prompts or name=folder each time");
+  std::vector<std::pair<std::string, AdapterFile>> named;
+  for (const std::string& text : settings.named_adapters) {
+    const std::size_t equals = text.find('=');
+    if (equals == std::string::npos || equals == 0)
+      throw UsageError(concat("--adapter ", text, ": give name=folder, or one folder alone"));
+    named.emplace_back(text.substr(0, equals), open_adapter(text.substr(equals + 1)));
+  }
+  // Hashed beside the loading, if an adapter says what its base was.
+  std::unique_ptr<Fingerprint> fingerprint;
+  auto names_base = [](const AdapterFile& one) { return !one.base_fingerprint.empty(); };
+  if ((file && names_base(*file)) || std::any_of(named.begin(), named.end(), [&](const auto& one) {
+        return names_base(one.second);
+      }))
+    fingerprint = std::make_unique<Fingerprint>(settings.model);
+  LoadedModel loaded = load_model(*m.backend, settings.model, dtype, {.storage = storage});
+  if (settings.weights == "quantised") {
+    bool any = false;
+    visit_weights(loaded.weights, [&](const Weight& w) { any = any || w.quantised(); });
+    if (!any)
+      throw UsageError(concat("--weights quantised: ", settings.model,
+                              " has no quantised matrix that ", m.backend->name(),
+                              " multiplies as it is"));
+  }
+  m.tokenizer = std::move(loaded.tokenizer);
+  if (fingerprint) {
+    if (file) check_base(*file, fingerprint->get(), settings.model);
+    for (const auto& [name, one] : named) check_base(one, fingerprint->get(), settings.model);
+  }
+  std::int64_t positions = settings.max_positions;
+  if (positions <= 0) positions = std::min<std::int64_t>(loaded.config.max_position, 8192);
+  if (positions > loaded.config.max_position)
+    throw UsageError(concat("sequences of ", positions, " tokens: the model has ",
+                            loaded.config.max_position, " positions"));
+  m.model = std::make_unique<Transformer>(*m.backend, loaded.config, std::move(loaded.weights),
+                                          dtype, positions);
+  log_line(settings.log, concat(settings.model, ": ", m.model->n_parameters(), " parameters in ",
+                                dtype_name(dtype), " on ", m.backend->name()));
+  if (file) {
+    m.adapter = attach_adapter(*m.model, *file, file->config, false);
+    log_line(settings.log, concat(settings.adapter, ": rank ", file->config.shape.rank, ", ",
+                                  m.adapter->n_parameters(), " parameters"));
+  }
+  if (!named.empty()) {
+    m.adapters = std::make_unique<AdapterSet>(*m.model);
+    for (const auto& [name, one] : named) m.adapters->add(name, one);
+  }
+  return m;
+}
+
+std::int32_t find_adapter(const InferenceModel& m, const std::string& name,
+                          const std::string& where) {
+  if (name.empty()) return -1;
+  const std::int32_t variant = m.adapters ? m.adapters->find(name) : -1;
+  if (variant < 0) throw InputError(concat(where, ": no --adapter is called '", name, "'"));
+  return variant;
+}
+
+}  // namespace lk

@@ -1,0 +1,74 @@
+#include "run/model_card.h"
+
+#include <iomanip>
+#include <sstream>
+
+#include "io/json.h"
+#include "version.h"
+
+namespace lk {
+
+namespace {
+
+// A path as code in one line of Markdown.
+std::string code(std::string text) {
+  for (char& c : text) {
+    if (c == '`') c = '\'';
+    if ((c >= 0 && c < ' ') || c == 0x7f) c = '?';
+  }
+  return "`" + text + "`";
+}
+
+std::string fixed(double x) {
+  std::ostringstream out;
+  out << std::fixed << std::setprecision(4) << x;
+  return out.str();
+}
+
+}  // namespace
+
+std::string model_card(const FinetuneSettings& s, const FinetuneResult& r, const CardFacts& f) {
+  std::ostringstream out;
+  auto row = [&](const char* name, const auto&... value) {
+    out << "| " << name << " | " << concat(value...) << " |\n";
+  };
+  // A JSON string is a YAML string.
+  out << "---\nbase_model: " << Json(s.model).dump(-1, ' ', false, Json::error_handler_t::replace)
+      << "\nlibrary_name: peft\npipeline_tag: text-generation\ntags:\n- lora\n- lorikeet\n---\n\n"
+      << "# LoRA adapter\n\nTrained with Lorikeet " << kVersion
+      << ". The base model is not part of this folder and was not changed.\n\n"
+      << "| | |\n|---|---|\n";
+  row("base model", code(s.model));
+  row("SHA-256 of its weights file", code(f.base_sha256));
+  row("data", code(s.data), ": ", f.data_format, ", ", f.rows, " rows, ", f.supervised_tokens,
+      " supervised tokens");
+  row("steps", r.steps, " of ", s.batch, s.packing ? " bins" : " rows", " x ", s.grad_accum,
+      " micro-batches, at most ", s.seq_len, s.packing ? " tokens a bin" : " tokens a row");
+  row("rank, alpha, dropout", f.shape.rank, ", ", f.shape.alpha, ", ", f.shape.dropout);
+  std::string targets;
+  for (const std::string& t : f.target_modules) targets += (targets.empty() ? "" : ", ") + t;
+  row("modules", targets);
+  row("trainable parameters", r.trainable_parameters, " beside ", r.base_parameters, " frozen");
+  row("learning rate", s.lr, ", ", s.schedule, ", warm-up ", s.warmup, " steps");
+  row("weight decay, clip, seed", s.weight_decay, ", ", s.clip, ", ", s.seed);
+  row("computed in", f.dtype, " on ", f.device);
+  row("training loss", fixed(r.first_loss), " in the first step, ", fixed(r.last_loss),
+      " in the last");
+  if (r.eval_before && r.eval_after) {
+    row("evaluation data", code(s.eval_data), ", ", r.eval_after->rows, " rows");
+    row("evaluation loss", fixed(r.eval_before->loss), " before, ", fixed(r.eval_after->loss),
+        " after");
+  }
+  out << "\nAll settings are in `run.json`, each step is in `metrics.jsonl`.\n\n## Use\n\n"
+      << "```sh\ngenerate --model BASE --adapter THIS_FOLDER --prompt '...'\n"
+      << "merge --model BASE --adapter THIS_FOLDER --out merged      # a plain model\n"
+      << "export --model BASE --adapter THIS_FOLDER --out lora.gguf  # for llama.cpp "
+         "--lora\n```\n\n"
+      << "or in Python, where BASE is the Hugging Face folder of the same model:\n\n"
+      << "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+      << "model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(\"BASE\"), "
+      << "\"THIS_FOLDER\")\n```\n";
+  return out.str();
+}
+
+}  // namespace lk

@@ -1,0 +1,24 @@
+// README.md of an adapter's folder: what it is, how it was made, how to load it.
+#pragma once
+
+#include <string>
+
+#include "lora/lora_linear.h"
+#include "run/finetune.h"
+
+namespace lk {
+
+// What a card says beside the settings and the result.
+struct CardFacts {
+  std::string base_sha256, dtype, device;
+  std::string data_format;
+  std::int64_t rows = 0, supervised_tokens = 0;
+  LoraShape shape;
+  std::vector<std::string> target_modules;
+};
+
+// Markdown with the front matter that Hugging Face's hub reads.
+std::string model_card(const FinetuneSettings& settings, const FinetuneResult& result,
+                       const CardFacts& facts);
+
+}  // namespace lk

@@ -1,0 +1,199 @@
+#include "run/plan.h"
+
+#include <algorithm>
+#include <cstdio>
+
+#include "io/json.h"
+#include "lora/trainer.h"
+#include "run/plan_backend.h"
+
+namespace lk {
+namespace {
+
+// Weights with shapes and no values.
+ModelWeights blank_weights(Backend& backend, const ModelConfig& config, DType dtype) {
+  ModelWeights w;
+  for (const WeightSlot& slot : weight_slots(config, w)) {
+    *slot.weight = Weight(slot.name, backend.empty(Tag::Weights, dtype, slot.shape));
+    if (slot.linear) backend.prepare_linear(*slot.weight);
+  }
+  if (config.tie_embeddings) tie_head(backend, w);
+  return w;
+}
+
+std::vector<std::int64_t> lengths(const PlanRequest& r) {
+  if (!r.row_lengths.empty()) return r.row_lengths;
+  return std::vector<std::int64_t>(static_cast<std::size_t>(r.batch), r.seq_len);
+}
+
+std::int64_t longest(const PlanRequest& r) {
+  std::vector<std::int64_t> all = lengths(r);
+  return *std::max_element(all.begin(), all.end());
+}
+
+// A model of which any number of steps can be planned.
+class Planner {
+ public:
+  explicit Planner(const PlanRequest& r)
+      : backend_(make_plan_backend(r.on_cpu)),
+        model_(*backend_, r.model, blank_weights(*backend_, r.model, r.compute_dtype),
+               r.compute_dtype, r.seq_len),
+        adapter_(model_, r.lora),
+        trainer_(model_, adapter_, {}) {
+    std::vector<Row> rows;
+    for (std::int64_t length : lengths(r)) {
+      Row row;
+      row.ids.assign(static_cast<std::size_t>(length), 0);
+      row.supervised.assign(static_cast<std::size_t>(length), 1);
+      rows.push_back(std::move(row));
+    }
+    std::vector<const Row*> batch;
+    for (const Row& row : rows) batch.push_back(&row);
+    // Micro-batches after the second repeat what the second needs.
+    micro_.assign(r.grad_accum > 1 ? 2 : 1, make_host_batch(batch));
+  }
+
+  Plan step(const Recompute& recompute) {
+    model_.set_recompute(recompute);
+    backend_->ledger().reset_peaks();
+    trainer_.step(micro_);
+    Plan plan;
+    plan.base_parameters = model_.n_parameters();
+    plan.trainable_parameters = adapter_.n_parameters();
+    plan.memory = memory_report(*backend_);
+    return plan;
+  }
+  std::int64_t peak(const Recompute& recompute) { return step(recompute).memory.peak_bytes; }
+
+ private:
+  std::unique_ptr<Backend> backend_;  // first: the rest lives in its memory
+  Transformer model_;
+  Adapter adapter_;
+  Trainer trainer_;
+  std::vector<HostBatch> micro_;
+};
+
+std::int64_t peak(const PlanRequest& r) { return Planner(r).peak(r.recompute); }
+
+// All settings of plan_within(), from fast to slow.
+std::vector<Recompute> recompute_ladder(std::int64_t n_layers, bool on_cpu) {
+  constexpr std::int64_t kAll = Recompute::kAllLayers;
+  auto all = [&](std::int64_t n) { return n == n_layers ? kAll : n; };
+  std::vector<Recompute> ladder{{}};
+  for (std::int64_t n = 1; n <= n_layers; ++n) ladder.push_back({all(n), 0, 0});
+  for (std::int64_t n = 1; n < n_layers; ++n) ladder.push_back({kAll, n, 0});
+  ladder.push_back({0, kAll, 0});
+  for (std::int64_t n = 1; n < n_layers && !on_cpu; ++n)
+    ladder.push_back({0, kAll, all(n + 1) == kAll ? kAll : n});
+  return ladder;
+}
+
+// Cheaper ways, and what each would need.
+void add_options(const PlanRequest& request, Planner& planner, Plan& plan) {
+  auto add = [&](std::string flag, const PlanRequest& cheaper) {
+    plan.options.push_back({std::move(flag), peak(cheaper)});
+  };
+  for (const char* way : {"gate-up", "block", "offload"}) {
+    const Recompute recompute = parse_recompute(way);
+    if (request.on_cpu && recompute.offload > 0) continue;
+    const std::int64_t bytes = planner.peak(recompute);
+    if (bytes < plan.memory.peak_bytes)
+      plan.options.push_back({concat("--recompute ", way, " (same result)"), bytes});
+  }
+  if (request.batch > 1) {
+    PlanRequest r = request;
+    r.batch = 1;
+    r.grad_accum = request.grad_accum * request.batch;
+    r.row_lengths = {longest(request)};
+    add(concat("--batch 1 --grad-accum ", r.grad_accum, " (same result)"), r);
+  }
+  if (request.compute_dtype == DType::F32) {
+    PlanRequest r = request;
+    r.compute_dtype = DType::BF16;
+    add("--dtype bf16", r);
+  }
+  if (longest(request) >= 128) {
+    PlanRequest r = request;
+    r.seq_len = longest(request) / 2;
+    for (std::int64_t& n : r.row_lengths) n = std::min(n, r.seq_len);
+    add(concat("--seq-len ", r.seq_len, " --truncate"), r);
+  }
+  std::stable_sort(plan.options.begin(), plan.options.end(),
+                   [](const auto& a, const auto& b) { return a.peak_bytes < b.peak_bytes; });
+}
+
+}  // namespace
+
+Plan plan_training(const PlanRequest& request) {
+  Planner planner(request);
+  Plan plan = planner.step(request.recompute);
+  add_options(request, planner, plan);
+  return plan;
+}
+
+std::int64_t plannable_bytes(std::int64_t budget, bool on_cpu) {
+  return budget - budget / 100 - (on_cpu ? std::int64_t{4} << 20 : 0);
+}
+
+// Memory falls along the ladder but for its last steps, where a block's second run may outweigh
+// what its first one no longer keeps: hence the comparison with the least.
+Plan plan_within(PlanRequest& request, std::int64_t budget) {
+  const std::int64_t room = plannable_bytes(budget, request.on_cpu);
+  Planner planner(request);
+  const std::vector<Recompute> ladder = recompute_ladder(request.model.n_layers, request.on_cpu);
+  auto fits = std::partition_point(ladder.begin(), ladder.end(),
+                                   [&](const Recompute& r) { return planner.peak(r) > room; });
+  if (fits == ladder.end())
+    fits = std::min_element(ladder.begin(), ladder.end(), [&](const auto& a, const auto& b) {
+      return planner.peak(a) < planner.peak(b);
+    });
+  request.recompute = *fits;
+  Plan plan = planner.step(request.recompute);
+  add_options(request, planner, plan);
+  return plan;
+}
+
+void check_fits(const PlanRequest& request, const Plan& plan, std::int64_t bytes,
+                const std::string& where) {
+  if (plan.memory.peak_bytes > bytes)
+    throw OutOfMemoryError(concat("this run needs ", plan.memory.peak_bytes >> 20, " MiB, ", where,
+                                  " has ", bytes >> 20, " MiB\n", plan_text(request, plan)));
+}
+
+std::string plan_text(const PlanRequest& request, const Plan& plan) {
+  char text[256];
+  std::snprintf(text, sizeof text,
+                "plan: %s, %lld rows of up to %lld tokens at a time, rank %lld\n"
+                "base parameters       %14lld  frozen\n"
+                "trainable parameters  %14lld  (%.3f %% of the base)\n",
+                dtype_name(request.compute_dtype), static_cast<long long>(lengths(request).size()),
+                static_cast<long long>(longest(request)),
+                static_cast<long long>(request.lora.shape.rank),
+                static_cast<long long>(plan.base_parameters),
+                static_cast<long long>(plan.trainable_parameters),
+                100.0 * static_cast<double>(plan.trainable_parameters) /
+                    static_cast<double>(std::max<std::int64_t>(plan.base_parameters, 1)));
+  std::string out = text;
+  if (request.recompute != Recompute{})
+    out += concat("recompute             ", recompute_text(request.recompute), "\n");
+  out += memory_table(plan.memory);
+  for (const Plan::Option& o : plan.options) {
+    std::snprintf(text, sizeof text, "  with %-40s peak %10.2f MiB\n", o.flag.c_str(),
+                  static_cast<double>(o.peak_bytes) / (1 << 20));
+    out += text;
+  }
+  return out;
+}
+
+Json plan_to_json(const PlanRequest& request, const Plan& plan) {
+  Json options = Json::array();
+  for (const Plan::Option& o : plan.options)
+    options.push_back({{"flags", o.flag}, {"peak_bytes", o.peak_bytes}});
+  return {{"base_parameters", plan.base_parameters},
+          {"trainable_parameters", plan.trainable_parameters},
+          {"recompute", recompute_text(request.recompute)},
+          {"memory", memory_to_json(plan.memory)},
+          {"options", options}};
+}
+
+}  // namespace lk

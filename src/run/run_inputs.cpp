@@ -1,0 +1,116 @@
+#include "run/run_inputs.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+
+#include "modelfile/load.h"
+
+namespace lk {
+namespace {
+
+void require(bool ok, const std::string& message) {
+  if (!ok) throw UsageError(message);
+}
+
+void choose_lora(const FinetuneSettings& s, FinetuneListener& listener, RunInputs& in) {
+  in.lora.shape = {s.rank, s.alpha.value_or(static_cast<double>(s.rank)),
+                   static_cast<float>(s.dropout)};
+  in.lora.targets = s.targets;
+  in.lora.seed = s.seed;
+  if (s.init_adapter.empty()) return;
+  in.init = open_adapter(s.init_adapter);
+  const float dropout = in.lora.shape.dropout;
+  in.lora = in.init->config;  // an adapter brings its rank, alpha and modules
+  in.lora.shape.dropout = dropout;
+  in.lora.seed = s.seed;
+  listener.message(concat("starting from ", s.init_adapter, ": rank ", in.lora.shape.rank,
+                          ", alpha ", in.lora.shape.alpha, ", ", in.lora.targets.size(),
+                          " modules"));
+}
+
+void read_data(const FinetuneSettings& s, FinetuneListener& listener, RunInputs& in) {
+  ModelHead head = read_model_head(s.model);
+  in.model = head.config;
+  if (in.lora.targets.empty()) in.lora.targets = default_targets(in.model);
+  in.tokenizer = std::move(head.tokenizer);
+  require(s.seq_len <= in.model.max_position,
+          concat("--seq-len ", s.seq_len, ": the model has ", in.model.max_position, " positions"));
+  DatasetOptions options{s.seq_len, s.truncate, -1, s.format};
+  in.data = load_dataset(s.data, *in.tokenizer, s.chat_template, options);
+  listener.message(concat("data: ", s.data, ": format ", in.data.format, ", ", in.data.rows.size(),
+                          " rows, ", in.data.tokens, " tokens, ", in.data.supervised_tokens,
+                          " supervised, ", in.data.rows_ending_in_eos,
+                          " rows end in a stop token"));
+  if (in.data.rows_truncated)
+    listener.message(concat("truncated ", in.data.rows_truncated, " rows, ",
+                            in.data.tokens_truncated, " tokens lost"));
+  for (std::int64_t i = 0; i < std::min<std::int64_t>(s.show_rows, std::ssize(in.data.rows)); ++i)
+    listener.rows(show_row(in.data.rows[static_cast<std::size_t>(i)], *in.tokenizer, false));
+  if (!s.eval_data.empty()) {
+    options.max_rows = s.eval_rows;
+    in.eval = load_dataset(s.eval_data, *in.tokenizer, s.chat_template, options);
+  }
+}
+
+// Which rows each step will see, and how many steps that makes.
+void arrange(const FinetuneSettings& s, FinetuneListener& listener, RunInputs& in) {
+  if (s.packing) {
+    in.sampler.emplace(in.row_lengths(), s.seq_len, s.batch, s.shuffle, s.seed);
+    const auto rows = static_cast<double>(in.data.rows.size());
+    const auto bins = static_cast<double>(in.sampler->bins_per_epoch());
+    const double full = static_cast<double>(in.data.tokens) / bins / static_cast<double>(s.seq_len);
+    in.packing = {
+        {"bins", in.sampler->bins_per_epoch()}, {"full", full}, {"rows_per_bin", rows / bins}};
+    char text[160];
+    std::snprintf(text, sizeof text,
+                  "packing: %.0f bins of %lld tokens an epoch, %.1f %% full, %.1f rows a bin", bins,
+                  static_cast<long long>(s.seq_len), 100 * full, rows / bins);
+    listener.message(text);
+  } else {
+    in.sampler.emplace(std::ssize(in.data.rows), s.batch, s.shuffle, s.seed);
+  }
+  const double per_step = static_cast<double>(s.batch * s.grad_accum);
+  const auto per_epoch = static_cast<double>(in.sampler->bins_per_epoch());
+  const double steps = std::ceil(s.epochs.value_or(1.0) * per_epoch / per_step);
+  in.steps = s.steps ? *s.steps : std::max<std::int64_t>(1, static_cast<std::int64_t>(steps));
+  require(s.warmup <= in.steps,
+          concat("--warmup ", s.warmup, ": the run has ", in.steps, " steps"));
+}
+
+}  // namespace
+
+std::vector<std::int64_t> RunInputs::row_lengths() const {
+  std::vector<std::int64_t> lengths;
+  for (const Row& row : data.rows) lengths.push_back(std::ssize(row.ids));
+  return lengths;
+}
+
+std::vector<std::int64_t> RunInputs::longest_batch(const FinetuneSettings& s) const {
+  std::vector<std::int64_t> lengths = row_lengths();
+  if (s.packing) lengths = tokens_of(sampler->epoch(0), lengths);
+  std::sort(lengths.rbegin(), lengths.rend());
+  lengths.resize(static_cast<std::size_t>(s.batch), lengths.front());
+  return lengths;
+}
+
+std::vector<HostBatch> RunInputs::lay_out(std::int64_t step, std::int64_t grad_accum) const {
+  std::vector<HostBatch> batches;
+  for (std::int64_t g = 0; g < grad_accum; ++g) {
+    std::vector<const Row*> rows;
+    for (std::int64_t i : sampler->batch(step * grad_accum + g))
+      rows.push_back(&data.rows[static_cast<std::size_t>(i)]);
+    batches.push_back(make_host_batch(rows));
+  }
+  return batches;
+}
+
+RunInputs read_inputs(const FinetuneSettings& settings, FinetuneListener& listener) {
+  RunInputs in;
+  choose_lora(settings, listener, in);
+  read_data(settings, listener, in);
+  arrange(settings, listener, in);
+  return in;
+}
+
+}  // namespace lk

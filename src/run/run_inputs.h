@@ -1,0 +1,41 @@
+// What a run is given, read and arranged before anything is computed: the adapter's shape, the
+// model's head, the rows, and which of them each step will see.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "io/json.h"
+#include "lora/adapter_io.h"
+#include "nn/batch.h"
+#include "run/finetune.h"
+#include "text/dataset.h"
+#include "text/sampler.h"
+#include "text/tokenizer.h"
+
+namespace lk {
+
+struct RunInputs {
+  LoraConfig lora;
+  std::optional<AdapterFile> init;  // the adapter to start from
+  ModelConfig model;
+  std::unique_ptr<Tokenizer> tokenizer;
+  Dataset data, eval;
+  std::optional<Sampler> sampler;
+  Json packing;  // for run.json; null without it
+  std::int64_t steps = 0;
+
+  std::vector<std::int64_t> row_lengths() const;
+  // Lengths of the rows of the largest micro-batch there can be: it is made of the longest rows, or
+  // of the fullest bins, each as one row.
+  std::vector<std::int64_t> longest_batch(const FinetuneSettings& settings) const;
+  // The micro-batches of a step. Any thread may call it.
+  std::vector<HostBatch> lay_out(std::int64_t step, std::int64_t grad_accum) const;
+};
+
+// Reads them, telling `listener` what was found. Throws InputError, UsageError, IoError.
+RunInputs read_inputs(const FinetuneSettings& settings, FinetuneListener& listener);
+
+}  // namespace lk

@@ -1,0 +1,73 @@
+#include "run/run_settings.h"
+
+#include <cmath>
+
+#include "io/json.h"
+
+namespace lk {
+namespace {
+
+void require(bool ok, const std::string& message) {
+  if (!ok) throw UsageError(message);
+}
+
+}  // namespace
+
+void validate_settings(const FinetuneSettings& s) {
+  require(!s.model.empty(), "--model is required");
+  require(!s.data.empty(), "--data is required");
+  require(!s.out.empty(), "--out is required");
+  require(s.rank >= 1, concat("--rank ", s.rank, ": must be at least 1"));
+  require(!s.alpha || (std::isfinite(*s.alpha) && *s.alpha > 0), "--alpha must be positive");
+  require(s.dropout >= 0 && s.dropout < 1, concat("--dropout ", s.dropout, ": must be in [0, 1)"));
+  require(!(s.steps && s.epochs), "--steps and --epochs: give one of the two");
+  require(!s.steps || *s.steps >= 1, "--steps must be at least 1");
+  require(!s.epochs || (std::isfinite(*s.epochs) && *s.epochs > 0), "--epochs must be positive");
+  require(s.batch >= 1 && s.batch <= 65536, "--batch must be in 1 .. 65536");
+  require(s.grad_accum >= 1 && s.grad_accum <= 65536, "--grad-accum must be in 1 .. 65536");
+  require(s.seq_len >= 2 && s.seq_len <= (1 << 24), "--seq-len must be at least 2");
+  require(std::isfinite(s.lr) && s.lr >= 0, "--lr must be a finite number, not negative");
+  require(std::isfinite(s.weight_decay) && s.weight_decay >= 0,
+          "--weight-decay must not be negative");
+  require(std::isfinite(s.clip) && s.clip >= 0, "--clip must not be negative (0 turns it off)");
+  require(s.warmup >= 0, "--warmup must not be negative");
+  require(s.eval_every >= 0 && s.save_every >= 0,
+          "--eval-every and --save-every must not be negative");
+  require(s.eval_rows != 0, "--eval-rows must be at least 1");
+  require(s.eval_every == 0 || !s.eval_data.empty(), "--eval-every needs --eval-data");
+  require(!s.samples || *s.samples >= 0, "--samples must not be negative");
+  require(s.samples.value_or(0) == 0 || !s.eval_data.empty(), "--samples needs --eval-data");
+  require(s.dtype == "auto" || s.dtype == "f32" || s.dtype == "bf16",
+          concat("--dtype ", s.dtype, ": one of auto, f32, bf16"));
+  require(s.memory_limit >= 0 && s.memory >= 0, "--memory-limit and --memory: not negative");
+  require(s.memory == 0 || s.recompute == Recompute{},
+          "--memory chooses --recompute: give one of the two");
+  require(s.memory == 0 || s.memory_limit == 0, "--memory and --memory-limit: give one of the two");
+  parse_schedule_kind(s.schedule);
+}
+
+Json run_identity(const FinetuneSettings& s, std::int64_t steps, const std::string& base,
+                  const Dataset& data, DType dtype, const LoraConfig& lora) {
+  return {{"base_sha256", base},
+          {"data_sha256", data.sha256},
+          {"rank", lora.shape.rank},
+          {"alpha", lora.shape.alpha},
+          {"dropout", lora.shape.dropout},
+          {"targets", lora.targets},
+          {"steps", steps},
+          {"batch", s.batch},
+          {"grad_accum", s.grad_accum},
+          {"seq_len", s.seq_len},
+          {"lr", s.lr},
+          {"schedule", s.schedule},
+          {"warmup", s.warmup},
+          {"weight_decay", s.weight_decay},
+          {"clip", s.clip},
+          {"seed", s.seed},
+          {"shuffle", s.shuffle},
+          {"packing", s.packing},
+          {"truncate", s.truncate},
+          {"dtype", dtype_name(dtype)}};
+}
+
+}  // namespace lk

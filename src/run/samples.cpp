@@ -1,0 +1,58 @@
+#include "run/samples.h"
+
+#include <algorithm>
+
+#include "nn/generate.h"
+
+namespace lk {
+namespace {
+
+constexpr std::size_t kLongestCut = 64;
+
+// Off while it lives; on again whatever happens.
+class Disabled {
+ public:
+  explicit Disabled(Adapter& adapter) : adapter_(adapter) { adapter_.set_enabled(false); }
+  ~Disabled() { adapter_.set_enabled(true); }
+  Disabled(const Disabled&) = delete;
+  Disabled& operator=(const Disabled&) = delete;
+
+ private:
+  Adapter& adapter_;
+};
+
+}  // namespace
+
+std::vector<Sample> make_samples(Transformer& model, Adapter& adapter, const Tokenizer& tokenizer,
+                                 std::span<const Row> rows, std::int64_t n) {
+  SamplingSettings sampling;
+  sampling.max_tokens = kSampleTokens;
+  sampling.stop_ids = tokenizer.stop_ids();
+  std::vector<Sample> samples;
+  std::vector<std::span<const std::int32_t>> prompts;
+  for (const Row& row : rows) {
+    if (std::ssize(samples) >= n) break;
+    const auto first = std::find(row.supervised.begin(), row.supervised.end(), 1);
+    auto begin = static_cast<std::size_t>(first - row.supervised.begin());
+    if (begin == 0) begin = std::clamp<std::size_t>(row.ids.size() / 4, 1, kLongestCut);
+    if (begin >= row.ids.size() || static_cast<std::int64_t>(begin) >= model.max_positions())
+      continue;
+    const auto last = std::find(row.supervised.begin() + static_cast<std::ptrdiff_t>(begin),
+                                row.supervised.end(), 0);
+    const auto end = static_cast<std::size_t>(last - row.supervised.begin());
+    const std::span<const std::int32_t> ids = row.ids;
+    prompts.push_back(ids.first(begin));
+    samples.push_back({tokenizer.decode(prompts.back(), false),
+                       tokenizer.decode_after(prompts.back(), ids.subspan(begin, end - begin)), "",
+                       ""});
+  }
+  auto write = [&](std::size_t i) {
+    return tokenizer.decode(generate(model, prompts[i], sampling).ids);
+  };
+  for (std::size_t i = 0; i < samples.size(); ++i) samples[i].adapted = write(i);
+  const Disabled base(adapter);
+  for (std::size_t i = 0; i < samples.size(); ++i) samples[i].base = write(i);
+  return samples;
+}
+
+}  // namespace lk

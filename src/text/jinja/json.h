@@ -1,0 +1,12 @@
+// JSON -> values of the template language.
+#pragma once
+
+#include "io/json.h"
+#include "text/jinja/value.h"
+
+namespace lk::jinja {
+
+// `marked`: whether its strings are marked as coming from a conversation.
+Value from_json(const Json& json, Budget& budget, bool marked = false);
+
+}  // namespace lk::jinja

@@ -1,0 +1,357 @@
+#include "text/jinja/value.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+
+#include "tensor/error.h"
+#include "text/utf8.h"
+
+namespace lk::jinja {
+
+void fail(const std::string& what) { throw InputError(what); }
+
+void Budget::work(std::uint64_t n) {
+  if (n > work_) fail("the template takes too many steps");
+  work_ -= n;
+}
+
+void Budget::bytes(std::uint64_t n) {
+  if (n > bytes_) fail("the template makes too much text");
+  bytes_ -= n;
+}
+
+void Text::append(const Text& other, std::size_t begin, std::size_t end) {
+  const std::size_t at = s.size();
+  s.append(other.s, begin, end - begin);
+  for (const auto& [b, e] : other.marks) {
+    const std::size_t from = std::max(b, begin), to = std::min(e, end);
+    if (from >= to) continue;
+    if (!marks.empty() && marks.back().second == at + from - begin)
+      marks.back().second = at + to - begin;
+    else
+      marks.emplace_back(at + from - begin, at + to - begin);
+  }
+}
+
+void Text::append_marked(std::string_view content) {
+  if (content.empty()) return;
+  if (!marks.empty() && marks.back().second == s.size())
+    marks.back().second += content.size();
+  else
+    marks.emplace_back(s.size(), s.size() + content.size());
+  s += content;
+}
+
+Text Text::part(std::size_t begin, std::size_t end) const {
+  Text out;
+  out.append(*this, begin, end);
+  return out;
+}
+
+bool Text::marked(std::size_t at) const {
+  auto it = std::partition_point(marks.begin(), marks.end(),
+                                 [&](const auto& m) { return m.second <= at; });
+  return it != marks.end() && it->first <= at;
+}
+
+const Value* Dict::find(std::string_view key) const {
+  for (const auto& [k, value] : items)
+    if (k == key) return &value;
+  return nullptr;
+}
+
+namespace {
+
+int depth_of(const Value& v) {
+  if (const List* list = v.as_list()) return list->depth;
+  if (const Dict* dict = v.as_dict()) return dict->depth;
+  if (auto loop = std::get_if<std::shared_ptr<Loop>>(&v.v)) return (*loop)->items->depth + 1;
+  return 0;
+}
+
+int deeper(int depth, const Value& child) {
+  depth = std::max(depth, depth_of(child) + 1);
+  if (depth > kMaxValueDepth) fail("lists and dicts are nested too deeply");
+  return depth;
+}
+
+}  // namespace
+
+Value make_list(std::vector<Value> items, Budget& budget, bool tuple) {
+  budget.bytes(sizeof(List) + items.size() * sizeof(Value));
+  List list;
+  for (const Value& item : items) list.depth = deeper(list.depth, item);
+  list.items = std::move(items);
+  list.tuple = tuple;
+  return {std::make_shared<const List>(std::move(list))};
+}
+
+Value make_dict(std::vector<std::pair<std::string, Value>> items, Budget& budget) {
+  Dict dict;
+  for (auto& [key, value] : items) {
+    budget.bytes(key.size() + sizeof(Value) + sizeof(std::string));
+    budget.work(1 + dict.items.size());
+    dict.depth = deeper(dict.depth, value);
+    auto it = std::find_if(dict.items.begin(), dict.items.end(),
+                           [&k = key](const auto& item) { return item.first == k; });
+    if (it != dict.items.end())
+      it->second = std::move(value);
+    else
+      dict.items.emplace_back(std::move(key), std::move(value));
+  }
+  return {std::make_shared<const Dict>(std::move(dict))};
+}
+
+std::string type_name(const Value& v) {
+  constexpr const char* names[] = {"Undefined", "NoneType",    "bool",    "int",
+                                   "float",     "str",         "list",    "dict",
+                                   "Namespace", "LoopContext", "function"};
+  if (v.as_list() != nullptr && v.as_list()->tuple) return "tuple";
+  return names[v.v.index()];
+}
+
+bool truth(const Value& v) {
+  if (v.is<Undefined>() || v.is<None>()) return false;
+  if (v.is_integer()) return v.integer() != 0;
+  if (v.is<double>()) return v.real() != 0;
+  if (const Text* text = v.as_text()) return !text->s.empty();
+  if (const List* list = v.as_list()) return !list->items.empty();
+  if (const Dict* dict = v.as_dict()) return !dict->items.empty();
+  return true;
+}
+
+bool equal(const Value& a, const Value& b, Budget& budget) {
+  budget.work();
+  if (a.is_number() && b.is_number())
+    return a.is_integer() && b.is_integer() ? a.integer() == b.integer() : a.real() == b.real();
+  if (a.v.index() != b.v.index()) return false;
+  if (a.is<Undefined>() || a.is<None>()) return true;
+  if (const Text* text = a.as_text()) {
+    budget.work(text->s.size() / 16);
+    return text->s == b.as_text()->s;
+  }
+  if (const List* list = a.as_list()) {
+    const List& other = *b.as_list();
+    if (list->tuple != other.tuple || list->items.size() != other.items.size()) return false;
+    for (std::size_t i = 0; i < list->items.size(); ++i)
+      if (!equal(list->items[i], other.items[i], budget)) return false;
+    return true;
+  }
+  if (const Dict* dict = a.as_dict()) {
+    if (dict->items.size() != b.as_dict()->items.size()) return false;
+    for (const auto& [key, value] : dict->items) {
+      budget.work(dict->items.size());
+      const Value* other = b.as_dict()->find(key);
+      if (other == nullptr || !equal(value, *other, budget)) return false;
+    }
+    return true;
+  }
+  if (a.is<Namespace*>()) return std::get<Namespace*>(a.v) == std::get<Namespace*>(b.v);
+  return false;
+}
+
+bool less(const Value& a, const Value& b, Budget& budget) {
+  budget.work();
+  if (a.is_number() && b.is_number())
+    return a.is_integer() && b.is_integer() ? a.integer() < b.integer() : a.real() < b.real();
+  if (a.as_text() != nullptr && b.as_text() != nullptr) {
+    budget.work(std::min(a.as_text()->s.size(), b.as_text()->s.size()) / 16);
+    return a.as_text()->s < b.as_text()->s;  // bytes of UTF-8 order as code points do
+  }
+  if (a.as_list() != nullptr && b.as_list() != nullptr) {
+    const auto &x = a.as_list()->items, &y = b.as_list()->items;
+    for (std::size_t i = 0; i < std::min(x.size(), y.size()); ++i)
+      if (!equal(x[i], y[i], budget)) return less(x[i], y[i], budget);
+    return x.size() < y.size();
+  }
+  fail("'" + type_name(a) + "' and '" + type_name(b) + "' can't be ordered");
+}
+
+namespace {
+
+// A float as Python's repr() writes it: the shortest digits that read back, 1e16 as 1e+16.
+std::string real_text(double value) {
+  if (std::isnan(value)) return "nan";
+  if (std::isinf(value)) return value > 0 ? "inf" : "-inf";
+  char buffer[64];
+  const double size = std::abs(value);
+  const bool plain = value == 0 || (size >= 1e-4 && size < 1e16);
+  const auto end = std::to_chars(buffer, buffer + sizeof buffer, value,
+                                 plain ? std::chars_format::fixed : std::chars_format::scientific)
+                       .ptr;
+  std::string out(buffer, end);
+  if (plain && out.find('.') == std::string::npos) out += ".0";
+  return out;
+}
+
+constexpr char kHex[] = "0123456789abcdef";
+
+// Copies a string escaped: `escape` gives what to write for a character, empty for itself.
+template <class Escape>
+void append_escaped(Text& out, const Text& text, Budget& budget, Escape&& escape) {
+  budget.work(text.s.size());
+  budget.bytes(text.s.size() + 2);
+  std::size_t done = 0;
+  for (std::size_t i = 0; i < text.s.size();) {
+    const std::size_t next = i + utf8_length(static_cast<unsigned char>(text.s[i]));
+    const std::string written = escape(utf8_decode(text.s.data() + i));
+    if (!written.empty()) {
+      out.append(text, done, i);
+      budget.bytes(written.size());
+      if (text.marked(i))
+        out.append_marked(written);
+      else
+        out.append(written);
+      done = next;
+    }
+    i = next;
+  }
+  out.append(text, done, text.s.size());
+}
+
+void append_repr(Text& out, const Text& text, Budget& budget) {
+  const bool doubled =
+      text.s.find('\'') != std::string::npos && text.s.find('"') == std::string::npos;
+  const char quote = doubled ? '"' : '\'';
+  out.append(std::string(1, quote));
+  append_escaped(out, text, budget, [&](char32_t c) -> std::string {
+    if (c == static_cast<char32_t>(quote)) return std::string("\\") + quote;
+    if (c == '\\') return "\\\\";
+    if (c == '\n') return "\\n";
+    if (c == '\r') return "\\r";
+    if (c == '\t') return "\\t";
+    if (c < 0x20 || (c >= 0x7F && c <= 0xA0) || c == 0xAD)
+      return std::string("\\x") + kHex[c >> 4 & 15] + kHex[c & 15];
+    return "";
+  });
+  out.append(std::string(1, quote));
+}
+
+void append_text(Text& out, const Value& v, bool repr, Budget& budget) {
+  budget.work();
+  if (const Text* text = v.as_text()) {
+    if (repr) return append_repr(out, *text, budget);
+    budget.bytes(text->s.size());
+    out.append(*text);
+  } else if (v.is<Undefined>()) {
+    if (repr) out.append("Undefined");
+  } else if (v.is<None>()) {
+    out.append("None");
+  } else if (v.is<bool>()) {
+    out.append(v.integer() != 0 ? "True" : "False");
+  } else if (v.is<std::int64_t>()) {
+    out.append(std::to_string(v.integer()));
+  } else if (v.is<double>()) {
+    out.append(real_text(v.real()));
+  } else if (const List* list = v.as_list()) {
+    budget.bytes(2 + 2 * list->items.size());
+    out.append(list->tuple ? "(" : "[");
+    for (std::size_t i = 0; i < list->items.size(); ++i) {
+      if (i > 0) out.append(", ");
+      append_text(out, list->items[i], true, budget);
+    }
+    out.append(!list->tuple ? "]" : list->items.size() == 1 ? ",)" : ")");
+  } else if (const Dict* dict = v.as_dict()) {
+    budget.bytes(2 + 4 * dict->items.size());
+    out.append("{");
+    for (std::size_t i = 0; i < dict->items.size(); ++i) {
+      if (i > 0) out.append(", ");
+      append_repr(out, Text{dict->items[i].first, {}}, budget);
+      out.append(": ");
+      append_text(out, dict->items[i].second, true, budget);
+    }
+    out.append("}");
+  } else {
+    fail("a " + type_name(v) + " can't be written as text");
+  }
+}
+
+std::string json_unit(char32_t unit) {
+  std::string out = "\\u";
+  for (int shift = 12; shift >= 0; shift -= 4) out += kHex[unit >> shift & 15];
+  return out;
+}
+
+void append_json_string(Text& out, const Text& text, bool ascii, Budget& budget) {
+  out.append("\"");
+  append_escaped(out, text, budget, [&](char32_t c) -> std::string {
+    if (c == '"') return "\\\"";
+    if (c == '\\') return "\\\\";
+    if (c == '\n') return "\\n";
+    if (c == '\r') return "\\r";
+    if (c == '\t') return "\\t";
+    if (c == '\b') return "\\b";
+    if (c == '\f') return "\\f";
+    if (c < 0x20 || (ascii && c >= 0x7F && c < 0x10000)) return json_unit(c);
+    if (ascii && c >= 0x10000)
+      return json_unit(0xD800 + ((c - 0x10000) >> 10)) +
+             json_unit(0xDC00 + ((c - 0x10000) & 0x3FF));
+    return "";
+  });
+  out.append("\"");
+}
+
+void append_json(Text& out, const Value& v, const JsonStyle& style, int level, Budget& budget) {
+  budget.work();
+  auto line = [&](int depth) {
+    if (style.indent < 0) return;
+    const auto spaces = static_cast<std::size_t>(style.indent) * static_cast<std::size_t>(depth);
+    budget.bytes(spaces + 1);
+    out.append("\n" + std::string(spaces, ' '));
+  };
+  if (const Text* text = v.as_text()) {
+    append_json_string(out, *text, style.ascii, budget);
+  } else if (v.is<None>()) {
+    out.append("null");
+  } else if (v.is<bool>()) {
+    out.append(v.integer() != 0 ? "true" : "false");
+  } else if (v.is<std::int64_t>() || v.is<double>()) {
+    if (v.is<double>() && !std::isfinite(v.real())) fail("tojson: a number is not finite");
+    append_text(out, v, false, budget);
+  } else if (const List* list = v.as_list()) {
+    budget.bytes(2 + list->items.size() * style.item.size());
+    out.append("[");
+    for (std::size_t i = 0; i < list->items.size(); ++i) {
+      if (i > 0) out.append(style.item);
+      line(level + 1);
+      append_json(out, list->items[i], style, level + 1, budget);
+    }
+    if (!list->items.empty()) line(level);
+    out.append("]");
+  } else if (const Dict* dict = v.as_dict()) {
+    budget.bytes(2 + dict->items.size() * (style.item.size() + style.key.size()));
+    out.append("{");
+    auto items = dict->items;
+    if (style.sort_keys)
+      std::sort(items.begin(), items.end(),
+                [](const auto& a, const auto& b) { return a.first < b.first; });
+    for (std::size_t i = 0; i < items.size(); ++i) {
+      if (i > 0) out.append(style.item);
+      line(level + 1);
+      append_json_string(out, Text{items[i].first, {}}, style.ascii, budget);
+      out.append(style.key);
+      append_json(out, items[i].second, style, level + 1, budget);
+    }
+    if (!items.empty()) line(level);
+    out.append("}");
+  } else {
+    fail("tojson: a " + type_name(v) + " is not JSON");
+  }
+}
+
+}  // namespace
+
+Text to_text(const Value& v, Budget& budget) {
+  Text out;
+  append_text(out, v, false, budget);
+  return out;
+}
+
+Text to_json(const Value& v, const JsonStyle& style, Budget& budget) {
+  Text out;
+  append_json(out, v, style, 0, budget);
+  return out;
+}
+
+}  // namespace lk::jinja
