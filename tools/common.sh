@@ -67,14 +67,34 @@ configure() {
 # compile FOLDER TARGET...: with as many jobs as there are cores.
 compile() { ninja -C "$1" -j "$(nproc)" "${@:2}" >&2; }
 
-# configure_build: sets up build/, with the CUDA backend where the toolkit is found.
-configure_build() {
-  command -v nvcc >/dev/null || [ ! -x /usr/local/cuda/bin/nvcc ] || PATH=$PATH:/usr/local/cuda/bin
-  if command -v nvcc >/dev/null; then say "Building in build/, with CUDA"; else say "Building in build/, CPU only: no nvcc"; fi
-  configure build
+# gpu_arch: the architecture of this machine's GPU as nvcc names it, "90a"; fails without a GPU.
+gpu_arch() {
+  local capability
+  capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d .) || return 1
+  [[ $capability =~ ^[0-9]+$ ]] || return 1
+  # Hopper's own instructions have a name of their own.
+  if [ "$capability" = 90 ]; then echo 90a; else echo "$capability"; fi
 }
-# build_all: everything. build_programs: only what lies in build/tools/.
-build_all() { configure_build && compile build; }
+
+# configure_build [kernels]: sets up build/. The kernels are compiled for this machine's GPU. Without a GPU they are left
+# out, unless asked for: then for one architecture, where the toolkit is found. A folder that has them keeps them.
+configure_build() {
+  local arch
+  command -v nvcc >/dev/null || [ ! -x /usr/local/cuda/bin/nvcc ] || PATH=$PATH:/usr/local/cuda/bin
+  if ! command -v nvcc >/dev/null; then
+    say "Building in build/, CPU only: no nvcc"
+    configure build -Dcuda=disabled
+  elif arch=$(gpu_arch) || { [ "${1-}" = kernels ] && arch=90a; }; then
+    say "Building in build/, with CUDA for sm_$arch"
+    configure build -Dcuda=enabled -Dgpu_arch="$arch"
+  elif grep -qs -- -Dcuda=enabled build/lorikeet-options; then
+    say "Building in build/, which has CUDA kernels already"
+  else
+    say "Building in build/, CPU only: no GPU here"
+    configure build -Dcuda=disabled
+  fi
+}
+# build_programs: only what lies in build/tools/.
 build_programs() {
   configure_build || return 1
   compile build $(ninja -C build -t targets all | sed -nE 's/^(tools\/[a-z_]+): (cpp|cuda)_LINKER.*/\1/p')

@@ -203,10 +203,10 @@ LK_SIMD void round_row(const T* x, std::int64_t n_blocks, int offset, bool halve
     std::int32_t top = 0;  // |x| as integers, in the order of the numbers and NaN above all
 #pragma omp simd reduction(max : top)
     for (int j = 0; j < kBlock; ++j) {
-      const std::int32_t bits = std::bit_cast<std::int32_t>(widen(x[j])) & 0x7fffffff;
+      const std::int32_t bits = __builtin_bit_cast(std::int32_t, widen(x[j])) & 0x7fffffff;
       top = bits > top ? bits : top;
     }
-    const float largest = std::bit_cast<float>(top);
+    const float largest = __builtin_bit_cast(float, top);
     const bool finite = top < kInfinity, zero = largest < 1e-30f;
     const float inverse = zero || !finite ? 0.0f : 127.0f / largest;
     d[b] = !finite ? std::numeric_limits<float>::quiet_NaN() : zero ? 0.0f : largest / 127.0f;
@@ -217,7 +217,7 @@ LK_SIMD void round_row(const T* x, std::int64_t n_blocks, int offset, bool halve
       for (int j = 16 * h; j < 16 * h + 16; ++j) {
         const float shifted = (finite ? widen(x[j]) : 0.0f) * inverse + magic;
         const std::int32_t i =
-            std::bit_cast<std::int32_t>(shifted) - std::bit_cast<std::int32_t>(magic);
+            __builtin_bit_cast(std::int32_t, shifted) - __builtin_bit_cast(std::int32_t, magic);
         q[j] = static_cast<std::int8_t>(i);
         part += i;
       }

@@ -2,7 +2,6 @@
 // several instruction sets and chosen when the program is loaded.
 #pragma once
 
-#include <bit>
 #include <cstdint>
 #include <type_traits>
 
@@ -18,7 +17,8 @@
 #else
 #define LK_SIMD __attribute__((noinline))
 #endif
-// In front of what such functions call: it must become part of each clone.
+// In front of what such functions call: it must become part of each clone. std::bit_cast of a vector is
+// a call without optimisation, and a clone passes vectors otherwise than the baseline: use the builtin.
 #define LK_INLINE inline __attribute__((always_inline))
 
 namespace lk::cpu {
@@ -26,14 +26,14 @@ namespace lk::cpu {
 // bf16 <-> float without branches, so that loops vectorise.
 LK_INLINE float widen(float x) { return x; }
 LK_INLINE float widen(bf16 x) {
-  return std::bit_cast<float>(static_cast<std::uint32_t>(x.bits) << 16);
+  return __builtin_bit_cast(float, static_cast<std::uint32_t>(x.bits) << 16);
 }
 template <class T>
 LK_INLINE T narrow(float x) {
   if constexpr (std::is_same_v<T, float>) {
     return x;
   } else {
-    const std::uint32_t u = std::bit_cast<std::uint32_t>(x);
+    const std::uint32_t u = __builtin_bit_cast(std::uint32_t, x);
     const std::uint32_t nearest = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16, nan = (u >> 16) | 0x40u;
     bf16 y;
     y.bits = static_cast<std::uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? nan : nearest);
@@ -54,7 +54,7 @@ LK_INLINE Eight load_eight(const bf16* x) {
   using Shorts = std::uint16_t __attribute__((vector_size(16)));
   Shorts s;
   __builtin_memcpy(&s, x, sizeof s);
-  return std::bit_cast<Eight>(__builtin_convertvector(s, Ints) << 16);
+  return __builtin_bit_cast(Eight, __builtin_convertvector(s, Ints) << 16);
 }
 LK_INLINE float add_up(Eight x) {
   using Order = std::int32_t __attribute__((vector_size(32)));
@@ -81,10 +81,11 @@ LK_INLINE float fast_exp(float x) {
   p = p * r + 1.0f;
   p = p * r + 1.0f;
   // 2^n in two factors: n = 128 would not fit in one exponent.
-  const std::int32_t i = std::bit_cast<std::int32_t>(shifted) - std::bit_cast<std::int32_t>(magic);
+  const std::int32_t i =
+      __builtin_bit_cast(std::int32_t, shifted) - __builtin_bit_cast(std::int32_t, magic);
   const std::int32_t half = i >> 1;
-  const float y =
-      p * std::bit_cast<float>((half + 127) << 23) * std::bit_cast<float>((i - half + 127) << 23);
+  const float y = p * __builtin_bit_cast(float, (half + 127) << 23) *
+                  __builtin_bit_cast(float, (i - half + 127) << 23);
   return x < low ? 0.0f : y;
 }
 
