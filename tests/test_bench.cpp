@@ -219,7 +219,7 @@ TEST_CASE("every op of Backend has a benchmark on the CPU and on the GPU") {
   for (const char* not_an_op :
        {"name", "description", "is_cpu", "preferred_dtype", "free_memory", "synchronize",
         "make_clock", "prepare_linear", "record", "read_later", "prefers_fused_linear", "offload",
-        "can_offload", "keeps_quantised"})
+        "can_record", "can_offload", "keeps_quantised"})
     CHECK(ops.erase(not_an_op) == 1);
   CHECK(ops.erase("matmul_tn") == 1);
   ops.insert("weight_gradient");  // its public name, and those of:
