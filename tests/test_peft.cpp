@@ -158,6 +158,7 @@ void check_smollm2(Backend& backend, const std::string& name, std::size_t n_step
   lora.targets = golden.get<std::vector<std::string>>("targets");
   Adapter adapter(model, lora);
   fill_by_formula(adapter, golden.get<double>("b_bound"));
+  prepare_for_training(model, adapter);
   Trainer trainer(model, adapter, training(golden));
   std::vector<double> losses = golden.numbers("losses");
   const std::size_t after = golden.get<std::size_t>("after_step");
@@ -227,6 +228,7 @@ struct FamilyRun {
     config.adamw.weight_decay = golden["weight_decay"].get<float>();
     config.schedule = {ScheduleKind::Constant, golden["lr"].get<double>(), 0, 10};
     config.clip = 0;
+    prepare_for_training(*model, *adapter);
     trainer = std::make_unique<Trainer>(*model, *adapter, config);
   }
   double step(std::size_t k) {
@@ -260,6 +262,7 @@ TEST_CASE("twenty steps as PEFT trains them: losses, gradient norms, the adapter
       TinyRun run(backend, name + ".initial"), peft(backend, name + ".after");
       Dataset data = run.rows();
       std::vector<Row> eval_rows = last_rows(data, golden);
+      prepare_for_training(*run.model, *run.adapter);
       Trainer trainer(*run.model, *run.adapter, training(golden));
       CHECK(evaluate(*run.model, eval_rows, 256).loss ==
             doctest::Approx(golden.get<double>("eval_before")).epsilon(2e-6));

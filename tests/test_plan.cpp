@@ -24,6 +24,7 @@ TEST_CASE("the plan is the run: peaks by tag equal those of a real step") {
     ModelConfig config = tiny_config();
     Transformer model(*backend, config, random_weights(*backend, config, dtype, 1), dtype, 50);
     Adapter adapter(model, tiny_lora());
+    prepare_for_training(model, adapter);
     Trainer trainer(model, adapter, {});
     Row row;
     row.ids.assign(50, 1);
@@ -77,6 +78,7 @@ std::int64_t real_peak(Backend& backend, const PlanRequest& r, const Recompute& 
   Transformer model(backend, r.model, random_weights(backend, r.model, r.compute_dtype, 1),
                     r.compute_dtype, r.seq_len);
   Adapter adapter(model, r.lora);
+  prepare_for_training(model, adapter);
   Trainer trainer(model, adapter, {});
   model.set_recompute(recompute);
   Row row;

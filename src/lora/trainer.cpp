@@ -27,20 +27,18 @@ std::string hash_of_b(const LoraLinear& layer) {
   return tensor_sha256(b.reshape({b.cols(), b.rows()}));
 }
 
-// Before the optimizer is made, as it keeps where the compute copies of A and B lie.
-std::vector<Parameter*> fused_parameters(Transformer& model, Adapter& adapter) {
+}  // namespace
+
+void prepare_for_training(Transformer& model, Adapter& adapter) {
   if (model.backend().prefers_fused_linear() && model.compute_dtype() == DType::BF16)
     fuse_projections(model, adapter);
-  return adapter.parameters();
 }
-
-}  // namespace
 
 Trainer::Trainer(Transformer& model, Adapter& adapter, const TrainerConfig& config)
     : model_(model),
       adapter_(adapter),
       config_(config),
-      optimizer_(fused_parameters(model, adapter), config.adamw),
+      optimizer_(adapter.parameters(), config.adamw),
       train_step_(model, adapter, optimizer_, {config.clip, config.seed, config.loss}),
       recorder_(model.backend(), why_not_recorded().empty(), {kMostRecordings, kMostLaunched}) {
   if (config.loss && config.pad.value_or(false))

@@ -54,7 +54,9 @@ LK_INLINE Eight load_eight(const bf16* x) {
   using Shorts = std::uint16_t __attribute__((vector_size(16)));
   Shorts s;
   __builtin_memcpy(&s, x, sizeof s);
-  return std::bit_cast<Eight>(__builtin_convertvector(s, Ints) << 16);
+  // Not std::bit_cast: where nothing is inlined that is a function compiled for the plain processor,
+  // which returns vectors in other registers than its caller here expects.
+  return __builtin_bit_cast(Eight, __builtin_convertvector(s, Ints) << 16);
 }
 LK_INLINE float add_up(Eight x) {
   using Order = std::int32_t __attribute__((vector_size(32)));
