@@ -11,6 +11,7 @@
 #include "harness.h"
 #include "io/durable.h"
 #include "io/json.h"
+#include "scratch_folder.h"
 
 using namespace lk;
 namespace stdfs = std::filesystem;
@@ -40,19 +41,16 @@ Result run(const std::string& arguments, const std::string& redirect = " 2>&1") 
 const std::string kModel = std::string(LK_TEST_DATA) + "/golden/peft/tiny";
 
 struct Folder {
-  stdfs::path path = stdfs::temp_directory_path() / "lorikeet-test-cli";
+  test::ScratchFolder scratch;
   Folder() {
-    stdfs::remove_all(path);
-    stdfs::create_directories(path);
-    std::ofstream(path / "rows.jsonl") << R"({"prompt":"abc ","completion":"def ghi"})"
-                                          "\n"
-                                       << R"({"prompt":"x","completion":"yz"})"
-                                          "\n"
-                                       << R"({"prompt":"hello ","completion":"world"})"
-                                          "\n";
+    std::ofstream(scratch.file("rows.jsonl")) << R"({"prompt":"abc ","completion":"def ghi"})"
+                                                 "\n"
+                                              << R"({"prompt":"x","completion":"yz"})"
+                                                 "\n"
+                                              << R"({"prompt":"hello ","completion":"world"})"
+                                                 "\n";
   }
-  ~Folder() { stdfs::remove_all(path); }
-  std::string operator/(const std::string& name) const { return (path / name).string(); }
+  std::string operator/(const std::string& name) const { return scratch.file(name); }
 };
 
 std::string train(const Folder& f, const std::string& more) {

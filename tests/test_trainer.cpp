@@ -2,7 +2,6 @@
 // that leaks between rows, an optimizer that misses a parameter, a resume that is not exact.
 #include <algorithm>
 #include <array>
-#include <filesystem>
 #include <set>
 
 #include "cpu/cpu_backend_impl.h"
@@ -11,6 +10,7 @@
 #include "lora/trainer.h"
 #include "modelfile/weight_hash.h"
 #include "run/checkpoint.h"
+#include "scratch_folder.h"
 #include "text/sampler.h"
 #include "tiny_model.h"
 
@@ -338,9 +338,8 @@ TEST_CASE("same seed, same bytes; dropout included") {
 }
 
 TEST_CASE("resume is exact: stop after 3 of 6 steps, go on, compare every bit") {
-  auto folder = std::filesystem::temp_directory_path() / "lorikeet-test-resume";
-  std::filesystem::remove_all(folder);
-  std::filesystem::create_directories(folder);
+  const ScratchFolder scratch;
+  const std::string& folder = scratch.path();
   std::vector<Row> rows = random_rows({20, 9, 14, 33, 5, 8}, 2);
   Json identity = {{"rank", 4}, {"data_sha256", "abc"}, {"steps", 6}};
   LoraConfig lora = tiny_lora();
@@ -378,7 +377,6 @@ TEST_CASE("resume is exact: stop after 3 of 6 steps, go on, compare every bit") 
   Json longer = identity;
   longer["steps"] = 12;
   CHECK_NOTHROW(load_checkpoint(folder, adapter, trainer, longer, {"steps"}));
-  std::filesystem::remove_all(folder);
 }
 
 TEST_CASE("a step that is not finite changes nothing; three in a row end the run") {
