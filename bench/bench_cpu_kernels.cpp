@@ -30,16 +30,8 @@ Backend& host() {
 }
 
 Tensor random_tensor(DType dtype, Shape shape) {
-  static std::mt19937 rng(1);
-  std::normal_distribution<float> normal;
-  Tensor t = host().empty(Tag::Workspace, dtype, shape);
-  std::vector<float> block(65537);
-  for (float& x : block) x = normal(rng);
-  dispatch_float(dtype, [&]<class E>() {
-    for (std::int64_t i = 0; i < t.numel(); ++i)
-      t.data<E>()[i] = static_cast<E>(block[static_cast<std::size_t>(i) % block.size()]);
-  });
-  return t;
+  static unsigned seed = 0;
+  return bench::random_tensor(host(), dtype, shape, ++seed);
 }
 Weight random_weight(DType dtype, Shape shape) {
   Weight w("w", random_tensor(dtype, shape));

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <numeric>
+#include <optional>
 #include <random>
 
 #include "../tools/program.h"
@@ -63,8 +64,9 @@ class Run {
   Run(Backend& backend, const ModelConfig& config, ModelWeights weights, DType dtype,
       const Settings& s)
       : model_(backend, config, std::move(weights), dtype, s.seq_len),
-        adapter_(model_, lora_config(s)),
-        trainer_(model_, adapter_, training(s)) {
+        adapter_(model_, lora_config(s)) {
+    prepare_for_training(model_, adapter_);
+    trainer_.emplace(model_, adapter_, training(s));
     model_.set_recompute(s.recompute);
     std::mt19937_64 rng(1);
     rows_.resize(static_cast<std::size_t>(s.batch));
@@ -79,9 +81,9 @@ class Run {
     micro_.push_back(make_host_batch(rows));
   }
   // Submits a step, as finetune does: its report comes when the device is done, or with the next.
-  void submit() { trainer_.submit(micro_); }
-  std::optional<StepReport> next_report(bool drain) { return trainer_.next_report(drain); }
-  StepReport step() { return trainer_.step(micro_); }
+  void submit() { trainer_->submit(micro_); }
+  std::optional<StepReport> next_report(bool drain) { return trainer_->next_report(drain); }
+  StepReport step() { return trainer_->step(micro_); }
   // Seconds of a step on the device's clock when the host is far ahead of it: the first of n + 1 is
   // under way before the clock starts, and all others are submitted while it runs.
   double device_seconds(Backend& backend, int n) {
@@ -113,7 +115,7 @@ class Run {
 
   Transformer model_;
   Adapter adapter_;
-  Trainer trainer_;
+  std::optional<Trainer> trainer_;
   std::vector<Row> rows_;
   std::vector<HostBatch> micro_;
 };

@@ -81,6 +81,7 @@ class TimingBackend final : public Backend {
   std::unique_ptr<Recording> record(const std::function<void()>&, const Recording*) override {
     return nullptr;  // ops are timed one by one
   }
+  bool can_record() const override { return inner_.can_record(); }
   std::unique_ptr<HostCopy> offload(const Tensor& x) override { return inner_.offload(x); }
   bool can_offload() const override { return inner_.can_offload(); }
   bool prefers_fused_linear() const override { return inner_.prefers_fused_linear(); }

@@ -1,15 +1,12 @@
-// What the file layer's tests share: scratch folders, builders of good and bad files, and checks
+// What the file layer's tests share: builders of good and bad files, and checks
 // that an error is of the right kind and names what it must.
 #pragma once
 
 #include <doctest/doctest.h>
-#include <stdlib.h>
 #include <time.h>
-#include <unistd.h>
 
 #include <cstdint>
 #include <cstring>
-#include <filesystem>
 #include <fstream>
 #include <initializer_list>
 #include <iterator>
@@ -17,41 +14,10 @@
 #include <utility>
 #include <vector>
 
+#include "scratch_folder.h"
 #include "tensor/error.h"
 
 namespace lk::test {
-
-// A folder of its own, removed with all that is in it.
-class ScratchFolder {
- public:
-  ScratchFolder() {
-    std::string name = (std::filesystem::temp_directory_path() / "lk-test-XXXXXX").string();
-    check(::mkdtemp(name.data()) != nullptr, "mkdtemp failed");
-    path_ = name;
-  }
-  ~ScratchFolder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  ScratchFolder(const ScratchFolder&) = delete;
-  ScratchFolder& operator=(const ScratchFolder&) = delete;
-  std::string file(const std::string& name) const { return path_ + "/" + name; }
-  const std::string& path() const { return path_; }
-  // Writes (plainly) and returns the path.
-  std::string write(const std::string& name, const std::string& content) const {
-    std::ofstream(file(name), std::ios::binary) << content;
-    return file(name);
-  }
-  std::vector<std::string> names() const {
-    std::vector<std::string> found;
-    for (const auto& e : std::filesystem::directory_iterator(path_))
-      found.push_back(e.path().filename().string());
-    return found;
-  }
-
- private:
-  std::string path_;
-};
 
 inline std::string slurp(const std::string& path) {
   std::ifstream in(path, std::ios::binary);

@@ -41,6 +41,8 @@ int main(int argc, char** argv) {
   if (context.shouldExit()) return status;
   std::printf("lorikeet-tests: %d passed, %d failed, %d skipped\n", Counter::passed,
               Counter::failed, Counter::skipped);
-  if (status == 0 && Counter::passed == 0 && Counter::skipped > 0) return 77;  // Meson: SKIP
-  return status;
+  if (status != 0 || Counter::passed > 0) return status;
+  if (Counter::skipped > 0) return 77;  // Meson: SKIP
+  std::printf("no test case ran\n");    // a misspelt -tc, or a program without cases
+  return 1;
 }

@@ -14,6 +14,9 @@
 #include "cuda/open_device.h"
 #include "harness.h"
 
+#define LK_NEEDS_GPU() \
+  if (n_gpus() == 0) LK_SKIP("no GPU")
+
 namespace lk::test {
 
 // With LORIKEET_SMALL_SHAPES set, shapes of more than 2^24 multiplications are left out: for

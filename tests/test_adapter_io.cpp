@@ -9,6 +9,7 @@
 #include "io/json.h"
 #include "io/safetensors.h"
 #include "lora/adapter_io.h"
+#include "scratch_folder.h"
 #include "tensor_file.h"
 #include "tiny_model.h"
 
@@ -22,16 +23,13 @@ struct Saved {
   std::unique_ptr<Backend> backend = make_cpu_backend();
   std::unique_ptr<Transformer> model = tiny_transformer(*backend, DType::F32);
   Adapter adapter;
-  stdfs::path folder;
+  ScratchFolder scratch;
+  stdfs::path folder = scratch.path();
   explicit Saved(std::vector<std::string> targets = {"q_proj", "v_proj"})
-      : adapter(*model, tiny_lora(std::move(targets))),
-        folder(stdfs::temp_directory_path() / "lorikeet-test-adapter") {
-    stdfs::remove_all(folder);
-    stdfs::create_directories(folder);
+      : adapter(*model, tiny_lora(std::move(targets))) {
     randomize_b(adapter, 4);
     save_adapter(folder, adapter, "tiny", "fingerprint");
   }
-  ~Saved() { stdfs::remove_all(folder); }
   Json config() const { return read_json(folder / "adapter_config.json"); }
   void set_config(const Json& j) const {
     write_file_durably(folder / "adapter_config.json", j.dump());

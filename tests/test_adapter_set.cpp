@@ -1,11 +1,9 @@
 // Many adapters over one base: would catch a row that gets a neighbour's adapter, an adapter whose
 // rank or targets leak into others, and a base that changes.
-#include <unistd.h>
-
-#include <chrono>
 #include <filesystem>
 
 #include "cpu/cpu_backend.h"
+#include "hostile.h"
 #include "io/durable.h"
 #include "io/ggml_blocks.h"
 #include "io/ggml_encode.h"
@@ -23,10 +21,8 @@ namespace stdfs = std::filesystem;
 namespace {
 
 struct Folder {
-  stdfs::path path =
-      stdfs::temp_directory_path() / concat("lorikeet-adapter-set-", ::getpid()).c_str();
-  Folder() { stdfs::create_directories(path); }
-  ~Folder() { stdfs::remove_all(path); }
+  ScratchFolder scratch;
+  stdfs::path path = scratch.path();
 };
 
 // Writes an adapter with random A and B for the model's shapes.
@@ -337,10 +333,17 @@ TEST_CASE("100 adapters in one batch: tokens as each alone, and their memory is 
     unlike_base += single.run(std::span(&base, 1))[0].ids != together[i].ids;
   }
   CHECK(unlike_base > 50);
-  CHECK(set.switch_seconds(100) < 1e-3);
+  // Choosing adapters for 100 documents takes their indices, and moves no weight.
+  const Ledger& ledger = backend->ledger();
+  const std::int64_t all = ledger.total().total_count, indices = ledger[Tag::Workspace].total_count;
+  set.switch_seconds(100);
+  CHECK(ledger.total().total_count == all + 1);
+  CHECK(ledger[Tag::Workspace].total_count == indices + 1);
 }
 
-TEST_CASE("100 adapters over SmolLM2 in one batch, and switching takes under a millisecond") {
+TEST_CASE(
+    "100 adapters over SmolLM2 in one batch, and switching takes under a millisecond of the "
+    "processor") {
   const std::string path = smollm2_path();
   if (path.empty()) LK_SKIP("no SmolLM2 (set LORIKEET_SMOLLM2)");
   Folder f;
@@ -399,14 +402,12 @@ TEST_CASE("100 adapters over SmolLM2 in one batch, and switching takes under a m
   CachedBatch batch = make_cached_batch(cache, parts);
   const std::vector<double> before = to_host_f64(m.model->next_logits(batch, cache));
   for (std::int32_t i = 0; i < 100; ++i) parts[static_cast<std::size_t>(i)].variant = 99 - i;
-  double seconds = 1e9;  // other programs only slow it down
-  for (int i = 0; i < 20; ++i) {
-    const auto start = std::chrono::steady_clock::now();
-    refill_cached_batch(batch, cache, parts);
-    m.backend->synchronize();
-    seconds = std::min(
-        seconds, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
-  }
+  constexpr int kSwitches = 20;
+  const CpuClock clock;
+  for (int i = 0; i < kSwitches; ++i) refill_cached_batch(batch, cache, parts);
+  m.backend->synchronize();
+  const double seconds = clock.seconds() / kSwitches;
+  CHECK(clock.within(kSwitches * 1e-3));
   const std::vector<double> after = to_host_f64(m.model->next_logits(batch, cache));
   const auto V = static_cast<std::ptrdiff_t>(m.model->config().vocab_size);
   for (std::ptrdiff_t i = 0; i < 100; ++i)  // all have the same token: row i is now row 99 - i
@@ -416,7 +417,6 @@ TEST_CASE("100 adapters over SmolLM2 in one batch, and switching takes under a m
   MESSAGE("switching 100 adapters: " << 1e3 * seconds << " ms, " << batch.storage.bytes()
                                      << " bytes; one of rank 8: " << set.adapters()[7].bytes
                                      << " bytes");
-  CHECK(seconds < 1e-3);
   CHECK(batch.storage.bytes() < 10000);
   // Nothing of the base, and no factor, was allocated again.
   CHECK(m.backend->ledger()[Tag::Weights].total_count == weights.total_count);

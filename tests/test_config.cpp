@@ -9,6 +9,7 @@
 #include "io/json.h"
 #include "io/safetensors.h"
 #include "modelfile/config.h"
+#include "scratch_folder.h"
 #include "tiny_gguf.h"
 
 namespace lk {
@@ -49,7 +50,8 @@ void check_refused(const std::string& key, const Json& value) {
 }
 
 std::string temp_path(const std::string& name) {
-  return (std::filesystem::temp_directory_path() / ("lk_test_config_" + name)).string();
+  static const test::ScratchFolder folder;
+  return folder.file(name);
 }
 
 // A minimal llama in GGUF: 1 layer, 2 heads of 4, vocabulary 6.
@@ -434,7 +436,6 @@ TEST_CASE("config.json: duplicate keys, wrong files") {  // C10
   CHECK_THROWS_AS(config_from_folder(folder), InputError);
   std::filesystem::remove(folder + "/config.json");
   CHECK_THROWS_AS(config_from_folder(folder), Error);
-  std::filesystem::remove_all(folder);
 }
 
 TEST_CASE("config.json: written and read again") {

@@ -6,9 +6,6 @@
 using namespace lk;
 using namespace lk::test;
 
-#define LK_NEEDS_GPU() \
-  if (n_gpus() == 0) LK_SKIP("no GPU")
-
 TEST_CASE("open_device opens a CPU everywhere and refuses what is not there") {
   CHECK(open_device("cpu")->is_cpu());
   CHECK(open_device("auto")->is_cpu() == (n_gpus() == 0));

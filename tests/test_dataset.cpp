@@ -207,10 +207,22 @@ TEST_CASE("rows over seq-len are refused by name, or cut and counted") {
   CHECK_MESSAGE(said.find("--truncate") != std::string::npos, said);
   f.options.truncate = true;
   const Dataset data = f.load(text);
-  CHECK(data.rows[1].ids.size() == 6);
-  CHECK(data.rows_truncated >= 1);
-  CHECK(data.tokens_truncated > 0);
-  CHECK(data.rows_ending_in_eos < 2);
+  f.options.seq_len = 64;
+  const Dataset whole = f.load(text);
+  CHECK(whole.rows_truncated == 0);
+  CHECK(whole.rows_ending_in_eos == 2);
+  const std::int64_t cut = std::count_if(whole.rows.begin(), whole.rows.end(),
+                                         [](const Row& row) { return row.ids.size() > 6; });
+  REQUIRE(whole.rows[1].ids.size() > 6);
+  for (std::size_t i = 0; i < 2; ++i) {
+    const Ids& ids = whole.rows[i].ids;
+    const std::size_t n = std::min<std::size_t>(6, ids.size());
+    CHECK(data.rows[i].ids == Ids(ids.begin(), ids.begin() + static_cast<std::ptrdiff_t>(n)));
+  }
+  CHECK(data.rows_truncated == cut);
+  CHECK(data.tokens_truncated == whole.tokens - data.tokens);
+  CHECK(data.rows_ending_in_eos == 2 - cut);
+  f.options.seq_len = 6;
   // J17: cut before anything trained, the row is refused.
   CHECK(f.refused(R"({"prompt":"one two three four five six seven eight nine","completion":"x"})",
                   "data.jsonl:1: "));

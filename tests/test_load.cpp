@@ -22,6 +22,7 @@
 #include "modelfile/gguf_names.h"
 #include "modelfile/load.h"
 #include "modelfile/weight_hash.h"
+#include "scratch_folder.h"
 #include "smollm2.h"
 #include "tensor_file.h"
 #include "tiny_gguf.h"
@@ -50,25 +51,21 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
 // A copy of the tiny tied model's folder whose tensors can be tampered with.
 class Folder {
  public:
-  explicit Folder(const std::string& model)
-      : path_((files::temp_directory_path() / "lk_test_load").string()) {
-    files::remove_all(path_);
-    files::create_directories(path_);
+  explicit Folder(const std::string& model) {
     config = read_json(kModels + model + "/config.json");
     auto reader = open_safetensors_model(kModels + model);
     for (const std::string& name : reader->names())
       tensors[name] = {name, reader->shape(name), test::read_all(*reader, name)};
   }
-  ~Folder() { files::remove_all(path_); }
   Folder(const Folder&) = delete;
   Folder& operator=(const Folder&) = delete;
 
   const std::string& write() const {
-    std::ofstream(path_ + "/config.json") << config.dump();
+    std::ofstream(scratch_.file("config.json")) << config.dump();
     std::vector<SafetensorsEntry> entries;
     for (const auto& [name, entry] : tensors) entries.push_back(entry);
-    write_safetensors(path_ + "/model.safetensors", entries, {{"format", "pt"}});
-    return path_;
+    write_safetensors(scratch_.file("model.safetensors"), entries, {{"format", "pt"}});
+    return scratch_.path();
   }
   // The message with which loading fails; empty if it succeeds. Nothing may stay allocated.
   std::string refusal() const {
@@ -87,7 +84,7 @@ class Folder {
   std::map<std::string, SafetensorsEntry> tensors;
 
  private:
-  std::string path_;
+  test::ScratchFolder scratch_;
 };
 
 // The most memory this process ever held at once, in bytes (Linux's VmHWM).
@@ -433,7 +430,8 @@ TEST_CASE("load: numbers that are not finite are refused") {  // G26
     b.tensor(concat("blk.0.", name, ".weight"), {4, 4}, std::vector<float>(16, 0.5f));
   for (const char* name : {"attn_norm", "ffn_norm"})
     b.tensor(concat("blk.0.", name, ".weight"), {4}, std::vector<float>(4, 1.0f));
-  std::string path = (files::temp_directory_path() / "lk_test_load.gguf").string();
+  const test::ScratchFolder scratch;
+  const std::string path = scratch.file("model.gguf");
   b.write(path);
   CHECK_NOTHROW(load_weights(*backend, path, DType::F32));
   std::vector<float> bad(16, 0.5f);
@@ -451,7 +449,6 @@ TEST_CASE("load: numbers that are not finite are refused") {  // G26
   CHECK_THROWS_WITH_AS(load_weights(*backend, path, DType::F32),
                        doctest::Contains("blk.0.attn_q_norm.weight"), InputError);
   CHECK(backend->ledger().total().live_bytes == 0);
-  files::remove(path);
 }
 
 TEST_CASE("load: a BF16 file goes to the device as it is stored, and is checked there too") {

@@ -80,6 +80,7 @@ Trained train(std::unique_ptr<Backend> backend, const Setting& s, const std::str
   Adapter adapter(model, lora);
   randomize_b(adapter, 11, 0.5);
   if (s.fused && backend->is_cpu()) REQUIRE(fuse_projections(model, adapter));
+  if (!backend->is_cpu()) prepare_for_training(model, adapter);
   model.set_recompute(parse_recompute(recompute));
   TrainerConfig training;
   training.schedule = {ScheduleKind::Cosine, 0.02, 1, kSteps};

@@ -1,14 +1,13 @@
 // report.html: what it must show, and what must never get through it.
-#include <filesystem>
 #include <fstream>
 
 #include "harness.h"
 #include "io/json.h"
 #include "run/chart.h"
 #include "run/report.h"
+#include "scratch_folder.h"
 
 using namespace lk;
-namespace stdfs = std::filesystem;
 
 namespace {
 
@@ -107,19 +106,16 @@ TEST_CASE("numbers are short") {
 }
 
 TEST_CASE("metrics.jsonl becomes curves; null is left out, a bad line is named") {
-  const stdfs::path folder = stdfs::temp_directory_path() / "lorikeet-test-report";
-  stdfs::remove_all(folder);
-  stdfs::create_directories(folder);
-  CHECK(read_metrics(folder.string()).loss.empty());
-  std::ofstream(folder / "metrics.jsonl")
+  const test::ScratchFolder folder;
+  CHECK(read_metrics(folder.path()).loss.empty());
+  std::ofstream(folder.file("metrics.jsonl"))
       << "{\"step\":0,\"eval_loss\":3.5}\n{\"step\":1,\"loss\":2.0,\"lr\":0.1}\n"
          "{\"step\":2,\"loss\":null,\"lr\":0.2}\n";
-  const MetricsCurves c = read_metrics(folder.string());
+  const MetricsCurves c = read_metrics(folder.path());
   CHECK(c.loss == MetricsCurves::Points{{1, 2}});
   CHECK(c.lr == MetricsCurves::Points{{1, 0.1}, {2, 0.2}});
   CHECK(c.eval_loss == MetricsCurves::Points{{0, 3.5}});
-  std::ofstream(folder / "metrics.jsonl") << "{\"step\":1}\n{\"step\":\"two\"}\n";
-  CHECK_THROWS_WITH_AS(read_metrics(folder.string()), doctest::Contains("metrics.jsonl:2"),
+  std::ofstream(folder.file("metrics.jsonl")) << "{\"step\":1}\n{\"step\":\"two\"}\n";
+  CHECK_THROWS_WITH_AS(read_metrics(folder.path()), doctest::Contains("metrics.jsonl:2"),
                        InputError);
-  stdfs::remove_all(folder);
 }

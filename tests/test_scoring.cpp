@@ -1,16 +1,14 @@
 // Choices and generation scored on a tiny model: would catch a choice that gets another's
 // log-probability, a batch that changes a score, an answer read wrongly.
 #include <cmath>
-#include <filesystem>
-#include <fstream>
 
 #include "run/inference.h"
 #include "run/scoring.h"
+#include "scratch_folder.h"
 #include "tiny_model.h"
 
 using namespace lk;
 using namespace lk::test;
-namespace stdfs = std::filesystem;
 
 namespace {
 
@@ -23,10 +21,9 @@ InferenceModel tiny() {
 }
 
 struct File {
-  stdfs::path path = stdfs::temp_directory_path() / "lorikeet-test-scoring.jsonl";
-  explicit File(const std::string& text) { std::ofstream(path) << text; }
-  ~File() { stdfs::remove(path); }
-  std::string name() const { return path.string(); }
+  ScratchFolder folder;
+  explicit File(const std::string& text) { folder.write("rows.jsonl", text); }
+  std::string name() const { return folder.file("rows.jsonl"); }
 };
 
 }  // namespace

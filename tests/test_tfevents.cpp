@@ -5,6 +5,7 @@
 #include "harness.h"
 #include "io/durable.h"
 #include "io/tfevents.h"
+#include "scratch_folder.h"
 
 using namespace lk;
 namespace stdfs = std::filesystem;
@@ -29,12 +30,10 @@ TEST_CASE("event records are TensorBoard's own, byte for byte") {
 }
 
 TEST_CASE("an event file begins with the version, and with a restart if the run goes on") {
-  const stdfs::path folder = stdfs::temp_directory_path() / "lorikeet-test-tfevents";
-  stdfs::remove_all(folder);
-  stdfs::create_directories(folder);
+  const test::ScratchFolder folder;
   const std::size_t version = tfrecord(version_event(0)).size();
   {
-    EventFile fresh(folder.string(), 1);
+    EventFile fresh(folder.path(), 1);
     fresh.flush();
     CHECK(stdfs::path(fresh.path()).filename().string().starts_with("events.out.tfevents."));
     CHECK(read_file(fresh.path(), 4096).size() == version);
@@ -42,9 +41,8 @@ TEST_CASE("an event file begins with the version, and with a restart if the run 
     CHECK(read_file(fresh.path(), 4096).size() ==
           version + tfrecord(scalar_event(0, 1, {{"loss", 1.0}})).size());
     stdfs::remove(fresh.path());
-    EventFile resumed(folder.string(), 5);
+    EventFile resumed(folder.path(), 5);
     CHECK(read_file(resumed.path(), 4096).size() == version + tfrecord(restart_event(0, 5)).size());
   }
-  CHECK_THROWS_AS(EventFile((folder / "none").string(), 1), IoError);
-  stdfs::remove_all(folder);
+  CHECK_THROWS_AS(EventFile(folder.file("none"), 1), IoError);
 }

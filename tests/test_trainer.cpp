@@ -2,7 +2,6 @@
 // that leaks between rows, an optimizer that misses a parameter, a resume that is not exact.
 #include <algorithm>
 #include <array>
-#include <filesystem>
 #include <set>
 
 #include "cpu/cpu_backend_impl.h"
@@ -10,7 +9,9 @@
 #include "lora/proof.h"
 #include "lora/trainer.h"
 #include "modelfile/weight_hash.h"
+#include "replaying_backend.h"
 #include "run/checkpoint.h"
+#include "scratch_folder.h"
 #include "text/sampler.h"
 #include "tiny_model.h"
 
@@ -338,9 +339,8 @@ TEST_CASE("same seed, same bytes; dropout included") {
 }
 
 TEST_CASE("resume is exact: stop after 3 of 6 steps, go on, compare every bit") {
-  auto folder = std::filesystem::temp_directory_path() / "lorikeet-test-resume";
-  std::filesystem::remove_all(folder);
-  std::filesystem::create_directories(folder);
+  const ScratchFolder scratch;
+  const std::string& folder = scratch.path();
   std::vector<Row> rows = random_rows({20, 9, 14, 33, 5, 8}, 2);
   Json identity = {{"rank", 4}, {"data_sha256", "abc"}, {"steps", 6}};
   LoraConfig lora = tiny_lora();
@@ -378,7 +378,35 @@ TEST_CASE("resume is exact: stop after 3 of 6 steps, go on, compare every bit") 
   Json longer = identity;
   longer["steps"] = 12;
   CHECK_NOTHROW(load_checkpoint(folder, adapter, trainer, longer, {"steps"}));
-  std::filesystem::remove_all(folder);
+}
+
+TEST_CASE("recorded steps read each batch where the recording was made, and give launched bits") {
+  auto train = [](bool record, std::vector<bool>& recorded) {
+    ReplayingBackend backend;
+    auto model = tiny_transformer(backend, DType::F32);
+    LoraConfig lora = tiny_lora();
+    lora.shape.dropout = 0.2f;
+    Adapter adapter(*model, lora);
+    TrainerConfig config = tiny_training(8);
+    config.record = record;
+    Trainer trainer(*model, adapter, config);
+    CHECK(trainer.why_not_recorded().empty() == record);
+    std::vector<double> numbers;
+    // Two sizes: (60 tokens, 9) and (200, 9), other tokens in each step.
+    for (unsigned i = 0; i < 8; ++i) {
+      const std::vector<Row> rows = random_rows({i == 3 || i == 5 ? 200 : 60, 9}, i);
+      const StepReport r = trainer.step({{pointers(rows, 0, 1), pointers(rows, 1, 2)}});
+      recorded.push_back(r.recorded);
+      numbers.push_back(r.loss), numbers.push_back(r.grad_norm);
+      CHECK(r.tokens == std::ssize(rows[0].ids) + 9);
+    }
+    CHECK(backend.recorded == (record ? 2 : 0));
+    return std::pair(numbers, values(adapter));
+  };
+  std::vector<bool> with, without;
+  CHECK(train(true, with) == train(false, without));
+  CHECK(with == std::vector{false, true, true, false, true, true, true, true});
+  CHECK(without == std::vector<bool>(8, false));
 }
 
 TEST_CASE("a step that is not finite changes nothing; three in a row end the run") {

@@ -36,6 +36,7 @@ class CudaBackend final : public Backend {
   std::unique_ptr<Readback> read_later(const Tensor& x) override;
   std::unique_ptr<Recording> record(const std::function<void()>& work,  // cuda_graph.cpp
                                     const Recording* beside) override;
+  bool can_record() const override { return true; }
   std::unique_ptr<DeviceClock> make_clock() override;           // device_clock.cpp
   std::unique_ptr<HostCopy> offload(const Tensor& x) override;  // offload.cpp
   bool can_offload() const override { return true; }

@@ -1,4 +1,5 @@
-// Trainer: one optimizer step of LoRA over any number of micro-batches.
+// Trainer: optimizer steps of LoRA over any number of micro-batches, submitted one after the other
+// and reported as the device is done with them. What a step computes is in train_step.h.
 #pragma once
 
 #include <chrono>
@@ -12,10 +13,12 @@
 
 #include "lora/adapter.h"
 #include "lora/own_loss.h"
+#include "lora/train_step.h"
 #include "nn/adamw.h"
 #include "nn/schedule.h"
 #include "nn/transformer.h"
 #include "tensor/log.h"
+#include "tensor/recorder.h"
 
 namespace lk {
 
@@ -43,15 +46,24 @@ struct StepReport {
   bool recorded = false;  // ran as recorded work
 };
 
+// Lays the model out as its device trains it fastest: on a GPU, in BF16, projections that share an
+// input move into one buffer with their factors beside them (lora/fuse.h). The weights keep their
+// values and get new memory, and the ledger's peaks start anew. To be called once, with all
+// adapters attached and before the Trainer is made: its optimizer keeps where A and B lie. Without
+// it training computes the same function on the plain path.
+void prepare_for_training(Transformer& model, Adapter& adapter);
+
 class Trainer {
  public:
+  // Moves nothing and changes nothing of the model: see prepare_for_training(). Both must outlive
+  // it.
   Trainer(Transformer& model, Adapter& adapter, const TrainerConfig& config);
+  Trainer(const Trainer&) = delete;
+  Trainer& operator=(const Trainer&) = delete;
 
-  // Submits one optimizer step over micro-batches that fit the device one at a time. The loss is
-  //   sum over supervised tokens of all micro-batches / their count,
-  // so 1x8, 2x4 and 8x1 give equal gradients (to rounding).
-  // A step whose loss or gradient norm is not finite changes nothing: the device decides.
-  void submit(std::span<const HostBatch> micro_batches);
+  // Submits one optimizer step (train_step.h) over micro-batches that fit the device one at a time.
+  // They are taken by value, as padding extends them.
+  void submit(std::vector<HostBatch> micro_batches);
   // The report of the oldest step not reported yet, if it is due: the device is done with it,
   // another step was submitted after it (so the device has work while the host waits), or the step
   // before it was not finite. `drain`: any there is; ask before anything that must see all reports.
@@ -59,9 +71,9 @@ class Trainer {
   // parameter; no step was submitted after it if reports are asked for after each submit().
   std::optional<StepReport> next_report(bool drain);
 
-  // Both: one step, waited for.
+  // Submits one step and waits for its report.
   StepReport step(std::span<const HostBatch> micro_batches);
-  // The same from rows, laid out here: one micro-batch, or several.
+  // Lays rows out first: as one micro-batch, or as several.
   StepReport step(std::span<const Row> rows);
   StepReport step(std::span<const std::vector<const Row*>> micro_batches);
 
@@ -69,7 +81,7 @@ class Trainer {
   std::int64_t steps_done() const { return steps_done_; }
   std::int64_t micro_steps_done() const { return micro_steps_done_; }
   void resume_at(std::int64_t steps, std::int64_t micro_steps);
-  AdamW& optimizer() { return *optimizer_; }
+  AdamW& optimizer() { return optimizer_; }
   // Adapter layers whose B is bit for bit what it was when the Trainer was made.
   std::vector<std::string> unmoved() const;
 
@@ -77,53 +89,31 @@ class Trainer {
   std::string why_not_recorded() const;
   // Runs `work`, which leaves nothing on the device, in memory that recorded steps hold, if any do:
   // for an evaluation between steps.
-  void between_steps(const std::function<void()>& work);
+  void between_steps(const std::function<void()>& work) { recorder_.run_beside(work); }
 
  private:
-  // Note [Recorded steps]: on a GPU small models spend their time launching kernels. A step whose
-  // batches have the sizes of a recent one is therefore recorded, from the first forward to the
-  // optimizer, and run as one from then on; its inputs are copied to where the recording reads
-  // them. The same kernels in the same order: the same bits. Batches are padded to few sizes, so
-  // that most steps of most data repeat. Recordings and launched steps run one after the other, so
-  // all of them share the memory that the first recording set apart.
-  struct Batches {
-    std::vector<TokenBatch> micro;
-    Tensor scale;           // (1): 1 / supervised tokens of the step
-    Tensor first_step;      // (1) I32: micro-batches before it, which key its dropout masks
-    Tensor total, norm_sq;  // (1): the loss, and the squared gradient norm
-  };
-  using Sizes = std::vector<BatchSize>;  // of the micro-batches
-  struct RecordedStep {
-    Sizes sizes;
-    Batches batches;
-    std::unique_ptr<Recording> recording;
-  };
-  Batches upload(std::span<const HostBatch> micro_batches, double scale) const;
-  void run(Batches& batches, double scale);
-  // Submits the step, by a recording if it can be; true if it was.
-  bool run_or_record(Batches& batches, const Sizes& sizes, double scale);
-  std::string cannot_record() const;  // whatever the settings say
-
+  using Sizes = std::vector<BatchSize>;  // of a step's micro-batches
   using Clock = std::chrono::steady_clock;
   struct InFlight {
     StepReport report;  // without what the device computes
     Clock::time_point submitted;
     std::unique_ptr<Readback> loss, norm_sq;
   };
-  Var own_loss(Tape& tape, const TokenBatch& batch, double scale, const ForwardMode& mode) const;
+  Sizes pad_where_recorded(std::vector<HostBatch>& micro_batches) const;
   StepReport finish(InFlight step);
+  std::string cannot_record() const;  // whatever the settings say
   std::string first_non_finite() const;
 
   Transformer& model_;
   Adapter& adapter_;
   TrainerConfig config_;
-  std::unique_ptr<AdamW> optimizer_;
+  AdamW optimizer_;
+  TrainStep train_step_;
+  Recorder<Sizes, StepTensors> recorder_;
   std::int64_t steps_done_ = 0, micro_steps_done_ = 0;
   std::deque<InFlight> in_flight_;
   Clock::time_point last_finished_;
   int bad_steps_in_a_row_ = 0;
-  std::deque<Sizes> seen_;              // of the latest steps that ran launch by launch
-  std::deque<RecordedStep> recorded_;   // the latest used last
   std::vector<std::string> initial_b_;  // SHA-256 of each layer's B
 };
 

@@ -58,6 +58,11 @@ void AdamW::begin_step(float lr) {
   step_.beta2 = config_.beta2;
   step_.eps = config_.eps;
   step_.step = ++steps_done_;
+  for (std::size_t i = 0; i < slots_.size(); ++i) {
+    const Parameter& p = *parameters_[i];
+    check(slots_[i].compute.raw() == (p.has_compute_copy() ? p.compute().raw() : nullptr),
+          "AdamW: the compute copy of ", p.name(), " moved after the optimizer was made");
+  }
   const Tensor& value = slots_[0].value;
   Backend& backend = value.backend();
   if (backend.is_cpu() || value.dtype() != DType::F32) return;

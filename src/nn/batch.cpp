@@ -83,20 +83,38 @@ HostBatch make_host_batch(std::span<const Row* const> rows) {
   return batch;
 }
 
-TokenBatch upload_batch(Backend& backend, const HostBatch& host) {
+TokenBatch empty_batch(Backend& backend, const BatchSize& size) {
+  auto ints = [&](std::int64_t n) { return backend.empty(Tag::Workspace, DType::I32, {n}); };
   TokenBatch batch;
-  batch.n_tokens = host.n_tokens();
-  batch.n_supervised = host.n_supervised();
-  batch.ids = to_device(backend, Tag::Workspace, host.ids);
-  batch.positions = to_device(backend, Tag::Workspace, host.positions);
-  batch.segments = make_segments(backend, host.offsets);
-  batch.rows = to_device(backend, Tag::Workspace, host.rows);
-  batch.targets = to_device(backend, Tag::Workspace, host.targets);
+  batch.n_tokens = size.tokens;
+  batch.n_supervised = size.supervised;
+  batch.ids = ints(size.tokens);
+  batch.positions = ints(size.tokens);
+  batch.segments.offsets = ints(size.documents + 1);
+  batch.rows = ints(size.supervised);
+  batch.targets = ints(size.supervised);
   return batch;
 }
 
+void upload_batch(TokenBatch& to, const HostBatch& from) {
+  check(from.offsets.front() == 0 && std::is_sorted(from.offsets.begin(), from.offsets.end()),
+        "upload_batch: offsets must start at 0 and not decrease");
+  auto upload = [](const Tensor& x, const std::vector<std::int32_t>& values) {
+    x.backend().upload(x, values.data(), values.size() * sizeof(std::int32_t));
+  };
+  upload(to.ids, from.ids);
+  upload(to.positions, from.positions);
+  upload(to.segments.offsets, from.offsets);
+  upload(to.rows, from.rows);
+  upload(to.targets, from.targets);
+  to.segments.host = from.offsets;
+}
+
 TokenBatch make_batch(Backend& backend, std::span<const Row* const> rows) {
-  return upload_batch(backend, make_host_batch(rows));
+  const HostBatch host = make_host_batch(rows);
+  TokenBatch batch = empty_batch(backend, size_of(host));
+  upload_batch(batch, host);
+  return batch;
 }
 
 TokenBatch make_prompt(Backend& backend, std::span<const std::int32_t> ids,

@@ -3,7 +3,7 @@
 // thread can make it.
 //
 // Note [Padded batches]: no row is padded to the length of another. But where a step can be
-// recorded (Note [Recorded steps] in lora/trainer.h) a whole batch is brought to a size at which
+// recorded (Note [Recorded steps] in tensor/recorder.h) a whole batch is brought to a size at which
 // others end up as well: by documents made of the missing tokens, empty ones after them, and
 // supervised rows without a target. Nobody attends to the added tokens, and rows without a target
 // have loss 0 and gradient 0, so every other number is what it was. The size is a function of
@@ -51,8 +51,11 @@ struct TokenBatch {
 
 // `rows` must not be empty; each holds at least one token.
 HostBatch make_host_batch(std::span<const Row* const> rows);
-TokenBatch upload_batch(Backend& backend, const HostBatch& batch);
-// Both in one.
+// Memory for a batch of this size, without values.
+TokenBatch empty_batch(Backend& backend, const BatchSize& size);
+// Uploads a batch into memory made for its size.
+void upload_batch(TokenBatch& to, const HostBatch& batch);
+// Uploads `rows` as one batch into memory of its own.
 TokenBatch make_batch(Backend& backend, std::span<const Row* const> rows);
 // A single sequence without targets, at positions first_position, first_position + 1, ...
 TokenBatch make_prompt(Backend& backend, std::span<const std::int32_t> ids,

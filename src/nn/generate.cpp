@@ -212,7 +212,11 @@ struct Generator::Run {
 
 Generator::Generator(Transformer& model, const Tokenizer* tokenizer,
                      const GeneratorSettings& settings)
-    : model_(model), tokenizer_(tokenizer), settings_(settings) {
+    : model_(model),
+      tokenizer_(tokenizer),
+      settings_(settings),
+      recorder_(model.backend(), settings.record && model.backend().can_record(),
+                {.recordings = 1, .launched = 1}) {
   check(settings.max_batch > 0, "Generator: max_batch ", settings.max_batch);
   if (settings_.prefill_rows <= 0)
     settings_.prefill_rows = model.backend().is_cpu() ? kCpuPrefillRows : kGpuPrefillRows;
@@ -225,42 +229,38 @@ void Generator::forget() {
 }
 
 // Submits a pass over the parts and notes what the slots hold then; logits of each part's last
-// token. A decoding step with as many sequences as the one before is recorded, and from then on run
-// as a whole.
+// token.
 Tensor Generator::submit(std::span<const SequencePart> parts) {
   const bool decodes = std::all_of(parts.begin(), parts.end(),
                                    [](const SequencePart& p) { return p.ids.size() == 1; });
-  const std::int64_t n = std::ssize(parts);
   Tensor logits;
-  if (recorded_ && decodes && recorded_->batch.segments.count() == n) {
-    refill_cached_batch(recorded_->batch, *cache_, parts);
-    recorded_->recording->run();
-    logits = recorded_->logits;
+  if (decodes) {
+    logits = decoded_logits(parts);
   } else {
-    CachedBatch batch = make_cached_batch(*cache_, parts);
-    if (settings_.record && decodes && last_decoded_ == n && !model_.backend().is_cpu()) {
-      recorded_.reset();
-      Recorded r{std::move(batch), {}, nullptr};
-      r.recording =
-          model_.backend().record([&] { r.logits = model_.next_logits(r.batch, *cache_); });
-      if (r.recording) {
-        r.recording->run();
-        logits = r.logits;
-        recorded_ = std::move(r);
-      } else {
-        logits = model_.next_logits(r.batch, *cache_);
-      }
-    } else {
-      logits = model_.next_logits(batch, *cache_);
-    }
+    recorder_.forget_launched();
+    logits = model_.next_logits(make_cached_batch(*cache_, parts), *cache_);
   }
-  last_decoded_ = decodes ? n : 0;
   advance_cache(*cache_, parts);
   for (const SequencePart& p : parts) {
     std::vector<std::int32_t>& held = slots_[static_cast<std::size_t>(p.slot)].held;
     held.insert(held.end(), p.ids.begin(), p.ids.end());
   }
   return logits;
+}
+
+// A decoding step with as many sequences as the one right before it is recorded (Note [Recorded
+// steps] in tensor/recorder.h). One recording is kept, as its logits stay in its memory.
+Tensor Generator::decoded_logits(std::span<const SequencePart> parts) {
+  const std::int64_t n = std::ssize(parts);
+  if (DecodingStep* step = recorder_.find(n)) {
+    refill_cached_batch(step->batch, *cache_, parts);
+    recorder_.replay();
+    return step->logits;
+  }
+  DecodingStep step{make_cached_batch(*cache_, parts), {}};
+  const auto work = [&] { step.logits = model_.next_logits(step.batch, *cache_); };
+  if (!recorder_.record(n, step, work)) work();
+  return step.logits;
 }
 
 std::vector<Generation> Generator::run(std::span<const GenerationRequest> requests,
@@ -286,14 +286,14 @@ std::vector<Generation> Generator::run(std::span<const GenerationRequest> reques
       settings_.capacity > 0 ? std::min(settings_.capacity, model_.max_positions()) : longest;
   const std::int64_t n_slots = std::min(settings_.max_batch, std::ssize(requests));
   if (!cache_ || cache_->capacity() < capacity || cache_->slots() < n_slots) {
-    recorded_.reset();  // before the memory that it uses
+    recorder_.clear();  // before the memory that it uses
     cache_.reset();
     slots_.clear();
     cache_ = std::make_unique<KvCache>(model_.backend(), model_.config(), model_.compute_dtype(),
                                        capacity, n_slots);
     slots_.resize(static_cast<std::size_t>(n_slots));
   }
-  last_decoded_ = 0;
+  recorder_.forget_launched();
   Run run{*this, requests, events, std::vector<Generation>(requests.size()), {}, {}};
   for (std::size_t i = 0; i < requests.size(); ++i) run.waiting.push_back(i);
   run.go();

@@ -12,6 +12,7 @@
 
 #include "nn/sampling.h"
 #include "nn/transformer.h"
+#include "tensor/recorder.h"
 #include "text/text_stream.h"
 
 namespace lk {
@@ -70,21 +71,20 @@ class Generator {
  private:
   struct Slot;
   struct Run;
+  // A decoding step: its inputs and the logits that it computes.
+  struct DecodingStep {
+    CachedBatch batch;
+    Tensor logits;
+  };
   Tensor submit(std::span<const SequencePart> parts);
+  Tensor decoded_logits(std::span<const SequencePart> parts);
 
   Transformer& model_;
   const Tokenizer* tokenizer_;
   GeneratorSettings settings_;
   std::unique_ptr<KvCache> cache_;
   std::vector<Slot> slots_;
-  // The decoding step that was recorded, and its inputs and output, which stay where they are.
-  struct Recorded {
-    CachedBatch batch;
-    Tensor logits;
-    std::unique_ptr<Recording> recording;
-  };
-  std::optional<Recorded> recorded_;
-  std::int64_t last_decoded_ = 0;  // sequences of the last step, if it decoded
+  Recorder<std::int64_t, DecodingStep> recorder_;  // by the number of sequences
 };
 
 // One prompt without text: Generator::run() for a single request. `on_token` (may be empty) sees

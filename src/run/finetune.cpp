@@ -35,7 +35,8 @@ class Run {
   FinetuneResult go() {
     validate_settings(s_);
     backend_ = open_device(s_.device);
-    dtype_ = parse_compute_dtype(s_.dtype, *backend_);
+    facts_.device = backend_->name(), facts_.device_description = backend_->description();
+    facts_.dtype = parse_compute_dtype(s_.dtype, *backend_);
     require_possible(s_.recompute, *backend_);
     folder_ = std::make_unique<OutputFolder>(s_.out, !s_.resume);
     in_ = read_inputs(s_, listener_);
@@ -51,7 +52,7 @@ class Run {
   void plan() {
     PlanRequest request;
     request.model = in_.model, request.lora = in_.lora;
-    request.compute_dtype = dtype_, request.on_cpu = backend_->is_cpu();
+    request.compute_dtype = facts_.dtype, request.on_cpu = backend_->is_cpu();
     request.batch = s_.batch, request.grad_accum = s_.grad_accum, request.seq_len = s_.seq_len;
     request.row_lengths = in_.longest_batch(s_);
     request.recompute = s_.recompute;
@@ -61,32 +62,33 @@ class Run {
     Plan plan = s_.memory > 0 ? plan_within(request, limit) : plan_training(request);
     listener_.planned(request, plan);
     check_fits(request, plan, limit, backend_->name());
-    recompute_ = request.recompute;
-    planned_peak_ = plan.memory.peak_bytes;
+    facts_.recompute = request.recompute;
+    facts_.planned_peak = plan.memory.peak_bytes;
     if (s_.memory > 0)
       listener_.message(concat("--memory ", s_.memory >> 20, " MiB: --recompute ",
-                               recompute_text(recompute_), ", planned peak ", planned_peak_ >> 20,
-                               " MiB"));
+                               recompute_text(facts_.recompute), ", planned peak ",
+                               facts_.planned_peak >> 20, " MiB"));
     if (wanted > 0) backend_->set_memory_limit(wanted);
   }
 
   void load() {
     auto start = Clock::now();
     fingerprint_ = std::make_unique<Fingerprint>(s_.model);  // beside all that follows
-    LoadedModel loaded = load_weights(*backend_, s_.model, dtype_, {.hash = s_.verify_base});
+    LoadedModel loaded = load_weights(*backend_, s_.model, facts_.dtype, {.hash = s_.verify_base});
     facts_.base_hash = loaded.sha256;
     model_ = std::make_unique<Transformer>(*backend_, loaded.config, std::move(loaded.weights),
-                                           dtype_, s_.seq_len);
+                                           facts_.dtype, s_.seq_len);
     weights_bytes_ = backend_->ledger()[Tag::Weights].live_bytes;
     listener_.message(concat("loaded ", s_.model, ": ", model_->n_parameters(), " parameters in ",
-                             dtype_name(dtype_), " on ", backend_->name(), " (",
-                             backend_->description(), ")"));
+                             dtype_name(facts_.dtype), " on ", facts_.device, " (",
+                             facts_.device_description, ")"));
     facts_.load_seconds = seconds_since(start);
   }
 
   void build() {
     adapter_ = in_.init ? attach_adapter(*model_, *in_.init, in_.lora, true)
                         : std::make_unique<Adapter>(*model_, in_.lora);
+    prepare_for_training(*model_, *adapter_);
     TrainerConfig config;
     config.adamw.weight_decay = static_cast<float>(s_.weight_decay);
     config.schedule = Schedule{parse_schedule_kind(s_.schedule), s_.lr, s_.warmup, in_.steps};
@@ -94,7 +96,7 @@ class Run {
     config.seed = s_.seed;
     config.log = [this](const std::string& line) { listener_.message(line); };
     trainer_ = std::make_unique<Trainer>(*model_, *adapter_, config);
-    model_->set_recompute(recompute_);
+    model_->set_recompute(facts_.recompute);
     weights_bytes_ += model_->strip_bytes();
     if (s_.resume && has_checkpoint(s_.out)) {
       std::vector<std::string> may_differ;
@@ -235,7 +237,7 @@ class Run {
   }
 
   void write_card() {
-    const CardFacts facts{fingerprint(),   dtype_name(dtype_),        backend_->description(),
+    const CardFacts facts{fingerprint(),   dtype_name(facts_.dtype),  facts_.device_description,
                           in_.data.format, std::ssize(in_.data.rows), in_.data.supervised_tokens,
                           in_.lora.shape,  adapter_->target_modules()};
     write_file_durably(s_.out + "/README.md", model_card(s_, result_, facts));
@@ -249,30 +251,27 @@ class Run {
   Json record(const std::string& status) {
     if (status != "running" || fingerprint_->ready()) fingerprint();
     facts_.status = status;
-    facts_.device = backend_->name(), facts_.device_description = backend_->description();
-    facts_.dtype = dtype_, facts_.recompute = recompute_, facts_.planned_peak = planned_peak_;
     return run_json(s_, in_, facts_, result_);
   }
   const std::string& fingerprint() {
     if (facts_.fingerprint.empty()) facts_.fingerprint = fingerprint_->get();
     return facts_.fingerprint;
   }
-  Json identity() { return run_identity(s_, in_.steps, fingerprint(), in_.data, dtype_, in_.lora); }
+  Json identity() {
+    return run_identity(s_, in_.steps, fingerprint(), in_.data, facts_.dtype, in_.lora);
+  }
 
   const FinetuneSettings& s_;
   FinetuneListener& listener_;
   const std::atomic<int>& stop_;
 
   std::unique_ptr<Backend> backend_;  // first: everything below lives in its memory
-  DType dtype_ = DType::F32;
   std::unique_ptr<OutputFolder> folder_;
   RunInputs in_;
-  RunFacts facts_;
+  RunFacts facts_;  // filled in as they become known
   std::unique_ptr<Fingerprint> fingerprint_;
   std::unique_ptr<Transformer> model_;
   std::int64_t weights_bytes_ = 0, weight_gradient_matmuls_ = 0;
-  Recompute recompute_;  // as asked for, or as chosen
-  std::int64_t planned_peak_ = 0;
   std::unique_ptr<Adapter> adapter_;
   std::unique_ptr<Trainer> trainer_;
   std::unique_ptr<MetricsLog> metrics_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <optional>
 
 #include "io/json.h"
 #include "lora/trainer.h"
@@ -38,8 +39,9 @@ class Planner {
       : backend_(make_plan_backend(r.on_cpu)),
         model_(*backend_, r.model, blank_weights(*backend_, r.model, r.compute_dtype),
                r.compute_dtype, r.seq_len),
-        adapter_(model_, r.lora),
-        trainer_(model_, adapter_, {}) {
+        adapter_(model_, r.lora) {
+    prepare_for_training(model_, adapter_);
+    trainer_.emplace(model_, adapter_, TrainerConfig{});
     std::vector<Row> rows;
     for (std::int64_t length : lengths(r)) {
       Row row;
@@ -56,7 +58,7 @@ class Planner {
   Plan step(const Recompute& recompute) {
     model_.set_recompute(recompute);
     backend_->ledger().reset_peaks();
-    trainer_.step(micro_);
+    trainer_->step(micro_);
     Plan plan;
     plan.base_parameters = model_.n_parameters();
     plan.trainable_parameters = adapter_.n_parameters();
@@ -69,7 +71,7 @@ class Planner {
   std::unique_ptr<Backend> backend_;  // first: the rest lives in its memory
   Transformer model_;
   Adapter adapter_;
-  Trainer trainer_;
+  std::optional<Trainer> trainer_;
   std::vector<HostBatch> micro_;
 };
 

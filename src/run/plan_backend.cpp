@@ -38,6 +38,7 @@ class PlanBackend final : public Backend {
   void upload_made(const Tensor&, std::size_t, const MakeUnits&) override {}
   void look_at(const Tensor&, std::size_t, const LookAtUnits&) override {}
   void synchronize() override {}
+  bool can_record() const override { return !as_cpu_; }
   bool can_offload() const override { return !as_cpu_; }
   std::unique_ptr<HostCopy> offload(const Tensor& x) override {
     struct Counted final : HostCopy {

@@ -14,7 +14,6 @@ struct RunFacts {
   std::string base_hash;    // of the base's weights in memory; empty if that was not asked for
   std::string device, device_description;
   DType dtype = DType::F32;
-  LoraConfig lora;
   Recompute recompute;  // as asked for, or as chosen
   std::int64_t planned_peak = 0;
   std::int64_t adapter_matrices = 0, weight_gradient_matmuls_per_micro_step = 0;

@@ -240,6 +240,7 @@ class Backend {
     static_cast<void>(work), static_cast<void>(beside);
     return nullptr;
   }
+  virtual bool can_record() const { return false; }
   // Starts to copy x, a vector or a matrix, to pinned host memory, after the work submitted so far
   // and beside what comes next. May be recorded. Where can_offload() is false, a UsageError.
   virtual std::unique_ptr<HostCopy> offload(const Tensor& x);

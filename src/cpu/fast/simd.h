@@ -17,8 +17,7 @@
 #else
 #define LK_SIMD __attribute__((noinline))
 #endif
-// In front of what such functions call: it must become part of each clone. std::bit_cast of a vector is
-// a call without optimisation, and a clone passes vectors otherwise than the baseline: use the builtin.
+// In front of what such functions call: it must become part of each clone.
 #define LK_INLINE inline __attribute__((always_inline))
 
 namespace lk::cpu {
@@ -54,6 +53,8 @@ LK_INLINE Eight load_eight(const bf16* x) {
   using Shorts = std::uint16_t __attribute__((vector_size(16)));
   Shorts s;
   __builtin_memcpy(&s, x, sizeof s);
+  // Not std::bit_cast: where nothing is inlined that is a function compiled for the plain processor,
+  // which returns vectors in other registers than its caller here expects.
   return __builtin_bit_cast(Eight, __builtin_convertvector(s, Ints) << 16);
 }
 LK_INLINE float add_up(Eight x) {

@@ -1,0 +1,63 @@
+// TrainStep: one optimizer step, from the first forward pass to the update of A and B.
+//
+//   L = 1/n  sum over micro-batches, over their supervised tokens, of -log p(next token)
+//   g = dL/d(A, B)                         each micro-batch adds its share
+//   g = g min(1, clip / |g|)               |g| is the norm over all of A and B
+//   A, B = AdamW(A, B, g)                  nn/adamw.h
+//
+// n counts the supervised tokens of all micro-batches, so 1x8, 2x4 and 8x1 give equal gradients (to
+// rounding). A step copies nothing from or to the host, and what it submits depends on the sizes of
+// its batches alone: it can be recorded.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "lora/adapter.h"
+#include "lora/own_loss.h"
+#include "nn/adamw.h"
+#include "nn/transformer.h"
+
+namespace lk {
+
+// What a step reads and computes, on the device.
+struct StepTensors {
+  std::vector<TokenBatch> micro_batches;
+  std::int64_t n_supervised = 0;  // n, without the rows that padding added
+  Tensor scale;                   // (1) F32|F64: 1/n
+  Tensor first_micro_step;        // (1) I32: micro-batches before it, which key dropout's masks
+  Tensor loss;                    // (1) F32|F64: L, before the update
+  Tensor norm_sq;                 // (1) F32|F64: |g|^2, before clipping
+};
+
+class TrainStep {
+ public:
+  struct Settings {
+    double clip = 1.0;  // 0: no clipping
+    std::uint64_t seed = 0;
+    LossFunction loss;  // in place of -log p; empty: that
+  };
+  // All three must outlive it.
+  TrainStep(Transformer& model, Adapter& adapter, AdamW& optimizer, Settings settings);
+
+  // Tensors for micro-batches of these sizes, uninitialised.
+  StepTensors make_tensors(std::span<const BatchSize> sizes) const;
+  // Uploads the inputs of a step: micro-batches of the sizes that the tensors were made for, and
+  // how many micro-batches were trained before them. `n_supervised` is n.
+  void upload(StepTensors& step, std::span<const HostBatch> micro_batches,
+              std::int64_t n_supervised, std::int64_t micro_steps_done) const;
+  // Submits the step; AdamW::begin_step() came before. If |g| or L is not finite, nothing is
+  // updated: the device decides.
+  void run(const StepTensors& step) const;
+
+ private:
+  Var loss(Tape& tape, const TokenBatch& batch, const StepTensors& step,
+           std::uint64_t micro_step) const;
+
+  Transformer& model_;
+  Adapter& adapter_;
+  AdamW& optimizer_;
+  Settings settings_;
+};
+
+}  // namespace lk

@@ -1,0 +1,50 @@
+// ReplayingBackend: a CPU that records work by keeping the function, and runs it again by calling
+// it. So what is around a recording can be tested where there is no GPU: the work must hold by value
+// what it reads and writes, and leave its results there.
+#pragma once
+
+#include <functional>
+#include <memory>
+
+#include "cpu/cpu_backend_impl.h"
+
+namespace lk::test {
+
+class ReplayingBackend : public CpuBackend {
+ public:
+  explicit ReplayingBackend(CpuMode mode = CpuMode::Fast) : CpuBackend(mode) {}
+
+  int recorded = 0, recorded_beside = 0;  // recordings made; of these, in the memory of another
+  int replayed = 0, run_beside = 0;       // calls of Recording's functions
+  int live = 0;                           // recordings that exist
+  bool refuses = false;                   // record() returns null
+
+  bool can_record() const override { return true; }
+  std::unique_ptr<Recording> record(const std::function<void()>& work,
+                                    const Recording* beside) override {
+    if (refuses) return nullptr;
+    ++recorded;
+    recorded_beside += beside != nullptr;
+    return std::make_unique<Kept>(*this, work);
+  }
+
+ private:
+  struct Kept final : Recording {
+    ReplayingBackend& backend;
+    std::function<void()> work;
+    Kept(ReplayingBackend& b, std::function<void()> w) : backend(b), work(std::move(w)) {
+      ++backend.live;
+    }
+    ~Kept() override { --backend.live; }
+    void run() override {
+      ++backend.replayed;
+      work();
+    }
+    void run_beside(const std::function<void()>& other) override {
+      ++backend.run_beside;
+      other();
+    }
+  };
+};
+
+}  // namespace lk::test
