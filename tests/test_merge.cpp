@@ -1,5 +1,6 @@
 // merge, unmerge and the GGUF adapter: the maths against F64, every format read back, and what is
 // refused or interrupted leaves nothing.
+#include "io/durable.h"
 #include "lora/merge.h"
 
 #include <cmath>

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "io/input_file.h"
 #include "io/printable.h"
 #include "tensor/error.h"
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <string>
 
-#include "io/durable.h"
+#include "io/input_file.h"
 #include "tensor/shape.h"
 
 namespace lk {

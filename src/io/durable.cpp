@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <vector>
 
+#include "io/input_file.h"
 #include "tensor/error.h"
 
 namespace lk {

@@ -4,8 +4,8 @@
 #include <cstring>
 
 #include "io/block_reader.h"
-#include "io/durable.h"
 #include "io/gguf_parse.h"
+#include "io/input_file.h"
 #include "io/printable.h"
 #include "tensor/error.h"
 

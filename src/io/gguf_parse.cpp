@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "io/checked.h"
+#include "io/input_file.h"
 #include "io/printable.h"
 #include "tensor/error.h"
 

@@ -8,8 +8,8 @@
 #include <unordered_map>
 #include <vector>
 
-#include "io/durable.h"
 #include "io/ggml_blocks.h"
+#include "io/input_file.h"
 #include "tensor/shape.h"
 
 namespace lk {

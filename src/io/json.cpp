@@ -1,6 +1,6 @@
 #include "io/json.h"
 
-#include "io/durable.h"
+#include "io/input_file.h"
 #include "io/json_scanner.h"
 #include "io/printable.h"
 #include "tensor/error.h"

@@ -8,6 +8,7 @@
 
 #include "io/checked.h"
 #include "io/ggml_blocks.h"
+#include "io/input_file.h"
 #include "io/json_scanner.h"
 #include "io/printable.h"
 #include "tensor/error.h"

@@ -7,7 +7,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "io/durable.h"
+#include "io/input_file.h"
 #include "tensor/shape.h"
 
 namespace lk {

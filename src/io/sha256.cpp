@@ -4,7 +4,7 @@
 #include <cstring>
 #include <vector>
 
-#include "io/durable.h"
+#include "io/input_file.h"
 #include "io/sha256_rounds.h"
 
 namespace lk {

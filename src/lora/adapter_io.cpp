@@ -1,7 +1,5 @@
 #include "lora/adapter_io.h"
 
-#include <sys/stat.h>
-
 #include <algorithm>
 #include <charconv>
 #include <cmath>
@@ -10,6 +8,7 @@
 
 #include "io/durable.h"
 #include "io/json.h"
+#include "io/paths.h"
 #include "io/safetensors.h"
 
 namespace lk {
@@ -18,11 +17,6 @@ namespace {
 constexpr const char* kPrefix = "base_model.model.";
 constexpr const char* kConfigName = "adapter_config.json";
 constexpr const char* kWeightsName = "adapter_model.safetensors";
-
-bool exists(const std::string& path) {
-  struct stat s;
-  return ::stat(path.c_str(), &s) == 0;
-}
 
 // A key whose presence with this meaning would change the mathematics in a way that we do not
 // implement.

@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <filesystem>
 
+#include "io/durable.h"
+#include "io/input_file.h"
+#include "io/paths.h"
 #include "lora/merge_source.h"
 #include "modelfile/fingerprint.h"
 #include "modelfile/load.h"
@@ -214,11 +216,9 @@ void unmerge(const MergeSettings& s, const std::string& base, MergeListener& lis
   if (folder)
     for (const auto& [name, content] : model_files(source.base(), nullptr))
       write_file_durably(staged.file(name), content);
-  for (const std::string& path : weights)
-    copy_file(path, staged.file(std::filesystem::path(path).filename().string()));
+  for (const std::string& path : weights) copy_file(path, staged.file(file_name(path)));
   const std::string index = base + "/model.safetensors.index.json";
-  std::error_code ignored;
-  if (folder && weights.size() > 1 && std::filesystem::exists(index, ignored))
+  if (folder && weights.size() > 1 && exists(index))
     copy_file(index, staged.file("model.safetensors.index.json"));
   check(model_fingerprint(staged.path()) == model_fingerprint(base),
         "unmerge: the copy is not the base");

@@ -1,9 +1,9 @@
 #include "modelfile/fingerprint.h"
 
-#include <filesystem>
 #include <set>
 
 #include "io/json.h"
+#include "io/paths.h"
 #include "io/sha256.h"
 
 namespace lk {
@@ -12,8 +12,7 @@ namespace {
 // The files that a folder's weights are in, in the order in which io/ looks for them.
 std::vector<std::string> weight_files(const std::string& folder) {
   std::string single = folder + "/model.safetensors";
-  std::error_code ignored;
-  if (std::filesystem::exists(single, ignored)) return {single};
+  if (exists(single)) return {single};
   std::string index_path = folder + "/model.safetensors.index.json";
   Json index = read_json(index_path);
   std::set<std::string> names;
@@ -32,8 +31,7 @@ std::string fingerprint_of(const std::vector<std::string>& files, const std::ato
   if (files.size() == 1) return hashes[0].get();
   Sha256 all;
   for (std::size_t i = 0; i < files.size(); ++i) {
-    const std::string line =
-        hashes[i].get() + "  " + std::filesystem::path(files[i]).filename().string() + "\n";
+    const std::string line = hashes[i].get() + "  " + file_name(files[i]) + "\n";
     all.update(line.data(), line.size());
   }
   return all.hex();
@@ -42,9 +40,7 @@ std::string fingerprint_of(const std::vector<std::string>& files, const std::ato
 }  // namespace
 
 std::vector<std::string> model_weight_files(const std::string& path) {
-  std::error_code ignored;  // what cannot be looked at is not a folder: opening it says why
-  return std::filesystem::is_directory(path, ignored) ? weight_files(path)
-                                                      : std::vector<std::string>{path};
+  return is_folder(path) ? weight_files(path) : std::vector<std::string>{path};
 }
 
 Fingerprint::Fingerprint(const std::string& path)

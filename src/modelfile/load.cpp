@@ -1,11 +1,11 @@
 #include "modelfile/load.h"
 
 #include <algorithm>
-#include <filesystem>
 #include <set>
 #include <vector>
 
 #include "io/gguf.h"
+#include "io/paths.h"
 #include "io/safetensors.h"
 #include "modelfile/config.h"
 #include "modelfile/weight_loader.h"
@@ -92,11 +92,6 @@ void stream_weights(Backend& backend, const WeightSource& source, DType dtype,
   }
   if (config.tie_embeddings) tie_head(backend, weights);
   if (options.hash) model.sha256 = hash.hex();
-}
-
-bool is_folder(const std::string& path) {
-  std::error_code ignored;  // what cannot be looked at is not a folder: opening it says why
-  return std::filesystem::is_directory(path, ignored);
 }
 
 LoadedModel load(Backend& backend, const std::string& path, DType dtype,

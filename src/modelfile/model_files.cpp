@@ -1,9 +1,8 @@
 #include "modelfile/model_files.h"
 
-#include <filesystem>
-
-#include "io/durable.h"
+#include "io/input_file.h"
 #include "io/json.h"
+#include "io/paths.h"
 #include "modelfile/config.h"
 #include "modelfile/config_gguf_write.h"
 #include "text/tokenizer_convert.h"
@@ -12,7 +11,6 @@ namespace lk {
 
 namespace {
 
-namespace stdfs = std::filesystem;
 constexpr std::size_t kMaxFile = std::size_t{256} << 20;
 
 std::string hf_dtype(const GgmlEncoder& type) {
@@ -45,11 +43,8 @@ std::string folder_config(const std::string& path, const std::string& dtype) {
   return same ? text : j.dump(2) + "\n";
 }
 
-// What the folder is called.
 std::string model_name(const std::string& path) {
-  const stdfs::path folder = stdfs::path(path).lexically_normal();
-  std::string name = folder.filename().string();
-  if (name.empty()) name = folder.parent_path().filename().string();
+  const std::string name = folder_name(path);
   return name.empty() ? "model" : name;
 }
 
@@ -66,16 +61,14 @@ std::vector<std::pair<std::string, std::string>> model_files(const ModelSource& 
     for (auto& file : hf_tokenizer_files(*base.gguf())) files.push_back(std::move(file));
     return files;
   }
-  const stdfs::path folder(base.path());
-  const std::string config = (folder / "config.json").string();
+  const std::string config = base.path() + "/config.json";
   files.emplace_back("config.json", type != nullptr ? folder_config(config, hf_dtype(*type))
                                                     : read_file(config, kMaxFile));
   for (const char* name : {"generation_config.json", "tokenizer.json", "tokenizer_config.json",
                            "special_tokens_map.json", "added_tokens.json", "vocab.json",
                            "merges.txt", "chat_template.jinja", "tokenizer.model"}) {
-    const std::string path = (folder / name).string();
-    std::error_code ignored;
-    if (stdfs::exists(path, ignored)) files.emplace_back(name, read_file(path, kMaxFile));
+    const std::string path = base.path() + "/" + name;
+    if (exists(path)) files.emplace_back(name, read_file(path, kMaxFile));
   }
   return files;
 }

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "io/durable.h"
 #include "modelfile/model_files.h"
 
 namespace lk {

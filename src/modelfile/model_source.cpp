@@ -2,17 +2,16 @@
 
 #include <algorithm>
 #include <cmath>
-#include <filesystem>
 #include <span>
 
+#include "io/paths.h"
 #include "io/safetensors.h"
 #include "modelfile/config.h"
 
 namespace lk {
 
 ModelSource::ModelSource(const std::string& path) : path_(path) {
-  std::error_code ignored;
-  if (std::filesystem::is_directory(path, ignored)) {
+  if (is_folder(path)) {
     config_ = config_from_folder(path);
     reader_ = open_safetensors_model(path);
     layout_ = folder_layout(config_, *reader_);

@@ -5,6 +5,7 @@
 
 #include "cuda/open_device.h"
 #include "io/durable.h"
+#include "io/output_folder.h"
 #include "modelfile/fingerprint.h"
 #include "modelfile/load.h"
 #include "modelfile/weight_hash.h"

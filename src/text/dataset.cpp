@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <exception>
 
-#include "io/durable.h"
+#include "io/input_file.h"
 #include "io/sha256.h"
 #include "tensor/error.h"
 #include "text/jsonl.h"

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "io/durable.h"
+#include "io/input_file.h"
 #include "io/sha256.h"
 #include "tensor/error.h"
 

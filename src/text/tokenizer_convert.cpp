@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <array>
-#include <filesystem>
 #include <set>
 
 #include "io/json.h"
+#include "io/paths.h"
 #include "tensor/error.h"
 #include "text/byte_alphabet.h"
 #include "text/gguf_token_type.h"
@@ -228,8 +228,7 @@ GgufWriter::Metadata gguf_tokenizer(const std::string& folder, std::int64_t voca
     add_id(places[used++], id);
   }
   const std::string config_path = folder + "/tokenizer_config.json";
-  std::error_code ignored;
-  if (std::filesystem::exists(config_path, ignored)) {
+  if (exists(config_path)) {
     const Json config = read_json(config_path);
     for (auto [key, name] :
          {std::pair{"unk_token", "unknown_token_id"}, std::pair{"pad_token", "padding_token_id"}}) {

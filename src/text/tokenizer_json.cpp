@@ -2,11 +2,11 @@
 // the ids and is not known here is refused by name; `truncation` and `padding` are ignored on
 // purpose. Source: the tokenizers crate's serialised format, version 1.0.
 #include <algorithm>
-#include <filesystem>
 #include <limits>
 
-#include "io/durable.h"
+#include "io/input_file.h"
 #include "io/json.h"
+#include "io/paths.h"
 #include "tensor/error.h"
 #include "text/tokenizer_builder.h"
 #include "text/tokenizer_json_parts.h"
@@ -119,7 +119,7 @@ void read_model(const Json& file, TokenizerSpec& spec) {
 
 struct Folder {
   std::string path;
-  bool has(const char* name) const { return std::filesystem::exists(file(name)); }
+  bool has(const char* name) const { return exists(file(name)); }
   std::string file(const char* name) const { return path + "/" + name; }
   Json json(const char* name) const {
     Json value = has(name) ? read_json(file(name)) : Json::object();
