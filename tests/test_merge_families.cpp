@@ -130,13 +130,13 @@ TEST_CASE("every family in every type of GGUF: each matrix as the type rounds ba
     ScratchFolder scratch;
     const std::string base = runnable_model(scratch, name), adapter = random_adapter(scratch, base);
     merge_into(base, adapter, scratch.file("f32"));
-    const ModelSource exact(scratch.file("f32"));
+    const ModelFile exact(scratch.file("f32"));
     for (std::string type : {"f16", "bf16", "q8_0", "q4_0", "q4_1"}) {
       CAPTURE(name);
       CAPTURE(type);
       const std::string out = scratch.file(type + ".gguf");
       merge_into(base, adapter, out, type);
-      const ModelSource merged(out);
+      const ModelFile merged(out);
       const GgufFile file(out);
       REQUIRE(merged.slots().size() == exact.slots().size());
       for (std::size_t i = 0; i < exact.slots().size(); ++i) {
@@ -187,7 +187,7 @@ TEST_CASE("every family's GGUF adapter names the base's tensors and has their sh
     const std::string base = runnable_model(scratch, name), adapter = random_adapter(scratch, base);
     const GgufAdapter written = export_gguf_adapter(base, adapter, scratch.file("a.gguf"));
     const GgufFile file(scratch.file("a.gguf"));
-    const ModelSource model(base);
+    const ModelFile model(base);
     const FileLayout layout = gguf_layout(model.config());
     CHECK(file.get_string("general.architecture") == layout.family->gguf);
     CHECK(written.alpha == 8);
@@ -272,7 +272,7 @@ TEST_CASE("what GGUF can't say is refused by name; what it can is written and re
     const MergeResult r = merge_into(base, adapter, scratch.file("out.gguf"));
     CHECK(*r.logit_difference <= kLogits * *r.largest_logit);
     const ModelConfig from = config_from_folder(base),
-                      to = config_from_path(scratch.file("out.gguf"));
+                      to = ModelFile(scratch.file("out.gguf")).config();
     for (std::size_t i = 0; i < static_cast<std::size_t>(from.n_layers); ++i) {
       const bool hides = from.is_local(i) && from.window < from.max_position;
       CHECK(hides == to.is_local(i));

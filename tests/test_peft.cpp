@@ -15,6 +15,7 @@
 #include "tensor_file.h"
 #include "text/dataset.h"
 #include "text/sampler.h"
+#include "text/tokenizer.h"
 
 using namespace lk;
 using namespace lk::test;
@@ -103,11 +104,13 @@ void on_every_device(const std::function<void(Backend&)>& body) {
 }
 
 struct TinyRun {
-  LoadedModel loaded;
+  ModelFile file;
+  std::unique_ptr<Tokenizer> tokenizer;
   std::unique_ptr<Transformer> model;
   std::unique_ptr<Adapter> adapter;
   TinyRun(Backend& backend, const std::string& adapter_folder)
-      : loaded(load_model(backend, kGolden + "tiny", DType::F32)) {
+      : file(kGolden + "tiny"), tokenizer(file.read_tokenizer()) {
+    LoadedModel loaded = load_weights(backend, file, DType::F32);
     model = std::make_unique<Transformer>(backend, loaded.config, std::move(loaded.weights),
                                           DType::F32, 256);
     AdapterFile file = open_adapter(kGolden + adapter_folder);
@@ -116,7 +119,7 @@ struct TinyRun {
   Dataset rows() const {
     DatasetOptions options;
     options.seq_len = 256;
-    return load_dataset(kGolden + "rows.jsonl", *loaded.tokenizer, std::nullopt, options);
+    return load_dataset(kGolden + "rows.jsonl", *tokenizer, std::nullopt, options);
   }
 };
 
@@ -147,12 +150,14 @@ void check_adapters(const Adapter& got, const Adapter& want, double lr) {
 void check_smollm2(Backend& backend, const std::string& name, std::size_t n_steps) {
   CAPTURE(name);
   Golden golden(name);
-  LoadedModel loaded = load_model(backend, smollm2_path(), DType::F32);
+  const ModelFile file(smollm2_path());
+  const std::unique_ptr<Tokenizer> tokenizer = file.read_tokenizer();
+  LoadedModel loaded = load_weights(backend, file, DType::F32);
   Transformer model(backend, loaded.config, std::move(loaded.weights), DType::F32, 256);
   DatasetOptions options;
   options.seq_len = 256;
   options.max_rows = 480;
-  Dataset train = load_dataset(kData + "e2e_train.jsonl", *loaded.tokenizer, std::nullopt, options);
+  Dataset train = load_dataset(kData + "e2e_train.jsonl", *tokenizer, std::nullopt, options);
   LoraConfig lora;
   lora.shape = {golden.get<std::int64_t>("rank"), golden.get<double>("alpha"), 0};
   lora.targets = golden.get<std::vector<std::string>>("targets");
@@ -194,7 +199,7 @@ void check_smollm2(Backend& backend, const std::string& name, std::size_t n_step
   CHECK(adapter_error <= 1e-4);
   if (n_steps < losses.size()) return;
   options.max_rows = golden.get<std::int64_t>("eval_rows");
-  Dataset test = load_dataset(kData + "e2e_test.jsonl", *loaded.tokenizer, std::nullopt, options);
+  Dataset test = load_dataset(kData + "e2e_test.jsonl", *tokenizer, std::nullopt, options);
   CHECK(evaluate(model, test.rows, 2048).loss ==
         doctest::Approx(golden.get<double>("eval_after")).epsilon(1e-3));
 }
@@ -214,8 +219,8 @@ struct FamilyRun {
         row.supervised.push_back(i >= r[1].get<std::size_t>());
       rows.push_back(std::move(row));
     }
-    LoadedModel loaded =
-        load_weights(backend, std::string(LK_TEST_DATA) + "/golden/models/" + name, dtype);
+    LoadedModel loaded = load_weights(
+        backend, ModelFile(std::string(LK_TEST_DATA) + "/golden/models/" + name), dtype);
     model =
         std::make_unique<Transformer>(backend, loaded.config, std::move(loaded.weights), dtype, 80);
     LoraConfig lora;

@@ -61,6 +61,11 @@ class ShardedModel : public TensorReader {
   }
 
   const std::string& path() const override { return path_; }
+  std::vector<std::string> files() const override {
+    std::vector<std::string> paths;
+    for (const auto& file : files_) paths.push_back(file->path());
+    return paths;
+  }
   std::vector<std::string> names() const override {
     std::vector<std::string> names;
     for (const auto& [name, file] : reader_of_) names.push_back(name);

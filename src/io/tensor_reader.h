@@ -1,5 +1,5 @@
 // TensorReader: named tensors of a model file, read row by row as F32, whatever their stored type.
-// GgufFile and SafetensorsModel implement it, so the loader in nn/ knows no file format.
+// GgufFile and the readers of io/safetensors.h implement it, so that loading knows no file format.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,9 @@ namespace lk {
 class TensorReader {
  public:
   virtual ~TensorReader() = default;
-  virtual const std::string& path() const = 0;         // for messages
+  virtual const std::string& path() const = 0;  // for messages
+  // The paths of the files that hold the tensors, sorted.
+  virtual std::vector<std::string> files() const { return {path()}; }
   virtual std::vector<std::string> names() const = 0;  // sorted
   virtual bool has(const std::string& name) const = 0;
   // Row-major shape as PyTorch shows it ([out, in] for a linear layer). Throws InputError if

@@ -23,8 +23,6 @@ inline constexpr double kGemmaLocalTheta = 10000;
 double gguf_query_scale(const ModelConfig& config);
 // From FOLDER/config.json as transformers 4 or 5 writes it. Throws InputError, IoError.
 ModelConfig config_from_folder(const std::string& folder);
-// Of a model path: a .gguf file or a folder. Reads no tensor.
-ModelConfig config_from_path(const std::string& path);
 // The same from parsed JSON; `where` names it in messages.
 ModelConfig config_from_json(const Json& json, const std::string& where);
 // A config.json that transformers 4 and 5 read. Throws UsageError for rope factors that Hugging

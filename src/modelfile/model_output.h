@@ -11,7 +11,7 @@
 #include "io/gguf_write.h"
 #include "io/safetensors.h"
 #include "io/staged_output.h"
-#include "modelfile/model_source.h"
+#include "modelfile/model_file.h"
 
 namespace lk {
 
@@ -23,7 +23,7 @@ struct OutputFormat {
   std::uint64_t shard_bytes = 5'000'000'000;  // of a folder's files
 };
 
-// Where the values come from, and who looks at what became of them. Rows as ModelSource has them.
+// Where the values come from, and who looks at what became of them. Rows are those of ModelFile::read_rows().
 class RowPipe {
  public:
   virtual ~RowPipe() = default;
@@ -43,7 +43,7 @@ class ModelOutput {
  public:
   // Plans: nothing is written. Throws UsageError for a format that can't hold the model and
   // InputError for a tokenizer that can't be converted.
-  ModelOutput(const ModelSource& base, const OutputFormat& format);
+  ModelOutput(const ModelFile& base, const OutputFormat& format);
 
   // What write() will need on the disk, to within a few KiB.
   std::uint64_t bytes() const { return bytes_; }
@@ -61,7 +61,7 @@ class ModelOutput {
   void plan_gguf();
   void write_tensor(TensorWriter& file, const EncodedTensor& tensor, RowPipe& pipe) const;
 
-  const ModelSource& base_;
+  const ModelFile& base_;
   bool gguf_;
   FileLayout layout_;                    // of what is written
   const GgmlEncoder* wanted_ = nullptr;  // null: as the base has them
