@@ -32,7 +32,8 @@ class DurableFile {
   std::uint64_t size_ = 0;
 };
 
-// DurableFile for content at hand. Throws IoError and leaves the old file as it was.
+// Writes `content` to `path` through a DurableFile. Throws IoError and leaves the old file as it
+// was.
 void write_file_durably(const std::string& path, std::string_view content);
 
 // Makes what was created or renamed in `folder` ("": the current one) survive a power loss. Returns
@@ -45,7 +46,8 @@ class AppendLog {
   explicit AppendLog(const std::string& path);
   AppendLog(const AppendLog&) = delete;
   AppendLog& operator=(const AppendLog&) = delete;
-  // Throws IoError; what was written of the record is then taken back, so that no half one stays.
+  // Appends one record. If that fails, throws IoError after taking back what was written, so that
+  // no half record stays.
   void append_record(std::string_view record);
   void flush();
   const std::string& path() const { return path_; }

@@ -89,7 +89,7 @@ int Fs::rename(const char* from, const char* to) { return ::rename(from, to); }
 int Fs::rename_new(const char* from, const char* to) {
   if (::renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE) == 0) return 0;
   if (errno != EINVAL && errno != ENOSYS) return -1;
-  // A file system without the flag: look first. Another process may come between.
+  // The file system lacks the flag: looks first, though another process may come between.
   struct stat there {};
   if (::lstat(to, &there) == 0) {
     errno = EEXIST;

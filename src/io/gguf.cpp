@@ -13,7 +13,7 @@ namespace lk {
 
 namespace {
 
-// Item `i` of an integer value. u64 above i64's range saturates: no caller's limit reaches there.
+// Item `i` of an integer value. A u64 above i64's range saturates: no caller's limit reaches there.
 std::int64_t integer_at(const GgufValue& value, std::size_t i) {
   auto as = [&]<class T>() {
     T v;

@@ -97,8 +97,8 @@ class ShardedModel : public TensorReader {
     return *at->second;
   }
 
-  // Tensor name -> shard name. The rest of the index (metadata.total_size) tells us nothing we rely
-  // on.
+  // Reads the map from tensor names to shard names. Nothing relies on the rest of the index
+  // (metadata.total_size).
   std::map<std::string, std::string> read_weight_map() const {
     const std::string text = read_file(path_, kMaxIndexBytes);
     JsonScanner in(text, path_);

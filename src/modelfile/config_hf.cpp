@@ -1,5 +1,5 @@
-// config.json of Hugging Face folders, as transformers 4 (rope_theta, rope_scaling, torch_dtype)
-// and 5 (rope_parameters, dtype) write it.
+// Reads config.json of Hugging Face folders, as transformers 4 (rope_theta, rope_scaling,
+// torch_dtype) and 5 (rope_parameters, dtype) write it.
 #include <algorithm>
 #include <limits>
 #include <set>
@@ -18,7 +18,7 @@ template <class... Args>
   throw InputError(concat(where, ": ", message...));
 }
 
-// Absent and null mean the same in config.json wherever null is allowed at all.
+// Whether config.json says anything: a null means as much as an absent key, wherever it is allowed.
 bool given(const Json& json, const char* key) {
   auto it = json.find(key);
   return it != json.end() && !it->is_null();
@@ -38,8 +38,8 @@ const Family& read_family(const Json& json, const std::string& where) {
 }
 
 // Fields that change the maths, with the values that switch them off. See Note [Refuse, never
-// default]. GPT-2's attn_pdrop, embd_pdrop and resid_pdrop are no part of it: a frozen model drops
-// nothing, LoRA has a dropout of its own.
+// default]. GPT-2's attn_pdrop, embd_pdrop and resid_pdrop are no such fields: a frozen model drops
+// nothing, and LoRA has its own dropout.
 void refuse_unsupported(const Json& json, const Family& family, const std::string& where) {
   static const std::vector<std::pair<const char*, Json>> kNeutral = {
       {"partial_rotary_factor", {1}},
@@ -96,7 +96,7 @@ void refuse_unsupported(const Json& json, const Family& family, const std::strin
   }
 }
 
-// Which layers see a window of the last tokens, and how wide it is.
+// Reads which layers see a window of the last tokens, and how wide it is.
 void parse_window(const Json& json, const Family& family, ModelConfig& c,
                   const std::string& where) {
   std::int64_t window = 0;  // none
@@ -148,8 +148,8 @@ void parse_window(const Json& json, const Family& family, ModelConfig& c,
   c.local = std::move(local);
 }
 
-// rope_scaling of v4, rope_parameters of v5: every field must be one that its type is known to
-// have.
+// Reads rope_scaling of v4 or rope_parameters of v5: every field must be one that its type is known
+// to have.
 RopeScaling parse_rope(const Json& rope, const char* field, const std::string& where) {
   if (!rope.is_object()) refuse(where, field, ": not an object");
   const std::string inner = where + ": " + field;
@@ -201,7 +201,7 @@ void parse_rope_fields(const Json& json, const Family& family, ModelConfig& c,
   if (family.gemma_keys)
     c.local_rope_theta = json_number_or(json, "rope_local_base_freq", 1e4, where);
   bool old_style = given(json, "rope_scaling"), new_style = given(json, "rope_parameters");
-  // `rope` as version 5 writes it; its theta counts if no older key says another.
+  // Version 5 writes theta into `rope`; it counts if no older key says another.
   auto read = [&](const Json& rope, const std::string& field, const char* old_key, double& theta) {
     RopeScaling scaling = parse_rope(rope, field.c_str(), where);
     if (!given(rope, "rope_theta")) return scaling;
@@ -211,7 +211,7 @@ void parse_rope_fields(const Json& json, const Family& family, ModelConfig& c,
     theta = newer;
     return scaling;
   };
-  if (old_style)  // which version 5 reads as if it were the new key
+  if (old_style)  // version 5 reads it as if it were the new key
     c.rope_scaling = read(json["rope_scaling"], "rope_scaling", "rope_theta", c.rope_theta);
   if (!new_style) return;
   const Json& rope = json["rope_parameters"];
@@ -271,7 +271,7 @@ std::vector<std::int32_t> parse_eos(const Json& json, const std::string& where) 
 
 namespace {
 
-// GPT-2 has keys of its own, and no choice but in its sizes.
+// Reads GPT-2's keys, which differ from all others'; only its sizes vary.
 void parse_gpt2(const Json& json, ModelConfig& c, const std::string& where) {
   auto size = [&](const char* key) { return json_int(json, key, 1, kAnyInt, where); };
   c.hidden_size = size("n_embd");
@@ -286,7 +286,7 @@ void parse_gpt2(const Json& json, ModelConfig& c, const std::string& where) {
   c.attention_bias = c.attention_output_bias = c.mlp_bias = true;
   for (const char* key : {"sliding_window", "layer_types", "rope_scaling", "rope_parameters"})
     if (given(json, key)) refuse(where, key, ": not supported for gpt2");
-  // transformers takes other families' names for the same, over the own ones.
+  // transformers accepts other families' names for these keys, and prefers them to GPT-2's.
   for (auto [other, own] : {std::pair{"hidden_size", "n_embd"},
                             {"num_hidden_layers", "n_layer"},
                             {"num_attention_heads", "n_head"},

@@ -1,4 +1,4 @@
-// config.json written so that transformers 4 and 5 read it.
+// Writes config.json so that transformers 4 and 5 read it.
 #include <algorithm>
 #include <cmath>
 

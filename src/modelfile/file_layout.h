@@ -1,5 +1,6 @@
 // FileLayout: how a model file holds the model's tensors, and the way from its order to ours and
-// back. Ours is Hugging Face's naming with matrices as (out, in) and rotary pairs half a head apart.
+// back. Ours is Hugging Face's naming with matrices as (out, in) and rotary pairs half a head
+// apart.
 //
 // GGUF's llama stores the rows of q and k so that a rotary pair is adjacent: within a head of size
 // D, stored row 2i + p is our (and Hugging Face's) row p * D/2 + i. GPT-2's folders store
@@ -26,8 +27,8 @@ struct StoredTensor {
   bool minus_one = false;      // a gain less 1
 
   // Rows of `cols` values (of a vector: one value each) from the file's order to ours and back:
-  // whole heads if the rows are paired, the whole matrix if it is transposed. Gains are left as they
-  // are: see gain_shift().
+  // whole heads if the rows are paired, the whole matrix if it is transposed. Gains are left as
+  // they are: see gain_shift().
   void to_ours(std::vector<float>& values, std::int64_t cols) const;
   void to_stored(std::vector<float>& values, std::int64_t cols) const;
 };
@@ -46,7 +47,7 @@ FileLayout folder_layout(const ModelConfig& config);
 // The layout of a folder's tensors: the first files of GPT-2 name them without "transformer.".
 FileLayout folder_layout(const ModelConfig& config, const TensorReader& reader);
 
-// What to add to a gain as `from` stores it to have it as `to` does: -1, 0 or 1.
+// The number to add to a gain that `from` stores to get the gain that `to` stores: -1, 0 or 1.
 float gain_shift(const StoredTensor& from, const StoredTensor& to);
 
 // to (cols, rows) = the transpose of from (rows, cols); they must not overlap.

@@ -58,7 +58,7 @@ std::string_view without_trailing_space(std::string_view text) {
   return text.substr(0, keep);
 }
 
-// ASCII punctuation and space but for ' , - . (which the next rules know), each set apart.
+// Sets ASCII punctuation apart, except ' , - . which have rules of their own.
 std::string apart_punctuation(std::string_view text) {
   std::string out;
   for (char c : text) {
@@ -72,8 +72,8 @@ std::string apart_punctuation(std::string_view text) {
   return out;
 }
 
-// Left to right: two neighbours that `match` become `first` `second` with the spaces that `join`
-// writes, and what was matched is not looked at again.
+// Goes over the text from left to right: `join` writes two neighbours that `match`, with spaces,
+// and what was matched is not looked at again.
 template <class Match, class Join>
 std::string pairs(const std::string& text, const Match& match, const Join& join) {
   std::string out;
@@ -140,7 +140,7 @@ void Bleu::add(std::string_view hypothesis, std::span<const std::string> referen
   hypothesis_tokens_ += length;
   reference_tokens_ += closest;
   for (std::size_t n = 1; n <= kBleuOrder; ++n) {
-    Counts most;  // of each n-gram, in the reference that has most of it
+    Counts most;  // the count of each n-gram in the reference that has most of it
     for (const auto& reference : wanted)
       for (const auto& [gram, count] : ngrams(reference, n))
         most[gram] = std::max(most[gram], count);

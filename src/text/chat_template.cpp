@@ -12,7 +12,7 @@ namespace lk {
 
 namespace {
 
-// Every family we know is turns of  before role after content end.  What differs is in this table.
+// In every family we know a turn is  before role after content end.  This table has what differs.
 struct Style {
   const char* name;
   const char* start;  // before the first turn
@@ -21,13 +21,12 @@ struct Style {
   const char* end;     // the end token: the model must learn to write it
   const char* behind;  // after the end token
   bool trims;          // content loses white space at both ends (Jinja's trim)
-  // The system turn written where the messages have none; null: none is. With `system_always` it is
-  // the beginning of every system turn.
+  // The system turn for messages that have none; null: none is written. With `system_always` it
+  // begins every system turn.
   const char* system;
   bool system_always;
-  const char*
-      generation;    // what asks for the assistant's turn, if not before + "assistant" + after
-  bool always_asks;  // the template asks for it whether wanted or not
+  const char* generation;  // asks for the assistant's turn; null: before + "assistant" + after does
+  bool always_asks;        // the template asks for it whether wanted or not
 };
 
 constexpr const char* kSmolSystem =
@@ -171,7 +170,7 @@ RenderedChat ChatTemplate::render_own(std::span<const Message> messages, bool as
           std::move(rendered.generated)};
 }
 
-// Puts each assistant turn's range into chat.assistant, where {% generation %} may have put them.
+// Puts each assistant turn's range into chat.assistant, unless {% generation %} has done so.
 void ChatTemplate::find_assistant(const std::vector<Message>& messages, RenderedChat& chat) const {
   std::vector<std::size_t> turns;
   for (std::size_t i = 0; i < messages.size(); ++i)
@@ -185,7 +184,7 @@ void ChatTemplate::find_assistant(const std::vector<Message>& messages, Rendered
     const std::string prompt = render_own(all.first(i), true).text;
     const RenderedChat answered = i + 1 == all.size() ? chat : render_own(all.first(i + 1), false);
     const std::string& text = answered.text;
-    // What follows the last byte of the turn's content is the template's.
+    // The template wrote whatever follows the last byte of the turn's content.
     std::size_t from = prompt.size();
     if (text.starts_with(prompt) && !answered.content.empty())
       from = std::max(from, answered.content.back().second);

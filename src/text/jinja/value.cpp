@@ -187,7 +187,8 @@ std::string real_text(double value) {
 
 constexpr char kHex[] = "0123456789abcdef";
 
-// Copies a string escaped: `escape` gives what to write for a character, empty for itself.
+// Copies a string with escapes: escape(c) gives what to write for a character, or nothing to write
+// the character itself.
 template <class Escape>
 void append_escaped(Text& out, const Text& text, Budget& budget, Escape&& escape) {
   budget.work(text.s.size());
