@@ -7,6 +7,7 @@
 #include "io/json.h"
 #include "io/printable.h"
 #include "io/safetensors.h"
+#include "io/utf8.h"
 #include "tensor/error.h"
 
 namespace lk {

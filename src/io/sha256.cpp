@@ -4,6 +4,7 @@
 #include <cstring>
 #include <vector>
 
+#include "io/hex.h"
 #include "io/input_file.h"
 #include "io/sha256_rounds.h"
 
@@ -54,12 +55,8 @@ Sha256::Digest Sha256::digest() {
 std::string Sha256::hex() { return sha256_hex(digest()); }
 
 std::string sha256_hex(const Sha256::Digest& digest) {
-  constexpr char kDigits[] = "0123456789abcdef";
   std::string out;
-  for (std::uint8_t byte : digest) {
-    out += kDigits[byte >> 4];
-    out += kDigits[byte & 15];
-  }
+  for (std::uint8_t byte : digest) append_hex(out, byte);
   return out;
 }
 

@@ -2,11 +2,11 @@
 
 #include <algorithm>
 
+#include "io/utf8.h"
 #include "tensor/error.h"
 #include "text/jinja/template.h"
-#include "text/jinja/text.h"
 #include "text/tokenizer.h"
-#include "text/utf8.h"
+#include "text/white_space.h"
 
 namespace lk {
 
@@ -63,9 +63,7 @@ const Style* find(const std::string& name) {
   return nullptr;
 }
 
-std::string_view strip(std::string_view s) {
-  return jinja::strip_right(s.substr(jinja::end_of_space(s, 0)));
-}
+std::string_view strip(std::string_view s) { return strip_right(s.substr(end_of_space(s, 0))); }
 
 void check_messages(const std::vector<Message>& messages) {
   if (messages.empty()) throw InputError("a chat needs at least one message");
@@ -193,7 +191,7 @@ void ChatTemplate::find_assistant(const std::vector<Message>& messages, Rendered
       if (const std::size_t at = text.find(stop, from); at < end) end = at, length = stop.size();
     // Without a stop token the turn ends with the last byte that is not white space.
     if (end == std::string::npos)
-      end = std::max(from, jinja::strip_right(text).size());
+      end = std::max(from, strip_right(text).size());
     else
       end += length;
     if (!text.starts_with(prompt) || chat.text.compare(0, end, text, 0, end) != 0)

@@ -3,12 +3,13 @@
 #include <algorithm>
 #include <exception>
 
+#include "io/hex.h"
 #include "io/input_file.h"
 #include "io/sha256.h"
+#include "io/utf8.h"
 #include "tensor/error.h"
 #include "text/jsonl.h"
 #include "text/rows.h"
-#include "text/utf8.h"
 
 namespace lk {
 
@@ -161,19 +162,19 @@ std::string show_row(const Row& row, const Tokenizer& tokenizer, bool colour) {
     if (trained) out += open;
     for (std::size_t at = 0; at < bytes.size();) {
       const auto byte = static_cast<unsigned char>(bytes[at]);
-      const std::size_t ok = utf8_valid_prefix(std::string_view(bytes).substr(at));
+      const std::size_t length =
+          utf8_checked_length(bytes.data() + at, bytes.data() + bytes.size());
       if (byte == '\n') {
         out += "\\n";
       } else if (byte == '\t') {
         out += "\\t";
       } else if (byte == '\r') {
         out += "\\r";
-      } else if (byte < 0x20 || byte == 0x7F || ok == 0) {
+      } else if (byte < 0x20 || byte == 0x7F || length == 0) {
         // A file must not steer the terminal; part of a character is shown as its bytes.
-        constexpr const char* digits = "0123456789abcdef";
-        out += std::string("\\x") + digits[byte >> 4] + digits[byte & 15];
+        out += "\\x";
+        append_hex(out, byte);
       } else {
-        const std::size_t length = utf8_length(byte);
         out += bytes.substr(at, length);
         at += length;
         continue;

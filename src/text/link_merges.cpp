@@ -4,9 +4,9 @@
 #include <cmath>
 #include <unordered_set>
 
+#include "io/utf8.h"
 #include "tensor/error.h"
 #include "text/byte_alphabet.h"
-#include "text/utf8.h"
 
 namespace lk {
 

@@ -5,9 +5,9 @@
 #include <string_view>
 #include <unordered_map>
 
+#include "io/utf8.h"
 #include "text/bpe.h"
 #include "text/tokenizer_builder.h"
-#include "text/utf8.h"
 
 namespace lk {
 

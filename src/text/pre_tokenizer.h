@@ -4,8 +4,8 @@
 
 #include <string_view>
 
+#include "io/utf8.h"
 #include "text/unicode.h"
-#include "text/utf8.h"
 
 namespace lk {
 

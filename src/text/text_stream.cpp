@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <string_view>
 
-#include "text/utf8.h"
+#include "io/utf8.h"
 
 namespace lk {
 namespace {

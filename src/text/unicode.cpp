@@ -5,7 +5,7 @@
 #include <memory>
 #include <unordered_map>
 
-#include "text/utf8.h"
+#include "io/utf8.h"
 
 namespace lk {
 

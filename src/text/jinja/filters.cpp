@@ -6,8 +6,8 @@
 
 #include "tensor/error.h"
 #include "text/jinja/builtins.h"
-#include "text/jinja/text.h"
 #include "text/jinja/tree.h"
+#include "text/white_space.h"
 
 namespace lk::jinja {
 

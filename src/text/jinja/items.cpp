@@ -1,9 +1,9 @@
 // Parts of values: attributes, items, slices, iteration, membership.
 #include <algorithm>
 
+#include "io/utf8.h"
 #include "tensor/error.h"
 #include "text/jinja/builtins.h"
-#include "text/utf8.h"
 
 namespace lk::jinja {
 

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 
+#include "io/utf8.h"
 #include "tensor/error.h"
-#include "text/jinja/text.h"
-#include "text/utf8.h"
+#include "text/white_space.h"
 
 namespace lk::jinja {
 

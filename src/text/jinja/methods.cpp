@@ -3,8 +3,8 @@
 
 #include "tensor/error.h"
 #include "text/jinja/builtins.h"
-#include "text/jinja/text.h"
 #include "text/unicode.h"
+#include "text/white_space.h"
 
 namespace lk::jinja {
 

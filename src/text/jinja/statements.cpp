@@ -1,9 +1,9 @@
 // Executes statements, and the template as a whole.
 #include <algorithm>
 
+#include "io/utf8.h"
 #include "tensor/error.h"
 #include "text/jinja/deeper.h"
-#include "text/utf8.h"
 
 namespace lk::jinja {
 
