@@ -6,6 +6,7 @@
 #include "lora/export_gguf.h"
 #include "lora/merge.h"
 #include "modelfile/config.h"
+#include "modelfile/family_files.h"
 #include "modelfile/model_output.h"
 #include "tensor_file.h"
 
@@ -93,7 +94,7 @@ TEST_CASE("every family as GGUF and as a folder again: the same logits, and gain
     {
       const GgufFile file(gguf);
       const ModelConfig from = config_from_folder(base), to = config_from_gguf(file);
-      CHECK(file.get_string("general.architecture") == family_of(from).gguf);
+      CHECK(file.get_string("general.architecture") == files_of(from).gguf);
       for (const std::string& tensor : file.names())
         if (file.shape(tensor).rank() == 1) CHECK(file.stored_type(tensor) == "F32");
       CHECK(to.window == from.window);
@@ -119,7 +120,7 @@ TEST_CASE("every family as GGUF and as a folder again: the same logits, and gain
         continue;
       for (std::size_t i = 0; i < values.size(); ++i)
         CHECK(std::abs(last.at(tensor)[i] - values[i]) <=
-              (family_of(config_from_folder(base)).gain_minus_one ? 0x1p-22 : 0));
+              (files_of(config_from_folder(base)).gain_minus_one ? 0x1p-22 : 0));
     }
   }
 }

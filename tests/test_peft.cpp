@@ -9,6 +9,7 @@
 #include "io/safetensors.h"
 #include "lora/adapter_io.h"
 #include "lora/trainer.h"
+#include "modelfile/family_files.h"
 #include "modelfile/load.h"
 #include "nn/evaluation.h"
 #include "smollm2.h"
@@ -313,7 +314,7 @@ TEST_CASE("ten steps of every family as PEFT trains them, and its names and shap
       FamilyRun run(backend, golden, name, DType::F32);
       const Adapter& adapter = *run.adapter;
       CHECK(Json(adapter.target_modules()) == want["target_modules"]);
-      CHECK(family_of(run.model->config()).conv1d == want["fan_in_fan_out"].get<bool>());
+      CHECK(files_of(run.model->config()).conv1d == want["fan_in_fan_out"].get<bool>());
       CHECK(adapter.parameters().size() == want["tensors"].size());
       for (const Parameter* p : adapter.parameters()) {
         const std::string key = "base_model.model." + p->name();

@@ -10,6 +10,7 @@
 #include "io/json.h"
 #include "io/paths.h"
 #include "io/safetensors.h"
+#include "modelfile/family_files.h"
 
 namespace lk {
 namespace {
@@ -263,7 +264,7 @@ void save_adapter(const std::string& folder, const Adapter& adapter, const std::
                  {"lora_dropout", shape.dropout},
                  {"target_modules", adapter.target_modules()},
                  {"bias", "none"},
-                 {"fan_in_fan_out", family_of(adapter.model_config()).conv1d},
+                 {"fan_in_fan_out", files_of(adapter.model_config()).conv1d},
                  {"inference_mode", true},
                  {"init_lora_weights", true},
                  {"use_rslora", false},

@@ -16,7 +16,7 @@ GgufAdapter export_gguf_adapter(const std::string& model, const std::string& fol
   const FileLayout layout = gguf_layout(base.config());
   GgufAdapter result{0, shape.rank, shape.scale() * static_cast<double>(shape.rank)};
   const GgufWriter::Metadata metadata = {
-      {"general.architecture", gguf_string(layout.family->gguf)},
+      {"general.architecture", gguf_string(layout.files->gguf)},
       {"general.type", gguf_string("adapter")},
       {"general.file_type", gguf_u32(0)},
       {"adapter.type", gguf_string("lora")},

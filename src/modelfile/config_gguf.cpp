@@ -6,7 +6,7 @@
 
 #include "io/gguf.h"
 #include "modelfile/config.h"
-#include "nn/family.h"
+#include "modelfile/family_files.h"
 
 namespace lk {
 namespace {
@@ -230,7 +230,8 @@ ModelConfig config_from_gguf(const GgufFile& file) {
   c.rms_eps = as_written(
       file.get_float(prefix + (c.norm == NormKind::Layer ? "attention.layer_norm_epsilon"
                                                          : "attention.layer_norm_rms_epsilon")));
-  c.rope_theta = as_written(file.get_float_or(prefix + "rope.freq_base", family->default_theta));
+  c.rope_theta =
+      as_written(file.get_float_or(prefix + "rope.freq_base", files_of(*family).default_theta));
   c.max_position = size("context_length");
   c.rope_scaling = read_scaling(file, prefix);
   c.tie_embeddings = !file.has("output.weight");

@@ -1,7 +1,5 @@
 #include "modelfile/file_layout.h"
 
-#include "modelfile/gguf_names.h"
-
 namespace lk {
 namespace {
 
@@ -19,11 +17,11 @@ void halves_to_pairs(std::span<const float> from, std::int64_t head_dim, std::in
 }  // namespace
 
 FileLayout gguf_layout(const ModelConfig& config) {
-  return {&family_of(config), config.head_dim, true};
+  return {&family_of(config), &files_of(config), config.head_dim, true};
 }
 
 FileLayout folder_layout(const ModelConfig& config) {
-  return {&family_of(config), config.head_dim, false};
+  return {&family_of(config), &files_of(config), config.head_dim, false};
 }
 
 FileLayout folder_layout(const ModelConfig& config, const TensorReader& reader) {
@@ -38,14 +36,14 @@ StoredTensor FileLayout::find(const WeightSlot& slot) const {
   if (gguf) {
     stored.name = gguf_name(slot.name, *family);
     const bool rotated = slot.role == Role::Q || slot.role == Role::K;
-    if (family->paired_rows && rotated) stored.pair_rows = head_dim;
+    if (files->paired_rows && rotated) stored.pair_rows = head_dim;
     return stored;
   }
   stored.name = slot.name;
   if (stored.name.starts_with(skipped_prefix)) stored.name.erase(0, skipped_prefix.size());
-  stored.transposed = family->conv1d && slot.linear && slot.role != Role::Head;
+  stored.transposed = files->conv1d && slot.linear && slot.role != Role::Head;
   if (stored.transposed) stored.shape = Shape{slot.shape[1], slot.shape[0]};
-  stored.minus_one = family->gain_minus_one && slot.shape.rank() == 1 && !slot.linear &&
+  stored.minus_one = files->gain_minus_one && slot.shape.rank() == 1 && !slot.linear &&
                      slot.name.ends_with(".weight");
   return stored;
 }

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "io/tensor_reader.h"
+#include "modelfile/family_files.h"
 #include "nn/model_weights.h"
 
 namespace lk {
@@ -35,6 +36,7 @@ struct StoredTensor {
 
 struct FileLayout {
   const Family* family;
+  const FamilyFiles* files;
   std::int64_t head_dim;
   bool gguf;                        // else a Hugging Face folder
   std::string skipped_prefix = {};  // a prefix of Hugging Face's names that the file leaves out

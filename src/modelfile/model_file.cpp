@@ -111,7 +111,7 @@ const TensorReader& ModelFile::reader() const {
 bool ModelFile::is_buffer(const std::string& name) const {
   if (gguf_) return name == "rope_freqs.weight";
   return name.ends_with("rotary_emb.inv_freq") ||
-         (family_of(config_).conv1d &&
+         (files_of(config_).conv1d &&
           (name.ends_with(".attn.bias") || name.ends_with(".masked_bias")));
 }
 
