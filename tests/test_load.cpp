@@ -323,6 +323,36 @@ TEST_CASE("load: every compute dtype rounds once") {
   CHECK(brain.weights.layers[0].attn_norm.dtype() == DType::BF16);
 }
 
+TEST_CASE(
+    "a model file needs no tensors for its config, opens them once, and names what is wrong") {
+  Folder f("mqa");
+  const std::string path = f.write();
+  files::remove(path + "/model.safetensors");
+  const ModelFile config_only(path);
+  CHECK(config_only.config().n_layers > 0);
+  CHECK(config_only.gguf() == nullptr);
+  CHECK_THROWS_WITH_AS(config_only.reader(), doctest::Contains("model.safetensors"), InputError);
+
+  const ModelFile whole(f.write());
+  CHECK(whole.weight_files() == std::vector<std::string>{path + "/model.safetensors"});
+  CHECK(whole.side_files().front().first == "config.json");
+  CHECK(whole.slots().size() == f.tensors.size());
+  const TensorReader* reader = &whole.reader();
+  files::remove(path + "/model.safetensors");  // what is open stays open
+  CHECK(&whole.reader() == reader);
+  for (const WeightSlot& slot : whole.slots()) {
+    std::vector<float> rows(static_cast<std::size_t>(slot.shape.numel()));
+    whole.read_rows(slot, 0, slot.shape.rows(), rows.data());
+    CHECK_MESSAGE(rows == f.tensors.at(slot.name).values, slot.name);
+  }
+
+  const ModelFile gguf(kModels + "tied_gqa.q8_0.gguf");
+  REQUIRE(gguf.gguf() != nullptr);
+  CHECK(gguf.weight_files() == std::vector<std::string>{kModels + "tied_gqa.q8_0.gguf"});
+  CHECK(gguf.side_files().empty());
+  CHECK_THROWS_AS(ModelFile(kModels + "absent"), InputError);
+}
+
 TEST_CASE("load: fingerprints and progress") {
   auto backend = make_cpu_backend();
   LoadedModel model = load_weights(*backend, ModelFile(kModels + "tied_gqa"), DType::F32);

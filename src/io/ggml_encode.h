@@ -15,7 +15,7 @@ struct GgmlEncoder {
   std::uint32_t file_type;     // general.file_type of a model whose matrices are of this type
   std::uint32_t block_values;  // values per block; a row is whole blocks
   std::uint32_t block_bytes;
-  bool quantised;  // blocks with a scale of their own, instead of floating-point numbers
+  bool quantised;  // blocks of integers under a scale, not floating-point numbers
   // Reads n_blocks * block_values finite floats and writes n_blocks * block_bytes bytes. What the
   // type can't hold (F16 and the scales of the Q types end at 65,504) decodes to a number that is
   // not finite: callers that can't rule it out decode and look.

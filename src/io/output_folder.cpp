@@ -70,7 +70,7 @@ OutputFolder::OutputFolder(const std::string& path, bool must_be_empty) : path_(
       throw UsageError(concat(path, ": not empty (it has ", name, "): give a new or empty folder"));
     }
   }
-  // For the message of a second run. Not worth failing for.
+  // The number is for the message of a second run; failing to write it is no reason to stop.
   std::string pid = std::to_string(::getpid()) + "\n";
   if (fs().ftruncate(lock_.get(), 0) == 0) (void)!fs().write(lock_.get(), pid.data(), pid.size());
 }

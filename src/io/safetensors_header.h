@@ -16,7 +16,7 @@ namespace lk {
 struct SafetensorsDtype {
   const char* name;
   std::uint32_t bits;
-  // Null for types that are not read as F32. A block is one value.
+  // The decoder to F32, null for types that are not read. A block is one value.
   void (*decode)(const std::uint8_t* src, std::int64_t n, float* dst);
 };
 

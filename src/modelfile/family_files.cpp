@@ -2,6 +2,7 @@
 
 #include <array>
 #include <string_view>
+#include <utility>
 
 namespace lk {
 namespace {
@@ -98,47 +99,32 @@ constexpr FamilyFiles gpt2() {
 constexpr std::array<FamilyFiles, 6> kFamilies = {kLlama,  mistral(),     qwen2(),
                                                   qwen3(), gemma3_text(), gpt2()};
 
-// GGUF's names are the same in all families.
+// GGUF calls a role's module the same in all families.
+constexpr std::pair<Role, const char*> kGgufModules[] = {
+    {Role::Embedding, "token_embd"},
+    {Role::Positions, "position_embd"},
+    {Role::AttnNorm, "attn_norm"},
+    {Role::Qkv, "attn_qkv"},
+    {Role::Q, "attn_q"},
+    {Role::K, "attn_k"},
+    {Role::V, "attn_v"},
+    {Role::O, "attn_output"},
+    {Role::QNorm, "attn_q_norm"},
+    {Role::KNorm, "attn_k_norm"},
+    {Role::PostAttnNorm, "post_attention_norm"},
+    {Role::FfnNorm, "ffn_norm"},
+    {Role::Gate, "ffn_gate"},
+    {Role::Up, "ffn_up"},
+    {Role::Down, "ffn_down"},
+    {Role::PostFfnNorm, "post_ffw_norm"},
+    {Role::FinalNorm, "output_norm"},
+    {Role::Head, "output"},
+};
+
 const char* gguf_module(Role role) {
-  switch (role) {
-    case Role::Embedding:
-      return "token_embd";
-    case Role::Positions:
-      return "position_embd";
-    case Role::AttnNorm:
-      return "attn_norm";
-    case Role::Qkv:
-      return "attn_qkv";
-    case Role::Q:
-      return "attn_q";
-    case Role::K:
-      return "attn_k";
-    case Role::V:
-      return "attn_v";
-    case Role::O:
-      return "attn_output";
-    case Role::QNorm:
-      return "attn_q_norm";
-    case Role::KNorm:
-      return "attn_k_norm";
-    case Role::PostAttnNorm:
-      return "post_attention_norm";
-    case Role::FfnNorm:
-      return "ffn_norm";
-    case Role::Gate:
-      return "ffn_gate";
-    case Role::Up:
-      return "ffn_up";
-    case Role::Down:
-      return "ffn_down";
-    case Role::PostFfnNorm:
-      return "post_ffw_norm";
-    case Role::FinalNorm:
-      return "output_norm";
-    case Role::Head:
-      return "output";
-  }
-  throw Error("no such role");
+  for (const auto& [known, name] : kGgufModules)
+    if (known == role) return name;
+  throw Error(concat("GGUF has no name for role ", static_cast<int>(role)));
 }
 
 }  // namespace

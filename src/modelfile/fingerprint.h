@@ -1,4 +1,5 @@
-// Which model a run or an adapter was made with: the SHA-256 of its weight files.
+// Fingerprint: identifies the model that a run or an adapter was made with, by the SHA-256 of its
+// weight files.
 #pragma once
 
 #include <atomic>
@@ -9,7 +10,7 @@ namespace lk {
 
 class ModelFile;
 
-// SHA-256 of the file with the weights; of a folder with several shards: of the lines
+// The SHA-256 of the file with the weights; of a folder with several shards: of the lines
 // "<sha256>  <file name>\n", sorted by name. Hashes beside whatever else is done: a file of 13 GB
 // takes seconds, in which a run can load and train.
 class Fingerprint {

@@ -57,7 +57,7 @@ class WeightLoader {
   WeightLoader(Backend& backend, const ModelFile& file, DType dtype, WeightStorage storage)
       : backend_(backend), file_(file), dtype_(dtype), storage_(storage) {}
 
-  // What the tensor will take on the device.
+  // The bytes that the tensor will take on the device.
   std::int64_t bytes(const WeightSlot& slot) const {
     if (const GgmlType* type = kept_type(slot))
       return slot.shape[0] * type->row_bytes(slot.shape[1]);

@@ -51,8 +51,8 @@ class ModelFile {
   const std::vector<WeightSlot>& slots() const { return slots_; }
   // The tensors by the file's own names.
   const TensorReader& reader() const;
-  // Whether the config asks for no tensor `name`, but files may have it: rotary frequencies, which
-  // are read with the config or recomputed, and the causal masks of GPT-2.
+  // Whether files may hold a tensor `name` that is no weight: rotary frequencies, which are read
+  // with the config or recomputed, and the causal masks of GPT-2.
   bool is_buffer(const std::string& name) const;
   // How the file holds a tensor: its name, shape and order there.
   StoredTensor stored(const WeightSlot& slot) const;
@@ -63,20 +63,21 @@ class ModelFile {
   // heads, or all of a matrix that folders hold transposed.
   std::int64_t block_rows(const WeightSlot& slot) const;
 
-  // Each of these reads rows [begin, end) in our order, to `dst`. A vector is one row. Where
-  // stored().pair_rows is set, rows are whole heads; a matrix that is stored transposed is read
-  // whole. Throws InputError, also for a number that is not finite, and IoError.
+  // The read functions below read rows [begin, end) in our order, to `dst`. A vector is one row.
+  // Where stored().pair_rows is set, rows are whole heads; a matrix that is stored transposed is
+  // read whole. They throw InputError, also for a number that is not finite, and IoError.
 
-  // As F32, (end - begin, cols). A norm's gain is as the file has it, with or without its 1:
-  // adding and taking it away again would cost bits.
+  // Reads rows as F32, (end - begin, cols). A norm's gain comes as the file has it, with or without
+  // its 1: adding and taking it away again would cost bits.
   void read_rows(const WeightSlot& slot, std::int64_t begin, std::int64_t end, float* dst) const;
-  // As the model computes with them: gains with their 1, rounded to nearest even in `dtype`.
+  // Reads rows as the model computes with them: gains with their 1, rounded to nearest even in
+  // `dtype`.
   void read_rows_as(DType dtype, const WeightSlot& slot, std::int64_t begin, std::int64_t end,
                     std::byte* dst) const;
-  // As blocks of block_type().
+  // Reads rows as blocks of block_type().
   void read_blocks(const WeightSlot& slot, std::int64_t begin, std::int64_t end,
                    std::byte* dst) const;
-  // Columns [begin, end) of a matrix that is stored transposed, as F32: (rows, end - begin). Reads
+  // Reads columns [begin, end) of a matrix that is stored transposed, as F32 (rows, end - begin),
   // with all threads.
   void read_columns(const WeightSlot& slot, std::int64_t begin, std::int64_t end, float* dst) const;
 

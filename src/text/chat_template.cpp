@@ -144,7 +144,7 @@ RenderedChat ChatTemplate::render_built_in(const std::vector<Message>& messages,
 }
 
 // The variables are those that transformers gives, but strftime_now: a text must not depend on the
-// day it is made. Templates that know the name may be missing write a date of their own.
+// day it is made. Templates that know the name may be missing write a fixed date.
 RenderedChat ChatTemplate::render_own(std::span<const Message> messages, bool ask) const {
   using jinja::Value;
   std::uint64_t size = 0;

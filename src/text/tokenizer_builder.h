@@ -18,7 +18,7 @@ namespace lk {
 // Sentencepiece's mark for a space, U+2581.
 inline constexpr const char* kSpaceMark = "\xE2\x96\x81";
 
-// The pre-tokenizer of the same name: writes `mark` for each space, and one before a text that does
+// The pre-tokenizer Metaspace: writes `mark` for each space, and one before a text that does
 // not start with it: every text between added tokens (Always), or only one at offset 0 (First).
 struct Metaspace {
   enum class Prepend { Never, First, Always };
