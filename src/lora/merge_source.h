@@ -37,7 +37,8 @@ class MergeSource {
   std::vector<float> w_, u_;
 };
 
-// Logits (F32, CPU) of the model in `file`, with the adapters on it, at every position of a few fixed texts.
+// Logits (F32, CPU) of the model in `file`, with the adapters on it, at every position of a few
+// fixed texts.
 std::vector<float> probe_logits(const ModelFile& file, const std::vector<WeightedAdapter>& adapters,
                                 const std::vector<AdapterFile>& files);
 
