@@ -356,9 +356,9 @@ TEST_CASE(
 TEST_CASE("load: fingerprints and progress") {
   auto backend = make_cpu_backend();
   LoadedModel model = load_weights(*backend, ModelFile(kModels + "tied_gqa"), DType::F32);
-  CHECK(model_fingerprint(ModelFile(kModels + "tied_gqa")) ==
+  CHECK(model_fingerprint(kModels + "tied_gqa") ==
         sha256_file(kModels + "tied_gqa/model.safetensors"));
-  CHECK(model_fingerprint(ModelFile(kModels + "tied_gqa.q8_0.gguf")) ==
+  CHECK(model_fingerprint(kModels + "tied_gqa.q8_0.gguf") ==
         sha256_file(kModels + "tied_gqa.q8_0.gguf"));
 
   std::string lines;
@@ -378,7 +378,7 @@ TEST_CASE("load: fingerprints and progress") {
                      total = of;
                      ++calls;
                    }});
-  CHECK(model_fingerprint(ModelFile(kModels + "mistral_linear")) == all.hex());
+  CHECK(model_fingerprint(kModels + "mistral_linear") == all.hex());
   CHECK(last == total);
   CHECK(total == 4 * model.config.n_parameters());
   CHECK(calls == 3 + 9 * model.config.n_layers);

@@ -218,7 +218,7 @@ void unmerge(const MergeSettings& s, const std::string& base, MergeListener& lis
   const std::string index = base + "/model.safetensors.index.json";
   if (folder && weights.size() > 1 && exists(index))
     copy_file(index, staged.file("model.safetensors.index.json"));
-  check(model_fingerprint(ModelFile(staged.path())) == model_fingerprint(source.base()),
+  check(model_fingerprint(staged.path()) == model_fingerprint(source.base()),
         "unmerge: the copy is not the base");
   staged.commit();
 }

@@ -35,5 +35,8 @@ bool Fingerprint::ready() const {
 }
 
 std::string model_fingerprint(const ModelFile& model) { return Fingerprint(model).get(); }
+std::string model_fingerprint(const std::string& path) {
+  return model_fingerprint(ModelFile(path));
+}
 
 }  // namespace lk

@@ -33,5 +33,7 @@ class Fingerprint {
 
 // A model's Fingerprint, waited for: 64 hex digits. Throws InputError, IoError.
 std::string model_fingerprint(const ModelFile& model);
+// The fingerprint of the model at `path`, which it opens.
+std::string model_fingerprint(const std::string& path);
 
 }  // namespace lk
