@@ -124,7 +124,7 @@ int main(int argc, char** argv) {
     const bool settled = s.rows.format != "auto";  // --format names a format of rows for the loss
     if (settled && s.generate) throw UsageError("--generate takes no --format");
     if (!s.predictions.empty() && exists(s.predictions))
-      throw UsageError(concat("--predictions ", s.predictions, ": is there already"));
+      throw UsageError(concat("--predictions ", s.predictions, ": already exists"));
     EvalKind kind = settled ? EvalKind::Loss : detect_eval_kind(s.data);
     if (s.generate) kind = EvalKind::Generation;
     if (!s.predictions.empty() && kind != EvalKind::Generation)
