@@ -1,7 +1,6 @@
 #include "modelfile/model_file.h"
 
 #include <algorithm>
-#include <bit>
 #include <cstring>
 #include <span>
 
