@@ -150,7 +150,9 @@ OrderedJson profile_json(const bench::Profile& profile) {
 int run_bench(Settings s, Clock::time_point start) {
   if (s.batch < 1 || s.seq_len < 2 || s.steps < 1 || s.warmup < 0)
     throw UsageError("--batch, --steps must be at least 1, --seq-len at least 2");
-  const ModelConfig config = !s.model.empty()    ? config_from_path(s.model)
+  std::unique_ptr<ModelFile> file;
+  if (!s.model.empty()) file = std::make_unique<ModelFile>(s.model);
+  const ModelConfig config = file                ? file->config()
                              : !s.config.empty() ? config_from_json(read_json(s.config), s.config)
                                                  : named_shape(s.shape);
   std::unique_ptr<Backend> backend = open_device(s.device);
@@ -173,8 +175,8 @@ int run_bench(Settings s, Clock::time_point start) {
   MemoryReport memory;
   ModelWeights weights;  // as the model has laid them out
   {
-    ModelWeights given = s.model.empty() ? random_weights(*backend, config, dtype, 1)
-                                         : load_weights(*backend, s.model, dtype).weights;
+    ModelWeights given = file ? load_weights(*backend, *file, dtype).weights
+                              : random_weights(*backend, config, dtype, 1);
     backend->synchronize();
     ready = seconds_since(start);
     Run run(*backend, config, std::move(given), dtype, s);

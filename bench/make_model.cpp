@@ -5,6 +5,7 @@
 #include <random>
 
 #include "../tools/program.h"
+#include "io/durable.h"
 #include "io/ggml_encode.h"
 #include "io/json.h"
 #include "io/safetensors.h"

@@ -67,12 +67,13 @@ inline std::string runnable_model(const ScratchFolder& scratch, const std::strin
 inline std::string random_adapter(const ScratchFolder& scratch, const std::string& path,
                                   const std::string& name = "adapter") {
   auto backend = make_cpu_backend();
-  LoadedModel loaded = load_model(*backend, path, DType::F32);
+  const ModelFile file(path);
+  LoadedModel loaded = load_weights(*backend, file, DType::F32);
   Transformer model(*backend, loaded.config, std::move(loaded.weights), DType::F32, 64);
   Adapter adapter(model, tiny_lora());
   randomize_b(adapter, 17, 0.3);
   std::filesystem::create_directories(scratch.file(name));
-  save_adapter(scratch.file(name), adapter, path, model_fingerprint(path));
+  save_adapter(scratch.file(name), adapter, path, model_fingerprint(file));
   return scratch.file(name);
 }
 

@@ -161,7 +161,7 @@ TEST_CASE_FIXTURE(Fixture, "misuse is refused") {
   auto other = make_cpu_backend(CpuMode::Reference);
   Parameter far("far", random_tensor(*other, DType::F64, {2}, 1), DType::F64);
   CHECK_THROWS_AS(AdamW({}, {}), Error);
-  CHECK_THROWS_WITH_AS(AdamW({&a, &b, &a}, {}), doctest::Contains("a is there twice"), Error);
+  CHECK_THROWS_WITH_AS(AdamW({&a, &b, &a}, {}), doctest::Contains("a appears twice"), Error);
   CHECK_THROWS_WITH_AS(AdamW({&a, &single}, {}), doctest::Contains("another dtype"), Error);
   CHECK_THROWS_WITH_AS(AdamW({&a, &far}, {}), doctest::Contains("another device"), Error);
   AdamW adamw({&a}, {});

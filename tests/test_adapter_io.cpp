@@ -6,6 +6,7 @@
 
 #include "cpu/cpu_backend.h"
 #include "io/durable.h"
+#include "io/input_file.h"
 #include "io/json.h"
 #include "io/safetensors.h"
 #include "lora/adapter_io.h"

@@ -9,7 +9,7 @@
 #include <sstream>
 
 #include "harness.h"
-#include "io/durable.h"
+#include "io/input_file.h"
 #include "io/json.h"
 #include "scratch_folder.h"
 

@@ -14,7 +14,10 @@
 #include "harness.h"
 #include "hostile.h"
 #include "io/durable.h"
+#include "io/input_file.h"
 #include "io/json.h"
+#include "io/output_folder.h"
+#include "io/paths.h"
 #include "io/safetensors.h"
 
 using namespace lk;
@@ -45,6 +48,15 @@ class FaultyFs : public Fs {
     return fails() ? -1 : r;
   }
   int fstat(int fd, struct stat* out) override { return fails() ? -1 : Fs::fstat(fd, out); }
+  int stat(const char* path, struct stat* out) override {
+    return fails() ? -1 : Fs::stat(path, out);
+  }
+  int lstat(const char* path, struct stat* out) override {
+    return fails() ? -1 : Fs::lstat(path, out);
+  }
+  int list(const char* folder, std::vector<std::string>& names) override {
+    return fails() ? -1 : Fs::list(folder, names);
+  }
   ssize_t pread(int fd, void* dst, std::size_t bytes, off_t at) override {
     return fails() ? -1 : Fs::pread(fd, dst, bytes, at);
   }
@@ -388,6 +400,46 @@ TEST_CASE("R8: output folder: new, empty, or refused; and one process at a time"
   check_throws<Error>("under a file", {"metrics.jsonl/x"},
                       [&] { OutputFolder f(path + "/metrics.jsonl/x", false); });
   CHECK_THROWS_AS(OutputFolder("", true), UsageError);
+}
+
+TEST_CASE("only ENOENT and ENOTDIR mean that nothing is there") {
+  ScratchFolder root;
+  const std::string path = root.write("f", "four");
+  std::filesystem::create_symlink("nowhere", root.file("dangling"));
+  CHECK(lk::exists(path));
+  CHECK(!is_folder(path));
+  CHECK(is_folder(root.file("")));
+  CHECK(file_bytes(path) == 4);
+  CHECK(!lk::exists(root.file("absent")));
+  CHECK(!lk::exists(path + "/under-a-file"));
+  CHECK(!lk::exists(root.file("dangling")));
+  CHECK(is_taken(root.file("dangling")));
+  CHECK(file_bytes(root.file("absent")) == 0);
+  CHECK(list_folder(root.file("")) == std::vector<std::string>{"dangling", "f"});
+  CHECK(file_name("a/b.gguf") == "b.gguf");
+  for (const char* name : {"a/tiny", "a/tiny/", "tiny/.", "tiny"})
+    CHECK(folder_name(name) == "tiny");
+  const std::string own = root.file("loop");
+  std::filesystem::create_symlink("loop", own);
+  check_throws<IoError>("a loop", {own, "cannot examine"}, [&] { lk::exists(own); });
+  for (int error : {EIO, EACCES, ENOMEM}) {
+    FaultyFs faulty(1, error, true);
+    FsOverride in_use(faulty);
+    check_throws<IoError>("exists", {path, "cannot examine"}, [&] { lk::exists(path); });
+    check_throws<IoError>("is_taken", {path, "cannot examine"}, [&] { is_taken(path); });
+    check_throws<IoError>("is_folder", {path, "cannot examine"}, [&] { is_folder(path); });
+    check_throws<IoError>("file_bytes", {path, "cannot examine"}, [&] { file_bytes(path); });
+    check_throws<IoError>("list", {path, "cannot list"}, [&] { list_folder(path); });
+  }
+}
+
+TEST_CASE("R8: whichever call fails, an output folder is had or an IoError names it") {
+  for (int error : {EIO, ENOSPC}) {
+    ScratchFolder root;
+    fail_every_call(
+        error, true, Fault::Error, [&] { OutputFolder out(root.file("a/run"), true); },
+        [](bool) {});
+  }
 }
 
 TEST_CASE("R8: a lock of a killed process is free") {

@@ -4,9 +4,9 @@
 
 #include "cpu/cpu_backend_impl.h"
 #include "io/gguf.h"
+#include "io/utf8.h"
 #include "nn/generate.h"
 #include "run/conversation.h"
-#include "text/utf8.h"
 #include "tiny_model.h"
 #include "tokenizer_fixture.h"
 

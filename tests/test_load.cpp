@@ -18,13 +18,14 @@
 #include "io/safetensors.h"
 #include "io/sha256.h"
 #include "modelfile/config.h"
+#include "modelfile/family_files.h"
 #include "modelfile/fingerprint.h"
-#include "modelfile/gguf_names.h"
 #include "modelfile/load.h"
 #include "modelfile/weight_hash.h"
 #include "scratch_folder.h"
 #include "smollm2.h"
 #include "tensor_file.h"
+#include "text/tokenizer.h"
 #include "tiny_gguf.h"
 
 namespace lk {
@@ -72,7 +73,7 @@ class Folder {
     auto backend = make_cpu_backend();
     std::string message;
     try {
-      load_weights(*backend, write(), DType::F32);
+      load_weights(*backend, ModelFile(write()), DType::F32);
     } catch (const InputError& e) {
       message = e.what();
     }
@@ -117,12 +118,15 @@ void write_byte_tokenizer(const std::string& folder) {
   std::ofstream(folder + "/tokenizer.json") << tokenizer.dump();
 }
 
-// Fails the n-th open, fstat or read (counted from 0) and, if persistent, all that follow.
+// Fails the n-th open, stat, fstat or read (counted from 0) and, if persistent, all that follow.
 class FailingFs : public Fs {
  public:
   FailingFs(int n, bool persistent) : n_(n), persistent_(persistent) {}
   int open(const char* path, int flags, mode_t mode) override {
     return fails(EMFILE) ? -1 : Fs::open(path, flags, mode);
+  }
+  int stat(const char* path, struct stat* out) override {
+    return fails(EIO) ? -1 : Fs::stat(path, out);
   }
   int fstat(int fd, struct stat* out) override { return fails(EIO) ? -1 : Fs::fstat(fd, out); }
   ssize_t pread(int fd, void* dst, std::size_t bytes, off_t offset) override {
@@ -153,7 +157,7 @@ TEST_CASE("load: folders, bit for bit") {
   for (const char* name : {"tied_gqa", "mqa", "biases", "llama3_rope", "mistral_linear", "qwen2",
                            "mistral_window", "qwen2_window", "qwen3", "qwen3_odd"}) {
     CAPTURE(name);
-    LoadedModel model = load_weights(*backend, kModels + name, DType::F32);
+    LoadedModel model = load_weights(*backend, ModelFile(kModels + name), DType::F32);
     auto reader = open_safetensors_model(kModels + name);
     auto weights = all_weights(model.weights);
     CHECK(weights.size() == reader->names().size());
@@ -167,7 +171,6 @@ TEST_CASE("load: folders, bit for bit") {
     CHECK(model.weights.head.shape() == model.weights.embedding.shape());
     CHECK(model.weights.layers[0].q_bias.defined() == model.config.attention_bias);
     CHECK(model.weights.layers[0].o_bias.defined() == model.config.attention_output_bias);
-    CHECK(model.tokenizer == nullptr);
   }
   CHECK(backend->ledger().total().live_bytes == 0);
 }
@@ -177,7 +180,7 @@ TEST_CASE("load: Gemma's gains get the 1 that is not stored, GPT-2's projections
   auto backend = make_cpu_backend();
   for (const char* name : {"gemma3", "gpt2", "gpt2_odd"}) {
     CAPTURE(name);
-    LoadedModel model = load_weights(*backend, kModels + name, DType::F32);
+    LoadedModel model = load_weights(*backend, ModelFile(kModels + name), DType::F32);
     auto reader = open_safetensors_model(kModels + name);
     auto weights = all_weights(model.weights);
     CHECK(weights.size() == reader->names().size());
@@ -210,7 +213,7 @@ TEST_CASE("load: GPT-2's first files lack a prefix and carry masks") {
   Folder old("gpt2");
   auto backend = make_cpu_backend();
   const std::string want =
-      weights_sha256(load_weights(*backend, kModels + "gpt2", DType::F32).weights);
+      weights_sha256(load_weights(*backend, ModelFile(kModels + "gpt2"), DType::F32).weights);
   std::map<std::string, SafetensorsEntry> renamed;
   for (auto& [name, entry] : old.tensors) {
     entry.name = name.substr(std::string("transformer.").size());
@@ -221,7 +224,7 @@ TEST_CASE("load: GPT-2's first files lack a prefix and carry masks") {
     const std::string mask = concat("h.", layer, ".attn.bias");
     old.tensors[mask] = {mask, {1, 1, 4, 4}, std::vector<float>(16, 1.0f)};
   }
-  CHECK(weights_sha256(load_weights(*backend, old.write(), DType::F32).weights) == want);
+  CHECK(weights_sha256(load_weights(*backend, ModelFile(old.write()), DType::F32).weights) == want);
   old.tensors["h.0.attn.c_attn.weight"].shape = {48, 16};
   CHECK(mentions(old.refusal(), "h.0.attn.c_attn.weight"));
 }
@@ -232,9 +235,9 @@ TEST_CASE("load: GGUF twins give the same weights, q and k rows put back") {
                            "qwen3.bf16", "gemma3.bf16", "gpt2.bf16"}) {
     CAPTURE(twin);
     std::string name = twin;
-    LoadedModel gguf = load_weights(*backend, kModels + name + ".gguf", DType::F32);
+    LoadedModel gguf = load_weights(*backend, ModelFile(kModels + name + ".gguf"), DType::F32);
     LoadedModel folder =
-        load_weights(*backend, kModels + name.substr(0, name.find('.')), DType::F32);
+        load_weights(*backend, ModelFile(kModels + name.substr(0, name.find('.'))), DType::F32);
     auto a = all_weights(gguf.weights), b = all_weights(folder.weights);
     CHECK(a.size() == b.size());
     for (const auto& [tensor, values] : b) CHECK_MESSAGE(same_bits(a[tensor], values), tensor);
@@ -242,8 +245,8 @@ TEST_CASE("load: GGUF twins give the same weights, q and k rows put back") {
   }
   // Quantised: each block of 32 is off by at most half a step of its scale (plus f16's rounding of
   // it).
-  LoadedModel q8 = load_weights(*backend, kModels + "tied_gqa.q8_0.gguf", DType::F32);
-  LoadedModel exact = load_weights(*backend, kModels + "tied_gqa", DType::F32);
+  LoadedModel q8 = load_weights(*backend, ModelFile(kModels + "tied_gqa.q8_0.gguf"), DType::F32);
+  LoadedModel exact = load_weights(*backend, ModelFile(kModels + "tied_gqa"), DType::F32);
   auto a = all_weights(q8.weights), b = all_weights(exact.weights);
   for (const auto& [tensor, values] : b) {
     const std::vector<float>& got = a[tensor];
@@ -264,10 +267,10 @@ TEST_CASE("load: matrices that stay quantised hold the same values in their file
   const std::string path = kModels + "tied_gqa.q8_0.gguf";
   for (CpuMode mode : {CpuMode::Fast, CpuMode::Reference}) {
     auto backend = make_cpu_backend(mode);
-    LoadedModel dense = load_weights(*backend, path, DType::F32);
+    LoadedModel dense = load_weights(*backend, ModelFile(path), DType::F32);
     const std::int64_t dense_bytes = backend->ledger()[Tag::Weights].live_bytes;
     std::int64_t announced = 0;
-    LoadedModel kept = load_weights(*backend, path, DType::F32,
+    LoadedModel kept = load_weights(*backend, ModelFile(path), DType::F32,
                                     {.progress = [&](std::int64_t, std::int64_t total,
                                                      const std::string&) { announced = total; },
                                      .storage = WeightStorage::Quantised});
@@ -304,9 +307,9 @@ TEST_CASE("load: every compute dtype rounds once") {
     for (float& v : entry.values) v *= 1.00390625f + 1e-4f;  // not representable in bf16
   folder.write();
   std::string path = folder.write();
-  LoadedModel single = load_weights(*backend, path, DType::F32);
-  LoadedModel brain = load_weights(*backend, path, DType::BF16);
-  LoadedModel twice = load_weights(*backend, path, DType::F64);
+  LoadedModel single = load_weights(*backend, ModelFile(path), DType::F32);
+  LoadedModel brain = load_weights(*backend, ModelFile(path), DType::BF16);
+  LoadedModel twice = load_weights(*backend, ModelFile(path), DType::F64);
   auto a = all_weights(single.weights), b = all_weights(brain.weights),
        c = all_weights(twice.weights);
   for (const auto& [name, values] : a) {
@@ -317,9 +320,39 @@ TEST_CASE("load: every compute dtype rounds once") {
   CHECK(brain.weights.layers[0].attn_norm.dtype() == DType::BF16);
 }
 
+TEST_CASE(
+    "a model file needs no tensors for its config, opens them once, and names what is wrong") {
+  Folder f("mqa");
+  const std::string path = f.write();
+  files::remove(path + "/model.safetensors");
+  const ModelFile config_only(path);
+  CHECK(config_only.config().n_layers > 0);
+  CHECK(config_only.gguf() == nullptr);
+  CHECK_THROWS_WITH_AS(config_only.reader(), doctest::Contains("model.safetensors"), InputError);
+
+  const ModelFile whole(f.write());
+  CHECK(whole.weight_files() == std::vector<std::string>{path + "/model.safetensors"});
+  CHECK(whole.side_files().front().first == "config.json");
+  CHECK(whole.slots().size() == f.tensors.size());
+  const TensorReader* reader = &whole.reader();
+  files::remove(path + "/model.safetensors");  // what is open stays open
+  CHECK(&whole.reader() == reader);
+  for (const WeightSlot& slot : whole.slots()) {
+    std::vector<float> rows(static_cast<std::size_t>(slot.shape.numel()));
+    whole.read_rows(slot, 0, slot.shape.rows(), rows.data());
+    CHECK_MESSAGE(rows == f.tensors.at(slot.name).values, slot.name);
+  }
+
+  const ModelFile gguf(kModels + "tied_gqa.q8_0.gguf");
+  REQUIRE(gguf.gguf() != nullptr);
+  CHECK(gguf.weight_files() == std::vector<std::string>{kModels + "tied_gqa.q8_0.gguf"});
+  CHECK(gguf.side_files().empty());
+  CHECK_THROWS_AS(ModelFile(kModels + "absent"), InputError);
+}
+
 TEST_CASE("load: fingerprints and progress") {
   auto backend = make_cpu_backend();
-  LoadedModel model = load_weights(*backend, kModels + "tied_gqa", DType::F32);
+  LoadedModel model = load_weights(*backend, ModelFile(kModels + "tied_gqa"), DType::F32);
   CHECK(model_fingerprint(kModels + "tied_gqa") ==
         sha256_file(kModels + "tied_gqa/model.safetensors"));
   CHECK(model_fingerprint(kModels + "tied_gqa.q8_0.gguf") ==
@@ -334,7 +367,7 @@ TEST_CASE("load: fingerprints and progress") {
   all.update(lines.data(), lines.size());
   std::int64_t last = 0, total = 0, calls = 0;
   model =
-      load_weights(*backend, kModels + "mistral_linear", DType::F32,
+      load_weights(*backend, ModelFile(kModels + "mistral_linear"), DType::F32,
                    {.progress = [&](std::int64_t done, std::int64_t of, const std::string& name) {
                      CHECK(done > last);
                      CHECK(!name.empty());
@@ -409,7 +442,7 @@ TEST_CASE("load: tied embeddings with a head in the file") {  // C9
   // The same file untied is a fine model.
   f.config["tie_word_embeddings"] = false;
   auto backend = make_cpu_backend();
-  LoadedModel model = load_weights(*backend, f.write(), DType::F32);
+  LoadedModel model = load_weights(*backend, ModelFile(f.write()), DType::F32);
   CHECK_FALSE(model.weights.tied());
 }
 
@@ -433,20 +466,20 @@ TEST_CASE("load: numbers that are not finite are refused") {  // G26
   const test::ScratchFolder scratch;
   const std::string path = scratch.file("model.gguf");
   b.write(path);
-  CHECK_NOTHROW(load_weights(*backend, path, DType::F32));
+  CHECK_NOTHROW(load_weights(*backend, ModelFile(path), DType::F32));
   std::vector<float> bad(16, 0.5f);
   bad[13] = std::nanf("");
   b.tensor("blk.0.ffn_up.weight", {4, 4}, bad).write(path);
-  CHECK_THROWS_WITH_AS(load_weights(*backend, path, DType::F32),
+  CHECK_THROWS_WITH_AS(load_weights(*backend, ModelFile(path), DType::F32),
                        doctest::Contains("blk.0.ffn_up.weight"), InputError);
   bad[13] = 1;
   b.tensor("blk.0.ffn_up.weight", {4, 4}, bad);
   b.tensor("blk.0.attn_norm.weight", {4}, {1, HUGE_VALF, 1, 1}).write(path);
-  CHECK_THROWS_WITH_AS(load_weights(*backend, path, DType::F32),
+  CHECK_THROWS_WITH_AS(load_weights(*backend, ModelFile(path), DType::F32),
                        doctest::Contains("blk.0.attn_norm.weight"), InputError);
   b.tensor("blk.0.attn_norm.weight", {4}, {1, 1, 1, 1});
   b.tensor("blk.0.attn_q_norm.weight", {2}, {1, 1}).write(path);
-  CHECK_THROWS_WITH_AS(load_weights(*backend, path, DType::F32),
+  CHECK_THROWS_WITH_AS(load_weights(*backend, ModelFile(path), DType::F32),
                        doctest::Contains("blk.0.attn_q_norm.weight"), InputError);
   CHECK(backend->ledger().total().live_bytes == 0);
 }
@@ -474,17 +507,17 @@ TEST_CASE("load: a BF16 file goes to the device as it is stored, and is checked 
   write(-1, 0);
   SafetensorsFile file(path + "/model.safetensors");
   CHECK(file.plain_type("model.layers.1.mlp.up_proj.weight") == DType::BF16);
-  auto stored = all_weights(load_weights(*backend, path, DType::BF16).weights);
-  auto widened = all_weights(load_weights(*backend, path, DType::F32).weights);
+  auto stored = all_weights(load_weights(*backend, ModelFile(path), DType::BF16).weights);
+  auto widened = all_weights(load_weights(*backend, ModelFile(path), DType::F32).weights);
   CHECK(stored.size() == widened.size());
   for (const auto& [name, values] : widened) CHECK_MESSAGE(same_bits(stored[name], values), name);
   write(5, 0x7f7f);  // the largest number
-  CHECK_NOTHROW(load_weights(*backend, path, DType::BF16));
+  CHECK_NOTHROW(load_weights(*backend, ModelFile(path), DType::BF16));
   for (std::uint16_t bits : {0x7f80, 0xff80, 0x7fc0, 0xff81})  // infinities and NaNs
     for (std::int64_t at : {0, 17}) {
       write(at, bits);
       for (DType t : {DType::BF16, DType::F32})
-        CHECK_THROWS_WITH_AS(load_weights(*backend, path, t),
+        CHECK_THROWS_WITH_AS(load_weights(*backend, ModelFile(path), t),
                              doctest::Contains("model.layers.1.mlp.up_proj.weight"), InputError);
     }
   CHECK(backend->ledger().total().live_bytes == 0);
@@ -493,13 +526,14 @@ TEST_CASE("load: a BF16 file goes to the device as it is stored, and is checked 
 TEST_CASE("load: out of memory and absent files leave nothing behind") {
   auto backend = make_cpu_backend();
   backend->set_memory_limit(20000);
-  CHECK_THROWS_AS(load_weights(*backend, kModels + "mqa", DType::F32), OutOfMemoryError);
+  CHECK_THROWS_AS(load_weights(*backend, ModelFile(kModels + "mqa"), DType::F32), OutOfMemoryError);
   CHECK(backend->ledger().total().live_bytes == 0);
   backend->set_memory_limit(0);
-  CHECK_NOTHROW(load_weights(*backend, kModels + "mqa", DType::F32));
-  CHECK_THROWS_AS(load_weights(*backend, kModels + "absent.gguf", DType::F32), Error);
-  CHECK_THROWS_AS(load_weights(*backend, kModels + "mqa/config.json", DType::F32), InputError);
-  CHECK_THROWS_AS(load_weights(*backend, kModels, DType::F32), Error);
+  CHECK_NOTHROW(load_weights(*backend, ModelFile(kModels + "mqa"), DType::F32));
+  CHECK_THROWS_AS(load_weights(*backend, ModelFile(kModels + "absent.gguf"), DType::F32), Error);
+  CHECK_THROWS_AS(load_weights(*backend, ModelFile(kModels + "mqa/config.json"), DType::F32),
+                  InputError);
+  CHECK_THROWS_AS(load_weights(*backend, ModelFile(kModels), DType::F32), Error);
 }
 
 TEST_CASE("load: a failing disk at any point is an error that leaves nothing behind") {  // R5
@@ -514,7 +548,7 @@ TEST_CASE("load: a failing disk at any point is an error that leaves nothing beh
         {
           FsOverride in_use(failing);
           try {
-            load_weights(*backend, kModels + model, DType::F32, {.storage = storage});
+            load_weights(*backend, ModelFile(kModels + model), DType::F32, {.storage = storage});
           } catch (const IoError&) {
             failed = true;
           }
@@ -535,16 +569,16 @@ TEST_CASE("load: a memory limit at any point is an error that leaves nothing beh
     auto backend = make_cpu_backend();
     const std::string path =
         kModels + (storage == WeightStorage::Dense ? "biases" : "tied_gqa.q8_0.gguf");
-    load_weights(*backend, path, DType::F32, {.storage = storage});
+    load_weights(*backend, ModelFile(path), DType::F32, {.storage = storage});
     const std::int64_t needed = backend->ledger().total().peak_bytes;
     for (std::int64_t limit = 1; limit < needed; limit += needed / 50) {
       backend->set_memory_limit(limit);
-      CHECK_THROWS_AS(load_weights(*backend, path, DType::F32, {.storage = storage}),
+      CHECK_THROWS_AS(load_weights(*backend, ModelFile(path), DType::F32, {.storage = storage}),
                       OutOfMemoryError);
       CHECK(backend->ledger().total().live_bytes == 0);
     }
     backend->set_memory_limit(needed);
-    CHECK_NOTHROW(load_weights(*backend, path, DType::F32, {.storage = storage}));
+    CHECK_NOTHROW(load_weights(*backend, ModelFile(path), DType::F32, {.storage = storage}));
   }
 }
 
@@ -552,27 +586,29 @@ TEST_CASE("load: the tokenizer must fit the vocabulary") {  // C4, I5
   Folder f("tied_gqa");
   write_byte_tokenizer(f.write());
   auto backend = make_cpu_backend();
-  CHECK_THROWS_WITH_AS(load_model(*backend, f.write(), DType::F32), doctest::Contains("256"),
-                       InputError);
+  CHECK_THROWS_WITH_AS(ModelFile(f.write()).read_tokenizer(), doctest::Contains("256"), InputError);
   // A padded vocabulary is fine: ids without a token are never asked for.
   SafetensorsEntry& embedding = f.tensors["model.embed_tokens.weight"];
   embedding.shape = Shape{300, 32};
   embedding.values.resize(300 * 32);
   f.config["vocab_size"] = 300;
-  LoadedModel model = load_model(*backend, f.write(), DType::F32);
-  CHECK(model.tokenizer->n_tokens() == 257);
-  CHECK(model.tokenizer->encode("hi<|end|>") == std::vector<std::int32_t>{'h', 'i', 256});
-  CHECK(model.chat_template == "");
+  const ModelFile file(f.write());
+  CHECK_NOTHROW(load_weights(*backend, file, DType::F32));
+  const std::unique_ptr<Tokenizer> tokenizer = file.read_tokenizer();
+  CHECK(tokenizer->n_tokens() == 257);
+  CHECK(tokenizer->encode("hi<|end|>") == std::vector<std::int32_t>{'h', 'i', 256});
+  CHECK(tokenizer->chat_template() == "");
   files::remove(f.write() + "/tokenizer.json");
-  CHECK_THROWS_AS(load_model(*backend, f.write(), DType::F32), Error);
+  CHECK_THROWS_AS(ModelFile(f.write()).read_tokenizer(), Error);
 }
 
 TEST_CASE("weights_sha256 sees every byte and name") {
   auto backend = make_cpu_backend();
-  LoadedModel model = load_weights(*backend, kModels + "mqa", DType::F32);
+  LoadedModel model = load_weights(*backend, ModelFile(kModels + "mqa"), DType::F32);
   std::string before = weights_sha256(model.weights);
   CHECK(before == weights_sha256(model.weights));
-  CHECK(before != weights_sha256(load_weights(*backend, kModels + "mqa", DType::BF16).weights));
+  CHECK(before !=
+        weights_sha256(load_weights(*backend, ModelFile(kModels + "mqa"), DType::BF16).weights));
   const Tensor& down = model.weights.layers.back().down.values();
   std::vector<float> values = to_host<float>(down);
   values.back() = std::nextafter(values.back(), 10.0f);
@@ -586,12 +622,12 @@ TEST_CASE("weights hashed as they are read are what the device holds") {
     if (!entry.is_directory() && entry.path().extension() != ".gguf") continue;
     CAPTURE(entry.path());
     for (DType dtype : {DType::F32, DType::BF16}) {
-      LoadedModel model = load_weights(*backend, entry.path(), dtype, {.hash = true});
+      LoadedModel model = load_weights(*backend, ModelFile(entry.path()), dtype, {.hash = true});
       CHECK(model.sha256 == weights_sha256(model.weights));
-      CHECK(load_weights(*backend, entry.path(), dtype).sha256.empty());
+      CHECK(load_weights(*backend, ModelFile(entry.path()), dtype).sha256.empty());
     }
   }
-  CHECK_THROWS_AS(load_weights(*backend, kModels + "tied_gqa.q8_0.gguf", DType::F32,
+  CHECK_THROWS_AS(load_weights(*backend, ModelFile(kModels + "tied_gqa.q8_0.gguf"), DType::F32,
                                {.storage = WeightStorage::Quantised, .hash = true}),
                   Error);
 }
@@ -643,7 +679,9 @@ TEST_CASE("load: SmolLM2-135M from Q4_1, every tensor as transformers dequantise
     auto backend = make_cpu_backend();
     std::int64_t before = peak_resident_bytes();
     auto start = std::chrono::steady_clock::now();
-    LoadedModel model = load_model(*backend, path, dtype);
+    const ModelFile file(path);
+    const std::unique_ptr<Tokenizer> tokenizer = file.read_tokenizer();
+    LoadedModel model = load_weights(*backend, file, dtype);
     std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
     std::int64_t after = peak_resident_bytes();
     const Ledger& ledger = backend->ledger();
@@ -663,8 +701,8 @@ TEST_CASE("load: SmolLM2-135M from Q4_1, every tensor as transformers dequantise
     published.eos_ids = model.config.eos_ids;
     published.stored_dtype = model.config.stored_dtype;
     CHECK(config_to_json(model.config) == config_to_json(published));
-    CHECK(model.tokenizer->n_tokens() == 49152);
-    CHECK(model.chat_template.find("<|im_start|>") != std::string::npos);
+    CHECK(tokenizer->n_tokens() == 49152);
+    CHECK(tokenizer->chat_template().find("<|im_start|>") != std::string::npos);
     if (dtype != DType::F32) continue;
     Json digests = read_json(kModels + "smollm2.tensors.json");
     std::size_t seen = 0;
@@ -685,7 +723,8 @@ TEST_CASE("load: SmolLM2-135M quantised takes its file's size") {
   if (cpu::quantised_tiles().empty()) LK_SKIP("no kernels for quantised weights");
   auto backend = make_cpu_backend();
   auto start = std::chrono::steady_clock::now();
-  LoadedModel model = load_model(*backend, path, DType::F32, {.storage = WeightStorage::Quantised});
+  LoadedModel model =
+      load_weights(*backend, ModelFile(path), DType::F32, {.storage = WeightStorage::Quantised});
   std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   const std::int64_t bytes = backend->ledger()[Tag::Weights].live_bytes;
   std::printf("SmolLM2 quantised: %.2f s, %lld MiB\n", seconds.count(),

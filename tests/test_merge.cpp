@@ -1,5 +1,6 @@
 // merge, unmerge and the GGUF adapter: the maths against F64, every format read back, and what is
 // refused or interrupted leaves nothing.
+#include "io/durable.h"
 #include "lora/merge.h"
 
 #include <cmath>
@@ -12,9 +13,10 @@
 #include "io/safetensors.h"
 #include "lora/export_gguf.h"
 #include "lora/merge_source.h"
-#include "modelfile/load.h"
+#include "modelfile/model_file.h"
 #include "modelfile/model_output.h"
 #include "tensor_file.h"
+#include "text/tokenizer.h"
 
 using namespace lk;
 using namespace lk::test;
@@ -38,7 +40,7 @@ MergeSettings settings(const std::string& out, const std::string& type = "f32") 
 MergeListener quiet;
 
 // A tensor of a model file, all of it, in Hugging Face's order.
-std::vector<float> values_of(const ModelSource& model, const std::string& name) {
+std::vector<float> values_of(const ModelFile& model, const std::string& name) {
   for (const WeightSlot& slot : model.slots()) {
     if (slot.name != name) continue;
     std::vector<float> v(static_cast<std::size_t>(slot.shape.numel()));
@@ -52,7 +54,7 @@ std::vector<float> values_of(const ModelSource& model, const std::string& name) 
 // W + sum of weight * s * B A in F64.
 std::vector<double> merged_f64(const std::string& module,
                                const std::vector<WeightedAdapter>& adapters) {
-  const ModelSource base(kBase);
+  const ModelFile base(kBase);
   std::vector<float> w = values_of(base, module + ".weight");
   std::vector<double> merged(w.begin(), w.end());
   for (const WeightSlot& slot : base.slots()) {
@@ -138,12 +140,12 @@ TEST_CASE(
   CHECK(r.all.noise() < 1e-5);
   CHECK(*r.logit_difference <= 2e-6 * *r.largest_logit);
   CHECK(*r.largest_logit > 0.1);
-  const ModelSource merged(out);
+  const ModelFile merged(out);
   for (const char* module : {"model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.k_proj",
                              "model.layers.1.mlp.down_proj"})
     check_merged(values_of(merged, std::string(module) + ".weight"),
                  merged_f64(module, {{kAdapter, 1}}), 1);
-  const ModelSource base(kBase);
+  const ModelFile base(kBase);
   for (const char* same : {"model.embed_tokens.weight", "model.layers.1.input_layernorm.weight"})
     CHECK(values_of(merged, same) == values_of(base, same));
   for (const char* name : {"tokenizer.json", "tokenizer_config.json", "generation_config.json"})
@@ -161,7 +163,7 @@ TEST_CASE("several adapters add up with their weights") {
   s.adapters = {{kAdapter, 0.7}, {kSubset, -1.5}};
   const MergeResult r = merge(s, quiet);
   CHECK(*r.logit_difference <= 2e-6 * *r.largest_logit);
-  const ModelSource merged(s.out);
+  const ModelFile merged(s.out);
   for (const char* module : {"model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj"})
     check_merged(values_of(merged, std::string(module) + ".weight"), merged_f64(module, s.adapters),
                  2);
@@ -169,7 +171,7 @@ TEST_CASE("several adapters add up with their weights") {
   other.adapters = {{kAdapter, 0.7}};
   merge(other, quiet);
   CHECK(values_of(merged, "model.layers.0.self_attn.q_proj.weight") !=
-        values_of(ModelSource(other.out), "model.layers.0.self_attn.q_proj.weight"));
+        values_of(ModelFile(other.out), "model.layers.0.self_attn.q_proj.weight"));
 }
 
 TEST_CASE(
@@ -190,7 +192,7 @@ TEST_CASE(
     CHECK(file.get_int("general.file_type", 0, 100) == find_ggml_encoder(r.type)->file_type);
 
     MergeSource source(kBase, {{kAdapter, 1}}, false);
-    const ModelSource merged(out);
+    const ModelFile merged(out);
     for (const WeightSlot& slot : source.base().slots()) {
       if (!slot.linear) continue;
       std::vector<float> want(static_cast<std::size_t>(slot.shape.numel()));
@@ -220,15 +222,16 @@ TEST_CASE("a folder becomes a GGUF file and a folder again: the same logits and 
   const MergeResult r = merge(s, quiet);
   CHECK(r.type == "F32");
   CHECK(*r.logit_difference <= 2e-6 * *r.largest_logit);
-  const ModelHead first = read_model_head(kBase), last = read_model_head(s.out);
-  CHECK(first.config.eos_ids == last.config.eos_ids);
-  CHECK(first.config.rms_eps == last.config.rms_eps);
-  CHECK(first.tokenizer->eos() == last.tokenizer->eos());
-  CHECK(first.tokenizer->bos() == last.tokenizer->bos());
-  CHECK(first.tokenizer->adds_bos() == last.tokenizer->adds_bos());
+  const ModelFile from(kBase), to(s.out);
+  const std::unique_ptr<Tokenizer> first = from.read_tokenizer(), last = to.read_tokenizer();
+  CHECK(from.config().eos_ids == to.config().eos_ids);
+  CHECK(from.config().rms_eps == to.config().rms_eps);
+  CHECK(first->eos() == last->eos());
+  CHECK(first->bos() == last->bos());
+  CHECK(first->adds_bos() == last->adds_bos());
   for (const char* text :
        {"The food is good.", "<|im_start|>user\nab  12345 \xc3\xa9\xe6\x97\xa5", " \n\t x"})
-    CHECK(first.tokenizer->encode(text) == last.tokenizer->encode(text));
+    CHECK(first->encode(text) == last->encode(text));
 }
 
 TEST_CASE("what rounding takes away is measured: half a step of bf16 is lost, f32 keeps it") {
@@ -270,7 +273,7 @@ TEST_CASE("a small limit makes shards with an index, which load as the one file 
     total += bytes;
   }
   CHECK(index["metadata"]["total_size"] == total);
-  const ModelSource a(s.out), b(scratch.file("single"));
+  const ModelFile a(s.out), b(scratch.file("single"));
   for (const WeightSlot& slot : a.slots())
     CHECK(values_of(a, slot.name) == values_of(b, slot.name));
 }

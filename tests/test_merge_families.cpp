@@ -6,6 +6,7 @@
 #include "lora/export_gguf.h"
 #include "lora/merge.h"
 #include "modelfile/config.h"
+#include "modelfile/family_files.h"
 #include "modelfile/model_output.h"
 #include "tensor_file.h"
 
@@ -93,7 +94,7 @@ TEST_CASE("every family as GGUF and as a folder again: the same logits, and gain
     {
       const GgufFile file(gguf);
       const ModelConfig from = config_from_folder(base), to = config_from_gguf(file);
-      CHECK(file.get_string("general.architecture") == family_of(from).gguf);
+      CHECK(file.get_string("general.architecture") == files_of(from).gguf);
       for (const std::string& tensor : file.names())
         if (file.shape(tensor).rank() == 1) CHECK(file.stored_type(tensor) == "F32");
       CHECK(to.window == from.window);
@@ -119,7 +120,7 @@ TEST_CASE("every family as GGUF and as a folder again: the same logits, and gain
         continue;
       for (std::size_t i = 0; i < values.size(); ++i)
         CHECK(std::abs(last.at(tensor)[i] - values[i]) <=
-              (family_of(config_from_folder(base)).gain_minus_one ? 0x1p-22 : 0));
+              (files_of(config_from_folder(base)).gain_minus_one ? 0x1p-22 : 0));
     }
   }
 }
@@ -130,13 +131,13 @@ TEST_CASE("every family in every type of GGUF: each matrix as the type rounds ba
     ScratchFolder scratch;
     const std::string base = runnable_model(scratch, name), adapter = random_adapter(scratch, base);
     merge_into(base, adapter, scratch.file("f32"));
-    const ModelSource exact(scratch.file("f32"));
+    const ModelFile exact(scratch.file("f32"));
     for (std::string type : {"f16", "bf16", "q8_0", "q4_0", "q4_1"}) {
       CAPTURE(name);
       CAPTURE(type);
       const std::string out = scratch.file(type + ".gguf");
       merge_into(base, adapter, out, type);
-      const ModelSource merged(out);
+      const ModelFile merged(out);
       const GgufFile file(out);
       REQUIRE(merged.slots().size() == exact.slots().size());
       for (std::size_t i = 0; i < exact.slots().size(); ++i) {
@@ -187,7 +188,7 @@ TEST_CASE("every family's GGUF adapter names the base's tensors and has their sh
     const std::string base = runnable_model(scratch, name), adapter = random_adapter(scratch, base);
     const GgufAdapter written = export_gguf_adapter(base, adapter, scratch.file("a.gguf"));
     const GgufFile file(scratch.file("a.gguf"));
-    const ModelSource model(base);
+    const ModelFile model(base);
     const FileLayout layout = gguf_layout(model.config());
     CHECK(file.get_string("general.architecture") == layout.family->gguf);
     CHECK(written.alpha == 8);
@@ -272,7 +273,7 @@ TEST_CASE("what GGUF can't say is refused by name; what it can is written and re
     const MergeResult r = merge_into(base, adapter, scratch.file("out.gguf"));
     CHECK(*r.logit_difference <= kLogits * *r.largest_logit);
     const ModelConfig from = config_from_folder(base),
-                      to = config_from_path(scratch.file("out.gguf"));
+                      to = ModelFile(scratch.file("out.gguf")).config();
     for (std::size_t i = 0; i < static_cast<std::size_t>(from.n_layers); ++i) {
       const bool hides = from.is_local(i) && from.window < from.max_position;
       CHECK(hides == to.is_local(i));

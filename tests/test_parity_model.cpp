@@ -17,8 +17,8 @@ TEST_CASE("cuda: a model's weights on a GPU are those on the CPU, whatever way t
   for (const char* name : {"mqa", "gpt2", "gemma3", "tied_gqa.q8_0.gguf", "llama3_rope.bf16.gguf"})
     for (DType t : {DType::F32, DType::BF16}) {
       CAPTURE(name);
-      const ModelWeights a = load_weights(*cpu, kModels + name, t).weights;
-      const ModelWeights b = load_weights(gpu(), kModels + name, t).weights;
+      const ModelWeights a = load_weights(*cpu, ModelFile(kModels + name), t).weights;
+      const ModelWeights b = load_weights(gpu(), ModelFile(kModels + name), t).weights;
       CHECK(weights_sha256(a) == weights_sha256(b));
     }
   ModelConfig c = named_shape("smollm2-135m");

@@ -9,11 +9,13 @@
 #include "io/json.h"
 #include "io/safetensors.h"
 #include "lora/adapter_io.h"
+#include "modelfile/family_files.h"
 #include "modelfile/load.h"
 #include "nn/evaluation.h"
 #include "peft_golden.h"
 #include "tensor_file.h"
 #include "text/dataset.h"
+#include "text/tokenizer.h"
 
 using namespace lk;
 using namespace lk::test;
@@ -27,11 +29,13 @@ void on_every_device(const std::function<void(Backend&)>& body) {
 }
 
 struct TinyRun {
-  LoadedModel loaded;
+  ModelFile file;
+  std::unique_ptr<Tokenizer> tokenizer;
   std::unique_ptr<Transformer> model;
   std::unique_ptr<Adapter> adapter;
   TinyRun(Backend& backend, const std::string& adapter_folder)
-      : loaded(load_model(backend, kGolden + "tiny", DType::F32)) {
+      : file(kGolden + "tiny"), tokenizer(file.read_tokenizer()) {
+    LoadedModel loaded = load_weights(backend, file, DType::F32);
     model = std::make_unique<Transformer>(backend, loaded.config, std::move(loaded.weights),
                                           DType::F32, 256);
     AdapterFile file = open_adapter(kGolden + adapter_folder);
@@ -40,7 +44,7 @@ struct TinyRun {
   Dataset rows() const {
     DatasetOptions options;
     options.seq_len = 256;
-    return load_dataset(kGolden + "rows.jsonl", *loaded.tokenizer, std::nullopt, options);
+    return load_dataset(kGolden + "rows.jsonl", *tokenizer, std::nullopt, options);
   }
 };
 
@@ -81,8 +85,8 @@ struct FamilyRun {
         row.supervised.push_back(i >= r[1].get<std::size_t>());
       rows.push_back(std::move(row));
     }
-    LoadedModel loaded =
-        load_weights(backend, std::string(LK_TEST_DATA) + "/golden/models/" + name, dtype);
+    LoadedModel loaded = load_weights(
+        backend, ModelFile(std::string(LK_TEST_DATA) + "/golden/models/" + name), dtype);
     model =
         std::make_unique<Transformer>(backend, loaded.config, std::move(loaded.weights), dtype, 80);
     LoraConfig lora;
@@ -177,7 +181,7 @@ TEST_CASE("ten steps of every family as PEFT trains them, and its names and shap
       FamilyRun run(backend, golden, name, DType::F32);
       const Adapter& adapter = *run.adapter;
       CHECK(Json(adapter.target_modules()) == want["target_modules"]);
-      CHECK(family_of(run.model->config()).conv1d == want["fan_in_fan_out"].get<bool>());
+      CHECK(files_of(run.model->config()).conv1d == want["fan_in_fan_out"].get<bool>());
       CHECK(adapter.parameters().size() == want["tensors"].size());
       for (const Parameter* p : adapter.parameters()) {
         const std::string key = "base_model.model." + p->name();

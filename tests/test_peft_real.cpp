@@ -44,12 +44,14 @@ double distance_from_peft(const Adapter& adapter, const Json& samples) {
 void check_smollm2(Backend& backend, const std::string& name, std::size_t n_steps) {
   CAPTURE(name);
   Golden golden(name);
-  LoadedModel loaded = load_model(backend, smollm2_path(), DType::F32);
+  const ModelFile file(smollm2_path());
+  const std::unique_ptr<Tokenizer> tokenizer = file.read_tokenizer();
+  LoadedModel loaded = load_weights(backend, file, DType::F32);
   Transformer model(backend, loaded.config, std::move(loaded.weights), DType::F32, 256);
   DatasetOptions options;
   options.seq_len = 256;
   options.max_rows = 480;
-  Dataset train = load_dataset(kData + "e2e_train.jsonl", *loaded.tokenizer, std::nullopt, options);
+  Dataset train = load_dataset(kData + "e2e_train.jsonl", *tokenizer, std::nullopt, options);
   LoraConfig lora;
   lora.shape = {golden.get<std::int64_t>("rank"), golden.get<double>("alpha"), 0};
   lora.targets = golden.get<std::vector<std::string>>("targets");
@@ -79,7 +81,7 @@ void check_smollm2(Backend& backend, const std::string& name, std::size_t n_step
   CHECK(adapter_error <= 1e-4);
   if (n_steps < losses.size()) return;
   options.max_rows = golden.get<std::int64_t>("eval_rows");
-  Dataset test = load_dataset(kData + "e2e_test.jsonl", *loaded.tokenizer, std::nullopt, options);
+  Dataset test = load_dataset(kData + "e2e_test.jsonl", *tokenizer, std::nullopt, options);
   CHECK(evaluate(model, test.rows, 2048).loss ==
         doctest::Approx(golden.get<double>("eval_after")).epsilon(1e-3));
 }

@@ -19,6 +19,8 @@ class FailingFs : public Fs {
   std::uint64_t free_blocks = 1 << 20;
   bool fired() const { return fired_; }
 
+  int stat(const char* p, struct stat* s) override { return fails() ? -1 : Fs::stat(p, s); }
+  int lstat(const char* p, struct stat* s) override { return fails() ? -1 : Fs::lstat(p, s); }
   int open(const char* p, int f, mode_t m) override { return fails() ? -1 : Fs::open(p, f, m); }
   ssize_t write(int fd, const void* s, std::size_t n) override {
     return fails() ? -1 : Fs::write(fd, s, n);

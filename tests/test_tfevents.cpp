@@ -3,7 +3,7 @@
 #include <filesystem>
 
 #include "harness.h"
-#include "io/durable.h"
+#include "io/input_file.h"
 #include "io/tfevents.h"
 #include "scratch_folder.h"
 

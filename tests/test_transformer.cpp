@@ -33,7 +33,7 @@ std::vector<std::int32_t> integers(const SafetensorsFile& file, const std::strin
 }
 
 std::unique_ptr<Transformer> load_f32(Backend& backend, const std::string& path) {
-  LoadedModel loaded = load_weights(backend, path, DType::F32);
+  LoadedModel loaded = load_weights(backend, ModelFile(path), DType::F32);
   const std::int64_t positions = std::min<std::int64_t>(loaded.config.max_position, 1024);
   return std::make_unique<Transformer>(backend, loaded.config, std::move(loaded.weights),
                                        DType::F32, positions);
@@ -144,7 +144,7 @@ TEST_CASE("every family: logits, loss and greedy tokens with a KV cache as trans
 
 TEST_CASE("a model with learned positions refuses longer sequences") {
   std::unique_ptr<Backend> backend = open_device("cpu");
-  LoadedModel loaded = load_weights(*backend, kModels + "gpt2", DType::F32);
+  LoadedModel loaded = load_weights(*backend, ModelFile(kModels + "gpt2"), DType::F32);
   CHECK_THROWS_AS(Transformer(*backend, loaded.config, std::move(loaded.weights), DType::F32, 321),
                   UsageError);
 }
@@ -183,7 +183,7 @@ TEST_CASE("BF16 stays near F32: logits and loss of every family") {
       CAPTURE(name);
       SafetensorsFile file(kModels + name + ".reference.safetensors");
       std::unique_ptr<Backend> backend = open_device(device);
-      LoadedModel loaded = load_weights(*backend, kModels + name, DType::BF16);
+      LoadedModel loaded = load_weights(*backend, ModelFile(kModels + name), DType::BF16);
       const ModelConfig& c = loaded.config;
       const int roundings = 14 + 2 * c.qk_norm + 2 * c.sandwich_norms;
       const double bound = 0x1p-8 * std::sqrt(roundings * static_cast<double>(c.n_layers) + 2);

@@ -6,6 +6,7 @@
 
 #include "harness.h"
 #include "lora/adapter.h"
+#include "modelfile/family_files.h"
 #include "nn/transformer.h"
 
 namespace lk::test {
@@ -34,7 +35,7 @@ inline const std::vector<std::string> kFamilies = {"llama", "mistral",     "qwen
 inline ModelConfig as_family(ModelConfig c, const std::string& name) {
   const Family& f = *find_family(name);
   apply_family(c, f);
-  c.attention_bias = f.biased_qkv;
+  c.attention_bias = files_of(f).biased_qkv;
   if (name == "mistral" || name == "gemma3_text") {
     c.window = 8;
     for (std::int64_t i = 0; i < c.n_layers; ++i)

@@ -2,10 +2,10 @@
 // with choices, or what it writes scored against references.
 #include <cmath>
 #include <cstdio>
-#include <filesystem>
 
 #include "io/durable.h"
 #include "io/json.h"
+#include "io/paths.h"
 #include "nn/evaluation.h"
 #include "program.h"
 #include "run/inference.h"
@@ -123,8 +123,8 @@ int main(int argc, char** argv) {
     if (s.batch < 1) throw UsageError("--batch must be at least 1");
     const bool settled = s.rows.format != "auto";  // --format names a format of rows for the loss
     if (settled && s.generate) throw UsageError("--generate takes no --format");
-    if (!s.predictions.empty() && std::filesystem::exists(s.predictions))
-      throw UsageError(concat("--predictions ", s.predictions, ": is there already"));
+    if (!s.predictions.empty() && exists(s.predictions))
+      throw UsageError(concat("--predictions ", s.predictions, ": already exists"));
     EvalKind kind = settled ? EvalKind::Loss : detect_eval_kind(s.data);
     if (s.generate) kind = EvalKind::Generation;
     if (!s.predictions.empty() && kind != EvalKind::Generation)

@@ -1,9 +1,9 @@
 // merge: adapters into their base, as a plain model; and back.
 #include "lora/merge.h"
+#include "io/paths.h"
 
 #include <cstdio>
 #include <cstdlib>
-#include <filesystem>
 
 #include "io/json.h"
 #include "program.h"
@@ -30,8 +30,7 @@ struct Console : MergeListener {
 // "DIR" or "DIR=0.7". A folder whose own name is all of it is taken as it is.
 WeightedAdapter parse_adapter(const std::string& text) {
   const std::size_t at = text.rfind('=');
-  std::error_code ignored;
-  if (at == std::string::npos || std::filesystem::exists(text, ignored)) return {text, 1};
+  if (at == std::string::npos || exists(text)) return {text, 1};
   std::string number = text.substr(at + 1);
   if (std::string wrong = program::real_number()(number); !wrong.empty())
     throw UsageError(concat("--adapter ", text, ": the weight after '=': ", wrong));

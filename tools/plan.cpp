@@ -2,7 +2,7 @@
 #include <cstdio>
 
 #include "io/json.h"
-#include "modelfile/config.h"
+#include "modelfile/model_file.h"
 #include "program.h"
 #include "run/plan.h"
 
@@ -72,7 +72,7 @@ int main(int argc, char** argv) {
       throw UsageError("--batch and --grad-accum must be at least 1, --seq-len at least 2");
     if (dtype != "f32" && dtype != "bf16") throw UsageError("--dtype: f32 or bf16");
     if (device != "cpu" && !device.starts_with("cuda")) throw UsageError("--device: cpu or cuda");
-    request.model = shape.empty() ? config_from_path(model) : named_shape(shape);
+    request.model = shape.empty() ? ModelFile(model).config() : named_shape(shape);
     if (targets) request.lora.targets = program::parse_list(*targets, "--targets");
     request.compute_dtype = dtype == "f32" ? DType::F32 : DType::BF16;
     request.on_cpu = device == "cpu";

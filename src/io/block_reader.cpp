@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "io/input_file.h"
 #include "io/printable.h"
 #include "tensor/error.h"
 
@@ -10,8 +11,8 @@ namespace lk {
 
 namespace {
 
-// The blocks of rows [begin, end). Products of numbers that were checked against the file's size
-// when it was opened.
+// The range of blocks that rows [begin, end) take up. Its products can't overflow: their factors
+// were checked against the file's size when it was opened.
 struct BlockRange {
   std::int64_t first, last;
 };
@@ -23,7 +24,7 @@ BlockRange block_range(const InputFile& file, const std::string& name, const Sha
   return {begin * blocks_per_row, end * blocks_per_row};
 }
 
-// Blocks [first, last) of the tensor at `offset`.
+// Reads blocks [first, last) of the tensor at `offset`.
 void read_stored(const InputFile& file, const std::string& name, std::uint64_t offset,
                  const BlockFormat& format, std::int64_t first, std::int64_t last,
                  std::uint8_t* dst) {

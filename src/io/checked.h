@@ -37,7 +37,7 @@ class CheckedU64 {
     r.valid_ = a.valid_ && divisor != 0;
     return r;
   }
-  // The next multiple of `alignment` (any positive number).
+  // Rounds up to the next multiple of `alignment` (any positive number).
   constexpr CheckedU64 padded_to(std::uint64_t alignment) const {
     return (*this + CheckedU64(alignment - 1)) / alignment * CheckedU64(alignment);
   }
@@ -56,7 +56,7 @@ class CheckedU64 {
     if (!at_most(limit)) throw InputError(message());
     return value_;
   }
-  // For messages: the digits, or "a number over 2^64".
+  // The number's digits for a message, or "a number over 2^64".
   std::string str() const { return valid_ ? std::to_string(value_) : "a number over 2^64"; }
 
  private:

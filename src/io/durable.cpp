@@ -8,24 +8,26 @@
 #include <filesystem>
 #include <vector>
 
+#include "io/input_file.h"
 #include "tensor/error.h"
 
 namespace lk {
 
 namespace {
 
-// Writes all of it, however short the single writes. Returns 0 or an errno value; `done` counts.
+// Writes all of `data`, however short the single writes are. Returns 0 or an errno value; `done` is
+// what was written.
 int write_all(int fd, const char* data, std::size_t bytes, std::size_t& done) {
   for (done = 0; done < bytes;) {
     ssize_t n = retry_interrupted([&] { return fs().write(fd, data + done, bytes - done); });
     if (n < 0) return errno;
-    if (n == 0) return ENOSPC;  // a write of something that takes nothing would go round for ever
+    if (n == 0) return ENOSPC;  // else a file that takes nothing would loop for ever
     done += static_cast<std::size_t>(n);
   }
   return 0;
 }
 
-// A new name beside `path`; the number keeps two writers of one process apart.
+// Makes a new name beside `path`; the number keeps two writers of one process apart.
 std::string temp_name(const std::string& path) {
   static std::atomic<unsigned> counter{0};
   std::filesystem::path p(path);
@@ -41,7 +43,7 @@ int fsync_folder(const std::string& folder) {
   }));
   if (!fd.is_open()) return errno;
   int r = retry_interrupted([&] { return fs().fsync(fd.get()); });
-  // EINVAL: a file system that has no such operation; there is nothing more a program could do.
+  // EINVAL means that the file system has no such operation; a program can do nothing more.
   return r == 0 || errno == EINVAL ? 0 : errno;
 }
 
@@ -52,7 +54,7 @@ DurableFile::DurableFile(const std::string& path) : path_(path) {
         [&] { return fs().open(temp_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666); });
   };
   int fd = open_new();
-  // Left by a killed process that had our number: the next name is free sooner or later.
+  // A killed process with our number may have left this name: a later one is free.
   for (int i = 0; fd < 0 && errno == EEXIST && i < 1000; ++i) fd = open_new();
   if (fd < 0) {
     temp_.clear();
@@ -81,7 +83,8 @@ void DurableFile::commit() {
   if (retry_interrupted([&] { return fs().fsync(fd_.get()); }) != 0)
     throw IoError(system_message(
         path_, "cannot write to the disk (fsync; the old file is untouched)", errno));
-  // Network file systems report a full disk here at the latest. Linux has closed it even on EINTR.
+  // Network file systems report a full disk here at the latest. Linux closes the file even on
+  // EINTR.
   if (fd_.reset() != 0 && errno != EINTR)
     throw IoError(system_message(path_, "cannot write (close; the old file is untouched)", errno));
   verify();

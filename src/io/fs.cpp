@@ -1,13 +1,17 @@
 #include "io/fs.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <sys/file.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <memory>
+#include <string_view>
 #include <system_error>
 
 namespace lk {
@@ -52,6 +56,26 @@ std::atomic<Fs*> replacement_fs{nullptr};
 int Fs::open(const char* path, int flags, mode_t mode) { return ::open(path, flags, mode); }
 int Fs::close(int fd) { return ::close(fd); }
 int Fs::fstat(int fd, struct stat* out) { return ::fstat(fd, out); }
+int Fs::stat(const char* path, struct stat* out) { return ::stat(path, out); }
+int Fs::lstat(const char* path, struct stat* out) { return ::lstat(path, out); }
+int Fs::list(const char* folder, std::vector<std::string>& names) {
+  names.clear();
+  const std::unique_ptr<DIR, int (*)(DIR*)> open(::opendir(folder), ::closedir);
+  if (open == nullptr) return -1;
+  for (;;) {
+    errno = 0;  // readdir() returns null for the end and for an error
+    const dirent* entry = ::readdir(open.get());
+    if (entry == nullptr) return errno == 0 ? 0 : -1;
+    if (const std::string_view name = entry->d_name; name != "." && name != "..")
+      names.emplace_back(name);
+  }
+}
+int Fs::realpath(const char* path, std::string& resolved) {
+  const std::unique_ptr<char, void (*)(void*)> text(::realpath(path, nullptr), ::free);
+  if (text == nullptr) return -1;
+  resolved = text.get();
+  return 0;
+}
 ssize_t Fs::pread(int fd, void* dst, std::size_t bytes, off_t offset) {
   return ::pread(fd, dst, bytes, offset);
 }
@@ -65,7 +89,7 @@ int Fs::rename(const char* from, const char* to) { return ::rename(from, to); }
 int Fs::rename_new(const char* from, const char* to) {
   if (::renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE) == 0) return 0;
   if (errno != EINVAL && errno != ENOSYS) return -1;
-  // A file system without the flag: look first. Another process may come between.
+  // The file system lacks the flag: looks first, though another process may come between.
   struct stat there {};
   if (::lstat(to, &there) == 0) {
     errno = EEXIST;

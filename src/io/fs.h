@@ -1,5 +1,7 @@
-// Fs: every system call of the file layer that can fail, behind one seam. The program uses the
-// system's; tests put a double in its place that fails the n-th call, writes short, or lies.
+// Fs: every system call on files that can fail, behind one seam. The program uses the system's;
+// tests put a double in its place that fails the n-th call, writes short, or lies. Nothing outside
+// of src/io touches the file system (tools/check_style.sh looks): io/paths.h answers questions
+// about paths, io/input_file.h reads, io/durable.h writes.
 #pragma once
 
 #include <sys/stat.h>
@@ -9,6 +11,7 @@
 #include <cerrno>
 #include <cstddef>
 #include <string>
+#include <vector>
 
 namespace lk {
 
@@ -20,6 +23,12 @@ class Fs {
   virtual int open(const char* path, int flags, mode_t mode);
   virtual int close(int fd);
   virtual int fstat(int fd, struct stat* out);
+  virtual int stat(const char* path, struct stat* out);
+  virtual int lstat(const char* path, struct stat* out);
+  // The names in `folder`, in any order, without "." and "..".
+  virtual int list(const char* folder, std::vector<std::string>& names);
+  // The absolute path without links, "." and "..".
+  virtual int realpath(const char* path, std::string& resolved);
   virtual ssize_t pread(int fd, void* dst, std::size_t bytes, off_t offset);
   // A write over the file-size limit fails with EFBIG; the SIGXFSZ it raises never reaches the
   // process.
@@ -27,7 +36,7 @@ class Fs {
   virtual int ftruncate(int fd, off_t size);
   virtual int fsync(int fd);
   virtual int rename(const char* from, const char* to);
-  // Fails with EEXIST if there is a `to`, of any kind.
+  // Renames, but fails with EEXIST if anything is called `to`.
   virtual int rename_new(const char* from, const char* to);
   virtual int unlink(const char* path);
   virtual int rmdir(const char* path);
@@ -36,7 +45,7 @@ class Fs {
   virtual int flock(int fd, int operation);
 };
 
-// The one in use.
+// The Fs in use.
 Fs& fs();
 
 // Puts `replacement` in use for as long as the object lives. For tests; not while other threads do
@@ -52,7 +61,7 @@ class FsOverride {
   Fs* previous_;
 };
 
-// "what PATH: No space left on device", from the current errno (or the one given).
+// "PATH: what: No space left on device" for the errno value `error`.
 std::string system_message(const std::string& path, const char* what, int error);
 
 // Calls f() until it does not fail with EINTR.
@@ -79,7 +88,7 @@ class FileDescriptor {
     fd_ = -1;
     return fd;
   }
-  // Closes. Returns what close returned (0 if nothing was open).
+  // Closes the file. Returns what close returned (0 if nothing was open).
   int reset();
 
  private:

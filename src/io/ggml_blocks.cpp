@@ -21,7 +21,7 @@ void decode_f32(const std::uint8_t* src, std::int64_t n, float* dst) {
   std::memcpy(dst, src, static_cast<std::size_t>(n) * sizeof(float));
 }
 
-// A block of 32 in 4 bits: byte j holds elements j (low nibble) and j + 16.
+// Blocks of 32 values in 4 bits: byte j holds elements j (low nibble) and j + 16.
 // Q4_0: f16 d; u8 qs[16].  value = (q - 8) d
 void decode_q4_0(const std::uint8_t* src, std::int64_t n_blocks, float* dst) {
   for (std::int64_t b = 0; b < n_blocks; ++b, src += 18, dst += 32) {
@@ -91,8 +91,8 @@ void decode_q5_1(const std::uint8_t* src, std::int64_t n_blocks, float* dst) {
 // The K types: 256 values in groups of 16 or 32, each group with a small integer scale (and
 // minimum) under the block's own.
 
-// Q2_K: u8 scales[16] (scale low, minimum high nibble); u8 qs[64]; f16 d, dmin.  value = d s q -
-// dmin m Each half of 128 values lies in 32 bytes, two bits at a time.
+// Q2_K: u8 scales[16] (scale low, minimum high nibble); u8 qs[64]; f16 d, dmin.
+// value = d s q - dmin m.  Each half of 128 values lies in 32 bytes, two bits at a time.
 void decode_q2_k(const std::uint8_t* src, std::int64_t n_blocks, float* dst) {
   for (std::int64_t b = 0; b < n_blocks; ++b, src += 84) {
     const float d = half_to_float(load_u16(src + 80)), dmin = half_to_float(load_u16(src + 82));

@@ -11,10 +11,10 @@
 
 namespace lk {
 
-// Null if `id` names no type (never was one, or was removed from ggml).
+// The type that GGUF files call `id`; null if it never was one or was removed from ggml.
 const GgmlType* find_ggml_type(std::uint64_t id);
 
-// IEEE half to single, exactly (subnormals, infinities; NaN stays NaN).
+// Widens an IEEE half to single, exactly (subnormals and infinities too; NaN stays NaN).
 void decode_f16(const std::uint8_t* src, std::int64_t n, float* dst);
 void decode_bf16(const std::uint8_t* src, std::int64_t n, float* dst);
 

@@ -39,8 +39,8 @@ std::uint8_t nibble(float x) {
   return static_cast<std::uint8_t>(std::min(static_cast<int>(x), 15));
 }
 
-// d is the value of largest magnitude (the first of equals) over -8, so that this one value, sign
-// and all, is hit by q = 0.
+// The scale d is the value of largest magnitude (the first of equals) over -8, so that q = 0 hits
+// this one value, sign and all.
 void encode_q4_0(const float* src, std::int64_t n_blocks, std::uint8_t* dst) {
   for (std::int64_t b = 0; b < n_blocks; ++b, src += 32, dst += 18) {
     float extreme = src[0];

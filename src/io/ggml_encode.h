@@ -1,4 +1,4 @@
-// F32 into ggml's tensor types: the other direction of ggml_blocks.h, for the types that we write.
+// Encodes F32 in ggml's tensor types: the inverse of ggml_blocks.h, for the types that we write.
 // Pure functions over bytes. Bytes equal those of the gguf package's quantize() for every finite
 // input (so F32 products and sums are rounded one by one: no fused multiply-add here, see
 // meson.build); its source is ggml's quantize_row_*_ref.
@@ -15,17 +15,17 @@ struct GgmlEncoder {
   std::uint32_t file_type;     // general.file_type of a model whose matrices are of this type
   std::uint32_t block_values;  // values per block; a row is whole blocks
   std::uint32_t block_bytes;
-  bool quantised;  // blocks with a scale of their own, instead of floating-point numbers
+  bool quantised;  // blocks of integers under a scale, not floating-point numbers
   // Reads n_blocks * block_values finite floats and writes n_blocks * block_bytes bytes. What the
   // type can't hold (F16 and the scales of the Q types end at 65,504) decodes to a number that is
   // not finite: callers that can't rule it out decode and look.
   void (*encode)(const float* src, std::int64_t n_blocks, std::uint8_t* dst);
 };
 
-// F32, F16, BF16, Q8_0, Q4_0, Q4_1, by ggml's name; null for any other.
+// The encoder of F32, F16, BF16, Q8_0, Q4_0 or Q4_1, by ggml's name; null for any other name.
 const GgmlEncoder* find_ggml_encoder(std::string_view name);
 
-// To nearest, ties to even; above 65,519 to infinity; NaN stays NaN.
+// Rounds to the nearest half, ties to even; above 65,519 to infinity; NaN stays NaN.
 std::uint16_t float_to_half(float x);
 
 }  // namespace lk

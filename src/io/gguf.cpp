@@ -4,8 +4,8 @@
 #include <cstring>
 
 #include "io/block_reader.h"
-#include "io/durable.h"
 #include "io/gguf_parse.h"
+#include "io/input_file.h"
 #include "io/printable.h"
 #include "tensor/error.h"
 
@@ -13,7 +13,7 @@ namespace lk {
 
 namespace {
 
-// Item `i` of an integer value. u64 above i64's range saturates: no caller's limit reaches there.
+// Item `i` of an integer value. A u64 above i64's range saturates: no caller's limit reaches there.
 std::int64_t integer_at(const GgufValue& value, std::size_t i) {
   auto as = [&]<class T>() {
     T v;

@@ -15,8 +15,8 @@ namespace lk {
 struct GgufValue;
 
 // Tensor types read: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K ... Q6_K, dequantised
-// exactly as ggml does. Shapes are row-major (ggml's dimensions reversed). Q/K rows are as stored:
-// the loader un-permutes llama's.
+// exactly as ggml does. Shapes are row-major (ggml's dimensions reversed). Rows of q and k are as
+// stored: FileLayout puts llama's into our order.
 class GgufFile : public TensorReader {
  public:
   explicit GgufFile(const std::string& path);
@@ -45,7 +45,8 @@ class GgufFile : public TensorReader {
   std::string get_string_or(const std::string& key, const std::string& otherwise) const;
   const std::vector<std::string>& get_strings(const std::string& key) const;  // array of strings
   std::vector<std::int32_t> get_ints(const std::string& key) const;           // array of i32 / u32
-  // All of it as stored, by key: for writing it elsewhere. (GgufValue is of io/gguf_parse.h.)
+  // All metadata as stored, sorted by key, for writing it elsewhere. (io/gguf_parse.h has
+  // GgufValue.)
   std::vector<std::pair<std::string, GgufValue>> metadata() const;
   std::vector<float> get_floats(const std::string& key) const;  // array of f32
 

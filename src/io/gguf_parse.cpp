@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "io/checked.h"
+#include "io/input_file.h"
 #include "io/printable.h"
 #include "tensor/error.h"
 
@@ -13,7 +14,7 @@ namespace lk {
 
 namespace {
 
-// Well above any published model; they bound the memory that a header can ask for.
+// These limits are well above any published model; they bound the memory a header can ask for.
 constexpr std::uint64_t kMaxValues = 16'384, kMaxTensors = 65'536;
 constexpr std::uint64_t kMaxStrings = std::uint64_t{1} << 20;  // in all arrays together
 constexpr std::uint64_t kMaxKeyBytes = 65'535, kMaxNameBytes = 63;
@@ -53,7 +54,7 @@ class Reader {
     });
     return take(n);
   }
-  // Only with a number that is known to be at most remaining().
+  // Callers know that `n` is at most remaining().
   std::string take(std::uint64_t n) {
     std::string bytes(static_cast<std::size_t>(n), '\0');
     read(bytes.data(), bytes.size());
@@ -249,7 +250,7 @@ class Parser {
 
     auto [entry, is_new] = header_.tensors.try_emplace(std::move(name));
     if (!is_new) throw InputError(fails("occurs twice"));
-    // What is in the file makes a shape: its number of elements can't overflow.
+    // The tensor lies in the file, so the number of its elements can't overflow.
     entry->second = {row_major(rank, dims), type, place, size};
     expected_ = (expected_ + bytes).padded_to(alignment_);
   }

@@ -1,5 +1,5 @@
-// The header of a GGUF file, checked: metadata and where each tensor's bytes lie. gguf.h reads
-// tensors by it.
+// Parses and checks the header of a GGUF file: metadata, and where each tensor's bytes lie.
+// GgufFile reads tensors by it.
 #pragma once
 
 #include <cstdint>
@@ -8,8 +8,8 @@
 #include <unordered_map>
 #include <vector>
 
-#include "io/durable.h"
 #include "io/ggml_blocks.h"
+#include "io/input_file.h"
 #include "tensor/shape.h"
 
 namespace lk {
@@ -53,10 +53,10 @@ struct GgufHeader {
   std::unordered_map<std::string, GgufTensor> tensors;
 };
 
-// Throws InputError naming file, key or tensor, offset and rule. Checked here: magic, version (2,
-// 3), counts, types, unique non-empty keys and unique names, alignment, whole blocks, no number
-// that wraps, each tensor where the sum of those before it says, and the file ending with the last
-// tensor's padding.
+// Reads the header of `file`. Throws InputError naming file, key or tensor, offset and rule. Checks
+// magic, version (2, 3), counts, types, unique non-empty keys and unique names, alignment, whole
+// blocks, no number that wraps, each tensor where the sum of those before it says, and the file
+// ending with the last tensor's padding.
 GgufHeader parse_gguf(const InputFile& file);
 
 }  // namespace lk

@@ -12,7 +12,7 @@
 
 namespace lk {
 
-// Metadata values of the types that writers need.
+// Make metadata values of the types that writers need.
 GgufValue gguf_u32(std::uint32_t v);
 GgufValue gguf_f32(float v);
 GgufValue gguf_bool(bool v);
@@ -30,7 +30,7 @@ class GgufWriter : public TensorWriter {
 
   // general.alignment must not be among the keys: it is 32, the default.
   GgufWriter(const std::string& path, const Metadata& metadata, std::vector<EncodedTensor> tensors);
-  // The whole file's size, known beforehand.
+  // The size in bytes that the whole file will have.
   static std::uint64_t file_bytes(const Metadata& metadata,
                                   const std::vector<EncodedTensor>& tensors);
   void append(const void* data, std::size_t bytes) override;

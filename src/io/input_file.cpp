@@ -1,8 +1,9 @@
+#include "io/input_file.h"
+
 #include <fcntl.h>
 
 #include <cerrno>
 
-#include "io/durable.h"
 #include "io/printable.h"
 #include "tensor/error.h"
 

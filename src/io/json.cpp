@@ -1,6 +1,6 @@
 #include "io/json.h"
 
-#include "io/durable.h"
+#include "io/input_file.h"
 #include "io/json_scanner.h"
 #include "io/printable.h"
 #include "tensor/error.h"
@@ -9,8 +9,8 @@ namespace lk {
 
 namespace {
 
-// Builds values. Recursion is safe: the scanner stops at 64 levels. What the values take in memory
-// is counted, since "[[],[],..." needs twenty times its own size. The largest tokenizer.json (30
+// Builds nlohmann values. Recursion is safe: the scanner stops at 64 levels. The values' memory is
+// counted, since "[[],[],..." needs twenty times its own size. The largest tokenizer.json (30
 // MB, half a million merges) needs four times.
 class Builder {
  public:
@@ -76,7 +76,7 @@ class Builder {
         return n.d;
     }
   }
-  // Doubles the room. Old and new are there at the same time.
+  // Doubles the room: for a moment old and new both take memory.
   void grow(Json::array_t& items) {
     const std::size_t old = items.capacity(), now = old == 0 ? 1 : 2 * old;
     take(now * sizeof(Json));
@@ -88,7 +88,7 @@ class Builder {
     left_ -= bytes;
   }
 
-  static constexpr std::size_t kHeapBlock = 8;  // what malloc keeps for itself
+  static constexpr std::size_t kHeapBlock = 8;  // malloc's own header
   static constexpr std::size_t kTreeNode = 96;
   static constexpr std::size_t kDestroyed = sizeof(Json);  // nlohmann's destructor lists the items
 
@@ -97,7 +97,7 @@ class Builder {
 };
 
 std::string at_key(const std::string& where, const std::string& key) {
-  // Keys are ours and plain, but a path of keys or a tensor name can come from a file.
+  // Most keys are ours and plain, but a path of keys or a tensor name can come from a file.
   std::string q = printable(key);
   return where + ": " + (q.size() == key.size() + 2 ? key : q) + ": ";
 }

@@ -9,16 +9,16 @@
 
 namespace lk {
 
-// Parses one JSON text. Refuses (InputError naming `where` and the byte offset): duplicate keys,
-// depth over 64, invalid UTF-8, lone surrogates, BOM, NaN/Infinity, numbers out of double's range,
-// trailing bytes, and values that would take more memory than 64 MiB and eight times the text.
-// Integers that fit stay exact (u64 / i64).
+// Parses one JSON text. Refuses, with an InputError naming `where` and the byte offset, duplicate
+// keys, depth over 64, invalid UTF-8, lone surrogates, BOM, NaN/Infinity, numbers out of double's
+// range, trailing bytes, and values that would take more memory than 64 MiB and eight times the
+// text. Integers that fit stay exact (u64 / i64).
 Json parse_json(std::string_view text, const std::string& where);
 // Reads a whole regular file of at most max_bytes (refused before it is read) and parses it.
 Json read_json(const std::string& path, std::size_t max_bytes = std::size_t{64} << 20);
 
-// Checked access. `where` names the file; errors name file and key: "config.json: hidden_size:
-// ...".
+// Checked access to members. `where` names the file; errors name file and key: "config.json:
+// hidden_size: ...".
 const Json& json_at(const Json& object, const std::string& key, const std::string& where);
 std::int64_t json_int(const Json& object, const std::string& key, std::int64_t min,
                       std::int64_t max, const std::string& where);

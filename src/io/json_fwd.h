@@ -1,5 +1,5 @@
-// The names Json and OrderedJson without the library behind them: for headers (it costs seconds a
-// file).
+// The names Json and OrderedJson for headers: the library behind them costs seconds of compilation
+// a file.
 #pragma once
 
 #include <nlohmann/json_fwd.hpp>

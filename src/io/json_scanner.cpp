@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "io/printable.h"
+#include "io/utf8.h"
 #include "tensor/error.h"
 
 namespace lk {
@@ -20,20 +21,6 @@ constexpr auto kPlain = [] {
   for (int c = 0x20; c < 0x80; ++c) plain[static_cast<std::size_t>(c)] = c != '"' && c != '\\';
   return plain;
 }();
-
-void append_utf8(std::string& out, std::uint32_t c) {
-  auto put = [&](std::uint32_t byte) { out += static_cast<char>(byte); };
-  if (c < 0x80) {
-    put(c);
-  } else if (c < 0x800) {
-    put(0xc0 | c >> 6), put(0x80 | (c & 63));
-  } else if (c < 0x10000) {
-    put(0xe0 | c >> 12), put(0x80 | (c >> 6 & 63)), put(0x80 | (c & 63));
-  } else {
-    put(0xf0 | c >> 18), put(0x80 | (c >> 12 & 63)), put(0x80 | (c >> 6 & 63)),
-        put(0x80 | (c & 63));
-  }
-}
 
 }  // namespace
 
@@ -114,7 +101,7 @@ std::string JsonScanner::string() {
     const char* run = p_;
     while (p_ != end_ && kPlain[static_cast<unsigned char>(*p_)]) ++p_;
     while (p_ != end_ && static_cast<unsigned char>(*p_) >= 0x80) {
-      std::size_t n = utf8_length(p_, end_);
+      std::size_t n = utf8_checked_length(p_, end_);
       if (n == 0) fail("not UTF-8");
       p_ += n;
     }
@@ -172,7 +159,7 @@ void JsonScanner::escape(std::string& out) {
     if (low < 0xdc00 || low >= 0xe000) fail_at(start, "a lone high surrogate");
     c = 0x10000 + ((c - 0xd800) << 10) + (low - 0xdc00);
   }
-  append_utf8(out, c);
+  utf8_append(out, c);
 }
 
 std::uint32_t JsonScanner::four_hex_digits() {

@@ -13,15 +13,15 @@ class JsonScanner {
  public:
   static constexpr int kMaxDepth = 64;
 
-  // Both must outlive the scanner. `where` names the file in messages.
+  // `text` and `where` must outlive the scanner. `where` names the file in messages.
   JsonScanner(std::string_view text, const std::string& where);
 
   // What comes next: one of { [ " t f n, or 0 for a number ('-' or a digit). Throws InputError
   // otherwise.
   char peek();
 
-  // Calls f(key) for each member, f() for each item: it must take exactly the value. The key is
-  // moved in. Uniqueness of keys is the caller's to check: it has to keep them anyway.
+  // object() calls f(key) for each member, array() f() for each item: f must take exactly the
+  // value. Callers check that keys are unique: they have to keep them anyway.
   template <class F>
   void object(F&& f) {
     enter('{');

@@ -1,3 +1,5 @@
+#include "io/output_folder.h"
+
 #include <fcntl.h>
 #include <sys/file.h>
 #include <unistd.h>
@@ -5,7 +7,7 @@
 #include <cerrno>
 #include <filesystem>
 
-#include "io/durable.h"
+#include "io/paths.h"
 #include "tensor/error.h"
 
 namespace lk {
@@ -13,8 +15,7 @@ namespace lk {
 namespace {
 
 void make_folders(const std::filesystem::path& path) {
-  std::error_code ignored;
-  if (path.empty() || std::filesystem::is_directory(path, ignored)) return;
+  if (path.empty() || is_folder(path.string())) return;
   make_folders(path.parent_path());
   if (fs().mkdir(path.c_str(), 0777) != 0 && errno != EEXIST)
     throw IoError(system_message(path.string(), "cannot create the folder", errno));
@@ -32,9 +33,7 @@ std::string holder_of(int lock) {
 
 OutputFolder::OutputFolder(const std::string& path, bool must_be_empty) : path_(path) {
   if (path.empty()) throw UsageError("the output folder's name is empty");
-  std::error_code error;
-  if (std::filesystem::exists(path, error) && !std::filesystem::is_directory(path, error))
-    throw UsageError(path + ": exists and is not a folder");
+  if (exists(path) && !is_folder(path)) throw UsageError(path + ": exists and is not a folder");
   std::filesystem::path folder(path);
   make_folders(folder.has_filename() ? folder : folder.parent_path());
 
@@ -65,15 +64,13 @@ OutputFolder::OutputFolder(const std::string& path, bool must_be_empty) : path_(
       break;  // else the holder before us removed the file we hold: take the new one
   }
   if (must_be_empty) {
-    for (const auto& entry : std::filesystem::directory_iterator(path, error)) {
-      std::string name = entry.path().filename().string();
+    for (const std::string& name : list_folder(path)) {
       if (name == ".lock") continue;
       if (created) fs().unlink(lock_path.c_str());
       throw UsageError(concat(path, ": not empty (it has ", name, "): give a new or empty folder"));
     }
-    if (error) throw IoError(concat(path, ": cannot list the folder: ", error.message()));
   }
-  // For the message of a second run. Not worth failing for.
+  // The number is for the message of a second run; failing to write it is no reason to stop.
   std::string pid = std::to_string(::getpid()) + "\n";
   if (fs().ftruncate(lock_.get(), 0) == 0) (void)!fs().write(lock_.get(), pid.data(), pid.size());
 }

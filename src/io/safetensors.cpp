@@ -5,7 +5,7 @@
 #include <string_view>
 
 #include "io/block_reader.h"
-#include "io/durable.h"
+#include "io/input_file.h"
 #include "io/printable.h"
 #include "io/safetensors_header.h"
 #include "tensor/error.h"

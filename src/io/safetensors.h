@@ -12,8 +12,8 @@
 
 namespace lk {
 
-// One .safetensors file, header fully checked on open (docs/decisions.md lists where we are
-// stricter than the reference). Stored types read: F64, F32, F16, BF16.
+// One .safetensors file, whose header is fully checked on opening (docs/decisions.md lists where we
+// are stricter than the reference). Stored types read: F64, F32, F16, BF16.
 class SafetensorsFile : public TensorReader {
  public:
   explicit SafetensorsFile(const std::string& path);
@@ -35,18 +35,18 @@ class SafetensorsFile : public TensorReader {
   std::unique_ptr<Impl> impl_;
 };
 
-// A Hugging Face folder's weights: model.safetensors, or model.safetensors.index.json with its
-// shards.
+// Opens a Hugging Face folder's weights: model.safetensors, or model.safetensors.index.json with
+// its shards. Throws InputError, IoError.
 std::unique_ptr<TensorReader> open_safetensors_model(const std::string& folder);
 
-// One file of F32, F16 and BF16 tensors, streamed: the header first, then the tensors' bytes in the
-// order given, which should be the reference writer's. Throws IoError; Error for tensors that can't
-// be written.
+// Writes one file of F32, F16 and BF16 tensors, streamed: the header first, then the tensors' bytes
+// in the order given, which should be the reference writer's. Throws IoError; Error for tensors
+// that can't be written.
 class SafetensorsWriter : public TensorWriter {
  public:
   SafetensorsWriter(const std::string& path, const std::map<std::string, std::string>& metadata,
                     std::vector<EncodedTensor> tensors);
-  // Larger types first (so that each tensor is aligned), then by name.
+  // Puts larger types first (so that each tensor is aligned), then sorts by name.
   static void sort_as_reference(std::vector<EncodedTensor>& tensors);
   void append(const void* data, std::size_t bytes) override;
   void commit() override;
@@ -56,9 +56,7 @@ class SafetensorsWriter : public TensorWriter {
   std::uint64_t left_ = 0;  // bytes still to come
 };
 
-// A model's tensors over several files, none above `max_bytes` of data (but for a tensor that is
-// larger by itself), as transformers names and fills them: in the order given. One shard is
-// "model.safetensors", several "model-00001-of-00002.safetensors" and so on.
+// One file of a model whose tensors are spread over several.
 struct SafetensorsShard {
   std::string file;
   std::vector<EncodedTensor> tensors;  // as the reference writer orders them

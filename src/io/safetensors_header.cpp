@@ -8,6 +8,7 @@
 
 #include "io/checked.h"
 #include "io/ggml_blocks.h"
+#include "io/input_file.h"
 #include "io/json_scanner.h"
 #include "io/printable.h"
 #include "tensor/error.h"
@@ -135,7 +136,7 @@ class Parser {
       if (d != 0) nonzero = nonzero * CheckedU64(d);
       numel = numel * CheckedU64(d);
     }
-    // Also of a tensor without elements: its other dimensions must make a shape.
+    // Holds for a tensor without elements too: its other dimensions must make a shape.
     if (!nonzero.at_most(INT64_MAX)) in_.fail(shown + ": shape: the number of elements overflows");
     if (range.size() != 2) in_.fail(shown + ": data_offsets: two numbers are expected");
     if (range[0] > range[1]) in_.fail(shown + ": data_offsets: the end lies before the beginning");

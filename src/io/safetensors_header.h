@@ -1,4 +1,5 @@
-// The header of a safetensors file, checked; and the header a writer puts there.
+// Parses and checks the header of a safetensors file, and makes the header that a writer puts
+// there.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +8,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "io/durable.h"
+#include "io/input_file.h"
 #include "tensor/shape.h"
 
 namespace lk {
@@ -15,7 +16,7 @@ namespace lk {
 struct SafetensorsDtype {
   const char* name;
   std::uint32_t bits;
-  // Null for types that are not read as F32. One value is one block.
+  // The decoder to F32, null for types that are not read. A block is one value.
   void (*decode)(const std::uint8_t* src, std::int64_t n, float* dst);
 };
 

@@ -10,10 +10,13 @@
 #include <map>
 #include <optional>
 #include <set>
+#include <system_error>
 #include <unordered_map>
 
-#include "io/durable.h"
+#include "io/fs.h"
+#include "io/input_file.h"
 #include "io/json_scanner.h"
+#include "io/paths.h"
 #include "io/printable.h"
 #include "io/safetensors.h"
 #include "tensor/error.h"
@@ -25,6 +28,8 @@ namespace {
 namespace stdfs = std::filesystem;
 constexpr std::size_t kMaxShards = 10'000, kMaxTensors = 200'000,
                       kMaxIndexBytes = std::size_t{64} << 20;
+
+std::string reason(int error) { return std::generic_category().message(error); }
 
 class ShardedModel : public TensorReader {
  public:
@@ -56,6 +61,11 @@ class ShardedModel : public TensorReader {
   }
 
   const std::string& path() const override { return path_; }
+  std::vector<std::string> files() const override {
+    std::vector<std::string> paths;
+    for (const auto& file : files_) paths.push_back(file->path());
+    return paths;
+  }
   std::vector<std::string> names() const override {
     std::vector<std::string> names;
     for (const auto& [name, file] : reader_of_) names.push_back(name);
@@ -87,8 +97,8 @@ class ShardedModel : public TensorReader {
     return *at->second;
   }
 
-  // Tensor name -> shard name. The rest of the index (metadata.total_size) tells us nothing we rely
-  // on.
+  // Reads the map from tensor names to shard names. Nothing relies on the rest of the index
+  // (metadata.total_size).
   std::map<std::string, std::string> read_weight_map() const {
     const std::string text = read_file(path_, kMaxIndexBytes);
     JsonScanner in(text, path_);
@@ -117,18 +127,17 @@ class ShardedModel : public TensorReader {
     if (shard.empty() || shard == "." || shard == ".." || shard.size() > 255 ||
         shard.find('/') != std::string::npos || shard.find('\0') != std::string::npos)
       throw fail("must be the name of a file in the same folder");
-    std::error_code error;
-    const stdfs::path named = stdfs::path(folder) / shard;
-    const stdfs::path real = stdfs::canonical(named, error);
-    if (error) throw fail("cannot be opened: " + error.message());
-    const stdfs::path own = stdfs::canonical(folder, error);
-    const stdfs::path index = error ? stdfs::path() : stdfs::canonical(path_, error);
-    if (error) throw fail("cannot be resolved: " + error.message());
-    if (real.parent_path() != own && real.parent_path() != index.parent_path())
-      throw fail("is a link out of the model's folder (to " + printable(real.string()) +
+    const std::string named = (stdfs::path(folder) / shard).string();
+    std::string real, own, index;
+    if (fs().realpath(named.c_str(), real) != 0) throw fail("cannot be opened: " + reason(errno));
+    if (fs().realpath(folder.c_str(), own) != 0 || fs().realpath(path_.c_str(), index) != 0)
+      throw fail("cannot be resolved: " + reason(errno));
+    const stdfs::path parent = stdfs::path(real).parent_path();
+    if (parent != own && parent != stdfs::path(index).parent_path())
+      throw fail("is a link out of the model's folder (to " + printable(real) +
                  "): give the folder that holds the files");
     if (real == index) throw fail("is the index itself");
-    return named.string();
+    return named;
   }
 
   std::string path_;
@@ -139,12 +148,10 @@ class ShardedModel : public TensorReader {
 }  // namespace
 
 std::unique_ptr<TensorReader> open_safetensors_model(const std::string& folder) {
-  std::error_code error;
-  const stdfs::path single = stdfs::path(folder) / "model.safetensors";
-  const stdfs::path index = stdfs::path(folder) / "model.safetensors.index.json";
-  if (!stdfs::exists(single, error) && stdfs::exists(index, error))
-    return std::make_unique<ShardedModel>(folder);
-  return std::make_unique<SafetensorsFile>(single.string());
+  const std::string single = (stdfs::path(folder) / "model.safetensors").string();
+  const std::string index = (stdfs::path(folder) / "model.safetensors.index.json").string();
+  if (!exists(single) && exists(index)) return std::make_unique<ShardedModel>(folder);
+  return std::make_unique<SafetensorsFile>(single);
 }
 
 }  // namespace lk

@@ -7,6 +7,7 @@
 #include "io/json.h"
 #include "io/printable.h"
 #include "io/safetensors.h"
+#include "io/utf8.h"
 #include "tensor/error.h"
 
 namespace lk {
@@ -21,8 +22,8 @@ std::string json_text(const std::string& text, const std::string& path) {
   return Json(text).dump();
 }
 
-// What the reference writer makes of it: metadata first, the fields in this order, padded with
-// spaces so that the data starts at a multiple of 8.
+// The header as the reference writer makes it: metadata first, the fields in this order, padded
+// with spaces so that the data starts at a multiple of 8.
 std::string header_text(const std::string& path, const std::vector<EncodedTensor>& tensors,
                         const std::map<std::string, std::string>& metadata) {
   std::string text = "{", separator;
@@ -74,7 +75,7 @@ SafetensorsWriter::SafetensorsWriter(const std::string& path,
 }
 
 void SafetensorsWriter::sort_as_reference(std::vector<EncodedTensor>& tensors) {
-  // Of types of one size the reference puts BF16 before F16.
+  // The reference puts BF16 before F16, which has the same size.
   auto key = [](const EncodedTensor& t) {
     return std::make_tuple(-static_cast<int>(t.type->block_bytes), std::string_view(t.type->name),
                            std::string_view(t.name));

@@ -4,14 +4,15 @@
 #include <cstring>
 #include <vector>
 
-#include "io/durable.h"
+#include "io/hex.h"
+#include "io/input_file.h"
 #include "io/sha256_rounds.h"
 
 namespace lk {
 
 namespace {
 
-// Chosen once: the processor's SHA instructions do about six times what portable code does.
+// The function is chosen once: the processor's SHA instructions are about six times as fast.
 Sha256Rounds* const rounds =
     sha256_rounds_x86() != nullptr ? sha256_rounds_x86() : sha256_rounds_portable;
 
@@ -54,12 +55,8 @@ Sha256::Digest Sha256::digest() {
 std::string Sha256::hex() { return sha256_hex(digest()); }
 
 std::string sha256_hex(const Sha256::Digest& digest) {
-  constexpr char kDigits[] = "0123456789abcdef";
   std::string out;
-  for (std::uint8_t byte : digest) {
-    out += kDigits[byte >> 4];
-    out += kDigits[byte & 15];
-  }
+  for (std::uint8_t byte : digest) append_hex(out, byte);
   return out;
 }
 

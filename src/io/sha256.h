@@ -25,8 +25,8 @@ class Sha256 {
 
 std::string sha256_hex(const Sha256::Digest& digest);  // 64 lower-case hex digits
 
-// The whole file's, read in pieces. Throws as InputFile does. Empty if `stop` became true before
-// the end.
+// Hashes a whole file, read in pieces: 64 lower-case hex digits, or nothing if `stop` became true
+// before the end. Throws as InputFile does.
 std::string sha256_file(const std::string& path, const std::atomic<bool>* stop = nullptr);
 
 }  // namespace lk

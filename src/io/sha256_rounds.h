@@ -6,11 +6,11 @@
 
 namespace lk {
 
-// Takes `blocks` blocks of 64 bytes into the state.
+// A function that takes `blocks` blocks of 64 bytes into the state.
 using Sha256Rounds = void(std::uint32_t state[8], const std::uint8_t* data, std::size_t blocks);
 
 Sha256Rounds sha256_rounds_portable;
-// Null if this processor has no SHA instructions.
+// The compression by SHA instructions; null if this processor has none.
 Sha256Rounds* sha256_rounds_x86();
 
 // The round constants: the first 32 bits of the fractional parts of the cube roots of the first 64

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "io/durable.h"
+#include "io/paths.h"
 #include "tensor/error.h"
 
 namespace lk {
@@ -38,10 +39,8 @@ StagedOutput::StagedOutput(const std::string& target, Kind kind, std::uint64_t b
     throw UsageError("'" + target + "' is no name for an output");
   target_ = path.string();
   parent_ = path.has_parent_path() ? path.parent_path().string() : ".";
-  std::error_code error;
-  if (stdfs::symlink_status(path, error).type() != stdfs::file_type::not_found)
-    throw exists_already(target_);
-  if (!stdfs::is_directory(parent_, error))
+  if (is_taken(target_)) throw exists_already(target_);
+  if (!is_folder(parent_))
     throw IoError(parent_ + ": is not a folder that exists: " + target_ + " can't be put there");
   if (std::uint64_t free = free_bytes(parent_); free < bytes)
     throw IoError(concat(target_, ": needs ", (bytes >> 20) + 1, " MiB, but ", parent_, " has ",

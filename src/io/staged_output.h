@@ -7,9 +7,9 @@
 
 namespace lk {
 
-// Everything is made in a hidden folder beside the target; commit() gives it its name. Without
-// commit(), or if a step fails, the hidden folder goes away with all that file() named, and at the
-// target there is nothing, as before. (A killed process leaves the hidden folder; it never has the
+// Everything is made in a hidden folder beside the target; commit() gives it the target's name.
+// Without commit(), or if a step fails, the hidden folder goes away with all that file() named, and
+// nothing is at the target, as before. (A killed process leaves the hidden folder; it never has the
 // target's name.)
 class StagedOutput {
  public:
@@ -22,12 +22,13 @@ class StagedOutput {
   StagedOutput(const StagedOutput&) = delete;
   StagedOutput& operator=(const StagedOutput&) = delete;
 
-  // Where to write the file `name` of the folder, or (any name) the file.
+  // The path at which to write the file `name` of the folder; for Kind::File, any name gives the
+  // file.
   std::string file(const std::string& name);
-  // The thing itself, as long as it is hidden: for reading it back before commit().
+  // The path of the hidden output, for reading it back before commit().
   const std::string& path() const { return content_; }
-  // The rename and the fsyncs around it; the files themselves are durable (see DurableFile). Throws
-  // IoError; UsageError if there is something of the target's name by now.
+  // Renames the output to the target, with the fsyncs around it; the files themselves are durable
+  // (see DurableFile). Throws IoError; UsageError if something has taken the target's name by now.
   void commit();
 
  private:

@@ -1,5 +1,5 @@
 // TensorReader: named tensors of a model file, read row by row as F32, whatever their stored type.
-// GgufFile and SafetensorsModel implement it, so the loader in nn/ knows no file format.
+// GgufFile and the readers of io/safetensors.h implement it, so that loading knows no file format.
 #pragma once
 
 #include <cstdint>
@@ -16,30 +16,32 @@ namespace lk {
 class TensorReader {
  public:
   virtual ~TensorReader() = default;
-  virtual const std::string& path() const = 0;         // for messages
+  virtual const std::string& path() const = 0;  // for messages
+  // The paths of the files that hold the tensors, sorted.
+  virtual std::vector<std::string> files() const { return {path()}; }
   virtual std::vector<std::string> names() const = 0;  // sorted
   virtual bool has(const std::string& name) const = 0;
   // Row-major shape as PyTorch shows it ([out, in] for a linear layer). Throws InputError if
   // absent.
   virtual Shape shape(const std::string& name) const = 0;
   virtual std::string stored_type(const std::string& name) const = 0;  // "F32", "Q4_1", ...
-  // Rows [begin, end) (a vector counts as one row), dequantised to F32. Streams: holds no more than
-  // the rows asked for. Several threads may read at once. Throws InputError on a short read, naming
-  // the file and the tensor.
+  // Reads rows [begin, end) (a vector counts as one row), dequantised to F32. Streams: holds no
+  // more than the rows asked for. Several threads may read at once. Throws InputError on a short
+  // read, naming the file and the tensor.
   virtual void read_rows(const std::string& name, std::int64_t begin, std::int64_t end,
                          float* dst) const = 0;
-  // How the tensor is quantised, null if it isn't.
+  // The type of the tensor's blocks, null if it is not quantised.
   virtual const GgmlType* quantised_type(const std::string& name) const {
     static_cast<void>(name);
     return nullptr;
   }
-  // What its numbers are if they are stored as this program holds them, F32 or BF16.
+  // The type of the tensor's numbers if they are stored as this program holds them: F32 or BF16.
   virtual std::optional<DType> plain_type(const std::string& name) const {
     static_cast<void>(name);
     return std::nullopt;
   }
-  // Rows of a quantised or plain tensor as they are stored: blocks of the type, or numbers. `dst`
-  // has room for them. Throws as read_rows.
+  // Reads rows [begin, end) of a quantised or plain tensor as they are stored: blocks of the type,
+  // or numbers. `dst` has room for them. Throws as read_rows().
   virtual void read_stored(const std::string& name, std::int64_t begin, std::int64_t end,
                            std::uint8_t* dst) const = 0;
 };

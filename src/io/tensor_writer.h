@@ -1,5 +1,5 @@
 // TensorWriter: a model file being written, tensor after tensor. GgufWriter and SafetensorsWriter
-// implement it, so that who computes the values knows no file format.
+// implement it, so that code that computes values knows no file format.
 #pragma once
 
 #include <cstddef>
@@ -11,7 +11,7 @@
 
 namespace lk {
 
-// A tensor to be written, and as what.
+// A tensor to be written, and the type to write it as.
 struct EncodedTensor {
   std::string name;
   Shape shape;  // row-major, whole blocks a row
@@ -24,10 +24,10 @@ struct EncodedTensor {
 class TensorWriter {
  public:
   virtual ~TensorWriter() = default;
-  // Bytes as encoded, in the order of the tensors that the writer was made for; padding is the
-  // writer's. Throws IoError; Error for more bytes than the tensor has.
+  // Appends encoded bytes, in the order of the tensors that the writer was made for; the writer
+  // pads. Throws IoError; Error for more bytes than the tensor has.
   virtual void append(const void* data, std::size_t bytes) = 0;
-  // Puts the file in place, durably (see DurableFile). Before it there is none.
+  // Puts the file in place, durably (see DurableFile). Until then there is none.
   virtual void commit() = 0;
 };
 

@@ -15,28 +15,29 @@ namespace lk {
 
 // CRC-32C (Castagnoli), reflected, as iSCSI and TFRecord use it.
 std::uint32_t crc32c(std::string_view bytes);
-// As TFRecord stores it: rotated by 15 bits, plus a constant.
+// The CRC-32C as TFRecord stores it: rotated by 15 bits, plus a constant.
 std::uint32_t masked_crc32c(std::string_view bytes);
 
 // One frame of a TFRecord file.
 std::string tfrecord(std::string_view data);
 
 using Scalars = std::vector<std::pair<std::string, double>>;  // by tag; stored as floats
-// Event messages: the version, which every file begins with; scalars of a step; and the mark that a
-// run went on at `step`, at which readers forget what earlier files say of it and later ones.
+// Event messages: the version, with which every file begins; scalars of a step; and the mark that a
+// run was resumed at `step`, at which readers forget what earlier files say of that step and later
+// ones.
 std::string version_event(double wall_time);
 std::string scalar_event(double wall_time, std::int64_t step, const Scalars& scalars);
 std::string restart_event(double wall_time, std::int64_t step);
 
 // folder/events.out.tfevents.<seconds>.<host>.<process>: a new file each time that a run is started
-// or goes on; readers show all files of a folder as one run. Each record is written at once,
+// or resumed; readers show all files of a folder as one run. Each record is written at once,
 // flush() makes them durable. All functions throw IoError.
 class EventFile {
  public:
   // The next step to be added is `first_step`; above 1 the file begins with a restart.
   EventFile(const std::string& folder, std::int64_t first_step);
   const std::string& path() const { return log_.path(); }
-  void add(std::int64_t step, const Scalars& scalars);  // at the time now
+  void add(std::int64_t step, const Scalars& scalars);  // stamped with the current time
   void flush() { log_.flush(); }
 
  private:

@@ -1,7 +1,5 @@
 #include "lora/adapter_io.h"
 
-#include <sys/stat.h>
-
 #include <algorithm>
 #include <charconv>
 #include <cmath>
@@ -10,7 +8,9 @@
 
 #include "io/durable.h"
 #include "io/json.h"
+#include "io/paths.h"
 #include "io/safetensors.h"
+#include "modelfile/family_files.h"
 
 namespace lk {
 namespace {
@@ -18,11 +18,6 @@ namespace {
 constexpr const char* kPrefix = "base_model.model.";
 constexpr const char* kConfigName = "adapter_config.json";
 constexpr const char* kWeightsName = "adapter_model.safetensors";
-
-bool exists(const std::string& path) {
-  struct stat s;
-  return ::stat(path.c_str(), &s) == 0;
-}
 
 // A key whose presence with this meaning would change the mathematics in a way that we do not
 // implement.
@@ -269,7 +264,7 @@ void save_adapter(const std::string& folder, const Adapter& adapter, const std::
                  {"lora_dropout", shape.dropout},
                  {"target_modules", adapter.target_modules()},
                  {"bias", "none"},
-                 {"fan_in_fan_out", family_of(adapter.model_config()).conv1d},
+                 {"fan_in_fan_out", files_of(adapter.model_config()).conv1d},
                  {"inference_mode", true},
                  {"init_lora_weights", true},
                  {"use_rslora", false},

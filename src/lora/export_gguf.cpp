@@ -4,19 +4,19 @@
 #include "io/gguf_write.h"
 #include "io/staged_output.h"
 #include "lora/adapter_io.h"
-#include "modelfile/model_source.h"
+#include "modelfile/model_file.h"
 
 namespace lk {
 
 GgufAdapter export_gguf_adapter(const std::string& model, const std::string& folder,
                                 const std::string& out) {
-  const ModelSource base(model);
+  const ModelFile base(model);
   const AdapterFile file = open_adapter(folder);
   const LoraShape& shape = file.config.shape;
   const FileLayout layout = gguf_layout(base.config());
   GgufAdapter result{0, shape.rank, shape.scale() * static_cast<double>(shape.rank)};
   const GgufWriter::Metadata metadata = {
-      {"general.architecture", gguf_string(layout.family->gguf)},
+      {"general.architecture", gguf_string(layout.files->gguf)},
       {"general.type", gguf_string("adapter")},
       {"general.file_type", gguf_u32(0)},
       {"adapter.type", gguf_string("lora")},

@@ -3,12 +3,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <filesystem>
 
+#include "io/durable.h"
+#include "io/input_file.h"
+#include "io/paths.h"
 #include "lora/merge_source.h"
 #include "modelfile/fingerprint.h"
-#include "modelfile/load.h"
-#include "modelfile/model_files.h"
 #include "modelfile/model_output.h"
 
 namespace lk {
@@ -85,8 +85,8 @@ class MergePipe : public RowPipe {
 
 void verify(const MergeSource& source, const MergeSettings& s, const std::string& path,
             MergeResult& result) {
-  const std::vector<float> wanted = probe_logits(source.base().path(), s.adapters, source.files());
-  const std::vector<float> got = probe_logits(path, {}, {});
+  const std::vector<float> wanted = probe_logits(source.base(), s.adapters, source.files());
+  const std::vector<float> got = probe_logits(ModelFile(path), {}, {});
   check(got.size() == wanted.size(), "merge: the result has other logits than its base");
   double largest = 0, difference = 0;
   bool finite = true;
@@ -163,14 +163,14 @@ MergeResult merge(const MergeSettings& s, MergeListener& listener) {
 
 void unmerge(const MergeSettings& s, const std::string& base, MergeListener& listener) {
   MergeSource source(base, s.adapters, s.other_base);
-  const ModelSource merged(s.model);
+  const ModelFile merged(s.model);
   std::map<std::string, const WeightSlot*> slots;
   for (const WeightSlot& slot : merged.slots()) slots[slot.name] = &slot;
   if (slots.size() != source.base().slots().size())
     throw InputError(concat(s.model, ": has ", slots.size(), " tensors, ", base, " has ",
                             source.base().slots().size(), ": another model"));
   std::uint64_t bytes = 0;
-  const std::vector<std::string> weights = model_weight_files(base);
+  const std::vector<std::string> weights = source.base().weight_files();
   for (const std::string& path : weights) bytes += InputFile(path).size();
   const bool folder = source.base().gguf() == nullptr;
   if (folder == is_gguf_name(s.out))
@@ -212,15 +212,13 @@ void unmerge(const MergeSettings& s, const std::string& base, MergeListener& lis
   }
   listener.message(concat(s.model, " is ", base, " with the adapters merged in; writing the base"));
   if (folder)
-    for (const auto& [name, content] : model_files(source.base(), nullptr))
+    for (const auto& [name, content] : source.base().side_files())
       write_file_durably(staged.file(name), content);
-  for (const std::string& path : weights)
-    copy_file(path, staged.file(std::filesystem::path(path).filename().string()));
+  for (const std::string& path : weights) copy_file(path, staged.file(file_name(path)));
   const std::string index = base + "/model.safetensors.index.json";
-  std::error_code ignored;
-  if (folder && weights.size() > 1 && std::filesystem::exists(index, ignored))
+  if (folder && weights.size() > 1 && exists(index))
     copy_file(index, staged.file("model.safetensors.index.json"));
-  check(model_fingerprint(staged.path()) == model_fingerprint(base),
+  check(model_fingerprint(staged.path()) == model_fingerprint(source.base()),
         "unmerge: the copy is not the base");
   staged.commit();
 }

@@ -8,6 +8,7 @@
 #include "modelfile/fingerprint.h"
 #include "modelfile/load.h"
 #include "nn/transformer.h"
+#include "text/tokenizer.h"
 
 namespace lk {
 
@@ -118,7 +119,7 @@ MergeSource::MergeSource(const std::string& base, const std::vector<WeightedAdap
       modules_[module].push_back(files_.size() - 1);
     }
     if (other_base || file.base_fingerprint.empty()) continue;
-    if (fingerprint.empty()) fingerprint = model_fingerprint(base);
+    if (fingerprint.empty()) fingerprint = model_fingerprint(base_);
     if (file.base_fingerprint != fingerprint)
       throw InputError(concat(adapter.folder,
                               "/adapter_config.json: lorikeet_base_sha256: the adapter was trained "
@@ -165,15 +166,15 @@ bool MergeSource::rows(const WeightSlot& slot, std::int64_t begin, std::int64_t 
   return true;
 }
 
-std::vector<float> probe_logits(const std::string& path,
-                                const std::vector<WeightedAdapter>& adapters,
+std::vector<float> probe_logits(const ModelFile& file, const std::vector<WeightedAdapter>& adapters,
                                 const std::vector<AdapterFile>& files) {
   std::unique_ptr<Backend> backend = open_device("cpu");
-  LoadedModel loaded = load_model(*backend, path, DType::F32);
+  const std::unique_ptr<Tokenizer> tokenizer = file.read_tokenizer();
+  LoadedModel loaded = load_weights(*backend, file, DType::F32);
   const std::int64_t positions = std::min<std::int64_t>(loaded.config.max_position, 64);
   std::vector<std::vector<std::int32_t>> probes;
   for (const char* text : kProbes) {
-    std::vector<std::int32_t> ids = loaded.tokenizer->encode(text);
+    std::vector<std::int32_t> ids = tokenizer->encode(text);
     if (std::ssize(ids) > positions) ids.resize(static_cast<std::size_t>(positions));
     if (!ids.empty()) probes.push_back(std::move(ids));
   }

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "lora/merge.h"
-#include "modelfile/model_source.h"
+#include "modelfile/model_file.h"
 
 namespace lk {
 
@@ -15,7 +15,7 @@ class MergeSource {
   // Opens base and adapters and checks that they fit: see merge().
   MergeSource(const std::string& base, const std::vector<WeightedAdapter>& adapters,
               bool other_base);
-  const ModelSource& base() const { return base_; }
+  const ModelFile& base() const { return base_; }
   const std::vector<AdapterFile>& files() const { return files_; }
   std::int64_t n_changed() const { return std::ssize(modules_); }
 
@@ -28,7 +28,7 @@ class MergeSource {
  private:
   void load_factors(const WeightSlot& slot);
 
-  ModelSource base_;
+  ModelFile base_;
   std::vector<WeightedAdapter> adapters_;
   std::vector<AdapterFile> files_;
   std::map<std::string, std::vector<std::size_t>> modules_;  // path -> adapters that have it
@@ -37,10 +37,9 @@ class MergeSource {
   std::vector<float> w_, u_;
 };
 
-// Logits (F32, CPU) of the model at `path`, with the adapters on it, at every position of a few
+// Logits (F32, CPU) of the model in `file`, with the adapters on it, at every position of a few
 // fixed texts.
-std::vector<float> probe_logits(const std::string& path,
-                                const std::vector<WeightedAdapter>& adapters,
+std::vector<float> probe_logits(const ModelFile& file, const std::vector<WeightedAdapter>& adapters,
                                 const std::vector<AdapterFile>& files);
 
 }  // namespace lk

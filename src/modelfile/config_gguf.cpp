@@ -1,4 +1,4 @@
-// ModelConfig from GGUF metadata. Keys: the ggml project's docs/gguf.md.
+// Reads a ModelConfig from GGUF metadata. Keys: the ggml project's docs/gguf.md.
 #include <charconv>
 #include <cmath>
 #include <limits>
@@ -6,7 +6,7 @@
 
 #include "io/gguf.h"
 #include "modelfile/config.h"
-#include "nn/family.h"
+#include "modelfile/family_files.h"
 
 namespace lk {
 namespace {
@@ -18,8 +18,8 @@ template <class... Args>
   throw InputError(concat(file.path(), ": ", message...));
 }
 
-// GGUF stores reals as float32: 1e-5 comes back as 9.99999974e-06. Gives the shortest decimal
-// number that rounds to the same float32, which is what the author wrote.
+// GGUF stores reals as float32: 1e-5 comes back as 9.99999974e-06. Returns the shortest decimal
+// number that rounds to that float32, which is what the author wrote.
 double as_written(double stored) {
   float single = static_cast<float>(stored);
   if (!std::isfinite(single)) return stored;
@@ -70,8 +70,8 @@ void refuse_unsupported(const GgufFile& file, const std::string& prefix, const M
     refuse_key(prefix + "tensor_data_layout");
 }
 
-// Which layers see a window of the last tokens only. LLaMA's architecture, which is Mistral's too:
-// all; Gemma's: five of six; elsewhere no writer says which.
+// Reads which layers see a window of the last tokens only: all in LLaMA's architecture, which is
+// Mistral's too; five of six in Gemma's; elsewhere no writer says which.
 void read_window(const GgufFile& file, const std::string& prefix, ModelConfig& c) {
   const std::string key = prefix + "attention.sliding_window";
   const bool gemma = c.architecture == "gemma3_text";
@@ -161,7 +161,8 @@ void read_rope_factors(const GgufFile& file, ModelConfig& c) {
   recognise_llama3(c);
 }
 
-// The vocabulary is the embedding's number of rows; whoever else counts it must agree.
+// The size of the vocabulary: the embedding's number of rows, with which all other counts must
+// agree.
 std::int64_t read_vocab_size(const GgufFile& file, const std::string& prefix) {
   if (!file.has("token_embd.weight")) refuse(file, "tensor token_embd.weight is missing");
   Shape shape = file.shape("token_embd.weight");
@@ -229,11 +230,12 @@ ModelConfig config_from_gguf(const GgufFile& file) {
   c.rms_eps = as_written(
       file.get_float(prefix + (c.norm == NormKind::Layer ? "attention.layer_norm_epsilon"
                                                          : "attention.layer_norm_rms_epsilon")));
-  c.rope_theta = as_written(file.get_float_or(prefix + "rope.freq_base", family->default_theta));
+  c.rope_theta =
+      as_written(file.get_float_or(prefix + "rope.freq_base", files_of(*family).default_theta));
   c.max_position = size("context_length");
   c.rope_scaling = read_scaling(file, prefix);
   c.tie_embeddings = !file.has("output.weight");
-  // Biases have no key: they are there or not. The loader wants them in every layer or in none.
+  // Biases have no key: they are there or not. ModelFile wants them in every layer or in none.
   c.attention_bias = file.has(c.joined_qkv ? "blk.0.attn_qkv.bias" : "blk.0.attn_q.bias");
   c.attention_output_bias = file.has("blk.0.attn_output.bias");
   c.mlp_bias = file.has("blk.0.ffn_up.bias");

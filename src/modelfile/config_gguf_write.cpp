@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "modelfile/config.h"
-#include "nn/family.h"
+#include "modelfile/family_files.h"
 
 namespace lk {
 namespace {
@@ -25,15 +25,15 @@ std::int64_t window_pattern(const ModelConfig& c) {
   refuse("layer_types: GGUF has no words for these local layers (every n-th layer sees all)");
 }
 
-void add_window(const ModelConfig& c, const Family& family, GgufWriter::Metadata& m) {
-  const std::string prefix = std::string(family.gguf) + ".";
-  if (!family.gemma_keys) {
+void add_window(const ModelConfig& c, const FamilyFiles& files, GgufWriter::Metadata& m) {
+  const std::string prefix = std::string(files.gguf) + ".";
+  if (!files.gemma_keys) {
     if (c.window > 0 && c.window < c.max_position)
       refuse("sliding_window: ", c.window, " (context ", c.max_position,
-             "): GGUF's readers know no window in '", family.gguf, "'");
+             "): GGUF's readers know no window in '", files.gguf, "'");
     return;  // a window that hides nothing is none
   }
-  const std::int64_t window = c.window > 0 ? c.window : family.default_window;
+  const std::int64_t window = c.window > 0 ? c.window : files.default_window;
   m.emplace_back(prefix + "attention.sliding_window", gguf_u32(static_cast<std::uint32_t>(window)));
   if (const std::int64_t pattern = window_pattern(c); pattern != kGemmaPattern)
     m.emplace_back(prefix + "attention.sliding_window_pattern",
@@ -66,13 +66,13 @@ void add_rope(const ModelConfig& c, const std::string& prefix, GgufWriter::Metad
 }  // namespace
 
 GgufWriter::Metadata config_to_gguf(const ModelConfig& c) {
-  const Family& family = family_of(c);
-  const std::string prefix = std::string(family.gguf) + ".";
+  const FamilyFiles& files = files_of(c);
+  const std::string prefix = std::string(files.gguf) + ".";
   GgufWriter::Metadata m;
   auto number = [&](const char* key, std::int64_t v) {
     m.emplace_back(prefix + key, gguf_u32(static_cast<std::uint32_t>(v)));
   };
-  m.emplace_back("general.architecture", gguf_string(family.gguf));
+  m.emplace_back("general.architecture", gguf_string(files.gguf));
   number("block_count", c.n_layers);
   number("context_length", c.max_position);
   number("embedding_length", c.hidden_size);
@@ -88,7 +88,7 @@ GgufWriter::Metadata config_to_gguf(const ModelConfig& c) {
   if (c.attention_output_bias && !c.joined_qkv && prefix != "llama.")
     refuse("attention_bias: GGUF's readers know a bias of o in 'llama' and 'gpt2' only");
   if (!c.learned_positions) add_rope(c, prefix, m);
-  add_window(c, family, m);
+  add_window(c, files, m);
   return m;
 }
 

@@ -1,12 +1,12 @@
-// config.json of Hugging Face folders, as transformers 4 (rope_theta, rope_scaling, torch_dtype)
-// and 5 (rope_parameters, dtype) write it.
+// Reads config.json of Hugging Face folders, as transformers 4 (rope_theta, rope_scaling,
+// torch_dtype) and 5 (rope_parameters, dtype) write it.
 #include <algorithm>
 #include <limits>
 #include <set>
 
 #include "io/json.h"
 #include "modelfile/config.h"
-#include "nn/family.h"
+#include "modelfile/family_files.h"
 
 namespace lk {
 namespace {
@@ -18,7 +18,7 @@ template <class... Args>
   throw InputError(concat(where, ": ", message...));
 }
 
-// Absent and null mean the same in config.json wherever null is allowed at all.
+// Whether config.json says anything: a null means as much as an absent key, wherever it is allowed.
 bool given(const Json& json, const char* key) {
   auto it = json.find(key);
   return it != json.end() && !it->is_null();
@@ -28,19 +28,20 @@ const Family& read_family(const Json& json, const std::string& where) {
   std::string type = json_string(json, "model_type", where);
   const Family* f = find_family(type);
   if (!f) refuse(where, "model_type: '", type, "' is not supported (", known_families(), " are)");
+  const char* class_name = files_of(*f).class_name;
   if (given(json, "architectures")) {
     const Json& list = json["architectures"];
-    if (!list.is_array() || list.size() != 1 || list[0] != f->class_name)
-      refuse(where, "architectures: ", list.dump().substr(0, 200), " is not [\"", f->class_name,
+    if (!list.is_array() || list.size() != 1 || list[0] != class_name)
+      refuse(where, "architectures: ", list.dump().substr(0, 200), " is not [\"", class_name,
              "\"], the only one supported for model_type '", type, "'");
   }
   return *f;
 }
 
 // Fields that change the maths, with the values that switch them off. See Note [Refuse, never
-// default]. GPT-2's attn_pdrop, embd_pdrop and resid_pdrop are no part of it: a frozen model drops
-// nothing, LoRA has a dropout of its own.
-void refuse_unsupported(const Json& json, const Family& family, const std::string& where) {
+// default]. GPT-2's attn_pdrop, embd_pdrop and resid_pdrop are no such fields: a frozen model drops
+// nothing, and LoRA has its own dropout.
+void refuse_unsupported(const Json& json, const FamilyFiles& files, const std::string& where) {
   static const std::vector<std::pair<const char*, Json>> kNeutral = {
       {"partial_rotary_factor", {1}},
       {"rotary_pct", {1}},
@@ -89,36 +90,36 @@ void refuse_unsupported(const Json& json, const Family& family, const std::strin
   static const std::set<std::string> kGemma = {"rope_local_base_freq", "query_pre_attn_scalar",
                                                "sliding_window_pattern", "_sliding_window_pattern"};
   for (const auto& [key, neutral] : kNeutral) {
-    if (!given(json, key) || (family.gemma_keys && kGemma.count(key))) continue;
+    if (!given(json, key) || (files.gemma_keys && kGemma.count(key))) continue;
     const Json& value = json[key];
     if (std::none_of(neutral.begin(), neutral.end(), [&](const Json& n) { return n == value; }))
       refuse(where, key, ": ", value.dump().substr(0, 200), " is not supported");
   }
 }
 
-// Which layers see a window of the last tokens, and how wide it is.
-void parse_window(const Json& json, const Family& family, ModelConfig& c,
+// Reads which layers see a window of the last tokens, and how wide it is.
+void parse_window(const Json& json, const FamilyFiles& files, ModelConfig& c,
                   const std::string& where) {
   std::int64_t window = 0;  // none
   if (given(json, "sliding_window"))
     window = json_int(json, "sliding_window", 1, kAnyInt, where);
   else if (!json.contains("sliding_window"))
-    window = family.default_window;  // null is none
-  const bool used = json_bool_or(json, "use_sliding_window", !family.optional_window, where);
+    window = files.default_window;  // null is none
+  const bool used = json_bool_or(json, "use_sliding_window", !files.optional_window, where);
   if (!used) window = 0;
   const std::size_t n = static_cast<std::size_t>(c.n_layers);
   std::vector<std::uint8_t> local(n, 1);
-  if (family.optional_window) {  // the first max_window_layers see everything
+  if (files.optional_window) {  // the first max_window_layers see everything
     const std::int64_t first = json_int_or(json, "max_window_layers", 28, 0, kAnyInt, where);
     for (std::size_t i = 0; i < n; ++i) local[i] = static_cast<std::int64_t>(i) >= first;
-  } else if (family.gemma_keys) {
+  } else if (files.gemma_keys) {
     const char* key = given(json, "sliding_window_pattern") ? "sliding_window_pattern"
                                                             : "_sliding_window_pattern";
     const std::size_t pattern =
         static_cast<std::size_t>(json_int_or(json, key, 6, 1, kAnyInt, where));
     for (std::size_t i = 0; i < n; ++i) local[i] = (i + 1) % pattern != 0;
   }
-  const bool mixed = family.gemma_keys || family.optional_window;  // layers may differ
+  const bool mixed = files.gemma_keys || files.optional_window;  // layers may differ
   if (given(json, "layer_types")) {
     const Json& types = json["layer_types"];
     if (!types.is_array()) refuse(where, "layer_types: not an array");
@@ -134,22 +135,22 @@ void parse_window(const Json& json, const Family& family, ModelConfig& c,
                used ? "sliding_window is null" : "use_sliding_window is false");
     }
   }
-  if (family.default_window == 0) {  // the family knows no window: one that hides nothing is none
+  if (files.default_window == 0) {  // the family knows no window: one that hides nothing is none
     if (window > 0 && window < c.max_position)
       refuse(where, "sliding_window: ", window, " (context ", c.max_position,
              ") is not supported for ", c.architecture);
     return;
   }
   const bool any = std::count(local.begin(), local.end(), 1) > 0;
-  if (family.gemma_keys && any && window == 0)
+  if (files.gemma_keys && any && window == 0)
     refuse(where, "sliding_window: null, but layers are of type sliding_attention");
   if (window == 0 || !any) return;
   c.window = window;
   c.local = std::move(local);
 }
 
-// rope_scaling of v4, rope_parameters of v5: every field must be one that its type is known to
-// have.
+// Reads rope_scaling of v4 or rope_parameters of v5: every field must be one that its type is known
+// to have.
 RopeScaling parse_rope(const Json& rope, const char* field, const std::string& where) {
   if (!rope.is_object()) refuse(where, field, ": not an object");
   const std::string inner = where + ": " + field;
@@ -195,13 +196,13 @@ bool same_scaling(const RopeScaling& a, const RopeScaling& b) {
          a.original_max_position == b.original_max_position;
 }
 
-void parse_rope_fields(const Json& json, const Family& family, ModelConfig& c,
+void parse_rope_fields(const Json& json, const FamilyFiles& files, ModelConfig& c,
                        const std::string& where) {
-  c.rope_theta = json_number_or(json, "rope_theta", family.default_theta, where);
-  if (family.gemma_keys)
+  c.rope_theta = json_number_or(json, "rope_theta", files.default_theta, where);
+  if (files.gemma_keys)
     c.local_rope_theta = json_number_or(json, "rope_local_base_freq", 1e4, where);
   bool old_style = given(json, "rope_scaling"), new_style = given(json, "rope_parameters");
-  // `rope` as version 5 writes it; its theta counts if no older key says another.
+  // Version 5 writes theta into `rope`; it counts if no older key says another.
   auto read = [&](const Json& rope, const std::string& field, const char* old_key, double& theta) {
     RopeScaling scaling = parse_rope(rope, field.c_str(), where);
     if (!given(rope, "rope_theta")) return scaling;
@@ -211,12 +212,12 @@ void parse_rope_fields(const Json& json, const Family& family, ModelConfig& c,
     theta = newer;
     return scaling;
   };
-  if (old_style)  // which version 5 reads as if it were the new key
+  if (old_style)  // version 5 reads it as if it were the new key
     c.rope_scaling = read(json["rope_scaling"], "rope_scaling", "rope_theta", c.rope_theta);
   if (!new_style) return;
   const Json& rope = json["rope_parameters"];
   RopeScaling scaling;
-  if (family.gemma_keys) {
+  if (files.gemma_keys) {
     if (!rope.is_object()) refuse(where, "rope_parameters: not an object");
     for (const auto& [key, value] : rope.items())
       if (key != "full_attention" && key != "sliding_attention")
@@ -271,7 +272,7 @@ std::vector<std::int32_t> parse_eos(const Json& json, const std::string& where) 
 
 namespace {
 
-// GPT-2 has keys of its own, and no choice but in its sizes.
+// Reads GPT-2's keys, which differ from all others'; only its sizes vary.
 void parse_gpt2(const Json& json, ModelConfig& c, const std::string& where) {
   auto size = [&](const char* key) { return json_int(json, key, 1, kAnyInt, where); };
   c.hidden_size = size("n_embd");
@@ -286,7 +287,7 @@ void parse_gpt2(const Json& json, ModelConfig& c, const std::string& where) {
   c.attention_bias = c.attention_output_bias = c.mlp_bias = true;
   for (const char* key : {"sliding_window", "layer_types", "rope_scaling", "rope_parameters"})
     if (given(json, key)) refuse(where, key, ": not supported for gpt2");
-  // transformers takes other families' names for the same, over the own ones.
+  // transformers accepts other families' names for these keys, and prefers them to GPT-2's.
   for (auto [other, own] : {std::pair{"hidden_size", "n_embd"},
                             {"num_hidden_layers", "n_layer"},
                             {"num_attention_heads", "n_head"},
@@ -296,17 +297,17 @@ void parse_gpt2(const Json& json, ModelConfig& c, const std::string& where) {
              given(json, own) ? json[own].dump().substr(0, 100) : "absent");
 }
 
-void parse_llama_like(const Json& json, const Family& family, ModelConfig& c,
+void parse_llama_like(const Json& json, const FamilyFiles& files, ModelConfig& c,
                       const std::string& where) {
   auto size = [&](const char* key) { return json_int(json, key, 1, kAnyInt, where); };
   c.hidden_size = size("hidden_size");
   c.intermediate_size = size("intermediate_size");
   c.n_layers = size("num_hidden_layers");
   c.n_heads = size("num_attention_heads");
-  c.n_kv_heads = given(json, "num_key_value_heads") || !family.kv_heads_default_to_heads
+  c.n_kv_heads = given(json, "num_key_value_heads") || !files.kv_heads_default_to_heads
                      ? size("num_key_value_heads")
                      : c.n_heads;
-  if (given(json, "head_dim") || family.head_dim_required) {
+  if (given(json, "head_dim") || files.head_dim_required) {
     c.head_dim = size("head_dim");
   } else {
     if (c.hidden_size % c.n_heads != 0)
@@ -316,19 +317,19 @@ void parse_llama_like(const Json& json, const Family& family, ModelConfig& c,
   }
   c.rms_eps = json_number_or(json, "rms_norm_eps", 1e-6, where);
   c.max_position =
-      json_int_or(json, "max_position_embeddings", family.default_max_position, 1, kAnyInt, where);
-  const bool bias = json_bool_or(json, "attention_bias", family.biased_qkv, where);
-  if (!family.has_attention_bias_key && bias != family.biased_qkv)
+      json_int_or(json, "max_position_embeddings", files.default_max_position, 1, kAnyInt, where);
+  const bool bias = json_bool_or(json, "attention_bias", files.biased_qkv, where);
+  if (!files.has_attention_bias_key && bias != files.biased_qkv)
     refuse(where, "attention_bias: ", bias ? "true" : "false", " is not supported for ",
            c.architecture);
   c.attention_bias = bias;
-  c.attention_output_bias = bias && !family.biased_qkv;
+  c.attention_output_bias = bias && !files.biased_qkv;
   c.mlp_bias = json_bool_or(json, "mlp_bias", false, where);
-  if (!family.has_mlp_bias_key && c.mlp_bias)
+  if (!files.has_mlp_bias_key && c.mlp_bias)
     refuse(where, "mlp_bias: true is not supported for ", c.architecture);
-  parse_rope_fields(json, family, c, where);
-  parse_window(json, family, c, where);
-  if (!family.gemma_keys) return;
+  parse_rope_fields(json, files, c, where);
+  parse_window(json, files, c, where);
+  if (!files.gemma_keys) return;
   c.query_scale = json_number(json, "query_pre_attn_scalar", where);
   if (!(c.query_scale > 0)) refuse(where, "query_pre_attn_scalar: must be positive");
 }
@@ -352,16 +353,17 @@ void check_activation(const Json& json, MlpKind mlp, const std::string& where) {
 ModelConfig config_from_json(const Json& json, const std::string& where) {
   if (!json.is_object()) refuse(where, "not a JSON object");
   const Family& family = read_family(json, where);
+  const FamilyFiles& files = files_of(family);
   ModelConfig c;
   apply_family(c, family);
   c.vocab_size = json_int(json, "vocab_size", 1, kAnyInt, where);
   if (c.learned_positions)
     parse_gpt2(json, c, where);
   else
-    parse_llama_like(json, family, c, where);
+    parse_llama_like(json, files, c, where);
   check_activation(json, c.mlp, where);
-  c.tie_embeddings = json_bool_or(json, "tie_word_embeddings", family.tied_by_default, where);
-  refuse_unsupported(json, family, where);
+  c.tie_embeddings = json_bool_or(json, "tie_word_embeddings", files.tied_by_default, where);
+  refuse_unsupported(json, files, where);
   c.bos_id = parse_id(json, "bos_token_id", where);
   c.eos_ids = parse_eos(json, where);
   c.stored_dtype = parse_dtype(json, where);

@@ -1,10 +1,10 @@
-// config.json written so that transformers 4 and 5 read it.
+// Writes config.json so that transformers 4 and 5 read it.
 #include <algorithm>
 #include <cmath>
 
 #include "io/json.h"
 #include "modelfile/config.h"
-#include "nn/family.h"
+#include "modelfile/family_files.h"
 
 namespace lk {
 namespace {
@@ -16,15 +16,15 @@ Json layer_types(const ModelConfig& c) {
   return types;
 }
 
-void write_window(Json& j, const ModelConfig& c, const Family& family) {
+void write_window(Json& j, const ModelConfig& c, const FamilyFiles& files) {
   const bool all = std::count(c.local.begin(), c.local.end(), 1) == c.n_layers;
-  if (family.gemma_keys) {
-    j["sliding_window"] = c.window > 0 ? Json(c.window) : Json(family.default_window);
+  if (files.gemma_keys) {
+    j["sliding_window"] = c.window > 0 ? Json(c.window) : Json(files.default_window);
     j["layer_types"] = layer_types(c);
-  } else if (family.optional_window) {
+  } else if (files.optional_window) {
     j["use_sliding_window"] = c.window > 0;
     if (c.window > 0) j["sliding_window"] = c.window, j["layer_types"] = layer_types(c);
-  } else if (family.default_window > 0) {
+  } else if (files.default_window > 0) {
     if (c.window > 0 && !all) throw UsageError("config.json has no words for some local layers");
     j["sliding_window"] = c.window > 0 ? Json(c.window) : Json(nullptr);
   } else if (c.window > 0) {
@@ -46,8 +46,8 @@ Json gpt2_to_json(const ModelConfig& c) {
           {"resid_pdrop", 0.0}};
 }
 
-Json llama_like_to_json(const ModelConfig& c, const Family& family) {
-  if (c.attention_output_bias != (c.attention_bias && !family.biased_qkv))
+Json llama_like_to_json(const ModelConfig& c, const FamilyFiles& files) {
+  if (c.attention_output_bias != (c.attention_bias && !files.biased_qkv))
     throw UsageError("config.json has no words for biases on some of q, k, v, o only");
   const char* act = c.mlp == MlpKind::SwiGlu ? "silu" : "gelu_pytorch_tanh";
   Json j = {{"hidden_size", c.hidden_size},
@@ -61,10 +61,10 @@ Json llama_like_to_json(const ModelConfig& c, const Family& family) {
             {"max_position_embeddings", c.max_position},
             {"rope_theta", c.rope_theta},
             {"attention_dropout", 0.0}};
-  if (family.has_attention_bias_key) j["attention_bias"] = c.attention_bias;
-  if (family.has_mlp_bias_key) j["mlp_bias"] = c.mlp_bias;
-  write_window(j, c, family);
-  if (family.gemma_keys) {
+  if (files.has_attention_bias_key) j["attention_bias"] = c.attention_bias;
+  if (files.has_mlp_bias_key) j["mlp_bias"] = c.mlp_bias;
+  write_window(j, c, files);
+  if (files.gemma_keys) {
     j["query_pre_attn_scalar"] =
         c.query_scale > 0 ? c.query_scale : static_cast<double>(c.head_dim);
     if (double whole = std::floor(j["query_pre_attn_scalar"].get<double>());
@@ -95,7 +95,7 @@ Json llama_like_to_json(const ModelConfig& c, const Family& family) {
   j["rope_scaling"] = scaling;
   Json rope = scaling.is_null() ? Json{{"rope_type", "default"}} : scaling;
   rope["rope_theta"] = c.rope_theta;
-  if (family.gemma_keys) {
+  if (files.gemma_keys) {
     Json local = {{"rope_type", "default"}, {"rope_theta", c.local_rope_theta}};
     rope = {{"full_attention", rope}, {"sliding_attention", local}};
   }
@@ -106,9 +106,9 @@ Json llama_like_to_json(const ModelConfig& c, const Family& family) {
 }  // namespace
 
 Json config_to_json(const ModelConfig& c) {
-  const Family& family = family_of(c);
-  Json j = c.learned_positions ? gpt2_to_json(c) : llama_like_to_json(c, family);
-  j["architectures"] = {family.class_name};
+  const FamilyFiles& files = files_of(c);
+  Json j = c.learned_positions ? gpt2_to_json(c) : llama_like_to_json(c, files);
+  j["architectures"] = {files.class_name};
   j["model_type"] = c.architecture;
   j["vocab_size"] = c.vocab_size;
   j["tie_word_embeddings"] = c.tie_embeddings;

@@ -1,30 +1,13 @@
 #include "modelfile/fingerprint.h"
 
-#include <filesystem>
-#include <set>
-
-#include "io/json.h"
+#include "io/paths.h"
 #include "io/sha256.h"
+#include "modelfile/model_file.h"
 
 namespace lk {
 namespace {
 
-// The files that a folder's weights are in, in the order in which io/ looks for them.
-std::vector<std::string> weight_files(const std::string& folder) {
-  std::string single = folder + "/model.safetensors";
-  std::error_code ignored;
-  if (std::filesystem::exists(single, ignored)) return {single};
-  std::string index_path = folder + "/model.safetensors.index.json";
-  Json index = read_json(index_path);
-  std::set<std::string> names;
-  for (const auto& [tensor, file] : json_at(index, "weight_map", index_path).items())
-    names.insert(file.get<std::string>());
-  std::vector<std::string> files;
-  for (const std::string& name : names) files.push_back(folder + "/" + name);
-  return files;
-}
-
-// The hash of each file on a thread of its own.
+// Hashes each file on a thread of its own.
 std::string fingerprint_of(const std::vector<std::string>& files, const std::atomic<bool>& stop) {
   std::vector<std::future<std::string>> hashes;
   for (const std::string& path : files)
@@ -32,8 +15,7 @@ std::string fingerprint_of(const std::vector<std::string>& files, const std::ato
   if (files.size() == 1) return hashes[0].get();
   Sha256 all;
   for (std::size_t i = 0; i < files.size(); ++i) {
-    const std::string line =
-        hashes[i].get() + "  " + std::filesystem::path(files[i]).filename().string() + "\n";
+    const std::string line = hashes[i].get() + "  " + file_name(files[i]) + "\n";
     all.update(line.data(), line.size());
   }
   return all.hex();
@@ -41,14 +23,8 @@ std::string fingerprint_of(const std::vector<std::string>& files, const std::ato
 
 }  // namespace
 
-std::vector<std::string> model_weight_files(const std::string& path) {
-  std::error_code ignored;  // what cannot be looked at is not a folder: opening it says why
-  return std::filesystem::is_directory(path, ignored) ? weight_files(path)
-                                                      : std::vector<std::string>{path};
-}
-
-Fingerprint::Fingerprint(const std::string& path)
-    : result_(std::async(std::launch::async, [this, files = model_weight_files(path)] {
+Fingerprint::Fingerprint(const ModelFile& model)
+    : result_(std::async(std::launch::async, [this, files = model.weight_files()] {
         return fingerprint_of(files, stop_);
       })) {}
 
@@ -58,6 +34,9 @@ bool Fingerprint::ready() const {
   return result_.wait_for(std::chrono::seconds(0)) == std::future_status::ready;
 }
 
-std::string model_fingerprint(const std::string& path) { return Fingerprint(path).get(); }
+std::string model_fingerprint(const ModelFile& model) { return Fingerprint(model).get(); }
+std::string model_fingerprint(const std::string& path) {
+  return model_fingerprint(ModelFile(path));
+}
 
 }  // namespace lk

@@ -1,22 +1,22 @@
-// Which model a run or an adapter was made with: the SHA-256 of its weight files.
+// Fingerprint: identifies the model that a run or an adapter was made with, by the SHA-256 of its
+// weight files.
 #pragma once
 
 #include <atomic>
 #include <future>
 #include <string>
-#include <vector>
 
 namespace lk {
 
-// The files that hold the weights of the model at `path`, a .gguf file or a Hugging Face folder.
-std::vector<std::string> model_weight_files(const std::string& path);
+class ModelFile;
 
-// SHA-256 of the model file; of a sharded folder: of the lines "<sha256>  <file name>\n", sorted by
-// name. Hashed beside whatever else is done: a file of 13 GB takes seconds, in which a run can load
-// and train.
+// The SHA-256 of the file with the weights; of a folder with several shards: of the lines
+// "<sha256>  <file name>\n", sorted by name. Hashes beside whatever else is done: a file of 13 GB
+// takes seconds, in which a run can load and train.
 class Fingerprint {
  public:
-  explicit Fingerprint(const std::string& path);
+  // Begins to hash. `model` is not needed afterwards.
+  explicit Fingerprint(const ModelFile& model);
   // Ends the hashing if nobody asked for its result.
   ~Fingerprint();
   Fingerprint(const Fingerprint&) = delete;
@@ -31,7 +31,9 @@ class Fingerprint {
   std::shared_future<std::string> result_;  // last: its end is waited for
 };
 
-// The same, waited for.
+// A model's Fingerprint, waited for: 64 hex digits. Throws InputError, IoError.
+std::string model_fingerprint(const ModelFile& model);
+// The fingerprint of the model at `path`, which it opens.
 std::string model_fingerprint(const std::string& path);
 
 }  // namespace lk

@@ -1,51 +1,41 @@
 #include "modelfile/load.h"
 
 #include <algorithm>
-#include <filesystem>
 #include <set>
 #include <vector>
 
-#include "io/gguf.h"
-#include "io/safetensors.h"
-#include "modelfile/config.h"
-#include "modelfile/weight_loader.h"
+#include "modelfile/weight_hash.h"
 
 namespace lk {
 namespace {
 
-// Every tensor present with its shape, and no other: found before a byte of memory is taken.
-void check_inventory(const WeightSource& source, const ModelConfig& config,
-                     const std::vector<WeightSlot>& slots) {
-  const TensorReader& reader = *source.reader;
+constexpr const char* kHead = "lm_head.weight";  // of a folder
+
+// A tied model's folder may hold the head too: see check_tied_head().
+bool may_repeat_head(const ModelFile& file) {
+  return file.config().tie_embeddings && file.gguf() == nullptr;
+}
+
+// Refuses a tensor that nothing asks for, before a byte of memory is taken.
+void check_no_other_tensors(const ModelFile& file) {
   std::set<std::string> wanted;
-  for (const WeightSlot& slot : slots) {
-    const StoredTensor stored = source.layout.find(slot);
-    if (!reader.has(stored.name))
-      throw InputError(concat(reader.path(), ": tensor ", stored.name,
-                              " is missing: ", source.config_name, " asks for it"));
-    Shape shape = reader.shape(stored.name);
-    if (!(shape == stored.shape))
-      throw InputError(concat(reader.path(), ": tensor ", stored.name, " has shape ", shape.str(),
-                              ", ", source.config_name, " asks for ", stored.shape.str()));
-    wanted.insert(stored.name);
-  }
-  for (const std::string& name : reader.names()) {
-    if (wanted.count(name) || source.ignorable(name)) continue;
-    if (config.tie_embeddings && !source.layout.gguf && name == "lm_head.weight")
-      continue;  // compared below
-    throw InputError(concat(reader.path(), ": tensor ", name, " is unknown: ", source.config_name,
-                            " does not ask for it"));
+  for (const WeightSlot& slot : file.slots()) wanted.insert(file.stored(slot).name);
+  for (const std::string& name : file.reader().names()) {
+    if (wanted.count(name) || file.is_buffer(name)) continue;
+    if (may_repeat_head(file) && name == kHead) continue;
+    throw InputError(concat(file.reader().path(), ": tensor ", name,
+                            " is unknown: ", file.config_name(), " does not ask for it"));
   }
 }
 
 // A tied model whose file also holds a head: the two must be the same numbers, or it is unclear
 // which model was meant (transformers would silently drop the head).
-void check_tied_head(const TensorReader& reader, const ModelConfig& c,
-                     const std::string& embedding_name) {
-  static const char* kHead = "lm_head.weight";
-  if (!reader.has(kHead)) return;
-  Shape shape{c.vocab_size, c.hidden_size};
-  bool same = reader.shape(kHead) == shape;
+void check_tied_head(const ModelFile& file) {
+  const TensorReader& reader = file.reader();
+  if (!may_repeat_head(file) || !reader.has(kHead)) return;
+  const ModelConfig& c = file.config();
+  const std::string embedding = file.stored(file.slots()[0]).name;
+  bool same = reader.shape(kHead) == Shape{c.vocab_size, c.hidden_size};
   const std::int64_t step = std::max<std::int64_t>(1, kWeightBlockBytes / (4 * c.hidden_size));
   std::vector<float> a, b;
   for (std::int64_t begin = 0; same && begin < c.vocab_size; begin += step) {
@@ -53,104 +43,129 @@ void check_tied_head(const TensorReader& reader, const ModelConfig& c,
     a.resize(static_cast<std::size_t>((end - begin) * c.hidden_size));
     b.resize(a.size());
     reader.read_rows(kHead, begin, end, a.data());
-    reader.read_rows(embedding_name, begin, end, b.data());
+    reader.read_rows(embedding, begin, end, b.data());
     same = a == b;
   }
   if (!same)
-    throw InputError(concat(reader.path(), ": tensor ", kHead, " differs from ", embedding_name,
+    throw InputError(concat(reader.path(), ": tensor ", kHead, " differs from ", embedding,
                             ", but tie_word_embeddings is true"));
 }
 
-void stream_weights(Backend& backend, const WeightSource& source, DType dtype,
-                    const LoadOptions& options, LoadedModel& model) {
-  const ModelConfig& config = model.config;
-  ModelWeights& weights = model.weights;
-  std::vector<WeightSlot> slots = weight_slots(config, weights);
-  check_inventory(source, config, slots);
-  if (config.tie_embeddings && !source.layout.gguf)
-    check_tied_head(*source.reader, config, source.layout.find(slots[0]).name);
+// Streams tensors to the device, all threads reading.
+class WeightLoader {
+ public:
+  WeightLoader(Backend& backend, const ModelFile& file, DType dtype, WeightStorage storage)
+      : backend_(backend), file_(file), dtype_(dtype), storage_(storage) {}
 
-  WeightLoader loader(backend, source, dtype, options.storage);
-  WeightsHash hash;
+  // The bytes that the tensor will take on the device.
+  std::int64_t bytes(const WeightSlot& slot) const {
+    if (const GgmlType* type = kept_type(slot))
+      return slot.shape[0] * type->row_bytes(slot.shape[1]);
+    return slot.shape.numel() * static_cast<std::int64_t>(dtype_size(dtype_));
+  }
+
+  // `hashes`: takes the rows of a dense weight as they pass by, if not null.
+  Weight load(const WeightSlot& slot, RowHashes* hashes) const {
+    if (const GgmlType* type = kept_type(slot)) {
+      check(!hashes, slot.name, ": blocks are for inference, and are not hashed");
+      return Weight(slot.name, load_blocks(slot, *type), slot.shape, *type, dtype_);
+    }
+    return Weight(slot.name, file_.stored(slot).transposed ? load_transposed(slot, hashes)
+                                                           : load_dense(slot, hashes));
+  }
+
+ private:
+  // The type of the blocks in which the tensor stays, null if it becomes dense.
+  const GgmlType* kept_type(const WeightSlot& slot) const {
+    if (storage_ == WeightStorage::Dense) return nullptr;
+    const GgmlType* type = file_.block_type(slot);
+    return type && backend_.keeps_quantised(*type) ? type : nullptr;
+  }
+
+  // Rows that must be read together: a head where rotary pairs are adjacent in the file, else one.
+  std::int64_t unit_rows(const WeightSlot& slot) const {
+    return slot.shape.rank() == 1 ? 1 : std::max<std::int64_t>(1, file_.stored(slot).pair_rows);
+  }
+
+  Tensor load_blocks(const WeightSlot& slot, const GgmlType& type) const {
+    const std::int64_t row_bytes = type.row_bytes(slot.shape[1]), unit = unit_rows(slot);
+    Tensor tensor = backend_.empty(Tag::Weights, DType::U8, {slot.shape[0], row_bytes});
+    backend_.upload_made(tensor, static_cast<std::size_t>(unit * row_bytes),
+                         [&](std::int64_t first, std::int64_t last, std::byte* to) {
+                           file_.read_blocks(slot, first * unit, last * unit, to);
+                         });
+    return tensor;
+  }
+
+  Tensor load_dense(const WeightSlot& slot, RowHashes* hashes) const {
+    const std::int64_t unit = unit_rows(slot);
+    Tensor tensor = backend_.empty(Tag::Weights, dtype_, slot.shape);
+    backend_.upload_made(tensor,
+                         static_cast<std::size_t>(unit * slot.shape.cols()) * dtype_size(dtype_),
+                         [&](std::int64_t first, std::int64_t last, std::byte* to) {
+                           const std::int64_t begin = first * unit, end = last * unit;
+                           file_.read_rows_as(dtype_, slot, begin, end, to);
+                           if (hashes) hashes->take(begin, end, to);
+                         });
+    return tensor;
+  }
+
+  Tensor load_transposed(const WeightSlot& slot, RowHashes* hashes) const {
+    Tensor tensor = backend_.empty(Tag::Weights, dtype_, slot.shape);
+    const std::int64_t out = tensor.rows(), in = tensor.cols();
+    const std::int64_t step = std::max<std::int64_t>(1, kWeightBlockBytes / (4 * out));
+    std::vector<float> values;
+    for (std::int64_t begin = 0; begin < in; begin += step) {
+      const std::int64_t end = std::min(begin + step, in), n = end - begin;
+      values.resize(static_cast<std::size_t>(n * out));
+      file_.read_columns(slot, begin, end, values.data());
+      Tensor block = n == in ? tensor : backend_.empty(Tag::Workspace, dtype_, {out, n});
+      upload_rounded(backend_, block, values);
+      if (n != in) backend_.copy(tensor.slice_cols(begin, end), block);
+    }
+    if (hashes) *hashes = hash_rows(tensor);
+    return tensor;
+  }
+
+  Backend& backend_;
+  const ModelFile& file_;
+  DType dtype_;
+  WeightStorage storage_;
+};
+
+}  // namespace
+
+LoadedModel load_weights(Backend& backend, const ModelFile& file, DType dtype,
+                         const LoadOptions& options) {
+  check(is_float(dtype), "load_weights: compute dtype ", dtype_name(dtype));
+  check_no_other_tensors(file);
+  check_tied_head(file);
+
+  LoadedModel model{file.config(), {}, {}};
+  const std::vector<WeightSlot> slots = weight_slots(model.config, model.weights);
+  const WeightLoader loader(backend, file, dtype, options.storage);
   std::int64_t total = 0, done = 0;
   for (const WeightSlot& slot : slots) total += loader.bytes(slot);
   if (std::int64_t free = backend.free_memory(); total > free)
-    throw OutOfMemoryError(concat(source.reader->path(), ": the weights need ", total >> 20,
+    throw OutOfMemoryError(concat(file.reader().path(), ": the weights need ", total >> 20,
                                   " MiB as ", dtype_name(dtype), ", ", backend.name(), " has ",
                                   free >> 20, " MiB left"));
-  for (WeightSlot& slot : slots) {
+  WeightsHash hash;
+  for (const WeightSlot& slot : slots) {
     if (options.hash) {
       RowHashes rows(slot.shape, dtype);
       *slot.weight = loader.load(slot, &rows);
       hash.add(slot.name, rows);
     } else {
-      *slot.weight = loader.load(slot);
+      *slot.weight = loader.load(slot, nullptr);
     }
     if (slot.linear) backend.prepare_linear(*slot.weight);
     done += loader.bytes(slot);
     if (options.progress) options.progress(done, total, slot.name);
   }
-  if (config.tie_embeddings) tie_head(backend, weights);
+  if (model.config.tie_embeddings) tie_head(backend, model.weights);
   if (options.hash) model.sha256 = hash.hex();
-}
-
-bool is_folder(const std::string& path) {
-  std::error_code ignored;  // what cannot be looked at is not a folder: opening it says why
-  return std::filesystem::is_directory(path, ignored);
-}
-
-LoadedModel load(Backend& backend, const std::string& path, DType dtype,
-                 const LoadOptions& options) {
-  check(is_float(dtype), "load_model: compute dtype ", dtype_name(dtype));
-  LoadedModel model;
-  model.path = path;
-  WeightSource source{};
-  if (is_folder(path)) {
-    model.config = config_from_folder(path);
-    source.reader = open_safetensors_model(path);
-    source.config_name = "config.json";
-    source.layout = folder_layout(model.config, *source.reader);
-  } else {
-    auto file = std::make_unique<GgufFile>(path);
-    model.config = config_from_gguf(*file);
-    source.layout = gguf_layout(model.config);
-    source.reader = std::move(file);
-    source.config_name = "its metadata";
-  }
-  stream_weights(backend, source, dtype, options, model);
   return model;
-}
-
-}  // namespace
-
-ModelHead read_model_head(const std::string& path) {
-  ModelHead head;
-  if (is_folder(path)) {
-    head.config = config_from_folder(path);
-    head.tokenizer = Tokenizer::from_folder(path);
-  } else {
-    GgufFile file(path);
-    head.config = config_from_gguf(file);
-    head.tokenizer = Tokenizer::from_gguf(file);
-  }
-  if (head.tokenizer->n_tokens() > head.config.vocab_size)
-    throw InputError(concat(path, ": the tokenizer has ids up to ", head.tokenizer->n_tokens() - 1,
-                            ", vocab_size is ", head.config.vocab_size));
-  return head;
-}
-
-LoadedModel load_model(Backend& backend, const std::string& path, DType compute_dtype,
-                       const LoadOptions& options) {
-  ModelHead head = read_model_head(path);  // a bad tokenizer is found before the weights are read
-  LoadedModel model = load(backend, path, compute_dtype, options);
-  model.tokenizer = std::move(head.tokenizer);
-  model.chat_template = model.tokenizer->chat_template();
-  return model;
-}
-
-LoadedModel load_weights(Backend& backend, const std::string& path, DType compute_dtype,
-                         const LoadOptions& options) {
-  return load(backend, path, compute_dtype, options);
 }
 
 }  // namespace lk

@@ -1,34 +1,21 @@
-// Loading a model: a .gguf file or a Hugging Face folder -> config, frozen weights, tokenizer.
+// Loading a model's weights from a ModelFile to a device.
 #pragma once
 
 #include <cstdint>
 #include <functional>
-#include <memory>
 #include <string>
-#include <vector>
 
+#include "modelfile/model_file.h"
 #include "nn/config.h"
 #include "nn/model_weights.h"
-#include "text/tokenizer.h"
 
 namespace lk {
 
 struct LoadedModel {
   ModelConfig config;
   ModelWeights weights;
-  std::unique_ptr<Tokenizer> tokenizer;  // null after load_weights()
-  std::string path;
-  std::string chat_template;  // the template's text, empty if the model has none
-  std::string sha256;         // weights_sha256(), if asked for
+  std::string sha256;  // weights_sha256(), if LoadOptions::hash asked for it
 };
-
-// What a model says of itself before any tensor is read.
-struct ModelHead {
-  ModelConfig config;
-  std::unique_ptr<Tokenizer> tokenizer;
-};
-// Of a .gguf file or folder. Throws InputError, also if the tokenizer has ids beyond vocab_size.
-ModelHead read_model_head(const std::string& path);
 
 // Called after each tensor: bytes (as held in memory) loaded so far, of how many, and the tensor's
 // name.
@@ -47,18 +34,15 @@ struct LoadOptions {
   bool hash = false;
 };
 
-// `path` is a .gguf file or a folder with config.json, model*.safetensors and tokenizer.json.
+// Reads all tensors of `file` into memory of the backend's device (Tag::Weights), in compute_dtype
+// or as options.storage says.
 //
 // Every tensor that the config asks for must be there with exactly its shape, and every tensor in
-// the file must be asked for (buffers of rotary frequencies aside); values must be finite. LLaMA's
-// GGUF row order of q and k is undone. Weights are stored in compute_dtype (Tag::Weights), or as
-// options.storage says.
+// the file must be asked for (buffers aside); values must be finite. LLaMA's GGUF row order of q and
+// k is undone, GPT-2's projections are transposed.
 // Streams: besides the weights it holds less than 100 MiB. Throws InputError naming file and
 // tensor, IoError, OutOfMemoryError.
-LoadedModel load_model(Backend& backend, const std::string& path, DType compute_dtype,
-                       const LoadOptions& options = {});
-// The same without the tokenizer, for callers that bring token ids.
-LoadedModel load_weights(Backend& backend, const std::string& path, DType compute_dtype,
+LoadedModel load_weights(Backend& backend, const ModelFile& file, DType compute_dtype,
                          const LoadOptions& options = {});
 
 }  // namespace lk

@@ -2,7 +2,12 @@
 
 #include <cmath>
 
-#include "modelfile/model_files.h"
+#include "io/durable.h"
+#include "io/json.h"
+#include "io/paths.h"
+#include "modelfile/config.h"
+#include "modelfile/config_gguf_write.h"
+#include "text/tokenizer_convert.h"
 
 namespace lk {
 
@@ -11,6 +16,99 @@ namespace {
 const GgmlEncoder* float_type(const std::string& stored) {
   const GgmlEncoder* type = find_ggml_encoder(stored);
   return type != nullptr && !type->quantised ? type : find_ggml_encoder("F32");
+}
+
+std::string hf_dtype(const GgmlEncoder& type) {
+  const std::string name = type.name;
+  return name == "F16" ? "float16" : name == "BF16" ? "bfloat16" : "float32";
+}
+
+std::string generation_config(const ModelConfig& c) {
+  Json j = {{"bos_token_id", nullptr}, {"eos_token_id", nullptr}, {"do_sample", false}};
+  if (c.bos_id >= 0) j["bos_token_id"] = c.bos_id;
+  if (c.eos_ids.size() == 1) j["eos_token_id"] = c.eos_ids[0];
+  if (c.eos_ids.size() > 1) j["eos_token_id"] = c.eos_ids;
+  return j.dump(2) + "\n";
+}
+
+// A folder's config.json as it is, but for the dtype if it is another.
+std::string with_dtype(const std::string& text, const std::string& dtype) {
+  OrderedJson j = OrderedJson::parse(text);  // config_from_folder() has been through it
+  bool same = true;
+  for (const char* key : {"dtype", "torch_dtype"}) {
+    if (!j.contains(key)) continue;
+    same = same && j[key] == dtype;
+    j[key] = dtype;
+  }
+  if (!j.contains("dtype") && !j.contains("torch_dtype")) {
+    j["torch_dtype"] = dtype;  // version 5 reads it too
+    same = false;
+  }
+  return same ? text : j.dump(2) + "\n";
+}
+
+std::string model_name(const std::string& path) {
+  const std::string name = folder_name(path);
+  return name.empty() ? "model" : name;
+}
+
+// Name and content of the files beside a folder's weights, converted where the base is a GGUF file.
+// Throws InputError, UsageError.
+std::vector<std::pair<std::string, std::string>> side_files(const ModelFile& base,
+                                                            const GgmlEncoder& type) {
+  std::vector<std::pair<std::string, std::string>> files;
+  if (base.gguf() != nullptr) {
+    ModelConfig c = base.config();
+    c.stored_dtype = hf_dtype(type);
+    files.emplace_back("config.json", config_to_json(c).dump(2) + "\n");
+    files.emplace_back("generation_config.json", generation_config(c));
+    for (auto& file : hf_tokenizer_files(*base.gguf())) files.push_back(std::move(file));
+    return files;
+  }
+  files = base.side_files();
+  files[0].second = with_dtype(files[0].second, hf_dtype(type));  // config.json
+  return files;
+}
+
+// GGUF metadata for matrices of `type`. A GGUF file's is copied, but for the keys that say how
+// numbers are stored. Of folders, only models with a tokenizer that GGUF can express can be
+// converted; others are an InputError.
+GgufWriter::Metadata model_metadata(const ModelFile& base, const GgmlEncoder& type) {
+  GgufWriter::Metadata m;
+  if (const GgufFile* file = base.gguf()) {
+    for (auto& [key, value] : file->metadata())
+      if (key != "general.alignment" && key != "general.file_type" &&
+          key != "general.quantization_version" && !key.starts_with("split."))
+        m.emplace_back(key, std::move(value));
+  } else {
+    m = config_to_gguf(base.config());
+    m.emplace_back("general.type", gguf_string("model"));
+    m.emplace_back("general.name", gguf_string(model_name(base.path())));
+    for (auto& entry : gguf_tokenizer(base.path(), base.config().vocab_size))
+      m.push_back(std::move(entry));
+  }
+  m.emplace_back("general.file_type", gguf_u32(type.file_type));
+  if (type.quantised) m.emplace_back("general.quantization_version", gguf_u32(2));
+  return m;
+}
+
+// rope_freqs.weight: the D/2 divisors of the rotary frequencies, empty if GGUF needs none.
+std::vector<float> rope_factors(const ModelFile& base) {
+  const ModelConfig& c = base.config();
+  if (c.rope_scaling.kind == RopeScaling::Kind::Factors) return c.rope_scaling.factors;
+  if (c.rope_scaling.kind != RopeScaling::Kind::Llama3) return {};
+  if (base.gguf() != nullptr) {  // where the rule was recognised by its factors
+    std::vector<float> factors(static_cast<std::size_t>(c.head_dim / 2));
+    base.gguf()->read_rows("rope_freqs.weight", 0, 1, factors.data());
+    return factors;
+  }
+  ModelConfig plain = c;
+  plain.rope_scaling = {};
+  const std::vector<double> scaled = inverse_frequencies(c), unscaled = inverse_frequencies(plain);
+  std::vector<float> factors;
+  for (std::size_t i = 0; i < scaled.size(); ++i)
+    factors.push_back(static_cast<float>(unscaled[i] / scaled[i]));
+  return factors;
 }
 
 bool is_vocabulary(const WeightSlot& slot) {
@@ -40,7 +138,7 @@ void round_to(const GgmlEncoder& type, std::span<float> values, std::vector<std:
     throw NonFiniteError(concat(what, ": a value is not finite, or too large for ", type.name));
 }
 
-ModelOutput::ModelOutput(const ModelSource& base, const OutputFormat& format)
+ModelOutput::ModelOutput(const ModelFile& base, const OutputFormat& format)
     : base_(base),
       gguf_(format.gguf),
       layout_(gguf_ ? gguf_layout(base.config()) : folder_layout(base.config())) {
@@ -81,7 +179,7 @@ void ModelOutput::plan_folder(const OutputFormat& format) {
     all.push_back({std::move(stored.name), std::move(stored.shape), choose_type(slot)});
   }
   shards_ = split_into_shards(all, format.shard_bytes);
-  files_ = model_files(base_, type_);
+  files_ = side_files(base_, *type_);
   if (shards_.size() > 1) files_.emplace_back("model.safetensors.index.json", shard_index(shards_));
   for (const EncodedTensor& t : all) bytes_ += t.bytes() + 256;  // and its line of the header
 }

@@ -11,7 +11,7 @@
 #include "io/gguf_write.h"
 #include "io/safetensors.h"
 #include "io/staged_output.h"
-#include "modelfile/model_source.h"
+#include "modelfile/model_file.h"
 
 namespace lk {
 
@@ -20,22 +20,23 @@ struct OutputFormat {
   // The matrices' type, by ggml's name (ggml_encode.h); only F32, F16, BF16 for a folder. Empty: as
   // the base has them, F32 where the base is quantised (only that holds its values exactly).
   std::string type;
-  std::uint64_t shard_bytes = 5'000'000'000;  // of a folder's files
+  std::uint64_t shard_bytes = 5'000'000'000;  // most bytes of data in one of a folder's files
 };
 
-// Where the values come from, and who looks at what became of them. Rows as ModelSource has them.
+// Gives ModelOutput the values to write, and sees what became of them. Rows are those of
+// ModelFile::read_rows().
 class RowPipe {
  public:
   virtual ~RowPipe() = default;
   virtual void produce(const WeightSlot& slot, std::int64_t begin, std::int64_t end,
                        std::span<float> values) = 0;
-  // The same rows as a reader of the file will see them.
+  // Takes rows [begin, end) as a reader of the file will see them.
   virtual void stored(const WeightSlot& slot, std::int64_t begin, std::int64_t end,
                       std::span<const float> values) = 0;
 };
 
-// values (whole rows of `cols`) as `type` stores them, in place; the bytes into `bytes`. Throws
-// NonFiniteError naming `what` if the type can't hold a value.
+// Rounds values (whole rows) in place to those that `type` can store, and puts their encoding into
+// `bytes`. Throws NonFiniteError naming `what` if the type can't hold a value.
 void round_to(const GgmlEncoder& type, std::span<float> values, std::vector<std::uint8_t>& bytes,
               const std::string& what);
 
@@ -43,16 +44,16 @@ class ModelOutput {
  public:
   // Plans: nothing is written. Throws UsageError for a format that can't hold the model and
   // InputError for a tokenizer that can't be converted.
-  ModelOutput(const ModelSource& base, const OutputFormat& format);
+  ModelOutput(const ModelFile& base, const OutputFormat& format);
 
-  // What write() will need on the disk, to within a few KiB.
+  // The bytes that write() will need on the disk, to within a few KiB.
   std::uint64_t bytes() const { return bytes_; }
   // The type of the matrices that adapters touch.
   const GgmlEncoder& type() const { return *type_; }
-  // Findings for people: tensors that are not of the type asked for, and why.
+  // Messages for people: which tensors are not of the type asked for, and why.
   const std::vector<std::string>& notes() const { return notes_; }
-  // Holds two blocks of rows (16 MiB each, a matrix of GPT-2 whole) and what the pipe holds. Throws
-  // IoError, NonFiniteError.
+  // Writes the model. Holds two blocks of rows (16 MiB each, a matrix of GPT-2 whole) and what the
+  // pipe holds. Throws IoError, NonFiniteError.
   void write(StagedOutput& out, RowPipe& pipe) const;
 
  private:
@@ -61,13 +62,13 @@ class ModelOutput {
   void plan_gguf();
   void write_tensor(TensorWriter& file, const EncodedTensor& tensor, RowPipe& pipe) const;
 
-  const ModelSource& base_;
+  const ModelFile& base_;
   bool gguf_;
-  FileLayout layout_;                    // of what is written
+  FileLayout layout_;                    // the layout that is written
   const GgmlEncoder* wanted_ = nullptr;  // null: as the base has them
   const GgmlEncoder* type_ = nullptr;
   std::vector<std::string> notes_;
-  std::map<std::string, const WeightSlot*> slots_;          // by the name written
+  std::map<std::string, const WeightSlot*> slots_;          // by the name that is written
   std::map<std::string, std::vector<float>> constants_;     // tensors that are no weights
   std::vector<SafetensorsShard> shards_;                    // a folder's
   std::vector<EncodedTensor> tensors_;                      // a GGUF file's

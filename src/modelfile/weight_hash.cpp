@@ -25,7 +25,7 @@ Sha256::Digest RowHashes::digest() const {
   return hash.digest();
 }
 
-// Rows that don't lie side by side travel in blocks that do.
+// Rows that have gaps between them are copied to blocks that have none.
 RowHashes hash_rows(const Tensor& t) {
   RowHashes hashes(t.shape(), t.dtype());
   if (t.bytes() == 0) return hashes;

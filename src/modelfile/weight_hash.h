@@ -21,12 +21,13 @@ namespace lk {
 // times as much for their length.
 class RowHashes {
  public:
-  // For a matrix (rows, cols) or a vector of `dtype`.
+  // Makes room for the rows of a matrix (rows, cols) or a vector of `dtype`.
   RowHashes(const Shape& shape, DType dtype);
   std::size_t row_bytes() const { return row_bytes_; }
-  // `from`: the bytes of rows [first, last). For several threads at once, on different rows.
+  // Hashes rows [first, last), whose bytes are at `from`. Several threads may call it at once, for
+  // different rows.
   void take(std::int64_t first, std::int64_t last, const std::byte* from);
-  // The tensor's, once every row was taken.
+  // The tensor's hash, once every row was taken.
   Sha256::Digest digest() const;
 
  private:
@@ -34,13 +35,12 @@ class RowHashes {
   std::vector<Sha256::Digest> digests_;
 };
 
-// The hashes of t's rows as they are on its device now, by all threads. t may have gaps between
-// rows.
+// Hashes t's rows as they are on its device now, with all threads. t may have gaps between rows.
 RowHashes hash_rows(const Tensor& t);
 // The digest of hash_rows() as 64 hex digits.
 std::string tensor_sha256(const Tensor& t);
 
-// All weights': over each one's name and hash, in the order of weight_slots().
+// The hash of all weights: over each one's name and hash, in the order of weight_slots().
 class WeightsHash {
  public:
   void add(const std::string& name, const RowHashes& rows);
@@ -49,8 +49,8 @@ class WeightsHash {
  private:
   Sha256 all_;
 };
-// Of the weights as they are on their device now; a tied head is not repeated. An Error if one is
-// quantised.
+// Hashes the weights as they are on their device now; a tied head is not repeated. An Error if one
+// is quantised.
 std::string weights_sha256(const ModelWeights& weights);
 
 }  // namespace lk

@@ -16,7 +16,7 @@ AdamW::AdamW(std::vector<Parameter*> parameters, const AdamWConfig& config)
           " is on another device or of another dtype than ", parameters_[0]->name());
     check(std::find(parameters_.begin(), parameters_.begin() + static_cast<std::ptrdiff_t>(i), p) ==
               parameters_.begin() + static_cast<std::ptrdiff_t>(i),
-          "AdamW: ", p->name(), " is there twice");
+          "AdamW: ", p->name(), " appears twice");
     AdamWSlot slot;
     slot.value = p->value();
     slot.grad = p->grad();

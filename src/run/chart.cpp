@@ -5,8 +5,8 @@
 #include <cstdio>
 #include <limits>
 
+#include "io/utf8.h"
 #include "tensor/error.h"
-#include "text/utf8.h"
 
 namespace lk {
 namespace {

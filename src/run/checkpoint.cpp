@@ -1,10 +1,9 @@
 #include "run/checkpoint.h"
 
-#include <sys/stat.h>
-
 #include <algorithm>
 
 #include "io/json.h"
+#include "io/paths.h"
 #include "io/safetensors.h"
 
 namespace lk {
@@ -41,10 +40,7 @@ std::int64_t counter(const std::map<std::string, std::string>& metadata, const s
 
 }  // namespace
 
-bool has_checkpoint(const std::string& folder) {
-  struct stat s;
-  return ::stat((folder + "/" + kName).c_str(), &s) == 0;
-}
+bool has_checkpoint(const std::string& folder) { return exists(folder + "/" + kName); }
 
 void save_checkpoint(const std::string& folder, const Adapter& adapter, Trainer& trainer,
                      const Json& identity) {

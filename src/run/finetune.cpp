@@ -5,6 +5,7 @@
 
 #include "cuda/open_device.h"
 #include "io/durable.h"
+#include "io/output_folder.h"
 #include "modelfile/fingerprint.h"
 #include "modelfile/load.h"
 #include "modelfile/weight_hash.h"
@@ -51,7 +52,7 @@ class Run {
   // Out of memory is known here, before a weight is read.
   void plan() {
     PlanRequest request;
-    request.model = in_.model, request.lora = in_.lora;
+    request.model = in_.model->config(), request.lora = in_.lora;
     request.compute_dtype = facts_.dtype, request.on_cpu = backend_->is_cpu();
     request.batch = s_.batch, request.grad_accum = s_.grad_accum, request.seq_len = s_.seq_len;
     request.row_lengths = in_.longest_batch(s_);
@@ -73,8 +74,9 @@ class Run {
 
   void load() {
     auto start = Clock::now();
-    fingerprint_ = std::make_unique<Fingerprint>(s_.model);  // beside all that follows
-    LoadedModel loaded = load_weights(*backend_, s_.model, facts_.dtype, {.hash = s_.verify_base});
+    fingerprint_ = std::make_unique<Fingerprint>(*in_.model);  // beside all that follows
+    LoadedModel loaded =
+        load_weights(*backend_, *in_.model, facts_.dtype, {.hash = s_.verify_base});
     facts_.base_hash = loaded.sha256;
     model_ = std::make_unique<Transformer>(*backend_, loaded.config, std::move(loaded.weights),
                                            facts_.dtype, s_.seq_len);

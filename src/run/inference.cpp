@@ -63,14 +63,16 @@ InferenceModel open_inference(const InferenceSettings& settings) {
       throw UsageError(concat("--adapter ", text, ": give name=folder, or one folder alone"));
     named.emplace_back(text.substr(0, equals), open_adapter(text.substr(equals + 1)));
   }
+  const ModelFile model_file(settings.model);
+  m.tokenizer = model_file.read_tokenizer();  // a bad one is found before the weights are read
   // Hashed beside the loading, if an adapter says what its base was.
   std::unique_ptr<Fingerprint> fingerprint;
   auto names_base = [](const AdapterFile& one) { return !one.base_fingerprint.empty(); };
   if ((file && names_base(*file)) || std::any_of(named.begin(), named.end(), [&](const auto& one) {
         return names_base(one.second);
       }))
-    fingerprint = std::make_unique<Fingerprint>(settings.model);
-  LoadedModel loaded = load_model(*m.backend, settings.model, dtype, {.storage = storage});
+    fingerprint = std::make_unique<Fingerprint>(model_file);
+  LoadedModel loaded = load_weights(*m.backend, model_file, dtype, {.storage = storage});
   if (settings.weights == "quantised") {
     bool any = false;
     visit_weights(loaded.weights, [&](const Weight& w) { any = any || w.quantised(); });
@@ -79,7 +81,6 @@ InferenceModel open_inference(const InferenceSettings& settings) {
                               " has no quantised matrix that ", m.backend->name(),
                               " multiplies as it is"));
   }
-  m.tokenizer = std::move(loaded.tokenizer);
   if (fingerprint) {
     if (file) check_base(*file, fingerprint->get(), settings.model);
     for (const auto& [name, one] : named) check_base(one, fingerprint->get(), settings.model);

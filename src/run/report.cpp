@@ -1,12 +1,11 @@
 #include "run/report.h"
 
-#include <sys/stat.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <limits>
 
 #include "io/json.h"
+#include "io/paths.h"
 #include "run/chart.h"
 #include "tensor/error.h"
 #include "text/jsonl.h"
@@ -209,8 +208,7 @@ std::string report_html(const ReportInput& in) {
 MetricsCurves read_metrics(const std::string& folder) {
   const std::string path = folder + "/metrics.jsonl";
   MetricsCurves curves;
-  struct stat s {};
-  if (::stat(path.c_str(), &s) != 0 || s.st_size == 0) return curves;
+  if (file_bytes(path) == 0) return curves;
   const std::pair<const char*, MetricsCurves::Points*> keys[] = {
       {"loss", &curves.loss},
       {"eval_loss", &curves.eval_loss},

@@ -1,10 +1,11 @@
 #include "run/run_files.h"
-#include "io/json.h"
-
-#include <sys/stat.h>
 
 #include <cmath>
 #include <sstream>
+
+#include "io/input_file.h"
+#include "io/json.h"
+#include "io/paths.h"
 
 namespace lk {
 namespace {
@@ -14,8 +15,7 @@ Json number(double x) { return std::isfinite(x) ? Json(x) : Json(nullptr); }
 
 MetricsLog::MetricsLog(const std::string& folder, std::int64_t keep_steps, bool tensorboard) {
   const std::string path = folder + "/metrics.jsonl";
-  struct stat s;
-  if (::stat(path.c_str(), &s) == 0) {
+  if (exists(path)) {
     std::istringstream old(read_file(path, std::size_t{1} << 30));
     std::string kept, line;
     while (std::getline(old, line)) {

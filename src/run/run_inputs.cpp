@@ -30,12 +30,12 @@ void choose_lora(const FinetuneSettings& s, FinetuneListener& listener, RunInput
 }
 
 void read_data(const FinetuneSettings& s, FinetuneListener& listener, RunInputs& in) {
-  ModelHead head = read_model_head(s.model);
-  in.model = head.config;
-  if (in.lora.targets.empty()) in.lora.targets = default_targets(in.model);
-  in.tokenizer = std::move(head.tokenizer);
-  require(s.seq_len <= in.model.max_position,
-          concat("--seq-len ", s.seq_len, ": the model has ", in.model.max_position, " positions"));
+  in.model = std::make_unique<ModelFile>(s.model);
+  in.tokenizer = in.model->read_tokenizer();
+  const ModelConfig& config = in.model->config();
+  if (in.lora.targets.empty()) in.lora.targets = default_targets(config);
+  require(s.seq_len <= config.max_position,
+          concat("--seq-len ", s.seq_len, ": the model has ", config.max_position, " positions"));
   DatasetOptions options{s.seq_len, s.truncate, -1, s.format};
   in.data = load_dataset(s.data, *in.tokenizer, s.chat_template, options);
   listener.message(concat("data: ", s.data, ": format ", in.data.format, ", ", in.data.rows.size(),

@@ -1,5 +1,5 @@
 // What a run is given, read and arranged before anything is computed: the adapter's shape, the
-// model's head, the rows, and which of them each step will see.
+// model's file, the rows, and which of them each step will see.
 #pragma once
 
 #include <memory>
@@ -9,6 +9,7 @@
 
 #include "io/json.h"
 #include "lora/adapter_io.h"
+#include "modelfile/model_file.h"
 #include "nn/batch.h"
 #include "run/finetune.h"
 #include "text/dataset.h"
@@ -20,7 +21,7 @@ namespace lk {
 struct RunInputs {
   LoraConfig lora;
   std::optional<AdapterFile> init;  // the adapter to start from
-  ModelConfig model;
+  std::unique_ptr<const ModelFile> model;
   std::unique_ptr<Tokenizer> tokenizer;
   Dataset data, eval;
   std::optional<Sampler> sampler;

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 
+#include "io/utf8.h"
 #include "tensor/error.h"
 #include "text/unicode.h"
-#include "text/utf8.h"
 
 namespace lk {
 

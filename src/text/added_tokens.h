@@ -22,7 +22,8 @@ struct AddedToken {
 
 using ByteSpans = std::span<const std::pair<std::size_t, std::size_t>>;
 
-// Finds added tokens in text: the leftmost, of those the longest, none overlapping.
+// Finds added tokens in text, leftmost first, the longest of those that begin together; matches do
+// not overlap.
 class AddedTokenFinder {
  public:
   // No content may be empty or longer than this: it bounds the time of a search.
@@ -61,7 +62,7 @@ class AddedTokenFinder {
   };
   struct Node {
     std::vector<std::pair<unsigned char, std::int32_t>> next;
-    std::int32_t token = -1;  // the one that ends here
+    std::int32_t token = -1;  // the index of the added token that ends here, -1 for none
   };
   // The first match at or after `at`; without one, token is null and end is where to go on.
   Match match(std::string_view s, std::size_t at, ByteSpans plain) const;
@@ -71,7 +72,7 @@ class AddedTokenFinder {
 
   std::vector<AddedToken> tokens_;
   std::vector<Node> nodes_ = std::vector<Node>(1);
-  bool starts_[256] = {};  // by a token's first byte
+  bool starts_[256] = {};  // whether any token begins with this byte
 };
 
 }  // namespace lk

@@ -1,7 +1,7 @@
 #include "text/alphabet.h"
 
+#include "io/utf8.h"
 #include "tensor/error.h"
-#include "text/utf8.h"
 
 namespace lk {
 

@@ -5,8 +5,9 @@
 #include <limits>
 #include <map>
 
+#include "io/utf8.h"
 #include "tensor/error.h"
-#include "text/utf8.h"
+#include "text/white_space.h"
 
 namespace lk {
 namespace {
@@ -23,13 +24,6 @@ void replace_all(std::string& text, std::string_view from, std::string_view to) 
 
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
 bool is_point(char c) { return c == '.' || c == ','; }
-
-// Python's idea of white space, which splits words.
-bool is_space(char32_t c) {
-  return (c >= 9 && c <= 13) || (c >= 28 && c <= 32) || c == 0x85 || c == 0xA0 || c == 0x1680 ||
-         (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F ||
-         c == 0x3000;
-}
 
 std::vector<std::string> split(std::string_view text) {
   std::vector<std::string> words;
@@ -48,17 +42,7 @@ std::vector<std::string> split(std::string_view text) {
   return words;
 }
 
-std::string_view without_trailing_space(std::string_view text) {
-  std::size_t keep = 0;
-  for (std::size_t i = 0; i < text.size();) {
-    const std::size_t n = utf8_length(static_cast<unsigned char>(text[i]));
-    if (!is_space(utf8_decode(text.data() + i))) keep = i + n;
-    i += n;
-  }
-  return text.substr(0, keep);
-}
-
-// ASCII punctuation and space but for ' , - . (which the next rules know), each set apart.
+// Sets ASCII punctuation apart, except ' , - . which have rules of their own.
 std::string apart_punctuation(std::string_view text) {
   std::string out;
   for (char c : text) {
@@ -72,8 +56,8 @@ std::string apart_punctuation(std::string_view text) {
   return out;
 }
 
-// Left to right: two neighbours that `match` become `first` `second` with the spaces that `join`
-// writes, and what was matched is not looked at again.
+// Goes over the text from left to right: `join` writes two neighbours that `match`, with spaces,
+// and what was matched is not looked at again.
 template <class Match, class Join>
 std::string pairs(const std::string& text, const Match& match, const Join& join) {
   std::string out;
@@ -127,12 +111,12 @@ std::vector<std::string> tokenize_13a(std::string_view line) {
 
 void Bleu::add(std::string_view hypothesis, std::span<const std::string> references) {
   if (references.empty()) throw UsageError("BLEU: a sentence without references");
-  const auto words = tokenize_13a(without_trailing_space(hypothesis));
+  const auto words = tokenize_13a(strip_right(hypothesis));
   std::vector<std::vector<std::string>> wanted;
   std::int64_t closest = -1;
   const std::int64_t length = std::ssize(words);
   for (const std::string& reference : references) {
-    wanted.push_back(tokenize_13a(without_trailing_space(reference)));
+    wanted.push_back(tokenize_13a(strip_right(reference)));
     const std::int64_t n = std::ssize(wanted.back());
     const std::int64_t off = std::abs(n - length), best = std::abs(closest - length);
     if (closest < 0 || off < best || (off == best && n < closest)) closest = n;
@@ -140,7 +124,7 @@ void Bleu::add(std::string_view hypothesis, std::span<const std::string> referen
   hypothesis_tokens_ += length;
   reference_tokens_ += closest;
   for (std::size_t n = 1; n <= kBleuOrder; ++n) {
-    Counts most;  // of each n-gram, in the reference that has most of it
+    Counts most;  // the count of each n-gram in the reference that has most of it
     for (const auto& reference : wanted)
       for (const auto& [gram, count] : ngrams(reference, n))
         most[gram] = std::max(most[gram], count);

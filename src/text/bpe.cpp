@@ -12,7 +12,7 @@ namespace lk {
 namespace {
 
 constexpr std::int32_t kNoRank = std::numeric_limits<std::int32_t>::max();
-// Up to here a linear search for the lowest rank beats a heap.
+// For pieces of up to this many symbols a linear search for the lowest rank beats a heap.
 constexpr std::size_t kShort = 64;
 
 std::uint64_t hash_pair(std::int32_t left, std::int32_t right) {
@@ -76,7 +76,7 @@ void BytePairs::merge_short(std::vector<Symbol>& symbols) const {
   symbols.resize(n);
 }
 
-// The same with a heap of candidate merges over a doubly linked list; a candidate whose symbols
+// Merges long pieces with a heap of candidates over a doubly linked list; a candidate whose symbols
 // have changed since it was pushed is skipped when it comes up.
 void BytePairs::merge_long(std::vector<Symbol>& symbols) const {
   struct Candidate {

@@ -14,10 +14,10 @@ class BytePairs {
  public:
   struct Merge {
     std::int32_t left, right, result;
-    std::int32_t rank;  // the lowest goes first; merges may share one
+    std::int32_t rank;  // the lowest rank merges first; merges may share one
   };
 
-  // `merges`: no pair twice.
+  // No pair may appear twice in `merges`.
   BytePairs(Alphabet alphabet, const std::vector<Merge>& merges);
 
   // Replaces `symbols` by the tokens of `piece` (under 4 GiB). Returns how many bytes vanished, as

@@ -2,17 +2,17 @@
 
 #include <algorithm>
 
+#include "io/utf8.h"
 #include "tensor/error.h"
 #include "text/jinja/template.h"
-#include "text/jinja/text.h"
 #include "text/tokenizer.h"
-#include "text/utf8.h"
+#include "text/white_space.h"
 
 namespace lk {
 
 namespace {
 
-// Every family we know is turns of  before role after content end.  What differs is in this table.
+// In every family we know a turn is  before role after content end.  This table has what differs.
 struct Style {
   const char* name;
   const char* start;  // before the first turn
@@ -21,13 +21,12 @@ struct Style {
   const char* end;     // the end token: the model must learn to write it
   const char* behind;  // after the end token
   bool trims;          // content loses white space at both ends (Jinja's trim)
-  // The system turn written where the messages have none; null: none is. With `system_always` it is
-  // the beginning of every system turn.
+  // The system turn for messages that have none; null: none is written. With `system_always` it
+  // begins every system turn.
   const char* system;
   bool system_always;
-  const char*
-      generation;    // what asks for the assistant's turn, if not before + "assistant" + after
-  bool always_asks;  // the template asks for it whether wanted or not
+  const char* generation;  // asks for the assistant's turn; null: before + "assistant" + after does
+  bool always_asks;        // the template asks for it whether wanted or not
 };
 
 constexpr const char* kSmolSystem =
@@ -64,9 +63,7 @@ const Style* find(const std::string& name) {
   return nullptr;
 }
 
-std::string_view strip(std::string_view s) {
-  return jinja::strip_right(s.substr(jinja::end_of_space(s, 0)));
-}
+std::string_view strip(std::string_view s) { return strip_right(s.substr(end_of_space(s, 0))); }
 
 void check_messages(const std::vector<Message>& messages) {
   if (messages.empty()) throw InputError("a chat needs at least one message");
@@ -147,7 +144,7 @@ RenderedChat ChatTemplate::render_built_in(const std::vector<Message>& messages,
 }
 
 // The variables are those that transformers gives, but strftime_now: a text must not depend on the
-// day it is made. Templates that know the name may be missing write a date of their own.
+// day it is made. Templates that know the name may be missing write a fixed date.
 RenderedChat ChatTemplate::render_own(std::span<const Message> messages, bool ask) const {
   using jinja::Value;
   std::uint64_t size = 0;
@@ -171,7 +168,7 @@ RenderedChat ChatTemplate::render_own(std::span<const Message> messages, bool as
           std::move(rendered.generated)};
 }
 
-// Puts each assistant turn's range into chat.assistant, where {% generation %} may have put them.
+// Puts each assistant turn's range into chat.assistant, unless {% generation %} has done so.
 void ChatTemplate::find_assistant(const std::vector<Message>& messages, RenderedChat& chat) const {
   std::vector<std::size_t> turns;
   for (std::size_t i = 0; i < messages.size(); ++i)
@@ -185,7 +182,7 @@ void ChatTemplate::find_assistant(const std::vector<Message>& messages, Rendered
     const std::string prompt = render_own(all.first(i), true).text;
     const RenderedChat answered = i + 1 == all.size() ? chat : render_own(all.first(i + 1), false);
     const std::string& text = answered.text;
-    // What follows the last byte of the turn's content is the template's.
+    // The template wrote whatever follows the last byte of the turn's content.
     std::size_t from = prompt.size();
     if (text.starts_with(prompt) && !answered.content.empty())
       from = std::max(from, answered.content.back().second);
@@ -194,7 +191,7 @@ void ChatTemplate::find_assistant(const std::vector<Message>& messages, Rendered
       if (const std::size_t at = text.find(stop, from); at < end) end = at, length = stop.size();
     // Without a stop token the turn ends with the last byte that is not white space.
     if (end == std::string::npos)
-      end = std::max(from, jinja::strip_right(text).size());
+      end = std::max(from, strip_right(text).size());
     else
       end += length;
     if (!text.starts_with(prompt) || chat.text.compare(0, end, text, 0, end) != 0)

@@ -1,5 +1,5 @@
-// Chat templates: the model's own, rendered as Jinja2 renders it (text/jinja/template.h), or a built-in
-// one chosen by name.
+// Chat templates: the model's own, rendered as Jinja2 renders it (text/jinja/template.h), or a
+// built-in one chosen by name.
 #pragma once
 
 #include <memory>
@@ -22,13 +22,13 @@ struct Message {
 
 struct RenderedChat {
   std::string text;
-  // Byte ranges of text written by users and models (content): encoded without special tokens.
+  // Byte ranges of content, which users and models wrote: encoded without special tokens.
   std::vector<std::pair<std::size_t, std::size_t>> content;
   // Byte ranges the loss is taken on: each assistant turn's content and its end token.
   std::vector<std::pair<std::size_t, std::size_t>> assistant;
 };
 
-// What a template wants to know of the model's tokens; empty strings are left undefined.
+// What a template can ask about the model's tokens; empty strings are left undefined.
 struct TemplateTokens {
   std::string bos, eos;
   std::vector<std::string> stops;  // each ends a turn
@@ -36,9 +36,10 @@ struct TemplateTokens {
 
 class ChatTemplate {
  public:
-  // The model's own template, from its text; UsageError that names --template and its values if
-  // there is none, InputError with the line if it is not in the subset of Jinja that is read.
-  // `name` (from --template) is used instead: "chatml", "smollm2", "llama3", ...
+  // The model's own template from its text, or the built-in one called `name` (from --template:
+  // "chatml", "smollm2", "llama3", ...) if that is not empty. UsageError naming --template and its
+  // values if there is neither, InputError with the line if the text is not in the subset of Jinja
+  // that is read.
   static ChatTemplate choose(const std::string& template_text, const std::string& name = "",
                              const TemplateTokens& tokens = {});
   static ChatTemplate choose(const Tokenizer& tokenizer, const std::string& name = "");

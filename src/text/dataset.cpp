@@ -3,19 +3,20 @@
 #include <algorithm>
 #include <exception>
 
-#include "io/durable.h"
+#include "io/hex.h"
+#include "io/input_file.h"
 #include "io/sha256.h"
+#include "io/utf8.h"
 #include "tensor/error.h"
 #include "text/jsonl.h"
 #include "text/rows.h"
-#include "text/utf8.h"
 
 namespace lk {
 
 namespace {
 
 constexpr std::size_t kMaxTextFile = std::size_t{1} << 30;
-// Lines are made into rows in blocks of this much: many threads' work, and little memory.
+// Lines become rows in blocks of this size: work for many threads, and little memory.
 constexpr std::size_t kBlockLines = 4096, kBlockBytes = std::size_t{4} << 20;
 
 // Checks one finished row, cuts it if that is wanted, counts it and keeps it.
@@ -47,8 +48,8 @@ void keep(Row row, const std::string& where, const Tokenizer& tokenizer, const D
   data.rows.push_back(std::move(row));
 }
 
-// Plain text: encoded whole, cut into windows, the last one shorter. A last window of a single
-// token would have nothing to predict and is left out.
+// Encodes plain text whole and cuts it into windows, the last one shorter. A last window of a
+// single token would have nothing to predict and is left out.
 void load_text(const Tokenizer& tokenizer, const DatasetOptions& o, Dataset& data) {
   const std::string text = read_file(data.path, kMaxTextFile);
   refuse_other_formats(text, data.path);
@@ -161,19 +162,19 @@ std::string show_row(const Row& row, const Tokenizer& tokenizer, bool colour) {
     if (trained) out += open;
     for (std::size_t at = 0; at < bytes.size();) {
       const auto byte = static_cast<unsigned char>(bytes[at]);
-      const std::size_t ok = utf8_valid_prefix(std::string_view(bytes).substr(at));
+      const std::size_t length =
+          utf8_checked_length(bytes.data() + at, bytes.data() + bytes.size());
       if (byte == '\n') {
         out += "\\n";
       } else if (byte == '\t') {
         out += "\\t";
       } else if (byte == '\r') {
         out += "\\r";
-      } else if (byte < 0x20 || byte == 0x7F || ok == 0) {
-        // Nothing from a file may steer the terminal; part of a character is shown as its bytes.
-        constexpr const char* digits = "0123456789abcdef";
-        out += std::string("\\x") + digits[byte >> 4] + digits[byte & 15];
+      } else if (byte < 0x20 || byte == 0x7F || length == 0) {
+        // A file must not steer the terminal; part of a character is shown as its bytes.
+        out += "\\x";
+        append_hex(out, byte);
       } else {
-        const std::size_t length = utf8_length(byte);
         out += bytes.substr(at, length);
         at += length;
         continue;

@@ -41,7 +41,7 @@ void require_fits(std::size_t tokens, const EvalRowLimits& limits, const std::st
     throw InputError(concat(what, " has ", tokens, " tokens, --seq-len is ", limits.seq_len));
 }
 
-// An error of the text itself, with its place in the file.
+// Adds the place in the file to an error about the text itself.
 template <class F>
 auto at(const std::string& where, const F& f) {
   try {
@@ -75,7 +75,7 @@ std::vector<ChoiceRow> load_choices(const std::string& path, const Tokenizer& to
     for (std::size_t i = 0; i < choices.size(); ++i) {
       const std::string here = concat(where, ": choices[", i, "]");
       if (std::count(choices.begin(), choices.end(), choices[i]) > 1)
-        throw InputError(here + ": is there twice");
+        throw InputError(here + ": appears twice");
       row.choices.push_back(
           at(here, [&] { return make_row(tokenizer, prompt, choices[i], false); }));
       row.characters.push_back(code_points(choices[i]));

@@ -11,20 +11,20 @@ namespace lk {
 
 enum class EvalKind { Loss, Choices, Generation };
 
-// By the keys of the file's first row: {"prompt","choices","answer"} are Choices,
+// Tells the kind of a file by the keys of its first row: {"prompt","choices","answer"} are Choices,
 // {"prompt","references"} without a completion Generation, all else rows for the loss. InputError
 // for a file that is no .jsonl and not named .txt.
 EvalKind detect_eval_kind(const std::string& path);
 
 struct ChoiceRow {
   std::vector<Row> choices;              // prompt + choice, the choice's tokens supervised
-  std::vector<std::int64_t> characters;  // of each choice, in Unicode code points
-  std::size_t answer = 0;                // index of the right one
+  std::vector<std::int64_t> characters;  // length of each choice in Unicode code points
+  std::size_t answer = 0;                // index of the right choice
 };
 
 struct ReferenceRow {
   std::string prompt;
-  std::vector<std::int32_t> ids;  // of the prompt
+  std::vector<std::int32_t> ids;  // the prompt's tokens
   std::vector<std::string> references;
 };
 
@@ -33,14 +33,14 @@ struct EvalRowLimits {
   std::int64_t max_rows = -1;   // only the first rows; -1: all
 };
 
-// {"prompt": text, "choices": [text, ...], "answer": index from 0, or a choice's text}. A choice is
-// put right behind the prompt, so it usually begins with a space; no end-of-text token follows. At
-// least two choices, all different. InputError naming file, line and key.
+// Reads rows {"prompt": text, "choices": [text, ...], "answer": index from 0, or a choice's text}.
+// A choice is put right behind the prompt, so it usually begins with a space; no end-of-text token
+// follows. There must be at least two choices, all different. InputError naming file, line and key.
 std::vector<ChoiceRow> load_choices(const std::string& path, const Tokenizer& tokenizer,
                                     const EvalRowLimits& limits);
 
-// {"prompt": text, "references": [text, ...]}; without references the "completion" is the only one.
-// `max_new` tokens must fit behind each prompt. InputError naming file, line and key.
+// Reads rows {"prompt": text, "references": [text, ...]}; without references, "completion" is the
+// only one. `max_new` tokens must fit behind each prompt. InputError naming file, line and key.
 std::vector<ReferenceRow> load_references(const std::string& path, const Tokenizer& tokenizer,
                                           const EvalRowLimits& limits, std::int64_t max_new);
 

@@ -1,4 +1,4 @@
-// What GGUF says of a token (tokenizer.ggml.token_type). Source: ggml's docs/gguf.md.
+// The kinds of tokens in GGUF (tokenizer.ggml.token_type). Source: ggml's docs/gguf.md.
 #pragma once
 
 namespace lk {

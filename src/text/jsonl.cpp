@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "io/durable.h"
+#include "io/input_file.h"
 #include "io/sha256.h"
 #include "tensor/error.h"
 
@@ -71,7 +71,7 @@ std::string for_each_raw_json_line(const std::string& path, const RawJsonLineVis
   const InputFile file(path);
   if (file.size() == 0) throw InputError(path + ": the file is empty");
   Sha256 sha;
-  std::string chunk, line;  // line: what earlier chunks left of the current line
+  std::string chunk, line;  // line: the part of the current line that earlier chunks held
   std::size_t number = 1;
   bool going = true;
   auto end_line = [&] {
@@ -79,7 +79,7 @@ std::string for_each_raw_json_line(const std::string& path, const RawJsonLineVis
     line.clear();
     ++number;
   };
-  // Up to the size at opening: a file that grows meanwhile is read as it was.
+  // Reads up to the size at opening: a file that grows meanwhile is read as it was.
   for (std::uint64_t at = 0; at < file.size(); at += chunk.size()) {
     chunk.resize(static_cast<std::size_t>(std::min<std::uint64_t>(kChunkBytes, file.size() - at)));
     file.read(at, chunk.data(), chunk.size());

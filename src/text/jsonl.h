@@ -1,4 +1,4 @@
-// Files of JSON objects: one a line (.jsonl), or one JSON array of them.
+// Reads files of JSON objects: one object a line (.jsonl), or one JSON array of them.
 #pragma once
 
 #include <functional>
@@ -23,8 +23,8 @@ class JsonLine {
   const std::string& where();
   std::size_t number() const { return number_; }  // N, from 1
   std::size_t bytes() const { return text_.size(); }
-  // To be called once. InputError naming where() if this is no JSON object, or a line of over
-  // kMaxLineBytes.
+  // Parses the object; to be called once. InputError naming where() if this is no JSON object, or a
+  // line of over kMaxLineBytes.
   Json parse();
 
  private:
@@ -33,18 +33,20 @@ class JsonLine {
   bool in_array_ = false;
   std::string text_;
   Json element_;
-  std::string where_;  // once asked for
+  std::string where_;  // empty until asked for
 };
 
-// Called for each object in the file's order; returns whether to go on.
+// Called for each object, in the file's order; returns whether to go on.
 using RawJsonLineVisitor = std::function<bool(JsonLine&& line)>;
 
-// Streams: holds one line at a time (an array file whole). Blank lines are skipped, CRLF and a
-// missing last newline are fine. InputError for a file that is empty, compressed or of another
-// format (said by name). Returns the SHA-256 of the whole file, also if the visitor stopped early.
+// Calls visit for each object of the file. Streams: holds one line at a time (an array file whole).
+// Blank lines are skipped; CRLF and a missing last newline are fine. InputError for a file that is
+// empty, compressed or of another format, which the message names. Returns the SHA-256 of the whole
+// file, also if the visitor stopped early.
 std::string for_each_raw_json_line(const std::string& path, const RawJsonLineVisitor& visit);
 
-// The same with each line parsed; InputError for the first that is not a JSON object.
+// for_each_raw_json_line() with each line parsed; InputError for the first line that is not a JSON
+// object.
 using JsonLineVisitor = std::function<bool(const Json& object, const std::string& where)>;
 std::string for_each_json_line(const std::string& path, const JsonLineVisitor& visit);
 

@@ -4,16 +4,16 @@
 #include <cmath>
 #include <unordered_set>
 
+#include "io/utf8.h"
 #include "tensor/error.h"
 #include "text/byte_alphabet.h"
-#include "text/utf8.h"
 
 namespace lk {
 
 namespace {
 
-// Each cut of a scored piece is looked up, so a piece's length bounds the time to load a file. The
-// longest pieces in use, runs of 31 spaces, have 93 bytes.
+// Every cut of a scored piece is looked up, so the length of a piece bounds the time to load a
+// file. The longest pieces in use, runs of 31 spaces, have 93 bytes.
 constexpr std::size_t kLongestPiece = 256;
 
 Alphabet byte_level(const TokenizerSpec& spec, const TokenIds& ids) {
@@ -74,12 +74,12 @@ std::vector<BytePairs::Merge> listed(const TokenizerSpec& spec, const TokenIds& 
                      static_cast<std::uint32_t>(merges.back().right);
     if (!seen.insert(key).second)
       throw InputError(
-          concat(spec.where, ": merge ", rank, " (\"", left, "\" \"", right, "\") is there twice"));
+          concat(spec.where, ": merge ", rank, " (\"", left, "\" \"", right, "\") appears twice"));
   }
   return merges;
 }
 
-// Rank of each token: 0 for the highest score, equal for equal scores.
+// The rank of each token: 0 for the highest score, equal for equal scores.
 std::vector<std::int32_t> ranks_of(const TokenizerSpec& spec) {
   for (std::size_t i = 0; i < spec.scores.size(); ++i)
     if (!std::isfinite(spec.scores[i]))
@@ -112,7 +112,8 @@ std::vector<BytePairs::Merge> scored(const TokenizerSpec& spec, const TokenIds& 
       throw InputError(concat(spec.where, ": token ", i, " has ", token.size(),
                               " bytes; pieces of at most ", kLongestPiece, " are read"));
     for_each_cut(token, [&](std::string_view left, std::string_view right) {
-      // Sentencepiece merges spellings, we merge ids: the same only if each character has one.
+      // Sentencepiece merges spellings and we merge ids: both agree only if each character has one
+      // id.
       const std::string_view last =
           right.substr(0, utf8_length(static_cast<unsigned char>(right[0])));
       if (piece_id(spec, ids, last) < 0)

@@ -1,4 +1,4 @@
-// What is done to a text before it is cut into pieces: a list of steps in a file's order.
+// Normalizer: the steps that change a text before it is cut into pieces, in a file's order.
 #pragma once
 
 #include <string>
@@ -11,8 +11,8 @@ namespace lk {
 
 class Normalizer {
  public:
-  // Steps at most, how long a prefix may be, and how much longer a replacement than what it
-  // replaces: no file can make a text grow without bounds.
+  // The most steps, the longest prefix in bytes, and how many times as long a replacement may be as
+  // what it replaces: no file can make a text grow without bounds.
   static constexpr std::size_t kMaxSteps = 4, kMaxPrefix = 16, kMaxGrowth = 3;
 
   bool full() const { return steps_.size() >= kMaxSteps; }
@@ -24,7 +24,7 @@ class Normalizer {
     steps_.push_back({Kind::Replace, std::move(from), std::move(to)});
   }
 
-  // Whether it leaves this valid UTF-8 as it is (false may be a false alarm).
+  // Whether the steps leave `text`, valid UTF-8, as it is (false may be a false alarm).
   bool surely_keeps(std::string_view text) const;
   // The text after all steps, with where each byte came from.
   Normalized apply(std::string_view text) const;

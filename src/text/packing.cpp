@@ -31,7 +31,7 @@ Bins best_fit_decreasing(std::span<const std::int64_t> lengths, std::span<const 
     return lengths[static_cast<std::size_t>(a)] > lengths[static_cast<std::size_t>(b)];
   });
   std::vector<std::vector<std::int64_t>> filled;
-  // Bins by the room they have left. Which of equal ones is taken changes no sum: the last.
+  // Bins by the room they have left. Of equal ones the last is taken: which one changes no sum.
   std::map<std::int64_t, std::vector<std::size_t>> by_room;
   for (std::int64_t row : sorted) {
     const std::int64_t length = length_of(lengths, row, capacity);

@@ -4,8 +4,8 @@
 
 #include <string_view>
 
+#include "io/utf8.h"
 #include "text/unicode.h"
-#include "text/utf8.h"
 
 namespace lk {
 
@@ -14,11 +14,11 @@ namespace lk {
 //   SmolLm  every numeric character alone, then Gpt2 on what lies between
 //   Llama3  (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}
 //           | ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+
-//   Qwen2   the same with \p{N} for \p{N}{1,3}
+//   Qwen2   Llama3's with \p{N} for \p{N}{1,3}
 //   Whole   nothing is cut (sentencepiece)
 enum class PreTokenizer { Gpt2, SmolLm, Llama3, Qwen2, Whole };
 
-// "gpt2", "smollm", "llama3", "qwen2", "whole".
+// The name of a pre-tokenizer: "gpt2", "smollm", "llama3", "qwen2", "whole".
 const char* to_string(PreTokenizer kind);
 
 namespace pre {
@@ -33,7 +33,7 @@ struct Reader {
     return byte(i) < 0x80 ? classes[byte(i)] : classes[utf8_decode(s + i)];
   }
   bool letter(std::size_t i) const { return i < n && (cls(i) & kLetter); }
-  // Neither space, letter nor number.
+  // Whether the character at i is neither space, letter nor number.
   bool other(std::size_t i) const { return i < n && !(cls(i) & (kSpace | kLetter | kNumber)); }
   std::size_t end_of(std::size_t i, std::uint8_t bit) const {
     while (i < n && (cls(i) & bit)) i = next(i);

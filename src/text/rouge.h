@@ -14,10 +14,10 @@ struct RougeL {
   double precision = 0, recall = 0, f1 = 0;  // 0 to 1
 };
 
-// Words are runs of a-z and 0-9 of the lower-cased text; all else separates.
+// The words of a text: runs of a-z and 0-9 of the lower-cased text; all else separates.
 std::vector<std::string> tokenize_rouge(std::string_view text);
-// Of the reference with the best F1 (the first one of equals). UsageError if there is none. Takes
-// words(hypothesis) x words(reference) operations.
+// ROUGE-L against the reference with the best F1 (the first of equals). UsageError if there is no
+// reference. Takes words(hypothesis) x words(reference) operations.
 RougeL rouge_l(std::string_view hypothesis, std::span<const std::string> references);
 
 }  // namespace lk

@@ -8,8 +8,8 @@ namespace lk {
 
 namespace {
 
-// By the keys that make a format what it is, the more telling ones first: Alpaca's own file also
-// has a "text" column.
+// A format and the keys that identify it. The more telling formats come first: Alpaca's own file
+// also has a "text" column.
 struct Format {
   const char* name;
   std::vector<const char*> keys;
@@ -112,11 +112,11 @@ Row RowBuilder::messages(const Json& object, const std::string& where) {
   if (!list.is_array() || list.empty())
     throw InputError(where + ": messages: not an array of at least one message");
   std::vector<Message> turns;
-  std::vector<bool> trained;  // per assistant turn
+  std::vector<bool> trained;  // one for each assistant turn
   for (std::size_t i = 0; i < list.size(); ++i) {
     const std::string at = concat(where, ": messages[", i, "]");
     if (!list[i].is_object()) throw InputError(at + ": not an object");
-    // Dropping these would train on something the file does not say.
+    // Dropping such keys would train on something that the file does not say.
     for (const char* key : {"tool_calls", "function_call"})
       if (list[i].contains(key) && !list[i].at(key).is_null() && !list[i].at(key).empty())
         throw InputError(at + ": " + key + ": not supported");
@@ -128,7 +128,8 @@ Row RowBuilder::messages(const Json& object, const std::string& where) {
 }
 
 // Tokens that begin inside a trained turn are trained. A token may begin before a turn's content
-// and reach into it (a newline of the template and one of the content, say): it is the template's.
+// and reach into it (a newline of the template and one of the content, say): it counts as the
+// template's.
 Row RowBuilder::chat(const std::vector<Message>& turns, const std::vector<bool>& trained,
                      const std::string& where) {
   if (!template_) template_ = ChatTemplate::choose(tokenizer_, template_name_.value_or(""));
@@ -143,7 +144,7 @@ Row RowBuilder::chat(const std::vector<Message>& turns, const std::vector<bool>&
   row.lost_bytes = e.lost_bytes;
   row.ids = std::move(e.ids);
   row.supervised.assign(row.ids.size(), 0);
-  std::size_t turn = 0;  // the first one that ends after token i begins
+  std::size_t turn = 0;  // the first turn that ends after token i begins
   for (std::size_t i = 0; i < row.ids.size(); ++i) {
     while (turn < chat.assistant.size() && chat.assistant[turn].second <= e.begins[i]) ++turn;
     if (turn == chat.assistant.size()) break;

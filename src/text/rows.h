@@ -1,4 +1,4 @@
-// One JSON object of a data file -> one Row: the formats.
+// RowBuilder: makes a Row of each JSON object of a data file, in the formats that files may have.
 #pragma once
 
 #include <optional>
@@ -13,22 +13,20 @@ namespace lk {
 
 // text               {"text"}: encode(text) + [eos], all of it trained.
 // prompt-completion  {"prompt","completion"}: encode(prompt + completion) + [eos], trained from
-// position
-//                    len(encode(prompt)).
-// alpaca             {"instruction","output"[,"input","system"]}: a user turn "instruction\ninput"
-// and
-//                    an assistant turn, as messages.
+//                    position len(encode(prompt)) on.
+// alpaca             {"instruction","output"[,"input","system"]}: a user turn
+//                    "instruction\ninput" and an assistant turn, as messages.
 // messages           {"messages":[{"role","content"[,"weight":0|1]}]}: the model's chat template;
-// trained
-//                    are the assistant's turns (weight 0: not that one) with their end token.
+//                    the assistant's turns (but those of weight 0) are trained, with their end
+//                    token.
 // Keys that are not named here are allowed and ignored.
 class RowBuilder {
  public:
-  // `format`: one of the above, or "auto": found from the first row. UsageError if it is neither.
+  // `format`: one of the four above, or "auto": found from the first row. UsageError for any other.
   RowBuilder(const Tokenizer& tokenizer, const std::optional<std::string>& template_name,
              const std::string& format);
-  // InputError naming `where` and the key. The first row settles format and template: after it,
-  // build() changes nothing and may be called by many threads at a time.
+  // Makes a row of `object`. InputError naming `where` and the key. The first row settles format
+  // and template: after it, build() changes nothing and may be called by many threads at a time.
   Row build(const Json& object, const std::string& where);
   const std::string& format() const { return format_; }
 

@@ -9,12 +9,13 @@ namespace lk {
 
 namespace {
 
-// Streams of the sampler never meet those of dropout masks, whose second counter stays below 2^63.
+// These bits keep the sampler's random numbers apart from those of dropout masks, whose second
+// counter stays below 2^63.
 constexpr std::uint64_t kRowStream = std::uint64_t{1} << 63;
 constexpr std::uint64_t kBinStream = kRowStream | std::uint64_t{1} << 62;
 
-// A uniform whole number in [0, bound): draws of 64 bits, those above the last multiple of bound
-// drawn again.
+// Draws a uniform whole number in [0, bound) from 64 bits; draws above the last multiple of bound
+// are repeated.
 std::uint64_t uniform_below(std::uint64_t bound, std::uint64_t seed, std::uint64_t element,
                             std::uint64_t stream) {
   const std::uint64_t limit = ~std::uint64_t{0} - (~std::uint64_t{0} % bound + 1) % bound;
@@ -28,7 +29,7 @@ std::uint64_t uniform_below(std::uint64_t bound, std::uint64_t seed, std::uint64
   }
 }
 
-// 0 .. n - 1, shuffled (Fisher-Yates).
+// The numbers 0 .. n - 1, shuffled (Fisher-Yates).
 std::vector<std::int64_t> permutation(std::int64_t n, std::uint64_t seed, std::uint64_t stream) {
   std::vector<std::int64_t> order(static_cast<std::size_t>(n));
   std::iota(order.begin(), order.end(), std::int64_t{0});
@@ -61,7 +62,7 @@ std::vector<std::int64_t> Sampler::batch(std::int64_t index) const {
   return rows;
 }
 
-// Kept until another epoch is asked for: a cache, not state.
+// Keeps the bins until another epoch is asked for: a cache, not state.
 const Bins& Sampler::epoch(std::int64_t number) const {
   if (number != kept_) {
     bins_ = fill(number);

@@ -8,10 +8,10 @@
 
 namespace lk {
 
-// Which rows make up batch number `index`, counted over the whole run. An epoch is a sequence of
-// bins in which every row stands once; without packing a row is a bin of its own. Batches take bins
-// from one epoch after another: the last of an epoch goes on into the next.
-// A pure function of its arguments: nothing to restore on resume.
+// Says which rows make up batch number `index`, counted over the whole run. An epoch is a sequence
+// of bins that holds every row once; without packing each row is a bin. Batches take bins from one
+// epoch after another: the last batch of an epoch goes on into the next.
+// The answer is a pure function of the arguments, so that a resumed run has nothing to restore.
 class Sampler {
  public:
   // A batch is `batch` rows: in file order, wrapping round, or shuffled anew in each epoch.
@@ -23,7 +23,8 @@ class Sampler {
           bool shuffle, std::uint64_t seed);
 
   std::vector<std::int64_t> batch(std::int64_t index) const;
-  // The bins of an epoch in the order in which they are used. Valid until the next call.
+  // The bins of an epoch in the order in which they are used. The reference is valid until the next
+  // call.
   const Bins& epoch(std::int64_t number) const;
   std::int64_t bins_per_epoch() const { return bins_per_epoch_; }
 

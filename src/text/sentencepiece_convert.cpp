@@ -58,7 +58,7 @@ PieceScores piece_scores(const Json& file, const std::string& path,
   const Json& normalizer = file.contains("normalizer") ? file.at("normalizer") : null;
   if (normalizer != normalizer_json(true)) {
     out.space_prefix = false;
-    Json alone = normalizer;  // a list of one is the same
+    Json alone = normalizer;  // a list of one means the same as its item
     if (alone.is_object() && alone.contains("normalizers") && alone.at("normalizers").size() == 1)
       alone = alone.at("normalizers")[0];
     if (alone != normalizer_json(false))
@@ -73,8 +73,8 @@ PieceScores piece_scores(const Json& file, const std::string& path,
     if (!json_bool_or(model, key, false, path)) refuse(concat("model: ", key, " is false"));
   if (json_bool_or(model, "ignore_merges", false, path)) refuse("model: ignore_merges");
 
-  // A token's score is the place of its first merge. All its merges must lie together, and be all
-  // that there are.
+  // A token's score is the place of its first merge. Its merges must lie together, and no way to
+  // make it may be missing.
   const TokenIds ids = mergeable_ids(tokens, mergeable);
   out.scores.assign(tokens.size(), 0);
   std::vector<bool> made(tokens.size());
@@ -104,7 +104,7 @@ PieceScores piece_scores(const Json& file, const std::string& path,
                       tokens[static_cast<std::size_t>(r)],
                       "\" is no merge although it spells a token"));
     });
-    if (!made[i]) out.scores[i] = static_cast<float>(-place++);  // never asked for
+    if (!made[i]) out.scores[i] = static_cast<float>(-place++);  // no merge makes it
   }
   if (place >= 1 << 24) refuse("more tokens than scores tell apart");
   return out;

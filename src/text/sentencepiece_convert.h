@@ -1,5 +1,5 @@
-// Sentencepiece-style BPE between tokenizer.json, which lists merges, and GGUF, which has a score
-// for each token: what tokenizer_convert.cpp needs of it.
+// Converts sentencepiece-style BPE between tokenizer.json, which lists merges, and GGUF, which has
+// a score for each token. Part of tokenizer_convert.cpp.
 #pragma once
 
 #include <cstdint>
@@ -11,20 +11,23 @@
 
 namespace lk {
 
-// Sentencepiece merges whatever two pieces spell a piece, the highest score first.
+// Scores, as sentencepiece uses them: any two pieces that spell a piece merge, the highest score
+// first.
 struct PieceScores {
   std::vector<float> scores;  // by id
   bool space_prefix = true;   // a space goes before each text
 };
 
-// From a tokenizer.json that Tokenizer::from_folder reads. `tokens` by id, `mergeable`: those that
-// merges may make. Throws InputError, naming path and reason, where GGUF's readers would give other
-// ids: merges that leave out a way to make a token or make tokens in turns, another normalizer.
+// The scores that stand for the merges of a tokenizer.json, which Tokenizer::from_folder has read.
+// `tokens` by id; `mergeable`: whether merges may make a token. Throws InputError, naming path and
+// reason, where GGUF's readers would give other ids: merges that leave out a way to make a token or
+// make tokens in turns, or another normalizer.
 PieceScores piece_scores(const Json& file, const std::string& path,
                          const std::vector<std::string>& tokens,
                          const std::vector<bool>& mergeable);
 
-// "normalizer", "decoder" and "model" (without its vocab) of tokenizer.json. `mergeable` as above.
+// "normalizer", "decoder" and "model" (without its vocab) of a tokenizer.json for `pieces`.
+// `mergeable`: whether merges may make a token.
 struct PieceJson {
   Json normalizer, decoder, model;
 };

@@ -3,12 +3,12 @@
 #include <algorithm>
 #include <string_view>
 
-#include "text/utf8.h"
+#include "io/utf8.h"
 
 namespace lk {
 namespace {
 
-// Bytes at the end of `text` that begin a character and do not finish it.
+// The number of bytes at the end of `text` that begin a character and do not finish it.
 std::size_t unfinished_bytes(std::string_view text) {
   for (std::size_t n = 1; n <= std::min<std::size_t>(3, text.size()); ++n) {
     const auto byte = static_cast<unsigned char>(text[text.size() - n]);
@@ -18,7 +18,7 @@ std::size_t unfinished_bytes(std::string_view text) {
   return 0;
 }
 
-// Length of the longest end of `text` that is a beginning of `stop`.
+// The length of the longest end of `text` that is a beginning of `stop`.
 std::size_t begun(std::string_view text, std::string_view stop) {
   for (std::size_t n = std::min(text.size(), stop.size() - 1); n > 0; --n)
     if (text.ends_with(stop.substr(0, n))) return n;

@@ -23,15 +23,15 @@ struct Tokenizer::Impl {
 
   TokenizerSpec spec;
   std::string pre_name;
-  std::vector<std::string> bytes;  // by id: what decode() writes
+  std::vector<std::string> bytes;  // by id: the bytes that decode() writes
   std::vector<bool> special;       // by id
   std::vector<bool> stops;         // by id: in spec.stop_ids
   TokenIds ids;
-  TokenIds whole;  // by what a piece looks like before merging; filled for ignore_merges
+  TokenIds whole;  // tokens by the piece that they spell; filled for ignore_merges
   std::unique_ptr<BytePairs> pairs;
-  AddedTokenFinder raw, normalized;  // looked for before and after normalisation
+  AddedTokenFinder raw, normalized;  // tokens to look for before, after normalisation
 
-  // Where encode() writes.
+  // What encode() makes: ids, and where they begin.
   struct Output {
     Encoding encoding;
     bool offsets;
@@ -56,7 +56,7 @@ struct Tokenizer::Impl {
                     Output& out) const;
 };
 
-// Token string -> id, each once.
+// Maps token strings to ids; each string must appear once.
 void Tokenizer::Impl::index() {
   const std::size_t n = spec.tokens.size();
   if (n == 0) throw InputError(spec.where + ": the vocabulary is empty");
@@ -75,7 +75,7 @@ void Tokenizer::Impl::index() {
   }
 }
 
-// What decode() writes for a vocabulary string.
+// The bytes that decode() writes for a vocabulary string.
 std::string Tokenizer::Impl::text_of(std::string token) const {
   if (spec.byte_level) return byte_alphabet().decode(token);
   if (spec.decoder.byte_fallback)
@@ -125,7 +125,7 @@ void Tokenizer::Impl::add_added_tokens() {
     special[id] = token.special;
     if (spec.byte_level) bytes[id] = token.content;
     AddedToken wanted = token;
-    // Whatever ends a turn must not be forged either, whatever the file says of it.
+    // Content must not forge a token that ends a turn, whatever the file says of that token.
     wanted.special = token.special || stops[id];
     if (!token.normalized) {
       raw.add(wanted);
@@ -138,7 +138,7 @@ void Tokenizer::Impl::add_added_tokens() {
     }
   }
   if (!spec.ignore_merges) return;
-  std::vector<bool> piece(bytes.size(), true);  // by id: what a piece may be as a whole
+  std::vector<bool> piece(bytes.size(), true);  // by id: whether a whole piece may be this token
   for (const AddedToken& token : spec.added)
     piece[static_cast<std::size_t>(token.id)] = token.in_vocabulary && !token.special;
   for (std::size_t i = 0; i < bytes.size(); ++i)
@@ -159,7 +159,7 @@ std::unique_ptr<Tokenizer> TokenizerBuilder::build(TokenizerSpec spec) {
   return tokenizer;
 }
 
-// A piece: its byte pairs. origin(i): where byte i of the text came from.
+// Encodes a piece by its byte pairs. origin(i): where byte i of the text came from.
 template <class Origin>
 void Tokenizer::Impl::encode_piece(std::string_view text, std::size_t begin, std::size_t end,
                                    Origin&& origin, Output& out) const {
@@ -174,7 +174,7 @@ void Tokenizer::Impl::encode_piece(std::string_view text, std::size_t begin, std
   for (const auto& symbol : out.symbols) out.add(symbol.id, origin(begin + symbol.begin));
 }
 
-// A text without added tokens: its pieces.
+// Encodes a text without added tokens, piece by piece.
 template <class Origin>
 void Tokenizer::Impl::encode_text(std::string_view text, Origin&& origin, Output& out) const {
   if (!spec.metaspace) {
@@ -199,7 +199,8 @@ void Tokenizer::Impl::encode_text(std::string_view text, Origin&& origin, Output
   }
 }
 
-// What lies between raw added tokens; it starts at byte `base` of the text that `plain` speaks of.
+// Encodes the text between raw added tokens; it starts at byte `base` of the text that the `plain`
+// spans refer to.
 void Tokenizer::Impl::encode_stretch(std::string_view text, std::size_t base, ByteSpans plain,
                                      Output& out) const {
   if (normalized.empty() && spec.normalizer.surely_keeps(text)) {
@@ -272,7 +273,7 @@ std::string TextDecoder::next(std::int32_t id) {
   const Tokenizer::Impl& impl = *tokenizer_->impl_;
   const auto i = static_cast<std::size_t>(id);
   if (skip_special_ && impl.special[i]) return "";
-  // The reference drops every mark of the first token, wherever it stands in it.
+  // The reference drops every mark of the first token, wherever in the token it is.
   if (first_ && impl.spec.decoder.first_loses_marks &&
       impl.spec.tokens[i].find(impl.spec.decoder.mark) != std::string::npos)
     std::erase(text, ' ');

@@ -16,30 +16,33 @@ class GgufFile;
 
 class Tokenizer {
  public:
+  // Reads tokenizer.ggml.* of a GGUF file's metadata. Throws InputError.
   static std::unique_ptr<Tokenizer> from_gguf(const GgufFile& file);
-  // folder/tokenizer.json with tokenizer_config.json, generation_config.json, chat_template.jinja
+  // Reads folder/tokenizer.json with tokenizer_config.json, generation_config.json and
+  // chat_template.jinja. Throws InputError, IoError.
   static std::unique_ptr<Tokenizer> from_folder(const std::string& folder);
   ~Tokenizer();
 
-  // Text -> ids. Added and special tokens in the text become their ids; nothing is added (no BOS,
-  // no EOS). Inside `plain` spans (byte ranges, sorted) the text of special tokens is ordinary
-  // text: chat content cannot forge a turn.
+  // Turns text into ids. Added and special tokens in the text become their ids; nothing is added
+  // (no BOS, no EOS). Inside `plain` spans (byte ranges, sorted) the text of special tokens is
+  // ordinary text: chat content cannot forge a turn.
   std::vector<std::int32_t> encode(
       std::string_view text, std::span<const std::pair<std::size_t, std::size_t>> plain = {}) const;
-  // The same ids, each with where it begins: what a mask over bytes needs. InputError if the text
-  // is not valid UTF-8 (encode() too).
+  // The ids of encode(), each with where it begins: what a mask over bytes needs. Both throw
+  // InputError if the text is not valid UTF-8.
   struct Encoding {
     std::vector<std::int32_t> ids;
     std::vector<std::size_t> begins;  // per id: offset of its first byte in the text; never falls
-    // Bytes no token stands for: the vocabulary lacks them and they vanished, as in the reference.
+    // Bytes that no token stands for: the vocabulary lacks them and they vanished, as in the
+    // reference.
     std::size_t lost_bytes = 0;
   };
   Encoding encode_with_offsets(
       std::string_view text, std::span<const std::pair<std::size_t, std::size_t>> plain = {}) const;
-  // Ids -> bytes (UTF-8 if the model made valid UTF-8). Special tokens are left out if
+  // Turns ids into bytes (UTF-8 if the model made valid UTF-8). Special tokens are left out if
   // skip_special. Where encode() puts a space before a text, the first space is taken off again.
   std::string decode(std::span<const std::int32_t> ids, bool skip_special = true) const;
-  // What `ids` add to the text of `before`: decode() of both without that of `before` alone.
+  // The text that `ids` add to that of `before`: decode() of both without decode() of `before`.
   std::string decode_after(std::span<const std::int32_t> before, std::span<const std::int32_t> ids,
                            bool skip_special = true) const;
   // The bytes of one token, special ones included: maybe part of a character.
@@ -53,7 +56,7 @@ class Tokenizer {
   bool adds_bos() const;  // whether the model's own recipe starts every text with BOS
   const std::string& chat_template() const;  // template text, empty if none
   const std::string& pre_tokenizer() const;  // "smollm", "gpt2", "llama3", "qwen2", "whole"
-  // Token string <-> id, -1 if absent. For special tokens named by templates.
+  // The id of a token string, -1 if absent. For special tokens named by templates.
   std::int32_t id_of(std::string_view token) const;
 
  private:
@@ -64,13 +67,13 @@ class Tokenizer {
   friend class TextDecoder;
 };
 
-// decode() as ids come: what next() returns adds up to the text of all ids so far, so that a
+// Decodes ids as they come: what next() returns adds up to the text of all ids so far, so that a
 // continuation keeps the space that decode() would take off its front. The tokenizer must outlive
-// it.
+// the decoder.
 class TextDecoder {
  public:
   explicit TextDecoder(const Tokenizer& tokenizer, bool skip_special = true);
-  // InputError for an id outside the vocabulary.
+  // The text that `id` adds. InputError for an id outside the vocabulary.
   std::string next(std::int32_t id);
 
  private:

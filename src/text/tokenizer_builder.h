@@ -1,4 +1,5 @@
-// What a tokenizer is made of, whichever file it was read from, and the checks all files share.
+// TokenizerSpec: what a tokenizer is made of, whichever file it was read from. TokenizerBuilder:
+// the checks that all files share.
 #pragma once
 
 #include <memory>
@@ -17,7 +18,7 @@ namespace lk {
 // Sentencepiece's mark for a space, U+2581.
 inline constexpr const char* kSpaceMark = "\xE2\x96\x81";
 
-// The pre-tokenizer of the same name: writes `mark` for each space, and one before a text that does
+// The pre-tokenizer Metaspace: writes `mark` for each space, and one before a text that does
 // not start with it: every text between added tokens (Always), or only one at offset 0 (First).
 struct Metaspace {
   enum class Prepend { Never, First, Always };
@@ -28,7 +29,7 @@ struct Metaspace {
 
 // How decode() turns tokens into text.
 struct DecoderSpec {
-  std::string mark;                // is written as a space; empty: none is
+  std::string mark;                // written as a space; empty: there is no mark
   bool byte_fallback = false;      // "<0x0A>" is the byte
   std::size_t strip = 0;           // spaces taken off the beginning, if they are there
   bool first_loses_marks = false;  // the first token loses all its marks instead
@@ -41,12 +42,12 @@ struct TokenizerSpec {
   std::vector<AddedToken> added;
   bool byte_level = true;      // pieces start as bytes; else as characters
   bool byte_fallback = false;  // a character that is no token becomes its bytes' tokens
-  std::vector<std::pair<std::string, std::string>> merges;  // in rank order; or, instead of them:
-  std::vector<float> scores;                                // by id, as sentencepiece has them
-  std::vector<bool> piece;           // by id: may come out of a merge of scores; empty: all may
-  std::vector<std::int32_t> unused;  // of scores: never to come out of a merge
+  std::vector<std::pair<std::string, std::string>> merges;  // in rank order; or else scores
+  std::vector<float> scores;                                // by id, as in sentencepiece
+  std::vector<bool> piece;           // by id: whether merges by score may make it; empty: all
+  std::vector<std::int32_t> unused;  // ids that merges by score may never make
   Normalizer normalizer;
-  bool added_are_normal = false;  // added tokens to be normalised are so already
+  bool added_are_normal = false;  // the file has normalised its added tokens already
   PreTokenizer pre = PreTokenizer::Gpt2;
   std::optional<Metaspace> metaspace;
   DecoderSpec decoder;
@@ -59,7 +60,8 @@ struct TokenizerSpec {
 };
 
 struct TokenizerBuilder {
-  // InputError naming spec.where if ids, merges or added tokens contradict each other.
+  // Makes the tokenizer. InputError naming spec.where if ids, merges or added tokens contradict
+  // each other.
   static std::unique_ptr<Tokenizer> build(TokenizerSpec spec);
 };
 

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <array>
-#include <filesystem>
 #include <set>
 
 #include "io/json.h"
+#include "io/paths.h"
 #include "tensor/error.h"
 #include "text/byte_alphabet.h"
 #include "text/gguf_token_type.h"
@@ -17,11 +17,11 @@ namespace lk {
 
 namespace {
 
-// What we call a pre-tokenizer, what GGUF does, and its published parts in tokenizer.json.
+// A pre-tokenizer: our name, GGUF's name, and its published parts in tokenizer.json.
 struct Family {
   const char *name, *gguf_name;
-  const char* pattern;  // of a Split before ByteLevel; null: ByteLevel's own
-  bool digits;          // Digits before ByteLevel
+  const char* pattern;  // pattern of a Split before ByteLevel; null: ByteLevel's own
+  bool digits;          // whether Digits comes before ByteLevel
   bool nfc;
 };
 constexpr std::array<Family, 4> kFamilies = {{
@@ -70,7 +70,7 @@ Json pre_tokenizer_json(const Family& family) {
             byte_level(false, false)}}};
 }
 
-// Puts BOS before every text, as the file's recipe asks.
+// The post-processor that puts BOS before every text.
 Json post_processor_json(const std::string& bos, std::int64_t bos_id) {
   const Json special = {{"SpecialToken", {{"id", bos}, {"type_id", 0}}}};
   const Json a = {{"Sequence", {{"id", "A"}, {"type_id", 0}}}};
@@ -82,7 +82,7 @@ Json post_processor_json(const std::string& bos, std::int64_t bos_id) {
           {"special_tokens", {{bos, {{"id", bos}, {"ids", {bos_id}}, {"tokens", {bos}}}}}}};
 }
 
-// Sentencepiece's: no pre-tokenizer cuts a text.
+// Whether the tokenizer is sentencepiece's: no pre-tokenizer cuts a text.
 bool is_pieces(const Tokenizer& tokenizer) { return tokenizer.pre_tokenizer() == "whole"; }
 
 std::vector<bool> normal(const std::vector<std::int32_t>& types) {
@@ -91,7 +91,7 @@ std::vector<bool> normal(const std::vector<std::int32_t>& types) {
   return is_normal;
 }
 
-// GGUF's types of the tokens that sentencepiece treats in a way of their own.
+// Sets GGUF's types for the tokens that sentencepiece treats specially.
 void mark_pieces(const Json& model, const std::string& path, const std::vector<std::string>& tokens,
                  std::vector<std::int32_t>& types) {
   const std::string unknown = json_string_or(model, "unk_token", "", path);
@@ -101,7 +101,7 @@ void mark_pieces(const Json& model, const std::string& path, const std::vector<s
   }
 }
 
-// Byte-level BPE's, if GGUF's readers will do the rest as the file asks.
+// The merges of byte-level BPE, provided that GGUF's readers will do the rest as the file asks.
 std::vector<std::string> merges_of(const Tokenizer& tokenizer, const Json& file,
                                    const std::string& path) {
   const Family& family = family_of(tokenizer, path);
@@ -124,8 +124,8 @@ std::vector<std::string> merges_of(const Tokenizer& tokenizer, const Json& file,
   return merges;
 }
 
-// What a tokenizer.json has of its kind: normalizer, pre_tokenizer, decoder, and model but its
-// vocab.
+// The parts of a tokenizer.json that byte-level BPE has: normalizer, pre_tokenizer, decoder, and
+// model without its vocab.
 Json byte_level_json(const Family& family, const GgufFile& file) {
   Json merges = Json::array();
   for (const std::string& merge : file.get_strings("tokenizer.ggml.merges")) {
@@ -166,7 +166,7 @@ Json pieces_json(const GgufFile& file, const std::vector<std::string>& tokens,
 
 GgufWriter::Metadata gguf_tokenizer(const std::string& folder, std::int64_t vocab_size) {
   const std::string path = folder + "/tokenizer.json";
-  // Whatever we don't know of it is refused here.
+  // Reading refuses whatever we don't know of the tokenizer.
   const std::unique_ptr<Tokenizer> tokenizer = Tokenizer::from_folder(folder);
   const bool pieces = is_pieces(*tokenizer);
   const std::int64_t n = tokenizer->n_tokens();
@@ -208,7 +208,7 @@ GgufWriter::Metadata gguf_tokenizer(const std::string& folder, std::int64_t voca
   add("token_type", gguf_ints(types));
   if (pieces) {
     const PieceScores p = piece_scores(file, path, tokens, normal(types));
-    // A token that is found in text whole: GGUF's readers go on where it ends, others begin anew.
+    // After a token that is found in text whole GGUF's readers go on, others begin a new text.
     if (p.space_prefix && std::count(types.begin(), types.end(), kUserDefined))
       throw InputError(path +
                        ": added_tokens: one is not special, and a space goes before each "
@@ -228,8 +228,7 @@ GgufWriter::Metadata gguf_tokenizer(const std::string& folder, std::int64_t voca
     add_id(places[used++], id);
   }
   const std::string config_path = folder + "/tokenizer_config.json";
-  std::error_code ignored;
-  if (std::filesystem::exists(config_path, ignored)) {
+  if (exists(config_path)) {
     const Json config = read_json(config_path);
     for (auto [key, name] :
          {std::pair{"unk_token", "unknown_token_id"}, std::pair{"pad_token", "padding_token_id"}}) {
@@ -258,7 +257,7 @@ std::vector<std::pair<std::string, std::string>> hf_tokenizer_files(const GgufFi
     const auto id = static_cast<std::int32_t>(i);
     if (vocab.contains(tokens[i]))
       throw InputError(concat(file.path(), ": tokenizer.ggml.tokens: \"", tokens[i],
-                              "\" is there twice (", vocab[tokens[i]].get<std::int64_t>(), " and ",
+                              "\" appears twice (", vocab[tokens[i]].get<std::int64_t>(), " and ",
                               i, "): tokenizer.json can't hold that"));
     vocab[tokens[i]] = i;
     const bool marker = stops.count(id) || id == tokenizer->bos() || id == tokenizer->eos();

@@ -1,4 +1,5 @@
-// Tokenizers from one file format into the other; what has no words there is refused by name.
+// Converts tokenizers from one file format into the other. What the other format can't express is
+// refused by name.
 #pragma once
 
 #include <string>
@@ -10,13 +11,14 @@
 
 namespace lk {
 
-// The tokenizer.* metadata of GGUF for FOLDER's tokenizer. Ids from its last to vocab_size are
+// GGUF's tokenizer.* metadata for the tokenizer of `folder`. Ids from its last to vocab_size are
 // "[PAD i]", unused, as llama.cpp's own converter fills them. Throws InputError for a tokenizer
 // that GGUF's "gpt2" and "llama" models can't express.
 GgufWriter::Metadata gguf_tokenizer(const std::string& folder, std::int64_t vocab_size);
 
-// tokenizer.json, tokenizer_config.json, special_tokens_map.json and, if there is one,
-// chat_template.jinja for the tokenizer of a GGUF file: name and content.
+// Name and content of the files that a folder has for the tokenizer of a GGUF file: tokenizer.json,
+// tokenizer_config.json, special_tokens_map.json and, if the model has a template,
+// chat_template.jinja. Throws InputError.
 std::vector<std::pair<std::string, std::string>> hf_tokenizer_files(const GgufFile& file);
 
 }  // namespace lk

@@ -1,4 +1,4 @@
-// A tokenizer from GGUF metadata (tokenizer.ggml.*). Source: ggml's docs/gguf.md.
+// Reads a tokenizer from GGUF metadata (tokenizer.ggml.*). Source: ggml's docs/gguf.md.
 #include <algorithm>
 
 #include "io/gguf.h"
@@ -21,7 +21,7 @@ PreTokenizer find_pre_tokenizer(const GgufFile& file) {
                           "\" is not a pre-tokenizer we know (gpt-2, smollm, llama-bpe, qwen2)"));
 }
 
-// Byte-level BPE: what the file leaves out, by family (tokenizer.json has both in so many words).
+// Sets what a file of byte-level BPE leaves out, by family (tokenizer.json has both explicitly).
 void read_byte_level(const GgufFile& file, TokenizerSpec& spec) {
   spec.pre = find_pre_tokenizer(file);
   if (spec.pre == PreTokenizer::Qwen2) spec.normalizer.add_nfc();
@@ -37,7 +37,8 @@ void read_byte_level(const GgufFile& file, TokenizerSpec& spec) {
   }
 }
 
-// Sentencepiece: scores instead of merges, and a space before each text unless the file says no.
+// Reads what sentencepiece has: scores instead of merges, and a space before each text unless the
+// file says no.
 void read_sentencepiece(const GgufFile& file, TokenizerSpec& spec) {
   spec.byte_level = false;
   spec.byte_fallback = true;
@@ -59,7 +60,7 @@ void read_sentencepiece(const GgufFile& file, TokenizerSpec& spec) {
   spec.decoder = {.mark = kSpaceMark, .byte_fallback = true, .strip = prefix ? 1u : 0u};
 }
 
-// Which tokens are found in text whole, which are made by merging, which are bytes.
+// Reads which tokens are found in text whole, which are made by merging, which are bytes.
 void read_types(const GgufFile& file, TokenizerSpec& spec) {
   const bool pieces = !spec.byte_level;
   if (!file.has_key("tokenizer.ggml.token_type")) {
@@ -84,7 +85,8 @@ void read_types(const GgufFile& file, TokenizerSpec& spec) {
                               "\") is a byte token, yet not of the form <0x0A>"));
     if (types[i] == kControl)
       spec.added.push_back({.content = spec.tokens[i], .id = id, .special = true});
-    // Sentencepiece looks for these once spaces are marked; converters write them with spaces.
+    // Sentencepiece looks for user-defined tokens once spaces are marked; converters write them
+    // with spaces.
     if (types[i] == kUserDefined) {
       AddedToken token{.content = spec.tokens[i], .id = id, .normalized = pieces};
       for (std::size_t at; pieces && (at = token.content.find(' ')) != std::string::npos;)
@@ -108,7 +110,7 @@ std::unique_ptr<Tokenizer> Tokenizer::from_gguf(const GgufFile& file) {
     throw InputError(concat(file.path(), ": tokenizer.ggml.model: \"", model,
                             "\" is not read; byte-level BPE (\"gpt2\") and sentencepiece BPE "
                             "(\"llama\") are"));
-  if (model == "gpt2") find_pre_tokenizer(file);  // named first if it is not known
+  if (model == "gpt2") find_pre_tokenizer(file);  // first, so that the message names an unknown one
   spec.tokens = file.get_strings("tokenizer.ggml.tokens");
   const auto n = static_cast<std::int64_t>(spec.tokens.size());
   if (model == "gpt2")
@@ -125,7 +127,8 @@ std::unique_ptr<Tokenizer> Tokenizer::from_gguf(const GgufFile& file) {
   spec.eos = id("eos_token_id");
   for (const char* name : {"eot_token_id", "eom_token_id"})
     if (std::int32_t stop = id(name); stop >= 0) spec.stop_ids.push_back(stop);
-  // Old files type these as ordinary; a text must still be able to name them, and content not.
+  // Old files type these markers as ordinary tokens. A template must still be able to name them,
+  // and content must not.
   std::vector<std::int32_t> markers = spec.stop_ids;
   markers.insert(markers.end(), {spec.bos, spec.eos});
   for (std::int32_t marker : markers) {

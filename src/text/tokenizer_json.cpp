@@ -1,12 +1,12 @@
-// A tokenizer from a Hugging Face folder: tokenizer.json and the files beside it. Whatever changes
-// the ids and is not known here is refused by name; `truncation` and `padding` are ignored on
-// purpose. Source: the tokenizers crate's serialised format, version 1.0.
+// Reads a tokenizer from a Hugging Face folder: tokenizer.json and the files beside it. Whatever
+// changes the ids and is not known here is refused by name; `truncation` and `padding` are ignored
+// on purpose. Source: the tokenizers crate's serialised format, version 1.0.
 #include <algorithm>
-#include <filesystem>
 #include <limits>
 
-#include "io/durable.h"
+#include "io/input_file.h"
 #include "io/json.h"
+#include "io/paths.h"
 #include "tensor/error.h"
 #include "text/tokenizer_builder.h"
 #include "text/tokenizer_json_parts.h"
@@ -19,13 +19,13 @@ namespace {
 
 constexpr std::int64_t kMaxId = std::numeric_limits<std::int32_t>::max();
 
-// Fills the vocabulary, each id once and none left out, whichever list of the file an id comes
-// from.
+// Fills the vocabulary: each id once and none left out, whichever list of the file it comes from.
 class Ids {
  public:
   // `n`: how many tokens the file lists in all, so no honest id is larger.
   Ids(TokenizerSpec& spec, std::size_t n) : spec_(spec), limit_(n) {}
-  // Whether the id was free. A second name for an id is refused, and an id past the end.
+  // Enters a token and says whether its id was free. Refuses a second name for an id, and an id
+  // past the end.
   bool take(std::size_t id, const std::string& token, const std::string& where) {
     if (id >= limit_) refuse(where, concat("\"", token, "\": id ", id, " leaves a gap"));
     if (id >= taken_.size()) {
@@ -66,13 +66,13 @@ void read_added_tokens(const Json& added, TokenizerSpec& spec, Ids& ids) {
     const auto id = static_cast<std::size_t>(token.id);
     token.in_vocabulary = !ids.take(id, token.content, where);
     if (id >= seen.size()) seen.resize(id + 1);
-    if (seen[id]) refuse(where, concat("id ", id, " is there twice"));
+    if (seen[id]) refuse(where, concat("id ", id, " appears twice"));
     seen[id] = true;
     spec.added.push_back(std::move(token));
   }
 }
 
-// Settings of the model part that change ids.
+// Reads the settings of the model part that change ids.
 void read_settings(const Json& model, const std::string& where, TokenizerSpec& spec) {
   if (const std::string type = json_string_or(model, "type", "BPE", where); type != "BPE")
     refuse(where, "\"" + type + "\" is not read; only BPE is");
@@ -119,7 +119,7 @@ void read_model(const Json& file, TokenizerSpec& spec) {
 
 struct Folder {
   std::string path;
-  bool has(const char* name) const { return std::filesystem::exists(file(name)); }
+  bool has(const char* name) const { return exists(file(name)); }
   std::string file(const char* name) const { return path + "/" + name; }
   Json json(const char* name) const {
     Json value = has(name) ? read_json(file(name)) : Json::object();
@@ -128,7 +128,7 @@ struct Folder {
   }
 };
 
-// A special token of tokenizer_config.json: "text" or {"content": "text"}; its id, -1 if null.
+// The id of a special token of tokenizer_config.json, "text" or {"content": "text"}; -1 if null.
 std::int32_t named_token(const Json& config, const char* key, const std::string& where,
                          const TokenizerSpec& spec) {
   if (!present(config, key)) return -1;
@@ -140,7 +140,7 @@ std::int32_t named_token(const Json& config, const char* key, const std::string&
   refuse(where, std::string(key) + ": \"" + text + "\" is not a token");
 }
 
-// eos_token_id of config.json or generation_config.json: a number, a list, or null.
+// The ids in eos_token_id of config.json or generation_config.json: a number, a list, or null.
 std::vector<std::int32_t> stop_list(const Json& config, const std::string& where) {
   std::vector<std::int32_t> ids;
   if (!present(config, "eos_token_id")) return ids;

@@ -31,7 +31,7 @@ std::string names_of(const std::vector<Json>& parts, const std::string& where) {
   return "[" + names + "]";
 }
 
-// The "String" of a pattern, which may not be empty.
+// Reads the "String" of a pattern, which must not be empty.
 std::string string_pattern(const Json& part, const std::string& where) {
   const Json& pattern = object_at(part, "pattern", where);
   if (!pattern.contains("String")) refuse(where, "a pattern that is no String is not known");
@@ -51,7 +51,7 @@ PreTokenizer split_pattern(const Json& split, const std::string& where) {
   refuse(where, "the pattern \"" + pattern + "\" is not one we know (gpt2's, llama3's, qwen2's)");
 }
 
-// A character that marks spaces: "replacement" of Metaspace, in both its places.
+// Reads the character that marks spaces: "replacement" of Metaspace, as pre-tokenizer or decoder.
 std::string replacement(const Json& part, const std::string& where) {
   std::string mark = json_string_or(part, "replacement", kSpaceMark, where);
   if (mark.empty() || mark.size() > 4 || mark == " ")
@@ -69,7 +69,7 @@ Metaspace::Prepend prepend_scheme(const Json& part, const std::string& where) {
   refuse(where, "prepend_scheme: \"" + scheme + "\" is not known (always, first, never are)");
 }
 
-// ByteLevel; Digits, ByteLevel; or Split, ByteLevel without its own pattern.
+// Reads ByteLevel alone, after Digits, or, without its own pattern, after Split.
 void read_byte_level(const std::vector<Json>& parts, const std::string& where,
                      TokenizerSpec& spec) {
   auto type = [&](std::size_t i) { return json_string(parts[i], "type", where); };
@@ -165,7 +165,7 @@ void read_pre_tokenizer(const Json& file, TokenizerSpec& spec) {
                                json_bool_or(parts[0], "split", true, where)};
     return;
   }
-  // Gemma's: to be cut after each space, once the normalizer has left none.
+  // Gemma asks for a cut after each space, though its normalizer has left none.
   if (parts.size() == 1 && type(0) == "Split") {
     const std::string behavior = json_string(parts[0], "behavior", where);
     if (string_pattern(parts[0], where) == " " && behavior == "MergedWithPrevious" &&
@@ -186,7 +186,7 @@ void read_decoder(const Json& file, TokenizerSpec& spec) {
   std::vector<Json> parts;
   if (present(file, "decoder")) parts = parts_of(file.at("decoder"), "decoders", where);
   DecoderSpec& d = spec.decoder;
-  // In the order in which the reference runs them: a step that is out of place is not known.
+  // The reference runs the steps in this order: one that is out of place is refused.
   int last = 0;
   auto in_order = [&](int place, const std::string& type) {
     if (place <= last) refuse(where, "\"" + type + "\" is not known in this place");

@@ -5,7 +5,7 @@
 #include <memory>
 #include <unordered_map>
 
-#include "text/utf8.h"
+#include "io/utf8.h"
 
 namespace lk {
 
@@ -95,8 +95,8 @@ const std::uint8_t* char_classes() {
     mark(bits.get(), kNumericSince17, kNumeric);
     mark(bits.get(), kWhiteSpace, kSpace);
     mark(bits.get(), kOtherWord, kWord);
-    // NFC's quick check is not a plain yes for: marks, characters that never survive composition,
-    // and whatever may be the second half of a composite.
+    // NFC's quick check gives no plain yes for marks, for characters that never survive composition
+    // and for what may be the second half of a composite.
     for (const auto& [first, last, value] : kCombiningClasses)
       for (char32_t c = first; c <= last; ++c) bits[c] |= kNfcActive;
     for (const auto& row : kOneWayDecompositions) bits[row[0]] |= kNfcActive;

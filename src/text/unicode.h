@@ -1,4 +1,4 @@
-// Character classes and NFC, in the Unicode versions that the `tokenizers` package has inside (see
+// Character classes and NFC, in the Unicode versions that the `tokenizers` package contains (see
 // tools/make_unicode_tables.py): ids equal to its ids need its tables, not the newest.
 #pragma once
 

@@ -5,9 +5,9 @@
 #include <utility>
 #include <vector>
 
-#include "io/durable.h"
 #include "io/gguf.h"
 #include "io/gguf_parse.h"
+#include "io/input_file.h"
 #include "memory_file.h"
 #include "tensor/error.h"
 

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <vector>
 
-#include "io/durable.h"
+#include "io/input_file.h"
 #include "io/safetensors.h"
 #include "io/safetensors_header.h"
 #include "memory_file.h"

@@ -1,9 +1,9 @@
 // Any text as a chat template: it is refused or prints valid UTF-8 within its budget, the same each
 // time, with marks that lie in the text in order.
+#include "io/utf8.h"
 #include "memory_file.h"
 #include "tensor/error.h"
 #include "text/jinja/template.h"
-#include "text/utf8.h"
 
 namespace {
 

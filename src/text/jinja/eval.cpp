@@ -1,4 +1,4 @@
-// Expressions, evaluated.
+// Evaluates expressions.
 #include "text/jinja/eval.h"
 
 #include <cmath>

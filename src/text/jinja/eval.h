@@ -12,7 +12,7 @@ namespace lk::jinja {
 class Evaluator {
  public:
   Evaluator(const Variables& variables, Budget& budget);
-  // InputError "line N: ...".
+  // Throws InputError "line N: ...".
   Rendered run(const Body& body);
 
  private:
@@ -23,7 +23,7 @@ class Evaluator {
   enum class Flow { Go, Break, Continue };
   class Deeper;
 
-  // Statements (statements.cpp). Text goes to out_.
+  // Statements (statements.cpp) write their text to out_.
   Flow execute(const Body& body);
   Flow execute(const Statement& s);
   Flow run_for(const Statement& s);
@@ -46,8 +46,8 @@ class Evaluator {
   Budget& budget_;
   Scope root_;
   Scope* scope_ = &root_;
-  int depth_ = 0;  // of evaluation
-  int line_ = 1;   // of what is evaluated
+  int depth_ = 0;  // how deep evaluation is nested
+  int line_ = 1;   // the line of what is evaluated
   bool capturing_ = false;
   Text* out_ = nullptr;
   Marks generated_;

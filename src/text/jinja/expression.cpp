@@ -1,4 +1,4 @@
-// Expressions of the template language, by recursive descent; precedence is Jinja2's.
+// Parses expressions of the template language by recursive descent; precedence is Jinja2's.
 #include <algorithm>
 #include <charconv>
 
@@ -53,7 +53,7 @@ void add(TokenReader& r, Expression& e, ExpressionPtr arg) {
 ExpressionPtr parse_unary(TokenReader& r, bool filters = true);
 ExpressionPtr parse_postfix(TokenReader& r, ExpressionPtr e);
 
-// "(" has been read: positional, then named arguments up to ")".
+// Parses positional, then named arguments up to ")"; the "(" has been read.
 void parse_arguments(TokenReader& r, Expression& call) {
   while (!r.skip_op(")")) {
     if (r.is_op("*") || r.is_op("**")) r.fail("argument lists with * are not supported");
@@ -220,7 +220,7 @@ ExpressionPtr parse_unary(TokenReader& r, bool filters) {
   return e;
 }
 
-// A level of operators that group from the left.
+// Parses a level of operators that group from the left.
 template <class Next>
 ExpressionPtr parse_binary(TokenReader& r, std::initializer_list<const char*> ops, Next&& next) {
   ExpressionPtr left = next(r);

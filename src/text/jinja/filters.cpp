@@ -1,4 +1,4 @@
-// Filters, as Jinja2's, with transformers' tojson.
+// Jinja2's filters, with transformers' tojson.
 #include <algorithm>
 #include <charconv>
 #include <cmath>
@@ -6,8 +6,8 @@
 
 #include "tensor/error.h"
 #include "text/jinja/builtins.h"
-#include "text/jinja/text.h"
 #include "text/jinja/tree.h"
+#include "text/white_space.h"
 
 namespace lk::jinja {
 
@@ -15,7 +15,7 @@ namespace {
 
 using Filter = Value (*)(const Value&, const Arguments&, Budget&);
 
-// "a.b" of an item: attributes one after the other, as map and selectattr take them.
+// Follows "a.b" from an item, attribute by attribute, as map and selectattr do.
 Value path(const Value& value, const Text& names, Budget& budget) {
   Value at = value;
   for (std::size_t begin = 0; begin <= names.s.size();) {
@@ -26,7 +26,7 @@ Value path(const Value& value, const Text& names, Budget& budget) {
   return at;
 }
 
-// Arguments from the i-th on.
+// The arguments from the i-th on.
 Arguments rest(const Arguments& args, std::size_t i) {
   Arguments out;
   for (; i < args.positional.size(); ++i) out.positional.push_back(args.positional[i]);
@@ -52,7 +52,7 @@ Value sorted(std::vector<Value> items, const Arguments& args, bool by_attribute,
   return make_list(std::move(items), budget);
 }
 
-// select, reject, selectattr, rejectattr.
+// The filters select, reject, selectattr and rejectattr.
 Value select(const Value& input, const Arguments& args, bool by_attribute, bool want,
              Budget& budget) {
   const std::size_t first = by_attribute ? 1 : 0;

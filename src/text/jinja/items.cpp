@@ -1,9 +1,9 @@
 // Parts of values: attributes, items, slices, iteration, membership.
 #include <algorithm>
 
+#include "io/utf8.h"
 #include "tensor/error.h"
 #include "text/jinja/builtins.h"
-#include "text/utf8.h"
 
 namespace lk::jinja {
 
@@ -63,7 +63,7 @@ Value loop_attribute(const Loop& loop, const std::string& name) {
   fail(std::get<Undefined>(v.v).what + " is undefined");
 }
 
-// Offsets of all characters of a text, and its end.
+// The offsets of all characters of a text, and of its end.
 std::vector<std::size_t> character_offsets(const Text& text, Budget& budget) {
   budget.work(text.s.size() / 4);
   budget.bytes(8 * text.s.size());
@@ -139,7 +139,7 @@ Value slice(const Value& value, const Value* begin, const Value* end, const Valu
   const std::int64_t by = step == nullptr ? 1 : step->integer();
   if (by == 0) fail("a slice's step is zero");
   if (by == INT64_MIN) fail("a slice's step is too large");
-  // Python's rules: negative counts from the end, and what lies outside is cut off.
+  // As in Python, negative indices count from the end, and what lies outside is cut off.
   auto place = [&](const Value* v, std::int64_t otherwise) {
     if (v == nullptr) return otherwise;
     std::int64_t i = v->integer();

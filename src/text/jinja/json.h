@@ -1,4 +1,4 @@
-// JSON -> values of the template language.
+// Turns JSON into values of the template language.
 #pragma once
 
 #include "io/json.h"
@@ -6,7 +6,7 @@
 
 namespace lk::jinja {
 
-// `marked`: whether its strings are marked as coming from a conversation.
+// The value of `json`; `marked`: whether its strings are marked as coming from a conversation.
 Value from_json(const Json& json, Budget& budget, bool marked = false);
 
 }  // namespace lk::jinja

@@ -2,15 +2,15 @@
 
 #include <algorithm>
 
+#include "io/utf8.h"
 #include "tensor/error.h"
-#include "text/jinja/text.h"
-#include "text/utf8.h"
+#include "text/white_space.h"
 
 namespace lk::jinja {
 
 namespace {
 
-// One newline for all kinds, and none at the very end.
+// Makes all kinds of newlines \n, and drops one at the very end.
 std::string unify_newlines(std::string_view source) {
   std::string out;
   out.reserve(source.size());
@@ -55,7 +55,7 @@ class Lexer {
   }
   void skip_space() { move_to(end_of_space(s_, at_)); }
 
-  // Text up to the next tag, without what the tag's sign or its place on the line takes away.
+  // Reads text up to the next tag, without what the tag's sign or its place on the line takes away.
   void data(std::size_t end, char sign, bool block) {
     std::string_view text = std::string_view(s_).substr(at_, end - at_);
     if (sign == '-') {
@@ -74,7 +74,7 @@ class Lexer {
     return i < s_.size() && (s_[i] == '-' || s_[i] == '+') ? s_[i] : '\0';
   }
 
-  // Leaves a tag at its end (of two characters): "-%}" takes the white space behind it along, a
+  // Leaves a tag at its end, two characters. "-%}" takes along the white space that follows, a
   // plain end of a block or comment one newline.
   void leave(std::size_t end, char sign, bool block) {
     move_to(end + 2);
@@ -112,7 +112,7 @@ class Lexer {
     leave(end, sign, true);
   }
 
-  // {% raw %} ... {% endraw %}, if that is what begins here.
+  // Reads {% raw %} ... {% endraw %}, if that is what begins here.
   bool raw(std::size_t from) {
     std::size_t i = end_of_space(s_, from);
     if (s_.compare(i, 3, "raw") != 0) return false;
@@ -139,7 +139,7 @@ class Lexer {
 
   void inside_tag(bool variable) {
     const std::string end = variable ? "}}" : "%}";
-    std::string open;  // brackets that wait for their other half
+    std::string open;  // brackets that are not closed yet
     for (;;) {
       skip_space();
       if (at_ >= s_.size()) fail("a tag has no end");
@@ -236,7 +236,7 @@ class Lexer {
     move_to(i + 1);
   }
 
-  // The escape whose letter stands at i; returns where its last character is.
+  // Reads the escape whose letter is at i; returns where its last character is.
   std::size_t escape(std::size_t i, std::string& value) const {
     constexpr std::string_view letters = "ntr\\'\"abfv\n";
     constexpr std::string_view meanings = "\n\t\r\\'\"\a\b\f\v";

@@ -16,7 +16,7 @@ struct Token {
     BlockBegin,
     BlockEnd,
     Name,
-    String,  // its value: escapes resolved
+    String,  // the text is its value, escapes resolved
     Integer,
     Real,
     Operator,
@@ -26,7 +26,8 @@ struct Token {
   int line;
 };
 
-// InputError "line N: ..." for a tag without an end, an unknown character, a bad string or number.
+// Cuts `source` into tokens. InputError "line N: ..." for a tag without an end, an unknown
+// character, a bad string or number.
 std::vector<Token> tokenize(std::string_view source);
 
 }  // namespace lk::jinja

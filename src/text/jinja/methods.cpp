@@ -1,10 +1,10 @@
-// Methods of strings and dicts, as Python has them.
+// Python's methods of strings and dicts.
 #include <algorithm>
 
 #include "tensor/error.h"
 #include "text/jinja/builtins.h"
-#include "text/jinja/text.h"
 #include "text/unicode.h"
+#include "text/white_space.h"
 
 namespace lk::jinja {
 
@@ -65,7 +65,7 @@ Text replace(const Text& text, const Text& from, const Text& to, std::int64_t co
     out.append(to);
     done = until + skip;
   };
-  if (from.s.empty()) {  // Python puts it before each character and at the end
+  if (from.s.empty()) {  // Python puts the new text before each character and at the end
     for (std::size_t i = 0; count != 0; --count) {
       put(i, 0);
       if (i == text.s.size()) break;
@@ -99,7 +99,7 @@ constexpr const char* kTextMethods[] = {
     "find",    "rfind",  "count",  "isdigit",    "isspace",    "removeprefix", "removesuffix"};
 constexpr const char* kDictMethods[] = {"items", "keys", "values", "get"};
 
-// Whether text begins or ends with a string, or one of a tuple of strings.
+// Whether a text begins or ends with a string, or with one of a tuple of strings.
 bool affix(const Text& text, const Value& what, bool front) {
   auto one = [&](const Value& v) {
     const std::string& s = expect_text(v, "the argument of startswith or endswith").s;
@@ -110,7 +110,7 @@ bool affix(const Text& text, const Value& what, bool front) {
   return std::any_of(list->items.begin(), list->items.end(), one);
 }
 
-// str.split and str.rsplit. Cuts are collected from the side they are counted from.
+// str.split and str.rsplit. Cuts are collected from the side that they are counted from.
 Value split(const Text& text, const Value* separator, std::int64_t most, bool from_right,
             Budget& budget) {
   const std::string& s = text.s;

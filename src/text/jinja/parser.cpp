@@ -35,7 +35,8 @@ class Parser {
     r_.next();
   }
 
-  // Statements up to the block that starts with one of `ends`, whose name is then the next token.
+  // Reads statements up to the block that starts with one of `ends`; its name is then the next
+  // token.
   Body parse_body(const std::vector<std::string>& ends) {
     const TokenReader::Deeper deeper(r_);
     Body body;

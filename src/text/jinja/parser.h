@@ -45,11 +45,11 @@ class TokenReader {
   int depth_ = 0;
 };
 
-// Without `conditional`, "a if b" is read as a, as in the head of a for.
+// Reads an expression. Without `conditional`, "a if b" is read as a, as in the head of a for.
 ExpressionPtr parse_expression(TokenReader& r, bool conditional = true);
-// The same, or several with commas between: a tuple.
+// Reads an expression, or several with commas between: a tuple.
 ExpressionPtr parse_tuple(TokenReader& r, bool conditional = true);
-// What follows "|", from the filter's name on; `input` may be null (in a set block).
+// Reads what follows "|", from the filter's name on; `input` may be null (in a set block).
 ExpressionPtr parse_filters(TokenReader& r, ExpressionPtr input);
 
 }  // namespace lk::jinja

@@ -1,9 +1,9 @@
-// Statements, executed; and the template as a whole.
+// Executes statements, and the template as a whole.
 #include <algorithm>
 
+#include "io/utf8.h"
 #include "tensor/error.h"
 #include "text/jinja/deeper.h"
-#include "text/utf8.h"
 
 namespace lk::jinja {
 
@@ -11,7 +11,7 @@ using Kind = Statement::Kind;
 
 namespace {
 
-// Another value in a place while it lives.
+// Puts another value in a place for as long as it lives.
 template <class T>
 class Swap {
  public:
@@ -142,7 +142,7 @@ Evaluator::Flow Evaluator::run_for(const Statement& s) {
   }
   Value list = make_list(std::move(items), budget_);
   auto shared = std::get<std::shared_ptr<const List>>(list.v);
-  bool finished = false;  // Jinja runs the else unless an iteration came to its end
+  bool finished = false;  // Jinja runs the else unless an iteration reached its end
   for (std::size_t i = 0; i < shared->items.size(); ++i) {
     line_ = s.line;
     budget_.bytes(sizeof(Loop));

@@ -1,4 +1,4 @@
-// A chat template in a subset of Jinja2, rendered. It can reach nothing but the variables it is
+// Renders a chat template in a subset of Jinja2. It can reach nothing but the variables it is
 // given, and is bounded in time, memory, nesting and output, whatever it says.
 // Source: Jinja2's documentation, and the settings with which transformers renders templates.
 #pragma once
@@ -15,7 +15,7 @@ namespace lk::jinja {
 using Variables = std::vector<std::pair<std::string, Value>>;
 
 struct Rendered {
-  Text text;        // its marks: what came from marked strings of the variables
+  Text text;        // marked where it came from marked strings of the variables
   Marks generated;  // bytes written inside {% generation %} ... {% endgeneration %}
 };
 
@@ -23,15 +23,16 @@ class Template {
  public:
   static constexpr std::size_t kMaxSource = std::size_t{1} << 20;
 
-  // `where` names the template in messages. InputError "where: line N: ..." for what is no Jinja,
-  // and, by name, for what is not in the subset.
+  // Parses `source`; `where` names the template in messages. InputError "where: line N: ..." for
+  // what is no Jinja, and, by name, for what is not in the subset.
   Template(std::string_view source, const std::string& where);
   ~Template();
   Template(Template&&) noexcept;
   Template& operator=(Template&&) noexcept;
 
-  // InputError "where: line N: ..." if the template raises an exception, uses what is undefined, or
-  // exceeds its budget: `work` steps, and `bytes` of text and lists made in all.
+  // Renders the template. InputError "where: line N: ..." if the template raises an exception, uses
+  // what is undefined, or exceeds its budget: `work` steps, and `bytes` of text and lists made in
+  // all.
   static constexpr std::uint64_t kWork = 50'000'000, kBytes = std::uint64_t{256} << 20;
   Rendered render(const Variables& variables, std::uint64_t work = kWork,
                   std::uint64_t bytes = kBytes) const;

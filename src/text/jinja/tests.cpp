@@ -1,4 +1,4 @@
-// Tests ("x is defined"), as Jinja2's.
+// Jinja2's tests ("x is defined").
 #include <map>
 
 #include "tensor/error.h"

@@ -37,7 +37,7 @@ struct Expression {
     Conditional,  // args[1] if args[0] else args[2] (may be null)
   } kind;
   int line = 0;
-  int depth = 1;  // of the tree below
+  int depth = 1;  // levels of the tree from here down
   std::string name;
   Value value;
   std::vector<ExpressionPtr> args;
@@ -67,14 +67,15 @@ struct Statement {
   std::vector<std::string> names;
   ExpressionPtr value;
   std::vector<ExpressionPtr> conditions;
-  std::vector<ExpressionPtr> defaults;  // of a macro's last parameters
+  std::vector<ExpressionPtr> defaults;  // defaults of a macro's last parameters
   std::vector<Body> bodies;
 };
 
 // Expressions and statements nested deeper than this are refused.
 inline constexpr int kMaxTreeDepth = 200;
 
-// InputError "line N: ..." for what is not Jinja, or is but is not in this subset (named).
+// Parses a template. InputError "line N: ..." for what is not Jinja, and, by name, for Jinja that
+// is not in this subset.
 Body parse(std::string_view source);
 
 // Whether a filter or test of this name exists (filters.cpp, tests.cpp).

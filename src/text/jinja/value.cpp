@@ -4,8 +4,9 @@
 #include <charconv>
 #include <cmath>
 
+#include "io/hex.h"
+#include "io/utf8.h"
 #include "tensor/error.h"
-#include "text/utf8.h"
 
 namespace lk::jinja {
 
@@ -185,9 +186,8 @@ std::string real_text(double value) {
   return out;
 }
 
-constexpr char kHex[] = "0123456789abcdef";
-
-// Copies a string escaped: `escape` gives what to write for a character, empty for itself.
+// Copies a string with escapes: escape(c) gives what to write for a character, or nothing to write
+// the character itself.
 template <class Escape>
 void append_escaped(Text& out, const Text& text, Budget& budget, Escape&& escape) {
   budget.work(text.s.size());
@@ -221,9 +221,10 @@ void append_repr(Text& out, const Text& text, Budget& budget) {
     if (c == '\n') return "\\n";
     if (c == '\r') return "\\r";
     if (c == '\t') return "\\t";
-    if (c < 0x20 || (c >= 0x7F && c <= 0xA0) || c == 0xAD)
-      return std::string("\\x") + kHex[c >> 4 & 15] + kHex[c & 15];
-    return "";
+    if (c >= 0x20 && (c < 0x7F || c > 0xA0) && c != 0xAD) return "";
+    std::string escaped = "\\x";
+    append_hex(escaped, static_cast<std::uint8_t>(c));
+    return escaped;
   });
   out.append(std::string(1, quote));
 }
@@ -269,7 +270,8 @@ void append_text(Text& out, const Value& v, bool repr, Budget& budget) {
 
 std::string json_unit(char32_t unit) {
   std::string out = "\\u";
-  for (int shift = 12; shift >= 0; shift -= 4) out += kHex[unit >> shift & 15];
+  append_hex(out, static_cast<std::uint8_t>(unit >> 8));
+  append_hex(out, static_cast<std::uint8_t>(unit));
   return out;
 }
 

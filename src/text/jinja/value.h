@@ -40,7 +40,7 @@ struct Text {
 };
 
 struct Undefined {
-  std::string what;  // "'name' is undefined" without the last two words
+  std::string what;  // the subject of "... is undefined": "'name'"
 };
 struct None {};
 class Value;
@@ -75,7 +75,7 @@ class Value {
   const Dict* as_dict() const { return pointer<Dict>(); }
   bool is_number() const { return is<bool>() || is<std::int64_t>() || is<double>(); }
   bool is_integer() const { return is<bool>() || is<std::int64_t>(); }
-  std::int64_t integer() const {  // of an integer or a bool
+  std::int64_t integer() const {  // the value of an integer or a bool
     return is<bool>() ? std::int64_t{std::get<bool>(v)} : std::get<std::int64_t>(v);
   }
   double real() const {
@@ -96,7 +96,7 @@ struct List {
   int depth = 1;
 };
 struct Dict {
-  std::vector<std::pair<std::string, Value>> items;  // in order, each key once
+  std::vector<std::pair<std::string, Value>> items;  // in the order of insertion, each key once
   int depth = 1;
   const Value* find(std::string_view key) const;
 };
@@ -108,7 +108,8 @@ struct Loop {
   std::size_t index0 = 0;
 };
 
-// Both count their entries and refuse values nested more than kMaxValueDepth deep.
+// Both make_list() and make_dict() count their entries and refuse values nested more than
+// kMaxValueDepth deep.
 inline constexpr int kMaxValueDepth = 64;
 Value make_list(std::vector<Value> items, Budget& budget, bool tuple = false);
 Value make_dict(std::vector<std::pair<std::string, Value>> items, Budget& budget);
@@ -124,7 +125,7 @@ bool less(const Value& a, const Value& b, Budget& budget);
 // str() and repr() as Python writes them; json.dumps with ensure_ascii=False.
 Text to_text(const Value& v, Budget& budget);
 struct JsonStyle {
-  int indent = -1;  // none
+  int indent = -1;  // spaces a level; -1: all on one line
   std::string item = ", ", key = ": ";
   bool sort_keys = false, ascii = false;
 };

@@ -1,6 +1,6 @@
-#include "text/jinja/text.h"
+#include "text/white_space.h"
 
-namespace lk::jinja {
+namespace lk {
 
 bool is_space(char32_t c) {
   return (c >= 0x9 && c <= 0xD) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 ||
@@ -29,4 +29,4 @@ std::string_view strip_right(std::string_view s) {
   return s;
 }
 
-}  // namespace lk::jinja
+}  // namespace lk

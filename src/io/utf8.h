@@ -1,5 +1,5 @@
-// UTF-8: the few operations the tokenizer needs, on text already known to be valid or about to be
-// checked.
+// UTF-8 (RFC 3629: no overlong forms, no surrogates, at most U+10FFFF): checking text, and walking
+// through text that is known to be valid.
 #pragma once
 
 #include <cstddef>
@@ -9,7 +9,7 @@
 
 namespace lk {
 
-// Bytes of the character that a valid lead byte starts.
+// The number of bytes of the character that a valid lead byte starts.
 inline std::size_t utf8_length(unsigned char lead) {
   return lead < 0x80 ? 1 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4;
 }
@@ -25,6 +25,7 @@ inline char32_t utf8_decode(const char* p) {
                                (b[3] & 0x3F));
 }
 
+// Appends the character c.
 inline void utf8_append(std::string& out, char32_t c) {
   if (c < 0x80) {
     out += static_cast<char>(c);
@@ -43,9 +44,12 @@ inline void utf8_append(std::string& out, char32_t c) {
   }
 }
 
-// Length of the longest prefix that is valid UTF-8 (no overlong forms, no surrogates, at most
-// U+10FFFF): text.size() if all of it is.
+// The number of bytes of the valid character at p, 0 if there is none (also for p == end).
+std::size_t utf8_checked_length(const char* p, const char* end);
+// The length of the longest prefix that is valid UTF-8: text.size() if all of it is.
 std::size_t utf8_valid_prefix(std::string_view text);
+// Whether all of `text` is valid UTF-8.
+inline bool is_utf8(std::string_view text) { return utf8_valid_prefix(text) == text.size(); }
 
 // The text with U+FFFD for each byte that is no part of a character.
 std::string utf8_repaired(std::string_view text);

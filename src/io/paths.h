@@ -1,0 +1,28 @@
+// Questions about paths, asked through io/fs.h. "No" means that there is no such thing; whatever
+// keeps the system from answering (a folder that may not be searched, a loop of links, a failing
+// disk) is an IoError naming the path.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace lk {
+
+// Whether something, of any kind, is at `path`. Links are followed: a dangling one is nothing.
+bool exists(const std::string& path);
+// Whether a link or anything else is at `path`: false only where a new name can be made.
+bool is_taken(const std::string& path);
+// Whether `path` is a folder, or a link to one.
+bool is_folder(const std::string& path);
+// The size in bytes of the file at `path`, 0 if there is none.
+std::uint64_t file_bytes(const std::string& path);
+// The names in a folder, sorted.
+std::vector<std::string> list_folder(const std::string& path);
+
+// The last component of a path: "m.gguf" of "models/m.gguf", "" of "models/".
+std::string file_name(const std::string& path);
+// What a folder is called: "tiny" of "models/tiny", "models/tiny/" and "models/tiny/.". "" of "/".
+std::string folder_name(const std::string& path);
+
+}  // namespace lk

@@ -1,0 +1,219 @@
+#include "modelfile/model_file.h"
+
+#include <algorithm>
+#include <cstring>
+#include <span>
+
+#include "io/input_file.h"
+#include "io/paths.h"
+#include "io/safetensors.h"
+#include "modelfile/config.h"
+#include "tensor/parts.h"
+#include "text/tokenizer.h"
+
+namespace lk {
+namespace {
+
+constexpr std::size_t kMaxSideFile = std::size_t{256} << 20;
+
+// A number is finite if its exponent is not all ones. Written to be vectorised: eight times as fast
+// as a loop that gathers a bool.
+template <class Bits, Bits kExponent>
+bool all_finite_bits(const std::byte* data, std::size_t bytes) {
+  Bits found = 0;
+  for (std::size_t i = 0; i < bytes / sizeof(Bits); ++i) {
+    Bits bits;
+    std::memcpy(&bits, data + i * sizeof bits, sizeof bits);
+    found |= static_cast<Bits>((bits & kExponent) == kExponent);
+  }
+  return found == 0;
+}
+bool all_finite_stored(DType t, const std::byte* data, std::size_t bytes) {
+  return t == DType::BF16 ? all_finite_bits<std::uint16_t, 0x7f80>(data, bytes)
+                          : all_finite_bits<std::uint32_t, 0x7f800000>(data, bytes);
+}
+bool all_finite(std::span<const float> values) {
+  const auto bytes = std::as_bytes(values);
+  return all_finite_stored(DType::F32, bytes.data(), bytes.size());
+}
+
+std::size_t n_values(const WeightSlot& slot, std::int64_t begin, std::int64_t end) {
+  return static_cast<std::size_t>((end - begin) * slot.shape.cols());
+}
+
+}  // namespace
+
+ModelFile::ModelFile(const std::string& path) : path_(path) {
+  if (!is_folder(path)) gguf_ = std::make_unique<GgufFile>(path);
+  config_ = gguf_ ? config_from_gguf(*gguf_) : config_from_folder(path);
+  ModelWeights unused;  // what the slots point into
+  slots_ = weight_slots(config_, unused);
+  for (WeightSlot& slot : slots_) slot.weight = nullptr;
+}
+
+ModelFile::~ModelFile() = default;
+
+std::unique_ptr<Tokenizer> ModelFile::read_tokenizer() const {
+  auto tokenizer = gguf_ ? Tokenizer::from_gguf(*gguf_) : Tokenizer::from_folder(path_);
+  if (tokenizer->n_tokens() > config_.vocab_size)
+    throw InputError(concat(path_, ": the tokenizer has ids up to ", tokenizer->n_tokens() - 1,
+                            ", vocab_size is ", config_.vocab_size));
+  return tokenizer;
+}
+
+// ---- files ------------------------------------------------------------------------------------
+
+std::vector<std::string> ModelFile::weight_files() const { return reader().files(); }
+
+std::vector<std::pair<std::string, std::string>> ModelFile::side_files() const {
+  std::vector<std::pair<std::string, std::string>> files;
+  if (gguf_) return files;
+  files.emplace_back("config.json", read_file(path_ + "/config.json", kMaxSideFile));
+  for (const char* name : {"generation_config.json", "tokenizer.json", "tokenizer_config.json",
+                           "special_tokens_map.json", "added_tokens.json", "vocab.json",
+                           "merges.txt", "chat_template.jinja", "tokenizer.model"}) {
+    const std::string path = path_ + "/" + name;
+    if (exists(path)) files.emplace_back(name, read_file(path, kMaxSideFile));
+  }
+  return files;
+}
+
+// ---- tensors ----------------------------------------------------------------------------------
+
+void ModelFile::open_tensors() const {
+  std::call_once(opened_, [this] {
+    if (!gguf_) folder_tensors_ = open_safetensors_model(path_);
+    layout_ = gguf_ ? gguf_layout(config_) : folder_layout(config_, *folder_tensors_);
+    check_tensors();
+  });
+}
+
+void ModelFile::check_tensors() const {
+  const TensorReader& tensors = gguf_ ? *gguf_ : *folder_tensors_;
+  for (const WeightSlot& slot : slots_) {
+    const StoredTensor want = layout_.find(slot);
+    if (!tensors.has(want.name))
+      throw InputError(concat(tensors.path(), ": tensor ", want.name,
+                              " is missing: ", config_name(), " asks for it"));
+    if (Shape shape = tensors.shape(want.name); !(shape == want.shape))
+      throw InputError(concat(tensors.path(), ": tensor ", want.name, " has shape ", shape.str(),
+                              ", ", config_name(), " asks for ", want.shape.str()));
+  }
+}
+
+const TensorReader& ModelFile::reader() const {
+  open_tensors();
+  if (gguf_) return *gguf_;
+  return *folder_tensors_;
+}
+
+bool ModelFile::is_buffer(const std::string& name) const {
+  if (gguf_) return name == "rope_freqs.weight";
+  return name.ends_with("rotary_emb.inv_freq") ||
+         (files_of(config_).conv1d &&
+          (name.ends_with(".attn.bias") || name.ends_with(".masked_bias")));
+}
+
+StoredTensor ModelFile::stored(const WeightSlot& slot) const {
+  open_tensors();
+  return layout_.find(slot);
+}
+
+std::string ModelFile::stored_type(const WeightSlot& slot) const {
+  return reader().stored_type(stored(slot).name);
+}
+
+const GgmlType* ModelFile::block_type(const WeightSlot& slot) const {
+  const StoredTensor from = stored(slot);
+  if (slot.shape.rank() != 2 || from.transposed || from.minus_one) return nullptr;
+  return reader().quantised_type(from.name);
+}
+
+std::int64_t ModelFile::block_rows(const WeightSlot& slot) const {
+  if (slot.shape.rank() == 1) return 1;
+  if (folder_layout(config_).find(slot).transposed) return slot.shape.rows();
+  const std::int64_t rows = std::max<std::int64_t>(1, kWeightBlockBytes / (4 * slot.shape.cols()));
+  const std::int64_t heads =
+      slot.role == Role::Q || slot.role == Role::K ? config_.head_dim : std::int64_t{1};
+  return (rows + heads - 1) / heads * heads;
+}
+
+void ModelFile::check_finite(const std::string& name, bool finite) const {
+  if (!finite)
+    throw InputError(
+        concat(reader().path(), ": tensor ", name, " holds a number that is not finite"));
+}
+
+void ModelFile::read_rows(const WeightSlot& slot, std::int64_t begin, std::int64_t end,
+                          float* dst) const {
+  const StoredTensor from = stored(slot);
+  if (from.transposed) {
+    check(begin == 0 && end == slot.shape.rows(), "read_rows: ", slot.name,
+          " is transposed in its file and read whole");
+    return read_columns(slot, 0, slot.shape.cols(), dst);
+  }
+  const std::size_t n = n_values(slot, begin, end);
+  reader().read_rows(from.name, begin, end, dst);
+  check_finite(from.name, all_finite({dst, n}));
+  if (from.pair_rows == 0) return;
+  std::vector<float> pairs(dst, dst + n);
+  pairs_to_halves<float>(pairs, from.pair_rows, slot.shape.rank() == 1 ? 1 : slot.shape.cols(),
+                         dst);
+}
+
+// Numbers that are stored as they are wanted go straight to `dst`.
+void ModelFile::read_rows_as(DType dtype, const WeightSlot& slot, std::int64_t begin,
+                             std::int64_t end, std::byte* dst) const {
+  const StoredTensor from = stored(slot);
+  const std::size_t n = n_values(slot, begin, end);
+  if (!from.transposed && !from.pair_rows && !from.minus_one &&
+      reader().plain_type(from.name) == dtype) {
+    reader().read_stored(from.name, begin, end, reinterpret_cast<std::uint8_t*>(dst));
+    return check_finite(from.name, all_finite_stored(dtype, dst, n * dtype_size(dtype)));
+  }
+  std::vector<float> values(n);
+  read_rows(slot, begin, end, values.data());
+  if (from.minus_one)
+    for (float& v : values) v += 1.0f;
+  dispatch_float(dtype, [&]<class T>() {
+    T* rounded = reinterpret_cast<T*>(dst);
+    for (std::size_t i = 0; i < n; ++i) rounded[i] = static_cast<T>(values[i]);
+  });
+}
+
+// The blocks are dequantised too, to see that all values are finite.
+void ModelFile::read_blocks(const WeightSlot& slot, std::int64_t begin, std::int64_t end,
+                            std::byte* dst) const {
+  const StoredTensor from = stored(slot);
+  const GgmlType& type = *block_type(slot);
+  const std::int64_t cols = slot.shape.cols(), row_bytes = type.row_bytes(cols);
+  std::vector<std::uint8_t> blocks(static_cast<std::size_t>((end - begin) * row_bytes));
+  reader().read_stored(from.name, begin, end, blocks.data());
+  std::vector<float> row(static_cast<std::size_t>(cols));
+  for (std::int64_t i = 0; i < end - begin; ++i) {
+    type.decode(blocks.data() + i * row_bytes, cols / type.block_values, row.data());
+    check_finite(from.name, all_finite(row));
+  }
+  auto* to = reinterpret_cast<std::uint8_t*>(dst);
+  if (from.pair_rows)
+    pairs_to_halves<std::uint8_t>(blocks, from.pair_rows, row_bytes, to);
+  else
+    std::copy(blocks.begin(), blocks.end(), to);
+}
+
+// A block of stored rows is a block of our columns.
+void ModelFile::read_columns(const WeightSlot& slot, std::int64_t begin, std::int64_t end,
+                             float* dst) const {
+  const StoredTensor from = stored(slot);
+  check(from.transposed, "read_columns: ", slot.name, " is not stored transposed");
+  const std::int64_t rows = slot.shape.rows(), n = end - begin;
+  std::vector<float> values(static_cast<std::size_t>(n * rows));
+  for_parts(n, (n + 15) / 16, [&](std::int64_t first, std::int64_t last) {
+    const std::span<float> part(values.data() + first * rows, values.data() + last * rows);
+    reader().read_rows(from.name, begin + first, begin + last, part.data());
+    check_finite(from.name, all_finite(part));
+  });
+  transpose(values, n, rows, dst);
+}
+
+}  // namespace lk

@@ -1,0 +1,98 @@
+// ModelFile: a model on disk, a .gguf file or a Hugging Face folder, opened once. Loading, merging,
+// exporting, hashing and planning all ask this object; only it knows which of the two it is.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "io/gguf.h"
+#include "modelfile/file_layout.h"
+#include "nn/config.h"
+
+namespace lk {
+
+class Tokenizer;
+
+// Any number of threads may read one ModelFile at once.
+class ModelFile {
+ public:
+  // `path`: a .gguf file, or a folder with config.json, model*.safetensors and tokenizer.json.
+  // Parses the config. A folder's tensors are opened when they are first asked for: a plan needs
+  // none. Throws InputError, IoError.
+  explicit ModelFile(const std::string& path);
+  ~ModelFile();
+  ModelFile(const ModelFile&) = delete;
+  ModelFile& operator=(const ModelFile&) = delete;
+
+  const std::string& path() const { return path_; }
+  const ModelConfig& config() const { return config_; }
+  // Where the config was found, for messages: "config.json" or "its metadata".
+  const char* config_name() const { return gguf_ ? "its metadata" : "config.json"; }
+  // The GGUF file, null for a folder.
+  const GgufFile* gguf() const { return gguf_.get(); }
+  // The model's tokenizer, which brings the chat template. Throws InputError, also if it has ids
+  // beyond vocab_size.
+  std::unique_ptr<Tokenizer> read_tokenizer() const;
+
+  // The files that hold the weights: the GGUF file, model.safetensors, or the shards by name.
+  std::vector<std::string> weight_files() const;
+  // Name and content of a folder's other files that belong to the model: its configs and what makes
+  // its tokenizer, config.json first. Empty for a GGUF file. Throws InputError, IoError.
+  std::vector<std::pair<std::string, std::string>> side_files() const;
+
+  // ---- tensors. The first question about them checks that every tensor that the config asks for
+  // is there with its shape: InputError naming file and tensor, IoError.
+
+  // All of the model's tensors, in the order of weight_slots(); slots()[i].weight is null.
+  const std::vector<WeightSlot>& slots() const { return slots_; }
+  // The tensors by the file's own names.
+  const TensorReader& reader() const;
+  // Whether files may hold a tensor `name` that is no weight: rotary frequencies, which are read
+  // with the config or recomputed, and the causal masks of GPT-2.
+  bool is_buffer(const std::string& name) const;
+  // How the file holds a tensor: its name, shape and order there.
+  StoredTensor stored(const WeightSlot& slot) const;
+  std::string stored_type(const WeightSlot& slot) const;  // "F32", "Q4_1", ...
+  // The type of the blocks that make up the rows of a matrix, null if it is not quantised.
+  const GgmlType* block_type(const WeightSlot& slot) const;
+  // Rows to read at a time, of any layout of the family: about kWeightBlockBytes as F32 and whole
+  // heads, or all of a matrix that folders hold transposed.
+  std::int64_t block_rows(const WeightSlot& slot) const;
+
+  // The read functions below read rows [begin, end) in our order, to `dst`. A vector is one row.
+  // Where stored().pair_rows is set, rows are whole heads; a matrix that is stored transposed is
+  // read whole. They throw InputError, also for a number that is not finite, and IoError.
+
+  // Reads rows as F32, (end - begin, cols). A norm's gain comes as the file has it, with or without
+  // its 1: adding and taking it away again would cost bits.
+  void read_rows(const WeightSlot& slot, std::int64_t begin, std::int64_t end, float* dst) const;
+  // Reads rows as the model computes with them: gains with their 1, rounded to nearest even in
+  // `dtype`.
+  void read_rows_as(DType dtype, const WeightSlot& slot, std::int64_t begin, std::int64_t end,
+                    std::byte* dst) const;
+  // Reads rows as blocks of block_type().
+  void read_blocks(const WeightSlot& slot, std::int64_t begin, std::int64_t end,
+                   std::byte* dst) const;
+  // Reads columns [begin, end) of a matrix that is stored transposed, as F32 (rows, end - begin),
+  // with all threads.
+  void read_columns(const WeightSlot& slot, std::int64_t begin, std::int64_t end, float* dst) const;
+
+ private:
+  void open_tensors() const;
+  void check_tensors() const;
+  void check_finite(const std::string& name, bool finite) const;
+
+  std::string path_;
+  std::unique_ptr<GgufFile> gguf_;
+  ModelConfig config_;
+  std::vector<WeightSlot> slots_;
+  mutable std::once_flag opened_;
+  mutable std::unique_ptr<TensorReader> folder_tensors_;
+  mutable FileLayout layout_{};
+};
+
+}  // namespace lk
