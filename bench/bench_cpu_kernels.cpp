@@ -13,10 +13,10 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
-#include <random>
 
 #include "cpu/cpu_backend.h"
 #include "cpu/fast/gemm_tile.h"
+#include "roofline.h"
 
 using namespace lk;
 
