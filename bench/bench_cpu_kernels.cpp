@@ -159,7 +159,7 @@ void lora_segments(benchmark::State& state, DType t, std::int64_t N, std::int64_
           [&] { host().lora_segments(y, x, table, documents, variants); });
 }
 
-// The same adapter with its factors beside the frozen matrix (autograd/fused_linear.h).
+// The same adapter with its factors beside the frozen matrix (autograd/joined.h).
 void strips(benchmark::State& state, DType t, std::int64_t N, std::int64_t K) {
   Tensor x = random_tensor(t, {T, K}), y = random_tensor(t, {T, N}), z = random_tensor(t, {T, N}),
          s = random_tensor(t, {T, R}), W = random_tensor(t, {N, K}), B = random_tensor(t, {N, R});

@@ -195,7 +195,7 @@ void TimingBackend::linear_backward_x(const Tensor& dx, GradMode mode, const Ten
 }
 
 namespace {
-// A frozen matrix with LoRA's factors beside it (autograd/fused_linear.h) is known by its size.
+// A frozen matrix with LoRA's factors beside it (autograd/joined.h) is known by its size.
 OpFamily family_of(const Tensor& c, const Tensor& b) {
   return std::min({c.cols(), b.rows(), b.cols()}) > 128 ? OpFamily::BaseLinear : OpFamily::Lora;
 }

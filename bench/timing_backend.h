@@ -83,7 +83,7 @@ class TimingBackend final : public Backend {
   }
   std::unique_ptr<HostCopy> offload(const Tensor& x) override { return inner_.offload(x); }
   bool can_offload() const override { return inner_.can_offload(); }
-  bool prefers_fused_linear() const override { return inner_.prefers_fused_linear(); }
+  bool joins_projections() const override { return inner_.joins_projections(); }
   DType preferred_dtype() const override { return inner_.preferred_dtype(); }
   bool keeps_quantised(const GgmlType& type) const override { return inner_.keeps_quantised(type); }
   std::int64_t free_memory() const override;

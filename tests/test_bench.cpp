@@ -218,7 +218,7 @@ TEST_CASE("every op of Backend has a benchmark on the CPU and on the GPU") {
   std::set<std::string> ops = virtuals();
   for (const char* not_an_op :
        {"name", "description", "is_cpu", "preferred_dtype", "free_memory", "synchronize",
-        "make_clock", "prepare_linear", "record", "read_later", "prefers_fused_linear", "offload",
+        "make_clock", "prepare_linear", "record", "read_later", "joins_projections", "offload",
         "can_offload", "keeps_quantised"})
     CHECK(ops.erase(not_an_op) == 1);
   CHECK(ops.erase("matmul_tn") == 1);

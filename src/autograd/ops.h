@@ -36,6 +36,11 @@ Var rope(Tape& tape, const Var& x, const Tensor& table, const Tensor& positions,
 // Causal attention inside each segment: q (T,H*D), k, v (T,G*D) -> (T,H*D)
 Var attention(Tape& tape, const Var& q, const Var& k, const Var& v, const AttentionShape& shape,
               const Segments& segments);
+// attention of rope(q), rope(k) and v, which lie side by side in qkv (T,(H+2G)*D) -> (T,H*D) with
+// `margin` columns behind its rows. The forward turns q and k in place: nothing else may read qkv's
+// value. Without a table (undefined) nothing is turned: a model with learned positions.
+Var qkv_attention(Tape& tape, const Var& qkv, const Tensor& rope_table, const Tensor& positions,
+                  const AttentionShape& shape, const Segments& segments, std::int64_t margin);
 
 // y = silu(gate) * up, all (T,F)
 Var swiglu(Tape& tape, const Var& gate, const Var& up);

@@ -106,7 +106,7 @@ void Adapter::zero_grad() {
 
 void Adapter::set_enabled(bool enabled) {
   for (LoraLinear* layer : layers_) layer->set_enabled(enabled);
-  model_.enable_fused(enabled);
+  model_.enable_joined(enabled);
 }
 
 std::vector<std::string> Adapter::untouched() const {

@@ -71,19 +71,19 @@ Var Block::apply(Tape& tape, const Var& x, const BlockInput& in) {
 }
 
 namespace {
-InputDropout dropout_of(const FusedLinear& f, const ForwardMode& mode) {
+InputDropout dropout_of(const JoinedLinear& f, const ForwardMode& mode) {
   return {mode.training ? f.dropout : 0.0f, dropout_key(mode, 0)};
 }
 }  // namespace
 
 Var Block::attention_half(Tape& tape, const Var& x, const BlockInput& in) {
-  if (fused_ && in.fused) {
-    const FusedProjections& f = *fused_;
-    Var qkv = fused_norm_linear(tape, x, attn_norm_.gain, eps_, f.qkv, f.qkv.strip,
-                                dropout_of(f.qkv, in.mode));
+  if (joined_ && in.joined) {
+    const JoinedProjections& f = *joined_;
+    Var qkv = joined_norm_linear(tape, x, attn_norm_.gain, eps_, f.qkv, f.qkv.strip,
+                                 dropout_of(f.qkv, in.mode));
     Var o =
-        fused_attention(tape, qkv, in.rope_table, in.positions, attention_, in.segments, f.o.strip);
-    return fused_linear_onto(tape, x, o, f.o, in.margin, dropout_of(f.o, in.mode));
+        qkv_attention(tape, qkv, in.rope_table, in.positions, attention_, in.segments, f.o.strip);
+    return joined_linear_onto(tape, x, o, f.o, in.margin, dropout_of(f.o, in.mode));
   }
   Var o = attend(tape, x, in);
   if (!post_attn_norm_.gain.defined()) return project_onto(tape, Site::O, x, o, in);
@@ -91,13 +91,13 @@ Var Block::attention_half(Tape& tape, const Var& x, const BlockInput& in) {
 }
 
 Var Block::feed_forward_half(Tape& tape, const Var& h, const BlockInput& in) {
-  if (fused_ && in.fused) {
-    const FusedProjections& f = *fused_;
-    Var gate_up = fused_norm_linear(tape, h, ffn_norm_.gain, eps_, f.gate_up, f.gate_up.strip,
-                                    dropout_of(f.gate_up, in.mode));
+  if (joined_ && in.joined) {
+    const JoinedProjections& f = *joined_;
+    Var gate_up = joined_norm_linear(tape, h, ffn_norm_.gain, eps_, f.gate_up, f.gate_up.strip,
+                                     dropout_of(f.gate_up, in.mode));
     return tape.last([&] {
-      return fused_swiglu_linear_onto(tape, h, gate_up, f.down, in.margin,
-                                      dropout_of(f.down, in.mode));
+      return joined_swiglu_linear_onto(tape, h, gate_up, f.down, in.margin,
+                                       dropout_of(f.down, in.mode));
     });
   }
   Var m = inner(tape, h, in);
@@ -166,8 +166,7 @@ Var Block::attend(Tape& tape, const Var& x, const BlockInput& in) {
   const Tensor& table = local_ ? in.local_rope_table : in.rope_table;
   if (site(Site::Qkv)) {
     const Var qkv = project_all(tape, {Site::Qkv}, attn_norm_, x, in)[0];
-    if (!in.cache)
-      return fused_attention(tape, qkv, table, in.positions, attention_, in.segments, 0);
+    if (!in.cache) return qkv_attention(tape, qkv, table, in.positions, attention_, in.segments, 0);
     const std::int64_t H = attention_.n_heads, G = attention_.n_kv_heads, D = head_dim_;
     const Tensor& all = qkv.value();
     return attend_cached(tape, all.slice_cols(0, H * D), all.slice_cols(H * D, (H + G) * D),

@@ -6,7 +6,7 @@
 #include <memory>
 
 #include "autograd/checkpoint.h"
-#include "autograd/fused_linear.h"
+#include "autograd/joined.h"
 #include "nn/batch.h"
 #include "nn/cached_batch.h"
 #include "nn/config.h"
@@ -33,15 +33,15 @@ struct BlockInput {
   const CachedBatch* cached = nullptr;  // with a cache only
   const KvCache* cache = nullptr;
   ForwardMode mode;
-  bool fused = false;       // use the block's fused projections, if it has any
+  bool joined = false;      // use the block's joined projections, if it has any
   std::int64_t margin = 0;  // of the residual stream then
   RecomputeKind recompute = RecomputeKind::None;  // of this block
   std::shared_ptr<Offloads> offloads = {};        // of this forward, if there are any
 };
 
-// A block's projections for training on a GPU: see Note [Fused projections]. Made by lora/fuse.cpp.
-struct FusedProjections {
-  FusedLinear qkv, o, gate_up, down;
+// A block's projections for training on a GPU: see Note [Joined projections]. Made by lora/joined.cpp.
+struct JoinedProjections {
+  JoinedLinear qkv, o, gate_up, down;
 };
 
 // LayerNorm if there is a bias, else RMSNorm.
@@ -57,14 +57,14 @@ class Block {
   // x (T,C) -> (T,C):  h = x + o(attention(rope(q(n)), rope(k(n)), v(n))),  n = norm(x)
   //                    y = h + down(act(gate(m)) * up(m)),                 m = norm(h)
   // q and k may be normed by head, and what is added to x and h once more; the MLP may have no
-  // gate. With fused projections the same in fewer and larger steps. in.recompute says what is
+  // gate. With joined projections the same in fewer and larger steps. in.recompute says what is
   // kept.
   Var apply(Tape& tape, const Var& x, const BlockInput& in);
 
   // Null where the model has no such projection.
   std::unique_ptr<LinearMap>& site(Site s) { return sites_[static_cast<std::size_t>(s)]; }
-  void set_fused(std::unique_ptr<FusedProjections> fused) { fused_ = std::move(fused); }
-  const FusedProjections* fused() const { return fused_.get(); }
+  void set_joined(std::unique_ptr<JoinedProjections> joined) { joined_ = std::move(joined); }
+  const JoinedProjections* joined() const { return joined_.get(); }
 
  private:
   Var project(Tape& tape, Site s, const Var& x, const BlockInput& in) {
@@ -102,7 +102,7 @@ class Block {
   NormWeights attn_norm_, post_attn_norm_, ffn_norm_, post_ffn_norm_;
   Weight q_norm_, k_norm_;
   std::array<std::unique_ptr<LinearMap>, kSiteCount> sites_;
-  std::unique_ptr<FusedProjections> fused_;
+  std::unique_ptr<JoinedProjections> joined_;
 };
 
 }  // namespace lk

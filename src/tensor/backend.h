@@ -141,7 +141,7 @@ struct InputNorm {
   Tensor normed;  // (T,K): the normed input is left here
 };
 
-// One projection among those that share an input (autograd/fused_linear.h): columns [begin, end) of
+// One projection among those that share an input (autograd/joined.h): columns [begin, end) of
 // the wide matrix, columns [column, column + rank) of the thin one, and the factor's gradient.
 struct StripPart {
   std::int64_t begin = 0, end = 0;
@@ -182,8 +182,8 @@ class Backend {
   // What `--dtype auto` means here: BF16 where the device multiplies it natively, else F32.
   virtual DType preferred_dtype() const { return is_cpu() ? DType::F32 : DType::BF16; }
   // Does training run faster with LoRA's factors beside the frozen matrix
-  // (autograd/fused_linear.h)? Not where weights are packed once at load.
-  virtual bool prefers_fused_linear() const { return !is_cpu(); }
+  // (autograd/joined.h)? Not where weights are packed once at load.
+  virtual bool joins_projections() const { return !is_cpu(); }
   // Can a Weight stay in blocks of this type, for linear_forward and embedding_forward?
   virtual bool keeps_quantised(const GgmlType& type) const {
     static_cast<void>(type);

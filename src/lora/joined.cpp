@@ -1,4 +1,4 @@
-#include "lora/fuse.h"
+#include "lora/joined.h"
 
 namespace lk {
 namespace {
@@ -13,16 +13,16 @@ struct Member {
 };
 
 // The frozen weight and the factors move into one buffer; what held them now views it.
-FusedLinear join(Transformer& model, std::size_t layer, const std::vector<Member>& members,
-                 const LoraShape& shape) {
+JoinedLinear join(Transformer& model, std::size_t layer, const std::vector<Member>& members,
+                  const LoraShape& shape) {
   Backend& backend = model.backend();
-  FusedLinear f;
+  JoinedLinear f;
   f.in = members[0].base->in_features();
   f.scale = shape.scale();
   f.dropout = shape.dropout;
   std::int64_t ranks = 0;
   for (const Member& m : members) {
-    FusedLinear::Part part;
+    JoinedLinear::Part part;
     part.begin = f.out;
     part.end = f.out += m.base->out_features();
     if (m.base->bias()) part.bias = *m.base->bias();
@@ -39,7 +39,7 @@ FusedLinear join(Transformer& model, std::size_t layer, const std::vector<Member
   f.matrix = backend.empty(Tag::Weights, model.compute_dtype(), {f.out + f.strip, f.in + f.strip});
   backend.fill(f.matrix, 0.0);
   for (std::size_t i = 0; i < members.size(); ++i) {
-    const FusedLinear::Part& p = f.parts[i];
+    const JoinedLinear::Part& p = f.parts[i];
     Tensor rows = f.matrix.slice_rows(p.begin, p.end), place = rows.slice_cols(0, f.in);
     const Weight& w = members[i].base->weight();
     backend.copy(place, w.values());
@@ -51,7 +51,7 @@ FusedLinear join(Transformer& model, std::size_t layer, const std::vector<Member
   return f;
 }
 
-// The shape of block that apply_fused computes: LLaMA's, whatever its biases and windows.
+// The shape of block that apply_joined computes: LLaMA's, whatever its biases and windows.
 bool fits(const ModelConfig& c) {
   return c.norm == NormKind::Rms && c.mlp == MlpKind::SwiGlu && !c.sandwich_norms && !c.qk_norm &&
          !c.joined_qkv && !c.learned_positions && c.local_rope_theta == 0;
@@ -59,7 +59,7 @@ bool fits(const ModelConfig& c) {
 
 }  // namespace
 
-bool fuse_projections(Transformer& model, Adapter& adapter) {
+bool join_projections(Transformer& model, Adapter& adapter) {
   const LoraShape& shape = adapter.config().shape;
   if (!fits(model.config())) return false;
   std::vector<std::array<Member, kSiteCount>> layers;
@@ -75,12 +75,12 @@ bool fuse_projections(Transformer& model, Adapter& adapter) {
       for (Site s : sites) members.push_back(layers[layer][static_cast<std::size_t>(s)]);
       return join(model, layer, members, shape);
     };
-    auto fused = std::make_unique<FusedProjections>();
-    fused->qkv = group({Site::Q, Site::K, Site::V});
-    fused->o = group({Site::O});
-    fused->gate_up = group({Site::Gate, Site::Up});
-    fused->down = group({Site::Down});
-    model.set_fused(layer, std::move(fused));
+    auto joined = std::make_unique<JoinedProjections>();
+    joined->qkv = group({Site::Q, Site::K, Site::V});
+    joined->o = group({Site::O});
+    joined->gate_up = group({Site::Gate, Site::Up});
+    joined->down = group({Site::Down});
+    model.set_joined(layer, std::move(joined));
     model.backend().trim();
   }
   model.backend().ledger().reset_peaks();

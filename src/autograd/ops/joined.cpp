@@ -1,4 +1,4 @@
-#include "autograd/fused_linear.h"
+#include "autograd/joined.h"
 
 namespace lk {
 namespace {
@@ -12,9 +12,9 @@ Tensor roomy(const Tensor& x, std::int64_t margin) {
 }
 
 // The parts as strips of x, with the gradients of their A if asked for.
-std::vector<StripPart> strips_of_x(const FusedLinear& f, bool gradients) {
+std::vector<StripPart> strips_of_x(const JoinedLinear& f, bool gradients) {
   std::vector<StripPart> strips;
-  for (const FusedLinear::Part& p : f.parts) {
+  for (const JoinedLinear::Part& p : f.parts) {
     if (!p.a) continue;
     StripPart strip{0, f.in, p.column, p.rank, {}, GradMode::Write, p.site};
     if (gradients) {
@@ -28,7 +28,7 @@ std::vector<StripPart> strips_of_x(const FusedLinear& f, bool gradients) {
 
 // y and s of x, which has room for s: s is left in its margin. `addend`: what y starts from, or
 // null.
-Tensor forward(Tape& tape, const Tensor& x, const FusedLinear& f, std::int64_t margin,
+Tensor forward(Tape& tape, const Tensor& x, const JoinedLinear& f, std::int64_t margin,
                const InputDropout& drop, const Var* addend = nullptr) {
   Backend& backend = tape.backend();
   Tensor xs = x.widened(f.in + f.strip);
@@ -45,13 +45,13 @@ Tensor forward(Tape& tape, const Tensor& x, const FusedLinear& f, std::int64_t m
     backend.matmul_nt_onto(y, addend->value(), xs, f.forward_matrix());
   else
     backend.matmul_nt(y, GradMode::Write, 1.0, xs, f.forward_matrix());
-  for (const FusedLinear::Part& part : f.parts)
+  for (const JoinedLinear::Part& part : f.parts)
     if (part.bias.defined()) backend.add_bias(y.slice_cols(part.begin, part.end), part.bias);
   return y;
 }
 
 // s (T,S) for the backward, apart from x's buffer so that it may go.
-Tensor keep_s(Tape& tape, const Tensor& x, const FusedLinear& f) {
+Tensor keep_s(Tape& tape, const Tensor& x, const JoinedLinear& f) {
   if (f.strip == 0) return {};
   Tensor s = tape.activation(x.dtype(), {x.rows(), f.strip});
   tape.backend().copy(s, x.widened(f.in + f.strip).slice_cols(f.in, f.in + f.strip));
@@ -61,13 +61,13 @@ Tensor keep_s(Tape& tape, const Tensor& x, const FusedLinear& f) {
 // The backward in its two halves. ds goes into dy's margin.
 class Backward {
  public:
-  Backward(Backend& backend, const FusedLinear& f, const InputDropout& drop, const Tensor& dy,
+  Backward(Backend& backend, const JoinedLinear& f, const InputDropout& drop, const Tensor& dy,
            const Tensor& s)
       : backend_(backend), f_(f), drop_(drop), dy_(roomy(dy, f.strip)) {
     if (f.strip == 0) return;
     dys_ = dy_.widened(f.out + f.strip);
     std::vector<StripPart> parts;
-    for (const FusedLinear::Part& p : f.parts) {
+    for (const JoinedLinear::Part& p : f.parts) {
       if (!p.b) continue;
       Sink db = p.b->sink();
       parts.push_back({p.begin, p.end, p.column, p.rank, db.tensor, db.mode, p.site});
@@ -98,23 +98,23 @@ class Backward {
  private:
   Tensor ds() const { return dys_.slice_cols(f_.out, f_.out + f_.strip); }
   Backend& backend_;
-  const FusedLinear& f_;
+  const JoinedLinear& f_;
   const InputDropout& drop_;
   Tensor dy_, dys_;
 };
 
 // With s = scale x aᵀ and ds = scale dy b:  db = dyᵀ s,  da = dsᵀ x,  dx = dy w + ds a; with
 // dropout x is masked in s and da, and ds a likewise. Saves x and s.
-struct FusedLinearNode : Node {
+struct JoinedLinearNode : Node {
   Var x;
   Edge addend;
   Tensor s;
-  const FusedLinear& f;
+  const JoinedLinear& f;
   InputDropout drop;
-  FusedLinearNode(const Var& x, const Edge& addend, Tensor s, const FusedLinear& f,
-                  const InputDropout& drop)
+  JoinedLinearNode(const Var& x, const Edge& addend, Tensor s, const JoinedLinear& f,
+                   const InputDropout& drop)
       : x(x), addend(addend), s(std::move(s)), f(f), drop(drop) {}
-  const char* name() const override { return "fused_linear"; }
+  const char* name() const override { return "joined_linear"; }
   void backward(Tape& tape, const Tensor& dy) override {
     tape.pass(addend, dy);
     Backward b(tape.backend(), f, drop, dy, s);
@@ -126,11 +126,11 @@ struct FusedLinearNode : Node {
 }  // namespace
 
 // y = h + x (W + scale B A)ᵀ + bias
-Var fused_linear_onto(Tape& tape, const Var& h, const Var& x, const FusedLinear& f,
-                      std::int64_t margin, const InputDropout& drop) {
-  auto [T, K] = x.dims<2>("fused_linear_onto: x (T,K)");
-  check(K == f.in, "fused_linear_onto: x has ", K, " columns, the matrix ", f.in);
-  h.value().expect({T, f.out}, "fused_linear_onto: h (T,N)");
+Var joined_linear_onto(Tape& tape, const Var& h, const Var& x, const JoinedLinear& f,
+                       std::int64_t margin, const InputDropout& drop) {
+  auto [T, K] = x.dims<2>("joined_linear_onto: x (T,K)");
+  check(K == f.in, "joined_linear_onto: x has ", K, " columns, the matrix ", f.in);
+  h.value().expect({T, f.out}, "joined_linear_onto: h (T,N)");
   Tensor xs = roomy(x.value(), f.strip);
   Tensor y = forward(tape, xs, f, margin, drop, &h);
   if (!tape.recording()) return tape.constant(std::move(y));
@@ -138,24 +138,24 @@ Var fused_linear_onto(Tape& tape, const Var& h, const Var& x, const FusedLinear&
   const bool in_place = xs.raw() == x.value().raw();
   Tensor s = in_place && f.strip > 0 ? xs.widened(f.in + f.strip).slice_cols(f.in, f.in + f.strip)
                                      : keep_s(tape, xs, f);
-  return tape.record<FusedLinearNode>(std::move(y), x, h, std::move(s), f, drop);
+  return tape.record<JoinedLinearNode>(std::move(y), x, h, std::move(s), f, drop);
 }
 
 namespace {
 
 // As above with x = h * rstd * gain, of which da needs no more than h; then the norm's own backward
 // (norm.cpp). Saves rstd (T), s and h, which the residual stream keeps anyway.
-struct FusedNormLinearNode : Node {
+struct JoinedNormLinearNode : Node {
   Var h;
   Weight gain;
   double eps;
   Tensor rstd, s;
-  const FusedLinear& f;
+  const JoinedLinear& f;
   InputDropout drop;
-  FusedNormLinearNode(const Var& h, const Weight& gain, double eps, Tensor rstd, Tensor s,
-                      const FusedLinear& f, const InputDropout& drop)
+  JoinedNormLinearNode(const Var& h, const Weight& gain, double eps, Tensor rstd, Tensor s,
+                       const JoinedLinear& f, const InputDropout& drop)
       : h(h), gain(gain), eps(eps), rstd(std::move(rstd)), s(std::move(s)), f(f), drop(drop) {}
-  const char* name() const override { return "fused_norm_linear"; }
+  const char* name() const override { return "joined_norm_linear"; }
   void backward(Tape& tape, const Tensor& dy) override {
     Backend& backend = tape.backend();
     Backward b(backend, f, drop, dy, s);
@@ -172,35 +172,35 @@ struct FusedNormLinearNode : Node {
 }  // namespace
 
 // y = rmsnorm(h) (W + scale B A)ᵀ + bias
-Var fused_norm_linear(Tape& tape, const Var& h, const Weight& gain, double eps,
-                      const FusedLinear& f, std::int64_t margin, const InputDropout& drop) {
-  auto [T, K] = h.dims<2>("fused_norm_linear: h (T,K)");
-  check(K == f.in, "fused_norm_linear: h has ", K, " columns, the matrix ", f.in);
-  gain.expect({K}, "fused_norm_linear: gain (K)");
+Var joined_norm_linear(Tape& tape, const Var& h, const Weight& gain, double eps,
+                       const JoinedLinear& f, std::int64_t margin, const InputDropout& drop) {
+  auto [T, K] = h.dims<2>("joined_norm_linear: h (T,K)");
+  check(K == f.in, "joined_norm_linear: h has ", K, " columns, the matrix ", f.in);
+  gain.expect({K}, "joined_norm_linear: gain (K)");
   Tensor rstd = tape.activation(stat_dtype(h.dtype()), {T});
   Tensor x = tape.backend().empty_with_margin(Tag::Workspace, h.dtype(), {T, K}, f.strip);
   tape.backend().rmsnorm_forward(x, rstd, h.value(), gain, eps);
   Tensor y = forward(tape, x, f, margin, drop);
   if (!tape.recording()) return tape.constant(std::move(y));
   Tensor s = keep_s(tape, x, f);
-  return tape.record<FusedNormLinearNode>(std::move(y), h, gain, eps, std::move(rstd), std::move(s),
-                                          f, drop);
+  return tape.record<JoinedNormLinearNode>(std::move(y), h, gain, eps, std::move(rstd),
+                                           std::move(s), f, drop);
 }
 
 namespace {
 
 // As above with x = silu(gate) * up. dx comes first here: what reads it with gate and up makes x
 // again for da, and puts dgate over gate and dup over up. Saves gate, up and s.
-struct FusedSwigluLinearNode : Node {
+struct JoinedSwigluLinearNode : Node {
   Var gate_up;
   Edge addend;
   Tensor s;
-  const FusedLinear& f;
+  const JoinedLinear& f;
   InputDropout drop;
-  FusedSwigluLinearNode(const Var& gate_up, const Edge& addend, Tensor s, const FusedLinear& f,
-                        const InputDropout& drop)
+  JoinedSwigluLinearNode(const Var& gate_up, const Edge& addend, Tensor s, const JoinedLinear& f,
+                         const InputDropout& drop)
       : gate_up(gate_up), addend(addend), s(std::move(s)), f(f), drop(drop) {}
-  const char* name() const override { return "fused_swiglu_linear"; }
+  const char* name() const override { return "joined_swiglu_linear"; }
   void backward(Tape& tape, const Tensor& dy) override {
     Backend& backend = tape.backend();
     tape.pass(addend, dy);
@@ -222,88 +222,19 @@ struct FusedSwigluLinearNode : Node {
 }  // namespace
 
 // y = h + (silu(gate) * up) (W + scale B A)ᵀ + bias
-Var fused_swiglu_linear_onto(Tape& tape, const Var& h, const Var& gate_up, const FusedLinear& f,
-                             std::int64_t margin, const InputDropout& drop) {
-  auto [T, width] = gate_up.dims<2>("fused_swiglu_linear_onto: gate_up (T,2K)");
-  check(width == 2 * f.in, "fused_swiglu_linear_onto: gate_up has ", width, " columns, the matrix ",
-        f.in);
-  h.value().expect({T, f.out}, "fused_swiglu_linear_onto: h (T,N)");
+Var joined_swiglu_linear_onto(Tape& tape, const Var& h, const Var& gate_up, const JoinedLinear& f,
+                              std::int64_t margin, const InputDropout& drop) {
+  auto [T, width] = gate_up.dims<2>("joined_swiglu_linear_onto: gate_up (T,2K)");
+  check(width == 2 * f.in, "joined_swiglu_linear_onto: gate_up has ", width,
+        " columns, the matrix ", f.in);
+  h.value().expect({T, f.out}, "joined_swiglu_linear_onto: h (T,N)");
   const Tensor& value = gate_up.value();
   Tensor x = tape.backend().empty_with_margin(Tag::Workspace, value.dtype(), {T, f.in}, f.strip);
   tape.backend().swiglu_forward(x, value.slice_cols(0, f.in), value.slice_cols(f.in, 2 * f.in));
   Tensor y = forward(tape, x, f, margin, drop, &h);
   if (!tape.recording()) return tape.constant(std::move(y));
   Tensor s = keep_s(tape, x, f);
-  return tape.record<FusedSwigluLinearNode>(std::move(y), gate_up, h, std::move(s), f, drop);
-}
-
-namespace {
-
-// q, k and v of a packed buffer.
-struct Qkv {
-  Tensor q, k, v;
-  Qkv(const Tensor& qkv, const AttentionShape& shape) {
-    const std::int64_t H = shape.n_heads, G = shape.n_kv_heads, D = shape.head_dim;
-    q = qkv.slice_cols(0, H * D);
-    k = qkv.slice_cols(H * D, (H + G) * D);
-    v = qkv.slice_cols((H + G) * D, (H + 2 * G) * D);
-  }
-};
-
-// Attention's backward (attention.cpp) into one buffer, then dq and dk turned back in place. Saves
-// the turned qkv, o and lse (H,T).
-struct FusedAttentionNode : Node {
-  Var qkv;
-  Tensor table, positions, o, lse;
-  AttentionShape shape;
-  Segments segments;
-  FusedAttentionNode(const Var& qkv, const Tensor& table, const Tensor& positions, Tensor o,
-                     Tensor lse, const AttentionShape& shape, const Segments& segments)
-      : qkv(qkv),
-        table(table),
-        positions(positions),
-        o(std::move(o)),
-        lse(std::move(lse)),
-        shape(shape),
-        segments(segments) {}
-  const char* name() const override { return "fused_attention"; }
-  void backward(Tape& tape, const Tensor& dy) override {
-    Backend& backend = tape.backend();
-    const Tensor& value = qkv.value();
-    Tensor dqkv =
-        backend.empty_with_margin(Tag::Backward, value.dtype(), value.shape(), value.margin());
-    Qkv in(value, shape), d(dqkv, shape);
-    if (table.defined())
-      backend.attention_rope_backward(d.q, d.k, d.v, dy, in.q, in.k, in.v, o, lse, shape, segments,
-                                      {table, positions});
-    else
-      backend.attention_backward(d.q, d.k, d.v, dy, in.q, in.k, in.v, o, lse, shape, segments);
-    tape.pass(qkv, dqkv);
-  }
-};
-
-}  // namespace
-
-// o = attention(rope(q), rope(k), v)
-Var fused_attention(Tape& tape, const Var& qkv, const Tensor& rope_table, const Tensor& positions,
-                    const AttentionShape& shape, const Segments& segments, std::int64_t margin) {
-  const std::int64_t H = shape.n_heads, G = shape.n_kv_heads, D = shape.head_dim;
-  const std::int64_t T = qkv.dims<2>("fused_attention: qkv (T,(H+2G)*D)")[0];
-  qkv.value().expect({T, (H + 2 * G) * D}, "fused_attention: qkv (T,(H+2G)*D)");
-  check(segments.total() == T, "fused_attention: segments hold ", segments.total(),
-        " tokens, qkv has ", T);
-  Backend& backend = tape.backend();
-  if (rope_table.defined()) {
-    Tensor turned = qkv.value().slice_cols(0, (H + G) * D);
-    backend.rope(turned, GradMode::Write, turned, rope_table, positions, shape.head_dim, false);
-  }
-  Qkv in(qkv.value(), shape);
-  Tensor o = tape.activation(qkv.dtype(), {T, H * D}, margin);
-  Tensor lse = tape.activation(stat_dtype(qkv.dtype()), {H, T});
-  backend.attention_forward(o, lse, in.q, in.k, in.v, shape, segments, segments);
-  if (!tape.wants(qkv)) return tape.constant(std::move(o));
-  return tape.record<FusedAttentionNode>(o, qkv, rope_table, positions, o, std::move(lse), shape,
-                                         segments);
+  return tape.record<JoinedSwigluLinearNode>(std::move(y), gate_up, h, std::move(s), f, drop);
 }
 
 }  // namespace lk

@@ -1,6 +1,6 @@
 // Projections of one input as one matrix product each way, LoRA included.
 //
-// Note [Fused projections]: with W (N,K) frozen, A (R,K) and B (N,R) trainable, s = scale x aᵀ:
+// Note [Joined projections]: with W (N,K) frozen, A (R,K) and B (N,R) trainable, s = scale x aᵀ:
 //
 //     y = x Wᵀ + s Bᵀ = [x | s] [W | B]ᵀ          dx = dy W + ds A = [dy | ds] [W ; A]
 //
@@ -24,7 +24,7 @@
 
 namespace lk {
 
-struct FusedLinear {
+struct JoinedLinear {
   // Rows [begin, end) of W. a, b are null where the projection has no adapter; then rank is 0.
   struct Part {
     std::int64_t begin = 0, end = 0;
@@ -47,25 +47,19 @@ struct FusedLinear {
 };
 
 // Outputs have a margin of `margin` columns; an input whose margin is narrower than f.strip is
-// copied first. The gradient of an output of fused_*linear should have a margin of f.strip, else it
+// copied first. The gradient of an output of joined_*linear should have a margin of f.strip, else it
 // is copied too. f must stay where it is until the tape ran. Shapes that do not fit are an Error.
 // `drop`: of A's input, p being f.dropout in training and 0 else; the sites are the parts'.
 
 // y (T,N) = h (T,N) + x (T,K) (W + scale B A)ᵀ + bias: a projection back onto the residual stream
-Var fused_linear_onto(Tape& tape, const Var& h, const Var& x, const FusedLinear& f,
-                      std::int64_t margin, const InputDropout& drop = {});
+Var joined_linear_onto(Tape& tape, const Var& h, const Var& x, const JoinedLinear& f,
+                       std::int64_t margin, const InputDropout& drop = {});
 // y (T,N) = x (W + scale B A)ᵀ + bias of x = rmsnorm(h), which isn't kept: h (T,K), gain (K) frozen
-Var fused_norm_linear(Tape& tape, const Var& h, const Weight& gain, double eps,
-                      const FusedLinear& f, std::int64_t margin, const InputDropout& drop = {});
-// fused_linear_onto of x = silu(gate) * up, gate_up (T,2K) holding gate and up side by side. The
+Var joined_norm_linear(Tape& tape, const Var& h, const Weight& gain, double eps,
+                       const JoinedLinear& f, std::int64_t margin, const InputDropout& drop = {});
+// joined_linear_onto of x = silu(gate) * up, gate_up (T,2K) holding gate and up side by side. The
 // backward overwrites gate_up's value: nothing else may read it.
-Var fused_swiglu_linear_onto(Tape& tape, const Var& h, const Var& gate_up, const FusedLinear& f,
-                             std::int64_t margin, const InputDropout& drop = {});
-
-// attention (see ops.h) of rope(q), rope(k) and v, which lie side by side in qkv (T,(H+2G)*D). The
-// forward turns q and k in place: nothing else may read qkv's value. Without a table (undefined)
-// nothing is turned: a model with learned positions.
-Var fused_attention(Tape& tape, const Var& qkv, const Tensor& rope_table, const Tensor& positions,
-                    const AttentionShape& shape, const Segments& segments, std::int64_t margin);
+Var joined_swiglu_linear_onto(Tape& tape, const Var& h, const Var& gate_up, const JoinedLinear& f,
+                              std::int64_t margin, const InputDropout& drop = {});
 
 }  // namespace lk

@@ -1,5 +1,5 @@
-// Moves the projections of a model with an adapter into fused buffers: see Note [Fused projections]
-// in autograd/fused_linear.h.
+// Moves the projections of a model with an adapter into joined buffers: see Note [Joined projections]
+// in autograd/joined.h.
 #pragma once
 
 #include "lora/adapter.h"
@@ -10,6 +10,6 @@ namespace lk {
 // LayerNorm): it keeps the plain path. Layer by layer the weights are copied and the old memory
 // returned to the driver, so the peak is one projection more than the model; the ledger's peaks
 // start anew afterwards.
-bool fuse_projections(Transformer& model, Adapter& adapter);
+bool join_projections(Transformer& model, Adapter& adapter);
 
 }  // namespace lk
