@@ -276,13 +276,13 @@ const JoinedLinear& joined(const std::vector<std::int64_t>& widths, std::int64_t
   for (std::size_t i = 0; i < widths.size(); ++i) {
     JoinedLinear::Part part;
     part.begin = f.out, part.end = f.out + widths[i], part.site = seed;
-    part.column = f.strip, part.rank = ranks[i];
+    part.column = f.thin, part.rank = ranks[i];
     if (i == 0) part.bias = frozen({widths[i]}, seed++);
-    f.out = part.end, f.strip += ranks[i];
+    f.out = part.end, f.thin += ranks[i];
     f.parts.push_back(part);
   }
-  f.strip += 2;  // a strip may be wider than the ranks
-  f.matrix = rnd({f.out + f.strip, K + f.strip}, seed++);
+  f.thin += 2;  // a strip may be wider than the ranks
+  f.matrix = rnd({f.out + f.thin, K + f.thin}, seed++);
   reference().fill(f.a(), 0), reference().fill(f.b(), 0);
   for (std::size_t i = 0; i < widths.size(); ++i) {
     JoinedLinear::Part& p = f.parts[i];
@@ -336,7 +336,7 @@ void joined_cases(std::vector<Case>& out) {
   const Weight gain = frozen({5}, 184);
   joined_case(out, "joined_norm_linear", three, p2, rnd({4, 5}, 185), {},
               [gain](Tape& t, const Var& x, const Var&, const JoinedLinear& f) {
-                return joined_norm_linear(t, x, gain, 0.1, f, f.strip);
+                return joined_norm_linear(t, x, gain, 0.1, f, f.thin);
               });
   joined_case(out, "joined_swiglu_linear", down, p3, rnd({4, 6}, 186), rnd({4, 4}, 195),
               [](Tape& t, const Var& x, const Var& h, const JoinedLinear& f) {
@@ -349,7 +349,7 @@ void joined_cases(std::vector<Case>& out) {
               });
   joined_case(out, "joined_norm_linear with dropout", three, p2, rnd({4, 5}, 198), {},
               [gain, drop](Tape& t, const Var& x, const Var&, const JoinedLinear& f) {
-                return joined_norm_linear(t, x, gain, 0.1, f, f.strip, drop);
+                return joined_norm_linear(t, x, gain, 0.1, f, f.thin, drop);
               });
   joined_case(out, "joined_swiglu_linear with dropout", down, p3, rnd({4, 6}, 199),
               rnd({4, 4}, 188), [drop](Tape& t, const Var& x, const Var& h, const JoinedLinear& f) {

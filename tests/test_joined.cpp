@@ -57,7 +57,8 @@ TEST_CASE("joined projections give the plain model's loss and gradients, F64") {
   const std::vector<Row> rows = random_rows({9, 17, 1, 30}, 5);
   for (const LoraConfig& config :
        {tiny_lora(), rank3({"all-linear"}), rank3({"q_proj", "v_proj"}),
-        rank3({"layers.1.mlp.up_proj", "layers.0.self_attn.o_proj"}), with_dropout(tiny_lora()),
+        rank3({"layers.1.mlp.up_proj", "layers.0.self_attn.o_proj"}),
+        rank3({"layers.0.self_attn.k_proj", "layers.1.mlp.down_proj"}), with_dropout(tiny_lora()),
         with_dropout(rank3({"q_proj", "v_proj", "down_proj"}))}) {
     JoinedSubject plain(DType::F64, config, false), joined(DType::F64, config, true);
     auto want = plain.loss_and_gradients(rows), have = joined.loss_and_gradients(rows);
@@ -72,6 +73,56 @@ TEST_CASE("joined projections give the plain model's loss and gradients, F64") {
     check_close(to_host_f64(joined.model->logits(same)), to_host_f64(plain.model->logits(batch)),
                 1e-12, {1e-13}, "logits of the base");
   }
+}
+
+TEST_CASE("below the first trained layer nothing is recorded, joined or not, recomputed or not") {
+  const std::vector<Row> rows = random_rows({9, 17}, 5);
+  ModelConfig shape = tiny_config();
+  shape.n_layers = 3;
+  using Names = std::vector<std::string>;
+  const Names last = {"gather_rows", "rmsnorm", "loss"};
+  auto then = [](Names names, const Names& more) {
+    names.insert(names.end(), more.begin(), more.end());
+    return names;
+  };
+  auto recorded = [&](const std::string& target, bool joined, const std::string& recompute) {
+    auto backend = make_cpu_backend(CpuMode::Reference);
+    Transformer model(*backend, shape, random_weights(*backend, shape, DType::BF16, 7), DType::BF16,
+                      256);
+    Adapter adapter(model, tiny_lora({target}));
+    if (joined) REQUIRE(join_projections(model, adapter));
+    model.set_recompute(parse_recompute(recompute));
+    const TokenBatch batch = make_batch(*backend, pointers(rows));
+    Tape tape(*backend);
+    Var loss = model.loss(tape, batch, 0.1, {true, 1, 0});
+    Names names = tape.node_names();
+    const std::int64_t before = backend->weight_gradient_matmuls();
+    tape.backward(loss);
+    CHECK(backend->weight_gradient_matmuls() - before == 2);
+    return names;
+  };
+  const std::string down = "layers.2.mlp.down_proj", v = "layers.2.self_attn.v_proj";
+  CHECK(recorded(down, false, "none") == then({"lora_linear", "add"}, last));
+  CHECK(recorded(down, true, "none") == then({"joined_linear"}, last));
+  CHECK(recorded(v, true, "none") ==
+        then({"joined_norm_linear", "qkv_attention", "frozen_linear", "add", "rmsnorm",
+              "frozen_linear", "frozen_linear", "swiglu", "frozen_linear", "add"},
+             last));
+  for (bool joined : {false, true})
+    for (const std::string& target : {down, v})
+      CHECK(recorded(target, joined, "block") == then({"checkpoint"}, last));
+}
+
+TEST_CASE("what trains nothing is not joined and keeps its memory") {
+  JoinedSubject s(DType::BF16, rank3({"layers.1.mlp.down_proj"}), false);
+  const LayerWeights before = s.model->weights().layers[1];
+  const std::int64_t allocations = s.backend->ledger()[Tag::Weights].total_count;
+  REQUIRE(join_projections(*s.model, *s.adapter));
+  CHECK(s.backend->ledger()[Tag::Weights].total_count == allocations + 1);
+  const LayerWeights& after = s.model->weights().layers[1];
+  CHECK(after.q.same_memory(before.q));
+  CHECK(after.up.same_memory(before.up));
+  CHECK(!after.down.same_memory(before.down));
 }
 
 TEST_CASE("joining changes no weight, and training afterwards none either") {

@@ -1,23 +1,26 @@
 // Projections of one input as one matrix product each way, LoRA included.
 //
-// Note [Joined projections]: with W (N,K) frozen, A (R,K) and B (N,R) trainable, s = scale x aᵀ:
+// Note [Joined projections]: with W (N,K) frozen, A (R,K) and B (N,R) trainable, s = scale x Aᵀ and
+// ds = scale dy B:
 //
 //     y = x Wᵀ + s Bᵀ = [x | s] [W | B]ᵀ          dx = dy W + ds A = [dy | ds] [W ; A]
 //
 // One buffer serves both products: W with B to its right and A below. s lies in the margin behind
 // x's rows, ds in the margin behind dy's, so that neither y nor dx is read again to have the
 // low-rank part added: that part costs what its factors cost, instead of a pass over each
-// activation. W of q, k and v (or gate and up) lie below each other; B's strip is then
+// activation. W of q, k and v (or gate and up) lie below each other; B's columns are then
 // block-diagonal.
 //
 // With dropout on A's input, which is another one for each projection, s is made of the masked
-// inputs, and ds A, masked again, is added to dx by itself: Backend::strips_forward, strips_into_x.
+// inputs, and ds A, masked again, is added to dx by itself: forward() and into_x() of
+// autograd/thin.h.
 //
-// The corner [A's rows] x [B's columns] is never read. The strips are BF16 copies of the F32
-// masters, kept up to date by the optimizer (Parameter::keep_copy_in). W stays a Weight: a view of
-// this buffer.
+// The corner [A's rows] x [B's columns] is never read. A and B lie there as copies, in the compute
+// dtype, of the F32 masters, kept up to date by the optimizer (Parameter::keep_copy_in). W stays a
+// Weight: a view of this buffer.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "autograd/tape.h"
@@ -28,26 +31,29 @@ struct JoinedLinear {
   // Rows [begin, end) of W. a, b are null where the projection has no adapter; then rank is 0.
   struct Part {
     std::int64_t begin = 0, end = 0;
-    std::int64_t column = 0, rank = 0;  // of its strip: columns [column, column + rank) of s
+    std::int64_t column = 0, rank = 0;  // its thin columns: [column, column + rank) of s
     Parameter *a = nullptr, *b = nullptr;
     std::uint32_t site = 0;  // of its dropout mask
     Weight bias;             // (end - begin) or undefined
   };
-  Tensor matrix;                            // (N + S, K + S)
-  std::int64_t in = 0, out = 0, strip = 0;  // K, N, S: all ranks, rounded up
+  Tensor matrix;                           // (N + S, K + S)
+  std::int64_t in = 0, out = 0, thin = 0;  // K, N, S: all ranks, rounded up
   double scale = 1;
   float dropout = 0;  // of training
   std::vector<Part> parts;
 
-  Tensor forward_matrix() const { return matrix.slice_rows(0, out); }                 // (N, K + S)
-  Tensor backward_matrix() const { return matrix.slice_cols(0, in); }                 // (N + S, K)
-  Tensor w() const { return backward_matrix().slice_rows(0, out); }                   // (N, K)
-  Tensor a() const { return matrix.slice_rows(out, out + strip).slice_cols(0, in); }  // (S, K)
-  Tensor b() const { return matrix.slice_rows(0, out).slice_cols(in, in + strip); }   // (N, S)
+  Tensor forward_matrix() const { return matrix.slice_rows(0, out); }                // (N, K + S)
+  Tensor backward_matrix() const { return matrix.slice_cols(0, in); }                // (N + S, K)
+  Tensor w() const { return backward_matrix().slice_rows(0, out); }                  // (N, K)
+  Tensor a() const { return matrix.slice_rows(out, out + thin).slice_cols(0, in); }  // (S, K)
+  Tensor b() const { return matrix.slice_rows(0, out).slice_cols(in, in + thin); }   // (N, S)
+  bool trains() const {
+    return std::any_of(parts.begin(), parts.end(), [](const Part& p) { return p.a != nullptr; });
+  }
 };
 
-// Outputs have a margin of `margin` columns; an input whose margin is narrower than f.strip is
-// copied first. The gradient of an output of joined_*linear should have a margin of f.strip, else it
+// Outputs have a margin of `margin` columns; an input whose margin is narrower than f.thin is
+// copied first. The gradient of an output of joined_*linear should have a margin of f.thin, else it
 // is copied too. f must stay where it is until the tape ran. Shapes that do not fit are an Error.
 // `drop`: of A's input, p being f.dropout in training and 0 else; the sites are the parts'.
 

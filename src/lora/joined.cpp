@@ -1,5 +1,7 @@
 #include "lora/joined.h"
 
+#include <algorithm>
+
 namespace lk {
 namespace {
 
@@ -12,7 +14,11 @@ struct Member {
   LoraLinear* lora;  // null: not adapted
 };
 
-// The frozen weight and the factors move into one buffer; what held them now views it.
+bool trains(const std::vector<Member>& members) {
+  return std::any_of(members.begin(), members.end(), [](const Member& m) { return m.lora; });
+}
+
+// The frozen weights and the factors move into one buffer; what held them now views it.
 JoinedLinear join(Transformer& model, std::size_t layer, const std::vector<Member>& members,
                   const LoraShape& shape) {
   Backend& backend = model.backend();
@@ -35,8 +41,12 @@ JoinedLinear join(Transformer& model, std::size_t layer, const std::vector<Membe
     }
     f.parts.push_back(std::move(part));
   }
-  f.strip = (ranks + kStripMultiple - 1) / kStripMultiple * kStripMultiple;
-  f.matrix = backend.empty(Tag::Weights, model.compute_dtype(), {f.out + f.strip, f.in + f.strip});
+  f.thin = (ranks + kStripMultiple - 1) / kStripMultiple * kStripMultiple;
+  if (members.size() == 1 && ranks == 0) {  // nothing lies beside it: the matrix as it is
+    f.matrix = members[0].base->weight().values();
+    return f;
+  }
+  f.matrix = backend.empty(Tag::Weights, model.compute_dtype(), {f.out + f.thin, f.in + f.thin});
   backend.fill(f.matrix, 0.0);
   for (std::size_t i = 0; i < members.size(); ++i) {
     const JoinedLinear::Part& p = f.parts[i];
@@ -51,7 +61,7 @@ JoinedLinear join(Transformer& model, std::size_t layer, const std::vector<Membe
   return f;
 }
 
-// The shape of block that apply_joined computes: LLaMA's, whatever its biases and windows.
+// The shape of block that nn/block_joined.cpp computes: LLaMA's, whatever its biases and windows.
 bool fits(const ModelConfig& c) {
   return c.norm == NormKind::Rms && c.mlp == MlpKind::SwiGlu && !c.sandwich_norms && !c.qk_norm &&
          !c.joined_qkv && !c.learned_positions && c.local_rope_theta == 0;
@@ -70,16 +80,22 @@ bool join_projections(Transformer& model, Adapter& adapter) {
                                                          dynamic_cast<LoraLinear*>(map.get())};
       });
   for (std::size_t layer = 0; layer < layers.size(); ++layer) {
-    auto group = [&](std::initializer_list<Site> sites) {
-      std::vector<Member> members;
-      for (Site s : sites) members.push_back(layers[layer][static_cast<std::size_t>(s)]);
-      return join(model, layer, members, shape);
+    auto members = [&](std::initializer_list<Site> sites) {
+      std::vector<Member> all;
+      for (Site s : sites) all.push_back(layers[layer][static_cast<std::size_t>(s)]);
+      return all;
     };
+    auto join_if = [&](bool wanted, const std::vector<Member>& of) {
+      return wanted ? std::optional(join(model, layer, of, shape)) : std::nullopt;
+    };
+    const auto qkv = members({Site::Q, Site::K, Site::V}), o = members({Site::O}),
+               gate_up = members({Site::Gate, Site::Up}), down = members({Site::Down});
+    if (!trains(qkv) && !trains(o) && !trains(gate_up) && !trains(down)) continue;
     auto joined = std::make_unique<JoinedProjections>();
-    joined->qkv = group({Site::Q, Site::K, Site::V});
-    joined->o = group({Site::O});
-    joined->gate_up = group({Site::Gate, Site::Up});
-    joined->down = group({Site::Down});
+    joined->qkv = join_if(trains(qkv), qkv);
+    joined->o = join_if(trains(o), o);
+    joined->gate_up = join_if(trains(gate_up), gate_up);
+    joined->down = join_if(trains(gate_up) || trains(down), down);
     model.set_joined(layer, std::move(joined));
     model.backend().trim();
   }

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <memory>
+#include <optional>
 
 #include "autograd/checkpoint.h"
 #include "autograd/joined.h"
@@ -39,9 +40,12 @@ struct BlockInput {
   std::shared_ptr<Offloads> offloads = {};        // of this forward, if there are any
 };
 
-// A block's projections for training on a GPU: see Note [Joined projections]. Made by lora/joined.cpp.
+// The projections of a block that are joined for training on a GPU, see Note [Joined projections]:
+// those of which a part trains, and down wherever gate and up are joined, since SwiGLU is a part of
+// its product then. Made by lora/joined.cpp.
 struct JoinedProjections {
-  JoinedLinear qkv, o, gate_up, down;
+  std::optional<JoinedLinear> qkv, o, gate_up, down;
+  static std::int64_t thin_of(const std::optional<JoinedLinear>& f) { return f ? f->thin : 0; }
 };
 
 // LayerNorm if there is a bias, else RMSNorm.
@@ -85,13 +89,13 @@ class Block {
   Var feed_forward_half(Tape& tape, const Var& h, const BlockInput& in);
   bool adapted(Site first, Site last) const;
   // x (T,C) -> (T,H*D): attention of the normed stream's queries, keys and values.
-  Var attend(Tape& tape, const Var& x, const BlockInput& in);
+  Var attend(Tape& tape, const Var& x, const BlockInput& in, std::int64_t margin);
   // The rest of it in a step of generation, q (T,H*D), k, v (T,G*D) not rotated yet: the cache
   // grows by k and v.
   Var attend_cached(Tape& tape, const Tensor& q, const Tensor& k, const Tensor& v,
                     const Tensor& table, const BlockInput& in);
   // h (T,C) -> (T,F): what the down projection reads.
-  Var inner(Tape& tape, const Var& h, const BlockInput& in);
+  Var inner(Tape& tape, const Var& h, const BlockInput& in, std::int64_t margin);
 
   std::size_t index_;
   bool local_;

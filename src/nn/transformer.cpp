@@ -157,7 +157,7 @@ void Transformer::set_recompute(const Recompute& recompute) {
 }
 
 void Transformer::set_joined(std::size_t layer, std::unique_ptr<JoinedProjections> joined) {
-  margin_ = std::max({margin_, joined->o.strip, joined->down.strip});
+  margin_ = std::max({margin_, joined->thin_of(joined->o), joined->thin_of(joined->down)});
   blocks_.at(layer)->set_joined(std::move(joined));
 }
 
@@ -165,8 +165,9 @@ std::int64_t Transformer::strip_bytes() const {
   std::int64_t elements = 0;
   for (const auto& block : blocks_)
     if (const JoinedProjections* f = block->joined())
-      for (const JoinedLinear* l : {&f->qkv, &f->o, &f->gate_up, &f->down})
-        elements += (l->out + l->strip) * (l->in + l->strip) - l->out * l->in;
+      for (const auto* l : {&f->qkv, &f->o, &f->gate_up, &f->down})
+        if (*l)
+          elements += ((*l)->out + (*l)->thin) * ((*l)->in + (*l)->thin) - (*l)->out * (*l)->in;
   return elements * static_cast<std::int64_t>(dtype_size(dtype_));
 }
 

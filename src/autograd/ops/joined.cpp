@@ -31,9 +31,9 @@ std::vector<StripPart> strips_of_x(const JoinedLinear& f, bool gradients) {
 Tensor forward(Tape& tape, const Tensor& x, const JoinedLinear& f, std::int64_t margin,
                const InputDropout& drop, const Var* addend = nullptr) {
   Backend& backend = tape.backend();
-  Tensor xs = x.widened(f.in + f.strip);
-  if (f.strip > 0) {
-    Tensor s = xs.slice_cols(f.in, f.in + f.strip);
+  Tensor xs = x.widened(f.in + f.thin);
+  if (f.thin > 0) {
+    Tensor s = xs.slice_cols(f.in, f.in + f.thin);
     if (drop.p > 0)
       backend.strips_forward(s, f.scale, x, f.a(), strips_of_x(f, false), drop);
     else
@@ -50,11 +50,16 @@ Tensor forward(Tape& tape, const Tensor& x, const JoinedLinear& f, std::int64_t 
   return y;
 }
 
+// Should such an op record a node? Below the first trained factor there is nothing to record.
+bool wanted(const Tape& tape, const JoinedLinear& f, const auto&... inputs) {
+  return tape.wants(inputs...) || (tape.recording() && f.trains());
+}
+
 // s (T,S) for the backward, apart from x's buffer so that it may go.
 Tensor keep_s(Tape& tape, const Tensor& x, const JoinedLinear& f) {
-  if (f.strip == 0) return {};
-  Tensor s = tape.activation(x.dtype(), {x.rows(), f.strip});
-  tape.backend().copy(s, x.widened(f.in + f.strip).slice_cols(f.in, f.in + f.strip));
+  if (f.thin == 0) return {};
+  Tensor s = tape.activation(x.dtype(), {x.rows(), f.thin});
+  tape.backend().copy(s, x.widened(f.in + f.thin).slice_cols(f.in, f.in + f.thin));
   return s;
 }
 
@@ -63,9 +68,9 @@ class Backward {
  public:
   Backward(Backend& backend, const JoinedLinear& f, const InputDropout& drop, const Tensor& dy,
            const Tensor& s)
-      : backend_(backend), f_(f), drop_(drop), dy_(roomy(dy, f.strip)) {
-    if (f.strip == 0) return;
-    dys_ = dy_.widened(f.out + f.strip);
+      : backend_(backend), f_(f), drop_(drop), dy_(roomy(dy, f.thin)) {
+    if (f.thin == 0) return;
+    dys_ = dy_.widened(f.out + f.thin);
     std::vector<StripPart> parts;
     for (const JoinedLinear::Part& p : f.parts) {
       if (!p.b) continue;
@@ -76,27 +81,27 @@ class Backward {
   }
   // da (+)= dsᵀ x, x as it is or normed
   void into_a(const Tensor& x, const NormedInput* norm = nullptr) {
-    if (f_.strip > 0) backend_.strips_backward_a(ds(), x, norm, strips_of_x(f_, true), drop_);
+    if (f_.thin > 0) backend_.strips_backward_a(ds(), x, norm, strips_of_x(f_, true), drop_);
   }
   // The same of x = silu(gate) * up, and dgate over gate, dup over up. dx's values are lost.
   void into_a_and_swiglu(const Tensor& dx, const Tensor& gate, const Tensor& up) {
-    if (f_.strip > 0)
+    if (f_.thin > 0)
       backend_.swiglu_strips_backward(gate, up, dx, gate, up, ds(), strips_of_x(f_, true), drop_);
     else
       backend_.swiglu_backward({}, gate, up, dx, gate, up);
   }
   // dx (T,K) (+)= [dy | ds] [W ; A]
   void into_x(const Sink& dx) {
-    if (f_.strip > 0 && drop_.p > 0) {
+    if (f_.thin > 0 && drop_.p > 0) {
       backend_.matmul_nn(dx.tensor, dx.mode, 1.0, dy_, f_.w());
       backend_.strips_into_x(dx.tensor, ds(), f_.a(), strips_of_x(f_, false), drop_);
       return;
     }
-    backend_.matmul_nn(dx.tensor, dx.mode, 1.0, f_.strip > 0 ? dys_ : dy_, f_.backward_matrix());
+    backend_.matmul_nn(dx.tensor, dx.mode, 1.0, f_.thin > 0 ? dys_ : dy_, f_.backward_matrix());
   }
 
  private:
-  Tensor ds() const { return dys_.slice_cols(f_.out, f_.out + f_.strip); }
+  Tensor ds() const { return dys_.slice_cols(f_.out, f_.out + f_.thin); }
   Backend& backend_;
   const JoinedLinear& f_;
   const InputDropout& drop_;
@@ -131,13 +136,13 @@ Var joined_linear_onto(Tape& tape, const Var& h, const Var& x, const JoinedLinea
   auto [T, K] = x.dims<2>("joined_linear_onto: x (T,K)");
   check(K == f.in, "joined_linear_onto: x has ", K, " columns, the matrix ", f.in);
   h.value().expect({T, f.out}, "joined_linear_onto: h (T,N)");
-  Tensor xs = roomy(x.value(), f.strip);
+  Tensor xs = roomy(x.value(), f.thin);
   Tensor y = forward(tape, xs, f, margin, drop, &h);
-  if (!tape.recording()) return tape.constant(std::move(y));
+  if (!wanted(tape, f, h, x)) return tape.constant(std::move(y));
   // s is kept in the margin of x's own buffer, which is kept anyway.
   const bool in_place = xs.raw() == x.value().raw();
-  Tensor s = in_place && f.strip > 0 ? xs.widened(f.in + f.strip).slice_cols(f.in, f.in + f.strip)
-                                     : keep_s(tape, xs, f);
+  Tensor s = in_place && f.thin > 0 ? xs.widened(f.in + f.thin).slice_cols(f.in, f.in + f.thin)
+                                    : keep_s(tape, xs, f);
   return tape.record<JoinedLinearNode>(std::move(y), x, h, std::move(s), f, drop);
 }
 
@@ -178,10 +183,10 @@ Var joined_norm_linear(Tape& tape, const Var& h, const Weight& gain, double eps,
   check(K == f.in, "joined_norm_linear: h has ", K, " columns, the matrix ", f.in);
   gain.expect({K}, "joined_norm_linear: gain (K)");
   Tensor rstd = tape.activation(stat_dtype(h.dtype()), {T});
-  Tensor x = tape.backend().empty_with_margin(Tag::Workspace, h.dtype(), {T, K}, f.strip);
+  Tensor x = tape.backend().empty_with_margin(Tag::Workspace, h.dtype(), {T, K}, f.thin);
   tape.backend().rmsnorm_forward(x, rstd, h.value(), gain, eps);
   Tensor y = forward(tape, x, f, margin, drop);
-  if (!tape.recording()) return tape.constant(std::move(y));
+  if (!wanted(tape, f, h)) return tape.constant(std::move(y));
   Tensor s = keep_s(tape, x, f);
   return tape.record<JoinedNormLinearNode>(std::move(y), h, gain, eps, std::move(rstd),
                                            std::move(s), f, drop);
@@ -229,10 +234,10 @@ Var joined_swiglu_linear_onto(Tape& tape, const Var& h, const Var& gate_up, cons
         " columns, the matrix ", f.in);
   h.value().expect({T, f.out}, "joined_swiglu_linear_onto: h (T,N)");
   const Tensor& value = gate_up.value();
-  Tensor x = tape.backend().empty_with_margin(Tag::Workspace, value.dtype(), {T, f.in}, f.strip);
+  Tensor x = tape.backend().empty_with_margin(Tag::Workspace, value.dtype(), {T, f.in}, f.thin);
   tape.backend().swiglu_forward(x, value.slice_cols(0, f.in), value.slice_cols(f.in, 2 * f.in));
   Tensor y = forward(tape, x, f, margin, drop, &h);
-  if (!tape.recording()) return tape.constant(std::move(y));
+  if (!wanted(tape, f, h, gate_up)) return tape.constant(std::move(y));
   Tensor s = keep_s(tape, x, f);
   return tape.record<JoinedSwigluLinearNode>(std::move(y), gate_up, h, std::move(s), f, drop);
 }

@@ -58,7 +58,7 @@ Var linear(Tape& tape, const Var& x, Parameter& w, double alpha) {
   check(width == K, "linear: w ", w.name(), " is ", w.shape().str(), ", x has ", K, " columns");
   Tensor y = tape.activation(x.dtype(), {T, N});
   tape.backend().matmul_nt(y, GradMode::Write, alpha, x.value(), w.compute());
-  if (!tape.recording()) return tape.constant(std::move(y));
+  if (!tape.wants(x, w)) return tape.constant(std::move(y));
   return tape.record<TrainableLinearNode>(std::move(y), x, w, alpha);
 }
 
