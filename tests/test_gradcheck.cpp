@@ -281,7 +281,7 @@ const JoinedLinear& joined(const std::vector<std::int64_t>& widths, std::int64_t
     f.out = part.end, f.thin += ranks[i];
     f.parts.push_back(part);
   }
-  f.thin += 2;  // a strip may be wider than the ranks
+  f.thin += 2;  // there may be more thin columns than ranks
   f.matrix = rnd({f.out + f.thin, K + f.thin}, seed++);
   reference().fill(f.a(), 0), reference().fill(f.b(), 0);
   for (std::size_t i = 0; i < widths.size(); ++i) {
@@ -295,8 +295,8 @@ const JoinedLinear& joined(const std::vector<std::int64_t>& widths, std::int64_t
   return f;
 }
 
-// Ops that take their input's memory get a copy of it. The strips follow the masters, which
-// gradcheck moves. `h`: the residual stream that the op adds to, if it does.
+// Ops that take their input's memory get a copy of it. The copies follow the
+// masters, which gradcheck moves. `h`: the residual stream that the op adds to, if it does.
 void joined_case(std::vector<Case>& out, const std::string& what, const JoinedLinear& f,
                  const std::vector<Parameter*>& parameters, Tensor x, std::optional<Tensor> h,
                  std::function<Var(Tape&, const Var& x, const Var& h, const JoinedLinear&)> op) {

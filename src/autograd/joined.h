@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "autograd/tape.h"
+#include "tensor/lora_kernels.h"
 
 namespace lk {
 
@@ -41,12 +42,14 @@ struct JoinedLinear {
   double scale = 1;
   float dropout = 0;  // of training
   std::vector<Part> parts;
+  ThinPlan plan;  // of the products with its factors
 
   Tensor forward_matrix() const { return matrix.slice_rows(0, out); }                // (N, K + S)
   Tensor backward_matrix() const { return matrix.slice_cols(0, in); }                // (N + S, K)
   Tensor w() const { return backward_matrix().slice_rows(0, out); }                  // (N, K)
   Tensor a() const { return matrix.slice_rows(out, out + thin).slice_cols(0, in); }  // (S, K)
   Tensor b() const { return matrix.slice_rows(0, out).slice_cols(in, in + thin); }   // (N, S)
+  ThinShape thin_shape() const;  // what `plan` is made of
   bool trains() const {
     return std::any_of(parts.begin(), parts.end(), [](const Part& p) { return p.a != nullptr; });
   }

@@ -6,7 +6,7 @@ namespace lk {
 namespace {
 
 // 32 bytes of BF16, a sector of memory: rows of the buffers stay aligned to it.
-constexpr std::int64_t kStripMultiple = 16;
+constexpr std::int64_t kThinMultiple = 16;
 
 struct Member {
   Site site;
@@ -41,7 +41,7 @@ JoinedLinear join(Transformer& model, std::size_t layer, const std::vector<Membe
     }
     f.parts.push_back(std::move(part));
   }
-  f.thin = (ranks + kStripMultiple - 1) / kStripMultiple * kStripMultiple;
+  f.thin = (ranks + kThinMultiple - 1) / kThinMultiple * kThinMultiple;
   if (members.size() == 1 && ranks == 0) {  // nothing lies beside it: the matrix as it is
     f.matrix = members[0].base->weight().values();
     return f;
@@ -58,6 +58,7 @@ JoinedLinear join(Transformer& model, std::size_t layer, const std::vector<Membe
     p.a->keep_copy_in(f.a().slice_rows(p.column, p.column + p.rank));
     p.b->keep_copy_in(rows.slice_cols(f.in + p.column, f.in + p.column + p.rank));
   }
+  f.plan = ThinPlan(f.thin_shape());
   return f;
 }
 

@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "nn/cached_ops.h"
+
 namespace lk {
 
 std::string site_path(const ModelConfig& config, std::size_t layer, Site site) {
@@ -157,7 +159,7 @@ std::vector<Var> Block::project_cached(Tape& tape, std::initializer_list<Site> s
         {tape.activation(x.dtype(), {n.rows(), frozen.out_features()}), &frozen.weight(), addend});
   }
   Backend& backend = tape.backend();
-  backend.linear_forward_parts(n, joined ? &input_norm : nullptr, parts);
+  cached::linear_parts(backend, n, joined ? &input_norm : nullptr, parts);
   if (joined) n = input_norm.normed;
   std::vector<Var> y;
   auto part = parts.begin();
@@ -202,8 +204,8 @@ Var Block::attend_cached(Tape& tape, const Tensor& q, const Tensor& k, const Ten
   check(!tape.recording(), "a KV cache has no backward");
   const KvCache::Layer& layer = in.cache->layer(index_);
   Backend& backend = tape.backend();
-  backend.rope_into_cache(q, k, v, {layer.k, layer.v, in.cached->cache_rows}, table, in.positions,
-                          head_dim_);
+  cached::rope_into_cache(backend, q, k, v, {layer.k, layer.v, in.cached->cache_rows}, table,
+                          in.positions, head_dim_);
   Tensor o = tape.activation(q.dtype(), {q.rows(), q.cols()});
   Tensor lse = tape.activation(stat_dtype(q.dtype()), {attention_.n_heads, q.rows()});
   backend.attention_forward(o, lse, q, layer.k, layer.v, attention_, in.segments, in.cached->keys);

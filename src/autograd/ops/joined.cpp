@@ -1,5 +1,7 @@
 #include "autograd/joined.h"
 
+#include "autograd/thin.h"
+
 namespace lk {
 namespace {
 
@@ -11,19 +13,34 @@ Tensor roomy(const Tensor& x, std::int64_t margin) {
   return copy;
 }
 
-// The parts as strips of x, with the gradients of their A if asked for.
-std::vector<StripPart> strips_of_x(const JoinedLinear& f, bool gradients) {
-  std::vector<StripPart> strips;
+// The adapted parts as A meets them: each reads all of x.
+std::vector<ThinPart> parts_of_x(const JoinedLinear& f) {
+  std::vector<ThinPart> parts;
+  for (const JoinedLinear::Part& p : f.parts)
+    if (p.a) parts.push_back({0, f.in, p.column, p.rank, {}, GradMode::Write, p.site});
+  return parts;
+}
+
+// The same with the gradients of A.
+std::vector<ThinPart> parts_of_da(const JoinedLinear& f) {
+  std::vector<ThinPart> parts;
   for (const JoinedLinear::Part& p : f.parts) {
     if (!p.a) continue;
-    StripPart strip{0, f.in, p.column, p.rank, {}, GradMode::Write, p.site};
-    if (gradients) {
-      Sink da = p.a->sink();
-      strip.dw = da.tensor, strip.mode = da.mode;
-    }
-    strips.push_back(std::move(strip));
+    Sink da = p.a->sink();
+    parts.push_back({0, f.in, p.column, p.rank, da.tensor, da.mode, p.site});
   }
-  return strips;
+  return parts;
+}
+
+// The adapted parts with the gradients of B: each has columns of dy of its own.
+std::vector<ThinPart> parts_of_db(const JoinedLinear& f) {
+  std::vector<ThinPart> parts;
+  for (const JoinedLinear::Part& p : f.parts) {
+    if (!p.b) continue;
+    Sink db = p.b->sink();
+    parts.push_back({p.begin, p.end, p.column, p.rank, db.tensor, db.mode, p.site});
+  }
+  return parts;
 }
 
 // y and s of x, which has room for s: s is left in its margin. `addend`: what y starts from, or
@@ -32,13 +49,9 @@ Tensor forward(Tape& tape, const Tensor& x, const JoinedLinear& f, std::int64_t 
                const InputDropout& drop, const Var* addend = nullptr) {
   Backend& backend = tape.backend();
   Tensor xs = x.widened(f.in + f.thin);
-  if (f.thin > 0) {
-    Tensor s = xs.slice_cols(f.in, f.in + f.thin);
-    if (drop.p > 0)
-      backend.strips_forward(s, f.scale, x, f.a(), strips_of_x(f, false), drop);
-    else
-      backend.matmul_nt(s, GradMode::Write, f.scale, x, f.a());
-  }
+  if (f.thin > 0)
+    thin::forward(backend, f.plan, xs.slice_cols(f.in, f.in + f.thin), f.scale, x, f.a(),
+                  parts_of_x(f), drop);
   Tensor y = tape.activation(x.dtype(), {x.rows(), f.out}, margin);
   if (tape.unread()) return y;
   if (addend)
@@ -71,22 +84,17 @@ class Backward {
       : backend_(backend), f_(f), drop_(drop), dy_(roomy(dy, f.thin)) {
     if (f.thin == 0) return;
     dys_ = dy_.widened(f.out + f.thin);
-    std::vector<StripPart> parts;
-    for (const JoinedLinear::Part& p : f.parts) {
-      if (!p.b) continue;
-      Sink db = p.b->sink();
-      parts.push_back({p.begin, p.end, p.column, p.rank, db.tensor, db.mode, p.site});
-    }
-    backend.strips_backward_b(ds(), f.scale, dy_, f.b(), s, parts);
+    thin::backward_b(backend, f.plan, ds(), f.scale, dy_, f.b(), s, parts_of_db(f));
   }
   // da (+)= dsᵀ x, x as it is or normed
   void into_a(const Tensor& x, const NormedInput* norm = nullptr) {
-    if (f_.thin > 0) backend_.strips_backward_a(ds(), x, norm, strips_of_x(f_, true), drop_);
+    if (f_.thin > 0) thin::backward_a(backend_, f_.plan, ds(), x, norm, parts_of_da(f_), drop_);
   }
-  // The same of x = silu(gate) * up, and dgate over gate, dup over up. dx's values are lost.
+  // into_a of x = silu(gate) * up, with dgate over gate and dup over up. dx's values are lost.
   void into_a_and_swiglu(const Tensor& dx, const Tensor& gate, const Tensor& up) {
     if (f_.thin > 0)
-      backend_.swiglu_strips_backward(gate, up, dx, gate, up, ds(), strips_of_x(f_, true), drop_);
+      thin::swiglu_backward(backend_, f_.plan, gate, up, dx, gate, up, ds(), parts_of_da(f_),
+                            drop_);
     else
       backend_.swiglu_backward({}, gate, up, dx, gate, up);
   }
@@ -94,7 +102,7 @@ class Backward {
   void into_x(const Sink& dx) {
     if (f_.thin > 0 && drop_.p > 0) {
       backend_.matmul_nn(dx.tensor, dx.mode, 1.0, dy_, f_.w());
-      backend_.strips_into_x(dx.tensor, ds(), f_.a(), strips_of_x(f_, false), drop_);
+      thin::into_x(backend_, f_.plan, dx.tensor, ds(), f_.a(), parts_of_x(f_), drop_);
       return;
     }
     backend_.matmul_nn(dx.tensor, dx.mode, 1.0, f_.thin > 0 ? dys_ : dy_, f_.backward_matrix());
@@ -129,6 +137,13 @@ struct JoinedLinearNode : Node {
 };
 
 }  // namespace
+
+ThinShape JoinedLinear::thin_shape() const {
+  ThinShape shape{in, out, thin, matrix.dtype(), dropout > 0, {}};
+  for (const Part& p : parts)
+    if (p.a) shape.parts.push_back({p.begin, p.end, p.column, p.rank});
+  return shape;
+}
 
 // y = h + x (W + scale B A)ᵀ + bias
 Var joined_linear_onto(Tape& tape, const Var& h, const Var& x, const JoinedLinear& f,
