@@ -40,8 +40,8 @@ class PlannedLoraKernels final : public LoraKernels {
   }
   void use(const ThinCut& cut) {
     Tensor dw, s;
-    if (cut.has_partial_dw) dw = backend_.empty(Tag::Workspace, DType::F32, cut.partial_dw);
-    if (cut.has_partial_s) s = backend_.empty(Tag::Workspace, DType::F32, cut.partial_s);
+    if (cut.partial_dw) dw = backend_.empty(Tag::Workspace, DType::F32, *cut.partial_dw);
+    if (cut.partial_s) s = backend_.empty(Tag::Workspace, DType::F32, *cut.partial_s);
   }
   Backend& backend_;
 };

@@ -71,7 +71,7 @@ ThinCut cut_backward(std::int64_t tokens, const std::vector<std::int64_t>& width
 
 }  // namespace
 
-ThinPlan::ThinPlan(const ThinShape& shape) : in_(shape.in), thin_(shape.thin) {
+ThinPlan::ThinPlan(const ThinShape& shape) : in_(shape.in), out_(shape.out), thin_(shape.thin) {
   std::int64_t largest_rank = 0;
   for (const ThinShape::Part& p : shape.parts) {
     widths_.push_back(p.end - p.begin);
@@ -95,32 +95,26 @@ ThinCut ThinPlan::cut_forward(std::int64_t tokens) const {
   c.tiles_per_slab =
       static_cast<int>(ceil_div(tiles, std::clamp<std::int64_t>(kBlocks / row_slabs, 1, tiles)));
   c.column_slabs = static_cast<int>(ceil_div(tiles, c.tiles_per_slab));
-  c.has_partial_s = c.column_slabs > 1;
-  c.partial_s = {c.column_slabs, tokens, thin_};
+  if (c.column_slabs > 1) c.partial_s = Shape{c.column_slabs, tokens, thin_};
   return c;
 }
 
 ThinCut ThinPlan::cut_backward_b(std::int64_t tokens) const {
   ThinCut c = cut_backward(tokens, widths_, backward_b_, true, kBlocks);
-  std::int64_t columns = 0;
-  for (std::int64_t w : widths_) columns += w;
-  c.has_partial_dw = c.has_partial_s = true;
-  c.partial_dw = {c.row_slabs, columns, 16 * backward_b_};
-  c.partial_s = {c.column_slabs, tokens, 16 * backward_b_};
+  c.partial_dw = Shape{c.row_slabs, out_, 16 * backward_b_};
+  c.partial_s = Shape{c.column_slabs, tokens, 16 * backward_b_};
   return c;
 }
 
 ThinCut ThinPlan::cut_backward_a(std::int64_t tokens) const {
   ThinCut c = cut_backward(tokens, {in_}, backward_a_, false, kBlocks);
-  c.has_partial_dw = true;
-  c.partial_dw = {c.row_slabs, in_, 16 * backward_a_};
+  c.partial_dw = Shape{c.row_slabs, in_, 16 * backward_a_};
   return c;
 }
 
 ThinCut ThinPlan::cut_swiglu_backward(std::int64_t tokens) const {
   ThinCut c = cut_backward(tokens, {in_}, swiglu_backward_, false, kSwigluBlocks);
-  c.has_partial_dw = true;
-  c.partial_dw = {c.row_slabs, in_, 16 * swiglu_backward_};
+  c.partial_dw = Shape{c.row_slabs, in_, 16 * swiglu_backward_};
   return c;
 }
 

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "tensor/dtype.h"
@@ -28,14 +29,14 @@ struct ThinShape {
 };
 
 // The work of one product on T tokens. A block owns `rows` tokens and `tiles_per_slab` tiles of
-// kColumns columns; where several blocks share a sum, they leave partial sums (F32) in scratch, which
-// a second kernel adds in order. The cut depends on the shape alone, so every run gives the same bits.
+// kColumns columns; where several blocks share a sum, they leave partial sums (F32) in scratch, one
+// for each slab, which a second kernel adds in order. The cut depends on the shape alone, so every
+// run gives the same bits.
 struct ThinCut {
   int rows = 0, tiles_per_slab = 0;
   int row_slabs = 0, column_slabs = 0;
-  Shape partial_dw;  // of dA or dB, one for each slab of rows: (row_slabs, columns, 16 sixteens)
-  Shape partial_s;   // of s or ds, one for each slab of columns: (column_slabs, T, thin columns)
-  bool has_partial_dw = false, has_partial_s = false;
+  std::optional<Shape> partial_dw;  // of dA or dB: (row_slabs, columns, 16 sixteens)
+  std::optional<Shape> partial_s;   // of s or ds: (column_slabs, T, thin columns)
 };
 
 class ThinPlan {
@@ -68,7 +69,7 @@ class ThinPlan {
 
  private:
   int forward_ = 0, backward_b_ = 0, backward_a_ = 0, swiglu_backward_ = 0;
-  std::int64_t in_ = 0, thin_ = 0;
+  std::int64_t in_ = 0, out_ = 0, thin_ = 0;
   std::vector<std::int64_t> widths_;  // of the parts: columns of dy
 };
 

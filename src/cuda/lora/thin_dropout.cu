@@ -162,8 +162,8 @@ void run_forward(ForwardArgs& p, const ThinDropout& drop, const ThinCut& cut,
   p.tiles_per_slab = cut.tiles_per_slab;
   p.n_slabs = cut.column_slabs;
   Tensor partial;
-  if (cut.has_partial_s) {
-    partial = backend.empty(Tag::Workspace, DType::F32, cut.partial_s);
+  if (cut.partial_s) {
+    partial = backend.empty(Tag::Workspace, DType::F32, *cut.partial_s);
     p.partial = partial.data<float>();
   }
   const std::size_t shared =

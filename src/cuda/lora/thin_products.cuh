@@ -272,10 +272,10 @@ inline ThinScratch use_cut(ThinArgs& p, const ThinCut& cut, CudaBackend& backend
   p.n_column_slabs = cut.column_slabs;
   p.tiles_per_slab = cut.tiles_per_slab;
   ThinScratch scratch;
-  scratch.dw = backend.empty(Tag::Workspace, DType::F32, cut.partial_dw);
+  scratch.dw = backend.empty(Tag::Workspace, DType::F32, *cut.partial_dw);
   p.partial_dw = scratch.dw.data<float>();
-  if (cut.has_partial_s) {
-    scratch.ds = backend.empty(Tag::Workspace, DType::F32, cut.partial_s);
+  if (cut.partial_s) {
+    scratch.ds = backend.empty(Tag::Workspace, DType::F32, *cut.partial_s);
     p.partial_ds = scratch.ds.data<float>();
     int slabs = 0;  // parts with columns of their own follow each other
     for (int q = 0; q < p.n_parts; ++q) {
