@@ -16,8 +16,8 @@
 // autograd/thin.h.
 //
 // The corner [A's rows] x [B's columns] is never read. A and B lie there as copies, in the compute
-// dtype, of the F32 masters, kept up to date by the optimizer (Parameter::keep_copy_in). W stays a
-// Weight: a view of this buffer.
+// dtype, of the F32 masters, kept up to date by the optimizer (Parameter::keep_copy_in); in the
+// ledger they count as Params, with that corner. W stays a Weight: a view of this buffer.
 #pragma once
 
 #include <algorithm>
@@ -42,7 +42,8 @@ struct JoinedLinear {
   double scale = 1;
   float dropout = 0;  // of training
   std::vector<Part> parts;
-  ThinPlan plan;  // of the products with its factors
+  ThinPlan plan;          // of the products with its factors
+  Ledger::Share copies;   // all of `matrix` but W, as Params
 
   Tensor forward_matrix() const { return matrix.slice_rows(0, out); }                // (N, K + S)
   Tensor backward_matrix() const { return matrix.slice_cols(0, in); }                // (N + S, K)

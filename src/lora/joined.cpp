@@ -47,6 +47,9 @@ JoinedLinear join(Transformer& model, std::size_t layer, const std::vector<Membe
     return f;
   }
   f.matrix = backend.empty(Tag::Weights, model.compute_dtype(), {f.out + f.thin, f.in + f.thin});
+  const auto beside_w = static_cast<std::int64_t>(f.matrix.bytes()) -
+                        f.out * f.in * static_cast<std::int64_t>(dtype_size(f.matrix.dtype()));
+  f.copies = Ledger::Share(backend.ledger(), Tag::Weights, Tag::Params, beside_w);
   backend.fill(f.matrix, 0.0);
   for (std::size_t i = 0; i < members.size(); ++i) {
     const JoinedLinear::Part& p = f.parts[i];

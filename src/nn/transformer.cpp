@@ -161,14 +161,11 @@ void Transformer::set_joined(std::size_t layer, std::unique_ptr<JoinedProjection
   blocks_.at(layer)->set_joined(std::move(joined));
 }
 
-std::int64_t Transformer::strip_bytes() const {
-  std::int64_t elements = 0;
+void Transformer::visit_joined(const std::function<void(const JoinedLinear&)>& f) const {
   for (const auto& block : blocks_)
-    if (const JoinedProjections* f = block->joined())
-      for (const auto* l : {&f->qkv, &f->o, &f->gate_up, &f->down})
-        if (*l)
-          elements += ((*l)->out + (*l)->thin) * ((*l)->in + (*l)->thin) - (*l)->out * (*l)->in;
-  return elements * static_cast<std::int64_t>(dtype_size(dtype_));
+    if (const JoinedProjections* joined = block->joined())
+      for (const auto* projections : {&joined->qkv, &joined->o, &joined->gate_up, &joined->down})
+        if (*projections) f(**projections);
 }
 
 void Transformer::move_weight(std::size_t layer, Site site, const Weight& w) {

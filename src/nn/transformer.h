@@ -52,8 +52,8 @@ class Transformer {
   void enable_joined(bool enabled) { joined_enabled_ = enabled; }
   // What training keeps and what it makes again. UsageError if the device can't do it.
   void set_recompute(const Recompute& recompute);
-  // Bytes of LoRA's strips in the buffers of frozen weights, 0 unless joined.
-  std::int64_t strip_bytes() const;
+  // Calls f for all joined projections, layer by layer.
+  void visit_joined(const std::function<void(const JoinedLinear&)>& f) const;
   // The same values in another place, for a layer's projection.
   void move_weight(std::size_t layer, Site site, const Weight& w);
 
