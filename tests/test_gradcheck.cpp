@@ -368,15 +368,17 @@ void joined_cases(std::vector<Case>& out) {
 void checkpoint_cases(std::vector<Case>& out) {
   const Weight gain = frozen({5}, 200), w = frozen({5, 5}, 201), v = frozen({3, 5}, 207);
   Parameter &p = trainable({5, 5}, 202), &q = trainable({3, 5}, 203);
-  auto f = [=, &p](Tape& t, const Var& x) {
+  auto f = [=, &p](Tape& t, const Var& x, Output y) {
     Var n = dropout(t, rmsnorm(t, x, gain, 0.1), 0.2f, {1, 2, 3});
     Var inner = swiglu(t, n, linear(t, n, p, 0.7));
-    return t.last([&] { return add(t, x, linear(t, inner, w)); });
+    return add(t, x, linear(t, inner, w, nullptr, y), y);
   };
-  auto g = [=, &q](Tape& t, const Var& x) {
+  auto g = [=, &q](Tape& t, const Var& x, Output) {
     return linear(t, checkpoint(t, checkpoint(t, x, f), f), q);
   };
-  auto frozen_f = [=](Tape& t, const Var& x) { return linear(t, swiglu(t, x, x), w); };
+  auto frozen_f = [=](Tape& t, const Var& x, Output y) {
+    return linear(t, swiglu(t, x, x), w, nullptr, y);
+  };
   out.push_back({"checkpoint",
                  [=](Tape& t, const Vars& in) { return checkpoint(t, in[0], f); },
                  {rnd({4, 5}, 204)},

@@ -46,6 +46,12 @@ LoraConfig rank3(std::vector<std::string> targets) {
   return c;
 }
 
+LoraConfig rank8(std::vector<std::string> targets) {
+  LoraConfig c = tiny_lora(std::move(targets));
+  c.shape = {8, 16, 0};
+  return c;
+}
+
 LoraConfig with_dropout(LoraConfig config) {
   config.shape.dropout = 0.3f;
   return config;
@@ -120,9 +126,42 @@ TEST_CASE("what trains nothing is not joined and keeps its memory") {
   REQUIRE(join_projections(*s.model, *s.adapter));
   CHECK(s.backend->ledger()[Tag::Weights].total_count == allocations + 1);
   const LayerWeights& after = s.model->weights().layers[1];
-  CHECK(after.q.same_memory(before.q));
-  CHECK(after.up.same_memory(before.up));
-  CHECK(!after.down.same_memory(before.down));
+  CHECK(after[Site::Q].weight.same_memory(before[Site::Q].weight));
+  CHECK(after[Site::Up].weight.same_memory(before[Site::Up].weight));
+  CHECK(!after[Site::Down].weight.same_memory(before[Site::Down].weight));
+}
+
+TEST_CASE("a plan serves the shapes that kernels are made for, and no others") {
+  auto plan = [](std::int64_t K, std::int64_t rank, std::size_t parts, bool dropout, DType t) {
+    ThinShape shape{K, 0, 0, t, dropout, {}};
+    for (std::size_t p = 0; p < parts; ++p) {
+      shape.parts.push_back({shape.out, shape.out + 64, shape.thin, rank});
+      shape.out += 64, shape.thin += rank;
+    }
+    shape.thin = (shape.thin + 15) / 16 * 16;
+    return ThinPlan(shape);
+  };
+  const ThinPlan qkv = plan(576, 16, 3, false, DType::BF16);
+  CHECK(qkv.forward() == 3);
+  CHECK(qkv.backward_a() == 3);
+  CHECK(qkv.backward_b() == 1);
+  CHECK(qkv.swiglu_backward() == 0);  // 48 thin columns are too many
+  const ThinCut cut = qkv.cut_backward_b(1000);
+  CHECK(cut.partial_dw == Shape{cut.row_slabs, 3 * 64, 16});
+  CHECK(cut.partial_s == Shape{cut.column_slabs, 1000, 16});
+  CHECK(plan(576, 16, 1, true, DType::BF16).swiglu_backward() == 1);
+  CHECK(plan(576, 8, 2, true, DType::BF16).swiglu_backward() == 0);  // one mask at a time
+  CHECK(plan(576, 40, 1, false, DType::BF16).backward_b() == 0);
+  CHECK(plan(576, 40, 1, false, DType::BF16).backward_a() == 3);
+  for (const ThinPlan& none :
+       {plan(576, 12, 1, false, DType::BF16), plan(577, 16, 1, false, DType::BF16),
+        plan(576, 16, 5, false, DType::BF16), plan(576, 16, 1, false, DType::F32), ThinPlan()}) {
+    CHECK(none.forward() == 0);
+    CHECK(none.into_x() == 0);
+    CHECK(none.backward_b() == 0);
+    CHECK(none.backward_a() == 0);
+    CHECK(none.swiglu_backward() == 0);
+  }
 }
 
 TEST_CASE("joining changes no weight, and training afterwards none either") {
@@ -160,7 +199,9 @@ TEST_CASE("cuda: joined projections give the plain model's loss and gradients, B
   if (n_gpus() == 0) LK_SKIP("no GPU");
   const std::vector<Row> rows = random_rows({9, 17, 1, 130}, 5);
   for (const LoraConfig& config :
-       {tiny_lora(), rank3({"q_proj", "v_proj", "down_proj"}), with_dropout(tiny_lora())}) {
+       {tiny_lora(), rank3({"q_proj", "v_proj", "down_proj"}), with_dropout(tiny_lora()),
+        rank8({"all-linear"}), rank8({"q_proj", "v_proj"}),
+        with_dropout(rank8({"q_proj", "v_proj", "up_proj"}))}) {
     JoinedSubject exact(DType::F32, config, false),
         plain(DType::BF16, config, false, open_device("auto")),
         joined(DType::BF16, config, true, open_device("auto"));

@@ -235,7 +235,8 @@ TEST_CASE("cuda: every LoRA rank from 1 to 9, and 16 to 128") {
     }
 }
 
-// The plan of joined projections with these parts; rows that do not start at 16 bytes have no kernel.
+// The plan of joined projections with these parts. Rows that do not start at 16 bytes have no
+// kernel.
 ThinPlan thin_plan(const Side& s, std::int64_t in, std::int64_t out, std::int64_t thin,
                    const std::vector<ThinPart>& parts, bool dropout) {
   if (s.layout.pad % 8 != 0) return {};

@@ -42,8 +42,8 @@ struct JoinedLinear {
   double scale = 1;
   float dropout = 0;  // of training
   std::vector<Part> parts;
-  ThinPlan plan;          // of the products with its factors
-  Ledger::Share copies;   // all of `matrix` but W, as Params
+  ThinPlan plan;         // of the products with its factors
+  Ledger::Share copies;  // all of `matrix` but W, as Params
 
   Tensor forward_matrix() const { return matrix.slice_rows(0, out); }                // (N, K + S)
   Tensor backward_matrix() const { return matrix.slice_cols(0, in); }                // (N + S, K)
@@ -63,13 +63,15 @@ struct JoinedLinear {
 
 // y (T,N) = h (T,N) + x (T,K) (W + scale B A)ᵀ + bias: a projection back onto the residual stream
 Var joined_linear_onto(Tape& tape, const Var& h, const Var& x, const JoinedLinear& f,
-                       std::int64_t margin, const InputDropout& drop = {});
+                       std::int64_t margin, const InputDropout& drop = {},
+                       Output output = Output::Read);
 // y (T,N) = x (W + scale B A)ᵀ + bias of x = rmsnorm(h), which isn't kept: h (T,K), gain (K) frozen
 Var joined_norm_linear(Tape& tape, const Var& h, const Weight& gain, double eps,
                        const JoinedLinear& f, std::int64_t margin, const InputDropout& drop = {});
-// joined_linear_onto of x = silu(gate) * up, gate_up (T,2K) holding gate and up side by side. The
-// backward overwrites gate_up's value: nothing else may read it.
+// joined_linear_onto of x = silu(gate) * up, gate_up (T,2K) holding gate and up side by side.
+// Nothing else may read gate_up's value: see Note [Gradients over gate and up] in ops/joined.cpp.
 Var joined_swiglu_linear_onto(Tape& tape, const Var& h, const Var& gate_up, const JoinedLinear& f,
-                              std::int64_t margin, const InputDropout& drop = {});
+                              std::int64_t margin, const InputDropout& drop = {},
+                              Output output = Output::Read);
 
 }  // namespace lk

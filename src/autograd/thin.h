@@ -1,4 +1,4 @@
-// LoRA's thin products through joined projections: see Note [Joined projections] in autograd/joined.h.
+// LoRA's thin products through joined projections (Note [Joined projections] in autograd/joined.h).
 // The device's kernels run them where the plan has one (tensor/lora_kernels.h); elsewhere they are
 // composed of the core's ops, a product for each part, which is their definition.
 //
@@ -13,7 +13,8 @@
 
 namespace lk::thin {
 
-// s = scale drop_p(x) a_pᵀ in each part's columns, zero in others. Without dropout it is one product.
+// s = scale drop_p(x) a_pᵀ in each part's columns, zero in others. Without dropout that is one
+// product.
 void forward(Backend& backend, const ThinPlan& plan, const Tensor& s, double scale, const Tensor& x,
              const Tensor& a, std::span<const ThinPart> parts, const InputDropout& drop);
 // dx += sum over p of drop_p(ds_p a_p), the masks being those of x
@@ -24,8 +25,8 @@ void into_x(Backend& backend, const ThinPlan& plan, const Tensor& dx, const Tens
 void backward_b(Backend& backend, const ThinPlan& plan, const Tensor& ds, double scale,
                 const Tensor& dy, const Tensor& b, const Tensor& s,
                 std::span<const ThinPart> parts);
-// dw_p (rank, K) (+)= ds[:, p]ᵀ drop_p(x); x, or what `norm` makes of it. Parts' begin and end are 0
-// and K.
+// dw_p (rank, K) (+)= ds[:, p]ᵀ drop_p(x); x, or what `norm` makes of it. Parts' begin and end are
+// 0 and K.
 void backward_a(Backend& backend, const ThinPlan& plan, const Tensor& ds, const Tensor& x,
                 const NormedInput* norm, std::span<const ThinPart> parts,
                 const InputDropout& drop = {});

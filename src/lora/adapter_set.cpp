@@ -12,8 +12,8 @@ class AdapterSet::Site : public LinearMap {
   Site(Backend& backend, std::string path, std::unique_ptr<FrozenLinear> base)
       : backend_(backend), path_(std::move(path)), base_(std::move(base)) {}
 
-  Var apply(Tape& tape, const Var& x, const ForwardMode& mode) override {
-    Var y = base_->apply(tape, x, mode);
+  Var apply(Tape& tape, const Var& x, const ForwardMode& mode, Output output) override {
+    Var y = base_->apply(tape, x, mode, output);
     adapt(tape, y.value(), x.value(), mode);
     return y;
   }

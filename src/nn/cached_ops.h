@@ -1,5 +1,5 @@
-// Operations of a step of generation with a KV cache: the device's kernels run them where they suit
-// (tensor/cache_kernels.h); elsewhere they are composed of the core's ops, which is their definition.
+// Operations of a step of generation with a KV cache. The device's kernels run them where they suit
+// (tensor/cache_kernels.h); elsewhere they are composed of the core's ops: their definition.
 #pragma once
 
 #include <span>

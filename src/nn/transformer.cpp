@@ -169,9 +169,7 @@ void Transformer::visit_joined(const std::function<void(const JoinedLinear&)>& f
 }
 
 void Transformer::move_weight(std::size_t layer, Site site, const Weight& w) {
-  LayerWeights& l = weights_.layers.at(layer);
-  Weight* slots[kSiteCount] = {&l.qkv, &l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down};
-  *slots[static_cast<std::size_t>(site)] = w;
+  weights_.layers.at(layer)[site].weight = w;
   blocks_.at(layer)->site(site)->frozen().set_weight(w);
 }
 

@@ -46,14 +46,14 @@ class Transformer {
       std::function<void(const std::string&, std::size_t, Site, std::unique_ptr<LinearMap>&)>;
   void visit_sites(const SiteVisitor& f);
 
-  // Gives layer i its joined projections, built around the same weights; they are used in every pass
-  // without a KV cache while enabled.
+  // Gives layer i its joined projections, built around the same weights; they are used in every
+  // pass without a KV cache while enabled.
   void set_joined(std::size_t layer, std::unique_ptr<JoinedProjections> joined);
   void enable_joined(bool enabled) { joined_enabled_ = enabled; }
-  // What training keeps and what it makes again. UsageError if the device can't do it.
-  void set_recompute(const Recompute& recompute);
   // Calls f for all joined projections, layer by layer.
   void visit_joined(const std::function<void(const JoinedLinear&)>& f) const;
+  // What training keeps and what it makes again. UsageError if the device can't do it.
+  void set_recompute(const Recompute& recompute);
   // The same values in another place, for a layer's projection.
   void move_weight(std::size_t layer, Site site, const Weight& w);
 

@@ -115,8 +115,8 @@ class Backend {
   // Does training run faster with projections that share a matrix (autograd/joined.h)? Not where
   // weights are packed once at load.
   virtual bool joins_projections() const { return !is_cpu(); }
-  // Kernels for more than the core's ops, where a device has them; else null, and their users compose
-  // the core's ops: tensor/lora_kernels.h, tensor/cache_kernels.h, tensor/adapter_kernels.h.
+  // Kernels for more than the core's ops, where a device has them; else null, and their users
+  // compose the core's ops: tensor/lora_kernels.h, cache_kernels.h, adapter_kernels.h.
   virtual LoraKernels* lora_kernels() { return nullptr; }
   virtual CacheKernels* cache_kernels() { return nullptr; }
   virtual AdapterKernels* adapter_kernels() { return nullptr; }

@@ -45,8 +45,8 @@ class LoraKernels {
   LoraKernels(const LoraKernels&) = delete;
   LoraKernels& operator=(const LoraKernels&) = delete;
 
-  // The plan must have a kernel for the product, and rows start at 16 bytes. Each part of a backward
-  // counts as one weight gradient (Backend::weight_gradient_matmuls).
+  // The plan must have a kernel for the product, and rows start at 16 bytes. Each part of a
+  // backward counts as one weight gradient (Backend::weight_gradient_matmuls).
   virtual void forward(const ThinPlan& plan, const Tensor& s, double scale, const Tensor& x,
                        const Tensor& a, std::span<const ThinPart> parts,
                        const InputDropout& drop) = 0;

@@ -1,8 +1,8 @@
 // ThinPlan: how LoRA's thin products through joined projections run on a GPU.
 //
-// Note [Thin plan]: a wide matrix (T,N) or (T,K) meets thin ones (T,S) with S columns for all ranks
-// (autograd/joined.h). Kernels of our own (cuda/lora/) read the wide matrix once for all of them, if
-// its shape suits; else each product is composed of the core's ops (autograd/thin.h). What serves a
+// Note [Thin plan]: a wide matrix (T,N) or (T,K) meets thin ones (T,S), S columns for all ranks
+// (autograd/joined.h). Kernels of our own (cuda/lora/) read the wide matrix once for all of them,
+// if its shape suits; else each product is composed of the core's ops (autograd/thin.h). What serves a
 // shape, how it is cut and what scratch that takes is decided here, once, when projections are
 // joined. The kernels, their launchers and the memory plan, which has no GPU, all read it.
 #pragma once

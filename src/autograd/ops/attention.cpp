@@ -33,7 +33,7 @@ struct AttentionNode : Node {
 
 // o = softmax(scale q kᵀ, causal inside each segment) v, head by head
 Var attention(Tape& tape, const Var& q, const Var& k, const Var& v, const AttentionShape& shape,
-              const Segments& segments, std::int64_t margin) {
+              const Segments& segments) {
   const std::int64_t H = shape.n_heads, G = shape.n_kv_heads, D = shape.head_dim;
   check(H > 0 && G > 0 && D > 0 && H % G == 0 && shape.window >= 0, "attention: ", H, " heads of ",
         D, ", ", G, " key/value heads, window ", shape.window);
@@ -42,7 +42,7 @@ Var attention(Tape& tape, const Var& q, const Var& k, const Var& v, const Attent
   k.value().expect({T, G * D}, "attention: k (T,G*D)");
   v.value().expect({T, G * D}, "attention: v (T,G*D)");
   check(segments.total() == T, "attention: segments hold ", segments.total(), " tokens, q has ", T);
-  Tensor o = tape.activation(q.dtype(), {T, H * D}, margin);
+  Tensor o = tape.activation(q.dtype(), {T, H * D});
   Tensor lse = tape.activation(stat_dtype(q.dtype()), {H, T});
   tape.backend().attention_forward(o, lse, q.value(), k.value(), v.value(), shape, segments,
                                    segments);
@@ -63,8 +63,8 @@ struct Qkv {
   }
 };
 
-// Attention's backward into one buffer, with dq and dk turned back in place. Saves the turned qkv, o
-// and lse (H,T).
+// Attention's backward into one buffer, with dq and dk turned back in place. Saves the turned qkv,
+// o and lse (H,T).
 struct QkvAttentionNode : Node {
   Var qkv;
   Tensor table, positions, o, lse;

@@ -21,7 +21,7 @@ std::vector<ThinPart> parts_of_x(const JoinedLinear& f) {
   return parts;
 }
 
-// The same with the gradients of A.
+// The adapted parts as A meets them, with the gradients of A.
 std::vector<ThinPart> parts_of_da(const JoinedLinear& f) {
   std::vector<ThinPart> parts;
   for (const JoinedLinear::Part& p : f.parts) {
@@ -46,14 +46,15 @@ std::vector<ThinPart> parts_of_db(const JoinedLinear& f) {
 // y and s of x, which has room for s: s is left in its margin. `addend`: what y starts from, or
 // null.
 Tensor forward(Tape& tape, const Tensor& x, const JoinedLinear& f, std::int64_t margin,
-               const InputDropout& drop, const Var* addend = nullptr) {
+               const InputDropout& drop, Output output = Output::Read,
+               const Var* addend = nullptr) {
   Backend& backend = tape.backend();
   Tensor xs = x.widened(f.in + f.thin);
   if (f.thin > 0)
     thin::forward(backend, f.plan, xs.slice_cols(f.in, f.in + f.thin), f.scale, x, f.a(),
                   parts_of_x(f), drop);
   Tensor y = tape.activation(x.dtype(), {x.rows(), f.out}, margin);
-  if (tape.unread()) return y;
+  if (output == Output::Unread) return y;
   if (addend)
     backend.matmul_nt_onto(y, addend->value(), xs, f.forward_matrix());
   else
@@ -147,12 +148,12 @@ ThinShape JoinedLinear::thin_shape() const {
 
 // y = h + x (W + scale B A)ᵀ + bias
 Var joined_linear_onto(Tape& tape, const Var& h, const Var& x, const JoinedLinear& f,
-                       std::int64_t margin, const InputDropout& drop) {
+                       std::int64_t margin, const InputDropout& drop, Output output) {
   auto [T, K] = x.dims<2>("joined_linear_onto: x (T,K)");
   check(K == f.in, "joined_linear_onto: x has ", K, " columns, the matrix ", f.in);
   h.value().expect({T, f.out}, "joined_linear_onto: h (T,N)");
   Tensor xs = roomy(x.value(), f.thin);
-  Tensor y = forward(tape, xs, f, margin, drop, &h);
+  Tensor y = forward(tape, xs, f, margin, drop, output, &h);
   if (!wanted(tape, f, h, x)) return tape.constant(std::move(y));
   // s is kept in the margin of x's own buffer, which is kept anyway.
   const bool in_place = xs.raw() == x.value().raw();
@@ -163,8 +164,8 @@ Var joined_linear_onto(Tape& tape, const Var& h, const Var& x, const JoinedLinea
 
 namespace {
 
-// As above with x = h * rstd * gain, of which da needs no more than h; then the norm's own backward
-// (norm.cpp). Saves rstd (T), s and h, which the residual stream keeps anyway.
+// joined_linear with x = h * rstd * gain, of which da needs no more than h; then the norm's own
+// backward (norm.cpp). Saves rstd (T), s and h, which the residual stream keeps anyway.
 struct JoinedNormLinearNode : Node {
   Var h;
   Weight gain;
@@ -209,8 +210,13 @@ Var joined_norm_linear(Tape& tape, const Var& h, const Weight& gain, double eps,
 
 namespace {
 
-// As above with x = silu(gate) * up. dx comes first here: what reads it with gate and up makes x
-// again for da, and puts dgate over gate and dup over up. Saves gate, up and s.
+// Note [Gradients over gate and up]: gate and up are a step's largest activations, and their
+// gradients would be as large again. So backward writes dgate over gate and dup over up, and passes
+// the buffer on as the gradient. It is the one place where a saved value is overwritten. It may be:
+// gate_up comes from one product, whose node does not save its output, and nobody else reads it.
+//
+// joined_linear with x = silu(gate) * up. dx comes first here: what reads it with gate and up makes
+// x again for da. Saves gate, up and s.
 struct JoinedSwigluLinearNode : Node {
   Var gate_up;
   Edge addend;
@@ -243,7 +249,7 @@ struct JoinedSwigluLinearNode : Node {
 
 // y = h + (silu(gate) * up) (W + scale B A)ᵀ + bias
 Var joined_swiglu_linear_onto(Tape& tape, const Var& h, const Var& gate_up, const JoinedLinear& f,
-                              std::int64_t margin, const InputDropout& drop) {
+                              std::int64_t margin, const InputDropout& drop, Output output) {
   auto [T, width] = gate_up.dims<2>("joined_swiglu_linear_onto: gate_up (T,2K)");
   check(width == 2 * f.in, "joined_swiglu_linear_onto: gate_up has ", width,
         " columns, the matrix ", f.in);
@@ -251,7 +257,7 @@ Var joined_swiglu_linear_onto(Tape& tape, const Var& h, const Var& gate_up, cons
   const Tensor& value = gate_up.value();
   Tensor x = tape.backend().empty_with_margin(Tag::Workspace, value.dtype(), {T, f.in}, f.thin);
   tape.backend().swiglu_forward(x, value.slice_cols(0, f.in), value.slice_cols(f.in, 2 * f.in));
-  Tensor y = forward(tape, x, f, margin, drop, &h);
+  Tensor y = forward(tape, x, f, margin, drop, output, &h);
   if (!wanted(tape, f, h, gate_up)) return tape.constant(std::move(y));
   Tensor s = keep_s(tape, x, f);
   return tape.record<JoinedSwigluLinearNode>(std::move(y), gate_up, h, std::move(s), f, drop);

@@ -37,10 +37,10 @@ struct GegluNode : Node {
 }  // namespace
 
 // y = silu(gate) * up
-Var swiglu(Tape& tape, const Var& gate, const Var& up, std::int64_t margin) {
+Var swiglu(Tape& tape, const Var& gate, const Var& up) {
   auto [T, F] = gate.dims<2>("swiglu: gate (T,F)");
   up.value().expect({T, F}, "swiglu: up (T,F)");
-  Tensor y = tape.activation(gate.dtype(), {T, F}, margin);
+  Tensor y = tape.activation(gate.dtype(), {T, F});
   tape.backend().swiglu_forward(y, gate.value(), up.value());
   if (!tape.wants(gate, up)) return tape.constant(std::move(y));
   return tape.record<SwigluNode>(std::move(y), gate, up);

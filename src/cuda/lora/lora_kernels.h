@@ -1,5 +1,5 @@
-// The CUDA device's kernels for LoRA: thin products through joined projections, and adapters side by
-// side. Methods are defined in the .cu file named beside them.
+// The CUDA device's kernels for LoRA: thin products through joined projections, and adapters side
+// by side. Methods are defined in the .cu file named beside them.
 #pragma once
 
 #include "cuda/cuda_backend.h"

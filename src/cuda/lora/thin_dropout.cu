@@ -5,7 +5,7 @@
 // Shapes     x, dx (T,K) wide, a (S,K), s, ds (T,S) thin; all BF16
 // Why own    as products of their own each projection would write a masked copy of x and read it
 //            back, in forward, for dA and for dx; here x is read once and no mask is ever stored.
-// Plan       forward: a block owns 64 tokens and a slab of 128-column tiles. Tiles of x and a travel
+// Plan       forward: a block owns 64 tokens and a slab of 128-column tiles. Tiles of x and a go
 //            through kStages buffers; while one is multiplied, the masks of the next are drawn into
 //            bits (dropout_mask.cuh). Warps take 16 tokens and half of a tile's columns each; the
 //            halves are added at the end, slabs by a second kernel, in order.
@@ -14,8 +14,8 @@
 // Bytes      the wide matrix once (dx: in and out). Drawing costs about 9 instructions an element
 //            and projection, as much as reading x takes or more: this is not bound by memory.
 // Numbers    1 / (1 - p) multiplies the F32 sum, not x
-// Limits     those of ThinPlan: ranks in multiples of 8, together <= 96; rows that start at 16 bytes; others take a
-//            masked copy for each projection
+// Limits     those of ThinPlan: ranks in multiples of 8, together <= 96; rows that start at 16
+//            bytes; others take a masked copy for each projection
 #include "cuda/lora/thin_products.cuh"
 
 namespace lk {
