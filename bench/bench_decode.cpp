@@ -36,7 +36,9 @@ double products_seconds(Backend& backend, const ModelWeights& weights, DType dty
   };
   std::vector<Product> products;
   for (const LayerWeights& l : weights.layers)
-    for (const Weight* w : {&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down}) {
+    for (const Projection& p : l.projections) {
+      const Weight* w = &p.weight;
+      if (!w->defined()) continue;
       const std::int64_t N = w->shape()[0], K = w->shape()[1];
       // One input and one output a shape: memory stays small.
       auto same = std::find_if(products.begin(), products.end(),

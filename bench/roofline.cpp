@@ -45,17 +45,18 @@ std::vector<Product> frozen_products(const ModelWeights& weights,
   bool trainable_before = false;
   for (const LayerWeights& l : weights.layers) {
     // Projections that read the same values, in running order.
-    const std::vector<std::vector<const Weight*>> groups = {
-        {&l.qkv, &l.q, &l.k, &l.v}, {&l.o}, {&l.gate, &l.up}, {&l.down}};
+    const std::vector<std::vector<Site>> groups = {
+        {Site::Qkv, Site::Q, Site::K, Site::V}, {Site::O}, {Site::Gate, Site::Up}, {Site::Down}};
     for (const auto& group : groups) {
-      for (const Weight* w : group) {
-        if (!w->defined()) continue;
-        forward.push_back({w, n_tokens, false});
-        if (trainable_before) backward.push_back({w, n_tokens, true});
+      for (Site site : group) {
+        const Weight& w = l[site].weight;
+        if (!w.defined()) continue;
+        forward.push_back({&w, n_tokens, false});
+        if (trainable_before) backward.push_back({&w, n_tokens, true});
       }
-      for (const Weight* w : group)
+      for (Site site : group)
         trainable_before |= std::any_of(adapted.begin(), adapted.end(), [&](const std::string& a) {
-          return w->defined() && w->name() == a + ".weight";
+          return l[site].weight.defined() && l[site].weight.name() == a + ".weight";
         });
     }
   }

@@ -3,6 +3,10 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "autograd/thin.h"
+#include "nn/cached_ops.h"
+#include "tensor/adapter_kernels.h"
+
 namespace lk::bench {
 namespace {
 
@@ -176,18 +180,6 @@ void TimingBackend::linear_forward(const Tensor& y, const Tensor& x, const Weigh
         [&] { inner_.linear_forward(y, x, w); });
 }
 
-void TimingBackend::linear_forward_parts(const Tensor& x, const InputNorm* norm,
-                                         std::span<const LinearPart> parts) {
-  if (parts.empty()) return inner_.linear_forward_parts(x, norm, parts);
-  OpWork work{0, norm ? 2 * size(x) : 0};
-  for (const LinearPart& part : parts) {
-    const OpWork one = product(part.y, GradMode::Write, x, part.w->values(), part.w->shape()[1]);
-    work.flops += one.flops;
-    work.bytes += one.bytes + (part.addend ? size(part.addend) : 0);
-  }
-  timed(linear_family(*parts[0].w), work, [&] { inner_.linear_forward_parts(x, norm, parts); });
-}
-
 void TimingBackend::linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,
                                       const Weight& w) {
   timed(linear_family(w), product(dx, mode, dy, w.values(), w.shape()[0]),
@@ -195,7 +187,7 @@ void TimingBackend::linear_backward_x(const Tensor& dx, GradMode mode, const Ten
 }
 
 namespace {
-// A frozen matrix with LoRA's factors beside it (autograd/fused_linear.h) is known by its size.
+// A frozen matrix with LoRA's factors beside it (autograd/joined.h) is known by its size.
 OpFamily family_of(const Tensor& c, const Tensor& b) {
   return std::min({c.cols(), b.rows(), b.cols()}) > 128 ? OpFamily::BaseLinear : OpFamily::Lora;
 }
@@ -226,59 +218,129 @@ void TimingBackend::matmul_tn(const Tensor& dw, GradMode mode, double alpha, con
         [&] { inner_.weight_gradient(dw, mode, alpha, a, b); });
 }
 
-namespace {
-// Every part of a wide matrix (T,.) with its thin columns; the wide one is read once.
-OpWork strips_work(const Tensor& wide, const Tensor& thin, std::span<const StripPart> parts) {
-  OpWork work{0, sizes(wide, thin)};
-  for (const StripPart& p : parts) {
-    work.flops += 2 * static_cast<double>(wide.rows()) * numel(p.dw);
-    work.bytes += written(p.dw, p.mode);
+// Thin products through joined projections.
+class TimingBackend::Lora final : public LoraKernels {
+ public:
+  explicit Lora(TimingBackend& owner) : LoraKernels(owner.weight_gradient_count()), owner_(owner) {}
+  void forward(const ThinPlan& plan, const Tensor& s, double scale, const Tensor& x,
+               const Tensor& a, std::span<const ThinPart> parts,
+               const InputDropout& drop) override {
+    const OpWork work{2 * static_cast<double>(x.rows()) * numel(a), sizes(s, x, a)};
+    owner_.timed(OpFamily::Lora, work,
+                 [&] { thin::forward(owner_.inner_, plan, s, scale, x, a, parts, drop); });
   }
-  return work;
-}
-}  // namespace
-
-void TimingBackend::run_strips_backward_b(const Tensor& ds, double scale, const Tensor& dy,
-                                          const Tensor& b, const Tensor& s,
-                                          std::span<const StripPart> parts) {
-  OpWork work = strips_work(dy, s, parts);
-  work.flops *= 2;
-  work.bytes += sizes(ds, b);
-  timed(OpFamily::Lora, work, [&] { inner_.strips_backward_b(ds, scale, dy, b, s, parts); });
-}
-
-void TimingBackend::run_strips_backward_a(const Tensor& ds, const Tensor& x,
-                                          const NormedInput* norm, std::span<const StripPart> parts,
-                                          const InputDropout& drop) {
-  timed(OpFamily::Lora, strips_work(x, ds, parts),
-        [&] { inner_.strips_backward_a(ds, x, norm, parts, drop); });
-}
-
-void TimingBackend::strips_forward(const Tensor& s, double scale, const Tensor& x, const Tensor& a,
-                                   std::span<const StripPart> parts, const InputDropout& drop) {
-  const OpWork work{2 * static_cast<double>(x.rows()) * numel(a), sizes(s, x, a)};
-  timed(OpFamily::Lora, work, [&] { inner_.strips_forward(s, scale, x, a, parts, drop); });
-}
-
-void TimingBackend::strips_into_x(const Tensor& dx, const Tensor& ds, const Tensor& a,
-                                  std::span<const StripPart> parts, const InputDropout& drop) {
-  const OpWork work{2 * static_cast<double>(dx.rows()) * numel(a),
-                    sizes(ds, a) + written(dx, GradMode::Add)};
-  timed(OpFamily::Lora, work, [&] { inner_.strips_into_x(dx, ds, a, parts, drop); });
-}
-
-void TimingBackend::lora_segments(const Tensor& y, const Tensor& x, const LoraTable& table,
-                                  const Segments& documents, const RowVariants& variants) {
-  OpWork work{0, sizes(x) + 2 * size(y)};
-  for (std::size_t i = 0; i < variants.host.size(); ++i) {
-    if (variants.host[i] < 0) continue;
-    const LoraFactors& f = table.host[static_cast<std::size_t>(variants.host[i])];
-    if (!f.a.defined()) continue;
-    const double rows = documents.host[i + 1] - documents.host[i];
-    work.flops += 2 * rows * (numel(f.a) + numel(f.b_t));
-    work.bytes += sizes(f.a, f.b_t);
+  void into_x(const ThinPlan& plan, const Tensor& dx, const Tensor& ds, const Tensor& a,
+              std::span<const ThinPart> parts, const InputDropout& drop) override {
+    const OpWork work{2 * static_cast<double>(dx.rows()) * numel(a),
+                      sizes(ds, a) + written(dx, GradMode::Add)};
+    owner_.timed(OpFamily::Lora, work,
+                 [&] { thin::into_x(owner_.inner_, plan, dx, ds, a, parts, drop); });
   }
-  timed(OpFamily::Lora, work, [&] { inner_.lora_segments(y, x, table, documents, variants); });
+
+ private:
+  // Every part of a wide matrix (T,.) with its thin columns; the wide one is read once.
+  static OpWork work_of(const Tensor& wide, const Tensor& thin, std::span<const ThinPart> parts) {
+    OpWork work{0, sizes(wide, thin)};
+    for (const ThinPart& p : parts) {
+      work.flops += 2 * static_cast<double>(wide.rows()) * numel(p.dw);
+      work.bytes += written(p.dw, p.mode);
+    }
+    return work;
+  }
+  void run_backward_b(const ThinPlan& plan, const Tensor& ds, double scale, const Tensor& dy,
+                      const Tensor& b, const Tensor& s, std::span<const ThinPart> parts) override {
+    OpWork work = work_of(dy, s, parts);
+    work.flops *= 2;
+    work.bytes += sizes(ds, b);
+    owner_.timed(OpFamily::Lora, work,
+                 [&] { thin::backward_b(owner_.inner_, plan, ds, scale, dy, b, s, parts); });
+  }
+  void run_backward_a(const ThinPlan& plan, const Tensor& ds, const Tensor& x,
+                      const NormedInput* norm, std::span<const ThinPart> parts,
+                      const InputDropout& drop) override {
+    owner_.timed(OpFamily::Lora, work_of(x, ds, parts),
+                 [&] { thin::backward_a(owner_.inner_, plan, ds, x, norm, parts, drop); });
+  }
+  void run_swiglu_backward(const ThinPlan& plan, const Tensor& dgate, const Tensor& dup,
+                           const Tensor& dy, const Tensor& gate, const Tensor& up, const Tensor& ds,
+                           std::span<const ThinPart> parts, const InputDropout& drop) override {
+    OpWork work = work_of(dy, ds, parts);
+    work.bytes += sizes(dgate, dup, gate, up);
+    owner_.timed(OpFamily::Swiglu, work, [&] {
+      thin::swiglu_backward(owner_.inner_, plan, dgate, dup, dy, gate, up, ds, parts, drop);
+    });
+  }
+  TimingBackend& owner_;
+};
+
+// A step of generation.
+class TimingBackend::Cache final : public CacheKernels {
+ public:
+  explicit Cache(TimingBackend& owner) : owner_(owner) {}
+  bool linear_parts(const Tensor& x, const InputNorm* norm,
+                    std::span<const LinearPart> parts) override {
+    if (parts.empty()) return false;
+    OpWork work{0, norm ? 2 * size(x) : 0};
+    for (const LinearPart& part : parts) {
+      const OpWork one = product(part.y, GradMode::Write, x, part.w->values(), part.w->shape()[1]);
+      work.flops += one.flops;
+      work.bytes += one.bytes + (part.addend ? size(part.addend) : 0);
+    }
+    owner_.timed(owner_.linear_family(*parts[0].w), work,
+                 [&] { cached::linear_parts(owner_.inner_, x, norm, parts); });
+    return true;
+  }
+  bool rope_into_cache(const Tensor& q, const Tensor& k, const Tensor& v, const CacheRows& cache,
+                       const Tensor& table, const Tensor& positions, int head_dim) override {
+    owner_.timed(OpFamily::Rope, {0, 2 * sizes(q, k, v)}, [&] {
+      cached::rope_into_cache(owner_.inner_, q, k, v, cache, table, positions, head_dim);
+    });
+    return true;
+  }
+
+ private:
+  TimingBackend& owner_;
+};
+
+// Adapters side by side.
+class TimingBackend::Adapters final : public AdapterKernels {
+ public:
+  explicit Adapters(TimingBackend& owner) : owner_(owner) {}
+  void lora_segments(const Tensor& y, const Tensor& x, const LoraTable& table,
+                     const Segments& documents, const RowVariants& variants) override {
+    OpWork work{0, sizes(x) + 2 * size(y)};
+    for (std::size_t i = 0; i < variants.host.size(); ++i) {
+      if (variants.host[i] < 0) continue;
+      const LoraFactors& f = table.host[static_cast<std::size_t>(variants.host[i])];
+      if (!f.a.defined()) continue;
+      const double rows = documents.host[i + 1] - documents.host[i];
+      work.flops += 2 * rows * (numel(f.a) + numel(f.b_t));
+      work.bytes += sizes(f.a, f.b_t);
+    }
+    owner_.timed(OpFamily::Lora, work, [&] {
+      owner_.inner_.adapter_kernels()->lora_segments(y, x, table, documents, variants);
+    });
+  }
+
+ private:
+  TimingBackend& owner_;
+};
+
+LoraKernels* TimingBackend::lora_kernels() {
+  if (!inner_.lora_kernels()) return nullptr;
+  if (!lora_) lora_ = std::make_unique<Lora>(*this);
+  return lora_.get();
+}
+
+CacheKernels* TimingBackend::cache_kernels() {
+  if (!cache_) cache_ = std::make_unique<Cache>(*this);
+  return cache_.get();
+}
+
+AdapterKernels* TimingBackend::adapter_kernels() {
+  if (!inner_.adapter_kernels()) return nullptr;
+  if (!adapters_) adapters_ = std::make_unique<Adapters>(*this);
+  return adapters_.get();
 }
 
 void TimingBackend::rmsnorm_forward(const Tensor& y, const Tensor& rstd, const Tensor& x,
@@ -311,13 +373,6 @@ void TimingBackend::rope(const Tensor& y, GradMode mode, const Tensor& x, const 
                          const Tensor& positions, int head_dim, bool inverse) {
   timed(OpFamily::Rope, {0, size(x) + written(y, mode)},
         [&] { inner_.rope(y, mode, x, table, positions, head_dim, inverse); });
-}
-
-void TimingBackend::rope_into_cache(const Tensor& q, const Tensor& k, const Tensor& v,
-                                    const CacheRows& cache, const Tensor& table,
-                                    const Tensor& positions, int head_dim) {
-  timed(OpFamily::Rope, {0, 2 * sizes(q, k, v)},
-        [&] { inner_.rope_into_cache(q, k, v, cache, table, positions, head_dim); });
 }
 
 void TimingBackend::attention_forward(const Tensor& o, const Tensor& lse, const Tensor& q,
@@ -356,17 +411,6 @@ void TimingBackend::swiglu_backward(const Tensor& y, const Tensor& dgate, const 
                                     const Tensor& dy, const Tensor& gate, const Tensor& up) {
   timed(OpFamily::Swiglu, {0, sizes(y, dgate, dup, dy, gate, up)},
         [&] { inner_.swiglu_backward(y, dgate, dup, dy, gate, up); });
-}
-
-void TimingBackend::run_swiglu_strips_backward(const Tensor& dgate, const Tensor& dup,
-                                               const Tensor& dy, const Tensor& gate,
-                                               const Tensor& up, const Tensor& ds,
-                                               std::span<const StripPart> parts,
-                                               const InputDropout& drop) {
-  OpWork work = strips_work(dy, ds, parts);
-  work.bytes += sizes(dgate, dup, gate, up);
-  timed(OpFamily::Swiglu, work,
-        [&] { inner_.swiglu_strips_backward(dgate, dup, dy, gate, up, ds, parts, drop); });
 }
 
 void TimingBackend::geglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) {

@@ -84,7 +84,11 @@ class TimingBackend final : public Backend {
   bool can_record() const override { return inner_.can_record(); }
   std::unique_ptr<HostCopy> offload(const Tensor& x) override { return inner_.offload(x); }
   bool can_offload() const override { return inner_.can_offload(); }
-  bool prefers_fused_linear() const override { return inner_.prefers_fused_linear(); }
+  // Kernels beside the core's ops are timed as wholes, also where the inner backend composes them.
+  LoraKernels* lora_kernels() override;  // null if the inner backend has none
+  CacheKernels* cache_kernels() override;
+  AdapterKernels* adapter_kernels() override;
+  bool joins_projections() const override { return inner_.joins_projections(); }
   DType preferred_dtype() const override { return inner_.preferred_dtype(); }
   bool keeps_quantised(const GgmlType& type) const override { return inner_.keeps_quantised(type); }
   std::int64_t free_memory() const override;
@@ -109,8 +113,6 @@ class TimingBackend final : public Backend {
                const RandomKey& key) override;
   void prepare_linear(Weight& w) override { inner_.prepare_linear(w); }
   void linear_forward(const Tensor& y, const Tensor& x, const Weight& w) override;
-  void linear_forward_parts(const Tensor& x, const InputNorm* norm,
-                            std::span<const LinearPart> parts) override;
   void linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,
                          const Weight& w) override;
   void matmul_nt(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
@@ -119,12 +121,6 @@ class TimingBackend final : public Backend {
                       const Tensor& b) override;
   void matmul_nn(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
                  const Tensor& b) override;
-  void strips_forward(const Tensor& s, double scale, const Tensor& x, const Tensor& a,
-                      std::span<const StripPart> parts, const InputDropout& drop) override;
-  void strips_into_x(const Tensor& dx, const Tensor& ds, const Tensor& a,
-                     std::span<const StripPart> parts, const InputDropout& drop) override;
-  void lora_segments(const Tensor& y, const Tensor& x, const LoraTable& table,
-                     const Segments& documents, const RowVariants& variants) override;
   void rmsnorm_forward(const Tensor& y, const Tensor& rstd, const Tensor& x, const Weight& gain,
                        double eps) override;
   void rmsnorm_backward(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& x,
@@ -135,8 +131,6 @@ class TimingBackend final : public Backend {
                           const Weight& gain, const Tensor& mean, const Tensor& rstd) override;
   void rope(const Tensor& y, GradMode mode, const Tensor& x, const Tensor& table,
             const Tensor& positions, int head_dim, bool inverse) override;
-  void rope_into_cache(const Tensor& q, const Tensor& k, const Tensor& v, const CacheRows& cache,
-                       const Tensor& table, const Tensor& positions, int head_dim) override;
   void attention_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k,
                          const Tensor& v, const AttentionShape& shape, const Segments& q_seg,
                          const KeyRows& k_rows) override;
@@ -171,20 +165,15 @@ class TimingBackend final : public Backend {
  private:
   void matmul_tn(const Tensor& dw, GradMode mode, double alpha, const Tensor& a,
                  const Tensor& b) override;
-  void run_strips_backward_b(const Tensor& ds, double scale, const Tensor& dy, const Tensor& b,
-                             const Tensor& s, std::span<const StripPart> parts) override;
-  void run_strips_backward_a(const Tensor& ds, const Tensor& x, const NormedInput* norm,
-                             std::span<const StripPart> parts, const InputDropout& drop) override;
-  void run_swiglu_strips_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy,
-                                  const Tensor& gate, const Tensor& up, const Tensor& ds,
-                                  std::span<const StripPart> parts,
-                                  const InputDropout& drop) override;
   // Runs op() between two marks and books it; ops inside of it (a backend may use its own ops) are
   // part of it.
   template <class Op>
   void timed(OpFamily family, OpWork work, Op&& op);
   OpFamily linear_family(const Weight& w) const;
 
+  class Lora;
+  class Cache;
+  class Adapters;
   struct Call {
     OpFamily family;
     OpWork work;
@@ -193,6 +182,9 @@ class TimingBackend final : public Backend {
   Roofs roofs_;
   const void* head_;
   std::unordered_map<void*, Tensor> blocks_;  // what the cache holds, in the inner backend's memory
+  std::unique_ptr<Lora> lora_;
+  std::unique_ptr<Cache> cache_;
+  std::unique_ptr<Adapters> adapters_;
   std::unique_ptr<DeviceClock> clock_;
   std::vector<Call> calls_;
   bool recording_ = false;

@@ -72,10 +72,10 @@ std::vector<std::string> devices() {
   return names;
 }
 
-// The names of Backend's virtual functions.
-std::set<std::string> virtuals() {
-  const std::string text = read("src/tensor/backend.h");
-  const std::regex declaration(R"(virtual [\w:<> ]+?(\w+)\()");
+// The names of the virtual functions that a header of src/tensor/ declares.
+std::set<std::string> virtuals(const std::string& header) {
+  const std::string text = read("src/tensor/" + header);
+  const std::regex declaration(R"(virtual [\w:<>* ]+?(\w+)\()");
   std::set<std::string> names;
   std::ptrdiff_t found = 0;
   for (std::sregex_iterator i(text.begin(), text.end(), declaration), end; i != end; ++i, ++found)
@@ -206,35 +206,47 @@ TEST_CASE("the frozen-GEMM limit leaves out each dX that nothing trainable lies 
   CHECK(calls({"model.layers.0.self_attn.q_proj"}) == 14 + 11);
 }
 
-TEST_CASE("every virtual function of Backend is handed on by the timing backend") {
+TEST_CASE(
+    "every virtual function of Backend and of its kernels is handed on by the timing backend") {
   if (!std::filesystem::exists(kSources)) LK_SKIP("the sources are not at " + kSources);
-  const std::string header = read("bench/timing_backend.h");
-  for (const std::string& name : virtuals()) {
-    CAPTURE(name);
-    CHECK(std::regex_search(header, std::regex("\\b" + name + R"(\([^;{]*\)[\w ]* override)")));
+  for (const auto& [header, timing] : {std::pair{"backend.h", "bench/timing_backend.h"},
+                                       {"lora_kernels.h", "bench/timing_backend.cpp"},
+                                       {"cache_kernels.h", "bench/timing_backend.cpp"},
+                                       {"adapter_kernels.h", "bench/timing_backend.cpp"}}) {
+    const std::string text = read(timing);
+    const std::set<std::string> names = virtuals(header);
+    CHECK(!names.empty());
+    for (const std::string& name : names) {
+      CAPTURE(name);
+      CHECK(std::regex_search(text, std::regex("\\b" + name + R"(\([^;{]*\)[\w ]* override)")));
+    }
   }
 }
 
-TEST_CASE("every op of Backend has a benchmark on the CPU and on the GPU") {
+TEST_CASE("every op of Backend and of its kernels has a benchmark on the CPU and on the GPU") {
   if (!std::filesystem::exists(kSources)) LK_SKIP("the sources are not at " + kSources);
-  std::set<std::string> ops = virtuals();
+  std::set<std::string> ops = virtuals("backend.h");
   for (const char* not_an_op :
        {"name", "description", "is_cpu", "preferred_dtype", "free_memory", "synchronize",
-        "make_clock", "prepare_linear", "record", "read_later", "prefers_fused_linear", "offload",
-        "can_record", "can_offload", "keeps_quantised"})
+        "make_clock", "prepare_linear", "record", "read_later", "joins_projections", "offload",
+        "can_record", "can_offload", "keeps_quantised", "lora_kernels", "cache_kernels",
+        "adapter_kernels"})
     CHECK(ops.erase(not_an_op) == 1);
   CHECK(ops.erase("matmul_tn") == 1);
-  ops.insert("weight_gradient");  // its public name, and those of:
-  for (const char* name : {"strips_backward_a", "strips_backward_b", "swiglu_strips_backward"}) {
-    CHECK(ops.erase(std::string("run_") + name) == 1);
-    ops.insert(name);
-  }
+  ops.insert("weight_gradient");  // its public name
+  std::set<std::string> calls;
+  for (const std::string& op : ops) calls.insert("()." + op + "(");
+  for (const std::string& name : virtuals("lora_kernels.h"))
+    calls.insert("thin::" + (name.starts_with("run_") ? name.substr(4) : name) + "(");
+  for (const std::string& name : virtuals("cache_kernels.h")) calls.insert("cached::" + name + "(");
+  for (const std::string& name : virtuals("adapter_kernels.h"))
+    calls.insert("adapter_kernels()->" + name + "(");
   for (const std::string file : {"bench/bench_cpu_kernels.cpp", "bench/bench_cuda_kernels.cpp"}) {
     const std::string text = read(file);
-    for (const std::string& op : ops) {
+    for (const std::string& call : calls) {
       CAPTURE(file);
-      CAPTURE(op);
-      CHECK(text.find("()." + op + "(") != std::string::npos);
+      CAPTURE(call);
+      CHECK(text.find(call) != std::string::npos);
     }
   }
 }

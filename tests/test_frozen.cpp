@@ -197,7 +197,7 @@ TEST_CASE("the ledger sees a planted gradient of a frozen matrix") {
   REQUIRE(!run.could_hold_a_frozen_gradient());
   // What a careless op would do: dw of one frozen projection, freed again at once.
   Backend& backend = *run.backend;
-  const Weight& k = run.model->weights().layers[0].k;
+  const Weight& k = run.model->weights().layers[0][Site::K].weight;
   const std::int64_t matmuls = backend.weight_gradient_matmuls();
   {
     Tensor dw = backend.empty(Tag::Backward, DType::F32, k.shape());

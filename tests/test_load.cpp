@@ -169,8 +169,8 @@ TEST_CASE("load: folders, bit for bit") {
     CHECK(backend->ledger()[Tag::Weights].live_bytes == 4 * model.config.n_parameters());
     CHECK(model.weights.tied() == model.config.tie_embeddings);
     CHECK(model.weights.head.shape() == model.weights.embedding.shape());
-    CHECK(model.weights.layers[0].q_bias.defined() == model.config.attention_bias);
-    CHECK(model.weights.layers[0].o_bias.defined() == model.config.attention_output_bias);
+    CHECK(model.weights.layers[0][Site::Q].bias.defined() == model.config.attention_bias);
+    CHECK(model.weights.layers[0][Site::O].bias.defined() == model.config.attention_output_bias);
   }
   CHECK(backend->ledger().total().live_bytes == 0);
 }

@@ -7,6 +7,25 @@
 using namespace lk;
 using namespace lk::test;
 
+TEST_CASE("a share counts bytes of one purpose under another, for as long as it lives") {
+  auto b = make_cpu_backend();
+  Ledger& ledger = b->ledger();
+  Tensor t = b->empty(Tag::Weights, DType::F32, {50});
+  {
+    Ledger::Share share(ledger, Tag::Weights, Tag::Params, 80);
+    CHECK(ledger[Tag::Weights].live_bytes == 120);
+    CHECK(ledger[Tag::Params].live_bytes == 80);
+    CHECK(ledger.total().live_bytes == 200);
+    Ledger::Share moved = std::move(share);
+    CHECK(moved.bytes() == 80);
+    CHECK(share.bytes() == 0);
+    CHECK(ledger[Tag::Params].live_bytes == 80);
+  }
+  CHECK(ledger[Tag::Weights].live_bytes == 200);
+  CHECK(ledger[Tag::Params].live_bytes == 0);
+  CHECK(ledger[Tag::Params].peak_bytes == 80);
+}
+
 TEST_CASE("the ledger follows every tensor") {
   std::unique_ptr<Backend> b = make_cpu_backend();
   const Ledger& ledger = b->ledger();

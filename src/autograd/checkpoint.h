@@ -47,10 +47,13 @@ struct CheckpointOptions {
   bool offload = false;                          // send x there
 };
 
+// The function of a checkpoint, y = f(x). It must compute the same bits again: it may read nothing
+// that changes before backward, and draws random numbers by key. What it captures must stay until
+// then. On its second run y is unread: the op that makes it may leave it out.
+using Recomputed = std::function<Var(Tape&, const Var& x, Output y)>;
+
 // y = f(x). Of all that f makes only x is kept; backward runs f once more, on a tape of its own,
-// and that tape backwards. f must compute the same bits again: it may read nothing that changes
-// before backward, and draws random numbers by key. What it captures must stay until then.
-Var checkpoint(Tape& tape, const Var& x, std::function<Var(Tape&, const Var&)> f,
-               const CheckpointOptions& options = {});
+// and that tape backwards.
+Var checkpoint(Tape& tape, const Var& x, Recomputed f, const CheckpointOptions& options = {});
 
 }  // namespace lk

@@ -19,7 +19,8 @@ Var embedding(Tape& tape, const Weight& table, const Tensor& ids, std::int64_t m
 Var gather_rows(Tape& tape, const Var& x, const Tensor& rows);
 
 // y (T,N) = x (T,K) wᵀ + bias; w (N,K) frozen, bias (N) frozen or null
-Var linear(Tape& tape, const Var& x, const Weight& w, const Weight* bias = nullptr);
+Var linear(Tape& tape, const Var& x, const Weight& w, const Weight* bias = nullptr,
+           Output output = Output::Read);
 // y (T,N) = alpha x (T,K) wᵀ; w (N,K) trainable
 Var linear(Tape& tape, const Var& x, Parameter& w, double alpha = 1.0);
 
@@ -36,6 +37,11 @@ Var rope(Tape& tape, const Var& x, const Tensor& table, const Tensor& positions,
 // Causal attention inside each segment: q (T,H*D), k, v (T,G*D) -> (T,H*D)
 Var attention(Tape& tape, const Var& q, const Var& k, const Var& v, const AttentionShape& shape,
               const Segments& segments);
+// attention of rope(q), rope(k) and v, which lie side by side in qkv (T,(H+2G)*D) -> (T,H*D) with
+// `margin` columns behind its rows. The forward turns q and k in place: nothing else may read qkv's
+// value. Without a table (undefined) nothing is turned: a model with learned positions.
+Var qkv_attention(Tape& tape, const Var& qkv, const Tensor& rope_table, const Tensor& positions,
+                  const AttentionShape& shape, const Segments& segments, std::int64_t margin);
 
 // y = silu(gate) * up, all (T,F)
 Var swiglu(Tape& tape, const Var& gate, const Var& up);
@@ -46,7 +52,7 @@ Var geglu(Tape& tape, const Var& gate, const Var& up);
 Var gelu(Tape& tape, const Var& x);
 
 // y = a + b, with a's margin
-Var add(Tape& tape, const Var& a, const Var& b);
+Var add(Tape& tape, const Var& a, const Var& b, Output output = Output::Read);
 
 // y = x * keep / (1 - p); the mask is Philox(key), never stored. p = 0 is x itself.
 Var dropout(Tape& tape, const Var& x, float p, const RandomKey& key);

@@ -72,6 +72,11 @@ class Edge {
   std::int64_t margin_ = 0;  // of the value: its gradient gets the same
 };
 
+// Will anybody read an op's output? The last value of what runs again for its backward alone
+// (autograd/checkpoint.h) is not read: the op records its node and leaves the value out, its memory
+// as it was.
+enum class Output : std::uint8_t { Read, Unread };
+
 // What an op saved, and its derivative. Defined next to the op's forward in autograd/ops/.
 struct Node {
   virtual ~Node() = default;
@@ -82,33 +87,23 @@ struct Node {
 
 class Tape {
  public:
-  // Rerun: records what is run a second time for its backward alone (ops/checkpoint.cpp).
-  enum class Mode { Record, NoGrad, Rerun };
+  enum class Mode { Record, NoGrad };
   explicit Tape(Backend& backend, Mode mode = Mode::Record) : backend_(backend), mode_(mode) {}
   Tape(const Tape&) = delete;  // Vars remember whose they are
   Tape& operator=(const Tape&) = delete;
 
   Backend& backend() const { return backend_; }
   bool recording() const { return mode_ != Mode::NoGrad; }
-  // Runs the ops that make the last value of a block. Nobody reads it on a rerun: ops that look at
-  // unread() then record their node and leave the value out, its memory as it was.
-  template <class F>
-  Var last(F&& ops) {
-    unread_ = mode_ == Mode::Rerun;
-    Var y = ops();
-    unread_ = false;
-    return y;
-  }
-  bool unread() const { return unread_; }
   // Memory for an op's output or saved statistics; of a matrix, with a margin behind its rows.
   Tensor activation(DType dtype, Shape shape, std::int64_t margin = 0) {
     return backend_.empty_with_margin(Tag::Activations, dtype, shape, margin);
   }
 
-  // Should an op with these inputs record a node? Pass Vars; for Parameters use recording(). On a
-  // tape without gradients any Var is a constant; on a recording one a Var of another tape throws.
-  template <class... Vars>
-  bool wants(const Vars&... inputs) const {
+  // Should an op with these inputs, Vars and Parameters, record a node? A Parameter always asks for
+  // one. On a tape without gradients any Var is a constant; on a recording one a Var of another
+  // tape throws.
+  template <class... Inputs>
+  bool wants(const Inputs&... inputs) const {
     return recording() && (static_cast<int>(mine(inputs)) | ...) != 0;
   }
   // The output of an op that needs no gradient.
@@ -156,9 +151,10 @@ class Tape {
     check(!x.needs_grad() || x.tape_ == this, "tape: this value belongs to another tape");
     return x.needs_grad();
   }
+  static bool mine(const Parameter&) { return true; }
   Backend& backend_;
   Mode mode_;
-  bool ran_ = false, unread_ = false;
+  bool ran_ = false;
   Tensor dy_;  // of the node that runs
   std::vector<Record> nodes_;
 };

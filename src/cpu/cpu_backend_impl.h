@@ -5,10 +5,11 @@
 #include <string>
 
 #include "cpu/cpu_backend.h"
+#include "tensor/adapter_kernels.h"
 
 namespace lk {
 
-class CpuBackend : public Backend {
+class CpuBackend : public Backend, private AdapterKernels {
  public:
   // Whose kernels multiply frozen weights; tests choose, everyone else lets the processor decide.
   enum class Products { Best, Tiles, Onednn };
@@ -19,6 +20,7 @@ class CpuBackend : public Backend {
   std::string description() const override;
   bool is_cpu() const override { return true; }
   bool keeps_quantised(const GgmlType& type) const override;
+  AdapterKernels* adapter_kernels() override { return this; }
 
   std::int64_t free_memory() const override;
   void upload(const Tensor& dst, const void* src, std::size_t bytes) override;

@@ -18,6 +18,9 @@
 
 namespace lk {
 
+class CudaLoraKernels;
+class CudaCacheKernels;
+
 class CudaBackend final : public Backend {
  public:
   explicit CudaBackend(int device);
@@ -40,6 +43,12 @@ class CudaBackend final : public Backend {
   std::unique_ptr<DeviceClock> make_clock() override;           // device_clock.cpp
   std::unique_ptr<HostCopy> offload(const Tensor& x) override;  // offload.cpp
   bool can_offload() const override { return true; }
+  LoraKernels* lora_kernels() override;  // cuda/lora/
+  CacheKernels* cache_kernels() override;
+  AdapterKernels* adapter_kernels() override;  // cuda/lora/
+
+  // The stream, with this backend's GPU made current for the calling thread.
+  cudaStream_t stream() const;
 
   // elementwise.cu
   void fill(const Tensor& x, double value) override;
@@ -55,8 +64,6 @@ class CudaBackend final : public Backend {
   // linear.cu
   void prepare_linear(Weight& w) override;
   void linear_forward(const Tensor& y, const Tensor& x, const Weight& w) override;
-  void linear_forward_parts(const Tensor& x, const InputNorm* norm,
-                            std::span<const LinearPart> parts) override;
   void linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,
                          const Weight& w) override;
   void matmul_nt(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
@@ -65,15 +72,6 @@ class CudaBackend final : public Backend {
                       const Tensor& b) override;
   void matmul_nn(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
                  const Tensor& b) override;
-
-  // strips_dropout.cu
-  void strips_forward(const Tensor& s, double scale, const Tensor& x, const Tensor& a,
-                      std::span<const StripPart> parts, const InputDropout& drop) override;
-  void strips_into_x(const Tensor& dx, const Tensor& ds, const Tensor& a,
-                     std::span<const StripPart> parts, const InputDropout& drop) override;
-  // lora_segments.cu
-  void lora_segments(const Tensor& y, const Tensor& x, const LoraTable& table,
-                     const Segments& documents, const RowVariants& variants) override;
 
   // norm.cu
   void rmsnorm_forward(const Tensor& y, const Tensor& rstd, const Tensor& x, const Weight& gain,
@@ -88,8 +86,6 @@ class CudaBackend final : public Backend {
   // rope.cu
   void rope(const Tensor& y, GradMode mode, const Tensor& x, const Tensor& table,
             const Tensor& positions, int head_dim, bool inverse) override;
-  void rope_into_cache(const Tensor& q, const Tensor& k, const Tensor& v, const CacheRows& cache,
-                       const Tensor& table, const Tensor& positions, int head_dim) override;
 
   // attention.cu
   void attention_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k,
@@ -142,16 +138,6 @@ class CudaBackend final : public Backend {
   static BlockCache make_host_cache(int device);
   void matmul_tn(const Tensor& dw, GradMode mode, double alpha, const Tensor& a,
                  const Tensor& b) override;
-  // linear_strips.cu
-  void run_strips_backward_b(const Tensor& ds, double scale, const Tensor& dy, const Tensor& b,
-                             const Tensor& s, std::span<const StripPart> parts) override;
-  void run_strips_backward_a(const Tensor& ds, const Tensor& x, const NormedInput* norm,
-                             std::span<const StripPart> parts, const InputDropout& drop) override;
-  // swiglu_strips.cu
-  void run_swiglu_strips_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy,
-                                  const Tensor& gate, const Tensor& up, const Tensor& ds,
-                                  std::span<const StripPart> parts,
-                                  const InputDropout& drop) override;
   void gemm(const Tensor& c, GradMode mode, double alpha, const Tensor& a, bool transpose_a,
             const Tensor& b, bool transpose_b);
   void* blas_workspace();
@@ -162,9 +148,6 @@ class CudaBackend final : public Backend {
                           const Rotation* rotation);
 
   void scatter(const Tensor& y, bool accumulate, const Tensor& x, const Tensor& rows);
-
-  // The stream, with this backend's GPU made current for the calling thread.
-  cudaStream_t stream() const;
 
   // Pinned host memory for copies: two halves, so that one fills while the other travels. Uploads
   // lie one behind another in a half, so many small ones need no wait. A half is written again from
@@ -191,6 +174,8 @@ class CudaBackend final : public Backend {
   std::shared_ptr<Lanes> lanes_;  // made when first needed
   CublasLt blas_;
   Tensor blas_workspace_;  // allocated at the first GEMM
+  std::unique_ptr<CudaLoraKernels> lora_kernels_;
+  std::unique_ptr<CudaCacheKernels> cache_kernels_;
 };
 
 }  // namespace lk

@@ -12,15 +12,17 @@ class AdapterSet::Site : public LinearMap {
   Site(Backend& backend, std::string path, std::unique_ptr<FrozenLinear> base)
       : backend_(backend), path_(std::move(path)), base_(std::move(base)) {}
 
-  Var apply(Tape& tape, const Var& x, const ForwardMode& mode) override {
-    Var y = base_->apply(tape, x, mode);
+  Var apply(Tape& tape, const Var& x, const ForwardMode& mode, Output output) override {
+    Var y = base_->apply(tape, x, mode, output);
     adapt(tape, y.value(), x.value(), mode);
     return y;
   }
   void adapt(Tape& tape, const Tensor& y, const Tensor& x, const ForwardMode& mode) override {
     if (!mode.variants || table_.max_rank == 0) return;
     check(!tape.recording(), "an adapter set has no backward");
-    tape.backend().lora_segments(y, x, table_, *mode.documents, *mode.variants);
+    AdapterKernels* kernels = backend_.adapter_kernels();
+    check(kernels != nullptr, path_, ": ", backend_.name(), " has no kernels for adapter sets");
+    kernels->lora_segments(y, x, table_, *mode.documents, *mode.variants);
   }
   std::int64_t in_features() const override { return base_->in_features(); }
   std::int64_t out_features() const override { return base_->out_features(); }

@@ -79,7 +79,7 @@ Tensor zeros(Backend& backend, DType compute_dtype, Shape shape) {
 }  // namespace
 
 Var lora_linear(Tape& tape, const Var& x, const Weight& w, const Weight* bias, Parameter& a,
-                Parameter& b, double scale, float dropout, const RandomKey& key) {
+                Parameter& b, double scale, float dropout, const RandomKey& key, Output output) {
   auto [T, K] = x.dims<2>("lora_linear: x (T,K)");
   std::int64_t N = w.shape()[0], R = a.shape()[0];
   w.expect({N, K}, "lora_linear: w (N,K)");
@@ -87,9 +87,9 @@ Var lora_linear(Tape& tape, const Var& x, const Weight& w, const Weight* bias, P
         " b ", b.shape().str(), " for w ", w.shape().str());
   Backend& backend = tape.backend();
   Tensor y = tape.activation(x.dtype(), {T, N});
-  const bool unread = tape.unread();
-  if (!unread) backend.linear_forward(y, x.value(), w);
-  if (bias && !unread) backend.add_bias(y, *bias);
+  const bool read = output == Output::Read;
+  if (read) backend.linear_forward(y, x.value(), w);
+  if (read && bias) backend.add_bias(y, *bias);
   Tensor s = tape.activation(x.dtype(), {T, R});
   if (dropout > 0) {
     Tensor dropped = backend.empty(Tag::Workspace, x.dtype(), x.value().shape());
@@ -98,8 +98,8 @@ Var lora_linear(Tape& tape, const Var& x, const Weight& w, const Weight* bias, P
   } else {
     backend.matmul_nt(s, GradMode::Write, 1.0, x.value(), a.compute());
   }
-  if (!unread) backend.matmul_nt(y, GradMode::Add, scale, s, b.compute());
-  if (!tape.recording()) return tape.constant(std::move(y));
+  if (read) backend.matmul_nt(y, GradMode::Add, scale, s, b.compute());
+  if (!tape.wants(x, a, b)) return tape.constant(std::move(y));
   return tape.record(std::move(y), std::make_unique<LoraLinearNode>(x, w, a, b, std::move(s), scale,
                                                                     dropout, key));
 }
@@ -117,11 +117,11 @@ LoraLinear::LoraLinear(Backend& backend, std::string path, std::uint32_t site,
       b_(path_ + ".lora_B.weight",
          zeros(backend, compute_dtype, {base_->out_features(), shape.rank}), compute_dtype) {}
 
-Var LoraLinear::apply(Tape& tape, const Var& x, const ForwardMode& mode) {
-  if (!enabled_) return base_->apply(tape, x, mode);
+Var LoraLinear::apply(Tape& tape, const Var& x, const ForwardMode& mode, Output output) {
+  if (!enabled_) return base_->apply(tape, x, mode, output);
   float p = mode.training ? shape_.dropout : 0.0f;
   return lora_linear(tape, x, base_->weight(), base_->bias(), a_, b_, shape_.scale(), p,
-                     dropout_key(mode, site_));
+                     dropout_key(mode, site_), output);
 }
 
 void LoraLinear::adapt(Tape& tape, const Tensor& y, const Tensor& x, const ForwardMode& mode) {

@@ -25,7 +25,8 @@ class LoraLinear : public LinearMap {
              std::unique_ptr<FrozenLinear> base, const LoraShape& shape, std::uint64_t seed,
              DType compute_dtype);
 
-  Var apply(Tape& tape, const Var& x, const ForwardMode& mode) override;
+  Var apply(Tape& tape, const Var& x, const ForwardMode& mode,
+            Output output = Output::Read) override;
   void adapt(Tape& tape, const Tensor& y, const Tensor& x, const ForwardMode& mode) override;
   std::int64_t in_features() const override { return base_->in_features(); }
   std::int64_t out_features() const override { return base_->out_features(); }
@@ -55,6 +56,7 @@ class LoraLinear : public LinearMap {
 // The op behind LoraLinear, for checks and embedders: x (T,K), w (N,K) frozen, bias (N) frozen or
 // null, a (R,K), b (N,R) trainable -> y (T,N) = x wᵀ + bias + scale (drop(x) aᵀ) bᵀ.
 Var lora_linear(Tape& tape, const Var& x, const Weight& w, const Weight* bias, Parameter& a,
-                Parameter& b, double scale, float dropout, const RandomKey& key);
+                Parameter& b, double scale, float dropout, const RandomKey& key,
+                Output output = Output::Read);
 
 }  // namespace lk

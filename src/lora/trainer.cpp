@@ -3,7 +3,7 @@
 #include <array>
 #include <cmath>
 
-#include "lora/fuse.h"
+#include "lora/joined.h"
 #include "modelfile/weight_hash.h"
 
 namespace lk {
@@ -30,8 +30,8 @@ std::string hash_of_b(const LoraLinear& layer) {
 }  // namespace
 
 void prepare_for_training(Transformer& model, Adapter& adapter) {
-  if (model.backend().prefers_fused_linear() && model.compute_dtype() == DType::BF16)
-    fuse_projections(model, adapter);
+  if (model.backend().joins_projections() && model.compute_dtype() == DType::BF16)
+    join_projections(model, adapter);
 }
 
 Trainer::Trainer(Transformer& model, Adapter& adapter, const TrainerConfig& config)

@@ -47,7 +47,7 @@ struct StepReport {
 };
 
 // Lays the model out as its device trains it fastest: on a GPU, in BF16, projections that share an
-// input move into one buffer with their factors beside them (lora/fuse.h). The weights keep their
+// input move into one buffer with their factors beside them (lora/joined.h). The weights keep their
 // values and get new memory, and the ledger's peaks start anew. To be called once, with all
 // adapters attached and before the Trainer is made: its optimizer keeps where A and B lie. Without
 // it training computes the same function on the plain path.

@@ -1,12 +1,17 @@
 // One decoder layer. What differs between families is in ModelConfig: see Note [Families are data]
 // in nn/family.h.
+//
+// A Block is written three times: block.cpp is the definition; block_joined.cpp computes the same
+// in fewer and larger steps, for training on a GPU; block_cached.cpp computes it for new tokens
+// over a KV cache. apply() chooses.
 #pragma once
 
 #include <array>
 #include <memory>
+#include <optional>
 
 #include "autograd/checkpoint.h"
-#include "autograd/fused_linear.h"
+#include "autograd/joined.h"
 #include "nn/batch.h"
 #include "nn/cached_batch.h"
 #include "nn/config.h"
@@ -16,10 +21,6 @@
 
 namespace lk {
 
-// The projections, in the order in which they run. A model has Qkv or the three of it, and no Gate
-// if its MLP is not gated.
-enum class Site : std::uint8_t { Qkv, Q, K, V, O, Gate, Up, Down };
-inline constexpr int kSiteCount = 8;
 // "model.layers.0.self_attn.q_proj", ... : the module's path as Hugging Face names it.
 std::string site_path(const ModelConfig& config, std::size_t layer, Site site);
 
@@ -33,15 +34,18 @@ struct BlockInput {
   const CachedBatch* cached = nullptr;  // with a cache only
   const KvCache* cache = nullptr;
   ForwardMode mode;
-  bool fused = false;       // use the block's fused projections, if it has any
+  bool joined = false;      // use the block's joined projections, if it has any
   std::int64_t margin = 0;  // of the residual stream then
   RecomputeKind recompute = RecomputeKind::None;  // of this block
   std::shared_ptr<Offloads> offloads = {};        // of this forward, if there are any
 };
 
-// A block's projections for training on a GPU: see Note [Fused projections]. Made by lora/fuse.cpp.
-struct FusedProjections {
-  FusedLinear qkv, o, gate_up, down;
+// The projections of a block that are joined for training on a GPU, see Note [Joined projections]:
+// those of which a part trains, and down wherever gate and up are joined, since SwiGLU is a part of
+// its product then. Made by lora/joined.cpp.
+struct JoinedProjections {
+  std::optional<JoinedLinear> qkv, o, gate_up, down;
+  static std::int64_t thin_of(const std::optional<JoinedLinear>& f) { return f ? f->thin : 0; }
 };
 
 // LayerNorm if there is a bias, else RMSNorm.
@@ -57,41 +61,47 @@ class Block {
   // x (T,C) -> (T,C):  h = x + o(attention(rope(q(n)), rope(k(n)), v(n))),  n = norm(x)
   //                    y = h + down(act(gate(m)) * up(m)),                 m = norm(h)
   // q and k may be normed by head, and what is added to x and h once more; the MLP may have no
-  // gate. With fused projections the same in fewer and larger steps. in.recompute says what is
-  // kept.
+  // gate. in.recompute says what is kept.
   Var apply(Tape& tape, const Var& x, const BlockInput& in);
 
   // Null where the model has no such projection.
   std::unique_ptr<LinearMap>& site(Site s) { return sites_[static_cast<std::size_t>(s)]; }
-  void set_fused(std::unique_ptr<FusedProjections> fused) { fused_ = std::move(fused); }
-  const FusedProjections* fused() const { return fused_.get(); }
+  void set_joined(std::unique_ptr<JoinedProjections> joined) { joined_ = std::move(joined); }
+  const JoinedProjections* joined() const { return joined_.get(); }
 
  private:
-  Var project(Tape& tape, Site s, const Var& x, const BlockInput& in) {
-    return sites_[static_cast<std::size_t>(s)]->apply(tape, x, in.mode);
-  }
-  // Projections of norm(x), side by side.
-  std::vector<Var> project_all(Tape& tape, std::initializer_list<Site> sites, const NormWeights& w,
-                               const Var& x, const BlockInput& in);
-  // residual + the projection of x
-  Var project_onto(Tape& tape, Site s, const Var& residual, const Var& x, const BlockInput& in);
-  // Both of them where there is a cache, `w` null for x as it is, `addend` for each: a step of
-  // generation in few launches.
-  std::vector<Var> project_cached(Tape& tape, std::initializer_list<Site> sites,
-                                  const NormWeights* w, const Var& x, const Tensor& addend,
-                                  const BlockInput& in);
-  // The two halves: x -> h and h -> y.
+  // block.cpp. The two halves: x -> h and h -> y.
   Var attention_half(Tape& tape, const Var& x, const BlockInput& in);
-  Var feed_forward_half(Tape& tape, const Var& h, const BlockInput& in);
-  bool adapted(Site first, Site last) const;
+  Var feed_forward_half(Tape& tape, const Var& h, const BlockInput& in, Output y);
   // x (T,C) -> (T,H*D): attention of the normed stream's queries, keys and values.
   Var attend(Tape& tape, const Var& x, const BlockInput& in);
-  // The rest of it in a step of generation, q (T,H*D), k, v (T,G*D) not rotated yet: the cache
-  // grows by k and v.
-  Var attend_cached(Tape& tape, const Tensor& q, const Tensor& k, const Tensor& v,
-                    const Tensor& table, const BlockInput& in);
   // h (T,C) -> (T,F): what the down projection reads.
   Var inner(Tape& tape, const Var& h, const BlockInput& in);
+  // The activation of the MLP's first projections: mlp_sites(), in that order.
+  Var activate(Tape& tape, const std::vector<Var>& projected);
+  std::vector<Site> mlp_sites() const;
+  Var project(Tape& tape, Site s, const Var& x, const BlockInput& in, Output y = Output::Read) {
+    return site(s)->apply(tape, x, in.mode, y);
+  }
+  // Projections of norm(x).
+  std::vector<Var> project_normed(Tape& tape, const std::vector<Site>& sites, const NormWeights& w,
+                                  const Var& x, const BlockInput& in);
+  // Does a projection from `first` to `last` train?
+  bool trains(Site first, Site last) const;
+
+  // block_joined.cpp
+  Var joined_attention_half(Tape& tape, const Var& x, const BlockInput& in);
+  Var joined_feed_forward_half(Tape& tape, const Var& h, const BlockInput& in, Output y);
+
+  // block_cached.cpp
+  Var apply_cached(Tape& tape, const Var& x, const BlockInput& in);
+  Var attend_cached(Tape& tape, const Var& x, const BlockInput& in);
+  // Projections of x, or of its norm if `w` is not null, each added to `addend` if that is defined.
+  std::vector<Var> project_cached(Tape& tape, const std::vector<Site>& sites, const NormWeights* w,
+                                  const Var& x, const Tensor& addend, const BlockInput& in);
+  // residual + the projection of x, which is normed before if there is a norm for it
+  Var project_cached_onto(Tape& tape, Site s, const NormWeights& w, const Var& residual,
+                          const Var& x, const BlockInput& in);
 
   std::size_t index_;
   bool local_;
@@ -102,7 +112,7 @@ class Block {
   NormWeights attn_norm_, post_attn_norm_, ffn_norm_, post_ffn_norm_;
   Weight q_norm_, k_norm_;
   std::array<std::unique_ptr<LinearMap>, kSiteCount> sites_;
-  std::unique_ptr<FusedProjections> fused_;
+  std::unique_ptr<JoinedProjections> joined_;
 };
 
 }  // namespace lk

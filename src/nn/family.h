@@ -35,6 +35,16 @@ enum class Role : std::uint8_t {
   Head,
 };
 
+// The projections of a block, in the order in which they run. A model has Qkv or the three of it,
+// and no Gate if its MLP is not gated.
+enum class Site : std::uint8_t { Qkv, Q, K, V, O, Gate, Up, Down };
+inline constexpr int kSiteCount = 8;
+constexpr Role role_of(Site site) {
+  constexpr Role kRoles[kSiteCount] = {Role::Qkv, Role::Q,    Role::K,  Role::V,
+                                       Role::O,   Role::Gate, Role::Up, Role::Down};
+  return kRoles[static_cast<std::size_t>(site)];
+}
+
 // What Hugging Face calls a role's module: a path without ".weight"; inside a layer without the
 // layer's prefix. Weights, adapters and messages use these names.
 struct RoleName {

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "autograd/ops.h"
+#include "tensor/adapter_kernels.h"
 
 namespace lk {
 
@@ -31,7 +32,8 @@ class LinearMap {
  public:
   virtual ~LinearMap() = default;
   // x (T, in) -> (T, out)
-  virtual Var apply(Tape& tape, const Var& x, const ForwardMode& mode) = 0;
+  virtual Var apply(Tape& tape, const Var& x, const ForwardMode& mode,
+                    Output output = Output::Read) = 0;
   // What apply() adds to the frozen projection: y (T, out) += f(x) - (x wᵀ + bias). No gradients.
   virtual void adapt(Tape& tape, const Tensor& y, const Tensor& x, const ForwardMode& mode) = 0;
   virtual std::int64_t in_features() const = 0;
@@ -44,8 +46,8 @@ class LinearMap {
 class FrozenLinear : public LinearMap {
  public:
   explicit FrozenLinear(Weight w, Weight bias = {}) : w_(std::move(w)), bias_(std::move(bias)) {}
-  Var apply(Tape& tape, const Var& x, const ForwardMode&) override {
-    return linear(tape, x, w_, bias());
+  Var apply(Tape& tape, const Var& x, const ForwardMode&, Output output = Output::Read) override {
+    return linear(tape, x, w_, bias(), output);
   }
   void adapt(Tape&, const Tensor&, const Tensor&, const ForwardMode&) override {}
   std::int64_t in_features() const override { return w_.shape()[1]; }

@@ -33,10 +33,10 @@ std::vector<WeightSlot> weight_slots(const ModelConfig& c, ModelWeights& w) {
     add(role, ".weight", Shape{n}, gain, false);
     if (bias && c.norm == NormKind::Layer) add(role, ".bias", Shape{n}, *bias, false);
   };
-  auto linear = [&](Role role, std::int64_t out, std::int64_t in, Weight& weight, bool biased,
-                    Weight& bias) {
-    add(role, ".weight", Shape{out, in}, weight, true);
-    if (biased) add(role, ".bias", Shape{out}, bias, false);
+  auto linear = [&](Site site, std::int64_t out, std::int64_t in, bool biased) {
+    Projection& p = w.layers[static_cast<std::size_t>(layer)][site];
+    add(role_of(site), ".weight", Shape{out, in}, p.weight, true);
+    if (biased) add(role_of(site), ".bias", Shape{out}, p.bias, false);
   };
   w.layers.resize(static_cast<std::size_t>(c.n_layers));
   add(Role::Embedding, ".weight", Shape{V, C}, w.embedding, false);
@@ -46,22 +46,22 @@ std::vector<WeightSlot> weight_slots(const ModelConfig& c, ModelWeights& w) {
     LayerWeights& l = w.layers[static_cast<std::size_t>(layer)];
     norm(Role::AttnNorm, l.attn_norm, &l.attn_norm_bias, C);
     if (c.joined_qkv) {
-      linear(Role::Qkv, c.q_size() + 2 * c.kv_size(), C, l.qkv, c.attention_bias, l.qkv_bias);
+      linear(Site::Qkv, c.q_size() + 2 * c.kv_size(), C, c.attention_bias);
     } else {
-      linear(Role::Q, c.q_size(), C, l.q, c.attention_bias, l.q_bias);
-      linear(Role::K, c.kv_size(), C, l.k, c.attention_bias, l.k_bias);
-      linear(Role::V, c.kv_size(), C, l.v, c.attention_bias, l.v_bias);
+      linear(Site::Q, c.q_size(), C, c.attention_bias);
+      linear(Site::K, c.kv_size(), C, c.attention_bias);
+      linear(Site::V, c.kv_size(), C, c.attention_bias);
     }
     if (c.qk_norm) {
       norm(Role::QNorm, l.q_norm, nullptr, c.head_dim);
       norm(Role::KNorm, l.k_norm, nullptr, c.head_dim);
     }
-    linear(Role::O, C, c.q_size(), l.o, c.attention_output_bias, l.o_bias);
+    linear(Site::O, C, c.q_size(), c.attention_output_bias);
     if (c.sandwich_norms) norm(Role::PostAttnNorm, l.post_attn_norm, nullptr, C);
     norm(Role::FfnNorm, l.ffn_norm, &l.ffn_norm_bias, C);
-    if (c.mlp != MlpKind::Gelu) linear(Role::Gate, F, C, l.gate, c.mlp_bias, l.gate_bias);
-    linear(Role::Up, F, C, l.up, c.mlp_bias, l.up_bias);
-    linear(Role::Down, C, F, l.down, c.mlp_bias, l.down_bias);
+    if (c.mlp != MlpKind::Gelu) linear(Site::Gate, F, C, c.mlp_bias);
+    linear(Site::Up, F, C, c.mlp_bias);
+    linear(Site::Down, C, F, c.mlp_bias);
     if (c.sandwich_norms) norm(Role::PostFfnNorm, l.post_ffn_norm, nullptr, C);
   }
   norm(Role::FinalNorm, w.final_norm, &w.final_norm_bias, C);
@@ -75,31 +75,18 @@ void visit_weights(const ModelWeights& w, const std::function<void(const Weight&
       if (weight->defined()) f(*weight);
   };
   visit({&w.embedding, &w.positions});
-  for (const LayerWeights& l : w.layers)
-    visit({&l.attn_norm,
-           &l.attn_norm_bias,
-           &l.qkv,
-           &l.qkv_bias,
-           &l.q,
-           &l.q_bias,
-           &l.k,
-           &l.k_bias,
-           &l.v,
-           &l.v_bias,
-           &l.q_norm,
-           &l.k_norm,
-           &l.o,
-           &l.o_bias,
-           &l.post_attn_norm,
-           &l.ffn_norm,
-           &l.ffn_norm_bias,
-           &l.gate,
-           &l.gate_bias,
-           &l.up,
-           &l.up_bias,
-           &l.down,
-           &l.down_bias,
-           &l.post_ffn_norm});
+  for (const LayerWeights& l : w.layers) {
+    auto visit_sites = [&](std::initializer_list<Site> sites) {
+      for (Site s : sites) visit({&l[s].weight, &l[s].bias});
+    };
+    visit({&l.attn_norm, &l.attn_norm_bias});
+    visit_sites({Site::Qkv, Site::Q, Site::K, Site::V});
+    visit({&l.q_norm, &l.k_norm});
+    visit_sites({Site::O});
+    visit({&l.post_attn_norm, &l.ffn_norm, &l.ffn_norm_bias});
+    visit_sites({Site::Gate, Site::Up, Site::Down});
+    visit({&l.post_ffn_norm});
+  }
   visit({&w.final_norm, &w.final_norm_bias});
   if (!w.tied()) visit({&w.head});
 }

@@ -1,6 +1,7 @@
 // ModelWeights: the frozen tensors of a decoder.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <span>
@@ -12,21 +13,26 @@
 
 namespace lk {
 
-// One decoder layer. Matrices are (out, in). What the model's config does not ask for is undefined.
+// A projection, weight (out, in) and bias (out). Undefined where the model has none.
+struct Projection {
+  Weight weight, bias;
+};
+
+// One decoder layer. What the model's config does not ask for is undefined.
 struct LayerWeights {
-  Weight attn_norm;       // (C)
-  Weight qkv;             // ((H+2G)*D, C): instead of q, k and v
-  Weight q;               // (H*D, C)
-  Weight k, v;            // (G*D, C)
-  Weight o;               // (C, H*D)
-  Weight q_norm, k_norm;  // (D)
-  Weight post_attn_norm;  // (C)
-  Weight ffn_norm;        // (C)
-  Weight gate, up;        // (F, C)
-  Weight down;            // (C, F)
-  Weight post_ffn_norm;   // (C)
-  Weight attn_norm_bias, ffn_norm_bias, qkv_bias;
-  Weight q_bias, k_bias, v_bias, o_bias, gate_bias, up_bias, down_bias;
+  Weight attn_norm, attn_norm_bias;  // (C)
+  Weight q_norm, k_norm;             // (D)
+  Weight post_attn_norm;             // (C)
+  Weight ffn_norm, ffn_norm_bias;    // (C)
+  Weight post_ffn_norm;              // (C)
+  // By Site: qkv ((H+2G)*D, C) instead of q, k and v; q (H*D, C); k, v (G*D, C); o (C, H*D); gate,
+  // up (F, C); down (C, F).
+  std::array<Projection, kSiteCount> projections;
+
+  Projection& operator[](Site site) { return projections[static_cast<std::size_t>(site)]; }
+  const Projection& operator[](Site site) const {
+    return projections[static_cast<std::size_t>(site)];
+  }
 };
 
 struct ModelWeights {

@@ -6,15 +6,50 @@
 #include "cpu/fast/bf16_tile.h"
 #include "cpu/fast/gemm.h"
 #include "cpu/fast/onednn_linear.h"
+#include "tensor/lora_kernels.h"
 #include "tensor/scratch.h"
-#include "tensor/strip_cut.h"
 
 namespace lk {
 namespace {
 
+// The scratch of cuda/lora/'s kernels, as the ThinPlan cuts them.
+class PlannedLoraKernels final : public LoraKernels {
+ public:
+  PlannedLoraKernels(Backend& backend, std::int64_t& weight_gradients)
+      : LoraKernels(weight_gradients), backend_(backend) {}
+  void forward(const ThinPlan& plan, const Tensor&, double, const Tensor& x, const Tensor&,
+               std::span<const ThinPart>, const InputDropout&) override {
+    use(plan.cut_forward(x.rows()));
+  }
+  void into_x(const ThinPlan&, const Tensor&, const Tensor&, const Tensor&,
+              std::span<const ThinPart>, const InputDropout&) override {}
+
+ private:
+  void run_backward_b(const ThinPlan& plan, const Tensor&, double, const Tensor& dy, const Tensor&,
+                      const Tensor&, std::span<const ThinPart>) override {
+    use(plan.cut_backward_b(dy.rows()));
+  }
+  void run_backward_a(const ThinPlan& plan, const Tensor&, const Tensor& x, const NormedInput*,
+                      std::span<const ThinPart>, const InputDropout&) override {
+    use(plan.cut_backward_a(x.rows()));
+  }
+  void run_swiglu_backward(const ThinPlan& plan, const Tensor&, const Tensor&, const Tensor& dy,
+                           const Tensor&, const Tensor&, const Tensor&, std::span<const ThinPart>,
+                           const InputDropout&) override {
+    use(plan.cut_swiglu_backward(dy.rows()));
+  }
+  void use(const ThinCut& cut) {
+    Tensor dw, s;
+    if (cut.partial_dw) dw = backend_.empty(Tag::Workspace, DType::F32, *cut.partial_dw);
+    if (cut.partial_s) s = backend_.empty(Tag::Workspace, DType::F32, *cut.partial_s);
+  }
+  Backend& backend_;
+};
+
 class PlanBackend final : public Backend {
  public:
-  explicit PlanBackend(bool as_cpu) : as_cpu_(as_cpu) {
+  explicit PlanBackend(bool as_cpu)
+      : lora_kernels_(*this, weight_gradient_count()), as_cpu_(as_cpu) {
     set_cache(std::make_unique<BlockCache>(
         [this](std::size_t bytes) {
           next_ += bytes;
@@ -30,6 +65,7 @@ class PlanBackend final : public Backend {
   std::string name() const override { return "plan"; }
   std::string description() const override { return "bookkeeping only"; }
   bool is_cpu() const override { return as_cpu_; }
+  LoraKernels* lora_kernels() override { return as_cpu_ ? nullptr : &lora_kernels_; }
   std::int64_t free_memory() const override { return INT64_MAX; }
   void upload(const Tensor&, const void*, std::size_t) override {}
   void download(void* dst, const Tensor&, std::size_t bytes) override {
@@ -87,20 +123,6 @@ class PlanBackend final : public Backend {
   void matmul_nn(const Tensor& c, GradMode, double, const Tensor& a, const Tensor&) override {
     gemm(c.rows(), c.cols(), a.cols(), a.dtype());
   }
-  void strips_forward(const Tensor& s, double scale, const Tensor& x, const Tensor& a,
-                      std::span<const StripPart> parts, const InputDropout& drop) override {
-    if (!strips::ranks_fit(parts) || s.cols() > strips::kMostThinA || x.cols() % 8)
-      return Backend::strips_forward(s, scale, x, a, parts, drop);
-    const std::int64_t slabs = strips::forward_slabs(x.rows(), x.cols());
-    if (slabs > 1) empty(Tag::Workspace, DType::F32, {slabs, x.rows(), s.cols()});
-  }
-  void strips_into_x(const Tensor& dx, const Tensor& ds, const Tensor& a,
-                     std::span<const StripPart> parts, const InputDropout& drop) override {
-    if (!strips::ranks_fit(parts) || ds.cols() > strips::kMostThinA || dx.cols() % 8)
-      Backend::strips_into_x(dx, ds, a, parts, drop);
-  }
-  void lora_segments(const Tensor&, const Tensor&, const LoraTable&, const Segments&,
-                     const RowVariants&) override {}
   void rmsnorm_forward(const Tensor&, const Tensor&, const Tensor&, const Weight&,
                        double) override {}
   void rmsnorm_backward(const Tensor&, GradMode, const Tensor&, const Tensor&, const Weight&,
@@ -144,30 +166,6 @@ class PlanBackend final : public Backend {
   void matmul_tn(const Tensor& c, GradMode, double, const Tensor& a, const Tensor&) override {
     gemm(c.rows(), c.cols(), a.rows(), a.dtype());
   }
-  void run_strips_backward_b(const Tensor& ds, double scale, const Tensor& dy, const Tensor& b,
-                             const Tensor& s, std::span<const StripPart> parts) override {
-    const std::int64_t rank = strips::largest_rank(parts);
-    if (!strips::ranks_fit(parts) || rank > strips::kMostRankB)
-      return Backend::run_strips_backward_b(ds, scale, dy, b, s, parts);
-    std::vector<std::int64_t> widths;
-    for (const StripPart& part : parts) widths.push_back(part.end - part.begin);
-    run_strips(dy, widths, strips::sixteens_b(rank), true, strips::kBlocks);
-  }
-  void run_strips_backward_a(const Tensor& ds, const Tensor& x, const NormedInput* norm,
-                             std::span<const StripPart> parts, const InputDropout& drop) override {
-    if (!strips::ranks_fit(parts) || ds.cols() > strips::kMostThinA)
-      return Backend::run_strips_backward_a(ds, x, norm, parts, drop);
-    run_strips(x, {x.cols()}, strips::sixteens_a(ds.cols()), false, strips::kBlocks);
-  }
-  void run_swiglu_strips_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy,
-                                  const Tensor& gate, const Tensor& up, const Tensor& ds,
-                                  std::span<const StripPart> parts,
-                                  const InputDropout& drop) override {
-    if (!strips::ranks_fit(parts) || ds.cols() > strips::kMostThinSwiglu ||
-        (drop.p > 0 && parts.size() > 1))
-      return Backend::run_swiglu_strips_backward(dgate, dup, dy, gate, up, ds, parts, drop);
-    run_strips(dy, {dy.cols()}, strips::sixteens_a(ds.cols()), false, strips::kSwigluBlocks);
-  }
 
  private:
   // Keys and values as a CPU's attention lays them out: once with rows padded to whole vectors, and
@@ -177,13 +175,6 @@ class PlanBackend final : public Backend {
     const std::int64_t D = shape.head_dim, width = (D + 15) / 16 * 16;
     return empty(Tag::Workspace, DType::F32,
                  {shape.n_kv_heads, k.rows() * (width + transposed * D)});
-  }
-  // Partial sums of cuda/lora/linear_strips.cu: of dw for each slab of rows, of ds for each of columns.
-  void run_strips(const Tensor& wide, const std::vector<std::int64_t>& widths, int nr, bool with_ds,
-                  std::int64_t most_blocks) {
-    const strips::Cut c = strips::cut(wide.rows(), widths, nr, with_ds, most_blocks);
-    Tensor dw = empty(Tag::Workspace, DType::F32, {c.row_slabs, wide.cols(), 16 * nr});
-    if (with_ds) empty(Tag::Workspace, DType::F32, {c.column_slabs, wide.rows(), 16 * nr});
   }
   // cuBLASLt's workspace, once; or what cpu/fast/gemm.cpp packs of BF16 operands that the processor
   // can't multiply, in F32.
@@ -202,6 +193,7 @@ class PlanBackend final : public Backend {
           empty(Tag::Workspace, DType::U8, {static_cast<std::int64_t>(kGemmWorkspaceBytes)});
   }
 
+  PlannedLoraKernels lora_kernels_;
   Tensor gemm_workspace_;
   std::uintptr_t next_ = 4096;  // addresses are names here: never read, never written
   bool as_cpu_;

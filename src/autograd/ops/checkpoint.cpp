@@ -30,11 +30,11 @@ namespace {
 struct CheckpointNode : Node {
   Edge x;
   Tensor value;  // undefined if it was sent to the host
-  std::function<Var(Tape&, const Var&)> f;
+  Recomputed f;
   std::shared_ptr<Offloads> offloads;
   std::size_t own, previous;  // numbers: x's, and that of the checkpoint before, which comes next
-  CheckpointNode(const Var& x_in, std::function<Var(Tape&, const Var&)> f_in,
-                 std::shared_ptr<Offloads> offloads_in, std::size_t own_in, std::size_t previous_in)
+  CheckpointNode(const Var& x_in, Recomputed f_in, std::shared_ptr<Offloads> offloads_in,
+                 std::size_t own_in, std::size_t previous_in)
       : x(x_in),
         f(std::move(f_in)),
         offloads(std::move(offloads_in)),
@@ -46,9 +46,9 @@ struct CheckpointNode : Node {
   void backward(Tape& tape, const Tensor&) override {
     if (own != Offloads::kNone) value = offloads->take(own);
     if (previous != Offloads::kNone) offloads->prefetch(previous);
-    Tape again(tape.backend(), Tape::Mode::Rerun);
+    Tape again(tape.backend());
     Var in = x.needs_grad() ? again.leaf(std::move(value)) : again.constant(std::move(value));
-    const Edge leaf = in, y = f(again, in);
+    const Edge leaf = in, y = f(again, in, Output::Unread);
     in = Var();
     value = Tensor();
     if (!y.needs_grad()) return;
@@ -62,11 +62,10 @@ struct CheckpointNode : Node {
 }  // namespace
 
 // y = f(x)
-Var checkpoint(Tape& tape, const Var& x, std::function<Var(Tape&, const Var&)> f,
-               const CheckpointOptions& options) {
+Var checkpoint(Tape& tape, const Var& x, Recomputed f, const CheckpointOptions& options) {
   if (!tape.recording() || !(options.trains || tape.wants(x))) {
     Tape plain(tape.backend(), Tape::Mode::NoGrad);
-    return tape.constant(f(plain, x).value());
+    return tape.constant(f(plain, x, Output::Read).value());
   }
   std::size_t own = Offloads::kNone, previous = Offloads::kNone;
   if (options.offloads) previous = options.offloads->begin_checkpoint();
@@ -74,7 +73,7 @@ Var checkpoint(Tape& tape, const Var& x, std::function<Var(Tape&, const Var&)> f
   Tensor y;
   {
     Tape forward(tape.backend(), Tape::Mode::NoGrad);
-    y = f(forward, forward.constant(x.value())).value();
+    y = f(forward, forward.constant(x.value()), Output::Read).value();
   }
   if (options.offload) options.offloads->finish(own);
   return tape.record<CheckpointNode>(std::move(y), x, std::move(f), options.offloads, own,

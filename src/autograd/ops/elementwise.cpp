@@ -17,10 +17,10 @@ struct AddNode : Node {
 }  // namespace
 
 // y = a + b
-Var add(Tape& tape, const Var& a, const Var& b) {
+Var add(Tape& tape, const Var& a, const Var& b, Output output) {
   b.value().expect(a.value().shape(), "add: b like a");
   Tensor y = tape.activation(a.dtype(), a.value().shape(), a.value().margin());
-  if (!tape.unread()) tape.backend().add(y, a.value(), b.value());
+  if (output == Output::Read) tape.backend().add(y, a.value(), b.value());
   if (!tape.wants(a, b)) return tape.constant(std::move(y));
   return tape.record<AddNode>(std::move(y), a, b);
 }

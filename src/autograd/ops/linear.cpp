@@ -17,14 +17,14 @@ struct FrozenLinearNode : Node {
 }  // namespace
 
 // y = x wᵀ + bias
-Var linear(Tape& tape, const Var& x, const Weight& w, const Weight* bias) {
+Var linear(Tape& tape, const Var& x, const Weight& w, const Weight* bias, Output output) {
   auto [T, K] = x.dims<2>("linear: x (T,K)");
   check(w.defined() && w.shape().rank() == 2, "linear: w (N,K) is missing");
   const std::int64_t N = w.shape()[0];
   w.expect({N, K}, "linear: w (N,K)");
   Tensor y = tape.activation(x.dtype(), {T, N});
   if (bias) bias->expect({N}, "linear: bias (N)");
-  if (!tape.unread()) {
+  if (output == Output::Read) {
     tape.backend().linear_forward(y, x.value(), w);
     if (bias) tape.backend().add_bias(y, *bias);
   }
@@ -58,7 +58,7 @@ Var linear(Tape& tape, const Var& x, Parameter& w, double alpha) {
   check(width == K, "linear: w ", w.name(), " is ", w.shape().str(), ", x has ", K, " columns");
   Tensor y = tape.activation(x.dtype(), {T, N});
   tape.backend().matmul_nt(y, GradMode::Write, alpha, x.value(), w.compute());
-  if (!tape.recording()) return tape.constant(std::move(y));
+  if (!tape.wants(x, w)) return tape.constant(std::move(y));
   return tape.record<TrainableLinearNode>(std::move(y), x, w, alpha);
 }
 

@@ -1,0 +1,74 @@
+// A block in a step of generation: what block.cpp defines, for new tokens over a KV cache, in few
+// launches. There is no backward.
+#include "nn/block.h"
+#include "nn/cached_ops.h"
+
+namespace lk {
+
+Var Block::apply_cached(Tape& tape, const Var& x, const BlockInput& in) {
+  check(!tape.recording(), "a KV cache has no backward");
+  const Var o = attend_cached(tape, x, in);
+  const Var h = project_cached_onto(tape, Site::O, post_attn_norm_, x, o, in);
+  const Var m = activate(tape, project_cached(tape, mlp_sites(), &ffn_norm_, h, {}, in));
+  return project_cached_onto(tape, Site::Down, post_ffn_norm_, h, m, in);
+}
+
+// The cache grows by k and v; then the queries read all of it that is theirs.
+Var Block::attend_cached(Tape& tape, const Var& x, const BlockInput& in) {
+  const std::int64_t H = attention_.n_heads, G = attention_.n_kv_heads, D = head_dim_;
+  Tensor q, k, v;
+  if (site(Site::Qkv)) {
+    const Tensor qkv = project_cached(tape, {Site::Qkv}, &attn_norm_, x, {}, in)[0].value();
+    q = qkv.slice_cols(0, H * D);
+    k = qkv.slice_cols(H * D, (H + G) * D);
+    v = qkv.slice_cols((H + G) * D, (H + 2 * G) * D);
+  } else {
+    const std::vector<Var> qkv =
+        project_cached(tape, {Site::Q, Site::K, Site::V}, &attn_norm_, x, {}, in);
+    q = q_norm_.defined() ? rmsnorm(tape, qkv[0], q_norm_, eps_).value() : qkv[0].value();
+    k = k_norm_.defined() ? rmsnorm(tape, qkv[1], k_norm_, eps_).value() : qkv[1].value();
+    v = qkv[2].value();
+  }
+  const KvCache::Layer& layer = in.cache->layer(index_);
+  Backend& backend = tape.backend();
+  cached::rope_into_cache(backend, q, k, v, {layer.k, layer.v, in.cached->cache_rows},
+                          local_ ? in.local_rope_table : in.rope_table, in.positions, head_dim_);
+  Tensor o = tape.activation(q.dtype(), {q.rows(), q.cols()});
+  Tensor lse = tape.activation(stat_dtype(q.dtype()), {H, q.rows()});
+  backend.attention_forward(o, lse, q, layer.k, layer.v, attention_, in.segments, in.cached->keys);
+  return tape.constant(std::move(o));
+}
+
+std::vector<Var> Block::project_cached(Tape& tape, const std::vector<Site>& sites,
+                                       const NormWeights* w, const Var& x, const Tensor& addend,
+                                       const BlockInput& in) {
+  const bool rms = w && !w->bias.defined();  // made where the products read it
+  Tensor n = !w || rms ? x.value() : norm(tape, x, *w, eps_).value();
+  InputNorm input_norm{};
+  if (rms) input_norm = {&w->gain, eps_, tape.activation(x.dtype(), n.shape())};
+  std::vector<LinearPart> parts;
+  for (Site s : sites) {
+    const FrozenLinear& frozen = site(s)->frozen();
+    parts.push_back(
+        {tape.activation(x.dtype(), {n.rows(), frozen.out_features()}), &frozen.weight(), addend});
+  }
+  Backend& backend = tape.backend();
+  cached::linear_parts(backend, n, rms ? &input_norm : nullptr, parts);
+  if (rms) n = input_norm.normed;
+  std::vector<Var> y;
+  for (std::size_t i = 0; i < sites.size(); ++i) {
+    LinearMap& map = *site(sites[i]);
+    if (const Weight* bias = map.frozen().bias()) backend.add_bias(parts[i].y, *bias);
+    map.adapt(tape, parts[i].y, n, in.mode);
+    y.push_back(tape.constant(std::move(parts[i].y)));
+  }
+  return y;
+}
+
+Var Block::project_cached_onto(Tape& tape, Site s, const NormWeights& w, const Var& residual,
+                               const Var& x, const BlockInput& in) {
+  if (!w.gain.defined()) return project_cached(tape, {s}, nullptr, x, residual.value(), in)[0];
+  return add(tape, residual, norm(tape, project(tape, s, x, in), w, eps_));
+}
+
+}  // namespace lk
