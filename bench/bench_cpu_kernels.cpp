@@ -166,7 +166,7 @@ void strips(benchmark::State& state, DType t, std::int64_t N, std::int64_t K) {
   const std::vector<StripPart> b{{0, N, 0, R, random_tensor(DType::F32, {N, R})}},
       a{{0, K, 0, R, random_tensor(DType::F32, {R, K})}};
   measure(state, 2.0 * T * static_cast<double>(N * K + 2 * R * N + R * K), 0, [&] {
-    host().matmul_nt_onto(z, y, x, W);
+    host().matmul_nt(z, GradMode::Write, 1.0, x, W, y);
     host().strips_backward_b(s, 1, y, B, s, b);
     host().strips_backward_a(s, x, nullptr, a);
   });
@@ -205,7 +205,7 @@ void attention(benchmark::State& state, DType t, Pass pass) {
     else if (pass == Pass::Backward)
       host().attention_backward(dq, dk, dv, q, q, k, v, o, lse, shape, segments);
     else
-      host().attention_rope_backward(dq, dk, dv, q, q, k, v, o, lse, shape, segments, rotation);
+      host().attention_backward(dq, dk, dv, q, q, k, v, o, lse, shape, segments, &rotation);
   });
 }
 
@@ -271,12 +271,15 @@ void rows(benchmark::State& state, DType t, const std::string& op) {
     run(2, [&] { host().layernorm_forward(y, mean, rstd, x, gain, bias, 1e-5); });
   if (op == "layernorm_backward")
     run(4, [&] { host().layernorm_backward(y, GradMode::Add, x, z, gain, mean, rstd); });
-  if (op == "geglu") run(3, [&] { host().geglu_forward(y, x, z); });
-  if (op == "geglu_backward") run(5, [&] { host().geglu_backward(y, w, x, y, z); });
-  if (op == "gelu") run(2, [&] { host().gelu_forward(y, x); });
-  if (op == "gelu_backward") run(3, [&] { host().gelu_backward(y, GradMode::Write, x, z); });
-  if (op == "swiglu") run(3, [&] { host().swiglu_forward(y, x, z); });
-  if (op == "swiglu_backward") run(5, [&] { host().swiglu_backward({}, y, w, x, y, z); });
+  if (op == "geglu") run(3, [&] { host().gated_forward(Activation::Gelu, y, x, z); });
+  if (op == "geglu_backward")
+    run(5, [&] { host().gated_backward(Activation::Gelu, {}, y, GradMode::Write, w, x, y, z); });
+  if (op == "gelu") run(2, [&] { host().gated_forward(Activation::Gelu, y, x, {}); });
+  if (op == "gelu_backward")
+    run(3, [&] { host().gated_backward(Activation::Gelu, {}, y, GradMode::Write, {}, x, z, {}); });
+  if (op == "swiglu") run(3, [&] { host().gated_forward(Activation::Silu, y, x, z); });
+  if (op == "swiglu_backward")
+    run(5, [&] { host().gated_backward(Activation::Silu, {}, y, GradMode::Write, w, x, y, z); });
   if (op == "swiglu_strips_backward") {
     const std::vector<StripPart> parts{{0, cols, 0, R, random_tensor(stat_dtype(t), {R, cols})}};
     Tensor ds = random_tensor(t, {T, R});

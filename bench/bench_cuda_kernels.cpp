@@ -139,16 +139,17 @@ void register_memory_bound() {
     };
   });
   add("swiglu_forward", {.bytes = 3 * tf}, [] {
-    return
-        [g = random_tensor(DType::BF16, {T, F}, 1), u = random_tensor(DType::BF16, {T, F}, 2),
-         y = gpu().empty(Tag::Workspace, DType::BF16, {T, F})] { gpu().swiglu_forward(y, g, u); };
+    return [g = random_tensor(DType::BF16, {T, F}, 1), u = random_tensor(DType::BF16, {T, F}, 2),
+            y = gpu().empty(Tag::Workspace, DType::BF16, {T, F})] {
+      gpu().gated_forward(Activation::Silu, y, g, u);
+    };
   });
   add("swiglu_backward", {.bytes = 5 * tf}, [] {
     return [g = random_tensor(DType::BF16, {T, F}, 1), u = random_tensor(DType::BF16, {T, F}, 2),
             dy = random_tensor(DType::BF16, {T, F}, 3),
             dg = gpu().empty(Tag::Workspace, DType::BF16, {T, F}),
             du = gpu().empty(Tag::Workspace, DType::BF16, {T, F})] {
-      gpu().swiglu_backward({}, dg, du, dy, g, u);
+      gpu().gated_backward(Activation::Silu, {}, dg, GradMode::Write, du, dy, g, u);
     };
   });
   // With LoRA's dA at rank 16.
@@ -192,24 +193,28 @@ void register_memory_bound() {
   });
   add("geglu_forward", {.bytes = 3 * tf}, [] {
     return [g = random_tensor(DType::BF16, {T, F}, 1), u = random_tensor(DType::BF16, {T, F}, 2),
-            y = gpu().empty(Tag::Workspace, DType::BF16, {T, F})] { gpu().geglu_forward(y, g, u); };
+            y = gpu().empty(Tag::Workspace, DType::BF16, {T, F})] {
+      gpu().gated_forward(Activation::Gelu, y, g, u);
+    };
   });
   add("geglu_backward", {.bytes = 5 * tf}, [] {
     return [g = random_tensor(DType::BF16, {T, F}, 1), u = random_tensor(DType::BF16, {T, F}, 2),
             dy = random_tensor(DType::BF16, {T, F}, 3),
             dg = gpu().empty(Tag::Workspace, DType::BF16, {T, F}),
             du = gpu().empty(Tag::Workspace, DType::BF16, {T, F})] {
-      gpu().geglu_backward(dg, du, dy, g, u);
+      gpu().gated_backward(Activation::Gelu, {}, dg, GradMode::Write, du, dy, g, u);
     };
   });
   add("gelu_forward", {.bytes = 2 * tf}, [] {
     return [x = random_tensor(DType::BF16, {T, F}, 1),
-            y = gpu().empty(Tag::Workspace, DType::BF16, {T, F})] { gpu().gelu_forward(y, x); };
+            y = gpu().empty(Tag::Workspace, DType::BF16, {T, F})] {
+      gpu().gated_forward(Activation::Gelu, y, x, {});
+    };
   });
   add("gelu_backward", {.bytes = 3 * tf}, [] {
     return [x = random_tensor(DType::BF16, {T, F}, 1), dy = random_tensor(DType::BF16, {T, F}, 2),
             dx = gpu().empty(Tag::Workspace, DType::BF16, {T, F})] {
-      gpu().gelu_backward(dx, GradMode::Write, dy, x);
+      gpu().gated_backward(Activation::Gelu, {}, dx, GradMode::Write, {}, dy, x, {});
     };
   });
   add("cross_entropy_gradient", {.bytes = 2.0 * 2048 * V * 2}, [] {
@@ -511,7 +516,7 @@ void register_strips() {
             [h = random_tensor(DType::BF16, {T, C}, 1), x = random_tensor(DType::BF16, {T, F}, 2),
              w = random_tensor(DType::BF16, {C, F}, 3),
              y = gpu().empty(Tag::Workspace, DType::BF16, {T, C})] {
-              gpu().matmul_nt_onto(y, h, x, w);
+              gpu().matmul_nt(y, GradMode::Write, 1.0, x, w, h);
             };
       });
 }
@@ -549,7 +554,7 @@ void register_attention() {
         else if (pass == Pass::Backward)
           gpu().attention_backward(dq, dk, dv, dout, q, k, v, o, lse, shape, seg);
         else
-          gpu().attention_rope_backward(dq, dk, dv, dout, q, k, v, o, lse, shape, seg, rotation);
+          gpu().attention_backward(dq, dk, dv, dout, q, k, v, o, lse, shape, seg, &rotation);
       };
     };
     add(name + "_forward", {.flops = flops}, [=] { return make(Pass::Forward); });

@@ -202,16 +202,10 @@ OpFamily family_of(const Tensor& c, const Tensor& b) {
 }  // namespace
 
 void TimingBackend::matmul_nt(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
-                              const Tensor& b) {
-  timed(family_of(c, b), product(c, mode, a, b, a.cols()),
-        [&] { inner_.matmul_nt(c, mode, alpha, a, b); });
-}
-
-void TimingBackend::matmul_nt_onto(const Tensor& c, const Tensor& addend, const Tensor& a,
-                                   const Tensor& b) {
-  OpWork work = product(c, GradMode::Write, a, b, a.cols());
+                              const Tensor& b, const Tensor& addend) {
+  OpWork work = product(c, mode, a, b, a.cols());
   work.bytes += size(addend);
-  timed(family_of(c, b), work, [&] { inner_.matmul_nt_onto(c, addend, a, b); });
+  timed(family_of(c, b), work, [&] { inner_.matmul_nt(c, mode, alpha, a, b, addend); });
 }
 
 void TimingBackend::matmul_nn(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
@@ -331,31 +325,24 @@ void TimingBackend::attention_forward(const Tensor& o, const Tensor& lse, const 
 void TimingBackend::attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv,
                                        const Tensor& dout, const Tensor& q, const Tensor& k,
                                        const Tensor& v, const Tensor& o, const Tensor& lse,
-                                       const AttentionShape& shape, const Segments& seg) {
-  timed(OpFamily::AttentionBackward,
-        {5 * attention_product(shape, seg, seg), sizes(dq, dk, dv, dout, q, k, v, o, lse)},
-        [&] { inner_.attention_backward(dq, dk, dv, dout, q, k, v, o, lse, shape, seg); });
-}
-
-void TimingBackend::attention_rope_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv,
-                                            const Tensor& dout, const Tensor& q, const Tensor& k,
-                                            const Tensor& v, const Tensor& o, const Tensor& lse,
-                                            const AttentionShape& shape, const Segments& seg,
-                                            const Rotation& rotation) {
+                                       const AttentionShape& shape, const Segments& seg,
+                                       const Rotation* rotation) {
   timed(OpFamily::AttentionBackward,
         {5 * attention_product(shape, seg, seg), sizes(dq, dk, dv, dout, q, k, v, o, lse)}, [&] {
-          inner_.attention_rope_backward(dq, dk, dv, dout, q, k, v, o, lse, shape, seg, rotation);
+          inner_.attention_backward(dq, dk, dv, dout, q, k, v, o, lse, shape, seg, rotation);
         });
 }
 
-void TimingBackend::swiglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) {
-  timed(OpFamily::Swiglu, {0, sizes(y, gate, up)}, [&] { inner_.swiglu_forward(y, gate, up); });
+void TimingBackend::gated_forward(Activation act, const Tensor& y, const Tensor& gate,
+                                  const Tensor& up) {
+  timed(OpFamily::Gated, {0, sizes(y, gate, up)}, [&] { inner_.gated_forward(act, y, gate, up); });
 }
 
-void TimingBackend::swiglu_backward(const Tensor& y, const Tensor& dgate, const Tensor& dup,
-                                    const Tensor& dy, const Tensor& gate, const Tensor& up) {
-  timed(OpFamily::Swiglu, {0, sizes(y, dgate, dup, dy, gate, up)},
-        [&] { inner_.swiglu_backward(y, dgate, dup, dy, gate, up); });
+void TimingBackend::gated_backward(Activation act, const Tensor& y, const Tensor& dgate,
+                                   GradMode mode, const Tensor& dup, const Tensor& dy,
+                                   const Tensor& gate, const Tensor& up) {
+  timed(OpFamily::Gated, {0, sizes(y, dup, dy, gate, up) + written(dgate, mode)},
+        [&] { inner_.gated_backward(act, y, dgate, mode, dup, dy, gate, up); });
 }
 
 void TimingBackend::run_swiglu_strips_backward(const Tensor& dgate, const Tensor& dup,
@@ -365,28 +352,8 @@ void TimingBackend::run_swiglu_strips_backward(const Tensor& dgate, const Tensor
                                                const InputDropout& drop) {
   OpWork work = strips_work(dy, ds, parts);
   work.bytes += sizes(dgate, dup, gate, up);
-  timed(OpFamily::Swiglu, work,
+  timed(OpFamily::Gated, work,
         [&] { inner_.swiglu_strips_backward(dgate, dup, dy, gate, up, ds, parts, drop); });
-}
-
-void TimingBackend::geglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) {
-  timed(OpFamily::Swiglu, {0, sizes(y, gate, up)}, [&] { inner_.geglu_forward(y, gate, up); });
-}
-
-void TimingBackend::geglu_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy,
-                                   const Tensor& gate, const Tensor& up) {
-  timed(OpFamily::Swiglu, {0, sizes(dgate, dup, dy, gate, up)},
-        [&] { inner_.geglu_backward(dgate, dup, dy, gate, up); });
-}
-
-void TimingBackend::gelu_forward(const Tensor& y, const Tensor& x) {
-  timed(OpFamily::Swiglu, {0, sizes(y, x)}, [&] { inner_.gelu_forward(y, x); });
-}
-
-void TimingBackend::gelu_backward(const Tensor& dx, GradMode mode, const Tensor& dy,
-                                  const Tensor& x) {
-  timed(OpFamily::Swiglu, {0, sizes(dy, x) + written(dx, mode)},
-        [&] { inner_.gelu_backward(dx, mode, dy, x); });
 }
 
 void TimingBackend::embedding_forward(const Tensor& y, const Weight& table, const Tensor& ids) {

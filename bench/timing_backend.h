@@ -31,7 +31,7 @@ enum class OpFamily : std::uint8_t {
   AttentionBackward,
   Norm,
   Rope,
-  Swiglu,  // and geglu, gelu
+  Gated,  // swiglu, geglu and gelu
   Loss,
   Embedding,  // and the choice of supervised rows
   Optimizer,
@@ -112,10 +112,8 @@ class TimingBackend final : public Backend {
                             std::span<const LinearPart> parts) override;
   void linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,
                          const Weight& w) override;
-  void matmul_nt(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
-                 const Tensor& b) override;
-  void matmul_nt_onto(const Tensor& c, const Tensor& addend, const Tensor& a,
-                      const Tensor& b) override;
+  void matmul_nt(const Tensor& c, GradMode mode, double alpha, const Tensor& a, const Tensor& b,
+                 const Tensor& addend) override;
   void matmul_nn(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
                  const Tensor& b) override;
   void strips_forward(const Tensor& s, double scale, const Tensor& x, const Tensor& a,
@@ -141,21 +139,13 @@ class TimingBackend final : public Backend {
                          const KeyRows& k_rows) override;
   void attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout,
                           const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o,
-                          const Tensor& lse, const AttentionShape& shape,
-                          const Segments& seg) override;
-  void attention_rope_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv,
-                               const Tensor& dout, const Tensor& q, const Tensor& k,
-                               const Tensor& v, const Tensor& o, const Tensor& lse,
-                               const AttentionShape& shape, const Segments& seg,
-                               const Rotation& rotation) override;
-  void swiglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) override;
-  void swiglu_backward(const Tensor& y, const Tensor& dgate, const Tensor& dup, const Tensor& dy,
-                       const Tensor& gate, const Tensor& up) override;
-  void geglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) override;
-  void geglu_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy, const Tensor& gate,
+                          const Tensor& lse, const AttentionShape& shape, const Segments& seg,
+                          const Rotation* rotation) override;
+  void gated_forward(Activation act, const Tensor& y, const Tensor& gate,
+                     const Tensor& up) override;
+  void gated_backward(Activation act, const Tensor& y, const Tensor& dgate, GradMode mode,
+                      const Tensor& dup, const Tensor& dy, const Tensor& gate,
                       const Tensor& up) override;
-  void gelu_forward(const Tensor& y, const Tensor& x) override;
-  void gelu_backward(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& x) override;
   void embedding_forward(const Tensor& y, const Weight& table, const Tensor& ids) override;
   void gather_rows(const Tensor& y, const Tensor& x, const Tensor& rows) override;
   void put_rows(const Tensor& y, const Tensor& x, const Tensor& rows) override;

@@ -166,7 +166,7 @@ TEST_CASE("a profile notes every op of a step, with the work that the maths asks
   CHECK(family(step, OpFamily::Lora).calls == 6 * 7 * L - 3);
   CHECK(family(step, OpFamily::Norm).calls == 2 * (2 * L + 1) - 1);
   CHECK(family(step, OpFamily::Rope).calls == 4 * L);
-  CHECK(family(step, OpFamily::Swiglu).calls == 2 * L);
+  CHECK(family(step, OpFamily::Gated).calls == 2 * L);
   CHECK(family(step, OpFamily::Optimizer).calls == 2);
   const double pairs = 9 * 10 / 2 + 30 * 31 / 2;
   const double product = 2 * pairs * static_cast<double>(config.q_size() * L);

@@ -115,7 +115,7 @@ TEST_CASE("a NaN logit makes the loss NaN, not wrong") {
   }
 }
 
-TEST_CASE("sum writes, adds and skips") {
+TEST_CASE("sum writes and adds") {
   for (Backend* b : {&reference(), &fast()})
     for (DType dtype : {DType::F32, DType::F64})
       for (std::int64_t n : {0, 1, 5, 100000}) {
@@ -123,8 +123,6 @@ TEST_CASE("sum writes, adds and skips") {
         double want = 0;
         for (double v : values(x)) want += v;
         const double u = unit_roundoff(dtype), slack = 0x1p-53 * static_cast<double>(n) + 1e-300;
-        b->sum(out, GradMode::Skip, 2.0, x);
-        CHECK(values(out)[0] == 3.0);
         b->sum(out, GradMode::Add, 2.0, x);
         check_close(values(out), {3 + 2 * want}, 2 * u, {slack + 4 * u}, "sum add");
         b->sum(out, GradMode::Write, 0.5, x);

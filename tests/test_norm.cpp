@@ -139,8 +139,3 @@ TEST_CASE("a row of zeros stays finite") {
     CHECK(values(rstd)[0] == doctest::Approx(1e3));
   }
 }
-
-TEST_CASE("a norm that skips its gradient touches nothing") {
-  fast().rmsnorm_backward({}, GradMode::Skip, {}, {}, {}, {});
-  fast().layernorm_backward({}, GradMode::Skip, {}, {}, {}, {}, {});
-}

@@ -41,8 +41,8 @@ class CpuBackend : public Backend {
   void linear_forward(const Tensor& y, const Tensor& x, const Weight& w) override;
   void linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,
                          const Weight& w) override;
-  void matmul_nt(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
-                 const Tensor& b) override;
+  void matmul_nt(const Tensor& c, GradMode mode, double alpha, const Tensor& a, const Tensor& b,
+                 const Tensor& addend) override;
   void matmul_nn(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
                  const Tensor& b) override;
 
@@ -66,19 +66,14 @@ class CpuBackend : public Backend {
                          const KeyRows& k_rows) override;
   void attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout,
                           const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o,
-                          const Tensor& lse, const AttentionShape& shape,
-                          const Segments& seg) override;
+                          const Tensor& lse, const AttentionShape& shape, const Segments& seg,
+                          const Rotation* rotation) override;
 
-  void swiglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) override;
-  void swiglu_backward(const Tensor& y, const Tensor& dgate, const Tensor& dup, const Tensor& dy,
-                       const Tensor& gate, const Tensor& up) override;
-  void geglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) override;
-  void geglu_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy, const Tensor& gate,
+  void gated_forward(Activation act, const Tensor& y, const Tensor& gate,
+                     const Tensor& up) override;
+  void gated_backward(Activation act, const Tensor& y, const Tensor& dgate, GradMode mode,
+                      const Tensor& dup, const Tensor& dy, const Tensor& gate,
                       const Tensor& up) override;
-
-  // gelu.cpp
-  void gelu_forward(const Tensor& y, const Tensor& x) override;
-  void gelu_backward(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& x) override;
 
   void embedding_forward(const Tensor& y, const Weight& table, const Tensor& ids) override;
   void gather_rows(const Tensor& y, const Tensor& x, const Tensor& rows) override;

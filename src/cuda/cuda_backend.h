@@ -58,10 +58,8 @@ class CudaBackend final : public Backend {
                             std::span<const LinearPart> parts) override;
   void linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,
                          const Weight& w) override;
-  void matmul_nt(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
-                 const Tensor& b) override;
-  void matmul_nt_onto(const Tensor& c, const Tensor& addend, const Tensor& a,
-                      const Tensor& b) override;
+  void matmul_nt(const Tensor& c, GradMode mode, double alpha, const Tensor& a, const Tensor& b,
+                 const Tensor& addend) override;
   void matmul_nn(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
                  const Tensor& b) override;
 
@@ -96,26 +94,15 @@ class CudaBackend final : public Backend {
                          const KeyRows& k_rows) override;
   void attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout,
                           const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o,
-                          const Tensor& lse, const AttentionShape& shape,
-                          const Segments& seg) override;
+                          const Tensor& lse, const AttentionShape& shape, const Segments& seg,
+                          const Rotation* rotation) override;
 
-  void attention_rope_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv,
-                               const Tensor& dout, const Tensor& q, const Tensor& k,
-                               const Tensor& v, const Tensor& o, const Tensor& lse,
-                               const AttentionShape& shape, const Segments& seg,
-                               const Rotation& rotation) override;
-
-  // swiglu.cu
-  void swiglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) override;
-  void swiglu_backward(const Tensor& y, const Tensor& dgate, const Tensor& dup, const Tensor& dy,
-                       const Tensor& gate, const Tensor& up) override;
-  void geglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) override;
-  void geglu_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy, const Tensor& gate,
+  // gated.cu
+  void gated_forward(Activation act, const Tensor& y, const Tensor& gate,
+                     const Tensor& up) override;
+  void gated_backward(Activation act, const Tensor& y, const Tensor& dgate, GradMode mode,
+                      const Tensor& dup, const Tensor& dy, const Tensor& gate,
                       const Tensor& up) override;
-
-  // gelu.cu
-  void gelu_forward(const Tensor& y, const Tensor& x) override;
-  void gelu_backward(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& x) override;
 
   // embedding.cu
   void embedding_forward(const Tensor& y, const Weight& table, const Tensor& ids) override;
@@ -154,12 +141,6 @@ class CudaBackend final : public Backend {
   void gemm(const Tensor& c, GradMode mode, double alpha, const Tensor& a, bool transpose_a,
             const Tensor& b, bool transpose_b);
   void* blas_workspace();
-  // `rotation` null: dq and dk stay as they are.
-  void attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout,
-                          const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o,
-                          const Tensor& lse, const AttentionShape& shape, const Segments& seg,
-                          const Rotation* rotation);
-
   void scatter(const Tensor& y, bool accumulate, const Tensor& x, const Tensor& rows);
 
   // The stream, with this backend's GPU made current for the calling thread.

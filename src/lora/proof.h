@@ -32,8 +32,9 @@ std::string memory_table(const MemoryReport& report);
 
 // What must hold at the end of a run that trained `adapter` with AdamW:
 //   peak(gradients) = 4 numel(A, B)        count(gradients) = number of A and B
-//   peak(optimizer) = 2 * 4 numel(A, B)    live(weights) = peak(weights) = weights_bytes (as
-//   loaded) weight-gradient matmuls = micro_steps * number of A and B
+//   peak(optimizer) = 2 * 4 numel(A, B)
+//   live(weights) = peak(weights) = weights_bytes (as loaded)
+//   weight-gradient matmuls = micro_steps * number of A and B
 // Throws Error with the table if one fails.
 void prove_memory(const Backend& backend, const Adapter& adapter, std::int64_t weights_bytes,
                   std::int64_t weight_gradient_matmuls, std::int64_t micro_steps);

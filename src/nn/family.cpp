@@ -5,8 +5,7 @@
 namespace lk {
 namespace {
 
-// ---- names in files
-// -------------------------------------------------------------------------------
+// ---- names in files ---------------------------------------------------------------------------
 constexpr RoleName kLlamaNames[] = {
     {Role::Embedding, "model.embed_tokens", "token_embd"},
     {Role::AttnNorm, "input_layernorm", "attn_norm"},
@@ -54,8 +53,7 @@ constexpr RoleName kGpt2Names[] = {
     {Role::Head, "lm_head", "output"},
 };
 
-// ---- the families
-// ---------------------------------------------------------------------------------
+// ---- the families -----------------------------------------------------------------------------
 constexpr Family kLlama = {
     .model_type = "llama",
     .class_name = "LlamaForCausalLM",

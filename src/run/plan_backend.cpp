@@ -80,7 +80,8 @@ class PlanBackend final : public Backend {
   void linear_backward_x(const Tensor& dx, GradMode, const Tensor& dy, const Weight&) override {
     gemm(dx.rows(), dx.cols(), dy.cols(), dy.dtype());
   }
-  void matmul_nt(const Tensor& c, GradMode, double, const Tensor& a, const Tensor&) override {
+  void matmul_nt(const Tensor& c, GradMode, double, const Tensor& a, const Tensor&,
+                 const Tensor&) override {
     gemm(c.rows(), c.cols(), a.cols(), a.dtype());
   }
   void matmul_nn(const Tensor& c, GradMode, double, const Tensor& a, const Tensor&) override {
@@ -117,18 +118,13 @@ class PlanBackend final : public Backend {
   }
   void attention_backward(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                           const Tensor& k, const Tensor&, const Tensor&, const Tensor& lse,
-                          const AttentionShape& shape, const Segments&) override {
+                          const AttentionShape& shape, const Segments&, const Rotation*) override {
     Tensor packed = packed_keys(k, shape, 2);
     empty(Tag::Workspace, lse.dtype(), lse.shape());  // rowsum(dy * o)
   }
-  void swiglu_forward(const Tensor&, const Tensor&, const Tensor&) override {}
-  void swiglu_backward(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                       const Tensor&) override {}
-  void geglu_forward(const Tensor&, const Tensor&, const Tensor&) override {}
-  void geglu_backward(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                      const Tensor&) override {}
-  void gelu_forward(const Tensor&, const Tensor&) override {}
-  void gelu_backward(const Tensor&, GradMode, const Tensor&, const Tensor&) override {}
+  void gated_forward(Activation, const Tensor&, const Tensor&, const Tensor&) override {}
+  void gated_backward(Activation, const Tensor&, const Tensor&, GradMode, const Tensor&,
+                      const Tensor&, const Tensor&, const Tensor&) override {}
   void embedding_forward(const Tensor&, const Weight&, const Tensor&) override {}
   void gather_rows(const Tensor&, const Tensor&, const Tensor&) override {}
   void put_rows(const Tensor&, const Tensor&, const Tensor&) override {}

@@ -105,12 +105,6 @@ void Backend::rope_into_cache(const Tensor& q, const Tensor& k, const Tensor& v,
   put_rows(cache.values, v, cache.rows);
 }
 
-void Backend::matmul_nt_onto(const Tensor& c, const Tensor& addend, const Tensor& a,
-                             const Tensor& b) {
-  matmul_nt(c, GradMode::Write, 1.0, a, b);
-  add(c, addend, c);
-}
-
 void Backend::run_strips_backward_b(const Tensor& ds, double scale, const Tensor& dy,
                                     const Tensor& b, const Tensor& s,
                                     std::span<const StripPart> parts) {
@@ -160,39 +154,14 @@ void Backend::run_swiglu_strips_backward(const Tensor& dgate, const Tensor& dup,
                                          const Tensor& gate, const Tensor& up, const Tensor& ds,
                                          std::span<const StripPart> parts,
                                          const InputDropout& drop) {
-  swiglu_backward(dy, dgate, dup, dy, gate, up);
+  gated_backward(Activation::Silu, dy, dgate, GradMode::Write, dup, dy, gate, up);
   run_strips_backward_a(ds, dy, nullptr, parts, drop);
-}
-
-void Backend::attention_rope_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv,
-                                      const Tensor& dout, const Tensor& q, const Tensor& k,
-                                      const Tensor& v, const Tensor& o, const Tensor& lse,
-                                      const AttentionShape& shape, const Segments& seg,
-                                      const Rotation& rotation) {
-  attention_backward(dq, dk, dv, dout, q, k, v, o, lse, shape, seg);
-  for (const Tensor& d : {dq, dk})
-    rope(d, GradMode::Write, d, rotation.table, rotation.positions, shape.head_dim, true);
 }
 
 std::unique_ptr<HostCopy> Backend::offload(const Tensor&) {
   throw UsageError(concat(name(),
                           " has no memory apart from the host's to which anything could be "
                           "offloaded"));
-}
-
-std::int64_t Segments::longest() const {
-  std::int64_t longest = 0;
-  for (std::size_t i = 1; i < host.size(); ++i)
-    longest = std::max<std::int64_t>(longest, host[i] - host[i - 1]);
-  return longest;
-}
-
-KeyRows::KeyRows(const Segments& documents) : most(documents.longest()) {
-  if (documents.count() <= 0) return;
-  begins.assign(documents.host.begin(), documents.host.end() - 1);
-  ends.assign(documents.host.begin() + 1, documents.host.end());
-  device_begins = documents.offsets.slice_rows(0, documents.count());
-  device_ends = documents.offsets.slice_rows(1, documents.count() + 1);
 }
 
 Tensor dense(const Tensor& x) {
@@ -248,15 +217,6 @@ std::int64_t Backend::check_units(const char* who, const Tensor& x, std::size_t 
   check(x.contiguous() && unit_bytes > 0 && x.bytes() % unit_bytes == 0, who, ": ", x.shape().str(),
         " in units of ", unit_bytes, " bytes");
   return static_cast<std::int64_t>(x.bytes() / unit_bytes);
-}
-
-Segments make_segments(Backend& backend, std::vector<std::int32_t> offsets) {
-  check(!offsets.empty() && offsets[0] == 0, "segments: offsets must start at 0");
-  check(std::is_sorted(offsets.begin(), offsets.end()), "segments: offsets must not decrease");
-  Segments s;
-  s.host = std::move(offsets);
-  s.offsets = to_device(backend, Tag::Workspace, s.host);
-  return s;
 }
 
 }  // namespace lk

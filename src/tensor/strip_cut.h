@@ -14,10 +14,10 @@ namespace lk::strips {
 inline constexpr int kColumns = 128, kMaxParts = 4;
 // Two and three for each multiprocessor of an H100, all at once.
 inline constexpr std::int64_t kBlocks = 264, kSwigluBlocks = 396;
-inline constexpr std::int64_t kMostThinSwiglu =
-    32;                                         // of all parts together, with swiglu's backward
-inline constexpr int kMostRankB = 32;           // of one part, with ds
-inline constexpr std::int64_t kMostThinA = 96;  // of all parts together, without
+// Thin columns: of one part, with ds; of all parts together, without; with swiglu's backward.
+inline constexpr int kMostRankB = 32;
+inline constexpr std::int64_t kMostThinA = 96;
+inline constexpr std::int64_t kMostThinSwiglu = 32;
 
 // The most tokens of a block: fewer where the sums of ds, or the thin rows, would leave no room for
 // a second block beside it. `nr`: sixteens of thin columns.
@@ -33,9 +33,7 @@ constexpr int sixteens_a(std::int64_t thin_columns) {
 inline bool ranks_fit(std::span<const StripPart> parts) {
   if (parts.empty() || parts.size() > kMaxParts) return false;
   for (const StripPart& part : parts)
-    if (part.rank % 8 || part.column % 8 || part.begin % 8 || part.end % 8 ||
-        part.mode == GradMode::Skip)
-      return false;
+    if (part.rank % 8 || part.column % 8 || part.begin % 8 || part.end % 8) return false;
   return true;
 }
 inline std::int64_t largest_rank(std::span<const StripPart> parts) {

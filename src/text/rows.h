@@ -13,14 +13,12 @@ namespace lk {
 
 // text               {"text"}: encode(text) + [eos], all of it trained.
 // prompt-completion  {"prompt","completion"}: encode(prompt + completion) + [eos], trained from
-// position
-//                    len(encode(prompt)).
+//                    position len(encode(prompt)).
 // alpaca             {"instruction","output"[,"input","system"]}: a user turn "instruction\ninput"
-// and
-//                    an assistant turn, as messages.
+//                    and an assistant turn, as messages.
 // messages           {"messages":[{"role","content"[,"weight":0|1]}]}: the model's chat template;
-// trained
-//                    are the assistant's turns (weight 0: not that one) with their end token.
+//                    trained are the assistant's turns (weight 0: not that one) with their end
+//                    token.
 // Keys that are not named here are allowed and ignored.
 class RowBuilder {
  public:

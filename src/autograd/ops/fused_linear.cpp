@@ -41,10 +41,8 @@ Tensor forward(Tape& tape, const Tensor& x, const FusedLinear& f, std::int64_t m
   }
   Tensor y = tape.activation(x.dtype(), {x.rows(), f.out}, margin);
   if (tape.unread()) return y;
-  if (addend)
-    backend.matmul_nt_onto(y, addend->value(), xs, f.forward_matrix());
-  else
-    backend.matmul_nt(y, GradMode::Write, 1.0, xs, f.forward_matrix());
+  backend.matmul_nt(y, GradMode::Write, 1.0, xs, f.forward_matrix(),
+                    addend ? addend->value() : Tensor());
   for (const FusedLinear::Part& part : f.parts)
     if (part.bias.defined()) backend.add_bias(y.slice_cols(part.begin, part.end), part.bias);
   return y;
@@ -83,7 +81,7 @@ class Backward {
     if (f_.strip > 0)
       backend_.swiglu_strips_backward(gate, up, dx, gate, up, ds(), strips_of_x(f_, true), drop_);
     else
-      backend_.swiglu_backward({}, gate, up, dx, gate, up);
+      backend_.gated_backward(Activation::Silu, {}, gate, GradMode::Write, up, dx, gate, up);
   }
   // dx (T,K) (+)= [dy | ds] [W ; A]
   void into_x(const Sink& dx) {
@@ -209,7 +207,7 @@ struct FusedSwigluLinearNode : Node {
     Tensor x = backend.empty(Tag::Workspace, dy.dtype(), {dy.rows(), f.in});
     Tensor gate = value.slice_cols(0, f.in), up = value.slice_cols(f.in, 2 * f.in);
     if (!gate_up.needs_grad()) {
-      backend.swiglu_forward(x, gate, up);
+      backend.gated_forward(Activation::Silu, x, gate, up);
       b.into_a(x);
       return;
     }
@@ -230,7 +228,8 @@ Var fused_swiglu_linear_onto(Tape& tape, const Var& h, const Var& gate_up, const
   h.value().expect({T, f.out}, "fused_swiglu_linear_onto: h (T,N)");
   const Tensor& value = gate_up.value();
   Tensor x = tape.backend().empty_with_margin(Tag::Workspace, value.dtype(), {T, f.in}, f.strip);
-  tape.backend().swiglu_forward(x, value.slice_cols(0, f.in), value.slice_cols(f.in, 2 * f.in));
+  tape.backend().gated_forward(Activation::Silu, x, value.slice_cols(0, f.in),
+                               value.slice_cols(f.in, 2 * f.in));
   Tensor y = forward(tape, x, f, margin, drop, &h);
   if (!tape.recording()) return tape.constant(std::move(y));
   Tensor s = keep_s(tape, x, f);
@@ -273,11 +272,9 @@ struct FusedAttentionNode : Node {
     Tensor dqkv =
         backend.empty_with_margin(Tag::Backward, value.dtype(), value.shape(), value.margin());
     Qkv in(value, shape), d(dqkv, shape);
-    if (table.defined())
-      backend.attention_rope_backward(d.q, d.k, d.v, dy, in.q, in.k, in.v, o, lse, shape, segments,
-                                      {table, positions});
-    else
-      backend.attention_backward(d.q, d.k, d.v, dy, in.q, in.k, in.v, o, lse, shape, segments);
+    const Rotation rotation{table, positions};
+    backend.attention_backward(d.q, d.k, d.v, dy, in.q, in.k, in.v, o, lse, shape, segments,
+                               table.defined() ? &rotation : nullptr);
     tape.pass(qkv, dqkv);
   }
 };

@@ -11,11 +11,10 @@
 //            GEMM for each of ds, db_q, db_k, db_v the wide matrix comes from memory twice, and
 //            da_q, da_k, da_v read x three times.
 // Plan       A block owns ROWS tokens and `tiles_per_slab` tiles of 128 columns (strip_cut.h).
-// Tiles of 64
-//            tokens x 128 columns travel through kStages buffers of shared memory; from each, eight
-//            warps add to 16 columns each of the transposed product (K: 64 tokens), and to a 16 x 8
-//            piece each of ds (K: 128 columns), whose sums stay in registers for all tokens of the
-//            block. NR: sixteens of thin columns.
+//            Tiles of 64 tokens x 128 columns travel through kStages buffers of shared memory; from
+//            each, eight warps add to 16 columns each of the transposed product (K: 64 tokens), and
+//            to a 16 x 8 piece each of ds (K: 128 columns), whose sums stay in registers for all
+//            tokens of the block. NR: sixteens of thin columns.
 //            Then partial sums, F32: of db and da one for each slab of tokens, of ds one for each
 //            slab of columns; a second kernel adds them in slab order. No atomics: same bits every
 //            run. The cut depends on the shape alone.

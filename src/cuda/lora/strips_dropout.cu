@@ -6,9 +6,8 @@
 // Why own    as products of their own each projection would write a masked copy of x and read it
 //            back, in forward, for dA and for dx; here x is read once and no mask is ever stored.
 // Plan       forward: a block owns 64 tokens and a slab of 128-column tiles. Tiles of x and a
-// travel
-//            through kStages buffers; while one is multiplied, the masks of the next are drawn into
-//            bits (dropout_mask.cuh). Warps take 16 tokens and half of a tile's columns each; the
+//            travel through kStages buffers; while one is multiplied, the masks of the next are
+//            drawn into bits (dropout_mask.cuh). Warps take 16 tokens and half of a tile's columns each; the
 //            halves are added at the end, slabs by a second kernel, in order.
 //            into_x: a block owns 64 x 128 of dx; masks are drawn while its operands travel. Each
 //            part's product is masked in registers before the parts are added in F32.
