@@ -448,10 +448,10 @@ std::set<std::string> recorded_nodes(const Case& c) {
   return {names.begin(), names.end()};
 }
 
-// What the source says: every literal that a Node's name() returns, in all of src/.
+// What the source says: every literal that a Node's name() may return, in all of src/.
 std::set<std::string> nodes_in_source() {
   std::set<std::string> names;
-  const std::string name = "name() const override {", value = "return \"";
+  const std::string name = "const char* name() const override {";
   const std::filesystem::path src = std::filesystem::path(LK_TEST_DATA).parent_path() / "src";
   for (const char* folder : {"autograd", "nn", "lora"})
     for (const auto& entry : std::filesystem::recursive_directory_iterator(src / folder)) {
@@ -460,8 +460,14 @@ std::set<std::string> nodes_in_source() {
       const std::string text{std::istreambuf_iterator<char>(in), {}};
       if (text.find(": Node") == std::string::npos) continue;
       for (std::size_t at = 0; (at = text.find(name, at)) != std::string::npos;) {
-        at = text.find(value, at) + value.size();
-        names.insert(text.substr(at, text.find('"', at) - at));
+        const std::size_t end = text.find('}', at);
+        while ((at = text.find('"', at)) < end) {
+          const std::size_t from = at + 1;
+          at = text.find('"', from);
+          names.insert(text.substr(from, at - from));
+          ++at;
+        }
+        at = end;
       }
     }
   return names;
@@ -487,15 +493,13 @@ TEST_CASE("every op's backward is its derivative") {
   MESSAGE(all_cases().size(), " cases, ", n, " derivatives, worst error / bound ", worst);
 }
 
-TEST_CASE("every node type has a case, and every recorded node is declared") {
+TEST_CASE("every node type has a case") {
   std::set<std::string> covered;
   for (const Case& c : all_cases()) covered.merge(recorded_nodes(c));
-  const std::vector<std::string> names = all_node_names();
-  std::set<std::string> declared(names.begin(), names.end());
-  CHECK(declared.size() == names.size());
-  declared.insert("lora_linear");  // of lora/, which autograd does not know
-  CHECK_MESSAGE(covered == declared, "covered: ", join(covered), " declared: ", join(declared));
-  CHECK_MESSAGE(nodes_in_source() == declared, "in the source: ", join(nodes_in_source()));
+  const std::set<std::string> in_source = nodes_in_source();
+  CHECK(in_source.size() >= 18);
+  CHECK_MESSAGE(covered == in_source, "covered: ", join(covered),
+                " in the source: ", join(in_source));
 }
 
 TEST_CASE("embedding of a frozen table is a constant") {

@@ -137,8 +137,8 @@ void CudaBackend::gemm(const Tensor& c, GradMode mode, double alpha, const Tenso
          .ldb = b.ld(),
          .ldc = c.ld()};
   check((transpose_b ? b.cols() : b.rows()) == g.k && c.rows() == g.m && c.cols() == g.n,
-        "cuda gemm: ", a.shape().str(), transpose_a ? "ᵀ" : "", " times ", b.shape().str(),
-        transpose_b ? "ᵀ" : "", " into ", c.shape().str());
+        "cuda gemm: ", a.shape(), transpose_a ? "ᵀ" : "", " times ", b.shape(),
+        transpose_b ? "ᵀ" : "", " into ", c.shape());
   check(a.dtype() == b.dtype() && (c.dtype() == a.dtype() || c.dtype() == DType::F32),
         "cuda gemm: ", dtype_name(a.dtype()), " times ", dtype_name(b.dtype()), " into ",
         dtype_name(c.dtype()));

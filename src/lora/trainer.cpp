@@ -45,7 +45,7 @@ Trainer::Trainer(Transformer& model, Adapter& adapter, const TrainerConfig& conf
     : model_(model), adapter_(adapter), config_(config) {
   if (config.loss && config.pad.value_or(false))
     throw UsageError("TrainerConfig: a loss of one's own can't leave padded rows out; unset `pad`");
-  if (model.backend().prefers_fused_linear() && model.compute_dtype() == DType::BF16)
+  if (model.backend().traits().joins_projections && model.compute_dtype() == DType::BF16)
     fuse_projections(model, adapter);
   optimizer_ = std::make_unique<AdamW>(adapter.parameters(), config.adamw);  // after copies moved
   for (const LoraLinear* layer : adapter.layers()) initial_b_.push_back(hash_of_b(*layer));
@@ -238,7 +238,7 @@ Var Trainer::own_loss(Tape& tape, const TokenBatch& batch, double scale,
 
 std::string Trainer::cannot_record() const {
   if (config_.loss) return "the loss is the caller's";
-  if (model_.backend().is_cpu()) return "the CPU has no launches to save";
+  if (!model_.backend().traits().can_record) return "the CPU has no launches to save";
   return "";
 }
 

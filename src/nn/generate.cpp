@@ -15,7 +15,6 @@ double seconds_between(Clock::time_point a, Clock::time_point b) {
 }
 
 // Long prompts go through in pieces, so that activations stay bounded.
-constexpr std::int64_t kCpuPrefillRows = 512, kGpuPrefillRows = 4096;
 
 std::size_t common_prefix(std::span<const std::int32_t> a, std::span<const std::int32_t> b) {
   return static_cast<std::size_t>(std::mismatch(a.begin(), a.end(), b.begin(), b.end()).first -
@@ -214,8 +213,7 @@ Generator::Generator(Transformer& model, const Tokenizer* tokenizer,
                      const GeneratorSettings& settings)
     : model_(model), tokenizer_(tokenizer), settings_(settings) {
   check(settings.max_batch > 0, "Generator: max_batch ", settings.max_batch);
-  if (settings_.prefill_rows <= 0)
-    settings_.prefill_rows = model.backend().is_cpu() ? kCpuPrefillRows : kGpuPrefillRows;
+  if (settings_.prefill_rows <= 0) settings_.prefill_rows = model.backend().traits().prefill_rows;
 }
 
 Generator::~Generator() = default;
@@ -238,7 +236,7 @@ Tensor Generator::submit(std::span<const SequencePart> parts) {
     logits = recorded_->logits;
   } else {
     CachedBatch batch = make_cached_batch(*cache_, parts);
-    if (settings_.record && decodes && last_decoded_ == n && !model_.backend().is_cpu()) {
+    if (settings_.record && decodes && last_decoded_ == n && model_.backend().traits().can_record) {
       recorded_.reset();
       Recorded r{std::move(batch), {}, nullptr};
       r.recording =

@@ -23,7 +23,7 @@ class HostClock final : public DeviceClock {
 
 }  // namespace
 
-Backend::Backend() = default;
+Backend::Backend(const DeviceTraits& traits) : traits_(traits) {}
 Backend::~Backend() = default;
 
 std::unique_ptr<DeviceClock> Backend::make_clock() { return std::make_unique<HostClock>(); }
@@ -44,7 +44,7 @@ Tensor Backend::empty_moment(PassKey<AdamW>, DType dtype, Shape shape) {
 
 Tensor Backend::allocate(Tag tag, DType dtype, Shape shape) {
   std::int64_t size = static_cast<std::int64_t>(dtype_size(dtype));
-  check(shape.numel() <= INT64_MAX / size, "allocation overflows: ", shape.str());
+  check(shape.numel() <= INT64_MAX / size, "allocation overflows: ", shape);
   std::size_t bytes = static_cast<std::size_t>(shape.numel() * size);
   std::int64_t live = ledger_.total().live_bytes;
   bool over = memory_limit_ > 0 && live + static_cast<std::int64_t>(bytes) > memory_limit_;
@@ -58,7 +58,7 @@ Tensor Backend::allocate(Tag tag, DType dtype, Shape shape) {
             concat(i ? ", " : "", tag_name(static_cast<Tag>(i)), " ", e.live_bytes >> 20, " MiB");
     }
     throw OutOfMemoryError(concat(name(), " is out of memory: asked for ", bytes, " bytes (",
-                                  tag_name(tag), " ", dtype_name(dtype), shape.str(), ") with ",
+                                  tag_name(tag), " ", dtype_name(dtype), shape, ") with ",
                                   live >> 20, " MiB live: ", table));
   }
   ledger_.allocated(tag, bytes);
@@ -66,8 +66,7 @@ Tensor Backend::allocate(Tag tag, DType dtype, Shape shape) {
 }
 
 void Backend::deallocate(void* data, std::size_t bytes, Tag tag) noexcept {
-  ledger_.freed(tag, bytes);
-  cache_->release(data);
+  if (cache_->release(data)) ledger_.freed(tag, bytes);
 }
 
 // For devices whose calls return with their work done.
@@ -201,7 +200,7 @@ LoraTable make_lora_table(Backend& backend, std::vector<LoraFactors> variants) {
     }
     const std::int64_t R = f.a.rows();
     check(f.b_t.rows() == R && f.a.contiguous() && f.b_t.contiguous(), "lora table: a ",
-          f.a.shape().str(), " b_t ", f.b_t.shape().str());
+          f.a.shape(), " b_t ", f.b_t.shape());
     entries.push_back({f.a.raw(), f.b_t.raw(), static_cast<std::int32_t>(R), f.scale});
     table.max_rank = std::max(table.max_rank, R);
   }
@@ -214,7 +213,7 @@ LoraTable make_lora_table(Backend& backend, std::vector<LoraFactors> variants) {
 }
 
 std::int64_t Backend::check_units(const char* who, const Tensor& x, std::size_t unit_bytes) {
-  check(x.contiguous() && unit_bytes > 0 && x.bytes() % unit_bytes == 0, who, ": ", x.shape().str(),
+  check(x.contiguous() && unit_bytes > 0 && x.bytes() % unit_bytes == 0, who, ": ", x.shape(),
         " in units of ", unit_bytes, " bytes");
   return static_cast<std::int64_t>(x.bytes() / unit_bytes);
 }

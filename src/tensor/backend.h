@@ -21,6 +21,7 @@
 #include "tensor/attention_shape.h"
 #include "tensor/block_cache.h"
 #include "tensor/device_clock.h"
+#include "tensor/device_traits.h"
 #include "tensor/host_copy.h"
 #include "tensor/ledger.h"
 #include "tensor/pass_key.h"
@@ -125,12 +126,8 @@ class Backend {
 
   virtual std::string name() const = 0;         // "cpu", "cuda:0"
   virtual std::string description() const = 0;  // for run.json: processor, threads, driver, ...
-  virtual bool is_cpu() const = 0;
-  // What `--dtype auto` means here: BF16 where the device multiplies it natively, else F32.
-  virtual DType preferred_dtype() const { return is_cpu() ? DType::F32 : DType::BF16; }
-  // Does training run faster with LoRA's factors beside the frozen matrix
-  // (autograd/fused_linear.h)? Not where weights are packed once at load.
-  virtual bool prefers_fused_linear() const { return !is_cpu(); }
+  // What the device does well: no layer above asks which device it is.
+  const DeviceTraits& traits() const { return traits_; }
   // Can a Weight stay in blocks of this type, for linear_forward and embedding_forward?
   virtual bool keeps_quantised(const GgmlType& type) const {
     static_cast<void>(type);
@@ -187,14 +184,16 @@ class Backend {
     return nullptr;
   }
   // Starts to copy x, a vector or a matrix, to pinned host memory, after the work submitted so far
-  // and beside what comes next. May be recorded. Where can_offload() is false, a UsageError.
+  // and beside what comes next. May be recorded. A UsageError unless traits().can_offload.
   virtual std::unique_ptr<HostCopy> offload(const Tensor& x);
-  virtual bool can_offload() const { return false; }
   // Host memory that holds such copies.
   const Ledger::Entry& offloaded() const { return offloaded_.total(); }
   // Times the work of this device, which must outlive it. Here the host's clock: right wherever a
   // call returns with its work done.
   virtual std::unique_ptr<DeviceClock> make_clock();
+  // Called once per weight at load, so that the backend can pack it for both directions (a
+  // quantised one: for linear_forward alone, and in its own memory's place).
+  virtual void prepare_linear(Weight& w) = 0;
 
   // ---- elementwise ------------------------------------------------------------------------------
   virtual void fill(const Tensor& x, double value) = 0;  // x = value
@@ -215,9 +214,6 @@ class Backend {
                        const RandomKey& key) = 0;
 
   // ---- linear -----------------------------------------------------------------------------------
-  // Called once per weight at load, so that the backend can pack it for both directions (a
-  // quantised one: for linear_forward alone, and in its own memory's place).
-  virtual void prepare_linear(Weight& w) = 0;
   // y (T,N) = x (T,K) wᵀ, w (N,K) frozen. If w is quantised, x may be rounded to 8 bits.
   virtual void linear_forward(const Tensor& y, const Tensor& x, const Weight& w) = 0;
   // The same for several weights of x, or of its norm if `norm` is not null, in one launch where
@@ -370,7 +366,7 @@ class Backend {
                      const Tensor& norm_sq) = 0;
 
  protected:
-  Backend();
+  explicit Backend(const DeviceTraits& traits);
   BlockCache& block_cache() { return *cache_; }
   // For recorded work that contains them.
   void count_weight_gradients(std::int64_t n) { weight_gradient_matmuls_ += n; }
@@ -397,6 +393,7 @@ class Backend {
  private:
   Tensor allocate(Tag tag, DType dtype, Shape shape);
 
+  DeviceTraits traits_;
   Ledger ledger_, offloaded_;
   std::unique_ptr<BlockCache> cache_;
   std::int64_t memory_limit_ = 0;

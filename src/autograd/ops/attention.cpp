@@ -1,4 +1,7 @@
+#include <algorithm>
+
 #include "autograd/ops.h"
+#include "autograd/work.h"
 
 namespace lk {
 namespace {
@@ -48,6 +51,37 @@ Var attention(Tape& tape, const Var& q, const Var& k, const Var& v, const Attent
                                    segments);
   if (!tape.wants(q, k, v)) return tape.constant(std::move(o));
   return tape.record<AttentionNode>(o, q, k, v, shape, segments, o, std::move(lse));
+}
+
+namespace {
+
+// FLOPs of one of attention's products: each query with every key up to itself.
+double attention_product(const AttentionShape& shape, const Segments& q, const KeyRows& k) {
+  double pairs = 0;
+  for (std::size_t i = 0; i + 1 < q.host.size(); ++i) {
+    const double queries = q.host[i + 1] - q.host[i], keys = k.ends[i] - k.begins[i];
+    // Query j of the document sees keys - queries + j + 1 keys, at most the window.
+    const double all = queries * (keys - queries) + queries * (queries + 1) / 2;
+    pairs += shape.window > 0 ? std::min(all, queries * shape.window) : all;
+  }
+  return 2 * pairs * shape.n_heads * shape.head_dim;
+}
+
+}  // namespace
+
+Work work::attention_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k,
+                             const Tensor& v, const AttentionShape& shape, const Segments& q_seg,
+                             const KeyRows& k_rows) {
+  return {OpFamily::AttentionForward, 2 * attention_product(shape, q_seg, k_rows),
+          sizes(o, lse, q, k, v)};
+}
+
+Work work::attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv,
+                              const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v,
+                              const Tensor& o, const Tensor& lse, const AttentionShape& shape,
+                              const Segments& seg, const Rotation*) {
+  return {OpFamily::AttentionBackward, 5 * attention_product(shape, seg, seg),
+          sizes(dq, dk, dv, dout, q, k, v, o, lse)};
 }
 
 }  // namespace lk

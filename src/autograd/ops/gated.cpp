@@ -1,4 +1,5 @@
 #include "autograd/ops.h"
+#include "autograd/work.h"
 
 namespace lk {
 namespace {
@@ -62,6 +63,16 @@ Var gelu(Tape& tape, const Var& x) {
   tape.backend().gated_forward(Activation::Gelu, y, x.value(), {});
   if (!tape.wants(x)) return tape.constant(std::move(y));
   return tape.record<GeluNode>(std::move(y), x);
+}
+
+Work work::gated_forward(Activation, const Tensor& y, const Tensor& gate, const Tensor& up) {
+  return {OpFamily::Gated, 0, sizes(y, gate, up)};
+}
+
+Work work::gated_backward(Activation, const Tensor& y, const Tensor& dgate, GradMode mode,
+                          const Tensor& dup, const Tensor& dy, const Tensor& gate,
+                          const Tensor& up) {
+  return {OpFamily::Gated, 0, sizes(y, dup, dy, gate, up) + written(dgate, mode)};
 }
 
 }  // namespace lk
