@@ -135,7 +135,7 @@ OrderedJson profile_json(const bench::Profile& profile) {
   for (int i = 0; i < bench::kFamilyCount; ++i) {
     const bench::FamilyTime& f = profile.families[static_cast<std::size_t>(i)];
     if (f.calls == 0) continue;
-    families[bench::family_name(static_cast<bench::OpFamily>(i))] = {
+    families[bench::family_name(static_cast<OpFamily>(i))] = {
         {"seconds", f.seconds},
         {"calls", f.calls},
         {"flops", f.flops},

@@ -1,7 +1,7 @@
 // Elementwise ops against doubles. One float operation and one rounding to the dtype each.
 #include <limits>
 
-#include "cpu_ops.h"
+#include "gradcheck_cases.h"
 #include "tensor/philox.h"
 
 using namespace lk;
@@ -140,3 +140,30 @@ TEST_CASE("uniform: the same numbers in every dtype and thread count, within the
       CHECK(padding_intact(x));
     }
 }
+
+// ---- gradients ----------------------------------------------------------------------------------
+
+namespace {
+
+const GradcheckFamily gradients([](GradcheckCases& out) {
+  out.push_back({"add",
+                 [](Tape& t, const Vars& in) { return add(t, in[0], in[1]); },
+                 {rnd({3, 5}, 80), rnd({3, 5}, 81)}});
+  out.push_back({"add x + x",
+                 [](Tape& t, const Vars& in) { return add(t, in[0], in[0]); },
+                 {rnd({1, 1}, 82)}});
+  for (float p : {0.0f, 0.3f, 0.9f})
+    out.push_back({concat("dropout ", p),
+                   [=](Tape& t, const Vars& in) {
+                     Var y = dropout(t, in[0], p, {5, 3, 2});
+                     return add(t, y, in[0]);  // p = 0 records no node of its own
+                   },
+                   {rnd({7, 5}, 83)}});
+  out.push_back({"dropout of one number",
+                 [](Tape& t, const Vars& in) {
+                   return dropout(t, in[0], 0.5f, {5, 4, 2});
+                 },
+                 {rnd({1, 1}, 84)}});
+});
+
+}  // namespace

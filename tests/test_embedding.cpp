@@ -1,5 +1,5 @@
 // Rows moved by index: exact, in any dtype.
-#include "cpu_ops.h"
+#include "gradcheck_cases.h"
 
 using namespace lk;
 using namespace lk::test;
@@ -67,3 +67,19 @@ TEST_CASE("no rows") {
     CHECK(values(dx) == std::vector<double>(16, 0.0));
   }
 }
+
+// ---- gradients ----------------------------------------------------------------------------------
+
+namespace {
+
+const GradcheckFamily gradients([](GradcheckCases& out) {
+  for (const std::vector<std::int32_t>& rows :
+       {std::vector<std::int32_t>{4, 0, 2}, {0, 1, 2, 3, 4, 5}, {5}, {}}) {
+    Tensor index = ints(rows);
+    out.push_back({concat("gather ", rows.size(), " of 6 rows"),
+                   [=](Tape& t, const Vars& in) { return gather_rows(t, in[0], index); },
+                   {rnd({6, 3}, 90)}});
+  }
+});
+
+}  // namespace

@@ -4,7 +4,8 @@
 #include <numbers>
 
 #include "cpu/fast/simd.h"
-#include "cpu_ops.h"
+#include "gradcheck_cases.h"
+#include "parity.h"
 
 using namespace lk;
 using namespace lk::test;
@@ -146,4 +147,123 @@ TEST_CASE("gelu and geglu agree with the F64 twin, forward and backward") {
         check_close(values(up), values(dup64), store, slack_up, what + " dup");
         CHECK((padding_intact(gate) && padding_intact(up)));
       }
+}
+
+// ---- gradients ----------------------------------------------------------------------------------
+
+namespace {
+
+const GradcheckFamily gradients([](GradcheckCases& out) {
+  auto f = [](Tape& t, const Vars& in) { return swiglu(t, in[0], in[1]); };
+  out.push_back({"swiglu", f, {rnd({3, 5}, 70, 2.0), rnd({3, 5}, 71)}});
+  out.push_back({"swiglu of one number", f, {rnd({1, 1}, 72), rnd({1, 1}, 73)}});
+  out.push_back(
+      {"swiglu where the sigmoid is flat",
+       f,
+       {tensor_from(reference(), DType::F64, {1, 4}, {-40, -12, 12, 40}), rnd({1, 4}, 74)}});
+  auto g = [](Tape& t, const Vars& in) { return geglu(t, in[0], in[1]); };
+  out.push_back({"geglu", g, {rnd({3, 5}, 76, 2.0), rnd({3, 5}, 77)}});
+  out.push_back({"geglu where the sigmoid is flat",
+                 g,
+                 {tensor_from(reference(), DType::F64, {1, 4}, {-9, -4, 4, 9}), rnd({1, 4}, 78)}});
+  out.push_back({"geglu, gate = up",
+                 [](Tape& t, const Vars& in) { return geglu(t, in[0], in[0]); },
+                 {rnd({2, 3}, 79)}});
+  auto h = [](Tape& t, const Vars& in) { return gelu(t, in[0]); };
+  out.push_back({"gelu", h, {rnd({3, 5}, 80, 2.0)}});
+  out.push_back({"gelu of one number", h, {rnd({1, 1}, 81)}});
+  out.push_back({"swiglu, gate = up",
+                 [](Tape& t, const Vars& in) { return swiglu(t, in[0], in[0]); },
+                 {rnd({2, 3}, 75)}});
+});
+
+}  // namespace
+
+// ---- on a GPU ------------------------------------------------------------------------------------
+
+TEST_CASE("cuda: swiglu") {
+  LK_NEEDS_GPU();
+  everywhere([](DType t, Layout l, std::int64_t rows, std::int64_t cols) {
+    Results r = compare("swiglu", t, l, [&](const Side& s) {
+      Guarded y = numbers(s, rows, cols, 1), gate = numbers(s, rows, cols, 2, 6.0),
+              up = numbers(s, rows, cols, 3), dgate = numbers(s, rows, cols, 4),
+              dup = numbers(s, rows, cols, 5), dy = numbers(s, rows, cols, 6);
+      s.backend.gated_forward(Activation::Silu, y, gate, up);
+      s.backend.gated_backward(Activation::Silu, {}, dgate, GradMode::Write, dup, dy, gate, up);
+      s.backend.gated_backward(Activation::Silu, dy, gate, GradMode::Write, up, dy, gate,
+                               up);  // in place, y again over dy
+      return std::vector<Guarded>{y, dgate, dup, gate, up, dy};
+    });
+    double u = unit_roundoff(t);
+    std::vector<double> gate = magnitudes(t, rows * cols, 2, 6.0),
+                        up = magnitudes(t, rows * cols, 3), dy = magnitudes(t, rows * cols, 6),
+                        size(gate);
+    for (std::size_t i = 0; i < size.size(); ++i) size[i] = dy[i] * up[i] * (1 + gate[i]);
+    check_close(r.got[0], r.want[0], u, f32_slack(8, r.want[0]),
+                label("swiglu y", t, rows, cols, l));
+    check_close(r.got[1], r.want[1], u, f32_slack(8, size),
+                label("swiglu dgate", t, rows, cols, l));
+    check_close(r.got[2], r.want[2], u, f32_slack(8, r.want[2]),
+                label("swiglu dup", t, rows, cols, l));
+    CHECK(r.got[3] == r.got[1]);
+    CHECK(r.got[4] == r.got[2]);
+    check_close(r.got[5], r.want[5], u, f32_slack(8, r.want[0]),
+                label("swiglu y again", t, rows, cols, l));
+  });
+}
+
+TEST_CASE("cuda: geglu and gelu") {
+  LK_NEEDS_GPU();
+  everywhere([](DType t, Layout l, std::int64_t rows, std::int64_t cols) {
+    for (GradMode mode : kModes) {
+      Results r = compare("geglu", t, l, [&](const Side& s) {
+        Guarded y = numbers(s, rows, cols, 1), gate = numbers(s, rows, cols, 2, 2.0),
+                up = numbers(s, rows, cols, 3), dgate = numbers(s, rows, cols, 4),
+                dup = numbers(s, rows, cols, 5), dy = numbers(s, rows, cols, 6),
+                alone = numbers(s, rows, cols, 7), dx = numbers(s, rows, cols, 8);
+        s.backend.gated_forward(Activation::Gelu, y, gate, up);
+        s.backend.gated_backward(Activation::Gelu, {}, dgate, GradMode::Write, dup, dy, gate, up);
+        s.backend.gated_forward(Activation::Gelu, alone, gate, {});
+        s.backend.gated_backward(Activation::Gelu, {}, dx, mode, {}, dy, gate, {});
+        s.backend.gated_backward(Activation::Gelu, {}, gate, GradMode::Write, up, dy, gate,
+                                 up);  // in place
+        return std::vector<Guarded>{y, dgate, dup, alone, dx, gate, up};
+      });
+      double u = unit_roundoff(t);
+      std::vector<double> gate = magnitudes(t, rows * cols, 2, 2.0),
+                          up = magnitudes(t, rows * cols, 3), dy = magnitudes(t, rows * cols, 6),
+                          dx = magnitudes(t, rows * cols, 8), value(gate), slope(gate);
+      // z is off by a few ulps of |z|, which the sigmoid's own fall keeps below a half in all.
+      for (std::size_t i = 0; i < gate.size(); ++i) {
+        value[i] = gate[i] * up[i];
+        slope[i] = dy[i] * up[i] * (1 + gate[i]);
+        dx[i] += dy[i] * (1 + gate[i]);
+      }
+      std::vector<double> dup(gate);
+      for (std::size_t i = 0; i < gate.size(); ++i) dup[i] = gate[i] * dy[i];
+      check_close(r.got[0], r.want[0], u, f32_slack(8, value), label("geglu y", t, rows, cols, l));
+      check_close(r.got[1], r.want[1], u, f32_slack(16, slope),
+                  label("geglu dgate", t, rows, cols, l));
+      check_close(r.got[2], r.want[2], u, f32_slack(8, dup), label("geglu dup", t, rows, cols, l));
+      check_close(r.got[3], r.want[3], u, f32_slack(8, gate), label("gelu y", t, rows, cols, l));
+      check_close(r.got[4], r.want[4], u, f32_slack(16, dx), label("gelu dx", t, rows, cols, l));
+      CHECK(r.got[5] == r.got[1]);
+      CHECK(r.got[6] == r.got[2]);
+    }
+  });
+}
+
+TEST_CASE("cuda: swiglu far from zero") {
+  LK_NEEDS_GPU();
+  std::vector<double> gate = {-1e4, -200, -90, -30, 0, 30, 90, 200, 1e4};
+  Tensor g = tensor_from(gpu(), DType::F32, {9}, gate),
+         one = gpu().empty(Tag::Workspace, DType::F32, {9});
+  gpu().fill(one, 1.0);
+  Tensor y = gpu().empty(Tag::Workspace, DType::F32, {9}),
+         dg = y.backend().empty(Tag::Workspace, DType::F32, {9}),
+         du = gpu().empty(Tag::Workspace, DType::F32, {9});
+  gpu().gated_forward(Activation::Silu, y, g, one);
+  gpu().gated_backward(Activation::Silu, {}, dg, GradMode::Write, du, one, g, one);
+  for (const Tensor& x : {y, dg, du})
+    for (double v : to_host_f64(x)) CHECK(std::isfinite(v));
 }

@@ -12,9 +12,6 @@
 using namespace lk;
 using namespace lk::test;
 
-#define LK_NEEDS_GPU() \
-  if (n_gpus() == 0) LK_SKIP("no GPU")
-
 namespace {
 
 struct Setup {
