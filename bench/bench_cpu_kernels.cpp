@@ -15,9 +15,12 @@
 #include <cstring>
 #include <random>
 
+#include "autograd/thin.h"
 #include "cpu/cpu_backend.h"
 #include "cpu/fast/gemm_tile.h"
 #include "kernel_cases.h"
+#include "nn/cached_ops.h"
+#include "tensor/adapter_kernels.h"
 
 using namespace lk;
 
@@ -124,7 +127,7 @@ void linear_parts(benchmark::State& state, DType t, const std::vector<std::int64
     parts.push_back({random_tensor(t, {1, one.shape()[0]}), &one});
     bytes += static_cast<double>(one.values().bytes());
   }
-  measure(state, 0, bytes, [&] { host().linear_forward_parts(x, &norm, parts); });
+  measure(state, 0, bytes, [&] { cached::linear_parts(host(), x, &norm, parts); });
 }
 
 // The six products of one adapter on a projection K -> N.
@@ -157,31 +160,31 @@ void lora_segments(benchmark::State& state, DType t, std::int64_t N, std::int64_
   Segments documents = make_segments(host(), offsets);
   RowVariants variants{which, to_device(host(), Tag::Workspace, which)};
   measure(state, 2.0 * kDocuments * R * static_cast<double>(N + K), 0,
-          [&] { host().lora_segments(y, x, table, documents, variants); });
+          [&] { host().adapter_kernels()->lora_segments(y, x, table, documents, variants); });
 }
 
-// The same adapter with its factors beside the frozen matrix (autograd/fused_linear.h).
-void strips(benchmark::State& state, DType t, std::int64_t N, std::int64_t K) {
+// The same adapter with its factors beside the frozen matrix (autograd/joined.h).
+void joined(benchmark::State& state, DType t, std::int64_t N, std::int64_t K) {
   Tensor x = random_tensor(t, {T, K}), y = random_tensor(t, {T, N}), z = random_tensor(t, {T, N}),
          s = random_tensor(t, {T, R}), W = random_tensor(t, {N, K}), B = random_tensor(t, {N, R});
-  const std::vector<StripPart> b{{0, N, 0, R, random_tensor(DType::F32, {N, R})}},
+  const std::vector<ThinPart> b{{0, N, 0, R, random_tensor(DType::F32, {N, R})}},
       a{{0, K, 0, R, random_tensor(DType::F32, {R, K})}};
   measure(state, 2.0 * T * static_cast<double>(N * K + 2 * R * N + R * K), 0, [&] {
     host().matmul_nt(z, GradMode::Write, 1.0, x, W, y);
-    host().strips_backward_b(s, 1, y, B, s, b);
-    host().strips_backward_a(s, x, nullptr, a);
+    thin::backward_b(host(), {}, s, 1, y, B, s, b);
+    thin::backward_a(host(), {}, s, x, nullptr, a);
   });
 }
 
 // With dropout on the factors' input: the thin products alone.
-void strips_dropout(benchmark::State& state, DType t, std::int64_t K) {
+void thin_dropout(benchmark::State& state, DType t, std::int64_t K) {
   Tensor x = random_tensor(t, {T, K}), s = random_tensor(t, {T, R}), A = random_tensor(t, {R, K});
-  const std::vector<StripPart> parts{{0, K, 0, R, random_tensor(DType::F32, {R, K})}};
+  const std::vector<ThinPart> parts{{0, K, 0, R, random_tensor(DType::F32, {R, K})}};
   const InputDropout drop{0.1f, {1, 2, 0}};
   measure(state, 2.0 * T * 3 * static_cast<double>(R * K), 0, [&] {
-    host().strips_forward(s, 1, x, A, parts, drop);
-    host().strips_into_x(x, s, A, parts, drop);
-    host().strips_backward_a(s, x, nullptr, parts, drop);
+    thin::forward(host(), {}, s, 1, x, A, parts, drop);
+    thin::into_x(host(), {}, x, s, A, parts, drop);
+    thin::backward_a(host(), {}, s, x, nullptr, parts, drop);
   });
 }
 
@@ -212,7 +215,7 @@ void attention(benchmark::State& state, DType t, Pass pass) {
 
 // A step of generation's rotations, the result of swiglu into LoRA's factor, and copies.
 void rows(benchmark::State& state, DType t, const std::string& op) {
-  const std::int64_t cols = op == "swiglu_strips_backward" ? F : C;
+  const std::int64_t cols = op == "thin_swiglu_backward" ? F : C;
   Tensor x = random_tensor(t, {T, cols}), y = random_tensor(t, {T, cols}),
          z = random_tensor(t, {T, cols}), w = random_tensor(t, {T, cols});
   Tensor table = random_tensor(DType::F32, {T, D});
@@ -227,7 +230,8 @@ void rows(benchmark::State& state, DType t, const std::string& op) {
   if (op == "rope_into_cache") {
     Tensor k = random_tensor(t, {T, G * D}), v = random_tensor(t, {T, G * D});
     const CacheRows cache{random_tensor(t, {T, G * D}), random_tensor(t, {T, G * D}), positions};
-    run(2 + 4.0 * G / H, [&] { host().rope_into_cache(y, k, v, cache, table, positions, D); });
+    run(2 + 4.0 * G / H,
+        [&] { cached::rope_into_cache(host(), y, k, v, cache, table, positions, D); });
   }
   const std::size_t row_bytes = x.bytes() / static_cast<std::size_t>(x.rows());
   if (op == "upload_made")
@@ -245,10 +249,10 @@ void rows(benchmark::State& state, DType t, const std::string& op) {
                                    from, static_cast<std::size_t>(last - first) * row_bytes);
                      });
     });
-  if (op == "swiglu_strips_backward") {
-    const std::vector<StripPart> parts{{0, cols, 0, R, random_tensor(stat_dtype(t), {R, cols})}};
+  if (op == "thin_swiglu_backward") {
+    const std::vector<ThinPart> parts{{0, cols, 0, R, random_tensor(stat_dtype(t), {R, cols})}};
     Tensor ds = random_tensor(t, {T, R});
-    run(6, [&] { host().swiglu_strips_backward(y, w, x, y, z, ds, parts); });
+    run(6, [&] { thin::swiglu_backward(host(), {}, y, w, x, y, z, ds, parts); });
   }
 }
 
@@ -283,16 +287,16 @@ int main(int argc, char** argv) {
             [=](benchmark::State& s) { lora_segments(s, t, N, K); });
       if (N != V) add(std::string("lora/") + name, [=](benchmark::State& s) { lora(s, t, N, K); });
       if (N != V)
-        add(std::string("strips/") + name, [=](benchmark::State& s) { strips(s, t, N, K); });
+        add(std::string("joined/") + name, [=](benchmark::State& s) { joined(s, t, N, K); });
     }
-    add("strips_dropout", [=](benchmark::State& s) { strips_dropout(s, t, C); });
+    add("thin_dropout", [=](benchmark::State& s) { thin_dropout(s, t, C); });
     add("linear_parts/qkv", [=](benchmark::State& s) { linear_parts(s, t, {C, G * D, G * D}); });
     add("linear_parts/gate_up", [=](benchmark::State& s) { linear_parts(s, t, {F, F}); });
     add("attention", [=](benchmark::State& s) { attention(s, t, Pass::Forward); });
     add("attention_backward", [=](benchmark::State& s) { attention(s, t, Pass::Backward); });
     add("attention_rope_backward",
         [=](benchmark::State& s) { attention(s, t, Pass::RopeBackward); });
-    for (const char* op : {"rope_into_cache", "swiglu_strips_backward", "upload", "download",
+    for (const char* op : {"rope_into_cache", "thin_swiglu_backward", "upload", "download",
                            "upload_made", "look_at"})
       add(op, [=](benchmark::State& s) { rows(s, t, op); });
     // Both factors of rank 8 on SmolLM2-135M, as one.

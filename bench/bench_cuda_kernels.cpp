@@ -12,9 +12,12 @@
 #include <cmath>
 #include <cstring>
 
+#include "autograd/thin.h"
 #include "cuda/open_device.h"
 #include "kernel_cases.h"
+#include "nn/cached_ops.h"
 #include "roofline.h"
+#include "tensor/adapter_kernels.h"
 
 using namespace lk;
 
@@ -107,15 +110,16 @@ void register_memory_bound() {
     if (one.name.starts_with("rmsnorm")) add_shared(one, "_576");
   // With LoRA's dA at rank 16.
   for (std::int64_t width : {F, std::int64_t{1536}})
-    add("swiglu_strips_backward" + (width == F ? "" : concat("_", width)),
+    add("thin_swiglu_backward" + (width == F ? "" : concat("_", width)),
         {.bytes = 5 * 2.0 * static_cast<double>(T * width)}, [=] {
           return [=, g = random_tensor(DType::BF16, {T, width}, 1),
                   u = random_tensor(DType::BF16, {T, width}, 2),
                   dy = random_tensor(DType::BF16, {T, width}, 3),
                   ds = random_tensor(DType::BF16, {T, 16}, 4),
-                  parts = std::vector<StripPart>{
-                      {0, width, 0, 16, random_tensor(DType::F32, {16, width}, 5)}}] {
-            gpu().swiglu_strips_backward(g, u, dy, g, u, ds, parts);
+                  parts = std::vector<ThinPart>{{0, width, 0, 16,
+                                                 random_tensor(DType::F32, {16, width}, 5)}},
+                  plan = ThinPlan({width, C, 16, DType::BF16, false, {{0, C, 0, 16}}})] {
+            thin::swiglu_backward(gpu(), plan, g, u, dy, g, u, ds, parts);
           };
         });
   add("rmsnorm_forward_by_head", {.bytes = 2 * tc}, [] {  // 128 columns each
@@ -251,7 +255,7 @@ void register_lora_segments() {
                   variants = RowVariants{which, to_device(gpu(), Tag::Workspace, which)},
                   x = random_tensor(DType::BF16, {n, C}, 3),
                   y = random_tensor(DType::BF16, {n, C}, 4)] {
-            gpu().lora_segments(y, x, table, seg, variants);
+            gpu().adapter_kernels()->lora_segments(y, x, table, seg, variants);
           };
         });
   };
@@ -266,7 +270,7 @@ void register_lora_segments() {
 void register_generation() {
   auto parts = [](const char* name, std::int64_t rows, int n_parts, std::int64_t N, std::int64_t K,
                   bool normed) {
-    add(concat("linear_forward_parts_", name, "_", rows),
+    add(concat("linear_parts_", name, "_", rows),
         {.bytes = 2.0 * n_parts * static_cast<double>(N * K)}, [=] {
           std::vector<Weight> w;
           std::vector<Tensor> y;
@@ -283,7 +287,7 @@ void register_generation() {
                                  &w[static_cast<std::size_t>(turn * n_parts + i)]});
             turn = (turn + 1) % 4;
             const InputNorm norm{&gain, 1e-5, n};
-            gpu().linear_forward_parts(x, normed ? &norm : nullptr, of_turn);
+            cached::linear_parts(gpu(), x, normed ? &norm : nullptr, of_turn);
           };
         });
   };
@@ -302,65 +306,68 @@ void register_generation() {
             keys = random_tensor(DType::BF16, {1600, C}, 4),
             values = random_tensor(DType::BF16, {1600, C}, 5),
             table = random_tensor(DType::F32, {1600, 128}, 6)] {
-      gpu().rope_into_cache(q, k, v, {keys, values, at}, table, at, 128);
+      cached::rope_into_cache(gpu(), q, k, v, {keys, values, at}, table, at, 128);
     };
   });
 }
 
-// The same for q, k and v at once, as training does it: x (T,C), dy (T,3C), rank 16.
-void register_strips() {
+// LoRA's products for q, k and v at once, as training does them: x (T,C), dy (T,3C), rank 16.
+void register_thin_products() {
   const std::int64_t R = 16, N = 3 * C, S = 3 * R;
   const double factors = 2.0 * 4 * static_cast<double>(N * R);
-  add("strips_backward_b_qkv", {.bytes = 2.0 * T * (N + 2 * S) + factors}, [=] {
+  ThinShape shape{C, N, S, DType::BF16, false, {}};
+  for (std::int64_t p = 0; p < 3; ++p) shape.parts.push_back({p * C, (p + 1) * C, p * R, R});
+  const ThinPlan plan(shape);
+  add("thin_backward_b_qkv", {.bytes = 2.0 * T * (N + 2 * S) + factors}, [=] {
     Tensor dy = random_tensor(DType::BF16, {T, N + S}, 1),
            db = random_tensor(DType::F32, {N, R}, 2);
-    return
-        [=, b = random_tensor(DType::BF16, {N, S}, 3), s = random_tensor(DType::BF16, {T, S}, 4)] {
-          std::vector<StripPart> parts;
-          for (std::int64_t p = 0; p < 3; ++p)
-            parts.push_back({p * C, (p + 1) * C, p * R, R, db.slice_rows(p * C, (p + 1) * C)});
-          gpu().strips_backward_b(dy.slice_cols(N, N + S), 1.0, dy.slice_cols(0, N), b, s, parts);
-        };
+    return [=, b = random_tensor(DType::BF16, {N, S}, 3),
+            s = random_tensor(DType::BF16, {T, S}, 4)] {
+      std::vector<ThinPart> parts;
+      for (std::int64_t p = 0; p < 3; ++p)
+        parts.push_back({p * C, (p + 1) * C, p * R, R, db.slice_rows(p * C, (p + 1) * C)});
+      thin::backward_b(gpu(), plan, dy.slice_cols(N, N + S), 1.0, dy.slice_cols(0, N), b, s, parts);
+    };
   });
   for (bool normed : {false, true})
-    add(normed ? "strips_backward_a_qkv_normed" : "strips_backward_a_qkv",
+    add(normed ? "thin_backward_a_qkv_normed" : "thin_backward_a_qkv",
         {.bytes = 2.0 * T * (C + S) + 4.0 * C * S}, [=] {
           NormedInput norm{random_tensor(DType::F32, {T}, 1),
                            Weight("gain", random_tensor(DType::BF16, {C}, 2)), 1e-5};
           return [=, da = random_tensor(DType::F32, {S, C}, 3),
                   x = random_tensor(DType::BF16, {T, C}, 4),
                   ds = random_tensor(DType::BF16, {T, S}, 5)] {
-            std::vector<StripPart> parts;
+            std::vector<ThinPart> parts;
             for (std::int64_t p = 0; p < 3; ++p)
               parts.push_back({0, C, p * R, R, da.slice_rows(p * R, (p + 1) * R)});
-            gpu().strips_backward_a(ds, x, normed ? &norm : nullptr, parts);
+            thin::backward_a(gpu(), plan, ds, x, normed ? &norm : nullptr, parts);
           };
         });
   // The same with dropout: a mask for each of the three.
-  std::vector<StripPart> masked;
+  std::vector<ThinPart> masked;
   for (std::int64_t p = 0; p < 3; ++p)
     masked.push_back({0, C, p * R, R, {}, GradMode::Write, static_cast<std::uint32_t>(p)});
   const InputDropout drop{0.1f, {1, 2, 0}};
-  add("strips_forward_qkv", {.bytes = 2.0 * T * (C + S) + 2.0 * C * S}, [=] {
+  add("thin_forward_qkv", {.bytes = 2.0 * T * (C + S) + 2.0 * C * S}, [=] {
     return [=, s = random_tensor(DType::BF16, {T, S}, 1), x = random_tensor(DType::BF16, {T, C}, 2),
             a = random_tensor(DType::BF16, {S, C}, 3)] {
-      gpu().strips_forward(s, 1.0, x, a, masked, drop);
+      thin::forward(gpu(), plan, s, 1.0, x, a, masked, drop);
     };
   });
-  add("strips_into_x_qkv", {.bytes = 2.0 * T * (2 * C + S) + 2.0 * C * S}, [=] {
+  add("thin_into_x_qkv", {.bytes = 2.0 * T * (2 * C + S) + 2.0 * C * S}, [=] {
     return [=, ds = random_tensor(DType::BF16, {T, S}, 1),
             x = random_tensor(DType::BF16, {T, C}, 2), a = random_tensor(DType::BF16, {S, C}, 3)] {
-      gpu().strips_into_x(x, ds, a, masked, drop);
+      thin::into_x(gpu(), plan, x, ds, a, masked, drop);
     };
   });
-  add("strips_backward_a_qkv_dropout", {.bytes = 2.0 * T * (C + S) + 4.0 * C * S}, [=] {
+  add("thin_backward_a_qkv_dropout", {.bytes = 2.0 * T * (C + S) + 4.0 * C * S}, [=] {
     return [=, da = random_tensor(DType::F32, {S, C}, 3), x = random_tensor(DType::BF16, {T, C}, 4),
             ds = random_tensor(DType::BF16, {T, S}, 5)] {
-      std::vector<StripPart> parts = masked;
+      std::vector<ThinPart> parts = masked;
       for (std::size_t p = 0; p < 3; ++p)
         parts[p].dw =
             da.slice_rows(static_cast<std::int64_t>(p) * R, static_cast<std::int64_t>(p + 1) * R);
-      gpu().strips_backward_a(ds, x, nullptr, parts, drop);
+      thin::backward_a(gpu(), plan, ds, x, nullptr, parts, drop);
     };
   });
   add("matmul_nt_onto_down", {.flops = 2.0 * T * C * F, .bytes = 2.0 * (T * F + C * F + 2 * T * C)},
@@ -450,7 +457,7 @@ int main(int argc, char** argv) {
   register_memory_bound();
   register_linear();
   register_products();
-  register_strips();
+  register_thin_products();
   register_lora_segments();
   register_generation();
   register_attention();

@@ -132,7 +132,7 @@ bench::Profile profile_step(Backend& backend, const ModelConfig& config,
 
 OrderedJson profile_json(const bench::Profile& profile) {
   OrderedJson families = OrderedJson::object();
-  for (int i = 0; i < bench::kFamilyCount; ++i) {
+  for (int i = 0; i < kFamilyCount; ++i) {
     const bench::FamilyTime& f = profile.families[static_cast<std::size_t>(i)];
     if (f.calls == 0) continue;
     families[bench::family_name(static_cast<OpFamily>(i))] = {

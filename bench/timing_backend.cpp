@@ -3,6 +3,10 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "autograd/thin.h"
+#include "nn/cached_ops.h"
+#include "tensor/adapter_kernels.h"
+
 namespace lk::bench {
 
 const char* family_name(OpFamily family) {
@@ -97,83 +101,136 @@ void TimingBackend::download(void* dst, const Tensor& src, std::size_t bytes) {
   timed({OpFamily::Transfer}, false, [&] { inner_.download(dst, src, bytes); });
 }
 
-void TimingBackend::linear_forward_parts(const Tensor& x, const InputNorm* norm,
-                                         std::span<const LinearPart> parts) {
-  if (parts.empty()) return inner_.linear_forward_parts(x, norm, parts);
-  Work all{OpFamily::BaseLinear, 0, norm ? 2 * work::size(x) : 0};
-  for (const LinearPart& part : parts) {
-    const Work one = work::linear_forward(part.y, x, *part.w);
-    all.flops += one.flops;
-    all.bytes += one.bytes + work::size(part.addend);
-  }
-  timed(all, reads_head(*parts[0].w), [&] { inner_.linear_forward_parts(x, norm, parts); });
-}
-
 void TimingBackend::matmul_tn(const Tensor& dw, GradMode mode, double alpha, const Tensor& a,
                               const Tensor& b) {
   timed(work::weight_gradient(dw, mode, alpha, a, b), false,
         [&] { inner_.weight_gradient(dw, mode, alpha, a, b); });
 }
 
-namespace {
-// Every part of a wide matrix (T,.) with its thin columns; the wide one is read once.
-Work strips_work(OpFamily family, const Tensor& wide, const Tensor& thin,
-                 std::span<const StripPart> parts) {
-  Work work{family, 0, work::sizes(wide, thin)};
-  for (const StripPart& p : parts) {
-    work.flops += 2 * static_cast<double>(wide.rows()) * work::numel(p.dw);
-    work.bytes += work::written(p.dw, p.mode);
+// Thin products through joined projections.
+class TimingBackend::Lora final : public LoraKernels {
+ public:
+  explicit Lora(TimingBackend& owner) : LoraKernels(owner.weight_gradient_count()), owner_(owner) {}
+  void forward(const ThinPlan& plan, const Tensor& s, double scale, const Tensor& x,
+               const Tensor& a, std::span<const ThinPart> parts,
+               const InputDropout& drop) override {
+    const Work work{OpFamily::Lora, 2 * static_cast<double>(x.rows()) * work::numel(a),
+                    work::sizes(s, x, a)};
+    owner_.timed(work, false,
+                 [&] { thin::forward(owner_.inner_, plan, s, scale, x, a, parts, drop); });
   }
-  return work;
-}
-}  // namespace
+  void into_x(const ThinPlan& plan, const Tensor& dx, const Tensor& ds, const Tensor& a,
+              std::span<const ThinPart> parts, const InputDropout& drop) override {
+    const Work work{OpFamily::Lora, 2 * static_cast<double>(dx.rows()) * work::numel(a),
+                    work::sizes(ds, a) + work::written(dx, GradMode::Add)};
+    owner_.timed(work, false, [&] { thin::into_x(owner_.inner_, plan, dx, ds, a, parts, drop); });
+  }
 
-void TimingBackend::run_strips_backward_b(const Tensor& ds, double scale, const Tensor& dy,
-                                          const Tensor& b, const Tensor& s,
-                                          std::span<const StripPart> parts) {
-  Work work = strips_work(OpFamily::Lora, dy, s, parts);
-  work.flops *= 2;
-  work.bytes += work::sizes(ds, b);
-  timed(work, false, [&] { inner_.strips_backward_b(ds, scale, dy, b, s, parts); });
+ private:
+  // Every part of a wide matrix (T,.) with its thin columns; the wide one is read once.
+  static Work work_of(OpFamily family, const Tensor& wide, const Tensor& thin,
+                      std::span<const ThinPart> parts) {
+    Work work{family, 0, work::sizes(wide, thin)};
+    for (const ThinPart& p : parts) {
+      work.flops += 2 * static_cast<double>(wide.rows()) * work::numel(p.dw);
+      work.bytes += work::written(p.dw, p.mode);
+    }
+    return work;
+  }
+  void run_backward_b(const ThinPlan& plan, const Tensor& ds, double scale, const Tensor& dy,
+                      const Tensor& b, const Tensor& s, std::span<const ThinPart> parts) override {
+    Work work = work_of(OpFamily::Lora, dy, s, parts);
+    work.flops *= 2;
+    work.bytes += work::sizes(ds, b);
+    owner_.timed(work, false,
+                 [&] { thin::backward_b(owner_.inner_, plan, ds, scale, dy, b, s, parts); });
+  }
+  void run_backward_a(const ThinPlan& plan, const Tensor& ds, const Tensor& x,
+                      const NormedInput* norm, std::span<const ThinPart> parts,
+                      const InputDropout& drop) override {
+    owner_.timed(work_of(OpFamily::Lora, x, ds, parts), false,
+                 [&] { thin::backward_a(owner_.inner_, plan, ds, x, norm, parts, drop); });
+  }
+  void run_swiglu_backward(const ThinPlan& plan, const Tensor& dgate, const Tensor& dup,
+                           const Tensor& dy, const Tensor& gate, const Tensor& up, const Tensor& ds,
+                           std::span<const ThinPart> parts, const InputDropout& drop) override {
+    Work work = work_of(OpFamily::Gated, dy, ds, parts);
+    work.bytes += work::sizes(dgate, dup, gate, up);
+    owner_.timed(work, false, [&] {
+      thin::swiglu_backward(owner_.inner_, plan, dgate, dup, dy, gate, up, ds, parts, drop);
+    });
+  }
+  TimingBackend& owner_;
+};
+
+// A step of generation.
+class TimingBackend::Cache final : public CacheKernels {
+ public:
+  explicit Cache(TimingBackend& owner) : owner_(owner) {}
+  bool linear_parts(const Tensor& x, const InputNorm* norm,
+                    std::span<const LinearPart> parts) override {
+    if (parts.empty()) return false;
+    Work all{OpFamily::BaseLinear, 0, norm ? 2 * work::size(x) : 0};
+    for (const LinearPart& part : parts) {
+      const Work one = work::linear_forward(part.y, x, *part.w);
+      all.flops += one.flops;
+      all.bytes += one.bytes + work::size(part.addend);
+    }
+    owner_.timed(all, owner_.reads_head(*parts[0].w),
+                 [&] { cached::linear_parts(owner_.inner_, x, norm, parts); });
+    return true;
+  }
+  bool rope_into_cache(const Tensor& q, const Tensor& k, const Tensor& v, const CacheRows& cache,
+                       const Tensor& table, const Tensor& positions, int head_dim) override {
+    owner_.timed({OpFamily::Rope, 0, 2 * work::sizes(q, k, v)}, false, [&] {
+      cached::rope_into_cache(owner_.inner_, q, k, v, cache, table, positions, head_dim);
+    });
+    return true;
+  }
+
+ private:
+  TimingBackend& owner_;
+};
+
+// Adapters side by side.
+class TimingBackend::Adapters final : public AdapterKernels {
+ public:
+  explicit Adapters(TimingBackend& owner) : owner_(owner) {}
+  void lora_segments(const Tensor& y, const Tensor& x, const LoraTable& table,
+                     const Segments& documents, const RowVariants& variants) override {
+    Work work{OpFamily::Lora, 0, work::size(x) + 2 * work::size(y)};
+    for (std::size_t i = 0; i < variants.host.size(); ++i) {
+      if (variants.host[i] < 0) continue;
+      const LoraFactors& f = table.host[static_cast<std::size_t>(variants.host[i])];
+      if (!f.a.defined()) continue;
+      const double rows = documents.host[i + 1] - documents.host[i];
+      work.flops += 2 * rows * (work::numel(f.a) + work::numel(f.b_t));
+      work.bytes += work::sizes(f.a, f.b_t);
+    }
+    owner_.timed(work, false, [&] {
+      owner_.inner_.adapter_kernels()->lora_segments(y, x, table, documents, variants);
+    });
+  }
+
+ private:
+  TimingBackend& owner_;
+};
+
+LoraKernels* TimingBackend::lora_kernels() {
+  if (!inner_.lora_kernels()) return nullptr;
+  if (!lora_) lora_ = std::make_unique<Lora>(*this);
+  return lora_.get();
 }
 
-void TimingBackend::run_strips_backward_a(const Tensor& ds, const Tensor& x,
-                                          const NormedInput* norm, std::span<const StripPart> parts,
-                                          const InputDropout& drop) {
-  timed(strips_work(OpFamily::Lora, x, ds, parts), false,
-        [&] { inner_.strips_backward_a(ds, x, norm, parts, drop); });
+CacheKernels* TimingBackend::cache_kernels() {
+  if (!cache_) cache_ = std::make_unique<Cache>(*this);
+  return cache_.get();
 }
 
-void TimingBackend::strips_forward(const Tensor& s, double scale, const Tensor& x, const Tensor& a,
-                                   std::span<const StripPart> parts, const InputDropout& drop) {
-  const Work work{OpFamily::Lora, 2 * static_cast<double>(x.rows()) * work::numel(a),
-                  work::sizes(s, x, a)};
-  timed(work, false, [&] { inner_.strips_forward(s, scale, x, a, parts, drop); });
-}
-
-void TimingBackend::strips_into_x(const Tensor& dx, const Tensor& ds, const Tensor& a,
-                                  std::span<const StripPart> parts, const InputDropout& drop) {
-  const Work work{OpFamily::Lora, 2 * static_cast<double>(dx.rows()) * work::numel(a),
-                  work::sizes(ds, a) + work::written(dx, GradMode::Add)};
-  timed(work, false, [&] { inner_.strips_into_x(dx, ds, a, parts, drop); });
-}
-
-void TimingBackend::rope_into_cache(const Tensor& q, const Tensor& k, const Tensor& v,
-                                    const CacheRows& cache, const Tensor& table,
-                                    const Tensor& positions, int head_dim) {
-  timed({OpFamily::Rope, 0, 2 * work::sizes(q, k, v)}, false,
-        [&] { inner_.rope_into_cache(q, k, v, cache, table, positions, head_dim); });
-}
-
-void TimingBackend::run_swiglu_strips_backward(const Tensor& dgate, const Tensor& dup,
-                                               const Tensor& dy, const Tensor& gate,
-                                               const Tensor& up, const Tensor& ds,
-                                               std::span<const StripPart> parts,
-                                               const InputDropout& drop) {
-  Work work = strips_work(OpFamily::Gated, dy, ds, parts);
-  work.bytes += work::sizes(dgate, dup, gate, up);
-  timed(work, false,
-        [&] { inner_.swiglu_strips_backward(dgate, dup, dy, gate, up, ds, parts, drop); });
+AdapterKernels* TimingBackend::adapter_kernels() {
+  if (!inner_.adapter_kernels()) return nullptr;
+  if (!adapters_) adapters_ = std::make_unique<Adapters>(*this);
+  return adapters_.get();
 }
 
 }  // namespace lk::bench

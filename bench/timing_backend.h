@@ -59,6 +59,10 @@ class TimingBackend final : public Backend {
     return nullptr;  // ops are timed one by one
   }
   std::unique_ptr<HostCopy> offload(const Tensor& x) override { return inner_.offload(x); }
+  // Kernels beside the core's ops are timed as wholes, also where the inner backend composes them.
+  LoraKernels* lora_kernels() override;  // null if the inner backend has none
+  CacheKernels* cache_kernels() override;
+  AdapterKernels* adapter_kernels() override;
   bool keeps_quantised(const GgmlType& type) const override { return inner_.keeps_quantised(type); }
   std::int64_t free_memory() const override;
   void upload(const Tensor& dst, const void* src, std::size_t bytes) override;
@@ -78,26 +82,13 @@ class TimingBackend final : public Backend {
   }
   LK_BACKEND_OPS(LK_TIMED)
 #undef LK_TIMED
-  void linear_forward_parts(const Tensor& x, const InputNorm* norm,
-                            std::span<const LinearPart> parts) override;
-  void strips_forward(const Tensor& s, double scale, const Tensor& x, const Tensor& a,
-                      std::span<const StripPart> parts, const InputDropout& drop) override;
-  void strips_into_x(const Tensor& dx, const Tensor& ds, const Tensor& a,
-                     std::span<const StripPart> parts, const InputDropout& drop) override;
-  void rope_into_cache(const Tensor& q, const Tensor& k, const Tensor& v, const CacheRows& cache,
-                       const Tensor& table, const Tensor& positions, int head_dim) override;
 
  private:
   void matmul_tn(const Tensor& dw, GradMode mode, double alpha, const Tensor& a,
                  const Tensor& b) override;
-  void run_strips_backward_b(const Tensor& ds, double scale, const Tensor& dy, const Tensor& b,
-                             const Tensor& s, std::span<const StripPart> parts) override;
-  void run_strips_backward_a(const Tensor& ds, const Tensor& x, const NormedInput* norm,
-                             std::span<const StripPart> parts, const InputDropout& drop) override;
-  void run_swiglu_strips_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy,
-                                  const Tensor& gate, const Tensor& up, const Tensor& ds,
-                                  std::span<const StripPart> parts,
-                                  const InputDropout& drop) override;
+  class Lora;
+  class Cache;
+  class Adapters;
   // Runs op() between two marks and books it; ops inside of it (a backend may use its own ops) are
   // part of it. A frozen product of the head's weight is booked as Head.
   template <class Op>
@@ -127,6 +118,9 @@ class TimingBackend final : public Backend {
   }
 
   Backend& inner_;
+  std::unique_ptr<Lora> lora_;
+  std::unique_ptr<Cache> cache_;
+  std::unique_ptr<Adapters> adapters_;
   Roofs roofs_;
   const void* head_;
   std::unordered_map<void*, Tensor> blocks_;  // what the cache holds, in the inner backend's memory

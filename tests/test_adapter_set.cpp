@@ -292,8 +292,8 @@ TEST_CASE("the fast path of lora_segments has the twin's numbers, few rows and m
                                             {numbers({16, K}, 3), numbers({16, N}, 4), 0.5f},
                                             {}});
       Tensor x = numbers({40, K}, 5), y = numbers({40, N}, 6);
-      b.lora_segments(y, x, table, make_segments(b, offsets),
-                      {which, to_device(b, Tag::Workspace, which)});
+      b.adapter_kernels()->lora_segments(y, x, table, make_segments(b, offsets),
+                                         {which, to_device(b, Tag::Workspace, which)});
       return to_host_f64(y);
     };
     const std::vector<double> want = run(*reference, DType::F64), got = run(*fast, dtype);

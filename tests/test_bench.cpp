@@ -71,19 +71,20 @@ std::vector<std::string> devices() {
   return names;
 }
 
-// The names of Backend's ops, and of its other virtual functions.
-std::set<std::string> ops() {
+// The names of Backend's ops.
+std::set<std::string> backend_ops() {
 #define LK_NAME(op, parameters, arguments) #op,
   return {LK_BACKEND_OPS(LK_NAME)};
 #undef LK_NAME
 }
-std::set<std::string> other_virtuals() {
-  const std::string text = read("src/tensor/backend.h");
-  const std::regex declaration(R"(virtual [\w:<> ]+?(\w+)\()");
+// The names of the virtual functions that a header of src/tensor/ declares, but for Backend's ops.
+std::set<std::string> virtuals(const std::string& header) {
+  const std::string text = read("src/tensor/" + header);
+  const std::regex declaration(R"(virtual [\w:<>* ]+?(\w+)\()");
   std::set<std::string> names;
   for (std::sregex_iterator i(text.begin(), text.end(), declaration), end; i != end; ++i)
     names.insert((*i)[1]);
-  for (const std::string& op : ops()) REQUIRE(names.erase(op) == 1);
+  for (const std::string& op : backend_ops()) names.erase(op);
   return names;
 }
 
@@ -206,37 +207,46 @@ TEST_CASE("the frozen-GEMM limit leaves out each dX that nothing trainable lies 
   CHECK(calls({"model.layers.0.self_attn.q_proj"}) == 14 + 11);
 }
 
-TEST_CASE("every virtual function of Backend that is no op is handed on by the timing backend") {
+TEST_CASE(
+    "every virtual function of Backend and of its kernels is handed on by the timing backend") {
   if (!std::filesystem::exists(kSources)) LK_SKIP("the sources are not at " + kSources);
-  const std::string header = read("bench/timing_backend.h");
-  const std::set<std::string> names = other_virtuals();
-  CHECK(names.size() > 15);
-  for (const std::string& name : names) {
-    CAPTURE(name);
-    CHECK(std::regex_search(header, std::regex("\\b" + name + R"(\([^;{]*\)[\w ]* override)")));
+  for (const auto& [header, timing] : {std::pair{"backend.h", "bench/timing_backend.h"},
+                                       {"lora_kernels.h", "bench/timing_backend.cpp"},
+                                       {"cache_kernels.h", "bench/timing_backend.cpp"},
+                                       {"adapter_kernels.h", "bench/timing_backend.cpp"}}) {
+    const std::string text = read(timing);
+    const std::set<std::string> names = virtuals(header);
+    CHECK(!names.empty());
+    for (const std::string& name : names) {
+      CAPTURE(name);
+      CHECK(std::regex_search(text, std::regex("\\b" + name + R"(\([^;{]*\)[\w ]* override)")));
+    }
   }
 }
 
-TEST_CASE("every op of Backend has a benchmark on the CPU and on the GPU") {
+TEST_CASE("every op of Backend and of its kernels has a benchmark on the CPU and on the GPU") {
   if (!std::filesystem::exists(kSources)) LK_SKIP("the sources are not at " + kSources);
-  std::set<std::string> names = ops();
-  CHECK(names.size() > 25);
-  names.merge(
-      std::set<std::string>{"weight_gradient", "upload", "download", "upload_made", "look_at"});
-  for (const char* name :
-       {"linear_forward_parts", "rope_into_cache", "strips_forward", "strips_into_x",
-        "strips_backward_a", "strips_backward_b", "swiglu_strips_backward"})
-    names.insert(name);
-  const std::string shared = read("bench/kernel_cases.cpp");
-  std::erase_if(names, [&](const std::string& op) {
+  std::set<std::string> ops = backend_ops();
+  CHECK(ops.size() > 25);
+  for (const char* name : {"weight_gradient", "upload", "download", "upload_made", "look_at"})
+    ops.insert(name);
+  const std::string shared = read("bench/kernel_cases.cpp");  // both benches time these
+  std::erase_if(ops, [&](const std::string& op) {
     return shared.find("on." + op + "(") != std::string::npos;
   });
+  std::set<std::string> calls;
+  for (const std::string& op : ops) calls.insert("()." + op + "(");
+  for (const std::string& name : virtuals("lora_kernels.h"))
+    calls.insert("thin::" + (name.starts_with("run_") ? name.substr(4) : name) + "(");
+  for (const std::string& name : virtuals("cache_kernels.h")) calls.insert("cached::" + name + "(");
+  for (const std::string& name : virtuals("adapter_kernels.h"))
+    calls.insert("adapter_kernels()->" + name + "(");
   for (const std::string file : {"bench/bench_cpu_kernels.cpp", "bench/bench_cuda_kernels.cpp"}) {
     const std::string text = read(file);
-    for (const std::string& op : names) {
+    for (const std::string& call : calls) {
       CAPTURE(file);
-      CAPTURE(op);
-      CHECK(text.find("()." + op + "(") != std::string::npos);
+      CAPTURE(call);
+      CHECK(text.find(call) != std::string::npos);
     }
   }
 }

@@ -10,7 +10,7 @@
 #include <set>
 
 #include "autograd/checkpoint.h"
-#include "autograd/fused_linear.h"
+#include "autograd/joined.h"
 #include "gradcheck_cases.h"
 #include "lora/lora_linear.h"
 
@@ -43,27 +43,27 @@ void lora_cases(std::vector<Case>& out) {
                  {&a1, &b1}});
 }
 
-// W (N,K) with the factors of its parts beside it, as lora/fuse.cpp lays them out. `ranks[i]` 0:
+// W (N,K) with the factors of its parts beside it, as lora/joined.cpp lays them out. `ranks[i]` 0:
 // part i has no adapter. Lives as long as the program, as the parameters do.
-const FusedLinear& fused(const std::vector<std::int64_t>& widths, std::int64_t K,
-                         const std::vector<std::int64_t>& ranks, unsigned seed,
-                         std::vector<Parameter*>& parameters) {
-  static std::list<FusedLinear> all;
-  FusedLinear& f = all.emplace_back();
+const JoinedLinear& joined(const std::vector<std::int64_t>& widths, std::int64_t K,
+                           const std::vector<std::int64_t>& ranks, unsigned seed,
+                           std::vector<Parameter*>& parameters) {
+  static std::list<JoinedLinear> all;
+  JoinedLinear& f = all.emplace_back();
   f.in = K, f.scale = 1.7;
   for (std::size_t i = 0; i < widths.size(); ++i) {
-    FusedLinear::Part part;
+    JoinedLinear::Part part;
     part.begin = f.out, part.end = f.out + widths[i], part.site = seed;
-    part.column = f.strip, part.rank = ranks[i];
+    part.column = f.thin, part.rank = ranks[i];
     if (i == 0) part.bias = frozen({widths[i]}, seed++);
-    f.out = part.end, f.strip += ranks[i];
+    f.out = part.end, f.thin += ranks[i];
     f.parts.push_back(part);
   }
-  f.strip += 2;  // a strip may be wider than the ranks
-  f.matrix = rnd({f.out + f.strip, K + f.strip}, seed++);
+  f.thin += 2;  // there may be more thin columns than ranks
+  f.matrix = rnd({f.out + f.thin, K + f.thin}, seed++);
   reference().fill(f.a(), 0), reference().fill(f.b(), 0);
   for (std::size_t i = 0; i < widths.size(); ++i) {
-    FusedLinear::Part& p = f.parts[i];
+    JoinedLinear::Part& p = f.parts[i];
     if (p.rank == 0) continue;
     p.a = &trainable({p.rank, K}, seed++), p.b = &trainable({widths[i], p.rank}, seed++);
     p.a->keep_copy_in(f.a().slice_rows(p.column, p.column + p.rank));
@@ -73,11 +73,11 @@ const FusedLinear& fused(const std::vector<std::int64_t>& widths, std::int64_t K
   return f;
 }
 
-// Ops that take their input's memory get a copy of it. The strips follow the masters, which
-// gradcheck moves. `h`: the residual stream that the op adds to, if it does.
-void fused_case(std::vector<Case>& out, const std::string& what, const FusedLinear& f,
-                const std::vector<Parameter*>& parameters, Tensor x, std::optional<Tensor> h,
-                std::function<Var(Tape&, const Var& x, const Var& h, const FusedLinear&)> op) {
+// Ops that take their input's memory get a copy of it. The copies follow the
+// masters, which gradcheck moves. `h`: the residual stream that the op adds to, if it does.
+void joined_case(std::vector<Case>& out, const std::string& what, const JoinedLinear& f,
+                 const std::vector<Parameter*>& parameters, Tensor x, std::optional<Tensor> h,
+                 std::function<Var(Tape&, const Var& x, const Var& h, const JoinedLinear&)> op) {
   Tensor nothing = tensor_from(reference(), DType::F64, x.shape(),
                                std::vector<double>(static_cast<std::size_t>(x.numel()), 0.0));
   std::vector<Tensor> inputs{std::move(x)};
@@ -90,56 +90,56 @@ void fused_case(std::vector<Case>& out, const std::string& what, const FusedLine
                  std::move(inputs), parameters});
 }
 
-void fused_cases(std::vector<Case>& out) {
+void joined_cases(std::vector<Case>& out) {
   std::vector<Parameter*> p1, p2, p3, p4;
-  const FusedLinear &one = fused({6}, 7, {3}, 140, p1),
-                    &three = fused({4, 2, 3}, 5, {2, 0, 1}, 150, p2),
-                    &down = fused({4}, 3, {2}, 160, p3), &bare = fused({3}, 4, {0}, 170, p4);
+  const JoinedLinear &one = joined({6}, 7, {3}, 140, p1),
+                     &three = joined({4, 2, 3}, 5, {2, 0, 1}, 150, p2),
+                     &down = joined({4}, 3, {2}, 160, p3), &bare = joined({3}, 4, {0}, 170, p4);
   auto plain = [](std::int64_t margin) {
-    return [margin](Tape& t, const Var& x, const Var& h, const FusedLinear& f) {
-      return fused_linear_onto(t, h, x, f, margin);
+    return [margin](Tape& t, const Var& x, const Var& h, const JoinedLinear& f) {
+      return joined_linear_onto(t, h, x, f, margin);
     };
   };
-  fused_case(out, "fused_linear", one, p1, rnd({5, 7}, 180), rnd({5, 6}, 191), plain(0));
-  fused_case(out, "fused_linear of three parts, one frozen", three, p2, rnd({4, 5}, 181),
-             rnd({4, 9}, 192), plain(9));
-  fused_case(out, "fused_linear without an adapter", bare, p4, rnd({2, 4}, 182), rnd({2, 3}, 193),
-             plain(0));
+  joined_case(out, "joined_linear", one, p1, rnd({5, 7}, 180), rnd({5, 6}, 191), plain(0));
+  joined_case(out, "joined_linear of three parts, one frozen", three, p2, rnd({4, 5}, 181),
+              rnd({4, 9}, 192), plain(9));
+  joined_case(out, "joined_linear without an adapter", bare, p4, rnd({2, 4}, 182), rnd({2, 3}, 193),
+              plain(0));
   // An input and a gradient with margins: nothing is copied. h takes part twice.
-  const FusedLinear& next = fused({6}, 6, {2}, 190, p1);
-  fused_case(out, "fused_linear after fused_linear", one, p1, rnd({5, 7}, 183), rnd({5, 6}, 194),
-             [&next](Tape& t, const Var& x, const Var& h, const FusedLinear& f) {
-               return fused_linear_onto(t, h, fused_linear_onto(t, h, x, f, 8), next, 0);
-             });
+  const JoinedLinear& next = joined({6}, 6, {2}, 190, p1);
+  joined_case(out, "joined_linear after joined_linear", one, p1, rnd({5, 7}, 183), rnd({5, 6}, 194),
+              [&next](Tape& t, const Var& x, const Var& h, const JoinedLinear& f) {
+                return joined_linear_onto(t, h, joined_linear_onto(t, h, x, f, 8), next, 0);
+              });
   const Weight gain = frozen({5}, 184);
-  fused_case(out, "fused_norm_linear", three, p2, rnd({4, 5}, 185), {},
-             [gain](Tape& t, const Var& x, const Var&, const FusedLinear& f) {
-               return fused_norm_linear(t, x, gain, 0.1, f, f.strip);
-             });
-  fused_case(out, "fused_swiglu_linear", down, p3, rnd({4, 6}, 186), rnd({4, 4}, 195),
-             [](Tape& t, const Var& x, const Var& h, const FusedLinear& f) {
-               return fused_swiglu_linear_onto(t, h, x, f, 0);
-             });
+  joined_case(out, "joined_norm_linear", three, p2, rnd({4, 5}, 185), {},
+              [gain](Tape& t, const Var& x, const Var&, const JoinedLinear& f) {
+                return joined_norm_linear(t, x, gain, 0.1, f, f.thin);
+              });
+  joined_case(out, "joined_swiglu_linear", down, p3, rnd({4, 6}, 186), rnd({4, 4}, 195),
+              [](Tape& t, const Var& x, const Var& h, const JoinedLinear& f) {
+                return joined_swiglu_linear_onto(t, h, x, f, 0);
+              });
   const InputDropout drop{0.4f, {5, 3, 0}};
-  fused_case(out, "fused_linear with dropout", one, p1, rnd({5, 7}, 196), rnd({5, 6}, 197),
-             [drop](Tape& t, const Var& x, const Var& h, const FusedLinear& f) {
-               return fused_linear_onto(t, h, x, f, 3, drop);
-             });
-  fused_case(out, "fused_norm_linear with dropout", three, p2, rnd({4, 5}, 198), {},
-             [gain, drop](Tape& t, const Var& x, const Var&, const FusedLinear& f) {
-               return fused_norm_linear(t, x, gain, 0.1, f, f.strip, drop);
-             });
-  fused_case(out, "fused_swiglu_linear with dropout", down, p3, rnd({4, 6}, 199), rnd({4, 4}, 188),
-             [drop](Tape& t, const Var& x, const Var& h, const FusedLinear& f) {
-               return fused_swiglu_linear_onto(t, h, x, f, 0, drop);
-             });
+  joined_case(out, "joined_linear with dropout", one, p1, rnd({5, 7}, 196), rnd({5, 6}, 197),
+              [drop](Tape& t, const Var& x, const Var& h, const JoinedLinear& f) {
+                return joined_linear_onto(t, h, x, f, 3, drop);
+              });
+  joined_case(out, "joined_norm_linear with dropout", three, p2, rnd({4, 5}, 198), {},
+              [gain, drop](Tape& t, const Var& x, const Var&, const JoinedLinear& f) {
+                return joined_norm_linear(t, x, gain, 0.1, f, f.thin, drop);
+              });
+  joined_case(out, "joined_swiglu_linear with dropout", down, p3, rnd({4, 6}, 199),
+              rnd({4, 4}, 188), [drop](Tape& t, const Var& x, const Var& h, const JoinedLinear& f) {
+                return joined_swiglu_linear_onto(t, h, x, f, 0, drop);
+              });
   Tensor table = rope_angles(9, 2), positions = ints({0, 1, 2, 0, 1});
   Segments segments = make_segments(reference(), {0, 3, 5});
   AttentionShape shape{4, 2, 2, 0.6f, 0};
-  fused_case(out, "fused_attention", bare, {}, rnd({5, 16}, 187), {},
-             [=](Tape& t, const Var& x, const Var&, const FusedLinear&) {
-               return fused_attention(t, x, table, positions, shape, segments, 3);
-             });
+  joined_case(out, "qkv_attention", bare, {}, rnd({5, 16}, 187), {},
+              [=](Tape& t, const Var& x, const Var&, const JoinedLinear&) {
+                return qkv_attention(t, x, table, positions, shape, segments, 3);
+              });
 }
 
 // f and g of x, the first made again in backward: alone, inside of another, without parameters.
@@ -202,7 +202,7 @@ const std::vector<Case>& all_cases() {
     GradcheckCases out;
     for (GradcheckFamily::Add add : GradcheckFamily::all()) add(out);
     lora_cases(out);
-    fused_cases(out);
+    joined_cases(out);
     checkpoint_cases(out);
     block_cases(out);
     return out;

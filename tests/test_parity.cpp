@@ -1,7 +1,10 @@
 // Every entry point of the CUDA backend against the F64 twin on the CPU, within derived bounds:
 // |got - want| <= u_out |want| + c 2^-24 (sum of the magnitudes of what was added), c = 8 for sums.
 // Also: no write outside of the output, equal bits in two runs. Attention has its own file.
+#include "autograd/thin.h"
+#include "nn/cached_ops.h"
 #include "parity.h"
+#include "tensor/adapter_kernels.h"
 
 using namespace lk;
 using namespace lk::test;
@@ -198,7 +201,16 @@ TEST_CASE("cuda: every LoRA rank from 1 to 9, and 16 to 128") {
     }
 }
 
-TEST_CASE("cuda: LoRA's strips with dropout, a mask for each projection") {
+// The plan of joined projections with these parts; rows that do not start at 16 bytes have no kernel.
+ThinPlan thin_plan(const Side& s, std::int64_t in, std::int64_t out, std::int64_t thin,
+                   const std::vector<ThinPart>& parts, bool dropout) {
+  if (s.layout.pad % 8 != 0) return {};
+  ThinShape shape{in, out, thin, s.dtype, dropout, {}};
+  for (const ThinPart& p : parts) shape.parts.push_back({p.begin, p.end, p.column, p.rank});
+  return ThinPlan(shape);
+}
+
+TEST_CASE("cuda: LoRA's thin products with dropout, a mask for each projection") {
   LK_NEEDS_GPU();
   struct Shape {
     std::int64_t T, K, rank, parts;
@@ -228,7 +240,7 @@ TEST_CASE("cuda: LoRA's strips with dropout, a mask for each projection") {
             Guarded x = input(T, K, 1), a = input(S, K, 2), ds = input(T, S, 3),
                     st = input(T, S, 4), dx = input(T, K, 5);
             std::vector<Guarded> out{st, dx};
-            std::vector<StripPart> parts;
+            std::vector<ThinPart> parts;
             for (std::int64_t p = 0; p < P; ++p) {
               const unsigned seed = 20 + static_cast<unsigned>(p);
               out.push_back(size ? Guarded(s.backend, s.stat(), R, K, kContiguous,
@@ -238,6 +250,7 @@ TEST_CASE("cuda: LoRA's strips with dropout, a mask for each projection") {
             }
             const Tensor after = to_device(s.backend, Tag::Workspace, {&first, 1});
             const InputDropout drop{0.3f, {9, 2, 0, after.data<std::int32_t>()}};
+            const ThinPlan plan = thin_plan(s, K, K, S, parts, true);
             NormedInput norm{
                 s.backend.empty(Tag::Workspace, s.stat(), {T}),
                 Weight("gain", tensor_from(s.backend, s.dtype, {K},
@@ -246,13 +259,13 @@ TEST_CASE("cuda: LoRA's strips with dropout, a mask for each projection") {
                 1e-5};
             Tensor scratch = s.backend.empty(Tag::Workspace, s.dtype, {T, K});
             if (normed) s.backend.rmsnorm_forward(scratch, norm.rstd, x, norm.gain, norm.eps);
-            s.backend.strips_forward(st, 1.5, x, a, parts, drop);
-            s.backend.strips_into_x(dx, ds, a, parts, drop);
-            s.backend.strips_backward_a(ds, x, normed ? &norm : nullptr, parts, drop);
+            thin::forward(s.backend, plan, st, 1.5, x, a, parts, drop);
+            thin::into_x(s.backend, plan, dx, ds, a, parts, drop);
+            thin::backward_a(s.backend, plan, ds, x, normed ? &norm : nullptr, parts, drop);
             return out;
           };
           const std::string what =
-              concat("strips with dropout T ", T, " K ", K, " rank ", R, " x ", P, " pad ",
+              concat("thin products with dropout T ", T, " K ", K, " rank ", R, " x ", P, " pad ",
                      layout.pad, " mode ", static_cast<int>(mode), normed ? " normed" : "");
           Results r =
               compare(what, DType::BF16, layout, [&](const Side& s) { return run(s, false); });
@@ -273,7 +286,7 @@ TEST_CASE("cuda: LoRA's strips with dropout, a mask for each projection") {
         }
 }
 
-TEST_CASE("cuda: LoRA's strips in backward, several projections at once") {
+TEST_CASE("cuda: LoRA's thin products in backward, several projections at once") {
   LK_NEEDS_GPU();
   struct Shape {
     std::int64_t T;
@@ -320,7 +333,7 @@ TEST_CASE("cuda: LoRA's strips in backward, several projections at once") {
                                             size ? magnitudes(s.rounded, K, 8)
                                                  : rounded(random_values(K, 8), s.rounded)));
             std::vector<Guarded> out{ds};
-            std::vector<StripPart> parts_b, parts_a;
+            std::vector<ThinPart> parts_b, parts_a;
             std::int64_t begin = 0;
             for (std::int64_t p = 0; p < P; ++p) {
               const std::int64_t width = shape.widths[static_cast<std::size_t>(p)];
@@ -336,7 +349,8 @@ TEST_CASE("cuda: LoRA's strips in backward, several projections at once") {
               parts_a.push_back({0, K, p * R, R, out.back(), mode});
               begin += width;
             }
-            s.backend.strips_backward_b(ds, 1.5, dy, b, st, parts_b);
+            const ThinPlan plan = thin_plan(s, K, N, S, parts_b, false);
+            thin::backward_b(s.backend, plan, ds, 1.5, dy, b, st, parts_b);
             // rstd is what makes x of itself, not its own statistic: the same on both sides only
             // where it is used as given.
             const NormedInput norm{rstd.vector(), gain, 1e-5};
@@ -345,10 +359,10 @@ TEST_CASE("cuda: LoRA's strips in backward, several projections at once") {
               Tensor scratch = s.backend.empty(Tag::Workspace, s.dtype, {T, K});
               s.backend.rmsnorm_forward(scratch, norm.rstd, input_x, gain, 1e-5);
             }
-            s.backend.strips_backward_a(ds2, input_x, normed ? &norm : nullptr, parts_a);
+            thin::backward_a(s.backend, plan, ds2, input_x, normed ? &norm : nullptr, parts_a);
             return out;
           };
-          const std::string what = concat("strips T ", T, " N ", N, " rank ", R, " pad ",
+          const std::string what = concat("thin products T ", T, " N ", N, " rank ", R, " pad ",
                                           layout.pad, " mode ", static_cast<int>(mode));
           Results r =
               compare(what, DType::BF16, layout, [&](const Side& s) { return run(s, false); });
@@ -446,7 +460,7 @@ TEST_CASE("cuda: a row of a frozen product has the same bits whatever other rows
         Tensor y = gpu().empty(Tag::Workspace, t, {rows.rows(), N});
         const LinearPart part{y, &w};
         const InputNorm norm{&gain, 1e-5, gpu().empty(Tag::Workspace, t, rows.shape())};
-        gpu().linear_forward_parts(rows, normed ? &norm : nullptr, {&part, 1});
+        cached::linear_parts(gpu(), rows, normed ? &norm : nullptr, {&part, 1});
         return to_host_f64(y);
       };
       for (bool normed : {false, true}) {
@@ -481,7 +495,7 @@ TEST_CASE("cuda: several frozen products of one input") {
       for (std::size_t i = 0; i < y.size(); ++i)
         parts.push_back({y[i], &w[i], onto ? Tensor(addends[i]) : Tensor()});
       const InputNorm norm{&gain, 1e-5, n};
-      s.backend.linear_forward_parts(x, normed ? &norm : nullptr, parts);
+      cached::linear_parts(s.backend, x, normed ? &norm : nullptr, parts);
       y.push_back(n);
       return y;
     });
@@ -537,8 +551,8 @@ TEST_CASE("cuda: many adapters in one batch") {
           LoraTable table =
               make_lora_table(s.backend, {factors(5, 1, 2.0f), factors(16, 3, 0.5f), {}});
           Guarded x = numbers(s, 40, K, 5), y = numbers(s, 40, N, 6);
-          s.backend.lora_segments(y, x, table, make_segments(s.backend, offsets),
-                                  {which, indices(s, which)});
+          s.backend.adapter_kernels()->lora_segments(y, x, table, make_segments(s.backend, offsets),
+                                                     {which, indices(s, which)});
           return std::vector<Guarded>{y};
         });
         // scale sum_r (sum_k |x| |a|) |b|, with |.| of a normal number 0.8 on average and rarely
@@ -693,8 +707,8 @@ TEST_CASE("cuda: rope into a cache") {
             Guarded q = numbers(s, 3, 4 * head_dim, 1), k = numbers(s, 3, 2 * head_dim, 2),
                     v = numbers(s, 3, 2 * head_dim, 3), keys = numbers(s, 11, 2 * head_dim, 4),
                     values = numbers(s, 11, 2 * head_dim, 5);
-            s.backend.rope_into_cache(q, k, v, {keys, values, indices(s, {10, 2, 7})}, turn.table,
-                                      turn.positions, head_dim);
+            cached::rope_into_cache(s.backend, q, k, v, {keys, values, indices(s, {10, 2, 7})},
+                                    turn.table, turn.positions, head_dim);
             return std::vector<Guarded>{q, keys, values};
           });
           const double u = turns ? unit_roundoff(t) : 0;
@@ -739,18 +753,19 @@ TEST_CASE("cuda: swiglu's backward into LoRA's factor") {
           Guarded gate = input(rows, cols, 2, 6.0), up = input(rows, cols, 3),
                   dy = input(rows, cols, 6), ds = input(rows, S, 7);
           std::vector<Guarded> out{gate, up};
-          std::vector<StripPart> strips;
+          std::vector<ThinPart> thin_parts;
           for (std::int64_t p = 0; p < parts; ++p) {
             const unsigned seed = 10 + static_cast<unsigned>(p);
             out.push_back(size ? Guarded(s.backend, s.stat(), rank, cols, kContiguous,
                                          magnitudes(DType::F32, rank * cols, seed))
                                : statistics(s, rank, cols, seed));
-            strips.push_back({0, cols, p * rank, rank, out.back(), da_mode, seed});
+            thin_parts.push_back({0, cols, p * rank, rank, out.back(), da_mode, seed});
           }
-          s.backend.swiglu_strips_backward(gate, up, dy, gate, up, ds, strips, dropout);
+          const ThinPlan plan = thin_plan(s, cols, cols, S, thin_parts, drop > 0);
+          thin::swiglu_backward(s.backend, plan, gate, up, dy, gate, up, ds, thin_parts, dropout);
           return out;
         };
-        const std::string what = concat("swiglu strips T ", T, " F ", F, " rank ", R, " x ", P,
+        const std::string what = concat("thin swiglu T ", T, " F ", F, " rank ", R, " x ", P,
                                         " pad ", layout.pad, " p ", drop);
         Results r =
             compare(what, DType::BF16, layout, [&](const Side& s) { return run(s, false); });

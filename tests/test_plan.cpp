@@ -179,6 +179,25 @@ TEST_CASE("a budget that nothing keeps is out of memory, with the least that wou
   }
 }
 
+TEST_CASE("layers below the first trained one keep no activations, on a GPU as on a CPU") {
+  PlanRequest request;
+  request.model = named_shape("smollm2-135m");
+  request.lora.shape = {16, 16, 0};
+  request.lora.targets = {"layers.29.mlp.down_proj"};
+  request.compute_dtype = DType::BF16;
+  request.batch = 16;
+  request.seq_len = 512;
+  auto activations = [&](const std::string& device) {
+    request.device = device;
+    for (const MemoryRow& r : plan_training(request).memory.rows)
+      if (r.tag == "activations") return r.peak_bytes;
+    return std::int64_t{0};
+  };
+  const std::int64_t cpu = activations("cpu"), gpu = activations("cuda");
+  CHECK(cpu > 0);
+  CHECK(gpu <= cpu + cpu / 10);
+}
+
 TEST_CASE("known counts: Llama-2-7B with rank 16 on all projections") {
   PlanRequest request;
   request.model = named_shape("llama2-7b");

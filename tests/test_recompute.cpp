@@ -5,7 +5,7 @@
 #include "cpu/traits.h"
 #include "cpu_ops.h"
 #include "cuda/open_device.h"
-#include "lora/fuse.h"
+#include "lora/joined.h"
 #include "lora/proof.h"
 #include "lora/trainer.h"
 #include "tiny_model.h"
@@ -58,7 +58,7 @@ class OffloadingBackend : public CpuBackend {
 struct Setting {
   DType dtype = DType::F32;
   float dropout = 0;
-  bool fused = false, record = true;
+  bool joined = false, record = true;
   int micro_batches = 1;
   std::vector<std::string> targets = {"all-linear"};
   std::string family = "llama";
@@ -84,7 +84,7 @@ Trained train(std::unique_ptr<Backend> backend, const Setting& s, const std::str
   lora.shape.dropout = s.dropout;
   Adapter adapter(model, lora);
   randomize_b(adapter, 11, 0.5);
-  if (s.fused && !backend->traits().joins_projections) REQUIRE(fuse_projections(model, adapter));
+  if (s.joined && !backend->traits().joins_projections) REQUIRE(join_projections(model, adapter));
   model.set_recompute(parse_recompute(recompute));
   TrainerConfig training;
   training.schedule = {ScheduleKind::Cosine, 0.02, 1, kSteps};
@@ -151,9 +151,9 @@ TEST_CASE("losses, gradients and adapters are bit for bit those of no recomputat
       {DType::BF16, 0, true, true, 1, {"layers.2.mlp.down_proj", "layers.3.self_attn.q_proj"}}};
   for (const Setting& s : settings) {
     // The plain twins compute in one order whatever comes; the fast kernels are what runs.
-    const CpuMode mode = s.fused ? CpuMode::Reference : CpuMode::Fast;
+    const CpuMode mode = s.joined ? CpuMode::Reference : CpuMode::Fast;
     const std::string what =
-        concat(dtype_name(s.dtype), " dropout ", s.dropout, s.fused ? " fused " : " ",
+        concat(dtype_name(s.dtype), " dropout ", s.dropout, s.joined ? " joined " : " ",
                s.micro_batches, " micro-batches ", s.targets[0]);
     CAPTURE(what);
     const Trained want = train(make_cpu_backend(mode), s, "none");
@@ -189,9 +189,9 @@ TEST_CASE("every family computes the same bits with every way of recomputing, an
 }
 
 TEST_CASE("each step of the ladder needs less memory than the one before") {
-  for (bool fused : {false, true}) {
-    CAPTURE(fused);
-    const Setting s{fused ? DType::BF16 : DType::F32, 0, fused};
+  for (bool joined : {false, true}) {
+    CAPTURE(joined);
+    const Setting s{joined ? DType::BF16 : DType::F32, 0, joined};
     auto activations = [&](const std::string& recompute) {
       return train(std::make_unique<OffloadingBackend>(), s, recompute).activation_bytes;
     };
@@ -284,7 +284,7 @@ TEST_CASE("cuda: every family computes the same bits with every way of recomputi
     }
 }
 
-TEST_CASE("cuda: recomputation gives the same bits, recorded or not, fused or not") {
+TEST_CASE("cuda: recomputation gives the same bits, recorded or not, joined or not") {
   if (n_gpus() == 0) LK_SKIP("no GPU");
   for (const Setting& s : {Setting{DType::BF16, 0, true, true, 2}, Setting{DType::F32},
                            Setting{DType::BF16, 0.3f, false, true, 2}}) {

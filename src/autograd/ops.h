@@ -33,12 +33,18 @@ Var layernorm(Tape& tape, const Var& x, const Weight& gain, const Weight& bias, 
 // Rotary positions on every head of x (T, heads*D); table as in Backend::rope
 Var rope(Tape& tape, const Var& x, const Tensor& table, const Tensor& positions, int head_dim);
 
-// Causal attention inside each segment: q (T,H*D), k, v (T,G*D) -> (T,H*D)
+// Causal attention inside each segment: q (T,H*D), k, v (T,G*D) -> (T,H*D) with `margin` columns
+// behind its rows
 Var attention(Tape& tape, const Var& q, const Var& k, const Var& v, const AttentionShape& shape,
-              const Segments& segments);
+              const Segments& segments, std::int64_t margin = 0);
+// attention of rope(q), rope(k) and v, which lie side by side in qkv (T,(H+2G)*D) -> (T,H*D) with
+// `margin` columns behind its rows. The forward turns q and k in place: nothing else may read qkv's
+// value. Without a table (undefined) nothing is turned: a model with learned positions.
+Var qkv_attention(Tape& tape, const Var& qkv, const Tensor& rope_table, const Tensor& positions,
+                  const AttentionShape& shape, const Segments& segments, std::int64_t margin);
 
-// y = silu(gate) * up, all (T,F)
-Var swiglu(Tape& tape, const Var& gate, const Var& up);
+// y = silu(gate) * up, all (T,F), y with `margin` columns behind its rows
+Var swiglu(Tape& tape, const Var& gate, const Var& up, std::int64_t margin = 0);
 
 // y = gelu(gate) * up by tanh, all (T,F)
 Var geglu(Tape& tape, const Var& gate, const Var& up);

@@ -105,10 +105,11 @@ class Tape {
     return backend_.empty_with_margin(Tag::Activations, dtype, shape, margin);
   }
 
-  // Should an op with these inputs record a node? Pass Vars; for Parameters use recording(). On a
-  // tape without gradients any Var is a constant; on a recording one a Var of another tape throws.
-  template <class... Vars>
-  bool wants(const Vars&... inputs) const {
+  // Should an op with these inputs, Vars and Parameters, record a node? A Parameter always asks for
+  // one. On a tape without gradients any Var is a constant; on a recording one a Var of another tape
+  // throws.
+  template <class... Inputs>
+  bool wants(const Inputs&... inputs) const {
     return recording() && (static_cast<int>(mine(inputs)) | ...) != 0;
   }
   // The output of an op that needs no gradient.
@@ -156,6 +157,7 @@ class Tape {
     check(!x.needs_grad() || x.tape_ == this, "tape: this value belongs to another tape");
     return x.needs_grad();
   }
+  static bool mine(const Parameter&) { return true; }
   Backend& backend_;
   Mode mode_;
   bool ran_ = false, unread_ = false;

@@ -6,11 +6,12 @@
 
 #include "cpu/cpu_backend.h"
 #include "cpu/traits.h"
+#include "tensor/adapter_kernels.h"
 #include "tensor/backend_ops.h"
 
 namespace lk {
 
-class CpuBackend : public Backend {
+class CpuBackend : public Backend, private AdapterKernels {
  public:
   // Whose kernels multiply frozen weights; tests choose, everyone else lets the processor decide.
   enum class Products { Best, Tiles, Onednn };
@@ -21,6 +22,7 @@ class CpuBackend : public Backend {
   std::string name() const override { return "cpu"; }
   std::string description() const override;
   bool keeps_quantised(const GgmlType& type) const override;
+  AdapterKernels* adapter_kernels() override { return this; }
 
   std::int64_t free_memory() const override;
   void upload(const Tensor& dst, const void* src, std::size_t bytes) override;
@@ -34,6 +36,9 @@ class CpuBackend : public Backend {
 #define LK_OVERRIDE(op, parameters, arguments) void op parameters override;
   LK_BACKEND_OPS(LK_OVERRIDE)
 #undef LK_OVERRIDE
+
+  void lora_segments(const Tensor& y, const Tensor& x, const LoraTable& table,
+                     const Segments& documents, const RowVariants& variants) override;
 
  protected:
   void matmul_tn(const Tensor& dw, GradMode mode, double alpha, const Tensor& a,

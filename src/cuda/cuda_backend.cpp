@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cstring>
 
+#include "cuda/cache_kernels.h"
 #include "cuda/cuda_check.h"
+#include "cuda/lora/lora_kernels.h"
 
 namespace lk {
 namespace {
@@ -88,7 +90,13 @@ CudaBackend::CudaBackend(int device)
     cuda_check(cudaEventCreateWithFlags(&s.done, cudaEventDisableTiming), "creating an event");
   }
   set_cache(make_cache(device));
+  lora_kernels_ = std::make_unique<CudaLoraKernels>(*this, weight_gradient_count());
+  cache_kernels_ = std::make_unique<CudaCacheKernels>(*this);
 }
+
+LoraKernels* CudaBackend::lora_kernels() { return lora_kernels_.get(); }
+CacheKernels* CudaBackend::cache_kernels() { return cache_kernels_.get(); }
+AdapterKernels* CudaBackend::adapter_kernels() { return lora_kernels_.get(); }
 
 CudaBackend::~CudaBackend() {
   cudaSetDevice(device_);

@@ -20,6 +20,9 @@
 
 namespace lk {
 
+class CudaLoraKernels;
+class CudaCacheKernels;
+
 class CudaBackend final : public Backend {
  public:
   explicit CudaBackend(int device);
@@ -39,6 +42,12 @@ class CudaBackend final : public Backend {
                                     const Recording* beside) override;
   std::unique_ptr<DeviceClock> make_clock() override;           // device_clock.cpp
   std::unique_ptr<HostCopy> offload(const Tensor& x) override;  // offload.cpp
+  LoraKernels* lora_kernels() override;                         // cuda/lora/
+  CacheKernels* cache_kernels() override;
+  AdapterKernels* adapter_kernels() override;  // cuda/lora/
+
+  // The stream, with this backend's GPU made current for the calling thread.
+  cudaStream_t stream() const;
 
   void prepare_linear(Weight& w) override;
 
@@ -46,16 +55,6 @@ class CudaBackend final : public Backend {
 #define LK_OVERRIDE(op, parameters, arguments) void op parameters override;
   LK_BACKEND_OPS(LK_OVERRIDE)
 #undef LK_OVERRIDE
-
-  void linear_forward_parts(const Tensor& x, const InputNorm* norm,
-                            std::span<const LinearPart> parts) override;
-  void rope_into_cache(const Tensor& q, const Tensor& k, const Tensor& v, const CacheRows& cache,
-                       const Tensor& table, const Tensor& positions, int head_dim) override;
-  // lora/strips_dropout.cu
-  void strips_forward(const Tensor& s, double scale, const Tensor& x, const Tensor& a,
-                      std::span<const StripPart> parts, const InputDropout& drop) override;
-  void strips_into_x(const Tensor& dx, const Tensor& ds, const Tensor& a,
-                     std::span<const StripPart> parts, const InputDropout& drop) override;
 
  private:
   class Graph;
@@ -65,23 +64,10 @@ class CudaBackend final : public Backend {
   static BlockCache make_host_cache(int device);
   void matmul_tn(const Tensor& dw, GradMode mode, double alpha, const Tensor& a,
                  const Tensor& b) override;
-  // linear_strips.cu
-  void run_strips_backward_b(const Tensor& ds, double scale, const Tensor& dy, const Tensor& b,
-                             const Tensor& s, std::span<const StripPart> parts) override;
-  void run_strips_backward_a(const Tensor& ds, const Tensor& x, const NormedInput* norm,
-                             std::span<const StripPart> parts, const InputDropout& drop) override;
-  // swiglu_strips.cu
-  void run_swiglu_strips_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy,
-                                  const Tensor& gate, const Tensor& up, const Tensor& ds,
-                                  std::span<const StripPart> parts,
-                                  const InputDropout& drop) override;
   void gemm(const Tensor& c, GradMode mode, double alpha, const Tensor& a, bool transpose_a,
             const Tensor& b, bool transpose_b);
   void* blas_workspace();
   void scatter(const Tensor& y, bool accumulate, const Tensor& x, const Tensor& rows);
-
-  // The stream, with this backend's GPU made current for the calling thread.
-  cudaStream_t stream() const;
 
   // Pinned host memory for copies: two halves, so that one fills while the other travels. Uploads
   // lie one behind another in a half, so many small ones need no wait. A half is written again from
@@ -108,6 +94,8 @@ class CudaBackend final : public Backend {
   std::shared_ptr<Lanes> lanes_;  // made when first needed
   CublasLt blas_;
   Tensor blas_workspace_;  // allocated at the first GEMM
+  std::unique_ptr<CudaLoraKernels> lora_kernels_;
+  std::unique_ptr<CudaCacheKernels> cache_kernels_;
 };
 
 }  // namespace lk

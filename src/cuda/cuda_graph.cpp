@@ -71,12 +71,12 @@ class CudaBackend::Graph final : public Recording {
     cudaGraphDestroy(graph);
     cuda_check(status, "recording");
     weight_gradients_ = backend_.weight_gradient_matmuls() - matmuls;
-    backend_.count_weight_gradients(-weight_gradients_);  // nothing ran yet
+    backend_.weight_gradient_count() -= weight_gradients_;  // nothing ran yet
   }
 
   void run() override {
     cuda_check(cudaGraphLaunch(exec_, backend_.stream()), "running recorded work");
-    backend_.count_weight_gradients(weight_gradients_);
+    backend_.weight_gradient_count() += weight_gradients_;
   }
   void run_beside(const std::function<void()>& other) override { memory_->around(other); }
 

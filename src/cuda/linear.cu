@@ -1,5 +1,5 @@
 // Matrix products: a frozen matrix and a few rows go to linear_few.cu, LoRA's short inner
-// dimensions go to linear_skinny.cu, the rest to cuBLASLt, and what that refuses to our own tiles,
+// dimensions go to thin.cu, the rest to cuBLASLt, and what that refuses to our own tiles,
 // here.
 //
 // Shapes     c (M,N) (+)= alpha op(a) (M,K) op(b) (K,N); every operand with its own row stride
@@ -23,7 +23,7 @@
 // Bytes      a is read ceil(N/64) times, b ceil(M/64) times, mostly from L2
 // Limits     no tensor cores: at rank 7 about 30 % of bandwidth, where cuBLASLt reaches 75 to 83 %
 //            at rank 8
-#include "cuda/cuda_backend.h"
+#include "cuda/cache_kernels.h"
 #include "cuda/linear_few.h"
 #include "cuda/lora/thin.h"
 #include "cuda/pack.cuh"
@@ -147,7 +147,7 @@ void CudaBackend::gemm(const Tensor& c, GradMode mode, double alpha, const Tenso
     if (!g.accumulate) fill(c, 0.0);
     return;
   }
-  if (skinny_gemm(g, c, static_cast<float>(alpha), a, b, stream())) return;
+  if (thin_gemm(g, c, static_cast<float>(alpha), a, b, stream())) return;
   cudaStream_t s = stream();
   if (blas_.run(g, c.raw(), static_cast<float>(alpha), a.raw(), b.raw(), nullptr, blas_workspace(),
                 s))
@@ -196,9 +196,9 @@ void CudaBackend::linear_forward(const Tensor& y, const Tensor& x, const Weight&
     gemm(y, GradMode::Write, 1.0, x, false, w.values(), true);
 }
 
-void CudaBackend::linear_forward_parts(const Tensor& x, const InputNorm* norm,
-                                       std::span<const LinearPart> parts) {
-  if (!linear_few_rows(x, norm, parts, stream())) Backend::linear_forward_parts(x, norm, parts);
+bool CudaCacheKernels::linear_parts(const Tensor& x, const InputNorm* norm,
+                                    std::span<const LinearPart> parts) {
+  return linear_few_rows(x, norm, parts, backend_.stream());
 }
 
 void CudaBackend::linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,

@@ -5,7 +5,7 @@
 #include <span>
 
 #include "cuda/pack.cuh"
-#include "tensor/backend.h"
+#include "tensor/cache_kernels.h"
 
 namespace lk {
 

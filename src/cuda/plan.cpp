@@ -1,19 +1,51 @@
 // What a training step takes on a GPU, without one: this file needs no CUDA and is in every build.
-#include <vector>
-
 #include "cpu/cpu_backend.h"
 #include "cuda/open_device.h"
 #include "cuda/scratch.h"
 #include "cuda/traits.h"
+#include "tensor/lora_kernels.h"
 #include "tensor/plan_backend.h"
-#include "tensor/strip_cut.h"
 
 namespace lk {
 namespace {
 
+// The scratch of lora/'s kernels, as the ThinPlan cuts them.
+class LoraPlan final : public LoraKernels {
+ public:
+  LoraPlan(Backend& backend, std::int64_t& weight_gradients)
+      : LoraKernels(weight_gradients), backend_(backend) {}
+  void forward(const ThinPlan& plan, const Tensor&, double, const Tensor& x, const Tensor&,
+               std::span<const ThinPart>, const InputDropout&) override {
+    use(plan.cut_forward(x.rows()));
+  }
+  void into_x(const ThinPlan&, const Tensor&, const Tensor&, const Tensor&,
+              std::span<const ThinPart>, const InputDropout&) override {}
+
+ private:
+  void run_backward_b(const ThinPlan& plan, const Tensor&, double, const Tensor& dy, const Tensor&,
+                      const Tensor&, std::span<const ThinPart>) override {
+    use(plan.cut_backward_b(dy.rows()));
+  }
+  void run_backward_a(const ThinPlan& plan, const Tensor&, const Tensor& x, const NormedInput*,
+                      std::span<const ThinPart>, const InputDropout&) override {
+    use(plan.cut_backward_a(x.rows()));
+  }
+  void run_swiglu_backward(const ThinPlan& plan, const Tensor&, const Tensor&, const Tensor& dy,
+                           const Tensor&, const Tensor&, const Tensor&, std::span<const ThinPart>,
+                           const InputDropout&) override {
+    use(plan.cut_swiglu_backward(dy.rows()));
+  }
+  void use(const ThinCut& cut) {
+    Tensor dw, s;
+    if (cut.partial_dw) dw = backend_.empty(Tag::Workspace, DType::F32, *cut.partial_dw);
+    if (cut.partial_s) s = backend_.empty(Tag::Workspace, DType::F32, *cut.partial_s);
+  }
+  Backend& backend_;
+};
+
 class CudaPlan final : public PlanBackend {
  public:
-  CudaPlan() : PlanBackend(kCudaTraits) {}
+  CudaPlan() : PlanBackend(kCudaTraits), lora_kernels_(*this, weight_gradient_count()) {}
 
   void linear_forward(const Tensor&, const Tensor&, const Weight&) override { product(); }
   void linear_backward_x(const Tensor&, GradMode, const Tensor&, const Weight&) override {
@@ -31,56 +63,14 @@ class CudaPlan final : public PlanBackend {
                           const AttentionShape&, const Segments&, const Rotation*) override {
     scratch(lse.dtype(), lse.shape());  // rowsum(dy * o)
   }
-  void strips_forward(const Tensor& s, double scale, const Tensor& x, const Tensor& a,
-                      std::span<const StripPart> parts, const InputDropout& drop) override {
-    if (!strips::ranks_fit(parts) || s.cols() > strips::kMostThinA || x.cols() % 8)
-      return Backend::strips_forward(s, scale, x, a, parts, drop);
-    const std::int64_t slabs = strips::forward_slabs(x.rows(), x.cols());
-    if (slabs > 1) scratch(DType::F32, {slabs, x.rows(), s.cols()});
-  }
-  void strips_into_x(const Tensor& dx, const Tensor& ds, const Tensor& a,
-                     std::span<const StripPart> parts, const InputDropout& drop) override {
-    if (!strips::ranks_fit(parts) || ds.cols() > strips::kMostThinA || dx.cols() % 8)
-      Backend::strips_into_x(dx, ds, a, parts, drop);
-  }
+  LoraKernels* lora_kernels() override { return &lora_kernels_; }
 
  protected:
   void matmul_tn(const Tensor&, GradMode, double, const Tensor&, const Tensor&) override {
     product();
   }
-  void run_strips_backward_b(const Tensor& ds, double scale, const Tensor& dy, const Tensor& b,
-                             const Tensor& s, std::span<const StripPart> parts) override {
-    const std::int64_t rank = strips::largest_rank(parts);
-    if (!strips::ranks_fit(parts) || rank > strips::kMostRankB)
-      return Backend::run_strips_backward_b(ds, scale, dy, b, s, parts);
-    std::vector<std::int64_t> widths;
-    for (const StripPart& part : parts) widths.push_back(part.end - part.begin);
-    run_strips(dy, widths, strips::sixteens_b(rank), true, strips::kBlocks);
-  }
-  void run_strips_backward_a(const Tensor& ds, const Tensor& x, const NormedInput* norm,
-                             std::span<const StripPart> parts, const InputDropout& drop) override {
-    if (!strips::ranks_fit(parts) || ds.cols() > strips::kMostThinA)
-      return Backend::run_strips_backward_a(ds, x, norm, parts, drop);
-    run_strips(x, {x.cols()}, strips::sixteens_a(ds.cols()), false, strips::kBlocks);
-  }
-  void run_swiglu_strips_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy,
-                                  const Tensor& gate, const Tensor& up, const Tensor& ds,
-                                  std::span<const StripPart> parts,
-                                  const InputDropout& drop) override {
-    if (!strips::ranks_fit(parts) || ds.cols() > strips::kMostThinSwiglu ||
-        (drop.p > 0 && parts.size() > 1))
-      return Backend::run_swiglu_strips_backward(dgate, dup, dy, gate, up, ds, parts, drop);
-    run_strips(dy, {dy.cols()}, strips::sixteens_a(ds.cols()), false, strips::kSwigluBlocks);
-  }
 
  private:
-  // Partial sums of lora/linear_strips.cu: of dw for each slab of rows, of ds for each of columns.
-  void run_strips(const Tensor& wide, const std::vector<std::int64_t>& widths, int nr, bool with_ds,
-                  std::int64_t most_blocks) {
-    const strips::Cut c = strips::cut(wide.rows(), widths, nr, with_ds, most_blocks);
-    Tensor dw = empty(Tag::Workspace, DType::F32, {c.row_slabs, wide.cols(), 16 * nr});
-    if (with_ds) scratch(DType::F32, {c.column_slabs, wide.rows(), 16 * nr});
-  }
   // cuBLASLt's workspace, once.
   void product() {
     if (!product_workspace_)
@@ -88,6 +78,7 @@ class CudaPlan final : public PlanBackend {
           empty(Tag::Workspace, DType::U8, {static_cast<std::int64_t>(kGemmWorkspaceBytes)});
   }
 
+  LoraPlan lora_kernels_;
   Tensor product_workspace_;
 };
 

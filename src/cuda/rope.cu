@@ -9,7 +9,7 @@
 //
 // A step of generation does q, k and v in one launch: columns of pairs of q, then k, then v. q
 // stays where it is, k and v go to the cache.
-#include "cuda/cuda_backend.h"
+#include "cuda/cache_kernels.h"
 #include "cuda/rowwise.cuh"
 
 namespace lk {
@@ -96,18 +96,17 @@ void CudaBackend::rope(const Tensor& y, GradMode mode, const Tensor& x, const Te
   });
 }
 
-void CudaBackend::rope_into_cache(const Tensor& q, const Tensor& k, const Tensor& v,
-                                  const CacheRows& cache, const Tensor& table,
-                                  const Tensor& positions, int head_dim) {
-  if (head_dim % 2 != 0)  // learned positions only
-    return Backend::rope_into_cache(q, k, v, cache, table, positions, head_dim);
+bool CudaCacheKernels::rope_into_cache(const Tensor& q, const Tensor& k, const Tensor& v,
+                                       const CacheRows& cache, const Tensor& table,
+                                       const Tensor& positions, int head_dim) {
+  if (head_dim % 2 != 0) return false;  // learned positions only
   const int half = head_dim / 2;
   const i64 cols = q.cols() + 2 * k.cols();
   check(cols <= INT32_MAX, "cuda rope_into_cache: row too long");
   dispatch_device(q.dtype(), [&]<class T>() {
     auto go = [&]<int N>() {
       launch_rowwise(
-          "rope_into_cache", q.rows(), cols / 2, stream(),
+          "rope_into_cache", q.rows(), cols / 2, backend_.stream(),
           RopeIntoCacheOp<device_t<T>, N>{
               matrix<T>(q), matrix<T>(k), matrix<T>(v), matrix<T>(cache.keys),
               matrix<T>(cache.values), table ? const_matrix<float>(table) : Matrix<const float>{},
@@ -118,6 +117,7 @@ void CudaBackend::rope_into_cache(const Tensor& q, const Tensor& k, const Tensor
     packable(kN, half, q, k, v, cache.keys, cache.values) ? go.template operator()<kN>()
                                                           : go.template operator()<1>();
   });
+  return true;
 }
 
 }  // namespace lk

@@ -100,13 +100,22 @@ std::vector<std::string> Adapter::target_modules() const {
   return {names.begin(), names.end()};
 }
 
+std::int64_t Adapter::copy_bytes() const {
+  std::int64_t bytes = 0;
+  for (const Parameter* p : parameters())
+    if (p->has_compute_copy() && p->compute().storage().tag() == Tag::Params)
+      bytes += static_cast<std::int64_t>(p->compute().bytes());
+  model_.visit_joined([&](const JoinedLinear& f) { bytes += f.copies.bytes(); });
+  return bytes;
+}
+
 void Adapter::zero_grad() {
   for (Parameter* p : parameters()) p->zero_grad();
 }
 
 void Adapter::set_enabled(bool enabled) {
   for (LoraLinear* layer : layers_) layer->set_enabled(enabled);
-  model_.enable_fused(enabled);
+  model_.enable_joined(enabled);
 }
 
 std::vector<std::string> Adapter::untouched() const {

@@ -35,6 +35,9 @@ class Adapter {
   // A and B of every layer, in running order.
   std::vector<Parameter*> parameters() const;
   std::int64_t n_parameters() const;
+  // Of A's and B's copies in the compute dtype: buffers of their own, or all that lies beside the
+  // weights in joined matrices.
+  std::int64_t copy_bytes() const;
   // The names of the targeted modules, sorted, as adapter_config.json lists them.
   std::vector<std::string> target_modules() const;
   void zero_grad();

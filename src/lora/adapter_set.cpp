@@ -20,7 +20,9 @@ class AdapterSet::Site : public LinearMap {
   void adapt(Tape& tape, const Tensor& y, const Tensor& x, const ForwardMode& mode) override {
     if (!mode.variants || table_.max_rank == 0) return;
     check(!tape.recording(), "an adapter set has no backward");
-    tape.backend().lora_segments(y, x, table_, *mode.documents, *mode.variants);
+    AdapterKernels* kernels = backend_.adapter_kernels();
+    check(kernels != nullptr, path_, ": ", backend_.name(), " has no kernels for adapter sets");
+    kernels->lora_segments(y, x, table_, *mode.documents, *mode.variants);
   }
   std::int64_t in_features() const override { return base_->in_features(); }
   std::int64_t out_features() const override { return base_->out_features(); }

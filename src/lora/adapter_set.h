@@ -1,6 +1,6 @@
 // AdapterSet: many adapters over one frozen model, each document of a batch with its own.
 //
-// Note [Many adapters]. The base product is one for the whole batch; Backend::lora_segments then
+// Note [Many adapters]. The base product is one for the whole batch; AdapterKernels::lora_segments then
 // adds each document's own factors. Which adapter a document gets is an index in the batch
 // (RowVariants), so changing it moves no weight. For generation with a KV cache only: elsewhere the
 // model stays the base. Factors are frozen here: there is no gradient for them.

@@ -99,7 +99,7 @@ Var lora_linear(Tape& tape, const Var& x, const Weight& w, const Weight* bias, P
     backend.matmul_nt(s, GradMode::Write, 1.0, x.value(), a.compute());
   }
   if (!unread) backend.matmul_nt(y, GradMode::Add, scale, s, b.compute());
-  if (!tape.recording()) return tape.constant(std::move(y));
+  if (!tape.wants(x, a, b)) return tape.constant(std::move(y));
   return tape.record(std::move(y), std::make_unique<LoraLinearNode>(x, w, a, b, std::move(s), scale,
                                                                     dropout, key));
 }

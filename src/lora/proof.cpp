@@ -59,6 +59,8 @@ void prove_memory(const Backend& backend, const Adapter& adapter, std::int64_t w
   const Claim claims[] = {
       {"peak bytes of gradients", ledger[Tag::Gradients].peak_bytes, 4 * numel},
       {"number of gradient buffers", ledger[Tag::Gradients].total_count, matrices},
+      {"live bytes of A, B and their copies", ledger[Tag::Params].live_bytes,
+       4 * numel + adapter.copy_bytes()},
       {"peak bytes of optimizer state", ledger[Tag::Optimizer].peak_bytes, 2 * 4 * numel},
       {"live bytes of frozen weights", ledger[Tag::Weights].live_bytes, weights_bytes},
       {"peak bytes of frozen weights", ledger[Tag::Weights].peak_bytes, weights_bytes},

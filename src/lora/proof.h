@@ -31,9 +31,9 @@ Json memory_to_json(const MemoryReport& report);
 std::string memory_table(const MemoryReport& report);
 
 // What must hold at the end of a run that trained `adapter` with AdamW:
-//   peak(gradients) = 4 numel(A, B)        count(gradients) = number of A and B
-//   peak(optimizer) = 2 * 4 numel(A, B)
-//   live(weights) = peak(weights) = weights_bytes (as loaded)
+//   peak(gradients) = 4 numel(A, B)         count(gradients) = number of A and B
+//   peak(optimizer) = 2 * 4 numel(A, B)     live(params) = 4 numel(A, B) + their compute copies
+//   live(weights) = peak(weights) = weights_bytes, as loaded
 //   weight-gradient matmuls = micro_steps * number of A and B
 // Throws Error with the table if one fails.
 void prove_memory(const Backend& backend, const Adapter& adapter, std::int64_t weights_bytes,

@@ -4,7 +4,7 @@
 #include <array>
 #include <cmath>
 
-#include "lora/fuse.h"
+#include "lora/joined.h"
 #include "modelfile/weight_hash.h"
 
 namespace lk {
@@ -46,7 +46,7 @@ Trainer::Trainer(Transformer& model, Adapter& adapter, const TrainerConfig& conf
   if (config.loss && config.pad.value_or(false))
     throw UsageError("TrainerConfig: a loss of one's own can't leave padded rows out; unset `pad`");
   if (model.backend().traits().joins_projections && model.compute_dtype() == DType::BF16)
-    fuse_projections(model, adapter);
+    join_projections(model, adapter);
   optimizer_ = std::make_unique<AdamW>(adapter.parameters(), config.adamw);  // after copies moved
   for (const LoraLinear* layer : adapter.layers()) initial_b_.push_back(hash_of_b(*layer));
 }

@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "nn/cached_ops.h"
+
 namespace lk {
 
 std::string site_path(const ModelConfig& config, std::size_t layer, Site site) {
@@ -71,36 +73,49 @@ Var Block::apply(Tape& tape, const Var& x, const BlockInput& in) {
 }
 
 namespace {
-InputDropout dropout_of(const FusedLinear& f, const ForwardMode& mode) {
+InputDropout dropout_of(const JoinedLinear& f, const ForwardMode& mode) {
   return {mode.training ? f.dropout : 0.0f, dropout_key(mode, 0)};
 }
 }  // namespace
 
 Var Block::attention_half(Tape& tape, const Var& x, const BlockInput& in) {
-  if (fused_ && in.fused) {
-    const FusedProjections& f = *fused_;
-    Var qkv = fused_norm_linear(tape, x, attn_norm_.gain, eps_, f.qkv, f.qkv.strip,
-                                dropout_of(f.qkv, in.mode));
-    Var o =
-        fused_attention(tape, qkv, in.rope_table, in.positions, attention_, in.segments, f.o.strip);
-    return fused_linear_onto(tape, x, o, f.o, in.margin, dropout_of(f.o, in.mode));
+  if (joined_ && in.joined) {
+    const JoinedProjections& f = *joined_;
+    const std::int64_t o_thin = f.thin_of(f.o);
+    Var o;
+    if (f.qkv) {
+      Var qkv = joined_norm_linear(tape, x, attn_norm_.gain, eps_, *f.qkv, f.qkv->thin,
+                                   dropout_of(*f.qkv, in.mode));
+      o = qkv_attention(tape, qkv, in.rope_table, in.positions, attention_, in.segments, o_thin);
+    } else {
+      o = attend(tape, x, in, o_thin);
+    }
+    if (!f.o) return project_onto(tape, Site::O, x, o, in);
+    return joined_linear_onto(tape, x, o, *f.o, in.margin, dropout_of(*f.o, in.mode));
   }
-  Var o = attend(tape, x, in);
+  Var o = attend(tape, x, in, 0);
   if (!post_attn_norm_.gain.defined()) return project_onto(tape, Site::O, x, o, in);
   return add(tape, x, norm(tape, project(tape, Site::O, o, in), post_attn_norm_, eps_));
 }
 
 Var Block::feed_forward_half(Tape& tape, const Var& h, const BlockInput& in) {
-  if (fused_ && in.fused) {
-    const FusedProjections& f = *fused_;
-    Var gate_up = fused_norm_linear(tape, h, ffn_norm_.gain, eps_, f.gate_up, f.gate_up.strip,
-                                    dropout_of(f.gate_up, in.mode));
+  if (joined_ && in.joined) {
+    const JoinedProjections& f = *joined_;
+    if (f.gate_up) {
+      Var gate_up = joined_norm_linear(tape, h, ffn_norm_.gain, eps_, *f.gate_up, f.gate_up->thin,
+                                       dropout_of(*f.gate_up, in.mode));
+      return tape.last([&] {
+        return joined_swiglu_linear_onto(tape, h, gate_up, *f.down, in.margin,
+                                         dropout_of(*f.down, in.mode));
+      });
+    }
+    Var m = inner(tape, h, in, f.thin_of(f.down));
     return tape.last([&] {
-      return fused_swiglu_linear_onto(tape, h, gate_up, f.down, in.margin,
-                                      dropout_of(f.down, in.mode));
+      if (!f.down) return project_onto(tape, Site::Down, h, m, in);
+      return joined_linear_onto(tape, h, m, *f.down, in.margin, dropout_of(*f.down, in.mode));
     });
   }
-  Var m = inner(tape, h, in);
+  Var m = inner(tape, h, in, 0);
   if (!post_ffn_norm_.gain.defined())
     return tape.last([&] { return project_onto(tape, Site::Down, h, m, in); });
   // A norm reads what it norms in backward: on a rerun only the sum may be left out.
@@ -108,10 +123,10 @@ Var Block::feed_forward_half(Tape& tape, const Var& h, const BlockInput& in) {
   return tape.last([&] { return add(tape, h, y); });
 }
 
-Var Block::inner(Tape& tape, const Var& h, const BlockInput& in) {
+Var Block::inner(Tape& tape, const Var& h, const BlockInput& in, std::int64_t margin) {
   if (mlp_ == MlpKind::Gelu) return gelu(tape, project_all(tape, {Site::Up}, ffn_norm_, h, in)[0]);
   const std::vector<Var> y = project_all(tape, {Site::Gate, Site::Up}, ffn_norm_, h, in);
-  return mlp_ == MlpKind::GeGlu ? geglu(tape, y[0], y[1]) : swiglu(tape, y[0], y[1]);
+  return mlp_ == MlpKind::GeGlu ? geglu(tape, y[0], y[1]) : swiglu(tape, y[0], y[1], margin);
 }
 
 std::vector<Var> Block::project_all(Tape& tape, std::initializer_list<Site> sites,
@@ -144,7 +159,7 @@ std::vector<Var> Block::project_cached(Tape& tape, std::initializer_list<Site> s
         {tape.activation(x.dtype(), {n.rows(), frozen.out_features()}), &frozen.weight(), addend});
   }
   Backend& backend = tape.backend();
-  backend.linear_forward_parts(n, joined ? &input_norm : nullptr, parts);
+  cached::linear_parts(backend, n, joined ? &input_norm : nullptr, parts);
   if (joined) n = input_norm.normed;
   std::vector<Var> y;
   auto part = parts.begin();
@@ -162,12 +177,11 @@ bool Block::adapted(Site first, Site last) const {
   return false;
 }
 
-Var Block::attend(Tape& tape, const Var& x, const BlockInput& in) {
+Var Block::attend(Tape& tape, const Var& x, const BlockInput& in, std::int64_t margin) {
   const Tensor& table = local_ ? in.local_rope_table : in.rope_table;
   if (site(Site::Qkv)) {
     const Var qkv = project_all(tape, {Site::Qkv}, attn_norm_, x, in)[0];
-    if (!in.cache)
-      return fused_attention(tape, qkv, table, in.positions, attention_, in.segments, 0);
+    if (!in.cache) return qkv_attention(tape, qkv, table, in.positions, attention_, in.segments, 0);
     const std::int64_t H = attention_.n_heads, G = attention_.n_kv_heads, D = head_dim_;
     const Tensor& all = qkv.value();
     return attend_cached(tape, all.slice_cols(0, H * D), all.slice_cols(H * D, (H + G) * D),
@@ -182,7 +196,7 @@ Var Block::attend(Tape& tape, const Var& x, const BlockInput& in) {
     q = rope(tape, q, table, in.positions, head_dim_);
     k = rope(tape, k, table, in.positions, head_dim_);
   }
-  return attention(tape, q, k, qkv[2], attention_, in.segments);
+  return attention(tape, q, k, qkv[2], attention_, in.segments, margin);
 }
 
 Var Block::attend_cached(Tape& tape, const Tensor& q, const Tensor& k, const Tensor& v,
@@ -190,8 +204,8 @@ Var Block::attend_cached(Tape& tape, const Tensor& q, const Tensor& k, const Ten
   check(!tape.recording(), "a KV cache has no backward");
   const KvCache::Layer& layer = in.cache->layer(index_);
   Backend& backend = tape.backend();
-  backend.rope_into_cache(q, k, v, {layer.k, layer.v, in.cached->cache_rows}, table, in.positions,
-                          head_dim_);
+  cached::rope_into_cache(backend, q, k, v, {layer.k, layer.v, in.cached->cache_rows}, table,
+                          in.positions, head_dim_);
   Tensor o = tape.activation(q.dtype(), {q.rows(), q.cols()});
   Tensor lse = tape.activation(stat_dtype(q.dtype()), {attention_.n_heads, q.rows()});
   backend.attention_forward(o, lse, q, layer.k, layer.v, attention_, in.segments, in.cached->keys);

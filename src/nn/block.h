@@ -4,9 +4,10 @@
 
 #include <array>
 #include <memory>
+#include <optional>
 
 #include "autograd/checkpoint.h"
-#include "autograd/fused_linear.h"
+#include "autograd/joined.h"
 #include "nn/batch.h"
 #include "nn/cached_batch.h"
 #include "nn/config.h"
@@ -33,15 +34,18 @@ struct BlockInput {
   const CachedBatch* cached = nullptr;  // with a cache only
   const KvCache* cache = nullptr;
   ForwardMode mode;
-  bool fused = false;       // use the block's fused projections, if it has any
+  bool joined = false;      // use the block's joined projections, if it has any
   std::int64_t margin = 0;  // of the residual stream then
   RecomputeKind recompute = RecomputeKind::None;  // of this block
   std::shared_ptr<Offloads> offloads = {};        // of this forward, if there are any
 };
 
-// A block's projections for training on a GPU: see Note [Fused projections]. Made by lora/fuse.cpp.
-struct FusedProjections {
-  FusedLinear qkv, o, gate_up, down;
+// The projections of a block that are joined for training on a GPU, see Note [Joined projections]:
+// those of which a part trains, and down wherever gate and up are joined, since SwiGLU is a part of
+// its product then. Made by lora/joined.cpp.
+struct JoinedProjections {
+  std::optional<JoinedLinear> qkv, o, gate_up, down;
+  static std::int64_t thin_of(const std::optional<JoinedLinear>& f) { return f ? f->thin : 0; }
 };
 
 // LayerNorm if there is a bias, else RMSNorm.
@@ -57,14 +61,14 @@ class Block {
   // x (T,C) -> (T,C):  h = x + o(attention(rope(q(n)), rope(k(n)), v(n))),  n = norm(x)
   //                    y = h + down(act(gate(m)) * up(m)),                 m = norm(h)
   // q and k may be normed by head, and what is added to x and h once more; the MLP may have no
-  // gate. With fused projections the same in fewer and larger steps. in.recompute says what is
+  // gate. With joined projections the same in fewer and larger steps. in.recompute says what is
   // kept.
   Var apply(Tape& tape, const Var& x, const BlockInput& in);
 
   // Null where the model has no such projection.
   std::unique_ptr<LinearMap>& site(Site s) { return sites_[static_cast<std::size_t>(s)]; }
-  void set_fused(std::unique_ptr<FusedProjections> fused) { fused_ = std::move(fused); }
-  const FusedProjections* fused() const { return fused_.get(); }
+  void set_joined(std::unique_ptr<JoinedProjections> joined) { joined_ = std::move(joined); }
+  const JoinedProjections* joined() const { return joined_.get(); }
 
  private:
   Var project(Tape& tape, Site s, const Var& x, const BlockInput& in) {
@@ -85,13 +89,13 @@ class Block {
   Var feed_forward_half(Tape& tape, const Var& h, const BlockInput& in);
   bool adapted(Site first, Site last) const;
   // x (T,C) -> (T,H*D): attention of the normed stream's queries, keys and values.
-  Var attend(Tape& tape, const Var& x, const BlockInput& in);
+  Var attend(Tape& tape, const Var& x, const BlockInput& in, std::int64_t margin);
   // The rest of it in a step of generation, q (T,H*D), k, v (T,G*D) not rotated yet: the cache
   // grows by k and v.
   Var attend_cached(Tape& tape, const Tensor& q, const Tensor& k, const Tensor& v,
                     const Tensor& table, const BlockInput& in);
   // h (T,C) -> (T,F): what the down projection reads.
-  Var inner(Tape& tape, const Var& h, const BlockInput& in);
+  Var inner(Tape& tape, const Var& h, const BlockInput& in, std::int64_t margin);
 
   std::size_t index_;
   bool local_;
@@ -102,7 +106,7 @@ class Block {
   NormWeights attn_norm_, post_attn_norm_, ffn_norm_, post_ffn_norm_;
   Weight q_norm_, k_norm_;
   std::array<std::unique_ptr<LinearMap>, kSiteCount> sites_;
-  std::unique_ptr<FusedProjections> fused_;
+  std::unique_ptr<JoinedProjections> joined_;
 };
 
 }  // namespace lk

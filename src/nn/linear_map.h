@@ -6,6 +6,7 @@
 #include <string>
 
 #include "autograd/ops.h"
+#include "tensor/adapter_kernels.h"
 
 namespace lk {
 

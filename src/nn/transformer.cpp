@@ -79,8 +79,8 @@ Var Transformer::hidden(Tape& tape, const TokenBatch& batch, const ForwardMode& 
                         {.positions = batch.positions,
                          .segments = batch.segments,
                          .mode = mode,
-                         .fused = fused_enabled_,
-                         .margin = fused_enabled_ ? margin_ : 0});
+                         .joined = joined_enabled_,
+                         .margin = joined_enabled_ ? margin_ : 0});
 }
 
 Var Transformer::supervised_states(Tape& tape, const TokenBatch& batch, const ForwardMode& mode) {
@@ -153,18 +153,16 @@ void Transformer::set_recompute(const Recompute& recompute) {
   recompute_ = recompute;
 }
 
-void Transformer::set_fused(std::size_t layer, std::unique_ptr<FusedProjections> fused) {
-  margin_ = std::max({margin_, fused->o.strip, fused->down.strip});
-  blocks_.at(layer)->set_fused(std::move(fused));
+void Transformer::set_joined(std::size_t layer, std::unique_ptr<JoinedProjections> joined) {
+  margin_ = std::max({margin_, joined->thin_of(joined->o), joined->thin_of(joined->down)});
+  blocks_.at(layer)->set_joined(std::move(joined));
 }
 
-std::int64_t Transformer::strip_bytes() const {
-  std::int64_t elements = 0;
+void Transformer::visit_joined(const std::function<void(const JoinedLinear&)>& f) const {
   for (const auto& block : blocks_)
-    if (const FusedProjections* f = block->fused())
-      for (const FusedLinear* l : {&f->qkv, &f->o, &f->gate_up, &f->down})
-        elements += (l->out + l->strip) * (l->in + l->strip) - l->out * l->in;
-  return elements * static_cast<std::int64_t>(dtype_size(dtype_));
+    if (const JoinedProjections* joined = block->joined())
+      for (const auto* projections : {&joined->qkv, &joined->o, &joined->gate_up, &joined->down})
+        if (*projections) f(**projections);
 }
 
 void Transformer::move_weight(std::size_t layer, Site site, const Weight& w) {

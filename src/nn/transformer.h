@@ -46,14 +46,14 @@ class Transformer {
       std::function<void(const std::string&, std::size_t, Site, std::unique_ptr<LinearMap>&)>;
   void visit_sites(const SiteVisitor& f);
 
-  // Gives layer i its fused projections, built around the same weights; they are used in every pass
+  // Gives layer i its joined projections, built around the same weights; they are used in every pass
   // without a KV cache while enabled.
-  void set_fused(std::size_t layer, std::unique_ptr<FusedProjections> fused);
-  void enable_fused(bool enabled) { fused_enabled_ = enabled; }
+  void set_joined(std::size_t layer, std::unique_ptr<JoinedProjections> joined);
+  void enable_joined(bool enabled) { joined_enabled_ = enabled; }
   // What training keeps and what it makes again. UsageError if the device can't do it.
   void set_recompute(const Recompute& recompute);
-  // Bytes of LoRA's strips in the buffers of frozen weights, 0 unless fused.
-  std::int64_t strip_bytes() const;
+  // Calls f for all joined projections, layer by layer.
+  void visit_joined(const std::function<void(const JoinedLinear&)>& f) const;
   // The same values in another place, for a layer's projection.
   void move_weight(std::size_t layer, Site site, const Weight& w);
 
@@ -79,7 +79,7 @@ class Transformer {
   Tensor rope_table_, local_rope_table_;
   double embedding_scale_ = 1;
   std::vector<std::unique_ptr<Block>> blocks_;
-  bool fused_enabled_ = true;
+  bool joined_enabled_ = true;
   Recompute recompute_;
   std::int64_t margin_ = 0;  // of the residual stream: room for the widest strip behind it
 };

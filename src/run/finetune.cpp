@@ -95,7 +95,6 @@ class Run {
     config.log = [this](const std::string& line) { listener_.message(line); };
     trainer_ = std::make_unique<Trainer>(*model_, *adapter_, config);
     model_->set_recompute(recompute_);
-    weights_bytes_ += model_->strip_bytes();
     if (s_.resume && has_checkpoint(s_.out)) {
       std::vector<std::string> may_differ;
       if (s_.schedule == "constant") may_differ.push_back("steps");

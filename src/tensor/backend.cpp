@@ -81,82 +81,6 @@ std::unique_ptr<Readback> Backend::read_later(const Tensor& x) {
   return std::make_unique<Ready>(to_host_f64(x)[0]);
 }
 
-void Backend::linear_forward_parts(const Tensor& x, const InputNorm* norm,
-                                   std::span<const LinearPart> parts) {
-  if (norm) {
-    Tensor rstd = empty(Tag::Workspace, stat_dtype(x.dtype()), {x.rows()});
-    rmsnorm_forward(norm->normed, rstd, x, *norm->gain, norm->eps);
-  }
-  for (const LinearPart& part : parts) {
-    linear_forward(part.y, norm ? norm->normed : x, *part.w);
-    if (part.addend) add(part.y, part.y, part.addend);
-  }
-}
-
-void Backend::rope_into_cache(const Tensor& q, const Tensor& k, const Tensor& v,
-                              const CacheRows& cache, const Tensor& table, const Tensor& positions,
-                              int head_dim) {
-  if (table) {
-    rope(q, GradMode::Write, q, table, positions, head_dim, false);
-    rope(k, GradMode::Write, k, table, positions, head_dim, false);
-  }
-  put_rows(cache.keys, k, cache.rows);
-  put_rows(cache.values, v, cache.rows);
-}
-
-void Backend::run_strips_backward_b(const Tensor& ds, double scale, const Tensor& dy,
-                                    const Tensor& b, const Tensor& s,
-                                    std::span<const StripPart> parts) {
-  matmul_nn(ds, GradMode::Write, scale, dy, b);
-  for (const StripPart& p : parts)
-    matmul_tn(p.dw, p.mode, 1.0, dy.slice_cols(p.begin, p.end),
-              s.slice_cols(p.column, p.column + p.rank));
-}
-
-void Backend::run_strips_backward_a(const Tensor& ds, const Tensor& x, const NormedInput* norm,
-                                    std::span<const StripPart> parts, const InputDropout& drop) {
-  Tensor input = x, dropped;
-  if (norm) {
-    input = empty(Tag::Workspace, x.dtype(), x.shape());
-    rmsnorm_forward(input, norm->rstd, x, norm->gain, norm->eps);
-  }
-  if (drop.p > 0) dropped = empty(Tag::Workspace, x.dtype(), x.shape());
-  for (const StripPart& p : parts) {
-    if (drop.p > 0) dropout(dropped, GradMode::Write, input, drop.p, drop.key_of(p));
-    matmul_tn(p.dw, p.mode, 1.0, ds.slice_cols(p.column, p.column + p.rank),
-              drop.p > 0 ? dropped : input);
-  }
-}
-
-void Backend::strips_forward(const Tensor& s, double scale, const Tensor& x, const Tensor& a,
-                             std::span<const StripPart> parts, const InputDropout& drop) {
-  Tensor dropped = empty(Tag::Workspace, x.dtype(), x.shape());
-  fill(s, 0.0);
-  for (const StripPart& p : parts) {
-    dropout(dropped, GradMode::Write, x, drop.p, drop.key_of(p));
-    matmul_nt(s.slice_cols(p.column, p.column + p.rank), GradMode::Write, scale, dropped,
-              a.slice_rows(p.column, p.column + p.rank));
-  }
-}
-
-void Backend::strips_into_x(const Tensor& dx, const Tensor& ds, const Tensor& a,
-                            std::span<const StripPart> parts, const InputDropout& drop) {
-  Tensor through = empty(Tag::Workspace, dx.dtype(), dx.shape());
-  for (const StripPart& p : parts) {
-    matmul_nn(through, GradMode::Write, 1.0, ds.slice_cols(p.column, p.column + p.rank),
-              a.slice_rows(p.column, p.column + p.rank));
-    dropout(dx, GradMode::Add, through, drop.p, drop.key_of(p));
-  }
-}
-
-void Backend::run_swiglu_strips_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy,
-                                         const Tensor& gate, const Tensor& up, const Tensor& ds,
-                                         std::span<const StripPart> parts,
-                                         const InputDropout& drop) {
-  gated_backward(Activation::Silu, dy, dgate, GradMode::Write, dup, dy, gate, up);
-  run_strips_backward_a(ds, dy, nullptr, parts, drop);
-}
-
 std::unique_ptr<HostCopy> Backend::offload(const Tensor&) {
   throw UsageError(concat(name(),
                           " has no memory apart from the host's to which anything could be "
@@ -188,28 +112,6 @@ std::vector<double> to_host_f64(const Tensor& x) {
     }
     return out;
   });
-}
-
-LoraTable make_lora_table(Backend& backend, std::vector<LoraFactors> variants) {
-  LoraTable table;
-  std::vector<LoraEntry> entries;
-  for (const LoraFactors& f : variants) {
-    if (!f.a.defined()) {
-      entries.push_back({nullptr, nullptr, 0, 0.0f});
-      continue;
-    }
-    const std::int64_t R = f.a.rows();
-    check(f.b_t.rows() == R && f.a.contiguous() && f.b_t.contiguous(), "lora table: a ",
-          f.a.shape(), " b_t ", f.b_t.shape());
-    entries.push_back({f.a.raw(), f.b_t.raw(), static_cast<std::int32_t>(R), f.scale});
-    table.max_rank = std::max(table.max_rank, R);
-  }
-  table.host = std::move(variants);
-  if (entries.empty()) return table;
-  const std::size_t bytes = entries.size() * sizeof(LoraEntry);
-  table.device = backend.empty(Tag::Params, DType::U8, {static_cast<std::int64_t>(bytes)});
-  backend.upload(table.device, entries.data(), bytes);
-  return table;
 }
 
 std::int64_t Backend::check_units(const char* who, const Tensor& x, std::size_t unit_bytes) {

@@ -2,9 +2,9 @@
 // contents: every numeric entry point with its maths and its shapes.
 //
 // Letters: T tokens of a batch (all rows of all documents), C model width, H query heads, G
-// key/value heads, D head size, F feed-forward width, V vocabulary, R LoRA rank; in a matmul M x K
-// times K x N. Unless said otherwise x, y and their gradients have one floating dtype ("compute
-// dtype": F32, BF16; F64 on the CPU) and sums are accumulated in F32 (F64 for F64).
+// key/value heads, D head size, F feed-forward width, V vocabulary; in a matmul M x K times K x N.
+// Unless said otherwise x, y and their gradients have one floating dtype ("compute dtype": F32,
+// BF16; F64 on the CPU) and sums are accumulated in F32 (F64 for F64).
 //
 // Shapes and dtypes were checked by the op layer; a Backend checks only what it alone requires.
 // Matrices may have a row stride (Tensor::ld()). Backends allocate nothing but Tag::Workspace.
@@ -36,6 +36,9 @@ namespace lk {
 
 class Parameter;
 class AdamW;
+class LoraKernels;
+class CacheKernels;
+class AdapterKernels;
 
 // The target of a row that counts for nothing (nn/batch.h, Note [Padded batches]).
 inline constexpr std::int32_t kNoTarget = INT32_MIN;
@@ -45,78 +48,6 @@ enum class GradMode : std::uint8_t { Write, Add };
 
 // silu(x) = x / (1 + exp(-x));  gelu(x) = x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2
 enum class Activation : std::uint8_t { Silu, Gelu };
-
-// Which variant of a model each document of a batch goes through, where several live side by side
-// (lora/adapter_set.h); -1 is the model itself.
-struct RowVariants {
-  std::vector<std::int32_t> host;  // one a document
-  Tensor device;                   // the same on the device, I32 (n)
-};
-
-// The LoRA factors of one variant on one projection: a (R,K), b_t (R,N) is B transposed, both
-// contiguous and of the compute dtype; undefined if the variant leaves the projection alone.
-struct LoraFactors {
-  Tensor a, b_t;
-  float scale = 0;
-};
-// The same as kernels read it.
-struct LoraEntry {
-  const void *a, *b_t;
-  std::int32_t rank;  // 0: nothing to add
-  float scale;
-};
-// All variants' factors on one projection.
-struct LoraTable {
-  std::vector<LoraFactors> host;
-  Tensor device;  // U8: a LoraEntry each
-  std::int64_t max_rank = 0;
-};
-
-// Where a step's keys and values go: rows (T) I32, distinct, of keys and values (P, G*D).
-struct CacheRows {
-  Tensor keys, values, rows;
-};
-// One of several frozen products of one input: y (T,N) = addend (T,N) + x wᵀ; no addend is zero.
-struct LinearPart {
-  Tensor y;
-  const Weight* w;
-  Tensor addend = {};  // not y's memory
-};
-// RMSNorm of a product's input, made where the product reads it.
-struct InputNorm {
-  const Weight* gain;  // (K)
-  double eps;
-  Tensor normed;  // (T,K): the normed input is left here
-};
-
-// One projection among those that share an input (autograd/fused_linear.h): columns [begin, end) of
-// the wide matrix, columns [column, column + rank) of the thin one, and the factor's gradient.
-struct StripPart {
-  std::int64_t begin = 0, end = 0;
-  std::int64_t column = 0, rank = 0;
-  Tensor dw;  // F32 (F64 for F64)
-  GradMode mode = GradMode::Write;
-  std::uint32_t site = 0;  // of its input's dropout mask
-};
-
-// Dropout of such an input: every projection has a mask of its own.
-struct InputDropout {
-  float p = 0;
-  RandomKey key;  // but for the site
-
-  RandomKey key_of(const StripPart& part) const {
-    RandomKey of_part = key;
-    of_part.site = part.site;
-    return of_part;
-  }
-};
-
-// x = rmsnorm(h), not stored: what makes it of h again.
-struct NormedInput {
-  Tensor rstd;  // (T) F32|F64
-  Weight gain;  // (C)
-  double eps = 0;
-};
 
 class Backend {
  public:
@@ -128,6 +59,11 @@ class Backend {
   virtual std::string description() const = 0;  // for run.json: processor, threads, driver, ...
   // What the device does well: no layer above asks which device it is.
   const DeviceTraits& traits() const { return traits_; }
+  // Kernels for more than the core's ops, where a device has them; else null, and their users
+  // compose the core's ops: tensor/lora_kernels.h, tensor/cache_kernels.h, tensor/adapter_kernels.h.
+  virtual LoraKernels* lora_kernels() { return nullptr; }
+  virtual CacheKernels* cache_kernels() { return nullptr; }
+  virtual AdapterKernels* adapter_kernels() { return nullptr; }
   // Can a Weight stay in blocks of this type, for linear_forward and embedding_forward?
   virtual bool keeps_quantised(const GgmlType& type) const {
     static_cast<void>(type);
@@ -216,10 +152,6 @@ class Backend {
   // ---- linear -----------------------------------------------------------------------------------
   // y (T,N) = x (T,K) wᵀ, w (N,K) frozen. If w is quantised, x may be rounded to 8 bits.
   virtual void linear_forward(const Tensor& y, const Tensor& x, const Weight& w) = 0;
-  // The same for several weights of x, or of its norm if `norm` is not null, in one launch where
-  // the device can: for a step of generation, whose launches cost as much as its products.
-  virtual void linear_forward_parts(const Tensor& x, const InputNorm* norm,
-                                    std::span<const LinearPart> parts);
   // dx (T,K) (+)= dy (T,N) w. There is no dw: w is frozen.
   virtual void linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,
                                  const Weight& w) = 0;
@@ -231,11 +163,6 @@ class Backend {
   // c (M,N) (+)= alpha a (M,K) b (K,N)
   virtual void matmul_nn(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
                          const Tensor& b) = 0;
-  // Rows of document i of y (T,N) += scale (x A^T) B^T, with the factors of variant
-  // variants[i] in `table`; x (T,K). Inference only: there is no backward. x A^T may be
-  // rounded to the compute dtype. Sums of a row do not depend on the other documents.
-  virtual void lora_segments(const Tensor& y, const Tensor& x, const LoraTable& table,
-                             const Segments& documents, const RowVariants& variants) = 0;
   // The only function that contracts over tokens, so the only way to a weight gradient:
   // dw (P,Q) (+)= alpha a (T,P)ᵀ b (T,Q), dw F32 (F64 for F64). Counted in
   // weight_gradient_matmuls().
@@ -245,29 +172,6 @@ class Backend {
     matmul_tn(dw, mode, alpha, a, b);
   }
   std::int64_t weight_gradient_matmuls() const { return weight_gradient_matmuls_; }
-  // LoRA's thin products in backward through projections that lie below each other, where the
-  // device can with one read of the wide matrix. Each part counts as one weight gradient.
-  // ds (T,S) = scale dy (T,N) b (N,S); dw_p (end - begin, rank) (+)= dy[:, begin:end]ᵀ s[:, p].
-  // b is zero outside of the parts' blocks; s (T,S).
-  void strips_backward_b(const Tensor& ds, double scale, const Tensor& dy, const Tensor& b,
-                         const Tensor& s, std::span<const StripPart> parts) {
-    weight_gradient_matmuls_ += std::ssize(parts);
-    run_strips_backward_b(ds, scale, dy, b, s, parts);
-  }
-  // dw_p (rank, K) (+)= ds[:, p]ᵀ x; x (T,K), or what `norm` makes of it. Parts' begin and end are
-  // 0 and K.
-  void strips_backward_a(const Tensor& ds, const Tensor& x, const NormedInput* norm,
-                         std::span<const StripPart> parts, const InputDropout& drop = {}) {
-    weight_gradient_matmuls_ += std::ssize(parts);
-    run_strips_backward_a(ds, x, norm, parts, drop);
-  }
-  // With dropout drop_p(x) = dropout(x) of part p's key, as strips_backward_a has it too:
-  // s (T,S) = scale drop_p(x) a_pᵀ in each part's columns, zero in others; x (T,K), a (S,K)
-  virtual void strips_forward(const Tensor& s, double scale, const Tensor& x, const Tensor& a,
-                              std::span<const StripPart> parts, const InputDropout& drop);
-  // dx (T,K) += sum over p of dropout(ds_p a_p), the masks being those of x
-  virtual void strips_into_x(const Tensor& dx, const Tensor& ds, const Tensor& a,
-                             std::span<const StripPart> parts, const InputDropout& drop);
 
   // ---- norm -------------------------------------------------------------------------------------
   // y = x * rstd * gain, rstd = 1 / sqrt(mean(x^2) + eps).  x, y (T,C), gain (C), rstd (T) F32|F64
@@ -294,11 +198,6 @@ class Backend {
   // [D/2, D); positions (T) I32 < P.
   virtual void rope(const Tensor& y, GradMode mode, const Tensor& x, const Tensor& table,
                     const Tensor& positions, int head_dim, bool inverse) = 0;
-  // A step of generation: q (T,H*D) and k (T,G*D) are rotated in place, unless `table` is
-  // undefined; then rows (T) of the caches are k's and v's rows. May leave k as it was.
-  virtual void rope_into_cache(const Tensor& q, const Tensor& k, const Tensor& v,
-                               const CacheRows& cache, const Tensor& table, const Tensor& positions,
-                               int head_dim);
 
   // ---- attention --------------------------------------------------------------------------------
   // Causal attention inside each document; T x T is never stored. q, o (Tq, H*D), k, v (Tk, G*D);
@@ -326,15 +225,6 @@ class Backend {
   virtual void gated_backward(Activation act, const Tensor& y, const Tensor& dgate, GradMode mode,
                               const Tensor& dup, const Tensor& dy, const Tensor& gate,
                               const Tensor& up) = 0;
-
-  // Both of gated_backward, whose y isn't stored but meets ds (T,S) at once, as in
-  // strips_backward_a: dw_p (rank, F) (+)= ds[:, p]ᵀ drop_p(y). dy's values are lost.
-  void swiglu_strips_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy,
-                              const Tensor& gate, const Tensor& up, const Tensor& ds,
-                              std::span<const StripPart> parts, const InputDropout& drop = {}) {
-    weight_gradient_matmuls_ += std::ssize(parts);
-    run_swiglu_strips_backward(dgate, dup, dy, gate, up, ds, parts, drop);
-  }
 
   // ---- embedding --------------------------------------------------------------------------------
   // y (T,C) = table[ids]; table (V,C) dense or quantised, ids (T) I32 in [0, V)
@@ -368,8 +258,8 @@ class Backend {
  protected:
   explicit Backend(const DeviceTraits& traits);
   BlockCache& block_cache() { return *cache_; }
-  // For recorded work that contains them.
-  void count_weight_gradients(std::int64_t n) { weight_gradient_matmuls_ += n; }
+  // For recorded work that contains them, and for kernels that make several at once.
+  std::int64_t& weight_gradient_count() { return weight_gradient_matmuls_; }
   Ledger& offload_ledger() { return offloaded_; }
   // Installs the cache; called by the constructor of a concrete backend.
   void set_cache(std::unique_ptr<BlockCache> cache) { cache_ = std::move(cache); }
@@ -379,16 +269,6 @@ class Backend {
   static std::int64_t check_units(const char* who, const Tensor& x, std::size_t unit_bytes);
   virtual void matmul_tn(const Tensor& dw, GradMode mode, double alpha, const Tensor& a,
                          const Tensor& b) = 0;
-  // Here as a product for each: for devices without a better way, and shapes without one.
-  virtual void run_strips_backward_b(const Tensor& ds, double scale, const Tensor& dy,
-                                     const Tensor& b, const Tensor& s,
-                                     std::span<const StripPart> parts);
-  virtual void run_strips_backward_a(const Tensor& ds, const Tensor& x, const NormedInput* norm,
-                                     std::span<const StripPart> parts, const InputDropout& drop);
-  virtual void run_swiglu_strips_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy,
-                                          const Tensor& gate, const Tensor& up, const Tensor& ds,
-                                          std::span<const StripPart> parts,
-                                          const InputDropout& drop);
 
  private:
   Tensor allocate(Tag tag, DType dtype, Shape shape);
@@ -424,6 +304,5 @@ std::vector<T> to_host(const Tensor& x) {
 }
 // Any floating tensor as doubles.
 std::vector<double> to_host_f64(const Tensor& x);
-LoraTable make_lora_table(Backend& backend, std::vector<LoraFactors> variants);
 
 }  // namespace lk

@@ -51,6 +51,13 @@ void Ledger::freed(Tag tag, std::size_t bytes) {
   sub(total_, static_cast<std::int64_t>(bytes));
 }
 
+void Ledger::move(Tag from, Tag to, std::int64_t bytes) {
+  Entry &out = entries_[static_cast<int>(from)], &in = entries_[static_cast<int>(to)];
+  out.live_bytes -= bytes;
+  in.live_bytes += bytes;
+  in.peak_bytes = std::max(in.peak_bytes, in.live_bytes);
+}
+
 void Ledger::reset_peaks() {
   for (Entry& e : entries_) e.peak_bytes = e.live_bytes;
   total_.peak_bytes = total_.live_bytes;

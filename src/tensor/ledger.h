@@ -8,6 +8,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
 namespace lk {
 
@@ -35,12 +36,46 @@ class Ledger {
   const Entry& operator[](Tag tag) const { return entries_[static_cast<int>(tag)]; }
   // Sum over tags: bytes live now, and the most that were live at one moment.
   const Entry& total() const { return total_; }
+  // Counts some bytes of an allocation under another purpose than its own for as long as it lives:
+  // one buffer may serve two.
+  class Share;
   // Peaks restart from what is live now (used after loading, so that a run's peak is a run's).
   void reset_peaks();
 
  private:
+  void move(Tag from, Tag to, std::int64_t bytes);
+
   std::array<Entry, kTagCount> entries_{};
   Entry total_{};
+};
+
+class Ledger::Share {
+ public:
+  Share() = default;  // of nothing
+  // `bytes` of what lives under `from` count as `to`. The ledger must outlive the share.
+  Share(Ledger& ledger, Tag from, Tag to, std::int64_t bytes)
+      : ledger_(&ledger), from_(from), to_(to), bytes_(bytes) {
+    ledger.move(from, to, bytes);
+  }
+  ~Share() { end(); }
+  Share(Share&& other) noexcept { *this = std::move(other); }
+  Share& operator=(Share&& other) noexcept {
+    if (this == &other) return *this;
+    end();
+    ledger_ = std::exchange(other.ledger_, nullptr);
+    from_ = other.from_, to_ = other.to_;
+    bytes_ = std::exchange(other.bytes_, 0);
+    return *this;
+  }
+  std::int64_t bytes() const { return bytes_; }
+
+ private:
+  void end() {
+    if (ledger_) ledger_->move(to_, from_, bytes_);
+  }
+  Ledger* ledger_ = nullptr;
+  Tag from_{}, to_{};
+  std::int64_t bytes_ = 0;
 };
 
 }  // namespace lk

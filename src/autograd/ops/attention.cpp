@@ -36,7 +36,7 @@ struct AttentionNode : Node {
 
 // o = softmax(scale q kᵀ, causal inside each segment) v, head by head
 Var attention(Tape& tape, const Var& q, const Var& k, const Var& v, const AttentionShape& shape,
-              const Segments& segments) {
+              const Segments& segments, std::int64_t margin) {
   const std::int64_t H = shape.n_heads, G = shape.n_kv_heads, D = shape.head_dim;
   check(H > 0 && G > 0 && D > 0 && H % G == 0 && shape.window >= 0, "attention: ", H, " heads of ",
         D, ", ", G, " key/value heads, window ", shape.window);
@@ -45,12 +45,79 @@ Var attention(Tape& tape, const Var& q, const Var& k, const Var& v, const Attent
   k.value().expect({T, G * D}, "attention: k (T,G*D)");
   v.value().expect({T, G * D}, "attention: v (T,G*D)");
   check(segments.total() == T, "attention: segments hold ", segments.total(), " tokens, q has ", T);
-  Tensor o = tape.activation(q.dtype(), {T, H * D});
+  Tensor o = tape.activation(q.dtype(), {T, H * D}, margin);
   Tensor lse = tape.activation(stat_dtype(q.dtype()), {H, T});
   tape.backend().attention_forward(o, lse, q.value(), k.value(), v.value(), shape, segments,
                                    segments);
   if (!tape.wants(q, k, v)) return tape.constant(std::move(o));
   return tape.record<AttentionNode>(o, q, k, v, shape, segments, o, std::move(lse));
+}
+
+namespace {
+
+// The columns of q, k and v in a matrix that holds them side by side.
+struct Qkv {
+  Tensor q, k, v;
+  Qkv(const Tensor& qkv, const AttentionShape& shape) {
+    const std::int64_t H = shape.n_heads, G = shape.n_kv_heads, D = shape.head_dim;
+    q = qkv.slice_cols(0, H * D);
+    k = qkv.slice_cols(H * D, (H + G) * D);
+    v = qkv.slice_cols((H + G) * D, (H + 2 * G) * D);
+  }
+};
+
+// Attention's backward into one buffer, with dq and dk turned back in place. Saves the turned qkv, o
+// and lse (H,T).
+struct QkvAttentionNode : Node {
+  Var qkv;
+  Tensor table, positions, o, lse;
+  AttentionShape shape;
+  Segments segments;
+  QkvAttentionNode(const Var& qkv, const Tensor& table, const Tensor& positions, Tensor o,
+                   Tensor lse, const AttentionShape& shape, const Segments& segments)
+      : qkv(qkv),
+        table(table),
+        positions(positions),
+        o(std::move(o)),
+        lse(std::move(lse)),
+        shape(shape),
+        segments(segments) {}
+  const char* name() const override { return "qkv_attention"; }
+  void backward(Tape& tape, const Tensor& dy) override {
+    Backend& backend = tape.backend();
+    const Tensor& value = qkv.value();
+    Tensor dqkv =
+        backend.empty_with_margin(Tag::Backward, value.dtype(), value.shape(), value.margin());
+    Qkv in(value, shape), d(dqkv, shape);
+    const Rotation rotation{table, positions};
+    backend.attention_backward(d.q, d.k, d.v, dy, in.q, in.k, in.v, o, lse, shape, segments,
+                               table.defined() ? &rotation : nullptr);
+    tape.pass(qkv, dqkv);
+  }
+};
+
+}  // namespace
+
+// o = attention(rope(q), rope(k), v)
+Var qkv_attention(Tape& tape, const Var& qkv, const Tensor& rope_table, const Tensor& positions,
+                  const AttentionShape& shape, const Segments& segments, std::int64_t margin) {
+  const std::int64_t H = shape.n_heads, G = shape.n_kv_heads, D = shape.head_dim;
+  const std::int64_t T = qkv.dims<2>("qkv_attention: qkv (T,(H+2G)*D)")[0];
+  qkv.value().expect({T, (H + 2 * G) * D}, "qkv_attention: qkv (T,(H+2G)*D)");
+  check(segments.total() == T, "qkv_attention: segments hold ", segments.total(),
+        " tokens, qkv has ", T);
+  Backend& backend = tape.backend();
+  if (rope_table.defined()) {
+    Tensor turned = qkv.value().slice_cols(0, (H + G) * D);
+    backend.rope(turned, GradMode::Write, turned, rope_table, positions, shape.head_dim, false);
+  }
+  Qkv in(qkv.value(), shape);
+  Tensor o = tape.activation(qkv.dtype(), {T, H * D}, margin);
+  Tensor lse = tape.activation(stat_dtype(qkv.dtype()), {H, T});
+  backend.attention_forward(o, lse, in.q, in.k, in.v, shape, segments, segments);
+  if (!tape.wants(qkv)) return tape.constant(std::move(o));
+  return tape.record<QkvAttentionNode>(o, qkv, rope_table, positions, o, std::move(lse), shape,
+                                       segments);
 }
 
 namespace {

@@ -34,11 +34,11 @@ struct GeluNode : Node {
   }
 };
 
-Var gated(Tape& tape, Activation act, const Var& gate, const Var& up) {
+Var gated(Tape& tape, Activation act, const Var& gate, const Var& up, std::int64_t margin) {
   const bool silu = act == Activation::Silu;
   auto [T, F] = gate.dims<2>(silu ? "swiglu: gate (T,F)" : "geglu: gate (T,F)");
   up.value().expect({T, F}, silu ? "swiglu: up (T,F)" : "geglu: up (T,F)");
-  Tensor y = tape.activation(gate.dtype(), {T, F});
+  Tensor y = tape.activation(gate.dtype(), {T, F}, margin);
   tape.backend().gated_forward(act, y, gate.value(), up.value());
   if (!tape.wants(gate, up)) return tape.constant(std::move(y));
   return tape.record<GatedNode>(std::move(y), act, gate, up);
@@ -47,13 +47,13 @@ Var gated(Tape& tape, Activation act, const Var& gate, const Var& up) {
 }  // namespace
 
 // y = silu(gate) * up
-Var swiglu(Tape& tape, const Var& gate, const Var& up) {
-  return gated(tape, Activation::Silu, gate, up);
+Var swiglu(Tape& tape, const Var& gate, const Var& up, std::int64_t margin) {
+  return gated(tape, Activation::Silu, gate, up, margin);
 }
 
 // y = gelu(gate) * up
 Var geglu(Tape& tape, const Var& gate, const Var& up) {
-  return gated(tape, Activation::Gelu, gate, up);
+  return gated(tape, Activation::Gelu, gate, up, 0);
 }
 
 // y = gelu(x)

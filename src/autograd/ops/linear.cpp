@@ -61,7 +61,7 @@ Var linear(Tape& tape, const Var& x, Parameter& w, double alpha) {
   check(width == K, "linear: w ", w.name(), " is ", w.shape(), ", x has ", K, " columns");
   Tensor y = tape.activation(x.dtype(), {T, N});
   tape.backend().matmul_nt(y, GradMode::Write, alpha, x.value(), w.compute());
-  if (!tape.recording()) return tape.constant(std::move(y));
+  if (!tape.wants(x, w)) return tape.constant(std::move(y));
   return tape.record<TrainableLinearNode>(std::move(y), x, w, alpha);
 }
 
@@ -102,21 +102,6 @@ Work work::matmul_nn(const Tensor& c, GradMode mode, double, const Tensor& a, co
 Work work::weight_gradient(const Tensor& dw, GradMode mode, double, const Tensor& a,
                            const Tensor& b) {
   return product(OpFamily::Lora, dw, mode, a, b, a.rows());
-}
-
-// Each document reads its own factors.
-Work work::lora_segments(const Tensor& y, const Tensor& x, const LoraTable& table,
-                         const Segments& documents, const RowVariants& variants) {
-  Work w{OpFamily::Lora, 0, size(x) + 2 * size(y)};
-  for (std::size_t i = 0; i < variants.host.size(); ++i) {
-    if (variants.host[i] < 0) continue;
-    const LoraFactors& f = table.host[static_cast<std::size_t>(variants.host[i])];
-    if (!f.a.defined()) continue;
-    const double rows = documents.host[i + 1] - documents.host[i];
-    w.flops += 2 * rows * (numel(f.a) + numel(f.b_t));
-    w.bytes += sizes(f.a, f.b_t);
-  }
-  return w;
 }
 
 }  // namespace lk

@@ -11,7 +11,7 @@
 // Numbers    F32 sums in an order that depends on K and R alone: same bits alone and in a batch
 // Limits     no tensor cores: long prompts read A and B from L2 for every 4 rows. Inference only.
 #include "cuda/attention/tiles.cuh"
-#include "cuda/cuda_backend.h"
+#include "cuda/lora/lora_kernels.h"
 #include "cuda/reduce.cuh"
 
 namespace lk {
@@ -110,11 +110,11 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-void CudaBackend::lora_segments(const Tensor& y, const Tensor& x, const LoraTable& table,
-                                const Segments& documents, const RowVariants& variants) {
+void CudaLoraKernels::lora_segments(const Tensor& y, const Tensor& x, const LoraTable& table,
+                                    const Segments& documents, const RowVariants& variants) {
   if (table.max_rank == 0 || documents.total() == 0) return;
   check(x.cols() <= INT32_MAX && y.cols() <= INT32_MAX, "cuda lora_segments: row too long");
-  Tensor s = empty(Tag::Workspace, DType::F32, {x.rows(), table.max_rank});
+  Tensor s = backend_.empty(Tag::Workspace, DType::F32, {x.rows(), table.max_rank});
   const Documents d{documents.offsets.data<std::int32_t>(), variants.device.data<std::int32_t>(),
                     reinterpret_cast<const LoraEntry*>(table.device.data<std::uint8_t>()),
                     static_cast<int>(documents.count())};
@@ -125,13 +125,13 @@ void CudaBackend::lora_segments(const Tensor& y, const Tensor& x, const LoraTabl
     constexpr int kPack = 16 / static_cast<int>(sizeof(T));
     auto shrink = [&]<int N>() {
       launch("lora_shrink", lora_shrink_kernel<D, N>,
-             grid_of(tiles, ceil_div(table.max_rank, kRanksPerBlock)), dim3(kThreads), 0, stream(),
-             matrix<float>(s), const_matrix<T>(x), k, d);
+             grid_of(tiles, ceil_div(table.max_rank, kRanksPerBlock)), dim3(kThreads), 0,
+             backend_.stream(), matrix<float>(s), const_matrix<T>(x), k, d);
     };
     auto expand = [&]<int N>() {
       launch("lora_expand", lora_expand_kernel<D, N>,
              grid_of(tiles, ceil_div(n, static_cast<i64>(kThreads) * N)), dim3(kThreads), 0,
-             stream(), matrix<T>(y), n, const_matrix<float>(s), d);
+             backend_.stream(), matrix<T>(y), n, const_matrix<float>(s), d);
     };
     // Factors are allocations of their own, so aligned; their rows are if the widths are.
     packable(kPack, k, x) ? shrink.template operator()<kPack>() : shrink.template operator()<1>();

@@ -21,7 +21,7 @@ namespace {
 
 constexpr int kTile = 128, kThreads = 256;
 
-struct SkinnyArgs {
+struct ThinGemmArgs {
   Matrix<__nv_bfloat16> c;
   Matrix<const __nv_bfloat16> a, b;
   i64 m, n;
@@ -49,7 +49,7 @@ __device__ __forceinline__ void load_tile(SwizzledTile<COLS> tile, unsigned char
 
 template <int KP, bool TRANSPOSE_B>
 __global__ void __launch_bounds__(kThreads)
-    skinny_gemm_kernel(const __grid_constant__ SkinnyArgs p) {
+    thin_gemm_kernel(const __grid_constant__ ThinGemmArgs p) {
   extern __shared__ __align__(1024) unsigned char shared[];
   constexpr int kOperandBytes = kTile * KP * 2;
   unsigned char *a_memory = shared, *b_memory = shared + kOperandBytes;
@@ -126,23 +126,23 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-bool skinny_gemm(const Gemm& g, const Tensor& c, float alpha, const Tensor& a, const Tensor& b,
-                 cudaStream_t stream) {
+bool thin_gemm(const Gemm& g, const Tensor& c, float alpha, const Tensor& a, const Tensor& b,
+               cudaStream_t stream) {
   if (g.k > 128 || g.transpose_a || g.in != DType::BF16 || g.out != DType::BF16) return false;
-  SkinnyArgs args{.c = matrix<bf16>(c),
-                  .a = const_matrix<bf16>(a),
-                  .b = const_matrix<bf16>(b),
-                  .m = g.m,
-                  .n = g.n,
-                  .k = static_cast<int>(g.k),
-                  .alpha = alpha,
-                  .accumulate = g.accumulate,
-                  .a_packs = packable(8, a.cols(), a),
-                  .b_packs = packable(8, b.cols(), b),
-                  .c_packs = packable(8, c.cols(), c)};
+  ThinGemmArgs args{.c = matrix<bf16>(c),
+                    .a = const_matrix<bf16>(a),
+                    .b = const_matrix<bf16>(b),
+                    .m = g.m,
+                    .n = g.n,
+                    .k = static_cast<int>(g.k),
+                    .alpha = alpha,
+                    .accumulate = g.accumulate,
+                    .a_packs = packable(8, a.cols(), a),
+                    .b_packs = packable(8, b.cols(), b),
+                    .c_packs = packable(8, c.cols(), c)};
   auto go = [&]<int KP, bool TRANSPOSE_B>() {
     std::size_t shared = std::size_t{2} * kTile * (2 * KP + kTile);
-    launch("skinny_gemm", skinny_gemm_kernel<KP, TRANSPOSE_B>,
+    launch("thin_gemm", thin_gemm_kernel<KP, TRANSPOSE_B>,
            grid_of(ceil_div(g.m, kTile), ceil_div(g.n, kTile)), dim3(kThreads), shared, stream,
            args);
   };

@@ -1,4 +1,4 @@
-// linear_skinny.cu's door: products whose inner dimension is a LoRA rank.
+// thin.cu's door: products whose inner dimension is a LoRA rank.
 #pragma once
 
 #include "cuda/cublaslt.h"
@@ -7,7 +7,7 @@
 namespace lk {
 
 // False, with nothing done, unless all three are BF16, a is not transposed and K <= 128.
-bool skinny_gemm(const Gemm& gemm, const Tensor& c, float alpha, const Tensor& a, const Tensor& b,
-                 cudaStream_t stream);
+bool thin_gemm(const Gemm& gemm, const Tensor& c, float alpha, const Tensor& a, const Tensor& b,
+               cudaStream_t stream);
 
 }  // namespace lk

@@ -1,8 +1,8 @@
-// A model with fused projections computes what the plain one does, in any precision.
+// A model with joined projections computes what the plain one does, in any precision.
 #include <random>
 
 #include "cpu_ops.h"
-#include "lora/fuse.h"
+#include "lora/joined.h"
 #include "lora/proof.h"
 #include "lora/trainer.h"
 #include "modelfile/weight_hash.h"
@@ -14,18 +14,18 @@ using namespace lk::test;
 
 namespace {
 
-// A model with an adapter, fused or not, and what one backward gives.
-struct FusedSubject {
+// A model with an adapter, joined or not, and what one backward gives.
+struct JoinedSubject {
   std::unique_ptr<Backend> backend;
   std::unique_ptr<Transformer> model;
   std::unique_ptr<Adapter> adapter;
 
-  FusedSubject(DType dtype, const LoraConfig& config, bool fused,
-               std::unique_ptr<Backend> device = make_cpu_backend(CpuMode::Reference))
+  JoinedSubject(DType dtype, const LoraConfig& config, bool joined,
+                std::unique_ptr<Backend> device = make_cpu_backend(CpuMode::Reference))
       : backend(std::move(device)) {
     model = tiny_transformer(*backend, dtype);
     adapter = std::make_unique<Adapter>(*model, config);
-    if (fused) REQUIRE(fuse_projections(*model, *adapter));
+    if (joined) REQUIRE(join_projections(*model, *adapter));
     randomize_b(*adapter, 11, 0.5);
   }
   std::vector<std::vector<double>> loss_and_gradients(const std::vector<Row>& rows) {
@@ -53,37 +53,88 @@ LoraConfig with_dropout(LoraConfig config) {
 
 }  // namespace
 
-TEST_CASE("fused projections give the plain model's loss and gradients, F64") {
+TEST_CASE("joined projections give the plain model's loss and gradients, F64") {
   const std::vector<Row> rows = random_rows({9, 17, 1, 30}, 5);
   for (const LoraConfig& config :
        {tiny_lora(), rank3({"all-linear"}), rank3({"q_proj", "v_proj"}),
-        rank3({"layers.1.mlp.up_proj", "layers.0.self_attn.o_proj"}), with_dropout(tiny_lora()),
+        rank3({"layers.1.mlp.up_proj", "layers.0.self_attn.o_proj"}),
+        rank3({"layers.0.self_attn.k_proj", "layers.1.mlp.down_proj"}), with_dropout(tiny_lora()),
         with_dropout(rank3({"q_proj", "v_proj", "down_proj"}))}) {
-    FusedSubject plain(DType::F64, config, false), fused(DType::F64, config, true);
-    auto want = plain.loss_and_gradients(rows), have = fused.loss_and_gradients(rows);
+    JoinedSubject plain(DType::F64, config, false), joined(DType::F64, config, true);
+    auto want = plain.loss_and_gradients(rows), have = joined.loss_and_gradients(rows);
     REQUIRE(have.size() == want.size());
     for (std::size_t i = 0; i < want.size(); ++i)
       check_close(have[i], want[i], 1e-11, {1e-13}, concat("gradient ", i));
     TokenBatch batch = make_batch(*plain.backend, pointers(rows));
-    TokenBatch same = make_batch(*fused.backend, pointers(rows));
-    check_close(to_host_f64(fused.model->logits(same)), to_host_f64(plain.model->logits(batch)),
+    TokenBatch same = make_batch(*joined.backend, pointers(rows));
+    check_close(to_host_f64(joined.model->logits(same)), to_host_f64(plain.model->logits(batch)),
                 1e-12, {1e-13}, "logits");
-    plain.adapter->set_enabled(false), fused.adapter->set_enabled(false);
-    check_close(to_host_f64(fused.model->logits(same)), to_host_f64(plain.model->logits(batch)),
+    plain.adapter->set_enabled(false), joined.adapter->set_enabled(false);
+    check_close(to_host_f64(joined.model->logits(same)), to_host_f64(plain.model->logits(batch)),
                 1e-12, {1e-13}, "logits of the base");
   }
 }
 
-TEST_CASE("fusing changes no weight, and training afterwards none either") {
-  FusedSubject s(DType::BF16, rank3({"all-linear"}), false);
+TEST_CASE("below the first trained layer nothing is recorded, joined or not, recomputed or not") {
+  const std::vector<Row> rows = random_rows({9, 17}, 5);
+  ModelConfig shape = tiny_config();
+  shape.n_layers = 3;
+  using Names = std::vector<std::string>;
+  const Names last = {"gather_rows", "rmsnorm", "loss"};
+  auto then = [](Names names, const Names& more) {
+    names.insert(names.end(), more.begin(), more.end());
+    return names;
+  };
+  auto recorded = [&](const std::string& target, bool joined, const std::string& recompute) {
+    auto backend = make_cpu_backend(CpuMode::Reference);
+    Transformer model(*backend, shape, random_weights(*backend, shape, DType::BF16, 7), DType::BF16,
+                      256);
+    Adapter adapter(model, tiny_lora({target}));
+    if (joined) REQUIRE(join_projections(model, adapter));
+    model.set_recompute(parse_recompute(recompute));
+    const TokenBatch batch = make_batch(*backend, pointers(rows));
+    Tape tape(*backend);
+    Var loss = model.loss(tape, batch, 0.1, {true, 1, 0});
+    Names names = tape.node_names();
+    const std::int64_t before = backend->weight_gradient_matmuls();
+    tape.backward(loss);
+    CHECK(backend->weight_gradient_matmuls() - before == 2);
+    return names;
+  };
+  const std::string down = "layers.2.mlp.down_proj", v = "layers.2.self_attn.v_proj";
+  CHECK(recorded(down, false, "none") == then({"lora_linear", "add"}, last));
+  CHECK(recorded(down, true, "none") == then({"joined_linear"}, last));
+  CHECK(recorded(v, true, "none") ==
+        then({"joined_norm_linear", "qkv_attention", "frozen_linear", "add", "rmsnorm",
+              "frozen_linear", "frozen_linear", "swiglu", "frozen_linear", "add"},
+             last));
+  for (bool joined : {false, true})
+    for (const std::string& target : {down, v})
+      CHECK(recorded(target, joined, "block") == then({"checkpoint"}, last));
+}
+
+TEST_CASE("what trains nothing is not joined and keeps its memory") {
+  JoinedSubject s(DType::BF16, rank3({"layers.1.mlp.down_proj"}), false);
+  const LayerWeights before = s.model->weights().layers[1];
+  const std::int64_t allocations = s.backend->ledger()[Tag::Weights].total_count;
+  REQUIRE(join_projections(*s.model, *s.adapter));
+  CHECK(s.backend->ledger()[Tag::Weights].total_count == allocations + 1);
+  const LayerWeights& after = s.model->weights().layers[1];
+  CHECK(after.q.same_memory(before.q));
+  CHECK(after.up.same_memory(before.up));
+  CHECK(!after.down.same_memory(before.down));
+}
+
+TEST_CASE("joining changes no weight, and training afterwards none either") {
+  JoinedSubject s(DType::BF16, rank3({"all-linear"}), false);
   const std::string before = weights_sha256(s.model->weights());
   const std::int64_t bytes = s.backend->ledger()[Tag::Weights].live_bytes;
-  CHECK(s.model->strip_bytes() == 0);
-  REQUIRE(fuse_projections(*s.model, *s.adapter));
+  REQUIRE(join_projections(*s.model, *s.adapter));
   CHECK(weights_sha256(s.model->weights()) == before);
   const Ledger& ledger = s.backend->ledger();
-  CHECK(ledger[Tag::Weights].live_bytes == bytes + s.model->strip_bytes());
-  CHECK(ledger[Tag::Weights].peak_bytes == bytes + s.model->strip_bytes());
+  CHECK(ledger[Tag::Weights].live_bytes == bytes);
+  CHECK(ledger[Tag::Weights].peak_bytes == bytes);
+  CHECK(ledger[Tag::Params].live_bytes == 4 * s.adapter->n_parameters() + s.adapter->copy_bytes());
 
   TrainerConfig config;
   config.schedule = {ScheduleKind::Constant, 5e-2, 0, 20};
@@ -95,9 +146,8 @@ TEST_CASE("fusing changes no weight, and training afterwards none either") {
     (i == 0 ? first : last) = r.loss;
   }
   CHECK(last < 0.97 * first);
-  prove_memory(*s.backend, *s.adapter, bytes + s.model->strip_bytes(),
-               s.backend->weight_gradient_matmuls(), 20);  // throws
-  // The strips follow the masters, and nothing else moved.
+  prove_memory(*s.backend, *s.adapter, bytes, s.backend->weight_gradient_matmuls(), 20);  // throws
+  // The copies follow the masters, and nothing else moved.
   for (Parameter* p : s.adapter->parameters()) {
     std::vector<double> master = to_host_f64(p->value());
     for (double& v : master) v = static_cast<float>(static_cast<bf16>(static_cast<float>(v)));
@@ -106,27 +156,27 @@ TEST_CASE("fusing changes no weight, and training afterwards none either") {
   CHECK(weights_sha256(s.model->weights()) == before);
 }
 
-TEST_CASE("cuda: fused projections give the plain model's loss and gradients, BF16") {
+TEST_CASE("cuda: joined projections give the plain model's loss and gradients, BF16") {
   if (n_gpus() == 0) LK_SKIP("no GPU");
   const std::vector<Row> rows = random_rows({9, 17, 1, 130}, 5);
   for (const LoraConfig& config :
        {tiny_lora(), rank3({"q_proj", "v_proj", "down_proj"}), with_dropout(tiny_lora())}) {
-    FusedSubject exact(DType::F32, config, false),
+    JoinedSubject exact(DType::F32, config, false),
         plain(DType::BF16, config, false, open_device("auto")),
-        fused(DType::BF16, config, true, open_device("auto"));
+        joined(DType::BF16, config, true, open_device("auto"));
     auto want = exact.loss_and_gradients(rows), other = plain.loss_and_gradients(rows),
-         have = fused.loss_and_gradients(rows);
-    CHECK(have == fused.loss_and_gradients(rows));  // the same bits again
+         have = joined.loss_and_gradients(rows);
+    CHECK(have == joined.loss_and_gradients(rows));  // the same bits again
     // As far from the F32 result as the plain path is, which rounds at other places.
     for (std::size_t i = 0; i < want.size(); ++i) {
-      double scale = 0, plain_error = 0, fused_error = 0;
+      double scale = 0, plain_error = 0, joined_error = 0;
       for (std::size_t j = 0; j < want[i].size(); ++j) {
         scale += want[i][j] * want[i][j];
         plain_error += std::pow(other[i][j] - want[i][j], 2);
-        fused_error += std::pow(have[i][j] - want[i][j], 2);
+        joined_error += std::pow(have[i][j] - want[i][j], 2);
       }
-      CHECK_MESSAGE(fused_error < 4 * plain_error + 1e-4 * scale, "gradient ", i, ": ",
-                    std::sqrt(fused_error / scale), " of its size, plain ",
+      CHECK_MESSAGE(joined_error < 4 * plain_error + 1e-4 * scale, "gradient ", i, ": ",
+                    std::sqrt(joined_error / scale), " of its size, plain ",
                     std::sqrt(plain_error / scale));
     }
   }
@@ -135,7 +185,7 @@ TEST_CASE("cuda: fused projections give the plain model's loss and gradients, BF
 TEST_CASE("cuda: recorded steps give the bits of steps launched one by one") {
   if (n_gpus() == 0) LK_SKIP("no GPU");
   auto train = [](const LoraConfig& lora, bool record, std::int64_t& recorded) {
-    FusedSubject s(DType::BF16, lora, false, open_device("auto"));
+    JoinedSubject s(DType::BF16, lora, false, open_device("auto"));
     TrainerConfig config;
     config.schedule = {ScheduleKind::Cosine, 1e-2, 2, 8};
     config.record = record;
@@ -169,7 +219,7 @@ TEST_CASE("cuda: recordings of several padded sizes give the bits of launched st
   if (n_gpus() == 0) LK_SKIP("no GPU");
   constexpr int kSteps = 24;
   auto train = [](bool record, std::int64_t& recorded, std::int64_t& reserved) {
-    FusedSubject s(DType::BF16, tiny_lora(), false, open_device("auto"));
+    JoinedSubject s(DType::BF16, tiny_lora(), false, open_device("auto"));
     TrainerConfig config;
     config.schedule = {ScheduleKind::Cosine, 1e-2, 2, kSteps};
     config.record = record;
@@ -208,7 +258,7 @@ TEST_CASE("cuda: padded batches give the losses and gradients of plain ones, BF1
   if (n_gpus() == 0) LK_SKIP("no GPU");
   const std::vector<Row> rows = random_rows({9, 70, 3, 14, 33, 2, 61}, 4);
   auto train = [&](bool pad, DType dtype) {
-    FusedSubject s(dtype, tiny_lora(), false, open_device("auto"));
+    JoinedSubject s(dtype, tiny_lora(), false, open_device("auto"));
     TrainerConfig config;
     config.schedule.lr = 0;
     config.pad = pad;

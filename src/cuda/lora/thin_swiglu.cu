@@ -3,17 +3,17 @@
 //
 // Maths      dgate, dup as swiglu.cu;  da_p = ds[:, p]ᵀ y
 // Shapes     dy, gate, up, dgate, dup (T,F) BF16; ds (T,S) BF16; da (rank,F) F32
-// Plan       as linear_strips.cu: a block owns ROWS tokens and some tiles of 128 columns. Its
+// Plan       as thin_backward.cu: a block owns ROWS tokens and some tiles of 128 columns. Its
 //            threads make 64 x 128 of y at a time, in one of two buffers of shared memory, while
 //            warps that are ahead multiply the tile before. Loads of one block run beside the
 //            products of the two others on a multiprocessor.
-// Bytes      3 in, 2 out: a third less than swiglu.cu and linear_strips.cu one after the other
+// Bytes      3 in, 2 out: a third less than swiglu.cu and thin_backward.cu one after the other
 // Numbers    y is rounded to BF16 before it is multiplied, as if it had been stored
 #include "cuda/gated.cuh"
-#include "cuda/lora/linear_strips.cuh"
+#include "cuda/lora/thin_products.cuh"
 
 namespace lk {
-using namespace strips;
+using namespace thin;
 
 namespace {
 
@@ -21,7 +21,7 @@ constexpr int kTileBytes = kTokens * kColumns * 2;
 
 struct SwigluTensors {
   Matrix<__nv_bfloat16> dgate, dup;
-  Matrix<const __nv_bfloat16> gate, up;  // dy is the strips' wide matrix
+  Matrix<const __nv_bfloat16> gate, up;  // dy is the wide matrix
 };
 
 template <int NR, int ROWS>
@@ -30,9 +30,8 @@ constexpr std::size_t kSharedBytes = 2 * kTileBytes + ROWS* ThinTile<NR>::kRowBy
 // DROP: da's y is masked, the gradients are not.
 template <int NR, int ROWS, bool DROP>
 __global__ void __launch_bounds__(kThreads, NR == 1 ? 3 : 2)
-    swiglu_strips_kernel(const __grid_constant__ StripArgs p,
-                         const __grid_constant__ SwigluTensors m,
-                         const __grid_constant__ StripDropout drop) {
+    thin_swiglu_kernel(const __grid_constant__ ThinArgs p, const __grid_constant__ SwigluTensors m,
+                       const __grid_constant__ ThinDropout drop) {
   constexpr int kInner = ROWS / kTokens, kChunks = kColumns / 8;
   extern __shared__ __align__(1024) unsigned char shared[];
   unsigned char* thin_memory = shared + 2 * kTileBytes;
@@ -84,40 +83,39 @@ __global__ void __launch_bounds__(kThreads, NR == 1 ? 3 : 2)
 }
 
 template <int NR>
-void run(StripArgs& p, const SwigluTensors& m, const StripDropout* drop, CudaBackend& backend,
-         cudaStream_t stream) {
-  constexpr int kMostRows = most_rows(NR, false);
-  const Cut c = cut(p.tokens, {p.columns}, NR, false, kSwigluBlocks);
-  StripScratch scratch = use_cut<NR>(p, c, {p.columns}, false, backend);
+void run(ThinArgs& p, const SwigluTensors& m, const ThinDropout* drop, const ThinCut& cut,
+         CudaBackend& backend) {
+  constexpr int kMostRows = ThinPlan::most_rows(NR, false);
+  ThinScratch scratch = use_cut(p, cut, backend);
   auto go = [&]<int ROWS>() {
-    launch("swiglu_strips",
-           drop ? swiglu_strips_kernel<NR, ROWS, true> : swiglu_strips_kernel<NR, ROWS, false>,
-           grid_of(p.n_column_slabs, p.n_row_slabs), dim3(kThreads), kSharedBytes<NR, ROWS>, stream,
-           p, m, drop ? *drop : StripDropout{});
+    launch("thin_swiglu",
+           drop ? thin_swiglu_kernel<NR, ROWS, true> : thin_swiglu_kernel<NR, ROWS, false>,
+           grid_of(p.n_column_slabs, p.n_row_slabs), dim3(kThreads), kSharedBytes<NR, ROWS>,
+           backend.stream(), p, m, drop ? *drop : ThinDropout{});
   };
-  c.rows == kMostRows ? go.template operator()<kMostRows>()
-                      : go.template operator()<kMostRows / 2>();
-  add_strips<NR, true>(p, stream);
+  cut.rows == kMostRows ? go.template operator()<kMostRows>()
+                        : go.template operator()<kMostRows / 2>();
+  add_partial_sums<NR, true>(p, backend.stream());
 }
 
 }  // namespace
 
-void CudaBackend::run_swiglu_strips_backward(const Tensor& dgate, const Tensor& dup,
-                                             const Tensor& dy, const Tensor& gate, const Tensor& up,
-                                             const Tensor& ds, std::span<const StripPart> parts,
-                                             const InputDropout& drop) {
-  if (!strips_fit(parts, dy, ds) || !packable(8, dy.cols(), dgate, dup, gate, up) ||
-      ds.cols() > kMostThinSwiglu || (drop.p > 0 && parts.size() > 1)) {
-    Backend::run_swiglu_strips_backward(dgate, dup, dy, gate, up, ds, parts, drop);
-    return;
-  }
-  StripArgs p = strip_arguments(dy, ds, parts);
+void CudaLoraKernels::run_swiglu_backward(const ThinPlan& plan, const Tensor& dgate,
+                                          const Tensor& dup, const Tensor& dy, const Tensor& gate,
+                                          const Tensor& up, const Tensor& ds,
+                                          std::span<const ThinPart> parts,
+                                          const InputDropout& drop) {
+  check(packable(8, dy.cols(), dy, ds, dgate, dup, gate, up),
+        "cuda thin swiglu_backward: rows must start at 16 bytes");
+  ThinArgs p = thin_arguments(dy, ds, parts);
   const SwigluTensors m{matrix<bf16>(dgate), matrix<bf16>(dup), const_matrix<bf16>(gate),
                         const_matrix<bf16>(up)};
-  const StripDropout masks = strip_dropout(drop, dy.cols(), parts);
+  const ThinCut cut = plan.cut_swiglu_backward(dy.rows());
+  const ThinDropout masks = thin_dropout(drop, dy.cols(), parts);
   if (drop.p > 0) p.dw_scale = masks.keep_scale;
-  const StripDropout* used = drop.p > 0 ? &masks : nullptr;
-  ds.cols() <= 16 ? run<1>(p, m, used, *this, stream()) : run<2>(p, m, used, *this, stream());
+  const ThinDropout* used = drop.p > 0 ? &masks : nullptr;
+  plan.swiglu_backward() == 1 ? run<1>(p, m, used, cut, backend_)
+                              : run<2>(p, m, used, cut, backend_);
 }
 
 }  // namespace lk

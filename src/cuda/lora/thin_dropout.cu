@@ -1,25 +1,25 @@
 // LoRA's thin products where dropout masks their input: each projection has a mask of its own.
 //
-// Maths      strips_forward:  s_p = scale dropout_p(x) a_pᵀ;  strips_into_x:  dx += sum over p of
-//            dropout_p(ds_p a_p). dA's masks are in linear_strips.cu and swiglu_strips.cu.
+// Maths      forward:  s_p = scale dropout_p(x) a_pᵀ;  into_x:  dx += sum over p of
+//            dropout_p(ds_p a_p). dA's masks are in thin_backward.cu and thin_swiglu.cu.
 // Shapes     x, dx (T,K) wide, a (S,K), s, ds (T,S) thin; all BF16
 // Why own    as products of their own each projection would write a masked copy of x and read it
 //            back, in forward, for dA and for dx; here x is read once and no mask is ever stored.
-// Plan       forward: a block owns 64 tokens and a slab of 128-column tiles. Tiles of x and a
-//            travel through kStages buffers; while one is multiplied, the masks of the next are
-//            drawn into bits (dropout_mask.cuh). Warps take 16 tokens and half of a tile's columns each; the
+// Plan       forward: a block owns 64 tokens and a slab of 128-column tiles. Tiles of x and a travel
+//            through kStages buffers; while one is multiplied, the masks of the next are drawn into
+//            bits (dropout_mask.cuh). Warps take 16 tokens and half of a tile's columns each; the
 //            halves are added at the end, slabs by a second kernel, in order.
 //            into_x: a block owns 64 x 128 of dx; masks are drawn while its operands travel. Each
 //            part's product is masked in registers before the parts are added in F32.
 // Bytes      the wide matrix once (dx: in and out). Drawing costs about 9 instructions an element
 //            and projection, as much as reading x takes or more: this is not bound by memory.
 // Numbers    1 / (1 - p) multiplies the F32 sum, not x
-// Limits     ranks in multiples of 8, together <= 96; rows that start at 16 bytes; others take a
+// Limits     those of ThinPlan: ranks in multiples of 8, together <= 96; rows that start at 16 bytes; others take a
 //            masked copy for each projection
-#include "cuda/lora/linear_strips.cuh"
+#include "cuda/lora/thin_products.cuh"
 
 namespace lk {
-using namespace strips;
+using namespace thin;
 
 namespace {
 
@@ -51,8 +51,8 @@ __device__ __forceinline__ Fragment4 keep_of_fragment(const Fragment4& fa, MaskT
 // Block (x, y): slab x of columns, tokens 64 y...
 template <int NR>
 __global__ void __launch_bounds__(kThreads)
-    strips_forward_kernel(const __grid_constant__ ForwardArgs p,
-                          const __grid_constant__ StripDropout drop) {
+    thin_forward_kernel(const __grid_constant__ ForwardArgs p,
+                        const __grid_constant__ ThinDropout drop) {
   extern __shared__ __align__(1024) unsigned char shared[];
   constexpr int kStageBytes = kTileBytes + kFactorBytes<NR>;
   unsigned char* bits = shared + kStages * kStageBytes;
@@ -146,7 +146,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 __global__ void __launch_bounds__(kThreads)
-    strips_forward_add_kernel(const __grid_constant__ ForwardArgs p) {
+    thin_forward_add_kernel(const __grid_constant__ ForwardArgs p) {
   const i64 i = static_cast<i64>(blockIdx.x) * kThreads + threadIdx.x;
   const i64 row = i / p.thin_columns;
   if (row >= p.tokens) return;
@@ -156,22 +156,22 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <int NR>
-void run_forward(ForwardArgs& p, const StripDropout& drop, CudaBackend& backend,
-                 cudaStream_t stream) {
-  const i64 tiles = ceil_div(p.columns, kColumns);
-  p.tiles_per_slab = static_cast<int>(ceil_div(tiles, forward_slabs(p.tokens, p.columns)));
-  p.n_slabs = static_cast<int>(ceil_div(tiles, p.tiles_per_slab));
+void run_forward(ForwardArgs& p, const ThinDropout& drop, const ThinCut& cut,
+                 CudaBackend& backend) {
+  cudaStream_t stream = backend.stream();
+  p.tiles_per_slab = cut.tiles_per_slab;
+  p.n_slabs = cut.column_slabs;
   Tensor partial;
-  if (p.n_slabs > 1) {
-    partial = backend.empty(Tag::Workspace, DType::F32, {p.n_slabs, p.tokens, p.thin_columns});
+  if (cut.partial_s) {
+    partial = backend.empty(Tag::Workspace, DType::F32, *cut.partial_s);
     p.partial = partial.data<float>();
   }
   const std::size_t shared =
       kStages * (kTileBytes + kFactorBytes<NR>)+std::size_t{2} * drop.n_parts * MaskTile::kBytes;
-  launch("strips_forward", strips_forward_kernel<NR>,
-         grid_of(p.n_slabs, ceil_div(p.tokens, kTokens)), dim3(kThreads), shared, stream, p, drop);
+  launch("thin_forward", thin_forward_kernel<NR>, grid_of(p.n_slabs, ceil_div(p.tokens, kTokens)),
+         dim3(kThreads), shared, stream, p, drop);
   if (p.partial)
-    launch("strips_forward_add", strips_forward_add_kernel,
+    launch("thin_forward_add", thin_forward_add_kernel,
            grid_of(ceil_div(p.tokens * p.thin_columns, kThreads)), dim3(kThreads), 0, stream, p);
 }
 
@@ -195,8 +195,8 @@ __device__ __forceinline__ void mma_eight(float (&c)[4], std::uint32_t a0, std::
 // Block (x, y): columns 128 x.., tokens 64 y... Warps: 16 tokens and 64 columns each.
 template <int NR>
 __global__ void __launch_bounds__(kThreads)
-    strips_into_x_kernel(const __grid_constant__ IntoXArgs p,
-                         const __grid_constant__ StripDropout drop) {
+    thin_into_x_kernel(const __grid_constant__ IntoXArgs p,
+                       const __grid_constant__ ThinDropout drop) {
   extern __shared__ __align__(1024) unsigned char shared[];
   const SwizzledTile<kColumns> dx{shared_address(shared)}, factor{dx.base + kTileBytes};
   const ThinTile<NR> ds{factor.base + kFactorBytes<NR>};
@@ -273,26 +273,21 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <int NR>
-void run_into_x(const IntoXArgs& p, const StripDropout& drop, cudaStream_t stream) {
+void run_into_x(const IntoXArgs& p, const ThinDropout& drop, cudaStream_t stream) {
   const std::size_t shared = kTileBytes + kFactorBytes<NR> + kTokens * ThinTile<NR>::kRowBytes +
                              std::size_t(drop.n_parts) * MaskTile::kBytes;
-  launch("strips_into_x", strips_into_x_kernel<NR>,
+  launch("thin_into_x", thin_into_x_kernel<NR>,
          grid_of(ceil_div(p.columns, kColumns), ceil_div(p.tokens, kTokens)), dim3(kThreads),
          shared, stream, p, drop);
 }
 
-bool fits(std::span<const StripPart> parts, const Tensor& wide, const Tensor& thin,
-          const Tensor& a) {
-  return strips_fit(parts, wide, thin) && thin.cols() <= kMostThinA && wide.cols() % 8 == 0 &&
-         packable(8, 8, a);
-}
-
 }  // namespace
 
-void CudaBackend::strips_forward(const Tensor& s, double scale, const Tensor& x, const Tensor& a,
-                                 std::span<const StripPart> parts, const InputDropout& drop) {
-  if (!fits(parts, x, s, a)) return Backend::strips_forward(s, scale, x, a, parts, drop);
-  const StripDropout masks = strip_dropout(drop, x.cols(), parts);
+void CudaLoraKernels::forward(const ThinPlan& plan, const Tensor& s, double scale, const Tensor& x,
+                              const Tensor& a, std::span<const ThinPart> parts,
+                              const InputDropout& drop) {
+  check(packable(8, x.cols(), x, s, a), "cuda thin forward: rows must start at 16 bytes");
+  const ThinDropout masks = thin_dropout(drop, x.cols(), parts);
   ForwardArgs p{.x = const_matrix<bf16>(x),
                 .a = const_matrix<bf16>(a),
                 .s = matrix<bf16>(s),
@@ -303,20 +298,22 @@ void CudaBackend::strips_forward(const Tensor& s, double scale, const Tensor& x,
                 .tiles_per_slab = 0,
                 .n_slabs = 0,
                 .scale = static_cast<float>(scale) * masks.keep_scale};
-  with_sixteens(s.cols(), [&]<int NR>() { run_forward<NR>(p, masks, *this, stream()); });
+  const ThinCut cut = plan.cut_forward(x.rows());
+  with_sixteens(plan.forward(), [&]<int NR>() { run_forward<NR>(p, masks, cut, backend_); });
 }
 
-void CudaBackend::strips_into_x(const Tensor& dx, const Tensor& ds, const Tensor& a,
-                                std::span<const StripPart> parts, const InputDropout& drop) {
-  if (!fits(parts, dx, ds, a)) return Backend::strips_into_x(dx, ds, a, parts, drop);
+void CudaLoraKernels::into_x(const ThinPlan& plan, const Tensor& dx, const Tensor& ds,
+                             const Tensor& a, std::span<const ThinPart> parts,
+                             const InputDropout& drop) {
+  check(packable(8, dx.cols(), dx, ds, a), "cuda thin into_x: rows must start at 16 bytes");
   const IntoXArgs p{.dx = matrix<bf16>(dx),
                     .ds = const_matrix<bf16>(ds),
                     .a = const_matrix<bf16>(a),
                     .tokens = dx.rows(),
                     .columns = dx.cols(),
                     .thin_columns = static_cast<int>(ds.cols())};
-  const StripDropout masks = strip_dropout(drop, dx.cols(), parts);
-  with_sixteens(ds.cols(), [&]<int NR>() { run_into_x<NR>(p, masks, stream()); });
+  const ThinDropout masks = thin_dropout(drop, dx.cols(), parts);
+  with_sixteens(plan.into_x(), [&]<int NR>() { run_into_x<NR>(p, masks, backend_.stream()); });
 }
 
 }  // namespace lk

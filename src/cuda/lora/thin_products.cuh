@@ -1,25 +1,21 @@
-// What the kernels that contract over tokens into LoRA's factors share: linear_strips.cu says how
-// they work.
+// What the kernels of LoRA's thin products share: thin_backward.cu says how they work.
 #pragma once
 
 #include <vector>
 
-#include "cuda/cuda_backend.h"
 #include "cuda/lora/dropout_mask.cuh"
+#include "cuda/lora/lora_kernels.h"
 #include "cuda/mma.cuh"
 #include "cuda/pack.cuh"
-#include "tensor/strip_cut.h"
 
 namespace lk {
 
-// Do the parts of this wide and this thin matrix suit these kernels?
-bool strips_fit(std::span<const StripPart> parts, const Tensor& wide, const Tensor& thin);
-
-namespace strips {
+namespace thin {
 
 inline constexpr int kThreads = 256, kTokens = 64;
+inline constexpr int kColumns = ThinPlan::kColumns, kMostParts = ThinPlan::kMostParts;
 
-struct StripArgs {
+struct ThinArgs {
   struct Part {
     i64 begin, end;  // columns of the wide matrix
     int column;      // of the thin one
@@ -38,7 +34,7 @@ struct StripArgs {
   i64 thin_columns;     // S
   int tiles_per_slab, n_parts, n_row_slabs, n_column_slabs;
   float scale, dw_scale;
-  Part parts[kMaxParts];
+  Part parts[kMostParts];
 
   __device__ int part_of_slab(int slab) const {
     int p = 0;
@@ -53,15 +49,15 @@ struct StripArgs {
 };
 
 // Masks of the wide matrix, one for each part.
-struct StripDropout : DropoutArgs<kMaxParts> {
+struct ThinDropout : DropoutArgs<kMostParts> {
   int n_parts;
-  float keep_scale;                           // 1 / (1 - p)
-  signed char part_of_eight[kMostThinA / 8];  // thin columns 8 i..: whose, or -1
+  float keep_scale;                                    // 1 / (1 - p)
+  signed char part_of_eight[ThinPlan::kMostThin / 8];  // thin columns 8 i..: whose, or -1
 };
 
-inline StripDropout strip_dropout(const InputDropout& drop, i64 columns,
-                                  std::span<const StripPart> parts) {
-  StripDropout d{};
+inline ThinDropout thin_dropout(const InputDropout& drop, i64 columns,
+                                std::span<const ThinPart> parts) {
+  ThinDropout d{};
   d.key = drop.key;
   d.threshold = dropout_threshold(drop.p);
   d.columns = columns;
@@ -103,7 +99,7 @@ __device__ __forceinline__ Fragment4 fragment_a_of_transpose(SwizzledTile<COLS> 
 // Rows [row0, row0 + ROWS) of the thin matrix from `column` on, times row_scale; zeros outside.
 template <int NR, int ROWS>
 __device__ __forceinline__ void load_thin(ThinTile<NR> tile, unsigned char* memory,
-                                          const StripArgs& p, i64 row0, int column) {
+                                          const ThinArgs& p, i64 row0, int column) {
   const int valid = static_cast<int>(min(p.thin_columns - column, i64{16 * NR}));
   for (int j = threadIdx.x; j < ROWS * 2 * NR; j += kThreads) {
     int r = j / (2 * NR), chunk = j % (2 * NR);
@@ -142,7 +138,7 @@ template <int NR>
 __device__ __forceinline__ void multiply_masked_into_dw(float (&dw)[2 * NR][4],
                                                         SwizzledTile<kColumns> tile,
                                                         ThinTile<NR> thin, int row, MaskTile mask,
-                                                        const StripDropout& drop) {
+                                                        const ThinDropout& drop) {
   const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 #pragma unroll
   for (int step = 0; step < kTokens / 16; ++step) {
@@ -178,7 +174,7 @@ __device__ __forceinline__ void multiply_masked_into_dw(float (&dw)[2 * NR][4],
 // The sums of the column tile at `column`, complete for these tokens, go to the block's slab, and
 // start again from zero.
 template <int NR>
-__device__ __forceinline__ void store_partial_dw(const StripArgs& p, float (&dw)[2 * NR][4],
+__device__ __forceinline__ void store_partial_dw(const ThinArgs& p, float (&dw)[2 * NR][4],
                                                  i64 column, i64 column_end) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 #pragma unroll
@@ -197,7 +193,7 @@ __device__ __forceinline__ void store_partial_dw(const StripArgs& p, float (&dw)
 // of its part, then (from `dw_blocks` on) of ds for every token and thin column.
 template <int NR, bool TRANSPOSED>
 __global__ void __launch_bounds__(kThreads)
-    strips_add_kernel(const __grid_constant__ StripArgs p, i64 dw_blocks) {
+    thin_add_kernel(const __grid_constant__ ThinArgs p, i64 dw_blocks) {
   constexpr int kThin = 16 * NR;
   if (blockIdx.x < dw_blocks) {
     i64 i = static_cast<i64>(blockIdx.x) * kThreads + threadIdx.x;
@@ -211,14 +207,14 @@ __global__ void __launch_bounds__(kThreads)
     sum *= p.dw_scale;
     if constexpr (TRANSPOSED) {  // every part has all columns
       for (int q = 0; q < p.n_parts; ++q) {
-        const StripArgs::Part& part = p.parts[q];
+        const ThinArgs::Part& part = p.parts[q];
         int r = thin - part.column;
         if (r < 0 || r >= part.rank) continue;
         float* to = part.dw + r * part.dw_ld + column;
         *to = part.accumulate ? *to + sum : sum;
       }
     } else {
-      const StripArgs::Part& part = p.parts[p.part_of_column(column)];
+      const ThinArgs::Part& part = p.parts[p.part_of_column(column)];
       if (column < part.begin || column >= part.end || thin >= part.rank || !part.dw) return;
       float* to = part.dw + (column - part.begin) * part.dw_ld + thin;
       *to = part.accumulate ? *to + sum : sum;
@@ -230,7 +226,7 @@ __global__ void __launch_bounds__(kThreads)
     if (row >= p.tokens) return;
     float sum = 0.0f;
     for (int q = 0; q < p.n_parts; ++q) {
-      const StripArgs::Part& part = p.parts[q];
+      const ThinArgs::Part& part = p.parts[q];
       int r = column - part.column;
       if (r < 0 || r >= part.rank) continue;
       int end = q + 1 < p.n_parts ? p.parts[q + 1].first_slab : p.n_column_slabs;
@@ -241,9 +237,9 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-inline StripArgs strip_arguments(const Tensor& wide, const Tensor& thin,
-                                 std::span<const StripPart> parts) {
-  StripArgs p{};
+inline ThinArgs thin_arguments(const Tensor& wide, const Tensor& thin,
+                               std::span<const ThinPart> parts) {
+  ThinArgs p{};
   p.wide = const_matrix<bf16>(wide);
   p.thin = const_matrix<bf16>(thin);
   p.tokens = wide.rows();
@@ -252,7 +248,7 @@ inline StripArgs strip_arguments(const Tensor& wide, const Tensor& thin,
   p.dw_scale = 1.0f;
   p.n_parts = static_cast<int>(parts.size());
   for (std::size_t q = 0; q < parts.size(); ++q) {
-    const StripPart& part = parts[q];
+    const ThinPart& part = parts[q];
     p.parts[q] = {.begin = part.begin,
                   .end = part.end,
                   .column = static_cast<int>(part.column),
@@ -266,43 +262,44 @@ inline StripArgs strip_arguments(const Tensor& wide, const Tensor& thin,
 }
 
 // The partial sums' memory; it may go when all is submitted.
-struct StripScratch {
+struct ThinScratch {
   Tensor dw, ds;
 };
 
-// Takes the cut over into the arguments and allocates scratch.
-template <int NR>
-StripScratch use_cut(StripArgs& p, const Cut& cut, const std::vector<i64>& widths, bool with_ds,
-                     CudaBackend& backend) {
+// Takes the plan's cut over into the arguments and allocates its scratch.
+inline ThinScratch use_cut(ThinArgs& p, const ThinCut& cut, CudaBackend& backend) {
   p.n_row_slabs = cut.row_slabs;
+  p.n_column_slabs = cut.column_slabs;
   p.tiles_per_slab = cut.tiles_per_slab;
-  p.n_column_slabs = 0;
-  for (std::size_t q = 0; q < widths.size(); ++q) {
-    p.parts[q].first_slab = p.n_column_slabs;
-    p.n_column_slabs += static_cast<int>(ceil_div(ceil_div(widths[q], kColumns), p.tiles_per_slab));
-  }
-  StripScratch scratch;
-  scratch.dw = backend.empty(Tag::Workspace, DType::F32, {p.n_row_slabs, p.columns, 16 * NR});
+  ThinScratch scratch;
+  scratch.dw = backend.empty(Tag::Workspace, DType::F32, *cut.partial_dw);
   p.partial_dw = scratch.dw.data<float>();
-  if (with_ds) {
-    scratch.ds = backend.empty(Tag::Workspace, DType::F32, {p.n_column_slabs, p.tokens, 16 * NR});
+  if (cut.partial_s) {
+    scratch.ds = backend.empty(Tag::Workspace, DType::F32, *cut.partial_s);
     p.partial_ds = scratch.ds.data<float>();
+    int slabs = 0;  // parts with columns of their own follow each other
+    for (int q = 0; q < p.n_parts; ++q) {
+      ThinArgs::Part& part = p.parts[q];
+      part.first_slab = slabs;
+      slabs +=
+          static_cast<int>(ceil_div(ceil_div(part.end - part.begin, kColumns), cut.tiles_per_slab));
+    }
   }
   return scratch;
 }
 
 // As the main kernel sees parts that all have all columns of the wide matrix.
-inline StripArgs over_all_thin_columns(StripArgs p) {
+inline ThinArgs over_all_thin_columns(ThinArgs p) {
   p.n_parts = 1;
   p.parts[0].begin = 0, p.parts[0].end = p.columns, p.parts[0].column = 0;
   p.parts[0].first_slab = 0;
   return p;
 }
 
-// Calls go<NR> with the sixteens of thin columns that a kernel is compiled for.
+// Calls go<NR> with the sixteens of thin columns of the planned kernel.
 template <class Go>
-void with_sixteens(i64 thin_columns, Go&& go) {
-  switch (sixteens_a(thin_columns)) {
+void with_sixteens(int sixteens, Go&& go) {
+  switch (sixteens) {
     case 1:
       return go.template operator()<1>();
     case 2:
@@ -317,12 +314,12 @@ void with_sixteens(i64 thin_columns, Go&& go) {
 }
 
 template <int NR, bool TRANSPOSED>
-void add_strips(const StripArgs& p, cudaStream_t stream) {
+void add_partial_sums(const ThinArgs& p, cudaStream_t stream) {
   i64 dw_blocks = ceil_div(p.columns * 16 * NR, kThreads);
   i64 ds_blocks = p.partial_ds ? ceil_div(p.tokens * p.thin_columns, kThreads) : 0;
-  launch("strips_add", strips_add_kernel<NR, TRANSPOSED>, grid_of(dw_blocks + ds_blocks),
+  launch("thin_add", thin_add_kernel<NR, TRANSPOSED>, grid_of(dw_blocks + ds_blocks),
          dim3(kThreads), 0, stream, p, dw_blocks);
 }
 
-}  // namespace strips
+}  // namespace thin
 }  // namespace lk

@@ -1,7 +1,7 @@
 // LoRA's thin products in backward, each wide matrix read once.
 //
-// Maths      strips_backward_b:  ds = scale dy b   and   db_p = dy[:, p]ᵀ s[:, p]
-//            strips_backward_a:  da_p = ds[:, p]ᵀ x,  x = h * rstd * gain or x itself
+// Maths      backward_b:  ds = scale dy b   and   db_p = dy[:, p]ᵀ s[:, p]
+//            backward_a:  da_p = ds[:, p]ᵀ x,  x = h * rstd * gain or x itself
 //            p: a projection, columns [begin, end) of the wide matrix dy, columns [column, column +
 //            rank) of the thin ones. The norm is folded in: ds's rows times rstd, da's columns
 //            times gain, so a normed x need not be made again.
@@ -10,7 +10,8 @@
 // Why own    these are matrix products only by name: their work is to read the wide matrix. As one
 //            GEMM for each of ds, db_q, db_k, db_v the wide matrix comes from memory twice, and
 //            da_q, da_k, da_v read x three times.
-// Plan       A block owns ROWS tokens and `tiles_per_slab` tiles of 128 columns (strip_cut.h).
+// Plan       A block owns ROWS tokens and `tiles_per_slab` tiles of 128 columns
+//            (tensor/thin_plan.h).
 //            Tiles of 64 tokens x 128 columns travel through kStages buffers of shared memory; from
 //            each, eight warps add to 16 columns each of the transposed product (K: 64 tokens), and
 //            to a 16 x 8 piece each of ds (K: 128 columns), whose sums stay in registers for all
@@ -19,12 +20,12 @@
 //            slab of columns; a second kernel adds them in slab order. No atomics: same bits every
 //            run. The cut depends on the shape alone.
 // Bytes      the wide matrix once; partial sums are 32 NR / ROWS of that
-// Limits     ranks in multiples of 8 with one rank <= 32 (b) or all ranks <= 96 (a), and rows that
-//            start at 16 bytes; others take the general products
-#include "cuda/lora/linear_strips.cuh"
+// Limits     those of ThinPlan: ranks in multiples of 8 with one rank <= 32 (b) or all ranks <= 96
+//            (a), and rows that start at 16 bytes; others take the general products
+#include "cuda/lora/thin_products.cuh"
 
 namespace lk {
-using namespace strips;
+using namespace thin;
 
 namespace {
 
@@ -40,7 +41,8 @@ constexpr std::size_t kSharedBytes = std::size_t{kStages<WITH_DS>} * kTokens* kC
 // DROP: with masks, drawn a tile ahead into two buffers of bits.
 template <int NR, bool WITH_DS, int ROWS, bool DROP>
 __global__ void __launch_bounds__(kThreads, 2)
-    strips_kernel(const __grid_constant__ StripArgs p, const __grid_constant__ StripDropout drop) {
+    thin_backward_kernel(const __grid_constant__ ThinArgs p,
+                         const __grid_constant__ ThinDropout drop) {
   constexpr int kInner = ROWS / kTokens, kThin = 16 * NR;
   constexpr int kStages = lk::kStages<WITH_DS>;
   extern __shared__ __align__(1024) unsigned char shared[];
@@ -51,7 +53,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const std::uint32_t b_at = thin.base + ROWS * ThinTile<NR>::kRowBytes;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 
-  const StripArgs::Part& part = p.parts[p.part_of_slab(static_cast<int>(blockIdx.x))];
+  const ThinArgs::Part& part = p.parts[p.part_of_slab(static_cast<int>(blockIdx.x))];
   const i64 width = static_cast<i64>(p.tiles_per_slab) * kColumns;
   const i64 column0 = part.begin + (static_cast<i64>(blockIdx.x) - part.first_slab) * width;
   const i64 column1 = min(part.end, column0 + width);
@@ -150,71 +152,55 @@ __global__ void __launch_bounds__(kThreads, 2)
 }
 
 template <int NR, bool WITH_DS, bool DROP = false>
-void run_strips(StripArgs& p, const std::vector<i64>& widths, CudaBackend& backend,
-                cudaStream_t stream, const StripDropout& drop = {}) {
-  constexpr int kMostRows = most_rows(NR, WITH_DS);
-  const Cut c = cut(p.tokens, widths, NR, WITH_DS, kBlocks);
-  StripScratch scratch = use_cut<NR>(p, c, widths, WITH_DS, backend);
+void run(ThinArgs& p, const ThinCut& cut, CudaBackend& backend, const ThinDropout& drop = {}) {
+  constexpr int kMostRows = ThinPlan::most_rows(NR, WITH_DS);
+  ThinScratch scratch = use_cut(p, cut, backend);
   auto go = [&]<int ROWS>() {
     const std::size_t masks = DROP ? std::size_t{2} * drop.n_parts * MaskTile::kBytes : 0;
-    launch("strips", strips_kernel<NR, WITH_DS, ROWS, DROP>,
+    launch("thin_backward", thin_backward_kernel<NR, WITH_DS, ROWS, DROP>,
            grid_of(p.n_column_slabs, p.n_row_slabs), dim3(kThreads),
-           kSharedBytes<NR, WITH_DS, ROWS> + masks, stream, WITH_DS ? p : over_all_thin_columns(p),
-           drop);
+           kSharedBytes<NR, WITH_DS, ROWS> + masks, backend.stream(),
+           WITH_DS ? p : over_all_thin_columns(p), drop);
   };
-  c.rows == kMostRows ? go.template operator()<kMostRows>()
-                      : go.template operator()<kMostRows / 2>();
-  add_strips<NR, !WITH_DS>(p, stream);
+  cut.rows == kMostRows ? go.template operator()<kMostRows>()
+                        : go.template operator()<kMostRows / 2>();
+  add_partial_sums<NR, !WITH_DS>(p, backend.stream());
 }
 
 }  // namespace
 
-bool strips_fit(std::span<const StripPart> parts, const Tensor& wide, const Tensor& thin) {
-  if (!ranks_fit(parts) || wide.rows() == 0) return false;
-  return wide.dtype() == DType::BF16 && thin.dtype() == DType::BF16 && thin.cols() % 8 == 0 &&
-         packable(8, 8, wide, thin);
-}
-
-void CudaBackend::run_strips_backward_b(const Tensor& ds, double scale, const Tensor& dy,
-                                        const Tensor& b, const Tensor& s,
-                                        std::span<const StripPart> parts) {
-  const i64 rank = largest_rank(parts);
-  std::vector<i64> widths;
-  for (const StripPart& part : parts) widths.push_back(part.end - part.begin);
-  if (!strips_fit(parts, dy, s) || !packable(8, 8, b) || rank > kMostRankB) {
-    Backend::run_strips_backward_b(ds, scale, dy, b, s, parts);
-    return;
-  }
-  StripArgs p = strip_arguments(dy, s, parts);
+void CudaLoraKernels::run_backward_b(const ThinPlan& plan, const Tensor& ds, double scale,
+                                     const Tensor& dy, const Tensor& b, const Tensor& s,
+                                     std::span<const ThinPart> parts) {
+  check(packable(8, 8, dy, s, b), "cuda thin backward_b: rows must start at 16 bytes");
+  ThinArgs p = thin_arguments(dy, s, parts);
   p.b = const_matrix<bf16>(b);
   p.ds = matrix<bf16>(ds);
   p.scale = static_cast<float>(scale);
-  if (sixteens_b(rank) == 1)
-    run_strips<1, true>(p, widths, *this, stream());
+  const ThinCut cut = plan.cut_backward_b(dy.rows());
+  if (plan.backward_b() == 1)
+    run<1, true>(p, cut, backend_);
   else
-    run_strips<2, true>(p, widths, *this, stream());
+    run<2, true>(p, cut, backend_);
 }
 
-void CudaBackend::run_strips_backward_a(const Tensor& ds, const Tensor& x, const NormedInput* norm,
-                                        std::span<const StripPart> parts,
-                                        const InputDropout& drop) {
-  if (!strips_fit(parts, x, ds) || ds.cols() > kMostThinA) {
-    Backend::run_strips_backward_a(ds, x, norm, parts, drop);
-    return;
-  }
-  StripArgs p = strip_arguments(x, ds, parts);
+void CudaLoraKernels::run_backward_a(const ThinPlan& plan, const Tensor& ds, const Tensor& x,
+                                     const NormedInput* norm, std::span<const ThinPart> parts,
+                                     const InputDropout& drop) {
+  check(packable(8, 8, x, ds), "cuda thin backward_a: rows must start at 16 bytes");
+  ThinArgs p = thin_arguments(x, ds, parts);
   if (norm) {
     p.row_scale = norm->rstd.data<float>();
     p.gain = pointer<bf16>(norm->gain.values());
   }
-  const std::vector<i64> widths{x.cols()};
-  const StripDropout masks = strip_dropout(drop, x.cols(), parts);
+  const ThinCut cut = plan.cut_backward_a(x.rows());
+  const ThinDropout masks = thin_dropout(drop, x.cols(), parts);
   if (drop.p > 0) p.dw_scale = masks.keep_scale;
-  with_sixteens(ds.cols(), [&]<int NR>() {
+  with_sixteens(plan.backward_a(), [&]<int NR>() {
     if (drop.p > 0)
-      run_strips<NR, false, true>(p, widths, *this, stream(), masks);
+      run<NR, false, true>(p, cut, backend_, masks);
     else
-      run_strips<NR, false>(p, widths, *this, stream());
+      run<NR, false>(p, cut, backend_);
   });
 }
 

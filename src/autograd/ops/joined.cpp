@@ -1,0 +1,259 @@
+#include "autograd/joined.h"
+
+#include "autograd/thin.h"
+
+namespace lk {
+namespace {
+
+// x with at least `margin` columns behind its rows: itself, or a copy.
+Tensor roomy(const Tensor& x, std::int64_t margin) {
+  if (x.margin() >= margin) return x;
+  Tensor copy = x.backend().empty_with_margin(Tag::Workspace, x.dtype(), x.shape(), margin);
+  x.backend().copy(copy, x);
+  return copy;
+}
+
+// The adapted parts as A meets them: each reads all of x.
+std::vector<ThinPart> parts_of_x(const JoinedLinear& f) {
+  std::vector<ThinPart> parts;
+  for (const JoinedLinear::Part& p : f.parts)
+    if (p.a) parts.push_back({0, f.in, p.column, p.rank, {}, GradMode::Write, p.site});
+  return parts;
+}
+
+// The same with the gradients of A.
+std::vector<ThinPart> parts_of_da(const JoinedLinear& f) {
+  std::vector<ThinPart> parts;
+  for (const JoinedLinear::Part& p : f.parts) {
+    if (!p.a) continue;
+    Sink da = p.a->sink();
+    parts.push_back({0, f.in, p.column, p.rank, da.tensor, da.mode, p.site});
+  }
+  return parts;
+}
+
+// The adapted parts with the gradients of B: each has columns of dy of its own.
+std::vector<ThinPart> parts_of_db(const JoinedLinear& f) {
+  std::vector<ThinPart> parts;
+  for (const JoinedLinear::Part& p : f.parts) {
+    if (!p.b) continue;
+    Sink db = p.b->sink();
+    parts.push_back({p.begin, p.end, p.column, p.rank, db.tensor, db.mode, p.site});
+  }
+  return parts;
+}
+
+// y and s of x, which has room for s: s is left in its margin. `addend`: what y starts from, or
+// null.
+Tensor forward(Tape& tape, const Tensor& x, const JoinedLinear& f, std::int64_t margin,
+               const InputDropout& drop, const Var* addend = nullptr) {
+  Backend& backend = tape.backend();
+  Tensor xs = x.widened(f.in + f.thin);
+  if (f.thin > 0)
+    thin::forward(backend, f.plan, xs.slice_cols(f.in, f.in + f.thin), f.scale, x, f.a(),
+                  parts_of_x(f), drop);
+  Tensor y = tape.activation(x.dtype(), {x.rows(), f.out}, margin);
+  if (tape.unread()) return y;
+  backend.matmul_nt(y, GradMode::Write, 1.0, xs, f.forward_matrix(),
+                    addend ? addend->value() : Tensor());
+  for (const JoinedLinear::Part& part : f.parts)
+    if (part.bias.defined()) backend.add_bias(y.slice_cols(part.begin, part.end), part.bias);
+  return y;
+}
+
+// Should such an op record a node? Below the first trained factor there is nothing to record.
+bool wanted(const Tape& tape, const JoinedLinear& f, const auto&... inputs) {
+  return tape.wants(inputs...) || (tape.recording() && f.trains());
+}
+
+// s (T,S) for the backward, apart from x's buffer so that it may go.
+Tensor keep_s(Tape& tape, const Tensor& x, const JoinedLinear& f) {
+  if (f.thin == 0) return {};
+  Tensor s = tape.activation(x.dtype(), {x.rows(), f.thin});
+  tape.backend().copy(s, x.widened(f.in + f.thin).slice_cols(f.in, f.in + f.thin));
+  return s;
+}
+
+// The backward in its two halves. ds goes into dy's margin.
+class Backward {
+ public:
+  Backward(Backend& backend, const JoinedLinear& f, const InputDropout& drop, const Tensor& dy,
+           const Tensor& s)
+      : backend_(backend), f_(f), drop_(drop), dy_(roomy(dy, f.thin)) {
+    if (f.thin == 0) return;
+    dys_ = dy_.widened(f.out + f.thin);
+    thin::backward_b(backend, f.plan, ds(), f.scale, dy_, f.b(), s, parts_of_db(f));
+  }
+  // da (+)= dsᵀ x, x as it is or normed
+  void into_a(const Tensor& x, const NormedInput* norm = nullptr) {
+    if (f_.thin > 0) thin::backward_a(backend_, f_.plan, ds(), x, norm, parts_of_da(f_), drop_);
+  }
+  // into_a of x = silu(gate) * up, with dgate over gate and dup over up. dx's values are lost.
+  void into_a_and_swiglu(const Tensor& dx, const Tensor& gate, const Tensor& up) {
+    if (f_.thin > 0)
+      thin::swiglu_backward(backend_, f_.plan, gate, up, dx, gate, up, ds(), parts_of_da(f_),
+                            drop_);
+    else
+      backend_.gated_backward(Activation::Silu, {}, gate, GradMode::Write, up, dx, gate, up);
+  }
+  // dx (T,K) (+)= [dy | ds] [W ; A]
+  void into_x(const Sink& dx) {
+    if (f_.thin > 0 && drop_.p > 0) {
+      backend_.matmul_nn(dx.tensor, dx.mode, 1.0, dy_, f_.w());
+      thin::into_x(backend_, f_.plan, dx.tensor, ds(), f_.a(), parts_of_x(f_), drop_);
+      return;
+    }
+    backend_.matmul_nn(dx.tensor, dx.mode, 1.0, f_.thin > 0 ? dys_ : dy_, f_.backward_matrix());
+  }
+
+ private:
+  Tensor ds() const { return dys_.slice_cols(f_.out, f_.out + f_.thin); }
+  Backend& backend_;
+  const JoinedLinear& f_;
+  const InputDropout& drop_;
+  Tensor dy_, dys_;
+};
+
+// With s = scale x aᵀ and ds = scale dy b:  db = dyᵀ s,  da = dsᵀ x,  dx = dy w + ds a; with
+// dropout x is masked in s and da, and ds a likewise. Saves x and s.
+struct JoinedLinearNode : Node {
+  Var x;
+  Edge addend;
+  Tensor s;
+  const JoinedLinear& f;
+  InputDropout drop;
+  JoinedLinearNode(const Var& x, const Edge& addend, Tensor s, const JoinedLinear& f,
+                   const InputDropout& drop)
+      : x(x), addend(addend), s(std::move(s)), f(f), drop(drop) {}
+  const char* name() const override { return "joined_linear"; }
+  void backward(Tape& tape, const Tensor& dy) override {
+    tape.pass(addend, dy);
+    Backward b(tape.backend(), f, drop, dy, s);
+    b.into_a(x.value());
+    if (Sink dx = tape.sink(x)) b.into_x(dx);
+  }
+};
+
+}  // namespace
+
+ThinShape JoinedLinear::thin_shape() const {
+  ThinShape shape{in, out, thin, matrix.dtype(), dropout > 0, {}};
+  for (const Part& p : parts)
+    if (p.a) shape.parts.push_back({p.begin, p.end, p.column, p.rank});
+  return shape;
+}
+
+// y = h + x (W + scale B A)ᵀ + bias
+Var joined_linear_onto(Tape& tape, const Var& h, const Var& x, const JoinedLinear& f,
+                       std::int64_t margin, const InputDropout& drop) {
+  auto [T, K] = x.dims<2>("joined_linear_onto: x (T,K)");
+  check(K == f.in, "joined_linear_onto: x has ", K, " columns, the matrix ", f.in);
+  h.value().expect({T, f.out}, "joined_linear_onto: h (T,N)");
+  Tensor xs = roomy(x.value(), f.thin);
+  Tensor y = forward(tape, xs, f, margin, drop, &h);
+  if (!wanted(tape, f, h, x)) return tape.constant(std::move(y));
+  // s is kept in the margin of x's own buffer, which is kept anyway.
+  const bool in_place = xs.raw() == x.value().raw();
+  Tensor s = in_place && f.thin > 0 ? xs.widened(f.in + f.thin).slice_cols(f.in, f.in + f.thin)
+                                    : keep_s(tape, xs, f);
+  return tape.record<JoinedLinearNode>(std::move(y), x, h, std::move(s), f, drop);
+}
+
+namespace {
+
+// As above with x = h * rstd * gain, of which da needs no more than h; then the norm's own backward
+// (norm.cpp). Saves rstd (T), s and h, which the residual stream keeps anyway.
+struct JoinedNormLinearNode : Node {
+  Var h;
+  Weight gain;
+  double eps;
+  Tensor rstd, s;
+  const JoinedLinear& f;
+  InputDropout drop;
+  JoinedNormLinearNode(const Var& h, const Weight& gain, double eps, Tensor rstd, Tensor s,
+                       const JoinedLinear& f, const InputDropout& drop)
+      : h(h), gain(gain), eps(eps), rstd(std::move(rstd)), s(std::move(s)), f(f), drop(drop) {}
+  const char* name() const override { return "joined_norm_linear"; }
+  void backward(Tape& tape, const Tensor& dy) override {
+    Backend& backend = tape.backend();
+    Backward b(backend, f, drop, dy, s);
+    const NormedInput norm{rstd, gain, eps};
+    b.into_a(h.value(), &norm);
+    if (Sink dh = tape.sink(h)) {
+      Tensor dx = backend.empty(Tag::Workspace, h.dtype(), h.value().shape());
+      b.into_x({dx, GradMode::Write});
+      backend.rmsnorm_backward(dh.tensor, dh.mode, dx, h.value(), gain, rstd);
+    }
+  }
+};
+
+}  // namespace
+
+// y = rmsnorm(h) (W + scale B A)ᵀ + bias
+Var joined_norm_linear(Tape& tape, const Var& h, const Weight& gain, double eps,
+                       const JoinedLinear& f, std::int64_t margin, const InputDropout& drop) {
+  auto [T, K] = h.dims<2>("joined_norm_linear: h (T,K)");
+  check(K == f.in, "joined_norm_linear: h has ", K, " columns, the matrix ", f.in);
+  gain.expect({K}, "joined_norm_linear: gain (K)");
+  Tensor rstd = tape.activation(stat_dtype(h.dtype()), {T});
+  Tensor x = tape.backend().empty_with_margin(Tag::Workspace, h.dtype(), {T, K}, f.thin);
+  tape.backend().rmsnorm_forward(x, rstd, h.value(), gain, eps);
+  Tensor y = forward(tape, x, f, margin, drop);
+  if (!wanted(tape, f, h)) return tape.constant(std::move(y));
+  Tensor s = keep_s(tape, x, f);
+  return tape.record<JoinedNormLinearNode>(std::move(y), h, gain, eps, std::move(rstd),
+                                           std::move(s), f, drop);
+}
+
+namespace {
+
+// As above with x = silu(gate) * up. dx comes first here: what reads it with gate and up makes x
+// again for da, and puts dgate over gate and dup over up. Saves gate, up and s.
+struct JoinedSwigluLinearNode : Node {
+  Var gate_up;
+  Edge addend;
+  Tensor s;
+  const JoinedLinear& f;
+  InputDropout drop;
+  JoinedSwigluLinearNode(const Var& gate_up, const Edge& addend, Tensor s, const JoinedLinear& f,
+                         const InputDropout& drop)
+      : gate_up(gate_up), addend(addend), s(std::move(s)), f(f), drop(drop) {}
+  const char* name() const override { return "joined_swiglu_linear"; }
+  void backward(Tape& tape, const Tensor& dy) override {
+    Backend& backend = tape.backend();
+    tape.pass(addend, dy);
+    Backward b(backend, f, drop, dy, s);
+    const Tensor& value = gate_up.value();
+    Tensor x = backend.empty(Tag::Workspace, dy.dtype(), {dy.rows(), f.in});
+    Tensor gate = value.slice_cols(0, f.in), up = value.slice_cols(f.in, 2 * f.in);
+    if (!gate_up.needs_grad()) {
+      backend.gated_forward(Activation::Silu, x, gate, up);
+      b.into_a(x);
+      return;
+    }
+    b.into_x({x, GradMode::Write});
+    b.into_a_and_swiglu(x, gate, up);
+    tape.pass(gate_up, value);
+  }
+};
+
+}  // namespace
+
+// y = h + (silu(gate) * up) (W + scale B A)ᵀ + bias
+Var joined_swiglu_linear_onto(Tape& tape, const Var& h, const Var& gate_up, const JoinedLinear& f,
+                              std::int64_t margin, const InputDropout& drop) {
+  auto [T, width] = gate_up.dims<2>("joined_swiglu_linear_onto: gate_up (T,2K)");
+  check(width == 2 * f.in, "joined_swiglu_linear_onto: gate_up has ", width,
+        " columns, the matrix ", f.in);
+  h.value().expect({T, f.out}, "joined_swiglu_linear_onto: h (T,N)");
+  const Tensor& value = gate_up.value();
+  Tensor x = tape.backend().empty_with_margin(Tag::Workspace, value.dtype(), {T, f.in}, f.thin);
+  tape.backend().gated_forward(Activation::Silu, x, value.slice_cols(0, f.in),
+                               value.slice_cols(f.in, 2 * f.in));
+  Tensor y = forward(tape, x, f, margin, drop, &h);
+  if (!wanted(tape, f, h, gate_up)) return tape.constant(std::move(y));
+  Tensor s = keep_s(tape, x, f);
+  return tape.record<JoinedSwigluLinearNode>(std::move(y), gate_up, h, std::move(s), f, drop);
+}
+
+}  // namespace lk

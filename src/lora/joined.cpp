@@ -1,0 +1,110 @@
+#include "lora/joined.h"
+
+#include <algorithm>
+
+namespace lk {
+namespace {
+
+// 32 bytes of BF16, a sector of memory: rows of the buffers stay aligned to it.
+constexpr std::int64_t kThinMultiple = 16;
+
+struct Member {
+  Site site;
+  FrozenLinear* base;
+  LoraLinear* lora;  // null: not adapted
+};
+
+bool trains(const std::vector<Member>& members) {
+  return std::any_of(members.begin(), members.end(), [](const Member& m) { return m.lora; });
+}
+
+// The frozen weights and the factors move into one buffer; what held them now views it.
+JoinedLinear join(Transformer& model, std::size_t layer, const std::vector<Member>& members,
+                  const LoraShape& shape) {
+  Backend& backend = model.backend();
+  JoinedLinear f;
+  f.in = members[0].base->in_features();
+  f.scale = shape.scale();
+  f.dropout = shape.dropout;
+  std::int64_t ranks = 0;
+  for (const Member& m : members) {
+    JoinedLinear::Part part;
+    part.begin = f.out;
+    part.end = f.out += m.base->out_features();
+    if (m.base->bias()) part.bias = *m.base->bias();
+    if (m.lora) {
+      part.a = &m.lora->a(), part.b = &m.lora->b();
+      part.site = m.lora->site();
+      part.column = ranks;
+      part.rank = m.lora->shape().rank;
+      ranks += part.rank;
+    }
+    f.parts.push_back(std::move(part));
+  }
+  f.thin = (ranks + kThinMultiple - 1) / kThinMultiple * kThinMultiple;
+  if (members.size() == 1 && ranks == 0) {  // nothing lies beside it: the matrix as it is
+    f.matrix = members[0].base->weight().values();
+    return f;
+  }
+  f.matrix = backend.empty(Tag::Weights, model.compute_dtype(), {f.out + f.thin, f.in + f.thin});
+  const auto beside_w = static_cast<std::int64_t>(f.matrix.bytes()) -
+                        f.out * f.in * static_cast<std::int64_t>(dtype_size(f.matrix.dtype()));
+  f.copies = Ledger::Share(backend.ledger(), Tag::Weights, Tag::Params, beside_w);
+  backend.fill(f.matrix, 0.0);
+  for (std::size_t i = 0; i < members.size(); ++i) {
+    const JoinedLinear::Part& p = f.parts[i];
+    Tensor rows = f.matrix.slice_rows(p.begin, p.end), place = rows.slice_cols(0, f.in);
+    const Weight& w = members[i].base->weight();
+    backend.copy(place, w.values());
+    model.move_weight(layer, members[i].site, Weight(w.name(), place));
+    if (!p.a) continue;
+    p.a->keep_copy_in(f.a().slice_rows(p.column, p.column + p.rank));
+    p.b->keep_copy_in(rows.slice_cols(f.in + p.column, f.in + p.column + p.rank));
+  }
+  f.plan = ThinPlan(f.thin_shape());
+  return f;
+}
+
+// The shape of block that nn/block_joined.cpp computes: LLaMA's, whatever its biases and windows.
+bool fits(const ModelConfig& c) {
+  return c.norm == NormKind::Rms && c.mlp == MlpKind::SwiGlu && !c.sandwich_norms && !c.qk_norm &&
+         !c.joined_qkv && !c.learned_positions && c.local_rope_theta == 0;
+}
+
+}  // namespace
+
+bool join_projections(Transformer& model, Adapter& adapter) {
+  const LoraShape& shape = adapter.config().shape;
+  if (!fits(model.config())) return false;
+  std::vector<std::array<Member, kSiteCount>> layers;
+  model.visit_sites(
+      [&](const std::string&, std::size_t layer, Site site, std::unique_ptr<LinearMap>& map) {
+        layers.resize(layer + 1);
+        layers[layer][static_cast<std::size_t>(site)] = {site, &map->frozen(),
+                                                         dynamic_cast<LoraLinear*>(map.get())};
+      });
+  for (std::size_t layer = 0; layer < layers.size(); ++layer) {
+    auto members = [&](std::initializer_list<Site> sites) {
+      std::vector<Member> all;
+      for (Site s : sites) all.push_back(layers[layer][static_cast<std::size_t>(s)]);
+      return all;
+    };
+    auto join_if = [&](bool wanted, const std::vector<Member>& of) {
+      return wanted ? std::optional(join(model, layer, of, shape)) : std::nullopt;
+    };
+    const auto qkv = members({Site::Q, Site::K, Site::V}), o = members({Site::O}),
+               gate_up = members({Site::Gate, Site::Up}), down = members({Site::Down});
+    if (!trains(qkv) && !trains(o) && !trains(gate_up) && !trains(down)) continue;
+    auto joined = std::make_unique<JoinedProjections>();
+    joined->qkv = join_if(trains(qkv), qkv);
+    joined->o = join_if(trains(o), o);
+    joined->gate_up = join_if(trains(gate_up), gate_up);
+    joined->down = join_if(trains(gate_up) || trains(down), down);
+    model.set_joined(layer, std::move(joined));
+    model.backend().trim();
+  }
+  model.backend().ledger().reset_peaks();
+  return true;
+}
+
+}  // namespace lk
