@@ -17,6 +17,7 @@
 #include "autograd/thin.h"
 #include "cpu/cpu_backend.h"
 #include "cpu/fast/gemm_tile.h"
+#include "kernel_cases.h"
 #include "nn/cached_ops.h"
 #include "roofline.h"
 #include "tensor/adapter_kernels.h"
@@ -161,7 +162,7 @@ void joined(benchmark::State& state, DType t, std::int64_t N, std::int64_t K) {
   const std::vector<ThinPart> b{{0, N, 0, R, random_tensor(DType::F32, {N, R})}},
       a{{0, K, 0, R, random_tensor(DType::F32, {R, K})}};
   measure(state, 2.0 * T * static_cast<double>(N * K + 2 * R * N + R * K), 0, [&] {
-    host().matmul_nt_onto(z, y, x, W);
+    host().matmul_nt(z, GradMode::Write, 1.0, x, W, y);
     thin::backward_b(host(), {}, s, 1, y, B, s, b);
     thin::backward_a(host(), {}, s, x, nullptr, a);
   });
@@ -200,53 +201,30 @@ void attention(benchmark::State& state, DType t, Pass pass) {
     else if (pass == Pass::Backward)
       host().attention_backward(dq, dk, dv, q, q, k, v, o, lse, shape, segments);
     else
-      host().attention_rope_backward(dq, dk, dv, q, q, k, v, o, lse, shape, segments, rotation);
+      host().attention_backward(dq, dk, dv, q, q, k, v, o, lse, shape, segments, &rotation);
   });
 }
 
+// A step of generation's rotations, the result of swiglu into LoRA's factor, and copies.
 void rows(benchmark::State& state, DType t, const std::string& op) {
-  const std::int64_t cols = op.starts_with("swiglu") || op.starts_with("ge") ? F : C;
+  const std::int64_t cols = op == "thin_swiglu_backward" ? F : C;
   Tensor x = random_tensor(t, {T, cols}), y = random_tensor(t, {T, cols}),
-         z = random_tensor(t, {T, cols});
-  Tensor w = random_tensor(t, {T, cols});
-  Tensor rstd = random_tensor(DType::F32, {T}), table = random_tensor(DType::F32, {T, D});
+         z = random_tensor(t, {T, cols}), w = random_tensor(t, {T, cols});
+  Tensor table = random_tensor(DType::F32, {T, D});
   std::vector<std::int32_t> at(T);
   for (std::size_t i = 0; i < at.size(); ++i) at[i] = static_cast<std::int32_t>(i);
   Tensor positions = to_device(host(), Tag::Workspace, at);
-  Tensor mean = random_tensor(DType::F32, {T});
-  Weight bias = random_weight(t, {C});
-  Weight gain = random_weight(t, {C}), table_of_rows("table", random_tensor(t, {T, C}));
-  Tensor scalar = random_tensor(DType::F32, {1});
   const double matrix = static_cast<double>(T * cols) * size(t);
   auto run = [&](double matrices, auto&& call) { measure(state, 0, matrices * matrix, call); };
-  // Every second row, as if half of the tokens were supervised.
-  std::vector<std::int32_t> even(T / 2);
-  for (std::size_t i = 0; i < even.size(); ++i) even[i] = static_cast<std::int32_t>(2 * i);
-  Tensor chosen = to_device(host(), Tag::Workspace, even);
   std::vector<char> outside(x.bytes());
-  if (op == "fill") run(1, [&] { host().fill(y, 1.5); });
-  if (op == "scale_add") run(3, [&] { host().scale(y, GradMode::Add, 0.5, scalar, x); });
-  if (op == "add_bias") run(2, [&] { host().add_bias(y, gain); });
-  if (op == "embedding") run(2, [&] { host().embedding_forward(y, table_of_rows, positions); });
-  if (op == "gather_rows") run(1, [&] { host().gather_rows(z.slice_rows(0, T / 2), x, chosen); });
-  if (op == "scatter_rows")
-    run(1.5, [&] { host().scatter_rows(y, GradMode::Write, z.slice_rows(0, T / 2), chosen); });
-  if (op == "put_rows") run(1, [&] { host().put_rows(y, z.slice_rows(0, T / 2), chosen); });
   if (op == "upload") run(2, [&] { host().upload(x, outside.data(), outside.size()); });
   if (op == "download") run(2, [&] { host().download(outside.data(), x, outside.size()); });
-  if (op == "add") run(3, [&] { host().add(y, x, z); });
-  if (op == "rmsnorm") run(2, [&] { host().rmsnorm_forward(y, rstd, x, gain, 1e-5); });
-  if (op == "rmsnorm_backward")
-    run(4, [&] { host().rmsnorm_backward(y, GradMode::Add, x, z, gain, rstd); });
-  if (op == "rope") run(2, [&] { host().rope(y, GradMode::Write, x, table, positions, D, false); });
   if (op == "rope_into_cache") {
     Tensor k = random_tensor(t, {T, G * D}), v = random_tensor(t, {T, G * D});
     const CacheRows cache{random_tensor(t, {T, G * D}), random_tensor(t, {T, G * D}), positions};
     run(2 + 4.0 * G / H,
         [&] { cached::rope_into_cache(host(), y, k, v, cache, table, positions, D); });
   }
-  if (op == "dropout") run(2, [&] { host().dropout(y, GradMode::Write, x, 0.1f, {1, 2, 3}); });
-  if (op == "uniform") run(1, [&] { host().uniform(y, 0.1f, {1, 2, 3}); });
   const std::size_t row_bytes = x.bytes() / static_cast<std::size_t>(x.rows());
   if (op == "upload_made")
     run(2, [&] {
@@ -263,16 +241,6 @@ void rows(benchmark::State& state, DType t, const std::string& op) {
                                    from, static_cast<std::size_t>(last - first) * row_bytes);
                      });
     });
-  if (op == "layernorm")
-    run(2, [&] { host().layernorm_forward(y, mean, rstd, x, gain, bias, 1e-5); });
-  if (op == "layernorm_backward")
-    run(4, [&] { host().layernorm_backward(y, GradMode::Add, x, z, gain, mean, rstd); });
-  if (op == "geglu") run(3, [&] { host().geglu_forward(y, x, z); });
-  if (op == "geglu_backward") run(5, [&] { host().geglu_backward(y, w, x, y, z); });
-  if (op == "gelu") run(2, [&] { host().gelu_forward(y, x); });
-  if (op == "gelu_backward") run(3, [&] { host().gelu_backward(y, GradMode::Write, x, z); });
-  if (op == "swiglu") run(3, [&] { host().swiglu_forward(y, x, z); });
-  if (op == "swiglu_backward") run(5, [&] { host().swiglu_backward({}, y, w, x, y, z); });
   if (op == "thin_swiglu_backward") {
     const std::vector<ThinPart> parts{{0, cols, 0, R, random_tensor(stat_dtype(t), {R, cols})}};
     Tensor ds = random_tensor(t, {T, R});
@@ -280,33 +248,10 @@ void rows(benchmark::State& state, DType t, const std::string& op) {
   }
 }
 
-void cross_entropy(benchmark::State& state, DType t) {
-  Tensor logits = random_tensor(t, {T, V}), losses = random_tensor(DType::F32, {T});
-  Tensor targets = to_device(host(), Tag::Workspace, std::vector<std::int32_t>(T, 7));
-  measure(state, 0, 2.0 * static_cast<double>(T * V) * size(t),
-          [&] { host().cross_entropy(losses, logits, targets, true, 1.0); });
-}
-
-void sum_of_losses(benchmark::State& state) {
-  Tensor losses = random_tensor(DType::F32, {T}), out = random_tensor(DType::F32, {1});
-  measure(state, 0, 4.0 * T, [&] { host().sum(out, GradMode::Write, 1.0, losses); });
-}
-
-// All factors of rank 8 on SmolLM2-135M.
-void adamw(benchmark::State& state) {
-  const std::int64_t n = 2442240;
-  AdamWSlot slot{random_tensor(DType::F32, {n}),
-                 random_tensor(DType::F32, {n}),
-                 random_tensor(DType::F32, {n}),
-                 random_tensor(DType::F32, {n}),
-                 {},
-                 0};
-  host().fill(slot.v, 1);
-  Tensor norm = random_tensor(DType::F32, {1}), grads[] = {slot.grad};
-  measure(state, 0, 8.0 * static_cast<double>(n) * 4, [&] {
-    host().sum_squares(norm, grads);
-    host().adamw(std::span(&slot, 1), {1e-4f}, norm);
-  });
+void shared(benchmark::State& state, const bench::KernelCase& one) {
+  const bench::KernelCall call = one.make(host());
+  const Work work = bench::work_of(call);
+  measure(state, work.flops, work.bytes, [&] { call(host()); });
 }
 
 }  // namespace
@@ -343,39 +288,21 @@ int main(int argc, char** argv) {
     add("attention_backward", [=](benchmark::State& s) { attention(s, t, Pass::Backward); });
     add("attention_rope_backward",
         [=](benchmark::State& s) { attention(s, t, Pass::RopeBackward); });
-    for (const char* op : {"fill",
-                           "add",
-                           "scale_add",
-                           "add_bias",
-                           "dropout",
-                           "rmsnorm",
-                           "rmsnorm_backward",
-                           "layernorm",
-                           "layernorm_backward",
-                           "rope",
-                           "rope_into_cache",
-                           "swiglu",
-                           "swiglu_backward",
-                           "thin_swiglu_backward",
-                           "geglu",
-                           "geglu_backward",
-                           "gelu",
-                           "gelu_backward",
-                           "embedding",
-                           "gather_rows",
-                           "scatter_rows",
-                           "put_rows",
-                           "upload",
-                           "download",
-                           "upload_made",
-                           "look_at",
-                           "uniform"})
+    for (const char* op : {"rope_into_cache", "thin_swiglu_backward", "upload", "download",
+                           "upload_made", "look_at"})
       add(op, [=](benchmark::State& s) { rows(s, t, op); });
-    add("cross_entropy", [=](benchmark::State& s) { cross_entropy(s, t); });
-    if (t == DType::F32) {
-      add("sum_of_losses", sum_of_losses);
-      add("adamw", adamw);
-    }
+    // Both factors of rank 8 on SmolLM2-135M, as one.
+    const bench::KernelSizes sizes{.dtype = t,
+                                   .T = T,
+                                   .C = C,
+                                   .F = F,
+                                   .D = D,
+                                   .V = V,
+                                   .loss_rows = T,
+                                   .factors = 1,
+                                   .factor_numel = 2442240};
+    for (const bench::KernelCase& one : bench::kernel_cases(sizes))
+      add(one.name, [=](benchmark::State& s) { shared(s, one); });
   }
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();

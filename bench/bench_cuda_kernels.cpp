@@ -14,6 +14,7 @@
 
 #include "autograd/thin.h"
 #include "cuda/open_device.h"
+#include "kernel_cases.h"
 #include "nn/cached_ops.h"
 #include "roofline.h"
 #include "tensor/adapter_kernels.h"
@@ -46,114 +47,67 @@ const bench::Roofs& roofs() {
   return seen;
 }
 
-// Registers one kernel: `make` allocates and returns the call; bytes and flops are of one call.
-struct Work {
-  double bytes = 0, flops = 0;
-};
+// Times one kernel; `work` is what a call has to do.
+template <class Call>
+void time(benchmark::State& state, const Work& work, Call&& call) {
+  seconds(call, 3);  // warm up: plans, allocations
+  for (auto _ : state) {
+    const double s = seconds(call, 20);
+    state.SetIterationTime(s);
+    state.counters["us"] = 1e6 * s;
+    if (work.flops > 0) state.counters["TFLOP/s"] = work.flops / s * 1e-12;
+    if (work.bytes > 0) state.counters["GB/s"] = work.bytes / s * 1e-9;
+    state.counters["roof%"] =
+        100 *
+        std::max(work.bytes / roofs().bytes_per_second, work.flops / roofs().flops_per_second) / s;
+  }
+}
+
+// Registers one kernel: `make` allocates and returns the call.
 template <class Make>
-void add(const std::string& name, Work work, Make make) {
-  auto run = [=](benchmark::State& state) {
-    auto call = make();
-    seconds(call, 3);  // warm up: plans, allocations
-    for (auto _ : state) {
-      double s = seconds(call, 20);
-      state.SetIterationTime(s);
-      state.counters["us"] = 1e6 * s;
-      if (work.flops > 0) state.counters["TFLOP/s"] = work.flops / s * 1e-12;
-      if (work.bytes > 0) state.counters["GB/s"] = work.bytes / s * 1e-9;
-      state.counters["roof%"] =
-          100 *
-          std::max(work.bytes / roofs().bytes_per_second, work.flops / roofs().flops_per_second) /
-          s;
-    }
-  };
+void add(const std::string& name, const Work& work, Make make) {
+  auto run = [=](benchmark::State& state) { time(state, work, make()); };
   benchmark::RegisterBenchmark(name.c_str(), run)->UseManualTime()->Iterations(3);
 }
 
 // A 7B model's layer: 8192 tokens, width 4096.
 constexpr std::int64_t T = 8192, C = 4096, F = 11008, V = 128256;
 
-// Row numbers 0, 2, 4, ... of T.
-Tensor even_rows() {
-  std::vector<std::int32_t> rows(T / 2);
-  for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<std::int32_t>(2 * i);
-  return to_device(gpu(), Tag::Workspace, rows);
+void add_shared(const bench::KernelCase& one, const std::string& suffix = "") {
+  auto run = [one](benchmark::State& state) {
+    const bench::KernelCall call = one.make(gpu());
+    time(state, bench::work_of(call), [&] { call(gpu()); });
+  };
+  benchmark::RegisterBenchmark((one.name + suffix).c_str(), run)->UseManualTime()->Iterations(3);
+}
+
+// What the CPU's bench times too, at this model's sizes; the adapter has rank 16 on all linear layers
+// of 7B: 40 M numbers in 448 factors.
+void register_shared() {
+  const bench::KernelSizes sizes{.T = T,
+                                 .C = C,
+                                 .F = F,
+                                 .D = 128,
+                                 .V = V,
+                                 .loss_rows = 2048,
+                                 .factors = 448,
+                                 .factor_numel = 90000};
+  for (const bench::KernelCase& one : bench::kernel_cases(sizes)) add_shared(one);
 }
 
 void register_memory_bound() {
-  const double tc = static_cast<double>(T * C) * 2, tf = static_cast<double>(T * F) * 2;
-  add("add", {.bytes = 3 * tc}, [] {
-    return [a = random_tensor(DType::BF16, {T, C}, 1), b = random_tensor(DType::BF16, {T, C}, 2),
-            y = gpu().empty(Tag::Workspace, DType::BF16, {T, C})] { gpu().add(y, a, b); };
-  });
-  add("fill", {.bytes = tc}, [] {
-    return [y = gpu().empty(Tag::Workspace, DType::BF16, {T, C})] { gpu().fill(y, 1.5); };
-  });
-  add("copy_f32_to_bf16", {.bytes = 3 * tc}, [] {
-    return [x = random_tensor(DType::F32, {T, C}, 1),
-            y = gpu().empty(Tag::Workspace, DType::BF16, {T, C})] { gpu().copy(y, x); };
-  });
-  add("scale_add", {.bytes = 3 * tc}, [] {
-    return [x = random_tensor(DType::BF16, {T, C}, 1), y = random_tensor(DType::BF16, {T, C}, 2),
-            s = random_tensor(DType::F32, {1}, 3)] { gpu().scale(y, GradMode::Add, 0.5, s, x); };
-  });
-  add("add_bias", {.bytes = 2 * tc}, [] {
-    return [y = random_tensor(DType::BF16, {T, C}, 1),
-            b = Weight("b", random_tensor(DType::BF16, {C}, 2))] { gpu().add_bias(y, b); };
-  });
-  add("dropout", {.bytes = 2 * tc}, [] {
-    return [x = random_tensor(DType::BF16, {T, C}, 1),
-            y = gpu().empty(Tag::Workspace, DType::BF16, {T, C})] {
-      gpu().dropout(y, GradMode::Write, x, 0.1f, {1, 2, 3});
-    };
-  });
-  add("uniform", {.bytes = tc}, [] {
-    return [x = gpu().empty(Tag::Workspace, DType::BF16, {T, C})] {
-      gpu().uniform(x, 0.1f, {1, 2, 3});
-    };
-  });
-  for (std::int64_t width : {C, std::int64_t{576}}) {
-    const std::string suffix = width == C ? "" : concat("_", width);
-    const double bytes = 2.0 * static_cast<double>(T * width);
-    add("rmsnorm_forward" + suffix, {.bytes = 2 * bytes}, [=] {
-      return [x = random_tensor(DType::BF16, {T, width}, 1),
-              y = gpu().empty(Tag::Workspace, DType::BF16, {T, width}),
-              r = gpu().empty(Tag::Workspace, DType::F32, {T}),
-              w = Weight("w", random_tensor(DType::BF16, {width}, 2))] {
-        gpu().rmsnorm_forward(y, r, x, w, 1e-5);
-      };
-    });
-    add("rmsnorm_backward_add" + suffix, {.bytes = 4 * bytes}, [=] {
-      return [x = random_tensor(DType::BF16, {T, width}, 1),
-              dy = random_tensor(DType::BF16, {T, width}, 3),
-              dx = random_tensor(DType::BF16, {T, width}, 4), r = random_tensor(DType::F32, {T}, 5),
-              w = Weight("w", random_tensor(DType::BF16, {width}, 2))] {
-        gpu().rmsnorm_backward(dx, GradMode::Add, dy, x, w, r);
-      };
-    });
-  }
-  add("rope_in_place", {.bytes = 2 * tc}, [] {
-    std::vector<std::int32_t> at(T);
-    for (std::size_t i = 0; i < at.size(); ++i) at[i] = static_cast<std::int32_t>(i % 2048);
-    return [x = random_tensor(DType::BF16, {T, C}, 1),
-            table = random_tensor(DType::F32, {2048, 128}, 2),
-            p = to_device(gpu(), Tag::Workspace, at)] {
-      gpu().rope(x, GradMode::Write, x, table, p, 128, false);
-    };
-  });
-  add("swiglu_forward", {.bytes = 3 * tf}, [] {
-    return
-        [g = random_tensor(DType::BF16, {T, F}, 1), u = random_tensor(DType::BF16, {T, F}, 2),
-         y = gpu().empty(Tag::Workspace, DType::BF16, {T, F})] { gpu().swiglu_forward(y, g, u); };
-  });
-  add("swiglu_backward", {.bytes = 5 * tf}, [] {
-    return [g = random_tensor(DType::BF16, {T, F}, 1), u = random_tensor(DType::BF16, {T, F}, 2),
-            dy = random_tensor(DType::BF16, {T, F}, 3),
-            dg = gpu().empty(Tag::Workspace, DType::BF16, {T, F}),
-            du = gpu().empty(Tag::Workspace, DType::BF16, {T, F})] {
-      gpu().swiglu_backward({}, dg, du, dy, g, u);
-    };
-  });
+  const double tc = static_cast<double>(T * C) * 2;
+  // SmolLM2-135M's width.
+  bench::KernelSizes narrow{.T = T,
+                            .C = 576,
+                            .F = 1536,
+                            .D = 64,
+                            .V = 49152,
+                            .loss_rows = 64,
+                            .factors = 1,
+                            .factor_numel = 1};
+  for (const bench::KernelCase& one : bench::kernel_cases(narrow))
+    if (one.name.starts_with("rmsnorm")) add_shared(one, "_576");
   // With LoRA's dA at rank 16.
   for (std::int64_t width : {F, std::int64_t{1536}})
     add("thin_swiglu_backward" + (width == F ? "" : concat("_", width)),
@@ -168,92 +122,12 @@ void register_memory_bound() {
             thin::swiglu_backward(gpu(), plan, g, u, dy, g, u, ds, parts);
           };
         });
-  add("layernorm_forward", {.bytes = 2 * tc}, [] {
-    return [x = random_tensor(DType::BF16, {T, C}, 1),
-            y = gpu().empty(Tag::Workspace, DType::BF16, {T, C}),
-            m = gpu().empty(Tag::Workspace, DType::F32, {T}),
-            r = gpu().empty(Tag::Workspace, DType::F32, {T}),
-            w = Weight("w", random_tensor(DType::BF16, {C}, 2)),
-            b = Weight("b", random_tensor(DType::BF16, {C}, 3))] {
-      gpu().layernorm_forward(y, m, r, x, w, b, 1e-5);
-    };
-  });
-  add("layernorm_backward_add", {.bytes = 4 * tc}, [] {
-    return [x = random_tensor(DType::BF16, {T, C}, 1), dy = random_tensor(DType::BF16, {T, C}, 3),
-            dx = random_tensor(DType::BF16, {T, C}, 4), m = random_tensor(DType::F32, {T}, 5),
-            r = random_tensor(DType::F32, {T}, 6),
-            w = Weight("w", random_tensor(DType::BF16, {C}, 2))] {
-      gpu().layernorm_backward(dx, GradMode::Add, dy, x, w, m, r);
-    };
-  });
   add("rmsnorm_forward_by_head", {.bytes = 2 * tc}, [] {  // 128 columns each
     return [x = random_tensor(DType::BF16, {T * C / 128, 128}, 1),
             y = gpu().empty(Tag::Workspace, DType::BF16, {T * C / 128, 128}),
             r = gpu().empty(Tag::Workspace, DType::F32, {T * C / 128}),
             w = Weight("w", random_tensor(DType::BF16, {128}, 2))] {
       gpu().rmsnorm_forward(y, r, x, w, 1e-5);
-    };
-  });
-  add("geglu_forward", {.bytes = 3 * tf}, [] {
-    return [g = random_tensor(DType::BF16, {T, F}, 1), u = random_tensor(DType::BF16, {T, F}, 2),
-            y = gpu().empty(Tag::Workspace, DType::BF16, {T, F})] { gpu().geglu_forward(y, g, u); };
-  });
-  add("geglu_backward", {.bytes = 5 * tf}, [] {
-    return [g = random_tensor(DType::BF16, {T, F}, 1), u = random_tensor(DType::BF16, {T, F}, 2),
-            dy = random_tensor(DType::BF16, {T, F}, 3),
-            dg = gpu().empty(Tag::Workspace, DType::BF16, {T, F}),
-            du = gpu().empty(Tag::Workspace, DType::BF16, {T, F})] {
-      gpu().geglu_backward(dg, du, dy, g, u);
-    };
-  });
-  add("gelu_forward", {.bytes = 2 * tf}, [] {
-    return [x = random_tensor(DType::BF16, {T, F}, 1),
-            y = gpu().empty(Tag::Workspace, DType::BF16, {T, F})] { gpu().gelu_forward(y, x); };
-  });
-  add("gelu_backward", {.bytes = 3 * tf}, [] {
-    return [x = random_tensor(DType::BF16, {T, F}, 1), dy = random_tensor(DType::BF16, {T, F}, 2),
-            dx = gpu().empty(Tag::Workspace, DType::BF16, {T, F})] {
-      gpu().gelu_backward(dx, GradMode::Write, dy, x);
-    };
-  });
-  add("cross_entropy_gradient", {.bytes = 2.0 * 2048 * V * 2}, [] {
-    return [l = random_tensor(DType::BF16, {2048, V}, 1),
-            loss = gpu().empty(Tag::Workspace, DType::F32, {2048}),
-            at = to_device(gpu(), Tag::Workspace, std::vector<std::int32_t>(2048, 17))] {
-      gpu().cross_entropy(loss, l, at, true, 1e-3);
-    };
-  });
-  add("embedding_forward", {.bytes = 2 * tc}, [] {
-    std::vector<std::int32_t> ids(T);
-    for (std::size_t i = 0; i < ids.size(); ++i)
-      ids[i] = static_cast<std::int32_t>(i * 7919 % 32000);
-    return [w = Weight("w", random_tensor(DType::BF16, {32000, C}, 1)),
-            i = to_device(gpu(), Tag::Workspace, ids),
-            y = gpu().empty(Tag::Workspace, DType::BF16, {T, C})] {
-      gpu().embedding_forward(y, w, i);
-    };
-  });
-  // Every second token is supervised.
-  add("gather_rows", {.bytes = tc}, [] {
-    return [x = random_tensor(DType::BF16, {T, C}, 1), rows = even_rows(),
-            y = gpu().empty(Tag::Workspace, DType::BF16, {T / 2, C})] {
-      gpu().gather_rows(y, x, rows);
-    };
-  });
-  add("scatter_rows", {.bytes = 1.5 * tc}, [] {
-    return [dy = random_tensor(DType::BF16, {T / 2, C}, 1), rows = even_rows(),
-            dx = gpu().empty(Tag::Workspace, DType::BF16, {T, C})] {
-      gpu().scatter_rows(dx, GradMode::Write, dy, rows);
-    };
-  });
-  add("put_rows", {.bytes = tc}, [] {
-    return [x = random_tensor(DType::BF16, {T / 2, C}, 1), rows = even_rows(),
-            y = gpu().empty(Tag::Workspace, DType::BF16, {T, C})] { gpu().put_rows(y, x, rows); };
-  });
-  add("sum_of_losses", {.bytes = 4.0 * T}, [] {
-    return [x = random_tensor(DType::F32, {T}, 1),
-            out = gpu().empty(Tag::Workspace, DType::F32, {1})] {
-      gpu().sum(out, GradMode::Write, 1.0, x);
     };
   });
   // Over PCIe and through pinned memory: the copy roof is the GPU's own.
@@ -294,22 +168,6 @@ void register_memory_bound() {
       });
     };
   });
-  // 448 factors of a rank-16 adapter on all linear layers of 7B: 40 M parameters
-  const std::int64_t slots = 448, numel = 90000;
-  add("adamw", {.bytes = 30.0 * slots * numel}, [=] {
-    std::vector<AdamWSlot> s;
-    for (std::int64_t i = 0; i < slots; ++i)
-      s.push_back({random_tensor(DType::F32, {numel}, 1), random_tensor(DType::F32, {numel}, 2),
-                   random_tensor(DType::F32, {numel}, 3), random_tensor(DType::F32, {numel}, 4),
-                   gpu().empty(Tag::Workspace, DType::BF16, {numel}), 0.0f});
-    for (AdamWSlot& slot : s) gpu().fill(slot.v, 1.0);
-    return [s, n = random_tensor(DType::F32, {1}, 5)] { gpu().adamw(s, {.lr = 1e-4f}, n); };
-  });
-  add("sum_squares", {.bytes = 4.0 * slots * numel}, [=] {
-    std::vector<Tensor> x;
-    for (std::int64_t i = 0; i < slots; ++i) x.push_back(random_tensor(DType::F32, {numel}, 1));
-    return [x, out = gpu().empty(Tag::Workspace, DType::F32, {1})] { gpu().sum_squares(out, x); };
-  });
 }
 
 // The frozen products through their own entry points.
@@ -322,7 +180,7 @@ void register_linear() {
       gpu().prepare_linear(w);
       return w;
     };
-    add(concat("linear_forward_", name), {.bytes = inputs, .flops = flops}, [=] {
+    add(concat("linear_forward_", name), {.flops = flops, .bytes = inputs}, [=] {
       return [w = weight(), x = random_tensor(DType::BF16, {rows, K}, 1),
               y = gpu().empty(Tag::Workspace, DType::BF16, {rows, N})] {
         gpu().linear_forward(y, x, w);
@@ -330,7 +188,7 @@ void register_linear() {
     });
     for (GradMode mode : {GradMode::Write, GradMode::Add})
       add(concat("linear_backward_x_", name, mode == GradMode::Add ? "_add" : ""),
-          {.bytes = inputs, .flops = flops}, [=] {
+          {.flops = flops, .bytes = inputs}, [=] {
             return [=, w = weight(), dy = random_tensor(DType::BF16, {rows, N}, 1),
                     dx = random_tensor(DType::BF16, {rows, K}, 3)] {
               gpu().linear_backward_x(dx, mode, dy, w);
@@ -348,9 +206,9 @@ void register_products() {
                  GradMode mode) {
     bool tn = form == 't';
     double out_bytes = static_cast<double>(m * n) * (tn ? 4 : 2) * (mode == GradMode::Add ? 2 : 1);
-    Work work{
-        .bytes = 2.0 * static_cast<double>(m * k + n * k) + out_bytes,
-        .flops = 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k)};
+    const Work work{
+        .flops = 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k),
+        .bytes = 2.0 * static_cast<double>(m * k + n * k) + out_bytes};
     add(name, work, [=] {
       Tensor a = random_tensor(DType::BF16, tn ? Shape{k, m} : Shape{m, k}, 1);
       Tensor b = random_tensor(DType::BF16, form == 'f' ? Shape{n, k} : Shape{k, n}, 2);
@@ -384,7 +242,7 @@ void register_lora_segments() {
     const std::int64_t rank = 16, n = static_cast<std::int64_t>(documents) * length;
     const double factors = 2.0 * documents * rank * (C + C), rows = static_cast<double>(n);
     add(concat("lora_segments_", documents, "x", length),
-        {.bytes = factors + 2.0 * rows * 3 * C, .flops = 4.0 * rows * rank * C}, [=] {
+        {.flops = 4.0 * rows * rank * C, .bytes = factors + 2.0 * rows * 3 * C}, [=] {
           std::vector<LoraFactors> f;
           std::vector<std::int32_t> offsets{0}, which;
           for (int i = 0; i < documents; ++i) {
@@ -512,13 +370,13 @@ void register_thin_products() {
       thin::backward_a(gpu(), plan, ds, x, nullptr, parts, drop);
     };
   });
-  add("matmul_nt_onto_down", {.bytes = 2.0 * (T * F + C * F + 2 * T * C), .flops = 2.0 * T * C * F},
+  add("matmul_nt_onto_down", {.flops = 2.0 * T * C * F, .bytes = 2.0 * (T * F + C * F + 2 * T * C)},
       [=] {
         return
             [h = random_tensor(DType::BF16, {T, C}, 1), x = random_tensor(DType::BF16, {T, F}, 2),
              w = random_tensor(DType::BF16, {C, F}, 3),
              y = gpu().empty(Tag::Workspace, DType::BF16, {T, C})] {
-              gpu().matmul_nt_onto(y, h, x, w);
+              gpu().matmul_nt(y, GradMode::Write, 1.0, x, w, h);
             };
       });
 }
@@ -556,7 +414,7 @@ void register_attention() {
         else if (pass == Pass::Backward)
           gpu().attention_backward(dq, dk, dv, dout, q, k, v, o, lse, shape, seg);
         else
-          gpu().attention_rope_backward(dq, dk, dv, dout, q, k, v, o, lse, shape, seg, rotation);
+          gpu().attention_backward(dq, dk, dv, dout, q, k, v, o, lse, shape, seg, &rotation);
       };
     };
     add(name + "_forward", {.flops = flops}, [=] { return make(Pass::Forward); });
@@ -595,6 +453,7 @@ int main(int argc, char** argv) {
   benchmark::AddCustomContext("copy GB/s", std::to_string(roofs().bytes_per_second * 1e-9));
   benchmark::AddCustomContext("bf16 8192^3 TFLOP/s",
                               std::to_string(roofs().flops_per_second * 1e-12));
+  register_shared();
   register_memory_bound();
   register_linear();
   register_products();

@@ -134,14 +134,14 @@ bench::Profile profile_step(Backend& backend, const ModelConfig& config,
 
 OrderedJson profile_json(const bench::Profile& profile) {
   OrderedJson families = OrderedJson::object();
-  for (int i = 0; i < bench::kFamilyCount; ++i) {
+  for (int i = 0; i < kFamilyCount; ++i) {
     const bench::FamilyTime& f = profile.families[static_cast<std::size_t>(i)];
     if (f.calls == 0) continue;
-    families[bench::family_name(static_cast<bench::OpFamily>(i))] = {
+    families[bench::family_name(static_cast<OpFamily>(i))] = {
         {"seconds", f.seconds},
         {"calls", f.calls},
-        {"flops", f.work.flops},
-        {"bytes", f.work.bytes},
+        {"flops", f.flops},
+        {"bytes", f.bytes},
         {"of_roof", f.roof_seconds / f.seconds}};
   }
   return {{"seconds", profile.seconds}, {"families", families}};
@@ -159,7 +159,7 @@ int run_bench(Settings s, Clock::time_point start) {
   const DType dtype = parse_compute_dtype(s.dtype, *backend);
   PlanRequest request;
   request.model = config, request.lora = lora_config(s);
-  request.compute_dtype = dtype, request.on_cpu = backend->is_cpu();
+  request.compute_dtype = dtype, request.device = backend->name();
   request.batch = s.batch, request.seq_len = s.seq_len, request.recompute = s.recompute;
   const std::int64_t budget = program::parse_budget(s.memory);
   const Plan plan = budget > 0 ? plan_within(request, budget) : plan_training(request);
@@ -193,7 +193,7 @@ int run_bench(Settings s, Clock::time_point start) {
     }
     memory = memory_report(*backend);
     mean = std::accumulate(seconds.begin(), seconds.end(), 0.0) / static_cast<double>(s.steps);
-    if (!backend->is_cpu()) device = run.device_seconds(*backend, 8);
+    if (backend->traits().can_record) device = run.device_seconds(*backend, 8);
     weights = run.weights();
   }
   backend->set_memory_limit(0);  // the yardsticks below are no part of the step

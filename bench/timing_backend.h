@@ -4,17 +4,16 @@
 // comes from it, and the books by tag are kept here. Ops are bracketed by marks of the device's own
 // clock, so that a GPU need not be waited for. What lies between two brackets is a gap: the device
 // had no work. Where kernels are shorter than a launch, part of the launch is counted with the op.
-//
-// Bytes count each input read once and each output written once (an added-to output is read too);
-// FLOPs are those of the maths: attention's causal half, its backward with 5 products.
+// What an op has to do is autograd/work.h's.
 #pragma once
 
 #include <array>
 #include <string>
+#include <type_traits>
 #include <unordered_map>
 #include <vector>
 
-#include "tensor/backend.h"
+#include "autograd/work.h"
 
 namespace lk::bench {
 
@@ -23,33 +22,12 @@ struct Roofs {
   double flops_per_second = 0, bytes_per_second = 0;
 };
 
-enum class OpFamily : std::uint8_t {
-  BaseLinear,  // frozen projections of the blocks, forward and dX
-  Head,        // the frozen head, likewise
-  Lora,        // every product with A, B or their gradients
-  AttentionForward,
-  AttentionBackward,
-  Norm,
-  Rope,
-  Swiglu,  // and geglu, gelu
-  Loss,
-  Embedding,  // and the choice of supervised rows
-  Optimizer,
-  Transfer,  // between host and device
-  Other,     // residual additions, dropout, biases, copies
-};
-inline constexpr int kFamilyCount = 13;
 const char* family_name(OpFamily family);
-
-// What one op has to do at least.
-struct OpWork {
-  double flops = 0, bytes = 0;
-};
 
 struct FamilyTime {
   std::int64_t calls = 0;
   double seconds = 0;
-  OpWork work;
+  double flops = 0, bytes = 0;
   double roof_seconds = 0;  // sum over calls of the longer of flops and bytes, each at its roof
 };
 
@@ -74,22 +52,17 @@ class TimingBackend final : public Backend {
 
   std::string name() const override { return inner_.name(); }
   std::string description() const override { return inner_.description(); }
-  bool is_cpu() const override { return inner_.is_cpu(); }
   std::unique_ptr<Readback> read_later(const Tensor& scalar) override {
     return inner_.read_later(scalar);
   }
   std::unique_ptr<Recording> record(const std::function<void()>&, const Recording*) override {
     return nullptr;  // ops are timed one by one
   }
-  bool can_record() const override { return inner_.can_record(); }
   std::unique_ptr<HostCopy> offload(const Tensor& x) override { return inner_.offload(x); }
-  bool can_offload() const override { return inner_.can_offload(); }
   // Kernels beside the core's ops are timed as wholes, also where the inner backend composes them.
   LoraKernels* lora_kernels() override;  // null if the inner backend has none
   CacheKernels* cache_kernels() override;
   AdapterKernels* adapter_kernels() override;
-  bool joins_projections() const override { return inner_.joins_projections(); }
-  DType preferred_dtype() const override { return inner_.preferred_dtype(); }
   bool keeps_quantised(const GgmlType& type) const override { return inner_.keeps_quantised(type); }
   std::int64_t free_memory() const override;
   void upload(const Tensor& dst, const void* src, std::size_t bytes) override;
@@ -102,91 +75,57 @@ class TimingBackend final : public Backend {
   }
   void synchronize() override { inner_.synchronize(); }
   std::unique_ptr<DeviceClock> make_clock() override { return inner_.make_clock(); }
-  void fill(const Tensor& x, double value) override;
-  void uniform(const Tensor& x, float bound, const RandomKey& key) override;
-  void copy(const Tensor& y, const Tensor& x) override;
-  void add(const Tensor& y, const Tensor& a, const Tensor& b) override;
-  void scale(const Tensor& y, GradMode mode, double alpha, const Tensor& scalar,
-             const Tensor& x) override;
-  void add_bias(const Tensor& y, const Weight& bias) override;
-  void dropout(const Tensor& y, GradMode mode, const Tensor& x, float p,
-               const RandomKey& key) override;
   void prepare_linear(Weight& w) override { inner_.prepare_linear(w); }
-  void linear_forward(const Tensor& y, const Tensor& x, const Weight& w) override;
-  void linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,
-                         const Weight& w) override;
-  void matmul_nt(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
-                 const Tensor& b) override;
-  void matmul_nt_onto(const Tensor& c, const Tensor& addend, const Tensor& a,
-                      const Tensor& b) override;
-  void matmul_nn(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
-                 const Tensor& b) override;
-  void rmsnorm_forward(const Tensor& y, const Tensor& rstd, const Tensor& x, const Weight& gain,
-                       double eps) override;
-  void rmsnorm_backward(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& x,
-                        const Weight& gain, const Tensor& rstd) override;
-  void layernorm_forward(const Tensor& y, const Tensor& mean, const Tensor& rstd, const Tensor& x,
-                         const Weight& gain, const Weight& bias, double eps) override;
-  void layernorm_backward(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& x,
-                          const Weight& gain, const Tensor& mean, const Tensor& rstd) override;
-  void rope(const Tensor& y, GradMode mode, const Tensor& x, const Tensor& table,
-            const Tensor& positions, int head_dim, bool inverse) override;
-  void attention_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k,
-                         const Tensor& v, const AttentionShape& shape, const Segments& q_seg,
-                         const KeyRows& k_rows) override;
-  void attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout,
-                          const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o,
-                          const Tensor& lse, const AttentionShape& shape,
-                          const Segments& seg) override;
-  void attention_rope_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv,
-                               const Tensor& dout, const Tensor& q, const Tensor& k,
-                               const Tensor& v, const Tensor& o, const Tensor& lse,
-                               const AttentionShape& shape, const Segments& seg,
-                               const Rotation& rotation) override;
-  void swiglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) override;
-  void swiglu_backward(const Tensor& y, const Tensor& dgate, const Tensor& dup, const Tensor& dy,
-                       const Tensor& gate, const Tensor& up) override;
-  void geglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) override;
-  void geglu_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy, const Tensor& gate,
-                      const Tensor& up) override;
-  void gelu_forward(const Tensor& y, const Tensor& x) override;
-  void gelu_backward(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& x) override;
-  void embedding_forward(const Tensor& y, const Weight& table, const Tensor& ids) override;
-  void gather_rows(const Tensor& y, const Tensor& x, const Tensor& rows) override;
-  void put_rows(const Tensor& y, const Tensor& x, const Tensor& rows) override;
-  void scatter_rows(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& rows) override;
-  void cross_entropy(const Tensor& losses, const Tensor& logits, const Tensor& targets,
-                     bool gradient, double scale, const Tensor& factor) override;
-  void sum(const Tensor& out, GradMode mode, double alpha, const Tensor& x) override;
-  void sum_squares(const Tensor& out, std::span<const Tensor> tensors) override;
-  void adamw(std::span<const AdamWSlot> slots, const AdamWStep& step,
-             const Tensor& norm_sq) override;
+#define LK_TIMED(op, parameters, arguments)                                        \
+  void op parameters override {                                                    \
+    timed(work::op arguments, reads_head arguments, [&] { inner_.op arguments; }); \
+  }
+  LK_BACKEND_OPS(LK_TIMED)
+#undef LK_TIMED
 
  private:
   void matmul_tn(const Tensor& dw, GradMode mode, double alpha, const Tensor& a,
                  const Tensor& b) override;
-  // Runs op() between two marks and books it; ops inside of it (a backend may use its own ops) are
-  // part of it.
-  template <class Op>
-  void timed(OpFamily family, OpWork work, Op&& op);
-  OpFamily linear_family(const Weight& w) const;
-
   class Lora;
   class Cache;
   class Adapters;
-  struct Call {
-    OpFamily family;
-    OpWork work;
-  };
+  // Runs op() between two marks and books it; ops inside of it (a backend may use its own ops) are
+  // part of it. A frozen product of the head's weight is booked as Head.
+  template <class Op>
+  void timed(const Work& work, bool of_head, Op&& op) {
+    const bool note = recording_ && depth_ == 0;
+    if (note) {
+      calls_.push_back(work);
+      if (of_head && work.family == OpFamily::BaseLinear) calls_.back().family = OpFamily::Head;
+      clock_->mark();
+    }
+    ++depth_;
+    op();
+    --depth_;
+    if (note) clock_->mark();
+  }
+  // Is one of an op's arguments the weight with the head's memory?
+  template <class... Arguments>
+  bool reads_head(const Arguments&... arguments) const {
+    return (is_head(arguments) || ...);
+  }
+  template <class Argument>
+  bool is_head(const Argument& argument) const {
+    if constexpr (std::is_same_v<Argument, Weight>)
+      return argument.defined() && argument.values().raw() == head_;
+    else
+      return false;
+  }
+
   Backend& inner_;
-  Roofs roofs_;
-  const void* head_;
-  std::unordered_map<void*, Tensor> blocks_;  // what the cache holds, in the inner backend's memory
   std::unique_ptr<Lora> lora_;
   std::unique_ptr<Cache> cache_;
   std::unique_ptr<Adapters> adapters_;
+  Roofs roofs_;
+  const void* head_;
+  std::unordered_map<void*, Tensor> blocks_;  // what the cache holds, in the inner backend's memory
   std::unique_ptr<DeviceClock> clock_;
-  std::vector<Call> calls_;
+  std::vector<Work> calls_;
   bool recording_ = false;
   int depth_ = 0;
 };

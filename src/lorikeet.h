@@ -11,6 +11,7 @@
 #include "lora/adapter_io.h"
 #include "lora/own_loss.h"
 #include "lora/trainer.h"
+#include "modelfile/fingerprint.h"
 #include "nn/evaluation.h"
 #include "nn/generate.h"
 #include "run/finetune.h"

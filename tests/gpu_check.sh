@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, from binaries that were built elsewhere:
-#   tests/gpu_check.sh DIR [OUT]     DIR holds test_parity, test_parity_attention, test_cuda_memory and, if they
-#                                    are wanted, other tests and bench_cuda_kernels; logs go to OUT (default DIR)
+#   tests/gpu_check.sh DIR [OUT]     DIR holds test_ops, test_parity, test_parity_attention, test_cuda_memory and,
+#                                    if they are wanted, other tests and bench_cuda_kernels; logs go to OUT (default DIR)
 #   SKIP="tests sanitizer bench"           leaves parts out;  LIMIT=600   seconds for each program
 #   TOOLS="memcheck racecheck initcheck synccheck"     the sanitizer's, all by default
 # Exits 1 if a test or a sanitizer found something.
@@ -45,7 +45,7 @@ if has sanitizer && command -v compute-sanitizer >/dev/null; then
   }
   number=0
   for tool in ${TOOLS:-memcheck racecheck initcheck synccheck}; do
-    for test in test_parity test_parity_attention; do
+    for test in test_ops test_parity test_parity_attention; do
       while read -r name; do
         while [ "$(jobs -rp | wc -l)" -ge 8 ]; do wait -n; done
         number=$((number + 1))

@@ -81,8 +81,7 @@ inline std::string raw_floats(const std::vector<float>& values) {
   return bytes;
 }
 
-// ---- safetensors: a header (any text) and data
-// --------------------------------------------------------
+// ---- safetensors: a header (any text) and data ------------------------------------------------
 inline std::string safetensors_bytes(const std::string& header, const std::string& data = "") {
   return raw(std::uint64_t{header.size()}) + header + data;
 }
@@ -100,8 +99,7 @@ inline std::string good_safetensors() {
                            raw_floats({1, 2, 3, 4, 5, 6}));
 }
 
-// ---- GGUF: each part of the file is a field that a test may spoil
-// ---------------------------------------
+// ---- GGUF: each part of the file is a field that a test may spoil -----------------------------
 struct GgufBuilder {
   std::string magic = "GGUF";
   std::uint32_t version = 3;

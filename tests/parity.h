@@ -180,4 +180,30 @@ inline std::vector<double> f32_slack(double c, const std::vector<double>& magnit
   return slack;
 }
 
+inline constexpr DType kDTypes[] = {DType::F32, DType::BF16};
+inline constexpr Layout kLayouts[] = {kContiguous, kStrided, kOdd};
+// Rows x columns: one row, one column, primes, multiples of the vector width, more than one block,
+// nothing.
+inline constexpr std::int64_t kShapes[][2] = {{1, 1},   {1, 64},   {3, 7},    {31, 8},   {5, 131},
+                                              {64, 96}, {7, 4104}, {2, 9001}, {300, 40}, {0, 16}};
+inline constexpr GradMode kModes[] = {GradMode::Write, GradMode::Add};
+
+inline std::string label(const char* op, DType t, std::int64_t rows, std::int64_t cols, Layout l) {
+  return concat(op, " ", dtype_name(t), " (", rows, ",", cols, ") pad ", l.pad);
+}
+// |a| + |b| element by element, optionally scaled.
+inline std::vector<double> sum_of(const std::vector<double>& a, const std::vector<double>& b,
+                                  double fb = 1) {
+  std::vector<double> s(a);
+  for (std::size_t i = 0; i < s.size(); ++i) s[i] = std::abs(a[i]) + fb * std::abs(b[i]);
+  return s;
+}
+
+// Calls f(dtype, layout, rows, cols) for all combinations.
+inline void everywhere(const std::function<void(DType, Layout, std::int64_t, std::int64_t)>& f) {
+  for (DType t : kDTypes)
+    for (Layout l : kLayouts)
+      for (auto [rows, cols] : kShapes) f(t, l, rows, cols);
+}
+
 }  // namespace lk::test

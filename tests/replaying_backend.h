@@ -12,14 +12,14 @@ namespace lk::test {
 
 class ReplayingBackend : public CpuBackend {
  public:
-  explicit ReplayingBackend(CpuMode mode = CpuMode::Fast) : CpuBackend(mode) {}
+  explicit ReplayingBackend(CpuMode mode = CpuMode::Fast)
+      : CpuBackend(mode, Products::Best, recording_traits()) {}
 
   int recorded = 0, recorded_beside = 0;  // recordings made; of these, in the memory of another
   int replayed = 0, run_beside = 0;       // calls of Recording's functions
   int live = 0;                           // recordings that exist
   bool refuses = false;                   // record() returns null
 
-  bool can_record() const override { return true; }
   std::unique_ptr<Recording> record(const std::function<void()>& work,
                                     const Recording* beside) override {
     if (refuses) return nullptr;
@@ -29,6 +29,11 @@ class ReplayingBackend : public CpuBackend {
   }
 
  private:
+  static DeviceTraits recording_traits() {
+    DeviceTraits traits = kCpuTraits;
+    traits.can_record = true;
+    return traits;
+  }
   struct Kept final : Recording {
     ReplayingBackend& backend;
     std::function<void()> work;

@@ -2,7 +2,7 @@
 // sizes.
 #include <omp.h>
 
-#include "cpu_ops.h"
+#include "gradcheck_cases.h"
 
 using namespace lk;
 using namespace lk::test;
@@ -239,3 +239,38 @@ TEST_CASE("large scores neither overflow nor lose the softmax") {
   for (const auto* x : {&got.o, &got.lse, &got.dq, &got.dk, &got.dv})
     for (double e : *x) CHECK(std::isfinite(e));
 }
+
+// ---- gradients ----------------------------------------------------------------------------------
+
+namespace {
+
+void attention_case(GradcheckCases& out, const std::string& what, AttentionShape shape,
+                    std::vector<std::int32_t> offsets, unsigned seed) {
+  Segments segments = make_segments(reference(), std::move(offsets));
+  const std::int64_t T = segments.total(), D = shape.head_dim;
+  shape.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(D)));
+  out.push_back(
+      {"attention, " + what,
+       [=](Tape& t, const Vars& in) { return attention(t, in[0], in[1], in[2], shape, segments); },
+       {rnd({T, shape.n_heads * D}, seed), rnd({T, shape.n_kv_heads * D}, seed + 1),
+        rnd({T, shape.n_kv_heads * D}, seed + 2)}});
+}
+
+const GradcheckFamily gradients([](GradcheckCases& out) {
+  attention_case(out, "one document", {2, 2, 5, 0, 0}, {0, 7}, 40);
+  attention_case(out, "grouped heads, documents of 1, 0, 4, 0", {4, 2, 3, 0, 0}, {0, 1, 1, 5, 5},
+                 43);
+  attention_case(out, "one key head for all", {3, 1, 3, 0, 0}, {0, 2, 6}, 46);
+  attention_case(out, "window 3, grouped", {4, 2, 2, 0, 3}, {0, 6, 6, 8}, 49);
+  attention_case(out, "window 1 sees only itself", {1, 1, 2, 0, 1}, {0, 3}, 52);
+  attention_case(out, "window longer than the document", {2, 1, 2, 0, 99}, {0, 4}, 55);
+  attention_case(out, "one token, one number", {1, 1, 1, 0, 0}, {0, 1}, 58);
+  AttentionShape shape{2, 2, 3, 0.6f, 0};
+  Segments segments = make_segments(reference(), {0, 3, 5});
+  out.push_back(
+      {"attention, q = k = v",
+       [=](Tape& t, const Vars& in) { return attention(t, in[0], in[0], in[0], shape, segments); },
+       {rnd({5, 6}, 61)}});
+});
+
+}  // namespace

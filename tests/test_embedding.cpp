@@ -1,5 +1,5 @@
 // Rows moved by index: exact, in any dtype.
-#include "cpu_ops.h"
+#include "gradcheck_cases.h"
 
 using namespace lk;
 using namespace lk::test;
@@ -39,7 +39,6 @@ TEST_CASE("embedding, gather and scatter move rows") {
     CHECK(values(dx.slice_rows(1, 5)) == std::vector<double>(4 * C, 0.0));
     CHECK(values(dx.slice_rows(0, 1)) == values(few.slice_rows(1, 2)));
     CHECK(padding_intact(dx));
-    s.backend.scatter_rows(dx, GradMode::Skip, few, pick);
   }
 }
 
@@ -68,3 +67,19 @@ TEST_CASE("no rows") {
     CHECK(values(dx) == std::vector<double>(16, 0.0));
   }
 }
+
+// ---- gradients ----------------------------------------------------------------------------------
+
+namespace {
+
+const GradcheckFamily gradients([](GradcheckCases& out) {
+  for (const std::vector<std::int32_t>& rows :
+       {std::vector<std::int32_t>{4, 0, 2}, {0, 1, 2, 3, 4, 5}, {5}, {}}) {
+    Tensor index = ints(rows);
+    out.push_back({concat("gather ", rows.size(), " of 6 rows"),
+                   [=](Tape& t, const Vars& in) { return gather_rows(t, in[0], index); },
+                   {rnd({6, 3}, 90)}});
+  }
+});
+
+}  // namespace

@@ -46,6 +46,25 @@ TEST_CASE("the ledger follows every tensor") {
   CHECK(ledger.total().peak_bytes == 0);
 }
 
+TEST_CASE("a block that comes back twice, or is not ours, changes nothing") {
+  std::unique_ptr<Backend> b = make_cpu_backend();
+  int elsewhere = 0;
+  void* block = nullptr;
+  {
+    Tensor t = b->empty(Tag::Activations, DType::F32, {10});
+    block = t.raw();
+    b->deallocate(&elsewhere, 40, Tag::Activations);
+    CHECK(b->ledger()[Tag::Activations].live_bytes == 40);
+  }
+  b->deallocate(block, 40, Tag::Activations);
+  CHECK(b->ledger()[Tag::Activations].live_bytes == 0);
+  CHECK(b->ledger()[Tag::Activations].live_count == 0);
+  Tensor x = b->empty(Tag::Activations, DType::F32, {10}),
+         y = b->empty(Tag::Activations, DType::F32, {10});
+  CHECK(x.raw() == block);
+  CHECK(y.raw() != block);  // it was given back once
+}
+
 TEST_CASE("gradients and moments need their owner") {
   CHECK_THROWS_AS(fast().empty(Tag::Gradients, DType::F32, {1}), Error);
   CHECK_THROWS_AS(fast().empty(Tag::Optimizer, DType::F32, {1}), Error);

@@ -8,6 +8,7 @@ using namespace lk::test;
 
 namespace {
 
+// region: the node
 // d(alpha sum x^2)/dx = 2 alpha x, times the gradient dy (1) of the penalty.
 struct PenaltyNode : Node {
   Var x;
@@ -18,7 +19,9 @@ struct PenaltyNode : Node {
     if (Sink dx = tape.sink(x)) tape.backend().scale(dx.tensor, dx.mode, 2 * alpha, dy, x.value());
   }
 };
+// endregion
 
+// region: the op
 // y (1) = alpha sum x^2, x of any shape, F32 or F64.
 Var penalty(Tape& tape, const Var& x, double alpha) {
   Tensor y = tape.activation(x.dtype(), {1});
@@ -27,16 +30,19 @@ Var penalty(Tape& tape, const Var& x, double alpha) {
   if (!tape.wants(x)) return tape.constant(y);
   return tape.record<PenaltyNode>(y, x, alpha);
 }
+// endregion
 
 }  // namespace
 
 TEST_CASE("penalty: the derivative is that of the formula") {
   for (Shape shape : {Shape{5, 7}, Shape{1, 1}, Shape{3}}) {
+    // region: the check
     GradcheckResult r =
         gradcheck(reference(),
                   [](Tape& tape, const std::vector<Var>& in) { return penalty(tape, in[0], 0.3); },
                   {random_tensor(reference(), DType::F64, shape, 1)});
     CHECK_MESSAGE(r.ok, r.message);
+    // endregion
   }
 }
 

@@ -99,11 +99,9 @@ std::vector<Guarded> backward(const Setup& a, const Side& s, const std::vector<d
   Guarded dout = numbers(s, T, HD, 6), dq = numbers(s, T, HD, 7), dk = numbers(s, T, GD, 8),
           dv = numbers(s, T, GD, 9);
   const Segments segments = make_segments(s.backend, a.q_offsets);
-  if (rope)
-    s.backend.attention_rope_backward(dq, dk, dv, dout, q, k, v, o, lse, a.shape(), segments,
-                                      rotation(s, T, a.head_dim));
-  else
-    s.backend.attention_backward(dq, dk, dv, dout, q, k, v, o, lse, a.shape(), segments);
+  const Rotation turned = rope ? rotation(s, T, a.head_dim) : Rotation{};
+  s.backend.attention_backward(dq, dk, dv, dout, q, k, v, o, lse, a.shape(), segments,
+                               rope ? &turned : nullptr);
   return {dq, dk, dv};
 }
 

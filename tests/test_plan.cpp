@@ -77,7 +77,7 @@ PlanRequest small_request(const Backend& backend, DType dtype,
   r.model = small_config(family);
   r.lora = tiny_lora();
   r.compute_dtype = dtype;
-  r.on_cpu = backend.is_cpu();
+  r.device = backend.name();
   r.batch = 4;
   r.grad_accum = 2;
   r.seq_len = 128;
@@ -109,7 +109,7 @@ void check_within_two_percent(const std::string& device, const std::string& fami
       auto backend = open_device(device);
       PlanRequest request = small_request(*backend, dtype, family);
       request.recompute = parse_recompute(way);
-      if (request.recompute.offload > 0 && !backend->can_offload()) continue;
+      if (request.recompute.offload > 0 && !backend->traits().can_offload) continue;
       const auto planned = static_cast<double>(plan_training(request).memory.peak_bytes);
       const auto real = static_cast<double>(real_peak(*backend, request, request.recompute));
       const std::string of_dtype = dtype_name(dtype);
@@ -139,9 +139,10 @@ TEST_CASE("cuda: every way of recomputing has its peak predicted within 2 %, in 
 TEST_CASE("a budget gets the fastest setting that fits, and one layer less would not") {
   auto cpu = make_cpu_backend();
   PlanRequest request = small_request(*cpu, DType::BF16);
-  for (bool on_cpu : {true, false}) {
-    CAPTURE(on_cpu);
-    request.on_cpu = on_cpu;
+  for (const std::string device : {"cpu", "cuda"}) {
+    CAPTURE(device);
+    request.device = device;
+    const DeviceTraits traits = open_plan_device(device)->traits();
     auto peak = [&](const std::string& way) {
       PlanRequest r = request;
       r.recompute = parse_recompute(way);
@@ -158,7 +159,7 @@ TEST_CASE("a budget gets the fastest setting that fits, and one layer less would
     // The least budget of which so many bytes are plannable.
     auto budget = [&](std::int64_t bytes) {
       std::int64_t b = bytes;
-      while (plannable_bytes(b, on_cpu) < bytes) b += bytes - plannable_bytes(b, on_cpu);
+      while (plannable_bytes(b, traits) < bytes) b += bytes - plannable_bytes(b, traits);
       return b;
     };
     CHECK(chosen(INT64_MAX) == "none");
@@ -166,7 +167,7 @@ TEST_CASE("a budget gets the fastest setting that fits, and one layer less would
     const std::int64_t slack = 20000;  // the batch that a recording keeps
     std::vector<std::string> ladder = {"none",      "gate-up:1",       "gate-up:2",
                                        "gate-up:4", "gate-up,block:2", "gate-up,block:3"};
-    if (!on_cpu) ladder.insert(ladder.end(), {"block,offload:1", "block,offload:3"});
+    if (traits.can_offload) ladder.insert(ladder.end(), {"block,offload:1", "block,offload:3"});
     for (const std::string& way : ladder) {
       CAPTURE(way);
       CHECK(chosen(budget(peak(way) + slack)) == way);
@@ -199,13 +200,13 @@ TEST_CASE("layers below the first trained one keep no activations, on a GPU as o
   request.compute_dtype = DType::BF16;
   request.batch = 16;
   request.seq_len = 512;
-  auto activations = [&](bool on_cpu) {
-    request.on_cpu = on_cpu;
+  auto activations = [&](const std::string& device) {
+    request.device = device;
     for (const MemoryRow& r : plan_training(request).memory.rows)
       if (r.tag == "activations") return r.peak_bytes;
     return std::int64_t{0};
   };
-  const std::int64_t cpu = activations(true), gpu = activations(false);
+  const std::int64_t cpu = activations("cpu"), gpu = activations("cuda");
   CHECK(cpu > 0);
   CHECK(gpu <= cpu + cpu / 10);
 }

@@ -2,6 +2,7 @@
 // first (a mask drawn anew, a value that was overwritten in place), a gradient that meets its
 // neighbours in another order, an input that comes back from the host too late or too often.
 #include "cpu/cpu_backend_impl.h"
+#include "cpu/traits.h"
 #include "cpu_ops.h"
 #include "cuda/open_device.h"
 #include "lora/joined.h"
@@ -17,8 +18,12 @@ namespace {
 // A CPU whose copies to the host happen as late as they may: out at sent(), back at arrived().
 class OffloadingBackend : public CpuBackend {
  public:
-  OffloadingBackend() : CpuBackend(CpuMode::Reference) {}
-  bool can_offload() const override { return true; }
+  OffloadingBackend() : CpuBackend(CpuMode::Reference, Products::Best, offloading()) {}
+  static DeviceTraits offloading() {
+    DeviceTraits traits = kCpuTraits;
+    traits.can_offload = true;
+    return traits;
+  }
   std::unique_ptr<HostCopy> offload(const Tensor& x) override {
     struct Late : HostCopy {
       OffloadingBackend& owner;
@@ -79,8 +84,8 @@ Trained train(std::unique_ptr<Backend> backend, const Setting& s, const std::str
   lora.shape.dropout = s.dropout;
   Adapter adapter(model, lora);
   randomize_b(adapter, 11, 0.5);
-  if (s.joined && backend->is_cpu()) REQUIRE(join_projections(model, adapter));
-  if (!backend->is_cpu()) prepare_for_training(model, adapter);
+  if (s.joined && !backend->traits().joins_projections) REQUIRE(join_projections(model, adapter));
+  if (backend->traits().joins_projections) prepare_for_training(model, adapter);
   model.set_recompute(parse_recompute(recompute));
   TrainerConfig training;
   training.schedule = {ScheduleKind::Cosine, 0.02, 1, kSteps};

@@ -1,5 +1,5 @@
 // Rotary positions against the plain F64 twin.
-#include "cpu_ops.h"
+#include "gradcheck_cases.h"
 
 using namespace lk;
 using namespace lk::test;
@@ -51,3 +51,20 @@ TEST_CASE("rope agrees with the F64 twin and undoes itself") {
                       concat("rope back ", s.name));
         }
 }
+
+// ---- gradients ----------------------------------------------------------------------------------
+
+namespace {
+
+const GradcheckFamily gradients([](GradcheckCases& out) {
+  Tensor table = rope_angles(40, 6), pair = rope_angles(3, 2);
+  Tensor far = ints({31, 0, 7, 39, 7}), last = ints({2});
+  out.push_back({"rope at far and repeated positions",
+                 [=](Tape& t, const Vars& in) { return rope(t, in[0], table, far, 6); },
+                 {rnd({5, 18}, 30)}});
+  out.push_back({"rope of one pair",
+                 [=](Tape& t, const Vars& in) { return rope(t, in[0], pair, last, 2); },
+                 {rnd({1, 2}, 31)}});
+});
+
+}  // namespace

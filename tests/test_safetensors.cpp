@@ -282,8 +282,7 @@ TEST_CASE("safetensors: what is not written") {
   CHECK(folder.names().size() == 1);
 }
 
-// ---- sharded folders
-// ------------------------------------------------------------------------------------
+// ---- sharded folders --------------------------------------------------------------------------
 namespace {
 
 std::string shard_with(const std::string& name, float value) {

@@ -75,7 +75,7 @@ int main(int argc, char** argv) {
     request.model = shape.empty() ? ModelFile(model).config() : named_shape(shape);
     if (targets) request.lora.targets = program::parse_list(*targets, "--targets");
     request.compute_dtype = dtype == "f32" ? DType::F32 : DType::BF16;
-    request.on_cpu = device == "cpu";
+    request.device = device;
     request.recompute = parse_recompute(recompute);
     const std::int64_t budget = program::parse_budget(memory);
     if (budget > 0 && recompute != "none")

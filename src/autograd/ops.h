@@ -82,7 +82,4 @@ Tensor head_losses(const Tensor& x, const Weight& head, const Tensor& targets,
 using HostLoss = std::function<double(std::span<const double> x, std::span<double> dx)>;
 Var host_loss(Tape& tape, const Var& x, const HostLoss& f);
 
-// The name of every Node type that ops may record; a test fails unless each has a gradient check.
-std::vector<std::string> all_node_names();
-
 }  // namespace lk

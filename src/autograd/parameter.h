@@ -7,11 +7,11 @@
 
 namespace lk {
 
-// Where a gradient goes and how. False when nobody wants it.
+// Where a gradient goes and how. False, without a tensor, when nobody wants it.
 struct Sink {
   Tensor tensor;
-  GradMode mode = GradMode::Skip;
-  explicit operator bool() const { return mode != GradMode::Skip; }
+  GradMode mode = GradMode::Write;
+  explicit operator bool() const { return tensor.defined(); }
 };
 
 class Parameter {

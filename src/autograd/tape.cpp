@@ -50,7 +50,7 @@ void Tape::pass(const Edge& x, const Tensor& dy) {
 }
 
 void Tape::backward(const Var& y) {
-  check(y.value().numel() == 1, "backward: needs a scalar, got ", y.value().shape().str());
+  check(y.value().numel() == 1, "backward: needs a scalar, got ", y.value().shape());
   Tensor one = backend_.empty(Tag::Backward, y.dtype(), y.value().shape());
   backend_.fill(one, 1.0);
   backward(y, one);

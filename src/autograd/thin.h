@@ -30,7 +30,7 @@ void backward_b(Backend& backend, const ThinPlan& plan, const Tensor& ds, double
 void backward_a(Backend& backend, const ThinPlan& plan, const Tensor& ds, const Tensor& x,
                 const NormedInput* norm, std::span<const ThinPart> parts,
                 const InputDropout& drop = {});
-// Backend::swiglu_backward, and backward_a of its x = silu(gate) * up. dgate may be gate's memory
+// Backend::gated_backward by silu, and backward_a of its x = silu(gate) * up. dgate may be gate's memory
 // and dup may be up's; dy's values are lost.
 void swiglu_backward(Backend& backend, const ThinPlan& plan, const Tensor& dgate, const Tensor& dup,
                      const Tensor& dy, const Tensor& gate, const Tensor& up, const Tensor& ds,

@@ -139,7 +139,8 @@ void CpuBackend::attention_forward(const Tensor& o, const Tensor& lse, const Ten
 void CpuBackend::attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv,
                                     const Tensor& dout, const Tensor& q, const Tensor& k,
                                     const Tensor& v, const Tensor& o, const Tensor& lse,
-                                    const AttentionShape& shape, const Segments& seg) {
+                                    const AttentionShape& shape, const Segments& seg,
+                                    const Rotation* rotation) {
   std::vector<Document> docs = documents(seg, seg);
   dispatch_float(q.dtype(), [&]<class T>() {
     if constexpr (has_fast_path<T>)
@@ -151,6 +152,9 @@ void CpuBackend::attention_backward(const Tensor& dq, const Tensor& dk, const Te
                              matrix<T>(q), matrix<T>(k), matrix<T>(v), matrix<T>(o),
                              matrix<accumulate_t<T>>(lse), shape, docs);
   });
+  if (!rotation) return;
+  for (const Tensor& d : {dq, dk})
+    rope(d, GradMode::Write, d, rotation->table, rotation->positions, shape.head_dim, true);
 }
 
 }  // namespace lk

@@ -41,7 +41,8 @@ std::unique_ptr<Backend> make_cpu_backend(CpuMode mode) {
   return std::make_unique<CpuBackend>(mode);
 }
 
-CpuBackend::CpuBackend(CpuMode mode, Products products) : mode_(mode), products_(products) {
+CpuBackend::CpuBackend(CpuMode mode, Products products, const DeviceTraits& traits)
+    : Backend(traits), mode_(mode), products_(products) {
   set_cache(std::make_unique<BlockCache>(cpu::allocate_host,
                                          [](void* block, std::size_t) { std::free(block); }));
 }
@@ -63,14 +64,14 @@ std::string CpuBackend::description() const {
 std::int64_t CpuBackend::free_memory() const { return cpu::free_host_memory(); }
 
 void CpuBackend::upload(const Tensor& dst, const void* src, std::size_t bytes) {
-  check(dst.contiguous() && bytes == dst.bytes(), "upload: ", bytes, " bytes into ",
-        dst.shape().str(), " of ", dst.bytes());
+  check(dst.contiguous() && bytes == dst.bytes(), "upload: ", bytes, " bytes into ", dst.shape(),
+        " of ", dst.bytes());
   if (bytes) std::memcpy(dst.raw(), src, bytes);
 }
 
 void CpuBackend::download(void* dst, const Tensor& src, std::size_t bytes) {
-  check(src.contiguous() && bytes == src.bytes(), "download: ", bytes, " bytes from ",
-        src.shape().str(), " of ", src.bytes());
+  check(src.contiguous() && bytes == src.bytes(), "download: ", bytes, " bytes from ", src.shape(),
+        " of ", src.bytes());
   if (bytes) std::memcpy(dst, src.raw(), bytes);
 }
 

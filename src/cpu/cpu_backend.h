@@ -14,5 +14,7 @@ enum class CpuMode {
 };
 
 std::unique_ptr<Backend> make_cpu_backend(CpuMode mode = CpuMode::Fast);
+// The CPU as a device that only keeps the books (tensor/plan_backend.h).
+std::unique_ptr<Backend> make_cpu_plan();
 
 }  // namespace lk

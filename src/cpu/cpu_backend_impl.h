@@ -5,7 +5,9 @@
 #include <string>
 
 #include "cpu/cpu_backend.h"
+#include "cpu/traits.h"
 #include "tensor/adapter_kernels.h"
+#include "tensor/backend_ops.h"
 
 namespace lk {
 
@@ -13,12 +15,12 @@ class CpuBackend : public Backend, private AdapterKernels {
  public:
   // Whose kernels multiply frozen weights; tests choose, everyone else lets the processor decide.
   enum class Products { Best, Tiles, Onednn };
-  explicit CpuBackend(CpuMode mode, Products products = Products::Best);
+  explicit CpuBackend(CpuMode mode, Products products = Products::Best,
+                      const DeviceTraits& traits = kCpuTraits);
   ~CpuBackend() override;
 
   std::string name() const override { return "cpu"; }
   std::string description() const override;
-  bool is_cpu() const override { return true; }
   bool keeps_quantised(const GgmlType& type) const override;
   AdapterKernels* adapter_kernels() override { return this; }
 
@@ -29,71 +31,14 @@ class CpuBackend : public Backend, private AdapterKernels {
   void look_at(const Tensor& src, std::size_t unit_bytes, const LookAtUnits& look) override;
   void synchronize() override {}  // every call returns with its work done
 
-  void fill(const Tensor& x, double value) override;
-  void uniform(const Tensor& x, float bound, const RandomKey& key) override;
-  void copy(const Tensor& y, const Tensor& x) override;
-  void add(const Tensor& y, const Tensor& a, const Tensor& b) override;
-  void scale(const Tensor& y, GradMode mode, double alpha, const Tensor& scalar,
-             const Tensor& x) override;
-  void add_bias(const Tensor& y, const Weight& bias) override;
-  void dropout(const Tensor& y, GradMode mode, const Tensor& x, float p,
-               const RandomKey& key) override;
-
   void prepare_linear(Weight& w) override;
-  void linear_forward(const Tensor& y, const Tensor& x, const Weight& w) override;
-  void linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,
-                         const Weight& w) override;
-  void matmul_nt(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
-                 const Tensor& b) override;
-  void matmul_nn(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
-                 const Tensor& b) override;
+
+#define LK_OVERRIDE(op, parameters, arguments) void op parameters override;
+  LK_BACKEND_OPS(LK_OVERRIDE)
+#undef LK_OVERRIDE
 
   void lora_segments(const Tensor& y, const Tensor& x, const LoraTable& table,
                      const Segments& documents, const RowVariants& variants) override;
-
-  void rmsnorm_forward(const Tensor& y, const Tensor& rstd, const Tensor& x, const Weight& gain,
-                       double eps) override;
-  void rmsnorm_backward(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& x,
-                        const Weight& gain, const Tensor& rstd) override;
-  void layernorm_forward(const Tensor& y, const Tensor& mean, const Tensor& rstd, const Tensor& x,
-                         const Weight& gain, const Weight& bias, double eps) override;
-  void layernorm_backward(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& x,
-                          const Weight& gain, const Tensor& mean, const Tensor& rstd) override;
-
-  void rope(const Tensor& y, GradMode mode, const Tensor& x, const Tensor& table,
-            const Tensor& positions, int head_dim, bool inverse) override;
-
-  void attention_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k,
-                         const Tensor& v, const AttentionShape& shape, const Segments& q_seg,
-                         const KeyRows& k_rows) override;
-  void attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout,
-                          const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o,
-                          const Tensor& lse, const AttentionShape& shape,
-                          const Segments& seg) override;
-
-  void swiglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) override;
-  void swiglu_backward(const Tensor& y, const Tensor& dgate, const Tensor& dup, const Tensor& dy,
-                       const Tensor& gate, const Tensor& up) override;
-  void geglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) override;
-  void geglu_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy, const Tensor& gate,
-                      const Tensor& up) override;
-
-  // gelu.cpp
-  void gelu_forward(const Tensor& y, const Tensor& x) override;
-  void gelu_backward(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& x) override;
-
-  void embedding_forward(const Tensor& y, const Weight& table, const Tensor& ids) override;
-  void gather_rows(const Tensor& y, const Tensor& x, const Tensor& rows) override;
-  void put_rows(const Tensor& y, const Tensor& x, const Tensor& rows) override;
-  void scatter_rows(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& rows) override;
-
-  void cross_entropy(const Tensor& losses, const Tensor& logits, const Tensor& targets,
-                     bool gradient, double scale, const Tensor& factor) override;
-  void sum(const Tensor& out, GradMode mode, double alpha, const Tensor& x) override;
-
-  void sum_squares(const Tensor& out, std::span<const Tensor> tensors) override;
-  void adamw(std::span<const AdamWSlot> slots, const AdamWStep& step,
-             const Tensor& norm_sq) override;
 
  protected:
   void matmul_tn(const Tensor& dw, GradMode mode, double alpha, const Tensor& a,

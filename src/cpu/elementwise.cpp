@@ -192,7 +192,6 @@ void CpuBackend::add(const Tensor& y, const Tensor& a, const Tensor& b) {
 
 void CpuBackend::scale(const Tensor& y, GradMode mode, double alpha, const Tensor& scalar,
                        const Tensor& x) {
-  if (mode == GradMode::Skip) return;
   dispatch_float(y.dtype(), [&]<class T>() {
     using A = accumulate_t<T>;
     A factor = static_cast<A>(alpha) * (scalar.defined() ? *scalar.data<A>() : A(1));
@@ -223,7 +222,6 @@ void CpuBackend::add_bias(const Tensor& y, const Weight& bias) {
 
 void CpuBackend::dropout(const Tensor& y, GradMode mode, const Tensor& x, float p,
                          const RandomKey& of_step) {
-  if (mode == GradMode::Skip) return;
   check(p >= 0 && p < 1, "dropout: p is ", p);
   const RandomKey key = of_step.resolved();
   dispatch_float(y.dtype(), [&]<class T>() {

@@ -65,7 +65,6 @@ void CpuBackend::put_rows(const Tensor& y, const Tensor& x, const Tensor& rows) 
 
 void CpuBackend::scatter_rows(const Tensor& dx, GradMode mode, const Tensor& dy,
                               const Tensor& rows) {
-  if (mode == GradMode::Skip) return;
   if (mode == GradMode::Write) fill(dx, 0);
   dispatch_float(dx.dtype(), [&]<class T>() {
     Matrix<T> to = matrix<T>(dx), from = matrix<T>(dy);

@@ -82,7 +82,7 @@ void CpuBackend::linear_forward(const Tensor& y, const Tensor& x, const Weight& 
   else if (packed)
     packed->forward(y, x);
   else
-    matmul_nt(y, GradMode::Write, 1.0, x, w.values());
+    matmul_nt(y, GradMode::Write, 1.0, x, w.values(), {});
 }
 
 void CpuBackend::linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,
@@ -96,7 +96,6 @@ void CpuBackend::linear_backward_x(const Tensor& dx, GradMode mode, const Tensor
 
 void CpuBackend::product(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
                          bool a_transposed, const Tensor& b, bool b_transposed) {
-  if (mode == GradMode::Skip) return;
   check(a.dtype() == b.dtype(), "matmul: operands are ", dtype_name(a.dtype()), " and ",
         dtype_name(b.dtype()));
   const std::int64_t K = a_transposed ? a.rows() : a.cols();
@@ -117,8 +116,10 @@ void CpuBackend::product(const Tensor& c, GradMode mode, double alpha, const Ten
 }
 
 void CpuBackend::matmul_nt(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
-                           const Tensor& b) {
+                           const Tensor& b, const Tensor& addend) {
+  check(!addend || mode == GradMode::Write, "matmul_nt: an addend and an accumulating mode");
   product(c, mode, alpha, a, false, b, true);
+  if (addend) add(c, addend, c);
 }
 
 void CpuBackend::matmul_nn(const Tensor& c, GradMode mode, double alpha, const Tensor& a,

@@ -130,7 +130,7 @@ void CpuBackend::lora_segments(const Tensor& y, const Tensor& x, const LoraTable
           const std::int64_t M = job->end - job->begin;
           const std::int64_t R = f.a.rows();
           Tensor s = empty(Tag::Workspace, x.dtype(), {M, R});
-          matmul_nt(s, GradMode::Write, 1.0, x.slice_rows(job->begin, job->end), f.a);
+          matmul_nt(s, GradMode::Write, 1.0, x.slice_rows(job->begin, job->end), f.a, {});
           matmul_nn(y.slice_rows(job->begin, job->end), GradMode::Add, f.scale, s, f.b_t);
         }
         return;

@@ -132,7 +132,6 @@ void CpuBackend::cross_entropy(const Tensor& losses, const Tensor& logits, const
 }
 
 void CpuBackend::sum(const Tensor& out, GradMode mode, double alpha, const Tensor& x) {
-  if (mode == GradMode::Skip) return;
   check(x.dtype() != DType::BF16, "sum: F32 or F64");
   dispatch_float(x.dtype(), [&]<class T>() {
     using A = accumulate_t<T>;

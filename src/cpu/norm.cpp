@@ -175,7 +175,6 @@ void CpuBackend::rmsnorm_forward(const Tensor& y, const Tensor& rstd, const Tens
 
 void CpuBackend::rmsnorm_backward(const Tensor& dx, GradMode mode, const Tensor& dy,
                                   const Tensor& x, const Weight& gain, const Tensor& rstd) {
-  if (mode == GradMode::Skip) return;
   dispatch_float(x.dtype(), [&]<class T>() {
     if constexpr (has_fast_path<T>)
       if (fast()) {
@@ -212,7 +211,6 @@ void CpuBackend::layernorm_forward(const Tensor& y, const Tensor& mean, const Te
 void CpuBackend::layernorm_backward(const Tensor& dx, GradMode mode, const Tensor& dy,
                                     const Tensor& x, const Weight& gain, const Tensor& mean,
                                     const Tensor& rstd) {
-  if (mode == GradMode::Skip) return;
   dispatch_float(x.dtype(), [&]<class T>() {
     using A = accumulate_t<T>;
     const T* g = gain.values().data<T>();

@@ -53,7 +53,6 @@ LK_SIMD void rope_row(T* y, const T* x, const float* cosine, float sign, std::in
 
 void CpuBackend::rope(const Tensor& y, GradMode mode, const Tensor& x, const Tensor& table,
                       const Tensor& positions, int head_dim, bool inverse) {
-  if (mode == GradMode::Skip) return;
   dispatch_float(x.dtype(), [&]<class T>() {
     using A = accumulate_t<T>;
     if constexpr (has_fast_path<T>)

@@ -9,8 +9,8 @@
 #include <memory>
 #include <string>
 
+#include "cuda/scratch.h"
 #include "tensor/dtype.h"
-#include "tensor/scratch.h"
 
 struct cublasLtContext;
 

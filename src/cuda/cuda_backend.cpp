@@ -79,7 +79,7 @@ class CudaBackend::CudaReadback final : public Readback {
 };
 
 CudaBackend::CudaBackend(int device)
-    : device_(device), host_cache_(make_host_cache(device)), blas_(device) {
+    : Backend(kCudaTraits), device_(device), host_cache_(make_host_cache(device)), blas_(device) {
   set_device(device);
   cuda_check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating the stream");
   cuda_check(cudaStreamCreateWithFlags(&side_stream_, cudaStreamNonBlocking),
@@ -150,8 +150,7 @@ CudaBackend::Staging& CudaBackend::next_staging() {
 }
 
 void CudaBackend::upload(const Tensor& dst, const void* src, std::size_t bytes) {
-  check(dst.contiguous() && bytes == dst.bytes(), "upload: ", bytes, " bytes into ",
-        dst.shape().str());
+  check(dst.contiguous() && bytes == dst.bytes(), "upload: ", bytes, " bytes into ", dst.shape());
   cudaStream_t s = stream();
   for (std::size_t at = 0; at < bytes; at += kStagingBytes) {
     std::size_t n = std::min(kStagingBytes, bytes - at);
@@ -168,8 +167,7 @@ void CudaBackend::upload(const Tensor& dst, const void* src, std::size_t bytes) 
 }
 
 void CudaBackend::download(void* dst, const Tensor& src, std::size_t bytes) {
-  check(src.contiguous() && bytes == src.bytes(), "download: ", bytes, " bytes from ",
-        src.shape().str());
+  check(src.contiguous() && bytes == src.bytes(), "download: ", bytes, " bytes from ", src.shape());
   cudaStream_t s = stream();
   // While piece i is copied out of its staging half, piece i + 1 travels into the other.
   Staging* travelling = nullptr;

@@ -14,7 +14,9 @@
 #include <cstddef>
 
 #include "cuda/cublaslt.h"
+#include "cuda/traits.h"
 #include "tensor/backend.h"
+#include "tensor/backend_ops.h"
 
 namespace lk {
 
@@ -28,7 +30,6 @@ class CudaBackend final : public Backend {
 
   std::string name() const override;
   std::string description() const override;
-  bool is_cpu() const override { return false; }
   std::int64_t free_memory() const override;
   void upload(const Tensor& dst, const void* src, std::size_t bytes) override;
   void download(void* dst, const Tensor& src, std::size_t bytes) override;
@@ -39,96 +40,21 @@ class CudaBackend final : public Backend {
   std::unique_ptr<Readback> read_later(const Tensor& x) override;
   std::unique_ptr<Recording> record(const std::function<void()>& work,  // cuda_graph.cpp
                                     const Recording* beside) override;
-  bool can_record() const override { return true; }
   std::unique_ptr<DeviceClock> make_clock() override;           // device_clock.cpp
   std::unique_ptr<HostCopy> offload(const Tensor& x) override;  // offload.cpp
-  bool can_offload() const override { return true; }
-  LoraKernels* lora_kernels() override;  // cuda/lora/
+  LoraKernels* lora_kernels() override;                         // cuda/lora/
   CacheKernels* cache_kernels() override;
   AdapterKernels* adapter_kernels() override;  // cuda/lora/
 
   // The stream, with this backend's GPU made current for the calling thread.
   cudaStream_t stream() const;
 
-  // elementwise.cu
-  void fill(const Tensor& x, double value) override;
-  void uniform(const Tensor& x, float bound, const RandomKey& key) override;
-  void copy(const Tensor& y, const Tensor& x) override;
-  void add(const Tensor& y, const Tensor& a, const Tensor& b) override;
-  void scale(const Tensor& y, GradMode mode, double alpha, const Tensor& scalar,
-             const Tensor& x) override;
-  void add_bias(const Tensor& y, const Weight& bias) override;
-  void dropout(const Tensor& y, GradMode mode, const Tensor& x, float p,
-               const RandomKey& key) override;
-
-  // linear.cu
   void prepare_linear(Weight& w) override;
-  void linear_forward(const Tensor& y, const Tensor& x, const Weight& w) override;
-  void linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,
-                         const Weight& w) override;
-  void matmul_nt(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
-                 const Tensor& b) override;
-  void matmul_nt_onto(const Tensor& c, const Tensor& addend, const Tensor& a,
-                      const Tensor& b) override;
-  void matmul_nn(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
-                 const Tensor& b) override;
 
-  // norm.cu
-  void rmsnorm_forward(const Tensor& y, const Tensor& rstd, const Tensor& x, const Weight& gain,
-                       double eps) override;
-  void rmsnorm_backward(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& x,
-                        const Weight& gain, const Tensor& rstd) override;
-  void layernorm_forward(const Tensor& y, const Tensor& mean, const Tensor& rstd, const Tensor& x,
-                         const Weight& gain, const Weight& bias, double eps) override;
-  void layernorm_backward(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& x,
-                          const Weight& gain, const Tensor& mean, const Tensor& rstd) override;
-
-  // rope.cu
-  void rope(const Tensor& y, GradMode mode, const Tensor& x, const Tensor& table,
-            const Tensor& positions, int head_dim, bool inverse) override;
-
-  // attention.cu
-  void attention_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k,
-                         const Tensor& v, const AttentionShape& shape, const Segments& q_seg,
-                         const KeyRows& k_rows) override;
-  void attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout,
-                          const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o,
-                          const Tensor& lse, const AttentionShape& shape,
-                          const Segments& seg) override;
-
-  void attention_rope_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv,
-                               const Tensor& dout, const Tensor& q, const Tensor& k,
-                               const Tensor& v, const Tensor& o, const Tensor& lse,
-                               const AttentionShape& shape, const Segments& seg,
-                               const Rotation& rotation) override;
-
-  // swiglu.cu
-  void swiglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) override;
-  void swiglu_backward(const Tensor& y, const Tensor& dgate, const Tensor& dup, const Tensor& dy,
-                       const Tensor& gate, const Tensor& up) override;
-  void geglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) override;
-  void geglu_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy, const Tensor& gate,
-                      const Tensor& up) override;
-
-  // gelu.cu
-  void gelu_forward(const Tensor& y, const Tensor& x) override;
-  void gelu_backward(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& x) override;
-
-  // embedding.cu
-  void embedding_forward(const Tensor& y, const Weight& table, const Tensor& ids) override;
-  void gather_rows(const Tensor& y, const Tensor& x, const Tensor& rows) override;
-  void put_rows(const Tensor& y, const Tensor& x, const Tensor& rows) override;
-  void scatter_rows(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& rows) override;
-
-  // loss.cu
-  void cross_entropy(const Tensor& losses, const Tensor& logits, const Tensor& targets,
-                     bool gradient, double scale, const Tensor& factor) override;
-  void sum(const Tensor& out, GradMode mode, double alpha, const Tensor& x) override;
-
-  // optim.cu
-  void sum_squares(const Tensor& out, std::span<const Tensor> tensors) override;
-  void adamw(std::span<const AdamWSlot> slots, const AdamWStep& step,
-             const Tensor& norm_sq) override;
+  // Each in the .cu file of its family.
+#define LK_OVERRIDE(op, parameters, arguments) void op parameters override;
+  LK_BACKEND_OPS(LK_OVERRIDE)
+#undef LK_OVERRIDE
 
  private:
   class Graph;
@@ -141,12 +67,6 @@ class CudaBackend final : public Backend {
   void gemm(const Tensor& c, GradMode mode, double alpha, const Tensor& a, bool transpose_a,
             const Tensor& b, bool transpose_b);
   void* blas_workspace();
-  // `rotation` null: dq and dk stay as they are.
-  void attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout,
-                          const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o,
-                          const Tensor& lse, const AttentionShape& shape, const Segments& seg,
-                          const Rotation* rotation);
-
   void scatter(const Tensor& y, bool accumulate, const Tensor& x, const Tensor& rows);
 
   // Pinned host memory for copies: two halves, so that one fills while the other travels. Uploads

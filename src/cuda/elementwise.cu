@@ -220,7 +220,6 @@ void CudaBackend::add(const Tensor& y, const Tensor& a, const Tensor& b) {
 
 void CudaBackend::scale(const Tensor& y, GradMode mode, double alpha, const Tensor& scalar,
                         const Tensor& x) {
-  if (mode == GradMode::Skip) return;
   Walk walk(y, x);
   const float* factor = scalar ? scalar.data<float>() : nullptr;
   dispatch_device(y.dtype(), [&]<class TY>() {
@@ -252,7 +251,6 @@ void CudaBackend::add_bias(const Tensor& y, const Weight& bias) {
 
 void CudaBackend::dropout(const Tensor& y, GradMode mode, const Tensor& x, float p,
                           const RandomKey& key) {
-  if (mode == GradMode::Skip) return;
   Walk walk(y, x);
   dispatch_device(y.dtype(), [&]<class T>() {
     using D = device_t<T>;

@@ -75,7 +75,6 @@ void CudaBackend::put_rows(const Tensor& y, const Tensor& x, const Tensor& rows)
 
 void CudaBackend::scatter_rows(const Tensor& dx, GradMode mode, const Tensor& dy,
                                const Tensor& rows) {
-  if (mode == GradMode::Skip) return;
   if (mode == GradMode::Write) fill(dx, 0.0);
   scatter(dx, mode == GradMode::Add, dy, rows);
 }

@@ -102,7 +102,6 @@ void CudaBackend::layernorm_forward(const Tensor& y, const Tensor& mean, const T
 void CudaBackend::layernorm_backward(const Tensor& dx, GradMode mode, const Tensor& dy,
                                      const Tensor& x, const Weight& gain, const Tensor& mean,
                                      const Tensor& rstd) {
-  if (mode == GradMode::Skip) return;
   check(x.cols() <= INT32_MAX, "cuda layernorm: row too long");
   dispatch_device(x.dtype(), [&]<class T>() {
     auto go = [&]<int N>() {

@@ -125,7 +125,6 @@ i64 slab_count(i64 m, i64 n, i64 k) {
 
 void CudaBackend::gemm(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
                        bool transpose_a, const Tensor& b, bool transpose_b) {
-  if (mode == GradMode::Skip) return;
   Gemm g{.transpose_a = transpose_a,
          .transpose_b = transpose_b,
          .accumulate = mode == GradMode::Add,
@@ -138,8 +137,8 @@ void CudaBackend::gemm(const Tensor& c, GradMode mode, double alpha, const Tenso
          .ldb = b.ld(),
          .ldc = c.ld()};
   check((transpose_b ? b.cols() : b.rows()) == g.k && c.rows() == g.m && c.cols() == g.n,
-        "cuda gemm: ", a.shape().str(), transpose_a ? "ᵀ" : "", " times ", b.shape().str(),
-        transpose_b ? "ᵀ" : "", " into ", c.shape().str());
+        "cuda gemm: ", a.shape(), transpose_a ? "ᵀ" : "", " times ", b.shape(),
+        transpose_b ? "ᵀ" : "", " into ", c.shape());
   check(a.dtype() == b.dtype() && (c.dtype() == a.dtype() || c.dtype() == DType::F32),
         "cuda gemm: ", dtype_name(a.dtype()), " times ", dtype_name(b.dtype()), " into ",
         dtype_name(c.dtype()));
@@ -208,12 +207,9 @@ void CudaBackend::linear_backward_x(const Tensor& dx, GradMode mode, const Tenso
 }
 
 void CudaBackend::matmul_nt(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
-                            const Tensor& b) {
-  gemm(c, mode, alpha, a, false, b, true);
-}
-
-void CudaBackend::matmul_nt_onto(const Tensor& c, const Tensor& addend, const Tensor& a,
-                                 const Tensor& b) {
+                            const Tensor& b, const Tensor& addend) {
+  if (!addend) return gemm(c, mode, alpha, a, false, b, true);
+  check(mode == GradMode::Write, "matmul_nt: an addend and an accumulating mode");
   Gemm g{.transpose_b = true,
          .accumulate = true,
          .in = a.dtype(),
@@ -225,9 +221,12 @@ void CudaBackend::matmul_nt_onto(const Tensor& c, const Tensor& addend, const Te
          .ldb = b.ld(),
          .ldc = c.ld(),
          .ld_addend = addend.ld()};
-  if (g.k <= 128 || g.m == 0 || g.n == 0 ||
-      !blas_.run(g, c.raw(), 1.0f, a.raw(), b.raw(), addend.raw(), blas_workspace(), stream()))
-    Backend::matmul_nt_onto(c, addend, a, b);
+  if (g.k > 128 && g.m > 0 && g.n > 0 &&
+      blas_.run(g, c.raw(), static_cast<float>(alpha), a.raw(), b.raw(), addend.raw(),
+                blas_workspace(), stream()))
+    return;
+  gemm(c, mode, alpha, a, false, b, true);
+  add(c, addend, c);
 }
 
 void CudaBackend::matmul_nn(const Tensor& c, GradMode mode, double alpha, const Tensor& a,

@@ -186,7 +186,6 @@ void CudaBackend::rmsnorm_forward(const Tensor& y, const Tensor& rstd, const Ten
 
 void CudaBackend::rmsnorm_backward(const Tensor& dx, GradMode mode, const Tensor& dy,
                                    const Tensor& x, const Weight& gain, const Tensor& rstd) {
-  if (mode == GradMode::Skip) return;
   check(x.cols() <= INT32_MAX, "cuda rmsnorm: row too long");
   dispatch_device(x.dtype(), [&]<class T>() {
     auto go = [&]<int N>() {

@@ -35,7 +35,7 @@ class CudaBackend::HostBlock final : public HostCopy {
 
   void sent() override { cuda_check(join(), "waiting for a copy to the host"); }
   void fetch(const Tensor& to) override {
-    check(span(to) == bytes_, "offload: ", bytes_, " bytes come back into ", to.shape().str());
+    check(span(to) == bytes_, "offload: ", bytes_, " bytes come back into ", to.shape());
     copy(to.raw(), host_, cudaMemcpyHostToDevice);
   }
   void arrived() override { cuda_check(join(), "waiting for a copy from the host"); }

@@ -82,7 +82,6 @@ struct RopeIntoCacheOp {
 
 void CudaBackend::rope(const Tensor& y, GradMode mode, const Tensor& x, const Tensor& table,
                        const Tensor& positions, int head_dim, bool inverse) {
-  if (mode == GradMode::Skip) return;
   int half = head_dim / 2;
   check(x.cols() <= INT32_MAX, "cuda rope: row too long");
   dispatch_device(x.dtype(), [&]<class T>() {

@@ -83,8 +83,8 @@ Var lora_linear(Tape& tape, const Var& x, const Weight& w, const Weight* bias, P
   auto [T, K] = x.dims<2>("lora_linear: x (T,K)");
   std::int64_t N = w.shape()[0], R = a.shape()[0];
   w.expect({N, K}, "lora_linear: w (N,K)");
-  check(a.shape() == Shape{R, K} && b.shape() == Shape{N, R}, "lora_linear: a ", a.shape().str(),
-        " b ", b.shape().str(), " for w ", w.shape().str());
+  check(a.shape() == Shape{R, K} && b.shape() == Shape{N, R}, "lora_linear: a ", a.shape(), " b ",
+        b.shape(), " for w ", w.shape());
   Backend& backend = tape.backend();
   Tensor y = tape.activation(x.dtype(), {T, N});
   const bool read = output == Output::Read;

@@ -30,7 +30,7 @@ std::string hash_of_b(const LoraLinear& layer) {
 }  // namespace
 
 void prepare_for_training(Transformer& model, Adapter& adapter) {
-  if (model.backend().joins_projections() && model.compute_dtype() == DType::BF16)
+  if (model.backend().traits().joins_projections && model.compute_dtype() == DType::BF16)
     join_projections(model, adapter);
 }
 
@@ -150,7 +150,7 @@ StepReport Trainer::finish(InFlight step) {
 
 std::string Trainer::cannot_record() const {
   if (config_.loss) return "the loss is the caller's";
-  if (!model_.backend().can_record()) return "the CPU has no launches to save";
+  if (!model_.backend().traits().can_record) return "the CPU has no launches to save";
   return "";
 }
 

@@ -65,7 +65,7 @@ void AdamW::begin_step(float lr) {
   }
   const Tensor& value = slots_[0].value;
   Backend& backend = value.backend();
-  if (backend.is_cpu() || value.dtype() != DType::F32) return;
+  if (!backend.traits().can_record || value.dtype() != DType::F32) return;
   const auto t = static_cast<double>(step_.step);
   const double first = 1 - std::pow(static_cast<double>(step_.beta1), t);
   const double second = 1 - std::pow(static_cast<double>(step_.beta2), t);

@@ -15,7 +15,6 @@ double seconds_between(Clock::time_point a, Clock::time_point b) {
 }
 
 // Long prompts go through in pieces, so that activations stay bounded.
-constexpr std::int64_t kCpuPrefillRows = 512, kGpuPrefillRows = 4096;
 
 std::size_t common_prefix(std::span<const std::int32_t> a, std::span<const std::int32_t> b) {
   return static_cast<std::size_t>(std::mismatch(a.begin(), a.end(), b.begin(), b.end()).first -
@@ -215,11 +214,10 @@ Generator::Generator(Transformer& model, const Tokenizer* tokenizer,
     : model_(model),
       tokenizer_(tokenizer),
       settings_(settings),
-      recorder_(model.backend(), settings.record && model.backend().can_record(),
+      recorder_(model.backend(), settings.record && model.backend().traits().can_record,
                 {.recordings = 1, .launched = 1}) {
   check(settings.max_batch > 0, "Generator: max_batch ", settings.max_batch);
-  if (settings_.prefill_rows <= 0)
-    settings_.prefill_rows = model.backend().is_cpu() ? kCpuPrefillRows : kGpuPrefillRows;
+  if (settings_.prefill_rows <= 0) settings_.prefill_rows = model.backend().traits().prefill_rows;
 }
 
 Generator::~Generator() = default;

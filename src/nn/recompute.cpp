@@ -25,7 +25,7 @@ RecomputeKind Recompute::of(std::int64_t layer, std::int64_t n_layers) const {
 }
 
 void require_possible(const Recompute& recompute, const Backend& backend) {
-  if (recompute.offload > 0 && !backend.can_offload())
+  if (recompute.offload > 0 && !backend.traits().can_offload)
     throw UsageError(
         "--recompute offload: a CPU has no memory apart from the host's; use --recompute block");
 }

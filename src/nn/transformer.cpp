@@ -6,8 +6,6 @@
 namespace lk {
 namespace {
 // On the CPU a chunk of logits should stay near the cache; a GPU wants thousands of rows.
-constexpr std::int64_t kCpuLossBytes = std::int64_t{32} << 20;
-constexpr std::int64_t kGpuLossBytes = std::int64_t{512} << 20;
 }  // namespace
 
 std::int64_t loss_chunk_rows(std::int64_t vocab_size, DType dtype, std::int64_t budget_bytes) {
@@ -109,8 +107,7 @@ Tensor Transformer::token_losses(const TokenBatch& batch) {
 }
 
 std::int64_t Transformer::loss_rows() const {
-  const std::int64_t budget = backend_.is_cpu() ? kCpuLossBytes : kGpuLossBytes;
-  return loss_chunk_rows(config_.vocab_size, dtype_, budget);
+  return loss_chunk_rows(config_.vocab_size, dtype_, backend_.traits().loss_bytes);
 }
 
 Var Transformer::supervised_logits(Tape& tape, const TokenBatch& batch, const ForwardMode& mode) {

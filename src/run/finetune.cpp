@@ -53,7 +53,7 @@ class Run {
   void plan() {
     PlanRequest request;
     request.model = in_.model->config(), request.lora = in_.lora;
-    request.compute_dtype = facts_.dtype, request.on_cpu = backend_->is_cpu();
+    request.compute_dtype = facts_.dtype, request.device = backend_->name();
     request.batch = s_.batch, request.grad_accum = s_.grad_accum, request.seq_len = s_.seq_len;
     request.row_lengths = in_.longest_batch(s_);
     request.recompute = s_.recompute;
@@ -151,7 +151,7 @@ class Run {
     result_.tokens_per_second =
         result_.seconds > 0 ? static_cast<double>(tokens_) / result_.seconds : 0;
     weight_gradient_matmuls_ = backend_->weight_gradient_matmuls() - matmuls_before;
-    if (!backend_->is_cpu()) {
+    if (backend_->traits().can_record) {
       std::string why = trainer_->why_not_recorded();
       if (why.empty() && result_.recorded_steps == 0)
         why = "no two steps had batches of the same padded size";

@@ -10,7 +10,7 @@
 namespace lk {
 
 DType parse_compute_dtype(const std::string& name, const Backend& backend) {
-  if (name == "auto") return backend.preferred_dtype();
+  if (name == "auto") return backend.traits().preferred_dtype;
   if (name == "f32") return DType::F32;
   if (name == "bf16") return DType::BF16;
   throw UsageError(concat("--dtype ", name, ": one of auto, f32, bf16"));
@@ -21,7 +21,8 @@ namespace {
 WeightStorage parse_storage(const InferenceSettings& s, const Backend& backend) {
   if (s.weights == "dense") return WeightStorage::Dense;
   if (s.weights == "auto")
-    return s.dtype == "auto" && backend.is_cpu() ? WeightStorage::Quantised : WeightStorage::Dense;
+    return s.dtype == "auto" && backend.traits().prefers_quantised ? WeightStorage::Quantised
+                                                                   : WeightStorage::Dense;
   if (s.weights != "quantised")
     throw UsageError(concat("--weights ", s.weights, ": one of auto, quantised, dense"));
   return WeightStorage::Quantised;

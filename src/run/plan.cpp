@@ -4,9 +4,9 @@
 #include <cstdio>
 #include <optional>
 
+#include "cuda/open_device.h"
 #include "io/json.h"
 #include "lora/trainer.h"
-#include "run/plan_backend.h"
 
 namespace lk {
 namespace {
@@ -36,7 +36,7 @@ std::int64_t longest(const PlanRequest& r) {
 class Planner {
  public:
   explicit Planner(const PlanRequest& r)
-      : backend_(make_plan_backend(r.on_cpu)),
+      : backend_(open_plan_device(r.device)),
         model_(*backend_, r.model, blank_weights(*backend_, r.model, r.compute_dtype),
                r.compute_dtype, r.seq_len),
         adapter_(model_, r.lora) {
@@ -65,6 +65,7 @@ class Planner {
     plan.memory = memory_report(*backend_);
     return plan;
   }
+  const DeviceTraits& device() const { return backend_->traits(); }
   std::int64_t peak(const Recompute& recompute) { return step(recompute).memory.peak_bytes; }
 
  private:
@@ -78,14 +79,14 @@ class Planner {
 std::int64_t peak(const PlanRequest& r) { return Planner(r).peak(r.recompute); }
 
 // All settings of plan_within(), from fast to slow.
-std::vector<Recompute> recompute_ladder(std::int64_t n_layers, bool on_cpu) {
+std::vector<Recompute> recompute_ladder(std::int64_t n_layers, bool can_offload) {
   constexpr std::int64_t kAll = Recompute::kAllLayers;
   auto all = [&](std::int64_t n) { return n == n_layers ? kAll : n; };
   std::vector<Recompute> ladder{{}};
   for (std::int64_t n = 1; n <= n_layers; ++n) ladder.push_back({all(n), 0, 0});
   for (std::int64_t n = 1; n < n_layers; ++n) ladder.push_back({kAll, n, 0});
   ladder.push_back({0, kAll, 0});
-  for (std::int64_t n = 1; n < n_layers && !on_cpu; ++n)
+  for (std::int64_t n = 1; n < n_layers && can_offload; ++n)
     ladder.push_back({0, kAll, all(n + 1) == kAll ? kAll : n});
   return ladder;
 }
@@ -97,7 +98,7 @@ void add_options(const PlanRequest& request, Planner& planner, Plan& plan) {
   };
   for (const char* way : {"gate-up", "block", "offload"}) {
     const Recompute recompute = parse_recompute(way);
-    if (request.on_cpu && recompute.offload > 0) continue;
+    if (recompute.offload > 0 && !planner.device().can_offload) continue;
     const std::int64_t bytes = planner.peak(recompute);
     if (bytes < plan.memory.peak_bytes)
       plan.options.push_back({concat("--recompute ", way, " (same result)"), bytes});
@@ -133,16 +134,17 @@ Plan plan_training(const PlanRequest& request) {
   return plan;
 }
 
-std::int64_t plannable_bytes(std::int64_t budget, bool on_cpu) {
-  return budget - budget / 100 - (on_cpu ? std::int64_t{4} << 20 : 0);
+std::int64_t plannable_bytes(std::int64_t budget, const DeviceTraits& device) {
+  return budget - budget / 100 - device.uncounted_bytes;
 }
 
 // Memory falls along the ladder but for its last steps, where a block's second run may outweigh
 // what its first one no longer keeps: hence the comparison with the least.
 Plan plan_within(PlanRequest& request, std::int64_t budget) {
-  const std::int64_t room = plannable_bytes(budget, request.on_cpu);
   Planner planner(request);
-  const std::vector<Recompute> ladder = recompute_ladder(request.model.n_layers, request.on_cpu);
+  const std::int64_t room = plannable_bytes(budget, planner.device());
+  const std::vector<Recompute> ladder =
+      recompute_ladder(request.model.n_layers, planner.device().can_offload);
   auto fits = std::partition_point(ladder.begin(), ladder.end(),
                                    [&](const Recompute& r) { return planner.peak(r) > room; });
   if (fits == ladder.end())

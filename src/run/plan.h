@@ -13,7 +13,7 @@ struct PlanRequest {
   ModelConfig model;
   LoraConfig lora;
   DType compute_dtype = DType::F32;
-  bool on_cpu = true;
+  std::string device = "cpu";  // or cuda, or cuda:N: it need not be there
   std::int64_t batch = 1, grad_accum = 1, seq_len = 1024;
   // Lengths of the rows of the largest micro-batch; empty: `batch` rows of seq_len tokens.
   std::vector<std::int64_t> row_lengths;
@@ -36,12 +36,12 @@ struct Plan {
 Plan plan_training(const PlanRequest& request);
 
 // Of a budget, what a planned peak may take. The rest is for scratch that no plan counts: 1 %, and
-// on a CPU 4 MiB of packed tiles.
-std::int64_t plannable_bytes(std::int64_t budget, bool on_cpu);
+// what the device says.
+std::int64_t plannable_bytes(std::int64_t budget, const DeviceTraits& device);
 
 // Sets request.recompute to the fastest setting whose planned peak is at most the plannable part of
 // `budget` bytes, and plans it. From fast to slow: nothing made again; gate and up of the first 1,
-// 2, ... layers; those of all layers and the first 1, 2, ... blocks; all blocks and, on a GPU, the
+// 2, ... layers; those of all layers and the first 1, 2, ... blocks; all blocks and, where the device can, the
 // inputs of the first 1, 2, ... blocks offloaded. Where none fits, the one that needs least: see
 // check_fits().
 Plan plan_within(PlanRequest& request, std::int64_t budget);

@@ -23,7 +23,7 @@ class HostClock final : public DeviceClock {
 
 }  // namespace
 
-Backend::Backend() = default;
+Backend::Backend(const DeviceTraits& traits) : traits_(traits) {}
 Backend::~Backend() = default;
 
 std::unique_ptr<DeviceClock> Backend::make_clock() { return std::make_unique<HostClock>(); }
@@ -44,7 +44,7 @@ Tensor Backend::empty_moment(PassKey<AdamW>, DType dtype, Shape shape) {
 
 Tensor Backend::allocate(Tag tag, DType dtype, Shape shape) {
   std::int64_t size = static_cast<std::int64_t>(dtype_size(dtype));
-  check(shape.numel() <= INT64_MAX / size, "allocation overflows: ", shape.str());
+  check(shape.numel() <= INT64_MAX / size, "allocation overflows: ", shape);
   std::size_t bytes = static_cast<std::size_t>(shape.numel() * size);
   std::int64_t live = ledger_.total().live_bytes;
   bool over = memory_limit_ > 0 && live + static_cast<std::int64_t>(bytes) > memory_limit_;
@@ -58,7 +58,7 @@ Tensor Backend::allocate(Tag tag, DType dtype, Shape shape) {
             concat(i ? ", " : "", tag_name(static_cast<Tag>(i)), " ", e.live_bytes >> 20, " MiB");
     }
     throw OutOfMemoryError(concat(name(), " is out of memory: asked for ", bytes, " bytes (",
-                                  tag_name(tag), " ", dtype_name(dtype), shape.str(), ") with ",
+                                  tag_name(tag), " ", dtype_name(dtype), shape, ") with ",
                                   live >> 20, " MiB live: ", table));
   }
   ledger_.allocated(tag, bytes);
@@ -66,8 +66,7 @@ Tensor Backend::allocate(Tag tag, DType dtype, Shape shape) {
 }
 
 void Backend::deallocate(void* data, std::size_t bytes, Tag tag) noexcept {
-  ledger_.freed(tag, bytes);
-  cache_->release(data);
+  if (cache_->release(data)) ledger_.freed(tag, bytes);
 }
 
 // For devices whose calls return with their work done.
@@ -82,41 +81,10 @@ std::unique_ptr<Readback> Backend::read_later(const Tensor& x) {
   return std::make_unique<Ready>(to_host_f64(x)[0]);
 }
 
-void Backend::matmul_nt_onto(const Tensor& c, const Tensor& addend, const Tensor& a,
-                             const Tensor& b) {
-  matmul_nt(c, GradMode::Write, 1.0, a, b);
-  add(c, addend, c);
-}
-
-void Backend::attention_rope_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv,
-                                      const Tensor& dout, const Tensor& q, const Tensor& k,
-                                      const Tensor& v, const Tensor& o, const Tensor& lse,
-                                      const AttentionShape& shape, const Segments& seg,
-                                      const Rotation& rotation) {
-  attention_backward(dq, dk, dv, dout, q, k, v, o, lse, shape, seg);
-  for (const Tensor& d : {dq, dk})
-    rope(d, GradMode::Write, d, rotation.table, rotation.positions, shape.head_dim, true);
-}
-
 std::unique_ptr<HostCopy> Backend::offload(const Tensor&) {
   throw UsageError(concat(name(),
                           " has no memory apart from the host's to which anything could be "
                           "offloaded"));
-}
-
-std::int64_t Segments::longest() const {
-  std::int64_t longest = 0;
-  for (std::size_t i = 1; i < host.size(); ++i)
-    longest = std::max<std::int64_t>(longest, host[i] - host[i - 1]);
-  return longest;
-}
-
-KeyRows::KeyRows(const Segments& documents) : most(documents.longest()) {
-  if (documents.count() <= 0) return;
-  begins.assign(documents.host.begin(), documents.host.end() - 1);
-  ends.assign(documents.host.begin() + 1, documents.host.end());
-  device_begins = documents.offsets.slice_rows(0, documents.count());
-  device_ends = documents.offsets.slice_rows(1, documents.count() + 1);
 }
 
 Tensor dense(const Tensor& x) {
@@ -147,18 +115,9 @@ std::vector<double> to_host_f64(const Tensor& x) {
 }
 
 std::int64_t Backend::check_units(const char* who, const Tensor& x, std::size_t unit_bytes) {
-  check(x.contiguous() && unit_bytes > 0 && x.bytes() % unit_bytes == 0, who, ": ", x.shape().str(),
+  check(x.contiguous() && unit_bytes > 0 && x.bytes() % unit_bytes == 0, who, ": ", x.shape(),
         " in units of ", unit_bytes, " bytes");
   return static_cast<std::int64_t>(x.bytes() / unit_bytes);
-}
-
-Segments make_segments(Backend& backend, std::vector<std::int32_t> offsets) {
-  check(!offsets.empty() && offsets[0] == 0, "segments: offsets must start at 0");
-  check(std::is_sorted(offsets.begin(), offsets.end()), "segments: offsets must not decrease");
-  Segments s;
-  s.host = std::move(offsets);
-  s.offsets = to_device(backend, Tag::Workspace, s.host);
-  return s;
 }
 
 }  // namespace lk

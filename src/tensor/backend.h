@@ -1,10 +1,10 @@
 // Backend: one device and one ordered stream of work. This header is the engine's table of
 // contents: every numeric entry point with its maths and its shapes.
 //
-// Letters: T tokens of a batch (all rows of all documents), C model width, H query
-// heads, G key/value heads, D head size, F feed-forward width, V vocabulary; in a
-// matmul M x K times K x N. Unless said otherwise x, y and their gradients have one floating dtype
-// ("compute dtype": F32, BF16; F64 on the CPU) and sums are accumulated in F32 (F64 for F64).
+// Letters: T tokens of a batch (all rows of all documents), C model width, H query heads, G
+// key/value heads, D head size, F feed-forward width, V vocabulary; in a matmul M x K times K x N.
+// Unless said otherwise x, y and their gradients have one floating dtype ("compute dtype": F32,
+// BF16; F64 on the CPU) and sums are accumulated in F32 (F64 for F64).
 //
 // Shapes and dtypes were checked by the op layer; a Backend checks only what it alone requires.
 // Matrices may have a row stride (Tensor::ld()). Backends allocate nothing but Tag::Workspace.
@@ -17,13 +17,18 @@
 #include <string>
 #include <vector>
 
+#include "tensor/adamw_slot.h"
+#include "tensor/attention_shape.h"
 #include "tensor/block_cache.h"
 #include "tensor/device_clock.h"
+#include "tensor/device_traits.h"
 #include "tensor/host_copy.h"
 #include "tensor/ledger.h"
+#include "tensor/pass_key.h"
 #include "tensor/philox.h"
 #include "tensor/readback.h"
 #include "tensor/recording.h"
+#include "tensor/segments.h"
 #include "tensor/tensor.h"
 #include "tensor/weight.h"
 
@@ -35,71 +40,14 @@ class LoraKernels;
 class CacheKernels;
 class AdapterKernels;
 
-// Only T can make one: an argument of this type is a proof of who is calling.
-template <class T>
-class PassKey {
-  friend T;
-  PassKey() = default;
-};
-
 // The target of a row that counts for nothing (nn/batch.h, Note [Padded batches]).
 inline constexpr std::int32_t kNoTarget = INT32_MIN;
 
-// What to do with a gradient: nobody wants it, overwrite the buffer, or add to it.
-enum class GradMode : std::uint8_t { Skip, Write, Add };
+// What to do with a gradient: overwrite the buffer, or add to it.
+enum class GradMode : std::uint8_t { Write, Add };
 
-// Documents laid end to end in the token dimension: document i holds rows [offsets[i],
-// offsets[i+1]).
-struct Segments {
-  std::vector<std::int32_t> host;  // offsets, n + 1 of them, host[0] = 0
-  Tensor offsets;                  // the same on the device, I32 (n + 1)
-  std::int64_t count() const { return static_cast<std::int64_t>(host.size()) - 1; }
-  std::int64_t total() const { return host.empty() ? 0 : host.back(); }
-  std::int64_t longest() const;
-};
-
-// Where the keys and values of a batch's documents lie: those of document i are rows [begins[i],
-// ends[i]). In a cache each sequence has its own place; without one they are the documents.
-struct KeyRows {
-  std::vector<std::int32_t> begins, ends;  // n each
-  Tensor device_begins, device_ends;       // the same on the device, I32 (n)
-  // No document has more keys: it sizes the work of recorded passes, whose rows change later.
-  std::int64_t most = 0;
-  KeyRows() = default;
-  KeyRows(const Segments& documents);
-  std::int64_t count() const { return static_cast<std::int64_t>(begins.size()); }
-};
-
-struct AttentionShape {
-  int n_heads = 0;     // H
-  int n_kv_heads = 0;  // G, divides H: query head h reads key/value head h / (H / G)
-  int head_dim = 0;    // D
-  float scale = 0;     // usually 1 / sqrt(D)
-  int window = 0;      // > 0: a query sees only the last `window` keys up to itself
-};
-
-// What turns q and k: rope()'s angles, and where each token stands.
-struct Rotation {
-  Tensor table;      // (P, D) F32|F64
-  Tensor positions;  // (T) I32
-};
-
-// One parameter's buffers for the optimizer, flat and contiguous, `numel` elements each.
-struct AdamWSlot {
-  Tensor value, grad, m, v;  // F32 (F64 in checks)
-  Tensor compute;            // BF16 copy refreshed with the new value, a matrix that may have a
-                             // row stride; undefined if not needed
-  float weight_decay = 0;
-};
-
-struct AdamWStep {
-  float lr = 0, beta1 = 0.9f, beta2 = 0.999f, eps = 1e-8f;
-  std::int64_t step = 1;  // 1 for the first update: bias corrections are 1 - beta^step
-  float max_norm = 0;     // > 0: gradients times min(1, max_norm / (norm + 1e-6))
-  // If defined, the numbers that change from step to step, (3) F32 on the device, so that recorded
-  // work reads the present ones: lr, lr / (1 - beta1^step), 1 / sqrt(1 - beta2^step).
-  Tensor rates = {};
-};
+// silu(x) = x / (1 + exp(-x));  gelu(x) = x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2
+enum class Activation : std::uint8_t { Silu, Gelu };
 
 class Backend {
  public:
@@ -109,14 +57,10 @@ class Backend {
 
   virtual std::string name() const = 0;         // "cpu", "cuda:0"
   virtual std::string description() const = 0;  // for run.json: processor, threads, driver, ...
-  virtual bool is_cpu() const = 0;
-  // What `--dtype auto` means here: BF16 where the device multiplies it natively, else F32.
-  virtual DType preferred_dtype() const { return is_cpu() ? DType::F32 : DType::BF16; }
-  // Does training run faster with projections that share a matrix (autograd/joined.h)? Not where
-  // weights are packed once at load.
-  virtual bool joins_projections() const { return !is_cpu(); }
+  // What the device does well: no layer above asks which device it is.
+  const DeviceTraits& traits() const { return traits_; }
   // Kernels for more than the core's ops, where a device has them; else null, and their users
-  // compose the core's ops: tensor/lora_kernels.h, cache_kernels.h, adapter_kernels.h.
+  // compose the core's ops: tensor/lora_kernels.h, tensor/cache_kernels.h, tensor/adapter_kernels.h.
   virtual LoraKernels* lora_kernels() { return nullptr; }
   virtual CacheKernels* cache_kernels() { return nullptr; }
   virtual AdapterKernels* adapter_kernels() { return nullptr; }
@@ -126,8 +70,7 @@ class Backend {
     return false;
   }
 
-  // ---- memory
-  // ------------------------------------------------------------------------------------
+  // ---- memory -----------------------------------------------------------------------------------
   // Uninitialised memory with a purpose. Throws OutOfMemoryError with the ledger's table, and Error
   // for the two tags that need a PassKey.
   Tensor empty(Tag tag, DType dtype, Shape shape);
@@ -176,19 +119,19 @@ class Backend {
     static_cast<void>(work), static_cast<void>(beside);
     return nullptr;
   }
-  virtual bool can_record() const { return false; }
   // Starts to copy x, a vector or a matrix, to pinned host memory, after the work submitted so far
-  // and beside what comes next. May be recorded. Where can_offload() is false, a UsageError.
+  // and beside what comes next. May be recorded. A UsageError unless traits().can_offload.
   virtual std::unique_ptr<HostCopy> offload(const Tensor& x);
-  virtual bool can_offload() const { return false; }
   // Host memory that holds such copies.
   const Ledger::Entry& offloaded() const { return offloaded_.total(); }
   // Times the work of this device, which must outlive it. Here the host's clock: right wherever a
   // call returns with its work done.
   virtual std::unique_ptr<DeviceClock> make_clock();
+  // Called once per weight at load, so that the backend can pack it for both directions (a
+  // quantised one: for linear_forward alone, and in its own memory's place).
+  virtual void prepare_linear(Weight& w) = 0;
 
-  // ---- elementwise
-  // -------------------------------------------------------------------------------
+  // ---- elementwise ------------------------------------------------------------------------------
   virtual void fill(const Tensor& x, double value) = 0;  // x = value
   // x_i = bound (2 uniform(key, i) - 1), i the row-major element index, rounded: the same numbers
   // on every device. F32 arithmetic, also for F64.
@@ -196,30 +139,30 @@ class Backend {
   virtual void copy(const Tensor& y, const Tensor& x) = 0;  // y = x, converting dtype
   virtual void add(const Tensor& y, const Tensor& a, const Tensor& b) = 0;  // y = a + b; y may be a
   // y (+)= alpha * scalar * x, scalar a (1)-tensor of F32 (F64 for F64) on the device or undefined
-  // (1).
+  // (that is 1).
   virtual void scale(const Tensor& y, GradMode mode, double alpha, const Tensor& scalar,
                      const Tensor& x) = 0;
   virtual void add_bias(const Tensor& y, const Weight& bias) = 0;  // y (T,N) += bias (N)
-  // y (+)= x * keep / (1 - p), keep_i = uniform(key, i) >= p, i the row-major element index in x.
-  // Its own backward: the mask is drawn again.
+  // y (+)= x * keep / (1 - p), keep_i = bits_i >= round(65536 p), i the row-major element index in
+  // x: bits_i is the i-th number of 16 bits from Philox with seven rounds, eight to a draw
+  // (philox.h). Its own backward: the mask is drawn again.
   virtual void dropout(const Tensor& y, GradMode mode, const Tensor& x, float p,
                        const RandomKey& key) = 0;
 
-  // ---- linear
-  // ------------------------------------------------------------------------------------ Called
-  // once per weight at load, so that the backend can pack it for both directions (a quantised one:
-  // for linear_forward alone, and in its own memory's place).
-  virtual void prepare_linear(Weight& w) = 0;
+  // ---- linear -----------------------------------------------------------------------------------
   // y (T,N) = x (T,K) wᵀ, w (N,K) frozen. If w is quantised, x may be rounded to 8 bits.
   virtual void linear_forward(const Tensor& y, const Tensor& x, const Weight& w) = 0;
   // dx (T,K) (+)= dy (T,N) w. There is no dw: w is frozen.
   virtual void linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,
                                  const Weight& w) = 0;
   // Products with trainable matrices. a, b share a dtype; c has it too, or is F32.
+  // c (M,N) (+)= alpha a (M,K) b (N,K)ᵀ; with `addend` (M,N), which is not c's memory, mode is Write
+  // and c = addend + alpha a bᵀ.
   virtual void matmul_nt(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
-                         const Tensor& b) = 0;  // c (M,N) (+)= alpha a (M,K) b (N,K)ᵀ
+                         const Tensor& b, const Tensor& addend = {}) = 0;
+  // c (M,N) (+)= alpha a (M,K) b (K,N)
   virtual void matmul_nn(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
-                         const Tensor& b) = 0;  // c (M,N) (+)= alpha a (M,K) b (K,N)
+                         const Tensor& b) = 0;
   // The only function that contracts over tokens, so the only way to a weight gradient:
   // dw (P,Q) (+)= alpha a (T,P)ᵀ b (T,Q), dw F32 (F64 for F64). Counted in
   // weight_gradient_matmuls().
@@ -229,13 +172,9 @@ class Backend {
     matmul_tn(dw, mode, alpha, a, b);
   }
   std::int64_t weight_gradient_matmuls() const { return weight_gradient_matmuls_; }
-  // c (M,N) = addend (M,N) + a (M,K) b (N,K)ᵀ; c is not addend's memory.
-  virtual void matmul_nt_onto(const Tensor& c, const Tensor& addend, const Tensor& a,
-                              const Tensor& b);
 
-  // ---- norm
-  // -------------------------------------------------------------------------------------- y = x *
-  // rstd * gain, rstd = 1 / sqrt(mean(x^2) + eps).  x, y (T,C), gain (C), rstd (T) F32|F64
+  // ---- norm -------------------------------------------------------------------------------------
+  // y = x * rstd * gain, rstd = 1 / sqrt(mean(x^2) + eps).  x, y (T,C), gain (C), rstd (T) F32|F64
   virtual void rmsnorm_forward(const Tensor& y, const Tensor& rstd, const Tensor& x,
                                const Weight& gain, double eps) = 0;
   // dx (+)= rstd * (g - xhat * mean(g * xhat)), g = dy * gain, xhat = x * rstd
@@ -252,59 +191,43 @@ class Backend {
                                   const Tensor& x, const Weight& gain, const Tensor& mean,
                                   const Tensor& rstd) = 0;
 
-  // ---- rope
-  // -------------------------------------------------------------------------------------- Rotates
-  // each head's pairs (i, i + D/2) by the angle of its position: (a, b) -> (a cos - b sin, b cos +
-  // a sin); `inverse` rotates back (that is the backward). x, y (T, heads*D), y may be x; table (P,
-  // D) F32|F64 holds cos in columns [0, D/2) and sin in [D/2, D); positions (T) I32 < P.
+  // ---- rope -------------------------------------------------------------------------------------
+  // Rotates each head's pairs (i, i + D/2) by the angle of its position:
+  // (a, b) -> (a cos - b sin, b cos + a sin); `inverse` rotates back (that is the backward).
+  // x, y (T, heads*D), y may be x; table (P, D) F32|F64 holds cos in columns [0, D/2) and sin in
+  // [D/2, D); positions (T) I32 < P.
   virtual void rope(const Tensor& y, GradMode mode, const Tensor& x, const Tensor& table,
                     const Tensor& positions, int head_dim, bool inverse) = 0;
 
-  // ---- attention
-  // --------------------------------------------------------------------------------- Causal
-  // attention inside each document; T x T is never stored. q, o (Tq, H*D), k, v (Tk, G*D); document
-  // i has its queries in q_seg and its keys in k_rows, queries aligned with the LAST keys (with a
-  // KV cache there are more keys). lse (H, Tq) F32|F64: log-sum-exp of the scaled scores.
+  // ---- attention --------------------------------------------------------------------------------
+  // Causal attention inside each document; T x T is never stored. q, o (Tq, H*D), k, v (Tk, G*D);
+  // document i has its queries in q_seg and its keys in k_rows, queries aligned with the LAST keys
+  // (with a KV cache there are more keys). lse (H, Tq) F32|F64: log-sum-exp of the scaled scores.
   virtual void attention_forward(const Tensor& o, const Tensor& lse, const Tensor& q,
                                  const Tensor& k, const Tensor& v, const AttentionShape& shape,
                                  const Segments& q_seg, const KeyRows& k_rows) = 0;
-  // Always writes dq, dk, dv (keys and queries are the same rows: training has no cache).
+  // Always writes dq, dk, dv (keys and queries are the same rows: training has no cache). With
+  // `rotation` q and k are what rope() made by it: dq and dk are turned back, so they are the
+  // gradients of what q and k were before.
   virtual void attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv,
                                   const Tensor& dout, const Tensor& q, const Tensor& k,
                                   const Tensor& v, const Tensor& o, const Tensor& lse,
-                                  const AttentionShape& shape, const Segments& seg) = 0;
-  // The same of q and k that rope() turned: dq and dk are turned back, so they are the gradients of
-  // what q and k were before.
-  virtual void attention_rope_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv,
-                                       const Tensor& dout, const Tensor& q, const Tensor& k,
-                                       const Tensor& v, const Tensor& o, const Tensor& lse,
-                                       const AttentionShape& shape, const Segments& seg,
-                                       const Rotation& rotation);
+                                  const AttentionShape& shape, const Segments& seg,
+                                  const Rotation* rotation = nullptr) = 0;
 
-  // ---- swiglu
-  // ------------------------------------------------------------------------------------ y =
-  // silu(gate) * up, silu(g) = g / (1 + exp(-g)).  all (T,F)
-  virtual void swiglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) = 0;
-  // Always writes both; dgate may be gate's memory and dup may be up's. If `y` is defined it gets
-  // the forward's result again, and may be dy's memory.
-  virtual void swiglu_backward(const Tensor& y, const Tensor& dgate, const Tensor& dup,
-                               const Tensor& dy, const Tensor& gate, const Tensor& up) = 0;
-  // y = gelu(gate) * up with gelu(g) = g (1 + tanh(sqrt(2/pi) (g + 0.044715 g^3))) / 2, all (T,F)
-  virtual void geglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) = 0;
-  // Always writes both; dgate may be gate's memory and dup may be up's.
-  virtual void geglu_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy,
-                              const Tensor& gate, const Tensor& up) = 0;
+  // ---- gated units ------------------------------------------------------------------------------
+  // y = act(gate) * up, or y = act(gate) where `up` is undefined.  all (T,F)
+  virtual void gated_forward(Activation act, const Tensor& y, const Tensor& gate,
+                             const Tensor& up) = 0;
+  // With `up`: writes dgate and dup (mode is Write); dgate may be gate's memory, dup may be up's.
+  // If `y` is defined it gets the forward's result again, and may be dy's memory.
+  // Without `up`: dgate (+)= dy * act'(gate); y and dup are undefined too.
+  virtual void gated_backward(Activation act, const Tensor& y, const Tensor& dgate, GradMode mode,
+                              const Tensor& dup, const Tensor& dy, const Tensor& gate,
+                              const Tensor& up) = 0;
 
-  // ---- gelu
-  // ------------------------------------------------------------------------------------ y =
-  // gelu(x), the same gelu; dx (+)= dy * gelu'(x).  all (T,F)
-  virtual void gelu_forward(const Tensor& y, const Tensor& x) = 0;
-  virtual void gelu_backward(const Tensor& dx, GradMode mode, const Tensor& dy,
-                             const Tensor& x) = 0;
-
-  // ---- embedding
-  // --------------------------------------------------------------------------------- y (T,C) =
-  // table[ids]; table (V,C) dense or quantised, ids (T) I32 in [0, V)
+  // ---- embedding --------------------------------------------------------------------------------
+  // y (T,C) = table[ids]; table (V,C) dense or quantised, ids (T) I32 in [0, V)
   virtual void embedding_forward(const Tensor& y, const Weight& table, const Tensor& ids) = 0;
   // y (n,C) = x[rows]; rows (n) I32, distinct
   virtual void gather_rows(const Tensor& y, const Tensor& x, const Tensor& rows) = 0;
@@ -314,20 +237,18 @@ class Backend {
   virtual void scatter_rows(const Tensor& dx, GradMode mode, const Tensor& dy,
                             const Tensor& rows) = 0;
 
-  // ---- loss
-  // -------------------------------------------------------------------------------------- For each
-  // row i of logits (n,V): losses[i] = log sum exp(logits[i]) - logits[i][target[i]], F32|F64;
-  // then, if `gradient`, logits[i] is overwritten with scale * factor * (softmax(logits[i]) -
-  // onehot(target[i])); factor (1) F32|F64 on the device, 1 if undefined. A row whose target is
-  // kNoTarget has loss and gradient 0.
+  // ---- loss -------------------------------------------------------------------------------------
+  // For each row i of logits (n,V): losses[i] = log sum exp(logits[i]) - logits[i][target[i]],
+  // F32|F64; then, if `gradient`, logits[i] is overwritten with
+  // scale * factor * (softmax(logits[i]) - onehot(target[i])); factor (1) F32|F64 on the device, 1
+  // if undefined. A row whose target is kNoTarget has loss and gradient 0.
   virtual void cross_entropy(const Tensor& losses, const Tensor& logits, const Tensor& targets,
                              bool gradient, double scale, const Tensor& factor = {}) = 0;
   // out (1) (+)= alpha * sum(x), fixed order. out and x F32|F64.
   virtual void sum(const Tensor& out, GradMode mode, double alpha, const Tensor& x) = 0;
 
-  // ---- optim
-  // ------------------------------------------------------------------------------------- out (1)
-  // F32|F64 = sum over tensors of sum(x^2), fixed order.
+  // ---- optim ------------------------------------------------------------------------------------
+  // out (1) F32|F64 = sum over tensors of sum(x^2), fixed order.
   virtual void sum_squares(const Tensor& out, std::span<const Tensor> tensors) = 0;
   // AdamW with decoupled decay over all slots (Loshchilov & Hutter 2019, as torch.optim.AdamW).
   // norm_sq (1): the gradients' squared norm, for clipping; if it is not finite nothing is changed.
@@ -335,7 +256,7 @@ class Backend {
                      const Tensor& norm_sq) = 0;
 
  protected:
-  Backend();
+  explicit Backend(const DeviceTraits& traits);
   BlockCache& block_cache() { return *cache_; }
   // For recorded work that contains them, and for kernels that make several at once.
   std::int64_t& weight_gradient_count() { return weight_gradient_matmuls_; }
@@ -352,6 +273,7 @@ class Backend {
  private:
   Tensor allocate(Tag tag, DType dtype, Shape shape);
 
+  DeviceTraits traits_;
   Ledger ledger_, offloaded_;
   std::unique_ptr<BlockCache> cache_;
   std::int64_t memory_limit_ = 0;
@@ -360,6 +282,14 @@ class Backend {
 
 // The dtype of statistics (rstd, lse, losses, sums) beside values of dtype t.
 inline DType stat_dtype(DType t) { return t == DType::F64 ? DType::F64 : DType::F32; }
+
+// What gated_backward's callers promise: a plain activation has neither y nor dup, a gated one only
+// writes.
+inline void check_gated_backward(const Tensor& y, GradMode mode, const Tensor& dup,
+                                 const Tensor& up) {
+  check(up ? mode == GradMode::Write : !y && !dup,
+        "gated_backward: y and dup are of gated units, which always write");
+}
 
 // x itself if its rows are adjacent, else a copy.
 Tensor dense(const Tensor& x);
@@ -374,6 +304,5 @@ std::vector<T> to_host(const Tensor& x) {
 }
 // Any floating tensor as doubles.
 std::vector<double> to_host_f64(const Tensor& x);
-Segments make_segments(Backend& backend, std::vector<std::int32_t> offsets);
 
 }  // namespace lk

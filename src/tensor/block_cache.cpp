@@ -33,9 +33,8 @@ void* BlockCache::find_or_allocate(std::size_t bytes) {
   // they came back, or identical steps would not get identical addresses.
   auto it = unused_.lower_bound({wanted, nullptr});
   if (it != unused_.end() && fits(it->first, wanted)) {
-    auto [size, block] = *it;
-    unused_.erase(it);
-    used_.emplace(block, size);
+    void* block = it->second;
+    used_.emplace(block, unused_.extract(it));
     return block;
   }
   void* block = malloc_(wanted);
@@ -47,15 +46,17 @@ void* BlockCache::find_or_allocate(std::size_t bytes) {
   ++driver_allocations_;
   reserved_bytes_ += static_cast<std::int64_t>(wanted);
   peak_reserved_bytes_ = std::max(peak_reserved_bytes_, reserved_bytes_);
-  used_.emplace(block, wanted);
+  BlockSet one = {{wanted, block}};
+  used_.emplace(block, one.extract(one.begin()));
   return block;
 }
 
-void BlockCache::release(void* block) {
+bool BlockCache::release(void* block) noexcept {
   auto it = used_.find(block);
-  check(it != used_.end(), "allocator: double free, or a pointer that is not ours");
-  unused_.emplace(it->second, block);
+  if (it == used_.end()) return false;
+  unused_.insert(std::move(it->second));
   used_.erase(it);
+  return true;
 }
 
 void BlockCache::trim() {

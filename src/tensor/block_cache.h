@@ -30,7 +30,8 @@ class BlockCache {
   // A block of at least `bytes` bytes, 256-byte aligned. Returns nullptr when the device is out of
   // memory even after every cached block was given back.
   void* allocate(std::size_t bytes);
-  void release(void* block);
+  // False, and nothing is done, if the block is not one that allocate() handed out.
+  bool release(void* block) noexcept;
   // Gives every unused block back to the driver, but for those that a recording has noted.
   void trim();
 
@@ -52,8 +53,10 @@ class BlockCache {
 
   Malloc malloc_;
   Free free_;
-  std::set<std::pair<std::size_t, void*>> unused_;  // by size, then by address
-  std::unordered_map<void*, std::size_t> used_;
+  using BlockSet = std::set<std::pair<std::size_t, void*>>;  // by size, then by address
+  BlockSet unused_;
+  // A block that is handed out keeps its node of the set: release() allocates nothing.
+  std::unordered_map<void*, BlockSet::node_type> used_;
   std::optional<std::set<void*>> recorded_;
   Blocks shared_;
   std::int64_t driver_allocations_ = 0, reserved_bytes_ = 0, peak_reserved_bytes_ = 0;

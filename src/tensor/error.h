@@ -57,7 +57,7 @@ std::string concat(const Args&... args) {
 }
 
 // Throws Error(message) unless `condition`. For broken invariants inside the engine, never for
-// input.
+// input. Anything with operator<< is a part of the message; text is made only when it is thrown.
 template <class... Args>
 inline void check(bool condition, const Args&... message) {
   if (!condition) [[unlikely]]

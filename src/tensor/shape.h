@@ -49,6 +49,9 @@ class Shape {
     for (int i = 0; i < rank_; ++i) s += (i ? "," : "") + std::to_string(dims_[i]);
     return s + ")";
   }
+  friend std::ostream& operator<<(std::ostream& out, const Shape& shape) {
+    return out << shape.str();
+  }
 
  private:
   std::array<std::int64_t, kMaxRank> dims_{};

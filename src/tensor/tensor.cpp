@@ -12,13 +12,13 @@ Tensor::Tensor(std::shared_ptr<Storage> storage, DType dtype, Shape shape)
       shape_(shape),
       ld_(shape.cols()),
       dtype_(dtype) {
-  check(bytes() <= storage_->bytes(), "tensor: storage too small for ", shape.str());
+  check(bytes() <= storage_->bytes(), "tensor: storage too small for ", shape);
 }
 
 Tensor Tensor::slice_rows(std::int64_t begin, std::int64_t end) const {
   check(shape_.rank() == 2 || contiguous(), "slice_rows: needs a matrix or contiguous memory");
   check(shape_.rank() >= 1 && 0 <= begin && begin <= end && end <= shape_[0], "slice_rows: [",
-        begin, ", ", end, ") of ", shape_.str());
+        begin, ", ", end, ") of ", shape_);
   Tensor t = *this;
   std::int64_t row = shape_.rank() == 1   ? 1
                      : shape_.rank() == 2 ? ld_
@@ -44,7 +44,7 @@ Tensor Tensor::slice_rows(std::int64_t begin, std::int64_t end) const {
 
 Tensor Tensor::slice_cols(std::int64_t begin, std::int64_t end) const {
   check(shape_.rank() == 2 && 0 <= begin && begin <= end && end <= shape_[1], "slice_cols: [",
-        begin, ", ", end, ") of ", shape_.str());
+        begin, ", ", end, ") of ", shape_);
   Tensor t = *this;
   t.data_ += begin * static_cast<std::int64_t>(dtype_size(dtype_));
   t.shape_ = {shape_[0], end - begin};
@@ -57,7 +57,7 @@ Tensor Tensor::widened(std::int64_t cols) const {
   check(shape_.rank() == 2 && cols <= ld_ &&
             begin + ((rows() - 1) * ld_ + cols) * size <=
                 static_cast<std::int64_t>(storage_->bytes()),
-        "widened: ", cols, " columns of ", shape_.str(), " with a stride of ", ld_);
+        "widened: ", cols, " columns of ", shape_, " with a stride of ", ld_);
   Tensor t = *this;
   t.shape_ = {shape_[0], cols};
   return t;
@@ -65,7 +65,7 @@ Tensor Tensor::widened(std::int64_t cols) const {
 
 Tensor Tensor::reshape(Shape shape) const {
   check(contiguous(), "reshape: tensor is not contiguous");
-  check(shape.numel() == numel(), "reshape: ", shape_.str(), " to ", shape.str());
+  check(shape.numel() == numel(), "reshape: ", shape_, " to ", shape);
   Tensor t = *this;
   t.shape_ = shape;
   t.ld_ = shape.cols();

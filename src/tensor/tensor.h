@@ -81,8 +81,7 @@ class Tensor {
   // Throws unless the shape is exactly this.
   const Tensor& expect(const Shape& shape, const char* what) const {
     if (defined() && shape_ == shape) return *this;  // no text is made unless it is needed
-    throw Error(
-        concat(what, ": expected ", shape.str(), ", got ", defined() ? shape_.str() : "nothing"));
+    throw Error(concat(what, ": expected ", shape, ", got ", defined() ? shape_.str() : "nothing"));
   }
 
   // Device pointer; throws on the wrong dtype. Dereference it only on the CPU backend.

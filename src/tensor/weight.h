@@ -36,7 +36,7 @@ class Weight {
         shape_(shape),
         dtype_(dtype),
         type_(&type) {
-    check(shape.rank() == 2 && shape[1] % type.block_values == 0, name_, ": ", shape.str(), " as ",
+    check(shape.rank() == 2 && shape[1] % type.block_values == 0, name_, ": ", shape, " as ",
           type.name);
     values_.expect({shape[0], type.row_bytes(shape[1])}, "quantised weight: blocks");
   }
@@ -49,7 +49,7 @@ class Weight {
   const Weight& expect(const Shape& shape, const char* what) const {
     check(defined(), what, ": missing weight");
     if (shape_ == shape) return *this;
-    throw Error(concat(what, ": expected ", shape.str(), ", got ", shape_.str()));
+    throw Error(concat(what, ": expected ", shape, ", got ", shape_));
   }
   // Row-major values as loaded; read-only by contract: Backends only read it. An Error if the
   // weight is quantised: then nothing can be trained beside it.

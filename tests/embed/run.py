@@ -91,6 +91,12 @@ def main():
         embed = folder / "embed/embed"
         tiny = ROOT / "tests/golden/peft/tiny"
         check("two runs print the same", example_runs(embed, tiny) == example_runs(embed, tiny))
+        os.symlink(tiny, folder / "model.gguf")  # the name that the README uses; a folder will do
+        (folder / "adapters/mine").mkdir(parents=True)
+        readme = call(folder / "embed/readme", cwd=folder)
+        check("the README's lines train a step and save an adapter",
+              readme.returncode == 0 and (folder / "adapters/mine/adapter_model.safetensors").is_file(),
+              readme.stdout + readme.stderr)
         missing = call(embed, folder / "none.gguf")
         check("a missing model is an exception that names it, exit code 3",
               missing.returncode == 3 and "none.gguf" in missing.stderr and not missing.stdout,

@@ -1,4 +1,7 @@
+#include <algorithm>
+
 #include "autograd/ops.h"
+#include "autograd/work.h"
 
 namespace lk {
 namespace {
@@ -86,11 +89,9 @@ struct QkvAttentionNode : Node {
     Tensor dqkv =
         backend.empty_with_margin(Tag::Backward, value.dtype(), value.shape(), value.margin());
     Qkv in(value, shape), d(dqkv, shape);
-    if (table.defined())
-      backend.attention_rope_backward(d.q, d.k, d.v, dy, in.q, in.k, in.v, o, lse, shape, segments,
-                                      {table, positions});
-    else
-      backend.attention_backward(d.q, d.k, d.v, dy, in.q, in.k, in.v, o, lse, shape, segments);
+    const Rotation rotation{table, positions};
+    backend.attention_backward(d.q, d.k, d.v, dy, in.q, in.k, in.v, o, lse, shape, segments,
+                               table.defined() ? &rotation : nullptr);
     tape.pass(qkv, dqkv);
   }
 };
@@ -117,6 +118,37 @@ Var qkv_attention(Tape& tape, const Var& qkv, const Tensor& rope_table, const Te
   if (!tape.wants(qkv)) return tape.constant(std::move(o));
   return tape.record<QkvAttentionNode>(o, qkv, rope_table, positions, o, std::move(lse), shape,
                                        segments);
+}
+
+namespace {
+
+// FLOPs of one of attention's products: each query with every key up to itself.
+double attention_product(const AttentionShape& shape, const Segments& q, const KeyRows& k) {
+  double pairs = 0;
+  for (std::size_t i = 0; i + 1 < q.host.size(); ++i) {
+    const double queries = q.host[i + 1] - q.host[i], keys = k.ends[i] - k.begins[i];
+    // Query j of the document sees keys - queries + j + 1 keys, at most the window.
+    const double all = queries * (keys - queries) + queries * (queries + 1) / 2;
+    pairs += shape.window > 0 ? std::min(all, queries * shape.window) : all;
+  }
+  return 2 * pairs * shape.n_heads * shape.head_dim;
+}
+
+}  // namespace
+
+Work work::attention_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k,
+                             const Tensor& v, const AttentionShape& shape, const Segments& q_seg,
+                             const KeyRows& k_rows) {
+  return {OpFamily::AttentionForward, 2 * attention_product(shape, q_seg, k_rows),
+          sizes(o, lse, q, k, v)};
+}
+
+Work work::attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv,
+                              const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v,
+                              const Tensor& o, const Tensor& lse, const AttentionShape& shape,
+                              const Segments& seg, const Rotation*) {
+  return {OpFamily::AttentionBackward, 5 * attention_product(shape, seg, seg),
+          sizes(dq, dk, dv, dout, q, k, v, o, lse)};
 }
 
 }  // namespace lk

@@ -1,4 +1,5 @@
 #include "autograd/ops.h"
+#include "autograd/work.h"
 
 namespace lk {
 namespace {
@@ -49,6 +50,28 @@ Var dropout(Tape& tape, const Var& x, float p, const RandomKey& key) {
   tape.backend().dropout(y, GradMode::Write, x.value(), p, key);
   if (!tape.wants(x)) return tape.constant(std::move(y));
   return tape.record<DropoutNode>(std::move(y), x, p, key);
+}
+
+Work work::fill(const Tensor& x, double) { return {OpFamily::Other, 0, size(x)}; }
+
+Work work::uniform(const Tensor& x, float, const RandomKey&) {
+  return {OpFamily::Other, 0, size(x)};
+}
+
+Work work::copy(const Tensor& y, const Tensor& x) { return {OpFamily::Other, 0, sizes(x, y)}; }
+
+Work work::add(const Tensor& y, const Tensor& a, const Tensor& b) {
+  return {OpFamily::Other, 0, sizes(y, a, b)};
+}
+
+Work work::scale(const Tensor& y, GradMode mode, double, const Tensor&, const Tensor& x) {
+  return {OpFamily::Other, 0, size(x) + written(y, mode)};
+}
+
+Work work::add_bias(const Tensor& y, const Weight&) { return {OpFamily::Other, 0, 2 * size(y)}; }
+
+Work work::dropout(const Tensor& y, GradMode mode, const Tensor& x, float, const RandomKey&) {
+  return {OpFamily::Other, 0, size(x) + written(y, mode)};
 }
 
 }  // namespace lk

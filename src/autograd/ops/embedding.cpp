@@ -1,4 +1,5 @@
 #include "autograd/ops.h"
+#include "autograd/work.h"
 
 namespace lk {
 
@@ -35,6 +36,24 @@ Var gather_rows(Tape& tape, const Var& x, const Tensor& rows) {
   tape.backend().gather_rows(y, x.value(), rows);
   if (!tape.wants(x)) return tape.constant(std::move(y));
   return tape.record<GatherRowsNode>(std::move(y), x, rows);
+}
+
+Work work::embedding_forward(const Tensor& y, const Weight&, const Tensor&) {
+  return {OpFamily::Embedding, 0, 2 * size(y)};
+}
+
+Work work::gather_rows(const Tensor& y, const Tensor&, const Tensor&) {
+  return {OpFamily::Embedding, 0, 2 * size(y)};
+}
+
+Work work::put_rows(const Tensor&, const Tensor& x, const Tensor&) {
+  return {OpFamily::Other, 0, 2 * size(x)};
+}
+
+// Where it writes, it also zeroes the rows that are not dy's.
+Work work::scatter_rows(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor&) {
+  const double out = mode == GradMode::Add ? 2 * size(dy) : size(dx);
+  return {OpFamily::Embedding, 0, size(dy) + out};
 }
 
 }  // namespace lk

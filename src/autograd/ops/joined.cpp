@@ -55,10 +55,8 @@ Tensor forward(Tape& tape, const Tensor& x, const JoinedLinear& f, std::int64_t 
                   parts_of_x(f), drop);
   Tensor y = tape.activation(x.dtype(), {x.rows(), f.out}, margin);
   if (output == Output::Unread) return y;
-  if (addend)
-    backend.matmul_nt_onto(y, addend->value(), xs, f.forward_matrix());
-  else
-    backend.matmul_nt(y, GradMode::Write, 1.0, xs, f.forward_matrix());
+  backend.matmul_nt(y, GradMode::Write, 1.0, xs, f.forward_matrix(),
+                    addend ? addend->value() : Tensor());
   for (const JoinedLinear::Part& part : f.parts)
     if (part.bias.defined()) backend.add_bias(y.slice_cols(part.begin, part.end), part.bias);
   return y;
@@ -97,7 +95,7 @@ class Backward {
       thin::swiglu_backward(backend_, f_.plan, gate, up, dx, gate, up, ds(), parts_of_da(f_),
                             drop_);
     else
-      backend_.swiglu_backward({}, gate, up, dx, gate, up);
+      backend_.gated_backward(Activation::Silu, {}, gate, GradMode::Write, up, dx, gate, up);
   }
   // dx (T,K) (+)= [dy | ds] [W ; A]
   void into_x(const Sink& dx) {
@@ -235,7 +233,7 @@ struct JoinedSwigluLinearNode : Node {
     Tensor x = backend.empty(Tag::Workspace, dy.dtype(), {dy.rows(), f.in});
     Tensor gate = value.slice_cols(0, f.in), up = value.slice_cols(f.in, 2 * f.in);
     if (!gate_up.needs_grad()) {
-      backend.swiglu_forward(x, gate, up);
+      backend.gated_forward(Activation::Silu, x, gate, up);
       b.into_a(x);
       return;
     }
@@ -256,7 +254,8 @@ Var joined_swiglu_linear_onto(Tape& tape, const Var& h, const Var& gate_up, cons
   h.value().expect({T, f.out}, "joined_swiglu_linear_onto: h (T,N)");
   const Tensor& value = gate_up.value();
   Tensor x = tape.backend().empty_with_margin(Tag::Workspace, value.dtype(), {T, f.in}, f.thin);
-  tape.backend().swiglu_forward(x, value.slice_cols(0, f.in), value.slice_cols(f.in, 2 * f.in));
+  tape.backend().gated_forward(Activation::Silu, x, value.slice_cols(0, f.in),
+                               value.slice_cols(f.in, 2 * f.in));
   Tensor y = forward(tape, x, f, margin, drop, output, &h);
   if (!wanted(tape, f, h, gate_up)) return tape.constant(std::move(y));
   Tensor s = keep_s(tape, x, f);

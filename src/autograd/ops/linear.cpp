@@ -1,4 +1,7 @@
+#include <algorithm>
+
 #include "autograd/ops.h"
+#include "autograd/work.h"
 
 namespace lk {
 namespace {
@@ -55,11 +58,50 @@ struct TrainableLinearNode : Node {
 Var linear(Tape& tape, const Var& x, Parameter& w, double alpha) {
   auto [T, K] = x.dims<2>("linear: x (T,K)");
   auto [N, width] = w.value().dims<2>("linear: w (N,K)");
-  check(width == K, "linear: w ", w.name(), " is ", w.shape().str(), ", x has ", K, " columns");
+  check(width == K, "linear: w ", w.name(), " is ", w.shape(), ", x has ", K, " columns");
   Tensor y = tape.activation(x.dtype(), {T, N});
   tape.backend().matmul_nt(y, GradMode::Write, alpha, x.value(), w.compute());
   if (!tape.wants(x, w)) return tape.constant(std::move(y));
   return tape.record<TrainableLinearNode>(std::move(y), x, w, alpha);
+}
+
+namespace {
+
+// c (M,N) from a contraction of length K.
+Work product(OpFamily family, const Tensor& c, GradMode mode, const Tensor& a, const Tensor& b,
+             std::int64_t K) {
+  return {family, 2 * work::numel(c) * static_cast<double>(K),
+          work::sizes(a, b) + work::written(c, mode)};
+}
+// A frozen matrix with LoRA's factors beside it (joined.h) is known by its size.
+OpFamily family_of(const Tensor& c, const Tensor& b) {
+  return std::min({c.cols(), b.rows(), b.cols()}) > 128 ? OpFamily::BaseLinear : OpFamily::Lora;
+}
+
+}  // namespace
+
+Work work::linear_forward(const Tensor& y, const Tensor& x, const Weight& w) {
+  return product(OpFamily::BaseLinear, y, GradMode::Write, x, w.values(), w.shape()[1]);
+}
+
+Work work::linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy, const Weight& w) {
+  return product(OpFamily::BaseLinear, dx, mode, dy, w.values(), w.shape()[0]);
+}
+
+Work work::matmul_nt(const Tensor& c, GradMode mode, double, const Tensor& a, const Tensor& b,
+                     const Tensor& addend) {
+  Work w = product(family_of(c, b), c, mode, a, b, a.cols());
+  w.bytes += size(addend);
+  return w;
+}
+
+Work work::matmul_nn(const Tensor& c, GradMode mode, double, const Tensor& a, const Tensor& b) {
+  return product(family_of(c, b), c, mode, a, b, a.cols());
+}
+
+Work work::weight_gradient(const Tensor& dw, GradMode mode, double, const Tensor& a,
+                           const Tensor& b) {
+  return product(OpFamily::Lora, dw, mode, a, b, a.rows());
 }
 
 }  // namespace lk

@@ -1,4 +1,5 @@
 #include "autograd/ops.h"
+#include "autograd/work.h"
 
 namespace lk {
 namespace {
@@ -73,6 +74,26 @@ Var layernorm(Tape& tape, const Var& x, const Weight& gain, const Weight& bias, 
   tape.backend().layernorm_forward(y, mean, rstd, x.value(), gain, bias, eps);
   if (!tape.wants(x)) return tape.constant(std::move(y));
   return tape.record<LayerNormNode>(std::move(y), x, gain, std::move(mean), std::move(rstd));
+}
+
+Work work::rmsnorm_forward(const Tensor& y, const Tensor& rstd, const Tensor& x, const Weight&,
+                           double) {
+  return {OpFamily::Norm, 0, sizes(y, rstd, x)};
+}
+
+Work work::rmsnorm_backward(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& x,
+                            const Weight&, const Tensor& rstd) {
+  return {OpFamily::Norm, 0, sizes(dy, x, rstd) + written(dx, mode)};
+}
+
+Work work::layernorm_forward(const Tensor& y, const Tensor& mean, const Tensor& rstd,
+                             const Tensor& x, const Weight&, const Weight&, double) {
+  return {OpFamily::Norm, 0, sizes(y, mean, rstd, x)};
+}
+
+Work work::layernorm_backward(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& x,
+                              const Weight&, const Tensor& mean, const Tensor& rstd) {
+  return {OpFamily::Norm, 0, sizes(dy, x, mean, rstd) + written(dx, mode)};
 }
 
 }  // namespace lk

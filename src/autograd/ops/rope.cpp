@@ -1,4 +1,5 @@
 #include "autograd/ops.h"
+#include "autograd/work.h"
 
 namespace lk {
 namespace {
@@ -25,11 +26,16 @@ Var rope(Tape& tape, const Var& x, const Tensor& table, const Tensor& positions,
   auto [P, D] = table.dims<2>("rope: table (P,D)");
   positions.expect({T}, "rope: positions (T)");
   check(D == head_dim && D > 0 && D % 2 == 0 && width % D == 0, "rope: x has ", width,
-        " columns, head_dim is ", head_dim, ", table ", table.shape().str());
+        " columns, head_dim is ", head_dim, ", table ", table.shape());
   Tensor y = tape.activation(x.dtype(), {T, width});
   tape.backend().rope(y, GradMode::Write, x.value(), table, positions, head_dim, /*inverse=*/false);
   if (!tape.wants(x)) return tape.constant(std::move(y));
   return tape.record<RopeNode>(std::move(y), x, table, positions, head_dim);
+}
+
+Work work::rope(const Tensor& y, GradMode mode, const Tensor& x, const Tensor&, const Tensor&, int,
+                bool) {
+  return {OpFamily::Rope, 0, size(x) + written(y, mode)};
 }
 
 }  // namespace lk

@@ -72,7 +72,7 @@ void swiglu_backward(Backend& backend, const ThinPlan& plan, const Tensor& dgate
                      std::span<const ThinPart> parts, const InputDropout& drop) {
   if (LoraKernels* k = kernels(backend, plan.swiglu_backward()))
     return k->swiglu_backward(plan, dgate, dup, dy, gate, up, ds, parts, drop);
-  backend.swiglu_backward(dy, dgate, dup, dy, gate, up);
+  backend.gated_backward(Activation::Silu, dy, dgate, GradMode::Write, dup, dy, gate, up);
   backward_a(backend, plan, ds, dy, nullptr, parts, drop);
 }
 

@@ -219,7 +219,7 @@ const GemmTile& best_gemm_tile() {
 template <class T, class TC>
 void gemm(Backend& backend, Strided<TC> c, GradMode mode, double alpha, Strided<const T> a,
           Strided<const T> b, std::int64_t M, std::int64_t N, std::int64_t K) {
-  if (M == 0 || N == 0 || mode == GradMode::Skip) return;
+  if (M == 0 || N == 0) return;
   if (!std::is_same_v<TC, float> && K > kBlockK) {  // partial sums must not be rounded
     Tensor total = backend.empty(Tag::Workspace, DType::F32, {M, N});
     float* sum = total.data<float>();

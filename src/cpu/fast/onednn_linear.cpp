@@ -91,7 +91,7 @@ struct OnednnLinear::Direction {
 
   void run(const Tensor& y, GradMode mode, const Tensor& x) {
     const std::int64_t rows = y.rows();
-    if (rows == 0 || mode == GradMode::Skip) return;
+    if (rows == 0) return;
     const bool add = mode == GradMode::Add;
     Tensor from = dense(x), to = y;
     if (!y.contiguous()) {

@@ -189,8 +189,7 @@ void unpack_row(const BlockLayout& layout, const std::uint8_t* p, int r, std::in
   }
 }
 
-// ---- rounding activations
-// -------------------------------------------------------------------------
+// ---- rounding activations ---------------------------------------------------------------------
 
 // One row of K = 32 n values. A block whose largest value is below 1e-30 counts as zero; one that
 // holds a number that is not finite gets the scale NaN, so that what is computed of it is NaN.

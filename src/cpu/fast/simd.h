@@ -53,8 +53,8 @@ LK_INLINE Eight load_eight(const bf16* x) {
   using Shorts = std::uint16_t __attribute__((vector_size(16)));
   Shorts s;
   __builtin_memcpy(&s, x, sizeof s);
-  // Not std::bit_cast: where nothing is inlined that is a function compiled for the plain processor,
-  // which returns vectors in other registers than its caller here expects.
+  // std::bit_cast is a function, which unoptimised builds call: it is compiled for another
+  // processor than the caller and takes vectors in other registers.
   return __builtin_bit_cast(Eight, __builtin_convertvector(s, Ints) << 16);
 }
 LK_INLINE float add_up(Eight x) {

@@ -9,8 +9,8 @@
 //            products of the two others on a multiprocessor.
 // Bytes      3 in, 2 out: a third less than swiglu.cu and thin_backward.cu one after the other
 // Numbers    y is rounded to BF16 before it is multiplied, as if it had been stored
+#include "cuda/gated.cuh"
 #include "cuda/lora/thin_products.cuh"
-#include "cuda/swiglu.cuh"
 
 namespace lk {
 using namespace thin;

@@ -81,21 +81,6 @@ void CudaBackend::attention_forward(const Tensor& o, const Tensor& lse, const Te
 void CudaBackend::attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv,
                                      const Tensor& dout, const Tensor& q, const Tensor& k,
                                      const Tensor& v, const Tensor& o, const Tensor& lse,
-                                     const AttentionShape& shape, const Segments& seg) {
-  attention_backward(dq, dk, dv, dout, q, k, v, o, lse, shape, seg, nullptr);
-}
-
-void CudaBackend::attention_rope_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv,
-                                          const Tensor& dout, const Tensor& q, const Tensor& k,
-                                          const Tensor& v, const Tensor& o, const Tensor& lse,
-                                          const AttentionShape& shape, const Segments& seg,
-                                          const Rotation& rotation) {
-  attention_backward(dq, dk, dv, dout, q, k, v, o, lse, shape, seg, &rotation);
-}
-
-void CudaBackend::attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv,
-                                     const Tensor& dout, const Tensor& q, const Tensor& k,
-                                     const Tensor& v, const Tensor& o, const Tensor& lse,
                                      const AttentionShape& shape, const Segments& seg,
                                      const Rotation* rotation) {
   if (seg.total() == 0) return;

@@ -1,4 +1,5 @@
-// SwiGLU and GEGLU (Shazeer 2020): y = act(gate) * up, act = silu or gelu by tanh (activation.h).
+// Gated units (Shazeer 2020): y = act(gate) * up, and an activation alone: y = act(gate). act is silu or
+// gelu by tanh (activation.h).
 #include "cpu/activation.h"
 #include "cpu/cpu_backend_impl.h"
 #include "cpu/fast/bf16_rows.h"
@@ -37,6 +38,24 @@ void glu_backward_plain(Matrix<T> y, Matrix<T> dgate, Matrix<T> dup, Matrix<T> d
     }
 }
 
+template <class Act, class T>
+void act_forward_plain(Matrix<T> y, Matrix<T> x) {
+  for (std::int64_t i = 0; i < y.rows; ++i)
+    for (std::int64_t j = 0; j < y.cols; ++j) {
+      const accumulate_t<T> v = load(x[i][j]);
+      y[i][j] = rounded<T>(v * sigmoid_of<Act>(v));
+    }
+}
+
+template <class Act, class T>
+void act_backward_plain(Matrix<T> dx, GradMode mode, Matrix<T> dy, Matrix<T> x) {
+  for (std::int64_t i = 0; i < dx.rows; ++i)
+    for (std::int64_t j = 0; j < dx.cols; ++j) {
+      const accumulate_t<T> v = load(x[i][j]);
+      put(dx[i][j], mode, load(dy[i][j]) * slope<Act>(v, sigmoid_of<Act>(v)));
+    }
+}
+
 // ---- fast path: a piece of a row --------------------------------------------------------------
 
 template <class Act, class T>
@@ -58,6 +77,32 @@ LK_SIMD void glu_backward_row(T* y, T* dgate, T* dup, const T* dy, const T* gate
     dgate[j] = narrow<T>(d * u * slope<Act>(g, s));
     dup[j] = narrow<T>(d * g * s);
     if (y) y[j] = narrow<T>(g * s * u);
+  }
+}
+
+template <class Act, class T>
+LK_SIMD void act_forward_row(T* y, const T* x, std::int64_t n) {
+#pragma omp simd
+  for (std::int64_t j = 0; j < n; ++j) {
+    const float v = widen(x[j]);
+    y[j] = narrow<T>(v * fast_sigmoid_of<Act>(v));
+  }
+}
+
+template <class Act, class T>
+LK_SIMD void act_backward_row(T* dx, bool add, const T* dy, const T* x, std::int64_t n) {
+  if (add) {
+#pragma omp simd
+    for (std::int64_t j = 0; j < n; ++j) {
+      const float v = widen(x[j]);
+      dx[j] = narrow<T>(widen(dx[j]) + widen(dy[j]) * slope<Act>(v, fast_sigmoid_of<Act>(v)));
+    }
+  } else {
+#pragma omp simd
+    for (std::int64_t j = 0; j < n; ++j) {
+      const float v = widen(x[j]);
+      dx[j] = narrow<T>(widen(dy[j]) * slope<Act>(v, fast_sigmoid_of<Act>(v)));
+    }
   }
 }
 
@@ -115,24 +160,68 @@ void glu_backward(bool fast, const Tensor& y, const Tensor& dgate, const Tensor&
   });
 }
 
+template <class Act>
+void act_forward(bool fast, const Tensor& y, const Tensor& x) {
+  dispatch_float(y.dtype(), [&]<class T>() {
+    if constexpr (has_fast_path<T>)
+      if (fast) {
+        Matrix<T> to = matrix<T>(y), from = matrix<T>(x);
+        return parallel_pieces(to.rows, to.cols,
+                               [&](std::int64_t i, std::int64_t j, std::int64_t end) {
+                                 act_forward_row<Act>(to[i] + j, from[i] + j, end - j);
+                               });
+      }
+    act_forward_plain<Act>(matrix<T>(y), matrix<T>(x));
+  });
+}
+
+template <class Act>
+void act_backward(bool fast, const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& x) {
+  dispatch_float(dx.dtype(), [&]<class T>() {
+    if constexpr (has_fast_path<T>)
+      if (fast) {
+        Matrix<T> to = matrix<T>(dx), upper = matrix<T>(dy), from = matrix<T>(x);
+        return parallel_pieces(to.rows, to.cols,
+                               [&](std::int64_t i, std::int64_t j, std::int64_t end) {
+                                 act_backward_row<Act>(to[i] + j, mode == GradMode::Add,
+                                                       upper[i] + j, from[i] + j, end - j);
+                               });
+      }
+    act_backward_plain<Act>(matrix<T>(dx), mode, matrix<T>(dy), matrix<T>(x));
+  });
+}
+
+// Calls f<Silu>() or f<GeluTanh>().
+template <class F>
+void with_activation(Activation act, F&& f) {
+  if (act == Activation::Silu)
+    f.template operator()<Silu>();
+  else
+    f.template operator()<GeluTanh>();
+}
+
 }  // namespace
 
-void CpuBackend::swiglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) {
-  glu_forward<Silu>(fast(), y, gate, up);
+void CpuBackend::gated_forward(Activation act, const Tensor& y, const Tensor& gate,
+                               const Tensor& up) {
+  with_activation(act, [&]<class Act>() {
+    if (up)
+      glu_forward<Act>(fast(), y, gate, up);
+    else
+      act_forward<Act>(fast(), y, gate);
+  });
 }
 
-void CpuBackend::swiglu_backward(const Tensor& y, const Tensor& dgate, const Tensor& dup,
-                                 const Tensor& dy, const Tensor& gate, const Tensor& up) {
-  glu_backward<Silu>(fast(), y, dgate, dup, dy, gate, up);
-}
-
-void CpuBackend::geglu_forward(const Tensor& y, const Tensor& gate, const Tensor& up) {
-  glu_forward<GeluTanh>(fast(), y, gate, up);
-}
-
-void CpuBackend::geglu_backward(const Tensor& dgate, const Tensor& dup, const Tensor& dy,
-                                const Tensor& gate, const Tensor& up) {
-  glu_backward<GeluTanh>(fast(), {}, dgate, dup, dy, gate, up);
+void CpuBackend::gated_backward(Activation act, const Tensor& y, const Tensor& dgate, GradMode mode,
+                                const Tensor& dup, const Tensor& dy, const Tensor& gate,
+                                const Tensor& up) {
+  check_gated_backward(y, mode, dup, up);
+  with_activation(act, [&]<class Act>() {
+    if (up)
+      glu_backward<Act>(fast(), y, dgate, dup, dy, gate, up);
+    else
+      act_backward<Act>(fast(), dgate, mode, dy, gate);
+  });
 }
 
 }  // namespace lk

@@ -1,4 +1,4 @@
-// Scratch that is part of a backend's contract with the planner: kept here, where both can see it.
+// Scratch whose size the kernels and the plan (plan.cpp) share.
 #pragma once
 
 #include <cstddef>

@@ -1,0 +1,84 @@
+// What a training step takes on the CPU, without one: the scratch of fast/.
+#include <algorithm>
+
+#include "cpu/cpu_backend.h"
+#include "cpu/fast/bf16_tile.h"
+#include "cpu/fast/gemm.h"
+#include "cpu/fast/onednn_linear.h"
+#include "cpu/traits.h"
+#include "tensor/plan_backend.h"
+
+namespace lk {
+namespace {
+
+class CpuPlan final : public PlanBackend {
+ public:
+  CpuPlan() : PlanBackend(kCpuTraits) {}
+
+  // oneDNN packs a BF16 weight twice (fast/onednn_linear.h).
+  void prepare_linear(Weight& w) override {
+    struct Packed final : PackedWeight {
+      Tensor forward, backward;
+    };
+    if (w.dtype() != DType::BF16 || !cpu::prefers_onednn(w.dtype())) return;
+    auto packed = std::make_shared<Packed>();
+    const cpu::PackedBytes bytes = cpu::onednn_packed_bytes(w.shape()[0], w.shape()[1]);
+    packed->forward = empty(Tag::Workspace, DType::U8, {bytes.forward});
+    packed->backward = empty(Tag::Workspace, DType::U8, {bytes.backward});
+    w.set_packed(std::move(packed));
+  }
+  void linear_forward(const Tensor& y, const Tensor& x, const Weight&) override {
+    product(y.rows(), y.cols(), x.cols(), x.dtype());
+  }
+  void linear_backward_x(const Tensor& dx, GradMode, const Tensor& dy, const Weight&) override {
+    product(dx.rows(), dx.cols(), dy.cols(), dy.dtype());
+  }
+  void matmul_nt(const Tensor& c, GradMode, double, const Tensor& a, const Tensor&,
+                 const Tensor&) override {
+    product(c.rows(), c.cols(), a.cols(), a.dtype());
+  }
+  void matmul_nn(const Tensor& c, GradMode, double, const Tensor& a, const Tensor&) override {
+    product(c.rows(), c.cols(), a.cols(), a.dtype());
+  }
+  void attention_forward(const Tensor&, const Tensor&, const Tensor&, const Tensor& k,
+                         const Tensor&, const AttentionShape& shape, const Segments&,
+                         const KeyRows&) override {
+    packed_keys(k, shape, 1);
+  }
+  void attention_backward(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                          const Tensor& k, const Tensor&, const Tensor&, const Tensor& lse,
+                          const AttentionShape& shape, const Segments&, const Rotation*) override {
+    Tensor packed = packed_keys(k, shape, 2);
+    scratch(lse.dtype(), lse.shape());  // rowsum(dy * o)
+  }
+
+ protected:
+  void matmul_tn(const Tensor& c, GradMode, double, const Tensor& a, const Tensor&) override {
+    product(c.rows(), c.cols(), a.rows(), a.dtype());
+  }
+
+ private:
+  // What fast/gemm.cpp packs of BF16 operands that the processor can't multiply, in F32.
+  void product(std::int64_t M, std::int64_t N, std::int64_t K, DType dtype) {
+    if (dtype != DType::BF16 || cpu::best_bf16_tile()) return;
+    const std::int64_t block_k = std::min(K, cpu::kBlockK);
+    const std::int64_t block_n =
+        std::min(N, (std::int64_t{1} << 20) / std::max<std::int64_t>(block_k, 1));
+    Tensor right = empty(Tag::Workspace, DType::F32, {block_n, block_k});
+    scratch(DType::F32, {std::min<std::int64_t>(M, 1024), block_k});
+  }
+  // Keys and values as attention lays them out: once with rows padded to whole vectors, and so many
+  // times transposed (fast/flash_attention.cpp; its native BF16 twin takes half).
+  Tensor packed_keys(const Tensor& k, const AttentionShape& shape, std::int64_t transposed) {
+    if (k.dtype() == DType::F64) return {};
+    const std::int64_t D = shape.head_dim, width = (D + 15) / 16 * 16;
+    return empty(Tag::Workspace, DType::F32,
+                 {shape.n_kv_heads, k.rows() * (width + transposed * D)});
+  }
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_cpu_plan() { return std::make_unique<CpuPlan>(); }
+
+}  // namespace lk

@@ -1,0 +1,93 @@
+// What a training step takes on a GPU, without one: this file needs no CUDA and is in every build.
+#include "cpu/cpu_backend.h"
+#include "cuda/open_device.h"
+#include "cuda/scratch.h"
+#include "cuda/traits.h"
+#include "tensor/lora_kernels.h"
+#include "tensor/plan_backend.h"
+
+namespace lk {
+namespace {
+
+// The scratch of lora/'s kernels, as the ThinPlan cuts them.
+class LoraPlan final : public LoraKernels {
+ public:
+  LoraPlan(Backend& backend, std::int64_t& weight_gradients)
+      : LoraKernels(weight_gradients), backend_(backend) {}
+  void forward(const ThinPlan& plan, const Tensor&, double, const Tensor& x, const Tensor&,
+               std::span<const ThinPart>, const InputDropout&) override {
+    use(plan.cut_forward(x.rows()));
+  }
+  void into_x(const ThinPlan&, const Tensor&, const Tensor&, const Tensor&,
+              std::span<const ThinPart>, const InputDropout&) override {}
+
+ private:
+  void run_backward_b(const ThinPlan& plan, const Tensor&, double, const Tensor& dy, const Tensor&,
+                      const Tensor&, std::span<const ThinPart>) override {
+    use(plan.cut_backward_b(dy.rows()));
+  }
+  void run_backward_a(const ThinPlan& plan, const Tensor&, const Tensor& x, const NormedInput*,
+                      std::span<const ThinPart>, const InputDropout&) override {
+    use(plan.cut_backward_a(x.rows()));
+  }
+  void run_swiglu_backward(const ThinPlan& plan, const Tensor&, const Tensor&, const Tensor& dy,
+                           const Tensor&, const Tensor&, const Tensor&, std::span<const ThinPart>,
+                           const InputDropout&) override {
+    use(plan.cut_swiglu_backward(dy.rows()));
+  }
+  void use(const ThinCut& cut) {
+    Tensor dw, s;
+    if (cut.partial_dw) dw = backend_.empty(Tag::Workspace, DType::F32, *cut.partial_dw);
+    if (cut.partial_s) s = backend_.empty(Tag::Workspace, DType::F32, *cut.partial_s);
+  }
+  Backend& backend_;
+};
+
+class CudaPlan final : public PlanBackend {
+ public:
+  CudaPlan() : PlanBackend(kCudaTraits), lora_kernels_(*this, weight_gradient_count()) {}
+
+  void linear_forward(const Tensor&, const Tensor&, const Weight&) override { product(); }
+  void linear_backward_x(const Tensor&, GradMode, const Tensor&, const Weight&) override {
+    product();
+  }
+  void matmul_nt(const Tensor&, GradMode, double, const Tensor&, const Tensor&,
+                 const Tensor&) override {
+    product();
+  }
+  void matmul_nn(const Tensor&, GradMode, double, const Tensor&, const Tensor&) override {
+    product();
+  }
+  void attention_backward(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                          const Tensor&, const Tensor&, const Tensor&, const Tensor& lse,
+                          const AttentionShape&, const Segments&, const Rotation*) override {
+    scratch(lse.dtype(), lse.shape());  // rowsum(dy * o)
+  }
+  LoraKernels* lora_kernels() override { return &lora_kernels_; }
+
+ protected:
+  void matmul_tn(const Tensor&, GradMode, double, const Tensor&, const Tensor&) override {
+    product();
+  }
+
+ private:
+  // cuBLASLt's workspace, once.
+  void product() {
+    if (!product_workspace_)
+      product_workspace_ =
+          empty(Tag::Workspace, DType::U8, {static_cast<std::int64_t>(kGemmWorkspaceBytes)});
+  }
+
+  LoraPlan lora_kernels_;
+  Tensor product_workspace_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> open_plan_device(const std::string& name) {
+  if (name == "cpu") return make_cpu_plan();
+  if (name == "cuda" || name.starts_with("cuda:")) return std::make_unique<CudaPlan>();
+  throw UsageError(concat("a plan for \"", name, "\": expected cpu, cuda or cuda:N"));
+}
+
+}  // namespace lk

@@ -1,0 +1,13 @@
+// PassKey: permission as a type.
+#pragma once
+
+namespace lk {
+
+// Only T can make one: an argument of this type is a proof of who is calling.
+template <class T>
+class PassKey {
+  friend T;
+  PassKey() = default;
+};
+
+}  // namespace lk

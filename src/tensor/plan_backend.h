@@ -1,0 +1,46 @@
+// PlanBackend: a device that only keeps the books. Every op does nothing, every allocation is an
+// address that is never touched; the ledger counts as on a real device. Running a real training step
+// on it gives the step's memory by purpose before any weight is read.
+//
+// Each device has one of its own, which also takes the scratch that the device's kernels would take
+// if it is large enough to matter: cpu/plan.cpp, cuda/plan.cpp. open_plan_device() opens them.
+#pragma once
+
+#include <tuple>
+
+#include "tensor/backend.h"
+#include "tensor/backend_ops.h"
+
+namespace lk {
+
+class PlanBackend : public Backend {
+ public:
+  explicit PlanBackend(const DeviceTraits& traits);
+  ~PlanBackend() override;
+
+  std::string name() const override { return "plan"; }
+  std::string description() const override { return "bookkeeping only"; }
+  std::int64_t free_memory() const override { return INT64_MAX; }
+  void upload(const Tensor&, const void*, std::size_t) override {}
+  void download(void* dst, const Tensor& src, std::size_t bytes) override;  // zeros
+  void upload_made(const Tensor&, std::size_t, const MakeUnits&) override {}
+  void look_at(const Tensor&, std::size_t, const LookAtUnits&) override {}
+  void synchronize() override {}
+  std::unique_ptr<HostCopy> offload(const Tensor& x) override;
+  void prepare_linear(Weight&) override {}
+
+#define LK_DO_NOTHING(op, parameters, arguments) \
+  void op parameters override { static_cast<void>(std::tie arguments); }
+  LK_BACKEND_OPS(LK_DO_NOTHING)
+#undef LK_DO_NOTHING
+
+ protected:
+  void matmul_tn(const Tensor&, GradMode, double, const Tensor&, const Tensor&) override {}
+  // Scratch that an op takes while it runs.
+  void scratch(DType dtype, Shape shape) { empty(Tag::Workspace, dtype, shape); }
+
+ private:
+  std::uintptr_t next_ = 4096;  // addresses are names here: never read, never written
+};
+
+}  // namespace lk
