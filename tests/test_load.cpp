@@ -609,7 +609,7 @@ TEST_CASE("weights_sha256 sees every byte and name") {
   CHECK(before == weights_sha256(model.weights));
   CHECK(before !=
         weights_sha256(load_weights(*backend, ModelFile(kModels + "mqa"), DType::BF16).weights));
-  const Tensor& down = model.weights.layers.back().down.values();
+  const Tensor& down = model.weights.layers.back()[Site::Down].weight.values();
   std::vector<float> values = to_host<float>(down);
   values.back() = std::nextafter(values.back(), 10.0f);
   backend->upload(down, values.data(), down.bytes());
