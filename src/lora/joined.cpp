@@ -83,23 +83,25 @@ bool join_projections(Transformer& model, Adapter& adapter) {
         layers[layer][static_cast<std::size_t>(site)] = {site, &map->frozen(),
                                                          dynamic_cast<LoraLinear*>(map.get())};
       });
+  bool reached = false;  // by a gradient: something before it trains
   for (std::size_t layer = 0; layer < layers.size(); ++layer) {
     auto members = [&](std::initializer_list<Site> sites) {
       std::vector<Member> all;
       for (Site s : sites) all.push_back(layers[layer][static_cast<std::size_t>(s)]);
       return all;
     };
-    auto join_if = [&](bool wanted, const std::vector<Member>& of) {
-      return wanted ? std::optional(join(model, layer, of, shape)) : std::nullopt;
-    };
     const auto qkv = members({Site::Q, Site::K, Site::V}), o = members({Site::O}),
                gate_up = members({Site::Gate, Site::Up}), down = members({Site::Down});
     if (!trains(qkv) && !trains(o) && !trains(gate_up) && !trains(down)) continue;
+    auto join_if_recorded = [&](const std::vector<Member>& group) {
+      reached = reached || trains(group);
+      return reached ? std::optional(join(model, layer, group, shape)) : std::nullopt;
+    };
     auto joined = std::make_unique<JoinedProjections>();
-    joined->qkv = join_if(trains(qkv), qkv);
-    joined->o = join_if(trains(o), o);
-    joined->gate_up = join_if(trains(gate_up), gate_up);
-    joined->down = join_if(trains(gate_up) || trains(down), down);
+    joined->qkv = join_if_recorded(qkv);
+    joined->o = join_if_recorded(o);
+    joined->gate_up = join_if_recorded(gate_up);
+    joined->down = join_if_recorded(down);
     model.set_joined(layer, std::move(joined));
     model.backend().trim();
   }

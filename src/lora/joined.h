@@ -6,12 +6,12 @@
 
 namespace lk {
 
-// Joins q, k and v, and gate and up, of every layer where one of them trains; o and down, which
-// have an input of their own, where they do, and down beside joined gate and up. What trains
-// nothing stays where it is, without a copy. False, with nothing done, if the model's block is not LLaMA's
-// (norms of q and k, GEGLU, LayerNorm): it keeps the plain path. Layer by layer the weights are
-// copied and the old memory returned to the driver, so the peak is one projection more than the
-// model; the ledger's peaks start anew afterwards.
+// Joins q, k and v; o; gate and up; and down of every layer that the adapter is on, but for those
+// before the first that trains, which no gradient reaches: joined they would keep more of what
+// nobody reads. What is not joined stays where it is, without a copy. False, with nothing done, if
+// the model's block is not LLaMA's (norms of q and k, GEGLU, LayerNorm): it keeps the plain path.
+// Layer by layer the weights are copied and the old memory returned to the driver, so the peak is
+// one projection more than the model; the ledger's peaks start anew afterwards.
 bool join_projections(Transformer& model, Adapter& adapter);
 
 }  // namespace lk

@@ -41,8 +41,8 @@ struct BlockInput {
 };
 
 // The projections of a block that are joined for training on a GPU, see Note [Joined projections]:
-// those of which a part trains, and down wherever gate and up are joined, since SwiGLU is a part of
-// its product then. Made by lora/joined.cpp.
+// from the first that trains or whose input wants a gradient to the block's last, none in a block
+// that trains nothing. Made by lora/joined.cpp.
 struct JoinedProjections {
   std::optional<JoinedLinear> qkv, o, gate_up, down;
   static std::int64_t thin_of(const std::optional<JoinedLinear>& f) { return f ? f->thin : 0; }
