@@ -2,8 +2,7 @@
 // Note [Joined projections] in autograd/joined.h.
 //
 // Only LLaMA's shape of block has joined projections (lora/joined.cpp): RMSNorm, rotary positions,
-// SwiGLU, and nothing normed in between. What no gradient
-// reaches is not joined and runs as defined.
+// SwiGLU, and nothing normed in between. What no gradient reaches is not joined and runs as defined.
 #include "nn/block.h"
 
 namespace lk {
