@@ -84,7 +84,7 @@ std::vector<std::vector<float>> values(const Adapter& adapter) {
 
 }  // namespace
 
-TEST_CASE("a loss of one's own, on the host: cross-entropy written there trains as ours does") {
+TEST_CASE("a custom loss, on the host: cross-entropy written there trains as ours does") {
   auto backend = make_cpu_backend(CpuMode::Reference);
   const std::vector<Row> rows = random_rows({9, 14, 5}, 8);
   auto train = [&](LossFunction own) {

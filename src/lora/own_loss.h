@@ -1,4 +1,4 @@
-// A loss of one's own in place of cross-entropy: what TrainerConfig::loss takes.
+// A custom loss in place of cross-entropy: what TrainerConfig::loss takes.
 #pragma once
 
 #include <functional>

@@ -42,7 +42,7 @@ Trainer::Trainer(Transformer& model, Adapter& adapter, const TrainerConfig& conf
       train_step_(model, adapter, optimizer_, {config.clip, config.seed, config.loss}),
       recorder_(model.backend(), why_not_recorded().empty(), {kMostRecordings, kMostLaunched}) {
   if (config.loss && config.pad.value_or(false))
-    throw UsageError("TrainerConfig: a loss of one's own can't leave padded rows out; unset `pad`");
+    throw UsageError("TrainerConfig: a custom loss can't leave padded rows out; unset `pad`");
   for (const LoraLinear* layer : adapter.layers()) initial_b_.push_back(hash_of_b(*layer));
 }
 
