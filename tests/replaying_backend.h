@@ -1,6 +1,6 @@
 // ReplayingBackend: a CPU that records work by keeping the function, and runs it again by calling
-// it. So what is around a recording can be tested where there is no GPU: the work must hold by value
-// what it reads and writes, and leave its results there.
+// it. So what is around a recording can be tested where there is no GPU. The work must hold what it
+// reads and writes by value, and leave its results there.
 #pragma once
 
 #include <functional>

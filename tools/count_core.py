@@ -1,21 +1,27 @@
 #!/usr/bin/env python3
 """The core that a reader of the engine visits first, and its budget of lines: count_core.py [ROOT]
 
-Numbers in memory, the plain CPU, the tape, a block and LoRA: every line of these files counts, comments too. Fast paths,
-files of models, text, generation and runs are not part of it. Exits 1 if the core is over its budget or a name is stale.
+Numbers in memory, the plain CPU, the tape, a block and LoRA: every line counts that is not empty, comments too. Not part of
+it: fast paths and the interfaces beside the core that serve them (joined projections, thin products, recording, generation),
+files of models, text and runs. Exits 1 if the core is over its budget or a name is stale.
 """
 import pathlib
 import sys
 
 BUDGET = 6000
 CORE = {
-    "tensor": ["src/tensor/*.h", "src/tensor/*.cpp"],
-    "cpu": ["src/cpu/*.h", "src/cpu/*.cpp"],
-    "autograd": ["src/autograd/*.h", "src/autograd/*.cpp", "src/autograd/ops/*"],
-    "nn": ["src/nn/linear_map.h", "src/nn/block.*", "src/nn/transformer.*", "src/nn/model_weights.*", "src/nn/batch.*",
-           "src/nn/config.*", "src/nn/rope_table.cpp", "src/nn/adamw.*", "src/nn/schedule.*"],
-    "lora": ["src/lora/lora_linear.*", "src/lora/adapter.*", "src/lora/train_step.*", "src/lora/proof.*"],
+    "tensor": ["dtype.h", "half.h", "shape.h", "tensor.*", "weight.h", "ledger.*", "block_cache.*", "backend.*", "segments.*",
+               "attention_shape.h", "adamw_slot.h", "philox.h", "device_traits.h", "pass_key.h", "error.h"],
+    "cpu": ["*.h", "*.cpp"],
+    "autograd": ["parameter.*", "tape.*", "gradcheck.*", "ops.h", "work.h", "ops/attention.cpp", "ops/elementwise.cpp",
+                 "ops/embedding.cpp", "ops/gated.cpp", "ops/linear.cpp", "ops/loss*", "ops/norm.cpp", "ops/optim.cpp",
+                 "ops/rope.cpp"],
+    "nn": ["linear_map.h", "block.*", "transformer.*", "model_weights.*", "batch.*", "config.h", "rope_table.cpp", "adamw.*",
+           "schedule.*"],
+    "lora": ["lora_linear.*", "adapter.*", "train_step.*", "proof.*"],
 }
+# Of src/cpu/: what a device needs besides the definitions.
+NOT_CORE = {"cpu/plan.cpp", "cpu/host_memory.h", "cpu/host_memory.cpp"}
 
 
 def main():
@@ -24,9 +30,10 @@ def main():
     for layer, patterns in CORE.items():
         lines = 0
         for pattern in patterns:
-            files = [f for f in root.glob(pattern) if f.is_file()]
-            stale += [] if files else [pattern]
-            lines += sum(len(f.read_text(encoding="utf-8").splitlines()) for f in files)
+            files = [f for f in (root / "src" / layer).glob(pattern)
+                     if f.is_file() and str(f.relative_to(root / "src")) not in NOT_CORE]
+            stale += [] if files else [f"src/{layer}/{pattern}"]
+            lines += sum(bool(line.strip()) for f in files for line in f.read_text(encoding="utf-8").splitlines())
         print(f"{layer:10} {lines:6}")
         total += lines
     print(f"{'core':10} {total:6} of {BUDGET}")

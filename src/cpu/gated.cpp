@@ -2,7 +2,7 @@
 // gelu by tanh (activation.h).
 #include "cpu/activation.h"
 #include "cpu/cpu_backend_impl.h"
-#include "cpu/fast/bf16_rows.h"
+#include "cpu/fast/gated_rows.h"
 #include "cpu/kernels.h"
 
 namespace lk {
@@ -56,61 +56,7 @@ void act_backward_plain(Matrix<T> dx, GradMode mode, Matrix<T> dy, Matrix<T> x) 
     }
 }
 
-// ---- fast path: a piece of a row --------------------------------------------------------------
-
-template <class Act, class T>
-LK_SIMD void glu_forward_row(T* y, const T* gate, const T* up, std::int64_t n) {
-#pragma omp simd
-  for (std::int64_t j = 0; j < n; ++j) {
-    const float g = widen(gate[j]);
-    y[j] = narrow<T>(g / (1.0f + fast_exp(-Act::z(g))) * widen(up[j]));
-  }
-}
-
-template <class Act, class T>
-LK_SIMD void glu_backward_row(T* y, T* dgate, T* dup, const T* dy, const T* gate, const T* up,
-                              std::int64_t n) {
-#pragma omp simd
-  for (std::int64_t j = 0; j < n; ++j) {
-    const float g = widen(gate[j]), u = widen(up[j]), d = widen(dy[j]);
-    const float s = fast_sigmoid_of<Act>(g);
-    dgate[j] = narrow<T>(d * u * slope<Act>(g, s));
-    dup[j] = narrow<T>(d * g * s);
-    if (y) y[j] = narrow<T>(g * s * u);
-  }
-}
-
-template <class Act, class T>
-LK_SIMD void act_forward_row(T* y, const T* x, std::int64_t n) {
-#pragma omp simd
-  for (std::int64_t j = 0; j < n; ++j) {
-    const float v = widen(x[j]);
-    y[j] = narrow<T>(v * fast_sigmoid_of<Act>(v));
-  }
-}
-
-template <class Act, class T>
-LK_SIMD void act_backward_row(T* dx, bool add, const T* dy, const T* x, std::int64_t n) {
-  if (add) {
-#pragma omp simd
-    for (std::int64_t j = 0; j < n; ++j) {
-      const float v = widen(x[j]);
-      dx[j] = narrow<T>(widen(dx[j]) + widen(dy[j]) * slope<Act>(v, fast_sigmoid_of<Act>(v)));
-    }
-  } else {
-#pragma omp simd
-    for (std::int64_t j = 0; j < n; ++j) {
-      const float v = widen(x[j]);
-      dx[j] = narrow<T>(widen(dy[j]) * slope<Act>(v, fast_sigmoid_of<Act>(v)));
-    }
-  }
-}
-
-// The rows of a processor that multiplies BF16 know silu only.
-template <class Act>
-const Bf16Rows* native_rows() {
-  return std::is_same_v<Act, Silu> ? best_bf16_rows() : nullptr;
-}
+// ---- either of them -----------------------------------------------------------------------------
 
 template <class Act>
 void glu_forward(bool fast, const Tensor& y, const Tensor& gate, const Tensor& up) {

@@ -106,7 +106,7 @@ void Trainer::submit(std::vector<HostBatch> micro_batches) {
   in_flight_.push_back(std::move(step));
 }
 
-// The sizes of the micro-batches, which are padded to sizes that repeat where steps can be recorded.
+// Pads the micro-batches to sizes that repeat, where steps can be recorded; returns their sizes.
 Trainer::Sizes Trainer::pad_where_recorded(std::vector<HostBatch>& micro_batches) const {
   Sizes sizes;
   for (const HostBatch& batch : micro_batches) sizes.push_back(size_of(batch));
