@@ -42,7 +42,7 @@ double products_seconds(Backend& backend, const ModelWeights& weights, DType dty
       const std::int64_t N = w->shape()[0], K = w->shape()[1];
       // One input and one output a shape: memory stays small.
       auto same = std::find_if(products.begin(), products.end(),
-                               [&](const Product& p) { return p.w->shape() == w->shape(); });
+                               [&](const Product& done) { return done.w->shape() == w->shape(); });
       if (same != products.end())
         products.push_back({w, same->x, same->y});
       else

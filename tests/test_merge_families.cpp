@@ -190,7 +190,7 @@ TEST_CASE("every family's GGUF adapter names the base's tensors and has their sh
     const GgufFile file(scratch.file("a.gguf"));
     const ModelFile model(base);
     const FileLayout layout = gguf_layout(model.config());
-    CHECK(file.get_string("general.architecture") == layout.family->gguf);
+    CHECK(file.get_string("general.architecture") == files_of(*layout.family).gguf);
     CHECK(written.alpha == 8);
     const AdapterFile peft = open_adapter(adapter);
     std::size_t seen = 0;

@@ -25,7 +25,10 @@ __device__ __forceinline__ std::uint32_t keep_bits(const RandomKey& resolved, st
 template <int BYTE>
 __device__ __forceinline__ std::uint32_t pair_mask(std::uint32_t low, std::uint32_t high) {
   // A selector of 8 + i repeats the sign of byte i; bytes of the second operand follow the first's.
-  return __byte_perm(low, high, 0xcc88 + 0x1111 * BYTE);
+  // Written in PTX: of __byte_perm's selectors three bits are documented, and nvcc drops the fourth.
+  std::uint32_t mask;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(mask) : "r"(low), "r"(high), "n"(0xcc88 + 0x1111 * BYTE));
+  return mask;
 }
 
 // The bits of 64 rows x 128 columns for each of several projections, a byte an octet.
