@@ -10,7 +10,7 @@
 namespace lk {
 
 struct LoraConfig {
-  LoraShape shape;
+  LoraShape shape = {};
   // Module names ("q_proj"), paths' ends ("self_attn.q_proj", "layers.3.mlp.up_proj"), or the one
   // word "all-linear": every projection of the blocks, as in PEFT (never the head). Empty: the
   // model's default_targets().

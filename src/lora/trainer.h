@@ -23,16 +23,16 @@
 namespace lk {
 
 struct TrainerConfig {
-  AdamWConfig adamw;
-  Schedule schedule;
+  AdamWConfig adamw = {};
+  Schedule schedule = {};
   double clip = 1.0;  // 0: no clipping
   std::uint64_t seed = 0;
   bool record = true;  // run repeated steps as recorded work, where the device can
   // Bring batches to sizes that repeat (Note [Padded batches] in nn/batch.h); unset: where steps
   // can be recorded, and then whether or not they are.
-  std::optional<bool> pad;
-  LossFunction loss;  // instead of the mean cross-entropy; empty: that
-  LogFunction log;    // hears of steps that changed nothing; may be empty
+  std::optional<bool> pad = {};
+  LossFunction loss = {};  // instead of the mean cross-entropy; empty: that
+  LogFunction log = {};    // hears of steps that changed nothing; may be empty
 };
 
 struct StepReport {

@@ -15,13 +15,13 @@
 namespace lk {
 
 struct FinetuneSettings {
-  std::string model, data, out;
+  std::string model = {}, data = {}, out = {};
   std::int64_t rank = 8;
-  std::optional<double> alpha;  // the rank, so that the scale is 1
+  std::optional<double> alpha = {};  // the rank, so that the scale is 1
   double dropout = 0;
-  std::vector<std::string> targets;   // empty: default_targets() of the model
-  std::optional<std::int64_t> steps;  // or
-  std::optional<double> epochs;       // one of the two; neither: one epoch
+  std::vector<std::string> targets = {};   // empty: default_targets() of the model
+  std::optional<std::int64_t> steps = {};  // or
+  std::optional<double> epochs = {};       // one of the two; neither: one epoch
   std::int64_t batch = 8, grad_accum = 1, seq_len = 1024;
   double lr = 2e-4;
   std::string schedule = "constant";
@@ -29,23 +29,23 @@ struct FinetuneSettings {
   double weight_decay = 0, clip = 1.0;
   std::uint64_t seed = 0;
   std::string device = "auto", dtype = "auto";
-  std::string init_adapter;
+  std::string init_adapter = {};
   bool shuffle = true, truncate = false;
   bool packing = false;  // a micro-batch is `batch` bins of seq_len tokens instead of `batch` rows
   std::string format = "auto";
-  std::optional<std::string> chat_template;
-  std::string eval_data;
+  std::optional<std::string> chat_template = {};
+  std::string eval_data = {};
   std::int64_t eval_rows = -1, eval_every = 0;
   std::int64_t save_every = 0;
   bool resume = false;
-  Recompute recompute;            // what training makes again instead of keeping it
+  Recompute recompute = {};       // what training makes again instead of keeping it
   std::int64_t memory_limit = 0;  // bytes; 0: what the device has free
   std::int64_t memory = 0;        // bytes; not 0: the limit, and `recompute` is chosen to keep it
   bool verify_base = true;        // SHA-256 of all base weights before and after
   std::int64_t show_rows = 0;
   // Rows of eval_data that report.html shows continued without and with the adapter.
-  std::optional<std::int64_t> samples;  // 3 with eval_data, else 0
-  bool tensorboard = false;             // event files in `out`
+  std::optional<std::int64_t> samples = {};  // 3 with eval_data, else 0
+  bool tensorboard = false;                  // event files in `out`
 };
 
 // What a run tells while it goes on. All calls come from the thread that called finetune().

@@ -15,15 +15,16 @@
 namespace lk {
 
 struct InferenceSettings {
-  std::string model, adapter;  // adapter: PEFT folder, may be empty
+  std::string model = {};
+  std::string adapter = {};  // PEFT folder, may be empty
   // Adapters to choose from, each "name=PEFT folder"; not together with `adapter`.
-  std::vector<std::string> named_adapters;
+  std::vector<std::string> named_adapters = {};
   std::string device = "auto", dtype = "auto";
   // How weights are held: "dense", "quantised" (as the file has them; refused where nothing can
   // be), or "auto": quantised where the backend can, if dtype is "auto" too.
   std::string weights = "dense";
   std::int64_t max_positions = 0;  // longest sequence; 0: the model's own, at most 8192
-  LogFunction log;                 // hears what was loaded; may be empty
+  LogFunction log = {};            // hears what was loaded; may be empty
 };
 
 struct InferenceModel {
