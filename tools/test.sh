@@ -3,7 +3,7 @@
 # Installs what is missing, builds into build/ and, with sanitizers, what reads files into build-asan/. With the CUDA
 # toolkit every kernel is compiled; without a GPU the tests that need one are skipped and counted so.
 # On two cores: 12 minutes the first time (20 with the toolkit), 3 minutes once built. The last line sums up.
-# --slow: also the tests that take minutes, and every test under the sanitizers.
+# --slow: every test under the sanitizers too, half an hour.
 source "$(dirname "$0")/common.sh"
 
 slow=
@@ -52,7 +52,7 @@ check "format and style" bash tools/check_style.sh
 configure_build kernels
 if compile build; then
   say "Tests"
-  if [ "$slow" ]; then run_tests build; else run_tests build --no-suite slow; fi
+  run_tests build
 else
   echo "FAILED: build" >&2
   count 0 1 0
