@@ -69,7 +69,7 @@ void Backend::deallocate(void* data, std::size_t bytes, Tag tag) noexcept {
   if (cache_->release(data)) ledger_.freed(tag, bytes);
 }
 
-// For devices whose calls return with their work done.
+// The default suits devices whose calls return with their work done.
 std::unique_ptr<Readback> Backend::read_later(const Tensor& x) {
   struct Ready final : Readback {
     explicit Ready(double v) : v_(v) {}
