@@ -21,13 +21,13 @@ struct GradcheckResult {
 // `inputs` (contiguous) and parameters are F64 on the reference CPU backend; their values are
 // changed and restored. A random cotangent u turns the output y into the scalar sum(u * y); every
 // element of every input and parameter is moved by +-1e-5, and
-//    |analytic - numeric| <= 1e-8 + 1e-6 |numeric|
+//   |analytic - numeric| <= 1e-8 + 1e-6 |numeric|
 // must hold in each of these ways:
-//    all     every input wants its gradient
-//    alone   only one input wants its gradient, the others are constants: finds a gradient that is
-//            right only when its neighbours are wanted. With parameters, also without any input
-//    twice   y + y' of two calls of f on one tape: the second contribution must be added, and dy,
-//            which both calls share, left alone. All numbers are twice as large
+//   all     every input wants its gradient
+//   alone   only one input wants its gradient, the others are constants: finds a gradient that is
+//           right only when its neighbours are wanted. With parameters, also without any input
+//   twice   y + y' of two calls of f on one tape: the second contribution must be added, and dy,
+//           which both calls share, left alone. All numbers are twice as large
 // An output that claims to depend on nothing trainable is held to derivatives of zero. Throws Error
 // on bad arguments; a wrong gradient is reported, not thrown.
 GradcheckResult gradcheck(Backend& backend,

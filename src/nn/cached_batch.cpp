@@ -3,7 +3,7 @@
 namespace lk {
 namespace {
 
-// Everything in one host vector, in the order in which `storage` holds it.
+// All vectors of a batch in one host vector, in the order in which `storage` holds them.
 struct Host {
   std::vector<std::int32_t> ids, positions, cache_rows, offsets{0}, begins, ends, last, variants;
 

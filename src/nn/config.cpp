@@ -5,7 +5,8 @@
 namespace lk {
 namespace {
 
-// Bounds far above any published model and far below where a product of two of them could overflow.
+// Bounds far above any published model, and far below where a product of two of them could
+// overflow.
 constexpr std::int64_t kMaxVocab = std::int64_t{1} << 24;
 constexpr std::int64_t kMaxWidth = std::int64_t{1} << 20;
 constexpr std::int64_t kMaxLayers = 1024;

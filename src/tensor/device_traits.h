@@ -20,7 +20,8 @@ struct DeviceTraits {
   bool can_record = false;
   // Whether the device's memory is separate from the host's, so that offload() makes sense.
   bool can_offload = false;
-  // Bytes of logits that the loss holds at a time.
+  // Bytes of logits that the loss holds at a time: a CPU wants them near its cache, a GPU wants
+  // thousands of rows.
   std::int64_t loss_bytes = std::int64_t{32} << 20;
   // Prompt rows that one pass of generation takes.
   std::int64_t prefill_rows = 512;
