@@ -9,10 +9,9 @@
 namespace lk {
 
 struct ChartLine {
-  std::string name;  // for the legend; plain text
-  std::vector<std::pair<double, double>>
-      points;         // (step, value); values that are not finite are left out
-  bool dots = false;  // draw each point: for lines of few points
+  std::string name;                               // for the legend; plain text
+  std::vector<std::pair<double, double>> points;  // (step, value); only finite values are drawn
+  bool dots = false;                              // draw each point: for lines of few points
 };
 
 // A figure of all lines, x in steps, y in `unit` (may be empty). Lines of more than 400 points are

@@ -74,8 +74,7 @@ class Run {
 
   void load() {
     auto start = Clock::now();
-    fingerprint_ =
-        std::make_unique<Fingerprint>(*in_.model);  // hashed while everything below happens
+    fingerprint_ = std::make_unique<Fingerprint>(*in_.model);  // hashes during all that follows
     LoadedModel loaded =
         load_weights(*backend_, *in_.model, facts_.dtype, {.hash = s_.verify_base});
     facts_.base_hash = loaded.sha256;

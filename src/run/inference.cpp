@@ -65,8 +65,7 @@ InferenceModel open_inference(const InferenceSettings& settings) {
     named.emplace_back(text.substr(0, equals), open_adapter(text.substr(equals + 1)));
   }
   const ModelFile model_file(settings.model);
-  m.tokenizer =
-      model_file.read_tokenizer();  // a bad tokenizer is found before the weights are read
+  m.tokenizer = model_file.read_tokenizer();  // a bad one is found before the weights are read
   // If an adapter names its base's fingerprint, the base is hashed while it loads.
   std::unique_ptr<Fingerprint> fingerprint;
   auto names_base = [](const AdapterFile& one) { return !one.base_fingerprint.empty(); };

@@ -14,9 +14,8 @@ namespace lk {
 inline constexpr std::int64_t kSampleTokens = 32;
 
 struct Sample {
-  std::string prompt,
-      reference;              // the row's text before its first trained tokens, and those tokens
-  std::string base, adapted;  // greedy continuations, without and with the adapter
+  std::string prompt, reference;  // the row's text before its first trained tokens, and theirs
+  std::string base, adapted;      // greedy continuations, without and with the adapter
 };
 
 // Makes samples of the first `n` rows that leave the model's positions room to write. A row that is

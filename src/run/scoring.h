@@ -15,8 +15,7 @@ using ScoringProgress = std::function<void(std::int64_t done, std::int64_t total
 
 struct ChoiceScores {
   double accuracy = 0;  // share of rows whose right choice has the largest summed log-probability
-  double accuracy_norm =
-      0;  // the same share, with each sum divided by the choice's number of characters
+  double accuracy_norm = 0;  // that share with each sum divided by the choice's characters
   std::int64_t rows = 0, choices = 0, tokens = 0;
 };
 
