@@ -1,4 +1,4 @@
-// metrics.jsonl and run.json: what a run leaves for people and programs to read.
+// metrics.jsonl: the steps and evaluations of a run, a line each, for people and programs to read.
 #pragma once
 
 #include <memory>
