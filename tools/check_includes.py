@@ -32,10 +32,10 @@ EXCEPTIONS = {
 }
 # Programs stand above all layers.
 PROGRAMS = {"tools", "bench", "tests", "examples"}
-# The one door to the devices, and who may open it.
+# The only header that opens devices, and who may include it.
 DOOR = "cuda/open_device.h"
 MAY_OPEN_DOOR = {"lora", "run", "cuda"} | PROGRAMS
-# A kernel's test and its bench may look behind the door.
+# A kernel's test and its bench may include cuda/ directly.
 MAY_SEE_CUDA = {"cuda", "tests", "bench"}
 
 SUFFIXES = {".h", ".cpp", ".cu", ".cuh", ".inc"}

@@ -1,4 +1,4 @@
-// generate: continue prompts with a model, with or without adapters; or talk to it.
+// generate: continues prompts with a model, with or without adapters, or holds a conversation.
 #include <cstdio>
 
 #include "inference_report.h"
