@@ -482,7 +482,7 @@ TEST_CASE("GGUF metadata: read") {
   CHECK(c.vocab_size == 6);
   CHECK(c.head_dim == 4);
   CHECK(c.n_kv_heads == 1);
-  CHECK(c.rms_eps == 1e-5);  // not the float32 beside it
+  CHECK(c.rms_eps == 1e-5);  // not the float32 next to it
   CHECK(c.rope_theta == 500000);
   CHECK(c.tie_embeddings);
   CHECK(c.bos_id == -1);

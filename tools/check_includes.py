@@ -59,7 +59,7 @@ def judge(owner, quote, target, exists):
         if owner in PROGRAMS and beside and beside.group(1) in PROGRAMS:
             return None
         return f'"{target}": write the path from src/, not ".."'
-    if "/" not in target:  # beside the file (a test's helper), or a generated header of src/
+    if "/" not in target:  # next to the file (a test's helper), or a generated header of src/
         if owner in PROGRAMS or exists(target):
             return None
         return f'"{target}": write the path from src/'

@@ -111,7 +111,7 @@ std::int64_t parse_bytes(const std::string& text) {
 std::int64_t parse_budget(const std::string& text) {
   if (text.empty()) return 0;
   const std::int64_t bytes = parse_bytes(text);
-  if (bytes < 1) throw UsageError(concat("--memory ", text, ": must be more than nothing"));
+  if (bytes < 1) throw UsageError(concat("--memory ", text, ": must be positive"));
   return bytes;
 }
 

@@ -75,7 +75,8 @@ CachedBatch make_cached_batch(const KvCache& cache, std::span<const SequencePart
 void refill_cached_batch(CachedBatch& batch, const KvCache& cache,
                          std::span<const SequencePart> parts) {
   Host host(cache, parts);
-  check(host.offsets == batch.segments.host, "cached batch: other lengths");
+  check(host.offsets == batch.segments.host,
+        "cached batch: lengths differ from those that it was made for");
   fill(batch, std::move(host));
 }
 

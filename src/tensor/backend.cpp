@@ -82,9 +82,8 @@ std::unique_ptr<Readback> Backend::read_later(const Tensor& x) {
 }
 
 std::unique_ptr<HostCopy> Backend::offload(const Tensor&) {
-  throw UsageError(concat(name(),
-                          " has no memory apart from the host's to which anything could be "
-                          "offloaded"));
+  throw UsageError(
+      concat(name(), " has no memory apart from the host's, so nothing can be offloaded"));
 }
 
 Tensor dense(const Tensor& x) {
