@@ -99,8 +99,7 @@ inline std::string good_safetensors() {
                            raw_floats({1, 2, 3, 4, 5, 6}));
 }
 
-// ---- GGUF: a test may spoil any part of the file; each is a field
-// --------------------------------
+// ---- GGUF: every part of the file is a field that a test may spoil ---------------------------
 struct GgufBuilder {
   std::string magic = "GGUF";
   std::uint32_t version = 3;

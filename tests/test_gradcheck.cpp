@@ -22,8 +22,7 @@ namespace {
 using Case = GradcheckCase;
 using Function = std::function<Var(Tape&, const Vars&)>;
 
-// ---- ops that combine several families
-// -----------------------------------------------------------
+// ---- ops that combine several families ---------------------------------------------------------
 
 void lora_cases(std::vector<Case>& out) {
   const Weight w = frozen({6, 7}, 110), bias = frozen({6}, 111), one = frozen({1, 1}, 112);

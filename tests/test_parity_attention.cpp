@@ -114,9 +114,9 @@ Given given(const Setup& a) {
   return {rounded(out[0].values("o"), a.dtype), rounded(out[1].values("lse"), DType::F32)};
 }
 
-// Bounds after rotating back: a pair (a, b) of halves of each head becomes (a cos + b sin, b cos -
-// a sin). The bounds add up, and where the rotation is a separate op, a and b were rounded before
-// it.
+// Bounds after rotating back: a pair (a, b) of halves of each head becomes
+// (a cos + b sin, b cos - a sin). The bounds add up, and where the rotation is a separate op, a and
+// b were rounded before it.
 std::vector<double> turned(const std::vector<double>& slack, const std::vector<double>& values,
                            int head_dim, double u) {
   std::vector<double> out(slack.size());

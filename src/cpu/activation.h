@@ -1,5 +1,5 @@
-// Activations of the form x * sigmoid(z(x)), which SwiGLU, GEGLU and GELU all have. With s =
-// sigmoid(z(x)), the derivative is s (1 + x z'(x) (1 - s)).
+// Activations of the form x * sigmoid(z(x)), which SwiGLU, GEGLU and GELU all have. The derivative
+// is s (1 + x z'(x) (1 - s)) with s = sigmoid(z(x)).
 #pragma once
 
 #include <cmath>

@@ -6,8 +6,8 @@
 namespace lk {
 namespace {
 
-// With p = softmax(scale q kᵀ), dp = dy vᵀ, delta = rowsum(dy * o): ds = p (dp - delta) scale, dq =
-// ds k, dk = dsᵀ q, dv = pᵀ dy. Saves q, k, v, o and lse (H,T); p is recomputed tile by tile.
+// With p = softmax(scale q kᵀ), dp = dy vᵀ, delta = rowsum(dy * o): ds = p (dp - delta) scale,
+// dq = ds k, dk = dsᵀ q, dv = pᵀ dy. Saves q, k, v, o and lse (H,T); p is recomputed tile by tile.
 struct AttentionNode : Node {
   Var q, k, v;
   AttentionShape shape;

@@ -39,8 +39,8 @@ __device__ __forceinline__ bool find_tile(const int* offsets, int n_documents, i
   return tile.begin < tile.length;
 }
 
-// The inputs of every kernel. Query i of a document sees key j if j <= i + shift, where shift =
-// keys - queries, and, with a window, j > i + shift - window.
+// The inputs of every kernel. With shift = keys - queries, query i of a document sees key j if
+// j <= i + shift and, with a window, j > i + shift - window.
 template <class T>
 struct AttentionInputs {
   Matrix<const T> q, k, v;
