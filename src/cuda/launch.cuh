@@ -22,15 +22,15 @@ inline dim3 grid_of(i64 x, i64 y = 1, i64 z = 1) {
   return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z));
 }
 
-// Note [Early launches] A kernel launched with launch_early() may begin while the one before it in
-// the stream still runs (programmatic dependent launch, from compute capability 9.0 on), so that
-// its blocks are in place and its weights on their way when that one ends: between the small
-// kernels of decoding this is most of the time. Every thread of such a kernel calls
-// wait_for_previous() before it touches anything that another kernel may write. After that call
-// everything launched earlier is finished and visible, as with a plain launch, since each kernel of
-// a chain waits for the one before. Only frozen weights are read before the call. Kernels that may
-// write weights (copies, the optimizer) are launched plainly, and a kernel that follows a plain
-// launch is not launched early: it and all kernels after it begin when the weights are there.
+// Note [Early launches]: a kernel launched with launch_early() may begin while the one before it in
+// the stream still runs (programmatic dependent launch, from compute capability 9.0 on). Its blocks
+// are then in place, and its weights on their way, when that one ends: between the small kernels of
+// decoding this is most of the time. Every thread of such a kernel calls wait_for_previous() before
+// it touches anything that another kernel may write. After that call everything launched earlier is
+// finished and visible, as with a plain launch, since each kernel of a chain waits for the one
+// before. Only frozen weights are read before the call. Kernels that may write weights (copies, the
+// optimizer) are launched plainly, and a kernel that follows a plain launch is not launched early:
+// it and all kernels after it begin when the weights are there.
 inline bool& early_allowed() {
   thread_local bool allowed = false;
   return allowed;

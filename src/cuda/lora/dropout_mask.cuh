@@ -25,8 +25,8 @@ __device__ __forceinline__ std::uint32_t keep_bits(const RandomKey& resolved, st
 template <int BYTE>
 __device__ __forceinline__ std::uint32_t pair_mask(std::uint32_t low, std::uint32_t high) {
   // A selector of 8 + i repeats the sign of byte i; bytes of the second operand follow the first's.
-  // It is written in PTX because of __byte_perm's selectors three bits are documented, and nvcc
-  // drops the fourth.
+  // Written in PTX: only three bits of __byte_perm's selectors are documented, and nvcc drops the
+  // fourth.
   std::uint32_t mask;
   asm("prmt.b32 %0, %1, %2, %3;" : "=r"(mask) : "r"(low), "r"(high), "n"(0xcc88 + 0x1111 * BYTE));
   return mask;
