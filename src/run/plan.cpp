@@ -139,7 +139,7 @@ std::int64_t plannable_bytes(std::int64_t budget, const DeviceTraits& device) {
 }
 
 // Memory falls along the ladder except at its last steps, where a block's second run may need more
-// than its first run no longer keeps. So the plan with the least memory is tracked.
+// than its first run no longer keeps. So where none fits, the peaks of all settings are compared.
 Plan plan_within(PlanRequest& request, std::int64_t budget) {
   Planner planner(request);
   const std::int64_t room = plannable_bytes(budget, planner.device());

@@ -166,8 +166,8 @@ class Backend {
   // c (M,N) (+)= alpha a (M,K) b (K,N)
   virtual void matmul_nn(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
                          const Tensor& b) = 0;
-  // The only function that contracts over tokens, hence the only way to a weight gradient: dw (P,Q)
-  // (+)= alpha a (T,P)ᵀ b (T,Q), dw F32 (F64 for F64). Counted in weight_gradient_matmuls().
+  // dw (P,Q) (+)= alpha a (T,P)ᵀ b (T,Q), dw F32 (F64 for F64). The only function that contracts
+  // over tokens, hence the only way to a weight gradient. Counted in weight_gradient_matmuls().
   void weight_gradient(const Tensor& dw, GradMode mode, double alpha, const Tensor& a,
                        const Tensor& b) {
     ++weight_gradient_matmuls_;
@@ -195,7 +195,7 @@ class Backend {
 
   // ---- rope -------------------------------------------------------------------------------------
   // Rotates each head's pairs (i, i + D/2) by the angle of its position:
-  //  (a, b) -> (a cos - b sin, b cos + a sin)
+  //   (a, b) -> (a cos - b sin, b cos + a sin)
   // `inverse` rotates back, which is the backward. x, y (T, heads*D), y may be x; table (P, D)
   // F32|F64 holds cos in columns [0, D/2) and sin in [D/2, D); positions (T) I32 < P.
   virtual void rope(const Tensor& y, GradMode mode, const Tensor& x, const Tensor& table,
@@ -242,9 +242,10 @@ class Backend {
 
   // ---- loss -------------------------------------------------------------------------------------
   // For each row i of logits (n,V): losses[i] = log sum exp(logits[i]) - logits[i][target[i]],
-  // F32|F64. If `gradient`, logits[i] is then overwritten with scale * factor * (softmax(logits[i])
-  // - onehot(target[i])); factor is (1) F32|F64 on the device, 1 if undefined. A row whose target
-  // is kNoTarget has loss and gradient 0.
+  // F32|F64. If `gradient`, logits[i] is then overwritten with
+  //   scale * factor * (softmax(logits[i]) - onehot(target[i]))
+  // where factor is (1) F32|F64 on the device, 1 if undefined. A row whose target is kNoTarget has
+  // loss and gradient 0.
   virtual void cross_entropy(const Tensor& losses, const Tensor& logits, const Tensor& targets,
                              bool gradient, double scale, const Tensor& factor = {}) = 0;
   // out (1) (+)= alpha * sum(x), in a fixed order. out and x F32|F64.

@@ -9,9 +9,9 @@ namespace lk {
 // Note [Tiles of packed documents]. Documents lie end to end, so tiles of R rows must not cross
 // their ends. No list of tiles is made or uploaded: the tile slots of document i begin at
 // offsets[i] / R + i. That start grows by at least ceil(length / R) from one document to the next,
-// because floor(a + b) - floor(a) + 1 >= ceil(b), so slots never collide. A block finds its document
-// by binary search over the offsets on the device, and the few surplus slots return at once. There
-// are always enough slots: total / R + n.
+// because floor(a + b) - floor(a) + 1 >= ceil(b), so slots never collide. A block finds its
+// document by binary search over the offsets on the device, and the few surplus slots return at
+// once. There are always enough slots: total / R + n.
 inline i64 tile_slots(i64 total, i64 n_documents, int tile_rows) {
   return total / tile_rows + n_documents;
 }
