@@ -1,12 +1,10 @@
 // Each kernel of the CPU backend at the sizes of one SmolLM2-135M training step (2 x 256 tokens),
-// against what this machine was just seen to do.
+// compared with what this machine was just measured to do.
 //
-// Columns    GFLOP/s counts the products that the maths asks for (attention: causal halves,
-// backward
-//            5 products); GB/s counts each input read once and each output written once; `roof%` is
-//            the share of the better-known roof: multiply-adds that never leave the registers, or a
-//            copy of 64 MiB, on all threads. Small tensors stay in cache, so that roof% of a copy
-//            may pass 100.
+// Columns    GFLOP/s counts the products that the maths needs (attention: causal halves, backward 5
+//            products); GB/s counts each input read once and each output written once; `roof%` is
+//            the share of the roof: multiply-adds that never leave the registers, or a copy of 64
+//            MiB, on all threads. Small tensors stay in cache, so roof% of a copy may exceed 100.
 #include <benchmark/benchmark.h>
 #include <omp.h>
 
@@ -55,7 +53,7 @@ double best_seconds(Call&& call) {
   return best;
 }
 
-// A tile whose operands stay in the first-level cache, on every thread at once.
+// Multiplies a tile whose operands stay in the first-level cache, on every thread at once.
 double multiply_roof() {
   static double flops = [] {
     const cpu::GemmTile& tile = cpu::best_gemm_tile();
@@ -106,7 +104,7 @@ void linear(benchmark::State& state, DType t, std::int64_t N, std::int64_t K, bo
   });
 }
 
-// A step of generation's gate and up, or q, k and v, of one row.
+// The gate and up products, or q, k and v, of one row in a step of generation.
 void linear_parts(benchmark::State& state, DType t, const std::vector<std::int64_t>& widths) {
   Tensor x = random_tensor(t, {1, C}), normed = random_tensor(t, {1, C});
   Weight gain = random_weight(t, {C});
@@ -155,7 +153,7 @@ void lora_segments(benchmark::State& state, DType t, std::int64_t N, std::int64_
           [&] { host().adapter_kernels()->lora_segments(y, x, table, documents, variants); });
 }
 
-// The same adapter with its factors beside the frozen matrix (autograd/joined.h).
+// The products of one adapter with its factors next to the frozen matrix (autograd/joined.h).
 void joined(benchmark::State& state, DType t, std::int64_t N, std::int64_t K) {
   Tensor x = random_tensor(t, {T, K}), y = random_tensor(t, {T, N}), z = random_tensor(t, {T, N}),
          s = random_tensor(t, {T, R}), W = random_tensor(t, {N, K}), B = random_tensor(t, {N, R});
@@ -168,7 +166,7 @@ void joined(benchmark::State& state, DType t, std::int64_t N, std::int64_t K) {
   });
 }
 
-// With dropout on the factors' input: the thin products alone.
+// The thin products alone, with dropout on the factors' input.
 void thin_dropout(benchmark::State& state, DType t, std::int64_t K) {
   Tensor x = random_tensor(t, {T, K}), s = random_tensor(t, {T, R}), A = random_tensor(t, {R, K});
   const std::vector<ThinPart> parts{{0, K, 0, R, random_tensor(DType::F32, {R, K})}};
@@ -205,7 +203,7 @@ void attention(benchmark::State& state, DType t, Pass pass) {
   });
 }
 
-// A step of generation's rotations, the result of swiglu into LoRA's factor, and copies.
+// The rotations of a step of generation, the result of swiglu into LoRA's factor, and copies.
 void rows(benchmark::State& state, DType t, const std::string& op) {
   const std::int64_t cols = op == "thin_swiglu_backward" ? F : C;
   Tensor x = random_tensor(t, {T, cols}), y = random_tensor(t, {T, cols}),
@@ -291,7 +289,7 @@ int main(int argc, char** argv) {
     for (const char* op : {"rope_into_cache", "thin_swiglu_backward", "upload", "download",
                            "upload_made", "look_at"})
       add(op, [=](benchmark::State& s) { rows(s, t, op); });
-    // Both factors of rank 8 on SmolLM2-135M, as one.
+    // Both factors of rank 8 on SmolLM2-135M, counted as one matrix.
     const bench::KernelSizes sizes{.dtype = t,
                                    .T = T,
                                    .C = C,

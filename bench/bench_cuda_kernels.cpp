@@ -1,9 +1,9 @@
-// Each kernel of the CUDA backend against its roofline: what the GPU was just seen to copy (GB/s)
-// or to multiply (BF16 TFLOP/s, 8192^3), not what a data sheet says.
+// Each kernel of the CUDA backend compared with its roofline: the copy (GB/s) or product (BF16
+// TFLOP/s, 8192^3) that was just measured on this GPU, not what a data sheet says.
 //
 // Columns    GB/s counts each input read once and each output written once; TFLOP/s counts the
-//            products that the maths asks for (attention backward: 5, causal halves); `roof%` is
-//            the share of the roof.
+//            products that the maths needs (attention backward: 5, causal halves); `roof%` is the
+//            share of the roof.
 // Numbers    random, never zeros: zeros run faster. Buffers are larger than the L2 cache where the
 //            op allows.
 #include <benchmark/benchmark.h>
@@ -47,7 +47,7 @@ const bench::Roofs& roofs() {
   return seen;
 }
 
-// Times one kernel; `work` is what a call has to do.
+// Times one kernel; `work` is the least that a call has to do.
 template <class Call>
 void time(benchmark::State& state, const Work& work, Call&& call) {
   seconds(call, 3);  // warm up: plans, allocations
@@ -81,8 +81,8 @@ void add_shared(const bench::KernelCase& one, const std::string& suffix = "") {
   benchmark::RegisterBenchmark((one.name + suffix).c_str(), run)->UseManualTime()->Iterations(3);
 }
 
-// What the CPU's bench times too, at this model's sizes; the adapter has rank 16 on all linear layers
-// of 7B: 40 M numbers in 448 factors.
+// The cases that the CPU's bench times too, at this model's sizes. The adapter has rank 16 on all
+// linear layers of 7B: 40 M numbers in 448 factors.
 void register_shared() {
   const bench::KernelSizes sizes{.T = T,
                                  .C = C,
@@ -108,7 +108,7 @@ void register_memory_bound() {
                             .factor_numel = 1};
   for (const bench::KernelCase& one : bench::kernel_cases(narrow))
     if (one.name.starts_with("rmsnorm")) add_shared(one, "_576");
-  // With LoRA's dA at rank 16.
+  // swiglu's backward combined with LoRA's dA at rank 16.
   for (std::int64_t width : {F, std::int64_t{1536}})
     add("thin_swiglu_backward" + (width == F ? "" : concat("_", width)),
         {.bytes = 5 * 2.0 * static_cast<double>(T * width)}, [=] {
@@ -130,7 +130,7 @@ void register_memory_bound() {
       gpu().rmsnorm_forward(y, r, x, w, 1e-5);
     };
   });
-  // Over PCIe and through pinned memory: the copy roof is the GPU's own.
+  // Copies over PCIe through pinned memory; the copy roof is that of the GPU's own memory.
   const std::size_t host_bytes = std::size_t{64} << 20;
   add("upload_64MiB", {.bytes = static_cast<double>(host_bytes)}, [=] {
     return [=, host = std::vector<char>(host_bytes),
@@ -144,7 +144,7 @@ void register_memory_bound() {
       gpu().download(host->data(), t, host_bytes);
     };
   });
-  // The same as loading and hashing do it: by all threads, without a copy in between.
+  // Copies as loading and hashing do them: on all threads, without a second copy on the host.
   auto whole = [=] {
     return gpu().empty(Tag::Workspace, DType::U8, {static_cast<std::int64_t>(8 * host_bytes)});
   };
@@ -265,8 +265,8 @@ void register_lora_segments() {
   segments(16, 128);
 }
 
-// A step of generation's products: weights (N,K) each, of the norm of x if `normed`. Four copies of
-// the weights take turns, so that none is found in L2.
+// The products of a step of generation: weights (N,K), each multiplied with x or, if `normed`, with
+// its norm. Four copies of the weights take turns, so that none is found in L2.
 void register_generation() {
   auto parts = [](const char* name, std::int64_t rows, int n_parts, std::int64_t N, std::int64_t K,
                   bool normed) {
@@ -311,7 +311,7 @@ void register_generation() {
   });
 }
 
-// LoRA's products for q, k and v at once, as training does them: x (T,C), dy (T,3C), rank 16.
+// LoRA's products for q, k and v together, as in training: x (T,C), dy (T,3C), rank 16.
 void register_thin_products() {
   const std::int64_t R = 16, N = 3 * C, S = 3 * R;
   const double factors = 2.0 * 4 * static_cast<double>(N * R);
@@ -343,7 +343,7 @@ void register_thin_products() {
             thin::backward_a(gpu(), plan, ds, x, normed ? &norm : nullptr, parts);
           };
         });
-  // The same with dropout: a mask for each of the three.
+  // The thin products with dropout: one mask for each of the three projections.
   std::vector<ThinPart> masked;
   for (std::int64_t p = 0; p < 3; ++p)
     masked.push_back({0, C, p * R, R, {}, GradMode::Write, static_cast<std::uint32_t>(p)});

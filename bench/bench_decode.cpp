@@ -1,9 +1,9 @@
 // bench_decode: prefill and decoding of a named shape or a config.json, with random weights and
 // random prompts, through the Generator that `generate` uses.
 //
-// Limits are measured in the same process: a step of decoding reads every weight once and each
-// sequence's keys and values, at the speed of a copy; a prefill does its frozen products alone. One
-// JSON line a batch size goes to stdout, a summary to stderr.
+// Limits are measured in the same process: a step of decoding reads every weight once, and each
+// sequence's keys and values, at the speed of a copy; a prefill runs its frozen products alone. One
+// JSON line per batch size goes to stdout, a summary to stderr.
 #include <algorithm>
 #include <cstdio>
 #include <random>
@@ -27,7 +27,7 @@ struct Settings {
   bool no_record = false;
 };
 
-// Seconds of the frozen products alone for n tokens: forward, blocks only.
+// Seconds that the frozen products alone take for n tokens: forward, blocks only.
 double products_seconds(Backend& backend, const ModelWeights& weights, DType dtype,
                         std::int64_t n) {
   struct Product {
@@ -40,7 +40,7 @@ double products_seconds(Backend& backend, const ModelWeights& weights, DType dty
       const Weight* w = &p.weight;
       if (!w->defined()) continue;
       const std::int64_t N = w->shape()[0], K = w->shape()[1];
-      // One input and one output a shape: memory stays small.
+      // One input and one output per shape keep the memory small.
       auto same = std::find_if(products.begin(), products.end(),
                                [&](const Product& done) { return done.w->shape() == w->shape(); });
       if (same != products.end())

@@ -1,10 +1,10 @@
-// bench_step: a whole LoRA training step (forward, backward, clip, AdamW) of a named shape or a
-// config.json with random weights, or of a model that is loaded, on random tokens; what it times is
-// what finetune runs.
+// bench_step: times a whole LoRA training step (forward, backward, clip, AdamW) of a named shape or
+// a config.json with random weights, or of a loaded model, on random tokens. It times what finetune
+// runs.
 //
-// The step's time is the median of steps that nothing watches. After them, in the same process: the
-// frozen products alone (the limit that the step is compared with), the device's roofs, and with
-// --profile one more step on a TimingBackend. A summary goes to stderr, one JSON line to stdout.
+// The step's time is the median of unprofiled steps. After them come, in the same process: the
+// frozen products alone (the limit that the step is compared with), the device's roofs and, with
+// --profile, one more step on a TimingBackend. A summary goes to stderr, one JSON line to stdout.
 #include <sys/resource.h>
 
 #include <algorithm>
@@ -32,8 +32,8 @@ using Clock = std::chrono::steady_clock;
 struct Settings {
   std::string shape = "smollm2-135m", config, model, targets = "all-linear", device = "auto",
               dtype = "auto";
-  std::string memory;   // a budget: then recompute is chosen
-  Recompute recompute;  // what is made again instead of kept
+  std::string memory;   // a budget; if given, recompute is chosen to fit it
+  Recompute recompute;  // what is computed again instead of kept
   std::int64_t batch = 2, seq_len = 256, rank = 8, steps = 10, warmup = 4;
   double dropout = 0;
   bool profile = false, no_record = false;
@@ -44,7 +44,7 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// Memory of the process: its high-water mark, in bytes.
+// The process's high-water mark of memory, in bytes.
 std::int64_t peak_rss() {
   rusage usage = {};
   getrusage(RUSAGE_SELF, &usage);
@@ -80,12 +80,13 @@ class Run {
     }
     micro_.push_back(make_host_batch(rows));
   }
-  // Submits a step, as finetune does: its report comes when the device is done, or with the next.
+  // Submits a step as finetune does: its report comes when the device is done, or with the next
+  // step.
   void submit() { trainer_->submit(micro_); }
   std::optional<StepReport> next_report(bool drain) { return trainer_->next_report(drain); }
   StepReport step() { return trainer_->step(micro_); }
-  // Seconds of a step on the device's clock when the host is far ahead of it: the first of n + 1 is
-  // under way before the clock starts, and all others are submitted while it runs.
+  // Seconds of a step on the device's clock when the host is far ahead of it: the first of n + 1
+  // steps is running before the clock starts, and all others are submitted while it runs.
   double device_seconds(Backend& backend, int n) {
     std::unique_ptr<DeviceClock> clock = backend.make_clock();
     submit();
@@ -123,10 +124,10 @@ class Run {
 bench::Profile profile_step(Backend& backend, const ModelConfig& config,
                             const ModelWeights& weights, DType dtype, const Settings& s,
                             const bench::Roofs& roofs) {
-  backend.trim();  // the second model's memory comes in blocks of its own
+  backend.trim();  // the second model's memory comes in other blocks
   bench::TimingBackend timing(backend, roofs, weights.head);
   Run run(timing, config, weights, dtype, s);
-  run.step();  // the first one allocates
+  run.step();  // the first step allocates
   timing.start();
   run.step();
   return timing.finish();
@@ -173,7 +174,7 @@ int run_bench(Settings s, Clock::time_point start) {
   double ready = 0, first_step = 0, first_loss = 0, last_loss = 0, mean = 0, device = 0;
   std::vector<std::string> adapted;
   MemoryReport memory;
-  ModelWeights weights;  // as the model has laid them out
+  ModelWeights weights;  // as laid out by the model
   {
     ModelWeights given = file ? load_weights(*backend, *file, dtype).weights
                               : random_weights(*backend, config, dtype, 1);
@@ -196,13 +197,13 @@ int run_bench(Settings s, Clock::time_point start) {
     if (backend->traits().can_record) device = run.device_seconds(*backend, 8);
     weights = run.weights();
   }
-  backend->set_memory_limit(0);  // the yardsticks below are no part of the step
+  backend->set_memory_limit(0);  // the measurements below are not part of the step
   const std::int64_t rss = peak_rss();
   std::sort(seconds.begin(), seconds.end());
   const double median = seconds[seconds.size() / 2];
   const double tokens_per_second = static_cast<double>(s.tokens()) / median;
 
-  // 2. What it could be at best.
+  // 2. The best time that it could have.
   const double limit =
       bench::frozen_gemm_seconds(*backend, weights, dtype, adapted, s.tokens(),
                                  static_cast<int>(std::min<std::int64_t>(s.steps, 10)));
@@ -278,7 +279,7 @@ int run_bench(Settings s, Clock::time_point start) {
     program::message(bench::profile_table(profile));
     out["profile"] = profile_json(profile);
     if (device > 0) {
-      // Between ops, and in the queue between steps: each lessens what is left of the other.
+      // Idle time between ops and idle time between steps: each reduces what the other leaves.
       const double between = 1 - profile.busy_seconds / profile.seconds;
       const double busy = std::min(1.0, device / mean) * (1 - between);
       program::message(concat("GPU busy at least ", 100 * busy, " % of the time (gaps between ops ",

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Lorikeet beside its peers on this machine in one go: one LoRA step (forward, backward, clip, AdamW) a case.
+# Lorikeet and its peers on this machine in one run: one LoRA step (forward, backward, clip, AdamW) for each case.
 # usage: bash bench/compare.sh cpu|gpu [PYTHON]    PYTHON has torch, transformers and peft (gpu: with CUDA)
-# Writes bench/results/<device>-<date>.md, JSON lines beside it. How to read it: bench/README.md. To choose:
+# Writes bench/results/<device>-<date>.md and a file of JSON lines next to it; bench/README.md explains both. Options:
 #   CASES="shape:batch:seq_len:rank[:recompute] ..."   shape: a name, or the path of a config.json
-#   MODES="eager compile-layer graph unsloth"   the same for every case (MODES= for Lorikeet alone); else as listed below
+#   MODES="eager compile-layer graph unsloth"   for every case (MODES= for Lorikeet alone); by default as listed below
 #   DROPOUT=0.1   in every case    DTYPES, STEPS=10, WARMUP=4, ROUNDS=1, LIMIT=600 (seconds a process may take), TARGETS=all-linear
 #   UNSLOTH_PATH=DIR   put on PYTHONPATH for Unsloth alone    RECOMPUTE=block   Lorikeet's way in recompute cases
 source "$(dirname "$0")/../tools/common.sh"
 
-# A case and its modes: those that may be the best peer there, and eager. `graph` compiles a whole model for minutes.
+# Each case and its modes: those that may be its best peer, and eager. `graph` compiles a whole model for minutes.
 device=${1:-}
 case $device in
   cpu)
@@ -57,7 +57,7 @@ mkdir -p bench/results
 result=bench/results/$device-$(date +%Y-%m-%d)
 : >"$result.jsonl"
 
-# measure ENGINE MODE COMMAND...: appends its JSON lines; if it fails, a line that says why.
+# measure ENGINE MODE COMMAND...: appends the JSON lines of COMMAND; if it fails, a line that says why.
 measure() {
   local engine=$1 mode=$2 rc=0 log
   shift 2

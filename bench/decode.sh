@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Generation on the CPU beside llama.cpp on the same GGUF file: tokens/s of a prompt and of the tokens after it.
+# Generation on the CPU compared with llama.cpp on the same GGUF file: tokens/s of a prompt and of the tokens after it.
 # usage: bash bench/decode.sh MODEL.gguf [PYTHON]     PYTHON has llama-cpp-python; without it Lorikeet is timed alone
 # Prints a Markdown table. Both sides take turns, ROUNDS times (3); the best of each counts, as other programs only slow
 # it down. TOKENS=64 are generated after a prompt of REPEAT=25 sentences (10 tokens each).

@@ -6,7 +6,7 @@
 namespace lk::bench {
 namespace {
 
-// Adds up the work of what it is asked to do, and does nothing.
+// Adds up the work of the ops that it is given, without running them.
 class WorkCounter final : public PlanBackend {
  public:
   WorkCounter() : PlanBackend(DeviceTraits{}) {}
@@ -34,7 +34,7 @@ class WorkCounter final : public PlanBackend {
   Work total_;
 };
 
-// Makes operands on a device, each of other numbers.
+// Makes operands on a device, each with different values.
 class Operands {
  public:
   Operands(Backend& device, DType dtype) : device_(device), dtype_(dtype) {}
@@ -67,7 +67,7 @@ Work work_of(const KernelCall& call) {
 std::vector<KernelCase> kernel_cases(const KernelSizes& sizes) {
   const auto [dtype, T, C, F, D, V, loss_rows, factors, factor_numel] = sizes;
   std::vector<KernelCase> cases;
-  // make(operands): allocates them and returns the call.
+  // make(operands) allocates the operands and returns the call.
   auto add = [&, dtype = dtype](std::string name, auto make) {
     cases.push_back({std::move(name), [=](Backend& device) {
                        Operands o(device, dtype);

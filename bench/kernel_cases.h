@@ -1,5 +1,5 @@
 // The ops that both kernel benches time, each once: a case makes its operands on a device, and its
-// call runs on that device or on a backend that adds up what there is to do.
+// call runs on that device or on a backend that adds up the work.
 #pragma once
 
 #include <functional>
@@ -25,7 +25,7 @@ struct KernelSizes {
 };
 std::vector<KernelCase> kernel_cases(const KernelSizes& sizes);
 
-// What a call has to do at least: the sum over its ops and its copies from and to the host.
+// The least that a call has to do: the sum over its ops and its copies from and to the host.
 Work work_of(const KernelCall& call);
 
 }  // namespace lk::bench

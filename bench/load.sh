@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# From the start of finetune to the end of its first step, on a model of real size whose weights are in the page cache.
+# Times finetune from its start to the end of its first step, on a model of real size whose weights are in the page cache.
 # usage: bash bench/load.sh [SHAPE] [FOLDER] [FLAGS of finetune...]
 #   SHAPE (llama2-7b) with random weights is written to FOLDER (/dev/shm/lorikeet-load) and removed at the end.
-# Prints seconds to load, to the first step, and of the whole run of 4 steps, with the base hashed (as finetune does
-# unless told otherwise) and not; then bench_step's first step on the same files.
+# Prints seconds to load, to the first step, and for the whole run of 4 steps, with the base hashed (finetune's default)
+# and without; then bench_step's first step on the same files.
 source "$(dirname "$0")/../tools/common.sh"
 
 shape=${1:-llama2-7b}
@@ -16,7 +16,7 @@ say "Writing $shape to $folder"
 build/bench/make_model --shape "$shape" --out "$folder/model"
 cp tests/golden/peft/tiny/tokenizer.json "$folder/model/"
 for i in 1 2 3 4 5 6 7 8; do echo '{"text": "a b c d e f g h i j k l m n o p q r s t u v w x y z"}'; done >"$folder/rows.jsonl"
-cat "$folder"/model/*.safetensors >/dev/null # into the page cache, if it is not there
+cat "$folder"/model/*.safetensors >/dev/null # into the page cache, if they are not there
 
 for way in "" "--no-verify-base"; do
   say "finetune $way $*"

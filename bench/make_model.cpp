@@ -1,5 +1,6 @@
-// make_model: a Hugging Face folder of a named shape with random BF16 weights, for timing what
-// reads one (bench/load.sh). Values are a block of numbers repeated: reading them costs the same.
+// make_model: writes a Hugging Face folder of a named shape with random BF16 weights, for timing
+// how a model is read (bench/load.sh). Values are one block of numbers, repeated: reading them
+// costs the same.
 #include <cmath>
 #include <filesystem>
 #include <random>
@@ -16,7 +17,7 @@ namespace {
 
 using namespace lk;
 
-// Uniform with the standard deviation that random_weights() has.
+// Uniform values with the standard deviation of random_weights().
 std::vector<bf16> random_block() {
   std::mt19937 rng(1);
   std::uniform_real_distribution<float> uniform(-0.0346f, 0.0346f);

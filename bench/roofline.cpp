@@ -9,7 +9,7 @@
 namespace lk::bench {
 namespace {
 
-// Inputs (never written) and outputs of n_rows rows, one of each width.
+// Inputs (never written) and outputs of n_rows rows, one for each width.
 class Buffers {
  public:
   Buffers(Backend& backend, DType dtype) : backend_(backend), dtype_(dtype) {}
@@ -37,14 +37,14 @@ struct Product {
   bool backward;
 };
 
-// Every product of the limit, in the order of a step.
+// Every product of the frozen limit, in the order of a step.
 std::vector<Product> frozen_products(const ModelWeights& weights,
                                      const std::vector<std::string>& adapted,
                                      std::int64_t n_tokens) {
   std::vector<Product> forward, backward;
   bool trainable_before = false;
   for (const LayerWeights& l : weights.layers) {
-    // Projections that read the same values, in running order.
+    // Groups of projections that read the same values, in running order.
     const std::vector<std::vector<Site>> groups = {
         {Site::Qkv, Site::Q, Site::K, Site::V}, {Site::O}, {Site::Gate, Site::Up}, {Site::Down}};
     for (const auto& group : groups) {
@@ -60,8 +60,7 @@ std::vector<Product> frozen_products(const ModelWeights& weights,
         });
     }
   }
-  // The head goes by chunks of rows: a gigabyte of logits need not exist for its product to be
-  // fast.
+  // The head runs in chunks of rows: its product is fast without a gigabyte of logits.
   constexpr std::int64_t kHeadRows = 4096;
   for (std::int64_t begin = 0; begin < n_tokens; begin += kHeadRows) {
     const std::int64_t rows = std::min(kHeadRows, n_tokens - begin);
@@ -111,7 +110,7 @@ Roofs measure_roofs(Backend& backend, DType dtype) {
     const std::int64_t n = cpu ? 2048 : 8192;
     Tensor a = random_tensor(backend, dtype, {n, n}, 1),
            y = random_tensor(backend, dtype, {n, n}, 2);
-    // A frozen weight, as that is what a CPU packs for its fastest product.
+    // A frozen weight, because the CPU packs those for its fastest product.
     Weight w("roof", random_tensor(backend, dtype, {n, n}, 3));
     backend.prepare_linear(w);
     const double seconds =
@@ -129,7 +128,8 @@ Roofs measure_roofs(Backend& backend, DType dtype) {
 }
 
 double nominal_bf16_flops(const std::string& description) {
-  // NVIDIA's data sheets, dense; the first name that fits. PCIe and NVL cards are cut down.
+  // From NVIDIA's data sheets, dense; the first matching name counts. PCIe and NVL cards are
+  // slower.
   static constexpr struct {
     const char* name;
     double flops;

@@ -15,7 +15,7 @@ import sys
 
 
 def case_of(run):
-    # The engines name their ways to recompute differently; for a case it counts that they do.
+    # The engines name their kinds of recomputation differently; a case only records that they recompute.
     recompute = run.get("recompute", "none") != "none"
     dropout = run.get("dropout", 0) or 0
     return tuple(run.get(k) for k in ("shape", "batch", "seq_len", "rank", "targets", "dtype")) + (dropout, recompute)
@@ -78,7 +78,7 @@ def print_steps(groups, memory):
 
 
 def print_profiles(runs):
-    """Milliseconds by op family, a column a case, with the share of its own roof."""
+    """Milliseconds by op family, one column for each case, with the share of the family's own roof."""
     profiled = [(case, r) for case, r in runs if "profile" in r]
     if not profiled:
         return

@@ -49,7 +49,7 @@ TimingBackend::TimingBackend(Backend& inner, const Roofs& roofs, const Weight& h
       Tensor block = inner_.empty(Tag::Workspace, DType::U8, {static_cast<std::int64_t>(bytes)});
       return blocks_.emplace(block.raw(), block).first->first;
     } catch (const OutOfMemoryError&) {
-      return nullptr;  // the caller's error carries this backend's books
+      return nullptr;  // the caller's error carries this backend's ledger
     }
   };
   set_cache(std::make_unique<BlockCache>(
@@ -107,7 +107,7 @@ void TimingBackend::matmul_tn(const Tensor& dw, GradMode mode, double alpha, con
         [&] { inner_.weight_gradient(dw, mode, alpha, a, b); });
 }
 
-// Thin products through joined projections.
+// Times the thin products through joined projections.
 class TimingBackend::Lora final : public LoraKernels {
  public:
   explicit Lora(TimingBackend& owner) : LoraKernels(owner.weight_gradient_count()), owner_(owner) {}
@@ -127,7 +127,8 @@ class TimingBackend::Lora final : public LoraKernels {
   }
 
  private:
-  // Every part of a wide matrix (T,.) with its thin columns; the wide one is read once.
+  // The work of every part of a wide matrix (T,.) with its thin columns; the wide matrix is read
+  // once.
   static Work work_of(OpFamily family, const Tensor& wide, const Tensor& thin,
                       std::span<const ThinPart> parts) {
     Work work{family, 0, work::sizes(wide, thin)};
@@ -163,7 +164,7 @@ class TimingBackend::Lora final : public LoraKernels {
   TimingBackend& owner_;
 };
 
-// A step of generation.
+// Times the operations of a step of generation.
 class TimingBackend::Cache final : public CacheKernels {
  public:
   explicit Cache(TimingBackend& owner) : owner_(owner) {}
@@ -192,7 +193,7 @@ class TimingBackend::Cache final : public CacheKernels {
   TimingBackend& owner_;
 };
 
-// Adapters side by side.
+// Times the products of many adapters on one model.
 class TimingBackend::Adapters final : public AdapterKernels {
  public:
   explicit Adapters(TimingBackend& owner) : owner_(owner) {}

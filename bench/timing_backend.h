@@ -1,10 +1,10 @@
-// TimingBackend: a Backend that hands every op on to another one and notes how long it took.
+// TimingBackend: a Backend that passes every op on to another one and measures how long it took.
 //
 // A model built on it computes the same bits: ops, shapes and order are the inner backend's, memory
-// comes from it, and the books by tag are kept here. Ops are bracketed by marks of the device's own
-// clock, so that a GPU need not be waited for. What lies between two brackets is a gap: the device
-// had no work. Where kernels are shorter than a launch, part of the launch is counted with the op.
-// What an op has to do is autograd/work.h's.
+// comes from it, and the ledger is kept here. Ops are bracketed by marks of the device's own clock,
+// so there is no need to wait for a GPU. The time between two brackets is a gap: the device had no
+// work. Where kernels are shorter than a launch, part of the launch is counted with the op.
+// autograd/work.h defines how much work an op is.
 #pragma once
 
 #include <array>
@@ -17,7 +17,7 @@
 
 namespace lk::bench {
 
-// What a device was seen to do in this process: the yardsticks of roofline.h.
+// What the device achieved in this process: measured by roofline.h.
 struct Roofs {
   double flops_per_second = 0, bytes_per_second = 0;
 };
@@ -34,19 +34,20 @@ struct FamilyTime {
 struct Profile {
   std::array<FamilyTime, kFamilyCount> families{};
   double seconds = 0;       // from start() to finish(), on the device's clock
-  double busy_seconds = 0;  // sum over families; what is missing to `seconds` are gaps
+  double busy_seconds = 0;  // sum over families; the rest of `seconds` is gaps
 };
-// One line a family that was called: ms, share of the step, share of its own roof; then the gaps.
+// One line for each family that was called: ms, share of the step, share of its own roof. Then the
+// gaps.
 std::string profile_table(const Profile& profile);
 
 class TimingBackend final : public Backend {
  public:
-  // `inner` must outlive this backend, and this one every Tensor made on it. A product with the
-  // memory of `head` counts as Head.
+  // `inner` must outlive this backend, and this backend must outlive every Tensor made on it. A
+  // product with the memory of `head` counts as Head.
   TimingBackend(Backend& inner, const Roofs& roofs, const Weight& head);
   ~TimingBackend() override;
 
-  // Ops are noted from start() to finish(), which waits for the device.
+  // Ops are recorded from start() to finish(), which waits for the device.
   void start();
   Profile finish();
 
@@ -59,7 +60,8 @@ class TimingBackend final : public Backend {
     return nullptr;  // ops are timed one by one
   }
   std::unique_ptr<HostCopy> offload(const Tensor& x) override { return inner_.offload(x); }
-  // Kernels beside the core's ops are timed as wholes, also where the inner backend composes them.
+  // The kernels of these interfaces are timed as wholes, also where the inner backend composes
+  // them.
   LoraKernels* lora_kernels() override;  // null if the inner backend has none
   CacheKernels* cache_kernels() override;
   AdapterKernels* adapter_kernels() override;
@@ -89,8 +91,8 @@ class TimingBackend final : public Backend {
   class Lora;
   class Cache;
   class Adapters;
-  // Runs op() between two marks and books it; ops inside of it (a backend may use its own ops) are
-  // part of it. A frozen product of the head's weight is booked as Head.
+  // Runs op() between two marks and records it. Ops inside it (a backend may use its own ops) count
+  // as part of it. A frozen product with the head's weight is recorded as Head.
   template <class Op>
   void timed(const Work& work, bool of_head, Op&& op) {
     const bool note = recording_ && depth_ == 0;
@@ -104,7 +106,7 @@ class TimingBackend final : public Backend {
     --depth_;
     if (note) clock_->mark();
   }
-  // Is one of an op's arguments the weight with the head's memory?
+  // Whether one of an op's arguments is the weight with the head's memory.
   template <class... Arguments>
   bool reads_head(const Arguments&... arguments) const {
     return (is_head(arguments) || ...);
@@ -123,7 +125,7 @@ class TimingBackend final : public Backend {
   std::unique_ptr<Adapters> adapters_;
   Roofs roofs_;
   const void* head_;
-  std::unordered_map<void*, Tensor> blocks_;  // what the cache holds, in the inner backend's memory
+  std::unordered_map<void*, Tensor> blocks_;  // the cache's blocks, in the inner backend's memory
   std::unique_ptr<DeviceClock> clock_;
   std::vector<Work> calls_;
   bool recording_ = false;

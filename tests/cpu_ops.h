@@ -1,5 +1,5 @@
 // For tests of single ops on the CPU: matrices with a row stride, and the three implementations
-// compared.
+// that are compared.
 #pragma once
 
 #include "cpu/cpu_backend.h"
@@ -8,7 +8,7 @@
 
 namespace lk::test {
 
-// The plain twins; in F64 they are what every other result is compared with.
+// The plain twins; every other result is compared with their F64 results.
 inline Backend& reference() {
   static std::unique_ptr<Backend> backend = make_cpu_backend(CpuMode::Reference);
   return *backend;
@@ -18,7 +18,7 @@ inline Backend& fast() {
   return *backend;
 }
 
-// While it lives, this processor has no BF16 arithmetic of its own.
+// Makes this processor appear to have no BF16 arithmetic while the object lives.
 struct WithoutBf16Tile {
   WithoutBf16Tile() { cpu::allow_bf16_tile(false); }
   ~WithoutBf16Tile() { cpu::allow_bf16_tile(true); }
@@ -52,12 +52,12 @@ inline std::vector<double> values(const Tensor& x) {
   });
 }
 
-// The same numbers in F64 on the reference backend.
+// The numbers of x in F64 on the reference backend.
 inline Tensor as_f64(const Tensor& x) {
   return tensor_from(reference(), DType::F64, x.shape(), values(x));
 }
 
-// True if nothing was written between the rows of a padded() matrix.
+// Whether the gaps between the rows of a padded() matrix are untouched.
 inline bool padding_intact(const Tensor& x) {
   return dispatch_float(x.dtype(), [&]<class T>() {
     for (std::int64_t i = 0; i < x.rows(); ++i)
@@ -67,7 +67,7 @@ inline bool padding_intact(const Tensor& x) {
   });
 }
 
-// What is compared with the F64 twin: (backend, dtype) pairs.
+// The implementations compared with the F64 twin: (backend, dtype) pairs.
 struct Subject {
   const char* name;
   Backend& backend;

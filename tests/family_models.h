@@ -1,5 +1,5 @@
-// The tiny models of golden/models/, for tests that run over all families; and copies of them that
-// have a tokenizer and so can do everything that a model can.
+// The tiny models of golden/models/, for tests that run over all families, and copies of them with
+// a tokenizer, on which every program can run.
 #pragma once
 
 #include <filesystem>
@@ -20,7 +20,8 @@
 
 namespace lk::test {
 
-// Of transformers' classes, odd and even head counts. Windows are 33 to 50 tokens.
+// The models that transformers' classes made, with odd and even head counts. Windows are 33 to 50
+// tokens.
 inline const std::vector<std::string> kFamilyModels = {
     "tied_gqa",  "mistral_linear", "mistral_window", "qwen2", "qwen2_window", "qwen3",
     "qwen3_odd", "gemma3",         "gemma3_odd",     "gpt2",  "gpt2_odd"};
@@ -63,7 +64,8 @@ inline std::string runnable_model(const ScratchFolder& scratch, const std::strin
   return to;
 }
 
-// An adapter on the model at `path`, every B filled; in the folder that is given back.
+// Writes an adapter for the model at `path`, with random numbers in every B, and returns its
+// folder.
 inline std::string random_adapter(const ScratchFolder& scratch, const std::string& path,
                                   const std::string& name = "adapter") {
   auto backend = make_cpu_backend();

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, from binaries that were built elsewhere:
+# Runs everything that needs a GPU, from binaries that were built elsewhere:
 #   tests/gpu_check.sh DIR [OUT]     DIR holds test_ops, test_parity, test_parity_attention, test_cuda_memory and,
 #                                    if they are wanted, other tests and bench_cuda_kernels; logs go to OUT (default DIR)
 #   SKIP="tests sanitizer bench"           leaves parts out;  LIMIT=600   seconds for each program

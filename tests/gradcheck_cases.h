@@ -1,5 +1,5 @@
-// Gradient checks by op family: the family's test file adds its cases, test_gradcheck.cpp runs them
-// all and sees that no node type is without one.
+// Gradient checks by op family: a family's test file adds its cases; test_gradcheck.cpp runs them
+// all and fails if a node type has none.
 #pragma once
 
 #include <list>
@@ -31,7 +31,7 @@ struct GradcheckFamily {
   }
 };
 
-// What cases are made of: numbers, indices, frozen and trainable matrices.
+// Ingredients of cases: numbers, indices, frozen and trainable matrices.
 inline Tensor rnd(Shape shape, unsigned seed, double scale = 1.0) {
   return random_tensor(reference(), DType::F64, shape, seed, scale);
 }

@@ -1,4 +1,5 @@
-// What every test uses: random tensors, comparison with derived bounds, skipping out loud.
+// What every test uses: random tensors, comparison with derived bounds, and skips that are
+// reported.
 #pragma once
 
 #include <doctest/doctest.h>
@@ -73,8 +74,8 @@ inline double unit_roundoff(DType t) {
   }
 }
 
-// |got - want| <= u_out * |want| + slack_i for every element, slack_i = c * 2^-24 * (sum |a||b|)_i
-// given by the caller (or one constant for all). Prints the worst index.
+// Checks |got - want| <= u_out * |want| + slack_i for every element. The caller gives
+// slack_i = c * 2^-24 * (sum |a||b|)_i, or one constant for all. Prints the worst index.
 inline void check_close(const std::vector<double>& got, const std::vector<double>& want,
                         double u_out, const std::vector<double>& slack, const std::string& what) {
   REQUIRE_MESSAGE(got.size() == want.size(), what);

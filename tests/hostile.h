@@ -1,5 +1,5 @@
-// What the file layer's tests share: builders of good and bad files, and checks
-// that an error is of the right kind and names what it must.
+// What the file layer's tests share: builders of good and bad files, and checks that an error is of
+// the right kind and names what it must.
 #pragma once
 
 #include <doctest/doctest.h>
@@ -30,15 +30,15 @@ inline constexpr bool kSanitized = true;
 inline constexpr bool kSanitized = false;
 #endif
 
-// Bytes of a text whose handling must not take time like n^2. Sanitizers look at memory alone.
+// Bytes of a text that must not take quadratic time. Sanitizers only check memory.
 inline constexpr std::size_t kLongText = std::size_t{1} << (kSanitized ? 16 : 20);
 
-// Processor time since it was made: what limits on hostile input are stated in, as the machine may
-// be busy.
+// Processor time since the object was made. Limits on hostile input are stated in it, as the
+// machine may be busy.
 class CpuClock {
  public:
   double seconds() const { return now() - start_; }
-  // Limits are meant for plain code; sanitizers make it ten times slower and more.
+  // Limits are meant for plain code; sanitizers make it at least ten times slower.
   bool within(double limit) const { return seconds() < limit * (kSanitized ? 20 : 1); }
 
  private:
@@ -50,7 +50,7 @@ class CpuClock {
   double start_ = now();
 };
 
-// f must throw exactly E, with each of `parts` in the message.
+// f must throw exactly E, with each of `parts` in its message.
 template <class E, class F>
 void check_throws(const std::string& what, std::initializer_list<std::string> parts, F&& f) {
   INFO(what);
@@ -99,7 +99,7 @@ inline std::string good_safetensors() {
                            raw_floats({1, 2, 3, 4, 5, 6}));
 }
 
-// ---- GGUF: each part of the file is a field that a test may spoil -----------------------------
+// ---- GGUF: every part of the file is a field that a test may spoil ---------------------------
 struct GgufBuilder {
   std::string magic = "GGUF";
   std::uint32_t version = 3;
@@ -131,7 +131,7 @@ struct GgufBuilder {
     ++n_tensors;
     return *this;
   }
-  // With its data, where it belongs.
+  // Adds a tensor with its data in the right place.
   GgufBuilder& tensor(const std::string& name, const std::vector<std::uint64_t>& ne,
                       std::uint32_t type, const std::string& bytes) {
     info(name, static_cast<std::uint32_t>(ne.size()), ne, type, data.size());

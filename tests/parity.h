@@ -1,9 +1,9 @@
 // For tests that compare the GPU with the F64 twin: a case is written once, as a function of a
-// Side, and run three times: twice on the GPU (the bits must agree) and once on the reference, from
-// the same numbers.
+// Side, and run three times from the same numbers: twice on the GPU (the bits must agree) and once
+// on the reference.
 //
 // Every matrix on the GPU is a window of a larger one whose other elements hold a known number, so
-// a write outside of the window is seen, and rows can start at odd addresses.
+// a write outside the window is detected, and rows can start at odd addresses.
 #pragma once
 
 #include <cstdlib>
@@ -19,8 +19,8 @@
 
 namespace lk::test {
 
-// With LORIKEET_SMALL_SHAPES set, shapes of more than 2^24 multiplications are left out: for
-// compute-sanitizer, which slows kernels down a hundredfold.
+// With LORIKEET_SMALL_SHAPES set, shapes of more than 2^24 multiplications are left out:
+// compute-sanitizer slows kernels down a hundredfold.
 inline bool left_out(std::int64_t multiplications) {
   static const bool small = std::getenv("LORIKEET_SMALL_SHAPES") != nullptr;
   return small && multiplications > std::int64_t{1} << 24;
@@ -34,8 +34,8 @@ inline constexpr Layout kContiguous{0, 0}, kStrided{16, 0}, kOdd{5, 1};
 
 struct Side {
   Backend& backend;
-  DType dtype;    // what is computed in: F32 or BF16, F64 on the reference
-  DType rounded;  // what inputs were rounded to before they were given to both sides
+  DType dtype;    // the computation's dtype: F32 or BF16; F64 on the reference
+  DType rounded;  // the dtype that inputs were rounded to for both sides
   Layout layout;
   DType stat() const { return stat_dtype(dtype); }
 };
@@ -61,7 +61,7 @@ inline std::vector<double> rounded(std::vector<double> v, DType t) {
 
 inline constexpr double kGuard = 77;  // exact in every dtype
 
-// A matrix inside guards: one row before and after, layout.pad columns.
+// A matrix between guards: one row before and one after, and layout.pad columns.
 class Guarded {
  public:
   Guarded(Backend& backend, DType dtype, std::int64_t rows, std::int64_t cols, Layout layout,
@@ -73,7 +73,8 @@ class Guarded {
         all[at(i, j)] = values[static_cast<std::size_t>(i * cols + j)];
     whole_ = tensor_from(backend, dtype, {rows + 2, pitch_}, all);
   }
-  // The matrix; `vector()` the same as a one-dimensional tensor (needs a contiguous layout).
+  // The window as a matrix; vector() is the window as a one-dimensional tensor (needs a contiguous
+  // layout).
   Tensor matrix() const {
     return whole_.slice_rows(1, rows_ + 1).slice_cols(offset_, offset_ + cols_);
   }
@@ -109,13 +110,14 @@ class Guarded {
   Tensor whole_;
 };
 
-// An input, or an output with its previous contents: normal numbers, rounded alike on both sides.
+// An input, or an output with its previous contents: normal numbers, rounded the same way on both
+// sides.
 inline Guarded numbers(const Side& s, std::int64_t rows, std::int64_t cols, unsigned seed,
                        double scale = 1.0) {
   return Guarded(s.backend, s.dtype, rows, cols, s.layout,
                  rounded(random_values(rows * cols, seed, scale), s.rounded));
 }
-// The same in the dtype of statistics (F32), always contiguous: rstd, losses, weight gradients.
+// numbers() in the dtype of statistics (F32), always contiguous: rstd, losses, weight gradients.
 inline Guarded statistics(const Side& s, std::int64_t rows, std::int64_t cols, unsigned seed,
                           double scale = 1.0) {
   return Guarded(s.backend, s.stat(), rows, cols, kContiguous,
@@ -131,7 +133,7 @@ inline Tensor indices(const Side& s, const std::vector<std::int32_t>& v) {
   return to_device(s.backend, Tag::Workspace, v);
 }
 
-// Angles for 50 positions, the same on both sides, and a place among them for each of T tokens.
+// Angles for 50 positions, equal on both sides, and one of these positions for each of T tokens.
 inline Rotation rotation(const Side& s, std::int64_t T, int head_dim) {
   std::vector<double> angles(static_cast<std::size_t>(50 * head_dim));
   for (int p = 0; p < 50; ++p)
@@ -146,7 +148,7 @@ inline Rotation rotation(const Side& s, std::int64_t T, int head_dim) {
   return {tensor_from(s.backend, s.stat(), {50, head_dim}, angles), indices(s, at)};
 }
 
-// The absolute values of what numbers() gives, for bounds.
+// The absolute values of what numbers() returns, for bounds.
 inline std::vector<double> magnitudes(DType t, std::int64_t n, unsigned seed, double scale = 1.0) {
   std::vector<double> v = rounded(random_values(n, seed, scale), t);
   for (double& x : v) x = std::abs(x);
@@ -158,7 +160,7 @@ struct Results {
   std::vector<std::vector<double>> got, want;
 };
 
-// Runs a case twice on the GPU and once on the oracle. Outputs in order.
+// Runs a case twice on the GPU and once on the reference. Returns the outputs in order.
 inline Results compare(const std::string& what, DType dtype, Layout layout, const Case& run) {
   Results r;
   std::vector<Guarded> first = run({gpu(), dtype, dtype, layout});
@@ -172,8 +174,8 @@ inline Results compare(const std::string& what, DType dtype, Layout layout, cons
   return r;
 }
 
-// Slack for a result that arithmetic reached through F32: c * 2^-24 * magnitude, and room for F32
-// results below the normal range.
+// Slack for a result of F32 arithmetic: c * 2^-24 * magnitude, and room for F32 results below the
+// normal range.
 inline std::vector<double> f32_slack(double c, const std::vector<double>& magnitude) {
   std::vector<double> slack(magnitude);
   for (double& x : slack) x = c * 0x1p-24 * std::abs(x) + 1e-38;

@@ -1,4 +1,4 @@
-// Backend::upload_made() and look_at(), checked alike on every device.
+// Checks of Backend::upload_made() and look_at() that are the same for every device.
 #pragma once
 
 #include <atomic>
@@ -10,8 +10,8 @@
 
 namespace lk::test {
 
-// Units made by many threads must lie where they belong, for what is submitted next and for
-// look_at(), which must see each once.
+// Units made by many threads must lie where they belong, for work that is submitted next and for
+// look_at(), which must see each unit once.
 inline void check_parts(Backend& b, std::int64_t units, std::size_t size) {
   auto value = [](std::int64_t unit, std::size_t j) {
     return static_cast<std::byte>(static_cast<std::size_t>(unit) * 7 + j);
@@ -21,7 +21,7 @@ inline void check_parts(Backend& b, std::int64_t units, std::size_t size) {
     for (std::int64_t i = first; i < last; ++i)
       for (std::size_t j = 0; j < size; ++j) *to++ = value(i, j);
   });
-  // A copy on the device reads what has just been sent: a GPU's stream waits for all of it.
+  // A copy on the device reads what was just sent: a GPU's stream waits for all of it.
   Tensor copy = b.empty(Tag::Workspace, DType::U8, t.shape());
   b.copy(copy, t);
   std::vector<std::byte> all(t.bytes());
@@ -40,7 +40,7 @@ inline void check_parts(Backend& b, std::int64_t units, std::size_t size) {
   CHECK(wrong == 0);
 }
 
-// An exception of one thread is the caller's.
+// An exception of one thread reaches the caller.
 inline void check_failing_part(Backend& b) {
   Tensor t = b.empty(Tag::Workspace, DType::U8, {64, 1 << 20});
   CHECK_THROWS_AS(b.upload_made(t, 1 << 20,

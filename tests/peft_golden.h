@@ -1,4 +1,5 @@
-// The golden runs of golden/peft/: their settings and results, their initial adapters, their steps.
+// The golden runs of golden/peft/: their settings and results, their initial adapters, and their
+// steps.
 #pragma once
 
 #include <algorithm>

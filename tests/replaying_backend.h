@@ -1,6 +1,6 @@
 // ReplayingBackend: a CPU that records work by keeping the function, and runs it again by calling
-// it. So what is around a recording can be tested where there is no GPU. The work must hold what it
-// reads and writes by value, and leave its results there.
+// it, so that code around recordings can be tested without a GPU. The work must hold what it reads
+// and writes by value, and leave its results there.
 #pragma once
 
 #include <functional>
@@ -15,7 +15,7 @@ class ReplayingBackend : public CpuBackend {
   explicit ReplayingBackend(CpuMode mode = CpuMode::Fast)
       : CpuBackend(mode, Products::Best, recording_traits()) {}
 
-  int recorded = 0, recorded_beside = 0;  // recordings made; of these, in the memory of another
+  int recorded = 0, recorded_beside = 0;  // recordings; how many of them in another's memory
   int replayed = 0, run_beside = 0;       // calls of Recording's functions
   int live = 0;                           // recordings that exist
   bool refuses = false;                   // record() returns null

@@ -1,5 +1,5 @@
 // ScratchFolder: where a test writes files. Its name is new each time, so that test programs of
-// several builds can run at once.
+// several builds can run at the same time.
 #pragma once
 
 #include <stdlib.h>
@@ -13,7 +13,7 @@
 
 namespace lk::test {
 
-// A folder of its own, removed with all that is in it.
+// A folder of the test's own, removed with everything in it.
 class ScratchFolder {
  public:
   ScratchFolder() {
@@ -29,7 +29,7 @@ class ScratchFolder {
   ScratchFolder& operator=(const ScratchFolder&) = delete;
   std::string file(const std::string& name) const { return path_ + "/" + name; }
   const std::string& path() const { return path_; }
-  // Writes (plainly) and returns the path.
+  // Writes a file (plainly) and returns its path.
   std::string write(const std::string& name, const std::string& content) const {
     std::ofstream(file(name), std::ios::binary) << content;
     return file(name);

@@ -1,4 +1,4 @@
-// Where the demo's base model is, for tests that use it when it is there.
+// Finds the demo's base model, for tests that use it when it is present.
 #pragma once
 
 #include <cstdlib>
@@ -7,8 +7,8 @@
 
 namespace lk::test {
 
-// SmolLM2-135M-Instruct as GGUF: the file that LORIKEET_SMOLLM2 names, else one in the repository's
-// models/ folder, else "".
+// The path of SmolLM2-135M-Instruct as GGUF: the file that LORIKEET_SMOLLM2 names, or one in the
+// repository's models/ folder, or "".
 inline std::string smollm2_path() {
   if (const char* path = std::getenv("LORIKEET_SMOLLM2")) return path;
   std::error_code ignored;

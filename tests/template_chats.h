@@ -1,4 +1,5 @@
-// Conversations for the chat templates' tests: the ones tests/golden/make_template_golden.py draws.
+// Conversations for the chat templates' tests: those that tests/golden/make_template_golden.py
+// draws.
 #pragma once
 
 #include <cstdlib>
@@ -57,7 +58,7 @@ inline jinja::Variables chat_variables(const std::vector<Message>& messages, boo
           {"eos_token", Value::text("</s>")}};
 }
 
-// The text of a template of the golden file; empty if it is the base model's, which is not here.
+// The text of a template of the golden file; empty for the base model's, which is not stored here.
 inline std::string family_template(const std::string& name) {
   if (name == "smollm2-gguf") {
     const char* env = std::getenv("LORIKEET_SMOLLM2");

@@ -1,4 +1,4 @@
-// What tests of files with tensors share: reading a tensor whole, and files that must be refused.
+// What tests of tensor files share: reading a whole tensor, and files that must be refused.
 #pragma once
 
 #include <initializer_list>
@@ -17,8 +17,8 @@ inline std::vector<float> read_all(const TensorReader& file, const std::string& 
   return values;
 }
 
-// Opening these bytes as a File must be an InputError with each of `parts` that names the file,
-// quickly.
+// Opening these bytes as a File must quickly throw an InputError that names the file and contains
+// each of `parts`.
 template <class File>
 void refuses_file(const std::string& what, const std::string& bytes,
                   std::initializer_list<std::string> parts) {

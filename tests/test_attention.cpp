@@ -48,15 +48,14 @@ std::vector<double> rounded_values(DType dtype, std::int64_t n, unsigned seed) {
   return values(random_tensor(reference(), dtype, {1, n}, seed));
 }
 
-// How far each result may be off, from the sizes of what is added up.
+// How far each result may be off, given the sizes of its summands.
 struct Bounds {
   std::vector<double> o, dq, dk, dv;
 };
 
-// Inputs of size about 1. A score is off by at most about D u sum |q||k| scale, which is the
-// relative error of p, as is that of dp and of delta; `relative` covers these. `inner` is the
-// rounding of p and ds before they are multiplied, `out` that of the stored o, which goes into
-// delta.
+// Bounds for inputs of size about 1. A score is off by at most about D u sum |q||k| scale, which is
+// the relative error of p, as is that of dp and of delta; `relative` covers these. `inner` is the
+// rounding of p and ds before they are multiplied, `out` that of the stored o, which enters delta.
 Bounds bounds_of(const Case& c, const std::vector<double>& q, const std::vector<double>& k,
                  const std::vector<double>& v, const std::vector<double>& d, double relative,
                  double inner, double out) {
@@ -134,7 +133,7 @@ void check_case(const Subject& s, const Case& c, unsigned seed, bool rounds_insi
   check_close(got.dv, want.dv, out, b.dv, what + " dv");
 }
 
-// On all backends, and in BF16 also as on a processor without BF16 arithmetic.
+// Checks a case on all backends, and in BF16 also as on a processor without BF16 arithmetic.
 void check_case(const Case& c, unsigned seed) {
   const bool native = cpu::best_bf16_tile() != nullptr;
   for (const Subject& s : subjects()) {

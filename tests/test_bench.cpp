@@ -1,5 +1,5 @@
 // The benches' own promises: would catch an op that a profile misses or that the kernel benches
-// forgot, a profile that changes what it watches, and a frozen-GEMM limit of other products than
+// forgot, a profile that changes what it measures, and a frozen-GEMM limit of other products than
 // the step's.
 #include <filesystem>
 #include <fstream>
@@ -77,7 +77,7 @@ std::set<std::string> backend_ops() {
   return {LK_BACKEND_OPS(LK_NAME)};
 #undef LK_NAME
 }
-// The names of the virtual functions that a header of src/tensor/ declares, but for Backend's ops.
+// The names of the virtual functions that a header of src/tensor/ declares, except Backend's ops.
 std::set<std::string> virtuals(const std::string& header) {
   const std::string text = read("src/tensor/" + header);
   const std::regex declaration(R"(virtual [\w:<>* ]+?(\w+)\()");
@@ -85,7 +85,7 @@ std::set<std::string> virtuals(const std::string& header) {
   std::ptrdiff_t found = 0;
   for (std::sregex_iterator i(text.begin(), text.end(), declaration), end; i != end; ++i, ++found)
     names.insert((*i)[1]);
-  // Every `virtual` was understood, but for the destructor's.
+  // Every `virtual` was recognised, except the destructor's.
   const std::regex word(R"(\bvirtual\b)");
   REQUIRE(found == std::distance(std::sregex_iterator(text.begin(), text.end(), word), {}) - 1);
   for (const std::string& op : backend_ops()) names.erase(op);
@@ -168,7 +168,7 @@ TEST_CASE("a profile notes every op of a step, with the work that the maths asks
   const std::int64_t C = config.hidden_size, QKV = config.q_size() + 2 * config.kv_size(),
                      head = config.vocab_size * C, layers = bench::matmul_parameters(config) - head;
 
-  // Nothing is asked of the first layer's input: three dX less.
+  // Nobody asks for the gradient of the first layer's input: three dX less.
   CHECK(family(step, OpFamily::BaseLinear).calls == 14 * L - 3);
   CHECK(family(step, OpFamily::BaseLinear).flops == 2 * flops(T, layers) - flops(T, QKV * C));
   CHECK(family(step, OpFamily::Head).calls == 2);

@@ -248,7 +248,7 @@ TEST_CASE("config.json: qwen3, gemma3_text, gpt2") {
   CHECK(gemma.rope_scaling.factor == 4);
   CHECK(gemma.local_rope_theta == 700);
   CHECK((!gemma.is_local(0) && gemma.is_local(1)));
-  // The same as transformers 4 writes it.
+  // The config as transformers 4 writes it.
   Json old = golden_config("gemma3");
   const ModelConfig newer = config_from_json(old, "c");
   CHECK(newer.is_local(4));
@@ -324,7 +324,7 @@ TEST_CASE("config.json: fields that every class of transformers has are refused 
 TEST_CASE("config.json: a base of rotary angles inside of rope_scaling counts, as it does there") {
   Json json = llama();
   json["rope_scaling"] = {{"rope_type", "linear"}, {"factor", 2.0}, {"rope_theta", 777.0}};
-  CHECK(mentions(refusal(json), "rope_theta"));  // beside another at the top
+  CHECK(mentions(refusal(json), "rope_theta"));  // next to another one at the top level
   json.erase("rope_theta");
   CHECK(config_from_json(json, "c").rope_theta == 777);
 }
@@ -482,7 +482,7 @@ TEST_CASE("GGUF metadata: read") {
   CHECK(c.vocab_size == 6);
   CHECK(c.head_dim == 4);
   CHECK(c.n_kv_heads == 1);
-  CHECK(c.rms_eps == 1e-5);  // not the float32 beside it
+  CHECK(c.rms_eps == 1e-5);  // not the float32 next to it
   CHECK(c.rope_theta == 500000);
   CHECK(c.tie_embeddings);
   CHECK(c.bos_id == -1);

@@ -84,7 +84,8 @@ TEST_CASE("GGUF metadata: hostile values of every key of every family") {
   CHECK(accepted > 100);
 }
 
-// The same of config.json.
+// config.json with one field spoilt: a config that validate() accepts or an error that names the
+// file, whatever the value and its type.
 TEST_CASE("config.json: hostile values of every field of every family") {
   const std::vector<Json> values = {nullptr,
                                     0,

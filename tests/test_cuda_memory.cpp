@@ -1,5 +1,4 @@
-// The CUDA backend's memory: copies, reuse without driver calls, running out, and the door to the
-// devices.
+// The CUDA backend's memory: copies, reuse without driver calls, running out, and opening devices.
 #include "parity.h"
 #include "parts_check.h"
 
@@ -70,7 +69,7 @@ TEST_CASE("cuda: read_later gives the value of its moment, whatever happens to t
   }
   b->fill(x, -1);
   x = Tensor();
-  values.erase(values.begin() + 3);  // not asked for
+  values.erase(values.begin() + 3);  // not requested
   for (int i = 0; i < 9; ++i)
     CHECK(values[static_cast<std::size_t>(i)]->value() == i + (i < 3 ? 0 : 1) + 0.5);
   CHECK(values.back()->done());
@@ -137,7 +136,7 @@ TEST_CASE("cuda: memory goes back to the driver") {
   std::int64_t before = b->free_memory();
   { Tensor x = b->empty(Tag::Workspace, DType::U8, {std::int64_t{256} << 20}); }
   CHECK(b->cache().reserved_bytes() >= std::int64_t{256} << 20);
-  CHECK(b->free_memory() >= before - (std::int64_t{64} << 20));  // what is cached can still be had
+  CHECK(b->free_memory() >= before - (std::int64_t{64} << 20));  // cached memory is still available
   b->trim();
   CHECK(b->cache().reserved_bytes() == 0);
 }

@@ -1,6 +1,6 @@
-// Durable writes: fail the first system call, then the second, and so on until none fails; once and
-// for good; with every error a disk gives. After each: the old file or the new one, whole, and no
-// litter.
+// Durable writes: fail the first system call, then the second, and so on until none fails; each
+// once and permanently; with every error that a disk gives. After each failure there must be the
+// old file or the new one, complete, and no leftovers.
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -90,7 +90,7 @@ class FaultyFs : public Fs {
   bool fired_ = false;
 };
 
-// Runs `operation` failing call 1, 2, 3 ... until it succeeds without the fault firing.
+// Runs `operation` with call 1, 2, 3, ... failing, until it succeeds without the fault firing.
 // `verify(threw)` sees the file system after each round.
 void fail_every_call(int error, bool persistent, Fault fault,
                      const std::function<void()>& operation,
@@ -166,8 +166,8 @@ TEST_CASE("R5: durable write with each call failing") {
           [&](bool threw) {
             const std::string now = slurp(path);
             CHECK((now == "old" || now == fresh));  // never a mixture
-            // After the rename only the folder's fsync can fail: then the new file is there, and we
-            // say so.
+            // After the rename only the folder's fsync can fail: the new file is then in place, and
+            // the error says so.
             if (!threw) CHECK(now == fresh);
             in_place = in_place || now == fresh;
             CHECK(folder.names().size() == 1);
@@ -280,7 +280,7 @@ TEST_CASE("the file-size limit fails the write, not the process (SIGXFSZ)") {
   const std::string path = folder.write("f", "old");
   pid_t child = ::fork();
   REQUIRE(child >= 0);
-  if (child == 0) {  // a process of its own: the limit is for good
+  if (child == 0) {  // a process of its own: the limit is permanent
     rlimit limit{1000, 1000};
     ::setrlimit(RLIMIT_FSIZE, &limit);
     ::signal(SIGXFSZ, SIG_DFL);
@@ -328,7 +328,7 @@ TEST_CASE("input file: limits") {
 TEST_CASE("a file cut short between two reads of one pread loop") {
   ScratchFolder folder;
   const std::string path = folder.write("f", std::string(1000, 'x'));
-  class Cutting : public Fs {  // as if another process truncated it under us
+  class Cutting : public Fs {  // as if another process truncated the file meanwhile
     ssize_t pread(int fd, void* dst, std::size_t n, off_t at) override {
       return at == 0 ? Fs::pread(fd, dst, std::min<std::size_t>(n, 10), at) : 0;
     }
@@ -385,7 +385,7 @@ TEST_CASE("R8: output folder: new, empty, or refused; and one process at a time"
     check_throws<UsageError>("held, resuming", {path, "process"},
                              [&] { OutputFolder again(path, false); });
   }
-  CHECK(std::filesystem::is_empty(path));  // the lock goes with its holder
+  CHECK(std::filesystem::is_empty(path));  // the lock disappears with its holder
   { OutputFolder again(path + "/", true); }
   std::filesystem::create_directories(path);
   std::ofstream(path + "/.lock") << "999999\n";  // left by a killed run: harmless

@@ -1,4 +1,4 @@
-// Elementwise ops against doubles. One float operation and one rounding to the dtype each.
+// Elementwise ops against doubles. Each takes one float operation and one rounding to the dtype.
 #include <limits>
 
 #include "gradcheck_cases.h"

@@ -1,6 +1,7 @@
-// The promise "only A and B hold gradients and optimizer state", in three locks: types (no
-// expression gives a frozen Weight a gradient), keys and tags (memory for one cannot be asked for),
-// and the ledger of a real step. Snippets that must not compile are in compile_fail/.
+// The promise "only A and B hold gradients and optimizer state" is kept by three locks: types (no
+// expression gives a frozen Weight a gradient), keys and tags (memory for a gradient or moment
+// cannot be requested), and the ledger of a real step. Snippets that must not compile are in
+// compile_fail/.
 #include <concepts>
 #include <type_traits>
 
@@ -54,7 +55,7 @@ concept WeightGradient = requires(Backend& b, W& w, Tensor a) {
   b.weight_gradient(w, GradMode::Write, 1.0, a, a);
 };
 
-// The right-hand sides hold, so the left-hand sides are no typos.
+// The right-hand sides hold, so the left-hand sides are not typos.
 static_assert(!HasGradient<Weight> && HasGradient<Parameter>);
 static_assert(!TapeSinks<Weight> && TapeSinks<Var>);
 static_assert(!TapePasses<Weight> && TapePasses<Var>);
@@ -112,7 +113,7 @@ TEST_CASE("a frozen weight's memory cannot become a Parameter or a leaf") {
 namespace {
 
 // Matrices so large, and a batch so small, that all other memory together could not hold the
-// gradient of even the smallest frozen matrix: a peak below its size proves there was none.
+// gradient of even the smallest frozen matrix: a peak below its size proves that there was none.
 ModelConfig wide_config() {
   ModelConfig c = tiny_config();
   c.vocab_size = 300;
@@ -154,7 +155,7 @@ struct Run {
     });
     return bytes;
   }
-  // Peak of everything a gradient of a frozen matrix could hide in, over what was there before.
+  // Whether the peaks of all other tags could hide a gradient of a frozen matrix.
   bool could_hold_a_frozen_gradient() const {
     const Ledger& l = backend->ledger();
     return l[Tag::Backward].peak_bytes + l[Tag::Workspace].peak_bytes +

@@ -269,7 +269,8 @@ TEST_CASE("text leaves in whole characters and never contains a stop text") {
 }
 
 TEST_CASE("a continuation is the whole text without its prompt's, at once and streamed") {
-  // A leading mark, several spaces, a character in byte tokens, a stop text cut by tokens anywhere.
+  // A leading space mark, several spaces, a character in byte tokens, a stop text cut by tokens
+  // anywhere.
   const std::string text = " Once  upon a caf\xC3\xA9 \xE2\x82\xAC 5 \xF0\x9F\x98\x80 \n END of it";
   const std::string folder = kData + "sentencepiece/";
   std::vector<std::unique_ptr<Tokenizer>> tokenizers;
@@ -334,7 +335,7 @@ TEST_CASE("a conversation keeps its history in the cache, and forgets it on rese
   CHECK(first.reused == 0);
   const Generation second = talk.reply("and now?", {});
   CHECK(second.reused > 0);
-  // The same from the beginning, without a cache that remembers.
+  // The same conversation from the beginning, without a cache that remembers.
   const RenderedChat whole =
       chat.render({{"user", "hello"}, talk.messages()[1], {"user", "and now?"}}, true);
   GenerationRequest request{tokenizer->encode(whole.text, whole.content), sampling, -1};

@@ -22,7 +22,7 @@ namespace {
 using Case = GradcheckCase;
 using Function = std::function<Var(Tape&, const Vars&)>;
 
-// ---- what is made of several families -----------------------------------------------------------
+// ---- ops that combine several families ---------------------------------------------------------
 
 void lora_cases(std::vector<Case>& out) {
   const Weight w = frozen({6, 7}, 110), bias = frozen({6}, 111), one = frozen({1, 1}, 112);
@@ -43,8 +43,8 @@ void lora_cases(std::vector<Case>& out) {
                  {&a1, &b1}});
 }
 
-// W (N,K) with the factors of its parts beside it, as lora/joined.cpp lays them out. `ranks[i]` 0:
-// part i has no adapter. Lives as long as the program, as the parameters do.
+// W (N,K) with the factors of its parts next to it, as lora/joined.cpp lays them out. With
+// `ranks[i]` = 0, part i has no adapter. Lives as long as the program, as the parameters do.
 const JoinedLinear& joined(const std::vector<std::int64_t>& widths, std::int64_t K,
                            const std::vector<std::int64_t>& ranks, unsigned seed,
                            std::vector<Parameter*>& parameters) {
@@ -73,8 +73,8 @@ const JoinedLinear& joined(const std::vector<std::int64_t>& widths, std::int64_t
   return f;
 }
 
-// Ops that take their input's memory get a copy of it. The copies follow the
-// masters, which gradcheck moves. `h`: the residual stream that the op adds to, if it does.
+// Ops that overwrite their input's memory get a copy of the input. The copies of A and B follow the
+// masters, which gradcheck changes. `h` is the residual stream that the op adds to, if it does.
 void joined_case(std::vector<Case>& out, const std::string& what, const JoinedLinear& f,
                  const std::vector<Parameter*>& parameters, Tensor x, std::optional<Tensor> h,
                  std::function<Var(Tape&, const Var& x, const Var& h, const JoinedLinear&)> op) {
@@ -142,7 +142,8 @@ void joined_cases(std::vector<Case>& out) {
               });
 }
 
-// f and g of x, the first made again in backward: alone, inside of another, without parameters.
+// f and g of x, where f is computed again in backward: alone, inside another checkpoint, and
+// without parameters.
 void checkpoint_cases(std::vector<Case>& out) {
   const Weight gain = frozen({5}, 200), w = frozen({5, 5}, 201), v = frozen({3, 5}, 207);
   Parameter &p = trainable({5, 5}, 202), &q = trainable({3, 5}, 203);
@@ -221,7 +222,7 @@ std::set<std::string> recorded_nodes(const Case& c) {
   return {names.begin(), names.end()};
 }
 
-// What the source says: every literal that a Node's name() may return, in all of src/.
+// Every literal that a Node's name() may return, according to the sources in src/.
 std::set<std::string> nodes_in_source() {
   std::set<std::string> names;
   const std::string name = "const char* name() const override {";

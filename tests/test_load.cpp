@@ -175,7 +175,7 @@ TEST_CASE("load: folders, bit for bit") {
   CHECK(backend->ledger().total().live_bytes == 0);
 }
 
-// What Hugging Face stores otherwise than we hold it.
+// Tensors that Hugging Face stores differently from how we hold them.
 TEST_CASE("load: Gemma's gains get the 1 that is not stored, GPT-2's projections are turned") {
   auto backend = make_cpu_backend();
   for (const char* name : {"gemma3", "gpt2", "gpt2_odd"}) {
@@ -488,7 +488,7 @@ TEST_CASE("load: a BF16 file goes to the device as it is stored, and is checked 
   auto backend = make_cpu_backend();
   Folder folder("mqa");
   const std::string path = folder.write();
-  // The same tensors in BF16; at `poison` of one matrix the bits given.
+  // Writes the same tensors in BF16, with the given bits at `poison` of one matrix.
   auto write = [&](std::int64_t poison, std::uint16_t bits) {
     std::vector<EncodedTensor> tensors;
     for (const auto& [name, entry] : folder.tensors)
@@ -587,7 +587,7 @@ TEST_CASE("load: the tokenizer must fit the vocabulary") {  // C4, I5
   write_byte_tokenizer(f.write());
   auto backend = make_cpu_backend();
   CHECK_THROWS_WITH_AS(ModelFile(f.write()).read_tokenizer(), doctest::Contains("256"), InputError);
-  // A padded vocabulary is fine: ids without a token are never asked for.
+  // A padded vocabulary is fine: ids without a token are never used.
   SafetensorsEntry& embedding = f.tensors["model.embed_tokens.weight"];
   embedding.shape = Shape{300, 32};
   embedding.values.resize(300 * 32);

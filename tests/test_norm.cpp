@@ -1,4 +1,4 @@
-// RMSNorm against the plain F64 twin.
+// RMSNorm and LayerNorm against the plain F64 twin.
 #include "gradcheck_cases.h"
 
 using namespace lk;

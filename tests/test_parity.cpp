@@ -133,7 +133,7 @@ std::vector<double> product_slack(DType in, DType out, GradMode mode, std::int64
   return slack;
 }
 
-// c (M,N) (+)= alpha op(a, b) over K. `out` is c's dtype on the GPU.
+// Checks c (M,N) (+)= alpha op(a, b) over K. `out` is c's dtype on the GPU.
 void check_product(Product op, std::int64_t M, std::int64_t N, std::int64_t K, DType t, DType out,
                    Layout layout, GradMode mode, double alpha) {
   bool tn = op == Product::TN;
@@ -201,8 +201,8 @@ TEST_CASE("cuda: every LoRA rank from 1 to 9, and 16 to 128") {
     }
 }
 
-// The plan of joined projections with these parts. Rows that do not start at 16 bytes have no
-// kernel.
+// The plan of joined projections with these parts. There is no kernel for rows that do not start at
+// 16 bytes.
 ThinPlan thin_plan(const Side& s, std::int64_t in, std::int64_t out, std::int64_t thin,
                    const std::vector<ThinPart>& parts, bool dropout) {
   if (s.layout.pad % 8 != 0) return {};
@@ -271,7 +271,7 @@ TEST_CASE("cuda: LoRA's thin products with dropout, a mask for each projection")
           Results r =
               compare(what, DType::BF16, layout, [&](const Side& s) { return run(s, false); });
           std::vector<Guarded> sizes = run({oracle(), DType::F64, DType::BF16, kContiguous}, true);
-          // What doesn't suit the kernels goes by masked copies, which are rounded to BF16.
+          // What doesn't suit the kernels takes masked copies, which are rounded to BF16.
           const bool copies = R % 8 != 0 || K % 8 != 0 || S > 96 || layout.pad % 8 != 0;
           for (std::size_t i = 0; i < r.got.size(); ++i) {
             const std::int64_t length = i == 0 ? K : i == 1 ? R : T;
@@ -352,8 +352,7 @@ TEST_CASE("cuda: LoRA's thin products in backward, several projections at once")
             }
             const ThinPlan plan = thin_plan(s, K, N, S, parts_b, false);
             thin::backward_b(s.backend, plan, ds, 1.5, dy, b, st, parts_b);
-            // rstd is what makes x of itself, not its own statistic: the same on both sides only
-            // where it is used as given.
+            // rstd is not x's own statistic: both sides agree only where it is used as given.
             const NormedInput norm{rstd.vector(), gain, 1e-5};
             Tensor input_x = x;
             if (normed) {
@@ -477,7 +476,8 @@ TEST_CASE("cuda: a row of a frozen product has the same bits whatever other rows
 TEST_CASE("cuda: several frozen products of one input") {
   LK_NEEDS_GPU();
   using Widths = std::vector<std::int64_t>;
-  // x as it is or normed, onto addends or not; widths of K around what a block takes at a time.
+  // x unchanged or normed, with or without addends, and widths of K around what a block takes at a
+  // time.
   auto check_parts = [](const Widths& widths, std::int64_t T, std::int64_t K, DType t, Layout l,
                         bool normed, bool onto) {
     const std::string what = concat("parts ", dtype_name(t), " T ", T, " K ", K, " pad ", l.pad,
@@ -515,7 +515,8 @@ TEST_CASE("cuda: several frozen products of one input") {
                                 addend = rounded(random_values(T * widths[i], 20 + i), t);
       std::vector<double> slack = product_slack(t, t, GradMode::Write, K, sizes, r.want[i], {});
       for (std::size_t j = 0; j < slack.size(); ++j) {
-        // The normed input is rounded; of many rows the product is, before the addend comes.
+        // The normed input is rounded; with many rows so is the product, before the addend is
+        // added.
         if (normed) slack[j] += (unit_roundoff(t) + 8 * 0x1p-24) * sizes[j];
         if (onto)
           slack[j] +=

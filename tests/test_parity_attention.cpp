@@ -37,14 +37,14 @@ struct Setup {
   std::int64_t n_q() const { return q_offsets.back(); }
   std::int64_t n_k() const { return keys().back(); }
   std::int64_t multiplications() const { return heads * n_q() * n_k() * head_dim; }
-  // The relative error of a probability; sum |q||k| is about D * 2/pi, never above 4 D for normal
-  // numbers.
+  // The relative error of a probability. sum |q||k| is about D * 2/pi, and never above 4 D for
+  // normal numbers.
   double epsilon() const {
     return 0x1p-24 * (16 + 16 * std::sqrt(head_dim)) + (dtype == DType::BF16 ? 0x1p-8 : 0);
   }
 };
 
-// Calls f(head, query row, key row) for all that see each other.
+// Calls f(head, query row, key row) for all pairs in which the query sees the key.
 template <class F>
 void for_each_pair(const Setup& s, F&& f) {
   for (std::size_t doc = 0; doc + 1 < s.q_offsets.size(); ++doc) {
@@ -88,8 +88,8 @@ void check_forward(const Setup& a) {
               a.str() + " lse");
 }
 
-// dq, dk, dv from given o and lse, which were rounded once for both sides; dq and dk are turned
-// back if `rope`.
+// dq, dk, dv from given o and lse, which were rounded once for both sides. With `rope`, dq and dk
+// are rotated back.
 std::vector<Guarded> backward(const Setup& a, const Side& s, const std::vector<double>& o_values,
                               const std::vector<double>& lse_values, bool rope = false) {
   std::int64_t T = a.n_q(), HD = a.heads * a.head_dim, GD = a.kv_heads * a.head_dim;
@@ -114,8 +114,9 @@ Given given(const Setup& a) {
   return {rounded(out[0].values("o"), a.dtype), rounded(out[1].values("lse"), DType::F32)};
 }
 
-// A pair (a, b) of halves of each head becomes (a cos + b sin, b cos - a sin): the bounds add up,
-// and where it is done apart, a and b were rounded before.
+// Bounds after rotating back: a pair (a, b) of halves of each head becomes
+// (a cos + b sin, b cos - a sin). The bounds add up, and where the rotation is a separate op, a and
+// b were rounded before it.
 std::vector<double> turned(const std::vector<double>& slack, const std::vector<double>& values,
                            int head_dim, double u) {
   std::vector<double> out(slack.size());

@@ -1,4 +1,4 @@
-// GPU and CPU compared on what is made of more than one op: loading, a loss on the host.
+// Compares GPU and CPU where more than one op is involved: loading, and a loss on the host.
 #include "autograd/ops.h"
 #include "modelfile/load.h"
 #include "modelfile/weight_hash.h"

@@ -1,6 +1,6 @@
-// The numbers of Hugging Face PEFT on tiny models: losses of a training run, the adapter it ends
-// with, and logits. golden/make_peft_golden.py made them and says how; golden/check_peft.py checks
-// the way back. The real model is in test_peft_real.cpp.
+// The numbers of Hugging Face PEFT on tiny models: losses of a training run, the adapter that it
+// ends with, and logits. golden/make_peft_golden.py made them and describes how;
+// golden/check_peft.py checks the opposite direction. test_peft_real.cpp has the real model.
 #include <fstream>
 #include <functional>
 
@@ -171,8 +171,9 @@ TEST_CASE("logits with an adapter that PEFT trained and wrote") {
   });
 }
 
-// On the models of golden/models/, every projection adapted. PEFT's float32 losses lie within 5e-6
-// of its float64 ones here (1.2e-7 but for gemma3), so both are asked for to 1e-5.
+// Runs on the models of golden/models/, with every projection adapted. PEFT's float32 losses lie
+// within 5e-6 of its float64 ones here (1.2e-7 except for gemma3), so ours must lie within 1e-5 of
+// both.
 TEST_CASE("ten steps of every family as PEFT trains them, and its names and shapes of tensors") {
   const Json golden = Json::parse(std::ifstream(kGolden + "families.json"));
   on_every_device([&](Backend& backend) {
@@ -202,11 +203,11 @@ TEST_CASE("ten steps of every family as PEFT trains them, and its names and shap
   });
 }
 
-// The same in BF16: activations and their gradients are rounded, A and B are not. Against PEFT's
-// losses in float32: a logit is off by 2^-8 sqrt(roundings) of the usual logit, which is about 1
-// here (a normed row times an embedding of unit length; 18 roundings a layer as in
-// test_transformer); a token's loss by at most twice that; and what training moved it by as much of
-// that.
+// The losses in BF16, where activations and their gradients are rounded but A and B are not,
+// compared with PEFT's in float32. A logit is off by 2^-8 sqrt(roundings) of the usual logit, which
+// is about 1 here (a normed row times an embedding of unit length; 18 roundings per layer as in
+// test_transformer); a token's loss is off by at most twice that, and what training changed it by,
+// by the same share.
 TEST_CASE("ten steps of every family in BF16 stay near PEFT's in float32") {
   const Json golden = Json::parse(std::ifstream(kGolden + "families.json"));
   on_every_device([&](Backend& backend) {

@@ -1,5 +1,5 @@
-// SmolLM2-135M as Hugging Face PEFT trains it: losses, the adapter after ten steps, evaluation. Needs
-// the base model and, on two cores, minutes. golden/make_peft_golden.py made the numbers.
+// SmolLM2-135M as Hugging Face PEFT trains it: losses, the adapter after ten steps, evaluation.
+// Needs the base model and, on two cores, minutes. golden/make_peft_golden.py made the numbers.
 #include <cstdlib>
 
 #include "cuda/open_device.h"
@@ -16,8 +16,8 @@ namespace {
 
 const std::string kData = std::string(LK_TEST_DATA) + "/../examples/data/";
 
-// The relative L2 distance of the adapter from PEFT's, over the elements that the golden file
-// samples: four a matrix, of the matrices that it names.
+// The relative L2 distance of the adapter from PEFT's over the elements that the golden file
+// samples: four per matrix, of the matrices that it names.
 double distance_from_peft(const Adapter& adapter, const Json& samples) {
   double difference = 0, norm = 0;
   std::size_t compared = 0;
@@ -88,8 +88,8 @@ void check_smollm2(Backend& backend, const std::string& name, std::size_t n_step
 
 }  // namespace
 
-// All sixty take minutes on two cores: by default the CPU does ten; LORIKEET_PEFT_STEPS=60 does
-// all.
+// All sixty steps take minutes on two cores, so the CPU does ten by default; LORIKEET_PEFT_STEPS=60
+// runs all.
 TEST_CASE("SmolLM2's losses and adapter as PEFT has them, on the CPU") {
   if (smollm2_path().empty()) LK_SKIP("no base model (tools/test.sh fetches it)");
   const char* steps = std::getenv("LORIKEET_PEFT_STEPS");

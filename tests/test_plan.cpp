@@ -1,4 +1,4 @@
-// The plan: would catch a plan that drifts from what a run really takes.
+// The memory plan: would catch a plan that differs from what a run really takes.
 #include "run/plan.h"
 
 #include <map>
@@ -13,7 +13,7 @@ using namespace lk::test;
 
 namespace {
 
-// Peak bytes by tag, but for the workspace: a device's own scratch may differ.
+// Peak bytes by tag, without the workspace: a device's own scratch may differ.
 std::map<std::string, std::int64_t> peaks(const MemoryReport& memory) {
   std::map<std::string, std::int64_t> by_tag;
   for (const MemoryRow& r : memory.rows)
@@ -156,14 +156,14 @@ TEST_CASE("a budget gets the fastest setting that fits, and one layer less would
       CHECK(plan.memory.peak_bytes <= budget);
       return recompute_text(r.recompute);
     };
-    // The least budget of which so many bytes are plannable.
+    // The least budget that has this many plannable bytes.
     auto budget = [&](std::int64_t bytes) {
       std::int64_t b = bytes;
       while (plannable_bytes(b, traits) < bytes) b += bytes - plannable_bytes(b, traits);
       return b;
     };
     CHECK(chosen(INT64_MAX) == "none");
-    // What a setting needs is a budget for it; a little less asks for the next.
+    // A setting fits the budget that it needs; a little less selects the next setting.
     const std::int64_t slack = 20000;  // the batch that a recording keeps
     std::vector<std::string> ladder = {"none",      "gate-up:1",       "gate-up:2",
                                        "gate-up:4", "gate-up,block:2", "gate-up,block:3"};

@@ -15,7 +15,7 @@ using namespace lk::test;
 
 namespace {
 
-// A CPU whose copies to the host happen as late as they may: out at sent(), back at arrived().
+// A CPU whose copies to the host happen as late as possible: out at sent(), back at arrived().
 class OffloadingBackend : public CpuBackend {
  public:
   OffloadingBackend() : CpuBackend(CpuMode::Reference, Products::Best, offloading()) {}
@@ -64,7 +64,7 @@ struct Setting {
   std::string family = "llama";
 };
 
-// Losses, gradient norms, all gradients and adapters of a few steps; and the last step's peak
+// Losses, gradient norms, all gradients and adapters of a few steps, and the last step's peak
 // bytes.
 struct Trained {
   std::vector<double> numbers;
@@ -110,7 +110,7 @@ Trained train(std::unique_ptr<Backend> backend, const Setting& s, const std::str
   t.peak_bytes = backend->ledger().total().peak_bytes;
   t.activation_bytes = backend->ledger()[Tag::Activations].peak_bytes;
   t.host_bytes = backend->offloaded().peak_bytes;
-  // The equalities of every run: not one weight gradient more, no gradient that is not A's or B's.
+  // The equalities of every run: no extra weight gradient, and no gradient that is not A's or B's.
   prove_memory(*backend, adapter, weights_bytes, backend->weight_gradient_matmuls(),
                kSteps * s.micro_batches);
   return t;
@@ -151,7 +151,8 @@ TEST_CASE("losses, gradients and adapters are bit for bit those of no recomputat
       {DType::F32, 0, false, true, 1, {"layers.2.mlp.down_proj", "layers.3.self_attn.q_proj"}},
       {DType::BF16, 0, true, true, 1, {"layers.2.mlp.down_proj", "layers.3.self_attn.q_proj"}}};
   for (const Setting& s : settings) {
-    // The plain twins compute in one order whatever comes; the fast kernels are what runs.
+    // Joined models run on the plain twins, which compute in one order in any case; all others run
+    // on the fast kernels, which are used in practice.
     const CpuMode mode = s.joined ? CpuMode::Reference : CpuMode::Fast;
     const std::string what =
         concat(dtype_name(s.dtype), " dropout ", s.dropout, s.joined ? " joined " : " ",
@@ -218,7 +219,7 @@ TEST_CASE("offloaded inputs come back bit for bit, one block ahead, and the last
       struct Counts {
         int most_waiting, most_on_the_way, total, left;
       };
-      Counts counts{};  // of a backend that is gone when train() is done
+      Counts counts{};  // outlives the backend that fills it
       struct Watched : OffloadingBackend {
         Counts& out;
         explicit Watched(Counts& c) : out(c) {}

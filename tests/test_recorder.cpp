@@ -17,7 +17,7 @@ struct Cell {
   std::shared_ptr<int> input = std::make_shared<int>(0);
 };
 
-// Work that notes what it reads.
+// Work that records what it reads.
 struct Subject {
   ReplayingBackend backend;
   std::vector<int> seen;
@@ -25,7 +25,8 @@ struct Subject {
   explicit Subject(Recorder<int, Cell>::Limits limits, bool enabled = true)
       : recorder(backend, enabled, limits) {}
 
-  // Runs the work of these sizes on a new input as a caller would; true if it was recorded work.
+  // Runs the work of these sizes on a new input as a caller would. Returns true if it ran as a
+  // recording.
   bool run(int sizes, int input) {
     if (Cell* cell = recorder.find(sizes)) {
       *cell->input = input;

@@ -1,4 +1,4 @@
-// report.html: what it must show, and what must never get through it.
+// report.html: what it must show, and what must never get through.
 #include <fstream>
 
 #include "harness.h"

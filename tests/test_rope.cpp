@@ -40,7 +40,7 @@ TEST_CASE("rope agrees with the F64 twin and undoes itself") {
           check_close(values(y), values(y64), unit_roundoff(s.dtype), {4 * u * 8},
                       concat("rope ", s.name));
           CHECK(padding_intact(y));
-          // In place, and back again: rotations preserve length.
+          // Rotate in place, and back again: rotations preserve length.
           Tensor z = padded(s.backend, s.dtype, T, heads * D, 3, 1),
                  angles = table(s.backend, s.dtype, 50, D);
           Tensor positions = to_device(s.backend, Tag::Workspace, at);

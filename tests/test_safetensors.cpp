@@ -356,7 +356,7 @@ TEST_CASE("X: hostile indexes") {
   s.root.write("m/s2", shard_with("b", 2));
   s.index(R"({"a":"s1","b":"s2"})", R"({"total_size":-5})");
   CHECK_NOTHROW(
-      open_safetensors_model(s.folder));  // X7: total_size tells us nothing; it is not used
+      open_safetensors_model(s.folder));  // X7: total_size carries no information and is not used
   std::string many = "{";
   for (int i = 0; i < 20'000; ++i)
     many += (i ? ",\"" : "\"") + std::to_string(i) + "\":\"" + std::to_string(i) + "\"";

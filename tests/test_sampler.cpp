@@ -56,7 +56,7 @@ TEST_CASE("sampler: every epoch is a permutation, a pure function of seed and ep
     std::sort(epoch.begin(), epoch.end());
     for (std::int64_t i = 0; i < n; ++i) CHECK(epoch[static_cast<std::size_t>(i)] == i);
   }
-  // Asked out of order, by another object: the same.
+  // The sampler gives the same rows when asked out of order, by another object.
   const Sampler other(n, batch, true, 42);
   CHECK(other.batch(50) == sampler.batch(50));
   CHECK(other.batch(3) == std::vector<std::int64_t>(drawn.begin() + 30, drawn.begin() + 40));
@@ -136,7 +136,8 @@ TEST_CASE("packed batches go through all bins in order, from one epoch into the 
     for (std::int64_t e = 0; e < 3 * batch; ++e)
       want.insert(want.end(), sampler.epoch(e).rows.begin(), sampler.epoch(e).rows.end());
     CHECK(drawn == want);
-    // Asked out of order, by another object, as a resumed run does: the same.
+    // The sampler gives the same bins when asked out of order, by another object, as a resumed run
+    // does.
     const Sampler other(lengths, 32, batch, shuffle, 2);
     CHECK(other.batch(2 * n) == sampler.batch(2 * n));
     CHECK(other.batch(5) == sampler.batch(5));

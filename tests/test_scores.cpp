@@ -13,7 +13,7 @@ namespace {
 
 Json golden() { return read_json(std::string(LK_TEST_DATA) + "/golden/text_scores.json"); }
 
-// Python's floats and ours: the same operations, but for the last bits of log, exp and a sum.
+// Python and C++ perform the same operations, except for the last bits of log, exp and a sum.
 void check_close(double ours, double theirs) {
   CHECK_MESSAGE(std::abs(ours - theirs) <= 1e-12 * std::max(1.0, std::abs(theirs)), ours, " for ",
                 theirs);

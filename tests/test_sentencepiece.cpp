@@ -61,7 +61,7 @@ std::unique_ptr<Tokenizer> open_model(const std::string& name) {
   return Tokenizer::from_gguf(GgufFile(kFolder + name + ".gguf"));
 }
 
-// A vocabulary of single characters, bytes and what a test adds.
+// A vocabulary of single characters, bytes and tokens that a test adds.
 struct Vocabulary {
   std::vector<std::string> tokens = {"<unk>", "<s>", "</s>"};
   std::vector<float> scores = {0, 0, 0};

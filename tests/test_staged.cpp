@@ -12,7 +12,7 @@ using namespace lk::test;
 
 namespace {
 
-// The system, with the n-th call failing (0: none), and a disk as small as one likes.
+// The file system with the n-th call failing (0: none), and a disk as small as the test wants.
 class FailingFs : public Fs {
  public:
   explicit FailingFs(int n) : n_(n) {}
@@ -133,7 +133,7 @@ TEST_CASE("whichever call fails, there is the whole folder or none") {
       }
     }
     const std::vector<std::string> names = scratch.names();
-    if (!names.empty()) {  // only the last fsync can fail when it is in place
+    if (!names.empty()) {  // once it is in place only the last fsync can fail
       CHECK(names == std::vector<std::string>{"model"});
       CHECK(slurp(scratch.file("model/a")) + slurp(scratch.file("model/b")) == "onetwo");
     }

@@ -76,7 +76,8 @@ TEST_CASE_FIXTURE(Fixture, "without gradients nothing is saved") {
   }
   CHECK(tape.n_nodes() == 0);
   CHECK(count(Tag::Backward) == 0);
-  // At most the input, the three of attention and its log-sum-exp at one time, at any depth.
+  // At any depth at most these live at one time: the input, attention's three inputs and its
+  // log-sum-exp.
   CHECK(backend.ledger()[Tag::Activations].peak_bytes <= 4 * kBytes + 2 * T * 8);
 }
 

@@ -1,4 +1,4 @@
-// TensorBoard's event files: framing and messages, byte for byte those of its own writer
+// TensorBoard's event files: framing and messages equal those of its own writer byte for byte
 // (golden/make_event_golden.py).
 #include <filesystem>
 

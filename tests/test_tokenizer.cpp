@@ -55,7 +55,8 @@ void check_golden(const Tokenizer& tokenizer, const std::string& name) {
   CHECK(sha_of(got.data(), got.size() * sizeof(got[0])) == want.at("sha256").get<std::string>());
 }
 
-// Each token's text is what stands at its offset (unless bytes were normalised or lost).
+// Checks that each token's text is what stands at its offset (unless bytes were normalised or
+// lost).
 void check_offsets(const Tokenizer& tokenizer, const std::string& text) {
   const Tokenizer::Encoding e = tokenizer.encode_with_offsets(text);
   REQUIRE(e.ids == tokenizer.encode(text));
@@ -123,7 +124,7 @@ TEST_CASE("SmolLM2's ids from its GGUF file") {
   const std::string english =
       "Water boils at 100 degrees Celsius, isn't that so?\n\n\tYes. \u00e9\U0001f99c";
   CHECK(tokenizer->decode(tokenizer->encode(english)) == english);
-  // The vocabulary lacks 21 bytes; the reference loses them without a word, we count them.
+  // The vocabulary lacks 21 bytes: the reference loses them silently, we count them.
   const auto lost = tokenizer->encode_with_offsets("a\x04 b\x16");
   CHECK(lost.lost_bytes == 2);
   CHECK(lost.ids == tokenizer->encode("a b"));
@@ -132,7 +133,7 @@ TEST_CASE("SmolLM2's ids from its GGUF file") {
 TEST_CASE("decode undoes encode where no byte is lost and nothing is normalised") {
   for (const char* name : {"gpt2", "llama3"}) {
     auto tokenizer = open_small(name);
-    // Added tokens that take spaces along do not give them back.
+    // Added tokens that absorb spaces do not give them back.
     std::string text = long_text();
     for (std::size_t at; (at = text.find('<')) != std::string::npos;) text[at] = '(';
     CHECK(tokenizer->decode(tokenizer->encode(text)) == text);
@@ -198,7 +199,7 @@ TEST_CASE("special tokens inside plain spans are ordinary text") {
   CHECK(count(tokenizer->encode(text, Spans{{0, text.size()}})) == 0);
   CHECK(count(tokenizer->encode(text, Spans{{0, 14}})) == 1);
   CHECK(count(tokenizer->encode(text, Spans{{14, 15}})) == 1);
-  // Half of the token from content, half from the template: not a token either.
+  // Half of the token comes from content, half from the template: it is not a token either.
   CHECK(count(tokenizer->encode(text, Spans{{0, 5}, {20, 24}})) == 0);
   CHECK(count(tokenizer->encode(text, Spans{{5, 5}})) == 2);
   CHECK(tokenizer->decode(tokenizer->encode(text, Spans{{0, text.size()}})) == text);

@@ -24,7 +24,7 @@ std::string load_error(const Json& tokenizer) {
   return "accepted";
 }
 
-// The small tokenizer as a GGUF converter would write it.
+// The small tokenizer in the form that a GGUF converter would write.
 GgufText converted(const std::string& name, const std::string& pre) {
   const Json file = small_json(name);
   const Json& vocabulary = file.at("model").at("vocab");
@@ -51,7 +51,7 @@ GgufText converted(const std::string& name, const std::string& pre) {
       .number("ggml.eos_token_id", 2);
 }
 
-// A few tokens, as GGUF; what a test changes comes in as `tokens` and so on.
+// A few tokens as GGUF; a test passes its changes as arguments.
 GgufText few(const std::vector<std::string>& tokens = {"a", "b", "ab", "<end>"},
              const std::vector<std::string>& merges = {"a b"},
              const std::vector<std::int32_t>& types = {1, 1, 1, 3}) {
@@ -191,7 +191,7 @@ TEST_CASE("a tokenizer gives the same ids from GGUF and from tokenizer.json") {
     CHECK(gguf->n_tokens() == json->n_tokens());
     CHECK(gguf->eos() == 2);
     CHECK(gguf->adds_bos() == (name == "llama3"));
-    // GGUF has no words for lstrip, rstrip, single_word and normalized.
+    // GGUF can't express lstrip, rstrip, single_word and normalized.
     std::string text = long_text();
     for (const char* added :
          {"<lefty>", "<righty>", "<both>", "whole", "na\u00efvest", "nai\u0308vest"})
@@ -216,7 +216,7 @@ TEST_CASE("what a GGUF file says of bos, eos and stop tokens") {
   CHECK(full->stop_ids() == Ids{3, 2});
   CHECK(full->adds_bos());
   CHECK(full->chat_template() == "T");
-  // Typed ordinary, but it ends texts: still found, still left out.
+  // Its type is ordinary, but it ends texts: still found, still left out.
   CHECK(full->encode("a<end>b<more>") == Ids{0, 3, 1, 4});
   CHECK(full->decode(full->encode("a<end>b<more>")) == "b<more>");
 }

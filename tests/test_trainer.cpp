@@ -27,7 +27,7 @@ TrainerConfig tiny_training(std::int64_t steps) {
   return c;
 }
 
-// A device that is done with nothing until it is asked for the value.
+// A device that finishes nothing until it is asked for the value.
 class LateBackend : public CpuBackend {
  public:
   LateBackend() : CpuBackend(CpuMode::Fast) {}
@@ -120,7 +120,7 @@ TEST_CASE("a custom loss, on the host: cross-entropy written there trains as our
   }));
   CHECK(calls == 8);
   const auto ours = train({});
-  // Float64 all the way but for A, B and the optimizer, which are float32 masters of equal values.
+  // Everything is F64 except A, B and the optimizer, which are F32 masters of equal values.
   for (std::size_t i = 0; i < ours.size(); ++i)
     CHECK_MESSAGE(std::abs(own[i] - ours[i]) < 1e-6 * ours[i], own[i], " ", ours[i]);
   CHECK_THROWS_AS(loss_on_host({}), UsageError);
@@ -191,7 +191,7 @@ TEST_CASE("padded sizes are few, never smaller, and at most a sixteenth more tok
   CHECK(tokens.size() < 60);
   CHECK(documents.size() < 25);
   CHECK(supervised.size() < 25);
-  // Whole rows cost nothing.
+  // Whole rows need no padding.
   CHECK(padded_size(std::array{BatchSize{8192, 8, 8184}}) == BatchSize{8192, 8, 8192});
   // Batches of one step share a size: 480 tokens are 512, of which the short rows of the second
   // batch need 2 + 502 / 5 documents, so 112 in quarters of a power of two.
@@ -436,7 +436,7 @@ TEST_CASE("reports lag by one step at most, and are those of steps waited for on
   Adapter adapter(*model, tiny_lora());
   Trainer trainer(*model, adapter, tiny_training(5));
   for (std::size_t i = 0; i < 5; ++i) {
-    trainer.submit(batch(i));  // the CPU is done at once: no lag
+    trainer.submit(batch(i));  // the CPU is done at once, so there is no lag
     want.push_back(*trainer.next_report(false));
     CHECK(!trainer.next_report(true));
   }

@@ -1,6 +1,6 @@
-// Logits of whole models against transformers (golden/make_model_golden.py), on every device there
-// is: would catch a wrong rotation, norm, head grouping, bias, tied head, row permutation or rope
-// scaling.
+// Logits of whole models against transformers (golden/make_model_golden.py), on every device that
+// is present: would catch a wrong rotation, norm, head grouping, bias, tied head, row permutation
+// or rope scaling.
 #include <algorithm>
 #include <filesystem>
 
@@ -169,11 +169,11 @@ TEST_CASE("SmolLM2 as a Hugging Face folder") {
   if (n_gpus()) check_smollm2("cuda:0", folder);
 }
 
-// A layer rounds what it hands on about 14 times (two norms, q, k, v, their angles, the scores, o,
-// gate, up, their product, down, two sums; more norms in Qwen3 and Gemma), the head twice. Each
-// time a value moves by up to 2^-8 of its size, and independently: by the square root of their
-// number in all, if nothing amplifies it. A rounding's mean square is a sixth of the bound's
-// square, which leaves 2.4 for that.
+// A layer rounds the values that it passes on about 14 times (two norms, q, k, v, their angles, the
+// scores, o, gate, up, their product, down, two sums; more norms in Qwen3 and Gemma), the head
+// twice. Each rounding moves a value by up to 2^-8 of its size, independently of the others, so
+// their number enters by its square root if nothing amplifies them. A rounding's mean square is a
+// sixth of the bound's square, which leaves a factor of 2.4 for amplification.
 TEST_CASE("BF16 stays near F32: logits and loss of every family") {
   for (const std::string& device :
        n_gpus() ? std::vector<std::string>{"cpu", "cuda:0"} : std::vector<std::string>{"cpu"})

@@ -1,5 +1,5 @@
-// TinyGguf: a small GGUF file of F32 tensors by name, good or wrong on purpose. For tests of what
-// reads models.
+// TinyGguf: a small GGUF file of F32 tensors by name, valid or wrong on purpose, for tests of code
+// that reads models.
 #pragma once
 
 #include <cstdint>

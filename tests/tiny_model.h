@@ -1,5 +1,5 @@
-// A tiny random LLaMA, its relatives of the other families, and rows of random tokens: what tests
-// of training and generation run on.
+// A tiny random LLaMA, its relatives of the other families, and rows of random tokens, for tests of
+// training and generation.
 #pragma once
 
 #include <random>
@@ -27,8 +27,8 @@ inline ModelConfig tiny_config() {
   return c;
 }
 
-// The families, with all that each differs by: windows of 8 tokens, local layers with angles of
-// their own, biases.
+// The families with everything in which each of them differs: windows of 8 tokens, local layers
+// with angles of their own, biases.
 inline const std::vector<std::string> kFamilies = {"llama", "mistral",     "qwen2",
                                                    "qwen3", "gemma3_text", "gpt2"};
 

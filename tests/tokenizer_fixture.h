@@ -18,7 +18,7 @@ using Ids = std::vector<std::int32_t>;
 
 inline const std::string kData = std::string(LK_TEST_DATA) + "/golden/text/";
 
-// The megabyte that tests/golden/make_text_golden.py draws: the same generator.
+// The megabyte of text that tests/golden/make_text_golden.py draws, from the same generator.
 inline const std::string& long_text() {
   static const std::string text = [] {
     const Json source = read_json(kData + "snippets.json");
@@ -53,7 +53,7 @@ inline std::unique_ptr<Tokenizer> open_small(const std::string& name) {
   return Tokenizer::from_folder(kData + name);
 }
 
-// A minimal byte-level vocabulary: all 256 bytes, then what the test adds.
+// A minimal byte-level vocabulary: all 256 bytes, then the tokens that the test adds.
 inline TokenizerSpec tiny(PreTokenizer pre = PreTokenizer::Gpt2) {
   TokenizerSpec spec;
   spec.where = "tiny";

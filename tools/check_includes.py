@@ -32,10 +32,10 @@ EXCEPTIONS = {
 }
 # Programs stand above all layers.
 PROGRAMS = {"tools", "bench", "tests", "examples"}
-# The one door to the devices, and who may open it.
+# The only header that opens devices, and who may include it.
 DOOR = "cuda/open_device.h"
 MAY_OPEN_DOOR = {"lora", "run", "cuda"} | PROGRAMS
-# A kernel's test and its bench may look behind the door.
+# A kernel's test and its bench may include cuda/ directly.
 MAY_SEE_CUDA = {"cuda", "tests", "bench"}
 
 SUFFIXES = {".h", ".cpp", ".cu", ".cuh", ".inc"}
@@ -59,7 +59,7 @@ def judge(owner, quote, target, exists):
         if owner in PROGRAMS and beside and beside.group(1) in PROGRAMS:
             return None
         return f'"{target}": write the path from src/, not ".."'
-    if "/" not in target:  # beside the file (a test's helper), or a generated header of src/
+    if "/" not in target:  # next to the file (a test's helper), or a generated header of src/
         if owner in PROGRAMS or exists(target):
             return None
         return f'"{target}": write the path from src/'

@@ -13,7 +13,7 @@ die() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
 is_installed() { [ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
 
-# install_packages NAME...: those Debian packages that are missing, as root or through sudo.
+# install_packages NAME...: installs the Debian packages that are missing, as root or through sudo.
 install_packages() {
   command -v dpkg-query >/dev/null || { warn "not a Debian system: needed here are $*"; return 0; }
   local missing=() name as_root=()
@@ -94,7 +94,7 @@ configure_build() {
     configure build -Dcuda=disabled
   fi
 }
-# build_programs: only what lies in build/tools/.
+# build_programs: builds only what lies in build/tools/.
 build_programs() {
   configure_build || return 1
   compile build $(ninja -C build -t targets all | sed -nE 's/^(tools\/[a-z_]+): (cpp|cuda)_LINKER.*/\1/p')

@@ -20,7 +20,7 @@ CORE = {
            "schedule.*"],
     "lora": ["lora_linear.*", "adapter.*", "train_step.*", "proof.*"],
 }
-# Of src/cpu/: what a device needs besides the definitions.
+# Files of src/cpu/ that a device needs besides the definitions.
 NOT_CORE = {"cpu/plan.cpp", "cpu/host_memory.h", "cpu/host_memory.cpp"}
 
 

@@ -1,4 +1,4 @@
-// export: an adapter in another format. Today: GGUF, as llama.cpp loads it.
+// export: an adapter in another format. So far: GGUF, as llama.cpp loads it.
 #include <cstdio>
 
 #include "io/json.h"

@@ -1,4 +1,4 @@
-// generate: continue prompts with a model, with or without adapters; or talk to it.
+// generate: continues prompts with a model, with or without adapters, or holds a conversation.
 #include <cstdio>
 
 #include "inference_report.h"
@@ -94,14 +94,18 @@ int main(int argc, char** argv) {
   app.add_option("--batch", s.batch, "prompts at a time")->check(whole)->capture_default_str();
   app.add_option("--max-tokens", s.sampling.max_tokens, "at most this many")->check(whole);
   app.add_option("--temperature", s.sampling.temperature, "0 is greedy")->check(real);
-  app.add_option("--top-k", s.sampling.top_k, "sample among the k likeliest")->check(whole);
-  app.add_option("--top-p", s.sampling.top_p, "sample among the likeliest p")->check(real);
-  app.add_option("--min-p", s.sampling.min_p, "only tokens with p times the largest probability")
+  app.add_option("--top-k", s.sampling.top_k, "sample from the k most likely tokens")->check(whole);
+  app.add_option("--top-p", s.sampling.top_p,
+                 "sample from the most likely tokens of total probability p")
+      ->check(real);
+  app.add_option("--min-p", s.sampling.min_p,
+                 "only tokens with at least p times the largest probability")
       ->check(real);
   app.add_option("--repetition-penalty", s.sampling.repetition_penalty,
-                 "divides the logits of tokens that were there; 1 is none")
+                 "divides the logits of tokens that occurred before; 1 turns it off")
       ->check(real);
-  app.add_option("--seed", s.sampling.seed, "of sampling, the same for each prompt")->check(whole);
+  app.add_option("--seed", s.sampling.seed, "seed of sampling, the same for each prompt")
+      ->check(whole);
   app.add_option("--stop", s.sampling.stop, "end before this text; may be given several times")
       ->allow_extra_args(false);
   app.add_flag("--chat", s.chat,

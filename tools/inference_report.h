@@ -1,14 +1,15 @@
-// What inference takes, as lines on stderr.
+// Reports on stderr what inference takes.
 #pragma once
 
 #include "run/inference.h"
 
 namespace lk::program {
 
-// Rank and memory of each named adapter, and the time to give every one of `batch` prompts another.
+// Prints rank and memory of each named adapter, and the time to give each of `batch` prompts
+// another adapter.
 void report_adapters(const InferenceModel& m, std::int64_t batch);
-// What weights and adapters hold; what the cache, and all together, held at most. A cache is as
-// long as the longest request may become.
+// Prints what weights and adapters hold, and the peaks of the cache and of everything together. A
+// cache is as long as the longest request may become.
 void report_memory(const Ledger& ledger);
 
 }  // namespace lk::program

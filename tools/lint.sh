@@ -10,7 +10,7 @@ case "${1-}" in
   "") mapfile -t files < <({ git diff --name-only HEAD; git ls-files --others --exclude-standard; } | grep '\.cpp$' || true) ;;
   *) files=("$@") ;;
 esac
-# Only what the build compiles: a file without a command would be judged by guessed flags.
+# Checks only what the build compiles: a file without a command would be checked with guessed flags.
 mapfile -t files < <(for f in "${files[@]}"; do grep -qF "$f\"" build/compile_commands.json && echo "$f"; done)
 [ ${#files[@]} -gt 0 ] || { echo "nothing to check" >&2; exit 0; }
 say "clang-tidy on ${#files[@]} files"

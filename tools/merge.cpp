@@ -1,4 +1,4 @@
-// merge: adapters into their base, as a plain model; and back.
+// merge: merges adapters into their base, as a plain model, and back.
 #include "lora/merge.h"
 #include "io/paths.h"
 
@@ -12,7 +12,7 @@ namespace {
 
 using namespace lk;
 
-// Ends the merge from within; what was written goes away on the way out.
+// Thrown to end the merge from within; what was written is removed on the way out.
 struct Interrupted {
   int signal;
 };
@@ -27,7 +27,7 @@ struct Console : MergeListener {
   }
 };
 
-// "DIR" or "DIR=0.7". A folder whose own name is all of it is taken as it is.
+// Parses "DIR" or "DIR=0.7". If a folder of the whole name exists, the name is taken as it is.
 WeightedAdapter parse_adapter(const std::string& text) {
   const std::size_t at = text.rfind('=');
   if (at == std::string::npos || exists(text)) return {text, 1};

@@ -10,7 +10,7 @@ namespace {
 
 using namespace lk;
 
-// "100x500" -> 50,000 numbers in W against r (100 + 500) in A and B: the textbook example.
+// Prints "100x500" as 50,000 numbers in W against r (100 + 500) in A and B: the textbook example.
 int matrix(const std::string& text, std::int64_t rank) {
   std::size_t x = text.find('x');
   auto number = [&](std::string part) {

@@ -27,7 +27,7 @@ void close_line() {
   g_line_open = false;
 }
 
-// The shape of a decimal number, before any library's leniency.
+// Accepts the shape of a decimal number only, whatever else a library would accept.
 std::string decimal_shape(const std::string& text, bool real) {
   std::size_t i = 0, digits = 0;
   if (i < text.size() && (text[i] == '-' || text[i] == '+')) ++i;
@@ -111,7 +111,7 @@ std::int64_t parse_bytes(const std::string& text) {
 std::int64_t parse_budget(const std::string& text) {
   if (text.empty()) return 0;
   const std::int64_t bytes = parse_bytes(text);
-  if (bytes < 1) throw UsageError(concat("--memory ", text, ": must be more than nothing"));
+  if (bytes < 1) throw UsageError(concat("--memory ", text, ": must be positive"));
   return bytes;
 }
 
@@ -132,7 +132,7 @@ const std::atomic<int>& install_signal_handlers() {
   action.sa_handler = on_signal;
   for (int number : {SIGINT, SIGTERM, SIGHUP}) sigaction(number, &action, nullptr);
   std::signal(SIGPIPE, SIG_IGN);
-  std::signal(SIGXFSZ, SIG_IGN);  // a full quota is an error to report, not a death
+  std::signal(SIGXFSZ, SIG_IGN);  // exceeding a file-size limit is an error to report, not a death
   return g_signal;
 }
 

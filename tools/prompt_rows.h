@@ -11,8 +11,8 @@ struct PromptRow {
   std::string where;          // "file:line", for errors
 };
 
-// {"prompt": text, "adapter": name or null} of each line. Throws InputError naming file, line and
-// key, also where there is no line.
+// Reads {"prompt": text, "adapter": name or null} from each line. Throws InputError naming file,
+// line and key, also if the file has no rows.
 std::vector<PromptRow> read_prompt_rows(const std::string& path);
 
 }  // namespace lk::program

@@ -11,7 +11,7 @@
 namespace lk::program {
 namespace {
 
-// One line of the user; false ends the conversation.
+// Handles one line of the user; returns false to end the conversation.
 bool answer(InferenceModel& m, Conversation& chat, const std::string& line) {
   if (line == "/exit") return false;
   if (line == "/reset") {
@@ -37,7 +37,7 @@ void talk(InferenceModel& m, const SamplingSettings& sampling, const std::string
     if (!std::getline(std::cin, line)) break;
     try {
       if (!answer(m, chat, line)) break;
-    } catch (const UsageError& e) {  // the conversation is full: say so, go on
+    } catch (const UsageError& e) {  // the conversation is full: say so and go on
       message(e.what());
     } catch (const InputError& e) {  // not UTF-8, or an unknown adapter
       message(e.what());

@@ -8,8 +8,8 @@
 
 namespace lk::program {
 
-// Answers lines from stdin on stdout until they end or "/exit"; "/reset" forgets what was said,
-// "/adapter NAME" lets that adapter answer from now on, "/adapter" the base.
+// Answers lines from stdin on stdout until they end or the user enters "/exit". "/reset" forgets
+// what was said, "/adapter NAME" switches to that adapter, "/adapter" to the base.
 void talk(InferenceModel& m, const SamplingSettings& sampling, const std::string& chat_template);
 
 }  // namespace lk::program

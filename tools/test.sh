@@ -3,7 +3,7 @@
 # Installs what is missing, builds into build/ and, with sanitizers, what reads files into build-asan/. With the CUDA
 # toolkit every kernel is compiled; without a GPU the tests that need one are skipped and counted so.
 # On two cores: 12 minutes the first time (20 with the toolkit), 3 minutes once built. The last line sums up.
-# --slow: every test under the sanitizers too, half an hour.
+# --slow: also runs every test under the sanitizers, half an hour.
 source "$(dirname "$0")/common.sh"
 
 slow=

@@ -1,4 +1,4 @@
-"""Time and memory of one LoRA training step of a peer, on a CPU or a CUDA device: one JSON line a mode.
+"""Time and memory of one LoRA training step of a peer, on a CPU or a CUDA device: one JSON line for each mode.
 
     python bench/peers/lora_step.py --shape llama2-7b --batch 4 --seq-len 2048 --rank 16 --dtype bf16 --device cuda \\
                                     --modes eager,compile-layer,graph

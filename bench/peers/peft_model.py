@@ -38,7 +38,7 @@ def build(args):
 
 
 def set_mode(peer, mode):
-    """Leaves the mode before, compiles lazily what this one asks for."""
+    """Leaves the previous mode; compiles lazily what this mode needs."""
     torch._dynamo.reset()
     for layer in peer["layers"]:
         layer._compiled_call_impl = None  # what Module.compile() sets

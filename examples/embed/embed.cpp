@@ -1,4 +1,4 @@
-// Lorikeet inside another program: ten steps of LoRA on rows of its own, with a loss of its own.
+// Lorikeet inside another program: ten steps of LoRA on the program's own rows, with a custom loss.
 //   embed MODEL    (a .gguf file or a Hugging Face folder)
 #include <lorikeet/lorikeet.h>
 
@@ -69,7 +69,7 @@ void run(const std::string& model) {
 int main(int argc, char** argv) try {
   if (argc != 2) throw lk::UsageError("usage: embed MODEL");
   run(argv[1]);
-} catch (const lk::Error& e) {  // says what, where and, as code(), what kind
+} catch (const lk::Error& e) {  // it names what and where; code() is the kind of error
   std::fprintf(stderr, "error: %s\n", e.what());
   return static_cast<int>(e.code());
 }

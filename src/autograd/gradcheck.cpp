@@ -54,7 +54,7 @@ class Checker {
     return sum;
   }
 
-  // d sum(u * f) / dx by central differences, moving x where it lies.
+  // d sum(u * f) / dx by central differences, changing x in place.
   Values slopes(const Tensor& x) {
     Values values = to_host_f64(x), slopes;
     auto upload = [&] { backend_.upload(x, values.data(), values.size() * sizeof(double)); };

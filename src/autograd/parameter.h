@@ -1,4 +1,5 @@
-// Parameter: a trainable matrix: value, gradient and (for BF16 runs) a compute-dtype copy.
+// Parameter: a trainable matrix with its value, its gradient and (in BF16 runs) a compute-dtype
+// copy.
 #pragma once
 
 #include <string>
@@ -7,7 +8,7 @@
 
 namespace lk {
 
-// Where a gradient goes and how. False, without a tensor, when nobody wants it.
+// Where a gradient goes and how. Converts to false, and holds no tensor, when nobody wants it.
 struct Sink {
   Tensor tensor;
   GradMode mode = GradMode::Write;
@@ -16,9 +17,9 @@ struct Sink {
 
 class Parameter {
  public:
-  // value: F32 (F64 in checks), the master. Allocates the gradient buffer: a Parameter always has
-  // one. With compute_dtype BF16 a BF16 copy is kept; it is refreshed by refresh() and by the
-  // optimizer.
+  // `value`, F32 (F64 in checks), is the master. Allocates the gradient buffer: a Parameter always
+  // has one. With compute_dtype BF16 it keeps a BF16 copy, which refresh() and the optimizer
+  // update.
   Parameter(std::string name, Tensor value, DType compute_dtype);
   Parameter(Parameter&&) = default;
   Parameter& operator=(Parameter&&) = default;
@@ -37,8 +38,8 @@ class Parameter {
   // Forgets the gradient: no memory is touched, the next sink() overwrites.
   void zero_grad() { has_grad_ = false; }
   bool has_grad() const { return has_grad_; }
-  // Keeps the compute copy in `place`, a matrix of the same shape that may have a row stride, from
-  // now on; for a parameter of compute dtype F32 or F64 too.
+  // From now on keeps the compute copy in `place`, a matrix of the same shape that may have a row
+  // stride. Parameters of compute dtype F32 or F64 get a copy too.
   void keep_copy_in(Tensor place);
   // Copies value into the compute copy after the value was changed from outside.
   void refresh();

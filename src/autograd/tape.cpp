@@ -22,7 +22,7 @@ Sink Tape::sink(const Edge& x) {
     grad = backend_.empty_with_margin(Tag::Backward, x.dtype(), x.shape(), x.margin_);
     return {grad, GradMode::Write};
   }
-  if (grad.use_count() > 1) {  // shared by pass(): make it ours before it changes
+  if (grad.use_count() > 1) {  // shared by pass(): copy it before it changes
     Tensor own = backend_.empty_with_margin(Tag::Backward, x.dtype(), x.shape(), x.margin_);
     backend_.copy(own, grad);
     grad = own;
@@ -63,7 +63,7 @@ void Tape::backward(const Edge& y, Tensor dy) {
   pass(y, dy);
   dy = Tensor();
   for (std::size_t i = nodes_.size(); i-- > 0;) {
-    if (nodes_[i].leaf) continue;  // keeps its gradient
+    if (nodes_[i].leaf) continue;  // a leaf keeps its gradient
     dy_ = std::move(nodes_[i].grad);
     nodes_[i].grad = Tensor();
     if (dy_.defined()) nodes_[i].node->backward(*this, dy_);

@@ -2,14 +2,14 @@
 //
 // Note [Recording order]: an op's node is recorded after the nodes that made its inputs, so the
 // list of nodes is already topologically sorted and backward is a loop from its end. A node is
-// destroyed as soon as it ran, which returns the activations it saved.
+// destroyed as soon as it has run, which returns the activations it saved.
 //
 // Note [Gradient by demand]: a Var that depends on no Parameter has no id, so its gradient is never
 // asked for, allocated or computed. Ops ask tape.sink(x) before they compute dx.
 //
 // Note [Save what backward reads]: a node keeps a Var for an input whose value its backward reads,
 // and an Edge for one whose gradient it only writes. A Var keeps the value's memory alive until the
-// node ran; an Edge does not.
+// node has run; an Edge does not.
 #pragma once
 
 #include <memory>
@@ -24,7 +24,7 @@ namespace lk {
 
 class Tape;
 
-// A value on the tape: a Tensor, and the id of its gradient if anything before it is trainable.
+// A value on the tape: a Tensor, plus the id of its gradient if anything before it is trainable.
 class Var {
  public:
   Var() = default;
@@ -49,7 +49,7 @@ class Var {
   int id_ = -1;
 };
 
-// Where the gradient of a Var goes, without its value. Any Var converts to its Edge.
+// The destination of a Var's gradient, without the Var's value. Any Var converts to its Edge.
 class Edge {
  public:
   Edge() = default;
@@ -69,12 +69,12 @@ class Edge {
   int id_ = -1;
   DType dtype_ = DType::F32;
   Shape shape_;
-  std::int64_t margin_ = 0;  // of the value: its gradient gets the same
+  std::int64_t margin_ = 0;  // of the value; its gradient gets the same margin
 };
 
-// Will anybody read an op's output? The last value of what runs again for its backward alone
-// (autograd/checkpoint.h) is not read: the op records its node and leaves the value out, its memory
-// as it was.
+// Whether anybody reads an op's output. Where a function runs again for its backward alone
+// (autograd/checkpoint.h), its last value is unread: the op records its node but does not compute
+// the value, and the output's memory stays uninitialised.
 enum class Output : std::uint8_t { Read, Unread };
 
 // What an op saved, and its derivative. Defined next to the op's forward in autograd/ops/.
@@ -89,64 +89,65 @@ class Tape {
  public:
   enum class Mode { Record, NoGrad };
   explicit Tape(Backend& backend, Mode mode = Mode::Record) : backend_(backend), mode_(mode) {}
-  Tape(const Tape&) = delete;  // Vars remember whose they are
+  Tape(const Tape&) = delete;  // Vars refer to their tape
   Tape& operator=(const Tape&) = delete;
 
   Backend& backend() const { return backend_; }
   bool recording() const { return mode_ != Mode::NoGrad; }
-  // Memory for an op's output or saved statistics; of a matrix, with a margin behind its rows.
+  // Memory for an op's output or saved statistics. A matrix gets `margin` columns behind its rows.
   Tensor activation(DType dtype, Shape shape, std::int64_t margin = 0) {
     return backend_.empty_with_margin(Tag::Activations, dtype, shape, margin);
   }
 
-  // Should an op with these inputs, Vars and Parameters, record a node? A Parameter always asks for
-  // one. On a tape without gradients any Var is a constant; on a recording one a Var of another
-  // tape throws.
+  // Whether an op with these inputs, Vars and Parameters, should record a node. A Parameter always
+  // asks for one. On a tape without gradients any Var is a constant; on a recording tape a Var of
+  // another tape throws.
   template <class... Inputs>
   bool wants(const Inputs&... inputs) const {
     return recording() && (static_cast<int>(mine(inputs)) | ...) != 0;
   }
-  // The output of an op that needs no gradient.
+  // Wraps the output of an op that needs no gradient.
   Var constant(Tensor y) { return Var(std::move(y)); }
-  // The output of an op that does, with its node: record<XNode>(y, arguments of its constructor).
+  // Wraps the output of an op that needs one, with its node: record<XNode>(y, constructor
+  // arguments).
   Var record(Tensor y, std::unique_ptr<Node> node);
   template <class N, class... Args>
   Var record(Tensor y, Args&&... args) {
     return record(std::move(y), std::make_unique<N>(std::forward<Args>(args)...));
   }
-  // A leaf whose gradient is kept for the caller (gradient checks, tests): read it with gradient().
-  // Memory of a frozen Weight is refused.
+  // A leaf whose gradient is kept for the caller (gradient checks, tests), who reads it with
+  // gradient(). Memory of a frozen Weight is refused.
   Var leaf(Tensor x);
 
-  // Inside Node::backward: where the gradient of an input goes. Allocated on first use, with the
-  // shape and margin of x; copied first if its memory is shared (see pass).
+  // Inside Node::backward: where the gradient of an input goes. Its buffer is allocated on first
+  // use, with the shape and margin of x, and copied first if its memory is shared (see pass).
   Sink sink(const Edge& x);
-  // Inside Node::backward: x's gradient gets dy itself. If it is the first contribution no memory
-  // is copied: the buffer is shared until somebody adds to it. So a backward never changes its dy,
-  // though it may use the margin behind dy's rows, which is nobody's.
+  // Inside Node::backward: adds dy to x's gradient. The first contribution copies no memory: the
+  // buffer is shared until somebody adds to it. So a backward never changes its dy, though it may
+  // use the margin behind dy's rows, which belongs to nobody.
   void pass(const Edge& x, const Tensor& dy);
 
-  // Runs all nodes backwards from y, with dy = 1 (y a scalar), or the given dy. Once per tape.
+  // Runs all nodes backwards from y, with the given dy, or with dy = 1 for a scalar y. Once per
+  // tape.
   void backward(const Var& y);
   void backward(const Edge& y, Tensor dy);
-  // Inside Node::backward, which then has no dy any more: the memory, to change it if nobody else
-  // holds it.
+  // Inside Node::backward: takes dy's memory from the tape, to change it if nobody else holds it.
   Tensor take_dy() { return std::move(dy_); }
 
   // The gradient of a leaf after backward (undefined if nothing reached it).
   Tensor gradient(const Edge& x) const;
 
   std::size_t n_nodes() const { return nodes_.size(); }
-  // Names of the recorded nodes, in order.
+  // Names of the recorded nodes, in recording order.
   std::vector<std::string> node_names() const;
 
  private:
   struct Record {
-    std::unique_ptr<Node> node;  // null for a leaf, and once it ran
+    std::unique_ptr<Node> node;  // null for a leaf, and once it has run
     Tensor grad;
     bool leaf = false;
   };
-  // True if x has a gradient here; throws if it has one on another tape.
+  // Whether x has a gradient on this tape. Throws if it has one on another tape.
   bool mine(const Edge& x) const {
     check(!x.needs_grad() || x.tape_ == this, "tape: this value belongs to another tape");
     return x.needs_grad();
@@ -155,7 +156,7 @@ class Tape {
   Backend& backend_;
   Mode mode_;
   bool ran_ = false;
-  Tensor dy_;  // of the node that runs
+  Tensor dy_;  // gradient of the output of the node that is running
   std::vector<Record> nodes_;
 };
 

@@ -1,6 +1,6 @@
 // LoRA's thin products through joined projections (Note [Joined projections] in autograd/joined.h).
 // The device's kernels run them where the plan has one (tensor/lora_kernels.h); elsewhere they are
-// composed of the core's ops, a product for each part, which is their definition.
+// composed of the core's ops, one product for each part, which is their definition.
 //
 // dy (T,N) and x, dx (T,K) are wide; s, ds (T,S), a (S,K) and b (N,S) are thin. Part p has columns
 // [begin, end) of the wide matrix and [column, column + rank) of the thin ones; drop_p is dropout
@@ -13,25 +13,25 @@
 
 namespace lk::thin {
 
-// s = scale drop_p(x) a_pᵀ in each part's columns, zero in others. Without dropout that is one
-// product.
+// s = scale drop_p(x) a_pᵀ in each part's columns, zero in all others. Without dropout this is one
+// product for all parts.
 void forward(Backend& backend, const ThinPlan& plan, const Tensor& s, double scale, const Tensor& x,
              const Tensor& a, std::span<const ThinPart> parts, const InputDropout& drop);
-// dx += sum over p of drop_p(ds_p a_p), the masks being those of x
+// dx += sum over p of drop_p(ds_p a_p), with the masks of x
 void into_x(Backend& backend, const ThinPlan& plan, const Tensor& dx, const Tensor& ds,
             const Tensor& a, std::span<const ThinPart> parts, const InputDropout& drop);
-// ds = scale dy b;  dw_p (end - begin, rank) (+)= dy[:, begin:end]ᵀ s[:, p]. b is zero outside of
-// the parts' blocks.
+// ds = scale dy b; dw_p (end - begin, rank) (+)= dy[:, begin:end]ᵀ s[:, p]. b is zero outside the
+// parts' blocks.
 void backward_b(Backend& backend, const ThinPlan& plan, const Tensor& ds, double scale,
                 const Tensor& dy, const Tensor& b, const Tensor& s,
                 std::span<const ThinPart> parts);
-// dw_p (rank, K) (+)= ds[:, p]ᵀ drop_p(x); x, or what `norm` makes of it. Parts' begin and end are
-// 0 and K.
+// dw_p (rank, K) (+)= ds[:, p]ᵀ drop_p(x), where x is replaced by what `norm` makes of it if there
+// is one. Each part's begin and end are 0 and K.
 void backward_a(Backend& backend, const ThinPlan& plan, const Tensor& ds, const Tensor& x,
                 const NormedInput* norm, std::span<const ThinPart> parts,
                 const InputDropout& drop = {});
-// Backend::gated_backward by silu, and backward_a of its x = silu(gate) * up. dgate may be gate's memory
-// and dup may be up's; dy's values are lost.
+// Backend::gated_backward with silu, and backward_a with x = silu(gate) * up. dgate may be gate's
+// memory and dup may be up's; dy's values are lost.
 void swiglu_backward(Backend& backend, const ThinPlan& plan, const Tensor& dgate, const Tensor& dup,
                      const Tensor& dy, const Tensor& gate, const Tensor& up, const Tensor& ds,
                      std::span<const ThinPart> parts, const InputDropout& drop = {});

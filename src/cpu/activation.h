@@ -1,5 +1,5 @@
-// Activations of the form x * sigmoid(z(x)), which is all that SwiGLU, GEGLU and GELU need: the
-// derivative is s (1 + x z'(x) (1 - s)) with s = sigmoid(z(x)).
+// Activations of the form x * sigmoid(z(x)), which SwiGLU, GEGLU and GELU all have. The derivative
+// is s (1 + x z'(x) (1 - s)) with s = sigmoid(z(x)).
 #pragma once
 
 #include <cmath>
@@ -20,7 +20,7 @@ struct Silu {
   }
 };
 
-// GELU by tanh (Hendrycks & Gimpel 2016): x (1 + tanh(u)) / 2 with u = sqrt(2/pi) (x + 0.044715
+// GELU's tanh form (Hendrycks & Gimpel 2016): x (1 + tanh(u)) / 2 with u = sqrt(2/pi) (x + 0.044715
 // x^3). (1 + tanh(u)) / 2 is sigmoid(2u).
 struct GeluTanh {
   static constexpr double kTwice = 1.5957691216057308;  // 2 sqrt(2/pi)
@@ -35,7 +35,7 @@ struct GeluTanh {
   }
 };
 
-// sigmoid(z(x)) and, times x, the activation's value: exact to the last bits, and the fast twin.
+// sigmoid(z(x)), which times x is the activation's value: exact to the last bits, and a fast twin.
 template <class Act, class A>
 A sigmoid_of(A x) {
   return A(1) / (A(1) + std::exp(-Act::z(x)));

@@ -117,7 +117,7 @@ void CpuBackend::attention_forward(const Tensor& o, const Tensor& lse, const Ten
   dispatch_float(q.dtype(), [&]<class T>() {
     if constexpr (has_fast_path<T>)
       if (fast()) {
-        // A document's path depends on nothing but its own queries.
+        // Which path a document takes depends on its own queries alone.
         auto few = [](const Document& d) {
           return d.queries() <= kDecodeQueries && d.keys() > d.queries();
         };

@@ -9,7 +9,7 @@
 namespace lk {
 
 enum class CpuMode {
-  Reference,  // plain twins only: the oracle of every other implementation
+  Reference,  // plain twins only: the reference for every other implementation
   Fast,       // oneDNN, OpenMP and vectorised kernels for F32 and BF16; twins for F64
 };
 

@@ -13,7 +13,7 @@ namespace lk {
 
 class CpuBackend : public Backend, private AdapterKernels {
  public:
-  // Whose kernels multiply frozen weights; tests choose, everyone else lets the processor decide.
+  // Whose kernels multiply frozen weights. Tests choose; everyone else lets the processor decide.
   enum class Products { Best, Tiles, Onednn };
   explicit CpuBackend(CpuMode mode, Products products = Products::Best,
                       const DeviceTraits& traits = kCpuTraits);
@@ -47,7 +47,7 @@ class CpuBackend : public Backend, private AdapterKernels {
  private:
   bool fast() const { return mode_ == CpuMode::Fast; }
   bool use_onednn(DType dtype) const;
-  // c (+)= alpha op(a) op(b). c has the operands' dtype, or that of their sums.
+  // c (+)= alpha op(a) op(b). c has the operands' dtype or that of their sums.
   void product(const Tensor& c, GradMode mode, double alpha, const Tensor& a, bool a_transposed,
                const Tensor& b, bool b_transposed);
 

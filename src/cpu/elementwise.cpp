@@ -82,7 +82,7 @@ void CpuBackend::uniform(const Tensor& x, float bound, const RandomKey& key) {
 }
 
 void CpuBackend::copy(const Tensor& y, const Tensor& x) {
-  if (y.dtype() == x.dtype()) {  // bytes, whatever the dtype
+  if (y.dtype() == x.dtype()) {  // copies bytes, whatever the dtype
     std::size_t size = dtype_size(x.dtype()), row = static_cast<std::size_t>(x.cols()) * size;
     if (row == 0) return;
     parallel_for(x.rows(), x.numel(), [&](std::int64_t i) {

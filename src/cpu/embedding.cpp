@@ -1,4 +1,4 @@
-// Moving rows: embedding lookup, gather and scatter. No arithmetic but scatter's addition.
+// Moving rows: embedding lookup, gather and scatter. The only arithmetic is scatter's addition.
 #include <algorithm>
 
 #include "cpu/cpu_backend_impl.h"
@@ -25,7 +25,7 @@ void gather(Matrix<T> y, Matrix<const T> x, const std::int32_t* index) {
                [&](std::int64_t i) { std::copy_n(x[index[i]], y.cols, y[i]); });
 }
 
-// The same of a quantised matrix.
+// y (n,C) = x[index], x quantised
 template <class T>
 void gather_quantised(Matrix<T> y, const Weight& x, const std::int32_t* index) {
   check_rows(index, y.rows, x.shape()[0]);

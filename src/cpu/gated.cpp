@@ -1,5 +1,5 @@
-// Gated units (Shazeer 2020): y = act(gate) * up, and an activation alone: y = act(gate). act is silu or
-// gelu by tanh (activation.h).
+// Gated units (Shazeer 2020), y = act(gate) * up, and plain activations, y = act(gate). act is silu
+// or gelu's tanh form (activation.h).
 #include "cpu/activation.h"
 #include "cpu/cpu_backend_impl.h"
 #include "cpu/fast/gated_rows.h"
@@ -137,7 +137,7 @@ void act_backward(bool fast, const Tensor& dx, GradMode mode, const Tensor& dy, 
   });
 }
 
-// Calls f<Silu>() or f<GeluTanh>().
+// Calls f<Silu>() or f<GeluTanh>() for `act`.
 template <class F>
 void with_activation(Activation act, F&& f) {
   if (act == Activation::Silu)

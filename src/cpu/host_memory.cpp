@@ -12,7 +12,8 @@ namespace {
 
 constexpr std::size_t kAlignment = 256;
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
-// Linux promises more memory than it has and kills who uses it; above this size we look first.
+// Linux promises more memory than it has and kills who uses it, so larger blocks are checked
+// against what is left first.
 constexpr std::size_t kLookFirst = std::size_t{16} << 20;
 constexpr std::int64_t kNoLimit = INT64_MAX;
 
@@ -26,14 +27,15 @@ std::int64_t number_after(const std::string& path, const std::string& key, std::
   }
   return fallback;
 }
-// The number a file consists of; "max", a missing file or nonsense is `fallback`.
+// The number that a file consists of; `fallback` for "max", a missing file or nonsense.
 std::int64_t number_in(const std::string& path, std::int64_t fallback) {
   std::ifstream in(path);
   std::int64_t value = 0;
   return in >> value ? value : fallback;
 }
 
-// What one control group leaves. Its page cache counts as used but would be given up: add it back.
+// Bytes that one control group leaves. Its page cache counts as used but can be reclaimed: add it
+// back.
 std::int64_t left_in_group(const std::string& folder, const char* limit_file,
                            const char* used_file) {
   std::int64_t limit = number_in(folder + limit_file, kNoLimit);
@@ -43,7 +45,7 @@ std::int64_t left_in_group(const std::string& folder, const char* limit_file,
   return std::max<std::int64_t>(0, limit - used + std::min(cache, used));
 }
 
-// The smallest allowance among this process's control groups (version 2, then 1) and their parents.
+// The least that this process's control groups (version 2, then 1) and their parents leave.
 std::int64_t left_in_control_groups() {
   std::int64_t left = kNoLimit;
   std::ifstream in("/proc/self/cgroup");
@@ -74,7 +76,7 @@ void* allocate_host(std::size_t bytes) {
   bool large = bytes >= kHugePage;
   void* block = nullptr;
   if (posix_memalign(&block, large ? kHugePage : kAlignment, bytes) != 0) return nullptr;
-  // Advice only: without huge pages everything works, with more TLB misses.
+  // Only advice: without huge pages everything works, with more TLB misses.
   if (large) madvise(block, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
   return block;
 }

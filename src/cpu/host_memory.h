@@ -1,4 +1,4 @@
-// Memory of the host: aligned blocks on huge pages, and how much of it is left.
+// Memory of the host: aligned blocks on huge pages, and how much is left.
 #pragma once
 
 #include <cstddef>
@@ -7,15 +7,15 @@
 
 namespace lk::cpu {
 
-// A 256-byte aligned block (2 MiB aligned and on huge pages where large), or nullptr when the host
-// has not that much left. Free it with std::free.
+// A 256-byte aligned block (if large, 2 MiB aligned and on huge pages), or nullptr when the host
+// has not that much memory left. Free it with std::free.
 void* allocate_host(std::size_t bytes);
 
 // Bytes that could still be allocated: MemAvailable, or what the control group leaves if that is
 // less.
 std::int64_t free_host_memory();
 
-// "AMD EPYC 7B13": the processor's name as the kernel tells it.
+// The processor's name as the kernel reports it: "AMD EPYC 7B13".
 std::string processor_name();
 
 }  // namespace lk::cpu

@@ -8,7 +8,7 @@
 
 namespace lk::cpu {
 
-// A row-major matrix with a row stride, as loops want it.
+// A row-major matrix with a row stride, as loops use it.
 template <class T>
 struct Matrix {
   T* data;
@@ -25,7 +25,7 @@ Matrix<const T> matrix(const Weight& w) {
   return {w.values().data<T>(), w.values().rows(), w.values().cols(), w.values().ld()};
 }
 
-// A stored number as its accumulation type (bf16 -> float), and back with one rounding.
+// Converts a stored number to its accumulation type (bf16 -> float), and back with one rounding.
 template <class T>
 inline accumulate_t<T> load(T x) {
   return static_cast<accumulate_t<T>>(x);
@@ -37,13 +37,13 @@ inline T rounded(A x) {
   else
     return static_cast<T>(x);
 }
-// y = value or y += value.
+// Stores y = value or y += value.
 template <class T, class A>
 inline void put(T& y, GradMode mode, A value) {
   y = rounded<T>(mode == GradMode::Add ? static_cast<A>(load(y)) + value : value);
 }
 
-// The bits of bf16 numbers, as kernels of one instruction set take them.
+// The bits of bf16 numbers, as kernels of a single instruction set take them.
 inline std::uint16_t* bits(bf16* p) { return reinterpret_cast<std::uint16_t*>(p); }
 inline const std::uint16_t* bits(const bf16* p) {
   return reinterpret_cast<const std::uint16_t*>(p);
@@ -55,14 +55,16 @@ inline constexpr std::int64_t kSerialElements = std::int64_t{1} << 14;
 // in order, so that no result depends on the number of threads.
 inline constexpr std::int64_t kPiece = std::int64_t{1} << 13;
 
-// f(i) for each i in [0, n) in parallel; `work` is the number of elements touched by all together.
+// Runs f(i) for each i in [0, n) in parallel; `work` is the number of elements that all of them
+// touch together.
 template <class F>
 void parallel_for(std::int64_t n, std::int64_t work, const F& f) {
 #pragma omp parallel for schedule(static) if (work > kSerialElements)
   for (std::int64_t i = 0; i < n; ++i) f(i);
 }
 
-// f(row, begin, end) for all rows of a matrix in parallel, in pieces of at most kPiece columns.
+// Runs f(row, begin, end) for all rows of a matrix in parallel, in pieces of at most kPiece
+// columns.
 template <class F>
 void parallel_pieces(std::int64_t rows, std::int64_t cols, const F& f) {
   const std::int64_t per_row = (cols + kPiece - 1) / kPiece;
@@ -72,7 +74,7 @@ void parallel_pieces(std::int64_t rows, std::int64_t cols, const F& f) {
   });
 }
 
-// True for the dtypes that have a fast path.
+// Whether a dtype has a fast path.
 template <class T>
 inline constexpr bool has_fast_path = !std::is_same_v<T, double>;
 

@@ -28,7 +28,7 @@ void gemm_plain(Strided<TC> c, GradMode mode, double alpha, Strided<const T> a, 
     }
 }
 
-// y (T,N) = x (T,K) w^T, w quantised: exactly dequantised, then multiplied
+// y (T,N) = x (T,K) w^T, w quantised: dequantised exactly, then multiplied
 template <class T>
 void quantised_forward_plain(Matrix<T> y, Matrix<T> x, const Weight& w) {
   using A = accumulate_t<T>;
@@ -57,7 +57,7 @@ Strided<const T> operand(const Tensor& t, bool transposed) {
 
 bool CpuBackend::keeps_quantised(const GgmlType& type) const { return multiplies_quantised(type); }
 
-// Our own tiles (gemm.cpp) need no packing.
+// Our own tiles (fast/gemm.cpp) need no packing.
 void CpuBackend::prepare_linear(Weight& w) {
   if (w.quantised()) {
     if (fast() && w.dtype() != DType::F64)
@@ -76,7 +76,7 @@ void CpuBackend::linear_forward(const Tensor& y, const Tensor& x, const Weight& 
   }
   auto* packed = dynamic_cast<const OnednnLinear*>(w.packed());
   // Our own tiles take any number of rows in one order of sums, which Note [Batch independence]
-  // promises; beside oneDNN's, whose order is unknown, decoding reads its weights as they lie.
+  // promises. oneDNN's order is unknown, so next to it decoding reads its weights in place.
   if (packed && y.rows() <= kFewRows)
     linear_few_rows(y, x, w.values());
   else if (packed)

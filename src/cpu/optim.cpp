@@ -13,8 +13,8 @@ using namespace cpu;
 
 namespace {
 
-// What one update does to every element, worked out once. Source: Loshchilov & Hutter 2019; the
-// order of operations is that of torch.optim.AdamW, so that training curves can be compared.
+// The constants of one update, computed once for all elements. Source: Loshchilov & Hutter 2019;
+// the order of operations is that of torch.optim.AdamW, so that training curves can be compared.
 template <class A>
 struct AdamWFactors {
   A clip, decay, beta1, beta2, rate, root2,
@@ -74,7 +74,7 @@ LK_SIMD void adamw_piece(float* value, const float* grad, float* m, float* v, bf
   }
 }
 
-// The pieces of all tensors, so that many small ones are shared out like one large one.
+// The pieces of all tensors, so that many small tensors are shared out like one large tensor.
 struct Piece {
   std::size_t tensor;
   std::int64_t begin, length;

@@ -1,4 +1,4 @@
-// What a training step takes on the CPU, without one: the scratch of fast/.
+// What a training step allocates on the CPU: the scratch of cpu/fast/, without running it.
 #include <algorithm>
 
 #include "cpu/cpu_backend.h"
@@ -58,7 +58,7 @@ class CpuPlan final : public PlanBackend {
   }
 
  private:
-  // What fast/gemm.cpp packs of BF16 operands that the processor can't multiply, in F32.
+  // Scratch of fast/gemm.cpp: BF16 operands that the processor can't multiply, packed as F32.
   void product(std::int64_t M, std::int64_t N, std::int64_t K, DType dtype) {
     if (dtype != DType::BF16 || cpu::best_bf16_tile()) return;
     const std::int64_t block_k = std::min(K, cpu::kBlockK);
@@ -67,8 +67,8 @@ class CpuPlan final : public PlanBackend {
     Tensor right = empty(Tag::Workspace, DType::F32, {block_n, block_k});
     scratch(DType::F32, {std::min<std::int64_t>(M, 1024), block_k});
   }
-  // Keys and values as attention lays them out: once with rows padded to whole vectors, and so many
-  // times transposed (fast/flash_attention.cpp; its native BF16 twin takes half).
+  // Keys and values as attention lays them out: once with rows padded to whole vectors, and
+  // `transposed` times transposed (fast/flash_attention.cpp; flash_attention_bf16.cpp takes half).
   Tensor packed_keys(const Tensor& k, const AttentionShape& shape, std::int64_t transposed) {
     if (k.dtype() == DType::F64) return {};
     const std::int64_t D = shape.head_dim, width = (D + 15) / 16 * 16;

@@ -11,7 +11,7 @@ namespace {
 
 // ---- plain twin: the definition ---------------------------------------------------------------
 
-// sign = 1 rotates forward, -1 back.
+// Rotates forward with sign = 1, back with sign = -1.
 template <class T>
 void rope_plain(Matrix<T> y, GradMode mode, Matrix<T> x, Matrix<accumulate_t<T>> table,
                 const std::int32_t* positions, std::int64_t head_dim, accumulate_t<T> sign) {

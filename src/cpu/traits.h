@@ -1,4 +1,4 @@
-// What the layers above may know of a CPU.
+// What the layers above may know about a CPU.
 #pragma once
 
 #include "tensor/device_traits.h"

@@ -1,5 +1,5 @@
-// Activations of the form x * sigmoid(z(x)): SiLU and GELU by tanh, as in cpu/activation.h.
-// With s = sigmoid(z(x)) the derivative is s (1 + x z'(x) (1 - s)).
+// Activations of the form x * sigmoid(z(x)): SiLU and GELU's tanh form, as in cpu/activation.h.
+// With s = sigmoid(z(x)), the derivative is s (1 + x z'(x) (1 - s)).
 #pragma once
 
 #include <cuda_runtime.h>
@@ -8,8 +8,8 @@ namespace lk {
 
 __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
-// For results that are rounded to BF16: relative error up to 2 + 1.2 |x| units of F32's last place,
-// where the exact functions cost more than all else that a gated unit computes.
+// For results that are rounded to BF16. Its relative error is up to 2 + 1.2 |x| units of F32's last
+// place; the exact functions would cost more than everything else that a gated unit computes.
 __device__ __forceinline__ float fast_sigmoid(float x) {
   return __fdividef(1.0f, 1.0f + __expf(-x));
 }

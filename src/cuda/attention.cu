@@ -1,11 +1,11 @@
 // Attention's entry points: which kernels a call gets, and delta, the row sums that backward starts
 // from.
 //
-// One query a document: attention/decode.cu.
-// BF16 with 16-byte aligned rows: tensor cores; head sizes 64 and 128 on a GPU of compute
-// capability 9.0 by wgmma (attention/forward_wgmma.cu, attention/backward_wgmma.cu), up to 128
-// elsewhere by mma.sync (attention/forward.cu, attention/backward.cu). Everything else: FP32
-// arithmetic (attention/plain.cu).
+// One query per document: attention/decode.cu.
+// BF16 with 16-byte aligned rows: tensor cores. Head sizes 64 and 128 on a GPU of compute
+// capability 9.0 use wgmma (attention/forward_wgmma.cu, attention/backward_wgmma.cu); other sizes
+// up to 128, and other GPUs, use mma.sync (attention/forward.cu, attention/backward.cu).
+// Everything else: FP32 arithmetic (attention/plain.cu).
 #include "cuda/attention/tiles.cuh"
 #include "cuda/cuda_backend.h"
 
@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(256)
                            int n_heads, int head_dim) {
   i64 row = blockIdx.x;
   int lane = threadIdx.x % LANES, n_groups = blockDim.x / LANES;
-  for (int first = 0; first < n_heads; first += n_groups) {  // the same for all lanes of a warp
+  for (int first = 0; first < n_heads; first += n_groups) {  // uniform over a warp
     int head = first + threadIdx.x / LANES;
     i64 col = static_cast<i64>(head) * head_dim;
     float sum = 0.0f;
@@ -43,8 +43,8 @@ bool suits_tensor_cores(int head_dim, const Tensor& q, const Tensors&... others)
   return q.dtype() == DType::BF16 && head_dim <= 128 && packable(8, head_dim, q, others...);
 }
 
-// Does the current GPU run, and this build contain, code for sm_90a? (gpu_arch in
-// meson_options.txt)
+// Whether the current GPU runs code for sm_90a and this build contains it (gpu_arch in
+// meson_options.txt).
 bool has_wgmma() {
 #ifdef LK_CUDA_SM90A
   int device = 0, major = 0, minor = 0;
@@ -101,7 +101,7 @@ void CudaBackend::attention_backward(const Tensor& dq, const Tensor& dk, const T
   if (!suits_tensor_cores(shape.head_dim, q, k, v, dout, dq, dk, dv)) {
     attention_backward_plain(a, s);
   } else if (suits_wgmma(shape.head_dim)) {
-    attention_backward_wgmma(a, s);  // turns them itself
+    attention_backward_wgmma(a, s);  // rotates them back itself
     return;
   } else {
     attention_backward_mma(a, s);

@@ -10,7 +10,7 @@
 namespace lk {
 namespace {
 
-constexpr std::size_t kMaxPlans = 8192;  // packed batches bring ever new T: start over, don't grow
+constexpr std::size_t kMaxPlans = 8192;  // packed batches bring ever new T: then start over
 
 void blas_check(cublasStatus_t status, const char* what) {
   if (status != CUBLAS_STATUS_SUCCESS) [[unlikely]]
@@ -31,8 +31,8 @@ std::uint32_t alignment_of(const void* pointer) {
 }  // namespace
 
 // Row-major is column-major transposed, so cuBLASLt is asked for cᵀ = op(b)ᵀ op(a)ᵀ: its first
-// operand is our b, its m our n. A row-major matrix (r,c) with stride ld is its column-major (c,r)
-// with the same ld.
+// operand is our b, and its m is our n. A row-major matrix (r,c) with stride ld is a column-major
+// (c,r) with the same ld.
 struct CublasLt::Plan {
   cublasLtMatmulDesc_t desc = nullptr;
   cublasLtMatrixLayout_t a = nullptr, b = nullptr, c = nullptr, addend = nullptr;
@@ -104,7 +104,7 @@ const CublasLt::Plan& CublasLt::plan(const Key& key) {
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, key.alignment_a);
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, key.alignment_addend);
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, key.alignment_c);
-  // Split sums may only meet in F32: partial sums in the output's dtype would round BF16 twice.
+  // Split sums may only be added in F32: partial sums in the output's dtype would round BF16 twice.
   prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
          std::uint32_t{CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE});
   cublasLtMatmulHeuristicResult_t result{};

@@ -1,4 +1,4 @@
-// cuBLASLt with row-major matrices: one function, and a cache of its plans.
+// cuBLASLt for row-major matrices: one function and a cache of its plans.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -16,15 +16,15 @@ struct cublasLtContext;
 
 namespace lk {
 
-// Row-major c (m,n) = alpha * op(a) op(b) + (accumulate ? addend : 0), op(a) (m,k), op(b) (k,n);
-// the addend is c unless another is given. A transposed operand is stored (k,m) or (n,k). `ld`
+// Row-major c (m,n) = alpha * op(a) op(b) + (accumulate ? addend : 0), op(a) (m,k), op(b) (k,n).
+// The addend is c unless another one is given. A transposed operand is stored (k,m) or (n,k). `ld`
 // counts elements. Sums are F32: F32 inputs use plain FP32 (no TF32), BF16 inputs the tensor cores.
 struct Gemm {
   bool transpose_a = false, transpose_b = false, accumulate = false;
   DType in = DType::F32, out = DType::F32;
   std::int64_t m = 0, n = 0, k = 0;
   std::int64_t lda = 0, ldb = 0, ldc = 0;
-  std::int64_t ld_addend = 0;  // of what is added, if that isn't c itself
+  std::int64_t ld_addend = 0;  // of the addend, if it isn't c itself
 
   auto operator<=>(const Gemm&) const = default;
 };
@@ -41,8 +41,8 @@ class CublasLt {
   CublasLt(const CublasLt&) = delete;
   CublasLt& operator=(const CublasLt&) = delete;
 
-  // False, with nothing done, if cuBLASLt has no kernel for this shape and alignment (odd BF16
-  // strides). `addend`: null for c.
+  // Returns false, with nothing done, if cuBLASLt has no kernel for this shape and alignment (odd
+  // BF16 strides). `addend` is null for c.
   bool run(const Gemm& gemm, void* c, float alpha, const void* a, const void* b, const void* addend,
            void* workspace, cudaStream_t stream);
   std::string version() const;

@@ -21,7 +21,7 @@ std::unique_ptr<BlockCache> make_cache(int device) {
     cudaGetLastError();
     return nullptr;
   };
-  // cudaFree waits for work in flight, so no kernel loses memory it still uses.
+  // cudaFree waits for work in flight, so no kernel loses memory that it still uses.
   auto release = [device](void* block, std::size_t) {
     cudaSetDevice(device);
     cudaFree(block);
@@ -51,7 +51,7 @@ class CudaBackend::CudaReadback final : public Readback {
  public:
   CudaReadback(CudaBackend& backend, std::unique_ptr<Landing> landing, DType dtype)
       : backend_(backend), landing_(std::move(landing)), dtype_(dtype) {}
-  // Nobody may write to the landing while a value is still on its way there.
+  // Nobody may write to the landing while a value is still on its way to it.
   ~CudaReadback() override {
     cudaEventSynchronize(landing_->done);
     backend_.landings_.push_back(std::move(landing_));
@@ -59,7 +59,7 @@ class CudaBackend::CudaReadback final : public Readback {
   bool done() const override {
     const cudaError_t state = cudaEventQuery(landing_->done);
     if (state == cudaErrorNotReady)
-      cudaGetLastError();  // "not yet" is remembered as an error; the next launch would report it
+      cudaGetLastError();  // "not ready" counts as an error, which the next launch would report
     else
       cuda_check(state, "asking for a value");
     return state == cudaSuccess;
@@ -154,7 +154,7 @@ void CudaBackend::upload(const Tensor& dst, const void* src, std::size_t bytes) 
   cudaStream_t s = stream();
   for (std::size_t at = 0; at < bytes; at += kStagingBytes) {
     std::size_t n = std::min(kStagingBytes, bytes - at);
-    Staging* staging = &staging_[static_cast<std::size_t>(staging_turn_ ^ 1)];  // the latest used
+    Staging* staging = &staging_[static_cast<std::size_t>(staging_turn_ ^ 1)];  // the one used last
     if (staging->used + n > kStagingBytes) staging = &next_staging();
     std::byte* host = staging->host + staging->used;
     staging->used += (n + 255) / 256 * 256;
@@ -169,7 +169,8 @@ void CudaBackend::upload(const Tensor& dst, const void* src, std::size_t bytes) 
 void CudaBackend::download(void* dst, const Tensor& src, std::size_t bytes) {
   check(src.contiguous() && bytes == src.bytes(), "download: ", bytes, " bytes from ", src.shape());
   cudaStream_t s = stream();
-  // While piece i is copied out of its staging half, piece i + 1 travels into the other.
+  // While piece i is copied out of its half of the staging memory, piece i + 1 travels into the
+  // other.
   Staging* travelling = nullptr;
   std::size_t travelling_at = 0, travelling_bytes = 0;
   auto land = [&] {

@@ -1,7 +1,7 @@
-// CudaBackend: one GPU, one ordered stream, own kernels, GEMMs through cuBLASLt.
+// CudaBackend: one GPU, one ordered stream, kernels of our own, and GEMMs through cuBLASLt.
 //
-// Where things are: this class's methods are defined in the .cu file of their op family (the same
-// stems as the CPU backend's); memory, copies and the constructor are in cuda_backend.cpp.
+// Where things are: this class's methods are defined in the .cu file of their op family (named as
+// in the CPU backend); memory, copies and the constructor are in cuda_backend.cpp.
 //
 // Note [One stream]: every kernel, copy and GEMM is submitted to one stream, so a block of memory
 // may be handed out again as soon as its last user was submitted, nothing needs an event, and the
@@ -51,7 +51,7 @@ class CudaBackend final : public Backend {
 
   void prepare_linear(Weight& w) override;
 
-  // Each in the .cu file of its family.
+  // The ops; each is defined in the .cu file of its family.
 #define LK_OVERRIDE(op, parameters, arguments) void op parameters override;
   LK_BACKEND_OPS(LK_OVERRIDE)
 #undef LK_OVERRIDE
@@ -70,8 +70,8 @@ class CudaBackend final : public Backend {
   void scatter(const Tensor& y, bool accumulate, const Tensor& x, const Tensor& rows);
 
   // Pinned host memory for copies: two halves, so that one fills while the other travels. Uploads
-  // lie one behind another in a half, so many small ones need no wait. A half is written again from
-  // its start only after the event says that its last copy has left it.
+  // lie one after the other in a half, so many small ones need no wait. A half is written again
+  // from its start only after the event says that its last copy has left it.
   static constexpr std::size_t kStagingBytes = std::size_t{4} << 20;
   struct Staging {
     std::byte* host = nullptr;
@@ -81,7 +81,7 @@ class CudaBackend final : public Backend {
   Staging& next_staging();
   Lanes& lanes(std::size_t bytes);
 
-  // Where read_later()'s values land; a Readback borrows one and brings it back.
+  // Where read_later()'s values land; a Readback borrows one and returns it.
   struct Landing;
   class CudaReadback;
   std::vector<std::unique_ptr<Landing>> landings_;

@@ -1,11 +1,11 @@
-// Recorded work: one CUDA graph, launched as a whole.
+// Recorded work as one CUDA graph, launched as a whole.
 #include "cuda/cuda_backend.h"
 #include "cuda/cuda_check.h"
 
 namespace lk {
 
-// What one recording, or several that run one after the other, use as their scratch. Nobody else
-// gets it while one of them is there.
+// The scratch of one recording, or of several that run one after the other. Nobody else gets it
+// while one of them exists.
 class CudaBackend::RecordedMemory {
  public:
   explicit RecordedMemory(CudaBackend& backend) : backend_(backend) {}
@@ -16,7 +16,8 @@ class CudaBackend::RecordedMemory {
   RecordedMemory(const RecordedMemory&) = delete;
   RecordedMemory& operator=(const RecordedMemory&) = delete;
 
-  // Until end() allocations come from here first; what they add stays here.
+  // Until end(), allocations are served from this memory first, and memory that they add stays
+  // here.
   void begin() {
     backend_.block_cache().begin_recording(blocks_);
     backend_.host_cache_.begin_recording(host_blocks_);
@@ -52,7 +53,7 @@ class CudaBackend::Graph final : public Recording {
     cudaGraphExecDestroy(exec_);
   }
 
-  // Relaxed: the cache may call the driver for a block, which the strict modes forbid.
+  // Relaxed capture: the cache may ask the driver for a block, which the strict modes forbid.
   void capture(const std::function<void()>& work) {
     cudaStream_t stream = backend_.stream();
     const std::int64_t matmuls = backend_.weight_gradient_matmuls();
@@ -71,7 +72,7 @@ class CudaBackend::Graph final : public Recording {
     cudaGraphDestroy(graph);
     cuda_check(status, "recording");
     weight_gradients_ = backend_.weight_gradient_matmuls() - matmuls;
-    backend_.weight_gradient_count() -= weight_gradients_;  // nothing ran yet
+    backend_.weight_gradient_count() -= weight_gradients_;  // nothing has run yet
   }
 
   void run() override {

@@ -1,5 +1,5 @@
 // The GPU's clock: events on the backend's one stream. They are kept for the next reading, as
-// making one costs more than recording it.
+// making an event costs more than recording it.
 #include "tensor/device_clock.h"
 
 #include "cuda/cuda_backend.h"

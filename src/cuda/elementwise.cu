@@ -27,7 +27,7 @@ struct FillOp {
   }
 };
 
-// bound (2 u - 1): 2 u - 1 is exact, so the product is the only rounding, however it is fused.
+// bound (2 u - 1): 2 u - 1 is exact, so the product is the only rounding, whether fused or not.
 template <class T, int N>
 struct UniformOp {
   static constexpr int kWidth = N;
@@ -111,7 +111,8 @@ struct AddBiasOp {
   }
 };
 
-// The mask of philox.h. A pack lies in one octet, as N divides 8 and rows are whole packs.
+// Dropout by the mask of philox.h. A pack lies in one octet, as N divides 8 and rows are whole
+// packs.
 template <class T, int N>
 struct DropoutOp {
   static constexpr int kWidth = N;
@@ -142,7 +143,7 @@ constexpr int kPack = 16 / static_cast<int>(sizeof(T));  // elements in 16 bytes
 void CudaBackend::fill(const Tensor& x, double value) {
   Walk walk(x);
   bool all_zero = value == 0.0 && !std::signbit(value);
-  if (all_zero && walk.rows == 1) {  // any dtype: zero is zero bytes
+  if (all_zero && walk.rows == 1) {  // any dtype: zero is all zero bytes
     cuda_check(cudaMemsetAsync(x.raw(), 0, x.bytes(), stream()), "fill");
     return;
   }

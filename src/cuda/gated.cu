@@ -1,4 +1,4 @@
-// Gated units: y = act(gate) * up, and an activation alone: y = act(gate), with
+// Gated units, y = act(gate) * up, and plain activations, y = act(gate), with
 // act(g) = g * sigmoid(z(g)) (activation.cuh); forward and backward.
 //
 // Maths      with s = sigmoid(z(g)):  dup = dy g s,  dgate = dy up s (1 + g z'(g) (1 - s)); alone

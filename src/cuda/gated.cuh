@@ -1,11 +1,11 @@
-// The arithmetic of gated units, for every kernel that does it.
+// The arithmetic of gated units, shared by all kernels that need it.
 #pragma once
 
 #include "cuda/activation.cuh"
 
 namespace lk {
 
-// d holds dy, g gate and u up; they become y = act(gate) * up, dgate and dup.
+// d holds dy, g gate and u up; they are replaced by y = act(gate) * up, dgate and dup.
 template <class Act, bool FAST = false, int N>
 __device__ __forceinline__ void glu_gradients(float (&d)[N], float (&g)[N], float (&u)[N]) {
 #pragma unroll

@@ -15,40 +15,39 @@ using i64 = std::int64_t;
 
 __host__ __device__ constexpr i64 ceil_div(i64 a, i64 b) { return (a + b - 1) / b; }
 
-// Grid dimensions from 64-bit counts; an excess is an error of ours, never a silent wrap.
+// Grid dimensions from 64-bit counts. Too large a count is an Error, never a silent wrap.
 inline dim3 grid_of(i64 x, i64 y = 1, i64 z = 1) {
   check(x <= INT32_MAX && y <= 65535 && z <= 65535, "cuda: grid (", x, ",", y, ",", z,
         ") is too large");
   return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z));
 }
 
-// Note [Early launches]
-// A kernel launched with launch_early() may begin while the one before it in the stream still runs
-// (programmatic dependent launch, from compute capability 9.0 on), so that its blocks are in place
-// and its weights on their way when that one ends: between the small kernels of decoding this is
-// most of the time. Every thread of such a kernel calls wait_for_previous() before it touches
-// anything that another kernel may write; after it everything launched earlier is finished and
-// visible, as with a plain launch, since each kernel of a chain waits for the one before. Only
-// frozen weights are read ahead of it. Kernels that may write weights (copies, the optimizer) are
-// launched plainly, and what follows a plain launch is not launched early: then it and all after it
-// begin when the weights are there.
+// Note [Early launches]: a kernel launched with launch_early() may begin while the one before it in
+// the stream still runs (programmatic dependent launch, from compute capability 9.0 on). Its blocks
+// are then in place, and its weights on their way, when that one ends: between the small kernels of
+// decoding this is most of the time. Every thread of such a kernel calls wait_for_previous() before
+// it touches anything that another kernel may write. After that call everything launched earlier is
+// finished and visible, as with a plain launch, since each kernel of a chain waits for the one
+// before. Only frozen weights are read before the call. Kernels that may write weights (copies, the
+// optimizer) are launched plainly, and a kernel that follows a plain launch is not launched early:
+// it and all kernels after it begin when the weights are there.
 inline bool& early_allowed() {
   thread_local bool allowed = false;
   return allowed;
 }
 
-// The first line of a kernel that is launched early, but for loads of frozen weights.
+// The first statement of a kernel that is launched early, except for loads of frozen weights.
 __device__ __forceinline__ void wait_for_previous() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   cudaGridDependencySynchronize();
-  cudaTriggerProgrammaticLaunchCompletion();  // the next may take its place
+  cudaTriggerProgrammaticLaunchCompletion();  // the next kernel may take its place
 #endif
 }
 
-// Lets the kernel have as much dynamic shared memory, beyond the 48 KiB that all of its shared
-// memory may take without asking.
+// Lets the kernel use `bytes` of dynamic shared memory, beyond the 48 KiB that all its shared
+// memory may take by default.
 inline void allow_shared(const char* name, const void* kernel, std::size_t bytes) {
-  if (bytes > 32 * 1024)  // the rest may be what the kernel itself declares
+  if (bytes > 32 * 1024)  // the rest may be shared memory that the kernel itself declares
     cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(bytes)),
                name);
@@ -78,7 +77,7 @@ inline bool early_supported() {
   return supported;
 }
 
-// As launch(), but the kernel may begin early: Note [Early launches].
+// launch() for a kernel that may begin early: Note [Early launches].
 template <class... Params, class... Args>
 void launch_early(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block,
                   std::size_t shared_bytes, cudaStream_t stream, const Args&... args) {

@@ -2,9 +2,9 @@
 // Forward and backward into x.
 //
 // Shapes     x, y, dx, dy (T,C) with row strides, gain, bias (C) frozen, mean, rstd (T) F32
-// Plan       one block per row, as the long rows of norm.cu. Forward sweeps a row three times, as
-//            sum(x^2) - C mean^2 would cancel where the mean is large; all but the first find it in
-//            L1/L2.
+// Plan       one block per row, as for the long rows of norm.cu. Forward sweeps a row three times,
+//            as sum(x^2) - C mean^2 would cancel where the mean is large; all but the first sweep
+//            find the row in L1/L2.
 // Bytes      forward: x once, y once. backward: x, dy once, dx once (read too when adding).
 // Numbers    sums in F32, in a fixed order (reduce.cuh)
 // Limits     below C = 512 a block is mostly idle

@@ -1,6 +1,6 @@
 // Matrix products: a frozen matrix and a few rows go to linear_few.cu, LoRA's short inner
-// dimensions go to thin.cu, the rest to cuBLASLt, and what that refuses to our own tiles,
-// here.
+// dimensions to lora/thin.cu, and the rest to cuBLASLt. What cuBLASLt refuses goes to our own tiles
+// in this file.
 //
 // Shapes     c (M,N) (+)= alpha op(a) (M,K) op(b) (K,N); every operand with its own row stride
 // Forms      nt: x wᵀ (forward)   nn: dy w (backward into x)   tn: aᵀ b (weight gradients, K
@@ -42,7 +42,7 @@ struct Operand {
 };
 
 // Fetches a kTile x kSlice slice into shared memory as [k][outer]; neighbouring threads read
-// neighbouring addresses, whichever of the two strides is 1. Outside the matrix: zeros.
+// neighbouring addresses, whichever of the two strides is 1. Elements outside the matrix are zero.
 template <class T>
 __device__ __forceinline__ void load_slice(float (&tile)[kSlice][kTile + 1], const Operand<T>& x,
                                            i64 first_outer, i64 first_k, i64 end_k) {
@@ -56,7 +56,7 @@ __device__ __forceinline__ void load_slice(float (&tile)[kSlice][kTile + 1], con
 }
 
 // Block (x, y, z): tile x of M, tile y of N, slab z of K. With `partial` the sums of slab z go to
-// partial[z] (M,N); otherwise straight into c.
+// partial[z] (M,N); otherwise they go straight into c.
 template <class TIn, class TOut>
 __global__ void __launch_bounds__(kThreads)
     gemm_kernel(Matrix<TOut> c, Operand<TIn> a, Operand<TIn> b, i64 k, i64 slab, float alpha,
@@ -115,7 +115,7 @@ struct AddSlabsOp {
   }
 };
 
-// Enough slabs for some 500 blocks, none shorter than 256.
+// Enough slabs for about 500 blocks, none shorter than 256.
 i64 slab_count(i64 m, i64 n, i64 k) {
   i64 tiles = ceil_div(m, kTile) * ceil_div(n, kTile);
   return std::clamp<i64>(512 / tiles, 1, std::max<i64>(1, k / 256));
@@ -187,7 +187,7 @@ void* CudaBackend::blas_workspace() {
   return blas_workspace_.raw();
 }
 
-// Nothing to pack: cuBLASLt reads a row-major weight in both directions.
+// cuBLASLt reads a row-major weight in both directions: there is nothing to pack.
 void CudaBackend::prepare_linear(Weight&) {}
 
 void CudaBackend::linear_forward(const Tensor& y, const Tensor& x, const Weight& w) {

@@ -6,8 +6,8 @@
 // Plan       a warp: two rows of w, streamed past L1 in 16-byte loads, four of each row in flight
 //            per lane (4 KiB a warp); x comes from L1, once per pair of rows
 // Bytes      w once; x (N / 16) times from L1/L2; y once
-// Numbers    each lane its columns in order, then a butterfly over the warp, then the addend. The
-//            order depends on K alone: a row has the same bits for every M.
+// Numbers    each lane sums its columns in order, then a butterfly over the warp, then the addend.
+//            The order depends on K alone: a row has the same bits for every M.
 #include "cuda/linear_few.h"
 
 #include "cuda/linear_few.cuh"
@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(kThreads)
   int lane = threadIdx.x % 32;
   i64 row0 = (static_cast<i64>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32) * kRows;
   const FewPart<float> p = parts.of(row0);
-  if (row0 >= p.end) return;  // whole warps
+  if (row0 >= p.end) return;  // whole warps return
   row0 -= p.begin;
   const i64 n = p.end - p.begin;
   const float* rows[kRows];

@@ -1,5 +1,5 @@
 // What the kernels for frozen projections of a few rows share: up to three weights, whose rows are
-// counted through.
+// numbered consecutively.
 #pragma once
 
 #include <span>
@@ -14,16 +14,16 @@ constexpr int kMostFewParts = 3;
 template <class T>
 struct FewPart {
   Matrix<T> y;
-  Matrix<const T> w, addend;  // addend.data null: zero
-  i64 begin, end;             // its rows in the count
+  Matrix<const T> w, addend;  // addend.data may be null: zero
+  i64 begin, end;             // its rows in that numbering
 };
 template <class T>
 struct FewParts {
   FewPart<T> part[kMostFewParts];
   int n;
-  i64 rows;  // of the count: a part begins at a multiple of what a block or warp does
+  i64 rows;  // of all parts; each begins at a multiple of a block's or warp's rows
 
-  // The part that a row of the count, such a multiple, lies in.
+  // The part that `row` lies in; `row` is such a multiple.
   __device__ __forceinline__ FewPart<T> of(i64 row) const {
     FewPart<T> p = part[0];
 #pragma unroll
@@ -33,8 +33,8 @@ struct FewParts {
   }
 };
 
-// T is the host's element type. False if these are no parts for such kernels: more than three, of
-// other dtypes, or not to be read in packs of 16 bytes.
+// Fills `few` with the parts; T is the host's element type. Returns false if the parts do not suit
+// such kernels: more than three, of another dtype, or not readable in packs of 16 bytes.
 template <class T>
 bool few_parts(const Tensor& x, std::span<const LinearPart> parts, int multiple,
                FewParts<device_t<T>>& few) {

@@ -9,9 +9,9 @@
 
 namespace lk {
 
-// The parts (CacheKernels::linear_parts) in one launch or two, if they are some for these
-// kernels: at most 3, rows 16-byte aligned, M <= 32 in BF16, M <= 8 and no norm in F32; else false,
-// with nothing done.
+// Computes the parts (CacheKernels::linear_parts) in one launch or two, if they suit these kernels:
+// at most 3, rows 16-byte aligned, M <= 32 in BF16, M <= 8 and no norm in F32. Otherwise returns
+// false, with nothing done.
 bool linear_few_rows(const Tensor& x, const InputNorm* norm, std::span<const LinearPart> parts,
                      cudaStream_t stream);
 

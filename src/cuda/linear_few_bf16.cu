@@ -3,14 +3,14 @@
 //
 // Shapes     y (M,N) = addend (M,N) + n (M,K) wᵀ, w (N,K), M <= 32, for up to three w; n is x or
 //            rmsnorm(x); rows 16-byte aligned
-// Plan       a block: 16 rows of w, its eight warps take turns along K, 64 columns each: a stage.
+// Plan       a block: 16 rows of w; its eight warps take turns along K, 64 columns each: a stage.
 //            A warp copies its stages into shared memory of its own, two ahead of the one that it
-//            multiplies, the first before the kernel's input is there; nobody waits for another
-//            warp. A lane reads 8 neighbouring columns of two rows: operands of tensor cores as
-//            they are, since which columns meet in which product is free as long as x is read
-//            alike. More rows of x cost products, no more bytes of w.
-// Norm       few rows are normed by each block for itself into shared memory, while its first
-//            weights are on their way; more by a kernel of their own, bit for bit alike
+//            multiplies, the first before the kernel's input is there; no warp waits for another.
+//            A lane reads 8 neighbouring columns of two rows, which serve as tensor-core operands
+//            as they are: which columns meet in which product is free as long as x is read the same
+//            way. More rows of x cost more products, but no more bytes of w.
+// Norm       each block norms a few rows for itself into shared memory, while its first weights are
+//            on their way; more rows are normed by a kernel of their own, with the same bits
 // Bytes      w once; x (N / 16) times from L1/L2; y once
 // Numbers    F32 sums: a warp's columns in order, then the warps in order, then the addend, then
 //            rounded once. The order depends on K alone: a row has the same bits for every M.
@@ -28,13 +28,13 @@ constexpr int kColumns = 64, kTurn = kWarps * kColumns, kRowBytes = kColumns * 2
 constexpr int kStageBytes = kRows * kRowBytes, kRingBytes = kWarps * kStages * kStageBytes;
 constexpr i64 kMostRows = 32;
 
-// A stage in shared memory: a row's eight chunks of 16 bytes are permuted, so that four chunks of
-// two neighbouring rows lie in different banks.
+// Offset of a chunk in a stage in shared memory. A row's eight chunks of 16 bytes are permuted, so
+// that four chunks of two neighbouring rows lie in different banks.
 __device__ __forceinline__ int stage_offset(int row, int chunk) {
   return row * kRowBytes + ((chunk ^ ((row & 1) << 2) ^ (row >> 1 & 3)) << 4);
 }
 
-// What every block norms for itself: up to so many rows and bytes.
+// Every block norms x for itself up to this many rows and bytes.
 constexpr i64 kMostNormedRows = 4, kMostNormedBytes = 24 * 1024;
 struct Norm {
   const Bf16* gain;
@@ -42,7 +42,7 @@ struct Norm {
   Matrix<Bf16> normed;
 };
 
-// to (k) = rmsnorm(x), and `copy` too if it is not null; by a whole block.
+// to (k) = rmsnorm(x), and `copy` too if it is not null; executed by a whole block.
 __device__ __forceinline__ void norm_row(Bf16* to, Bf16* copy, const Bf16* x, const Norm& norm,
                                          int k) {
   float sum = 0.0f;
@@ -71,10 +71,10 @@ __global__ void __launch_bounds__(kThreads)
   norm_row(norm.normed.at(row, 0), nullptr, x.at(row, 0), norm, k);
 }
 
-// Elements between normed rows in shared memory: two rows lie in different banks.
+// Elements between normed rows in shared memory, chosen so that two rows lie in different banks.
 __host__ __device__ constexpr int normed_pitch(int k) { return k + 32; }
 
-// NT: groups of 8 rows of x.
+// NT: number of groups of 8 rows of x.
 template <int NT, bool NORMED>
 __global__ void __launch_bounds__(kThreads)
     linear_few_bf16_kernel(FewParts<Bf16> parts, Matrix<const Bf16> x, int n_x, Norm norm, int k) {
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(kThreads)
                           ? *reinterpret_cast<const uint4*>(rows + 8 * nt * pitch + col + 32 * half)
                           : uint4{};
     copy_async_wait_but<kStages - 2>();
-    __syncwarp();  // the stage is there, and nobody reads the one before any more
+    __syncwarp();  // the stage has arrived, and nobody reads the one before any more
     copy(stage + kStages - 1);
     const unsigned char* w = ring + stage % kStages * kStageBytes;
 #pragma unroll
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
 
-  // The warps' sums meet where the ring was.
+  // The warps' sums are exchanged in the memory of the ring.
   copy_async_wait();
   __syncthreads();
   float* partial = reinterpret_cast<float*>(shared);

@@ -10,7 +10,7 @@
 //            up to the first 16-byte boundary and after the last: odd vocabularies run at full
 //            width too.
 // Bytes      logits once in and once out: the first sweep keeps what it read in shared memory, as
-//            much of the row as fits beside another block's (57 k BF16 logits on Hopper); the
+//            much of the row as fits next to another block's (57 k BF16 logits on Hopper); the
 //            second reads the rest again, mostly from L2
 #include "cuda/cuda_backend.h"
 #include "cuda/mma.cuh"
@@ -21,7 +21,7 @@ namespace lk {
 namespace {
 
 // Calls f(integral_constant N, pointer, column, pack) so that the block's threads cover row[0, n)
-// once; `pack` counts the aligned packs (-1 for single elements), and a thread gets the same packs
+// once. `pack` numbers the aligned packs (-1 for single elements), and a thread gets the same packs
 // in every sweep.
 template <class T, class F>
 __device__ __forceinline__ void sweep_row(T* row, i64 n, F f) {
@@ -37,11 +37,11 @@ __device__ __forceinline__ void sweep_row(T* row, i64 n, F f) {
   if (i64 col = tail + threadIdx.x; col < n) f(one, row + col, col, i64{-1});
 }
 
-// Exponentials cost more than the bytes here, so they are taken to base 2 by the special-function
-// unit (2 ulp): exp(x - m) = 2^((x - m) log2e).
+// Exponentials cost more than the bytes here, so the special-function unit computes them to base 2
+// (2 ulp): exp(x - m) = 2^((x - m) log2e).
 constexpr float kLog2e = 1.4426950408889634f;
 
-// A maximum and the sum of exp(x - maximum) over what was seen so far.
+// A maximum and the sum of exp(x - maximum) over what has been seen so far.
 struct MaxSum {
   float max, sum;
 };
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(1024)
   i64 row = blockIdx.x;
   T* l = logits.at(row, 0);
   i64 target = targets[row];
-  if (target == kNoTarget) {  // the same for the whole block
+  if (target == kNoTarget) {  // uniform over the block
     if (threadIdx.x == 0) losses[row] = 0.0f;
     if (gradient)
       for (i64 i = threadIdx.x; i < vocab; i += blockDim.x) l[i] = T(0.0f);
@@ -89,15 +89,15 @@ __global__ void __launch_bounds__(1024)
     for (int i = 0; i < N; ++i) sum += exp2_fast((v[i] - offset) * kLog2e);
     mine = {max, sum};
   });
-  // fmaxf drops a NaN, the sum keeps it: a NaN logit makes a NaN loss.
+  // fmaxf drops a NaN but the sum keeps it: a NaN logit makes a NaN loss.
   MaxSum all = block_reduce(mine, MaxSumOp{});
   float log_sum = logf(all.sum), lse = all.max + log_sum;
   bool in_range = 0 <= target && target < vocab;
-  // max - l[target] first: exact where both are large, and small when the target is likely.
+  // max - l[target] comes first: exact where both are large, and small when the target is likely.
   if (threadIdx.x == 0)
     losses[row] = in_range ? (all.max - to_float(l[target])) + log_sum : __int_as_float(0x7fc00000);
   if (!gradient) return;
-  __syncthreads();  // l[target] was read: now the row may change
+  __syncthreads();  // l[target] has been read: now the row may change
   sweep_row(l, vocab, [&](auto width, T* p, i64 col, i64 pack) {
     constexpr int N = decltype(width)::value;
     float v[N];
@@ -151,8 +151,8 @@ void CudaBackend::cross_entropy(const Tensor& losses, const Tensor& logits, cons
   cuda_check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device_),
              "reading the shared memory's size");
   i64 packs = logits.cols() * static_cast<i64>(dtype_size(logits.dtype())) / 16;
-  // Half of a multiprocessor's memory, so that two rows overlap; 2 KiB are the system's and the
-  // reductions'. Without a gradient nothing is read twice.
+  // Half of a multiprocessor's memory, so that two rows overlap; 2 KiB are for the system and the
+  // reductions. Without a gradient nothing is read twice.
   int n_cached = gradient ? static_cast<int>(std::min<i64>(packs, (shared / 2 - 2048) / 16)) : 0;
   dispatch_device(logits.dtype(), [&]<class T>() {
     launch("cross_entropy", cross_entropy_kernel<device_t<T>>, grid_of(logits.rows()),

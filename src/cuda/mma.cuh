@@ -37,15 +37,15 @@ __device__ __forceinline__ void copy_async_commit() {
 __device__ __forceinline__ void copy_async_wait() {
   asm volatile("cp.async.wait_group 0;\n" ::: "memory");
 }
-// Waits until at most `LEFT` of this thread's newest groups of copies are still under way.
+// Waits until at most `LEFT` of this thread's newest groups of copies are still in flight.
 template <int LEFT>
 __device__ __forceinline__ void copy_async_wait_but() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(LEFT) : "memory");
 }
 
 // A tile of COLS bf16 columns in shared memory, at a multiple of its row's bytes. A row is COLS / 8
-// chunks of 16 bytes; chunk c of row r is kept at chunk c ^ (r % 8), so that the eight rows of an 8
-// x 8 block lie in different banks.
+// chunks of 16 bytes. Chunk c of row r is stored at chunk c ^ (r % 8), so that the eight rows of an
+// 8 x 8 block lie in different banks.
 template <int COLS>
 struct SwizzledTile {
   static constexpr int kChunks = COLS / 8, kRowBytes = COLS * 2;
@@ -56,14 +56,14 @@ struct SwizzledTile {
     return base + row * kRowBytes + ((chunk ^ (row & 7)) << 4);
   }
   // at(row + lane_row, 2 * step + lane_chunk) for a row that is a multiple of 8 and a lane_chunk of
-  // 0 or 1, split so that only the first part depends on the lane: one exclusive-or per step, rows
-  // as immediates.
+  // 0 or 1, split so that only the first part depends on the lane: one exclusive-or per step, with
+  // rows as immediates.
   __device__ __forceinline__ std::uint32_t at(int row, int step, int lane_row,
                                               int lane_chunk) const {
     return (at(lane_row, lane_chunk) ^ (step << 5)) + row * kRowBytes;
   }
-  // Forgets what the compiler knows of the address, so that it does not compute all of a loop's
-  // addresses ahead of the loop and run out of registers.
+  // Hides the address from the compiler, so that it does not compute all of a loop's addresses
+  // ahead of the loop and run out of registers.
   __device__ __forceinline__ void pin() { asm volatile("" : "+r"(base)); }
 
   // Starts copying rows [0, valid_rows) x columns [0, valid_cols) (a multiple of 8) of a matrix;
@@ -90,7 +90,7 @@ struct Fragment4 {
   std::uint32_t r[4];
 };
 
-// Four 8 x 8 blocks; lane l names row l % 8 of block l / 8.
+// Loads four 8 x 8 blocks; lane l names row l % 8 of block l / 8.
 __device__ __forceinline__ Fragment4 load_matrix_x4(std::uint32_t address) {
   Fragment4 f;
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
@@ -108,7 +108,7 @@ __device__ __forceinline__ Fragment4 load_matrix_x4_transposed(std::uint32_t add
   return f;
 }
 
-// Two 8 x 8 blocks, transposed; lane l < 16 names row l % 8 of block l / 8.
+// Loads two 8 x 8 blocks, transposed; lane l < 16 names row l % 8 of block l / 8.
 __device__ __forceinline__ void load_matrix_x2_transposed(std::uint32_t address, std::uint32_t& r0,
                                                           std::uint32_t& r1) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];\n"
@@ -149,7 +149,7 @@ __device__ __forceinline__ void mma(float (&c)[4], const Fragment4& a, std::uint
       : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b0), "r"(b1));
 }
 
-// Rounds two floats to bf16; `low` in the lower half, as fragments want it.
+// Rounds two floats to bf16; `low` goes to the lower half, as fragments want it.
 __device__ __forceinline__ std::uint32_t pack_bf16(float low, float high) {
   __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
   return *reinterpret_cast<std::uint32_t*>(&pair);
@@ -160,8 +160,8 @@ __device__ __forceinline__ Fragment4 pack_a(const float (&left)[4], const float 
            pack_bf16(right[2], right[3])}};
 }
 
-// c (16, 8 NT) += a b ᵀ, a rows [a_row, a_row + 16) of a tile, b rows [0, 8 NT) of a tile, both (.,
-// COLS).
+// c (16, 8 NT) += a bᵀ: a is rows [a_row, a_row + 16) of a tile, b rows [0, 8 NT) of a tile, both
+// (., COLS).
 template <int NT, int COLS>
 __device__ __forceinline__ void multiply_abt(float (&c)[NT][4], SwizzledTile<COLS> a, int a_row,
                                              SwizzledTile<COLS> b) {
@@ -177,8 +177,8 @@ __device__ __forceinline__ void multiply_abt(float (&c)[NT][4], SwizzledTile<COL
   }
 }
 
-// c (16, COLS) += p b, p (16, 8 NT) in C-tile registers (rounded to bf16 here), b rows [0, 8 NT) of
-// a tile.
+// c (16, COLS) += p b: p (16, 8 NT) is in C-tile registers (rounded to bf16 here), b is rows [0, 8
+// NT) of a tile.
 template <int NT, int COLS>
 __device__ __forceinline__ void multiply_pb(float (&c)[COLS / 8][4], const float (&p)[NT][4],
                                             SwizzledTile<COLS> b) {
@@ -201,7 +201,7 @@ __device__ __forceinline__ float exp2_fast(float x) {
   return y;
 }
 
-// Over the four lanes that hold one row of a C tile.
+// Reduces over the four lanes that hold one row of a C tile.
 __device__ __forceinline__ float quad_max(float x) {
   x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
   return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));

@@ -1,5 +1,5 @@
-// The one door to the devices, in a build without CUDA. Its twin in a build with it:
-// open_device.cpp.
+// open_device() and its companions in a build without CUDA. A build with CUDA has open_device.cpp
+// instead.
 #include "cpu/cpu_backend.h"
 #include "cuda/open_device.h"
 

@@ -2,9 +2,9 @@
 //
 // Shapes     x, y, dx, dy (T,C) with row strides, gain (C) frozen, rstd (T) F32
 // Plan       short rows (C <= 1024 in BF16): one warp per row, which stays in registers, so nothing
-//            is read twice and no thread waits for another warp. Longer ones: one block per row, 64
-//            to 512 threads by C; two sweeps of the row: the first sums, the second writes. The
-//            second finds the row in L1/L2.
+//            is read twice and no thread waits for another warp. Longer rows: one block per row, 64
+//            to 512 threads by C, and two sweeps of the row: the first sums, the second writes and
+//            finds the row in L1/L2.
 // Bytes      forward: x once, y once. backward: x, dy once, dx once (read too when adding).
 // Numbers    sums in F32, in a fixed order (reduce.cuh)
 #include "cuda/cuda_backend.h"
@@ -15,9 +15,9 @@
 namespace lk {
 namespace {
 
-constexpr int kRowsPerBlock = 8;  // of short rows, a warp each
+constexpr int kRowsPerBlock = 8;  // short rows per block, one per warp
 
-// Pack i of a warp's row, or zeros behind its end.
+// Pack i of a warp's row, or zeros behind the row's end.
 template <int N, class T>
 __device__ __forceinline__ void load_of_row(const T* row, int pack, int cols, float (&v)[N]) {
   const int col = (pack * 32 + static_cast<int>(threadIdx.x) % 32) * N;
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(32 * kRowsPerBlock)
   }
 }
 
-// rmsnorm_backward_kernel's maths.
+// The maths of rmsnorm_backward_kernel, for a row that a warp holds in registers.
 template <int N, int PACKS, class T>
 __global__ void __launch_bounds__(32 * kRowsPerBlock, 3)
     rmsnorm_backward_short_kernel(Matrix<T> dx, Matrix<const T> dy, Matrix<const T> x,
@@ -148,7 +148,7 @@ __global__ void __launch_bounds__(512)
   }
 }
 
-// Calls short_rows with the packs of a lane where a warp can hold a row, else long_rows.
+// Calls short_rows with the packs of a lane where a warp can hold a row; otherwise calls long_rows.
 template <int N, class Short, class Long>
 void choose_plan(i64 cols, Short&& short_rows, Long&& long_rows) {
   if (cols <= 32 * N)

@@ -1,10 +1,11 @@
 // Copies to pinned host memory and back on a stream of their own.
 //
-// Note [Side stream]: the copies of a step run beside its kernels, tied to them by events. A copy
-// begins after what was submitted before it; sent() and arrived() make the one ordered stream of
-// Note [One stream] wait for it. So device memory still may be handed out again as soon as its last
-// user was submitted, and under capture the side stream joins the recording by the first event and
-// is joined back by the second. The way back follows the way out on the same side stream.
+// Note [Side stream]: the copies of a step run concurrently with its kernels, tied to them by
+// events. A copy begins after the work submitted before it; sent() and arrived() make the one
+// ordered stream of Note [One stream] wait for the copy. So device memory may still be handed out
+// again as soon as its last user was submitted, and under capture the side stream joins the
+// recording by the first event and is joined back by the second. The copy back follows the copy out
+// on the same side stream.
 #include "cuda/cuda_backend.h"
 #include "cuda/cuda_check.h"
 
@@ -13,7 +14,7 @@ namespace lk {
 class CudaBackend::HostBlock final : public HostCopy {
  public:
   HostBlock(CudaBackend& backend, const Tensor& x) : backend_(backend), bytes_(span(x)) {
-    backend.stream();  // makes its GPU current
+    backend.stream();  // makes the backend's GPU current
     cuda_check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "creating an event");
     host_ = backend.host_cache_.allocate(bytes_);
     if (!host_) {
@@ -25,7 +26,7 @@ class CudaBackend::HostBlock final : public HostCopy {
     copy(host_, x.raw(), cudaMemcpyDeviceToHost);
   }
   ~HostBlock() override {
-    join();  // the memory at both ends is about to have other users
+    join();  // the memory at both ends is about to get other users
     cudaEventDestroy(event_);
     backend_.offload_ledger().freed(Tag::Activations, bytes_);
     backend_.host_cache_.release(host_);
@@ -41,7 +42,7 @@ class CudaBackend::HostBlock final : public HostCopy {
   void arrived() override { cuda_check(join(), "waiting for a copy from the host"); }
 
  private:
-  // With the margin between rows: one plain copy.
+  // The bytes from the first to the last element, margins between rows included: one plain copy.
   static std::size_t span(const Tensor& x) {
     if (x.numel() == 0) return 0;
     return static_cast<std::size_t>((x.rows() - 1) * x.ld() + x.cols()) * dtype_size(x.dtype());
@@ -63,7 +64,7 @@ class CudaBackend::HostBlock final : public HostCopy {
   CudaBackend& backend_;
   std::size_t bytes_;
   void* host_ = nullptr;
-  cudaEvent_t event_ = nullptr;  // first of the main stream's present, then of the copy's end
+  cudaEvent_t event_ = nullptr;  // first marks the main stream's work, then the copy's end
   bool in_flight_ = false;
 };
 

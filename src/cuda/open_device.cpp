@@ -1,4 +1,5 @@
-// The one door to the devices, in a build with CUDA. Its twin in a build without: no_cuda.cpp.
+// open_device() and its companions in a build with CUDA. A build without it has no_cuda.cpp
+// instead.
 #include "cuda/open_device.h"
 
 #include <charconv>
@@ -14,7 +15,7 @@
 namespace lk {
 namespace {
 
-// How many devices the driver shows. No driver, an old driver, no device: all of them mean none.
+// How many devices the driver reports; 0 without a driver, with an old driver, or without a device.
 int n_devices() {
   int n = 0;
   if (cudaGetDeviceCount(&n) != cudaSuccess) {

@@ -1,4 +1,4 @@
-// The one door to the devices. Includes no CUDA header: callers need none.
+// Opens devices by name: the only way to one. Includes no CUDA header, so callers need none.
 #pragma once
 
 #include <memory>
@@ -8,11 +8,11 @@
 
 namespace lk {
 
-// "cpu"; "cuda:N" (throws UsageError if this build has no CUDA or the machine no such GPU); "auto":
-// the first GPU if there is one, else the CPU.
+// Opens "cpu", "cuda:N" or "auto": the first GPU if there is one, else the CPU. Throws UsageError
+// if this build has no CUDA or the machine has no such GPU.
 std::unique_ptr<Backend> open_device(const std::string& name);
-// A device of that name that only keeps the books (tensor/plan_backend.h), whether the machine has
-// it or not: "cpu", "cuda" or "cuda:N".
+// Opens a device of that name that only keeps the books (tensor/plan_backend.h), whether or not the
+// machine has it: "cpu", "cuda" or "cuda:N".
 std::unique_ptr<Backend> open_plan_device(const std::string& name);
 // Number of usable GPUs; 0 in a build without CUDA.
 int n_gpus();

@@ -5,7 +5,7 @@
 //            p = p (1 - lr wd) - lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)
 // Shapes     flat F32 buffers, `numel` elements each; a BF16 copy of p is refreshed in the same
 //            pass
-// Plan       LoRA has hundreds of small tensors: a launch each would cost more than the work. A
+// Plan       LoRA has hundreds of small tensors: a launch for each would cost more than the work. A
 //            table of all buffers travels as the kernel's parameter (up to 32 KiB, no upload, fixed
 //            once captured in a graph); tensors are cut into chunks of 4096 elements, one block
 //            each, which finds its tensor by binary search. More than kMaxSlots tensors: several
@@ -26,7 +26,7 @@ namespace {
 constexpr int kChunk = 4096, kThreads = 256;
 constexpr int kMaxSlots = 384;
 
-// first_chunk[i] is where slot i's chunks begin among all chunks of the launch.
+// first_chunk[i] is the number of slot i's first chunk among all chunks of the launch.
 template <class Slot>
 struct SlotTable {
   int n = 0;
@@ -45,12 +45,12 @@ struct UpdateSlot {
   __nv_bfloat16* compute;  // or null
   i64 numel;
   float weight_decay;
-  std::uint32_t cols;  // of the copy, whose rows are compute_ld elements apart
+  std::uint32_t cols;  // of the copy; its rows are compute_ld elements apart
   i64 compute_ld;
 };
 static_assert(sizeof(SlotTable<UpdateSlot>) + 64 <= 32764, "kernel parameters end at 32764 bytes");
 
-// The slot of this block's chunk: the last one whose first chunk is not behind it.
+// The slot of this block's chunk: the last slot whose first chunk is not behind it.
 template <class Slot>
 __device__ __forceinline__ int slot_of_block(const SlotTable<Slot>& table) {
   int low = 0, high = table.n - 1, chunk = static_cast<int>(blockIdx.x);
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
-// out = partial[0] + partial[1] + ..., one block, fixed order
+// out = partial[0] + partial[1] + ..., one block, in a fixed order
 __global__ void __launch_bounds__(1024)
     sum_partials_kernel(float* out, const float* partial, i64 n) {
   float sum = 0.0f;
@@ -95,7 +95,7 @@ struct UpdateConstants {
   float step_size;            // lr / (1 - beta1^t)
   float inverse_sqrt_second;  // 1 / sqrt(1 - beta2^t)
   float max_norm;
-  const float* rates;  // or null: lr, step_size and inverse_sqrt_second as of now
+  const float* rates;  // null: lr, step_size and inverse_sqrt_second above
 };
 
 __global__ void __launch_bounds__(kThreads)

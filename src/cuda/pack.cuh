@@ -69,7 +69,7 @@ struct Matrix {
   __device__ __forceinline__ T* at(i64 row, i64 col) const { return data + row * ld + col; }
 };
 
-// T is the host's element type (float or bf16).
+// A tensor as a device Matrix; T is the host's element type (float or bf16).
 template <class T>
 Matrix<device_t<T>> matrix(const Tensor& x) {
   return {reinterpret_cast<device_t<T>*>(x.data<T>()), x.ld()};
@@ -83,7 +83,7 @@ device_t<T>* pointer(const Tensor& x) {
   return reinterpret_cast<device_t<T>*>(x.data<T>());
 }
 
-// May all these tensors be read and written in packs of n along `width` columns?
+// Whether all these tensors may be read and written in packs of n along `width` columns.
 template <class... Tensors>
 bool packable(i64 n, i64 width, const Tensors&... tensors) {
   auto one = [n](const Tensor& x) {
@@ -94,7 +94,7 @@ bool packable(i64 n, i64 width, const Tensors&... tensors) {
   return width % n == 0 && (one(tensors) && ...);
 }
 
-// float or bf16 from a dtype. The GPU has no F64: gradients are checked on the CPU.
+// Calls f with float or bf16 for a dtype. The GPU has no F64: gradients are checked on the CPU.
 template <class F>
 decltype(auto) dispatch_device(DType t, F&& f) {
   switch (t) {

@@ -1,4 +1,5 @@
-// What a training step takes on a GPU, without one: this file needs no CUDA and is in every build.
+// What a training step allocates on a GPU, without running it. This file needs no CUDA and is in
+// every build.
 #include "cpu/cpu_backend.h"
 #include "cuda/open_device.h"
 #include "cuda/scratch.h"
@@ -9,7 +10,7 @@
 namespace lk {
 namespace {
 
-// The scratch of lora/'s kernels, as the ThinPlan cuts them.
+// The scratch of the kernels in cuda/lora/, as a ThinPlan cuts their work.
 class LoraPlan final : public LoraKernels {
  public:
   LoraPlan(Backend& backend, std::int64_t& weight_gradients)
@@ -71,7 +72,7 @@ class CudaPlan final : public PlanBackend {
   }
 
  private:
-  // cuBLASLt's workspace, once.
+  // Takes cuBLASLt's workspace, once.
   void product() {
     if (!product_workspace_)
       product_workspace_ =

@@ -10,8 +10,8 @@ struct SumOp {
   static __device__ __forceinline__ float identity() { return 0.0f; }
 };
 
-// Over the 32 lanes of a warp; every lane gets the result (a butterfly: both partners add the same
-// two numbers, and addition commutes).
+// Reduces over the 32 lanes of a warp; every lane gets the result (a butterfly: both partners add
+// the same two numbers, and addition commutes).
 template <class T, class Op>
 __device__ __forceinline__ T warp_reduce(T x, Op op) {
 #pragma unroll
@@ -31,14 +31,14 @@ __device__ __forceinline__ T warp_reduce(T x, Op op) {
   return x;
 }
 
-// Over a one-dimensional block of whole warps (at most 32); every thread gets the result. May be
-// called again at once.
+// Reduces over a one-dimensional block of whole warps (at most 32); every thread gets the result.
+// May be called again at once.
 template <class T, class Op>
 __device__ __forceinline__ T block_reduce(T x, Op op) {
   __shared__ T partial[32];
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, n_warps = blockDim.x / 32;
   x = warp_reduce(x, op);
-  __syncthreads();  // the previous call's readers are done
+  __syncthreads();  // readers of the previous call are done
   if (lane == 0) partial[warp] = x;
   __syncthreads();
   return warp_reduce(lane < n_warps ? partial[lane] : Op::identity(), op);

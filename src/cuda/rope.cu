@@ -7,15 +7,16 @@
 //            safe
 // Bytes      x once, y once; the table's rows stay in L1/L2
 //
-// A step of generation does q, k and v in one launch: columns of pairs of q, then k, then v. q
-// stays where it is, k and v go to the cache.
+// A step of generation handles q, k and v in one launch: columns of pairs of q, then of k, then of
+// v. q is rotated in place; k and v go to the cache.
 #include "cuda/cache_kernels.h"
 #include "cuda/rowwise.cuh"
 
 namespace lk {
 namespace {
 
-// N pairs (a, b) of one head by the angles of theirs, `angles`: cos, and sin `half` further on.
+// Rotates N pairs (a, b) of one head by their angles: `angles` holds cos, and sin `half` further
+// on.
 template <int N>
 __device__ __forceinline__ void rotate(float (&a)[N], float (&b)[N], const float* angles, int half,
                                        bool inverse) {
@@ -99,7 +100,7 @@ void CudaBackend::rope(const Tensor& y, GradMode mode, const Tensor& x, const Te
 bool CudaCacheKernels::rope_into_cache(const Tensor& q, const Tensor& k, const Tensor& v,
                                        const CacheRows& cache, const Tensor& table,
                                        const Tensor& positions, int head_dim) {
-  if (head_dim % 2 != 0) return false;  // learned positions only
+  if (head_dim % 2 != 0) return false;  // only models with learned positions have such heads
   const int half = head_dim / 2;
   const i64 cols = q.cols() + 2 * k.cols();
   check(cols <= INT32_MAX, "cuda rope_into_cache: row too long");

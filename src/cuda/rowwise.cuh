@@ -2,10 +2,9 @@
 //
 // An Op is a struct passed by value with `static constexpr int kWidth` and
 //   __device__ void operator()(i64 row, i64 col) const      // handles columns [col, col + kWidth)
-// and `using WritesWeights = void` if it may write weights.
-// Threads of a block lie along the columns first, as many as the row needs (a power of two), so
-// neither narrow nor wide rows waste threads, and no index is ever divided. Contiguous tensors are
-// passed as one long row.
+// and `using WritesWeights = void` if it may write weights. Threads of a block lie along the
+// columns first, as many as the row needs (a power of two), so neither narrow nor wide rows waste
+// threads, and no index is ever divided. Contiguous tensors are passed as one long row.
 #pragma once
 
 #include <initializer_list>
@@ -25,7 +24,7 @@ __global__ void __launch_bounds__(256) rowwise_kernel(i64 rows, i64 cols, Op op)
     for (i64 col = first_col; col < cols; col += col_step) op(row, col);
 }
 
-// cols must be a multiple of Op::kWidth.
+// Runs `op` over rows x cols; cols must be a multiple of Op::kWidth.
 template <class Op>
 void launch_rowwise(const char* name, i64 rows, i64 cols, cudaStream_t stream, const Op& op) {
   if (rows == 0 || cols == 0) return;

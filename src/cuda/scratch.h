@@ -6,7 +6,8 @@
 
 namespace lk {
 
-// What cuBLASLt may use, from a CUDA backend's first product on. Hopper's kernels want so much.
+// Bytes that cuBLASLt may use, from a CUDA backend's first product on. Hopper's kernels want this
+// much.
 inline constexpr std::size_t kGemmWorkspaceBytes = std::size_t{32} << 20;
 
 }  // namespace lk

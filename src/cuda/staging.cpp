@@ -1,10 +1,10 @@
-// Large tensors between host and device: all threads of the host at work, and no copy but the one
-// over the link.
+// Moves large tensors between host and device: all threads of the host work, and the only copy is
+// the one over the link.
 //
 // Note [Lanes]: each thread has two pinned buffers. It fills one while the other travels, and fills
 // it again only when an event says that its copy has left. The copies go to the one stream in
-// whatever order the threads come; they touch different bytes, and what is submitted after the call
-// finds all of them before it.
+// whatever order the threads come; they touch different bytes, and work submitted after the call
+// finds all of them done.
 #include <vector>
 
 #include "cuda/cuda_backend.h"
@@ -46,7 +46,7 @@ class CudaBackend::Lanes {
   bool suffice(int threads, std::size_t bytes) const {
     return static_cast<std::size_t>(threads) <= turn_.size() && bytes <= bytes_;
   }
-  // One of the calling thread's, free to be written.
+  // A lane of the calling thread that is free to be written.
   Lane& next() {
     const auto thread = static_cast<std::size_t>(omp_get_thread_num());
     turn_[thread] ^= 1;
@@ -74,10 +74,10 @@ CudaBackend::Lanes& CudaBackend::lanes(std::size_t bytes) {
 void CudaBackend::upload_made(const Tensor& dst, std::size_t unit_bytes, const MakeUnits& make) {
   const std::int64_t n = check_units("upload_made", dst, unit_bytes);
   const std::int64_t step = units_per_part(unit_bytes);
-  stream();  // makes the GPU current
+  stream();  // makes the backend's GPU current
   Lanes& all = lanes(static_cast<std::size_t>(step) * unit_bytes);
   for_parts(n, step, [&](std::int64_t first, std::int64_t last) {
-    cudaStream_t s = stream();  // for this thread, too
+    cudaStream_t s = stream();  // makes the GPU current for this thread too
     Lanes::Lane& lane = all.next();
     make(first, last, lane.host);
     const std::size_t at = static_cast<std::size_t>(first) * unit_bytes;

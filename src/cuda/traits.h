@@ -1,4 +1,4 @@
-// What the layers above may know of a GPU. Includes no CUDA header: plans are made without one.
+// What the layers above may know about a GPU. Includes no CUDA header: plans are made without CUDA.
 #pragma once
 
 #include "tensor/device_traits.h"

@@ -10,10 +10,10 @@
 //                 contiguous, is B = tile and read transposed
 //
 // Note [Order of wgmma]. Registers of a product that was issued must not be touched until
-// wgmma_wait says it is done, and the compiler doesn't know: hold() its accumulator before the
-// first use. wgmma_fence() comes between the last ordinary write of an accumulator or A fragment
-// and the product. Shared memory written by copy_async is seen by wgmma after: the writing thread
-// waits for its copies, calls fence_async_proxy(), and meets the others at a barrier.
+// wgmma_wait says that it is done, and the compiler doesn't know this: hold() its accumulator
+// before the first use. wgmma_fence() comes between the last ordinary write of an accumulator or A
+// fragment and the product. For wgmma to see shared memory written by copy_async, the writing
+// thread waits for its copies, calls fence_async_proxy(), and meets the others at a barrier.
 #pragma once
 
 #include "cuda/mma.cuh"
@@ -26,8 +26,8 @@ namespace lk {
 
 inline constexpr int kWarpgroup = 128;  // threads
 
-// COLS / 64 panels, one behind the other, of ROWS x 64 bf16: a row of a panel is 128 bytes,
-// swizzled as SwizzledTile does, which is wgmma's "128-byte swizzle". `base` is a multiple of 1024.
+// COLS / 64 panels, one after the other, of ROWS x 64 bf16: a row of a panel is 128 bytes, swizzled
+// as in SwizzledTile, which is wgmma's "128-byte swizzle". `base` is a multiple of 1024.
 template <int ROWS, int COLS>
 struct PanelTile {
   static_assert(ROWS % 8 == 0 && COLS % 64 == 0);
@@ -39,33 +39,34 @@ struct PanelTile {
     return {base + i * kPanelBytes};
   }
 
-  // Starts copying rows [0, valid_rows) of a matrix; the rows behind are zeroed.
+  // Starts copying rows [0, valid_rows) of a matrix; zeroes the rows behind.
   template <int THREADS>
   __device__ __forceinline__ void load_async(const __nv_bfloat16* from, i64 ld,
                                              int valid_rows) const {
     constexpr int kLoaders = THREADS == 3 * kWarpgroup ? 2 * kWarpgroup : THREADS;
     if (kLoaders < THREADS && threadIdx.x >= kLoaders) return;
-    asm volatile("" : "+l"(ld));  // addresses are computed here, not kept in registers over a loop
+    asm volatile("" : "+l"(ld));  // addresses are computed here, not kept in registers in a loop
 #pragma unroll
     for (int i = 0; i < COLS / 64; ++i)
       panel(i).template load_async<ROWS, kLoaders>(from + 64 * i, ld, valid_rows, 64);
   }
 
-  // A matrix descriptor: addresses and distances in units of 16 bytes, bits 62..63 = 1: 128-byte
-  // swizzle. The swizzle is of address bits, so a start inside a 1024-byte block is fine.
+  // A matrix descriptor: addresses and distances are in units of 16 bytes; bits 62..63 = 1 choose
+  // the 128-byte swizzle. The swizzle applies to address bits, so a start inside a 1024-byte block
+  // is fine.
   static __device__ __forceinline__ std::uint64_t descriptor(std::uint32_t address,
                                                              std::uint32_t leading_bytes) {
-    constexpr std::uint64_t kStride = 8 * kRowBytes / 16;  // from eight rows to the next eight
+    constexpr std::uint64_t kStride = 8 * kRowBytes / 16;  // from eight rows to the next eight rows
     return (address >> 4) | static_cast<std::uint64_t>(leading_bytes >> 4) << 16 | kStride << 32 |
            std::uint64_t{1} << 62;
   }
   // Rows from `row` (a multiple of 8) on, columns [16 step, 16 step + 16): A, or B = tileᵀ. The
-  // leading distance has no meaning here.
+  // leading distance is unused here.
   __device__ __forceinline__ std::uint64_t rows_from(int row, int step) const {
     return descriptor(base + step / 4 * kPanelBytes + row * kRowBytes + step % 4 * 32, 16);
   }
-  // Rows [16 step, 16 step + 16), all columns: B = tile. The leading distance is from panel to
-  // panel.
+  // Rows [16 step, 16 step + 16), all columns: B = tile. The leading distance is from one panel to
+  // the next.
   __device__ __forceinline__ std::uint64_t block_of_rows(int step) const {
     return descriptor(base + step * 16 * kRowBytes, kPanelBytes);
   }
@@ -96,11 +97,11 @@ __device__ __forceinline__ void hold(float (&c)[NT][4]) {
     asm volatile("" : "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])::"memory");
 }
 
-// Note [Products in a row]. If an ordinary instruction seems to write or read an accumulator among
-// running products, the compiler waits after each product (its remarks C7514, C7515; look for them
-// after every change). So an accumulator that is overwritten is no input here, and a sum that stays
-// in flight from one turn of a loop to the next does not begin as zeros but undefined(), its first
-// product overwriting it.
+// Note [Products in a row]. If an ordinary instruction seems to write or read an accumulator
+// between running products, the compiler waits after each product (its remarks are C7514 and C7515;
+// look for them after every change). So an accumulator that is overwritten is not an input here,
+// and a sum that stays in flight from one turn of a loop to the next does not begin as zeros but as
+// undefined(), and its first product overwrites it.
 template <int NT>
 __device__ __forceinline__ void undefined(float (&c)[NT][4]) {
 #pragma unroll
@@ -148,7 +149,7 @@ __device__ __forceinline__ void wgmma_abt(float (&c)[16][4], std::uint64_t a, st
                  : LK_C16("=f", c)
                  : "l"(a), "l"(b));
 }
-// The same with a in registers.
+// c (64, 8 NT) = a bᵀ, or c += a bᵀ, with a in registers.
 template <bool ADD>
 __device__ __forceinline__ void wgmma_abt(float (&c)[8][4], const Fragment4& a, std::uint64_t b) {
   if constexpr (ADD)
@@ -205,7 +206,8 @@ struct LeftOperand {
 
   __device__ __forceinline__ LeftOperand(PanelTile<ROWS, COLS> from, int first)
       : tile(from), row(first) {}
-  // After the tile has arrived; warp_row: the tile's row where this warp's sixteen begin.
+  // Call it after the tile has arrived. warp_row: the tile's row at which this warp's sixteen
+  // begin.
   __device__ __forceinline__ void read(int warp_row) {
     if constexpr (IN_REGISTERS) {
 #pragma unroll
@@ -240,7 +242,7 @@ __device__ __forceinline__ void wgmma_pb(float (&c)[COLS / 8][4], const Fragment
   wgmma_commit();
 }
 
-// C tiles rounded to A fragments.
+// Rounds C tiles to A fragments.
 template <int NT>
 __device__ __forceinline__ void pack_fragments(Fragment4 (&p)[NT / 2], const float (&c)[NT][4]) {
 #pragma unroll

@@ -8,14 +8,14 @@
 
 namespace lk {
 
-// The loss (1) of a micro-batch, from the logits (n,V) of the tokens whose next one is supervised
-// and batch.targets (n), those next ones. `scale` is 1 / (supervised tokens of the whole step): a
-// mean over tokens is scale * sum. The losses of a step's micro-batches are added up. Compose it of
-// the ops of autograd/ops.h, or use loss_on_host().
+// Returns the loss (1) of a micro-batch from the logits (n,V) of the tokens whose next token is
+// supervised and from batch.targets (n), those next tokens. `scale` is 1 / (supervised tokens of
+// the whole step): a mean over tokens is scale * sum. The losses of a step's micro-batches are
+// added up. Compose it of the ops of autograd/ops.h, or use loss_on_host().
 using LossFunction =
     std::function<Var(Tape&, const Var& logits, const TokenBatch& batch, double scale)>;
 
-// The same as numbers on the host.
+// The rows of a micro-batch as numbers on the host.
 struct LossRows {
   std::int64_t vocab = 0;
   std::span<const std::int32_t> targets;  // n
@@ -30,8 +30,9 @@ struct LossRows {
   }
 };
 
-// A LossFunction from one that returns the loss and fills `gradient`. For trying things out: all
-// logits of a micro-batch travel to the host as doubles and back, 24 n V bytes there.
+// Makes a LossFunction of a host function that returns the loss and fills `gradient`. For trying
+// things out: all logits of a micro-batch travel to the host as doubles and back, where they take
+// 24 n V bytes.
 LossFunction loss_on_host(std::function<double(const LossRows&)> loss);
 
 }  // namespace lk

@@ -1,5 +1,5 @@
-// The proof that only A and B hold gradients and optimizer state, taken from the ledger at the end
-// of every run.
+// Proves at the end of every run, from the ledger, that only A and B hold gradients and optimizer
+// state.
 #pragma once
 
 #include <cstdint>
@@ -18,24 +18,24 @@ struct MemoryRow {
 };
 
 struct MemoryReport {
-  std::vector<MemoryRow> rows;                  // one per Tag that was used
-  std::int64_t live_bytes = 0, peak_bytes = 0;  // of all tags at one moment
-  std::int64_t reserved_bytes = 0;              // held from the driver, cache included
+  std::vector<MemoryRow> rows;                  // one for each Tag that was used
+  std::int64_t live_bytes = 0, peak_bytes = 0;  // over all tags at one moment
+  std::int64_t reserved_bytes = 0;              // held from the driver, including cached blocks
   std::int64_t driver_allocations = 0;
-  std::int64_t offloaded_peak_bytes = 0;  // pinned host memory: not part of the above
+  std::int64_t offloaded_peak_bytes = 0;  // pinned host memory; not part of the numbers above
 };
 
 MemoryReport memory_report(const Backend& backend);
 Json memory_to_json(const MemoryReport& report);
-// The table as text, one line per tag.
+// The report as text, one line per tag.
 std::string memory_table(const MemoryReport& report);
 
-// What must hold at the end of a run that trained `adapter` with AdamW:
+// Checks what must hold at the end of a run that trained `adapter` with AdamW:
 //   peak(gradients) = 4 numel(A, B)         count(gradients) = number of A and B
 //   peak(optimizer) = 2 * 4 numel(A, B)     live(params) = 4 numel(A, B) + their compute copies
 //   live(weights) = peak(weights) = weights_bytes, as loaded
 //   weight-gradient matmuls = micro_steps * number of A and B
-// Throws Error with the table if one fails.
+// Throws Error with the table if one of these fails.
 void prove_memory(const Backend& backend, const Adapter& adapter, std::int64_t weights_bytes,
                   std::int64_t weight_gradient_matmuls, std::int64_t micro_steps);
 

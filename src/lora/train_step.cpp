@@ -11,7 +11,7 @@ void TrainStep::run(const StepTensors& step) const {
   GradMode mode = GradMode::Write;
   for (std::size_t i = 0; i < step.micro_batches.size(); ++i) {
     const TokenBatch& batch = step.micro_batches[i];
-    if (batch.n_supervised == 0) continue;  // its share of the loss is zero
+    if (batch.n_supervised == 0) continue;  // it adds nothing to the loss
     Tape tape(backend);
     const Var share = loss(tape, batch, step, i);
     backend.sum(step.loss, mode, 1.0, share.value());

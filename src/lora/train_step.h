@@ -20,12 +20,12 @@
 
 namespace lk {
 
-// What a step reads and computes, on the device.
+// The tensors that a step reads and computes, on the device.
 struct StepTensors {
   std::vector<TokenBatch> micro_batches;
   std::int64_t n_supervised = 0;  // n, without the rows that padding added
   Tensor scale;                   // (1) F32|F64: 1/n
-  Tensor first_micro_step;        // (1) I32: micro-batches before it, which key dropout's masks
+  Tensor first_micro_step;        // (1) I32: number of earlier micro-batches, keys dropout
   Tensor loss;                    // (1) F32|F64: L, before the update
   Tensor norm_sq;                 // (1) F32|F64: |g|^2, before clipping
 };
@@ -35,19 +35,19 @@ class TrainStep {
   struct Settings {
     double clip = 1.0;  // 0: no clipping
     std::uint64_t seed = 0;
-    LossFunction loss;  // in place of -log p; empty: that
+    LossFunction loss;  // in place of -log p; empty: -log p
   };
-  // All three must outlive it.
+  // Model, adapter and optimizer must outlive the TrainStep.
   TrainStep(Transformer& model, Adapter& adapter, AdamW& optimizer, Settings settings);
 
-  // Tensors for micro-batches of these sizes, uninitialised.
+  // Uninitialised tensors for micro-batches of these sizes.
   StepTensors make_tensors(std::span<const BatchSize> sizes) const;
-  // Uploads the inputs of a step: micro-batches of the sizes that the tensors were made for, and
-  // how many micro-batches were trained before them. `n_supervised` is n.
+  // Uploads the inputs of a step: micro-batches of the sizes that the tensors were made for, n as
+  // `n_supervised`, and the number of micro-batches trained before them.
   void upload(StepTensors& step, std::span<const HostBatch> micro_batches,
               std::int64_t n_supervised, std::int64_t micro_steps_done) const;
-  // Submits the step; AdamW::begin_step() came before. If |g| or L is not finite, nothing is
-  // updated: the device decides.
+  // Submits the step; call AdamW::begin_step() first. If |g| or L is not finite nothing is updated:
+  // the device decides.
   void run(const StepTensors& step) const;
 
  private:

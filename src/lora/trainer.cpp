@@ -10,8 +10,8 @@ namespace lk {
 namespace {
 
 constexpr int kBadStepsAllowed = 2;
-// A recording holds a graph of some thousand nodes and its small inputs; memory for the step is
-// shared.
+// A recording holds a graph of a few thousand nodes and its small inputs; the step's memory is
+// shared by all recordings.
 constexpr std::size_t kMostRecordings = 8, kMostLaunched = 16;
 
 std::int64_t supervised(std::span<const HostBatch> micro_batches) {
@@ -20,8 +20,8 @@ std::int64_t supervised(std::span<const HostBatch> micro_batches) {
   return n;
 }
 
-// B (out, rank) has rows of a few numbers: as `rank` rows of `out` the same bytes are hashed
-// several times as fast.
+// Hashes B. B (out, rank) has rows of a few numbers: hashed as `rank` rows of `out`, the same bytes
+// take a fraction of the time.
 std::string hash_of_b(const LoraLinear& layer) {
   const Tensor& b = layer.b().value();
   return tensor_sha256(b.reshape({b.cols(), b.rows()}));
@@ -80,15 +80,15 @@ void Trainer::submit(std::vector<HostBatch> micro_batches) {
   check(report.supervised_tokens > 0, "a step needs at least one supervised token");
   for (const HostBatch& batch : micro_batches) report.tokens += batch.n_tokens();
 
-  // 1. The inputs: into the tensors of a recording if there is one for these sizes, else into new
-  // ones.
+  // 1. Upload the inputs: into the tensors of a recording if there is one for these sizes, else
+  // into new ones.
   const Sizes sizes = pad_where_recorded(micro_batches);
   StepTensors* const recorded = recorder_.find(sizes);
   StepTensors tensors = recorded ? *recorded : train_step_.make_tensors(sizes);
   train_step_.upload(tensors, micro_batches, report.supervised_tokens, micro_steps_done_);
   optimizer_.begin_step(static_cast<float>(report.lr));
 
-  // 2. The work.
+  // 2. Submit the work.
   if (recorded) {
     recorder_.replay();
     report.recorded = true;
@@ -98,7 +98,7 @@ void Trainer::submit(std::vector<HostBatch> micro_batches) {
     if (!report.recorded) recorder_.run_beside(work);
   }
 
-  // 3. Loss and norm set out for the host, which need not wait for them here.
+  // 3. Request loss and norm for the host, which need not wait for them here.
   step.loss = model_.backend().read_later(tensors.loss);
   step.norm_sq = model_.backend().read_later(tensors.norm_sq);
   ++steps_done_;
@@ -113,7 +113,7 @@ Trainer::Sizes Trainer::pad_where_recorded(std::vector<HostBatch>& micro_batches
   if (!config_.pad.value_or(cannot_record().empty())) return sizes;
   const BatchSize size = padded_size(sizes);
   for (std::size_t i = 0; i < sizes.size(); ++i)
-    if (sizes[i].supervised > 0)  // others do not run
+    if (sizes[i].supervised > 0)  // micro-batches without supervised tokens do not run
       pad_batch(micro_batches[i], sizes[i] = size);
   return sizes;
 }
@@ -129,7 +129,7 @@ std::optional<StepReport> Trainer::next_report(bool drain) {
   return finish(std::move(step));
 }
 
-// The only wait for the device.
+// The only place that waits for the device.
 StepReport Trainer::finish(InFlight step) {
   StepReport& report = step.report;
   report.loss = step.loss->value();

@@ -1,5 +1,5 @@
 // Trainer: optimizer steps of LoRA over any number of micro-batches, submitted one after the other
-// and reported as the device is done with them. What a step computes is in train_step.h.
+// and reported as the device finishes them. train_step.h defines what a step computes.
 #pragma once
 
 #include <chrono>
@@ -27,12 +27,12 @@ struct TrainerConfig {
   Schedule schedule = {};
   double clip = 1.0;  // 0: no clipping
   std::uint64_t seed = 0;
-  bool record = true;  // run repeated steps as recorded work, where the device can
-  // Bring batches to sizes that repeat (Note [Padded batches] in nn/batch.h); unset: where steps
-  // can be recorded, and then whether or not they are.
+  bool record = true;  // run repeated steps as recordings, where the device can
+  // Pads batches to sizes that repeat (Note [Padded batches] in nn/batch.h). Unset: pads where
+  // steps can be recorded, whether or not they are.
   std::optional<bool> pad = {};
-  LossFunction loss = {};  // instead of the mean cross-entropy; empty: that
-  LogFunction log = {};    // hears of steps that changed nothing; may be empty
+  LossFunction loss = {};  // in place of the mean cross-entropy; empty: the latter
+  LogFunction log = {};    // hears of steps that updated nothing; may be empty
 };
 
 struct StepReport {
@@ -41,67 +41,68 @@ struct StepReport {
   double grad_norm = 0;   // before clipping
   double lr = 0;
   std::int64_t tokens = 0, supervised_tokens = 0;
-  double seconds = 0;     // from its submission, or the end of the step before, to its end
+  double seconds = 0;     // from its submission, or the previous step's end if later, to its end
   bool skipped = false;   // loss or gradient not finite: nothing was updated
-  bool recorded = false;  // ran as recorded work
+  bool recorded = false;  // ran as a recording
 };
 
 // Lays the model out as its device trains it fastest: on a GPU, in BF16, projections that share an
-// input move into one buffer with their factors beside them (lora/joined.h). The weights keep their
-// values and get new memory, and the ledger's peaks start anew. To be called once, with all
-// adapters attached and before the Trainer is made: its optimizer keeps where A and B lie. Without
-// it training computes the same function on the plain path.
+// input move into one buffer with their factors next to them (lora/joined.h). The weights keep
+// their values and get new memory, and the ledger's peaks start anew. Call it once, with all
+// adapters attached and before the Trainer is made, as its optimizer stores where A and B lie.
+// Without it, training computes the same function on the plain path.
 void prepare_for_training(Transformer& model, Adapter& adapter);
 
 class Trainer {
  public:
-  // Moves nothing and changes nothing of the model: see prepare_for_training(). Both must outlive
-  // it.
+  // Moves and changes nothing of the model: see prepare_for_training(). Model and adapter must
+  // outlive the Trainer.
   Trainer(Transformer& model, Adapter& adapter, const TrainerConfig& config);
   Trainer(const Trainer&) = delete;
   Trainer& operator=(const Trainer&) = delete;
 
-  // Submits one optimizer step (train_step.h) over micro-batches that fit the device one at a time.
-  // They are taken by value, as padding extends them.
+  // Submits one optimizer step (train_step.h) over micro-batches, each of which must fit the
+  // device. They are taken by value, as padding extends them.
   void submit(std::vector<HostBatch> micro_batches);
-  // The report of the oldest step not reported yet, if it is due: the device is done with it,
-  // another step was submitted after it (so the device has work while the host waits), or the step
-  // before it was not finite. `drain`: any there is; ask before anything that must see all reports.
-  // The third step in a row that is not finite throws NonFiniteError naming the first offending
-  // parameter; no step was submitted after it if reports are asked for after each submit().
+  // The report of the oldest unreported step, if it is due: the device is done with it, another
+  // step was submitted after it (so the device has work while the host waits), or the step before
+  // it was not finite. With `drain` it is always due; drain before anything that must see all
+  // reports. The third step in a row that is not finite throws NonFiniteError naming the first
+  // offending parameter; no step was submitted after it if reports are requested after each
+  // submit().
   std::optional<StepReport> next_report(bool drain);
 
   // Submits one step and waits for its report.
   StepReport step(std::span<const HostBatch> micro_batches);
-  // Lays rows out first: as one micro-batch, or as several.
+  // Lays rows out first, as one micro-batch or as several, then calls step().
   StepReport step(std::span<const Row> rows);
   StepReport step(std::span<const std::vector<const Row*>> micro_batches);
 
-  // Optimizer steps submitted; settable to resume.
+  // Number of optimizer steps submitted; can be set to resume a run.
   std::int64_t steps_done() const { return steps_done_; }
   std::int64_t micro_steps_done() const { return micro_steps_done_; }
   void resume_at(std::int64_t steps, std::int64_t micro_steps);
   AdamW& optimizer() { return optimizer_; }
-  // Adapter layers whose B is bit for bit what it was when the Trainer was made.
+  // Paths of the adapter layers whose B is bit for bit what it was when the Trainer was made.
   std::vector<std::string> unmoved() const;
 
   // Why steps are not recorded; empty if they are, or will be once their sizes repeat.
   std::string why_not_recorded() const;
-  // Runs `work`, which leaves nothing on the device, in memory that recorded steps hold, if any do:
-  // for an evaluation between steps.
+  // Runs `work`, which must leave nothing on the device, in memory that recorded steps hold, if any
+  // do: for an evaluation between steps.
   void between_steps(const std::function<void()>& work) { recorder_.run_beside(work); }
 
  private:
   using Sizes = std::vector<BatchSize>;  // of a step's micro-batches
   using Clock = std::chrono::steady_clock;
   struct InFlight {
-    StepReport report;  // without what the device computes
+    StepReport report;  // without the numbers that the device computes
     Clock::time_point submitted;
     std::unique_ptr<Readback> loss, norm_sq;
   };
   Sizes pad_where_recorded(std::vector<HostBatch>& micro_batches) const;
   StepReport finish(InFlight step);
-  std::string cannot_record() const;  // whatever the settings say
+  std::string cannot_record() const;  // ignoring the settings
   std::string first_non_finite() const;
 
   Transformer& model_;

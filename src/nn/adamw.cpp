@@ -30,7 +30,7 @@ AdamW::AdamW(std::vector<Parameter*> parameters, const AdamWConfig& config)
   }
 }
 
-// A parameter that no micro-batch used holds last step's numbers: its gradient is zero now.
+// A parameter that no micro-batch used still holds the last step's gradient: set it to zero.
 void AdamW::zero_unwritten() {
   for (Parameter* p : parameters_) {
     if (p->has_grad()) continue;

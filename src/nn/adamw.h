@@ -1,6 +1,5 @@
-// AdamW over Parameters, and over nothing else: a Weight does not fit its constructor.
-// Source: Loshchilov & Hutter, "Decoupled Weight Decay Regularization", 2019; update order as in
-// torch.optim.AdamW.
+// AdamW over Parameters, and over nothing else: its constructor takes no Weight. Source: Loshchilov
+// & Hutter, "Decoupled Weight Decay Regularization", 2019; update order as in torch.optim.AdamW.
 #pragma once
 
 #include <vector>
@@ -20,21 +19,21 @@ class AdamW {
   // one device and dtype) must outlive it and stay where they are.
   AdamW(std::vector<Parameter*> parameters, const AdamWConfig& config);
 
-  // Squared global norm (1) of all gradients, on the device; a parameter whose gradient nobody
-  // wrote since zero_grad() counts as zero.
+  // The squared global norm (1) of all gradients, on the device. A parameter whose gradient nobody
+  // has written since zero_grad() counts as zero.
   Tensor grad_norm_sq();
   void grad_norm_sq(const Tensor& norm_sq);
   // One update of every parameter. With g = grad * min(1, max_norm / (norm + 1e-6)) if max_norm > 0
   // (else grad), t = steps_done() + 1:
   //   p -= lr wd p;  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
   //   p -= lr / (1 - b1^t) m / (sqrt(v / (1 - b2^t)) + eps)
-  // If norm_sq is not finite nothing of this happens (the device decides), but the step counts.
+  // If norm_sq is not finite nothing is updated (the device decides), but the step counts.
   void step(float lr, float max_norm, const Tensor& norm_sq) {
     begin_step(lr);
     update(max_norm, norm_sq);
   }
-  // Its two halves, for recorded work: the first counts the step and brings its rates to the
-  // device, the second is the same every time.
+  // The two halves of step(), for recorded work: begin_step() counts the step and uploads its
+  // rates, the other half is the same every time.
   void begin_step(float lr);
   void update(float max_norm, const Tensor& norm_sq);
 

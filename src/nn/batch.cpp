@@ -6,14 +6,14 @@
 namespace lk {
 namespace {
 
-// n rounded up to a multiple of a 1/parts of the largest power of two within it, or of `least`.
+// n rounded up to a multiple of 1/parts of the largest power of two not above it, or of `least`.
 std::int64_t rounded_up(std::int64_t n, std::int64_t parts, std::int64_t least) {
   const auto power = static_cast<std::int64_t>(std::bit_floor(static_cast<std::uint64_t>(n)));
   const std::int64_t unit = std::max(least, power / parts);
   return (n + unit - 1) / unit * unit;
 }
 
-// The added tokens are documents of the mean length, so of none that the model could not hold.
+// Added tokens form documents of the mean length, so none is too long for the model.
 std::int64_t mean_length(const BatchSize& size) {
   return std::max<std::int64_t>(1, size.tokens / size.documents);
 }
@@ -54,7 +54,7 @@ void pad_batch(HostBatch& batch, const BatchSize& to) {
   while (std::ssize(batch.offsets) <= to.documents)
     batch.offsets.push_back(
         static_cast<std::int32_t>(std::min(batch.offsets.back() + mean_length(from), to.tokens)));
-  // Rows must be distinct: the last tokens that are not supervised.
+  // Rows must be distinct: take the last tokens that are not supervised.
   std::vector<bool> taken(batch.ids.size());
   for (std::int32_t row : batch.rows) taken[static_cast<std::size_t>(row)] = true;
   for (std::int64_t row = to.tokens - 1; batch.n_supervised() < to.supervised; --row) {

@@ -1,13 +1,13 @@
-// TokenBatch: rows of text laid end to end on the device: documents of unequal length are segments
-// of one token dimension. HostBatch is the same before its upload: it touches no device, so any
-// thread can make it.
+// TokenBatch: rows of text laid end to end on the device; documents of unequal length are segments
+// of one token dimension. HostBatch holds the same data before its upload. It touches no device, so
+// any thread can make it.
 //
 // Note [Padded batches]: no row is padded to the length of another. But where a step can be
-// recorded (Note [Recorded steps] in tensor/recorder.h) a whole batch is brought to a size at which
-// others end up as well: by documents made of the missing tokens, empty ones after them, and
-// supervised rows without a target. Nobody attends to the added tokens, and rows without a target
-// have loss 0 and gradient 0, so every other number is what it was. The size is a function of
-// the step's batches alone.
+// recorded (Note [Recorded steps] in tensor/recorder.h), a whole batch is brought to a size that
+// other batches reach as well: by documents made of the missing tokens, empty documents after them,
+// and supervised rows without a target. Nobody attends to the added tokens, and rows without a
+// target have loss 0 and gradient 0, so every other number stays the same. The size is a function
+// of the step's batches alone.
 #pragma once
 
 #include <span>
@@ -31,12 +31,12 @@ struct BatchSize {
   bool operator==(const BatchSize&) const = default;
 };
 BatchSize size_of(const HostBatch& batch);
-// One size for all of a step's batches: the largest number of each, rounded up to one of few:
-// tokens by a sixteenth at most, supervised rows by a quarter (both to multiples of 64, which a
-// GPU's products work in anyway), documents by a quarter to at least 8.
+// One size for all of a step's batches: the largest of each count, rounded up to one of a few
+// values. Tokens grow by a sixteenth at most and supervised rows by a quarter (both to multiples of
+// 64, which a GPU's products are computed in anyway), documents by a quarter to at least 8.
 BatchSize padded_size(std::span<const BatchSize> sizes);
-// Note [Padded batches]. Nothing of `to` may be less than the batch has, and it must have room for
-// the rows without a target: to.supervised <= to.tokens.
+// Pads the batch to the size `to`: Note [Padded batches]. No count of `to` may be less than the
+// batch's, and the rows without a target must fit: to.supervised <= to.tokens.
 void pad_batch(HostBatch& batch, const BatchSize& to);
 
 struct TokenBatch {
@@ -49,15 +49,15 @@ struct TokenBatch {
   std::int64_t n_supervised = 0;  // n
 };
 
-// `rows` must not be empty; each holds at least one token.
+// Lays rows end to end on the host. `rows` must not be empty; each row holds at least one token.
 HostBatch make_host_batch(std::span<const Row* const> rows);
-// Memory for a batch of this size, without values.
+// Allocates a batch of this size, without values.
 TokenBatch empty_batch(Backend& backend, const BatchSize& size);
 // Uploads a batch into memory made for its size.
 void upload_batch(TokenBatch& to, const HostBatch& batch);
 // Uploads `rows` as one batch into memory of its own.
 TokenBatch make_batch(Backend& backend, std::span<const Row* const> rows);
-// A single sequence without targets, at positions first_position, first_position + 1, ...
+// A single sequence without targets at positions first_position, first_position + 1, ...
 TokenBatch make_prompt(Backend& backend, std::span<const std::int32_t> ids,
                        std::int64_t first_position);
 

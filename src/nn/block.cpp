@@ -37,8 +37,8 @@ Block::Block(const ModelConfig& config, LayerWeights w, std::size_t index)
   }
 }
 
-// What runs again is a half or a whole with its residual addition: gradients then meet in the order
-// in which they meet without, so not a bit changes.
+// What runs again is a half or a whole block with its residual addition. Gradients then meet in the
+// same order as without recomputation, so not a bit changes.
 Var Block::apply(Tape& tape, const Var& x, const BlockInput& in) {
   if (in.cache) return apply_cached(tape, x, in);
   const bool joined = joined_ && in.joined;
@@ -77,7 +77,7 @@ Var Block::attention_half(Tape& tape, const Var& x, const BlockInput& in) {
 Var Block::feed_forward_half(Tape& tape, const Var& h, const BlockInput& in, Output y) {
   if (!post_ffn_norm_.gain.defined())
     return add(tape, h, project(tape, Site::Down, inner(tape, h, in), in, y), y);
-  // A norm reads what it norms in backward: only the sum may be left out.
+  // A norm's backward reads the norm's input, so only the residual sum may be left unwritten.
   Var down = project(tape, Site::Down, inner(tape, h, in), in);
   return add(tape, h, norm(tape, down, post_ffn_norm_, eps_), y);
 }

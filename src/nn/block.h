@@ -1,8 +1,8 @@
 // One decoder layer. What differs between families is in ModelConfig: see Note [Families are data]
 // in nn/family.h.
 //
-// A Block is written three times: block.cpp is the definition; block_joined.cpp computes the same
-// in fewer and larger steps, for training on a GPU; block_cached.cpp computes it for new tokens
+// A Block is written three times: block.cpp is the definition, block_joined.cpp computes it in
+// fewer and larger steps for training on a GPU, and block_cached.cpp computes it for new tokens
 // over a KV cache. apply() chooses.
 #pragma once
 
@@ -21,34 +21,34 @@
 
 namespace lk {
 
-// "model.layers.0.self_attn.q_proj", ... : the module's path as Hugging Face names it.
+// The module's path as Hugging Face names it: "model.layers.0.self_attn.q_proj".
 std::string site_path(const ModelConfig& config, std::size_t layer, Site site);
 
-// What a block reads besides the residual stream. Handles, not references: a block that runs again
-// in backward keeps a copy.
+// What a block reads besides the residual stream. Its members are handles, not references: a block
+// that runs again in backward keeps a copy.
 struct BlockInput {
   Tensor rope_table = {};               // (P, D); undefined with learned positions
-  Tensor local_rope_table = {};         // the same for local layers
+  Tensor local_rope_table = {};         // (P, D) for local layers
   Tensor positions;                     // (T) I32
   Segments segments;                    // of the queries
-  const CachedBatch* cached = nullptr;  // with a cache only
+  const CachedBatch* cached = nullptr;  // null without a cache
   const KvCache* cache = nullptr;
   ForwardMode mode;
   bool joined = false;      // use the block's joined projections, if it has any
-  std::int64_t margin = 0;  // of the residual stream then
+  std::int64_t margin = 0;  // of the residual stream, if joined
   RecomputeKind recompute = RecomputeKind::None;  // of this block
-  std::shared_ptr<Offloads> offloads = {};        // of this forward, if there are any
+  std::shared_ptr<Offloads> offloads = {};        // of this forward, or null
 };
 
-// The projections of a block that are joined for training on a GPU, see Note [Joined projections]:
-// from the first that trains or whose input wants a gradient to the block's last, none in a block
-// that trains nothing. Made by lora/joined.cpp.
+// The projections of a block that are joined for training on a GPU: see Note [Joined projections]
+// in autograd/joined.h. They reach from the first projection that trains, or whose input wants a
+// gradient, to the block's last; a block that trains nothing has none. Made by lora/joined.cpp.
 struct JoinedProjections {
   std::optional<JoinedLinear> qkv, o, gate_up, down;
   static std::int64_t thin_of(const std::optional<JoinedLinear>& f) { return f ? f->thin : 0; }
 };
 
-// LayerNorm if there is a bias, else RMSNorm.
+// The weights of a LayerNorm if there is a bias, else of an RMSNorm.
 struct NormWeights {
   Weight gain, bias;
 };
@@ -58,35 +58,36 @@ class Block {
  public:
   Block(const ModelConfig& config, LayerWeights weights, std::size_t index);
 
-  // x (T,C) -> (T,C):  h = x + o(attention(rope(q(n)), rope(k(n)), v(n))),  n = norm(x)
-  //                    y = h + down(act(gate(m)) * up(m)),                 m = norm(h)
-  // q and k may be normed by head, and what is added to x and h once more; the MLP may have no
-  // gate. in.recompute says what is kept.
+  // x (T,C) -> (T,C):
+  //   h = x + o(attention(rope(q(n)), rope(k(n)), v(n))),  n = norm(x)
+  //   y = h + down(act(gate(m)) * up(m)),                  m = norm(h)
+  // Depending on the config, q and k are normed for each head, what is added to x and h is normed
+  // too, and the MLP has no gate. in.recompute says what is kept.
   Var apply(Tape& tape, const Var& x, const BlockInput& in);
 
-  // Null where the model has no such projection.
+  // The projection at `s`; null where the model has none.
   std::unique_ptr<LinearMap>& site(Site s) { return sites_[static_cast<std::size_t>(s)]; }
   void set_joined(std::unique_ptr<JoinedProjections> joined) { joined_ = std::move(joined); }
   const JoinedProjections* joined() const { return joined_.get(); }
 
  private:
-  // block.cpp. The two halves: x -> h and h -> y.
+  // block.cpp: the two halves, x -> h and h -> y.
   Var attention_half(Tape& tape, const Var& x, const BlockInput& in);
   Var feed_forward_half(Tape& tape, const Var& h, const BlockInput& in, Output y);
-  // x (T,C) -> (T,H*D): attention of the normed stream's queries, keys and values.
+  // x (T,C) -> (T,H*D): norms x and attends with its queries, keys and values.
   Var attend(Tape& tape, const Var& x, const BlockInput& in);
-  // h (T,C) -> (T,F): what the down projection reads.
+  // h (T,C) -> (T,F): the input of the down projection.
   Var inner(Tape& tape, const Var& h, const BlockInput& in);
-  // The activation of the MLP's first projections: mlp_sites(), in that order.
+  // The MLP's activation of its first projections, given in the order of mlp_sites().
   Var activate(Tape& tape, const std::vector<Var>& projected);
   std::vector<Site> mlp_sites() const;
   Var project(Tape& tape, Site s, const Var& x, const BlockInput& in, Output y = Output::Read) {
     return site(s)->apply(tape, x, in.mode, y);
   }
-  // Projections of norm(x).
+  // The projections `sites` of norm(x).
   std::vector<Var> project_normed(Tape& tape, const std::vector<Site>& sites, const NormWeights& w,
                                   const Var& x, const BlockInput& in);
-  // Does a projection from `first` to `last` train?
+  // Whether a projection from `first` to `last` trains.
   bool trains(Site first, Site last) const;
 
   // block_joined.cpp
@@ -96,10 +97,11 @@ class Block {
   // block_cached.cpp
   Var apply_cached(Tape& tape, const Var& x, const BlockInput& in);
   Var attend_cached(Tape& tape, const Var& x, const BlockInput& in);
-  // Projections of x, or of its norm if `w` is not null, each added to `addend` if that is defined.
+  // The projections `sites` of x, or of its norm if `w` is not null, each added to `addend` if that
+  // is defined.
   std::vector<Var> project_cached(Tape& tape, const std::vector<Site>& sites, const NormWeights* w,
                                   const Var& x, const Tensor& addend, const BlockInput& in);
-  // residual + the projection of x, which is normed before if there is a norm for it
+  // residual + the projection of x, which is normed first if `w` is defined
   Var project_cached_onto(Tape& tape, Site s, const NormWeights& w, const Var& residual,
                           const Var& x, const BlockInput& in);
 

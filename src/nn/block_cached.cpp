@@ -1,5 +1,5 @@
-// A block in a step of generation: what block.cpp defines, for new tokens over a KV cache, in few
-// launches. There is no backward.
+// A block in a step of generation: computes what block.cpp defines, for new tokens over a KV cache,
+// in few launches. There is no backward.
 #include "nn/block.h"
 #include "nn/cached_ops.h"
 
@@ -13,7 +13,7 @@ Var Block::apply_cached(Tape& tape, const Var& x, const BlockInput& in) {
   return project_cached_onto(tape, Site::Down, post_ffn_norm_, h, m, in);
 }
 
-// The cache grows by k and v; then the queries read all of it that is theirs.
+// Adds k and v to the cache; then the queries read all keys and values of their own sequence.
 Var Block::attend_cached(Tape& tape, const Var& x, const BlockInput& in) {
   const std::int64_t H = attention_.n_heads, G = attention_.n_kv_heads, D = head_dim_;
   Tensor q, k, v;
@@ -42,7 +42,7 @@ Var Block::attend_cached(Tape& tape, const Var& x, const BlockInput& in) {
 std::vector<Var> Block::project_cached(Tape& tape, const std::vector<Site>& sites,
                                        const NormWeights* w, const Var& x, const Tensor& addend,
                                        const BlockInput& in) {
-  const bool rms = w && !w->bias.defined();  // made where the products read it
+  const bool rms = w && !w->bias.defined();  // the products compute it where they read x
   Tensor n = !w || rms ? x.value() : norm(tape, x, *w, eps_).value();
   InputNorm input_norm{};
   if (rms) input_norm = {&w->gain, eps_, tape.activation(x.dtype(), n.shape())};

@@ -1,14 +1,15 @@
-// A block for training on a GPU: what block.cpp defines, with projections that share a matrix. See
-// Note [Joined projections] in autograd/joined.h.
+// A block for training on a GPU: computes what block.cpp defines, with projections that share a
+// matrix. See Note [Joined projections] in autograd/joined.h.
 //
-// Only LLaMA's shape of block has joined projections (lora/joined.cpp): RMSNorm, rotary positions,
-// SwiGLU, and nothing normed in between. What no gradient reaches is not joined and runs as defined.
+// Only blocks like LLaMA's have joined projections (lora/joined.cpp): RMSNorm, rotary positions,
+// SwiGLU, and no norm in between. Projections that no gradient reaches are not joined and run as
+// block.cpp defines.
 #include "nn/block.h"
 
 namespace lk {
 namespace {
 
-// Dropout of the input of A; the sites are the parts'.
+// Dropout of the input of A; the parts hold the sites.
 InputDropout dropout_of(const JoinedLinear& f, const ForwardMode& mode) {
   return {mode.training ? f.dropout : 0.0f, dropout_key(mode, 0)};
 }

@@ -3,7 +3,7 @@
 namespace lk {
 namespace {
 
-// Everything in one host vector, in the order in which `storage` holds it.
+// All vectors of a batch in one host vector, in the order in which `storage` holds them.
 struct Host {
   std::vector<std::int32_t> ids, positions, cache_rows, offsets{0}, begins, ends, last, variants;
 
@@ -75,7 +75,8 @@ CachedBatch make_cached_batch(const KvCache& cache, std::span<const SequencePart
 void refill_cached_batch(CachedBatch& batch, const KvCache& cache,
                          std::span<const SequencePart> parts) {
   Host host(cache, parts);
-  check(host.offsets == batch.segments.host, "cached batch: other lengths");
+  check(host.offsets == batch.segments.host,
+        "cached batch: lengths differ from those that it was made for");
   fill(batch, std::move(host));
 }
 

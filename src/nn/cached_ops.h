@@ -1,5 +1,6 @@
 // Operations of a step of generation with a KV cache. The device's kernels run them where they suit
-// (tensor/cache_kernels.h); elsewhere they are composed of the core's ops: their definition.
+// (tensor/cache_kernels.h); elsewhere they are composed of the core's ops, which is their
+// definition.
 #pragma once
 
 #include <span>
@@ -8,11 +9,11 @@
 
 namespace lk::cached {
 
-// Each part's y = addend + n wᵀ, n being x (T,K), or its norm if `norm` is not null.
+// Each part's y = addend + n wᵀ, where n is x (T,K), or its norm if `norm` is not null.
 void linear_parts(Backend& backend, const Tensor& x, const InputNorm* norm,
                   std::span<const LinearPart> parts);
-// q (T,H*D) and k (T,G*D) are rotated in place, unless `table` is undefined; then rows (T) of the
-// caches are k's and v's rows. May leave k as it was.
+// Rotates q (T,H*D) and k (T,G*D) in place, unless `table` is undefined, and writes k and v to rows
+// (T) of the caches. May leave k's own memory unrotated.
 void rope_into_cache(Backend& backend, const Tensor& q, const Tensor& k, const Tensor& v,
                      const CacheRows& cache, const Tensor& table, const Tensor& positions,
                      int head_dim);

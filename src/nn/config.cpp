@@ -5,7 +5,8 @@
 namespace lk {
 namespace {
 
-// Bounds far above any published model and far below where a product of two of them could overflow.
+// Bounds far above any published model, and far below where a product of two of them could
+// overflow.
 constexpr std::int64_t kMaxVocab = std::int64_t{1} << 24;
 constexpr std::int64_t kMaxWidth = std::int64_t{1} << 20;
 constexpr std::int64_t kMaxLayers = 1024;
@@ -100,7 +101,7 @@ void validate(const ModelConfig& c, const std::string& where) {
   validate_rope(c, where);
   auto check_id = [&](const char* field, std::int64_t id) {
     if (id >= c.vocab_size)
-      refuse(where, field, ": ", id, " is outside of the vocabulary of ", c.vocab_size);
+      refuse(where, field, ": ", id, " is outside the vocabulary of ", c.vocab_size);
   };
   check_id("bos_token_id", c.bos_id);
   for (std::int32_t id : c.eos_ids) check_id("eos_token_id", id);

@@ -1,4 +1,4 @@
-// ModelConfig: everything about a model's maths that its weights do not say.
+// ModelConfig: everything about a model's maths that its weights do not determine.
 //
 // Note [Refuse, never default]: a config field that changes the maths and is not implemented here
 // (partial rotary, soft-capped logits, experts, ...) is an InputError naming file, field
@@ -13,12 +13,12 @@
 
 namespace lk {
 
-// How rotary frequencies are stretched beyond the context of pre-training.
+// How rotary frequencies are stretched for contexts longer than those of pre-training.
 struct RopeScaling {
   enum class Kind : std::uint8_t {
     None,
     Linear,   // every frequency / factor
-    Llama3,   // low frequencies / factor, high ones kept, smooth between (Llama 3.1)
+    Llama3,   // low frequencies / factor, high ones kept, a blend between (Llama 3.1)
     Factors,  // frequency i / factors[i]: GGUF's rope_freqs.weight
   };
   Kind kind = Kind::None;
@@ -35,7 +35,7 @@ enum class NormKind : std::uint8_t {
 };
 enum class MlpKind : std::uint8_t {
   SwiGlu,  // down(silu(gate) * up)
-  GeGlu,   // down(gelu(gate) * up), gelu by tanh
+  GeGlu,   // down(gelu(gate) * up), gelu's tanh form
   Gelu,    // down(gelu(up)): no gate
 };
 
@@ -51,53 +51,54 @@ struct ModelConfig {
   double rms_eps = 0;           // of every norm, LayerNorm too
   double rope_theta = 0;
   RopeScaling rope_scaling;
-  std::int64_t max_position = 0;  // the model's context length
+  std::int64_t max_position = 0;  // context length of the model
   NormKind norm = NormKind::Rms;
   MlpKind mlp = MlpKind::SwiGlu;
   bool sandwich_norms = false;     // attention's and the MLP's results are normed too
-  bool qk_norm = false;            // each head of q and k is normed before it is turned
-  bool learned_positions = false;  // max_position rows added to the embedding; no rotary angles
+  bool qk_norm = false;            // each head of q and k is normed before it is rotated
+  bool learned_positions = false;  // max_position rows are added to the embedding; no rotary angles
   bool joined_qkv = false;         // q, k, v are one projection
-  bool scaled_embedding = false;   // embeddings times sqrt(C), a number of the compute dtype
-  double query_scale = 0;          // scores are q . k / sqrt(query_scale); 0: head_dim
-  // Local layers see the last `window` tokens only, and may have rotary angles of their own.
+  bool scaled_embedding = false;   // embeddings times sqrt(C), rounded to the compute dtype
+  double query_scale = 0;          // scores are q . k / sqrt(query_scale); 0: head_dim is used
+  // Local layers see the last `window` tokens only and may have rotary angles of their own.
   std::int64_t window = 0;             // 0: every layer sees all
   std::vector<std::uint8_t> local;     // n_layers flags; empty: none is local
-  double local_rope_theta = 0;         // of local layers, never scaled; 0: as the others
+  double local_rope_theta = 0;         // of local layers, never scaled; 0: rope_theta
   bool tie_embeddings = false;         // the head is the embedding
   bool attention_bias = false;         // q, k, v have biases
-  bool attention_output_bias = false;  // o has one
+  bool attention_output_bias = false;  // o has a bias
   bool mlp_bias = false;               // gate, up, down have biases
   std::int32_t bos_id = -1;            // -1 if the model names none
   std::vector<std::int32_t> eos_ids;   // empty if the model names none
-  std::string stored_dtype;  // "bfloat16", "Q4_1", ...: as the file says, empty if it does not
+  std::string stored_dtype;  // as the file says: "bfloat16", "Q4_1", ...; empty if it says nothing
 
   std::int64_t q_size() const { return n_heads * head_dim; }
   bool is_local(std::size_t layer) const { return window > 0 && !local.empty() && local[layer]; }
   std::int64_t kv_size() const { return n_kv_heads * head_dim; }
-  // Numbers in the base model (a tied head counts once).
+  // Number of elements in the base model; a tied head counts once.
   std::int64_t n_parameters() const;
 };
 
-// Ranges and divisibility of every field. Throws InputError "where: field: why".
+// Checks ranges and divisibility of every field. Throws InputError "where: field: why".
 void validate(const ModelConfig& config, const std::string& where);
 
 // Shapes of published models, for benches and plans on random weights: smollm2-135m,
 // tinyllama-1.1b, llama3.2-1b, llama2-7b, llama3-8b. Throws UsageError listing these.
 ModelConfig named_shape(const std::string& name);
 
-// The D/2 rotary frequencies, scaling applied. Computed in float32 step by step as transformers
+// The D/2 rotary frequencies with scaling applied. Computed in float32 step by step as transformers
 // does: at position 8,000 the rounding of a frequency is worth 5e-4 rad, so "more exact" would be
 // different.
 std::vector<double> inverse_frequencies(const ModelConfig& config);
-// Those of local layers if they have their own, else the same.
+// The frequencies of local layers: computed from local_rope_theta if it is set, else
+// inverse_frequencies().
 std::vector<double> local_inverse_frequencies(const ModelConfig& config);
-// (n_positions, D) on the device, cos in columns [0, D/2) and sin in [D/2, D). The angle is the
-// float32 product position * frequency, for the same reason; its cosine is computed in double, then
-// rounded to `dtype` (F32 or F64). Tag::Weights.
+// A table (n_positions, D) on the device, cos in columns [0, D/2) and sin in [D/2, D). The angle is
+// the float32 product position * frequency, as in transformers; its cosine and sine are computed in
+// double and rounded to `dtype` (F32 or F64). Tag::Weights.
 Tensor rope_table(Backend& backend, const ModelConfig& config, std::int64_t n_positions,
                   DType dtype = DType::F32);
-// The same with given frequencies.
+// rope_table() from given frequencies.
 Tensor rope_table(Backend& backend, const std::vector<double>& frequencies,
                   std::int64_t n_positions, DType dtype);
 

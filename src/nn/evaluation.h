@@ -13,8 +13,8 @@ struct Evaluation {
   std::int64_t tokens = 0, supervised_tokens = 0, rows = 0;
 };
 
-// Rows are packed into batches of at most batch_tokens tokens (at least one row each); the result
-// is the sum of all losses over the number of supervised tokens, whatever the batches.
+// Packs rows into batches of at most batch_tokens tokens (at least one row each). The loss is the
+// sum of all losses over the number of supervised tokens, whatever the batches.
 Evaluation evaluate(Transformer& model, std::span<const Row> rows, std::int64_t batch_tokens);
 
 }  // namespace lk

@@ -69,7 +69,7 @@ constexpr Family kLlama = {
     .scaled_embedding = false,
 };
 
-// Each of the other families is LLaMA but for what it says.
+// Each of the other families starts as LLaMA and states what differs.
 
 constexpr Family mistral() {
   Family f = kLlama;

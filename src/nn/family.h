@@ -1,6 +1,6 @@
 // Families of models: what their modules are called, and what of their maths follows from the
-// family alone. modelfile/family_files.h has what follows for their files; everything else about a
-// model is in its config.
+// family alone. modelfile/family_files.h describes their files; everything else about a model is in
+// its config.
 //
 // Note [Families are data]: one Block computes all of them. It reads the fields of ModelConfig that
 // apply_family() sets, never a family's name.
@@ -16,9 +16,9 @@ namespace lk {
 // A tensor's or projection's role in the model.
 enum class Role : std::uint8_t {
   Embedding,
-  Positions,  // learned ones
+  Positions,  // learned position embeddings
   AttnNorm,
-  Qkv,  // q, k and v in one
+  Qkv,  // q, k and v in one projection
   Q,
   K,
   V,
@@ -35,8 +35,8 @@ enum class Role : std::uint8_t {
   Head,
 };
 
-// The projections of a block, in the order in which they run. A model has Qkv or the three of it,
-// and no Gate if its MLP is not gated.
+// The projections of a block, in the order in which they run. A model has either Qkv or all of Q, K
+// and V, and no Gate if its MLP is not gated.
 enum class Site : std::uint8_t { Qkv, Q, K, V, O, Gate, Up, Down };
 inline constexpr int kSiteCount = 8;
 constexpr Role role_of(Site site) {
@@ -45,8 +45,8 @@ constexpr Role role_of(Site site) {
   return kRoles[static_cast<std::size_t>(site)];
 }
 
-// What Hugging Face calls a role's module: a path without ".weight"; inside a layer without the
-// layer's prefix. Weights, adapters and messages use these names.
+// What Hugging Face calls a role's module: a path without ".weight" and, inside a layer, without
+// the layer's prefix. Weights, adapters and messages use these names.
 struct RoleName {
   Role role;
   const char* path;
@@ -64,16 +64,16 @@ struct Family {
 
 // The family of a config's architecture. Throws Error for an unknown one.
 const Family& family_of(const ModelConfig& config);
-// The family of a model_type, null if there is none.
+// The family of a Hugging Face model_type; null if there is none.
 const Family* find_family(const std::string& model_type);
-// "llama, mistral, ..." for messages.
+// The names of all families for messages: "llama, mistral, ...".
 std::string known_families();
 
-// Sets architecture and the fields of the maths that follow from the family.
+// Sets config.architecture and the fields of the maths that follow from the family.
 void apply_family(ModelConfig& config, const Family& family);
 
 // Hugging Face's module path: "model.layers.3.self_attn.q_proj", "lm_head". `layer` counts only for
-// roles inside of one. Throws Error for a role that the family does not have.
+// roles inside a layer. Throws Error for a role that the family does not have.
 std::string module_path(const Family& family, Role role, std::int64_t layer = 0);
 
 }  // namespace lk

@@ -23,7 +23,8 @@ std::size_t common_prefix(std::span<const std::int32_t> a, std::span<const std::
 
 }  // namespace
 
-// A place in the cache: the tokens whose keys and values it holds, and of which variant they are.
+// A slot of the cache: the tokens whose keys and values it holds, and the variant that computed
+// them.
 struct Generator::Slot {
   std::vector<std::int32_t> held;
   std::int32_t variant = -1;
@@ -38,16 +39,16 @@ struct Generator::Run {
     std::vector<std::int32_t> history;  // prompt and new tokens
     std::optional<TextStream> text;
     Clock::time_point begun, first;
-    bool done = false, cut = false;  // cut: by on_text
+    bool done = false, cut = false;  // cut: on_text ended it
   };
   Generator& g;
   std::span<const GenerationRequest> requests;
   const GenerationEvents& events;
   std::vector<Generation> results;
   std::deque<std::size_t> waiting;
-  std::vector<Sequence> active;  // in the order of their slots' use: rows of a step
-  // A step's logits on the host, as they come and as floats. Kept from step to step: memory from
-  // the system each time would take longer than what is done with it.
+  std::vector<Sequence> active;  // in the order in which slots are used: rows of a step
+  // A step's logits on the host, as downloaded and as floats. The buffers are kept from step to
+  // step: getting memory from the system each time would take longer than working on it.
   std::vector<std::byte> raw_logits = {};
   std::vector<float> float_logits = {};
 
@@ -57,7 +58,7 @@ struct Generator::Run {
         std::min(g.cache_->capacity(), g.model_.max_positions()) - std::ssize(r.prompt));
   }
 
-  // Gives a waiting request a slot. With reuse_prefix that which holds most of its beginning.
+  // Gives a waiting request a slot; with reuse_prefix, the slot that holds most of its beginning.
   void admit() {
     const std::size_t request = waiting.front();
     waiting.pop_front();
@@ -73,7 +74,7 @@ struct Generator::Run {
                                      : 0;
       if (best < 0 || common > best_common) best = s, best_common = common;
     }
-    // The last token goes through the model in any case: its logits are wanted.
+    // The last token always goes through the model: its logits are needed.
     best_common = std::min(best_common, r.prompt.size() - 1);
     Slot& slot = g.slots_[static_cast<std::size_t>(best)];
     slot.held.resize(best_common);
@@ -93,7 +94,7 @@ struct Generator::Run {
     for (bool more = true; more;) {
       more = false;
       std::vector<SequencePart> parts;
-      std::vector<std::size_t> finishing;  // their indices in `active`, by part
+      std::vector<std::size_t> finishing;  // indices in `active`, by part
       std::int64_t total = 0;
       for (std::size_t i = first; i < active.size(); ++i) {
         if (!pending[i]) continue;
@@ -128,7 +129,7 @@ struct Generator::Run {
     sample(g.submit(parts), all);
   }
 
-  // Row j of the logits belongs to active[which[j]]; SIZE_MAX: to nobody yet.
+  // Row j of the logits belongs to active[which[j]], or to no sequence yet if that is SIZE_MAX.
   void sample(const Tensor& logits, const std::vector<std::size_t>& which) {
     if (std::all_of(which.begin(), which.end(), [](std::size_t i) { return i == SIZE_MAX; }))
       return;
@@ -137,7 +138,7 @@ struct Generator::Run {
     rows.backend().download(raw_logits.data(), rows, rows.bytes());  // the only wait for the device
     float_logits.resize(static_cast<std::size_t>(rows.numel()));
     std::vector<std::int32_t> ids(which.size());
-    // A row is up to a quarter of a million numbers: the threads share the rows of a batch.
+    // A row has up to a quarter of a million numbers, so the threads share the rows of a batch.
     for_parts(std::ssize(which), 1, [&](std::int64_t j, std::int64_t) {
       const std::size_t i = which[static_cast<std::size_t>(j)];
       if (i == SIZE_MAX) return;
@@ -226,8 +227,8 @@ void Generator::forget() {
   for (Slot& slot : slots_) slot.held.clear();
 }
 
-// Submits a pass over the parts and notes what the slots hold then; logits of each part's last
-// token.
+// Submits a pass over the parts and records what the slots then hold. Returns the logits of each
+// part's last token.
 Tensor Generator::submit(std::span<const SequencePart> parts) {
   const bool decodes = std::all_of(parts.begin(), parts.end(),
                                    [](const SequencePart& p) { return p.ids.size() == 1; });
@@ -246,7 +247,7 @@ Tensor Generator::submit(std::span<const SequencePart> parts) {
   return logits;
 }
 
-// A decoding step with as many sequences as the one right before it is recorded (Note [Recorded
+// A decoding step. It is recorded if the step right before it had as many sequences (Note [Recorded
 // steps] in tensor/recorder.h). One recording is kept, as its logits stay in its memory.
 Tensor Generator::decoded_logits(std::span<const SequencePart> parts) {
   const std::int64_t n = std::ssize(parts);
@@ -284,7 +285,7 @@ std::vector<Generation> Generator::run(std::span<const GenerationRequest> reques
       settings_.capacity > 0 ? std::min(settings_.capacity, model_.max_positions()) : longest;
   const std::int64_t n_slots = std::min(settings_.max_batch, std::ssize(requests));
   if (!cache_ || cache_->capacity() < capacity || cache_->slots() < n_slots) {
-    recorder_.clear();  // before the memory that it uses
+    recorder_.clear();  // before the memory that recordings use is freed
     cache_.reset();
     slots_.clear();
     cache_ = std::make_unique<KvCache>(model_.backend(), model_.config(), model_.compute_dtype(),

@@ -1,5 +1,5 @@
-// KvCache: keys and values of several sequences, so that a new token attends to all earlier ones.
-// Each sequence has a slot: `capacity` adjacent rows of one matrix a layer.
+// KvCache: keys and values of several sequences, so that a new token can attend to all earlier
+// ones. Each sequence has a slot: `capacity` adjacent rows of one matrix per layer.
 #pragma once
 
 #include <vector>
@@ -31,7 +31,7 @@ class KvCache {
   const Layer& layer(std::size_t i) const { return layers_[i]; }
   std::int64_t slots() const { return static_cast<std::int64_t>(lengths_.size()); }
   std::int64_t capacity() const { return capacity_; }
-  // Tokens of a slot. A smaller length forgets what came after it.
+  // Number of tokens in a slot. Setting a smaller length forgets the tokens after it.
   std::int64_t length(std::int64_t slot) const { return lengths_.at(index(slot)); }
   void set_length(std::int64_t slot, std::int64_t n) {
     check(0 <= n && n <= capacity_, "KV cache: ", n, " tokens, room for ", capacity_);

@@ -1,4 +1,4 @@
-// LinearMap: one projection of a block, y = f(x). Frozen by default; lora/ puts an adapter around
+// LinearMap: one projection of a block, y = f(x). Frozen by default; src/lora wraps adapters around
 // it.
 #pragma once
 
@@ -10,14 +10,14 @@
 
 namespace lk {
 
-// What a forward pass needs to know besides its input.
+// What a forward pass needs apart from its input.
 struct ForwardMode {
   bool training = false;   // dropout is active
-  std::uint64_t seed = 0;  // of the run
-  std::uint64_t step = 0;  // micro-batches since the run began: keys dropout masks
-  // RandomKey::first_step; its memory stays until the backward has run.
+  std::uint64_t seed = 0;  // seed of the run
+  std::uint64_t step = 0;  // micro-batches since the run began; keys dropout's masks
+  // See RandomKey::first_step. Its memory must stay until the backward has run.
   const std::int32_t* first_step = nullptr;
-  // With a KV cache only: the documents and their variants.
+  // Only with a KV cache: the documents and their variants.
   const Segments* documents = nullptr;
   const RowVariants* variants = nullptr;
 };
@@ -34,11 +34,12 @@ class LinearMap {
   // x (T, in) -> (T, out)
   virtual Var apply(Tape& tape, const Var& x, const ForwardMode& mode,
                     Output output = Output::Read) = 0;
-  // What apply() adds to the frozen projection: y (T, out) += f(x) - (x wᵀ + bias). No gradients.
+  // Adds to y (T, out) what apply() adds to the frozen projection: f(x) - (x wᵀ + bias). No
+  // gradients.
   virtual void adapt(Tape& tape, const Tensor& y, const Tensor& x, const ForwardMode& mode) = 0;
   virtual std::int64_t in_features() const = 0;
   virtual std::int64_t out_features() const = 0;
-  // The frozen projection at the bottom.
+  // The frozen projection inside.
   virtual FrozenLinear& frozen() = 0;
 };
 
@@ -54,7 +55,7 @@ class FrozenLinear : public LinearMap {
   std::int64_t out_features() const override { return w_.shape()[0]; }
   FrozenLinear& frozen() override { return *this; }
   const Weight& weight() const { return w_; }
-  // The same values in another place.
+  // Replaces the weight by one with the same values in other memory.
   void set_weight(const Weight& w) { w_ = w.expect(w_.shape(), "set_weight"); }
   const Weight* bias() const { return bias_.defined() ? &bias_ : nullptr; }
 

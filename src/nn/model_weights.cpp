@@ -92,7 +92,7 @@ void visit_weights(const ModelWeights& w, const std::function<void(const Weight&
 }
 
 void tie_head(Backend& backend, ModelWeights& w) {
-  // Quantised blocks are packed in place, so the embedding is read from the head's.
+  // Quantised blocks are packed in place, so the embedding reads the head's packed form.
   if (w.embedding.quantised()) backend.prepare_linear(w.embedding);
   w.head = w.embedding.renamed("lm_head.weight");
   if (!w.embedding.quantised()) backend.prepare_linear(w.head);
@@ -111,7 +111,7 @@ ModelWeights random_weights(Backend& backend, const ModelConfig& config, DType d
   validate(config, "random_weights");
   ModelWeights weights;
   std::uint32_t site = 0;
-  const float bound = 0.02f * std::sqrt(3.0f);  // the standard deviation is bound / sqrt(3)
+  const float bound = 0.02f * std::sqrt(3.0f);  // standard deviation: bound / sqrt(3)
   for (WeightSlot& slot : weight_slots(config, weights)) {
     Tensor t = backend.empty(Tag::Weights, dtype, slot.shape);
     ++site;

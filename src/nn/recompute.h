@@ -1,4 +1,4 @@
-// Recompute: what a training step makes again in backward instead of keeping it from forward.
+// Recompute: what a training step computes again in backward instead of keeping it from forward.
 //
 // Note [Recompute ladder]: four ways to run a block, each keeping less and costing more:
 //   none      everything that backward reads is kept
@@ -9,9 +9,10 @@
 //             ahead; the last block's input is wanted at once and stays
 // The same kernels run in the same order, so every way gives the same bits.
 //
-// Each way applies to the first n layers, the strongest wins. First, because memory peaks between
-// forward and backward: what the first layers made again comes when the later ones are gone, while
-// a block run again at the end would come on top of everything.
+// Each way applies to the first n layers; where several do, the strongest wins. It is the first
+// layers because memory peaks between forward and backward: what the first layers compute again
+// comes when the later layers' activations are gone, while a block run again at the end would come
+// on top of everything.
 #pragma once
 
 #include <cstdint>
@@ -25,19 +26,19 @@ enum class RecomputeKind : std::uint8_t { None, GateUp, Block, Offload };
 
 struct Recompute {
   static constexpr std::int64_t kAllLayers = INT64_MAX;
-  std::int64_t gate_up = 0, block = 0, offload = 0;  // first so many layers
+  std::int64_t gate_up = 0, block = 0, offload = 0;  // the first so many layers
 
   RecomputeKind of(std::int64_t layer, std::int64_t n_layers) const;
   bool operator==(const Recompute&) const = default;
 };
 
-// UsageError if the device can't do it.
+// Throws UsageError if the device can't recompute that way.
 void require_possible(const Recompute& recompute, const Backend& backend);
 
-// "none", or ways joined by commas, each with the number of its layers unless it is all:
-// "block", "gate-up:8", "gate-up,block:4". UsageError naming --recompute.
+// Parses "none", or ways joined by commas, each with its number of layers unless it means all:
+// "block", "gate-up:8", "gate-up,block:4". Throws UsageError naming --recompute.
 Recompute parse_recompute(const std::string& text);
-// The same backwards.
+// The inverse of parse_recompute(): its text form.
 std::string recompute_text(const Recompute& recompute);
 
 }  // namespace lk

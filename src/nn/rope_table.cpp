@@ -18,7 +18,7 @@ float llama3_frequency(float frequency, const RopeScaling& s) {
   const float span = static_cast<float>(s.high_freq_factor - s.low_freq_factor);
   const float smooth =
       (static_cast<float>(context) / wavelength - static_cast<float>(s.low_freq_factor)) / span;
-  // volatile: -ffp-contract=fast would fuse the sum, one rounding less than the definition.
+  // volatile: -ffp-contract=fast would fuse the sum, with one rounding less than the definition.
   const volatile float stretched = (1.0f - smooth) * frequency / factor;
   const volatile float kept = smooth * frequency;
   return stretched + kept;

@@ -21,8 +21,9 @@ void penalise(std::vector<float>& scores, double penalty, std::span<const std::i
   }
 }
 
-// The first of the largest; NaN counts as smaller than anything. The maximum is kept in lanes, so
-// that a vocabulary takes microseconds: at 16 rows a step the plain loop took longer than the GPU.
+// Index of the first of the largest scores; NaN counts as smaller than anything. The maximum is
+// kept in several lanes, so that a vocabulary takes microseconds: with 16 rows per step, a plain
+// loop took longer than the GPU.
 std::size_t largest(std::span<const float> scores) {
   constexpr std::size_t kLanes = 16;
   float lanes[kLanes];
@@ -37,10 +38,10 @@ std::size_t largest(std::span<const float> scores) {
   return static_cast<std::size_t>(std::find(scores.begin(), scores.end(), best) - scores.begin());
 }
 
-// What a draw chooses from, the likeliest first where the settings need an order.
+// The tokens that a draw chooses from, the most likely first where the settings need an order.
 struct Candidates {
   std::vector<std::int32_t> ids;
-  std::vector<double> weights;  // probabilities up to a factor; the largest of all tokens has 1
+  std::vector<double> weights;  // up to a common factor; the largest of all tokens has 1
 };
 
 Candidates weigh(std::span<const float> scores, float best, double temperature) {
@@ -54,7 +55,7 @@ Candidates weigh(std::span<const float> scores, float best, double temperature) 
   return c;
 }
 
-// Brings the n largest to the front, in order; equal ones by id.
+// Moves the n largest to the front, in order; equal ones are ordered by id.
 void order(Candidates& c, std::size_t n) {
   std::vector<std::int32_t> ids = std::move(c.ids);
   auto larger = [&](std::int32_t a, std::int32_t b) {
@@ -73,8 +74,8 @@ void order(Candidates& c, std::size_t n) {
 
 void truncate(Candidates& c, std::size_t n) { c.ids.resize(n), c.weights.resize(n); }
 
-// Candidates are in order; the first ones whose weight reaches `goal`, at least one. False if all
-// of them together do not.
+// Keeps the first candidates (which are in order) whose weights reach `goal` together, at least
+// one. Returns false if all of them together do not reach it.
 bool reach(Candidates& c, double goal) {
   double sum = 0;
   for (std::size_t i = 0; i < c.weights.size(); ++i) {
@@ -93,7 +94,7 @@ Candidates choose(std::span<const float> scores, float best, const SamplingSetti
     const double goal = s.top_p * std::accumulate(c.weights.begin(), c.weights.end(), 0.0);
     if (s.top_k > 0) {
       reach(c, goal);
-    } else {  // the nucleus is small as a rule: sorting the vocabulary would take longer than a
+    } else {  // the nucleus is usually small: sorting the vocabulary would take longer than a
               // step
       const Candidates all = c;
       for (std::size_t n = 256;; n *= 8) {
@@ -151,7 +152,7 @@ std::int32_t sample_token(std::span<const float> logits, const SamplingSettings&
     if (u < c.weights[i]) return c.ids[i];
     u -= c.weights[i];
   }
-  // Rounding let u pass the end: the last that has a chance.
+  // Rounding let u pass the end: choose the last candidate with a positive weight.
   for (std::size_t i = c.ids.size(); i-- > 0;)
     if (c.weights[i] > 0) return c.ids[i];
   return static_cast<std::int32_t>(best);

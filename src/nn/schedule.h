@@ -1,4 +1,4 @@
-// Learning-rate curves as pure functions of the step: nothing to store, nothing to restore on
+// Learning-rate schedules as pure functions of the step: nothing to store, nothing to restore on
 // resume.
 #pragma once
 
@@ -11,19 +11,19 @@ enum class ScheduleKind : std::uint8_t { Constant, Linear, Cosine };
 
 struct Schedule {
   ScheduleKind kind = ScheduleKind::Constant;
-  double lr = 2e-4;               // the peak
+  double lr = 2e-4;               // the peak learning rate
   std::int64_t warmup_steps = 0;  // N
-  std::int64_t total_steps = 1;   // only Linear and Cosine read it
+  std::int64_t total_steps = 1;   // read by Linear and Cosine only
 };
 
-// The rate of update k, counted from 0, with N warm-up steps of `total`:
+// The learning rate of update k, counted from 0, with N warm-up steps of `total`:
 //   k < N     lr (k + 1) / N
 //   k >= N    p = (k - N) / (total - N), from 0 to 1 - 1 / (total - N) at the last step:
 //             constant lr,  linear lr (1 - p),  cosine lr (1 + cos(pi p)) / 2
-// Past `total` p stays 1. With N >= total every step of the run is warm-up.
+// p stays 1 past `total`. With N >= total every step of the run is warm-up.
 double lr_at(const Schedule& schedule, std::int64_t step);
 
-// "constant", "linear", "cosine"; UsageError otherwise.
+// Parses "constant", "linear" or "cosine". Throws UsageError for anything else.
 ScheduleKind parse_schedule_kind(const std::string& name);
 
 }  // namespace lk

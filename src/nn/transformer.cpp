@@ -4,10 +4,6 @@
 #include <cmath>
 
 namespace lk {
-namespace {
-// On the CPU a chunk of logits should stay near the cache; a GPU wants thousands of rows.
-}  // namespace
-
 std::int64_t loss_chunk_rows(std::int64_t vocab_size, DType dtype, std::int64_t budget_bytes) {
   std::int64_t row_bytes = vocab_size * static_cast<std::int64_t>(dtype_size(dtype));
   return std::clamp<std::int64_t>(budget_bytes / std::max<std::int64_t>(row_bytes, 1), 16, 4096);
@@ -32,7 +28,8 @@ Transformer::Transformer(Backend& backend, ModelConfig config, ModelWeights weig
             ? rope_table_
             : rope_table(backend, local_inverse_frequencies(config_), max_positions, angles);
   }
-  // A number of the compute dtype: so transformers, whose factor has the embedding's dtype.
+  // transformers rounds the factor to the embedding's dtype, so it is rounded to the compute dtype
+  // here.
   if (config_.scaled_embedding) {
     const double factor = std::sqrt(static_cast<double>(config_.hidden_size));
     embedding_scale_ =
@@ -88,7 +85,7 @@ Var Transformer::supervised_states(Tape& tape, const TokenBatch& batch, const Fo
   check(batch.segments.longest() <= max_positions_, "loss: a row of ", batch.segments.longest(),
         " tokens, positions up to ", max_positions_);
   Var x = hidden(tape, batch, mode);
-  // Tokens without a target leave before the norm and the head: they cost nothing there.
+  // Tokens without a target are dropped before the norm and the head: they cost nothing there.
   Var wanted = gather_rows(tape, x, batch.rows);
   x = Var();
   return final_norm(tape, wanted);
@@ -133,7 +130,7 @@ Tensor Transformer::next_logits(const CachedBatch& batch, const KvCache& cache) 
                           .cached = &batch,
                           .cache = &cache,
                           .mode = mode});
-  // Where each sequence has one new token there is nothing to choose.
+  // If each sequence has one new token there is nothing to select.
   if (batch.n_tokens() > batch.segments.count()) x = gather_rows(tape, x, batch.last);
   return linear(tape, final_norm(tape, x), weights_.head).value();
 }

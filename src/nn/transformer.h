@@ -1,4 +1,4 @@
-// Transformer: embedding -> blocks -> norm -> head. Frozen; adapters are put on its sites by lora/.
+// Transformer: embedding -> blocks -> norm -> head. Frozen; src/lora puts adapters on its sites.
 #pragma once
 
 #include <functional>
@@ -15,8 +15,8 @@ namespace lk {
 
 class Transformer {
  public:
-  // Takes the weights; `max_positions` bounds every sequence (rotary angles are tabulated once).
-  // Throws UsageError if the model learned fewer.
+  // Takes over the weights. `max_positions` bounds every sequence (rotary angles are tabulated
+  // once). Throws UsageError if the model has fewer learned positions.
   Transformer(Backend& backend, ModelConfig config, ModelWeights weights, DType compute_dtype,
               std::int64_t max_positions);
 
@@ -29,45 +29,45 @@ class Transformer {
   Var loss(Tape& tape, const TokenBatch& batch, const LossScale& scale, const ForwardMode& mode);
   // -log p(target) of each supervised token, (n), in the batch's order. No gradients.
   Tensor token_losses(const TokenBatch& batch);
-  // logits (n,V) of the tokens whose next one is supervised, with gradients: for a loss of one's
-  // own. Unlike in loss() they all exist at a time.
+  // logits (n,V) of the tokens whose next token is supervised, with gradients: for a custom loss.
+  // Unlike in loss(), they exist all at once.
   Var supervised_logits(Tape& tape, const TokenBatch& batch, const ForwardMode& mode);
   // logits (n,V) of the given tokens of the batch (rows (n) I32; all of them if undefined). No
   // gradients.
   Tensor logits(const TokenBatch& batch, const Tensor& rows = {}, const ForwardMode& mode = {});
-  // Puts the batch's keys and values into the cache and returns the logits (n,V) after the last
+  // Writes the batch's keys and values to the cache and returns the logits (n,V) after the last
   // token of each part. Copies nothing from or to the host and leaves the slots' lengths alone: see
   // advance_cache().
   Tensor next_logits(const CachedBatch& batch, const KvCache& cache);
 
-  // Calls f(module path, layer, site, map) for every projection, in running order. Paths as Hugging
-  // Face: "model.layers.0.self_attn.q_proj".
+  // Called as f(module path, layer, site, map) for every projection, in running order. Paths are
+  // Hugging Face's: "model.layers.0.self_attn.q_proj".
   using SiteVisitor =
       std::function<void(const std::string&, std::size_t, Site, std::unique_ptr<LinearMap>&)>;
   void visit_sites(const SiteVisitor& f);
 
-  // Gives layer i its joined projections, built around the same weights; they are used in every
-  // pass without a KV cache while enabled.
+  // Gives layer i its joined projections, which view the same weights. Every pass without a KV
+  // cache uses them while they are enabled.
   void set_joined(std::size_t layer, std::unique_ptr<JoinedProjections> joined);
   void enable_joined(bool enabled) { joined_enabled_ = enabled; }
   // Calls f for all joined projections, layer by layer.
   void visit_joined(const std::function<void(const JoinedLinear&)>& f) const;
-  // What training keeps and what it makes again. UsageError if the device can't do it.
+  // Sets what training keeps and what it recomputes. Throws UsageError if the device can't do it.
   void set_recompute(const Recompute& recompute);
-  // The same values in another place, for a layer's projection.
+  // Replaces a layer's projection by one with the same values in other memory.
   void move_weight(std::size_t layer, Site site, const Weight& w);
 
   std::int64_t n_parameters() const { return config_.n_parameters(); }
   const ModelWeights& weights() const { return weights_; }
 
  private:
-  // Embedded tokens (T,C), with learned positions if the model has them. A constant.
+  // Embedded tokens (T,C), plus learned positions if the model has them. A constant.
   Var embed(Tape& tape, const Tensor& ids, const BlockInput& in);
   Var final_norm(Tape& tape, const Var& x);
   // Hidden states (T,C) before the final norm.
   Var hidden(Tape& tape, const TokenBatch& batch, const ForwardMode& mode);
-  std::int64_t loss_rows() const;  // of a chunk of the loss
-  // The head's input (n,C) for the tokens whose next one is supervised.
+  std::int64_t loss_rows() const;  // per chunk of the loss
+  // The head's input (n,C) for the tokens whose next token is supervised.
   Var supervised_states(Tape& tape, const TokenBatch& batch, const ForwardMode& mode);
   Var through_blocks(Tape& tape, const Tensor& ids, BlockInput in);
 
@@ -81,11 +81,11 @@ class Transformer {
   std::vector<std::unique_ptr<Block>> blocks_;
   bool joined_enabled_ = true;
   Recompute recompute_;
-  std::int64_t margin_ = 0;  // of the residual stream: room for the widest strip behind it
+  std::int64_t margin_ = 0;  // of the residual stream: room for the widest thin columns
 };
 
-// Rows of the chunk in which head and cross-entropy work: bounds the logits that exist at one time
-// to about `budget_bytes`.
+// Rows of the chunks in which head and cross-entropy work: bounds the logits that exist at once to
+// about `budget_bytes`.
 std::int64_t loss_chunk_rows(std::int64_t vocab_size, DType dtype, std::int64_t budget_bytes);
 
 }  // namespace lk

@@ -11,7 +11,7 @@
 namespace lk {
 namespace {
 
-// The drawing's own units; the page scales it to its column.
+// Sizes in the drawing's own units; the page scales it to its column.
 constexpr double kWidth = 480, kHeight = 230, kLeft = 58, kRight = 12, kTop = 10, kBottom = 36;
 constexpr std::size_t kMostPoints = 400;
 
@@ -35,7 +35,7 @@ double tick_step(double span, int wanted) {
   return 10 * power;
 }
 
-// A range with something in it: a constant line lies in its middle.
+// A range with some extent: a constant line gets one around it.
 Range widened(Range r) {
   if (r.high > r.low) return r;
   const double margin = r.low == 0 ? 1 : std::abs(r.low) / 2;
@@ -86,7 +86,7 @@ struct Plot {
       out += print("<text x=\"%.0f\" y=\"%.1f\" text-anchor=\"end\">%s</text>\n", kLeft - 6,
                    py(v) + 4, short_number(at).c_str());
     }
-    const double dx = std::max(1.0, tick_step(x.high - x.low, 5));  // steps are whole
+    const double dx = std::max(1.0, tick_step(x.high - x.low, 5));  // step numbers are integers
     for (double v = std::ceil(x.low / dx - 1e-9) * dx; v <= x.high + dx * 1e-9; v += dx)
       out += print("<text x=\"%.1f\" y=\"%.0f\" text-anchor=\"middle\">%s</text>\n", px(v),
                    kHeight - kBottom + 16, short_number(v).c_str());

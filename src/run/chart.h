@@ -1,4 +1,5 @@
-// Line charts as inline SVG: axes with round numbers, light and dark by the page's CSS variables.
+// Line charts as inline SVG: axes with round numbers, light and dark colours from the page's CSS
+// variables.
 #pragma once
 
 #include <string>
@@ -9,21 +10,21 @@ namespace lk {
 
 struct ChartLine {
   std::string name;                               // for the legend; plain text
-  std::vector<std::pair<double, double>> points;  // (step, value); not finite: left out
-  bool dots = false;                              // few points: each is drawn
+  std::vector<std::pair<double, double>> points;  // (step, value); only finite values are drawn
+  bool dots = false;                              // draw each point: for lines of few points
 };
 
 // A figure of all lines, x in steps, y in `unit` (may be empty). Lines of more than 400 points are
-// drawn as the mean of equal groups, with a band from each group's least to its largest value.
-// Nothing to draw: a figure that says so. Names and units are escaped.
+// drawn as the means of equal groups, with a band from each group's smallest to its largest value.
+// Without any points the figure says so. Names and units are escaped.
 std::string chart_svg(const std::string& title, const std::string& unit,
                       const std::vector<ChartLine>& lines);
 
-// Text for HTML: & < > " ' as entities, bytes that are not UTF-8 and control characters (but
-// newline and tab) as U+FFFD.
+// Escapes text for HTML: & < > " ' become entities; bytes that are not UTF-8 and control characters
+// (except newline and tab) become U+FFFD.
 std::string html_escape(const std::string& text);
 
-// "1,234", "0.0123", "1.2e-05": at most four digits that matter.
+// Formats a number with at most four significant digits: "1,234", "0.0123", "1.2e-05".
 std::string short_number(double value);
 
 }  // namespace lk

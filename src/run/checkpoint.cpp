@@ -17,7 +17,7 @@ struct Slot {
   Tensor tensor;
 };
 
-// Every tensor of the state, in a fixed order.
+// Every tensor of the training state, in a fixed order.
 std::vector<Slot> slots(const Adapter& adapter, Trainer& trainer) {
   std::vector<Slot> all;
   std::vector<Parameter*> parameters = adapter.parameters();

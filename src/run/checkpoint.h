@@ -1,4 +1,4 @@
-// Checkpoint: everything a run needs to go on exactly where it was, in one file.
+// Checkpoint: everything that a run needs to go on exactly where it was, in one file.
 #pragma once
 
 #include <string>
@@ -8,13 +8,14 @@
 
 namespace lk {
 
-// Writes folder/checkpoint.safetensors durably: A, B, both moments, the counters, and `identity`,
-// the settings and fingerprints that make this run this run.
+// Writes folder/checkpoint.safetensors durably: A, B, both moments, the counters, and `identity`:
+// the settings and fingerprints that a resumed run must share. Throws IoError.
 void save_checkpoint(const std::string& folder, const Adapter& adapter, Trainer& trainer,
                      const Json& identity);
 
-// Loads it into adapter and trainer. Throws InputError if the file is damaged, UsageError naming
-// the first field of `identity` that differs (fields listed in `may_differ` excepted).
+// Loads folder/checkpoint.safetensors into adapter and trainer. Throws InputError if the file is
+// damaged, UsageError naming the first field of `identity` that differs (fields listed in
+// `may_differ` excepted).
 void load_checkpoint(const std::string& folder, Adapter& adapter, Trainer& trainer,
                      const Json& identity, const std::vector<std::string>& may_differ);
 

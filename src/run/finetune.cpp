@@ -27,7 +27,7 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// One run, in the order in which it happens.
+// One run; its methods stand in the order in which they are called.
 class Run {
  public:
   Run(const FinetuneSettings& settings, FinetuneListener& listener, const std::atomic<int>& stop)
@@ -49,7 +49,7 @@ class Run {
   }
 
  private:
-  // Out of memory is known here, before a weight is read.
+  // Finds out before a weight is read whether the run is out of memory.
   void plan() {
     PlanRequest request;
     request.model = in_.model->config(), request.lora = in_.lora;
@@ -57,7 +57,7 @@ class Run {
     request.batch = s_.batch, request.grad_accum = s_.grad_accum, request.seq_len = s_.seq_len;
     request.row_lengths = in_.longest_batch(s_);
     request.recompute = s_.recompute;
-    const std::int64_t wanted = std::max(s_.memory_limit, s_.memory);  // one of them is 0
+    const std::int64_t wanted = std::max(s_.memory_limit, s_.memory);  // one of the two is 0
     const std::int64_t free = backend_->free_memory();
     const std::int64_t limit = wanted > 0 ? std::min(wanted, free) : free;
     Plan plan = s_.memory > 0 ? plan_within(request, limit) : plan_training(request);
@@ -74,7 +74,7 @@ class Run {
 
   void load() {
     auto start = Clock::now();
-    fingerprint_ = std::make_unique<Fingerprint>(*in_.model);  // beside all that follows
+    fingerprint_ = std::make_unique<Fingerprint>(*in_.model);  // hashes during all that follows
     LoadedModel loaded =
         load_weights(*backend_, *in_.model, facts_.dtype, {.hash = s_.verify_base});
     facts_.base_hash = loaded.sha256;
@@ -162,7 +162,8 @@ class Run {
     finish();
   }
 
-  // The device may be a step ahead of its reports; `drain`: now they catch up.
+  // Writes the reports that are due. The device may be a step ahead of them; with `drain` all are
+  // written.
   void report_steps(bool drain) {
     while (std::optional<StepReport> report = trainer_->next_report(drain)) {
       if (report->step == first_ + 1) {
@@ -187,8 +188,8 @@ class Run {
     save_checkpoint(s_.out, *adapter_, *trainer_, identity());
   }
 
-  // The proofs, then the files. An interrupted run saves first: nothing may be lost to a failing
-  // check.
+  // Checks the proofs, then writes the files. An interrupted run saves first: a failing check must
+  // not lose anything.
   void finish() {
     const std::int64_t micro_steps = (trainer_->steps_done() - first_) * s_.grad_accum;
     if (result_.signal != 0 || s_.save_every > 0) {
@@ -222,7 +223,8 @@ class Run {
     write_report(status);
   }
 
-  // After everything that counts is on the disk. A stopped run has no time for samples.
+  // Called once everything that counts is on the disk. A stopped run makes no samples, as it has no
+  // time.
   void write_report(const std::string& status) {
     ReportInput report{record(status), read_metrics(s_.out), {}, {}};
     report.proofs.push_back("gradients and optimizer state exist for A and B only");
@@ -248,7 +250,7 @@ class Run {
     write_file_durably(s_.out + "/run.json", record(status).dump(2) + "\n");
   }
 
-  // While the base is still being hashed, a record leaves its hash open.
+  // The content of run.json. While the base is still being hashed its hash is null.
   Json record(const std::string& status) {
     if (status != "running" || fingerprint_->ready()) fingerprint();
     facts_.status = status;
@@ -276,7 +278,7 @@ class Run {
   std::unique_ptr<Adapter> adapter_;
   std::unique_ptr<Trainer> trainer_;
   std::unique_ptr<MetricsLog> metrics_;
-  Clock::time_point begun_ = Clock::now(), started_;  // the run, and its training
+  Clock::time_point begun_ = Clock::now(), started_;  // start of the run, and of its training
   std::int64_t first_ = 0, tokens_ = 0;  // the step it began at; what it has trained on since
   FinetuneResult result_;
 };

@@ -1,4 +1,4 @@
-// A whole fine-tuning run as one call: what tools/finetune does, for embedders too.
+// A whole fine-tuning run as one call: what tools/finetune does, also for embedders.
 #pragma once
 
 #include <atomic>
@@ -17,11 +17,11 @@ namespace lk {
 struct FinetuneSettings {
   std::string model = {}, data = {}, out = {};
   std::int64_t rank = 8;
-  std::optional<double> alpha = {};  // the rank, so that the scale is 1
+  std::optional<double> alpha = {};  // unset: the rank, so that the scale is 1
   double dropout = 0;
   std::vector<std::string> targets = {};   // empty: default_targets() of the model
   std::optional<std::int64_t> steps = {};  // or
-  std::optional<double> epochs = {};       // one of the two; neither: one epoch
+  std::optional<double> epochs = {};       // only one of the two; neither: one epoch
   std::int64_t batch = 8, grad_accum = 1, seq_len = 1024;
   double lr = 2e-4;
   std::string schedule = "constant";
@@ -38,21 +38,21 @@ struct FinetuneSettings {
   std::int64_t eval_rows = -1, eval_every = 0;
   std::int64_t save_every = 0;
   bool resume = false;
-  Recompute recompute = {};       // what training makes again instead of keeping it
-  std::int64_t memory_limit = 0;  // bytes; 0: what the device has free
-  std::int64_t memory = 0;        // bytes; not 0: the limit, and `recompute` is chosen to keep it
-  bool verify_base = true;        // SHA-256 of all base weights before and after
+  Recompute recompute = {};       // what training computes again instead of keeping it
+  std::int64_t memory_limit = 0;  // bytes; 0: all that the device has free
+  std::int64_t memory = 0;        // bytes; not 0: the limit, and `recompute` is chosen to fit it
+  bool verify_base = true;        // compare the SHA-256 of all base weights before and after
   std::int64_t show_rows = 0;
-  // Rows of eval_data that report.html shows continued without and with the adapter.
-  std::optional<std::int64_t> samples = {};  // 3 with eval_data, else 0
-  bool tensorboard = false;                  // event files in `out`
+  // How many rows of eval_data report.html shows with continuations, without and with the adapter.
+  std::optional<std::int64_t> samples = {};  // unset: 3 with eval_data, else 0
+  bool tensorboard = false;                  // also write event files for TensorBoard to `out`
 };
 
-// What a run tells while it goes on. All calls come from the thread that called finetune().
+// Hears what happens during a run. All calls come from the thread that called finetune().
 struct FinetuneListener {
   virtual ~FinetuneListener() = default;
   virtual void message(const std::string& /*text*/) {}  // one line: what happens now, or a finding
-  virtual void rows(const std::string& /*text*/) {}     // --show-rows
+  virtual void rows(const std::string& /*text*/) {}     // for --show-rows
   virtual void planned(const PlanRequest&, const Plan&) {}
   virtual void stepped(const StepReport&, std::int64_t /*total_steps*/, std::int64_t /*live_bytes*/,
                        double /*seconds_left*/) {}
@@ -66,13 +66,13 @@ struct FinetuneResult {
   std::optional<Evaluation> eval_before, eval_after;
   std::int64_t trainable_parameters = 0, base_parameters = 0;
   MemoryReport memory;
-  std::int64_t recorded_steps = 0;  // that ran as one CUDA graph
-  int signal = 0;                   // not 0: stopped by this signal after saving
+  std::int64_t recorded_steps = 0;  // steps that ran as a CUDA graph
+  int signal = 0;                   // not 0: the signal that stopped the run, after saving
 };
 
-// Runs it. `stop` is looked at between steps: a signal number ends the run after saving a
-// checkpoint. Throws the errors of tensor/error.h; the output folder then holds the last complete
-// state.
+// Runs a fine-tuning. `stop` is checked between steps: a signal number ends the run after a
+// checkpoint is saved. Throws the errors of tensor/error.h; the output folder then holds the last
+// complete state.
 FinetuneResult finetune(const FinetuneSettings& settings, FinetuneListener& listener,
                         const std::atomic<int>& stop);
 

@@ -39,7 +39,7 @@ void check_base(const AdapterFile& file, const std::string& fingerprint, const s
 }  // namespace
 
 void set_adapters(const std::vector<std::string>& flags, InferenceSettings& settings) {
-  // A folder may have '=' in its path, but not before its first '/'.
+  // A folder's path may contain '=', but not before its first '/'.
   auto named = [](const std::string& text) { return text.find('=') < text.find('/'); };
   if (flags.size() == 1 && !named(flags[0])) {
     settings.adapter = flags[0];
@@ -53,7 +53,7 @@ InferenceModel open_inference(const InferenceSettings& settings) {
   m.backend = open_device(settings.device);
   const DType dtype = parse_compute_dtype(settings.dtype, *m.backend);
   const WeightStorage storage = parse_storage(settings, *m.backend);
-  std::optional<AdapterFile> file;  // a bad adapter is found before the model is read
+  std::optional<AdapterFile> file;  // read first: a bad adapter is found before the model is read
   if (!settings.adapter.empty()) file = open_adapter(settings.adapter);
   if (file && !settings.named_adapters.empty())
     throw UsageError("--adapter: either one folder for all prompts or name=folder each time");
@@ -66,7 +66,7 @@ InferenceModel open_inference(const InferenceSettings& settings) {
   }
   const ModelFile model_file(settings.model);
   m.tokenizer = model_file.read_tokenizer();  // a bad one is found before the weights are read
-  // Hashed beside the loading, if an adapter says what its base was.
+  // If an adapter names its base's fingerprint, the base is hashed while it loads.
   std::unique_ptr<Fingerprint> fingerprint;
   auto names_base = [](const AdapterFile& one) { return !one.base_fingerprint.empty(); };
   if ((file && names_base(*file)) || std::any_of(named.begin(), named.end(), [&](const auto& one) {

@@ -10,7 +10,7 @@ namespace lk {
 
 namespace {
 
-// A path as code in one line of Markdown.
+// Formats a path as code in one line of Markdown.
 std::string code(std::string text) {
   for (char& c : text) {
     if (c == '`') c = '\'';
@@ -32,7 +32,7 @@ std::string model_card(const FinetuneSettings& s, const FinetuneResult& r, const
   auto row = [&](const char* name, const auto&... value) {
     out << "| " << name << " | " << concat(value...) << " |\n";
   };
-  // A JSON string is a YAML string.
+  // A JSON string is also a YAML string.
   out << "---\nbase_model: " << Json(s.model).dump(-1, ' ', false, Json::error_handler_t::replace)
       << "\nlibrary_name: peft\npipeline_tag: text-generation\ntags:\n- lora\n- lorikeet\n---\n\n"
       << "# LoRA adapter\n\nTrained with Lorikeet " << kVersion

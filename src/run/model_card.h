@@ -1,4 +1,4 @@
-// README.md of an adapter's folder: what it is, how it was made, how to load it.
+// README.md of an adapter's folder: what the adapter is, how it was made, how to load it.
 #pragma once
 
 #include <string>
@@ -8,7 +8,7 @@
 
 namespace lk {
 
-// What a card says beside the settings and the result.
+// What a card says besides the settings and the result.
 struct CardFacts {
   std::string base_sha256, dtype, device;
   std::string data_format;
@@ -17,7 +17,7 @@ struct CardFacts {
   std::vector<std::string> target_modules;
 };
 
-// Markdown with the front matter that Hugging Face's hub reads.
+// The card as Markdown, with the front matter that Hugging Face's hub reads.
 std::string model_card(const FinetuneSettings& settings, const FinetuneResult& result,
                        const CardFacts& facts);
 

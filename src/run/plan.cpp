@@ -11,7 +11,7 @@
 namespace lk {
 namespace {
 
-// Weights with shapes and no values.
+// Weights that have shapes but no values.
 ModelWeights blank_weights(Backend& backend, const ModelConfig& config, DType dtype) {
   ModelWeights w;
   for (const WeightSlot& slot : weight_slots(config, w)) {
@@ -32,7 +32,7 @@ std::int64_t longest(const PlanRequest& r) {
   return *std::max_element(all.begin(), all.end());
 }
 
-// A model of which any number of steps can be planned.
+// A model for which any number of steps can be planned.
 class Planner {
  public:
   explicit Planner(const PlanRequest& r)
@@ -51,7 +51,7 @@ class Planner {
     }
     std::vector<const Row*> batch;
     for (const Row& row : rows) batch.push_back(&row);
-    // Micro-batches after the second repeat what the second needs.
+    // All further micro-batches need what the second needs.
     micro_.assign(r.grad_accum > 1 ? 2 : 1, make_host_batch(batch));
   }
 
@@ -69,7 +69,7 @@ class Planner {
   std::int64_t peak(const Recompute& recompute) { return step(recompute).memory.peak_bytes; }
 
  private:
-  std::unique_ptr<Backend> backend_;  // first: the rest lives in its memory
+  std::unique_ptr<Backend> backend_;  // first: everything else lives in its memory
   Transformer model_;
   Adapter adapter_;
   std::optional<Trainer> trainer_;
@@ -78,7 +78,7 @@ class Planner {
 
 std::int64_t peak(const PlanRequest& r) { return Planner(r).peak(r.recompute); }
 
-// All settings of plan_within(), from fast to slow.
+// All settings that plan_within() tries, from fast to slow.
 std::vector<Recompute> recompute_ladder(std::int64_t n_layers, bool can_offload) {
   constexpr std::int64_t kAll = Recompute::kAllLayers;
   auto all = [&](std::int64_t n) { return n == n_layers ? kAll : n; };
@@ -91,7 +91,7 @@ std::vector<Recompute> recompute_ladder(std::int64_t n_layers, bool can_offload)
   return ladder;
 }
 
-// Cheaper ways, and what each would need.
+// Adds settings that need less memory, and what each would need.
 void add_options(const PlanRequest& request, Planner& planner, Plan& plan) {
   auto add = [&](std::string flag, const PlanRequest& cheaper) {
     plan.options.push_back({std::move(flag), peak(cheaper)});
@@ -138,8 +138,8 @@ std::int64_t plannable_bytes(std::int64_t budget, const DeviceTraits& device) {
   return budget - budget / 100 - device.uncounted_bytes;
 }
 
-// Memory falls along the ladder but for its last steps, where a block's second run may outweigh
-// what its first one no longer keeps: hence the comparison with the least.
+// Memory falls along the ladder except at its last steps, where a block's second run may need more
+// than its first run no longer keeps. So where none fits, the peaks of all settings are compared.
 Plan plan_within(PlanRequest& request, std::int64_t budget) {
   Planner planner(request);
   const std::int64_t room = plannable_bytes(budget, planner.device());

@@ -13,7 +13,7 @@ struct PlanRequest {
   ModelConfig model;
   LoraConfig lora;
   DType compute_dtype = DType::F32;
-  std::string device = "cpu";  // or cuda, or cuda:N: it need not be there
+  std::string device = "cpu";  // "cpu", "cuda" or "cuda:N"; the device need not be there
   std::int64_t batch = 1, grad_accum = 1, seq_len = 1024;
   // Lengths of the rows of the largest micro-batch; empty: `batch` rows of seq_len tokens.
   std::vector<std::int64_t> row_lengths;
@@ -22,8 +22,8 @@ struct PlanRequest {
 
 struct Plan {
   std::int64_t base_parameters = 0, trainable_parameters = 0;
-  MemoryReport memory;  // peaks by tag of one training step on these rows
-  // Cheaper settings and the peak each would give, cheapest first.
+  MemoryReport memory;  // peaks by tag of one training step on the rows above
+  // Settings that need less memory and the peak of each, cheapest first.
   struct Option {
     std::string flag;
     std::int64_t peak_bytes = 0;
@@ -31,23 +31,23 @@ struct Plan {
   std::vector<Option> options;
 };
 
-// Runs one step of the real model code on a PlanBackend: exact but for small scratch of the device.
-// Throws UsageError as Adapter and Transformer::set_recompute do.
+// Runs one step of the real model code on a PlanBackend. The result is exact except for small
+// scratch of the device. Throws UsageError as Adapter and Transformer::set_recompute do.
 Plan plan_training(const PlanRequest& request);
 
-// Of a budget, what a planned peak may take. The rest is for scratch that no plan counts: 1 %, and
-// what the device says.
+// How much of a budget a planned peak may take. The rest is for scratch that no plan counts: 1 %,
+// plus what the device states.
 std::int64_t plannable_bytes(std::int64_t budget, const DeviceTraits& device);
 
 // Sets request.recompute to the fastest setting whose planned peak is at most the plannable part of
-// `budget` bytes, and plans it. From fast to slow: nothing made again; gate and up of the first 1,
-// 2, ... layers; those of all layers and the first 1, 2, ... blocks; all blocks and, where the device can, the
-// inputs of the first 1, 2, ... blocks offloaded. Where none fits, the one that needs least: see
-// check_fits().
+// `budget` bytes, and plans it. From fast to slow: nothing recomputed; gate and up of the first 1,
+// 2, ... layers; gate and up of all layers and the first 1, 2, ... blocks; all blocks and, where
+// the device can, the inputs of the first 1, 2, ... blocks offloaded. If none fits, takes the one
+// that needs least: see check_fits().
 Plan plan_within(PlanRequest& request, std::int64_t budget);
 
-// Throws OutOfMemoryError, with the plan and what would need less, if it needs more than `bytes` of
-// `where`.
+// Throws OutOfMemoryError, with the plan and what would need less, if the plan needs more than
+// `bytes` of `where`.
 void check_fits(const PlanRequest& request, const Plan& plan, std::int64_t bytes,
                 const std::string& where);
 

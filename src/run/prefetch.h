@@ -1,4 +1,4 @@
-// Prefetch: makes items on a thread of its own, a few ahead of the one who takes them.
+// Prefetch: makes items on a thread of its own, a few ahead of their consumer.
 #pragma once
 
 #include <condition_variable>
@@ -17,18 +17,18 @@ template <class T>
 class Prefetch {
  public:
   // Calls make(i) for i = first .. last - 1 in order on the thread, which waits while `ahead` items
-  // lie ready. What `make` reads must stay as it is and be touched by nobody else.
+  // are ready. What `make` reads must stay unchanged, and nobody else may touch it.
   Prefetch(std::function<T(std::int64_t)> make, std::int64_t first, std::int64_t last,
            std::size_t ahead)
       : make_(std::move(make)), left_(last - first), ahead_(ahead) {
     thread_ = std::jthread([this, first, last](std::stop_token stop) { run(stop, first, last); });
   }
-  // Items not taken are dropped; waits for the one being made.
+  // Drops the items not taken; waits for the one being made.
   ~Prefetch() = default;
   Prefetch(const Prefetch&) = delete;
   Prefetch& operator=(const Prefetch&) = delete;
 
-  // The next item. Throws what make() threw, once the items before are taken.
+  // The next item. Throws what make() threw, after the items before it were taken.
   T next() {
     check(left_ > 0, "Prefetch: no item left");
     std::unique_lock lock(mutex_);

@@ -60,7 +60,7 @@ std::string show(const Json& value) {
   return value.dump();
 }
 
-// value at "a/b/c", null if there is none.
+// The value at "a/b/c", or null if there is none.
 Json at(const Json& json, const std::string& pointer) {
   const Json::json_pointer p("/" + pointer);
   return json.contains(p) ? json.at(p) : Json(nullptr);
@@ -155,7 +155,7 @@ std::string samples(const std::vector<Sample>& all) {
   return out;
 }
 
-// Objects inside become "outer.inner".
+// Rows of a table of an object's members; nested objects are named "outer.inner".
 std::string table_rows(const Json& object, const std::string& prefix) {
   std::string out;
   if (!object.is_object()) return out;

@@ -10,24 +10,26 @@
 
 namespace lk {
 
-// (step, value) of each line of metrics.jsonl that has the value; what was not finite is left out.
+// (step, value) of each line of metrics.jsonl that has the value; values that are not finite are
+// left out.
 struct MetricsCurves {
   using Points = std::vector<std::pair<double, double>>;
   Points loss, eval_loss, lr, grad_norm, tokens_per_second;
 };
 
 struct ReportInput {
-  Json run;  // as run.json: settings, device, data, memory, result
+  Json run;  // the content of run.json: settings, device, data, memory, result
   MetricsCurves curves;
   std::vector<Sample> samples;      // may be empty
-  std::vector<std::string> proofs;  // what was proved at the end, a sentence each
+  std::vector<std::string> proofs;  // what was proved at the end, one sentence each
 };
 
-// The page. All text from outside (paths, data, what models write) is escaped; a policy in the head
-// forbids scripts and everything from elsewhere, should some text ever get through.
+// The page as HTML. All text from outside (paths, data, what models write) is escaped, and a policy
+// in the head forbids scripts and all external content, should any text ever slip through.
 std::string report_html(const ReportInput& input);
 
-// Of folder/metrics.jsonl; empty if there is none. InputError, IoError.
+// Reads the curves of folder/metrics.jsonl; they are empty if there is none. Throws InputError,
+// IoError.
 MetricsCurves read_metrics(const std::string& folder);
 
 }  // namespace lk

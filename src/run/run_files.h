@@ -1,4 +1,4 @@
-// metrics.jsonl and run.json: what a run leaves for people and programs to read.
+// metrics.jsonl: the steps and evaluations of a run, a line each, for people and programs to read.
 #pragma once
 
 #include <memory>
@@ -14,8 +14,9 @@ namespace lk {
 
 class MetricsLog {
  public:
-  // Opens folder/metrics.jsonl; lines of steps after `keep_steps` (from a run that went further
-  // before it was stopped) are dropped. `tensorboard`: event files beside it (io/tfevents.h).
+  // Opens folder/metrics.jsonl. Lines of steps after `keep_steps` (from a run that went further
+  // before it was stopped) are dropped. With `tensorboard`, also writes event files to the folder
+  // (io/tfevents.h).
   MetricsLog(const std::string& folder, std::int64_t keep_steps, bool tensorboard);
   void step(const StepReport& report);
   void evaluation(std::int64_t step, const Evaluation& e);

@@ -1,4 +1,4 @@
-// run.json: what a run was asked, what it ran on and what came of it.
+// run.json: the settings of a run, what it ran on and its result.
 #pragma once
 
 #include <string>
@@ -11,10 +11,10 @@ namespace lk {
 struct RunFacts {
   std::string status;       // "running", "finished", "stopped", "nothing trained"
   std::string fingerprint;  // of the base; empty while it is still being hashed
-  std::string base_hash;    // of the base's weights in memory; empty if that was not asked for
+  std::string base_hash;    // of the base's weights in memory; empty if that was not requested
   std::string device, device_description;
   DType dtype = DType::F32;
-  Recompute recompute;  // as asked for, or as chosen
+  Recompute recompute;  // as requested, or as chosen
   std::int64_t planned_peak = 0;
   std::int64_t adapter_matrices = 0, weight_gradient_matmuls_per_micro_step = 0;
   double load_seconds = 0;

@@ -9,7 +9,7 @@ namespace {
 
 constexpr std::size_t kLongestCut = 64;
 
-// Off while it lives; on again whatever happens.
+// Disables the adapter as long as the object lives; enables it again whatever happens.
 class Disabled {
  public:
   explicit Disabled(Adapter& adapter) : adapter_(adapter) { adapter_.set_enabled(false); }

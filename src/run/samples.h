@@ -10,17 +10,17 @@
 
 namespace lk {
 
-// Tokens of each text: enough to judge a sentence, and no burden on a run.
+// Tokens of each text: enough to judge a sentence, and cheap for a run.
 inline constexpr std::int64_t kSampleTokens = 32;
 
 struct Sample {
-  std::string prompt, reference;  // what the row has before, and as, its first trained tokens
-  std::string base, adapted;      // greedy continuations without and with the adapter
+  std::string prompt, reference;  // the row's text before its first trained tokens, and theirs
+  std::string base, adapted;      // greedy continuations, without and with the adapter
 };
 
-// Of the first `n` rows that leave the model's positions room to write. A row that is trained on
-// from its beginning is cut after its first quarter, of at most 64 tokens. The adapter is enabled
-// afterwards.
+// Makes samples of the first `n` rows that leave the model's positions room to write. A row that is
+// trained on from its beginning is cut after its first quarter, of at most 64 tokens. The adapter
+// is enabled afterwards.
 std::vector<Sample> make_samples(Transformer& model, Adapter& adapter, const Tokenizer& tokenizer,
                                  std::span<const Row> rows, std::int64_t n);
 

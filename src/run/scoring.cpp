@@ -14,7 +14,7 @@ std::vector<std::vector<double>> choice_log_probabilities(Transformer& model,
                                                           const ScoringProgress& progress) {
   std::vector<std::vector<double>> sums(rows.size());
   std::vector<const Row*> batch;
-  std::vector<std::size_t> owners;  // of each row of the batch
+  std::vector<std::size_t> owners;  // the row that each choice of the batch belongs to
   std::int64_t tokens = 0;
   auto flush = [&] {
     if (batch.empty()) return;

@@ -1,4 +1,4 @@
-// What attention needs to know besides its matrices.
+// What attention needs to know apart from its matrices.
 #pragma once
 
 #include "tensor/tensor.h"
@@ -13,7 +13,7 @@ struct AttentionShape {
   int window = 0;      // > 0: a query sees only the last `window` keys up to itself
 };
 
-// What turns q and k: rope()'s angles, and where each token stands.
+// The rotation of q and k: rope()'s angles and the position of each token.
 struct Rotation {
   Tensor table;      // (P, D) F32|F64
   Tensor positions;  // (T) I32

@@ -69,7 +69,7 @@ void Backend::deallocate(void* data, std::size_t bytes, Tag tag) noexcept {
   if (cache_->release(data)) ledger_.freed(tag, bytes);
 }
 
-// For devices whose calls return with their work done.
+// The default suits devices whose calls return with their work done.
 std::unique_ptr<Readback> Backend::read_later(const Tensor& x) {
   struct Ready final : Readback {
     explicit Ready(double v) : v_(v) {}
@@ -82,9 +82,8 @@ std::unique_ptr<Readback> Backend::read_later(const Tensor& x) {
 }
 
 std::unique_ptr<HostCopy> Backend::offload(const Tensor&) {
-  throw UsageError(concat(name(),
-                          " has no memory apart from the host's to which anything could be "
-                          "offloaded"));
+  throw UsageError(
+      concat(name(), " has no memory apart from the host's, so nothing can be offloaded"));
 }
 
 Tensor dense(const Tensor& x) {

@@ -40,7 +40,8 @@ class LoraKernels;
 class CacheKernels;
 class AdapterKernels;
 
-// The target of a row that counts for nothing (nn/batch.h, Note [Padded batches]).
+// The target of a row that does not count towards the loss: see Note [Padded batches] in
+// nn/batch.h.
 inline constexpr std::int32_t kNoTarget = INT32_MIN;
 
 // What to do with a gradient: overwrite the buffer, or add to it.
@@ -57,14 +58,14 @@ class Backend {
 
   virtual std::string name() const = 0;         // "cpu", "cuda:0"
   virtual std::string description() const = 0;  // for run.json: processor, threads, driver, ...
-  // What the device does well: no layer above asks which device it is.
+  // What the device does well. No layer above asks which device it is.
   const DeviceTraits& traits() const { return traits_; }
-  // Kernels for more than the core's ops, where a device has them; else null, and their users
-  // compose the core's ops: tensor/lora_kernels.h, tensor/cache_kernels.h, tensor/adapter_kernels.h.
+  // Kernels for more than the core's ops, null where the device has none; callers then compose the
+  // core's ops. See tensor/lora_kernels.h, tensor/cache_kernels.h, tensor/adapter_kernels.h.
   virtual LoraKernels* lora_kernels() { return nullptr; }
   virtual CacheKernels* cache_kernels() { return nullptr; }
   virtual AdapterKernels* adapter_kernels() { return nullptr; }
-  // Can a Weight stay in blocks of this type, for linear_forward and embedding_forward?
+  // Whether a Weight may stay in blocks of this type for linear_forward and embedding_forward.
   virtual bool keeps_quantised(const GgmlType& type) const {
     static_cast<void>(type);
     return false;
@@ -86,66 +87,68 @@ class Backend {
   const Ledger& ledger() const { return ledger_; }
   const BlockCache& cache() const { return *cache_; }
   void trim() { cache_->trim(); }
-  // 0 = no limit. A request that would lift live bytes above the limit is out of memory.
+  // Live bytes may not exceed `bytes`: a request that would is out of memory. 0: no limit.
   void set_memory_limit(std::int64_t bytes) { memory_limit_ = bytes; }
   // Bytes of device memory (host RAM for the CPU) that could still be allocated.
   virtual std::int64_t free_memory() const = 0;
 
-  // Copies between host and device; the host sees finished results. `bytes` must equal the
-  // tensor's, which must be contiguous.
+  // Copies between host and device. The host sees finished results. `bytes` must equal the tensor's
+  // size, and the tensor must be contiguous.
   virtual void upload(const Tensor& dst, const void* src, std::size_t bytes) = 0;
   virtual void download(void* dst, const Tensor& src, std::size_t bytes) = 0;
-  // The same for a tensor's bytes in units that lie one behind another, without a copy in between
-  // and on several threads at once: for what is too large for one. `make` writes the bytes of units
-  // [first, last) to `to`; `look` reads them; they are called for units_per_part() units at a time
-  // (tensor/parts.h). Their first exception is thrown here.
+  // Copies a large tensor in units of `unit_bytes` that lie one after the other, on several threads
+  // and without a second copy on the host. `make` writes the bytes of units [first, last) to `to`;
+  // `look` reads them. Each call covers up to units_per_part() units (tensor/parts.h). The first
+  // exception of either is rethrown.
   using MakeUnits = std::function<void(std::int64_t first, std::int64_t last, std::byte* to)>;
   using LookAtUnits =
       std::function<void(std::int64_t first, std::int64_t last, const std::byte* from)>;
   virtual void upload_made(const Tensor& dst, std::size_t unit_bytes, const MakeUnits& make) = 0;
   virtual void look_at(const Tensor& src, std::size_t unit_bytes, const LookAtUnits& look) = 0;
   virtual void synchronize() = 0;
-  // The value that x (1) F32|F64 has after the work submitted so far; x may be changed and freed at
-  // once. Lets the host go on while the device works. The Backend outlives what it returns.
+  // The value that x (1) F32|F64 has after the work submitted so far, without waiting for it: the
+  // host goes on while the device works. x may be changed and freed at once. The Backend outlives
+  // the result.
   virtual std::unique_ptr<Readback> read_later(const Tensor& x);
-  // Calls `work`, which may submit anything but copies from and to the host, and records instead of
-  // running it; null, with nothing called, where work can't be recorded. The same work must have
-  // run before, so that all it needs is allocated. What the work allocates and frees stays set
-  // apart for the recording; what it reads and writes else must stay where it is. With `beside` it
-  // takes that memory from an earlier recording, which may be used on: both must leave nothing
-  // there when they end.
+  // Calls `work` and records what it submits instead of running it. Returns null, without calling
+  // `work`, where work can't be recorded. `work` may submit anything but copies from and to the
+  // host, and the same work must have run before, so that all it needs is allocated. Memory that
+  // `work` allocates and frees stays set apart for the recording; whatever else it reads and writes
+  // must stay where it is. With `beside`, the recording takes that memory from an earlier
+  // recording, which stays usable: neither may leave anything there when it ends.
   virtual std::unique_ptr<Recording> record(const std::function<void()>& work,
                                             const Recording* beside = nullptr) {
     static_cast<void>(work), static_cast<void>(beside);
     return nullptr;
   }
   // Starts to copy x, a vector or a matrix, to pinned host memory, after the work submitted so far
-  // and beside what comes next. May be recorded. A UsageError unless traits().can_offload.
+  // and concurrently with later work. May be recorded. Throws UsageError unless
+  // traits().can_offload.
   virtual std::unique_ptr<HostCopy> offload(const Tensor& x);
-  // Host memory that holds such copies.
+  // Host memory held by copies that offload() made.
   const Ledger::Entry& offloaded() const { return offloaded_.total(); }
-  // Times the work of this device, which must outlive it. Here the host's clock: right wherever a
-  // call returns with its work done.
+  // Times the work of this device, which must outlive the clock. The default is the host's clock,
+  // which is right wherever a call returns with its work done.
   virtual std::unique_ptr<DeviceClock> make_clock();
-  // Called once per weight at load, so that the backend can pack it for both directions (a
-  // quantised one: for linear_forward alone, and in its own memory's place).
+  // Packs a weight for both directions; called once per weight at load. A quantised weight is
+  // packed for linear_forward alone, and its packed form takes the place of its blocks.
   virtual void prepare_linear(Weight& w) = 0;
 
   // ---- elementwise ------------------------------------------------------------------------------
   virtual void fill(const Tensor& x, double value) = 0;  // x = value
-  // x_i = bound (2 uniform(key, i) - 1), i the row-major element index, rounded: the same numbers
-  // on every device. F32 arithmetic, also for F64.
+  // x_i = bound (2 uniform(key, i) - 1), rounded, where i is the row-major element index: the same
+  // numbers on every device. Computed in F32, also for F64.
   virtual void uniform(const Tensor& x, float bound, const RandomKey& key) = 0;
   virtual void copy(const Tensor& y, const Tensor& x) = 0;  // y = x, converting dtype
   virtual void add(const Tensor& y, const Tensor& a, const Tensor& b) = 0;  // y = a + b; y may be a
-  // y (+)= alpha * scalar * x, scalar a (1)-tensor of F32 (F64 for F64) on the device or undefined
-  // (that is 1).
+  // y (+)= alpha * scalar * x; scalar is a (1)-tensor of F32 (F64 for F64) on the device, or
+  // undefined for 1.
   virtual void scale(const Tensor& y, GradMode mode, double alpha, const Tensor& scalar,
                      const Tensor& x) = 0;
   virtual void add_bias(const Tensor& y, const Weight& bias) = 0;  // y (T,N) += bias (N)
-  // y (+)= x * keep / (1 - p), keep_i = bits_i >= round(65536 p), i the row-major element index in
-  // x: bits_i is the i-th number of 16 bits from Philox with seven rounds, eight to a draw
-  // (philox.h). Its own backward: the mask is drawn again.
+  // y (+)= x * keep / (1 - p), keep_i = bits_i >= round(65536 p), where i is the row-major element
+  // index in x and bits_i is the i-th 16-bit number from Philox with seven rounds, eight to a draw
+  // (philox.h). Dropout is its own backward: the mask is drawn again.
   virtual void dropout(const Tensor& y, GradMode mode, const Tensor& x, float p,
                        const RandomKey& key) = 0;
 
@@ -155,17 +158,16 @@ class Backend {
   // dx (T,K) (+)= dy (T,N) w. There is no dw: w is frozen.
   virtual void linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,
                                  const Weight& w) = 0;
-  // Products with trainable matrices. a, b share a dtype; c has it too, or is F32.
-  // c (M,N) (+)= alpha a (M,K) b (N,K)ᵀ; with `addend` (M,N), which is not c's memory, mode is Write
-  // and c = addend + alpha a bᵀ.
+  // Products with trainable matrices. a and b share a dtype; c has the same one or is F32.
+  // c (M,N) (+)= alpha a (M,K) b (N,K)ᵀ. With `addend` (M,N), which must not be c's memory, mode is
+  // Write and c = addend + alpha a bᵀ.
   virtual void matmul_nt(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
                          const Tensor& b, const Tensor& addend = {}) = 0;
   // c (M,N) (+)= alpha a (M,K) b (K,N)
   virtual void matmul_nn(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
                          const Tensor& b) = 0;
-  // The only function that contracts over tokens, so the only way to a weight gradient:
-  // dw (P,Q) (+)= alpha a (T,P)ᵀ b (T,Q), dw F32 (F64 for F64). Counted in
-  // weight_gradient_matmuls().
+  // dw (P,Q) (+)= alpha a (T,P)ᵀ b (T,Q), dw F32 (F64 for F64). The only function that contracts
+  // over tokens, hence the only way to a weight gradient. Counted in weight_gradient_matmuls().
   void weight_gradient(const Tensor& dw, GradMode mode, double alpha, const Tensor& a,
                        const Tensor& b) {
     ++weight_gradient_matmuls_;
@@ -193,22 +195,23 @@ class Backend {
 
   // ---- rope -------------------------------------------------------------------------------------
   // Rotates each head's pairs (i, i + D/2) by the angle of its position:
-  // (a, b) -> (a cos - b sin, b cos + a sin); `inverse` rotates back (that is the backward).
-  // x, y (T, heads*D), y may be x; table (P, D) F32|F64 holds cos in columns [0, D/2) and sin in
-  // [D/2, D); positions (T) I32 < P.
+  //   (a, b) -> (a cos - b sin, b cos + a sin)
+  // `inverse` rotates back, which is the backward. x, y (T, heads*D), y may be x; table (P, D)
+  // F32|F64 holds cos in columns [0, D/2) and sin in [D/2, D); positions (T) I32 < P.
   virtual void rope(const Tensor& y, GradMode mode, const Tensor& x, const Tensor& table,
                     const Tensor& positions, int head_dim, bool inverse) = 0;
 
   // ---- attention --------------------------------------------------------------------------------
-  // Causal attention inside each document; T x T is never stored. q, o (Tq, H*D), k, v (Tk, G*D);
-  // document i has its queries in q_seg and its keys in k_rows, queries aligned with the LAST keys
-  // (with a KV cache there are more keys). lse (H, Tq) F32|F64: log-sum-exp of the scaled scores.
+  // Causal attention inside each document; T x T is never stored. q, o (Tq, H*D), k, v (Tk, G*D).
+  // Document i has its queries in q_seg and its keys in k_rows, and its queries are aligned with
+  // the LAST keys (with a KV cache there are more keys). lse (H, Tq) F32|F64: log-sum-exp of the
+  // scaled scores.
   virtual void attention_forward(const Tensor& o, const Tensor& lse, const Tensor& q,
                                  const Tensor& k, const Tensor& v, const AttentionShape& shape,
                                  const Segments& q_seg, const KeyRows& k_rows) = 0;
-  // Always writes dq, dk, dv (keys and queries are the same rows: training has no cache). With
-  // `rotation` q and k are what rope() made by it: dq and dk are turned back, so they are the
-  // gradients of what q and k were before.
+  // Always writes dq, dk, dv. Keys and queries are the same rows: training has no cache. With
+  // `rotation`, q and k are outputs of rope(): dq and dk are then rotated back, so that they are
+  // the gradients of rope()'s inputs.
   virtual void attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv,
                                   const Tensor& dout, const Tensor& q, const Tensor& k,
                                   const Tensor& v, const Tensor& o, const Tensor& lse,
@@ -220,8 +223,8 @@ class Backend {
   virtual void gated_forward(Activation act, const Tensor& y, const Tensor& gate,
                              const Tensor& up) = 0;
   // With `up`: writes dgate and dup (mode is Write); dgate may be gate's memory, dup may be up's.
-  // If `y` is defined it gets the forward's result again, and may be dy's memory.
-  // Without `up`: dgate (+)= dy * act'(gate); y and dup are undefined too.
+  // If `y` is defined it gets the forward's result again, and it may be dy's memory. Without `up`:
+  // dgate (+)= dy * act'(gate), and y and dup are undefined too.
   virtual void gated_backward(Activation act, const Tensor& y, const Tensor& dgate, GradMode mode,
                               const Tensor& dup, const Tensor& dy, const Tensor& gate,
                               const Tensor& up) = 0;
@@ -231,41 +234,46 @@ class Backend {
   virtual void embedding_forward(const Tensor& y, const Weight& table, const Tensor& ids) = 0;
   // y (n,C) = x[rows]; rows (n) I32, distinct
   virtual void gather_rows(const Tensor& y, const Tensor& x, const Tensor& rows) = 0;
-  // y[rows] = x (n,C), all other rows of y stay; rows (n) I32, distinct
+  // y[rows] = x (n,C); all other rows of y stay as they are; rows (n) I32, distinct
   virtual void put_rows(const Tensor& y, const Tensor& x, const Tensor& rows) = 0;
-  // dx[rows] (+)= dy; Write also zeroes all other rows of dx.
+  // dx[rows] (+)= dy. Write also zeroes all other rows of dx.
   virtual void scatter_rows(const Tensor& dx, GradMode mode, const Tensor& dy,
                             const Tensor& rows) = 0;
 
   // ---- loss -------------------------------------------------------------------------------------
   // For each row i of logits (n,V): losses[i] = log sum exp(logits[i]) - logits[i][target[i]],
-  // F32|F64; then, if `gradient`, logits[i] is overwritten with
-  // scale * factor * (softmax(logits[i]) - onehot(target[i])); factor (1) F32|F64 on the device, 1
-  // if undefined. A row whose target is kNoTarget has loss and gradient 0.
+  // F32|F64. If `gradient`, logits[i] is then overwritten with
+  //   scale * factor * (softmax(logits[i]) - onehot(target[i]))
+  // where factor is (1) F32|F64 on the device, 1 if undefined. A row whose target is kNoTarget has
+  // loss and gradient 0.
   virtual void cross_entropy(const Tensor& losses, const Tensor& logits, const Tensor& targets,
                              bool gradient, double scale, const Tensor& factor = {}) = 0;
-  // out (1) (+)= alpha * sum(x), fixed order. out and x F32|F64.
+  // out (1) (+)= alpha * sum(x), in a fixed order. out and x F32|F64.
   virtual void sum(const Tensor& out, GradMode mode, double alpha, const Tensor& x) = 0;
 
   // ---- optim ------------------------------------------------------------------------------------
-  // out (1) F32|F64 = sum over tensors of sum(x^2), fixed order.
+  // out (1) F32|F64 = sum over tensors of sum(x^2), in a fixed order.
   virtual void sum_squares(const Tensor& out, std::span<const Tensor> tensors) = 0;
   // AdamW with decoupled decay over all slots (Loshchilov & Hutter 2019, as torch.optim.AdamW).
-  // norm_sq (1): the gradients' squared norm, for clipping; if it is not finite nothing is changed.
+  // norm_sq (1) is the gradients' squared norm, for clipping; if it is not finite nothing is
+  // changed.
   virtual void adamw(std::span<const AdamWSlot> slots, const AdamWStep& step,
                      const Tensor& norm_sq) = 0;
 
  protected:
   explicit Backend(const DeviceTraits& traits);
   BlockCache& block_cache() { return *cache_; }
-  // For recorded work that contains them, and for kernels that make several at once.
+  // The count behind weight_gradient_matmuls(), for recorded work that contains such products and
+  // for kernels that compute several at once.
   std::int64_t& weight_gradient_count() { return weight_gradient_matmuls_; }
   Ledger& offload_ledger() { return offloaded_; }
-  // Installs the cache; called by the constructor of a concrete backend.
+  // Installs the allocator; called by the constructor of a concrete backend.
   void set_cache(std::unique_ptr<BlockCache> cache) { cache_ = std::move(cache); }
-  // Called by the destructor of a concrete backend while its device is still there.
+  // Drops the allocator; called by the destructor of a concrete backend while its device still
+  // exists.
   void release_cache() { cache_.reset(); }
-  // The number of units in a contiguous tensor, for upload_made() and look_at().
+  // The number of units in a contiguous tensor, for upload_made() and look_at(). Throws Error
+  // naming `who` if it is not a whole number.
   static std::int64_t check_units(const char* who, const Tensor& x, std::size_t unit_bytes);
   virtual void matmul_tn(const Tensor& dw, GradMode mode, double alpha, const Tensor& a,
                          const Tensor& b) = 0;
@@ -280,18 +288,18 @@ class Backend {
   std::int64_t weight_gradient_matmuls_ = 0;
 };
 
-// The dtype of statistics (rstd, lse, losses, sums) beside values of dtype t.
+// The dtype of statistics (rstd, lse, losses, sums) that go with values of dtype t.
 inline DType stat_dtype(DType t) { return t == DType::F64 ? DType::F64 : DType::F32; }
 
-// What gated_backward's callers promise: a plain activation has neither y nor dup, a gated one only
-// writes.
+// Checks what gated_backward's callers promise: a plain activation has neither y nor dup, and a
+// gated one only writes.
 inline void check_gated_backward(const Tensor& y, GradMode mode, const Tensor& dup,
                                  const Tensor& up) {
   check(up ? mode == GradMode::Write : !y && !dup,
         "gated_backward: y and dup are of gated units, which always write");
 }
 
-// x itself if its rows are adjacent, else a copy.
+// x itself if its rows are adjacent, else a contiguous copy.
 Tensor dense(const Tensor& x);
 // Host vector -> device tensor (n) and back.
 Tensor to_device(Backend& backend, Tag tag, std::span<const std::int32_t> values);

@@ -29,8 +29,8 @@ void* BlockCache::allocate(std::size_t bytes) {
 
 void* BlockCache::find_or_allocate(std::size_t bytes) {
   std::size_t wanted = rounded(bytes);
-  // Of equal blocks the one at the lowest address: the choice must not depend on the order in which
-  // they came back, or identical steps would not get identical addresses.
+  // Of equal blocks, takes the one at the lowest address: the choice must not depend on the order
+  // in which blocks came back, or identical steps would not get identical addresses.
   auto it = unused_.lower_bound({wanted, nullptr});
   if (it != unused_.end() && fits(it->first, wanted)) {
     void* block = it->second;
@@ -38,7 +38,7 @@ void* BlockCache::find_or_allocate(std::size_t bytes) {
     return block;
   }
   void* block = malloc_(wanted);
-  if (!block) {  // last resort: return what is cached, try once more
+  if (!block) {  // last resort: return what is cached and try once more
     trim();
     block = malloc_(wanted);
     if (!block) return nullptr;

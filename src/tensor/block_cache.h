@@ -3,7 +3,7 @@
 // Freed blocks are kept and reused (best fit, bounded waste). Because all work of a Backend is
 // ordered, a block may be handed out again as soon as its last user was *submitted*. Identical
 // steps therefore ask for identical blocks in the same order and get identical addresses, and from
-// the second step on the driver is not called at all: `driver_allocations()` stands still.
+// the second step on the driver is not called at all: `driver_allocations()` stays constant.
 #pragma once
 
 #include <cstddef>
@@ -28,17 +28,17 @@ class BlockCache {
   BlockCache& operator=(const BlockCache&) = delete;
 
   // A block of at least `bytes` bytes, 256-byte aligned. Returns nullptr when the device is out of
-  // memory even after every cached block was given back.
+  // memory even after every unused block was returned to the driver.
   void* allocate(std::size_t bytes);
-  // False, and nothing is done, if the block is not one that allocate() handed out.
+  // Takes a block back. Returns false, and does nothing, if allocate() did not hand it out.
   bool release(void* block) noexcept;
-  // Gives every unused block back to the driver, but for those that a recording has noted.
+  // Returns every unused block to the driver, except those that a recording has noted.
   void trim();
 
-  // Between these two every block that is asked for is noted. At the end those that are free again
-  // leave the cache and are returned: recorded work will use them each time it is run, so nobody
-  // else may have them until give_back(). `shared` are those of an earlier recording, which this
-  // one may use as well: all of them must be free again at its end.
+  // Notes every block that is requested between begin and end. At the end, noted blocks that are
+  // free again leave the cache and are returned: recorded work will use them each time it runs, so
+  // nobody else may have them until give_back(). `shared` are the blocks of an earlier recording,
+  // which this one may use as well; all of them must be free again at its end.
   using Blocks = std::vector<std::pair<void*, std::size_t>>;
   void begin_recording(const Blocks& shared = {});
   Blocks end_recording();
@@ -55,7 +55,7 @@ class BlockCache {
   Free free_;
   using BlockSet = std::set<std::pair<std::size_t, void*>>;  // by size, then by address
   BlockSet unused_;
-  // A block that is handed out keeps its node of the set: release() allocates nothing.
+  // A block in use keeps its node of the set, so release() allocates nothing.
   std::unordered_map<void*, BlockSet::node_type> used_;
   std::optional<std::set<void*>> recorded_;
   Blocks shared_;

@@ -1,6 +1,6 @@
-// CacheKernels: what a step of generation with a KV cache does in one launch where the device can,
-// since its launches cost as much as its products. The operations are defined, and composed where
-// there is no kernel, in nn/cached_ops.h.
+// CacheKernels: operations of a step of generation with a KV cache, each in one launch where the
+// device can, since launches cost as much as the products of such a step. nn/cached_ops.h defines
+// the operations and composes them from the core's ops where there is no kernel.
 #pragma once
 
 #include <span>
@@ -13,13 +13,14 @@ namespace lk {
 struct CacheRows {
   Tensor keys, values, rows;
 };
-// One of several frozen products of one input: y (T,N) = addend (T,N) + x wᵀ; no addend is zero.
+// One of several frozen products of one input: y (T,N) = addend (T,N) + x wᵀ. An undefined addend
+// is zero.
 struct LinearPart {
   Tensor y;
   const Weight* w;
   Tensor addend = {};  // not y's memory
 };
-// RMSNorm of a product's input, made where the product reads it.
+// RMSNorm of a product's input, computed where the product reads it.
 struct InputNorm {
   const Weight* gain;  // (K)
   double eps;
@@ -32,7 +33,7 @@ class CacheKernels {
   CacheKernels(const CacheKernels&) = delete;
   CacheKernels& operator=(const CacheKernels&) = delete;
 
-  // False, with nothing done, where no kernel suits the shape.
+  // Each operation returns false, and does nothing, where no kernel suits the shape.
   virtual bool linear_parts(const Tensor& x, const InputNorm* norm,
                             std::span<const LinearPart> parts) = 0;
   virtual bool rope_into_cache(const Tensor& q, const Tensor& k, const Tensor& v,

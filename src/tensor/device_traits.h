@@ -11,20 +11,21 @@ namespace lk {
 struct DeviceTraits {
   // What `--dtype auto` means: BF16 where the device multiplies it natively, else F32.
   DType preferred_dtype = DType::F32;
-  // Does training run faster with LoRA's factors beside the frozen matrix? Not where weights are
-  // packed once at load.
+  // Whether training is faster with LoRA's factors next to the frozen matrix (joined projections).
+  // It is not where weights are packed once at load.
   bool joins_projections = false;
-  // Does generation run faster on weights kept in a file's blocks than on dense ones?
+  // Whether generation is faster on weights kept in a file's blocks than on dense ones.
   bool prefers_quantised = false;
-  // Can record() record, so that numbers which change from step to step must lie on the device?
+  // Whether record() can record. Numbers that change from step to step must then lie on the device.
   bool can_record = false;
-  // Has the device memory apart from the host's, so that offload() makes sense?
+  // Whether the device's memory is separate from the host's, so that offload() makes sense.
   bool can_offload = false;
-  // Logits that the loss holds at a time, in bytes.
+  // Bytes of logits that the loss holds at a time: a CPU wants them near its cache, a GPU wants
+  // thousands of rows.
   std::int64_t loss_bytes = std::int64_t{32} << 20;
-  // Rows of prompts that one pass of generation takes.
+  // Prompt rows that one pass of generation takes.
   std::int64_t prefill_rows = 512;
-  // Room for scratch that a memory plan does not count, in bytes.
+  // Bytes of scratch that a memory plan does not count.
   std::int64_t uncounted_bytes = 0;
 };
 

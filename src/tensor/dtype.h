@@ -1,4 +1,4 @@
-// Element types. F64 exists on the CPU only: it is what gradients are checked in.
+// Element types. F64 exists on the CPU only: gradients are checked in it.
 #pragma once
 
 #include <bit>
@@ -80,7 +80,7 @@ constexpr DType dtype_of() {
   }
 }
 
-// The type sums are accumulated in: double for F64, float for everything else.
+// The type that sums are accumulated in: double for F64, float for everything else.
 template <class T>
 using accumulate_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
 

@@ -7,7 +7,7 @@
 
 namespace lk {
 
-// What a program's exit status says. See docs/decisions.md for the table.
+// Exit statuses of the programs. docs/decisions.md has the table.
 enum class ExitCode : int {
   Done = 0,
   Internal = 1,
@@ -48,7 +48,8 @@ struct NothingTrainedError : Error {
   explicit NothingTrainedError(const std::string& what) : Error(what, ExitCode::NothingTrained) {}
 };
 
-// "a", 3, "b" -> "a3b": the only string formatting the engine needs (g++ 12 has no <format>).
+// Concatenates its arguments, "a", 3, "b" -> "a3b": the only string formatting the engine needs
+// (g++ 12 has no <format>).
 template <class... Args>
 std::string concat(const Args&... args) {
   std::ostringstream out;
@@ -56,8 +57,8 @@ std::string concat(const Args&... args) {
   return out.str();
 }
 
-// Throws Error(message) unless `condition`. For broken invariants inside the engine, never for
-// input. Anything with operator<< is a part of the message; text is made only when it is thrown.
+// Throws Error unless `condition`: for broken invariants inside the engine, never for input. The
+// arguments (anything with operator<<) are concatenated to the message only when it is thrown.
 template <class... Args>
 inline void check(bool condition, const Args&... message) {
   if (!condition) [[unlikely]]

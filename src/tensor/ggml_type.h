@@ -1,5 +1,5 @@
-// A block-quantised storage type as ggml defines it: what a Weight needs to know of one. The table
-// of them is in io/ggml_blocks.cpp.
+// A block-quantised storage type as ggml defines it: what a Weight needs to know about it.
+// io/ggml_blocks.cpp has the table of all types.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,8 @@ struct GgmlType {
   const char* name;            // "Q4_1"
   std::uint32_t block_values;  // values per block; a row is whole blocks
   std::uint32_t block_bytes;
-  // Writes n_blocks * block_values floats; null for types whose size we know but do not read.
+  // Writes n_blocks * block_values floats; null for types whose size is known but which are not
+  // read.
   void (*decode)(const std::uint8_t* blocks, std::int64_t n_blocks, float* dst);
 
   bool quantised() const { return block_values > 1; }
@@ -19,9 +20,9 @@ struct GgmlType {
   std::int64_t row_bytes(std::int64_t cols) const { return cols / block_values * block_bytes; }
 };
 
-// Scale and minimum j of the eight that Q4_K and Q5_K pack in 12 bytes, 6 bits each: the first four
-// of each in the low bits of bytes 0-3 and 4-7; of the others, four bits in bytes 8-11 and two in
-// the top of the first eight.
+// Scale and minimum j of the eight that Q4_K and Q5_K pack in 12 bytes, 6 bits each. The first four
+// scales and minimums are the low bits of bytes 0-3 and 4-7; the last four have four bits in bytes
+// 8-11 and two in the top bits of the first eight bytes.
 struct KScale {
   std::uint8_t scale, minimum;
 };

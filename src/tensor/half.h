@@ -7,9 +7,8 @@
 namespace lk {
 
 // Half to single without a branch, so that loops vectorise: the 15 bits after the sign are shifted
-// into place and the exponent re-biased; infinities and NaNs get the rest of their exponent, and
-// subnormals are normalised by an exact subtraction (after which no value was a subnormal single on
-// the way).
+// into place and the exponent is re-biased. Infinities and NaNs get the rest of their exponent, and
+// subnormals are normalised by an exact subtraction (no intermediate value is a subnormal single).
 inline float half_to_float(std::uint16_t half) {
   constexpr std::uint32_t kExponent = 0x7c00u << 13;
   std::uint32_t bits = (half & 0x7fffu) << 13;

@@ -1,4 +1,4 @@
-// Ledger: how many bytes are live, and were live at most, for each purpose.
+// Ledger: how many bytes are live, and the peak, for each purpose.
 //
 // Note [Memory by purpose]: every allocation names its Tag. Because activation gradients (Backward)
 // and parameter gradients (Gradients) are different tags, "only A and B hold gradients" is an
@@ -34,12 +34,13 @@ class Ledger {
   void allocated(Tag tag, std::size_t bytes);
   void freed(Tag tag, std::size_t bytes);
   const Entry& operator[](Tag tag) const { return entries_[static_cast<int>(tag)]; }
-  // Sum over tags: bytes live now, and the most that were live at one moment.
+  // The sum over tags: bytes live now, and the most that were live at one moment.
   const Entry& total() const { return total_; }
-  // Counts some bytes of an allocation under another purpose than its own for as long as it lives:
-  // one buffer may serve two.
+  // Counts some bytes of an allocation under another purpose than its own for as long as the Share
+  // lives: one buffer may serve two purposes.
   class Share;
-  // Peaks restart from what is live now (used after loading, so that a run's peak is a run's).
+  // Restarts the peaks from what is live now (used after loading, so that peaks describe the run
+  // alone).
   void reset_peaks();
 
  private:
@@ -51,8 +52,8 @@ class Ledger {
 
 class Ledger::Share {
  public:
-  Share() = default;  // of nothing
-  // `bytes` of what lives under `from` count as `to`. The ledger must outlive the share.
+  Share() = default;  // shares nothing
+  // Counts `bytes` of what lives under `from` as `to`. The ledger must outlive the share.
   Share(Ledger& ledger, Tag from, Tag to, std::int64_t bytes)
       : ledger_(&ledger), from_(from), to_(to), bytes_(bytes) {
     ledger.move(from, to, bytes);

@@ -1,4 +1,4 @@
-// How the library speaks: through a function that its user gives, or not at all.
+// Messages of the library: they go to a function that its user supplies, or nowhere.
 #pragma once
 
 #include <functional>
@@ -6,8 +6,8 @@
 
 namespace lk {
 
-// One line without its newline: what happens now, or a finding. Called on the thread that called
-// the library.
+// Receives one line without its newline: what happens now, or a finding. Called on the thread that
+// called the library.
 using LogFunction = std::function<void(const std::string& line)>;
 
 inline void log_line(const LogFunction& log, const std::string& line) {

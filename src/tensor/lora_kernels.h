@@ -1,6 +1,7 @@
-// LoraKernels: thin products through joined projections in kernels that read the wide matrix once.
-// A device may offer them (Backend::lora_kernels); they run where a ThinPlan says so. The products
-// are defined, and composed where there is no kernel, in autograd/thin.h.
+// LoraKernels: thin products through joined projections, in kernels that read the wide matrix once.
+// A device may offer them (Backend::lora_kernels); they run where a ThinPlan says so.
+// autograd/thin.h defines the products and composes them from the core's ops where there is no
+// kernel.
 #pragma once
 
 #include <span>
@@ -20,10 +21,10 @@ struct ThinPart {
   std::uint32_t site = 0;  // of its input's dropout mask
 };
 
-// Dropout of such an input: every projection has a mask of its own.
+// Dropout of a joined projection's input: every projection has a mask of its own.
 struct InputDropout {
   float p = 0;
-  RandomKey key;  // but for the site
+  RandomKey key;  // without the site
 
   RandomKey key_of(const ThinPart& part) const {
     RandomKey of_part = key;
@@ -32,7 +33,7 @@ struct InputDropout {
   }
 };
 
-// x = rmsnorm(h), not stored: what makes it of h again.
+// x = rmsnorm(h), not stored: h and what is needed to compute x from it again.
 struct NormedInput {
   Tensor rstd;  // (T) F32|F64
   Weight gain;  // (C)
@@ -45,7 +46,7 @@ class LoraKernels {
   LoraKernels(const LoraKernels&) = delete;
   LoraKernels& operator=(const LoraKernels&) = delete;
 
-  // The plan must have a kernel for the product, and rows start at 16 bytes. Each part of a
+  // The plan must have a kernel for the product, and rows must start at 16 bytes. Each part of a
   // backward counts as one weight gradient (Backend::weight_gradient_matmuls).
   virtual void forward(const ThinPlan& plan, const Tensor& s, double scale, const Tensor& x,
                        const Tensor& a, std::span<const ThinPart> parts,
@@ -70,7 +71,7 @@ class LoraKernels {
   }
 
  protected:
-  // weight_gradients: the device's count.
+  // `weight_gradients` is the device's count, which the kernels increase.
   explicit LoraKernels(std::int64_t& weight_gradients) : weight_gradients_(weight_gradients) {}
   virtual void run_backward_b(const ThinPlan& plan, const Tensor& ds, double scale,
                               const Tensor& dy, const Tensor& b, const Tensor& s,

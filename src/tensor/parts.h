@@ -9,11 +9,12 @@
 
 namespace lk {
 
-// More don't move bytes any faster, and each has buffers of its own.
+// Threads that share such work: more move bytes no faster, and each has buffers of its own.
 inline int part_threads() { return std::min(omp_get_max_threads(), 16); }
 
-// Runs f(begin, end) for the ranges of `step` that [0, n) falls into, on part_threads() threads if
-// there is more than one. Rethrows the first exception; ranges not begun by then are left out.
+// Runs f(begin, end) for the ranges of `step` elements that cover [0, n), on part_threads() threads
+// if there is more than one range. Rethrows the first exception; ranges not begun by then are left
+// out.
 template <class F>
 void for_parts(std::int64_t n, std::int64_t step, const F& f) {
   std::exception_ptr failure;
@@ -36,11 +37,11 @@ void for_parts(std::int64_t n, std::int64_t step, const F& f) {
   if (failure) std::rethrow_exception(failure);
 }
 
-// Bytes that one thread moves between host and device at a time: many to a tensor, so that all
-// threads have work, and long enough for a link.
+// Bytes that one thread moves between host and device at a time: small enough that a tensor gives
+// all threads work, large enough for the link.
 inline constexpr std::int64_t kPartBytes = std::int64_t{1} << 20;
 
-// Units of `unit_bytes` in a part, at least one.
+// How many units of `unit_bytes` make a part; at least one.
 inline std::int64_t units_per_part(std::size_t unit_bytes) {
   return std::max<std::int64_t>(1, kPartBytes / static_cast<std::int64_t>(unit_bytes));
 }

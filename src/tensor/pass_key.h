@@ -3,7 +3,7 @@
 
 namespace lk {
 
-// Only T can make one: an argument of this type is a proof of who is calling.
+// Only T can make one: an argument of this type proves who is calling.
 template <class T>
 class PassKey {
   friend T;

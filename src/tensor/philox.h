@@ -18,16 +18,16 @@ struct Philox4 {
   std::uint32_t v[4];
 };
 
-// Where a random stream lives: which run, which micro-batch, which module.
+// Identifies a random stream: which run, which micro-batch, which module.
 struct RandomKey {
   std::uint64_t seed = 0;
   std::uint64_t step = 0;  // counts micro-batches over the whole run
   std::uint32_t site = 0;  // one number per module
-  // If not null, a number in the device's memory that is added to `step`: recorded work then draws
-  // new numbers each time. Only dropout reads it.
+  // If not null, a number in the device's memory that is added to `step`, so that recorded work
+  // draws new numbers each time it runs. Only dropout reads it.
   const std::int32_t* first_step = nullptr;
 
-  // The same with first_step's number taken over; where that memory can be read.
+  // The key with first_step's number added to `step`; callable where that memory can be read.
   LK_HOST_DEVICE RandomKey resolved() const {
     RandomKey key = *this;
     if (first_step) key.step += static_cast<std::uint64_t>(*first_step);
@@ -45,7 +45,7 @@ LK_HOST_DEVICE Philox4 philox(std::uint64_t key, std::uint64_t counter_lo,
   std::uint32_t c2 = static_cast<std::uint32_t>(counter_hi);
   std::uint32_t c3 = static_cast<std::uint32_t>(counter_hi >> 32);
 #if !defined(__CUDACC__)
-#pragma GCC unroll 10  // or loops over elements do not vectorise
+#pragma GCC unroll 10  // otherwise loops over elements do not vectorise
 #endif
   for (int round = 0; round < ROUNDS; ++round) {
     std::uint64_t p0 = static_cast<std::uint64_t>(0xD2511F53u) * c0;
@@ -62,15 +62,15 @@ LK_HOST_DEVICE Philox4 philox(std::uint64_t key, std::uint64_t counter_lo,
   return {{c0, c1, c2, c3}};
 }
 
-// The numbers at place n of a (resolved) key's stream.
+// The numbers at index n of a (resolved) key's stream.
 LK_HOST_DEVICE Philox4 philox_at(const RandomKey& key, std::uint64_t n) {
   return philox(key.seed, n, (key.step << 24) ^ key.site);
 }
 
-// A dropout mask: element i has 16 bits of octet i / 8, the lower half of word i % 8 / 2 if i is
+// A dropout mask: element i owns 16 bits of octet i / 8, the lower half of word i % 8 / 2 if i is
 // even, and is kept if they are not below the threshold. So p is rounded to 1 / 65536. Seven rounds
-// are the fewest that pass all tests of randomness (table 2 of the source); on a GPU drawing masks
-// costs more than all else that dropout does.
+// are the fewest that pass all tests of randomness (table 2 of the source); on a GPU, drawing masks
+// costs more than the rest of dropout.
 LK_HOST_DEVICE Philox4 philox_octet(const RandomKey& key, std::uint64_t octet) {
   return philox<7>(key.seed, octet, (key.step << 24) ^ key.site);
 }

@@ -1,9 +1,9 @@
-// PlanBackend: a device that only keeps the books. Every op does nothing, every allocation is an
-// address that is never touched; the ledger counts as on a real device. Running a real training step
+// PlanBackend: a device that only keeps the books. Every op does nothing, and every allocation is
+// an address that is never touched; the ledger counts as on a real device. A real training step run
 // on it gives the step's memory by purpose before any weight is read.
 //
-// Each device has one of its own, which also takes the scratch that the device's kernels would take
-// if it is large enough to matter: cpu/plan.cpp, cuda/plan.cpp. open_plan_device() opens them.
+// Each device has its own subclass (cpu/plan.cpp, cuda/plan.cpp), which also takes the scratch that
+// the device's kernels would take if it is large enough to matter. open_plan_device() opens them.
 #pragma once
 
 #include <tuple>
@@ -40,7 +40,7 @@ class PlanBackend : public Backend {
   void scratch(DType dtype, Shape shape) { empty(Tag::Workspace, dtype, shape); }
 
  private:
-  std::uintptr_t next_ = 4096;  // addresses are names here: never read, never written
+  std::uintptr_t next_ = 4096;  // addresses are only names here: never read, never written
 };
 
 }  // namespace lk

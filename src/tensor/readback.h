@@ -6,7 +6,7 @@ namespace lk {
 class Readback {
  public:
   virtual ~Readback() = default;
-  virtual bool done() const = 0;  // whether value() would return at once
+  virtual bool done() const = 0;  // true if value() would return at once
   virtual double value() = 0;     // waits for it
 };
 

@@ -1,14 +1,15 @@
-// Recorder: runs work that repeats as recordings (tensor/recording.h).
+// Recorder: runs repeating work as recordings (tensor/recording.h).
 //
-// Note [Recorded steps]: on a GPU small models spend their time launching kernels. So work of given
-// sizes is launched kernel by kernel the first time, recorded the second, and run as one from then
-// on: the same kernels in the same order, hence the same bits. A recording reads and writes the
-// tensors that it was made with. The caller looks for it first and uploads the next inputs straight
-// into those tensors; a device does its work in order, so an upload waits for whatever still reads
-// the old values.
+// Note [Recorded steps]: on a GPU, small models spend their time launching kernels. So work of
+// given sizes is launched kernel by kernel the first time, recorded the second, and run as one from
+// then on: the same kernels in the same order, hence the same bits. A recording reads and writes
+// the tensors that it was made with. The caller looks for it first and uploads the next inputs
+// straight into those tensors; a device does its work in order, so an upload waits for whatever
+// still reads the old values.
+//
 // Recordings run one after the other, so all of them share the memory that the first one set apart
-// for what comes and goes. The latest used are kept. Sizes that do not come again soon are never
-// recorded: they would pay for recordings that never run.
+// for its temporaries. The most recently used ones are kept. Sizes that do not come again soon are
+// never recorded: they would pay for recordings that never run.
 #pragma once
 
 #include <algorithm>
@@ -21,16 +22,16 @@
 
 namespace lk {
 
-// `Sizes` says which work is the same work (it has ==); `Tensors` is what the work reads and writes
-// and what stays where it is from run to run. A copy of either holds the same memory.
+// `Sizes` identifies the work (it has ==). `Tensors` holds what the work reads and writes and what
+// stays where it is from run to run; a copy of it refers to the same memory.
 template <class Sizes, class Tensors>
 class Recorder {
  public:
   struct Limits {
     std::size_t recordings = 0;  // kept at a time
-    std::size_t launched = 0;    // latest sizes that count as seen before
+    std::size_t launched = 0;    // most recent sizes that count as seen before
   };
-  // Where `enabled` is false nothing is ever recorded.
+  // If `enabled` is false nothing is ever recorded.
   Recorder(Backend& backend, bool enabled, Limits limits)
       : backend_(backend), enabled_(enabled), limits_(limits) {}
 
@@ -45,9 +46,9 @@ class Recorder {
   // Submits the recording that find() found.
   void replay() { recorded_.back().recording->run(); }
 
-  // For sizes without a recording. Where they were seen before: records `work`, which is as
-  // Backend::record() wants it and may set handles in `tensors`, submits it and returns true. Else
-  // false: the caller launches the work.
+  // Call it for sizes without a recording. If they were seen before, records `work`, submits it and
+  // returns true; `work` must suit Backend::record() and may set handles in `tensors`. Otherwise
+  // returns false, and the caller launches the work.
   bool record(const Sizes& sizes, const Tensors& tensors, const std::function<void()>& work) {
     if (!enabled_) return false;
     const auto before = std::find(launched_.begin(), launched_.end(), sizes);
@@ -66,7 +67,8 @@ class Recorder {
     return true;
   }
 
-  // Runs other work now, in the memory of the recordings if there are any: it leaves nothing there.
+  // Runs other work now, in the memory of the recordings if there are any. The work must leave
+  // nothing there.
   void run_beside(const std::function<void()>& work) {
     if (recorded_.empty())
       work();
@@ -74,9 +76,9 @@ class Recorder {
       recorded_.back().recording->run_beside(work);
   }
 
-  // No sizes count as seen before; recordings stay.
+  // Forgets which sizes were seen before; recordings stay.
   void forget_launched() { launched_.clear(); }
-  // Drops the recordings, too: before memory goes that they use.
+  // Drops the recordings too. Call it before memory that they use is freed.
   void clear() {
     launched_.clear();
     recorded_.clear();
@@ -91,8 +93,8 @@ class Recorder {
   Backend& backend_;
   bool enabled_;
   Limits limits_;
-  std::deque<Sizes> launched_;     // the latest last
-  std::deque<Recorded> recorded_;  // the latest used last
+  std::deque<Sizes> launched_;     // most recent last
+  std::deque<Recorded> recorded_;  // most recently used last
 };
 
 }  // namespace lk

@@ -1,5 +1,5 @@
 // Recording: work that was submitted once and can be run again as one, on the same memory. Made by
-// Backend::record(), which its Backend outlives.
+// Backend::record(); the Backend outlives it.
 #pragma once
 
 #include <functional>
@@ -11,7 +11,8 @@ class Recording {
   virtual ~Recording() = default;
   // Submits the work.
   virtual void run() = 0;
-  // Runs other work now, in the memory that was set apart for this; it must leave nothing there.
+  // Runs other work now, in the memory that was set apart for this recording. The work must leave
+  // nothing there.
   virtual void run_beside(const std::function<void()>& other) = 0;
 };
 

@@ -1,4 +1,4 @@
-// Where documents, and the keys that they see, lie in a batch's one token dimension.
+// Where documents and the keys that they see lie in a batch's single token dimension.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@ namespace lk {
 // offsets[i+1]).
 struct Segments {
   std::vector<std::int32_t> host;  // offsets, n + 1 of them, host[0] = 0
-  Tensor offsets;                  // the same on the device, I32 (n + 1)
+  Tensor offsets;                  // the same offsets on the device, I32 (n + 1)
   std::int64_t count() const { return static_cast<std::int64_t>(host.size()) - 1; }
   std::int64_t total() const { return host.empty() ? 0 : host.back(); }
   std::int64_t longest() const;
@@ -20,11 +20,13 @@ struct Segments {
 Segments make_segments(Backend& backend, std::vector<std::int32_t> offsets);
 
 // Where the keys and values of a batch's documents lie: those of document i are rows [begins[i],
-// ends[i]). In a cache each sequence has its own place; without one they are the documents.
+// ends[i]). In a cache each sequence has its own rows; without one, the rows are those of the
+// documents.
 struct KeyRows {
   std::vector<std::int32_t> begins, ends;  // n each
-  Tensor device_begins, device_ends;       // the same on the device, I32 (n)
-  // No document has more keys: it sizes the work of recorded passes, whose rows change later.
+  Tensor device_begins, device_ends;       // the same rows on the device, I32 (n)
+  // No document has more keys than this. It sizes the work of recorded passes, whose rows change
+  // later.
   std::int64_t most = 0;
   KeyRows() = default;
   KeyRows(const Segments& documents);

@@ -1,7 +1,8 @@
 // Tensor: a typed, shaped view of a Storage.
 //
-// Always row-major. A view may change offset, shape (reshape of contiguous) and the row stride, so
-// q, k, v can be column slices of one projection; there are no general strides and no broadcasting.
+// Always row-major. A view may change the offset, the shape (reshape of a contiguous tensor) and
+// the row stride, so q, k, v can be column slices of one projection. There are no general strides
+// and no broadcasting.
 #pragma once
 
 #include <array>
@@ -17,7 +18,8 @@ namespace lk {
 
 class Backend;
 
-// Owned memory on one device. Returns itself to its Backend; a Backend outlives its Storages.
+// Owned memory on one device. It returns to its Backend when destroyed; a Backend outlives its
+// Storages.
 class Storage {
  public:
   Storage(Backend& backend, void* data, std::size_t bytes, Tag tag)
@@ -50,22 +52,23 @@ class Tensor {
   const Shape& shape() const { return shape_; }
   std::int64_t numel() const { return shape_.numel(); }
   std::size_t bytes() const { return static_cast<std::size_t>(numel()) * dtype_size(dtype_); }
-  // Rows x cols: the last dimension against all others. `ld` is the distance between rows.
+  // rows() x cols(): the last dimension against all others. ld() is the distance between rows.
   std::int64_t rows() const { return shape_.rows(); }
   std::int64_t cols() const { return shape_.cols(); }
   std::int64_t ld() const { return ld_; }
-  // Unused columns behind each row of a matrix (see Backend::empty_with_margin); else 0.
+  // Unused columns behind each row of a matrix (see Backend::empty_with_margin); 0 for other
+  // shapes.
   std::int64_t margin() const { return shape_.rank() == 2 ? ld_ - cols() : 0; }
   bool contiguous() const { return ld_ == cols() || rows() <= 1; }
   const Storage& storage() const { return *storage_; }
-  // How many Tensors share this memory: 1 means an in-place change is seen by nobody else.
+  // How many Tensors share this memory: 1 means that nobody else sees an in-place change.
   long use_count() const { return storage_.use_count(); }
 
-  // Views. Rows [begin, end) of the first dimension; columns [begin, end) of the last.
+  // Views: rows [begin, end) of the first dimension, and columns [begin, end) of the last.
   Tensor slice_rows(std::int64_t begin, std::int64_t end) const;
   Tensor slice_cols(std::int64_t begin, std::int64_t end) const;
   Tensor reshape(Shape shape) const;
-  // The same rows, `cols` columns wide: reaches into the margin behind each row (see
+  // The same rows, `cols` columns wide, reaching into the margin behind each row (see
   // Backend::empty_with_margin). Throws if the rows lie closer together than that.
   Tensor widened(std::int64_t cols) const;
 
@@ -78,13 +81,13 @@ class Tensor {
     for (int i = 0; i < N; ++i) d[i] = shape_[i];
     return d;
   }
-  // Throws unless the shape is exactly this.
+  // Throws unless the shape is exactly `shape`.
   const Tensor& expect(const Shape& shape, const char* what) const {
     if (defined() && shape_ == shape) return *this;  // no text is made unless it is needed
     throw Error(concat(what, ": expected ", shape, ", got ", defined() ? shape_.str() : "nothing"));
   }
 
-  // Device pointer; throws on the wrong dtype. Dereference it only on the CPU backend.
+  // Device pointer. Throws on the wrong dtype. Dereference it only on the CPU backend.
   template <class T>
   T* data() const {
     check(dtype_ == dtype_of<T>(), "tensor is ", dtype_name(dtype_), ", asked for ",

@@ -6,22 +6,23 @@ namespace lk {
 namespace {
 
 constexpr std::int64_t kColumns = ThinPlan::kColumns;
-// Two and three blocks for each multiprocessor of an H100, all at once.
+// Two and three blocks for each multiprocessor of an H100, all resident at once.
 constexpr std::int64_t kBlocks = 264, kSwigluBlocks = 396;
-constexpr std::int64_t kMostRankB = 32;       // of one part, where ds is made
-constexpr std::int64_t kMostThinSwiglu = 32;  // of all parts, with swiglu's backward
-constexpr std::int64_t kForwardRows = 64;     // tokens of a block of the forward kernel
+constexpr std::int64_t kMostRankB = 32;       // of one part, for the product that makes ds
+constexpr std::int64_t kMostThinSwiglu = 32;  // of all parts, for swiglu's backward
+constexpr std::int64_t kForwardRows = 64;     // tokens per block of the forward kernel
 
 constexpr std::int64_t ceil_div(std::int64_t n, std::int64_t of) { return (n + of - 1) / of; }
 
-// Sixteens of thin columns that kernels are compiled for: 1, 2, 3, 4 and 6.
+// Groups of 16 thin columns that kernels are compiled for: 1, 2, 3, 4 and 6.
 constexpr int sixteens_of(std::int64_t thin_columns) {
   const auto n = static_cast<int>(ceil_div(thin_columns, 16));
   return n <= 4 ? std::max(n, 1) : 6;
 }
 
-// Do the parts' columns start and end at 16 bytes of BF16? Rows do too then: joined projections and
-// what meets them have margins in multiples of 16 (lora/joined.cpp).
+// Whether the parts' columns start and end at multiples of 16 bytes of BF16. Rows then do too:
+// joined projections and the tensors that they meet have margins in multiples of 16
+// (lora/joined.cpp).
 bool aligned(const ThinShape& shape) {
   auto eights = [](std::int64_t n) { return n % 8 == 0; };
   return eights(shape.in) && eights(shape.out) && eights(shape.thin) &&
@@ -30,7 +31,7 @@ bool aligned(const ThinShape& shape) {
          });
 }
 
-// How many column tiles a block takes, so that all blocks are resident at once if they can.
+// How many column tiles a block takes, so that all blocks are resident at once if possible.
 int tiles_per_slab(std::int64_t row_slabs, const std::vector<std::int64_t>& widths,
                    std::int64_t most) {
   std::int64_t tiles = 0;
@@ -45,9 +46,10 @@ int tiles_per_slab(std::int64_t row_slabs, const std::vector<std::int64_t>& widt
   return static_cast<int>(per_slab);
 }
 
-// A backward kernel over parts of so many columns. A block takes most_rows or half of them: half
-// where blocks would be too few or too uneven for the device. What is weighed: tiles one after the
-// other, and the partial sums, which halves double.
+// Cuts the work of a backward kernel over parts of the given widths. A block takes most_rows or
+// half of them: half where there would be too few blocks, or too uneven ones, for the device. The
+// choice weighs how many tiles run one after the other against the partial sums, which double when
+// rows are halved.
 ThinCut cut_backward(std::int64_t tokens, const std::vector<std::int64_t>& widths, int sixteens,
                      bool with_ds, std::int64_t most_blocks) {
   auto with_rows = [&](int rows) {

@@ -13,13 +13,14 @@
 
 namespace lk {
 
-// A backend's own form of a weight (tiles packed for its matmul, say). Opaque to everyone else.
+// A backend's own form of a weight (for example, tiles packed for its matmul). Opaque to everyone
+// else.
 struct PackedWeight {
   virtual ~PackedWeight() = default;
 };
 
-// A matrix is dense, or quantised: kept in a file's blocks, for inference. Only linear_forward and
-// embedding_forward read quantised ones.
+// A dense matrix, or a quantised one that is kept in a file's blocks for inference. Only
+// linear_forward and embedding_forward read quantised ones.
 class Weight {
  public:
   Weight() = default;
@@ -28,8 +29,8 @@ class Weight {
         values_(std::move(values)),
         shape_(values_.shape()),
         dtype_(values_.dtype()) {}
-  // Quantised: blocks U8 (N, bytes of a row) for the values (N,K); `dtype` is that of the
-  // activations it is used with. `type` outlives the Weight.
+  // A quantised weight: blocks U8 (N, bytes per row) for the values (N,K). `dtype` is that of the
+  // activations that it is used with. `type` must outlive the Weight.
   Weight(std::string name, Tensor blocks, Shape shape, const GgmlType& type, DType dtype)
       : name_(std::move(name)),
         values_(std::move(blocks)),
@@ -51,29 +52,30 @@ class Weight {
     if (shape_ == shape) return *this;
     throw Error(concat(what, ": expected ", shape, ", got ", shape_));
   }
-  // Row-major values as loaded; read-only by contract: Backends only read it. An Error if the
-  // weight is quantised: then nothing can be trained beside it.
+  // Row-major values as loaded, read-only by contract. Throws Error if the weight is quantised:
+  // nothing can be trained on top of it then.
   const Tensor& values() const {
     check(!type_, name_, ": quantised weights are for inference only");
     return values_;
   }
-  // The type of its blocks, null if it is dense.
+  // The type of the blocks; null if the weight is dense.
   const GgmlType* quantised() const { return type_; }
   // The blocks as stored; undefined once a backend has packed them.
   const Tensor& blocks() const { return values_; }
 
-  // Filled by Backend::prepare_linear at load, used by its linear_forward and linear_backward_x.
+  // The packed form that Backend::prepare_linear made at load; linear_forward and linear_backward_x
+  // use it.
   const PackedWeight* packed() const { return packed_.get(); }
   void set_packed(std::shared_ptr<const PackedWeight> packed) { packed_ = std::move(packed); }
-  // The packed form takes the blocks' place.
+  // Puts the packed form in the place of the blocks.
   void replace_blocks(std::shared_ptr<const PackedWeight> packed) {
     check(type_, name_, ": has no blocks");
     packed_ = std::move(packed);
     values_ = Tensor();
   }
 
-  // The same memory under another name, as a tied head has it; what was packed of a dense weight
-  // stays behind.
+  // The same memory under another name, for a tied head. The packed form of a dense weight is not
+  // taken along.
   Weight renamed(std::string name) const {
     Weight w = *this;
     w.name_ = std::move(name);

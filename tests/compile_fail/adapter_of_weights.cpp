@@ -1,4 +1,4 @@
-// A and B of the LoRA layer are no frozen weights.
+// A and B of the LoRA layer are not frozen weights.
 // expect: invalid initialization of reference of type 'lk::Parameter&'
 #include "lora/lora_linear.h"
 

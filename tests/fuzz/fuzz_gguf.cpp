@@ -1,6 +1,6 @@
-// Any file: GgufFile throws InputError, or its tensors lie in the file without overlap, each reads
-// (or says that its type is not read), and every typed getter gives a value or an InputError for
-// every key.
+// Any file: GgufFile throws InputError, or its tensors lie in the file without overlap, each can be
+// read (or is of a type that is not read), and every typed getter gives a value or an InputError
+// for every key.
 #include <algorithm>
 #include <utility>
 #include <vector>

@@ -1,5 +1,5 @@
-// Any file: SafetensorsFile throws InputError, or its tensors fill the file exactly and each reads
-// (or says that its type is not read).
+// Any file: SafetensorsFile throws InputError, or its tensors fill the file exactly and each can be
+// read (or is of a type that is not read).
 #include <algorithm>
 #include <cstring>
 #include <vector>
@@ -40,7 +40,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
 }
 
 #ifdef LK_LIBFUZZER
-// Nearly every plain mutant dies at the header's length: make it fit the header that is there.
+// Nearly every plain mutant fails at the header's length: adjust the length to the header.
 extern "C" std::size_t LLVMFuzzerMutate(std::uint8_t* data, std::size_t size, std::size_t max_size);
 extern "C" std::size_t LLVMFuzzerCustomMutator(std::uint8_t* data, std::size_t size,
                                                std::size_t max_size, unsigned seed) {

@@ -1,5 +1,5 @@
-// Any text as a chat template: it is refused or prints valid UTF-8 within its budget, the same each
-// time, with marks that lie in the text in order.
+// Any text as a chat template: it is refused, or it prints valid UTF-8 within its budget, identical
+// each time, with marks that lie in the text in order.
 #include "io/utf8.h"
 #include "memory_file.h"
 #include "tensor/error.h"

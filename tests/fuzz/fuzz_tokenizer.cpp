@@ -12,7 +12,7 @@
 
 namespace {
 
-// A folder is what is opened, so this target needs a place on disk.
+// The tokenizer is opened from a folder, so this target needs a place on disk.
 struct Folder {
   std::string path = (std::filesystem::temp_directory_path() / "lk-fuzz-tokenizer-XXXXXX").string();
   Folder() { lk::fuzz::require(::mkdtemp(path.data()) != nullptr); }

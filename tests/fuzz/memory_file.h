@@ -1,4 +1,5 @@
-// A file that is only in memory, but has a path and is opened as any other: fuzzers need no disk.
+// A file that exists only in memory, but has a path and is opened like any other: fuzzers need no
+// disk.
 #pragma once
 
 #include <sys/mman.h>

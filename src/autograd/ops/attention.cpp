@@ -7,7 +7,7 @@ namespace lk {
 namespace {
 
 // With p = softmax(scale q kᵀ), dp = dy vᵀ, delta = rowsum(dy * o): ds = p (dp - delta) scale,
-// dq = ds k, dk = dsᵀ q, dv = pᵀ dy. Saves q, k, v, o and lse (H,T); p is made again tile by tile.
+// dq = ds k, dk = dsᵀ q, dv = pᵀ dy. Saves q, k, v, o and lse (H,T); p is recomputed tile by tile.
 struct AttentionNode : Node {
   Var q, k, v;
   AttentionShape shape;
@@ -18,7 +18,7 @@ struct AttentionNode : Node {
       : q(q), k(k), v(v), shape(shape), segments(segments), o(std::move(o)), lse(std::move(lse)) {}
   const char* name() const override { return "attention"; }
   void backward(Tape& tape, const Tensor& dy) override {
-    // The kernel makes all three at once and always writes: hand the buffers on by sharing.
+    // The kernel makes dq, dk and dv at once and always writes: pass the buffers on by sharing.
     Backend& backend = tape.backend();
     auto like = [&](const Var& x) {
       return backend.empty(Tag::Backward, x.dtype(), x.value().shape());
@@ -34,7 +34,7 @@ struct AttentionNode : Node {
 
 }  // namespace
 
-// o = softmax(scale q kᵀ, causal inside each segment) v, head by head
+// o = softmax(scale q kᵀ, causal inside each segment) v, for each head
 Var attention(Tape& tape, const Var& q, const Var& k, const Var& v, const AttentionShape& shape,
               const Segments& segments) {
   const std::int64_t H = shape.n_heads, G = shape.n_kv_heads, D = shape.head_dim;
@@ -66,8 +66,8 @@ struct Qkv {
   }
 };
 
-// Attention's backward into one buffer, with dq and dk turned back in place. Saves the turned qkv,
-// o and lse (H,T).
+// Attention's backward into one buffer, with dq and dk rotated back in place. Saves the rotated
+// qkv, o and lse (H,T).
 struct QkvAttentionNode : Node {
   Var qkv;
   Tensor table, positions, o, lse;
@@ -122,12 +122,12 @@ Var qkv_attention(Tape& tape, const Var& qkv, const Tensor& rope_table, const Te
 
 namespace {
 
-// FLOPs of one of attention's products: each query with every key up to itself.
+// FLOPs of one of attention's products: each query with all keys up to its own position.
 double attention_product(const AttentionShape& shape, const Segments& q, const KeyRows& k) {
   double pairs = 0;
   for (std::size_t i = 0; i + 1 < q.host.size(); ++i) {
     const double queries = q.host[i + 1] - q.host[i], keys = k.ends[i] - k.begins[i];
-    // Query j of the document sees keys - queries + j + 1 keys, at most the window.
+    // Query j of the document sees keys - queries + j + 1 keys, or the window if that is less.
     const double all = queries * (keys - queries) + queries * (queries + 1) / 2;
     pairs += shape.window > 0 ? std::min(all, queries * shape.window) : all;
   }

@@ -25,14 +25,14 @@ Tensor Offloads::take(std::size_t i) {
 
 namespace {
 
-// dx, and the gradients of f's parameters, from f's own nodes, recorded now. Saves x, or in place
-// of it a number in `offloads`.
+// dx and the gradients of f's parameters come from f's own nodes, which backward records. Saves x,
+// or its number in `offloads`.
 struct CheckpointNode : Node {
   Edge x;
   Tensor value;  // undefined if it was sent to the host
   Recomputed f;
   std::shared_ptr<Offloads> offloads;
-  std::size_t own, previous;  // numbers: x's, and that of the checkpoint before, which comes next
+  std::size_t own, previous;  // numbers of x and of the checkpoint that backward needs next
   CheckpointNode(const Var& x_in, Recomputed f_in, std::shared_ptr<Offloads> offloads_in,
                  std::size_t own_in, std::size_t previous_in)
       : x(x_in),

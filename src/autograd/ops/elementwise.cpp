@@ -4,7 +4,7 @@
 namespace lk {
 namespace {
 
-// da = dy, db = dy: one buffer, shared until somebody adds to it.
+// da = dy, db = dy: one buffer, shared until a later contribution is added to it.
 struct AddNode : Node {
   Edge a, b;
   AddNode(Edge a, Edge b) : a(a), b(b) {}

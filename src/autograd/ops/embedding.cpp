@@ -3,7 +3,8 @@
 
 namespace lk {
 
-// x = table[ids]. The table is frozen and ids have no gradient: there is no node, x is a constant.
+// x = table[ids]. The table is frozen and ids have no gradient, so there is no node: x is a
+// constant.
 Var embedding(Tape& tape, const Weight& table, const Tensor& ids, std::int64_t margin) {
   auto [T] = ids.dims<1>("embedding: ids (T)");
   check(table.defined() && table.shape().rank() == 2, "embedding: table (V,C) is missing");
@@ -14,7 +15,7 @@ Var embedding(Tape& tape, const Weight& table, const Tensor& ids, std::int64_t m
 
 namespace {
 
-// dx[rows] = dy, every other row of dx gets zero.
+// dx[rows] = dy; every other row of dx is zero.
 struct GatherRowsNode : Node {
   Edge x;
   Tensor rows;
@@ -50,7 +51,7 @@ Work work::put_rows(const Tensor&, const Tensor& x, const Tensor&) {
   return {OpFamily::Other, 0, 2 * size(x)};
 }
 
-// Where it writes, it also zeroes the rows that are not dy's.
+// Write also zeroes the rows of dx that get nothing from dy.
 Work work::scatter_rows(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor&) {
   const double out = mode == GradMode::Add ? 2 * size(dy) : size(dx);
   return {OpFamily::Embedding, 0, size(dy) + out};

@@ -12,7 +12,7 @@ struct GatedNode : Node {
   GatedNode(Activation act, const Var& gate, const Var& up) : act(act), gate(gate), up(up) {}
   const char* name() const override { return act == Activation::Silu ? "swiglu" : "geglu"; }
   void backward(Tape& tape, const Tensor& dy) override {
-    // The kernel makes both at once and always writes: hand the buffers on by sharing.
+    // The kernel makes dgate and dup at once and always writes: pass the buffers on by sharing.
     Backend& backend = tape.backend();
     Tensor dgate = backend.empty(Tag::Backward, dy.dtype(), dy.shape());
     Tensor dup = backend.empty(Tag::Backward, dy.dtype(), dy.shape());

@@ -4,7 +4,7 @@
 namespace lk {
 namespace {
 
-// Doubles to a device tensor of x's dtype and shape.
+// Copies doubles to a device tensor of x's dtype and shape.
 Tensor like(Tape& tape, const Var& x, std::span<const double> values) {
   Backend& backend = tape.backend();
   Tensor out = tape.activation(x.dtype(), x.value().shape());

@@ -5,7 +5,7 @@
 namespace lk {
 namespace {
 
-// x with at least `margin` columns behind its rows: itself, or a copy.
+// x itself if it has at least `margin` columns behind its rows, else a copy that has.
 Tensor roomy(const Tensor& x, std::int64_t margin) {
   if (x.margin() >= margin) return x;
   Tensor copy = x.backend().empty_with_margin(Tag::Workspace, x.dtype(), x.shape(), margin);
@@ -13,7 +13,7 @@ Tensor roomy(const Tensor& x, std::int64_t margin) {
   return copy;
 }
 
-// The adapted parts as A meets them: each reads all of x.
+// The adapted parts for products of x with A: each part reads all of x.
 std::vector<ThinPart> parts_of_x(const JoinedLinear& f) {
   std::vector<ThinPart> parts;
   for (const JoinedLinear::Part& p : f.parts)
@@ -21,7 +21,7 @@ std::vector<ThinPart> parts_of_x(const JoinedLinear& f) {
   return parts;
 }
 
-// The adapted parts as A meets them, with the gradients of A.
+// The adapted parts for A's gradients: each part reads all of x.
 std::vector<ThinPart> parts_of_da(const JoinedLinear& f) {
   std::vector<ThinPart> parts;
   for (const JoinedLinear::Part& p : f.parts) {
@@ -32,7 +32,7 @@ std::vector<ThinPart> parts_of_da(const JoinedLinear& f) {
   return parts;
 }
 
-// The adapted parts with the gradients of B: each has columns of dy of its own.
+// The adapted parts for B's gradients: each part reads its own columns of dy.
 std::vector<ThinPart> parts_of_db(const JoinedLinear& f) {
   std::vector<ThinPart> parts;
   for (const JoinedLinear::Part& p : f.parts) {
@@ -43,8 +43,8 @@ std::vector<ThinPart> parts_of_db(const JoinedLinear& f) {
   return parts;
 }
 
-// y and s of x, which has room for s: s is left in its margin. `addend`: what y starts from, or
-// null.
+// Computes y and s of x, which has room for s: s is left in its margin. `addend` is what y starts
+// from, or null.
 Tensor forward(Tape& tape, const Tensor& x, const JoinedLinear& f, std::int64_t margin,
                const InputDropout& drop, Output output = Output::Read,
                const Var* addend = nullptr) {
@@ -62,12 +62,12 @@ Tensor forward(Tape& tape, const Tensor& x, const JoinedLinear& f, std::int64_t 
   return y;
 }
 
-// Should such an op record a node? Below the first trained factor there is nothing to record.
+// Whether such an op records a node. Below the first trained factor there is nothing to record.
 bool wanted(const Tape& tape, const JoinedLinear& f, const auto&... inputs) {
   return tape.wants(inputs...) || (tape.recording() && f.trains());
 }
 
-// s (T,S) for the backward, apart from x's buffer so that it may go.
+// s (T,S) for the backward. It is copied out of x's margin so that x may be freed.
 Tensor keep_s(Tape& tape, const Tensor& x, const JoinedLinear& f) {
   if (f.thin == 0) return {};
   Tensor s = tape.activation(x.dtype(), {x.rows(), f.thin});
@@ -75,7 +75,7 @@ Tensor keep_s(Tape& tape, const Tensor& x, const JoinedLinear& f) {
   return s;
 }
 
-// The backward in its two halves. ds goes into dy's margin.
+// The backward in two halves: into_a and into_x. ds goes into dy's margin.
 class Backward {
  public:
   Backward(Backend& backend, const JoinedLinear& f, const InputDropout& drop, const Tensor& dy,
@@ -85,11 +85,12 @@ class Backward {
     dys_ = dy_.widened(f.out + f.thin);
     thin::backward_b(backend, f.plan, ds(), f.scale, dy_, f.b(), s, parts_of_db(f));
   }
-  // da (+)= dsᵀ x, x as it is or normed
+  // da (+)= dsᵀ x, where x is the input or, with `norm`, the normed input
   void into_a(const Tensor& x, const NormedInput* norm = nullptr) {
     if (f_.thin > 0) thin::backward_a(backend_, f_.plan, ds(), x, norm, parts_of_da(f_), drop_);
   }
-  // into_a of x = silu(gate) * up, with dgate over gate and dup over up. dx's values are lost.
+  // into_a with x = silu(gate) * up; also writes dgate over gate and dup over up. dx's values are
+  // lost.
   void into_a_and_swiglu(const Tensor& dx, const Tensor& gate, const Tensor& up) {
     if (f_.thin > 0)
       thin::swiglu_backward(backend_, f_.plan, gate, up, dx, gate, up, ds(), parts_of_da(f_),
@@ -115,8 +116,8 @@ class Backward {
   Tensor dy_, dys_;
 };
 
-// With s = scale x aᵀ and ds = scale dy b:  db = dyᵀ s,  da = dsᵀ x,  dx = dy w + ds a; with
-// dropout x is masked in s and da, and ds a likewise. Saves x and s.
+// With s = scale x aᵀ and ds = scale dy b: db = dyᵀ s, da = dsᵀ x, dx = dy w + ds a. Dropout masks
+// x in s and da, and ds a. Saves x and s.
 struct JoinedLinearNode : Node {
   Var x;
   Edge addend;
@@ -153,7 +154,7 @@ Var joined_linear_onto(Tape& tape, const Var& h, const Var& x, const JoinedLinea
   Tensor xs = roomy(x.value(), f.thin);
   Tensor y = forward(tape, xs, f, margin, drop, output, &h);
   if (!wanted(tape, f, h, x)) return tape.constant(std::move(y));
-  // s is kept in the margin of x's own buffer, which is kept anyway.
+  // s is kept in the margin of x's own buffer if x is kept anyway.
   const bool in_place = xs.raw() == x.value().raw();
   Tensor s = in_place && f.thin > 0 ? xs.widened(f.in + f.thin).slice_cols(f.in, f.in + f.thin)
                                     : keep_s(tape, xs, f);
@@ -162,8 +163,8 @@ Var joined_linear_onto(Tape& tape, const Var& h, const Var& x, const JoinedLinea
 
 namespace {
 
-// joined_linear with x = h * rstd * gain, of which da needs no more than h; then the norm's own
-// backward (norm.cpp). Saves rstd (T), s and h, which the residual stream keeps anyway.
+// joined_linear with x = h * rstd * gain: da needs only h. The norm's own backward follows
+// (norm.cpp). Saves rstd (T), s and h, which the residual stream keeps anyway.
 struct JoinedNormLinearNode : Node {
   Var h;
   Weight gain;
@@ -209,12 +210,13 @@ Var joined_norm_linear(Tape& tape, const Var& h, const Weight& gain, double eps,
 namespace {
 
 // Note [Gradients over gate and up]: gate and up are a step's largest activations, and their
-// gradients would be as large again. So backward writes dgate over gate and dup over up, and passes
-// the buffer on as the gradient. It is the one place where a saved value is overwritten. It may be:
-// gate_up comes from one product, whose node does not save its output, and nobody else reads it.
+// gradients would be just as large. So backward writes dgate over gate and dup over up, and passes
+// the buffer on as the gradient. This is the only place where a saved value is overwritten. It is
+// safe because gate_up comes from one product, whose node does not save its output, and nobody else
+// reads it.
 //
-// joined_linear with x = silu(gate) * up. dx comes first here: what reads it with gate and up makes
-// x again for da. Saves gate, up and s.
+// joined_linear with x = silu(gate) * up. dx is computed first here: the kernel that reads it with
+// gate and up computes x again for da. Saves gate, up and s.
 struct JoinedSwigluLinearNode : Node {
   Var gate_up;
   Edge addend;

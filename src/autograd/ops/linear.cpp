@@ -6,7 +6,7 @@
 namespace lk {
 namespace {
 
-// dx = dy w. There is no dw and no dbias: both are frozen. So nothing of the forward is saved.
+// dx = dy w. There is no dw and no dbias: w and bias are frozen, so the node saves no activation.
 struct FrozenLinearNode : Node {
   Edge x;
   Weight w;
@@ -54,7 +54,7 @@ struct TrainableLinearNode : Node {
 
 }  // namespace
 
-// y = alpha x wᵀ. The node refers to w, which must stay where it is until the tape ran.
+// y = alpha x wᵀ. The node refers to w, which must stay where it is until the tape has run.
 Var linear(Tape& tape, const Var& x, Parameter& w, double alpha) {
   auto [T, K] = x.dims<2>("linear: x (T,K)");
   auto [N, width] = w.value().dims<2>("linear: w (N,K)");
@@ -73,7 +73,7 @@ Work product(OpFamily family, const Tensor& c, GradMode mode, const Tensor& a, c
   return {family, 2 * work::numel(c) * static_cast<double>(K),
           work::sizes(a, b) + work::written(c, mode)};
 }
-// A frozen matrix with LoRA's factors beside it (joined.h) is known by its size.
+// A frozen matrix with LoRA's factors next to it (joined.h) is recognised by its size.
 OpFamily family_of(const Tensor& c, const Tensor& b) {
   return std::min({c.cols(), b.rows(), b.cols()}) > 128 ? OpFamily::BaseLinear : OpFamily::Lora;
 }

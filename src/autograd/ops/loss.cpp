@@ -8,11 +8,13 @@ namespace lk {
 namespace {
 
 // Note [Chunked loss]: logits (n,V) are the largest matrix of a step and are read only by their own
-// softmax. So a chunk of rows goes through head, cross-entropy and back through the head while it
-// is at hand, its logits overwritten by scale (softmax - onehot); only dx (n,C) is kept. All chunks
-// use one buffer. The losses of all rows are then summed in one pass, in an order that does not
-// depend on the chunk size.
-// losses (n); and into dx (n,C), if it is defined, the derivative of scale times their sum.
+// softmax. So each chunk of rows goes through the head, cross-entropy and back through the head
+// while it is at hand, its logits overwritten by scale (softmax - onehot); only dx (n,C) is kept.
+// All chunks use one buffer. The losses of all rows are then summed in one pass, in an order that
+// does not depend on the chunk size.
+//
+// Returns the losses (n) and writes to dx (n,C), if it is defined, the derivative of scale * their
+// sum.
 Tensor head_chunks(Backend& backend, const Tensor& dx, const Tensor& x, const Weight& head,
                    const Tensor& targets, const LossScale& scale, std::int64_t chunk_rows) {
   auto [n, C] = x.dims<2>("head_loss: x (n,C)");

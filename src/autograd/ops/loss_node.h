@@ -1,12 +1,12 @@
-// The node of a loss whose derivative was made by its forward.
+// The node of a loss whose forward computes the derivative as well.
 #pragma once
 
 #include "autograd/tape.h"
 
 namespace lk {
 
-// dloss/dx is kept; what is left is the factor from upstream, a scalar on the device (1 at the end
-// of a tape: exact). The loss is F32 where x is BF16; so is dy.
+// Keeps dloss/dx; backward multiplies it with the factor from upstream, a scalar on the device (1
+// at the end of a tape, which is exact). Loss and dy are F32 where x is BF16.
 struct LossNode : Node {
   Edge x;
   Tensor loss_dx;

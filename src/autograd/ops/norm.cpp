@@ -4,13 +4,14 @@
 namespace lk {
 namespace {
 
-// Every D columns as a row of their own. x (T,C) itself if C = D; else its rows must be adjacent.
+// x with every D columns as a row of their own: x (T,C) itself if C = D; otherwise its rows must be
+// adjacent.
 Tensor by_head(const Tensor& x, std::int64_t D) {
   return x.cols() == D ? x : x.reshape({x.rows() * (x.cols() / D), D});
 }
 
-// dx = rstd * (g - xhat * mean(g * xhat)), g = dy * gain, xhat = x * rstd. There is no dgain: it
-// is frozen. Saves rstd (T * heads) and its input x; y is not needed.
+// dx = rstd * (g - xhat * mean(g * xhat)), g = dy * gain, xhat = x * rstd. There is no dgain: the
+// gain is frozen. Saves rstd (T * heads) and its input x; y is not needed.
 struct RmsNormNode : Node {
   Var x;
   Weight gain;
@@ -30,7 +31,8 @@ struct RmsNormNode : Node {
 
 }  // namespace
 
-// y = x * rstd * gain, rstd = 1 / sqrt(mean(x^2) + eps), over all columns or over each head's
+// y = x * rstd * gain, rstd = 1 / sqrt(mean(x^2) + eps); the mean is over all columns or over each
+// head's
 Var rmsnorm(Tape& tape, const Var& x, const Weight& gain, double eps) {
   auto [T, C] = x.dims<2>("rmsnorm: x (T,C)");
   check(gain.shape().rank() == 1, "rmsnorm: gain (C), or (D) for each head");

@@ -1,4 +1,4 @@
-// The optimizer's ops have no derivative; what they cost.
+// Costs of the optimizer's ops, which have no derivative.
 #include "autograd/work.h"
 
 namespace lk {

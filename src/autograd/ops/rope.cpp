@@ -4,7 +4,7 @@
 namespace lk {
 namespace {
 
-// The transpose of a rotation is its inverse: dx = dy rotated back. Saves nothing of x.
+// The transpose of a rotation is its inverse: dx is dy rotated back. Saves nothing of x.
 struct RopeNode : Node {
   Edge x;
   Tensor table, positions;
@@ -20,7 +20,7 @@ struct RopeNode : Node {
 
 }  // namespace
 
-// y = every head of x, its pairs (i, i + D/2) turned by the angle of its position
+// y = x with the pairs (i, i + D/2) of every head rotated by the angle of their position
 Var rope(Tape& tape, const Var& x, const Tensor& table, const Tensor& positions, int head_dim) {
   auto [T, width] = x.dims<2>("rope: x (T,heads*D)");
   auto [P, D] = table.dims<2>("rope: table (P,D)");

@@ -3,7 +3,7 @@
 namespace lk::thin {
 namespace {
 
-// The device's kernels if the plan has one for a product, else null.
+// The device's kernels if `planned` names one for the product, else null.
 LoraKernels* kernels(Backend& backend, int planned) {
   return planned > 0 ? backend.lora_kernels() : nullptr;
 }

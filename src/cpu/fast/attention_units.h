@@ -1,4 +1,4 @@
-// How attention is cut into work, and its row kernels: for flash_attention.cpp and
+// How attention is cut into units of work, shared by flash_attention.cpp and
 // flash_attention_bf16.cpp.
 #pragma once
 
@@ -14,7 +14,8 @@ inline constexpr std::int64_t kQueries = 48, kKeys = 64;  // a block of scores
 // Rows of a block that are worked on together. Only the keys that the last of them sees are
 // computed, so little above the diagonal is. A multiple of the tiles' rows.
 inline constexpr std::int64_t kGroup = 12;
-// The running maximum before the first key; finite, so that differences of two are 0, not NaN.
+// The running maximum before the first key. It is finite, so that the difference of two is 0, not
+// NaN.
 inline constexpr float kLowest = -1e30f;
 
 inline std::int64_t round_up(std::int64_t n, std::int64_t unit) {
@@ -28,7 +29,7 @@ struct AttentionUnit {
   std::int64_t size() const { return end - begin; }
 };
 
-// All blocks of queries, those with the most keys first.
+// All blocks of queries; those with the most keys come first.
 inline std::vector<AttentionUnit> query_units(const AttentionShape& s,
                                               const std::vector<Document>& docs) {
   std::vector<AttentionUnit> units;
@@ -40,7 +41,7 @@ inline std::vector<AttentionUnit> query_units(const AttentionShape& s,
   return units;
 }
 
-// All blocks of keys of the key/value heads.
+// All blocks of keys of all key/value heads.
 inline std::vector<AttentionUnit> key_units(const AttentionShape& s,
                                             const std::vector<Document>& docs) {
   std::vector<AttentionUnit> units;
@@ -51,8 +52,7 @@ inline std::vector<AttentionUnit> key_units(const AttentionShape& s,
   return units;
 }
 
-// Runs f(unit, scratch) for all units in parallel, scratch being `floats` floats of the thread's
-// own.
+// Runs f(unit, scratch) for all units in parallel; scratch is `floats` floats of the thread's own.
 template <class F>
 void for_units(const std::vector<AttentionUnit>& units, std::int64_t floats, const F& f) {
 #pragma omp parallel if (units.size() > 1)

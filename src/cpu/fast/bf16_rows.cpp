@@ -8,7 +8,7 @@ namespace {
 
 using Half = std::uint16_t;
 
-// The first n lanes, at most 16.
+// A mask of the first n lanes, at most 16.
 inline __mmask16 first16(std::int64_t n) {
   return static_cast<__mmask16>(n >= 16 ? 0xffff : (1 << n) - 1);
 }

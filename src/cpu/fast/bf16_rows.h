@@ -1,6 +1,6 @@
-// Row kernels of BF16 activations with exponentials in them, for processors with AVX-512 BF16:
-// these round 16 floats to BF16 in one instruction, and exp takes half as many. The maths is that
-// of the fast paths in swiglu.cpp and loss.cpp.
+// Row kernels of BF16 activations that contain exponentials, for processors with AVX-512 BF16:
+// these round 16 floats to BF16 in one instruction, and their exp takes half as many. The maths is
+// that of the fast paths in gated.cpp and loss.cpp.
 //
 // This header and bf16_rows.cpp use no inline function of any other header: see gemm_tile.h.
 #pragma once
@@ -13,7 +13,7 @@ struct Bf16Rows {
   // y = silu(gate) * up
   void (*swiglu)(std::uint16_t* y, const std::uint16_t* gate, const std::uint16_t* up,
                  std::int64_t n);
-  // dgate may be gate's memory and dup may be up's.
+  // Writes dgate and dup; dgate may be gate's memory and dup may be up's.
   void (*swiglu_backward)(std::uint16_t* dgate, std::uint16_t* dup, const std::uint16_t* dy,
                           const std::uint16_t* gate, const std::uint16_t* up, std::int64_t n);
   // sum of exp(x - shift)
@@ -26,7 +26,7 @@ namespace isa_bf16 {
 extern const Bf16Rows bf16_rows;
 }
 
-// The kernels if this processor runs them, else null: see best_bf16_tile().
+// The kernels if this processor runs them, else null; see also best_bf16_tile().
 const Bf16Rows* best_bf16_rows();
 
 }  // namespace lk::cpu

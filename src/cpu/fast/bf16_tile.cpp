@@ -9,7 +9,7 @@ namespace {
 
 using Half = std::uint16_t;
 
-// Vectors of 16 or of 8 floats; eight columns (a LoRA factor of rank 8) fill the short one.
+// Vectors of 16 or 8 floats; eight columns (a LoRA factor of rank 8) fill the short one.
 template <int>
 struct Lanes;
 template <>
@@ -67,7 +67,7 @@ inline void put32(Half* p, __m512 x, __m512 y, bool add) {
 }
 
 inline std::int64_t min(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
-// The first n lanes, at most 16 (or 32).
+// A mask of the first n lanes, at most 16 (or 32).
 inline __mmask16 first16(std::int64_t n) {
   return static_cast<__mmask16>(n >= 16 ? 0xffff : n <= 0 ? 0 : (1 << n) - 1);
 }
@@ -78,14 +78,14 @@ inline std::uint32_t pair_at(const Half* p) {
   return pair;
 }
 
-// M rows times NV vectors of a panel. Sums stay in registers; after kChain terms they move to
-// `total`, as in gemm_tile.cpp.
+// Multiplies M rows by NV vectors of a panel. Sums stay in registers; after kChain terms they move
+// to `total`, as in gemm_tile.cpp.
 template <int W, int M, int NV, class Out>
 void tile(std::int64_t n, std::int64_t K, Bf16Left a, Bf16Panels b, Out* out, std::int64_t out_row,
           float alpha, bool add) {
   using L = Lanes<W>;
   using F = typename L::F;
-  constexpr int kQuads = (M + 3) / 4;  // few base pointers: the rest is addressing
+  constexpr int kQuads = (M + 3) / 4;  // few base pointers; the rest is addressing
   const Half* row[kQuads];
 #pragma GCC unroll 4
   for (int q = 0; q < kQuads; ++q) row[q] = a.data + 4 * q * a.row;
@@ -146,7 +146,7 @@ void tile(std::int64_t n, std::int64_t K, Bf16Left a, Bf16Panels b, Out* out, st
   }
 }
 
-// The same for 1 <= m <= M rows.
+// Multiplies 1 <= m <= M rows by NV vectors of a panel.
 template <int W, int M, int NV, class Out>
 void tile_of(std::int64_t m, std::int64_t n, std::int64_t K, Bf16Left a, Bf16Panels b, Out* out,
              std::int64_t out_row, float alpha, bool add) {
@@ -156,7 +156,7 @@ void tile_of(std::int64_t m, std::int64_t n, std::int64_t K, Bf16Left a, Bf16Pan
     tile_of<W, M - 1, NV>(m, n, K, a, b, out, out_row, alpha, add);
 }
 
-// Splits the rows into tiles as equal as possible; each meets all panels.
+// Splits the rows into tiles as equal as possible; each tile meets all panels.
 template <class Out>
 void multiply(std::int64_t rows, std::int64_t n, std::int64_t K, Bf16Left a, Bf16Panels b, Out* out,
               std::int64_t out_row, float alpha, bool add) {
@@ -179,13 +179,13 @@ void multiply(std::int64_t rows, std::int64_t n, std::int64_t K, Bf16Left a, Bf1
 
 // ---- packing ----------------------------------------------------------------------------------
 
-// Two rows of 16 as 16 pairs.
+// Interleaves two rows of 16 into 16 pairs.
 inline __m512i interleave(__m256i even, __m256i odd) {
   return _mm512_or_si512(_mm512_cvtepu16_epi32(even),
                          _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16));
 }
 
-// Where the 32 words of the first (upper = 0) or second half of 64 interleaved ones come from.
+// Source indices of the 32 words of the first (upper = 0) or second half of 64 interleaved words.
 inline __m512i interleaving(int upper) {
   alignas(64) Half word[32];
   for (int i = 0; i < 32; ++i) word[i] = static_cast<Half>(16 * upper + i / 2 + i % 2 * 32);
@@ -205,7 +205,7 @@ void pack_rows(const Half* b, std::int64_t stride, std::int64_t K, std::int64_t 
     }
     for (; j < columns; j += 16) {
       const __mmask16 in = first16(n - j), next = whole ? in : __mmask16(0);
-      // An empty mask reads nothing, but even the address must lie inside.
+      // An empty mask reads nothing, but its address must still lie inside the matrix.
       const __m256i even = _mm256_maskz_loadu_epi16(in, in ? b + j : b);
       const __m256i odd = _mm256_maskz_loadu_epi16(next, next ? b + stride + j : b);
       _mm512_mask_storeu_epi32(packed + 2 * j, first16(columns - j), interleave(even, odd));
@@ -213,7 +213,7 @@ void pack_rows(const Half* b, std::int64_t stride, std::int64_t K, std::int64_t 
   }
 }
 
-// Eight rows of 8 pairs become eight rows of 8 columns.
+// Transposes eight rows of 8 pairs into eight rows of 8 columns.
 inline void transpose8(__m256i (&r)[8]) {
   __m256i t[8], u[8];
 #pragma GCC unroll 4
@@ -257,7 +257,7 @@ void pack_columns(const Half* b, std::int64_t stride, std::int64_t K, std::int64
 
 // ---- softmax ----------------------------------------------------------------------------------
 
-// The keys of columns [j, j + 16) that query i of a block sees.
+// A mask of the keys in columns [j, j + 16) that query i of a block sees.
 inline __mmask16 visible(const ScoreBlock& block, std::int64_t i, std::int64_t j) {
   const std::int64_t hi = block.hi + i - j, lo = hi - block.window;
   const __mmask16 below = first16(hi);

@@ -1,8 +1,8 @@
-// Attention of a few new queries: keys and values are read where they lie in the cache, once for
-// all query heads that share them. A unit of work is kPieceKeys keys of one key/value head for one
-// query, with its own largest score; a query's pieces are then added in their order. Pieces are
-// counted from the query's first key, so no sum depends on the other documents or on the number of
-// threads. Everything is F32 inside.
+// Attention of a few new queries: keys and values are read in place in the cache, once for all
+// query heads that share them. A unit of work is kPieceKeys keys of one key/value head for one
+// query, with its own largest score; a query's pieces are then added in order. Pieces are counted
+// from the query's first key, so no sum depends on the other documents or on the number of threads.
+// All arithmetic is F32.
 #include "cpu/fast/decode_attention.h"
 
 #include <cmath>
@@ -13,14 +13,14 @@ namespace lk::cpu {
 namespace {
 
 constexpr std::int64_t kPieceKeys = 64;
-constexpr std::int64_t kLanes = 8;  // numbers of a head that are summed side by side
-constexpr int kMostHeads = 4;       // that go through a piece together: their sums fit in registers
+constexpr std::int64_t kLanes = 8;  // elements of a head that are summed in parallel
+constexpr int kMostHeads = 4;       // heads that share a pass over a piece: sums fit in registers
 
 struct Piece {
   std::int64_t doc, query, kv_head, begin, end;  // keys of the document
 };
 
-// score (H, kPieceKeys) = scale * q (H, D) k^T, `n` keys.
+// score (H, kPieceKeys) = scale * q (H, D) k^T for `n` keys.
 template <int H, class T>
 LK_INLINE void score_keys(float* score, const float* q, const T* k, std::int64_t k_ld, const T* v,
                           std::int64_t v_ld, std::int64_t n, std::int64_t D, float scale) {
@@ -46,7 +46,7 @@ LK_INLINE void score_keys(float* score, const float* q, const T* k, std::int64_t
   }
 }
 
-// out (H, D), rows out_row apart, = p (H, kPieceKeys) v, `n` keys.
+// out (H, D), rows out_row apart, = p (H, kPieceKeys) v for `n` keys.
 template <int H, class T>
 LK_INLINE void sum_values(float* out, std::int64_t out_row, const float* p, const T* v,
                           std::int64_t v_ld, std::int64_t n, std::int64_t D) {
@@ -75,8 +75,8 @@ LK_INLINE void sum_values(float* out, std::int64_t out_row, const float* p, cons
     }
 }
 
-// Of H heads: out[h] = (largest score, total, D sums of exp(score - largest) v); `score` is scratch
-// of (H, kPieceKeys).
+// For each of H heads: out[h] = (largest score, total, D sums of exp(score - largest) v). `score`
+// is scratch of (H, kPieceKeys).
 template <int H, class T>
 LK_SIMD void attend_piece(float* out, float* score, const float* q, const T* k, std::int64_t k_ld,
                           const T* v, std::int64_t v_ld, std::int64_t n, std::int64_t D,
@@ -109,8 +109,8 @@ LK_SIMD void widen_row(float* y, const T* x, std::int64_t n) {
   for (std::int64_t i = 0; i < n; ++i) y[i] = widen(x[i]);
 }
 
-// y (D) = the sum of `n` pieces, `step` numbers apart, over their total; the log-sum-exp of the
-// scores. `sum` (D) is scratch.
+// y (D) = the sum of `n` pieces, `step` numbers apart, over their total. Returns the log-sum-exp of
+// the scores. `sum` (D) is scratch.
 template <class T>
 LK_SIMD float join_pieces(T* y, float* sum, const float* piece, std::int64_t n, std::int64_t step,
                           std::int64_t D) {
@@ -137,9 +137,9 @@ template <class T>
 void decode_attention(Matrix<T> o, Matrix<float> lse, Matrix<T> q, Matrix<T> k, Matrix<T> v,
                       const AttentionShape& s, const std::vector<Document>& docs) {
   const std::int64_t D = s.head_dim, H = s.n_heads, G = s.n_kv_heads, group = H / G;
-  const std::int64_t head = D + 2, step = group * head;  // floats of a head's piece, of a piece
+  const std::int64_t head = D + 2, step = group * head;  // floats of a piece: of one head, of all
   std::vector<Piece> pieces;
-  std::vector<std::int64_t> rows;  // the first piece of each (query, key/value head)
+  std::vector<std::int64_t> rows;  // index of the first piece of each (query, key/value head)
   std::int64_t work = 0;
   for (std::int64_t i = 0; i < std::ssize(docs); ++i) {
     const Document& doc = docs[static_cast<std::size_t>(i)];

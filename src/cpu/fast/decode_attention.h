@@ -7,8 +7,8 @@
 
 namespace lk::cpu {
 
-// Documents with at most so many queries: laying their keys out for tiles would cost more than the
-// products.
+// Documents with at most this many queries take the decoding path: laying their keys out for tiles
+// would cost more than the products.
 inline constexpr std::int64_t kDecodeQueries = 4;
 
 template <class T>

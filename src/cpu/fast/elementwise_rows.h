@@ -1,5 +1,5 @@
-// Pieces of rows for elementwise ops, vectorised. Included by cpu/elementwise.cpp alone, which has the
-// definitions that they must agree with.
+// Pieces of rows for elementwise ops, vectorised. Included by cpu/elementwise.cpp alone, whose
+// definitions they must agree with.
 #pragma once
 
 #include <algorithm>
@@ -35,7 +35,8 @@ LK_SIMD void scale_row(T* y, bool add, float factor, const T* x, std::int64_t n)
   }
 }
 
-// draws[4 * i + l] is word l of place first + i; of a mask, or of uniform numbers.
+// draws[4 * i + l] is word l of place first + i: of a dropout mask if MASK, else of uniform
+// numbers.
 template <bool MASK>
 LK_SIMD void philox_words(std::uint32_t* draws, const RandomKey& key, std::uint64_t first,
                           std::int64_t n) {
@@ -60,7 +61,7 @@ LK_SIMD void dropout_row(T* y, const T* x, const std::uint16_t* draws, std::uint
   }
 }
 
-// Columns [begin, end) of row i; at most kPiece of them.
+// Dropout of columns [begin, end) of row i, at most kPiece of them.
 template <class T>
 void dropout_piece(Matrix<T> y, GradMode mode, Matrix<T> x, float p, const RandomKey& key,
                    std::int64_t i, std::int64_t begin, std::int64_t end) {

@@ -1,9 +1,9 @@
-// Attention in blocks of queries x keys, so that scores live only as one block per thread (Dao
-// 2023, "FlashAttention-2"). All five kinds of product are the matrix product's register tiles.
+// Attention in blocks of queries x keys, so that each thread holds one block of scores at a time
+// (Dao 2023, "FlashAttention-2"). All five products use the register tiles of the matrix product.
 //
-// Work is one block of queries (forward, dq) or one block of keys (dk, dv) of one head; a unit adds
-// up its own results in a fixed order, so nothing depends on the number of threads. The backward
-// pass therefore visits each block of scores twice, once for each side.
+// A unit of work is one block of queries (forward, dq) or one block of keys (dk, dv) of one head.
+// It adds up its own results in a fixed order, so nothing depends on the number of threads. The
+// backward pass therefore visits each block of scores twice, once for each side.
 //
 // Keys and values are first laid out in F32 as the tiles want them, heads apart (see Layout); the
 // scale is folded into the queries.
@@ -18,7 +18,7 @@
 namespace lk::cpu {
 namespace {
 
-// y [D padded to `width`] = factor * x, zeros after D.
+// y [D padded to `width`] = factor * x, with zeros behind D.
 template <class T>
 LK_SIMD void load_row(float* y, const T* x, std::int64_t D, std::int64_t width, float factor) {
 #pragma omp simd
@@ -26,7 +26,7 @@ LK_SIMD void load_row(float* y, const T* x, std::int64_t D, std::int64_t width, 
   for (std::int64_t d = D; d < width; ++d) y[d] = 0;
 }
 
-// Puts -inf (or 0) outside of columns [lo, hi).
+// Writes -inf (or 0) outside columns [lo, hi).
 LK_INLINE void mask_row(float* s, std::int64_t n, std::int64_t lo, std::int64_t hi, float outside) {
   if (lo <= 0 && hi >= n) return;
   const auto first = static_cast<std::int32_t>(lo), end = static_cast<std::int32_t>(hi);
@@ -35,8 +35,8 @@ LK_INLINE void mask_row(float* s, std::int64_t n, std::int64_t lo, std::int64_t 
   for (std::int32_t j = 0; j < count; ++j) s[j] = j >= first && j < end ? s[j] : outside;
 }
 
-// One row of a block of scores, of which only columns [lo, hi) exist. Turns it into exp(s - max),
-// zero elsewhere, and moves the row's running maximum, sum and output to the new maximum.
+// Turns one row of a block of scores, of which only columns [lo, hi) exist, into exp(s - max), zero
+// elsewhere, and rescales the row's running maximum, sum and output to the new maximum.
 LK_SIMD void online_softmax_row(float* s, std::int64_t n, std::int64_t lo, std::int64_t hi,
                                 float& max, float& sum, float* out, std::int64_t width) {
   mask_row(s, n, lo, hi, -INFINITY);
@@ -58,7 +58,7 @@ LK_SIMD void online_softmax_row(float* s, std::int64_t n, std::int64_t lo, std::
   }
 }
 
-// One row of scores s and of dp: s becomes p = exp(s - lse), dp becomes ds = p (dp - delta).
+// For one row of scores s and of dp: s becomes p = exp(s - lse), dp becomes ds = p (dp - delta).
 LK_SIMD void softmax_backward_row(float* s, float* dp, std::int64_t n, std::int64_t lo,
                                   std::int64_t hi, float lse, float delta) {
 #pragma omp simd
@@ -69,8 +69,9 @@ LK_SIMD void softmax_backward_row(float* s, float* dp, std::int64_t n, std::int6
   mask_row(dp, n, lo, hi, 0.0f);
 }
 
-// Keys (or values) of one head of all documents, in F32: `rows` [T][width], and `panels`: for each
-// panel of `wide` keys [D][wide], the transpose. Documents start at a new panel.
+// Keys (or values) of all heads and documents in F32. For each head: `rows` [T][width], and
+// `panels`, which hold the transpose, [D][wide] for each panel of `wide` keys. Documents start at a
+// new panel.
 class Layout {
  public:
   Layout(Backend& backend, const GemmTile& tile, const AttentionShape& shape,
@@ -86,7 +87,7 @@ class Layout {
     if (panels) panels_ = backend.empty(Tag::Workspace, DType::F32, {heads_, keys_ * D_});
   }
 
-  // Row of key j of document i and head g; D numbers, zeros up to width().
+  // The row of key j of document i and head g: D numbers, then zeros up to width().
   float* row(std::size_t i, std::int64_t g, std::int64_t j) const {
     return rows_.data<float>() + (g * keys_ + start_[i] + j) * width_;
   }
@@ -219,7 +220,8 @@ void flash_attention_backward(Backend& backend, Matrix<T> dq, Matrix<T> dk, Matr
   Tensor delta_store = backend.empty(Tag::Workspace, DType::F32, {s.n_heads, q.rows});
   Matrix<float> delta = matrix<float>(delta_store);
 
-  // The queries (times scale) and output gradients of `rows` rows of a head, from row `begin` on.
+  // Loads the queries (times scale) and output gradients of `rows` rows of a head, from row `begin`
+  // on.
   auto load_block = [&](const Document& doc, std::int64_t head, std::int64_t begin,
                         std::int64_t rows, float* query, float* upper) {
     for (std::int64_t i = 0; i < rows; ++i) {
@@ -227,7 +229,7 @@ void flash_attention_backward(Backend& backend, Matrix<T> dq, Matrix<T> dk, Matr
       load_row(upper + i * W, dout[doc.q0 + begin + i] + head * D, D, W, 1.0f);
     }
   };
-  // p and ds of `rows` rows of a head and keys [j, j + n); rows of both are kKeys long.
+  // Computes p and ds of `rows` rows of a head and keys [j, j + n); rows of both are kKeys long.
   auto score_block = [&](std::size_t d, std::int64_t head, std::int64_t begin, std::int64_t rows,
                          std::int64_t j, std::int64_t n, const float* query, const float* upper,
                          float* p, float* ds) {
@@ -265,7 +267,8 @@ void flash_attention_backward(Backend& backend, Matrix<T> dq, Matrix<T> dk, Matr
                 store_row(dq[doc.q0 + u.begin + i] + u.head * D, sum + i * W, D, s.scale);
             });
 
-  // dk = ds^T (scale q), dv = p^T dout, by blocks of keys; heads of the group and queries in order.
+  // dk = ds^T (scale q), dv = p^T dout, by blocks of keys, over the group's heads and queries in
+  // order.
   for_units(key_units(s, docs), 2 * kQueries * W + 2 * kKeys * W + 2 * kQueries * kKeys,
             [&](const AttentionUnit& u, float* scratch) {
               const Document& doc = docs[u.doc];
@@ -289,7 +292,7 @@ void flash_attention_backward(Backend& backend, Matrix<T> dq, Matrix<T> dk, Matr
                       score_block(u.doc, h, i + r, rows, u.begin, n, query + r * W, upper + r * W,
                                   p + r * kKeys, ds + r * kKeys);
                   }
-                  // A panel of keys meets the queries from the first that sees its first key.
+                  // A panel of keys meets the queries from the first one that sees its first key.
                   for (std::int64_t c = 0; c < u.size(); c += wide) {
                     const std::int64_t r = std::max<std::int64_t>(0, u.begin + c - shift - i);
                     const std::int64_t n = std::min(wide, u.size() - c);

@@ -8,8 +8,8 @@
 
 namespace lk::cpu {
 
-// One document: queries are rows [q0, q1), keys rows [k0, k1), the last query aligned with the last
-// key.
+// One document: its queries are rows [q0, q1), its keys rows [k0, k1), and its last query is
+// aligned with its last key.
 struct Document {
   std::int64_t q0, q1, k0, k1;
   std::int64_t queries() const { return q1 - q0; }

@@ -1,11 +1,11 @@
 // flash_attention.cpp for processors that multiply pairs of BF16 numbers (bf16_tile.h).
 //
-// Queries, and output gradients, are read where they lie; keys and values are packed as pairs once,
-// heads apart. In the backward pass a block of scores is made once and used for all three gradients
+// Queries and output gradients are read in place; keys and values are packed as pairs once, heads
+// apart. In the backward pass a block of scores is computed once and used for all three gradients
 // if one thread may own a whole key/value head of a document, as it does when there are enough of
-// these for all threads. Else dq is made by blocks of queries and dk, dv by blocks of keys, and
-// scores are made twice. Both ways add the same numbers in the same order, so that nothing depends
-// on the number of threads.
+// these for all threads. Otherwise dq is computed by blocks of queries and dk, dv by blocks of
+// keys, and scores are computed twice. Both ways add the same numbers in the same order, so nothing
+// depends on the number of threads.
 #include "cpu/fast/flash_attention_bf16.h"
 
 #include <omp.h>
@@ -20,11 +20,12 @@ namespace {
 using Half = std::uint16_t;
 constexpr std::int64_t kWide = Bf16Tile::kWide;
 static_assert(kKeys == ScoreBlock::kColumns);
-// Floats of dq that one thread may hold to make scores only once: what its own cache can.
+// Most floats of dq that one thread may hold to compute scores only once: what fits its own cache.
 constexpr std::int64_t kOwnedFloats = 1 << 18;
 
-// Keys (or values) of all heads and documents: `rows` as right operand of products over keys,
-// `columns` of products over D (for their transpose). Documents start at a new panel.
+// Keys (or values) of all heads and documents: `rows` as the right operand of products over keys,
+// `columns` as the right operand of products over D (its transpose). Documents start at a new
+// panel.
 class PackedHeads {
  public:
   PackedHeads(const Bf16Tile& tile, Backend& backend, const AttentionShape& shape,
@@ -42,11 +43,11 @@ class PackedHeads {
     if (columns) columns_ = backend.empty(Tag::Workspace, DType::BF16, {heads_, keys_ * depth_});
   }
 
-  // From keys [j, ...) of document i and head g on, j even: pairs of keys, `width` columns.
+  // Rows of document i and head g from key j (even) on: pairs of keys, `width` columns.
   const Half* rows(std::size_t i, std::int64_t g, std::int64_t j) const {
     return at(rows_, i, g, j, width_);
   }
-  // Panels of kWide keys from key j on, a multiple of kWide: pairs of D.
+  // Panels of kWide keys from key j (a multiple of kWide) on: pairs of D.
   Bf16Panels panels(std::size_t i, std::int64_t g, std::int64_t j) const {
     return {at(columns_, i, g, j, depth_), 2 * kWide, kWide * depth_};
   }
@@ -91,7 +92,7 @@ void accumulate(const Bf16Tile& tile, Bf16Left left, std::int64_t rows, std::int
   tile.multiply_f32(rows, width, K, left, {right, 2 * width, 2 * kWide}, out, width, 1.0f, true);
 }
 
-// Everything that the units of one backward pass share.
+// What all units of one backward pass share.
 struct Backward {
   const Bf16Tile& tile;
   const PackedHeads &keys, &vals;
@@ -129,7 +130,7 @@ struct Backward {
     const Document& doc = docs[d];
     if (doc.end_key(i + m - 1) <= j || doc.first_key(i, s.window) >= j + n) return;
     const std::int64_t W = width(), g = h / (s.n_heads / s.n_kv_heads), t = doc.q0 + i;
-    std::int64_t first = m;  // the first row that sees a key
+    std::int64_t first = m;  // first row that sees a key
     for (std::int64_t r = 0; r < m; r += kGroup) {
       const std::int64_t rows = std::min(kGroup, m - r);
       const std::int64_t seen = std::min(n, doc.end_key(i + r + rows - 1) - j);
@@ -166,7 +167,7 @@ struct Backward {
       store_row(to[row + r] + head * D(), from + r * width(), D(), factor);
   }
 
-  // dk and dv of a block of keys; dq_sums (group, queries, width) takes dq, or is null.
+  // dk and dv of a block of keys. dq_sums (group, queries, width) receives dq, or is null.
   void key_block(const AttentionUnit& u, const Arrays& a, float* dq_sums) const {
     const Document& doc = docs[u.doc];
     const std::int64_t group = s.n_heads / s.n_kv_heads, W = width(), T = doc.queries();

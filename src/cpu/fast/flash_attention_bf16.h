@@ -8,8 +8,8 @@
 
 namespace lk::cpu {
 
-// As flash_attention_forward() and flash_attention_backward(), with probabilities and their
-// gradients rounded to BF16 before they are multiplied.
+// flash_attention_forward() and flash_attention_backward() with probabilities and their gradients
+// rounded to BF16 before they are multiplied.
 void bf16_attention_forward(const Bf16Tile& tile, Backend& backend, Matrix<bf16> o,
                             Matrix<float> lse, Matrix<bf16> q, Matrix<bf16> k, Matrix<bf16> v,
                             const AttentionShape& shape, const std::vector<Document>& docs);

@@ -1,5 +1,5 @@
-// Pieces of rows for gated units, vectorised; on processors that multiply BF16 by their own instructions. Included by cpu/gated.cpp alone, which has the
-// definitions that they must agree with.
+// Pieces of rows for gated units, vectorised; processors that multiply BF16 use instructions of
+// their own. Included by cpu/gated.cpp alone, whose definitions they must agree with.
 #pragma once
 
 #include <type_traits>
@@ -58,7 +58,7 @@ LK_SIMD void act_backward_row(T* dx, bool add, const T* dy, const T* x, std::int
   }
 }
 
-// The rows of a processor that multiplies BF16 know silu only.
+// The row kernels of a processor that multiplies BF16; they exist for silu only.
 template <class Act>
 const Bf16Rows* native_rows() {
   return std::is_same_v<Act, Silu> ? best_bf16_rows() : nullptr;

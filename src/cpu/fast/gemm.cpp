@@ -3,10 +3,10 @@
 // The plan is that of Goto & van de Geijn, "Anatomy of High-Performance Matrix Multiplication"
 // (2008), with one change. A block of the right operand (kBlockK x columns, a few MiB: the shared
 // cache) is repacked into panels two vectors wide; panels meet strips of the left operand (kStrip
-// rows: the core's own cache), tile by tile in registers. The left operand is read where it lies: a
-// tile needs only single elements of it, so packing would only cost. It is repacked only to convert
-// BF16 or when its elements along K lie apart. BF16 is converted while packing, which makes it as
-// fast as F32 on processors without BF16 arithmetic; the others have gemm_bf16.cpp.
+// rows: the core's own cache), tile by tile in registers. The left operand is read in place: a tile
+// needs only single elements of it, so packing would only cost. It is repacked only to convert
+// BF16, or when its elements along K are not adjacent. BF16 is converted while packing, which makes
+// it as fast as F32 on processors without BF16 arithmetic; processors with it use gemm_bf16.cpp.
 #include "cpu/fast/gemm.h"
 
 #include <algorithm>
@@ -18,16 +18,16 @@
 namespace lk::cpu {
 namespace {
 
-constexpr std::int64_t kPackedFloats = 1 << 20;          // of the right operand at a time
-constexpr std::int64_t kPackedRows = 1024;               // of the left operand at a time, if packed
-constexpr std::int64_t kStrip = 96;                      // rows per unit of work
-constexpr std::int64_t kPanels = 8;                      // panels per unit of work
+constexpr std::int64_t kPackedFloats = 1 << 20;  // of the right operand at a time
+constexpr std::int64_t kPackedRows = 1024;       // of the left operand at a time, if it is packed
+constexpr std::int64_t kStrip = 96;              // rows per unit of work
+constexpr std::int64_t kPanels = 8;              // panels per unit of work
 constexpr std::int64_t kSerial = std::int64_t{1} << 16;  // multiply-adds not worth a second thread
-constexpr std::int64_t kRows = 32;     // of K at a time where K is long and M short
-constexpr std::int64_t kFewRows = 16;  // a left operand worth packing
-constexpr int kWidest = 32;            // columns of a panel at most
+constexpr std::int64_t kRows = 32;     // of K at a time where K is long and M is short
+constexpr std::int64_t kFewRows = 16;  // least rows of a left operand worth packing
+constexpr int kWidest = 32;            // most columns of a panel
 
-// Columns [0, n) of b as panels.
+// Packs columns [0, n) of b as panels.
 template <class T>
 void pack_panels(const GemmTile& tile, Strided<const T> b, std::int64_t K, std::int64_t n,
                  std::int64_t columns, float* packed) {
@@ -74,15 +74,15 @@ LK_SIMD void store_strip(Strided<TC> c, bool add, float alpha, const float* stri
 
 std::int64_t blocks(std::int64_t n, std::int64_t size) { return (n + size - 1) / size; }
 
-// Columns of the packed right operand and rows of the packed left one, as floats.
+// Converts to floats: columns of the right operand and rows of the left one, as they are packed.
 template <class T>
 LK_SIMD void widen_row(float* y, const T* x, std::int64_t n) {
 #pragma omp simd
   for (std::int64_t i = 0; i < n; ++i) y[i] = widen(x[i]);
 }
 
-// One group of panels of b (K,N); the last panel of all may be narrow. Group g starts at column
-// g * kPanels * wide of b and at the same place of `packed`.
+// Packs one group of panels of b (K,N); only the very last panel may be narrow. Group g starts at
+// column g * kPanels * wide of b and at the same place of `packed`.
 template <class T>
 void pack_group(const GemmTile& tile, Strided<const T> b, std::int64_t K, std::int64_t N,
                 std::int64_t group, float* packed) {
@@ -107,7 +107,7 @@ void multiply_block(const GemmTile& tile, float* packed_a, float* packed_b, Stri
   auto width = [&](std::int64_t p) { return std::min<std::int64_t>(wide, N - p * wide); };
   auto columns = [&](std::int64_t p) { return width(p) <= tile.narrow() ? tile.narrow() : wide; };
   // Tiles may write results in place if nothing else is to be done to them. With Add that is so
-  // only while the sum is one chain: then both ways add it to c in one go.
+  // only while the sum is a single chain, which both ways add to c at once.
   const bool in_place =
       std::is_same_v<TC, float> && c.col == 1 && alpha == 1 && (!add || K <= kChain);
   const std::int64_t step = packed_a ? kPackedRows : M;
@@ -155,9 +155,10 @@ void multiply_block(const GemmTile& tile, float* packed_a, float* packed_b, Stri
   }
 }
 
-// The same where K runs down the rows of both operands and M <= kStrip: the gradient of a LoRA
-// factor. There is little to do with each element of b, so each is brought to the core once, a few
-// rows at a time, and everything else stays in its first-level cache.
+// c (M,N) (+)= alpha a (M,K) b (K,N) where K runs down the rows of both operands and M <= kStrip:
+// the gradient of a LoRA factor. There is little to do with each element of b, so each is brought
+// to the core once, a few rows at a time, and everything else stays in the core's first-level
+// cache.
 template <class T, class TC>
 void multiply_down_rows(Strided<TC> c, bool add, float alpha, Strided<const T> a,
                         Strided<const T> b, std::int64_t M, std::int64_t N, std::int64_t K) {
@@ -182,7 +183,7 @@ void multiply_down_rows(Strided<TC> c, bool add, float alpha, Strided<const T> a
   }
 }
 
-// All blocks of columns and of K. If K takes more than one block, TC is float.
+// Multiplies all blocks of columns and of K. If K takes more than one block, TC is float.
 template <class T, class TC>
 void multiply_blocks(Backend& backend, Strided<TC> c, GradMode mode, float alpha,
                      Strided<const T> a, Strided<const T> b, std::int64_t M, std::int64_t N,
@@ -238,9 +239,9 @@ void gemm(Backend& backend, Strided<TC> c, GradMode mode, double alpha, Strided<
   }
   const auto factor = static_cast<float>(alpha);
   const bool along_rows = a.col == 1 && b.row == 1, down_rows = a.row == 1 && b.col == 1;
-  // Transposing everything makes the right operand the left one. Where K runs down the rows the
-  // smaller should be left; where it runs along them packing has to transpose, so that a left
-  // operand of only a few rows is packed instead of the right one.
+  // Transposing everything makes the right operand the left one. Where K runs down the rows, the
+  // smaller operand should be the left one. Where K runs along them packing has to transpose, so a
+  // left operand of only a few rows is packed instead of the right one.
   if ((along_rows && M <= kFewRows && M < N) || (down_rows && M > N)) {
     c = c.transposed();
     std::swap(a, b);

@@ -7,7 +7,8 @@
 
 namespace lk::cpu {
 
-// Element (i, j) is data[i * row + j * col]; one of the strides is 1. A transpose swaps them.
+// A strided matrix: element (i, j) is data[i * row + j * col]; one of the strides is 1. Swapping
+// them transposes it.
 template <class T>
 struct Strided {
   T* data;
@@ -15,7 +16,7 @@ struct Strided {
   Strided transposed() const { return {data, col, row}; }
 };
 
-// Longest sum kept in registers and caches; longer ones are added up in c, if that is float.
+// The longest sum kept in registers and caches; longer ones are added up in c if that is float.
 inline constexpr std::int64_t kBlockK = 2048;
 
 // c (M,N) (+)= alpha a (M,K) b (K,N), T and TC float or bf16. Scratch comes from `backend` as

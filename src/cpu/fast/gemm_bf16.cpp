@@ -1,6 +1,6 @@
 // The plan of gemm.cpp around the tiles of bf16_tile.cpp. Nothing is converted: the left operand is
-// read where it lies, the right one is packed as pairs. Work is cut into equal parts, one or a few
-// a thread, because most products here (those of LoRA's factors) are over within 50 us.
+// read in place, and the right one is packed as pairs. Work is cut into equal parts, one or a few
+// per thread, because most products here (those of LoRA's factors) take less than 50 us.
 #include "cpu/fast/gemm_bf16.h"
 
 #include <omp.h>
@@ -18,9 +18,9 @@ constexpr std::int64_t kStrip = 96;        // rows per unit of work
 constexpr std::int64_t kTileRows = 12;     // rows of a tile
 constexpr std::int64_t kPanels = 8;        // panels per unit of work
 constexpr std::int64_t kPackK = 256;       // K per unit of packing; even
-constexpr std::int64_t kShortK = 64;       // so few terms: the result is what takes time
-constexpr std::int64_t kDownRows = 64;     // of K at a time where it runs down the rows; even
-constexpr std::int64_t kDownPanels = 4;    // panels at a time there
+constexpr std::int64_t kShortK = 64;       // so few terms that writing the result takes longest
+constexpr std::int64_t kDownRows = 64;     // of K at a time where K runs down the rows; even
+constexpr std::int64_t kDownPanels = 4;    // panels at a time where K runs down the rows
 constexpr std::int64_t kSerial = std::int64_t{1} << 16;  // multiply-adds not worth a second thread
 constexpr std::int64_t kWide = Bf16Tile::kWide;
 
@@ -70,7 +70,8 @@ struct Panels {
   }
 };
 
-// c (M,N) (+)= alpha a (M,K) b (K,N) for a.col = 1, K <= kBlockK, as many columns as fit `right`.
+// c (M,N) (+)= alpha a (M,K) b (K,N) for a.col = 1, K <= kBlockK and as many columns as fit
+// `right`.
 template <class TC>
 void multiply_block(const Bf16Tile& tile, const Panels& right, Strided<TC> c, bool add, float alpha,
                     Strided<const bf16> a, Strided<const bf16> b, std::int64_t M) {
@@ -86,7 +87,7 @@ void multiply_block(const Bf16Tile& tile, const Panels& right, Strided<TC> c, bo
         std::min(blocks(M, kTileRows),
                  round_up(blocks(M, kStrip), n_groups % n_threads == 0 ? 1 : n_threads));
     const std::int64_t strip = blocks(M, n_strips);
-    // Short sums walk along the rows of c, long ones keep a panel in the core's cache.
+    // Short sums walk along the rows of c; long ones keep a panel in the core's cache.
     const std::int64_t step = c.col == 1 && K <= kShortK ? kPanels : 1;
 #pragma omp for schedule(static)
     for (std::int64_t unit = 0; unit < n_strips * n_groups; ++unit) {
@@ -108,8 +109,8 @@ void multiply_block(const Bf16Tile& tile, const Panels& right, Strided<TC> c, bo
   }
 }
 
-// The same where K runs down the rows of both operands: the gradient of a LoRA factor. Rows are
-// brought to the core once, a few at a time; M <= kStrip.
+// c (M,N) (+)= alpha a (M,K) b (K,N) where K runs down the rows of both operands and M <= kStrip:
+// the gradient of a LoRA factor. Rows are brought to the core once, a few at a time.
 template <class TC>
 void multiply_down_rows(const Bf16Tile& tile, Strided<TC> c, bool add, float alpha,
                         Strided<const bf16> a, Strided<const bf16> b, std::int64_t M,

@@ -15,10 +15,9 @@ constexpr int kVector = 4, kRowsWide = 6, kRowsNarrow = 12;
 typedef float Vec __attribute__((vector_size(kVector * 4)));
 typedef float LooseVec __attribute__((vector_size(kVector * 4), aligned(4), may_alias));
 
-// M rows of a times a panel. Sums stay in registers: for each k, NV loads
-// of the panel, M broadcasts, M * NV fused multiply-adds. Every kChain terms they are added to
-// `out`: sums of short sums lose less than one long sum (an error growing with sqrt(kChain) instead
-// of sqrt(K)).
+// Multiplies M rows of a by a panel. Sums stay in registers: for each k, NV loads of the panel, M
+// broadcasts, M * NV fused multiply-adds. Every kChain terms the sums are added to `out`: a sum of
+// short sums loses less than one long sum (the error grows with sqrt(kChain) instead of sqrt(K)).
 template <int M, int NV>
 void tile(std::int64_t K, const float* a, std::int64_t a_row, std::int64_t a_col,
           const float* panel, std::int64_t panel_row, float* out, std::int64_t out_row, bool add) {
@@ -47,7 +46,7 @@ void tile(std::int64_t K, const float* a, std::int64_t a_row, std::int64_t a_col
   }
 }
 
-// The same for 1 <= m <= M rows.
+// Multiplies 1 <= m <= M rows of a by a panel.
 template <int M, int NV>
 void tile_of(std::int64_t m, std::int64_t K, const float* a, std::int64_t a_row, std::int64_t a_col,
              const float* panel, std::int64_t panel_row, float* out, std::int64_t out_row,
@@ -98,7 +97,7 @@ inline Vec8 load8(const std::uint16_t* p) {
   return reinterpret_cast<Vec8>(bits);
 }
 
-// Whole rows of b are read at a time: they are long and memory likes that.
+// Packs from rows of b. Whole rows are read at a time: they are long, which suits memory.
 template <class T>
 void pack(const T* b, std::int64_t stride, std::int64_t K, std::int64_t n, int columns,
           float* packed) {
@@ -113,7 +112,7 @@ void pack(const T* b, std::int64_t stride, std::int64_t K, std::int64_t n, int c
   }
 }
 
-// Rows r0..r7 of an 8 x 8 block become its columns: pairs, then quads, then halves change places.
+// Transposes an 8 x 8 block of rows r0..r7: pairs, then quads, then halves change places.
 inline void transpose8(Vec8 (&r)[8]) {
   Vec8 t[8];
 #pragma GCC unroll 4

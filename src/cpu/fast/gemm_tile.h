@@ -9,37 +9,39 @@
 
 namespace lk::cpu {
 
-// Longest chain of additions: see tile() in gemm_tile.cpp.
+// The longest chain of additions: see tile() in gemm_tile.cpp.
 inline constexpr std::int64_t kChain = 256;
 
-// Products are made of panels: one or two vectors' width of columns of the right operand.
+// The kernels of one instruction set. Products are made of panels: columns of the right operand,
+// one or two vectors wide.
 struct GemmTile {
   int vector;  // floats per vector register
 
   int narrow() const { return vector; }
   int wide() const { return 2 * vector; }
 
-  // out (+)= a b for one panel of `columns` (narrow() or wide()): element (i, k) of a is
-  // a[i * a_row + k * a_col], of b panel[k * panel_row + j], of the result out[i * out_row + j].
+  // out (+)= a b for one panel of `columns` columns (narrow() or wide()). Element (i, k) of a is
+  // a[i * a_row + k * a_col], (k, j) of b is panel[k * panel_row + j], and (i, j) of the result is
+  // out[i * out_row + j].
   void (*multiply)(std::int64_t rows, std::int64_t K, const float* a, std::int64_t a_row,
                    std::int64_t a_col, const float* panel, std::int64_t panel_row, int columns,
                    float* out, std::int64_t out_row, bool add);
 
-  // Packs n columns of b as panels of exactly `columns`, zeros after n:
-  // panel p holds columns [p * columns, (p + 1) * columns) and starts at packed + p * columns * K.
-  // From rows of b, element (k, j) at b[k * stride + j]:
+  // Packs n columns of b as panels of exactly `columns` columns, with zeros behind n: panel p holds
+  // columns [p * columns, (p + 1) * columns) and starts at packed + p * columns * K. pack_f32 and
+  // pack_bf16 read rows of b: element (k, j) is at b[k * stride + j].
   void (*pack_f32)(const float* b, std::int64_t stride, std::int64_t K, std::int64_t n, int columns,
                    float* packed);
   void (*pack_bf16)(const std::uint16_t* b, std::int64_t stride, std::int64_t K, std::int64_t n,
                     int columns, float* packed);
-  // The same from columns of b, element (k, j) at b[j * stride + k]:
+  // pack_transposed_* read columns of b: element (k, j) is at b[j * stride + k].
   void (*pack_transposed_f32)(const float* b, std::int64_t stride, std::int64_t K, std::int64_t n,
                               int columns, float* packed);
   void (*pack_transposed_bf16)(const std::uint16_t* b, std::int64_t stride, std::int64_t K,
                                std::int64_t n, int columns, float* packed);
 };
 
-namespace isa_base {  // whatever the compiler's flags say, SSE2 on x86-64
+namespace isa_base {  // the compiler's default: SSE2 on x86-64
 extern const GemmTile gemm_tile;
 }
 namespace isa_v3 {  // AVX2 and FMA
@@ -49,7 +51,7 @@ namespace isa_v4 {  // AVX-512
 extern const GemmTile gemm_tile;
 }
 
-// The best of them that this processor runs.
+// The best of these that this processor runs.
 const GemmTile& best_gemm_tile();
 
 }  // namespace lk::cpu

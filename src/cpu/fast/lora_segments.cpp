@@ -1,8 +1,8 @@
-// Many adapters in one batch: each document's rows get their own adapter's product.
+// Many adapters in one batch: each document's rows get the product of their own adapter.
 //
-// A few rows (decoding) are dot products and row sums where they lie, documents in parallel; more
-// rows (prompts) are two matrix products a document. Which of the two depends on the document's own
-// length, so that no row depends on its neighbours.
+// A few rows (decoding) are computed as dot products and row sums in place, documents in parallel;
+// more rows (prompts) take two matrix products per document. Which of the two depends on the
+// document's own length, so no row depends on its neighbours.
 #include <algorithm>
 #include <vector>
 
@@ -18,7 +18,7 @@ namespace {
 
 constexpr std::int64_t kFewRows = 4;
 
-// One document's rows [begin, end) with its factors.
+// One document's rows [begin, end), with its factors.
 struct Job {
   std::int64_t begin, end;
   const LoraFactors* factors;
@@ -76,7 +76,7 @@ LK_SIMD void shrink_row(float* s, const T* x, const T* a, std::int64_t R, std::i
   }
 }
 
-// y (N) += scale * s b_t; sum (N) is scratch.
+// y (N) += scale * s b_t, with `sum` (N) as scratch.
 template <class T>
 LK_SIMD void expand_row(T* y, float* sum, const float* s, const T* b_t, std::int64_t R,
                         std::int64_t N, float scale) {

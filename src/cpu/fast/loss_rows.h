@@ -1,5 +1,5 @@
-// Rows of cross-entropy, vectorised; on processors that multiply BF16 by their own instructions. Included by cpu/loss.cpp alone, which has the
-// definitions that they must agree with.
+// Rows of cross-entropy, vectorised; processors that multiply BF16 use instructions of their own.
+// Included by cpu/loss.cpp alone, whose definitions they must agree with.
 #pragma once
 
 #include <algorithm>
@@ -35,7 +35,7 @@ LK_SIMD void softmax_row(T* x, std::int64_t n, float lse, float scale) {
   for (std::int64_t j = 0; j < n; ++j) x[j] = narrow<T>(scale * fast_exp(widen(x[j]) - lse));
 }
 
-// The same on processors that have a faster way.
+// sum_exp() and softmax_row() with the processor's BF16 instructions where it has them.
 template <class T>
 float best_sum_exp(const T* x, std::int64_t n, float shift) {
   if constexpr (std::is_same_v<T, bf16>)

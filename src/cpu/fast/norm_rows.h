@@ -1,5 +1,5 @@
-// Rows of norms, vectorised. Included by cpu/norm.cpp alone, which has the
-// definitions that they must agree with.
+// Rows of norms, vectorised. Included by cpu/norm.cpp alone, whose definitions they must agree
+// with.
 #pragma once
 
 #include <cmath>
@@ -39,7 +39,7 @@ LK_SIMD void rmsnorm_backward_row(T* dx, bool add, const T* dy, const T* x, cons
   }
 }
 
-// Two sweeps for the statistics: sum(x^2) - C mean^2 would cancel where the mean is large.
+// The statistics take two sweeps: sum(x^2) - C mean^2 would cancel where the mean is large.
 template <class T>
 LK_SIMD void layernorm_forward_row(T* y, float* mean, float* rstd, const T* x, const T* gain,
                                    const T* bias, std::int64_t C, float eps) {

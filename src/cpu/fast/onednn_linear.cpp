@@ -10,8 +10,8 @@ namespace {
 using dnnl::matmul;
 using dnnl::memory;
 
-constexpr std::int64_t kTypicalRows = 512;  // the packed layout is chosen for about so many tokens
-constexpr std::size_t kCachedShapes = 64;   // batches are not padded: each step may bring new ones
+constexpr std::int64_t kTypicalRows = 512;  // the packed layout is chosen for about as many tokens
+constexpr std::size_t kCachedShapes = 64;   // batches are not padded: a step may bring new shapes
 
 dnnl::engine& engine() {
   static dnnl::engine cpu(dnnl::engine::kind::cpu, 0);
@@ -68,9 +68,9 @@ bool prefers_onednn(DType dtype) {
   }
 }
 
-// y (T,out) (+)= x (T,in) times the matrix (in,out).
+// y (T,out) (+)= x (T,in) times the matrix (in,out): one direction of the product.
 struct OnednnLinear::Direction {
-  // `tag` is how the plain values lie when read as (in, out).
+  // `tag` describes how the plain values lie when read as (in, out).
   Direction(Backend& backend, const Tensor& w, std::int64_t in, std::int64_t out,
             memory::format_tag tag)
       : in_(in),

@@ -8,22 +8,22 @@
 
 namespace lk::cpu {
 
-// True if oneDNN is the better choice for this dtype on this processor.
+// Whether oneDNN is the better choice for this dtype on this processor.
 bool prefers_onednn(DType dtype);
 
-// Of a packed BF16 weight (N,K), for who plans its memory. Error if oneDNN has no such product
-// here.
+// The sizes of a packed BF16 weight (N,K), for memory plans. Throws Error if oneDNN has no such
+// product on this processor.
 struct PackedBytes {
   std::int64_t forward, backward;
 };
 PackedBytes onednn_packed_bytes(std::int64_t N, std::int64_t K);
 
-// A frozen weight w (N,K) as oneDNN wants it: F32 as it is; BF16 packed twice, in the layouts that
-// the forward and the backward product prefer (AMX multiplies tiles faster than plain rows can be
-// read).
+// A frozen weight w (N,K) in the form that oneDNN wants: F32 unchanged; BF16 packed twice, in the
+// layouts that the forward and the backward product prefer (AMX multiplies tiles faster than plain
+// rows can be read).
 class OnednnLinear : public PackedWeight {
  public:
-  // Packed copies are Workspace of `backend`.
+  // Packed copies are allocated as Workspace of `backend`.
   OnednnLinear(Backend& backend, const Tensor& w);
   ~OnednnLinear() override;
 

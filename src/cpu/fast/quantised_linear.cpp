@@ -16,10 +16,10 @@
 namespace lk::cpu {
 namespace {
 
-// Multiply-adds that are not worth a second thread.
+// Fewer multiply-adds than this are not worth a second thread.
 constexpr std::int64_t kSerialProducts = std::int64_t{1} << 17;
-// Rounded activations that a thread goes through before the next group of rows: half a core's
-// second-level cache, the rest being the weight's.
+// Bytes of rounded activations that a thread works through before the next group of rows: half a
+// core's second-level cache; the other half is for the weight.
 constexpr std::int64_t kChunkBytes = std::int64_t{1} << 18;
 constexpr std::int64_t kMaxChunkRows = 256;
 
@@ -31,8 +31,8 @@ int find_layout(const GgmlType& type) {
 
 // ---- packing: see Note [Packed blocks] ----------------------------------------------------------
 
-// Blocks of 32 values of one row as ggml stores them, taken apart: where the halves are that scale
-// it, its scales in bytes, its quanta.
+// A block of 32 values of one row as ggml stores it, taken apart: the halves that scale it, its
+// scales in bytes, and its quanta.
 struct LooseBlock {
   const std::uint8_t* halves[2] = {};  // d, and m if there is one
   std::uint8_t scales[2] = {};         // s, t
@@ -47,11 +47,11 @@ void add_fifth_bits(const std::uint8_t* qh, std::uint8_t* quanta) {
     quanta[j] = static_cast<std::uint8_t>(quanta[j] | (qh[j / 8] >> j % 8 & 1) << 4);
 }
 
-// Block b of a row of blocks; see the layouts in io/ggml_blocks.cpp.
+// Takes apart block b of a row of blocks; io/ggml_blocks.cpp describes the layouts.
 LooseBlock take_block(const GgmlType& type, const std::uint8_t* row, std::int64_t b) {
   LooseBlock out;
   const std::int64_t at = b * kBlock / type.block_values;
-  const int j = static_cast<int>(b % (type.block_values / kBlock));  // of a block of 256
+  const int j = static_cast<int>(b % (type.block_values / kBlock));  // within 256 values
   const std::uint8_t* p = row + at * type.block_bytes;
   out.halves[0] = p, out.halves[1] = p + 2;
   switch (type.id) {
@@ -99,7 +99,7 @@ LooseBlock take_block(const GgmlType& type, const std::uint8_t* row, std::int64_
   return out;
 }
 
-// The quanta of row r in those of a packed block: put there, and taken back.
+// Writes the quanta of row r to those of a packed block, and reads them back.
 void put_quanta(const BlockLayout& layout, int r, const std::uint8_t* q, std::uint8_t* packed) {
   packed += 4 * r;
   if (layout.quanta == Quanta::Nibbles) {
@@ -119,7 +119,8 @@ void take_quanta(const BlockLayout& layout, int r, const std::uint8_t* packed, s
   }
 }
 
-// One group: `rows` rows of blocks (kGroupRows, or fewer at the end: then the others are zero).
+// Packs one group: `rows` rows of blocks (kGroupRows, or fewer at the end, where the others are
+// zero).
 void pack_group(const GgmlType& type, const BlockLayout& layout, const std::uint8_t* blocks,
                 std::int64_t row_bytes, int rows, std::int64_t n_blocks, std::uint8_t* to) {
   std::memset(to, 0, static_cast<std::size_t>(layout.group_bytes(n_blocks)));
@@ -144,7 +145,7 @@ void pack_group(const GgmlType& type, const BlockLayout& layout, const std::uint
   }
 }
 
-// Row r of a packed group, dequantised: the same products as io/ggml_blocks.cpp's.
+// Dequantises row r of a packed group: the same products as in io/ggml_blocks.cpp.
 void unpack_row(const BlockLayout& layout, const std::uint8_t* p, int r, std::int64_t n_blocks,
                 float* dst) {
   const auto half = [r](const std::uint8_t* halves) {
@@ -159,7 +160,7 @@ void unpack_row(const BlockLayout& layout, const std::uint8_t* p, int r, std::in
       if (layout.scales == Scales::Groups) super_m = half(p + 32);
       p += layout.super_bytes();
     }
-    float scale[2] = {}, minimum = 0;  // of each half block; value = scale q + minimum
+    float scale[2] = {}, minimum = 0;  // of each half of the block; value = scale q + minimum
     switch (layout.scales) {
       case Scales::Plain:
         scale[0] = scale[1] = half(p);
@@ -191,15 +192,16 @@ void unpack_row(const BlockLayout& layout, const std::uint8_t* p, int r, std::in
 
 // ---- rounding activations ---------------------------------------------------------------------
 
-// One row of K = 32 n values. A block whose largest value is below 1e-30 counts as zero; one that
-// holds a number that is not finite gets the scale NaN, so that what is computed of it is NaN.
+// Rounds one row of K = 32 n values. A block whose largest value is below 1e-30 counts as zero; a
+// block with a number that is not finite gets the scale NaN, so that all results computed from it
+// are NaN.
 template <class T>
 LK_SIMD void round_row(const T* x, std::int64_t n_blocks, int offset, bool halves, std::int8_t* q,
                        float* d, float* sum, std::int32_t* correction) {
   constexpr std::int32_t kInfinity = 0x7f800000;
   constexpr float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   for (std::int64_t b = 0; b < n_blocks; ++b, x += kBlock, q += kBlock) {
-    std::int32_t top = 0;  // |x| as integers, in the order of the numbers and NaN above all
+    std::int32_t top = 0;  // |x| as integers, which order like the numbers, with NaN above all
 #pragma omp simd reduction(max : top)
     for (int j = 0; j < kBlock; ++j) {
       const std::int32_t bits = __builtin_bit_cast(std::int32_t, widen(x[j])) & 0x7fffffff;

@@ -70,7 +70,7 @@ inline Ints flip_signs(Ints w) { return _mm256_xor_si256(w, _mm256_set1_epi8(-12
 #endif
 #endif
 
-// Four bytes of K of one activation, in every lane.
+// Broadcasts four bytes (along K) of one activation to every lane.
 inline Ints four(const std::int8_t* x) {
   std::int32_t v;
   __builtin_memcpy(&v, x, sizeof v);
@@ -79,13 +79,13 @@ inline Ints four(const std::int8_t* x) {
 
 // ---- dots over a block: in each lane a row's sum of u x, u a weight's quanta --------------------
 
-// How many sums are kept apart for one block: two where halves of it have their own scale.
+// How many sums are kept for one block: two where its halves have scales of their own.
 template <BlockLayout L>
 constexpr int kSums = L.scales == Scales::Halves ? 2 : 1;
 
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 
-// A block of nibbles: begun, two of its dots added, finished. Everything is exact in 32 bits.
+// A block of nibbles: begin, add two of its dots, finish. Everything is exact in 32 bits.
 inline Ints begin_nibbles(std::int32_t correction) { return spread(correction); }
 inline Ints add_nibbles(Ints sum, Ints u, Ints x) { return add_dot(sum, u, x); }
 inline Ints finish_nibbles(Ints sum, std::int32_t) { return sum; }
@@ -99,9 +99,10 @@ constexpr int kSignedOffset = 128;
 
 #else
 
-// The same without an instruction for it. A pair of products must fit in 16 bits: |x| <= 127, so
-// eight pairs of nibbles do (15 * 127 * 2 * 8 = 30480), two of bytes (63 * 127 * 2 * 2 = 32004) and
-// one of signed ones (128 * 127 * 2 = 32512), whose sign moves to x.
+// begin_nibbles() to add_two() without an instruction for such sums. A pair of products must fit in
+// 16 bits: |x| <= 127, so eight pairs of nibbles do (15 * 127 * 2 * 8 = 30480), and so do two pairs
+// of bytes (63 * 127 * 2 * 2 = 32004) and one of signed bytes (128 * 127 * 2 = 32512), whose sign
+// moves to x.
 inline Ints pairs(Ints u, Ints x) { return _mm256_maddubs_epi16(u, x); }  // to 16 bits, saturating
 inline Ints quads(Ints p) { return _mm256_madd_epi16(p, _mm256_set1_epi16(1)); }
 
@@ -163,7 +164,7 @@ inline void dots(const std::uint8_t* quanta, const std::int8_t* const (&x)[M],
 
 constexpr int kAhead = 4096;  // bytes
 
-// `at` is the first of those rows in the group, a multiple of kLanes.
+// `at` is the first row of the vector within the group, a multiple of kLanes.
 template <BlockLayout L, int M>
 void tile(const std::uint8_t* p, int at, const RoundedRows& x, std::int64_t first, float* out,
           std::int64_t out_row) {
@@ -182,7 +183,8 @@ void tile(const std::uint8_t* p, int at, const RoundedRows& x, std::int64_t firs
   }
   Floats super_d = spread(0.0f), super_m = super_d;
   for (std::int64_t b = 0; b < x.n_blocks; ++b) {
-    // Few rows only read the weight: ask for it a page ahead, where the processor's own guess ends.
+    // Few rows of x only read the weight: prefetch it a page ahead, where the processor's own
+    // prefetcher stops.
     if constexpr (M <= 2)
       if (at == 0)
         for (int line = 0; line < L.scale_bytes() + L.quanta_bytes(); line += 64)

@@ -1,4 +1,4 @@
-// The innermost loops of a product with a quantised matrix: int8 activations times 4- and 8-bit
+// The innermost loops of a product with a quantised matrix: int8 activations times 4- to 8-bit
 // weights. quantised_tile.cpp is compiled once per instruction set; quantised_linear.cpp packs
 // weights, rounds activations and picks the best set that the processor has.
 //
@@ -7,11 +7,11 @@
 // Note [Packed blocks]. Rows of a weight lie in groups of 16, block by block (32 values of K), so
 // that one vector holds the same place of 16 rows and no sum runs across a vector. A block is
 //
-//     its scales for 16 rows, then its quanta: 64 bytes at a time, four bytes a row.
+//     its scales for 16 rows, then its quanta: 64 bytes at a time, four bytes per row.
 //
 // Four bytes are 4 values of K; in nibbles 8, the first four in the low halves. What ggml scales by
-// a half stays a half. The 6-bit scales of the K types become bytes; the halves that they multiply
-// lie in front of the eight blocks that share them. No format grows by more than 3 %, but where
+// a half stays a half. The 6-bit scales of the K types become bytes; the halves that multiply them
+// lie in front of the eight blocks that share them. No format grows by more than 3 %, except where
 // quanta of 5 and 6 bits become bytes.
 #pragma once
 
@@ -23,12 +23,12 @@ inline constexpr int kBlock = 32;       // values of K that share an activation'
 inline constexpr int kGroupRows = 16;   // rows of a weight packed together
 inline constexpr int kSuperBlocks = 8;  // blocks that share the halves of a K type
 
-// How a value is made of its quantum q; d, m are halves, s, t bytes.
+// How a value is made of its quantum q; d and m are halves, s and t bytes.
 enum class Scales : std::uint8_t {
   Plain,    // d q                       d[16]
   Minimum,  // d q + m                   d[16], m[16]
-  Groups,   // d s q - m t               in front of 8 blocks d[16], m[16]; a block has s[16], t[16]
-  Halves,   // d s q                     in front of 8 blocks d[16]; s[16], t[16]: t for k >= 16
+  Groups,   // d s q - m t   in front of 8 blocks: d[16], m[16]; in a block: s[16], t[16]
+  Halves,   // d s q         in front of 8 blocks: d[16]; in a block: s[16], t[16] (t for k >= 16)
 };
 enum class Quanta : std::uint8_t {
   Nibbles,  // 0 ... 15
@@ -44,12 +44,12 @@ struct BlockLayout {
 
   constexpr int quanta_bytes() const { return quanta == Quanta::Nibbles ? 256 : 512; }
   constexpr bool super() const { return scales == Scales::Groups || scales == Scales::Halves; }
-  // In front of kSuperBlocks blocks, and in front of each block's quanta.
+  // Bytes in front of kSuperBlocks blocks, and in front of each block's quanta.
   constexpr int super_bytes() const {
     return scales == Scales::Groups ? 64 : scales == Scales::Halves ? 32 : 0;
   }
   constexpr int scale_bytes() const { return scales == Scales::Minimum ? 64 : 32; }
-  // Of a group of rows; n_blocks is a multiple of kSuperBlocks where super().
+  // Bytes of a group of rows; n_blocks is a multiple of kSuperBlocks where super().
   constexpr std::int64_t group_bytes(std::int64_t n_blocks) const {
     return n_blocks * (scale_bytes() + quanta_bytes()) + n_blocks / kSuperBlocks * super_bytes();
   }
@@ -76,11 +76,11 @@ struct RoundedRows {
 
 struct QuantisedTile {
   const char* name;
-  // What a correction needs besides the layout's offset, for Quanta::Signed: the instruction takes
-  // unsigned bytes, so 128 is added to each quantum.
+  // What a correction needs in addition to the layout's offset, for Quanta::Signed: the instruction
+  // takes unsigned bytes, so 128 is added to each quantum.
   int signed_offset;
-  // out (M,16) = x (M,K) times the 16 rows of a group, transposed; `layout` counts kBlockLayouts. A
-  // row's result does not depend on M nor on the instruction set.
+  // out (M,16) = x (M,K) times the 16 rows of a group, transposed; `layout` is an index into
+  // kBlockLayouts. A row's result depends neither on M nor on the instruction set.
   void (*multiply)(int layout, const std::uint8_t* group, const RoundedRows& x, std::int64_t M,
                    float* out, std::int64_t out_row);
 };

@@ -7,9 +7,9 @@
 
 #include "tensor/dtype.h"
 
-// In front of a function: compile it for AVX-512, for AVX2 and for the baseline. Parallel regions
-// are outlined before cloning, so they belong outside of such functions. Sanitizers and clones do
-// not mix.
+// Compiles the function that it precedes for AVX-512, for AVX2 and for the baseline. Parallel
+// regions are outlined before cloning, so they belong outside such functions. Sanitizers and clones
+// do not mix.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && \
     !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && !defined(LK_NO_CLONES)
 #define LK_SIMD \
@@ -17,7 +17,7 @@
 #else
 #define LK_SIMD __attribute__((noinline))
 #endif
-// In front of what such functions call: it must become part of each clone.
+// Precedes what such functions call: it must become part of each clone.
 #define LK_INLINE inline __attribute__((always_inline))
 
 namespace lk::cpu {
@@ -40,7 +40,7 @@ LK_INLINE T narrow(float x) {
   }
 }
 
-// Eight numbers that the compiler keeps in a register.
+// Eight floats that the compiler keeps in a register.
 using Eight = float __attribute__((vector_size(32)));
 
 LK_INLINE Eight load_eight(const float* x) {
@@ -54,7 +54,7 @@ LK_INLINE Eight load_eight(const bf16* x) {
   Shorts s;
   __builtin_memcpy(&s, x, sizeof s);
   // std::bit_cast is a function, which unoptimised builds call: it is compiled for another
-  // processor than the caller and takes vectors in other registers.
+  // processor than its caller and takes vectors in other registers.
   return __builtin_bit_cast(Eight, __builtin_convertvector(s, Ints) << 16);
 }
 LK_INLINE float add_up(Eight x) {
@@ -81,7 +81,7 @@ LK_INLINE float fast_exp(float x) {
   p = p * r + 0.5f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  // 2^n in two factors: n = 128 would not fit in one exponent.
+  // 2^n as a product of two factors: n = 128 would not fit in one exponent.
   const std::int32_t i =
       __builtin_bit_cast(std::int32_t, shifted) - __builtin_bit_cast(std::int32_t, magic);
   const std::int32_t half = i >> 1;

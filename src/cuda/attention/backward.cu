@@ -1,18 +1,18 @@
-// Attention backward on tensor cores (BF16): probabilities are computed again from q, k and lse.
+// Attention backward on tensor cores (BF16); probabilities are recomputed from q, k and lse.
 //
 // Maths      p = exp(s - lse), s = scale * q kᵀ;  delta = rowsum(dout * o), from attention.cu;
 //            dv = pᵀ dout;  dp = dout vᵀ;  ds = p (dp - delta);
 //            dq = scale * ds k;  dk = scale * dsᵀ q
 // Shapes     as forward; dk, dv (T, G*D) sum over the query heads of their group
-// Plan       two passes, so that every output has one owner and no sum meets in memory:
+// Plan       two passes, so that every output has one owner and no sums are added in memory:
 //            dk, dv  a block owns 64 keys of one key/value head and walks over all queries of the
 //                    group that see them. It computes Sᵀ and dPᵀ, keys as rows: so Pᵀ and dSᵀ lie
 //                    in registers as the left operands of the products that follow.
 //            dq      a block owns 64 queries of one head and walks over the keys they see.
-//            4 warps of 16 rows; the walked tiles (64 rows) are double-buffered: the next travels
-//            while this one is used.
-// Work       7 products of T T D against 5 in a single pass that adds dq atomically: 40 % more, for
-//            sums in a fixed order, bitwise the same every run.
+//            4 warps of 16 rows; the walked tiles (64 rows) are double-buffered: the next one is
+//            copied while this one is used.
+// Work       7 products of T T D; a single pass that adds dq atomically has 5. The 40 % more buy
+//            sums in a fixed order and the same bits every run.
 // Numbers    F32 sums; p and ds are rounded to BF16 as operands
 // Limits     registers: two blocks per multiprocessor at D = 128
 #include "cuda/attention/tiles.cuh"
@@ -24,7 +24,7 @@ namespace {
 constexpr int kRows = 64, kWarps = 4, kThreads = 32 * kWarps, kNT = kRows / 8;
 constexpr float kLog2e = 1.4426950408889634f;
 
-// Two tiles that stay, two stages of two tiles that pass by, and their lse and delta.
+// Two tiles that stay, two stages of two tiles that pass by, and the latter's lse and delta.
 template <int D>
 constexpr std::size_t kTileBytes = kRows* D * sizeof(__nv_bfloat16);
 template <int D>
@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   int kv_head = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int g = lane / 4, t = lane % 4;
   int n_rows = min(kRows, tile.length - tile.begin);
-  i64 row0 = in.q_offsets[tile.document];  // of the document: queries and keys are the same rows
+  i64 row0 = in.q_offsets[tile.document];  // the document's first row, of queries and keys alike
   i64 kv_col = static_cast<i64>(kv_head) * in.head_dim;
   k_tile.template load_async<kRows, kThreads>(in.k.at(row0 + tile.begin, kv_col), in.k.ld, n_rows,
                                               in.head_dim);
@@ -92,11 +92,10 @@ __global__ void __launch_bounds__(kThreads, 2)
                                                            in.head_dim);
     passing(stage, 1).template load_async<kRows, kThreads>(dout.at(row, col), dout.ld, valid,
                                                            in.head_dim);
-    int i = threadIdx.x % kRows;  // half of the threads fetch lse, half delta
+    int i = threadIdx.x % kRows;  // half of the threads fetch lse, the other half delta
     bool is_delta = threadIdx.x >= kRows;
     const float* from = is_delta ? stats.delta : stats.lse;
-    bool inside =
-        i < valid;  // rows behind the end become q = dout = 0, lse = delta = 0: they add 0
+    bool inside = i < valid;  // rows behind the end get q = dout = 0, lse = delta = 0: they add 0
     copy_async_4(shared_address(numbers + (2 * stage + is_delta) * kRows + i),
                  inside ? from + head * in.total_q + row + i : from, inside);
     copy_async_commit();

@@ -1,9 +1,9 @@
-// Attention backward on Hopper's tensor cores (wgmma, BF16): probabilities are computed again from
-// q, k and lse.
+// Attention backward on Hopper's tensor cores (wgmma, BF16); probabilities are recomputed from q, k
+// and lse.
 //
 // Maths      as attention/backward.cu
 // Shapes     as forward; D = 64 or 128; dk, dv (T, G*D) sum over the query heads of their group
-// Plan       two passes, so that every output has one owner and no sum meets in memory:
+// Plan       two passes, so that every output has one owner and no sums are added in memory:
 //            dk, dv  a block owns keys of one key/value head, a warpgroup 64 of them, and walks
 //                    over all queries of the group that see them, 64 at a time. It computes Sᵀ and
 //                    dPᵀ, keys as rows: so Pᵀ and dSᵀ lie in registers as the left operands of the
@@ -11,10 +11,10 @@
 //            dq      a block owns queries of one head, a warpgroup 64 of them, and walks over the
 //                    keys they see. Its rows of Q and dO stay in registers as left operands.
 //            The walked tiles have three stages: one is used, the next arrives, and products may
-//            still read the one before. One barrier per tile. Exponentials run beside dP, and dS
-//            beside dV, and all of them beside the other warpgroup's products.
-// Work       7 products of T T D against 5 in a single pass that adds dq atomically: 40 % more, for
-//            sums in a fixed order, bitwise the same every run.
+//            still read the one before. One barrier per tile. Exponentials overlap with dP, dS with
+//            dV, and all of them with the other warpgroup's products.
+// Work       7 products of T T D; a single pass that adds dq atomically has 5. The 40 % more buy
+//            sums in a fixed order and the same bits every run.
 // Numbers    F32 sums; p and ds are rounded to BF16 as operands
 // Limits     two warpgroups per multiprocessor. Tiles on the diagonal are computed whole.
 #include "cuda/attention/tiles.cuh"
@@ -26,13 +26,13 @@ namespace {
 [[maybe_unused]] constexpr float kLog2e = 1.4426950408889634f;
 constexpr int kStages = 3;
 
-// What a block owns and what passes by.
+// The tiles that a block owns, and those that pass by.
 template <int D, int WARPGROUPS, int PASSING>
 struct Pass {
   static constexpr int kThreads = WARPGROUPS * kWarpgroup, kRows = WARPGROUPS * 64,
                        kPassing = PASSING;  // rows of a tile that passes by
-  // A stage: two tiles that pass, lse and delta of their rows. A block: two tiles that stay,
-  // stages.
+  // A stage holds two passing tiles and lse and delta of their rows. A block holds two tiles that
+  // stay, and its stages.
   static constexpr std::uint32_t kStageBytes = 2 * PanelTile<kPassing, D>::kBytes + 1024;
   static constexpr std::uint32_t kFirstStage = 2 * PanelTile<kRows, D>::kBytes,
                                  kSharedBytes = kFirstStage + kStages * kStageBytes;
@@ -42,7 +42,8 @@ struct Pass {
     return stage == kSharedBytes ? kFirstStage : stage;
   }
 };
-// At D = 64 two blocks of one warpgroup share a multiprocessor: measured better than one of two.
+// At D = 64 two blocks of one warpgroup share a multiprocessor: measured faster than one block of
+// two.
 template <int D>
 constexpr int kBlocks = D == 64 ? 2 : 1;
 template <int D>
@@ -54,14 +55,14 @@ struct Statistics {
   const float *lse, *delta;  // (H, T)
 };
 
-// The angles by which q and k were turned; no table: they were not.
+// The angles by which q and k were rotated; without a table they were not.
 struct Angles {
   Matrix<const float> table;  // (P, D): cos | sin
   const int* positions;
 };
 
-// Stores a warp's 16 x D sums as rows [0, n_rows) of a matrix; `row0` is the block's first. With
-// angles each pair (i, i + D/2), which one thread holds, is turned back first.
+// Stores a warp's 16 x D sums as rows [0, n_rows) of a matrix; `row0` is the block's first row.
+// With angles, each pair (i, i + D/2), which one thread holds, is rotated back first.
 template <int D>
 __device__ __forceinline__ void store_rows(float (&c)[D / 8][4], Matrix<__nv_bfloat16> m, i64 row0,
                                            i64 col0, int n_rows, float factor,
@@ -109,25 +110,25 @@ __global__ void __launch_bounds__(KvPass<D>::kThreads, kBlocks<D>)
   extern __shared__ __align__(1024) unsigned char shared[];
   std::uint32_t base = shared_address(shared);
   Own k_tile{base}, v_tile{base + Own::kBytes};
-  constexpr std::uint32_t kNumbers = 2 * Passing::kBytes;  // in a stage: lse, delta
+  constexpr std::uint32_t kNumbers = 2 * Passing::kBytes;  // offset of lse and delta in a stage
 
   DocumentTile tile;
   if (!find_tile(in.q_offsets, in.n_documents, kRows, blockIdx.y, tile)) return;
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  int row0 = in.q_offsets[tile.document];  // of the document: queries and keys are the same rows
+  int row0 = in.q_offsets[tile.document];  // the document's first row, of queries and keys alike
   i64 own_row = static_cast<i64>(row0) + tile.begin, kv_col = static_cast<i64>(blockIdx.x) * D;
   int n_rows = min(kRows, tile.length - tile.begin);
   k_tile.template load_async<P::kThreads>(in.k.at(own_row, kv_col), in.k.ld, n_rows);
   v_tile.template load_async<P::kThreads>(in.v.at(own_row, kv_col), in.v.ld, n_rows);
 
-  // The tile at a query of a head, into the stage at byte `to`.
+  // Loads the tile at a query of a head into the stage at byte `to`.
   auto load = [&](int head, int query, std::uint32_t to) {
     int valid = tile.length - query;
     i64 row = static_cast<unsigned>(row0 + query), col = static_cast<unsigned>(head * D);
     Passing q_tile{base + to}, dout_tile{base + to + Passing::kBytes};
     q_tile.template load_async<P::kThreads>(in.q.at(row, col), in.q.ld, valid);
     dout_tile.template load_async<P::kThreads>(dout.at(row, col), dout.ld, valid);
-    // Rows behind the end become q = dout = 0, lse = delta = 0: they add 0.
+    // Rows behind the end get q = dout = 0, lse = delta = 0: they add 0.
     unsigned i = threadIdx.x;
     asm volatile("" : "+r"(i));
     if (i < 2 * kQueries) {
@@ -147,10 +148,10 @@ __global__ void __launch_bounds__(KvPass<D>::kThreads, kBlocks<D>)
   int group_row = static_cast<int>(threadIdx.x) / kWarpgroup * 64;
   LeftOperand<kRows, D, false> keys(k_tile, group_row), values(v_tile, group_row);
 
-  // The walk: the tiles from query tile.begin to query_end of the group's first head, then of its
-  // second, ...
+  // The walk takes the tiles from query tile.begin to query_end of the group's first head, then of
+  // its second, ...
   int query_end = queries_seeing(tile.begin, tile.begin + n_rows - 1, in.window, tile.length).end;
-  int head = blockIdx.x * in.group, query = tile.begin;  // of the tile that is loaded next
+  int head = blockIdx.x * in.group, query = tile.begin;  // the tile that is loaded next
   std::uint32_t stage = P::kFirstStage;
   load(head, query, stage);
   copy_async_commit();
@@ -159,7 +160,7 @@ __global__ void __launch_bounds__(KvPass<D>::kThreads, kBlocks<D>)
   for (bool add = false; more; add = true) {
     copy_async_wait();
     fence_async_proxy();
-    __syncthreads();  // this turn's tiles are here; everyone is done with those of two turns ago
+    __syncthreads();  // this turn's tiles have arrived; all are done with those of two turns ago
     Passing q_tile{base + stage}, dout_tile{base + stage + Passing::kBytes};
     const float* lse = reinterpret_cast<const float*>(shared + stage + kNumbers);
     const float* delta = lse + kQueries;
@@ -212,7 +213,7 @@ __global__ void __launch_bounds__(KvPass<D>::kThreads, kBlocks<D>)
   wgmma_wait<0>();
   hold(dk_sum), hold(dv_sum);
   int begin = key0 - warp * 16;
-  asm volatile("" : "+r"(begin));  // computed again, not kept in registers over the loop
+  asm volatile("" : "+r"(begin));  // computed again, not kept in registers during the loop
   own_row = static_cast<unsigned>(row0 + begin), n_rows = min(kRows, tile.length - begin);
   store_rows<D>(dk_sum, dk, own_row, kv_col, n_rows, in.scale, angles);
   store_rows<D>(dv_sum, dv, own_row, kv_col, n_rows, 1.0f);
@@ -245,7 +246,7 @@ __global__ void __launch_bounds__(QPass<D>::kThreads, kBlocks<D>)
   q_tile.template load_async<P::kThreads>(in.q.at(row0 + tile.begin, col), in.q.ld, n_rows);
   dout_tile.template load_async<P::kThreads>(dout.at(row0 + tile.begin, col), dout.ld, n_rows);
 
-  // Key tile n, into the stage at byte `to`.
+  // Loads key tile n into the stage at byte `to`.
   auto load = [&](int n, std::uint32_t to) {
     int valid = tile.length - n * kKeys;
     i64 row = row0 + static_cast<i64>(n) * kKeys;
@@ -274,7 +275,7 @@ __global__ void __launch_bounds__(QPass<D>::kThreads, kBlocks<D>)
   int group_row = static_cast<int>(threadIdx.x) / kWarpgroup * 64;
   LeftOperand<kRows, D, true> queries(q_tile, group_row), douts(dout_tile, group_row);
 
-  // Issues S and dP of key tile n, and turns S into P while dP runs.
+  // Issues S and dP of key tile n and turns S into P while dP runs.
   auto begin_tile = [&](int n) {
     wgmma_fence();
     queries.times_transpose(p, Passing{base + stage});  // rows: 64 queries, columns: the keys
@@ -297,8 +298,9 @@ __global__ void __launch_bounds__(QPass<D>::kThreads, kBlocks<D>)
 #pragma unroll
       for (int i = 0; i < 4; ++i) p[nt][i] = exp2_fast(p[nt][i] * scale_log2 - lse[i / 2]);
   };
-  // dP of the tile is here: dS, and dQ is issued. A turn of the loop begins with this, not ends:
-  // inside one block of code the compiler waits first and computes P then.
+  // Waits for dP of the tile, computes dS and issues dQ. A turn of the loop begins with this
+  // instead of ending with it: inside one block of code the compiler would wait first and compute P
+  // then.
   auto end_tile = [&] {
     wgmma_wait<0>();
     hold(p), hold(ds);

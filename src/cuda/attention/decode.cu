@@ -1,18 +1,19 @@
-// Attention of one new query per document to its cache (decoding), keys cut into pieces that
-// blocks work on side by side. After Dao et al., "Flash-Decoding for long-context inference", 2023.
+// Attention of one new query per document to its cache (decoding); keys are cut into pieces that
+// blocks work on in parallel. After Dao et al., "Flash-Decoding for long-context inference", 2023.
 //
 // Maths      as attention/forward.cu, for one query: it sees all keys of its document, or the last
 //            `window` of them
 // Shapes     q, o (n, H*D), k, v (Tk, G*D), lse (H, n); D = 32, 64, 128 or 256 in packs of 16 bytes
 // Plan       a block: a piece of 64 keys of one document, one key/value head and up to 8 of its
 //            query heads, so that keys and values are read once for all of them. Lanes that share
-//            a key hold 16 bytes of it each. Scores to shared memory, softmax of the piece, sum of
-//            values; then a second launch adds up the pieces in order. Where pieces begin depends
-//            on the document alone, and how many are launched on the cache's capacity: the work can
-//            be recorded while documents grow, and a document's bits do not depend on the others.
+//            a key hold 16 bytes of it each. Scores go to shared memory, then follow the softmax of
+//            the piece and the sum of values; a second launch adds up the pieces in order. Where
+//            pieces begin depends on the document alone, and how many are launched depends on the
+//            cache's capacity, so the work can be recorded while documents grow, and a document's
+//            bits do not depend on the others.
 // Bytes      k, v once; partial sums (n, H, pieces, D) F32 through L2
 // Numbers    everything F32
-// Limits     empty pieces of a large capacity are launched and leave at once
+// Limits     empty pieces of a large capacity are launched and return at once
 #include "cuda/attention/tiles.cuh"
 #include "cuda/reduce.cuh"
 
@@ -34,13 +35,13 @@ struct Partials {
   }
 };
 
-// Keys [begin, end) of a document's piece that its query sees.
+// The keys [begin, end) of a document's piece that its query sees.
 __device__ __forceinline__ KeyRange piece_range(int piece, int n_keys, int window) {
   KeyRange seen = keys_seen(0, 0, n_keys - 1, window, n_keys);
   return {max(seen.begin, piece * kPiece), min(seen.end, (piece + 1) * kPiece)};
 }
 
-// LANES lanes hold a row of a head, N elements each; HEADS query heads at most.
+// LANES lanes hold a row of a head, N elements each; at most HEADS query heads.
 template <class T, int LANES, int HEADS>
 __global__ void __launch_bounds__(kThreads)
     attention_decode_kernel(const __grid_constant__ AttentionInputs<T> in, Partials out,
@@ -66,7 +67,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int h = 0; h < HEADS; ++h)
     load_pack<N>(in.q.at(q_row, static_cast<i64>(head0 + min(h, n_heads - 1)) * D + lane * N),
                  q[h]);
-    // All lanes of a warp go round equally often: they exchange sums.
+    // All lanes of a warp run the same number of turns: they exchange sums.
 #pragma unroll 4
   for (int j0 = 0; j0 < n; j0 += kTeams) {
     int j = j0 + team;
@@ -128,7 +129,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Adds the pieces of (head, document) up, in order.
+// Adds up the pieces of (head, document) in order.
 template <class T>
 __global__ void __launch_bounds__(256)
     attention_combine_kernel(const __grid_constant__ AttentionInputs<T> in, Partials parts,

@@ -8,8 +8,8 @@
 // Shapes     q, o (Tq, H*D), k, v (Tk, G*D), lse (H, Tq); D <= 128, padded with zeros to 64 or 128
 // Plan       a block: one head, 128 queries; 4 warps of 32 queries each (every fragment of K and V
 //            that is read from shared memory feeds two products); keys in tiles of 64. Grid: heads
-//            x query tiles, the tiles with most keys first. While S = Q Kᵀ runs, V travels; while
-//            softmax and P V run, the next K does.
+//            x query tiles, the tiles with most keys first. V is copied while S = Q Kᵀ runs, and
+//            the next K while softmax and P V run.
 // Bytes      q, o once; k, v once per query tile, from L2
 // Numbers    S, m, l, o in F32; P is rounded to BF16 for P V, l sums the unrounded P
 // Limits     registers (o takes 128 per thread at D = 128) allow two blocks per multiprocessor.
@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     __syncthreads();  // V is here; everyone is done with K
     if (n < last) load_keys(k_tile, k, in.k.ld, n + 1);
 
-    // Keys behind the document's end are hidden too: no query of it reaches so far.
+    // Keys behind the document's end are hidden too: no query of the document reaches that far.
     int key0 = n * kKeys;
     bool all_visible = key0 + kKeys - 1 <= row0 + shift &&
                        (in.window <= 0 || key0 > row0 + 16 * kMT - 1 + shift - in.window);
@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         for (int nt = 0; nt < kNT; ++nt)
           max = fmaxf(max, fmaxf(s[mt][nt][2 * half], s[mt][nt][2 * half + 1]));
         max = quad_max(max);
-        float offset = max == -INFINITY ? 0.0f : max * scale_log2;  // a row that saw nothing yet
+        float offset = max == -INFINITY ? 0.0f : max * scale_log2;  // -inf: nothing seen yet
         float correction = exp2_fast(m[mt][half] * scale_log2 - offset);
         m[mt][half] = max;
         float sum = 0.0f;
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(kThreads, 2)
             s[mt][nt][i] = exp2_fast(s[mt][nt][i] * scale_log2 - offset);
             sum += s[mt][nt][i];
           }
-        l[mt][half] = l[mt][half] * correction + sum;  // this lane's share; lanes meet at the end
+        l[mt][half] = l[mt][half] * correction + sum;  // this lane's share, added up at the end
 #pragma unroll
         for (int dt = 0; dt < kDT; ++dt) {
           out[mt][dt][2 * half] *= correction;
@@ -154,7 +154,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       }
     }
   }
-  copy_async_wait();  // q alone, if there were no keys
+  copy_async_wait();  // waits for q alone if there were no keys
 
 #pragma unroll
   for (int mt = 0; mt < kMT; ++mt)

@@ -1,6 +1,6 @@
 // Attention forward on Hopper's tensor cores (wgmma, BF16). After Shah et al., "FlashAttention-3:
-// Fast and Accurate Attention with Asynchrony and Low-precision", 2024: its overlap of softmax with
-// the products inside a warpgroup; no copy engine, no specialised warps.
+// Fast and Accurate Attention with Asynchrony and Low-precision", 2024: the overlap of softmax with
+// the products inside a warpgroup, without its copy engine and specialised warps.
 //
 // Maths      as attention/forward.cu
 // Shapes     q, o (Tq, H*D), k, v (Tk, G*D), lse (H, Tq); D = 64 or 128
@@ -22,7 +22,7 @@ namespace {
 
 [[maybe_unused]] constexpr float kLog2e = 1.4426950408889634f;
 
-// At D = 64 two smaller blocks share a multiprocessor: measured better than one.
+// At D = 64 two smaller blocks share a multiprocessor: measured faster than one.
 template <int D>
 struct Plan {
   static constexpr int kWarpgroups = 2, kKeys = D, kBlocks = D == 64 ? 2 : 1;
@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(Plan<D>::kThreads, Plan<D>::kBlocks)
   i64 q_col = static_cast<i64>(head) * D, kv_col = static_cast<i64>(head / in.group) * D;
   KeyRange range = keys_seen(tile.begin, tile.begin + n_rows - 1, shift, in.window, n_keys);
   int first = range.begin / kKeys, last = range.end > 0 ? (range.end - 1) / kKeys : -1;
-  // Key tile n, or nothing if it is behind the last.
+  // Loads key tile n; nothing if it is behind the last one.
   auto load_keys = [&](Keys to, const Matrix<const __nv_bfloat16>& from, int n) {
     if (n <= last)
       to.template load_async<kThreads>(from.at(k_begin + static_cast<i64>(n) * kKeys, kv_col),
@@ -74,10 +74,10 @@ __global__ void __launch_bounds__(Plan<D>::kThreads, Plan<D>::kBlocks)
   LeftOperand<kQueries, D, Plan<D>::queries_in_registers()> queries(
       q_tile, static_cast<int>(threadIdx.x) / kWarpgroup * 64);
 
-  // Scores of key tile n become probabilities under the new maximum; what was summed under the old
-  // one is to be scaled by `correction`.
+  // Turns scores of key tile n into probabilities under the new maximum. What was summed under the
+  // old maximum must be scaled by `correction`.
   auto softmax = [&](int n) {
-    // Keys behind the document's end are hidden too: no query of it reaches so far.
+    // Keys behind the document's end are hidden too: no query of the document reaches that far.
     int key0 = n * kKeys;
     bool all_visible = key0 + kKeys - 1 <= row0 + shift &&
                        (in.window <= 0 || key0 > row0 + 15 + shift - in.window);
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(Plan<D>::kThreads, Plan<D>::kBlocks)
       for (int nt = 0; nt < kNT; ++nt)
         max = fmaxf(max, fmaxf(s[nt][2 * half], s[nt][2 * half + 1]));
       max = quad_max(max);
-      float offset = max == -INFINITY ? 0.0f : max * scale_log2;  // a row that saw nothing yet
+      float offset = max == -INFINITY ? 0.0f : max * scale_log2;  // -inf: nothing seen yet
       correction[half] = exp2_fast(m[half] * scale_log2 - offset);
       m[half] = max;
       float sum = 0.0f;
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(Plan<D>::kThreads, Plan<D>::kBlocks)
           s[nt][i] = exp2_fast(s[nt][i] * scale_log2 - offset);
           sum += s[nt][i];
         }
-      l[half] = l[half] * correction[half] + sum;  // this lane's share; lanes meet at the end
+      l[half] = l[half] * correction[half] + sum;  // this lane's share, added up at the end
     }
   };
 
@@ -128,8 +128,9 @@ __global__ void __launch_bounds__(Plan<D>::kThreads, Plan<D>::kBlocks)
     hold(s);
     softmax(first);
 
-    // P V of the turn before ends, then P of tile n takes the place of its operand. This begins a
-    // turn, not ends it: inside one block of code the compiler waits first and does softmax then.
+    // Ends P V of the previous turn, then puts P of tile n in its operand's place. A turn begins
+    // with this instead of ending with it: inside one block of code the compiler would wait first
+    // and compute softmax then.
     auto begin_turn = [&] {
       wgmma_wait<0>();
       hold(out), hold(s);

@@ -17,10 +17,10 @@ namespace {
 
 constexpr int kThreads = 128, kMaxHeadDim = 256, kDG = kMaxHeadDim / 64;  // groups of 64 columns
 
-// Any head size: rows in shared memory are filled up with zeros to whole quads.
+// Rows in shared memory are padded with zeros to whole quads, for any head size.
 __host__ __device__ __forceinline__ int whole_quads(int head_dim) { return (head_dim + 3) / 4 * 4; }
 
-// R x head_dim in shared memory; rows are padded by four floats, against bank conflicts.
+// R x head_dim in shared memory; rows are padded by four floats to avoid bank conflicts.
 template <int R>
 struct PlainTile {
   float* data;
@@ -117,7 +117,7 @@ __device__ __forceinline__ void store_products(const float4 (&sum)[R / 8][kDG], 
   }
 }
 
-// Over the 16 threads (tx) that share rows.
+// Reduces over the 16 threads (tx) that share rows.
 template <class Op>
 __device__ __forceinline__ float reduce_16(float x, Op op) {
 #pragma unroll
@@ -196,7 +196,7 @@ __global__ void __launch_bounds__(kThreads)
   store_products<R>(out, o, q_row, q_col, n_rows, d, factor);
 }
 
-// The block's R keys against all queries of their group; rows of the scores are keys.
+// The block's R keys against all queries of their group; the scores' rows are keys.
 template <class T, int R>
 __global__ void __launch_bounds__(kThreads)
     plain_backward_kv_kernel(const __grid_constant__ AttentionInputs<T> in, Matrix<const T> dout,
@@ -301,7 +301,7 @@ __global__ void __launch_bounds__(kThreads)
   store_products<R>(dq_sum, dq, row0 + tile.begin, col, n_rows, d, scale);
 }
 
-// The kernels that are compiled: F32 with 32 or 16 rows, BF16 with 16.
+// Calls f for the kernel that is compiled: F32 with 32 or 16 rows, BF16 with 16.
 template <class F>
 void dispatch_plain(DType t, int head_dim, F&& f) {
   check(head_dim <= kMaxHeadDim, "cuda attention: head size ", head_dim, " > ", kMaxHeadDim);

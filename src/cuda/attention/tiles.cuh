@@ -7,11 +7,11 @@
 namespace lk {
 
 // Note [Tiles of packed documents]. Documents lie end to end, so tiles of R rows must not cross
-// their ends. No list of tiles is made or uploaded: document i is given the tile slots from
-// offsets[i] / R + i on. That start grows by at least ceil(length / R) from one document to the
-// next (floor(a + b) - floor(a) + 1 >= ceil(b)), so slots never collide; a block finds its document
-// by binary search over the offsets on the device, and the few surplus slots leave at once. total /
-// R + n slots always suffice.
+// their ends. No list of tiles is made or uploaded: the tile slots of document i begin at
+// offsets[i] / R + i. That start grows by at least ceil(length / R) from one document to the next,
+// because floor(a + b) - floor(a) + 1 >= ceil(b), so slots never collide. A block finds its
+// document by binary search over the offsets on the device, and the few surplus slots return at
+// once. There are always enough slots: total / R + n.
 inline i64 tile_slots(i64 total, i64 n_documents, int tile_rows) {
   return total / tile_rows + n_documents;
 }
@@ -22,7 +22,7 @@ struct DocumentTile {
   int length;  // rows of the document
 };
 
-// False: a surplus slot, nothing to do.
+// Returns false for a surplus slot, which has nothing to do.
 __device__ __forceinline__ bool find_tile(const int* offsets, int n_documents, int tile_rows,
                                           int slot, DocumentTile& tile) {
   int low = 0, high = n_documents - 1;
@@ -39,12 +39,12 @@ __device__ __forceinline__ bool find_tile(const int* offsets, int n_documents, i
   return tile.begin < tile.length;
 }
 
-// The inputs of every kernel. Query i of a document sees key j if j <= i + shift, shift = keys -
-// queries, and, with a window, j > i + shift - window.
+// The inputs of every kernel. With shift = keys - queries, query i of a document sees key j if
+// j <= i + shift and, with a window, j > i + shift - window.
 template <class T>
 struct AttentionInputs {
   Matrix<const T> q, k, v;
-  const int *q_offsets, *k_begins, *k_ends;  // of documents; see Segments, KeyRows
+  const int *q_offsets, *k_begins, *k_ends;  // per document; see Segments, KeyRows
   int n_documents;
   int group;  // query heads per key/value head
   int head_dim, window;
@@ -64,7 +64,8 @@ __device__ __forceinline__ KeyRange keys_seen(int first, int last, int shift, in
                                               int n_keys) {
   return {window > 0 ? max(0, first + shift - window + 1) : 0, min(n_keys, last + shift + 1)};
 }
-// The queries [begin, end) that may see some key in [first, last]; no shift: backward has no cache.
+// The queries [begin, end) that may see some key in [first, last]. There is no shift: backward has
+// no cache.
 __device__ __forceinline__ KeyRange queries_seeing(int first, int last, int window, int n_queries) {
   return {first, window > 0 ? static_cast<int>(
                                   min(static_cast<i64>(n_queries), static_cast<i64>(last) + window))
@@ -89,7 +90,7 @@ AttentionInputs<device_t<T>> attention_inputs(const Tensor& q, const Tensor& k, 
           .total_q = q_seg.total()};
 }
 
-// The implementations behind CudaBackend::attention_*; chosen in attention.cu. The wgmma kernels
+// The implementations behind CudaBackend::attention_*, chosen in attention.cu. The wgmma kernels
 // take head sizes 64 and 128 on a GPU of compute capability 9.0.
 struct AttentionForward {
   const Tensor &o, &lse, &q, &k, &v;
@@ -101,9 +102,10 @@ struct AttentionBackward {
   const Tensor &dq, &dk, &dv, &dout, &q, &k, &v, &lse, &delta;
   const AttentionShape& shape;
   const Segments& seg;
-  const Rotation* rotation;  // for wgmma's alone: dq and dk are turned back by it, unless null
+  const Rotation* rotation;  // only for wgmma: dq and dk are rotated back by it, unless null
 };
-// One query a document, every document with keys; else false, with nothing done.
+// For one query per document, where every document has keys; otherwise returns false, with nothing
+// done.
 bool attention_decode(const AttentionForward& a, Backend& backend, cudaStream_t stream);
 void attention_forward_wgmma(const AttentionForward& a, cudaStream_t stream);
 void attention_backward_wgmma(const AttentionBackward& a, cudaStream_t stream);

@@ -1,5 +1,5 @@
-// The CUDA device's kernels for LoRA: thin products through joined projections, and adapters side
-// by side. Methods are defined in the .cu file named beside them.
+// The CUDA device's kernels for LoRA: thin products through joined projections, and many adapters
+// on one model. A comment above each group of methods names the .cu file that defines them.
 #pragma once
 
 #include "cuda/cuda_backend.h"

@@ -26,7 +26,7 @@ struct Documents {
   int count;
 };
 
-// The rows and the factors of a block; false: nothing to do.
+// The rows and the factors of a block; false if there is nothing to do.
 struct Work {
   LoraEntry factors;
   i64 row;
@@ -133,7 +133,7 @@ void CudaLoraKernels::lora_segments(const Tensor& y, const Tensor& x, const Lora
              grid_of(tiles, ceil_div(n, static_cast<i64>(kThreads) * N)), dim3(kThreads), 0,
              backend_.stream(), matrix<T>(y), n, const_matrix<float>(s), d);
     };
-    // Factors are allocations of their own, so aligned; their rows are if the widths are.
+    // Factors have allocations of their own, so they are aligned; their rows are if the widths are.
     packable(kPack, k, x) ? shrink.template operator()<kPack>() : shrink.template operator()<1>();
     packable(kPack, n, y) ? expand.template operator()<kPack>() : expand.template operator()<1>();
   });

@@ -30,7 +30,7 @@ struct ThinGemmArgs {
   bool accumulate, a_packs, b_packs, c_packs;  // packs: rows can be moved 16 bytes at a time
 };
 
-// Fetches valid_rows x valid_cols into the ROWS x COLS tile, the rest zero.
+// Fetches valid_rows x valid_cols into the ROWS x COLS tile and zeroes the rest.
 template <int ROWS, int COLS>
 __device__ __forceinline__ void load_tile(SwizzledTile<COLS> tile, unsigned char* memory,
                                           const __nv_bfloat16* from, i64 ld, int valid_rows,
@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
   }
-  // Each pair of columns is added and rounded in place, by the thread that holds its sum.
+  // Each pair of columns is added and rounded in place by the thread that holds its sum.
 #pragma unroll
   for (int i = 0; i < 2; ++i)
 #pragma unroll

@@ -1,4 +1,4 @@
-// thin.cu's door: products whose inner dimension is a LoRA rank.
+// The entry point of thin.cu: products whose inner dimension is a LoRA rank.
 #pragma once
 
 #include "cuda/cublaslt.h"
@@ -6,7 +6,7 @@
 
 namespace lk {
 
-// False, with nothing done, unless all three are BF16, a is not transposed and K <= 128.
+// Returns false, with nothing done, unless all three are BF16, a is not transposed and K <= 128.
 bool thin_gemm(const Gemm& gemm, const Tensor& c, float alpha, const Tensor& a, const Tensor& b,
                cudaStream_t stream);
 

@@ -1,4 +1,4 @@
-// LoRA's thin products in backward, each wide matrix read once.
+// LoRA's thin products in backward; each wide matrix is read once.
 //
 // Maths      backward_b:  ds = scale dy b   and   db_p = dy[:, p]ᵀ s[:, p]
 //            backward_a:  da_p = ds[:, p]ᵀ x,  x = h * rstd * gain or x itself
@@ -14,10 +14,10 @@
 //            them. Tiles of 64 tokens x 128 columns travel through kStages buffers of shared
 //            memory; from each, eight warps add to 16 columns each of the transposed product (K: 64
 //            tokens), and to a 16 x 8 piece each of ds (K: 128 columns), whose sums stay in
-//            registers for all tokens of the block. NR: sixteens of thin columns.
-//            Then partial sums, F32: of db and da one for each slab of tokens, of ds one for each
-//            slab of columns; a second kernel adds them in slab order. No atomics: same bits every
-//            run. The cut depends on the shape alone.
+//            registers for all tokens of the block. NR: number of 16-column groups of
+//            thin columns. Partial sums are F32: of db and da one for each slab of tokens, of ds
+//            one for each slab of columns; a second kernel adds them in slab order. No atomics:
+//            same bits every run. The cut depends on the shape alone.
 // Bytes      the wide matrix once; partial sums are 32 NR / ROWS of that
 // Limits     those of ThinPlan: ranks in multiples of 8 with one rank <= 32 (b) or all ranks <= 96
 //            (a), and rows that start at 16 bytes; others take the general products
@@ -36,8 +36,8 @@ constexpr std::size_t kSharedBytes = std::size_t{kStages<WITH_DS>} * kTokens* kC
                                      ROWS* ThinTile<NR>::kRowBytes +
                                      (WITH_DS ? 2 * kColumns * ThinTile<NR>::kRowBytes : 0);
 
-// Block (x, y): slab x of columns, slab y of tokens.
-// DROP: with masks, drawn a tile ahead into two buffers of bits.
+// Block (x, y): slab x of columns, slab y of tokens. DROP: the wide matrix is masked, by masks that
+// are drawn one tile ahead into two buffers of bits.
 template <int NR, bool WITH_DS, int ROWS, bool DROP>
 __global__ void __launch_bounds__(kThreads, 2)
     thin_backward_kernel(const __grid_constant__ ThinArgs p,
@@ -61,8 +61,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int n_tiles = static_cast<int>((column1 - column0 + kColumns - 1) / kColumns) * kInner;
   const int thin_valid = static_cast<int>(min(p.thin_columns - part.column, i64{kThin}));
 
-  // Tile i: column tile i / kInner, tokens 64 (i % kInner). With the first of a column tile comes
-  // its part of b.
+  // Fetches tile i: column tile i / kInner, tokens 64 (i % kInner). The first tile of a column tile
+  // also brings the column tile's part of b.
   auto fetch = [&](int i) {
     if (i < n_tiles) {
       const i64 column = column0 + static_cast<i64>(i / kInner) * kColumns;
@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         }
       }
     }
-    copy_async_commit();  // also an empty group: the wait below counts groups
+    copy_async_commit();  // commits even an empty group: the wait below counts groups
   };
 #pragma unroll
   for (int i = 0; i < kStages - 1; ++i) fetch(i);

@@ -1,9 +1,9 @@
-// LoRA's thin products where dropout masks their input: each projection has a mask of its own.
+// LoRA's thin products with dropout on their input: each projection has a mask of its own.
 //
 // Maths      forward:  s_p = scale dropout_p(x) a_pᵀ;  into_x:  dx += sum over p of
 //            dropout_p(ds_p a_p). dA's masks are in thin_backward.cu and thin_swiglu.cu.
 // Shapes     x, dx (T,K) wide, a (S,K), s, ds (T,S) thin; all BF16
-// Why own    as products of their own each projection would write a masked copy of x and read it
+// Why own    with separate products each projection would write a masked copy of x and read it
 //            back, in forward, for dA and for dx; here x is read once and no mask is ever stored.
 // Plan       forward: a block owns 64 tokens and a slab of 128-column tiles. Tiles of x and a go
 //            through kStages buffers; while one is multiplied, the masks of the next are drawn into
@@ -28,7 +28,7 @@ constexpr int kStages = 3, kTileBytes = kTokens * kColumns * 2;
 struct ForwardArgs {
   Matrix<const __nv_bfloat16> x, a;
   Matrix<__nv_bfloat16> s;
-  float* partial;  // (slabs, T, S), null if there is one slab
+  float* partial;  // (slabs, T, S); null if there is one slab
   i64 tokens, columns;
   int thin_columns, tiles_per_slab, n_slabs;
   float scale;
@@ -37,18 +37,19 @@ struct ForwardArgs {
 template <int NR>
 constexpr int kFactorBytes = 16 * NR* kColumns * 2;
 
-// fa where the part's mask keeps it. It is rows [row, row + 16) of a tile, columns 16 step...
+// fa where the part's mask keeps it, zero elsewhere. fa holds rows [row, row + 16) of a tile,
+// columns 16 step...
 __device__ __forceinline__ Fragment4 keep_of_fragment(const Fragment4& fa, MaskTile mask, int part,
                                                       int row, int step) {
   const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-  // Bits 2t and 2t + 1 of both octets come to lie at the top of bytes 0 and 1.
+  // Bits 2t and 2t + 1 of both octets are shifted to the top of bytes 0 and 1.
   const std::uint32_t upper = mask.two_octets(part, row + g, 2 * step) << (6 - 2 * t),
                       lower = mask.two_octets(part, row + g + 8, 2 * step) << (6 - 2 * t);
   return {{fa.r[0] & pair_mask<0>(upper << 1, upper), fa.r[1] & pair_mask<0>(lower << 1, lower),
            fa.r[2] & pair_mask<1>(upper << 1, upper), fa.r[3] & pair_mask<1>(lower << 1, lower)}};
 }
 
-// Block (x, y): slab x of columns, tokens 64 y...
+// Block (x, y): slab x of columns, tokens from 64 y on.
 template <int NR>
 __global__ void __launch_bounds__(kThreads)
     thin_forward_kernel(const __grid_constant__ ForwardArgs p,
@@ -73,7 +74,7 @@ __global__ void __launch_bounds__(kThreads)
       SwizzledTile<kColumns>{at + kTileBytes}.template load_async<16 * NR, kThreads>(
           p.a.at(0, column), p.a.ld, p.thin_columns, valid);
     }
-    copy_async_commit();  // also an empty group: the wait below counts groups
+    copy_async_commit();  // commits even an empty group: the wait below counts groups
   };
   auto mask_of = [&](int i) { return MaskTile{bits + i % 2 * drop.n_parts * MaskTile::kBytes}; };
   auto draw = [&](int i) {
@@ -114,7 +115,7 @@ __global__ void __launch_bounds__(kThreads)
     draw(i + 1);
   }
 
-  // The second half's sums through shared memory, then both together out.
+  // The second half's sums go through shared memory; then both halves are written together.
   copy_async_wait();
   __syncthreads();
   float2* other = reinterpret_cast<float2*>(shared);
@@ -192,7 +193,7 @@ __device__ __forceinline__ void mma_eight(float (&c)[4], std::uint32_t a0, std::
       : "r"(a0), "r"(a1), "r"(b));
 }
 
-// Block (x, y): columns 128 x.., tokens 64 y... Warps: 16 tokens and 64 columns each.
+// Block (x, y): columns from 128 x on, tokens from 64 y on. Each warp: 16 tokens and 64 columns.
 template <int NR>
 __global__ void __launch_bounds__(kThreads)
     thin_into_x_kernel(const __grid_constant__ IntoXArgs p,
@@ -226,7 +227,7 @@ __global__ void __launch_bounds__(kThreads)
     const int step = warp / 4 * (kColumns / 32) + j;  // columns [16 step, 16 step + 16)
     float total[2][4] = {}, sum[2][4] = {};
     int sum_of = -1;
-    auto take_over = [&] {  // the finished part's sum, where its mask keeps it
+    auto take_over = [&] {  // adds the finished part's sum where its mask keeps it
       if (sum_of < 0) return;
       const std::uint32_t bits[2] = {mask.two_octets(sum_of, row + g, 2 * step) >> 2 * t,
                                      mask.two_octets(sum_of, row + g + 8, 2 * step) >> 2 * t};

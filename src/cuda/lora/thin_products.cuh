@@ -1,4 +1,4 @@
-// What the kernels of LoRA's thin products share: thin_backward.cu says how they work.
+// What the kernels of LoRA's thin products share; thin_backward.cu explains how they work.
 #pragma once
 
 #include <vector>
@@ -18,8 +18,8 @@ inline constexpr int kColumns = ThinPlan::kColumns, kMostParts = ThinPlan::kMost
 struct ThinArgs {
   struct Part {
     i64 begin, end;  // columns of the wide matrix
-    int column;      // of the thin one
-    int first_slab;  // of columns
+    int column;      // first column in the thin one
+    int first_slab;  // number of its first slab of columns
     float* dw;       // (end - begin, rank), or its transpose
     i64 dw_ld;
     int rank;
@@ -27,7 +27,7 @@ struct ThinArgs {
   };
   Matrix<const __nv_bfloat16> wide, thin, b;
   const float* row_scale;     // rstd, or null
-  const __nv_bfloat16* gain;  // with it
+  const __nv_bfloat16* gain;  // null without row_scale
   Matrix<__nv_bfloat16> ds;
   float *partial_dw, *partial_ds;
   i64 tokens, columns;  // T; N or K
@@ -48,11 +48,11 @@ struct ThinArgs {
   }
 };
 
-// Masks of the wide matrix, one for each part.
+// Masks of the wide matrix: one for each part.
 struct ThinDropout : DropoutArgs<kMostParts> {
   int n_parts;
   float keep_scale;                                    // 1 / (1 - p)
-  signed char part_of_eight[ThinPlan::kMostThin / 8];  // thin columns 8 i..: whose, or -1
+  signed char part_of_eight[ThinPlan::kMostThin / 8];  // the part of thin columns 8 i.., or -1
 };
 
 inline ThinDropout thin_dropout(const InputDropout& drop, i64 columns,
@@ -72,7 +72,8 @@ inline ThinDropout thin_dropout(const InputDropout& drop, i64 columns,
   return d;
 }
 
-// Rows of 16 NR thin columns, one 16-byte chunk apart, so that eight rows lie in different banks.
+// Rows of 16 NR thin columns, padded by one 16-byte chunk so that eight rows lie in different
+// banks.
 template <int NR>
 struct ThinTile {
   static constexpr int kChunks = 2 * NR, kRowBytes = 16 * (kChunks + 1);
@@ -87,8 +88,8 @@ struct ThinTile {
   }
 };
 
-// The A fragment of tileᵀ: its rows are columns [16 step, 16 step + 16), its K rows [row, row +
-// 16).
+// The A fragment of tileᵀ: its rows are the tile's columns [16 step, 16 step + 16), its K the
+// tile's rows [row, row + 16).
 template <int COLS>
 __device__ __forceinline__ Fragment4 fragment_a_of_transpose(SwizzledTile<COLS> tile, int row,
                                                              int step) {
@@ -96,7 +97,8 @@ __device__ __forceinline__ Fragment4 fragment_a_of_transpose(SwizzledTile<COLS> 
   return load_matrix_x4_transposed(tile.at(row, step, lane / 16 * 8 + lane % 8, lane / 8 % 2));
 }
 
-// Rows [row0, row0 + ROWS) of the thin matrix from `column` on, times row_scale; zeros outside.
+// Loads rows [row0, row0 + ROWS) of the thin matrix from `column` on, times row_scale; zeros
+// outside.
 template <int NR, int ROWS>
 __device__ __forceinline__ void load_thin(ThinTile<NR> tile, unsigned char* memory,
                                           const ThinArgs& p, i64 row0, int column) {
@@ -116,7 +118,8 @@ __device__ __forceinline__ void load_thin(ThinTile<NR> tile, unsigned char* memo
   }
 }
 
-// dw (columns 16 warp.., thin) += tileᵀ thin, the tile's tokens being rows [row, row + 64) of thin.
+// dw (columns 16 warp.., thin) += tileᵀ thin, where the tile's tokens are rows [row, row + 64) of
+// thin.
 template <int NR>
 __device__ __forceinline__ void multiply_into_dw(float (&dw)[2 * NR][4],
                                                  SwizzledTile<kColumns> tile, ThinTile<NR> thin,
@@ -133,7 +136,7 @@ __device__ __forceinline__ void multiply_into_dw(float (&dw)[2 * NR][4],
   }
 }
 
-// The same where each part has a mask of its own over the tile.
+// dw += tileᵀ thin, where each part has a mask of its own over the tile.
 template <int NR>
 __device__ __forceinline__ void multiply_masked_into_dw(float (&dw)[2 * NR][4],
                                                         SwizzledTile<kColumns> tile,
@@ -154,7 +157,7 @@ __device__ __forceinline__ void multiply_masked_into_dw(float (&dw)[2 * NR][4],
         if (part < 0) continue;
         if (part != kept_of) {
           const int token = 16 * step + 2 * t;
-          // Bits g and g + 8 of a token come to lie at the top of bytes 0 and 1.
+          // Bits g and g + 8 of a token are shifted to the top of bytes 0 and 1.
           std::uint32_t bits[4];
 #pragma unroll
           for (int k = 0; k < 4; ++k)
@@ -171,8 +174,8 @@ __device__ __forceinline__ void multiply_masked_into_dw(float (&dw)[2 * NR][4],
   }
 }
 
-// The sums of the column tile at `column`, complete for these tokens, go to the block's slab, and
-// start again from zero.
+// Stores the sums of the column tile at `column`, complete for these tokens, to the block's slab
+// and resets them to zero.
 template <int NR>
 __device__ __forceinline__ void store_partial_dw(const ThinArgs& p, float (&dw)[2 * NR][4],
                                                  i64 column, i64 column_end) {
@@ -189,8 +192,8 @@ __device__ __forceinline__ void store_partial_dw(const ThinArgs& p, float (&dw)[
     }
 }
 
-// Adds the partial sums, in order: of dw for every column of the wide matrix and every thin column
-// of its part, then (from `dw_blocks` on) of ds for every token and thin column.
+// Adds the partial sums in order: those of dw for every column of the wide matrix and every thin
+// column of its part, then (from block `dw_blocks` on) those of ds for every token and thin column.
 template <int NR, bool TRANSPOSED>
 __global__ void __launch_bounds__(kThreads)
     thin_add_kernel(const __grid_constant__ ThinArgs p, i64 dw_blocks) {
@@ -205,7 +208,7 @@ __global__ void __launch_bounds__(kThreads)
       sum += p.partial_dw[(z * p.columns + column) * kThin + thin];
     if (p.gain) sum *= to_float(p.gain[column]);
     sum *= p.dw_scale;
-    if constexpr (TRANSPOSED) {  // every part has all columns
+    if constexpr (TRANSPOSED) {  // every part spans all columns
       for (int q = 0; q < p.n_parts; ++q) {
         const ThinArgs::Part& part = p.parts[q];
         int r = thin - part.column;
@@ -261,12 +264,12 @@ inline ThinArgs thin_arguments(const Tensor& wide, const Tensor& thin,
   return p;
 }
 
-// The partial sums' memory; it may go when all is submitted.
+// Memory of the partial sums; it may be freed once all work is submitted.
 struct ThinScratch {
   Tensor dw, ds;
 };
 
-// Takes the plan's cut over into the arguments and allocates its scratch.
+// Copies the plan's cut into the arguments and allocates its scratch.
 inline ThinScratch use_cut(ThinArgs& p, const ThinCut& cut, CudaBackend& backend) {
   p.n_row_slabs = cut.row_slabs;
   p.n_column_slabs = cut.column_slabs;
@@ -277,7 +280,7 @@ inline ThinScratch use_cut(ThinArgs& p, const ThinCut& cut, CudaBackend& backend
   if (cut.partial_s) {
     scratch.ds = backend.empty(Tag::Workspace, DType::F32, *cut.partial_s);
     p.partial_ds = scratch.ds.data<float>();
-    int slabs = 0;  // parts with columns of their own follow each other
+    int slabs = 0;  // parts with columns of their own lie one after the other
     for (int q = 0; q < p.n_parts; ++q) {
       ThinArgs::Part& part = p.parts[q];
       part.first_slab = slabs;
@@ -288,7 +291,8 @@ inline ThinScratch use_cut(ThinArgs& p, const ThinCut& cut, CudaBackend& backend
   return scratch;
 }
 
-// As the main kernel sees parts that all have all columns of the wide matrix.
+// The arguments as the main kernel sees them where every part spans all columns of the wide matrix:
+// a single part.
 inline ThinArgs over_all_thin_columns(ThinArgs p) {
   p.n_parts = 1;
   p.parts[0].begin = 0, p.parts[0].end = p.columns, p.parts[0].column = 0;
@@ -296,7 +300,7 @@ inline ThinArgs over_all_thin_columns(ThinArgs p) {
   return p;
 }
 
-// Calls go<NR> with the sixteens of thin columns of the planned kernel.
+// Calls go<NR> with NR, the planned kernel's number of 16-column groups of thin columns.
 template <class Go>
 void with_sixteens(int sixteens, Go&& go) {
   switch (sixteens) {

@@ -1,13 +1,13 @@
-// SwiGLU's backward that meets LoRA's ds on its way: y = silu(gate) * up, made again, is multiplied
-// where it is made and never stored.
+// SwiGLU's backward combined with LoRA's da: y = silu(gate) * up is recomputed, multiplied where it
+// is computed, and never stored.
 //
-// Maths      dgate, dup as swiglu.cu;  da_p = ds[:, p]ᵀ y
+// Maths      dgate, dup as in gated.cu;  da_p = ds[:, p]ᵀ y
 // Shapes     dy, gate, up, dgate, dup (T,F) BF16; ds (T,S) BF16; da (rank,F) F32
 // Plan       as thin_backward.cu: a block owns ROWS tokens and some tiles of 128 columns. Its
 //            threads make 64 x 128 of y at a time, in one of two buffers of shared memory, while
-//            warps that are ahead multiply the tile before. Loads of one block run beside the
+//            warps that are ahead multiply the tile before. Loads of one block overlap with the
 //            products of the two others on a multiprocessor.
-// Bytes      3 in, 2 out: a third less than swiglu.cu and thin_backward.cu one after the other
+// Bytes      3 in, 2 out: a third less than gated.cu and thin_backward.cu one after the other
 // Numbers    y is rounded to BF16 before it is multiplied, as if it had been stored
 #include "cuda/gated.cuh"
 #include "cuda/lora/thin_products.cuh"
@@ -27,7 +27,7 @@ struct SwigluTensors {
 template <int NR, int ROWS>
 constexpr std::size_t kSharedBytes = 2 * kTileBytes + ROWS* ThinTile<NR>::kRowBytes;
 
-// DROP: da's y is masked, the gradients are not.
+// DROP: masks the y of da, but not the gradients.
 template <int NR, int ROWS, bool DROP>
 __global__ void __launch_bounds__(kThreads, NR == 1 ? 3 : 2)
     thin_swiglu_kernel(const __grid_constant__ ThinArgs p, const __grid_constant__ SwigluTensors m,
@@ -74,7 +74,8 @@ __global__ void __launch_bounds__(kThreads, NR == 1 ? 3 : 2)
         store_pack<8>(
             reinterpret_cast<__nv_bfloat16*>(tile_memory + (tile.at(row, chunk) - tile.base)), d);
       }
-      // The tile is made; who is ahead writes the other one, which all have left.
+      // The tile is complete. Warps that are ahead write the other buffer, which all warps have
+      // left.
       __syncthreads();
       multiply_into_dw<NR>(dw, tile, thin, inner * kTokens);
     }
