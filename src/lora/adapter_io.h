@@ -32,7 +32,7 @@ struct AdapterFile {
 // out. Throws InputError naming file and key for what can't be obeyed, for shapes that are not
 // those of the config's ranks, for an A without its B, and for tensors that are neither.
 AdapterFile open_adapter(const std::string& folder);
-// "rank 4 in 8 modules; the config leaves out 2 of the file": for messages.
+// What the adapter is, in one line for messages: "rank 4, alpha 8, 14 modules".
 std::string summary(const AdapterFile& file);
 
 // A and B of one module, for whoever needs no model: y += scale * B (A x).

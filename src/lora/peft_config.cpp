@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <set>
 
 #include "io/input_file.h"
 #include "io/json.h"
@@ -31,38 +30,40 @@ bool given(const Json& config, const char* key) {
 }
 
 // What PeftConfig obeys.
-const std::set<std::string> kObeyed = {
-    "alpha_pattern",
-    "base_model_name_or_path",
-    "bias",
-    "exclude_modules",
-    "init_lora_weights",
-    "layers_pattern",
-    "lora_alpha",
-    "layers_to_transform",
-    "lora_dropout",
-    "modules_to_save",
-    "lorikeet_base_sha256",
-    "peft_type",
-    "r",
-    "rank_pattern",
-    "target_modules",
-    "use_rslora",
-};
+constexpr std::string_view kObeyed[] = {"alpha_pattern",
+                                        "base_model_name_or_path",
+                                        "bias",
+                                        "exclude_modules",
+                                        "init_lora_weights",
+                                        "layers_pattern",
+                                        "layers_to_transform",
+                                        "lora_alpha",
+                                        "lora_dropout",
+                                        "lorikeet_base_sha256",
+                                        "modules_to_save",
+                                        "peft_type",
+                                        "r",
+                                        "rank_pattern",
+                                        "target_modules",
+                                        "use_rslora"};
 
 // What changes nothing that is computed. fan_in_fan_out says how the base's file stores its
 // matrices, and A and B are (R,in) and (out,R) either way; the *_config keys say how A and B were
-// initialised; megatron_core and qalora_group_size mean something beside keys that are refused;
-// ensure_weight_tying ties what is trained of an embedding, and such adapters are refused.
-const std::set<std::string> kHarmless = {
+// initialised; megatron_core and qalora_group_size mean something only beside keys that are
+// refused; ensure_weight_tying ties what is trained of an embedding, and nothing of it may be.
+constexpr std::string_view kHarmless[] = {
     "auto_mapping",      "corda_config", "ensure_weight_tying", "eva_config",    "fan_in_fan_out",
     "inference_mode",    "loftq_config", "lora_ga_config",      "megatron_core", "peft_version",
-    "qalora_group_size", "revision",     "runtime_config",      "task_type",
-};
+    "qalora_group_size", "revision",     "runtime_config",      "task_type"};
+
+template <std::size_t N>
+bool lists(const std::string_view (&keys)[N], const std::string& key) {
+  return std::find(std::begin(keys), std::end(keys), key) != std::end(keys);
+}
 
 void refuse_unknown(const Json& config, const std::string& where) {
   for (const auto& [key, value] : config.items()) {
-    if (kObeyed.count(key) || kHarmless.count(key) || is_off(value)) continue;
+    if (lists(kObeyed, key) || lists(kHarmless, key) || is_off(value)) continue;
     const std::string name = printable(key), plain = name.substr(1, name.size() - 2);
     refuse(where, plain, " = ", printable(value.dump()),
            " is not supported: only plain LoRA matrices are");
