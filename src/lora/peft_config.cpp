@@ -73,8 +73,8 @@ void refuse_unknown(const Json& config, const std::string& where) {
 }
 
 // A and B are in the file whatever they were initialised with. But some initialisations also take
-// B A away from the base, each time the adapter is loaded, so that without the same decomposition
-// of the same base the file says nothing.
+// s B A away from the base's matrices, and A and B were trained on what is left: beside the
+// unchanged base they mean something else.
 void check_init(const Json& config, const std::string& where) {
   if (!config.contains("init_lora_weights")) return;
   const Json& value = config["init_lora_weights"];
@@ -94,8 +94,8 @@ void check_init(const Json& config, const std::string& where) {
       init == "lora_ga")
     refuse(
         where, "init_lora_weights = ", printable(value.get<std::string>()),
-        ": the adapter changes the base on loading, so it is not a plain LoRA adapter. Convert it "
-        "in PEFT: model.save_pretrained(FOLDER, "
+        ": this initialisation changes the base's matrices, so the file alone is not a plain LoRA "
+        "adapter. Convert it in PEFT: model.save_pretrained(FOLDER, "
         "path_initial_model_for_weight_conversion=INITIAL_ADAPTER)");
   refuse(where, "init_lora_weights = ", printable(value.get<std::string>()), " is not known");
 }
