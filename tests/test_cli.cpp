@@ -530,8 +530,8 @@ TEST_CASE("training goes on from an adapter with alphas of single modules, and k
   CHECK(config["lora_alpha"] == 16);
   CHECK(read_file(f / "run/README.md", 1 << 20).find("other ranks and alphas") !=
         std::string::npos);
-  CHECK(run("evaluate --device cpu --model " + kModel + " --adapter " + (f / "run") + " --data " +
-            (f / "rows.jsonl"))
+  CHECK(run("evaluate --device cpu --seq-len 64 --model " + kModel + " --adapter " + (f / "run") +
+            " --data " + (f / "rows.jsonl"))
             .status == 0);
   // Without them it is another run.
   const std::string plain = edited_adapter(f, "plain", "alpha_pattern", Json::object());
