@@ -95,9 +95,8 @@ TEST_CASE("configurations that change the mathematics are refused by key") {
   const Case cases[] = {
       {"use_dora", true},
       {"rank_pattern", {{"q_proj", 2}}},
-      {"alpha_pattern", {{"q_proj", 2}}},
       {"modules_to_save", {"lm_head"}},
-      {"layers_to_transform", {0}},
+      {"layers_to_transform", {7}},
       {"bias", "all"},
       {"lora_bias", true},
       {"trainable_token_indices", {1}},
@@ -195,4 +194,163 @@ TEST_CASE("a non-finite adapter is never written") {
   s.backend->fill(s.adapter.layers()[0]->a().value(), std::nan(""));
   CHECK_THROWS_AS(save_adapter(s.folder, s.adapter, "tiny", ""), NonFiniteError);
   CHECK_NOTHROW(s.load());  // the old one is intact
+}
+
+namespace {
+
+// One adapter for all tests below: q and v of two layers, rank 4 and alpha 8, with exceptions.
+LoraConfig with_exceptions() {
+  LoraConfig config = tiny_lora({"q_proj", "v_proj"});
+  config.exceptions = {{"model.layers.0.self_attn.v_proj", {2, 8}},
+                       {"model.layers.1.self_attn.v_proj", {2, 8}},
+                       {"model.layers.1.self_attn.q_proj", {4, 32}}};
+  return config;
+}
+
+std::vector<float> logits_of(Transformer& model) {
+  const std::vector<std::int32_t> ids = {3, 14, 15, 9, 26, 5, 35, 8, 58};
+  return to_host<float>(model.logits(make_prompt(model.backend(), ids, 0)));
+}
+
+// Logits of a fresh tiny model with the adapter in `folder` on it.
+std::vector<float> logits_with(const std::string& folder) {
+  auto backend = make_cpu_backend();
+  auto model = tiny_transformer(*backend, DType::F32);
+  const AdapterFile file = open_adapter(folder);
+  auto adapter = attach_adapter(*model, file, file.config, false);
+  return logits_of(*model);
+}
+
+}  // namespace
+
+TEST_CASE("ranks and alphas of single modules survive the round trip in PEFT's patterns") {
+  ScratchFolder scratch;
+  auto backend = make_cpu_backend();
+  auto model = tiny_transformer(*backend, DType::F32);
+  Adapter adapter(*model, with_exceptions());
+  randomize_b(adapter, 4);
+  save_adapter(scratch.path(), adapter, "tiny", "");
+  const Json config = read_json(scratch.file("adapter_config.json"));
+  CHECK(config["r"] == 4);
+  CHECK(config["lora_alpha"] == 8);
+  CHECK(config["rank_pattern"] == Json({{"v_proj", 2}}));  // shared by all of that name
+  CHECK(config["alpha_pattern"] == Json({{"model.layers.1.self_attn.q_proj", 32}}));
+  CHECK(config["use_rslora"] == false);
+  const AdapterFile file = open_adapter(scratch.path());
+  CHECK(file.config.exceptions == with_exceptions().exceptions);
+  CHECK(logits_with(scratch.path()) == logits_of(*model));
+}
+
+TEST_CASE("rsLoRA is kept in the file, with each module's own rank under the root") {
+  ScratchFolder scratch;
+  auto backend = make_cpu_backend();
+  auto model = tiny_transformer(*backend, DType::F32);
+  LoraConfig config = with_exceptions();
+  config.shape.rslora = true;
+  Adapter adapter(*model, config);
+  CHECK(adapter.layers()[0]->shape().scale() == 8.0 / 2.0);
+  CHECK(adapter.layers()[1]->shape().scale() == doctest::Approx(8.0 / std::sqrt(2.0)));
+  randomize_b(adapter, 4);
+  save_adapter(scratch.path(), adapter, "tiny", "");
+  CHECK(read_json(scratch.file("adapter_config.json"))["use_rslora"] == true);
+  CHECK(logits_with(scratch.path()) == logits_of(*model));
+}
+
+// A factor of 8 on B is exact, as alpha's is.
+TEST_CASE("an alpha of its own does what the same factor on B does") {
+  Saved s;
+  Json config = s.config();
+  config["alpha_pattern"] = {{"v_proj", 64}};
+  s.set_config(config);
+  const std::vector<float> by_alpha = logits_with(s.folder);
+  config.erase("alpha_pattern");
+  s.set_config(config);
+  CHECK(logits_with(s.folder) != by_alpha);
+  std::vector<SafetensorsEntry> tensors = s.tensors();
+  for (SafetensorsEntry& t : tensors)
+    if (t.name.find("v_proj.lora_B") != t.name.npos)
+      for (float& v : t.values) v *= 8;
+  s.set_tensors(tensors);
+  CHECK(logits_with(s.folder) == by_alpha);
+}
+
+TEST_CASE("matrices of modules that the config does not select are left out, as in PEFT") {
+  Saved s;
+  const Json good = s.config();
+  auto drop = [&](const char* part) {
+    std::vector<SafetensorsEntry> kept;
+    for (const SafetensorsEntry& t : s.tensors())
+      if (t.name.find(part) == t.name.npos) kept.push_back(t);
+    ScratchFolder other;
+    write_safetensors(other.file("adapter_model.safetensors"), kept, {{"format", "pt"}});
+    write_file_durably(other.file("adapter_config.json"), good.dump());
+    return logits_with(other.path());
+  };
+  auto with = [&](const char* key, const Json& value) {
+    Json config = good;
+    config[key] = value;
+    s.set_config(config);
+    return logits_with(s.folder);
+  };
+  const std::vector<float> no_layer0 = drop("layers.0."), no_v = drop("v_proj");
+  CHECK(no_layer0 != no_v);
+  CHECK(with("layers_to_transform", {1}) == no_layer0);
+  CHECK(with("exclude_modules", {"v_proj"}) == no_v);
+  CHECK(with("target_modules", R"(model\.layers\.\d+\.self_attn\.q_proj)") == no_v);
+  CHECK(open_adapter(s.folder).unselected.size() == 2);
+  s.set_config(good);
+  CHECK(open_adapter(s.folder).unselected.empty());
+  Json none = good;
+  none["target_modules"] = {"k_proj"};
+  s.set_config(none);
+  CHECK_THROWS_WITH_AS(s.load(), doctest::Contains("target_modules"), InputError);
+}
+
+TEST_CASE("a rank above the matrix's width is read, used and written again") {
+  ScratchFolder scratch;
+  auto backend = make_cpu_backend();
+  auto model = tiny_transformer(*backend, DType::F32);
+  LoraConfig config = tiny_lora({"v_proj"});
+  config.shape = {40, 40, 0};  // v_proj is (16, 24)
+  CHECK_THROWS_AS(Adapter(*model, config), UsageError);
+  config.wide_ranks = true;
+  Adapter adapter(*model, config);
+  randomize_b(adapter, 4);
+  save_adapter(scratch.path(), adapter, "tiny", "");
+  CHECK(logits_with(scratch.path()) == logits_of(*model));
+}
+
+TEST_CASE("an embedding or head in the file must be the base's own") {
+  Saved s;
+  const auto good = s.tensors();
+  auto with_weight = [&](const std::string& name, const Weight& weight, float change) {
+    SafetensorsEntry entry{"base_model.model." + name, weight.shape(),
+                           to_host<float>(weight.values())};
+    entry.values.back() += change;
+    auto all = good;
+    all.push_back(entry);
+    s.set_tensors(all);
+  };
+  const ModelWeights& w = s.model->weights();
+  with_weight("lm_head.weight", w.head, 0);
+  CHECK_NOTHROW(s.load());
+  with_weight("model.embed_tokens.weight", w.embedding, 0);
+  CHECK_NOTHROW(s.load());
+  Json config = s.config();
+  config["modules_to_save"] = {"embed_tokens"};
+  s.set_config(config);
+  CHECK_NOTHROW(s.load());
+  config["modules_to_save"] = {"lm_head"};
+  s.set_config(config);
+  CHECK_THROWS_WITH_AS(s.load(), doctest::Contains("modules_to_save: lm_head"), InputError);
+  config["modules_to_save"] = nullptr;
+  s.set_config(config);
+  with_weight("lm_head.weight", w.head, 0.5f);
+  CHECK_THROWS_WITH_AS(s.load(), doctest::Contains("lm_head.weight"), InputError);
+  with_weight("model.norm.weight", w.final_norm, 0);
+  CHECK_THROWS_WITH_AS(s.load(), doctest::Contains("model.norm.weight"), InputError);
+  auto resized = good;
+  resized.push_back({"base_model.model.lm_head.weight", {3, 24}, std::vector<float>(72)});
+  s.set_tensors(resized);
+  CHECK_THROWS_WITH_AS(s.load(), doctest::Contains("has shape"), InputError);
 }

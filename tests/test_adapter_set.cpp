@@ -36,6 +36,10 @@ std::string write_adapter(const Folder& f, const std::string& name, std::int64_t
   config.shape = {rank, 2.0 * static_cast<double>(rank), 0};
   config.targets = std::move(targets);
   config.seed = seed;
+  if (name == "mlp")  // some of its modules have a rank and alpha of their own
+    model->visit_sites([&](const std::string& path, std::size_t, Site, auto&) {
+      if (path.ends_with("down_proj") || path.ends_with("c_fc")) config.exceptions[path] = {3, 20};
+    });
   Adapter adapter(*model, config);
   randomize_b(adapter, seed, scale);
   const std::string folder = (f.path / name).string();

@@ -484,3 +484,59 @@ TEST_CASE("merge and export: one JSON object on stdout, and exit codes that say 
   CHECK(run("export" + common + (f / "a.bin")).status == 2);
   CHECK(run("export" + common + (f / "a.gguf")).status == 2);
 }
+
+namespace {
+
+// A copy of a golden adapter with one key of its config changed.
+std::string edited_adapter(const Folder& f, const std::string& name, const std::string& key,
+                           const Json& value) {
+  const std::string folder = f / name;
+  stdfs::copy(std::string(LK_TEST_DATA) + "/golden/peft/all_linear.after", folder);
+  Json config = read_json(folder + "/adapter_config.json");
+  config[key] = value;
+  std::ofstream(folder + "/adapter_config.json") << config.dump();
+  return folder;
+}
+
+}  // namespace
+
+TEST_CASE("every program refuses an adapter that changes its base, naming the key") {
+  Folder f;
+  const std::string adapter = edited_adapter(f, "pissa", "init_lora_weights", "pissa");
+  const std::string model = " --model " + kModel, with = " --adapter " + adapter;
+  for (const std::string& arguments :
+       {"generate --device cpu" + model + with + " --prompt x",
+        "generate --device cpu" + model + " --adapter a=" + adapter + " --prompt x",
+        "evaluate --device cpu" + model + with + " --data " + (f / "rows.jsonl"),
+        "merge" + model + with + " --out " + (f / "merged"),
+        "export" + model + with + " --out " + (f / "a.gguf"),
+        train(f, "--steps 1 --init-adapter " + adapter + " --out " + (f / "run"))}) {
+    CAPTURE(arguments);
+    const Result r = run(arguments);
+    CHECK(r.status == 3);
+    CHECK(r.out.find("adapter_config.json: init_lora_weights") != std::string::npos);
+    CHECK(r.out.find("path_initial_model_for_weight_conversion") != std::string::npos);
+  }
+}
+
+TEST_CASE("training goes on from an adapter with alphas of single modules, and keeps them") {
+  Folder f;
+  const Json pattern = {{"q_proj", 64}};
+  const std::string adapter = edited_adapter(f, "start", "alpha_pattern", pattern);
+  const std::string flags = "--seq-len 64 --lr 1e-3 --save-every 2 --init-adapter ";
+  REQUIRE(run(train(f, flags + adapter + " --steps 4 --out " + (f / "run"))).status == 0);
+  const Json config = read_json(f / "run/adapter_config.json");
+  CHECK(config["alpha_pattern"] == pattern);
+  CHECK(config["lora_alpha"] == 16);
+  CHECK(read_file(f / "run/README.md", 1 << 20).find("other ranks and alphas") !=
+        std::string::npos);
+  CHECK(run("evaluate --device cpu --seq-len 64 --model " + kModel + " --adapter " + (f / "run") +
+            " --data " + (f / "rows.jsonl"))
+            .status == 0);
+  // Without them it is another run.
+  const std::string plain = edited_adapter(f, "plain", "alpha_pattern", Json::object());
+  const std::string again = " --steps 4 --resume --out " + (f / "run");
+  const Result r = run(train(f, flags + plain + again));
+  CHECK(r.status == 2);
+  CHECK(r.out.find("--resume: exceptions") != std::string::npos);
+}

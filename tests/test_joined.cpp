@@ -59,6 +59,27 @@ LoraConfig with_dropout(LoraConfig config) {
 
 }  // namespace
 
+TEST_CASE("projections that share a matrix may differ in rank, not in scale") {
+  LoraConfig ranks = rank8({"all-linear"}), scales = ranks;
+  ranks.exceptions = {{"model.layers.0.self_attn.v_proj", {4, 8}},
+                      {"model.layers.1.mlp.up_proj", {16, 32}}};
+  LoraConfig wide = ranks;  // wider than the matrices are
+  wide.shape = {40, 80, 0};
+  wide.wide_ranks = true;
+  const auto rows = random_rows({9, 14, 4}, 3);
+  for (const LoraConfig& config : {ranks, wide, with_dropout(ranks)}) {
+    const auto want = JoinedSubject(DType::F64, config, false).loss_and_gradients(rows);
+    const auto have = JoinedSubject(DType::F64, config, true).loss_and_gradients(rows);
+    REQUIRE(have.size() == want.size());
+    for (std::size_t i = 0; i < want.size(); ++i)
+      check_close(have[i], want[i], 1e-11, {1e-13}, concat("gradient ", i));
+  }
+  scales.exceptions = {{"model.layers.1.self_attn.v_proj", {8, 64}}};
+  JoinedSubject s(DType::F64, scales, false);
+  CHECK(!join_projections(*s.model, *s.adapter));
+  CHECK_NOTHROW(s.loss_and_gradients(rows));
+}
+
 TEST_CASE("joined projections give the plain model's loss and gradients, F64") {
   const std::vector<Row> rows = random_rows({9, 17, 1, 30}, 5);
   for (const LoraConfig& config :

@@ -442,3 +442,76 @@ TEST_CASE(
   CHECK_THROWS_AS(export_gguf_adapter(kBase, kAdapter, out), UsageError);  // it is there
   CHECK(scratch.names().size() == 2);
 }
+
+TEST_CASE("a GGUF adapter says alphas of single modules by factors on their B") {
+  ScratchFolder scratch;
+  const std::string folder =
+      changed_adapter(scratch, "alpha_pattern", {{"q_proj", 64}, {"layers.0.mlp.up_proj", 5}});
+  const GgufAdapter written = export_gguf_adapter(kBase, folder, scratch.file("a.gguf"));
+  CHECK(written.alpha == 16);
+  const GgufFile file(scratch.file("a.gguf"));
+  CHECK(file.get_float("adapter.lora.alpha") == 16);
+  const AdapterFile plain = open_adapter(kAdapter);
+  auto check_factor = [&](const std::string& module, const std::string& tensor, double factor) {
+    const Shape shape = file.shape(tensor + ".lora_b");
+    const HostFactors f = read_factors(plain, module, shape[0], file.shape(tensor + ".lora_a")[1]);
+    std::vector<float> b(f.b.size()), want;
+    file.read_rows(tensor + ".lora_b", 0, shape[0], b.data());
+    for (float v : f.b) want.push_back(static_cast<float>(v * factor));
+    if (tensor.find("attn_q") != tensor.npos) {  // its rows are in another order
+      std::sort(b.begin(), b.end());
+      std::sort(want.begin(), want.end());
+    }
+    CHECK(b == want);
+  };
+  check_factor("model.layers.0.self_attn.q_proj", "blk.0.attn_q.weight", 4);
+  check_factor("model.layers.0.mlp.up_proj", "blk.0.ffn_up.weight", 5.0 / 16);
+  check_factor("model.layers.1.mlp.up_proj", "blk.1.ffn_up.weight", 1);
+}
+
+TEST_CASE("merging scales each module by its own alpha, and its logits are those of the adapter") {
+  ScratchFolder scratch;
+  const std::string folder = changed_adapter(scratch, "alpha_pattern", {{"q_proj", 48}});
+  for (const std::vector<WeightedAdapter>& adapters :
+       {std::vector<WeightedAdapter>{{folder, 1}},
+        std::vector<WeightedAdapter>{{folder, 0.5}, {kAdapter, 0.25}}}) {
+    MergeSettings s;
+    s.model = kBase;
+    s.adapters = adapters;
+    s.type = "f32";
+    s.out = scratch.file(concat("merged", adapters.size()));
+    merge(s, quiet);  // throws if the logits differ
+    const ModelFile merged(s.out);
+    for (const char* module : {"model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj"})
+      check_merged(values_of(merged, std::string(module) + ".weight"), merged_f64(module, adapters),
+                   1);
+  }
+}
+
+TEST_CASE("a trained head beside the matrices is refused by merge and export") {
+  ScratchFolder scratch;
+  const std::string folder = changed_adapter(scratch, "inference_mode", true);
+  const SafetensorsFile file(kAdapter + "/adapter_model.safetensors");
+  std::vector<SafetensorsEntry> tensors;
+  for (const std::string& name : file.names())
+    tensors.push_back({name, file.shape(name), read_all(file, name)});
+  const ModelFile base(kBase);
+  SafetensorsEntry head{"base_model.model.model.embed_tokens.weight", base.slots()[0].shape,
+                        values_of(base, "model.embed_tokens.weight")};
+  auto write = [&] {
+    std::vector<SafetensorsEntry> all = tensors;
+    all.push_back(head);
+    write_safetensors(folder + "/adapter_model.safetensors", all, {{"format", "pt"}});
+  };
+  write();
+  CHECK_NOTHROW(export_gguf_adapter(kBase, folder, scratch.file("same.gguf")));
+  head.values[5] += 1;
+  write();
+  MergeSettings s;
+  s.model = kBase;
+  s.adapters = {{folder, 1}};
+  s.out = scratch.file("merged");
+  CHECK_THROWS_WITH_AS(merge(s, quiet), doctest::Contains("embed_tokens.weight"), InputError);
+  CHECK_THROWS_WITH_AS(export_gguf_adapter(kBase, folder, scratch.file("b.gguf")),
+                       doctest::Contains("embed_tokens.weight"), InputError);
+}

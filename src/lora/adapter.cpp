@@ -21,6 +21,15 @@ std::vector<std::string> default_targets(const ModelConfig& config) {
   return names;
 }
 
+LoraShape LoraConfig::shape_of(const std::string& path) const {
+  LoraShape own = shape;
+  if (auto found = exceptions.find(path); found != exceptions.end()) {
+    own.rank = found->second.rank;
+    own.alpha = found->second.alpha;
+  }
+  return own;
+}
+
 Adapter::Adapter(Transformer& model, const LoraConfig& config) : model_(model), config_(config) {
   if (config_.targets.empty()) config_.targets = default_targets(model.config());
   const std::vector<std::string>& targets = config_.targets;
@@ -36,25 +45,26 @@ Adapter::Adapter(Transformer& model, const LoraConfig& config) : model_(model), 
   std::vector<Chosen> chosen;
   std::vector<std::string> names;  // what there is, for the message
   // First choose and check everything, then change the model: a refused target leaves it as it was.
-  model.visit_sites([&](const std::string& path, std::size_t, Site,
-                        std::unique_ptr<LinearMap>& map) {
-    const std::uint32_t site = n_sites++;
-    std::string name = path.substr(path.rfind('.') + 1);
-    if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
-    bool wanted = all;
-    for (const std::string& t : targets) {
-      if (!target_matches(path, t)) continue;
-      wanted = true;
-      unmatched.erase(t);
-    }
-    if (!wanted) return;
-    if (!dynamic_cast<FrozenLinear*>(map.get()))
-      throw Error(concat(path, " already carries an adapter"));
-    const std::int64_t limit = std::min(map->in_features(), map->out_features());
-    if (config.shape.rank < 1 || config.shape.rank > limit)
-      throw UsageError(concat("--rank ", config.shape.rank, ": ", path, " allows 1 to ", limit));
-    chosen.push_back({path, site, &map});
-  });
+  model.visit_sites(
+      [&](const std::string& path, std::size_t, Site, std::unique_ptr<LinearMap>& map) {
+        const std::uint32_t site = n_sites++;
+        std::string name = path.substr(path.rfind('.') + 1);
+        if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
+        bool wanted = all;
+        for (const std::string& t : targets) {
+          if (!target_matches(path, t)) continue;
+          wanted = true;
+          unmatched.erase(t);
+        }
+        if (!wanted) return;
+        if (!dynamic_cast<FrozenLinear*>(map.get()))
+          throw Error(concat(path, " already carries an adapter"));
+        const std::int64_t limit = std::min(map->in_features(), map->out_features());
+        const std::int64_t rank = config.shape_of(path).rank;
+        if (rank < 1 || (rank > limit && !config.wide_ranks))
+          throw UsageError(concat("--rank ", rank, ": ", path, " allows 1 to ", limit));
+        chosen.push_back({path, site, &map});
+      });
   if (!unmatched.empty()) {
     std::string known;
     for (const std::string& name : names) known += name + ", ";
@@ -63,8 +73,9 @@ Adapter::Adapter(Transformer& model, const LoraConfig& config) : model_(model), 
   }
   for (Chosen& c : chosen) {
     std::unique_ptr<FrozenLinear> base(static_cast<FrozenLinear*>(c.map->release()));
-    auto lora = std::make_unique<LoraLinear>(model.backend(), c.path, c.site, std::move(base),
-                                             config.shape, config.seed, model.compute_dtype());
+    auto lora =
+        std::make_unique<LoraLinear>(model.backend(), c.path, c.site, std::move(base),
+                                     config.shape_of(c.path), config.seed, model.compute_dtype());
     layers_.push_back(lora.get());
     *c.map = std::move(lora);
   }

@@ -1,6 +1,7 @@
 // Adapter: all LoraLinears of a model, put there by targets.
 #pragma once
 
+#include <map>
 #include <string>
 #include <vector>
 
@@ -9,6 +10,12 @@
 
 namespace lk {
 
+struct RankAlpha {
+  std::int64_t rank = 0;
+  double alpha = 0;
+  bool operator==(const RankAlpha&) const = default;
+};
+
 struct LoraConfig {
   LoraShape shape = {};
   // Module names ("q_proj"), paths' ends ("self_attn.q_proj", "layers.3.mlp.up_proj"), or the one
@@ -16,6 +23,13 @@ struct LoraConfig {
   // model's default_targets().
   std::vector<std::string> targets = {};
   std::uint64_t seed = 0;
+  // Of modules, by path, whose rank or alpha is not that of `shape`.
+  std::map<std::string, RankAlpha> exceptions = {};
+  // Takes ranks above a matrix's width too. Such a rank says no more than the width does, but files
+  // may have it: what PEFT converts to plain LoRA has twice the rank.
+  bool wide_ranks = false;
+
+  LoraShape shape_of(const std::string& path) const;
 };
 
 // PEFT's for the family: q_proj and v_proj, or c_attn where q, k and v are one projection.
@@ -24,7 +38,8 @@ std::vector<std::string> default_targets(const ModelConfig& config);
 class Adapter {
  public:
   // Wraps every targeted projection of `model`. Throws UsageError if a target matches nothing
-  // (naming what there is), or the rank is not in [1, min(in, out)] of a module.
+  // (naming what there is), or a rank is below 1 or, without wide_ranks, above min(in, out) of its
+  // module.
   Adapter(Transformer& model, const LoraConfig& config);
   Adapter(const Adapter&) = delete;
   Adapter& operator=(const Adapter&) = delete;

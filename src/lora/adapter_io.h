@@ -9,19 +9,31 @@
 
 namespace lk {
 
-// What adapter_config.json says, as far as it changes the mathematics.
+// The names in PEFT's layout: of the folder's two files, and what tensors' names begin with.
+inline constexpr const char* kAdapterConfig = "adapter_config.json";
+inline constexpr const char* kAdapterWeights = "adapter_model.safetensors";
+inline constexpr const char* kAdapterPrefix = "base_model.model.";
+
+// A checked adapter folder, of which only the header of the weights was read.
 struct AdapterFile {
   std::string folder;
-  LoraConfig config;  // targets are the module paths found in the weights
-  std::vector<std::string> target_modules;
+  // Targets are the paths of the modules that the weights have and the config selects; modules
+  // with a rank or alpha of their own are exceptions.
+  LoraConfig config;
+  std::vector<std::string> target_modules;  // as the config lists them
+  std::vector<std::string> unselected;      // modules of the weights that the config leaves out
+  std::vector<std::string> whole_weights;   // "lm_head.weight": see whole_weights.h
   std::string base_model;
   std::string base_fingerprint;  // lorikeet_base_sha256 if we wrote it, else empty
 };
 
-// Reads and checks folder/adapter_config.json and the header of its weights. Throws InputError
-// naming file and key for anything that is not plain LoRA (DoRA, rsLoRA is obeyed, biases,
-// patterns, embeddings, modules_to_save, ...), for mixed ranks, and for a half-filled adapter.
+// Reads and checks folder/adapter_config.json (see Note [Obey or refuse] in peft_config.h) and the
+// header of its weights. As in PEFT, matrices of modules that the config does not select are left
+// out. Throws InputError naming file and key for what can't be obeyed, for shapes that are not
+// those of the config's ranks, for an A without its B, and for tensors that are neither.
 AdapterFile open_adapter(const std::string& folder);
+// What the adapter is, in one line for messages: "rank 4, alpha 8, 14 modules".
+std::string summary(const AdapterFile& file);
 
 // A and B of one module, for whoever needs no model: y += scale * B (A x).
 struct HostFactors {
@@ -34,9 +46,10 @@ struct HostFactors {
 HostFactors read_factors(const AdapterFile& file, const std::string& path, std::int64_t out,
                          std::int64_t in);
 
-// Puts the adapter on `model` and fills it: every tensor of the file is used and every parameter
-// filled, shapes equal, values finite; otherwise InputError naming file and tensor, and the model
-// is as it was or unusable. `config` is file.config, perhaps with another dropout or seed.
+// Puts the adapter on `model` and fills it: every module that file.config selects gets its A and B,
+// shapes equal, values finite, and the file's whole weights are the model's in its compute dtype;
+// otherwise InputError naming file and tensor, and the model is as it was or unusable. `config` is
+// file.config, perhaps with another dropout or seed.
 // `allow_untrained`: accept an adapter whose B are all zero (a fresh one, for --init-adapter).
 std::unique_ptr<Adapter> attach_adapter(Transformer& model, const AdapterFile& file,
                                         const LoraConfig& config, bool allow_untrained);

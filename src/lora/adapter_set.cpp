@@ -67,11 +67,14 @@ std::int32_t AdapterSet::add(const std::string& name, const AdapterFile& file) {
   if (find(name) >= 0) throw UsageError(concat("--adapter: two adapters are called '", name, "'"));
   // Everything is read and checked before anything is changed.
   std::map<std::string, LoraFactors> factors = load_factors(model_, file);
-  Info info{name, file.config.shape.rank, std::ssize(factors), 0};
+  Info info{name, 0, std::ssize(factors), 0};
   for (Site* site : sites_) {
     auto found = factors.find(site->path());
     LoraFactors f = found == factors.end() ? LoraFactors{} : found->second;
-    if (f.a.defined()) info.bytes += static_cast<std::int64_t>(f.a.bytes() + f.b_t.bytes());
+    if (f.a.defined()) {
+      info.rank = std::max(info.rank, f.a.shape()[0]);
+      info.bytes += static_cast<std::int64_t>(f.a.bytes() + f.b_t.bytes());
+    }
     site->add(std::move(f));
   }
   infos_.push_back(std::move(info));

@@ -32,7 +32,7 @@ class AdapterSet {
 
   struct Info {
     std::string name;
-    std::int64_t rank, modules, bytes;  // of A and B on the device
+    std::int64_t rank, modules, bytes;  // the largest rank; bytes of A and B on the device
   };
   const std::vector<Info>& adapters() const { return infos_; }
   // Seconds to choose other adapters for a batch of n documents: the upload of their indices.

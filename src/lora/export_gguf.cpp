@@ -1,20 +1,37 @@
 #include "lora/export_gguf.h"
 
+#include <algorithm>
+
 #include "io/gguf.h"
 #include "io/gguf_write.h"
 #include "io/staged_output.h"
 #include "lora/adapter_io.h"
+#include "lora/whole_weights.h"
 #include "modelfile/model_file.h"
 
 namespace lk {
+namespace {
+
+// The alpha by which llama.cpp's alpha / rank is the scale.
+double alpha_of(const LoraShape& shape) { return shape.scale() * static_cast<double>(shape.rank); }
+
+// What all modules share, else that of the config's r and lora_alpha.
+double file_alpha(const LoraConfig& config) {
+  const double first = alpha_of(config.shape_of(config.targets.front()));
+  for (const std::string& module : config.targets)
+    if (alpha_of(config.shape_of(module)) != first) return alpha_of(config.shape);
+  return first;
+}
+
+}  // namespace
 
 GgufAdapter export_gguf_adapter(const std::string& model, const std::string& folder,
                                 const std::string& out) {
   const ModelFile base(model);
   const AdapterFile file = open_adapter(folder);
-  const LoraShape& shape = file.config.shape;
+  check_whole_weights(file, base);
   const FileLayout layout = gguf_layout(base.config());
-  GgufAdapter result{0, shape.rank, shape.scale() * static_cast<double>(shape.rank)};
+  GgufAdapter result{0, 0, file_alpha(file.config)};
   const GgufWriter::Metadata metadata = {
       {"general.architecture", gguf_string(layout.files->gguf)},
       {"general.type", gguf_string("adapter")},
@@ -31,6 +48,10 @@ GgufAdapter export_gguf_adapter(const std::string& model, const std::string& fol
     const std::string module = slot.name.substr(0, slot.name.rfind('.'));
     if (std::erase(left, module) == 0) continue;
     HostFactors f = read_factors(file, module, slot.shape[0], slot.shape[1]);
+    const double own = alpha_of(file.config.shape_of(module));
+    if (own != result.alpha)
+      for (float& b : f.b) b = static_cast<float>(b * (own / result.alpha));
+    result.rank = std::max(result.rank, f.rank);
     const StoredTensor stored = layout.find(slot);
     stored.to_stored(f.b, f.rank);
     const std::string& name = stored.name;

@@ -18,14 +18,24 @@ bool trains(const std::vector<Member>& members) {
   return std::any_of(members.begin(), members.end(), [](const Member& m) { return m.lora; });
 }
 
+// A joined matrix has one scale.
+bool same_scale(const std::vector<Member>& members) {
+  const LoraLinear* first = nullptr;
+  for (const Member& m : members) {
+    if (!m.lora) continue;
+    if (!first) first = m.lora;
+    if (m.lora->shape().scale() != first->shape().scale()) return false;
+  }
+  return true;
+}
+
 // The frozen weights and the factors move into one buffer; what held them now views it.
 JoinedLinear join(Transformer& model, std::size_t layer, const std::vector<Member>& members,
-                  const LoraShape& shape) {
+                  float dropout) {
   Backend& backend = model.backend();
   JoinedLinear f;
   f.in = members[0].base->in_features();
-  f.scale = shape.scale();
-  f.dropout = shape.dropout;
+  f.dropout = dropout;
   std::int64_t ranks = 0;
   for (const Member& m : members) {
     JoinedLinear::Part part;
@@ -37,6 +47,7 @@ JoinedLinear join(Transformer& model, std::size_t layer, const std::vector<Membe
       part.site = m.lora->site();
       part.column = ranks;
       part.rank = m.lora->shape().rank;
+      f.scale = m.lora->shape().scale();
       ranks += part.rank;
     }
     f.parts.push_back(std::move(part));
@@ -74,7 +85,6 @@ bool fits(const ModelConfig& c) {
 }  // namespace
 
 bool join_projections(Transformer& model, Adapter& adapter) {
-  const LoraShape& shape = adapter.config().shape;
   if (!fits(model.config())) return false;
   std::vector<std::array<Member, kSiteCount>> layers;
   model.visit_sites(
@@ -83,19 +93,25 @@ bool join_projections(Transformer& model, Adapter& adapter) {
         layers[layer][static_cast<std::size_t>(site)] = {site, &map->frozen(),
                                                          dynamic_cast<LoraLinear*>(map.get())};
       });
+  auto members = [&](std::size_t layer, std::initializer_list<Site> sites) {
+    std::vector<Member> all;
+    for (Site s : sites) all.push_back(layers[layer][static_cast<std::size_t>(s)]);
+    return all;
+  };
+  for (std::size_t layer = 0; layer < layers.size(); ++layer)
+    if (!same_scale(members(layer, {Site::Q, Site::K, Site::V})) ||
+        !same_scale(members(layer, {Site::Gate, Site::Up})))
+      return false;
   bool reached = false;  // by a gradient: something before it trains
   for (std::size_t layer = 0; layer < layers.size(); ++layer) {
-    auto members = [&](std::initializer_list<Site> sites) {
-      std::vector<Member> all;
-      for (Site s : sites) all.push_back(layers[layer][static_cast<std::size_t>(s)]);
-      return all;
-    };
-    const auto qkv = members({Site::Q, Site::K, Site::V}), o = members({Site::O}),
-               gate_up = members({Site::Gate, Site::Up}), down = members({Site::Down});
+    const auto qkv = members(layer, {Site::Q, Site::K, Site::V}), o = members(layer, {Site::O}),
+               gate_up = members(layer, {Site::Gate, Site::Up}),
+               down = members(layer, {Site::Down});
     if (!trains(qkv) && !trains(o) && !trains(gate_up) && !trains(down)) continue;
     auto join_if_recorded = [&](const std::vector<Member>& group) {
       reached = reached || trains(group);
-      return reached ? std::optional(join(model, layer, group, shape)) : std::nullopt;
+      return reached ? std::optional(join(model, layer, group, adapter.config().shape.dropout))
+                     : std::nullopt;
     };
     auto joined = std::make_unique<JoinedProjections>();
     joined->qkv = join_if_recorded(qkv);

@@ -1,7 +1,8 @@
-// LoraLinear: y = W x + bias + s B (A dropout(x)), s = alpha / rank. Only A and B are Parameters.
+// LoraLinear: y = W x + bias + s B (A dropout(x)). Only A and B are Parameters.
 // Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021.
 #pragma once
 
+#include <cmath>
 #include <memory>
 #include <string>
 
@@ -13,7 +14,14 @@ struct LoraShape {
   std::int64_t rank = 8;
   double alpha = 8;
   float dropout = 0;
-  double scale() const { return alpha / static_cast<double>(rank); }
+  // Rank-stabilised: Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with
+  // LoRA", 2023.
+  bool rslora = false;
+  // s = alpha / rank, or alpha / sqrt(rank)
+  double scale() const {
+    const auto r = static_cast<double>(rank);
+    return alpha / (rslora ? std::sqrt(r) : r);
+  }
 };
 
 class LoraLinear : public LinearMap {

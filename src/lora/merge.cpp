@@ -148,6 +148,8 @@ MergeResult merge(const MergeSettings& s, MergeListener& listener) {
   result.warnings = output.notes();
   listener.message(concat("merging ", s.adapters.size(), " adapter(s) into ", source.n_changed(),
                           " matrices of ", s.model, ", written as ", result.type));
+  for (const AdapterFile& file : source.files())
+    listener.message(concat(file.folder, ": ", summary(file)));
   using Kind = StagedOutput::Kind;
   StagedOutput staged(s.out, format.gguf ? Kind::File : Kind::Folder, output.bytes());
   MergePipe pipe(source, result, listener);

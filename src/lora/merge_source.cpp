@@ -5,6 +5,7 @@
 #include <set>
 
 #include "cuda/open_device.h"
+#include "lora/whole_weights.h"
 #include "modelfile/fingerprint.h"
 #include "modelfile/load.h"
 #include "nn/transformer.h"
@@ -32,7 +33,15 @@ constexpr const char* kProbes[] = {
     "a va bien.",
 };
 
-// One adapter that does what all of them do: A stacked, weight * scale * B side by side.
+std::int64_t largest_rank(const AdapterFile& file) {
+  std::int64_t rank = 0;
+  for (const std::string& module : file.config.targets)
+    rank = std::max(rank, file.config.shape_of(module).rank);
+  return rank;
+}
+
+// One adapter that does what all of them do: A stacked, weight * scale * B side by side, each in
+// room for its file's largest rank.
 std::unique_ptr<Adapter> attach_sum(Transformer& model,
                                     const std::vector<WeightedAdapter>& adapters,
                                     const std::vector<AdapterFile>& files) {
@@ -41,8 +50,9 @@ std::unique_ptr<Adapter> attach_sum(Transformer& model,
   config.shape.rank = 0;
   for (const AdapterFile& file : files) {
     targets.insert(file.config.targets.begin(), file.config.targets.end());
-    config.shape.rank += file.config.shape.rank;
+    config.shape.rank += largest_rank(file);
   }
+  config.wide_ranks = true;
   config.shape.alpha = static_cast<double>(config.shape.rank);  // a scale of 1
   config.targets.assign(targets.begin(), targets.end());
   auto adapter = std::make_unique<Adapter>(model, config);
@@ -53,17 +63,17 @@ std::unique_ptr<Adapter> attach_sum(Transformer& model,
     std::int64_t at = 0;  // the first of this adapter's ranks
     for (std::size_t i = 0; i < files.size(); ++i) {
       const std::vector<std::string>& own = files[i].config.targets;
-      const std::int64_t r = files[i].config.shape.rank;
       if (std::find(own.begin(), own.end(), layer->path()) != own.end()) {
         const HostFactors f = read_factors(files[i], layer->path(), out, in);
         std::copy(f.a.begin(), f.a.end(), a.begin() + at * in);
         const auto scale = static_cast<float>(adapters[i].weight * f.scale);
+        const std::int64_t r = f.rank;
         for (std::int64_t row = 0; row < out; ++row)
           for (std::int64_t k = 0; k < r; ++k)
             b[static_cast<std::size_t>(row * R + at + k)] =
                 scale * f.b[static_cast<std::size_t>(row * r + k)];
       }
-      at += r;
+      at += largest_rank(files[i]);
     }
     model.backend().upload(layer->a().value(), a.data(), a.size() * sizeof(float));
     model.backend().upload(layer->b().value(), b.data(), b.size() * sizeof(float));
@@ -118,6 +128,7 @@ MergeSource::MergeSource(const std::string& base, const std::vector<WeightedAdap
                                 "; its modules are called ", *known.begin(), " and so on"));
       modules_[module].push_back(files_.size() - 1);
     }
+    check_whole_weights(file, base_);
     if (other_base || file.base_fingerprint.empty()) continue;
     if (fingerprint.empty()) fingerprint = model_fingerprint(base_);
     if (file.base_fingerprint != fingerprint)

@@ -65,12 +65,16 @@ void load_checkpoint(const std::string& folder, Adapter& adapter, Trainer& train
   auto stored = metadata.find("identity");
   if (stored == metadata.end()) throw InputError(path + ": metadata identity is missing");
   Json before = parse_json(stored->second, path + ": identity");
-  for (const auto& [key, value] : identity.items()) {
+  auto shown = [](const Json& run, const std::string& key) {
+    return run.contains(key) ? run[key].dump() : "unset";
+  };
+  Json either = before;
+  either.update(identity);
+  for (const auto& [key, ignored] : either.items()) {
     if (std::find(may_differ.begin(), may_differ.end(), key) != may_differ.end()) continue;
-    if (!before.contains(key) || before[key] != value)
-      throw UsageError(concat("--resume: ", key, " was ",
-                              before.contains(key) ? before[key].dump() : "unset", ", now it is ",
-                              value.dump(), "; a resumed run must be the same run"));
+    if (const std::string was = shown(before, key), is = shown(identity, key); was != is)
+      throw UsageError(concat("--resume: ", key, " was ", was, ", now it is ", is,
+                              "; a resumed run must be the same run"));
   }
   const std::int64_t steps = counter(metadata, "steps", path);
   const std::int64_t micro_steps = counter(metadata, "micro_steps", path);

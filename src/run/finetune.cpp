@@ -242,7 +242,7 @@ class Run {
   void write_card() {
     const CardFacts facts{fingerprint(),   dtype_name(facts_.dtype),  facts_.device_description,
                           in_.data.format, std::ssize(in_.data.rows), in_.data.supervised_tokens,
-                          in_.lora.shape,  adapter_->target_modules()};
+                          in_.lora,        adapter_->target_modules()};
     write_file_durably(s_.out + "/README.md", model_card(s_, result_, facts));
   }
 

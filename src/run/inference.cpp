@@ -97,7 +97,7 @@ InferenceModel open_inference(const InferenceSettings& settings) {
                                 dtype_name(dtype), " on ", m.backend->name()));
   if (file) {
     m.adapter = attach_adapter(*m.model, *file, file->config, false);
-    log_line(settings.log, concat(settings.adapter, ": rank ", file->config.shape.rank, ", ",
+    log_line(settings.log, concat(settings.adapter, ": ", summary(*file), ", ",
                                   m.adapter->n_parameters(), " parameters"));
   }
   if (!named.empty()) {

@@ -44,7 +44,12 @@ std::string model_card(const FinetuneSettings& s, const FinetuneResult& r, const
       " supervised tokens");
   row("steps", r.steps, " of ", s.batch, s.packing ? " bins" : " rows", " x ", s.grad_accum,
       " micro-batches, at most ", s.seq_len, s.packing ? " tokens a bin" : " tokens a row");
-  row("rank, alpha, dropout", f.shape.rank, ", ", f.shape.alpha, ", ", f.shape.dropout);
+  const LoraShape& shape = f.lora.shape;
+  row("rank, alpha, dropout", shape.rank, ", ", shape.alpha, ", ", shape.dropout);
+  if (shape.rslora) row("scale", "alpha / sqrt(rank), rank-stabilised");
+  if (!f.lora.exceptions.empty())
+    row("other ranks and alphas", f.lora.exceptions.size(),
+        " modules, by `rank_pattern` and `alpha_pattern` in `adapter_config.json`");
   std::string targets;
   for (const std::string& t : f.target_modules) targets += (targets.empty() ? "" : ", ") + t;
   row("modules", targets);

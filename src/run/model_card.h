@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "lora/lora_linear.h"
+#include "lora/adapter.h"
 #include "run/finetune.h"
 
 namespace lk {
@@ -13,7 +13,7 @@ struct CardFacts {
   std::string base_sha256, dtype, device;
   std::string data_format;
   std::int64_t rows = 0, supervised_tokens = 0;
-  LoraShape shape;
+  LoraConfig lora;
   std::vector<std::string> target_modules;
 };
 

@@ -24,9 +24,7 @@ void choose_lora(const FinetuneSettings& s, FinetuneListener& listener, RunInput
   in.lora = in.init->config;  // an adapter brings its rank, alpha and modules
   in.lora.shape.dropout = dropout;
   in.lora.seed = s.seed;
-  listener.message(concat("starting from ", s.init_adapter, ": rank ", in.lora.shape.rank,
-                          ", alpha ", in.lora.shape.alpha, ", ", in.lora.targets.size(),
-                          " modules"));
+  listener.message(concat("starting from ", s.init_adapter, ": ", summary(*in.init)));
 }
 
 void read_data(const FinetuneSettings& s, FinetuneListener& listener, RunInputs& in) {

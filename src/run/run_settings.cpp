@@ -46,8 +46,11 @@ void validate_settings(const FinetuneSettings& s) {
   parse_schedule_kind(s.schedule);
 }
 
-Json run_identity(const FinetuneSettings& s, std::int64_t steps, const std::string& base,
-                  const Dataset& data, DType dtype, const LoraConfig& lora) {
+namespace {
+
+// Without what only an adapter brings that a run starts from.
+Json plain_identity(const FinetuneSettings& s, std::int64_t steps, const std::string& base,
+                    const Dataset& data, DType dtype, const LoraConfig& lora) {
   return {{"base_sha256", base},
           {"data_sha256", data.sha256},
           {"rank", lora.shape.rank},
@@ -68,6 +71,17 @@ Json run_identity(const FinetuneSettings& s, std::int64_t steps, const std::stri
           {"packing", s.packing},
           {"truncate", s.truncate},
           {"dtype", dtype_name(dtype)}};
+}
+
+}  // namespace
+
+Json run_identity(const FinetuneSettings& s, std::int64_t steps, const std::string& base,
+                  const Dataset& data, DType dtype, const LoraConfig& lora) {
+  Json identity = plain_identity(s, steps, base, data, dtype, lora);
+  if (lora.shape.rslora) identity["rslora"] = true;
+  for (const auto& [path, own] : lora.exceptions)
+    identity["exceptions"][path] = {{"rank", own.rank}, {"alpha", own.alpha}};
+  return identity;
 }
 
 }  // namespace lk
