@@ -11,7 +11,7 @@
 #include "io/json.h"
 #include "io/sha256.h"
 #include "tensor/error.h"
-#include "text/jsonl.h"
+#include "text/data_file.h"
 
 using namespace lk;
 using Ids = std::vector<std::int32_t>;
@@ -205,7 +205,7 @@ TEST_CASE("rows over seq-len are refused by name, or cut and counted") {
                                    text.substr(kRow.size() + 1));
   CHECK_MESSAGE(said.find("data.jsonl:2: ") != std::string::npos, said);
   CHECK_MESSAGE(said.find("--truncate") != std::string::npos, said);
-  f.options.truncate = true;
+  f.options.long_rows = LongRows::Truncate;
   const Dataset data = f.load(text);
   f.options.seq_len = 64;
   const Dataset whole = f.load(text);
@@ -250,7 +250,8 @@ TEST_CASE("J1-J6: the shapes a file of lines may have") {
   CHECK(f.refused("", "empty"));
   CHECK(f.refused("\n \n\t\r\n", "no rows"));
   CHECK(f.load("\n\n" + kRow + "\n\n  \n" + kRow + "\n\n").rows.at(1).line == 6);
-  CHECK(f.refused("\xef\xbb\xbf" + kRow, "byte order mark"));
+  CHECK(f.load("\xef\xbb\xbf" + kRow).rows.size() == 1);
+  CHECK(f.refused(kRow + "\n\xef\xbb\xbf" + kRow, "byte order mark"));
   CHECK(f.load(kRow + "\r\n" + kRow + "\r\n").rows.size() == 2);
   CHECK(f.load(kRow).rows.size() == 1);
   CHECK(f.refused(kRow + kRow, "data.jsonl:1"));
@@ -293,7 +294,7 @@ TEST_CASE("J13: a line over the limit is refused, and not held beyond it") {
   {
     std::ofstream out(path, std::ios::binary | std::ios::app);
     const std::string block(1 << 20, 'a');
-    for (std::size_t i = 0; i < (kMaxLineBytes >> 20) + 2; ++i) out << block;
+    for (std::size_t i = 0; i < (kMaxRowBytes >> 20) + 2; ++i) out << block;
   }
   try {
     load_dataset(path, *f.tokenizer, std::nullopt, f.options);
