@@ -18,19 +18,20 @@ bool ends_with_any(const std::string& name, std::initializer_list<std::string_vi
                      [&](std::string_view ending) { return name.ends_with(ending); });
 }
 
-// Whether the first line names a column that every CSV file of some row format has.
-bool looks_like_header(std::string_view head, char separator) {
+// "CSV" or "TSV" if the first line names a column that every such file of some row format has.
+std::string container_of_header(std::string_view head) {
   const std::string_view line = head.substr(0, head.find_first_of("\r\n"));
-  for (std::string_view key : {"text", "prompt", "instruction"}) {
-    for (std::size_t at = line.find(key); at != std::string_view::npos;
-         at = line.find(key, at + 1)) {
-      auto border = [&](std::size_t i) {
-        return i >= line.size() || line[i] == separator || line[i] == '"';
-      };
-      if ((at == 0 || border(at - 1)) && border(at + key.size())) return true;
-    }
+  const char separator = line.find('\t') != std::string_view::npos ? '\t' : ',';
+  for (std::size_t begin = 0; begin <= line.size();) {
+    const std::size_t end = std::min(line.find(separator, begin), line.size());
+    std::string_view name = line.substr(begin, end - begin);
+    if (name.size() > 1 && name.front() == '"' && name.back() == '"')
+      name = name.substr(1, name.size() - 2);
+    if (name == "text" || name == "prompt" || name == "instruction")
+      return separator == ',' ? "CSV" : "TSV";
+    begin = end + 1;
   }
-  return false;
+  return "";
 }
 
 std::string container_of(std::string_view head, const std::string& name) {
@@ -40,8 +41,8 @@ std::string container_of(std::string_view head, const std::string& name) {
   if (name.ends_with(".csv")) return "CSV";
   if (ends_with_any(name, {".tsv", ".tab"})) return "TSV";
   if (ends_with_any(name, {".jsonl", ".json", ".ndjson"})) return "JSON lines";
-  if (looks_like_header(head, '\t') && !looks_like_header(head, ',')) return "TSV";
-  return looks_like_header(head, ',') ? "CSV" : "JSON lines";
+  const std::string of_header = container_of_header(head);
+  return of_header.empty() ? "JSON lines" : of_header;
 }
 
 std::unique_ptr<RowSplitter> splitter_for(const std::string& container, const std::string& name,
