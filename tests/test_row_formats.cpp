@@ -6,7 +6,11 @@
 
 #include "dataset_fixture.h"
 #include "harness.h"
+#include "io/input_file.h"
 #include "io/json.h"
+#include "template_chats.h"
+#include "text/row_formats.h"
+#include "text/tool_turns.h"
 
 using namespace lk;
 
@@ -190,7 +194,7 @@ TEST_CASE("tools that the template has no place for are written as text") {
   Fixture f;
   const Dataset data = f.load("{" + kToolTurns + "," + kTools + R"(,"parallel_tool_calls":false})");
   const std::string text = f.text(data);
-  CHECK(text.find("<|im_start|>system\n# Tools\n\nYou may call") == 0);
+  CHECK(text.find("<|im_start|>system\n<tools>\n") == 0);
   CHECK(text.find(R"({"type": "function", "function": {"name": "get_weather", "description": )") !=
         std::string::npos);
   CHECK(text.ends_with(chatml({"user|Weather in Oslo?",
@@ -231,6 +235,41 @@ TEST_CASE("tools go through a template that writes them, in the file's order of 
   CHECK(data.fitted.empty());
   CHECK(f.trained(data.rows[0]) ==
         "[call_1 get_weather {\"city\": \"Oslo\"}]<|im_end|>Cold.<|im_end|>");
+}
+
+TEST_CASE("templates print tools and calls as Jinja2 prints them, or are given them as text") {
+  const Json golden = read_json(test::kTemplateData + "tools.json");
+  const OrderedJson rows =
+      parse_row_json(read_file(test::kTemplateData + "tools.json", 1 << 20), "tools.json")
+          .at("rows");
+  for (const auto& [name, rendered] : golden.at("rendered").items()) {
+    const ChatTemplate chat = ChatTemplate::choose(
+        test::family_template(name), "", {"<s>", "</s>", {"</s>", "<|im_end|>", "<|eot_id|>"}});
+    const ToolSupport support = find_tool_support(chat);
+    CHECK(support.tools == (name != "llama3.2"));  // this one reads tools, and writes none
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      RowContent row = read_row(rows.at(i), "messages", false, "row");
+      ChatRow& said = *row.chat;
+      auto text = [&] {
+        std::vector<Message> messages;
+        for (const Turn& turn : said.turns) messages.push_back(turn.message);
+        return chat.render(messages, true, said.tools.get()).text;
+      };
+      const Json& want = rendered.at(i);
+      if (want.is_null())
+        CHECK_THROWS_AS(text(), InputError);
+      else
+        CHECK_MESSAGE(text() == want.get<std::string>(), name, " row ", i);
+      // What a template drops is put into turns that it writes: nothing is lost.
+      fit_to_template(said, support);
+      try {
+        require_written(said, text(), chat.name());
+      } catch (const InputError& e) {
+        const std::string why = e.what();  // the template's own rules, with its line
+        CHECK_MESSAGE(why.find("line ") != std::string::npos, name, " row ", i, ": ", why);
+      }
+    }
+  }
 }
 
 TEST_CASE("what a model's template leaves out is refused with the template and the key") {

@@ -28,16 +28,12 @@ std::string json_text(const OrderedJson& json) {
   return jinja::to_json(jinja::from_json(json, budget), {}, budget).s;
 }
 
-// Qwen2.5's words, and those of Hermes before it.
+// Few words: they stand in every row, and count towards --seq-len.
 std::string tools_as_text(const OrderedJson& tools) {
-  std::string text =
-      "# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou are "
-      "provided with function signatures within <tools></tools> XML tags:\n<tools>";
+  std::string text = "<tools>";
   for (const OrderedJson& tool : tools) text += "\n" + json_text(tool);
   return text +
-         "\n</tools>\n\nFor each function call, return a json object with function name and "
-         "arguments within <tool_call></tool_call> XML tags:\n<tool_call>\n{\"name\": "
-         "<function-name>, \"arguments\": <args-json-object>}\n</tool_call>";
+         "\n</tools>\nCall one by <tool_call>\n{\"name\": ..., \"arguments\": {...}}\n</tool_call>";
 }
 
 std::string calls_as_text(const OrderedJson& calls) {
@@ -99,32 +95,29 @@ void require(bool written, const std::string& template_name, const std::string& 
 }  // namespace
 
 ToolSupport find_tool_support(const ChatTemplate& chat) {
-  const Message user{"user", "x"}, answer{"assistant", "y"};
   const OrderedJson function = {
-      {"name", "f"},
+      {"name", "zqx"},
       {"description", "d"},
       {"parameters", {{"type", "object"}, {"properties", OrderedJson::object()}}}};
   const OrderedJson tools =
       OrderedJson::array({OrderedJson{{"type", "function"}, {"function", function}}});
+  const OrderedJson called = {{"name", "zqx"}, {"arguments", {{"a", "zqy"}}}};
   const OrderedJson calls = OrderedJson::array(
-      {OrderedJson{{"id", "call12345"},
-                   {"type", "function"},
-                   {"function", {{"name", "f"}, {"arguments", OrderedJson::object()}}}}});
-  Message call = answer;
-  call.more = shared({{"tool_calls", calls}, {"content", "y"}});
-  Message result{"tool", "zqx"};
-  result.more = shared({{"tool_call_id", "call12345"}, {"name", "f"}});
+      {OrderedJson{{"id", "call12345"}, {"type", "function"}, {"function", called}}});
+  const Message user{"user", "x"}, answer{"assistant", "y"};
+  Message call = answer, result{"tool", "zqz"};
+  call.more = shared({{"tool_calls", calls}, {"content", nullptr}});
+  result.more = shared({{"tool_call_id", "call12345"}, {"name", "zqx"}});
 
-  // A template that has something to say against a chat knows what it says it against.
-  ToolSupport support;
-  auto plain = [&](const std::vector<Message>& messages) {
-    return rendered_or_nothing(chat, messages);
+  auto writes = [&](const std::vector<Message>& messages, const char* text,
+                    const OrderedJson* given = nullptr) {
+    return rendered_or_nothing(chat, messages, given).find(text) != std::string::npos;
   };
-  support.tools = rendered_or_nothing(chat, {user}, &tools) != plain({user});
-  support.calls = plain({user, call}) != plain({user, answer});
-  const std::string answered = plain({user, support.calls ? call : answer, result});
-  support.tool_role = answered.find("zqx") != std::string::npos;
-  support.developer = plain({{"developer", "zqx"}, user}).find("zqx") != std::string::npos;
+  ToolSupport support;
+  support.tools = writes({user}, "zqx", &tools);
+  support.calls = writes({user, call}, "zqx") && writes({user, call}, "zqy");
+  support.tool_role = writes({user, support.calls ? call : answer, result}, "zqz");
+  support.developer = writes({{"developer", "zqx"}, user}, "zqx");
   return support;
 }
 

@@ -1,5 +1,5 @@
 // Chats with tools and templates that may have no place for them: what a template can't write itself
-// becomes text of ordinary turns, in Hermes' words, which Qwen's templates use too.
+// becomes text of ordinary turns, between the tags that Hermes and Qwen use.
 #pragma once
 
 #include <string>
