@@ -226,7 +226,7 @@ TEST_CASE("J7-J15: values that are not what they should be") {
   CHECK(f.refused(R"({"messages":[{"role":"user"}]})", "messages[0]"));
   CHECK(f.refused(R"({"messages":[{"role":"user","content":[{"type":"text"}]}]})", "content"));
   CHECK(f.refused(R"({"messages":[{"role":"tool","content":"x"}]})", "no token"));
-  CHECK(f.refused(R"({"messages":[{"role":"critic","content":"x"}]})", "critic"));
+  CHECK(f.refused(R"({"messages":[{"role":"critic","content":"x"}]})", "messages[0]: role"));
   CHECK(f.refused(R"({"messages":[{"role":"assistant","content":"x","weight":2}]})", "weight"));
   CHECK(f.refused(R"({"messages":[{"role":"assistant","content":"","tool_calls":[{}]}]})",
                   "tool_calls"));

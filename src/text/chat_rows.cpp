@@ -1,5 +1,6 @@
 #include "text/chat_rows.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "io/printable.h"
@@ -17,6 +18,8 @@ constexpr std::pair<const char*, const char*> kSpeakers[] = {
     {"bard", "assistant"},      {"model", "assistant"},   {"system", "system"},
     {"tool", "tool"},           {"observation", "tool"},  {"function_response", "tool"},
 };
+
+constexpr std::string_view kRoles[] = {"system", "user", "assistant", "tool", "developer"};
 
 // Keys of a message that only a template can write.
 constexpr const char* kTemplateKeys[] = {"tool_call_id", "name", "reasoning_content", "reasoning",
@@ -98,6 +101,9 @@ Turn read_openai(RowKeys& keys, const std::string& where, std::vector<std::strin
   Message& m = turn.message;
   m.role = keys.text("role");
   if (m.role == "function") m.role = "tool";
+  if (std::find(std::begin(kRoles), std::end(kRoles), m.role) == std::end(kRoles))
+    throw InputError(concat(where, ": role ", printable(m.role),
+                            " is none of system, user, assistant, tool and developer"));
   OrderedJson more = OrderedJson::object();
   const OrderedJson* calls = keys.take("tool_calls");
   const OrderedJson* call = keys.take("function_call");

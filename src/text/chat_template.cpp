@@ -75,8 +75,8 @@ void check_messages(const std::vector<Message>& messages, bool built_in) {
   for (std::size_t i = 0; i < messages.size(); ++i) {
     const Message& m = messages[i];
     if (!known(m.role))
-      throw InputError(concat("role ", printable(m.role), " is not system, user or assistant",
-                              built_in ? "" : ", tool or developer"));
+      throw InputError(concat("role ", printable(m.role), " is none of system, user, assistant",
+                              built_in ? "" : ", tool, developer"));
     if (std::size_t ok = utf8_valid_prefix(m.content); ok != m.content.size())
       throw InputError(concat("the content of message ", i, " is not valid UTF-8 at byte ", ok));
   }
