@@ -362,6 +362,48 @@ TEST_CASE("bad input ends with 3 and names file and line") {
   CHECK(run("generate --device cpu --model " + kModel + " --weights q4 --prompt x").status == 2);
 }
 
+TEST_CASE(
+    "rows come from standard input, pipes and CSV; bad and long ones are refused or skipped") {
+  Folder f;
+  const std::string on = " --device cpu --model " + kModel;
+  auto finetune = [&](const std::string& more, const std::string& redirect = "") {
+    const std::string length = more.find("--seq-len") == std::string::npos ? " --seq-len 64" : "";
+    return run("finetune" + on + length + " --batch 2 --steps 1 --out " + more, redirect + " 2>&1");
+  };
+  auto hash = [&](const std::string& folder) {
+    return read_json((f / folder) + "/run.json")["settings"]["run"]["data_sha256"];
+  };
+  const std::string rows = f / "rows.jsonl", from_rows = " < " + rows;
+  Result r = finetune((f / "a") + " --data " + rows);
+  REQUIRE_MESSAGE(r.status == 0, r.out);
+  r = finetune((f / "b") + " --data - --eval-data " + rows, from_rows);
+  REQUIRE_MESSAGE(r.status == 0, r.out);
+  CHECK(r.out.find("standard input: JSON lines, format prompt-completion, 3 rows") !=
+        std::string::npos);
+  CHECK(hash("a") == hash("b"));
+  CHECK(finetune((f / "c") + " --data - --eval-data -", from_rows).status == 2);
+  const std::string evaluate = "evaluate" + on + " --seq-len 64 --data ";
+  CHECK(run(evaluate + "-", from_rows + kNoStderr).out == run(evaluate + rows, kNoStderr).out);
+
+  std::ofstream(f / "rows.csv") << "id,prompt,completion\r\n1,\"abc, \",\"a\nb\"\r\n2,x\r\n";
+  r = finetune((f / "d") + " --data " + (f / "rows.csv"));
+  CHECK(r.status == 3);
+  CHECK_MESSAGE(r.out.find("rows.csv:4: ") != std::string::npos, r.out);
+  r = finetune((f / "d") + " --skip-bad-rows --data " + (f / "rows.csv"));
+  REQUIRE_MESSAGE(r.status == 0, r.out);
+  CHECK_MESSAGE(r.out.find("CSV, format prompt-completion, 1 rows") != std::string::npos, r.out);
+  CHECK_MESSAGE(r.out.find("ignored keys, which only record something: id") != std::string::npos,
+                r.out);
+  CHECK(read_json((f / "d") + "/run.json")["data"]["rows_bad"] == 1);
+
+  const std::string long_rows = " --seq-len 4 --data " + rows;
+  CHECK(finetune((f / "e") + long_rows).status == 3);
+  CHECK(finetune((f / "e") + long_rows + " --truncate --long-rows skip").status == 2);
+  CHECK(finetune((f / "e") + long_rows + " --long-rows drop").status == 2);
+  r = finetune((f / "e") + long_rows + " --long-rows skip");
+  CHECK_MESSAGE(r.out.find("too long") != std::string::npos, r.out);
+}
+
 TEST_CASE("resume: 3 + 3 steps give the bytes of 6, and a changed setting is refused") {
   Folder f;
   const std::string flags = "--seq-len 64 --lr 1e-2 --schedule constant --save-every 1 --out ";

@@ -1,69 +1,21 @@
 // Would catch: a mask off by one, a row that trains on nothing, a data file half believed.
 #include "text/dataset.h"
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <filesystem>
 #include <fstream>
 
+#include "dataset_fixture.h"
 #include "harness.h"
 #include "io/json.h"
 #include "io/sha256.h"
 #include "tensor/error.h"
-#include "text/jsonl.h"
+#include "text/data_file.h"
 
 using namespace lk;
-using Ids = std::vector<std::int32_t>;
+using Fixture = test::DatasetFixture;
+using test::Ids;
 
 namespace {
-
-// The small GPT-2 of the golden files, with <|im_end|> as its end of text.
-struct Fixture {
-  std::filesystem::path folder =
-      std::filesystem::temp_directory_path() / ("lk_dataset_" + std::to_string(::getpid()));
-  std::unique_ptr<Tokenizer> tokenizer;
-  DatasetOptions options;
-
-  Fixture() {
-    std::filesystem::create_directories(folder);
-    std::filesystem::copy(std::string(LK_TEST_DATA) + "/golden/text/gpt2/tokenizer.json", folder);
-    write("tokenizer_config.json", R"({"eos_token":"<|im_end|>"})");
-    tokenizer = Tokenizer::from_folder(folder.string());
-    options.seq_len = 64;
-  }
-  ~Fixture() { std::filesystem::remove_all(folder); }
-  std::string write(const std::string& name, const std::string& text) const {
-    std::ofstream(folder / name, std::ios::binary) << text;
-    return (folder / name).string();
-  }
-  Dataset load(const std::string& text, const std::string& name = "data.jsonl") const {
-    return load_dataset(write(name, text), *tokenizer, "chatml", options);
-  }
-  std::string error(const std::string& text, const std::string& name = "data.jsonl") const {
-    try {
-      load(text, name);
-    } catch (const InputError& e) {
-      return e.what();
-    }
-    return "accepted";
-  }
-  // Whether the file is refused, with this in the message.
-  bool refused(const std::string& text, const std::string& part) const {
-    const std::string said = error(text);
-    const bool ok =
-        said.find(part) != std::string::npos && said.find("data.jsonl") != std::string::npos;
-    if (!ok) MESSAGE(said, " does not say ", part);
-    return ok;
-  }
-  Ids ids(const std::string& text) const { return tokenizer->encode(text); }
-  std::string trained(const Row& row) const {
-    Ids out;
-    for (std::size_t i = 0; i < row.ids.size(); ++i)
-      if (row.supervised[i]) out.push_back(row.ids[i]);
-    return tokenizer->decode(out, false);
-  }
-};
 
 const std::string kRow = R"({"text":"Hello there, world."})";
 
@@ -205,7 +157,7 @@ TEST_CASE("rows over seq-len are refused by name, or cut and counted") {
                                    text.substr(kRow.size() + 1));
   CHECK_MESSAGE(said.find("data.jsonl:2: ") != std::string::npos, said);
   CHECK_MESSAGE(said.find("--truncate") != std::string::npos, said);
-  f.options.truncate = true;
+  f.options.long_rows = LongRows::Truncate;
   const Dataset data = f.load(text);
   f.options.seq_len = 64;
   const Dataset whole = f.load(text);
@@ -250,7 +202,8 @@ TEST_CASE("J1-J6: the shapes a file of lines may have") {
   CHECK(f.refused("", "empty"));
   CHECK(f.refused("\n \n\t\r\n", "no rows"));
   CHECK(f.load("\n\n" + kRow + "\n\n  \n" + kRow + "\n\n").rows.at(1).line == 6);
-  CHECK(f.refused("\xef\xbb\xbf" + kRow, "byte order mark"));
+  CHECK(f.load("\xef\xbb\xbf" + kRow).rows.size() == 1);
+  CHECK(f.refused(kRow + "\n\xef\xbb\xbf" + kRow, "byte order mark"));
   CHECK(f.load(kRow + "\r\n" + kRow + "\r\n").rows.size() == 2);
   CHECK(f.load(kRow).rows.size() == 1);
   CHECK(f.refused(kRow + kRow, "data.jsonl:1"));
@@ -272,7 +225,8 @@ TEST_CASE("J7-J15: values that are not what they should be") {
   CHECK(f.refused(R"({"messages":["hi"]})", "messages[0]"));
   CHECK(f.refused(R"({"messages":[{"role":"user"}]})", "messages[0]"));
   CHECK(f.refused(R"({"messages":[{"role":"user","content":[{"type":"text"}]}]})", "content"));
-  CHECK(f.refused(R"({"messages":[{"role":"tool","content":"x"}]})", "tool"));
+  CHECK(f.refused(R"({"messages":[{"role":"tool","content":"x"}]})", "no token"));
+  CHECK(f.refused(R"({"messages":[{"role":"critic","content":"x"}]})", "messages[0]: role"));
   CHECK(f.refused(R"({"messages":[{"role":"assistant","content":"x","weight":2}]})", "weight"));
   CHECK(f.refused(R"({"messages":[{"role":"assistant","content":"","tool_calls":[{}]}]})",
                   "tool_calls"));
@@ -293,7 +247,7 @@ TEST_CASE("J13: a line over the limit is refused, and not held beyond it") {
   {
     std::ofstream out(path, std::ios::binary | std::ios::app);
     const std::string block(1 << 20, 'a');
-    for (std::size_t i = 0; i < (kMaxLineBytes >> 20) + 2; ++i) out << block;
+    for (std::size_t i = 0; i < (kMaxRowBytes >> 20) + 2; ++i) out << block;
   }
   try {
     load_dataset(path, *f.tokenizer, std::nullopt, f.options);

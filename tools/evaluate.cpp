@@ -8,6 +8,7 @@
 #include "io/paths.h"
 #include "nn/evaluation.h"
 #include "program.h"
+#include "row_flags.h"
 #include "run/inference.h"
 #include "run/scoring.h"
 
@@ -20,6 +21,7 @@ struct Settings {
   std::string data, predictions;
   std::optional<std::string> chat_template;
   DatasetOptions rows;
+  program::LongRowFlags long_rows;
   SamplingSettings sampling;
   std::int64_t batch = 16;
   bool generate = false;
@@ -31,9 +33,11 @@ void show_progress(std::int64_t done, std::int64_t total) {
   program::progress(concat(done, "/", total, " rows"), done == total);
 }
 
-OrderedJson loss(const Settings& s, InferenceModel& m) {
-  Dataset rows = load_dataset(s.data, *m.tokenizer, s.chat_template, s.rows);
-  program::message(concat(s.data, ": format ", rows.format, ", ", rows.rows.size(), " rows"));
+OrderedJson loss(const Settings& s, const ByteSource& data, InferenceModel& m) {
+  Dataset rows = load_dataset(data, *m.tokenizer, s.chat_template, s.rows);
+  program::message(concat(rows.path, ": ", rows.container, ", format ", rows.format, ", ",
+                          rows.rows.size(), " rows"));
+  for (const std::string& remark : rows.remarks()) program::message(remark);
   const Evaluation e = evaluate(*m.model, rows.rows, s.batch_tokens());
   if (!std::isfinite(e.loss)) throw NonFiniteError("the loss is not finite");
   return {{"loss", e.loss},
@@ -42,8 +46,8 @@ OrderedJson loss(const Settings& s, InferenceModel& m) {
           {"rows", e.rows}};
 }
 
-OrderedJson choices(const Settings& s, InferenceModel& m) {
-  const std::vector<ChoiceRow> rows = load_choices(s.data, *m.tokenizer, s.limits());
+OrderedJson choices(const Settings& s, const ByteSource& data, InferenceModel& m) {
+  const std::vector<ChoiceRow> rows = load_choices(data, *m.tokenizer, s.limits());
   program::message(concat(s.data, ": ", rows.size(), " rows with choices"));
   const ChoiceScores scores = score_choices(
       rows, choice_log_probabilities(*m.model, rows, s.batch_tokens(), show_progress));
@@ -65,9 +69,9 @@ void write_predictions(const Settings& s, const std::vector<ReferenceRow>& rows,
   write_file_durably(s.predictions, lines);
 }
 
-OrderedJson generation(Settings s, InferenceModel& m) {
+OrderedJson generation(Settings s, const ByteSource& data, InferenceModel& m) {
   const std::vector<ReferenceRow> rows =
-      load_references(s.data, *m.tokenizer, s.limits(), s.sampling.max_tokens);
+      load_references(data, *m.tokenizer, s.limits(), s.sampling.max_tokens);
   program::message(concat(s.data, ": ", rows.size(), " rows with references"));
   s.sampling.stop_ids = m.tokenizer->stop_ids();
   const GenerationScores scores =
@@ -91,8 +95,10 @@ void add_flags(CLI::App& app, Settings& s) {
       ->required();
   app.add_option("--rows", s.rows.max_rows, "only the first N rows")->check(whole);
   app.add_option("--seq-len", s.rows.seq_len, "longest row")->check(whole)->capture_default_str();
-  app.add_flag("--truncate", s.rows.truncate, "cut longer rows (loss only)");
-  app.add_option("--format", s.rows.format, "auto, text, prompt-completion, alpaca, messages, txt");
+  program::add_long_row_flags(app, s.long_rows);
+  app.add_flag("--skip-bad-rows", s.rows.skip_bad_rows,
+               "leave out and count rows that can't be read (loss only)");
+  app.add_option("--format", s.rows.format, program::kFormatHelp);
   app.add_option("--template", s.chat_template, "chat template by name");
   s.sampling.max_tokens = 64;
   app.add_flag("--generate", s.generate,
@@ -125,15 +131,17 @@ int main(int argc, char** argv) {
     if (settled && s.generate) throw UsageError("--generate takes no --format");
     if (!s.predictions.empty() && exists(s.predictions))
       throw UsageError(concat("--predictions ", s.predictions, ": already exists"));
-    EvalKind kind = settled ? EvalKind::Loss : detect_eval_kind(s.data);
+    s.rows.long_rows = program::long_rows(s.long_rows);
+    const ByteSource data(s.data);  // opened once: a pipe can be read once only
+    EvalKind kind = settled ? EvalKind::Loss : detect_eval_kind(data);
     if (s.generate) kind = EvalKind::Generation;
     if (!s.predictions.empty() && kind != EvalKind::Generation)
       throw UsageError("--predictions: nothing is generated; add --generate");
     s.inference.max_positions = s.rows.seq_len;
     InferenceModel m = open_inference(s.inference);
-    const OrderedJson out = kind == EvalKind::Choices      ? choices(s, m)
-                            : kind == EvalKind::Generation ? generation(s, m)
-                                                           : loss(s, m);
+    const OrderedJson out = kind == EvalKind::Choices      ? choices(s, data, m)
+                            : kind == EvalKind::Generation ? generation(s, data, m)
+                                                           : loss(s, data, m);
     std::printf("%s\n", out.dump().c_str());
     return 0;
   });

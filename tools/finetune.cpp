@@ -2,6 +2,7 @@
 #include <cstdio>
 
 #include "program.h"
+#include "row_flags.h"
 #include "run/finetune.h"
 
 namespace {
@@ -12,6 +13,7 @@ using namespace lk;
 struct Text {
   std::optional<std::string> targets;
   std::string memory, memory_limit, recompute = "none";
+  program::LongRowFlags long_rows;
   bool no_shuffle = false, no_verify = false;
 };
 
@@ -19,7 +21,7 @@ void add_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
   const auto& whole = program::whole_number();
   const auto& real = program::real_number();
   app.add_option("--model", s.model, ".gguf file or Hugging Face folder")->required();
-  app.add_option("--data", s.data, "training rows: .jsonl or .txt")->required();
+  app.add_option("--data", s.data, program::kDataHelp)->required();
   app.add_option("--out", s.out, "folder for the adapter: new or empty")->required();
   app.add_option("--rank", s.rank, "rank of A and B")->check(whole)->capture_default_str();
   app.add_option("--alpha", s.alpha, "scale is alpha / rank (default: the rank)")->check(real);
@@ -43,8 +45,9 @@ void add_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
   app.add_option("--init-adapter", s.init_adapter, "start from this PEFT adapter");
   app.add_flag("--no-shuffle", text.no_shuffle, "rows in file order, wrapping round");
   app.add_flag("--packing", s.packing, "a micro-batch is --batch bins of --seq-len tokens of rows");
-  app.add_flag("--truncate", s.truncate, "cut rows longer than --seq-len");
-  app.add_option("--format", s.format, "auto, text, prompt-completion, alpaca, messages, txt");
+  program::add_long_row_flags(app, text.long_rows);
+  app.add_flag("--skip-bad-rows", s.skip_bad_rows, "leave out and count rows that can't be read");
+  app.add_option("--format", s.format, program::kFormatHelp);
   app.add_option("--template", s.chat_template, "chat template by name, if the model's is unknown");
   app.add_option("--eval-data", s.eval_data, "rows to evaluate on before and after");
   app.add_option("--eval-rows", s.eval_rows, "only the first N of them")->check(whole);
@@ -123,6 +126,7 @@ int main(int argc, char** argv) {
     settings.recompute = parse_recompute(text.recompute);
     settings.memory = program::parse_budget(text.memory);
     if (!text.memory_limit.empty()) settings.memory_limit = program::parse_bytes(text.memory_limit);
+    settings.long_rows = program::long_rows(text.long_rows);
     settings.shuffle = !text.no_shuffle;
     settings.verify_base = !text.no_verify;
     Console console;

@@ -2,13 +2,13 @@
 
 #include "io/json.h"
 #include "tensor/error.h"
-#include "text/jsonl.h"
+#include "text/data_file.h"
 
 namespace lk::program {
 
 std::vector<PromptRow> read_prompt_rows(const std::string& path) {
   std::vector<PromptRow> rows;
-  for_each_json_line(path, [&](const Json& row, const std::string& where) {
+  for_each_json_row(path, [&](const Json& row, const std::string& where) {
     const bool named = row.contains("adapter") && !row["adapter"].is_null();
     rows.push_back({json_string(row, "prompt", where),
                     named ? json_string(row, "adapter", where) : "", where});

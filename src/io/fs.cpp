@@ -76,6 +76,7 @@ int Fs::realpath(const char* path, std::string& resolved) {
   resolved = text.get();
   return 0;
 }
+ssize_t Fs::read(int fd, void* dst, std::size_t bytes) { return ::read(fd, dst, bytes); }
 ssize_t Fs::pread(int fd, void* dst, std::size_t bytes, off_t offset) {
   return ::pread(fd, dst, bytes, offset);
 }

@@ -29,6 +29,7 @@ class Fs {
   virtual int list(const char* folder, std::vector<std::string>& names);
   // The absolute path without links, "." and "..".
   virtual int realpath(const char* path, std::string& resolved);
+  virtual ssize_t read(int fd, void* dst, std::size_t bytes);
   virtual ssize_t pread(int fd, void* dst, std::size_t bytes, off_t offset);
   // A write over the file-size limit fails with EFBIG; the SIGXFSZ it raises never reaches the
   // process.

@@ -1,5 +1,9 @@
 #include "io/json.h"
 
+#include <cmath>
+#include <type_traits>
+#include <unordered_set>
+
 #include "io/input_file.h"
 #include "io/json_scanner.h"
 #include "io/printable.h"
@@ -12,12 +16,13 @@ namespace {
 // Builds nlohmann values. Recursion is safe: the scanner stops at 64 levels. The values' memory is
 // counted, since "[[],[],..." needs twenty times its own size. The largest tokenizer.json (30
 // MB, half a million merges) needs four times.
+template <class J>
 class Builder {
  public:
   Builder(JsonScanner& in, std::size_t text_bytes)
       : in_(in), left_((std::size_t{64} << 20) + 8 * text_bytes) {}
 
-  Json value() {
+  J value() {
     switch (in_.peek()) {
       case '{':
         return object();
@@ -37,22 +42,32 @@ class Builder {
   }
 
  private:
-  Json object() {
-    take(sizeof(Json::object_t) + kHeapBlock);
-    Json result = Json::object();
-    auto& members = result.get_ref<Json::object_t&>();
+  J object() {
+    take(sizeof(typename J::object_t) + kHeapBlock);
+    J result = J::object();
+    auto& members = result.template get_ref<typename J::object_t&>();
+    std::unordered_set<std::string> seen;  // an ordered object's keys: looking one up there is slow
     in_.object([&](std::string key) {
       take(kTreeNode + kDestroyed + key.size());
-      auto [at, is_new] = members.try_emplace(std::move(key));
-      if (!is_new) in_.fail("the key " + printable(at->first) + " occurs twice");
-      at->second = value();
+      if constexpr (std::is_same_v<J, OrderedJson>) {
+        if (!seen.insert(key).second) fail_twice(key);
+        J member = value();
+        members.emplace_back(std::move(key), std::move(member));
+      } else {
+        auto [at, is_new] = members.try_emplace(std::move(key));
+        if (!is_new) fail_twice(at->first);
+        at->second = value();
+      }
     });
     return result;
   }
-  Json array() {
-    take(sizeof(Json::array_t) + 2 * kHeapBlock);
-    Json result = Json::array();
-    auto& items = result.get_ref<Json::array_t&>();
+  [[noreturn]] void fail_twice(const std::string& key) {
+    in_.fail("the key " + printable(key) + " occurs twice");
+  }
+  J array() {
+    take(sizeof(typename J::array_t) + 2 * kHeapBlock);
+    J result = J::array();
+    auto& items = result.template get_ref<typename J::array_t&>();
     in_.array([&] {
       take(kDestroyed);
       if (items.size() == items.capacity()) grow(items);
@@ -60,12 +75,12 @@ class Builder {
     });
     return result;
   }
-  Json string() {
+  J string() {
     std::string text = in_.string();
     take(sizeof(std::string) + 2 * kHeapBlock + text.size());
-    return Json(std::move(text));
+    return J(std::move(text));
   }
-  Json number() {
+  J number() {
     JsonScanner::Number n = in_.number();
     switch (n.kind) {
       case JsonScanner::Number::Unsigned:
@@ -77,11 +92,11 @@ class Builder {
     }
   }
   // Doubles the room: for a moment old and new both take memory.
-  void grow(Json::array_t& items) {
+  void grow(typename J::array_t& items) {
     const std::size_t old = items.capacity(), now = old == 0 ? 1 : 2 * old;
-    take(now * sizeof(Json));
+    take(now * sizeof(J));
     items.reserve(now);
-    left_ += old * sizeof(Json);
+    left_ += old * sizeof(J);
   }
   void take(std::size_t bytes) {
     if (bytes > left_) in_.fail("too many values for a file of this size");
@@ -90,7 +105,7 @@ class Builder {
 
   static constexpr std::size_t kHeapBlock = 8;  // malloc's own header
   static constexpr std::size_t kTreeNode = 96;
-  static constexpr std::size_t kDestroyed = sizeof(Json);  // nlohmann's destructor lists the items
+  static constexpr std::size_t kDestroyed = sizeof(J);  // nlohmann's destructor lists the items
 
   JsonScanner& in_;
   std::size_t left_;
@@ -106,6 +121,7 @@ std::string shown(const Json& value) {
   if (value.is_object()) return "an object";
   if (value.is_array()) return "an array";
   if (value.is_string()) return printable(value.get_ref<const std::string&>());
+  if (value.is_number_float() && !std::isfinite(value.get<double>())) return "NaN or Infinity";
   return value.dump();
 }
 
@@ -146,7 +162,14 @@ const Json* find(const Json& object, const std::string& key, const std::string& 
 
 Json parse_json(std::string_view text, const std::string& where) {
   JsonScanner in(text, where);
-  Json value = Builder(in, text.size()).value();
+  Json value = Builder<Json>(in, text.size()).value();
+  in.end();
+  return value;
+}
+
+OrderedJson parse_row_json(std::string_view text, const std::string& where) {
+  JsonScanner in(text, where, JsonScanner::NonFinite::Read);
+  OrderedJson value = Builder<OrderedJson>(in, text.size()).value();
   in.end();
   return value;
 }

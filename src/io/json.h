@@ -14,6 +14,9 @@ namespace lk {
 // range, trailing bytes, and values that would take more memory than 64 MiB and eight times the
 // text. Integers that fit stay exact (u64 / i64).
 Json parse_json(std::string_view text, const std::string& where);
+// Parses a row of data as parse_json() does, but keeps the order of keys, and reads NaN, Infinity and
+// -Infinity as numbers: whoever uses such a value must refuse it.
+OrderedJson parse_row_json(std::string_view text, const std::string& where);
 // Reads a whole regular file of at most max_bytes (refused before it is read) and parses it.
 Json read_json(const std::string& path, std::size_t max_bytes = std::size_t{64} << 20);
 

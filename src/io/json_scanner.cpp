@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
-#include <cstring>
+#include <limits>
 
 #include "io/printable.h"
 #include "io/utf8.h"
@@ -24,8 +24,12 @@ constexpr auto kPlain = [] {
 
 }  // namespace
 
-JsonScanner::JsonScanner(std::string_view text, const std::string& where)
-    : begin_(text.data()), p_(begin_), end_(begin_ + text.size()), where_(where) {
+JsonScanner::JsonScanner(std::string_view text, const std::string& where, NonFinite non_finite)
+    : begin_(text.data()),
+      p_(begin_),
+      end_(begin_ + text.size()),
+      where_(where),
+      reads_non_finite_(non_finite == NonFinite::Read) {
   if (text.substr(0, 3) == "\xef\xbb\xbf") fail("a byte order mark: save the file without it");
 }
 
@@ -56,7 +60,7 @@ char JsonScanner::peek() {
     default:
       break;
   }
-  if (is_digit(*p_)) return 0;
+  if (is_digit(*p_) || (reads_non_finite_ && (*p_ == 'N' || *p_ == 'I'))) return 0;
   fail("a JSON value is expected here, not " + printable({p_, 1}));
 }
 
@@ -171,11 +175,15 @@ std::uint32_t JsonScanner::four_hex_digits() {
   return value;
 }
 
+// Steps over `word` if it is what comes next.
+bool JsonScanner::take(std::string_view word) {
+  if (!std::string_view(p_, static_cast<std::size_t>(end_ - p_)).starts_with(word)) return false;
+  p_ += word.size();
+  return true;
+}
+
 void JsonScanner::literal(const char* word) {
-  std::size_t n = std::strlen(word);
-  if (std::string_view(p_, static_cast<std::size_t>(end_ - p_)).substr(0, n) != word)
-    fail(concat("'", word, "' is expected here"));
-  p_ += n;
+  if (!take(word)) fail(concat("'", word, "' is expected here"));
 }
 
 bool JsonScanner::boolean() {
@@ -191,6 +199,12 @@ void JsonScanner::null() {
 
 JsonScanner::Number JsonScanner::number() {
   if (peek() != 0) fail("a number is expected here");
+  if (reads_non_finite_) {
+    using Limits = std::numeric_limits<double>;
+    if (take("NaN")) return {.kind = Number::Float, .d = Limits::quiet_NaN()};
+    if (take("Infinity")) return {.kind = Number::Float, .d = Limits::infinity()};
+    if (take("-Infinity")) return {.kind = Number::Float, .d = -Limits::infinity()};
+  }
   const char* start = p_;
   auto digits = [&] {
     if (p_ == end_ || !is_digit(*p_)) fail("a digit is expected here");

@@ -13,10 +13,15 @@ class JsonScanner {
  public:
   static constexpr int kMaxDepth = 64;
 
-  // `text` and `where` must outlive the scanner. `where` names the file in messages.
-  JsonScanner(std::string_view text, const std::string& where);
+  // Whether NaN, Infinity and -Infinity are numbers too. JSON has none, but pandas and Python's json
+  // write them for values that are missing.
+  enum class NonFinite { Refused, Read };
 
-  // What comes next: one of { [ " t f n, or 0 for a number ('-' or a digit). Throws InputError
+  // `text` and `where` must outlive the scanner. `where` names the file in messages.
+  JsonScanner(std::string_view text, const std::string& where,
+              NonFinite non_finite = NonFinite::Refused);
+
+  // What comes next: one of { [ " t f n, or 0 for a number ('-', a digit, or a word for one). Throws InputError
   // otherwise.
   char peek();
 
@@ -67,12 +72,14 @@ class JsonScanner {
   bool more(char close, bool first);
   std::string key();
   void literal(const char* word);
+  bool take(std::string_view word);
   void escape(std::string& out);
   std::uint32_t four_hex_digits();
   [[noreturn]] void fail_at(const char* at, const std::string& rule) const;
 
   const char *begin_, *p_, *end_;
   const std::string& where_;
+  bool reads_non_finite_;
   int depth_ = 0;
 };
 

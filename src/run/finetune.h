@@ -11,10 +11,12 @@
 #include "lora/trainer.h"
 #include "nn/evaluation.h"
 #include "run/plan.h"
+#include "text/dataset.h"
 
 namespace lk {
 
 struct FinetuneSettings {
+  // `data` and `eval_data` may also be a pipe or, one of them, "-" for standard input.
   std::string model = {}, data = {}, out = {};
   std::int64_t rank = 8;
   std::optional<double> alpha = {};  // unset: the rank, so that the scale is 1
@@ -30,7 +32,9 @@ struct FinetuneSettings {
   std::uint64_t seed = 0;
   std::string device = "auto", dtype = "auto";
   std::string init_adapter = {};
-  bool shuffle = true, truncate = false;
+  bool shuffle = true;
+  LongRows long_rows = LongRows::Error;
+  bool skip_bad_rows = false;  // leave out rows that can't be read, instead of an InputError
   bool packing = false;  // a micro-batch is `batch` bins of seq_len tokens instead of `batch` rows
   std::string format = "auto";
   std::optional<std::string> chat_template = {};

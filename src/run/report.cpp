@@ -8,7 +8,7 @@
 #include "io/paths.h"
 #include "run/chart.h"
 #include "tensor/error.h"
-#include "text/jsonl.h"
+#include "text/data_file.h"
 
 namespace lk {
 namespace {
@@ -215,7 +215,7 @@ MetricsCurves read_metrics(const std::string& folder) {
       {"lr", &curves.lr},
       {"grad_norm", &curves.grad_norm},
       {"tokens_per_second", &curves.tokens_per_second}};
-  for_each_json_line(path, [&](const Json& line, const std::string& where) {
+  for_each_json_row(path, [&](const Json& line, const std::string& where) {
     const double step = json_number(line, "step", where);
     for (const auto& [key, points] : keys)
       if (line.contains(key) && line.at(key).is_number())

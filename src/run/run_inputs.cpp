@@ -34,20 +34,21 @@ void read_data(const FinetuneSettings& s, FinetuneListener& listener, RunInputs&
   if (in.lora.targets.empty()) in.lora.targets = default_targets(config);
   require(s.seq_len <= config.max_position,
           concat("--seq-len ", s.seq_len, ": the model has ", config.max_position, " positions"));
-  DatasetOptions options{s.seq_len, s.truncate, -1, s.format};
+  DatasetOptions options{s.seq_len, s.long_rows, s.skip_bad_rows, -1, s.format};
   in.data = load_dataset(s.data, *in.tokenizer, s.chat_template, options);
-  listener.message(concat("data: ", s.data, ": format ", in.data.format, ", ", in.data.rows.size(),
-                          " rows, ", in.data.tokens, " tokens, ", in.data.supervised_tokens,
-                          " supervised, ", in.data.rows_ending_in_eos,
-                          " rows end in a stop token"));
-  if (in.data.rows_truncated)
-    listener.message(concat("truncated ", in.data.rows_truncated, " rows, ",
-                            in.data.tokens_truncated, " tokens lost"));
+  listener.message(concat("data: ", in.data.path, ": ", in.data.container, ", format ",
+                          in.data.format, ", ", in.data.rows.size(), " rows, ", in.data.tokens,
+                          " tokens, ", in.data.supervised_tokens, " supervised, ",
+                          in.data.rows_ending_in_eos, " rows end in a stop token"));
+  for (const std::string& remark : in.data.remarks()) listener.message(remark);
   for (std::int64_t i = 0; i < std::min<std::int64_t>(s.show_rows, std::ssize(in.data.rows)); ++i)
     listener.rows(show_row(in.data.rows[static_cast<std::size_t>(i)], *in.tokenizer, false));
   if (!s.eval_data.empty()) {
     options.max_rows = s.eval_rows;
     in.eval = load_dataset(s.eval_data, *in.tokenizer, s.chat_template, options);
+    listener.message(concat("eval data: ", in.eval.path, ": ", in.eval.container, ", format ",
+                            in.eval.format, ", ", in.eval.rows.size(), " rows"));
+    for (const std::string& remark : in.eval.remarks()) listener.message("eval data: " + remark);
   }
 }
 

@@ -17,6 +17,8 @@ void validate_settings(const FinetuneSettings& s) {
   require(!s.model.empty(), "--model is required");
   require(!s.data.empty(), "--data is required");
   require(!s.out.empty(), "--out is required");
+  require(s.data != "-" || s.eval_data != "-",
+          "--data - and --eval-data -: standard input can be read once only");
   require(s.rank >= 1, concat("--rank ", s.rank, ": must be at least 1"));
   require(!s.alpha || (std::isfinite(*s.alpha) && *s.alpha > 0), "--alpha must be positive");
   require(s.dropout >= 0 && s.dropout < 1, concat("--dropout ", s.dropout, ": must be in [0, 1)"));
@@ -69,7 +71,8 @@ Json plain_identity(const FinetuneSettings& s, std::int64_t steps, const std::st
           {"seed", s.seed},
           {"shuffle", s.shuffle},
           {"packing", s.packing},
-          {"truncate", s.truncate},
+          {"long_rows", long_rows_name(s.long_rows)},
+          {"skip_bad_rows", s.skip_bad_rows},
           {"dtype", dtype_name(dtype)}};
 }
 

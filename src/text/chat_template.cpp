@@ -2,8 +2,11 @@
 
 #include <algorithm>
 
+#include "io/json.h"
+#include "io/printable.h"
 #include "io/utf8.h"
 #include "tensor/error.h"
+#include "text/jinja/json.h"
 #include "text/jinja/template.h"
 #include "text/tokenizer.h"
 #include "text/white_space.h"
@@ -63,17 +66,46 @@ const Style* find(const std::string& name) {
   return nullptr;
 }
 
-std::string_view strip(std::string_view s) { return strip_right(s.substr(end_of_space(s, 0))); }
-
-void check_messages(const std::vector<Message>& messages) {
+void check_messages(const std::vector<Message>& messages, bool built_in) {
+  auto known = [&](const std::string& role) {
+    if (role == "system" || role == "user" || role == "assistant") return true;
+    return !built_in && (role == "tool" || role == "developer");
+  };
   if (messages.empty()) throw InputError("a chat needs at least one message");
   for (std::size_t i = 0; i < messages.size(); ++i) {
     const Message& m = messages[i];
-    if (m.role != "system" && m.role != "user" && m.role != "assistant")
-      throw InputError("role \"" + m.role + "\" is not system, user or assistant");
+    if (!known(m.role))
+      throw InputError(concat("role ", printable(m.role), " is none of system, user, assistant",
+                              built_in ? "" : ", tool, developer"));
     if (std::size_t ok = utf8_valid_prefix(m.content); ok != m.content.size())
       throw InputError(concat("the content of message ", i, " is not valid UTF-8 at byte ", ok));
   }
+}
+
+// About as many bytes as the values of `json` take in the template language.
+std::uint64_t json_size(const OrderedJson& json) {
+  std::uint64_t size = 64;
+  if (json.is_string()) size += json.get_ref<const std::string&>().size();
+  if (json.is_structured())
+    for (const auto& [key, value] : json.items()) size += key.size() + json_size(value);
+  return size;
+}
+
+jinja::Value message_value(const Message& m, jinja::Budget& budget) {
+  using jinja::Value;
+  jinja::Text content;
+  content.append_marked(m.content);
+  std::vector<std::pair<std::string, Value>> members = {
+      {"role", Value::text(m.role)}, {"content", Value::text(std::move(content))}};
+  if (m.more) {
+    for (const auto& [key, value] : m.more->items()) {
+      if (key == "content")
+        members[1].second = jinja::from_json(value, budget, true);
+      else
+        members.emplace_back(key, jinja::from_json(value, budget, true));
+    }
+  }
+  return jinja::make_dict(std::move(members), budget);
 }
 
 }  // namespace
@@ -107,11 +139,12 @@ ChatTemplate ChatTemplate::choose(const Tokenizer& tokenizer, const std::string&
   return choose(tokenizer.chat_template(), name, tokens);
 }
 
-RenderedChat ChatTemplate::render(const std::vector<Message>& messages, bool ask) const {
-  check_messages(messages);
+RenderedChat ChatTemplate::render(const std::vector<Message>& messages, bool ask,
+                                  const OrderedJson* tools) const {
+  check_messages(messages, own_ == nullptr);
   if (!own_) return render_built_in(messages, ask);
-  RenderedChat chat = render_own(messages, ask);
-  if (!ask) find_assistant(messages, chat);
+  RenderedChat chat = render_own(messages, tools, ask);
+  if (!ask) find_assistant(messages, tools, chat);
   return chat;
 }
 
@@ -145,22 +178,20 @@ RenderedChat ChatTemplate::render_built_in(const std::vector<Message>& messages,
 
 // The variables are those that transformers gives, but strftime_now: a text must not depend on the
 // day it is made. Templates that know the name may be missing write a fixed date.
-RenderedChat ChatTemplate::render_own(std::span<const Message> messages, bool ask) const {
+RenderedChat ChatTemplate::render_own(std::span<const Message> messages, const OrderedJson* tools,
+                                      bool ask) const {
   using jinja::Value;
-  std::uint64_t size = 0;
-  for (const Message& m : messages) size += m.content.size() + 1024;
+  std::uint64_t size = tools != nullptr ? json_size(*tools) : 0;
+  for (const Message& m : messages)
+    size += m.content.size() + 1024 + (m.more ? json_size(*m.more) : 0);
   jinja::Budget inputs(8 * size + 1024, 8 * size + 1024);
   std::vector<Value> list;
-  for (const Message& m : messages) {
-    jinja::Text content;
-    content.append_marked(m.content);
-    list.push_back(jinja::make_dict(
-        {{"role", Value::text(m.role)}, {"content", Value::text(std::move(content))}}, inputs));
-  }
-  jinja::Variables variables = {{"messages", jinja::make_list(std::move(list), inputs)},
-                                {"tools", jinja::None{}},
-                                {"documents", jinja::None{}},
-                                {"add_generation_prompt", ask}};
+  for (const Message& m : messages) list.push_back(message_value(m, inputs));
+  jinja::Variables variables = {
+      {"messages", jinja::make_list(std::move(list), inputs)},
+      {"tools", tools != nullptr ? jinja::from_json(*tools, inputs, true) : Value(jinja::None{})},
+      {"documents", jinja::None{}},
+      {"add_generation_prompt", ask}};
   if (!tokens_.bos.empty()) variables.emplace_back("bos_token", Value::text(tokens_.bos));
   if (!tokens_.eos.empty()) variables.emplace_back("eos_token", Value::text(tokens_.eos));
   jinja::Rendered rendered = own_->render(variables);
@@ -169,7 +200,8 @@ RenderedChat ChatTemplate::render_own(std::span<const Message> messages, bool as
 }
 
 // Puts each assistant turn's range into chat.assistant, unless {% generation %} has done so.
-void ChatTemplate::find_assistant(const std::vector<Message>& messages, RenderedChat& chat) const {
+void ChatTemplate::find_assistant(const std::vector<Message>& messages, const OrderedJson* tools,
+                                  RenderedChat& chat) const {
   std::vector<std::size_t> turns;
   for (std::size_t i = 0; i < messages.size(); ++i)
     if (messages[i].role == "assistant") turns.push_back(i);
@@ -179,8 +211,9 @@ void ChatTemplate::find_assistant(const std::vector<Message>& messages, Rendered
                             " {% generation %} stretches for ", turns.size(), " assistant turns"));
   const std::span<const Message> all(messages);
   for (std::size_t i : turns) {
-    const std::string prompt = render_own(all.first(i), true).text;
-    const RenderedChat answered = i + 1 == all.size() ? chat : render_own(all.first(i + 1), false);
+    const std::string prompt = render_own(all.first(i), tools, true).text;
+    const RenderedChat answered =
+        i + 1 == all.size() ? chat : render_own(all.first(i + 1), tools, false);
     const std::string& text = answered.text;
     // The template wrote whatever follows the last byte of the turn's content.
     std::size_t from = prompt.size();

@@ -8,6 +8,8 @@
 #include <utility>
 #include <vector>
 
+#include "io/json_fwd.h"
+
 namespace lk {
 
 class Tokenizer;
@@ -16,8 +18,11 @@ class Template;
 }
 
 struct Message {
-  std::string role;  // system, user, assistant
+  std::string role;  // system, user, assistant; tool and developer where the template knows them
   std::string content;
+  // An object of what else the message says: tool_calls, tool_call_id, name, reasoning_content, ...
+  // Null: nothing. A member "content" replaces the content: null in a turn of tool calls alone.
+  std::shared_ptr<const OrderedJson> more = {};
 };
 
 struct RenderedChat {
@@ -49,12 +54,17 @@ class ChatTemplate {
   // generation prompt is asked for. It is what {% generation %} encloses, or, without these, what
   // each turn adds to the prompt it answers, up to the first stop token behind its content.
   // InputError if a template rewrites earlier text, so that this can't be told.
-  RenderedChat render(const std::vector<Message>& messages, bool add_generation_prompt) const;
+  // `tools`: an array of functions that the model may call; null: none. A built-in template writes
+  // role and content only.
+  RenderedChat render(const std::vector<Message>& messages, bool add_generation_prompt,
+                      const OrderedJson* tools = nullptr) const;
 
  private:
   RenderedChat render_built_in(const std::vector<Message>& messages, bool ask) const;
-  RenderedChat render_own(std::span<const Message> messages, bool ask) const;
-  void find_assistant(const std::vector<Message>& messages, RenderedChat& chat) const;
+  RenderedChat render_own(std::span<const Message> messages, const OrderedJson* tools,
+                          bool ask) const;
+  void find_assistant(const std::vector<Message>& messages, const OrderedJson* tools,
+                      RenderedChat& chat) const;
 
   std::string name_;
   std::shared_ptr<const jinja::Template> own_;

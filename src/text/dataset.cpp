@@ -4,39 +4,49 @@
 #include <exception>
 
 #include "io/hex.h"
-#include "io/input_file.h"
 #include "io/sha256.h"
 #include "io/utf8.h"
 #include "tensor/error.h"
-#include "text/jsonl.h"
+#include "text/data_file.h"
 #include "text/rows.h"
 
 namespace lk {
 
 namespace {
 
+// A row over --seq-len is no bad row: what becomes of it is --long-rows' to say.
+class LongRow : public InputError {
+  using InputError::InputError;
+};
+
 constexpr std::size_t kMaxTextFile = std::size_t{1} << 30;
-// Lines become rows in blocks of this size: work for many threads, and little memory.
-constexpr std::size_t kBlockLines = 4096, kBlockBytes = std::size_t{4} << 20;
+// Rows are made in blocks of this size: work for many threads, and little memory.
+constexpr std::size_t kBlockRows = 4096, kBlockBytes = std::size_t{4} << 20;
 
-// Checks one finished row, cuts it if that is wanted, counts it and keeps it.
-void keep(Row row, const std::string& where, const Tokenizer& tokenizer, const DatasetOptions& o,
-          Dataset& data) {
-  const auto limit = static_cast<std::size_t>(o.seq_len);
-  ++data.rows_read;
-  if (row.ids.size() > limit) {
-    if (!o.truncate)
-      throw InputError(concat(where, ": the row has ", row.ids.size(), " tokens, over --seq-len ",
-                              o.seq_len, "; pass --truncate to cut it"));
-    ++data.rows_truncated;
-    data.tokens_truncated += static_cast<std::int64_t>(row.ids.size() - limit);
-    row.ids.resize(limit);
-    row.supervised.resize(limit);
-    if (row.n_supervised() == 0)
-      throw InputError(where + ": cut to --seq-len, the row has no token left to train on");
-  }
-  if (row.n_supervised() == 0) throw InputError(where + ": the row has no token to train on");
+// Adds the texts of `more` that `all` lacks.
+void add_new(std::vector<std::string>& all, const std::vector<std::string>& more) {
+  for (const std::string& text : more)
+    if (std::find(all.begin(), all.end(), text) == all.end()) all.push_back(text);
+}
 
+// Leaves a row out, and remembers the first.
+void leave_out(std::int64_t& counter, const std::string& why, Dataset& data) {
+  if (data.first_left_out.empty()) data.first_left_out = why;
+  ++counter;
+}
+
+// Cuts a row to its first `limit` tokens. Whether any of them is trained.
+bool cut(Row& row, std::size_t limit, Dataset& data) {
+  const std::size_t tokens = row.ids.size();
+  row.ids.resize(limit);
+  row.supervised.resize(limit);
+  if (row.n_supervised() == 0) return false;
+  ++data.rows_truncated;
+  data.tokens_truncated += static_cast<std::int64_t>(tokens - limit);
+  return true;
+}
+
+void count(const Row& row, const Tokenizer& tokenizer, Dataset& data) {
   data.tokens += std::ssize(row.ids);
   data.lost_bytes += static_cast<std::int64_t>(row.lost_bytes);
   data.supervised_tokens += row.n_supervised();
@@ -45,19 +55,43 @@ void keep(Row row, const std::string& where, const Tokenizer& tokenizer, const D
   const auto& stops = tokenizer.stop_ids();
   if (last > 0 && std::find(stops.begin(), stops.end(), row.ids[last - 1]) != stops.end())
     ++data.rows_ending_in_eos;
+}
+
+// Checks one finished row, cuts it if that is wanted, and keeps or leaves it out.
+void keep(Row row, const std::string& where, const Tokenizer& tokenizer, const DatasetOptions& o,
+          Dataset& data) {
+  const auto limit = static_cast<std::size_t>(o.seq_len);
+  if (row.n_supervised() == 0) throw InputError(where + ": the row has no token to train on");
+  if (row.ids.size() > limit) {
+    const std::string what =
+        concat(where, ": the row has ", row.ids.size(), " tokens, over --seq-len ", o.seq_len);
+    if (o.long_rows == LongRows::Error)
+      throw LongRow(what + "; pass --truncate to cut it, or --long-rows skip to leave it out");
+    if (o.long_rows == LongRows::Skip) return leave_out(data.rows_too_long, what, data);
+    if (!cut(row, limit, data))
+      return leave_out(data.rows_cut_to_nothing,
+                       where + ": cut to --seq-len, the row has no token left to train on", data);
+  }
+  count(row, tokenizer, data);
   data.rows.push_back(std::move(row));
 }
 
 // Encodes plain text whole and cuts it into windows, the last one shorter. A last window of a
 // single token would have nothing to predict and is left out.
-void load_text(const Tokenizer& tokenizer, const DatasetOptions& o, Dataset& data) {
-  const std::string text = read_file(data.path, kMaxTextFile);
+void load_text(const ByteSource& source, const Tokenizer& tokenizer, const DatasetOptions& o,
+               Dataset& data) {
+  if (source.size() > kMaxTextFile)
+    throw InputError(concat(data.path, ": ", source.size(), " bytes; at most ", kMaxTextFile,
+                            " of plain text are read"));
+  std::string text(static_cast<std::size_t>(source.size()), '\0');
+  source.read(0, text.data(), text.size());
   refuse_other_formats(text, data.path);
   if (std::size_t ok = utf8_valid_prefix(text); ok != text.size())
     throw InputError(concat(data.path, ": not valid UTF-8 at byte ", ok));
   Sha256 sha;
   sha.update(text.data(), text.size());
   data.sha256 = sha.hex();
+  text.erase(0, byte_order_mark(text));
   const Tokenizer::Encoding all = tokenizer.encode_with_offsets(text);
   data.lost_bytes = static_cast<std::int64_t>(all.lost_bytes);
   const auto window = static_cast<std::size_t>(o.seq_len);
@@ -71,49 +105,51 @@ void load_text(const Tokenizer& tokenizer, const DatasetOptions& o, Dataset& dat
     row.ids.assign(all.ids.begin() + static_cast<std::ptrdiff_t>(begin),
                    all.ids.begin() + static_cast<std::ptrdiff_t>(end));
     row.supervised.assign(row.ids.size(), 1);
+    ++data.rows_read;
     keep(std::move(row), concat(data.path, ":", line), tokenizer, o, data);
   }
 }
 
 // A row, or why there is none.
 struct Made {
-  Row row;
+  RowBuilder::Built built;
   std::exception_ptr failure;
 };
 
-// Parses and encodes lines on all cores; keeps rows, or throws the failure of the first bad line,
-// in the file's order, so that the result is that of one line at a time.
+// Parses and encodes rows on all cores; keeps them, or throws the failure of the first bad one, in
+// the file's order, so that the result is that of one row at a time.
 class ParallelRows {
  public:
   ParallelRows(RowBuilder& builder, const Tokenizer& tokenizer, const DatasetOptions& options,
                Dataset& data)
       : builder_(builder), tokenizer_(tokenizer), options_(options), data_(data) {}
 
-  // Whether more lines are wanted.
-  bool add(JsonLine&& line) {
-    bytes_ += line.bytes();
-    lines_.push_back(std::move(line));
-    // The first row is made alone: it settles what the others are.
-    if (data_.rows_read > 0 && lines_.size() < kBlockLines && bytes_ < kBlockBytes) return true;
+  // Whether more rows are wanted.
+  bool add(RawRow&& row) {
+    bytes_ += row.bytes();
+    rows_.push_back(std::move(row));
+    // Rows are made alone until one has settled the format of the others.
+    const bool settled = data_.rows_read > 0 && builder_.format() != "auto";
+    if (settled && rows_.size() < kBlockRows && bytes_ < kBlockBytes) return true;
     return flush();
   }
 
   bool flush() {
-    std::vector<Made> made(lines_.size());
+    std::vector<Made> made(rows_.size());
 #pragma omp parallel for schedule(dynamic, 16)
-    for (std::size_t i = 0; i < lines_.size(); ++i) {
+    for (std::size_t i = 0; i < rows_.size(); ++i) {
       try {
-        made[i].row = builder_.build(lines_[i].parse(), lines_[i].where());
-        made[i].row.line = lines_[i].number();
+        made[i].built = builder_.build(rows_[i].parse(), rows_[i].where());
+        made[i].built.row.line = rows_[i].line();
       } catch (...) {
         made[i].failure = std::current_exception();
       }
     }
     for (std::size_t i = 0; i < made.size() && !full(); ++i) {
-      if (made[i].failure) std::rethrow_exception(made[i].failure);
-      keep(std::move(made[i].row), lines_[i].where(), tokenizer_, options_, data_);
+      ++data_.rows_read;
+      take(made[i], rows_[i].where());
     }
-    lines_.clear();
+    rows_.clear();
     bytes_ = 0;
     return !full();
   }
@@ -121,35 +157,92 @@ class ParallelRows {
   bool full() const { return options_.max_rows >= 0 && data_.rows_read >= options_.max_rows; }
 
  private:
+  void take(Made& made, const std::string& where) {
+    try {
+      if (made.failure) std::rethrow_exception(made.failure);
+      keep(std::move(made.built.row), where, tokenizer_, options_, data_);
+      add_new(data_.ignored_keys, made.built.ignored);
+      add_new(data_.fitted, made.built.fitted);
+    } catch (const LongRow&) {
+      throw;
+    } catch (const InputError& e) {
+      if (!options_.skip_bad_rows) throw;
+      leave_out(data_.rows_bad, e.what(), data_);
+    }
+  }
+
   RowBuilder& builder_;
   const Tokenizer& tokenizer_;
   const DatasetOptions& options_;
   Dataset& data_;
-  std::vector<JsonLine> lines_;
+  std::vector<RawRow> rows_;
   std::size_t bytes_ = 0;
 };
 
+std::string joined(const std::vector<std::string>& texts) {
+  std::string out;
+  for (const std::string& text : texts) out += (out.empty() ? "" : ", ") + text;
+  return out;
+}
+
+constexpr std::pair<LongRows, const char*> kLongRows[] = {
+    {LongRows::Error, "error"}, {LongRows::Truncate, "truncate"}, {LongRows::Skip, "skip"}};
+
 }  // namespace
 
-Dataset load_dataset(const std::string& path, const Tokenizer& tokenizer,
+LongRows parse_long_rows(const std::string& name) {
+  for (const auto& [rule, text] : kLongRows)
+    if (name == text) return rule;
+  throw UsageError(concat("--long-rows ", name, ": one of error, truncate, skip"));
+}
+
+const char* long_rows_name(LongRows rule) {
+  return kLongRows[static_cast<std::size_t>(rule)].second;
+}
+
+std::vector<std::string> Dataset::remarks() const {
+  std::vector<std::string> lines;
+  if (!ignored_keys.empty())
+    lines.push_back("ignored keys, which only record something: " + joined(ignored_keys));
+  if (!fitted.empty())
+    lines.push_back("the chat template has no place for all of these rows; written are " +
+                    joined(fitted));
+  if (rows_truncated)
+    lines.push_back(
+        concat("truncated ", rows_truncated, " rows, ", tokens_truncated, " tokens lost"));
+  if (rows_read > std::ssize(rows))
+    lines.push_back(concat("left out ", rows_read - std::ssize(rows), " of ", rows_read, " rows: ",
+                           rows_bad, " bad, ", rows_too_long, " too long, ", rows_cut_to_nothing,
+                           " without a trained token once cut; the first is ", first_left_out));
+  return lines;
+}
+
+Dataset load_dataset(const ByteSource& source, const Tokenizer& tokenizer,
                      const std::optional<std::string>& template_name,
                      const DatasetOptions& options) {
   if (options.seq_len < 2) throw UsageError("--seq-len must be at least 2");
   Dataset data;
-  data.path = path;
+  data.path = source.name();
   data.format = options.format;
-  if (data.format == "txt" || (data.format == "auto" && path.ends_with(".txt"))) {
+  if (data.format == "txt" || (data.format == "auto" && data.path.ends_with(".txt"))) {
     data.format = "txt";
-    load_text(tokenizer, options, data);
+    data.container = "text";
+    load_text(source, tokenizer, options, data);
   } else {
     RowBuilder builder(tokenizer, template_name, options.format);
     ParallelRows rows(builder, tokenizer, options, data);
-    data.sha256 = for_each_raw_json_line(
-        path, [&](JsonLine&& line) { return !rows.full() && rows.add(std::move(line)); });
+    FileRead read = for_each_raw_row(
+        source, [&](RawRow&& row) { return !rows.full() && rows.add(std::move(row)); });
     rows.flush();
     data.format = builder.format();
+    data.container = std::move(read.container);
+    data.sha256 = std::move(read.sha256);
   }
-  if (data.rows.empty() && options.max_rows != 0) throw InputError(path + ": no rows");
+  if (data.rows.empty() && options.max_rows != 0)
+    throw InputError(data.path + ": no rows" +
+                     (data.first_left_out.empty()
+                          ? ""
+                          : concat(" but those left out; the first is ", data.first_left_out)));
   return data;
 }
 

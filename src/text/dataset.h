@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "text/chat_template.h"
+#include "io/byte_source.h"
 #include "text/row.h"
 #include "text/tokenizer.h"
 
@@ -19,27 +19,45 @@ namespace lk {
 Row make_row(const Tokenizer& tokenizer, const std::string& prompt, const std::string& completion,
              bool with_eos = true);
 
+// What happens to rows of more than seq_len tokens. Cut rows keep their first tokens; those that are
+// left without a trained one are left out.
+enum class LongRows { Error, Truncate, Skip };
+LongRows parse_long_rows(const std::string& name);  // "error", ...; UsageError for another name
+const char* long_rows_name(LongRows rule);
+
 struct DatasetOptions {
   std::int64_t seq_len = 1024;  // most tokens in a row
-  bool truncate = false;        // cut longer rows instead of refusing them
+  LongRows long_rows = LongRows::Error;
+  bool skip_bad_rows = false;   // leave out rows that can't be read, instead of an InputError
   std::int64_t max_rows = -1;   // read only the first rows; -1 all
-  std::string format = "auto";  // auto|text|prompt-completion|alpaca|messages|txt
+  std::string format = "auto";  // a row format of text/row_formats.h, txt or auto
 };
 
 struct Dataset {
   std::string path, format;
+  std::string container;  // "JSON lines", "JSON array", "CSV", "TSV" or "text"
   std::vector<Row> rows;
-  std::int64_t rows_read = 0, rows_truncated = 0, tokens_truncated = 0;
+  // Each row read is kept, too long, bad, or has no token left to train on once it is cut.
+  std::int64_t rows_read = 0, rows_too_long = 0, rows_bad = 0, rows_cut_to_nothing = 0;
+  std::int64_t rows_truncated = 0, tokens_truncated = 0;  // of rows that are kept
+  std::string first_left_out;                             // "path:line: why"; empty: none was
+  std::vector<std::string> ignored_keys;                  // of mere records, in the order met
+  std::vector<std::string>
+      fitted;  // what the chat template has no place for, and how it is written
   std::int64_t tokens = 0, supervised_tokens = 0;
   std::int64_t rows_ending_in_eos = 0;  // rows whose last supervised token is a stop token
   std::int64_t lost_bytes = 0;          // bytes of all rows that no token stands for
-  std::string sha256;                   // of the whole file
+  std::string sha256;                   // of the whole file, or of all bytes of a pipe
+
+  // What a user should know of how the data were read, a line each.
+  std::vector<std::string> remarks() const;
 };
 
-// Reads a .jsonl (format found from the first row's keys) or .txt (seq-len windows) file. The
-// template is asked for only by alpaca and messages rows. Errors name path and line, the first bad
-// one of the file. Rows are made on all cores. Throws InputError, UsageError, IoError.
-Dataset load_dataset(const std::string& path, const Tokenizer& tokenizer,
+// Reads rows of JSON lines, a JSON array, CSV or TSV (format found from the first row's keys), or,
+// of a name ending in .txt, windows of seq_len tokens. The template is asked for only by chats.
+// Errors name path and line, the first bad one of the file. Rows are made on all cores. Throws
+// InputError, UsageError, IoError.
+Dataset load_dataset(const ByteSource& source, const Tokenizer& tokenizer,
                      const std::optional<std::string>& template_name,
                      const DatasetOptions& options);
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "tensor/error.h"
-#include "text/jsonl.h"
+#include "text/data_file.h"
 
 namespace lk {
 namespace {
@@ -53,21 +53,26 @@ auto at(const std::string& where, const F& f) {
 
 }  // namespace
 
-EvalKind detect_eval_kind(const std::string& path) {
-  if (path.ends_with(".txt")) return EvalKind::Loss;
+EvalKind detect_eval_kind(const ByteSource& data) {
+  if (data.name().ends_with(".txt")) return EvalKind::Loss;
   EvalKind kind = EvalKind::Loss;
-  for_each_json_line(path, [&](const Json& row, const std::string&) {
-    if (row.contains("choices")) kind = EvalKind::Choices;
-    if (row.contains("references") && !row.contains("completion")) kind = EvalKind::Generation;
-    return false;
+  for_each_raw_row(data, [&](RawRow&& raw) {
+    try {
+      const OrderedJson row = raw.parse();
+      if (row.contains("choices")) kind = EvalKind::Choices;
+      if (row.contains("references") && !row.contains("completion")) kind = EvalKind::Generation;
+      return false;
+    } catch (const InputError&) {
+      return true;  // whoever reads the rows says what is wrong, or skips it
+    }
   });
   return kind;
 }
 
-std::vector<ChoiceRow> load_choices(const std::string& path, const Tokenizer& tokenizer,
+std::vector<ChoiceRow> load_choices(const ByteSource& data, const Tokenizer& tokenizer,
                                     const EvalRowLimits& limits) {
   std::vector<ChoiceRow> rows;
-  for_each_json_line(path, [&](const Json& json, const std::string& where) {
+  for_each_json_row(data, [&](const Json& json, const std::string& where) {
     const std::string prompt = json_string(json, "prompt", where);
     const std::vector<std::string> choices = strings(json, "choices", 2, where);
     ChoiceRow row;
@@ -86,14 +91,14 @@ std::vector<ChoiceRow> load_choices(const std::string& path, const Tokenizer& to
     rows.push_back(std::move(row));
     return std::ssize(rows) != limits.max_rows;
   });
-  if (rows.empty()) throw InputError(path + ": no rows");
+  if (rows.empty()) throw InputError(data.name() + ": no rows");
   return rows;
 }
 
-std::vector<ReferenceRow> load_references(const std::string& path, const Tokenizer& tokenizer,
+std::vector<ReferenceRow> load_references(const ByteSource& data, const Tokenizer& tokenizer,
                                           const EvalRowLimits& limits, std::int64_t max_new) {
   std::vector<ReferenceRow> rows;
-  for_each_json_line(path, [&](const Json& json, const std::string& where) {
+  for_each_json_row(data, [&](const Json& json, const std::string& where) {
     ReferenceRow row;
     row.prompt = json_string(json, "prompt", where);
     if (!json.contains("references") && json.contains("completion"))
@@ -107,7 +112,7 @@ std::vector<ReferenceRow> load_references(const std::string& path, const Tokeniz
     rows.push_back(std::move(row));
     return std::ssize(rows) != limits.max_rows;
   });
-  if (rows.empty()) throw InputError(path + ": no rows");
+  if (rows.empty()) throw InputError(data.name() + ": no rows");
   return rows;
 }
 

@@ -11,10 +11,10 @@ namespace lk {
 
 enum class EvalKind { Loss, Choices, Generation };
 
-// Tells the kind of a file by the keys of its first row: {"prompt","choices","answer"} are Choices,
+// Tells the kind of a file by the keys of the first row that can be read: {"prompt","choices","answer"} are Choices,
 // {"prompt","references"} without a completion Generation, all else rows for the loss. InputError
-// for a file that is no .jsonl and not named .txt.
-EvalKind detect_eval_kind(const std::string& path);
+// for data that hold no rows, unless they are named .txt.
+EvalKind detect_eval_kind(const ByteSource& data);
 
 struct ChoiceRow {
   std::vector<Row> choices;              // prompt + choice, the choice's tokens supervised
@@ -36,12 +36,12 @@ struct EvalRowLimits {
 // Reads rows {"prompt": text, "choices": [text, ...], "answer": index from 0, or a choice's text}.
 // A choice is put right behind the prompt, so it usually begins with a space; no end-of-text token
 // follows. There must be at least two choices, all different. InputError naming file, line and key.
-std::vector<ChoiceRow> load_choices(const std::string& path, const Tokenizer& tokenizer,
+std::vector<ChoiceRow> load_choices(const ByteSource& data, const Tokenizer& tokenizer,
                                     const EvalRowLimits& limits);
 
 // Reads rows {"prompt": text, "references": [text, ...]}; without references, "completion" is the
 // only one. `max_new` tokens must fit behind each prompt. InputError naming file, line and key.
-std::vector<ReferenceRow> load_references(const std::string& path, const Tokenizer& tokenizer,
+std::vector<ReferenceRow> load_references(const ByteSource& data, const Tokenizer& tokenizer,
                                           const EvalRowLimits& limits, std::int64_t max_new);
 
 }  // namespace lk

@@ -29,4 +29,6 @@ std::string_view strip_right(std::string_view s) {
   return s;
 }
 
+std::string_view strip(std::string_view s) { return strip_right(s.substr(end_of_space(s, 0))); }
+
 }  // namespace lk

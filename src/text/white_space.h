@@ -13,6 +13,8 @@ bool is_space(char32_t c);
 std::size_t end_of_space(std::string_view s, std::size_t i);
 // str.rstrip() of valid UTF-8.
 std::string_view strip_right(std::string_view s);
+// str.strip() of valid UTF-8.
+std::string_view strip(std::string_view s);
 // The offset of the character that ends at `end` (> 0).
 std::size_t previous_character(std::string_view s, std::size_t end);
 

@@ -2,19 +2,22 @@
 
 namespace lk::jinja {
 
-Value from_json(const Json& json, Budget& budget, bool marked) {
+namespace {
+
+template <class J>
+Value value_of(const J& json, Budget& budget, bool marked) {
   switch (json.type()) {
-    case Json::value_t::boolean:
-      return json.get<bool>();
-    case Json::value_t::number_integer:
-      return json.get<std::int64_t>();
-    case Json::value_t::number_unsigned:
-      if (json.get<std::uint64_t>() > INT64_MAX) fail("an integer is too large");
-      return json.get<std::int64_t>();
-    case Json::value_t::number_float:
-      return json.get<double>();
-    case Json::value_t::string: {
-      const auto& s = json.get_ref<const std::string&>();
+    case J::value_t::boolean:
+      return json.template get<bool>();
+    case J::value_t::number_integer:
+      return json.template get<std::int64_t>();
+    case J::value_t::number_unsigned:
+      if (json.template get<std::uint64_t>() > INT64_MAX) fail("an integer is too large");
+      return json.template get<std::int64_t>();
+    case J::value_t::number_float:
+      return json.template get<double>();
+    case J::value_t::string: {
+      const auto& s = json.template get_ref<const std::string&>();
       budget.bytes(s.size());
       Text text;
       if (marked)
@@ -23,20 +26,30 @@ Value from_json(const Json& json, Budget& budget, bool marked) {
         text.append(s);
       return Value::text(std::move(text));
     }
-    case Json::value_t::array: {
+    case J::value_t::array: {
       std::vector<Value> items;
-      for (const Json& item : json) items.push_back(from_json(item, budget, marked));
+      for (const J& item : json) items.push_back(value_of(item, budget, marked));
       return make_list(std::move(items), budget);
     }
-    case Json::value_t::object: {
+    case J::value_t::object: {
       std::vector<std::pair<std::string, Value>> items;
       for (const auto& [key, value] : json.items())
-        items.emplace_back(key, from_json(value, budget, marked));
+        items.emplace_back(key, value_of(value, budget, marked));
       return make_dict(std::move(items), budget);
     }
     default:
       return None{};
   }
+}
+
+}  // namespace
+
+Value from_json(const Json& json, Budget& budget, bool marked) {
+  return value_of(json, budget, marked);
+}
+
+Value from_json(const OrderedJson& json, Budget& budget, bool marked) {
+  return value_of(json, budget, marked);
 }
 
 }  // namespace lk::jinja

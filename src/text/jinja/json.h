@@ -8,5 +8,6 @@ namespace lk::jinja {
 
 // The value of `json`; `marked`: whether its strings are marked as coming from a conversation.
 Value from_json(const Json& json, Budget& budget, bool marked = false);
+Value from_json(const OrderedJson& json, Budget& budget, bool marked = false);
 
 }  // namespace lk::jinja

@@ -1,0 +1,130 @@
+#include "text/data_file.h"
+
+#include <algorithm>
+
+#include "io/sha256.h"
+#include "tensor/error.h"
+#include "text/row_splitter.h"
+
+namespace lk {
+
+namespace {
+
+constexpr std::size_t kChunkBytes = std::size_t{1} << 20;
+constexpr std::string_view kByteOrderMark = "\xef\xbb\xbf";
+
+bool ends_with_any(const std::string& name, std::initializer_list<std::string_view> endings) {
+  return std::any_of(endings.begin(), endings.end(),
+                     [&](std::string_view ending) { return name.ends_with(ending); });
+}
+
+// "CSV" or "TSV" if the first line names a column that every such file of some row format has.
+std::string container_of_header(std::string_view head) {
+  const std::string_view line = head.substr(0, head.find_first_of("\r\n"));
+  const char separator = line.find('\t') != std::string_view::npos ? '\t' : ',';
+  for (std::size_t begin = 0; begin <= line.size();) {
+    const std::size_t end = std::min(line.find(separator, begin), line.size());
+    std::string_view name = line.substr(begin, end - begin);
+    if (name.size() > 1 && name.front() == '"' && name.back() == '"')
+      name = name.substr(1, name.size() - 2);
+    if (name == "text" || name == "prompt" || name == "instruction")
+      return separator == ',' ? "CSV" : "TSV";
+    begin = end + 1;
+  }
+  return "";
+}
+
+std::string container_of(std::string_view head, const std::string& name) {
+  const std::size_t first = head.find_first_not_of(" \t\r\n");
+  if (first != std::string_view::npos && head[first] == '[') return "JSON array";
+  if (first != std::string_view::npos && head[first] == '{') return "JSON lines";
+  if (name.ends_with(".csv")) return "CSV";
+  if (ends_with_any(name, {".tsv", ".tab"})) return "TSV";
+  if (ends_with_any(name, {".jsonl", ".json", ".ndjson"})) return "JSON lines";
+  const std::string of_header = container_of_header(head);
+  return of_header.empty() ? "JSON lines" : of_header;
+}
+
+std::unique_ptr<RowSplitter> splitter_for(const std::string& container, const std::string& name,
+                                          const RawRowVisitor& visit) {
+  if (container == "CSV") return split_csv(name, ',', visit);
+  if (container == "TSV") return split_csv(name, '\t', visit);
+  return container == "JSON array" ? split_array(name, visit) : split_lines(name, visit);
+}
+
+}  // namespace
+
+std::size_t byte_order_mark(std::string_view head) {
+  return head.starts_with(kByteOrderMark) ? kByteOrderMark.size() : 0;
+}
+
+void refuse_other_formats(std::string_view head, const std::string& name) {
+  static constexpr struct {
+    std::string_view magic;
+    const char* what;
+  } kFormats[] = {
+      {{"\x1f\x8b", 2}, "gzip: decompress it first"},
+      {{"\x28\xb5\x2f\xfd", 4}, "zstd: decompress it first"},
+      {{"\xfd\x37zXZ", 5}, "xz: decompress it first"},
+      {"BZh", "bzip2: decompress it first"},
+      {{"PK\x03\x04", 4}, "a zip archive: unpack it first"},
+      {"PAR1", "parquet: convert it to .jsonl first"},
+      {"ARROW1", "Arrow: convert it to .jsonl first"},
+      {{"\xff\xff\xff\xff", 4}, "Arrow: convert it to .jsonl first"},
+      {"GGUF", "a GGUF model, not data"},
+      {{"\xff\xfe", 2}, "UTF-16: save it as UTF-8"},
+      {{"\xfe\xff", 2}, "UTF-16: save it as UTF-8"},
+  };
+  for (const auto& [magic, what] : kFormats)
+    if (head.starts_with(magic)) throw InputError(name + ": this is " + what);
+}
+
+const std::string& RawRow::where() {
+  if (where_.empty()) {
+    where_ = concat(*name_, ":", line_);
+    if (element_ > 0) where_ += concat(": element ", element_);
+  }
+  return where_;
+}
+
+OrderedJson RawRow::parse() {
+  if (text_.size() > kMaxRowBytes)
+    throw InputError(concat(where(), ": the row has over ", kMaxRowBytes, " bytes"));
+  if (header_) return parse_csv_record(text_, *header_, where());
+  OrderedJson object = parse_row_json(text_, where());
+  if (!object.is_object()) throw InputError(where() + ": not a JSON object");
+  return object;
+}
+
+FileRead for_each_raw_row(const ByteSource& data, const RawRowVisitor& visit) {
+  if (data.size() == 0) throw InputError(data.name() + ": the file is empty");
+  FileRead result;
+  Sha256 sha;
+  std::unique_ptr<RowSplitter> splitter;
+  bool going = true;
+  std::string chunk;
+  // Reads up to the size at opening: a file that grows meanwhile is read as it was.
+  for (std::uint64_t at = 0; at < data.size(); at += chunk.size()) {
+    chunk.resize(static_cast<std::size_t>(std::min<std::uint64_t>(kChunkBytes, data.size() - at)));
+    data.read(at, chunk.data(), chunk.size());
+    sha.update(chunk.data(), chunk.size());
+    std::string_view piece = chunk;
+    if (at == 0) {
+      refuse_other_formats(piece, data.name());
+      piece.remove_prefix(byte_order_mark(piece));
+      result.container = container_of(piece, data.name());
+      splitter = splitter_for(result.container, data.name(), visit);
+    }
+    going = going && splitter->add(piece);
+  }
+  if (going) splitter->end();
+  result.sha256 = sha.hex();
+  return result;
+}
+
+std::string for_each_json_row(const ByteSource& data, const JsonRowVisitor& visit) {
+  auto parsed = [&](RawRow&& row) { return visit(Json(row.parse()), row.where()); };
+  return for_each_raw_row(data, parsed).sha256;
+}
+
+}  // namespace lk

@@ -1,0 +1,164 @@
+#include "text/tool_turns.h"
+
+#include "tensor/error.h"
+#include "text/jinja/json.h"
+#include "text/white_space.h"
+
+namespace lk {
+
+namespace {
+
+// What the template makes of the chat; empty if it refuses.
+std::string rendered_or_nothing(const ChatTemplate& chat, const std::vector<Message>& messages,
+                                const OrderedJson* tools = nullptr) {
+  try {
+    return chat.render(messages, true, tools).text;
+  } catch (const InputError&) {
+    return "";
+  }
+}
+
+std::shared_ptr<const OrderedJson> shared(OrderedJson json) {
+  return std::make_shared<const OrderedJson>(std::move(json));
+}
+
+// As templates write JSON.
+std::string json_text(const OrderedJson& json) {
+  jinja::Budget budget(UINT64_MAX, UINT64_MAX);
+  return jinja::to_json(jinja::from_json(json, budget), {}, budget).s;
+}
+
+// Few words: they stand in every row, and count towards --seq-len.
+std::string tools_as_text(const OrderedJson& tools) {
+  std::string text = "<tools>";
+  for (const OrderedJson& tool : tools) text += "\n" + json_text(tool);
+  return text +
+         "\n</tools>\nCall one by <tool_call>\n{\"name\": ..., \"arguments\": {...}}\n</tool_call>";
+}
+
+std::string calls_as_text(const OrderedJson& calls) {
+  std::string text;
+  for (const OrderedJson& call : calls) {
+    const OrderedJson& function = call.at("function");
+    const OrderedJson said = {{"name", function.at("name")},
+                              {"arguments", function.at("arguments")}};
+    text += (text.empty() ? "" : "\n") + concat("<tool_call>\n", json_text(said), "\n</tool_call>");
+  }
+  return text;
+}
+
+void put_tools(ChatRow& chat) {
+  const std::string text = tools_as_text(*chat.tools);
+  Message& first = chat.turns.front().message;
+  if (first.role == "system")
+    first.content += (first.content.empty() ? "" : "\n\n") + text;
+  else
+    chat.turns.insert(chat.turns.begin(), {{"system", text}, false});
+  chat.tools = nullptr;
+}
+
+void put_calls(Message& m) {
+  m.content += (m.content.empty() ? "" : "\n") + calls_as_text(m.more->at("tool_calls"));
+  OrderedJson rest = *m.more;
+  rest.erase("tool_calls");
+  rest.erase("content");
+  m.more = rest.empty() ? nullptr : shared(std::move(rest));
+}
+
+// Each run of tools' answers becomes one user turn.
+void put_answers(std::vector<Turn>& turns) {
+  std::vector<Turn> out;
+  bool behind_answer = false;
+  for (Turn& turn : turns) {
+    const bool answers = turn.message.role == "tool";
+    if (answers) {
+      const std::string text = "<tool_response>\n" + turn.message.content + "\n</tool_response>";
+      if (behind_answer)
+        out.back().message.content += "\n" + text;
+      else
+        out.push_back({{"user", text}, false});
+    } else {
+      out.push_back(std::move(turn));
+    }
+    behind_answer = answers;
+  }
+  turns = std::move(out);
+}
+
+bool calls_tools(const Message& m) { return m.more && m.more->contains("tool_calls"); }
+
+void require(bool written, const std::string& template_name, const std::string& what) {
+  if (!written)
+    throw InputError(concat("the chat template (", template_name, ") does not write ", what));
+}
+
+}  // namespace
+
+ToolSupport find_tool_support(const ChatTemplate& chat) {
+  const OrderedJson function = {
+      {"name", "zqx"},
+      {"description", "d"},
+      {"parameters", {{"type", "object"}, {"properties", OrderedJson::object()}}}};
+  const OrderedJson tools =
+      OrderedJson::array({OrderedJson{{"type", "function"}, {"function", function}}});
+  const OrderedJson called = {{"name", "zqx"}, {"arguments", {{"a", "zqy"}}}};
+  const OrderedJson calls = OrderedJson::array(
+      {OrderedJson{{"id", "call12345"}, {"type", "function"}, {"function", called}}});
+  const Message user{"user", "x"}, answer{"assistant", "y"};
+  Message call = answer, result{"tool", "zqz"};
+  call.more = shared({{"tool_calls", calls}, {"content", nullptr}});
+  result.more = shared({{"tool_call_id", "call12345"}, {"name", "zqx"}});
+
+  auto writes = [&](const std::vector<Message>& messages, const char* text,
+                    const OrderedJson* given = nullptr) {
+    return rendered_or_nothing(chat, messages, given).find(text) != std::string::npos;
+  };
+  ToolSupport support;
+  support.tools = writes({user}, "zqx", &tools);
+  support.calls = writes({user, call}, "zqx") && writes({user, call}, "zqy");
+  support.tool_role = writes({user, support.calls ? call : answer, result}, "zqz");
+  support.developer = writes({{"developer", "zqx"}, user}, "zqx");
+  return support;
+}
+
+std::vector<std::string> fit_to_template(ChatRow& chat, const ToolSupport& support) {
+  bool developer = false, calls = false, answers = false;
+  const bool tools = chat.tools && !support.tools;
+  for (Turn& turn : chat.turns) {
+    Message& m = turn.message;
+    if (m.role == "developer" && !support.developer) m.role = "system", developer = true;
+    if (calls_tools(m) && !support.calls) put_calls(m), calls = true;
+    answers = answers || (m.role == "tool" && !support.tool_role);
+  }
+  if (answers) put_answers(chat.turns);
+  if (tools) put_tools(chat);
+  std::vector<std::string> put;
+  if (tools) put.emplace_back("tools as a system turn");
+  if (calls) put.emplace_back("tool_calls as <tool_call> in the assistant's turn");
+  if (answers) put.emplace_back("tool turns as <tool_response> in a user turn");
+  if (developer) put.emplace_back("developer turns as system turns");
+  return put;
+}
+
+void require_written(const ChatRow& chat, const std::string& rendered, const std::string& name) {
+  auto written = [&](const OrderedJson& text) {
+    return rendered.find(strip(text.get_ref<const std::string&>())) != std::string::npos;
+  };
+  if (chat.tools)
+    for (const OrderedJson& tool : *chat.tools)
+      require(written(tool.at("function").at("name")), name, "all of the row's tools");
+  for (std::size_t i = 0; i < chat.turns.size(); ++i) {
+    const Message& m = chat.turns[i].message;
+    if (!m.more) continue;
+    if (calls_tools(m))
+      for (const OrderedJson& call : m.more->at("tool_calls"))
+        require(written(call.at("function").at("name")), name, concat("tool_calls of message ", i));
+    for (const char* key : {"reasoning_content", "reasoning", "thinking"})
+      if (m.more->contains(key))
+        require(written(m.more->at(key)), name, concat(key, " of message ", i));
+    if (m.more->contains("name") && m.role != "tool")
+      require(written(m.more->at("name")), name, concat("name of message ", i));
+  }
+}
+
+}  // namespace lk

@@ -1,0 +1,31 @@
+// Chats with tools and templates that may have no place for them: what a template can't write itself
+// becomes text of ordinary turns, between the tags that Hermes and Qwen use.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "text/chat_rows.h"
+#include "text/chat_template.h"
+
+namespace lk {
+
+// What a template writes by itself. Found by rendering small chats with and without each.
+struct ToolSupport {
+  bool tools = false;      // the functions that may be called
+  bool calls = false;      // an assistant's tool_calls
+  bool tool_role = false;  // turns of the role tool
+  bool developer = false;  // turns of the role developer
+};
+ToolSupport find_tool_support(const ChatTemplate& chat_template);
+
+// Puts what the template can't write into turns that it can: tools into the system turn, calls into
+// the assistant's text as <tool_call>, tools' answers into a user turn as <tool_response>, and
+// developer turns become system turns. Returns what was put, for the user: "tools", "tool_calls", ...
+std::vector<std::string> fit_to_template(ChatRow& chat, const ToolSupport& support);
+
+// InputError naming the template and the key if `rendered` lacks a tool's or call's name, a name of
+// a speaker or a reasoning that the chat has: a template drops in silence what it doesn't know.
+void require_written(const ChatRow& chat, const std::string& rendered, const std::string& name);
+
+}  // namespace lk

@@ -1,0 +1,349 @@
+// Would catch: a key of a row or a message that vanishes in silence, a turn trained that should not
+// be, a chat with tools that the model never sees.
+#include <algorithm>
+#include <cstdio>
+#include <string>
+
+#include "dataset_fixture.h"
+#include "harness.h"
+#include "io/input_file.h"
+#include "io/json.h"
+#include "template_chats.h"
+#include "text/row_formats.h"
+#include "text/tool_turns.h"
+
+using namespace lk;
+
+namespace {
+
+// What chatml makes of turns, "role|content" each.
+std::string chatml(std::initializer_list<std::string> turns) {
+  std::string text;
+  for (const std::string& turn : turns) {
+    const std::size_t bar = turn.find('|');
+    text += "<|im_start|>" + turn.substr(0, bar) + "\n" + turn.substr(bar + 1) + "<|im_end|>\n";
+  }
+  return text;
+}
+
+struct Fixture : test::DatasetFixture {
+  std::string text(const Dataset& data, std::size_t row = 0) const {
+    return tokenizer->decode(data.rows.at(row).ids, false);
+  }
+  // Gives the model a chat template of its own.
+  void use_template(const std::string& source) {
+    const OrderedJson config = {{"eos_token", "<|im_end|>"}, {"chat_template", source}};
+    write("tokenizer_config.json", config.dump());
+    tokenizer = Tokenizer::from_folder(folder.string());
+  }
+  Dataset load_own(const std::string& rows, const std::string& name = "data.jsonl") const {
+    return load_dataset(write(name, rows), *tokenizer, std::nullopt, options);
+  }
+  std::string own_error(const std::string& rows) const {
+    try {
+      load_own(rows);
+    } catch (const InputError& e) {
+      return e.what();
+    }
+    return "accepted";
+  }
+  Fixture() { options.seq_len = 1024; }
+};
+
+const std::string kTurns =
+    R"("messages":[{"role":"user","content":"Hi"},{"role":"assistant","content":"Yo"}])";
+const std::string kTools =
+    R"("tools":[{"type":"function","function":{"name":"get_weather","description":"of a city",)"
+    R"("parameters":{"type":"object","properties":{"city":{"type":"string"}}}}}])";
+const std::string kToolTurns =
+    R"("messages":[{"role":"user","content":"Weather in Oslo?"},{"role":"assistant","content":null,)"
+    R"("tool_calls":[{"id":"call_1","type":"function","function":{"name":"get_weather",)"
+    R"("arguments":"{\"city\": \"Oslo\"}"}}]},{"role":"tool","tool_call_id":"call_1",)"
+    R"("content":"4"},{"role":"assistant","content":"Cold."}])";
+
+}  // namespace
+
+TEST_CASE("Alpaca's and Dolly's names mean the same") {
+  Fixture f;
+  const std::string want =
+      chatml({"user|Which animal?\nIt has a trunk.", "assistant|An elephant."});
+  for (const char* input : {"input", "context"})
+    for (const char* output : {"output", "response"}) {
+      const Dataset data =
+          f.load(concat(R"({"instruction":"Which animal?",")", input, R"(":"It has a trunk.",")",
+                        output, R"(":"An elephant.","category":"qa"})"));
+      CHECK(data.format == "alpaca");
+      CHECK(f.text(data) == want);
+      CHECK(f.trained(data.rows[0]) == "An elephant.<|im_end|>");
+      CHECK(data.ignored_keys == std::vector<std::string>{"category"});
+    }
+  CHECK(f.refused(R"({"instruction":"a","input":"b","context":"c","output":"d"})", "context"));
+  CHECK(f.refused(R"({"instruction":"a","output":"b","response":"c"})", "response"));
+  CHECK(f.text(f.load(R"({"instruction":"a","input":"","context":"c","output":"d"})")) ==
+        chatml({"user|a\nc", "assistant|d"}));
+}
+
+TEST_CASE("ShareGPT: from and value, in an array file too") {
+  Fixture f;
+  const std::string row =
+      R"({"id":"a0","conversations":[{"from":"system","value":"Be brief."},)"
+      R"({"from":"human","value":"How tall?"},{"from":"gpt","value":"Five metres."},)"
+      R"({"from":"user","value":"A horse?"},{"from":"assistant","value":""}]})";
+  const Dataset data = f.load("[\n" + row + ",\n" + row + "]", "data.json");
+  CHECK(data.format == "sharegpt");
+  CHECK(data.container == "JSON array");
+  CHECK(data.rows.at(1).line == 3);
+  CHECK(f.text(data) == chatml({"system|Be brief.", "user|How tall?", "assistant|Five metres.",
+                                "user|A horse?", "assistant|"}));
+  CHECK(f.trained(data.rows[0]) == "Five metres.<|im_end|><|im_end|>");
+  CHECK(f.refused(R"({"conversations":[{"from":"narrator","value":"x"}]})", "narrator"));
+  CHECK(f.refused(R"({"conversations":[{"from":"human"}]})", "value"));
+  CHECK(
+      f.refused(R"({"conversations":[{"from":"human","value":"x","emotion":"sad"}]})", "emotion"));
+  CHECK(f.refused(R"({"conversations":[]})", "conversations"));
+  // Turns of OpenAI's kind under ShareGPT's key.
+  CHECK(f.text(f.load(R"({"conversations":[{"role":"user","content":"a"},)"
+                      R"({"role":"assistant","content":"b"}]})")) ==
+        chatml({"user|a", "assistant|b"}));
+}
+
+TEST_CASE("TRL: prompt and completion as lists of messages; the prompt is not trained") {
+  Fixture f;
+  const Dataset data = f.load(
+      R"({"prompt":[{"role":"user","content":"a"},{"role":"assistant","content":"b"},)"
+      R"({"role":"user","content":"c"}],"completion":[{"role":"assistant","content":"d"}]})");
+  CHECK(data.format == "prompt-completion");
+  CHECK(f.text(data) == chatml({"user|a", "assistant|b", "user|c", "assistant|d"}));
+  CHECK(f.trained(data.rows[0]) == "d<|im_end|>");
+  CHECK(f.refused(R"({"prompt":[{"role":"user","content":"a"}],"completion":"d"})", "completion"));
+  CHECK(f.refused(R"({"prompt":"a","completion":[{"role":"assistant","content":"d"}]})",
+                  "completion"));
+}
+
+TEST_CASE("content as parts, null, and weights") {
+  Fixture f;
+  auto with = [](const std::string& answer) {
+    return R"({"messages":[{"role":"user","content":[{"type":"text","text":"a"},)"
+           R"({"type":"text","text":"b"}]},{"role":"assistant",)" +
+           answer + "}]}";
+  };
+  CHECK(f.text(f.load(with(R"("content":[{"type":"text","text":"c"}])"))) ==
+        chatml({"user|ab", "assistant|c"}));
+  for (const char* weight : {"null", "1", "1.0"})
+    CHECK(f.trained(f.load(with(concat(R"("content":"c","weight":)", weight))).rows[0]) ==
+          "c<|im_end|>");
+  for (const char* weight : {"0", "0.0"})
+    CHECK(f.refused(with(concat(R"("content":"c","weight":)", weight)), "no token"));
+  for (const char* weight : {"0.5", "2", "-1", "\"1\"", "NaN"})
+    CHECK(f.refused(with(concat(R"("content":"c","weight":)", weight)), "weight"));
+  CHECK(f.refused(with(R"("content":null)"), "content"));
+  CHECK(f.refused(with(R"("content":[{"type":"image_url","image_url":{}}])"), "image_url"));
+  CHECK(f.refused(R"({"messages":[{"role":"user","content":"a","weight":1},)"
+                  R"({"role":"assistant","content":"b"}]})",
+                  "weight"));
+}
+
+TEST_CASE("each key is used, a record, or refused by name") {
+  Fixture f;
+  const Dataset data =
+      f.load(R"({"id":7,"source":"web","question_id":"q","meta":{"a":[NaN]},"text":"a","note":NaN})"
+             "\n"
+             R"({"text":"b","lang":"en","id":8,"unknown":null,"other":""})");
+  CHECK(data.ignored_keys ==
+        std::vector<std::string>{"id", "source", "question_id", "meta", "note", "lang"});
+  CHECK(data.remarks().size() == 1);
+  for (const char* key :
+       {"system", "context", "tools", "thinking", "rationale", "label", "chosen"}) {
+    CHECK(f.refused(concat(R"({"text":"a",")", key, R"(":"b"})"), key));
+    CHECK(f.refused(concat(R"({"prompt":"a","completion":"c",")", key, R"(":"b"})"), key));
+  }
+  for (const char* key : {"reasoning_content", "thinking", "name", "refusal", "prefix"})
+    CHECK(f.refused(concat(R"({"messages":[{"role":"user","content":"a"},{"role":"assistant",)",
+                           R"("content":"b",")", key, R"(":"why so"}]})"),
+                    key));
+  CHECK(f.refused("{" + kTurns + R"(,"history":[["a","b"]]})", "history"));
+  // Rows of one file may have different keys.
+  CHECK(f.error("{\"text\":\"a\"}\n{\"text\":\"b\",\"hint\":\"c\"}").find("data.jsonl:2: ") !=
+        std::string::npos);
+  // A question beside the messages that they hold, too, says nothing new; another does.
+  CHECK(f.load("{\"prompt\":\"Hi\"," + kTurns + "}").rows.size() == 1);
+  CHECK(f.refused("{\"prompt\":\"Hi there\"," + kTurns + "}", "prompt"));
+}
+
+TEST_CASE("NaN is a missing value, where a value may be missing") {
+  Fixture f;
+  CHECK(f.text(f.load(R"({"instruction":"a","input":NaN,"output":"b"})")) ==
+        chatml({"user|a", "assistant|b"}));
+  CHECK(f.refused(R"({"instruction":"a","input":Infinity,"output":"b"})", "input"));
+  CHECK(f.refused(R"({"instruction":"a","output":NaN})", "output"));
+  CHECK(f.refused(R"({"text":NaN})", "text"));
+  CHECK(f.refused("{" + kTurns + R"(,"tools":[{"name":"f","default":NaN}]})", "tools"));
+  CHECK(f.refused(R"({"text":"a","id":nan})", "data.jsonl:1"));
+}
+
+TEST_CASE("system beside messages is their first turn") {
+  Fixture f;
+  CHECK(f.text(f.load(R"({"system":"Answer in French.",)" + kTurns + "}")) ==
+        chatml({"system|Answer in French.", "user|Hi", "assistant|Yo"}));
+  CHECK(f.refused(R"({"system":"a","messages":[{"role":"system","content":"b"},)"
+                  R"({"role":"user","content":"c"},{"role":"assistant","content":"d"}]})",
+                  "system"));
+}
+
+TEST_CASE("tools that the template has no place for are written as text") {
+  Fixture f;
+  const Dataset data = f.load("{" + kToolTurns + "," + kTools + R"(,"parallel_tool_calls":false})");
+  const std::string text = f.text(data);
+  CHECK(text.find("<|im_start|>system\n<tools>\n") == 0);
+  CHECK(text.find(R"({"type": "function", "function": {"name": "get_weather", "description": )") !=
+        std::string::npos);
+  CHECK(text.ends_with(chatml({"user|Weather in Oslo?",
+                               "assistant|<tool_call>\n{\"name\": \"get_weather\", \"arguments\": "
+                               "{\"city\": \"Oslo\"}}\n</tool_call>",
+                               "user|<tool_response>\n4\n</tool_response>", "assistant|Cold."})));
+  CHECK(data.fitted.size() == 3);
+  CHECK(f.trained(data.rows[0]).ends_with("</tool_call><|im_end|>Cold.<|im_end|>"));
+  // The same chat as ShareGPT writes it.
+  const Dataset share = f.load(
+      R"({"conversations":[{"from":"human","value":"Weather in Oslo?"},{"from":"function_call",)"
+      R"("value":"{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Oslo\"}}"},)"
+      R"({"from":"observation","value":"4"},{"from":"gpt","value":"Cold."}],"tools":)"
+      R"("[{\"name\": \"get_weather\", \"description\": \"of a city\", \"parameters\": )"
+      R"({\"type\": \"object\", \"properties\": {\"city\": {\"type\": \"string\"}}}}]"})");
+  CHECK(f.text(share) == text);
+  CHECK(f.refused("{" + kTurns + R"(,"tools":[{"type":"function"}]})", "tools[0]"));
+  CHECK(f.refused(R"({"messages":[{"role":"user","content":"a","tool_calls":[{"name":"f"}]}]})",
+                  "tool_calls"));
+}
+
+TEST_CASE("tools go through a template that writes them, in the file's order of keys") {
+  Fixture f;
+  f.use_template(
+      "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+      "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content or '' }}"
+      "{% for c in m.tool_calls or [] %}[{{ c.id }} {{ c.function.name }} "
+      "{{ c.function.arguments | tojson }}]{% endfor %}"
+      "{{ m.tool_call_id or '' }}<|im_end|>\n{% endfor %}"
+      "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}");
+  const Dataset data = f.load_own("{" + kToolTurns + "," + kTools + "}");
+  CHECK(f.text(data) ==
+        chatml({"system|[{\"type\": \"function\", \"function\": {\"name\": \"get_weather\", "
+                "\"description\": \"of a city\", \"parameters\": {\"type\": \"object\", "
+                "\"properties\": {\"city\": {\"type\": \"string\"}}}}}]",
+                "user|Weather in Oslo?", "assistant|[call_1 get_weather {\"city\": \"Oslo\"}]",
+                "tool|4call_1", "assistant|Cold."}));
+  CHECK(data.fitted.empty());
+  CHECK(f.trained(data.rows[0]) ==
+        "[call_1 get_weather {\"city\": \"Oslo\"}]<|im_end|>Cold.<|im_end|>");
+}
+
+TEST_CASE("templates print tools and calls as Jinja2 prints them, or are given them as text") {
+  const Json golden = read_json(test::kTemplateData + "tools.json");
+  const OrderedJson rows =
+      parse_row_json(read_file(test::kTemplateData + "tools.json", 1 << 20), "tools.json")
+          .at("rows");
+  for (const auto& [name, rendered] : golden.at("rendered").items()) {
+    const ChatTemplate chat = ChatTemplate::choose(
+        test::family_template(name), "", {"<s>", "</s>", {"</s>", "<|im_end|>", "<|eot_id|>"}});
+    const ToolSupport support = find_tool_support(chat);
+    CHECK(support.tools == (name != "llama3.2"));  // this one reads tools, and writes none
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      RowContent row = read_row(rows.at(i), "messages", false, "row");
+      ChatRow& said = *row.chat;
+      auto text = [&] {
+        std::vector<Message> messages;
+        for (const Turn& turn : said.turns) messages.push_back(turn.message);
+        return chat.render(messages, true, said.tools.get()).text;
+      };
+      const Json& want = rendered.at(i);
+      if (want.is_null())
+        CHECK_THROWS_AS(text(), InputError);
+      else
+        CHECK_MESSAGE(text() == want.get<std::string>(), name, " row ", i);
+      // What a template drops is put into turns that it writes: nothing is lost.
+      fit_to_template(said, support);
+      try {
+        require_written(said, text(), chat.name());
+      } catch (const InputError& e) {
+        const std::string why = e.what();  // the template's own rules, with its line
+        CHECK_MESSAGE(why.find("line ") != std::string::npos, name, " row ", i, ": ", why);
+      }
+    }
+  }
+}
+
+TEST_CASE("what a model's template leaves out is refused with the template and the key") {
+  Fixture f;
+  f.use_template(
+      "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+      "{{ '<think>' + m.reasoning_content + '</think>' if m.reasoning_content is defined else '' }}"
+      "{{ m.content }}<|im_end|>\n{% endfor %}"
+      "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}");
+  auto row = [](const char* key) {
+    return concat(
+        R"({"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b",")", key,
+        R"(":"because"}]})");
+  };
+  CHECK(f.text(f.load_own(row("reasoning_content"))) ==
+        chatml({"user|a", "assistant|<think>because</think>b"}));
+  const std::string said = f.own_error(row("thinking"));
+  CHECK_MESSAGE(said.find("template") != std::string::npos, said);
+  CHECK_MESSAGE(said.find("thinking") != std::string::npos, said);
+  // A developer's turn is one of its own where the template writes it, else the system's.
+  const std::string developer =
+      R"({"messages":[{"role":"developer","content":"Be kind."},{"role":"user","content":"a"},)"
+      R"({"role":"assistant","content":"b"}]})";
+  CHECK(f.text(f.load_own(developer)) == chatml({"developer|Be kind.", "user|a", "assistant|b"}));
+  CHECK(f.text(f.load(developer)) == chatml({"system|Be kind.", "user|a", "assistant|b"}));
+}
+
+TEST_CASE("bad rows are skipped and counted where that is asked for") {
+  Fixture f;
+  f.options.skip_bad_rows = true;
+  const std::string good = R"({"text":"good"})";
+  const Dataset data = f.load("{broken\n" + good + "\n" + R"({"text":7})" + "\n" +
+                              R"({"text":"a","hint":"b"})" + "\n" + R"({"text":""})" + "\n" + good);
+  CHECK(data.format == "text");
+  CHECK(data.rows.size() == 2);
+  CHECK(data.rows[1].line == 6);
+  CHECK(data.rows_bad == 4);
+  CHECK(data.rows_read == 6);
+  CHECK(data.first_left_out.find("data.jsonl:1: ") != std::string::npos);
+  CHECK(f.refused("{broken\n{broken", "no rows"));
+}
+
+TEST_CASE("long rows: refused, cut or skipped, and what is cut to nothing is counted") {
+  Fixture f;
+  f.options.seq_len = 6;
+  const std::string rows =
+      R"({"prompt":"a ","completion":"b"})"
+      "\n"
+      R"({"prompt":"one two three four five six seven eight nine","completion":"x"})"
+      "\n"
+      R"({"prompt":"a ","completion":"one two three four five six seven eight nine"})";
+  CHECK(f.refused(rows, "data.jsonl:2: "));
+  f.options.skip_bad_rows = true;
+  CHECK(f.refused(rows, "data.jsonl:2: "));  // a long row is no bad row
+  f.options.long_rows = LongRows::Truncate;
+  const Dataset cut = f.load(rows);
+  CHECK(cut.rows.size() == 2);
+  CHECK(cut.rows_truncated == 1);
+  CHECK(cut.rows_cut_to_nothing == 1);
+  CHECK(cut.rows_bad == 0);
+  f.options.long_rows = LongRows::Skip;
+  const Dataset skipped = f.load(rows);
+  CHECK(skipped.rows.size() == 1);
+  CHECK(skipped.rows_too_long == 2);
+  for (const char* name : {"error", "truncate", "skip"})
+    CHECK(long_rows_name(parse_long_rows(name)) == std::string(name));
+  CHECK_THROWS_AS(parse_long_rows("drop"), UsageError);
+}
+
+TEST_CASE("a format that is named makes records of the other formats' keys") {
+  Fixture f;
+  f.options.format = "text";
+  const Dataset data = f.load("{\"text\":\"a\"," + kTurns + ",\"prompt\":\"b\"}");
+  CHECK(data.format == "text");
+  CHECK(data.ignored_keys == std::vector<std::string>{"messages", "prompt"});
+  CHECK(f.refused(R"({"text":"a","hint":"b"})", "hint"));
+}
