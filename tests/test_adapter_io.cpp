@@ -1,5 +1,5 @@
-// Adapter files: written as PEFT reads them, read strictly. The A-cases of hostile or foreign
-// adapters: each must end in an error that names file and key, never in an adapter that quietly
+// Adapter files: written as PEFT reads them, and read strictly. The A-cases are hostile or foreign
+// adapters: each must end in an error that names file and key, never in an adapter that silently
 // does nothing.
 #include <filesystem>
 #include <fstream>

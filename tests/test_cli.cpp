@@ -176,7 +176,7 @@ TEST_CASE("evaluate: choices and generated text are scored by the rows' keys") {
                                         "\n"
                                      << R"({"prompt":"ab","choices":["cd","ef"],"answer":"ef"})"
                                         "\n";
-  // What stdout has alone: one object.
+  // What stdout holds by itself: one object.
   Result c = run(on + (f / "choices.jsonl") + " 2>/dev/null | cat");
   Json choices = parse_json(c.out, "stdout");
   CHECK(choices["accuracy"] == 0.5);  // both rows ask the same: one answer of two is right

@@ -1,5 +1,5 @@
-// merge, unmerge and the GGUF adapter: the maths against F64, every format read back, and what is
-// refused or interrupted leaves nothing.
+// merge, unmerge and the GGUF adapter: the maths against F64, every format read back, and nothing
+// left behind by what is refused or interrupted.
 #include "io/durable.h"
 #include "lora/merge.h"
 
@@ -51,7 +51,7 @@ std::vector<float> values_of(const ModelFile& model, const std::string& name) {
   return {};
 }
 
-// W + sum of weight * s * B A in F64.
+// W + the sum of weight * s * B A, in F64.
 std::vector<double> merged_f64(const std::string& module,
                                const std::vector<WeightedAdapter>& adapters) {
   const ModelFile base(kBase);

@@ -1,5 +1,5 @@
 // evaluate: loss and perplexity of a model, with or without an adapter, its accuracy on questions
-// with choices, or what it writes scored against references.
+// with choices, or scores of its generated texts against references.
 #include <cmath>
 #include <cstdio>
 

@@ -9,7 +9,7 @@ namespace {
 
 using namespace lk;
 
-// What is not stored in a setting as it is written.
+// Flags whose text is converted to a setting.
 struct Text {
   std::optional<std::string> targets;
   std::string memory, memory_limit, recompute = "none";

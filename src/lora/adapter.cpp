@@ -43,8 +43,8 @@ Adapter::Adapter(Transformer& model, const LoraConfig& config) : model_(model), 
     std::unique_ptr<LinearMap>* map;
   };
   std::vector<Chosen> chosen;
-  std::vector<std::string> names;  // what there is, for the message
-  // First choose and check everything, then change the model: a refused target leaves it as it was.
+  std::vector<std::string> names;  // all module names, for the message
+  // Choose and check everything first, then change the model: a refused target leaves it unchanged.
   model.visit_sites(
       [&](const std::string& path, std::size_t, Site, std::unique_ptr<LinearMap>& map) {
         const std::uint32_t site = n_sites++;

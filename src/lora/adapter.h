@@ -1,4 +1,4 @@
-// Adapter: all LoraLinears of a model, put there by targets.
+// Adapter: all LoraLinears of a model, placed by targets.
 #pragma once
 
 #include <map>
@@ -18,9 +18,9 @@ struct RankAlpha {
 
 struct LoraConfig {
   LoraShape shape = {};
-  // Module names ("q_proj"), paths' ends ("self_attn.q_proj", "layers.3.mlp.up_proj"), or the one
-  // word "all-linear": every projection of the blocks, as in PEFT (never the head). Empty: the
-  // model's default_targets().
+  // Module names ("q_proj"), ends of paths ("self_attn.q_proj", "layers.3.mlp.up_proj"), or the
+  // single word "all-linear": every projection of the blocks, as in PEFT (never the head). Empty:
+  // the model's default_targets().
   std::vector<std::string> targets = {};
   std::uint64_t seed = 0;
   // Of modules, by path, whose rank or alpha is not that of `shape`.
@@ -32,7 +32,8 @@ struct LoraConfig {
   LoraShape shape_of(const std::string& path) const;
 };
 
-// PEFT's for the family: q_proj and v_proj, or c_attn where q, k and v are one projection.
+// PEFT's default targets for the family: q_proj and v_proj, or c_attn where q, k and v are one
+// projection.
 std::vector<std::string> default_targets(const ModelConfig& config);
 
 class Adapter {
@@ -50,14 +51,14 @@ class Adapter {
   // A and B of every layer, in running order.
   std::vector<Parameter*> parameters() const;
   std::int64_t n_parameters() const;
-  // Of A's and B's copies in the compute dtype: buffers of their own, or all that lies beside the
-  // weights in joined matrices.
+  // Bytes of A's and B's copies in the compute dtype: buffers of their own, or everything next to
+  // the weights in joined matrices.
   std::int64_t copy_bytes() const;
   // The names of the targeted modules, sorted, as adapter_config.json lists them.
   std::vector<std::string> target_modules() const;
   void zero_grad();
   void set_enabled(bool enabled);
-  // Paths of layers whose B is still all zero: they were not trained.
+  // Paths of the layers whose B is still all zero, that is, untrained.
   std::vector<std::string> untouched() const;
 
  private:
@@ -66,7 +67,7 @@ class Adapter {
   std::vector<LoraLinear*> layers_;
 };
 
-// Does `target` name the module at `path`? PEFT's rule: equal, or a suffix after a dot.
+// Whether `target` names the module at `path`. PEFT's rule: equal, or a suffix after a dot.
 bool target_matches(const std::string& path, const std::string& target);
 
 }  // namespace lk

@@ -130,7 +130,7 @@ void check_modules(Transformer& model, const AdapterFile& file, const std::strin
                             " and so on"));
 }
 
-// A tensor of the file, checked.
+// Reads a tensor of the file and checks its shape and values.
 std::vector<float> read_matrix(SafetensorsFile& weights, const std::string& key, const Shape& shape,
                                const std::string& path) {
   if (!weights.has(key)) throw InputError(concat(path, ": tensor '", key, "' is missing"));
@@ -156,7 +156,7 @@ void upload_values(const Tensor& t, const std::vector<float>& values) {
   });
 }
 
-// Values as a matrix of a floating dtype on the device.
+// Uploads values as a matrix of a floating dtype.
 Tensor upload_as(Backend& backend, DType dtype, Shape shape, const std::vector<float>& values) {
   Tensor t = backend.empty(Tag::Params, dtype, shape);
   upload_values(t, values);

@@ -24,7 +24,7 @@ struct AdapterFile {
   std::vector<std::string> unselected;      // modules of the weights that the config leaves out
   std::vector<std::string> whole_weights;   // "lm_head.weight": see whole_weights.h
   std::string base_model;
-  std::string base_fingerprint;  // lorikeet_base_sha256 if we wrote it, else empty
+  std::string base_fingerprint;  // lorikeet_base_sha256 if Lorikeet wrote the file, else empty
 };
 
 // Reads and checks folder/adapter_config.json (see Note [Obey or refuse] in peft_config.h) and the
@@ -35,14 +35,14 @@ AdapterFile open_adapter(const std::string& folder);
 // What the adapter is, in one line for messages: "rank 4, alpha 8, 14 modules".
 std::string summary(const AdapterFile& file);
 
-// A and B of one module, for whoever needs no model: y += scale * B (A x).
+// A and B of one module on the host, for callers without a model: y += scale * B (A x).
 struct HostFactors {
   std::int64_t rank = 0, in = 0, out = 0;
   double scale = 1;
   std::vector<float> a, b;  // (R, in), (out, R)
 };
-// Those of module `path` (one of file.config.targets), whose matrix is (out, in). Throws InputError
-// naming file and tensor if the shapes differ from that or a value is not finite.
+// Reads the factors of module `path` (one of file.config.targets), whose matrix is (out, in).
+// Throws InputError naming file and tensor if a shape does not fit or a value is not finite.
 HostFactors read_factors(const AdapterFile& file, const std::string& path, std::int64_t out,
                          std::int64_t in);
 
@@ -54,11 +54,11 @@ HostFactors read_factors(const AdapterFile& file, const std::string& path, std::
 std::unique_ptr<Adapter> attach_adapter(Transformer& model, const AdapterFile& file,
                                         const LoraConfig& config, bool allow_untrained);
 
-// The factors of every module of the file, by path, in the model's compute dtype, B transposed; the
-// model is not changed. Checks and errors are those of attach_adapter.
+// The factors of every module of the file, by path, in the model's compute dtype, with B
+// transposed. The model is not changed. Checks and throws as attach_adapter() does.
 std::map<std::string, LoraFactors> load_factors(Transformer& model, const AdapterFile& file);
 
-// Writes both files durably, reads them back and compares with the live values bit for bit.
+// Writes both files durably, reads them back and compares them with the live values bit for bit.
 // Throws IoError, NonFiniteError.
 void save_adapter(const std::string& folder, const Adapter& adapter, const std::string& base_model,
                   const std::string& base_fingerprint);

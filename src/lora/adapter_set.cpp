@@ -6,7 +6,7 @@
 
 namespace lk {
 
-// A frozen projection and the factors of all variants on it.
+// A frozen projection with the factors of all variants on it.
 class AdapterSet::Site : public LinearMap {
  public:
   Site(Backend& backend, std::string path, std::unique_ptr<FrozenLinear> base)
@@ -65,7 +65,7 @@ std::int32_t AdapterSet::find(const std::string& name) const {
 std::int32_t AdapterSet::add(const std::string& name, const AdapterFile& file) {
   if (name.empty()) throw UsageError("--adapter: an adapter's name must not be empty");
   if (find(name) >= 0) throw UsageError(concat("--adapter: two adapters are called '", name, "'"));
-  // Everything is read and checked before anything is changed.
+  // Read and check everything before changing anything.
   std::map<std::string, LoraFactors> factors = load_factors(model_, file);
   Info info{name, 0, std::ssize(factors), 0};
   for (Site* site : sites_) {

@@ -1,9 +1,10 @@
-// AdapterSet: many adapters over one frozen model, each document of a batch with its own.
+// AdapterSet: many adapters on one frozen model, where each document of a batch uses its own.
 //
-// Note [Many adapters]. The base product is one for the whole batch; then
-// AdapterKernels::lora_segments adds each document's own factors. Which adapter a document gets is
-// an index in the batch (RowVariants), so changing it moves no weight. For generation with a KV cache
-// only: elsewhere the model stays the base. Factors are frozen here: there is no gradient for them.
+// Note [Many adapters]. The base product is computed once for the whole batch;
+// AdapterKernels::lora_segments then adds each document's own factors. Which adapter a document
+// gets is an index in the batch (RowVariants), so changing it moves no weight. Only for generation
+// with a KV cache: elsewhere the model stays the base. Factors are frozen here: they have no
+// gradient.
 #pragma once
 
 #include <memory>
@@ -24,10 +25,10 @@ class AdapterSet {
   AdapterSet& operator=(const AdapterSet&) = delete;
 
   // Loads an adapter and returns its variant: the index for GenerationRequest::variant. Ranks and
-  // targets of the others do not matter. Throws UsageError for a name that is taken or empty,
-  // InputError as attach_adapter does; the set is then as it was.
+  // targets may differ from those of other adapters. Throws UsageError for a name that is taken or
+  // empty, InputError as attach_adapter does; the set is then unchanged.
   std::int32_t add(const std::string& name, const AdapterFile& file);
-  // Its variant, or -1.
+  // The variant of the adapter `name`, or -1.
   std::int32_t find(const std::string& name) const;
 
   struct Info {
@@ -35,14 +36,15 @@ class AdapterSet {
     std::int64_t rank, modules, bytes;  // the largest rank; bytes of A and B on the device
   };
   const std::vector<Info>& adapters() const { return infos_; }
-  // Seconds to choose other adapters for a batch of n documents: the upload of their indices.
+  // Measures the seconds needed to choose other adapters for a batch of n documents: the upload of
+  // their indices.
   double switch_seconds(std::int64_t n);
 
  private:
   class Site;
   Transformer& model_;
   std::vector<Info> infos_;
-  std::vector<Site*> sites_;  // owned by the model, one a projection that some adapter targets
+  std::vector<Site*> sites_;  // owned by the model, one for each projection that an adapter targets
 };
 
 }  // namespace lk

@@ -1,4 +1,4 @@
-// A LoRA adapter as a GGUF file, for llama.cpp and what is built on it.
+// Writes a LoRA adapter as a GGUF file, for llama.cpp and programs built on it.
 #pragma once
 
 #include <cstdint>

@@ -5,13 +5,13 @@
 namespace lk {
 namespace {
 
-// 32 bytes of BF16, a sector of memory: rows of the buffers stay aligned to it.
+// 16 values are 32 bytes of BF16, a sector of memory: rows of the buffers stay aligned to it.
 constexpr std::int64_t kThinMultiple = 16;
 
 struct Member {
   Site site;
   FrozenLinear* base;
-  LoraLinear* lora;  // null: not adapted
+  LoraLinear* lora;  // null if the projection is not adapted
 };
 
 bool trains(const std::vector<Member>& members) {
@@ -29,7 +29,7 @@ bool same_scale(const std::vector<Member>& members) {
   return true;
 }
 
-// The frozen weights and the factors move into one buffer; what held them now views it.
+// Moves the frozen weights and the factors into one buffer; their former holders now view it.
 JoinedLinear join(Transformer& model, std::size_t layer, const std::vector<Member>& members,
                   float dropout) {
   Backend& backend = model.backend();
@@ -53,7 +53,7 @@ JoinedLinear join(Transformer& model, std::size_t layer, const std::vector<Membe
     f.parts.push_back(std::move(part));
   }
   f.thin = (ranks + kThinMultiple - 1) / kThinMultiple * kThinMultiple;
-  if (members.size() == 1 && ranks == 0) {  // nothing lies beside it: the matrix as it is
+  if (members.size() == 1 && ranks == 0) {  // nothing lies next to the matrix: leave it as it is
     f.matrix = members[0].base->weight().values();
     return f;
   }
@@ -76,7 +76,8 @@ JoinedLinear join(Transformer& model, std::size_t layer, const std::vector<Membe
   return f;
 }
 
-// The shape of block that nn/block_joined.cpp computes: LLaMA's, whatever its biases and windows.
+// Whether the model has LLaMA's shape of block, which nn/block_joined.cpp computes (with any biases
+// and windows).
 bool fits(const ModelConfig& c) {
   return c.norm == NormKind::Rms && c.mlp == MlpKind::SwiGlu && !c.sandwich_norms && !c.qk_norm &&
          !c.joined_qkv && !c.learned_positions && c.local_rope_theta == 0;
@@ -102,7 +103,7 @@ bool join_projections(Transformer& model, Adapter& adapter) {
     if (!same_scale(members(layer, {Site::Q, Site::K, Site::V})) ||
         !same_scale(members(layer, {Site::Gate, Site::Up})))
       return false;
-  bool reached = false;  // by a gradient: something before it trains
+  bool reached = false;  // a gradient reaches it: something before it trains
   for (std::size_t layer = 0; layer < layers.size(); ++layer) {
     const auto qkv = members(layer, {Site::Q, Site::K, Site::V}), o = members(layer, {Site::O}),
                gate_up = members(layer, {Site::Gate, Site::Up}),

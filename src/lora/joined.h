@@ -1,5 +1,5 @@
-// Moves the projections of a model that an adapter trains into joined matrices: see Note [Joined
-// projections] in autograd/joined.h.
+// Moves the projections that an adapter trains into joined matrices: see Note [Joined projections]
+// in autograd/joined.h.
 #pragma once
 
 #include "lora/adapter.h"

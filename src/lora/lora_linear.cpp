@@ -8,7 +8,7 @@ namespace {
 // Backward of lora_linear. With s = drop(x) aᵀ (T,R), saved because it is tiny:
 //   ds = scale dy b            db (+)= scale dyᵀ s           da (+)= dsᵀ drop(x)
 //   dx (+)= dy w + drop'(ds a)                               there is no dw: w is frozen
-// The dropout mask is drawn again from its key; dropped-out x is never stored.
+// The dropout mask is drawn again from its key; the masked x is never stored.
 struct LoraLinearNode : Node {
   Var x;
   Weight w;
@@ -60,11 +60,11 @@ struct LoraLinearNode : Node {
   }
 };
 
-// Masters are F32 (F64 in checks), whatever the compute dtype.
+// Masters are F32 (F64 in checks) for every compute dtype.
 Tensor kaiming_uniform(Backend& backend, DType compute_dtype, std::int64_t rank, std::int64_t in,
                        std::uint64_t seed, std::uint32_t site) {
   Tensor t = backend.empty(Tag::Params, stat_dtype(compute_dtype), {rank, in});
-  // step = 2^40 - 1 keeps the draws of the initialisation apart from those of any dropout mask.
+  // step = 2^40 - 1 keeps the initialisation's draws apart from those of every dropout mask.
   backend.uniform(t, 1.0f / std::sqrt(static_cast<float>(in)),
                   {seed, (std::uint64_t{1} << 40) - 1, site});
   return t;

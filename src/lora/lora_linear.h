@@ -26,9 +26,9 @@ struct LoraShape {
 
 class LoraLinear : public LinearMap {
  public:
-  // A (R,in) Kaiming-uniform with a = sqrt 5, that is U(-1/sqrt(in), 1/sqrt(in)), drawn from Philox
-  // keyed by (seed, site); B (out,R) zero, so a fresh adapter changes nothing. `path` is the
-  // module's path, "model.layers.0.self_attn.q_proj"; `site` is unique in the model.
+  // A (R,in) is Kaiming-uniform with a = sqrt 5, that is U(-1/sqrt(in), 1/sqrt(in)), drawn from
+  // Philox keyed by (seed, site). B (out,R) is zero, so a fresh adapter changes nothing. `path` is
+  // the module's path, "model.layers.0.self_attn.q_proj"; `site` is unique in the model.
   LoraLinear(Backend& backend, std::string path, std::uint32_t site,
              std::unique_ptr<FrozenLinear> base, const LoraShape& shape, std::uint64_t seed,
              DType compute_dtype);
@@ -49,7 +49,7 @@ class LoraLinear : public LinearMap {
   Parameter& b() { return b_; }
   const Parameter& a() const { return a_; }
   const Parameter& b() const { return b_; }
-  // Off: the layer is the frozen base alone, as if the adapter were not there.
+  // Disabled, the layer is the frozen base alone, as if the adapter were not there.
   void set_enabled(bool enabled) { enabled_ = enabled; }
 
  private:
@@ -62,7 +62,7 @@ class LoraLinear : public LinearMap {
 };
 
 // The op behind LoraLinear, for checks and embedders: x (T,K), w (N,K) frozen, bias (N) frozen or
-// null, a (R,K), b (N,R) trainable -> y (T,N) = x wᵀ + bias + scale (drop(x) aᵀ) bᵀ.
+// null, a (R,K) and b (N,R) trainable -> y (T,N) = x wᵀ + bias + scale (drop(x) aᵀ) bᵀ.
 Var lora_linear(Tape& tape, const Var& x, const Weight& w, const Weight* bias, Parameter& a,
                 Parameter& b, double scale, float dropout, const RandomKey& key,
                 Output output = Output::Read);

@@ -23,7 +23,7 @@ std::string upper(std::string text) {
   return text;
 }
 
-// Merges block by block, and measures what rounding leaves of the update.
+// Merges block by block and measures how much of the update survives rounding.
 class MergePipe : public RowPipe {
  public:
   MergePipe(MergeSource& source, MergeResult& result, MergeListener& listener)
@@ -96,7 +96,7 @@ void verify(const MergeSource& source, const MergeSettings& s, const std::string
     difference = std::max(difference, std::abs(static_cast<double>(got[i]) - wanted[i]));
   }
   if (!finite) throw NonFiniteError("merge: the merged model's logits are not finite; not written");
-  // Two ways of the same sums in F32 differ by far less.
+  // Two ways of computing the same sums in F32 differ by far less.
   check(result.type != "F32" || difference <= 1e-3 * largest,
         "merge: the result's logits differ by ", difference, " from base + adapter (largest ",
         largest, "): not written");
@@ -119,7 +119,7 @@ void warn_of_rounding(MergeResult& r) {
   }
 }
 
-// Byte for byte, in pieces.
+// Copies a file byte for byte, in pieces.
 void copy_file(const std::string& from, const std::string& to) {
   InputFile in(from);
   DurableFile out(to);

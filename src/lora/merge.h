@@ -1,5 +1,5 @@
-// merge: W' = W + s B A, written as a plain model. unmerge: the base back, if the merged model is
-// what it says it is.
+// merge: W' = W + s B A, written as a plain model. unmerge: writes the base back, once the merged
+// model is shown to be the merge that it claims to be.
 #pragma once
 
 #include <cstdint>
@@ -15,44 +15,45 @@ namespace lk {
 
 struct WeightedAdapter {
   std::string folder;
-  double weight = 1;  // of its update, beside its own alpha / rank
+  double weight = 1;  // factor of its update, on top of its own alpha / rank
 };
 
 struct MergeSettings {
   std::string model;
   std::vector<WeightedAdapter> adapters;
   std::string out;          // a folder, or a file if it ends in ".gguf"
-  std::string type;         // "f32", "bf16", "q4_0", ...; empty: see OutputFormat
-  bool other_base = false;  // take adapters that were trained on other weights
+  std::string type;         // "f32", "bf16", "q4_0", ...; empty: see OutputFormat (model_output.h)
+  bool other_base = false;  // accept adapters that were trained on other weights
   bool verify = true;       // load the result and compare its logits before it gets its name
   std::uint64_t shard_bytes = 5'000'000'000;
 };
 
-// How an update survived rounding. W is the base's matrix, u the update, S what the file holds:
+// How an update survived rounding. W is the base's matrix, u the update, S the matrix in the file:
 //   kept  = <S - W, u> / <u, u>     1: all of it is there; 0: as if nothing had been merged
 //   noise = |S - W - u| / |u|       what rounding added (of W too), in units of the update
-// Sums over the matrices of a group, in F64.
+// Sums run over the matrices of a group, in F64.
 struct Survival {
   std::int64_t matrices = 0;
   double overlap = 0, update = 0, error = 0;  // <S - W, u>, <u, u>, |S - W - u|^2
-  double least_kept = 1;                      // of a single matrix
+  double least_kept = 1;                      // least `kept` of a single matrix
   double kept() const;
   double noise() const;
 };
 
 struct MergeResult {
-  std::string type;  // of the matrices, by ggml's name
+  std::string type;  // of the matrices, named as in ggml
   bool quantised = false;
   std::uint64_t bytes = 0;
   Survival all;
-  std::map<std::string, Survival> modules;  // by "q_proj", ...
-  // Of the result against base + adapters, over all positions of a few texts; none without verify.
+  std::map<std::string, Survival> modules;  // keyed by "q_proj", ...
+  // The result compared with base + adapters, over all positions of a few texts; unset without
+  // verify.
   std::optional<double> largest_logit, logit_difference;
   std::vector<std::string> warnings;
 };
 
-// What happens meanwhile. progress() is called between blocks of rows; an exception from it ends
-// the merge, and nothing is left of it.
+// Hears of progress. progress() is called between blocks of rows; an exception from it ends the
+// merge, which then leaves nothing behind.
 struct MergeListener {
   virtual ~MergeListener() = default;
   virtual void message(const std::string& /*text*/) {}
@@ -60,20 +61,20 @@ struct MergeListener {
                         const std::string& /*tensor*/) {}
 };
 
-// Everything is checked before anything is written: UsageError (an existing target, formats),
-// InputError naming what does not fit (an adapter of another base or with unknown modules or
-// shapes), IoError (no room). Streams tensor by tensor: memory is two blocks of 16 MiB, a module's
-// A and B, and, for `verify`, the model in F32, one at a time. Throws NonFiniteError if a merged
-// value is not finite or too large for its type.
+// Merges settings.adapters into settings.model. Everything is checked before anything is written:
+// throws UsageError (an existing target, formats), InputError naming what does not fit (an adapter
+// of another base, or with unknown modules or shapes), IoError (no room). Streams tensor by tensor:
+// memory is two blocks of 16 MiB, a module's A and B and, for `verify`, the model in F32, one at a
+// time. Throws NonFiniteError if a merged value is not finite or too large for its type.
 MergeResult merge(const MergeSettings& settings, MergeListener& listener);
 
 // Checks that settings.model is `base` with settings.adapters merged in, value for value in the
-// types it is stored in, and then writes the base to settings.out, byte for byte. InputError names
-// the first value that differs. Only type and verify of the settings have no meaning here.
+// types it is stored in, and then writes the base to settings.out, byte for byte. Throws InputError
+// naming the first value that differs. settings.type and settings.verify are ignored.
 void unmerge(const MergeSettings& settings, const std::string& base, MergeListener& listener);
 
 // u (rows [begin, end) of the (out, in) matrix) = sum of scale * B A over `factors`: F32 products
-// and sums over the rank in ascending order, as many factors as there are one after the other.
+// and sums, over the rank in ascending order, one pair of factors after the other.
 void update_rows(std::span<const HostFactors> factors, std::int64_t begin, std::int64_t end,
                  std::span<float> u);
 

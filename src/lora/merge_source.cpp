@@ -17,7 +17,7 @@ namespace {
 
 constexpr std::string_view kWeight = ".weight";
 
-// A projection of a block: what adapters may be on.
+// Whether the slot is a projection of a block, which adapters may target.
 bool is_module(const WeightSlot& slot) { return slot.linear && slot.role != Role::Head; }
 
 std::string module_of(const WeightSlot& slot) {
@@ -53,14 +53,14 @@ std::unique_ptr<Adapter> attach_sum(Transformer& model,
     config.shape.rank += largest_rank(file);
   }
   config.wide_ranks = true;
-  config.shape.alpha = static_cast<double>(config.shape.rank);  // a scale of 1
+  config.shape.alpha = static_cast<double>(config.shape.rank);  // makes the scale 1
   config.targets.assign(targets.begin(), targets.end());
   auto adapter = std::make_unique<Adapter>(model, config);
   for (LoraLinear* layer : adapter->layers()) {
     const std::int64_t R = config.shape.rank, in = layer->in_features(),
                        out = layer->out_features();
     std::vector<float> a(static_cast<std::size_t>(R * in)), b(static_cast<std::size_t>(out * R));
-    std::int64_t at = 0;  // the first of this adapter's ranks
+    std::int64_t at = 0;  // first rank of this adapter
     for (std::size_t i = 0; i < files.size(); ++i) {
       const std::vector<std::string>& own = files[i].config.targets;
       if (std::find(own.begin(), own.end(), layer->path()) != own.end()) {
@@ -138,7 +138,7 @@ MergeSource::MergeSource(const std::string& base, const std::vector<WeightedAdap
                               file.base_fingerprint, "), ", base, " is ", fingerprint,
                               "; --other-base merges it all the same"));
   }
-  // Shapes and values of every factor, before anything is written.
+  // Check shapes and values of every factor before anything is written.
   std::vector<bool> moved(files_.size());
   for (const WeightSlot& slot : base_.slots()) {
     if (!is_module(slot) || !modules_.count(module_of(slot))) continue;

@@ -21,7 +21,7 @@ void choose_lora(const FinetuneSettings& s, FinetuneListener& listener, RunInput
   if (s.init_adapter.empty()) return;
   in.init = open_adapter(s.init_adapter);
   const float dropout = in.lora.shape.dropout;
-  in.lora = in.init->config;  // an adapter brings its rank, alpha and modules
+  in.lora = in.init->config;  // an adapter comes with its rank, alpha and modules
   in.lora.shape.dropout = dropout;
   in.lora.seed = s.seed;
   listener.message(concat("starting from ", s.init_adapter, ": ", summary(*in.init)));
@@ -52,7 +52,7 @@ void read_data(const FinetuneSettings& s, FinetuneListener& listener, RunInputs&
   }
 }
 
-// Which rows each step will see, and how many steps that makes.
+// Decides which rows each step will see, and how many steps that makes.
 void arrange(const FinetuneSettings& s, FinetuneListener& listener, RunInputs& in) {
   if (s.packing) {
     in.sampler.emplace(in.row_lengths(), s.seq_len, s.batch, s.shuffle, s.seed);

@@ -25,18 +25,19 @@ struct RunInputs {
   std::unique_ptr<Tokenizer> tokenizer;
   Dataset data, eval;
   std::optional<Sampler> sampler;
-  Json packing;  // for run.json; null without it
+  Json packing;  // for run.json; null without packing
   std::int64_t steps = 0;
 
   std::vector<std::int64_t> row_lengths() const;
-  // Lengths of the rows of the largest micro-batch there can be: it is made of the longest rows, or
-  // of the fullest bins, each as one row.
+  // Lengths of the rows of the largest possible micro-batch: it consists of the longest rows, or of
+  // the fullest bins, each as one row.
   std::vector<std::int64_t> longest_batch(const FinetuneSettings& settings) const;
-  // The micro-batches of a step. Any thread may call it.
+  // Lays out the micro-batches of a step. Any thread may call it.
   std::vector<HostBatch> lay_out(std::int64_t step, std::int64_t grad_accum) const;
 };
 
-// Reads them, telling `listener` what was found. Throws InputError, UsageError, IoError.
+// Reads the inputs and reports to `listener` what was found. Throws InputError, UsageError,
+// IoError.
 RunInputs read_inputs(const FinetuneSettings& settings, FinetuneListener& listener);
 
 }  // namespace lk

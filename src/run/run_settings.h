@@ -1,4 +1,4 @@
-// A run's settings: which are refused, and which make it the run it is.
+// A run's settings: which of them are refused, and which identify the run.
 #pragma once
 
 #include <string>
@@ -9,10 +9,11 @@
 
 namespace lk {
 
-// Everything that can be refused before a file is touched: UsageError naming the flag.
+// Refuses everything that can be refused before a file is touched. Throws UsageError naming the
+// flag.
 void validate_settings(const FinetuneSettings& settings);
 
-// The settings and fingerprints that make a run this run: a resumed one must agree in all of them.
+// The settings and fingerprints that identify a run: a resumed run must agree in all of them.
 Json run_identity(const FinetuneSettings& settings, std::int64_t steps, const std::string& base,
                   const Dataset& data, DType dtype, const LoraConfig& lora);
 
