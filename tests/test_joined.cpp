@@ -173,6 +173,8 @@ TEST_CASE("a plan serves the shapes that kernels are made for, and no others") {
   CHECK(plan(576, 8, 2, true, DType::BF16).swiglu_backward() == 0);  // one mask at a time
   CHECK(plan(576, 40, 1, false, DType::BF16).backward_b() == 0);
   CHECK(plan(576, 40, 1, false, DType::BF16).backward_a() == 3);
+  const ThinShape mixed{576, 128, 32, DType::BF16, false, {{0, 64, 0, 8}, {64, 128, 8, 16}}};
+  CHECK(ThinPlan(mixed).backward_b() == 0);  // parts of different ranks
   for (const ThinPlan& none :
        {plan(576, 12, 1, false, DType::BF16), plan(577, 16, 1, false, DType::BF16),
         plan(576, 16, 5, false, DType::BF16), plan(576, 16, 1, false, DType::F32), ThinPlan()}) {
