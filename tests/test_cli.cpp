@@ -67,6 +67,30 @@ TEST_CASE("plan prints the textbook example") {
   CHECK(r.out.find("3,000") != std::string::npos);
 }
 
+TEST_CASE("a result that stdout does not take ends with 4") {
+  const std::string plan = "plan --matrix 100x500 --rank 5";
+  for (const std::string& command :
+       {plan, std::string("plan --help"), std::string("merge --version"),
+        "generate --device cpu --model " + kModel + " --prompt abc --max-tokens 2"})
+    for (const char* to : {" 2>/dev/null >/dev/full", " 2>/dev/null >&-"}) {
+      CAPTURE(command);
+      CAPTURE(to);
+      CHECK(run(command, to).status == 4);
+    }
+  CHECK(run(plan, " 2>&1 >/dev/full").out.find("plan: error: stdout: ") == 0);
+}
+
+TEST_CASE("what is printed to a closed descriptor lands in no file of the run") {
+  Folder f;
+  const Result r = run(train(f, "--steps 2 --seq-len 64 --out " + (f / "run")), " >&- 2>&-");
+  CHECK(r.status == 4);
+  std::ifstream metrics(f / "run/metrics.jsonl");
+  std::string line;
+  std::size_t lines = 0;
+  for (; std::getline(metrics, line); ++lines) CHECK(line.starts_with("{"));
+  CHECK(lines == 2);
+}
+
 TEST_CASE("usage errors end with 2 before any file is touched") {
   Folder f;
   for (const char* flags : {"--steps 2 --epochs 1",

@@ -1,11 +1,15 @@
 #include "program.h"
 
+#include <fcntl.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <iostream>
 #include <new>
 
 #include "tensor/error.h"
@@ -25,6 +29,15 @@ bool g_line_open = false;
 void close_line() {
   if (g_line_open) std::fputc('\n', stderr);
   g_line_open = false;
+}
+
+// A standard descriptor that the caller closed would be the number of the next file opened, and what
+// is printed would land there. Each is opened on /dev/null the wrong way round instead: it refuses
+// reads or writes as a closed one does.
+void keep_standard_descriptors() {
+  for (int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
+    if (::fcntl(fd, F_GETFD) == -1 && errno == EBADF)
+      static_cast<void>(::open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY));
 }
 
 // Accepts the shape of a decimal number only, whatever else a library would accept.
@@ -70,17 +83,25 @@ int run(CLI::App& app, int argc, char** argv, const std::function<int()>& body) 
     std::fprintf(stderr, "%s: error: %s\n", name.c_str(), what.c_str());
     return static_cast<int>(code);
   };
+  // A result that stdout does not take is lost, whatever the work came to.
+  auto unless_lost = [&](int status) {
+    const bool taken = std::cout.flush() && std::fflush(stdout) == 0 && std::ferror(stdout) == 0;
+    if (taken) return status;
+    const std::string why = errno ? std::strerror(errno) : "a write failed";
+    return fail(concat("stdout: ", why, "; the result is lost"), ExitCode::Io);
+  };
+  keep_standard_descriptors();
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& e) {
-    return app.exit(e);
+    return unless_lost(app.exit(e));
   } catch (const CLI::ParseError& e) {
     return fail(std::string(e.what()) + " (see --help)", ExitCode::Usage);
   }
   try {
     int status = body();
     close_line();
-    return status;
+    return unless_lost(status);
   } catch (const Error& e) {
     return fail(e.what(), e.code());
   } catch (const std::bad_alloc&) {
