@@ -442,6 +442,17 @@ TEST_CASE("resume: 3 + 3 steps give the bytes of 6, and a changed setting is ref
   CHECK(changed.out.find("rank") != std::string::npos);
 }
 
+TEST_CASE("--resume does not start a finished run over") {
+  Folder f;
+  const std::string flags = "--seq-len 64 --steps 2 --out " + (f / "run");
+  REQUIRE(run(train(f, flags)).status == 0);
+  const std::string before = read_file(f / "run/adapter_model.safetensors", 1 << 20);
+  const Result again = run(train(f, "--rank 2 --resume " + flags));
+  CHECK(again.status == 2);
+  CHECK(again.out.find("holds a finished run") != std::string::npos);
+  CHECK(read_file(f / "run/adapter_model.safetensors", 1 << 20) == before);
+}
+
 TEST_CASE("--packing fills micro-batches with rows, says how full they are, and resumes exactly") {
   Folder f;
   // A byte is a token here: rows of 6 to 11, so that two or three of them fill a bin of 24.

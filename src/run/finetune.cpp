@@ -6,6 +6,7 @@
 #include "cuda/open_device.h"
 #include "io/durable.h"
 #include "io/output_folder.h"
+#include "io/paths.h"
 #include "modelfile/fingerprint.h"
 #include "modelfile/load.h"
 #include "modelfile/weight_hash.h"
@@ -40,6 +41,11 @@ class Run {
     facts_.dtype = parse_compute_dtype(s_.dtype, *backend_);
     require_possible(s_.recompute, *backend_);
     folder_ = std::make_unique<OutputFolder>(s_.out, !s_.resume);
+    if (s_.resume && !has_checkpoint(s_.out) && exists(folder_->file("adapter_model.safetensors")))
+      throw UsageError(concat("--resume: ", s_.out,
+                              " holds a finished run and no checkpoint to go on ",
+                              "from; train on from its adapter with --init-adapter ", s_.out,
+                              " and another --out, or keep checkpoints with --save-every"));
     in_ = read_inputs(s_, listener_);
     plan();
     load();
