@@ -188,10 +188,12 @@ class Run {
     }
   }
 
+  // The checkpoint comes first: a run killed in between can go on, whereas an adapter without one is
+  // a finished run's.
   void save() {
     metrics_->flush();
-    save_adapter(s_.out, *adapter_, s_.model, fingerprint());
     save_checkpoint(s_.out, *adapter_, *trainer_, identity());
+    save_adapter(s_.out, *adapter_, s_.model, fingerprint());
   }
 
   // Checks the proofs, then writes the files. An interrupted run saves first: a failing check must
