@@ -116,7 +116,7 @@ TEST_CASE("SmolLM2's ids from its GGUF file") {
   CHECK(tokenizer->bos() == 1);
   CHECK(tokenizer->eos() == 2);
   CHECK(tokenizer->stop_ids() == Ids{2, 0});
-  CHECK_FALSE(tokenizer->adds_bos());
+  CHECK(tokenizer->before_text().empty());
   CHECK(tokenizer->id_of("<|im_start|>") == 1);
   CHECK(tokenizer->token_text(2) == "<|im_end|>");
   CHECK(tokenizer->chat_template().find("SmolLM") != std::string::npos);
