@@ -9,6 +9,7 @@
 #include "io/json.h"
 #include "io/sha256.h"
 #include "tensor/error.h"
+#include "text/chat_template.h"
 #include "text/data_file.h"
 
 using namespace lk;

@@ -275,6 +275,15 @@ TEST_CASE("text that is not UTF-8 is refused, ids outside the vocabulary too") {
   CHECK(tokenizer->encode("").empty());
 }
 
+TEST_CASE("rows that pad an embedding decode to nothing") {
+  auto tokenizer = TokenizerBuilder::build(tiny());
+  const auto n = static_cast<std::int32_t>(tokenizer->n_tokens());
+  CHECK_THROWS_AS(tokenizer->token_text(n), InputError);
+  tokenizer->set_embedding_rows(n + 1);
+  CHECK(tokenizer->decode(Ids{'a', n, 'b'}) == tokenizer->decode(Ids{'a', 'b'}));
+  CHECK_THROWS_AS(tokenizer->token_text(n + 1), InputError);
+}
+
 TEST_CASE("unknown bytes become the unknown token, fused if the model says so") {
   TokenizerSpec spec = tiny();
   spec.tokens['z'] = "<unk>";

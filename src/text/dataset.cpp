@@ -110,6 +110,7 @@ void load_text(const ByteSource& source, const Tokenizer& tokenizer, const Datas
   Tokenizer::Encoding all = encode_file(text, tokenizer, data.path);
   for (const std::int32_t id : tokenizer.after_text()) {
     tokenizer.require_embedding(id);
+    if (!all.ids.empty() && all.ids.back() == id) continue;
     all.ids.push_back(id);
     all.begins.push_back(text.size());
   }

@@ -9,7 +9,7 @@
 #include "io/byte_source.h"
 #include "text/row.h"
 #include "text/tokenizer.h"
-#include "text/training_chat.h"
+#include "text/train_on.h"
 
 namespace lk {
 

@@ -1,7 +1,7 @@
 #include "text/tokenizer.h"
 
 #include <algorithm>
-#include <limits>
+#include <optional>
 
 #include "io/printable.h"
 #include "tensor/error.h"
@@ -24,7 +24,7 @@ struct Tokenizer::Impl {
   explicit Impl(TokenizerSpec&& s) : spec(std::move(s)) {}
 
   TokenizerSpec spec;
-  std::int64_t embedding_rows = std::numeric_limits<std::int64_t>::max();
+  std::optional<std::int64_t> embedding_rows;  // unset: as many as there are tokens
   std::string pre_name;
   std::vector<std::string> bytes;  // by id: the bytes that decode() writes
   std::vector<bool> special;       // by id
@@ -41,7 +41,7 @@ struct Tokenizer::Impl {
     bool offsets;
     std::vector<Symbol> symbols;  // scratch
     void add(std::int32_t id, std::size_t begin) {
-      if (id >= tokenizer.embedding_rows) tokenizer.require_embedding(id, begin);
+      tokenizer.require_embedding(id, begin);
       encoding.ids.push_back(id);
       if (offsets) encoding.begins.push_back(begin);
     }
@@ -130,9 +130,9 @@ void Tokenizer::Impl::check_around() const {
 }
 
 void Tokenizer::Impl::require_embedding(std::int32_t id, std::size_t begin) const {
-  if (id < embedding_rows) return;
+  if (!embedding_rows || id < *embedding_rows) return;
   throw UnreadableToken(concat("the token ", printable(spec.tokens[static_cast<std::size_t>(id)]),
-                               " has id ", id, ", but the model's embedding has ", embedding_rows,
+                               " has id ", id, ", but the model's embedding has ", *embedding_rows,
                                " rows: the model can't read this token; remove it from the text"),
                         begin);
 }
@@ -297,6 +297,7 @@ Tokenizer::Encoding Tokenizer::encode_prompt(std::string_view text) const {
 }
 
 std::string Tokenizer::token_text(std::int32_t id) const {
+  if (id >= n_tokens() && id < impl_->embedding_rows.value_or(0)) return "";
   if (id < 0 || id >= n_tokens())
     throw InputError(concat("token id ", id, " is outside the vocabulary of ", n_tokens()));
   return impl_->bytes[static_cast<std::size_t>(id)];
@@ -310,6 +311,7 @@ TextDecoder::TextDecoder(const Tokenizer& tokenizer, bool skip_special)
 std::string TextDecoder::next(std::int32_t id) {
   std::string text = tokenizer_->token_text(id);
   const Tokenizer::Impl& impl = *tokenizer_->impl_;
+  if (id >= tokenizer_->n_tokens()) return text;
   const auto i = static_cast<std::size_t>(id);
   if (skip_special_ && impl.special[i]) return "";
   // The reference drops every mark of the first token, wherever in the token it is.

@@ -63,7 +63,8 @@ class Tokenizer {
   // The text that `ids` add to that of `before`: decode() of both without decode() of `before`.
   std::string decode_after(std::span<const std::int32_t> before, std::span<const std::int32_t> ids,
                            bool skip_special = true) const;
-  // The bytes of one token, special ones included: maybe part of a character.
+  // The bytes of one token, special ones included: maybe part of a character. None for a row of the
+  // embedding beyond the tokens, which pads it: a model may still choose it.
   std::string token_text(std::int32_t id) const;
 
   std::int64_t n_tokens() const;  // largest id + 1

@@ -5,17 +5,9 @@
 #include <vector>
 
 #include "text/chat_template.h"
+#include "text/train_on.h"
 
 namespace lk {
-
-// Which assistant turns of a chat are trained, and where they stand.
-enum class TrainOn {
-  Assistant,  // all, in one row; a row each where the template rewrites earlier turns
-  All,        // all, a row each: a turn as it is rendered when it is the last
-  Last,       // the last of those that are trained at all
-};
-TrainOn parse_train_on(const std::string& name);  // "assistant", ...; UsageError for another name
-const char* train_on_name(TrainOn choice);
 
 struct TrainingChat {
   // Each with the ranges to train on in `assistant`; none if no turn is trained.
