@@ -433,6 +433,8 @@ TEST_CASE("only ENOENT and ENOTDIR mean that nothing is there") {
   CHECK(file_bytes(root.file("absent")) == 0);
   CHECK(list_folder(root.file("")) == std::vector<std::string>{"dangling", "f"});
   CHECK(file_name("a/b.gguf") == "b.gguf");
+  CHECK(parent_folder("a/b.gguf") == "a");
+  CHECK(parent_folder("b.gguf") == ".");
   for (const char* name : {"a/tiny", "a/tiny/", "tiny/.", "tiny"})
     CHECK(folder_name(name) == "tiny");
   const std::string own = root.file("loop");

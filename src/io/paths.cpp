@@ -76,6 +76,11 @@ std::string file_name(const std::string& path) {
   return std::filesystem::path(path).filename().string();
 }
 
+std::string parent_folder(const std::string& path) {
+  const std::string parent = std::filesystem::path(path).parent_path().string();
+  return parent.empty() ? "." : parent;
+}
+
 std::string folder_name(const std::string& path) {
   const std::filesystem::path folder = std::filesystem::path(path).lexically_normal();
   const std::string name = folder.filename().string();

@@ -30,6 +30,8 @@ std::vector<std::string> list_folder(const std::string& path);
 
 // The last component of a path: "m.gguf" of "models/m.gguf", "" of "models/".
 std::string file_name(const std::string& path);
+// The folder that a path lies in: "models" of "models/m.gguf", "." of "m.gguf".
+std::string parent_folder(const std::string& path);
 // What a folder is called: "tiny" of "models/tiny", "models/tiny/" and "models/tiny/.". "" of "/".
 std::string folder_name(const std::string& path);
 

@@ -1,7 +1,6 @@
 #include "run/resume.h"
 
 #include <algorithm>
-#include <filesystem>
 
 #include "io/paths.h"
 #include "lora/adapter_io.h"
@@ -15,11 +14,6 @@ bool is_early_file(const std::string& name) {
   return name == "metrics.jsonl" || name == "run.json" || name.starts_with("events.out.tfevents.");
 }
 
-std::string folder_of(const std::string& path) {
-  const std::string parent = std::filesystem::path(path).parent_path().string();
-  return parent.empty() ? "." : parent;
-}
-
 }  // namespace
 
 void refuse_input_folders(const FinetuneSettings& s) {
@@ -27,10 +21,10 @@ void refuse_input_folders(const FinetuneSettings& s) {
     if (!folder.empty() && !is_link(s.out) && is_same(s.out, folder))
       throw UsageError(concat("--out ", s.out, ": is the folder of ", whose, ": give a new one"));
   };
-  refuse(is_folder(s.model) ? s.model : folder_of(s.model), "--model");
+  refuse(is_folder(s.model) ? s.model : parent_folder(s.model), "--model");
   refuse(s.init_adapter, "--init-adapter");
-  if (s.data != "-") refuse(folder_of(s.data), "--data");
-  if (!s.eval_data.empty() && s.eval_data != "-") refuse(folder_of(s.eval_data), "--eval-data");
+  if (s.data != "-") refuse(parent_folder(s.data), "--data");
+  if (!s.eval_data.empty() && s.eval_data != "-") refuse(parent_folder(s.eval_data), "--eval-data");
 }
 
 std::optional<Checkpoint> find_checkpoint(const std::string& out, const OutputFolder& folder) {
