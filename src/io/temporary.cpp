@@ -31,10 +31,16 @@ bool is_temporary(std::string_view name) {
   return name.starts_with('.') && name.ends_with(kSuffix) && name.size() > kSuffix.size();
 }
 
+// Network file systems lock only what is open for writing, which a folder can't be.
 FileDescriptor open_to_lock(const std::string& path) {
-  return FileDescriptor(retry_interrupted([&] {
-    return fs().open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, 0);
-  }));
+  auto open = [&](int mode) {
+    return FileDescriptor(retry_interrupted([&] {
+      return fs().open(path.c_str(), mode | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, 0);
+    }));
+  };
+  FileDescriptor fd = open(O_RDWR);
+  if (!fd.is_open() && errno == EISDIR) fd = open(O_RDONLY);
+  return fd;
 }
 
 int try_lock(const FileDescriptor& fd) {
@@ -42,7 +48,8 @@ int try_lock(const FileDescriptor& fd) {
 }
 
 bool has_no_locks(int error) {
-  return error == ENOLCK || error == EOPNOTSUPP || error == ENOSYS || error == EINVAL;
+  return error == ENOLCK || error == EOPNOTSUPP || error == ENOSYS || error == EINVAL ||
+         error == EBADF;
 }
 
 }  // namespace
@@ -63,7 +70,11 @@ Hold hold_temporary(const std::string& path, bool is_new, FileDescriptor& lock) 
   }
   if (try_lock(fd) != 0) {
     if (errno == EWOULDBLOCK) return Hold::Taken;
-    if (!is_new || !has_no_locks(errno)) throw fail("cannot lock");
+    if (!has_no_locks(errno)) throw fail("cannot lock");
+    if (!is_new)
+      throw IoError(path +
+                    ": exists, and its file system has no locks to tell whether its maker "
+                    "lives: remove it if nothing writes there");
   }
   // Whoever held it before may have removed it between our open and our lock.
   struct stat ours {
@@ -93,6 +104,7 @@ void remove_abandoned(const std::string& folder) {
     const FileDescriptor fd = open_to_lock(path);
     struct stat s {};
     if (!fd.is_open() || try_lock(fd) != 0 || fs().fstat(fd.get(), &s) != 0) continue;
+    if (s.st_uid != ::geteuid()) continue;  // another user's
     if (S_ISDIR(s.st_mode)) {
       empty_temporary_folder(path);
       fs().rmdir(path.c_str());
