@@ -387,6 +387,51 @@ TEST_CASE("a disk that is full for a while costs no step and no record") {
   CHECK(went_on > ended);  // only its beginning and its end need the disk
 }
 
+TEST_CASE("a file that can't be looked at is not an absent one: a run never starts over for it") {
+  Runs f;
+  FinetuneSettings s = f.settings("run", 4);
+  f.run(f.settings("whole", 4));
+  f.run(s, 2);
+  const std::string stopped = f.scratch.file("stopped");
+  stdfs::copy(s.out, stopped);
+  class Blinking : public Fs {  // can't answer question n about a path
+   public:
+    int n = 0, asked = 0;
+    int stat(const char* p, struct stat* to) override { return fails() ? -1 : Fs::stat(p, to); }
+    int lstat(const char* p, struct stat* to) override { return fails() ? -1 : Fs::lstat(p, to); }
+    int fstat(int fd, struct stat* to) override { return fails() ? -1 : Fs::fstat(fd, to); }
+    int list(const char* p, std::vector<std::string>& names) override {
+      return fails() ? -1 : Fs::list(p, names);
+    }
+
+   private:
+    bool fails() {
+      if (++asked != n) return false;
+      errno = EIO;
+      return true;
+    }
+  } blinking;
+  for (int n = 1; n == 1 || blinking.asked >= blinking.n; n += n < 20 ? 1 : 13) {
+    INFO("question ", n);
+    stdfs::remove_all(s.out);
+    stdfs::copy(stopped, s.out);
+    blinking.n = n, blinking.asked = 0;
+    bool threw = false;
+    {
+      FsOverride in_use(blinking);
+      try {
+        f.resume(s);
+      } catch (const IoError&) {
+        threw = true;
+      }
+    }
+    CHECK(f.said.find("starting at step 0") == std::string::npos);
+    if (threw) f.resume(s);
+    CHECK(f.adapter("run") == f.adapter("whole"));
+    if (n > 2000) FAIL("never came to an end");
+  }
+}
+
 TEST_CASE("an adapter that can't be written at the end is an IoError, and a resume repairs it") {
   Runs f;
   f.run(f.settings("whole", 3));

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "io/paths.h"
+#include "io/printable.h"
 #include "io/safetensors.h"
 #include "io/sha256.h"
 
@@ -108,7 +109,8 @@ Checkpoint::Checkpoint(const std::string& folder) : path_(folder + "/" + kCheckp
   const SafetensorsFile file(path_);
   const Metadata& metadata = file.metadata();
   if (const std::string& format = entry(metadata, "format", path_); format != kFormat)
-    throw InputError(concat(path_, ": metadata format is not ", kFormat));
+    throw InputError(concat(path_, ": metadata format is ", printable(format),
+                            ", this version goes on from ", kFormat));
   const std::string& sha256 = entry(metadata, "sha256", path_);
   ContentHash hash;
   hash.add(metadata);

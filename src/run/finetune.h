@@ -16,6 +16,8 @@
 
 namespace lk {
 
+// run/run_identity.cpp says of each member whether it makes another run: a new one does not compile
+// before it stands there.
 struct FinetuneSettings {
   // `data` and `eval_data` may also be a pipe or, one of them, "-" for standard input.
   std::string model = {}, data = {}, out = {};
