@@ -1,6 +1,7 @@
 #include "run/page.h"
 
 #include "run/chart.h"
+#include "tensor/error.h"
 
 namespace lk {
 namespace {
@@ -68,10 +69,15 @@ std::string number(const Json& value) {
 }
 
 std::string page_html(const std::string& title, const std::string& subtitle,
-                      const std::string& body) {
+                      const std::string& body, int refresh_seconds) {
+  const std::string refresh =
+      refresh_seconds > 0
+          ? concat("<meta http-equiv=\"refresh\" content=\"", refresh_seconds, "\">\n")
+          : "";
   return "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n"
          "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src "
-         "'unsafe-inline'\">\n"
+         "'unsafe-inline'\">\n" +
+         refresh +
          "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>" +
          html_escape(title) + "</title>\n<style>" + kStyle + "</style></head><body>\n<h1>" +
          html_escape(title) + "</h1>\n<p class=\"quiet\">" + html_escape(subtitle) + "</p>\n" +

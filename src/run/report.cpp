@@ -14,6 +14,8 @@
 namespace lk {
 namespace {
 
+constexpr int kRefreshSeconds = 10;  // of the page of a run that is under way
+
 std::string mib(const Json& bytes) {
   char text[40];
   std::snprintf(text, sizeof text, "%.1f",
@@ -99,6 +101,27 @@ std::string samples(const std::vector<Sample>& all) {
   return out;
 }
 
+// What the model wrote at several steps, for the same prompts.
+std::string samples_along(const std::vector<std::pair<double, Sample>>& all) {
+  if (all.empty()) return "";
+  std::vector<std::string> prompts;
+  for (const auto& [step, s] : all)
+    if (std::find(prompts.begin(), prompts.end(), s.prompt) == prompts.end())
+      prompts.push_back(s.prompt);
+  std::string out = "<h2>Along the way</h2>\n";
+  auto row = [](const std::string& name, const std::string& text) {
+    return "<tr><th>" + html_escape(name) + "</th><td><pre class=\"text\">" + html_escape(text) +
+           "</pre></td></tr>\n";
+  };
+  for (const std::string& prompt : prompts) {
+    out += "<div class=\"card sample\"><table>" + row("prompt", prompt);
+    for (const auto& [step, s] : all)
+      if (s.prompt == prompt) out += row("step " + short_number(step), s.adapted);
+    out += "</table></div>\n";
+  }
+  return out;
+}
+
 // Rows of a table of an object's members; nested objects are named "outer.inner".
 std::string table_rows(const Json& object, const std::string& prefix) {
   std::string out;
@@ -135,14 +158,16 @@ std::string report_html(const ReportInput& in) {
                                show(at(in.run, "device/name")) + ", " + show(at(in.run, "dtype"));
   return page_html(
       out, subtitle,
-      cards(in) + charts(in.curves) + samples(in.samples) + memory(in.run) + proved(in.proofs) +
+      cards(in) + charts(in.curves) + samples(in.samples) + samples_along(in.curves.samples) +
+          memory(in.run) + proved(in.proofs) +
           table("Settings", table_rows(settings, "") + table_rows(identity, "")) +
           table("Data and machine", table_rows(at(in.run, "data"), "") +
                                         table_rows({{"device", at(in.run, "device/description")},
                                                     {"load_seconds", at(in.run, "load_seconds")},
                                                     {"lorikeet", at(in.run, "version")}},
                                                    "") +
-                                        table_rows(at(in.run, "base"), "base.")));
+                                        table_rows(at(in.run, "base"), "base.")),
+      at(in.run, "status") == "running" ? kRefreshSeconds : 0);
 }
 
 MetricsCurves read_metrics(const std::string& folder) {
@@ -157,6 +182,12 @@ MetricsCurves read_metrics(const std::string& folder) {
       {"tokens_per_second", &curves.tokens_per_second}};
   for_each_json_row(path, [&](const Json& line, const std::string& where) {
     const double step = json_number(line, "step", where);
+    if (line.contains("sample")) {
+      const Json& s = line.at("sample");
+      curves.samples.emplace_back(
+          step, Sample{json_string(s, "prompt", where), json_string(s, "reference", where), "",
+                       json_string(s, "text", where)});
+    }
     for (const auto& [key, points] : keys)
       if (line.contains(key) && line.at(key).is_number())
         points->emplace_back(step, line.at(key).get<double>());
