@@ -105,9 +105,9 @@ void collect(const Json& before, const Json& now, const std::string& prefix,
 SortedSettings sort_settings(const FinetuneSettings& settings) {
   const auto& [model, data, out, rank, alpha, dropout, targets, steps, epochs, batch, grad_accum,
                seq_len, lr, schedule, warmup, weight_decay, clip, seed, device, dtype, init_adapter,
-               shuffle, long_rows, skip_bad_rows, packing, format, chat_template, eval_data,
-               eval_rows, eval_every, save_every, resume, recompute, memory_limit, memory,
-               verify_base, show_rows, samples, tensorboard] = settings;
+               shuffle, long_rows, skip_bad_rows, packing, format, chat_template, train_on,
+               eval_data, eval_rows, eval_every, save_every, resume, recompute, memory_limit,
+               memory, verify_base, show_rows, samples, tensorboard] = settings;
   // Settings that run_identity() has as they were resolved: rank, alpha, dropout and targets of the
   // adapter, the number of steps, the format found and the computing dtype. And those that leave no
   // trace: resume, show_rows.
@@ -138,6 +138,7 @@ SortedSettings sort_settings(const FinetuneSettings& settings) {
            {"packing", packing},
            {"long_rows", long_rows_name(long_rows)},
            {"skip_bad_rows", skip_bad_rows},
+           {"train_on", train_on_name(train_on)},
            {"template", or_null(chat_template)}}};
 }
 
