@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "harness.h"
+#include "io/json.h"
 #include "tensor/error.h"
 #include "text/dataset.h"
 #include "text/tokenizer.h"
@@ -55,6 +56,13 @@ struct DatasetFixture {
         said.find(part) != std::string::npos && said.find("data.jsonl") != std::string::npos;
     if (!ok) MESSAGE(said, " does not say ", part);
     return ok;
+  }
+  // Gives the tokenizer a post-processor, as JSON.
+  void use_post_processor(const std::string& json) {
+    Json file = read_json(std::string(LK_TEST_DATA) + "/golden/text/gpt2/tokenizer.json");
+    file["post_processor"] = Json::parse(json);
+    write("tokenizer.json", file.dump());
+    tokenizer = Tokenizer::from_folder(folder.string());
   }
   Ids ids(const std::string& text) const { return tokenizer->encode(text); }
   std::string trained(const Row& row) const {

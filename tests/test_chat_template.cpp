@@ -110,12 +110,62 @@ TEST_CASE("what is trained of each family's own template: the answers with their
     }
     return std::string("accepted");
   };
-  // Qwen3 takes the thoughts out of all answers but the last; Mistral v3 moves the system text.
-  CHECK(refused("qwen3", chat).find("{% generation %}") != std::string::npos);
+  // Mistral v3 moves the system text.
   CHECK(refused("mistral3", {{"system", "s"}, chat[0], chat[1]}).find("can't be told") !=
         std::string::npos);
   CHECK(refused("gemma", {{"user", "a"}, {"user", "b"}}).find("must alternate") !=
         std::string::npos);
+}
+
+TEST_CASE("a turn of a template that rewrites earlier turns is told where it is the last") {
+  // Qwen3 takes the thoughts out of all answers but the last.
+  const std::vector<Message> chat = {{"user", "Hi"},
+                                     {"assistant", "<think>\nhm\n</think>\n\nYes"},
+                                     {"user", "So?"},
+                                     {"assistant", "No"}};
+  const ChatTemplate qwen3 =
+      ChatTemplate::choose(family_template("qwen3"), "", {"", "<|im_end|>", {"<|im_end|>"}});
+  const RenderedChat whole = qwen3.render(chat, false);
+  CHECK(whole.rewrites);
+  CHECK(whole.assistant.empty());
+  CHECK(whole.text.find("hm") == std::string::npos);
+  const RenderedChat first = qwen3.render_turn(chat, 1), second = qwen3.render_turn(chat, 3);
+  CHECK(cut(first, first.assistant) == Texts{"<think>\nhm\n</think>\n\nYes<|im_end|>"});
+  CHECK(cut(second, second.assistant) == Texts{"<think>\n\n</think>\n\nNo<|im_end|>"});
+  CHECK(first.text == qwen3.render({chat[0], chat[1]}, false).text);
+  CHECK(second.text == whole.text);
+  // A template that rewrites nothing has the turn where the whole chat has it.
+  const ChatTemplate chatml = ChatTemplate::choose("", "chatml");
+  const RenderedChat all = chatml.render(chat, false);
+  CHECK_FALSE(all.rewrites);
+  for (std::size_t i : {1, 3})
+    CHECK(chatml.render_turn(chat, i).assistant == decltype(all.assistant){all.assistant[i / 2]});
+}
+
+TEST_CASE("the built-in template gemma prints what Gemma's own prints") {
+  const ChatTemplate own = ChatTemplate::choose(family_template("gemma3"), "",
+                                                {"<bos>", "<eos>", {"<eos>", "<end_of_turn>"}});
+  const ChatTemplate built_in = ChatTemplate::choose("", "gemma");
+  auto render = [](const ChatTemplate& chat, const std::vector<Message>& messages, bool ask) {
+    try {
+      return chat.render(messages, ask);
+    } catch (const InputError&) {
+      return RenderedChat{"refused", {}, {}};
+    }
+  };
+  int refused = 0;
+  for (int i = 0; i < template_golden().at("n_chats").get<int>(); ++i) {
+    const std::vector<Message> messages = template_chat(i);
+    for (bool ask : {false, true}) {
+      const RenderedChat want = render(own, messages, ask), got = render(built_in, messages, ask);
+      CHECK_MESSAGE(got.text == want.text, "chat ", i);
+      CHECK_MESSAGE(got.content == want.content, "chat ", i);
+      if (!ask) CHECK_MESSAGE(got.assistant == want.assistant, "chat ", i);
+      refused += got.text == "refused";
+    }
+  }
+  CHECK(refused > 0);
+  CHECK(refused < template_golden().at("n_chats").get<int>());
 }
 
 TEST_CASE("a template that can't be used is refused with its line and what to pass instead") {

@@ -9,6 +9,7 @@
 #include "io/json.h"
 #include "io/sha256.h"
 #include "tensor/error.h"
+#include "text/chat_template.h"
 #include "text/data_file.h"
 
 using namespace lk;
@@ -57,6 +58,118 @@ TEST_CASE("prompt and completion: trained from position len(encode(prompt))") {
   // Without a prompt the first token has nothing before it: it does not count.
   const Row whole = f.load(R"({"prompt":"","completion":"it"})").rows[0];
   CHECK(whole.n_supervised() == std::ssize(whole.ids) - 1);
+}
+
+TEST_CASE("plain rows begin and end as the model's tokenizer says, once") {
+  Fixture f;
+  f.write("tokenizer_config.json", R"({"eos_token":"<|im_end|>","bos_token":"<|endoftext|>"})");
+  const std::string bos = R"({"SpecialToken":{"id":"<|endoftext|>","type_id":0}},)",
+                    text = R"({"Sequence":{"id":"A","type_id":0}})",
+                    eos = R"(,{"SpecialToken":{"id":"<|im_end|>","type_id":0}})";
+  const std::string special =
+      R"("special_tokens":{"<|endoftext|>":{"id":"<|endoftext|>","ids":[0],"tokens":["<|endoftext|>"]},)"
+      R"("<|im_end|>":{"id":"<|im_end|>","ids":[2],"tokens":["<|im_end|>"]}})";
+  auto around = [&](const std::string& single) {
+    return R"({"type":"TemplateProcessing","single":[)" + single + R"(],"pair":[],)" + special +
+           "}";
+  };
+  auto joined = [](std::initializer_list<Ids> parts) {
+    Ids all;
+    for (const Ids& part : parts) all.insert(all.end(), part.begin(), part.end());
+    return all;
+  };
+  for (const auto& [processor, before, after] :
+       {std::tuple(around(bos + text), Ids{0}, Ids{}),
+        {around(bos + text + eos), Ids{0}, Ids{2}},
+        {around(text + eos), Ids{}, Ids{2}},
+        {around(text), Ids{}, Ids{}},
+        {around(bos + bos + text), Ids{0, 0}, Ids{}},
+        {R"({"type":"Sequence","processors":[{"type":"ByteLevel"},)" + around(bos + text) + "]}",
+         Ids{0}, Ids{}}}) {
+    f.use_post_processor(processor);
+    CHECK(f.tokenizer->before_text() == before);
+    CHECK(f.tokenizer->after_text() == after);
+    CHECK(f.load(kRow).rows[0].ids == joined({before, f.ids("Hello there, world."), {2}}));
+    // The text may bring the end token along.
+    CHECK(f.load(R"({"text":"two<|im_end|>"})").rows[0].ids == joined({before, f.ids("two"), {2}}));
+    const Row row = f.load(R"({"prompt":"Say it:","completion":" it"})").rows[0];
+    CHECK(row.ids == joined({before, f.ids("Say it: it"), {2}}));
+    CHECK(f.trained(row) == " it<|im_end|>");
+    CHECK(make_row(*f.tokenizer, "Say", " it", false).ids == joined({before, f.ids("Say it")}));
+    CHECK(f.tokenizer->encode_prompt("Say").ids == joined({before, f.ids("Say")}));
+    // A chat template writes its own.
+    CHECK(f.load(R"({"messages":[{"role":"assistant","content":"a"}]})").rows[0].ids ==
+          f.ids("<|im_start|>assistant\na<|im_end|>\n"));
+    f.options.seq_len = 5;
+    const Dataset windows = f.load("one two three four five six seven eight", "data.txt");
+    Ids all;
+    for (const Row& window : windows.rows) {
+      REQUIRE(window.ids.size() > before.size());
+      CHECK(std::equal(before.begin(), before.end(), window.ids.begin()));
+      CHECK(window.ids.size() <= 5);
+      all.insert(all.end(), window.ids.begin() + std::ssize(before), window.ids.end());
+    }
+    if (!before.empty())  // a last window of one token can predict it then
+      CHECK(all == joined({f.ids("one two three four five six seven eight"), after}));
+    f.options.seq_len = 64;
+    if (before.empty()) continue;
+    CHECK(f.refused(R"({"text":"<|endoftext|>a"})", "twice"));
+    CHECK(f.refused(R"({"prompt":"<|endoftext|>a","completion":"b"})", "<|endoftext|>"));
+    CHECK(f.error("<|endoftext|>a", "data.txt").find("data.txt:1: ") != std::string::npos);
+  }
+  // transformers ignores these where there is a tokenizer.json.
+  f.write("tokenizer_config.json",
+          R"({"eos_token":"<|im_end|>","bos_token":"<|endoftext|>","add_bos_token":true})");
+  f.use_post_processor("null");
+  CHECK(f.load(kRow).rows[0].ids == joined({f.ids("Hello there, world."), {2}}));
+}
+
+TEST_CASE(
+    "special tokens in plain rows are tokens, as transformers reads them; in chats they are text") {
+  Fixture f;
+  const Row row = f.load(R"({"text":"a<|im_start|>b"})").rows[0];
+  CHECK(std::count(row.ids.begin(), row.ids.end(), f.tokenizer->id_of("<|im_start|>")) == 1);
+  const Row chat =
+      f.load(R"({"messages":[{"role":"assistant","content":"a<|im_start|>b"}]})").rows[0];
+  CHECK(std::count(chat.ids.begin(), chat.ids.end(), f.tokenizer->id_of("<|im_start|>")) == 1);
+}
+
+TEST_CASE("a token that the model has no embedding for is refused by name where it occurs") {
+  Fixture f;
+  const auto last = static_cast<std::int32_t>(f.tokenizer->n_tokens() - 1);
+  const std::string token = f.tokenizer->token_text(last);
+  f.tokenizer->set_embedding_rows(last);
+  CHECK(f.load(kRow).rows.size() == 1);
+  for (const std::string& row :
+       {R"({"text":"a )" + token + "\"}", R"({"prompt":"a )" + token + R"(","completion":"b"})"}) {
+    CHECK(f.refused(kRow + "\n" + row, "data.jsonl:2: "));
+    CHECK(f.refused(row, token));
+    CHECK(f.refused(row, concat("id ", last)));
+  }
+  CHECK(f.error("a\nb\nc " + token, "data.txt").find("data.txt:3: ") != std::string::npos);
+  CHECK_THROWS_AS(f.tokenizer->encode_prompt(token), UnreadableToken);
+  f.options.skip_bad_rows = true;
+  CHECK(f.load(kRow + "\n" + R"({"text":")" + token + "\"}").rows_bad == 1);
+  f.tokenizer->set_embedding_rows(f.tokenizer->eos());  // the token that ends each row
+  CHECK(f.refused(kRow, "embedding"));
+}
+
+TEST_CASE("a chat template that writes BOS twice is refused") {
+  Fixture f;
+  f.write("tokenizer_config.json", R"({"eos_token":"<|im_end|>","bos_token":"<|endoftext|>"})");
+  f.tokenizer = Tokenizer::from_folder(f.folder.string());
+  const std::vector<Message> said = {{"user", "<|endoftext|>"}};
+  auto ids = [&](const std::string& source) {
+    return encode_chat(
+               *f.tokenizer,
+               ChatTemplate::choose(source, "", {"<|endoftext|>", "", {}}).render(said, true))
+        .ids;
+  };
+  const std::string one = "{{ bos_token }}{{ messages[0].content }}";
+  const Ids once = ids(one);
+  CHECK(once[0] == 0);
+  CHECK(std::count(once.begin(), once.end(), 0) == 1);
+  CHECK_THROWS_AS(ids("{{ bos_token }}" + one), InputError);
 }
 
 TEST_CASE("messages: the loss is on the assistant's turns and their end token") {

@@ -228,7 +228,7 @@ TEST_CASE("a folder becomes a GGUF file and a folder again: the same logits and 
   CHECK(from.config().rms_eps == to.config().rms_eps);
   CHECK(first->eos() == last->eos());
   CHECK(first->bos() == last->bos());
-  CHECK(first->adds_bos() == last->adds_bos());
+  CHECK(first->before_text() == last->before_text());
   for (const char* text :
        {"The food is good.", "<|im_start|>user\nab  12345 \xc3\xa9\xe6\x97\xa5", " \n\t x"})
     CHECK(first->encode(text) == last->encode(text));

@@ -297,6 +297,94 @@ TEST_CASE("what a model's template leaves out is refused with the template and t
   CHECK(f.text(f.load(developer)) == chatml({"system|Be kind.", "user|a", "assistant|b"}));
 }
 
+TEST_CASE("chats become a row for each trained turn where the template rewrites earlier ones") {
+  Fixture f;
+  const std::string turn =
+      "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and THOUGHT "
+      "%}<t>{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+      "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+  auto with = [&](const std::string& thought) {
+    std::string source = turn;
+    return source.replace(source.find("THOUGHT"), 7, thought);
+  };
+  const std::string q1 = R"({"role":"user","content":"a"})",
+                    q2 = R"({"role":"user","content":"c"})";
+  auto answer = [](const char* text, const char* more = "") {
+    return concat(R"({"role":"assistant","content":")", text, "\"", more, "}");
+  };
+  auto row = [](const std::string& turns) { return R"({"messages":[)" + turns + "]}\n"; };
+  const std::string two = q1 + "," + answer("b") + "," + q2 + "," + answer("d") + "," + q1;
+  const std::string one = q1 + "," + answer("b");
+
+  f.use_template(with("loop.last"));
+  Dataset data = f.load_own(row(two) + row(one));
+  REQUIRE(data.rows.size() == 3);
+  CHECK(f.text(data, 0) == chatml({"user|a", "assistant|<t>b"}));
+  CHECK(f.text(data, 1) == chatml({"user|a", "assistant|b", "user|c", "assistant|<t>d"}));
+  CHECK(f.trained(data.rows[0]) == "<t>b<|im_end|>");
+  CHECK(f.trained(data.rows[1]) == "<t>d<|im_end|>");
+  CHECK(f.trained(data.rows[2]) == "<t>b<|im_end|>");
+  CHECK(data.rows[1].line == 1);
+  CHECK(data.rows[2].line == 2);
+  CHECK(data.rows_read == 2);
+  CHECK(data.remarks().at(0).find("1 chat was taken apart into 2 rows") == 0);
+  // Weights are obeyed; a chat may end up as one row, or none.
+  data = f.load_own(row(q1 + "," + answer("b", R"(,"weight":0)") + "," + q2 + "," + answer("d")));
+  REQUIRE(data.rows.size() == 1);
+  CHECK(f.trained(data.rows[0]) == "<t>d<|im_end|>");
+  CHECK(f.own_error(row(q1 + "," + answer("b", R"(,"weight":0)"))).find("no token to train on") !=
+        std::string::npos);
+  f.options.train_on = TrainOn::Last;
+  data = f.load_own(row(two) + row(one));
+  REQUIRE(data.rows.size() == 2);
+  CHECK(f.trained(data.rows[0]) == "<t>d<|im_end|>");
+  CHECK(f.trained(data.rows[1]) == "<t>b<|im_end|>");
+  data = f.load_own(row(q1 + "," + answer("b") + "," + q2 + "," + answer("d", R"(,"weight":0)")));
+  CHECK(f.trained(data.rows.at(0)) == "<t>b<|im_end|>");
+
+  // One row where the template rewrites nothing, unless each turn's own is asked for.
+  f.use_template(with("false"));
+  f.options.train_on = TrainOn::Assistant;
+  data = f.load_own(row(two));
+  REQUIRE(data.rows.size() == 1);
+  CHECK(f.trained(data.rows[0]) == "b<|im_end|>d<|im_end|>");
+  CHECK(data.remarks().empty());
+  f.options.train_on = TrainOn::All;
+  data = f.load_own(row(two));
+  REQUIRE(data.rows.size() == 2);
+  CHECK(f.text(data, 0) == chatml({"user|a", "assistant|b"}));
+  CHECK(f.trained(data.rows[1]) == "d<|im_end|>");
+  CHECK(f.load(row(two)).rows.size() == 2);  // by a built-in template
+  CHECK_THROWS_AS(f.load(R"({"text":"a"})"), UsageError);
+  CHECK_THROWS_AS(f.load("a text", "data.txt"), UsageError);
+  for (const char* name : {"assistant", "all", "last"})
+    CHECK(train_on_name(parse_train_on(name)) == std::string(name));
+  CHECK_THROWS_AS(parse_train_on("user"), UsageError);
+}
+
+TEST_CASE(
+    "a thought that the template drops from earlier turns is not missed, one it never writes is") {
+  Fixture f;
+  const std::string source =
+      "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+      "{{ m.reasoning_content if m.reasoning_content is defined and loop.index0 + 2 > "
+      "messages|length }}{{ m.content }}<|im_end|>\n{% endfor %}"
+      "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+  f.use_template(source);
+  auto row = [](const char* key, const char* weight) {
+    return concat(
+        R"({"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b",")", key,
+        R"(":"hm","weight":)", weight,
+        R"(},{"role":"user","content":"c"},{"role":"assistant","content":"d"}]})");
+  };
+  const Dataset data = f.load_own(row("reasoning_content", "1"));
+  REQUIRE(data.rows.size() == 2);
+  CHECK(f.trained(data.rows[0]) == "hmb<|im_end|>");
+  CHECK(f.trained(data.rows[1]) == "d<|im_end|>");
+  CHECK(f.load_own(row("reasoning_content", "0")).rows.size() == 1);
+  CHECK(f.own_error(row("thinking", "1")).find("thinking") != std::string::npos);
+}
+
 TEST_CASE("bad rows are skipped and counted where that is asked for") {
   Fixture f;
   f.options.skip_bad_rows = true;

@@ -116,7 +116,7 @@ TEST_CASE("SmolLM2's ids from its GGUF file") {
   CHECK(tokenizer->bos() == 1);
   CHECK(tokenizer->eos() == 2);
   CHECK(tokenizer->stop_ids() == Ids{2, 0});
-  CHECK_FALSE(tokenizer->adds_bos());
+  CHECK(tokenizer->before_text().empty());
   CHECK(tokenizer->id_of("<|im_start|>") == 1);
   CHECK(tokenizer->token_text(2) == "<|im_end|>");
   CHECK(tokenizer->chat_template().find("SmolLM") != std::string::npos);
@@ -273,6 +273,15 @@ TEST_CASE("text that is not UTF-8 is refused, ids outside the vocabulary too") {
   CHECK_THROWS_AS(tokenizer->decode(Ids{static_cast<std::int32_t>(tokenizer->n_tokens())}),
                   InputError);
   CHECK(tokenizer->encode("").empty());
+}
+
+TEST_CASE("rows that pad an embedding decode to nothing") {
+  auto tokenizer = TokenizerBuilder::build(tiny());
+  const auto n = static_cast<std::int32_t>(tokenizer->n_tokens());
+  CHECK_THROWS_AS(tokenizer->token_text(n), InputError);
+  tokenizer->set_embedding_rows(n + 1);
+  CHECK(tokenizer->decode(Ids{'a', n, 'b'}) == tokenizer->decode(Ids{'a', 'b'}));
+  CHECK_THROWS_AS(tokenizer->token_text(n + 1), InputError);
 }
 
 TEST_CASE("unknown bytes become the unknown token, fused if the model says so") {

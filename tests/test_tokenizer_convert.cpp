@@ -121,7 +121,7 @@ TEST_CASE("sentencepiece's scores become merges and merges scores, with the same
     CHECK(json->n_tokens() == from->n_tokens());
     CHECK(json->bos() == from->bos());
     CHECK(json->eos() == from->eos());
-    CHECK(json->adds_bos() == from->adds_bos());
+    CHECK(json->before_text() == from->before_text());
     CHECK(json->stop_ids() == from->stop_ids());
     check_same(*json, *from, {long_text()});
     check_same(*json, *from, short_texts());
@@ -157,10 +157,11 @@ TEST_CASE("a tokenizer made as Gemma's gives the same ids in GGUF and in a folde
     }
     CHECK(gguf->stop_ids() == from->stop_ids());
     CHECK(gguf->bos() == from->bos());
-    CHECK(gguf->adds_bos());
+    CHECK(gguf->before_text() == Ids{2});
     to_folder(again, (folder.path / "made.gguf").string());
     auto back = Tokenizer::from_folder(again.path.string());
     check_same(*back, *from, short_texts());
+    CHECK(back->before_text() == from->before_text());
     CHECK(back->stop_ids() == from->stop_ids());
     CHECK(read_json((again.path / "generation_config.json").string())["eos_token_id"] ==
           Json{1, 4});

@@ -48,6 +48,7 @@ GgufText converted(const std::string& name, const std::string& pre) {
       .texts("ggml.tokens", tokens)
       .numbers("ggml.token_type", types)
       .texts("ggml.merges", merges)
+      .number("ggml.bos_token_id", 0)
       .number("ggml.eos_token_id", 2);
 }
 
@@ -78,7 +79,7 @@ TEST_CASE("what a folder says of bos, eos and templates") {
   auto full = Tokenizer::from_folder(folder.path.string());
   CHECK(full->eos() == 2);
   CHECK(full->bos() == 0);
-  CHECK(full->adds_bos());
+  CHECK(full->before_text() == Ids{0});
   CHECK(full->stop_ids() == Ids{2, 1, 0});
   CHECK(full->chat_template() == "yes");
   folder.write("chat_template.jinja", "own");
@@ -190,7 +191,7 @@ TEST_CASE("a tokenizer gives the same ids from GGUF and from tokenizer.json") {
     CHECK(gguf->pre_tokenizer() == name);
     CHECK(gguf->n_tokens() == json->n_tokens());
     CHECK(gguf->eos() == 2);
-    CHECK(gguf->adds_bos() == (name == "llama3"));
+    CHECK(gguf->before_text() == json->before_text());
     // GGUF can't express lstrip, rstrip, single_word and normalized.
     std::string text = long_text();
     for (const char* added :
@@ -204,7 +205,7 @@ TEST_CASE("what a GGUF file says of bos, eos and stop tokens") {
   auto plain = few().open();
   CHECK(plain->eos() == -1);
   CHECK(plain->stop_ids().empty());
-  CHECK_FALSE(plain->adds_bos());
+  CHECK(plain->before_text().empty());
   CHECK(plain->encode("ab<end>ba") == Ids{2, 3, 1, 0});
   auto full = few({"a", "b", "<|eot_id|>", "<end>", "<more>"}, {}, {1, 1, 3, 1, 4})
                   .number("ggml.eos_token_id", 3)
@@ -214,11 +215,56 @@ TEST_CASE("what a GGUF file says of bos, eos and stop tokens") {
                   .text("chat_template", "T")
                   .open();
   CHECK(full->stop_ids() == Ids{3, 2});
-  CHECK(full->adds_bos());
+  CHECK(full->before_text() == Ids{0});
+  CHECK(full->after_text().empty());
   CHECK(full->chat_template() == "T");
   // Its type is ordinary, but it ends texts: still found, still left out.
   CHECK(full->encode("a<end>b<more>") == Ids{0, 3, 1, 4});
   CHECK(full->decode(full->encode("a<end>b<more>")) == "b<more>");
+}
+
+TEST_CASE("what stands around each text, by a GGUF file's flags or llama.cpp's defaults") {
+  auto around = [](GgufText file) {
+    auto tokenizer = file.open();
+    return std::pair(tokenizer->before_text(), tokenizer->after_text());
+  };
+  using Around = std::pair<Ids, Ids>;
+  auto named = [] { return few().number("ggml.bos_token_id", 3).number("ggml.eos_token_id", 2); };
+  CHECK(around(named()) == Around{{}, {}});
+  CHECK(around(named().flag("ggml.add_bos_token", true)) == Around{{3}, {}});
+  CHECK(around(named().flag("ggml.add_eos_token", true)) == Around{{}, {2}});
+  CHECK(around(named().flag("ggml.add_bos_token", true).flag("ggml.add_eos_token", true)) ==
+        Around{{3}, {2}});
+  CHECK(around(named().flag("ggml.add_bos_token", false)) == Around{{}, {}});
+  CHECK_REFUSED(few().flag("ggml.add_bos_token", true).error(), "bos_token_id");
+  CHECK_REFUSED(few().flag("ggml.add_eos_token", true).error(), "eos_token_id");
+}
+
+TEST_CASE("hostile post-processors are refused by name") {
+  auto with = [](const std::string& processor) {
+    Json file = small_json();
+    file["post_processor"] = Json::parse(processor);
+    return load_error(file);
+  };
+  auto processing = [&](const std::string& single, const std::string& special) {
+    return with(R"({"type":"TemplateProcessing","single":)" + single + R"(,"special_tokens":)" +
+                special + "}");
+  };
+  const std::string a = R"({"Sequence":{"id":"A","type_id":0}})";
+  const std::string x = R"({"SpecialToken":{"id":"x","type_id":0}})";
+  CHECK(processing("[" + a + "]", "{}") == "accepted");
+  CHECK(processing("[" + x + "," + a + "]", R"({"x":{"id":"x","ids":[0,1],"tokens":[]}})") ==
+        "accepted");
+  CHECK_REFUSED(processing("7", "{}"), "single");
+  CHECK_REFUSED(processing("[]", "{}"), "sequence A");
+  CHECK_REFUSED(processing("[" + a + "," + a + "]", "{}"), "sequence A");
+  CHECK_REFUSED(processing(R"([{"Sequence":{"id":"B","type_id":0}}])", "{}"), "sequence A");
+  CHECK_REFUSED(processing("[7," + a + "]", "{}"), "not an object");
+  CHECK_REFUSED(processing("[{}," + a + "]", "{}"), "SpecialToken");
+  CHECK_REFUSED(processing("[" + x + "," + a + "]", "{}"), "\"x\"");
+  CHECK_REFUSED(processing("[" + x + "," + a + "]", R"({"x":{"ids":[]}})"), "ids");
+  CHECK_REFUSED(processing("[" + x + "," + a + "]", R"({"x":{"ids":[999999]}})"), "ids");
+  CHECK_REFUSED(with(R"({"type":"BertProcessing"})"), "BertProcessing");
 }
 
 TEST_CASE("hostile GGUF tokenizers are refused by name") {

@@ -22,6 +22,7 @@ struct Settings {
   std::optional<std::string> chat_template;
   DatasetOptions rows;
   program::LongRowFlags long_rows;
+  std::string train_on = "assistant";
   SamplingSettings sampling;
   std::int64_t batch = 16;
   bool generate = false;
@@ -100,6 +101,7 @@ void add_flags(CLI::App& app, Settings& s) {
                "leave out and count rows that can't be read (loss only)");
   app.add_option("--format", s.rows.format, program::kFormatHelp);
   app.add_option("--template", s.chat_template, "chat template by name");
+  app.add_option("--train-on", s.train_on, program::kTrainOnHelp)->capture_default_str();
   s.sampling.max_tokens = 64;
   app.add_flag("--generate", s.generate,
                "answer each prompt greedily and score it against its references "
@@ -132,9 +134,12 @@ int main(int argc, char** argv) {
     if (!s.predictions.empty() && exists(s.predictions))
       throw UsageError(concat("--predictions ", s.predictions, ": already exists"));
     s.rows.long_rows = program::long_rows(s.long_rows);
+    s.rows.train_on = parse_train_on(s.train_on);
     const ByteSource data(s.data);  // opened once: a pipe can be read once only
     EvalKind kind = settled ? EvalKind::Loss : detect_eval_kind(data);
     if (s.generate) kind = EvalKind::Generation;
+    if (s.rows.train_on != TrainOn::Assistant && kind != EvalKind::Loss)
+      throw UsageError("--train-on is for rows of chats");
     if (!s.predictions.empty() && kind != EvalKind::Generation)
       throw UsageError("--predictions: nothing is generated; add --generate");
     s.inference.max_positions = s.rows.seq_len;

@@ -14,6 +14,7 @@ struct Text {
   std::optional<std::string> targets;
   std::string memory, memory_limit, recompute = "none";
   program::LongRowFlags long_rows;
+  std::string train_on = "assistant";
   bool no_shuffle = false, no_verify = false;
 };
 
@@ -49,6 +50,7 @@ void add_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
   app.add_flag("--skip-bad-rows", s.skip_bad_rows, "leave out and count rows that can't be read");
   app.add_option("--format", s.format, program::kFormatHelp);
   app.add_option("--template", s.chat_template, "chat template by name, if the model's is unknown");
+  app.add_option("--train-on", text.train_on, program::kTrainOnHelp)->capture_default_str();
   app.add_option("--eval-data", s.eval_data, "rows to evaluate on before and after");
   app.add_option("--eval-rows", s.eval_rows, "only the first N of them")->check(whole);
   app.add_option("--eval-every", s.eval_every, "also every N steps")->check(whole);
@@ -127,6 +129,7 @@ int main(int argc, char** argv) {
     settings.memory = program::parse_budget(text.memory);
     if (!text.memory_limit.empty()) settings.memory_limit = program::parse_bytes(text.memory_limit);
     settings.long_rows = program::long_rows(text.long_rows);
+    settings.train_on = parse_train_on(text.train_on);
     settings.shuffle = !text.no_shuffle;
     settings.verify_base = !text.no_verify;
     Console console;

@@ -40,21 +40,23 @@ OrderedJson as_json(const PromptRow& p, std::size_t n_prompt, const Generation& 
   return out;
 }
 
+std::vector<std::int32_t> prompt_ids(const InferenceModel& m,
+                                     const std::optional<ChatTemplate>& chat, const PromptRow& p) {
+  try {
+    if (!chat) return m.tokenizer->encode_prompt(p.text).ids;
+    return encode_chat(*m.tokenizer, chat->render({{"user", p.text}}, true)).ids;
+  } catch (const InputError& e) {
+    throw InputError(concat(p.where.empty() ? "--prompt" : p.where, ": ", e.what()));
+  }
+}
+
 void answer_all(const Settings& s, InferenceModel& m, const std::vector<PromptRow>& prompts) {
   std::optional<ChatTemplate> chat;
   if (s.chat) chat = ChatTemplate::choose(*m.tokenizer, s.chat_template);
   std::vector<GenerationRequest> requests;
-  for (const PromptRow& p : prompts) {
-    std::vector<std::int32_t> ids;
-    if (chat) {
-      const RenderedChat text = chat->render({{"user", p.text}}, true);
-      ids = m.tokenizer->encode(text.text, text.content);
-    } else {
-      ids = m.tokenizer->encode(p.text);
-    }
-    requests.push_back(
-        {std::move(ids), s.sampling, find_adapter(m, p.adapter, p.where + ": \"adapter\"")});
-  }
+  for (const PromptRow& p : prompts)
+    requests.push_back({prompt_ids(m, chat, p), s.sampling,
+                        find_adapter(m, p.adapter, p.where + ": \"adapter\"")});
   const bool stream = !s.json && prompts.size() == 1;
   std::vector<const Generation*> done(prompts.size());
   std::size_t printed = 0;

@@ -13,6 +13,11 @@ inline constexpr const char* kDataHelp =
 inline constexpr const char* kFormatHelp =
     "auto, text, prompt-completion, alpaca, messages, sharegpt, txt";
 
+inline constexpr const char* kTrainOnHelp =
+    "turns of a chat to train: assistant (all, in one row where the template allows it), all (a "
+    "row "
+    "each, as rendered when it is the last), last";
+
 struct LongRowFlags {
   std::string rule = "error";
   bool truncate = false;

@@ -35,7 +35,8 @@ std::string answer(lk::InferenceModel& m, const std::string& prompt) {
   lk::SamplingSettings sampling;
   sampling.max_tokens = 12;
   sampling.stop_ids = m.tokenizer->stop_ids();
-  return m.tokenizer->decode(lk::generate(*m.model, m.tokenizer->encode(prompt), sampling).ids);
+  return m.tokenizer->decode(
+      lk::generate(*m.model, m.tokenizer->encode_prompt(prompt).ids, sampling).ids);
 }
 
 void run(const std::string& model) {

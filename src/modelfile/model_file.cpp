@@ -55,9 +55,7 @@ ModelFile::~ModelFile() = default;
 
 std::unique_ptr<Tokenizer> ModelFile::read_tokenizer() const {
   auto tokenizer = gguf_ ? Tokenizer::from_gguf(*gguf_) : Tokenizer::from_folder(path_);
-  if (tokenizer->n_tokens() > config_.vocab_size)
-    throw InputError(concat(path_, ": the tokenizer has ids up to ", tokenizer->n_tokens() - 1,
-                            ", vocab_size is ", config_.vocab_size));
+  tokenizer->set_embedding_rows(config_.vocab_size);
   return tokenizer;
 }
 

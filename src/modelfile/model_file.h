@@ -34,8 +34,8 @@ class ModelFile {
   const char* config_name() const { return gguf_ ? "its metadata" : "config.json"; }
   // The GGUF file, null for a folder.
   const GgufFile* gguf() const { return gguf_.get(); }
-  // The model's tokenizer, which brings the chat template. Throws InputError, also if it has ids
-  // beyond vocab_size.
+  // The model's tokenizer, which brings the chat template. It may have more tokens than the
+  // embedding has rows, and refuses texts with one of those. Throws InputError.
   std::unique_ptr<Tokenizer> read_tokenizer() const;
 
   // The files that hold the weights: the GGUF file, model.safetensors, or the shards by name.

@@ -21,8 +21,7 @@ Generation Conversation::reply(const std::string& text,
   std::vector<Message> said = messages_;
   said.push_back({"user", text});
   const RenderedChat rendered = chat_.render(said, true);
-  GenerationRequest request{tokenizer_.encode(rendered.text, rendered.content), sampling_,
-                            variant_};
+  GenerationRequest request{encode_chat(tokenizer_, rendered).ids, sampling_, variant_};
   GenerationEvents events;
   if (on_text) events.on_text = [&](std::size_t, std::string_view piece) { return on_text(piece); };
   Generation g = std::move(generator_.run(std::span(&request, 1), events)[0]);

@@ -38,6 +38,7 @@ struct FinetuneSettings {
   bool packing = false;  // a micro-batch is `batch` bins of seq_len tokens instead of `batch` rows
   std::string format = "auto";
   std::optional<std::string> chat_template = {};
+  TrainOn train_on = TrainOn::Assistant;
   std::string eval_data = {};
   std::int64_t eval_rows = -1, eval_every = 0;
   std::int64_t save_every = 0;

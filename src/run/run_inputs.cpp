@@ -34,7 +34,7 @@ void read_data(const FinetuneSettings& s, FinetuneListener& listener, RunInputs&
   if (in.lora.targets.empty()) in.lora.targets = default_targets(config);
   require(s.seq_len <= config.max_position,
           concat("--seq-len ", s.seq_len, ": the model has ", config.max_position, " positions"));
-  DatasetOptions options{s.seq_len, s.long_rows, s.skip_bad_rows, -1, s.format};
+  DatasetOptions options{s.seq_len, s.long_rows, s.skip_bad_rows, -1, s.format, s.train_on};
   in.data = load_dataset(s.data, *in.tokenizer, s.chat_template, options);
   listener.message(concat("data: ", in.data.path, ": ", in.data.container, ", format ",
                           in.data.format, ", ", in.data.rows.size(), " rows, ", in.data.tokens,

@@ -42,6 +42,7 @@ Json run_json(const FinetuneSettings& s, const RunInputs& in, const RunFacts& fa
               {"data",
                {{"rows", std::ssize(in.data.rows)},
                 {"rows_read", in.data.rows_read},
+                {"chats_apart", in.data.chats_apart},
                 {"rows_truncated", in.data.rows_truncated},
                 {"rows_too_long", in.data.rows_too_long},
                 {"rows_bad", in.data.rows_bad},

@@ -73,6 +73,7 @@ Json plain_identity(const FinetuneSettings& s, std::int64_t steps, const std::st
           {"packing", s.packing},
           {"long_rows", long_rows_name(s.long_rows)},
           {"skip_bad_rows", s.skip_bad_rows},
+          {"train_on", train_on_name(s.train_on)},
           {"dtype", dtype_name(dtype)}};
 }
 

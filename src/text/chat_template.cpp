@@ -8,7 +8,6 @@
 #include "tensor/error.h"
 #include "text/jinja/json.h"
 #include "text/jinja/template.h"
-#include "text/tokenizer.h"
 #include "text/white_space.h"
 
 namespace lk {
@@ -28,8 +27,10 @@ struct Style {
   // begins every system turn.
   const char* system;
   bool system_always;
-  const char* generation;  // asks for the assistant's turn; null: before + "assistant" + after does
+  const char* generation;  // asks for the assistant's turn; null: before + assistant + after does
   bool always_asks;        // the template asks for it whether wanted or not
+  const char* assistant = "assistant";  // what the template calls the assistant
+  bool merges_system = false;           // into the first user turn; turns must alternate
 };
 
 constexpr const char* kSmolSystem =
@@ -52,6 +53,8 @@ constexpr Style kStyles[] = {
     {"llama3-asks", kBegin, kHead, kHeadEnd, kEot, "", true, nullptr, false, nullptr, true},
     {"llama3.1", kBegin, kHead, kHeadEnd, kEot, "", true, kLlama31System, true, nullptr, false},
     {"zephyr", "", "<|", "|>\n", "</s>", "\n", false, nullptr, false, "<|assistant|>\n", false},
+    {"gemma", "<bos>", "<start_of_turn>", "\n", "<end_of_turn>", "\n", true, nullptr, false,
+     nullptr, false, "model", true},
 };
 
 std::string names() {
@@ -148,31 +151,56 @@ RenderedChat ChatTemplate::render(const std::vector<Message>& messages, bool ask
   return chat;
 }
 
-RenderedChat ChatTemplate::render_built_in(const std::vector<Message>& messages,
+RenderedChat ChatTemplate::render_built_in(std::span<const Message> messages,
                                            bool add_generation_prompt) const {
   const Style* style = find(name_);
   check(style != nullptr, "chat template ", name_, " is unknown");
   RenderedChat out;
   out.text = style->start;
-  auto turn = [&](const std::string& role, std::string_view fixed, std::string_view content) {
-    out.text += style->before + role + style->after;
+  auto write_content = [&](std::string_view content) {
+    const std::size_t begin = out.text.size();
+    out.text += content;
+    if (out.text.size() > begin) out.content.emplace_back(begin, out.text.size());
+  };
+  // `prefix`: a system text that the template puts into another's turn.
+  auto turn = [&](const std::string& role, std::string_view fixed, const std::string* prefix,
+                  std::string_view content) {
+    const bool answers = role == "assistant";
+    out.text += style->before + (answers ? style->assistant : role) + style->after;
     out.text += fixed;
     const std::size_t begin = out.text.size();
-    out.text += style->trims ? strip(content) : content;
-    if (out.text.size() > begin) out.content.emplace_back(begin, out.text.size());
+    if (prefix != nullptr) {
+      write_content(*prefix);
+      out.text += "\n\n";
+    }
+    write_content(style->trims ? strip(content) : content);
     out.text += style->end;
-    if (role == "assistant") out.assistant.emplace_back(begin, out.text.size());
+    if (answers) out.assistant.emplace_back(begin, out.text.size());
     out.text += style->behind;
   };
-  if (style->system != nullptr && messages[0].role != "system") turn("system", style->system, "");
+  if (style->system != nullptr && messages[0].role != "system")
+    turn("system", style->system, nullptr, "");
+  const std::string* system = nullptr;
+  if (style->merges_system) {
+    if (messages[0].role == "system") {
+      system = &messages[0].content;
+      messages = messages.subspan(1);
+    }
+    for (std::size_t i = 0; i < messages.size(); ++i)
+      if ((messages[i].role == "user") != (i % 2 == 0))
+        throw InputError(concat("the template ", name_,
+                                " has turns of user and assistant in turn, the user's first, and "
+                                "a system text before them alone"));
+  }
   for (std::size_t i = 0; i < messages.size(); ++i) {
     const bool extended = style->system_always && i == 0 && messages[i].role == "system";
-    turn(messages[i].role, extended ? style->system : "", messages[i].content);
+    turn(messages[i].role, extended ? style->system : "", i == 0 ? system : nullptr,
+         messages[i].content);
   }
   if (add_generation_prompt || style->always_asks)
     out.text += style->generation != nullptr
                     ? std::string(style->generation)
-                    : std::string(style->before) + "assistant" + style->after;
+                    : std::string(style->before) + style->assistant + style->after;
   return out;
 }
 
@@ -194,48 +222,89 @@ RenderedChat ChatTemplate::render_own(std::span<const Message> messages, const O
       {"add_generation_prompt", ask}};
   if (!tokens_.bos.empty()) variables.emplace_back("bos_token", Value::text(tokens_.bos));
   if (!tokens_.eos.empty()) variables.emplace_back("eos_token", Value::text(tokens_.eos));
-  jinja::Rendered rendered = own_->render(variables);
+  // A long chat may take longer, and write more.
+  jinja::Rendered rendered = own_->render(variables, jinja::Template::kWork + 32 * size,
+                                          jinja::Template::kBytes + 32 * size);
   return {std::move(rendered.text.s), std::move(rendered.text.marks),
           std::move(rendered.generated)};
 }
 
+// Where the last of `messages`, an assistant's turn, stands in `chat`, their rendering.
+std::pair<std::size_t, std::size_t> ChatTemplate::last_turn(std::span<const Message> messages,
+                                                            const OrderedJson* tools,
+                                                            const RenderedChat& chat) const {
+  const std::string prompt = render_own(messages.first(messages.size() - 1), tools, true).text;
+  const std::string& text = chat.text;
+  if (!text.starts_with(prompt))
+    throw InputError(concat("the chat template writes what stands before message ",
+                            messages.size() - 1,
+                            " otherwise once that is answered, and has no {% generation %}: which "
+                            "tokens to train on can't be told (--template uses a built-in one "
+                            "instead: ",
+                            names(), ")"));
+  // The template wrote whatever follows the last byte of the turn's content.
+  std::size_t from = prompt.size();
+  if (!chat.content.empty()) from = std::max(from, chat.content.back().second);
+  std::size_t end = std::string::npos, length = 0;
+  for (const std::string& stop : tokens_.stops)
+    if (const std::size_t at = text.find(stop, from); at < end) end = at, length = stop.size();
+  // Without a stop token the turn ends with the last byte that is not white space.
+  if (end == std::string::npos) return {prompt.size(), std::max(from, strip_right(text).size())};
+  return {prompt.size(), end + length};
+}
+
+// Whether {% generation %} has told where the assistant's turns are. InputError if it has told that
+// of some of them.
+static bool all_generated(std::size_t turns, const RenderedChat& chat) {
+  if (chat.assistant.size() == turns) return true;
+  if (!chat.assistant.empty())
+    throw InputError(concat("the chat template has ", chat.assistant.size(),
+                            " {% generation %} stretches for ", turns, " assistant turns"));
+  return false;
+}
+
 // Puts each assistant turn's range into chat.assistant, unless {% generation %} has done so.
-void ChatTemplate::find_assistant(const std::vector<Message>& messages, const OrderedJson* tools,
+void ChatTemplate::find_assistant(std::span<const Message> messages, const OrderedJson* tools,
                                   RenderedChat& chat) const {
   std::vector<std::size_t> turns;
   for (std::size_t i = 0; i < messages.size(); ++i)
     if (messages[i].role == "assistant") turns.push_back(i);
-  if (chat.assistant.size() == turns.size()) return;
-  if (!chat.assistant.empty())
-    throw InputError(concat("the chat template has ", chat.assistant.size(),
-                            " {% generation %} stretches for ", turns.size(), " assistant turns"));
-  const std::span<const Message> all(messages);
+  if (all_generated(turns.size(), chat)) return;
   for (std::size_t i : turns) {
-    const std::string prompt = render_own(all.first(i), tools, true).text;
-    const RenderedChat answered =
-        i + 1 == all.size() ? chat : render_own(all.first(i + 1), tools, false);
-    const std::string& text = answered.text;
-    // The template wrote whatever follows the last byte of the turn's content.
-    std::size_t from = prompt.size();
-    if (text.starts_with(prompt) && !answered.content.empty())
-      from = std::max(from, answered.content.back().second);
-    std::size_t end = std::string::npos, length = 0;
-    for (const std::string& stop : tokens_.stops)
-      if (const std::size_t at = text.find(stop, from); at < end) end = at, length = stop.size();
-    // Without a stop token the turn ends with the last byte that is not white space.
-    if (end == std::string::npos)
-      end = std::max(from, strip_right(text).size());
-    else
-      end += length;
-    if (!text.starts_with(prompt) || chat.text.compare(0, end, text, 0, end) != 0)
-      throw InputError(
-          concat("the chat template writes message ", i,
-                 " or those before it otherwise once it is answered or followed by "
-                 "more, and has no {% generation %}: which tokens to train on can't be "
-                 "told (--template uses a built-in one instead: ",
-                 names(), ")"));
-    chat.assistant.emplace_back(prompt.size(), end);
+    const auto said = messages.first(i + 1);
+    const bool last = said.size() == messages.size();
+    const RenderedChat answered = last ? chat : render_own(said, tools, false);
+    const auto range = last_turn(said, tools, answered);
+    if (chat.text.compare(0, range.second, answered.text, 0, range.second) != 0) {
+      chat.assistant.clear();
+      chat.rewrites = true;
+      return;
+    }
+    chat.assistant.push_back(range);
   }
+}
+
+RenderedChat ChatTemplate::render_turn(const std::vector<Message>& messages, std::size_t i,
+                                       const OrderedJson* tools) const {
+  check(i < messages.size() && messages[i].role == "assistant", "render_turn: no assistant's turn");
+  check_messages(messages, own_ == nullptr);
+  const auto said = std::span(messages).first(i + 1);
+  RenderedChat chat = own_ ? render_own(said, tools, false) : render_built_in(said, false);
+  const auto turns = std::count_if(said.begin(), said.end(),
+                                   [](const Message& m) { return m.role == "assistant"; });
+  const bool told = all_generated(static_cast<std::size_t>(turns), chat);
+  chat.assistant = {told ? chat.assistant.back() : last_turn(said, tools, chat)};
+  return chat;
+}
+
+Tokenizer::Encoding encode_chat(const Tokenizer& tokenizer, const RenderedChat& chat) {
+  Tokenizer::Encoding e = tokenizer.encode_with_offsets(chat.text, chat.content);
+  if (e.ids.size() > 1 && tokenizer.bos() >= 0 && e.ids[0] == tokenizer.bos() &&
+      e.ids[1] == tokenizer.bos())
+    throw InputError(concat("the chat template begins the text with ",
+                            printable(tokenizer.token_text(tokenizer.bos())),
+                            " twice: correct the template, or pass --template"));
+  return e;
 }
 
 }  // namespace lk

@@ -9,10 +9,10 @@
 #include <vector>
 
 #include "io/json_fwd.h"
+#include "text/tokenizer.h"
 
 namespace lk {
 
-class Tokenizer;
 namespace jinja {
 class Template;
 }
@@ -31,6 +31,10 @@ struct RenderedChat {
   std::vector<std::pair<std::size_t, std::size_t>> content;
   // Byte ranges the loss is taken on: each assistant turn's content and its end token.
   std::vector<std::pair<std::size_t, std::size_t>> assistant;
+  // Whether the template writes a turn otherwise once more turns follow, as those do that drop
+  // earlier thoughts. `assistant` is empty then: the turn stands nowhere in `text` as a model
+  // would have written it.
+  bool rewrites = false;
 };
 
 // What a template can ask about the model's tokens; empty strings are left undefined.
@@ -42,7 +46,7 @@ struct TemplateTokens {
 class ChatTemplate {
  public:
   // The model's own template from its text, or the built-in one called `name` (from --template:
-  // "chatml", "smollm2", "llama3", ...) if that is not empty. UsageError naming --template and its
+  // "chatml", "smollm2", "llama3", "gemma", ...) if that is not empty. UsageError naming --template and its
   // values if there is neither, InputError with the line if the text is not in the subset of Jinja
   // that is read.
   static ChatTemplate choose(const std::string& template_text, const std::string& name = "",
@@ -53,22 +57,33 @@ class ChatTemplate {
   // Exactly what the model's Jinja template prints for these messages. `assistant` is filled if no
   // generation prompt is asked for. It is what {% generation %} encloses, or, without these, what
   // each turn adds to the prompt it answers, up to the first stop token behind its content.
-  // InputError if a template rewrites earlier text, so that this can't be told.
+  // InputError if the answered prompt does not begin with the prompt, so that this can't be told.
   // `tools`: an array of functions that the model may call; null: none. A built-in template writes
   // role and content only.
   RenderedChat render(const std::vector<Message>& messages, bool add_generation_prompt,
                       const OrderedJson* tools = nullptr) const;
+  // The chat as far as messages[i], an assistant's turn, as if it ended there: `assistant` is that
+  // turn alone.
+  RenderedChat render_turn(const std::vector<Message>& messages, std::size_t i,
+                           const OrderedJson* tools = nullptr) const;
 
  private:
-  RenderedChat render_built_in(const std::vector<Message>& messages, bool ask) const;
+  RenderedChat render_built_in(std::span<const Message> messages, bool ask) const;
   RenderedChat render_own(std::span<const Message> messages, const OrderedJson* tools,
                           bool ask) const;
-  void find_assistant(const std::vector<Message>& messages, const OrderedJson* tools,
+  void find_assistant(std::span<const Message> messages, const OrderedJson* tools,
                       RenderedChat& chat) const;
+  std::pair<std::size_t, std::size_t> last_turn(std::span<const Message> messages,
+                                                const OrderedJson* tools,
+                                                const RenderedChat& chat) const;
 
   std::string name_;
   std::shared_ptr<const jinja::Template> own_;
   TemplateTokens tokens_;
 };
+
+// The ids of a rendered chat. The template writes BOS where the model wants it, so none is added;
+// InputError if it stands there twice.
+Tokenizer::Encoding encode_chat(const Tokenizer& tokenizer, const RenderedChat& chat);
 
 }  // namespace lk

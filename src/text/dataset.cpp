@@ -76,8 +76,23 @@ void keep(Row row, const std::string& where, const Tokenizer& tokenizer, const D
   data.rows.push_back(std::move(row));
 }
 
-// Encodes plain text whole and cuts it into windows, the last one shorter. A last window of a
-// single token would have nothing to predict and is left out.
+// Encodes a whole text; errors name its line.
+Tokenizer::Encoding encode_file(const std::string& text, const Tokenizer& tokenizer,
+                                const std::string& path) {
+  try {
+    return tokenizer.encode_prompt(text);
+  } catch (const UnreadableToken& e) {
+    const auto begin = static_cast<std::ptrdiff_t>(e.begin);
+    const auto line = 1 + std::count(text.begin(), text.begin() + begin, '\n');
+    throw InputError(concat(path, ":", line, ": ", e.what()));
+  } catch (const InputError& e) {
+    throw InputError(concat(path, ":1: ", e.what()));
+  }
+}
+
+// Encodes plain text whole and cuts it into windows, the last one shorter. Each is a text to the
+// model, so each begins with the tokenizer's before_text(). A last window with nothing to predict
+// is left out.
 void load_text(const ByteSource& source, const Tokenizer& tokenizer, const DatasetOptions& o,
                Dataset& data) {
   if (source.size() > kMaxTextFile)
@@ -92,17 +107,29 @@ void load_text(const ByteSource& source, const Tokenizer& tokenizer, const Datas
   sha.update(text.data(), text.size());
   data.sha256 = sha.hex();
   text.erase(0, byte_order_mark(text));
-  const Tokenizer::Encoding all = tokenizer.encode_with_offsets(text);
+  Tokenizer::Encoding all = encode_file(text, tokenizer, data.path);
+  for (const std::int32_t id : tokenizer.after_text()) {
+    tokenizer.require_embedding(id);
+    if (!all.ids.empty() && all.ids.back() == id) continue;
+    all.ids.push_back(id);
+    all.begins.push_back(text.size());
+  }
   data.lost_bytes = static_cast<std::int64_t>(all.lost_bytes);
-  const auto window = static_cast<std::size_t>(o.seq_len);
+  const std::vector<std::int32_t>& before = tokenizer.before_text();
+  if (static_cast<std::size_t>(o.seq_len) <= before.size())
+    throw UsageError(concat("--seq-len ", o.seq_len, ": the tokenizer's own ", before.size(),
+                            " tokens before each text fill it"));
+  const std::size_t window = static_cast<std::size_t>(o.seq_len) - before.size();
   std::size_t line = 1, counted = 0;
-  for (std::size_t begin = 0; begin + 1 < all.ids.size(); begin += window) {
+  for (std::size_t begin = before.size(); begin < all.ids.size(); begin += window) {
     if (o.max_rows >= 0 && data.rows_read >= o.max_rows) return;
     const std::size_t end = std::min(begin + window, all.ids.size());
+    if (before.size() + end - begin < 2) return;
     for (; counted < all.begins[begin]; ++counted) line += text[counted] == '\n';
     Row row;
     row.line = line;
-    row.ids.assign(all.ids.begin() + static_cast<std::ptrdiff_t>(begin),
+    row.ids = before;
+    row.ids.insert(row.ids.end(), all.ids.begin() + static_cast<std::ptrdiff_t>(begin),
                    all.ids.begin() + static_cast<std::ptrdiff_t>(end));
     row.supervised.assign(row.ids.size(), 1);
     ++data.rows_read;
@@ -140,14 +167,13 @@ class ParallelRows {
     for (std::size_t i = 0; i < rows_.size(); ++i) {
       try {
         made[i].built = builder_.build(rows_[i].parse(), rows_[i].where());
-        made[i].built.row.line = rows_[i].line();
       } catch (...) {
         made[i].failure = std::current_exception();
       }
     }
     for (std::size_t i = 0; i < made.size() && !full(); ++i) {
       ++data_.rows_read;
-      take(made[i], rows_[i].where());
+      take(made[i], rows_[i]);
     }
     rows_.clear();
     bytes_ = 0;
@@ -157,10 +183,17 @@ class ParallelRows {
   bool full() const { return options_.max_rows >= 0 && data_.rows_read >= options_.max_rows; }
 
  private:
-  void take(Made& made, const std::string& where) {
+  void take(Made& made, RawRow& raw) {
     try {
       if (made.failure) std::rethrow_exception(made.failure);
-      keep(std::move(made.built.row), where, tokenizer_, options_, data_);
+      if (made.built.one_a_turn) {
+        ++data_.chats_apart;
+        data_.rows_of_chats_apart += std::ssize(made.built.rows);
+      }
+      for (Row& row : made.built.rows) {
+        row.line = raw.line();
+        keep(std::move(row), raw.where(), tokenizer_, options_, data_);
+      }
       add_new(data_.ignored_keys, made.built.ignored);
       add_new(data_.fitted, made.built.fitted);
     } catch (const LongRow&) {
@@ -210,9 +243,14 @@ std::vector<std::string> Dataset::remarks() const {
   if (rows_truncated)
     lines.push_back(
         concat("truncated ", rows_truncated, " rows, ", tokens_truncated, " tokens lost"));
-  if (rows_read > std::ssize(rows))
-    lines.push_back(concat("left out ", rows_read - std::ssize(rows), " of ", rows_read, " rows: ",
-                           rows_bad, " bad, ", rows_too_long, " too long, ", rows_cut_to_nothing,
+  if (chats_apart)
+    lines.push_back(concat(chats_apart, chats_apart == 1 ? " chat was" : " chats were",
+                           " taken apart into ", rows_of_chats_apart,
+                           rows_of_chats_apart == 1 ? " row" : " rows",
+                           ", each ending with the one turn it trains"));
+  if (const std::int64_t out = rows_bad + rows_too_long + rows_cut_to_nothing)
+    lines.push_back(concat("left out ", out, " of ", out + std::ssize(rows), " rows: ", rows_bad,
+                           " bad, ", rows_too_long, " too long, ", rows_cut_to_nothing,
                            " without a trained token once cut; the first is ", first_left_out));
   return lines;
 }
@@ -227,9 +265,12 @@ Dataset load_dataset(const ByteSource& source, const Tokenizer& tokenizer,
   if (data.format == "txt" || (data.format == "auto" && data.path.ends_with(".txt"))) {
     data.format = "txt";
     data.container = "text";
+    if (options.train_on != TrainOn::Assistant)
+      throw UsageError(concat("--train-on ", train_on_name(options.train_on), ": ", data.path,
+                              " is plain text, and it is for chats"));
     load_text(source, tokenizer, options, data);
   } else {
-    RowBuilder builder(tokenizer, template_name, options.format);
+    RowBuilder builder(tokenizer, template_name, options.format, options.train_on);
     ParallelRows rows(builder, tokenizer, options, data);
     FileRead read = for_each_raw_row(
         source, [&](RawRow&& row) { return !rows.full() && rows.add(std::move(row)); });

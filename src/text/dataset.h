@@ -9,12 +9,14 @@
 #include "io/byte_source.h"
 #include "text/row.h"
 #include "text/tokenizer.h"
+#include "text/train_on.h"
 
 namespace lk {
 
-// Makes a row that trains on `completion` after `prompt` (which may be empty): encode(prompt +
-// completion), then the end-of-text token if `with_eos`, supervised from position
-// len(encode(prompt)) on. InputError for text that is not UTF-8, and for `with_eos` if the
+// Makes a row that trains on `completion` after `prompt`: encode_prompt(prompt + completion),
+// supervised from position len(encode_prompt(prompt)) on, or all of it if `prompt` is empty. With
+// `with_eos` the tokenizer's after_text() and the end-of-text token follow, each only if the row
+// does not end in it already. InputError where encode_prompt() throws it, and for `with_eos` if the
 // model names no such token.
 Row make_row(const Tokenizer& tokenizer, const std::string& prompt, const std::string& completion,
              bool with_eos = true);
@@ -31,14 +33,17 @@ struct DatasetOptions {
   bool skip_bad_rows = false;   // leave out rows that can't be read, instead of an InputError
   std::int64_t max_rows = -1;   // read only the first rows; -1 all
   std::string format = "auto";  // a row format of text/row_formats.h, txt or auto
+  TrainOn train_on = TrainOn::Assistant;
 };
 
 struct Dataset {
   std::string path, format;
   std::string container;  // "JSON lines", "JSON array", "CSV", "TSV" or "text"
   std::vector<Row> rows;
-  // Each row read is kept, too long, bad, or has no token left to train on once it is cut.
+  // Each row read, or made of a chat, is kept, too long, bad, or has no token left to train on once
+  // it is cut.
   std::int64_t rows_read = 0, rows_too_long = 0, rows_bad = 0, rows_cut_to_nothing = 0;
+  std::int64_t chats_apart = 0, rows_of_chats_apart = 0;  // chats made into a row for each turn
   std::int64_t rows_truncated = 0, tokens_truncated = 0;  // of rows that are kept
   std::string first_left_out;                             // "path:line: why"; empty: none was
   std::vector<std::string> ignored_keys;                  // of mere records, in the order met

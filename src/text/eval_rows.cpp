@@ -105,7 +105,7 @@ std::vector<ReferenceRow> load_references(const ByteSource& data, const Tokenize
       row.references = {json_string(json, "completion", where)};
     else
       row.references = strings(json, "references", 1, where);
-    row.ids = at(where + ": prompt", [&] { return tokenizer.encode(row.prompt); });
+    row.ids = at(where + ": prompt", [&] { return tokenizer.encode_prompt(row.prompt).ids; });
     if (row.ids.empty()) throw InputError(where + ": prompt: has no tokens");
     require_fits(row.ids.size() + static_cast<std::size_t>(max_new), limits,
                  concat(where, ": prompt: with --max-tokens ", max_new, " it"));

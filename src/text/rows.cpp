@@ -10,26 +10,34 @@ namespace lk {
 Row make_row(const Tokenizer& tokenizer, const std::string& prompt, const std::string& completion,
              bool with_eos) {
   Row row;
-  Tokenizer::Encoding e = tokenizer.encode_with_offsets(prompt + completion);
+  Tokenizer::Encoding e = tokenizer.encode_prompt(prompt + completion);
   row.lost_bytes = e.lost_bytes;
   row.ids = std::move(e.ids);
+  std::size_t given = prompt.empty() ? 0 : tokenizer.encode_prompt(prompt).ids.size();
+  given = std::min(given, row.ids.size());
   if (with_eos) {
     if (tokenizer.eos() < 0)
       throw InputError("the row must end in the end-of-text token, but the model names none");
-    row.ids.push_back(tokenizer.eos());
+    std::vector<std::int32_t> end = tokenizer.after_text();
+    if (end.empty() || end.back() != tokenizer.eos()) end.push_back(tokenizer.eos());
+    for (const std::int32_t id : end) {
+      tokenizer.require_embedding(id);
+      // Many files write the end token behind each text.
+      if (row.ids.size() == given || row.ids.back() != id) row.ids.push_back(id);
+    }
   }
   row.supervised.assign(row.ids.size(), 1);
-  const std::size_t given = std::min(tokenizer.encode(prompt).size(), row.ids.size());
   std::fill_n(row.supervised.begin(), given, std::uint8_t{0});
   return row;
 }
 
 RowBuilder::RowBuilder(const Tokenizer& tokenizer, const std::optional<std::string>& template_name,
-                       const std::string& format)
+                       const std::string& format, TrainOn train_on)
     : tokenizer_(tokenizer),
       template_name_(template_name),
       format_(format),
-      named_(format != "auto") {
+      named_(format != "auto"),
+      train_on_(train_on) {
   if (named_ && !is_row_format(format))
     throw UsageError(concat("--format ", format, ": not auto, ", row_format_names(), " or txt"));
 }
@@ -39,9 +47,14 @@ RowBuilder::Built RowBuilder::build(const OrderedJson& object, const std::string
   RowContent content = read_row(object, format_, named_, where);
   Built built;
   built.ignored = std::move(content.ignored);
+  if (!content.chat && train_on_ != TrainOn::Assistant)
+    throw UsageError(concat("--train-on ", train_on_name(train_on_), ": the rows of ", where,
+                            " are no chats, which it is for"));
   try {
-    built.row = content.chat ? chat(std::move(*content.chat), built.fitted)
-                             : make_row(tokenizer_, content.prompt, content.completion);
+    if (content.chat)
+      chat(std::move(*content.chat), built);
+    else
+      built.rows = {make_row(tokenizer_, content.prompt, content.completion)};
   } catch (const InputError& e) {
     throw InputError(where + ": " + e.what());
   }
@@ -53,21 +66,13 @@ void RowBuilder::choose_template() {
   support_ = find_tool_support(*template_);
 }
 
+namespace {
+
 // Tokens that begin inside a trained turn are trained. A token may begin before a turn's content
 // and reach into it (a newline of the template and one of the content, say): it counts as the
 // template's.
-Row RowBuilder::chat(ChatRow said, std::vector<std::string>& fitted) {
-  std::call_once(template_chosen_, [&] { choose_template(); });
-  fitted = fit_to_template(said, support_);
-  std::vector<Message> messages;
-  std::vector<bool> trained;  // one for each assistant turn
-  for (const Turn& turn : said.turns) {
-    messages.push_back(turn.message);
-    if (turn.message.role == "assistant") trained.push_back(turn.trained);
-  }
-  const RenderedChat chat = template_->render(messages, false, said.tools.get());
-  require_written(said, chat.text, template_->name());
-  Tokenizer::Encoding e = tokenizer_.encode_with_offsets(chat.text, chat.content);
+Row chat_row(const Tokenizer& tokenizer, const RenderedChat& chat) {
+  Tokenizer::Encoding e = encode_chat(tokenizer, chat);
   Row row;
   row.lost_bytes = e.lost_bytes;
   row.ids = std::move(e.ids);
@@ -76,9 +81,28 @@ Row RowBuilder::chat(ChatRow said, std::vector<std::string>& fitted) {
   for (std::size_t i = 0; i < row.ids.size(); ++i) {
     while (turn < chat.assistant.size() && chat.assistant[turn].second <= e.begins[i]) ++turn;
     if (turn == chat.assistant.size()) break;
-    row.supervised[i] = trained[turn] && e.begins[i] >= chat.assistant[turn].first;
+    row.supervised[i] = e.begins[i] >= chat.assistant[turn].first;
   }
   return row;
+}
+
+}  // namespace
+
+void RowBuilder::chat(ChatRow said, Built& built) {
+  std::call_once(template_chosen_, [&] { choose_template(); });
+  built.fitted = fit_to_template(said, support_);
+  std::vector<Message> messages;
+  std::vector<bool> trained;
+  for (const Turn& turn : said.turns) {
+    messages.push_back(turn.message);
+    trained.push_back(turn.trained);
+  }
+  const TrainingChat chat =
+      render_for_training(*template_, messages, trained, train_on_, said.tools.get());
+  require_written(said, chat.written, template_->name());
+  built.one_a_turn = chat.one_a_turn;
+  for (const RenderedChat& row : chat.rows) built.rows.push_back(chat_row(tokenizer_, row));
+  if (built.rows.empty()) throw InputError("the row has no token to train on");
 }
 
 }  // namespace lk

@@ -12,37 +12,41 @@
 #include "text/row_formats.h"
 #include "text/tokenizer.h"
 #include "text/tool_turns.h"
+#include "text/training_chat.h"
 
 namespace lk {
 
-// Plain rows are encode(prompt + completion) + [eos], trained from position len(encode(prompt)) on.
+// Plain rows are made by make_row(), trained from the completion on.
 // Chats go through the model's template; the assistant's turns of weight 1 are trained, with their
-// end token.
+// end token, in as many rows as TrainOn says.
 class RowBuilder {
  public:
-  // `format`: a row format's name, or "auto": found from the first row. UsageError for any other.
+  // `format`: a row format's name, or "auto": found from the first row. UsageError for any other,
+  // and in build() for a TrainOn of chats where the rows are none.
   RowBuilder(const Tokenizer& tokenizer, const std::optional<std::string>& template_name,
-             const std::string& format);
+             const std::string& format, TrainOn train_on = TrainOn::Assistant);
 
   struct Built {
-    Row row;
+    std::vector<Row> rows;             // one, but of a chat that is taken apart
+    bool one_a_turn = false;           // a chat taken apart: each row trains one turn
     std::vector<std::string> ignored;  // keys of mere records
     std::vector<std::string> fitted;   // what the template has no place for, and how it is written
   };
-  // Makes a row of `object`. InputError naming `where` and the key. The first row settles the
+  // Makes rows of `object`. InputError naming `where` and the key. The first row settles the
   // format: after it, build() may be called by many threads at a time.
   Built build(const OrderedJson& object, const std::string& where);
   // "auto" until a row has settled it.
   const std::string& format() const { return format_; }
 
  private:
-  Row chat(ChatRow said, std::vector<std::string>& fitted);
+  void chat(ChatRow said, Built& built);
   void choose_template();
 
   const Tokenizer& tokenizer_;
   std::optional<std::string> template_name_;
   std::string format_;
   bool named_;  // the user named the format
+  TrainOn train_on_;
   std::once_flag template_chosen_;
   std::optional<ChatTemplate> template_;  // chosen by the first row that needs it
   ToolSupport support_;                   // of the template

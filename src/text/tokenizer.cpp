@@ -1,7 +1,9 @@
 #include "text/tokenizer.h"
 
 #include <algorithm>
+#include <optional>
 
+#include "io/printable.h"
 #include "tensor/error.h"
 #include "text/byte_alphabet.h"
 #include "text/link_merges.h"
@@ -22,6 +24,7 @@ struct Tokenizer::Impl {
   explicit Impl(TokenizerSpec&& s) : spec(std::move(s)) {}
 
   TokenizerSpec spec;
+  std::optional<std::int64_t> embedding_rows;  // unset: as many as there are tokens
   std::string pre_name;
   std::vector<std::string> bytes;  // by id: the bytes that decode() writes
   std::vector<bool> special;       // by id
@@ -33,10 +36,12 @@ struct Tokenizer::Impl {
 
   // What encode() makes: ids, and where they begin.
   struct Output {
+    const Impl& tokenizer;
     Encoding encoding;
     bool offsets;
     std::vector<Symbol> symbols;  // scratch
     void add(std::int32_t id, std::size_t begin) {
+      tokenizer.require_embedding(id, begin);
       encoding.ids.push_back(id);
       if (offsets) encoding.begins.push_back(begin);
     }
@@ -45,6 +50,8 @@ struct Tokenizer::Impl {
   void index();
   std::string text_of(std::string token) const;
   void find_stop_ids();
+  void check_around() const;
+  void require_embedding(std::int32_t id, std::size_t begin) const;
   void add_added_tokens();
 
   Encoding encode(std::string_view text, ByteSpans plain, bool offsets) const;
@@ -114,6 +121,22 @@ void Tokenizer::Impl::find_stop_ids() {
   spec.stop_ids = std::move(found);
 }
 
+void Tokenizer::Impl::check_around() const {
+  for (const auto* ids : {&spec.before, &spec.after})
+    for (const std::int32_t id : *ids)
+      if (id < 0 || id >= std::ssize(spec.tokens))
+        throw InputError(concat(spec.where, ": a token put around each text has id ", id,
+                                ", outside the vocabulary of ", spec.tokens.size()));
+}
+
+void Tokenizer::Impl::require_embedding(std::int32_t id, std::size_t begin) const {
+  if (!embedding_rows || id < *embedding_rows) return;
+  throw UnreadableToken(concat("the token ", printable(spec.tokens[static_cast<std::size_t>(id)]),
+                               " has id ", id, ", but the model's embedding has ", *embedding_rows,
+                               " rows: the model can't read this token; remove it from the text"),
+                        begin);
+}
+
 void Tokenizer::Impl::add_added_tokens() {
   for (const AddedToken& token : spec.added) {
     if (token.content.empty())
@@ -155,6 +178,7 @@ std::unique_ptr<Tokenizer> TokenizerBuilder::build(TokenizerSpec spec) {
   impl.spec.merges = {};
   impl.spec.scores = {};
   impl.find_stop_ids();
+  impl.check_around();
   impl.add_added_tokens();
   return tokenizer;
 }
@@ -233,7 +257,7 @@ Tokenizer::Encoding Tokenizer::Impl::encode(std::string_view text, ByteSpans pla
                                             bool offsets) const {
   if (std::size_t ok = utf8_valid_prefix(text); ok != text.size())
     throw InputError(concat("text to encode is not valid UTF-8 at byte ", ok));
-  Output out{{}, offsets, {}};
+  Output out{*this, {}, offsets, {}};
   out.encoding.ids.reserve(text.size() / 4 + 8);
   raw.split(
       text, plain,
@@ -257,7 +281,23 @@ Tokenizer::Encoding Tokenizer::encode_with_offsets(
   return impl_->encode(text, plain, true);
 }
 
+Tokenizer::Encoding Tokenizer::encode_prompt(std::string_view text) const {
+  Encoding e = encode_with_offsets(text);
+  const std::vector<std::int32_t>& before = impl_->spec.before;
+  for (const std::int32_t id : before) {
+    require_embedding(id);
+    if (!e.ids.empty() && e.ids[0] == id)
+      throw InputError(concat("the text begins with ", printable(token_text(id)),
+                              ", which the model's tokenizer adds itself: it would stand there "
+                              "twice; remove it from the text"));
+  }
+  e.ids.insert(e.ids.begin(), before.begin(), before.end());
+  e.begins.insert(e.begins.begin(), before.size(), 0);
+  return e;
+}
+
 std::string Tokenizer::token_text(std::int32_t id) const {
+  if (id >= n_tokens() && id < impl_->embedding_rows.value_or(0)) return "";
   if (id < 0 || id >= n_tokens())
     throw InputError(concat("token id ", id, " is outside the vocabulary of ", n_tokens()));
   return impl_->bytes[static_cast<std::size_t>(id)];
@@ -271,6 +311,7 @@ TextDecoder::TextDecoder(const Tokenizer& tokenizer, bool skip_special)
 std::string TextDecoder::next(std::int32_t id) {
   std::string text = tokenizer_->token_text(id);
   const Tokenizer::Impl& impl = *tokenizer_->impl_;
+  if (id >= tokenizer_->n_tokens()) return text;
   const auto i = static_cast<std::size_t>(id);
   if (skip_special_ && impl.special[i]) return "";
   // The reference drops every mark of the first token, wherever in the token it is.
@@ -301,7 +342,12 @@ std::int64_t Tokenizer::n_tokens() const { return std::ssize(impl_->spec.tokens)
 std::int32_t Tokenizer::eos() const { return impl_->spec.eos; }
 std::int32_t Tokenizer::bos() const { return impl_->spec.bos; }
 const std::vector<std::int32_t>& Tokenizer::stop_ids() const { return impl_->spec.stop_ids; }
-bool Tokenizer::adds_bos() const { return impl_->spec.adds_bos; }
+const std::vector<std::int32_t>& Tokenizer::before_text() const { return impl_->spec.before; }
+const std::vector<std::int32_t>& Tokenizer::after_text() const { return impl_->spec.after; }
+void Tokenizer::set_embedding_rows(std::int64_t rows) { impl_->embedding_rows = rows; }
+void Tokenizer::require_embedding(std::int32_t id, std::size_t begin) const {
+  impl_->require_embedding(id, begin);
+}
 const std::string& Tokenizer::chat_template() const { return impl_->spec.chat_template; }
 const std::string& Tokenizer::pre_tokenizer() const { return impl_->pre_name; }
 

@@ -10,9 +10,18 @@
 #include <utility>
 #include <vector>
 
+#include "tensor/error.h"
+
 namespace lk {
 
 class GgufFile;
+
+// A text has a token that the model has no embedding for.
+class UnreadableToken : public InputError {
+ public:
+  UnreadableToken(const std::string& what, std::size_t begin) : InputError(what), begin(begin) {}
+  std::size_t begin;  // offset of its first byte in the text
+};
 
 class Tokenizer {
  public:
@@ -25,11 +34,11 @@ class Tokenizer {
 
   // Turns text into ids. Added and special tokens in the text become their ids; nothing is added
   // (no BOS, no EOS). Inside `plain` spans (byte ranges, sorted) the text of special tokens is
-  // ordinary text: chat content cannot forge a turn.
+  // ordinary text: chat content cannot forge a turn. InputError for text that is not UTF-8,
+  // UnreadableToken for a token that the model has no embedding for.
   std::vector<std::int32_t> encode(
       std::string_view text, std::span<const std::pair<std::size_t, std::size_t>> plain = {}) const;
-  // The ids of encode(), each with where it begins: what a mask over bytes needs. Both throw
-  // InputError if the text is not valid UTF-8.
+  // The ids of encode(), each with where it begins: what a mask over bytes needs.
   struct Encoding {
     std::vector<std::int32_t> ids;
     std::vector<std::size_t> begins;  // per id: offset of its first byte in the text; never falls
@@ -39,13 +48,23 @@ class Tokenizer {
   };
   Encoding encode_with_offsets(
       std::string_view text, std::span<const std::pair<std::size_t, std::size_t>> plain = {}) const;
+  // The ids of a text that stands alone, as far as its end: before_text(), then encode(text). A
+  // prompt, or a row that a completion or after_text() may follow. InputError if the text itself
+  // begins with BOS too, which would then stand there twice.
+  Encoding encode_prompt(std::string_view text) const;
+  // The tokens that the model's tokenizer puts around each text: BOS before it, for many models.
+  // Of tokenizer.json's post-processor or of GGUF's add_bos_token and add_eos_token. A chat
+  // template writes its own instead.
+  const std::vector<std::int32_t>& before_text() const;
+  const std::vector<std::int32_t>& after_text() const;
   // Turns ids into bytes (UTF-8 if the model made valid UTF-8). Special tokens are left out if
   // skip_special. Where encode() puts a space before a text, the first space is taken off again.
   std::string decode(std::span<const std::int32_t> ids, bool skip_special = true) const;
   // The text that `ids` add to that of `before`: decode() of both without decode() of `before`.
   std::string decode_after(std::span<const std::int32_t> before, std::span<const std::int32_t> ids,
                            bool skip_special = true) const;
-  // The bytes of one token, special ones included: maybe part of a character.
+  // The bytes of one token, special ones included: maybe part of a character. None for a row of the
+  // embedding beyond the tokens, which pads it: a model may still choose it.
   std::string token_text(std::int32_t id) const;
 
   std::int64_t n_tokens() const;  // largest id + 1
@@ -53,7 +72,12 @@ class Tokenizer {
   std::int32_t bos() const;       // -1 if none
   // Every id that ends a generation (generation_config's list, <|im_end|>, <|eot_id|>, ...).
   const std::vector<std::int32_t>& stop_ids() const;
-  bool adds_bos() const;  // whether the model's own recipe starts every text with BOS
+  // Says how many rows the model's embedding has. Published tokenizers have more tokens than that:
+  // from here on a text with one of them is refused by name, not the model.
+  void set_embedding_rows(std::int64_t rows);
+  // UnreadableToken naming the token, which begins at byte `begin` of a text, if the model has no
+  // embedding for it.
+  void require_embedding(std::int32_t id, std::size_t begin = 0) const;
   const std::string& chat_template() const;  // template text, empty if none
   const std::string& pre_tokenizer() const;  // "smollm", "gpt2", "llama3", "qwen2", "whole"
   // The id of a token string, -1 if absent. For special tokens named by templates.

@@ -55,7 +55,7 @@ struct TokenizerSpec {
   bool fuse_unknown = false;
   std::int32_t unknown = -1, bos = -1, eos = -1;
   std::vector<std::int32_t> stop_ids;
-  bool adds_bos = false;
+  std::vector<std::int32_t> before, after;  // put around each text that stands alone
   std::string chat_template;
 };
 

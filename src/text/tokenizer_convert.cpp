@@ -70,16 +70,28 @@ Json pre_tokenizer_json(const Family& family) {
             byte_level(false, false)}}};
 }
 
-// The post-processor that puts BOS before every text.
-Json post_processor_json(const std::string& bos, std::int64_t bos_id) {
-  const Json special = {{"SpecialToken", {{"id", bos}, {"type_id", 0}}}};
-  const Json a = {{"Sequence", {{"id", "A"}, {"type_id", 0}}}};
-  const Json b = {{"Sequence", {{"id", "B"}, {"type_id", 1}}}};
-  const Json special_b = {{"SpecialToken", {{"id", bos}, {"type_id", 1}}}};
+// The post-processor that puts BOS and EOS around each text, as far as the tokenizer does; null if
+// it adds neither.
+Json post_processor_json(const Tokenizer& tokenizer, const std::vector<std::string>& tokens) {
+  if (tokenizer.before_text().empty() && tokenizer.after_text().empty()) return nullptr;
+  Json pair = Json::array(), single, special = Json::object();
+  auto put = [&](const std::vector<std::int32_t>& ids, int sequence) {
+    for (const std::int32_t id : ids) {
+      const std::string& token = tokens[static_cast<std::size_t>(id)];
+      pair.push_back({{"SpecialToken", {{"id", token}, {"type_id", sequence}}}});
+      special[token] = {{"id", token}, {"ids", {id}}, {"tokens", {token}}};
+    }
+  };
+  for (int sequence = 0; sequence < 2; ++sequence) {
+    put(tokenizer.before_text(), sequence);
+    pair.push_back({{"Sequence", {{"id", sequence == 0 ? "A" : "B"}, {"type_id", sequence}}}});
+    put(tokenizer.after_text(), sequence);
+    if (sequence == 0) single = pair;
+  }
   return {{"type", "TemplateProcessing"},
-          {"single", {special, a}},
-          {"pair", {special, a, special_b, b}},
-          {"special_tokens", {{bos, {{"id", bos}, {"ids", {bos_id}}, {"tokens", {bos}}}}}}};
+          {"single", single},
+          {"pair", pair},
+          {"special_tokens", special}};
 }
 
 // What ends a generation is said in generation_config.json: tokenizer_config.json names one token.
@@ -268,7 +280,14 @@ GgufWriter::Metadata gguf_tokenizer(const std::string& folder, std::int64_t voca
                                                       : json_string(config, key, config_path)));
     }
   }
-  add("add_bos_token", gguf_bool(tokenizer->adds_bos()));
+  auto adds = [&](const std::vector<std::int32_t>& around, std::int32_t id, const char* name) {
+    if (around.size() > 1 || (around.size() == 1 && around[0] != id))
+      throw InputError(concat(path, ": post_processor: GGUF has words for ", name,
+                              " alone at this end of a text"));
+    return gguf_bool(!around.empty());
+  };
+  add("add_bos_token", adds(tokenizer->before_text(), tokenizer->bos(), "bos_token"));
+  add("add_eos_token", adds(tokenizer->after_text(), tokenizer->eos(), "eos_token"));
   if (!tokenizer->chat_template().empty())
     m.emplace_back("tokenizer.chat_template", gguf_string(tokenizer->chat_template()));
   return m;
@@ -306,14 +325,11 @@ std::vector<std::pair<std::string, std::string>> hf_tokenizer_files(const GgufFi
   auto token_at = [&](std::int32_t id) {
     return id < 0 ? Json(nullptr) : Json(tokens[static_cast<std::size_t>(id)]);
   };
-  const bool adds_bos = tokenizer->adds_bos() && tokenizer->bos() >= 0;
   Json json = {{"version", "1.0"},
                {"truncation", nullptr},
                {"padding", nullptr},
                {"added_tokens", added},
-               {"post_processor",
-                adds_bos ? post_processor_json(token_at(tokenizer->bos()), tokenizer->bos())
-                         : Json(nullptr)}};
+               {"post_processor", post_processor_json(*tokenizer, tokens)}};
   json.update(pieces ? pieces_json(file, tokens, types)
                      : byte_level_json(family_of(*tokenizer, file.path()), file));
   json["model"]["vocab"] = std::move(vocab);
@@ -330,7 +346,8 @@ std::vector<std::pair<std::string, std::string>> hf_tokenizer_files(const GgufFi
     if (id >= 0) special[name] = token_at(id);
   Json config = special;
   config["tokenizer_class"] = "PreTrainedTokenizerFast";
-  config["add_bos_token"] = adds_bos;
+  config["add_bos_token"] = !tokenizer->before_text().empty();
+  config["add_eos_token"] = !tokenizer->after_text().empty();
   config["clean_up_tokenization_spaces"] = false;
   config["added_tokens_decoder"] = decoder_list;
   std::vector<std::pair<std::string, std::string>> files;

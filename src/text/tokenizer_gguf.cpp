@@ -103,6 +103,22 @@ void read_types(const GgufFile& file, TokenizerSpec& spec) {
   }
 }
 
+// Reads whether BOS and EOS stand around each text. Llama's own recipes start with BOS, and files
+// made before the keys existed do not say so. Source: llama.cpp's defaults.
+void read_around(const GgufFile& file, TokenizerSpec& spec) {
+  auto read = [&](const std::string& name, std::int32_t id, bool otherwise) {
+    const std::string key = "tokenizer.ggml.add_" + name + "_token";
+    const bool adds = file.get_bool_or(key, otherwise);
+    if (adds && id < 0 && file.has_key(key))
+      throw InputError(concat(file.path(), ": ", key, ": true, but tokenizer.ggml.", name,
+                              "_token_id is missing"));
+    return adds && id >= 0 ? std::vector{id} : std::vector<std::int32_t>{};
+  };
+  const bool llama = spec.pre == PreTokenizer::Llama3 || spec.pre == PreTokenizer::Whole;
+  spec.before = read("bos", spec.bos, llama);
+  spec.after = read("eos", spec.eos, false);
+}
+
 }  // namespace
 
 std::unique_ptr<Tokenizer> Tokenizer::from_gguf(const GgufFile& file) {
@@ -141,10 +157,7 @@ std::unique_ptr<Tokenizer> Tokenizer::from_gguf(const GgufFile& file) {
                             .id = marker,
                             .special = true});
   }
-  // Llama's own recipes start with BOS; files made before the key existed say nothing.
-  spec.adds_bos =
-      file.get_bool_or("tokenizer.ggml.add_bos_token",
-                       spec.pre == PreTokenizer::Llama3 || spec.pre == PreTokenizer::Whole);
+  read_around(file, spec);
   spec.chat_template = file.get_string_or("tokenizer.chat_template", "");
   return TokenizerBuilder::build(std::move(spec));
 }

@@ -189,10 +189,9 @@ std::unique_ptr<Tokenizer> Tokenizer::from_folder(const std::string& path) {
       if (spec.eos < 0) spec.eos = id;
       spec.stop_ids.push_back(id);
     }
-  const std::string leading = leading_token(file, spec.where);
-  spec.adds_bos = leading.empty()
-                      ? json_bool_or(config, "add_bos_token", false, config_path)
-                      : spec.bos >= 0 && spec.tokens[static_cast<std::size_t>(spec.bos)] == leading;
+  // transformers ignores add_bos_token and add_eos_token of tokenizer_config.json where there is a
+  // tokenizer.json.
+  read_post_processor(file, spec);
   spec.chat_template = read_chat_template(folder, config);
   return TokenizerBuilder::build(std::move(spec));
 }

@@ -228,19 +228,59 @@ void read_decoder(const Json& file, TokenizerSpec& spec) {
     refuse(where, "missing or without Replace and Metaspace: how spaces are written is not said");
 }
 
-std::string leading_token(const Json& file, const std::string& path) {
-  if (!present(file, "post_processor")) return "";
-  const std::string where = path + ": post_processor";
+namespace {
+
+// The ids of a special token of a TemplateProcessing: its `special_tokens` maps the name to them.
+std::vector<std::int32_t> template_token(const Json& part, const Json& piece,
+                                         const TokenizerSpec& spec, const std::string& where) {
+  const std::string name = json_string(object_at(piece, "SpecialToken", where), "id", where);
+  const Json& known = object_at(part, "special_tokens", where);
+  if (!known.contains(name)) refuse(where, "special_tokens: \"" + name + "\" is missing");
+  const std::string here = where + ": special_tokens: " + name;
+  const Json& ids = json_at(known.at(name), "ids", here);
+  if (!ids.is_array() || ids.empty()) refuse(here, "ids: not an array of at least one id");
+  std::vector<std::int32_t> out;
+  for (const Json& id : ids)
+    out.push_back(static_cast<std::int32_t>(
+        json_int(Json{{"ids", id}}, "ids", 0, std::ssize(spec.tokens) - 1, here)));
+  return out;
+}
+
+// TemplateProcessing: `single` has the text as the sequence A, with special tokens around it.
+void read_template_processing(const Json& part, TokenizerSpec& spec, const std::string& where) {
+  const Json& single = json_at(part, "single", where);
+  if (!single.is_array()) refuse(where, "single: not an array");
+  std::vector<std::int32_t> before, after;
+  bool text = false;
+  for (const Json& piece : single) {
+    if (!piece.is_object()) refuse(where, "single: not an object");
+    if (piece.contains("Sequence")) {
+      if (text || json_string(piece.at("Sequence"), "id", where) != "A")
+        refuse(where, "single: the sequence A is expected once, and no other");
+      text = true;
+      continue;
+    }
+    std::vector<std::int32_t>& side = text ? after : before;
+    const std::vector<std::int32_t> ids = template_token(part, piece, spec, where);
+    side.insert(side.end(), ids.begin(), ids.end());
+  }
+  if (!text) refuse(where, "single: the sequence A is missing");
+  spec.before.insert(spec.before.begin(), before.begin(), before.end());
+  spec.after.insert(spec.after.end(), after.begin(), after.end());
+}
+
+}  // namespace
+
+void read_post_processor(const Json& file, TokenizerSpec& spec) {
+  if (!present(file, "post_processor")) return;
+  const std::string where = spec.where + ": post_processor";
   for (const Json& part : parts_of(file.at("post_processor"), "processors", where)) {
     const std::string type = json_string(part, "type", where);
-    if (type == "ByteLevel") continue;
-    if (type != "TemplateProcessing") refuse(where, "\"" + type + "\" is not known");
-    const Json& single = json_at(part, "single", where);
-    if (single.is_array() && !single.empty() && single[0].is_object() &&
-        single[0].contains("SpecialToken"))
-      return json_string(single[0].at("SpecialToken"), "id", where);
+    if (type == "ByteLevel") continue;  // moves offsets only
+    if (type != "TemplateProcessing")
+      refuse(where, "\"" + type + "\" is not known (TemplateProcessing and ByteLevel are)");
+    read_template_processing(part, spec, where);
   }
-  return "";
 }
 
 }  // namespace lk::tokenizer_json

@@ -23,7 +23,8 @@ void read_decoder(const Json& file, TokenizerSpec& spec);
 std::pair<std::string, std::string> read_merge(const Json& entry, std::size_t rank,
                                                const std::string& where);
 
-// The token that the post-processor puts before every text, empty if none.
-std::string leading_token(const Json& file, const std::string& path);
+// Reads what the post-processor puts around each text into spec.before and spec.after. The
+// vocabulary has been read.
+void read_post_processor(const Json& file, TokenizerSpec& spec);
 
 }  // namespace lk::tokenizer_json

@@ -53,12 +53,14 @@ Value power(const Value& a, const Value& b) {
 Value repeat(const Value& what, std::int64_t times, Budget& budget) {
   const auto n = static_cast<std::uint64_t>(std::max<std::int64_t>(times, 0));
   if (n > (1u << 20)) fail("* repeats more than a million times");
+  budget.work(n);
   if (const Text* text = what.as_text()) {
     budget.bytes(n * text->s.size());
     Text out;
     for (std::uint64_t i = 0; i < n; ++i) out.append(*text);
     return Value::text(std::move(out));
   }
+  budget.work(n * what.as_list()->items.size());
   budget.bytes(n * what.as_list()->items.size() * sizeof(Value));
   std::vector<Value> items;
   for (std::uint64_t i = 0; i < n; ++i)
@@ -90,8 +92,10 @@ Value binary(const std::string& op, const Value& a, const Value& b, Budget& budg
     return Value::text(std::move(out));
   }
   if (op == "+" && a.as_list() && b.as_list() && a.as_list()->tuple == b.as_list()->tuple) {
+    const std::size_t n = a.as_list()->items.size() + b.as_list()->items.size();
+    budget.work(n);
+    budget.bytes(n * sizeof(Value));
     std::vector<Value> items = a.as_list()->items;
-    budget.bytes(items.size() * sizeof(Value));
     items.insert(items.end(), b.as_list()->items.begin(), b.as_list()->items.end());
     return make_list(std::move(items), budget, a.as_list()->tuple);
   }
@@ -115,7 +119,7 @@ Value Evaluator::lookup(const std::string& name) {
   if (name == "namespace") return Callable{Namespace};
   if (name == "dict") return Callable{Dict};
   if (name == "raise_exception") return Callable{RaiseException};
-  return Value::undefined("\"" + name + "\"");
+  return Value::undefined(quoted(name));
 }
 
 Arguments Evaluator::arguments(const Expression& e) {
@@ -269,6 +273,7 @@ Value Evaluator::call_function(const Callable& f, const Arguments& args) {
       if (step == 0) fail("range's step is zero");
       std::vector<Value> items;
       while (step > 0 ? at < end : at > end) {
+        if (items.size() % 1024 == 0) budget_.work(1024);
         if (items.size() == 100'000) fail("a range of more than 100000 numbers");  // Jinja's limit
         items.push_back(at);
         if (__builtin_add_overflow(at, step, &at)) break;
@@ -280,6 +285,7 @@ Value Evaluator::call_function(const Callable& f, const Arguments& args) {
       return make_dict(args.named, budget_);
     case Callable::Kind::Namespace:
       if (!args.positional.empty()) fail("namespace() of a value is not in this subset of Jinja");
+      budget_.work(args.named.size());
       budget_.bytes(sizeof(Namespace) + args.named.size() * 2 * sizeof(Value));
       namespaces_.push_back({args.named});
       return &namespaces_.back();

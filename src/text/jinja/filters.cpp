@@ -17,6 +17,8 @@ using Filter = Value (*)(const Value&, const Arguments&, Budget&);
 
 // Follows "a.b" from an item, attribute by attribute, as map and selectattr do.
 Value path(const Value& value, const Text& names, Budget& budget) {
+  budget.work(1 + names.s.size() / 8);
+  budget.bytes(names.s.size());
   Value at = value;
   for (std::size_t begin = 0; begin <= names.s.size();) {
     const std::size_t dot = std::min(names.s.find('.', begin), names.s.size());
@@ -121,8 +123,11 @@ Value tojson(const Value& input, const Arguments& args, Budget& budget) {
   if (const Value* pair = args.get(2, "separators"); pair != nullptr && !pair->is<None>()) {
     const List* list = pair->as_list();
     if (list == nullptr || list->items.size() != 2) fail("tojson's separators must be two strings");
-    style.item = expect_text(list->items[0], "a separator").s;
-    style.key = expect_text(list->items[1], "a separator").s;
+    const Text& item = expect_text(list->items[0], "a separator");
+    const Text& key = expect_text(list->items[1], "a separator");
+    budget.bytes(item.s.size() + key.s.size());
+    style.item = item.s;
+    style.key = key.s;
   }
   return Value::text(to_json(input, style, budget));
 }
@@ -137,6 +142,7 @@ Value to_integer(const Value& input, const Arguments& args, Budget& budget) {
     return static_cast<std::int64_t>(whole);
   }
   if (input.as_text() == nullptr) return otherwise;
+  budget.work(input.as_text()->s.size() / 4);
   const std::string s = strip(*input.as_text(), nullptr, true, true, budget).s;
   std::int64_t value = 0;
   const char* begin = s.data() + (s.starts_with('+') ? 1 : 0);
@@ -154,6 +160,7 @@ Value to_real(const Value& input, const Arguments& args, Budget& budget) {
   args.only("float", {"default"});
   if (input.is_number()) return input.real();
   if (const Text* text = input.as_text()) {
+    budget.work(text->s.size() / 4);
     const std::string s = strip(*text, nullptr, true, true, budget).s;
     double value = 0;
     const auto end = std::from_chars(s.data(), s.data() + s.size(), value);
@@ -199,14 +206,14 @@ Value title(const Value& input, const Arguments& args, Budget& budget) {
 
 Value unique(const Value& input, const Arguments& args, Budget& budget) {
   args.only("unique", {});
-  std::vector<Value> out;
+  std::vector<Value> out, seen;  // `seen`: what is compared
   for (const Value& v : iterate(input, budget)) {
-    auto same = [&](const Value& seen) {
-      return v.as_text() && seen.as_text() ? change_case(*v.as_text(), Case::Lower, budget).s ==
-                                                 change_case(*seen.as_text(), Case::Lower, budget).s
-                                           : equal(v, seen, budget);
-    };
-    if (std::none_of(out.begin(), out.end(), same)) out.push_back(v);
+    const Value key = v.as_text() ? Value::text(change_case(*v.as_text(), Case::Lower, budget)) : v;
+    if (std::any_of(seen.begin(), seen.end(),
+                    [&](const Value& other) { return equal(key, other, budget); }))
+      continue;
+    seen.push_back(key);
+    out.push_back(v);
   }
   return make_list(std::move(out), budget);
 }

@@ -4,6 +4,7 @@
 #include "io/utf8.h"
 #include "tensor/error.h"
 #include "text/jinja/builtins.h"
+#include "text/jinja/search.h"
 
 namespace lk::jinja {
 
@@ -82,14 +83,15 @@ Value attribute(const Value& value, const std::string& name, Budget& budget) {
   if (value.is<Undefined>()) fail_undefined(value);
   if (is_loop(value)) return loop_attribute(*std::get<std::shared_ptr<Loop>>(value.v), name);
   if (has_method(value, name)) fail("the method " + name + " can only be called");
-  if (const Dict* dict = value.as_dict()) {
-    budget.work(dict->items.size());
-    if (const Value* found = dict->find(name)) return *found;
-  }
-  if (value.is<Namespace*>())
-    for (const auto& [key, found] : std::get<Namespace*>(value.v)->items)
+  if (const Dict* dict = value.as_dict())
+    if (const Value* found = dict->find(name, budget)) return *found;
+  if (value.is<Namespace*>()) {
+    const auto& items = std::get<Namespace*>(value.v)->items;
+    budget.work(items.size() / 4);
+    for (const auto& [key, found] : items)
       if (key == name) return found;
-  return Value::undefined("\"" + name + "\" of a " + type_name(value));
+  }
+  return Value::undefined(quoted(name) + " of a " + type_name(value));
 }
 
 Value item(const Value& value, const Value& key, Budget& budget) {
@@ -98,10 +100,9 @@ Value item(const Value& value, const Value& key, Budget& budget) {
   const std::string what = type_name(value);
   if (const Dict* dict = value.as_dict()) {
     const Text* name = key.as_text();
-    budget.work(dict->items.size());
-    const Value* found = name == nullptr ? nullptr : dict->find(name->s);
-    return found != nullptr ? *found
-                            : Value::undefined("\"" + (name ? name->s : "?") + "\" of a dict");
+    const Value* found = name == nullptr ? nullptr : dict->find(name->s, budget);
+    if (found != nullptr) return *found;
+    return Value::undefined((name != nullptr ? quoted(name->s) : type_name(key)) + " of a dict");
   }
   if (const Text* name = key.as_text(); name != nullptr && !value.as_list() && !value.as_text())
     return attribute(value, name->s, budget);
@@ -171,46 +172,48 @@ Value slice(const Value& value, const Value* begin, const Value* end, const Valu
 std::vector<Value> iterate(const Value& value, Budget& budget) {
   if (value.is<Undefined>()) return {};
   std::vector<Value> out;
+  auto pay = [&](std::size_t n) {
+    budget.work(n);
+    budget.bytes(n * sizeof(Value));
+  };
   if (const List* list = value.as_list()) {
+    pay(list->items.size());
     out = list->items;
   } else if (const Dict* dict = value.as_dict()) {
-    for (const auto& [key, unused] : dict->items) out.push_back(Value::text(key));
+    pay(2 * dict->items.size());
+    for (const auto& [key, unused] : dict->items) {
+      budget.bytes(key.size() + sizeof(Text));
+      out.push_back(Value::text(key));
+    }
   } else if (const Text* text = value.as_text()) {
     const auto at = character_offsets(*text, budget);
-    budget.bytes(at.size() * (sizeof(Value) + sizeof(Text)));
+    pay(2 * at.size());
+    budget.bytes(at.size() * sizeof(Text));
     for (std::size_t i = 0; i + 1 < at.size(); ++i)
       out.push_back(Value::text(text->part(at[i], at[i + 1])));
   } else {
     fail("a " + type_name(value) + " can't be iterated over");
   }
-  budget.work(out.size());
-  budget.bytes(out.size() * sizeof(Value));
   return out;
 }
 
 bool contains(const Value& container, const Value& what, Budget& budget) {
   if (const Text* text = container.as_text()) {
-    budget.work(1 + text->s.size() / 8);
-    return text->s.find(expect_text(what, "what is looked for in a str").s) != std::string::npos;
+    return holds(text->s, expect_text(what, "what is looked for in a str").s, budget);
   }
-  if (const Dict* dict = container.as_dict()) {
-    budget.work(1 + dict->items.size());
-    return what.as_text() != nullptr && dict->find(what.as_text()->s) != nullptr;
-  }
-  for (const Value& value : iterate(container, budget))
-    if (equal(value, what, budget)) return true;
-  return false;
+  if (const Dict* dict = container.as_dict())
+    return what.as_text() != nullptr && dict->find(what.as_text()->s, budget) != nullptr;
+  const List* list = container.as_list();
+  if (list == nullptr) return !iterate(container, budget).empty();  // undefined, or not iterable
+  return std::any_of(list->items.begin(), list->items.end(),
+                     [&](const Value& value) { return equal(value, what, budget); });
 }
 
 std::int64_t length(const Value& value, Budget& budget) {
   if (value.is<Undefined>()) return 0;
   if (const List* list = value.as_list()) return std::ssize(list->items);
   if (const Dict* dict = value.as_dict()) return std::ssize(dict->items);
-  if (const Text* text = value.as_text()) {
-    budget.work(text->s.size() / 16);
-    return std::count_if(text->s.begin(), text->s.end(),
-                         [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; });
-  }
+  if (const Text* text = value.as_text()) return count_characters(text->s, budget);
   fail("a " + type_name(value) + " has no length");
 }
 

@@ -3,6 +3,7 @@
 
 #include "tensor/error.h"
 #include "text/jinja/builtins.h"
+#include "text/jinja/search.h"
 #include "text/unicode.h"
 #include "text/white_space.h"
 
@@ -10,7 +11,7 @@ namespace lk::jinja {
 
 Text strip(const Text& text, const std::string* chars, bool left, bool right, Budget& budget) {
   const std::string& s = text.s;
-  budget.work(1 + s.size() / 16);
+  budget.work(1 + s.size() / 8);
   auto goes = [&](std::size_t begin, std::size_t end) {
     if (chars == nullptr) return is_space(utf8_decode(s.data() + begin));
     budget.work(1 + chars->size() / 8);
@@ -54,14 +55,14 @@ Text change_case(const Text& text, Case how, Budget& budget) {
 
 Text replace(const Text& text, const Text& from, const Text& to, std::int64_t count,
              Budget& budget) {
-  budget.work(1 + text.s.size());
+  budget.work(1 + text.s.size() / 8);
   budget.bytes(text.s.size());
   Text out;
-  std::size_t done = 0, at = 0;
+  std::size_t done = 0;
   auto put = [&](std::size_t until, std::size_t skip) {
-    out.append(text, done, until);
-    budget.work(1 + to.s.size() / 16);
+    budget.work(2 + to.s.size() / 32);
     budget.bytes(to.s.size());
+    out.append(text, done, until);
     out.append(to);
     done = until + skip;
   };
@@ -72,10 +73,8 @@ Text replace(const Text& text, const Text& from, const Text& to, std::int64_t co
       i += utf8_length(static_cast<unsigned char>(text.s[i]));
     }
   } else {
-    for (; count != 0 && (at = text.s.find(from.s, at)) != std::string::npos; --count) {
+    for (const std::size_t at : occurrences(text.s, from.s, count, false, budget))
       put(at, from.s.size());
-      at = done;
-    }
   }
   out.append(text, done, text.s.size());
   return out;
@@ -84,6 +83,7 @@ Text replace(const Text& text, const Text& from, const Text& to, std::int64_t co
 Text join(const std::vector<Value>& items, const Text& between, Budget& budget) {
   Text out;
   for (std::size_t i = 0; i < items.size(); ++i) {
+    budget.work();
     budget.bytes(between.s.size());
     if (i > 0) out.append(between);
     out.append(to_text(items[i], budget));
@@ -100,9 +100,10 @@ constexpr const char* kTextMethods[] = {
 constexpr const char* kDictMethods[] = {"items", "keys", "values", "get"};
 
 // Whether a text begins or ends with a string, or with one of a tuple of strings.
-bool affix(const Text& text, const Value& what, bool front) {
+bool affix(const Text& text, const Value& what, bool front, Budget& budget) {
   auto one = [&](const Value& v) {
     const std::string& s = expect_text(v, "the argument of startswith or endswith").s;
+    budget.work(1 + s.size() / 32);
     return front ? text.s.starts_with(s) : text.s.ends_with(s);
   };
   const List* list = what.as_list();
@@ -110,11 +111,11 @@ bool affix(const Text& text, const Value& what, bool front) {
   return std::any_of(list->items.begin(), list->items.end(), one);
 }
 
-// str.split and str.rsplit. Cuts are collected from the side that they are counted from.
+// str.split and str.rsplit.
 Value split(const Text& text, const Value* separator, std::int64_t most, bool from_right,
             Budget& budget) {
   const std::string& s = text.s;
-  budget.work(1 + s.size());
+  budget.work(1 + s.size() / 4);
   budget.bytes(s.size());
   std::vector<std::pair<std::size_t, std::size_t>> parts;
   auto more = [&] { return most < 0 || std::ssize(parts) < most; };
@@ -134,22 +135,15 @@ Value split(const Text& text, const Value* separator, std::int64_t most, bool fr
   } else {
     const std::string& by = expect_text(*separator, "split's separator").s;
     if (by.empty()) fail("split's separator is empty");
-    std::size_t begin = 0, end = s.size();
-    if (from_right) {
-      for (std::size_t at;
-           more() && end >= by.size() && (at = s.rfind(by, end - by.size())) != std::string::npos;
-           end = at)
-        parts.emplace_back(at + by.size(), end);
-      parts.emplace_back(0, end);
-      std::reverse(parts.begin(), parts.end());
-    } else {
-      for (std::size_t at; more() && (at = s.find(by, begin)) != std::string::npos;
-           begin = at + by.size())
-        parts.emplace_back(begin, at);
-      parts.emplace_back(begin, end);
+    std::size_t begin = 0;
+    for (const std::size_t at : occurrences(s, by, most, from_right, budget)) {
+      parts.emplace_back(begin, at);
+      begin = at + by.size();
     }
+    parts.emplace_back(begin, s.size());
   }
   std::vector<Value> out;
+  budget.work(2 * parts.size());
   budget.bytes(parts.size() * sizeof(Text));
   for (const auto& [begin, end] : parts) out.push_back(Value::text(text.part(begin, end)));
   return make_list(std::move(out), budget);
@@ -157,7 +151,7 @@ Value split(const Text& text, const Value* separator, std::int64_t most, bool fr
 
 Value split_lines(const Text& text, bool keep, Budget& budget) {
   const std::string& s = text.s;
-  budget.work(s.size());
+  budget.work(s.size() / 2);
   budget.bytes(s.size());
   std::vector<Value> lines;
   auto ends_line = [](char32_t c) {
@@ -169,6 +163,7 @@ Value split_lines(const Text& text, bool keep, Budget& budget) {
     const bool ends = ends_line(utf8_decode(s.data() + i));
     const std::size_t after = s.compare(i, 2, "\r\n") == 0 ? i + 2 : next;
     if (ends || next == s.size()) {
+      budget.work(2);
       budget.bytes(sizeof(Text));
       lines.push_back(Value::text(text.part(begin, keep || !ends ? after : i)));
       begin = after;
@@ -196,8 +191,7 @@ Value text_method(const Text& text, const std::string& name, const Arguments& ar
     args.only(name, {"what"});
     const Value* what = args.get(0, "what");
     if (what == nullptr) fail(name + "() lacks an argument");
-    budget.work(1 + text.s.size() / 64);
-    return affix(text, *what, name == "startswith");
+    return affix(text, *what, name == "startswith", budget);
   }
   if (name == "split" || name == "rsplit") {
     args.only(name, {"sep", "maxsplit"});
@@ -223,30 +217,31 @@ Value text_method(const Text& text, const std::string& name, const Arguments& ar
   if (name == "find" || name == "rfind" || name == "count") {
     args.only(name, {"what"});
     const std::string& what = argument(0, "what").s;
-    budget.work(1 + text.s.size());
-    if (name != "count") {
-      const std::size_t at = name == "find" ? text.s.find(what) : text.s.rfind(what);
-      return at == std::string::npos ? std::int64_t{-1}
-                                     : length(Value::text(text.s.substr(0, at)), budget);
+    if (name == "count") {
+      if (what.empty()) return count_characters(text.s, budget) + 1;
+      return std::ssize(occurrences(text.s, what, -1, false, budget));
     }
-    if (what.empty()) return length(Value::text(text), budget) + 1;
-    std::int64_t n = 0;
-    for (std::size_t at = 0; (at = text.s.find(what, at)) != std::string::npos; at += what.size())
-      ++n;
-    return n;
+    std::size_t at = name == "find" ? 0 : text.s.size();
+    if (!what.empty()) {
+      const auto found = occurrences(text.s, what, 1, name == "rfind", budget);
+      if (found.empty()) return std::int64_t{-1};
+      at = found[0];
+    }
+    return count_characters(std::string_view(text.s).substr(0, at), budget);
   }
   if (name == "removeprefix" || name == "removesuffix") {
     args.only(name, {"what"});
     const std::string& what = argument(0, "what").s;
     const bool front = name == "removeprefix";
-    if (!(front ? text.s.starts_with(what) : text.s.ends_with(what))) return Value::text(text);
+    budget.work(1 + what.size() / 32);
     budget.bytes(text.s.size());
+    if (!(front ? text.s.starts_with(what) : text.s.ends_with(what))) return Value::text(text);
     return Value::text(front ? text.part(what.size(), text.s.size())
                              : text.part(0, text.s.size() - what.size()));
   }
   args.only(name, {});
   if (name == "isdigit" || name == "isspace") {
-    budget.work(text.s.size());
+    budget.work(text.s.size() / 4);
     if (name == "isspace") return !text.s.empty() && end_of_space(text.s, 0) == text.s.size();
     if (std::any_of(text.s.begin(), text.s.end(), [](char c) { return (c & 0x80) != 0; }))
       fail("isdigit() beyond ASCII is not supported");
@@ -275,18 +270,18 @@ Value call_method(const Value& self, const std::string& name, const Arguments& a
                   Budget& budget) {
   if (const Text* text = self.as_text()) return text_method(*text, name, args, budget);
   const Dict& dict = *self.as_dict();
-  budget.work(1 + dict.items.size());
   if (name == "get") {
     args.only("get", {"key", "default"});
     if (args.positional.empty()) fail("get() lacks an argument");
     const Text* key = args.positional[0].as_text();
-    const Value* found = key == nullptr ? nullptr : dict.find(key->s);
+    const Value* found = key == nullptr ? nullptr : dict.find(key->s, budget);
     if (found != nullptr) return *found;
     return args.get(1, "default") != nullptr ? *args.get(1, "default") : Value(None{});
   }
   args.only(name, {});
   std::vector<Value> out;
   for (const auto& [key, value] : dict.items) {
+    budget.work(name == "items" ? 6 : 2);
     budget.bytes(sizeof(Text) + key.size());
     if (name == "keys")
       out.push_back(Value::text(key));

@@ -47,6 +47,7 @@ void Evaluator::write(const Text& text) {
 }
 
 void Evaluator::set(const std::string& name, Value value) {
+  budget_.work(1 + scope_->names.size() / 8);
   for (auto& [n, v] : scope_->names)
     if (n == name) {
       v = std::move(value);
@@ -135,6 +136,7 @@ Evaluator::Flow Evaluator::run_for(const Statement& s) {
   if (s.conditions[0]) {
     std::vector<Value> kept;
     for (const Value& value : items) {
+      budget_.work(2);
       bind(value);
       if (truth(evaluate(*s.conditions[0]))) kept.push_back(value);
     }
@@ -145,6 +147,7 @@ Evaluator::Flow Evaluator::run_for(const Statement& s) {
   bool finished = false;  // Jinja runs the else unless an iteration reached its end
   for (std::size_t i = 0; i < shared->items.size(); ++i) {
     line_ = s.line;
+    budget_.work(4);
     budget_.bytes(sizeof(Loop));
     bind(shared->items[i]);
     scope.names.emplace_back("loop", std::make_shared<Loop>(Loop{shared, i}));
@@ -193,6 +196,7 @@ Value Evaluator::call_macro(const Statement& macro, const Arguments& args) {
   const std::size_t n = macro.names.size();
   if (args.positional.size() > n)
     fail(concat("the macro ", macro.text, " takes ", n, " arguments"));
+  budget_.work(1 + n + n * args.named.size() / 4);
   for (const auto& [name, value] : args.named)
     if (std::find(macro.names.begin(), macro.names.end(), name) == macro.names.end())
       fail(concat("the macro ", macro.text, " has no parameter \"", name, "\""));
@@ -206,7 +210,7 @@ Value Evaluator::call_macro(const Statement& macro, const Arguments& args) {
     else if (i >= first_default)
       scope.names.emplace_back(macro.names[i], evaluate(*macro.defaults[i - first_default]));
     else
-      scope.names.emplace_back(macro.names[i], Value::undefined("\"" + macro.names[i] + "\""));
+      scope.names.emplace_back(macro.names[i], Value::undefined(quoted(macro.names[i])));
   }
   return Value::text(capture(macro.bodies[0]));
 }

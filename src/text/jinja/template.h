@@ -32,8 +32,8 @@ class Template {
 
   // Renders the template. InputError "where: line N: ..." if the template raises an exception, uses
   // what is undefined, or exceeds its budget: `work` steps, and `bytes` of text and lists made in
-  // all.
-  static constexpr std::uint64_t kWork = 50'000'000, kBytes = std::uint64_t{256} << 20;
+  // all. The default takes some tenths of a second; long variables need more.
+  static constexpr std::uint64_t kWork = 5'000'000, kBytes = std::uint64_t{128} << 20;
   Rendered render(const Variables& variables, std::uint64_t work = kWork,
                   std::uint64_t bytes = kBytes) const;
 

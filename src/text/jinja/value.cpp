@@ -10,7 +10,23 @@
 
 namespace lk::jinja {
 
-void fail(const std::string& what) { throw InputError(what); }
+namespace {
+
+// The text's first `limit` bytes at most, as whole characters; "..." says that some are missing.
+std::string cut(std::string_view text, std::size_t limit) {
+  if (text.size() <= limit) return std::string(text);
+  while ((static_cast<unsigned char>(text[limit]) & 0xC0) == 0x80) --limit;
+  return std::string(text.substr(0, limit)) + "...";
+}
+
+// What it costs at most to look for a key among `n` others.
+std::uint64_t search_work(std::size_t n, std::string_view key) { return n * (1 + key.size() / 32); }
+
+}  // namespace
+
+void fail(const std::string& what) { throw InputError(cut(what, 400)); }
+
+std::string quoted(std::string_view name) { return "\"" + cut(name, 60) + "\""; }
 
 void Budget::work(std::uint64_t n) {
   if (n > work_) fail("the template takes too many steps");
@@ -25,8 +41,10 @@ void Budget::bytes(std::uint64_t n) {
 void Text::append(const Text& other, std::size_t begin, std::size_t end) {
   const std::size_t at = s.size();
   s.append(other.s, begin, end - begin);
-  for (const auto& [b, e] : other.marks) {
-    const std::size_t from = std::max(b, begin), to = std::min(e, end);
+  auto mark = std::partition_point(other.marks.begin(), other.marks.end(),
+                                   [&](const auto& m) { return m.second <= begin; });
+  for (; mark != other.marks.end() && mark->first < end; ++mark) {
+    const std::size_t from = std::max(mark->first, begin), to = std::min(mark->second, end);
     if (from >= to) continue;
     if (!marks.empty() && marks.back().second == at + from - begin)
       marks.back().second = at + to - begin;
@@ -56,7 +74,8 @@ bool Text::marked(std::size_t at) const {
   return it != marks.end() && it->first <= at;
 }
 
-const Value* Dict::find(std::string_view key) const {
+const Value* Dict::find(std::string_view key, Budget& budget) const {
+  budget.work(search_work(items.size(), key));
   for (const auto& [k, value] : items)
     if (k == key) return &value;
   return nullptr;
@@ -92,7 +111,7 @@ Value make_dict(std::vector<std::pair<std::string, Value>> items, Budget& budget
   Dict dict;
   for (auto& [key, value] : items) {
     budget.bytes(key.size() + sizeof(Value) + sizeof(std::string));
-    budget.work(1 + dict.items.size());
+    budget.work(1 + search_work(dict.items.size(), key));
     dict.depth = deeper(dict.depth, value);
     auto it = std::find_if(dict.items.begin(), dict.items.end(),
                            [&k = key](const auto& item) { return item.first == k; });
@@ -142,8 +161,7 @@ bool equal(const Value& a, const Value& b, Budget& budget) {
   if (const Dict* dict = a.as_dict()) {
     if (dict->items.size() != b.as_dict()->items.size()) return false;
     for (const auto& [key, value] : dict->items) {
-      budget.work(dict->items.size());
-      const Value* other = b.as_dict()->find(key);
+      const Value* other = b.as_dict()->find(key, budget);
       if (other == nullptr || !equal(value, *other, budget)) return false;
     }
     return true;
@@ -211,6 +229,7 @@ void append_escaped(Text& out, const Text& text, Budget& budget, Escape&& escape
 }
 
 void append_repr(Text& out, const Text& text, Budget& budget) {
+  budget.work(1 + text.s.size() / 16);
   const bool doubled =
       text.s.find('\'') != std::string::npos && text.s.find('"') == std::string::npos;
   const char quote = doubled ? '"' : '\'';
@@ -246,6 +265,7 @@ void append_text(Text& out, const Value& v, bool repr, Budget& budget) {
   } else if (v.is<double>()) {
     out.append(real_text(v.real()));
   } else if (const List* list = v.as_list()) {
+    budget.work(list->items.size());
     budget.bytes(2 + 2 * list->items.size());
     out.append(list->tuple ? "(" : "[");
     for (std::size_t i = 0; i < list->items.size(); ++i) {
@@ -258,6 +278,7 @@ void append_text(Text& out, const Value& v, bool repr, Budget& budget) {
     out.append("{");
     for (std::size_t i = 0; i < dict->items.size(); ++i) {
       if (i > 0) out.append(", ");
+      budget.bytes(dict->items[i].first.size());
       append_repr(out, Text{dict->items[i].first, {}}, budget);
       out.append(": ");
       append_text(out, dict->items[i].second, true, budget);
@@ -324,16 +345,21 @@ void append_json(Text& out, const Value& v, const JsonStyle& style, int level, B
   } else if (const Dict* dict = v.as_dict()) {
     budget.bytes(2 + dict->items.size() * (style.item.size() + style.key.size()));
     out.append("{");
-    auto items = dict->items;
+    budget.work(dict->items.size());
+    std::vector<const std::pair<std::string, Value>*> items;
+    for (const auto& item : dict->items) items.push_back(&item);
     if (style.sort_keys)
-      std::sort(items.begin(), items.end(),
-                [](const auto& a, const auto& b) { return a.first < b.first; });
+      std::sort(items.begin(), items.end(), [&](const auto* a, const auto* b) {
+        budget.work(1 + std::min(a->first.size(), b->first.size()) / 32);
+        return a->first < b->first;
+      });
     for (std::size_t i = 0; i < items.size(); ++i) {
       if (i > 0) out.append(style.item);
       line(level + 1);
-      append_json_string(out, Text{items[i].first, {}}, style.ascii, budget);
+      budget.bytes(items[i]->first.size());
+      append_json_string(out, Text{items[i]->first, {}}, style.ascii, budget);
       out.append(style.key);
-      append_json(out, items[i].second, style, level + 1, budget);
+      append_json(out, items[i]->second, style, level + 1, budget);
     }
     if (!items.empty()) line(level);
     out.append("}");

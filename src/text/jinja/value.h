@@ -16,12 +16,14 @@
 
 namespace lk::jinja {
 
-// What one render may use; throws InputError, naming what was exceeded, when it is used up.
+// What one render may use; throws InputError, naming what was exceeded, when it is used up. Each
+// operation pays for what it is about to do, before it does it: a step of work is some tens of
+// nanoseconds, the time to evaluate a small expression, to look at 8 bytes, or to compare 32.
 class Budget {
  public:
   Budget(std::uint64_t work, std::uint64_t bytes) : work_(work), bytes_(bytes) {}
-  void work(std::uint64_t n = 1);  // steps, or bytes looked at
-  void bytes(std::uint64_t n);     // bytes made: strings, list entries
+  void work(std::uint64_t n = 1);
+  void bytes(std::uint64_t n);  // bytes made: strings, list entries
  private:
   std::uint64_t work_, bytes_;
 };
@@ -98,7 +100,7 @@ struct List {
 struct Dict {
   std::vector<std::pair<std::string, Value>> items;  // in the order of insertion, each key once
   int depth = 1;
-  const Value* find(std::string_view key) const;
+  const Value* find(std::string_view key, Budget& budget) const;
 };
 struct Namespace {
   std::vector<std::pair<std::string, Value>> items;
@@ -114,7 +116,10 @@ inline constexpr int kMaxValueDepth = 64;
 Value make_list(std::vector<Value> items, Budget& budget, bool tuple = false);
 Value make_dict(std::vector<std::pair<std::string, Value>> items, Budget& budget);
 
-[[noreturn]] void fail(const std::string& what);  // InputError; the evaluator adds the line
+// InputError; the evaluator adds the line. Texts of over 400 bytes are cut.
+[[noreturn]] void fail(const std::string& what);
+// A name in quotes, cut if it is long: values that are undefined carry theirs along.
+std::string quoted(std::string_view name);
 
 // Python's name of the type: "str", "int", "NoneType".
 std::string type_name(const Value& v);
