@@ -33,9 +33,9 @@ TEXTS = ["Hello world", "Hello  world", "a   b    c     d", " leading", "trailin
          "a\u00a0b", "\u3000x", "0123456789", "def f(x):\n    return x\n\n\nclass A:\n\tpass\n", "a\u2581b", "<bos>x",
          "<eos>", "<bos><bos>", "<unk>", "</table", "<table>\n\n  <td>   x", "don't", "\u200b\u200d", "\x00\x01x",
          "  \n  \n", "\t \n \t", "     <b>  x", "hello  ab<b>\n\n"]
-PROMPTS = ["The capital of France is", "def add(a, b):\n    return", "hello  ab\n\n"]
 ROWS = [{"prompt": f"name : The {name} | food : {food}\nSentence:", "completion": f" The {name} serves {food} food ."}
         for name, food in (("Vaults", "Italian"), ("Mill", "French"), ("Eagle", "Indian"), ("Wrestlers", "Japanese"))]
+PROMPTS = ["The capital of France is", "def add(a, b):\n    return", ROWS[0]["prompt"]]
 results = []
 
 
@@ -92,6 +92,9 @@ def main(build, model):
         run("merge", "--model", model, "--adapter", adapter, "--out", direct, "--type", "f32", "--no-verify")
         run("merge", "--model", folder, "--adapter", f"{adapter}=0", "--other-base", "--out", through, "--type", "f32",
             "--no-verify")
+        # llama.cpp rounds activations to 8 bits where it multiplies with quantised weights: the base's values as F32.
+        run("merge", "--model", model, "--adapter", f"{adapter}=0", "--out", work / "base.gguf", "--type", "f32",
+            "--no-verify")
         run("export", "--model", model, "--adapter", adapter, "--out", work / "lora.gguf")
 
         def generate(of, *more):
@@ -102,16 +105,14 @@ def main(build, model):
         ids = [tokenizer(t, add_special_tokens=False)["input_ids"] for t in TEXTS]
         decoded = [tokenizer.decode(i).replace("\u2581", " ") for i in ids]
         check("transformers' ids decode to the texts", decoded == [t.replace("\u2581", " ") for t in TEXTS])
-        for name, of, more, lora in (("merged GGUF", direct, (), None),
-                                     ("merged folder as GGUF", through, (), None),
-                                     ("base with the exported adapter", model, ("--adapter", adapter),
-                                      work / "lora.gguf")):
-            if lora and pathlib.Path(model).is_dir():
-                continue
-            llama = Llama(of, lora)
+        for name, of, ours in (("merged GGUF", (direct,), (direct,)),
+                               ("merged folder as GGUF", (through,), (through,)),
+                               ("base with the exported adapter", (work / "base.gguf", work / "lora.gguf"),
+                                (model, "--adapter", adapter))):
+            llama = Llama(*of)
             different = [t for t, i in zip(TEXTS, ids) if llama.ids(t) != i]
             check(f"{name}: llama.cpp's ids are those of transformers on the merged folder", not different, different)
-            for prompt, mine in zip(PROMPTS, generate(of, *more)):
+            for prompt, mine in zip(PROMPTS, generate(*ours)):
                 # With or without BOS, as our program has it.
                 theirs = next(i for i in (llama.ids(prompt), llama.ids(prompt, bos=True)) if len(i) == mine["prompt_tokens"])
                 got = llama.greedy(theirs, 16)
