@@ -214,6 +214,31 @@ TEST_CASE("added tokens beyond the model's rows are left out with a note, others
                 "rows");
 }
 
+TEST_CASE("ids that no text becomes stay so from folder to GGUF to folder to GGUF") {
+  GemmaLike gemma;
+  gemma.pieces.pop_back();
+  gemma.pieces.push_back("xyz");  // no merge makes it: its letters are no pieces
+  Scratch folder, again;
+  auto from = write_folder(folder, gemma.file());
+  const std::int64_t n = from->n_tokens() + 3;
+  to_folder(again, to_gguf(folder, n));
+  const GgufFile first((folder.path / "made.gguf").string()), second(to_gguf(again, n));
+  CHECK(first.get_strings("tokenizer.ggml.tokens") == second.get_strings("tokenizer.ggml.tokens"));
+  CHECK(first.get_ints("tokenizer.ggml.token_type") ==
+        second.get_ints("tokenizer.ggml.token_type"));
+  CHECK(second.get_ints("tokenizer.ggml.token_type").back() == 5);
+  check_same(*Tokenizer::from_gguf(second), *from, short_texts());
+}
+
+TEST_CASE("two tokens that GGUF would spell alike are refused by name") {
+  GemmaLike gemma;
+  gemma.pieces.pop_back();
+  gemma.whole.push_back("  ");
+  CHECK(gguf_error(gemma.file()) == "accepted");  // found in text, so that merges make no run
+  gemma.normalized = true;
+  CHECK_REFUSED(gguf_error(gemma.file()), "are both");
+}
+
 TEST_CASE("ids that end a generation and have no place in GGUF are noted") {
   GemmaLike gemma;
   gemma.pieces.pop_back();

@@ -178,8 +178,7 @@ void mark_added_pieces(const Json& file, const std::string& path, const Tokenize
 }
 
 PieceScores piece_scores(const Json& file, const std::string& path,
-                         const std::vector<std::string>& tokens,
-                         const std::vector<std::int32_t>& types) {
+                         const std::vector<std::string>& tokens, std::vector<std::int32_t>& types) {
   auto refuse = [&](const std::string& what) {
     throw InputError(concat(path, ": ", what, ", for which GGUF has no words"));
   };
@@ -205,7 +204,7 @@ PieceScores piece_scores(const Json& file, const std::string& path,
 
   // A token's score is the place of its first merge. Its merges must lie together, and no way to
   // make it may be missing.
-  const TokenIds ids = piece_ids(tokens, types);
+  TokenIds ids = piece_ids(tokens, types);
   const AddedTokenFinder whole = whole_tokens(tokens, types);
   out.scores.assign(tokens.size(), 0);
   std::vector<bool> made(tokens.size());
@@ -228,16 +227,24 @@ PieceScores piece_scores(const Json& file, const std::string& path,
     out.scores[static_cast<std::size_t>(token)] = static_cast<float>(-place++);
     last = token;
   }
+  std::vector<bool> check(tokens.size());
   for (std::size_t i = 0; i < tokens.size(); ++i) {
-    if (types[i] != kNormal) continue;
-    if (!whole.inside(tokens[i]))
+    if (types[i] != kNormal || whole.inside(tokens[i])) continue;
+    check[i] = true;
+    if (made[i] || utf8_length(static_cast<unsigned char>(tokens[i][0])) == tokens[i].size())
+      continue;
+    types[i] = kUnused;
+    ids.erase(tokens[i]);
+  }
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    if (check[i])
       for_each_merge(tokens[i], ids, [&](std::int32_t l, std::int32_t r) {
         if (!listed.count({l, r}))
           refuse(concat("model: merges: \"", tokens[static_cast<std::size_t>(l)], "\" \"",
                         tokens[static_cast<std::size_t>(r)],
                         "\" is no merge although it spells a token"));
       });
-    if (!made[i]) out.scores[i] = static_cast<float>(-place++);  // no merge makes it
+    if (types[i] == kNormal && !made[i]) out.scores[i] = static_cast<float>(-place++);
   }
   if (place >= 1 << 24) refuse("more tokens than scores tell apart");
   return out;

@@ -38,11 +38,10 @@ void mark_added_pieces(const Json& file, const std::string& path, const Tokenize
 
 // The scores that stand for the merges of a tokenizer.json, which Tokenizer::from_folder has read.
 // `tokens` and GGUF `types` by id. Merges of a token that is found in text whole never run and need
-// no score. Throws InputError, naming path and reason, where GGUF's readers would give other ids:
+// no score; pieces that no merge makes become unused. Throws InputError, naming path and reason, where GGUF's readers would give other ids:
 // merges that leave out a way to make a token or make tokens in turns, or another normalizer.
 PieceScores piece_scores(const Json& file, const std::string& path,
-                         const std::vector<std::string>& tokens,
-                         const std::vector<std::int32_t>& types);
+                         const std::vector<std::string>& tokens, std::vector<std::int32_t>& types);
 
 // "normalizer", "decoder" and "model" (without its vocab) of a tokenizer.json for `pieces`.
 // `unknown`: null, or the token for characters without one. Throws InputError naming `where` if the

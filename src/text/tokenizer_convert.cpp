@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <array>
 #include <set>
+#include <string_view>
+#include <unordered_map>
 
 #include "io/json.h"
 #include "io/paths.h"
@@ -225,6 +227,11 @@ GgufTokens tokens_of(const Json& file, const std::string& path, const Tokenizer&
     mark_added_pieces(file, path, tokenizer, t.names, t.types);
     mark_pieces(model, path, t.names, t.types);
   }
+  std::unordered_map<std::string_view, std::size_t> ids;
+  for (std::size_t i = 0; i < n; ++i)
+    if (const auto [it, fresh] = ids.emplace(t.names[i], i); !fresh)
+      throw InputError(concat(path, ": tokens ", it->second, " and ", i, " are both \"", t.names[i],
+                              "\" in GGUF"));
   return t;
 }
 
@@ -248,7 +255,6 @@ GgufWriter::Metadata gguf_tokenizer(const std::string& folder, std::int64_t voca
   add("model", gguf_string(pieces ? "llama" : "gpt2"));
   add("pre", gguf_string(pieces ? "default" : family_of(*tokenizer, path).gguf_name));
   add("tokens", gguf_strings(t.names));
-  add("token_type", gguf_ints(t.types));
   if (pieces) {
     const PieceScores p = piece_scores(file, path, t.names, t.types);
     add("scores", gguf_floats(p.scores));
@@ -256,6 +262,7 @@ GgufWriter::Metadata gguf_tokenizer(const std::string& folder, std::int64_t voca
   } else {
     add("merges", gguf_strings(merges_of(*tokenizer, file, path)));
   }
+  add("token_type", gguf_ints(t.types));
   add_id("bos_token_id", tokenizer->bos());
   add_id("eos_token_id", tokenizer->eos());
   // GGUF has two more places for ids that end a generation.
