@@ -385,6 +385,12 @@ TEST_CASE(
   CHECK(f.own_error(row("thinking", "1")).find("thinking") != std::string::npos);
 }
 
+TEST_CASE("a template that takes too long is given up at once") {
+  const std::string loop = "{% for i in range(99999) %}";
+  const std::string source = loop + loop + "{% endfor %}{% endfor %}";
+  CHECK_THROWS_AS(find_tool_support(ChatTemplate::choose(source)), InputError);
+}
+
 TEST_CASE("bad rows are skipped and counted where that is asked for") {
   Fixture f;
   f.options.skip_bad_rows = true;

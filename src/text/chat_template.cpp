@@ -212,7 +212,7 @@ RenderedChat ChatTemplate::render_own(std::span<const Message> messages, const O
   std::uint64_t size = tools != nullptr ? json_size(*tools) : 0;
   for (const Message& m : messages)
     size += m.content.size() + 1024 + (m.more ? json_size(*m.more) : 0);
-  jinja::Budget inputs(8 * size + 1024, 8 * size + 1024);
+  jinja::Budget inputs(16 * size + 1024, 8 * size + 1024);
   std::vector<Value> list;
   for (const Message& m : messages) list.push_back(message_value(m, inputs));
   jinja::Variables variables = {

@@ -8,11 +8,14 @@ namespace lk {
 
 namespace {
 
-// What the template makes of the chat; empty if it refuses.
+// What the template makes of the chat; empty if it refuses. A template that can't come to an end
+// with these few words won't with a row's.
 std::string rendered_or_nothing(const ChatTemplate& chat, const std::vector<Message>& messages,
                                 const OrderedJson* tools = nullptr) {
   try {
     return chat.render(messages, true, tools).text;
+  } catch (const jinja::OverBudget&) {
+    throw;
   } catch (const InputError&) {
     return "";
   }

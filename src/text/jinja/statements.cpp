@@ -35,6 +35,8 @@ Rendered Evaluator::run(const Body& body) {
   out_ = &out;
   try {
     execute(body);
+  } catch (const OverBudget& e) {
+    throw OverBudget(concat("line ", line_, ": ", e.what()));
   } catch (const InputError& e) {
     throw InputError(concat("line ", line_, ": ", e.what()));
   }
@@ -242,6 +244,8 @@ Rendered Template::render(const Variables& variables, std::uint64_t work,
   Evaluator evaluator(variables, budget);
   try {
     return evaluator.run(tree_->body);
+  } catch (const OverBudget& e) {
+    throw OverBudget(where_ + ": " + e.what());
   } catch (const InputError& e) {
     throw InputError(where_ + ": " + e.what());
   }

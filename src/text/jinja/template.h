@@ -30,9 +30,9 @@ class Template {
   Template(Template&&) noexcept;
   Template& operator=(Template&&) noexcept;
 
-  // Renders the template. InputError "where: line N: ..." if the template raises an exception, uses
-  // what is undefined, or exceeds its budget: `work` steps, and `bytes` of text and lists made in
-  // all. The default takes some tenths of a second; long variables need more.
+  // Renders the template. InputError "where: line N: ..." if the template raises an exception or
+  // uses what is undefined, OverBudget if it takes more than `work` steps, or makes more than
+  // `bytes` of text and lists in all. The default takes some tenths of a second; long variables need more.
   static constexpr std::uint64_t kWork = 5'000'000, kBytes = std::uint64_t{128} << 20;
   Rendered render(const Variables& variables, std::uint64_t work = kWork,
                   std::uint64_t bytes = kBytes) const;

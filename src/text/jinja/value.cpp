@@ -29,12 +29,12 @@ void fail(const std::string& what) { throw InputError(cut(what, 400)); }
 std::string quoted(std::string_view name) { return "\"" + cut(name, 60) + "\""; }
 
 void Budget::work(std::uint64_t n) {
-  if (n > work_) fail("the template takes too many steps");
+  if (n > work_) throw OverBudget("the template takes too many steps");
   work_ -= n;
 }
 
 void Budget::bytes(std::uint64_t n) {
-  if (n > bytes_) fail("the template makes too much text");
+  if (n > bytes_) throw OverBudget("the template makes too much text");
   bytes_ -= n;
 }
 

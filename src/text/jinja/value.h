@@ -14,9 +14,16 @@
 #include <variant>
 #include <vector>
 
+#include "tensor/error.h"
+
 namespace lk::jinja {
 
-// What one render may use; throws InputError, naming what was exceeded, when it is used up. Each
+// A render used up what it may use.
+struct OverBudget : InputError {
+  using InputError::InputError;
+};
+
+// What one render may use; throws OverBudget, naming what was exceeded, when it is used up. Each
 // operation pays for what it is about to do, before it does it: a step of work is some tens of
 // nanoseconds, the time to evaluate a small expression, to look at 8 bytes, or to compare 32.
 class Budget {
