@@ -327,7 +327,7 @@ TEST_CASE("chats become a row for each trained turn where the template rewrites 
   CHECK(data.rows[1].line == 1);
   CHECK(data.rows[2].line == 2);
   CHECK(data.rows_read == 2);
-  CHECK(data.remarks().at(0).find("1 chat was taken apart into 2 rows") == 0);
+  CHECK(data.remarks().at(0).find("1 chat as 2 rows, each ending") == 0);
   // Weights are obeyed; a chat may end up as one row, or none.
   data = f.load_own(row(q1 + "," + answer("b", R"(,"weight":0)") + "," + q2 + "," + answer("d")));
   REQUIRE(data.rows.size() == 1);

@@ -189,8 +189,8 @@ RenderedChat ChatTemplate::render_built_in(std::span<const Message> messages,
     for (std::size_t i = 0; i < messages.size(); ++i)
       if ((messages[i].role == "user") != (i % 2 == 0))
         throw InputError(concat("the template ", name_,
-                                " has turns of user and assistant in turn, the user's first, and "
-                                "a system text before them alone"));
+                                " wants user and assistant to alternate, the user first; a system "
+                                "text may stand before them"));
   }
   for (std::size_t i = 0; i < messages.size(); ++i) {
     const bool extended = style->system_always && i == 0 && messages[i].role == "system";

@@ -244,9 +244,8 @@ std::vector<std::string> Dataset::remarks() const {
     lines.push_back(
         concat("truncated ", rows_truncated, " rows, ", tokens_truncated, " tokens lost"));
   if (chats_apart)
-    lines.push_back(concat(chats_apart, chats_apart == 1 ? " chat was" : " chats were",
-                           " taken apart into ", rows_of_chats_apart,
-                           rows_of_chats_apart == 1 ? " row" : " rows",
+    lines.push_back(concat(chats_apart, chats_apart == 1 ? " chat as " : " chats as ",
+                           rows_of_chats_apart, rows_of_chats_apart == 1 ? " row" : " rows",
                            ", each ending with the one turn it trains"));
   if (const std::int64_t out = rows_bad + rows_too_long + rows_cut_to_nothing)
     lines.push_back(concat("left out ", out, " of ", out + std::ssize(rows), " rows: ", rows_bad,
