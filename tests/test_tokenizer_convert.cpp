@@ -239,6 +239,13 @@ TEST_CASE("two tokens that GGUF would spell alike are refused by name") {
   CHECK_REFUSED(gguf_error(gemma.file()), "are both");
 }
 
+TEST_CASE("an added token that marks would make too long is refused by name") {
+  GemmaLike gemma;
+  gemma.pieces.pop_back();
+  gemma.whole.push_back("a" + repeat(" ", 1000));
+  CHECK_REFUSED(gguf_error(gemma.file()), "1024 bytes");
+}
+
 TEST_CASE("ids that end a generation and have no place in GGUF are noted") {
   GemmaLike gemma;
   gemma.pieces.pop_back();

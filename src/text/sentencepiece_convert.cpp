@@ -163,6 +163,9 @@ void mark_added_pieces(const Json& file, const std::string& path, const Tokenize
       throw InputError(concat(path, ": added_tokens: \"", content,
                               "\" is normalized, and a space goes before each text: GGUF has no "
                               "words for both"));
+    if (with_marks(content).size() > AddedTokenFinder::kMaxBytes)
+      throw InputError(concat(path, ": added_tokens: token ", id, " has more than ",
+                              AddedTokenFinder::kMaxBytes, " bytes once spaces are marked"));
     tokens[id] = normalized ? with_spaces(content) : content;
     types[id] = special ? kControl : kUserDefined;
     if (special || normalized || content.find(kMark) == std::string::npos) continue;
