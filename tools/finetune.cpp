@@ -1,6 +1,7 @@
 // finetune: LoRA training of a GGUF or Hugging Face model on a text file.
 #include <cstdio>
 
+#include "io/checked.h"
 #include "program.h"
 #include "row_flags.h"
 #include "run/finetune.h"
@@ -75,13 +76,14 @@ struct Console : FinetuneListener {
   }
   void stepped(const StepReport& r, std::int64_t total, std::int64_t live_bytes,
                double left) override {
+    const std::int64_t seconds = to_integer(left, 0, INT64_MAX).value_or(0);
     char text[200];
     std::snprintf(
         text, sizeof text,
-        "step %lld/%lld  loss %.4f  lr %.2e  |g| %.3f  %.0f tok/s  mem %.2f GiB  %d:%02d left",
+        "step %lld/%lld  loss %.4f  lr %.2e  |g| %.3f  %.0f tok/s  mem %.2f GiB  %lld:%02lld left",
         static_cast<long long>(r.step), static_cast<long long>(total), r.loss, r.lr, r.grad_norm,
         static_cast<double>(r.tokens) / r.seconds, static_cast<double>(live_bytes) / (1 << 30),
-        static_cast<int>(left) / 60, static_cast<int>(left) % 60);
+        static_cast<long long>(seconds / 60), static_cast<long long>(seconds % 60));
     program::progress(text, r.step == 1 || r.step == total);
   }
   void evaluated(std::int64_t step, const Evaluation& e) override {
@@ -100,7 +102,7 @@ int report(const FinetuneSettings& s, const FinetuneResult& r) {
               100.0 * static_cast<double>(r.trainable_parameters) /
                   static_cast<double>(r.base_parameters + r.trainable_parameters));
   std::printf("%lld steps, loss %.4f -> %.4f, %.0f tokens/s\n", static_cast<long long>(r.steps),
-              r.first_loss, r.last_loss, r.tokens_per_second);
+              r.first_loss, r.last_loss, r.tokens_per_second());
   if (r.eval_before && r.eval_after)
     std::printf("eval loss %.4f -> %.4f\n", r.eval_before->loss, r.eval_after->loss);
   std::printf("%s", memory_table(r.memory).c_str());

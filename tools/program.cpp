@@ -12,6 +12,7 @@
 #include <iostream>
 #include <new>
 
+#include "io/checked.h"
 #include "tensor/error.h"
 #include "version.h"
 
@@ -122,9 +123,10 @@ std::int64_t parse_bytes(const std::string& text) {
     if (!text.ends_with(unit)) continue;
     std::string number = text.substr(0, text.size() - std::string(unit).size());
     if (!decimal_shape(number, true).empty()) break;
-    double bytes = std::strtod(number.c_str(), nullptr) * static_cast<double>(factor);
-    if (!(bytes >= 0 && bytes < 9e18)) break;
-    return static_cast<std::int64_t>(bytes);
+    const double bytes = std::strtod(number.c_str(), nullptr) * static_cast<double>(factor);
+    const auto whole = to_integer(bytes, 0, INT64_MAX);
+    if (!whole) break;
+    return *whole;
   }
   throw UsageError(concat("'", text, "' is not a size like 24GiB, 500MiB or a number of bytes"));
 }

@@ -19,6 +19,7 @@ class SafetensorsFile : public TensorReader {
   explicit SafetensorsFile(const std::string& path);
   ~SafetensorsFile() override;
   const std::string& path() const override;
+  std::vector<const InputFile*> files() const override;
   std::vector<std::string> names() const override;
   bool has(const std::string& name) const override;
   Shape shape(const std::string& name) const override;

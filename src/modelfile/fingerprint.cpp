@@ -1,5 +1,6 @@
 #include "modelfile/fingerprint.h"
 
+#include "io/input_file.h"
 #include "io/paths.h"
 #include "io/sha256.h"
 #include "modelfile/model_file.h"
@@ -8,14 +9,16 @@ namespace lk {
 namespace {
 
 // Hashes each file on a thread of its own.
-std::string fingerprint_of(const std::vector<std::string>& files, const std::atomic<bool>& stop) {
+std::string fingerprint_of(const std::vector<const InputFile*>& files,
+                           const std::atomic<bool>& stop) {
   std::vector<std::future<std::string>> hashes;
-  for (const std::string& path : files)
-    hashes.push_back(std::async(std::launch::async, [&] { return sha256_file(path, &stop); }));
+  for (const InputFile* file : files)
+    hashes.push_back(
+        std::async(std::launch::async, [&stop, file] { return sha256_file(*file, &stop); }));
   if (files.size() == 1) return hashes[0].get();
   Sha256 all;
   for (std::size_t i = 0; i < files.size(); ++i) {
-    const std::string line = hashes[i].get() + "  " + file_name(files[i]) + "\n";
+    const std::string line = hashes[i].get() + "  " + file_name(files[i]->path()) + "\n";
     all.update(line.data(), line.size());
   }
   return all.hex();
