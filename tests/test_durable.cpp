@@ -454,17 +454,24 @@ TEST_CASE("only ENOENT and ENOTDIR mean that nothing is there") {
   }
 }
 
-TEST_CASE("R8: an output folder is never a link, and no path makes it loop or recurse for ever") {
+TEST_CASE("R8: an output folder may be a link to a folder, and no path makes it loop for ever") {
   ScratchFolder root;
   const std::string link = root.file("link"), real = root.file("real");
   std::filesystem::create_directory(real);
-  for (const char* to : {"/nowhere/at/all", "real", "link"}) {
+  std::ofstream(root.file("plain")) << "x";
+  for (const char* to : {"/nowhere/at/all", "plain", "link"}) {
     std::filesystem::remove(link);
     std::filesystem::create_symlink(to, link);
     for (const std::string& path : {link, link + "/"})
       check_throws<UsageError>(to, {link, "is a link"}, [&] { OutputFolder(path, true); });
-    if (to != std::string("real"))
-      CHECK_THROWS_AS(OutputFolder(link + "/below", true), Error);  // under a link to nothing
+    CHECK_THROWS_AS(OutputFolder(link + "/below", true), Error);  // under a link to nothing
+  }
+  std::filesystem::remove(link);
+  std::filesystem::create_symlink("real", link);
+  for (const std::string& path : {link, link + "/"}) {
+    const OutputFolder folder(path, true);
+    CHECK(folder.file("x") == std::filesystem::canonical(real).string() + "/x");
+    CHECK(std::filesystem::exists(root.file("real/.lock")));
   }
   CHECK(std::filesystem::is_empty(real));
 

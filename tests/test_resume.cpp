@@ -460,7 +460,7 @@ TEST_CASE(
     stdfs::remove(f.scratch.file("link"));
     stdfs::create_symlink("model", f.scratch.file("link"));
     s.out = f.scratch.file("link");
-    CHECK_THROWS_AS(f.run(s), UsageError);
+    CHECK_THROWS_WITH_AS(f.run(s), doctest::Contains("is the folder of --"), UsageError);
     stdfs::remove(f.scratch.file("link"));
     stdfs::create_symlink("/nowhere", f.scratch.file("link"));
     CHECK_THROWS_WITH_AS(f.run(s), doctest::Contains("is a link"), UsageError);

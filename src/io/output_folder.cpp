@@ -17,12 +17,6 @@ namespace {
 
 constexpr int kMostTries = 1000;  // at a lock file that other processes keep removing
 
-// "runs/a" for "runs/a/": what a link's own name is needed for.
-std::string without_slash(const std::string& path) {
-  const std::size_t last = path.find_last_not_of('/');
-  return last == std::string::npos ? path : path.substr(0, last + 1);
-}
-
 void make_folders(const std::filesystem::path& path) {
   if (path.empty() || is_folder(path.string())) return;
   if (const auto parent = path.parent_path(); parent != path) make_folders(parent);
@@ -40,10 +34,21 @@ std::string holder_of(int lock) {
 
 }  // namespace
 
+std::string real_output_folder(const std::string& path) {
+  const std::size_t last = path.find_last_not_of('/');
+  const std::string name = last == std::string::npos ? path : path.substr(0, last + 1);
+  if (name.empty()) throw UsageError("the output folder's name is empty");
+  if (!is_link(name)) return name;
+  std::string real;
+  struct stat s {};
+  if (fs().realpath(name.c_str(), real) != 0 || fs().stat(real.c_str(), &s) != 0 ||
+      !S_ISDIR(s.st_mode))
+    throw UsageError(name + ": is a link, and not to a folder");
+  return real;
+}
+
 OutputFolder::OutputFolder(const std::string& path, bool must_be_empty)
-    : path_(without_slash(path)) {
-  if (path_.empty()) throw UsageError("the output folder's name is empty");
-  if (is_link(path_)) throw UsageError(path_ + ": is a link; give the folder itself");
+    : path_(real_output_folder(path)) {
   if (exists(path_) && !is_folder(path_)) throw UsageError(path_ + ": exists and is not a folder");
   make_folders(path_);
   const bool created = lock();

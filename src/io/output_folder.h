@@ -8,6 +8,11 @@
 
 namespace lk {
 
+// The path of an output folder without a final slash, or, if it is a link to a folder, that of the
+// folder: it is locked, cleaned and written to by its own name, whatever becomes of the link. Throws
+// UsageError for an empty path and a link to anything else.
+std::string real_output_folder(const std::string& path);
+
 // Creates a run's output folder (and its parents): new or empty, and locked against a second run
 // (flock on DIR/.lock, which holds the process's number and is removed at the end). Temporary files
 // of killed runs are removed first. Throws UsageError if it is a link or no folder, if it is not

@@ -17,8 +17,9 @@ bool is_early_file(const std::string& name) {
 }  // namespace
 
 void refuse_input_folders(const FinetuneSettings& s) {
+  const std::string out = real_output_folder(s.out);
   auto refuse = [&](const std::string& folder, const char* whose) {
-    if (!folder.empty() && !is_link(s.out) && is_same(s.out, folder))
+    if (!folder.empty() && is_same(out, folder))
       throw UsageError(concat("--out ", s.out, ": is the folder of ", whose, ": give a new one"));
   };
   refuse(is_folder(s.model) ? s.model : parent_folder(s.model), "--model");
