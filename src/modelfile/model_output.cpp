@@ -23,14 +23,6 @@ std::string hf_dtype(const GgmlEncoder& type) {
   return name == "F16" ? "float16" : name == "BF16" ? "bfloat16" : "float32";
 }
 
-std::string generation_config(const ModelConfig& c) {
-  Json j = {{"bos_token_id", nullptr}, {"eos_token_id", nullptr}, {"do_sample", false}};
-  if (c.bos_id >= 0) j["bos_token_id"] = c.bos_id;
-  if (c.eos_ids.size() == 1) j["eos_token_id"] = c.eos_ids[0];
-  if (c.eos_ids.size() > 1) j["eos_token_id"] = c.eos_ids;
-  return j.dump(2) + "\n";
-}
-
 // A folder's config.json as it is, but for the dtype if it is another.
 std::string with_dtype(const std::string& text, const std::string& dtype) {
   OrderedJson j = OrderedJson::parse(text);  // config_from_folder() has been through it
@@ -61,7 +53,6 @@ std::vector<std::pair<std::string, std::string>> side_files(const ModelFile& bas
     ModelConfig c = base.config();
     c.stored_dtype = hf_dtype(type);
     files.emplace_back("config.json", config_to_json(c).dump(2) + "\n");
-    files.emplace_back("generation_config.json", generation_config(c));
     for (auto& file : hf_tokenizer_files(*base.gguf())) files.push_back(std::move(file));
     return files;
   }
@@ -72,8 +63,9 @@ std::vector<std::pair<std::string, std::string>> side_files(const ModelFile& bas
 
 // GGUF metadata for matrices of `type`. A GGUF file's is copied, but for the keys that say how
 // numbers are stored. Of folders, only models with a tokenizer that GGUF can express can be
-// converted; others are an InputError.
-GgufWriter::Metadata model_metadata(const ModelFile& base, const GgmlEncoder& type) {
+// converted; others are an InputError. `notes` gets what of the tokenizer is left out.
+GgufWriter::Metadata model_metadata(const ModelFile& base, const GgmlEncoder& type,
+                                    std::vector<std::string>& notes) {
   GgufWriter::Metadata m;
   if (const GgufFile* file = base.gguf()) {
     for (auto& [key, value] : file->metadata())
@@ -84,7 +76,7 @@ GgufWriter::Metadata model_metadata(const ModelFile& base, const GgmlEncoder& ty
     m = config_to_gguf(base.config());
     m.emplace_back("general.type", gguf_string("model"));
     m.emplace_back("general.name", gguf_string(model_name(base.path())));
-    for (auto& entry : gguf_tokenizer(base.path(), base.config().vocab_size))
+    for (auto& entry : gguf_tokenizer(base.path(), base.config().vocab_size, notes))
       m.push_back(std::move(entry));
   }
   m.emplace_back("general.file_type", gguf_u32(type.file_type));
@@ -195,7 +187,7 @@ void ModelOutput::plan_gguf() {
     if (wanted_ && is_vocabulary(slot) && tensors_.back().type != wanted_)
       notes_.push_back(concat(tensors_.back().name, " is stored as ", tensors_.back().type->name));
   }
-  metadata_ = model_metadata(base_, *type_);
+  metadata_ = model_metadata(base_, *type_, notes_);
   if (std::vector<float> factors = rope_factors(base_); !factors.empty()) {
     const auto n = std::ssize(factors);
     tensors_.push_back({"rope_freqs.weight", Shape{n}, find_ggml_encoder("F32")});
