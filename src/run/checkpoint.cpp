@@ -51,7 +51,7 @@ void save_checkpoint(const std::string& folder, const Adapter& adapter, Trainer&
                     {{"format", kFormat},
                      {"steps", std::to_string(trainer.steps_done())},
                      {"micro_steps", std::to_string(trainer.micro_steps_done())},
-                     {"identity", identity.dump()}});
+                     {"identity", json_text(identity)}});
 }
 
 void load_checkpoint(const std::string& folder, Adapter& adapter, Trainer& trainer,
@@ -66,7 +66,7 @@ void load_checkpoint(const std::string& folder, Adapter& adapter, Trainer& train
   if (stored == metadata.end()) throw InputError(path + ": metadata identity is missing");
   Json before = parse_json(stored->second, path + ": identity");
   auto shown = [](const Json& run, const std::string& key) {
-    return run.contains(key) ? run[key].dump() : "unset";
+    return run.contains(key) ? json_text(run[key]) : "unset";
   };
   Json either = before;
   either.update(identity);

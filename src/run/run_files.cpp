@@ -17,6 +17,7 @@ MetricsLog::MetricsLog(const std::string& folder, std::int64_t keep_steps, bool 
   const std::string path = folder + "/metrics.jsonl";
   if (exists(path)) {
     std::istringstream old(read_file(path, std::size_t{1} << 30));
+    old.exceptions(std::ios::badbit);  // a line that finds no memory is not the end of the file
     std::string kept, line;
     while (std::getline(old, line)) {
       if (line.empty() || old.eof()) continue;  // a last line without its newline was cut off
@@ -41,7 +42,7 @@ void MetricsLog::step(const StepReport& r) {
       {"tokens", r.tokens},   {"supervised_tokens", r.supervised_tokens},
       {"seconds", r.seconds}, {"tokens_per_second", static_cast<double>(r.tokens) / r.seconds}};
   if (r.skipped) line["skipped"] = true;
-  log_->append(line.dump());
+  log_->append(json_text(line));
   if (events_)
     events_->add(r.step, {{"loss", r.loss},
                           {"lr", r.lr},
@@ -54,7 +55,7 @@ void MetricsLog::evaluation(std::int64_t step, const Evaluation& e) {
                       {"eval_loss", number(e.loss)},
                       {"eval_tokens", e.supervised_tokens},
                       {"perplexity", number(e.perplexity)}};
-  log_->append(line.dump());
+  log_->append(json_text(line));
   if (events_) events_->add(step, {{"eval_loss", e.loss}});
 }
 
