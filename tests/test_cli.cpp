@@ -223,6 +223,15 @@ TEST_CASE("evaluate: choices and generated text are scored by the rows' keys") {
   CHECK(parse_json(s.out, "stdout")["rouge_l"] == 1);
   CHECK(run(on + (f / "refs.jsonl") + " --predictions " + (f / "p.jsonl")).status == 2);
   CHECK(run(on + (f / "rows.jsonl") + " --predictions " + (f / "q.jsonl")).status == 2);
+  // The target is looked at before the work.
+  stdfs::create_symlink("nowhere", f / "link");
+  const std::string predict = on + (f / "refs.jsonl") + " --predictions ";
+  for (const auto& [target, status] :
+       {std::pair{f / "link", 2}, {f.scratch.path(), 2}, {f / "none/q.jsonl", 4}}) {
+    const Result r = run(predict + target);
+    CHECK(r.status == status);
+    CHECK_MESSAGE(r.out.find("rows with references") == std::string::npos, r.out);
+  }
   CHECK(run(on + (f / "rows.jsonl") + " --generate --max-tokens 0").status == 2);
   Result loss = run(on + (f / "rows.jsonl") + " --generate --max-tokens 3");
   CHECK_MESSAGE(loss.status == 0, loss.out);  // a completion is a reference
@@ -430,7 +439,7 @@ TEST_CASE(
 
 TEST_CASE("resume: 3 + 3 steps give the bytes of 6, and a changed setting is refused") {
   Folder f;
-  const std::string flags = "--seq-len 64 --lr 1e-2 --schedule constant --save-every 1 --out ";
+  const std::string flags = "--seq-len 64 --lr 1e-2 --schedule constant --out ";
   REQUIRE(run(train(f, "--steps 6 " + flags + (f / "whole"))).status == 0);
   REQUIRE(run(train(f, "--steps 3 " + flags + (f / "parts"))).status == 0);
   Result r = run(train(f, "--steps 6 --resume " + flags + (f / "parts")));
@@ -440,6 +449,24 @@ TEST_CASE("resume: 3 + 3 steps give the bytes of 6, and a changed setting is ref
   Result changed = run(train(f, "--steps 9 --rank 2 --resume " + flags + (f / "parts")));
   CHECK(changed.status == 2);
   CHECK(changed.out.find("rank") != std::string::npos);
+  std::string bytes = read_file(f / "parts/checkpoint.safetensors", 1 << 28);
+  bytes[bytes.size() / 2] = static_cast<char>(bytes[bytes.size() / 2] ^ 4);
+  std::ofstream(f / "parts/checkpoint.safetensors", std::ios::binary) << bytes;
+  const Result damaged = run(train(f, "--steps 9 --resume " + flags + (f / "parts")));
+  CHECK(damaged.status == 3);
+  CHECK(damaged.out.find("checkpoint.safetensors: is damaged") != std::string::npos);
+}
+
+TEST_CASE("an --out that can't be a run's folder ends with 2, a disk that is in the way with 4") {
+  Folder f;
+  stdfs::create_symlink("/nowhere/at/all", f / "link");
+  const Result link = run(train(f, "--seq-len 64 --steps 1 --out " + (f / "link")));
+  CHECK(link.status == 2);
+  CHECK(link.out.find("is a link") != std::string::npos);
+  CHECK(run(train(f, "--seq-len 64 --steps 1 --out " + f.scratch.path())).status == 2);
+  CHECK(run(train(f, "--seq-len 64 --steps 1 --out " + (f / "rows.jsonl"))).status == 2);
+  CHECK(run(train(f, "--seq-len 64 --steps 1 --out /proc/none/run")).status == 4);
+  CHECK(run(train(f, "--seq-len 64 --epochs 9.3e18 --out " + (f / "run"))).status == 2);
 }
 
 TEST_CASE("--resume does not start a finished run over") {
@@ -450,6 +477,9 @@ TEST_CASE("--resume does not start a finished run over") {
   const Result again = run(train(f, "--rank 2 --resume " + flags));
   CHECK(again.status == 2);
   CHECK(again.out.find("holds a finished run") != std::string::npos);
+  REQUIRE(stdfs::remove(f / "run/checkpoint.safetensors"));
+  CHECK(run(train(f, "--resume " + flags)).out.find("holds a finished run and no checkpoint") !=
+        std::string::npos);
   CHECK(read_file(f / "run/adapter_model.safetensors", 1 << 20) == before);
 }
 

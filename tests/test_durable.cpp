@@ -19,6 +19,7 @@
 #include "io/output_folder.h"
 #include "io/paths.h"
 #include "io/safetensors.h"
+#include "io/staged_output.h"
 
 using namespace lk;
 using namespace lk::test;
@@ -352,7 +353,7 @@ TEST_CASE("line log: whole lines, appended") {
   check_throws<IoError>("folder", {folder.path()}, [&] { LineLog log(folder.path()); });
 }
 
-TEST_CASE("line log: a line that does not fit is taken back") {
+TEST_CASE("line log: a line that does not fit is taken back, and comes before the next one") {
   ScratchFolder folder;
   const std::string path = folder.write("log", "one\n");
   LineLog log(path);
@@ -369,7 +370,13 @@ TEST_CASE("line log: a line that does not fit is taken back") {
   }
   CHECK(slurp(path) == "one\n");
   log.append("three");
-  CHECK(slurp(path) == "one\nthree\n");
+  CHECK(slurp(path) == "one\nsecond line\nthree\n");
+  {
+    FsOverride in_use(filling);
+    CHECK_THROWS_AS(log.append("four"), IoError);
+  }
+  log.flush();
+  CHECK(slurp(path) == "one\nsecond line\nthree\nfour\n");
 }
 
 TEST_CASE("R8: output folder: new, empty, or refused; and one process at a time") {
@@ -412,25 +419,106 @@ TEST_CASE("only ENOENT and ENOTDIR mean that nothing is there") {
   CHECK(file_bytes(path) == 4);
   CHECK(!lk::exists(root.file("absent")));
   CHECK(!lk::exists(path + "/under-a-file"));
-  CHECK(!lk::exists(root.file("dangling")));
-  CHECK(is_taken(root.file("dangling")));
+  // Somebody meant a file to be where a link leads, so it is not simply absent.
+  const std::string dangling = root.file("dangling");
+  check_throws<InputError>("a link", {dangling, "link to nothing"}, [&] { lk::exists(dangling); });
+  check_throws<InputError>("a link", {dangling}, [&] { is_folder(dangling); });
+  check_throws<InputError>("a link", {dangling}, [&] { file_bytes(dangling); });
+  CHECK(is_taken(dangling));
+  CHECK(is_link(dangling));
+  CHECK(!is_link(path));
+  CHECK(is_same(path, root.file("../") + root.path().substr(root.path().rfind('/') + 1) + "/f"));
+  CHECK(!is_same(path, root.path()));
+  CHECK(!is_same(path, root.file("absent")));
   CHECK(file_bytes(root.file("absent")) == 0);
   CHECK(list_folder(root.file("")) == std::vector<std::string>{"dangling", "f"});
   CHECK(file_name("a/b.gguf") == "b.gguf");
+  CHECK(parent_folder("a/b.gguf") == "a");
+  CHECK(parent_folder("b.gguf") == ".");
   for (const char* name : {"a/tiny", "a/tiny/", "tiny/.", "tiny"})
     CHECK(folder_name(name) == "tiny");
   const std::string own = root.file("loop");
   std::filesystem::create_symlink("loop", own);
   check_throws<IoError>("a loop", {own, "cannot examine"}, [&] { lk::exists(own); });
-  for (int error : {EIO, EACCES, ENOMEM}) {
+  for (int error : {EIO, EACCES, ENOMEM, ESTALE}) {
     FaultyFs faulty(1, error, true);
     FsOverride in_use(faulty);
     check_throws<IoError>("exists", {path, "cannot examine"}, [&] { lk::exists(path); });
     check_throws<IoError>("is_taken", {path, "cannot examine"}, [&] { is_taken(path); });
     check_throws<IoError>("is_folder", {path, "cannot examine"}, [&] { is_folder(path); });
+    check_throws<IoError>("is_link", {path, "cannot examine"}, [&] { is_link(path); });
+    check_throws<IoError>("is_pipe", {path, "cannot examine"}, [&] { is_pipe(path); });
+    check_throws<IoError>("is_same", {path, "cannot examine"}, [&] { is_same(path, path); });
     check_throws<IoError>("file_bytes", {path, "cannot examine"}, [&] { file_bytes(path); });
     check_throws<IoError>("list", {path, "cannot list"}, [&] { list_folder(path); });
   }
+}
+
+TEST_CASE("R8: an output folder may be a link to a folder, and no path makes it loop for ever") {
+  ScratchFolder root;
+  const std::string link = root.file("link"), real = root.file("real");
+  std::filesystem::create_directory(real);
+  std::ofstream(root.file("plain")) << "x";
+  for (const char* to : {"/nowhere/at/all", "plain", "link"}) {
+    std::filesystem::remove(link);
+    std::filesystem::create_symlink(to, link);
+    for (const std::string& path : {link, link + "/"})
+      check_throws<UsageError>(to, {link, "is a link"}, [&] { OutputFolder(path, true); });
+    CHECK_THROWS_AS(OutputFolder(link + "/below", true), Error);  // under a link to nothing
+  }
+  std::filesystem::remove(link);
+  std::filesystem::create_symlink("real", link);
+  for (const std::string& path : {link, link + "/"}) {
+    const OutputFolder folder(path, true);
+    CHECK(folder.file("x") == std::filesystem::canonical(real).string() + "/x");
+    CHECK(std::filesystem::exists(root.file("real/.lock")));
+  }
+  CHECK(std::filesystem::is_empty(real));
+
+  class Blind : public Fs {  // finds nothing, whatever is there
+    int stat(const char*, struct stat*) override { return errno = ENOENT, -1; }
+    int lstat(const char*, struct stat*) override { return errno = ENOENT, -1; }
+  } blind;
+  FsOverride in_use(blind);
+  CHECK_NOTHROW(OutputFolder(root.file("a/b"), true));
+  class Refusing : public Fs {
+    int stat(const char*, struct stat*) override { return errno = ENOENT, -1; }
+    int lstat(const char*, struct stat*) override { return errno = ENOENT, -1; }
+    int mkdir(const char*, mode_t) override { return errno = EROFS, -1; }
+  } refusing;
+  FsOverride also(refusing);
+  CHECK_THROWS_AS(OutputFolder(root.file("a/c"), true), IoError);
+}
+
+TEST_CASE("temporary files of killed processes are removed, those of living ones are not") {
+  ScratchFolder root;
+  const std::string path = root.file("run");
+  std::filesystem::create_directory(path);
+  const std::string dead = path + "/.weights.1234-0.lorikeet.tmp",
+                    folder = path + "/.m.lorikeet.tmp";
+  std::ofstream(dead) << "half";
+  std::filesystem::create_directory(folder);
+  std::ofstream(folder + "/part") << "half";
+  std::ofstream(path + "/.other.tmp") << "another program's";
+  DurableFile alive(path + "/file");
+  alive.append("whole", 5);
+  const StagedOutput staged(path + "/m2", StagedOutput::Kind::Folder, 0);  // removes what is dead
+  CHECK(!std::filesystem::exists(dead));
+  CHECK(!std::filesystem::exists(folder));
+  std::ofstream(dead) << "half";
+  { const OutputFolder out(path, false); }
+  CHECK(!std::filesystem::exists(dead));
+  alive.commit();
+  CHECK(slurp(path + "/file") == "whole");
+  CHECK(slurp(path + "/.other.tmp") == "another program's");
+  CHECK(std::filesystem::is_directory(staged.path()));
+}
+
+TEST_CASE("a name as long as a file system takes has room for its temporary one") {
+  ScratchFolder root;
+  const std::string path = root.file(std::string(255, 'n'));
+  write_file_durably(path, "x");
+  CHECK(slurp(path) == "x");
 }
 
 TEST_CASE("R8: whichever call fails, an output folder is had or an IoError names it") {

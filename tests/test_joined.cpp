@@ -52,6 +52,16 @@ LoraConfig rank8(std::vector<std::string> targets) {
   return c;
 }
 
+// Parts of one joined matrix with ranks of their own, all with scale 2.
+LoraConfig mixed_ranks(std::int64_t one, std::int64_t other) {
+  LoraConfig c = rank8({"all-linear"});
+  c.wide_ranks = true;
+  c.exceptions = {{"model.layers.0.self_attn.v_proj", {one, 2.0 * static_cast<double>(one)}},
+                  {"model.layers.1.self_attn.q_proj", {other, 2.0 * static_cast<double>(other)}},
+                  {"model.layers.1.mlp.up_proj", {one, 2.0 * static_cast<double>(one)}}};
+  return c;
+}
+
 LoraConfig with_dropout(LoraConfig config) {
   config.shape.dropout = 0.3f;
   return config;
@@ -174,7 +184,7 @@ TEST_CASE("a plan serves the shapes that kernels are made for, and no others") {
   CHECK(plan(576, 40, 1, false, DType::BF16).backward_b() == 0);
   CHECK(plan(576, 40, 1, false, DType::BF16).backward_a() == 3);
   const ThinShape mixed{576, 128, 32, DType::BF16, false, {{0, 64, 0, 8}, {64, 128, 8, 16}}};
-  CHECK(ThinPlan(mixed).backward_b() == 0);  // parts of different ranks
+  CHECK(ThinPlan(mixed).backward_b() == 1);  // parts may differ in rank
   for (const ThinPlan& none :
        {plan(576, 12, 1, false, DType::BF16), plan(577, 16, 1, false, DType::BF16),
         plan(576, 16, 5, false, DType::BF16), plan(576, 16, 1, false, DType::F32), ThinPlan()}) {
@@ -223,7 +233,8 @@ TEST_CASE("cuda: joined projections give the plain model's loss and gradients, B
   for (const LoraConfig& config :
        {tiny_lora(), rank3({"q_proj", "v_proj", "down_proj"}), with_dropout(tiny_lora()),
         rank8({"all-linear"}), rank8({"q_proj", "v_proj"}),
-        with_dropout(rank8({"q_proj", "v_proj", "up_proj"}))}) {
+        with_dropout(rank8({"q_proj", "v_proj", "up_proj"})), mixed_ranks(16, 24),
+        mixed_ranks(32, 16), with_dropout(mixed_ranks(24, 16)), mixed_ranks(3, 16)}) {
     JoinedSubject exact(DType::F32, config, false),
         plain(DType::BF16, config, false, open_device("auto")),
         joined(DType::BF16, config, true, open_device("auto"));

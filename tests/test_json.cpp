@@ -244,3 +244,13 @@ TEST_CASE("checked integers never wrap") {
                 !std::is_convertible_v<std::uint64_t, C>);
   static_assert(!std::is_constructible_v<std::uint64_t, C>);
 }
+
+TEST_CASE("an integer is made of a double only where it has one") {
+  CHECK(to_integer(3.9, 0, 10) == 3);
+  CHECK(to_integer(-3.9, -10, 10) == -3);
+  CHECK(to_integer(10.5, 0, 10) == 10);
+  CHECK(to_integer(-0x1p63, INT64_MIN, INT64_MAX) == INT64_MIN);
+  for (double x : {11.0, -1.0, 9.3e18, 0x1p63, 1e300, -1e300, std::nan(""), HUGE_VAL, -HUGE_VAL})
+    CHECK(!to_integer(x, 0, 10));
+  CHECK(!to_integer(0x1p63, INT64_MIN, INT64_MAX));
+}

@@ -14,6 +14,7 @@
 #include "io/fs.h"
 #include "io/ggml_encode.h"
 #include "io/gguf.h"
+#include "io/input_file.h"
 #include "io/json.h"
 #include "io/safetensors.h"
 #include "io/sha256.h"
@@ -300,6 +301,35 @@ TEST_CASE("load: matrices that stay quantised hold the same values in their file
   }
 }
 
+TEST_CASE("load: a file of a model that the system won't show is an error, never an absent one") {
+  const test::ScratchFolder scratch;
+  const std::string path = scratch.file("model");
+  files::copy(std::string(LK_TEST_DATA) + "/golden/peft/tiny", path);
+  class Hiding : public Fs {  // fails where a file of the model is asked for
+   public:
+    std::string name;
+    int error = 0;
+    int stat(const char* p, struct stat* s) override {
+      if (!std::string(p).ends_with(name)) return Fs::stat(p, s);
+      return errno = error, -1;
+    }
+  } hiding;
+  for (const char* name : {"generation_config.json", "tokenizer_config.json", "chat_template.jinja",
+                           "model.safetensors"})
+    for (int error : {EIO, EACCES, ESTALE, ENOMEM}) {
+      CAPTURE(name);
+      hiding.name = name, hiding.error = error;
+      FsOverride in_use(hiding);
+      CHECK_THROWS_WITH_AS((ModelFile(path).side_files(), ModelFile(path).read_tokenizer(),
+                            ModelFile(path).reader()),
+                           doctest::Contains(name), IoError);
+    }
+  files::remove(path + "/generation_config.json");
+  files::create_symlink("nowhere", path + "/generation_config.json");
+  CHECK_THROWS_WITH_AS(ModelFile(path).side_files(), doctest::Contains("link to nothing"),
+                       InputError);
+}
+
 TEST_CASE("load: every compute dtype rounds once") {
   auto backend = make_cpu_backend();
   Folder folder("mqa");
@@ -331,12 +361,16 @@ TEST_CASE(
   CHECK_THROWS_WITH_AS(config_only.reader(), doctest::Contains("model.safetensors"), InputError);
 
   const ModelFile whole(f.write());
-  CHECK(whole.weight_files() == std::vector<std::string>{path + "/model.safetensors"});
+  REQUIRE(whole.weight_files().size() == 1);
+  CHECK(whole.weight_files()[0]->path() == path + "/model.safetensors");
+  const std::string before = sha256_file(path + "/model.safetensors");
   CHECK(whole.side_files().front().first == "config.json");
   CHECK(whole.slots().size() == f.tensors.size());
   const TensorReader* reader = &whole.reader();
   files::remove(path + "/model.safetensors");  // what is open stays open
   CHECK(&whole.reader() == reader);
+  std::ofstream(path + "/model.safetensors") << "another model's weights";
+  CHECK(model_fingerprint(whole) == before);  // what is hashed is what is read
   for (const WeightSlot& slot : whole.slots()) {
     std::vector<float> rows(static_cast<std::size_t>(slot.shape.numel()));
     whole.read_rows(slot, 0, slot.shape.rows(), rows.data());
@@ -345,7 +379,8 @@ TEST_CASE(
 
   const ModelFile gguf(kModels + "tied_gqa.q8_0.gguf");
   REQUIRE(gguf.gguf() != nullptr);
-  CHECK(gguf.weight_files() == std::vector<std::string>{kModels + "tied_gqa.q8_0.gguf"});
+  REQUIRE(gguf.weight_files().size() == 1);
+  CHECK(gguf.weight_files()[0]->path() == kModels + "tied_gqa.q8_0.gguf");
   CHECK(gguf.side_files().empty());
   CHECK_THROWS_AS(ModelFile(kModels + "absent"), InputError);
 }

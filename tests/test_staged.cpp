@@ -1,4 +1,7 @@
 // A staged output appears whole or not at all, whatever call fails.
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <cerrno>
 #include <filesystem>
 
@@ -102,6 +105,38 @@ TEST_CASE("without commit nothing stays; what exists is refused, also if it come
   }
   CHECK(slurp(scratch.file("late")) == "theirs");
   CHECK(scratch.names().size() == 4);
+}
+
+TEST_CASE(
+    "a second writer of one target is refused before its work; a killed one's place is taken") {
+  ScratchFolder scratch;
+  const std::string target = scratch.file("p.jsonl");
+  {
+    StagedOutput first(target, StagedOutput::Kind::File, 0);
+    write_file_durably(first.file("p"), "first");
+    check_throws<UsageError>("second", {target, "another process is writing it"},
+                             [&] { StagedOutput(target, StagedOutput::Kind::File, 0); });
+    first.commit();
+  }
+  CHECK(slurp(target) == "first");
+  std::filesystem::remove(target);
+  const pid_t child = ::fork();
+  REQUIRE(child >= 0);
+  if (child == 0) {
+    StagedOutput killed(target, StagedOutput::Kind::File, 0);
+    write_file_durably(killed.file("p"), "half");
+    ::_exit(0);  // without destructors
+  }
+  int status = -1;
+  ::waitpid(child, &status, 0);
+  REQUIRE(scratch.names().size() == 1);
+  {
+    StagedOutput next(target, StagedOutput::Kind::File, 0);
+    write_file_durably(next.file("p"), "next");
+    next.commit();
+  }
+  CHECK(slurp(target) == "next");
+  CHECK(scratch.names().size() == 1);
 }
 
 TEST_CASE("a disk with too little room is refused before anything is made") {

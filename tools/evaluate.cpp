@@ -5,7 +5,7 @@
 
 #include "io/durable.h"
 #include "io/json.h"
-#include "io/paths.h"
+#include "io/staged_output.h"
 #include "nn/evaluation.h"
 #include "program.h"
 #include "row_flags.h"
@@ -59,7 +59,7 @@ OrderedJson choices(const Settings& s, const ByteSource& data, InferenceModel& m
           {"tokens", scores.tokens}};
 }
 
-void write_predictions(const Settings& s, const std::vector<ReferenceRow>& rows,
+void write_predictions(StagedOutput& file, const std::vector<ReferenceRow>& rows,
                        const std::vector<std::string>& texts) {
   std::string lines;
   for (std::size_t i = 0; i < rows.size(); ++i) {
@@ -67,17 +67,19 @@ void write_predictions(const Settings& s, const std::vector<ReferenceRow>& rows,
         {"prompt", rows[i].prompt}, {"text", texts[i]}, {"references", rows[i].references}};
     lines += json_text(line) + "\n";
   }
-  write_file_durably(s.predictions, lines);
+  write_file_durably(file.file("predictions"), lines);
+  file.commit();
 }
 
-OrderedJson generation(Settings s, const ByteSource& data, InferenceModel& m) {
+OrderedJson generation(Settings s, const ByteSource& data, InferenceModel& m,
+                       std::optional<StagedOutput>& predictions) {
   const std::vector<ReferenceRow> rows =
       load_references(data, *m.tokenizer, s.limits(), s.sampling.max_tokens);
   program::message(concat(s.data, ": ", rows.size(), " rows with references"));
   s.sampling.stop_ids = m.tokenizer->stop_ids();
   const GenerationScores scores =
       score_generation(*m.model, *m.tokenizer, rows, s.sampling, s.batch, show_progress);
-  if (!s.predictions.empty()) write_predictions(s, rows, scores.texts);
+  if (predictions) write_predictions(*predictions, rows, scores.texts);
   return {{"bleu", scores.bleu},
           {"bleu_variant", "sacreBLEU corpus, case:mixed, eff:no, tok:13a, smooth:exp"},
           {"brevity_penalty", scores.brevity_penalty},
@@ -132,19 +134,20 @@ int main(int argc, char** argv) {
     if (s.batch < 1) throw UsageError("--batch must be at least 1");
     const bool settled = s.rows.format != "auto";  // --format names a format of rows for the loss
     if (settled && s.generate) throw UsageError("--generate takes no --format");
-    if (!s.predictions.empty() && exists(s.predictions))
-      throw UsageError(concat("--predictions ", s.predictions, ": already exists"));
     s.rows.long_rows = program::long_rows(s.long_rows);
     const ByteSource data(s.data);  // opened once: a pipe can be read once only
     EvalKind kind = settled ? EvalKind::Loss : detect_eval_kind(data);
     if (s.generate) kind = EvalKind::Generation;
     if (!s.predictions.empty() && kind != EvalKind::Generation)
       throw UsageError("--predictions: nothing is generated; add --generate");
+    std::optional<StagedOutput> predictions;  // taken before the work, so that none is done in vain
+    if (!s.predictions.empty())
+      predictions.emplace(s.predictions, StagedOutput::Kind::File, std::uint64_t{0});
     if (s.seq_len->count() > 0) s.inference.max_positions = s.rows.seq_len;
     InferenceModel m = open_inference(s.inference);
     s.rows.seq_len = std::min(s.rows.seq_len, m.model->config().max_position);
     const OrderedJson out = kind == EvalKind::Choices      ? choices(s, data, m)
-                            : kind == EvalKind::Generation ? generation(s, data, m)
+                            : kind == EvalKind::Generation ? generation(s, data, m, predictions)
                                                            : loss(s, data, m);
     program::write(json_text(out) + "\n");
     return 0;

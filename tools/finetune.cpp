@@ -97,7 +97,7 @@ int report(const FinetuneSettings& s, const FinetuneResult& r) {
               100.0 * static_cast<double>(r.trainable_parameters) /
                   static_cast<double>(r.base_parameters + r.trainable_parameters));
   std::printf("%lld steps, loss %.4f -> %.4f, %.0f tokens/s\n", static_cast<long long>(r.steps),
-              r.first_loss, r.last_loss, r.tokens_per_second);
+              r.first_loss, r.last_loss, r.tokens_per_second());
   if (r.eval_before && r.eval_after)
     std::printf("eval loss %.4f -> %.4f\n", r.eval_before->loss, r.eval_after->loss);
   std::printf("%s", memory_table(r.memory).c_str());

@@ -12,6 +12,7 @@
 #include <new>
 #include <system_error>
 
+#include "io/checked.h"
 #include "io/printable.h"
 #include "process.h"
 #include "tensor/error.h"
@@ -130,9 +131,10 @@ std::int64_t parse_bytes(const std::string& text) {
     if (!text.ends_with(unit)) continue;
     std::string number = text.substr(0, text.size() - std::string(unit).size());
     if (!decimal_shape(number, true).empty()) break;
-    double bytes = std::strtod(number.c_str(), nullptr) * static_cast<double>(factor);
-    if (!(bytes >= 0 && bytes < 9e18)) break;
-    return static_cast<std::int64_t>(bytes);
+    const double bytes = std::strtod(number.c_str(), nullptr) * static_cast<double>(factor);
+    const auto whole = to_integer(bytes, 0, INT64_MAX);
+    if (!whole) break;
+    return *whole;
   }
   throw UsageError(concat("'", text,
                           "' is not a size: a number of bytes, or one with KB, MB, GB, TB, KiB, "

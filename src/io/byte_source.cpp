@@ -7,6 +7,7 @@
 
 #include "io/fs.h"
 #include "io/input_file.h"
+#include "io/paths.h"
 #include "tensor/error.h"
 
 namespace lk {
@@ -14,12 +15,6 @@ namespace lk {
 namespace {
 
 constexpr std::size_t kPieceBytes = std::size_t{1} << 20;
-
-bool is_pipe(const std::string& path) {
-  struct stat s {};
-  return path.find('\0') == std::string::npos && fs().stat(path.c_str(), &s) == 0 &&
-         S_ISFIFO(s.st_mode);
-}
 
 std::string read_to_end(int fd, const std::string& name) {
   std::string all;
@@ -45,11 +40,15 @@ ByteSource::ByteSource(const std::string& path) : name_(path) {
   if (path == "-") {
     name_ = "standard input";
     held_ = read_to_end(STDIN_FILENO, name_);
-  } else if (is_pipe(path)) {
+  } else if (path.find('\0') == std::string::npos && is_pipe(path)) {
     // Opening waits for the pipe's writer: without one, there would be nothing to read.
     const int fd = retry_interrupted(
         [&] { return fs().open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY, 0); });
-    if (fd < 0) throw InputError(system_message(path, "cannot open", errno));
+    if (fd < 0) {
+      const std::string message = system_message(path, "cannot open", errno);
+      if (blames_the_path(errno)) throw InputError(message);
+      throw IoError(message);
+    }
     const FileDescriptor open(fd);
     held_ = read_to_end(fd, name_);
   } else {

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "tensor/error.h"
@@ -63,5 +64,14 @@ class CheckedU64 {
   std::uint64_t value_;
   bool valid_ = true;
 };
+
+// x without its fraction if that lies in [min, max], else nothing. Every double that an integer is
+// made of comes this way: a cast of NaN or of a number out of range is undefined.
+constexpr std::optional<std::int64_t> to_integer(double x, std::int64_t min, std::int64_t max) {
+  if (!(x >= -0x1p63 && x < 0x1p63)) return std::nullopt;
+  const auto whole = static_cast<std::int64_t>(x);
+  if (whole < min || whole > max) return std::nullopt;
+  return whole;
+}
 
 }  // namespace lk

@@ -3,12 +3,12 @@
 #include <fcntl.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <cerrno>
 #include <filesystem>
 #include <vector>
 
 #include "io/input_file.h"
+#include "io/temporary.h"
 #include "tensor/error.h"
 
 namespace lk {
@@ -27,14 +27,6 @@ int write_all(int fd, const char* data, std::size_t bytes, std::size_t& done) {
   return 0;
 }
 
-// Makes a new name beside `path`; the number keeps two writers of one process apart.
-std::string temp_name(const std::string& path) {
-  static std::atomic<unsigned> counter{0};
-  std::filesystem::path p(path);
-  std::string name = concat(".", p.filename().string(), ".", ::getpid(), ".", counter++, ".tmp");
-  return (p.parent_path() / name).string();
-}
-
 }  // namespace
 
 int fsync_folder(const std::string& folder) {
@@ -48,19 +40,27 @@ int fsync_folder(const std::string& folder) {
 }
 
 DurableFile::DurableFile(const std::string& path) : path_(path) {
-  auto open_new = [&] {
-    temp_ = temp_name(path);
-    return retry_interrupted(
+  for (int tries = 0; tries < 1000; ++tries) {
+    temp_ = unique_temporary(path);
+    const int fd = retry_interrupted(
         [&] { return fs().open(temp_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666); });
-  };
-  int fd = open_new();
-  // A killed process with our number may have left this name: a later one is free.
-  for (int i = 0; fd < 0 && errno == EEXIST && i < 1000; ++i) fd = open_new();
-  if (fd < 0) {
-    temp_.clear();
-    throw IoError(system_message(path, "cannot create a temporary file beside it", errno));
+    // A killed process with our number may have left this name: a later one is free.
+    if (fd < 0 && errno == EEXIST) continue;
+    if (fd < 0) {
+      temp_.clear();
+      throw IoError(system_message(path, "cannot create a temporary file beside it", errno));
+    }
+    fd_ = FileDescriptor(fd);
+    try {
+      if (hold_temporary(temp_, true, lock_) == Hold::Held) return;
+    } catch (const IoError&) {
+      fs().unlink(temp_.c_str());
+      throw;
+    }
+    fd_.reset();  // somebody took it for abandoned before it was locked
   }
-  fd_ = FileDescriptor(fd);
+  temp_.clear();
+  throw IoError(path + ": cannot create a temporary file beside it: every name is taken");
 }
 
 DurableFile::~DurableFile() {
@@ -139,17 +139,20 @@ AppendLog::AppendLog(const std::string& path) : path_(path) {
 }
 
 void AppendLog::append_record(std::string_view record) {
+  waiting_ += record;
   std::size_t done = 0;
-  int error = write_all(fd_.get(), record.data(), record.size(), done);
-  if (error == 0) return;
+  const int error = write_all(fd_.get(), waiting_.data(), waiting_.size(), done);
+  if (error == 0) return waiting_.clear();
   struct stat s {};
-  if (done > 0 && fs().fstat(fd_.get(), &s) == 0 && s.st_size >= static_cast<off_t>(done))
-    fs().ftruncate(fd_.get(),
-                   s.st_size - static_cast<off_t>(done));  // best effort: we throw anyway
+  if (done > 0 && fs().fstat(fd_.get(), &s) == 0 && s.st_size >= static_cast<off_t>(done) &&
+      fs().ftruncate(fd_.get(), s.st_size - static_cast<off_t>(done)) == 0)
+    done = 0;
+  waiting_.erase(0, done);
   throw IoError(system_message(path_, "cannot append", error));
 }
 
 void AppendLog::flush() {
+  if (!waiting_.empty()) append_record({});
   if (retry_interrupted([&] { return fs().fsync(fd_.get()); }) != 0)
     throw IoError(system_message(path_, "cannot write to the disk (fsync)", errno));
 }

@@ -27,7 +27,7 @@ class DurableFile {
   void verify();
 
   std::string path_, temp_;
-  FileDescriptor fd_;
+  FileDescriptor fd_, lock_;  // what is written through, and what holds the temp file's lock
   Sha256 hash_;
   std::uint64_t size_ = 0;
 };
@@ -40,20 +40,23 @@ void write_file_durably(const std::string& path, std::string_view content);
 // 0 or an errno value.
 int fsync_folder(const std::string& folder);
 
-// An append-only file of records: each is written with one write(2), flush() fsyncs.
+// An append-only file of records: each is written with one write(2), flush() fsyncs. A record that
+// the system refuses waits in memory and goes out before the next one, in order: a disk that is full
+// for a while loses nothing.
 class AppendLog {
  public:
   explicit AppendLog(const std::string& path);
   AppendLog(const AppendLog&) = delete;
   AppendLog& operator=(const AppendLog&) = delete;
-  // Appends one record. If that fails, throws IoError after taking back what was written, so that
-  // no half record stays.
+  // Appends what waits and this record. If that fails, throws IoError after taking back what was
+  // written, so that no half record stays; the record then waits.
   void append_record(std::string_view record);
+  // Makes all records durable, those that wait included. Throws IoError.
   void flush();
   const std::string& path() const { return path_; }
 
  private:
-  std::string path_;
+  std::string path_, waiting_;
   FileDescriptor fd_;
 };
 

@@ -120,6 +120,11 @@ std::string system_message(const std::string& path, const char* what, int error)
   return path + ": " + what + ": " + std::generic_category().message(error);
 }
 
+bool blames_the_path(int error) {
+  return error == ENOENT || error == ENOTDIR || error == EACCES || error == EPERM ||
+         error == ELOOP || error == ENAMETOOLONG || error == ENXIO;
+}
+
 FileDescriptor& FileDescriptor::operator=(FileDescriptor&& other) noexcept {
   if (this != &other) {
     reset();

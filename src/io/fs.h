@@ -65,6 +65,9 @@ class FsOverride {
 // "PATH: what: No space left on device" for the errno value `error`.
 std::string system_message(const std::string& path, const char* what, int error);
 
+// Whether `error` is about the path that a user gave, and not about the machine.
+bool blames_the_path(int error);
+
 // Calls f() until it does not fail with EINTR.
 template <class F>
 auto retry_interrupted(F&& f) {

@@ -105,6 +105,7 @@ GgufFile::GgufFile(const std::string& path) : impl_(std::make_unique<Impl>(path)
 GgufFile::~GgufFile() = default;
 
 const std::string& GgufFile::path() const { return impl_->file.path(); }
+std::vector<const InputFile*> GgufFile::files() const { return {&impl_->file}; }
 
 std::vector<std::string> GgufFile::names() const {
   std::vector<std::string> names;

@@ -15,12 +15,6 @@ std::int64_t modified_ns(const struct stat& s) {
   return std::int64_t{s.st_mtim.tv_sec} * 1'000'000'000 + s.st_mtim.tv_nsec;
 }
 
-// Failures that are about the path a user gave, not about the machine.
-bool blames_the_path(int error) {
-  return error == ENOENT || error == ENOTDIR || error == EACCES || error == EPERM ||
-         error == ELOOP || error == ENAMETOOLONG || error == ENXIO;
-}
-
 }  // namespace
 
 InputFile::InputFile(const std::string& path, Between between) : path_(path) {

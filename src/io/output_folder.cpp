@@ -8,15 +8,18 @@
 #include <filesystem>
 
 #include "io/paths.h"
+#include "io/temporary.h"
 #include "tensor/error.h"
 
 namespace lk {
 
 namespace {
 
+constexpr int kMostTries = 1000;  // at a lock file that other processes keep removing
+
 void make_folders(const std::filesystem::path& path) {
   if (path.empty() || is_folder(path.string())) return;
-  make_folders(path.parent_path());
+  if (const auto parent = path.parent_path(); parent != path) make_folders(parent);
   if (fs().mkdir(path.c_str(), 0777) != 0 && errno != EEXIST)
     throw IoError(system_message(path.string(), "cannot create the folder", errno));
 }
@@ -31,48 +34,73 @@ std::string holder_of(int lock) {
 
 }  // namespace
 
-OutputFolder::OutputFolder(const std::string& path, bool must_be_empty) : path_(path) {
-  if (path.empty()) throw UsageError("the output folder's name is empty");
-  if (exists(path) && !is_folder(path)) throw UsageError(path + ": exists and is not a folder");
-  std::filesystem::path folder(path);
-  make_folders(folder.has_filename() ? folder : folder.parent_path());
+std::string real_output_folder(const std::string& path) {
+  const std::size_t last = path.find_last_not_of('/');
+  const std::string name = last == std::string::npos ? path : path.substr(0, last + 1);
+  if (name.empty()) throw UsageError("the output folder's name is empty");
+  if (!is_link(name)) return name;
+  std::string real;
+  struct stat s {};
+  if (fs().realpath(name.c_str(), real) != 0 || fs().stat(real.c_str(), &s) != 0 ||
+      !S_ISDIR(s.st_mode))
+    throw UsageError(name + ": is a link, and not to a folder");
+  return real;
+}
 
+OutputFolder::OutputFolder(const std::string& path, bool must_be_empty)
+    : path_(real_output_folder(path)) {
+  if (exists(path_) && !is_folder(path_)) throw UsageError(path_ + ": exists and is not a folder");
+  make_folders(path_);
+  const bool created = lock();
+  remove_abandoned(path_);
+  if (!must_be_empty) return;
+  const std::vector<std::string> names = contents();
+  if (names.empty()) return;
+  if (created) fs().unlink(file(".lock").c_str());
+  throw UsageError(
+      concat(path_, ": not empty (it has ", names[0], "): give a new or empty folder"));
+}
+
+// Returns whether the lock file is new.
+bool OutputFolder::lock() {
   const std::string lock_path = file(".lock");
-  bool created = false;
-  for (;;) {
-    auto open_lock = [&](int extra) {
-      return retry_interrupted([&] {
-        return fs().open(lock_path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | extra,
-                         0666);
-      });
-    };
+  auto open_lock = [&](int extra) {
+    return retry_interrupted([&] {
+      return fs().open(lock_path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | extra,
+                       0666);
+    });
+  };
+  for (int tries = 0; tries < kMostTries; ++tries) {
     int fd = open_lock(O_CREAT | O_EXCL);
-    created = fd >= 0;
-    if (fd < 0 && errno == EEXIST) fd = open_lock(0);
-    if (fd < 0 && errno == ENOENT) continue;  // its holder has just removed it
+    const bool created = fd >= 0;
+    if (fd < 0 && errno == EEXIST) {
+      fd = open_lock(0);
+      if (fd < 0 && errno == ENOENT) continue;  // its holder has just removed it
+    }
     if (fd < 0) throw IoError(system_message(lock_path, "cannot open", errno));
     lock_ = FileDescriptor(fd);
     if (retry_interrupted([&] { return fs().flock(fd, LOCK_EX | LOCK_NB); }) != 0) {
       if (errno == EWOULDBLOCK)
         throw UsageError(
-            concat(path, ": in use by ", holder_of(fd), " (it holds ", lock_path, ")"));
+            concat(path_, ": in use by ", holder_of(fd), " (it holds ", lock_path, ")"));
       throw IoError(system_message(lock_path, "cannot lock", errno));
     }
     struct stat s {};
     if (fs().fstat(fd, &s) != 0) throw IoError(system_message(lock_path, "cannot examine", errno));
-    if (s.st_nlink > 0)
-      break;  // else the holder before us removed the file we hold: take the new one
+    if (s.st_nlink == 0)
+      continue;  // the holder before us removed the file we hold: take the new one
+    // The number is for the message of a second run; failing to write it is no reason to stop.
+    const std::string pid = std::to_string(::getpid()) + "\n";
+    if (fs().ftruncate(fd, 0) == 0) (void)!fs().write(fd, pid.data(), pid.size());
+    return created;
   }
-  if (must_be_empty) {
-    for (const std::string& name : list_folder(path)) {
-      if (name == ".lock") continue;
-      if (created) fs().unlink(lock_path.c_str());
-      throw UsageError(concat(path, ": not empty (it has ", name, "): give a new or empty folder"));
-    }
-  }
-  // The number is for the message of a second run; failing to write it is no reason to stop.
-  std::string pid = std::to_string(::getpid()) + "\n";
-  if (fs().ftruncate(lock_.get(), 0) == 0) (void)!fs().write(lock_.get(), pid.data(), pid.size());
+  throw IoError(lock_path + ": cannot lock: other processes keep removing it");
+}
+
+std::vector<std::string> OutputFolder::contents() const {
+  std::vector<std::string> names = list_folder(path_);
+  std::erase(names, ".lock");
+  return names;
 }
 
 OutputFolder::~OutputFolder() {

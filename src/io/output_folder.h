@@ -2,14 +2,21 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "io/fs.h"
 
 namespace lk {
 
+// The path of an output folder without a final slash, or, if it is a link to a folder, that of the
+// folder: it is locked, cleaned and written to by its own name, whatever becomes of the link. Throws
+// UsageError for an empty path and a link to anything else.
+std::string real_output_folder(const std::string& path);
+
 // Creates a run's output folder (and its parents): new or empty, and locked against a second run
-// (flock on DIR/.lock, which holds the process's number and is removed at the end). Throws
-// UsageError if it is not empty or another process holds it, naming that process.
+// (flock on DIR/.lock, which holds the process's number and is removed at the end). Temporary files
+// of killed runs are removed first. Throws UsageError if it is a link or no folder, if it is not
+// empty, or if another process holds it, naming that process; IoError.
 class OutputFolder {
  public:
   OutputFolder(const std::string& path, bool must_be_empty);
@@ -17,8 +24,12 @@ class OutputFolder {
   OutputFolder(const OutputFolder&) = delete;
   OutputFolder& operator=(const OutputFolder&) = delete;
   std::string file(const std::string& name) const;
+  // The names in the folder, sorted, without the lock.
+  std::vector<std::string> contents() const;
 
  private:
+  bool lock();
+
   std::string path_;
   FileDescriptor lock_;
 };

@@ -17,11 +17,19 @@ bool look(int (Fs::*call)(const char*, struct stat*), const std::string& path, s
   throw IoError(system_message(path, "cannot examine", errno));
 }
 
+// Fills `s` with what `path` leads to.
+bool follow(const std::string& path, struct stat& s) {
+  if (look(&Fs::stat, path, s)) return true;
+  if (look(&Fs::lstat, path, s) && S_ISLNK(s.st_mode))
+    throw InputError(path + ": is a link to nothing");
+  return false;
+}
+
 }  // namespace
 
 bool exists(const std::string& path) {
   struct stat s {};
-  return look(&Fs::stat, path, s);
+  return follow(path, s);
 }
 
 bool is_taken(const std::string& path) {
@@ -29,14 +37,31 @@ bool is_taken(const std::string& path) {
   return look(&Fs::lstat, path, s);
 }
 
+bool is_link(const std::string& path) {
+  struct stat s {};
+  return look(&Fs::lstat, path, s) && S_ISLNK(s.st_mode);
+}
+
 bool is_folder(const std::string& path) {
   struct stat s {};
-  return look(&Fs::stat, path, s) && S_ISDIR(s.st_mode);
+  return follow(path, s) && S_ISDIR(s.st_mode);
+}
+
+bool is_pipe(const std::string& path) {
+  struct stat s {};
+  return follow(path, s) && S_ISFIFO(s.st_mode);
+}
+
+bool is_same(const std::string& a, const std::string& b) {
+  struct stat of_a {
+  }, of_b{};
+  return follow(a, of_a) && follow(b, of_b) && of_a.st_dev == of_b.st_dev &&
+         of_a.st_ino == of_b.st_ino;
 }
 
 std::uint64_t file_bytes(const std::string& path) {
   struct stat s {};
-  return look(&Fs::stat, path, s) ? static_cast<std::uint64_t>(s.st_size) : 0;
+  return follow(path, s) ? static_cast<std::uint64_t>(s.st_size) : 0;
 }
 
 std::vector<std::string> list_folder(const std::string& path) {
@@ -49,6 +74,11 @@ std::vector<std::string> list_folder(const std::string& path) {
 
 std::string file_name(const std::string& path) {
   return std::filesystem::path(path).filename().string();
+}
+
+std::string parent_folder(const std::string& path) {
+  const std::string parent = std::filesystem::path(path).parent_path().string();
+  return parent.empty() ? "." : parent;
 }
 
 std::string folder_name(const std::string& path) {

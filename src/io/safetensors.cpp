@@ -32,6 +32,7 @@ SafetensorsFile::SafetensorsFile(const std::string& path, InputFile::Between bet
 SafetensorsFile::~SafetensorsFile() = default;
 
 const std::string& SafetensorsFile::path() const { return impl_->file.path(); }
+std::vector<const InputFile*> SafetensorsFile::files() const { return {&impl_->file}; }
 
 std::vector<std::string> SafetensorsFile::names() const {
   std::vector<std::string> names;

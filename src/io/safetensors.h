@@ -21,6 +21,7 @@ class SafetensorsFile : public TensorReader {
                            InputFile::Between between = InputFile::Between::Open);
   ~SafetensorsFile() override;
   const std::string& path() const override;
+  std::vector<const InputFile*> files() const override;
   std::vector<std::string> names() const override;
   bool has(const std::string& name) const override;
   Shape shape(const std::string& name) const override;

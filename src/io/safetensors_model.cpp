@@ -68,10 +68,10 @@ class ShardedModel : public TensorReader {
   }
 
   const std::string& path() const override { return path_; }
-  std::vector<std::string> files() const override {
-    std::vector<std::string> paths;
-    for (const auto& file : files_) paths.push_back(file->path());
-    return paths;
+  std::vector<const InputFile*> files() const override {
+    std::vector<const InputFile*> open;
+    for (const auto& file : files_) open.push_back(file->files()[0]);
+    return open;
   }
   std::vector<std::string> names() const override {
     std::vector<std::string> names;
@@ -141,9 +141,14 @@ class ShardedModel : public TensorReader {
     auto fail = [&](const std::string& rule) { return refused(shard, rule); };
     const std::string named = (stdfs::path(folder) / shard).string();
     std::string real, own, index;
-    if (fs().realpath(named.c_str(), real) != 0) throw fail("cannot be opened: " + reason(errno));
-    if (fs().realpath(folder.c_str(), own) != 0 || fs().realpath(path_.c_str(), index) != 0)
-      throw fail("cannot be resolved: " + reason(errno));
+    auto resolve = [&](const std::string& path, std::string& resolved) {
+      if (fs().realpath(path.c_str(), resolved) == 0) return;
+      if (blames_the_path(errno)) throw fail("cannot be opened: " + reason(errno));
+      throw IoError(system_message(path, "cannot examine", errno));
+    };
+    resolve(named, real);
+    resolve(folder, own);
+    resolve(path_, index);
     const stdfs::path parent = stdfs::path(real).parent_path();
     if (parent != own && parent != stdfs::path(index).parent_path())
       throw fail("is a link out of the model's folder (to " + printable(real) +

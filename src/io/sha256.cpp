@@ -60,8 +60,7 @@ std::string sha256_hex(const Sha256::Digest& digest) {
   return out;
 }
 
-std::string sha256_file(const std::string& path, const std::atomic<bool>* stop) {
-  InputFile file(path);
+std::string sha256_file(const InputFile& file, const std::atomic<bool>* stop) {
   Sha256 hash;
   std::vector<char> buffer(std::size_t{1} << 20);
   for (std::uint64_t at = 0; at < file.size(); at += buffer.size()) {
@@ -72,5 +71,7 @@ std::string sha256_file(const std::string& path, const std::atomic<bool>* stop) 
   }
   return hash.hex();
 }
+
+std::string sha256_file(const std::string& path) { return sha256_file(InputFile(path)); }
 
 }  // namespace lk

@@ -9,6 +9,8 @@
 
 namespace lk {
 
+class InputFile;
+
 class Sha256 {
  public:
   using Digest = std::array<std::uint8_t, 32>;
@@ -27,6 +29,7 @@ std::string sha256_hex(const Sha256::Digest& digest);  // 64 lower-case hex digi
 
 // Hashes a whole file, read in pieces: 64 lower-case hex digits, or nothing if `stop` became true
 // before the end. Throws as InputFile does.
-std::string sha256_file(const std::string& path, const std::atomic<bool>* stop = nullptr);
+std::string sha256_file(const InputFile& file, const std::atomic<bool>* stop = nullptr);
+std::string sha256_file(const std::string& path);
 
 }  // namespace lk

@@ -1,15 +1,12 @@
 #include "io/staged_output.h"
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <atomic>
 #include <cerrno>
 #include <filesystem>
-#include <utility>
 
 #include "io/durable.h"
 #include "io/paths.h"
+#include "io/temporary.h"
 #include "tensor/error.h"
 
 namespace lk {
@@ -17,6 +14,8 @@ namespace lk {
 namespace stdfs = std::filesystem;
 
 namespace {
+
+constexpr int kMostTries = 1000;  // at a hidden folder that other processes keep removing
 
 UsageError exists_already(const std::string& target) {
   return UsageError(target + ": exists already; it is never overwritten");
@@ -42,21 +41,37 @@ StagedOutput::StagedOutput(const std::string& target, Kind kind, std::uint64_t b
   if (is_taken(target_)) throw exists_already(target_);
   if (!is_folder(parent_))
     throw IoError(parent_ + ": is not a folder that exists: " + target_ + " can't be put there");
+  remove_abandoned(parent_);  // which may free the bytes needed
   if (std::uint64_t free = free_bytes(parent_); free < bytes)
     throw IoError(concat(target_, ": needs ", (bytes >> 20) + 1, " MiB, but ", parent_, " has ",
                          free >> 20, " MiB free; nothing was written"));
-
-  static std::atomic<unsigned> counter{0};
-  for (int tries = 0;; ++tries) {  // a killed process with our number may have left its own
-    hidden_ = (stdfs::path(parent_) /
-               concat(".", path.filename().string(), ".", ::getpid(), ".", counter++, ".tmp"))
-                  .string();
-    if (fs().mkdir(hidden_.c_str(), 0777) == 0) break;
-    if (errno == EEXIST && tries < 1000) continue;
-    const std::string failed = std::exchange(hidden_, "");
-    throw IoError(system_message(failed, "cannot create the folder", errno));
-  }
+  make_hidden();
   content_ = kind == Kind::Folder ? hidden_ : (stdfs::path(hidden_) / path.filename()).string();
+}
+
+// The hidden folder's name is the target's, so that two writers of one target meet there.
+void StagedOutput::make_hidden() {
+  const std::string hidden = shared_temporary(target_);
+  for (int tries = 0; tries < kMostTries; ++tries) {
+    const bool made = fs().mkdir(hidden.c_str(), 0777) == 0;
+    if (!made && errno != EEXIST)
+      throw IoError(system_message(hidden, "cannot create the folder", errno));
+    Hold hold = Hold::Gone;
+    try {
+      hold = hold_temporary(hidden, made, lock_);
+    } catch (const IoError&) {
+      if (made) fs().rmdir(hidden.c_str());
+      throw;
+    }
+    if (hold == Hold::Held) {
+      if (!made) empty_temporary_folder(hidden);  // what a killed process left
+      hidden_ = hidden;
+      return;
+    }
+    // One that was new a moment ago can only be held by somebody who removes what is abandoned.
+    if (hold == Hold::Taken && !made) throw UsageError(target_ + ": another process is writing it");
+  }
+  throw IoError(hidden + ": cannot create the folder: other processes keep removing it");
 }
 
 StagedOutput::~StagedOutput() {

@@ -5,18 +5,21 @@
 #include <string>
 #include <vector>
 
+#include "io/fs.h"
+
 namespace lk {
 
 // Everything is made in a hidden folder beside the target; commit() gives it the target's name.
 // Without commit(), or if a step fails, the hidden folder goes away with all that file() named, and
-// nothing is at the target, as before. (A killed process leaves the hidden folder; it never has the
-// target's name.)
+// nothing is at the target, as before. A killed process leaves the hidden folder, which never has
+// the target's name; the next output that is put into the same parent removes it.
 class StagedOutput {
  public:
   enum class Kind { File, Folder };
 
-  // Throws UsageError if `target` exists in any form, IoError if its folder isn't there or has less
-  // than `bytes` free: nothing has been created then.
+  // Throws UsageError if `target` exists in any form or another process is writing it, IoError if
+  // its folder isn't there, takes no new files or has less than `bytes` free: nothing has been
+  // created then.
   StagedOutput(const std::string& target, Kind kind, std::uint64_t bytes);
   ~StagedOutput();
   StagedOutput(const StagedOutput&) = delete;
@@ -32,7 +35,10 @@ class StagedOutput {
   void commit();
 
  private:
+  void make_hidden();
+
   std::string target_, parent_, hidden_, content_;
+  FileDescriptor lock_;  // on the hidden folder
   Kind kind_;
   std::vector<std::string> files_;
 };

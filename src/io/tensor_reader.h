@@ -13,12 +13,14 @@
 
 namespace lk {
 
+class InputFile;
+
 class TensorReader {
  public:
   virtual ~TensorReader() = default;
   virtual const std::string& path() const = 0;  // for messages
-  // The paths of the files that hold the tensors, sorted.
-  virtual std::vector<std::string> files() const { return {path()}; }
+  // The open files that hold the tensors, sorted by name: whoever hashes them hashes what is read.
+  virtual std::vector<const InputFile*> files() const = 0;
   virtual std::vector<std::string> names() const = 0;  // sorted
   virtual bool has(const std::string& name) const = 0;
   // Row-major shape as PyTorch shows it ([out, in] for a linear layer). Throws InputError if

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <set>
 
+#include "io/checked.h"
 #include "io/durable.h"
 #include "io/json.h"
 #include "io/safetensors.h"
@@ -22,7 +23,8 @@ double shortest(float value) {
 
 // A whole alpha is written as one, as PEFT does.
 Json number(double alpha) {
-  if (std::floor(alpha) == alpha && alpha < 1e15) return static_cast<std::int64_t>(alpha);
+  const auto whole = to_integer(alpha, 0, std::int64_t{1} << 50);
+  if (whole && static_cast<double>(*whole) == alpha) return *whole;
   return alpha;
 }
 

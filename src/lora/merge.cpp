@@ -120,8 +120,7 @@ void warn_of_rounding(MergeResult& r) {
 }
 
 // Copies a file byte for byte, in pieces.
-void copy_file(const std::string& from, const std::string& to) {
-  InputFile in(from);
+void copy_file(const InputFile& in, const std::string& to) {
   DurableFile out(to);
   std::vector<char> piece(std::size_t{1} << 20);
   for (std::uint64_t at = 0; at < in.size(); at += piece.size()) {
@@ -172,8 +171,8 @@ void unmerge(const MergeSettings& s, const std::string& base, MergeListener& lis
     throw InputError(concat(s.model, ": has ", slots.size(), " tensors, ", base, " has ",
                             source.base().slots().size(), ": another model"));
   std::uint64_t bytes = 0;
-  const std::vector<std::string> weights = source.base().weight_files();
-  for (const std::string& path : weights) bytes += InputFile(path).size();
+  const std::vector<const InputFile*> weights = source.base().weight_files();
+  for (const InputFile* file : weights) bytes += file->size();
   const bool folder = source.base().gguf() == nullptr;
   if (folder == is_gguf_name(s.out))
     throw UsageError(concat("--out ", s.out, ": ", base, " is a ", folder ? "folder" : ".gguf file",
@@ -216,10 +215,10 @@ void unmerge(const MergeSettings& s, const std::string& base, MergeListener& lis
   if (folder)
     for (const auto& [name, content] : source.base().side_files())
       write_file_durably(staged.file(name), content);
-  for (const std::string& path : weights) copy_file(path, staged.file(file_name(path)));
+  for (const InputFile* file : weights) copy_file(*file, staged.file(file_name(file->path())));
   const std::string index = base + "/model.safetensors.index.json";
   if (folder && weights.size() > 1 && exists(index))
-    copy_file(index, staged.file("model.safetensors.index.json"));
+    copy_file(InputFile(index), staged.file("model.safetensors.index.json"));
   check(model_fingerprint(staged.path()) == model_fingerprint(source.base()),
         "unmerge: the copy is not the base");
   staged.commit();

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "io/checked.h"
 #include "io/json.h"
 #include "modelfile/config.h"
 #include "modelfile/family_files.h"
@@ -65,11 +66,11 @@ Json llama_like_to_json(const ModelConfig& c, const FamilyFiles& files) {
   if (files.has_mlp_bias_key) j["mlp_bias"] = c.mlp_bias;
   write_window(j, c, files);
   if (files.gemma_keys) {
-    j["query_pre_attn_scalar"] =
-        c.query_scale > 0 ? c.query_scale : static_cast<double>(c.head_dim);
-    if (double whole = std::floor(j["query_pre_attn_scalar"].get<double>());
-        whole == j["query_pre_attn_scalar"].get<double>())
-      j["query_pre_attn_scalar"] = static_cast<std::int64_t>(whole);
+    const double scale = c.query_scale > 0 ? c.query_scale : static_cast<double>(c.head_dim);
+    j["query_pre_attn_scalar"] = scale;
+    if (const auto whole = to_integer(scale, 0, std::int64_t{1} << 50);
+        whole && static_cast<double>(*whole) == scale)
+      j["query_pre_attn_scalar"] = *whole;
     j["rope_local_base_freq"] = c.local_rope_theta;
   }
 

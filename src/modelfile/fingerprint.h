@@ -15,7 +15,8 @@ class ModelFile;
 // takes seconds, in which a run can load and train.
 class Fingerprint {
  public:
-  // Begins to hash. `model` is not needed afterwards.
+  // Begins to hash the files that `model` has open, which must outlive this: the bytes hashed are
+  // those that are read, whatever is put at their path meanwhile.
   explicit Fingerprint(const ModelFile& model);
   // Ends the hashing if nobody asked for its result.
   ~Fingerprint();

@@ -74,7 +74,7 @@ std::unique_ptr<Tokenizer> ModelFile::read_tokenizer() const {
 
 // ---- files ------------------------------------------------------------------------------------
 
-std::vector<std::string> ModelFile::weight_files() const { return reader().files(); }
+std::vector<const InputFile*> ModelFile::weight_files() const { return reader().files(); }
 
 std::vector<std::pair<std::string, std::string>> ModelFile::side_files() const {
   std::vector<std::pair<std::string, std::string>> files;

@@ -38,8 +38,8 @@ class ModelFile {
   // beyond vocab_size.
   std::unique_ptr<Tokenizer> read_tokenizer() const;
 
-  // The files that hold the weights: the GGUF file, model.safetensors, or the shards by name.
-  std::vector<std::string> weight_files() const;
+  // The open files that hold the weights: the GGUF file, model.safetensors, or the shards by name.
+  std::vector<const InputFile*> weight_files() const;
   // Name and content of a folder's other files that belong to the model: its configs and what makes
   // its tokenizer, config.json first. Empty for a GGUF file. Throws InputError, IoError.
   std::vector<std::pair<std::string, std::string>> side_files() const;

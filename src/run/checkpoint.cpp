@@ -1,21 +1,27 @@
 #include "run/checkpoint.h"
 
 #include <algorithm>
+#include <cmath>
 
-#include "io/json.h"
 #include "io/paths.h"
+#include "io/printable.h"
 #include "io/safetensors.h"
+#include "io/sha256.h"
 
 namespace lk {
 namespace {
 
-constexpr const char* kName = "checkpoint.safetensors";
-constexpr const char* kFormat = "lorikeet-checkpoint-1";
+constexpr const char* kFormat = "lorikeet-checkpoint-2";
+constexpr std::int64_t kMostSteps = INT32_MAX;  // as many micro-batches as a run may have
+
+using Metadata = std::map<std::string, std::string>;
 
 struct Slot {
   std::string name;
   Tensor tensor;
 };
+
+constexpr const char* kSecondMoment = "adamw_v/";
 
 // Every tensor of the training state, in a fixed order.
 std::vector<Slot> slots(const Adapter& adapter, Trainer& trainer) {
@@ -25,73 +31,134 @@ std::vector<Slot> slots(const Adapter& adapter, Trainer& trainer) {
     const std::string& name = parameters[i]->name();
     all.push_back({"value/" + name, parameters[i]->value()});
     all.push_back({"adamw_m/" + name, trainer.optimizer().moment_m(i)});
-    all.push_back({"adamw_v/" + name, trainer.optimizer().moment_v(i)});
+    all.push_back({kSecondMoment + name, trainer.optimizer().moment_v(i)});
   }
   return all;
 }
 
-std::int64_t counter(const std::map<std::string, std::string>& metadata, const std::string& key,
-                     const std::string& where) {
-  auto it = metadata.find(key);
-  if (it == metadata.end()) throw InputError(concat(where, ": metadata ", key, " is missing"));
-  Json value = parse_json("{\"v\":" + it->second + "}", where + ": metadata " + key);
-  return json_int(value, "v", 0, std::int64_t{1} << 40, where + ": metadata " + key);
+// A digest over everything that a checkpoint says: names, shapes, numbers and metadata, each with
+// its length before it, so that no two contents are the same bytes.
+class ContentHash {
+ public:
+  void add(const std::string& text) {
+    add_number(text.size());
+    hash_.update(text.data(), text.size());
+  }
+  void add(const Metadata& metadata) {
+    for (const auto& [key, value] : metadata)
+      if (key != "sha256") add(key), add(value);
+  }
+  void add(const std::string& name, const Shape& shape, const std::vector<float>& values) {
+    add(name);
+    add(shape.str());
+    add_number(values.size());
+    hash_.update(values.data(), values.size() * sizeof values[0]);
+  }
+  std::string hex() { return hash_.hex(); }
+
+ private:
+  void add_number(std::uint64_t n) { hash_.update(&n, sizeof n); }
+
+  Sha256 hash_;
+};
+
+const std::string& entry(const Metadata& metadata, const char* key, const std::string& path) {
+  const auto at = metadata.find(key);
+  if (at == metadata.end()) throw InputError(concat(path, ": metadata ", key, " is missing"));
+  return at->second;
+}
+
+std::int64_t counter(const Metadata& metadata, const char* key, const std::string& path) {
+  const std::string where = concat(path, ": metadata ", key);
+  const Json value = parse_json("{\"v\":" + entry(metadata, key, path) + "}", where);
+  return json_int(value, "v", 0, kMostSteps, where);
+}
+
+void check_numbers(const std::string& path, const std::string& name,
+                   const std::vector<float>& values) {
+  const bool never_negative = name.starts_with(kSecondMoment);
+  for (float v : values)
+    if (!std::isfinite(v) || (never_negative && v < 0))
+      throw InputError(concat(path, ": tensor ", name, ": ", v, " can't be"));
 }
 
 }  // namespace
 
-bool has_checkpoint(const std::string& folder) { return exists(folder + "/" + kName); }
+bool has_checkpoint(const std::string& folder) { return is_taken(folder + "/" + kCheckpoint); }
 
 void save_checkpoint(const std::string& folder, const Adapter& adapter, Trainer& trainer,
-                     const Json& identity) {
+                     const Json& identity, const RunProgress& progress) {
   std::vector<SafetensorsEntry> tensors;
   for (const Slot& s : slots(adapter, trainer))
     tensors.push_back({s.name, s.tensor.shape(), to_host<float>(s.tensor)});
-  write_safetensors(folder + "/" + kName, tensors,
-                    {{"format", kFormat},
-                     {"steps", std::to_string(trainer.steps_done())},
-                     {"micro_steps", std::to_string(trainer.micro_steps_done())},
-                     {"identity", json_text(identity)}});
+  std::sort(tensors.begin(), tensors.end(),
+            [](const auto& a, const auto& b) { return a.name < b.name; });
+  Metadata metadata = {{"format", kFormat},
+                       {"steps", std::to_string(trainer.steps_done())},
+                       {"micro_steps", std::to_string(trainer.micro_steps_done())},
+                       {"identity", json_text(identity)},
+                       {"progress", to_json(progress).dump()}};
+  ContentHash hash;
+  hash.add(metadata);
+  for (const SafetensorsEntry& t : tensors) hash.add(t.name, t.shape, t.values);
+  metadata["sha256"] = hash.hex();
+  write_safetensors(folder + "/" + kCheckpoint, tensors, metadata);
 }
 
-void load_checkpoint(const std::string& folder, Adapter& adapter, Trainer& trainer,
-                     const Json& identity, const std::vector<std::string>& may_differ) {
-  const std::string path = folder + "/" + kName;
-  SafetensorsFile file(path);
-  const auto& metadata = file.metadata();
-  auto format = metadata.find("format");
-  if (format == metadata.end() || format->second != kFormat)
-    throw InputError(concat(path, ": metadata format is not ", kFormat));
-  auto stored = metadata.find("identity");
-  if (stored == metadata.end()) throw InputError(path + ": metadata identity is missing");
-  Json before = parse_json(stored->second, path + ": identity");
-  auto shown = [](const Json& run, const std::string& key) {
-    return run.contains(key) ? json_text(run[key]) : "unset";
-  };
-  Json either = before;
-  either.update(identity);
-  for (const auto& [key, ignored] : either.items()) {
-    if (std::find(may_differ.begin(), may_differ.end(), key) != may_differ.end()) continue;
-    if (const std::string was = shown(before, key), is = shown(identity, key); was != is)
-      throw UsageError(concat("--resume: ", key, " was ", was, ", now it is ", is,
-                              "; a resumed run must be the same run"));
+Checkpoint::Checkpoint(const std::string& folder) : path_(folder + "/" + kCheckpoint) {
+  const SafetensorsFile file(path_);
+  const Metadata& metadata = file.metadata();
+  if (const std::string& format = entry(metadata, "format", path_); format != kFormat)
+    throw InputError(concat(path_, ": metadata format is ", printable(format),
+                            ", this version goes on from ", kFormat));
+  const std::string& sha256 = entry(metadata, "sha256", path_);
+  ContentHash hash;
+  hash.add(metadata);
+  for (const std::string& name : file.names()) {
+    if (file.stored_type(name) != "F32")
+      throw InputError(concat(path_, ": tensor ", name, ": not F32"));
+    Values& t = tensors_[name];
+    t.shape = file.shape(name);
+    t.values.resize(static_cast<std::size_t>(t.shape.numel()));
+    file.read_rows(name, 0, t.shape.rank() <= 1 ? 1 : t.shape[0], t.values.data());
+    hash.add(name, t.shape, t.values);
   }
-  const std::int64_t steps = counter(metadata, "steps", path);
-  const std::int64_t micro_steps = counter(metadata, "micro_steps", path);
-  std::vector<Slot> all = slots(adapter, trainer);
-  if (file.names().size() != all.size())
-    throw InputError(concat(path, ": ", file.names().size(), " tensors, expected ", all.size()));
+  if (hash.hex() != sha256)
+    throw InputError(path_ + ": is damaged: its content is not that of its SHA-256");
+
+  for (const auto& [name, t] : tensors_) check_numbers(path_, name, t.values);
+  steps_ = counter(metadata, "steps", path_);
+  micro_steps_ = counter(metadata, "micro_steps", path_);
+  identity_ = parse_json(entry(metadata, "identity", path_), path_ + ": metadata identity");
+  const std::string where = path_ + ": metadata progress";
+  progress_ = progress_from_json(parse_json(entry(metadata, "progress", path_), where), where);
+  if (!identity_.is_object()) throw InputError(path_ + ": metadata identity: not an object");
+  const std::string in_identity = path_ + ": metadata identity";
+  const std::int64_t per_step = json_int_or(identity_, "grad_accum", 1, 1, kMostSteps, in_identity);
+  const std::int64_t total =
+      json_int_or(identity_, "steps", kMostSteps, 1, kMostSteps, in_identity);
+  if (steps_ > total || micro_steps_ != steps_ * per_step)
+    throw InputError(concat(path_, ": ", steps_, " steps of ", total, ", ", micro_steps_,
+                            " micro-batches at ", per_step, " a step: can't be"));
+}
+
+void Checkpoint::restore(Adapter& adapter, Trainer& trainer) const {
+  const std::vector<Slot> all = slots(adapter, trainer);
+  if (tensors_.size() != all.size())
+    throw InputError(concat(path_, ": ", tensors_.size(), " tensors, expected ", all.size()));
   for (const Slot& s : all) {
-    if (!file.has(s.name)) throw InputError(concat(path, ": tensor '", s.name, "' is missing"));
-    if (!(file.shape(s.name) == s.tensor.shape()))
-      throw InputError(concat(path, ": ", s.name, " has shape ", file.shape(s.name).str(),
+    const auto at = tensors_.find(s.name);
+    if (at == tensors_.end()) throw InputError(concat(path_, ": tensor '", s.name, "' is missing"));
+    if (!(at->second.shape == s.tensor.shape()))
+      throw InputError(concat(path_, ": ", s.name, " has shape ", at->second.shape.str(),
                               ", expected ", s.tensor.shape().str()));
-    std::vector<float> values(static_cast<std::size_t>(s.tensor.numel()));
-    file.read_rows(s.name, 0, s.tensor.shape()[0], values.data());
+  }
+  for (const Slot& s : all) {
+    const std::vector<float>& values = tensors_.at(s.name).values;
     s.tensor.backend().upload(s.tensor, values.data(), values.size() * sizeof(float));
   }
   for (Parameter* p : adapter.parameters()) p->refresh();
-  trainer.resume_at(steps, micro_steps);
+  trainer.resume_at(steps_, micro_steps_);
 }
 
 }  // namespace lk

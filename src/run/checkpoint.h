@@ -1,24 +1,53 @@
 // Checkpoint: everything that a run needs to go on exactly where it was, in one file.
 #pragma once
 
+#include <map>
 #include <string>
+#include <vector>
 
-#include "io/json_fwd.h"
+#include "io/json.h"
 #include "lora/trainer.h"
+#include "run/run_progress.h"
 
 namespace lk {
 
-// Writes folder/checkpoint.safetensors durably: A, B, both moments, the counters, and `identity`:
-// the settings and fingerprints that a resumed run must share. Throws IoError.
+inline constexpr const char* kCheckpoint = "checkpoint.safetensors";
+
+// Writes folder/checkpoint.safetensors durably: A, B, both moments, the counters, the run's
+// identity (run/run_identity.h) and its progress, with a SHA-256 over all of them. About three
+// times as large as the adapter. Throws IoError; NonFiniteError for a number that is not finite.
 void save_checkpoint(const std::string& folder, const Adapter& adapter, Trainer& trainer,
-                     const Json& identity);
+                     const Json& identity, const RunProgress& progress);
 
-// Loads folder/checkpoint.safetensors into adapter and trainer. Throws InputError if the file is
-// damaged, UsageError naming the first field of `identity` that differs (fields listed in
-// `may_differ` excepted).
-void load_checkpoint(const std::string& folder, Adapter& adapter, Trainer& trainer,
-                     const Json& identity, const std::vector<std::string>& may_differ);
-
+// Whether the folder has a checkpoint, sound or not. Throws IoError if that can't be known.
 bool has_checkpoint(const std::string& folder);
+
+// A checkpoint that was read whole and found sound.
+class Checkpoint {
+ public:
+  // Throws InputError naming the file if a bit of it differs from what was written, a number is not
+  // finite or a counter can't be; IoError.
+  explicit Checkpoint(const std::string& folder);
+
+  const std::string& path() const { return path_; }
+  std::int64_t steps() const { return steps_; }
+  const Json& identity() const { return identity_; }
+  const RunProgress& progress() const { return progress_; }
+  // Puts the state into adapter and trainer. Throws InputError if it is not one of theirs; both are
+  // as they were then.
+  void restore(Adapter& adapter, Trainer& trainer) const;
+
+ private:
+  struct Values {
+    Shape shape;
+    std::vector<float> values;
+  };
+
+  std::string path_;
+  std::map<std::string, Values> tensors_;
+  std::int64_t steps_ = 0, micro_steps_ = 0;
+  Json identity_;
+  RunProgress progress_;
+};
 
 }  // namespace lk

@@ -7,16 +7,16 @@
 #include "io/durable.h"
 #include "io/json.h"
 #include "io/output_folder.h"
-#include "io/paths.h"
 #include "modelfile/fingerprint.h"
 #include "modelfile/load.h"
 #include "modelfile/weight_hash.h"
-#include "run/checkpoint.h"
 #include "run/inference.h"
 #include "run/model_card.h"
 #include "run/prefetch.h"
 #include "run/report.h"
+#include "run/resume.h"
 #include "run/run_files.h"
+#include "run/run_identity.h"
 #include "run/run_record.h"
 #include "run/run_settings.h"
 
@@ -41,13 +41,16 @@ class Run {
     facts_.device = backend_->name(), facts_.device_description = backend_->description();
     facts_.dtype = parse_compute_dtype(s_.dtype, *backend_);
     require_possible(s_.recompute, *backend_);
+    refuse_input_folders(s_);
     folder_ = std::make_unique<OutputFolder>(s_.out, !s_.resume);
-    if (s_.resume && !has_checkpoint(s_.out) && exists(folder_->file("adapter_model.safetensors")))
-      throw UsageError(concat("--resume: ", s_.out,
-                              " holds a finished run and no checkpoint to go on ",
-                              "from; train on from its adapter with --init-adapter ", s_.out,
-                              " and another --out, or keep checkpoints with --save-every"));
+    if (s_.resume) {
+      finished_ = is_finished(s_.out);
+      checkpoint_ = find_checkpoint(s_.out, *folder_);
+    }
     in_ = read_inputs(s_, listener_);
+    if (checkpoint_)  // refuses what it can before the model is read
+      check_same_run(*checkpoint_, run_identity(s_, in_, "", facts_.dtype), finished_, s_.out,
+                     {"base_sha256"});
     plan();
     load();
     build();
@@ -106,18 +109,21 @@ class Run {
     config.log = [this](const std::string& line) { listener_.message(line); };
     trainer_ = std::make_unique<Trainer>(*model_, *adapter_, config);
     model_->set_recompute(facts_.recompute);
-    if (s_.resume && has_checkpoint(s_.out)) {
-      std::vector<std::string> may_differ;
-      if (s_.schedule == "constant") may_differ.push_back("steps");
-      load_checkpoint(s_.out, *adapter_, *trainer_, identity(), may_differ);
+    if (checkpoint_) {
+      const std::string note = check_same_run(*checkpoint_, identity(), finished_, s_.out, {});
+      checkpoint_->restore(*adapter_, *trainer_);
+      static_cast<RunProgress&>(result_) = checkpoint_->progress();
+      checkpoint_.reset();
       listener_.message(concat("resumed at step ", trainer_->steps_done(), " of ", in_.steps));
+      if (!note.empty()) listener_.message(note);
     } else if (s_.resume) {
       listener_.message(concat("--resume: ", s_.out, " holds no checkpoint; starting at step 0"));
     }
     result_.trainable_parameters = adapter_->n_parameters();
     result_.base_parameters = model_->n_parameters();
     facts_.adapter_matrices = std::ssize(adapter_->parameters());
-    metrics_ = std::make_unique<MetricsLog>(s_.out, trainer_->steps_done(), s_.tensorboard);
+    metrics_ =
+        std::make_unique<MetricsLog>(s_.out, trainer_->steps_done(), s_.tensorboard, config.log);
     write_run_json("running");
   }
 
@@ -148,23 +154,20 @@ class Run {
       const bool evaluates = s_.eval_every > 0 && step % s_.eval_every == 0 && !last;
       const bool saves = s_.save_every > 0 && step % s_.save_every == 0 && !last;
       report_steps(evaluates || saves);
-      if (facts_.fingerprint.empty() && fingerprint_->ready()) write_run_json("running");
+      if (facts_.fingerprint.empty() && fingerprint_->ready())
+        attempt([&] { write_run_json("running"); });
       if (evaluates) evaluate_now();
-      if (saves) save();
+      if (saves) attempt([&] { save(); });
     }
     report_steps(true);
     result_.signal = trainer_->steps_done() < in_.steps ? stop_.load() : 0;
     result_.steps = trainer_->steps_done();
-    result_.tokens_per_second =
-        result_.seconds > 0 ? static_cast<double>(tokens_) / result_.seconds : 0;
     weight_gradient_matmuls_ = backend_->weight_gradient_matmuls() - matmuls_before;
     if (backend_->traits().can_record) {
       std::string why = trainer_->why_not_recorded();
-      if (why.empty() && result_.recorded_steps == 0)
-        why = "no two steps had batches of the same padded size";
-      listener_.message(concat("CUDA graph: ", result_.recorded_steps, " of ",
-                               trainer_->steps_done() - first_, " steps ran as one launch",
-                               why.empty() ? "" : ": ", why));
+      if (why.empty() && recorded_ == 0) why = "no two steps had batches of the same padded size";
+      listener_.message(concat("CUDA graph: ", recorded_, " of ", trainer_->steps_done() - first_,
+                               " steps ran as one launch", why.empty() ? "" : ": ", why));
     }
     finish();
   }
@@ -173,14 +176,15 @@ class Run {
   // written.
   void report_steps(bool drain) {
     while (std::optional<StepReport> report = trainer_->next_report(drain)) {
-      if (report->step == first_ + 1) {
+      if (report->step == 1) {
         result_.first_loss = report->loss;
         result_.first_step_seconds = seconds_since(begun_);
       }
       result_.last_loss = report->loss;
       result_.seconds += report->seconds;
-      tokens_ += report->tokens;
+      result_.tokens += report->tokens;
       result_.recorded_steps += report->recorded;
+      recorded_ += report->recorded;
       metrics_->step(*report);
       const double done = static_cast<double>(report->step - first_);
       listener_.stepped(
@@ -190,20 +194,34 @@ class Run {
   }
 
   // The checkpoint comes first: a run killed in between can go on, whereas an adapter without one is
-  // a finished run's.
+  // no state to go on from.
   void save() {
     metrics_->flush();
-    save_checkpoint(s_.out, *adapter_, *trainer_, identity());
+    save_state();
     save_adapter(s_.out, *adapter_, s_.model, fingerprint());
   }
 
-  // Checks the proofs, then writes the files. An interrupted run saves first: a failing check must
-  // not lose anything.
+  void save_state() { save_checkpoint(s_.out, *adapter_, *trainer_, identity(), result_); }
+
+  // Does what a run can go on without, as it will be tried again: a disk that is full now may have
+  // room later, and what was saved before is as it was. Returns whether it was done.
+  bool attempt(const std::function<void()>& work) {
+    try {
+      work();
+      return true;
+    } catch (const IoError& e) {
+      listener_.message(concat("warning: not saved: ", e.what(), "; the run goes on"));
+      return false;
+    }
+  }
+
+  // Saves, checks the proofs, then writes the rest: a failing check must not lose anything. The
+  // checkpoint of a finished run stays, so that more steps can go on from it. It may fail once: the
+  // adapter matters more.
   void finish() {
     const std::int64_t micro_steps = (trainer_->steps_done() - first_) * s_.grad_accum;
-    if (result_.signal != 0 || s_.save_every > 0) {
-      save();
-    }
+    if (result_.signal != 0) save();
+    const bool saved = result_.signal != 0 || attempt([&] { save_state(); });
     if (result_.signal == 0) result_.eval_after = evaluate_now();
     prove_memory(*backend_, *adapter_, weights_bytes_, weight_gradient_matmuls_, micro_steps);
     if (s_.verify_base) {
@@ -223,13 +241,14 @@ class Run {
                                          unmoved[0], ", ...); no adapter was written. Is --lr ",
                                          s_.lr, " meant?"));
       }
-      metrics_->flush();
       save_adapter(s_.out, *adapter_, s_.model, fingerprint());
       write_card();
+      metrics_->flush();
+      if (!saved) save_state();
     }
     const std::string status = result_.signal ? "stopped" : "finished";
-    write_run_json(status);
     write_report(status);
+    write_run_json(status);  // last: a run that says so has everything
   }
 
   // Called once everything that counts is on the disk. A stopped run makes no samples, as it has no
@@ -269,9 +288,7 @@ class Run {
     if (facts_.fingerprint.empty()) facts_.fingerprint = fingerprint_->get();
     return facts_.fingerprint;
   }
-  Json identity() {
-    return run_identity(s_, in_.steps, fingerprint(), in_.data, facts_.dtype, in_.lora);
-  }
+  Json identity() { return run_identity(s_, in_, fingerprint(), facts_.dtype); }
 
   const FinetuneSettings& s_;
   FinetuneListener& listener_;
@@ -279,6 +296,8 @@ class Run {
 
   std::unique_ptr<Backend> backend_;  // first: everything below lives in its memory
   std::unique_ptr<OutputFolder> folder_;
+  std::optional<Checkpoint> checkpoint_;  // to go on from, until it is restored
+  bool finished_ = false;                 // whether it is that of a finished run
   RunInputs in_;
   RunFacts facts_;  // filled in as they become known
   std::unique_ptr<Fingerprint> fingerprint_;
@@ -288,7 +307,7 @@ class Run {
   std::unique_ptr<Trainer> trainer_;
   std::unique_ptr<MetricsLog> metrics_;
   Clock::time_point begun_ = Clock::now(), started_;  // start of the run, and of its training
-  std::int64_t first_ = 0, tokens_ = 0;  // the step it began at; what it has trained on since
+  std::int64_t first_ = 0, recorded_ = 0;             // the step it began at; steps recorded since
   FinetuneResult result_;
 };
 

@@ -11,10 +11,13 @@
 #include "lora/trainer.h"
 #include "nn/evaluation.h"
 #include "run/plan.h"
+#include "run/run_progress.h"
 #include "text/dataset.h"
 
 namespace lk {
 
+// run/run_identity.cpp says of each member whether it makes another run: a new one does not compile
+// before it stands there.
 struct FinetuneSettings {
   // `data` and `eval_data` may also be a pipe or, one of them, "-" for standard input.
   std::string model = {}, data = {}, out = {};
@@ -63,15 +66,13 @@ struct FinetuneListener {
   virtual void evaluated(std::int64_t /*step*/, const Evaluation&) {}
 };
 
-struct FinetuneResult {
+// The numbers of RunProgress are those of the whole run, however often it was resumed.
+struct FinetuneResult : RunProgress {
   std::int64_t steps = 0;
-  double first_loss = 0, last_loss = 0, seconds = 0, tokens_per_second = 0;
-  double first_step_seconds = 0;  // from the call to the end of the first step
-  std::optional<Evaluation> eval_before, eval_after;
+  std::optional<Evaluation> eval_after;
   std::int64_t trainable_parameters = 0, base_parameters = 0;
   MemoryReport memory;
-  std::int64_t recorded_steps = 0;  // steps that ran as a CUDA graph
-  int signal = 0;                   // not 0: the signal that stopped the run, after saving
+  int signal = 0;  // not 0: the signal that stopped the run, after saving
 };
 
 // Runs a fine-tuning. `stop` is checked between steps: a signal number ends the run after a

@@ -182,7 +182,8 @@ std::string proved(const std::vector<std::string>& proofs) {
 std::string report_html(const ReportInput& in) {
   const std::string out = show(at(in.run, "settings/out"));
   Json settings = at(in.run, "settings");
-  const Json identity = at(settings, "run");
+  Json identity = at(settings, "run");
+  if (identity.is_object()) identity.erase("config"), identity.erase("model_files");  // long
   if (settings.is_object()) settings.erase("run");
   return "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n"
          "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src "

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <sstream>
+#include <utility>
 
 #include "io/input_file.h"
 #include "io/json.h"
@@ -13,26 +14,55 @@ namespace {
 Json number(double x) { return std::isfinite(x) ? Json(x) : Json(nullptr); }
 }  // namespace
 
-MetricsLog::MetricsLog(const std::string& folder, std::int64_t keep_steps, bool tensorboard) {
-  const std::string path = folder + "/metrics.jsonl";
-  if (exists(path)) {
-    std::istringstream old(read_file(path, std::size_t{1} << 30));
-    old.exceptions(std::ios::badbit);  // a line that finds no memory is not the end of the file
-    std::string kept, line;
-    while (std::getline(old, line)) {
-      if (line.empty() || old.eof()) continue;  // a last line without its newline was cut off
-      Json j = parse_json(line, path);
-      if (json_int_or(j, "step", 0, 0, INT64_MAX, path) <= keep_steps) kept += line + "\n";
+// A line that can't be read says nothing of the others: it is left out, and the user is told.
+void MetricsLog::keep_old_lines(const std::string& path, std::int64_t keep_steps) {
+  std::istringstream old(read_file(path, std::size_t{1} << 30));
+  old.exceptions(std::ios::badbit);  // a line that finds no memory is not the end of the file
+  std::string kept, line;
+  for (std::size_t number = 1; std::getline(old, line); ++number) {
+    if (line.empty() || old.eof()) continue;  // a last line without its newline was cut off
+    const std::string where = concat(path, ":", number);
+    try {
+      const Json j = parse_json(line, where);
+      const std::int64_t step = json_int(j, "step", 0, INT64_MAX, where);
+      if (step > keep_steps) continue;
+      if (j.contains("eval_loss")) evaluated_ = step;
+      kept += line + "\n";
+    } catch (const InputError& e) {
+      log_line(log_, concat("warning: ", e.what(), ": the line is left out"));
     }
-    write_file_durably(path, kept);
   }
-  log_ = std::make_unique<LineLog>(path);
+  write_file_durably(path, kept);
+}
+
+MetricsLog::MetricsLog(const std::string& folder, std::int64_t keep_steps, bool tensorboard,
+                       LogFunction log)
+    : log_(std::move(log)) {
+  const std::string path = folder + "/metrics.jsonl";
+  if (exists(path)) keep_old_lines(path, keep_steps);
+  lines_ = std::make_unique<LineLog>(path);
   if (tensorboard) events_ = std::make_unique<EventFile>(folder, keep_steps + 1);
 }
 
 void MetricsLog::flush() {
-  log_->flush();
+  lines_->flush();
   if (events_) events_->flush();
+}
+
+void MetricsLog::add(const OrderedJson& line, std::int64_t step, const Scalars& scalars) {
+  auto attempt = [&](auto&& write) {
+    try {
+      write();
+    } catch (const IoError& e) {  // what could not be written waits in its log
+      if (!std::exchange(failing_, true))
+        log_line(log_, concat("warning: ", e.what(), "; the next step tries again"));
+      return false;
+    }
+    return true;
+  };
+  const bool written = attempt([&] { lines_->append(line.dump()); });
+  if (events_) attempt([&] { events_->add(step, scalars); });
+  failing_ = failing_ && !written;
 }
 
 void MetricsLog::step(const StepReport& r) {
@@ -42,21 +72,20 @@ void MetricsLog::step(const StepReport& r) {
       {"tokens", r.tokens},   {"supervised_tokens", r.supervised_tokens},
       {"seconds", r.seconds}, {"tokens_per_second", static_cast<double>(r.tokens) / r.seconds}};
   if (r.skipped) line["skipped"] = true;
-  log_->append(json_text(line));
-  if (events_)
-    events_->add(r.step, {{"loss", r.loss},
-                          {"lr", r.lr},
-                          {"grad_norm", r.grad_norm},
-                          {"tokens_per_second", static_cast<double>(r.tokens) / r.seconds}});
+  add(line, r.step,
+      {{"loss", r.loss},
+       {"lr", r.lr},
+       {"grad_norm", r.grad_norm},
+       {"tokens_per_second", static_cast<double>(r.tokens) / r.seconds}});
 }
 
 void MetricsLog::evaluation(std::int64_t step, const Evaluation& e) {
-  OrderedJson line = {{"step", step},
-                      {"eval_loss", number(e.loss)},
-                      {"eval_tokens", e.supervised_tokens},
-                      {"perplexity", number(e.perplexity)}};
-  log_->append(json_text(line));
-  if (events_) events_->add(step, {{"eval_loss", e.loss}});
+  if (std::exchange(evaluated_, step) == step) return;
+  add({{"step", step},
+       {"eval_loss", number(e.loss)},
+       {"eval_tokens", e.supervised_tokens},
+       {"perplexity", number(e.perplexity)}},
+      step, {{"eval_loss", e.loss}});
 }
 
 Json evaluation_to_json(const Evaluation& e) {

@@ -9,22 +9,32 @@
 #include "io/tfevents.h"
 #include "lora/trainer.h"
 #include "nn/evaluation.h"
+#include "tensor/log.h"
 
 namespace lk {
 
 class MetricsLog {
  public:
   // Opens folder/metrics.jsonl. Lines of steps after `keep_steps` (from a run that went further
-  // before it was stopped) are dropped. With `tensorboard`, also writes event files to the folder
-  // (io/tfevents.h).
-  MetricsLog(const std::string& folder, std::int64_t keep_steps, bool tensorboard);
+  // before it was stopped) are dropped, and so are those that can't be read: `log` says which. With
+  // `tensorboard`, also writes event files to the folder (io/tfevents.h). Throws IoError.
+  MetricsLog(const std::string& folder, std::int64_t keep_steps, bool tensorboard, LogFunction log);
+  // These two write at once. What the system refuses waits for the next call, and `log` is told.
   void step(const StepReport& report);
+  // A step that was evaluated already has its line.
   void evaluation(std::int64_t step, const Evaluation& e);
+  // Writes what waits and makes everything durable. Throws IoError.
   void flush();
 
  private:
-  std::unique_ptr<LineLog> log_;
+  void keep_old_lines(const std::string& path, std::int64_t keep_steps);
+  void add(const OrderedJson& line, std::int64_t step, const Scalars& scalars);
+
+  LogFunction log_;
+  std::unique_ptr<LineLog> lines_;
   std::unique_ptr<EventFile> events_;  // null without --tensorboard
+  std::int64_t evaluated_ = -1;        // the last step that was evaluated
+  bool failing_ = false;               // the last line still waits
 };
 
 Json evaluation_to_json(const Evaluation& e);

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstdio>
 
+#include "io/checked.h"
+#include "io/sha256.h"
 #include "modelfile/load.h"
 
 namespace lk {
@@ -13,6 +15,24 @@ void require(bool ok, const std::string& message) {
   if (!ok) throw UsageError(message);
 }
 
+std::string sha256(const std::string& content) {
+  Sha256 hash;
+  hash.update(content.data(), content.size());
+  return hash.hex();
+}
+
+// The digest of rows as training sees them: whatever shapes a row shows here.
+std::string rows_sha256(const std::vector<Row>& rows) {
+  Sha256 all;
+  for (const Row& row : rows) {
+    const std::uint64_t n = row.ids.size();
+    all.update(&n, sizeof n);
+    all.update(row.ids.data(), n * sizeof row.ids[0]);
+    all.update(row.supervised.data(), row.supervised.size());
+  }
+  return all.hex();
+}
+
 void choose_lora(const FinetuneSettings& s, FinetuneListener& listener, RunInputs& in) {
   in.lora.shape = {s.rank, s.alpha.value_or(static_cast<double>(s.rank)),
                    static_cast<float>(s.dropout)};
@@ -20,6 +40,7 @@ void choose_lora(const FinetuneSettings& s, FinetuneListener& listener, RunInput
   in.lora.seed = s.seed;
   if (s.init_adapter.empty()) return;
   in.init = open_adapter(s.init_adapter);
+  in.init_sha256 = sha256_file(s.init_adapter + "/" + kAdapterWeights);
   const float dropout = in.lora.shape.dropout;
   in.lora = in.init->config;  // an adapter comes with its rank, alpha and modules
   in.lora.shape.dropout = dropout;
@@ -30,6 +51,9 @@ void choose_lora(const FinetuneSettings& s, FinetuneListener& listener, RunInput
 void read_data(const FinetuneSettings& s, FinetuneListener& listener, RunInputs& in) {
   in.model = std::make_unique<ModelFile>(s.model);
   in.tokenizer = in.model->read_tokenizer();
+  for (const auto& [name, content] : in.model->side_files())
+    if (name != "config.json")
+      in.model_files[name] = sha256(content);  // that is compared as parsed
   const ModelConfig& config = in.model->config();
   if (in.lora.targets.empty()) in.lora.targets = default_targets(config);
   require(s.seq_len <= config.max_position,
@@ -41,11 +65,13 @@ void read_data(const FinetuneSettings& s, FinetuneListener& listener, RunInputs&
                           " tokens, ", in.data.supervised_tokens, " supervised, ",
                           in.data.rows_ending_in_eos, " rows end in a stop token"));
   for (const std::string& remark : in.data.remarks()) listener.message(remark);
+  in.rows_sha256 = rows_sha256(in.data.rows);
   for (std::int64_t i = 0; i < std::min<std::int64_t>(s.show_rows, std::ssize(in.data.rows)); ++i)
     listener.rows(show_row(in.data.rows[static_cast<std::size_t>(i)], *in.tokenizer, false));
   if (!s.eval_data.empty()) {
     options.max_rows = s.eval_rows;
     in.eval = load_dataset(s.eval_data, *in.tokenizer, s.chat_template, options);
+    in.eval_rows_sha256 = rows_sha256(in.eval.rows);
     listener.message(concat("eval data: ", in.eval.path, ": ", in.eval.container, ", format ",
                             in.eval.format, ", ", in.eval.rows.size(), " rows"));
     for (const std::string& remark : in.eval.remarks()) listener.message("eval data: " + remark);
@@ -71,8 +97,14 @@ void arrange(const FinetuneSettings& s, FinetuneListener& listener, RunInputs& i
   }
   const double per_step = static_cast<double>(s.batch * s.grad_accum);
   const auto per_epoch = static_cast<double>(in.sampler->bins_per_epoch());
-  const double steps = std::ceil(s.epochs.value_or(1.0) * per_epoch / per_step);
-  in.steps = s.steps ? *s.steps : std::max<std::int64_t>(1, static_cast<std::int64_t>(steps));
+  // Micro-batches are counted in 32 bits, which dropout's masks are drawn from.
+  const std::int64_t most = INT32_MAX / s.grad_accum;
+  const double wanted = std::ceil(s.epochs.value_or(1.0) * per_epoch / per_step);
+  const auto steps = s.steps ? s.steps : to_integer(std::max(wanted, 1.0), 1, most);
+  require(steps && *steps <= most,
+          concat(s.steps ? concat("--steps ", *s.steps) : concat("--epochs ", *s.epochs),
+                 ": more than ", most, " steps"));
+  in.steps = *steps;
   require(s.warmup <= in.steps,
           concat("--warmup ", s.warmup, ": the run has ", in.steps, " steps"));
 }

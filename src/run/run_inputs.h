@@ -2,6 +2,7 @@
 // model's file, the rows, and which of them each step will see.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -21,9 +22,12 @@ namespace lk {
 struct RunInputs {
   LoraConfig lora;
   std::optional<AdapterFile> init;  // the adapter to start from
+  std::string init_sha256;          // of its weights; empty without one
   std::unique_ptr<const ModelFile> model;
+  std::map<std::string, std::string> model_files;  // SHA-256 by name: a folder's, without weights
   std::unique_ptr<Tokenizer> tokenizer;
   Dataset data, eval;
+  std::string rows_sha256, eval_rows_sha256;  // of the rows as made; the latter empty without any
   std::optional<Sampler> sampler;
   Json packing;  // for run.json; null without packing
   std::int64_t steps = 0;

@@ -1,7 +1,7 @@
 #include "run/run_record.h"
 
 #include "run/run_files.h"
-#include "run/run_settings.h"
+#include "run/run_identity.h"
 #include "version.h"
 
 namespace lk {
@@ -13,24 +13,13 @@ Json or_null(const std::string& text) { return text.empty() ? Json(nullptr) : Js
 
 Json run_json(const FinetuneSettings& s, const RunInputs& in, const RunFacts& facts,
               const FinetuneResult& result) {
-  Json identity = run_identity(s, in.steps, facts.fingerprint, in.data, facts.dtype, in.lora);
-  identity["base_sha256"] = or_null(facts.fingerprint);
+  Json settings = sort_settings(s).recorded;
+  settings["recompute"] = recompute_text(facts.recompute);  // as it was chosen
+  settings["format"] = in.data.format;
+  settings["run"] = run_identity(s, in, facts.fingerprint, facts.dtype);
   Json run = {{"status", facts.status},
               {"version", kVersion},
-              {"settings",
-               {{"model", s.model},
-                {"data", s.data},
-                {"out", s.out},
-                {"init_adapter", or_null(s.init_adapter)},
-                {"eval_data", or_null(s.eval_data)},
-                {"eval_rows", s.eval_rows},
-                {"eval_every", s.eval_every},
-                {"save_every", s.save_every},
-                {"device", s.device},
-                {"recompute", recompute_text(facts.recompute)},
-                {"memory", s.memory > 0 ? Json(s.memory) : Json(nullptr)},
-                {"format", in.data.format},
-                {"run", identity}}},
+              {"settings", settings},
               {"device", {{"name", facts.device}, {"description", facts.device_description}}},
               {"dtype", dtype_name(facts.dtype)},
               {"base",
@@ -63,7 +52,7 @@ Json run_json(const FinetuneSettings& s, const RunInputs& in, const RunFacts& fa
                    {"seconds", result.seconds},
                    {"first_step_seconds", result.first_step_seconds},
                    {"recorded_steps", result.recorded_steps},
-                   {"tokens_per_second", result.tokens_per_second}};
+                   {"tokens_per_second", result.tokens_per_second()}};
   if (result.eval_before) run["result"]["eval_before"] = evaluation_to_json(*result.eval_before);
   if (result.eval_after) run["result"]["eval_after"] = evaluation_to_json(*result.eval_after);
   return run;

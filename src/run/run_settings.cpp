@@ -2,8 +2,6 @@
 
 #include <cmath>
 
-#include "io/json.h"
-
 namespace lk {
 namespace {
 
@@ -48,45 +46,6 @@ void validate_settings(const FinetuneSettings& s) {
           "--memory chooses --recompute: give one of the two");
   require(s.memory == 0 || s.memory_limit == 0, "--memory and --memory-limit: give one of the two");
   parse_schedule_kind(s.schedule);
-}
-
-namespace {
-
-// Without what only an adapter brings that a run starts from.
-Json plain_identity(const FinetuneSettings& s, std::int64_t steps, const std::string& base,
-                    const Dataset& data, DType dtype, const LoraConfig& lora) {
-  return {{"base_sha256", base},
-          {"data_sha256", data.sha256},
-          {"rank", lora.shape.rank},
-          {"alpha", lora.shape.alpha},
-          {"dropout", lora.shape.dropout},
-          {"targets", lora.targets},
-          {"steps", steps},
-          {"batch", s.batch},
-          {"grad_accum", s.grad_accum},
-          {"seq_len", s.seq_len},
-          {"lr", s.lr},
-          {"schedule", s.schedule},
-          {"warmup", s.warmup},
-          {"weight_decay", s.weight_decay},
-          {"clip", s.clip},
-          {"seed", s.seed},
-          {"shuffle", s.shuffle},
-          {"packing", s.packing},
-          {"long_rows", long_rows_name(s.long_rows)},
-          {"skip_bad_rows", s.skip_bad_rows},
-          {"dtype", dtype_name(dtype)}};
-}
-
-}  // namespace
-
-Json run_identity(const FinetuneSettings& s, std::int64_t steps, const std::string& base,
-                  const Dataset& data, DType dtype, const LoraConfig& lora) {
-  Json identity = plain_identity(s, steps, base, data, dtype, lora);
-  if (lora.shape.rslora) identity["rslora"] = true;
-  for (const auto& [path, own] : lora.exceptions)
-    identity["exceptions"][path] = {{"rank", own.rank}, {"alpha", own.alpha}};
-  return identity;
 }
 
 }  // namespace lk

@@ -31,13 +31,6 @@ bool aligned(const ThinShape& shape) {
          });
 }
 
-// Whether all parts have the same rank, the only case in which the kernels have been compared with
-// the composed products on a GPU.
-bool same_ranks(const ThinShape& shape) {
-  return std::all_of(shape.parts.begin(), shape.parts.end(),
-                     [&](const ThinShape::Part& p) { return p.rank == shape.parts.front().rank; });
-}
-
 // How many column tiles a block takes, so that all blocks are resident at once if possible.
 int tiles_per_slab(std::int64_t row_slabs, const std::vector<std::int64_t>& widths,
                    std::int64_t most) {
@@ -87,7 +80,7 @@ ThinPlan::ThinPlan(const ThinShape& shape) : in_(shape.in), out_(shape.out), thi
     largest_rank = std::max(largest_rank, p.rank);
   }
   if (shape.dtype != DType::BF16 || shape.parts.empty() || shape.parts.size() > kMostParts ||
-      !aligned(shape) || !same_ranks(shape))
+      !aligned(shape))
     return;
   if (largest_rank <= kMostRankB) backward_b_ = largest_rank <= 16 ? 1 : 2;
   if (thin_ <= kMostThin) forward_ = backward_a_ = sixteens_of(thin_);

@@ -1,0 +1,173 @@
+#include "run/run_identity.h"
+
+#include <algorithm>
+
+namespace lk {
+namespace {
+
+constexpr std::size_t kMostShown = 4;  // differences in a message
+
+Json or_null(const std::string& text) { return text.empty() ? Json(nullptr) : Json(text); }
+
+template <class T>
+Json or_null(const std::optional<T>& value) {
+  return value ? Json(*value) : Json(nullptr);
+}
+
+// The functions below take a struct apart into all of its members: a new member does not compile
+// until it has its place here.
+
+Json to_json(const RopeScaling& scaling) {
+  const auto& [kind, factor, low, high, original_max_position, factors] = scaling;
+  return {{"kind", static_cast<int>(kind)},
+          {"factor", factor},
+          {"low_freq_factor", low},
+          {"high_freq_factor", high},
+          {"original_max_position", original_max_position},
+          {"factors", factors}};
+}
+
+Json to_json(const ModelConfig& config) {
+  const auto& [architecture, vocab_size, hidden_size, intermediate_size, n_layers, n_heads,
+               n_kv_heads, head_dim, rms_eps, rope_theta, rope_scaling, max_position, norm, mlp,
+               sandwich_norms, qk_norm, learned_positions, joined_qkv, scaled_embedding,
+               query_scale, window, local, local_rope_theta, tie_embeddings, attention_bias,
+               attention_output_bias, mlp_bias, bos_id, eos_ids, stored_dtype] = config;
+  return {{"architecture", architecture},
+          {"vocab_size", vocab_size},
+          {"hidden_size", hidden_size},
+          {"intermediate_size", intermediate_size},
+          {"n_layers", n_layers},
+          {"n_heads", n_heads},
+          {"n_kv_heads", n_kv_heads},
+          {"head_dim", head_dim},
+          {"rms_eps", rms_eps},
+          {"rope_theta", rope_theta},
+          {"rope_scaling", to_json(rope_scaling)},
+          {"max_position", max_position},
+          {"norm", static_cast<int>(norm)},
+          {"mlp", static_cast<int>(mlp)},
+          {"sandwich_norms", sandwich_norms},
+          {"qk_norm", qk_norm},
+          {"learned_positions", learned_positions},
+          {"joined_qkv", joined_qkv},
+          {"scaled_embedding", scaled_embedding},
+          {"query_scale", query_scale},
+          {"window", window},
+          {"local", local},
+          {"local_rope_theta", local_rope_theta},
+          {"tie_embeddings", tie_embeddings},
+          {"attention_bias", attention_bias},
+          {"attention_output_bias", attention_output_bias},
+          {"mlp_bias", mlp_bias},
+          {"bos_id", bos_id},
+          {"eos_ids", eos_ids},
+          {"stored_dtype", stored_dtype}};
+}
+
+// Members of `lora` stand in the identity under their own names. The seed is a setting.
+void add_lora(const LoraConfig& lora, Json& identity) {
+  const auto& [shape, targets, seed, exceptions, wide_ranks] = lora;
+  const auto& [rank, alpha, dropout, rslora] = shape;
+  identity.update({{"rank", rank},
+                   {"alpha", alpha},
+                   {"dropout", dropout},
+                   {"rslora", rslora},
+                   {"targets", targets},
+                   {"wide_ranks", wide_ranks}});
+  static_cast<void>(seed);
+  for (const auto& [path, own] : exceptions)
+    identity["exceptions"][path] = {{"rank", own.rank}, {"alpha", own.alpha}};
+}
+
+std::string shown(const Json* value) { return value == nullptr ? "unset" : value->dump(); }
+
+void collect(const Json& before, const Json& now, const std::string& prefix,
+             const std::vector<std::string>& may_differ, std::vector<std::string>& differences) {
+  Json either = before;
+  either.update(now);
+  for (const auto& [key, ignored] : either.items()) {
+    const std::string name = prefix + key;
+    if (std::find(may_differ.begin(), may_differ.end(), name) != may_differ.end()) continue;
+    const Json* was = before.contains(key) ? &before[key] : nullptr;
+    const Json* is = now.contains(key) ? &now[key] : nullptr;
+    const Json none = Json::object();
+    const bool nested = (was == nullptr || was->is_object()) && (is == nullptr || is->is_object());
+    if (nested)
+      collect(was ? *was : none, is ? *is : none, name + ".", may_differ, differences);
+    else if (shown(was) != shown(is))
+      differences.push_back(concat(name, " was ", shown(was), ", now it is ", shown(is)));
+  }
+}
+
+}  // namespace
+
+SortedSettings sort_settings(const FinetuneSettings& settings) {
+  const auto& [model, data, out, rank, alpha, dropout, targets, steps, epochs, batch, grad_accum,
+               seq_len, lr, schedule, warmup, weight_decay, clip, seed, device, dtype, init_adapter,
+               shuffle, long_rows, skip_bad_rows, packing, format, chat_template, eval_data,
+               eval_rows, eval_every, save_every, resume, recompute, memory_limit, memory,
+               verify_base, show_rows, samples, tensorboard] = settings;
+  // Settings that run_identity() has as they were resolved: rank, alpha, dropout and targets of the
+  // adapter, the number of steps, the format found and the computing dtype. And those that leave no
+  // trace: resume, show_rows.
+  return {{{"model", model},
+           {"data", data},
+           {"out", out},
+           {"init_adapter", or_null(init_adapter)},
+           {"eval_data", or_null(eval_data)},
+           {"eval_rows", eval_rows},
+           {"eval_every", eval_every},
+           {"save_every", save_every},
+           {"device", device},
+           {"memory", memory > 0 ? Json(memory) : Json(nullptr)},
+           {"memory_limit", memory_limit > 0 ? Json(memory_limit) : Json(nullptr)},
+           {"verify_base", verify_base},
+           {"samples", or_null(samples)},
+           {"tensorboard", tensorboard}},
+          {{"batch", batch},
+           {"grad_accum", grad_accum},
+           {"seq_len", seq_len},
+           {"lr", lr},
+           {"schedule", schedule},
+           {"warmup", warmup},
+           {"weight_decay", weight_decay},
+           {"clip", clip},
+           {"seed", seed},
+           {"shuffle", shuffle},
+           {"packing", packing},
+           {"long_rows", long_rows_name(long_rows)},
+           {"skip_bad_rows", skip_bad_rows},
+           {"template", or_null(chat_template)}}};
+}
+
+Json run_identity(const FinetuneSettings& s, const RunInputs& in, const std::string& base,
+                  DType dtype) {
+  Json identity = sort_settings(s).shaping;
+  add_lora(in.lora, identity);
+  identity["steps"] = in.steps;
+  identity["dtype"] = dtype_name(dtype);
+  identity["format"] = in.data.format;
+  identity["config"] = to_json(in.model->config());
+  identity["model_files"] = in.model_files;
+  identity["base_sha256"] = or_null(base);
+  identity["data_sha256"] = in.data.sha256;
+  identity["rows_sha256"] = in.rows_sha256;
+  identity["eval_rows_sha256"] = or_null(in.eval_rows_sha256);
+  identity["init_adapter_sha256"] = or_null(in.init_sha256);
+  return identity;
+}
+
+std::string identity_difference(const Json& before, const Json& now,
+                                const std::vector<std::string>& may_differ) {
+  std::vector<std::string> differences;
+  collect(before, now, "", may_differ, differences);
+  std::string text;
+  for (std::size_t i = 0; i < differences.size(); ++i) {
+    if (i == kMostShown) return text + concat("; and ", differences.size() - i, " more");
+    text += (i == 0 ? "" : "; ") + differences[i];
+  }
+  return text;
+}
+
+}  // namespace lk

@@ -1,0 +1,60 @@
+#include "run/run_progress.h"
+
+#include <cmath>
+#include <limits>
+
+#include "io/json.h"
+
+namespace lk {
+namespace {
+
+Json number(double x) { return std::isfinite(x) ? Json(x) : Json(nullptr); }
+
+double number_or_nan(const Json& json, const char* key, const std::string& where) {
+  const Json& value = json_at(json, key, where);
+  return value.is_null() ? std::numeric_limits<double>::quiet_NaN() : json_number(json, key, where);
+}
+
+std::int64_t count(const Json& json, const char* key, const std::string& where) {
+  return json_int(json, key, 0, INT64_MAX, where);
+}
+
+}  // namespace
+
+Json to_json(const RunProgress& p) {
+  Json json = {{"first_loss", number(p.first_loss)},
+               {"last_loss", number(p.last_loss)},
+               {"seconds", p.seconds},
+               {"first_step_seconds", p.first_step_seconds},
+               {"tokens", p.tokens},
+               {"recorded_steps", p.recorded_steps}};
+  if (const auto& e = p.eval_before)
+    json["eval_before"] = {{"loss", number(e->loss)},
+                           {"perplexity", number(e->perplexity)},
+                           {"tokens", e->tokens},
+                           {"supervised_tokens", e->supervised_tokens},
+                           {"rows", e->rows}};
+  return json;
+}
+
+RunProgress progress_from_json(const Json& json, const std::string& where) {
+  RunProgress p;
+  p.first_loss = number_or_nan(json, "first_loss", where);
+  p.last_loss = number_or_nan(json, "last_loss", where);
+  p.seconds = json_number(json, "seconds", where);
+  p.first_step_seconds = json_number(json, "first_step_seconds", where);
+  p.tokens = count(json, "tokens", where);
+  p.recorded_steps = count(json, "recorded_steps", where);
+  if (json.contains("eval_before")) {
+    const Json& e = json["eval_before"];
+    const std::string inside = where + ": eval_before";
+    p.eval_before = Evaluation{.loss = number_or_nan(e, "loss", inside),
+                               .perplexity = number_or_nan(e, "perplexity", inside),
+                               .tokens = count(e, "tokens", inside),
+                               .supervised_tokens = count(e, "supervised_tokens", inside),
+                               .rows = count(e, "rows", inside)};
+  }
+  return p;
+}
+
+}  // namespace lk
