@@ -177,15 +177,23 @@ void ModelOutput::plan_folder(const OutputFormat& format) {
 }
 
 void ModelOutput::plan_gguf() {
+  std::vector<const WeightSlot*> other;  // matrices that can't be of the type wanted
+  std::size_t matrices = 0;
   for (const WeightSlot& slot : base_.slots()) {
     tensors_.push_back({layout_.find(slot).name, slot.shape, choose_type(slot)});
-    if (wanted_ && slot.linear && tensors_.back().type != wanted_ && !is_vocabulary(slot) &&
-        notes_.empty())
-      notes_.push_back(concat(tensors_.back().name, " and others are stored as F16: rows of ",
-                              slot.shape.cols(), " values are not whole blocks of ",
-                              wanted_->name));
+    if (wanted_ && slot.linear && !is_vocabulary(slot)) {
+      ++matrices;
+      if (tensors_.back().type != wanted_) other.push_back(&slot);
+    }
     if (wanted_ && is_vocabulary(slot) && tensors_.back().type != wanted_)
       notes_.push_back(concat(tensors_.back().name, " is stored as ", tensors_.back().type->name));
+  }
+  if (!other.empty()) {
+    const WeightSlot& first = *other.front();
+    notes_.push_back(concat(other.size(), " of ", matrices, " matrices are stored as F16, not ",
+                            wanted_->name, ": rows of ", first.shape.cols(), " values, as in ",
+                            layout_.find(first).name, ", are not whole blocks of ",
+                            wanted_->block_values, "; --type f16 stores all matrices alike"));
   }
   metadata_ = model_metadata(base_, *type_, notes_);
   if (std::vector<float> factors = rope_factors(base_); !factors.empty()) {

@@ -51,6 +51,11 @@ struct TokenBatch {
 
 // Lays rows end to end on the host. `rows` must not be empty; each row holds at least one token.
 HostBatch make_host_batch(std::span<const Row* const> rows);
+// Where documents of these lengths begin when laid end to end, and their number of tokens. Throws
+// UsageError if there are more tokens than an offset can count.
+std::vector<std::int32_t> document_offsets(std::span<const std::int64_t> lengths);
+// The documents' offsets after pad_batch() of a batch of size `from` to the size `to`.
+void pad_offsets(std::vector<std::int32_t>& offsets, const BatchSize& from, const BatchSize& to);
 // Allocates a batch of this size, without values.
 TokenBatch empty_batch(Backend& backend, const BatchSize& size);
 // Uploads a batch into memory made for its size.
