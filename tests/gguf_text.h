@@ -46,8 +46,7 @@ class GgufText {
     for (float value : values) raw(value);
     return *this;
   }
-  std::unique_ptr<Tokenizer> open() const {
-    Scratch folder;
+  void write(const Scratch& folder, const std::string& name) const {
     std::string file = "GGUF";
     auto put = [&](auto value) {
       file.append(reinterpret_cast<const char*>(&value), sizeof(value));
@@ -55,7 +54,11 @@ class GgufText {
     put(std::uint32_t{3}), put(std::uint64_t{0}), put(count_);
     file += values_;
     file.resize((file.size() + 31) / 32 * 32);
-    folder.write("model.gguf", file);
+    folder.write(name, file);
+  }
+  std::unique_ptr<Tokenizer> open() const {
+    Scratch folder;
+    write(folder, "model.gguf");
     return Tokenizer::from_gguf(GgufFile((folder.path / "model.gguf").string()));
   }
   std::string error() const {

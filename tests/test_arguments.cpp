@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 
+#include "cpu/cpu_backend.h"
 #include "hostile.h"
 #include "lora/trainer.h"
 #include "nn/evaluation.h"

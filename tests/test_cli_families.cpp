@@ -5,6 +5,7 @@
 #include <cstdio>
 
 #include "family_models.h"
+#include "gemma_tokenizer.h"
 
 using namespace lk;
 using namespace lk::test;
@@ -101,4 +102,49 @@ TEST_CASE("plan, finetune, evaluate, generate, merge and export, one after the o
         2);
     CHECK(!std::filesystem::exists(scratch.file("no") + "/adapter_model.safetensors"));
   }
+}
+
+TEST_CASE("Gemma with a tokenizer of its kind: the same losses and text in each format") {
+  ScratchFolder scratch;
+  const std::string model = runnable_model(scratch, "gemma3",
+                                           [](Json&c) {
+                                             c["bos_token_id"] = 2;
+                                             c["eos_token_id"] = {1, 4};
+                                           }),
+                    run_folder = scratch.file("run"), gguf = scratch.file("merged.gguf"),
+                    folder = scratch.file("merged"), again = scratch.file("again"),
+                    with = " --adapter " + run_folder;
+  GemmaLike tokenizer;
+  tokenizer.pieces.pop_back();
+  for (const auto& [name, content] : gemma_files(tokenizer.file()))
+    write_file_durably(model + "/" + name, content);
+  std::string rows;
+  for (const char* prompt : {"hello  ab\n\n", "<b>a</b>    b\n", "\t\tx \xc3\xa9 "})
+    rows += Json{{"prompt", prompt}, {"completion", "ab  hello\n\n\nbab"}}.dump() + "\n";
+  const std::string data = scratch.write("rows.jsonl", rows);
+  run("finetune --model " + model + " --data " + data + " --out " + run_folder +
+      " --rank 2 --batch 3 --seq-len 64 --steps 4 --lr 1e-2 --dtype f32 --device cpu");
+  run("merge --type f32 --model " + model + with + " --out " + folder);
+  run("merge --type f32 --model " + model + with + " --out " + gguf);
+  run("merge --type f32 --other-base --no-verify --model " + gguf + with + "=0 --out " + again);
+  auto evaluate = [&](const std::string& of) {
+    return loss_of(
+        run("evaluate --seq-len 64 --dtype f32 --device cpu --data " + data + " --model " + of));
+  };
+  auto generate = [&](const std::string& of) {
+    return parse_json(run("generate --prompt 'hello  ab' --max-tokens 12 --json --dtype f32 "
+                          "--device cpu --model " +
+                          of),
+                      "generate")["ids"];
+  };
+  const double loss = evaluate(model + with);
+  const Json ids = generate(model + with);
+  CHECK(ids.size() > 0);
+  for (const std::string& merged : {folder, gguf, again}) {
+    CAPTURE(merged);
+    CHECK(evaluate(merged) == doctest::Approx(loss).epsilon(1e-5));
+    CHECK(generate(merged) == ids);
+  }
+  CHECK(read_json(again + "/generation_config.json")["eos_token_id"] == Json{1, 4});
+  run("export --model " + gguf + with + " --out " + scratch.file("lora.gguf"));
 }

@@ -103,6 +103,19 @@ TEST_CASE("the container is found from what the data begin with, then from the n
   CHECK(failure(f, "some text, and more\n", "x").find("x:1: ") != std::string::npos);
 }
 
+TEST_CASE("what is called JSON lines and is something else is refused by what it is") {
+  Fixture f;
+  auto refuses = [&](const std::string& content, const std::string& why) {
+    CAPTURE(content);
+    CHECK(failure(f, content, "rows.jsonl").find(why) != std::string::npos);
+  };
+  refuses("prompt,completion\na,b\n", "rows.jsonl: is CSV by its first line: call it .csv");
+  refuses("id\ttext\n1\tb\n", "rows.jsonl: is TSV by its first line: call it .tsv");
+  for (const char* pretty : {"{\n  \"text\": \"a\"\n}\n", "\n {\r\n\"text\": \"a\"}\n",
+                             "{\"text\": \"a\",\n \"id\": 1}\n", "{\"messages\": [\n{}]}\n"})
+    refuses(pretty, "rows.jsonl:1: the first object takes several lines");
+}
+
 TEST_CASE("pieces of a file join to the rows of the whole") {
   Fixture f;
   std::string lines, array = "[", csv = "n,text\n";

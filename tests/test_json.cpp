@@ -209,6 +209,16 @@ TEST_CASE("printable: messages carry no control characters") {
   CHECK(printable(std::string(1 << 20, 'x')).size() == 85);
 }
 
+TEST_CASE("what goes to a terminal keeps its characters and loses its control bytes") {
+  CHECK(without_controls("caf\xC3\xA9 \xF0\x9F\xA6\x9C\ta\nb", Lines::Several) ==
+        "caf\xC3\xA9 \xF0\x9F\xA6\x9C\ta\nb");
+  CHECK(without_controls("a\nb", Lines::One) == "a\\x0ab");
+  CHECK(without_controls("\x1b]0;title\x07\r\x7f", Lines::Several) ==
+        "\\x1b]0;title\\x07\\x0d\\x7f");
+  CHECK(without_controls("\xC2\x9B\x31m \xff\xC3", Lines::Several) == "\\xc2\\x9b1m \\xff\\xc3");
+  CHECK(without_controls(std::string_view("\0", 1), Lines::Several) == "\\x00");
+}
+
 TEST_CASE("checked integers never wrap") {
   using C = CheckedU64;
   CHECK((C(3) * C(4) + C(5)).equals(17));

@@ -1,6 +1,8 @@
 // The memory plan: would catch a plan that differs from what a run really takes.
 #include "run/plan.h"
 
+#include <sys/resource.h>
+
 #include <map>
 
 #include "cpu/cpu_backend.h"
@@ -225,4 +227,40 @@ TEST_CASE("known counts: Llama-2-7B with rank 16 on all projections") {
   CHECK(plan.trainable_parameters == 32 * 16 * (4 * 8192 + 3 * 15104));
   CHECK(peaks(plan.memory).at("gradients") == 4 * plan.trainable_parameters);
   CHECK(peaks(plan.memory).at("optimizer") == 8 * plan.trainable_parameters);
+}
+
+TEST_CASE("a plan takes memory for its layers, not for its tokens") {
+  auto most_kib = [] {
+    rusage usage{};
+    ::getrusage(RUSAGE_SELF, &usage);
+    return usage.ru_maxrss;
+  };
+  PlanRequest request;
+  request.model = named_shape("llama2-7b");
+  request.lora.targets = {"q_proj", "v_proj"};
+  request.compute_dtype = DType::BF16;
+  request.batch = 65536;
+  request.grad_accum = 4;
+  request.seq_len = 4096;
+  const long before = most_kib();
+  const Plan plan = plan_training(request);
+  CHECK(most_kib() - before < 64 << 10);
+  CHECK(plan.memory.peak_bytes > std::int64_t{1} << 42);
+  request.seq_len = 1 << 24;
+  CHECK_THROWS_AS(plan_training(request), UsageError);
+  request.batch = 100;  // 2^30.6 tokens, each with angles of its own
+  const long middle = most_kib();
+  plan_training(request);
+  CHECK(most_kib() - middle < 64 << 10);
+}
+
+TEST_CASE("a plan beyond any machine's memory is out of memory, not a wrong sum") {
+  PlanRequest request;
+  request.model = named_shape("llama2-7b");
+  request.model.hidden_size = request.model.intermediate_size = 1 << 20;
+  request.model.n_layers = 1024;
+  request.lora.targets = {"q_proj"};
+  request.batch = 127;
+  request.seq_len = 1 << 24;
+  CHECK_THROWS_AS(plan_training(request), OutOfMemoryError);
 }

@@ -1,4 +1,5 @@
 // safetensors: hostile files (the cases S and X), round trips, and bytes equal to the reference's.
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include <chrono>
@@ -372,6 +373,39 @@ TEST_CASE("X: hostile indexes") {
     s.index(map);
     s.refuses(map, {index});
   }
+}
+
+TEST_CASE("more shards than files may be open") {
+  Sharded s;
+  std::string map;
+  constexpr int kShards = 300;
+  for (int i = 0; i < kShards; ++i) {
+    const std::string name = "t" + std::to_string(i);
+    s.root.write("m/" + name + ".safetensors", shard_with(name, static_cast<float>(i)));
+    map += (i ? ",\"" : "{\"") + name + "\":\"" + name + ".safetensors\"";
+  }
+  s.index(map + "}");
+  rlimit before{};
+  REQUIRE(::getrlimit(RLIMIT_NOFILE, &before) == 0);
+  rlimit few = before;
+  few.rlim_cur = 64;
+  REQUIRE(::setrlimit(RLIMIT_NOFILE, &few) == 0);
+  const auto model = open_safetensors_model(s.folder);
+  CHECK(read_all(*model, "t0") == std::vector<float>{0});
+  CHECK(read_all(*model, "t299") == std::vector<float>{299});
+  // A file that is opened again must be the file of the first time, though this one looks like it.
+  s.root.write("m/other", shard_with("t7", 7));
+  std::filesystem::rename(s.folder + "/other", s.folder + "/t7.safetensors");
+  check_throws<InputError>("replaced", {"t7.safetensors", "changed while it was read"},
+                           [&] { read_all(*model, "t7"); });
+  REQUIRE(::setrlimit(RLIMIT_NOFILE, &before) == 0);
+}
+
+TEST_CASE("a folder with weights in pickle files only says so") {
+  ScratchFolder folder;
+  folder.write("pytorch_model.bin", "");
+  check_throws<InputError>("pickle", {folder.path(), "pytorch_model.bin", "safetensors"},
+                           [&] { open_safetensors_model(folder.path()); });
 }
 
 TEST_CASE("I4: links as a hub's cache and people lay them") {

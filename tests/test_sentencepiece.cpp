@@ -4,10 +4,8 @@
 #include "gguf_text.h"
 #include "harness.h"
 #include "hostile.h"
-#include "io/gguf_write.h"
 #include "io/sha256.h"
 #include "tensor/error.h"
-#include "text/tokenizer_convert.h"
 #include "tokenizer_fixture.h"
 
 using namespace lk;
@@ -261,54 +259,4 @@ TEST_CASE("parts of tokenizer.json that would change ids and are not known are r
                   f["model"]["vocab"]["zzzz"] = 3 + 0x41;
                 }),
                 "<0x41>");
-}
-
-TEST_CASE("sentencepiece's scores become merges and merges scores, with the same ids") {
-  // Two ways to write a run of one character compete by place in one form, by order in the other.
-  std::string text = long_text();
-  const GgufFile file(kFolder + "llama.gguf");
-  auto from = Tokenizer::from_gguf(file);
-  Scratch folder;
-  for (const auto& [name, content] : hf_tokenizer_files(file)) folder.write(name, content);
-  auto json = Tokenizer::from_folder(folder.path.string());
-  CHECK(json->n_tokens() == from->n_tokens());
-  CHECK(json->bos() == from->bos());
-  CHECK(json->eos() == from->eos());
-  CHECK(json->before_text() == from->before_text());
-  CHECK(json->encode(text) == from->encode(text));
-  CHECK(json->decode(json->encode(text)) == from->decode(from->encode(text)));
-
-  const std::int64_t n = from->n_tokens();
-  const std::string path = (folder.path / "again.gguf").string();
-  GgufWriter writer(path, gguf_tokenizer(folder.path.string(), n + 2), {});
-  writer.commit();
-  auto back = Tokenizer::from_gguf(GgufFile(path));
-  CHECK(back->n_tokens() == n + 2);  // padded as the model's rows are
-  CHECK(back->bos() == from->bos());
-  CHECK(back->encode(text) == from->encode(text));
-}
-
-TEST_CASE("a tokenizer.json whose merges are not all that scores would make is refused by name") {
-  auto error_of = [](const Json& change) {
-    Json file = read_json(kFolder + "tokenizer.json");
-    Json added = Json::array();
-    for (const Json& entry : file.at("added_tokens"))
-      if (entry.at("special") && !entry.at("lstrip") && !entry.at("rstrip") &&
-          !entry.at("single_word") && !entry.at("normalized"))
-        added.push_back(entry);
-    file["added_tokens"] = added;
-    file.update(change);
-    Scratch folder;
-    folder.write("tokenizer.json", file.dump());
-    try {
-      gguf_tokenizer(folder.path.string(), 1 << 20);
-    } catch (const InputError& e) {
-      return std::string(e.what());
-    }
-    return std::string("accepted");
-  };
-  CHECK(error_of(Json::object()).find("is no merge although it spells a token") !=
-        std::string::npos);
-  CHECK(error_of({{"pre_tokenizer", {{"type", "Metaspace"}}}, {"normalizer", nullptr}})
-            .find("GGUF has no words") != std::string::npos);
 }

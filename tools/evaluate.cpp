@@ -26,6 +26,7 @@ struct Settings {
   SamplingSettings sampling;
   std::int64_t batch = 16;
   bool generate = false;
+  CLI::Option* seq_len = nullptr;  // --seq-len
   std::int64_t batch_tokens() const { return std::max<std::int64_t>(rows.seq_len, 2048); }
   EvalRowLimits limits() const { return {rows.seq_len, rows.max_rows}; }
 };
@@ -65,7 +66,7 @@ void write_predictions(StagedOutput& file, const std::vector<ReferenceRow>& rows
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const OrderedJson line = {
         {"prompt", rows[i].prompt}, {"text", texts[i]}, {"references", rows[i].references}};
-    lines += line.dump(-1, ' ', false, OrderedJson::error_handler_t::replace) + "\n";
+    lines += json_text(line) + "\n";
   }
   write_file_durably(file.file("predictions"), lines);
   file.commit();
@@ -97,7 +98,9 @@ void add_flags(CLI::App& app, Settings& s) {
   app.add_option("--data", s.data, "rows: as for finetune, or with choices, or with references")
       ->required();
   app.add_option("--rows", s.rows.max_rows, "only the first N rows")->check(whole);
-  app.add_option("--seq-len", s.rows.seq_len, "longest row")->check(whole)->capture_default_str();
+  s.seq_len = app.add_option("--seq-len", s.rows.seq_len,
+                             "longest row (default 1024, or what the model has if that is less)")
+                  ->check(whole);
   program::add_long_row_flags(app, s.long_rows);
   app.add_flag("--skip-bad-rows", s.rows.skip_bad_rows,
                "leave out and count rows that can't be read (loss only)");
@@ -145,12 +148,13 @@ int main(int argc, char** argv) {
     std::optional<StagedOutput> predictions;  // taken before the work, so that none is done in vain
     if (!s.predictions.empty())
       predictions.emplace(s.predictions, StagedOutput::Kind::File, std::uint64_t{0});
-    s.inference.max_positions = s.rows.seq_len;
+    if (s.seq_len->count() > 0) s.inference.max_positions = s.rows.seq_len;
     InferenceModel m = open_inference(s.inference);
+    s.rows.seq_len = std::min(s.rows.seq_len, m.model->config().max_position);
     const OrderedJson out = kind == EvalKind::Choices      ? choices(s, data, m)
                             : kind == EvalKind::Generation ? generation(s, data, m, predictions)
                                                            : loss(s, data, m);
-    std::printf("%s\n", out.dump().c_str());
+    program::write(json_text(out) + "\n");
     return 0;
   });
 }

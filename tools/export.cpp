@@ -21,7 +21,7 @@ int main(int argc, char** argv) {
                         {"modules", written.modules},
                         {"rank", written.rank},
                         {"alpha", written.alpha}};
-    std::printf("%s\n", json.dump().c_str());
+    program::write(json_text(json) + "\n");
     return 0;
   });
 }

@@ -1,7 +1,6 @@
 // finetune: LoRA training of a GGUF or Hugging Face model on a text file.
 #include <cstdio>
 
-#include "io/checked.h"
 #include "program.h"
 #include "row_flags.h"
 #include "run/finetune.h"
@@ -82,20 +81,18 @@ void add_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
 
 struct Console : FinetuneListener {
   void message(const std::string& text) override { program::message(text); }
-  void rows(const std::string& text) override { std::printf("%s\n", text.c_str()); }
+  void rows(const std::string& text) override { program::write(text + "\n"); }
   void planned(const PlanRequest& request, const Plan& plan) override {
     program::message(plan_text(request, plan));
   }
   void stepped(const StepReport& r, std::int64_t total, std::int64_t live_bytes,
                double left) override {
-    const std::int64_t seconds = to_integer(left, 0, INT64_MAX).value_or(0);
     char text[200];
-    std::snprintf(
-        text, sizeof text,
-        "step %lld/%lld  loss %.4f  lr %.2e  |g| %.3f  %.0f tok/s  mem %.2f GiB  %lld:%02lld left",
-        static_cast<long long>(r.step), static_cast<long long>(total), r.loss, r.lr, r.grad_norm,
-        static_cast<double>(r.tokens) / r.seconds, static_cast<double>(live_bytes) / (1 << 30),
-        static_cast<long long>(seconds / 60), static_cast<long long>(seconds % 60));
+    std::snprintf(text, sizeof text,
+                  "step %lld/%lld  loss %.4f  lr %.2e  |g| %.3f  %.0f tok/s  mem %.2f GiB  %s left",
+                  static_cast<long long>(r.step), static_cast<long long>(total), r.loss, r.lr,
+                  r.grad_norm, static_cast<double>(r.tokens) / r.seconds,
+                  static_cast<double>(live_bytes) / (1 << 30), program::duration(left).c_str());
     program::progress(text, r.step == 1 || r.step == total);
   }
   void evaluated(std::int64_t step, const Evaluation& e) override {

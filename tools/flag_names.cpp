@@ -97,6 +97,30 @@ std::vector<std::string> own_names(const CLI::App& app, int argc, const char* co
   return args;
 }
 
+std::vector<std::string> unknown_flags(const CLI::App& app, int argc, const char* const* argv) {
+  std::vector<std::string> unknown;
+  for (const std::string& arg : own_names(app, argc, argv))
+    if (arg.starts_with("--") && arg.size() > 2 &&
+        !app.get_option_no_throw(arg.substr(0, arg.find('='))))
+      unknown.push_back(arg);
+  return unknown;
+}
+
+std::string fields_as_flags(const CLI::App& app, const std::string& message) {
+  std::string out;
+  std::size_t at = 0;
+  for (std::size_t begin; (begin = message.find('`', at)) != std::string::npos;) {
+    const std::size_t end = message.find('`', begin + 1);
+    if (end == std::string::npos) break;
+    std::string flag = "--" + message.substr(begin + 1, end - begin - 1);
+    std::replace(flag.begin(), flag.end(), '_', '-');
+    out += message.substr(at, begin - at);
+    out += app.get_option_no_throw(flag) ? flag : message.substr(begin, end + 1 - begin);
+    at = end + 1;
+  }
+  return out + message.substr(at);
+}
+
 std::string nearest_flag(const CLI::App& app, const std::string& wrong) {
   const std::string given = wrong.substr(0, wrong.find('='));
   std::string nearest;

@@ -66,10 +66,8 @@ void answer_all(const Settings& s, InferenceModel& m, const std::vector<PromptRo
     done[i] = &g;
     for (; printed < done.size() && done[printed]; ++printed) {  // in the order of the prompts
       const Generation& next = *done[printed];
-      const auto replace = OrderedJson::error_handler_t::replace;
       if (s.json)
-        write(as_json(prompts[printed], requests[printed].prompt.size(), next)
-                  .dump(-1, ' ', false, replace));
+        write(json_text(as_json(prompts[printed], requests[printed].prompt.size(), next)));
       else if (!stream)
         write(next.text);
       write("\n");

@@ -55,7 +55,7 @@ void print(const MergeSettings& s, const MergeResult& r) {
     out["relative_difference"] = *r.logit_difference / *r.largest_logit;
   }
   out["warnings"] = r.warnings;
-  std::printf("%s\n", out.dump().c_str());
+  program::write(json_text(out) + "\n");
 }
 
 }  // namespace
@@ -89,7 +89,7 @@ int main(int argc, char** argv) {
         if (base.empty())
           throw UsageError("--unmerge needs --base: what rounding lost can't be computed back");
         unmerge(s, base, console);
-        std::printf("%s\n", OrderedJson{{"out", s.out}, {"exact", true}}.dump().c_str());
+        program::write(json_text(OrderedJson{{"out", s.out}, {"exact", true}}) + "\n");
         return 0;
       }
       const MergeResult result = merge(s, console);

@@ -68,8 +68,12 @@ int main(int argc, char** argv) {
   app.add_flag("--json", json, "as JSON");
   return program::run(app, argc, argv, [&] {
     if (!matrix_text.empty()) return matrix(matrix_text, request.lora.shape.rank);
-    if (request.batch < 1 || request.grad_accum < 1 || request.seq_len < 2)
-      throw UsageError("--batch and --grad-accum must be at least 1, --seq-len at least 2");
+    if (request.batch < 1 || request.batch > kMostBatch)
+      throw UsageError(concat("--batch must be in 1 .. ", kMostBatch));
+    if (request.grad_accum < 1 || request.grad_accum > kMostGradAccum)
+      throw UsageError(concat("--grad-accum must be in 1 .. ", kMostGradAccum));
+    if (request.seq_len < 2 || request.seq_len > 1 << 24)
+      throw UsageError("--seq-len must be in 2 .. 16777216");
     if (dtype != "f32" && dtype != "bf16") throw UsageError("--dtype: f32 or bf16");
     if (device != "cpu" && !device.starts_with("cuda")) throw UsageError("--device: cpu or cuda");
     request.model = shape.empty() ? ModelFile(model).config() : named_shape(shape);
@@ -82,8 +86,8 @@ int main(int argc, char** argv) {
       throw UsageError("--memory chooses --recompute: give one of the two");
     Plan plan = budget > 0 ? plan_within(request, budget) : plan_training(request);
     if (budget > 0) check_fits(request, plan, budget, "--memory");
-    std::printf("%s", json ? (plan_to_json(request, plan).dump(2) + "\n").c_str()
-                           : plan_text(request, plan).c_str());
+    program::write(json ? json_text(plan_to_json(request, plan), 2) + "\n"
+                        : plan_text(request, plan));
     return 0;
   });
 }

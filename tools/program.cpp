@@ -1,6 +1,5 @@
 #include "program.h"
 
-#include <fcntl.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -11,8 +10,12 @@
 #include <cstring>
 #include <iostream>
 #include <new>
+#include <system_error>
 
+#include "flag_names.h"
 #include "io/checked.h"
+#include "io/printable.h"
+#include "process.h"
 #include "tensor/error.h"
 #include "version.h"
 
@@ -30,15 +33,6 @@ bool g_line_open = false;
 void close_line() {
   if (g_line_open) std::fputc('\n', stderr);
   g_line_open = false;
-}
-
-// A standard descriptor that the caller closed would be the number of the next file opened, and what
-// is printed would land there. Each is opened on /dev/null the wrong way round instead: it refuses
-// reads or writes as a closed one does.
-void keep_standard_descriptors() {
-  for (int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
-    if (::fcntl(fd, F_GETFD) == -1 && errno == EBADF)
-      static_cast<void>(::open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY));
 }
 
 // Accepts the shape of a decimal number only, whatever else a library would accept.
@@ -77,47 +71,74 @@ const CLI::Validator& real_number() {
 
 int run(CLI::App& app, int argc, char** argv, const std::function<int()>& body) {
   const std::string name = app.get_name();
-  app.set_version_flag("--version", std::string("lorikeet ") + kVersion);
-  app.get_formatter()->column_width(34);
-  auto fail = [&](const std::string& what, ExitCode code) {
+  // Takes the text as it is: a message about memory must not need any.
+  auto fail = [&](const char* what, ExitCode code) {
     close_line();
-    std::fprintf(stderr, "%s: error: %s\n", name.c_str(), what.c_str());
-    return static_cast<int>(code);
+    std::fprintf(stderr, "%s: error: %s\n", name.c_str(), what);
+    return finish(static_cast<int>(code));
+  };
+  auto fail_safely = [&](const std::string& what, ExitCode code) {
+    // Only a plan, which says where memory goes, has lines of its own.
+    const Lines lines = code == ExitCode::OutOfMemory ? Lines::Several : Lines::One;
+    return fail(without_controls(what, lines).c_str(), code);
   };
   // A result that stdout does not take is lost, whatever the work came to.
   auto unless_lost = [&](int status) {
     const bool taken = std::cout.flush() && std::fflush(stdout) == 0 && std::ferror(stdout) == 0;
     if (taken) return status;
     const std::string why = errno ? std::strerror(errno) : "a write failed";
-    return fail(concat("stdout: ", why, "; the result is lost"), ExitCode::Io);
+    return fail_safely(concat("stdout: ", why, "; the result is lost"), ExitCode::Io);
   };
-  keep_standard_descriptors();
   try {
-    app.parse(argc, argv);
-  } catch (const CLI::Success& e) {
-    return unless_lost(app.exit(e));
-  } catch (const CLI::ParseError& e) {
-    return fail(std::string(e.what()) + " (see --help)", ExitCode::Usage);
-  }
-  try {
-    int status = body();
-    close_line();
-    return unless_lost(status);
+    return finish(with_resources([&] {
+      app.set_version_flag("--version", std::string("lorikeet ") + kVersion);
+      app.get_formatter()->column_width(34);
+      app.set_config("--config", "", "take flags from this TOML file; the command line wins");
+      app.allow_config_extras(CLI::config_extras_mode::error);
+      std::vector<std::string> args = own_names(app, argc, argv);
+      try {
+        std::reverse(args.begin(), args.end());  // as CLI11 takes them
+        app.parse(args);
+      } catch (const CLI::Success& e) {
+        return unless_lost(app.exit(e));
+      } catch (const CLI::ExtrasError& e) {
+        const std::vector<std::string> unknown = unknown_flags(app, argc, argv);
+        const std::string meant = unknown.empty() ? "" : nearest_flag(app, unknown.front());
+        return fail_safely(
+            concat(e.what(), meant.empty() ? "" : "; did you mean " + meant + "?", " (see --help)"),
+            ExitCode::Usage);
+      } catch (const CLI::ParseError& e) {
+        return fail_safely(std::string(e.what()) + " (see --help)", ExitCode::Usage);
+      }
+      const int status = body();
+      close_line();
+      return unless_lost(status);
+    }));
+  } catch (const UsageError& e) {
+    return fail_safely(fields_as_flags(app, e.what()), e.code());
   } catch (const Error& e) {
-    return fail(e.what(), e.code());
+    return fail_safely(e.what(), e.code());
   } catch (const std::bad_alloc&) {
     return fail("out of host memory", ExitCode::OutOfMemory);
+  } catch (const std::system_error& e) {  // a thread can't be made, or a call of the library's own
+    const bool resources = e.code() == std::errc::resource_unavailable_try_again ||
+                           e.code() == std::errc::not_enough_memory;
+    return fail_safely(e.what(), resources ? ExitCode::OutOfMemory : ExitCode::Io);
   } catch (const std::exception& e) {
-    return fail(e.what(), ExitCode::Internal);
+    return fail_safely(e.what(), ExitCode::Internal);
   }
 }
 
 std::int64_t parse_bytes(const std::string& text) {
-  static constexpr std::pair<const char*, std::int64_t> kUnits[] = {{"GiB", std::int64_t{1} << 30},
+  static constexpr std::pair<const char*, std::int64_t> kUnits[] = {{"TiB", std::int64_t{1} << 40},
+                                                                    {"GiB", std::int64_t{1} << 30},
                                                                     {"MiB", std::int64_t{1} << 20},
-                                                                    {"KiB", 1024},
+                                                                    {"KiB", std::int64_t{1} << 10},
+                                                                    {"TB", 1'000'000'000'000},
                                                                     {"GB", 1'000'000'000},
                                                                     {"MB", 1'000'000},
+                                                                    {"KB", 1'000},
+                                                                    {"kB", 1'000},
                                                                     {"", 1}};
   for (auto [unit, factor] : kUnits) {
     if (!text.ends_with(unit)) continue;
@@ -128,7 +149,23 @@ std::int64_t parse_bytes(const std::string& text) {
     if (!whole) break;
     return *whole;
   }
-  throw UsageError(concat("'", text, "' is not a size like 24GiB, 500MiB or a number of bytes"));
+  throw UsageError(concat("'", text,
+                          "' is not a size: a number of bytes, or one with KB, MB, GB, TB, KiB, "
+                          "MiB, GiB or TiB behind it, like 24GiB"));
+}
+
+std::string duration(double seconds) {
+  constexpr double kLongest = 1000 * 3600.0;
+  if (!(seconds >= 0)) return "?";
+  if (seconds > kLongest) return "over 1000 h";
+  const auto s = static_cast<std::int64_t>(seconds);
+  char text[32];
+  if (s < 3600)
+    std::snprintf(text, sizeof text, "%d:%02d", static_cast<int>(s / 60), static_cast<int>(s % 60));
+  else
+    std::snprintf(text, sizeof text, "%d:%02d:%02d", static_cast<int>(s / 3600),
+                  static_cast<int>(s / 60 % 60), static_cast<int>(s % 60));
+  return text;
 }
 
 std::int64_t parse_budget(const std::string& text) {
@@ -160,6 +197,9 @@ const std::atomic<int>& install_signal_handlers() {
 }
 
 bool write(std::string_view text) {
+  static const bool terminal = isatty(STDOUT_FILENO) == 1;
+  const std::string safe = terminal ? without_controls(text, Lines::Several) : std::string();
+  if (terminal) text = safe;
   std::fwrite(text.data(), 1, text.size(), stdout);
   std::fflush(stdout);
   return true;
@@ -167,13 +207,13 @@ bool write(std::string_view text) {
 
 void message(const std::string& text) {
   close_line();
-  std::fprintf(stderr, "%s\n", text.c_str());
+  std::fprintf(stderr, "%s\n", without_controls(text, Lines::Several).c_str());
 }
 
 void progress(const std::string& text, bool important) {
   static const bool terminal = isatty(STDERR_FILENO) == 1;
   if (terminal) {
-    std::fprintf(stderr, "\r\033[K%s", text.c_str());
+    std::fprintf(stderr, "\r\033[K%s", without_controls(text, Lines::Several).c_str());
     g_line_open = true;
     return;
   }
@@ -182,7 +222,7 @@ void progress(const std::string& text, bool important) {
   const auto now = Clock::now();
   if (!important && now - last < std::chrono::seconds(2)) return;
   last = now;
-  std::fprintf(stderr, "%s\n", text.c_str());
+  std::fprintf(stderr, "%s\n", without_controls(text, Lines::Several).c_str());
 }
 
 bool colour() { return isatty(STDOUT_FILENO) == 1 && !std::getenv("NO_COLOR"); }

@@ -20,8 +20,10 @@ int run(CLI::App& app, int argc, char** argv, const std::function<int()>& body);
 const CLI::Validator& whole_number();
 const CLI::Validator& real_number();
 
-// Parses "24GiB", "500MiB" or "1000000" into bytes. Throws UsageError.
+// Parses "24GiB", "50KB" or "1000000" into bytes. Throws UsageError.
 std::int64_t parse_bytes(const std::string& text);
+// "3:07" or "26:03:07"; "?" for what is no time.
+std::string duration(double seconds);
 // Parses the value of --memory: a positive number of bytes; 0 if the flag was not given. Throws
 // UsageError.
 std::int64_t parse_budget(const std::string& text);
@@ -37,10 +39,11 @@ std::vector<std::string> parse_list(const std::string& text, const std::string& 
 // program at once.
 const std::atomic<int>& install_signal_handlers();
 
-// Prints one line to stderr. On a terminal a progress line is redrawn in place; elsewhere only some
+// Prints one line to stderr, control characters as \xNN. On a terminal a progress line is redrawn in place; elsewhere only some
 // progress lines are printed.
 void message(const std::string& text);
-// Writes to stdout at once. Returns true, for callbacks whose result may end something.
+// Writes to stdout at once; on a terminal control characters are shown as \xNN, since a model's text
+// could carry the terminal's commands. Returns true, for callbacks whose result may end something.
 bool write(std::string_view text);
 void progress(const std::string& text, bool important);
 bool colour();  // true if stdout is a terminal and NO_COLOR is not set

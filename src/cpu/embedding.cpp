@@ -4,6 +4,7 @@
 #include "cpu/cpu_backend_impl.h"
 #include "cpu/fast/quantised_linear.h"
 #include "cpu/kernels.h"
+#include "cpu/thread_scratch.h"
 
 namespace lk {
 
@@ -29,11 +30,11 @@ void gather(Matrix<T> y, Matrix<const T> x, const std::int32_t* index) {
 template <class T>
 void gather_quantised(Matrix<T> y, const Weight& x, const std::int32_t* index) {
   check_rows(index, y.rows, x.shape()[0]);
+  ThreadScratch scratch(y.cols);
   parallel_for(y.rows, y.rows * y.cols, [&](std::int64_t i) {
-    std::vector<float> row(static_cast<std::size_t>(y.cols));
-    quantised_row(x, index[i], row.data());
-    for (std::int64_t j = 0; j < y.cols; ++j)
-      y[i][j] = rounded<T>(row[static_cast<std::size_t>(j)]);
+    float* row = scratch.mine();
+    quantised_row(x, index[i], row);
+    for (std::int64_t j = 0; j < y.cols; ++j) y[i][j] = rounded<T>(row[j]);
   });
 }
 

@@ -11,6 +11,7 @@
 
 #include <atomic>
 #include <memory>
+#include <new>
 #include <string_view>
 #include <system_error>
 
@@ -61,6 +62,7 @@ int Fs::lstat(const char* path, struct stat* out) { return ::lstat(path, out); }
 int Fs::list(const char* folder, std::vector<std::string>& names) {
   names.clear();
   const std::unique_ptr<DIR, int (*)(DIR*)> open(::opendir(folder), ::closedir);
+  if (open == nullptr && errno == ENOMEM) throw std::bad_alloc();
   if (open == nullptr) return -1;
   for (;;) {
     errno = 0;  // readdir() returns null for the end and for an error
@@ -72,6 +74,7 @@ int Fs::list(const char* folder, std::vector<std::string>& names) {
 }
 int Fs::realpath(const char* path, std::string& resolved) {
   const std::unique_ptr<char, void (*)(void*)> text(::realpath(path, nullptr), ::free);
+  if (text == nullptr && errno == ENOMEM) throw std::bad_alloc();
   if (text == nullptr) return -1;
   resolved = text.get();
   return 0;

@@ -17,46 +17,51 @@ std::int64_t modified_ns(const struct stat& s) {
 
 }  // namespace
 
-InputFile::InputFile(const std::string& path) : path_(path) {
+InputFile::InputFile(const std::string& path, Between between) : path_(path) {
   if (path.find('\0') != std::string::npos)
     throw InputError(printable(path) + ": a path with a NUL byte");
+  FileDescriptor fd = open();
+  identity_ = identity(fd.get());
+  if (between == Between::Open) fd_ = std::move(fd);
+}
+
+FileDescriptor InputFile::open() const {
   // O_NONBLOCK: opening a FIFO must not wait for its writer. It means nothing to regular files.
-  int fd = retry_interrupted(
-      [&] { return fs().open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0); });
-  if (fd < 0) {
-    std::string message = system_message(path, "cannot open", errno);
-    if (blames_the_path(errno)) throw InputError(message);
-    throw IoError(message);
-  }
-  fd_ = FileDescriptor(fd);
+  FileDescriptor fd(retry_interrupted(
+      [&] { return fs().open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0); }));
+  if (fd.is_open()) return fd;
+  std::string message = system_message(path_, "cannot open", errno);
+  if (blames_the_path(errno)) throw InputError(message);
+  throw IoError(message);
+}
+
+InputFile::Identity InputFile::identity(int fd) const {
   struct stat s {};
-  if (fs().fstat(fd, &s) != 0) throw IoError(system_message(path, "cannot examine", errno));
+  if (fs().fstat(fd, &s) != 0) throw IoError(system_message(path_, "cannot examine", errno));
   if (!S_ISREG(s.st_mode))
-    throw InputError(path +
+    throw InputError(path_ +
                      (S_ISDIR(s.st_mode) ? ": is a folder, not a file" : ": not a regular file"));
-  size_ = static_cast<std::uint64_t>(s.st_size);
-  modified_ns_ = modified_ns(s);
+  return {s.st_dev, s.st_ino, static_cast<std::uint64_t>(s.st_size), modified_ns(s)};
 }
 
 void InputFile::read(std::uint64_t offset, void* dst, std::size_t bytes) const {
-  if (bytes > size_ || offset > size_ - bytes)
+  if (bytes > size() || offset > size() - bytes)
     throw InputError(concat(path_, ": byte ", offset, ": ", bytes,
-                            " bytes wanted, but the file ends at ", size_));
+                            " bytes wanted, but the file ends at ", size()));
+  const FileDescriptor opened = fd_.is_open() ? FileDescriptor() : open();
+  const int fd = fd_.is_open() ? fd_.get() : opened.get();
   auto* to = static_cast<char*>(dst);
   std::size_t done = 0;
   while (done < bytes) {
-    ssize_t n = retry_interrupted([&] {
-      return fs().pread(fd_.get(), to + done, bytes - done, static_cast<off_t>(offset + done));
-    });
+    ssize_t n = retry_interrupted(
+        [&] { return fs().pread(fd, to + done, bytes - done, static_cast<off_t>(offset + done)); });
     if (n < 0) throw IoError(system_message(path_, "cannot read", errno));
     if (n == 0)
       throw InputError(concat(path_, ": byte ", offset + done,
                               ": the file ends here: it was cut short while it was read"));
     done += static_cast<std::size_t>(n);
   }
-  struct stat s {};
-  if (fs().fstat(fd_.get(), &s) != 0) throw IoError(system_message(path_, "cannot examine", errno));
-  if (static_cast<std::uint64_t>(s.st_size) != size_ || modified_ns(s) != modified_ns_)
+  if (identity(fd) != identity_)
     throw InputError(path_ + ": the file was changed while it was read");
 }
 

@@ -20,6 +20,13 @@ OrderedJson parse_row_json(std::string_view text, const std::string& where);
 // Reads a whole regular file of at most max_bytes (refused before it is read) and parses it.
 Json read_json(const std::string& path, std::size_t max_bytes = std::size_t{64} << 20);
 
+// The text of a value, on one line or indented. What is not UTF-8 in its strings, as a path may be,
+// becomes U+FFFD.
+template <class J>
+std::string json_text(const J& value, int indent = -1) {
+  return value.dump(indent, ' ', false, J::error_handler_t::replace);
+}
+
 // Checked access to members. `where` names the file; errors name file and key: "config.json:
 // hidden_size: ...".
 const Json& json_at(const Json& object, const std::string& key, const std::string& where);

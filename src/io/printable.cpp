@@ -1,6 +1,9 @@
 #include "io/printable.h"
 
+#include <algorithm>
+
 #include "io/hex.h"
+#include "io/utf8.h"
 
 namespace lk {
 
@@ -20,6 +23,26 @@ std::string printable(std::string_view text) {
     }
   }
   return out + (text.size() > kMax ? "...\"" : "\"");
+}
+
+std::string without_controls(std::string_view text, Lines lines) {
+  std::string out;
+  const char *p = text.data(), *end = p + text.size();
+  while (p != end) {
+    const std::size_t n = utf8_checked_length(p, end);
+    const char32_t c = n > 0 ? utf8_decode(p) : 0;
+    const bool shown =
+        (c == '\n' && lines == Lines::Several) || c == '\t' || (c >= 0x20 && c < 0x7f) || c >= 0xa0;
+    for (const char* stop = p + std::max<std::size_t>(n, 1); p != stop; ++p) {
+      if (shown) {
+        out += *p;
+      } else {
+        out += "\\x";
+        append_hex(out, static_cast<unsigned char>(*p));
+      }
+    }
+  }
+  return out;
 }
 
 }  // namespace lk

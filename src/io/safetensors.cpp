@@ -13,7 +13,8 @@
 namespace lk {
 
 struct SafetensorsFile::Impl {
-  explicit Impl(const std::string& path) : file(path), header(parse_safetensors_header(file)) {}
+  Impl(const std::string& path, InputFile::Between between)
+      : file(path, between), header(parse_safetensors_header(file)) {}
 
   const SafetensorsTensor& tensor(const std::string& name) const {
     auto at = header.tensors.find(name);
@@ -26,7 +27,8 @@ struct SafetensorsFile::Impl {
   SafetensorsHeader header;
 };
 
-SafetensorsFile::SafetensorsFile(const std::string& path) : impl_(std::make_unique<Impl>(path)) {}
+SafetensorsFile::SafetensorsFile(const std::string& path, InputFile::Between between)
+    : impl_(std::make_unique<Impl>(path, between)) {}
 SafetensorsFile::~SafetensorsFile() = default;
 
 const std::string& SafetensorsFile::path() const { return impl_->file.path(); }

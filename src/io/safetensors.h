@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "io/durable.h"
+#include "io/input_file.h"
 #include "io/tensor_reader.h"
 #include "io/tensor_writer.h"
 
@@ -16,7 +17,8 @@ namespace lk {
 // are stricter than the reference). Stored types read: F64, F32, F16, BF16.
 class SafetensorsFile : public TensorReader {
  public:
-  explicit SafetensorsFile(const std::string& path);
+  explicit SafetensorsFile(const std::string& path,
+                           InputFile::Between between = InputFile::Between::Open);
   ~SafetensorsFile() override;
   const std::string& path() const override;
   std::vector<const InputFile*> files() const override;

@@ -26,7 +26,8 @@ namespace lk {
 namespace {
 
 namespace stdfs = std::filesystem;
-constexpr std::size_t kMaxShards = 10'000, kMaxTensors = 200'000,
+// More than kMostOpen files are opened for each read anew: systems let a process have 1024 or fewer.
+constexpr std::size_t kMaxShards = 10'000, kMostOpen = 64, kMaxTensors = 200'000,
                       kMaxIndexBytes = std::size_t{64} << 20;
 
 std::string reason(int error) { return std::generic_category().message(error); }
@@ -40,8 +41,14 @@ class ShardedModel : public TensorReader {
     for (const auto& [tensor, shard] : map) shards.insert(shard);
     if (shards.size() > kMaxShards)
       throw InputError(concat(path_, ": weight_map: more than ", kMaxShards, " files"));
+    // All names are checked before a file is opened, and all links before the first is followed.
+    for (const std::string& shard : shards) check_name(shard);
+    std::map<std::string, std::string> paths;
+    for (const std::string& shard : shards) paths[shard] = shard_path(folder, shard);
+    const auto between =
+        shards.size() > kMostOpen ? InputFile::Between::Closed : InputFile::Between::Open;
     for (const std::string& shard : shards) {
-      files_.push_back(std::make_unique<SafetensorsFile>(shard_path(folder, shard)));
+      files_.push_back(std::make_unique<SafetensorsFile>(paths[shard], between));
       const SafetensorsFile& file = *files_.back();
       for (std::string& name : file.names()) {
         auto at = map.find(name);
@@ -120,13 +127,18 @@ class ShardedModel : public TensorReader {
     return std::move(*map);
   }
 
-  std::string shard_path(const std::string& folder, const std::string& shard) const {
-    auto fail = [&](const std::string& rule) -> InputError {
-      return InputError(path_ + ": weight_map: file " + printable(shard) + ": " + rule);
-    };
+  InputError refused(const std::string& shard, const std::string& rule) const {
+    return InputError(path_ + ": weight_map: file " + printable(shard) + ": " + rule);
+  }
+
+  void check_name(const std::string& shard) const {
     if (shard.empty() || shard == "." || shard == ".." || shard.size() > 255 ||
         shard.find('/') != std::string::npos || shard.find('\0') != std::string::npos)
-      throw fail("must be the name of a file in the same folder");
+      throw refused(shard, "must be the name of a file in the same folder");
+  }
+
+  std::string shard_path(const std::string& folder, const std::string& shard) const {
+    auto fail = [&](const std::string& rule) { return refused(shard, rule); };
     const std::string named = (stdfs::path(folder) / shard).string();
     std::string real, own, index;
     auto resolve = [&](const std::string& path, std::string& resolved) {
@@ -156,6 +168,11 @@ std::unique_ptr<TensorReader> open_safetensors_model(const std::string& folder) 
   const std::string single = (stdfs::path(folder) / "model.safetensors").string();
   const std::string index = (stdfs::path(folder) / "model.safetensors.index.json").string();
   if (!exists(single) && exists(index)) return std::make_unique<ShardedModel>(folder);
+  for (const char* pickle : {"pytorch_model.bin", "pytorch_model.bin.index.json"})
+    if (!exists(single) && exists((stdfs::path(folder) / pickle).string()))
+      throw InputError(concat(folder, ": has its weights in ", pickle,
+                              " only: pickle files can run code and are never read. Save the model "
+                              "as safetensors: in transformers, model.save_pretrained(DIR)"));
   return std::make_unique<SafetensorsFile>(single);
 }
 

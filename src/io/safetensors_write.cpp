@@ -16,7 +16,7 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "tensor files are little-endian");
 
-std::string json_text(const std::string& text, const std::string& path) {
+std::string quoted(const std::string& text, const std::string& path) {
   if (!is_utf8(text))
     throw UsageError(path + ": " + printable(text) + " is not UTF-8 and can't be written");
   return Json(text).dump();
@@ -30,7 +30,7 @@ std::string header_text(const std::string& path, const std::vector<EncodedTensor
   if (!metadata.empty()) {
     text += "\"__metadata__\":{";
     for (const auto& [key, value] : metadata) {
-      text += separator + json_text(key, path) + ":" + json_text(value, path);
+      text += separator + quoted(key, path) + ":" + quoted(value, path);
       separator = ",";
     }
     text += "}";
@@ -38,8 +38,8 @@ std::string header_text(const std::string& path, const std::vector<EncodedTensor
   std::uint64_t at = 0;
   for (const EncodedTensor& t : tensors) {
     const std::uint64_t end = at + t.bytes();
-    text += concat(separator, json_text(t.name, path), ":{\"dtype\":\"", t.type->name,
-                   "\",\"shape\":[");
+    text +=
+        concat(separator, quoted(t.name, path), ":{\"dtype\":\"", t.type->name, "\",\"shape\":[");
     for (int i = 0; i < t.shape.rank(); ++i)
       text += (i > 0 ? "," : "") + std::to_string(t.shape[i]);
     text += concat("],\"data_offsets\":[", at, ",", end, "]}");

@@ -80,6 +80,12 @@ Adapter::Adapter(Transformer& model, const LoraConfig& config) : model_(model), 
   if (!unmatched.empty()) {
     std::string known;
     for (const std::string& name : names) known += name + ", ";
+    // The matrices of the vocabulary are no sites, whatever the family calls them.
+    for (Role role : {Role::Embedding, Role::Head})
+      if (target_matches(module_path(family_of(model.config()), role), *unmatched.begin()))
+        throw UsageError(concat("`targets`: '", *unmatched.begin(),
+                                "' is the model's vocabulary, which stays frozen: choose among ",
+                                known, "or all-linear"));
     throw UsageError(concat("`targets`: '", *unmatched.begin(), "' matches no module; there are ",
                             known, "or all-linear"));
   }

@@ -50,10 +50,19 @@ void check_modules_to_save(const PeftConfig& config, const AdapterFile& file) {
 AdapterFile open_adapter(const std::string& folder) {
   const std::string config_path = folder + "/" + kAdapterConfig,
                     path = folder + "/" + kAdapterWeights;
+  if (!exists(folder))
+    throw InputError(concat(folder,
+                            ": no such folder. If it is an adapter's name on the Hugging Face hub, "
+                            "download it and give the folder: hf download ",
+                            folder, " --local-dir DIR"));
   if (!exists(path) && exists(folder + "/adapter_model.bin"))
     throw InputError(folder +
                      "/adapter_model.bin: pickle files can run code and are never read; "
                      "save the adapter as safetensors");
+  if (!exists(path) && exists(folder + "/adapters.safetensors"))
+    throw InputError(folder +
+                     "/adapters.safetensors: an adapter of MLX, whose names, shapes and config are "
+                     "others than PEFT's; convert it to PEFT's adapter_model.safetensors first");
   const PeftConfig config(config_path);
   AdapterFile file;
   file.folder = folder;

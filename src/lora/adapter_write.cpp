@@ -109,7 +109,7 @@ void save_adapter(const std::string& folder, const Adapter& adapter, const std::
     if (own.rank != shape.rank) config["rank_pattern"][key] = own.rank;
     if (own.alpha != shape.alpha) config["alpha_pattern"][key] = number(own.alpha);
   }
-  write_file_durably(folder + "/" + kAdapterConfig, config.dump(2) + "\n");
+  write_file_durably(folder + "/" + kAdapterConfig, json_text(config, 2) + "\n");
   verify(folder, adapter, tensors);
 }
 

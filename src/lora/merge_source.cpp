@@ -9,6 +9,7 @@
 #include "modelfile/fingerprint.h"
 #include "modelfile/load.h"
 #include "nn/transformer.h"
+#include "tensor/parts.h"
 #include "text/tokenizer.h"
 
 namespace lk {
@@ -88,11 +89,10 @@ std::unique_ptr<Adapter> attach_sum(Transformer& model,
 void update_rows(std::span<const HostFactors> factors, std::int64_t begin, std::int64_t end,
                  std::span<float> u) {
   std::fill(u.begin(), u.end(), 0.0f);
-#pragma omp parallel
-  {
+  constexpr std::int64_t kRowsAtATime = 8;
+  for_parts(end - begin, kRowsAtATime, [&](std::int64_t first, std::int64_t last) {
     std::vector<float> product;
-#pragma omp for
-    for (std::int64_t row = begin; row < end; ++row) {
+    for (std::int64_t row = begin + first; row < begin + last; ++row) {
       for (const HostFactors& f : factors) {
         product.assign(static_cast<std::size_t>(f.in), 0.0f);
         for (std::int64_t k = 0; k < f.rank; ++k) {
@@ -106,7 +106,7 @@ void update_rows(std::span<const HostFactors> factors, std::int64_t begin, std::
           to[i] += scale * product[static_cast<std::size_t>(i)];
       }
     }
-  }
+  });
 }
 
 MergeSource::MergeSource(const std::string& base, const std::vector<WeightedAdapter>& adapters,

@@ -156,9 +156,9 @@ void PeftConfig::read_shape(const Json& config) {
     shape_.alpha = alpha_of(config["lora_alpha"], path_, "lora_alpha");
   shape_.rslora = json_bool_or(config, "use_rslora", false, path_);
   const double dropout = json_number_or(config, "lora_dropout", 0, path_);
-  if (!(dropout >= 0 && dropout < 1))
-    refuse(path_, "lora_dropout: must be in [0, 1), got ", dropout);
   shape_.dropout = static_cast<float>(dropout);
+  if (!(dropout >= 0 && shape_.dropout < 1))
+    refuse(path_, "lora_dropout: must be in [0, 1), got ", dropout);
 }
 
 PeftConfig::Modules PeftConfig::modules(const Json& config, const char* key) const {

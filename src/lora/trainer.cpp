@@ -86,16 +86,42 @@ void Trainer::submit(std::vector<HostBatch> micro_batches) {
   }
   require(report.supervised_tokens > 0, "a step needs at least one supervised token");
 
-  // 1. Upload the inputs: into the tensors of a recording if there is one for these sizes, else
-  // into new ones.
-  const Sizes sizes = pad_where_recorded(micro_batches);
+  // Upload the inputs: into the tensors of a recording if there is one for these sizes, else into
+  // new ones.
+  Sizes from;
+  for (const HostBatch& batch : micro_batches) from.push_back(size_of(batch));
+  const Sizes sizes = padded(from);
+  for (std::size_t i = 0; i < sizes.size(); ++i)
+    if (sizes[i] != from[i]) pad_batch(micro_batches[i], sizes[i]);
   StepTensors* const recorded = recorder_.find(sizes);
   StepTensors tensors = recorded ? *recorded : train_step_.make_tensors(sizes);
   train_step_.upload(tensors, micro_batches, report.supervised_tokens, micro_steps_done_);
-  optimizer_.begin_step(static_cast<float>(report.lr));
+  run(tensors, sizes, recorded != nullptr, std::move(step));
+  micro_steps_done_ += std::ssize(micro_batches);
+}
 
-  // 2. Submit the work.
-  if (recorded) {
+void Trainer::rehearse(std::vector<std::vector<std::int32_t>> documents) {
+  Sizes from;
+  for (const auto& offsets : documents) {
+    const std::int64_t count = std::ssize(offsets) - 1;
+    from.push_back({offsets.back(), count, offsets.back() - count});
+  }
+  const Sizes sizes = padded(from);
+  StepTensors tensors = train_step_.make_tensors(sizes);
+  for (std::size_t i = 0; i < sizes.size(); ++i) {
+    if (sizes[i] != from[i]) pad_offsets(documents[i], from[i], sizes[i]);
+    tensors.micro_batches[i].segments.host = std::move(documents[i]);
+  }
+  tensors.n_supervised = 1;
+  run(tensors, sizes, false, {});
+  in_flight_.clear();
+}
+
+// Submits the work of a step, whose inputs are in `tensors`.
+void Trainer::run(StepTensors& tensors, const Sizes& sizes, bool replayed, InFlight step) {
+  StepReport& report = step.report;
+  optimizer_.begin_step(static_cast<float>(report.lr));
+  if (replayed) {
     recorder_.replay();
     report.recorded = true;
   } else {
@@ -104,24 +130,20 @@ void Trainer::submit(std::vector<HostBatch> micro_batches) {
     if (!report.recorded) recorder_.run_beside(work);
   }
 
-  // 3. Request loss and norm for the host, which need not wait for them here.
+  // Request loss and norm for the host, which need not wait for them here.
   step.loss = model_.backend().read_later(tensors.loss);
   step.norm_sq = model_.backend().read_later(tensors.norm_sq);
   ++steps_done_;
-  micro_steps_done_ += std::ssize(micro_batches);
   in_flight_.push_back(std::move(step));
 }
 
-// Pads the micro-batches to sizes that repeat, where steps can be recorded; returns their sizes.
-Trainer::Sizes Trainer::pad_where_recorded(std::vector<HostBatch>& micro_batches) const {
-  Sizes sizes;
-  for (const HostBatch& batch : micro_batches) sizes.push_back(size_of(batch));
+Trainer::Sizes Trainer::padded(const Sizes& sizes) const {
   if (!config_.pad.value_or(cannot_record().empty())) return sizes;
   const BatchSize size = padded_size(sizes);
-  for (std::size_t i = 0; i < sizes.size(); ++i)
-    if (sizes[i].supervised > 0)  // micro-batches without supervised tokens do not run
-      pad_batch(micro_batches[i], sizes[i] = size);
-  return sizes;
+  Sizes to = sizes;
+  for (BatchSize& one : to)
+    if (one.supervised > 0) one = size;  // micro-batches without supervised tokens do not run
+  return to;
 }
 
 std::optional<StepReport> Trainer::next_report(bool drain) {

@@ -79,6 +79,11 @@ class Trainer {
   StepReport step(std::span<const Row> rows);
   StepReport step(std::span<const std::vector<const Row*>> micro_batches);
 
+  // Runs one step without data, on a device that only keeps the books: a plan. Each element of
+  // `documents` is a micro-batch (nn/batch.h: document_offsets()), all of whose tokens but the first
+  // of each document are supervised.
+  void rehearse(std::vector<std::vector<std::int32_t>> documents);
+
   // Number of optimizer steps submitted; can be set to resume a run.
   std::int64_t steps_done() const { return steps_done_; }
   std::int64_t micro_steps_done() const { return micro_steps_done_; }
@@ -101,7 +106,9 @@ class Trainer {
     Clock::time_point submitted;
     std::unique_ptr<Readback> loss, norm_sq;
   };
-  Sizes pad_where_recorded(std::vector<HostBatch>& micro_batches) const;
+  // The sizes to which batches of `sizes` are padded; equal to them where steps can't be recorded.
+  Sizes padded(const Sizes& sizes) const;
+  void run(StepTensors& tensors, const Sizes& sizes, bool replayed, InFlight step);
   StepReport finish(InFlight step);
   std::string cannot_record() const;  // ignoring the settings
   std::string first_non_finite() const;

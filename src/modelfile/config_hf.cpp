@@ -318,6 +318,7 @@ void parse_llama_like(const Json& json, const FamilyFiles& files, ModelConfig& c
   c.rms_eps = json_number_or(json, "rms_norm_eps", 1e-6, where);
   c.max_position =
       json_int_or(json, "max_position_embeddings", files.default_max_position, 1, kAnyInt, where);
+  validate_sizes(c, where);
   const bool bias = json_bool_or(json, "attention_bias", files.biased_qkv, where);
   if (!files.has_attention_bias_key && bias != files.biased_qkv)
     refuse(where, "attention_bias: ", bias ? "true" : "false", " is not supported for ",

@@ -1,5 +1,7 @@
 #include "modelfile/fingerprint.h"
 
+#include <algorithm>
+
 #include "io/input_file.h"
 #include "io/paths.h"
 #include "io/sha256.h"
@@ -8,17 +10,23 @@
 namespace lk {
 namespace {
 
-// Hashes each file on a thread of its own.
+constexpr std::size_t kMostWorkers = 16;  // each reads a file
+
 std::string fingerprint_of(const std::vector<const InputFile*>& files,
                            const std::atomic<bool>& stop) {
-  std::vector<std::future<std::string>> hashes;
-  for (const InputFile* file : files)
-    hashes.push_back(
-        std::async(std::launch::async, [&stop, file] { return sha256_file(*file, &stop); }));
-  if (files.size() == 1) return hashes[0].get();
+  std::vector<std::string> hashes(files.size());
+  std::atomic<std::size_t> next = 0;
+  std::vector<std::future<void>> workers;
+  for (std::size_t n = std::min(files.size(), kMostWorkers); n > 0; --n)
+    workers.push_back(std::async(std::launch::async, [&] {
+      for (std::size_t i = next++; i < files.size(); i = next++)
+        hashes[i] = sha256_file(*files[i], &stop);
+    }));
+  for (std::future<void>& worker : workers) worker.get();
+  if (files.size() == 1) return hashes[0];
   Sha256 all;
   for (std::size_t i = 0; i < files.size(); ++i) {
-    const std::string line = hashes[i].get() + "  " + file_name(files[i]->path()) + "\n";
+    const std::string line = hashes[i] + "  " + file_name(files[i]->path()) + "\n";
     all.update(line.data(), line.size());
   }
   return all.hex();

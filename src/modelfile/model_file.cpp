@@ -37,6 +37,13 @@ bool all_finite(std::span<const float> values) {
   return all_finite_stored(DType::F32, bytes.data(), bytes.size());
 }
 
+// Whether a path could be "organisation/model".
+bool looks_like_hub_name(const std::string& path) {
+  const std::size_t slash = path.find('/');
+  return slash != std::string::npos && slash > 0 && path[0] != '.' && slash + 1 < path.size() &&
+         path.find('/', slash + 1) == std::string::npos && !path.ends_with(".gguf");
+}
+
 std::size_t n_values(const WeightSlot& slot, std::int64_t begin, std::int64_t end) {
   return static_cast<std::size_t>((end - begin) * slot.shape.cols());
 }
@@ -44,6 +51,10 @@ std::size_t n_values(const WeightSlot& slot, std::int64_t begin, std::int64_t en
 }  // namespace
 
 ModelFile::ModelFile(const std::string& path) : path_(path) {
+  if (!exists(path) && looks_like_hub_name(path))
+    throw InputError(concat(
+        path, ": no such file or folder. If it is a model's name on the Hugging ",
+        "Face hub, download it and give the folder: hf download ", path, " --local-dir DIR"));
   if (!is_folder(path)) gguf_ = std::make_unique<GgufFile>(path);
   config_ = gguf_ ? config_from_gguf(*gguf_) : config_from_folder(path);
   ModelWeights unused;  // what the slots point into

@@ -23,14 +23,6 @@ std::string hf_dtype(const GgmlEncoder& type) {
   return name == "F16" ? "float16" : name == "BF16" ? "bfloat16" : "float32";
 }
 
-std::string generation_config(const ModelConfig& c) {
-  Json j = {{"bos_token_id", nullptr}, {"eos_token_id", nullptr}, {"do_sample", false}};
-  if (c.bos_id >= 0) j["bos_token_id"] = c.bos_id;
-  if (c.eos_ids.size() == 1) j["eos_token_id"] = c.eos_ids[0];
-  if (c.eos_ids.size() > 1) j["eos_token_id"] = c.eos_ids;
-  return j.dump(2) + "\n";
-}
-
 // A folder's config.json as it is, but for the dtype if it is another.
 std::string with_dtype(const std::string& text, const std::string& dtype) {
   OrderedJson j = OrderedJson::parse(text);  // config_from_folder() has been through it
@@ -61,7 +53,6 @@ std::vector<std::pair<std::string, std::string>> side_files(const ModelFile& bas
     ModelConfig c = base.config();
     c.stored_dtype = hf_dtype(type);
     files.emplace_back("config.json", config_to_json(c).dump(2) + "\n");
-    files.emplace_back("generation_config.json", generation_config(c));
     for (auto& file : hf_tokenizer_files(*base.gguf())) files.push_back(std::move(file));
     return files;
   }
@@ -72,8 +63,9 @@ std::vector<std::pair<std::string, std::string>> side_files(const ModelFile& bas
 
 // GGUF metadata for matrices of `type`. A GGUF file's is copied, but for the keys that say how
 // numbers are stored. Of folders, only models with a tokenizer that GGUF can express can be
-// converted; others are an InputError.
-GgufWriter::Metadata model_metadata(const ModelFile& base, const GgmlEncoder& type) {
+// converted; others are an InputError. `notes` gets what of the tokenizer is left out.
+GgufWriter::Metadata model_metadata(const ModelFile& base, const GgmlEncoder& type,
+                                    std::vector<std::string>& notes) {
   GgufWriter::Metadata m;
   if (const GgufFile* file = base.gguf()) {
     for (auto& [key, value] : file->metadata())
@@ -84,7 +76,7 @@ GgufWriter::Metadata model_metadata(const ModelFile& base, const GgmlEncoder& ty
     m = config_to_gguf(base.config());
     m.emplace_back("general.type", gguf_string("model"));
     m.emplace_back("general.name", gguf_string(model_name(base.path())));
-    for (auto& entry : gguf_tokenizer(base.path(), base.config().vocab_size))
+    for (auto& entry : gguf_tokenizer(base.path(), base.config().vocab_size, notes))
       m.push_back(std::move(entry));
   }
   m.emplace_back("general.file_type", gguf_u32(type.file_type));
@@ -185,17 +177,25 @@ void ModelOutput::plan_folder(const OutputFormat& format) {
 }
 
 void ModelOutput::plan_gguf() {
+  std::vector<const WeightSlot*> other;  // matrices that can't be of the type wanted
+  std::size_t matrices = 0;
   for (const WeightSlot& slot : base_.slots()) {
     tensors_.push_back({layout_.find(slot).name, slot.shape, choose_type(slot)});
-    if (wanted_ && slot.linear && tensors_.back().type != wanted_ && !is_vocabulary(slot) &&
-        notes_.empty())
-      notes_.push_back(concat(tensors_.back().name, " and others are stored as F16: rows of ",
-                              slot.shape.cols(), " values are not whole blocks of ",
-                              wanted_->name));
+    if (wanted_ && slot.linear && !is_vocabulary(slot)) {
+      ++matrices;
+      if (tensors_.back().type != wanted_) other.push_back(&slot);
+    }
     if (wanted_ && is_vocabulary(slot) && tensors_.back().type != wanted_)
       notes_.push_back(concat(tensors_.back().name, " is stored as ", tensors_.back().type->name));
   }
-  metadata_ = model_metadata(base_, *type_);
+  if (!other.empty()) {
+    const WeightSlot& first = *other.front();
+    notes_.push_back(concat(other.size(), " of ", matrices, " matrices are stored as F16, not ",
+                            wanted_->name, ": rows of ", first.shape.cols(), " values, as in ",
+                            layout_.find(first).name, ", are not whole blocks of ",
+                            wanted_->block_values, "; --type f16 stores all matrices alike"));
+  }
+  metadata_ = model_metadata(base_, *type_, notes_);
   if (std::vector<float> factors = rope_factors(base_); !factors.empty()) {
     const auto n = std::ssize(factors);
     tensors_.push_back({"rope_freqs.weight", Shape{n}, find_ggml_encoder("F32")});

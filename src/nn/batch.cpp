@@ -44,6 +44,12 @@ BatchSize padded_size(std::span<const BatchSize> sizes) {
           std::min(rounded_up(largest.supervised, 4, 64), tokens)};
 }
 
+void pad_offsets(std::vector<std::int32_t>& offsets, const BatchSize& from, const BatchSize& to) {
+  while (std::ssize(offsets) <= to.documents)
+    offsets.push_back(
+        static_cast<std::int32_t>(std::min(offsets.back() + mean_length(from), to.tokens)));
+}
+
 void pad_batch(HostBatch& batch, const BatchSize& to) {
   const BatchSize from = size_of(batch);
   const std::int64_t more_tokens = to.tokens - from.tokens;
@@ -54,9 +60,7 @@ void pad_batch(HostBatch& batch, const BatchSize& to) {
         " and ", to.supervised);
   batch.ids.resize(static_cast<std::size_t>(to.tokens), 0);
   batch.positions.resize(static_cast<std::size_t>(to.tokens), 0);
-  while (std::ssize(batch.offsets) <= to.documents)
-    batch.offsets.push_back(
-        static_cast<std::int32_t>(std::min(batch.offsets.back() + mean_length(from), to.tokens)));
+  pad_offsets(batch.offsets, from, to);
   // Rows must be distinct: take the last tokens that are not supervised.
   std::vector<bool> taken(batch.ids.size());
   for (std::int32_t row : batch.rows) taken[static_cast<std::size_t>(row)] = true;
@@ -113,6 +117,17 @@ void check_batch(const HostBatch& batch, std::int64_t vocab_size, std::int64_t m
   within(batch.positions, 0, max_positions, "HostBatch.positions");
   within(batch.rows, 0, tokens, "HostBatch.rows");
   within(batch.targets, kNoTarget, vocab_size, "HostBatch.targets");
+}
+
+std::vector<std::int32_t> document_offsets(std::span<const std::int64_t> lengths) {
+  std::vector<std::int32_t> offsets{0};
+  for (std::int64_t length : lengths) {
+    if (length > INT32_MAX - offsets.back())
+      throw UsageError(concat("a micro-batch of more than ", INT32_MAX,
+                              " tokens: take fewer rows (--batch) or shorter ones (--seq-len)"));
+    offsets.push_back(static_cast<std::int32_t>(offsets.back() + length));
+  }
+  return offsets;
 }
 
 TokenBatch empty_batch(Backend& backend, const BatchSize& size) {

@@ -55,6 +55,11 @@ HostBatch make_host_batch(std::span<const Row* const> rows);
 // Throws UsageError, naming the field, unless the batch is one that make_host_batch() could make for
 // a model with this vocabulary and number of positions, padded or not.
 void check_batch(const HostBatch& batch, std::int64_t vocab_size, std::int64_t max_positions);
+// Where documents of these lengths begin when laid end to end, and their number of tokens. Throws
+// UsageError if there are more tokens than an offset can count.
+std::vector<std::int32_t> document_offsets(std::span<const std::int64_t> lengths);
+// The documents' offsets after pad_batch() of a batch of size `from` to the size `to`.
+void pad_offsets(std::vector<std::int32_t>& offsets, const BatchSize& from, const BatchSize& to);
 // Allocates a batch of this size, without values.
 TokenBatch empty_batch(Backend& backend, const BatchSize& size);
 // Uploads a batch into memory made for its size.

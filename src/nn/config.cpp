@@ -69,7 +69,7 @@ std::int64_t ModelConfig::n_parameters() const {
   return embeddings + n_layers * (attention + feed_forward + n_norms * norm_size) + norm_size;
 }
 
-void validate(const ModelConfig& c, const std::string& where) {
+void validate_sizes(const ModelConfig& c, const std::string& where) {
   check_range("vocab_size", c.vocab_size, kMaxVocab, where);
   check_range("hidden_size", c.hidden_size, kMaxWidth, where);
   check_range("intermediate_size", c.intermediate_size, kMaxWidth, where);
@@ -83,6 +83,11 @@ void validate(const ModelConfig& c, const std::string& where) {
   if (c.head_dim % 2 != 0 && !c.learned_positions)
     refuse(where, "head_dim: ", c.head_dim, " is odd: rotary angles need pairs");
   check_range("q_proj rows (heads * head_dim)", c.q_size(), kMaxWidth, where);
+  check_range("max_position_embeddings (context)", c.max_position, kMaxPosition, where);
+}
+
+void validate(const ModelConfig& c, const std::string& where) {
+  validate_sizes(c, where);
   check_real(c.norm == NormKind::Layer ? "layer_norm_epsilon" : "rms_norm_eps", c.rms_eps, 1,
              where);
   if (c.learned_positions && c.rope_scaling.kind != RopeScaling::Kind::None)
@@ -97,7 +102,6 @@ void validate(const ModelConfig& c, const std::string& where) {
   if (c.window != 0) check_range("sliding_window", c.window, kMaxPosition, where);
   if (!c.local.empty() && std::ssize(c.local) != c.n_layers)
     refuse(where, "layer_types: ", c.local.size(), " of them for ", c.n_layers, " layers");
-  check_range("max_position_embeddings (context)", c.max_position, kMaxPosition, where);
   validate_rope(c, where);
   auto check_id = [&](const char* field, std::int64_t id) {
     if (id >= c.vocab_size)

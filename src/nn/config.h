@@ -82,6 +82,9 @@ struct ModelConfig {
 
 // Checks ranges and divisibility of every field. Throws InputError "where: field: why".
 void validate(const ModelConfig& config, const std::string& where);
+// The part of validate() that bounds the counts: whoever makes a list of a config's layers or of
+// its heads' frequencies calls it first. Throws InputError.
+void validate_sizes(const ModelConfig& config, const std::string& where);
 
 // Shapes of published models, for benches and plans on random weights: smollm2-135m,
 // tinyllama-1.1b, llama3.2-1b, llama2-7b, llama3-8b. Throws UsageError listing these.

@@ -72,18 +72,17 @@ Tensor rope_table(Backend& backend, const std::vector<double>& frequencies,
   const std::int64_t D = static_cast<std::int64_t>(2 * half);
   Tensor table = backend.empty(Tag::Weights, dtype, {n_positions, D});
   dispatch_float(dtype, [&]<class T>() {
-    if constexpr (!std::is_same_v<T, bf16>) {
-      std::vector<T> host(static_cast<std::size_t>(n_positions * D));
-      for (std::int64_t p = 0; p < n_positions; ++p) {
-        T* row = host.data() + p * D;
-        for (std::size_t i = 0; i < half; ++i) {
-          double angle = static_cast<float>(p) * static_cast<float>(frequencies[i]);
-          row[i] = static_cast<T>(std::cos(angle));
-          row[half + i] = static_cast<T>(std::sin(angle));
-        }
-      }
-      backend.upload(table, host.data(), host.size() * sizeof(T));
-    }
+    backend.upload_made(table, static_cast<std::size_t>(D) * sizeof(T),
+                        [&](std::int64_t first, std::int64_t last, std::byte* to) {
+                          T* row = reinterpret_cast<T*>(to);
+                          for (std::int64_t p = first; p < last; ++p, row += D)
+                            for (std::size_t i = 0; i < half; ++i) {
+                              const double angle =
+                                  static_cast<float>(p) * static_cast<float>(frequencies[i]);
+                              row[i] = static_cast<T>(std::cos(angle));
+                              row[half + i] = static_cast<T>(std::sin(angle));
+                            }
+                        });
   });
   return table;
 }

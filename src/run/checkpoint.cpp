@@ -100,7 +100,7 @@ void save_checkpoint(const std::string& folder, const Adapter& adapter, Trainer&
   Metadata metadata = {{"format", kFormat},
                        {"steps", std::to_string(trainer.steps_done())},
                        {"micro_steps", std::to_string(trainer.micro_steps_done())},
-                       {"identity", identity.dump()},
+                       {"identity", json_text(identity)},
                        {"progress", to_json(progress).dump()}};
   ContentHash hash;
   hash.add(metadata);

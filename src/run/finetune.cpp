@@ -5,6 +5,7 @@
 
 #include "cuda/open_device.h"
 #include "io/durable.h"
+#include "io/json.h"
 #include "io/output_folder.h"
 #include "modelfile/fingerprint.h"
 #include "modelfile/load.h"
@@ -337,7 +338,7 @@ class Run {
   }
 
   void write_run_json(const std::string& status) {
-    write_file_durably(s_.out + "/run.json", record(status).dump(2) + "\n");
+    write_file_durably(s_.out + "/run.json", json_text(record(status), 2) + "\n");
   }
 
   // The content of run.json. While the base is still being hashed its hash is null.

@@ -29,11 +29,12 @@ std::string fixed(double x) {
 
 std::string model_card(const FinetuneSettings& s, const FinetuneResult& r, const CardFacts& f) {
   std::ostringstream out;
+  out.exceptions(std::ios::badbit);  // else a card that finds no memory would be cut in silence
   auto row = [&](const char* name, const auto&... value) {
     out << "| " << name << " | " << concat(value...) << " |\n";
   };
   // A JSON string is also a YAML string.
-  out << "---\nbase_model: " << Json(s.model).dump(-1, ' ', false, Json::error_handler_t::replace)
+  out << "---\nbase_model: " << json_text(Json(s.model))
       << "\nlibrary_name: peft\npipeline_tag: text-generation\ntags:\n- lora\n- lorikeet\n---\n\n"
       << "# LoRA adapter\n\nTrained with Lorikeet " << kVersion
       << ". The base model is not part of this folder and was not changed.\n\n"

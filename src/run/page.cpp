@@ -55,7 +55,7 @@ std::string show(const Json& value) {
     for (const Json& item : value) out += (out.empty() ? "" : ", ") + show(item);
     return out;
   }
-  return value.dump();
+  return json_text(value);
 }
 
 // The value at "a/b/c", or null if there is none.

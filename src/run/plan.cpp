@@ -42,23 +42,14 @@ class Planner {
         adapter_(model_, r.lora) {
     prepare_for_training(model_, adapter_);
     trainer_.emplace(model_, adapter_, TrainerConfig{});
-    std::vector<Row> rows;
-    for (std::int64_t length : lengths(r)) {
-      Row row;
-      row.ids.assign(static_cast<std::size_t>(length), 0);
-      row.supervised.assign(static_cast<std::size_t>(length), 1);
-      rows.push_back(std::move(row));
-    }
-    std::vector<const Row*> batch;
-    for (const Row& row : rows) batch.push_back(&row);
     // All further micro-batches need what the second needs.
-    micro_.assign(r.grad_accum > 1 ? 2 : 1, make_host_batch(batch));
+    micro_.assign(r.grad_accum > 1 ? 2 : 1, document_offsets(lengths(r)));
   }
 
   Plan step(const Recompute& recompute) {
     model_.set_recompute(recompute);
     backend_->ledger().reset_peaks();
-    trainer_->step(micro_);
+    trainer_->rehearse(micro_);
     Plan plan;
     plan.base_parameters = model_.n_parameters();
     plan.trainable_parameters = adapter_.n_parameters();
@@ -73,7 +64,7 @@ class Planner {
   Transformer model_;
   Adapter adapter_;
   std::optional<Trainer> trainer_;
-  std::vector<HostBatch> micro_;
+  std::vector<std::vector<std::int32_t>> micro_;  // where the rows of each begin
 };
 
 std::int64_t peak(const PlanRequest& r) { return Planner(r).peak(r.recompute); }
@@ -103,7 +94,7 @@ void add_options(const PlanRequest& request, Planner& planner, Plan& plan) {
     if (bytes < plan.memory.peak_bytes)
       plan.options.push_back({concat("--recompute ", way, " (same result)"), bytes});
   }
-  if (request.batch > 1) {
+  if (request.batch > 1 && request.grad_accum <= kMostGradAccum / request.batch) {
     PlanRequest r = request;
     r.batch = 1;
     r.grad_accum = request.grad_accum * request.batch;

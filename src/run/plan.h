@@ -9,6 +9,9 @@
 
 namespace lk {
 
+// The most rows in a micro-batch, and the most micro-batches in a step, that a run takes.
+inline constexpr std::int64_t kMostBatch = 65536, kMostGradAccum = 65536;
+
 struct PlanRequest {
   ModelConfig model = {};
   LoraConfig lora = {};

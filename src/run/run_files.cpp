@@ -17,6 +17,7 @@ Json number(double x) { return std::isfinite(x) ? Json(x) : Json(nullptr); }
 // A line that can't be read says nothing of the others: it is left out, and the user is told.
 void MetricsLog::keep_old_lines(const std::string& path, std::int64_t keep_steps) {
   std::istringstream old(read_file(path, std::size_t{1} << 30));
+  old.exceptions(std::ios::badbit);  // a line that finds no memory is not the end of the file
   std::string kept, line;
   for (std::size_t number = 1; std::getline(old, line); ++number) {
     if (line.empty() || old.eof()) continue;  // a last line without its newline was cut off

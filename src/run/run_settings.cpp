@@ -19,7 +19,9 @@ void validate_settings(const FinetuneSettings& s) {
           "--data - and --eval-data -: standard input can be read once only");
   require(s.rank >= 1, concat("--rank ", s.rank, ": must be at least 1"));
   require(!s.alpha || (std::isfinite(*s.alpha) && *s.alpha > 0), "--alpha must be positive");
-  require(s.dropout >= 0 && s.dropout < 1, concat("--dropout ", s.dropout, ": must be in [0, 1)"));
+  // Dropout is computed with as F32, in which all above 0.99999997 is 1.
+  require(s.dropout >= 0 && static_cast<float>(s.dropout) < 1,
+          concat("--dropout ", s.dropout, ": must be in [0, 1)"));
   require(!(s.steps && s.epochs), "--steps and --epochs: give one of the two");
   require(!s.steps || *s.steps >= 1, "--steps must be at least 1");
   require(!s.epochs || (std::isfinite(*s.epochs) && *s.epochs > 0), "--epochs must be positive");

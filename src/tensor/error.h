@@ -53,6 +53,7 @@ struct NothingTrainedError : Error {
 template <class... Args>
 std::string concat(const Args&... args) {
   std::ostringstream out;
+  out.exceptions(std::ios::badbit);  // else a text that finds no memory would be cut in silence
   (out << ... << args);
   return out.str();
 }

@@ -6,7 +6,8 @@ namespace lk {
 
 PlanBackend::PlanBackend(const DeviceTraits& traits) : Backend(traits) {
   set_cache(std::make_unique<BlockCache>(
-      [this](std::size_t bytes) {
+      [this](std::size_t bytes) -> void* {
+        if (bytes > kMostBytes - next_) return nullptr;
         next_ += bytes;
         return reinterpret_cast<void*>(next_);
       },

@@ -40,6 +40,8 @@ class PlanBackend : public Backend {
   void scratch(DType dtype, Shape shape) { empty(Tag::Workspace, dtype, shape); }
 
  private:
+  // More than any machine has, and so little that sums of it do not overflow.
+  static constexpr std::uintptr_t kMostBytes = std::uintptr_t{1} << 56;
   std::uintptr_t next_ = 4096;  // addresses are only names here: never read, never written
 };
 

@@ -32,6 +32,15 @@ class AddedTokenFinder {
   void add(const AddedToken& token);
   bool empty() const { return tokens_.empty(); }
 
+  // Whether a token is found in `s`.
+  bool inside(std::string_view s) const {
+    bool found = false;
+    split(
+        s, {}, [](std::size_t, std::size_t) {},
+        [&](std::size_t, std::size_t, std::int32_t) { found = true; });
+    return found;
+  }
+
   // Calls text(begin, end) for each stretch between tokens and token(begin, end, id) for each
   // token, in order. A special token that touches a `plain` span (sorted, disjoint) is not one: it
   // stays text.

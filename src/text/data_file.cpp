@@ -34,6 +34,25 @@ std::string container_of_header(std::string_view head) {
   return "";
 }
 
+// Refuses what is not JSON lines, though it is called so: the parser would only see a broken line.
+void check_json_lines(std::string_view head, const std::string& name) {
+  const std::size_t begin = head.find_first_not_of(" \t\r\n");
+  if (begin == std::string_view::npos) return;
+  head.remove_prefix(begin);
+  std::string_view line = head.substr(0, head.find('\n'));
+  line = line.substr(0, line.find_last_not_of(" \t\r") + 1);
+  const bool ends = line.size() < head.size();
+  if (ends && (line == "{" || (line.front() == '{' && (line.back() == ',' || line.back() == '['))))
+    throw InputError(name +
+                     ":1: the first object takes several lines: write each object on one line, or "
+                     "all of them as an array, [{...}, ...]");
+  const bool json_text = line.front() == '"' && line.find_first_of(",\t") == std::string_view::npos;
+  if (const std::string other = container_of_header(head);
+      line.front() != '{' && !json_text && !other.empty())
+    throw InputError(concat(name, ": is ", other, " by its first line: call it ",
+                            other == "CSV" ? ".csv" : ".tsv"));
+}
+
 std::string container_of(std::string_view head, const std::string& name) {
   const std::size_t first = head.find_first_not_of(" \t\r\n");
   if (first != std::string_view::npos && head[first] == '[') return "JSON array";
@@ -113,6 +132,7 @@ FileRead for_each_raw_row(const ByteSource& data, const RawRowVisitor& visit) {
       refuse_other_formats(piece, data.name());
       piece.remove_prefix(byte_order_mark(piece));
       result.container = container_of(piece, data.name());
+      if (result.container == "JSON lines") check_json_lines(piece, data.name());
       splitter = splitter_for(result.container, data.name(), visit);
     }
     going = going && splitter->add(piece);

@@ -102,12 +102,24 @@ std::int32_t piece_id(const TokenizerSpec& spec, const TokenIds& ids, std::strin
                                                                                     : -1;
 }
 
+// The tokens that are found in any text before pieces merge, even inside plain spans: no piece that
+// has one in it is ever made.
+AddedTokenFinder found_first(const TokenizerSpec& spec) {
+  AddedTokenFinder finder;
+  for (const AddedToken& token : spec.added)
+    if (!token.special && !token.content.empty() &&
+        token.content.size() <= AddedTokenFinder::kMaxBytes)
+      finder.add(token);
+  return finder;
+}
+
 std::vector<BytePairs::Merge> scored(const TokenizerSpec& spec, const TokenIds& ids) {
   const std::vector<std::int32_t> ranks = ranks_of(spec);
+  const AddedTokenFinder first = found_first(spec);
   std::vector<BytePairs::Merge> merges;
   for (std::size_t i = 0; i < spec.tokens.size(); ++i) {
     const std::string_view token = spec.tokens[i];
-    if (!merges_into(spec, i)) continue;
+    if (!merges_into(spec, i) || first.inside(token)) continue;
     if (token.size() > kLongestPiece)
       throw InputError(concat(spec.where, ": token ", i, " has ", token.size(),
                               " bytes; pieces of at most ", kLongestPiece, " are read"));

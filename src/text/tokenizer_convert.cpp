@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <array>
 #include <set>
+#include <string_view>
+#include <unordered_map>
 
 #include "io/json.h"
 #include "io/paths.h"
@@ -94,14 +96,18 @@ Json post_processor_json(const Tokenizer& tokenizer, const std::vector<std::stri
           {"special_tokens", special}};
 }
 
+// What ends a generation is said in generation_config.json: tokenizer_config.json names one token.
+std::string generation_config(const Tokenizer& tokenizer) {
+  const std::vector<std::int32_t>& stops = tokenizer.stop_ids();
+  Json j = {{"bos_token_id", nullptr}, {"eos_token_id", nullptr}, {"do_sample", false}};
+  if (tokenizer.bos() >= 0) j["bos_token_id"] = tokenizer.bos();
+  if (stops.size() == 1) j["eos_token_id"] = stops[0];
+  if (stops.size() > 1) j["eos_token_id"] = stops;
+  return j.dump(2) + "\n";
+}
+
 // Whether the tokenizer is sentencepiece's: no pre-tokenizer cuts a text.
 bool is_pieces(const Tokenizer& tokenizer) { return tokenizer.pre_tokenizer() == "whole"; }
-
-std::vector<bool> normal(const std::vector<std::int32_t>& types) {
-  std::vector<bool> is_normal;
-  for (std::int32_t type : types) is_normal.push_back(type == kNormal);
-  return is_normal;
-}
 
 // Sets GGUF's types for the tokens that sentencepiece treats specially.
 void mark_pieces(const Json& model, const std::string& path, const std::vector<std::string>& tokens,
@@ -163,81 +169,112 @@ Json pieces_json(const GgufFile& file, const std::vector<std::string>& tokens,
                  const std::vector<std::int32_t>& types) {
   const PieceScores scores{file.get_floats("tokenizer.ggml.scores"),
                            file.get_bool_or("tokenizer.ggml.add_space_prefix", true)};
-  const auto unknown = std::find(types.begin(), types.end(), kUnknown) - types.begin();
+  // The token of this type, or the one that is named: Gemma's is of the control type. All bytes have
+  // tokens, so none is ever used.
+  auto unknown = std::find(types.begin(), types.end(), kUnknown) - types.begin();
   if (unknown == std::ssize(types))
-    throw InputError(file.path() + ": tokenizer.ggml.token_type: no token is of the unknown type");
-  PieceJson p =
-      piece_json(tokens, scores, normal(types), tokens[static_cast<std::size_t>(unknown)]);
+    unknown = file.get_int_or("tokenizer.ggml.unknown_token_id", -1, 0, std::ssize(types) - 1);
+  PieceJson p = piece_json(
+      tokens, scores, types,
+      unknown < 0 ? Json(nullptr) : Json(tokens[static_cast<std::size_t>(unknown)]), file.path());
   return {{"normalizer", p.normalizer},
           {"pre_tokenizer", nullptr},
           {"decoder", p.decoder},
           {"model", p.model}};
 }
 
+// A vocabulary as GGUF has it, by id.
+struct GgufTokens {
+  std::vector<std::string> names;
+  std::vector<std::int32_t> types;
+};
+
+// The tokens of a tokenizer.json, `vocab_size` of them: ids without a token are filled up, and added
+// tokens without a row in the model (Gemma 3 has one, for images) are left out with a note.
+GgufTokens tokens_of(const Json& file, const std::string& path, const Tokenizer& tokenizer,
+                     std::int64_t vocab_size, std::vector<std::string>& notes) {
+  const bool pieces = is_pieces(tokenizer);
+  const auto n = static_cast<std::size_t>(vocab_size);
+  GgufTokens t{std::vector<std::string>(n), std::vector<std::int32_t>(n, kNormal)};
+  for (std::size_t i = static_cast<std::size_t>(tokenizer.n_tokens()); i < n; ++i) {
+    t.names[i] = concat("[PAD", i, "]");
+    t.types[i] = kUnused;
+  }
+  const Json& model = file.at("model");
+  for (const auto& [token, id] : model.at("vocab").items()) {
+    if (id >= vocab_size)
+      throw InputError(concat(path, ": model: vocab: \"", token, "\" has id ",
+                              id.get<std::int64_t>(), ", but the model has ", vocab_size, " rows"));
+    t.names[id.get<std::size_t>()] = token;
+  }
+  for (const Json& entry : file.at("added_tokens")) {
+    const auto id = entry.at("id").get<std::size_t>();
+    const auto content = entry.at("content").get<std::string>();
+    if (id >= n) {
+      notes.push_back(concat("the tokenizer's token ", id, " (\"", content,
+                             "\") is left out: the model has ", vocab_size, " rows"));
+      continue;
+    }
+    for (const char* key : {"lstrip", "rstrip", "single_word"})
+      if (json_bool_or(entry, key, false, path))
+        throw InputError(concat(path, ": added_tokens: \"", content, "\" has ", key,
+                                ", for which GGUF has no words"));
+    if (pieces) continue;  // see mark_added_pieces()
+    t.names[id] = content;
+    t.types[id] = json_bool_or(entry, "special", false, path) ? kControl : kUserDefined;
+  }
+  if (pieces) {
+    mark_added_pieces(file, path, tokenizer, t.names, t.types);
+    mark_pieces(model, path, t.names, t.types);
+  }
+  std::unordered_map<std::string_view, std::size_t> ids;
+  for (std::size_t i = 0; i < n; ++i)
+    if (const auto [it, fresh] = ids.emplace(t.names[i], i); !fresh)
+      throw InputError(concat(path, ": tokens ", it->second, " and ", i, " are both \"", t.names[i],
+                              "\" in GGUF"));
+  return t;
+}
+
 }  // namespace
 
-GgufWriter::Metadata gguf_tokenizer(const std::string& folder, std::int64_t vocab_size) {
+GgufWriter::Metadata gguf_tokenizer(const std::string& folder, std::int64_t vocab_size,
+                                    std::vector<std::string>& notes) {
   const std::string path = folder + "/tokenizer.json";
   // Reading refuses whatever we don't know of the tokenizer.
   const std::unique_ptr<Tokenizer> tokenizer = Tokenizer::from_folder(folder);
   const bool pieces = is_pieces(*tokenizer);
-  const std::int64_t n = tokenizer->n_tokens();
-  if (n > vocab_size)
-    throw InputError(
-        concat(path, ": ids up to ", n - 1, ", but the model has ", vocab_size, " rows"));
   const Json file = read_json(path);
-  const Json& model = file.at("model");
-  std::vector<std::string> tokens(static_cast<std::size_t>(vocab_size));
-  std::vector<std::int32_t> types(tokens.size(), kNormal);
-  for (const auto& [token, id] : model.at("vocab").items()) tokens[id.get<std::size_t>()] = token;
-  for (const Json& entry : file.at("added_tokens")) {
-    const auto id = entry.at("id").get<std::size_t>();
-    tokens[id] = entry.at("content").get<std::string>();
-    types[id] = json_bool_or(entry, "special", false, path) ? kControl : kUserDefined;
-    for (const char* key : {"lstrip", "rstrip", "single_word"})
-      if (json_bool_or(entry, key, false, path))
-        throw InputError(concat(path, ": added_tokens: \"", tokens[id], "\" has ", key,
-                                ", for which GGUF has no words"));
-    if (pieces && json_bool_or(entry, "normalized", false, path))
-      throw InputError(concat(path, ": added_tokens: \"", tokens[id],
-                              "\" is normalized, for which GGUF has no words"));
-  }
-  for (std::int64_t i = n; i < vocab_size; ++i) {
-    tokens[static_cast<std::size_t>(i)] = concat("[PAD", i, "]");
-    types[static_cast<std::size_t>(i)] = kUnused;
-  }
+  GgufTokens t = tokens_of(file, path, *tokenizer, vocab_size, notes);
   GgufWriter::Metadata m;
   auto add = [&](const char* key, GgufValue value) {
     m.emplace_back(std::string("tokenizer.ggml.") + key, std::move(value));
   };
   auto add_id = [&](const char* key, std::int32_t id) {
-    if (id >= 0) add(key, gguf_u32(static_cast<std::uint32_t>(id)));
+    if (id >= 0 && id < vocab_size) add(key, gguf_u32(static_cast<std::uint32_t>(id)));
   };
-  if (pieces) mark_pieces(model, path, tokens, types);
   add("model", gguf_string(pieces ? "llama" : "gpt2"));
   add("pre", gguf_string(pieces ? "default" : family_of(*tokenizer, path).gguf_name));
-  add("tokens", gguf_strings(tokens));
-  add("token_type", gguf_ints(types));
+  add("tokens", gguf_strings(t.names));
   if (pieces) {
-    const PieceScores p = piece_scores(file, path, tokens, normal(types));
-    // After a token that is found in text whole GGUF's readers go on, others begin a new text.
-    if (p.space_prefix && std::count(types.begin(), types.end(), kUserDefined))
-      throw InputError(path +
-                       ": added_tokens: one is not special, and a space goes before each "
-                       "text: GGUF has no words for both");
+    const PieceScores p = piece_scores(file, path, t.names, t.types);
     add("scores", gguf_floats(p.scores));
     add("add_space_prefix", gguf_bool(p.space_prefix));
   } else {
     add("merges", gguf_strings(merges_of(*tokenizer, file, path)));
   }
+  add("token_type", gguf_ints(t.types));
   add_id("bos_token_id", tokenizer->bos());
   add_id("eos_token_id", tokenizer->eos());
   // GGUF has two more places for ids that end a generation.
   const char* places[] = {"eot_token_id", "eom_token_id"};
   std::size_t used = 0;
   for (std::int32_t id : tokenizer->stop_ids()) {
-    if (id == tokenizer->eos() || used == std::size(places)) continue;
-    add_id(places[used++], id);
+    if (id == tokenizer->eos() || id >= vocab_size) continue;
+    if (used < std::size(places))
+      add_id(places[used++], id);
+    else
+      notes.push_back(concat("token ", id, " (\"", tokenizer->token_text(id),
+                             "\") ends a generation too, for which GGUF has no place left"));
   }
   const std::string config_path = folder + "/tokenizer_config.json";
   if (exists(config_path)) {
@@ -266,26 +303,28 @@ GgufWriter::Metadata gguf_tokenizer(const std::string& folder, std::int64_t voca
 std::vector<std::pair<std::string, std::string>> hf_tokenizer_files(const GgufFile& file) {
   const std::unique_ptr<Tokenizer> tokenizer = Tokenizer::from_gguf(file);
   const bool pieces = is_pieces(*tokenizer);
-  const std::vector<std::string>& tokens = file.get_strings("tokenizer.ggml.tokens");
+  std::vector<std::string> tokens = file.get_strings("tokenizer.ggml.tokens");
   std::vector<std::int32_t> types(tokens.size(), kNormal);
   if (file.has_key("tokenizer.ggml.token_type")) types = file.get_ints("tokenizer.ggml.token_type");
   const std::set<std::int32_t> stops(tokenizer->stop_ids().begin(), tokenizer->stop_ids().end());
 
+  // Without a space before each text, user-defined tokens are found once spaces are marked.
+  const bool marked = pieces && !file.get_bool_or("tokenizer.ggml.add_space_prefix", true);
   Json vocab = Json::object(), added = Json::array(), decoder_list = Json::object();
   for (std::size_t i = 0; i < tokens.size(); ++i) {
     const auto id = static_cast<std::int32_t>(i);
+    if (marked && types[i] == kUserDefined) tokens[i] = with_marks(tokens[i]);
     if (vocab.contains(tokens[i]))
       throw InputError(concat(file.path(), ": tokenizer.ggml.tokens: \"", tokens[i],
                               "\" appears twice (", vocab[tokens[i]].get<std::int64_t>(), " and ",
                               i, "): tokenizer.json can't hold that"));
     vocab[tokens[i]] = i;
     const bool marker = stops.count(id) || id == tokenizer->bos() || id == tokenizer->eos();
-    if (types[i] != kControl && types[i] != kUserDefined && !marker) continue;
-    if (pieces && types[i] == kUserDefined)
-      throw InputError(concat(file.path(), ": token ", i, " (\"", tokens[i],
-                              "\") is user-defined: tokenizer.json can't say that the text after "
-                              "it goes on"));
+    if (types[i] != kControl && types[i] != kUserDefined && !marker &&
+        !(pieces && types[i] == kUnknown))
+      continue;
     Json entry = added_token(id, tokens[i], types[i] != kUserDefined);
+    entry["normalized"] = marked && types[i] == kUserDefined;
     added.push_back(entry);
     entry.erase("id");
     decoder_list[std::to_string(id)] = std::move(entry);
@@ -326,6 +365,7 @@ std::vector<std::pair<std::string, std::string>> hf_tokenizer_files(const GgufFi
   files.emplace_back("tokenizer.json", json.dump() + "\n");
   files.emplace_back("tokenizer_config.json", config.dump(2) + "\n");
   files.emplace_back("special_tokens_map.json", special.dump(2) + "\n");
+  files.emplace_back("generation_config.json", generation_config(*tokenizer));
   return files;
 }
 

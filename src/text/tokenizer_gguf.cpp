@@ -71,6 +71,7 @@ void read_types(const GgufFile& file, TokenizerSpec& spec) {
   if (types.size() != spec.tokens.size())
     throw InputError(concat(file.path(), ": tokenizer.ggml.token_type has ", types.size(),
                             " entries for ", spec.tokens.size(), " tokens"));
+  const bool prefix = file.get_bool_or("tokenizer.ggml.add_space_prefix", true);
   if (pieces) spec.piece.resize(types.size());
   for (std::size_t i = 0; i < types.size(); ++i) {
     const auto id = static_cast<std::int32_t>(i);
@@ -83,13 +84,15 @@ void read_types(const GgufFile& file, TokenizerSpec& spec) {
     if (types[i] == kByte && fallback_byte(spec.tokens[i]) < 0)
       throw InputError(concat(file.path(), ": token ", i, " (\"", spec.tokens[i],
                               "\") is a byte token, yet not of the form <0x0A>"));
-    if (types[i] == kControl)
+    // Readers find the unknown token in text as they find control tokens.
+    if (types[i] == kControl || (pieces && types[i] == kUnknown))
       spec.added.push_back({.content = spec.tokens[i], .id = id, .special = true});
     // Sentencepiece looks for user-defined tokens once spaces are marked; converters write them
-    // with spaces.
+    // with spaces. Where a space goes before each text, one goes before the text after such a token
+    // too, as llama.cpp has it.
     if (types[i] == kUserDefined) {
-      AddedToken token{.content = spec.tokens[i], .id = id, .normalized = pieces};
-      for (std::size_t at; pieces && (at = token.content.find(' ')) != std::string::npos;)
+      AddedToken token{.content = spec.tokens[i], .id = id, .normalized = pieces && !prefix};
+      for (std::size_t at; token.normalized && (at = token.content.find(' ')) != std::string::npos;)
         token.content.replace(at, 1, kSpaceMark);
       spec.added.push_back(std::move(token));
     }

@@ -7,6 +7,7 @@
 
 #include "cpu/fast/flash_attention.h"
 #include "cpu/fast/simd.h"
+#include "cpu/thread_scratch.h"
 
 namespace lk::cpu {
 
@@ -55,11 +56,12 @@ inline std::vector<AttentionUnit> key_units(const AttentionShape& s,
 // Runs f(unit, scratch) for all units in parallel; scratch is `floats` floats of the thread's own.
 template <class F>
 void for_units(const std::vector<AttentionUnit>& units, std::int64_t floats, const F& f) {
+  ThreadScratch scratch(floats);
 #pragma omp parallel if (units.size() > 1)
   {
-    std::vector<float> scratch(static_cast<std::size_t>(floats));
+    float* own = scratch.mine();
 #pragma omp for schedule(dynamic)
-    for (std::size_t n = 0; n < units.size(); ++n) f(units[n], scratch.data());
+    for (std::size_t n = 0; n < units.size(); ++n) f(units[n], own);
   }
 }
 

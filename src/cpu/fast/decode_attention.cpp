@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "cpu/fast/simd.h"
+#include "cpu/thread_scratch.h"
 
 namespace lk::cpu {
 namespace {
@@ -156,10 +157,10 @@ void decode_attention(Matrix<T> o, Matrix<float> lse, Matrix<T> q, Matrix<T> k, 
   rows.push_back(std::ssize(pieces));
   std::vector<float> partial(pieces.size() * static_cast<std::size_t>(step));
 
+  ThreadScratch scratch(kMostHeads * (kPieceKeys + D));
 #pragma omp parallel if (work > kSerialElements)
   {
-    std::vector<float> scratch(static_cast<std::size_t>(kMostHeads * (kPieceKeys + D)));
-    float *score = scratch.data(), *wide = score + kMostHeads * kPieceKeys;
+    float *score = scratch.mine(), *wide = score + kMostHeads * kPieceKeys;
 #pragma omp for schedule(dynamic)
     for (std::size_t n = 0; n < pieces.size(); ++n) {
       const Piece& p = pieces[n];

@@ -9,6 +9,7 @@
 #include "cpu/cpu_backend_impl.h"
 #include "cpu/fast/simd.h"
 #include "cpu/kernels.h"
+#include "cpu/thread_scratch.h"
 
 namespace lk {
 
@@ -98,10 +99,10 @@ void add_few_rows(Matrix<T> y, Matrix<T> x, const std::vector<Job>& jobs) {
     most = std::max(most, job.factors->a.rows());
     work += (job.end - job.begin) * (job.factors->a.numel() + job.factors->b_t.numel());
   }
+  ThreadScratch scratch(most + y.cols);
 #pragma omp parallel if (work > kSerialElements && jobs.size() > 1)
   {
-    std::vector<float> scratch(static_cast<std::size_t>(most + y.cols));
-    float *s = scratch.data(), *sum = s + most;
+    float *s = scratch.mine(), *sum = s + most;
 #pragma omp for schedule(dynamic)
     for (std::size_t i = 0; i < jobs.size(); ++i) {
       const LoraFactors& f = *jobs[i].factors;

@@ -3,6 +3,7 @@
 #include <dnnl.hpp>
 #include <map>
 #include <mutex>
+#include <new>
 
 namespace lk::cpu {
 namespace {
@@ -12,6 +13,17 @@ using dnnl::memory;
 
 constexpr std::int64_t kTypicalRows = 512;  // the packed layout is chosen for about as many tokens
 constexpr std::size_t kCachedShapes = 64;   // batches are not padded: a step may bring new shapes
+
+// Calls f(), which uses oneDNN; an error of the library becomes one of ours.
+template <class F>
+void with_onednn(const F& f) {
+  try {
+    f();
+  } catch (const dnnl::error& e) {
+    if (e.status == dnnl_out_of_memory) throw std::bad_alloc();
+    throw Error(concat("oneDNN: ", e.what()));
+  }
+}
 
 dnnl::engine& engine() {
   static dnnl::engine cpu(dnnl::engine::kind::cpu, 0);
@@ -35,6 +47,7 @@ matmul::primitive_desc describe(std::int64_t rows, std::int64_t in, std::int64_t
   try {
     return {{matrix_desc(rows, in, type), weight, matrix_desc(rows, out, type)}, attr, engine()};
   } catch (const dnnl::error& e) {
+    if (e.status == dnnl_out_of_memory) throw;
     throw Error(concat("oneDNN has no product of ", rows, " x ", in, " by ", in, " x ", out, ": ",
                        e.what()));
   }
@@ -52,7 +65,9 @@ PackedBytes onednn_packed_bytes(std::int64_t N, std::int64_t K) {
   auto bytes = [](std::int64_t in, std::int64_t out) {
     return static_cast<std::int64_t>(packed_layout(in, out, memory::data_type::bf16).get_size());
   };
-  return {bytes(K, N), bytes(N, K)};
+  PackedBytes packed{};
+  with_onednn([&] { packed = {bytes(K, N), bytes(N, K)}; });
+  return packed;
 }
 
 bool prefers_onednn(DType dtype) {
@@ -129,18 +144,20 @@ struct OnednnLinear::Direction {
 OnednnLinear::OnednnLinear(Backend& backend, const Tensor& w) {
   const Tensor values = dense(w);
   const std::int64_t N = w.rows(), K = w.cols();
-  forward_ = std::make_unique<Direction>(backend, values, K, N, memory::format_tag::ba);
-  backward_ = std::make_unique<Direction>(backend, values, N, K, memory::format_tag::ab);
+  with_onednn([&] {
+    forward_ = std::make_unique<Direction>(backend, values, K, N, memory::format_tag::ba);
+    backward_ = std::make_unique<Direction>(backend, values, N, K, memory::format_tag::ab);
+  });
 }
 
 OnednnLinear::~OnednnLinear() = default;
 
 void OnednnLinear::forward(const Tensor& y, const Tensor& x) const {
-  forward_->run(y, GradMode::Write, x);
+  with_onednn([&] { forward_->run(y, GradMode::Write, x); });
 }
 
 void OnednnLinear::backward(const Tensor& dx, GradMode mode, const Tensor& dy) const {
-  backward_->run(dx, mode, dy);
+  with_onednn([&] { backward_->run(dx, mode, dy); });
 }
 
 }  // namespace lk::cpu

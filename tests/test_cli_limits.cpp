@@ -1,0 +1,157 @@
+// The programs where the system gives little (stacks, threads, files), and where paths, data and flags
+// are not what they should be: a result, or an error that says what to do; never a crash.
+#include <sys/wait.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <filesystem>
+
+#include "harness.h"
+#include "scratch_folder.h"
+
+using namespace lk;
+namespace stdfs = std::filesystem;
+
+namespace {
+
+struct Result {
+  int status = -1;
+  std::string out;  // stdout and stderr together
+};
+
+// Runs a line of the shell, in which $T stands for the folder of the programs.
+Result shell(const std::string& line) {
+  const std::string command = "T=" + std::string(LK_TOOLS) + "; (" + line + ") 2>&1";
+  FILE* pipe = ::popen(command.c_str(), "r");
+  REQUIRE(pipe);
+  Result r;
+  std::array<char, 4096> buffer;
+  while (std::size_t n = std::fread(buffer.data(), 1, buffer.size(), pipe))
+    r.out.append(buffer.data(), n);
+  const int status = ::pclose(pipe);
+  r.status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  return r;
+}
+
+void ends_with(int status, std::initializer_list<std::string> parts, const std::string& line) {
+  const Result r = shell(line);
+  CAPTURE(line);
+  CAPTURE(r.out);
+  CHECK(r.status == status);
+  for (const std::string& part : parts) CHECK(r.out.find(part) != std::string::npos);
+}
+
+const std::string kGolden = std::string(LK_TEST_DATA) + "/golden/";
+const std::string kModel = " --model " + kGolden + "peft/tiny ";
+const std::string kSay = "$T/generate --device cpu" + kModel + "--prompt abc ";
+const std::string kGenerate = kSay + "--max-tokens 3 ";
+
+struct Folder : test::ScratchFolder {
+  std::string rows = write("rows.jsonl", R"({"prompt":"abc ","completion":"def ghi"})"
+                                         "\n");
+  std::string train(const std::string& more) const {
+    return "$T/finetune --device cpu" + kModel + "--data " + rows +
+           " --steps 1 --seq-len 64 --lr 0.01 " + more;
+  }
+};
+
+// On a terminal of its own, whose output it prints.
+std::string on_terminal(const std::string& line) {
+  return "python3 -c 'import os, pty, sys; "
+         "sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))' " +
+         line + " </dev/null";
+}
+
+}  // namespace
+
+TEST_CASE("a small stack is no reason to fail") {
+  Folder f;
+  ends_with(0, {}, "ulimit -s 128; " + kGenerate);
+  ends_with(0, {}, "ulimit -s 128; " + f.train("--out " + f.file("run")));
+}
+
+TEST_CASE("threads that can't be made end with 5 and how many can") {
+  ends_with(5, {"threads can be made", "OMP_NUM_THREADS="},
+            "ulimit -v 4000000; OMP_NUM_THREADS=3000 " + kGenerate);
+}
+
+TEST_CASE("paths that are not UTF-8 work, and are printed as JSON can") {
+  Folder f;
+  const std::string odd = "$(printf '\\351t\\351')", out = f.path() + "/" + odd;
+  ends_with(0, {}, f.train("--out " + f.file("run")));
+  ends_with(0, {}, f.train("--out " + out));
+  ends_with(0, {"\xEF\xBF\xBDt\xEF\xBF\xBD"},
+            "$T/merge" + kModel + "--adapter " + out + " --out " + out + "merged");
+  ends_with(0, {"\xEF\xBF\xBDt\xEF\xBF\xBD"},
+            "$T/export" + kModel + "--adapter " + f.file("run") + " --out " + out + ".gguf");
+  ends_with(3, {"\\xe9t\\xe9.jsonl", "No such file"},
+            "$T/evaluate" + kModel + "--data " + out + ".jsonl");
+}
+
+TEST_CASE("names longer than a file system takes are refused") {
+  Folder f;
+  const std::string name(300, 'n'), path = f.file(name);
+  for (const std::string& line :
+       {"$T/generate --prompt a --model " + path, "$T/evaluate" + kModel + "--data " + path,
+        kGenerate + "--adapter " + path,
+        "$T/export" + kModel + "--adapter " + path + " --out x.gguf", f.train("--out " + path),
+        f.train("--init-adapter " + path + " --out " + f.file("x"))}) {
+    const Result r = shell(line);
+    CAPTURE(line);
+    CAPTURE(r.out);
+    CHECK((r.status == 3 || r.status == 4));
+  }
+}
+
+TEST_CASE("what is no model or adapter of ours is refused by what it is") {
+  Folder f;
+  ends_with(3, {"HuggingFaceTB/SmolLM2-135M: no such file or folder", "hf download"},
+            "$T/generate --prompt a --model HuggingFaceTB/SmolLM2-135M");
+  const std::string mlx = f.file("mlx"), pickle = f.file("pickle");
+  stdfs::create_directory(mlx);
+  f.write("mlx/adapters.safetensors", "");
+  f.write("mlx/adapter_config.json", R"({"fine_tune_type":"lora"})");
+  ends_with(3, {"adapters.safetensors", "MLX"}, kGenerate + "--adapter " + mlx);
+  stdfs::copy(kGolden + "peft/tiny", pickle);
+  stdfs::rename(pickle + "/model.safetensors", pickle + "/pytorch_model.bin");
+  ends_with(3, {"pytorch_model.bin", "save_pretrained"},
+            "$T/generate --device cpu --prompt a --model " + pickle);
+}
+
+TEST_CASE("flags at their edges are refused or obeyed") {
+  Folder f;
+  const std::string out = "--out " + f.file("run") + " ";
+  ends_with(2, {"--dropout"}, f.train(out + "--dropout 0.99999999"));
+  ends_with(2, {"lm_head", "frozen"}, f.train(out + "--targets lm_head"));
+  ends_with(5, {"needs"}, f.train(out + "--memory-limit 50KB"));
+  ends_with(2, {"--batch"}, "$T/plan" + kModel + "--batch 99999999");
+  ends_with(2, {"tokens"}, "$T/plan" + kModel + "--batch 65536 --seq-len 16777216");
+  ends_with(0, {}, "$T/plan" + kModel + "--batch 65536 --seq-len 256 --grad-accum 65536");
+  // The tiny model has 256 positions, fewer than --seq-len has by default.
+  ends_with(0, {"perplexity"}, "$T/evaluate --device cpu" + kModel + "--data " + f.rows);
+  ends_with(2, {"256 positions"},
+            "$T/evaluate --device cpu" + kModel + "--seq-len 257 --data " + f.rows);
+}
+
+TEST_CASE("control bytes of a model's text reach a pipe, and no terminal") {
+  auto controls = [](const std::string& text) {  // a terminal ends lines with \r\n
+    return std::count_if(text.begin(), text.end(), [](char c) {
+      return (static_cast<unsigned char>(c) < 0x20 && c != '\n' && c != '\r' && c != '\t') ||
+             c == 0x7f;
+    });
+  };
+  // Hot enough, the tiny model says all of its tokens, among them single bytes.
+  const std::string hot = kSay + "--max-tokens 200 --temperature 5 --seed 1 2>/dev/null";
+  const Result pipe = shell(hot), terminal = shell(on_terminal(hot));
+  CHECK(pipe.status == 0);
+  CHECK(controls(pipe.out) > 0);
+  CHECK(terminal.status == 0);
+  CHECK(terminal.out.find("\\x") != std::string::npos);
+  CHECK(controls(terminal.out) == 0);
+}
+
+TEST_CASE("a message is one line, and shows what a name would do to a terminal") {
+  ends_with(3, {"no\\x1b[31m\\x0asuch: cannot open"},
+            "$T/evaluate" + kModel + "--data \"$(printf 'no\\033[31m\\nsuch')\"");
+}

@@ -1,0 +1,22 @@
+// What a program asks of the system before it works, and how it ends where no exception can reach
+// main(): an allocation that fails in a destructor or in a library must end it as any other does.
+#pragma once
+
+#include <functional>
+
+namespace lk::program {
+
+// Prepares the process and runs `body`, whose status it returns: the standard descriptors are open,
+// as many files may be open as the system allows, stacks have 8 MiB (of this thread, of OpenMP's and
+// of all others), and the threads that OpenMP will want can be made. Throws OutOfMemoryError if they
+// can't, std::system_error if the system refuses something else.
+//
+// From before main() on, std::terminate() ends the program with the code of the exception that
+// caused it, and prints one line; a library that calls exit() (OpenMP's does, out of threads or
+// memory) ends it with ExitCode::OutOfMemory.
+int with_resources(const std::function<int()>& body);
+
+// Returns `status`, with which main() is about to return: an exit() from now on is its own.
+int finish(int status);
+
+}  // namespace lk::program
