@@ -38,7 +38,7 @@ std::int64_t code_points(const std::string& text) {
 
 void require_fits(std::size_t tokens, const EvalRowLimits& limits, const std::string& what) {
   if (static_cast<std::int64_t>(tokens) > limits.seq_len)
-    throw InputError(concat(what, " has ", tokens, " tokens, --seq-len is ", limits.seq_len));
+    throw InputError(concat(what, " has ", tokens, " tokens, `seq_len` is ", limits.seq_len));
 }
 
 // Adds the place in the file to an error about the text itself.
@@ -108,7 +108,7 @@ std::vector<ReferenceRow> load_references(const ByteSource& data, const Tokenize
     row.ids = at(where + ": prompt", [&] { return tokenizer.encode_prompt(row.prompt).ids; });
     if (row.ids.empty()) throw InputError(where + ": prompt: has no tokens");
     require_fits(row.ids.size() + static_cast<std::size_t>(max_new), limits,
-                 concat(where, ": prompt: with --max-tokens ", max_new, " it"));
+                 concat(where, ": prompt: with `max_tokens` ", max_new, " it"));
     rows.push_back(std::move(row));
     return std::ssize(rows) != limits.max_rows;
   });

@@ -39,7 +39,7 @@ RowBuilder::RowBuilder(const Tokenizer& tokenizer, const std::optional<std::stri
       named_(format != "auto"),
       train_on_(train_on) {
   if (named_ && !is_row_format(format))
-    throw UsageError(concat("--format ", format, ": not auto, ", row_format_names(), " or txt"));
+    throw UsageError(concat("`format` ", format, ": not auto, ", row_format_names(), " or txt"));
 }
 
 RowBuilder::Built RowBuilder::build(const OrderedJson& object, const std::string& where) {
@@ -48,7 +48,7 @@ RowBuilder::Built RowBuilder::build(const OrderedJson& object, const std::string
   Built built;
   built.ignored = std::move(content.ignored);
   if (!content.chat && train_on_ != TrainOn::Assistant)
-    throw UsageError(concat("--train-on ", train_on_name(train_on_), ": the rows of ", where,
+    throw UsageError(concat("`train_on` ", train_on_name(train_on_), ": the rows of ", where,
                             " are no chats, which it is for"));
   try {
     if (content.chat)
