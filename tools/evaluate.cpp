@@ -155,6 +155,7 @@ int main(int argc, char** argv) {
       predictions.emplace(s.predictions, StagedOutput::Kind::File, std::uint64_t{0});
     if (s.seq_len->count() > 0) s.inference.max_positions = s.rows.seq_len;
     InferenceModel m = open_inference(s.inference);
+    for (const std::string& warning : m.warnings) program::message("warning: " + warning);
     s.rows.seq_len = std::min(s.rows.seq_len, m.model->config().max_position);
     const OrderedJson out = kind == EvalKind::Choices      ? choices(s, data, m)
                             : kind == EvalKind::Generation ? generation(s, data, m, predictions)

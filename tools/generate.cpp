@@ -140,6 +140,7 @@ int main(int argc, char** argv) {
     if (s.prompt) rows = {{*s.prompt, "", ""}};
     if (!s.prompts.empty()) rows = program::read_prompt_rows(s.prompts);
     InferenceModel m = open_inference(s.inference);
+    for (const std::string& warning : m.warnings) program::message("warning: " + warning);
     s.sampling.stop_ids = m.tokenizer->stop_ids();
     program::report_adapters(m, std::min(s.batch, std::max<std::int64_t>(1, std::ssize(rows))));
     if (conversation)
