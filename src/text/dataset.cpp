@@ -278,6 +278,35 @@ std::vector<std::string> Dataset::remarks() const {
   return lines;
 }
 
+Dataset split_off(Dataset& data, const Tokenizer& tokenizer, double share, std::int64_t most) {
+  // The number of each row's group: rows of a line are made of the same chat. Windows of a text are
+  // rows of their own, however long its lines are.
+  std::vector<std::int64_t> group;
+  for (std::size_t i = 0; i < data.rows.size(); ++i) {
+    const bool same = i > 0 && data.format != "txt" && data.rows[i].line == data.rows[i - 1].line;
+    group.push_back(i == 0 ? 0 : group.back() + !same);
+  }
+  const std::int64_t groups = group.empty() ? 0 : group.back() + 1;
+  const double wanted = std::clamp(share * static_cast<double>(groups), 1.0, 1e15);
+  const auto taken = std::min(static_cast<std::int64_t>(std::llround(wanted)), most);
+  if (taken >= groups)
+    throw UsageError(
+        concat("--eval-split ", share, ": of ", groups, " rows none would be left to train on"));
+  Dataset out;
+  out.path = data.path, out.format = data.format, out.container = data.container;
+  std::vector<Row> kept;
+  data.tokens = data.supervised_tokens = data.rows_ending_in_eos = data.lost_bytes = 0;
+  for (std::size_t i = 0; i < data.rows.size(); ++i) {
+    // Group g is the last of its g-th share of `taken` in all.
+    const bool goes = (group[i] + 1) * taken / groups > group[i] * taken / groups;
+    Dataset& to = goes ? out : data;
+    count(data.rows[i], tokenizer, to);
+    (goes ? out.rows : kept).push_back(std::move(data.rows[i]));
+  }
+  data.rows = std::move(kept);
+  return out;
+}
+
 Dataset load_dataset(const ByteSource& source, const Tokenizer& tokenizer,
                      const std::optional<std::string>& template_name,
                      const DatasetOptions& options) {

@@ -71,6 +71,11 @@ Dataset load_dataset(const ByteSource& source, const Tokenizer& tokenizer,
                      const std::optional<std::string>& template_name,
                      const DatasetOptions& options);
 
+// Takes rows out of `data` into a Dataset of their own, for evaluation: those of every n-th line, so
+// that of a sorted file each kind goes in proportion, about `share` of all lines, at least one and
+// at most `most`. All rows of a line go together. Throws UsageError if no row would be left.
+Dataset split_off(Dataset& data, const Tokenizer& tokenizer, double share, std::int64_t most);
+
 // A row as text with its trained tokens marked, for --show-rows.
 std::string show_row(const Row& row, const Tokenizer& tokenizer, bool colour);
 
