@@ -124,6 +124,14 @@ std::string summary(const AdapterFile& file) {
   return text;
 }
 
+void check_base(const AdapterFile& file, const std::string& fingerprint, const std::string& model) {
+  if (!file.base_fingerprint.empty() && file.base_fingerprint != fingerprint)
+    throw InputError(concat(file.folder,
+                            "/adapter_config.json: lorikeet_base_sha256: the adapter "
+                            "was trained on another base model (",
+                            file.base_fingerprint, "), ", model, " is ", fingerprint));
+}
+
 std::string unproven_base(const AdapterFile& file, const std::string& model) {
   if (!file.base_fingerprint.empty()) return "";
   return concat(file.folder, ": no fingerprint of its base (lorikeet_base_sha256 in ",
