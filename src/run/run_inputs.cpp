@@ -52,13 +52,14 @@ void choose_lora(const FinetuneSettings& s, FinetuneListener& listener, RunInput
 
 // Decides what the adapter calls its base, for PEFT's AutoPeftModel and the hub.
 void name_base(const FinetuneSettings& s, FinetuneListener& listener, RunInputs& in) {
-  const HubName found = s.base_name.empty() ? hub_name(*in.model) : HubName{s.base_name, ""};
+  const HubName found =
+      s.base_name.empty() ? hub_name(*in.model) : HubName{s.base_name, "--base-name"};
   in.base_model = found.name.empty() ? s.model : found.name;
   if (found.name.empty())
     listener.message(concat("base model: called ", s.model,
                             " in the adapter, as its files name no repository on the Hugging Face "
                             "hub: --base-name ORG/NAME lets others open the adapter"));
-  else if (!found.from.empty())
+  else
     listener.message(concat("base model: ", found.name, " on the hub, by ", found.from));
 }
 
