@@ -1,5 +1,6 @@
 // Data as people have it, and adapters that others open, by the programs: columns, system turns, the
 // base's name, and what is said of an adapter whose base can't be checked.
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 
@@ -83,6 +84,13 @@ TEST_CASE("a CSV of questions and answers is trained on, evaluated and answered 
   const std::string ask = "generate --device cpu --max-tokens 2 --prompt a --model " + kModel;
   CHECK(run_program(ask + " --chat --template chatml" + system).status == 0);
   CHECK(run_program(ask + system).status == 2);
+  const std::string all = "generate --device cpu --max-tokens 1 --json --model " + kModel +
+                          " --prompts " + kRows + " --columns ";
+  r = run_program(all + "prompt=question", " 2>/dev/null");
+  CHECK(r.status == 0);
+  CHECK(std::count(r.out.begin(), r.out.end(), '\n') == 60);
+  CHECK(run_program(all + "prompt=frage").status == 3);
+  CHECK(run_program(all + "text=question").status == 2);
 
   for (const auto& [flags, status, why] :
        {std::tuple{std::string(), 3, "--columns prompt=KEY,completion=KEY"},
