@@ -127,7 +127,7 @@ TEST_CASE("rows for scoring: kinds by their keys, wrong ones named by file, line
         {R"({"prompt":"a","choices":["b","c"]})", "answer"},
         {R"({"choices":["b","c"],"answer":0})", "prompt"},
         {R"({"prompt":"aaaaaaaaaaaaaaaaaaaaaaaaa","choices":["b","c"],"answer":0})",
-         "--seq-len"}}) {
+         "`seq_len`"}}) {
     CAPTURE(line);
     const File file(std::string("{\"prompt\":\"a\",\"choices\":[\"b\",\"c\"],\"answer\":0}\n") +
                     line + "\n");
@@ -142,7 +142,7 @@ TEST_CASE("rows for scoring: kinds by their keys, wrong ones named by file, line
         {R"({"prompt":"a","references":[1]})", "references"},
         {R"({"prompt":"a"})", "references"},
         {R"({"prompt":"","references":["x"]})", "prompt"},
-        {R"({"prompt":"aaaaaaaa","references":["x"]})", "--max-tokens"}}) {
+        {R"({"prompt":"aaaaaaaa","references":["x"]})", "`max_tokens`"}}) {
     CAPTURE(line);
     CHECK_THROWS_WITH_AS(load_references(File(line).name(), *m.tokenizer, {10, -1}, 5),
                          doctest::Contains(named), InputError);
