@@ -27,5 +27,6 @@
 #include "tensor/log.h"
 #include "tensor/sample.h"
 #include "text/dataset.h"
+#include "text/rows.h"
 #include "text/tokenizer.h"
 #include "version.h"

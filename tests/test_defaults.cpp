@@ -9,6 +9,7 @@
 #include "run/defaults.h"
 #include "run/evaluation_watch.h"
 #include "text/dataset.h"
+#include "text/rows.h"
 #include "tiny_model.h"
 
 using namespace lk;
@@ -228,4 +229,33 @@ TEST_CASE("samples along the way stand in metrics.jsonl and in the report") {
   CHECK(f.file("run/metrics.jsonl").find("\"sample\":{\"prompt\":") != std::string::npos);
   CHECK(f.file("run/report.html").find("Along the way") != std::string::npos);
   CHECK(f.file("run/report.html").find("http-equiv=\"refresh\"") == std::string::npos);
+}
+
+TEST_CASE("a program trains on rows of its own, chats among them") {
+  Runs f(0);
+  auto tokenizer = Tokenizer::from_folder(kTiny);
+  const ChatTemplate chatml = ChatTemplate::choose(*tokenizer, "chatml");
+  FinetuneRows rows;
+  for (int i = 0; i < 8; ++i) rows.train.push_back(make_row(*tokenizer, "say ", "hello"));
+  for (Row& row : make_chat_rows(*tokenizer, chatml, {{"user", "Hi"}, {"assistant", "Hello."}}))
+    rows.train.push_back(row);
+  rows.eval = {rows.train[0]};
+  FinetuneSettings s = f.settings("own");
+  s.data = "", s.steps = 3, s.samples = 0;
+  Ear ear;
+  const FinetuneResult r = finetune(s, rows, ear, ear.stop);
+  CHECK(r.steps == 3);
+  CHECK(r.last_loss < r.first_loss);
+  CHECK(r.eval_after->rows == 1);
+  CHECK(std::filesystem::exists(f.scratch.file("own/adapter_model.safetensors")));
+  CHECK(!std::filesystem::exists(f.scratch.file("own/run.toml")));
+  s.out = f.scratch.file("files"), s.data = f.rows;
+  check_throws<UsageError>("files too", {"in memory"}, [&] { finetune(s, rows, ear, ear.stop); });
+  s.data = "";
+  rows.train[1].supervised.pop_back();
+  check_throws<UsageError>("bad row", {"rows[1]", "`supervised`"},
+                           [&] { finetune(s, rows, ear, ear.stop); });
+  check_throws<InputError>("no answer", {"no turn to train"}, [&] {
+    make_chat_rows(*tokenizer, chatml, {{"user", "Hi"}});
+  });
 }

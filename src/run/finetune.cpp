@@ -37,11 +37,12 @@ double seconds_since(Clock::time_point start) {
 // One run; its methods stand in the order in which they are called.
 class Run {
  public:
-  Run(const FinetuneSettings& settings, FinetuneListener& listener, const std::atomic<int>& stop)
-      : s_(settings), listener_(listener), stop_(stop) {}
+  Run(const FinetuneSettings& settings, FinetuneRows* rows, FinetuneListener& listener,
+      const std::atomic<int>& stop)
+      : rows_(rows), s_(settings), listener_(listener), stop_(stop) {}
 
   FinetuneResult go() {
-    validate_settings(s_);
+    validate_settings(s_, rows_ != nullptr);
     backend_ = open_device(s_.device);
     facts_.device = backend_->name(), facts_.device_description = backend_->description();
     facts_.dtype = parse_compute_dtype(s_.dtype, *backend_);
@@ -52,7 +53,7 @@ class Run {
       finished_ = is_finished(s_.out);
       checkpoint_ = find_checkpoint(s_.out, *folder_);
     }
-    in_ = read_inputs(s_, listener_, checkpoint_ ? &checkpoint_->identity() : nullptr);
+    in_ = read_inputs(s_, listener_, checkpoint_ ? &checkpoint_->identity() : nullptr, rows_);
     watch_ = std::make_unique<EvaluationWatch>(s_.keep == "best", s_.patience, result_);
     if (checkpoint_)  // refuses what it can before the model is read
       check_same_run(*checkpoint_, run_identity(s_, in_, "", facts_.dtype), finished_, s_.out,
@@ -141,7 +142,7 @@ class Run {
     facts_.adapter_matrices = std::ssize(adapter_->parameters());
     metrics_ =
         std::make_unique<MetricsLog>(s_.out, trainer_->steps_done(), s_.tensorboard, config.log);
-    write_file_durably(s_.out + "/run.toml", run_toml(s_));
+    if (!rows_) write_file_durably(s_.out + "/run.toml", run_toml(s_));
     write_run_json("running");
   }
 
@@ -374,6 +375,7 @@ class Run {
   }
   Json identity() { return run_identity(s_, in_, fingerprint(), facts_.dtype); }
 
+  FinetuneRows* rows_;  // in place of files; null: none
   FinetuneSettings s_;  // what was left open is filled in once the inputs are read
   FinetuneListener& listener_;
   const std::atomic<int>& stop_;
@@ -402,7 +404,12 @@ class Run {
 
 FinetuneResult finetune(const FinetuneSettings& settings, FinetuneListener& listener,
                         const std::atomic<int>& stop) {
-  return Run(settings, listener, stop).go();
+  return Run(settings, nullptr, listener, stop).go();
+}
+
+FinetuneResult finetune(const FinetuneSettings& settings, FinetuneRows rows,
+                        FinetuneListener& listener, const std::atomic<int>& stop) {
+  return Run(settings, &rows, listener, stop).go();
 }
 
 }  // namespace lk

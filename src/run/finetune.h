@@ -93,10 +93,20 @@ struct FinetuneResult : RunProgress {
   int signal = 0;                // not 0: the signal that stopped the run, after saving
 };
 
+// Rows that a program made itself: by make_row(), make_chat_rows() or on its own.
+struct FinetuneRows {
+  std::vector<Row> train = {}, eval = {};
+};
+
 // Runs a fine-tuning. `stop` is checked between steps: a signal number ends the run after a
 // checkpoint is saved. Throws the errors of tensor/error.h; the output folder then holds the last
 // complete state.
 FinetuneResult finetune(const FinetuneSettings& settings, FinetuneListener& listener,
                         const std::atomic<int>& stop);
+
+// The same on rows in memory; `data` and `eval_data` of the settings stay empty. No run.toml is
+// written, as no flags give these rows.
+FinetuneResult finetune(const FinetuneSettings& settings, FinetuneRows rows,
+                        FinetuneListener& listener, const std::atomic<int>& stop);
 
 }  // namespace lk

@@ -65,7 +65,23 @@ void name_base(const FinetuneSettings& s, FinetuneListener& listener, RunInputs&
     listener.message(concat("base model: ", found.name, " on the hub, by ", found.from));
 }
 
-void read_data(const FinetuneSettings& s, FinetuneListener& listener, RunInputs& in) {
+// Refuses rows that files would not have given.
+void check_lengths(const Dataset& data, std::int64_t seq_len) {
+  require(!data.rows.empty(), data.path + ": none");
+  for (std::size_t i = 0; i < data.rows.size(); ++i) {
+    const Row& row = data.rows[i];
+    const std::string where = concat(data.path, ": rows[", i, "]: ");
+    require(row.ids.size() == row.supervised.size(),
+            concat(where, row.ids.size(), " ids but ", row.supervised.size(),
+                   " values of `supervised`"));
+    require(std::ssize(row.ids) <= seq_len,
+            concat(where, row.ids.size(), " tokens, `seq_len` is ", seq_len));
+    require(row.n_supervised() > 0, where + "no token to train on");
+  }
+}
+
+void read_data(const FinetuneSettings& s, FinetuneListener& listener, RunInputs& in,
+               FinetuneRows* rows) {
   in.tokenizer = in.model->read_tokenizer();
   name_base(s, listener, in);
   for (const auto& [name, content] : in.model->side_files())
@@ -76,13 +92,21 @@ void read_data(const FinetuneSettings& s, FinetuneListener& listener, RunInputs&
           concat("`seq_len` ", s.seq_len, ": the model has ", config.max_position, " positions"));
   DatasetOptions options{s.seq_len, s.long_rows, s.skip_bad_rows, -1,
                          s.format,  s.train_on,  s.columns,       s.system};
-  in.data = load_dataset(s.data, *in.tokenizer, s.chat_template, options);
+  in.data = rows ? dataset_of(std::move(rows->train), *in.tokenizer, "rows in memory")
+                 : load_dataset(s.data, *in.tokenizer, s.chat_template, options);
+  if (rows) check_lengths(in.data, s.seq_len);
+  if (rows && !rows->eval.empty()) {
+    in.eval = dataset_of(std::move(rows->eval), *in.tokenizer, "evaluation rows in memory");
+    check_lengths(in.eval, s.seq_len);
+    in.eval_rows_sha256 = rows_sha256(in.eval.rows);
+  }
   listener.message(concat("data: ", in.data.path, ": ", in.data.container, ", format ",
                           in.data.format, ", ", in.data.rows.size(), " rows, ", in.data.tokens,
                           " tokens, ", in.data.supervised_tokens, " supervised, ",
                           in.data.rows_ending_in_eos, " rows end in a stop token"));
   for (const std::string& remark : in.data.remarks()) listener.message(remark);
-  if (const double share = eval_share(s, std::ssize(in.data.rows)); share > 0) {
+  const double share = in.eval.rows.empty() ? eval_share(s, std::ssize(in.data.rows)) : 0;
+  if (share > 0) {
     const std::size_t all = in.data.rows.size();
     in.eval = split_off(in.data, *in.tokenizer, share, s.eval_split ? INT64_MAX : kMostSplitRows);
     in.eval_rows_sha256 = rows_sha256(in.eval.rows);
@@ -192,10 +216,11 @@ std::vector<HostBatch> RunInputs::lay_out(std::int64_t step, std::int64_t grad_a
   return batches;
 }
 
-RunInputs read_inputs(FinetuneSettings& settings, FinetuneListener& listener, const Json* before) {
+RunInputs read_inputs(FinetuneSettings& settings, FinetuneListener& listener, const Json* before,
+                      FinetuneRows* rows) {
   RunInputs in;
   choose_lora(settings, listener, in);
-  read_data(settings, listener, in);
+  read_data(settings, listener, in, rows);
   arrange(settings, listener, in, before);
   return in;
 }

@@ -43,8 +43,9 @@ struct RunInputs {
 };
 
 // Reads the inputs and reports to `listener` what was found. Fills in what the settings leave open
-// (run/defaults.h); `before` is the identity of the run to go on with, or null. Throws InputError, UsageError,
-// IoError.
-RunInputs read_inputs(FinetuneSettings& settings, FinetuneListener& listener, const Json* before);
+// (run/defaults.h); `before` is the identity of the run to go on with, or null. `rows`: taken
+// instead of files; null: none. Throws InputError, UsageError, IoError.
+RunInputs read_inputs(FinetuneSettings& settings, FinetuneListener& listener, const Json* before,
+                      FinetuneRows* rows = nullptr);
 
 }  // namespace lk

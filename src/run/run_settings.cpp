@@ -14,9 +14,11 @@ void require(bool ok, const std::string& message) {
 
 }  // namespace
 
-void validate_settings(const FinetuneSettings& s) {
+void validate_settings(const FinetuneSettings& s, bool own_rows) {
   require(!s.model.empty(), "`model` is required");
-  require(!s.data.empty(), "`data` is required");
+  require(own_rows || !s.data.empty(), "`data` is required");
+  require(!own_rows || (s.data.empty() && s.eval_data.empty()),
+          "`data` and `eval_data`: the rows are given in memory, so name no files");
   require(!s.out.empty(), "`out` is required");
   require(s.data != "-" || s.eval_data != "-",
           "`data` - and `eval_data` -: standard input can be read once only");

@@ -7,6 +7,7 @@ namespace lk {
 
 // Refuses everything that can be refused before a file is touched. Throws UsageError naming the
 // flag.
-void validate_settings(const FinetuneSettings& settings);
+// `own_rows`: they come from the caller, not from files.
+void validate_settings(const FinetuneSettings& settings, bool own_rows = false);
 
 }  // namespace lk

@@ -278,6 +278,15 @@ std::vector<std::string> Dataset::remarks() const {
   return lines;
 }
 
+Dataset dataset_of(std::vector<Row> rows, const Tokenizer& tokenizer, const std::string& name) {
+  Dataset data;
+  data.path = name, data.format = "rows", data.container = "memory";
+  for (const Row& row : rows) count(row, tokenizer, data);
+  data.rows_read = std::ssize(rows);
+  data.rows = std::move(rows);
+  return data;
+}
+
 Dataset split_off(Dataset& data, const Tokenizer& tokenizer, double share, std::int64_t most) {
   // The number of each row's group: rows of a line are made of the same chat. Windows of a text are
   // rows of their own, however long its lines are.

@@ -131,4 +131,16 @@ void RowBuilder::chat(ChatRow said, Built& built) {
   if (built.rows.empty()) throw InputError("the row has no token to train on");
 }
 
+std::vector<Row> make_chat_rows(const Tokenizer& tokenizer, const ChatTemplate& chat_template,
+                                const std::vector<Message>& messages, TrainOn train_on) {
+  std::vector<bool> trained;
+  for (const Message& m : messages) trained.push_back(m.role == "assistant");
+  const TrainingChat chat =
+      render_for_training(chat_template, messages, trained, train_on, nullptr);
+  std::vector<Row> rows;
+  for (const RenderedChat& row : chat.rows) rows.push_back(chat_row(tokenizer, row));
+  if (rows.empty()) throw InputError("the chat has no turn to train on");
+  return rows;
+}
+
 }  // namespace lk

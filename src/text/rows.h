@@ -56,4 +56,11 @@ class RowBuilder {
   std::optional<FittedTemplate> template_;  // chosen by the first row that needs it
 };
 
+// The rows of one chat, through the template: all of the assistant's turns are trained, with their
+// end token, in as many rows as `train_on` says. InputError if the template refuses the chat or it
+// has no turn to train.
+std::vector<Row> make_chat_rows(const Tokenizer& tokenizer, const ChatTemplate& chat_template,
+                                const std::vector<Message>& messages,
+                                TrainOn train_on = TrainOn::Assistant);
+
 }  // namespace lk
