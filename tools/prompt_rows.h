@@ -4,6 +4,8 @@
 #include <string>
 #include <vector>
 
+#include "text/columns.h"
+
 namespace lk::program {
 
 struct PromptRow {
@@ -13,6 +15,7 @@ struct PromptRow {
 
 // Reads {"prompt": text, "adapter": name or null} from each line. Throws InputError naming file,
 // line and key, also if the file has no rows.
-std::vector<PromptRow> read_prompt_rows(const std::string& path);
+// `columns`: which keys of the file stand for these.
+std::vector<PromptRow> read_prompt_rows(const std::string& path, const Columns& columns);
 
 }  // namespace lk::program

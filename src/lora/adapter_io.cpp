@@ -5,9 +5,11 @@
 #include <set>
 
 #include "io/paths.h"
+#include "io/printable.h"
 #include "io/safetensors.h"
 #include "lora/peft_config.h"
 #include "lora/whole_weights.h"
+#include "modelfile/no_model.h"
 
 namespace lk {
 namespace {
@@ -50,11 +52,19 @@ void check_modules_to_save(const PeftConfig& config, const AdapterFile& file) {
 AdapterFile open_adapter(const std::string& folder) {
   const std::string config_path = folder + "/" + kAdapterConfig,
                     path = folder + "/" + kAdapterWeights;
-  if (!exists(folder))
-    throw InputError(concat(folder,
-                            ": no such folder. If it is an adapter's name on the Hugging Face hub, "
-                            "download it and give the folder: hf download ",
-                            folder, " --local-dir DIR"));
+  if (!exists(folder)) {
+    const std::string command = download_command(folder);
+    throw InputError(concat(folder, ": no such folder",
+                            command.empty() ? ""
+                                            : ". If it is an adapter's name on the Hugging Face "
+                                              "hub, download it and give the folder: ",
+                            command));
+  }
+  if (!is_folder(folder))
+    throw InputError(concat(folder, ": an adapter is given as its folder, with ", kAdapterConfig,
+                            " and ", kAdapterWeights, ", not as a file"));
+  if (!exists(config_path) && exists(folder + "/config.json"))
+    throw InputError(concat(folder, ": is a model, not an adapter: it has no ", kAdapterConfig));
   if (!exists(path) && exists(folder + "/adapter_model.bin"))
     throw InputError(folder +
                      "/adapter_model.bin: pickle files can run code and are never read; "
@@ -121,6 +131,22 @@ std::string summary(const AdapterFile& file) {
     text += concat("; ", file.unselected.size(), " more in the file are not selected by ",
                    kAdapterConfig, " and left out");
   return text;
+}
+
+void check_base(const AdapterFile& file, const std::string& fingerprint, const std::string& model) {
+  if (!file.base_fingerprint.empty() && file.base_fingerprint != fingerprint)
+    throw InputError(concat(file.folder,
+                            "/adapter_config.json: lorikeet_base_sha256: the adapter "
+                            "was trained on another base model (",
+                            file.base_fingerprint, "), ", model, " is ", fingerprint));
+}
+
+std::string unproven_base(const AdapterFile& file, const std::string& model) {
+  if (!file.base_fingerprint.empty()) return "";
+  return concat(file.folder, ": no fingerprint of its base (lorikeet_base_sha256 in ",
+                kAdapterConfig, "), so whether ", model,
+                " is the model that it was trained on is not ", "checked",
+                file.base_model.empty() ? "" : concat("; it names ", printable(file.base_model)));
 }
 
 namespace {

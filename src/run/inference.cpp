@@ -28,14 +28,6 @@ WeightStorage parse_storage(const InferenceSettings& s, const Backend& backend) 
   return WeightStorage::Quantised;
 }
 
-void check_base(const AdapterFile& file, const std::string& fingerprint, const std::string& model) {
-  if (!file.base_fingerprint.empty() && file.base_fingerprint != fingerprint)
-    throw InputError(concat(file.folder,
-                            "/adapter_config.json: lorikeet_base_sha256: the adapter "
-                            "was trained on another base model (",
-                            file.base_fingerprint, "), ", model, " is ", fingerprint));
-}
-
 }  // namespace
 
 void set_adapters(const std::vector<std::string>& flags, InferenceSettings& settings) {
@@ -86,6 +78,12 @@ InferenceModel open_inference(const InferenceSettings& settings) {
     if (file) check_base(*file, fingerprint->get(), settings.model);
     for (const auto& [name, one] : named) check_base(one, fingerprint->get(), settings.model);
   }
+  auto doubt = [&](const AdapterFile& one) {
+    if (std::string text = unproven_base(one, settings.model); !text.empty())
+      m.warnings.push_back(std::move(text));
+  };
+  if (file) doubt(*file);
+  for (const auto& [name, one] : named) doubt(one);
   std::int64_t positions = settings.max_positions;
   if (positions <= 0) positions = std::min<std::int64_t>(loaded.config.max_position, 8192);
   if (positions > loaded.config.max_position)

@@ -10,6 +10,7 @@
 
 #include "io/byte_source.h"
 #include "io/json.h"
+#include "text/columns.h"
 #include "text/csv.h"
 
 namespace lk {
@@ -56,14 +57,22 @@ struct FileRead {
 
 // Calls visit for each row of the file. Streams: holds one row at a time. What begins with [ is an
 // array, what begins with { lines of JSON; else the name's ending decides, or, where it says
-// nothing, whether the first line is a header with keys of a row format. A byte order mark at the
-// start, CRLF, blank lines and a missing last newline are fine. InputError for data that are empty,
-// compressed or of another format, which the message names.
-FileRead for_each_raw_row(const ByteSource& data, const RawRowVisitor& visit);
+// nothing, whether the first line is a header with keys of a row format or with one of `columns`.
+// A .csv file whose header has no comma may have semicolons or tabs instead. A byte order mark at
+// the start, CRLF, blank lines and a missing last newline are fine. InputError for data that are
+// empty, compressed or of another format, which the message names.
+FileRead for_each_raw_row(const ByteSource& data, const RawRowVisitor& visit,
+                          const std::vector<std::string>& columns = {});
 
 // for_each_raw_row() with each row parsed; InputError for the first that can't be.
 using JsonRowVisitor = std::function<bool(const Json& object, const std::string& where)>;
 std::string for_each_json_row(const ByteSource& data, const JsonRowVisitor& visit);
+
+// Calls visit for each row of the file with its keys renamed; returns whether to go on. InputError for
+// the first row that can't be parsed, or lacks a key that `columns` names.
+using RenamedRowVisitor = std::function<bool(const OrderedJson& object, const std::string& where)>;
+void for_each_renamed_row(const ByteSource& data, const Columns& columns,
+                          const RenamedRowVisitor& visit);
 
 // InputError if `head`, the first bytes of the file, is the mark of gzip, parquet, ... or of text
 // that is not UTF-8.

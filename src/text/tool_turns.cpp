@@ -97,6 +97,11 @@ void require(bool written, const std::string& template_name, const std::string& 
 
 }  // namespace
 
+bool writes_system_turn(const ChatTemplate& chat) {
+  return rendered_or_nothing(chat, {{"system", "zqx"}, {"user", "x"}}).find("zqx") !=
+         std::string::npos;
+}
+
 ToolSupport find_tool_support(const ChatTemplate& chat) {
   const OrderedJson function = {
       {"name", "zqx"},
@@ -121,6 +126,7 @@ ToolSupport find_tool_support(const ChatTemplate& chat) {
   support.calls = writes({user, call}, "zqx") && writes({user, call}, "zqy");
   support.tool_role = writes({user, support.calls ? call : answer, result}, "zqz");
   support.developer = writes({{"developer", "zqx"}, user}, "zqx");
+  support.system = writes_system_turn(chat);
   return support;
 }
 
