@@ -3,12 +3,17 @@
 #include "io/json.h"
 #include "tensor/error.h"
 #include "text/data_file.h"
+#include "text/row_keys.h"
 
 namespace lk::program {
 
 std::vector<PromptRow> read_prompt_rows(const std::string& path) {
   std::vector<PromptRow> rows;
   for_each_json_row(path, [&](const Json& row, const std::string& where) {
+    // A file of `evaluate` holds prompts too: what answers are compared with is not for the model.
+    refuse_unused_keys(OrderedJson(row),
+                       {"prompt", "adapter", "completion", "references", "choices", "answer"},
+                       "generate", where);
     const bool named = row.contains("adapter") && !row["adapter"].is_null();
     rows.push_back({json_string(row, "prompt", where),
                     named ? json_string(row, "adapter", where) : "", where});

@@ -4,6 +4,7 @@
 
 #include "tensor/error.h"
 #include "text/data_file.h"
+#include "text/row_keys.h"
 
 namespace lk {
 namespace {
@@ -73,6 +74,8 @@ std::vector<ChoiceRow> load_choices(const ByteSource& data, const Tokenizer& tok
                                     const EvalRowLimits& limits) {
   std::vector<ChoiceRow> rows;
   for_each_json_row(data, [&](const Json& json, const std::string& where) {
+    refuse_unused_keys(OrderedJson(json), {"prompt", "choices", "answer"}, "a row with choices",
+                       where);
     const std::string prompt = json_string(json, "prompt", where);
     const std::vector<std::string> choices = strings(json, "choices", 2, where);
     ChoiceRow row;
@@ -99,6 +102,8 @@ std::vector<ReferenceRow> load_references(const ByteSource& data, const Tokenize
                                           const EvalRowLimits& limits, std::int64_t max_new) {
   std::vector<ReferenceRow> rows;
   for_each_json_row(data, [&](const Json& json, const std::string& where) {
+    refuse_unused_keys(OrderedJson(json), {"prompt", "references", "completion"},
+                       "a row with references", where);
     ReferenceRow row;
     row.prompt = json_string(json, "prompt", where);
     if (!json.contains("references") && json.contains("completion"))

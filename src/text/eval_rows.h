@@ -35,12 +35,14 @@ struct EvalRowLimits {
 
 // Reads rows {"prompt": text, "choices": [text, ...], "answer": index from 0, or a choice's text}.
 // A choice is put right behind the prompt, so it usually begins with a space; no end-of-text token
-// follows. There must be at least two choices, all different. InputError naming file, line and key.
+// follows. There must be at least two choices, all different. InputError naming file, line and key,
+// also for a key that is neither used nor a mere record.
 std::vector<ChoiceRow> load_choices(const ByteSource& data, const Tokenizer& tokenizer,
                                     const EvalRowLimits& limits);
 
 // Reads rows {"prompt": text, "references": [text, ...]}; without references, "completion" is the
-// only one. `max_new` tokens must fit behind each prompt. InputError naming file, line and key.
+// only one. `max_new` tokens must fit behind each prompt. InputError naming file, line and key, also
+// for a key that is neither used nor a mere record.
 std::vector<ReferenceRow> load_references(const ByteSource& data, const Tokenizer& tokenizer,
                                           const EvalRowLimits& limits, std::int64_t max_new);
 
