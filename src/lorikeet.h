@@ -5,7 +5,13 @@
 // the process. A Transformer, its Adapter and its Trainer belong to one thread at a time.
 #pragma once
 
+#if __cplusplus < 202002L
+#error "Lorikeet needs C++20: compile with -std=c++20"
+#endif
+
+#include "autograd/gradcheck.h"
 #include "autograd/ops.h"
+#include "cpu/cpu_backend.h"
 #include "cuda/open_device.h"
 #include "lora/adapter.h"
 #include "lora/adapter_io.h"
@@ -19,6 +25,7 @@
 #include "run/scoring.h"
 #include "tensor/error.h"
 #include "tensor/log.h"
+#include "tensor/sample.h"
 #include "text/dataset.h"
 #include "text/tokenizer.h"
 #include "version.h"

@@ -2,6 +2,7 @@
 // differs between forward and backward, a target that silently matches nothing.
 #include "autograd/gradcheck.h"
 #include "cpu/cpu_backend.h"
+#include "lora/joined.h"
 #include "tiny_model.h"
 
 using namespace lk;
@@ -54,6 +55,26 @@ TEST_CASE("a fresh adapter leaves every logit bit-equal to the base") {
     CHECK(to_host_f64(model->logits(batch)) != base);
     adapter.set_enabled(false);
     CHECK(to_host_f64(model->logits(batch)) == base);
+  }
+}
+
+TEST_CASE("an adapter that ends leaves the base, and its place to another") {
+  for (bool joined : {false, true}) {
+    auto backend = make_cpu_backend(CpuMode::Reference);
+    auto model = tiny_transformer(*backend, DType::F32);
+    const std::vector<Row> rows = random_rows({9, 17}, 5);
+    auto logits = [&] { return to_host_f64(model->logits(make_batch(*backend, pointers(rows)))); };
+    const std::vector<double> base = logits();
+    for (int life = 0; life < 2; ++life) {
+      Adapter adapter(*model, tiny_lora());
+      if (joined) REQUIRE(join_projections(*model, adapter));
+      randomize_b(adapter, 1);
+      CHECK(logits() != base);
+    }
+    CHECK(logits() == base);
+    model->visit_sites([](const std::string& path, std::size_t, Site, auto& map) {
+      CHECK_MESSAGE(dynamic_cast<FrozenLinear*>(map.get()), path);
+    });
   }
 }
 

@@ -270,7 +270,7 @@ TEST_CASE("templates print tools and calls as Jinja2 prints them, or are given t
     const ToolSupport support = find_tool_support(chat);
     CHECK(support.tools == (name != "llama3.2"));  // this one reads tools, and writes none
     for (std::size_t i = 0; i < rows.size(); ++i) {
-      RowContent row = read_row(rows.at(i), "messages", false, "row");
+      RowContent row = read_row(rows.at(i), "messages", MereRecords::Known, "row");
       ChatRow& said = *row.chat;
       auto text = [&] {
         std::vector<Message> messages;

@@ -3,7 +3,7 @@
 
 A block of C++ in a document is preceded by the line
 
-    <!-- from tests/test_own_op.cpp: the node -->
+    <!-- from examples/embed/own_op.cpp: the node -->
 
 and must equal that region of the file, which lies between these two lines, less its indentation:
 

@@ -22,13 +22,15 @@ struct Settings {
   std::optional<std::string> chat_template;
   DatasetOptions rows;
   program::LongRowFlags long_rows;
-  std::string train_on = "assistant";
+  std::string train_on = "assistant", columns;
   SamplingSettings sampling;
   std::int64_t batch = 16;
   bool generate = false;
   CLI::Option* seq_len = nullptr;  // --seq-len
   std::int64_t batch_tokens() const { return std::max<std::int64_t>(rows.seq_len, 2048); }
-  EvalRowLimits limits() const { return {rows.seq_len, rows.max_rows}; }
+  EvalRowOptions eval_rows() const {
+    return {rows.seq_len, rows.max_rows, rows.columns, chat_template, rows.system};
+  }
 };
 
 void show_progress(std::int64_t done, std::int64_t total) {
@@ -49,7 +51,7 @@ OrderedJson loss(const Settings& s, const ByteSource& data, InferenceModel& m) {
 }
 
 OrderedJson choices(const Settings& s, const ByteSource& data, InferenceModel& m) {
-  const std::vector<ChoiceRow> rows = load_choices(data, *m.tokenizer, s.limits());
+  const std::vector<ChoiceRow> rows = load_choices(data, *m.tokenizer, s.eval_rows());
   program::message(concat(s.data, ": ", rows.size(), " rows with choices"));
   const ChoiceScores scores = score_choices(
       rows, choice_log_probabilities(*m.model, rows, s.batch_tokens(), show_progress));
@@ -75,7 +77,7 @@ void write_predictions(StagedOutput& file, const std::vector<ReferenceRow>& rows
 OrderedJson generation(Settings s, const ByteSource& data, InferenceModel& m,
                        std::optional<StagedOutput>& predictions) {
   const std::vector<ReferenceRow> rows =
-      load_references(data, *m.tokenizer, s.limits(), s.sampling.max_tokens);
+      load_references(data, *m.tokenizer, s.eval_rows(), s.sampling.max_tokens);
   program::message(concat(s.data, ": ", rows.size(), " rows with references"));
   s.sampling.stop_ids = m.tokenizer->stop_ids();
   const GenerationScores scores =
@@ -105,12 +107,14 @@ void add_flags(CLI::App& app, Settings& s) {
   app.add_flag("--skip-bad-rows", s.rows.skip_bad_rows,
                "leave out and count rows that can't be read (loss only)");
   app.add_option("--format", s.rows.format, program::kFormatHelp);
+  app.add_option("--columns", s.columns, program::kColumnsHelp);
+  app.add_option("--system", s.rows.system, program::kSystemHelp);
   app.add_option("--template", s.chat_template, "chat template by name");
   app.add_option("--train-on", s.train_on, program::kTrainOnHelp)->capture_default_str();
   s.sampling.max_tokens = 64;
   app.add_flag("--generate", s.generate,
-               "answer each prompt greedily and score it against its references "
-               "(or its completion): BLEU, ROUGE-L");
+               "answer each prompt greedily and score it against its references, its completion or "
+               "the assistant's last turn: BLEU, ROUGE-L");
   app.add_option("--max-tokens", s.sampling.max_tokens, "of each answer")
       ->check(whole)
       ->capture_default_str();
@@ -138,8 +142,9 @@ int main(int argc, char** argv) {
     if (settled && s.generate) throw UsageError("--generate takes no --format");
     s.rows.long_rows = program::long_rows(s.long_rows);
     s.rows.train_on = parse_train_on(s.train_on);
+    if (!s.columns.empty()) s.rows.columns = Columns::parse(s.columns);
     const ByteSource data(s.data);  // opened once: a pipe can be read once only
-    EvalKind kind = settled ? EvalKind::Loss : detect_eval_kind(data);
+    EvalKind kind = settled ? EvalKind::Loss : detect_eval_kind(data, s.rows.columns);
     if (s.generate) kind = EvalKind::Generation;
     if (s.rows.train_on != TrainOn::Assistant && kind != EvalKind::Loss)
       throw UsageError("--train-on is for rows of chats");
@@ -150,6 +155,7 @@ int main(int argc, char** argv) {
       predictions.emplace(s.predictions, StagedOutput::Kind::File, std::uint64_t{0});
     if (s.seq_len->count() > 0) s.inference.max_positions = s.rows.seq_len;
     InferenceModel m = open_inference(s.inference);
+    for (const std::string& warning : m.warnings) program::message("warning: " + warning);
     s.rows.seq_len = std::min(s.rows.seq_len, m.model->config().max_position);
     const OrderedJson out = kind == EvalKind::Choices      ? choices(s, data, m)
                             : kind == EvalKind::Generation ? generation(s, data, m, predictions)

@@ -9,6 +9,7 @@
 #include "run/inference.h"
 #include "talk.h"
 #include "text/chat_template.h"
+#include "text/fitted_template.h"
 
 namespace {
 
@@ -18,7 +19,7 @@ using program::write;
 
 struct Settings {
   InferenceSettings inference;
-  std::optional<std::string> prompt;
+  std::optional<std::string> prompt, system;
   std::string prompts, chat_template;
   std::vector<std::string> adapters;
   SamplingSettings sampling;
@@ -41,10 +42,12 @@ OrderedJson as_json(const PromptRow& p, std::size_t n_prompt, const Generation& 
 }
 
 std::vector<std::int32_t> prompt_ids(const InferenceModel& m,
-                                     const std::optional<ChatTemplate>& chat, const PromptRow& p) {
+                                     const std::optional<ChatTemplate>& chat,
+                                     std::vector<Message> turns, const PromptRow& p) {
   try {
     if (!chat) return m.tokenizer->encode_prompt(p.text).ids;
-    return encode_chat(*m.tokenizer, chat->render({{"user", p.text}}, true)).ids;
+    turns.push_back({"user", p.text});
+    return encode_chat(*m.tokenizer, chat->render(turns, true)).ids;
   } catch (const InputError& e) {
     throw InputError(concat(p.where.empty() ? "--prompt" : p.where, ": ", e.what()));
   }
@@ -52,10 +55,14 @@ std::vector<std::int32_t> prompt_ids(const InferenceModel& m,
 
 void answer_all(const Settings& s, InferenceModel& m, const std::vector<PromptRow>& prompts) {
   std::optional<ChatTemplate> chat;
-  if (s.chat) chat = ChatTemplate::choose(*m.tokenizer, s.chat_template);
+  std::vector<Message> opening;
+  if (s.chat) {
+    chat = ChatTemplate::choose(*m.tokenizer, s.chat_template);
+    opening = opening_turns(*chat, s.system);
+  }
   std::vector<GenerationRequest> requests;
   for (const PromptRow& p : prompts)
-    requests.push_back({prompt_ids(m, chat, p), s.sampling,
+    requests.push_back({prompt_ids(m, chat, opening, p), s.sampling,
                         find_adapter(m, p.adapter, p.where + ": \"adapter\"")});
   const bool stream = !s.json && prompts.size() == 1;
   std::vector<const Generation*> done(prompts.size());
@@ -111,6 +118,7 @@ int main(int argc, char** argv) {
   app.add_flag("--chat", s.chat,
                "wrap the prompt in the model's chat template; without a prompt: a conversation, "
                "lines from stdin, /reset and /exit");
+  app.add_option("--system", s.system, "a system turn before what --chat says");
   app.add_option("--template", s.chat_template, "chat template by name");
   app.add_flag("--json", s.json, "one object per prompt: ids, text, speed");
   app.add_option("--device", s.inference.device, "auto, cpu, cuda:0")->capture_default_str();
@@ -123,6 +131,8 @@ int main(int argc, char** argv) {
     const bool conversation = s.chat && !s.prompt && s.prompts.empty();
     if (!conversation && !s.prompt && s.prompts.empty())
       throw UsageError("give --prompt TEXT or --prompts FILE, or --chat for a conversation");
+    if (s.system && !s.chat) throw UsageError("--system: is for --chat");
+    check_system_text(s.system);
     if (s.batch < 1) throw UsageError("--batch must be at least 1");
     check_sampling(s.sampling);
     set_adapters(s.adapters, s.inference);
@@ -130,10 +140,11 @@ int main(int argc, char** argv) {
     if (s.prompt) rows = {{*s.prompt, "", ""}};
     if (!s.prompts.empty()) rows = program::read_prompt_rows(s.prompts);
     InferenceModel m = open_inference(s.inference);
+    for (const std::string& warning : m.warnings) program::message("warning: " + warning);
     s.sampling.stop_ids = m.tokenizer->stop_ids();
     program::report_adapters(m, std::min(s.batch, std::max<std::int64_t>(1, std::ssize(rows))));
     if (conversation)
-      program::talk(m, s.sampling, s.chat_template);
+      program::talk(m, s.sampling, s.chat_template, s.system);
     else
       answer_all(s, m, rows);
     program::report_memory(m.backend->ledger());

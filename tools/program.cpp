@@ -12,6 +12,7 @@
 #include <new>
 #include <system_error>
 
+#include "flag_names.h"
 #include "io/checked.h"
 #include "io/printable.h"
 #include "process.h"
@@ -92,10 +93,20 @@ int run(CLI::App& app, int argc, char** argv, const std::function<int()>& body) 
     return finish(with_resources([&] {
       app.set_version_flag("--version", std::string("lorikeet ") + kVersion);
       app.get_formatter()->column_width(34);
+      app.set_config("--config", "", "take flags from this TOML file; the command line wins");
+      app.allow_config_extras(CLI::config_extras_mode::error);
+      std::vector<std::string> args = own_names(app, argc, argv);
       try {
-        app.parse(argc, argv);
+        std::reverse(args.begin(), args.end());  // as CLI11 takes them
+        app.parse(args);
       } catch (const CLI::Success& e) {
         return unless_lost(app.exit(e));
+      } catch (const CLI::ExtrasError& e) {
+        const std::vector<std::string> unknown = unknown_flags(app, argc, argv);
+        const std::string meant = unknown.empty() ? "" : nearest_flag(app, unknown.front());
+        return fail_safely(
+            concat(e.what(), meant.empty() ? "" : "; did you mean " + meant + "?", " (see --help)"),
+            ExitCode::Usage);
       } catch (const CLI::ParseError& e) {
         return fail_safely(std::string(e.what()) + " (see --help)", ExitCode::Usage);
       }
@@ -103,6 +114,8 @@ int run(CLI::App& app, int argc, char** argv, const std::function<int()>& body) 
       close_line();
       return unless_lost(status);
     }));
+  } catch (const UsageError& e) {
+    return fail_safely(fields_as_flags(app, e.what()), e.code());
   } catch (const Error& e) {
     return fail_safely(e.what(), e.code());
   } catch (const std::bad_alloc&) {

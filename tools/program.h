@@ -29,7 +29,7 @@ std::string duration(double seconds);
 std::int64_t parse_budget(const std::string& text);
 inline constexpr const char* kMemoryHelp = "limit, e.g. 24GiB: choose the fastest --recompute";
 inline constexpr const char* kTargetsHelp =
-    "modules, e.g. q_proj,v_proj (the default, c_attn in GPT-2), or all-linear";
+    "modules, e.g. q_proj,v_proj, or all-linear (the default): every projection of the blocks";
 inline constexpr const char* kRecomputeHelp =
     "none, gate-up, block, offload; :N for the first N layers";
 // Parses "a,b" into {"a", "b"}. Throws UsageError for empty items.

@@ -11,7 +11,12 @@ namespace lk::program {
 inline constexpr const char* kDataHelp =
     "training rows: .jsonl, .json (an array), .csv, .tsv, .txt; - or a pipe";
 inline constexpr const char* kFormatHelp =
-    "auto, text, prompt-completion, alpaca, messages, sharegpt, txt";
+    "auto, text, prompt-completion, alpaca, messages, sharegpt, user-assistant, txt";
+
+inline constexpr const char* kColumnsHelp =
+    "which keys or columns of the file stand for ours: prompt=question,completion=answer (text as "
+    "it is), user=question,assistant=answer (a chat), messages=dialogue, ...";
+inline constexpr const char* kSystemHelp = "the system turn of chats that have none";
 
 inline constexpr const char* kTrainOnHelp =
     "turns of a chat to train: assistant (all, in one row where the template allows it), all (a "

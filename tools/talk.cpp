@@ -27,9 +27,10 @@ bool answer(InferenceModel& m, Conversation& chat, const std::string& line) {
 
 }  // namespace
 
-void talk(InferenceModel& m, const SamplingSettings& sampling, const std::string& chat_template) {
+void talk(InferenceModel& m, const SamplingSettings& sampling, const std::string& chat_template,
+          const std::optional<std::string>& system) {
   Conversation chat(*m.model, *m.tokenizer, ChatTemplate::choose(*m.tokenizer, chat_template),
-                    sampling, 0);
+                    sampling, 0, system);
   const bool terminal = ::isatty(STDIN_FILENO) != 0;
   std::string line;
   while (true) {

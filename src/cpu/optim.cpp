@@ -53,7 +53,7 @@ LK_SIMD double sum_squares_piece(const A* x, std::int64_t n) {
   double total = 0;
 #pragma omp simd reduction(+ : total)
   for (std::int64_t j = 0; j < n; ++j)
-    total += static_cast<double>(x[j]) * static_cast<double>(x[j]);
+    total += static_cast<double>(load(x[j])) * static_cast<double>(load(x[j]));
   return total;
 }
 
@@ -95,14 +95,14 @@ void CpuBackend::sum_squares(const Tensor& out, std::span<const Tensor> tensors)
       cut(tensors.size(), [&](std::size_t i) { return tensors[i].numel(); });
   std::vector<double> partial(pieces.size());
   const auto n = static_cast<std::int64_t>(pieces.size());
-  for (const Tensor& x : tensors)
-    check(x.contiguous() && x.dtype() != DType::BF16, "sum_squares: contiguous F32 or F64");
+  for (const Tensor& x : tensors) check(x.contiguous(), "sum_squares: needs contiguous tensors");
   parallel_for(n, n * kPiece, [&](std::int64_t i) {
     const Piece& piece = pieces[static_cast<std::size_t>(i)];
     const Tensor& x = tensors[piece.tensor];
-    partial[static_cast<std::size_t>(i)] =
-        x.dtype() == DType::F64 ? sum_squares_piece(x.data<double>() + piece.begin, piece.length)
-                                : sum_squares_piece(x.data<float>() + piece.begin, piece.length);
+    dispatch_float(x.dtype(), [&]<class T>() {
+      partial[static_cast<std::size_t>(i)] =
+          sum_squares_piece(x.data<T>() + piece.begin, piece.length);
+    });
   });
   double total = 0;
   for (double x : partial) total += x;

@@ -1,6 +1,7 @@
 #include "lora/adapter.h"
 
 #include <algorithm>
+#include <cmath>
 #include <set>
 
 namespace lk {
@@ -20,6 +21,17 @@ std::vector<std::string> default_targets(const ModelConfig& config) {
   }
   return names;
 }
+
+namespace {
+
+void check_numbers(const LoraShape& shape, const std::string& path) {
+  require(std::isfinite(shape.alpha) && shape.alpha > 0, "alpha ", shape.alpha, " of ", path,
+          ": must be positive");
+  require(shape.dropout >= 0 && shape.dropout < 1, "dropout ", shape.dropout,
+          ": must be in [0, 1)");
+}
+
+}  // namespace
 
 LoraShape LoraConfig::shape_of(const std::string& path) const {
   LoraShape own = shape;
@@ -57,12 +69,12 @@ Adapter::Adapter(Transformer& model, const LoraConfig& config) : model_(model), 
           unmatched.erase(t);
         }
         if (!wanted) return;
-        if (!dynamic_cast<FrozenLinear*>(map.get()))
-          throw Error(concat(path, " already carries an adapter"));
+        require(dynamic_cast<FrozenLinear*>(map.get()), path, " already carries an adapter");
+        check_numbers(config.shape_of(path), path);
         const std::int64_t limit = std::min(map->in_features(), map->out_features());
         const std::int64_t rank = config.shape_of(path).rank;
         if (rank < 1 || (rank > limit && !config.wide_ranks))
-          throw UsageError(concat("--rank ", rank, ": ", path, " allows 1 to ", limit));
+          throw UsageError(concat("`rank` ", rank, ": ", path, " allows 1 to ", limit));
         chosen.push_back({path, site, &map});
       });
   if (!unmatched.empty()) {
@@ -71,10 +83,10 @@ Adapter::Adapter(Transformer& model, const LoraConfig& config) : model_(model), 
     // The matrices of the vocabulary are no sites, whatever the family calls them.
     for (Role role : {Role::Embedding, Role::Head})
       if (target_matches(module_path(family_of(model.config()), role), *unmatched.begin()))
-        throw UsageError(concat("--targets: '", *unmatched.begin(),
+        throw UsageError(concat("`targets`: '", *unmatched.begin(),
                                 "' is the model's vocabulary, which stays frozen: choose among ",
                                 known, "or all-linear"));
-    throw UsageError(concat("--targets: '", *unmatched.begin(), "' matches no module; there are ",
+    throw UsageError(concat("`targets`: '", *unmatched.begin(), "' matches no module; there are ",
                             known, "or all-linear"));
   }
   for (Chosen& c : chosen) {
@@ -83,8 +95,14 @@ Adapter::Adapter(Transformer& model, const LoraConfig& config) : model_(model), 
         std::make_unique<LoraLinear>(model.backend(), c.path, c.site, std::move(base),
                                      config.shape_of(c.path), config.seed, model.compute_dtype());
     layers_.push_back(lora.get());
+    places_.push_back(c.map);
     *c.map = std::move(lora);
   }
+}
+
+Adapter::~Adapter() {
+  model_.leave_joined();
+  for (std::size_t i = 0; i < layers_.size(); ++i) *places_[i] = layers_[i]->release_base();
 }
 
 std::vector<Parameter*> Adapter::parameters() const {

@@ -38,10 +38,13 @@ std::vector<std::string> default_targets(const ModelConfig& config);
 
 class Adapter {
  public:
-  // Wraps every targeted projection of `model`. Throws UsageError if a target matches nothing
-  // (naming what there is), or a rank is below 1 or, without wide_ranks, above min(in, out) of its
-  // module.
+  // Wraps every targeted projection of `model`, which must outlive the adapter. Throws UsageError,
+  // and leaves the model as it was, if a target matches nothing (naming what there is), a rank is
+  // below 1 or, without wide_ranks, above min(in, out) of its module, alpha or dropout is out of
+  // its range, or a projection carries an adapter already.
   Adapter(Transformer& model, const LoraConfig& config);
+  // Takes A and B off: the model is the frozen base again. End a Trainer of this adapter first.
+  ~Adapter();
   Adapter(const Adapter&) = delete;
   Adapter& operator=(const Adapter&) = delete;
 
@@ -65,6 +68,7 @@ class Adapter {
   Transformer& model_;
   LoraConfig config_;
   std::vector<LoraLinear*> layers_;
+  std::vector<std::unique_ptr<LinearMap>*> places_;  // in the model, of each layer
 };
 
 // Whether `target` names the module at `path`. PEFT's rule: equal, or a suffix after a dot.

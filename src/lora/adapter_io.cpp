@@ -5,6 +5,7 @@
 #include <set>
 
 #include "io/paths.h"
+#include "io/printable.h"
 #include "io/safetensors.h"
 #include "lora/peft_config.h"
 #include "lora/whole_weights.h"
@@ -121,6 +122,14 @@ std::string summary(const AdapterFile& file) {
     text += concat("; ", file.unselected.size(), " more in the file are not selected by ",
                    kAdapterConfig, " and left out");
   return text;
+}
+
+std::string unproven_base(const AdapterFile& file, const std::string& model) {
+  if (!file.base_fingerprint.empty()) return "";
+  return concat(file.folder, ": no fingerprint of its base (lorikeet_base_sha256 in ",
+                kAdapterConfig, "), so whether ", model,
+                " is the model that it was trained on is not ", "checked",
+                file.base_model.empty() ? "" : concat("; it names ", printable(file.base_model)));
 }
 
 namespace {

@@ -34,6 +34,9 @@ struct AdapterFile {
 AdapterFile open_adapter(const std::string& folder);
 // What the adapter is, in one line for messages: "rank 4, alpha 8, 14 modules".
 std::string summary(const AdapterFile& file);
+// What a user should know who puts an adapter without a base_fingerprint on `model`: that nothing
+// shows whether it belongs there. Empty for one with a fingerprint.
+std::string unproven_base(const AdapterFile& file, const std::string& model);
 
 // A and B of one module on the host, for callers without a model: y += scale * B (A x).
 struct HostFactors {

@@ -9,6 +9,7 @@ namespace lk {
 struct GgufAdapter {
   std::int64_t modules = 0, rank = 0;  // the largest rank
   double alpha = 0;                    // as written
+  std::string warning;                 // unproven_base(); empty: none
 };
 
 // Writes the PEFT adapter in `folder`, trained on `model` (a GGUF file or folder; only its config

@@ -49,6 +49,8 @@ class LoraLinear : public LinearMap {
   Parameter& b() { return b_; }
   const Parameter& a() const { return a_; }
   const Parameter& b() const { return b_; }
+  // Gives the frozen projection back; the layer is of no use afterwards.
+  std::unique_ptr<FrozenLinear> release_base() { return std::move(base_); }
   // Disabled, the layer is the frozen base alone, as if the adapter were not there.
   void set_enabled(bool enabled) { enabled_ = enabled; }
 

@@ -149,6 +149,9 @@ MergeResult merge(const MergeSettings& s, MergeListener& listener) {
                           " matrices of ", s.model, ", written as ", result.type));
   for (const AdapterFile& file : source.files())
     listener.message(concat(file.folder, ": ", summary(file)));
+  for (const AdapterFile& file : source.files())
+    if (std::string doubt = unproven_base(file, s.model); !doubt.empty() && !s.other_base)
+      result.warnings.push_back(std::move(doubt));
   using Kind = StagedOutput::Kind;
   StagedOutput staged(s.out, format.gguf ? Kind::File : Kind::Folder, output.bytes());
   MergePipe pipe(source, result, listener);

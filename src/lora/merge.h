@@ -14,15 +14,15 @@
 namespace lk {
 
 struct WeightedAdapter {
-  std::string folder;
+  std::string folder = {};
   double weight = 1;  // factor of its update, on top of its own alpha / rank
 };
 
 struct MergeSettings {
-  std::string model;
-  std::vector<WeightedAdapter> adapters;
-  std::string out;          // a folder, or a file if it ends in ".gguf"
-  std::string type;         // "f32", "bf16", "q4_0", ...; empty: see OutputFormat (model_output.h)
+  std::string model = {};
+  std::vector<WeightedAdapter> adapters = {};
+  std::string out = {};     // a folder, or a file if it ends in ".gguf"
+  std::string type = {};    // "f32", "bf16", "q4_0", ...; empty: see OutputFormat (model_output.h)
   bool other_base = false;  // accept adapters that were trained on other weights
   bool verify = true;       // load the result and compare its logits before it gets its name
   std::uint64_t shard_bytes = 5'000'000'000;

@@ -35,7 +35,7 @@ class TrainStep {
   struct Settings {
     double clip = 1.0;  // 0: no clipping
     std::uint64_t seed = 0;
-    LossFunction loss;  // in place of -log p; empty: -log p
+    LossFunction loss = {};  // in place of -log p; empty: -log p
   };
   // Model, adapter and optimizer must outlive the TrainStep.
   TrainStep(Transformer& model, Adapter& adapter, AdamW& optimizer, Settings settings);

@@ -41,6 +41,9 @@ Trainer::Trainer(Transformer& model, Adapter& adapter, const TrainerConfig& conf
       optimizer_(adapter.parameters(), config.adamw),
       train_step_(model, adapter, optimizer_, {config.clip, config.seed, config.loss}),
       recorder_(model.backend(), why_not_recorded().empty(), {kMostRecordings, kMostLaunched}) {
+  check_schedule(config.schedule);
+  require(std::isfinite(config.clip) && config.clip >= 0, "clip ", config.clip,
+          ": must be finite and not negative; 0 turns clipping off");
   if (config.loss && config.pad.value_or(false))
     throw UsageError("TrainerConfig: a custom loss can't leave padded rows out; unset `pad`");
   for (const LoraLinear* layer : adapter.layers()) initial_b_.push_back(hash_of_b(*layer));
@@ -65,7 +68,7 @@ StepReport Trainer::step(std::span<const Row> rows) {
 }
 
 StepReport Trainer::step(std::span<const HostBatch> micro_batches) {
-  check(in_flight_.empty(), "Trainer::step: an earlier step was submitted and not reported");
+  require(in_flight_.empty(), "Trainer::step: an earlier step was submitted and not reported");
   submit({micro_batches.begin(), micro_batches.end()});
   return *next_report(true);
 }
@@ -77,8 +80,11 @@ void Trainer::submit(std::vector<HostBatch> micro_batches) {
   report.step = steps_done_ + 1;
   report.lr = lr_at(config_.schedule, steps_done_);
   report.supervised_tokens = supervised(micro_batches);
-  check(report.supervised_tokens > 0, "a step needs at least one supervised token");
-  for (const HostBatch& batch : micro_batches) report.tokens += batch.n_tokens();
+  for (const HostBatch& batch : micro_batches) {
+    check_batch(batch, model_.config().vocab_size, model_.max_positions());
+    report.tokens += batch.n_tokens();
+  }
+  require(report.supervised_tokens > 0, "a step needs at least one supervised token");
 
   // Upload the inputs: into the tensors of a recording if there is one for these sizes, else into
   // new ones.

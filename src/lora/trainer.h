@@ -56,13 +56,14 @@ void prepare_for_training(Transformer& model, Adapter& adapter);
 class Trainer {
  public:
   // Moves and changes nothing of the model: see prepare_for_training(). Model and adapter must
-  // outlive the Trainer.
+  // outlive the Trainer. Throws UsageError for a setting out of its range.
   Trainer(Transformer& model, Adapter& adapter, const TrainerConfig& config);
   Trainer(const Trainer&) = delete;
   Trainer& operator=(const Trainer&) = delete;
 
   // Submits one optimizer step (train_step.h) over micro-batches, each of which must fit the
-  // device. They are taken by value, as padding extends them.
+  // device. They are taken by value, as padding extends them. Throws UsageError if nothing is
+  // supervised or a batch is not well made (check_batch() in nn/batch.h).
   void submit(std::vector<HostBatch> micro_batches);
   // The report of the oldest unreported step, if it is due: the device is done with it, another
   // step was submitted after it (so the device has work while the host waits), or the step before

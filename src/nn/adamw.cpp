@@ -7,7 +7,13 @@ namespace lk {
 
 AdamW::AdamW(std::vector<Parameter*> parameters, const AdamWConfig& config)
     : parameters_(std::move(parameters)), config_(config) {
-  check(!parameters_.empty(), "AdamW: no parameters");
+  require(!parameters_.empty(), "AdamW: no parameters");
+  auto is_rate = [](float beta) { return beta >= 0 && beta < 1; };
+  require(is_rate(config.beta1), "beta1 ", config.beta1, ": must be in [0, 1)");
+  require(is_rate(config.beta2), "beta2 ", config.beta2, ": must be in [0, 1)");
+  require(std::isfinite(config.eps) && config.eps > 0, "eps ", config.eps, ": must be positive");
+  require(std::isfinite(config.weight_decay) && config.weight_decay >= 0, "weight_decay ",
+          config.weight_decay, ": must not be negative");
   const Tensor& first = parameters_[0]->value();
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
     Parameter* p = parameters_[i];

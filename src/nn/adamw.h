@@ -16,7 +16,8 @@ struct AdamWConfig {
 class AdamW {
  public:
   // Allocates two moments per parameter, zero, in the masters' dtype. The parameters (distinct, of
-  // one device and dtype) must outlive it and stay where they are.
+  // one device and dtype) must outlive it and stay where they are. Throws UsageError for a setting
+  // out of its range.
   AdamW(std::vector<Parameter*> parameters, const AdamWConfig& config);
 
   // The squared global norm (1) of all gradients, on the device. A parameter whose gradient nobody

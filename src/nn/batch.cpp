@@ -2,9 +2,12 @@
 
 #include <algorithm>
 #include <bit>
+#include <limits>
 
 namespace lk {
 namespace {
+
+constexpr std::size_t kMostTokens = std::numeric_limits<std::int32_t>::max();
 
 // n rounded up to a multiple of 1/parts of the largest power of two not above it, or of `least`.
 std::int64_t rounded_up(std::int64_t n, std::int64_t parts, std::int64_t least) {
@@ -69,10 +72,16 @@ void pad_batch(HostBatch& batch, const BatchSize& to) {
 }
 
 HostBatch make_host_batch(std::span<const Row* const> rows) {
-  check(!rows.empty(), "make_batch: no rows");
+  require(!rows.empty(), "a batch needs at least one row");
   HostBatch batch;
   batch.offsets.push_back(0);
   for (const Row* row : rows) {
+    const std::ptrdiff_t number = std::ssize(batch.offsets) - 1;
+    require(!row->ids.empty(), "rows[", number, "].ids: no tokens");
+    require(row->ids.size() == row->supervised.size(), "rows[", number, "]: ", row->ids.size(),
+            " ids but ", row->supervised.size(), " values of `supervised`");
+    require(batch.ids.size() + row->ids.size() <= kMostTokens, "a batch of more than ", kMostTokens,
+            " tokens");
     const auto begin = static_cast<std::int32_t>(batch.ids.size());
     for (std::size_t i = 0; i < row->ids.size(); ++i) {
       batch.ids.push_back(row->ids[i]);
@@ -85,6 +94,29 @@ HostBatch make_host_batch(std::span<const Row* const> rows) {
     batch.offsets.push_back(static_cast<std::int32_t>(batch.ids.size()));
   }
   return batch;
+}
+
+void check_batch(const HostBatch& batch, std::int64_t vocab_size, std::int64_t max_positions) {
+  const std::int64_t tokens = batch.n_tokens();
+  require(tokens > 0, "HostBatch: no tokens");
+  require(std::ssize(batch.positions) == tokens, "HostBatch: ", tokens, " ids but ",
+          batch.positions.size(), " positions");
+  require(batch.rows.size() == batch.targets.size(), "HostBatch: ", batch.rows.size(), " rows but ",
+          batch.targets.size(), " targets");
+  const auto& offsets = batch.offsets;
+  require(offsets.size() >= 2 && offsets.front() == 0 && offsets.back() == tokens &&
+              std::is_sorted(offsets.begin(), offsets.end()),
+          "HostBatch: offsets must rise from 0 to the number of tokens, ", tokens);
+  auto within = [](const std::vector<std::int32_t>& values, std::int64_t least, std::int64_t end,
+                   const char* name) {
+    for (std::size_t i = 0; i < values.size(); ++i)
+      require(values[i] >= least && values[i] < end, name, "[", i, "]: ", values[i], " is not in ",
+              least, " .. ", end - 1);
+  };
+  within(batch.ids, 0, vocab_size, "HostBatch.ids");
+  within(batch.positions, 0, max_positions, "HostBatch.positions");
+  within(batch.rows, 0, tokens, "HostBatch.rows");
+  within(batch.targets, kNoTarget, vocab_size, "HostBatch.targets");
 }
 
 std::vector<std::int32_t> document_offsets(std::span<const std::int64_t> lengths) {
@@ -134,7 +166,7 @@ TokenBatch make_batch(Backend& backend, std::span<const Row* const> rows) {
 
 TokenBatch make_prompt(Backend& backend, std::span<const std::int32_t> ids,
                        std::int64_t first_position) {
-  check(!ids.empty(), "make_prompt: no tokens");
+  require(!ids.empty(), "a prompt needs at least one token");
   std::vector<std::int32_t> positions(ids.size());
   for (std::size_t i = 0; i < ids.size(); ++i)
     positions[i] = static_cast<std::int32_t>(first_position + static_cast<std::int64_t>(i));

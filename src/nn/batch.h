@@ -19,9 +19,9 @@
 namespace lk {
 
 struct HostBatch {
-  std::vector<std::int32_t> ids, positions;  // T each
-  std::vector<std::int32_t> offsets;         // where documents begin, and T
-  std::vector<std::int32_t> rows, targets;   // n each
+  std::vector<std::int32_t> ids = {}, positions = {};  // T each
+  std::vector<std::int32_t> offsets = {};              // where documents begin, and T
+  std::vector<std::int32_t> rows = {}, targets = {};   // n each
   std::int64_t n_tokens() const { return std::ssize(ids); }
   std::int64_t n_supervised() const { return std::ssize(targets); }
 };
@@ -49,8 +49,12 @@ struct TokenBatch {
   std::int64_t n_supervised = 0;  // n
 };
 
-// Lays rows end to end on the host. `rows` must not be empty; each row holds at least one token.
+// Lays rows end to end on the host. Throws UsageError if there are none, a row has no token, or ids
+// and marks of supervised tokens differ in number.
 HostBatch make_host_batch(std::span<const Row* const> rows);
+// Throws UsageError, naming the field, unless the batch is one that make_host_batch() could make for
+// a model with this vocabulary and number of positions, padded or not.
+void check_batch(const HostBatch& batch, std::int64_t vocab_size, std::int64_t max_positions);
 // Where documents of these lengths begin when laid end to end, and their number of tokens. Throws
 // UsageError if there are more tokens than an offset can count.
 std::vector<std::int32_t> document_offsets(std::span<const std::int64_t> lengths);

@@ -26,7 +26,7 @@ struct RopeScaling {
   double low_freq_factor = 1;              // Llama3
   double high_freq_factor = 4;             // Llama3
   std::int64_t original_max_position = 0;  // Llama3
-  std::vector<float> factors;              // Factors: head_dim / 2 divisors
+  std::vector<float> factors = {};         // Factors: head_dim / 2 divisors
 };
 
 enum class NormKind : std::uint8_t {
@@ -50,7 +50,7 @@ struct ModelConfig {
   std::int64_t head_dim = 0;    // D, even; H * D need not be C
   double rms_eps = 0;           // of every norm, LayerNorm too
   double rope_theta = 0;
-  RopeScaling rope_scaling;
+  RopeScaling rope_scaling = {};
   std::int64_t max_position = 0;  // context length of the model
   NormKind norm = NormKind::Rms;
   MlpKind mlp = MlpKind::SwiGlu;
@@ -61,16 +61,17 @@ struct ModelConfig {
   bool scaled_embedding = false;   // embeddings times sqrt(C), rounded to the compute dtype
   double query_scale = 0;          // scores are q . k / sqrt(query_scale); 0: head_dim is used
   // Local layers see the last `window` tokens only and may have rotary angles of their own.
-  std::int64_t window = 0;             // 0: every layer sees all
-  std::vector<std::uint8_t> local;     // n_layers flags; empty: none is local
-  double local_rope_theta = 0;         // of local layers, never scaled; 0: rope_theta
-  bool tie_embeddings = false;         // the head is the embedding
-  bool attention_bias = false;         // q, k, v have biases
-  bool attention_output_bias = false;  // o has a bias
-  bool mlp_bias = false;               // gate, up, down have biases
-  std::int32_t bos_id = -1;            // -1 if the model names none
-  std::vector<std::int32_t> eos_ids;   // empty if the model names none
-  std::string stored_dtype;  // as the file says: "bfloat16", "Q4_1", ...; empty if it says nothing
+  std::int64_t window = 0;                 // 0: every layer sees all
+  std::vector<std::uint8_t> local = {};    // n_layers flags; empty: none is local
+  double local_rope_theta = 0;             // of local layers, never scaled; 0: rope_theta
+  bool tie_embeddings = false;             // the head is the embedding
+  bool attention_bias = false;             // q, k, v have biases
+  bool attention_output_bias = false;      // o has a bias
+  bool mlp_bias = false;                   // gate, up, down have biases
+  std::int32_t bos_id = -1;                // -1 if the model names none
+  std::vector<std::int32_t> eos_ids = {};  // empty if the model names none
+  std::string stored_dtype =
+      {};  // as the file says: "bfloat16", "Q4_1", ...; empty if it says nothing
 
   std::int64_t q_size() const { return n_heads * head_dim; }
   bool is_local(std::size_t layer) const { return window > 0 && !local.empty() && local[layer]; }

@@ -17,8 +17,11 @@ Evaluation evaluate(Transformer& model, std::span<const Row> rows, std::int64_t 
       tokens += n;
       batch.push_back(&rows[next++]);
     }
+    const HostBatch host = make_host_batch(batch);
+    check_batch(host, model.config().vocab_size, model.max_positions());
     Tape tape(model.backend(), Tape::Mode::NoGrad);
-    TokenBatch b = make_batch(model.backend(), batch);
+    TokenBatch b = empty_batch(model.backend(), size_of(host));
+    upload_batch(b, host);
     if (b.n_supervised > 0) sum += to_host_f64(model.loss(tape, b, 1.0, {}).value())[0];
     result.tokens += b.n_tokens;
     result.supervised_tokens += b.n_supervised;

@@ -18,8 +18,8 @@
 namespace lk {
 
 struct GenerationRequest {
-  std::vector<std::int32_t> prompt;  // at least one token
-  SamplingSettings sampling;
+  std::vector<std::int32_t> prompt = {};  // at least one token
+  SamplingSettings sampling = {};
   std::int32_t variant = -1;  // index into an AdapterSet; -1 is the base model
 };
 
@@ -35,9 +35,9 @@ struct Generation {
 
 // Callbacks of a generation; each may be empty. Returning false ends that request's generation.
 struct GenerationEvents {
-  std::function<bool(std::size_t request, std::int32_t id)> on_token;
-  std::function<bool(std::size_t request, std::string_view text)> on_text;  // whole characters
-  std::function<void(std::size_t request, const Generation&)> on_done;
+  std::function<bool(std::size_t request, std::int32_t id)> on_token = {};
+  std::function<bool(std::size_t request, std::string_view text)> on_text = {};  // whole characters
+  std::function<void(std::size_t request, const Generation&)> on_done = {};
 };
 
 struct GeneratorSettings {

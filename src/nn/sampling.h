@@ -16,8 +16,8 @@ struct SamplingSettings {
   double min_p = 0;               // 0: all
   double repetition_penalty = 1;  // 1: none
   std::uint64_t seed = 0;
-  std::vector<std::int32_t> stop_ids;  // end a generation; not part of its result
-  std::vector<std::string> stop;       // texts that end a generation
+  std::vector<std::int32_t> stop_ids = {};  // end a generation; not part of its result
+  std::vector<std::string> stop = {};       // texts that end a generation
 };
 
 // Throws UsageError naming the setting (as a flag of `generate`) that is out of range.

@@ -25,6 +25,13 @@ double lr_at(const Schedule& s, std::int64_t step) {
   return s.lr;
 }
 
+void check_schedule(const Schedule& s) {
+  require(std::isfinite(s.lr) && s.lr >= 0, "lr ", s.lr, ": must be finite and not negative");
+  require(s.warmup_steps >= 0, "warmup_steps ", s.warmup_steps, ": must not be negative");
+  require(s.kind == ScheduleKind::Constant || s.total_steps >= 1, "total_steps ", s.total_steps,
+          ": a linear or cosine schedule needs the number of steps");
+}
+
 ScheduleKind parse_schedule_kind(const std::string& name) {
   if (name == "constant") return ScheduleKind::Constant;
   if (name == "linear") return ScheduleKind::Linear;

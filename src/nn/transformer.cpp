@@ -150,6 +150,12 @@ void Transformer::set_recompute(const Recompute& recompute) {
   recompute_ = recompute;
 }
 
+void Transformer::leave_joined() noexcept {
+  for (const auto& block : blocks_) block->set_joined(nullptr);
+  margin_ = 0;
+  joined_enabled_ = true;
+}
+
 void Transformer::set_joined(std::size_t layer, std::unique_ptr<JoinedProjections> joined) {
   margin_ = std::max({margin_, joined->thin_of(joined->o), joined->thin_of(joined->down)});
   blocks_.at(layer)->set_joined(std::move(joined));

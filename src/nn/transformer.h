@@ -49,6 +49,8 @@ class Transformer {
   // Gives layer i its joined projections, which view the same weights. Every pass without a KV
   // cache uses them while they are enabled.
   void set_joined(std::size_t layer, std::unique_ptr<JoinedProjections> joined);
+  // Takes all joined projections away. The weights stay where they are.
+  void leave_joined() noexcept;
   void enable_joined(bool enabled) { joined_enabled_ = enabled; }
   // Calls f for all joined projections, layer by layer.
   void visit_joined(const std::function<void(const JoinedLinear&)>& f) const;

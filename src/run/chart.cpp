@@ -109,12 +109,13 @@ struct Plot {
         std::any_of(groups.begin(), groups.end(), [](const Group& g) { return g.high > g.low; });
     std::string out;
     if (banded)
-      out += concat("<polygon class=\"band s", index, "\" points=\"", upper, lower, "\"/>");
-    out += concat("<polyline class=\"line s", index, "\" points=\"", path, "\"/>\n");
+      out += concat("<polygon class=\"band s", index % kLineColours, "\" points=\"", upper, lower,
+                    "\"/>");
+    out += concat("<polyline class=\"line s", index % kLineColours, "\" points=\"", path, "\"/>\n");
     if (dots || groups.size() == 1)
       for (const Group& g : groups)
-        out += print("<circle class=\"dot s%zu\" cx=\"%.1f\" cy=\"%.1f\" r=\"3\"/>", index, px(g.x),
-                     py(g.mean));
+        out += print("<circle class=\"dot s%zu\" cx=\"%.1f\" cy=\"%.1f\" r=\"3\"/>",
+                     index % kLineColours, px(g.x), py(g.mean));
     return out;
   }
 };
@@ -189,8 +190,8 @@ std::string chart_svg(const std::string& title, const std::string& unit,
   for (std::size_t i = 0; i < lines.size(); ++i) {
     if (groups[i].empty()) continue;
     body += plot.line(groups[i], i, lines[i].dots);
-    legend += concat("<span class=\"key s", i, "\">", html_escape(lines[i].name), " <b>",
-                     short_number(groups[i].front().mean), " \u2192 ",
+    legend += concat("<span class=\"key s", i % kLineColours, "\">", html_escape(lines[i].name),
+                     " <b>", short_number(groups[i].front().mean), " \u2192 ",
                      short_number(groups[i].back().mean), "</b></span> ");
   }
   const std::string head = "<figcaption><strong>" + html_escape(title) + "</strong>" +

@@ -8,6 +8,8 @@
 
 namespace lk {
 
+inline constexpr std::size_t kLineColours = 8;  // more lines than that begin anew with the first
+
 struct ChartLine {
   std::string name;                               // for the legend; plain text
   std::vector<std::pair<double, double>> points;  // (step, value); only finite values are drawn

@@ -21,7 +21,7 @@ struct Slot {
   Tensor tensor;
 };
 
-constexpr const char* kSecondMoment = "adamw_v/";
+constexpr const char *kSecondMoment = "adamw_v/", *kKept = "kept/";
 
 // Every tensor of the training state, in a fixed order.
 std::vector<Slot> slots(const Adapter& adapter, Trainer& trainer) {
@@ -87,10 +87,14 @@ void check_numbers(const std::string& path, const std::string& name,
 bool has_checkpoint(const std::string& folder) { return is_taken(folder + "/" + kCheckpoint); }
 
 void save_checkpoint(const std::string& folder, const Adapter& adapter, Trainer& trainer,
-                     const Json& identity, const RunProgress& progress) {
+                     const Json& identity, const RunProgress& progress,
+                     const std::vector<std::vector<float>>& kept) {
   std::vector<SafetensorsEntry> tensors;
   for (const Slot& s : slots(adapter, trainer))
     tensors.push_back({s.name, s.tensor.shape(), to_host<float>(s.tensor)});
+  const std::vector<Parameter*> parameters = adapter.parameters();
+  for (std::size_t i = 0; i < kept.size(); ++i)
+    tensors.push_back({kKept + parameters[i]->name(), parameters[i]->shape(), kept[i]});
   std::sort(tensors.begin(), tensors.end(),
             [](const auto& a, const auto& b) { return a.name < b.name; });
   Metadata metadata = {{"format", kFormat},
@@ -144,9 +148,13 @@ Checkpoint::Checkpoint(const std::string& folder) : path_(folder + "/" + kCheckp
 
 void Checkpoint::restore(Adapter& adapter, Trainer& trainer) const {
   const std::vector<Slot> all = slots(adapter, trainer);
-  if (tensors_.size() != all.size())
+  std::vector<Slot> expected = all;
+  if (tensors_.size() != all.size())  // then with the kept adapter
+    for (const Parameter* p : adapter.parameters())
+      expected.push_back({kKept + p->name(), p->value()});
+  if (tensors_.size() != expected.size())
     throw InputError(concat(path_, ": ", tensors_.size(), " tensors, expected ", all.size()));
-  for (const Slot& s : all) {
+  for (const Slot& s : expected) {
     const auto at = tensors_.find(s.name);
     if (at == tensors_.end()) throw InputError(concat(path_, ": tensor '", s.name, "' is missing"));
     if (!(at->second.shape == s.tensor.shape()))
@@ -159,6 +167,14 @@ void Checkpoint::restore(Adapter& adapter, Trainer& trainer) const {
   }
   for (Parameter* p : adapter.parameters()) p->refresh();
   trainer.resume_at(steps_, micro_steps_);
+}
+
+std::vector<std::vector<float>> Checkpoint::kept(const Adapter& adapter) const {
+  std::vector<std::vector<float>> all;
+  for (const Parameter* p : adapter.parameters())
+    if (const auto at = tensors_.find(kKept + p->name()); at != tensors_.end())
+      all.push_back(at->second.values);
+  return all;
 }
 
 }  // namespace lk

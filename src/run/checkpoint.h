@@ -14,10 +14,11 @@ namespace lk {
 inline constexpr const char* kCheckpoint = "checkpoint.safetensors";
 
 // Writes folder/checkpoint.safetensors durably: A, B, both moments, the counters, the run's
-// identity (run/run_identity.h) and its progress, with a SHA-256 over all of them. About three
-// times as large as the adapter. Throws IoError; NonFiniteError for a number that is not finite.
+// identity (run/run_identity.h), its progress and `kept`, the adapter of the lowest evaluation (or
+// nothing), with a SHA-256 over all of them. Three to four times as large as the adapter. Throws IoError; NonFiniteError for a number that is not finite.
 void save_checkpoint(const std::string& folder, const Adapter& adapter, Trainer& trainer,
-                     const Json& identity, const RunProgress& progress);
+                     const Json& identity, const RunProgress& progress,
+                     const std::vector<std::vector<float>>& kept);
 
 // Whether the folder has a checkpoint, sound or not. Throws IoError if that can't be known.
 bool has_checkpoint(const std::string& folder);
@@ -36,6 +37,8 @@ class Checkpoint {
   // Puts the state into adapter and trainer. Throws InputError if it is not one of theirs; both are
   // as they were then.
   void restore(Adapter& adapter, Trainer& trainer) const;
+  // `kept`, as it was saved; restore() has checked its shapes.
+  std::vector<std::vector<float>> kept(const Adapter& adapter) const;
 
  private:
   struct Values {

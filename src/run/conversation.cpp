@@ -3,18 +3,22 @@
 #include <algorithm>
 
 #include "io/utf8.h"
+#include "text/fitted_template.h"
 
 namespace lk {
 
 Conversation::Conversation(Transformer& model, const Tokenizer& tokenizer, ChatTemplate chat,
-                           const SamplingSettings& sampling, std::int64_t capacity)
+                           const SamplingSettings& sampling, std::int64_t capacity,
+                           const std::optional<std::string>& system)
     : tokenizer_(tokenizer),
       chat_(std::move(chat)),
       sampling_(sampling),
       generator_(model, &tokenizer,
                  {.max_batch = 1,
                   .capacity = std::min(capacity > 0 ? capacity : INT64_MAX, model.max_positions()),
-                  .reuse_prefix = true}) {}
+                  .reuse_prefix = true}),
+      opening_(opening_turns(chat_, system)),
+      messages_(opening_) {}
 
 Generation Conversation::reply(const std::string& text,
                                const std::function<bool(std::string_view)>& on_text) {
@@ -31,7 +35,7 @@ Generation Conversation::reply(const std::string& text,
 }
 
 void Conversation::reset() {
-  messages_.clear();
+  messages_ = opening_;
   generator_.forget();
 }
 

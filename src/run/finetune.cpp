@@ -10,6 +10,7 @@
 #include "modelfile/fingerprint.h"
 #include "modelfile/load.h"
 #include "modelfile/weight_hash.h"
+#include "run/evaluation_watch.h"
 #include "run/inference.h"
 #include "run/model_card.h"
 #include "run/prefetch.h"
@@ -19,11 +20,14 @@
 #include "run/run_identity.h"
 #include "run/run_record.h"
 #include "run/run_settings.h"
+#include "run/run_toml.h"
 
 namespace lk {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+
+constexpr double kTaught = 0.98;  // of the evaluation loss before: more is no lesson
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
@@ -47,7 +51,8 @@ class Run {
       finished_ = is_finished(s_.out);
       checkpoint_ = find_checkpoint(s_.out, *folder_);
     }
-    in_ = read_inputs(s_, listener_);
+    in_ = read_inputs(s_, listener_, checkpoint_ ? &checkpoint_->identity() : nullptr);
+    watch_ = std::make_unique<EvaluationWatch>(s_.keep == "best", s_.patience, result_);
     if (checkpoint_)  // refuses what it can before the model is read
       check_same_run(*checkpoint_, run_identity(s_, in_, "", facts_.dtype), finished_, s_.out,
                      {"base_sha256"});
@@ -103,7 +108,7 @@ class Run {
     prepare_for_training(*model_, *adapter_);
     TrainerConfig config;
     config.adamw.weight_decay = static_cast<float>(s_.weight_decay);
-    config.schedule = Schedule{parse_schedule_kind(s_.schedule), s_.lr, s_.warmup, in_.steps};
+    config.schedule = Schedule{parse_schedule_kind(*s_.schedule), *s_.lr, *s_.warmup, in_.steps};
     config.clip = s_.clip;
     config.seed = s_.seed;
     config.log = [this](const std::string& line) { listener_.message(line); };
@@ -113,6 +118,7 @@ class Run {
       const std::string note = check_same_run(*checkpoint_, identity(), finished_, s_.out, {});
       checkpoint_->restore(*adapter_, *trainer_);
       static_cast<RunProgress&>(result_) = checkpoint_->progress();
+      watch_->set_kept(checkpoint_->kept(*adapter_));
       checkpoint_.reset();
       listener_.message(concat("resumed at step ", trainer_->steps_done(), " of ", in_.steps));
       if (!note.empty()) listener_.message(note);
@@ -124,18 +130,24 @@ class Run {
     facts_.adapter_matrices = std::ssize(adapter_->parameters());
     metrics_ =
         std::make_unique<MetricsLog>(s_.out, trainer_->steps_done(), s_.tensorboard, config.log);
+    write_file_durably(s_.out + "/run.toml", run_toml(s_));
     write_run_json("running");
   }
 
   std::optional<Evaluation> evaluate_now() {
-    if (s_.eval_data.empty()) return std::nullopt;
+    if (in_.eval.rows.empty()) return std::nullopt;
     Evaluation e;
     trainer_->between_steps([&] {
       e = evaluate(*model_, in_.eval.rows,
                    std::max<std::int64_t>(s_.seq_len, s_.batch * s_.seq_len / 2));
     });
-    metrics_->evaluation(trainer_->steps_done(), e);
-    listener_.evaluated(trainer_->steps_done(), e);
+    const std::int64_t step = trainer_->steps_done();
+    metrics_->evaluation(step, e);
+    listener_.evaluated(step, e);
+    const std::string warning =
+        watch_->evaluated(step, e, losses_ / std::max<double>(n_losses_, 1), *adapter_);
+    if (!warning.empty()) listener_.message(warning);
+    losses_ = n_losses_ = 0;
     return e;
   }
 
@@ -147,20 +159,30 @@ class Run {
     Prefetch<std::vector<HostBatch>> batches(
         [this](std::int64_t step) { return in_.lay_out(step, s_.grad_accum); }, first_, in_.steps,
         2);
-    while (trainer_->steps_done() < in_.steps && !stop_.load()) {
+    while (trainer_->steps_done() < in_.steps && !stop_.load() && !result_.out_of_patience) {
       trainer_->submit(batches.next());
       const std::int64_t step = trainer_->steps_done();
       const bool last = step == in_.steps;
-      const bool evaluates = s_.eval_every > 0 && step % s_.eval_every == 0 && !last;
+      const bool evaluates = *s_.eval_every > 0 && step % *s_.eval_every == 0 && !last;
+      const bool samples = s_.sample_every > 0 && step % s_.sample_every == 0 && !last;
       const bool saves = s_.save_every > 0 && step % s_.save_every == 0 && !last;
-      report_steps(evaluates || saves);
+      report_steps(evaluates || samples || saves);
       if (facts_.fingerprint.empty() && fingerprint_->ready())
         attempt([&] { write_run_json("running"); });
-      if (evaluates) evaluate_now();
+      if (evaluates) {
+        evaluate_now();
+        result_.out_of_patience = watch_->is_out_of_patience();
+      }
+      if (samples) sample_now();
+      if (evaluates || samples) attempt([&] { write_report("running"); });
       if (saves) attempt([&] { save(); });
     }
     report_steps(true);
-    result_.signal = trainer_->steps_done() < in_.steps ? stop_.load() : 0;
+    const bool all_done = trainer_->steps_done() == in_.steps || result_.out_of_patience;
+    result_.signal = all_done ? 0 : stop_.load();
+    if (result_.out_of_patience)
+      listener_.message(concat("stopped at step ", trainer_->steps_done(), " of ", in_.steps, ": ",
+                               s_.patience, " evaluations without a new best (--patience)"));
     result_.steps = trainer_->steps_done();
     weight_gradient_matmuls_ = backend_->weight_gradient_matmuls() - matmuls_before;
     if (backend_->traits().can_record) {
@@ -181,6 +203,7 @@ class Run {
         result_.first_step_seconds = seconds_since(begun_);
       }
       result_.last_loss = report->loss;
+      losses_ += report->loss, ++n_losses_;
       result_.seconds += report->seconds;
       result_.tokens += report->tokens;
       result_.recorded_steps += report->recorded;
@@ -198,10 +221,16 @@ class Run {
   void save() {
     metrics_->flush();
     save_state();
-    save_adapter(s_.out, *adapter_, s_.model, fingerprint());
+    save_kept_adapter();
   }
 
-  void save_state() { save_checkpoint(s_.out, *adapter_, *trainer_, identity(), result_); }
+  void save_state() {
+    save_checkpoint(s_.out, *adapter_, *trainer_, identity(), result_, watch_->kept());
+  }
+
+  void save_kept_adapter() {
+    watch_->with_kept(*adapter_, [&] { save_adapter(s_.out, *adapter_, s_.model, fingerprint()); });
+  }
 
   // Does what a run can go on without, as it will be tried again: a disk that is full now may have
   // room later, and what was saved before is as it was. Returns whether it was done.
@@ -239,9 +268,10 @@ class Run {
         throw NothingTrainedError(concat("nothing was trained: B of ", unmoved.size(), " of ",
                                          adapter_->layers().size(), " modules never moved (",
                                          unmoved[0], ", ...); no adapter was written. Is --lr ",
-                                         s_.lr, " meant?"));
+                                         *s_.lr, " meant?"));
       }
-      save_adapter(s_.out, *adapter_, s_.model, fingerprint());
+      save_kept_adapter();
+      say_what_was_kept();
       write_card();
       metrics_->flush();
       if (!saved) save_state();
@@ -251,16 +281,49 @@ class Run {
     write_run_json(status);  // last: a run that says so has everything
   }
 
-  // Called once everything that counts is on the disk. A stopped run makes no samples, as it has no
-  // time.
+  // Which adapter was saved, and whether the run taught anything that shows on other rows.
+  void say_what_was_kept() {
+    const std::int64_t last = trainer_->steps_done();
+    result_.kept_step = watch_->kept().empty() ? last : result_.best->step;
+    if (result_.kept_step != last)
+      listener_.message(concat("kept: the adapter of step ", result_.kept_step, " of ", last,
+                               ", whose evaluation loss is the lowest, ", result_.best->loss,
+                               " (--keep last keeps the other)"));
+    if (!result_.eval_before || !result_.eval_after) return;
+    const double before = result_.eval_before->loss,
+                 after = watch_->kept().empty() ? result_.eval_after->loss : result_.best->loss;
+    if (after > kTaught * before)
+      listener_.message(concat("warning: the evaluation loss hardly fell, from ", before, " to ",
+                               after,
+                               ": the adapter has learnt next to nothing that helps on other "
+                               "rows; more --epochs, a higher --lr or other rows may"));
+  }
+
+  // Continuations by the adapter as it is now, for metrics.jsonl and the report.
+  void sample_now() {
+    trainer_->between_steps([&] {
+      for (const Sample& s : make_samples(*model_, *adapter_, *in_.tokenizer, in_.eval.rows,
+                                          *s_.samples, SampleKind::Adapted))
+        metrics_->sample(trainer_->steps_done(), s);
+    });
+  }
+
+  // Called once everything that counts is on the disk, and during the run, without samples then. A
+  // stopped run makes no samples either, as it has no time.
   void write_report(const std::string& status) {
     ReportInput report{record(status), read_metrics(s_.out), {}, {}};
+    if (status == "running") {
+      write_file_durably(s_.out + "/report.html", report_html(report));
+      return;
+    }
     report.proofs.push_back("gradients and optimizer state exist for A and B only");
     if (s_.verify_base)
       report.proofs.push_back("base weights unchanged, SHA-256 " + facts_.base_hash);
-    const std::int64_t n = result_.signal ? 0 : s_.samples.value_or(s_.eval_data.empty() ? 0 : 3);
+    const std::int64_t n = result_.signal ? 0 : *s_.samples;
     try {
-      report.samples = make_samples(*model_, *adapter_, *in_.tokenizer, in_.eval.rows, n);
+      watch_->with_kept(*adapter_, [&] {
+        report.samples = make_samples(*model_, *adapter_, *in_.tokenizer, in_.eval.rows, n);
+      });
     } catch (const OutOfMemoryError& e) {
       listener_.message(concat("report.html: no samples: ", e.what()));
     }
@@ -290,7 +353,7 @@ class Run {
   }
   Json identity() { return run_identity(s_, in_, fingerprint(), facts_.dtype); }
 
-  const FinetuneSettings& s_;
+  FinetuneSettings s_;  // what was left open is filled in once the inputs are read
   FinetuneListener& listener_;
   const std::atomic<int>& stop_;
 
@@ -308,7 +371,9 @@ class Run {
   std::unique_ptr<MetricsLog> metrics_;
   Clock::time_point begun_ = Clock::now(), started_;  // start of the run, and of its training
   std::int64_t first_ = 0, recorded_ = 0;             // the step it began at; steps recorded since
+  double losses_ = 0, n_losses_ = 0;                  // training losses since the last evaluation
   FinetuneResult result_;
+  std::unique_ptr<EvaluationWatch> watch_;
 };
 
 }  // namespace

@@ -21,16 +21,17 @@ namespace lk {
 struct FinetuneSettings {
   // `data` and `eval_data` may also be a pipe or, one of them, "-" for standard input.
   std::string model = {}, data = {}, out = {};
-  std::int64_t rank = 8;
+  std::int64_t rank = 16;
   std::optional<double> alpha = {};  // unset: the rank, so that the scale is 1
   double dropout = 0;
-  std::vector<std::string> targets = {};   // empty: default_targets() of the model
+  std::vector<std::string> targets = {};   // empty: all-linear
   std::optional<std::int64_t> steps = {};  // or
-  std::optional<double> epochs = {};       // only one of the two; neither: one epoch
+  std::optional<double> epochs = {};       // only one of the two; neither: default_epochs()
   std::int64_t batch = 8, grad_accum = 1, seq_len = 1024;
-  double lr = 2e-4;
-  std::string schedule = "constant";
-  std::int64_t warmup = 0;
+  // What of these three is unset is filled in by run/defaults.h.
+  std::optional<double> lr = {};
+  std::optional<std::string> schedule = {};
+  std::optional<std::int64_t> warmup = {};
   double weight_decay = 0, clip = 1.0;
   std::uint64_t seed = 0;
   std::string device = "auto", dtype = "auto";
@@ -43,7 +44,15 @@ struct FinetuneSettings {
   std::optional<std::string> chat_template = {};
   TrainOn train_on = TrainOn::Assistant;
   std::string eval_data = {};
-  std::int64_t eval_rows = -1, eval_every = 0;
+  // The share of `data` to evaluate on instead of training on it, where there is no eval_data; unset:
+  // a tenth, if there are enough rows (run/defaults.h).
+  std::optional<double> eval_split = {};
+  std::int64_t eval_rows = -1;
+  std::optional<std::int64_t> eval_every = {};  // unset: some ten times; 0: at both ends only
+  std::string keep =
+      "auto";  // which adapter is saved: "last", or "best" by evaluation; "auto": best
+               // if there are evaluations
+  std::int64_t patience = 0;  // evaluations in a row without a new best that end the run; 0: never
   std::int64_t save_every = 0;
   bool resume = false;
   Recompute recompute = {};       // what training computes again instead of keeping it
@@ -51,8 +60,9 @@ struct FinetuneSettings {
   std::int64_t memory = 0;        // bytes; not 0: the limit, and `recompute` is chosen to fit it
   bool verify_base = true;        // compare the SHA-256 of all base weights before and after
   std::int64_t show_rows = 0;
-  // How many rows of eval_data report.html shows with continuations, without and with the adapter.
-  std::optional<std::int64_t> samples = {};  // unset: 3 with eval_data, else 0
+  // How many evaluation rows report.html shows with continuations, without and with the adapter.
+  std::optional<std::int64_t> samples = {};  // unset: 3 where there are such rows, else 0
+  std::int64_t sample_every = 0;             // also every N steps, into metrics.jsonl
   bool tensorboard = false;                  // also write event files for TensorBoard to `out`
 };
 
@@ -73,7 +83,9 @@ struct FinetuneResult : RunProgress {
   std::optional<Evaluation> eval_after;
   std::int64_t trainable_parameters = 0, base_parameters = 0;
   MemoryReport memory;
-  int signal = 0;  // not 0: the signal that stopped the run, after saving
+  std::int64_t kept_step = 0;    // whose adapter was saved
+  bool out_of_patience = false;  // the run ended before its last step
+  int signal = 0;                // not 0: the signal that stopped the run, after saving
 };
 
 // Runs a fine-tuning. `stop` is checked between steps: a signal number ends the run after a

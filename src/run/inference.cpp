@@ -86,6 +86,12 @@ InferenceModel open_inference(const InferenceSettings& settings) {
     if (file) check_base(*file, fingerprint->get(), settings.model);
     for (const auto& [name, one] : named) check_base(one, fingerprint->get(), settings.model);
   }
+  auto doubt = [&](const AdapterFile& one) {
+    if (std::string text = unproven_base(one, settings.model); !text.empty())
+      m.warnings.push_back(std::move(text));
+  };
+  if (file) doubt(*file);
+  for (const auto& [name, one] : named) doubt(one);
   std::int64_t positions = settings.max_positions;
   if (positions <= 0) positions = std::min<std::int64_t>(loaded.config.max_position, 8192);
   if (positions > loaded.config.max_position)

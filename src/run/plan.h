@@ -13,14 +13,14 @@ namespace lk {
 inline constexpr std::int64_t kMostBatch = 65536, kMostGradAccum = 65536;
 
 struct PlanRequest {
-  ModelConfig model;
-  LoraConfig lora;
+  ModelConfig model = {};
+  LoraConfig lora = {};
   DType compute_dtype = DType::F32;
   std::string device = "cpu";  // "cpu", "cuda" or "cuda:N"; the device need not be there
   std::int64_t batch = 1, grad_accum = 1, seq_len = 1024;
   // Lengths of the rows of the largest micro-batch; empty: `batch` rows of seq_len tokens.
-  std::vector<std::int64_t> row_lengths;
-  Recompute recompute;
+  std::vector<std::int64_t> row_lengths = {};
+  Recompute recompute = {};
 };
 
 struct Plan {

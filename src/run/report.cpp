@@ -7,68 +7,14 @@
 #include "io/json.h"
 #include "io/paths.h"
 #include "run/chart.h"
+#include "run/page.h"
 #include "tensor/error.h"
 #include "text/data_file.h"
 
 namespace lk {
 namespace {
 
-constexpr const char* kStyle = R"css(
-:root { --page: #fafaf7; --card: #ffffff; --ink: #1d2126; --quiet: #5f6873; --rule: #dcdfe3;
-        --s0: #1764ab; --s1: #c2410c; --good: #1a7f4b; color-scheme: light dark; }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #15181c; --card: #1e2329; --ink: #e7eaee; --quiet: #a0a9b4; --rule: #363d46;
-          --s0: #6fb1f0; --s1: #ff9d66; --good: #63c994; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1100px; padding: 16px; background: var(--page); color: var(--ink);
-       font: 15px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; margin: 0; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin: 28px 0 8px; }
-.quiet, small { color: var(--quiet); } p { margin: 4px 0; overflow-wrap: anywhere; }
-.cards, .charts { display: grid; gap: 12px; }
-.cards { grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); margin-top: 16px; }
-.charts { grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); }
-.card, figure { background: var(--card); border: 1px solid var(--rule); border-radius: 8px;
-                padding: 10px 14px; margin: 0; }
-.card b { display: block; font-size: 1.15rem; overflow-wrap: anywhere; }
-figcaption { font-size: .9rem; min-height: 3em; } svg { width: 100%; height: auto; display: block; }
-svg text { font: 12px system-ui, sans-serif; fill: var(--quiet); }
-.grid { stroke: var(--rule); } .axis { stroke: var(--quiet); }
-.line { fill: none; stroke-width: 1.8; stroke-linejoin: round; } .band { stroke: none; opacity: .2; }
-.line.s0 { stroke: var(--s0); } .line.s1 { stroke: var(--s1); } .key.s0 { color: var(--s0); }
-.key.s1 { color: var(--s1); } .band.s0, .dot.s0 { fill: var(--s0); } .band.s1, .dot.s1 { fill: var(--s1); }
-.key { margin-right: 12px; white-space: nowrap; } .key b { color: var(--ink); font-weight: 500; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; }
-th, td { text-align: left; padding: 4px 10px 4px 0; border-bottom: 1px solid var(--rule); vertical-align: top;
-         overflow-wrap: anywhere; font-weight: 400; }
-th { color: var(--quiet); } td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
-.bar { background: var(--s0); height: 10px; border-radius: 2px; min-width: 1px; margin-top: 6px; }
-.text { white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; margin: 0; font: inherit;
-        max-height: 14em; overflow-y: auto; }
-.sample { margin-bottom: 12px; } .sample th { width: 8.5em; } .proved li::marker { content: "\2713\a0"; color: var(--good); }
-)css";
-
-std::string show(const Json& value) {
-  if (value.is_string()) return value.get<std::string>();
-  if (value.is_null()) return "none";
-  if (value.is_boolean()) return value.get<bool>() ? "yes" : "no";
-  if (value.is_number_float()) return short_number(value.get<double>());
-  if (value.is_array()) {
-    std::string out;
-    for (const Json& item : value) out += (out.empty() ? "" : ", ") + show(item);
-    return out;
-  }
-  return json_text(value);
-}
-
-// The value at "a/b/c", or null if there is none.
-Json at(const Json& json, const std::string& pointer) {
-  const Json::json_pointer p("/" + pointer);
-  return json.contains(p) ? json.at(p) : Json(nullptr);
-}
-
-std::string number(const Json& value) {
-  return value.is_number() ? short_number(value.get<double>()) : "-";
-}
+constexpr int kRefreshSeconds = 10;  // of the page of a run that is under way
 
 std::string mib(const Json& bytes) {
   char text[40];
@@ -155,6 +101,27 @@ std::string samples(const std::vector<Sample>& all) {
   return out;
 }
 
+// What the model wrote at several steps, for the same prompts.
+std::string samples_along(const std::vector<std::pair<double, Sample>>& all) {
+  if (all.empty()) return "";
+  std::vector<std::string> prompts;
+  for (const auto& [step, s] : all)
+    if (std::find(prompts.begin(), prompts.end(), s.prompt) == prompts.end())
+      prompts.push_back(s.prompt);
+  std::string out = "<h2>Along the way</h2>\n";
+  auto row = [](const std::string& name, const std::string& text) {
+    return "<tr><th>" + html_escape(name) + "</th><td><pre class=\"text\">" + html_escape(text) +
+           "</pre></td></tr>\n";
+  };
+  for (const std::string& prompt : prompts) {
+    out += "<div class=\"card sample\"><table>" + row("prompt", prompt);
+    for (const auto& [step, s] : all)
+      if (s.prompt == prompt) out += row("step " + short_number(step), s.adapted);
+    out += "</table></div>\n";
+  }
+  return out;
+}
+
 // Rows of a table of an object's members; nested objects are named "outer.inner".
 std::string table_rows(const Json& object, const std::string& prefix) {
   std::string out;
@@ -185,25 +152,22 @@ std::string report_html(const ReportInput& in) {
   Json identity = at(settings, "run");
   if (identity.is_object()) identity.erase("config"), identity.erase("model_files");  // long
   if (settings.is_object()) settings.erase("run");
-  return "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n"
-         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src "
-         "'unsafe-inline'\">\n"
-         "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>" +
-         html_escape(out) + "</title>\n<style>" + kStyle + "</style></head><body>\n<h1>" +
-         html_escape(out) + "</h1>\n<p class=\"quiet\">" + html_escape(show(at(in.run, "status"))) +
-         " \u00b7 " + html_escape(show(at(in.run, "settings/model"))) + " on " +
-         html_escape(show(at(in.run, "settings/data"))) + " \u00b7 " +
-         html_escape(show(at(in.run, "device/name"))) + ", " +
-         html_escape(show(at(in.run, "dtype"))) + "</p>\n" + cards(in) + charts(in.curves) +
-         samples(in.samples) + memory(in.run) + proved(in.proofs) +
-         table("Settings", table_rows(settings, "") + table_rows(identity, "")) +
-         table("Data and machine", table_rows(at(in.run, "data"), "") +
-                                       table_rows({{"device", at(in.run, "device/description")},
-                                                   {"load_seconds", at(in.run, "load_seconds")},
-                                                   {"lorikeet", at(in.run, "version")}},
-                                                  "") +
-                                       table_rows(at(in.run, "base"), "base.")) +
-         "</body></html>\n";
+  const std::string subtitle = show(at(in.run, "status")) + " \u00b7 " +
+                               show(at(in.run, "settings/model")) + " on " +
+                               show(at(in.run, "settings/data")) + " \u00b7 " +
+                               show(at(in.run, "device/name")) + ", " + show(at(in.run, "dtype"));
+  return page_html(
+      out, subtitle,
+      cards(in) + charts(in.curves) + samples(in.samples) + samples_along(in.curves.samples) +
+          memory(in.run) + proved(in.proofs) +
+          table("Settings", table_rows(settings, "") + table_rows(identity, "")) +
+          table("Data and machine", table_rows(at(in.run, "data"), "") +
+                                        table_rows({{"device", at(in.run, "device/description")},
+                                                    {"load_seconds", at(in.run, "load_seconds")},
+                                                    {"lorikeet", at(in.run, "version")}},
+                                                   "") +
+                                        table_rows(at(in.run, "base"), "base.")),
+      at(in.run, "status") == "running" ? kRefreshSeconds : 0);
 }
 
 MetricsCurves read_metrics(const std::string& folder) {
@@ -218,6 +182,12 @@ MetricsCurves read_metrics(const std::string& folder) {
       {"tokens_per_second", &curves.tokens_per_second}};
   for_each_json_row(path, [&](const Json& line, const std::string& where) {
     const double step = json_number(line, "step", where);
+    if (line.contains("sample")) {
+      const Json& s = line.at("sample");
+      curves.samples.emplace_back(
+          step, Sample{json_string(s, "prompt", where), json_string(s, "reference", where), "",
+                       json_string(s, "text", where)});
+    }
     for (const auto& [key, points] : keys)
       if (line.contains(key) && line.at(key).is_number())
         points->emplace_back(step, line.at(key).get<double>());

@@ -15,6 +15,7 @@ namespace lk {
 struct MetricsCurves {
   using Points = std::vector<std::pair<double, double>>;
   Points loss, eval_loss, lr, grad_norm, tokens_per_second;
+  std::vector<std::pair<double, Sample>> samples;  // made along the way, by --sample-every
 };
 
 struct ReportInput {

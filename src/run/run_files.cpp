@@ -88,6 +88,12 @@ void MetricsLog::evaluation(std::int64_t step, const Evaluation& e) {
       step, {{"eval_loss", e.loss}});
 }
 
+void MetricsLog::sample(std::int64_t step, const Sample& s) {
+  add({{"step", step},
+       {"sample", {{"prompt", s.prompt}, {"text", s.adapted}, {"reference", s.reference}}}},
+      step, {});
+}
+
 Json evaluation_to_json(const Evaluation& e) {
   return {{"loss", number(e.loss)},
           {"perplexity", number(e.perplexity)},

@@ -9,6 +9,7 @@
 #include "io/tfevents.h"
 #include "lora/trainer.h"
 #include "nn/evaluation.h"
+#include "run/samples.h"
 #include "tensor/log.h"
 
 namespace lk {
@@ -19,10 +20,11 @@ class MetricsLog {
   // before it was stopped) are dropped, and so are those that can't be read: `log` says which. With
   // `tensorboard`, also writes event files to the folder (io/tfevents.h). Throws IoError.
   MetricsLog(const std::string& folder, std::int64_t keep_steps, bool tensorboard, LogFunction log);
-  // These two write at once. What the system refuses waits for the next call, and `log` is told.
+  // These three write at once. What the system refuses waits for the next call, and `log` is told.
   void step(const StepReport& report);
   // A step that was evaluated already has its line.
   void evaluation(std::int64_t step, const Evaluation& e);
+  void sample(std::int64_t step, const Sample& s);
   // Writes what waits and makes everything durable. Throws IoError.
   void flush();
 

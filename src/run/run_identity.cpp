@@ -106,8 +106,9 @@ SortedSettings sort_settings(const FinetuneSettings& settings) {
   const auto& [model, data, out, rank, alpha, dropout, targets, steps, epochs, batch, grad_accum,
                seq_len, lr, schedule, warmup, weight_decay, clip, seed, device, dtype, init_adapter,
                shuffle, long_rows, skip_bad_rows, packing, format, chat_template, train_on,
-               eval_data, eval_rows, eval_every, save_every, resume, recompute, memory_limit,
-               memory, verify_base, show_rows, samples, tensorboard] = settings;
+               eval_data, eval_split, eval_rows, eval_every, keep, patience, save_every, resume,
+               recompute, memory_limit, memory, verify_base, show_rows, samples, sample_every,
+               tensorboard] = settings;
   // Settings that run_identity() has as they were resolved: rank, alpha, dropout and targets of the
   // adapter, the number of steps, the format found and the computing dtype. And those that leave no
   // trace: resume, show_rows.
@@ -117,7 +118,11 @@ SortedSettings sort_settings(const FinetuneSettings& settings) {
            {"init_adapter", or_null(init_adapter)},
            {"eval_data", or_null(eval_data)},
            {"eval_rows", eval_rows},
-           {"eval_every", eval_every},
+           {"eval_split", or_null(eval_split)},
+           {"eval_every", or_null(eval_every)},
+           {"keep", keep},
+           {"patience", patience},
+           {"sample_every", sample_every},
            {"save_every", save_every},
            {"device", device},
            {"memory", memory > 0 ? Json(memory) : Json(nullptr)},
@@ -128,9 +133,9 @@ SortedSettings sort_settings(const FinetuneSettings& settings) {
           {{"batch", batch},
            {"grad_accum", grad_accum},
            {"seq_len", seq_len},
-           {"lr", lr},
-           {"schedule", schedule},
-           {"warmup", warmup},
+           {"lr", or_null(lr)},
+           {"schedule", or_null(schedule)},
+           {"warmup", or_null(warmup)},
            {"weight_decay", weight_decay},
            {"clip", clip},
            {"seed", seed},
@@ -138,8 +143,8 @@ SortedSettings sort_settings(const FinetuneSettings& settings) {
            {"packing", packing},
            {"long_rows", long_rows_name(long_rows)},
            {"skip_bad_rows", skip_bad_rows},
-           {"train_on", train_on_name(train_on)},
-           {"template", or_null(chat_template)}}};
+           {"template", or_null(chat_template)},
+           {"train_on", train_on_name(train_on)}}};
 }
 
 Json run_identity(const FinetuneSettings& s, const RunInputs& in, const std::string& base,

@@ -40,8 +40,9 @@ struct RunInputs {
   std::vector<HostBatch> lay_out(std::int64_t step, std::int64_t grad_accum) const;
 };
 
-// Reads the inputs and reports to `listener` what was found. Throws InputError, UsageError,
+// Reads the inputs and reports to `listener` what was found. Fills in what the settings leave open
+// (run/defaults.h); `before` is the identity of the run to go on with, or null. Throws InputError, UsageError,
 // IoError.
-RunInputs read_inputs(const FinetuneSettings& settings, FinetuneListener& listener);
+RunInputs read_inputs(FinetuneSettings& settings, FinetuneListener& listener, const Json* before);
 
 }  // namespace lk

@@ -34,6 +34,10 @@ Json to_json(const RunProgress& p) {
                            {"tokens", e->tokens},
                            {"supervised_tokens", e->supervised_tokens},
                            {"rows", e->rows}};
+  if (p.best)
+    json["best"] = {{"step", p.best->step},
+                    {"loss", p.best->loss},
+                    {"evaluations_since", p.evaluations_since_best}};
   return json;
 }
 
@@ -53,6 +57,12 @@ RunProgress progress_from_json(const Json& json, const std::string& where) {
                                .tokens = count(e, "tokens", inside),
                                .supervised_tokens = count(e, "supervised_tokens", inside),
                                .rows = count(e, "rows", inside)};
+  }
+  if (json.contains("best")) {
+    const Json& best = json["best"];
+    const std::string inside = where + ": best";
+    p.best = BestEvaluation{count(best, "step", inside), json_number(best, "loss", inside)};
+    p.evaluations_since_best = count(best, "evaluations_since", inside);
   }
   return p;
 }

@@ -10,6 +10,11 @@
 
 namespace lk {
 
+struct BestEvaluation {
+  std::int64_t step = 0;
+  double loss = 0;
+};
+
 struct RunProgress {
   double first_loss = 0, last_loss = 0;
   double seconds = 0;             // of all steps
@@ -17,6 +22,8 @@ struct RunProgress {
   std::int64_t tokens = 0;
   std::int64_t recorded_steps = 0;             // steps that ran as a CUDA graph
   std::optional<Evaluation> eval_before = {};  // before the first step
+  std::optional<BestEvaluation> best = {};     // the lowest after step 0
+  std::int64_t evaluations_since_best = 0;
 
   double tokens_per_second() const {
     return seconds > 0 ? static_cast<double>(tokens) / seconds : 0;

@@ -53,7 +53,11 @@ Json run_json(const FinetuneSettings& s, const RunInputs& in, const RunFacts& fa
                    {"seconds", result.seconds},
                    {"first_step_seconds", result.first_step_seconds},
                    {"recorded_steps", result.recorded_steps},
-                   {"tokens_per_second", result.tokens_per_second()}};
+                   {"tokens_per_second", result.tokens_per_second()},
+                   {"kept_step", result.kept_step},
+                   {"out_of_patience", result.out_of_patience}};
+  if (result.best)
+    run["result"]["best"] = {{"step", result.best->step}, {"loss", result.best->loss}};
   if (result.eval_before) run["result"]["eval_before"] = evaluation_to_json(*result.eval_before);
   if (result.eval_after) run["result"]["eval_after"] = evaluation_to_json(*result.eval_after);
   return run;

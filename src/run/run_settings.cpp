@@ -28,24 +28,33 @@ void validate_settings(const FinetuneSettings& s) {
   require(s.batch >= 1 && s.batch <= 65536, "--batch must be in 1 .. 65536");
   require(s.grad_accum >= 1 && s.grad_accum <= 65536, "--grad-accum must be in 1 .. 65536");
   require(s.seq_len >= 2 && s.seq_len <= (1 << 24), "--seq-len must be at least 2");
-  require(std::isfinite(s.lr) && s.lr >= 0, "--lr must be a finite number, not negative");
+  require(!s.lr || (std::isfinite(*s.lr) && *s.lr >= 0),
+          "--lr must be a finite number, not negative");
   require(std::isfinite(s.weight_decay) && s.weight_decay >= 0,
           "--weight-decay must not be negative");
   require(std::isfinite(s.clip) && s.clip >= 0, "--clip must not be negative (0 turns it off)");
-  require(s.warmup >= 0, "--warmup must not be negative");
-  require(s.eval_every >= 0 && s.save_every >= 0,
-          "--eval-every and --save-every must not be negative");
+  require(s.warmup.value_or(0) >= 0, "--warmup must not be negative");
+  require(s.eval_every.value_or(0) >= 0 && s.save_every >= 0 && s.sample_every >= 0,
+          "--eval-every, --save-every and --sample-every must not be negative");
   require(s.eval_rows != 0, "--eval-rows must be at least 1");
-  require(s.eval_every == 0 || !s.eval_data.empty(), "--eval-every needs --eval-data");
+  require(!s.eval_split || (*s.eval_split >= 0 && *s.eval_split < 1),
+          "--eval-split must be in [0, 1)");
+  require(!s.eval_split || s.eval_data.empty(),
+          "--eval-split and --eval-data: give one of the two");
+  const bool no_evaluation = s.eval_data.empty() && s.eval_split == 0.0;
+  require(!no_evaluation || (s.eval_every.value_or(0) == 0 && s.keep != "best" && s.patience == 0),
+          "--eval-every, --keep best and --patience need --eval-data or --eval-split");
+  require(s.keep == "auto" || s.keep == "best" || s.keep == "last",
+          concat("--keep ", s.keep, ": best or last"));
+  require(s.patience >= 0, "--patience must not be negative");
   require(!s.samples || *s.samples >= 0, "--samples must not be negative");
-  require(s.samples.value_or(0) == 0 || !s.eval_data.empty(), "--samples needs --eval-data");
   require(s.dtype == "auto" || s.dtype == "f32" || s.dtype == "bf16",
           concat("--dtype ", s.dtype, ": one of auto, f32, bf16"));
   require(s.memory_limit >= 0 && s.memory >= 0, "--memory-limit and --memory: not negative");
   require(s.memory == 0 || s.recompute == Recompute{},
           "--memory chooses --recompute: give one of the two");
   require(s.memory == 0 || s.memory_limit == 0, "--memory and --memory-limit: give one of the two");
-  parse_schedule_kind(s.schedule);
+  if (s.schedule) parse_schedule_kind(*s.schedule);
 }
 
 }  // namespace lk

@@ -24,7 +24,7 @@ class Disabled {
 }  // namespace
 
 std::vector<Sample> make_samples(Transformer& model, Adapter& adapter, const Tokenizer& tokenizer,
-                                 std::span<const Row> rows, std::int64_t n) {
+                                 std::span<const Row> rows, std::int64_t n, SampleKind kind) {
   SamplingSettings sampling;
   sampling.max_tokens = kSampleTokens;
   sampling.stop_ids = tokenizer.stop_ids();
@@ -50,6 +50,7 @@ std::vector<Sample> make_samples(Transformer& model, Adapter& adapter, const Tok
     return tokenizer.decode(generate(model, prompts[i], sampling).ids);
   };
   for (std::size_t i = 0; i < samples.size(); ++i) samples[i].adapted = write(i);
+  if (kind == SampleKind::Adapted) return samples;
   const Disabled base(adapter);
   for (std::size_t i = 0; i < samples.size(); ++i) samples[i].base = write(i);
   return samples;

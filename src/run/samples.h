@@ -18,10 +18,13 @@ struct Sample {
   std::string base, adapted;      // greedy continuations, without and with the adapter
 };
 
+enum class SampleKind { Both, Adapted };  // Adapted leaves `base` empty
+
 // Makes samples of the first `n` rows that leave the model's positions room to write. A row that is
 // trained on from its beginning is cut after its first quarter, of at most 64 tokens. The adapter
 // is enabled afterwards.
 std::vector<Sample> make_samples(Transformer& model, Adapter& adapter, const Tokenizer& tokenizer,
-                                 std::span<const Row> rows, std::int64_t n);
+                                 std::span<const Row> rows, std::int64_t n,
+                                 SampleKind kind = SampleKind::Both);
 
 }  // namespace lk

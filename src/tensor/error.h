@@ -66,4 +66,11 @@ inline void check(bool condition, const Args&... message) {
     throw Error(concat(message...));
 }
 
+// Throws UsageError unless `condition`: for what a caller gave, with the argument or field named.
+template <class... Args>
+inline void require(bool condition, const Args&... message) {
+  if (!condition) [[unlikely]]
+    throw UsageError(concat(message...));
+}
+
 }  // namespace lk

@@ -11,7 +11,7 @@
 namespace lk {
 
 struct CsvHeader {
-  char separator;                  // ',' or a tab
+  char separator;                  // ',', ';' or a tab
   std::vector<std::string> names;  // one a column, all different
 };
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "io/printable.h"
 #include "io/sha256.h"
 #include "tensor/error.h"
 #include "text/row_splitter.h"
@@ -18,17 +19,31 @@ bool ends_with_any(const std::string& name, std::initializer_list<std::string_vi
                      [&](std::string_view ending) { return name.ends_with(ending); });
 }
 
-// "CSV" or "TSV" if the first line names a column that every such file of some row format has.
-std::string container_of_header(std::string_view head) {
-  const std::string_view line = head.substr(0, head.find_first_of("\r\n"));
-  const char separator = line.find('\t') != std::string_view::npos ? '\t' : ',';
+std::string_view first_line(std::string_view text) {
+  return text.substr(0, text.find_first_of("\r\n"));
+}
+
+// What separates the columns of a header: a comma unless there is none, but tabs or semicolons, as
+// spreadsheets write where the comma is the decimal point.
+char separator_of(std::string_view header) {
+  if (header.find(',') != std::string_view::npos) return ',';
+  if (header.find('\t') != std::string_view::npos) return '\t';
+  return header.find(';') != std::string_view::npos ? ';' : ',';
+}
+
+// "CSV" or "TSV" if the first line names a column that every such file of some row format has, or
+// one of `columns`.
+std::string container_of_header(std::string_view head, const std::vector<std::string>& columns) {
+  const std::string_view line = first_line(head);
+  const char separator = line.find('\t') != std::string_view::npos ? '\t' : separator_of(line);
   for (std::size_t begin = 0; begin <= line.size();) {
     const std::size_t end = std::min(line.find(separator, begin), line.size());
     std::string_view name = line.substr(begin, end - begin);
     if (name.size() > 1 && name.front() == '"' && name.back() == '"')
       name = name.substr(1, name.size() - 2);
-    if (name == "text" || name == "prompt" || name == "instruction")
-      return separator == ',' ? "CSV" : "TSV";
+    if (name == "text" || name == "prompt" || name == "instruction" ||
+        std::find(columns.begin(), columns.end(), name) != columns.end())
+      return separator == '\t' ? "TSV" : "CSV";
     begin = end + 1;
   }
   return "";
@@ -46,27 +61,33 @@ void check_json_lines(std::string_view head, const std::string& name) {
     throw InputError(name +
                      ":1: the first object takes several lines: write each object on one line, or "
                      "all of them as an array, [{...}, ...]");
-  const bool json_text = line.front() == '"' && line.find_first_of(",\t") == std::string_view::npos;
-  if (const std::string other = container_of_header(head);
-      line.front() != '{' && !json_text && !other.empty())
-    throw InputError(concat(name, ": is ", other, " by its first line: call it ",
-                            other == "CSV" ? ".csv" : ".tsv"));
+  if (line.front() == '{' || OrderedJson::accept(line.begin(), line.end())) return;
+  const std::string header = container_of_header(head, {});
+  const bool tabs = line.find('\t') != std::string_view::npos;
+  if (!header.empty())
+    throw InputError(concat(name, ": is ", header, " by its first line: call it ",
+                            header == "CSV" ? ".csv" : ".tsv"));
+  // A bad first line above good ones is a bad row like any other.
+  if (line.find_first_of(",;\t") != std::string_view::npos && head.find("\n{") == head.npos)
+    throw InputError(concat(name, ":1: ", printable(line), " is no JSON; if this is the header of ",
+                            tabs ? "TSV, call the file .tsv" : "CSV, call the file .csv"));
 }
 
-std::string container_of(std::string_view head, const std::string& name) {
+std::string container_of(std::string_view head, const std::string& name,
+                         const std::vector<std::string>& columns) {
   const std::size_t first = head.find_first_not_of(" \t\r\n");
   if (first != std::string_view::npos && head[first] == '[') return "JSON array";
   if (first != std::string_view::npos && head[first] == '{') return "JSON lines";
   if (name.ends_with(".csv")) return "CSV";
   if (ends_with_any(name, {".tsv", ".tab"})) return "TSV";
   if (ends_with_any(name, {".jsonl", ".json", ".ndjson"})) return "JSON lines";
-  const std::string of_header = container_of_header(head);
+  const std::string of_header = container_of_header(head, columns);
   return of_header.empty() ? "JSON lines" : of_header;
 }
 
-std::unique_ptr<RowSplitter> splitter_for(const std::string& container, const std::string& name,
-                                          const RawRowVisitor& visit) {
-  if (container == "CSV") return split_csv(name, ',', visit);
+std::unique_ptr<RowSplitter> splitter_for(const std::string& container, std::string_view head,
+                                          const std::string& name, const RawRowVisitor& visit) {
+  if (container == "CSV") return split_csv(name, separator_of(first_line(head)), visit);
   if (container == "TSV") return split_csv(name, '\t', visit);
   return container == "JSON array" ? split_array(name, visit) : split_lines(name, visit);
 }
@@ -115,7 +136,8 @@ OrderedJson RawRow::parse() {
   return object;
 }
 
-FileRead for_each_raw_row(const ByteSource& data, const RawRowVisitor& visit) {
+FileRead for_each_raw_row(const ByteSource& data, const RawRowVisitor& visit,
+                          const std::vector<std::string>& columns) {
   if (data.size() == 0) throw InputError(data.name() + ": the file is empty");
   FileRead result;
   Sha256 sha;
@@ -131,9 +153,9 @@ FileRead for_each_raw_row(const ByteSource& data, const RawRowVisitor& visit) {
     if (at == 0) {
       refuse_other_formats(piece, data.name());
       piece.remove_prefix(byte_order_mark(piece));
-      result.container = container_of(piece, data.name());
+      result.container = container_of(piece, data.name(), columns);
       if (result.container == "JSON lines") check_json_lines(piece, data.name());
-      splitter = splitter_for(result.container, data.name(), visit);
+      splitter = splitter_for(result.container, piece, data.name(), visit);
     }
     going = going && splitter->add(piece);
   }

@@ -56,10 +56,12 @@ struct FileRead {
 
 // Calls visit for each row of the file. Streams: holds one row at a time. What begins with [ is an
 // array, what begins with { lines of JSON; else the name's ending decides, or, where it says
-// nothing, whether the first line is a header with keys of a row format. A byte order mark at the
-// start, CRLF, blank lines and a missing last newline are fine. InputError for data that are empty,
-// compressed or of another format, which the message names.
-FileRead for_each_raw_row(const ByteSource& data, const RawRowVisitor& visit);
+// nothing, whether the first line is a header with keys of a row format or with one of `columns`.
+// A .csv file whose header has no comma may have semicolons or tabs instead. A byte order mark at
+// the start, CRLF, blank lines and a missing last newline are fine. InputError for data that are
+// empty, compressed or of another format, which the message names.
+FileRead for_each_raw_row(const ByteSource& data, const RawRowVisitor& visit,
+                          const std::vector<std::string>& columns = {});
 
 // for_each_raw_row() with each row parsed; InputError for the first that can't be.
 using JsonRowVisitor = std::function<bool(const Json& object, const std::string& where)>;

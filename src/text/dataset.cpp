@@ -4,6 +4,7 @@
 #include <exception>
 
 #include "io/hex.h"
+#include "io/printable.h"
 #include "io/sha256.h"
 #include "io/utf8.h"
 #include "tensor/error.h"
@@ -180,6 +181,15 @@ class ParallelRows {
     return !full();
   }
 
+  // InputError for a key that --columns names and no row has.
+  void require_columns() const {
+    for (std::size_t i = 0; i < met_.size(); ++i)
+      if (!met_[i])
+        throw InputError(concat(data_.path, ": no row has ",
+                                printable(options_.columns.pairs()[i].theirs),
+                                ", which --columns takes as ", options_.columns.pairs()[i].ours));
+  }
+
   bool full() const { return options_.max_rows >= 0 && data_.rows_read >= options_.max_rows; }
 
  private:
@@ -190,6 +200,8 @@ class ParallelRows {
         ++data_.chats_apart;
         data_.rows_of_chats_apart += std::ssize(made.built.rows);
       }
+      data_.rows_of_own_system += made.built.own_system;
+      note_columns(made.built.columns);
       for (Row& row : made.built.rows) {
         row.line = raw.line();
         keep(std::move(row), raw.where(), tokenizer_, options_, data_);
@@ -204,11 +216,17 @@ class ParallelRows {
     }
   }
 
+  void note_columns(const std::vector<bool>& has) {
+    met_.resize(has.size());
+    for (std::size_t i = 0; i < has.size(); ++i) met_[i] = met_[i] || has[i];
+  }
+
   RowBuilder& builder_;
   const Tokenizer& tokenizer_;
   const DatasetOptions& options_;
   Dataset& data_;
   std::vector<RawRow> rows_;
+  std::vector<bool> met_;  // of each pair of options.columns: a row has its key
   std::size_t bytes_ = 0;
 };
 
@@ -236,7 +254,13 @@ const char* long_rows_name(LongRows rule) {
 std::vector<std::string> Dataset::remarks() const {
   std::vector<std::string> lines;
   if (!ignored_keys.empty())
-    lines.push_back("ignored keys, which only record something: " + joined(ignored_keys));
+    lines.push_back((columns.empty() ? "ignored keys, which only record something: "
+                                     : "ignored keys, which --columns does not name: ") +
+                    joined(ignored_keys));
+  if (rows_of_own_system)
+    lines.push_back(concat(rows_of_own_system,
+                           rows_of_own_system == 1 ? " chat has" : " chats have",
+                           " a system turn already, which stays: --system is for the others"));
   if (!fitted.empty())
     lines.push_back("the chat template has no place for all of these rows; written are " +
                     joined(fitted));
@@ -254,6 +278,35 @@ std::vector<std::string> Dataset::remarks() const {
   return lines;
 }
 
+Dataset split_off(Dataset& data, const Tokenizer& tokenizer, double share, std::int64_t most) {
+  // The number of each row's group: rows of a line are made of the same chat. Windows of a text are
+  // rows of their own, however long its lines are.
+  std::vector<std::int64_t> group;
+  for (std::size_t i = 0; i < data.rows.size(); ++i) {
+    const bool same = i > 0 && data.format != "txt" && data.rows[i].line == data.rows[i - 1].line;
+    group.push_back(i == 0 ? 0 : group.back() + !same);
+  }
+  const std::int64_t groups = group.empty() ? 0 : group.back() + 1;
+  const double wanted = std::clamp(share * static_cast<double>(groups), 1.0, 1e15);
+  const auto taken = std::min(static_cast<std::int64_t>(std::llround(wanted)), most);
+  if (taken >= groups)
+    throw UsageError(
+        concat("--eval-split ", share, ": of ", groups, " rows none would be left to train on"));
+  Dataset out;
+  out.path = data.path, out.format = data.format, out.container = data.container;
+  std::vector<Row> kept;
+  data.tokens = data.supervised_tokens = data.rows_ending_in_eos = data.lost_bytes = 0;
+  for (std::size_t i = 0; i < data.rows.size(); ++i) {
+    // Group g is the last of its g-th share of `taken` in all.
+    const bool goes = (group[i] + 1) * taken / groups > group[i] * taken / groups;
+    Dataset& to = goes ? out : data;
+    count(data.rows[i], tokenizer, to);
+    (goes ? out.rows : kept).push_back(std::move(data.rows[i]));
+  }
+  data.rows = std::move(kept);
+  return out;
+}
+
 Dataset load_dataset(const ByteSource& source, const Tokenizer& tokenizer,
                      const std::optional<std::string>& template_name,
                      const DatasetOptions& options) {
@@ -267,13 +320,20 @@ Dataset load_dataset(const ByteSource& source, const Tokenizer& tokenizer,
     if (options.train_on != TrainOn::Assistant)
       throw UsageError(concat("--train-on ", train_on_name(options.train_on), ": ", data.path,
                               " is plain text, and it is for chats"));
+    if (!options.columns.empty())
+      throw UsageError(concat("--columns: ", data.path, " is plain text, which has none"));
+    if (options.system)
+      throw UsageError(concat("--system: ", data.path, " is plain text, and it is for chats"));
     load_text(source, tokenizer, options, data);
   } else {
-    RowBuilder builder(tokenizer, template_name, options.format, options.train_on);
+    RowBuilder builder(tokenizer, template_name, options);
+    data.columns = options.columns;
     ParallelRows rows(builder, tokenizer, options, data);
     FileRead read = for_each_raw_row(
-        source, [&](RawRow&& row) { return !rows.full() && rows.add(std::move(row)); });
+        source, [&](RawRow&& row) { return !rows.full() && rows.add(std::move(row)); },
+        options.columns.theirs());
     rows.flush();
+    if (!rows.full()) rows.require_columns();  // a key may first come in rows that are not read
     data.format = builder.format();
     data.container = std::move(read.container);
     data.sha256 = std::move(read.sha256);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "io/byte_source.h"
+#include "text/columns.h"
 #include "text/row.h"
 #include "text/tokenizer.h"
 #include "text/train_on.h"
@@ -34,6 +35,8 @@ struct DatasetOptions {
   std::int64_t max_rows = -1;   // read only the first rows; -1 all
   std::string format = "auto";  // a row format of text/row_formats.h, txt or auto
   TrainOn train_on = TrainOn::Assistant;
+  Columns columns = {};                    // which keys of the file stand for a format's
+  std::optional<std::string> system = {};  // the system turn of chats that have none
 };
 
 struct Dataset {
@@ -47,6 +50,8 @@ struct Dataset {
   std::int64_t rows_truncated = 0, tokens_truncated = 0;  // of rows that are kept
   std::string first_left_out;                             // "path:line: why"; empty: none was
   std::vector<std::string> ignored_keys;                  // of mere records, in the order met
+  Columns columns;                                        // as they were read by
+  std::int64_t rows_of_own_system = 0;                    // chats that options.system is not put to
   std::vector<std::string>
       fitted;  // what the chat template has no place for, and how it is written
   std::int64_t tokens = 0, supervised_tokens = 0;
@@ -65,6 +70,11 @@ struct Dataset {
 Dataset load_dataset(const ByteSource& source, const Tokenizer& tokenizer,
                      const std::optional<std::string>& template_name,
                      const DatasetOptions& options);
+
+// Takes rows out of `data` into a Dataset of their own, for evaluation: those of every n-th line, so
+// that of a sorted file each kind goes in proportion, about `share` of all lines, at least one and
+// at most `most`. All rows of a line go together. Throws UsageError if no row would be left.
+Dataset split_off(Dataset& data, const Tokenizer& tokenizer, double share, std::int64_t most);
 
 // A row as text with its trained tokens marked, for --show-rows.
 std::string show_row(const Row& row, const Tokenizer& tokenizer, bool colour);

@@ -4,6 +4,8 @@
 
 #include "tensor/error.h"
 #include "text/data_file.h"
+#include "text/fitted_template.h"
+#include "text/row_formats.h"
 #include "text/row_keys.h"
 
 namespace lk {
@@ -37,9 +39,9 @@ std::int64_t code_points(const std::string& text) {
   return std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; });
 }
 
-void require_fits(std::size_t tokens, const EvalRowLimits& limits, const std::string& what) {
-  if (static_cast<std::int64_t>(tokens) > limits.seq_len)
-    throw InputError(concat(what, " has ", tokens, " tokens, --seq-len is ", limits.seq_len));
+void require_fits(std::size_t tokens, const EvalRowOptions& options, const std::string& what) {
+  if (static_cast<std::int64_t>(tokens) > options.seq_len)
+    throw InputError(concat(what, " has ", tokens, " tokens, --seq-len is ", options.seq_len));
 }
 
 // Adds the place in the file to an error about the text itself.
@@ -52,71 +54,182 @@ auto at(const std::string& where, const F& f) {
   }
 }
 
+// As refuse_unused_keys(); where the user names the columns that count, the others are records.
+void refuse_unused(const OrderedJson& row, const Columns& columns,
+                   std::initializer_list<const char*> used, const std::string& user,
+                   const std::string& where) {
+  if (columns.empty()) refuse_unused_keys(row, used, user, where);
+}
+
+// Visits each row with its keys renamed. InputError for a row that lacks one that --columns names.
+void for_each_renamed_row(
+    const ByteSource& data, const Columns& columns,
+    const std::function<bool(const OrderedJson&, const std::string&)>& visit) {
+  auto renamed = [&](RawRow&& raw) {
+    const OrderedJson row = raw.parse();
+    for (const Columns::Pair& pair : columns.pairs())
+      if (!row.contains(pair.theirs))
+        throw InputError(concat(raw.where(), ": ", columns.missing(pair, row)));
+    std::vector<std::string> ignored;
+    return visit(columns.rename(row, ignored), raw.where());
+  };
+  for_each_raw_row(data, renamed, columns.theirs());
+}
+
 }  // namespace
 
-EvalKind detect_eval_kind(const ByteSource& data) {
+EvalKind detect_eval_kind(const ByteSource& data, const Columns& columns) {
   if (data.name().ends_with(".txt")) return EvalKind::Loss;
   EvalKind kind = EvalKind::Loss;
-  for_each_raw_row(data, [&](RawRow&& raw) {
+  auto first = [&](RawRow&& raw) {
     try {
-      const OrderedJson row = raw.parse();
-      if (row.contains("choices")) kind = EvalKind::Choices;
-      if (row.contains("references") && !row.contains("completion")) kind = EvalKind::Generation;
+      std::vector<std::string> ignored;
+      const OrderedJson row = columns.rename(raw.parse(), ignored);
+      if (row.contains("choices"))
+        kind = EvalKind::Choices;
+      else if (row.contains("references") && find_row_format(row).empty())
+        kind = EvalKind::Generation;
       return false;
     } catch (const InputError&) {
       return true;  // whoever reads the rows says what is wrong, or skips it
     }
-  });
+  };
+  for_each_raw_row(data, first, columns.theirs());
   return kind;
 }
 
 std::vector<ChoiceRow> load_choices(const ByteSource& data, const Tokenizer& tokenizer,
-                                    const EvalRowLimits& limits) {
+                                    const EvalRowOptions& options) {
   std::vector<ChoiceRow> rows;
-  for_each_json_row(data, [&](const Json& json, const std::string& where) {
-    refuse_unused_keys(OrderedJson(json), {"prompt", "choices", "answer"}, "a row with choices",
-                       where);
-    const std::string prompt = json_string(json, "prompt", where);
-    const std::vector<std::string> choices = strings(json, "choices", 2, where);
-    ChoiceRow row;
-    row.answer = answer_index(json, choices, where);
-    for (std::size_t i = 0; i < choices.size(); ++i) {
-      const std::string here = concat(where, ": choices[", i, "]");
-      if (std::count(choices.begin(), choices.end(), choices[i]) > 1)
-        throw InputError(here + ": appears twice");
-      row.choices.push_back(
-          at(here, [&] { return make_row(tokenizer, prompt, choices[i], false); }));
-      row.characters.push_back(code_points(choices[i]));
-      if (row.choices.back().n_supervised() == 0)
-        throw InputError(here + ": has no token of its own behind the prompt");
-      require_fits(row.choices.back().ids.size(), limits, here + ": with its prompt it");
-    }
-    rows.push_back(std::move(row));
-    return std::ssize(rows) != limits.max_rows;
-  });
+  if (options.system) throw UsageError("--system: rows with choices are no chats");
+  for_each_renamed_row(
+      data, options.columns, [&](const OrderedJson& object, const std::string& where) {
+        refuse_unused(object, options.columns, {"prompt", "choices", "answer"},
+                      "a row with choices", where);
+        const Json json(object);
+        const std::string prompt = json_string(json, "prompt", where);
+        const std::vector<std::string> choices = strings(json, "choices", 2, where);
+        ChoiceRow row;
+        row.answer = answer_index(json, choices, where);
+        for (std::size_t i = 0; i < choices.size(); ++i) {
+          const std::string here = concat(where, ": choices[", i, "]");
+          if (std::count(choices.begin(), choices.end(), choices[i]) > 1)
+            throw InputError(here + ": appears twice");
+          row.choices.push_back(
+              at(here, [&] { return make_row(tokenizer, prompt, choices[i], false); }));
+          row.characters.push_back(code_points(choices[i]));
+          if (row.choices.back().n_supervised() == 0)
+            throw InputError(here + ": has no token of its own behind the prompt");
+          require_fits(row.choices.back().ids.size(), options, here + ": with its prompt it");
+        }
+        rows.push_back(std::move(row));
+        return std::ssize(rows) != options.max_rows;
+      });
   if (rows.empty()) throw InputError(data.name() + ": no rows");
   return rows;
 }
 
-std::vector<ReferenceRow> load_references(const ByteSource& data, const Tokenizer& tokenizer,
-                                          const EvalRowLimits& limits, std::int64_t max_new) {
-  std::vector<ReferenceRow> rows;
-  for_each_json_row(data, [&](const Json& json, const std::string& where) {
-    refuse_unused_keys(OrderedJson(json), {"prompt", "references", "completion"},
-                       "a row with references", where);
+namespace {
+
+// Reads the rows of one file that answers are scored on.
+class ReferenceReader {
+ public:
+  ReferenceReader(const Tokenizer& tokenizer, const EvalRowOptions& options)
+      : tokenizer_(tokenizer), options_(options) {
+    check_system_text(options.system);
+  }
+
+  ReferenceRow read(const OrderedJson& row, const std::string& where) {
+    const std::string format = find_row_format(row, options_.columns);
+    const bool plain = row.contains("prompt") && row["prompt"].is_string();
+    // Some chats repeat the question beside their turns.
+    if (plain && (format.empty() || format == "prompt-completion" || format == "text"))
+      return read_plain(row, where);
+    if (row.contains("prompt") && format.empty())
+      return read_chat(prompt_alone(row, where), row, where);
+    if (format.empty())
+      detect_row_format(row, where, options_.columns);  // says what is there, and what is known
+    if (format == "text")
+      throw InputError(where + ": text: a row of plain text has no prompt to answer");
+    const MereRecords records =
+        options_.columns.empty() ? MereRecords::Known : MereRecords::AllButContext;
+    return read_chat(std::move(*read_row(row, format, records, where).chat), row, where);
+  }
+
+ private:
+  ReferenceRow read_plain(const OrderedJson& object, const std::string& where) const {
+    refuse_unused(object, options_.columns, {"prompt", "references", "completion"},
+                  "a row with references", where);
+    const Json json(object);
+    if (options_.system)
+      throw UsageError(concat("--system: ", where, " is no chat but a plain prompt"));
     ReferenceRow row;
     row.prompt = json_string(json, "prompt", where);
     if (!json.contains("references") && json.contains("completion"))
       row.references = {json_string(json, "completion", where)};
     else
       row.references = strings(json, "references", 1, where);
-    row.ids = at(where + ": prompt", [&] { return tokenizer.encode_prompt(row.prompt).ids; });
-    if (row.ids.empty()) throw InputError(where + ": prompt: has no tokens");
-    require_fits(row.ids.size() + static_cast<std::size_t>(max_new), limits,
-                 concat(where, ": prompt: with --max-tokens ", max_new, " it"));
-    rows.push_back(std::move(row));
-    return std::ssize(rows) != limits.max_rows;
-  });
+    row.ids = at(where + ": prompt", [&] { return tokenizer_.encode_prompt(row.prompt).ids; });
+    return row;
+  }
+
+  // A list of messages as the prompt, with references beside it and no completion.
+  ChatRow prompt_alone(const OrderedJson& row, const std::string& where) const {
+    refuse_unused(row, options_.columns, {"prompt", "references"},
+                  "a row of messages and references", where);
+    std::vector<std::string> ignored;
+    return {read_turns(row["prompt"], "prompt", where, ignored), nullptr};
+  }
+
+  ReferenceRow read_chat(ChatRow chat, const OrderedJson& json, const std::string& where) {
+    if (!template_) template_.emplace(tokenizer_, options_.chat_template, options_.system);
+    ReferenceRow row;
+    if (chat.turns.back().message.role == "assistant") {
+      const Message& last = chat.turns.back().message;
+      if (last.more && last.more->contains("tool_calls"))
+        throw InputError(where + ": the last turn calls tools: only texts are compared");
+      row.references = {last.content};
+      chat.turns.pop_back();
+    }
+    if (json.contains("references"))
+      row.references = strings(Json(json), "references", 1, where);
+    else if (row.references.empty())
+      throw InputError(where +
+                       ": the chat does not end with a turn of the assistant to compare "
+                       "with, and has no references");
+    if (chat.turns.empty()) throw InputError(where + ": no turn stands before the assistant's");
+    return at(where, [&] {
+      template_->fit(chat);
+      std::vector<Message> messages;
+      for (const Turn& turn : chat.turns) messages.push_back(turn.message);
+      const RenderedChat prompt = (*template_)->render(messages, true, chat.tools.get());
+      template_->require_written(chat, prompt.text);
+      row.prompt = prompt.text;
+      row.ids = encode_chat(tokenizer_, prompt).ids;
+      return std::move(row);
+    });
+  }
+
+  const Tokenizer& tokenizer_;
+  const EvalRowOptions& options_;
+  std::optional<FittedTemplate> template_;  // chosen by the first row that needs it
+};
+
+}  // namespace
+
+std::vector<ReferenceRow> load_references(const ByteSource& data, const Tokenizer& tokenizer,
+                                          const EvalRowOptions& options, std::int64_t max_new) {
+  ReferenceReader reader(tokenizer, options);
+  std::vector<ReferenceRow> rows;
+  for_each_renamed_row(
+      data, options.columns, [&](const OrderedJson& json, const std::string& where) {
+        ReferenceRow row = reader.read(json, where);
+        if (row.ids.empty()) throw InputError(where + ": prompt: has no tokens");
+        require_fits(row.ids.size() + static_cast<std::size_t>(max_new), options,
+                     concat(where, ": prompt: with --max-tokens ", max_new, " it"));
+        rows.push_back(std::move(row));
+        return std::ssize(rows) != options.max_rows;
+      });
   if (rows.empty()) throw InputError(data.name() + ": no rows");
   return rows;
 }

@@ -8,10 +8,10 @@
 namespace lk {
 
 struct Row {
-  std::vector<std::int32_t> ids;
-  std::vector<std::uint8_t> supervised;  // per token: 1 if the loss is taken on predicting it
-  std::size_t line = 0;                  // the line in the file, from 1; for messages
-  std::size_t lost_bytes = 0;            // bytes of its text that no token stands for
+  std::vector<std::int32_t> ids = {};
+  std::vector<std::uint8_t> supervised = {};  // per token: 1 if the loss is taken on predicting it
+  std::size_t line = 0;                       // the line in the file, from 1; for messages
+  std::size_t lost_bytes = 0;                 // bytes of its text that no token stands for
   // The number of tokens whose prediction counts: supervised and not at position 0 (nothing
   // precedes it).
   std::int64_t n_supervised() const {

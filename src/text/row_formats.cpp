@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "io/printable.h"
 #include "tensor/error.h"
 #include "text/row_keys.h"
 
@@ -10,19 +9,50 @@ namespace lk {
 
 namespace {
 
-// A format and the keys that identify it, with their other names. The more telling formats come
-// first: Alpaca's own file also has a "text" column.
+// What stands beside a chat's turns.
+const std::vector<const char*> kContext = {"system", "system_prompt", "tools", "functions"};
+
+// A format, the keys that identify it, with their other names, and those it reads besides. The more
+// telling formats come first: Alpaca's own file also has a "text" column.
 struct Format {
   const char* name;
   std::vector<std::vector<const char*>> keys;
+  std::vector<const char*> more;
+
+  bool needs(const std::string& key) const {
+    return std::any_of(keys.begin(), keys.end(), [&](const auto& names) {
+      return std::find(names.begin(), names.end(), key) != names.end();
+    });
+  }
+  bool reads(const std::string& key) const {
+    return needs(key) || std::find(more.begin(), more.end(), key) != more.end();
+  }
 };
 const std::vector<Format>& formats() {
-  static const std::vector<Format> all = {{"messages", {{"messages"}}},
-                                          {"sharegpt", {{"conversations", "conversation"}}},
-                                          {"prompt-completion", {{"prompt"}, {"completion"}}},
-                                          {"alpaca", {{"instruction"}, {"output", "response"}}},
-                                          {"text", {{"text"}}}};
+  static const std::vector<Format> all = {
+      {"messages", {{"messages"}}, kContext},
+      {"sharegpt", {{"conversations", "conversation"}}, kContext},
+      {"prompt-completion", {{"prompt"}, {"completion"}}, kContext},
+      {"alpaca",
+       {{"instruction"}, {"output", "response"}},
+       {"input", "context", "system", "system_prompt"}},
+      {"user-assistant", {{"user"}, {"assistant"}}, kContext},
+      {"text", {{"text"}}, {}}};
   return all;
+}
+
+const Format& format_called(const std::string& name) {
+  return *std::find_if(formats().begin(), formats().end(),
+                       [&](const Format& format) { return name == format.name; });
+}
+
+// Keys that only `evaluate` reads; training takes "references" for a mere record.
+constexpr const char* kEvaluationKeys[] = {"references", "choices", "answer"};
+
+bool reads_all(const Format& format, const Columns& columns) {
+  return std::all_of(columns.pairs().begin(), columns.pairs().end(), [&](const auto& pair) {
+    return pair.ours == "references" || format.reads(pair.ours);
+  });
 }
 
 void put_system(RowKeys& keys, std::vector<Turn>& turns, const std::string& where) {
@@ -82,6 +112,15 @@ void read_alpaca(RowKeys& keys, RowContent& row) {
   row.chat = std::move(chat);
 }
 
+void read_user_assistant(RowKeys& keys, const std::string& where, RowContent& row) {
+  ChatRow chat;
+  chat.turns.push_back({{"user", keys.text("user")}, false});
+  chat.turns.push_back({{"assistant", keys.text("assistant")}, true});
+  chat.tools = tools_of(keys, where);
+  put_system(keys, chat.turns, where);
+  row.chat = std::move(chat);
+}
+
 void read_chat(RowKeys& keys, const std::vector<const char*>& names, const std::string& where,
                RowContent& row) {
   const auto there = std::find_if(names.begin(), names.end(), [&](auto n) { return keys.has(n); });
@@ -113,24 +152,62 @@ bool is_row_format(const std::string& name) {
                      [&](const Format& format) { return name == format.name; });
 }
 
-std::string detect_row_format(const OrderedJson& object, const std::string& where) {
+std::vector<std::string> row_format_keys() {
+  std::vector<std::string> all;
+  auto add = [&](const char* key) {
+    if (std::find(all.begin(), all.end(), key) == all.end()) all.emplace_back(key);
+  };
+  for (const Format& format : formats()) {
+    for (const auto& names : format.keys) std::for_each(names.begin(), names.end(), add);
+    std::for_each(format.more.begin(), format.more.end(), add);
+  }
+  std::for_each(std::begin(kEvaluationKeys), std::end(kEvaluationKeys), add);
+  return all;
+}
+
+std::string find_row_format(const OrderedJson& object, const Columns& columns) {
   auto has_any = [&](const std::vector<const char*>& names) {
     return std::any_of(names.begin(), names.end(),
                        [&](const char* name) { return object.contains(name); });
   };
   for (const Format& format : formats())
-    if (std::all_of(format.keys.begin(), format.keys.end(), has_any)) return format.name;
-  std::string keys;
-  for (const auto& [key, value] : object.items()) {
-    const std::string quoted = printable(key);
-    keys += (keys.empty() ? "" : ", ") + (quoted.size() == key.size() + 2 ? key : quoted);
-  }
-  throw InputError(where + ": no row format has the keys {" + keys +
-                   "}; known are text; prompt, completion; instruction, input or context, output "
-                   "or response; messages; conversations");
+    if (reads_all(format, columns) && std::all_of(format.keys.begin(), format.keys.end(), has_any))
+      return format.name;
+  return "";
 }
 
-RowContent read_row(const OrderedJson& object, const std::string& format, bool named,
+std::string detect_row_format(const OrderedJson& object, const std::string& where,
+                              const Columns& columns) {
+  std::string found = find_row_format(object, columns);
+  if (!found.empty()) return found;
+  throw InputError(concat(
+      where, ": no row format has the keys ", listed_keys(object),
+      "; known are text; prompt, completion; instruction, input or context, output or response; "
+      "messages; conversations; user, assistant. ",
+      columns.empty() ? "--columns says which of yours stand for them"
+                      : "--columns may name more of yours",
+      ": --columns prompt=KEY,completion=KEY (plain text) or user=KEY,assistant=KEY (a chat)"));
+}
+
+void check_columns(const Columns& columns, const std::string& format) {
+  const bool any = format == "auto";
+  for (const Format& one : formats())
+    if ((any || format == one.name) && reads_all(one, columns)) return;
+  std::string ours;
+  for (const Columns::Pair& pair : columns.pairs()) ours += (ours.empty() ? "" : ", ") + pair.ours;
+  throw UsageError(concat("--columns ", columns.text(), ": ",
+                          any ? "no row format reads" : "the format " + format + " does not read",
+                          " all of ", ours));
+}
+
+std::vector<Columns::Pair> required_columns(const Columns& columns, const std::string& format) {
+  std::vector<Columns::Pair> required;
+  for (const Columns::Pair& pair : columns.pairs())
+    if (format_called(format).needs(pair.ours)) required.push_back(pair);
+  return required;
+}
+
+RowContent read_row(const OrderedJson& object, const std::string& format, MereRecords records,
                     const std::string& where) {
   RowContent row;
   RowKeys keys(object, where);
@@ -144,14 +221,19 @@ RowContent read_row(const OrderedJson& object, const std::string& format, bool n
       read_plain(keys, row);
   } else if (format == "alpaca") {
     read_alpaca(keys, row);
+  } else if (format == "user-assistant") {
+    read_user_assistant(keys, where, row);
   } else {
-    const Format& chat = format == "sharegpt" ? formats()[1] : formats()[0];
-    read_chat(keys, chat.keys.front(), where, row);
+    read_chat(keys, format_called(format).keys.front(), where, row);
   }
-  if (named)
+  if (records == MereRecords::OtherFormats)
     for (const Format& other : formats())
       for (const auto& names : other.keys)
         for (const char* name : names) keys.ignore(name, row.ignored);
+  if (records == MereRecords::AllButContext)
+    for (const auto& [key, value] : object.items())
+      if (std::find(kContext.begin(), kContext.end(), key) == kContext.end())
+        keys.ignore(key.c_str(), row.ignored);
   keys.finish("format " + format, row.ignored);
   return row;
 }

@@ -109,8 +109,10 @@ void RowKeys::finish(const std::string& user, std::vector<std::string>& ignored)
     if (is_record_key(key))
       ignored.push_back(key);
     else if (!is_empty_value(value))
-      throw InputError(concat(where_, ": the key ", printable(key), " is not used by ", user,
-                              ", and not known to be a mere record: rename or remove it"));
+      throw InputError(
+          concat(where_, ": the key ", printable(key), " is not used by ", user,
+                 ", and not known to be a mere record: rename or remove it, or say by --columns "
+                 "what counts"));
   }
 }
 

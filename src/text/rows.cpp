@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "tensor/error.h"
-#include "text/dataset.h"
 
 namespace lk {
 
@@ -32,24 +31,54 @@ Row make_row(const Tokenizer& tokenizer, const std::string& prompt, const std::s
 }
 
 RowBuilder::RowBuilder(const Tokenizer& tokenizer, const std::optional<std::string>& template_name,
-                       const std::string& format, TrainOn train_on)
+                       const DatasetOptions& options)
     : tokenizer_(tokenizer),
       template_name_(template_name),
-      format_(format),
-      named_(format != "auto"),
-      train_on_(train_on) {
-  if (named_ && !is_row_format(format))
-    throw UsageError(concat("--format ", format, ": not auto, ", row_format_names(), " or txt"));
+      format_(options.format),
+      named_(format_ != "auto"),
+      train_on_(options.train_on),
+      columns_(options.columns),
+      system_(options.system) {
+  if (named_ && !is_row_format(format_))
+    throw UsageError(concat("--format ", format_, ": not auto, ", row_format_names(), " or txt"));
+  check_columns(columns_, format_);
+  check_system_text(system_);
+}
+
+RowContent RowBuilder::read(const OrderedJson& object, const std::string& where, Built& built) {
+  std::vector<std::string> displaced;
+  const OrderedJson row = columns_.rename(object, displaced);
+  for (const Columns::Pair& pair : columns_.pairs())
+    built.columns.push_back(object.contains(pair.theirs));
+  auto refuse_missing = [&](const std::vector<Columns::Pair>& pairs) {
+    for (const Columns::Pair& pair : pairs)
+      if (!object.contains(pair.theirs))
+        throw InputError(concat(where, ": ", columns_.missing(pair, object)));
+  };
+  if (format_ == "auto") {
+    if (find_row_format(row, columns_).empty()) refuse_missing(columns_.pairs());
+    format_ = detect_row_format(row, where, columns_);
+  }
+  if (!columns_.empty()) refuse_missing(required_columns(columns_, format_));
+  const MereRecords records = !columns_.empty() ? MereRecords::AllButContext
+                              : named_          ? MereRecords::OtherFormats
+                                                : MereRecords::Known;
+  RowContent content = read_row(row, format_, records, where);
+  content.ignored.insert(content.ignored.end(), displaced.begin(), displaced.end());
+  return content;
 }
 
 RowBuilder::Built RowBuilder::build(const OrderedJson& object, const std::string& where) {
-  if (format_ == "auto") format_ = detect_row_format(object, where);
-  RowContent content = read_row(object, format_, named_, where);
   Built built;
+  RowContent content = read(object, where, built);
   built.ignored = std::move(content.ignored);
   if (!content.chat && train_on_ != TrainOn::Assistant)
     throw UsageError(concat("--train-on ", train_on_name(train_on_), ": the rows of ", where,
                             " are no chats, which it is for"));
+  if (!content.chat && system_)
+    throw UsageError(concat("--system: ", where, " is no chat but plain text (format ", format_,
+                            "), which has no system turn; --columns user=KEY,assistant=KEY makes "
+                            "chats of two columns"));
   try {
     if (content.chat)
       chat(std::move(*content.chat), built);
@@ -59,11 +88,6 @@ RowBuilder::Built RowBuilder::build(const OrderedJson& object, const std::string
     throw InputError(where + ": " + e.what());
   }
   return built;
-}
-
-void RowBuilder::choose_template() {
-  template_ = ChatTemplate::choose(tokenizer_, template_name_.value_or(""));
-  support_ = find_tool_support(*template_);
 }
 
 namespace {
@@ -89,8 +113,10 @@ Row chat_row(const Tokenizer& tokenizer, const RenderedChat& chat) {
 }  // namespace
 
 void RowBuilder::chat(ChatRow said, Built& built) {
-  std::call_once(template_chosen_, [&] { choose_template(); });
-  built.fitted = fit_to_template(said, support_);
+  std::call_once(template_chosen_, [&] { template_.emplace(tokenizer_, template_name_, system_); });
+  FittedTemplate::Fitted fitted = template_->fit(said);
+  built.fitted = std::move(fitted.written);
+  built.own_system = fitted.own_system;
   std::vector<Message> messages;
   std::vector<bool> trained;
   for (const Turn& turn : said.turns) {
@@ -98,12 +124,12 @@ void RowBuilder::chat(ChatRow said, Built& built) {
     trained.push_back(turn.trained);
   }
   const TrainingChat chat =
-      render_for_training(*template_, messages, trained, train_on_, said.tools.get());
+      render_for_training(**template_, messages, trained, train_on_, said.tools.get());
   // No trained token follows the turns behind the last answer, and no row has them where a chat is
   // taken apart.
   while (!said.turns.empty() && said.turns.back().message.role != "assistant")
     said.turns.pop_back();
-  require_written(said, chat.written, template_->name());
+  template_->require_written(said, chat.written);
   built.one_a_turn = chat.one_a_turn;
   for (const RenderedChat& row : chat.rows) built.rows.push_back(chat_row(tokenizer_, row));
   if (built.rows.empty()) throw InputError("the row has no token to train on");

@@ -7,11 +7,11 @@
 #include <vector>
 
 #include "io/json.h"
-#include "text/chat_template.h"
+#include "text/dataset.h"
+#include "text/fitted_template.h"
 #include "text/row.h"
 #include "text/row_formats.h"
 #include "text/tokenizer.h"
-#include "text/tool_turns.h"
 #include "text/training_chat.h"
 
 namespace lk {
@@ -21,16 +21,19 @@ namespace lk {
 // end token, in as many rows as TrainOn says.
 class RowBuilder {
  public:
-  // `format`: a row format's name, or "auto": found from the first row. UsageError for any other,
-  // and in build() for a TrainOn of chats where the rows are none.
+  // Takes format, train_on, columns and system of `options`. A format of "auto" is found from the
+  // first row. UsageError for a format that is none, for columns that it does not read, and in
+  // build() for a TrainOn or a system turn where the rows are no chats.
   RowBuilder(const Tokenizer& tokenizer, const std::optional<std::string>& template_name,
-             const std::string& format, TrainOn train_on = TrainOn::Assistant);
+             const DatasetOptions& options);
 
   struct Built {
     std::vector<Row> rows;             // one, but of a chat that is taken apart
     bool one_a_turn = false;           // a chat taken apart: each row trains one turn
     std::vector<std::string> ignored;  // keys of mere records
     std::vector<std::string> fitted;   // what the template has no place for, and how it is written
+    bool own_system = false;           // a chat whose own system turn stays, not options.system
+    std::vector<bool> columns;         // of each pair of options.columns: the row has its key
   };
   // Makes rows of `object`. InputError naming `where` and the key. The first row settles the
   // format: after it, build() may be called by many threads at a time.
@@ -39,17 +42,18 @@ class RowBuilder {
   const std::string& format() const { return format_; }
 
  private:
+  RowContent read(const OrderedJson& object, const std::string& where, Built& built);
   void chat(ChatRow said, Built& built);
-  void choose_template();
 
   const Tokenizer& tokenizer_;
   std::optional<std::string> template_name_;
   std::string format_;
   bool named_;  // the user named the format
   TrainOn train_on_;
+  Columns columns_;
+  std::optional<std::string> system_;
   std::once_flag template_chosen_;
-  std::optional<ChatTemplate> template_;  // chosen by the first row that needs it
-  ToolSupport support_;                   // of the template
+  std::optional<FittedTemplate> template_;  // chosen by the first row that needs it
 };
 
 }  // namespace lk

@@ -2,6 +2,7 @@
 
 #include "tensor/error.h"
 #include "text/jinja/json.h"
+#include "text/jinja/search.h"
 #include "text/white_space.h"
 
 namespace lk {
@@ -112,6 +113,11 @@ void require(bool written, const std::string& template_name, const std::string& 
 
 }  // namespace
 
+bool writes_system_turn(const ChatTemplate& chat) {
+  return rendered_or_nothing(chat, {{"system", "zqx"}, {"user", "x"}}).find("zqx") !=
+         std::string::npos;
+}
+
 ToolSupport find_tool_support(const ChatTemplate& chat) {
   const OrderedJson function = {
       {"name", "zqx"},
@@ -136,6 +142,7 @@ ToolSupport find_tool_support(const ChatTemplate& chat) {
   support.calls = writes({user, call}, "zqx") && writes({user, call}, "zqy");
   support.tool_role = writes({user, support.calls ? call : answer, result}, "zqz");
   support.developer = writes({{"developer", "zqx"}, user}, "zqx");
+  support.system = writes_system_turn(chat);
   return support;
 }
 
@@ -159,7 +166,20 @@ std::vector<std::string> fit_to_template(ChatRow& chat, const ToolSupport& suppo
 }
 
 void require_written(const ChatRow& chat, const std::string& rendered, const std::string& name) {
-  auto found = [&](std::string_view text) { return rendered.find(text) != std::string::npos; };
+  jinja::Budget budget(UINT64_MAX, UINT64_MAX);
+  // Turns mostly come in their order, so each search begins where the last one ended.
+  std::size_t from = 0;
+  auto found = [&](std::string_view text) {
+    if (text.empty()) return true;
+    for (const std::size_t begin : {from, std::size_t{0}}) {
+      const std::string_view rest = std::string_view(rendered).substr(begin);
+      const auto at = jinja::occurrences(rest, text, 1, false, budget);
+      if (at.empty()) continue;
+      from = begin + at.front() + text.size();
+      return true;
+    }
+    return false;
+  };
   auto written = [&](const OrderedJson& text) {
     return found(strip(text.get_ref<const std::string&>()));
   };

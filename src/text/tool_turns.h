@@ -16,7 +16,10 @@ struct ToolSupport {
   bool calls = false;      // an assistant's tool_calls
   bool tool_role = false;  // turns of the role tool
   bool developer = false;  // turns of the role developer
+  bool system = false;     // turns of the role system
 };
+// Whether the template writes system turns. Some refuse them, some leave them out in silence.
+bool writes_system_turn(const ChatTemplate& chat_template);
 ToolSupport find_tool_support(const ChatTemplate& chat_template);
 
 // Puts what the template can't write into turns that it can: tools into the system turn, calls into

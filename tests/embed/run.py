@@ -86,6 +86,9 @@ def main():
             environment["PKG_CONFIG_SYSROOT_DIR"] = str(folder / "stage")
         required("the example's setup", call(options.meson, "setup", folder / "embed", ROOT / "examples/embed",
                                              env=environment))
+        old = call("c++", "-std=c++17", "-fsyntax-only", "-I", headers.parent, "-x", "c++", "-",
+                   input="#include <lorikeet/lorikeet.h>\n")
+        check("an older C++ is told what is missing", "needs C++20" in old.stderr, old.stderr[:2000])
         required("the example's build", call(options.meson, "compile", "-C", folder / "embed"))
 
         embed = folder / "embed/embed"
@@ -97,6 +100,9 @@ def main():
         check("the README's lines train a step and save an adapter",
               readme.returncode == 0 and (folder / "adapters/mine/adapter_model.safetensors").is_file(),
               readme.stdout + readme.stderr)
+        own_op = call(folder / "embed/own_op")
+        check("the how-to's op is right in F32 and BF16 on every device",
+              own_op.returncode == 0 and "the gradient, bf16 on cpu" in own_op.stdout, own_op.stdout + own_op.stderr)
         missing = call(embed, folder / "none.gguf")
         check("a missing model is an exception that names it, exit code 3",
               missing.returncode == 3 and "none.gguf" in missing.stderr and not missing.stdout,

@@ -1,0 +1,44 @@
+#include "io/nearest.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace lk {
+
+namespace {
+
+std::string lower_case(std::string text) {
+  for (char& c : text)
+    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c + 32);
+  return text;
+}
+
+}  // namespace
+
+std::size_t edit_distance(const std::string& a, const std::string& b) {
+  std::vector<std::size_t> row(b.size() + 1);
+  for (std::size_t j = 0; j <= b.size(); ++j) row[j] = j;
+  for (std::size_t i = 1; i <= a.size(); ++i) {
+    std::size_t diagonal = std::exchange(row[0], i);
+    for (std::size_t j = 1; j <= b.size(); ++j) {
+      const std::size_t changed = diagonal + (a[i - 1] != b[j - 1]);
+      diagonal = std::exchange(row[j], std::min({row[j] + 1, row[j - 1] + 1, changed}));
+    }
+  }
+  return row.back();
+}
+
+std::string nearest_name(const std::string& wrong, const std::vector<std::string>& names) {
+  constexpr std::size_t kMostLetters = 100;  // nobody mistypes more, and the table is their square
+  if (wrong.size() > kMostLetters) return "";
+  std::string nearest;
+  std::size_t least = wrong.size() / 3 + 1;
+  for (const std::string& name : names) {
+    if (name.size() > kMostLetters) continue;
+    const std::size_t d = edit_distance(lower_case(wrong), lower_case(name));
+    if (d < least) least = d, nearest = name;
+  }
+  return nearest;
+}
+
+}  // namespace lk

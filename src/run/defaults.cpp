@@ -1,0 +1,78 @@
+#include "run/defaults.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "io/json.h"
+
+namespace lk {
+namespace {
+
+constexpr std::int64_t kMostWarmup = 50, kMostEvaluations = 10, kFewSteps = 10;
+
+double two_digits(double x) {
+  const double unit = std::pow(10, std::floor(std::log10(x)) - 1);
+  return std::round(x / unit) * unit;
+}
+
+}  // namespace
+
+double default_lr(std::int64_t base_parameters) {
+  const double n = static_cast<double>(std::max<std::int64_t>(base_parameters, 1));
+  return two_digits(std::clamp(1.5e-3 * std::sqrt(135e6 / n), 2e-5, 3e-3));
+}
+
+double default_epochs(std::int64_t rows) { return rows <= 1000 ? 3 : rows <= 5000 ? 2 : 1; }
+
+double eval_share(const FinetuneSettings& s, std::int64_t rows) {
+  if (!s.eval_data.empty()) return 0;
+  if (s.eval_split) return *s.eval_split;
+  return s.shuffle && rows >= kRowsToSplit ? kEvalShare : 0;
+}
+
+void fill_in_rates(FinetuneSettings& s, std::int64_t base_parameters, std::int64_t steps,
+                   const Json* before) {
+  const bool own_rate = s.lr.has_value();
+  auto earlier = [&]<class T>(std::optional<T>& value, const char* key) {
+    if (!value && before && before->contains(key) && !before->at(key).is_null())
+      value = before->at(key).get<T>();
+  };
+  earlier(s.lr, "lr");
+  earlier(s.schedule, "schedule");
+  earlier(s.warmup, "warmup");
+  if (!s.lr) s.lr = default_lr(base_parameters);
+  if (!s.schedule) s.schedule = own_rate ? "constant" : "linear";
+  if (!s.warmup) s.warmup = own_rate ? 0 : std::min(steps / 10, kMostWarmup);
+}
+
+void fill_in_evaluation(FinetuneSettings& s, std::int64_t steps, std::int64_t train_tokens,
+                        std::int64_t eval_tokens) {
+  const bool evaluates = eval_tokens > 0;
+  if (!s.eval_every) {
+    const std::int64_t affordable = evaluates ? 3 * train_tokens / 5 / eval_tokens : 0;
+    const std::int64_t n = std::min({affordable, kMostEvaluations, steps - 1});
+    s.eval_every = n > 0 ? (steps + n) / (n + 1) : 0;
+  }
+  if (s.keep == "auto") s.keep = evaluates ? "best" : "last";
+  if (!s.samples) s.samples = evaluates ? 3 : 0;
+}
+
+std::vector<std::string> doubts(const FinetuneSettings& s, std::int64_t base_parameters,
+                                std::int64_t steps, bool evaluates) {
+  std::vector<std::string> all;
+  const double usual = default_lr(base_parameters);
+  if (*s.lr > 10 * usual || *s.lr * 10 < usual)
+    all.push_back(concat("warning: lr ", *s.lr, " is far from the usual ", usual,
+                         " for a model of this size: the run may ",
+                         *s.lr > usual ? "diverge" : "learn next to nothing"));
+  if (steps < kFewSteps)
+    all.push_back(concat("warning: ", steps, steps == 1 ? " step is" : " steps are",
+                         " few: a style takes some twenty to learn"));
+  if (!evaluates)
+    all.push_back(
+        "warning: nothing to evaluate on: that the loss on new rows falls will not show; "
+        "--eval-data or --eval-split give it");
+  return all;
+}
+
+}  // namespace lk

@@ -1,0 +1,106 @@
+#include "run/run_toml.h"
+
+#include <charconv>
+
+#include "nn/recompute.h"
+
+namespace lk {
+namespace {
+
+// A text in the quotes that it does not contain itself: readers of TOML's subset, such as CLI11,
+// know no escapes. A control character can't be said.
+std::string quoted(const std::string& text) {
+  std::string plain = text;
+  for (char& c : plain)
+    if (static_cast<unsigned char>(c) < 32 || c == 127) c = '?';
+  const char mark = plain.find('"') == std::string::npos ? '"' : '\'';
+  return mark + plain + mark;
+}
+
+std::string value_text(const std::string& x) { return quoted(x); }
+std::string value_text(bool x) { return x ? "true" : "false"; }
+std::string value_text(std::int64_t x) { return std::to_string(x); }
+std::string value_text(std::uint64_t x) { return std::to_string(x); }
+// The shortest text that is read back as the same number.
+std::string value_text(double x) {
+  char text[32];
+  return {text, std::to_chars(text, text + sizeof text, x).ptr};
+}
+
+struct Lines {
+  std::string text;
+  template <class T>
+  void add(const char* flag, const T& value) {
+    text += concat(flag, " = ", value_text(value), "\n");
+  }
+  template <class T>
+  void add(const char* flag, const std::optional<T>& value) {
+    if (value) add(flag, *value);
+  }
+  void add_text(const char* flag, const std::string& value) {
+    if (!value.empty()) add(flag, value);
+  }
+};
+
+}  // namespace
+
+std::string run_toml(const FinetuneSettings& settings) {
+  // Takes the struct apart into all of its members: a new one does not compile until it stands here.
+  const auto& [model, data, out, rank, alpha, dropout, targets, steps, epochs, batch, grad_accum,
+               seq_len, lr, schedule, warmup, weight_decay, clip, seed, device, dtype, init_adapter,
+               shuffle, long_rows, skip_bad_rows, packing, format, chat_template, train_on,
+               eval_data, eval_split, eval_rows, eval_every, keep, patience, save_every, resume,
+               recompute, memory_limit, memory, verify_base, show_rows, samples, sample_every,
+               tensorboard] = settings;
+  static_cast<void>(resume), static_cast<void>(show_rows);  // of one call, not of the run
+  Lines l{"# finetune --config run.toml --out DIR trains the same adapter.\n"};
+  l.add("model", model);
+  l.add("data", data);
+  l.add("out", out);
+  l.add("rank", rank);
+  l.add("alpha", alpha);
+  l.add("dropout", dropout);
+  std::string list;
+  for (const std::string& t : targets) list += (list.empty() ? "" : ",") + t;
+  l.add_text("targets", list);
+  l.add("steps", steps);
+  l.add("epochs", epochs);
+  l.add("batch", batch);
+  l.add("grad-accum", grad_accum);
+  l.add("seq-len", seq_len);
+  l.add("lr", lr);
+  l.add("schedule", schedule);
+  l.add("warmup", warmup);
+  l.add("weight-decay", weight_decay);
+  l.add("clip", clip);
+  l.add("seed", seed);
+  l.add("device", device);
+  l.add("dtype", dtype);
+  l.add_text("init-adapter", init_adapter);
+  l.add("no-shuffle", !shuffle);
+  l.add("long-rows", std::string(long_rows_name(long_rows)));
+  l.add("skip-bad-rows", skip_bad_rows);
+  l.add("packing", packing);
+  l.add("format", format);
+  l.add("template", chat_template);
+  l.add("train-on", std::string(train_on_name(train_on)));
+  l.add_text("eval-data", eval_data);
+  l.add("eval-split", eval_split);
+  if (eval_rows >= 0) l.add("eval-rows", eval_rows);
+  l.add("eval-every", eval_every);
+  if (keep != "auto") l.add("keep", keep);
+  l.add("patience", patience);
+  l.add("save-every", save_every);
+  if (memory > 0)
+    l.add("memory", std::to_string(memory));
+  else
+    l.add("recompute", recompute_text(recompute));
+  if (memory_limit > 0) l.add("memory-limit", std::to_string(memory_limit));
+  l.add("no-verify-base", !verify_base);
+  l.add("samples", samples);
+  l.add("sample-every", sample_every);
+  l.add("tensorboard", tensorboard);
+  return l.text;
+}
+
+}  // namespace lk

@@ -1,0 +1,112 @@
+// What a program that embeds the library gives it: wrong values are a UsageError naming the field,
+// never a crash and never "a bug".
+#include <cmath>
+#include <limits>
+
+#include "cpu/cpu_backend.h"
+#include "hostile.h"
+#include "lora/trainer.h"
+#include "nn/evaluation.h"
+#include "nn/sampling.h"
+#include "tiny_model.h"
+
+using namespace lk;
+using namespace lk::test;
+
+namespace {
+
+const float kNan = std::numeric_limits<float>::quiet_NaN();
+
+template <class F>
+void refused(const std::string& part, F&& f) {
+  check_throws<UsageError>(part, {part}, std::forward<F>(f));
+}
+
+struct Subject {
+  std::unique_ptr<Backend> backend = make_cpu_backend();
+  std::unique_ptr<Transformer> model = tiny_transformer(*backend, DType::F32);
+};
+
+}  // namespace
+
+TEST_CASE("rows and batches that are not well made are refused, in training and in evaluation") {
+  Subject s;
+  Adapter adapter(*s.model, tiny_lora());
+  Trainer trainer(*s.model, adapter, {});
+  auto both = [&](const std::string& part, const std::vector<Row>& rows) {
+    refused(part, [&] { trainer.step(rows); });
+    refused(part, [&] { evaluate(*s.model, rows, 64); });
+  };
+  std::vector<Row> rows = random_rows({5, 7}, 3);
+  auto with = [&](auto&& change) {
+    std::vector<Row> other = rows;
+    change(other[1]);
+    return other;
+  };
+  both("rows[1]: 7 ids but 6", with([](Row& r) { r.supervised.pop_back(); }));
+  both("rows[1].ids: no tokens", with([](Row& r) { r = {}; }));
+  both("HostBatch.ids[11]: 61", with([](Row& r) { r.ids[6] = 61; }));
+  both("HostBatch.ids[11]: -1", with([](Row& r) { r.ids[6] = -1; }));
+  both("HostBatch.positions[261]: 256", [&] {
+    return std::vector<Row>{rows[0], random_rows({300}, 1)[0]};
+  }());
+  refused("at least one row", [&] { trainer.step(std::span<const Row>{}); });
+  refused("supervised token", [&] { trainer.step(random_rows({1}, 1)); });
+
+  const HostBatch good = make_host_batch(pointers(rows));
+  auto wrong = [&](const std::string& part, auto&& change) {
+    HostBatch batch = good;
+    change(batch);
+    refused(part, [&] { trainer.step(std::array{batch}); });
+  };
+  wrong("positions", [](HostBatch& b) { b.positions.pop_back(); });
+  wrong("targets", [](HostBatch& b) { b.targets.pop_back(); });
+  wrong("HostBatch.targets[0]: 61", [](HostBatch& b) { b.targets[0] = 61; });
+  wrong("HostBatch.rows[0]: 12", [](HostBatch& b) { b.rows[0] = 12; });
+  wrong("offsets", [](HostBatch& b) { b.offsets.back() = 99; });
+  wrong("offsets", [](HostBatch& b) { b.offsets = {}; });
+  wrong("offsets", [](HostBatch& b) { std::swap(b.offsets[0], b.offsets[1]); });
+  CHECK(trainer.steps_done() == 0);
+  CHECK(trainer.step(rows).step == 1);  // refusals left it as it was
+}
+
+TEST_CASE("settings out of their range are refused by the field's name") {
+  Subject s;
+  {
+    auto wrong = [&](const std::string& part, auto&& change) {
+      LoraConfig c = tiny_lora();
+      change(c);
+      refused(part, [&] { Adapter(*s.model, c); });
+    };
+    for (double alpha : {0.0, -1.0, double{kNan}})
+      wrong("alpha", [&](LoraConfig& c) { c.shape.alpha = alpha; });
+    for (float dropout : {-0.1f, 1.0f, kNan})
+      wrong("dropout", [&](LoraConfig& c) { c.shape.dropout = dropout; });
+    for (std::int64_t rank : {0, -3, 999})
+      wrong("rank", [&](LoraConfig& c) { c.shape.rank = rank; });
+    wrong("'nothing'", [](LoraConfig& c) { c.targets = {"nothing"}; });
+    wrong("alpha", [](LoraConfig& c) {
+      c.exceptions["model.layers.0.self_attn.q_proj"] = {2, 0.0};
+    });
+  }
+  Adapter adapter(*s.model, tiny_lora());
+  refused("already carries", [&] { Adapter(*s.model, tiny_lora()); });
+  auto wrong = [&](const std::string& part, auto&& change) {
+    TrainerConfig c;
+    change(c);
+    refused(part, [&] { Trainer(*s.model, adapter, c); });
+  };
+  for (double lr : {-1.0, double{kNan}, double{INFINITY}})
+    wrong("lr", [&](TrainerConfig& c) { c.schedule.lr = lr; });
+  wrong("warmup_steps", [](TrainerConfig& c) { c.schedule.warmup_steps = -1; });
+  wrong("total_steps", [](TrainerConfig& c) { c.schedule.kind = ScheduleKind::Cosine; });
+  wrong("total_steps", [](TrainerConfig& c) { c.schedule.kind = ScheduleKind::Linear; });
+  for (double clip : {-1.0, double{kNan}}) wrong("clip", [&](TrainerConfig& c) { c.clip = clip; });
+  for (float beta : {-0.1f, 1.0f, kNan}) {
+    wrong("beta1", [&](TrainerConfig& c) { c.adamw.beta1 = beta; });
+    wrong("beta2", [&](TrainerConfig& c) { c.adamw.beta2 = beta; });
+  }
+  for (float eps : {0.0f, -1.0f, kNan}) wrong("eps", [&](TrainerConfig& c) { c.adamw.eps = eps; });
+  wrong("weight_decay", [](TrainerConfig& c) { c.adamw.weight_decay = -1; });
+  refused("a prompt needs", [&] { make_prompt(*s.backend, {}, 0); });
+}

@@ -1,0 +1,138 @@
+#include "flag_names.h"
+
+#include <algorithm>
+#include <map>
+
+namespace lk::program {
+namespace {
+
+// Names in Hugging Face's TrainingArguments and PEFT's LoraConfig, in TRL, Unsloth, Axolotl and
+// llama.cpp, of settings that take the same values here.
+const std::map<std::string, std::string>& names_elsewhere() {
+  static const std::map<std::string, std::string> names = {
+      {"--learning-rate", "--lr"},
+      {"--lora-r", "--rank"},
+      {"--lora-rank", "--rank"},
+      {"--r", "--rank"},
+      {"--lora-alpha", "--alpha"},
+      {"--lora-dropout", "--dropout"},
+      {"--target-modules", "--targets"},
+      {"--lora-target-modules", "--targets"},
+      {"--max-seq-length", "--seq-len"},
+      {"--max-seq-len", "--seq-len"},
+      {"--max-length", "--seq-len"},
+      {"--sequence-len", "--seq-len"},
+      {"--cutoff-len", "--seq-len"},
+      {"--per-device-train-batch-size", "--batch"},
+      {"--micro-batch-size", "--batch"},
+      {"--batch-size", "--batch"},
+      {"--gradient-accumulation-steps", "--grad-accum"},
+      {"--grad-accumulation-steps", "--grad-accum"},
+      {"--num-train-epochs", "--epochs"},
+      {"--num-epochs", "--epochs"},
+      {"--max-steps", "--steps"},
+      {"--warmup-steps", "--warmup"},
+      {"--num-warmup-steps", "--warmup"},
+      {"--lr-scheduler-type", "--schedule"},
+      {"--lr-scheduler", "--schedule"},
+      {"--max-grad-norm", "--clip"},
+      {"--eval-steps", "--eval-every"},
+      {"--save-steps", "--save-every"},
+      {"--val-set-size", "--eval-split"},
+      {"--output-dir", "--out"},
+      {"--output", "--out"},
+      {"--model-name-or-path", "--model"},
+      {"--base-model", "--model"},
+      {"--model-path", "--model"},
+      {"--train-file", "--data"},
+      {"--train-data", "--data"},
+      {"--validation-file", "--eval-data"},
+      {"--early-stopping-patience", "--patience"},
+      {"--chat-template", "--template"},
+      {"--sample-packing", "--packing"},
+      {"--max-new-tokens", "--max-tokens"},
+      {"--lora", "--adapter"},
+      {"--peft-model", "--adapter"},
+      {"--adapter-path", "--adapter"},
+      {"--temp", "--temperature"},
+      {"--system-prompt", "--system"},
+  };
+  return names;
+}
+
+// Letters to change, add or take away to make `b` of `a` (Levenshtein, "Binary codes capable of
+// correcting deletions, insertions and reversals", 1966).
+std::size_t distance(const std::string& a, const std::string& b) {
+  std::vector<std::size_t> row(b.size() + 1);
+  for (std::size_t j = 0; j <= b.size(); ++j) row[j] = j;
+  for (std::size_t i = 1; i <= a.size(); ++i) {
+    std::size_t diagonal = std::exchange(row[0], i);
+    for (std::size_t j = 1; j <= b.size(); ++j) {
+      const std::size_t changed = diagonal + (a[i - 1] != b[j - 1]);
+      diagonal = std::exchange(row[j], std::min({row[j] + 1, row[j - 1] + 1, changed}));
+    }
+  }
+  return row.back();
+}
+
+}  // namespace
+
+std::vector<std::string> own_names(const CLI::App& app, int argc, const char* const* argv) {
+  std::vector<std::string> args;
+  for (int i = 1; i < argc; ++i) {
+    std::string arg = argv[i];
+    if (arg.starts_with("--")) {
+      const std::size_t end = std::min(arg.find('='), arg.size());
+      std::string name = arg.substr(0, end);
+      if (!app.get_option_no_throw(name)) {
+        std::replace(name.begin(), name.end(), '_', '-');
+        const auto found = names_elsewhere().find(name);
+        if (!app.get_option_no_throw(name) && found != names_elsewhere().end())
+          name = found->second;
+        if (app.get_option_no_throw(name)) arg = name + arg.substr(end);
+      }
+    }
+    args.push_back(std::move(arg));
+  }
+  return args;
+}
+
+std::vector<std::string> unknown_flags(const CLI::App& app, int argc, const char* const* argv) {
+  std::vector<std::string> unknown;
+  for (const std::string& arg : own_names(app, argc, argv))
+    if (arg.starts_with("--") && arg.size() > 2 &&
+        !app.get_option_no_throw(arg.substr(0, arg.find('='))))
+      unknown.push_back(arg);
+  return unknown;
+}
+
+std::string fields_as_flags(const CLI::App& app, const std::string& message) {
+  std::string out;
+  std::size_t at = 0;
+  for (std::size_t begin; (begin = message.find('`', at)) != std::string::npos;) {
+    const std::size_t end = message.find('`', begin + 1);
+    if (end == std::string::npos) break;
+    std::string flag = "--" + message.substr(begin + 1, end - begin - 1);
+    std::replace(flag.begin(), flag.end(), '_', '-');
+    out += message.substr(at, begin - at);
+    out += app.get_option_no_throw(flag) ? flag : message.substr(begin, end + 1 - begin);
+    at = end + 1;
+  }
+  return out + message.substr(at);
+}
+
+std::string nearest_flag(const CLI::App& app, const std::string& wrong) {
+  const std::string given = wrong.substr(0, wrong.find('='));
+  std::string nearest;
+  std::size_t least = given.size() / 3 + 1;
+  for (const CLI::Option* option : app.get_options())
+    for (const std::string& name : option->get_lnames()) {
+      const std::string flag = "--" + name;
+      const bool part = given.size() > 4 && (flag.starts_with(given) || given.starts_with(flag));
+      const std::size_t d = part ? 1 : distance(given, flag);
+      if (d < least) least = d, nearest = flag;
+    }
+  return nearest;
+}
+
+}  // namespace lk::program

@@ -1,0 +1,25 @@
+// The names of flags: those of other tools that mean the same, and what a wrong one was meant to be.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <string>
+#include <vector>
+
+namespace lk::program {
+
+// The command line (without the program's name) with other tools' names of flags replaced by ours,
+// where the app has no flag of that name itself: "--learning_rate=1e-4" becomes "--lr=1e-4".
+std::vector<std::string> own_names(const CLI::App& app, int argc, const char* const* argv);
+
+// What on the command line looks like a flag and is none of the app's.
+std::vector<std::string> unknown_flags(const CLI::App& app, int argc, const char* const* argv);
+
+// A library's message with the fields that it names in backticks shown as the app's flags:
+// "`grad_accum`: must be positive" becomes "--grad-accum: must be positive".
+std::string fields_as_flags(const CLI::App& app, const std::string& message);
+
+// The flag of the app that `wrong` was probably meant to be: at most a third of its letters differ,
+// or it contains the other. Empty if there is none.
+std::string nearest_flag(const CLI::App& app, const std::string& wrong);
+
+}  // namespace lk::program
