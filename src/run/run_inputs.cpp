@@ -56,6 +56,9 @@ void read_data(const FinetuneSettings& s, FinetuneListener& listener, RunInputs&
     if (name != "config.json")
       in.model_files[name] = sha256(content);  // that is compared as parsed
   const ModelConfig& config = in.model->config();
+  if (in.init)
+    for (const std::string& text : disagreements(*in.init, config))
+      listener.message("warning: " + text);
   if (in.lora.targets.empty()) in.lora.targets = {"all-linear"};
   require(s.seq_len <= config.max_position,
           concat("--seq-len ", s.seq_len, ": the model has ", config.max_position, " positions"));
