@@ -119,6 +119,27 @@ TEST_CASE("what is no model or adapter of ours is refused by what it is") {
             "$T/generate --device cpu --prompt a --model " + pickle);
 }
 
+TEST_CASE("a path that is no model or adapter is refused with what to give instead") {
+  Folder f;
+  const std::string generate = "$T/generate --device cpu --prompt a --model ";
+  ends_with(3, {"hf download org/name --revision v1 --local-dir DIR"}, generate + "org/name@v1");
+  ends_with(3, {"hf download org/name --local-dir DIR"},
+            generate + "https://huggingface.co/org/name");
+  ends_with(3, {"no such file or folder", "hf download ORG/NAME"}, generate + f.file("none"));
+  f.write("pytorch_model.bin", "x");
+  ends_with(3, {"pickle", "safetensors"}, generate + f.file("pytorch_model.bin"));
+  ends_with(3, {"given as its folder", "peft/tiny"},
+            generate + kGolden + "peft/tiny/model.safetensors");
+  ends_with(3, {"--adapter"}, generate + kGolden + "peft/all_linear.after");
+  stdfs::create_directory(f.file("folder"));
+  ends_with(3, {"no config.json"}, generate + f.file("folder"));
+  f.write("folder/m.gguf", "");
+  ends_with(3, {"give that file", "folder/m.gguf"}, generate + f.file("folder"));
+  ends_with(3, {"is a model, not an adapter"}, kGenerate + "--adapter " + kGolden + "peft/tiny");
+  ends_with(3, {"given as its folder"},
+            kGenerate + "--adapter " + kGolden + "peft/all_linear.after/adapter_model.safetensors");
+}
+
 TEST_CASE("flags at their edges are refused or obeyed") {
   Folder f;
   const std::string out = "--out " + f.file("run") + " ";

@@ -9,6 +9,8 @@
 #include "io/json.h"
 #include "io/safetensors.h"
 #include "modelfile/config.h"
+#include "modelfile/hub_name.h"
+#include "modelfile/model_file.h"
 #include "scratch_folder.h"
 #include "tiny_gguf.h"
 
@@ -665,6 +667,28 @@ TEST_CASE("the rotary table is transformers' to the last bits, up to position 8,
     }
     CHECK_MESSAGE(worst <= 0x1p-23, name, ": ", worst);  // a cosine of theirs may be an ulp off
   }
+}
+
+TEST_CASE(
+    "a GGUF file names its source, and a model that it was made of only where that is itself") {
+  const test::ScratchFolder f;
+  auto name_in = [&](const std::vector<std::pair<std::string, std::string>>& keys) {
+    TinyGguf file = tiny_gguf();
+    for (const auto& [key, value] : keys) file.string(key, value);
+    file.write(f.file("m.gguf"));
+    return hub_name(ModelFile(f.file("m.gguf"))).name;
+  };
+  const std::string hub = "https://huggingface.co/", source = "general.source.repo_url",
+                    parent = "general.base_model.0.repo_url", own = "general.name";
+  CHECK(name_in({}).empty());
+  CHECK(name_in({{"general.source.huggingface.repository", "org/Model"}}) == "org/Model");
+  CHECK(name_in({{source, hub + "org/Model"}, {parent, hub + "org/Parent"}}) == "org/Model");
+  CHECK(name_in({{source, hub + "org/Model/tree/main"}}) == "org/Model");
+  CHECK(name_in({{source, "https://github.com/org/Model"}}).empty());
+  CHECK(name_in({{parent, hub + "org/Small-1B-Chat"}}) == "org/Small-1B-Chat");
+  CHECK(name_in({{parent, hub + "org/Small-1B-Chat"}, {own, "Small 1B chat"}}) ==
+        "org/Small-1B-Chat");
+  CHECK(name_in({{parent, hub + "org/Small-1B"}, {own, "Small 1B Chat"}}).empty());
 }
 
 }  // namespace lk

@@ -116,6 +116,20 @@ TEST_CASE("what is called JSON lines and is something else is refused by what it
     refuses(pretty, "rows.jsonl:1: the first object takes several lines");
 }
 
+TEST_CASE("a CSV by another name, and spreadsheets, say what to do") {
+  Fixture f;
+  CHECK(
+      failure(f, "question,answer\na,b\n", "rows.jsonl")
+          .find("rows.jsonl:1: \"question,answer\" is no JSON; if this is the header of CSV, call "
+                "the file .csv") != std::string::npos);
+  // A bad first line above good ones is a bad row like any other.
+  CHECK(failure(f, "a,b\n{\"text\":\"x\"}\n", "rows.jsonl").find("CSV") == std::string::npos);
+  CHECK(failure(f, "PK\x03\x04...", "rows.xlsx").find("save it as .csv") != std::string::npos);
+  CHECK(failure(f, "PK\x03\x04...", "rows.zip").find("unpack it") != std::string::npos);
+  CHECK(rows_of(f, "a;b\n1;\"2;3\"\n", "rows.csv").rows == Rows{R"(2: {"a":"1","b":"2;3"})"});
+  CHECK(rows_of(f, "a,b;c\n1,2\n", "rows.csv").rows == Rows{R"(2: {"a":"1","b;c":"2"})"});
+}
+
 TEST_CASE("pieces of a file join to the rows of the whole") {
   Fixture f;
   std::string lines, array = "[", csv = "n,text\n";

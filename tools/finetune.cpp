@@ -14,7 +14,7 @@ struct Text {
   std::optional<std::string> targets;
   std::string memory, memory_limit, recompute = "none";
   program::LongRowFlags long_rows;
-  std::string train_on = "assistant";
+  std::string train_on = "assistant", columns;
   bool no_shuffle = false, no_verify = false;
 };
 
@@ -54,6 +54,8 @@ void add_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
   program::add_long_row_flags(app, text.long_rows);
   app.add_flag("--skip-bad-rows", s.skip_bad_rows, "leave out and count rows that can't be read");
   app.add_option("--format", s.format, program::kFormatHelp);
+  app.add_option("--columns", text.columns, program::kColumnsHelp);
+  app.add_option("--system", s.system, program::kSystemHelp);
   app.add_option("--template", s.chat_template, "chat template by name, if the model's is unknown");
   app.add_option("--train-on", text.train_on, program::kTrainOnHelp)->capture_default_str();
   app.add_option("--eval-data", s.eval_data, "rows to evaluate on before and after");
@@ -67,6 +69,9 @@ void add_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
       ->check(whole);
   app.add_option("--sample-every", s.sample_every, "write samples every N steps")->check(whole);
   app.add_option("--save-every", s.save_every, "checkpoint every N steps")->check(whole);
+  app.add_option("--base-name", s.base_name,
+                 "ORG/NAME of the base on the Hugging Face hub, for those who open the adapter "
+                 "(default: as its files say)");
   app.add_flag("--resume", s.resume, "go on from --out's checkpoint");
   app.add_option("--recompute", text.recompute, program::kRecomputeHelp)->capture_default_str();
   app.add_option("--memory", text.memory, program::kMemoryHelp);
@@ -141,6 +146,7 @@ int main(int argc, char** argv) {
     if (!text.memory_limit.empty()) settings.memory_limit = program::parse_bytes(text.memory_limit);
     settings.long_rows = program::long_rows(text.long_rows);
     settings.train_on = parse_train_on(text.train_on);
+    if (!text.columns.empty()) settings.columns = Columns::parse(text.columns);
     settings.shuffle = !text.no_shuffle;
     settings.verify_base = !text.no_verify;
     Console console;

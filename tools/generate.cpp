@@ -20,7 +20,7 @@ using program::write;
 struct Settings {
   InferenceSettings inference;
   std::optional<std::string> prompt, system;
-  std::string prompts, chat_template;
+  std::string prompts, chat_template, columns;
   std::vector<std::string> adapters;
   SamplingSettings sampling;
   std::int64_t batch = 16;
@@ -96,8 +96,12 @@ int main(int argc, char** argv) {
                  "with {\"adapter\": name}")
       ->allow_extra_args(false);
   auto* prompt = app.add_option("--prompt", s.prompt, "text to continue");
-  auto* prompts = app.add_option("--prompts", s.prompts, ".jsonl with {\"prompt\": ...} rows");
+  auto* prompts =
+      app.add_option("--prompts", s.prompts, "rows {\"prompt\": ...}: .jsonl, .json, .csv, .tsv");
   prompt->excludes(prompts);
+  app.add_option("--columns", s.columns,
+                 "the key or column of --prompts with the prompt: prompt=KEY")
+      ->needs(prompts);
   app.add_option("--batch", s.batch, "prompts at a time")->check(whole)->capture_default_str();
   app.add_option("--max-tokens", s.sampling.max_tokens, "at most this many")->check(whole);
   app.add_option("--temperature", s.sampling.temperature, "0 is greedy")->check(real);
@@ -138,7 +142,9 @@ int main(int argc, char** argv) {
     set_adapters(s.adapters, s.inference);
     std::vector<PromptRow> rows;
     if (s.prompt) rows = {{*s.prompt, "", ""}};
-    if (!s.prompts.empty()) rows = program::read_prompt_rows(s.prompts);
+    if (!s.prompts.empty())
+      rows = program::read_prompt_rows(s.prompts,
+                                       s.columns.empty() ? Columns() : Columns::parse(s.columns));
     InferenceModel m = open_inference(s.inference);
     for (const std::string& warning : m.warnings) program::message("warning: " + warning);
     s.sampling.stop_ids = m.tokenizer->stop_ids();

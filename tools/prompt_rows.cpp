@@ -7,13 +7,18 @@
 
 namespace lk::program {
 
-std::vector<PromptRow> read_prompt_rows(const std::string& path) {
+std::vector<PromptRow> read_prompt_rows(const std::string& path, const Columns& columns) {
+  for (const Columns::Pair& pair : columns.pairs())
+    if (pair.ours != "prompt")
+      throw UsageError(concat("--columns ", columns.text(), ": prompts have no ", pair.ours));
   std::vector<PromptRow> rows;
-  for_each_json_row(path, [&](const Json& row, const std::string& where) {
+  for_each_renamed_row(path, columns, [&](const OrderedJson& object, const std::string& where) {
     // A file of `evaluate` holds prompts too: what answers are compared with is not for the model.
-    refuse_unused_keys(OrderedJson(row),
-                       {"prompt", "adapter", "completion", "references", "choices", "answer"},
-                       "generate", where);
+    if (columns.empty())
+      refuse_unused_keys(object,
+                         {"prompt", "adapter", "completion", "references", "choices", "answer"},
+                         "generate", where);
+    const Json row(object);
     const bool named = row.contains("adapter") && !row["adapter"].is_null();
     rows.push_back({json_string(row, "prompt", where),
                     named ? json_string(row, "adapter", where) : "", where});

@@ -64,6 +64,16 @@ std::uint64_t file_bytes(const std::string& path) {
   return follow(path, s) ? static_cast<std::uint64_t>(s.st_size) : 0;
 }
 
+std::vector<std::string> real_path_parts(const std::string& path) {
+  std::string resolved;
+  if (retry_interrupted([&] { return fs().realpath(path.c_str(), resolved); }) != 0)
+    throw IoError(system_message(path, "cannot find the real path", errno));
+  std::vector<std::string> parts;
+  for (const auto& part : std::filesystem::path(resolved).relative_path())
+    parts.push_back(part.string());
+  return parts;
+}
+
 std::vector<std::string> list_folder(const std::string& path) {
   std::vector<std::string> names;
   if (retry_interrupted([&] { return fs().list(path.c_str(), names); }) != 0)

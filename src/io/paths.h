@@ -25,6 +25,9 @@ bool is_pipe(const std::string& path);
 bool is_same(const std::string& a, const std::string& b);
 // The size in bytes of the file at `path`, 0 if there is none.
 std::uint64_t file_bytes(const std::string& path);
+// The components of the absolute path that `path` leads to, without links, "." and "..": "home",
+// "me", "m.gguf".
+std::vector<std::string> real_path_parts(const std::string& path);
 // The names in a folder, sorted.
 std::vector<std::string> list_folder(const std::string& path);
 

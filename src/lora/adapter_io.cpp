@@ -10,6 +10,7 @@
 #include "io/safetensors.h"
 #include "lora/peft_config.h"
 #include "lora/whole_weights.h"
+#include "modelfile/no_model.h"
 
 namespace lk {
 namespace {
@@ -61,11 +62,19 @@ void check_scale(const LoraShape& shape, const std::string& where, const std::st
 AdapterFile open_adapter(const std::string& folder) {
   const std::string config_path = folder + "/" + kAdapterConfig,
                     path = folder + "/" + kAdapterWeights;
-  if (!exists(folder))
-    throw InputError(concat(folder,
-                            ": no such folder. If it is an adapter's name on the Hugging Face hub, "
-                            "download it and give the folder: hf download ",
-                            folder, " --local-dir DIR"));
+  if (!exists(folder)) {
+    const std::string command = download_command(folder);
+    throw InputError(concat(folder, ": no such folder",
+                            command.empty() ? ""
+                                            : ". If it is an adapter's name on the Hugging Face "
+                                              "hub, download it and give the folder: ",
+                            command));
+  }
+  if (!is_folder(folder))
+    throw InputError(concat(folder, ": an adapter is given as its folder, with ", kAdapterConfig,
+                            " and ", kAdapterWeights, ", not as a file"));
+  if (!exists(config_path) && exists(folder + "/config.json"))
+    throw InputError(concat(folder, ": is a model, not an adapter: it has no ", kAdapterConfig));
   if (!exists(path) && exists(folder + "/adapter_model.bin"))
     throw InputError(folder +
                      "/adapter_model.bin: pickle files can run code and are never read; "
@@ -154,6 +163,14 @@ std::vector<std::string> disagreements(const AdapterFile& file, const ModelConfi
                            printable(*lacking.begin()),
                            "...), which stay as in the base: is the file whole?"));
   return lines;
+}
+
+void check_base(const AdapterFile& file, const std::string& fingerprint, const std::string& model) {
+  if (!file.base_fingerprint.empty() && file.base_fingerprint != fingerprint)
+    throw InputError(concat(file.folder,
+                            "/adapter_config.json: lorikeet_base_sha256: the adapter "
+                            "was trained on another base model (",
+                            file.base_fingerprint, "), ", model, " is ", fingerprint));
 }
 
 std::string unproven_base(const AdapterFile& file, const std::string& model) {

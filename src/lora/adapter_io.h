@@ -42,6 +42,8 @@ AdapterFile open_adapter(const std::string& folder);
 std::vector<std::string> disagreements(const AdapterFile& file, const ModelConfig& config);
 // What the adapter is, in one line for messages: "rank 4, alpha 8, 14 modules".
 std::string summary(const AdapterFile& file);
+// InputError if the adapter was trained on a base of another fingerprint than that of `model`.
+void check_base(const AdapterFile& file, const std::string& fingerprint, const std::string& model);
 // What a user should know who puts an adapter without a base_fingerprint on `model`: that nothing
 // shows whether it belongs there. Empty for one with a fingerprint.
 std::string unproven_base(const AdapterFile& file, const std::string& model);

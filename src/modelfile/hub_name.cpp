@@ -1,9 +1,9 @@
 #include "modelfile/hub_name.h"
 
 #include <algorithm>
-#include <filesystem>
 
 #include "io/json.h"
+#include "io/paths.h"
 #include "modelfile/model_file.h"
 
 namespace lk {
@@ -35,14 +35,12 @@ std::string name_in_url(const std::string& url) {
 // The name of the hub's cache that `path` lies in: ".../models--ORG--NAME/snapshots/REVISION".
 std::string name_in_cache(const std::string& path) {
   constexpr std::string_view prefix = "models--";
-  std::error_code error;
-  for (const auto& part : std::filesystem::canonical(path, error)) {
-    const std::string text = part.string();
-    if (!text.starts_with(prefix)) continue;
-    const std::size_t border = text.find("--", prefix.size());
-    if (border == text.npos) continue;
+  for (const std::string& part : real_path_parts(path)) {
+    if (!part.starts_with(prefix)) continue;
+    const std::size_t border = part.find("--", prefix.size());
+    if (border == part.npos) continue;
     const std::string name =
-        text.substr(prefix.size(), border - prefix.size()) + "/" + text.substr(border + 2);
+        part.substr(prefix.size(), border - prefix.size()) + "/" + part.substr(border + 2);
     if (is_hub_name(name)) return name;
   }
   return "";

@@ -8,6 +8,7 @@
 #include "io/paths.h"
 #include "io/safetensors.h"
 #include "modelfile/config.h"
+#include "modelfile/no_model.h"
 #include "tensor/parts.h"
 #include "text/tokenizer.h"
 
@@ -37,11 +38,11 @@ bool all_finite(std::span<const float> values) {
   return all_finite_stored(DType::F32, bytes.data(), bytes.size());
 }
 
-// Whether a path could be "organisation/model".
-bool looks_like_hub_name(const std::string& path) {
-  const std::size_t slash = path.find('/');
-  return slash != std::string::npos && slash > 0 && path[0] != '.' && slash + 1 < path.size() &&
-         path.find('/', slash + 1) == std::string::npos && !path.ends_with(".gguf");
+// Where MLX puts the scales of a matrix that it quantised; empty for what is no weight.
+std::string scales_of(const std::string& name) {
+  constexpr std::string_view weight = ".weight";
+  if (!name.ends_with(weight)) return "";
+  return name.substr(0, name.size() - weight.size()) + ".scales";
 }
 
 std::size_t n_values(const WeightSlot& slot, std::int64_t begin, std::int64_t end) {
@@ -51,10 +52,7 @@ std::size_t n_values(const WeightSlot& slot, std::int64_t begin, std::int64_t en
 }  // namespace
 
 ModelFile::ModelFile(const std::string& path) : path_(path) {
-  if (!exists(path) && looks_like_hub_name(path))
-    throw InputError(concat(
-        path, ": no such file or folder. If it is a model's name on the Hugging ",
-        "Face hub, download it and give the folder: hf download ", path, " --local-dir DIR"));
+  refuse_what_is_no_model(path);
   if (!is_folder(path)) gguf_ = std::make_unique<GgufFile>(path);
   config_ = gguf_ ? config_from_gguf(*gguf_) : config_from_folder(path);
   ModelWeights unused;  // what the slots point into
@@ -104,6 +102,11 @@ void ModelFile::check_tensors() const {
     if (!tensors.has(want.name))
       throw InputError(concat(tensors.path(), ": tensor ", want.name,
                               " is missing: ", config_name(), " asks for it"));
+    if (const std::string scales = scales_of(want.name); !scales.empty() && tensors.has(scales))
+      throw InputError(concat(tensors.path(), ": ", scales, " stands beside ", want.name,
+                              ": a model that MLX quantised, which is not read. Use the model that "
+                              "it was made from, or write it in full by mlx_lm.convert "
+                              "--dequantize"));
     if (Shape shape = tensors.shape(want.name); !(shape == want.shape))
       throw InputError(concat(tensors.path(), ": tensor ", want.name, " has shape ", shape.str(),
                               ", ", config_name(), " asks for ", want.shape.str()));

@@ -102,7 +102,17 @@ class Run {
     facts_.load_seconds = seconds_since(start);
   }
 
+  // An adapter to start from was trained on this base, or does not say on which.
+  void check_init_base() {
+    if (!in_.init) return;
+    if (std::string doubt = unproven_base(*in_.init, s_.model); !doubt.empty())
+      listener_.message("warning: " + doubt);
+    else
+      check_base(*in_.init, fingerprint(), s_.model);
+  }
+
   void build() {
+    check_init_base();
     adapter_ = in_.init ? attach_adapter(*model_, *in_.init, in_.lora, true)
                         : std::make_unique<Adapter>(*model_, in_.lora);
     prepare_for_training(*model_, *adapter_);
@@ -229,7 +239,8 @@ class Run {
   }
 
   void save_kept_adapter() {
-    watch_->with_kept(*adapter_, [&] { save_adapter(s_.out, *adapter_, s_.model, fingerprint()); });
+    watch_->with_kept(*adapter_,
+                      [&] { save_adapter(s_.out, *adapter_, in_.base_model, fingerprint()); });
   }
 
   // Does what a run can go on without, as it will be tried again: a disk that is full now may have
@@ -331,9 +342,15 @@ class Run {
   }
 
   void write_card() {
-    const CardFacts facts{fingerprint(),   dtype_name(facts_.dtype),  facts_.device_description,
-                          in_.data.format, std::ssize(in_.data.rows), in_.data.supervised_tokens,
-                          in_.lora,        adapter_->target_modules()};
+    const CardFacts facts{in_.base_model,
+                          fingerprint(),
+                          dtype_name(facts_.dtype),
+                          facts_.device_description,
+                          in_.data.format,
+                          std::ssize(in_.data.rows),
+                          in_.data.supervised_tokens,
+                          in_.lora,
+                          adapter_->target_modules()};
     write_file_durably(s_.out + "/README.md", model_card(s_, result_, facts));
   }
 

@@ -43,6 +43,11 @@ struct FinetuneSettings {
   std::string format = "auto";
   std::optional<std::string> chat_template = {};
   TrainOn train_on = TrainOn::Assistant;
+  Columns columns = {};                    // which keys of the data stand for a format's
+  std::optional<std::string> system = {};  // the system turn of chats that have none
+  // The base's name on the Hugging Face hub, for whoever opens the adapter. Empty: hub_name() of the
+  // model's files; where these give none, `model`.
+  std::string base_name = {};
   std::string eval_data = {};
   // The share of `data` to evaluate on instead of training on it, where there is no eval_data; unset:
   // a tenth, if there are enough rows (run/defaults.h).

@@ -28,14 +28,6 @@ WeightStorage parse_storage(const InferenceSettings& s, const Backend& backend) 
   return WeightStorage::Quantised;
 }
 
-void check_base(const AdapterFile& file, const std::string& fingerprint, const std::string& model) {
-  if (!file.base_fingerprint.empty() && file.base_fingerprint != fingerprint)
-    throw InputError(concat(file.folder,
-                            "/adapter_config.json: lorikeet_base_sha256: the adapter "
-                            "was trained on another base model (",
-                            file.base_fingerprint, "), ", model, " is ", fingerprint));
-}
-
 }  // namespace
 
 void set_adapters(const std::vector<std::string>& flags, InferenceSettings& settings) {

@@ -34,12 +34,13 @@ std::string model_card(const FinetuneSettings& s, const FinetuneResult& r, const
     out << "| " << name << " | " << concat(value...) << " |\n";
   };
   // A JSON string is also a YAML string.
-  out << "---\nbase_model: " << json_text(Json(s.model))
+  out << "---\nbase_model: " << json_text(Json(f.base_model))
       << "\nlibrary_name: peft\npipeline_tag: text-generation\ntags:\n- lora\n- lorikeet\n---\n\n"
       << "# LoRA adapter\n\nTrained with Lorikeet " << kVersion
       << ". The base model is not part of this folder and was not changed.\n\n"
       << "| | |\n|---|---|\n";
-  row("base model", code(s.model));
+  const bool on_hub = f.base_model != s.model;
+  row("base model", code(f.base_model), on_hub ? ", read from " + code(s.model) : "");
   row("SHA-256 of its weights file", code(f.base_sha256));
   row("data", code(s.data), ": ", f.data_format, ", ", f.rows, " rows, ", f.supervised_tokens,
       " supervised tokens");
@@ -70,10 +71,15 @@ std::string model_card(const FinetuneSettings& s, const FinetuneResult& r, const
       << "merge --model BASE --adapter THIS_FOLDER --out merged      # a plain model\n"
       << "export --model BASE --adapter THIS_FOLDER --out lora.gguf  # for llama.cpp "
          "--lora\n```\n\n"
-      << "or in Python, where BASE is the Hugging Face folder of the same model:\n\n"
-      << "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-      << "model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(\"BASE\"), "
-      << "\"THIS_FOLDER\")\n```\n";
+      << "or in Python";
+  if (on_hub)
+    out << ":\n\n```python\nfrom peft import AutoPeftModelForCausalLM\n\n"
+        << "model = AutoPeftModelForCausalLM.from_pretrained(\"THIS_FOLDER\")\n```\n";
+  else
+    out << ", where BASE is the Hugging Face folder of the same model:\n\n```python\n"
+        << "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+        << "model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(\"BASE\"), "
+        << "\"THIS_FOLDER\")\n```\n";
   return out.str();
 }
 

@@ -10,6 +10,7 @@ namespace lk {
 
 // What a card says besides the settings and the result.
 struct CardFacts {
+  std::string base_model;  // a name on the hub, or the path of the model
   std::string base_sha256, dtype, device;
   std::string data_format;
   std::int64_t rows = 0, supervised_tokens = 0;

@@ -6,6 +6,7 @@
 
 #include "io/checked.h"
 #include "io/sha256.h"
+#include "modelfile/hub_name.h"
 #include "modelfile/load.h"
 #include "run/defaults.h"
 
@@ -49,9 +50,23 @@ void choose_lora(const FinetuneSettings& s, FinetuneListener& listener, RunInput
   listener.message(concat("starting from ", s.init_adapter, ": ", summary(*in.init)));
 }
 
+// Decides what the adapter calls its base, for PEFT's AutoPeftModel and the hub.
+void name_base(const FinetuneSettings& s, FinetuneListener& listener, RunInputs& in) {
+  const HubName found =
+      s.base_name.empty() ? hub_name(*in.model) : HubName{s.base_name, "--base-name"};
+  in.base_model = found.name.empty() ? s.model : found.name;
+  if (found.name.empty())
+    listener.message(concat("base model: called ", s.model,
+                            " in the adapter, as its files name no repository on the Hugging Face "
+                            "hub: --base-name ORG/NAME lets others open the adapter"));
+  else
+    listener.message(concat("base model: ", found.name, " on the hub, by ", found.from));
+}
+
 void read_data(const FinetuneSettings& s, FinetuneListener& listener, RunInputs& in) {
   in.model = std::make_unique<ModelFile>(s.model);
   in.tokenizer = in.model->read_tokenizer();
+  name_base(s, listener, in);
   for (const auto& [name, content] : in.model->side_files())
     if (name != "config.json")
       in.model_files[name] = sha256(content);  // that is compared as parsed
@@ -62,7 +77,8 @@ void read_data(const FinetuneSettings& s, FinetuneListener& listener, RunInputs&
   if (in.lora.targets.empty()) in.lora.targets = {"all-linear"};
   require(s.seq_len <= config.max_position,
           concat("--seq-len ", s.seq_len, ": the model has ", config.max_position, " positions"));
-  DatasetOptions options{s.seq_len, s.long_rows, s.skip_bad_rows, -1, s.format, s.train_on};
+  DatasetOptions options{s.seq_len, s.long_rows, s.skip_bad_rows, -1,
+                         s.format,  s.train_on,  s.columns,       s.system};
   in.data = load_dataset(s.data, *in.tokenizer, s.chat_template, options);
   listener.message(concat("data: ", in.data.path, ": ", in.data.container, ", format ",
                           in.data.format, ", ", in.data.rows.size(), " rows, ", in.data.tokens,

@@ -24,6 +24,8 @@ struct RunInputs {
   std::optional<AdapterFile> init;  // the adapter to start from
   std::string init_sha256;          // of its weights; empty without one
   std::unique_ptr<const ModelFile> model;
+  std::string
+      base_model;  // what the adapter calls its base: a name on the hub, or the model's path
   std::map<std::string, std::string> model_files;  // SHA-256 by name: a folder's, without weights
   std::unique_ptr<Tokenizer> tokenizer;
   Dataset data, eval;

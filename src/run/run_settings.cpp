@@ -2,6 +2,9 @@
 
 #include <cmath>
 
+#include "modelfile/hub_name.h"
+#include "text/fitted_template.h"
+
 namespace lk {
 namespace {
 
@@ -36,6 +39,9 @@ void validate_settings(const FinetuneSettings& s) {
   require(s.warmup.value_or(0) >= 0, "--warmup must not be negative");
   require(s.eval_every.value_or(0) >= 0 && s.save_every >= 0 && s.sample_every >= 0,
           "--eval-every, --save-every and --sample-every must not be negative");
+  require(s.base_name.empty() || is_hub_name(s.base_name),
+          concat("--base-name ", s.base_name, ": a name on the hub, ORG/NAME, is expected"));
+  check_system_text(s.system);
   require(s.eval_rows != 0, "--eval-rows must be at least 1");
   require(!s.eval_split || (*s.eval_split >= 0 && *s.eval_split < 1),
           "--eval-split must be in [0, 1)");

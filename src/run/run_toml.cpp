@@ -1,5 +1,6 @@
 #include "run/run_toml.h"
 
+#include <algorithm>
 #include <charconv>
 
 #include "nn/recompute.h"
@@ -7,17 +8,19 @@
 namespace lk {
 namespace {
 
-// A text in the quotes that it does not contain itself: readers of TOML's subset, such as CLI11,
-// know no escapes. A control character can't be said.
-std::string quoted(const std::string& text) {
-  std::string plain = text;
-  for (char& c : plain)
-    if (static_cast<unsigned char>(c) < 32 || c == 127) c = '?';
-  const char mark = plain.find('"') == std::string::npos ? '"' : '\'';
-  return mark + plain + mark;
+// Whether a text can be written: readers of TOML's subset, such as CLI11, know no escapes.
+bool can_be_quoted(const std::string& text) {
+  const bool both = text.find('"') != text.npos && text.find('\'') != text.npos;
+  return !both && std::none_of(text.begin(), text.end(), [](char c) {
+    return static_cast<unsigned char>(c) < 32 || c == 127;
+  });
 }
 
-std::string value_text(const std::string& x) { return quoted(x); }
+// A text in the quotes that it does not contain itself.
+std::string value_text(const std::string& x) {
+  const char mark = x.find('"') == std::string::npos ? '"' : '\'';
+  return mark + x + mark;
+}
 std::string value_text(bool x) { return x ? "true" : "false"; }
 std::string value_text(std::int64_t x) { return std::to_string(x); }
 std::string value_text(std::uint64_t x) { return std::to_string(x); }
@@ -29,6 +32,13 @@ std::string value_text(double x) {
 
 struct Lines {
   std::string text;
+  void add(const char* flag, const std::string& value) {
+    if (can_be_quoted(value))
+      text += concat(flag, " = ", value_text(value), "\n");
+    else
+      text += concat("# Give --", flag, " by hand: its text has a line break, another control ",
+                     "character or both kinds of quotes, which this file can't hold.\n");
+  }
   template <class T>
   void add(const char* flag, const T& value) {
     text += concat(flag, " = ", value_text(value), "\n");
@@ -48,10 +58,10 @@ std::string run_toml(const FinetuneSettings& settings) {
   // Takes the struct apart into all of its members: a new one does not compile until it stands here.
   const auto& [model, data, out, rank, alpha, dropout, targets, steps, epochs, batch, grad_accum,
                seq_len, lr, schedule, warmup, weight_decay, clip, seed, device, dtype, init_adapter,
-               shuffle, long_rows, skip_bad_rows, packing, format, chat_template, train_on,
-               eval_data, eval_split, eval_rows, eval_every, keep, patience, save_every, resume,
-               recompute, memory_limit, memory, verify_base, show_rows, samples, sample_every,
-               tensorboard] = settings;
+               shuffle, long_rows, skip_bad_rows, packing, format, chat_template, train_on, columns,
+               system, base_name, eval_data, eval_split, eval_rows, eval_every, keep, patience,
+               save_every, resume, recompute, memory_limit, memory, verify_base, show_rows, samples,
+               sample_every, tensorboard] = settings;
   static_cast<void>(resume), static_cast<void>(show_rows);  // of one call, not of the run
   Lines l{"# finetune --config run.toml --out DIR trains the same adapter.\n"};
   l.add("model", model);
@@ -84,6 +94,9 @@ std::string run_toml(const FinetuneSettings& settings) {
   l.add("format", format);
   l.add("template", chat_template);
   l.add("train-on", std::string(train_on_name(train_on)));
+  l.add_text("columns", columns.text());
+  l.add("system", system);
+  l.add_text("base-name", base_name);
   l.add_text("eval-data", eval_data);
   l.add("eval-split", eval_split);
   if (eval_rows >= 0) l.add("eval-rows", eval_rows);

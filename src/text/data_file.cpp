@@ -115,6 +115,9 @@ void refuse_other_formats(std::string_view head, const std::string& name) {
       {{"\xff\xfe", 2}, "UTF-16: save it as UTF-8"},
       {{"\xfe\xff", 2}, "UTF-16: save it as UTF-8"},
   };
+  const bool zip = head.starts_with("PK\x03\x04"), ole = head.starts_with("\xd0\xcf\x11\xe0");
+  if ((zip && ends_with_any(name, {".xlsx", ".ods", ".numbers"})) || ole)
+    throw InputError(name + ": this is a spreadsheet: save it as .csv");
   for (const auto& [magic, what] : kFormats)
     if (head.starts_with(magic)) throw InputError(name + ": this is " + what);
 }
@@ -167,6 +170,19 @@ FileRead for_each_raw_row(const ByteSource& data, const RawRowVisitor& visit,
 std::string for_each_json_row(const ByteSource& data, const JsonRowVisitor& visit) {
   auto parsed = [&](RawRow&& row) { return visit(Json(row.parse()), row.where()); };
   return for_each_raw_row(data, parsed).sha256;
+}
+
+void for_each_renamed_row(const ByteSource& data, const Columns& columns,
+                          const RenamedRowVisitor& visit) {
+  auto renamed = [&](RawRow&& raw) {
+    const OrderedJson row = raw.parse();
+    for (const Columns::Pair& pair : columns.pairs())
+      if (!row.contains(pair.theirs))
+        throw InputError(concat(raw.where(), ": ", columns.missing(pair, row)));
+    std::vector<std::string> ignored;
+    return visit(columns.rename(row, ignored), raw.where());
+  };
+  for_each_raw_row(data, renamed, columns.theirs());
 }
 
 }  // namespace lk

@@ -10,6 +10,7 @@
 
 #include "io/byte_source.h"
 #include "io/json.h"
+#include "text/columns.h"
 #include "text/csv.h"
 
 namespace lk {
@@ -66,6 +67,12 @@ FileRead for_each_raw_row(const ByteSource& data, const RawRowVisitor& visit,
 // for_each_raw_row() with each row parsed; InputError for the first that can't be.
 using JsonRowVisitor = std::function<bool(const Json& object, const std::string& where)>;
 std::string for_each_json_row(const ByteSource& data, const JsonRowVisitor& visit);
+
+// Calls visit for each row of the file with its keys renamed; returns whether to go on. InputError for
+// the first row that can't be parsed, or lacks a key that `columns` names.
+using RenamedRowVisitor = std::function<bool(const OrderedJson& object, const std::string& where)>;
+void for_each_renamed_row(const ByteSource& data, const Columns& columns,
+                          const RenamedRowVisitor& visit);
 
 // InputError if `head`, the first bytes of the file, is the mark of gzip, parquet, ... or of text
 // that is not UTF-8.

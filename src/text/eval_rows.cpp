@@ -61,21 +61,6 @@ void refuse_unused(const OrderedJson& row, const Columns& columns,
   if (columns.empty()) refuse_unused_keys(row, used, user, where);
 }
 
-// Visits each row with its keys renamed. InputError for a row that lacks one that --columns names.
-void for_each_renamed_row(
-    const ByteSource& data, const Columns& columns,
-    const std::function<bool(const OrderedJson&, const std::string&)>& visit) {
-  auto renamed = [&](RawRow&& raw) {
-    const OrderedJson row = raw.parse();
-    for (const Columns::Pair& pair : columns.pairs())
-      if (!row.contains(pair.theirs))
-        throw InputError(concat(raw.where(), ": ", columns.missing(pair, row)));
-    std::vector<std::string> ignored;
-    return visit(columns.rename(row, ignored), raw.where());
-  };
-  for_each_raw_row(data, renamed, columns.theirs());
-}
-
 }  // namespace
 
 EvalKind detect_eval_kind(const ByteSource& data, const Columns& columns) {

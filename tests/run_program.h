@@ -1,0 +1,33 @@
+// Runs one of the programs and takes what it prints.
+#pragma once
+
+#include <doctest/doctest.h>
+#include <sys/wait.h>
+
+#include <array>
+#include <cstdio>
+#include <string>
+
+namespace lk::test {
+
+struct ProgramResult {
+  int status = -1;  // the exit code, or 128 and the signal
+  std::string out;  // stdout and stderr together, or stdout alone
+};
+
+// `arguments` begin with the program's name and are a line of the shell.
+inline ProgramResult run_program(const std::string& arguments,
+                                 const std::string& redirect = " 2>&1") {
+  const std::string command = std::string(LK_TOOLS) + "/" + arguments + redirect;
+  FILE* pipe = ::popen(command.c_str(), "r");
+  REQUIRE(pipe);
+  ProgramResult r;
+  std::array<char, 4096> buffer;
+  while (std::size_t n = std::fread(buffer.data(), 1, buffer.size(), pipe))
+    r.out.append(buffer.data(), n);
+  const int status = ::pclose(pipe);
+  r.status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  return r;
+}
+
+}  // namespace lk::test
