@@ -180,7 +180,7 @@ TEST_CASE("a template that can't be used is refused with its line and what to pa
   for (const auto& [text, name] :
        {std::pair{"{% include 'x' %}", ""}, {"", ""}, {"", "nonsense"}}) {
     const std::string said = message(text, name);
-    CHECK_MESSAGE(said.find("--template") != std::string::npos, said);
+    CHECK_MESSAGE(said.find("`template`") != std::string::npos, said);
     CHECK_MESSAGE(said.find("chatml") != std::string::npos, said);
     CHECK_MESSAGE(said.find("llama3") != std::string::npos, said);
   }

@@ -64,7 +64,7 @@ TEST_CASE("--columns names each key once, ours before the file's") {
 
   for (const char* text : {"", "prompt", "prompt=", "=a", "prompt=a,", "prompt=a,,completion=b",
                            "prompt,completion=b", "prompt=\"a", "prompt=\"a\"b"})
-    CHECK_MESSAGE(says(refused(text), "--columns prompt=KEY,completion=KEY"), text);
+    CHECK_MESSAGE(says(refused(text), "`columns` prompt=KEY,completion=KEY"), text);
   CHECK(says(refused("prompt=a,prompt=b"), "prompt stands twice"));
   CHECK(says(refused("prompt=a,completion=a"), "a stands twice"));
   CHECK(says(refused("promt=a"), "did you mean prompt?"));
@@ -82,7 +82,7 @@ TEST_CASE("columns of CSV, TSV and JSON become the keys of a format") {
   CHECK(f.trained(data.rows[0]) == " b<|im_end|>");
   CHECK(data.ignored_keys == std::vector<std::string>{"id", "mood"});
   REQUIRE(data.remarks().size() == 1);
-  CHECK(says(data.remarks()[0], "--columns does not name: id, mood"));
+  CHECK(says(data.remarks()[0], "`columns` does not name: id, mood"));
   CHECK(f.text(f.load("question\tanswer\na:\t b\n", "data.tsv")) == want);
   CHECK(f.text(f.load("question;answer\na:; b\n", "data.csv")) == want);
   CHECK(f.text(f.load("answer,question\n b,a:\n", "no-ending")) == want);  // found by the header
@@ -125,7 +125,7 @@ TEST_CASE("a column that is not there, or that no format reads, is refused by na
   Fixture f;
   f.columns("prompt=question,completion=answer");
   const std::string missing = f.why<InputError>("Question,answer\na,b\n", "data.csv");
-  CHECK(says(missing, "data.csv:2: no key question, which --columns takes as prompt"));
+  CHECK(says(missing, "data.csv:2: no key question, which `columns` takes as prompt"));
   CHECK(says(missing, "did you mean Question?"));
   CHECK(says(missing, "{Question, answer}"));
   CHECK(says(f.why<InputError>(R"({"question":"a","answer":"b"})"
@@ -134,22 +134,22 @@ TEST_CASE("a column that is not there, or that no format reads, is refused by na
              "data.jsonl:2: no key answer"));
   f.columns("instruction=q,output=a,input=context");
   const std::string row = R"({"q":"a","a":"b"})", full = R"({"q":"a","a":"b","context":"c"})";
-  CHECK(says(f.why<InputError>(row), "no row has \"context\", which --columns takes as input"));
+  CHECK(says(f.why<InputError>(row), "no row has \"context\", which `columns` takes as input"));
   CHECK(f.load(row + "\n" + full).rows.size() == 2);
   f.columns("prompt=q");
-  CHECK(says(f.why<InputError>(R"({"q":"a","b":"b"})"), "--columns may name more of yours"));
+  CHECK(says(f.why<InputError>(R"({"q":"a","b":"b"})"), "`columns` may name more of yours"));
   f.columns("text=a,completion=b");
   CHECK(says(f.why<UsageError>("{}"), "no row format reads all of text, completion"));
   f.columns("prompt=a,completion=b");
   f.options.format = "messages";
   CHECK(says(f.why<UsageError>("{}"), "the format messages does not read all of prompt"));
   f.options.format = "auto";
-  CHECK(says(f.why<UsageError>("some text", "data.txt"), "--columns"));
+  CHECK(says(f.why<UsageError>("some text", "data.txt"), "`columns`"));
   // What changes the meaning of a row is no mere record, named or not.
   CHECK(says(f.why<InputError>(R"({"a":"x","b":"y","system":"S"})"), "system"));
   f.options.columns = {};
   CHECK(says(f.why<InputError>("question,answer\na,b\n", "data.csv"),
-             "--columns prompt=KEY,completion=KEY"));
+             "`columns` prompt=KEY,completion=KEY"));
 }
 
 TEST_CASE("--system begins every chat that has no system turn, and nothing else") {
@@ -166,12 +166,12 @@ TEST_CASE("--system begins every chat that has no system turn, and nothing else"
   REQUIRE(data.remarks().size() == 1);
   CHECK(says(data.remarks()[0], "1 chat has a system turn already"));
   for (const char* row : {R"({"text":"a"})", R"({"prompt":"a","completion":"b"})"})
-    CHECK(says(f.why<UsageError>(row), "--system: "));
-  CHECK(says(f.why<UsageError>("a", "data.txt"), "--system: "));
+    CHECK(says(f.why<UsageError>(row), "`system`: "));
+  CHECK(says(f.why<UsageError>("a", "data.txt"), "`system`: "));
   f.options.system = "";
-  CHECK(says(f.why<UsageError>("{}"), "--system: the text is empty"));
+  CHECK(says(f.why<UsageError>("{}"), "`system`: the text is empty"));
   f.options.system = "\xff";
-  CHECK(says(f.why<UsageError>("{}"), "--system: not valid UTF-8"));
+  CHECK(says(f.why<UsageError>("{}"), "`system`: not valid UTF-8"));
 }
 
 TEST_CASE("a system turn that the template leaves out is refused, be it --system's or the row's") {
@@ -188,7 +188,7 @@ TEST_CASE("a system turn that the template leaves out is refused, be it --system
                        doctest::Contains("does not write system turns"), InputError);
   f.options.system = "S";
   CHECK_THROWS_WITH_AS(load(R"({"user":"Hi","assistant":"Yo"})"),
-                       doctest::Contains("--system: the chat template (own)"), UsageError);
+                       doctest::Contains("`system`: the chat template (own)"), UsageError);
 }
 
 TEST_CASE("answers to chats are compared with the assistant's last turn, or with references") {

@@ -269,7 +269,7 @@ TEST_CASE("rows over seq-len are refused by name, or cut and counted") {
                                    "\n" +
                                    text.substr(kRow.size() + 1));
   CHECK_MESSAGE(said.find("data.jsonl:2: ") != std::string::npos, said);
-  CHECK_MESSAGE(said.find("--truncate") != std::string::npos, said);
+  CHECK_MESSAGE(said.find("`long_rows` truncate") != std::string::npos, said);
   f.options.long_rows = LongRows::Truncate;
   const Dataset data = f.load(text);
   f.options.seq_len = 64;

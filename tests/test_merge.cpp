@@ -325,7 +325,7 @@ TEST_CASE("what does not fit is refused by name, before anything is written") {
   refused(UsageError(""), s, {"Q6_K"});
   s = settings(out);
   s.adapters.clear();
-  refused(UsageError(""), s, {"--adapter"});
+  refused(UsageError(""), s, {"`adapter`"});
   s = settings(scratch.write("there", "x"));
   refused(UsageError(""), s, {"there", "exists already"});
   s = settings(out);

@@ -129,7 +129,7 @@ TEST_CASE("rows for scoring: kinds by their keys, wrong ones named by file, line
         {R"({"prompt":"a","choices":["b","c"],"answer":0,"Answer":1})", "Answer"},
         {R"({"choices":["b","c"],"answer":0})", "prompt"},
         {R"({"prompt":"aaaaaaaaaaaaaaaaaaaaaaaaa","choices":["b","c"],"answer":0})",
-         "--seq-len"}}) {
+         "`seq_len`"}}) {
     CAPTURE(line);
     const File file(std::string("{\"prompt\":\"a\",\"choices\":[\"b\",\"c\"],\"answer\":0}\n") +
                     line + "\n");
@@ -145,7 +145,7 @@ TEST_CASE("rows for scoring: kinds by their keys, wrong ones named by file, line
         {R"({"prompt":"a"})", "references"},
         {R"({"prompt":"a","references":["b"],"id":1,"system":"d"})", "system"},
         {R"({"prompt":"","references":["x"]})", "prompt"},
-        {R"({"prompt":"aaaaaaaa","references":["x"]})", "--max-tokens"}}) {
+        {R"({"prompt":"aaaaaaaa","references":["x"]})", "`max_tokens`"}}) {
     CAPTURE(line);
     CHECK_THROWS_WITH_AS(load_references(File(line).name(), *m.tokenizer, {10, -1}, 5),
                          doctest::Contains(named), InputError);

@@ -24,7 +24,7 @@ void add_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
   app.add_option("--model", s.model, ".gguf file or Hugging Face folder")->required();
   app.add_option("--data", s.data, program::kDataHelp)->required();
   app.add_option("--out", s.out, "folder for the adapter: new or empty")->required();
-  app.add_option("--rank", s.rank, "rank of A and B")->check(whole)->capture_default_str();
+  app.add_option("--rank", s.rank, "rank of A and B (16)")->check(whole);
   app.add_option("--alpha", s.alpha, "scale is alpha / rank (default: the rank)")->check(real);
   app.add_option("--dropout", s.dropout, "on the adapter's input")->check(real);
   app.add_option("--targets", text.targets, program::kTargetsHelp);
@@ -62,7 +62,7 @@ void add_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
   app.add_option("--eval-rows", s.eval_rows, "only the first N of them")->check(whole);
   app.add_option("--eval-every", s.eval_every, "also every N steps (some ten times)")->check(whole);
   app.add_option("--eval-split", s.eval_split,
-                 "share of the rows to evaluate on (0.1 of 40 or more, without --eval-data)")
+                 "share of the rows to evaluate on (0.1 of 48 or more, without --eval-data)")
       ->check(real);
   app.add_option("--keep", s.keep, "best by evaluation, or last (best, if there are evaluations)");
   app.add_option("--patience", s.patience, "end after N evaluations without a new best")

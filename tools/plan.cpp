@@ -4,6 +4,7 @@
 #include "io/json.h"
 #include "modelfile/model_file.h"
 #include "program.h"
+#include "run/defaults.h"
 #include "run/plan.h"
 
 namespace {
@@ -46,6 +47,7 @@ int main(int argc, char** argv) {
   std::string recompute = "none", memory;
   std::optional<std::string> targets;
   std::optional<double> alpha;
+  std::optional<std::int64_t> rank;
   bool json = false;
   const auto& whole = program::whole_number();
   auto* source = app.add_option_group("what", "one of");
@@ -53,9 +55,7 @@ int main(int argc, char** argv) {
   source->add_option("--shape", shape, "smollm2-135m, llama3.2-1b, llama2-7b, ...");
   source->add_option("--matrix", matrix_text, "one matrix, like 100x500");
   source->require_option(1);
-  app.add_option("--rank", request.lora.shape.rank, "rank of A and B")
-      ->check(whole)
-      ->capture_default_str();
+  app.add_option("--rank", rank, "rank of A and B (16)")->check(whole);
   app.add_option("--alpha", alpha, "does not change memory")->check(program::real_number());
   app.add_option("--targets", targets, program::kTargetsHelp);
   app.add_option("--batch", request.batch, "rows per micro-batch")->check(whole);
@@ -67,7 +67,7 @@ int main(int argc, char** argv) {
   app.add_option("--memory", memory, program::kMemoryHelp);
   app.add_flag("--json", json, "as JSON");
   return program::run(app, argc, argv, [&] {
-    if (!matrix_text.empty()) return matrix(matrix_text, request.lora.shape.rank);
+    if (!matrix_text.empty()) return matrix(matrix_text, rank.value_or(8));
     if (request.batch < 1 || request.batch > kMostBatch)
       throw UsageError(concat("--batch must be in 1 .. ", kMostBatch));
     if (request.grad_accum < 1 || request.grad_accum > kMostGradAccum)
@@ -77,6 +77,8 @@ int main(int argc, char** argv) {
     if (dtype != "f32" && dtype != "bf16") throw UsageError("--dtype: f32 or bf16");
     if (device != "cpu" && !device.starts_with("cuda")) throw UsageError("--device: cpu or cuda");
     request.model = shape.empty() ? ModelFile(model).config() : named_shape(shape);
+    request.lora.shape.rank = rank ? *rank : default_rank(request.model);
+    request.lora.targets = {"all-linear"};
     if (targets) request.lora.targets = program::parse_list(*targets, "--targets");
     request.compute_dtype = dtype == "f32" ? DType::F32 : DType::BF16;
     request.device = device;

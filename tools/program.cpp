@@ -29,6 +29,7 @@ void on_signal(int number) {
 }
 
 bool g_line_open = false;
+const CLI::App* g_app = nullptr;  // of run(), for messages that name its flags
 
 void close_line() {
   if (g_line_open) std::fputc('\n', stderr);
@@ -71,6 +72,7 @@ const CLI::Validator& real_number() {
 
 int run(CLI::App& app, int argc, char** argv, const std::function<int()>& body) {
   const std::string name = app.get_name();
+  g_app = &app;
   // Takes the text as it is: a message about memory must not need any.
   auto fail = [&](const char* what, ExitCode code) {
     close_line();
@@ -114,10 +116,8 @@ int run(CLI::App& app, int argc, char** argv, const std::function<int()>& body) 
       close_line();
       return unless_lost(status);
     }));
-  } catch (const UsageError& e) {
-    return fail_safely(fields_as_flags(app, e.what()), e.code());
   } catch (const Error& e) {
-    return fail_safely(e.what(), e.code());
+    return fail_safely(fields_as_flags(app, e.what()), e.code());
   } catch (const std::bad_alloc&) {
     return fail("out of host memory", ExitCode::OutOfMemory);
   } catch (const std::system_error& e) {  // a thread can't be made, or a call of the library's own
@@ -207,7 +207,8 @@ bool write(std::string_view text) {
 
 void message(const std::string& text) {
   close_line();
-  std::fprintf(stderr, "%s\n", without_controls(text, Lines::Several).c_str());
+  const std::string shown = g_app ? fields_as_flags(*g_app, text) : text;
+  std::fprintf(stderr, "%s\n", without_controls(shown, Lines::Several).c_str());
 }
 
 void progress(const std::string& text, bool important) {

@@ -63,8 +63,8 @@ std::int32_t AdapterSet::find(const std::string& name) const {
 }
 
 std::int32_t AdapterSet::add(const std::string& name, const AdapterFile& file) {
-  if (name.empty()) throw UsageError("--adapter: an adapter's name must not be empty");
-  if (find(name) >= 0) throw UsageError(concat("--adapter: two adapters are called '", name, "'"));
+  if (name.empty()) throw UsageError("`adapter`: an adapter's name must not be empty");
+  if (find(name) >= 0) throw UsageError(concat("`adapter`: two adapters are called '", name, "'"));
   // Read and check everything before changing anything.
   std::map<std::string, LoraFactors> factors = load_factors(model_, file);
   Info info{name, 0, std::ssize(factors), 0};

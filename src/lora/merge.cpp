@@ -181,7 +181,7 @@ void unmerge(const MergeSettings& s, const std::string& base, MergeListener& lis
   for (const InputFile* file : weights) bytes += file->size();
   const bool folder = source.base().gguf() == nullptr;
   if (folder == is_gguf_name(s.out))
-    throw UsageError(concat("--out ", s.out, ": ", base, " is a ", folder ? "folder" : ".gguf file",
+    throw UsageError(concat("`out` ", s.out, ": ", base, " is a ", folder ? "folder" : ".gguf file",
                             " and is written back as one"));
   StagedOutput staged(s.out, folder ? StagedOutput::Kind::Folder : StagedOutput::Kind::File, bytes);
 

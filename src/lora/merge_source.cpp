@@ -112,14 +112,14 @@ void update_rows(std::span<const HostFactors> factors, std::int64_t begin, std::
 MergeSource::MergeSource(const std::string& base, const std::vector<WeightedAdapter>& adapters,
                          bool other_base)
     : base_(base), adapters_(adapters) {
-  if (adapters.empty()) throw UsageError("--adapter: name at least one");
+  if (adapters.empty()) throw UsageError("`adapter`: name at least one");
   std::set<std::string> known;
   for (const WeightSlot& slot : base_.slots())
     if (is_module(slot)) known.insert(module_of(slot));
   std::string fingerprint;
   for (const WeightedAdapter& adapter : adapters) {
     if (!std::isfinite(adapter.weight))
-      throw UsageError(concat("--adapter ", adapter.folder, ": its weight is not a number"));
+      throw UsageError(concat("`adapter` ", adapter.folder, ": its weight is not a number"));
     files_.push_back(open_adapter(adapter.folder));
     const AdapterFile& file = files_.back();
     for (const std::string& module : file.config.targets) {
@@ -136,7 +136,7 @@ MergeSource::MergeSource(const std::string& base, const std::vector<WeightedAdap
                               "/adapter_config.json: lorikeet_base_sha256: the adapter was trained "
                               "on another base model (",
                               file.base_fingerprint, "), ", base, " is ", fingerprint,
-                              "; --other-base merges it all the same"));
+                              "; `other_base` merges it all the same"));
   }
   // Check shapes and values of every factor before anything is written.
   std::vector<bool> moved(files_.size());

@@ -63,7 +63,7 @@ void check_whole_weights(const AdapterFile& file, const Transformer& model) {
     if (weight == nullptr) refuse_other(file, name);
     if (weight->quantised())
       throw InputError(concat(file.folder, "/", kAdapterWeights, ": tensor '", kAdapterPrefix, name,
-                              "' can't be compared with a quantised base: use --weights dense"));
+                              "' can't be compared with a quantised base: use `weights` dense"));
     const std::int64_t row_bytes = 4 * weight->shape().cols();
     auto read = [&](std::int64_t begin, std::int64_t end, float* dst) {
       const std::vector<double> rows = to_host_f64(weight->values().slice_rows(begin, end));

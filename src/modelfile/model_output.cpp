@@ -137,7 +137,7 @@ ModelOutput::ModelOutput(const ModelFile& base, const OutputFormat& format)
   if (!format.type.empty()) {
     wanted_ = find_ggml_encoder(format.type);
     if (wanted_ == nullptr || (wanted_->quantised && !gguf_))
-      throw UsageError(concat("--type ", format.type, ": a ",
+      throw UsageError(concat("`type` ", format.type, ": a ",
                               gguf_ ? "GGUF file is written as f32, f16, bf16, q8_0, q4_0 or q4_1"
                                     : "folder is written as f32, f16 or bf16"));
   }
@@ -193,7 +193,7 @@ void ModelOutput::plan_gguf() {
     notes_.push_back(concat(other.size(), " of ", matrices, " matrices are stored as F16, not ",
                             wanted_->name, ": rows of ", first.shape.cols(), " values, as in ",
                             layout_.find(first).name, ", are not whole blocks of ",
-                            wanted_->block_values, "; --type f16 stores all matrices alike"));
+                            wanted_->block_values, "; `type` f16 stores all matrices alike"));
   }
   metadata_ = model_metadata(base_, *type_, notes_);
   if (std::vector<float> factors = rope_factors(base_); !factors.empty()) {

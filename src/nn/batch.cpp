@@ -124,7 +124,7 @@ std::vector<std::int32_t> document_offsets(std::span<const std::int64_t> lengths
   for (std::int64_t length : lengths) {
     if (length > INT32_MAX - offsets.back())
       throw UsageError(concat("a micro-batch of more than ", INT32_MAX,
-                              " tokens: take fewer rows (--batch) or shorter ones (--seq-len)"));
+                              " tokens: take fewer rows (`batch`) or shorter ones (`seq_len`)"));
     offsets.push_back(static_cast<std::int32_t>(offsets.back() + length));
   }
   return offsets;

@@ -26,7 +26,7 @@ struct RopeScaling {
   double low_freq_factor = 1;              // Llama3
   double high_freq_factor = 4;             // Llama3
   std::int64_t original_max_position = 0;  // Llama3
-  std::vector<float> factors = {};         // Factors: head_dim / 2 divisors
+  std::vector<float> factors;              // Factors: head_dim / 2 divisors
 };
 
 enum class NormKind : std::uint8_t {

@@ -27,14 +27,14 @@ RecomputeKind Recompute::of(std::int64_t layer, std::int64_t n_layers) const {
 void require_possible(const Recompute& recompute, const Backend& backend) {
   if (recompute.offload > 0 && !backend.traits().can_offload)
     throw UsageError(
-        "--recompute offload: a CPU has no memory apart from the host's; use --recompute block");
+        "`recompute` offload: a CPU has no memory apart from the host's; use `recompute` block");
 }
 
 Recompute parse_recompute(const std::string& text) {
   Recompute r;
   if (text == "none") return r;
   auto refuse = [&] {
-    throw UsageError(concat("--recompute ", text,
+    throw UsageError(concat("`recompute` ", text,
                             ": none, gate-up, block or offload, with :N for the first N layers "
                             "alone; several joined by commas, like gate-up,block:4"));
   };

@@ -120,16 +120,16 @@ Candidates choose(std::span<const float> scores, float best, const SamplingSetti
 }  // namespace
 
 void check_sampling(const SamplingSettings& s) {
-  if (s.max_tokens < 1) throw UsageError("--max-tokens must be at least 1");
+  if (s.max_tokens < 1) throw UsageError("`max_tokens` must be at least 1");
   if (!(s.temperature >= 0 && std::isfinite(s.temperature)))
-    throw UsageError("--temperature must not be negative");
-  if (s.top_k < 0) throw UsageError("--top-k must not be negative");
-  if (!(s.top_p > 0 && s.top_p <= 1)) throw UsageError("--top-p must lie in (0, 1]");
-  if (!(s.min_p >= 0 && s.min_p <= 1)) throw UsageError("--min-p must lie in [0, 1]");
+    throw UsageError("`temperature` must not be negative");
+  if (s.top_k < 0) throw UsageError("`top_k` must not be negative");
+  if (!(s.top_p > 0 && s.top_p <= 1)) throw UsageError("`top_p` must lie in (0, 1]");
+  if (!(s.min_p >= 0 && s.min_p <= 1)) throw UsageError("`min_p` must lie in [0, 1]");
   if (!(s.repetition_penalty > 0 && std::isfinite(s.repetition_penalty)))
-    throw UsageError("--repetition-penalty must be larger than 0");
+    throw UsageError("`repetition_penalty` must be larger than 0");
   for (const std::string& text : s.stop)
-    if (text.empty()) throw UsageError("--stop must not be empty");
+    if (text.empty()) throw UsageError("`stop` must not be empty");
 }
 
 std::int32_t sample_token(std::span<const float> logits, const SamplingSettings& settings,

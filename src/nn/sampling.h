@@ -20,7 +20,7 @@ struct SamplingSettings {
   std::vector<std::string> stop = {};       // texts that end a generation
 };
 
-// Throws UsageError naming the setting (as a flag of `generate`) that is out of range.
+// Throws UsageError naming the field that is out of range.
 void check_sampling(const SamplingSettings& settings);
 
 // Chooses a token from logits (V), in this order:

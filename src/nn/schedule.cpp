@@ -36,7 +36,7 @@ ScheduleKind parse_schedule_kind(const std::string& name) {
   if (name == "constant") return ScheduleKind::Constant;
   if (name == "linear") return ScheduleKind::Linear;
   if (name == "cosine") return ScheduleKind::Cosine;
-  throw UsageError(concat("--schedule ", name, ": one of constant, linear, cosine"));
+  throw UsageError(concat("`schedule` ", name, ": one of constant, linear, cosine"));
 }
 
 }  // namespace lk

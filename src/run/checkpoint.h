@@ -18,7 +18,7 @@ inline constexpr const char* kCheckpoint = "checkpoint.safetensors";
 // nothing), with a SHA-256 over all of them. Three to four times as large as the adapter. Throws IoError; NonFiniteError for a number that is not finite.
 void save_checkpoint(const std::string& folder, const Adapter& adapter, Trainer& trainer,
                      const Json& identity, const RunProgress& progress,
-                     const std::vector<std::vector<float>>& kept);
+                     const std::vector<std::vector<float>>& kept = {});
 
 // Whether the folder has a checkpoint, sound or not. Throws IoError if that can't be known.
 bool has_checkpoint(const std::string& folder);

@@ -8,7 +8,7 @@
 namespace lk {
 namespace {
 
-constexpr std::int64_t kMostWarmup = 50, kMostEvaluations = 10, kFewSteps = 10;
+constexpr std::int64_t kRank = 16, kMostWarmup = 50, kMostEvaluations = 10, kFewSteps = 10;
 
 double two_digits(double x) {
   const double unit = std::pow(10, std::floor(std::log10(x)) - 1);
@@ -20,6 +20,11 @@ double two_digits(double x) {
 double default_lr(std::int64_t base_parameters) {
   const double n = static_cast<double>(std::max<std::int64_t>(base_parameters, 1));
   return two_digits(std::clamp(1.5e-3 * std::sqrt(135e6 / n), 2e-5, 3e-3));
+}
+
+std::int64_t default_rank(const ModelConfig& c) {
+  const std::int64_t heads = std::min(c.n_heads, c.n_kv_heads) * c.head_dim;
+  return std::max<std::int64_t>(1, std::min({kRank, c.hidden_size, c.intermediate_size, heads}));
 }
 
 double default_epochs(std::int64_t rows) { return rows <= 1000 ? 3 : rows <= 5000 ? 2 : 1; }
@@ -71,7 +76,7 @@ std::vector<std::string> doubts(const FinetuneSettings& s, std::int64_t base_par
   if (!evaluates)
     all.push_back(
         "warning: nothing to evaluate on: that the loss on new rows falls will not show; "
-        "--eval-data or --eval-split give it");
+        "`eval_data` or `eval_split` give it");
   return all;
 }
 

@@ -11,12 +11,15 @@ namespace lk {
 // The share of the rows that is kept for evaluation if there are at least kRowsToSplit of them, and
 // the most rows that takes.
 inline constexpr double kEvalShare = 0.1;
-inline constexpr std::int64_t kRowsToSplit = 40, kMostSplitRows = 256;
+inline constexpr std::int64_t kRowsToSplit = 48, kMostSplitRows = 256;
 
 // The peak learning rate for A and B at scale alpha / rank = 1: 1.5e-3 sqrt(135 M / parameters), to
 // two digits, within 2e-5 .. 3e-3. 2e-4 for 7 B. That a good rate falls with the root of the number
 // of parameters is taken from Thinking Machines' tinker-cookbook (hyperparam_utils, 2025).
 double default_lr(std::int64_t base_parameters);
+
+// 16, or as much as the narrowest projection of the model allows.
+std::int64_t default_rank(const ModelConfig& config);
 
 // Passes over the data: 3 up to 1,000 rows, 2 up to 5,000, else 1.
 double default_epochs(std::int64_t rows);

@@ -27,7 +27,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr double kTaught = 0.98;  // of the evaluation loss before: more is no lesson
+constexpr double kReportSeconds = 5;  // between two pages of a run under way
+constexpr double kTaught = 0.98;      // of the evaluation loss before: more is no lesson
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
@@ -81,7 +82,7 @@ class Run {
     facts_.recompute = request.recompute;
     facts_.planned_peak = plan.memory.peak_bytes;
     if (s_.memory > 0)
-      listener_.message(concat("--memory ", s_.memory >> 20, " MiB: --recompute ",
+      listener_.message(concat("`memory` ", s_.memory >> 20, " MiB: `recompute` ",
                                recompute_text(facts_.recompute), ", planned peak ",
                                facts_.planned_peak >> 20, " MiB"));
     if (wanted > 0) backend_->set_memory_limit(wanted);
@@ -133,7 +134,7 @@ class Run {
       listener_.message(concat("resumed at step ", trainer_->steps_done(), " of ", in_.steps));
       if (!note.empty()) listener_.message(note);
     } else if (s_.resume) {
-      listener_.message(concat("--resume: ", s_.out, " holds no checkpoint; starting at step 0"));
+      listener_.message(concat("`resume`: ", s_.out, " holds no checkpoint; starting at step 0"));
     }
     result_.trainable_parameters = adapter_->n_parameters();
     result_.base_parameters = model_->n_parameters();
@@ -184,7 +185,10 @@ class Run {
         result_.out_of_patience = watch_->is_out_of_patience();
       }
       if (samples) sample_now();
-      if (evaluates || samples) attempt([&] { write_report("running"); });
+      if ((evaluates || samples) && seconds_since(reported_) > kReportSeconds) {
+        attempt([&] { write_report("running"); });
+        reported_ = Clock::now();
+      }
       if (saves) attempt([&] { save(); });
     }
     report_steps(true);
@@ -192,7 +196,7 @@ class Run {
     result_.signal = all_done ? 0 : stop_.load();
     if (result_.out_of_patience)
       listener_.message(concat("stopped at step ", trainer_->steps_done(), " of ", in_.steps, ": ",
-                               s_.patience, " evaluations without a new best (--patience)"));
+                               s_.patience, " evaluations without a new best (`patience`)"));
     result_.steps = trainer_->steps_done();
     weight_gradient_matmuls_ = backend_->weight_gradient_matmuls() - matmuls_before;
     if (backend_->traits().can_record) {
@@ -278,7 +282,7 @@ class Run {
         write_run_json("nothing trained");
         throw NothingTrainedError(concat("nothing was trained: B of ", unmoved.size(), " of ",
                                          adapter_->layers().size(), " modules never moved (",
-                                         unmoved[0], ", ...); no adapter was written. Is --lr ",
+                                         unmoved[0], ", ...); no adapter was written. Is `lr` ",
                                          *s_.lr, " meant?"));
       }
       save_kept_adapter();
@@ -299,7 +303,7 @@ class Run {
     if (result_.kept_step != last)
       listener_.message(concat("kept: the adapter of step ", result_.kept_step, " of ", last,
                                ", whose evaluation loss is the lowest, ", result_.best->loss,
-                               " (--keep last keeps the other)"));
+                               " (`keep` last keeps the other)"));
     if (!result_.eval_before || !result_.eval_after) return;
     const double before = result_.eval_before->loss,
                  after = watch_->kept().empty() ? result_.eval_after->loss : result_.best->loss;
@@ -307,7 +311,7 @@ class Run {
       listener_.message(concat("warning: the evaluation loss hardly fell, from ", before, " to ",
                                after,
                                ": the adapter has learnt next to nothing that helps on other "
-                               "rows; more --epochs, a higher --lr or other rows may"));
+                               "rows; more `epochs`, a higher `lr` or other rows may"));
   }
 
   // Continuations by the adapter as it is now, for metrics.jsonl and the report.
@@ -387,6 +391,7 @@ class Run {
   std::unique_ptr<Trainer> trainer_;
   std::unique_ptr<MetricsLog> metrics_;
   Clock::time_point begun_ = Clock::now(), started_;  // start of the run, and of its training
+  Clock::time_point reported_ = Clock::now();         // when report.html was written last
   std::int64_t first_ = 0, recorded_ = 0;             // the step it began at; steps recorded since
   double losses_ = 0, n_losses_ = 0;                  // training losses since the last evaluation
   FinetuneResult result_;

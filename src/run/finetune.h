@@ -21,8 +21,8 @@ namespace lk {
 struct FinetuneSettings {
   // `data` and `eval_data` may also be a pipe or, one of them, "-" for standard input.
   std::string model = {}, data = {}, out = {};
-  std::int64_t rank = 16;
-  std::optional<double> alpha = {};  // unset: the rank, so that the scale is 1
+  std::optional<std::int64_t> rank = {};  // unset: 16, or what the narrowest projection allows
+  std::optional<double> alpha = {};       // unset: the rank, so that the scale is 1
   double dropout = 0;
   std::vector<std::string> targets = {};   // empty: all-linear
   std::optional<std::int64_t> steps = {};  // or

@@ -13,7 +13,7 @@ DType parse_compute_dtype(const std::string& name, const Backend& backend) {
   if (name == "auto") return backend.traits().preferred_dtype;
   if (name == "f32") return DType::F32;
   if (name == "bf16") return DType::BF16;
-  throw UsageError(concat("--dtype ", name, ": one of auto, f32, bf16"));
+  throw UsageError(concat("`dtype` ", name, ": one of auto, f32, bf16"));
 }
 
 namespace {
@@ -24,7 +24,7 @@ WeightStorage parse_storage(const InferenceSettings& s, const Backend& backend) 
     return s.dtype == "auto" && backend.traits().prefers_quantised ? WeightStorage::Quantised
                                                                    : WeightStorage::Dense;
   if (s.weights != "quantised")
-    throw UsageError(concat("--weights ", s.weights, ": one of auto, quantised, dense"));
+    throw UsageError(concat("`weights` ", s.weights, ": one of auto, quantised, dense"));
   return WeightStorage::Quantised;
 }
 
@@ -48,12 +48,12 @@ InferenceModel open_inference(const InferenceSettings& settings) {
   std::optional<AdapterFile> file;  // read first: a bad adapter is found before the model is read
   if (!settings.adapter.empty()) file = open_adapter(settings.adapter);
   if (file && !settings.named_adapters.empty())
-    throw UsageError("--adapter: either one folder for all prompts or name=folder each time");
+    throw UsageError("`adapter`: either one folder for all prompts or name=folder each time");
   std::vector<std::pair<std::string, AdapterFile>> named;
   for (const std::string& text : settings.named_adapters) {
     const std::size_t equals = text.find('=');
     if (equals == std::string::npos || equals == 0)
-      throw UsageError(concat("--adapter ", text, ": give name=folder, or one folder alone"));
+      throw UsageError(concat("`adapter` ", text, ": give name=folder, or one folder alone"));
     named.emplace_back(text.substr(0, equals), open_adapter(text.substr(equals + 1)));
   }
   const ModelFile model_file(settings.model);
@@ -70,7 +70,7 @@ InferenceModel open_inference(const InferenceSettings& settings) {
     bool any = false;
     visit_weights(loaded.weights, [&](const Weight& w) { any = any || w.quantised(); });
     if (!any)
-      throw UsageError(concat("--weights quantised: ", settings.model,
+      throw UsageError(concat("`weights` quantised: ", settings.model,
                               " has no quantised matrix that ", m.backend->name(),
                               " multiplies as it is"));
   }
@@ -111,7 +111,7 @@ std::int32_t find_adapter(const InferenceModel& m, const std::string& name,
                           const std::string& where) {
   if (name.empty()) return -1;
   const std::int32_t variant = m.adapters ? m.adapters->find(name) : -1;
-  if (variant < 0) throw InputError(concat(where, ": no --adapter is called '", name, "'"));
+  if (variant < 0) throw InputError(concat(where, ": no `adapter` is called '", name, "'"));
   return variant;
 }
 

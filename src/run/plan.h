@@ -13,7 +13,7 @@ namespace lk {
 inline constexpr std::int64_t kMostBatch = 65536, kMostGradAccum = 65536;
 
 struct PlanRequest {
-  ModelConfig model = {};
+  ModelConfig model = ModelConfig();  // not {}: GCC 12 then warns of its members
   LoraConfig lora = {};
   DType compute_dtype = DType::F32;
   std::string device = "cpu";  // "cpu", "cuda" or "cuda:N"; the device need not be there

@@ -35,10 +35,12 @@ std::string rows_sha256(const std::vector<Row>& rows) {
   return all.hex();
 }
 
-void choose_lora(const FinetuneSettings& s, FinetuneListener& listener, RunInputs& in) {
-  in.lora.shape = {s.rank, s.alpha.value_or(static_cast<double>(s.rank)),
+void choose_lora(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in) {
+  in.model = std::make_unique<ModelFile>(s.model);
+  if (!s.rank) s.rank = default_rank(in.model->config());
+  in.lora.shape = {*s.rank, s.alpha.value_or(static_cast<double>(*s.rank)),
                    static_cast<float>(s.dropout)};
-  in.lora.targets = s.targets;
+  in.lora.targets = s.targets.empty() ? std::vector<std::string>{"all-linear"} : s.targets;
   in.lora.seed = s.seed;
   if (s.init_adapter.empty()) return;
   in.init = open_adapter(s.init_adapter);
@@ -53,18 +55,17 @@ void choose_lora(const FinetuneSettings& s, FinetuneListener& listener, RunInput
 // Decides what the adapter calls its base, for PEFT's AutoPeftModel and the hub.
 void name_base(const FinetuneSettings& s, FinetuneListener& listener, RunInputs& in) {
   const HubName found =
-      s.base_name.empty() ? hub_name(*in.model) : HubName{s.base_name, "--base-name"};
+      s.base_name.empty() ? hub_name(*in.model) : HubName{s.base_name, "`base_name`"};
   in.base_model = found.name.empty() ? s.model : found.name;
   if (found.name.empty())
     listener.message(concat("base model: called ", s.model,
                             " in the adapter, as its files name no repository on the Hugging Face "
-                            "hub: --base-name ORG/NAME lets others open the adapter"));
+                            "hub: `base_name` ORG/NAME lets others open the adapter"));
   else
     listener.message(concat("base model: ", found.name, " on the hub, by ", found.from));
 }
 
 void read_data(const FinetuneSettings& s, FinetuneListener& listener, RunInputs& in) {
-  in.model = std::make_unique<ModelFile>(s.model);
   in.tokenizer = in.model->read_tokenizer();
   name_base(s, listener, in);
   for (const auto& [name, content] : in.model->side_files())
@@ -74,9 +75,8 @@ void read_data(const FinetuneSettings& s, FinetuneListener& listener, RunInputs&
   if (in.init)
     for (const std::string& text : disagreements(*in.init, config))
       listener.message("warning: " + text);
-  if (in.lora.targets.empty()) in.lora.targets = {"all-linear"};
   require(s.seq_len <= config.max_position,
-          concat("--seq-len ", s.seq_len, ": the model has ", config.max_position, " positions"));
+          concat("`seq_len` ", s.seq_len, ": the model has ", config.max_position, " positions"));
   DatasetOptions options{s.seq_len, s.long_rows, s.skip_bad_rows, -1,
                          s.format,  s.train_on,  s.columns,       s.system};
   in.data = load_dataset(s.data, *in.tokenizer, s.chat_template, options);
@@ -91,7 +91,7 @@ void read_data(const FinetuneSettings& s, FinetuneListener& listener, RunInputs&
     in.eval_rows_sha256 = rows_sha256(in.eval.rows);
     listener.message(concat("evaluation: ", in.eval.rows.size(), " of the ", all,
                             " rows are kept for it and not trained on",
-                            s.eval_split ? "" : " (--eval-split 0 trains on all)"));
+                            s.eval_split ? "" : " (`eval_split` 0 trains on all)"));
   }
   in.rows_sha256 = rows_sha256(in.data.rows);
   for (std::int64_t i = 0; i < std::min<std::int64_t>(s.show_rows, std::ssize(in.data.rows)); ++i)
@@ -148,17 +148,22 @@ void arrange(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in, con
   const double wanted = std::ceil(s.epochs.value_or(1.0) * per_epoch / per_step);
   const auto steps = s.steps ? s.steps : to_integer(std::max(wanted, 1.0), 1, most);
   require(steps && *steps <= most,
-          concat(s.steps ? concat("--steps ", *s.steps) : concat("--epochs ", *s.epochs),
+          concat(s.steps ? concat("`steps` ", *s.steps) : concat("`epochs` ", *s.epochs),
                  ": more than ", most, " steps"));
   in.steps = *steps;
   const std::int64_t parameters = in.model->config().n_parameters();
   fill_in_rates(s, parameters, in.steps, before);
   require(*s.warmup <= in.steps,
-          concat("--warmup ", *s.warmup, ": the run has ", in.steps, " steps"));
+          concat("`warmup` ", *s.warmup, ": the run has ", in.steps, " steps"));
   const double epochs = static_cast<double>(in.steps) * per_step / per_epoch;
   const auto tokens = to_integer(epochs * static_cast<double>(in.data.tokens), 0, INT64_MAX / 8);
   fill_in_evaluation(s, in.steps, tokens.value_or(INT64_MAX / 8), in.eval.tokens);
   listener.message(opening_line(s, in, epochs));
+  require(
+      !in.eval.rows.empty() || (s.eval_every == 0 && s.keep != "best" && s.patience == 0 &&
+                                s.samples == 0 && s.sample_every == 0),
+      "`eval_every`, `keep` best, `patience`, `samples` and `sample_every` need rows to evaluate "
+      "on: `eval_data` or `eval_split`");
   for (const std::string& doubt : doubts(s, parameters, in.steps, !in.eval.rows.empty()))
     listener.message(doubt);
 }

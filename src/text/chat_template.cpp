@@ -119,17 +119,17 @@ ChatTemplate ChatTemplate::choose(const std::string& template_text, const std::s
   chosen.tokens_ = tokens;
   if (!name.empty()) {
     if (find(name) == nullptr)
-      throw UsageError("--template " + name + ": not a template we know; they are " + names());
+      throw UsageError("`template` " + name + ": not a template we know; they are " + names());
     chosen.name_ = name;
     return chosen;
   }
   if (template_text.empty())
-    throw UsageError("the model has no chat template: pass --template, one of " + names());
+    throw UsageError("the model has no chat template: pass `template`, one of " + names());
   chosen.name_ = "own";
   try {
     chosen.own_ = std::make_shared<const jinja::Template>(template_text, "the chat template");
   } catch (const InputError& e) {
-    throw InputError(concat(e.what(), " (--template uses a built-in one instead: ", names(), ")"));
+    throw InputError(concat(e.what(), " (`template` uses a built-in one instead: ", names(), ")"));
   }
   return chosen;
 }
@@ -239,7 +239,7 @@ std::pair<std::size_t, std::size_t> ChatTemplate::last_turn(std::span<const Mess
     throw InputError(concat("the chat template writes what stands before message ",
                             messages.size() - 1,
                             " otherwise once that is answered, and has no {% generation %}: which "
-                            "tokens to train on can't be told (--template uses a built-in one "
+                            "tokens to train on can't be told (`template` uses a built-in one "
                             "instead: ",
                             names(), ")"));
   // The template wrote whatever follows the last byte of the turn's content.
@@ -303,7 +303,7 @@ Tokenizer::Encoding encode_chat(const Tokenizer& tokenizer, const RenderedChat& 
       e.ids[1] == tokenizer.bos())
     throw InputError(concat("the chat template begins the text with ",
                             printable(tokenizer.token_text(tokenizer.bos())),
-                            " twice: correct the template, or pass --template"));
+                            " twice: correct the template, or pass `template`"));
   return e;
 }
 

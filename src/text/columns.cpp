@@ -12,8 +12,8 @@ namespace lk {
 namespace {
 
 [[noreturn]] void refuse(const std::string& text, const std::string& why) {
-  throw UsageError(concat("--columns ", text, ": ", why,
-                          "; it is written as --columns prompt=KEY,completion=KEY, our key first"));
+  throw UsageError(concat("`columns` ", text, ": ", why,
+                          "; it is written as `columns` prompt=KEY,completion=KEY, our key first"));
 }
 
 // Takes the name that begins at `at`, up to the comma behind it or the end.
@@ -126,7 +126,7 @@ std::string Columns::missing(const Pair& pair, const OrderedJson& row) const {
   std::vector<std::string> there;
   for (const auto& [key, value] : row.items()) there.push_back(key);
   const std::string meant = nearest_name(pair.theirs, there);
-  return concat("no key ", shown(pair.theirs), ", which --columns takes as ", pair.ours,
+  return concat("no key ", shown(pair.theirs), ", which `columns` takes as ", pair.ours,
                 meant.empty() ? "" : concat("; did you mean ", shown(meant), "?"), "; the row has ",
                 listed_keys(row));
 }

@@ -65,13 +65,13 @@ void keep(Row row, const std::string& where, const Tokenizer& tokenizer, const D
   if (row.n_supervised() == 0) throw InputError(where + ": the row has no token to train on");
   if (row.ids.size() > limit) {
     const std::string what =
-        concat(where, ": the row has ", row.ids.size(), " tokens, over --seq-len ", o.seq_len);
+        concat(where, ": the row has ", row.ids.size(), " tokens, over `seq_len` ", o.seq_len);
     if (o.long_rows == LongRows::Error)
-      throw LongRow(what + "; pass --truncate to cut it, or --long-rows skip to leave it out");
+      throw LongRow(what + "; `long_rows` truncate cuts it, skip leaves it out");
     if (o.long_rows == LongRows::Skip) return leave_out(data.rows_too_long, what, data);
     if (!cut(row, limit, data))
       return leave_out(data.rows_cut_to_nothing,
-                       where + ": cut to --seq-len, the row has no token left to train on", data);
+                       where + ": cut to `seq_len`, the row has no token left to train on", data);
   }
   count(row, tokenizer, data);
   data.rows.push_back(std::move(row));
@@ -118,7 +118,7 @@ void load_text(const ByteSource& source, const Tokenizer& tokenizer, const Datas
   data.lost_bytes = static_cast<std::int64_t>(all.lost_bytes);
   const std::vector<std::int32_t>& before = tokenizer.before_text();
   if (static_cast<std::size_t>(o.seq_len) <= before.size())
-    throw UsageError(concat("--seq-len ", o.seq_len, ": the tokenizer's own ", before.size(),
+    throw UsageError(concat("`seq_len` ", o.seq_len, ": the tokenizer's own ", before.size(),
                             " tokens before each text fill it"));
   const std::size_t window = static_cast<std::size_t>(o.seq_len) - before.size();
   std::size_t line = 1, counted = 0;
@@ -187,7 +187,7 @@ class ParallelRows {
       if (!met_[i])
         throw InputError(concat(data_.path, ": no row has ",
                                 printable(options_.columns.pairs()[i].theirs),
-                                ", which --columns takes as ", options_.columns.pairs()[i].ours));
+                                ", which `columns` takes as ", options_.columns.pairs()[i].ours));
   }
 
   bool full() const { return options_.max_rows >= 0 && data_.rows_read >= options_.max_rows; }
@@ -244,7 +244,7 @@ constexpr std::pair<LongRows, const char*> kLongRows[] = {
 LongRows parse_long_rows(const std::string& name) {
   for (const auto& [rule, text] : kLongRows)
     if (name == text) return rule;
-  throw UsageError(concat("--long-rows ", name, ": one of error, truncate, skip"));
+  throw UsageError(concat("`long_rows` ", name, ": one of error, truncate, skip"));
 }
 
 const char* long_rows_name(LongRows rule) {
@@ -255,12 +255,12 @@ std::vector<std::string> Dataset::remarks() const {
   std::vector<std::string> lines;
   if (!ignored_keys.empty())
     lines.push_back((columns.empty() ? "ignored keys, which only record something: "
-                                     : "ignored keys, which --columns does not name: ") +
+                                     : "ignored keys, which `columns` does not name: ") +
                     joined(ignored_keys));
   if (rows_of_own_system)
     lines.push_back(concat(rows_of_own_system,
                            rows_of_own_system == 1 ? " chat has" : " chats have",
-                           " a system turn already, which stays: --system is for the others"));
+                           " a system turn already, which stays: `system` is for the others"));
   if (!fitted.empty())
     lines.push_back("the chat template has no place for all of these rows; written are " +
                     joined(fitted));
@@ -291,7 +291,7 @@ Dataset split_off(Dataset& data, const Tokenizer& tokenizer, double share, std::
   const auto taken = std::min(static_cast<std::int64_t>(std::llround(wanted)), most);
   if (taken >= groups)
     throw UsageError(
-        concat("--eval-split ", share, ": of ", groups, " rows none would be left to train on"));
+        concat("`eval_split` ", share, ": of ", groups, " rows none would be left to train on"));
   Dataset out;
   out.path = data.path, out.format = data.format, out.container = data.container;
   std::vector<Row> kept;
@@ -310,7 +310,7 @@ Dataset split_off(Dataset& data, const Tokenizer& tokenizer, double share, std::
 Dataset load_dataset(const ByteSource& source, const Tokenizer& tokenizer,
                      const std::optional<std::string>& template_name,
                      const DatasetOptions& options) {
-  if (options.seq_len < 2) throw UsageError("--seq-len must be at least 2");
+  if (options.seq_len < 2) throw UsageError("`seq_len` must be at least 2");
   Dataset data;
   data.path = source.name();
   data.format = options.format;
@@ -318,12 +318,12 @@ Dataset load_dataset(const ByteSource& source, const Tokenizer& tokenizer,
     data.format = "txt";
     data.container = "text";
     if (options.train_on != TrainOn::Assistant)
-      throw UsageError(concat("--train-on ", train_on_name(options.train_on), ": ", data.path,
+      throw UsageError(concat("`train_on` ", train_on_name(options.train_on), ": ", data.path,
                               " is plain text, and it is for chats"));
     if (!options.columns.empty())
-      throw UsageError(concat("--columns: ", data.path, " is plain text, which has none"));
+      throw UsageError(concat("`columns`: ", data.path, " is plain text, which has none"));
     if (options.system)
-      throw UsageError(concat("--system: ", data.path, " is plain text, and it is for chats"));
+      throw UsageError(concat("`system`: ", data.path, " is plain text, and it is for chats"));
     load_text(source, tokenizer, options, data);
   } else {
     RowBuilder builder(tokenizer, template_name, options);

@@ -41,7 +41,7 @@ std::int64_t code_points(const std::string& text) {
 
 void require_fits(std::size_t tokens, const EvalRowOptions& options, const std::string& what) {
   if (static_cast<std::int64_t>(tokens) > options.seq_len)
-    throw InputError(concat(what, " has ", tokens, " tokens, --seq-len is ", options.seq_len));
+    throw InputError(concat(what, " has ", tokens, " tokens, `seq_len` is ", options.seq_len));
 }
 
 // Adds the place in the file to an error about the text itself.
@@ -86,7 +86,7 @@ EvalKind detect_eval_kind(const ByteSource& data, const Columns& columns) {
 std::vector<ChoiceRow> load_choices(const ByteSource& data, const Tokenizer& tokenizer,
                                     const EvalRowOptions& options) {
   std::vector<ChoiceRow> rows;
-  if (options.system) throw UsageError("--system: rows with choices are no chats");
+  if (options.system) throw UsageError("`system`: rows with choices are no chats");
   for_each_renamed_row(
       data, options.columns, [&](const OrderedJson& object, const std::string& where) {
         refuse_unused(object, options.columns, {"prompt", "choices", "answer"},
@@ -147,7 +147,7 @@ class ReferenceReader {
                   "a row with references", where);
     const Json json(object);
     if (options_.system)
-      throw UsageError(concat("--system: ", where, " is no chat but a plain prompt"));
+      throw UsageError(concat("`system`: ", where, " is no chat but a plain prompt"));
     ReferenceRow row;
     row.prompt = json_string(json, "prompt", where);
     if (!json.contains("references") && json.contains("completion"))
@@ -211,7 +211,7 @@ std::vector<ReferenceRow> load_references(const ByteSource& data, const Tokenize
         ReferenceRow row = reader.read(json, where);
         if (row.ids.empty()) throw InputError(where + ": prompt: has no tokens");
         require_fits(row.ids.size() + static_cast<std::size_t>(max_new), options,
-                     concat(where, ": prompt: with --max-tokens ", max_new, " it"));
+                     concat(where, ": prompt: with `max_tokens` ", max_new, " it"));
         rows.push_back(std::move(row));
         return std::ssize(rows) != options.max_rows;
       });

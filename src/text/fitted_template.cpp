@@ -19,8 +19,8 @@ bool has_system_turn(const ChatRow& chat) {
 
 void check_system_text(const std::optional<std::string>& text) {
   if (!text) return;
-  if (text->empty()) throw UsageError("--system: the text is empty");
-  if (utf8_valid_prefix(*text) != text->size()) throw UsageError("--system: not valid UTF-8");
+  if (text->empty()) throw UsageError("`system`: the text is empty");
+  if (utf8_valid_prefix(*text) != text->size()) throw UsageError("`system`: not valid UTF-8");
 }
 
 std::vector<Message> opening_turns(const ChatTemplate& chat_template,
@@ -28,9 +28,9 @@ std::vector<Message> opening_turns(const ChatTemplate& chat_template,
   check_system_text(text);
   if (!text) return {};
   if (!writes_system_turn(chat_template))
-    throw UsageError(concat("--system: the chat template (", chat_template.name(),
+    throw UsageError(concat("`system`: the chat template (", chat_template.name(),
                             ") does not write system turns; put the text into the first user turn, "
-                            "or choose a template that does by --template"));
+                            "or choose a template that does by `template`"));
   return {{"system", *text}};
 }
 

@@ -184,9 +184,9 @@ std::string detect_row_format(const OrderedJson& object, const std::string& wher
       where, ": no row format has the keys ", listed_keys(object),
       "; known are text; prompt, completion; instruction, input or context, output or response; "
       "messages; conversations; user, assistant. ",
-      columns.empty() ? "--columns says which of yours stand for them"
-                      : "--columns may name more of yours",
-      ": --columns prompt=KEY,completion=KEY (plain text) or user=KEY,assistant=KEY (a chat)"));
+      columns.empty() ? "`columns` says which of yours stand for them"
+                      : "`columns` may name more of yours",
+      ": `columns` prompt=KEY,completion=KEY (plain text) or user=KEY,assistant=KEY (a chat)"));
 }
 
 void check_columns(const Columns& columns, const std::string& format) {
@@ -195,7 +195,7 @@ void check_columns(const Columns& columns, const std::string& format) {
     if ((any || format == one.name) && reads_all(one, columns)) return;
   std::string ours;
   for (const Columns::Pair& pair : columns.pairs()) ours += (ours.empty() ? "" : ", ") + pair.ours;
-  throw UsageError(concat("--columns ", columns.text(), ": ",
+  throw UsageError(concat("`columns` ", columns.text(), ": ",
                           any ? "no row format reads" : "the format " + format + " does not read",
                           " all of ", ours));
 }

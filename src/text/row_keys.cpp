@@ -111,7 +111,7 @@ void RowKeys::finish(const std::string& user, std::vector<std::string>& ignored)
     else if (!is_empty_value(value))
       throw InputError(
           concat(where_, ": the key ", printable(key), " is not used by ", user,
-                 ", and not known to be a mere record: rename or remove it, or say by --columns "
+                 ", and not known to be a mere record: rename or remove it, or say by `columns` "
                  "what counts"));
   }
 }

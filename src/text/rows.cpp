@@ -40,7 +40,7 @@ RowBuilder::RowBuilder(const Tokenizer& tokenizer, const std::optional<std::stri
       columns_(options.columns),
       system_(options.system) {
   if (named_ && !is_row_format(format_))
-    throw UsageError(concat("--format ", format_, ": not auto, ", row_format_names(), " or txt"));
+    throw UsageError(concat("`format` ", format_, ": not auto, ", row_format_names(), " or txt"));
   check_columns(columns_, format_);
   check_system_text(system_);
 }
@@ -73,11 +73,11 @@ RowBuilder::Built RowBuilder::build(const OrderedJson& object, const std::string
   RowContent content = read(object, where, built);
   built.ignored = std::move(content.ignored);
   if (!content.chat && train_on_ != TrainOn::Assistant)
-    throw UsageError(concat("--train-on ", train_on_name(train_on_), ": the rows of ", where,
+    throw UsageError(concat("`train_on` ", train_on_name(train_on_), ": the rows of ", where,
                             " are no chats, which it is for"));
   if (!content.chat && system_)
-    throw UsageError(concat("--system: ", where, " is no chat but plain text (format ", format_,
-                            "), which has no system turn; --columns user=KEY,assistant=KEY makes "
+    throw UsageError(concat("`system`: ", where, " is no chat but plain text (format ", format_,
+                            "), which has no system turn; `columns` user=KEY,assistant=KEY makes "
                             "chats of two columns"));
   try {
     if (content.chat)

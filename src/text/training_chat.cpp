@@ -29,7 +29,7 @@ void keep_trained(const std::vector<Message>& messages, const std::vector<bool>&
 TrainOn parse_train_on(const std::string& name) {
   for (const auto& [choice, text] : kTrainOn)
     if (name == text) return choice;
-  throw UsageError(concat("--train-on ", name, ": one of assistant, all, last"));
+  throw UsageError(concat("`train_on` ", name, ": one of assistant, all, last"));
 }
 
 const char* train_on_name(TrainOn choice) {

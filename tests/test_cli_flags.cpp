@@ -1,0 +1,89 @@
+// The programs' flags: other tools' names, near misses, files of flags.
+#include <fstream>
+
+#include "hostile.h"
+#include "io/json.h"
+#include "run_program.h"
+#include "scratch_folder.h"
+
+using namespace lk;
+using namespace lk::test;
+
+namespace {
+
+const std::string kModel = std::string(LK_TEST_DATA) + "/golden/peft/tiny";
+
+struct Rows {
+  ScratchFolder scratch;
+  std::string path = scratch.write("rows.jsonl",
+                                   "{\"prompt\":\"abc \",\"completion\":\"def ghi\"}\n"
+                                   "{\"prompt\":\"x\",\"completion\":\"yz\"}\n");
+  std::string train(const std::string& out, const std::string& more) const {
+    return "finetune --device cpu --model " + kModel + " --data " + path + " --out " +
+           scratch.file(out) + " " + more;
+  }
+};
+
+void check_says(const ProgramResult& r, int status, const std::string& part) {
+  CHECK_MESSAGE(r.status == status, r.out);
+  CHECK_MESSAGE(r.out.find(part) != std::string::npos, r.out, " lacks ", part);
+}
+
+}  // namespace
+
+TEST_CASE("flags have the names that other tools give them") {
+  Rows f;
+  const auto ours = run_program(f.train(
+      "ours", "--lr 1e-3 --rank 4 --alpha 8 --seq-len 64 --batch 2 --steps 2 --dropout 0.1"));
+  const auto theirs =
+      run_program(f.train("theirs",
+                          "--learning_rate 1e-3 --lora-r=4 --lora_alpha=8 --max-seq-length 64 "
+                          "--per_device_train_batch_size 2 --max_steps 2 --lora-dropout 0.1"));
+  CHECK_MESSAGE(ours.status == 0, ours.out);
+  CHECK_MESSAGE(theirs.status == 0, theirs.out);
+  CHECK(slurp(f.scratch.file("ours/adapter_model.safetensors")) ==
+        slurp(f.scratch.file("theirs/adapter_model.safetensors")));
+  const auto asked = run_program("generate --device cpu --model " + kModel +
+                                 " --prompt abc --max_new_tokens 2 --temp 0");
+  CHECK_MESSAGE(asked.status == 0, asked.out);
+}
+
+TEST_CASE("a flag that there is not is answered with the one that was probably meant") {
+  Rows f;
+  check_says(run_program(f.train("a", "--epoch 2")), 2, "did you mean --epochs?");
+  check_says(run_program(f.train("a", "--learnig-rate 2")), 2, "--learnig-rate");
+  check_says(run_program(f.train("a", "--eval-evry 2")), 2, "did you mean --eval-every?");
+  check_says(run_program(f.train("a", "--sched linear")), 2, "did you mean --schedule?");
+  const auto none = run_program(f.train("a", "--bananas 2"));
+  CHECK(none.status == 2);
+  CHECK(none.out.find("did you mean") == std::string::npos);
+  check_says(run_program(f.train("a", "--grad_accum 0")), 2, "--grad-accum must be in 1 .. 65536");
+}
+
+TEST_CASE("--config gives flags, the command line wins, and run.toml repeats a run") {
+  Rows f;
+  const std::string file =
+      f.scratch.write("mine.toml",
+                      "rank = 4\nlr = 1e-3\nseq-len = 64\nbatch = 2\nsteps = 3\n"
+                      "no-shuffle = true\ntargets = \"q_proj,v_proj\"\n");
+  const auto first = run_program(f.train("first", "--steps 2 --config " + file));
+  CHECK_MESSAGE(first.status == 0, first.out);
+  const Json run = read_json(f.scratch.file("first/run.json"));
+  CHECK(run["result"]["steps"] == 2);
+  CHECK(run["settings"]["run"]["rank"] == 4);
+  CHECK(run["settings"]["run"]["shuffle"] == false);
+
+  const auto again = run_program("finetune --config " + f.scratch.file("first/run.toml") +
+                                 " --out " + f.scratch.file("again"));
+  CHECK_MESSAGE(again.status == 0, again.out);
+  CHECK(slurp(f.scratch.file("again/adapter_model.safetensors")) ==
+        slurp(f.scratch.file("first/adapter_model.safetensors")));
+
+  check_says(run_program(f.train("a", "--config " + f.scratch.file("none.toml"))), 2, "none.toml");
+  const std::string wrong = f.scratch.write("wrong.toml", "learnig-rate = 1\n");
+  check_says(run_program(f.train("a", "--config " + wrong)), 2, "learnig-rate");
+  const std::string bad = f.scratch.write("bad.toml", "rank = \"many\"\n");
+  check_says(run_program(f.train("a", "--config " + bad)), 2, "rank");
+  const std::string plan = f.scratch.write("plan.toml", "matrix = \"100x500\"\nrank = 5\n");
+  check_says(run_program("plan --config " + plan), 0, "3,000");
+}

@@ -1,0 +1,231 @@
+// What a run does where its settings leave it open, and what its evaluations decide.
+#include <atomic>
+#include <filesystem>
+#include <fstream>
+
+#include "cpu/cpu_backend.h"
+#include "hostile.h"
+#include "io/json.h"
+#include "run/defaults.h"
+#include "run/evaluation_watch.h"
+#include "text/dataset.h"
+#include "tiny_model.h"
+
+using namespace lk;
+using namespace lk::test;
+
+namespace {
+
+const std::string kTiny = std::string(LK_TEST_DATA) + "/golden/peft/tiny";
+
+struct Ear : FinetuneListener {
+  std::string heard;
+  std::atomic<int> stop{0};
+  std::int64_t stop_after = -1;
+  void message(const std::string& text) override { heard += text + "\n"; }
+  void stepped(const StepReport& r, std::int64_t, std::int64_t, double) override {
+    if (r.step == stop_after) stop = 15;
+  }
+};
+
+struct Runs {
+  ScratchFolder scratch;
+  std::string rows = scratch.file("rows.jsonl"), said;
+  explicit Runs(int n) {
+    std::ofstream out(rows);
+    for (int i = 0; i < n; ++i)
+      out << R"({"prompt":"say )" << i << R"( ","completion":"word )" << (i * 7919) % 1000
+          << "\"}\n";
+  }
+  FinetuneSettings settings(const std::string& out) const {
+    FinetuneSettings s;
+    s.model = kTiny, s.data = rows, s.out = scratch.file(out);
+    s.device = "cpu", s.dtype = "f32", s.seq_len = 64, s.rank = 4;
+    return s;
+  }
+  FinetuneResult run(const FinetuneSettings& s, std::int64_t stop_after = -1) {
+    Ear ear;
+    ear.stop_after = stop_after;
+    const FinetuneResult result = finetune(s, ear, ear.stop);
+    said = ear.heard;
+    return result;
+  }
+  std::string file(const std::string& name) const { return slurp(scratch.file(name)); }
+};
+
+Dataset lines(int n, int rows_each) {
+  Dataset data;
+  data.format = "messages";
+  for (int i = 0; i < n * rows_each; ++i) {
+    Row row = random_rows({4}, static_cast<unsigned>(i))[0];
+    row.line = static_cast<std::size_t>(i / rows_each) + 1;
+    data.rows.push_back(row);
+  }
+  return data;
+}
+
+}  // namespace
+
+TEST_CASE("the default rate falls with the root of the number of parameters") {
+  CHECK(default_lr(135'000'000) == doctest::Approx(1.5e-3));
+  CHECK(default_lr(1'236'000'000) == doctest::Approx(5e-4));
+  CHECK(default_lr(6'738'000'000) == doctest::Approx(2.1e-4));
+  CHECK(default_lr(1) == doctest::Approx(3e-3));
+  CHECK(default_lr(INT64_MAX) == doctest::Approx(2e-5));
+  CHECK(default_epochs(48) == 3);
+  CHECK(default_epochs(5000) == 2);
+  CHECK(default_epochs(52'000) == 1);
+}
+
+TEST_CASE(
+    "a rate of one's own is constant; the default one rises and falls; a resumed run keeps it") {
+  FinetuneSettings open, own, later;
+  own.lr = 5e-4;
+  fill_in_rates(open, 135'000'000, 200, nullptr);
+  CHECK(*open.lr == doctest::Approx(1.5e-3));
+  CHECK(*open.schedule == "linear");
+  CHECK(*open.warmup == 20);
+  fill_in_rates(own, 135'000'000, 200, nullptr);
+  CHECK(*own.schedule == "constant");
+  CHECK(*own.warmup == 0);
+  const Json before = {{"lr", 1e-3}, {"schedule", "cosine"}, {"warmup", 7}};
+  fill_in_rates(later, 135'000'000, 400, &before);
+  CHECK(*later.lr == 1e-3);
+  CHECK(*later.schedule == "cosine");
+  CHECK(*later.warmup == 7);
+}
+
+TEST_CASE("evaluations along the way are ten at most and cost a fifth of the training at most") {
+  auto every = [](std::int64_t steps, std::int64_t train, std::int64_t eval) {
+    FinetuneSettings s;
+    fill_in_evaluation(s, steps, train, eval);
+    CHECK(s.keep == (eval > 0 ? "best" : "last"));
+    return *s.eval_every;
+  };
+  CHECK(every(100, 100'000, 100) == 10);
+  CHECK(every(100, 100'000, 20'000) == 25);  // three of them
+  CHECK(every(4, 100, 1000) == 0);
+  CHECK(every(100, 100'000, 0) == 0);
+  CHECK(every(1, 100'000, 1) == 0);
+}
+
+TEST_CASE("rows are split off evenly, all rows of a chat together") {
+  auto tokenizer = Tokenizer::from_folder(kTiny);
+  Dataset data = lines(50, 1);
+  const Dataset eval = split_off(data, *tokenizer, 0.1, 256);
+  CHECK(eval.rows.size() == 5);
+  CHECK(data.rows.size() == 45);
+  CHECK(data.tokens == 180);
+  CHECK(eval.tokens == 20);
+  for (std::size_t i = 0; i < 5; ++i) CHECK(eval.rows[i].line == 10 * (i + 1));
+
+  Dataset chats = lines(20, 3);
+  const Dataset some = split_off(chats, *tokenizer, 0.2, 3);
+  CHECK(some.rows.size() == 9);  // of three chats
+  for (const Row& row : chats.rows)
+    for (const Row& other : some.rows) CHECK(row.line != other.line);
+
+  Dataset few = lines(1, 4);
+  check_throws<UsageError>("one line", {"eval_split", "none would be left"},
+                           [&] { split_off(few, *tokenizer, 0.5, 256); });
+  few.format = "txt";  // windows, however long the line they are of
+  CHECK(split_off(few, *tokenizer, 0.5, 256).rows.size() == 2);
+}
+
+TEST_CASE("the watch keeps the lowest evaluation's adapter and warns once of a rise") {
+  auto backend = make_cpu_backend();
+  auto model = tiny_transformer(*backend, DType::F32);
+  Adapter adapter(*model, tiny_lora());
+  auto values = [&] { return to_host_f64(adapter.layers()[0]->b().value()); };
+  RunProgress progress;
+  EvaluationWatch watch(true, 2, progress);
+  auto hear = [&](std::int64_t step, double loss, double training) {
+    randomize_b(adapter, static_cast<unsigned>(step));
+    Evaluation e;
+    e.loss = loss;
+    return watch.evaluated(step, e, training, adapter);
+  };
+  CHECK(hear(0, 1.0, 0) == "");
+  CHECK(watch.kept().empty());  // an adapter that is not trained is none to keep
+  CHECK(hear(10, 3.0, 3.0) == "");
+  CHECK(hear(20, 2.0, 2.5) == "");
+  const auto best = values();
+  CHECK(hear(30, 2.5, 2.0).find("rises while the training loss falls") != std::string::npos);
+  CHECK(!watch.is_out_of_patience());
+  CHECK(hear(40, 2.6, 1.5) == "");
+  CHECK(watch.is_out_of_patience());
+  CHECK(progress.best->step == 20);
+  const auto now = values();
+  watch.with_kept(adapter, [&] { CHECK(values() == best); });
+  CHECK(values() == now);
+  CHECK_THROWS_AS(watch.with_kept(adapter, [] { throw IoError("full"); }), IoError);
+  CHECK(values() == now);
+}
+
+TEST_CASE("a run of few words evaluates on a tenth of its rows, and says what it does") {
+  Runs f(60);
+  const FinetuneResult r = f.run(f.settings("run"));
+  CHECK(r.steps == 21);  // three passes over 54 rows
+  REQUIRE(r.eval_before);
+  CHECK(r.eval_before->rows == 6);
+  for (const char* part :
+       {"6 of the 60 rows are kept", "21 steps of 8 rows, 3.11 passes over 54 rows",
+        "rank 4 on all-linear", "linear after 2 of warm-up", "keeps the best"})
+    CHECK_MESSAGE(f.said.find(part) != std::string::npos, f.said, " lacks ", part);
+  const Json run = parse_json(f.file("run/run.json"), "run.json");
+  CHECK(run["settings"]["run"]["lr"].get<double>() == doctest::Approx(3e-3));
+  CHECK(f.file("run/metrics.jsonl").find("\"step\":2,\"eval_loss\"") != std::string::npos);
+
+  FinetuneSettings file_order = f.settings("plain");  // a recipe: nothing is taken away
+  file_order.shuffle = false, file_order.steps = 2, file_order.lr = 1e-3;
+  CHECK(!f.run(file_order).eval_before);
+  CHECK(f.said.find("nothing to evaluate on") != std::string::npos);
+  CHECK(f.said.find("2 steps are few") != std::string::npos);
+}
+
+TEST_CASE("the best adapter is kept, through a stop and a resume too; patience ends a run") {
+  Runs f(60);
+  auto overfitting = [&](const std::string& out) {
+    FinetuneSettings s = f.settings(out);
+    s.steps = 40, s.lr = 3e-2, s.schedule = "constant", s.rank = 8, s.eval_every = 2, s.samples = 0;
+    return s;
+  };
+  const FinetuneResult whole = f.run(overfitting("whole"));
+  REQUIRE(whole.best);
+  CHECK(whole.kept_step == whole.best->step);
+  REQUIRE(whole.kept_step < 40);
+  CHECK(f.said.find("kept: the adapter of step") != std::string::npos);
+  FinetuneSettings last = overfitting("last");
+  last.keep = "last";
+  CHECK(f.run(last).kept_step == 40);
+  CHECK(f.file("last/adapter_model.safetensors") != f.file("whole/adapter_model.safetensors"));
+  FinetuneSettings exact = overfitting("exact");  // the adapter of that step
+  exact.steps = whole.kept_step, exact.keep = "last";
+  f.run(exact);
+  CHECK(f.file("exact/adapter_model.safetensors") == f.file("whole/adapter_model.safetensors"));
+
+  FinetuneSettings parts = overfitting("parts");
+  f.run(parts, whole.kept_step + 3);  // behind the best
+  parts.resume = true;
+  const FinetuneResult resumed = f.run(parts);
+  CHECK(resumed.kept_step == whole.kept_step);
+  CHECK(f.file("parts/adapter_model.safetensors") == f.file("whole/adapter_model.safetensors"));
+
+  FinetuneSettings patient = overfitting("patient");
+  patient.patience = 2;
+  const FinetuneResult early = f.run(patient);
+  CHECK(early.out_of_patience);
+  CHECK(early.steps == early.kept_step + 4);
+  CHECK(f.said.find("2 evaluations without a new best") != std::string::npos);
+  CHECK(f.file("patient/run.json").find("\"finished\"") != std::string::npos);
+}
+
+TEST_CASE("samples along the way stand in metrics.jsonl and in the report") {
+  Runs f(60);
+  FinetuneSettings s = f.settings("run");
+  s.steps = 4, s.sample_every = 2, s.samples = 1;
+  f.run(s);
+  CHECK(f.file("run/metrics.jsonl").find("\"sample\":{\"prompt\":") != std::string::npos);
+  CHECK(f.file("run/report.html").find("Along the way") != std::string::npos);
+  CHECK(f.file("run/report.html").find("http-equiv=\"refresh\"") == std::string::npos);
+}
