@@ -5,6 +5,8 @@
 namespace lk {
 namespace {
 
+constexpr double kRise = 1.01;  // above the lowest evaluation: less may be chance
+
 std::vector<std::vector<float>> values_of(const Adapter& adapter) {
   std::vector<std::vector<float>> all;
   for (const Parameter* p : adapter.parameters()) all.push_back(to_host<float>(p->value()));
@@ -46,9 +48,9 @@ std::string EvaluationWatch::evaluated(std::int64_t step, const Evaluation& e, d
   } else if (step > progress_.best->step) {
     ++progress_.evaluations_since_best;
   }
-  const bool rises = last_loss_ > 0 && e.loss > last_loss_,
-             learns = training_loss < last_training_loss_;
-  last_loss_ = e.loss, last_training_loss_ = training_loss;
+  const bool rises = e.loss > kRise * progress_.best->loss,
+             learns = last_training_loss_ > 0 && training_loss < last_training_loss_;
+  last_training_loss_ = training_loss;
   if (!rises || !learns || warned_) return "";
   warned_ = true;
   return concat(

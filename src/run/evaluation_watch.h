@@ -41,7 +41,7 @@ class EvaluationWatch {
   std::int64_t patience_;
   RunProgress& progress_;
   std::vector<std::vector<float>> kept_;
-  double last_loss_ = 0, last_training_loss_ = 0;  // of the evaluation before; 0: there was none
+  double last_training_loss_ = 0;  // up to the evaluation before; 0: there was none
   bool warned_ = false;
 };
 

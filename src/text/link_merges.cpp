@@ -61,7 +61,7 @@ std::vector<BytePairs::Merge> listed(const TokenizerSpec& spec, const TokenIds& 
   merges.reserve(spec.merges.size());
   std::unordered_set<std::uint64_t> seen(2 * spec.merges.size());
   for (std::size_t rank = 0; rank < spec.merges.size(); ++rank) {
-    const auto& [left, right] = spec.merges[rank];
+    const std::string &left = spec.merges[rank].first, &right = spec.merges[rank].second;
     auto id = [&](const std::string& token) {
       auto it = ids.find(token);
       if (it == ids.end() || token.empty())
