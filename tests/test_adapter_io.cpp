@@ -306,6 +306,48 @@ TEST_CASE("matrices of modules that the config does not select are left out, as 
   CHECK_THROWS_WITH_AS(s.load(), doctest::Contains("target_modules"), InputError);
 }
 
+TEST_CASE("modules of which only one of the adapter's files knows are named") {
+  Saved s;
+  auto warnings = [&] { return disagreements(open_adapter(s.folder), s.model->config()); };
+  CHECK(warnings().empty());
+  const Json good = s.config();
+  Json config = good;
+  config["target_modules"] = {"q_proj", "up_proj", "lm_head", "no_such_proj"};
+  s.set_config(config);
+  REQUIRE(warnings().size() == 2);
+  CHECK(warnings()[0].find("v_proj") != std::string::npos);
+  CHECK(warnings()[1].find("up_proj") != std::string::npos);
+  for (const char* all : {"all-linear", "ALL-LINEAR"}) {
+    config["target_modules"] = all;
+    s.set_config(config);
+    REQUIRE(warnings().size() == 1);
+    CHECK(warnings()[0].find("is the file whole?") != std::string::npos);
+  }
+  s.set_config(good);
+  std::vector<SafetensorsEntry> cut;
+  for (const SafetensorsEntry& t : s.tensors())
+    if (t.name.find("layers.1.self_attn.v_proj") == t.name.npos) cut.push_back(t);
+  s.set_tensors(cut);
+  REQUIRE(warnings().size() == 1);
+  CHECK(warnings()[0].find("lacks 1 of the modules") != std::string::npos);
+  CHECK(warnings()[0].find("layers.1.self_attn.v_proj") != std::string::npos);
+}
+
+TEST_CASE("a scale that float32 does not hold is refused by its key") {
+  Saved s;
+  const Json good = s.config();
+  auto with = [&](const Json& change) {
+    Json config = good;
+    config.update(change);
+    s.set_config(config);
+    return open_adapter(s.folder);
+  };
+  for (const Json& change : {Json{{"lora_alpha", 1e300}}, Json{{"lora_alpha", 1e-60}},
+                             Json{{"alpha_pattern", {{"v_proj", 1e200}}}}})
+    CHECK_THROWS_WITH_AS(with(change), doctest::Contains("alpha"), InputError);
+  CHECK_NOTHROW(with({{"lora_alpha", 3e38}}));
+}
+
 TEST_CASE("a rank above the matrix's width is read, used and written again") {
   ScratchFolder scratch;
   auto backend = make_cpu_backend();

@@ -297,6 +297,15 @@ TEST_CASE("generate: rows name their adapters, unknown names are input errors, -
   Result unknown = run(both + " --prompts " + (f / "unknown.jsonl"));
   CHECK(unknown.status == 3);
   CHECK(unknown.out.find("unknown.jsonl:2") != std::string::npos);
+  // A prompt's row may hold what `evaluate` compares with; what would change the answer is refused.
+  for (const auto& [more, status] : {std::pair{R"("completion":"y","references":["y"],"id":3)", 0},
+                                     {R"("system":"Be brief.")", 3},
+                                     {R"("temperature":1)", 3},
+                                     {R"("max_tokens":1)", 3}}) {
+    std::ofstream(f / "more.jsonl") << R"({"prompt":"x",)" << more << "}\n";
+    const Result r = run(base + "--prompts " + (f / "more.jsonl"));
+    CHECK_MESSAGE(r.status == status, more, ": ", r.out);
+  }
   CHECK(run(both + " --adapter a=" + (f / "one") + " --prompt x").status == 2);
   CHECK(run(both + " --adapter " + (f / "one") + " --prompt x").status == 2);
   for (const char* bad : {"--top-p 0", "--min-p 2", "--repetition-penalty 0", "--batch 0",

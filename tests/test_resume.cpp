@@ -200,6 +200,16 @@ TEST_CASE("an interrupted run has the whole run's records, each evaluation once"
   CHECK(f.adapter("parts") == f.adapter("whole"));
 }
 
+TEST_CASE("a resumed run says which of its earlier steps are in no record") {
+  Runs f;
+  f.run(f.settings("whole", 4));
+  CHECK(f.run(f.settings("run", 4), 2).signal == 15);
+  std::filesystem::remove(f.scratch.file("run/metrics.jsonl"));
+  f.resume(f.settings("run", 4));
+  CHECK(f.said.find("metrics.jsonl: has 0 of the 2 steps") != std::string::npos);
+  CHECK(f.adapter("run") == f.adapter("whole"));
+}
+
 TEST_CASE("whatever shapes model, rows or training is the run's identity, and is refused by name") {
   Runs f;
   FinetuneSettings base = f.settings("run", 4);

@@ -11,6 +11,7 @@
 #include "template_chats.h"
 #include "text/row_formats.h"
 #include "text/tool_turns.h"
+#include "text/training_chat.h"
 
 using namespace lk;
 
@@ -118,6 +119,27 @@ TEST_CASE("TRL: prompt and completion as lists of messages; the prompt is not tr
   CHECK(f.refused(R"({"prompt":[{"role":"user","content":"a"}],"completion":"d"})", "completion"));
   CHECK(f.refused(R"({"prompt":"a","completion":[{"role":"assistant","content":"d"}]})",
                   "completion"));
+  CHECK(f.refused(R"({"prompt":[{"role":"user","content":"a"},{"role":"assistant","content":"b",)"
+                  R"("weight":1}],"completion":[{"role":"assistant","content":"d"}]})",
+                  "prompt[1]: weight"));
+}
+
+TEST_CASE("a tool call has a name and arguments, and nothing that no template would write") {
+  Fixture f;
+  auto with = [](const std::string& answer) {
+    return R"({"messages":[{"role":"user","content":"a"},{"role":"assistant","content":null,)" +
+           answer + "}]}";
+  };
+  CHECK(f.error(with(R"("tool_calls":[{"id":"1","type":"function","index":0,)"
+                     R"("function":{"name":"f","arguments":"{}"}}])")) == "accepted");
+  CHECK(f.refused(with(R"("tool_calls":[{"name":"f","parameters":{"x":1}}])"), "parameters"));
+  CHECK(f.refused(with(R"("tool_calls":[{"function":{"name":"f"},"arguments":{"x":1}}])"),
+                  "tool_calls[0]: the key \"arguments\""));
+  CHECK(f.refused(with(R"("tool_calls":[{"name":"f"}],"function_call":{"name":"g"})"),
+                  "function_call"));
+  CHECK(f.refused(R"({"conversations":[{"from":"human","value":"a"},{"from":"function_call",)"
+                  R"("value":"{\"name\":\"f\",\"parameters\":{\"x\":1}}"}]})",
+                  "parameters"));
 }
 
 TEST_CASE("content as parts, null, and weights") {
@@ -263,10 +285,17 @@ TEST_CASE("templates print tools and calls as Jinja2 prints them, or are given t
       // What a template drops is put into turns that it writes: nothing is lost.
       fit_to_template(said, support);
       try {
-        require_written(said, text(), chat.name());
+        std::vector<Message> messages;
+        for (const Turn& turn : said.turns) messages.push_back(turn.message);
+        const std::vector<bool> trained(messages.size(), true);
+        require_written(
+            said,
+            render_for_training(chat, messages, trained, TrainOn::Assistant, said.tools.get())
+                .written,
+            chat.name());
       } catch (const InputError& e) {
-        const std::string why = e.what();  // the template's own rules, with its line
-        CHECK_MESSAGE(why.find("line ") != std::string::npos, name, " row ", i, ": ", why);
+        const std::string why = e.what();  // the template's own rules, or a prompt that it rewrites
+        CHECK_MESSAGE(why.find("does not write") == std::string::npos, name, " row ", i, ": ", why);
       }
     }
   }
@@ -295,6 +324,35 @@ TEST_CASE("what a model's template leaves out is refused with the template and t
       R"({"role":"assistant","content":"b"}]})";
   CHECK(f.text(f.load_own(developer)) == chatml({"developer|Be kind.", "user|a", "assistant|b"}));
   CHECK(f.text(f.load(developer)) == chatml({"system|Be kind.", "user|a", "assistant|b"}));
+}
+
+TEST_CASE("a turn that a model's template leaves out or cuts is refused") {
+  Fixture f;
+  auto use = [&](const std::string& guard, const std::string& content) {
+    f.use_template("{% for m in messages %}{% if " + guard + " %}<|im_start|>{{ m.role }}\n{{ " +
+                   content +
+                   " }}<|im_end|>\n{% endif %}{% endfor %}"
+                   "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}");
+  };
+  const std::string chat =
+      R"({"messages":[{"role":"user","content":"one"},{"role":"assistant","content":"two"},)"
+      R"({"role":"system","content":"three"},{"role":"user","content":" four "},)"
+      R"({"role":"assistant","content":"<think>\nfive\n</think>\n\nsix"}]})";
+  use("true", "m.content | trim");
+  CHECK(f.own_error(chat) == "accepted");
+  use("loop.first or m.role != 'system'", "m.content");
+  CHECK(f.own_error(chat).find("content of message 2 (system)") != std::string::npos);
+  use("true", "m.content[:4]");
+  CHECK(f.own_error(chat).find("content of message 2 (system)") != std::string::npos);
+  use("true", "m.content if m.role != 'assistant' else m.content[:2]");
+  CHECK(f.own_error(chat).find("content of message 1 (assistant)") != std::string::npos);
+  // Thoughts may go, and a turn behind the last answer trains nothing.
+  use("true", "m.content.split('</think>')[-1] | trim");
+  CHECK(f.own_error(chat) == "accepted");
+  // A tool's answer may be written as JSON.
+  use("true", "m.content | tojson if m.role == 'tool' else m.content");
+  CHECK(f.own_error(R"({"messages":[{"role":"user","content":"a"},{"role":"tool","content":)"
+                    R"("say \"b\""},{"role":"assistant","content":"c"}]})") == "accepted");
 }
 
 TEST_CASE("chats become a row for each trained turn where the template rewrites earlier ones") {

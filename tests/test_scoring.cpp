@@ -125,6 +125,8 @@ TEST_CASE("rows for scoring: kinds by their keys, wrong ones named by file, line
         {R"({"prompt":"a","choices":["b","c"],"answer":1.5})", "answer"},
         {R"({"prompt":"a","choices":["b","c"],"answer":"B"})", "answer"},
         {R"({"prompt":"a","choices":["b","c"]})", "answer"},
+        {R"({"prompt":"a","choices":["b","c"],"answer":0,"id":1,"context":"d"})", "context"},
+        {R"({"prompt":"a","choices":["b","c"],"answer":0,"Answer":1})", "Answer"},
         {R"({"choices":["b","c"],"answer":0})", "prompt"},
         {R"({"prompt":"aaaaaaaaaaaaaaaaaaaaaaaaa","choices":["b","c"],"answer":0})",
          "`seq_len`"}}) {
@@ -141,6 +143,7 @@ TEST_CASE("rows for scoring: kinds by their keys, wrong ones named by file, line
        {std::pair{R"({"prompt":"a","references":[]})", "references"},
         {R"({"prompt":"a","references":[1]})", "references"},
         {R"({"prompt":"a"})", "references"},
+        {R"({"prompt":"a","references":["b"],"id":1,"system":"d"})", "system"},
         {R"({"prompt":"","references":["x"]})", "prompt"},
         {R"({"prompt":"aaaaaaaa","references":["x"]})", "`max_tokens`"}}) {
     CAPTURE(line);

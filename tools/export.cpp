@@ -17,7 +17,7 @@ int main(int argc, char** argv) {
   return program::run(app, argc, argv, [&] {
     if (!out.ends_with(".gguf")) throw UsageError("--out " + out + ": must end in .gguf");
     const GgufAdapter written = export_gguf_adapter(model, adapter, out);
-    if (!written.warning.empty()) program::message("warning: " + written.warning);
+    for (const std::string& warning : written.warnings) program::message("warning: " + warning);
     OrderedJson json = {{"out", out},
                         {"modules", written.modules},
                         {"rank", written.rank},

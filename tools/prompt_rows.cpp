@@ -3,6 +3,7 @@
 #include "io/json.h"
 #include "tensor/error.h"
 #include "text/data_file.h"
+#include "text/row_keys.h"
 
 namespace lk::program {
 
@@ -12,6 +13,11 @@ std::vector<PromptRow> read_prompt_rows(const std::string& path, const Columns& 
       throw UsageError(concat("--columns ", columns.text(), ": prompts have no ", pair.ours));
   std::vector<PromptRow> rows;
   for_each_renamed_row(path, columns, [&](const OrderedJson& object, const std::string& where) {
+    // A file of `evaluate` holds prompts too: what answers are compared with is not for the model.
+    if (columns.empty())
+      refuse_unused_keys(object,
+                         {"prompt", "adapter", "completion", "references", "choices", "answer"},
+                         "generate", where);
     const Json row(object);
     const bool named = row.contains("adapter") && !row["adapter"].is_null();
     rows.push_back({json_string(row, "prompt", where),

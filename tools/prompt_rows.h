@@ -13,8 +13,9 @@ struct PromptRow {
   std::string where;          // "file:line", for errors
 };
 
-// Reads {"prompt": text, "adapter": name or null} from each line. Throws InputError naming file,
-// line and key, also if the file has no rows.
+// Reads {"prompt": text, "adapter": name or null} from each row; what `evaluate` compares answers
+// with may stand beside them. Throws InputError naming file, line and key, also for a key that is
+// neither used nor a mere record, and if the file has no rows.
 // `columns`: which keys of the file stand for these.
 std::vector<PromptRow> read_prompt_rows(const std::string& path, const Columns& columns);
 

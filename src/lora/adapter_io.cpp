@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <set>
 
 #include "io/paths.h"
@@ -47,6 +48,15 @@ void check_modules_to_save(const PeftConfig& config, const AdapterFile& file) {
   }
 }
 
+// The scale is computed with in float32.
+void check_scale(const LoraShape& shape, const std::string& where, const std::string& module) {
+  const double scale = shape.scale();
+  if (scale < std::numeric_limits<float>::min() || scale > std::numeric_limits<float>::max())
+    throw InputError(concat(where, ": lora_alpha or alpha_pattern: ", shape.alpha, " at rank ",
+                            shape.rank, " scales ", printable(module), " by ", scale,
+                            ", which float32 does not hold"));
+}
+
 }  // namespace
 
 AdapterFile open_adapter(const std::string& folder) {
@@ -76,6 +86,8 @@ AdapterFile open_adapter(const std::string& folder) {
   const PeftConfig config(config_path);
   AdapterFile file;
   file.folder = folder;
+  if (!config.target_modules().empty())
+    file.selects = [config](const std::string& module) { return config.selects(module); };
   file.target_modules = config.target_modules();
   file.base_model = config.base_model();
   file.base_fingerprint = config.base_fingerprint();
@@ -104,6 +116,7 @@ AdapterFile open_adapter(const std::string& folder) {
       throw InputError(concat(path, ": ", key, " has shape ", s.str(), ", but ", kAdapterConfig,
                               " says ", own.rank == config.shape().rank ? "r" : "rank_pattern",
                               " = ", own.rank));
+    check_scale(file.config.shape_of(name), config_path, name);
   }
   if (a.empty() && b.empty() && !unselected.empty())
     throw InputError(concat(config_path,
@@ -127,10 +140,29 @@ std::string summary(const AdapterFile& file) {
   if (!file.config.exceptions.empty())
     text +=
         concat(", ", file.config.exceptions.size(), " of them with a rank or alpha of their own");
-  if (!file.unselected.empty())
-    text += concat("; ", file.unselected.size(), " more in the file are not selected by ",
-                   kAdapterConfig, " and left out");
   return text;
+}
+
+std::vector<std::string> disagreements(const AdapterFile& file, const ModelConfig& config) {
+  std::set<std::string> lacking;
+  ModelWeights weights;
+  for (const WeightSlot& slot : weight_slots(config, weights)) {
+    const std::string module = slot.name.substr(0, slot.name.rfind('.'));
+    if (slot.linear && slot.role != Role::Head && file.selects && file.selects(module))
+      lacking.insert(module);
+  }
+  for (const std::string& module : file.config.targets) lacking.erase(module);
+  std::vector<std::string> lines;
+  if (!file.unselected.empty())
+    lines.push_back(concat(file.folder, "/", kAdapterConfig, ": does not select ",
+                           file.unselected.size(), " of the modules in ", kAdapterWeights, " (",
+                           printable(file.unselected.front()), "...), which are left out"));
+  if (!lacking.empty())
+    lines.push_back(concat(file.folder, "/", kAdapterWeights, ": lacks ", lacking.size(),
+                           " of the modules that ", kAdapterConfig, " selects (",
+                           printable(*lacking.begin()),
+                           "...), which stay as in the base: is the file whole?"));
+  return lines;
 }
 
 void check_base(const AdapterFile& file, const std::string& fingerprint, const std::string& model) {

@@ -1,6 +1,7 @@
 // Adapter files in PEFT's layout: adapter_config.json and adapter_model.safetensors (F32).
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -22,7 +23,10 @@ struct AdapterFile {
   LoraConfig config;
   std::vector<std::string> target_modules;  // as the config lists them
   std::vector<std::string> unselected;      // modules of the weights that the config leaves out
-  std::vector<std::string> whole_weights;   // "lm_head.weight": see whole_weights.h
+  // Whether the config's target_modules, less what limits them, select a module; empty where the
+  // config leaves that to the model's family.
+  std::function<bool(const std::string& module)> selects;
+  std::vector<std::string> whole_weights;  // "lm_head.weight": see whole_weights.h
   std::string base_model;
   std::string base_fingerprint;  // lorikeet_base_sha256 if Lorikeet wrote the file, else empty
 };
@@ -32,6 +36,10 @@ struct AdapterFile {
 // out. Throws InputError naming file and key for what can't be obeyed, for shapes that are not
 // those of the config's ranks, for an A without its B, and for tensors that are neither.
 AdapterFile open_adapter(const std::string& folder);
+// Where the two files of an adapter for a model of `config` disagree, a line each, for warnings:
+// modules of the weights that are not selected, and selected ones that the weights lack. As in PEFT,
+// neither changes anything of the base.
+std::vector<std::string> disagreements(const AdapterFile& file, const ModelConfig& config);
 // What the adapter is, in one line for messages: "rank 4, alpha 8, 14 modules".
 std::string summary(const AdapterFile& file);
 // InputError if the adapter was trained on a base of another fingerprint than that of `model`.

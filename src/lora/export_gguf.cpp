@@ -31,7 +31,9 @@ GgufAdapter export_gguf_adapter(const std::string& model, const std::string& fol
   const AdapterFile file = open_adapter(folder);
   check_whole_weights(file, base);
   const FileLayout layout = gguf_layout(base.config());
-  GgufAdapter result{0, 0, file_alpha(file.config), unproven_base(file, model)};
+  GgufAdapter result{0, 0, file_alpha(file.config), disagreements(file, base.config())};
+  if (std::string doubt = unproven_base(file, model); !doubt.empty())
+    result.warnings.push_back(std::move(doubt));
   const GgufWriter::Metadata metadata = {
       {"general.architecture", gguf_string(layout.files->gguf)},
       {"general.type", gguf_string("adapter")},

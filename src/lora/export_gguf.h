@@ -3,13 +3,14 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace lk {
 
 struct GgufAdapter {
   std::int64_t modules = 0, rank = 0;  // the largest rank
   double alpha = 0;                    // as written
-  std::string warning;                 // unproven_base(); empty: none
+  std::vector<std::string> warnings;   // unproven_base() and disagreements()
 };
 
 // Writes the PEFT adapter in `folder`, trained on `model` (a GGUF file or folder; only its config

@@ -150,8 +150,11 @@ MergeResult merge(const MergeSettings& s, MergeListener& listener) {
   for (const AdapterFile& file : source.files())
     listener.message(concat(file.folder, ": ", summary(file)));
   for (const AdapterFile& file : source.files())
-    if (std::string doubt = unproven_base(file, s.model); !doubt.empty() && !s.other_base)
-      result.warnings.push_back(std::move(doubt));
+    if (const std::string doubt = unproven_base(file, s.model); !doubt.empty() && !s.other_base)
+      listener.message("warning: " + doubt);
+  for (const AdapterFile& file : source.files())
+    for (std::string& text : disagreements(file, source.base().config()))
+      result.warnings.push_back(std::move(text));
   using Kind = StagedOutput::Kind;
   StagedOutput staged(s.out, format.gguf ? Kind::File : Kind::Folder, output.bytes());
   MergePipe pipe(source, result, listener);

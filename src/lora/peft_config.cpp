@@ -29,6 +29,12 @@ bool given(const Json& config, const char* key) {
   return config.contains(key) && !is_off(config[key]);
 }
 
+std::string lower_case(std::string text) {
+  std::transform(text.begin(), text.end(), text.begin(),
+                 [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c; });
+  return text;
+}
+
 // What PeftConfig obeys.
 constexpr std::string_view kObeyed[] = {"alpha_pattern",
                                         "base_model_name_or_path",
@@ -65,7 +71,7 @@ void refuse_unknown(const Json& config, const std::string& where) {
   for (const auto& [key, value] : config.items()) {
     if (lists(kObeyed, key) || lists(kHarmless, key) || is_off(value)) continue;
     const std::string name = printable(key), plain = name.substr(1, name.size() - 2);
-    refuse(where, plain, " = ", printable(value.dump()),
+    refuse(where, plain, " = ", value.dump(-1, ' ', true).substr(0, 200),
            " is not supported: only plain LoRA matrices are");
   }
   if (std::string bias = json_string_or(config, "bias", "none", where); bias != "none")
@@ -80,9 +86,7 @@ void check_init(const Json& config, const std::string& where) {
   const Json& value = config["init_lora_weights"];
   if (value.is_null() || value.is_boolean()) return;
   if (!value.is_string()) refuse(where, "init_lora_weights: neither a boolean nor a string");
-  std::string init = value.get<std::string>();
-  std::transform(init.begin(), init.end(), init.begin(),
-                 [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c; });
+  const std::string init = lower_case(value.get<std::string>());
   if (init == "gaussian" || init == "eva" || init == "orthogonal" || init == "mica") return;
   if (init == "loftq")
     refuse(
@@ -175,7 +179,8 @@ void PeftConfig::read_modules(const Json& config) {
   if (config.contains("target_modules") && !config["target_modules"].is_null())
     target_modules_ = strings(config, "target_modules", path_);
   all_ = !config.contains("target_modules") || config["target_modules"].is_null() ||
-         config["target_modules"] == "all-linear";
+         (config["target_modules"].is_string() &&
+          lower_case(config["target_modules"].get<std::string>()) == "all-linear");
   if (!all_) targets_ = modules(config, "target_modules");
   if (given(config, "exclude_modules")) excluded_ = modules(config, "exclude_modules");
   if (given(config, "modules_to_save"))

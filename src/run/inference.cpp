@@ -81,6 +81,8 @@ InferenceModel open_inference(const InferenceSettings& settings) {
   auto doubt = [&](const AdapterFile& one) {
     if (std::string text = unproven_base(one, settings.model); !text.empty())
       m.warnings.push_back(std::move(text));
+    for (std::string& text : disagreements(one, loaded.config))
+      m.warnings.push_back(std::move(text));
   };
   if (file) doubt(*file);
   for (const auto& [name, one] : named) doubt(one);

@@ -33,7 +33,7 @@ struct InferenceModel {
   std::unique_ptr<Transformer> model;
   std::unique_ptr<Adapter> adapter;      // null if there is no adapter
   std::unique_ptr<AdapterSet> adapters;  // null if there are no named adapters
-  std::vector<std::string> warnings;     // of adapters whose base can't be checked
+  std::vector<std::string> warnings;     // of adapters, for the user
 };
 
 // Takes the values of --adapter: one folder for all requests, or several name=folder. Throws

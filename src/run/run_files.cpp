@@ -15,10 +15,11 @@ Json number(double x) { return std::isfinite(x) ? Json(x) : Json(nullptr); }
 }  // namespace
 
 // A line that can't be read says nothing of the others: it is left out, and the user is told.
-void MetricsLog::keep_old_lines(const std::string& path, std::int64_t keep_steps) {
+std::int64_t MetricsLog::keep_old_lines(const std::string& path, std::int64_t keep_steps) {
   std::istringstream old(read_file(path, std::size_t{1} << 30));
   old.exceptions(std::ios::badbit);  // a line that finds no memory is not the end of the file
   std::string kept, line;
+  std::int64_t steps = 0;
   for (std::size_t number = 1; std::getline(old, line); ++number) {
     if (line.empty() || old.eof()) continue;  // a last line without its newline was cut off
     const std::string where = concat(path, ":", number);
@@ -27,19 +28,24 @@ void MetricsLog::keep_old_lines(const std::string& path, std::int64_t keep_steps
       const std::int64_t step = json_int(j, "step", 0, INT64_MAX, where);
       if (step > keep_steps) continue;
       if (j.contains("eval_loss")) evaluated_ = step;
+      steps += j.contains("loss");
       kept += line + "\n";
     } catch (const InputError& e) {
       log_line(log_, concat("warning: ", e.what(), ": the line is left out"));
     }
   }
   write_file_durably(path, kept);
+  return steps;
 }
 
 MetricsLog::MetricsLog(const std::string& folder, std::int64_t keep_steps, bool tensorboard,
                        LogFunction log)
     : log_(std::move(log)) {
   const std::string path = folder + "/metrics.jsonl";
-  if (exists(path)) keep_old_lines(path, keep_steps);
+  const std::int64_t kept = exists(path) ? keep_old_lines(path, keep_steps) : 0;
+  if (kept < keep_steps)
+    log_line(log_, concat("warning: ", path, ": has ", kept, " of the ", keep_steps,
+                          " steps that were made before: curves and report lack the others"));
   lines_ = std::make_unique<LineLog>(path);
   if (tensorboard) events_ = std::make_unique<EventFile>(folder, keep_steps + 1);
 }

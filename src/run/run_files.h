@@ -17,8 +17,9 @@ namespace lk {
 class MetricsLog {
  public:
   // Opens folder/metrics.jsonl. Lines of steps after `keep_steps` (from a run that went further
-  // before it was stopped) are dropped, and so are those that can't be read: `log` says which. With
-  // `tensorboard`, also writes event files to the folder (io/tfevents.h). Throws IoError.
+  // before it was stopped) are dropped, and so are those that can't be read: `log` says which, and
+  // how many of the `keep_steps` have no line. With `tensorboard`, also writes event files to the
+  // folder (io/tfevents.h). Throws IoError.
   MetricsLog(const std::string& folder, std::int64_t keep_steps, bool tensorboard, LogFunction log);
   // These three write at once. What the system refuses waits for the next call, and `log` is told.
   void step(const StepReport& report);
@@ -29,7 +30,8 @@ class MetricsLog {
   void flush();
 
  private:
-  void keep_old_lines(const std::string& path, std::int64_t keep_steps);
+  // Returns how many steps the lines that it keeps are of.
+  std::int64_t keep_old_lines(const std::string& path, std::int64_t keep_steps);
   void add(const OrderedJson& line, std::int64_t step, const Scalars& scalars);
 
   LogFunction log_;

@@ -88,6 +88,9 @@ void read_data(const FinetuneSettings& s, FinetuneListener& listener, RunInputs&
     if (name != "config.json")
       in.model_files[name] = sha256(content);  // that is compared as parsed
   const ModelConfig& config = in.model->config();
+  if (in.init)
+    for (const std::string& text : disagreements(*in.init, config))
+      listener.message("warning: " + text);
   require(s.seq_len <= config.max_position,
           concat("`seq_len` ", s.seq_len, ": the model has ", config.max_position, " positions"));
   DatasetOptions options{s.seq_len, s.long_rows, s.skip_bad_rows, -1,

@@ -54,11 +54,19 @@ OrderedJson framed(OrderedJson entry, const std::string& where) {
   return entry;
 }
 
+// Refuses what no template would write of a call: its arguments under another name or in another
+// place, say.
+void refuse_unknown_members(const OrderedJson& call, const std::string& where) {
+  refuse_unused_keys(call, {"function"}, "a tool call", where);
+  refuse_unused_keys(call["function"], {"name", "arguments"}, "a tool call", where + ": function");
+}
+
 OrderedJson read_calls(const OrderedJson& calls, const std::string& where) {
   OrderedJson list = array_of(calls, where);
   for (std::size_t i = 0; i < list.size(); ++i) {
     const std::string at = concat(where, "[", i, "]");
     list[i] = framed(std::move(list[i]), at);
+    refuse_unknown_members(list[i], at);
     OrderedJson& arguments = list[i]["function"]["arguments"];
     if (arguments.is_string()) {
       const std::string text = arguments.get<std::string>();
@@ -107,9 +115,12 @@ Turn read_openai(RowKeys& keys, const std::string& where, std::vector<std::strin
   OrderedJson more = OrderedJson::object();
   const OrderedJson* calls = keys.take("tool_calls");
   const OrderedJson* call = keys.take("function_call");
-  if (calls != nullptr && !calls->empty())
+  const bool many = calls != nullptr && !calls->empty(), one = call != nullptr && !call->empty();
+  if (many && one)
+    throw InputError(where + ": tool_calls and function_call: two names for one thing");
+  if (many)
     more["tool_calls"] = read_calls(*calls, where + ": tool_calls");
-  else if (call != nullptr && !call->empty())
+  else if (one)
     more["tool_calls"] = read_calls(OrderedJson::array({*call}), where + ": function_call");
   const bool acts = more.contains("tool_calls");
   if (acts && m.role != "assistant")

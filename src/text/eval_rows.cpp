@@ -6,6 +6,7 @@
 #include "text/data_file.h"
 #include "text/fitted_template.h"
 #include "text/row_formats.h"
+#include "text/row_keys.h"
 
 namespace lk {
 namespace {
@@ -53,6 +54,13 @@ auto at(const std::string& where, const F& f) {
   }
 }
 
+// As refuse_unused_keys(); where the user names the columns that count, the others are records.
+void refuse_unused(const OrderedJson& row, const Columns& columns,
+                   std::initializer_list<const char*> used, const std::string& user,
+                   const std::string& where) {
+  if (columns.empty()) refuse_unused_keys(row, used, user, where);
+}
+
 }  // namespace
 
 EvalKind detect_eval_kind(const ByteSource& data, const Columns& columns) {
@@ -81,6 +89,8 @@ std::vector<ChoiceRow> load_choices(const ByteSource& data, const Tokenizer& tok
   if (options.system) throw UsageError("`system`: rows with choices are no chats");
   for_each_renamed_row(
       data, options.columns, [&](const OrderedJson& object, const std::string& where) {
+        refuse_unused(object, options.columns, {"prompt", "choices", "answer"},
+                      "a row with choices", where);
         const Json json(object);
         const std::string prompt = json_string(json, "prompt", where);
         const std::vector<std::string> choices = strings(json, "choices", 2, where);
@@ -119,7 +129,7 @@ class ReferenceReader {
     const bool plain = row.contains("prompt") && row["prompt"].is_string();
     // Some chats repeat the question beside their turns.
     if (plain && (format.empty() || format == "prompt-completion" || format == "text"))
-      return read_plain(Json(row), where);
+      return read_plain(row, where);
     if (row.contains("prompt") && format.empty())
       return read_chat(prompt_alone(row, where), row, where);
     if (format.empty())
@@ -132,7 +142,10 @@ class ReferenceReader {
   }
 
  private:
-  ReferenceRow read_plain(const Json& json, const std::string& where) const {
+  ReferenceRow read_plain(const OrderedJson& object, const std::string& where) const {
+    refuse_unused(object, options_.columns, {"prompt", "references", "completion"},
+                  "a row with references", where);
+    const Json json(object);
     if (options_.system)
       throw UsageError(concat("`system`: ", where, " is no chat but a plain prompt"));
     ReferenceRow row;
@@ -147,6 +160,8 @@ class ReferenceReader {
 
   // A list of messages as the prompt, with references beside it and no completion.
   ChatRow prompt_alone(const OrderedJson& row, const std::string& where) const {
+    refuse_unused(row, options_.columns, {"prompt", "references"},
+                  "a row of messages and references", where);
     std::vector<std::string> ignored;
     return {read_turns(row["prompt"], "prompt", where, ignored), nullptr};
   }

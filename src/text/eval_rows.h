@@ -39,7 +39,8 @@ struct EvalRowOptions {
 
 // Reads rows {"prompt": text, "choices": [text, ...], "answer": index from 0, or a choice's text}.
 // A choice is put right behind the prompt, so it usually begins with a space; no end-of-text token
-// follows. There must be at least two choices, all different. InputError naming file, line and key.
+// follows. There must be at least two choices, all different. InputError naming file, line and key,
+// also for a key that is neither used nor a mere record (all are that options.columns leaves out).
 std::vector<ChoiceRow> load_choices(const ByteSource& data, const Tokenizer& tokenizer,
                                     const EvalRowOptions& options);
 
@@ -48,7 +49,8 @@ std::vector<ChoiceRow> load_choices(const ByteSource& data, const Tokenizer& tok
 // prompt is all that stands before the last turn of the assistant, through the chat template, and
 // that turn is the only reference; "references" replace either, and a chat that ends in a user's
 // turn needs them. `max_new` tokens must fit behind each prompt. InputError naming file, line and
-// key, UsageError for a system turn where the rows are no chats.
+// key, also for a key that is neither used nor a mere record; UsageError for a system turn where the
+// rows are no chats.
 std::vector<ReferenceRow> load_references(const ByteSource& data, const Tokenizer& tokenizer,
                                           const EvalRowOptions& options, std::int64_t max_new);
 

@@ -86,7 +86,12 @@ void read_conversational(RowKeys& keys, const OrderedJson& prompt, const std::st
     throw InputError(where + ": completion: a list of messages is expected, as prompt is one");
   ChatRow chat;
   chat.turns = read_turns(prompt, "prompt", where, row.ignored);
-  for (Turn& turn : chat.turns) turn.trained = false;
+  for (std::size_t i = 0; i < chat.turns.size(); ++i) {
+    if (const auto weight = prompt[i].find("weight"); weight != prompt[i].end() && *weight == 1)
+      throw InputError(
+          concat(where, ": prompt[", i, "]: weight: 1, but only the completion is ", "trained"));
+    chat.turns[i].trained = false;
+  }
   for (Turn& turn : read_turns(*completion, "completion", where, row.ignored))
     chat.turns.push_back(std::move(turn));
   chat.tools = tools_of(keys, where);

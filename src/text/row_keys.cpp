@@ -116,4 +116,12 @@ void RowKeys::finish(const std::string& user, std::vector<std::string>& ignored)
   }
 }
 
+void refuse_unused_keys(const OrderedJson& row, std::initializer_list<const char*> used,
+                        const std::string& user, const std::string& where) {
+  RowKeys keys(row, where);
+  for (const char* key : used) keys.take(key);
+  std::vector<std::string> records;
+  keys.finish(user, records);
+}
+
 }  // namespace lk

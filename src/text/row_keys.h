@@ -17,6 +17,11 @@ bool is_record_key(std::string_view key);
 // Whether a value says nothing: null, "", [] or {}.
 bool is_empty_value(const OrderedJson& value);
 
+// InputError naming `where` for the first key of `row` that is none of `used`, says anything and is
+// not known to be a mere record. `user` names what does not use it: "a row with choices".
+void refuse_unused_keys(const OrderedJson& row, std::initializer_list<const char*> used,
+                        const std::string& user, const std::string& where);
+
 class RowKeys {
  public:
   // `object` must outlive this. InputError naming `where` if it is no object.

@@ -125,6 +125,10 @@ void RowBuilder::chat(ChatRow said, Built& built) {
   }
   const TrainingChat chat =
       render_for_training(**template_, messages, trained, train_on_, said.tools.get());
+  // No trained token follows the turns behind the last answer, and no row has them where a chat is
+  // taken apart.
+  while (!said.turns.empty() && said.turns.back().message.role != "assistant")
+    said.turns.pop_back();
   template_->require_written(said, chat.written);
   built.one_a_turn = chat.one_a_turn;
   for (const RenderedChat& row : chat.rows) built.rows.push_back(chat_row(tokenizer_, row));

@@ -2,6 +2,7 @@
 
 #include "tensor/error.h"
 #include "text/jinja/json.h"
+#include "text/jinja/search.h"
 #include "text/white_space.h"
 
 namespace lk {
@@ -90,6 +91,21 @@ void put_answers(std::vector<Turn>& turns) {
 
 bool calls_tools(const Message& m) { return m.more && m.more->contains("tool_calls"); }
 
+// What a turn says: the assistant's without its thoughts.
+std::string_view behind_thoughts(const Message& m) {
+  constexpr std::string_view kEnd = "</think>";
+  std::string_view text = m.content;
+  const std::size_t end = m.role == "assistant" ? text.rfind(kEnd) : text.npos;
+  if (end != text.npos) text.remove_prefix(end + kEnd.size());
+  return strip(text);
+}
+
+// The text as it stands between the quotes of a JSON string.
+std::string inside_json_string(std::string_view text) {
+  const std::string quoted = json_text(OrderedJson(text));
+  return quoted.substr(1, quoted.size() - 2);
+}
+
 void require(bool written, const std::string& template_name, const std::string& what) {
   if (!written)
     throw InputError(concat("the chat template (", template_name, ") does not write ", what));
@@ -150,14 +166,32 @@ std::vector<std::string> fit_to_template(ChatRow& chat, const ToolSupport& suppo
 }
 
 void require_written(const ChatRow& chat, const std::string& rendered, const std::string& name) {
+  jinja::Budget budget(UINT64_MAX, UINT64_MAX);
+  // Turns mostly come in their order, so each search begins where the last one ended.
+  std::size_t from = 0;
+  auto found = [&](std::string_view text) {
+    if (text.empty()) return true;
+    for (const std::size_t begin : {from, std::size_t{0}}) {
+      const std::string_view rest = std::string_view(rendered).substr(begin);
+      const auto at = jinja::occurrences(rest, text, 1, false, budget);
+      if (at.empty()) continue;
+      from = begin + at.front() + text.size();
+      return true;
+    }
+    return false;
+  };
   auto written = [&](const OrderedJson& text) {
-    return rendered.find(strip(text.get_ref<const std::string&>())) != std::string::npos;
+    return found(strip(text.get_ref<const std::string&>()));
   };
   if (chat.tools)
     for (const OrderedJson& tool : *chat.tools)
       require(written(tool.at("function").at("name")), name, "all of the row's tools");
   for (std::size_t i = 0; i < chat.turns.size(); ++i) {
     const Message& m = chat.turns[i].message;
+    // Templates write tools' answers as they are or as JSON, and may set thoughts apart.
+    const std::string_view said = behind_thoughts(m);
+    require(found(said) || found(inside_json_string(said)), name,
+            concat("the content of message ", i, " (", m.role, ")"));
     if (!m.more) continue;
     if (calls_tools(m))
       for (const OrderedJson& call : m.more->at("tool_calls"))

@@ -27,8 +27,9 @@ ToolSupport find_tool_support(const ChatTemplate& chat_template);
 // developer turns become system turns. Returns what was put, for the user: "tools", "tool_calls", ...
 std::vector<std::string> fit_to_template(ChatRow& chat, const ToolSupport& support);
 
-// InputError naming the template and the key if `rendered` lacks a tool's or call's name, a name of
-// a speaker or a reasoning that the chat has: a template drops in silence what it doesn't know.
+// InputError naming the template and what is lost if `rendered` lacks a turn's text, a tool's or
+// call's name, a name of a speaker or a reasoning that the chat has: a template drops in silence
+// what it doesn't know.
 void require_written(const ChatRow& chat, const std::string& rendered, const std::string& name);
 
 }  // namespace lk
