@@ -6,7 +6,10 @@
 
 int main(int argc, char** argv) {
   using namespace lk;
-  CLI::App app("Settings in which runs differ, and their results, as a table.", "compare");
+  CLI::App app(
+      "Settings in which runs differ, and their results, as a table.\n\n"
+      "  compare runs/a runs/b --out compare.html\n",
+      "compare");
   std::vector<std::string> folders;
   std::string out;
   app.add_option("runs", folders, "folders that finetune wrote")->required();

@@ -120,7 +120,7 @@ void add_flags(CLI::App& app, Settings& s) {
       ->capture_default_str();
   app.add_option("--batch", s.batch, "answers at a time")->check(whole)->capture_default_str();
   app.add_option("--predictions", s.predictions, "write prompts and answers here (.jsonl)");
-  app.add_option("--device", s.inference.device, "auto, cpu, cuda:0")->capture_default_str();
+  app.add_option("--device", s.inference.device, "auto, cpu, cuda, cuda:0")->capture_default_str();
   app.add_option("--dtype", s.inference.dtype, "auto, f32, bf16")->capture_default_str();
   app.add_option("--weights", s.inference.weights,
                  "dense, quantised (as the file has them, CPU only), auto")
@@ -130,7 +130,12 @@ void add_flags(CLI::App& app, Settings& s) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app("Scores a model on a file: one JSON object on stdout.", "evaluate");
+  CLI::App app(
+      "Scores a model on a file: one JSON object on stdout.\n\n"
+      "  evaluate --model model.gguf --adapter runs/mine --data test.jsonl\n"
+      "  evaluate --model model.gguf --data questions.jsonl --rows 100\n"
+      "  evaluate --model model.gguf --data test.jsonl --generate --predictions answers.jsonl\n",
+      "evaluate");
   Settings s;
   add_flags(app, s);
   return program::run(app, argc, argv, [&] {

@@ -8,7 +8,10 @@
 
 int main(int argc, char** argv) {
   using namespace lk;
-  CLI::App app("Write a PEFT adapter as a GGUF adapter: one JSON object on stdout.", "export");
+  CLI::App app(
+      "Write a PEFT adapter as a GGUF adapter: one JSON object on stdout.\n\n"
+      "  export --model model.gguf --adapter runs/mine --out lora.gguf\n",
+      "export");
   std::string model, adapter, out;
   app.add_option("--model", model, "the adapter's base: .gguf file or Hugging Face folder")
       ->required();

@@ -18,17 +18,45 @@ struct Text {
   bool no_shuffle = false, no_verify = false;
 };
 
-void add_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
+// Flags added by `add` stand under this heading of --help.
+void in_group(CLI::App& app, const char* heading, const std::function<void()>& add) {
+  const std::size_t before = app.get_options().size();
+  add();
+  const std::vector<CLI::Option*> all = app.get_options([](const CLI::Option*) { return true; });
+  for (std::size_t i = before; i < all.size(); ++i) all[i]->group(heading);
+}
+
+void add_data_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
   const auto& whole = program::whole_number();
-  const auto& real = program::real_number();
   app.add_option("--model", s.model, ".gguf file or Hugging Face folder")->required();
   app.add_option("--data", s.data, program::kDataHelp)->required();
-  app.add_option("--out", s.out, "folder for the adapter: new or empty")->required();
-  app.add_option("--rank", s.rank, "rank of A and B (16)")->check(whole);
+  app.add_option("--format", s.format, program::kFormatHelp);
+  app.add_option("--columns", text.columns, program::kColumnsHelp);
+  app.add_option("--system", s.system, program::kSystemHelp);
+  app.add_option("--template", s.chat_template, "chat template by name, if the model's is unknown");
+  app.add_option("--train-on", text.train_on, program::kTrainOnHelp)->capture_default_str();
+  app.add_option("--seq-len", s.seq_len, "longest row")->check(whole)->capture_default_str();
+  program::add_long_row_flags(app, text.long_rows);
+  app.add_flag("--skip-bad-rows", s.skip_bad_rows, "leave out and count rows that can't be read");
+  app.add_flag("--packing", s.packing, "a micro-batch is --batch bins of --seq-len tokens of rows");
+  app.add_flag("--no-shuffle", text.no_shuffle, "rows in file order, wrapping round");
+  app.add_option("--show-rows", s.show_rows, "print the first N rows, trained tokens marked")
+      ->check(whole);
+}
+
+void add_adapter_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
+  const auto& real = program::real_number();
+  app.add_option("--rank", s.rank, "rank of A and B (16)")->check(program::whole_number());
   app.add_option("--alpha", s.alpha, "scale is alpha / rank (default: the rank)")->check(real);
   app.add_option("--dropout", s.dropout, "on the adapter's input")->check(real);
   app.add_option("--targets", text.targets, program::kTargetsHelp);
-  app.add_option("--steps", s.steps, "optimizer steps")->check(whole);
+  app.add_option("--init-adapter", s.init_adapter, "start from this PEFT adapter");
+}
+
+void add_training_flags(CLI::App& app, FinetuneSettings& s) {
+  const auto& whole = program::whole_number();
+  const auto& real = program::real_number();
+  app.add_option("--steps", s.steps, "optimizer steps, or")->check(whole);
   app.add_option("--epochs", s.epochs,
                  "passes over the data (3 up to 1,000 rows, 2 up to 5,000, else 1)")
       ->check(real);
@@ -36,7 +64,6 @@ void add_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
       ->check(whole)
       ->capture_default_str();
   app.add_option("--grad-accum", s.grad_accum, "micro-batches per step")->check(whole);
-  app.add_option("--seq-len", s.seq_len, "longest row")->check(whole)->capture_default_str();
   app.add_option("--lr", s.lr, "peak learning rate (by model size: 0.0015 at 135M, 2e-4 at 7B)")
       ->check(real);
   app.add_option("--schedule", s.schedule,
@@ -46,42 +73,52 @@ void add_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
   app.add_option("--weight-decay", s.weight_decay, "decoupled, as AdamW")->check(real);
   app.add_option("--clip", s.clip, "global gradient norm; 0 is off")->check(real);
   app.add_option("--seed", s.seed, "of everything random")->check(whole)->capture_default_str();
-  app.add_option("--device", s.device, "auto, cpu, cuda:0")->capture_default_str();
-  app.add_option("--dtype", s.dtype, "auto, f32, bf16")->capture_default_str();
-  app.add_option("--init-adapter", s.init_adapter, "start from this PEFT adapter");
-  app.add_flag("--no-shuffle", text.no_shuffle, "rows in file order, wrapping round");
-  app.add_flag("--packing", s.packing, "a micro-batch is --batch bins of --seq-len tokens of rows");
-  program::add_long_row_flags(app, text.long_rows);
-  app.add_flag("--skip-bad-rows", s.skip_bad_rows, "leave out and count rows that can't be read");
-  app.add_option("--format", s.format, program::kFormatHelp);
-  app.add_option("--columns", text.columns, program::kColumnsHelp);
-  app.add_option("--system", s.system, program::kSystemHelp);
-  app.add_option("--template", s.chat_template, "chat template by name, if the model's is unknown");
-  app.add_option("--train-on", text.train_on, program::kTrainOnHelp)->capture_default_str();
-  app.add_option("--eval-data", s.eval_data, "rows to evaluate on before and after");
-  app.add_option("--eval-rows", s.eval_rows, "only the first N of them")->check(whole);
-  app.add_option("--eval-every", s.eval_every, "also every N steps (some ten times)")->check(whole);
+}
+
+void add_evaluation_flags(CLI::App& app, FinetuneSettings& s) {
+  const auto& whole = program::whole_number();
+  app.add_option("--eval-data", s.eval_data, "rows to evaluate on, or");
   app.add_option("--eval-split", s.eval_split,
                  "share of the rows to evaluate on (0.1 of 48 or more, without --eval-data)")
-      ->check(real);
+      ->check(program::real_number());
+  app.add_option("--eval-rows", s.eval_rows, "only the first N of --eval-data")->check(whole);
+  app.add_option("--eval-every", s.eval_every, "evaluate every N steps (some ten times)")
+      ->check(whole);
   app.add_option("--keep", s.keep, "best by evaluation, or last (best, if there are evaluations)");
   app.add_option("--patience", s.patience, "end after N evaluations without a new best")
       ->check(whole);
+  app.add_option("--samples", s.samples, "evaluation rows continued in report.html (3)")
+      ->check(whole);
   app.add_option("--sample-every", s.sample_every, "write samples every N steps")->check(whole);
-  app.add_option("--save-every", s.save_every, "checkpoint every N steps")->check(whole);
+}
+
+void add_output_flags(CLI::App& app, FinetuneSettings& s) {
+  app.add_option("--out", s.out, "folder for the adapter: new or empty")->required();
+  app.add_option("--save-every", s.save_every, "checkpoint every N steps")
+      ->check(program::whole_number());
+  app.add_flag("--resume", s.resume, "go on from --out's checkpoint");
   app.add_option("--base-name", s.base_name,
                  "ORG/NAME of the base on the Hugging Face hub, for those who open the adapter "
                  "(default: as its files say)");
-  app.add_flag("--resume", s.resume, "go on from --out's checkpoint");
+  app.add_flag("--tensorboard", s.tensorboard, "also write TensorBoard's event files into --out");
+}
+
+void add_machine_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
+  app.add_option("--device", s.device, "auto, cpu, cuda, cuda:0")->capture_default_str();
+  app.add_option("--dtype", s.dtype, "auto, f32, bf16")->capture_default_str();
   app.add_option("--recompute", text.recompute, program::kRecomputeHelp)->capture_default_str();
   app.add_option("--memory", text.memory, program::kMemoryHelp);
   app.add_option("--memory-limit", text.memory_limit, "refuse to use more, e.g. 8GiB");
   app.add_flag("--no-verify-base", text.no_verify, "skip hashing the base before and after");
-  app.add_option("--samples", s.samples, "rows of --eval-data continued in report.html (3)")
-      ->check(whole);
-  app.add_flag("--tensorboard", s.tensorboard, "also write TensorBoard's event files into --out");
-  app.add_option("--show-rows", s.show_rows, "print the first N rows, trained tokens marked")
-      ->check(whole);
+}
+
+void add_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
+  in_group(app, "Model and data", [&] { add_data_flags(app, s, text); });
+  in_group(app, "Adapter", [&] { add_adapter_flags(app, s, text); });
+  in_group(app, "Training", [&] { add_training_flags(app, s); });
+  in_group(app, "Evaluation", [&] { add_evaluation_flags(app, s); });
+  in_group(app, "Output", [&] { add_output_flags(app, s); });
+  in_group(app, "Machine", [&] { add_machine_flags(app, s, text); });
 }
 
 struct Console : FinetuneListener {
@@ -119,6 +156,9 @@ int report(const FinetuneSettings& s, const FinetuneResult& r) {
               r.first_loss, r.last_loss, r.tokens_per_second());
   if (r.eval_before && r.eval_after)
     std::printf("eval loss %.4f -> %.4f\n", r.eval_before->loss, r.eval_after->loss);
+  if (r.kept_step > 0 && r.kept_step != r.steps && r.best)
+    std::printf("kept: step %lld, eval loss %.4f\n", static_cast<long long>(r.kept_step),
+                r.best->loss);
   std::printf("%s", memory_table(r.memory).c_str());
   std::printf("proved: gradients and optimizer state exist for A and B only%s\n",
               s.verify_base ? "; base weights unchanged (SHA-256)" : "");
@@ -134,8 +174,13 @@ int report(const FinetuneSettings& s, const FinetuneResult& r) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app("Fine-tune a model with LoRA. Results go to stdout, progress to stderr.",
-               "finetune");
+  CLI::App app(
+      "Fine-tune a model with LoRA. Results go to stdout, progress to stderr.\n\n"
+      "  finetune --model model.gguf --data rows.jsonl --out runs/mine\n"
+      "  finetune --model model.gguf --data support.csv --columns user=question,assistant=answer "
+      "--out runs/support\n"
+      "  finetune --config runs/mine/run.toml --lr 5e-4 --out runs/other\n",
+      "finetune");
   FinetuneSettings settings;
   Text text;
   add_flags(app, settings, text);

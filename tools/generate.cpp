@@ -86,7 +86,12 @@ void answer_all(const Settings& s, InferenceModel& m, const std::vector<PromptRo
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app("Continue prompts. Only the continuations go to stdout.", "generate");
+  CLI::App app(
+      "Continue prompts. Only the continuations go to stdout.\n\n"
+      "  generate --model model.gguf --adapter runs/mine --prompt 'Once upon a time'\n"
+      "  generate --model model.gguf --adapter runs/mine --chat --system 'Be kind.'\n"
+      "  generate --model model.gguf --adapter a=runs/a --adapter b=runs/b --prompts rows.jsonl\n",
+      "generate");
   Settings s;
   const auto& whole = program::whole_number();
   const auto& real = program::real_number();
@@ -125,7 +130,7 @@ int main(int argc, char** argv) {
   app.add_option("--system", s.system, "a system turn before what --chat says");
   app.add_option("--template", s.chat_template, "chat template by name");
   app.add_flag("--json", s.json, "one object per prompt: ids, text, speed");
-  app.add_option("--device", s.inference.device, "auto, cpu, cuda:0")->capture_default_str();
+  app.add_option("--device", s.inference.device, "auto, cpu, cuda, cuda:0")->capture_default_str();
   app.add_option("--dtype", s.inference.dtype, "auto, f32, bf16")->capture_default_str();
   s.inference.weights = "auto";
   app.add_option("--weights", s.inference.weights,

@@ -61,7 +61,12 @@ void print(const MergeSettings& s, const MergeResult& r) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app("W' = W + s B A as a plain model. One JSON object on stdout.", "merge");
+  CLI::App app(
+      "W' = W + s B A as a plain model. One JSON object on stdout.\n\n"
+      "  merge --model model.gguf --adapter runs/mine --out merged\n"
+      "  merge --model model.gguf --adapter runs/mine --out merged.gguf --type q8_0\n"
+      "  merge --model model.gguf --adapter runs/a=0.7 --adapter runs/b=0.3 --out both\n",
+      "merge");
   MergeSettings s;
   std::vector<std::string> adapters;
   std::string base, shard = "5GB";

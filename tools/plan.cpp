@@ -41,7 +41,12 @@ int matrix(const std::string& text, std::int64_t rank) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app("Memory and parameters of a LoRA run, by purpose, before it starts.", "plan");
+  CLI::App app(
+      "Memory and parameters of a LoRA run, by purpose, before it starts.\n\n"
+      "  plan --model model.gguf --batch 4 --seq-len 2048\n"
+      "  plan --shape llama2-7b --rank 8 --memory 24GiB --device cuda\n"
+      "  plan --matrix 100x500 --rank 5\n",
+      "plan");
   PlanRequest request;
   std::string model, shape, matrix_text, dtype = "bf16", device = "cpu";
   std::string recompute = "none", memory;

@@ -9,10 +9,10 @@ int n_gpus() { return 0; }
 
 std::unique_ptr<Backend> open_device(const std::string& name) {
   if (name == "cpu" || name == "auto") return make_cpu_backend();
-  if (name.rfind("cuda:", 0) == 0)
+  if (name == "cuda" || name.rfind("cuda:", 0) == 0)
     throw UsageError(
         concat(name, ": this program was built without CUDA (configure with -Dcuda=enabled)"));
-  throw UsageError(concat("unknown device \"", name, "\": expected auto, cpu or cuda:N"));
+  throw UsageError(concat("unknown device \"", name, "\": expected auto, cpu, cuda or cuda:N"));
 }
 
 }  // namespace lk

@@ -46,10 +46,11 @@ int n_gpus() {
 std::unique_ptr<Backend> open_device(const std::string& name) {
   if (name == "cpu") return make_cpu_backend();
   int n = n_devices();
-  if (name == "auto") {
+  if (name == "auto" || name == "cuda") {
     for (int i = 0; i < n; ++i)
       if (compute_capability(i) >= LK_CUDA_MIN_ARCH) return std::make_unique<CudaBackend>(i);
-    return make_cpu_backend();
+    if (name == "auto") return make_cpu_backend();
+    throw UsageError("cuda: no usable GPU (no device, no driver for it, or too old a one)");
   }
   int device = -1;
   const char* end = name.data() + name.size();
@@ -59,7 +60,7 @@ std::unique_ptr<Backend> open_device(const std::string& name) {
     well_formed = error == std::errc() && rest == end && device >= 0;
   }
   if (!well_formed)
-    throw UsageError(concat("unknown device \"", name, "\": expected auto, cpu or cuda:N"));
+    throw UsageError(concat("unknown device \"", name, "\": expected auto, cpu, cuda or cuda:N"));
   if (n == 0) throw UsageError(concat(name, ": no usable GPU (no device, or no driver for it)"));
   if (device >= n)
     throw UsageError(concat(name, ": this machine has ", n, " GPU(s), counted from 0"));

@@ -8,7 +8,7 @@
 
 namespace lk {
 
-// Opens "cpu", "cuda:N" or "auto": the first GPU if there is one, else the CPU. Throws UsageError
+// Opens "cpu", "cuda:N", "cuda": the first GPU, or "auto": that or else the CPU. Throws UsageError
 // if this build has no CUDA or the machine has no such GPU.
 std::unique_ptr<Backend> open_device(const std::string& name);
 // Opens a device of that name that only keeps the books (tensor/plan_backend.h), whether or not the
