@@ -50,10 +50,7 @@ std::string print(const std::string& source, const Variables& with) {
   return Template(source, "t").render(with).text.s;
 }
 
-// Sanitizers check memory, and make each step fifty times slower: there a template may take fewer.
-constexpr std::uint64_t kWork = Template::kWork / (kSanitized ? 50 : 1);
-
-std::string error(const std::string& source, std::uint64_t work = kWork,
+std::string error(const std::string& source, std::uint64_t work = Template::kWork,
                   std::uint64_t bytes = Template::kBytes) {
   try {
     Template(source, "t").render(variables(), work, bytes);
@@ -322,7 +319,8 @@ TEST_CASE("hostile templates end soon, with an error, in bounded memory") {
                                 "d.items() | list",
                                 "s.title()"}) {
     const CpuClock clock;
-    const std::string said = error(setup + operation + " %}{% endfor %}", kWork / 5, 32 << 20);
+    const std::string said =
+        error(setup + operation + " %}{% endfor %}", Template::kWork / 5, 32 << 20);
     CHECK_MESSAGE(said.find("too m") != std::string::npos, std::string(operation), ": ", said);
     CHECK_MESSAGE(clock.within(0.5), std::string(operation), " took ", clock.seconds());
   }
