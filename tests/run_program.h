@@ -15,10 +15,8 @@ struct ProgramResult {
   std::string out;  // stdout and stderr together, or stdout alone
 };
 
-// `arguments` begin with the program's name and are a line of the shell.
-inline ProgramResult run_program(const std::string& arguments,
-                                 const std::string& redirect = " 2>&1") {
-  const std::string command = std::string(LK_TOOLS) + "/" + arguments + redirect;
+// Runs a line of the shell.
+inline ProgramResult run_shell(const std::string& command) {
   FILE* pipe = ::popen(command.c_str(), "r");
   REQUIRE(pipe);
   ProgramResult r;
@@ -28,6 +26,12 @@ inline ProgramResult run_program(const std::string& arguments,
   const int status = ::pclose(pipe);
   r.status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
   return r;
+}
+
+// `arguments` begin with the program's name.
+inline ProgramResult run_program(const std::string& arguments,
+                                 const std::string& redirect = " 2>&1") {
+  return run_shell(std::string(LK_TOOLS) + "/" + arguments + redirect);
 }
 
 }  // namespace lk::test

@@ -1,6 +1,5 @@
 // The programs as a user calls them: flags, exit codes, files. Needs the built programs (LK_TOOLS)
 // and a tiny model that the test writes itself.
-
 #include <filesystem>
 #include <fstream>
 #include <sstream>

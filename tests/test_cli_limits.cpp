@@ -1,13 +1,10 @@
 // The programs where the system gives little (stacks, threads, files), and where paths, data and flags
 // are not what they should be: a result, or an error that says what to do; never a crash.
-#include <sys/wait.h>
-
 #include <algorithm>
-#include <array>
-#include <cstdio>
 #include <filesystem>
 
 #include "harness.h"
+#include "run_program.h"
 #include "scratch_folder.h"
 
 using namespace lk;
@@ -15,23 +12,11 @@ namespace stdfs = std::filesystem;
 
 namespace {
 
-struct Result {
-  int status = -1;
-  std::string out;  // stdout and stderr together
-};
+using Result = test::ProgramResult;
 
 // Runs a line of the shell, in which $T stands for the folder of the programs.
 Result shell(const std::string& line) {
-  const std::string command = "T=" + std::string(LK_TOOLS) + "; (" + line + ") 2>&1";
-  FILE* pipe = ::popen(command.c_str(), "r");
-  REQUIRE(pipe);
-  Result r;
-  std::array<char, 4096> buffer;
-  while (std::size_t n = std::fread(buffer.data(), 1, buffer.size(), pipe))
-    r.out.append(buffer.data(), n);
-  const int status = ::pclose(pipe);
-  r.status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-  return r;
+  return test::run_shell("T=" + std::string(LK_TOOLS) + "; (" + line + ") 2>&1");
 }
 
 void ends_with(int status, std::initializer_list<std::string> parts, const std::string& line) {

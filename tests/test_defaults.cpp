@@ -1,9 +1,9 @@
 // What a run does where its settings leave it open, and what its evaluations decide.
-#include <atomic>
 #include <filesystem>
 #include <fstream>
 
 #include "cpu/cpu_backend.h"
+#include "heard_run.h"
 #include "hostile.h"
 #include "io/json.h"
 #include "run/defaults.h"
@@ -18,16 +18,6 @@ using namespace lk::test;
 namespace {
 
 const std::string kTiny = std::string(LK_TEST_DATA) + "/golden/peft/tiny";
-
-struct Ear : FinetuneListener {
-  std::string heard;
-  std::atomic<int> stop{0};
-  std::int64_t stop_after = -1;
-  void message(const std::string& text) override { heard += text + "\n"; }
-  void stepped(const StepReport& r, std::int64_t, std::int64_t, double) override {
-    if (r.step == stop_after) stop = 15;
-  }
-};
 
 struct Runs {
   ScratchFolder scratch;
@@ -45,11 +35,7 @@ struct Runs {
     return s;
   }
   FinetuneResult run(const FinetuneSettings& s, std::int64_t stop_after = -1) {
-    Ear ear;
-    ear.stop_after = stop_after;
-    const FinetuneResult result = finetune(s, ear, ear.stop);
-    said = ear.heard;
-    return result;
+    return hear_run(s, stop_after, said);
   }
   std::string file(const std::string& name) const { return slurp(scratch.file(name)); }
 };
@@ -206,10 +192,16 @@ TEST_CASE("the best adapter is kept, through a stop and a resume too; patience e
   CHECK(f.file("exact/adapter_model.safetensors") == f.file("whole/adapter_model.safetensors"));
 
   FinetuneSettings parts = overfitting("parts");
-  f.run(parts, whole.kept_step + 3);  // behind the best
+  CHECK(f.run(parts, whole.kept_step + 3).kept_step == whole.kept_step);  // behind the best
+  FinetuneSettings other = parts;  // what is kept may be decided anew
+  std::filesystem::copy(parts.out, other.out = f.scratch.file("other"));
+  other.resume = true, other.keep = "last";
+  CHECK(f.run(other).kept_step == 40);
+  CHECK(f.file("other/adapter_model.safetensors") == f.file("last/adapter_model.safetensors"));
   parts.resume = true;
   const FinetuneResult resumed = f.run(parts);
   CHECK(resumed.kept_step == whole.kept_step);
+  CHECK(parse_json(f.file("parts/run.json"), "run")["result"]["kept_step"] == whole.kept_step);
   CHECK(f.file("parts/adapter_model.safetensors") == f.file("whole/adapter_model.safetensors"));
 
   FinetuneSettings patient = overfitting("patient");
@@ -219,6 +211,10 @@ TEST_CASE("the best adapter is kept, through a stop and a resume too; patience e
   CHECK(early.steps == early.kept_step + 4);
   CHECK(f.said.find("2 evaluations without a new best") != std::string::npos);
   CHECK(f.file("patient/run.json").find("\"finished\"") != std::string::npos);
+  patient.resume = true;  // it is finished: the same steps again are refused, more go on
+  check_throws<UsageError>("same", {"holds a finished run"}, [&] { f.run(patient); });
+  patient.steps = 42, patient.patience = 0;
+  CHECK(f.run(patient).steps == 42);
 }
 
 TEST_CASE("samples along the way stand in metrics.jsonl and in the report") {
@@ -249,6 +245,10 @@ TEST_CASE("a program trains on rows of its own, chats among them") {
   CHECK(r.eval_after->rows == 1);
   CHECK(std::filesystem::exists(f.scratch.file("own/adapter_model.safetensors")));
   CHECK(!std::filesystem::exists(f.scratch.file("own/run.toml")));
+  FinetuneRows many;  // enough to split, each on its own as none has a line
+  for (int i = 0; i < 60; ++i) many.train.push_back(make_row(*tokenizer, "say ", "hello"));
+  s.out = f.scratch.file("many");
+  CHECK(finetune(s, many, ear, ear.stop).eval_after->rows == 6);
   s.out = f.scratch.file("files"), s.data = f.rows;
   check_throws<UsageError>("files too", {"in memory"}, [&] { finetune(s, rows, ear, ear.stop); });
   s.data = "";

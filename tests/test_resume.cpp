@@ -3,7 +3,6 @@
 #include <fcntl.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
@@ -13,6 +12,7 @@
 #include <sstream>
 
 #include "harness.h"
+#include "heard_run.h"
 #include "hostile.h"
 #include "io/input_file.h"
 #include "io/json.h"
@@ -28,17 +28,6 @@ namespace stdfs = std::filesystem;
 namespace {
 
 const std::string kTiny = std::string(LK_TEST_DATA) + "/golden/peft/tiny";
-
-// Hears a run, and may stop it after a step.
-struct Ear : FinetuneListener {
-  std::string heard;
-  std::atomic<int> stop{0};
-  std::int64_t stop_after = -1;
-  void message(const std::string& text) override { heard += text + "\n"; }
-  void stepped(const StepReport& r, std::int64_t, std::int64_t, double) override {
-    if (r.step == stop_after) stop = 15;
-  }
-};
 
 struct Runs {
   ScratchFolder scratch;
@@ -62,16 +51,7 @@ struct Runs {
     return s;
   }
   FinetuneResult run(const FinetuneSettings& s, std::int64_t stop_after = -1) {
-    Ear ear;
-    ear.stop_after = stop_after;
-    try {
-      FinetuneResult result = finetune(s, ear, ear.stop);
-      said = ear.heard;
-      return result;
-    } catch (...) {
-      said = ear.heard;
-      throw;
-    }
+    return hear_run(s, stop_after, said);
   }
   FinetuneResult resume(FinetuneSettings s, std::int64_t stop_after = -1) {
     s.resume = true;

@@ -38,13 +38,12 @@ double eval_share(const FinetuneSettings& s, std::int64_t rows) {
 void fill_in_rates(FinetuneSettings& s, std::int64_t base_parameters, std::int64_t steps,
                    const Json* before) {
   const bool own_rate = s.lr.has_value();
-  auto earlier = [&]<class T>(std::optional<T>& value, const char* key) {
-    if (!value && before && before->contains(key) && !before->at(key).is_null())
-      value = before->at(key).get<T>();
-  };
-  earlier(s.lr, "lr");
-  earlier(s.schedule, "schedule");
-  earlier(s.warmup, "warmup");
+  if (before) {
+    const std::string where = "the checkpoint's identity";
+    if (!s.lr) s.lr = json_number(*before, "lr", where);
+    if (!s.schedule) s.schedule = json_string(*before, "schedule", where);
+    if (!s.warmup) s.warmup = json_int(*before, "warmup", 0, INT64_MAX, where);
+  }
   if (!s.lr) s.lr = default_lr(base_parameters);
   if (!s.schedule) s.schedule = own_rate ? "constant" : "linear";
   if (!s.warmup) s.warmup = own_rate ? 0 : std::min(steps / 10, kMostWarmup);

@@ -30,7 +30,8 @@ double eval_share(const FinetuneSettings& settings, std::int64_t rows);
 
 // Fills in lr, schedule and warmup: a rate of one's own is constant unless a schedule is asked for;
 // the default rate rises over a tenth of the steps (at most 50) and falls to 0. What an earlier part
-// of the run (`before`, its identity, or null) decided stays, if it is left open now too.
+// of the run (`before`, its identity, or null) decided stays, if it is left open now too. Throws
+// InputError if it says nothing of them.
 void fill_in_rates(FinetuneSettings& settings, std::int64_t base_parameters, std::int64_t steps,
                    const Json* before);
 

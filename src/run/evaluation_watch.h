@@ -34,7 +34,10 @@ class EvaluationWatch {
 
   // A and B of the lowest evaluation, parameter by parameter; empty if none is kept.
   const std::vector<std::vector<float>>& kept() const { return kept_; }
-  void set_kept(std::vector<std::vector<float>> values) { kept_ = std::move(values); }
+  // Takes over what a checkpoint has of them, if the best adapter is wanted.
+  void restore_kept(std::vector<std::vector<float>> values) {
+    if (keep_best_) kept_ = std::move(values);
+  }
 
  private:
   bool keep_best_;

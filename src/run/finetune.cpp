@@ -130,7 +130,7 @@ class Run {
       const std::string note = check_same_run(*checkpoint_, identity(), finished_, s_.out, {});
       checkpoint_->restore(*adapter_, *trainer_);
       static_cast<RunProgress&>(result_) = checkpoint_->progress();
-      watch_->set_kept(checkpoint_->kept(*adapter_));
+      watch_->restore_kept(checkpoint_->kept(*adapter_));
       checkpoint_.reset();
       listener_.message(concat("resumed at step ", trainer_->steps_done(), " of ", in_.steps));
       if (!note.empty()) listener_.message(note);
@@ -244,6 +244,7 @@ class Run {
   }
 
   void save_kept_adapter() {
+    result_.kept_step = watch_->kept().empty() ? trainer_->steps_done() : result_.best->step;
     watch_->with_kept(*adapter_,
                       [&] { save_adapter(s_.out, *adapter_, in_.base_model, fingerprint()); });
   }
@@ -300,7 +301,6 @@ class Run {
   // Which adapter was saved, and whether the run taught anything that shows on other rows.
   void say_what_was_kept() {
     const std::int64_t last = trainer_->steps_done();
-    result_.kept_step = watch_->kept().empty() ? last : result_.best->step;
     if (result_.kept_step != last)
       listener_.message(concat("kept: the adapter of step ", result_.kept_step, " of ", last,
                                ", whose evaluation loss is the lowest, ", result_.best->loss,

@@ -71,7 +71,7 @@ std::string check_same_run(const Checkpoint& checkpoint, const Json& identity, b
   if (now < done || (curve_changes && now < before))
     throw UsageError(concat("`resume`: steps was ", before, ", now it is ", now, ", and ", done,
                             " are done", end));
-  if (finished && now == done)
+  if (finished && now <= before)
     throw UsageError(concat("`resume`: ", out, " holds a finished run of ", done,
                             " steps; more `steps` or `epochs` go on from it"));
   if (!curve_changes) return "";

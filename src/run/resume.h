@@ -26,7 +26,7 @@ bool is_finished(const std::string& out);
 // Refuses to go on from `checkpoint` as another run, throwing UsageError that names in what the
 // identities differ, but for the fields of `unknown`. The number of steps may grow, and
 // shrink if the schedule does not depend on it, but not below what is done; a finished run must get
-// more. Returns what a user should know, or nothing.
+// more than it had, also if it ended early, out of patience. Returns what a user should know, or nothing.
 std::string check_same_run(const Checkpoint& checkpoint, const Json& identity, bool finished,
                            const std::string& out, const std::vector<std::string>& unknown);
 

@@ -13,10 +13,6 @@
 namespace lk {
 namespace {
 
-void require(bool ok, const std::string& message) {
-  if (!ok) throw UsageError(message);
-}
-
 std::string sha256(const std::string& content) {
   Sha256 hash;
   hash.update(content.data(), content.size());
@@ -67,16 +63,13 @@ void name_base(const FinetuneSettings& s, FinetuneListener& listener, RunInputs&
 
 // Refuses rows that files would not have given.
 void check_lengths(const Dataset& data, std::int64_t seq_len) {
-  require(!data.rows.empty(), data.path + ": none");
+  require(!data.rows.empty(), data.path, ": none");
   for (std::size_t i = 0; i < data.rows.size(); ++i) {
     const Row& row = data.rows[i];
     const std::string where = concat(data.path, ": rows[", i, "]: ");
-    require(row.ids.size() == row.supervised.size(),
-            concat(where, row.ids.size(), " ids but ", row.supervised.size(),
-                   " values of `supervised`"));
-    require(std::ssize(row.ids) <= seq_len,
-            concat(where, row.ids.size(), " tokens, `seq_len` is ", seq_len));
-    require(row.n_supervised() > 0, where + "no token to train on");
+    require(std::ssize(row.ids) <= seq_len, where, row.ids.size(), " tokens, `seq_len` is ",
+            seq_len);
+    require(row.n_supervised() > 0, where, "no token to train on");
   }
 }
 
@@ -91,8 +84,8 @@ void read_data(const FinetuneSettings& s, FinetuneListener& listener, RunInputs&
   if (in.init)
     for (const std::string& text : disagreements(*in.init, config))
       listener.message("warning: " + text);
-  require(s.seq_len <= config.max_position,
-          concat("`seq_len` ", s.seq_len, ": the model has ", config.max_position, " positions"));
+  require(s.seq_len <= config.max_position, "`seq_len` ", s.seq_len, ": the model has ",
+          config.max_position, " positions");
   DatasetOptions options{s.seq_len, s.long_rows, s.skip_bad_rows, -1,
                          s.format,  s.train_on,  s.columns,       s.system};
   in.data = rows ? dataset_of(std::move(rows->train), *in.tokenizer, "rows in memory")
@@ -172,13 +165,12 @@ void arrange(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in, con
   const double wanted = std::ceil(s.epochs.value_or(1.0) * per_epoch / per_step);
   const auto steps = s.steps ? s.steps : to_integer(std::max(wanted, 1.0), 1, most);
   require(steps && *steps <= most,
-          concat(s.steps ? concat("`steps` ", *s.steps) : concat("`epochs` ", *s.epochs),
-                 ": more than ", most, " steps"));
+          s.steps ? concat("`steps` ", *s.steps) : concat("`epochs` ", s.epochs.value_or(0)),
+          ": more than ", most, " steps");
   in.steps = *steps;
   const std::int64_t parameters = in.model->config().n_parameters();
   fill_in_rates(s, parameters, in.steps, before);
-  require(*s.warmup <= in.steps,
-          concat("`warmup` ", *s.warmup, ": the run has ", in.steps, " steps"));
+  require(*s.warmup <= in.steps, "`warmup` ", *s.warmup, ": the run has ", in.steps, " steps");
   const double epochs = static_cast<double>(in.steps) * per_step / per_epoch;
   const auto tokens = to_integer(epochs * static_cast<double>(in.data.tokens), 0, INT64_MAX / 8);
   fill_in_evaluation(s, in.steps, tokens.value_or(INT64_MAX / 8), in.eval.tokens);

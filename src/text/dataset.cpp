@@ -281,7 +281,12 @@ std::vector<std::string> Dataset::remarks() const {
 Dataset dataset_of(std::vector<Row> rows, const Tokenizer& tokenizer, const std::string& name) {
   Dataset data;
   data.path = name, data.format = "rows", data.container = "memory";
-  for (const Row& row : rows) count(row, tokenizer, data);
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    require(rows[i].ids.size() == rows[i].supervised.size(), name, ": rows[", i,
+            "]: ", rows[i].ids.size(), " ids but ", rows[i].supervised.size(),
+            " values of `supervised`");
+    count(rows[i], tokenizer, data);
+  }
   data.rows_read = std::ssize(rows);
   data.rows = std::move(rows);
   return data;
@@ -292,7 +297,8 @@ Dataset split_off(Dataset& data, const Tokenizer& tokenizer, double share, std::
   // rows of their own, however long its lines are.
   std::vector<std::int64_t> group;
   for (std::size_t i = 0; i < data.rows.size(); ++i) {
-    const bool same = i > 0 && data.format != "txt" && data.rows[i].line == data.rows[i - 1].line;
+    const std::size_t line = data.rows[i].line;
+    const bool same = i > 0 && line > 0 && data.format != "txt" && line == data.rows[i - 1].line;
     group.push_back(i == 0 ? 0 : group.back() + !same);
   }
   const std::int64_t groups = group.empty() ? 0 : group.back() + 1;
