@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <map>
 
+#include "io/nearest.h"
+
 namespace lk::program {
 namespace {
 
@@ -60,21 +62,6 @@ const std::map<std::string, std::string>& names_elsewhere() {
   return names;
 }
 
-// Letters to change, add or take away to make `b` of `a` (Levenshtein, "Binary codes capable of
-// correcting deletions, insertions and reversals", 1966).
-std::size_t distance(const std::string& a, const std::string& b) {
-  std::vector<std::size_t> row(b.size() + 1);
-  for (std::size_t j = 0; j <= b.size(); ++j) row[j] = j;
-  for (std::size_t i = 1; i <= a.size(); ++i) {
-    std::size_t diagonal = std::exchange(row[0], i);
-    for (std::size_t j = 1; j <= b.size(); ++j) {
-      const std::size_t changed = diagonal + (a[i - 1] != b[j - 1]);
-      diagonal = std::exchange(row[j], std::min({row[j] + 1, row[j - 1] + 1, changed}));
-    }
-  }
-  return row.back();
-}
-
 }  // namespace
 
 std::vector<std::string> own_names(const CLI::App& app, int argc, const char* const* argv) {
@@ -129,7 +116,7 @@ std::string nearest_flag(const CLI::App& app, const std::string& wrong) {
     for (const std::string& name : option->get_lnames()) {
       const std::string flag = "--" + name;
       const bool part = given.size() > 4 && (flag.starts_with(given) || given.starts_with(flag));
-      const std::size_t d = part ? 1 : distance(given, flag);
+      const std::size_t d = part ? 1 : edit_distance(given, flag);
       if (d < least) least = d, nearest = flag;
     }
   return nearest;

@@ -3,17 +3,9 @@
 #include <algorithm>
 #include <utility>
 
+#include "io/utf8.h"
+
 namespace lk {
-
-namespace {
-
-std::string lower_case(std::string text) {
-  for (char& c : text)
-    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c + 32);
-  return text;
-}
-
-}  // namespace
 
 std::size_t edit_distance(const std::string& a, const std::string& b) {
   std::vector<std::size_t> row(b.size() + 1);
@@ -35,7 +27,7 @@ std::string nearest_name(const std::string& wrong, const std::vector<std::string
   std::size_t least = wrong.size() / 3 + 1;
   for (const std::string& name : names) {
     if (name.size() > kMostLetters) continue;
-    const std::size_t d = edit_distance(lower_case(wrong), lower_case(name));
+    const std::size_t d = edit_distance(ascii_lower_case(wrong), ascii_lower_case(name));
     if (d < least) least = d, nearest = name;
   }
   return nearest;

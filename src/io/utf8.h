@@ -51,6 +51,13 @@ std::size_t utf8_valid_prefix(std::string_view text);
 // Whether all of `text` is valid UTF-8.
 inline bool is_utf8(std::string_view text) { return utf8_valid_prefix(text) == text.size(); }
 
+// The text with A to Z in lower case, and all else as it is.
+inline std::string ascii_lower_case(std::string text) {
+  for (char& c : text)
+    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c + 32);
+  return text;
+}
+
 // The text with U+FFFD for each byte that is no part of a character.
 std::string utf8_repaired(std::string_view text);
 

@@ -7,6 +7,7 @@
 #include "io/input_file.h"
 #include "io/json.h"
 #include "io/printable.h"
+#include "io/utf8.h"
 
 namespace lk {
 namespace {
@@ -27,12 +28,6 @@ bool is_off(const Json& value) {
 
 bool given(const Json& config, const char* key) {
   return config.contains(key) && !is_off(config[key]);
-}
-
-std::string lower_case(std::string text) {
-  std::transform(text.begin(), text.end(), text.begin(),
-                 [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c; });
-  return text;
 }
 
 // What PeftConfig obeys.
@@ -86,7 +81,7 @@ void check_init(const Json& config, const std::string& where) {
   const Json& value = config["init_lora_weights"];
   if (value.is_null() || value.is_boolean()) return;
   if (!value.is_string()) refuse(where, "init_lora_weights: neither a boolean nor a string");
-  const std::string init = lower_case(value.get<std::string>());
+  const std::string init = ascii_lower_case(value.get<std::string>());
   if (init == "gaussian" || init == "eva" || init == "orthogonal" || init == "mica") return;
   if (init == "loftq")
     refuse(
@@ -180,7 +175,7 @@ void PeftConfig::read_modules(const Json& config) {
     target_modules_ = strings(config, "target_modules", path_);
   all_ = !config.contains("target_modules") || config["target_modules"].is_null() ||
          (config["target_modules"].is_string() &&
-          lower_case(config["target_modules"].get<std::string>()) == "all-linear");
+          ascii_lower_case(config["target_modules"].get<std::string>()) == "all-linear");
   if (!all_) targets_ = modules(config, "target_modules");
   if (given(config, "exclude_modules")) excluded_ = modules(config, "exclude_modules");
   if (given(config, "modules_to_save"))

@@ -15,7 +15,8 @@ inline constexpr const char* kCheckpoint = "checkpoint.safetensors";
 
 // Writes folder/checkpoint.safetensors durably: A, B, both moments, the counters, the run's
 // identity (run/run_identity.h), its progress and `kept`, the adapter of the lowest evaluation (or
-// nothing), with a SHA-256 over all of them. Three to four times as large as the adapter. Throws IoError; NonFiniteError for a number that is not finite.
+// nothing), with a SHA-256 over all of them. Three to four times as large as the adapter. Throws
+// IoError; NonFiniteError for a number that is not finite.
 void save_checkpoint(const std::string& folder, const Adapter& adapter, Trainer& trainer,
                      const Json& identity, const RunProgress& progress,
                      const std::vector<std::vector<float>>& kept = {});

@@ -5,6 +5,7 @@
 #include <set>
 
 #include "io/paths.h"
+#include "io/printable.h"
 #include "run/chart.h"
 #include "run/page.h"
 #include "tensor/error.h"
@@ -12,8 +13,8 @@
 namespace lk {
 namespace {
 
-// Adds the leaves of `object`, named by their last key: "run/lr" and "memory/lr" are both settings
-// of a run, and no two leaves of run.json's settings share a name.
+// Adds the leaves of `object`, named by their last key, which no two of run.json's settings share
+// unless they say the same ("format").
 void add_leaves(const Json& object, std::map<std::string, Json>& leaves) {
   for (const auto& [key, value] : object.items())
     if (value.is_object() && !value.empty())
@@ -82,13 +83,6 @@ std::vector<ComparisonTable::Row> results_of(const std::vector<ComparedRun>& run
       [](const ComparedRun& r) { return number(at(r.run, "result/tokens_per_second")); });
   row("seconds in steps", [](const ComparedRun& r) { return number(at(r.run, "result/seconds")); });
   return rows;
-}
-
-// A name of a folder or of a setting may hold anything: no terminal's escape sequences reach it.
-std::string without_controls(std::string text) {
-  for (char& c : text)
-    if (static_cast<unsigned char>(c) < 32 || c == 127) c = '?';
-  return text;
 }
 
 // Characters of a text that take a column each: bytes that do not continue a character.
@@ -162,11 +156,12 @@ ComparisonTable compare_runs(const std::vector<ComparedRun>& runs) {
 std::string comparison_text(const std::vector<ComparedRun>& runs, const ComparisonTable& table) {
   std::vector<std::vector<std::string>> lines(1);
   lines[0].push_back("");
-  for (const ComparedRun& r : runs) lines[0].push_back(without_controls(r.name));
+  for (const ComparedRun& r : runs) lines[0].push_back(without_controls(r.name, Lines::One));
   auto add = [&](const std::vector<ComparisonTable::Row>& rows) {
     for (const auto& row : rows) {
-      lines.push_back({without_controls(row.name)});
-      for (const std::string& v : row.values) lines.back().push_back(without_controls(v));
+      lines.push_back({without_controls(row.name, Lines::One)});
+      for (const std::string& v : row.values)
+        lines.back().push_back(without_controls(v, Lines::One));
     }
   };
   add(table.settings);

@@ -30,7 +30,7 @@ struct ComparisonTable {
 
 ComparisonTable compare_runs(const std::vector<ComparedRun>& runs);
 
-// The table as lines of text, columns aligned; control bytes are escaped.
+// The table as lines of text, columns aligned, control bytes as \xNN.
 std::string comparison_text(const std::vector<ComparedRun>& runs, const ComparisonTable& table);
 
 // The table and the curves, drawn over each other, as one page (run/page.h).

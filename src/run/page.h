@@ -8,9 +8,9 @@
 namespace lk {
 
 // A whole page around `body`, which is HTML; title and subtitle are plain text. A browser loads it
-// again every refresh_seconds, unless they are 0. The page needs no
-// network, no script and no other file, and a policy in its head forbids them. Its style has the
-// kLineColours colours of run/chart.h's lines.
+// again every refresh_seconds, unless they are 0. The page needs no network, no script and no other
+// file, and a policy in its head forbids them. Its style has the kLineColours colours of
+// run/chart.h's lines.
 std::string page_html(const std::string& title, const std::string& subtitle,
                       const std::string& body, int refresh_seconds = 0);
 

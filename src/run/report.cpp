@@ -83,6 +83,12 @@ std::string memory(const Json& run) {
          rows + "</table></div>\n";
 }
 
+// A row of a sample's card.
+std::string row(const std::string& name, const std::string& text) {
+  return "<tr><th>" + html_escape(name) + "</th><td><pre class=\"text\">" + html_escape(text) +
+         "</pre></td></tr>\n";
+}
+
 std::string samples(const std::vector<Sample>& all) {
   if (all.empty()) return "";
   std::string out =
@@ -90,10 +96,6 @@ std::string samples(const std::vector<Sample>& all) {
       "greedily, " +
       std::to_string(kSampleTokens) + " tokens at most.</p>\n";
   for (const Sample& s : all) {
-    auto row = [](const char* name, const std::string& text) {
-      return concat("<tr><th>", name, "</th><td><pre class=\"text\">", html_escape(text),
-                    "</pre></td></tr>\n");
-    };
     out += "<div class=\"card sample\"><table>" + row("prompt", s.prompt) +
            row("without the adapter", s.base) + row("with the adapter", s.adapted) +
            row("in the file", s.reference) + "</table></div>\n";
@@ -109,10 +111,6 @@ std::string samples_along(const std::vector<std::pair<double, Sample>>& all) {
     if (std::find(prompts.begin(), prompts.end(), s.prompt) == prompts.end())
       prompts.push_back(s.prompt);
   std::string out = "<h2>Along the way</h2>\n";
-  auto row = [](const std::string& name, const std::string& text) {
-    return "<tr><th>" + html_escape(name) + "</th><td><pre class=\"text\">" + html_escape(text) +
-           "</pre></td></tr>\n";
-  };
   for (const std::string& prompt : prompts) {
     out += "<div class=\"card sample\"><table>" + row("prompt", prompt);
     for (const auto& [step, s] : all)

@@ -7,12 +7,9 @@
 #include "io/input_file.h"
 #include "io/json.h"
 #include "io/paths.h"
+#include "run/json_values.h"
 
 namespace lk {
-namespace {
-// JSON has no NaN: a value that is not finite is written as null.
-Json number(double x) { return std::isfinite(x) ? Json(x) : Json(nullptr); }
-}  // namespace
 
 // A line that can't be read says nothing of the others: it is left out, and the user is told.
 std::int64_t MetricsLog::keep_old_lines(const std::string& path, std::int64_t keep_steps) {
@@ -73,8 +70,8 @@ void MetricsLog::add(const OrderedJson& line, std::int64_t step, const Scalars& 
 
 void MetricsLog::step(const StepReport& r) {
   OrderedJson line = {
-      {"step", r.step},       {"loss", number(r.loss)},
-      {"lr", r.lr},           {"grad_norm", number(r.grad_norm)},
+      {"step", r.step},       {"loss", finite_or_null(r.loss)},
+      {"lr", r.lr},           {"grad_norm", finite_or_null(r.grad_norm)},
       {"tokens", r.tokens},   {"supervised_tokens", r.supervised_tokens},
       {"seconds", r.seconds}, {"tokens_per_second", static_cast<double>(r.tokens) / r.seconds}};
   if (r.skipped) line["skipped"] = true;
@@ -88,9 +85,9 @@ void MetricsLog::step(const StepReport& r) {
 void MetricsLog::evaluation(std::int64_t step, const Evaluation& e) {
   if (std::exchange(evaluated_, step) == step) return;
   add({{"step", step},
-       {"eval_loss", number(e.loss)},
+       {"eval_loss", finite_or_null(e.loss)},
        {"eval_tokens", e.supervised_tokens},
-       {"perplexity", number(e.perplexity)}},
+       {"perplexity", finite_or_null(e.perplexity)}},
       step, {{"eval_loss", e.loss}});
 }
 
@@ -101,8 +98,8 @@ void MetricsLog::sample(std::int64_t step, const Sample& s) {
 }
 
 Json evaluation_to_json(const Evaluation& e) {
-  return {{"loss", number(e.loss)},
-          {"perplexity", number(e.perplexity)},
+  return {{"loss", finite_or_null(e.loss)},
+          {"perplexity", finite_or_null(e.perplexity)},
           {"tokens", e.supervised_tokens},
           {"rows", e.rows}};
 }

@@ -2,17 +2,12 @@
 
 #include <algorithm>
 
+#include "run/json_values.h"
+
 namespace lk {
 namespace {
 
 constexpr std::size_t kMostShown = 4;  // differences in a message
-
-Json or_null(const std::string& text) { return text.empty() ? Json(nullptr) : Json(text); }
-
-template <class T>
-Json or_null(const std::optional<T>& value) {
-  return value ? Json(*value) : Json(nullptr);
-}
 
 // The functions below take a struct apart into all of its members: a new member does not compile
 // until it has its place here.

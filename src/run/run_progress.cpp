@@ -1,14 +1,11 @@
 #include "run/run_progress.h"
 
-#include <cmath>
 #include <limits>
 
-#include "io/json.h"
+#include "run/json_values.h"
 
 namespace lk {
 namespace {
-
-Json number(double x) { return std::isfinite(x) ? Json(x) : Json(nullptr); }
 
 double number_or_nan(const Json& json, const char* key, const std::string& where) {
   const Json& value = json_at(json, key, where);
@@ -22,15 +19,15 @@ std::int64_t count(const Json& json, const char* key, const std::string& where) 
 }  // namespace
 
 Json to_json(const RunProgress& p) {
-  Json json = {{"first_loss", number(p.first_loss)},
-               {"last_loss", number(p.last_loss)},
+  Json json = {{"first_loss", finite_or_null(p.first_loss)},
+               {"last_loss", finite_or_null(p.last_loss)},
                {"seconds", p.seconds},
                {"first_step_seconds", p.first_step_seconds},
                {"tokens", p.tokens},
                {"recorded_steps", p.recorded_steps}};
   if (const auto& e = p.eval_before)
-    json["eval_before"] = {{"loss", number(e->loss)},
-                           {"perplexity", number(e->perplexity)},
+    json["eval_before"] = {{"loss", finite_or_null(e->loss)},
+                           {"perplexity", finite_or_null(e->perplexity)},
                            {"tokens", e->tokens},
                            {"supervised_tokens", e->supervised_tokens},
                            {"rows", e->rows}};

@@ -1,15 +1,11 @@
 #include "run/run_record.h"
 
+#include "run/json_values.h"
 #include "run/run_files.h"
 #include "run/run_identity.h"
 #include "version.h"
 
 namespace lk {
-namespace {
-
-Json or_null(const std::string& text) { return text.empty() ? Json(nullptr) : Json(text); }
-
-}  // namespace
 
 Json run_json(const FinetuneSettings& s, const RunInputs& in, const RunFacts& facts,
               const FinetuneResult& result) {

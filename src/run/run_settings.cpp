@@ -6,13 +6,6 @@
 #include "text/fitted_template.h"
 
 namespace lk {
-namespace {
-
-void require(bool ok, const std::string& message) {
-  if (!ok) throw UsageError(message);
-}
-
-}  // namespace
 
 void validate_settings(const FinetuneSettings& s, bool own_rows) {
   require(!s.model.empty(), "`model` is required");
@@ -22,16 +15,17 @@ void validate_settings(const FinetuneSettings& s, bool own_rows) {
   require(!s.out.empty(), "`out` is required");
   require(s.data != "-" || s.eval_data != "-",
           "`data` - and `eval_data` -: standard input can be read once only");
-  require(!s.rank || *s.rank >= 1, concat("`rank` ", s.rank.value_or(0), ": must be at least 1"));
+  require(!s.rank || *s.rank >= 1, "`rank` ", s.rank.value_or(0), ": must be at least 1");
   require(!s.alpha || (std::isfinite(*s.alpha) && *s.alpha > 0), "`alpha` must be positive");
   // Dropout is computed with as F32, in which all above 0.99999997 is 1.
-  require(s.dropout >= 0 && static_cast<float>(s.dropout) < 1,
-          concat("`dropout` ", s.dropout, ": must be in [0, 1)"));
+  require(s.dropout >= 0 && static_cast<float>(s.dropout) < 1, "`dropout` ", s.dropout,
+          ": must be in [0, 1)");
   require(!(s.steps && s.epochs), "`steps` and `epochs`: give one of the two");
   require(!s.steps || *s.steps >= 1, "`steps` must be at least 1");
   require(!s.epochs || (std::isfinite(*s.epochs) && *s.epochs > 0), "`epochs` must be positive");
-  require(s.batch >= 1 && s.batch <= 65536, "`batch` must be in 1 .. 65536");
-  require(s.grad_accum >= 1 && s.grad_accum <= 65536, "`grad_accum` must be in 1 .. 65536");
+  require(s.batch >= 1 && s.batch <= kMostBatch, "`batch` must be in 1 .. ", kMostBatch);
+  require(s.grad_accum >= 1 && s.grad_accum <= kMostGradAccum, "`grad_accum` must be in 1 .. ",
+          kMostGradAccum);
   require(s.seq_len >= 2 && s.seq_len <= (1 << 24), "`seq_len` must be at least 2");
   require(!s.lr || (std::isfinite(*s.lr) && *s.lr >= 0),
           "`lr` must be a finite number, not negative");
@@ -41,20 +35,20 @@ void validate_settings(const FinetuneSettings& s, bool own_rows) {
   require(s.warmup.value_or(0) >= 0, "`warmup` must not be negative");
   require(s.eval_every.value_or(0) >= 0 && s.save_every >= 0 && s.sample_every >= 0,
           "`eval_every`, `save_every` and `sample_every` must not be negative");
-  require(s.base_name.empty() || is_hub_name(s.base_name),
-          concat("`base_name` ", s.base_name, ": a name on the hub, ORG/NAME, is expected"));
+  require(s.base_name.empty() || is_hub_name(s.base_name), "`base_name` ", s.base_name,
+          ": a name on the hub, ORG/NAME, is expected");
   check_system_text(s.system);
   require(s.eval_rows != 0, "`eval_rows` must be at least 1");
   require(!s.eval_split || (*s.eval_split >= 0 && *s.eval_split < 1),
           "`eval_split` must be in [0, 1)");
   require(!s.eval_split || s.eval_data.empty(),
           "`eval_split` and `eval_data`: give one of the two");
-  require(s.keep == "auto" || s.keep == "best" || s.keep == "last",
-          concat("`keep` ", s.keep, ": best or last"));
+  require(s.keep == "auto" || s.keep == "best" || s.keep == "last", "`keep` ", s.keep,
+          ": best or last");
   require(s.patience >= 0, "`patience` must not be negative");
   require(!s.samples || *s.samples >= 0, "`samples` must not be negative");
-  require(s.dtype == "auto" || s.dtype == "f32" || s.dtype == "bf16",
-          concat("`dtype` ", s.dtype, ": one of auto, f32, bf16"));
+  require(s.dtype == "auto" || s.dtype == "f32" || s.dtype == "bf16", "`dtype` ", s.dtype,
+          ": one of auto, f32, bf16");
   require(s.memory_limit >= 0 && s.memory >= 0, "`memory_limit` and `memory`: not negative");
   require(s.memory == 0 || s.recompute == Recompute{},
           "`memory` chooses `recompute`: give one of the two");
