@@ -163,6 +163,11 @@ TEST_CASE("a run of few words evaluates on a tenth of its rows, and says what it
   CHECK(run["settings"]["run"]["lr"].get<double>() == doctest::Approx(3e-3));
   CHECK(f.file("run/metrics.jsonl").find("\"step\":2,\"eval_loss\"") != std::string::npos);
 
+  FinetuneSettings short_model = f.settings("short");  // rows as long as its 256 positions
+  short_model.seq_len = {}, short_model.steps = 1;
+  f.run(short_model);
+  CHECK(parse_json(f.file("short/run.json"), "run")["settings"]["run"]["seq_len"] == 256);
+
   FinetuneSettings file_order = f.settings("plain");  // a recipe: nothing is taken away
   file_order.shuffle = false, file_order.steps = 2, file_order.lr = 1e-3;
   CHECK(!f.run(file_order).eval_before);

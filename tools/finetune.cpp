@@ -35,7 +35,9 @@ void add_data_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
   app.add_option("--system", s.system, program::kSystemHelp);
   app.add_option("--template", s.chat_template, "chat template by name, if the model's is unknown");
   app.add_option("--train-on", text.train_on, program::kTrainOnHelp)->capture_default_str();
-  app.add_option("--seq-len", s.seq_len, "longest row")->check(whole)->capture_default_str();
+  app.add_option("--seq-len", s.seq_len,
+                 "longest row (1024, or what the model has if that is less)")
+      ->check(whole);
   program::add_long_row_flags(app, text.long_rows);
   app.add_flag("--skip-bad-rows", s.skip_bad_rows, "leave out and count rows that can't be read");
   app.add_flag("--packing", s.packing, "a micro-batch is --batch bins of --seq-len tokens of rows");

@@ -52,7 +52,7 @@ int main(int argc, char** argv) {
   std::string recompute = "none", memory;
   std::optional<std::string> targets;
   std::optional<double> alpha;
-  std::optional<std::int64_t> rank;
+  std::optional<std::int64_t> rank, seq_len;
   bool json = false;
   const auto& whole = program::whole_number();
   auto* source = app.add_option_group("what", "one of");
@@ -65,7 +65,8 @@ int main(int argc, char** argv) {
   app.add_option("--targets", targets, program::kTargetsHelp);
   app.add_option("--batch", request.batch, "rows per micro-batch")->check(whole);
   app.add_option("--grad-accum", request.grad_accum, "micro-batches per step")->check(whole);
-  app.add_option("--seq-len", request.seq_len, "longest row")->check(whole);
+  app.add_option("--seq-len", seq_len, "longest row (1024, or what the model has if that is less)")
+      ->check(whole);
   app.add_option("--dtype", dtype, "f32 or bf16")->capture_default_str();
   app.add_option("--device", device, "cpu or cuda")->capture_default_str();
   app.add_option("--recompute", recompute, program::kRecomputeHelp)->capture_default_str();
@@ -77,11 +78,12 @@ int main(int argc, char** argv) {
       throw UsageError(concat("--batch must be in 1 .. ", kMostBatch));
     if (request.grad_accum < 1 || request.grad_accum > kMostGradAccum)
       throw UsageError(concat("--grad-accum must be in 1 .. ", kMostGradAccum));
-    if (request.seq_len < 2 || request.seq_len > 1 << 24)
+    if (seq_len && (*seq_len < 2 || *seq_len > 1 << 24))
       throw UsageError("--seq-len must be in 2 .. 16777216");
     if (dtype != "f32" && dtype != "bf16") throw UsageError("--dtype: f32 or bf16");
     if (device != "cpu" && !device.starts_with("cuda")) throw UsageError("--device: cpu or cuda");
     request.model = shape.empty() ? ModelFile(model).config() : named_shape(shape);
+    request.seq_len = seq_len ? *seq_len : std::min(kMostTokens, request.model.max_position);
     request.lora.shape.rank = rank ? *rank : default_rank(request.model);
     request.lora.targets = {"all-linear"};
     if (targets) request.lora.targets = program::parse_list(*targets, "--targets");

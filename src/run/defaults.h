@@ -21,6 +21,9 @@ double default_lr(std::int64_t base_parameters);
 // 16, or as much as the narrowest projection of the model allows.
 std::int64_t default_rank(const ModelConfig& config);
 
+// The longest row where the model has as many positions.
+inline constexpr std::int64_t kMostTokens = 1024;
+
 // Passes over the data: 3 up to 1,000 rows, 2 up to 5,000, else 1.
 double default_epochs(std::int64_t rows);
 

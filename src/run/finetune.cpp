@@ -71,7 +71,7 @@ class Run {
     PlanRequest request;
     request.model = in_.model->config(), request.lora = in_.lora;
     request.compute_dtype = facts_.dtype, request.device = backend_->name();
-    request.batch = s_.batch, request.grad_accum = s_.grad_accum, request.seq_len = s_.seq_len;
+    request.batch = s_.batch, request.grad_accum = s_.grad_accum, request.seq_len = *s_.seq_len;
     request.row_lengths = in_.longest_batch(s_);
     request.recompute = s_.recompute;
     const std::int64_t wanted = std::max(s_.memory_limit, s_.memory);  // one of the two is 0
@@ -96,7 +96,7 @@ class Run {
         load_weights(*backend_, *in_.model, facts_.dtype, {.hash = s_.verify_base});
     facts_.base_hash = loaded.sha256;
     model_ = std::make_unique<Transformer>(*backend_, loaded.config, std::move(loaded.weights),
-                                           facts_.dtype, s_.seq_len);
+                                           facts_.dtype, *s_.seq_len);
     weights_bytes_ = backend_->ledger()[Tag::Weights].live_bytes;
     listener_.message(concat("loaded ", s_.model, ": ", model_->n_parameters(), " parameters in ",
                              dtype_name(facts_.dtype), " on ", facts_.device, " (",
@@ -151,7 +151,7 @@ class Run {
     Evaluation e;
     trainer_->between_steps([&] {
       e = evaluate(*model_, in_.eval.rows,
-                   std::max<std::int64_t>(s_.seq_len, s_.batch * s_.seq_len / 2));
+                   std::max<std::int64_t>(*s_.seq_len, s_.batch * *s_.seq_len / 2));
     });
     const std::int64_t step = trainer_->steps_done();
     metrics_->evaluation(step, e);

@@ -27,7 +27,8 @@ struct FinetuneSettings {
   std::vector<std::string> targets = {};   // empty: all-linear
   std::optional<std::int64_t> steps = {};  // or
   std::optional<double> epochs = {};       // only one of the two; neither: default_epochs()
-  std::int64_t batch = 8, grad_accum = 1, seq_len = 1024;
+  std::int64_t batch = 8, grad_accum = 1;
+  std::optional<std::int64_t> seq_len = {};  // unset: 1024, or what the model has if that is less
   // What of these three is unset is filled in by run/defaults.h.
   std::optional<double> lr = {};
   std::optional<std::string> schedule = {};

@@ -45,7 +45,7 @@ std::string model_card(const FinetuneSettings& s, const FinetuneResult& r, const
   row("data", code(s.data), ": ", f.data_format, ", ", f.rows, " rows, ", f.supervised_tokens,
       " supervised tokens");
   row("steps", r.steps, " of ", s.batch, s.packing ? " bins" : " rows", " x ", s.grad_accum,
-      " micro-batches, at most ", s.seq_len, s.packing ? " tokens a bin" : " tokens a row");
+      " micro-batches, at most ", *s.seq_len, s.packing ? " tokens a bin" : " tokens a row");
   const LoraShape& shape = f.lora.shape;
   row("rank, alpha, dropout", shape.rank, ", ", shape.alpha, ", ", shape.dropout);
   if (shape.rslora) row("scale", "alpha / sqrt(rank), rank-stabilised");

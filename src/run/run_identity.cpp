@@ -128,7 +128,7 @@ SortedSettings sort_settings(const FinetuneSettings& settings) {
                          {"tensorboard", tensorboard}},
                         {{"batch", batch},
                          {"grad_accum", grad_accum},
-                         {"seq_len", seq_len},
+                         {"seq_len", or_null(seq_len)},
                          {"lr", or_null(lr)},
                          {"schedule", or_null(schedule)},
                          {"warmup", or_null(warmup)},

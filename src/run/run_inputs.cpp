@@ -73,8 +73,7 @@ void check_lengths(const Dataset& data, std::int64_t seq_len) {
   }
 }
 
-void read_data(const FinetuneSettings& s, FinetuneListener& listener, RunInputs& in,
-               FinetuneRows* rows) {
+void read_data(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in, FinetuneRows* rows) {
   in.tokenizer = in.model->read_tokenizer();
   name_base(s, listener, in);
   for (const auto& [name, content] : in.model->side_files())
@@ -84,16 +83,17 @@ void read_data(const FinetuneSettings& s, FinetuneListener& listener, RunInputs&
   if (in.init)
     for (const std::string& text : disagreements(*in.init, config))
       listener.message("warning: " + text);
-  require(s.seq_len <= config.max_position, "`seq_len` ", s.seq_len, ": the model has ",
+  if (!s.seq_len) s.seq_len = std::min(kMostTokens, config.max_position);
+  require(*s.seq_len <= config.max_position, "`seq_len` ", *s.seq_len, ": the model has ",
           config.max_position, " positions");
-  DatasetOptions options{s.seq_len, s.long_rows, s.skip_bad_rows, -1,
-                         s.format,  s.train_on,  s.columns,       s.system};
+  DatasetOptions options{*s.seq_len, s.long_rows, s.skip_bad_rows, -1,
+                         s.format,   s.train_on,  s.columns,       s.system};
   in.data = rows ? dataset_of(std::move(rows->train), *in.tokenizer, "rows in memory")
                  : load_dataset(s.data, *in.tokenizer, s.chat_template, options);
-  if (rows) check_lengths(in.data, s.seq_len);
+  if (rows) check_lengths(in.data, *s.seq_len);
   if (rows && !rows->eval.empty()) {
     in.eval = dataset_of(std::move(rows->eval), *in.tokenizer, "evaluation rows in memory");
-    check_lengths(in.eval, s.seq_len);
+    check_lengths(in.eval, *s.seq_len);
     in.eval_rows_sha256 = rows_sha256(in.eval.rows);
   }
   listener.message(concat("data: ", in.data.path, ": ", in.data.container, ", format ",
@@ -143,16 +143,17 @@ std::string opening_line(const FinetuneSettings& s, const RunInputs& in, double 
 // Decides which rows each step will see, and how many steps that makes.
 void arrange(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in, const Json* before) {
   if (s.packing) {
-    in.sampler.emplace(in.row_lengths(), s.seq_len, s.batch, s.shuffle, s.seed);
+    in.sampler.emplace(in.row_lengths(), *s.seq_len, s.batch, s.shuffle, s.seed);
     const auto rows = static_cast<double>(in.data.rows.size());
     const auto bins = static_cast<double>(in.sampler->bins_per_epoch());
-    const double full = static_cast<double>(in.data.tokens) / bins / static_cast<double>(s.seq_len);
+    const double full =
+        static_cast<double>(in.data.tokens) / bins / static_cast<double>(*s.seq_len);
     in.packing = {
         {"bins", in.sampler->bins_per_epoch()}, {"full", full}, {"rows_per_bin", rows / bins}};
     char text[160];
     std::snprintf(text, sizeof text,
                   "packing: %.0f bins of %lld tokens an epoch, %.1f %% full, %.1f rows a bin", bins,
-                  static_cast<long long>(s.seq_len), 100 * full, rows / bins);
+                  static_cast<long long>(*s.seq_len), 100 * full, rows / bins);
     listener.message(text);
   } else {
     in.sampler.emplace(std::ssize(in.data.rows), s.batch, s.shuffle, s.seed);
