@@ -15,7 +15,7 @@ std::string real_output_folder(const std::string& path);
 
 // Creates a run's output folder (and its parents): new or empty, and locked against a second run
 // (flock on DIR/.lock, which holds the process's number and is removed at the end). Temporary files
-// of killed runs are removed first. Throws UsageError if it is a link or no folder, if it is not
+// of killed runs are removed first. Throws UsageError if it is no folder or link to one, if it is not
 // empty, or if another process holds it, naming that process; IoError.
 class OutputFolder {
  public:

@@ -77,7 +77,8 @@ Dataset dataset_of(std::vector<Row> rows, const Tokenizer& tokenizer, const std:
 
 // Takes rows out of `data` into a Dataset of their own, for evaluation: those of every n-th line, so
 // that of a sorted file each kind goes in proportion, about `share` of all lines, at least one and
-// at most `most`. All rows of a line go together; rows without a line (0) are each on their own. Throws UsageError if no row would be left.
+// at most `most`. All rows of a line go together; rows without a line (0) are each on their own.
+// Throws UsageError if no row would be left.
 Dataset split_off(Dataset& data, const Tokenizer& tokenizer, double share, std::int64_t most);
 
 // A row as text with its trained tokens marked, for --show-rows.

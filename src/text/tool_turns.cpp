@@ -106,7 +106,8 @@ std::string inside_json_string(std::string_view text) {
   return quoted.substr(1, quoted.size() - 2);
 }
 
-void require(bool written, const std::string& template_name, const std::string& what) {
+// InputError unless the template writes `what`.
+void refuse_unless(bool written, const std::string& template_name, const std::string& what) {
   if (!written)
     throw InputError(concat("the chat template (", template_name, ") does not write ", what));
 }
@@ -185,22 +186,23 @@ void require_written(const ChatRow& chat, const std::string& rendered, const std
   };
   if (chat.tools)
     for (const OrderedJson& tool : *chat.tools)
-      require(written(tool.at("function").at("name")), name, "all of the row's tools");
+      refuse_unless(written(tool.at("function").at("name")), name, "all of the row's tools");
   for (std::size_t i = 0; i < chat.turns.size(); ++i) {
     const Message& m = chat.turns[i].message;
     // Templates write tools' answers as they are or as JSON, and may set thoughts apart.
     const std::string_view said = behind_thoughts(m);
-    require(found(said) || found(inside_json_string(said)), name,
-            concat("the content of message ", i, " (", m.role, ")"));
+    refuse_unless(found(said) || found(inside_json_string(said)), name,
+                  concat("the content of message ", i, " (", m.role, ")"));
     if (!m.more) continue;
     if (calls_tools(m))
       for (const OrderedJson& call : m.more->at("tool_calls"))
-        require(written(call.at("function").at("name")), name, concat("tool_calls of message ", i));
+        refuse_unless(written(call.at("function").at("name")), name,
+                      concat("tool_calls of message ", i));
     for (const char* key : {"reasoning_content", "reasoning", "thinking"})
       if (m.more->contains(key))
-        require(written(m.more->at(key)), name, concat(key, " of message ", i));
+        refuse_unless(written(m.more->at(key)), name, concat(key, " of message ", i));
     if (m.more->contains("name") && m.role != "tool")
-      require(written(m.more->at("name")), name, concat("name of message ", i));
+      refuse_unless(written(m.more->at("name")), name, concat("name of message ", i));
   }
 }
 

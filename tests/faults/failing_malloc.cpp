@@ -4,7 +4,10 @@
 //   LK_FAIL_ON=1      and so does each one after it
 //   LK_FAIL_COUNT=F   at the end, the number of allocations is written to the file F
 //
-// Real blocks come from glibc's own functions behind malloc and its kin.
+// Real blocks come from glibc's own functions behind malloc and its kin. Counting starts with main(): before it run
+// constructors of libraries, which nobody can catch (CUDA's runtime registers its kernels there and crashes).
+#include <dlfcn.h>
+
 #include <atomic>
 #include <cerrno>
 #include <cstddef>
@@ -20,15 +23,19 @@ void* __libc_memalign(std::size_t alignment, std::size_t bytes);
 
 namespace {
 
+using Main = int (*)(int, char**, char**);
+
 std::atomic<long> g_count{0};
 long g_fail_at = 0;  // 0: never
 bool g_fail_on = false;
+Main g_main = nullptr;
 
-__attribute__((constructor)) void start() {
+int counted_main(int argc, char** argv, char** environment) {
   const char* at = std::getenv("LK_FAIL_AT");
-  g_fail_at = at ? std::atol(at) : 0;
   g_fail_on = std::getenv("LK_FAIL_ON") != nullptr;
   g_count = 0;
+  g_fail_at = at ? std::atol(at) : 0;
+  return g_main(argc, argv, environment);
 }
 
 __attribute__((destructor)) void end() {
@@ -51,6 +58,15 @@ bool fails() {
 }  // namespace
 
 extern "C" {
+// glibc's entry into a program, which calls main() after all constructors.
+int __libc_start_main(Main main, int argc, char** argv, void (*init)(), void (*fini)(),
+                      void (*rtld_fini)(), void* stack_end) {
+  using Start = decltype(&__libc_start_main);
+  g_main = main;
+  const auto start = reinterpret_cast<Start>(::dlsym(RTLD_NEXT, "__libc_start_main"));
+  return start(counted_main, argc, argv, init, fini, rtld_fini, stack_end);
+}
+
 void* malloc(std::size_t bytes) noexcept { return fails() ? nullptr : __libc_malloc(bytes); }
 void* calloc(std::size_t n, std::size_t bytes) noexcept {
   return fails() ? nullptr : __libc_calloc(n, bytes);
