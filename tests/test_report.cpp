@@ -5,6 +5,7 @@
 #include "io/json.h"
 #include "run/chart.h"
 #include "run/report.h"
+#include "run/run_files.h"
 #include "scratch_folder.h"
 
 using namespace lk;
@@ -118,4 +119,17 @@ TEST_CASE("metrics.jsonl becomes curves; null is left out, a bad line is named")
   std::ofstream(folder.file("metrics.jsonl")) << "{\"step\":1}\n{\"step\":\"two\"}\n";
   CHECK_THROWS_WITH_AS(read_metrics(folder.path()), doctest::Contains("metrics.jsonl:2"),
                        InputError);
+}
+
+TEST_CASE("what a model writes goes through metrics.jsonl, also half a character") {
+  const test::ScratchFolder folder;
+  MetricsLog log(folder.path(), 0, true, {});
+  log.samples(7, {{"caf\xC3", "\"ref\"\n", "", "\xF0\x9F<b>"}});
+  log.flush();
+  const MetricsCurves c = read_metrics(folder.path());
+  REQUIRE(c.samples.size() == 1);
+  CHECK(c.samples[0].first == 7);
+  CHECK(c.samples[0].second.prompt == "caf\uFFFD");
+  CHECK(c.samples[0].second.reference == "\"ref\"\n");
+  CHECK(c.samples[0].second.adapted == "\uFFFD<b>");
 }

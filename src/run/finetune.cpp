@@ -143,6 +143,7 @@ class Run {
     metrics_ =
         std::make_unique<MetricsLog>(s_.out, trainer_->steps_done(), s_.tensorboard, config.log);
     if (!rows_) write_file_durably(s_.out + "/run.toml", run_toml(s_));
+    if (trainer_->steps_done() == 0) metrics_->settings(run_toml(s_));
     write_run_json("running");
   }
 
@@ -318,9 +319,9 @@ class Run {
   // Continuations by the adapter as it is now, for metrics.jsonl and the report.
   void sample_now() {
     trainer_->between_steps([&] {
-      for (const Sample& s : make_samples(*model_, *adapter_, *in_.tokenizer, in_.eval.rows,
-                                          *s_.samples, SampleKind::Adapted))
-        metrics_->sample(trainer_->steps_done(), s);
+      metrics_->samples(trainer_->steps_done(),
+                        make_samples(*model_, *adapter_, *in_.tokenizer, in_.eval.rows, *s_.samples,
+                                     SampleKind::Adapted));
     });
   }
 
