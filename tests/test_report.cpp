@@ -176,8 +176,7 @@ TEST_CASE("a card for each prompt has the samples of all steps") {
   CHECK(count(page, "class=\"card sample\"") == 2);
   CHECK(page.find("at step 5") < page.find("at step 9"));
   CHECK(page.find("at step 9") < page.find("with the adapter"));
-  for (int i = 10; i < 100; ++i)
-    in.curves.samples.emplace_back(i, Sample{"p1", "r1", "", "more"});
+  for (int i = 10; i < 100; ++i) in.curves.samples.emplace_back(i, Sample{"p1", "r1", "", "more"});
   page = report_html(in);
   CHECK(count(page, "<th>at step ") == 8);
   CHECK(page.find("at step 99") != std::string::npos);

@@ -48,26 +48,30 @@ struct Group {
   std::size_t n;  // points
 };
 
-// Means of equal groups of the finite points, at most `most` of them.
-std::vector<Group> grouped(const std::vector<std::pair<double, double>>& points, std::size_t most) {
-  std::vector<std::pair<double, double>> finite;
-  for (const auto& p : points)
-    if (std::isfinite(p.second)) finite.push_back(p);
-  const std::size_t size = (finite.size() + most - 1) / most;
+// Means of the finite points of each `width` steps.
+std::vector<Group> grouped(const std::vector<std::pair<double, double>>& points, double width) {
   std::vector<Group> groups;
-  for (std::size_t begin = 0; begin < finite.size(); begin += size) {
-    const std::size_t end = std::min(finite.size(), begin + size);
-    const auto n = static_cast<double>(end - begin);
-    Group g{0, 0, finite[begin].second, finite[begin].second, end - begin};
-    for (std::size_t i = begin; i < end; ++i) {
-      g.x += finite[i].first / n;
-      g.mean += finite[i].second / n;
-      g.low = std::min(g.low, finite[i].second);
-      g.high = std::max(g.high, finite[i].second);
-    }
-    groups.push_back(g);
+  double bin = -1;
+  for (const auto& [x, y] : points) {
+    if (!std::isfinite(y)) continue;
+    if (groups.empty() || std::floor(x / width) != bin) groups.push_back({0, 0, y, y, 0});
+    bin = std::floor(x / width);
+    Group& g = groups.back();
+    ++g.n;
+    g.x += (x - g.x) / static_cast<double>(g.n);
+    g.mean += (y - g.mean) / static_cast<double>(g.n);
+    g.low = std::min(g.low, y), g.high = std::max(g.high, y);
   }
   return groups;
+}
+
+// The steps of a group, so that the longest line has at most `most` groups.
+double group_width(const std::vector<ChartLine>& lines, std::size_t most) {
+  Range x;
+  for (const ChartLine& line : lines)
+    if (!line.points.empty())
+      x.include(line.points.front().first), x.include(line.points.back().first);
+  return x.high < x.low ? 1 : std::ceil((x.high - x.low + 1) / static_cast<double>(most));
 }
 
 struct Plot {
@@ -207,14 +211,15 @@ std::string first_to_last(const std::vector<std::pair<double, double>>& points) 
 std::string chart_svg(const std::string& title, const std::string& unit,
                       const std::vector<ChartLine>& lines, const std::vector<ChartMark>& marks) {
   const bool many = lines.size() >= kMany;
-  std::size_t most_in_group = 1;
+  const double width = group_width(lines, many ? kMostPointsOfMany : kMostPoints);
+  bool is_grouped = false;
   std::string legend, body;
   Plot plot;
   std::vector<std::vector<Group>> groups;
   for (const ChartLine& line : lines) {
-    groups.push_back(grouped(line.points, many ? kMostPointsOfMany : kMostPoints));
+    groups.push_back(grouped(line.points, width));
     for (const Group& g : groups.back()) {
-      most_in_group = std::max(most_in_group, g.n);
+      is_grouped = is_grouped || g.n > 1;
       plot.x.include(g.x);
       plot.y.include(many ? g.mean : g.low), plot.y.include(many ? g.mean : g.high);
     }
@@ -236,8 +241,8 @@ std::string chart_svg(const std::string& title, const std::string& unit,
                html_escape(lines[i].name), " <b>", first_to_last(lines[i].points), "</b></span> ");
   }
   std::string note = html_escape(unit);
-  if (most_in_group > 1)
-    note += concat(note.empty() ? "" : ", ", "means of ", most_in_group, " steps",
+  if (is_grouped)
+    note += concat(note.empty() ? "" : ", ", "means of ", short_number(width), " steps",
                    many ? "" : " and their range");
   const std::string head = "<figcaption><strong>" + html_escape(title) + "</strong>" +
                            (note.empty() ? "" : " <small>" + note + "</small>") + "<br>" + legend +

@@ -22,9 +22,9 @@ struct ChartMark {
   std::string label;
 };
 
-// A figure of all lines, x in steps, y in `unit` (may be empty). Lines of more than 200 points are
-// drawn as the means of equal groups, with a band from each group's smallest to its largest value;
-// three lines or more are drawn so from 50 points on, without bands. Lines differ in colour and in
+// A figure of all lines, x in steps, y in `unit` (may be empty). Lines of more than 200 steps are
+// drawn as the means of equal numbers of steps, with a band from the smallest to the largest value;
+// three lines or more are drawn so from 50 steps on, without bands. Lines differ in colour and in
 // dashes, which the legend shows too. Marks outside the lines' x are left out. Without any points
 // the figure says so. Names, units and labels are escaped.
 std::string chart_svg(const std::string& title, const std::string& unit,

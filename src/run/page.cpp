@@ -18,7 +18,7 @@ constexpr const char* kStyle = R"css(
 body { margin: 0 auto; max-width: 1100px; padding: 16px; background: var(--page); color: var(--ink);
        font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.1rem; margin: 28px 0 8px; }
-h1, p, summary, li { overflow-wrap: anywhere; }
+h1, p, b, summary, li { overflow-wrap: anywhere; }
 .quiet, small { color: var(--quiet); } p { margin: 4px 0; }
 code { font: .92em ui-monospace, monospace; }
 .card.lead { margin-top: 14px; } .lead > b { font-size: 1.15rem; } .lead p { margin: 6px 0; }
