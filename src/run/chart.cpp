@@ -217,7 +217,7 @@ std::string chart_svg(const std::string& title, const std::string& unit,
   Plot plot;
   std::vector<std::vector<Group>> groups;
   for (const ChartLine& line : lines) {
-    groups.push_back(grouped(line.points, width));
+    groups.push_back(grouped(line.points, line.dots ? 1 : width));
     for (const Group& g : groups.back()) {
       is_grouped = is_grouped || g.n > 1;
       plot.x.include(g.x);
