@@ -2,24 +2,31 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cstdio>
 
 #include "nn/recompute.h"
 
 namespace lk {
 namespace {
 
-// Whether a text can be written: readers of TOML's subset, such as CLI11, know no escapes.
-bool can_be_quoted(const std::string& text) {
-  const bool both = text.find('"') != text.npos && text.find('\'') != text.npos;
-  return !both && std::none_of(text.begin(), text.end(), [](char c) {
-    return static_cast<unsigned char>(c) < 32 || c == 127;
-  });
-}
+bool is_control(char c) { return static_cast<unsigned char>(c) < 32 || c == 127; }
 
-// A text in the quotes that it does not contain itself.
+// A text as TOML's basic string, or as a literal one where that needs no escapes.
 std::string value_text(const std::string& x) {
-  const char mark = x.find('"') == std::string::npos ? '"' : '\'';
-  return mark + x + mark;
+  const bool controls = std::any_of(x.begin(), x.end(), is_control);
+  if (!controls && x.find_first_of("\"\\") == x.npos) return '"' + x + '"';
+  if (!controls && x.find('\'') == x.npos) return '\'' + x + '\'';
+  std::string out = "\"";
+  for (const char c : x) {
+    if (is_control(c)) {
+      char code[8];
+      std::snprintf(code, sizeof code, "\\u%04X", static_cast<unsigned>(c));
+      out += code;
+    } else {
+      out += (c == '"' || c == '\\' ? "\\" : "") + std::string(1, c);
+    }
+  }
+  return out + '"';
 }
 std::string value_text(bool x) { return x ? "true" : "false"; }
 std::string value_text(std::int64_t x) { return std::to_string(x); }
@@ -38,13 +45,6 @@ std::string list_text(const std::vector<std::string>& items) {
 
 struct Lines {
   std::string text;
-  void add(const char* flag, const std::string& value) {
-    if (can_be_quoted(value))
-      text += concat(flag, " = ", value_text(value), "\n");
-    else
-      text += concat("# Give --", flag, " by hand: its text has a line break, another control ",
-                     "character or both kinds of quotes, which this file can't hold.\n");
-  }
   template <class T>
   void add(const char* flag, const T& value) {
     text += concat(flag, " = ", value_text(value), "\n");
