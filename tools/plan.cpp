@@ -84,9 +84,9 @@ int main(int argc, char** argv) {
     if (device != "cpu" && !device.starts_with("cuda")) throw UsageError("--device: cpu or cuda");
     request.model = shape.empty() ? ModelFile(model).config() : named_shape(shape);
     request.seq_len = seq_len ? *seq_len : std::min(kMostTokens, request.model.max_position);
-    request.lora.shape.rank = rank ? *rank : default_rank(request.model);
-    request.lora.targets = {"all-linear"};
-    if (targets) request.lora.targets = program::parse_list(*targets, "--targets");
+    request.methods.lora.shape.rank = rank ? *rank : default_rank(request.model);
+    request.methods.lora.targets = {"all-linear"};
+    if (targets) request.methods.lora.targets = program::parse_list(*targets, "--targets");
     request.compute_dtype = dtype == "f32" ? DType::F32 : DType::BF16;
     request.device = device;
     request.recompute = parse_recompute(recompute);

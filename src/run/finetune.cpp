@@ -69,7 +69,7 @@ class Run {
   // Finds out before a weight is read whether the run is out of memory.
   void plan() {
     PlanRequest request;
-    request.model = in_.model->config(), request.lora = in_.lora;
+    request.model = in_.model->config(), request.methods = in_.methods;
     request.compute_dtype = facts_.dtype, request.device = backend_->name();
     request.batch = s_.batch, request.grad_accum = s_.grad_accum, request.seq_len = *s_.seq_len;
     request.row_lengths = in_.longest_batch(s_);
@@ -96,8 +96,7 @@ class Run {
         load_weights(*backend_, *in_.model, facts_.dtype, {.hash = s_.verify_base});
     facts_.base_hash = loaded.sha256;
     model_ = std::make_unique<Transformer>(*backend_, loaded.config, std::move(loaded.weights),
-                                           facts_.dtype, *s_.seq_len);
-    weights_bytes_ = backend_->ledger()[Tag::Weights].live_bytes;
+                                           facts_.dtype, *s_.seq_len + virtual_tokens(in_.methods));
     listener_.message(concat("loaded ", s_.model, ": ", model_->n_parameters(), " parameters in ",
                              dtype_name(facts_.dtype), " on ", facts_.device, " (",
                              facts_.device_description, ")"));
@@ -115,31 +114,34 @@ class Run {
 
   void build() {
     check_init_base();
-    adapter_ = in_.init ? attach_adapter(*model_, *in_.init, in_.lora, true)
-                        : std::make_unique<Adapter>(*model_, in_.lora);
-    prepare_for_training(*model_, *adapter_);
+    if (in_.init)
+      method_ = attach_adapter(*model_, *in_.init, in_.methods.lora, true);
+    else
+      method_ = make_method(*model_, in_.methods);
+    weights_bytes_ = backend_->ledger()[Tag::Weights].live_bytes;
+    method_->lay_out_for_training();
     TrainerConfig config;
     config.adamw.weight_decay = static_cast<float>(s_.weight_decay);
     config.schedule = Schedule{parse_schedule_kind(*s_.schedule), *s_.lr, *s_.warmup, in_.steps};
     config.clip = s_.clip;
     config.seed = s_.seed;
     config.log = [this](const std::string& line) { listener_.message(line); };
-    trainer_ = std::make_unique<Trainer>(*model_, *adapter_, config);
+    trainer_ = std::make_unique<Trainer>(*model_, *method_, config);
     model_->set_recompute(facts_.recompute);
     if (checkpoint_) {
       const std::string note = check_same_run(*checkpoint_, identity(), finished_, s_.out, {});
-      checkpoint_->restore(*adapter_, *trainer_);
+      checkpoint_->restore(*method_, *trainer_);
       static_cast<RunProgress&>(result_) = checkpoint_->progress();
-      watch_->restore_kept(checkpoint_->kept(*adapter_));
+      watch_->restore_kept(checkpoint_->kept(*method_));
       checkpoint_.reset();
       listener_.message(concat("resumed at step ", trainer_->steps_done(), " of ", in_.steps));
       if (!note.empty()) listener_.message(note);
     } else if (s_.resume) {
       listener_.message(concat("`resume`: ", s_.out, " holds no checkpoint; starting at step 0"));
     }
-    result_.trainable_parameters = adapter_->n_parameters();
+    result_.trainable_parameters = method_->n_parameters();
     result_.base_parameters = model_->n_parameters();
-    facts_.adapter_matrices = std::ssize(adapter_->parameters());
+    facts_.adapter_matrices = std::ssize(method_->parameters());
     metrics_ =
         std::make_unique<MetricsLog>(s_.out, trainer_->steps_done(), s_.tensorboard, config.log);
     if (!rows_) write_file_durably(s_.out + "/run.toml", run_toml(s_));
@@ -157,7 +159,7 @@ class Run {
     metrics_->evaluation(step, e);
     listener_.evaluated(step, e);
     const std::string warning =
-        watch_->evaluated(step, e, losses_ / std::max<double>(n_losses_, 1), *adapter_);
+        watch_->evaluated(step, e, losses_ / std::max<double>(n_losses_, 1), *method_);
     if (!warning.empty()) listener_.message(warning);
     losses_ = n_losses_ = 0;
     return e;
@@ -240,13 +242,12 @@ class Run {
   }
 
   void save_state() {
-    save_checkpoint(s_.out, *adapter_, *trainer_, identity(), result_, watch_->kept());
+    save_checkpoint(s_.out, *method_, *trainer_, identity(), result_, watch_->kept());
   }
 
   void save_kept_adapter() {
     result_.kept_step = watch_->kept().empty() ? trainer_->steps_done() : result_.best->step;
-    watch_->with_kept(*adapter_,
-                      [&] { save_adapter(s_.out, *adapter_, in_.base_model, fingerprint()); });
+    watch_->with_kept(*method_, [&] { method_->save(s_.out, {in_.base_model, fingerprint()}); });
   }
 
   // Does what a run can go on without, as it will be tried again: a disk that is full now may have
@@ -269,7 +270,7 @@ class Run {
     if (result_.signal != 0) save();
     const bool saved = result_.signal != 0 || attempt([&] { save_state(); });
     if (result_.signal == 0) result_.eval_after = evaluate_now();
-    prove_memory(*backend_, *adapter_, weights_bytes_, weight_gradient_matmuls_, micro_steps);
+    prove_memory(*backend_, *method_, weights_bytes_, weight_gradient_matmuls_, micro_steps);
     if (s_.verify_base) {
       std::string after = weights_sha256(model_->weights());
       check(after == facts_.base_hash, "the base weights changed during training: SHA-256 was ",
@@ -282,10 +283,10 @@ class Run {
       std::vector<std::string> unmoved = trainer_->unmoved();
       if (trainer_->steps_done() > first_ && !unmoved.empty()) {
         write_run_json("nothing trained");
-        throw NothingTrainedError(concat("nothing was trained: B of ", unmoved.size(), " of ",
-                                         adapter_->layers().size(), " modules never moved (",
-                                         unmoved[0], ", ...); no adapter was written. Is `lr` ",
-                                         *s_.lr, " meant?"));
+        throw NothingTrainedError(
+            concat("nothing was trained: ", unmoved.size(), " of ", method_->first_to_move().size(),
+                   " trained matrices never moved (", unmoved[0],
+                   ", ...); no adapter was written. Is `lr` ", *s_.lr, " meant?"));
       }
       save_kept_adapter();
       say_what_was_kept();
@@ -318,7 +319,7 @@ class Run {
   // Continuations by the adapter as it is now, for metrics.jsonl and the report.
   void sample_now() {
     trainer_->between_steps([&] {
-      for (const Sample& s : make_samples(*model_, *adapter_, *in_.tokenizer, in_.eval.rows,
+      for (const Sample& s : make_samples(*model_, *method_, *in_.tokenizer, in_.eval.rows,
                                           *s_.samples, SampleKind::Adapted))
         metrics_->sample(trainer_->steps_done(), s);
     });
@@ -332,13 +333,14 @@ class Run {
       write_file_durably(s_.out + "/report.html", report_html(report));
       return;
     }
-    report.proofs.push_back("gradients and optimizer state exist for A and B only");
+    report.proofs.push_back(
+        concat("gradients and optimizer state exist for ", what_trains(s_.methods), " only"));
     if (s_.verify_base)
       report.proofs.push_back("base weights unchanged, SHA-256 " + facts_.base_hash);
     const std::int64_t n = result_.signal ? 0 : *s_.samples;
     try {
-      watch_->with_kept(*adapter_, [&] {
-        report.samples = make_samples(*model_, *adapter_, *in_.tokenizer, in_.eval.rows, n);
+      watch_->with_kept(*method_, [&] {
+        report.samples = make_samples(*model_, *method_, *in_.tokenizer, in_.eval.rows, n);
       });
     } catch (const OutOfMemoryError& e) {
       listener_.message(concat("report.html: no samples: ", e.what()));
@@ -354,8 +356,7 @@ class Run {
                           in_.data.format,
                           std::ssize(in_.data.rows),
                           in_.data.supervised_tokens,
-                          in_.lora,
-                          adapter_->target_modules()};
+                          method_->facts()};
     write_file_durably(s_.out + "/README.md", model_card(s_, result_, facts));
   }
 
@@ -389,7 +390,7 @@ class Run {
   std::unique_ptr<Fingerprint> fingerprint_;
   std::unique_ptr<Transformer> model_;
   std::int64_t weights_bytes_ = 0, weight_gradient_matmuls_ = 0;
-  std::unique_ptr<Adapter> adapter_;
+  std::unique_ptr<Method> method_;
   std::unique_ptr<Trainer> trainer_;
   std::unique_ptr<MetricsLog> metrics_;
   Clock::time_point begun_ = Clock::now(), started_;  // start of the run, and of its training

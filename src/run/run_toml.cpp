@@ -30,6 +30,12 @@ std::string value_text(double x) {
   return {text, std::to_chars(text, text + sizeof text, x).ptr};
 }
 
+std::string list_text(const std::vector<std::string>& items) {
+  std::string list;
+  for (const std::string& item : items) list += (list.empty() ? "" : ",") + item;
+  return list;
+}
+
 struct Lines {
   std::string text;
   void add(const char* flag, const std::string& value) {
@@ -56,12 +62,12 @@ struct Lines {
 
 std::string run_toml(const FinetuneSettings& settings) {
   // Takes the struct apart into all of its members: a new one does not compile until it stands here.
-  const auto& [model, data, out, rank, alpha, dropout, targets, steps, epochs, batch, grad_accum,
-               seq_len, lr, schedule, warmup, weight_decay, clip, seed, device, dtype, init_adapter,
-               shuffle, long_rows, skip_bad_rows, packing, format, chat_template, train_on, columns,
-               system, base_name, eval_data, eval_split, eval_rows, eval_every, keep, patience,
-               save_every, resume, recompute, memory_limit, memory, verify_base, show_rows, samples,
-               sample_every, tensorboard] = settings;
+  const auto& [model, data, out, rank, alpha, dropout, methods, targets, steps, epochs, batch,
+               grad_accum, seq_len, lr, schedule, warmup, weight_decay, clip, seed, device, dtype,
+               init_adapter, shuffle, long_rows, skip_bad_rows, packing, format, chat_template,
+               train_on, columns, system, base_name, eval_data, eval_split, eval_rows, eval_every,
+               keep, patience, save_every, resume, recompute, memory_limit, memory, verify_base,
+               show_rows, samples, sample_every, tensorboard] = settings;
   static_cast<void>(resume), static_cast<void>(show_rows);  // of one call, not of the run
   Lines l{"# finetune --config run.toml --out DIR trains the same adapter.\n"};
   l.add("model", model);
@@ -70,9 +76,8 @@ std::string run_toml(const FinetuneSettings& settings) {
   l.add("rank", rank);
   l.add("alpha", alpha);
   l.add("dropout", dropout);
-  std::string list;
-  for (const std::string& t : targets) list += (list.empty() ? "" : ",") + t;
-  l.add_text("targets", list);
+  if (methods != FinetuneSettings{}.methods) l.add("method", list_text(methods));
+  l.add_text("targets", list_text(targets));
   l.add("steps", steps);
   l.add("epochs", epochs);
   l.add("batch", batch);
