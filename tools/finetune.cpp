@@ -50,12 +50,25 @@ void add_data_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
 
 void add_adapter_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
   const auto& real = program::real_number();
-  app.add_option("--method", text.methods, "lora; several joined by commas")->default_str("lora");
-  app.add_option("--rank", s.rank, "rank of A and B (16)")->check(program::whole_number());
+  const auto& whole = program::whole_number();
+  app.add_option(
+         "--method", text.methods,
+         "LIST of lora, prompt, prefix, llama-adapter: what is trained; see docs/methods.md")
+      ->default_str("lora");
+  app.add_option("--rank", s.rank, "rank of A and B (16)")->check(whole);
   app.add_option("--alpha", s.alpha, "scale is alpha / rank (default: the rank)")->check(real);
   app.add_option("--dropout", s.dropout, "on the adapter's input")->check(real);
   app.add_option("--targets", text.targets, program::kTargetsHelp)->type_name(program::kList);
   app.add_option("--init-adapter", s.init_adapter, "start from this PEFT adapter");
+  app.add_option("--virtual-tokens", s.virtual_tokens,
+                 "of prompt and prefix, and vectors a layer of llama-adapter (20)")
+      ->check(whole);
+  app.add_option("--prompt-text", s.prompt_text, "what prompt starts as, instead of noise");
+  app.add_option("--prefix-hidden", s.prefix_hidden, "prefix is made by an MLP of this hidden size")
+      ->check(whole);
+  app.add_option("--adapter-layers", s.adapter_layers,
+                 "layers of llama-adapter, from the top (all but the first two)")
+      ->check(whole);
 }
 
 void add_training_flags(CLI::App& app, FinetuneSettings& s) {

@@ -62,12 +62,13 @@ struct Lines {
 
 std::string run_toml(const FinetuneSettings& settings) {
   // Takes the struct apart into all of its members: a new one does not compile until it stands here.
-  const auto& [model, data, out, rank, alpha, dropout, methods, targets, steps, epochs, batch,
-               grad_accum, seq_len, lr, schedule, warmup, weight_decay, clip, seed, device, dtype,
-               init_adapter, shuffle, long_rows, skip_bad_rows, packing, format, chat_template,
-               train_on, columns, system, base_name, eval_data, eval_split, eval_rows, eval_every,
-               keep, patience, save_every, resume, recompute, memory_limit, memory, verify_base,
-               show_rows, samples, sample_every, tensorboard] = settings;
+  const auto& [model, data, out, rank, alpha, dropout, methods, virtual_tokens, prompt_text,
+               prefix_hidden, adapter_layers, targets, steps, epochs, batch, grad_accum, seq_len,
+               lr, schedule, warmup, weight_decay, clip, seed, device, dtype, init_adapter, shuffle,
+               long_rows, skip_bad_rows, packing, format, chat_template, train_on, columns, system,
+               base_name, eval_data, eval_split, eval_rows, eval_every, keep, patience, save_every,
+               resume, recompute, memory_limit, memory, verify_base, show_rows, samples,
+               sample_every, tensorboard] = settings;
   static_cast<void>(resume), static_cast<void>(show_rows);  // of one call, not of the run
   Lines l{"# finetune --config run.toml --out DIR trains the same adapter.\n"};
   l.add("model", model);
@@ -77,6 +78,10 @@ std::string run_toml(const FinetuneSettings& settings) {
   l.add("alpha", alpha);
   l.add("dropout", dropout);
   if (methods != FinetuneSettings{}.methods) l.add("method", list_text(methods));
+  l.add("virtual-tokens", virtual_tokens);
+  l.add_text("prompt-text", prompt_text);
+  if (prefix_hidden > 0) l.add("prefix-hidden", prefix_hidden);
+  if (adapter_layers > 0) l.add("adapter-layers", adapter_layers);
   l.add_text("targets", list_text(targets));
   l.add("steps", steps);
   l.add("epochs", epochs);
