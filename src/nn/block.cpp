@@ -41,7 +41,7 @@ Block::Block(const ModelConfig& config, LayerWeights w, std::size_t index)
 // same order as without recomputation, so not a bit changes.
 Var Block::apply(Tape& tape, const Var& x, const BlockInput& in) {
   if (in.cache) return apply_cached(tape, x, in);
-  const bool joined = joined_ && in.joined;
+  const bool joined = joined_ && in.joined && !places_.any();
   auto attention = [this, in, joined](Tape& t, const Var& v) {
     return joined ? joined_attention_half(t, v, in) : attention_half(t, v, in);
   };
@@ -70,16 +70,19 @@ Var Block::apply(Tape& tape, const Var& x, const BlockInput& in) {
 Var Block::attention_half(Tape& tape, const Var& x, const BlockInput& in) {
   Var o = project(tape, Site::O, attend(tape, x, in), in);
   if (post_attn_norm_.gain.defined()) o = norm(tape, o, post_attn_norm_, eps_);
+  if (places_.after_attention) o = places_.after_attention->apply(tape, x, o, in.mode);
   return add(tape, x, o);
 }
 
 // y = h + down(act(gate(m)) * up(m)),  m = norm(h)
 Var Block::feed_forward_half(Tape& tape, const Var& h, const BlockInput& in, Output y) {
-  if (!post_ffn_norm_.gain.defined())
+  if (!post_ffn_norm_.gain.defined() && !places_.after_mlp)
     return add(tape, h, project(tape, Site::Down, inner(tape, h, in), in, y), y);
-  // A norm's backward reads the norm's input, so only the residual sum may be left unwritten.
+  // What follows reads the projection in backward: only the residual sum may be left unwritten.
   Var down = project(tape, Site::Down, inner(tape, h, in), in);
-  return add(tape, h, norm(tape, down, post_ffn_norm_, eps_), y);
+  if (post_ffn_norm_.gain.defined()) down = norm(tape, down, post_ffn_norm_, eps_);
+  if (places_.after_mlp) down = places_.after_mlp->apply(tape, h, down, in.mode);
+  return add(tape, h, down, y);
 }
 
 Var Block::attend(Tape& tape, const Var& x, const BlockInput& in) {
@@ -96,6 +99,8 @@ Var Block::attend(Tape& tape, const Var& x, const BlockInput& in) {
     q = rope(tape, q, table, in.positions, head_dim_);
     k = rope(tape, k, table, in.positions, head_dim_);
   }
+  if (places_.attention)
+    return places_.attention->attend(tape, q, k, qkv[2], attention_, in.segments, in.positions);
   return attention(tape, q, k, qkv[2], attention_, in.segments);
 }
 
@@ -129,6 +134,7 @@ std::vector<Var> Block::project_normed(Tape& tape, const std::vector<Site>& site
 }
 
 bool Block::trains(Site first, Site last) const {
+  if (places_.any()) return true;
   for (auto s = static_cast<std::size_t>(first); s <= static_cast<std::size_t>(last); ++s)
     if (sites_[s] && dynamic_cast<const FrozenLinear*>(sites_[s].get()) == nullptr) return true;
   return false;

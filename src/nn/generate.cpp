@@ -14,8 +14,6 @@ double seconds_between(Clock::time_point a, Clock::time_point b) {
   return std::chrono::duration<double>(b - a).count();
 }
 
-// Long prompts go through in pieces, so that activations stay bounded.
-
 std::size_t common_prefix(std::span<const std::int32_t> a, std::span<const std::int32_t> b) {
   return static_cast<std::size_t>(std::mismatch(a.begin(), a.end(), b.begin(), b.end()).first -
                                   a.begin());
@@ -82,7 +80,11 @@ struct Generator::Run {
     g.cache_->set_length(best, static_cast<std::int64_t>(best_common));
     results[request].reused = static_cast<std::int64_t>(best_common);
     Sequence s{request, best, limit_of(r), r.prompt, std::nullopt, Clock::now(), {}, false, false};
-    if (g.tokenizer_) s.text.emplace(*g.tokenizer_, r.prompt, r.sampling.stop);
+    const std::span<const std::int32_t> prompt = r.prompt;
+    if (g.tokenizer_)
+      s.text.emplace(*g.tokenizer_,
+                     prompt.subspan(static_cast<std::size_t>(g.model_.virtual_tokens())),
+                     r.sampling.stop);
     active.push_back(std::move(s));
   }
 
@@ -262,8 +264,17 @@ Tensor Generator::decoded_logits(std::span<const SequencePart> parts) {
   return step.logits;
 }
 
-std::vector<Generation> Generator::run(std::span<const GenerationRequest> requests,
+std::vector<Generation> Generator::run(std::span<const GenerationRequest> prompts,
                                        const GenerationEvents& events) {
+  std::vector<GenerationRequest> behind_virtual_tokens;
+  std::span<const GenerationRequest> requests = prompts;
+  if (const std::int64_t n = model_.virtual_tokens(); n > 0) {
+    behind_virtual_tokens.assign(prompts.begin(), prompts.end());
+    for (GenerationRequest& r : behind_virtual_tokens)
+      for (std::int64_t j = n; j-- > 0 && !r.prompt.empty();)
+        r.prompt.insert(r.prompt.begin(), virtual_id(j));
+    requests = behind_virtual_tokens;
+  }
   std::int64_t longest = 0;
   for (std::size_t i = 0; i < requests.size(); ++i) {
     const GenerationRequest& r = requests[i];

@@ -24,9 +24,10 @@ struct FinetuneSettings {
   std::optional<std::int64_t> rank = {};  // unset: 16, or what the narrowest projection allows
   std::optional<double> alpha = {};       // unset: the rank, so that the scale is 1
   double dropout = 0;
-  std::vector<std::string> targets = {};   // empty: all-linear
-  std::optional<std::int64_t> steps = {};  // or
-  std::optional<double> epochs = {};       // only one of the two; neither: default_epochs()
+  std::vector<std::string> methods = {"lora"};  // run/methods.h
+  std::vector<std::string> targets = {};        // empty: all-linear
+  std::optional<std::int64_t> steps = {};       // or
+  std::optional<double> epochs = {};            // only one of the two; neither: default_epochs()
   std::int64_t batch = 8, grad_accum = 1;
   std::optional<std::int64_t> seq_len = {};  // unset: 1024, or what the model has if that is less
   // What of these three is unset is filled in by run/defaults.h.

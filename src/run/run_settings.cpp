@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "modelfile/hub_name.h"
+#include "run/methods.h"
 #include "text/fitted_template.h"
 
 namespace lk {
@@ -15,6 +16,9 @@ void validate_settings(const FinetuneSettings& s, bool own_rows) {
   require(!s.out.empty(), "`out` is required");
   require(s.data != "-" || s.eval_data != "-",
           "`data` - and `eval_data` -: standard input can be read once only");
+  check_methods(s.methods);
+  require(s.init_adapter.empty() || s.methods == FinetuneSettings{}.methods,
+          "`init_adapter` starts `method` lora alone");
   require(!s.rank || *s.rank >= 1, "`rank` ", s.rank.value_or(0), ": must be at least 1");
   require(!s.alpha || (std::isfinite(*s.alpha) && *s.alpha > 0), "`alpha` must be positive");
   // Dropout is computed with as F32, in which all above 0.99999997 is 1.
