@@ -108,6 +108,18 @@ void TimingBackend::matmul_tn(const Tensor& dw, GradMode mode, double alpha, con
         [&] { inner_.weight_gradient(dw, mode, alpha, a, b); });
 }
 
+void TimingBackend::column_sums(const Tensor& dl, GradMode mode, const Tensor& a, const Tensor& b,
+                                const Tensor& mean, const Tensor& rstd) {
+  timed(work::vector_gradient(dl, mode, a, b, mean, rstd), false,
+        [&] { inner_.vector_gradient(dl, mode, a, b, mean, rstd); });
+}
+
+void TimingBackend::sum_rows_by_id(const Tensor& dtable, GradMode mode, const Tensor& dy,
+                                   const Tensor& ids) {
+  timed(work::table_gradient(dtable, mode, dy, ids), false,
+        [&] { inner_.table_gradient(dtable, mode, dy, ids); });
+}
+
 // Times the thin products through joined projections.
 class TimingBackend::Lora final : public LoraKernels {
  public:

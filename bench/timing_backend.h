@@ -89,6 +89,10 @@ class TimingBackend final : public Backend {
  private:
   void matmul_tn(const Tensor& dw, GradMode mode, double alpha, const Tensor& a,
                  const Tensor& b) override;
+  void column_sums(const Tensor& dl, GradMode mode, const Tensor& a, const Tensor& b,
+                   const Tensor& mean, const Tensor& rstd) override;
+  void sum_rows_by_id(const Tensor& dtable, GradMode mode, const Tensor& dy,
+                      const Tensor& ids) override;
   class Lora;
   class Cache;
   class Adapters;

@@ -6,6 +6,7 @@
 #include "program.h"
 #include "run/defaults.h"
 #include "run/plan.h"
+#include "settings_file.h"
 
 namespace {
 
@@ -62,14 +63,16 @@ int main(int argc, char** argv) {
   source->require_option(1);
   app.add_option("--rank", rank, "rank of A and B (16)")->check(whole);
   app.add_option("--alpha", alpha, "does not change memory")->check(program::real_number());
-  app.add_option("--targets", targets, program::kTargetsHelp);
+  app.add_option("--targets", targets, program::kTargetsHelp)->type_name(program::kList);
   app.add_option("--batch", request.batch, "rows per micro-batch")->check(whole);
   app.add_option("--grad-accum", request.grad_accum, "micro-batches per step")->check(whole);
   app.add_option("--seq-len", seq_len, "longest row (1024, or what the model has if that is less)")
       ->check(whole);
   app.add_option("--dtype", dtype, "f32 or bf16")->capture_default_str();
   app.add_option("--device", device, "cpu or cuda")->capture_default_str();
-  app.add_option("--recompute", recompute, program::kRecomputeHelp)->capture_default_str();
+  app.add_option("--recompute", recompute, program::kRecomputeHelp)
+      ->type_name(program::kList)
+      ->capture_default_str();
   app.add_option("--memory", memory, program::kMemoryHelp);
   app.add_flag("--json", json, "as JSON");
   return program::run(app, argc, argv, [&] {

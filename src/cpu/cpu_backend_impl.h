@@ -51,6 +51,10 @@ class CpuBackend : public Backend, private AdapterKernels, private SharedKeyKern
  protected:
   void matmul_tn(const Tensor& dw, GradMode mode, double alpha, const Tensor& a,
                  const Tensor& b) override;
+  void column_sums(const Tensor& dl, GradMode mode, const Tensor& a, const Tensor& b,
+                   const Tensor& mean, const Tensor& rstd) override;
+  void sum_rows_by_id(const Tensor& dtable, GradMode mode, const Tensor& dy,
+                      const Tensor& ids) override;
 
  private:
   bool fast() const { return mode_ == CpuMode::Fast; }

@@ -66,6 +66,10 @@ class CudaBackend final : public Backend {
   static BlockCache make_host_cache(int device);
   void matmul_tn(const Tensor& dw, GradMode mode, double alpha, const Tensor& a,
                  const Tensor& b) override;
+  void column_sums(const Tensor& dl, GradMode mode, const Tensor& a, const Tensor& b,
+                   const Tensor& mean, const Tensor& rstd) override;
+  void sum_rows_by_id(const Tensor& dtable, GradMode mode, const Tensor& dy,
+                      const Tensor& ids) override;
   void gemm(const Tensor& c, GradMode mode, double alpha, const Tensor& a, bool transpose_a,
             const Tensor& b, bool transpose_b);
   void* blas_workspace();

@@ -12,6 +12,9 @@
 
 namespace lk {
 
+// Of the evaluation loss before training: what is above that is no lesson.
+inline constexpr double kTaught = 0.98;
+
 class EvaluationWatch {
  public:
   // `patience`: how many evaluations in a row may pass without a new lowest one; 0: any number.

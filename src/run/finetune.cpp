@@ -12,9 +12,9 @@
 #include "modelfile/weight_hash.h"
 #include "run/evaluation_watch.h"
 #include "run/inference.h"
+#include "run/live_report.h"
 #include "run/model_card.h"
 #include "run/prefetch.h"
-#include "run/report.h"
 #include "run/resume.h"
 #include "run/run_files.h"
 #include "run/run_identity.h"
@@ -26,9 +26,6 @@ namespace lk {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-constexpr double kReportSeconds = 5;  // between two pages of a run under way
-constexpr double kTaught = 0.98;      // of the evaluation loss before: more is no lesson
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
@@ -61,7 +58,12 @@ class Run {
     plan();
     load();
     build();
-    train();
+    try {
+      train();
+    } catch (const Error& e) {
+      say_failed(e.what());
+      throw;
+    }
     return result_;
   }
 
@@ -145,7 +147,10 @@ class Run {
     metrics_ =
         std::make_unique<MetricsLog>(s_.out, trainer_->steps_done(), s_.tensorboard, config.log);
     if (!rows_) write_file_durably(s_.out + "/run.toml", run_toml(s_));
+    if (trainer_->steps_done() == 0) metrics_->settings(run_toml(s_));
     write_run_json("running");
+    report_.emplace(s_.out);
+    attempt([&] { write_report("running"); });
   }
 
   std::optional<Evaluation> evaluate_now() {
@@ -188,10 +193,7 @@ class Run {
         result_.out_of_patience = watch_->is_out_of_patience();
       }
       if (samples) sample_now();
-      if ((evaluates || samples) && seconds_since(reported_) > kReportSeconds) {
-        attempt([&] { write_report("running"); });
-        reported_ = Clock::now();
-      }
+      if (report_->is_due()) attempt([&] { write_report("running"); });
       if (saves) attempt([&] { save(); });
     }
     report_steps(true);
@@ -227,9 +229,9 @@ class Run {
       recorded_ += report->recorded;
       metrics_->step(*report);
       const double done = static_cast<double>(report->step - first_);
-      listener_.stepped(
-          *report, in_.steps, backend_->ledger().total().live_bytes,
-          seconds_since(started_) / done * static_cast<double>(in_.steps - report->step));
+      seconds_left_ =
+          seconds_since(started_) / done * static_cast<double>(in_.steps - report->step);
+      listener_.stepped(*report, in_.steps, backend_->ledger().total().live_bytes, seconds_left_);
     }
   }
 
@@ -319,18 +321,19 @@ class Run {
   // Continuations by the adapter as it is now, for metrics.jsonl and the report.
   void sample_now() {
     trainer_->between_steps([&] {
-      for (const Sample& s : make_samples(*model_, *method_, *in_.tokenizer, in_.eval.rows,
-                                          *s_.samples, SampleKind::Adapted))
-        metrics_->sample(trainer_->steps_done(), s);
+      metrics_->samples(trainer_->steps_done(),
+                        make_samples(*model_, *method_, *in_.tokenizer, in_.eval.rows, *s_.samples,
+                                     SampleKind::Adapted));
     });
   }
 
   // Called once everything that counts is on the disk, and during the run, without samples then. A
   // stopped run makes no samples either, as it has no time.
   void write_report(const std::string& status) {
-    ReportInput report{record(status), read_metrics(s_.out), {}, {}};
+    ReportInput report{record(status), {}, {}, {}};
     if (status == "running") {
-      write_file_durably(s_.out + "/report.html", report_html(report));
+      report.seconds_left = seconds_left_;
+      report_->write(std::move(report));
       return;
     }
     report.proofs.push_back(
@@ -345,7 +348,20 @@ class Run {
     } catch (const OutOfMemoryError& e) {
       listener_.message(concat("report.html: no samples: ", e.what()));
     }
-    write_file_durably(s_.out + "/report.html", report_html(report));
+    report_->write(std::move(report));
+  }
+
+  // Tells whoever looks into the folder that the run has ended. The caller throws what ended it,
+  // whatever becomes of this.
+  void say_failed(const std::string& why) noexcept {
+    try {
+      const bool said = facts_.status == "nothing trained";
+      ReportInput report{record(said ? facts_.status : "failed"), {}, {}, {}};
+      report.failure = why;
+      if (!said) write_run_json("failed");
+      report_->write(std::move(report));
+    } catch (...) {
+    }
   }
 
   void write_card() {
@@ -394,7 +410,8 @@ class Run {
   std::unique_ptr<Trainer> trainer_;
   std::unique_ptr<MetricsLog> metrics_;
   Clock::time_point begun_ = Clock::now(), started_;  // start of the run, and of its training
-  Clock::time_point reported_ = Clock::now();         // when report.html was written last
+  std::optional<LiveReport> report_;                  // once there is a folder to report on
+  double seconds_left_ = -1;                          // as the last report said; negative: unknown
   std::int64_t first_ = 0, recorded_ = 0;             // the step it began at; steps recorded since
   double losses_ = 0, n_losses_ = 0;                  // training losses since the last evaluation
   FinetuneResult result_;

@@ -62,6 +62,42 @@ constexpr std::array kKinds = {
            return concat("rank ", c.lora.shape.rank, " on ", targets);
          },
          nullptr, nullptr},
+    Kind{"prompt", [](const Json& config) { return is_peft_type(config, "PROMPT_TUNING"); },
+         [](Transformer& model, const MethodConfig& c) -> std::unique_ptr<Method> {
+           return std::make_unique<PromptTuning>(model, c.prompt);
+         },
+         open_prompt_tuning,
+         [](const MethodConfig& c) {
+           return concat(c.prompt.virtual_tokens, " virtual tokens that start as ",
+                         c.prompt.text.empty() ? "noise" : "a text");
+         },
+         [](const MethodConfig& c) { return c.prompt.virtual_tokens; }, nullptr},
+    Kind{"prefix", [](const Json& config) { return is_peft_type(config, "PREFIX_TUNING"); },
+         [](Transformer& model, const MethodConfig& c) -> std::unique_ptr<Method> {
+           return std::make_unique<PrefixTuning>(model, c.prefix);
+         },
+         open_prefix_tuning,
+         [](const MethodConfig& c) {
+           std::string text = concat("keys and values of ", c.prefix.virtual_tokens,
+                                     " virtual tokens in each layer");
+           if (c.prefix.hidden_size > 0)
+             text += concat(", made by an MLP of ", c.prefix.hidden_size);
+           return text;
+         },
+         nullptr, [](const MethodConfig& c) { return c.prefix.virtual_tokens; }},
+    Kind{"llama-adapter",
+         [](const Json& config) { return is_peft_type(config, "ADAPTION_PROMPT"); },
+         [](Transformer& model, const MethodConfig& c) -> std::unique_ptr<Method> {
+           return std::make_unique<LlamaAdapter>(model, c.llama_adapter);
+         },
+         open_llama_adapter,
+         [](const MethodConfig& c) {
+           return concat(c.llama_adapter.length, " vectors in ",
+                         c.llama_adapter.layers > 0
+                             ? concat("each of the top ", c.llama_adapter.layers, " layers")
+                             : "each layer but the first two");
+         },
+         nullptr, nullptr},
 };
 
 const Kind* find_kind(const std::string& name) {
@@ -130,6 +166,10 @@ std::int64_t sum(const MethodConfig& config, Member member) {
 }
 
 }  // namespace
+
+bool MethodConfig::has(const std::string& name) const {
+  return std::find(names.begin(), names.end(), name) != names.end();
+}
 
 std::string MethodConfig::text() const {
   std::string all;

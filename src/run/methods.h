@@ -7,7 +7,10 @@
 #include <vector>
 
 #include "lora/adapter.h"
+#include "methods/llama_adapter.h"
 #include "methods/method_file.h"
+#include "methods/prefix.h"
+#include "methods/prompt.h"
 
 namespace lk {
 
@@ -15,7 +18,11 @@ namespace lk {
 struct MethodConfig {
   std::vector<std::string> names = {"lora"};
   LoraConfig lora = {};
+  PromptSettings prompt = {};
+  PrefixSettings prefix = {};
+  LlamaAdapterSettings llama_adapter = {};
 
+  bool has(const std::string& name) const;
   // "lora,prefix"
   std::string text() const;
 };

@@ -31,10 +31,10 @@ std::string rows_sha256(const std::vector<Row>& rows) {
   return all.hex();
 }
 
-void choose_methods(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in) {
-  in.methods.names = s.methods;
+constexpr std::int64_t kVirtualTokens = 20;  // as in PEFT's examples
+
+void choose_lora(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in) {
   LoraConfig& lora = in.methods.lora;
-  in.model = std::make_unique<ModelFile>(s.model);
   if (!s.rank) s.rank = default_rank(in.model->config());
   lora.shape = {*s.rank, s.alpha.value_or(static_cast<double>(*s.rank)),
                 static_cast<float>(s.dropout)};
@@ -48,6 +48,16 @@ void choose_methods(FinetuneSettings& s, FinetuneListener& listener, RunInputs& 
   lora.shape.dropout = dropout;
   lora.seed = s.seed;
   listener.message(concat("starting from ", s.init_adapter, ": ", summary(*in.init)));
+}
+
+void choose_methods(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in) {
+  in.model = std::make_unique<ModelFile>(s.model);
+  in.methods.names = s.methods;
+  const std::int64_t n = s.virtual_tokens.value_or(kVirtualTokens);
+  in.methods.prompt = {n, {}, s.seed};
+  in.methods.prefix = {n, s.prefix_hidden, s.seed};
+  in.methods.llama_adapter = {n, s.adapter_layers, s.seed};
+  if (in.methods.has("lora")) choose_lora(s, listener, in);
 }
 
 // Decides what the adapter calls its base, for PEFT's AutoPeftModel and the hub.
@@ -77,6 +87,7 @@ void check_lengths(const Dataset& data, std::int64_t seq_len) {
 
 void read_data(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in, FinetuneRows* rows) {
   in.tokenizer = in.model->read_tokenizer();
+  if (!s.prompt_text.empty()) in.methods.prompt.text = in.tokenizer->encode(s.prompt_text);
   name_base(s, listener, in);
   for (const auto& [name, content] : in.model->side_files())
     if (name != "config.json")

@@ -43,6 +43,9 @@ class PlanBackend : public Backend, protected SharedKeyKernels {
                             const Tensor&, const Tensor&, const SharedKeys&, const Tensor&,
                             const Tensor&, const AttentionShape&) override {}
   void matmul_tn(const Tensor&, GradMode, double, const Tensor&, const Tensor&) override {}
+  void column_sums(const Tensor&, GradMode, const Tensor&, const Tensor&, const Tensor&,
+                   const Tensor&) override {}
+  void sum_rows_by_id(const Tensor&, GradMode, const Tensor&, const Tensor&) override {}
   // Scratch that an op takes while it runs.
   void scratch(DType dtype, Shape shape) { empty(Tag::Workspace, dtype, shape); }
 
