@@ -50,13 +50,13 @@ class LlamaAdapter::Layer final : public AttentionPlace, public SublayerPlace {
         gate_(attention_path(model.config(), layer) + ".adaption_gate",
               zero(model.backend(), model.compute_dtype()), stat_dtype(model.compute_dtype())),
         width_(model.config().kv_size()) {
-    model.visit_sites([&](const std::string&, std::size_t at, Site site,
-                          std::unique_ptr<LinearMap>& map) {
-      if (at != layer) return;
-      if (site == Site::Qkv) qkv_ = &map->frozen();
-      if (site == Site::K) k_ = &map->frozen();
-      if (site == Site::V) v_ = &map->frozen();
-    });
+    model.visit_sites(
+        [&](const std::string&, std::size_t at, Site site, std::unique_ptr<LinearMap>& map) {
+          if (at != layer) return;
+          if (site == Site::Qkv) qkv_ = &map->frozen();
+          if (site == Site::K) k_ = &map->frozen();
+          if (site == Site::V) v_ = &map->frozen();
+        });
   }
 
   Var attend(Tape& tape, const Var& q, const Var& k, const Var& v, const AttentionShape& shape,
@@ -93,7 +93,8 @@ class LlamaAdapter::Layer final : public AttentionPlace, public SublayerPlace {
   Var addition(Tape& tape, const Var& q, AttentionShape shape) {
     shape.window = 0;
     const Var p = as_var(tape, prompt_);
-    if (!qkv_) return adapter_attention(tape, q, map(tape, p, *k_), map(tape, p, *v_), gate_, shape);
+    if (!qkv_)
+      return adapter_attention(tape, q, map(tape, p, *k_), map(tape, p, *v_), gate_, shape);
     const Var all = map(tape, p, *qkv_);
     const std::int64_t end = all.value().cols();
     return adapter_attention(tape, q, slice_cols(tape, all, end - 2 * width_, end - width_),
@@ -162,8 +163,8 @@ void LlamaAdapter::save(const std::string& folder, const BaseIdentity& base) con
   std::vector<SafetensorsEntry> tensors;
   for (const Parameter* p : parameters()) {
     const Shape& s = p->shape();
-    tensors.push_back({tensor_name(*p), s.rank() == 2 ? Shape{1, s[0], s[1]} : s,
-                       to_host<float>(p->value())});
+    tensors.push_back(
+        {tensor_name(*p), s.rank() == 2 ? Shape{1, s[0], s[1]} : s, to_host<float>(p->value())});
   }
   write_peft_folder(folder,
                     {{"peft_type", kType},
@@ -193,11 +194,10 @@ class LlamaAdapterFile final : public MethodFile {
         name != want)
       throw InputError(concat(path(), ": target_modules: the model's attention is called ", want));
     if (layers_ > config.n_layers)
-      throw InputError(concat(path(), ": adapter_layers: ", layers_, ", the model has ",
-                              config.n_layers));
-    auto method =
-        std::make_unique<LlamaAdapter>(model, LlamaAdapterSettings{.length = length_,
-                                                                   .layers = layers_});
+      throw InputError(
+          concat(path(), ": adapter_layers: ", layers_, ", the model has ", config.n_layers));
+    auto method = std::make_unique<LlamaAdapter>(
+        model, LlamaAdapterSettings{.length = length_, .layers = layers_});
     std::vector<std::pair<std::string, Shape>> tensors;
     for (const Parameter* p : method->parameters()) {
       const Shape& s = p->shape();

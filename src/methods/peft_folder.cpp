@@ -16,7 +16,7 @@ constexpr std::size_t kMostConfigBytes = std::size_t{16} << 20;
 
 // What changes nothing that any method computes.
 constexpr std::string_view kHarmless[] = {"auto_mapping", "inference_mode", "peft_version",
-                                          "revision", "runtime_config", "task_type"};
+                                          "revision",     "runtime_config", "task_type"};
 constexpr std::string_view kObeyed[] = {"base_model_name_or_path", "lorikeet_base_sha256",
                                         "peft_type"};
 
@@ -48,7 +48,8 @@ PeftFolder::PeftFolder(const std::string& folder, const std::string& peft_type,
       weights_(checked_weights(folder)) {
   if (!config_.is_object()) throw InputError(config_path_ + ": not a JSON object");
   if (const std::string type = json_string(config_, "peft_type", config_path_); type != peft_type)
-    throw InputError(concat(config_path_, ": peft_type ", printable(type), ", expected ", peft_type));
+    throw InputError(
+        concat(config_path_, ": peft_type ", printable(type), ", expected ", peft_type));
   for (const auto& [key, value] : config_.items()) {
     if (lists(kObeyed, key) || lists(kHarmless, key) || lists(obeyed, key) ||
         lists(harmless, key) || is_off(value))
@@ -102,8 +103,8 @@ void write_peft_folder(const std::string& folder, Json config, const BaseIdentit
   // Nothing is claimed until the files say what the memory says.
   const SafetensorsFile back(weights);
   if (back.names().size() != tensors.size())
-    throw IoError(concat(weights, ": read back ", back.names().size(), " tensors, wrote ",
-                         tensors.size()));
+    throw IoError(
+        concat(weights, ": read back ", back.names().size(), " tensors, wrote ", tensors.size()));
   for (const SafetensorsEntry& t : tensors) {
     std::vector<float> values(t.values.size());
     back.read_rows(t.name, 0, t.shape[0], values.data());

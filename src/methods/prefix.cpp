@@ -54,8 +54,7 @@ class PrefixTuning::Layer final : public AttentionPlace {
       const std::string name = concat("prefix.layers.", layer, i == 0 ? ".key" : ".value");
       const std::uint32_t own = site + static_cast<std::uint32_t>(2 * i);
       if (encoder)
-        maps_.push_back(
-            std::make_unique<Linear>(backend, dtype, name, width, hidden, seed, own));
+        maps_.push_back(std::make_unique<Linear>(backend, dtype, name, width, hidden, seed, own));
       else
         matrices_.push_back(std::make_unique<Parameter>(
             normal_parameter(backend, dtype, name, {n, width}, seed, own)));
@@ -124,8 +123,7 @@ void PrefixTuning::set_enabled(bool enabled) {
 
 std::vector<Parameter*> PrefixTuning::parameters() const {
   std::vector<Parameter*> all;
-  if (encoder_)
-    all = {&encoder_->vectors, &encoder_->hidden.weight, &encoder_->hidden.bias};
+  if (encoder_) all = {&encoder_->vectors, &encoder_->hidden.weight, &encoder_->hidden.bias};
   for (const auto& layer : layers_) {
     const std::vector<Parameter*> own = layer->parameters();
     all.insert(all.end(), own.begin(), own.end());
@@ -140,7 +138,8 @@ std::int64_t PrefixTuning::weight_gradients() const {
 
 std::vector<std::pair<std::string, std::string>> PrefixTuning::facts() const {
   std::vector<std::pair<std::string, std::string>> all{{"virtual tokens", concat(n_)}};
-  if (encoder_) all.emplace_back("hidden size of the MLP", concat(encoder_->hidden.weight.shape()[0]));
+  if (encoder_)
+    all.emplace_back("hidden size of the MLP", concat(encoder_->hidden.weight.shape()[0]));
   return all;
 }
 
@@ -230,10 +229,10 @@ class PrefixFile final : public MethodFile {
   }
   void expect(const char* key, std::int64_t want) const {
     if (!given(key)) return;
-    const std::int64_t have =
-        json_int(file_.config(), key, 1, INT32_MAX, file_.config_path());
+    const std::int64_t have = json_int(file_.config(), key, 1, INT32_MAX, file_.config_path());
     if (have != want)
-      throw InputError(concat(file_.config_path(), ": ", key, ": ", have, ", the model has ", want));
+      throw InputError(
+          concat(file_.config_path(), ": ", key, ": ", have, ", the model has ", want));
   }
   PeftFolder file_;
   std::int64_t n_;

@@ -38,8 +38,7 @@ Parameter initial(Transformer& model, const PromptSettings& s) {
           s.virtual_tokens, ": from 1 to ", kMostVirtualTokens);
   require(!model.input_place(), "`method` prompt: the place before the blocks is taken");
   const DType dtype = model.compute_dtype();
-  if (!s.text.empty())
-    return Parameter(kTensor, embedded(model, s.text, s.virtual_tokens), dtype);
+  if (!s.text.empty()) return Parameter(kTensor, embedded(model, s.text, s.virtual_tokens), dtype);
   const Shape shape{s.virtual_tokens, model.config().hidden_size};
   return normal_parameter(model.backend(), dtype, kTensor, shape, s.seed, 0);
 }
@@ -47,8 +46,7 @@ Parameter initial(Transformer& model, const PromptSettings& s) {
 class PromptFile final : public MethodFile {
  public:
   explicit PromptFile(const std::string& folder)
-      : file_(folder, kType,
-              {"num_virtual_tokens", "token_dim", "num_transformer_submodules"},
+      : file_(folder, kType, {"num_virtual_tokens", "token_dim", "num_transformer_submodules"},
               // How the vectors were initialised, and numbers of the model that they don't use.
               {"num_attention_heads", "num_layers", "prompt_tuning_init", "prompt_tuning_init_text",
                "tokenizer_kwargs", "tokenizer_name_or_path"}),
@@ -65,8 +63,8 @@ class PromptFile final : public MethodFile {
     const std::int64_t C = model.config().hidden_size;
     if (!file_.config().value("token_dim", Json()).is_null() &&
         json_int(file_.config(), "token_dim", 1, INT32_MAX, file_.config_path()) != C)
-      throw InputError(concat(file_.config_path(), ": token_dim: the model's embeddings have ", C,
-                              " numbers"));
+      throw InputError(
+          concat(file_.config_path(), ": token_dim: the model's embeddings have ", C, " numbers"));
     file_.expect({{kTensor, {n_, C}}});
     auto method = std::make_unique<PromptTuning>(model, PromptSettings{.virtual_tokens = n_});
     set_values(*method->parameters()[0], file_.read(kTensor));

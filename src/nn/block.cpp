@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "autograd/virtual_tokens.h"
+
 namespace lk {
 
 std::string site_path(const ModelConfig& config, std::size_t layer, Site site) {
@@ -89,19 +91,30 @@ Var Block::attend(Tape& tape, const Var& x, const BlockInput& in) {
   const Tensor& table = local_ ? in.local_rope_table : in.rope_table;
   if (site(Site::Qkv)) {
     const Var qkv = project_normed(tape, {Site::Qkv}, attn_norm_, x, in)[0];
+    if (places_.attention) {
+      const std::int64_t q_end = attention_.n_heads * head_dim_,
+                         k_end = q_end + attention_.n_kv_heads * head_dim_;
+      return attend(tape, slice_cols(tape, qkv, 0, q_end), slice_cols(tape, qkv, q_end, k_end),
+                    slice_cols(tape, qkv, k_end, qkv.value().cols()), table, in);
+    }
     return qkv_attention(tape, qkv, table, in.positions, attention_, in.segments, 0);
   }
   const std::vector<Var> qkv = project_normed(tape, {Site::Q, Site::K, Site::V}, attn_norm_, x, in);
   Var q = qkv[0], k = qkv[1];
   if (q_norm_.defined()) q = rmsnorm(tape, q, q_norm_, eps_);
   if (k_norm_.defined()) k = rmsnorm(tape, k, k_norm_, eps_);
+  return attend(tape, q, k, qkv[2], table, in);
+}
+
+Var Block::attend(Tape& tape, Var q, Var k, const Var& v, const Tensor& table,
+                  const BlockInput& in) {
   if (table.defined()) {
     q = rope(tape, q, table, in.positions, head_dim_);
     k = rope(tape, k, table, in.positions, head_dim_);
   }
   if (places_.attention)
-    return places_.attention->attend(tape, q, k, qkv[2], attention_, in.segments, in.positions);
-  return attention(tape, q, k, qkv[2], attention_, in.segments);
+    return places_.attention->attend(tape, q, k, v, attention_, in.segments, in.positions);
+  return attention(tape, q, k, v, attention_, in.segments);
 }
 
 Var Block::inner(Tape& tape, const Var& h, const BlockInput& in) {

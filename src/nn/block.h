@@ -79,6 +79,8 @@ class Block {
   Var feed_forward_half(Tape& tape, const Var& h, const BlockInput& in, Output y);
   // x (T,C) -> (T,H*D): norms x and attends with its queries, keys and values.
   Var attend(Tape& tape, const Var& x, const BlockInput& in);
+  // Rotates q and k by `table`, if the model has one, and attends.
+  Var attend(Tape& tape, Var q, Var k, const Var& v, const Tensor& table, const BlockInput& in);
   // h (T,C) -> (T,F): the input of the down projection.
   Var inner(Tape& tape, const Var& h, const BlockInput& in);
   // The MLP's activation of its first projections, given in the order of mlp_sites().
