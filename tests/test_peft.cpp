@@ -159,7 +159,7 @@ TEST_CASE("ten steps with smoothed labels as PEFT and torch train them; evaluati
     TinyRun run(backend, "subset.initial");
     Dataset data = run.rows();
     std::vector<Row> eval_rows = last_rows(data, golden);
-    prepare_for_training(*run.model, *run.adapter);
+    run.adapter->lay_out_for_training();
     TrainerConfig config = training(golden);
     config.label_smoothing = golden.get<double>("label_smoothing");
     Trainer trainer(*run.model, *run.adapter, config);
