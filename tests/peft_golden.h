@@ -23,6 +23,7 @@ struct Golden {
   Json json;
   explicit Golden(const std::string& name)
       : json(Json::parse(std::ifstream(kGolden + name + ".json"))) {}
+  explicit Golden(Json one) : json(std::move(one)) {}
   template <class T>
   T get(const char* key) const {
     return json.at(key).get<T>();
@@ -52,6 +53,7 @@ inline void fill_by_formula(Adapter& adapter, double b_bound) {
             [](const Parameter* a, const Parameter* b) { return a->name() < b->name(); });
   for (std::size_t n = 0; n < parameters.size(); ++n) {
     Parameter& p = *parameters[n];
+    if (p.shape().rank() == 1) continue;  // DoRA's magnitude stays the norms of W's rows
     const bool is_a = p.name().find("lora_A") != std::string::npos;
     const double bound = is_a ? 1.0 / std::sqrt(static_cast<double>(p.shape()[1])) : b_bound;
     std::vector<float> v(static_cast<std::size_t>(p.numel()));

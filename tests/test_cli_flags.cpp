@@ -89,6 +89,94 @@ TEST_CASE("--config gives flags, the command line wins, and run.toml repeats a r
 }
 
 TEST_CASE(
+    "LoRA's variants: run.toml repeats them, a resume refuses another, the files are PEFT's") {
+  Rows f;
+  const std::string common = "--steps 4 --batch 2 --seq-len 64 --lr 1e-2 --rank 4 --clip 0 ";
+  struct Variant {
+    std::string name, flags, key;
+    Json value;
+    std::string other;  // a flag that makes another run
+  };
+  const Variant variants[] = {
+      {"rslora", "--rslora", "use_rslora", true, ""},
+      {"layers", "--layers 1", "layers_to_transform", {1}, "--layers 0"},
+      {"patterns",
+       "--targets q_proj,v_proj --rank-pattern v_proj=2 --alpha-pattern layers.0.*=6",
+       "rank_pattern",
+       {{"v_proj", 2}},
+       "--rank-pattern v_proj=3"},
+      {"gaussian", "--init gaussian", "init_lora_weights", "gaussian", "--init kaiming"},
+      {"pissa", "--init pissa", "r", 8, "--init olora"},
+      {"olora", "--init olora --rslora", "init_lora_weights", true, "--init pissa"},
+      {"plus", "--loraplus-ratio 8", "r", 4, "--loraplus-ratio 4"},
+      {"dora", "--dora --dropout 0.1", "use_dora", true, ""},
+  };
+  const std::string file = "/adapter_model.safetensors";
+  for (const Variant& v : variants) {
+    CAPTURE(v.name);
+    const auto whole = run_program(f.train(v.name, common + v.flags));
+    CHECK_MESSAGE(whole.status == 0, whole.out);
+    const std::string folder = f.scratch.file(v.name);
+    const Json config = parse_json(slurp(folder + "/adapter_config.json"), "config");
+    CHECK(config[v.key] == v.value);
+    // Again from run.toml, in two parts.
+    const std::string again =
+        "finetune --config " + folder + "/run.toml --out " + f.scratch.file(v.name + "2") + " ";
+    CHECK(run_program(again + "--steps 2").status == 0);
+    if (!v.other.empty()) check_says(run_program(again + "--resume " + v.other), 2, "was");
+    CHECK(run_program(again + "--resume").status == 0);
+    CHECK(slurp(folder + file) == slurp(f.scratch.file(v.name + "2") + file));
+  }
+  const std::string model = " --device cpu --dtype f32 --model " + kModel,
+                    with = " --adapter " + f.scratch.file("dora");
+  const auto loss = [&](const std::string& arguments) {
+    const auto r = run_program("evaluate" + arguments + " --data " + f.path, " 2>/dev/null");
+    REQUIRE(r.status == 0);
+    return parse_json(r.out, "evaluate")["loss"].get<double>();
+  };
+  const auto merged = run_program("merge --type f32 --model " + kModel + with + " --out " +
+                                  f.scratch.file("merged"));
+  CHECK_MESSAGE(merged.status == 0, merged.out);
+  CHECK(loss(" --device cpu --dtype f32 --model " + f.scratch.file("merged")) ==
+        doctest::Approx(loss(model + with)).epsilon(1e-6));
+  CHECK(run_program("generate" + model + with + " --prompt abc --max-tokens 3").status == 0);
+  check_says(run_program("export --model " + kModel + with + " --out " + f.scratch.file("a.gguf")),
+             3, "use_dora");
+  check_says(
+      run_program("generate" + model + " --adapter a=" + f.scratch.file("dora") + " --prompt abc"),
+      3, "use_dora");
+  check_says(run_program("merge --model " + kModel + with + "=0.5 --out " + f.scratch.file("half")),
+             2, "DoRA");
+}
+
+TEST_CASE("LoRA's variants: what can't be is refused before anything is read, by its flag") {
+  Rows f;
+  const std::pair<const char*, const char*> wrong[] = {
+      {"--layers 0,9", "--layers 9"},
+      {"--layers x", "--layers"},
+      {"--layers 3-1", "--layers"},
+      {"--rank-pattern bananas=4", "--rank-pattern"},
+      {"--rank-pattern q_proj", "--rank-pattern"},
+      {"--rank-pattern q_proj=0", "--rank-pattern"},
+      {"--rank-pattern q_proj=4000", "--rank-pattern"},
+      {"--rank-pattern q_proj=4,q_proj=5", "--rank-pattern"},
+      {"--alpha-pattern [q=4", "--alpha-pattern"},
+      {"--alpha-pattern q_proj=-1", "--alpha-pattern"},
+      {"--loraplus-ratio 0", "--loraplus-ratio"},
+      {"--loraplus-ratio -4", "--loraplus-ratio"},
+      {"--init pisa", "--init"},
+      {"--dora --init pissa", "--dora"},
+      {"--rslora --init-adapter x", "--init-adapter"},
+  };
+  for (const auto& [flags, part] : wrong) {
+    CAPTURE(flags);
+    check_says(run_program(f.train("a", flags)), 2, part);
+  }
+  CHECK(run_program(f.train("a", "--use_dora --steps 1")).status != 2);
+  check_says(run_program(f.train("b", "--rslor --steps 1")), 2, "did you mean --rslora?");
+}
+
+TEST_CASE(
     "an array in a settings file is the list of a flag that takes one, and refused elsewhere") {
   Rows f;
   auto plan = [&](const std::string& toml) {

@@ -43,6 +43,27 @@ void lora_cases(std::vector<Case>& out) {
                  {&a1, &b1}});
 }
 
+// The norms are constants of the derivative, so any numbers do.
+void dora_cases(std::vector<Case>& out) {
+  const Weight w = frozen({6, 7}, 310), bias = frozen({6}, 311), one = frozen({1, 1}, 312);
+  Parameter &a = trainable({3, 7}, 313), &b = trainable({6, 3}, 314), &m = trainable({6}, 319);
+  Parameter &a1 = trainable({1, 1}, 315), &b1 = trainable({1, 1}, 316), &m1 = trainable({1}, 320);
+  const Tensor inverse = rnd({6}, 321), inverse1 = rnd({1}, 322);
+  for (float p : {0.0f, 0.4f})
+    out.push_back({concat("dora_linear, dropout ", p),
+                   [=, &a, &b, &m](Tape& t, const Vars& in) {
+                     return dora_linear(t, in[0], w, &bias, a, b, m, inverse, 1.7, p, {9, 4, 2});
+                   },
+                   {rnd({5, 7}, 317)},
+                   {&a, &b, &m}});
+  out.push_back({"dora_linear 1 x 1 x 1, rank 1",
+                 [=, &a1, &b1, &m1](Tape& t, const Vars& in) {
+                   return dora_linear(t, in[0], one, nullptr, a1, b1, m1, inverse1, 0.5, 0, {});
+                 },
+                 {rnd({1, 1}, 318)},
+                 {&a1, &b1, &m1}});
+}
+
 // W (N,K) with the factors of its parts next to it, as lora/joined.cpp lays them out. With
 // `ranks[i]` = 0, part i has no adapter. Lives as long as the program, as the parameters do.
 const JoinedLinear& joined(const std::vector<std::int64_t>& widths, std::int64_t K,
@@ -205,6 +226,7 @@ const std::vector<Case>& all_cases() {
     GradcheckCases out;
     for (GradcheckFamily::Add add : GradcheckFamily::all()) add(out);
     lora_cases(out);
+    dora_cases(out);
     joined_cases(out);
     checkpoint_cases(out);
     block_cases(out);

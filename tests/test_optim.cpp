@@ -13,6 +13,7 @@ namespace {
 struct Slot {
   std::vector<double> value, grad, m, v;
   double decay;
+  double rate = 1;  // factor of the learning rate
 };
 
 // One parameter set on a backend, from the same numbers each time.
@@ -26,7 +27,8 @@ std::vector<AdamWSlot> make_slots(Backend& b, DType dtype, const std::vector<Slo
                 tensor_from(b, dtype, shape, s.m),
                 tensor_from(b, dtype, shape, s.v),
                 {},
-                static_cast<float>(s.decay)};
+                static_cast<float>(s.decay),
+                static_cast<float>(s.rate)};
     if (compute) a.compute = b.empty(Tag::Params, DType::BF16, shape);
     out.push_back(a);
   }
@@ -37,8 +39,12 @@ std::vector<Slot> random_slots() {
   std::vector<Slot> slots;
   unsigned seed = 1;
   for (std::int64_t n : {1, 37, 0, 20000}) {
-    Slot s{random_values(n, seed), random_values(n, seed + 1), random_values(n, seed + 2, 0.1),
-           random_values(n, seed + 3, 0.1), n % 2 ? 0.01 : 0.0};
+    Slot s{random_values(n, seed),
+           random_values(n, seed + 1),
+           random_values(n, seed + 2, 0.1),
+           random_values(n, seed + 3, 0.1),
+           n % 2 ? 0.01 : 0.0,
+           n == 37 ? 16.0 : 1.0};
     for (double& v : s.v) v = std::abs(v);
     for (auto* x : {&s.value, &s.grad, &s.m, &s.v})
       for (double& e : *x) e = static_cast<float>(e);
@@ -55,10 +61,10 @@ void step(Slot& s, const AdamWStep& a, double norm) {
          c2 = 1 - std::pow(static_cast<double>(a.beta2), a.step);
   for (std::size_t i = 0; i < s.value.size(); ++i) {
     double g = s.grad[i] * clip;
-    s.value[i] *= 1 - static_cast<double>(a.lr) * static_cast<float>(s.decay);
+    s.value[i] *= 1 - s.rate * static_cast<double>(a.lr) * static_cast<float>(s.decay);
     s.m[i] = a.beta1 * s.m[i] + (1 - static_cast<double>(a.beta1)) * g;
     s.v[i] = a.beta2 * s.v[i] + (1 - static_cast<double>(a.beta2)) * g * g;
-    s.value[i] -= a.lr / c1 * s.m[i] / (std::sqrt(s.v[i]) / std::sqrt(c2) + a.eps);
+    s.value[i] -= s.rate * a.lr / c1 * s.m[i] / (std::sqrt(s.v[i]) / std::sqrt(c2) + a.eps);
   }
 }
 

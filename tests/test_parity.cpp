@@ -5,6 +5,7 @@
 #include "nn/cached_ops.h"
 #include "parity.h"
 #include "tensor/adapter_kernels.h"
+#include "tensor/dora_kernels.h"
 
 using namespace lk;
 using namespace lk::test;
@@ -578,6 +579,55 @@ TEST_CASE("cuda: adding a zero product changes no bit") {
       }
 }
 
+// ---- DoRA -------------------------------------------------------------------------------------
+TEST_CASE("cuda: DoRA's columns times m / norm, and m's gradient") {
+  LK_NEEDS_GPU();
+  everywhere([](DType t, Layout l, std::int64_t rows, std::int64_t cols) {
+    for (GradMode mode : kModes) {
+      Results r = compare("dora", t, l, [&](const Side& s) {
+        Guarded y = numbers(s, rows, cols, 1), x = numbers(s, rows, cols, 2),
+                shifted = numbers(s, rows, cols, 1), dm = statistics(s, 1, cols, 3),
+                m = statistics(s, 1, cols, 4), inverse = statistics(s, 1, cols, 5);
+        const Weight shift = frozen(s, {cols}, 6);
+        DoraKernels& kernels = *s.backend.dora_kernels();
+        kernels.scale_columns(y, mode, x, m.vector(), inverse.vector());
+        kernels.scale_columns(shifted, GradMode::Write, x, m.vector(), inverse.vector(), &shift);
+        kernels.column_dots(dm.vector(), mode, x, numbers(s, rows, cols, 7), inverse.vector());
+        return std::vector{y, shifted, dm};
+      });
+      // Factors of normal numbers: m inverse x is rarely above 64. Three products and an addition.
+      const double u = unit_roundoff(t);
+      check_close(r.got[0], r.want[0], u, {0x1p-24 * 4 * 64}, "scale_columns");
+      check_close(r.got[1], r.want[1], u, {0x1p-24 * 6 * 128}, "scale_columns around a shift");
+      const double terms = static_cast<double>(rows + 4);
+      check_close(r.got[2], r.want[2], 0x1p-24, {0x1p-24 * terms * (terms * 4 + 16) * 4},
+                  "column_dots");
+    }
+  });
+}
+
+TEST_CASE("cuda: DoRA's row norms") {
+  LK_NEEDS_GPU();
+  for (DType t : kDTypes)
+    for (std::int64_t N : {1, 7, 129, 1000})
+      for (std::int64_t R : {1, 3, 8, 16, 64}) {
+        Results r = compare("inverse_norms", t, kContiguous, [&](const Side& s) {
+          Guarded inverse = statistics(s, 1, N, 1), b = numbers(s, N, R, 2, 0.1),
+                  wa = statistics(s, N, R, 3, 0.1), gram = statistics(s, R, R, 4, 0.1);
+          // Far above what the cross terms take away, as |W| is in a model.
+          Tensor w_sq = tensor_from(s.backend, s.stat(), {N},
+                                    std::vector<double>(static_cast<std::size_t>(N), 50.0));
+          s.backend.dora_kernels()->inverse_norms(inverse.vector(), w_sq, wa, gram, b, 2.0);
+          return std::vector{inverse};
+        });
+        // A square of 50 plus R^2 terms of 4 * 0.1^3 at most some 4 each, half of whose relative
+        // error 1 / sqrt has.
+        const double size = 50 + 0.016 * static_cast<double>(R * R) * 4;
+        check_close(r.got[0], r.want[0], 0x1p-24,
+                    {0x1p-24 * static_cast<double>(2 * R + 8) * size / 50}, "inverse_norms");
+      }
+}
+
 // ---- norm, rope, swiglu -----------------------------------------------------------------------
 TEST_CASE("cuda: rmsnorm") {
   LK_NEEDS_GPU();
@@ -964,7 +1014,8 @@ std::vector<Guarded> update(const Side& s, int n_slots, const AdamWStep& step, d
                      .m = m.vector(),
                      .v = v.vector(),
                      .compute = i % 2 ? Tensor() : compute.vector(),
-                     .weight_decay = i % 3 ? 0.0f : 0.1f});
+                     .weight_decay = i % 3 ? 0.0f : 0.1f,
+                     .lr_factor = i % 4 ? 1.0f : 3.0f});
     out.insert(out.end(), {value, m, v, compute});
   }
   s.backend.adamw(slots, step, tensor_from(s.backend, s.stat(), {1}, {norm_sq}));

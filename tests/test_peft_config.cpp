@@ -135,7 +135,6 @@ TEST_CASE("an initialisation that changes the base on loading is refused, others
 
 TEST_CASE("a key that is not known must be off") {
   const std::pair<const char*, Json> on[] = {
-      {"use_dora", true},
       {"use_dora", 1},
       {"lora_bias", true},
       {"bias", "lora_only"},

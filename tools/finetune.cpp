@@ -1,6 +1,7 @@
 // finetune: LoRA training of a GGUF or Hugging Face model on a text file.
 #include <cstdio>
 
+#include "lora_flags.h"
 #include "program.h"
 #include "row_flags.h"
 #include "run/finetune.h"
@@ -14,6 +15,8 @@ using namespace lk;
 // Flags whose text is converted to a setting.
 struct Text {
   std::optional<std::string> targets, methods;
+  program::LoraFlags lora;
+  std::string alpha_pattern, init = "kaiming";
   std::string memory, memory_limit, recompute = "none";
   program::LongRowFlags long_rows;
   std::string train_on = "assistant", columns;
@@ -59,6 +62,14 @@ void add_adapter_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
   app.add_option("--alpha", s.alpha, "scale is alpha / rank (default: the rank)")->check(real);
   app.add_option("--dropout", s.dropout, "on the adapter's input")->check(real);
   app.add_option("--targets", text.targets, program::kTargetsHelp)->type_name(program::kList);
+  program::add_lora_flags(app, text.lora);
+  app.add_option("--alpha-pattern", text.alpha_pattern, "alphas of single modules, KEY=A,...");
+  app.add_flag("--rslora", s.rslora, "scale is alpha / sqrt(rank)");
+  app.add_flag("--dora", s.dora, program::kDoraHelp);
+  app.add_option(
+         "--init", text.init,
+         "how A and B start: kaiming, gaussian, or pissa or olora, which take them out of the base")
+      ->capture_default_str();
   app.add_option("--init-adapter", s.init_adapter, "start from this PEFT adapter");
   app.add_option("--virtual-tokens", s.virtual_tokens,
                  "of prompt and prefix, and vectors a layer of llama-adapter (20)")
@@ -83,6 +94,9 @@ void add_training_flags(CLI::App& app, FinetuneSettings& s) {
       ->capture_default_str();
   app.add_option("--grad-accum", s.grad_accum, "micro-batches per step")->check(whole);
   app.add_option("--lr", s.lr, "peak learning rate (by model size: 0.0015 at 135M, 2e-4 at 7B)")
+      ->check(real);
+  app.add_option("--loraplus-ratio", s.loraplus_ratio,
+                 "LoRA+: B's learning rate in units of --lr, e.g. 16 (1)")
       ->check(real);
   app.add_option("--schedule", s.schedule,
                  "constant, linear or cosine (linear; constant with --lr)");
@@ -184,9 +198,10 @@ int report(const FinetuneSettings& s, const FinetuneResult& r) {
     std::printf("kept: step %lld, eval loss %.4f\n", static_cast<long long>(r.kept_step),
                 r.best->loss);
   std::printf("%s", memory_table(r.memory).c_str());
-  std::printf("proved: gradients and optimizer state exist for %s only%s\n",
-              what_trains(s.methods).c_str(),
-              s.verify_base ? "; base weights unchanged (SHA-256)" : "");
+  std::printf("proved: gradients and optimizer state exist for %s only%s\n", r.trained.c_str(),
+              !s.verify_base         ? ""
+              : changes_base(s.init) ? "; what is left of the base unchanged in training (SHA-256)"
+                                     : "; base weights unchanged (SHA-256)");
   if (r.signal) {
     std::printf("stopped by signal %d; go on with --resume --out %s\n", r.signal, s.out.c_str());
     return 128 + r.signal;
@@ -211,6 +226,11 @@ int main(int argc, char** argv) {
   add_flags(app, settings, text);
   return program::run(app, argc, argv, [&] {
     if (text.targets) settings.targets = program::parse_list(*text.targets, "--targets");
+    settings.layers = program::layers_of(text.lora);
+    settings.rank_pattern = program::rank_pattern_of(text.lora);
+    if (!text.alpha_pattern.empty())
+      settings.alpha_pattern = parse_alpha_pattern(text.alpha_pattern, "--alpha-pattern");
+    settings.init = parse_lora_init(text.init);
     if (text.methods) settings.methods = program::parse_list(*text.methods, "--method");
     settings.recompute = parse_recompute(text.recompute);
     settings.memory = program::parse_budget(text.memory);

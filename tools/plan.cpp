@@ -2,6 +2,7 @@
 #include <cstdio>
 
 #include "io/json.h"
+#include "lora_flags.h"
 #include "modelfile/model_file.h"
 #include "program.h"
 #include "run/defaults.h"
@@ -52,6 +53,7 @@ int main(int argc, char** argv) {
   std::string model, shape, matrix_text, dtype = "bf16", device = "cpu";
   std::string recompute = "none", memory;
   std::optional<std::string> targets;
+  program::LoraFlags lora;
   std::optional<double> alpha;
   std::optional<std::int64_t> rank, seq_len;
   bool json = false;
@@ -64,6 +66,8 @@ int main(int argc, char** argv) {
   app.add_option("--rank", rank, "rank of A and B (16)")->check(whole);
   app.add_option("--alpha", alpha, "does not change memory")->check(program::real_number());
   app.add_option("--targets", targets, program::kTargetsHelp)->type_name(program::kList);
+  program::add_lora_flags(app, lora);
+  app.add_flag("--dora", request.methods.lora.shape.dora, program::kDoraHelp);
   app.add_option("--batch", request.batch, "rows per micro-batch")->check(whole);
   app.add_option("--grad-accum", request.grad_accum, "micro-batches per step")->check(whole);
   app.add_option("--seq-len", seq_len, "longest row (1024, or what the model has if that is less)")
@@ -90,6 +94,10 @@ int main(int argc, char** argv) {
     request.methods.lora.shape.rank = rank ? *rank : default_rank(request.model);
     request.methods.lora.targets = {"all-linear"};
     if (targets) request.methods.lora.targets = program::parse_list(*targets, "--targets");
+    request.methods.lora.shape.alpha =
+        alpha.value_or(static_cast<double>(request.methods.lora.shape.rank));
+    request.methods.lora.layers = program::layers_of(lora);
+    apply_patterns(request.methods.lora, request.model, program::rank_pattern_of(lora), {});
     request.compute_dtype = dtype == "f32" ? DType::F32 : DType::BF16;
     request.device = device;
     request.recompute = parse_recompute(recompute);

@@ -29,6 +29,7 @@ void Parameter::keep_copy_in(Tensor place) {
 }
 
 void Parameter::refresh() {
+  changed();
   if (compute_.defined()) value_.backend().copy(compute_, value_);
 }
 

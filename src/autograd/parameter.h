@@ -43,11 +43,15 @@ class Parameter {
   void keep_copy_in(Tensor place);
   // Copies value into the compute copy after the value was changed from outside.
   void refresh();
+  // Another number whenever the value may have changed: for what is computed from it and kept.
+  std::uint64_t version() const { return version_; }
+  void changed() { ++version_; }
 
  private:
   std::string name_;
   Tensor value_, grad_, compute_;
   bool has_grad_ = false;
+  std::uint64_t version_ = 1;
 };
 
 }  // namespace lk

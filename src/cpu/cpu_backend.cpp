@@ -5,6 +5,7 @@
 #include <dnnl.hpp>
 
 #include "cpu/cpu_backend_impl.h"
+#include "cpu/fast/dora.h"
 #include "cpu/fast/onednn_linear.h"
 #include "cpu/host_memory.h"
 #include "tensor/parts.h"
@@ -42,7 +43,10 @@ std::unique_ptr<Backend> make_cpu_backend(CpuMode mode) {
 }
 
 CpuBackend::CpuBackend(CpuMode mode, Products products, const DeviceTraits& traits)
-    : Backend(traits), mode_(mode), products_(products) {
+    : Backend(traits),
+      dora_kernels_(cpu::make_dora_kernels(weight_gradient_count())),
+      mode_(mode),
+      products_(products) {
   set_cache(std::make_unique<BlockCache>(cpu::allocate_host,
                                          [](void* block, std::size_t) { std::free(block); }));
 }

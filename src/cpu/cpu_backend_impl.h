@@ -8,6 +8,7 @@
 #include "cpu/traits.h"
 #include "tensor/adapter_kernels.h"
 #include "tensor/backend_ops.h"
+#include "tensor/dora_kernels.h"
 #include "tensor/shared_keys.h"
 
 namespace lk {
@@ -24,6 +25,7 @@ class CpuBackend : public Backend, private AdapterKernels, private SharedKeyKern
   std::string description() const override;
   bool keeps_quantised(const GgmlType& type) const override;
   AdapterKernels* adapter_kernels() override { return this; }
+  DoraKernels* dora_kernels() override { return dora_kernels_.get(); }
   SharedKeyKernels* shared_key_kernels() override { return this; }
 
   std::int64_t free_memory() const override;
@@ -63,6 +65,7 @@ class CpuBackend : public Backend, private AdapterKernels, private SharedKeyKern
   void product(const Tensor& c, GradMode mode, double alpha, const Tensor& a, bool a_transposed,
                const Tensor& b, bool b_transposed);
 
+  const std::unique_ptr<DoraKernels> dora_kernels_;  // fast/dora.cpp
   CpuMode mode_;
   Products products_;
 };

@@ -22,14 +22,15 @@ struct AdamWFactors {
 };
 
 template <class A>
-AdamWFactors<A> factors(const AdamWStep& step, float weight_decay, double norm) {
+AdamWFactors<A> factors(const AdamWStep& step, const AdamWSlot& slot, double norm) {
   double t = static_cast<double>(step.step);
+  const double lr = static_cast<double>(step.lr) * slot.lr_factor;
   double clip = step.max_norm > 0 ? std::min(1.0, step.max_norm / (norm + 1e-6)) : 1.0;
   return {static_cast<A>(clip),
-          static_cast<A>(1.0 - static_cast<double>(step.lr) * weight_decay),
+          static_cast<A>(1.0 - lr * slot.weight_decay),
           static_cast<A>(step.beta1),
           static_cast<A>(step.beta2),
-          static_cast<A>(step.lr / (1.0 - std::pow(static_cast<double>(step.beta1), t))),
+          static_cast<A>(lr / (1.0 - std::pow(static_cast<double>(step.beta1), t))),
           static_cast<A>(std::sqrt(1.0 - std::pow(static_cast<double>(step.beta2), t))),
           static_cast<A>(step.eps)};
 }
@@ -133,7 +134,7 @@ void CpuBackend::adamw(std::span<const AdamWSlot> slots, const AdamWStep& step,
     auto update = [&]<class A>(auto&& kernel) {
       kernel(slot.value.data<A>() + at.begin, slot.grad.data<A>() + at.begin,
              slot.m.data<A>() + at.begin, slot.v.data<A>() + at.begin,
-             factors<A>(step, slot.weight_decay, norm));
+             factors<A>(step, slot, norm));
     };
     const bool flat = slot.compute.defined() && slot.compute.contiguous();
     bf16* compute = flat ? slot.compute.data<bf16>() + at.begin : nullptr;

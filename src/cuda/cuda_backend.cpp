@@ -6,6 +6,7 @@
 #include "cuda/attention/shared_keys.h"
 #include "cuda/cache_kernels.h"
 #include "cuda/cuda_check.h"
+#include "cuda/lora/dora_kernels.h"
 #include "cuda/lora/lora_kernels.h"
 
 namespace lk {
@@ -93,12 +94,14 @@ CudaBackend::CudaBackend(int device)
   set_cache(make_cache(device));
   lora_kernels_ = std::make_unique<CudaLoraKernels>(*this, weight_gradient_count());
   cache_kernels_ = std::make_unique<CudaCacheKernels>(*this);
+  dora_kernels_ = std::make_unique<CudaDoraKernels>(*this, weight_gradient_count());
   shared_key_kernels_ = std::make_unique<CudaSharedKeyKernels>(*this);
 }
 
 LoraKernels* CudaBackend::lora_kernels() { return lora_kernels_.get(); }
 CacheKernels* CudaBackend::cache_kernels() { return cache_kernels_.get(); }
 AdapterKernels* CudaBackend::adapter_kernels() { return lora_kernels_.get(); }
+DoraKernels* CudaBackend::dora_kernels() { return dora_kernels_.get(); }
 SharedKeyKernels* CudaBackend::shared_key_kernels() { return shared_key_kernels_.get(); }
 
 CudaBackend::~CudaBackend() {

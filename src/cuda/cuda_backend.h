@@ -22,6 +22,7 @@ namespace lk {
 
 class CudaLoraKernels;
 class CudaCacheKernels;
+class CudaDoraKernels;
 class CudaSharedKeyKernels;
 
 class CudaBackend final : public Backend {
@@ -46,6 +47,7 @@ class CudaBackend final : public Backend {
   LoraKernels* lora_kernels() override;                         // cuda/lora/
   CacheKernels* cache_kernels() override;
   AdapterKernels* adapter_kernels() override;       // cuda/lora/
+  DoraKernels* dora_kernels() override;             // cuda/lora/
   SharedKeyKernels* shared_key_kernels() override;  // cuda/attention/
 
   // The stream, with this backend's GPU made current for the calling thread.
@@ -102,6 +104,7 @@ class CudaBackend final : public Backend {
   Tensor blas_workspace_;  // allocated at the first GEMM
   std::unique_ptr<CudaLoraKernels> lora_kernels_;
   std::unique_ptr<CudaCacheKernels> cache_kernels_;
+  std::unique_ptr<CudaDoraKernels> dora_kernels_;
   std::unique_ptr<CudaSharedKeyKernels> shared_key_kernels_;
 };
 

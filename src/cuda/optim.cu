@@ -44,7 +44,7 @@ struct UpdateSlot {
   const float* grad;
   __nv_bfloat16* compute;  // or null
   i64 numel;
-  float weight_decay;
+  float weight_decay, lr_factor;
   std::uint32_t cols;  // of the copy; its rows are compute_ld elements apart
   i64 compute_ld;
 };
@@ -111,6 +111,7 @@ __global__ void __launch_bounds__(kThreads)
   if (c.rates) lr = c.rates[0], step_size = c.rates[1], inverse_sqrt_second = c.rates[2];
   int s = slot_of_block(table);
   const UpdateSlot& slot = table.slots[s];
+  lr *= slot.lr_factor, step_size *= slot.lr_factor;
   float keep = 1.0f - lr * slot.weight_decay;
   i64 begin = (static_cast<i64>(blockIdx.x) - table.first_chunk[s]) * kChunk;
   i64 end = min(slot.numel, begin + kChunk);
@@ -196,6 +197,7 @@ void CudaBackend::adamw(std::span<const AdamWSlot> slots, const AdamWStep& step,
                       .compute = s.compute ? pointer<bf16>(s.compute) : nullptr,
                       .numel = s.value.numel(),
                       .weight_decay = s.weight_decay,
+                      .lr_factor = s.lr_factor,
                       .cols = static_cast<std::uint32_t>(s.compute ? s.compute.cols() : 1),
                       .compute_ld = s.compute ? s.compute.ld() : 0};
   };

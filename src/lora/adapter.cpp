@@ -6,24 +6,9 @@
 
 #include "lora/adapter_io.h"
 #include "lora/joined.h"
+#include "lora/rank_patterns.h"
 
 namespace lk {
-
-bool target_matches(const std::string& path, const std::string& target) {
-  if (path == target) return true;
-  return !target.empty() && path.size() > target.size() && path.ends_with(target) &&
-         path[path.size() - target.size() - 1] == '.';
-}
-
-std::vector<std::string> default_targets(const ModelConfig& config) {
-  const Family& family = family_of(config);
-  std::vector<std::string> names;
-  for (Role role : config.joined_qkv ? std::vector{Role::Qkv} : std::vector{Role::Q, Role::V}) {
-    const std::string path = module_path(family, role);
-    names.push_back(path.substr(path.rfind('.') + 1));
-  }
-  return names;
-}
 
 namespace {
 
@@ -36,21 +21,13 @@ void check_numbers(const LoraShape& shape, const std::string& path) {
 
 }  // namespace
 
-LoraShape LoraConfig::shape_of(const std::string& path) const {
-  LoraShape own = shape;
-  if (auto found = exceptions.find(path); found != exceptions.end()) {
-    own.rank = found->second.rank;
-    own.alpha = found->second.alpha;
-  }
-  return own;
-}
-
 Adapter::Adapter(Transformer& model, const LoraConfig& config) : model_(model), config_(config) {
   if (config_.targets.empty()) config_.targets = default_targets(model.config());
   const std::vector<std::string>& targets = config_.targets;
-  const bool all = targets.size() == 1 && targets[0] == "all-linear";
-  std::set<std::string> unmatched;
-  if (!all) unmatched.insert(targets.begin(), targets.end());
+  for (std::int64_t layer : config.layers)
+    require(layer >= 0 && layer < model.config().n_layers, "`layers` ", layer,
+            ": the model has layers 0 to ", model.config().n_layers - 1);
+  std::set<std::string> unmatched(targets.begin(), targets.end());
   std::uint32_t n_sites = 0;
   struct Chosen {
     std::string path;
@@ -61,13 +38,13 @@ Adapter::Adapter(Transformer& model, const LoraConfig& config) : model_(model), 
   std::vector<std::string> names;  // all module names, for the message
   // Choose and check everything first, then change the model: a refused target leaves it unchanged.
   model.visit_sites(
-      [&](const std::string& path, std::size_t, Site, std::unique_ptr<LinearMap>& map) {
+      [&](const std::string& path, std::size_t layer, Site, std::unique_ptr<LinearMap>& map) {
         const std::uint32_t site = n_sites++;
         std::string name = path.substr(path.rfind('.') + 1);
         if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
-        bool wanted = all;
+        bool wanted = false;
         for (const std::string& t : targets) {
-          if (!target_matches(path, t)) continue;
+          if (!config_.selects(t, path, static_cast<std::int64_t>(layer))) continue;
           wanted = true;
           unmatched.erase(t);
         }
@@ -77,7 +54,8 @@ Adapter::Adapter(Transformer& model, const LoraConfig& config) : model_(model), 
         const std::int64_t limit = std::min(map->in_features(), map->out_features());
         const std::int64_t rank = config.shape_of(path).rank;
         if (rank < 1 || (rank > limit && !config.wide_ranks))
-          throw UsageError(concat("`rank` ", rank, ": ", path, " allows 1 to ", limit));
+          throw UsageError(concat(config.exceptions.count(path) ? "`rank_pattern` " : "`rank` ",
+                                  rank, ": ", path, " allows 1 to ", limit));
         chosen.push_back({path, site, &map});
       });
   if (!unmatched.empty()) {
@@ -89,7 +67,8 @@ Adapter::Adapter(Transformer& model, const LoraConfig& config) : model_(model), 
         throw UsageError(concat("`targets`: '", *unmatched.begin(),
                                 "' is the model's vocabulary, which stays frozen: choose among ",
                                 known, "or all-linear"));
-    throw UsageError(concat("`targets`: '", *unmatched.begin(), "' matches no module; there are ",
+    throw UsageError(concat("`targets`: '", *unmatched.begin(), "' matches no module",
+                            config.layers.empty() ? "" : " of these `layers`", "; there are ",
                             known, "or all-linear"));
   }
   for (Chosen& c : chosen) {
@@ -101,6 +80,7 @@ Adapter::Adapter(Transformer& model, const LoraConfig& config) : model_(model), 
     places_.push_back(c.map);
     *c.map = std::move(lora);
   }
+  initialise(model, layers_, config.init, config.seed);
 }
 
 Adapter::~Adapter() {
@@ -110,10 +90,8 @@ Adapter::~Adapter() {
 
 std::vector<Parameter*> Adapter::parameters() const {
   std::vector<Parameter*> p;
-  for (LoraLinear* layer : layers_) {
-    p.push_back(&layer->a());
-    p.push_back(&layer->b());
-  }
+  for (LoraLinear* layer : layers_)
+    for (Parameter* one : layer->parameters()) p.push_back(one);
   return p;
 }
 
@@ -149,14 +127,22 @@ std::vector<std::pair<std::string, std::string>> Adapter::facts() const {
   std::vector<std::pair<std::string, std::string>> all;
   all.emplace_back("rank, alpha, dropout",
                    concat(shape.rank, ", ", shape.alpha, ", ", shape.dropout));
+  if (shape.dora)
+    all.emplace_back("variant", "DoRA: the lengths of the weights' rows are trained too");
   if (shape.rslora) all.emplace_back("scale", "alpha / sqrt(rank), rank-stabilised");
   if (!config_.exceptions.empty())
     all.emplace_back("other ranks and alphas",
                      concat(config_.exceptions.size(),
                             " modules, by `rank_pattern` and `alpha_pattern` in "
                             "`adapter_config.json`"));
+  if (config_.init != LoraInit::Kaiming)
+    all.emplace_back("initialised", concat(lora_init_name(config_.init),
+                                           changes_base(config_.init)
+                                               ? "; saved at twice the rank, for the base as it was"
+                                               : ""));
   std::string targets;
   for (const std::string& t : target_modules()) targets += (targets.empty() ? "" : ", ") + t;
+  if (!config_.layers.empty()) targets += " of layers " + layers_text(config_.layers);
   all.emplace_back("modules", targets);
   return all;
 }

@@ -15,9 +15,11 @@
 namespace lk {
 namespace {
 
-// What a tensor of the file is: lora_A or lora_B of a module, or a whole weight.
+constexpr const char* kMagnitude = ".lora_magnitude_vector";
+
+// What a tensor of the file is: lora_A, lora_B or DoRA's magnitude of a module, or a whole weight.
 struct TensorRole {
-  enum Kind { A, B, Whole } kind;
+  enum Kind { A, B, Magnitude, Whole } kind;
   std::string name;  // the module's path, or the weight's name
 };
 
@@ -26,7 +28,8 @@ TensorRole parse_key(const std::string& key, const std::string& where) {
   if (k.starts_with(prefix)) {
     const std::string_view name = k.substr(prefix.size());
     for (auto [kind, suffix] : {std::pair{TensorRole::A, std::string_view(".lora_A.weight")},
-                                std::pair{TensorRole::B, std::string_view(".lora_B.weight")}})
+                                std::pair{TensorRole::B, std::string_view(".lora_B.weight")},
+                                std::pair{TensorRole::Magnitude, std::string_view(kMagnitude)}})
       if (name.ends_with(suffix) && name.size() > suffix.size())
         return {kind, std::string(name.substr(0, name.size() - suffix.size()))};
     if (name.ends_with(".weight") && name.find(".lora_") == std::string_view::npos)
@@ -95,7 +98,7 @@ AdapterFile open_adapter(const std::string& folder) {
   file.config.wide_ranks = true;
 
   const SafetensorsFile weights(path);
-  std::set<std::string> a, b, unselected;
+  std::set<std::string> a, b, magnitudes, unselected;
   for (const std::string& key : weights.names()) {
     const auto [kind, name] = parse_key(key, path);
     if (kind == TensorRole::Whole) {
@@ -104,6 +107,13 @@ AdapterFile open_adapter(const std::string& folder) {
     }
     if (!config.selects(name)) {
       unselected.insert(name);
+      continue;
+    }
+    if (kind == TensorRole::Magnitude) {
+      if (!file.config.shape.dora)
+        throw InputError(
+            concat(path, ": ", key, " is of DoRA, but ", kAdapterConfig, " does not say use_dora"));
+      magnitudes.insert(name);
       continue;
     }
     (kind == TensorRole::A ? a : b).insert(name);
@@ -127,6 +137,13 @@ AdapterFile open_adapter(const std::string& folder) {
     if (!b.count(module)) throw InputError(concat(path, ": ", module, " has lora_A but no lora_B"));
   for (const std::string& module : b)
     if (!a.count(module)) throw InputError(concat(path, ": ", module, " has lora_B but no lora_A"));
+  for (const std::string& module : a)
+    if (file.config.shape.dora && !magnitudes.count(module))
+      throw InputError(concat(path, ": ", module, " has no lora_magnitude_vector (", kAdapterConfig,
+                              " says use_dora)"));
+  for (const std::string& module : magnitudes)
+    if (!a.count(module))
+      throw InputError(concat(path, ": ", module, " has lora_magnitude_vector but no lora_A"));
   file.config.targets.assign(a.begin(), a.end());
   file.unselected.assign(unselected.begin(), unselected.end());
   check_modules_to_save(config, file);
@@ -135,8 +152,8 @@ AdapterFile open_adapter(const std::string& folder) {
 
 std::string summary(const AdapterFile& file) {
   const LoraShape& shape = file.config.shape;
-  std::string text = concat("rank ", shape.rank, ", alpha ", shape.alpha, ", ",
-                            file.config.targets.size(), " modules");
+  std::string text = concat(shape.dora ? "DoRA, " : "", "rank ", shape.rank, ", alpha ",
+                            shape.alpha, ", ", file.config.targets.size(), " modules");
   if (!file.config.exceptions.empty())
     text +=
         concat(", ", file.config.exceptions.size(), " of them with a rank or alpha of their own");
@@ -214,7 +231,7 @@ std::vector<float> read_matrix(SafetensorsFile& weights, const std::string& key,
     throw InputError(concat(path, ": ", key, " has shape ", weights.shape(key).str(),
                             ", this model needs ", shape.str()));
   std::vector<float> values(static_cast<std::size_t>(shape.numel()));
-  weights.read_rows(key, 0, shape[0], values.data());
+  weights.read_rows(key, 0, shape.rank() == 1 ? 1 : shape[0], values.data());
   for (std::size_t i = 0; i < values.size(); ++i)
     if (!std::isfinite(values[i]))
       throw InputError(concat(path, ": ", key, " holds a non-finite value at element ", i));
@@ -243,7 +260,7 @@ void fill(Adapter& adapter, const std::string& path, bool allow_untrained) {
   SafetensorsFile weights(path);
   bool moved = false;
   for (LoraLinear* layer : adapter.layers()) {
-    for (Parameter* p : {&layer->a(), &layer->b()}) {
+    for (Parameter* p : layer->parameters()) {
       const std::string key = kAdapterPrefix + p->name();
       const std::vector<float> values = read_matrix(weights, key, p->shape(), path);
       if (p == &layer->b()) moved = moved || any_nonzero(values);
@@ -262,10 +279,11 @@ HostFactors read_factors(const AdapterFile& file, const std::string& module, std
   const std::string path = file.folder + "/" + kAdapterWeights;
   SafetensorsFile weights(path);
   const LoraShape shape = file.config.shape_of(module);
-  HostFactors f{shape.rank, in, out, shape.scale(), {}, {}};
+  HostFactors f{shape.rank, in, out, shape.scale(), {}, {}, {}};
   const std::string key = kAdapterPrefix + module;
   f.a = read_matrix(weights, key + ".lora_A.weight", {f.rank, in}, path);
   f.b = read_matrix(weights, key + ".lora_B.weight", {out, f.rank}, path);
+  if (shape.dora) f.magnitude = read_matrix(weights, key + kMagnitude, {out}, path);
   return f;
 }
 
@@ -283,6 +301,10 @@ std::map<std::string, LoraFactors> load_factors(Transformer& model, const Adapte
   const std::string path = file.folder + "/" + kAdapterWeights;
   check_modules(model, file, path);
   check_whole_weights(file, model);
+  if (file.config.shape.dora)
+    throw InputError(concat(file.folder, "/", kAdapterConfig,
+                            ": use_dora: DoRA scales the base's own outputs, so it can't be one of "
+                            "several adapters on one base: use it alone, or merge it"));
   SafetensorsFile weights(path);
   const std::set<std::string> targets(file.config.targets.begin(), file.config.targets.end());
   std::map<std::string, LoraFactors> factors;

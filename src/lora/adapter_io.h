@@ -54,11 +54,13 @@ std::string unproven_base(const std::string& folder, const BaseIdentity& base,
                           const std::string& model);
 std::string unproven_base(const AdapterFile& file, const std::string& model);
 
-// A and B of one module on the host, for callers without a model: y += scale * B (A x).
+// A and B of one module on the host, for callers without a model: y += scale * B (A x). With a
+// magnitude (out), which DoRA has, rows of W + scale * B A are then given its lengths.
 struct HostFactors {
   std::int64_t rank = 0, in = 0, out = 0;
   double scale = 1;
   std::vector<float> a, b;  // (R, in), (out, R)
+  std::vector<float> magnitude = {};
 };
 // Reads the factors of module `path` (one of file.config.targets), whose matrix is (out, in).
 // Throws InputError naming file and tensor if a shape does not fit or a value is not finite.

@@ -1,6 +1,7 @@
 #include <charconv>
 #include <cmath>
 #include <cstring>
+#include <numbers>
 #include <set>
 
 #include "io/checked.h"
@@ -28,13 +29,53 @@ Json number(double alpha) {
   return alpha;
 }
 
+// How PEFT says what A and B started as. A converted adapter is one like any other.
+Json init_key(LoraInit init) {
+  if (init == LoraInit::Kaiming || changes_base(init)) return true;
+  return lora_init_name(init);
+}
+
+// A layer's shape in the file: Note [Taken out of the base] in lora_init.h. The scale stays.
+LoraShape saved_shape(LoraShape shape, bool converted) {
+  if (!converted) return shape;
+  shape.rank *= 2;
+  shape.alpha *= shape.rslora ? std::numbers::sqrt2 : 2;
+  return shape;
+}
+
+// A layer's tensors as the file has them: A, B and, with DoRA, the magnitude. Those of a layer whose
+// start was taken out of the base are [A; A0] and [B, -B0].
+std::vector<SafetensorsEntry> saved_tensors(const LoraLinear& layer) {
+  const std::string path = kAdapterPrefix + layer.path();
+  std::vector<float> a = to_host<float>(layer.a().value()), b = to_host<float>(layer.b().value());
+  const std::int64_t R = layer.shape().rank, in = layer.in_features(), out = layer.out_features(),
+                     saved = saved_shape(layer.shape(), layer.start() != nullptr).rank;
+  if (const StartingFactors* start = layer.start()) {
+    a.insert(a.end(), start->a.begin(), start->a.end());
+    std::vector<float> both;
+    for (std::int64_t n = 0; n < out; ++n) {
+      both.insert(both.end(), b.begin() + n * R, b.begin() + (n + 1) * R);
+      for (std::int64_t r = 0; r < R; ++r)
+        both.push_back(-start->b[static_cast<std::size_t>(n * R + r)]);
+    }
+    b = std::move(both);
+  }
+  std::vector<SafetensorsEntry> all;
+  all.push_back({path + ".lora_A.weight", {saved, in}, std::move(a)});
+  all.push_back({path + ".lora_B.weight", {out, saved}, std::move(b)});
+  if (const Parameter* m = layer.magnitude())
+    all.push_back({kAdapterPrefix + m->name(), m->shape(), to_host<float>(m->value())});
+  return all;
+}
+
 // The keys of rank_pattern and alpha_pattern with the ranks and alphas that differ from the
 // config's own: "v_proj" where all modules of that name share them, a path elsewhere. No module
 // matches two keys, so their order means nothing.
 std::map<std::string, RankAlpha> pattern_keys(const Adapter& adapter) {
   auto name_of = [](const std::string& path) { return path.substr(path.rfind('.') + 1); };
   auto own = [](const LoraLinear& layer) {
-    return RankAlpha{layer.shape().rank, layer.shape().alpha};
+    const LoraShape shape = saved_shape(layer.shape(), layer.start() != nullptr);
+    return RankAlpha{shape.rank, shape.alpha};
   };
   std::map<std::string, RankAlpha> shared;
   std::set<std::string> mixed;  // names whose modules differ
@@ -55,8 +96,10 @@ void verify(const std::string& folder, const Adapter& adapter,
             const std::vector<SafetensorsEntry>& tensors) {
   const AdapterFile back = open_adapter(folder);
   for (const LoraLinear* layer : adapter.layers()) {
-    const LoraShape want = layer->shape(), have = back.config.shape_of(layer->path());
-    if (have.rank != want.rank || have.alpha != want.alpha || have.rslora != want.rslora)
+    const LoraShape want = saved_shape(layer->shape(), layer->start() != nullptr),
+                    have = back.config.shape_of(layer->path());
+    if (have.rank != want.rank || have.alpha != want.alpha || have.rslora != want.rslora ||
+        have.dora != want.dora)
       throw IoError(
           concat(folder, "/", kAdapterConfig, ": read back differently from what was written"));
   }
@@ -67,7 +110,7 @@ void verify(const std::string& folder, const Adapter& adapter,
                          " tensors, wrote ", tensors.size()));
   for (const SafetensorsEntry& t : tensors) {
     std::vector<float> values(t.values.size());
-    weights.read_rows(t.name, 0, t.shape[0], values.data());
+    weights.read_rows(t.name, 0, t.shape.rank() == 1 ? 1 : t.shape[0], values.data());
     if (std::memcmp(values.data(), t.values.data(), values.size() * sizeof(float)) != 0)
       throw IoError(concat(folder, "/", kAdapterWeights, ": ", t.name, " read back differently"));
   }
@@ -77,11 +120,11 @@ void verify(const std::string& folder, const Adapter& adapter,
 
 void save_adapter(const std::string& folder, const Adapter& adapter, const std::string& base_model,
                   const std::string& base_fingerprint) {
-  const LoraShape& shape = adapter.config().shape;
+  const LoraConfig& lora = adapter.config();
+  const LoraShape shape = saved_shape(lora.shape, changes_base(lora.init));
   std::vector<SafetensorsEntry> tensors;
   for (const LoraLinear* layer : adapter.layers())
-    for (const Parameter* p : {&layer->a(), &layer->b()})
-      tensors.push_back({kAdapterPrefix + p->name(), p->shape(), to_host<float>(p->value())});
+    for (SafetensorsEntry& t : saved_tensors(*layer)) tensors.push_back(std::move(t));
   write_safetensors(folder + "/" + kAdapterWeights, tensors, {{"format", "pt"}});
 
   Json config = {{"peft_type", "LORA"},
@@ -94,9 +137,9 @@ void save_adapter(const std::string& folder, const Adapter& adapter, const std::
                  {"bias", "none"},
                  {"fan_in_fan_out", files_of(adapter.model_config()).conv1d},
                  {"inference_mode", true},
-                 {"init_lora_weights", true},
+                 {"init_lora_weights", init_key(lora.init)},
                  {"use_rslora", shape.rslora},
-                 {"use_dora", false},
+                 {"use_dora", shape.dora},
                  {"modules_to_save", nullptr},
                  {"rank_pattern", Json::object()},
                  {"alpha_pattern", Json::object()},
@@ -105,6 +148,7 @@ void save_adapter(const std::string& folder, const Adapter& adapter, const std::
                  {"auto_mapping", nullptr},
                  {"revision", nullptr},
                  {"lorikeet_base_sha256", base_fingerprint}};
+  if (!lora.layers.empty()) config["layers_to_transform"] = lora.layers;
   for (const auto& [key, own] : pattern_keys(adapter)) {
     if (own.rank != shape.rank) config["rank_pattern"][key] = own.rank;
     if (own.alpha != shape.alpha) config["alpha_pattern"][key] = number(own.alpha);

@@ -29,6 +29,10 @@ GgufAdapter export_gguf_adapter(const std::string& model, const std::string& fol
                                 const std::string& out) {
   const ModelFile base(model);
   const AdapterFile file = open_adapter(folder);
+  if (file.config.shape.dora)
+    throw InputError(concat(folder, "/", kAdapterConfig,
+                            ": use_dora: llama.cpp's adapter files have no place for DoRA's "
+                            "magnitudes: merge the adapter into its base instead"));
   check_whole_weights(file, base);
   const FileLayout layout = gguf_layout(base.config());
   GgufAdapter result{0, 0, file_alpha(file.config), disagreements(file, base.config())};

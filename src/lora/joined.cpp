@@ -86,7 +86,8 @@ bool fits(const ModelConfig& c) {
 }  // namespace
 
 bool join_projections(Transformer& model, Adapter& adapter) {
-  if (!fits(model.config())) return false;
+  // DoRA scales columns of the joined output, for which the joined products have no place.
+  if (!fits(model.config()) || adapter.config().shape.dora) return false;
   std::vector<std::array<Member, kSiteCount>> layers;
   model.visit_sites(
       [&](const std::string&, std::size_t layer, Site site, std::unique_ptr<LinearMap>& map) {

@@ -115,21 +115,38 @@ LoraLinear::LoraLinear(Backend& backend, std::string path, std::uint32_t site,
          kaiming_uniform(backend, compute_dtype, shape.rank, base_->in_features(), seed, site),
          compute_dtype),
       b_(path_ + ".lora_B.weight",
-         zeros(backend, compute_dtype, {base_->out_features(), shape.rank}), compute_dtype) {}
+         zeros(backend, compute_dtype, {base_->out_features(), shape.rank}), compute_dtype) {
+  if (shape.dora) dora_ = std::make_unique<Dora>(backend, path_, *base_, compute_dtype);
+}
+
+std::vector<Parameter*> LoraLinear::parameters() {
+  std::vector<Parameter*> all = {&a_, &b_};
+  if (dora_) all.push_back(&dora_->magnitude());
+  return all;
+}
 
 Var LoraLinear::apply(Tape& tape, const Var& x, const ForwardMode& mode, Output output) {
-  if (!enabled_) return base_->apply(tape, x, mode, output);
+  if (!enabled_) {
+    Var y = base_->apply(tape, x, mode, output);
+    if (start_) start_->add_to(y.value(), x.value(), shape_.scale());
+    return y;
+  }
   float p = mode.training ? shape_.dropout : 0.0f;
+  if (dora_)
+    return dora_->apply(tape, x, *base_, a_, b_, shape_.scale(), p, dropout_key(mode, site_),
+                        output);
   return lora_linear(tape, x, base_->weight(), base_->bias(), a_, b_, shape_.scale(), p,
                      dropout_key(mode, site_), output);
 }
 
 void LoraLinear::adapt(Tape& tape, const Tensor& y, const Tensor& x, const ForwardMode& mode) {
   check(!tape.recording() && !mode.training, path_, ": adapt() has no backward and no dropout");
+  if (!enabled_ && start_) start_->add_to(y, x, shape_.scale());
   if (!enabled_) return;
   Tensor s = tape.activation(x.dtype(), {x.rows(), shape_.rank});
   tape.backend().matmul_nt(s, GradMode::Write, 1.0, x, a_.compute());
   tape.backend().matmul_nt(y, GradMode::Add, shape_.scale(), s, b_.compute());
+  if (dora_) dora_->adapt(y, *base_, a_, b_, shape_.scale());
 }
 
 }  // namespace lk

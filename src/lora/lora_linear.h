@@ -4,8 +4,12 @@
 
 #include <cmath>
 #include <memory>
+#include <optional>
 #include <string>
+#include <vector>
 
+#include "lora/dora.h"
+#include "lora/lora_init.h"
 #include "nn/linear_map.h"
 
 namespace lk {
@@ -17,6 +21,7 @@ struct LoraShape {
   // Rank-stabilised: Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with
   // LoRA", 2023.
   bool rslora = false;
+  bool dora = false;  // lora/dora.h
   // s = alpha / rank, or alpha / sqrt(rank)
   double scale() const {
     const auto r = static_cast<double>(rank);
@@ -27,7 +32,8 @@ struct LoraShape {
 class LoraLinear : public LinearMap {
  public:
   // A (R,in) is Kaiming-uniform with a = sqrt 5, that is U(-1/sqrt(in), 1/sqrt(in)), drawn from
-  // Philox keyed by (seed, site). B (out,R) is zero, so a fresh adapter changes nothing. `path` is
+  // Philox keyed by (seed, site). B (out,R) is zero, so a fresh adapter changes nothing; with
+  // shape.dora, its magnitude is the norms of the rows of W, so it changes nothing either. `path` is
   // the module's path, "model.layers.0.self_attn.q_proj"; `site` is unique in the model.
   LoraLinear(Backend& backend, std::string path, std::uint32_t site,
              std::unique_ptr<FrozenLinear> base, const LoraShape& shape, std::uint64_t seed,
@@ -49,9 +55,17 @@ class LoraLinear : public LinearMap {
   Parameter& b() { return b_; }
   const Parameter& a() const { return a_; }
   const Parameter& b() const { return b_; }
+  Parameter* magnitude() { return dora_ ? &dora_->magnitude() : nullptr; }
+  const Parameter* magnitude() const { return dora_ ? &dora_->magnitude() : nullptr; }
+  // A, B and, with DoRA, the magnitude.
+  std::vector<Parameter*> parameters();
+  // Says that the frozen projection is W - s B A of these factors, which were taken out of it. The
+  // base alone is then frozen projection + s B A.
+  void set_start(StartingFactors start) { start_ = std::move(start); }
+  const StartingFactors* start() const { return start_ ? &*start_ : nullptr; }
   // Gives the frozen projection back; the layer is of no use afterwards.
   std::unique_ptr<FrozenLinear> release_base() { return std::move(base_); }
-  // Disabled, the layer is the frozen base alone, as if the adapter were not there.
+  // Disabled, the layer is the base alone, as if the adapter were not there.
   void set_enabled(bool enabled) { enabled_ = enabled; }
 
  private:
@@ -60,6 +74,8 @@ class LoraLinear : public LinearMap {
   std::unique_ptr<FrozenLinear> base_;
   LoraShape shape_;
   Parameter a_, b_;
+  std::unique_ptr<Dora> dora_;
+  std::optional<StartingFactors> start_;
   bool enabled_ = true;
 };
 

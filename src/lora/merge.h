@@ -1,4 +1,4 @@
-// merge: W' = W + s B A, written as a plain model. unmerge: writes the base back, once the merged
+// merge: W' = W + s B A (with DoRA, its rows at the lengths that DoRA gives them), written as a plain model. unmerge: writes the base back, once the merged
 // model is shown to be the merge that it claims to be.
 #pragma once
 

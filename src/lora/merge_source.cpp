@@ -109,6 +109,27 @@ void update_rows(std::span<const HostFactors> factors, std::int64_t begin, std::
   });
 }
 
+// With DoRA, u becomes what its rows change of w: m (w + u) / |w + u| - w, the norm summed in F64.
+void rescale_rows(std::span<const float> magnitude, std::int64_t begin, std::int64_t end,
+                  std::span<const float> w, std::span<float> u) {
+  const std::size_t cols = u.size() / static_cast<std::size_t>(end - begin);
+  for_parts(end - begin, 8, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t row = first; row < last; ++row) {
+      const std::size_t at = static_cast<std::size_t>(row) * cols;
+      double squares = 0;
+      for (std::size_t i = at; i < at + cols; ++i) {
+        const double x = static_cast<double>(w[i]) + static_cast<double>(u[i]);
+        squares += x * x;
+      }
+      const double m = static_cast<double>(magnitude[static_cast<std::size_t>(begin + row)]),
+                   factor = squares > 0 ? m / std::sqrt(squares) : 0;
+      for (std::size_t i = at; i < at + cols; ++i)
+        u[i] = static_cast<float>(factor * (static_cast<double>(w[i]) + static_cast<double>(u[i])) -
+                                  static_cast<double>(w[i]));
+    }
+  });
+}
+
 MergeSource::MergeSource(const std::string& base, const std::vector<WeightedAdapter>& adapters,
                          bool other_base)
     : base_(base), adapters_(adapters) {
@@ -122,6 +143,10 @@ MergeSource::MergeSource(const std::string& base, const std::vector<WeightedAdap
       throw UsageError(concat("`adapter` ", adapter.folder, ": its weight is not a number"));
     files_.push_back(open_adapter(adapter.folder));
     const AdapterFile& file = files_.back();
+    if (file.config.shape.dora && (adapters.size() > 1 || adapter.weight != 1))
+      throw UsageError(concat("`adapter` ", adapter.folder,
+                              ": DoRA is not a sum of the base and an update: merge it alone and "
+                              "without a weight"));
     for (const std::string& module : file.config.targets) {
       if (!known.count(module))
         throw InputError(concat(adapter.folder, ": '", module, "' is no module of ", base,
@@ -173,6 +198,7 @@ bool MergeSource::rows(const WeightSlot& slot, std::int64_t begin, std::int64_t 
   w_.assign(merged.begin(), merged.end());
   u_.resize(merged.size());
   update_rows(factors_, begin, end, u_);
+  if (!factors_[0].magnitude.empty()) rescale_rows(factors_[0].magnitude, begin, end, w_, u_);
   for (std::size_t i = 0; i < merged.size(); ++i) merged[i] += u_[i];
   return true;
 }

@@ -45,6 +45,7 @@ constexpr std::string_view kObeyed[] = {"alpha_pattern",
                                         "r",
                                         "rank_pattern",
                                         "target_modules",
+                                        "use_dora",
                                         "use_rslora"};
 
 // What changes nothing that is computed. fan_in_fan_out says how the base's file stores its
@@ -152,6 +153,7 @@ void PeftConfig::read_shape(const Json& config) {
   if (config.contains("lora_alpha"))
     shape_.alpha = alpha_of(config["lora_alpha"], path_, "lora_alpha");
   shape_.rslora = json_bool_or(config, "use_rslora", false, path_);
+  shape_.dora = given(config, "use_dora") && json_bool_or(config, "use_dora", false, path_);
   const double dropout = json_number_or(config, "lora_dropout", 0, path_);
   shape_.dropout = static_cast<float>(dropout);
   if (!(dropout >= 0 && shape_.dropout < 1))

@@ -20,7 +20,7 @@ namespace lk {
 class PeftConfig {
  public:
   // Reads the file at `path`; a UTF-8 byte order mark at its start is skipped. Throws InputError
-  // naming file and key for anything that is not LoRA, is malformed, or can't be obeyed: DoRA,
+  // naming file and key for anything that is not LoRA, is malformed, or can't be obeyed:
   // biases, patterns that PathPattern can't read, and initialisations that change the base on
   // loading (PiSSA, OLoRA, CorDA, LoRA-GA, LoftQ), with the way to convert them.
   explicit PeftConfig(const std::string& path);

@@ -3,6 +3,7 @@
 #include <array>
 #include <cmath>
 
+#include "lora/lora_plus.h"
 #include "modelfile/weight_hash.h"
 
 namespace lk {
@@ -32,13 +33,15 @@ Trainer::Trainer(Transformer& model, Method& method, const TrainerConfig& config
     : model_(model),
       method_(method),
       config_(config),
-      optimizer_(method.parameters(), config.adamw),
+      optimizer_(method.parameters(), config.adamw, lora_plus(config.loraplus_ratio)),
       train_step_(model, method, optimizer_,
                   {config.clip, config.seed, config.loss, config.label_smoothing}),
       recorder_(model.backend(), why_not_recorded().empty(), {kMostRecordings, kMostLaunched}) {
   check_schedule(config.schedule);
   require(std::isfinite(config.clip) && config.clip >= 0, "clip ", config.clip,
           ": must be finite and not negative; 0 turns clipping off");
+  require(std::isfinite(config.loraplus_ratio) && config.loraplus_ratio >= 0, "loraplus_ratio ",
+          config.loraplus_ratio, ": must be positive; 0 is without LoRA+");
   require(config.label_smoothing >= 0 && config.label_smoothing < 1, "label_smoothing ",
           config.label_smoothing, ": must be in [0, 1)");
   require(!config.loss || config.label_smoothing == 0,

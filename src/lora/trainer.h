@@ -25,6 +25,7 @@ namespace lk {
 struct TrainerConfig {
   AdamWConfig adamw = {};
   Schedule schedule = {};
+  double loraplus_ratio = 0;   // lora/lora_plus.h; 0: without
   double clip = 1.0;           // 0: no clipping
   double label_smoothing = 0;  // in [0, 1), of the training loss: see Backend::cross_entropy
   std::uint64_t seed = 0;

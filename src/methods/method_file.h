@@ -23,6 +23,8 @@ class MethodFile {
   virtual std::int64_t virtual_tokens() const { return 0; }
   // Positions that stand before all documents (Transformer::set_first_position).
   virtual std::int64_t first_position() const { return 0; }
+  // Whether the base's weights must be dense, whatever their file holds.
+  virtual bool needs_dense_base() const { return false; }
   // Where the file and a model disagree, a line each, for warnings.
   virtual std::vector<std::string> disagreements(const ModelConfig&) const { return {}; }
   // Puts the method on `model`, shapes equal and values finite. Throws InputError naming file and

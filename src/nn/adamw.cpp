@@ -5,7 +5,7 @@
 
 namespace lk {
 
-AdamW::AdamW(std::vector<Parameter*> parameters, const AdamWConfig& config)
+AdamW::AdamW(std::vector<Parameter*> parameters, const AdamWConfig& config, const Rates& rates)
     : parameters_(std::move(parameters)), config_(config) {
   require(!parameters_.empty(), "AdamW: no parameters");
   auto is_rate = [](float beta) { return beta >= 0 && beta < 1; };
@@ -32,6 +32,7 @@ AdamW::AdamW(std::vector<Parameter*> parameters, const AdamWConfig& config)
     backend.fill(slot.v, 0);
     if (p->has_compute_copy()) slot.compute = p->compute();
     slot.weight_decay = config_.weight_decay;
+    if (rates) slot.lr_factor = rates(*p);
     slots_.push_back(std::move(slot));
   }
 }
@@ -65,7 +66,8 @@ void AdamW::begin_step(float lr) {
   step_.eps = config_.eps;
   step_.step = ++steps_done_;
   for (std::size_t i = 0; i < slots_.size(); ++i) {
-    const Parameter& p = *parameters_[i];
+    Parameter& p = *parameters_[i];
+    p.changed();
     check(slots_[i].compute.raw() == (p.has_compute_copy() ? p.compute().raw() : nullptr),
           "AdamW: the compute copy of ", p.name(), " moved after the optimizer was made");
   }

@@ -2,6 +2,7 @@
 // & Hutter, "Decoupled Weight Decay Regularization", 2019; update order as in torch.optim.AdamW.
 #pragma once
 
+#include <functional>
 #include <vector>
 
 #include "autograd/parameter.h"
@@ -17,8 +18,9 @@ class AdamW {
  public:
   // Allocates two moments per parameter, zero, in the masters' dtype. The parameters (distinct, of
   // one device and dtype) must outlive it and stay where they are. Throws UsageError for a setting
-  // out of its range.
-  AdamW(std::vector<Parameter*> parameters, const AdamWConfig& config);
+  // out of its range. `rates` gives each parameter's factor of the learning rate; empty: 1.
+  using Rates = std::function<float(const Parameter&)>;
+  AdamW(std::vector<Parameter*> parameters, const AdamWConfig& config, const Rates& rates = {});
 
   // The squared global norm (1) of all gradients, on the device. A parameter whose gradient nobody
   // has written since zero_grad() counts as zero.

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "lora/proof.h"
+#include "lora/rank_patterns.h"
 #include "lora/trainer.h"
 #include "nn/evaluation.h"
 #include "run/plan.h"
@@ -29,9 +30,17 @@ struct FinetuneSettings {
   std::string prompt_text = {};                     // what prompt starts as; empty: noise
   std::int64_t prefix_hidden = 0;   // > 0: prefix is made by an MLP of this hidden size
   std::int64_t adapter_layers = 0;  // of llama-adapter, from the top; 0: all but the first two
-  std::vector<std::string> targets = {};   // empty: all-linear
-  std::optional<std::int64_t> steps = {};  // or
-  std::optional<double> epochs = {};       // only one of the two; neither: default_epochs()
+  std::vector<std::string> targets = {};  // empty: all-linear
+  // LoRA's variants: lora/rank_patterns.h, lora/lora_init.h, lora/lora_plus.h.
+  std::vector<std::int64_t> layers = {};  // empty: all
+  ByPattern<std::int64_t> rank_pattern = {};
+  ByPattern<double> alpha_pattern = {};
+  bool rslora = false;  // scale alpha / sqrt(rank)
+  bool dora = false;    // lora/dora.h
+  LoraInit init = LoraInit::Kaiming;
+  std::optional<double> loraplus_ratio = {};  // learning rate of B in units of lr
+  std::optional<std::int64_t> steps = {};     // or
+  std::optional<double> epochs = {};          // only one of the two; neither: default_epochs()
   std::int64_t batch = 8, grad_accum = 1;
   std::optional<std::int64_t> seq_len = {};  // unset: 1024, or what the model has if that is less
   // What of these three is unset is filled in by run/defaults.h.
@@ -93,6 +102,7 @@ struct FinetuneResult : RunProgress {
   std::int64_t steps = 0;
   std::optional<Evaluation> eval_after;
   std::int64_t trainable_parameters = 0, base_parameters = 0;
+  std::string trained = "A and B";  // or "A, B and the magnitudes"
   MemoryReport memory;
   std::int64_t kept_step = 0;    // whose adapter was saved
   bool out_of_patience = false;  // the run ended before its last step

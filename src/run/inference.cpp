@@ -45,9 +45,16 @@ InferenceModel open_inference(const InferenceSettings& settings) {
   InferenceModel m;
   m.backend = open_device(settings.device);
   const DType dtype = parse_compute_dtype(settings.dtype, *m.backend);
-  const WeightStorage storage = parse_storage(settings, *m.backend);
+  WeightStorage storage = parse_storage(settings, *m.backend);
   std::unique_ptr<MethodFile> file;  // read first: a bad adapter is found before the model is read
   if (!settings.adapter.empty()) file = open_method(settings.adapter);
+  if (file && file->needs_dense_base() && storage == WeightStorage::Quantised) {
+    require(
+        settings.weights != "quantised",
+        "`weights` quantised: DoRA needs the norms of the base's rows, which only dense weights "
+        "give");
+    storage = WeightStorage::Dense;
+  }
   if (file && !settings.named_adapters.empty())
     throw UsageError("`adapter`: either one folder for all prompts or name=folder each time");
   std::vector<std::pair<std::string, AdapterFile>> named;

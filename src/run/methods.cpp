@@ -6,6 +6,7 @@
 #include "io/json.h"
 #include "io/paths.h"
 #include "lora/adapter_io.h"
+#include "lora/rank_patterns.h"
 #include "methods/method_set.h"
 
 namespace lk {
@@ -20,6 +21,7 @@ class LoraFile : public MethodFile {
   std::string method() const override { return "lora"; }
   BaseIdentity base() const override { return {file_.base_model, file_.base_fingerprint}; }
   std::string summary() const override { return lk::summary(file_); }
+  bool needs_dense_base() const override { return file_.config.shape.dora; }
   std::vector<std::string> disagreements(const ModelConfig& config) const override {
     return lk::disagreements(file_, config);
   }
@@ -59,7 +61,9 @@ constexpr std::array kKinds = {
          [](const MethodConfig& c) {
            std::string targets;
            for (const std::string& t : c.lora.targets) targets += (targets.empty() ? "" : ", ") + t;
-           return concat("rank ", c.lora.shape.rank, " on ", targets);
+           if (!c.lora.layers.empty()) targets += " of layers " + layers_text(c.lora.layers);
+           return concat(c.lora.shape.dora ? "DoRA, " : "", "rank ", c.lora.shape.rank, " on ",
+                         targets);
          },
          nullptr, nullptr},
     Kind{"prompt", [](const Json& config) { return is_peft_type(config, "PROMPT_TUNING"); },
@@ -135,6 +139,10 @@ class MethodSetFile : public MethodFile {
     for (const auto& f : files_) n += f->first_position();
     return n;
   }
+  bool needs_dense_base() const override {
+    return std::any_of(files_.begin(), files_.end(),
+                       [](const auto& f) { return f->needs_dense_base(); });
+  }
   std::vector<std::string> disagreements(const ModelConfig& config) const override {
     std::vector<std::string> all;
     for (const auto& f : files_)
@@ -194,9 +202,10 @@ std::unique_ptr<Method> make_method(Transformer& model, const MethodConfig& conf
   return std::make_unique<MethodSet>(std::move(methods));
 }
 
-std::string what_trains(const std::vector<std::string>& names) {
-  if (names == std::vector<std::string>{"lora"}) return "A and B";
-  return concat("what ", MethodConfig{names, {}}.text(), " trains");
+std::string what_trains(const MethodConfig& config) {
+  if (config.names == std::vector<std::string>{"lora"})
+    return config.lora.shape.dora ? "A, B and the magnitudes" : "A and B";
+  return concat("what ", config.text(), " trains");
 }
 
 std::string describe(const MethodConfig& config) {

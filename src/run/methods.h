@@ -35,7 +35,7 @@ void check_methods(const std::vector<std::string>& names);
 std::unique_ptr<Method> make_method(Transformer& model, const MethodConfig& config);
 
 // What one who reads a proof should know trains: "A and B", "what prefix trains".
-std::string what_trains(const std::vector<std::string>& names);
+std::string what_trains(const MethodConfig& config);
 
 // How a method is set, for people: "rank 16 on q_proj, v_proj".
 std::string describe(const MethodConfig& config);

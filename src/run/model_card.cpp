@@ -55,6 +55,7 @@ std::string model_card(const FinetuneSettings& s, const FinetuneResult& r, const
   for (const auto& [name, value] : f.method) row(name.c_str(), value);
   row("trainable parameters", r.trainable_parameters, " beside ", r.base_parameters, " frozen");
   row("learning rate", *s.lr, ", ", *s.schedule, ", warm-up ", *s.warmup, " steps");
+  if (s.loraplus_ratio) row("learning rate of B", *s.loraplus_ratio, " times that (LoRA+)");
   row("weight decay, clip, seed", s.weight_decay, ", ", s.clip, ", ", s.seed);
   if (s.label_smoothing != 0) row("label smoothing", s.label_smoothing);
   row("computed in", f.dtype, " on ", f.device);

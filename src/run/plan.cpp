@@ -28,6 +28,12 @@ std::vector<std::int64_t> lengths(const PlanRequest& r) {
                                    r.seq_len + virtual_tokens(r.methods));
 }
 
+// The same methods but for their first values, which take no memory of their own.
+MethodConfig without_values(MethodConfig methods) {
+  methods.lora.init = LoraInit::Kaiming;
+  return methods;
+}
+
 std::int64_t longest(const PlanRequest& r) {
   std::vector<std::int64_t> all = lengths(r);
   return *std::max_element(all.begin(), all.end());
@@ -40,7 +46,7 @@ class Planner {
       : backend_(open_plan_device(r.device)),
         model_(*backend_, r.model, blank_weights(*backend_, r.model, r.compute_dtype),
                r.compute_dtype, r.seq_len + virtual_tokens(r.methods)),
-        method_(make_method(model_, r.methods)) {
+        method_(make_method(model_, without_values(r.methods))) {
     method_->lay_out_for_training();
     trainer_.emplace(model_, *method_, TrainerConfig{});
     // All further micro-batches need what the second needs.

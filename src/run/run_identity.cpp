@@ -62,8 +62,8 @@ Json to_json(const ModelConfig& config) {
 
 // Members of `lora` stand in the identity under their own names. The seed is a setting.
 void add_lora(const LoraConfig& lora, Json& identity) {
-  const auto& [shape, targets, seed, exceptions, wide_ranks] = lora;
-  const auto& [rank, alpha, dropout, rslora] = shape;
+  const auto& [shape, targets, seed, exceptions, wide_ranks, layers, init] = lora;
+  const auto& [rank, alpha, dropout, rslora, dora] = shape;
   identity.update({{"rank", rank},
                    {"alpha", alpha},
                    {"dropout", dropout},
@@ -71,6 +71,10 @@ void add_lora(const LoraConfig& lora, Json& identity) {
                    {"targets", targets},
                    {"wide_ranks", wide_ranks}});
   static_cast<void>(seed);
+  // Only where they are set: a checkpoint of a version that did not know them goes on without.
+  if (!layers.empty()) identity["layers"] = layers;
+  if (dora) identity["dora"] = true;
+  if (init != LoraInit::Kaiming) identity["init"] = lora_init_name(init);
   for (const auto& [path, own] : exceptions)
     identity["exceptions"][path] = {{"rank", own.rank}, {"alpha", own.alpha}};
 }
@@ -99,13 +103,14 @@ void collect(const Json& before, const Json& now, const std::string& prefix,
 
 SortedSettings sort_settings(const FinetuneSettings& settings) {
   const auto& [model, data, out, rank, alpha, dropout, methods, virtual_tokens, prompt_text,
-               prefix_hidden, adapter_layers, targets, steps, epochs, batch, grad_accum, seq_len,
-               lr, schedule, warmup, weight_decay, clip, label_smoothing, seed, device, dtype,
-               init_adapter, shuffle, long_rows, skip_bad_rows, packing, format, chat_template,
-               train_on, columns, system, base_name, eval_data, eval_split, eval_rows, eval_every,
-               keep, patience, save_every, resume, recompute, memory_limit, memory, verify_base,
-               show_rows, samples, sample_every, tensorboard] = settings;
-  // Settings that run_identity() has as they were resolved: rank, alpha, dropout and targets of the
+               prefix_hidden, adapter_layers, targets, layers, rank_pattern, alpha_pattern, rslora,
+               dora, init, loraplus_ratio, steps, epochs, batch, grad_accum, seq_len, lr, schedule,
+               warmup, weight_decay, clip, label_smoothing, seed, device, dtype, init_adapter,
+               shuffle, long_rows, skip_bad_rows, packing, format, chat_template, train_on, columns,
+               system, base_name, eval_data, eval_split, eval_rows, eval_every, keep, patience,
+               save_every, resume, recompute, memory_limit, memory, verify_base, show_rows, samples,
+               sample_every, tensorboard] = settings;
+  // Settings that run_identity() has as they were resolved: what LoraConfig has of the
   // adapter, the number of steps, the format found and the computing dtype. And those that leave no
   // trace: resume, show_rows.
   SortedSettings sorted{{{"model", model},
@@ -151,6 +156,7 @@ SortedSettings sort_settings(const FinetuneSettings& settings) {
   if (!columns.empty()) sorted.shaping["columns"] = columns.text();
   if (label_smoothing != 0) sorted.shaping["label_smoothing"] = label_smoothing;
   if (system) sorted.shaping["system"] = *system;
+  if (loraplus_ratio) sorted.shaping["loraplus_ratio"] = *loraplus_ratio;
   return sorted;
 }
 

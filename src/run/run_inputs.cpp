@@ -37,9 +37,12 @@ void choose_lora(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in)
   LoraConfig& lora = in.methods.lora;
   if (!s.rank) s.rank = default_rank(in.model->config());
   lora.shape = {*s.rank, s.alpha.value_or(static_cast<double>(*s.rank)),
-                static_cast<float>(s.dropout)};
+                static_cast<float>(s.dropout), s.rslora, s.dora};
   lora.targets = s.targets.empty() ? std::vector<std::string>{"all-linear"} : s.targets;
   lora.seed = s.seed;
+  lora.layers = s.layers;
+  lora.init = s.init;
+  apply_patterns(lora, in.model->config(), s.rank_pattern, s.alpha_pattern);
   if (s.init_adapter.empty()) return;
   in.init = open_adapter(s.init_adapter);
   in.init_sha256 = sha256_file(s.init_adapter + "/" + kAdapterWeights);

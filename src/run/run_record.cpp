@@ -21,7 +21,10 @@ Json run_json(const FinetuneSettings& s, const RunInputs& in, const RunFacts& fa
               {"base",
                {{"path", s.model},
                 {"sha256", or_null(facts.fingerprint)},
-                {"weights_sha256", facts.base_hash}}},
+                {"weights_sha256", facts.base_hash},
+                {"weights_are", changes_base(in.methods.lora.init)
+                                    ? "what is left of the base without the start of A and B"
+                                    : "the base's"}}},
               {"parameters",
                {{"base", result.base_parameters}, {"trainable", result.trainable_parameters}}},
               {"data",

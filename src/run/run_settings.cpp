@@ -53,6 +53,20 @@ void validate_settings(const FinetuneSettings& s, bool own_rows) {
   // Dropout is computed with as F32, in which all above 0.99999997 is 1.
   require(s.dropout >= 0 && static_cast<float>(s.dropout) < 1, "`dropout` ", s.dropout,
           ": must be in [0, 1)");
+  require(!s.loraplus_ratio || (std::isfinite(*s.loraplus_ratio) && *s.loraplus_ratio > 0),
+          "`loraplus_ratio` ", s.loraplus_ratio.value_or(0), ": must be positive");
+  require(!s.dora || !changes_base(s.init), "`dora` and `init` ", lora_init_name(s.init),
+          ": give one of the two, as PEFT has no way to save both for the base as it was");
+  const bool has_lora = std::find(s.methods.begin(), s.methods.end(), "lora") != s.methods.end();
+  const bool shaped = s.rslora || s.dora || !s.layers.empty() || !s.rank_pattern.empty() ||
+                      !s.alpha_pattern.empty() || s.init != LoraInit::Kaiming;
+  require(s.init_adapter.empty() || !shaped,
+          "`init_adapter` comes with its ranks, alphas and modules: `rslora`, `dora`, `layers`, "
+          "`rank_pattern`, `alpha_pattern` and `init` are for a new adapter");
+  require(
+      has_lora || (!shaped && !s.loraplus_ratio),
+      "`rslora`, `dora`, `layers`, `rank_pattern`, `alpha_pattern`, `init` and `loraplus_ratio` "
+      "are LoRA's, which `method` does not have");
   require(!(s.steps && s.epochs), "`steps` and `epochs`: give one of the two");
   require(!s.steps || *s.steps >= 1, "`steps` must be at least 1");
   require(!s.epochs || (std::isfinite(*s.epochs) && *s.epochs > 0), "`epochs` must be positive");

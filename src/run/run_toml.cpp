@@ -63,12 +63,13 @@ struct Lines {
 std::string run_toml(const FinetuneSettings& settings) {
   // Takes the struct apart into all of its members: a new one does not compile until it stands here.
   const auto& [model, data, out, rank, alpha, dropout, methods, virtual_tokens, prompt_text,
-               prefix_hidden, adapter_layers, targets, steps, epochs, batch, grad_accum, seq_len,
-               lr, schedule, warmup, weight_decay, clip, label_smoothing, seed, device, dtype,
-               init_adapter, shuffle, long_rows, skip_bad_rows, packing, format, chat_template,
-               train_on, columns, system, base_name, eval_data, eval_split, eval_rows, eval_every,
-               keep, patience, save_every, resume, recompute, memory_limit, memory, verify_base,
-               show_rows, samples, sample_every, tensorboard] = settings;
+               prefix_hidden, adapter_layers, targets, layers, rank_pattern, alpha_pattern, rslora,
+               dora, init, loraplus_ratio, steps, epochs, batch, grad_accum, seq_len, lr, schedule,
+               warmup, weight_decay, clip, label_smoothing, seed, device, dtype, init_adapter,
+               shuffle, long_rows, skip_bad_rows, packing, format, chat_template, train_on, columns,
+               system, base_name, eval_data, eval_split, eval_rows, eval_every, keep, patience,
+               save_every, resume, recompute, memory_limit, memory, verify_base, show_rows, samples,
+               sample_every, tensorboard] = settings;
   static_cast<void>(resume), static_cast<void>(show_rows);  // of one call, not of the run
   Lines l{"# finetune --config run.toml --out DIR trains the same adapter.\n"};
   l.add("model", model);
@@ -83,6 +84,13 @@ std::string run_toml(const FinetuneSettings& settings) {
   if (prefix_hidden > 0) l.add("prefix-hidden", prefix_hidden);
   if (adapter_layers > 0) l.add("adapter-layers", adapter_layers);
   l.add_text("targets", list_text(targets));
+  l.add_text("layers", layers_text(layers));
+  l.add_text("rank-pattern", pattern_text(rank_pattern));
+  l.add_text("alpha-pattern", pattern_text(alpha_pattern));
+  l.add("rslora", rslora);
+  l.add("dora", dora);
+  l.add("init", std::string(lora_init_name(init)));
+  l.add("loraplus-ratio", loraplus_ratio);
   l.add("steps", steps);
   l.add("epochs", epochs);
   l.add("batch", batch);

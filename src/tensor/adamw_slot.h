@@ -13,6 +13,7 @@ struct AdamWSlot {
   Tensor compute;            // BF16 copy refreshed with the new value: a matrix that may have a
                              // row stride; undefined if not needed
   float weight_decay = 0;
+  float lr_factor = 1;  // of the step's learning rate
 };
 
 struct AdamWStep {

@@ -39,6 +39,7 @@ class AdamW;
 class LoraKernels;
 class CacheKernels;
 class AdapterKernels;
+class DoraKernels;
 class SharedKeyKernels;
 
 // The target of a row that does not count towards the loss: see Note [Padded batches] in
@@ -63,11 +64,12 @@ class Backend {
   // What the device does well. No layer above asks which device it is.
   const DeviceTraits& traits() const { return traits_; }
   // Kernels for more than the core's ops, null where the device has none; callers then compose the
-  // core's ops. See tensor/lora_kernels.h, tensor/cache_kernels.h, tensor/adapter_kernels.h and
-  // tensor/shared_keys.h.
+  // core's ops. See tensor/lora_kernels.h, tensor/cache_kernels.h, tensor/adapter_kernels.h,
+  // tensor/dora_kernels.h and tensor/shared_keys.h.
   virtual LoraKernels* lora_kernels() { return nullptr; }
   virtual CacheKernels* cache_kernels() { return nullptr; }
   virtual AdapterKernels* adapter_kernels() { return nullptr; }
+  virtual DoraKernels* dora_kernels() { return nullptr; }
   virtual SharedKeyKernels* shared_key_kernels() { return nullptr; }
   // Whether a Weight may stay in blocks of this type for linear_forward and embedding_forward.
   virtual bool keeps_quantised(const GgmlType& type) const {

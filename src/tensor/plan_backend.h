@@ -10,6 +10,7 @@
 
 #include "tensor/backend.h"
 #include "tensor/backend_ops.h"
+#include "tensor/dora_kernels.h"
 #include "tensor/shared_keys.h"
 
 namespace lk {
@@ -29,6 +30,7 @@ class PlanBackend : public Backend, protected SharedKeyKernels {
   void synchronize() override {}
   std::unique_ptr<HostCopy> offload(const Tensor& x) override;
   void prepare_linear(Weight&) override {}
+  DoraKernels* dora_kernels() override { return &dora_kernels_; }
   SharedKeyKernels* shared_key_kernels() override { return this; }
 
 #define LK_DO_NOTHING(op, parameters, arguments) \
@@ -52,6 +54,7 @@ class PlanBackend : public Backend, protected SharedKeyKernels {
  private:
   // More than any machine has, and so little that sums of it do not overflow.
   static constexpr std::uintptr_t kMostBytes = std::uintptr_t{1} << 56;
+  NoDoraKernels dora_kernels_{weight_gradient_count()};
   std::uintptr_t next_ = 4096;  // addresses are only names here: never read, never written
 };
 

@@ -64,15 +64,23 @@ def main(build):
         return json.loads(run(tools / "evaluate", "--model", MODEL, "--adapter", folder, "--data", ROWS,
                               "--seq-len", 128))["loss"]
 
-    for targets, rank, alpha in ("all-linear", 8, 16), ("q_proj,v_proj,down_proj", 3, 8), ("o_proj", 1, 0.5):
+    for targets, rank, alpha, *variant in (
+        ("all-linear", 8, 16), ("q_proj,v_proj,down_proj", 3, 8), ("o_proj", 1, 0.5),
+        ("all-linear", 4, 8, "--rslora"), ("all-linear", 4, 8, "--dora"),
+        ("all-linear", 4, 8, "--dora", "--rslora", "--dropout", 0.1), ("all-linear", 4, 8, "--init", "pissa"),
+        ("all-linear", 4, 8, "--init", "olora", "--rslora"), ("q_proj,v_proj", 4, 8, "--layers", 1),
+        ("all-linear", 4, 8, "--rank-pattern", "v_proj=2,layers.0.*=3", "--alpha-pattern", "down_proj=5"),
+        ("all-linear", 4, 8, "--init", "gaussian", "--loraplus-ratio", 8)):
         with tempfile.TemporaryDirectory() as scratch:
             out = pathlib.Path(scratch) / "adapter"
-            name = f"{targets} rank {rank} alpha {alpha}"
+            name = " ".join([f"{targets} rank {rank} alpha {alpha}", *map(str, variant)])
             run(tools / "finetune", "--model", MODEL, "--data", ROWS, "--out", out, "--rank", rank, "--alpha", alpha,
-                "--targets", targets, "--steps", 8, "--batch", 4, "--seq-len", 128, "--lr", 1e-2)
+                "--targets", targets, "--steps", 8, "--batch", 4, "--seq-len", 128, "--lr", 1e-2, *variant)
             model = with_adapter(out)
             ours = {k: v for k, v in load_file(out / "adapter_model.safetensors").items()}
-            theirs = {golden.file_name(k): v for k, v in model.named_parameters() if v.requires_grad}
+            theirs = {
+                golden.file_name(k).replace("magnitude_vector.weight", "magnitude_vector"): v
+                for k, v in model.named_parameters() if v.requires_grad}
             check(f"{name}: PEFT uses every tensor of ours", ours.keys() == theirs.keys() and all(
                 torch.equal(ours[k], theirs[k].detach()) for k in ours))
             close(f"{name}: loss of our adapter", our_loss(out), golden.evaluate(model, rows))

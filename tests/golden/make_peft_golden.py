@@ -1,6 +1,7 @@
 """Makes tests/golden/peft/: what Hugging Face PEFT computes, so that our tests can compare without Python.
 
     python make_peft_golden.py tiny                        tiny model, its data, adapters and numbers
+    python make_peft_golden.py variants                    variants.json and folders: LoRA's variants on the tiny model
     python make_peft_golden.py smoothed                    smoothed.json: ten steps of the tiny model with smoothed labels
     python make_peft_golden.py families                    families.json: ten steps of every family's tiny model
     python make_peft_golden.py smollm2 MODEL.gguf DATA     smollm2.json; DATA holds e2e_train.jsonl, e2e_test.jsonl
@@ -28,6 +29,10 @@ Files: <case>.json holds the settings and
                                rounding alone moves them
   eval_before, eval_after      loss over `eval_rows` rows, before the first and after the last step
 <case>.initial/, <case>.after/ PEFT adapter folders, before the first step and after step `after_step` (tiny only)
+variants.json                  per case of VARIANT_CASES: its settings, losses and losses_f64, grad_norms, eval_after;
+                               with an init that changes the base also `products`: A and B after the last step as
+                               PEFT converts them, module -> elements of B A
+<case>.after/                  of the DoRA case, after its last step
 families.json                  per model of ../models: the settings, rows (ids and where supervision begins), tensors
                                (name -> shape, as PEFT saves them), losses, losses_f64, and the bits of PEFT's config
                                that depend on the family: target_modules, fan_in_fan_out
@@ -38,12 +43,14 @@ import json
 import pathlib
 import shutil
 import sys
+import tempfile
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import load_file, save_file
 
 OUT = pathlib.Path(__file__).parent / "peft"
@@ -57,6 +64,20 @@ TINY_CASES = {
         rank=3, alpha=8, targets=["q_proj", "v_proj", "down_proj"], b_bound=0.2, lr=1e-2,
         schedule="linear", warmup=4, weight_decay=0.1, clip=0.5, batch=2, grad_accum=3, steps=20,
         after_step=20, eval_rows=8),
+}
+VARIANT_BASE = dict(
+    rank=4, alpha=8, targets=["q_proj", "v_proj", "down_proj"], b_bound=0.2, lr=5e-3, schedule="constant", warmup=0,
+    weight_decay=0.05, clip=1.0, batch=3, grad_accum=2, steps=10, after_step=10, eval_rows=8)
+# `lora` goes to LoraConfig as it is.
+VARIANT_CASES = {
+    "rslora": dict(lora=dict(use_rslora=True)),
+    "patterns": dict(lora=dict(rank_pattern={r"layers\.0\..*": 2, "down_proj": 6}, alpha_pattern={"v_proj": 3}, use_rslora=True)),
+    "layers": dict(lora=dict(layers_to_transform=[1])),
+    "loraplus": dict(lora={}, loraplus_ratio=4),
+    "pissa": dict(lora=dict(init_lora_weights="pissa")),
+    "olora": dict(lora=dict(init_lora_weights="olora", use_rslora=True)),
+    "dora": dict(lora=dict(use_dora=True)),
+    "dora_loraplus": dict(lora=dict(use_dora=True, use_rslora=True), loraplus_ratio=4),
 }
 SMOLLM2_CASES = {
     "smollm2": dict(
@@ -90,6 +111,8 @@ def file_name(parameter_name):
 def fill_adapter(model, b_bound):
     named = [(file_name(n), p) for n, p in model.named_parameters() if p.requires_grad]
     for n, (name, p) in enumerate(sorted(named)):
+        if ".lora_magnitude_vector." in name:  # stays as it is: the norms of W's rows
+            continue
         bound = np.float32(1 / np.sqrt(p.shape[1])) if ".lora_A." in name else np.float32(b_bound)
         values = formula_values(n, p.numel()) * bound
         p.data = torch.from_numpy(values).reshape(p.shape).to(p.dtype)
@@ -98,9 +121,10 @@ def fill_adapter(model, b_bound):
 def attach(model, case):
     config = LoraConfig(
         r=case["rank"], lora_alpha=case["alpha"], target_modules=sorted(case["targets"]), lora_dropout=0.0,
-        bias="none", task_type="CAUSAL_LM")
+        bias="none", task_type="CAUSAL_LM", **case.get("lora", {}))
     model = get_peft_model(model, config)
-    fill_adapter(model, case["b_bound"])
+    if not case.get("lora", {}).get("init_lora_weights"):
+        fill_adapter(model, case["b_bound"])
     return model
 
 
@@ -170,8 +194,13 @@ def loss_sum_alone(model, rows):
 
 def train(model, case, rows, eval_rows, on_step=lambda k, model: None, loss_sum=loss_sum):
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=case["lr"], betas=(0.9, 0.999), eps=1e-8, weight_decay=case["weight_decay"])
+    adamw = dict(lr=case["lr"], betas=(0.9, 0.999), eps=1e-8)
+    if ratio := case.get("loraplus_ratio"):
+        optimizer = create_loraplus_optimizer(
+            model, torch.optim.AdamW, loraplus_lr_ratio=ratio, loraplus_weight_decay=case["weight_decay"], **adamw)
+    else:
+        optimizer = torch.optim.AdamW(parameters, weight_decay=case["weight_decay"], **adamw)
+    factors = [group["lr"] / case["lr"] for group in optimizer.param_groups]
     out = dict(losses=[], grad_norms=[], tokens=[], eval_before=evaluate(model, eval_rows))
     next_row = 0
     for k in range(case["steps"]):
@@ -188,7 +217,8 @@ def train(model, case, rows, eval_rows, on_step=lambda k, model: None, loss_sum=
         norm = torch.sqrt(sum((p.grad.double() ** 2).sum() for p in parameters)).item()
         if case["clip"] > 0:
             torch.nn.utils.clip_grad_norm_(parameters, case["clip"])
-        optimizer.param_groups[0]["lr"] = learning_rate(case, k)
+        for group, factor in zip(optimizer.param_groups, factors):
+            group["lr"] = learning_rate(case, k) * factor
         optimizer.step()
         optimizer.zero_grad()
         out["losses"].append(loss)
@@ -260,6 +290,53 @@ def make_tiny():
             logits = reread(input_ids=ids[None]).logits[0]
         save_file({"ids": ids.float(), "logits": logits.contiguous()}, OUT / f"{name}.logits.safetensors")
 
+
+# ---- LoRA's variants ------------------------------------------------------------------------------
+
+def make_variants():
+    folder = OUT / "tiny"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    rows = read_rows(OUT / "rows.jsonl", tokenizer)
+
+    def load():
+        return transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+
+    out = {}
+    for name, own in VARIANT_CASES.items():
+        case = {**VARIANT_BASE, **own}
+        changes_base = "init_lora_weights" in case["lora"]
+        model = attach(load(), case)
+        with tempfile.TemporaryDirectory() as scratch:
+            if changes_base:
+                model.peft_config["default"].init_lora_weights = True
+                model.save_pretrained(scratch + "/initial", save_embedding_layers=False)
+            result = train(model, case, rows, rows[-case["eval_rows"] :])
+            result["losses_f64"] = train(attach(load(), case).double(), case, rows, [])["losses"]
+            if changes_base:
+                model.save_pretrained(
+                    scratch + "/after", save_embedding_layers=False,
+                    path_initial_model_for_weight_conversion=scratch + "/initial")
+                config = json.loads(pathlib.Path(scratch, "after", "adapter_config.json").read_text())
+                result["converted"] = {k: config[k] for k in ("r", "lora_alpha", "init_lora_weights", "use_rslora")}
+                tensors = load_file(scratch + "/after/adapter_model.safetensors")
+                result["products"] = {
+                    k.removesuffix(".lora_A.weight").removeprefix("base_model.model."): (
+                        tensors[k.replace("_A", "_B")].double() @ a.double()).flatten()[::97].tolist()
+                    for k, a in sorted(tensors.items()) if ".lora_A." in k and ".layers.0." in k}
+        if name == "dora":
+            save_adapter(model, OUT / "dora.after")
+            ids = torch.tensor(rows[0][0])
+            with torch.no_grad():
+                result["last_logits"] = model.eval()(input_ids=ids[None]).logits[0, -1].tolist()
+                result["ids"] = rows[0][0]
+        out[name] = {**case, **result}
+        a, b = np.array(result["losses"]), np.array(result["losses_f64"])
+        print(name, "float32 against float64:", np.abs(a / b - 1).max(), file=sys.stderr)
+    text = json.dumps(out, separators=(",", ":"))
+    (OUT / "variants.json").write_text(text.replace('},"', '},\n"') + "\n")
+
+
+# ---- smoothed labels ----
 
 def make_smoothed():
     """The case `subset` with smoothed labels; its evaluations are plain."""
@@ -360,6 +437,8 @@ if __name__ == "__main__":
     what, *rest = sys.argv[1:] or ["help"]
     if what == "tiny" and not rest:
         make_tiny()
+    elif what == "variants" and not rest:
+        make_variants()
     elif what == "smoothed" and not rest:
         make_smoothed()
     elif what == "families" and not rest:

@@ -1,0 +1,25 @@
+// The CUDA device's kernels for DoRA, defined in dora.cu.
+#pragma once
+
+#include "cuda/cuda_backend.h"
+#include "tensor/dora_kernels.h"
+
+namespace lk {
+
+class CudaDoraKernels final : public DoraKernels {
+ public:
+  CudaDoraKernels(CudaBackend& backend, std::int64_t& weight_gradients)
+      : DoraKernels(weight_gradients), backend_(backend) {}
+
+  void inverse_norms(const Tensor& inverse, const Tensor& w_sq, const Tensor& wa,
+                     const Tensor& gram, const Tensor& b, double s) override;
+  void scale_columns(const Tensor& y, GradMode mode, const Tensor& x, const Tensor& m,
+                     const Tensor& inverse, const Weight* shift) override;
+
+ private:
+  void run_column_dots(const Tensor& dm, GradMode mode, const Tensor& dy, const Tensor& v,
+                       const Tensor& inverse) override;
+  CudaBackend& backend_;
+};
+
+}  // namespace lk
