@@ -1,10 +1,13 @@
 // Generation: would catch a KV cache off by one, positions that restart, sampling that ignores its
 // seed.
+#include <map>
 #include <numeric>
 
 #include "cpu/cpu_backend_impl.h"
 #include "io/gguf.h"
+#include "io/json.h"
 #include "io/utf8.h"
+#include "modelfile/load.h"
 #include "nn/generate.h"
 #include "run/conversation.h"
 #include "tiny_model.h"
@@ -381,4 +384,63 @@ TEST_CASE("stop texts and callbacks end one sequence and leave the others alone"
   CHECK(!refused[1].stopped);
   CHECK(refused[0].ids == cut[0].ids);
   CHECK_THROWS_AS(Generator(model, nullptr).run(requests), UsageError);  // stop needs a tokenizer
+}
+
+// The cases are golden/make_beam_golden.py's: beams, length penalties, stop tokens, repeated n-grams.
+TEST_CASE("beam search finds what transformers finds, alone and among other searches") {
+  auto backend = make_cpu_backend();
+  const std::string golden = std::string(LK_TEST_DATA) + "/golden/";
+  const ModelFile file(golden + "peft/tiny");
+  LoadedModel loaded = load_weights(*backend, file, DType::F32);
+  Transformer model(*backend, loaded.config, std::move(loaded.weights), DType::F32, 256);
+  const Json cases = read_json(golden + "beams.json");
+  REQUIRE(cases.size() >= 100);
+  std::map<std::int64_t, std::vector<GenerationRequest>> together;  // by number of beams
+  std::map<std::int64_t, std::vector<std::vector<std::int32_t>>> wanted;
+  for (const Json& c : cases) {
+    CAPTURE(c.dump());
+    GenerationRequest r;
+    r.prompt = c["prompt"].get<std::vector<std::int32_t>>();
+    r.sampling.max_tokens = c["max_tokens"];
+    r.sampling.beams = c["beams"], r.sampling.length_penalty = c["length_penalty"];
+    r.sampling.no_repeat_ngram = c["no_repeat_ngram"];
+    r.sampling.repetition_penalty = c["repetition_penalty"];
+    r.sampling.stop_ids = c["stop_ids"].get<std::vector<std::int32_t>>();
+    const Generation g = std::move(Generator(model, nullptr).run(std::span(&r, 1))[0]);
+    wanted[r.sampling.beams].push_back(c["ids"].get<std::vector<std::int32_t>>());
+    CHECK(g.ids == wanted[r.sampling.beams].back());
+    CHECK(g.stopped == c["stopped"].get<bool>());
+    together[r.sampling.beams].push_back(r);
+  }
+  for (const auto& [beams, requests] : together)
+    for (std::int64_t batch : {1, 9, 64}) {
+      const auto all =
+          Generator(model, nullptr, {.max_batch = batch, .prefill_rows = 4}).run(requests);
+      for (std::size_t i = 0; i < all.size(); ++i) CHECK(all[i].ids == wanted[beams][i]);
+    }
+}
+
+TEST_CASE("beams that can't be are refused, and a Generator serves both kinds in turn") {
+  auto backend = make_cpu_backend();
+  auto model = tiny_transformer(*backend, DType::F32);
+  Generator generator(*model, nullptr, {.capacity = 64, .reuse_prefix = true});
+  auto run = [&](auto&&... set) {
+    GenerationRequest r{{1, 2, 3}, {.max_tokens = 5}, -1};
+    (set(r.sampling), ...);
+    return generator.run(std::span(&r, 1))[0];
+  };
+  auto beams = [](std::int64_t n) { return [n](SamplingSettings& s) { s.beams = n; }; };
+  for (std::int64_t n : {0, -3, 31, 1 << 30}) CHECK_THROWS_AS(run(beams(n)), UsageError);
+  CHECK_THROWS_AS(run(beams(2), [](auto& s) { s.temperature = 1; }), UsageError);
+  CHECK_THROWS_AS(run(beams(2), [](auto& s) { s.top_p = 0.5; }), UsageError);
+  CHECK_THROWS_AS(run(beams(2), [](auto& s) { s.stop = {"x"}; }), UsageError);
+  CHECK_THROWS_AS(run(beams(2), [](auto& s) { s.length_penalty = INFINITY; }), UsageError);
+  CHECK_THROWS_AS(run([](auto& s) { s.length_penalty = 2; }), UsageError);
+  CHECK_THROWS_AS(run([](auto& s) { s.no_repeat_ngram = -1; }), UsageError);
+  const Generation greedy = run(), wide = run(beams(30));
+  CHECK(run().ids == greedy.ids);
+  CHECK(run(beams(30)).ids == wide.ids);
+  CHECK(run(beams(30), [](auto& s) { s.max_tokens = 60; }).ids.size() == 60);
+  // Once every token of the vocabulary stands in the text, no_repeat_ngram 1 rules none out.
+  CHECK(run([](auto& s) { s.max_tokens = 61, s.no_repeat_ngram = 1; }).ids.size() == 61);
 }

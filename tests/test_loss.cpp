@@ -11,7 +11,8 @@ namespace {
 void check_cross_entropy(const Subject& s) {
   for (auto [n, V] :
        {std::pair<std::int64_t, std::int64_t>{0, 5}, {1, 1}, {4, 7}, {9, 1000}, {3, 49152}})
-    for (double size : {1.0, 20.0, 300.0}) {
+    for (auto [size, smoothing] :
+         {std::pair{1.0, 0.0}, {20.0, 0.0}, {300.0, 0.0}, {20.0, 0.1}, {1.0, 0.9}}) {
       std::vector<std::int32_t> at;
       for (std::int64_t i = 0; i < n; ++i)
         at.push_back(static_cast<std::int32_t>((i * 131 + V - 1) % V));
@@ -22,17 +23,18 @@ void check_cross_entropy(const Subject& s) {
       Tensor targets = to_device(s.backend, Tag::Workspace, at),
              targets64 = to_device(reference(), Tag::Workspace, at);
       std::vector<double> before = values(logits);
-      s.backend.cross_entropy(losses, logits, targets, false, 0);
+      s.backend.cross_entropy(losses, logits, targets, false, 0, {}, smoothing);
       CHECK(values(logits) == before);
       std::vector<double> forward_only = values(losses);
-      s.backend.cross_entropy(losses, logits, targets, true, 0.25);
+      s.backend.cross_entropy(losses, logits, targets, true, 0.25, {}, smoothing);
       CHECK(values(losses) == forward_only);
-      reference().cross_entropy(losses64, logits64, targets64, true, 0.25);
+      reference().cross_entropy(losses64, logits64, targets64, true, 0.25, {}, smoothing);
       // x - max is rounded, |x - max| <= 12 size or so: exp of it is off by that rounding, and a
       // plain running sum of V floats by up to sqrt(V) u at 5 sigma.
       const double u = s.dtype == DType::F64 ? 0x1p-53 : 0x1p-24;
       const double slack = u * (12 * size + 5 * std::sqrt(static_cast<double>(V)) + 16);
-      const std::string what = concat(s.name, " n ", n, " V ", V, " size ", size);
+      const std::string what =
+          concat(s.name, " n ", n, " V ", V, " size ", size, " smoothing ", smoothing);
       check_close(values(losses), values(losses64), 2 * u, {slack}, what + " loss");
       std::vector<double> want = values(logits64);
       check_close(values(logits), want, unit_roundoff(s.dtype), {0.25 * 2 * slack},
@@ -47,6 +49,39 @@ TEST_CASE("cross-entropy agrees with the F64 twin") {
   for (const Subject& s : subjects()) check_cross_entropy(s);
   WithoutBf16Tile without;
   check_cross_entropy({"bf16 without its arithmetic", fast(), DType::BF16});
+}
+
+// (1 - E) L(target) + E mean over all tokens j of L(j), and the same mix of their gradients.
+TEST_CASE("smoothed cross-entropy is the mix of plain ones that defines it") {
+  constexpr std::int64_t V = 7;
+  constexpr double E = 0.3;
+  for (std::int32_t target : {0, 3, 6}) {
+    auto run = [&](std::int32_t at, double smoothing) {
+      Tensor logits = random_tensor(reference(), DType::F64, {1, V}, 1),
+             losses = reference().empty(Tag::Workspace, DType::F64, {1});
+      reference().cross_entropy(losses, logits,
+                                to_device(reference(), Tag::Workspace, std::vector{at}), true, 0.5,
+                                {}, smoothing);
+      std::vector<double> all = values(logits);
+      all.push_back(values(losses)[0]);
+      return all;
+    };
+    std::vector<double> want = run(target, 0);
+    for (double& x : want) x *= 1 - E;
+    for (std::int32_t j = 0; j < V; ++j) {
+      const std::vector<double> one = run(j, 0);
+      for (std::size_t i = 0; i < want.size(); ++i) want[i] += E / V * one[i];
+    }
+    check_close(run(target, E), want, 0, {0x1p-48}, concat("target ", target));
+  }
+  for (double bad : {-0.1, 1.0, std::nan("")}) {
+    Tensor logits = random_tensor(reference(), DType::F64, {1, V}, 1);
+    CHECK_THROWS_AS(
+        reference().cross_entropy(
+            reference().empty(Tag::Workspace, DType::F64, {1}), logits,
+            to_device(reference(), Tag::Workspace, std::vector<std::int32_t>{1}), true, 1, {}, bad),
+        Error);
+  }
 }
 
 TEST_CASE("targets outside the vocabulary are refused") {
@@ -166,6 +201,11 @@ const GradcheckFamily gradients([](GradcheckCases& out) {
                    return head_loss(t, in[0], head, some, {0.37, factor}, 2);
                  },
                  {rnd({5, 4}, 102)}});
+  out.push_back({"head_loss with smoothed targets",
+                 [=](Tape& t, const Vars& in) {
+                   return head_loss(t, in[0], head, some, {0.37, factor, 0.2}, 2);
+                 },
+                 {rnd({5, 4}, 105)}});
   // sum of sin(x) * weight, which depends on the place: a transposed gradient would be found.
   out.push_back({"host_loss",
                  [](Tape& t, const Vars& in) {

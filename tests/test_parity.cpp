@@ -832,14 +832,16 @@ TEST_CASE("cuda: cross-entropy") {
     for (Layout l : kLayouts)
       for (std::int64_t V : {1, 2, 7, 64, 1003, 50257})
         for (std::int64_t n : {0, 1, 5})
-          for (bool gradient : {false, true}) {
+          for (auto [gradient, smoothing] :
+               {std::pair{false, 0.0}, {true, 0.0}, {false, 0.1}, {true, 0.1}, {true, 0.9}}) {
             const double scale = 0.125;
             std::vector<std::int32_t> at;
             for (std::int64_t i = 0; i < n; ++i)
               at.push_back(static_cast<int>((i * 7919 + V - 1) % V));
             Results r = compare("cross_entropy", t, l, [&](const Side& s) {
               Guarded logits = numbers(s, n, V, 1, 5.0), losses = statistics(s, n, 1, 2);
-              s.backend.cross_entropy(losses.vector(), logits, indices(s, at), gradient, scale);
+              s.backend.cross_entropy(losses.vector(), logits, indices(s, at), gradient, scale, {},
+                                      smoothing);
               return std::vector<Guarded>{losses, logits};
             });
             std::vector<double> x = magnitudes(t, n * V, 1, 5.0), loss_slack, slack;
@@ -848,9 +850,13 @@ TEST_CASE("cuda: cross-entropy") {
               for (std::int64_t j = 0; j < V; ++j) largest = std::max(largest, x[i * V + j]);
               double epsilon =
                   0x1p-24 * (8 + 4 * (largest + 12));  // lse and exponents are this uncertain
-              loss_slack.push_back(epsilon);
+              // A mean of V logits in float: each of a thread's sums, at most 1024 terms, and the
+              // block's are off by that many roundings of `largest`.
+              const double terms = static_cast<double>(std::min<std::int64_t>(V, 1024)) + 16;
+              loss_slack.push_back(epsilon + smoothing * 0x1p-24 * terms * largest);
               for (std::int64_t j = 0; j < V; ++j) {
-                double p = std::abs(r.want[1][i * V + j]) + (j == at[i] ? 2 * scale : 0);
+                double p = std::abs(r.want[1][i * V + j]) + (j == at[i] ? 2 * scale : 0) +
+                           2 * scale * smoothing / static_cast<double>(V);
                 slack.push_back(gradient ? p * epsilon + 1e-38 : 0);
               }
             }

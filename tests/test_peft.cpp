@@ -153,6 +153,29 @@ TEST_CASE("twenty steps as PEFT trains them: losses, gradient norms, the adapter
   });
 }
 
+TEST_CASE("ten steps with smoothed labels as PEFT and torch train them; evaluation stays plain") {
+  on_every_device([](Backend& backend) {
+    Golden golden("smoothed");
+    TinyRun run(backend, "subset.initial");
+    Dataset data = run.rows();
+    std::vector<Row> eval_rows = last_rows(data, golden);
+    prepare_for_training(*run.model, *run.adapter);
+    TrainerConfig config = training(golden);
+    config.label_smoothing = golden.get<double>("label_smoothing");
+    Trainer trainer(*run.model, *run.adapter, config);
+    std::vector<double> losses = golden.numbers("losses_f64"), norms = golden.numbers("grad_norms");
+    REQUIRE(losses.size() == 10);
+    for (std::size_t k = 0; k < losses.size(); ++k) {
+      CAPTURE(k);
+      StepReport r = train_step(trainer, golden, data, static_cast<std::int64_t>(k));
+      CHECK(r.loss == doctest::Approx(losses[k]).epsilon(2e-6));
+      CHECK(r.grad_norm == doctest::Approx(norms[k]).epsilon(2e-5));
+    }
+    CHECK(evaluate(*run.model, eval_rows, 256).loss ==
+          doctest::Approx(golden.get<double>("eval_after")).epsilon(2e-6));
+  });
+}
+
 TEST_CASE("logits with an adapter that PEFT trained and wrote") {
   on_every_device([](Backend& backend) {
     for (const std::string name : {"all_linear", "subset"}) {

@@ -5,6 +5,7 @@
 #include "io/json.h"
 #include "tensor/error.h"
 #include "text/bleu.h"
+#include "text/e2e_scores.h"
 #include "text/rouge.h"
 
 using namespace lk;
@@ -30,23 +31,30 @@ TEST_CASE("13a: the words of every line are sacrebleu's") {
   }
 }
 
-TEST_CASE("BLEU and ROUGE-L of each corpus are sacrebleu's and rouge_score's") {
+TEST_CASE("scores of each corpus are sacrebleu's, rouge_score's and the published formulas'") {
   const Json corpora = golden().at("corpora");
   REQUIRE(corpora.size() == 8);
   for (std::size_t c = 0; c < corpora.size(); ++c) {
     CAPTURE(c);
     const Json& corpus = corpora[c];
     Bleu bleu;
+    E2eScores e2e;
     for (std::size_t i = 0; i < corpus.at("hypotheses").size(); ++i) {
       const auto hypothesis = corpus.at("hypotheses")[i].get<std::string>();
       const auto references = corpus.at("references")[i].get<std::vector<std::string>>();
       bleu.add(hypothesis, references);
+      e2e.add(hypothesis, references);
       const RougeL rouge = rouge_l(hypothesis, references);
       CAPTURE(hypothesis);
       check_close(rouge.precision, corpus.at("rouge_l")[i][0].get<double>());
       check_close(rouge.recall, corpus.at("rouge_l")[i][1].get<double>());
       check_close(rouge.f1, corpus.at("rouge_l")[i][2].get<double>());
     }
+    const Json& challenge = corpus.at("e2e");
+    check_close(e2e.bleu(), challenge.at("bleu").get<double>());
+    check_close(e2e.nist(), challenge.at("nist").get<double>());
+    check_close(e2e.rouge_l(), challenge.at("rouge_l").get<double>());
+    check_close(e2e.cider(), challenge.at("cider").get<double>());
     const Json& wanted = corpus.at("bleu");
     check_close(bleu.score(), wanted.at("score").get<double>());
     check_close(bleu.brevity_penalty(), wanted.at("bp").get<double>());
@@ -61,4 +69,5 @@ TEST_CASE("scores: a text without references is refused") {
   Bleu bleu;
   CHECK_THROWS_AS(bleu.add("x", {}), UsageError);
   CHECK_THROWS_AS(rouge_l("x", {}), UsageError);
+  CHECK_THROWS_AS(E2eScores().add("x", {}), UsageError);
 }

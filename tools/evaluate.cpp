@@ -79,7 +79,9 @@ OrderedJson generation(Settings s, const ByteSource& data, InferenceModel& m,
                        std::optional<StagedOutput>& predictions) {
   const std::vector<ReferenceRow> rows =
       load_references(data, *m.tokenizer, s.eval_rows(), s.sampling.max_tokens);
-  program::message(concat(s.data, ": ", rows.size(), " rows with references"));
+  std::size_t references = 0;
+  for (const ReferenceRow& row : rows) references += row.references.size();
+  program::message(concat(s.data, ": ", rows.size(), " prompts with ", references, " references"));
   s.sampling.stop_ids = m.tokenizer->stop_ids();
   const GenerationScores scores =
       score_generation(*m.model, *m.tokenizer, rows, s.sampling, s.batch, show_progress);
@@ -89,7 +91,16 @@ OrderedJson generation(Settings s, const ByteSource& data, InferenceModel& m,
           {"brevity_penalty", scores.brevity_penalty},
           {"rouge_l", scores.rouge_l},
           {"rouge_l_variant", "rouge-score rougeL F1, no stemmer, best reference, mean over rows"},
+          {"e2e",
+           {{"bleu", scores.e2e_bleu},
+            {"nist", scores.e2e_nist},
+            {"rouge_l", scores.e2e_rouge_l},
+            {"cider", scores.e2e_cider},
+            {"variant",
+             "formulas of e2e-metrics; mteval-v13a words in lower case, those of rouge_l "
+             "and cider without punctuation"}}},
           {"rows", scores.rows},
+          {"references", scores.references},
           {"hypothesis_tokens", scores.hypothesis_tokens},
           {"reference_tokens", scores.reference_tokens}};
 }
@@ -114,12 +125,23 @@ void add_flags(CLI::App& app, Settings& s) {
   app.add_option("--train-on", s.train_on, program::kTrainOnHelp)->capture_default_str();
   s.sampling.max_tokens = 64;
   app.add_flag("--generate", s.generate,
-               "answer each prompt greedily and score it against its references, its completion or "
-               "the assistant's last turn: BLEU, ROUGE-L");
+               "answer each prompt, greedily or with --beams, and score it against its references, "
+               "its completion or "
+               "the assistant's last turn: BLEU, ROUGE-L, NIST, CIDEr");
   app.add_option("--max-tokens", s.sampling.max_tokens, "of each answer")
       ->check(whole)
       ->capture_default_str();
-  app.add_option("--batch", s.batch, "answers at a time")->check(whole)->capture_default_str();
+  app.add_option("--no-repeat-ngram", s.sampling.no_repeat_ngram,
+                 "no N tokens in a row come twice in a prompt and its answer; 0 turns it off")
+      ->check(whole);
+  app.add_option("--beams", s.sampling.beams, "answer by beam search: the best of N beams")
+      ->check(whole);
+  app.add_option("--length-penalty", s.sampling.length_penalty,
+                 "beams are compared by log-probability / length^X (1)")
+      ->check(program::real_number());
+  app.add_option("--batch", s.batch, "answers at a time, or their beams")
+      ->check(whole)
+      ->capture_default_str();
   app.add_option("--predictions", s.predictions, "write prompts and answers here (.jsonl)");
   app.add_option("--device", s.inference.device, "auto, cpu, cuda, cuda:0")->capture_default_str();
   app.add_option("--dtype", s.inference.dtype, "auto, f32, bf16")->capture_default_str();
@@ -142,7 +164,7 @@ int main(int argc, char** argv) {
   return program::run(app, argc, argv, [&] {
     if (s.rows.max_rows == 0 || s.rows.max_rows < -1) throw UsageError("--rows must be at least 1");
     if (s.rows.seq_len < 2) throw UsageError("--seq-len must be at least 2");
-    if (s.sampling.max_tokens < 1) throw UsageError("--max-tokens must be at least 1");
+    check_sampling(s.sampling);
     if (s.batch < 1) throw UsageError("--batch must be at least 1");
     const bool settled = s.rows.format != "auto";  // --format names a format of rows for the loss
     if (settled && s.generate) throw UsageError("--generate takes no --format");
@@ -156,6 +178,8 @@ int main(int argc, char** argv) {
       throw UsageError("--train-on is for rows of chats");
     if (!s.predictions.empty() && kind != EvalKind::Generation)
       throw UsageError("--predictions: nothing is generated; add --generate");
+    if (kind != EvalKind::Generation && (s.sampling.beams > 1 || s.sampling.no_repeat_ngram > 0))
+      throw UsageError("--beams, --no-repeat-ngram: nothing is generated; add --generate");
     std::optional<StagedOutput> predictions;  // taken before the work, so that none is done in vain
     if (!s.predictions.empty())
       predictions.emplace(s.predictions, StagedOutput::Kind::File, std::uint64_t{0});

@@ -90,6 +90,10 @@ void add_training_flags(CLI::App& app, FinetuneSettings& s) {
       ->check(whole);
   app.add_option("--weight-decay", s.weight_decay, "decoupled, as AdamW")->check(real);
   app.add_option("--clip", s.clip, "global gradient norm; 0 is off")->check(real);
+  app.add_option("--label-smoothing", s.label_smoothing,
+                 "share of each target's probability that goes to the whole vocabulary, in "
+                 "training only")
+      ->check(real);
   app.add_option("--seed", s.seed, "of everything random")->check(whole)->capture_default_str();
 }
 

@@ -38,6 +38,7 @@ const std::map<std::string, std::string>& names_elsewhere() {
       {"--lr-scheduler-type", "--schedule"},
       {"--lr-scheduler", "--schedule"},
       {"--max-grad-norm", "--clip"},
+      {"--label-smoothing-factor", "--label-smoothing"},
       {"--eval-steps", "--eval-every"},
       {"--save-steps", "--save-every"},
       {"--val-set-size", "--eval-split"},

@@ -109,7 +109,9 @@ int main(int argc, char** argv) {
                  "the key or column of --prompts with the prompt: prompt=KEY")
       ->type_name(program::kList)
       ->needs(prompts);
-  app.add_option("--batch", s.batch, "prompts at a time")->check(whole)->capture_default_str();
+  app.add_option("--batch", s.batch, "prompts at a time, or their beams")
+      ->check(whole)
+      ->capture_default_str();
   app.add_option("--max-tokens", s.sampling.max_tokens, "at most this many")->check(whole);
   app.add_option("--temperature", s.sampling.temperature, "0 is greedy")->check(real);
   app.add_option("--top-k", s.sampling.top_k, "sample from the k most likely tokens")->check(whole);
@@ -121,6 +123,16 @@ int main(int argc, char** argv) {
       ->check(real);
   app.add_option("--repetition-penalty", s.sampling.repetition_penalty,
                  "divides the logits of tokens that occurred before; 1 turns it off")
+      ->check(real);
+  app.add_option("--no-repeat-ngram", s.sampling.no_repeat_ngram,
+                 "no N tokens in a row come twice, the prompt's included; 0 turns it off")
+      ->check(whole);
+  app.add_option("--beams", s.sampling.beams,
+                 "beam search: keep the N most likely texts so far, and print the best at its end")
+      ->check(whole);
+  app.add_option(
+         "--length-penalty", s.sampling.length_penalty,
+         "beams are compared by log-probability / length^X (1); larger favours longer texts")
       ->check(real);
   app.add_option("--seed", s.sampling.seed, "seed of sampling, the same for each prompt")
       ->check(whole);

@@ -72,11 +72,14 @@ Var add(Tape& tape, const Var& a, const Var& b, Output output = Output::Read);
 Var dropout(Tape& tape, const Var& x, float p, const RandomKey& key);
 
 // The factor of a sum of losses: alpha, times a number on the device, (1) F32 (F64 for F64), if
-// `factor` is defined, so that recorded work can be run with another one.
+// `factor` is defined, so that recorded work can be run with another one. `smoothing`: the share of
+// each target's probability that goes to the whole vocabulary (Backend::cross_entropy).
 struct LossScale {
   double alpha = 1;
   Tensor factor;
-  LossScale(double alpha = 1, Tensor factor = {}) : alpha(alpha), factor(std::move(factor)) {}
+  double smoothing = 0;
+  LossScale(double alpha = 1, Tensor factor = {}, double smoothing = 0)
+      : alpha(alpha), factor(std::move(factor)), smoothing(smoothing) {}
 };
 
 // loss (1) = scale * sum_i crossentropy(x_i headᵀ, targets_i); x (n,C), head (V,C) frozen, targets

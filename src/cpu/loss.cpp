@@ -17,8 +17,11 @@ namespace {
 
 template <class T>
 void cross_entropy_plain(accumulate_t<T>* losses, Matrix<T> logits, const std::int32_t* targets,
-                         bool gradient, double scale) {
+                         bool gradient, double scale, double smoothing) {
   using A = accumulate_t<T>;
+  // q of Backend::cross_entropy: of every token, and of the target.
+  const A off = static_cast<A>(smoothing / static_cast<double>(logits.cols));
+  const A on = static_cast<A>(1 - smoothing) + off;
   for (std::int64_t i = 0; i < logits.rows; ++i) {
     T* row = logits[i];
     if (targets[i] == kNoTarget) {
@@ -28,13 +31,16 @@ void cross_entropy_plain(accumulate_t<T>* losses, Matrix<T> logits, const std::i
     }
     A largest = load(row[0]);
     for (std::int64_t j = 1; j < logits.cols; ++j) largest = std::max(largest, load(row[j]));
-    A total = 0;
-    for (std::int64_t j = 0; j < logits.cols; ++j) total += std::exp(load(row[j]) - largest);
-    const A lse = largest + std::log(total);
-    losses[i] = lse - load(row[targets[i]]);
+    A total = 0, sum = 0;
+    for (std::int64_t j = 0; j < logits.cols; ++j) {
+      total += std::exp(load(row[j]) - largest);
+      sum += load(row[j]);
+    }
+    const A lse = largest + std::log(total), at_target = load(row[targets[i]]);
+    losses[i] = smoothing == 0 ? lse - at_target : lse - (on - off) * at_target - off * sum;
     if (!gradient) continue;
     for (std::int64_t j = 0; j < logits.cols; ++j) {
-      A p = std::exp(load(row[j]) - lse) - (j == targets[i] ? A(1) : A(0));
+      A p = std::exp(load(row[j]) - lse) - (j == targets[i] ? on : off);
       row[j] = rounded<T>(static_cast<A>(scale) * p);
     }
   }
@@ -43,10 +49,12 @@ void cross_entropy_plain(accumulate_t<T>* losses, Matrix<T> logits, const std::i
 }  // namespace
 
 void CpuBackend::cross_entropy(const Tensor& losses, const Tensor& logits, const Tensor& targets,
-                               bool gradient, double scale, const Tensor& factor) {
+                               bool gradient, double scale, const Tensor& factor,
+                               double smoothing) {
   if (factor.defined())
     scale *= factor.dtype() == DType::F64 ? *factor.data<double>()
                                           : static_cast<double>(*factor.data<float>());
+  check(smoothing >= 0 && smoothing < 1, "cross_entropy: smoothing ", smoothing);
   const std::int32_t* target = targets.data<std::int32_t>();
   for (std::int64_t i = 0; i < logits.rows(); ++i)
     check(target[i] == kNoTarget || (target[i] >= 0 && target[i] < logits.cols()),
@@ -57,11 +65,12 @@ void CpuBackend::cross_entropy(const Tensor& losses, const Tensor& logits, const
         Matrix<T> rows = matrix<T>(logits);
         float* out = losses.data<float>();
         return parallel_for(rows.rows, logits.numel(), [&](std::int64_t i) {
-          out[i] =
-              cross_entropy_row(rows[i], rows.cols, target[i], gradient, static_cast<float>(scale));
+          out[i] = cross_entropy_row(rows[i], rows.cols, target[i], gradient,
+                                     static_cast<float>(scale), smoothing);
         });
       }
-    cross_entropy_plain(losses.data<accumulate_t<T>>(), matrix<T>(logits), target, gradient, scale);
+    cross_entropy_plain(losses.data<accumulate_t<T>>(), matrix<T>(logits), target, gradient, scale,
+                        smoothing);
   });
 }
 

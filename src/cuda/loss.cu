@@ -1,14 +1,14 @@
 // Cross-entropy over a vocabulary, in place; and the sum of a vector.
 //
-// Maths      lse = log sum exp(l),  loss = lse - l[target],
-//            dl = scale * (exp(l - lse) - onehot(target))
+// Maths      lse = log sum exp(l),  q = (1 - smoothing) onehot(target) + smoothing / V,
+//            loss = lse - q·l,  dl = scale * (exp(l - lse) - q)
 // Shapes     logits (n,V) with a row stride, overwritten by their gradient; targets (n) I32; losses
 //            (n) F32
 // Plan       one block per row (V up to 256 k and more). First sweep: each thread keeps a running
-//            maximum and a sum scaled to it, then the block combines them in a fixed order. Second
-//            sweep: the gradient. A row begins wherever V puts it, so a sweep peels single elements
-//            up to the first 16-byte boundary and after the last: odd vocabularies run at full
-//            width too.
+//            maximum and a sum scaled to it (with smoothing also the plain sum of l), then the
+//            block combines them in a fixed order. Second sweep: the gradient. A row begins
+//            wherever V puts it, so a sweep peels single elements up to the first 16-byte boundary
+//            and after the last: odd vocabularies run at full width too.
 // Bytes      logits once in and once out: the first sweep keeps what it read in shared memory, as
 //            much of the row as fits next to another block's (57 k BF16 logits on Hopper); the
 //            second reads the rest again, mostly from L2
@@ -54,10 +54,12 @@ struct MaxSumOp {
   static __device__ __forceinline__ MaxSum identity() { return {-INFINITY, 0.0f}; }
 };
 
-template <class T>
+// Without kSmooth `smoothing` is not looked at.
+template <class T, bool kSmooth>
 __global__ void __launch_bounds__(1024)
     cross_entropy_kernel(float* losses, Matrix<T> logits, const int* targets, i64 vocab,
-                         bool gradient, float scale, const float* factor, int n_cached) {
+                         bool gradient, float scale, const float* factor, float smoothing,
+                         int n_cached) {
   extern __shared__ __align__(16) unsigned char cross_entropy_shared[];
   auto* cache = reinterpret_cast<Pack<T, 16 / sizeof(T)>*>(cross_entropy_shared);
   i64 row = blockIdx.x;
@@ -72,6 +74,7 @@ __global__ void __launch_bounds__(1024)
   if (factor) scale *= *factor;
 
   MaxSum mine = MaxSumOp::identity();
+  float plain = 0.0f;  // this thread's share of the sum of l
   sweep_row(l, vocab, [&](auto width, const T* p, i64, i64 pack) {
     constexpr int N = decltype(width)::value;
     auto raw = *reinterpret_cast<const Pack<T, N>*>(p);
@@ -88,14 +91,25 @@ __global__ void __launch_bounds__(1024)
 #pragma unroll
     for (int i = 0; i < N; ++i) sum += exp2_fast((v[i] - offset) * kLog2e);
     mine = {max, sum};
+    if constexpr (kSmooth) {
+#pragma unroll
+      for (int i = 0; i < N; ++i) plain += v[i];
+    }
   });
   // fmaxf drops a NaN but the sum keeps it: a NaN logit makes a NaN loss.
   MaxSum all = block_reduce(mine, MaxSumOp{});
   float log_sum = logf(all.sum), lse = all.max + log_sum;
   bool in_range = 0 <= target && target < vocab;
+  const float off = kSmooth ? smoothing / static_cast<float>(vocab) : 0.0f;  // q of each token
+  const float on = kSmooth ? 1.0f - smoothing : 1.0f;  // what the target has on top of it
+  float mean = 0.0f;
+  if constexpr (kSmooth) mean = block_sum(plain) / static_cast<float>(vocab);
   // max - l[target] comes first: exact where both are large, and small when the target is likely.
-  if (threadIdx.x == 0)
-    losses[row] = in_range ? (all.max - to_float(l[target])) + log_sum : __int_as_float(0x7fc00000);
+  if (threadIdx.x == 0) {
+    float above = in_range ? all.max - to_float(l[target]) : __int_as_float(0x7fc00000);
+    if constexpr (kSmooth) above = on * above + smoothing * (all.max - mean);
+    losses[row] = above + log_sum;
+  }
   if (!gradient) return;
   __syncthreads();  // l[target] has been read: now the row may change
   sweep_row(l, vocab, [&](auto width, T* p, i64 col, i64 pack) {
@@ -108,11 +122,14 @@ __global__ void __launch_bounds__(1024)
     }
     if (!cached) load_pack<N>(p, v);
 #pragma unroll
-    for (int i = 0; i < N; ++i) v[i] = scale * exp2_fast((v[i] - lse) * kLog2e);
+    for (int i = 0; i < N; ++i) {
+      v[i] = scale * exp2_fast((v[i] - lse) * kLog2e);
+      if constexpr (kSmooth) v[i] -= scale * off;
+    }
     if (i64 at = target - col; 0 <= at && at < N) {
 #pragma unroll
       for (int i = 0; i < N; ++i)
-        if (i == at) v[i] -= scale;
+        if (i == at) v[i] -= kSmooth ? scale * on : scale;
     }
     store_pack<N>(p, v);
   });
@@ -144,7 +161,9 @@ __global__ void __launch_bounds__(kSumThreads)
 }  // namespace
 
 void CudaBackend::cross_entropy(const Tensor& losses, const Tensor& logits, const Tensor& targets,
-                                bool gradient, double scale, const Tensor& factor) {
+                                bool gradient, double scale, const Tensor& factor,
+                                double smoothing) {
+  check(smoothing >= 0 && smoothing < 1, "cross_entropy: smoothing ", smoothing);
   unsigned threads = 128;
   while (threads < 1024 && threads * 16 < logits.cols()) threads *= 2;
   int shared = 0;
@@ -155,11 +174,13 @@ void CudaBackend::cross_entropy(const Tensor& losses, const Tensor& logits, cons
   // reductions. Without a gradient nothing is read twice.
   int n_cached = gradient ? static_cast<int>(std::min<i64>(packs, (shared / 2 - 2048) / 16)) : 0;
   dispatch_device(logits.dtype(), [&]<class T>() {
-    launch("cross_entropy", cross_entropy_kernel<device_t<T>>, grid_of(logits.rows()),
-           dim3(threads), std::size_t{16} * static_cast<std::size_t>(n_cached), stream(),
-           losses.data<float>(), matrix<T>(logits), targets.data<std::int32_t>(), logits.cols(),
-           gradient, static_cast<float>(scale), factor.defined() ? factor.data<float>() : nullptr,
-           n_cached);
+    auto* kernel = smoothing > 0 ? cross_entropy_kernel<device_t<T>, true>
+                                 : cross_entropy_kernel<device_t<T>, false>;
+    launch("cross_entropy", kernel, grid_of(logits.rows()), dim3(threads),
+           std::size_t{16} * static_cast<std::size_t>(n_cached), stream(), losses.data<float>(),
+           matrix<T>(logits), targets.data<std::int32_t>(), logits.cols(), gradient,
+           static_cast<float>(scale), factor.defined() ? factor.data<float>() : nullptr,
+           static_cast<float>(smoothing), n_cached);
   });
 }
 

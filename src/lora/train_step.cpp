@@ -26,7 +26,8 @@ Var TrainStep::loss(Tape& tape, const TokenBatch& batch, const StepTensors& step
                     std::uint64_t micro_step) const {
   const ForwardMode training{true, settings_.seed, micro_step,
                              step.first_micro_step.data<std::int32_t>()};
-  if (!settings_.loss) return model_.loss(tape, batch, {1.0, step.scale}, training);
+  if (!settings_.loss)
+    return model_.loss(tape, batch, {1.0, step.scale, settings_.label_smoothing}, training);
   Var loss = settings_.loss(tape, model_.supervised_logits(tape, batch, training), batch,
                             1.0 / static_cast<double>(step.n_supervised));
   loss.value().expect({1}, "TrainerConfig::loss: the loss (1)");

@@ -1,6 +1,7 @@
 // TrainStep: one optimizer step, from the first forward pass to the update of what trains.
 //
 //   L = 1/n  sum over micro-batches, over their supervised tokens, of -log p(next token)
+//                                          (smoothed, if requested: Backend::cross_entropy)
 //   g = dL/dp                              p: all parameters; each micro-batch adds its share
 //   g = g min(1, clip / |g|)               |g| is the norm over all of them
 //   p = AdamW(p, g)                        nn/adamw.h
@@ -35,7 +36,8 @@ class TrainStep {
   struct Settings {
     double clip = 1.0;  // 0: no clipping
     std::uint64_t seed = 0;
-    LossFunction loss = {};  // in place of -log p; empty: -log p
+    LossFunction loss = {};      // in place of -log p; empty: -log p
+    double label_smoothing = 0;  // of -log p
   };
   // Model, method and optimizer must outlive the TrainStep.
   TrainStep(Transformer& model, Method& method, AdamW& optimizer, Settings settings);

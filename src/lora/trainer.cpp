@@ -33,11 +33,16 @@ Trainer::Trainer(Transformer& model, Method& method, const TrainerConfig& config
       method_(method),
       config_(config),
       optimizer_(method.parameters(), config.adamw),
-      train_step_(model, method, optimizer_, {config.clip, config.seed, config.loss}),
+      train_step_(model, method, optimizer_,
+                  {config.clip, config.seed, config.loss, config.label_smoothing}),
       recorder_(model.backend(), why_not_recorded().empty(), {kMostRecordings, kMostLaunched}) {
   check_schedule(config.schedule);
   require(std::isfinite(config.clip) && config.clip >= 0, "clip ", config.clip,
           ": must be finite and not negative; 0 turns clipping off");
+  require(config.label_smoothing >= 0 && config.label_smoothing < 1, "label_smoothing ",
+          config.label_smoothing, ": must be in [0, 1)");
+  require(!config.loss || config.label_smoothing == 0,
+          "TrainerConfig: a custom loss has no `label_smoothing` but its own");
   if (config.loss && config.pad.value_or(false))
     throw UsageError("TrainerConfig: a custom loss can't leave padded rows out; unset `pad`");
   for (const Parameter* p : method.first_to_move()) initial_.push_back(hash_of(*p));

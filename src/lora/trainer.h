@@ -25,7 +25,8 @@ namespace lk {
 struct TrainerConfig {
   AdamWConfig adamw = {};
   Schedule schedule = {};
-  double clip = 1.0;  // 0: no clipping
+  double clip = 1.0;           // 0: no clipping
+  double label_smoothing = 0;  // in [0, 1), of the training loss: see Backend::cross_entropy
   std::uint64_t seed = 0;
   bool record = true;  // run repeated steps as recordings, where the device can
   // Pads batches to sizes that repeat (Note [Padded batches] in nn/batch.h). Unset: pads where

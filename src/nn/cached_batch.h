@@ -18,6 +18,11 @@ struct SequencePart {
 
 // What stands for the id of virtual token j.
 constexpr std::int32_t virtual_id(std::int64_t j) { return static_cast<std::int32_t>(-1 - j); }
+// A sequence without the virtual tokens that it begins with.
+inline std::span<const std::int32_t> behind_virtual(std::span<const std::int32_t> ids) {
+  while (!ids.empty() && ids[0] < 0) ids = ids.subspan(1);
+  return ids;
+}
 
 struct CachedBatch {
   Tensor ids, positions;  // (T) I32

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <deque>
 
+#include "nn/beam_search.h"
 #include "tensor/parts.h"
 
 namespace lk {
@@ -40,20 +41,17 @@ struct Generator::Run {
     bool done = false, cut = false;  // cut: on_text ended it
   };
   Generator& g;
+  KvCache& cache;
   std::span<const GenerationRequest> requests;
   const GenerationEvents& events;
   std::vector<Generation> results;
   std::deque<std::size_t> waiting;
   std::vector<Sequence> active;  // in the order in which slots are used: rows of a step
-  // A step's logits on the host, as downloaded and as floats. The buffers are kept from step to
-  // step: getting memory from the system each time would take longer than working on it.
-  std::vector<std::byte> raw_logits = {};
-  std::vector<float> float_logits = {};
+  HostLogits host = {};
 
   std::int64_t limit_of(const GenerationRequest& r) const {
-    return std::min(
-        r.sampling.max_tokens,
-        std::min(g.cache_->capacity(), g.model_.max_positions()) - std::ssize(r.prompt));
+    return std::min(r.sampling.max_tokens,
+                    std::min(cache.capacity(), g.model().max_positions()) - std::ssize(r.prompt));
   }
 
   // Gives a waiting request a slot; with reuse_prefix, the slot that holds most of its beginning.
@@ -63,7 +61,7 @@ struct Generator::Run {
     const GenerationRequest& r = requests[request];
     std::int64_t best = -1;
     std::size_t best_common = 0;
-    for (std::int64_t s = 0; s < g.cache_->slots(); ++s) {
+    for (std::int64_t s = 0; s < cache.slots(); ++s) {
       if (std::any_of(active.begin(), active.end(), [&](const auto& a) { return a.slot == s; }))
         continue;
       const Slot& slot = g.slots_[static_cast<std::size_t>(s)];
@@ -77,21 +75,17 @@ struct Generator::Run {
     Slot& slot = g.slots_[static_cast<std::size_t>(best)];
     slot.held.resize(best_common);
     slot.variant = r.variant;
-    g.cache_->set_length(best, static_cast<std::int64_t>(best_common));
+    cache.set_length(best, static_cast<std::int64_t>(best_common));
     results[request].reused = static_cast<std::int64_t>(best_common);
     Sequence s{request, best, limit_of(r), r.prompt, std::nullopt, Clock::now(), {}, false, false};
-    const std::span<const std::int32_t> prompt = r.prompt;
-    if (g.tokenizer_)
-      s.text.emplace(*g.tokenizer_,
-                     prompt.subspan(static_cast<std::size_t>(g.model_.virtual_tokens())),
-                     r.sampling.stop);
+    if (g.tokenizer_) s.text.emplace(*g.tokenizer_, behind_virtual(r.prompt), r.sampling.stop);
     active.push_back(std::move(s));
   }
 
-  // Takes the newly admitted prompts, active[first...], through the model and samples their first
-  // tokens.
+  // Takes the newly admitted prompts, active[first...], through the model, in pieces so that
+  // activations stay bounded, and samples their first tokens.
   void prefill(std::size_t first) {
-    const std::int64_t rows = g.settings_.prefill_rows;
+    const std::int64_t rows = g.decoder_.prefill_rows();
     std::vector<bool> pending(active.size(), true);
     for (bool more = true; more;) {
       more = false;
@@ -102,7 +96,7 @@ struct Generator::Run {
         if (!pending[i]) continue;
         Sequence& s = active[i];
         // Pieces end at multiples of `rows` of the sequence itself: see Note [Batch independence].
-        const std::int64_t have = g.cache_->length(s.slot), all = std::ssize(s.history);
+        const std::int64_t have = cache.length(s.slot), all = std::ssize(s.history);
         const std::int64_t end = std::min(all, (have / rows + 1) * rows);
         if (!parts.empty() && total + end - have > rows) {
           more = true;
@@ -135,31 +129,18 @@ struct Generator::Run {
   void sample(const Tensor& logits, const std::vector<std::size_t>& which) {
     if (std::all_of(which.begin(), which.end(), [](std::size_t i) { return i == SIZE_MAX; }))
       return;
-    const Tensor rows = dense(logits);
-    raw_logits.resize(rows.bytes());
-    rows.backend().download(raw_logits.data(), rows, rows.bytes());  // the only wait for the device
-    float_logits.resize(static_cast<std::size_t>(rows.numel()));
+    host.download(logits);
     std::vector<std::int32_t> ids(which.size());
     // A row has up to a quarter of a million numbers, so the threads share the rows of a batch.
     for_parts(std::ssize(which), 1, [&](std::int64_t j, std::int64_t) {
       const std::size_t i = which[static_cast<std::size_t>(j)];
       if (i == SIZE_MAX) return;
       const Sequence& s = active[i];
-      ids[static_cast<std::size_t>(j)] = sample_token(
-          float_row(rows, j), requests[s.request].sampling, std::ssize(s.history), s.history);
+      ids[static_cast<std::size_t>(j)] =
+          sample_token(host.row(j), requests[s.request].sampling, std::ssize(s.history), s.history);
     });
     for (std::size_t j = 0; j < which.size(); ++j)
       if (which[j] != SIZE_MAX) take(active[which[j]], ids[j]);
-  }
-
-  std::span<const float> float_row(const Tensor& rows, std::int64_t j) {
-    const auto V = static_cast<std::size_t>(rows.cols()), begin = static_cast<std::size_t>(j) * V;
-    const std::span<float> row = std::span(float_logits).subspan(begin, V);
-    dispatch_float(rows.dtype(), [&]<class T>() {
-      const T* from = reinterpret_cast<const T*>(raw_logits.data()) + begin;
-      std::transform(from, from + V, row.begin(), [](T x) { return static_cast<float>(x); });
-    });
-    return row;
   }
 
   void take(Sequence& s, std::int32_t id) {
@@ -203,7 +184,7 @@ struct Generator::Run {
   void go() {
     while (!waiting.empty() || !active.empty()) {
       const std::size_t first = active.size();
-      while (!waiting.empty() && std::ssize(active) < g.cache_->slots()) admit();
+      while (!waiting.empty() && std::ssize(active) < cache.slots()) admit();
       if (active.size() > first) prefill(first);
       remove_done();
       if (!active.empty()) decode();
@@ -214,13 +195,10 @@ struct Generator::Run {
 
 Generator::Generator(Transformer& model, const Tokenizer* tokenizer,
                      const GeneratorSettings& settings)
-    : model_(model),
+    : decoder_(model, settings.prefill_rows, settings.record),
       tokenizer_(tokenizer),
-      settings_(settings),
-      recorder_(model.backend(), settings.record && model.backend().traits().can_record,
-                {.recordings = 1, .launched = 1}) {
+      settings_(settings) {
   check(settings.max_batch > 0, "Generator: max_batch ", settings.max_batch);
-  if (settings_.prefill_rows <= 0) settings_.prefill_rows = model.backend().traits().prefill_rows;
 }
 
 Generator::~Generator() = default;
@@ -229,19 +207,9 @@ void Generator::forget() {
   for (Slot& slot : slots_) slot.held.clear();
 }
 
-// Submits a pass over the parts and records what the slots then hold. Returns the logits of each
-// part's last token.
+// Submits a pass over the parts and notes what the slots then hold.
 Tensor Generator::submit(std::span<const SequencePart> parts) {
-  const bool decodes = std::all_of(parts.begin(), parts.end(),
-                                   [](const SequencePart& p) { return p.ids.size() == 1; });
-  Tensor logits;
-  if (decodes) {
-    logits = decoded_logits(parts);
-  } else {
-    recorder_.forget_launched();
-    logits = model_.next_logits(make_cached_batch(*cache_, parts), *cache_);
-  }
-  advance_cache(*cache_, parts);
+  const Tensor logits = decoder_.submit(parts);
   for (const SequencePart& p : parts) {
     std::vector<std::int32_t>& held = slots_[static_cast<std::size_t>(p.slot)].held;
     held.insert(held.end(), p.ids.begin(), p.ids.end());
@@ -249,26 +217,11 @@ Tensor Generator::submit(std::span<const SequencePart> parts) {
   return logits;
 }
 
-// A decoding step. It is recorded if the step right before it had as many sequences (Note [Recorded
-// steps] in tensor/recorder.h). One recording is kept, as its logits stay in its memory.
-Tensor Generator::decoded_logits(std::span<const SequencePart> parts) {
-  const std::int64_t n = std::ssize(parts);
-  if (DecodingStep* step = recorder_.find(n)) {
-    refill_cached_batch(step->batch, *cache_, parts);
-    recorder_.replay();
-    return step->logits;
-  }
-  DecodingStep step{make_cached_batch(*cache_, parts), {}};
-  const auto work = [&] { step.logits = model_.next_logits(step.batch, *cache_); };
-  if (!recorder_.record(n, step, work)) work();
-  return step.logits;
-}
-
 std::vector<Generation> Generator::run(std::span<const GenerationRequest> prompts,
                                        const GenerationEvents& events) {
   std::vector<GenerationRequest> behind_virtual_tokens;
   std::span<const GenerationRequest> requests = prompts;
-  if (const std::int64_t n = model_.virtual_tokens(); n > 0) {
+  if (const std::int64_t n = model().virtual_tokens(); n > 0) {
     behind_virtual_tokens.assign(prompts.begin(), prompts.end());
     for (GenerationRequest& r : behind_virtual_tokens)
       for (std::int64_t j = n; j-- > 0 && !r.prompt.empty();)
@@ -283,8 +236,8 @@ std::vector<Generation> Generator::run(std::span<const GenerationRequest> prompt
     if (r.prompt.empty()) throw UsageError(concat("generate: ", which, " has no tokens"));
     const std::int64_t n = std::ssize(r.prompt);
     const std::int64_t most = settings_.capacity > 0
-                                  ? std::min(settings_.capacity, model_.max_positions())
-                                  : model_.max_positions();
+                                  ? std::min(settings_.capacity, model().max_positions())
+                                  : model().max_positions();
     if (n >= most)
       throw UsageError(concat("generate: ", which, " has ", n, " tokens, the model takes ", most));
     if (!r.sampling.stop.empty() && !tokenizer_)
@@ -293,18 +246,24 @@ std::vector<Generation> Generator::run(std::span<const GenerationRequest> prompt
   }
   if (requests.empty()) return {};
   const std::int64_t capacity =
-      settings_.capacity > 0 ? std::min(settings_.capacity, model_.max_positions()) : longest;
-  const std::int64_t n_slots = std::min(settings_.max_batch, std::ssize(requests));
-  if (!cache_ || cache_->capacity() < capacity || cache_->slots() < n_slots) {
-    recorder_.clear();  // before the memory that recordings use is freed
-    cache_.reset();
-    slots_.clear();
-    cache_ = std::make_unique<KvCache>(model_.backend(), model_.config(), model_.compute_dtype(),
-                                       capacity, n_slots);
-    slots_.resize(static_cast<std::size_t>(n_slots));
+      settings_.capacity > 0 ? std::min(settings_.capacity, model().max_positions()) : longest;
+  const std::int64_t beams = requests[0].sampling.beams;
+  require(std::all_of(requests.begin(), requests.end(),
+                      [&](const auto& r) { return r.sampling.beams == beams; }),
+          "generate: requests with different numbers of `beams` in one call");
+  const std::int64_t sequences =
+      beams * std::clamp<std::int64_t>(settings_.max_batch / beams, 1, std::ssize(requests));
+  require(sequences <= INT32_MAX / capacity, "generate: `beams` ", beams, ": of ", capacity,
+          " tokens each they do not fit into one KV cache");
+  if (decoder_.reserve(sequences, capacity)) slots_.clear();
+  slots_.resize(static_cast<std::size_t>(decoder_.cache().slots()));
+  decoder_.begin();
+  if (beams > 1) {
+    forget();  // the slots are used for the beams
+    return beam_search(decoder_, tokenizer_, requests, events);
   }
-  recorder_.forget_launched();
-  Run run{*this, requests, events, std::vector<Generation>(requests.size()), {}, {}};
+  Run run{*this, decoder_.cache(), requests, events, std::vector<Generation>(requests.size()), {},
+          {}};
   for (std::size_t i = 0; i < requests.size(); ++i) run.waiting.push_back(i);
   run.go();
   return std::move(run.results);

@@ -10,9 +10,8 @@
 #include <string_view>
 #include <vector>
 
+#include "nn/decoder.h"
 #include "nn/sampling.h"
-#include "nn/transformer.h"
-#include "tensor/recorder.h"
 #include "text/text_stream.h"
 
 namespace lk {
@@ -41,7 +40,7 @@ struct GenerationEvents {
 };
 
 struct GeneratorSettings {
-  std::int64_t max_batch = 16;    // sequences at once
+  std::int64_t max_batch = 16;    // sequences at once; each beam is one
   std::int64_t capacity = 0;      // tokens of a sequence with its prompt; 0: as the requests need
   std::int64_t prefill_rows = 0;  // prompt tokens per pass; 0: what suits the device
   bool reuse_prefix = false;      // reuse a slot's tokens if a prompt begins with them
@@ -63,30 +62,24 @@ class Generator {
 
   // Continues every prompt; results are in the order of the requests. Throws UsageError naming the
   // request whose prompt is empty, does not fit the model's positions, or which asks for stop texts
-  // without a tokenizer; OutOfMemoryError.
+  // without a tokenizer, and if the requests do not all have the same number of beams;
+  // OutOfMemoryError. With beams (nn/beam_search.h) a text comes at its end, and callbacks end
+  // nothing.
   std::vector<Generation> run(std::span<const GenerationRequest> requests,
                               const GenerationEvents& events = {});
   // Forgets what the slots hold (which only reuse_prefix can notice).
   void forget();
-  Transformer& model() { return model_; }
+  Transformer& model() { return decoder_.model(); }
 
  private:
   struct Slot;
   struct Run;
-  // The inputs of a decoding step, and the logits that it computes.
-  struct DecodingStep {
-    CachedBatch batch;
-    Tensor logits;
-  };
   Tensor submit(std::span<const SequencePart> parts);
-  Tensor decoded_logits(std::span<const SequencePart> parts);
 
-  Transformer& model_;
+  Decoder decoder_;
   const Tokenizer* tokenizer_;
   GeneratorSettings settings_;
-  std::unique_ptr<KvCache> cache_;
   std::vector<Slot> slots_;
-  Recorder<std::int64_t, DecodingStep> recorder_;  // keyed by the number of sequences
 };
 
 // Generator::run() for one prompt, without text. `on_token` (may be empty) sees each new id;

@@ -21,6 +21,24 @@ void penalise(std::vector<float>& scores, double penalty, std::span<const std::i
   }
 }
 
+// The scores of tokens that would complete an n-gram of `history` once more become -inf.
+void ban_repetitions(std::vector<float>& scores, std::int64_t n,
+                     std::span<const std::int32_t> history) {
+  const auto size = static_cast<std::size_t>(n);
+  if (history.size() < size) return;
+  const std::span<const std::int32_t> now = history.last(size - 1);
+  std::vector<float> banned = scores;
+  for (std::size_t i = 0; i + size <= history.size(); ++i) {
+    const auto id = static_cast<std::size_t>(history[i + size - 1]);
+    if (id < scores.size() &&
+        std::equal(now.begin(), now.end(), history.begin() + static_cast<std::ptrdiff_t>(i)))
+      banned[id] = -INFINITY;
+  }
+  const bool some =
+      std::any_of(banned.begin(), banned.end(), [](float x) { return x > -INFINITY; });
+  if (some) scores = std::move(banned);
+}
+
 // Index of the first of the largest scores; NaN counts as smaller than anything. The maximum is
 // kept in several lanes, so that a vocabulary takes microseconds: with 16 rows per step, a plain
 // loop took longer than the GPU.
@@ -130,16 +148,36 @@ void check_sampling(const SamplingSettings& s) {
     throw UsageError("`repetition_penalty` must be larger than 0");
   for (const std::string& text : s.stop)
     if (text.empty()) throw UsageError("`stop` must not be empty");
+  if (s.no_repeat_ngram < 0) throw UsageError("`no_repeat_ngram` must not be negative");
+  if (s.beams < 1) throw UsageError("`beams` must be at least 1");
+  if (!std::isfinite(s.length_penalty)) throw UsageError("`length_penalty` must be finite");
+  if (s.beams == 1 && s.length_penalty != 1)
+    throw UsageError("`length_penalty` is for `beams` 2 or more");
+  if (s.beams > 1 && (s.temperature > 0 || s.top_k > 0 || s.top_p < 1 || s.min_p > 0))
+    throw UsageError(
+        "`beams` looks for the most likely text: no `temperature`, `top_k`, `top_p` or `min_p`");
+  if (s.beams > 1 && !s.stop.empty())
+    throw UsageError("`beams` compares whole texts: no `stop`, which ends one as it is written");
+}
+
+bool adjusts(const SamplingSettings& settings) {
+  return settings.repetition_penalty != 1 || settings.no_repeat_ngram > 0;
+}
+
+void adjust_scores(std::vector<float>& scores, const SamplingSettings& settings,
+                   std::span<const std::int32_t> history) {
+  if (settings.repetition_penalty != 1) penalise(scores, settings.repetition_penalty, history);
+  if (settings.no_repeat_ngram > 0) ban_repetitions(scores, settings.no_repeat_ngram, history);
 }
 
 std::int32_t sample_token(std::span<const float> logits, const SamplingSettings& settings,
                           std::int64_t position, std::span<const std::int32_t> history) {
   check(!logits.empty(), "sample_token: no logits");
-  std::vector<float> penalised;
-  if (settings.repetition_penalty != 1) {
-    penalised.assign(logits.begin(), logits.end());
-    penalise(penalised, settings.repetition_penalty, history);
-    logits = penalised;
+  std::vector<float> adjusted;
+  if (adjusts(settings)) {
+    adjusted.assign(logits.begin(), logits.end());
+    adjust_scores(adjusted, settings, history);
+    logits = adjusted;
   }
   const std::size_t best = largest(logits);
   if (settings.temperature <= 0) return static_cast<std::int32_t>(best);

@@ -126,6 +126,7 @@ class Run {
     config.adamw.weight_decay = static_cast<float>(s_.weight_decay);
     config.schedule = Schedule{parse_schedule_kind(*s_.schedule), *s_.lr, *s_.warmup, in_.steps};
     config.clip = s_.clip;
+    config.label_smoothing = s_.label_smoothing;
     config.seed = s_.seed;
     config.log = [this](const std::string& line) { listener_.message(line); };
     trainer_ = std::make_unique<Trainer>(*model_, *method_, config);

@@ -38,7 +38,7 @@ struct FinetuneSettings {
   std::optional<double> lr = {};
   std::optional<std::string> schedule = {};
   std::optional<std::int64_t> warmup = {};
-  double weight_decay = 0, clip = 1.0;
+  double weight_decay = 0, clip = 1.0, label_smoothing = 0;
   std::uint64_t seed = 0;
   std::string device = "auto", dtype = "auto";
   std::string init_adapter = {};

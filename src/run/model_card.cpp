@@ -56,6 +56,7 @@ std::string model_card(const FinetuneSettings& s, const FinetuneResult& r, const
   row("trainable parameters", r.trainable_parameters, " beside ", r.base_parameters, " frozen");
   row("learning rate", *s.lr, ", ", *s.schedule, ", warm-up ", *s.warmup, " steps");
   row("weight decay, clip, seed", s.weight_decay, ", ", s.clip, ", ", s.seed);
+  if (s.label_smoothing != 0) row("label smoothing", s.label_smoothing);
   row("computed in", f.dtype, " on ", f.device);
   row("training loss", fixed(r.first_loss), " in the first step, ", fixed(r.last_loss),
       " in the last");

@@ -100,11 +100,11 @@ void collect(const Json& before, const Json& now, const std::string& prefix,
 SortedSettings sort_settings(const FinetuneSettings& settings) {
   const auto& [model, data, out, rank, alpha, dropout, methods, virtual_tokens, prompt_text,
                prefix_hidden, adapter_layers, targets, steps, epochs, batch, grad_accum, seq_len,
-               lr, schedule, warmup, weight_decay, clip, seed, device, dtype, init_adapter, shuffle,
-               long_rows, skip_bad_rows, packing, format, chat_template, train_on, columns, system,
-               base_name, eval_data, eval_split, eval_rows, eval_every, keep, patience, save_every,
-               resume, recompute, memory_limit, memory, verify_base, show_rows, samples,
-               sample_every, tensorboard] = settings;
+               lr, schedule, warmup, weight_decay, clip, label_smoothing, seed, device, dtype,
+               init_adapter, shuffle, long_rows, skip_bad_rows, packing, format, chat_template,
+               train_on, columns, system, base_name, eval_data, eval_split, eval_rows, eval_every,
+               keep, patience, save_every, resume, recompute, memory_limit, memory, verify_base,
+               show_rows, samples, sample_every, tensorboard] = settings;
   // Settings that run_identity() has as they were resolved: rank, alpha, dropout and targets of the
   // adapter, the number of steps, the format found and the computing dtype. And those that leave no
   // trace: resume, show_rows.
@@ -149,6 +149,7 @@ SortedSettings sort_settings(const FinetuneSettings& settings) {
   if (prefix_hidden > 0) sorted.shaping["prefix_hidden"] = prefix_hidden;
   if (adapter_layers > 0) sorted.shaping["adapter_layers"] = adapter_layers;
   if (!columns.empty()) sorted.shaping["columns"] = columns.text();
+  if (label_smoothing != 0) sorted.shaping["label_smoothing"] = label_smoothing;
   if (system) sorted.shaping["system"] = *system;
   return sorted;
 }

@@ -66,6 +66,8 @@ void validate_settings(const FinetuneSettings& s, bool own_rows) {
   require(std::isfinite(s.weight_decay) && s.weight_decay >= 0,
           "`weight_decay` must not be negative");
   require(std::isfinite(s.clip) && s.clip >= 0, "`clip` must not be negative (0 turns it off)");
+  require(s.label_smoothing >= 0 && s.label_smoothing < 1, "`label_smoothing` ", s.label_smoothing,
+          ": must be in [0, 1)");
   require(s.warmup.value_or(0) >= 0, "`warmup` must not be negative");
   require(s.eval_every.value_or(0) >= 0 && s.save_every >= 0 && s.sample_every >= 0,
           "`eval_every`, `save_every` and `sample_every` must not be negative");

@@ -64,11 +64,11 @@ std::string run_toml(const FinetuneSettings& settings) {
   // Takes the struct apart into all of its members: a new one does not compile until it stands here.
   const auto& [model, data, out, rank, alpha, dropout, methods, virtual_tokens, prompt_text,
                prefix_hidden, adapter_layers, targets, steps, epochs, batch, grad_accum, seq_len,
-               lr, schedule, warmup, weight_decay, clip, seed, device, dtype, init_adapter, shuffle,
-               long_rows, skip_bad_rows, packing, format, chat_template, train_on, columns, system,
-               base_name, eval_data, eval_split, eval_rows, eval_every, keep, patience, save_every,
-               resume, recompute, memory_limit, memory, verify_base, show_rows, samples,
-               sample_every, tensorboard] = settings;
+               lr, schedule, warmup, weight_decay, clip, label_smoothing, seed, device, dtype,
+               init_adapter, shuffle, long_rows, skip_bad_rows, packing, format, chat_template,
+               train_on, columns, system, base_name, eval_data, eval_split, eval_rows, eval_every,
+               keep, patience, save_every, resume, recompute, memory_limit, memory, verify_base,
+               show_rows, samples, sample_every, tensorboard] = settings;
   static_cast<void>(resume), static_cast<void>(show_rows);  // of one call, not of the run
   Lines l{"# finetune --config run.toml --out DIR trains the same adapter.\n"};
   l.add("model", model);
@@ -93,6 +93,7 @@ std::string run_toml(const FinetuneSettings& settings) {
   l.add("warmup", warmup);
   l.add("weight-decay", weight_decay);
   l.add("clip", clip);
+  l.add("label-smoothing", label_smoothing);
   l.add("seed", seed);
   l.add("device", device);
   l.add("dtype", dtype);

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "text/bleu.h"
+#include "text/e2e_scores.h"
 #include "text/rouge.h"
 
 namespace lk {
@@ -80,12 +81,17 @@ GenerationScores score_generation(Transformer& model, const Tokenizer& tokenizer
       Generator(model, &tokenizer, {.max_batch = batch}).run(requests, events);
   GenerationScores scores;
   Bleu bleu;
+  E2eScores e2e;
   double rouge = 0;
   for (std::size_t i = 0; i < rows.size(); ++i) {
     bleu.add(answers[i].text, rows[i].references);
+    e2e.add(answers[i].text, rows[i].references);
+    scores.references += std::ssize(rows[i].references);
     rouge += rouge_l(answers[i].text, rows[i].references).f1;
     scores.texts.push_back(answers[i].text);
   }
+  scores.e2e_bleu = e2e.bleu(), scores.e2e_nist = e2e.nist();
+  scores.e2e_rouge_l = e2e.rouge_l(), scores.e2e_cider = e2e.cider();
   scores.rows = std::ssize(rows);
   scores.bleu = bleu.score();
   scores.brevity_penalty = bleu.brevity_penalty();

@@ -33,6 +33,8 @@ struct GenerationScores {
   double bleu = 0;     // 0 to 100, as sacreBLEU: see text/bleu.h
   double rouge_l = 0;  // 0 to 1, mean over rows of the best reference's F1 (text/rouge.h)
   double brevity_penalty = 0;
+  double e2e_bleu = 0, e2e_nist = 0, e2e_rouge_l = 0, e2e_cider = 0;  // text/e2e_scores.h
+  std::int64_t references = 0;
   std::int64_t rows = 0, hypothesis_tokens = 0, reference_tokens = 0;  // as BLEU counts tokens
   std::vector<std::string> texts;                                      // the generated texts
 };

@@ -264,13 +264,15 @@ class Backend {
   }
 
   // ---- loss -------------------------------------------------------------------------------------
-  // For each row i of logits (n,V): losses[i] = log sum exp(logits[i]) - logits[i][target[i]],
-  // F32|F64. If `gradient`, logits[i] is then overwritten with
-  //   scale * factor * (softmax(logits[i]) - onehot(target[i]))
+  // For each row i of logits (n,V): losses[i] = log sum exp(logits[i]) - q·logits[i], F32|F64, with
+  // q = (1 - smoothing) onehot(target[i]) + smoothing / V. If `gradient`, logits[i] is then
+  // overwritten with
+  //   scale * factor * (softmax(logits[i]) - q)
   // where factor is (1) F32|F64 on the device, 1 if undefined. A row whose target is kNoTarget has
-  // loss and gradient 0.
+  // loss and gradient 0. smoothing in [0, 1), as torch's label_smoothing.
   virtual void cross_entropy(const Tensor& losses, const Tensor& logits, const Tensor& targets,
-                             bool gradient, double scale, const Tensor& factor = {}) = 0;
+                             bool gradient, double scale, const Tensor& factor = {},
+                             double smoothing = 0) = 0;
   // out (1) (+)= alpha * sum(x), in a fixed order. out and x F32|F64.
   virtual void sum(const Tensor& out, GradMode mode, double alpha, const Tensor& x) = 0;
 

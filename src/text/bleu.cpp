@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <map>
 
 #include "io/utf8.h"
 #include "tensor/error.h"
@@ -11,8 +10,6 @@
 
 namespace lk {
 namespace {
-
-using Counts = std::map<std::string, std::int64_t>;
 
 void replace_all(std::string& text, std::string_view from, std::string_view to) {
   std::size_t at = 0;
@@ -73,16 +70,6 @@ std::string pairs(const std::string& text, const Match& match, const Join& join)
   return out;
 }
 
-Counts ngrams(const std::vector<std::string>& words, std::size_t n) {
-  Counts counts;
-  for (std::size_t i = 0; i + n <= words.size(); ++i) {
-    std::string key;  // words hold no space
-    for (std::size_t j = i; j < i + n; ++j) key.append(words[j]) += ' ';
-    ++counts[key];
-  }
-  return counts;
-}
-
 }  // namespace
 
 // Note [Bytes are enough]: the rules for . and , look at the character before or after. Where that
@@ -109,6 +96,23 @@ std::vector<std::string> tokenize_13a(std::string_view line) {
   return split(text);
 }
 
+NgramCounts word_ngrams(const std::vector<std::string>& words, std::size_t n) {
+  NgramCounts counts;
+  for (std::size_t i = 0; i + n <= words.size(); ++i) {
+    std::string key;  // words hold no space
+    for (std::size_t j = i; j < i + n; ++j) key.append(words[j]) += ' ';
+    ++counts[key];
+  }
+  return counts;
+}
+
+NgramCounts most_ngrams(std::span<const std::vector<std::string>> texts, std::size_t n) {
+  NgramCounts most;
+  for (const auto& text : texts)
+    for (const auto& [gram, count] : word_ngrams(text, n)) most[gram] = std::max(most[gram], count);
+  return most;
+}
+
 void Bleu::add(std::string_view hypothesis, std::span<const std::string> references) {
   if (references.empty()) throw UsageError("BLEU: a sentence without references");
   const auto words = tokenize_13a(strip_right(hypothesis));
@@ -124,13 +128,10 @@ void Bleu::add(std::string_view hypothesis, std::span<const std::string> referen
   hypothesis_tokens_ += length;
   reference_tokens_ += closest;
   for (std::size_t n = 1; n <= kBleuOrder; ++n) {
-    Counts most;  // the count of each n-gram in the reference that has most of it
-    for (const auto& reference : wanted)
-      for (const auto& [gram, count] : ngrams(reference, n))
-        most[gram] = std::max(most[gram], count);
-    for (const auto& [gram, count] : ngrams(words, n)) {
+    const NgramCounts most = most_ngrams(wanted, n);
+    for (const auto& [gram, count] : word_ngrams(words, n)) {
       totals_[n - 1] += count;
-      auto found = most.find(gram);
+      const auto found = most.find(gram);
       if (found != most.end()) matches_[n - 1] += std::min(count, found->second);
     }
   }

@@ -7,6 +7,7 @@
 
 #include <array>
 #include <cstdint>
+#include <map>
 #include <span>
 #include <string>
 #include <string_view>
@@ -37,5 +38,11 @@ class Bleu {
 
 // The words of a line under the 13a rules.
 std::vector<std::string> tokenize_13a(std::string_view line);
+
+// How often each n-gram stands in a text: its words, a space behind each.
+using NgramCounts = std::map<std::string, std::int64_t>;
+NgramCounts word_ngrams(const std::vector<std::string>& words, std::size_t n);
+// The count of each n-gram in the text that has most of it.
+NgramCounts most_ngrams(std::span<const std::vector<std::string>> texts, std::size_t n);
 
 }  // namespace lk

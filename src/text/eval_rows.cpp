@@ -1,6 +1,7 @@
 #include "text/eval_rows.h"
 
 #include <algorithm>
+#include <map>
 
 #include "tensor/error.h"
 #include "text/data_file.h"
@@ -206,14 +207,23 @@ std::vector<ReferenceRow> load_references(const ByteSource& data, const Tokenize
                                           const EvalRowOptions& options, std::int64_t max_new) {
   ReferenceReader reader(tokenizer, options);
   std::vector<ReferenceRow> rows;
+  std::map<std::string, std::size_t> places;  // in `rows`, by prompt
+  std::int64_t n_read = 0;
   for_each_renamed_row(
       data, options.columns, [&](const OrderedJson& json, const std::string& where) {
         ReferenceRow row = reader.read(json, where);
+        const bool more = ++n_read != options.max_rows;
+        const auto [place, is_new] = places.emplace(row.prompt, rows.size());
+        if (!is_new) {  // one prompt, another reference
+          std::vector<std::string>& all = rows[place->second].references;
+          all.insert(all.end(), row.references.begin(), row.references.end());
+          return more;
+        }
         if (row.ids.empty()) throw InputError(where + ": prompt: has no tokens");
         require_fits(row.ids.size() + static_cast<std::size_t>(max_new), options,
                      concat(where, ": prompt: with `max_tokens` ", max_new, " it"));
         rows.push_back(std::move(row));
-        return std::ssize(rows) != options.max_rows;
+        return more;
       });
   if (rows.empty()) throw InputError(data.name() + ": no rows");
   return rows;

@@ -31,7 +31,7 @@ struct ReferenceRow {
 
 struct EvalRowOptions {
   std::int64_t seq_len = 1024;  // most tokens of prompt + choice, or of prompt + generation
-  std::int64_t max_rows = -1;   // only the first rows; -1: all
+  std::int64_t max_rows = -1;   // only the first rows of the file; -1: all
   Columns columns = {};         // which keys of the file stand for ours
   // Of chats: the template as ChatTemplate::choose() takes it, the system turn of those without.
   std::optional<std::string> chat_template = {}, system = {};
@@ -48,7 +48,7 @@ std::vector<ChoiceRow> load_choices(const ByteSource& data, const Tokenizer& tok
 // [text, ...]}, or rows to train on. A plain prompt's only reference is its completion. A chat's
 // prompt is all that stands before the last turn of the assistant, through the chat template, and
 // that turn is the only reference; "references" replace either, and a chat that ends in a user's
-// turn needs them. `max_new` tokens must fit behind each prompt. InputError naming file, line and
+// turn needs them. Rows that share a prompt are one, with the references of all. `max_new` tokens must fit behind each prompt. InputError naming file, line and
 // key, also for a key that is neither used nor a mere record; UsageError for a system turn where the
 // rows are no chats.
 std::vector<ReferenceRow> load_references(const ByteSource& data, const Tokenizer& tokenizer,

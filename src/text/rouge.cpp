@@ -21,15 +21,16 @@ std::size_t common(const std::vector<std::string>& a, const std::vector<std::str
   return row.back();
 }
 
-RougeL score(const std::vector<std::string>& words, const std::vector<std::string>& wanted) {
+}  // namespace
+
+RougeL rouge_l_words(const std::vector<std::string>& words,
+                     const std::vector<std::string>& wanted) {
   if (words.empty() || wanted.empty()) return {};
   const auto n = static_cast<double>(common(wanted, words));
   RougeL r{n / static_cast<double>(words.size()), n / static_cast<double>(wanted.size()), 0};
   if (r.precision + r.recall > 0) r.f1 = 2 * r.precision * r.recall / (r.precision + r.recall);
   return r;
 }
-
-}  // namespace
 
 std::vector<std::string> tokenize_rouge(std::string_view text) {
   std::vector<std::string> words;
@@ -65,7 +66,7 @@ RougeL rouge_l(std::string_view hypothesis, std::span<const std::string> referen
   RougeL best;
   bool first = true;
   for (const std::string& reference : references) {
-    const RougeL r = score(words, tokenize_rouge(reference));
+    const RougeL r = rouge_l_words(words, tokenize_rouge(reference));
     if (first || r.f1 > best.f1) best = r;
     first = false;
   }

@@ -19,5 +19,8 @@ std::vector<std::string> tokenize_rouge(std::string_view text);
 // ROUGE-L against the reference with the best F1 (the first of equals). UsageError if there is no
 // reference. Takes words(hypothesis) x words(reference) operations.
 RougeL rouge_l(std::string_view hypothesis, std::span<const std::string> references);
+// ROUGE-L of words against those of one reference.
+RougeL rouge_l_words(const std::vector<std::string>& words,
+                     const std::vector<std::string>& reference);
 
 }  // namespace lk

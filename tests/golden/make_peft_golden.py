@@ -1,6 +1,7 @@
 """Makes tests/golden/peft/: what Hugging Face PEFT computes, so that our tests can compare without Python.
 
     python make_peft_golden.py tiny                        tiny model, its data, adapters and numbers
+    python make_peft_golden.py smoothed                    smoothed.json: ten steps of the tiny model with smoothed labels
     python make_peft_golden.py families                    families.json: ten steps of every family's tiny model
     python make_peft_golden.py smollm2 MODEL.gguf DATA     smollm2.json; DATA holds e2e_train.jsonl, e2e_test.jsonl
     python make_peft_golden.py adapter MODEL.gguf CASE DIR only writes the initial adapter of a SmolLM2 case
@@ -127,8 +128,8 @@ def read_rows(path, tokenizer, limit=None):
     return rows
 
 
-def loss_sum(model, rows):
-    """Sum of -log p over the supervised tokens of the rows, and their number."""
+def loss_sum(model, rows, smoothing=0.0):
+    """Sum of -log p (with smoothed labels) over the supervised tokens of the rows, and their number."""
     width = max(len(ids) for ids, _ in rows)
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     labels = torch.full((len(rows), width), -100)
@@ -139,7 +140,8 @@ def loss_sum(model, rows):
         mask[b, : len(row)] = 1
     labels[:, 0] = -100
     logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
-    total = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum")
+    total = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum",
+                            label_smoothing=smoothing)
     return total, int((labels != -100).sum())
 
 
@@ -259,6 +261,20 @@ def make_tiny():
         save_file({"ids": ids.float(), "logits": logits.contiguous()}, OUT / f"{name}.logits.safetensors")
 
 
+def make_smoothed():
+    """The case `subset` with smoothed labels; its evaluations are plain."""
+    case = {**TINY_CASES["subset"], "label_smoothing": 0.1, "steps": 10, "after_step": 10}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(OUT / "tiny")
+    rows = read_rows(OUT / "rows.jsonl", tokenizer)
+
+    def run(dtype):
+        model = transformers.LlamaForCausalLM.from_pretrained(OUT / "tiny", dtype=dtype, attn_implementation="eager")
+        return train(attach(model, case).to(dtype), case, rows, rows[-case["eval_rows"] :],
+                     loss_sum=lambda m, r: loss_sum(m, r, case["label_smoothing"]))
+
+    write_json(OUT / "smoothed.json", case, {**run(torch.float32), "losses_f64": run(torch.float64)["losses"]})
+
+
 # ---- every family --------------------------------------------------------------------------------
 
 FAMILIES = ["tied_gqa", "mistral_window", "qwen2", "qwen2_window", "qwen3", "qwen3_odd", "gemma3", "gemma3_odd",
@@ -344,6 +360,8 @@ if __name__ == "__main__":
     what, *rest = sys.argv[1:] or ["help"]
     if what == "tiny" and not rest:
         make_tiny()
+    elif what == "smoothed" and not rest:
+        make_smoothed()
     elif what == "families" and not rest:
         make_families()
     elif what == "smollm2" and len(rest) == 2:

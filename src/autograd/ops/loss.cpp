@@ -9,7 +9,7 @@ namespace {
 
 // Note [Chunked loss]: logits (n,V) are the largest matrix of a step and are read only by their own
 // softmax. So each chunk of rows goes through the head, cross-entropy and back through the head
-// while it is at hand, its logits overwritten by scale (softmax - onehot); only dx (n,C) is kept.
+// while it is at hand, its logits overwritten by scale (softmax - q); only dx (n,C) is kept.
 // All chunks use one buffer. The losses of all rows are then summed in one pass, in an order that
 // does not depend on the chunk size.
 //
@@ -32,7 +32,7 @@ Tensor head_chunks(Backend& backend, const Tensor& dx, const Tensor& x, const We
     Tensor logits = buffer.slice_rows(0, end - begin);
     backend.linear_forward(logits, x.slice_rows(begin, end), head);
     backend.cross_entropy(losses.slice_rows(begin, end), logits, targets.slice_rows(begin, end),
-                          dx.defined(), scale.alpha, scale.factor);
+                          dx.defined(), scale.alpha, scale.factor, scale.smoothing);
     if (dx.defined())
       backend.linear_backward_x(dx.slice_rows(begin, end), GradMode::Write, logits, head);
   }
@@ -60,7 +60,7 @@ Var head_loss(Tape& tape, const Var& x, const Weight& head, const Tensor& target
 }
 
 Work work::cross_entropy(const Tensor&, const Tensor& logits, const Tensor&, bool gradient, double,
-                         const Tensor&) {
+                         const Tensor&, double) {
   return {OpFamily::Loss, 0, size(logits) * (gradient ? 2 : 1)};
 }
 

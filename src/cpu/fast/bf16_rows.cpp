@@ -56,10 +56,10 @@ float sum_exp(const Half* x, std::int64_t n, float shift) {
   return _mm512_reduce_add_ps(total);
 }
 
-void softmax(Half* x, std::int64_t n, float lse, float scale) {
+void softmax(Half* x, std::int64_t n, float lse, float scale, float off) {
   for (std::int64_t j = 0; j < n; j += 16) {
     const __mmask16 in = first16(n - j);
-    put(in, x + j, scale * exp16(get(in, x + j) - lse));
+    put(in, x + j, scale * exp16(get(in, x + j) - lse) - off);
   }
 }
 

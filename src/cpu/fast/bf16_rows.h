@@ -18,8 +18,8 @@ struct Bf16Rows {
                           const std::uint16_t* gate, const std::uint16_t* up, std::int64_t n);
   // sum of exp(x - shift)
   float (*sum_exp)(const std::uint16_t* x, std::int64_t n, float shift);
-  // x = scale * exp(x - lse)
-  void (*softmax)(std::uint16_t* x, std::int64_t n, float lse, float scale);
+  // x = scale * exp(x - lse) - off
+  void (*softmax)(std::uint16_t* x, std::int64_t n, float lse, float scale, float off);
 };
 
 namespace isa_bf16 {

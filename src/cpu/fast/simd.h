@@ -23,6 +23,7 @@
 namespace lk::cpu {
 
 // bf16 <-> float without branches, so that loops vectorise.
+LK_INLINE double widen(double x) { return x; }
 LK_INLINE float widen(float x) { return x; }
 LK_INLINE float widen(bf16 x) {
   return __builtin_bit_cast(float, static_cast<std::uint32_t>(x.bits) << 16);

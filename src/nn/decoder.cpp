@@ -1,0 +1,83 @@
+#include "nn/decoder.h"
+
+#include <algorithm>
+
+namespace lk {
+
+Decoder::Decoder(Transformer& model, std::int64_t prefill_rows, bool record)
+    : model_(model),
+      prefill_rows_(prefill_rows > 0 ? prefill_rows : model.backend().traits().prefill_rows),
+      recorder_(model.backend(), record && model.backend().traits().can_record,
+                {.recordings = 1, .launched = 1}) {}
+
+bool Decoder::reserve(std::int64_t slots, std::int64_t capacity) {
+  if (cache_ && cache_->capacity() >= capacity && cache_->slots() >= slots) return false;
+  recorder_.clear();  // before the memory that recordings use is freed
+  cache_.reset();
+  cache_ = std::make_unique<KvCache>(model_.backend(), model_.config(), model_.compute_dtype(),
+                                     capacity, slots);
+  return true;
+}
+
+Tensor Decoder::submit(std::span<const SequencePart> parts) {
+  const bool decodes = std::all_of(parts.begin(), parts.end(),
+                                   [](const SequencePart& p) { return p.ids.size() == 1; });
+  Tensor logits;
+  if (decodes) {
+    logits = step(parts);
+  } else {
+    recorder_.forget_launched();
+    logits = model_.next_logits(make_cached_batch(*cache_, parts), *cache_);
+  }
+  advance_cache(*cache_, parts);
+  return logits;
+}
+
+// A decoding step. It is recorded if the step right before it had as many sequences (Note [Recorded
+// steps] in tensor/recorder.h). One recording is kept, as its logits stay in its memory.
+Tensor Decoder::step(std::span<const SequencePart> parts) {
+  const std::int64_t n = std::ssize(parts);
+  if (Step* recorded = recorder_.find(n)) {
+    refill_cached_batch(recorded->batch, *cache_, parts);
+    recorder_.replay();
+    return recorded->logits;
+  }
+  Step step{make_cached_batch(*cache_, parts), {}};
+  const auto work = [&] { step.logits = model_.next_logits(step.batch, *cache_); };
+  if (!recorder_.record(n, step, work)) work();
+  return step.logits;
+}
+
+void Decoder::copy_slot(std::int64_t to, std::int64_t from, std::int64_t common, std::int64_t n) {
+  check(common <= n && n <= cache_->length(from), "KV cache: copies ", n, " tokens of a slot of ",
+        cache_->length(from));
+  const std::int64_t capacity = cache_->capacity();
+  auto rows = [&](const Tensor& all, std::int64_t slot) {
+    return all.slice_rows(slot * capacity + common, slot * capacity + n);
+  };
+  if (common < n)
+    for (std::size_t i = 0; i < static_cast<std::size_t>(model_.config().n_layers); ++i)
+      for (const Tensor& all : {cache_->layer(i).k, cache_->layer(i).v})
+        model_.backend().copy(rows(all, to), rows(all, from));
+  cache_->set_length(to, n);
+}
+
+void HostLogits::download(const Tensor& logits) {
+  const Tensor rows = dense(logits);
+  dtype_ = rows.dtype(), vocab_ = static_cast<std::size_t>(rows.cols());
+  raw_.resize(rows.bytes());
+  rows.backend().download(raw_.data(), rows, rows.bytes());
+  floats_.resize(static_cast<std::size_t>(rows.numel()));
+}
+
+std::span<const float> HostLogits::row(std::int64_t i) {
+  const std::size_t begin = static_cast<std::size_t>(i) * vocab_;
+  const std::span<float> row = std::span(floats_).subspan(begin, vocab_);
+  dispatch_float(dtype_, [&]<class T>() {
+    const T* from = reinterpret_cast<const T*>(raw_.data()) + begin;
+    std::transform(from, from + vocab_, row.begin(), [](T x) { return static_cast<float>(x); });
+  });
+  return row;
+}
+
+}  // namespace lk

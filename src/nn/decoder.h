@@ -1,0 +1,67 @@
+// Decoder: a model with a KV cache, for whoever generates: passes over the next tokens of some of
+// its sequences, and the logits on the host.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "nn/cached_batch.h"
+#include "nn/transformer.h"
+#include "tensor/recorder.h"
+
+namespace lk {
+
+class Decoder {
+ public:
+  // `prefill_rows`: tokens of prompts in a pass; 0: what suits the device. The model must outlive the
+  // Decoder. With `record`, decoding steps may run as one recording (Backend::record).
+  Decoder(Transformer& model, std::int64_t prefill_rows, bool record);
+
+  // Makes room for `slots` sequences of `capacity` tokens, at least. Returns whether the cache is a
+  // new one, whose slots are empty. Throws OutOfMemoryError.
+  bool reserve(std::int64_t slots, std::int64_t capacity);
+  Transformer& model() const { return model_; }
+  KvCache& cache() { return *cache_; }
+  // A piece of a prompt ends at multiples of this many tokens, counted from the prompt's own start.
+  std::int64_t prefill_rows() const { return prefill_rows_; }
+
+  // Submits a pass over the parts and lengthens their slots. Returns the logits (n,V) of each part's
+  // last token.
+  Tensor submit(std::span<const SequencePart> parts);
+  // Gives slot `to` the first n tokens of slot `from`, of which it has the first `common` already.
+  void copy_slot(std::int64_t to, std::int64_t from, std::int64_t common, std::int64_t n);
+  // Call it before the first step of a run: a step of an earlier run says nothing about this one.
+  void begin() { recorder_.forget_launched(); }
+
+ private:
+  // The inputs of a decoding step, and the logits that it computes.
+  struct Step {
+    CachedBatch batch;
+    Tensor logits;
+  };
+  Tensor step(std::span<const SequencePart> parts);
+
+  Transformer& model_;
+  std::int64_t prefill_rows_;
+  std::unique_ptr<KvCache> cache_;
+  Recorder<std::int64_t, Step> recorder_;  // keyed by the number of sequences
+};
+
+// A pass's logits on the host, as floats. The buffers are kept from step to step: getting memory
+// from the system each time would take longer than working on it.
+class HostLogits {
+ public:
+  // The only wait for the device in a step.
+  void download(const Tensor& logits);
+  // Row i; different threads may ask for different rows.
+  std::span<const float> row(std::int64_t i);
+
+ private:
+  DType dtype_ = DType::F32;
+  std::size_t vocab_ = 0;
+  std::vector<std::byte> raw_;
+  std::vector<float> floats_;
+};
+
+}  // namespace lk
