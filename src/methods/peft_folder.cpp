@@ -85,7 +85,7 @@ void PeftFolder::expect(const std::vector<std::pair<std::string, Shape>>& tensor
 std::vector<float> PeftFolder::read(const std::string& tensor) const {
   const Shape shape = weights_.shape(tensor);
   std::vector<float> values(static_cast<std::size_t>(shape.numel()));
-  weights_.read_rows(tensor, 0, shape.rank() == 0 ? 1 : shape[0], values.data());
+  weights_.read_rows(tensor, 0, shape.rows(), values.data());
   return values;
 }
 
@@ -107,7 +107,7 @@ void write_peft_folder(const std::string& folder, Json config, const BaseIdentit
         concat(weights, ": read back ", back.names().size(), " tensors, wrote ", tensors.size()));
   for (const SafetensorsEntry& t : tensors) {
     std::vector<float> values(t.values.size());
-    back.read_rows(t.name, 0, t.shape[0], values.data());
+    back.read_rows(t.name, 0, t.shape.rows(), values.data());
     if (std::memcmp(values.data(), t.values.data(), values.size() * sizeof(float)) != 0)
       throw IoError(concat(weights, ": ", t.name, " read back differently"));
   }
