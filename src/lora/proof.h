@@ -37,6 +37,7 @@ std::string memory_table(const MemoryReport& report);
 //   weight-gradient matmuls = micro_steps * number of A and B
 // Throws Error with the table if one of these fails.
 void prove_memory(const Backend& backend, const Adapter& adapter, std::int64_t weights_bytes,
-                  std::int64_t weight_gradient_matmuls, std::int64_t micro_steps);
+                  std::int64_t weight_gradient_matmuls, std::int64_t micro_steps,
+                  std::int64_t earlier_buffers = 0);
 
 }  // namespace lk

@@ -22,6 +22,16 @@ struct ChartLine {
 std::string chart_svg(const std::string& title, const std::string& unit,
                       const std::vector<ChartLine>& lines);
 
+struct ChartPoint {
+  std::string name;  // for the legend; plain text
+  double x = 0, y = 0;
+  std::size_t colour = 0;  // as the line of that index
+};
+
+// A figure of single points, x in `unit`; points that are not finite are left out.
+std::string scatter_svg(const std::string& title, const std::string& unit,
+                        const std::vector<ChartPoint>& points);
+
 // Escapes text for HTML: & < > " ' become entities; bytes that are not UTF-8 and control characters
 // (except newline and tab) become U+FFFD.
 std::string html_escape(const std::string& text);

@@ -32,7 +32,7 @@ std::string rows_sha256(const std::vector<Row>& rows) {
 }
 
 void choose_lora(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in) {
-  in.model = std::make_unique<ModelFile>(s.model);
+  if (!in.model) in.model = std::make_shared<ModelFile>(s.model);
   if (!s.rank) s.rank = default_rank(in.model->config());
   in.lora.shape = {*s.rank, s.alpha.value_or(static_cast<double>(*s.rank)),
                    static_cast<float>(s.dropout)};
@@ -213,8 +213,9 @@ std::vector<HostBatch> RunInputs::lay_out(std::int64_t step, std::int64_t grad_a
 }
 
 RunInputs read_inputs(FinetuneSettings& settings, FinetuneListener& listener, const Json* before,
-                      FinetuneRows* rows) {
+                      FinetuneRows* rows, std::shared_ptr<const ModelFile> opened) {
   RunInputs in;
+  in.model = std::move(opened);
   choose_lora(settings, listener, in);
   read_data(settings, listener, in, rows);
   arrange(settings, listener, in, before);
