@@ -19,6 +19,7 @@
 #include "nn/cached_ops.h"
 #include "roofline.h"
 #include "tensor/adapter_kernels.h"
+#include "tensor/shared_keys.h"
 
 using namespace lk;
 
@@ -153,6 +154,20 @@ void lora_segments(benchmark::State& state, DType t, std::int64_t N, std::int64_
           [&] { host().adapter_kernels()->lora_segments(y, x, table, documents, variants); });
 }
 
+// A prefix of 20 keys, forward and backward.
+void shared_keys(benchmark::State& state, DType t) {
+  constexpr std::int64_t n = 20;
+  const Tensor q = random_tensor(t, {T, H * D}), o = random_tensor(t, {T, H * D}),
+               lse = random_tensor(DType::F32, {H, T}), dk = random_tensor(t, {n, G * D});
+  const SharedKeys keys{random_tensor(t, {n, G * D}), random_tensor(t, {n, G * D})};
+  const AttentionShape shape{H, G, D, 0.125f, 0};
+  measure(state, 14.0 * T * H * D * n, 0, [&] {
+    host().shared_key_kernels()->shared_keys_forward(o, lse, GradMode::Write, q, keys, shape);
+    host().shared_key_kernels()->shared_keys_backward(q, GradMode::Write, dk, keys.v, lse, o, q,
+                                                      keys, o, lse, shape);
+  });
+}
+
 // The products of one adapter with its factors next to the frozen matrix (autograd/joined.h).
 void joined(benchmark::State& state, DType t, std::int64_t N, std::int64_t K) {
   Tensor x = random_tensor(t, {T, K}), y = random_tensor(t, {T, N}), z = random_tensor(t, {T, N}),
@@ -282,6 +297,7 @@ int main(int argc, char** argv) {
     add("thin_dropout", [=](benchmark::State& s) { thin_dropout(s, t, C); });
     add("linear_parts/qkv", [=](benchmark::State& s) { linear_parts(s, t, {C, G * D, G * D}); });
     add("linear_parts/gate_up", [=](benchmark::State& s) { linear_parts(s, t, {F, F}); });
+    add("shared_keys", [=](benchmark::State& s) { shared_keys(s, t); });
     add("attention", [=](benchmark::State& s) { attention(s, t, Pass::Forward); });
     add("attention_backward", [=](benchmark::State& s) { attention(s, t, Pass::Backward); });
     add("attention_rope_backward",

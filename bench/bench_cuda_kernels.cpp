@@ -18,6 +18,7 @@
 #include "nn/cached_ops.h"
 #include "roofline.h"
 #include "tensor/adapter_kernels.h"
+#include "tensor/shared_keys.h"
 
 using namespace lk;
 
@@ -441,6 +442,35 @@ void register_attention() {
   });
 }
 
+// A prefix of 30 keys beside the attention of a layer with eight key/value heads.
+void register_shared_keys() {
+  constexpr std::int64_t n = 30, kv_width = 8 * 128;
+  const AttentionShape shape{32, 8, 128, 0.088f, 0};
+  const double flops = 4.0 * T * C * n, bytes = 2.0 * T * C;
+  auto make = [=](bool backward) {
+    const Tensor q = random_tensor(DType::BF16, {T, C}, 1),
+                 o = random_tensor(DType::BF16, {T, C}, 2),
+                 dout = random_tensor(DType::BF16, {T, C}, 3),
+                 dq = random_tensor(DType::BF16, {T, C}, 4),
+                 lse = random_tensor(DType::F32, {32, T}, 5),
+                 delta = random_tensor(DType::F32, {32, T}, 6),
+                 dk = random_tensor(DType::BF16, {n, kv_width}, 7),
+                 dv = random_tensor(DType::BF16, {n, kv_width}, 8);
+    const SharedKeys keys{random_tensor(DType::BF16, {n, kv_width}, 9),
+                          random_tensor(DType::BF16, {n, kv_width}, 10)};
+    return [=] {
+      if (backward)
+        gpu().shared_key_kernels()->shared_keys_backward(dq, GradMode::Add, dk, dv, delta, dout, q,
+                                                         keys, o, lse, shape);
+      else
+        gpu().shared_key_kernels()->shared_keys_forward(o, lse, GradMode::Add, q, keys, shape);
+    };
+  };
+  add("shared_keys_forward", {.flops = flops, .bytes = 3 * bytes}, [=] { return make(false); });
+  add("shared_keys_backward", {.flops = 3.5 * flops, .bytes = 5 * bytes},
+      [=] { return make(true); });
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -461,6 +491,7 @@ int main(int argc, char** argv) {
   register_lora_segments();
   register_generation();
   register_attention();
+  register_shared_keys();
   benchmark::RunSpecifiedBenchmarks();
   gpu().synchronize();
 }

@@ -65,7 +65,7 @@ class Run {
       const Settings& s)
       : model_(backend, config, std::move(weights), dtype, s.seq_len),
         adapter_(model_, lora_config(s)) {
-    prepare_for_training(model_, adapter_);
+    adapter_.lay_out_for_training();
     trainer_.emplace(model_, adapter_, training(s));
     model_.set_recompute(s.recompute);
     std::mt19937_64 rng(1);
@@ -159,7 +159,7 @@ int run_bench(Settings s, Clock::time_point start) {
   std::unique_ptr<Backend> backend = open_device(s.device);
   const DType dtype = parse_compute_dtype(s.dtype, *backend);
   PlanRequest request;
-  request.model = config, request.lora = lora_config(s);
+  request.model = config, request.methods.lora = lora_config(s);
   request.compute_dtype = dtype, request.device = backend->name();
   request.batch = s.batch, request.seq_len = s.seq_len, request.recompute = s.recompute;
   const std::int64_t budget = program::parse_budget(s.memory);

@@ -26,6 +26,14 @@ class WorkCounter final : public PlanBackend {
                  const Tensor& b) override {
     add_up(work::weight_gradient(dw, mode, alpha, a, b));
   }
+  void column_sums(const Tensor& dl, GradMode mode, const Tensor& a, const Tensor& b,
+                   const Tensor& mean, const Tensor& rstd) override {
+    add_up(work::vector_gradient(dl, mode, a, b, mean, rstd));
+  }
+  void sum_rows_by_id(const Tensor& dtable, GradMode mode, const Tensor& dy,
+                      const Tensor& ids) override {
+    add_up(work::table_gradient(dtable, mode, dy, ids));
+  }
   void copied(const Tensor& x) { add_up({OpFamily::Transfer, 0, work::size(x)}); }
   void add_up(const Work& work) {
     total_.flops += work.flops;
@@ -158,6 +166,21 @@ std::vector<KernelCase> kernel_cases(const KernelSizes& sizes) {
   add("embedding_forward", [=](Operands& o) {
     return [y = o.random(tc), table = o.weight({32000, C}),
             ids = o.places(T, 7919, 32000)](Backend& on) { on.embedding_forward(y, table, ids); };
+  });
+  add("scale_columns", [=](Operands& o) {
+    return [y = o.random(tc), x = o.random(tc), l = o.random({C})](Backend& on) {
+      on.scale_columns(y, GradMode::Write, x, l);
+    };
+  });
+  add("vector_gradient_of_layernorm", [=](Operands& o) {
+    return [dl = o.statistics({C}), dy = o.random(tc), x = o.random(tc), mean = o.statistics({T}),
+            rstd = o.statistics({T})](Backend& on) {
+      on.vector_gradient(dl, GradMode::Write, dy, x, mean, rstd);
+    };
+  });
+  add("table_gradient", [=](Operands& o) {
+    return [dtable = o.statistics({32000, C}), dy = o.random(tc), ids = o.places(T, 7919, 32000)](
+               Backend& on) { on.table_gradient(dtable, GradMode::Add, dy, ids); };
   });
   // Every second token is supervised.
   add("gather_rows", [=](Operands& o) {

@@ -6,6 +6,7 @@
 #include "autograd/thin.h"
 #include "nn/cached_ops.h"
 #include "tensor/adapter_kernels.h"
+#include "tensor/shared_keys.h"
 
 namespace lk::bench {
 
@@ -105,6 +106,18 @@ void TimingBackend::matmul_tn(const Tensor& dw, GradMode mode, double alpha, con
                               const Tensor& b) {
   timed(work::weight_gradient(dw, mode, alpha, a, b), false,
         [&] { inner_.weight_gradient(dw, mode, alpha, a, b); });
+}
+
+void TimingBackend::column_sums(const Tensor& dl, GradMode mode, const Tensor& a, const Tensor& b,
+                                const Tensor& mean, const Tensor& rstd) {
+  timed(work::vector_gradient(dl, mode, a, b, mean, rstd), false,
+        [&] { inner_.vector_gradient(dl, mode, a, b, mean, rstd); });
+}
+
+void TimingBackend::sum_rows_by_id(const Tensor& dtable, GradMode mode, const Tensor& dy,
+                                   const Tensor& ids) {
+  timed(work::table_gradient(dtable, mode, dy, ids), false,
+        [&] { inner_.table_gradient(dtable, mode, dy, ids); });
 }
 
 // Times the thin products through joined projections.
@@ -217,6 +230,40 @@ class TimingBackend::Adapters final : public AdapterKernels {
   TimingBackend& owner_;
 };
 
+// Times attention to keys that all tokens share. Every token sees all of them, if there is no window.
+class TimingBackend::SharedKeyTimes final : public SharedKeyKernels {
+ public:
+  explicit SharedKeyTimes(TimingBackend& owner) : owner_(owner) {}
+  void shared_keys_forward(const Tensor& o, const Tensor& lse, GradMode mode, const Tensor& q,
+                           const SharedKeys& keys, const AttentionShape& shape) override {
+    const Work work{OpFamily::AttentionForward, 2 * product(q, keys),
+                    work::sizes(q, keys.k, keys.v) + work::written(o, mode)};
+    owner_.timed(work, false, [&] {
+      owner_.inner_.shared_key_kernels()->shared_keys_forward(o, lse, mode, q, keys, shape);
+    });
+  }
+  void shared_keys_backward(const Tensor& dq, GradMode mode, const Tensor& dk, const Tensor& dv,
+                            const Tensor& delta, const Tensor& dout, const Tensor& q,
+                            const SharedKeys& keys, const Tensor& o, const Tensor& lse,
+                            const AttentionShape& shape) override {
+    const double products = 2 + (dq ? 1 : 0) + (dk ? 2 : 0);
+    const Work work{
+        OpFamily::AttentionBackward, products * product(q, keys),
+        work::sizes(dk, dv, delta, dout, q, keys.k, keys.v, o, lse) + work::written(dq, mode)};
+    owner_.timed(work, false, [&] {
+      owner_.inner_.shared_key_kernels()->shared_keys_backward(dq, mode, dk, dv, delta, dout, q,
+                                                               keys, o, lse, shape);
+    });
+  }
+
+ private:
+  // FLOPs of one product of all queries with all keys.
+  static double product(const Tensor& q, const SharedKeys& keys) {
+    return 2 * work::numel(q) * static_cast<double>(keys.k.rows());
+  }
+  TimingBackend& owner_;
+};
+
 LoraKernels* TimingBackend::lora_kernels() {
   if (!inner_.lora_kernels()) return nullptr;
   if (!lora_) lora_ = std::make_unique<Lora>(*this);
@@ -232,6 +279,12 @@ AdapterKernels* TimingBackend::adapter_kernels() {
   if (!inner_.adapter_kernels()) return nullptr;
   if (!adapters_) adapters_ = std::make_unique<Adapters>(*this);
   return adapters_.get();
+}
+
+SharedKeyKernels* TimingBackend::shared_key_kernels() {
+  if (!inner_.shared_key_kernels()) return nullptr;
+  if (!shared_keys_) shared_keys_ = std::make_unique<SharedKeyTimes>(*this);
+  return shared_keys_.get();
 }
 
 }  // namespace lk::bench

@@ -65,6 +65,7 @@ class TimingBackend final : public Backend {
   LoraKernels* lora_kernels() override;  // null if the inner backend has none
   CacheKernels* cache_kernels() override;
   AdapterKernels* adapter_kernels() override;
+  SharedKeyKernels* shared_key_kernels() override;
   bool keeps_quantised(const GgmlType& type) const override { return inner_.keeps_quantised(type); }
   std::int64_t free_memory() const override;
   void upload(const Tensor& dst, const void* src, std::size_t bytes) override;
@@ -88,9 +89,14 @@ class TimingBackend final : public Backend {
  private:
   void matmul_tn(const Tensor& dw, GradMode mode, double alpha, const Tensor& a,
                  const Tensor& b) override;
+  void column_sums(const Tensor& dl, GradMode mode, const Tensor& a, const Tensor& b,
+                   const Tensor& mean, const Tensor& rstd) override;
+  void sum_rows_by_id(const Tensor& dtable, GradMode mode, const Tensor& dy,
+                      const Tensor& ids) override;
   class Lora;
   class Cache;
   class Adapters;
+  class SharedKeyTimes;
   // Runs op() between two marks and records it. Ops inside it (a backend may use its own ops) count
   // as part of it. A frozen product with the head's weight is recorded as Head.
   template <class Op>
@@ -123,6 +129,7 @@ class TimingBackend final : public Backend {
   std::unique_ptr<Lora> lora_;
   std::unique_ptr<Cache> cache_;
   std::unique_ptr<Adapters> adapters_;
+  std::unique_ptr<SharedKeyTimes> shared_keys_;
   Roofs roofs_;
   const void* head_;
   std::unordered_map<void*, Tensor> blocks_;  // the cache's blocks, in the inner backend's memory

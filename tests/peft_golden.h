@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "io/json.h"
+#include "lora/adapter.h"
 #include "lora/trainer.h"
 #include "text/dataset.h"
 #include "text/sampler.h"

@@ -217,7 +217,8 @@ TEST_CASE(
   for (const auto& [header, timing] : {std::pair{"backend.h", "bench/timing_backend.h"},
                                        {"lora_kernels.h", "bench/timing_backend.cpp"},
                                        {"cache_kernels.h", "bench/timing_backend.cpp"},
-                                       {"adapter_kernels.h", "bench/timing_backend.cpp"}}) {
+                                       {"adapter_kernels.h", "bench/timing_backend.cpp"},
+                                       {"shared_keys.h", "bench/timing_backend.cpp"}}) {
     const std::string text = read(timing);
     const std::set<std::string> names = virtuals(header);
     CHECK(!names.empty());
@@ -245,6 +246,8 @@ TEST_CASE("every op of Backend and of its kernels has a benchmark on the CPU and
   for (const std::string& name : virtuals("cache_kernels.h")) calls.insert("cached::" + name + "(");
   for (const std::string& name : virtuals("adapter_kernels.h"))
     calls.insert("adapter_kernels()->" + name + "(");
+  for (const std::string& name : virtuals("shared_keys.h"))
+    calls.insert("shared_key_kernels()->" + name + "(");
   for (const std::string file : {"bench/bench_cpu_kernels.cpp", "bench/bench_cuda_kernels.cpp"}) {
     const std::string text = read(file);
     for (const std::string& call : calls) {

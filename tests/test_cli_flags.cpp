@@ -87,3 +87,60 @@ TEST_CASE("--config gives flags, the command line wins, and run.toml repeats a r
   const std::string plan = f.scratch.write("plan.toml", "matrix = \"100x500\"\nrank = 5\n");
   check_says(run_program("plan --config " + plan), 0, "3,000");
 }
+
+TEST_CASE(
+    "an array in a settings file is the list of a flag that takes one, and refused elsewhere") {
+  Rows f;
+  auto plan = [&](const std::string& toml) {
+    const std::string file = f.scratch.write("plan.toml", toml);
+    return run_program("plan --shape smollm2-135m --config " + file);
+  };
+  const auto text = plan("targets = \"q_proj,v_proj\"\nrecompute = \"gate-up,block:4\"\n");
+  const auto array = plan(
+      "# of attention alone\n'targets' = [\n  \"q_proj\",  # queries\n  'v_proj',\n]\n"
+      "recompute = [\"gate-up\", \"block:4\"]\n");
+  CHECK_MESSAGE(text.status == 0, text.out);
+  CHECK(array.out == text.out);
+  CHECK(array.status == 0);
+  const std::pair<const char*, std::vector<const char*>> refused[] = {
+      {"rank = [4]\n", {"plan.toml:1", "rank", "one value"}},
+      {"\nrank = [4, 8]\n", {"plan.toml:2", "rank", "one value"}},
+      {"targets = []\n", {"targets", "empty array"}},
+      {"targets = [\"\"]\n", {"targets", "empty item"}},
+      {"targets = [\"q_proj,v_proj\"]\n", {"targets", "comma"}},
+      {"targets = [\"q_proj\" \"v_proj\"]\n", {"targets", "comma or ]"}},
+      {"targets = [[\"q_proj\"]]\n", {"targets", "within"}},
+      {"targets = [\"q_proj\"\n", {"targets", "comma or ]"}},
+      {"targets = [\"q_proj\"] x\n", {"targets", "behind the value"}},
+      {"targets = \"q_proj\n", {"targets", "closing quote"}},
+      {"targets = \"\"\"q_proj\"\"\"\n", {"targets", "several lines"}},
+      {"targets = \"\\q\"\n", {"targets", "escape"}},
+      {"targets = q_proj v_proj\n", {"targets", "behind the value"}},
+      {"targets = {a = 1}\n", {"targets", "a value is expected"}},
+      {"targets =\n", {"targets", "a value is expected"}},
+      {"rank = 4\nrank = 8\n", {"plan.toml:2", "rank", "line 1"}},
+      {"[training]\nrank = 4\n", {"plan.toml:1", "table"}},
+      {"nothing = [1]\n", {"nothing"}}};
+  for (const auto& [toml, parts] : refused)
+    for (const char* part : parts) check_says(plan(toml), 2, part);
+}
+
+TEST_CASE("run.toml holds any text, and gives it back as it was") {
+  Rows f;
+  const std::string system = "Say \"#1\", it's\na back\\slash, \xC3\xA9.";
+  const std::string chats = f.scratch.write("it is #1.jsonl",
+                                            "{\"user\":\"abc\",\"assistant\":\"def ghi\"}\n"
+                                            "{\"user\":\"x\",\"assistant\":\"yz\"}\n");
+  const auto first = run_program("finetune --device cpu --steps 1 --template smollm2 --model " +
+                                 kModel + " --data '" + chats + "' --out " + f.scratch.file("one") +
+                                 " --system 'Say \"#1\", it'\\''s\na back\\slash, \xC3\xA9.'");
+  CHECK_MESSAGE(first.status == 0, first.out);
+  const auto again = run_program("finetune --config " + f.scratch.file("one/run.toml") + " --out " +
+                                 f.scratch.file("two"));
+  CHECK_MESSAGE(again.status == 0, again.out);
+  for (const char* run : {"one", "two"})
+    CHECK(read_json(f.scratch.file(std::string(run) + "/run.json"))["settings"]["run"]["system"] ==
+          system);
+  CHECK(slurp(f.scratch.file("one/adapter_model.safetensors")) ==
+        slurp(f.scratch.file("two/adapter_model.safetensors")));
+}

@@ -52,7 +52,7 @@ TEST_CASE("only settings that differ are shown, and the results of every run") {
   const ComparisonTable table = compare_runs(runs);
   REQUIRE(table.settings.size() == 1);
   CHECK(table.settings[0].name == "lr");
-  CHECK(table.settings[0].values == std::vector<std::string>{"1e-04", "0.001"});
+  CHECK(table.settings[0].values == std::vector<std::string>{"0.0001", "0.001"});
   const std::string text = comparison_text(runs, table), page = comparison_html(runs, table);
   for (const char* part : {"low", "high", "lr", "3.5 \u2192 2.5", "4 \u2192 3", "4 \u2192 2",
                            "1.75 at step 1", "3 MiB"}) {
@@ -62,6 +62,25 @@ TEST_CASE("only settings that differ are shown, and the results of every run") {
   CHECK(text.find("rank") == std::string::npos);
   CHECK(page.find("class=\"line s1\"") != std::string::npos);
   CHECK(page.find("<script") == std::string::npos);
+}
+
+TEST_CASE("the page names the best run, if the runs were evaluated on the same rows") {
+  Runs r;
+  const std::string better = "{\"step\":1,\"lr\":1,\"loss\":2,\"eval_loss\":1.5}\n";
+  Json under_way = run_of(1e-4, 8, 3.0);
+  under_way["status"] = "running", under_way.erase("result");
+  r.add("a", run_of(1e-4, 8, 3.0), kMetrics);
+  r.add("b", under_way, better);
+  auto runs = read_runs(r.paths);
+  const ComparisonTable table = compare_runs(runs);
+  CHECK(comparison_html(runs, table).find("Lowest evaluation loss: b") != std::string::npos);
+  CHECK(comparison_text(runs, table).find("1.5 at step 1") != std::string::npos);
+  CHECK(table.results[1].values == std::vector<std::string>{"2", "1"});  // steps done
+  runs[1].run["settings"]["run"]["eval_rows_sha256"] = "other";
+  CHECK(comparison_html(runs, table).find("different rows") != std::string::npos);
+  for (ComparedRun& run : runs) run.curves.eval_loss.clear();
+  runs[1].run = runs[0].run;
+  CHECK(comparison_html(runs, table).find("No run was evaluated") != std::string::npos);
 }
 
 TEST_CASE("runs of the same settings say so; folders of one name keep their paths") {

@@ -228,7 +228,7 @@ TEST_CASE("samples along the way stand in metrics.jsonl and in the report") {
   s.steps = 4, s.sample_every = 2, s.samples = 1;
   f.run(s);
   CHECK(f.file("run/metrics.jsonl").find("\"sample\":{\"prompt\":") != std::string::npos);
-  CHECK(f.file("run/report.html").find("Along the way") != std::string::npos);
+  CHECK(f.file("run/report.html").find("at step 2") != std::string::npos);
   CHECK(f.file("run/report.html").find("http-equiv=\"refresh\"") == std::string::npos);
 }
 

@@ -149,6 +149,47 @@ TEST_CASE("gelu and geglu agree with the F64 twin, forward and backward") {
       }
 }
 
+TEST_CASE("silu and relu alone agree with the F64 twin, forward and backward") {
+  for (const Subject& s : subjects())
+    for (Activation act : {Activation::Silu, Activation::Relu})
+      for (auto [T, F] :
+           {std::pair<std::int64_t, std::int64_t>{0, 8}, {1, 1}, {3, 7}, {130, 257}, {2, 9001}})
+        for (GradMode mode : {GradMode::Write, GradMode::Add}) {
+          const std::string what = concat(s.name, " ", T, "x", F);
+          Tensor x = padded(s.backend, s.dtype, T, F, 3, 1, 4.0),
+                 dy = padded(s.backend, s.dtype, T, F, 2, 2),
+                 y = padded(s.backend, s.dtype, T, F, 4, 3),
+                 dx = padded(s.backend, s.dtype, T, F, 1, 4);
+          Tensor x64 = as_f64(x), y64 = as_f64(y), dx64 = as_f64(dx);
+          const double u = s.dtype == DType::F64 ? 0x1p-53 : 0x1p-24;
+          std::vector<double> slack, in = values(x), up = values(dy), before = values(dx);
+          for (std::size_t i = 0; i < in.size(); ++i)
+            slack.push_back(
+                8 * u * (std::abs(up[i]) * (1 + std::abs(in[i])) + std::abs(before[i])) + 1e-34);
+          s.backend.gated_forward(act, y, x, {});
+          reference().gated_forward(act, y64, x64, {});
+          check_close(values(y), values(y64), unit_roundoff(s.dtype) + 8 * u, {1e-34}, what + " y");
+          s.backend.gated_backward(act, {}, dx, mode, {}, dy, x, {});
+          reference().gated_backward(act, {}, dx64, mode, {}, as_f64(dy), x64, {});
+          check_close(values(dx), values(dx64), unit_roundoff(s.dtype), slack, what + " dx");
+          CHECK((padding_intact(y) && padding_intact(dx)));
+        }
+}
+
+TEST_CASE("relu is max(x, 0), exactly, and its slope at 0 is 0") {
+  const std::vector<double> x{-1e30, -3, -1e-30, 0, 1e-30, 0.5, 1e30};
+  for (const Subject& s : subjects()) {
+    Tensor in = tensor_from(s.backend, s.dtype, {1, 7}, x),
+           y = tensor_from(s.backend, s.dtype, {1, 7}, x),
+           one = tensor_from(s.backend, s.dtype, {1, 7}, std::vector<double>(7, 1.0));
+    const std::vector<double> stored = values(in);
+    s.backend.gated_forward(Activation::Relu, y, in, {});
+    for (std::size_t i = 0; i < 7; ++i) CHECK(values(y)[i] == std::max(stored[i], 0.0));
+    s.backend.gated_backward(Activation::Relu, {}, y, GradMode::Write, {}, one, in, {});
+    CHECK(values(y) == std::vector<double>{0, 0, 0, 0, 1, 1, 1});
+  }
+}
+
 // ---- gradients ----------------------------------------------------------------------------------
 
 namespace {

@@ -263,7 +263,7 @@ TEST_CASE("cuda: recorded steps give the bits of steps launched one by one") {
     TrainerConfig config;
     config.schedule = {ScheduleKind::Cosine, 1e-2, 2, 8};
     config.record = record;
-    prepare_for_training(*s.model, *s.adapter);
+    s.adapter->lay_out_for_training();
     Trainer trainer(*s.model, *s.adapter, config);
     std::vector<std::vector<float>> out(1);
     for (unsigned i = 0; i < 8; ++i) {  // other tokens each step, one step of another shape
@@ -298,7 +298,7 @@ TEST_CASE("cuda: recordings of several padded sizes give the bits of launched st
     TrainerConfig config;
     config.schedule = {ScheduleKind::Cosine, 1e-2, 2, kSteps};
     config.record = record;
-    prepare_for_training(*s.model, *s.adapter);
+    s.adapter->lay_out_for_training();
     Trainer trainer(*s.model, *s.adapter, config);
     std::vector<std::vector<float>> out(1);
     std::mt19937 rng(3);
@@ -338,7 +338,7 @@ TEST_CASE("cuda: padded batches give the losses and gradients of plain ones, BF1
     TrainerConfig config;
     config.schedule.lr = 0;
     config.pad = pad;
-    prepare_for_training(*s.model, *s.adapter);
+    s.adapter->lay_out_for_training();
     Trainer trainer(*s.model, *s.adapter, config);
     std::vector<double> out{trainer.step({{pointers(rows, 0, 4), pointers(rows, 4, 7)}}).loss};
     for (const Parameter* p : s.adapter->parameters())

@@ -98,7 +98,7 @@ struct FamilyRun {
     config.adamw.weight_decay = golden["weight_decay"].get<float>();
     config.schedule = {ScheduleKind::Constant, golden["lr"].get<double>(), 0, 10};
     config.clip = 0;
-    prepare_for_training(*model, *adapter);
+    adapter->lay_out_for_training();
     trainer = std::make_unique<Trainer>(*model, *adapter, config);
   }
   double step(std::size_t k) {
@@ -132,7 +132,7 @@ TEST_CASE("twenty steps as PEFT trains them: losses, gradient norms, the adapter
       TinyRun run(backend, name + ".initial"), peft(backend, name + ".after");
       Dataset data = run.rows();
       std::vector<Row> eval_rows = last_rows(data, golden);
-      prepare_for_training(*run.model, *run.adapter);
+      run.adapter->lay_out_for_training();
       Trainer trainer(*run.model, *run.adapter, training(golden));
       CHECK(evaluate(*run.model, eval_rows, 256).loss ==
             doctest::Approx(golden.get<double>("eval_before")).epsilon(2e-6));

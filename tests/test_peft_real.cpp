@@ -57,7 +57,7 @@ void check_smollm2(Backend& backend, const std::string& name, std::size_t n_step
   lora.targets = golden.get<std::vector<std::string>>("targets");
   Adapter adapter(model, lora);
   fill_by_formula(adapter, golden.get<double>("b_bound"));
-  prepare_for_training(model, adapter);
+  adapter.lay_out_for_training();
   Trainer trainer(model, adapter, training(golden));
   const std::vector<double> losses = golden.numbers("losses");
   const auto after = golden.get<std::size_t>("after_step");

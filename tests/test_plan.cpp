@@ -29,7 +29,7 @@ TEST_CASE("the plan is the run: peaks by tag equal those of a real step") {
   for (DType dtype : {DType::F32, DType::BF16}) {
     PlanRequest request;
     request.model = tiny_config();
-    request.lora = tiny_lora();
+    request.methods.lora = tiny_lora();
     request.compute_dtype = dtype;
     request.batch = 3;
     request.grad_accum = 2;
@@ -40,7 +40,7 @@ TEST_CASE("the plan is the run: peaks by tag equal those of a real step") {
     ModelConfig config = tiny_config();
     Transformer model(*backend, config, random_weights(*backend, config, dtype, 1), dtype, 50);
     Adapter adapter(model, tiny_lora());
-    prepare_for_training(model, adapter);
+    adapter.lay_out_for_training();
     Trainer trainer(model, adapter, {});
     Row row;
     row.ids.assign(50, 1);
@@ -77,7 +77,7 @@ PlanRequest small_request(const Backend& backend, DType dtype,
                           const std::string& family = "llama") {
   PlanRequest r;
   r.model = small_config(family);
-  r.lora = tiny_lora();
+  r.methods.lora = tiny_lora();
   r.compute_dtype = dtype;
   r.device = backend.name();
   r.batch = 4;
@@ -90,8 +90,8 @@ PlanRequest small_request(const Backend& backend, DType dtype,
 std::int64_t real_peak(Backend& backend, const PlanRequest& r, const Recompute& recompute) {
   Transformer model(backend, r.model, random_weights(backend, r.model, r.compute_dtype, 1),
                     r.compute_dtype, r.seq_len);
-  Adapter adapter(model, r.lora);
-  prepare_for_training(model, adapter);
+  Adapter adapter(model, r.methods.lora);
+  adapter.lay_out_for_training();
   Trainer trainer(model, adapter, {});
   model.set_recompute(recompute);
   Row row;
@@ -197,8 +197,8 @@ TEST_CASE("a budget that nothing keeps is out of memory, with the least that wou
 TEST_CASE("layers below the first trained one keep no activations, on a GPU as on a CPU") {
   PlanRequest request;
   request.model = named_shape("smollm2-135m");
-  request.lora.shape = {16, 16, 0};
-  request.lora.targets = {"layers.29.mlp.down_proj"};
+  request.methods.lora.shape = {16, 16, 0};
+  request.methods.lora.targets = {"layers.29.mlp.down_proj"};
   request.compute_dtype = DType::BF16;
   request.batch = 16;
   request.seq_len = 512;
@@ -216,8 +216,8 @@ TEST_CASE("layers below the first trained one keep no activations, on a GPU as o
 TEST_CASE("known counts: Llama-2-7B with rank 16 on all projections") {
   PlanRequest request;
   request.model = named_shape("llama2-7b");
-  request.lora.shape = {16, 16, 0};
-  request.lora.targets = {"all-linear"};
+  request.methods.lora.shape = {16, 16, 0};
+  request.methods.lora.targets = {"all-linear"};
   request.compute_dtype = DType::BF16;
   request.batch = 1;
   request.seq_len = 64;
@@ -237,7 +237,7 @@ TEST_CASE("a plan takes memory for its layers, not for its tokens") {
   };
   PlanRequest request;
   request.model = named_shape("llama2-7b");
-  request.lora.targets = {"q_proj", "v_proj"};
+  request.methods.lora.targets = {"q_proj", "v_proj"};
   request.compute_dtype = DType::BF16;
   request.batch = 65536;
   request.grad_accum = 4;
@@ -259,7 +259,7 @@ TEST_CASE("a plan beyond any machine's memory is out of memory, not a wrong sum"
   request.model = named_shape("llama2-7b");
   request.model.hidden_size = request.model.intermediate_size = 1 << 20;
   request.model.n_layers = 1024;
-  request.lora.targets = {"q_proj"};
+  request.methods.lora.targets = {"q_proj"};
   request.batch = 127;
   request.seq_len = 1 << 24;
   CHECK_THROWS_AS(plan_training(request), OutOfMemoryError);

@@ -85,7 +85,7 @@ Trained train(std::unique_ptr<Backend> backend, const Setting& s, const std::str
   Adapter adapter(model, lora);
   randomize_b(adapter, 11, 0.5);
   if (s.joined && !backend->traits().joins_projections) REQUIRE(join_projections(model, adapter));
-  if (backend->traits().joins_projections) prepare_for_training(model, adapter);
+  if (backend->traits().joins_projections) adapter.lay_out_for_training();
   model.set_recompute(parse_recompute(recompute));
   TrainerConfig training;
   training.schedule = {ScheduleKind::Cosine, 0.02, 1, kSteps};

@@ -5,6 +5,7 @@
 #include "io/json.h"
 #include "run/chart.h"
 #include "run/report.h"
+#include "run/run_files.h"
 #include "scratch_folder.h"
 
 using namespace lk;
@@ -51,7 +52,8 @@ TEST_CASE("no text from outside becomes markup") {
   CHECK(page.find("<script") == std::string::npos);
   CHECK(page.find("<img") == std::string::npos);
   CHECK(page.find("onerror=y>&amp;amp;") == std::string::npos);
-  CHECK(count(page, "&lt;script&gt;") == count(plain, "plain"));
+  // The tab's title has only what stands behind a path's last slash.
+  CHECK(count(page, "&lt;script&gt;") == count(plain, "plain") - 1);
   CHECK(count(page, "<") == count(plain, "<"));  // the same tags, whatever the text
   CHECK(count(page, "\"") == count(plain, "\""));
   CHECK(html_escape("a<b>&\"'") == "a&lt;b&gt;&amp;&quot;&#39;");
@@ -65,8 +67,8 @@ TEST_CASE("the page is one file: nothing in it is fetched") {
     CHECK_MESSAGE(page.find(reference) == std::string::npos, reference);
   CHECK(page.find("default-src 'none'") != std::string::npos);
   for (const char* part :
-       {"Loss", "Learning rate", "Gradient norm", "Speed", "Memory by purpose", "Before and after",
-        "Proved", "Settings", "without the adapter", "nats per token"})
+       {"Loss", "Learning rate", "Gradient norm", "Speed", "Memory by purpose", "Samples", "Proved",
+        "Settings", "without the adapter", "nats per token"})
     CHECK_MESSAGE(page.find(part) != std::string::npos, part);
 }
 
@@ -96,13 +98,88 @@ TEST_CASE("numbers are short") {
   for (const auto& [value, text] : {std::pair{0.0, "0"},
                                     {1234.5, "1,234"},
                                     {384440.0, "384,440"},
-                                    {0.0002, "2e-04"},
+                                    {0.0002, "0.0002"},
+                                    {0.0000789, "7.89e-05"},
+                                    {4884480.0, "4,884,480"},
+                                    {-123456.0, "-123,456"},
                                     {2.4490, "2.449"},
                                     {-3.5, "-3.5"},
                                     {100.0, "100"},
-                                    {1e7, "1e+07"},
+                                    {1e10, "1e+10"},
                                     {0.25, "0.25"}})
     CHECK(short_number(value) == text);
+}
+
+TEST_CASE("lines differ in more than colour, and many lines are means without bands") {
+  std::vector<ChartLine> lines;
+  for (int n = 0; n < 3; ++n) {
+    lines.push_back({"run" + std::to_string(n), {}, false});
+    for (int i = 1; i <= 300; ++i) lines.back().points.emplace_back(i, n + i % 2);
+  }
+  const std::string svg = chart_svg("t", "u", lines, {{150, "<kept>"}, {999, "outside"}});
+  CHECK(count(svg, "class=\"swatch\"") == 3);
+  CHECK(count(svg, "class=\"band") == 0);
+  CHECK(svg.find("u, means of 6 steps<") != std::string::npos);
+  CHECK(svg.find("&lt;kept&gt;") != std::string::npos);
+  CHECK(svg.find("outside") == std::string::npos);
+  CHECK(svg.find("1 \u2192 0") != std::string::npos);  // the values themselves, not means
+}
+
+TEST_CASE("the page begins with the run's state, its lesson and what to do next") {
+  ReportInput in;
+  in.run = {{"status", "running"},
+            {"settings",
+             {{"out", "runs/a b"},
+              {"model", "m.gguf"},
+              {"data", "d.csv"},
+              {"run", {{"steps", 20}, {"format", "user-assistant"}, {"system", "It's."}}}}}};
+  in.curves.lr = {{1, 0.1}, {8, 0.1}};
+  in.curves.loss = {{1, 3.0}, {8, 2.0}};
+  in.curves.eval_loss = {{0, 4.0}, {4, 2.0}, {8, 2.5}};
+  in.seconds_left = 72, in.written = "2026-01-31 13:05:09 UTC";
+  auto says = [&](std::initializer_list<const char*> parts) {
+    const std::string page = report_html(in);
+    for (const char* part : parts) CHECK_MESSAGE(page.find(part) != std::string::npos, part);
+  };
+  says({"<title>step 8 of 20", "Running: step 8 of 20, about 1 min 12 s left", "3 \u2192 2",
+        "13:05:09", "width:40%", "http-equiv=\"refresh\"", "lowest: step 4"});
+  Json& run = in.run;
+  run["status"] = "finished";
+  run["result"] = {{"steps", 20},
+                   {"kept_step", 4},
+                   {"seconds", 3700},
+                   {"eval_before", {{"loss", 4.0}, {"rows", 6}}},
+                   {"eval_after", {{"loss", 2.5}}},
+                   {"best", {{"step", 4}, {"loss", 2.0}}}};
+  says({"<title>finished", "Finished: 20 steps in 1 h 1 min", "It learnt", "from 4 to 2,",
+        "that of step 4", "kept: step 4", "runs/a b/adapter_model.safetensors",
+        "--adapter &#39;runs/a b&#39; --chat --system &#39;It&#39;\\&#39;&#39;s.&#39; --prompt"});
+  CHECK(report_html(in).find("refresh") == std::string::npos);
+  run["result"]["best"]["loss"] = 3.99;
+  says({"next to nothing"});
+  run["result"].erase("eval_before");
+  says({"No rows were kept for evaluation"});
+  run["status"] = "stopped", run["result"]["steps"] = 8;
+  says({"Stopped at step 8 of 20", "finetune --config &#39;runs/a b/run.toml&#39; --resume"});
+  run["status"] = "failed", in.failure = "loss is not finite";
+  says({"<title>failed", "Failed at step 8 of 20", "loss is not finite"});
+}
+
+TEST_CASE("a card for each prompt has the samples of all steps") {
+  ReportInput in;
+  in.curves.samples = {{5, {"p1", "r1", "", "five"}}, {9, {"p1", "r1", "", "nine"}}};
+  std::string page = report_html(in);
+  CHECK(count(page, "class=\"card sample\"") == 1);
+  CHECK(page.find("with the adapter") == std::string::npos);
+  in.samples = {{"p1", "r1", "base", "mine"}, {"p2", "r2", "base", "mine"}};
+  page = report_html(in);
+  CHECK(count(page, "class=\"card sample\"") == 2);
+  CHECK(page.find("at step 5") < page.find("at step 9"));
+  CHECK(page.find("at step 9") < page.find("with the adapter"));
+  for (int i = 10; i < 100; ++i) in.curves.samples.emplace_back(i, Sample{"p1", "r1", "", "more"});
+  page = report_html(in);
+  CHECK(count(page, "<th>at step ") == 8);
+  CHECK(page.find("at step 99") != std::string::npos);
 }
 
 TEST_CASE("metrics.jsonl becomes curves; null is left out, a bad line is named") {
@@ -118,4 +195,17 @@ TEST_CASE("metrics.jsonl becomes curves; null is left out, a bad line is named")
   std::ofstream(folder.file("metrics.jsonl")) << "{\"step\":1}\n{\"step\":\"two\"}\n";
   CHECK_THROWS_WITH_AS(read_metrics(folder.path()), doctest::Contains("metrics.jsonl:2"),
                        InputError);
+}
+
+TEST_CASE("what a model writes goes through metrics.jsonl, also half a character") {
+  const test::ScratchFolder folder;
+  MetricsLog log(folder.path(), 0, true, {});
+  log.samples(7, {{"caf\xC3", "\"ref\"\n", "", "\xF0\x9F<b>"}});
+  log.flush();
+  const MetricsCurves c = read_metrics(folder.path());
+  REQUIRE(c.samples.size() == 1);
+  CHECK(c.samples[0].first == 7);
+  CHECK(c.samples[0].second.prompt == "caf\uFFFD");
+  CHECK(c.samples[0].second.reference == "\"ref\"\n");
+  CHECK(c.samples[0].second.adapted == "\uFFFD<b>");
 }

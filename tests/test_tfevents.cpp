@@ -25,8 +25,14 @@ TEST_CASE("event records are TensorBoard's own, byte for byte") {
   const std::string golden = read_file(std::string(LK_TEST_DATA) + "/golden/tfevents.bin", 4096);
   CHECK(tfrecord(version_event(1700000000.25)) +
             tfrecord(scalar_event(1700000001.5, 300, {{"loss", 2.5}, {"lr", 1e-4}})) +
-            tfrecord(restart_event(1700000002, 7)) ==
+            tfrecord(restart_event(1700000002, 7)) +
+            tfrecord(text_event(1700000003, 40, "samples/1", "say **h\u00e9llo**\n")) ==
         golden);
+}
+
+TEST_CASE("text that is not UTF-8 is repaired, and Markdown can't read it as its own") {
+  CHECK(text_event(0, 1, "a\xFF", "\xE4\xBD") == text_event(0, 1, "a\uFFFD", "\uFFFD\uFFFD"));
+  CHECK(markdown_verbatim("# a\n\n<b>") == "\n    # a\n    \n    <b>\n");
 }
 
 TEST_CASE("an event file begins with the version, and with a restart if the run goes on") {

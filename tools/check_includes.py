@@ -4,7 +4,7 @@
     tensor <- cpu, cuda         one folder a device; a layer above includes neither
     tensor <- io <- text        bytes from files, and what is made of them
     tensor <- autograd <- nn    the maths: nn sees two small headers of text/, and no file
-    io, nn <- modelfile <- lora <- run <- tools, bench, tests, examples
+    io, nn <- modelfile <- lora, methods <- run <- tools, bench, tests, examples
 
 Prints each offending line as path:line: reason and exits 1. Usage: check_includes.py [ROOT]
 """
@@ -23,7 +23,8 @@ LAYERS = {
     "nn": {"nn", "autograd", "tensor"},
     "modelfile": {"modelfile", "nn", "autograd", "text", "io", "tensor"},
     "lora": {"lora", "modelfile", "nn", "autograd", "text", "io", "tensor"},
-    "run": {"run", "lora", "modelfile", "nn", "autograd", "text", "io", "tensor"},
+    "methods": {"methods", "modelfile", "nn", "autograd", "text", "io", "tensor"},
+    "run": {"run", "lora", "methods", "modelfile", "nn", "autograd", "text", "io", "tensor"},
 }
 # Single headers that a layer may include from a folder that is closed to it.
 EXCEPTIONS = {

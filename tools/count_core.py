@@ -20,8 +20,8 @@ CORE = {
            "schedule.*"],
     "lora": ["lora_linear.*", "adapter.*", "train_step.*", "proof.*"],
 }
-# Files of src/cpu/ that a device needs besides the definitions.
-NOT_CORE = {"cpu/plan.cpp", "cpu/host_memory.h", "cpu/host_memory.cpp"}
+# Files of src/cpu/ that a device needs besides the definitions, and those that only methods beside LoRA need.
+NOT_CORE = {"cpu/plan.cpp", "cpu/host_memory.h", "cpu/host_memory.cpp", "cpu/trained.cpp"}
 
 
 def main():

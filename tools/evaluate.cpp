@@ -11,6 +11,7 @@
 #include "row_flags.h"
 #include "run/inference.h"
 #include "run/scoring.h"
+#include "settings_file.h"
 
 namespace {
 
@@ -118,7 +119,7 @@ void add_flags(CLI::App& app, Settings& s) {
   app.add_flag("--skip-bad-rows", s.rows.skip_bad_rows,
                "leave out and count rows that can't be read (loss only)");
   app.add_option("--format", s.rows.format, program::kFormatHelp);
-  app.add_option("--columns", s.columns, program::kColumnsHelp);
+  app.add_option("--columns", s.columns, program::kColumnsHelp)->type_name(program::kList);
   app.add_option("--system", s.rows.system, program::kSystemHelp);
   app.add_option("--template", s.chat_template, "chat template by name");
   app.add_option("--train-on", s.train_on, program::kTrainOnHelp)->capture_default_str();

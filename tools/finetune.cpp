@@ -4,6 +4,8 @@
 #include "program.h"
 #include "row_flags.h"
 #include "run/finetune.h"
+#include "run/methods.h"
+#include "settings_file.h"
 #include "sweep_flags.h"
 
 namespace {
@@ -12,7 +14,7 @@ using namespace lk;
 
 // Flags whose text is converted to a setting.
 struct Text {
-  std::optional<std::string> targets;
+  std::optional<std::string> targets, methods;
   std::string memory, memory_limit, recompute = "none";
   program::LongRowFlags long_rows;
   std::string train_on = "assistant", columns;
@@ -33,7 +35,7 @@ void add_data_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
   app.add_option("--model", s.model, ".gguf file or Hugging Face folder")->required();
   app.add_option("--data", s.data, program::kDataHelp)->required();
   app.add_option("--format", s.format, program::kFormatHelp);
-  app.add_option("--columns", text.columns, program::kColumnsHelp);
+  app.add_option("--columns", text.columns, program::kColumnsHelp)->type_name(program::kList);
   app.add_option("--system", s.system, program::kSystemHelp);
   app.add_option("--template", s.chat_template, "chat template by name, if the model's is unknown");
   app.add_option("--train-on", text.train_on, program::kTrainOnHelp)->capture_default_str();
@@ -50,11 +52,25 @@ void add_data_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
 
 void add_adapter_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
   const auto& real = program::real_number();
-  app.add_option("--rank", s.rank, "rank of A and B (16)")->check(program::whole_number());
+  const auto& whole = program::whole_number();
+  app.add_option(
+         "--method", text.methods,
+         "LIST of lora, prompt, prefix, llama-adapter: what is trained; see docs/methods.md")
+      ->default_str("lora");
+  app.add_option("--rank", s.rank, "rank of A and B (16)")->check(whole);
   app.add_option("--alpha", s.alpha, "scale is alpha / rank (default: the rank)")->check(real);
   app.add_option("--dropout", s.dropout, "on the adapter's input")->check(real);
-  app.add_option("--targets", text.targets, program::kTargetsHelp);
+  app.add_option("--targets", text.targets, program::kTargetsHelp)->type_name(program::kList);
   app.add_option("--init-adapter", s.init_adapter, "start from this PEFT adapter");
+  app.add_option("--virtual-tokens", s.virtual_tokens,
+                 "of prompt and prefix, and vectors a layer of llama-adapter (20)")
+      ->check(whole);
+  app.add_option("--prompt-text", s.prompt_text, "what prompt starts as, instead of noise");
+  app.add_option("--prefix-hidden", s.prefix_hidden, "prefix is made by an MLP of this hidden size")
+      ->check(whole);
+  app.add_option("--adapter-layers", s.adapter_layers,
+                 "layers of llama-adapter, from the top (all but the first two)")
+      ->check(whole);
 }
 
 void add_training_flags(CLI::App& app, FinetuneSettings& s) {
@@ -117,7 +133,9 @@ void add_output_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
 void add_machine_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
   app.add_option("--device", s.device, "auto, cpu, cuda, cuda:0")->capture_default_str();
   app.add_option("--dtype", s.dtype, "auto, f32, bf16")->capture_default_str();
-  app.add_option("--recompute", text.recompute, program::kRecomputeHelp)->capture_default_str();
+  app.add_option("--recompute", text.recompute, program::kRecomputeHelp)
+      ->type_name(program::kList)
+      ->capture_default_str();
   app.add_option("--memory", text.memory, program::kMemoryHelp);
   app.add_option("--memory-limit", text.memory_limit, "refuse to use more, e.g. 8GiB");
   app.add_flag("--no-verify-base", text.no_verify, "skip hashing the base before and after");
@@ -160,6 +178,7 @@ struct Console : FinetuneListener {
 // Converts what the flags gave as text.
 void settle(FinetuneSettings& settings, const Text& text) {
   if (text.targets) settings.targets = program::parse_list(*text.targets, "--targets");
+  if (text.methods) settings.methods = program::parse_list(*text.methods, "--method");
   settings.recompute = parse_recompute(text.recompute);
   settings.memory = program::parse_budget(text.memory);
   if (!text.memory_limit.empty()) settings.memory_limit = program::parse_bytes(text.memory_limit);
@@ -205,7 +224,8 @@ int report(const FinetuneSettings& s, const FinetuneResult& r) {
     std::printf("kept: step %lld, eval loss %.4f\n", static_cast<long long>(r.kept_step),
                 r.best->loss);
   std::printf("%s", memory_table(r.memory).c_str());
-  std::printf("proved: gradients and optimizer state exist for A and B only%s\n",
+  std::printf("proved: gradients and optimizer state exist for %s only%s\n",
+              what_trains(s.methods).c_str(),
               s.verify_base ? "; base weights unchanged (SHA-256)" : "");
   if (r.signal) {
     std::printf("stopped by signal %d; go on with --resume --out %s\n", r.signal, s.out.c_str());

@@ -7,6 +7,7 @@
 #include "program.h"
 #include "prompt_rows.h"
 #include "run/inference.h"
+#include "settings_file.h"
 #include "talk.h"
 #include "text/chat_template.h"
 #include "text/fitted_template.h"
@@ -106,6 +107,7 @@ int main(int argc, char** argv) {
   prompt->excludes(prompts);
   app.add_option("--columns", s.columns,
                  "the key or column of --prompts with the prompt: prompt=KEY")
+      ->type_name(program::kList)
       ->needs(prompts);
   app.add_option("--batch", s.batch, "prompts at a time, or their beams")
       ->check(whole)

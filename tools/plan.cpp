@@ -6,6 +6,7 @@
 #include "program.h"
 #include "run/defaults.h"
 #include "run/plan.h"
+#include "settings_file.h"
 
 namespace {
 
@@ -62,14 +63,16 @@ int main(int argc, char** argv) {
   source->require_option(1);
   app.add_option("--rank", rank, "rank of A and B (16)")->check(whole);
   app.add_option("--alpha", alpha, "does not change memory")->check(program::real_number());
-  app.add_option("--targets", targets, program::kTargetsHelp);
+  app.add_option("--targets", targets, program::kTargetsHelp)->type_name(program::kList);
   app.add_option("--batch", request.batch, "rows per micro-batch")->check(whole);
   app.add_option("--grad-accum", request.grad_accum, "micro-batches per step")->check(whole);
   app.add_option("--seq-len", seq_len, "longest row (1024, or what the model has if that is less)")
       ->check(whole);
   app.add_option("--dtype", dtype, "f32 or bf16")->capture_default_str();
   app.add_option("--device", device, "cpu or cuda")->capture_default_str();
-  app.add_option("--recompute", recompute, program::kRecomputeHelp)->capture_default_str();
+  app.add_option("--recompute", recompute, program::kRecomputeHelp)
+      ->type_name(program::kList)
+      ->capture_default_str();
   app.add_option("--memory", memory, program::kMemoryHelp);
   app.add_flag("--json", json, "as JSON");
   return program::run(app, argc, argv, [&] {
@@ -84,9 +87,9 @@ int main(int argc, char** argv) {
     if (device != "cpu" && !device.starts_with("cuda")) throw UsageError("--device: cpu or cuda");
     request.model = shape.empty() ? ModelFile(model).config() : named_shape(shape);
     request.seq_len = seq_len ? *seq_len : std::min(kMostTokens, request.model.max_position);
-    request.lora.shape.rank = rank ? *rank : default_rank(request.model);
-    request.lora.targets = {"all-linear"};
-    if (targets) request.lora.targets = program::parse_list(*targets, "--targets");
+    request.methods.lora.shape.rank = rank ? *rank : default_rank(request.model);
+    request.methods.lora.targets = {"all-linear"};
+    if (targets) request.methods.lora.targets = program::parse_list(*targets, "--targets");
     request.compute_dtype = dtype == "f32" ? DType::F32 : DType::BF16;
     request.device = device;
     request.recompute = parse_recompute(recompute);

@@ -16,6 +16,7 @@
 #include "io/checked.h"
 #include "io/printable.h"
 #include "process.h"
+#include "settings_file.h"
 #include "tensor/error.h"
 #include "version.h"
 
@@ -127,6 +128,7 @@ void parse(CLI::App& app, int argc, const char* const* argv, const std::vector<s
   app.set_version_flag("--version", std::string("lorikeet ") + kVersion);
   app.get_formatter()->column_width(34);
   app.set_config("--config", "", "take flags from this TOML file; the command line wins");
+  app.config_formatter(settings_file(app));
   app.allow_config_extras(CLI::config_extras_mode::error);
   std::vector<std::string> args = own_names(app, argc, argv);
   args.insert(args.end(), more.begin(), more.end());

@@ -56,7 +56,7 @@ std::vector<SweepTrial> read_sweep(const CLI::App& app, int argc, const char* co
   for (SweepTrial& trial : trials) {
     std::vector<std::string> more;
     for (auto [name, value] : trial.flags) {
-      if (name == "targets") std::replace(value.begin(), value.end(), '+', ',');
+      if (name == "targets" || name == "method") std::replace(value.begin(), value.end(), '+', ',');
       more.push_back(concat("--", name, "=", value));
     }
     try {

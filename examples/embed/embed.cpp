@@ -52,7 +52,7 @@ void run(const std::string& model) {
     rows.push_back(lk::make_row(*m.tokenizer, prompt, completion));
 
   lk::Adapter adapter(*m.model, {.shape = {.rank = 4, .alpha = 8}, .targets = {"all-linear"}});
-  lk::prepare_for_training(*m.model, adapter);  // optional: faster steps on a GPU
+  adapter.lay_out_for_training();  // optional: faster steps on a GPU
   lk::TrainerConfig config;
   config.schedule.lr = 2e-3;
   config.loss = lk::loss_on_host(smoothed);

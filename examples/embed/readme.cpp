@@ -8,7 +8,7 @@ int main() try {
   // region: the library
   lk::InferenceModel m = lk::open_inference({.model = "model.gguf"});
   lk::Adapter adapter(*m.model, {.shape = {.rank = 8, .alpha = 16}, .targets = {"all-linear"}});
-  lk::prepare_for_training(*m.model, adapter);  // optional: faster steps on a GPU
+  adapter.lay_out_for_training();  // optional: faster steps on a GPU
   lk::Trainer trainer(*m.model, adapter, {});
   std::vector<lk::Row> rows{lk::make_row(*m.tokenizer, "2 + 2 =", " 4")};
   lk::StepReport report = trainer.step(rows);

@@ -13,7 +13,7 @@ int main() {
   const lk::FinetuneSettings run{.model = "model.gguf", .data = "rows.jsonl", .out = "adapter"};
   const lk::DatasetOptions rows{.seq_len = 512};
   const lk::Row row{.ids = {1, 2, 3}, .supervised = {0, 1, 1}};
-  const lk::PlanRequest plan{.lora = lora, .batch = 4};
+  const lk::PlanRequest plan{.methods = {.lora = lora}, .batch = 4};
   std::printf("%lld %g %lld %s %s %lld %lld %lld\n", static_cast<long long>(lora.shape.rank),
               trainer.schedule.lr, static_cast<long long>(sampling.max_tokens),
               inference.dtype.c_str(), run.out.c_str(), static_cast<long long>(rows.seq_len),

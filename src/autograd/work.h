@@ -41,6 +41,9 @@ LK_BACKEND_OPS(LK_DECLARE_WORK)
 #undef LK_DECLARE_WORK
 Work weight_gradient(const Tensor& dw, GradMode mode, double alpha, const Tensor& a,
                      const Tensor& b);
+Work vector_gradient(const Tensor& dl, GradMode mode, const Tensor& a, const Tensor& b,
+                     const Tensor& mean, const Tensor& rstd);
+Work table_gradient(const Tensor& dtable, GradMode mode, const Tensor& dy, const Tensor& ids);
 
 // Bytes of a tensor, 0 if it is undefined. For the definitions of costs.
 inline double size(const Tensor& t) { return t.defined() ? static_cast<double>(t.bytes()) : 0; }

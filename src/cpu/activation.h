@@ -1,8 +1,9 @@
-// Activations of the form x * sigmoid(z(x)), which SwiGLU, GEGLU and GELU all have. The derivative
-// is s (1 + x z'(x) (1 - s)) with s = sigmoid(z(x)).
+// Activations of the form x * sigmoid(z(x)), which SwiGLU, GEGLU, GELU and ReLU all have. The
+// derivative is s (1 + x z'(x) (1 - s)) with s = sigmoid(z(x)).
 #pragma once
 
 #include <cmath>
+#include <limits>
 
 #include "cpu/fast/simd.h"
 
@@ -32,6 +33,18 @@ struct GeluTanh {
   template <class A>
   static LK_INLINE A dz(A x) {
     return A(kTwice) * (A(1) + A(3 * kCubic) * x * x);
+  }
+};
+
+// max(x, 0) is x times a step: a sigmoid of infinite slope, whose own derivative never counts.
+struct Relu {
+  template <class A>
+  static LK_INLINE A z(A x) {
+    return x > 0 ? std::numeric_limits<A>::infinity() : -std::numeric_limits<A>::infinity();
+  }
+  template <class A>
+  static LK_INLINE A dz(A) {
+    return A(0);
   }
 };
 

@@ -8,10 +8,11 @@
 #include "cpu/traits.h"
 #include "tensor/adapter_kernels.h"
 #include "tensor/backend_ops.h"
+#include "tensor/shared_keys.h"
 
 namespace lk {
 
-class CpuBackend : public Backend, private AdapterKernels {
+class CpuBackend : public Backend, private AdapterKernels, private SharedKeyKernels {
  public:
   // Whose kernels multiply frozen weights. Tests choose; everyone else lets the processor decide.
   enum class Products { Best, Tiles, Onednn };
@@ -23,6 +24,7 @@ class CpuBackend : public Backend, private AdapterKernels {
   std::string description() const override;
   bool keeps_quantised(const GgmlType& type) const override;
   AdapterKernels* adapter_kernels() override { return this; }
+  SharedKeyKernels* shared_key_kernels() override { return this; }
 
   std::int64_t free_memory() const override;
   void upload(const Tensor& dst, const void* src, std::size_t bytes) override;
@@ -39,10 +41,20 @@ class CpuBackend : public Backend, private AdapterKernels {
 
   void lora_segments(const Tensor& y, const Tensor& x, const LoraTable& table,
                      const Segments& documents, const RowVariants& variants) override;
+  void shared_keys_forward(const Tensor& o, const Tensor& lse, GradMode mode, const Tensor& q,
+                           const SharedKeys& keys, const AttentionShape& shape) override;
+  void shared_keys_backward(const Tensor& dq, GradMode mode, const Tensor& dk, const Tensor& dv,
+                            const Tensor& delta, const Tensor& dout, const Tensor& q,
+                            const SharedKeys& keys, const Tensor& o, const Tensor& lse,
+                            const AttentionShape& shape) override;
 
  protected:
   void matmul_tn(const Tensor& dw, GradMode mode, double alpha, const Tensor& a,
                  const Tensor& b) override;
+  void column_sums(const Tensor& dl, GradMode mode, const Tensor& a, const Tensor& b,
+                   const Tensor& mean, const Tensor& rstd) override;
+  void sum_rows_by_id(const Tensor& dtable, GradMode mode, const Tensor& dy,
+                      const Tensor& ids) override;
 
  private:
   bool fast() const { return mode_ == CpuMode::Fast; }

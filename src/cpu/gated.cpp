@@ -1,5 +1,5 @@
-// Gated units (Shazeer 2020), y = act(gate) * up, and plain activations, y = act(gate). act is silu
-// or gelu's tanh form (activation.h).
+// Gated units (Shazeer 2020), y = act(gate) * up, and plain activations, y = act(gate). act is silu,
+// gelu's tanh form or relu (activation.h).
 #include "cpu/activation.h"
 #include "cpu/cpu_backend_impl.h"
 #include "cpu/fast/gated_rows.h"
@@ -137,13 +137,15 @@ void act_backward(bool fast, const Tensor& dx, GradMode mode, const Tensor& dy, 
   });
 }
 
-// Calls f<Silu>() or f<GeluTanh>() for `act`.
+// Calls f<Silu>(), f<GeluTanh>() or f<Relu>() for `act`.
 template <class F>
 void with_activation(Activation act, F&& f) {
   if (act == Activation::Silu)
     f.template operator()<Silu>();
-  else
+  else if (act == Activation::Gelu)
     f.template operator()<GeluTanh>();
+  else
+    f.template operator()<Relu>();
 }
 
 }  // namespace

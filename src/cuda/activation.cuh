@@ -1,4 +1,5 @@
-// Activations of the form x * sigmoid(z(x)): SiLU and GELU's tanh form, as in cpu/activation.h.
+// Activations of the form x * sigmoid(z(x)): SiLU, GELU's tanh form and ReLU, as in
+// cpu/activation.h.
 // With s = sigmoid(z(x)), the derivative is s (1 + x z'(x) (1 - s)).
 #pragma once
 
@@ -28,6 +29,12 @@ struct GeluTanh {
   static __device__ __forceinline__ float dz(float x) {
     return kTwice * (1.0f + 3.0f * kCubic * x * x);
   }
+};
+
+// sigmoid(+-infinity) is 1 or 0, exactly: max(x, 0) is x times a step.
+struct Relu {
+  static __device__ __forceinline__ float z(float x) { return x > 0.0f ? INFINITY : -INFINITY; }
+  static __device__ __forceinline__ float dz(float) { return 0.0f; }
 };
 
 }  // namespace lk

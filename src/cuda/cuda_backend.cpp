@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "cuda/attention/shared_keys.h"
 #include "cuda/cache_kernels.h"
 #include "cuda/cuda_check.h"
 #include "cuda/lora/lora_kernels.h"
@@ -92,11 +93,13 @@ CudaBackend::CudaBackend(int device)
   set_cache(make_cache(device));
   lora_kernels_ = std::make_unique<CudaLoraKernels>(*this, weight_gradient_count());
   cache_kernels_ = std::make_unique<CudaCacheKernels>(*this);
+  shared_key_kernels_ = std::make_unique<CudaSharedKeyKernels>(*this);
 }
 
 LoraKernels* CudaBackend::lora_kernels() { return lora_kernels_.get(); }
 CacheKernels* CudaBackend::cache_kernels() { return cache_kernels_.get(); }
 AdapterKernels* CudaBackend::adapter_kernels() { return lora_kernels_.get(); }
+SharedKeyKernels* CudaBackend::shared_key_kernels() { return shared_key_kernels_.get(); }
 
 CudaBackend::~CudaBackend() {
   cudaSetDevice(device_);

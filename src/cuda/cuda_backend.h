@@ -22,6 +22,7 @@ namespace lk {
 
 class CudaLoraKernels;
 class CudaCacheKernels;
+class CudaSharedKeyKernels;
 
 class CudaBackend final : public Backend {
  public:
@@ -44,7 +45,8 @@ class CudaBackend final : public Backend {
   std::unique_ptr<HostCopy> offload(const Tensor& x) override;  // offload.cpp
   LoraKernels* lora_kernels() override;                         // cuda/lora/
   CacheKernels* cache_kernels() override;
-  AdapterKernels* adapter_kernels() override;  // cuda/lora/
+  AdapterKernels* adapter_kernels() override;       // cuda/lora/
+  SharedKeyKernels* shared_key_kernels() override;  // cuda/attention/
 
   // The stream, with this backend's GPU made current for the calling thread.
   cudaStream_t stream() const;
@@ -64,6 +66,10 @@ class CudaBackend final : public Backend {
   static BlockCache make_host_cache(int device);
   void matmul_tn(const Tensor& dw, GradMode mode, double alpha, const Tensor& a,
                  const Tensor& b) override;
+  void column_sums(const Tensor& dl, GradMode mode, const Tensor& a, const Tensor& b,
+                   const Tensor& mean, const Tensor& rstd) override;
+  void sum_rows_by_id(const Tensor& dtable, GradMode mode, const Tensor& dy,
+                      const Tensor& ids) override;
   void gemm(const Tensor& c, GradMode mode, double alpha, const Tensor& a, bool transpose_a,
             const Tensor& b, bool transpose_b);
   void* blas_workspace();
@@ -96,6 +102,7 @@ class CudaBackend final : public Backend {
   Tensor blas_workspace_;  // allocated at the first GEMM
   std::unique_ptr<CudaLoraKernels> lora_kernels_;
   std::unique_ptr<CudaCacheKernels> cache_kernels_;
+  std::unique_ptr<CudaSharedKeyKernels> shared_key_kernels_;
 };
 
 }  // namespace lk

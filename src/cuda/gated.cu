@@ -140,13 +140,15 @@ void act_backward(cudaStream_t stream, const Tensor& dx, GradMode mode, const Te
   });
 }
 
-// Calls f<Silu>() or f<GeluTanh>().
+// Calls f<Silu>(), f<GeluTanh>() or f<Relu>() for `act`.
 template <class F>
 void with_activation(Activation act, F&& f) {
   if (act == Activation::Silu)
     f.template operator()<Silu>();
-  else
+  else if (act == Activation::Gelu)
     f.template operator()<GeluTanh>();
+  else
+    f.template operator()<Relu>();
 }
 
 }  // namespace

@@ -67,6 +67,15 @@ class CudaPlan final : public PlanBackend {
   LoraKernels* lora_kernels() override { return &lora_kernels_; }
 
  protected:
+  void shared_keys_backward(const Tensor&, GradMode, const Tensor& dk, const Tensor&, const Tensor&,
+                            const Tensor&, const Tensor& q, const SharedKeys& keys, const Tensor&,
+                            const Tensor&, const AttentionShape& shape) override {
+    if (!dk) return;
+    const std::int64_t n = keys.k.rows(), width = keys.k.cols();
+    const SharedKeyChunks cut =
+        shared_key_chunks(q.rows() * (shape.n_heads / shape.n_kv_heads), n, width);
+    scratch(DType::F32, {2 * cut.count, n * width});
+  }
   void matmul_tn(const Tensor&, GradMode, double, const Tensor&, const Tensor&) override {
     product();
   }

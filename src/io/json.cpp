@@ -224,4 +224,11 @@ bool json_bool_or(const Json& object, const std::string& key, bool otherwise,
   return value->get<bool>();
 }
 
+std::string read_json_text(const std::string& path, std::size_t max_bytes) {
+  constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
+  std::string text = read_file(path, max_bytes);
+  if (text.starts_with(kByteOrderMark)) text.erase(0, kByteOrderMark.size());
+  return text;
+}
+
 }  // namespace lk

@@ -14,6 +14,9 @@ namespace lk {
 // range, trailing bytes, and values that would take more memory than 64 MiB and eight times the
 // text. Integers that fit stay exact (u64 / i64).
 Json parse_json(std::string_view text, const std::string& where);
+// The text of a file of at most max_bytes, without a UTF-8 byte order mark at its start, which other
+// tools write and parse_json() refuses. Throws as read_file() does.
+std::string read_json_text(const std::string& path, std::size_t max_bytes);
 // Parses a row of data as parse_json() does, but keeps the order of keys, and reads NaN, Infinity and
 // -Infinity as numbers: whoever uses such a value must refuse it.
 OrderedJson parse_row_json(std::string_view text, const std::string& where);

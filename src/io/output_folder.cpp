@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <filesystem>
 
 #include "io/paths.h"
 #include "io/temporary.h"
@@ -17,13 +16,6 @@ namespace {
 
 constexpr int kMostTries = 1000;  // at a lock file that other processes keep removing
 
-void make_folders(const std::filesystem::path& path) {
-  if (path.empty() || is_folder(path.string())) return;
-  if (const auto parent = path.parent_path(); parent != path) make_folders(parent);
-  if (fs().mkdir(path.c_str(), 0777) != 0 && errno != EEXIST)
-    throw IoError(system_message(path.string(), "cannot create the folder", errno));
-}
-
 std::string holder_of(int lock) {
   char digits[32] = {};
   ssize_t n = fs().pread(lock, digits, sizeof digits - 1, 0);
@@ -33,6 +25,13 @@ std::string holder_of(int lock) {
 }
 
 }  // namespace
+
+void make_folders(const std::filesystem::path& path) {
+  if (path.empty() || is_folder(path.string())) return;
+  if (const auto parent = path.parent_path(); parent != path) make_folders(parent);
+  if (fs().mkdir(path.c_str(), 0777) != 0 && errno != EEXIST)
+    throw IoError(system_message(path.string(), "cannot create the folder", errno));
+}
 
 std::string real_output_folder(const std::string& path) {
   const std::size_t last = path.find_last_not_of('/');

@@ -1,6 +1,7 @@
 // OutputFolder: a run's own folder, locked against a second run.
 #pragma once
 
+#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,9 @@ namespace lk {
 // folder: it is locked, cleaned and written to by its own name, whatever becomes of the link. Throws
 // UsageError for an empty path and a link to anything else.
 std::string real_output_folder(const std::string& path);
+
+// Creates a folder, and its parents, where they are missing. Throws IoError.
+void make_folders(const std::filesystem::path& path);
 
 // Creates a run's output folder (and its parents): new or empty, and locked against a second run
 // (flock on DIR/.lock, which holds the process's number and is removed at the end). Temporary files

@@ -6,6 +6,7 @@
 #include <bit>
 #include <chrono>
 
+#include "io/utf8.h"
 #include "tensor/error.h"
 
 namespace lk {
@@ -108,6 +109,31 @@ std::string scalar_event(double wall_time, std::int64_t step, const Scalars& sca
   return out;
 }
 
+// Value { string tag = 1; TensorProto tensor = 8; SummaryMetadata metadata = 9; }
+// TensorProto { DataType dtype = 1; TensorShapeProto tensor_shape = 2; repeated bytes string_val = 8; }
+// TensorShapeProto { repeated Dim dim = 2; }  Dim { int64 size = 1; }
+// SummaryMetadata { PluginData plugin_data = 1; }  PluginData { string plugin_name = 1; }
+std::string text_event(double wall_time, std::int64_t step, std::string_view tag,
+                       std::string_view text) {
+  constexpr std::int64_t kString = 7;  // DT_STRING
+  std::string dim, shape, tensor, plugin, metadata, value, summary;
+  int_field(dim, 1, 1);
+  bytes_field(shape, 2, dim);
+  int_field(tensor, 1, kString);
+  bytes_field(tensor, 2, shape);
+  bytes_field(tensor, 8, utf8_repaired(text));
+  bytes_field(plugin, 1, "text");
+  bytes_field(metadata, 1, plugin);
+  bytes_field(value, 1, utf8_repaired(tag));
+  bytes_field(value, 8, tensor);
+  bytes_field(value, 9, metadata);
+  bytes_field(summary, 1, value);
+  std::string out = event(wall_time);
+  int_field(out, 2, step);
+  bytes_field(out, 5, summary);
+  return out;
+}
+
 // message SessionLog { SessionStatus status = 1; }  START = 1
 std::string restart_event(double wall_time, std::int64_t step) {
   std::string start;
@@ -118,6 +144,13 @@ std::string restart_event(double wall_time, std::int64_t step) {
   return out;
 }
 
+std::string markdown_verbatim(std::string_view text) {
+  std::string out = "\n    ";
+  for (const char c : text)
+    out += c == '\n' || c == '\r' ? std::string("\n    ") : std::string(1, c);
+  return out + "\n";
+}
+
 EventFile::EventFile(const std::string& folder, std::int64_t first_step) : log_(new_path(folder)) {
   log_.append_record(tfrecord(version_event(now())));
   if (first_step > 1) log_.append_record(tfrecord(restart_event(now(), first_step)));
@@ -125,6 +158,10 @@ EventFile::EventFile(const std::string& folder, std::int64_t first_step) : log_(
 
 void EventFile::add(std::int64_t step, const Scalars& scalars) {
   log_.append_record(tfrecord(scalar_event(now(), step, scalars)));
+}
+
+void EventFile::add_text(std::int64_t step, std::string_view tag, std::string_view text) {
+  log_.append_record(tfrecord(text_event(now(), step, tag, text)));
 }
 
 }  // namespace lk

@@ -4,6 +4,9 @@
 #include <cmath>
 #include <set>
 
+#include "lora/adapter_io.h"
+#include "lora/joined.h"
+
 namespace lk {
 
 bool target_matches(const std::string& path, const std::string& target) {
@@ -114,10 +117,10 @@ std::vector<Parameter*> Adapter::parameters() const {
   return p;
 }
 
-std::int64_t Adapter::n_parameters() const {
-  std::int64_t n = 0;
-  for (const Parameter* p : parameters()) n += p->numel();
-  return n;
+std::vector<Parameter*> Adapter::first_to_move() const {
+  std::vector<Parameter*> p;
+  for (LoraLinear* layer : layers_) p.push_back(&layer->b());
+  return p;
 }
 
 std::vector<std::string> Adapter::target_modules() const {
@@ -136,16 +139,35 @@ std::vector<std::string> Adapter::target_modules() const {
 }
 
 std::int64_t Adapter::copy_bytes() const {
-  std::int64_t bytes = 0;
-  for (const Parameter* p : parameters())
-    if (p->has_compute_copy() && p->compute().storage().tag() == Tag::Params)
-      bytes += static_cast<std::int64_t>(p->compute().bytes());
+  std::int64_t bytes = Method::copy_bytes();
   model_.visit_joined([&](const JoinedLinear& f) { bytes += f.copies.bytes(); });
   return bytes;
 }
 
-void Adapter::zero_grad() {
-  for (Parameter* p : parameters()) p->zero_grad();
+std::vector<std::pair<std::string, std::string>> Adapter::facts() const {
+  const LoraShape& shape = config_.shape;
+  std::vector<std::pair<std::string, std::string>> all;
+  all.emplace_back("rank, alpha, dropout",
+                   concat(shape.rank, ", ", shape.alpha, ", ", shape.dropout));
+  if (shape.rslora) all.emplace_back("scale", "alpha / sqrt(rank), rank-stabilised");
+  if (!config_.exceptions.empty())
+    all.emplace_back("other ranks and alphas",
+                     concat(config_.exceptions.size(),
+                            " modules, by `rank_pattern` and `alpha_pattern` in "
+                            "`adapter_config.json`"));
+  std::string targets;
+  for (const std::string& t : target_modules()) targets += (targets.empty() ? "" : ", ") + t;
+  all.emplace_back("modules", targets);
+  return all;
+}
+
+void Adapter::lay_out_for_training() {
+  if (model_.backend().traits().joins_projections && model_.compute_dtype() == DType::BF16)
+    join_projections(model_, *this);
+}
+
+void Adapter::save(const std::string& folder, const BaseIdentity& base) const {
+  save_adapter(folder, *this, base.name, base.fingerprint);
 }
 
 void Adapter::set_enabled(bool enabled) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "lora/lora_linear.h"
+#include "nn/method.h"
 #include "nn/transformer.h"
 
 namespace lk {
@@ -36,7 +37,7 @@ struct LoraConfig {
 // projection.
 std::vector<std::string> default_targets(const ModelConfig& config);
 
-class Adapter {
+class Adapter : public Method {
  public:
   // Wraps every targeted projection of `model`, which must outlive the adapter. Throws UsageError,
   // and leaves the model as it was, if a target matches nothing (naming what there is), a rank is
@@ -44,23 +45,32 @@ class Adapter {
   // its range, or a projection carries an adapter already.
   Adapter(Transformer& model, const LoraConfig& config);
   // Takes A and B off: the model is the frozen base again. End a Trainer of this adapter first.
-  ~Adapter();
+  ~Adapter() override;
   Adapter(const Adapter&) = delete;
   Adapter& operator=(const Adapter&) = delete;
 
   const LoraConfig& config() const { return config_; }
   const ModelConfig& model_config() const { return model_.config(); }
   const std::vector<LoraLinear*>& layers() const { return layers_; }
+
+  std::string name() const override { return "lora"; }
   // A and B of every layer, in running order.
-  std::vector<Parameter*> parameters() const;
-  std::int64_t n_parameters() const;
+  std::vector<Parameter*> parameters() const override;
+  std::vector<Parameter*> first_to_move() const override;  // B of every layer
+  std::int64_t weight_gradients() const override { return 2 * std::ssize(layers_); }
   // Bytes of A's and B's copies in the compute dtype: buffers of their own, or everything next to
   // the weights in joined matrices.
-  std::int64_t copy_bytes() const;
+  std::int64_t copy_bytes() const override;
+  void set_enabled(bool enabled) override;
+  std::vector<std::pair<std::string, std::string>> facts() const override;
+  // On a GPU, in BF16: projections that share an input move into one buffer with their factors next
+  // to them (lora/joined.h). The weights keep their values and get new memory, and the ledger's
+  // peaks start anew. Without it, training computes the same function on the plain path.
+  void lay_out_for_training() override;
+  void save(const std::string& folder, const BaseIdentity& base) const override;
+
   // The names of the targeted modules, sorted, as adapter_config.json lists them.
   std::vector<std::string> target_modules() const;
-  void zero_grad();
-  void set_enabled(bool enabled);
   // Paths of the layers whose B is still all zero, that is, untrained.
   std::vector<std::string> untouched() const;
 

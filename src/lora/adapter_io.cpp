@@ -165,20 +165,29 @@ std::vector<std::string> disagreements(const AdapterFile& file, const ModelConfi
   return lines;
 }
 
-void check_base(const AdapterFile& file, const std::string& fingerprint, const std::string& model) {
-  if (!file.base_fingerprint.empty() && file.base_fingerprint != fingerprint)
-    throw InputError(concat(file.folder,
+void check_base(const std::string& folder, const BaseIdentity& base, const std::string& fingerprint,
+                const std::string& model) {
+  if (!base.fingerprint.empty() && base.fingerprint != fingerprint)
+    throw InputError(concat(folder,
                             "/adapter_config.json: lorikeet_base_sha256: the adapter "
                             "was trained on another base model (",
-                            file.base_fingerprint, "), ", model, " is ", fingerprint));
+                            base.fingerprint, "), ", model, " is ", fingerprint));
+}
+
+void check_base(const AdapterFile& file, const std::string& fingerprint, const std::string& model) {
+  check_base(file.folder, file.base(), fingerprint, model);
+}
+
+std::string unproven_base(const std::string& folder, const BaseIdentity& base,
+                          const std::string& model) {
+  if (!base.fingerprint.empty()) return "";
+  return concat(folder, ": no fingerprint of its base (lorikeet_base_sha256 in ", kAdapterConfig,
+                "), so whether ", model, " is the model that it was trained on is not ", "checked",
+                base.name.empty() ? "" : concat("; it names ", printable(base.name)));
 }
 
 std::string unproven_base(const AdapterFile& file, const std::string& model) {
-  if (!file.base_fingerprint.empty()) return "";
-  return concat(file.folder, ": no fingerprint of its base (lorikeet_base_sha256 in ",
-                kAdapterConfig, "), so whether ", model,
-                " is the model that it was trained on is not ", "checked",
-                file.base_model.empty() ? "" : concat("; it names ", printable(file.base_model)));
+  return unproven_base(file.folder, file.base(), model);
 }
 
 namespace {

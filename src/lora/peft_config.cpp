@@ -13,7 +13,6 @@ namespace lk {
 namespace {
 
 constexpr std::size_t kMostBytes = std::size_t{16} << 20;
-constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
 
 template <class... Args>
 [[noreturn]] void refuse(const std::string& where, const Args&... message) {
@@ -131,8 +130,7 @@ std::optional<std::int64_t> layer_number(std::string_view segment) {
 }  // namespace
 
 PeftConfig::PeftConfig(const std::string& path) : path_(path) {
-  std::string text = read_file(path, kMostBytes);
-  if (text.starts_with(kByteOrderMark)) text.erase(0, kByteOrderMark.size());
+  const std::string text = read_json_text(path, kMostBytes);
   const Json config = parse_json(text, path);
   if (!config.is_object()) refuse(path, "not a JSON object");
   if (std::string type = json_string(config, "peft_type", path); type != "LORA")

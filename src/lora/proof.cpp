@@ -47,12 +47,12 @@ std::string memory_table(const MemoryReport& report) {
   return out;
 }
 
-void prove_memory(const Backend& backend, const Adapter& adapter, std::int64_t weights_bytes,
+void prove_memory(const Backend& backend, const Method& method, std::int64_t weights_bytes,
                   std::int64_t weight_gradient_matmuls, std::int64_t micro_steps,
                   std::int64_t earlier_buffers) {
   const Ledger& ledger = backend.ledger();
-  const std::int64_t numel = adapter.n_parameters();
-  const std::int64_t matrices = static_cast<std::int64_t>(adapter.parameters().size());
+  const std::int64_t numel = method.n_parameters();
+  const std::int64_t count = std::ssize(method.parameters());
   struct Claim {
     const char* what;
     std::int64_t have, want;
@@ -60,17 +60,18 @@ void prove_memory(const Backend& backend, const Adapter& adapter, std::int64_t w
   const Claim claims[] = {
       {"peak bytes of gradients", ledger[Tag::Gradients].peak_bytes, 4 * numel},
       {"number of gradient buffers", ledger[Tag::Gradients].total_count - earlier_buffers,
-       matrices},
-      {"live bytes of A, B and their copies", ledger[Tag::Params].live_bytes,
-       4 * numel + adapter.copy_bytes()},
+       count},
+      {"live bytes of the parameters and their copies", ledger[Tag::Params].live_bytes,
+       4 * numel + method.copy_bytes()},
       {"peak bytes of optimizer state", ledger[Tag::Optimizer].peak_bytes, 2 * 4 * numel},
       {"live bytes of frozen weights", ledger[Tag::Weights].live_bytes, weights_bytes},
       {"peak bytes of frozen weights", ledger[Tag::Weights].peak_bytes, weights_bytes},
-      {"weight-gradient matmuls", weight_gradient_matmuls, micro_steps * matrices},
+      {"weight-gradient matmuls", weight_gradient_matmuls, micro_steps * method.weight_gradients()},
   };
   for (const Claim& c : claims)
     check(c.have == c.want, "memory proof failed: ", c.what, ": ", c.have, ", expected ", c.want,
-          " (only A and B may be trained)\n", memory_table(memory_report(backend)));
+          " (only what `method` ", method.name(), " trains may be)\n",
+          memory_table(memory_report(backend)));
 }
 
 }  // namespace lk

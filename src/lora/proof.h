@@ -1,5 +1,5 @@
-// Proves at the end of every run, from the ledger, that only A and B hold gradients and optimizer
-// state.
+// Proves at the end of every run, from the ledger, that only what the method trains holds gradients
+// and optimizer state.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "io/json_fwd.h"
-#include "lora/adapter.h"
+#include "nn/method.h"
 #include "tensor/backend.h"
 
 namespace lk {
@@ -30,13 +30,14 @@ Json memory_to_json(const MemoryReport& report);
 // The report as text, one line per tag.
 std::string memory_table(const MemoryReport& report);
 
-// Checks what must hold at the end of a run that trained `adapter` with AdamW:
-//   peak(gradients) = 4 numel(A, B)         count(gradients) = number of A and B
-//   peak(optimizer) = 2 * 4 numel(A, B)     live(params) = 4 numel(A, B) + their compute copies
+// Checks what must hold at the end of a run that trained `method` with AdamW. With p all of its
+// parameters (LoRA's A and B):
+//   peak(gradients) = 4 numel(p)            count(gradients) = number of parameters
+//   peak(optimizer) = 2 * 4 numel(p)        live(params) = 4 numel(p) + their compute copies
 //   live(weights) = peak(weights) = weights_bytes, as loaded
-//   weight-gradient matmuls = micro_steps * number of A and B
+//   weight-gradient matmuls = micro_steps * Method::weight_gradients()
 // Throws Error with the table if one of these fails.
-void prove_memory(const Backend& backend, const Adapter& adapter, std::int64_t weights_bytes,
+void prove_memory(const Backend& backend, const Method& method, std::int64_t weights_bytes,
                   std::int64_t weight_gradient_matmuls, std::int64_t micro_steps,
                   std::int64_t earlier_buffers = 0);
 

@@ -2,12 +2,12 @@
 
 namespace lk {
 
-TrainStep::TrainStep(Transformer& model, Adapter& adapter, AdamW& optimizer, Settings settings)
-    : model_(model), adapter_(adapter), optimizer_(optimizer), settings_(std::move(settings)) {}
+TrainStep::TrainStep(Transformer& model, Method& method, AdamW& optimizer, Settings settings)
+    : model_(model), method_(method), optimizer_(optimizer), settings_(std::move(settings)) {}
 
 void TrainStep::run(const StepTensors& step) const {
   Backend& backend = model_.backend();
-  adapter_.zero_grad();
+  method_.zero_grad();
   GradMode mode = GradMode::Write;
   for (std::size_t i = 0; i < step.micro_batches.size(); ++i) {
     const TokenBatch& batch = step.micro_batches[i];

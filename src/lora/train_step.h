@@ -1,10 +1,10 @@
-// TrainStep: one optimizer step, from the first forward pass to the update of A and B.
+// TrainStep: one optimizer step, from the first forward pass to the update of what trains.
 //
 //   L = 1/n  sum over micro-batches, over their supervised tokens, of -log p(next token)
 //                                          (smoothed, if requested: Backend::cross_entropy)
-//   g = dL/d(A, B)                         each micro-batch adds its share
-//   g = g min(1, clip / |g|)               |g| is the norm over all of A and B
-//   A, B = AdamW(A, B, g)                  nn/adamw.h
+//   g = dL/dp                              p: all parameters; each micro-batch adds its share
+//   g = g min(1, clip / |g|)               |g| is the norm over all of them
+//   p = AdamW(p, g)                        nn/adamw.h
 //
 // n counts the supervised tokens of all micro-batches, so 1x8, 2x4 and 8x1 give equal gradients (to
 // rounding). A step copies nothing from or to the host, and what it submits depends on the sizes of
@@ -14,9 +14,9 @@
 #include <span>
 #include <vector>
 
-#include "lora/adapter.h"
 #include "lora/own_loss.h"
 #include "nn/adamw.h"
+#include "nn/method.h"
 #include "nn/transformer.h"
 
 namespace lk {
@@ -39,8 +39,8 @@ class TrainStep {
     LossFunction loss = {};      // in place of -log p; empty: -log p
     double label_smoothing = 0;  // of -log p
   };
-  // Model, adapter and optimizer must outlive the TrainStep.
-  TrainStep(Transformer& model, Adapter& adapter, AdamW& optimizer, Settings settings);
+  // Model, method and optimizer must outlive the TrainStep.
+  TrainStep(Transformer& model, Method& method, AdamW& optimizer, Settings settings);
 
   // Uninitialised tensors for micro-batches of these sizes.
   StepTensors make_tensors(std::span<const BatchSize> sizes) const;
@@ -57,7 +57,7 @@ class TrainStep {
            std::uint64_t micro_step) const;
 
   Transformer& model_;
-  Adapter& adapter_;
+  Method& method_;
   AdamW& optimizer_;
   Settings settings_;
 };

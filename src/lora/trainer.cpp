@@ -3,7 +3,6 @@
 #include <array>
 #include <cmath>
 
-#include "lora/joined.h"
 #include "modelfile/weight_hash.h"
 
 namespace lk {
@@ -20,26 +19,21 @@ std::int64_t supervised(std::span<const HostBatch> micro_batches) {
   return n;
 }
 
-// Hashes B. B (out, rank) has rows of a few numbers: hashed as `rank` rows of `out`, the same bytes
+// B (out, rank) of LoRA has rows of a few numbers: hashed as `rank` rows of `out`, the same bytes
 // take a fraction of the time.
-std::string hash_of_b(const LoraLinear& layer) {
-  const Tensor& b = layer.b().value();
-  return tensor_sha256(b.reshape({b.cols(), b.rows()}));
+std::string hash_of(const Parameter& p) {
+  const Tensor& x = p.value();
+  return tensor_sha256(x.reshape({x.cols(), x.rows()}));
 }
 
 }  // namespace
 
-void prepare_for_training(Transformer& model, Adapter& adapter) {
-  if (model.backend().traits().joins_projections && model.compute_dtype() == DType::BF16)
-    join_projections(model, adapter);
-}
-
-Trainer::Trainer(Transformer& model, Adapter& adapter, const TrainerConfig& config)
+Trainer::Trainer(Transformer& model, Method& method, const TrainerConfig& config)
     : model_(model),
-      adapter_(adapter),
+      method_(method),
       config_(config),
-      optimizer_(adapter.parameters(), config.adamw),
-      train_step_(model, adapter, optimizer_,
+      optimizer_(method.parameters(), config.adamw),
+      train_step_(model, method, optimizer_,
                   {config.clip, config.seed, config.loss, config.label_smoothing}),
       recorder_(model.backend(), why_not_recorded().empty(), {kMostRecordings, kMostLaunched}) {
   check_schedule(config.schedule);
@@ -51,7 +45,7 @@ Trainer::Trainer(Transformer& model, Adapter& adapter, const TrainerConfig& conf
           "TrainerConfig: a custom loss has no `label_smoothing` but its own");
   if (config.loss && config.pad.value_or(false))
     throw UsageError("TrainerConfig: a custom loss can't leave padded rows out; unset `pad`");
-  for (const LoraLinear* layer : adapter.layers()) initial_b_.push_back(hash_of_b(*layer));
+  for (const Parameter* p : method.first_to_move()) initial_.push_back(hash_of(*p));
 }
 
 void Trainer::resume_at(std::int64_t steps, std::int64_t micro_steps) {
@@ -62,14 +56,15 @@ void Trainer::resume_at(std::int64_t steps, std::int64_t micro_steps) {
 
 StepReport Trainer::step(std::span<const std::vector<const Row*>> micro_batches) {
   std::vector<HostBatch> batches;
-  for (const auto& rows : micro_batches) batches.push_back(make_host_batch(rows));
+  for (const auto& rows : micro_batches)
+    batches.push_back(make_host_batch(rows, model_.virtual_tokens()));
   return step(batches);
 }
 
 StepReport Trainer::step(std::span<const Row> rows) {
   std::vector<const Row*> batch;
   for (const Row& row : rows) batch.push_back(&row);
-  return step(std::array{make_host_batch(batch)});
+  return step(std::array{make_host_batch(batch, model_.virtual_tokens())});
 }
 
 StepReport Trainer::step(std::span<const HostBatch> micro_batches) {
@@ -86,7 +81,7 @@ void Trainer::submit(std::vector<HostBatch> micro_batches) {
   report.lr = lr_at(config_.schedule, steps_done_);
   report.supervised_tokens = supervised(micro_batches);
   for (const HostBatch& batch : micro_batches) {
-    check_batch(batch, model_.config().vocab_size, model_.max_positions());
+    check_batch(batch, model_.batch_limits());
     report.tokens += batch.n_tokens();
   }
   require(report.supervised_tokens > 0, "a step needs at least one supervised token");
@@ -109,7 +104,8 @@ void Trainer::rehearse(std::vector<std::vector<std::int32_t>> documents) {
   Sizes from;
   for (const auto& offsets : documents) {
     const std::int64_t count = std::ssize(offsets) - 1;
-    from.push_back({offsets.back(), count, offsets.back() - count});
+    const std::int64_t virtual_rows = count * model_.virtual_tokens();
+    from.push_back({offsets.back(), count, offsets.back() - count - virtual_rows, virtual_rows});
   }
   const Sizes sizes = padded(from);
   StepTensors tensors = train_step_.make_tensors(sizes);
@@ -147,7 +143,8 @@ Trainer::Sizes Trainer::padded(const Sizes& sizes) const {
   const BatchSize size = padded_size(sizes);
   Sizes to = sizes;
   for (BatchSize& one : to)
-    if (one.supervised > 0) one = size;  // micro-batches without supervised tokens do not run
+    if (one.supervised > 0)  // micro-batches without supervised tokens do not run
+      one = {size.tokens, size.documents, size.supervised, one.virtual_rows};
   return to;
 }
 
@@ -192,19 +189,18 @@ std::string Trainer::why_not_recorded() const {
 }
 
 std::string Trainer::first_non_finite() const {
-  for (const Parameter* p : adapter_.parameters())
+  for (const Parameter* p : method_.parameters())
     for (double g : to_host_f64(p->grad()))
       if (!std::isfinite(g)) return p->name();
   return "none (only the loss)";
 }
 
 std::vector<std::string> Trainer::unmoved() const {
-  std::vector<std::string> paths;
-  for (std::size_t i = 0; i < initial_b_.size(); ++i) {
-    const LoraLinear* layer = adapter_.layers()[i];
-    if (hash_of_b(*layer) == initial_b_[i]) paths.push_back(layer->path());
-  }
-  return paths;
+  const std::vector<Parameter*> all = method_.first_to_move();
+  std::vector<std::string> names;
+  for (std::size_t i = 0; i < initial_.size(); ++i)
+    if (hash_of(*all[i]) == initial_[i]) names.push_back(all[i]->name());
+  return names;
 }
 
 }  // namespace lk

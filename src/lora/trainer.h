@@ -1,4 +1,4 @@
-// Trainer: optimizer steps of LoRA over any number of micro-batches, submitted one after the other
+// Trainer: optimizer steps over any number of micro-batches, submitted one after the other
 // and reported as the device finishes them. train_step.h defines what a step computes.
 #pragma once
 
@@ -11,10 +11,10 @@
 #include <string>
 #include <vector>
 
-#include "lora/adapter.h"
 #include "lora/own_loss.h"
 #include "lora/train_step.h"
 #include "nn/adamw.h"
+#include "nn/method.h"
 #include "nn/schedule.h"
 #include "nn/transformer.h"
 #include "tensor/log.h"
@@ -47,18 +47,11 @@ struct StepReport {
   bool recorded = false;  // ran as a recording
 };
 
-// Lays the model out as its device trains it fastest: on a GPU, in BF16, projections that share an
-// input move into one buffer with their factors next to them (lora/joined.h). The weights keep
-// their values and get new memory, and the ledger's peaks start anew. Call it once, with all
-// adapters attached and before the Trainer is made, as its optimizer stores where A and B lie.
-// Without it, training computes the same function on the plain path.
-void prepare_for_training(Transformer& model, Adapter& adapter);
-
 class Trainer {
  public:
-  // Moves and changes nothing of the model: see prepare_for_training(). Model and adapter must
-  // outlive the Trainer. Throws UsageError for a setting out of its range.
-  Trainer(Transformer& model, Adapter& adapter, const TrainerConfig& config);
+  // Moves and changes nothing of the model: see Method::lay_out_for_training(). Model and method
+  // must outlive the Trainer. Throws UsageError for a setting out of its range.
+  Trainer(Transformer& model, Method& method, const TrainerConfig& config);
   Trainer(const Trainer&) = delete;
   Trainer& operator=(const Trainer&) = delete;
 
@@ -81,8 +74,8 @@ class Trainer {
   StepReport step(std::span<const std::vector<const Row*>> micro_batches);
 
   // Runs one step without data, on a device that only keeps the books: a plan. Each element of
-  // `documents` is a micro-batch (nn/batch.h: document_offsets()), all of whose tokens but the first
-  // of each document are supervised.
+  // `documents` is a micro-batch (nn/batch.h: document_offsets()), virtual tokens included; all other
+  // tokens but the first of each document are supervised.
   void rehearse(std::vector<std::vector<std::int32_t>> documents);
 
   // Number of optimizer steps submitted; can be set to resume a run.
@@ -90,7 +83,8 @@ class Trainer {
   std::int64_t micro_steps_done() const { return micro_steps_done_; }
   void resume_at(std::int64_t steps, std::int64_t micro_steps);
   AdamW& optimizer() { return optimizer_; }
-  // Paths of the adapter layers whose B is bit for bit what it was when the Trainer was made.
+  // Names of those of Method::first_to_move() that are bit for bit what they were when the Trainer
+  // was made.
   std::vector<std::string> unmoved() const;
 
   // Why steps are not recorded; empty if they are, or will be once their sizes repeat.
@@ -115,7 +109,7 @@ class Trainer {
   std::string first_non_finite() const;
 
   Transformer& model_;
-  Adapter& adapter_;
+  Method& method_;
   TrainerConfig config_;
   AdamW optimizer_;
   TrainStep train_step_;
@@ -124,7 +118,7 @@ class Trainer {
   std::deque<InFlight> in_flight_;
   Clock::time_point last_finished_;
   int bad_steps_in_a_row_ = 0;
-  std::vector<std::string> initial_b_;  // SHA-256 of each layer's B
+  std::vector<std::string> initial_;  // SHA-256 of each of Method::first_to_move()
 };
 
 }  // namespace lk

@@ -28,7 +28,8 @@ std::int64_t added_documents(const BatchSize& size, std::int64_t tokens) {
 }  // namespace
 
 BatchSize size_of(const HostBatch& batch) {
-  return {batch.n_tokens(), std::ssize(batch.offsets) - 1, batch.n_supervised()};
+  return {batch.n_tokens(), std::ssize(batch.offsets) - 1, batch.n_supervised(),
+          std::ssize(batch.virtual_rows)};
 }
 
 BatchSize padded_size(std::span<const BatchSize> sizes) {
@@ -71,7 +72,7 @@ void pad_batch(HostBatch& batch, const BatchSize& to) {
   }
 }
 
-HostBatch make_host_batch(std::span<const Row* const> rows) {
+HostBatch make_host_batch(std::span<const Row* const> rows, std::int64_t virtual_tokens) {
   require(!rows.empty(), "a batch needs at least one row");
   HostBatch batch;
   batch.offsets.push_back(0);
@@ -80,12 +81,19 @@ HostBatch make_host_batch(std::span<const Row* const> rows) {
     require(!row->ids.empty(), "rows[", number, "].ids: no tokens");
     require(row->ids.size() == row->supervised.size(), "rows[", number, "]: ", row->ids.size(),
             " ids but ", row->supervised.size(), " values of `supervised`");
-    require(batch.ids.size() + row->ids.size() <= kMostTokens, "a batch of more than ", kMostTokens,
-            " tokens");
+    require(batch.ids.size() + row->ids.size() + static_cast<std::size_t>(virtual_tokens) <=
+                kMostTokens,
+            "a batch of more than ", kMostTokens, " tokens");
+    for (std::int64_t i = 0; i < virtual_tokens; ++i) {
+      batch.virtual_rows.push_back(static_cast<std::int32_t>(batch.ids.size()));
+      batch.ids.push_back(0);
+      batch.positions.push_back(static_cast<std::int32_t>(i));
+    }
     const auto begin = static_cast<std::int32_t>(batch.ids.size());
     for (std::size_t i = 0; i < row->ids.size(); ++i) {
       batch.ids.push_back(row->ids[i]);
-      batch.positions.push_back(static_cast<std::int32_t>(i));
+      batch.positions.push_back(
+          static_cast<std::int32_t>(virtual_tokens + static_cast<std::int64_t>(i)));
       if (i > 0 && row->supervised[i]) {
         batch.rows.push_back(begin + static_cast<std::int32_t>(i) - 1);
         batch.targets.push_back(row->ids[i]);
@@ -96,7 +104,7 @@ HostBatch make_host_batch(std::span<const Row* const> rows) {
   return batch;
 }
 
-void check_batch(const HostBatch& batch, std::int64_t vocab_size, std::int64_t max_positions) {
+void check_batch(const HostBatch& batch, const BatchLimits& limits) {
   const std::int64_t tokens = batch.n_tokens();
   require(tokens > 0, "HostBatch: no tokens");
   require(std::ssize(batch.positions) == tokens, "HostBatch: ", tokens, " ids but ",
@@ -113,10 +121,17 @@ void check_batch(const HostBatch& batch, std::int64_t vocab_size, std::int64_t m
       require(values[i] >= least && values[i] < end, name, "[", i, "]: ", values[i], " is not in ",
               least, " .. ", end - 1);
   };
-  within(batch.ids, 0, vocab_size, "HostBatch.ids");
-  within(batch.positions, 0, max_positions, "HostBatch.positions");
+  within(batch.ids, 0, limits.vocab_size, "HostBatch.ids");
+  within(batch.positions, 0, limits.max_positions, "HostBatch.positions");
   within(batch.rows, 0, tokens, "HostBatch.rows");
-  within(batch.targets, kNoTarget, vocab_size, "HostBatch.targets");
+  within(batch.targets, kNoTarget, limits.vocab_size, "HostBatch.targets");
+  within(batch.virtual_rows, 0, tokens, "HostBatch.virtual_rows");
+  require(limits.virtual_tokens == 0
+              ? batch.virtual_rows.empty()
+              : std::ssize(batch.virtual_rows) % limits.virtual_tokens == 0 &&
+                    !batch.virtual_rows.empty(),
+          "HostBatch.virtual_rows: ", batch.virtual_rows.size(), ", but the model has ",
+          limits.virtual_tokens, " virtual tokens before each document");
 }
 
 std::vector<std::int32_t> document_offsets(std::span<const std::int64_t> lengths) {
@@ -140,6 +155,7 @@ TokenBatch empty_batch(Backend& backend, const BatchSize& size) {
   batch.segments.offsets = ints(size.documents + 1);
   batch.rows = ints(size.supervised);
   batch.targets = ints(size.supervised);
+  if (size.virtual_rows > 0) batch.virtual_rows = ints(size.virtual_rows);
   return batch;
 }
 
@@ -154,11 +170,13 @@ void upload_batch(TokenBatch& to, const HostBatch& from) {
   upload(to.segments.offsets, from.offsets);
   upload(to.rows, from.rows);
   upload(to.targets, from.targets);
+  if (!from.virtual_rows.empty()) upload(to.virtual_rows, from.virtual_rows);
   to.segments.host = from.offsets;
 }
 
-TokenBatch make_batch(Backend& backend, std::span<const Row* const> rows) {
-  const HostBatch host = make_host_batch(rows);
+TokenBatch make_batch(Backend& backend, std::span<const Row* const> rows,
+                      std::int64_t virtual_tokens) {
+  const HostBatch host = make_host_batch(rows, virtual_tokens);
   TokenBatch batch = empty_batch(backend, size_of(host));
   upload_batch(batch, host);
   return batch;

@@ -290,7 +290,7 @@ class Searches {
     if (events_.on_token)
       for (std::int32_t id : result.ids) events_.on_token(request, id);
     if (tokenizer_) {
-      TextStream text(*tokenizer_, requests_[request].prompt, {});
+      TextStream text(*tokenizer_, behind_virtual(requests_[request].prompt), {});
       for (std::int32_t id : result.ids) result.text += text.push(id);
       result.text += text.finish();
       if (events_.on_text && !result.text.empty()) events_.on_text(request, result.text);

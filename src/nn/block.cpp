@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "autograd/virtual_tokens.h"
+
 namespace lk {
 
 std::string site_path(const ModelConfig& config, std::size_t layer, Site site) {
@@ -41,7 +43,7 @@ Block::Block(const ModelConfig& config, LayerWeights w, std::size_t index)
 // same order as without recomputation, so not a bit changes.
 Var Block::apply(Tape& tape, const Var& x, const BlockInput& in) {
   if (in.cache) return apply_cached(tape, x, in);
-  const bool joined = joined_ && in.joined;
+  const bool joined = joined_ && in.joined && !places_.any();
   auto attention = [this, in, joined](Tape& t, const Var& v) {
     return joined ? joined_attention_half(t, v, in) : attention_half(t, v, in);
   };
@@ -70,33 +72,49 @@ Var Block::apply(Tape& tape, const Var& x, const BlockInput& in) {
 Var Block::attention_half(Tape& tape, const Var& x, const BlockInput& in) {
   Var o = project(tape, Site::O, attend(tape, x, in), in);
   if (post_attn_norm_.gain.defined()) o = norm(tape, o, post_attn_norm_, eps_);
+  if (places_.after_attention) o = places_.after_attention->apply(tape, x, o, in.mode);
   return add(tape, x, o);
 }
 
 // y = h + down(act(gate(m)) * up(m)),  m = norm(h)
 Var Block::feed_forward_half(Tape& tape, const Var& h, const BlockInput& in, Output y) {
-  if (!post_ffn_norm_.gain.defined())
+  if (!post_ffn_norm_.gain.defined() && !places_.after_mlp)
     return add(tape, h, project(tape, Site::Down, inner(tape, h, in), in, y), y);
-  // A norm's backward reads the norm's input, so only the residual sum may be left unwritten.
+  // What follows reads the projection in backward: only the residual sum may be left unwritten.
   Var down = project(tape, Site::Down, inner(tape, h, in), in);
-  return add(tape, h, norm(tape, down, post_ffn_norm_, eps_), y);
+  if (post_ffn_norm_.gain.defined()) down = norm(tape, down, post_ffn_norm_, eps_);
+  if (places_.after_mlp) down = places_.after_mlp->apply(tape, h, down, in.mode);
+  return add(tape, h, down, y);
 }
 
 Var Block::attend(Tape& tape, const Var& x, const BlockInput& in) {
   const Tensor& table = local_ ? in.local_rope_table : in.rope_table;
   if (site(Site::Qkv)) {
     const Var qkv = project_normed(tape, {Site::Qkv}, attn_norm_, x, in)[0];
+    if (places_.attention) {
+      const std::int64_t q_end = attention_.n_heads * head_dim_,
+                         k_end = q_end + attention_.n_kv_heads * head_dim_;
+      return attend(tape, slice_cols(tape, qkv, 0, q_end), slice_cols(tape, qkv, q_end, k_end),
+                    slice_cols(tape, qkv, k_end, qkv.value().cols()), table, in);
+    }
     return qkv_attention(tape, qkv, table, in.positions, attention_, in.segments, 0);
   }
   const std::vector<Var> qkv = project_normed(tape, {Site::Q, Site::K, Site::V}, attn_norm_, x, in);
   Var q = qkv[0], k = qkv[1];
   if (q_norm_.defined()) q = rmsnorm(tape, q, q_norm_, eps_);
   if (k_norm_.defined()) k = rmsnorm(tape, k, k_norm_, eps_);
+  return attend(tape, q, k, qkv[2], table, in);
+}
+
+Var Block::attend(Tape& tape, Var q, Var k, const Var& v, const Tensor& table,
+                  const BlockInput& in) {
   if (table.defined()) {
     q = rope(tape, q, table, in.positions, head_dim_);
     k = rope(tape, k, table, in.positions, head_dim_);
   }
-  return attention(tape, q, k, qkv[2], attention_, in.segments);
+  if (places_.attention)
+    return places_.attention->attend(tape, q, k, v, attention_, in.segments, in.positions);
+  return attention(tape, q, k, v, attention_, in.segments);
 }
 
 Var Block::inner(Tape& tape, const Var& h, const BlockInput& in) {
@@ -129,6 +147,7 @@ std::vector<Var> Block::project_normed(Tape& tape, const std::vector<Site>& site
 }
 
 bool Block::trains(Site first, Site last) const {
+  if (places_.any()) return true;
   for (auto s = static_cast<std::size_t>(first); s <= static_cast<std::size_t>(last); ++s)
     if (sites_[s] && dynamic_cast<const FrozenLinear*>(sites_[s].get()) == nullptr) return true;
   return false;

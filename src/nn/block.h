@@ -17,6 +17,7 @@
 #include "nn/config.h"
 #include "nn/linear_map.h"
 #include "nn/model_weights.h"
+#include "nn/places.h"
 #include "nn/recompute.h"
 
 namespace lk {
@@ -31,6 +32,7 @@ struct BlockInput {
   Tensor local_rope_table = {};         // (P, D) for local layers
   Tensor positions;                     // (T) I32
   Segments segments;                    // of the queries
+  VirtualRows virtual_rows = {};        // of the model's input
   const CachedBatch* cached = nullptr;  // null without a cache
   const KvCache* cache = nullptr;
   ForwardMode mode;
@@ -69,6 +71,7 @@ class Block {
   std::unique_ptr<LinearMap>& site(Site s) { return sites_[static_cast<std::size_t>(s)]; }
   void set_joined(std::unique_ptr<JoinedProjections> joined) { joined_ = std::move(joined); }
   const JoinedProjections* joined() const { return joined_.get(); }
+  BlockPlaces& places() { return places_; }
 
  private:
   // block.cpp: the two halves, x -> h and h -> y.
@@ -76,6 +79,8 @@ class Block {
   Var feed_forward_half(Tape& tape, const Var& h, const BlockInput& in, Output y);
   // x (T,C) -> (T,H*D): norms x and attends with its queries, keys and values.
   Var attend(Tape& tape, const Var& x, const BlockInput& in);
+  // Rotates q and k by `table`, if the model has one, and attends.
+  Var attend(Tape& tape, Var q, Var k, const Var& v, const Tensor& table, const BlockInput& in);
   // h (T,C) -> (T,F): the input of the down projection.
   Var inner(Tape& tape, const Var& h, const BlockInput& in);
   // The MLP's activation of its first projections, given in the order of mlp_sites().
@@ -87,7 +92,7 @@ class Block {
   // The projections `sites` of norm(x).
   std::vector<Var> project_normed(Tape& tape, const std::vector<Site>& sites, const NormWeights& w,
                                   const Var& x, const BlockInput& in);
-  // Whether a projection from `first` to `last` trains.
+  // Whether a projection from `first` to `last`, or a place, trains.
   bool trains(Site first, Site last) const;
 
   // block_joined.cpp
@@ -101,9 +106,10 @@ class Block {
   // is defined.
   std::vector<Var> project_cached(Tape& tape, const std::vector<Site>& sites, const NormWeights* w,
                                   const Var& x, const Tensor& addend, const BlockInput& in);
-  // residual + the projection of x, which is normed first if `w` is defined
-  Var project_cached_onto(Tape& tape, Site s, const NormWeights& w, const Var& residual,
-                          const Var& x, const BlockInput& in);
+  // residual + the projection of x, which is normed first if `w` is defined and then goes through
+  // `place` if that is not null
+  Var project_cached_onto(Tape& tape, Site s, const NormWeights& w, SublayerPlace* place,
+                          const Var& residual, const Var& x, const BlockInput& in);
 
   std::size_t index_;
   bool local_;
@@ -115,6 +121,7 @@ class Block {
   Weight q_norm_, k_norm_;
   std::array<std::unique_ptr<LinearMap>, kSiteCount> sites_;
   std::unique_ptr<JoinedProjections> joined_;
+  BlockPlaces places_;
 };
 
 }  // namespace lk

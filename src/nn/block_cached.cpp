@@ -1,5 +1,7 @@
 // A block in a step of generation: computes what block.cpp defines, for new tokens over a KV cache,
 // in few launches. There is no backward.
+#include <algorithm>
+
 #include "nn/block.h"
 #include "nn/cached_ops.h"
 
@@ -8,9 +10,10 @@ namespace lk {
 Var Block::apply_cached(Tape& tape, const Var& x, const BlockInput& in) {
   check(!tape.recording(), "a KV cache has no backward");
   const Var o = attend_cached(tape, x, in);
-  const Var h = project_cached_onto(tape, Site::O, post_attn_norm_, x, o, in);
+  const Var h =
+      project_cached_onto(tape, Site::O, post_attn_norm_, places_.after_attention, x, o, in);
   const Var m = activate(tape, project_cached(tape, mlp_sites(), &ffn_norm_, h, {}, in));
-  return project_cached_onto(tape, Site::Down, post_ffn_norm_, h, m, in);
+  return project_cached_onto(tape, Site::Down, post_ffn_norm_, places_.after_mlp, h, m, in);
 }
 
 // Adds k and v to the cache; then the queries read all keys and values of their own sequence.
@@ -36,12 +39,23 @@ Var Block::attend_cached(Tape& tape, const Var& x, const BlockInput& in) {
   Tensor o = tape.activation(q.dtype(), {q.rows(), q.cols()});
   Tensor lse = tape.activation(stat_dtype(q.dtype()), {H, q.rows()});
   backend.attention_forward(o, lse, q, layer.k, layer.v, attention_, in.segments, in.cached->keys);
+  if (places_.attention)
+    places_.attention->attend_cached(tape, o, lse, q, attention_, in.positions);
   return tape.constant(std::move(o));
 }
 
 std::vector<Var> Block::project_cached(Tape& tape, const std::vector<Site>& sites,
                                        const NormWeights* w, const Var& x, const Tensor& addend,
                                        const BlockInput& in) {
+  std::vector<Var> y;
+  if (std::any_of(sites.begin(), sites.end(), [&](Site s) { return !site(s)->adds(); })) {
+    const Var n = w ? norm(tape, x, *w, eps_) : x;
+    for (Site s : sites) {
+      y.push_back(project(tape, s, n, in));
+      if (addend.defined()) y.back() = add(tape, tape.constant(addend), y.back());
+    }
+    return y;
+  }
   const bool rms = w && !w->bias.defined();  // the products compute it where they read x
   Tensor n = !w || rms ? x.value() : norm(tape, x, *w, eps_).value();
   InputNorm input_norm{};
@@ -55,7 +69,6 @@ std::vector<Var> Block::project_cached(Tape& tape, const std::vector<Site>& site
   Backend& backend = tape.backend();
   cached::linear_parts(backend, n, rms ? &input_norm : nullptr, parts);
   if (rms) n = input_norm.normed;
-  std::vector<Var> y;
   for (std::size_t i = 0; i < sites.size(); ++i) {
     LinearMap& map = *site(sites[i]);
     if (const Weight* bias = map.frozen().bias()) backend.add_bias(parts[i].y, *bias);
@@ -65,10 +78,14 @@ std::vector<Var> Block::project_cached(Tape& tape, const std::vector<Site>& site
   return y;
 }
 
-Var Block::project_cached_onto(Tape& tape, Site s, const NormWeights& w, const Var& residual,
-                               const Var& x, const BlockInput& in) {
-  if (!w.gain.defined()) return project_cached(tape, {s}, nullptr, x, residual.value(), in)[0];
-  return add(tape, residual, norm(tape, project(tape, s, x, in), w, eps_));
+Var Block::project_cached_onto(Tape& tape, Site s, const NormWeights& w, SublayerPlace* place,
+                               const Var& residual, const Var& x, const BlockInput& in) {
+  if (!w.gain.defined() && !place)
+    return project_cached(tape, {s}, nullptr, x, residual.value(), in)[0];
+  Var y = project(tape, s, x, in);
+  if (w.gain.defined()) y = norm(tape, y, w, eps_);
+  if (place) y = place->apply(tape, residual, y, in.mode);
+  return add(tape, residual, y);
 }
 
 }  // namespace lk

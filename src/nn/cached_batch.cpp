@@ -1,11 +1,14 @@
 #include "nn/cached_batch.h"
 
+#include <algorithm>
+
 namespace lk {
 namespace {
 
 // All vectors of a batch in one host vector, in the order in which `storage` holds them.
 struct Host {
-  std::vector<std::int32_t> ids, positions, cache_rows, offsets{0}, begins, ends, last, variants;
+  std::vector<std::int32_t> ids, positions, cache_rows, offsets{0}, begins, ends, last, variants,
+      virtual_rows, virtual_index;
 
   Host(const KvCache& cache, std::span<const SequencePart> parts) {
     check(!parts.empty(), "cached batch: no sequences");
@@ -18,7 +21,13 @@ struct Host {
         positions.push_back(static_cast<std::int32_t>(at));
         cache_rows.push_back(static_cast<std::int32_t>(first + at));
       }
-      ids.insert(ids.end(), part.ids.begin(), part.ids.end());
+      for (std::int32_t id : part.ids) {
+        if (id < 0) {
+          virtual_rows.push_back(static_cast<std::int32_t>(ids.size()));
+          virtual_index.push_back(virtual_id(id));  // is its own inverse
+        }
+        ids.push_back(std::max(id, 0));
+      }
       offsets.push_back(static_cast<std::int32_t>(ids.size()));
       begins.push_back(static_cast<std::int32_t>(first));
       ends.push_back(static_cast<std::int32_t>(first + all));
@@ -31,6 +40,7 @@ struct Host {
   template <class F>
   void each(F&& f) const {
     f(ids), f(positions), f(cache_rows), f(offsets), f(begins), f(ends), f(last), f(variants);
+    f(virtual_rows), f(virtual_index);
   }
   std::vector<std::int32_t> joined() const {
     std::vector<std::int32_t> all;
@@ -61,7 +71,9 @@ CachedBatch make_cached_batch(const KvCache& cache, std::span<const SequencePart
                            &batch.keys.device_begins,
                            &batch.keys.device_ends,
                            &batch.last,
-                           &batch.variants.device};
+                           &batch.variants.device,
+                           &batch.virtual_rows.rows,
+                           &batch.virtual_rows.index};
   std::int64_t at = 0, i = 0;
   host.each([&](const auto& v) {
     *views[i++] = batch.storage.slice_rows(at, at + std::ssize(v));
@@ -75,7 +87,7 @@ CachedBatch make_cached_batch(const KvCache& cache, std::span<const SequencePart
 void refill_cached_batch(CachedBatch& batch, const KvCache& cache,
                          std::span<const SequencePart> parts) {
   Host host(cache, parts);
-  check(host.offsets == batch.segments.host,
+  check(host.offsets == batch.segments.host && host.virtual_rows.empty(),
         "cached batch: lengths differ from those that it was made for");
   fill(batch, std::move(host));
 }

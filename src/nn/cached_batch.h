@@ -5,16 +5,24 @@
 #include <vector>
 
 #include "nn/kv_cache.h"
-#include "nn/linear_map.h"
+#include "nn/places.h"
 
 namespace lk {
 
 // New tokens of one sequence; they follow what its slot holds.
 struct SequencePart {
   std::int64_t slot = 0;
-  std::vector<std::int32_t> ids;
-  std::int32_t variant = -1;  // see RowVariants in tensor/adapter_kernels.h
+  std::vector<std::int32_t> ids;  // virtual_id(j) for virtual token j of nn/places.h
+  std::int32_t variant = -1;      // see RowVariants in tensor/adapter_kernels.h
 };
+
+// What stands for the id of virtual token j.
+constexpr std::int32_t virtual_id(std::int64_t j) { return static_cast<std::int32_t>(-1 - j); }
+// A sequence without the virtual tokens that it begins with.
+inline std::span<const std::int32_t> behind_virtual(std::span<const std::int32_t> ids) {
+  while (!ids.empty() && ids[0] < 0) ids = ids.subspan(1);
+  return ids;
+}
 
 struct CachedBatch {
   Tensor ids, positions;  // (T) I32
@@ -23,6 +31,7 @@ struct CachedBatch {
   KeyRows keys;           // of each part: cached and new
   Tensor last;            // (n) I32: the last token of each part
   RowVariants variants;
+  VirtualRows virtual_rows;  // empty tensors without any
   std::int64_t n_tokens() const { return segments.total(); }
   Tensor storage;  // (5 T ...) I32: holds all of the above, so that one copy uploads it
 };

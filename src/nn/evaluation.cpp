@@ -17,8 +17,8 @@ Evaluation evaluate(Transformer& model, std::span<const Row> rows, std::int64_t 
       tokens += n;
       batch.push_back(&rows[next++]);
     }
-    const HostBatch host = make_host_batch(batch);
-    check_batch(host, model.config().vocab_size, model.max_positions());
+    const HostBatch host = make_host_batch(batch, model.virtual_tokens());
+    check_batch(host, model.batch_limits());
     Tape tape(model.backend(), Tape::Mode::NoGrad);
     TokenBatch b = empty_batch(model.backend(), size_of(host));
     upload_batch(b, host);

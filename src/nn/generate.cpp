@@ -78,7 +78,7 @@ struct Generator::Run {
     cache.set_length(best, static_cast<std::int64_t>(best_common));
     results[request].reused = static_cast<std::int64_t>(best_common);
     Sequence s{request, best, limit_of(r), r.prompt, std::nullopt, Clock::now(), {}, false, false};
-    if (g.tokenizer_) s.text.emplace(*g.tokenizer_, r.prompt, r.sampling.stop);
+    if (g.tokenizer_) s.text.emplace(*g.tokenizer_, behind_virtual(r.prompt), r.sampling.stop);
     active.push_back(std::move(s));
   }
 
@@ -217,8 +217,17 @@ Tensor Generator::submit(std::span<const SequencePart> parts) {
   return logits;
 }
 
-std::vector<Generation> Generator::run(std::span<const GenerationRequest> requests,
+std::vector<Generation> Generator::run(std::span<const GenerationRequest> prompts,
                                        const GenerationEvents& events) {
+  std::vector<GenerationRequest> behind_virtual_tokens;
+  std::span<const GenerationRequest> requests = prompts;
+  if (const std::int64_t n = model().virtual_tokens(); n > 0) {
+    behind_virtual_tokens.assign(prompts.begin(), prompts.end());
+    for (GenerationRequest& r : behind_virtual_tokens)
+      for (std::int64_t j = n; j-- > 0 && !r.prompt.empty();)
+        r.prompt.insert(r.prompt.begin(), virtual_id(j));
+    requests = behind_virtual_tokens;
+  }
   std::int64_t longest = 0;
   for (std::size_t i = 0; i < requests.size(); ++i) {
     const GenerationRequest& r = requests[i];

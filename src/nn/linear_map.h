@@ -37,6 +37,9 @@ class LinearMap {
   // Adds to y (T, out) what apply() adds to the frozen projection: f(x) - (x wᵀ + bias). No
   // gradients.
   virtual void adapt(Tape& tape, const Tensor& y, const Tensor& x, const ForwardMode& mode) = 0;
+  // Whether adapt() can: false where apply() changes the frozen projection's output otherwise than by
+  // adding to it.
+  virtual bool adds() const { return true; }
   virtual std::int64_t in_features() const = 0;
   virtual std::int64_t out_features() const = 0;
   // The frozen projection inside.

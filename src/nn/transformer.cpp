@@ -16,18 +16,7 @@ Transformer::Transformer(Backend& backend, ModelConfig config, ModelWeights weig
       weights_(std::move(weights)),
       dtype_(compute_dtype),
       max_positions_(max_positions) {
-  const DType angles = stat_dtype(dtype_);
-  if (config_.learned_positions) {
-    if (max_positions > config_.max_position)
-      throw UsageError(concat("sequences of ", max_positions, " tokens: the model has learned ",
-                              config_.max_position, " positions"));
-  } else {
-    rope_table_ = rope_table(backend, config_, max_positions, angles);
-    local_rope_table_ =
-        config_.local_rope_theta == 0
-            ? rope_table_
-            : rope_table(backend, local_inverse_frequencies(config_), max_positions, angles);
-  }
+  set_first_position(0);
   // transformers rounds the factor to the embedding's dtype, so it is rounded to the compute dtype
   // here.
   if (config_.scaled_embedding) {
@@ -44,14 +33,32 @@ Transformer::Transformer(Backend& backend, ModelConfig config, ModelWeights weig
     blocks_.push_back(std::make_unique<Block>(config_, weights_.layers[i], i));
 }
 
+void Transformer::set_first_position(std::int64_t first) {
+  const std::int64_t end = first + max_positions_;
+  if (config_.learned_positions && end > config_.max_position)
+    throw UsageError(concat("sequences of ", end, " tokens: the model has learned ",
+                            config_.max_position, " positions"));
+  first_position_ = first;
+  if (config_.learned_positions) return;
+  const DType angles = stat_dtype(dtype_);
+  rope_table_ = local_rope_table_ = {};  // freed first: the ledger's peak is then what stays
+  rope_table_ = rope_table(backend_, config_, end, angles).slice_rows(first, end);
+  local_rope_table_ = config_.local_rope_theta == 0
+                          ? rope_table_
+                          : rope_table(backend_, local_inverse_frequencies(config_), end, angles)
+                                .slice_rows(first, end);
+}
+
 Var Transformer::embed(Tape& tape, const Tensor& ids, const BlockInput& in) {
   Var x = embedding(tape, weights_.embedding, ids, in.margin);
   if (embedding_scale_ != 1)
     backend_.scale(x.value(), GradMode::Write, embedding_scale_, {}, x.value());
+  if (input_place_) x = input_place_->apply(tape, x, in.virtual_rows);
   if (!config_.learned_positions) return x;
-  Var p = embedding(tape, weights_.positions, in.positions);
-  backend_.add(x.value(), x.value(), p.value());
-  return x;
+  Weight table = weights_.positions;
+  if (first_position_ > 0)
+    table = Weight(table.name(), table.values().slice_rows(first_position_, table.shape()[0]));
+  return add(tape, x, embedding(tape, table, in.positions));
 }
 
 Var Transformer::final_norm(Tape& tape, const Var& x) {
@@ -75,6 +82,7 @@ Var Transformer::hidden(Tape& tape, const TokenBatch& batch, const ForwardMode& 
   return through_blocks(tape, batch.ids,
                         {.positions = batch.positions,
                          .segments = batch.segments,
+                         .virtual_rows = {batch.virtual_rows, {}},
                          .mode = mode,
                          .joined = joined_enabled_,
                          .margin = joined_enabled_ ? margin_ : 0});
@@ -82,6 +90,11 @@ Var Transformer::hidden(Tape& tape, const TokenBatch& batch, const ForwardMode& 
 
 Var Transformer::supervised_states(Tape& tape, const TokenBatch& batch, const ForwardMode& mode) {
   check(batch.n_supervised > 0, "loss: the batch has no supervised token");
+  const std::int64_t virtual_rows = batch.virtual_rows.defined() ? batch.virtual_rows.numel() : 0;
+  check(virtual_tokens() == 0 ? virtual_rows == 0
+                              : virtual_rows > 0 && virtual_rows % virtual_tokens() == 0,
+        "loss: ", virtual_rows, " rows of virtual tokens, the model has ", virtual_tokens(),
+        " before each document");
   check(batch.segments.longest() <= max_positions_, "loss: a row of ", batch.segments.longest(),
         " tokens, positions up to ", max_positions_);
   Var x = hidden(tape, batch, mode);
@@ -127,6 +140,7 @@ Tensor Transformer::next_logits(const CachedBatch& batch, const KvCache& cache) 
   Var x = through_blocks(tape, batch.ids,
                          {.positions = batch.positions,
                           .segments = batch.segments,
+                          .virtual_rows = batch.virtual_rows,
                           .cached = &batch,
                           .cache = &cache,
                           .mode = mode});

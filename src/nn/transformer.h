@@ -10,6 +10,7 @@
 #include "nn/block.h"
 #include "nn/config.h"
 #include "nn/model_weights.h"
+#include "nn/places.h"
 
 namespace lk {
 
@@ -40,6 +41,18 @@ class Transformer {
   // advance_cache().
   Tensor next_logits(const CachedBatch& batch, const KvCache& cache);
 
+  // The places of a layer, and that before the blocks (null: empty), for methods to hang into.
+  BlockPlaces& places(std::size_t layer) { return blocks_.at(layer)->places(); }
+  InputPlace*& input_place() { return input_place_; }
+  // Virtual tokens before each document: a batch must have been made with as many.
+  std::int64_t virtual_tokens() const { return input_place_ ? input_place_->tokens() : 0; }
+  BatchLimits batch_limits() const {
+    return {config_.vocab_size, max_positions_, virtual_tokens()};
+  }
+  // The position of each document's first token, 0 unless something stands before all of them that
+  // is no part of a batch. Throws UsageError if the model has no positions for it.
+  void set_first_position(std::int64_t first);
+
   // Called as f(module path, layer, site, map) for every projection, in running order. Paths are
   // Hugging Face's: "model.layers.0.self_attn.q_proj".
   using SiteVisitor =
@@ -68,6 +81,7 @@ class Transformer {
   Var final_norm(Tape& tape, const Var& x);
   // Hidden states (T,C) before the final norm.
   Var hidden(Tape& tape, const TokenBatch& batch, const ForwardMode& mode);
+  void make_rope_tables();
   std::int64_t loss_rows() const;  // per chunk of the loss
   // The head's input (n,C) for the tokens whose next token is supervised.
   Var supervised_states(Tape& tape, const TokenBatch& batch, const ForwardMode& mode);
@@ -79,8 +93,10 @@ class Transformer {
   DType dtype_;
   std::int64_t max_positions_;
   Tensor rope_table_, local_rope_table_;
+  std::int64_t first_position_ = 0;
   double embedding_scale_ = 1;
   std::vector<std::unique_ptr<Block>> blocks_;
+  InputPlace* input_place_ = nullptr;
   bool joined_enabled_ = true;
   Recompute recompute_;
   std::int64_t margin_ = 0;  // of the residual stream: room for the widest thin columns

@@ -12,8 +12,9 @@ namespace lk {
 namespace {
 
 // Sizes in the drawing's own units; the page scales it to its column.
-constexpr double kWidth = 480, kHeight = 230, kLeft = 58, kRight = 12, kTop = 10, kBottom = 36;
-constexpr std::size_t kMostPoints = 400;
+constexpr double kWidth = 480, kHeight = 230, kLeft = 64, kRight = 24, kTop = 14, kBottom = 36;
+constexpr std::size_t kMostPoints = 200, kMostPointsOfMany = 50;
+constexpr std::size_t kMany = 3;  // lines: with so many, noise would hide which is which
 
 template <class... Args>
 std::string print(const char* format, Args... args) {
@@ -44,27 +45,33 @@ Range widened(Range r) {
 
 struct Group {
   double x, mean, low, high;
+  std::size_t n;  // points
 };
 
-std::vector<Group> grouped(const std::vector<std::pair<double, double>>& points) {
-  std::vector<std::pair<double, double>> finite;
-  for (const auto& p : points)
-    if (std::isfinite(p.second)) finite.push_back(p);
-  const std::size_t size = (finite.size() + kMostPoints - 1) / kMostPoints;
+// Means of the finite points of each `width` steps.
+std::vector<Group> grouped(const std::vector<std::pair<double, double>>& points, double width) {
   std::vector<Group> groups;
-  for (std::size_t begin = 0; begin < finite.size(); begin += size) {
-    const std::size_t end = std::min(finite.size(), begin + size);
-    const auto n = static_cast<double>(end - begin);
-    Group g{0, 0, finite[begin].second, finite[begin].second};
-    for (std::size_t i = begin; i < end; ++i) {
-      g.x += finite[i].first / n;
-      g.mean += finite[i].second / n;
-      g.low = std::min(g.low, finite[i].second);
-      g.high = std::max(g.high, finite[i].second);
-    }
-    groups.push_back(g);
+  double bin = -1;
+  for (const auto& [x, y] : points) {
+    if (!std::isfinite(y)) continue;
+    if (groups.empty() || std::floor(x / width) != bin) groups.push_back({0, 0, y, y, 0});
+    bin = std::floor(x / width);
+    Group& g = groups.back();
+    ++g.n;
+    g.x += (x - g.x) / static_cast<double>(g.n);
+    g.mean += (y - g.mean) / static_cast<double>(g.n);
+    g.low = std::min(g.low, y), g.high = std::max(g.high, y);
   }
   return groups;
+}
+
+// The steps of a group, so that the longest line has at most `most` groups.
+double group_width(const std::vector<ChartLine>& lines, std::size_t most) {
+  Range x;
+  for (const ChartLine& line : lines)
+    if (!line.points.empty())
+      x.include(line.points.front().first), x.include(line.points.back().first);
+  return x.high < x.low ? 1 : std::ceil((x.high - x.low + 1) / static_cast<double>(most));
 }
 
 struct Plot {
@@ -98,7 +105,18 @@ struct Plot {
            html_escape(x_name) + "</text>\n";
   }
 
-  std::string line(const std::vector<Group>& groups, std::size_t index, bool dots) const {
+  std::string mark(const ChartMark& m) const {
+    if (m.x < x.low || m.x > x.high) return "";
+    const bool left = px(m.x) > kWidth / 2;  // the side with more room
+    return print("<line class=\"mark\" x1=\"%.1f\" x2=\"%.1f\" y1=\"%.0f\" y2=\"%.0f\"/>", px(m.x),
+                 px(m.x), kTop - 4, kHeight - kBottom) +
+           print("<text x=\"%.1f\" y=\"%.0f\" text-anchor=\"%s\">", px(m.x) + (left ? -5 : 5),
+                 kTop + 7, left ? "end" : "start") +
+           html_escape(m.label) + "</text>\n";
+  }
+
+  std::string line(const std::vector<Group>& groups, std::size_t index, bool dots,
+                   bool bands) const {
     std::string path, upper, lower;
     for (std::size_t i = 0; i < groups.size(); ++i) {
       path += print("%s%.1f,%.1f", i ? " " : "", px(groups[i].x), py(groups[i].mean));
@@ -106,8 +124,8 @@ struct Plot {
       const Group& back = groups[groups.size() - 1 - i];
       lower += print("%.1f,%.1f ", px(back.x), py(back.low));
     }
-    const bool banded =
-        std::any_of(groups.begin(), groups.end(), [](const Group& g) { return g.high > g.low; });
+    const bool banded = bands && std::any_of(groups.begin(), groups.end(),
+                                             [](const Group& g) { return g.high > g.low; });
     std::string out;
     if (banded)
       out += concat("<polygon class=\"band s", index % kLineColours, "\" points=\"", upper, lower,
@@ -176,7 +194,7 @@ std::string html_escape(const std::string& text) {
 std::string short_number(double v) {
   const double size = std::abs(v);
   if (v == 0) return "0";
-  if (size >= 1e6 || size < 1e-3) {
+  if (size >= 1e9 || size < 1e-4) {
     std::string text = print("%.2e", v);
     const std::size_t e = text.find('e');
     std::size_t last = text.find_last_not_of('0', e - 1);
@@ -185,37 +203,69 @@ std::string short_number(double v) {
   }
   if (size >= 1000) {
     std::string text = print("%.0f", v);
-    return text.insert(text.size() - 3, ",");
+    const std::size_t sign = v < 0;
+    for (std::size_t comma = text.size() - 3; comma > sign; comma -= 3) {
+      text.insert(comma, ",");
+      if (comma < 3) break;
+    }
+    return text;
   }
-  std::string text = print("%.*f", size >= 100 ? 1 : size >= 10 ? 2 : size >= 1 ? 3 : 4, v);
-  text.erase(text.find_last_not_of('0') + 1);
+  const int before_point = static_cast<int>(std::floor(std::log10(size))) + 1;
+  std::string text = print("%.*f", std::max(0, 4 - before_point), v);
+  if (text.find('.') != std::string::npos) text.erase(text.find_last_not_of('0') + 1);
   if (text.back() == '.') text.pop_back();
   return text;
 }
 
+std::string line_swatch(std::size_t index) {
+  return concat(
+      "<svg class=\"swatch\" viewBox=\"0 0 28 8\" aria-hidden=\"true\"><path class=\"line s",
+      index % kLineColours, "\" d=\"M1 4H27\"/></svg>");
+}
+
+std::string first_to_last(const std::vector<std::pair<double, double>>& points) {
+  auto finite = [](const auto& p) { return std::isfinite(p.second); };
+  const auto first = std::find_if(points.begin(), points.end(), finite);
+  const auto last = std::find_if(points.rbegin(), points.rend(), finite);
+  if (first == points.end()) return "-";
+  if (&*first == &*last) return short_number(first->second);
+  return short_number(first->second) + " \u2192 " + short_number(last->second);
+}
+
 std::string chart_svg(const std::string& title, const std::string& unit,
-                      const std::vector<ChartLine>& lines) {
+                      const std::vector<ChartLine>& lines, const std::vector<ChartMark>& marks) {
+  const bool many = lines.size() >= kMany;
+  const double width = group_width(lines, many ? kMostPointsOfMany : kMostPoints);
+  bool is_grouped = false;
   std::string legend, body;
   Plot plot;
   std::vector<std::vector<Group>> groups;
   for (const ChartLine& line : lines) {
-    groups.push_back(grouped(line.points));
-    for (const Group& g : groups.back())
-      plot.x.include(g.x), plot.y.include(g.low), plot.y.include(g.high);
+    groups.push_back(grouped(line.points, line.dots ? 1 : width));
+    for (const Group& g : groups.back()) {
+      is_grouped = is_grouped || g.n > 1;
+      plot.x.include(g.x);
+      plot.y.include(many ? g.mean : g.low), plot.y.include(many ? g.mean : g.high);
+    }
   }
   const bool empty = plot.x.high < plot.x.low;
   if (!empty) {
     plot.settle();
     body = plot.axes("step", true);
+    for (const ChartMark& mark : marks) body += plot.mark(mark);
   }
   for (std::size_t i = 0; i < lines.size(); ++i) {
     if (groups[i].empty()) continue;
-    body += plot.line(groups[i], i, lines[i].dots);
-    legend += concat("<span class=\"key s", i % kLineColours, "\">", html_escape(lines[i].name),
-                     " <b>", short_number(groups[i].front().mean), " \u2192 ",
-                     short_number(groups[i].back().mean), "</b></span> ");
+    body += plot.line(groups[i], i, lines[i].dots, !many);
+    legend +=
+        concat("<span class=\"key s", i % kLineColours, "\">", line_swatch(i),
+               html_escape(lines[i].name), " <b>", first_to_last(lines[i].points), "</b></span> ");
   }
-  return figure(title, unit, legend, body);
+  std::string note = unit;
+  if (is_grouped)
+    note += concat(note.empty() ? "" : ", ", "means of ", short_number(width), " steps",
+                   many ? "" : " and their range");
+  return figure(title, note, legend, body);
 }
 
 std::string scatter_svg(const std::string& title, const std::string& unit,
@@ -230,7 +280,7 @@ std::string scatter_svg(const std::string& title, const std::string& unit,
   for (const ChartPoint& p : points) {
     if (!drawn(p)) continue;
     body += plot.dot(p.x, p.y, p.colour, 5) + "\n";
-    legend += concat("<span class=\"key s", p.colour % kLineColours, "\">", html_escape(p.name),
+    legend += concat("<span class=\"key s", p.colour % kLineColours, "\">", line_swatch(p.colour), html_escape(p.name),
                      " <b>", short_number(p.y), "</b></span> ");
   }
   return figure(title, "", legend, body);

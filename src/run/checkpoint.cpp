@@ -24,9 +24,9 @@ struct Slot {
 constexpr const char *kSecondMoment = "adamw_v/", *kKept = "kept/";
 
 // Every tensor of the training state, in a fixed order.
-std::vector<Slot> slots(const Adapter& adapter, Trainer& trainer) {
+std::vector<Slot> slots(const Method& method, Trainer& trainer) {
   std::vector<Slot> all;
-  std::vector<Parameter*> parameters = adapter.parameters();
+  std::vector<Parameter*> parameters = method.parameters();
   for (std::size_t i = 0; i < parameters.size(); ++i) {
     const std::string& name = parameters[i]->name();
     all.push_back({"value/" + name, parameters[i]->value()});
@@ -86,13 +86,13 @@ void check_numbers(const std::string& path, const std::string& name,
 
 bool has_checkpoint(const std::string& folder) { return is_taken(folder + "/" + kCheckpoint); }
 
-void save_checkpoint(const std::string& folder, const Adapter& adapter, Trainer& trainer,
+void save_checkpoint(const std::string& folder, const Method& method, Trainer& trainer,
                      const Json& identity, const RunProgress& progress,
                      const std::vector<std::vector<float>>& kept) {
   std::vector<SafetensorsEntry> tensors;
-  for (const Slot& s : slots(adapter, trainer))
+  for (const Slot& s : slots(method, trainer))
     tensors.push_back({s.name, s.tensor.shape(), to_host<float>(s.tensor)});
-  const std::vector<Parameter*> parameters = adapter.parameters();
+  const std::vector<Parameter*> parameters = method.parameters();
   for (std::size_t i = 0; i < kept.size(); ++i)
     tensors.push_back({kKept + parameters[i]->name(), parameters[i]->shape(), kept[i]});
   std::sort(tensors.begin(), tensors.end(),
@@ -146,11 +146,11 @@ Checkpoint::Checkpoint(const std::string& folder) : path_(folder + "/" + kCheckp
                             " micro-batches at ", per_step, " a step: can't be"));
 }
 
-void Checkpoint::restore(Adapter& adapter, Trainer& trainer) const {
-  const std::vector<Slot> all = slots(adapter, trainer);
+void Checkpoint::restore(Method& method, Trainer& trainer) const {
+  const std::vector<Slot> all = slots(method, trainer);
   std::vector<Slot> expected = all;
   if (tensors_.size() != all.size())  // then with the kept adapter
-    for (const Parameter* p : adapter.parameters())
+    for (const Parameter* p : method.parameters())
       expected.push_back({kKept + p->name(), p->value()});
   if (tensors_.size() != expected.size())
     throw InputError(concat(path_, ": ", tensors_.size(), " tensors, expected ", all.size()));
@@ -165,13 +165,13 @@ void Checkpoint::restore(Adapter& adapter, Trainer& trainer) const {
     const std::vector<float>& values = tensors_.at(s.name).values;
     s.tensor.backend().upload(s.tensor, values.data(), values.size() * sizeof(float));
   }
-  for (Parameter* p : adapter.parameters()) p->refresh();
+  for (Parameter* p : method.parameters()) p->refresh();
   trainer.resume_at(steps_, micro_steps_);
 }
 
-std::vector<std::vector<float>> Checkpoint::kept(const Adapter& adapter) const {
+std::vector<std::vector<float>> Checkpoint::kept(const Method& method) const {
   std::vector<std::vector<float>> all;
-  for (const Parameter* p : adapter.parameters())
+  for (const Parameter* p : method.parameters())
     if (const auto at = tensors_.find(kKept + p->name()); at != tensors_.end())
       all.push_back(at->second.values);
   return all;

@@ -17,7 +17,7 @@ inline constexpr const char* kCheckpoint = "checkpoint.safetensors";
 // identity (run/run_identity.h), its progress and `kept`, the adapter of the lowest evaluation (or
 // nothing), with a SHA-256 over all of them. Three to four times as large as the adapter. Throws
 // IoError; NonFiniteError for a number that is not finite.
-void save_checkpoint(const std::string& folder, const Adapter& adapter, Trainer& trainer,
+void save_checkpoint(const std::string& folder, const Method& method, Trainer& trainer,
                      const Json& identity, const RunProgress& progress,
                      const std::vector<std::vector<float>>& kept = {});
 
@@ -37,9 +37,9 @@ class Checkpoint {
   const RunProgress& progress() const { return progress_; }
   // Puts the state into adapter and trainer. Throws InputError if it is not one of theirs; both are
   // as they were then.
-  void restore(Adapter& adapter, Trainer& trainer) const;
+  void restore(Method& method, Trainer& trainer) const;
   // `kept`, as it was saved; restore() has checked its shapes.
-  std::vector<std::vector<float>> kept(const Adapter& adapter) const;
+  std::vector<std::vector<float>> kept(const Method& method) const;
 
  private:
   struct Values {

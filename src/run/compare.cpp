@@ -8,6 +8,7 @@
 #include "io/printable.h"
 #include "run/chart.h"
 #include "run/page.h"
+#include "run/report_head.h"
 #include "tensor/error.h"
 
 namespace lk {
@@ -17,7 +18,7 @@ namespace {
 // unless they say the same ("format").
 void add_leaves(const Json& object, std::map<std::string, Json>& leaves) {
   for (const auto& [key, value] : object.items())
-    if (value.is_object() && !value.empty())
+    if (value.is_object())
       add_leaves(value, leaves);
     else
       leaves[key] = value;
@@ -37,9 +38,12 @@ std::map<std::string, Json> settings_of(const Json& run) {
 }
 
 // Hashes are told apart by their beginning.
-std::string setting_text(const std::string& name, const Json& value) {
+std::string setting_text(const Json& value) {
+  constexpr std::size_t kHexOfSha256 = 64;
   const std::string text = show(value);
-  return name.ends_with("sha256") && text.size() > 12 ? text.substr(0, 12) : text;
+  const bool hash = text.size() == kHexOfSha256 &&
+                    text.find_first_not_of("0123456789abcdef") == std::string::npos;
+  return hash ? text.substr(0, 12) : text;
 }
 
 std::string change(const Json& from, const Json& to) {
@@ -48,16 +52,39 @@ std::string change(const Json& from, const Json& to) {
 }
 
 // "1.693 at step 40", of the lowest evaluation.
-std::string best(const MetricsCurves::Points& points) {
-  if (points.empty()) return "-";
-  const auto lowest =
-      std::min_element(points.begin(), points.end(),
-                       [](const auto& a, const auto& b) { return a.second < b.second; });
-  return short_number(lowest->second) + " at step " + short_number(lowest->first);
+std::string best(const MetricsCurves& curves) {
+  const auto* lowest = lowest_evaluation(curves);
+  return lowest ? short_number(lowest->second) + " at step " + short_number(lowest->first) : "-";
+}
+
+// The run whose evaluation loss got lowest; runs.size() if none was evaluated or if they were not
+// evaluated on the same rows, as their losses say nothing of each other then.
+std::size_t best_run(const std::vector<ComparedRun>& runs) {
+  std::size_t best = runs.size();
+  for (std::size_t i = 0; i < runs.size(); ++i) {
+    const char* rows = "settings/run/eval_rows_sha256";
+    if (at(runs[i].run, rows) != at(runs[0].run, rows)) return runs.size();
+    const auto* lowest = lowest_evaluation(runs[i].curves);
+    if (lowest &&
+        (best == runs.size() || lowest->second < lowest_evaluation(runs[best].curves)->second))
+      best = i;
+  }
+  return best;
 }
 
 std::string mebibytes(const Json& bytes) {
   return bytes.is_number() ? short_number(bytes.get<double>() / (1 << 20)) + " MiB" : "-";
+}
+
+// The result's value, or what the curves say while a run has no result.
+Json or_curve(const Json& result, const MetricsCurves::Points& points, bool last) {
+  if (!result.is_null() || points.empty()) return result;
+  return (last ? points.back() : points.front()).second;
+}
+
+Json steps_done(const ComparedRun& r) {
+  const Json done = at(r.run, "result/steps");
+  return done.is_null() && !r.curves.lr.empty() ? Json(r.curves.lr.back().first) : done;
 }
 
 std::vector<ComparisonTable::Row> results_of(const std::vector<ComparedRun>& runs) {
@@ -67,14 +94,16 @@ std::vector<ComparisonTable::Row> results_of(const std::vector<ComparedRun>& run
     for (const ComparedRun& r : runs) rows.back().values.push_back(value(r));
   };
   row("status", [](const ComparedRun& r) { return show(at(r.run, "status")); });
-  row("steps done", [](const ComparedRun& r) { return number(at(r.run, "result/steps")); });
+  row("steps done", [](const ComparedRun& r) { return number(steps_done(r)); });
   row("training loss", [](const ComparedRun& r) {
-    return change(at(r.run, "result/first_loss"), at(r.run, "result/last_loss"));
+    return change(or_curve(at(r.run, "result/first_loss"), r.curves.loss, false),
+                  or_curve(at(r.run, "result/last_loss"), r.curves.loss, true));
   });
   row("evaluation loss", [](const ComparedRun& r) {
-    return change(at(r.run, "result/eval_before/loss"), at(r.run, "result/eval_after/loss"));
+    return change(or_curve(at(r.run, "result/eval_before/loss"), r.curves.eval_loss, false),
+                  or_curve(at(r.run, "result/eval_after/loss"), r.curves.eval_loss, true));
   });
-  row("best evaluation", [](const ComparedRun& r) { return best(r.curves.eval_loss); });
+  row("best evaluation", [](const ComparedRun& r) { return best(r.curves); });
   row("trained parameters",
       [](const ComparedRun& r) { return number(at(r.run, "parameters/trainable")); });
   row("peak memory",
@@ -93,18 +122,37 @@ std::size_t columns(const std::string& text) {
 }
 
 std::string table_html(const std::vector<ComparedRun>& runs,
-                       const std::vector<ComparisonTable::Row>& rows) {
-  std::string out = "<div class=\"scroll\"><table><tr><th></th>";
+                       const std::vector<ComparisonTable::Row>& rows, std::size_t best) {
+  std::string out = "<div class=\"scroll\"><table class=\"runs\"><tr><th></th>";
   for (std::size_t i = 0; i < runs.size(); ++i)
-    out += concat("<th><span class=\"key s", i % kLineColours, "\"><b>", html_escape(runs[i].name),
-                  "</b></span></th>");
+    out += concat("<th><div class=\"cell key s", i % kLineColours, "\">", line_swatch(i), "<b>",
+                  html_escape(runs[i].name), "</b></div></th>");
   out += "</tr>\n";
   for (const auto& row : rows) {
     out += "<tr><th>" + html_escape(row.name) + "</th>";
-    for (const std::string& value : row.values) out += "<td>" + html_escape(value) + "</td>";
+    for (std::size_t i = 0; i < runs.size(); ++i)
+      out += concat("<td><div class=\"cell", i == best ? " best" : "", "\">",
+                    html_escape(row.values[i]), "</div></td>");
     out += "</tr>\n";
   }
   return out + "</table></div>\n";
+}
+
+// Which run is best, and where that can't be said, why.
+std::string verdict(const std::vector<ComparedRun>& runs, std::size_t best_index) {
+  if (best_index < runs.size()) {
+    const ComparedRun& r = runs[best_index];
+    return "<div class=\"card lead\"><b>Lowest evaluation loss: " + html_escape(r.name) +
+           "</b><p>" + best(r.curves) + "</p></div>\n";
+  }
+  const bool any = std::any_of(runs.begin(), runs.end(), [](const ComparedRun& r) {
+    return lowest_evaluation(r.curves) != nullptr;
+  });
+  return concat("<div class=\"card lead\"><p>",
+                any ? "The runs were evaluated on different rows: their evaluation losses say "
+                      "nothing of which is better."
+                    : "No run was evaluated while it trained: nothing says which is better.",
+                "</p></div>\n");
 }
 
 }  // namespace
@@ -143,7 +191,7 @@ ComparisonTable compare_runs(const std::vector<ComparedRun>& runs) {
     ComparisonTable::Row row{name, {}};
     for (const auto& own : settings) {
       const auto found = own.find(name);
-      row.values.push_back(found == own.end() ? "-" : setting_text(name, found->second));
+      row.values.push_back(found == own.end() ? "-" : setting_text(found->second));
     }
     const bool same = std::all_of(row.values.begin(), row.values.end(),
                                   [&](const std::string& v) { return v == row.values.front(); });
@@ -200,12 +248,15 @@ std::string comparison_html(const std::vector<ComparedRun>& runs, const Comparis
       chart_svg("Gradient norm", "before clipping", lines(&MetricsCurves::grad_norm, false)) +
       chart_svg("Speed", "tokens per second", lines(&MetricsCurves::tokens_per_second, false)) +
       "</div>\n";
+  const std::size_t best_index = best_run(runs);
   const std::string settings = table.settings.empty()
                                    ? "<p class=\"quiet\">The runs have the same settings.</p>\n"
-                                   : table_html(runs, table.settings);
-  return page_html(std::to_string(runs.size()) + " runs compared", "",
-                   "<h2>Settings that differ</h2>" + settings + "<h2>Results</h2>" +
-                       table_html(runs, table.results) + charts);
+                                   : table_html(runs, table.settings, runs.size());
+  const std::string title = std::to_string(runs.size()) + " runs compared";
+  return page_html(title, title, "",
+                   verdict(runs, best_index) + "<h2>Results</h2>" +
+                       table_html(runs, table.results, best_index) +
+                       "<h2>Settings that differ</h2>" + settings + charts);
 }
 
 }  // namespace lk

@@ -7,9 +7,9 @@ namespace {
 
 constexpr double kRise = 1.01;  // above the lowest evaluation: less may be chance
 
-std::vector<std::vector<float>> values_of(const Adapter& adapter) {
+std::vector<std::vector<float>> values_of(const Method& method) {
   std::vector<std::vector<float>> all;
-  for (const Parameter* p : adapter.parameters()) all.push_back(to_host<float>(p->value()));
+  for (const Parameter* p : method.parameters()) all.push_back(to_host<float>(p->value()));
   return all;
 }
 
@@ -25,8 +25,8 @@ void set_values(const std::vector<Parameter*>& parameters,
 // Puts the numbers back whatever happens meanwhile.
 class Restored {
  public:
-  explicit Restored(const Adapter& adapter)
-      : parameters_(adapter.parameters()), values_(values_of(adapter)) {}
+  explicit Restored(const Method& method)
+      : parameters_(method.parameters()), values_(values_of(method)) {}
   ~Restored() { set_values(parameters_, values_); }
   Restored(const Restored&) = delete;
   Restored& operator=(const Restored&) = delete;
@@ -39,12 +39,12 @@ class Restored {
 }  // namespace
 
 std::string EvaluationWatch::evaluated(std::int64_t step, const Evaluation& e, double training_loss,
-                                       const Adapter& adapter) {
+                                       const Method& method) {
   if (step == 0 || !std::isfinite(e.loss)) return "";
   if (!progress_.best || e.loss < progress_.best->loss) {
     progress_.best = BestEvaluation{step, e.loss};
     progress_.evaluations_since_best = 0;
-    if (keep_best_) kept_ = values_of(adapter);
+    if (keep_best_) kept_ = values_of(method);
   } else if (step > progress_.best->step) {
     ++progress_.evaluations_since_best;
   }
@@ -60,10 +60,10 @@ std::string EvaluationWatch::evaluated(std::int64_t step, const Evaluation& e, d
       keep_best_ ? ", whose adapter is kept" : "");
 }
 
-void EvaluationWatch::with_kept(Adapter& adapter, const std::function<void()>& f) const {
+void EvaluationWatch::with_kept(Method& method, const std::function<void()>& f) const {
   if (kept_.empty()) return f();
-  const Restored after(adapter);
-  set_values(adapter.parameters(), kept_);
+  const Restored after(method);
+  set_values(method.parameters(), kept_);
   f();
 }
 

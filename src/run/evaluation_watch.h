@@ -6,11 +6,14 @@
 #include <string>
 #include <vector>
 
-#include "lora/adapter.h"
 #include "nn/evaluation.h"
+#include "nn/method.h"
 #include "run/run_progress.h"
 
 namespace lk {
+
+// Of the evaluation loss before training: what is above that is no lesson.
+inline constexpr double kTaught = 0.98;
 
 class EvaluationWatch {
  public:
@@ -23,14 +26,14 @@ class EvaluationWatch {
   // lowest evaluation after step 0 has its adapter copied, to host memory. Returns what a user
   // should know, or nothing.
   std::string evaluated(std::int64_t step, const Evaluation& e, double training_loss,
-                        const Adapter& adapter);
+                        const Method& method);
   bool is_out_of_patience() const {
     return patience_ > 0 && progress_.evaluations_since_best >= patience_;
   }
 
   // Calls f with the numbers to keep in the adapter: those of the lowest evaluation if there is one
   // and it is wanted, else the present ones, which are back afterwards.
-  void with_kept(Adapter& adapter, const std::function<void()>& f) const;
+  void with_kept(Method& method, const std::function<void()>& f) const;
 
   // A and B of the lowest evaluation, parameter by parameter; empty if none is kept.
   const std::vector<std::vector<float>>& kept() const { return kept_; }

@@ -11,9 +11,9 @@
 #include "modelfile/weight_hash.h"
 #include "run/evaluation_watch.h"
 #include "run/inference.h"
+#include "run/live_report.h"
 #include "run/model_card.h"
 #include "run/prefetch.h"
-#include "run/report.h"
 #include "run/resume.h"
 #include "run/run_files.h"
 #include "run/run_identity.h"
@@ -26,9 +26,6 @@ namespace lk {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-constexpr double kReportSeconds = 5;  // between two pages of a run under way
-constexpr double kTaught = 0.98;      // of the evaluation loss before: more is no lesson
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
@@ -46,7 +43,7 @@ class Run {
         listener_(listener),
         stop_(stop) {}
   ~Run() {
-    trainer_.reset(), adapter_.reset();
+    trainer_.reset(), method_.reset();
     if (&base_ != &own_base_) base_.take_back(model_.get());
   }
 
@@ -72,7 +69,12 @@ class Run {
     plan();
     load();
     build();
-    train();
+    try {
+      train();
+    } catch (const Error& e) {
+      say_failed(e.what());
+      throw;
+    }
     return result_;
   }
 
@@ -80,7 +82,7 @@ class Run {
   // Finds out before a weight is read whether the run is out of memory.
   void plan() {
     PlanRequest request;
-    request.model = in_.model->config(), request.lora = in_.lora;
+    request.model = in_.model->config(), request.methods = in_.methods;
     request.compute_dtype = facts_.dtype, request.device = base_.backend->name();
     request.batch = s_.batch, request.grad_accum = s_.grad_accum, request.seq_len = *s_.seq_len;
     request.row_lengths = in_.longest_batch(s_);
@@ -109,8 +111,7 @@ class Run {
     facts_.base_hash = base_.loaded->sha256;
     model_ = std::make_unique<Transformer>(*base_.backend, base_.loaded->config,
                                            std::exchange(base_.loaded->weights, {}), facts_.dtype,
-                                           *s_.seq_len);
-    weights_bytes_ = base_.backend->ledger()[Tag::Weights].live_bytes;
+                                           *s_.seq_len + virtual_tokens(in_.methods));
     if (loads)
       listener_.message(concat("loaded ", s_.model, ": ", model_->n_parameters(), " parameters in ",
                                dtype_name(facts_.dtype), " on ", facts_.device, " (",
@@ -129,9 +130,12 @@ class Run {
 
   void build() {
     check_init_base();
-    adapter_ = in_.init ? attach_adapter(*model_, *in_.init, in_.lora, true)
-                        : std::make_unique<Adapter>(*model_, in_.lora);
-    prepare_for_training(*model_, *adapter_);
+    if (in_.init)
+      method_ = attach_adapter(*model_, *in_.init, in_.methods.lora, true);
+    else
+      method_ = make_method(*model_, in_.methods);
+    weights_bytes_ = base_.backend->ledger()[Tag::Weights].live_bytes;
+    method_->lay_out_for_training();
     TrainerConfig config;
     config.adamw.weight_decay = static_cast<float>(s_.weight_decay);
     config.schedule = Schedule{parse_schedule_kind(*s_.schedule), *s_.lr, *s_.warmup, in_.steps};
@@ -139,26 +143,29 @@ class Run {
     config.label_smoothing = s_.label_smoothing;
     config.seed = s_.seed;
     config.log = [this](const std::string& line) { listener_.message(line); };
-    trainer_ = std::make_unique<Trainer>(*model_, *adapter_, config);
+    trainer_ = std::make_unique<Trainer>(*model_, *method_, config);
     model_->set_recompute(facts_.recompute);
     if (checkpoint_) {
       const std::string note = check_same_run(*checkpoint_, identity(), finished_, s_.out, {});
-      checkpoint_->restore(*adapter_, *trainer_);
+      checkpoint_->restore(*method_, *trainer_);
       static_cast<RunProgress&>(result_) = checkpoint_->progress();
-      watch_->restore_kept(checkpoint_->kept(*adapter_));
+      watch_->restore_kept(checkpoint_->kept(*method_));
       checkpoint_.reset();
       listener_.message(concat("resumed at step ", trainer_->steps_done(), " of ", in_.steps));
       if (!note.empty()) listener_.message(note);
     } else if (s_.resume) {
       listener_.message(concat("`resume`: ", s_.out, " holds no checkpoint; starting at step 0"));
     }
-    result_.trainable_parameters = adapter_->n_parameters();
+    result_.trainable_parameters = method_->n_parameters();
     result_.base_parameters = model_->n_parameters();
-    facts_.adapter_matrices = std::ssize(adapter_->parameters());
+    facts_.adapter_matrices = std::ssize(method_->parameters());
     metrics_ =
         std::make_unique<MetricsLog>(s_.out, trainer_->steps_done(), s_.tensorboard, config.log);
     if (!rows_) write_file_durably(s_.out + "/run.toml", run_toml(s_));
+    if (trainer_->steps_done() == 0) metrics_->settings(run_toml(s_));
     write_run_json("running");
+    report_.emplace(s_.out);
+    attempt([&] { write_report("running"); });
   }
 
   std::optional<Evaluation> evaluate_now() {
@@ -172,7 +179,7 @@ class Run {
     metrics_->evaluation(step, e);
     listener_.evaluated(step, e);
     const std::string warning =
-        watch_->evaluated(step, e, losses_ / std::max<double>(n_losses_, 1), *adapter_);
+        watch_->evaluated(step, e, losses_ / std::max<double>(n_losses_, 1), *method_);
     if (!warning.empty()) listener_.message(warning);
     losses_ = n_losses_ = 0;
     return e;
@@ -201,10 +208,7 @@ class Run {
         result_.out_of_patience = watch_->is_out_of_patience();
       }
       if (samples) sample_now();
-      if ((evaluates || samples) && seconds_since(reported_) > kReportSeconds) {
-        attempt([&] { write_report("running"); });
-        reported_ = Clock::now();
-      }
+      if (report_->is_due()) attempt([&] { write_report("running"); });
       if (saves) attempt([&] { save(); });
     }
     report_steps(true);
@@ -240,9 +244,9 @@ class Run {
       recorded_ += report->recorded;
       metrics_->step(*report);
       const double done = static_cast<double>(report->step - first_);
-      listener_.stepped(
-          *report, in_.steps, base_.backend->ledger().total().live_bytes,
-          seconds_since(started_) / done * static_cast<double>(in_.steps - report->step));
+      seconds_left_ =
+          seconds_since(started_) / done * static_cast<double>(in_.steps - report->step);
+      listener_.stepped(*report, in_.steps, base_.backend->ledger().total().live_bytes, seconds_left_);
     }
   }
 
@@ -255,13 +259,12 @@ class Run {
   }
 
   void save_state() {
-    save_checkpoint(s_.out, *adapter_, *trainer_, identity(), result_, watch_->kept());
+    save_checkpoint(s_.out, *method_, *trainer_, identity(), result_, watch_->kept());
   }
 
   void save_kept_adapter() {
     result_.kept_step = watch_->kept().empty() ? trainer_->steps_done() : result_.best->step;
-    watch_->with_kept(*adapter_,
-                      [&] { save_adapter(s_.out, *adapter_, in_.base_model, fingerprint()); });
+    watch_->with_kept(*method_, [&] { method_->save(s_.out, {in_.base_model, fingerprint()}); });
   }
 
   // Does what a run can go on without, as it will be tried again: a disk that is full now may have
@@ -284,7 +287,7 @@ class Run {
     if (result_.signal != 0) save();
     const bool saved = result_.signal != 0 || attempt([&] { save_state(); });
     if (result_.signal == 0) result_.eval_after = evaluate_now();
-    prove_memory(*base_.backend, *adapter_, weights_bytes_, weight_gradient_matmuls_,
+    prove_memory(*base_.backend, *method_, weights_bytes_, weight_gradient_matmuls_,
                  micro_steps, before_.gradient_buffers);
     if (s_.verify_base) {
       std::string after = weights_sha256(model_->weights());
@@ -299,10 +302,10 @@ class Run {
       std::vector<std::string> unmoved = trainer_->unmoved();
       if (trainer_->steps_done() > first_ && !unmoved.empty()) {
         write_run_json("nothing trained");
-        throw NothingTrainedError(concat("nothing was trained: B of ", unmoved.size(), " of ",
-                                         adapter_->layers().size(), " modules never moved (",
-                                         unmoved[0], ", ...); no adapter was written. Is `lr` ",
-                                         *s_.lr, " meant?"));
+        throw NothingTrainedError(
+            concat("nothing was trained: ", unmoved.size(), " of ", method_->first_to_move().size(),
+                   " trained matrices never moved (", unmoved[0],
+                   ", ...); no adapter was written. Is `lr` ", *s_.lr, " meant?"));
       }
       save_kept_adapter();
       say_what_was_kept();
@@ -335,32 +338,47 @@ class Run {
   // Continuations by the adapter as it is now, for metrics.jsonl and the report.
   void sample_now() {
     trainer_->between_steps([&] {
-      for (const Sample& s : make_samples(*model_, *adapter_, *in_.tokenizer, in_.eval.rows,
-                                          *s_.samples, SampleKind::Adapted))
-        metrics_->sample(trainer_->steps_done(), s);
+      metrics_->samples(trainer_->steps_done(),
+                        make_samples(*model_, *method_, *in_.tokenizer, in_.eval.rows, *s_.samples,
+                                     SampleKind::Adapted));
     });
   }
 
   // Called once everything that counts is on the disk, and during the run, without samples then. A
   // stopped run makes no samples either, as it has no time.
   void write_report(const std::string& status) {
-    ReportInput report{record(status), read_metrics(s_.out), {}, {}};
+    ReportInput report{record(status), {}, {}, {}};
     if (status == "running") {
-      write_file_durably(s_.out + "/report.html", report_html(report));
+      report.seconds_left = seconds_left_;
+      report_->write(std::move(report));
       return;
     }
-    report.proofs.push_back("gradients and optimizer state exist for A and B only");
+    report.proofs.push_back(
+        concat("gradients and optimizer state exist for ", what_trains(s_.methods), " only"));
     if (s_.verify_base)
       report.proofs.push_back("base weights unchanged, SHA-256 " + facts_.base_hash);
     const std::int64_t n = result_.signal ? 0 : *s_.samples;
     try {
-      watch_->with_kept(*adapter_, [&] {
-        report.samples = make_samples(*model_, *adapter_, *in_.tokenizer, in_.eval.rows, n);
+      watch_->with_kept(*method_, [&] {
+        report.samples = make_samples(*model_, *method_, *in_.tokenizer, in_.eval.rows, n);
       });
     } catch (const OutOfMemoryError& e) {
       listener_.message(concat("report.html: no samples: ", e.what()));
     }
-    write_file_durably(s_.out + "/report.html", report_html(report));
+    report_->write(std::move(report));
+  }
+
+  // Tells whoever looks into the folder that the run has ended. The caller throws what ended it,
+  // whatever becomes of this.
+  void say_failed(const std::string& why) noexcept {
+    try {
+      const bool said = facts_.status == "nothing trained";
+      ReportInput report{record(said ? facts_.status : "failed"), {}, {}, {}};
+      report.failure = why;
+      if (!said) write_run_json("failed");
+      report_->write(std::move(report));
+    } catch (...) {
+    }
   }
 
   void write_card() {
@@ -371,8 +389,7 @@ class Run {
                           in_.data.format,
                           std::ssize(in_.data.rows),
                           in_.data.supervised_tokens,
-                          in_.lora,
-                          adapter_->target_modules()};
+                          method_->facts()};
     write_file_durably(s_.out + "/README.md", model_card(s_, result_, facts));
   }
 
@@ -407,11 +424,12 @@ class Run {
   std::unique_ptr<Transformer> model_;
   SharedBase::Counts before_;  // of earlier runs on the base
   std::int64_t weights_bytes_ = 0, weight_gradient_matmuls_ = 0;
-  std::unique_ptr<Adapter> adapter_;
+  std::unique_ptr<Method> method_;
   std::unique_ptr<Trainer> trainer_;
   std::unique_ptr<MetricsLog> metrics_;
   Clock::time_point begun_ = Clock::now(), started_;  // start of the run, and of its training
-  Clock::time_point reported_ = Clock::now();         // when report.html was written last
+  std::optional<LiveReport> report_;                  // once there is a folder to report on
+  double seconds_left_ = -1;                          // as the last report said; negative: unknown
   std::int64_t first_ = 0, recorded_ = 0;             // the step it began at; steps recorded since
   double losses_ = 0, n_losses_ = 0;                  // training losses since the last evaluation
   FinetuneResult result_;

@@ -24,6 +24,11 @@ struct FinetuneSettings {
   std::optional<std::int64_t> rank = {};  // unset: 16, or what the narrowest projection allows
   std::optional<double> alpha = {};       // unset: the rank, so that the scale is 1
   double dropout = 0;
+  std::vector<std::string> methods = {"lora"};      // run/methods.h
+  std::optional<std::int64_t> virtual_tokens = {};  // of prompt, prefix, llama-adapter; unset: 20
+  std::string prompt_text = {};                     // what prompt starts as; empty: noise
+  std::int64_t prefix_hidden = 0;   // > 0: prefix is made by an MLP of this hidden size
+  std::int64_t adapter_layers = 0;  // of llama-adapter, from the top; 0: all but the first two
   std::vector<std::string> targets = {};   // empty: all-linear
   std::optional<std::int64_t> steps = {};  // or
   std::optional<double> epochs = {};       // only one of the two; neither: default_epochs()

@@ -6,6 +6,7 @@
 #include "lora/adapter_io.h"
 #include "modelfile/fingerprint.h"
 #include "modelfile/load.h"
+#include "run/methods.h"
 
 namespace lk {
 
@@ -45,8 +46,8 @@ InferenceModel open_inference(const InferenceSettings& settings) {
   m.backend = open_device(settings.device);
   const DType dtype = parse_compute_dtype(settings.dtype, *m.backend);
   const WeightStorage storage = parse_storage(settings, *m.backend);
-  std::optional<AdapterFile> file;  // read first: a bad adapter is found before the model is read
-  if (!settings.adapter.empty()) file = open_adapter(settings.adapter);
+  std::unique_ptr<MethodFile> file;  // read first: a bad adapter is found before the model is read
+  if (!settings.adapter.empty()) file = open_method(settings.adapter);
   if (file && !settings.named_adapters.empty())
     throw UsageError("`adapter`: either one folder for all prompts or name=folder each time");
   std::vector<std::pair<std::string, AdapterFile>> named;
@@ -60,10 +61,10 @@ InferenceModel open_inference(const InferenceSettings& settings) {
   m.tokenizer = model_file.read_tokenizer();  // a bad one is found before the weights are read
   // If an adapter names its base's fingerprint, the base is hashed while it loads.
   std::unique_ptr<Fingerprint> fingerprint;
-  auto names_base = [](const AdapterFile& one) { return !one.base_fingerprint.empty(); };
-  if ((file && names_base(*file)) || std::any_of(named.begin(), named.end(), [&](const auto& one) {
-        return names_base(one.second);
-      }))
+  auto names_base = [](const BaseIdentity& base) { return !base.fingerprint.empty(); };
+  if ((file && names_base(file->base())) ||
+      std::any_of(named.begin(), named.end(),
+                  [&](const auto& one) { return names_base(one.second.base()); }))
     fingerprint = std::make_unique<Fingerprint>(model_file);
   LoadedModel loaded = load_weights(*m.backend, model_file, dtype, {.storage = storage});
   if (settings.weights == "quantised") {
@@ -75,29 +76,36 @@ InferenceModel open_inference(const InferenceSettings& settings) {
                               " multiplies as it is"));
   }
   if (fingerprint) {
-    if (file) check_base(*file, fingerprint->get(), settings.model);
+    if (file) check_base(settings.adapter, file->base(), fingerprint->get(), settings.model);
     for (const auto& [name, one] : named) check_base(one, fingerprint->get(), settings.model);
   }
-  auto doubt = [&](const AdapterFile& one) {
-    if (std::string text = unproven_base(one, settings.model); !text.empty())
-      m.warnings.push_back(std::move(text));
-    for (std::string& text : disagreements(one, loaded.config))
-      m.warnings.push_back(std::move(text));
+  auto doubt = [&](const std::string& unproven, std::vector<std::string> disagreements) {
+    if (!unproven.empty()) m.warnings.push_back(unproven);
+    for (std::string& text : disagreements) m.warnings.push_back(std::move(text));
   };
-  if (file) doubt(*file);
-  for (const auto& [name, one] : named) doubt(one);
+  if (file)
+    doubt(unproven_base(settings.adapter, file->base(), settings.model),
+          file->disagreements(loaded.config));
+  for (const auto& [name, one] : named)
+    doubt(unproven_base(one, settings.model), disagreements(one, loaded.config));
+  // Virtual tokens take positions, too: those of a batch are part of its sequences.
+  const std::int64_t before = file ? file->first_position() : 0;
+  const std::int64_t room = loaded.config.max_position - before;
   std::int64_t positions = settings.max_positions;
-  if (positions <= 0) positions = std::min<std::int64_t>(loaded.config.max_position, 8192);
-  if (positions > loaded.config.max_position)
-    throw UsageError(concat("sequences of ", positions, " tokens: the model has ",
+  if (positions <= 0)
+    positions = std::min<std::int64_t>(room, 8192);
+  else if (file)
+    positions += file->virtual_tokens();
+  if (positions > room)
+    throw UsageError(concat("sequences of ", positions + before, " tokens: the model has ",
                             loaded.config.max_position, " positions"));
   m.model = std::make_unique<Transformer>(*m.backend, loaded.config, std::move(loaded.weights),
                                           dtype, positions);
   log_line(settings.log, concat(settings.model, ": ", m.model->n_parameters(), " parameters in ",
                                 dtype_name(dtype), " on ", m.backend->name()));
   if (file) {
-    m.adapter = attach_adapter(*m.model, *file, file->config, false);
-    log_line(settings.log, concat(settings.adapter, ": ", summary(*file), ", ",
+    m.adapter = file->attach(*m.model);
+    log_line(settings.log, concat(settings.adapter, ": ", file->summary(), ", ",
                                   m.adapter->n_parameters(), " parameters"));
   }
   if (!named.empty()) {

@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "lora/adapter.h"
 #include "lora/adapter_set.h"
+#include "nn/method.h"
 #include "nn/transformer.h"
 #include "tensor/log.h"
 #include "text/tokenizer.h"
@@ -16,7 +16,7 @@ namespace lk {
 
 struct InferenceSettings {
   std::string model = {};
-  std::string adapter = {};  // PEFT folder; may be empty
+  std::string adapter = {};  // folder of a trained method (run/methods.h); may be empty
   // Adapters to choose from, each as "name=PEFT folder". Not together with `adapter`.
   std::vector<std::string> named_adapters = {};
   std::string device = "auto", dtype = "auto";
@@ -31,7 +31,7 @@ struct InferenceModel {
   std::unique_ptr<Backend> backend;  // first: everything else lives in its memory
   std::unique_ptr<Tokenizer> tokenizer;
   std::unique_ptr<Transformer> model;
-  std::unique_ptr<Adapter> adapter;      // null if there is no adapter
+  std::unique_ptr<Method> adapter;       // null if there is no adapter
   std::unique_ptr<AdapterSet> adapters;  // null if there are no named adapters
   std::vector<std::string> warnings;     // of adapters, for the user
 };

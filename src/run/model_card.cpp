@@ -35,8 +35,14 @@ std::string model_card(const FinetuneSettings& s, const FinetuneResult& r, const
   };
   // A JSON string is also a YAML string.
   out << "---\nbase_model: " << json_text(Json(f.base_model))
-      << "\nlibrary_name: peft\npipeline_tag: text-generation\ntags:\n- lora\n- lorikeet\n---\n\n"
-      << "# LoRA adapter\n\nTrained with Lorikeet " << kVersion
+      << "\nlibrary_name: peft\npipeline_tag: text-generation\ntags:\n";
+  std::string names;
+  for (const std::string& name : s.methods) {
+    out << "- " << name << "\n";
+    names += concat(names.empty() ? "" : ", ", name == "lora" ? "LoRA" : name);
+  }
+  const bool is_lora = s.methods == std::vector<std::string>{"lora"};
+  out << "- lorikeet\n---\n\n# " << names << " adapter\n\nTrained with Lorikeet " << kVersion
       << ". The base model is not part of this folder and was not changed.\n\n"
       << "| | |\n|---|---|\n";
   const bool on_hub = f.base_model != s.model;
@@ -46,15 +52,7 @@ std::string model_card(const FinetuneSettings& s, const FinetuneResult& r, const
       " supervised tokens");
   row("steps", r.steps, " of ", s.batch, s.packing ? " bins" : " rows", " x ", s.grad_accum,
       " micro-batches, at most ", *s.seq_len, s.packing ? " tokens a bin" : " tokens a row");
-  const LoraShape& shape = f.lora.shape;
-  row("rank, alpha, dropout", shape.rank, ", ", shape.alpha, ", ", shape.dropout);
-  if (shape.rslora) row("scale", "alpha / sqrt(rank), rank-stabilised");
-  if (!f.lora.exceptions.empty())
-    row("other ranks and alphas", f.lora.exceptions.size(),
-        " modules, by `rank_pattern` and `alpha_pattern` in `adapter_config.json`");
-  std::string targets;
-  for (const std::string& t : f.target_modules) targets += (targets.empty() ? "" : ", ") + t;
-  row("modules", targets);
+  for (const auto& [name, value] : f.method) row(name.c_str(), value);
   row("trainable parameters", r.trainable_parameters, " beside ", r.base_parameters, " frozen");
   row("learning rate", *s.lr, ", ", *s.schedule, ", warm-up ", *s.warmup, " steps");
   row("weight decay, clip, seed", s.weight_decay, ", ", s.clip, ", ", s.seed);
@@ -69,10 +67,13 @@ std::string model_card(const FinetuneSettings& s, const FinetuneResult& r, const
   }
   out << "\nAll settings are in `run.json`, each step is in `metrics.jsonl`.\n\n## Use\n\n"
       << "```sh\ngenerate --model BASE --adapter THIS_FOLDER --prompt '...'\n"
-      << "merge --model BASE --adapter THIS_FOLDER --out merged      # a plain model\n"
-      << "export --model BASE --adapter THIS_FOLDER --out lora.gguf  # for llama.cpp "
-         "--lora\n```\n\n"
-      << "or in Python";
+      << (is_lora ? "merge --model BASE --adapter THIS_FOLDER --out merged      # a plain model\n"
+                    "export --model BASE --adapter THIS_FOLDER --out lora.gguf  # for llama.cpp "
+                    "--lora\n"
+                  : "")
+      << "```\n";
+  if (!is_lora) return out.str();
+  out << "\nor in Python";
   if (on_hub)
     out << ":\n\n```python\nfrom peft import AutoPeftModelForCausalLM\n\n"
         << "model = AutoPeftModelForCausalLM.from_pretrained(\"THIS_FOLDER\")\n```\n";

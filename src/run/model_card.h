@@ -3,7 +3,6 @@
 
 #include <string>
 
-#include "lora/adapter.h"
 #include "run/finetune.h"
 
 namespace lk {
@@ -14,8 +13,7 @@ struct CardFacts {
   std::string base_sha256, dtype, device;
   std::string data_format;
   std::int64_t rows = 0, supervised_tokens = 0;
-  LoraConfig lora;
-  std::vector<std::string> target_modules;
+  std::vector<std::pair<std::string, std::string>> method = {};  // Method::facts()
 };
 
 // The card as Markdown, with the front matter that Hugging Face's hub reads.

@@ -24,7 +24,8 @@ ModelWeights blank_weights(Backend& backend, const ModelConfig& config, DType dt
 
 std::vector<std::int64_t> lengths(const PlanRequest& r) {
   if (!r.row_lengths.empty()) return r.row_lengths;
-  return std::vector<std::int64_t>(static_cast<std::size_t>(r.batch), r.seq_len);
+  return std::vector<std::int64_t>(static_cast<std::size_t>(r.batch),
+                                   r.seq_len + virtual_tokens(r.methods));
 }
 
 std::int64_t longest(const PlanRequest& r) {
@@ -38,10 +39,10 @@ class Planner {
   explicit Planner(const PlanRequest& r)
       : backend_(open_plan_device(r.device)),
         model_(*backend_, r.model, blank_weights(*backend_, r.model, r.compute_dtype),
-               r.compute_dtype, r.seq_len),
-        adapter_(model_, r.lora) {
-    prepare_for_training(model_, adapter_);
-    trainer_.emplace(model_, adapter_, TrainerConfig{});
+               r.compute_dtype, r.seq_len + virtual_tokens(r.methods)),
+        method_(make_method(model_, r.methods)) {
+    method_->lay_out_for_training();
+    trainer_.emplace(model_, *method_, TrainerConfig{});
     // All further micro-batches need what the second needs.
     micro_.assign(r.grad_accum > 1 ? 2 : 1, document_offsets(lengths(r)));
   }
@@ -52,7 +53,7 @@ class Planner {
     trainer_->rehearse(micro_);
     Plan plan;
     plan.base_parameters = model_.n_parameters();
-    plan.trainable_parameters = adapter_.n_parameters();
+    plan.trainable_parameters = method_->n_parameters();
     plan.memory = memory_report(*backend_);
     return plan;
   }
@@ -62,7 +63,7 @@ class Planner {
  private:
   std::unique_ptr<Backend> backend_;  // first: everything else lives in its memory
   Transformer model_;
-  Adapter adapter_;
+  std::unique_ptr<Method> method_;
   std::optional<Trainer> trainer_;
   std::vector<std::vector<std::int32_t>> micro_;  // where the rows of each begin
 };
@@ -156,14 +157,13 @@ void check_fits(const PlanRequest& request, const Plan& plan, std::int64_t bytes
 }
 
 std::string plan_text(const PlanRequest& request, const Plan& plan) {
-  char text[256];
+  char text[512];
   std::snprintf(text, sizeof text,
-                "plan: %s, %lld rows of up to %lld tokens at a time, rank %lld\n"
+                "plan: %s, %lld rows of up to %lld tokens at a time, %s\n"
                 "base parameters       %14lld  frozen\n"
                 "trainable parameters  %14lld  (%.3f %% of the base)\n",
                 dtype_name(request.compute_dtype), static_cast<long long>(lengths(request).size()),
-                static_cast<long long>(longest(request)),
-                static_cast<long long>(request.lora.shape.rank),
+                static_cast<long long>(longest(request)), describe(request.methods).c_str(),
                 static_cast<long long>(plan.base_parameters),
                 static_cast<long long>(plan.trainable_parameters),
                 100.0 * static_cast<double>(plan.trainable_parameters) /

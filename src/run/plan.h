@@ -4,8 +4,8 @@
 #include <string>
 #include <vector>
 
-#include "lora/adapter.h"
 #include "lora/proof.h"
+#include "run/methods.h"
 
 namespace lk {
 
@@ -14,11 +14,12 @@ inline constexpr std::int64_t kMostBatch = 65536, kMostGradAccum = 65536;
 
 struct PlanRequest {
   ModelConfig model = ModelConfig();  // not {}: GCC 12 then warns of its members
-  LoraConfig lora = {};
+  MethodConfig methods = {};
   DType compute_dtype = DType::F32;
   std::string device = "cpu";  // "cpu", "cuda" or "cuda:N"; the device need not be there
   std::int64_t batch = 1, grad_accum = 1, seq_len = 1024;
-  // Lengths of the rows of the largest micro-batch; empty: `batch` rows of seq_len tokens.
+  // Lengths of the rows of the largest micro-batch, virtual tokens included; empty: `batch` rows of
+  // seq_len tokens and the virtual ones.
   std::vector<std::int64_t> row_lengths = {};
   Recompute recompute = {};
 };

@@ -8,13 +8,15 @@
 #include "io/paths.h"
 #include "run/chart.h"
 #include "run/page.h"
+#include "run/report_head.h"
 #include "tensor/error.h"
 #include "text/data_file.h"
 
 namespace lk {
 namespace {
 
-constexpr int kRefreshSeconds = 10;  // of the page of a run that is under way
+constexpr std::size_t kMostSteps = 8;   // of a prompt's samples along the way
+constexpr std::ptrdiff_t kRecent = 20;  // steps whose speed counts for a run under way
 
 std::string mib(const Json& bytes) {
   char text[40];
@@ -28,33 +30,65 @@ std::string card(const std::string& name, const std::string& value, const std::s
          "</b><small>" + html_escape(note) + "</small></div>\n";
 }
 
+double recent_mean(const MetricsCurves::Points& points) {
+  const std::ptrdiff_t n = std::min(std::ssize(points), kRecent);
+  double sum = 0;
+  for (auto p = points.end() - n; p != points.end(); ++p) sum += p->second;
+  return sum / static_cast<double>(n);
+}
+
 std::string cards(const ReportInput& in) {
   const Json& run = in.run;
-  const Json before = at(run, "result/eval_before/loss"), after = at(run, "result/eval_after/loss");
-  std::string out =
-      card("Training loss",
-           number(at(run, "result/first_loss")) + " \u2192 " + number(at(run, "result/last_loss")),
-           show(at(run, "result/steps")) + " steps done");
-  if (before.is_number() || after.is_number())
-    out += card("Evaluation loss", number(before) + " \u2192 " + number(after),
-                "perplexity " + number(at(run, "result/eval_before/perplexity")) + " \u2192 " +
-                    number(at(run, "result/eval_after/perplexity")));
-  out += card("Speed", number(at(run, "result/tokens_per_second")) + " tokens/s",
-              number(at(run, "result/seconds")) + " s in steps");
-  out += card("Peak memory", mib(at(run, "memory/peak_bytes")) + " MiB", "of all purposes at once");
+  const MetricsCurves& c = in.curves;
+  const std::int64_t step = last_step(in);
+  std::string out = card(
+      "Training loss", first_to_last(c.loss),
+      concat(short_number(static_cast<double>(step)), step == 1 ? " step done" : " steps done"));
+  if (!c.eval_loss.empty()) {
+    const auto* lowest = lowest_evaluation(c);
+    out += card("Evaluation loss", first_to_last(c.eval_loss),
+                lowest ? concat("lowest ", short_number(lowest->second), " at step ",
+                                short_number(lowest->first))
+                       : "before training");
+  }
+  const Json speed = at(run, "result/tokens_per_second");
+  if (speed.is_number())
+    out += card("Speed", number(speed) + " tokens/s",
+                number(at(run, "result/seconds")) + " s in steps");
+  else if (!c.tokens_per_second.empty())
+    out += card("Speed", short_number(recent_mean(c.tokens_per_second)) + " tokens/s",
+                "in the last steps");
+  if (const Json peak = at(run, "memory/peak_bytes"); peak.is_number())
+    out += card("Peak memory", mib(peak) + " MiB", "of all purposes at once");
+  else if (const Json planned = at(run, "planned_peak_bytes"); planned.is_number())
+    out += card("Peak memory", mib(planned) + " MiB", "as planned");
   const Json base = at(run, "parameters/base"), trained = at(run, "parameters/trainable");
   if (base.is_number() && trained.is_number())
     out += card(
-        "Trained parameters", show(trained),
+        "Trained parameters", number(trained),
         short_number(100 * trained.get<double>() / (base.get<double>() + trained.get<double>())) +
             " % of all");
   return "<div class=\"cards\">\n" + out + "</div>\n";
 }
 
-std::string charts(const MetricsCurves& c) {
+// Marks the step whose adapter was kept, or the lowest evaluation so far.
+std::vector<ChartMark> marks(const ReportInput& in) {
+  const Json kept = at(in.run, "result/kept_step");
+  if (kept.is_number()) {
+    if (kept == at(in.run, "result/steps")) return {};
+    return {{kept.get<double>(), "kept: step " + show(kept)}};
+  }
+  const auto* lowest = lowest_evaluation(in.curves);
+  if (!lowest || lowest->first == in.curves.eval_loss.back().first) return {};
+  return {{lowest->first, "lowest: step " + short_number(lowest->first)}};
+}
+
+std::string charts(const ReportInput& in) {
+  const MetricsCurves& c = in.curves;
   std::vector<ChartLine> loss{{"training", c.loss, false}};
   if (!c.eval_loss.empty()) loss.push_back({"evaluation", c.eval_loss, c.eval_loss.size() <= 40});
-  return "<h2>Curves</h2><div class=\"charts\">\n" + chart_svg("Loss", "nats per token", loss) +
+  return "<h2>Curves</h2><div class=\"charts\">\n" +
+         chart_svg("Loss", "nats per token", loss, marks(in)) +
          chart_svg("Learning rate", "", {{"rate", c.lr, false}}) +
          chart_svg("Gradient norm", "before clipping", {{"norm", c.grad_norm, false}}) +
          chart_svg("Speed", "tokens per second", {{"tokens/s", c.tokens_per_second, false}}) +
@@ -83,38 +117,45 @@ std::string memory(const Json& run) {
          rows + "</table></div>\n";
 }
 
-// A row of a sample's card.
-std::string row(const std::string& name, const std::string& text) {
-  return "<tr><th>" + html_escape(name) + "</th><td><pre class=\"text\">" + html_escape(text) +
-         "</pre></td></tr>\n";
+// A row of a sample's card; the model's own words stand out.
+std::string row(const std::string& name, const std::string& text, bool ours = false) {
+  const char* style = ours ? " class=\"ours\"" : "";
+  return concat("<tr><th", style, ">", html_escape(name), "</th><td", style,
+                "><pre class=\"text\" dir=\"auto\">", html_escape(text), "</pre></td></tr>\n");
 }
 
-std::string samples(const std::vector<Sample>& all) {
-  if (all.empty()) return "";
+// A card for each prompt: what was written at several steps, and at the end without and with the
+// adapter.
+std::string samples(const ReportInput& in) {
+  std::vector<Sample> prompts = in.samples;
+  const bool ended = !prompts.empty();
+  auto same_row = [](const Sample& a, const Sample& b) {
+    return a.prompt == b.prompt && a.reference == b.reference;
+  };
+  for (const auto& [step, s] : in.curves.samples)
+    if (std::none_of(prompts.begin(), prompts.end(),
+                     [&](const Sample& p) { return same_row(p, s); }))
+      prompts.push_back({s.prompt, s.reference, "", ""});
+  if (prompts.empty()) return "";
   std::string out =
-      "<h2>Before and after</h2><p class=\"quiet\">Rows of the evaluation file, continued "
+      "<h2>Samples</h2><p class=\"quiet\">What the model makes of rows kept for evaluation: "
       "greedily, " +
       std::to_string(kSampleTokens) + " tokens at most.</p>\n";
-  for (const Sample& s : all) {
-    out += "<div class=\"card sample\"><table>" + row("prompt", s.prompt) +
-           row("without the adapter", s.base) + row("with the adapter", s.adapted) +
-           row("in the file", s.reference) + "</table></div>\n";
-  }
-  return out;
-}
-
-// What the model wrote at several steps, for the same prompts.
-std::string samples_along(const std::vector<std::pair<double, Sample>>& all) {
-  if (all.empty()) return "";
-  std::vector<std::string> prompts;
-  for (const auto& [step, s] : all)
-    if (std::find(prompts.begin(), prompts.end(), s.prompt) == prompts.end())
-      prompts.push_back(s.prompt);
-  std::string out = "<h2>Along the way</h2>\n";
-  for (const std::string& prompt : prompts) {
-    out += "<div class=\"card sample\"><table>" + row("prompt", prompt);
-    for (const auto& [step, s] : all)
-      if (s.prompt == prompt) out += row("step " + short_number(step), s.adapted);
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    const Sample& p = prompts[i];
+    const bool final = ended && i < in.samples.size();
+    out += "<div class=\"card sample\"><table>" + row("prompt", p.prompt) +
+           row("expected", p.reference);
+    if (final) out += row("without the adapter", p.base);
+    std::vector<const std::pair<double, Sample>*> along;
+    for (const auto& made : in.curves.samples)
+      if (same_row(p, made.second)) along.push_back(&made);
+    const std::size_t shown = std::min(along.size(), kMostSteps);
+    for (std::size_t k = 1; k <= shown; ++k) {  // evenly, the last among them
+      const auto& [step, s] = *along[k * along.size() / shown - 1];
+      out += row("at step " + short_number(step), s.adapted);
+    }
+    if (final) out += row("with the adapter", p.adapted, true);
     out += "</table></div>\n";
   }
   return out;
@@ -131,8 +172,10 @@ std::string table_rows(const Json& object, const std::string& prefix) {
   return out;
 }
 
+// A table that is folded until a reader opens it.
 std::string table(const std::string& title, const std::string& rows) {
-  return "<h2>" + title + "</h2><table>\n" + rows + "</table>\n";
+  return "<details><summary>" + title + "</summary><table class=\"pairs\">\n" + rows +
+         "</table></details>\n";
 }
 
 std::string proved(const std::vector<std::string>& proofs) {
@@ -150,21 +193,20 @@ std::string report_html(const ReportInput& in) {
   Json identity = at(settings, "run");
   if (identity.is_object()) identity.erase("config"), identity.erase("model_files");  // long
   if (settings.is_object()) settings.erase("run");
-  const std::string subtitle = show(at(in.run, "status")) + " \u00b7 " +
-                               show(at(in.run, "settings/model")) + " on " +
+  const std::string subtitle = show(at(in.run, "settings/model")) + " on " +
                                show(at(in.run, "settings/data")) + " \u00b7 " +
                                show(at(in.run, "device/name")) + ", " + show(at(in.run, "dtype"));
   return page_html(
-      out, subtitle,
-      cards(in) + charts(in.curves) + samples(in.samples) + samples_along(in.curves.samples) +
-          memory(in.run) + proved(in.proofs) +
+      report_state(in) + " \u00b7 " + folder_name(out), out, subtitle,
+      report_head(in) + cards(in) + charts(in) + samples(in) +
           table("Settings", table_rows(settings, "") + table_rows(identity, "")) +
           table("Data and machine", table_rows(at(in.run, "data"), "") +
                                         table_rows({{"device", at(in.run, "device/description")},
                                                     {"load_seconds", at(in.run, "load_seconds")},
                                                     {"lorikeet", at(in.run, "version")}},
                                                    "") +
-                                        table_rows(at(in.run, "base"), "base.")),
+                                        table_rows(at(in.run, "base"), "base.")) +
+          memory(in.run) + proved(in.proofs),
       at(in.run, "status") == "running" ? kRefreshSeconds : 0);
 }
 

@@ -18,11 +18,16 @@ struct MetricsCurves {
   std::vector<std::pair<double, Sample>> samples;  // made along the way, by --sample-every
 };
 
+inline constexpr int kRefreshSeconds = 10;  // of the page of a run that is under way
+
 struct ReportInput {
   Json run;  // the content of run.json: settings, device, data, memory, result
   MetricsCurves curves;
-  std::vector<Sample> samples;      // may be empty
+  std::vector<Sample> samples;      // made at the end; may be empty
   std::vector<std::string> proofs;  // what was proved at the end, one sentence each
+  double seconds_left = -1;         // of a run under way; negative: not known
+  std::string failure = {};         // the error that ended the run
+  std::string written = {};         // when the page is written
 };
 
 // The page as HTML. All text from outside (paths, data, what models write) is escaped, and a policy

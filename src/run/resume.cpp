@@ -11,8 +11,8 @@ namespace {
 
 // Names that a run gives to files before its first checkpoint.
 bool is_early_file(const std::string& name) {
-  return name == "metrics.jsonl" || name == "run.json" || name == "run.toml" ||
-         name.starts_with("events.out.tfevents.");
+  return name == "metrics.jsonl" || name == "report.html" || name == "run.json" ||
+         name == "run.toml" || name.starts_with("events.out.tfevents.");
 }
 
 }  // namespace

@@ -52,20 +52,25 @@ void MetricsLog::flush() {
   if (events_) events_->flush();
 }
 
-void MetricsLog::add(const OrderedJson& line, std::int64_t step, const Scalars& scalars) {
-  auto attempt = [&](auto&& write) {
-    try {
-      write();
-    } catch (const IoError& e) {  // what could not be written waits in its log
-      if (!std::exchange(failing_, true))
-        log_line(log_, concat("warning: ", e.what(), "; the next step tries again"));
-      return false;
-    }
-    return true;
-  };
-  const bool written = attempt([&] { lines_->append(line.dump()); });
-  if (events_) attempt([&] { events_->add(step, scalars); });
+bool MetricsLog::attempt(const std::function<void()>& write) {
+  try {
+    write();
+  } catch (const IoError& e) {  // what could not be written waits in its log
+    if (!std::exchange(failing_, true))
+      log_line(log_, concat("warning: ", e.what(), "; the next step tries again"));
+    return false;
+  }
+  return true;
+}
+
+void MetricsLog::add(const OrderedJson& line, const std::function<void(EventFile&)>& event) {
+  const bool written = attempt([&] { lines_->append(json_text(line)); });
+  if (events_) attempt([&] { event(*events_); });
   failing_ = failing_ && !written;
+}
+
+void MetricsLog::settings(const std::string& toml) {
+  if (events_) attempt([&] { events_->add_text(0, "settings", markdown_verbatim(toml)); });
 }
 
 void MetricsLog::step(const StepReport& r) {
@@ -75,11 +80,12 @@ void MetricsLog::step(const StepReport& r) {
       {"tokens", r.tokens},   {"supervised_tokens", r.supervised_tokens},
       {"seconds", r.seconds}, {"tokens_per_second", static_cast<double>(r.tokens) / r.seconds}};
   if (r.skipped) line["skipped"] = true;
-  add(line, r.step,
-      {{"loss", r.loss},
-       {"lr", r.lr},
-       {"grad_norm", r.grad_norm},
-       {"tokens_per_second", static_cast<double>(r.tokens) / r.seconds}});
+  add(line, [&](EventFile& events) {
+    events.add(r.step, {{"loss", r.loss},
+                        {"lr", r.lr},
+                        {"grad_norm", r.grad_norm},
+                        {"tokens_per_second", static_cast<double>(r.tokens) / r.seconds}});
+  });
 }
 
 void MetricsLog::evaluation(std::int64_t step, const Evaluation& e) {
@@ -88,13 +94,23 @@ void MetricsLog::evaluation(std::int64_t step, const Evaluation& e) {
        {"eval_loss", finite_or_null(e.loss)},
        {"eval_tokens", e.supervised_tokens},
        {"perplexity", finite_or_null(e.perplexity)}},
-      step, {{"eval_loss", e.loss}});
+      [&](EventFile& events) {
+        events.add(step, {{"eval_loss", e.loss}});
+      });
 }
 
-void MetricsLog::sample(std::int64_t step, const Sample& s) {
-  add({{"step", step},
-       {"sample", {{"prompt", s.prompt}, {"text", s.adapted}, {"reference", s.reference}}}},
-      step, {});
+void MetricsLog::samples(std::int64_t step, const std::vector<Sample>& all) {
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    const Sample& s = all[i];
+    add({{"step", step},
+         {"sample", {{"prompt", s.prompt}, {"text", s.adapted}, {"reference", s.reference}}}},
+        [&](EventFile& events) {
+          events.add_text(step, concat("samples/", i + 1),
+                          "**prompt**\n" + markdown_verbatim(s.prompt) + "\n**written**\n" +
+                              markdown_verbatim(s.adapted) + "\n**expected**\n" +
+                              markdown_verbatim(s.reference));
+        });
+  }
 }
 
 Json evaluation_to_json(const Evaluation& e) {

@@ -1,8 +1,10 @@
 // metrics.jsonl: the steps and evaluations of a run, a line each, for people and programs to read.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "io/durable.h"
 #include "io/json_fwd.h"
@@ -21,18 +23,23 @@ class MetricsLog {
   // how many of the `keep_steps` have no line. With `tensorboard`, also writes event files to the
   // folder (io/tfevents.h). Throws IoError.
   MetricsLog(const std::string& folder, std::int64_t keep_steps, bool tensorboard, LogFunction log);
-  // These three write at once. What the system refuses waits for the next call, and `log` is told.
+  // The settings of a run that begins, for the event files alone.
+  void settings(const std::string& toml);
+  // These write at once. What the system refuses waits for the next call, and `log` is told.
   void step(const StepReport& report);
   // A step that was evaluated already has its line.
   void evaluation(std::int64_t step, const Evaluation& e);
-  void sample(std::int64_t step, const Sample& s);
+  void samples(std::int64_t step, const std::vector<Sample>& all);
   // Writes what waits and makes everything durable. Throws IoError.
   void flush();
 
  private:
   // Returns how many steps the lines that it keeps are of.
   std::int64_t keep_old_lines(const std::string& path, std::int64_t keep_steps);
-  void add(const OrderedJson& line, std::int64_t step, const Scalars& scalars);
+  // Calls `write`; false if the system refuses what it writes, of which `log` is told once.
+  bool attempt(const std::function<void()>& write);
+  // Writes the line, and with event files what `event` adds to them.
+  void add(const OrderedJson& line, const std::function<void(EventFile&)>& event);
 
   LogFunction log_;
   std::unique_ptr<LineLog> lines_;

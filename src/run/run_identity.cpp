@@ -98,12 +98,13 @@ void collect(const Json& before, const Json& now, const std::string& prefix,
 }  // namespace
 
 SortedSettings sort_settings(const FinetuneSettings& settings) {
-  const auto& [model, data, out, rank, alpha, dropout, targets, steps, epochs, batch, grad_accum,
-               seq_len, lr, schedule, warmup, weight_decay, clip, label_smoothing, seed, device,
-               dtype, init_adapter, shuffle, long_rows, skip_bad_rows, packing, format,
-               chat_template, train_on, columns, system, base_name, eval_data, eval_split,
-               eval_rows, eval_every, keep, patience, save_every, resume, recompute, memory_limit,
-               memory, verify_base, show_rows, samples, sample_every, tensorboard] = settings;
+  const auto& [model, data, out, rank, alpha, dropout, methods, virtual_tokens, prompt_text,
+               prefix_hidden, adapter_layers, targets, steps, epochs, batch, grad_accum, seq_len,
+               lr, schedule, warmup, weight_decay, clip, label_smoothing, seed, device, dtype,
+               init_adapter, shuffle, long_rows, skip_bad_rows, packing, format, chat_template,
+               train_on, columns, system, base_name, eval_data, eval_split, eval_rows, eval_every,
+               keep, patience, save_every, resume, recompute, memory_limit, memory, verify_base,
+               show_rows, samples, sample_every, tensorboard] = settings;
   // Settings that run_identity() has as they were resolved: rank, alpha, dropout and targets of the
   // adapter, the number of steps, the format found and the computing dtype. And those that leave no
   // trace: resume, show_rows.
@@ -142,6 +143,11 @@ SortedSettings sort_settings(const FinetuneSettings& settings) {
                          {"template", or_null(chat_template)},
                          {"train_on", train_on_name(train_on)}}};
   // Only where they are set: a checkpoint of a version that did not know them goes on without.
+  if (methods != FinetuneSettings{}.methods) sorted.shaping["methods"] = methods;
+  if (virtual_tokens) sorted.shaping["virtual_tokens"] = *virtual_tokens;
+  if (!prompt_text.empty()) sorted.shaping["prompt_text"] = prompt_text;
+  if (prefix_hidden > 0) sorted.shaping["prefix_hidden"] = prefix_hidden;
+  if (adapter_layers > 0) sorted.shaping["adapter_layers"] = adapter_layers;
   if (!columns.empty()) sorted.shaping["columns"] = columns.text();
   if (label_smoothing != 0) sorted.shaping["label_smoothing"] = label_smoothing;
   if (system) sorted.shaping["system"] = *system;
@@ -151,7 +157,7 @@ SortedSettings sort_settings(const FinetuneSettings& settings) {
 Json run_identity(const FinetuneSettings& s, const RunInputs& in, const std::string& base,
                   DType dtype) {
   Json identity = sort_settings(s).shaping;
-  add_lora(in.lora, identity);
+  if (in.methods.has("lora")) add_lora(in.methods.lora, identity);
   identity["steps"] = in.steps;
   identity["dtype"] = dtype_name(dtype);
   identity["format"] = in.data.format;

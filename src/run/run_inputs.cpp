@@ -31,21 +31,33 @@ std::string rows_sha256(const std::vector<Row>& rows) {
   return all.hex();
 }
 
+constexpr std::int64_t kVirtualTokens = 20;  // as in PEFT's examples
+
 void choose_lora(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in) {
-  if (!in.model) in.model = std::make_shared<ModelFile>(s.model);
+  LoraConfig& lora = in.methods.lora;
   if (!s.rank) s.rank = default_rank(in.model->config());
-  in.lora.shape = {*s.rank, s.alpha.value_or(static_cast<double>(*s.rank)),
-                   static_cast<float>(s.dropout)};
-  in.lora.targets = s.targets.empty() ? std::vector<std::string>{"all-linear"} : s.targets;
-  in.lora.seed = s.seed;
+  lora.shape = {*s.rank, s.alpha.value_or(static_cast<double>(*s.rank)),
+                static_cast<float>(s.dropout)};
+  lora.targets = s.targets.empty() ? std::vector<std::string>{"all-linear"} : s.targets;
+  lora.seed = s.seed;
   if (s.init_adapter.empty()) return;
   in.init = open_adapter(s.init_adapter);
   in.init_sha256 = sha256_file(s.init_adapter + "/" + kAdapterWeights);
-  const float dropout = in.lora.shape.dropout;
-  in.lora = in.init->config;  // an adapter comes with its rank, alpha and modules
-  in.lora.shape.dropout = dropout;
-  in.lora.seed = s.seed;
+  const float dropout = lora.shape.dropout;
+  lora = in.init->config;  // an adapter comes with its rank, alpha and modules
+  lora.shape.dropout = dropout;
+  lora.seed = s.seed;
   listener.message(concat("starting from ", s.init_adapter, ": ", summary(*in.init)));
+}
+
+void choose_methods(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in) {
+  if (!in.model) in.model = std::make_shared<ModelFile>(s.model);
+  in.methods.names = s.methods;
+  const std::int64_t n = s.virtual_tokens.value_or(kVirtualTokens);
+  in.methods.prompt = {n, {}, s.seed};
+  in.methods.prefix = {n, s.prefix_hidden, s.seed};
+  in.methods.llama_adapter = {n, s.adapter_layers, s.seed};
+  if (in.methods.has("lora")) choose_lora(s, listener, in);
 }
 
 // Decides what the adapter calls its base, for PEFT's AutoPeftModel and the hub.
@@ -75,6 +87,7 @@ void check_lengths(const Dataset& data, std::int64_t seq_len) {
 
 void read_data(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in, FinetuneRows* rows) {
   in.tokenizer = in.model->read_tokenizer();
+  if (!s.prompt_text.empty()) in.methods.prompt.text = in.tokenizer->encode(s.prompt_text);
   name_base(s, listener, in);
   for (const auto& [name, content] : in.model->side_files())
     if (name != "config.json")
@@ -83,9 +96,15 @@ void read_data(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in, F
   if (in.init)
     for (const std::string& text : disagreements(*in.init, config))
       listener.message("warning: " + text);
-  if (!s.seq_len) s.seq_len = std::min(kMostTokens, config.max_position);
-  require(*s.seq_len <= config.max_position, "`seq_len` ", *s.seq_len, ": the model has ",
-          config.max_position, " positions");
+  const std::int64_t room = config.max_position - extra_positions(in.methods);
+  require(room >= 2, "`method` ", in.methods.text(), ": ", extra_positions(in.methods),
+          " virtual tokens leave no room in the model's ", config.max_position, " positions");
+  if (!s.seq_len) s.seq_len = std::min(kMostTokens, room);
+  require(*s.seq_len <= room, "`seq_len` ", *s.seq_len, ": the model has ", config.max_position,
+          " positions",
+          room < config.max_position
+              ? concat(", ", config.max_position - room, " of them for virtual tokens")
+              : "");
   DatasetOptions options{*s.seq_len, s.long_rows, s.skip_bad_rows, -1,
                          s.format,   s.train_on,  s.columns,       s.system};
   in.data = rows ? dataset_of(std::move(rows->train), *in.tokenizer, "rows in memory")
@@ -126,13 +145,11 @@ void read_data(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in, F
 // "trains: 18 steps of 8 rows, 3 passes over 43 rows; rank 16 on all-linear; lr 0.0015, linear after
 // 1 step of warm-up; evaluates every 2 steps and keeps the best"
 std::string opening_line(const FinetuneSettings& s, const RunInputs& in, double epochs) {
-  std::string targets;
-  for (const std::string& t : in.lora.targets) targets += (targets.empty() ? "" : ", ") + t;
   const std::int64_t rows = s.batch * s.grad_accum;
   std::string line = concat("trains: ", in.steps, in.steps == 1 ? " step of " : " steps of ", rows,
                             s.packing ? " bins, " : " rows, ", std::round(epochs * 100) / 100,
-                            " passes over ", in.data.rows.size(), " rows; rank ",
-                            in.lora.shape.rank, " on ", targets, "; lr ", *s.lr, ", ", *s.schedule);
+                            " passes over ", in.data.rows.size(), " rows; ", describe(in.methods),
+                            "; lr ", *s.lr, ", ", *s.schedule);
   if (*s.warmup > 0) line += concat(" after ", *s.warmup, " of warm-up");
   if (in.eval.rows.empty()) return line;
   line += *s.eval_every > 0 ? concat("; evaluates every ", *s.eval_every, " steps")
@@ -143,7 +160,8 @@ std::string opening_line(const FinetuneSettings& s, const RunInputs& in, double 
 // Decides which rows each step will see, and how many steps that makes.
 void arrange(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in, const Json* before) {
   if (s.packing) {
-    in.sampler.emplace(in.row_lengths(), *s.seq_len, s.batch, s.shuffle, s.seed);
+    in.sampler.emplace(in.row_lengths(), *s.seq_len + virtual_tokens(in.methods), s.batch,
+                       s.shuffle, s.seed);
     const auto rows = static_cast<double>(in.data.rows.size());
     const auto bins = static_cast<double>(in.sampler->bins_per_epoch());
     const double full =
@@ -189,7 +207,7 @@ void arrange(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in, con
 
 std::vector<std::int64_t> RunInputs::row_lengths() const {
   std::vector<std::int64_t> lengths;
-  for (const Row& row : data.rows) lengths.push_back(std::ssize(row.ids));
+  for (const Row& row : data.rows) lengths.push_back(std::ssize(row.ids) + virtual_tokens(methods));
   return lengths;
 }
 
@@ -207,7 +225,7 @@ std::vector<HostBatch> RunInputs::lay_out(std::int64_t step, std::int64_t grad_a
     std::vector<const Row*> rows;
     for (std::int64_t i : sampler->batch(step * grad_accum + g))
       rows.push_back(&data.rows[static_cast<std::size_t>(i)]);
-    batches.push_back(make_host_batch(rows));
+    batches.push_back(make_host_batch(rows, virtual_tokens(methods)));
   }
   return batches;
 }
@@ -216,7 +234,7 @@ RunInputs read_inputs(FinetuneSettings& settings, FinetuneListener& listener, co
                       FinetuneRows* rows, std::shared_ptr<const ModelFile> opened) {
   RunInputs in;
   in.model = std::move(opened);
-  choose_lora(settings, listener, in);
+  choose_methods(settings, listener, in);
   read_data(settings, listener, in, rows);
   arrange(settings, listener, in, before);
   return in;

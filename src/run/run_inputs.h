@@ -13,6 +13,7 @@
 #include "modelfile/model_file.h"
 #include "nn/batch.h"
 #include "run/finetune.h"
+#include "run/methods.h"
 #include "text/dataset.h"
 #include "text/sampler.h"
 #include "text/tokenizer.h"
@@ -20,7 +21,7 @@
 namespace lk {
 
 struct RunInputs {
-  LoraConfig lora;
+  MethodConfig methods;
   std::optional<AdapterFile> init;  // the adapter to start from
   std::string init_sha256;          // of its weights; empty without one
   std::shared_ptr<const ModelFile> model;
@@ -34,6 +35,7 @@ struct RunInputs {
   Json packing;  // for run.json; null without packing
   std::int64_t steps = 0;
 
+  // Of the rows, with their virtual tokens.
   std::vector<std::int64_t> row_lengths() const;
   // Lengths of the rows of the largest possible micro-batch: it consists of the longest rows, or of
   // the fullest bins, each as one row.

@@ -39,7 +39,7 @@ Json run_json(const FinetuneSettings& s, const RunInputs& in, const RunFacts& fa
                 {"packing", in.packing}}},
               {"planned_peak_bytes", facts.planned_peak},
               {"load_seconds", facts.load_seconds}};
-  if (facts.status == "running") return run;
+  if (facts.status == "running" || facts.status == "failed") return run;
   run["memory"] = memory_to_json(result.memory);
   run["weight_gradient_matmuls_per_micro_step"] = facts.weight_gradient_matmuls_per_micro_step;
   run["adapter_matrices"] = facts.adapter_matrices;

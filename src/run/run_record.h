@@ -9,7 +9,7 @@
 namespace lk {
 
 struct RunFacts {
-  std::string status;       // "running", "finished", "stopped", "nothing trained"
+  std::string status;       // "running", "finished", "stopped", "nothing trained", "failed"
   std::string fingerprint;  // of the base; empty while it is still being hashed
   std::string base_hash;    // of the base's weights in memory; empty if that was not requested
   std::string device, device_description;

@@ -1,11 +1,43 @@
 #include "run/run_settings.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "modelfile/hub_name.h"
+#include "run/methods.h"
 #include "text/fitted_template.h"
 
 namespace lk {
+
+namespace {
+
+// A setting of methods that the run does not train would do nothing.
+void check_method_settings(const FinetuneSettings& s) {
+  check_methods(s.methods);
+  auto belongs = [&](bool given, const char* setting, std::vector<std::string> to) {
+    const bool used = std::any_of(to.begin(), to.end(), [&](const std::string& name) {
+      return std::count(s.methods.begin(), s.methods.end(), name) > 0;
+    });
+    require(!given || used, "`", setting, "`: is a setting of `method` ", MethodConfig{to}.text(),
+            ", and this run trains ", MethodConfig{s.methods}.text());
+  };
+  belongs(s.rank.has_value(), "rank", {"lora"});
+  belongs(s.alpha.has_value(), "alpha", {"lora"});
+  belongs(s.dropout != 0, "dropout", {"lora"});
+  belongs(!s.targets.empty(), "targets", {"lora"});
+  belongs(!s.init_adapter.empty(), "init_adapter", {"lora"});
+  belongs(s.virtual_tokens.has_value(), "virtual_tokens", {"prompt", "prefix", "llama-adapter"});
+  belongs(!s.prompt_text.empty(), "prompt_text", {"prompt"});
+  belongs(s.prefix_hidden != 0, "prefix_hidden", {"prefix"});
+  belongs(s.adapter_layers != 0, "adapter_layers", {"llama-adapter"});
+  require(!s.virtual_tokens || *s.virtual_tokens >= 1, "`virtual_tokens` must be at least 1");
+  require(s.prefix_hidden >= 0 && s.adapter_layers >= 0,
+          "`prefix_hidden` and `adapter_layers` must not be negative");
+  require(s.init_adapter.empty() || s.methods.size() == 1,
+          "`init_adapter` starts `method` lora alone");
+}
+
+}  // namespace
 
 void validate_settings(const FinetuneSettings& s, bool own_rows) {
   require(!s.model.empty(), "`model` is required");
@@ -15,6 +47,7 @@ void validate_settings(const FinetuneSettings& s, bool own_rows) {
   require(!s.out.empty(), "`out` is required");
   require(s.data != "-" || s.eval_data != "-",
           "`data` - and `eval_data` -: standard input can be read once only");
+  check_method_settings(s);
   require(!s.rank || *s.rank >= 1, "`rank` ", s.rank.value_or(0), ": must be at least 1");
   require(!s.alpha || (std::isfinite(*s.alpha) && *s.alpha > 0), "`alpha` must be positive");
   // Dropout is computed with as F32, in which all above 0.99999997 is 1.

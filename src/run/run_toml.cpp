@@ -2,24 +2,31 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cstdio>
 
 #include "nn/recompute.h"
 
 namespace lk {
 namespace {
 
-// Whether a text can be written: readers of TOML's subset, such as CLI11, know no escapes.
-bool can_be_quoted(const std::string& text) {
-  const bool both = text.find('"') != text.npos && text.find('\'') != text.npos;
-  return !both && std::none_of(text.begin(), text.end(), [](char c) {
-    return static_cast<unsigned char>(c) < 32 || c == 127;
-  });
-}
+bool is_control(char c) { return static_cast<unsigned char>(c) < 32 || c == 127; }
 
-// A text in the quotes that it does not contain itself.
+// A text as TOML's basic string, or as a literal one where that needs no escapes.
 std::string value_text(const std::string& x) {
-  const char mark = x.find('"') == std::string::npos ? '"' : '\'';
-  return mark + x + mark;
+  const bool controls = std::any_of(x.begin(), x.end(), is_control);
+  if (!controls && x.find_first_of("\"\\") == x.npos) return '"' + x + '"';
+  if (!controls && x.find('\'') == x.npos) return '\'' + x + '\'';
+  std::string out = "\"";
+  for (const char c : x) {
+    if (is_control(c)) {
+      char code[8];
+      std::snprintf(code, sizeof code, "\\u%04X", static_cast<unsigned>(c));
+      out += code;
+    } else {
+      out += (c == '"' || c == '\\' ? "\\" : "") + std::string(1, c);
+    }
+  }
+  return out + '"';
 }
 std::string value_text(bool x) { return x ? "true" : "false"; }
 std::string value_text(std::int64_t x) { return std::to_string(x); }
@@ -30,15 +37,14 @@ std::string value_text(double x) {
   return {text, std::to_chars(text, text + sizeof text, x).ptr};
 }
 
+std::string list_text(const std::vector<std::string>& items) {
+  std::string list;
+  for (const std::string& item : items) list += (list.empty() ? "" : ",") + item;
+  return list;
+}
+
 struct Lines {
   std::string text;
-  void add(const char* flag, const std::string& value) {
-    if (can_be_quoted(value))
-      text += concat(flag, " = ", value_text(value), "\n");
-    else
-      text += concat("# Give --", flag, " by hand: its text has a line break, another control ",
-                     "character or both kinds of quotes, which this file can't hold.\n");
-  }
   template <class T>
   void add(const char* flag, const T& value) {
     text += concat(flag, " = ", value_text(value), "\n");
@@ -56,12 +62,13 @@ struct Lines {
 
 std::string run_toml(const FinetuneSettings& settings) {
   // Takes the struct apart into all of its members: a new one does not compile until it stands here.
-  const auto& [model, data, out, rank, alpha, dropout, targets, steps, epochs, batch, grad_accum,
-               seq_len, lr, schedule, warmup, weight_decay, clip, label_smoothing, seed, device,
-               dtype, init_adapter, shuffle, long_rows, skip_bad_rows, packing, format,
-               chat_template, train_on, columns, system, base_name, eval_data, eval_split,
-               eval_rows, eval_every, keep, patience, save_every, resume, recompute, memory_limit,
-               memory, verify_base, show_rows, samples, sample_every, tensorboard] = settings;
+  const auto& [model, data, out, rank, alpha, dropout, methods, virtual_tokens, prompt_text,
+               prefix_hidden, adapter_layers, targets, steps, epochs, batch, grad_accum, seq_len,
+               lr, schedule, warmup, weight_decay, clip, label_smoothing, seed, device, dtype,
+               init_adapter, shuffle, long_rows, skip_bad_rows, packing, format, chat_template,
+               train_on, columns, system, base_name, eval_data, eval_split, eval_rows, eval_every,
+               keep, patience, save_every, resume, recompute, memory_limit, memory, verify_base,
+               show_rows, samples, sample_every, tensorboard] = settings;
   static_cast<void>(resume), static_cast<void>(show_rows);  // of one call, not of the run
   Lines l{"# finetune --config run.toml --out DIR trains the same adapter.\n"};
   l.add("model", model);
@@ -70,9 +77,12 @@ std::string run_toml(const FinetuneSettings& settings) {
   l.add("rank", rank);
   l.add("alpha", alpha);
   l.add("dropout", dropout);
-  std::string list;
-  for (const std::string& t : targets) list += (list.empty() ? "" : ",") + t;
-  l.add_text("targets", list);
+  if (methods != FinetuneSettings{}.methods) l.add("method", list_text(methods));
+  l.add("virtual-tokens", virtual_tokens);
+  l.add_text("prompt-text", prompt_text);
+  if (prefix_hidden > 0) l.add("prefix-hidden", prefix_hidden);
+  if (adapter_layers > 0) l.add("adapter-layers", adapter_layers);
+  l.add_text("targets", list_text(targets));
   l.add("steps", steps);
   l.add("epochs", epochs);
   l.add("batch", batch);

@@ -12,18 +12,18 @@ constexpr std::size_t kLongestCut = 64;
 // Disables the adapter as long as the object lives; enables it again whatever happens.
 class Disabled {
  public:
-  explicit Disabled(Adapter& adapter) : adapter_(adapter) { adapter_.set_enabled(false); }
-  ~Disabled() { adapter_.set_enabled(true); }
+  explicit Disabled(Method& method) : method_(method) { method_.set_enabled(false); }
+  ~Disabled() { method_.set_enabled(true); }
   Disabled(const Disabled&) = delete;
   Disabled& operator=(const Disabled&) = delete;
 
  private:
-  Adapter& adapter_;
+  Method& method_;
 };
 
 }  // namespace
 
-std::vector<Sample> make_samples(Transformer& model, Adapter& adapter, const Tokenizer& tokenizer,
+std::vector<Sample> make_samples(Transformer& model, Method& method, const Tokenizer& tokenizer,
                                  std::span<const Row> rows, std::int64_t n, SampleKind kind) {
   SamplingSettings sampling;
   sampling.max_tokens = kSampleTokens;
@@ -51,7 +51,7 @@ std::vector<Sample> make_samples(Transformer& model, Adapter& adapter, const Tok
   };
   for (std::size_t i = 0; i < samples.size(); ++i) samples[i].adapted = write(i);
   if (kind == SampleKind::Adapted) return samples;
-  const Disabled base(adapter);
+  const Disabled base(method);
   for (std::size_t i = 0; i < samples.size(); ++i) samples[i].base = write(i);
   return samples;
 }

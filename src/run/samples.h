@@ -5,7 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "lora/adapter.h"
+#include "nn/method.h"
+#include "nn/transformer.h"
 #include "text/tokenizer.h"
 
 namespace lk {
@@ -23,7 +24,7 @@ enum class SampleKind { Both, Adapted };  // Adapted leaves `base` empty
 // Makes samples of the first `n` rows that leave the model's positions room to write. A row that is
 // trained on from its beginning is cut after its first quarter, of at most 64 tokens. The adapter
 // is enabled afterwards.
-std::vector<Sample> make_samples(Transformer& model, Adapter& adapter, const Tokenizer& tokenizer,
+std::vector<Sample> make_samples(Transformer& model, Method& method, const Tokenizer& tokenizer,
                                  std::span<const Row> rows, std::int64_t n,
                                  SampleKind kind = SampleKind::Both);
 

@@ -19,7 +19,7 @@ std::vector<std::vector<double>> choice_log_probabilities(Transformer& model,
   std::int64_t tokens = 0;
   auto flush = [&] {
     if (batch.empty()) return;
-    TokenBatch b = make_batch(model.backend(), batch);
+    TokenBatch b = make_batch(model.backend(), batch, model.virtual_tokens());
     const std::vector<double> losses = to_host_f64(model.token_losses(b));
     std::size_t next = 0;
     for (std::size_t i = 0; i < batch.size(); ++i) {

@@ -39,6 +39,7 @@ class AdamW;
 class LoraKernels;
 class CacheKernels;
 class AdapterKernels;
+class SharedKeyKernels;
 
 // The target of a row that does not count towards the loss: see Note [Padded batches] in
 // nn/batch.h.
@@ -47,8 +48,9 @@ inline constexpr std::int32_t kNoTarget = INT32_MIN;
 // What to do with a gradient: overwrite the buffer, or add to it.
 enum class GradMode : std::uint8_t { Write, Add };
 
-// silu(x) = x / (1 + exp(-x));  gelu(x) = x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2
-enum class Activation : std::uint8_t { Silu, Gelu };
+// silu(x) = x / (1 + exp(-x));  gelu(x) = x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2;
+// relu(x) = max(x, 0), with derivative 0 at 0
+enum class Activation : std::uint8_t { Silu, Gelu, Relu };
 
 class Backend {
  public:
@@ -61,10 +63,12 @@ class Backend {
   // What the device does well. No layer above asks which device it is.
   const DeviceTraits& traits() const { return traits_; }
   // Kernels for more than the core's ops, null where the device has none; callers then compose the
-  // core's ops. See tensor/lora_kernels.h, tensor/cache_kernels.h, tensor/adapter_kernels.h.
+  // core's ops. See tensor/lora_kernels.h, tensor/cache_kernels.h, tensor/adapter_kernels.h and
+  // tensor/shared_keys.h.
   virtual LoraKernels* lora_kernels() { return nullptr; }
   virtual CacheKernels* cache_kernels() { return nullptr; }
   virtual AdapterKernels* adapter_kernels() { return nullptr; }
+  virtual SharedKeyKernels* shared_key_kernels() { return nullptr; }
   // Whether a Weight may stay in blocks of this type for linear_forward and embedding_forward.
   virtual bool keeps_quantised(const GgmlType& type) const {
     static_cast<void>(type);
@@ -166,8 +170,9 @@ class Backend {
   // c (M,N) (+)= alpha a (M,K) b (K,N)
   virtual void matmul_nn(const Tensor& c, GradMode mode, double alpha, const Tensor& a,
                          const Tensor& b) = 0;
-  // dw (P,Q) (+)= alpha a (T,P)ᵀ b (T,Q), dw F32 (F64 for F64). The only function that contracts
-  // over tokens, hence the only way to a weight gradient. Counted in weight_gradient_matmuls().
+  // dw (P,Q) (+)= alpha a (T,P)ᵀ b (T,Q), dw F32 (F64 for F64). Together with vector_gradient and
+  // table_gradient the only functions that contract over tokens, hence the only ways to a weight
+  // gradient. Counted in weight_gradient_matmuls().
   void weight_gradient(const Tensor& dw, GradMode mode, double alpha, const Tensor& a,
                        const Tensor& b) {
     ++weight_gradient_matmuls_;
@@ -240,6 +245,24 @@ class Backend {
   virtual void scatter_rows(const Tensor& dx, GradMode mode, const Tensor& dy,
                             const Tensor& rows) = 0;
 
+  // ---- trained ----------------------------------------------------------------------------------
+  // Vectors and tables that train. Gradients are F32 (F64 for F64), their sums in a fixed order.
+  // y (+)= x * l in every row; x, y (T,N), l (N) in the compute dtype
+  virtual void scale_columns(const Tensor& y, GradMode mode, const Tensor& x, const Tensor& l) = 0;
+  // dl (N) (+)= sum over t of a_t * (b_t - mean_t) * rstd_t; a, b (T,N), mean, rstd (T) F32|F64. An
+  // undefined b is 1 (and mean is undefined too), an undefined mean 0, an undefined rstd 1.
+  void vector_gradient(const Tensor& dl, GradMode mode, const Tensor& a, const Tensor& b = {},
+                       const Tensor& mean = {}, const Tensor& rstd = {}) {
+    ++weight_gradient_matmuls_;
+    column_sums(dl, mode, a, b, mean, rstd);
+  }
+  // dtable (V,C): each row v (+)= the sum of dy_i over the tokens i with ids_i = v; dy (T,C), ids
+  // (T) I32 in [0, V)
+  void table_gradient(const Tensor& dtable, GradMode mode, const Tensor& dy, const Tensor& ids) {
+    ++weight_gradient_matmuls_;
+    sum_rows_by_id(dtable, mode, dy, ids);
+  }
+
   // ---- loss -------------------------------------------------------------------------------------
   // For each row i of logits (n,V): losses[i] = log sum exp(logits[i]) - q·logits[i], F32|F64, with
   // q = (1 - smoothing) onehot(target[i]) + smoothing / V. If `gradient`, logits[i] is then
@@ -279,6 +302,10 @@ class Backend {
   static std::int64_t check_units(const char* who, const Tensor& x, std::size_t unit_bytes);
   virtual void matmul_tn(const Tensor& dw, GradMode mode, double alpha, const Tensor& a,
                          const Tensor& b) = 0;
+  virtual void column_sums(const Tensor& dl, GradMode mode, const Tensor& a, const Tensor& b,
+                           const Tensor& mean, const Tensor& rstd) = 0;
+  virtual void sum_rows_by_id(const Tensor& dtable, GradMode mode, const Tensor& dy,
+                              const Tensor& ids) = 0;
 
  private:
   Tensor allocate(Tag tag, DType dtype, Shape shape);

@@ -10,10 +10,11 @@
 
 #include "tensor/backend.h"
 #include "tensor/backend_ops.h"
+#include "tensor/shared_keys.h"
 
 namespace lk {
 
-class PlanBackend : public Backend {
+class PlanBackend : public Backend, protected SharedKeyKernels {
  public:
   explicit PlanBackend(const DeviceTraits& traits);
   ~PlanBackend() override;
@@ -28,6 +29,7 @@ class PlanBackend : public Backend {
   void synchronize() override {}
   std::unique_ptr<HostCopy> offload(const Tensor& x) override;
   void prepare_linear(Weight&) override {}
+  SharedKeyKernels* shared_key_kernels() override { return this; }
 
 #define LK_DO_NOTHING(op, parameters, arguments) \
   void op parameters override { static_cast<void>(std::tie arguments); }
@@ -35,7 +37,15 @@ class PlanBackend : public Backend {
 #undef LK_DO_NOTHING
 
  protected:
+  void shared_keys_forward(const Tensor&, const Tensor&, GradMode, const Tensor&, const SharedKeys&,
+                           const AttentionShape&) override {}
+  void shared_keys_backward(const Tensor&, GradMode, const Tensor&, const Tensor&, const Tensor&,
+                            const Tensor&, const Tensor&, const SharedKeys&, const Tensor&,
+                            const Tensor&, const AttentionShape&) override {}
   void matmul_tn(const Tensor&, GradMode, double, const Tensor&, const Tensor&) override {}
+  void column_sums(const Tensor&, GradMode, const Tensor&, const Tensor&, const Tensor&,
+                   const Tensor&) override {}
+  void sum_rows_by_id(const Tensor&, GradMode, const Tensor&, const Tensor&) override {}
   // Scratch that an op takes while it runs.
   void scratch(DType dtype, Shape shape) { empty(Tag::Workspace, dtype, shape); }
 

@@ -9,6 +9,8 @@ Tensor control(Tape& tape, const Weight& w, Parameter& p, const Tensor& t, const
   Var constant(t), leaf = tape.leaf(t);
   Var frozen = linear(tape, x, w), trained = linear(tape, x, p, 2.0);
   Var adapted = lora_linear(tape, x, w, nullptr, p, p, 1.0, 0.0f, {});
+  Var scaled = scale_columns(tape, x, p);
+  x.backend().linear_forward(t, t, w);
   Sink dx = tape.sink(x), dp = p.sink();
   tape.pass(x, t);
   x.backend().weight_gradient(dp.tensor, dp.mode, 1.0, t, t);

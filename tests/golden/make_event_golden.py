@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes tfevents.bin: three records as TensorBoard's own writer frames and encodes them.
+"""Writes tfevents.bin: four records as TensorBoard's own writer frames and encodes them.
 
     pip install tensorboard==2.21.0
     python3 tests/golden/make_event_golden.py
@@ -7,7 +7,7 @@
 import io
 import pathlib
 
-from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, tensor_shape_pb2, types_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 
@@ -19,6 +19,14 @@ def main():
             value=[value(tag="loss", simple_value=2.5), value(tag="lr", simple_value=1e-4)])),
         event_pb2.Event(wall_time=1700000002, step=7,
                         session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START)),
+        event_pb2.Event(wall_time=1700000003, step=40, summary=summary_pb2.Summary(value=[value(
+            tag="samples/1",
+            metadata=summary_pb2.SummaryMetadata(
+                plugin_data=summary_pb2.SummaryMetadata.PluginData(plugin_name="text")),
+            tensor=tensor_pb2.TensorProto(
+                dtype=types_pb2.DT_STRING, string_val=["say **h\u00e9llo**\n".encode()],
+                tensor_shape=tensor_shape_pb2.TensorShapeProto(
+                    dim=[tensor_shape_pb2.TensorShapeProto.Dim(size=1)])))])),
     ]
     out = io.BytesIO()
     writer = RecordWriter(out)

@@ -22,15 +22,17 @@ struct GatedNode : Node {
   }
 };
 
-// dx = dy gelu'(x). Saves x.
-struct GeluNode : Node {
+// dx = dy act'(x). Saves x.
+struct ActivationNode : Node {
+  Activation act;
   Var x;
-  explicit GeluNode(const Var& x) : x(x) {}
-  const char* name() const override { return "gelu"; }
+  ActivationNode(Activation act, const Var& x) : act(act), x(x) {}
+  const char* name() const override {
+    return act == Activation::Gelu ? "gelu" : act == Activation::Silu ? "silu" : "relu";
+  }
   void backward(Tape& tape, const Tensor& dy) override {
     if (Sink dx = tape.sink(x))
-      tape.backend().gated_backward(Activation::Gelu, {}, dx.tensor, dx.mode, {}, dy, x.value(),
-                                    {});
+      tape.backend().gated_backward(act, {}, dx.tensor, dx.mode, {}, dy, x.value(), {});
   }
 };
 
@@ -56,14 +58,17 @@ Var geglu(Tape& tape, const Var& gate, const Var& up) {
   return gated(tape, Activation::Gelu, gate, up);
 }
 
-// y = gelu(x)
-Var gelu(Tape& tape, const Var& x) {
-  auto [T, F] = x.dims<2>("gelu: x (T,F)");
+// y = act(x)
+Var activation(Tape& tape, Activation act, const Var& x) {
+  auto [T, F] = x.dims<2>("activation: x (T,F)");
   Tensor y = tape.activation(x.dtype(), {T, F});
-  tape.backend().gated_forward(Activation::Gelu, y, x.value(), {});
+  tape.backend().gated_forward(act, y, x.value(), {});
   if (!tape.wants(x)) return tape.constant(std::move(y));
-  return tape.record<GeluNode>(std::move(y), x);
+  return tape.record<ActivationNode>(std::move(y), act, x);
 }
+
+// y = gelu(x)
+Var gelu(Tape& tape, const Var& x) { return activation(tape, Activation::Gelu, x); }
 
 Work work::gated_forward(Activation, const Tensor& y, const Tensor& gate, const Tensor& up) {
   return {OpFamily::Gated, 0, sizes(y, gate, up)};

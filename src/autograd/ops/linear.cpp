@@ -65,6 +65,12 @@ Var linear(Tape& tape, const Var& x, Parameter& w, double alpha) {
   return tape.record<TrainableLinearNode>(std::move(y), x, w, alpha);
 }
 
+// y = x wᵀ + bias
+Var linear(Tape& tape, const Var& x, Parameter& w, Parameter* bias) {
+  Var y = linear(tape, x, w, 1.0);
+  return bias ? add_bias(tape, y, *bias) : y;
+}
+
 namespace {
 
 // c (M,N) from a contraction of length K.

@@ -1,14 +1,9 @@
 #include "autograd/ops.h"
+#include "autograd/ops/by_head.h"
 #include "autograd/work.h"
 
 namespace lk {
 namespace {
-
-// x with every D columns as a row of their own: x (T,C) itself if C = D; otherwise its rows must be
-// adjacent.
-Tensor by_head(const Tensor& x, std::int64_t D) {
-  return x.cols() == D ? x : x.reshape({x.rows() * (x.cols() / D), D});
-}
 
 // dx = rstd * (g - xhat * mean(g * xhat)), g = dy * gain, xhat = x * rstd. There is no dgain: the
 // gain is frozen. Saves rstd (T * heads) and its input x; y is not needed.
