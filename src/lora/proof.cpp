@@ -59,8 +59,7 @@ void prove_memory(const Backend& backend, const Method& method, std::int64_t wei
   };
   const Claim claims[] = {
       {"peak bytes of gradients", ledger[Tag::Gradients].peak_bytes, 4 * numel},
-      {"number of gradient buffers", ledger[Tag::Gradients].total_count - earlier_buffers,
-       count},
+      {"number of gradient buffers", ledger[Tag::Gradients].total_count - earlier_buffers, count},
       {"live bytes of the parameters and their copies", ledger[Tag::Params].live_bytes,
        4 * numel + method.copy_bytes()},
       {"peak bytes of optimizer state", ledger[Tag::Optimizer].peak_bytes, 2 * 4 * numel},

@@ -280,8 +280,8 @@ std::string scatter_svg(const std::string& title, const std::string& unit,
   for (const ChartPoint& p : points) {
     if (!drawn(p)) continue;
     body += plot.dot(p.x, p.y, p.colour, 5) + "\n";
-    legend += concat("<span class=\"key s", p.colour % kLineColours, "\">", line_swatch(p.colour), html_escape(p.name),
-                     " <b>", short_number(p.y), "</b></span> ");
+    legend += concat("<span class=\"key s", p.colour % kLineColours, "\">", line_swatch(p.colour),
+                     html_escape(p.name), " <b>", short_number(p.y), "</b></span> ");
   }
   return figure(title, "", legend, body);
 }

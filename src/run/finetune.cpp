@@ -246,7 +246,8 @@ class Run {
       const double done = static_cast<double>(report->step - first_);
       seconds_left_ =
           seconds_since(started_) / done * static_cast<double>(in_.steps - report->step);
-      listener_.stepped(*report, in_.steps, base_.backend->ledger().total().live_bytes, seconds_left_);
+      listener_.stepped(*report, in_.steps, base_.backend->ledger().total().live_bytes,
+                        seconds_left_);
     }
   }
 
@@ -287,8 +288,8 @@ class Run {
     if (result_.signal != 0) save();
     const bool saved = result_.signal != 0 || attempt([&] { save_state(); });
     if (result_.signal == 0) result_.eval_after = evaluate_now();
-    prove_memory(*base_.backend, *method_, weights_bytes_, weight_gradient_matmuls_,
-                 micro_steps, before_.gradient_buffers);
+    prove_memory(*base_.backend, *method_, weights_bytes_, weight_gradient_matmuls_, micro_steps,
+                 before_.gradient_buffers);
     if (s_.verify_base) {
       std::string after = weights_sha256(model_->weights());
       check(after == facts_.base_hash, "the base weights changed during training: SHA-256 was ",

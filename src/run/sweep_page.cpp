@@ -161,8 +161,8 @@ std::string sweep_html(const Json& record, const std::string& out) {
     if (t.contains("error"))
       errors += "<li>" + html_escape(show(t["name"]) + ": " + show(t["error"])) + "</li>\n";
   if (!errors.empty()) errors = "<h2>Failures</h2><ul>\n" + errors + "</ul>\n";
-  return page_html(concat("A sweep of ", trials.size(), " trials"),
-                   concat(done, " finished; base ", show(record["model"])),
+  const std::string title = concat("A sweep of ", trials.size(), " trials");
+  return page_html(title, title, concat(done, " finished; base ", show(record["model"])),
                    "<h2>Trials</h2>" + tables_html(trials) + errors + charts_html(trials, out));
 }
 
