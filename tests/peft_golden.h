@@ -23,6 +23,7 @@ struct Golden {
   Json json;
   explicit Golden(const std::string& name)
       : json(Json::parse(std::ifstream(kGolden + name + ".json"))) {}
+  explicit Golden(const char* name) : Golden(std::string(name)) {}
   explicit Golden(Json one) : json(std::move(one)) {}
   template <class T>
   T get(const char* key) const {

@@ -7,6 +7,7 @@
 #include "run/finetune.h"
 #include "run/methods.h"
 #include "settings_file.h"
+#include "sweep_flags.h"
 
 namespace {
 
@@ -20,6 +21,7 @@ struct Text {
   std::string memory, memory_limit, recompute = "none";
   program::LongRowFlags long_rows;
   std::string train_on = "assistant", columns;
+  std::optional<std::string> sweep;
   bool no_shuffle = false, no_verify = false;
 };
 
@@ -128,7 +130,7 @@ void add_evaluation_flags(CLI::App& app, FinetuneSettings& s) {
   app.add_option("--sample-every", s.sample_every, "write samples every N steps")->check(whole);
 }
 
-void add_output_flags(CLI::App& app, FinetuneSettings& s) {
+void add_output_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
   app.add_option("--out", s.out, "folder for the adapter: new or empty")->required();
   app.add_option("--save-every", s.save_every, "checkpoint every N steps")
       ->check(program::whole_number());
@@ -136,6 +138,9 @@ void add_output_flags(CLI::App& app, FinetuneSettings& s) {
   app.add_option("--base-name", s.base_name,
                  "ORG/NAME of the base on the Hugging Face hub, for those who open the adapter "
                  "(default: as its files say)");
+  app.add_option("--sweep", text.sweep,
+                 "a run for each combination, in --out/<trial>/, over one base in memory: "
+                 "'rank=1,2,4;lr=1e-4,5e-4' (a + stands for the comma inside --targets)");
   app.add_flag("--tensorboard", s.tensorboard, "also write TensorBoard's event files into --out");
 }
 
@@ -155,7 +160,7 @@ void add_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
   in_group(app, "Adapter", [&] { add_adapter_flags(app, s, text); });
   in_group(app, "Training", [&] { add_training_flags(app, s); });
   in_group(app, "Evaluation", [&] { add_evaluation_flags(app, s); });
-  in_group(app, "Output", [&] { add_output_flags(app, s); });
+  in_group(app, "Output", [&] { add_output_flags(app, s, text); });
   in_group(app, "Machine", [&] { add_machine_flags(app, s, text); });
 }
 
@@ -183,6 +188,46 @@ struct Console : FinetuneListener {
     program::message(text);
   }
 };
+
+// Converts what the flags gave as text.
+void settle(FinetuneSettings& settings, const Text& text) {
+  if (text.targets) settings.targets = program::parse_list(*text.targets, "--targets");
+  if (text.methods) settings.methods = program::parse_list(*text.methods, "--method");
+  settings.layers = program::layers_of(text.lora);
+  settings.rank_pattern = program::rank_pattern_of(text.lora);
+  if (!text.alpha_pattern.empty())
+    settings.alpha_pattern = parse_alpha_pattern(text.alpha_pattern, "--alpha-pattern");
+  settings.init = parse_lora_init(text.init);
+  settings.recompute = parse_recompute(text.recompute);
+  settings.memory = program::parse_budget(text.memory);
+  if (!text.memory_limit.empty()) settings.memory_limit = program::parse_bytes(text.memory_limit);
+  settings.long_rows = program::long_rows(text.long_rows);
+  settings.train_on = parse_train_on(text.train_on);
+  if (!text.columns.empty()) settings.columns = Columns::parse(text.columns);
+  settings.shuffle = !text.no_shuffle;
+  settings.verify_base = !text.no_verify;
+}
+
+// Runs the trials of --sweep and prints their table.
+int sweep_all(const CLI::App& app, int argc, char** argv, const FinetuneSettings& settings,
+              const std::string& text) {
+  auto read = [&](const std::vector<std::string>& more) {
+    CLI::App again("", "finetune");
+    FinetuneSettings s;
+    Text own;
+    add_flags(again, s, own);
+    program::parse(again, argc, argv, more);
+    settle(s, own);
+    return s;
+  };
+  std::vector<SweepTrial> trials = program::read_sweep(app, argc, argv, text, read);
+  Console console;
+  const SweepResult result = sweep({settings.out, settings.resume}, std::move(trials), console,
+                                   program::install_signal_handlers());
+  program::write(sweep_text(result.record));
+  program::write(concat("sweep: ", settings.out, "/sweep.html\n"));
+  return result.exit_code;
+}
 
 int report(const FinetuneSettings& s, const FinetuneResult& r) {
   std::printf("trainable %lld of %lld parameters (%.3f %%)\n",
@@ -219,27 +264,16 @@ int main(int argc, char** argv) {
       "  finetune --model model.gguf --data rows.jsonl --out runs/mine\n"
       "  finetune --model model.gguf --data support.csv --columns user=question,assistant=answer "
       "--out runs/support\n"
-      "  finetune --config runs/mine/run.toml --lr 5e-4 --out runs/other\n",
+      "  finetune --config runs/mine/run.toml --lr 5e-4 --out runs/other\n"
+      "  finetune --model model.gguf --data rows.jsonl --sweep 'rank=4,16;lr=5e-4,1e-3' --out "
+      "runs/sweep\n",
       "finetune");
   FinetuneSettings settings;
   Text text;
   add_flags(app, settings, text);
   return program::run(app, argc, argv, [&] {
-    if (text.targets) settings.targets = program::parse_list(*text.targets, "--targets");
-    settings.layers = program::layers_of(text.lora);
-    settings.rank_pattern = program::rank_pattern_of(text.lora);
-    if (!text.alpha_pattern.empty())
-      settings.alpha_pattern = parse_alpha_pattern(text.alpha_pattern, "--alpha-pattern");
-    settings.init = parse_lora_init(text.init);
-    if (text.methods) settings.methods = program::parse_list(*text.methods, "--method");
-    settings.recompute = parse_recompute(text.recompute);
-    settings.memory = program::parse_budget(text.memory);
-    if (!text.memory_limit.empty()) settings.memory_limit = program::parse_bytes(text.memory_limit);
-    settings.long_rows = program::long_rows(text.long_rows);
-    settings.train_on = parse_train_on(text.train_on);
-    if (!text.columns.empty()) settings.columns = Columns::parse(text.columns);
-    settings.shuffle = !text.no_shuffle;
-    settings.verify_base = !text.no_verify;
+    settle(settings, text);
+    if (text.sweep) return sweep_all(app, argc, argv, settings, *text.sweep);
     Console console;
     return report(settings, finetune(settings, console, program::install_signal_handlers()));
   });

@@ -94,15 +94,8 @@ int run(CLI::App& app, int argc, char** argv, const std::function<int()>& body) 
   };
   try {
     return finish(with_resources([&] {
-      app.set_version_flag("--version", std::string("lorikeet ") + kVersion);
-      app.get_formatter()->column_width(34);
-      app.set_config("--config", "", "take flags from this TOML file; the command line wins");
-      app.config_formatter(settings_file(app));
-      app.allow_config_extras(CLI::config_extras_mode::error);
-      std::vector<std::string> args = own_names(app, argc, argv);
       try {
-        std::reverse(args.begin(), args.end());  // as CLI11 takes them
-        app.parse(args);
+        parse(app, argc, argv);
       } catch (const CLI::Success& e) {
         return unless_lost(app.exit(e));
       } catch (const CLI::ExtrasError& e) {
@@ -129,6 +122,18 @@ int run(CLI::App& app, int argc, char** argv, const std::function<int()>& body) 
   } catch (const std::exception& e) {
     return fail_safely(e.what(), ExitCode::Internal);
   }
+}
+
+void parse(CLI::App& app, int argc, const char* const* argv, const std::vector<std::string>& more) {
+  app.set_version_flag("--version", std::string("lorikeet ") + kVersion);
+  app.get_formatter()->column_width(34);
+  app.set_config("--config", "", "take flags from this TOML file; the command line wins");
+  app.config_formatter(settings_file(app));
+  app.allow_config_extras(CLI::config_extras_mode::error);
+  std::vector<std::string> args = own_names(app, argc, argv);
+  args.insert(args.end(), more.begin(), more.end());
+  std::reverse(args.begin(), args.end());  // as CLI11 takes them
+  app.parse(args);
 }
 
 std::int64_t parse_bytes(const std::string& text) {

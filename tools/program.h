@@ -16,6 +16,11 @@ namespace lk::program {
 // (tensor/error.h; docs/decisions.md).
 int run(CLI::App& app, int argc, char** argv, const std::function<int()>& body);
 
+// Reads the command line, with the flags of --config and with `more` behind it. Throws CLI::Success
+// for --help and --version, CLI::ParseError.
+void parse(CLI::App& app, int argc, const char* const* argv,
+           const std::vector<std::string>& more = {});
+
 // Validators that take decimal numbers only: no hex, no nan or inf, no trailing text.
 const CLI::Validator& whole_number();
 const CLI::Validator& real_number();

@@ -72,8 +72,7 @@ Var add(Tape& tape, const Var& a, const Var& b, Output output = Output::Read);
 Var dropout(Tape& tape, const Var& x, float p, const RandomKey& key);
 
 // The factor of a sum of losses: alpha, times a number on the device, (1) F32 (F64 for F64), if
-// `factor` is defined, so that recorded work can be run with another one. `smoothing`: the share of
-// each target's probability that goes to the whole vocabulary (Backend::cross_entropy).
+// `factor` is defined, for recorded work to run with another. `smoothing` is cross_entropy()'s.
 struct LossScale {
   double alpha = 1;
   Tensor factor;

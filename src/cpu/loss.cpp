@@ -19,7 +19,6 @@ template <class T>
 void cross_entropy_plain(accumulate_t<T>* losses, Matrix<T> logits, const std::int32_t* targets,
                          bool gradient, double scale, double smoothing) {
   using A = accumulate_t<T>;
-  // q of Backend::cross_entropy: of every token, and of the target.
   const A off = static_cast<A>(smoothing / static_cast<double>(logits.cols));
   const A on = static_cast<A>(1 - smoothing) + off;
   for (std::int64_t i = 0; i < logits.rows; ++i) {

@@ -48,7 +48,8 @@ std::string memory_table(const MemoryReport& report) {
 }
 
 void prove_memory(const Backend& backend, const Method& method, std::int64_t weights_bytes,
-                  std::int64_t weight_gradient_matmuls, std::int64_t micro_steps) {
+                  std::int64_t weight_gradient_matmuls, std::int64_t micro_steps,
+                  std::int64_t earlier_buffers) {
   const Ledger& ledger = backend.ledger();
   const std::int64_t numel = method.n_parameters();
   const std::int64_t count = std::ssize(method.parameters());
@@ -58,7 +59,7 @@ void prove_memory(const Backend& backend, const Method& method, std::int64_t wei
   };
   const Claim claims[] = {
       {"peak bytes of gradients", ledger[Tag::Gradients].peak_bytes, 4 * numel},
-      {"number of gradient buffers", ledger[Tag::Gradients].total_count, count},
+      {"number of gradient buffers", ledger[Tag::Gradients].total_count - earlier_buffers, count},
       {"live bytes of the parameters and their copies", ledger[Tag::Params].live_bytes,
        4 * numel + method.copy_bytes()},
       {"peak bytes of optimizer state", ledger[Tag::Optimizer].peak_bytes, 2 * 4 * numel},

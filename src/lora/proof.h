@@ -38,6 +38,7 @@ std::string memory_table(const MemoryReport& report);
 //   weight-gradient matmuls = micro_steps * Method::weight_gradients()
 // Throws Error with the table if one of these fails.
 void prove_memory(const Backend& backend, const Method& method, std::int64_t weights_bytes,
-                  std::int64_t weight_gradient_matmuls, std::int64_t micro_steps);
+                  std::int64_t weight_gradient_matmuls, std::int64_t micro_steps,
+                  std::int64_t earlier_buffers = 0);
 
 }  // namespace lk

@@ -1,7 +1,6 @@
 // TrainStep: one optimizer step, from the first forward pass to the update of what trains.
 //
 //   L = 1/n  sum over micro-batches, over their supervised tokens, of -log p(next token)
-//                                          (smoothed, if requested: Backend::cross_entropy)
 //   g = dL/dp                              p: all parameters; each micro-batch adds its share
 //   g = g min(1, clip / |g|)               |g| is the norm over all of them
 //   p = AdamW(p, g)                        nn/adamw.h

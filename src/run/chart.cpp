@@ -83,7 +83,8 @@ struct Plot {
     return kHeight - kBottom - (v - y.low) / (y.high - y.low) * (kHeight - kTop - kBottom);
   }
 
-  std::string axes() const {
+  // `whole`: only whole numbers stand along x.
+  std::string axes(const std::string& x_name, bool whole) const {
     std::string out;
     const double dy = tick_step(y.high - y.low, 4);
     for (double v = std::ceil(y.low / dy - 1e-9) * dy; v <= y.high + dy * 1e-9; v += dy) {
@@ -93,15 +94,15 @@ struct Plot {
       out += print("<text x=\"%.0f\" y=\"%.1f\" text-anchor=\"end\">%s</text>\n", kLeft - 6,
                    py(v) + 4, short_number(at).c_str());
     }
-    const double dx = std::max(1.0, tick_step(x.high - x.low, 5));  // step numbers are integers
+    const double dx = std::max(whole ? 1.0 : 0.0, tick_step(x.high - x.low, 5));
     for (double v = std::ceil(x.low / dx - 1e-9) * dx; v <= x.high + dx * 1e-9; v += dx)
       out += print("<text x=\"%.1f\" y=\"%.0f\" text-anchor=\"middle\">%s</text>\n", px(v),
                    kHeight - kBottom + 16, short_number(v).c_str());
     out += print("<line class=\"axis\" x1=\"%.0f\" x2=\"%.0f\" y1=\"%.0f\" y2=\"%.0f\"/>", kLeft,
                  kWidth - kRight, kHeight - kBottom, kHeight - kBottom);
-    out += print("<text x=\"%.0f\" y=\"%.0f\" text-anchor=\"end\">step</text>\n", kWidth - kRight,
-                 kHeight - 5);
-    return out;
+    return out +
+           print("<text x=\"%.0f\" y=\"%.0f\" text-anchor=\"end\">", kWidth - kRight, kHeight - 5) +
+           html_escape(x_name) + "</text>\n";
   }
 
   std::string mark(const ChartMark& m) const {
@@ -131,12 +132,35 @@ struct Plot {
                     "\"/>");
     out += concat("<polyline class=\"line s", index % kLineColours, "\" points=\"", path, "\"/>\n");
     if (dots || groups.size() == 1)
-      for (const Group& g : groups)
-        out += print("<circle class=\"dot s%zu\" cx=\"%.1f\" cy=\"%.1f\" r=\"3\"/>",
-                     index % kLineColours, px(g.x), py(g.mean));
+      for (const Group& g : groups) out += dot(g.x, g.mean, index, 3);
     return out;
   }
+
+  std::string dot(double at_x, double at_y, std::size_t index, int radius) const {
+    return print("<circle class=\"dot s%zu\" cx=\"%.1f\" cy=\"%.1f\" r=\"%d\"/>",
+                 index % kLineColours, px(at_x), py(at_y), radius);
+  }
+
+  // Widens the ranges to what is drawn, with some air above and below.
+  void settle() {
+    x = widened(x), y = widened(y);
+    const double air = (y.high - y.low) * 0.05;
+    y.high += air;
+    y.low = y.low >= 0 ? std::max(0.0, y.low - air) : y.low - air;
+  }
 };
+
+// A chart with its caption; an empty body says that there is nothing to draw.
+std::string figure(const std::string& title, const std::string& unit, const std::string& legend,
+                   const std::string& body) {
+  const std::string head = "<figcaption><strong>" + html_escape(title) + "</strong>" +
+                           (unit.empty() ? "" : " <small>" + html_escape(unit) + "</small>") +
+                           "<br>" + legend + "</figcaption>";
+  if (body.empty()) return "<figure>" + head + "<p>nothing was recorded</p></figure>\n";
+  return "<figure>" + head +
+         print("<svg viewBox=\"0 0 %.0f %.0f\" role=\"img\" aria-label=\"", kWidth, kHeight) +
+         html_escape(title) + "\">\n" + body + "</svg></figure>\n";
+}
 
 }  // namespace
 
@@ -226,11 +250,8 @@ std::string chart_svg(const std::string& title, const std::string& unit,
   }
   const bool empty = plot.x.high < plot.x.low;
   if (!empty) {
-    plot.x = widened(plot.x), plot.y = widened(plot.y);
-    const double air = (plot.y.high - plot.y.low) * 0.05;
-    plot.y.high += air;
-    plot.y.low = plot.y.low >= 0 ? std::max(0.0, plot.y.low - air) : plot.y.low - air;
-    body = plot.axes();
+    plot.settle();
+    body = plot.axes("step", true);
     for (const ChartMark& mark : marks) body += plot.mark(mark);
   }
   for (std::size_t i = 0; i < lines.size(); ++i) {
@@ -240,17 +261,29 @@ std::string chart_svg(const std::string& title, const std::string& unit,
         concat("<span class=\"key s", i % kLineColours, "\">", line_swatch(i),
                html_escape(lines[i].name), " <b>", first_to_last(lines[i].points), "</b></span> ");
   }
-  std::string note = html_escape(unit);
+  std::string note = unit;
   if (is_grouped)
     note += concat(note.empty() ? "" : ", ", "means of ", short_number(width), " steps",
                    many ? "" : " and their range");
-  const std::string head = "<figcaption><strong>" + html_escape(title) + "</strong>" +
-                           (note.empty() ? "" : " <small>" + note + "</small>") + "<br>" + legend +
-                           "</figcaption>";
-  if (empty) return "<figure>" + head + "<p>nothing was recorded</p></figure>\n";
-  return "<figure>" + head +
-         print("<svg viewBox=\"0 0 %.0f %.0f\" role=\"img\" aria-label=\"", kWidth, kHeight) +
-         html_escape(title) + "\">\n" + body + "</svg></figure>\n";
+  return figure(title, note, legend, body);
+}
+
+std::string scatter_svg(const std::string& title, const std::string& unit,
+                        const std::vector<ChartPoint>& points) {
+  auto drawn = [](const ChartPoint& p) { return std::isfinite(p.x) && std::isfinite(p.y); };
+  Plot plot;
+  for (const ChartPoint& p : points)
+    if (drawn(p)) plot.x.include(p.x), plot.y.include(p.y);
+  if (plot.x.high < plot.x.low) return figure(title, "", "", "");
+  plot.settle();
+  std::string legend, body = plot.axes(unit, false);
+  for (const ChartPoint& p : points) {
+    if (!drawn(p)) continue;
+    body += plot.dot(p.x, p.y, p.colour, 5) + "\n";
+    legend += concat("<span class=\"key s", p.colour % kLineColours, "\">", line_swatch(p.colour),
+                     html_escape(p.name), " <b>", short_number(p.y), "</b></span> ");
+  }
+  return figure(title, "", legend, body);
 }
 
 }  // namespace lk

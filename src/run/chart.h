@@ -37,6 +37,16 @@ std::string first_to_last(const std::vector<std::pair<double, double>>& points);
 // A short piece of the line of that index, for legends and tables: its colour and dashes.
 std::string line_swatch(std::size_t index);
 
+struct ChartPoint {
+  std::string name;  // for the legend; plain text
+  double x = 0, y = 0;
+  std::size_t colour = 0;  // as the line of that index
+};
+
+// A figure of single points, x in `unit`; points that are not finite are left out.
+std::string scatter_svg(const std::string& title, const std::string& unit,
+                        const std::vector<ChartPoint>& points);
+
 // Escapes text for HTML: & < > " ' become entities; bytes that are not UTF-8 and control characters
 // (except newline and tab) become U+FFFD.
 std::string html_escape(const std::string& text);

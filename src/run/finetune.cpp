@@ -3,13 +3,12 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <utility>
 
 #include "cuda/open_device.h"
 #include "io/durable.h"
 #include "io/json.h"
 #include "io/output_folder.h"
-#include "modelfile/fingerprint.h"
-#include "modelfile/load.h"
 #include "modelfile/weight_hash.h"
 #include "run/evaluation_watch.h"
 #include "run/inference.h"
@@ -22,6 +21,7 @@
 #include "run/run_record.h"
 #include "run/run_settings.h"
 #include "run/run_toml.h"
+#include "run/shared_base.h"
 
 namespace lk {
 namespace {
@@ -35,23 +35,34 @@ double seconds_since(Clock::time_point start) {
 // One run; its methods stand in the order in which they are called.
 class Run {
  public:
-  Run(const FinetuneSettings& settings, FinetuneRows* rows, FinetuneListener& listener,
-      const std::atomic<int>& stop)
-      : rows_(rows), s_(settings), listener_(listener), stop_(stop) {}
+  // `shared`: the base to run on, loaded already or by this run; null: one of its own.
+  Run(const FinetuneSettings& settings, FinetuneRows* rows, SharedBase* shared,
+      FinetuneListener& listener, const std::atomic<int>& stop)
+      : base_(shared ? *shared : own_base_),
+        rows_(rows),
+        s_(settings),
+        listener_(listener),
+        stop_(stop) {}
+  ~Run() {
+    trainer_.reset(), method_.reset();
+    if (&base_ != &own_base_) base_.take_back(model_.get());
+  }
 
   FinetuneResult go() {
     validate_settings(s_, rows_ != nullptr);
-    backend_ = open_device(s_.device);
-    facts_.device = backend_->name(), facts_.device_description = backend_->description();
-    facts_.dtype = parse_compute_dtype(s_.dtype, *backend_);
-    require_possible(s_.recompute, *backend_);
+    if (!base_.backend) base_.backend = open_device(s_.device);
+    before_ = base_.begin_run();
+    facts_.device = base_.backend->name(), facts_.device_description = base_.backend->description();
+    facts_.dtype = parse_compute_dtype(s_.dtype, *base_.backend);
+    require_possible(s_.recompute, *base_.backend);
     refuse_input_folders(s_);
     folder_ = std::make_unique<OutputFolder>(s_.out, !s_.resume);
     if (s_.resume) {
       finished_ = is_finished(s_.out);
       checkpoint_ = find_checkpoint(s_.out, *folder_);
     }
-    in_ = read_inputs(s_, listener_, checkpoint_ ? &checkpoint_->identity() : nullptr, rows_);
+    in_ = read_inputs(s_, listener_, checkpoint_ ? &checkpoint_->identity() : nullptr, rows_,
+                      base_.file);
     watch_ = std::make_unique<EvaluationWatch>(s_.keep == "best", s_.patience, result_);
     if (checkpoint_)  // refuses what it can before the model is read
       check_same_run(*checkpoint_, run_identity(s_, in_, "", facts_.dtype), finished_, s_.out,
@@ -73,36 +84,39 @@ class Run {
   void plan() {
     PlanRequest request;
     request.model = in_.model->config(), request.methods = in_.methods;
-    request.compute_dtype = facts_.dtype, request.device = backend_->name();
+    request.compute_dtype = facts_.dtype, request.device = base_.backend->name();
     request.batch = s_.batch, request.grad_accum = s_.grad_accum, request.seq_len = *s_.seq_len;
     request.row_lengths = in_.longest_batch(s_);
     request.recompute = s_.recompute;
     const std::int64_t wanted = std::max(s_.memory_limit, s_.memory);  // one of the two is 0
-    const std::int64_t free = backend_->free_memory();
+    // The plan counts the base, which may be there already.
+    const std::int64_t free =
+        base_.backend->free_memory() + base_.backend->ledger()[Tag::Weights].live_bytes;
     const std::int64_t limit = wanted > 0 ? std::min(wanted, free) : free;
     Plan plan = s_.memory > 0 ? plan_within(request, limit) : plan_training(request);
     listener_.planned(request, plan);
-    check_fits(request, plan, limit, backend_->name());
+    check_fits(request, plan, limit, base_.backend->name());
     facts_.recompute = request.recompute;
     facts_.planned_peak = plan.memory.peak_bytes;
     if (s_.memory > 0)
       listener_.message(concat("`memory` ", s_.memory >> 20, " MiB: `recompute` ",
                                recompute_text(facts_.recompute), ", planned peak ",
                                facts_.planned_peak >> 20, " MiB"));
-    if (wanted > 0) backend_->set_memory_limit(wanted);
+    base_.backend->set_memory_limit(wanted);
   }
 
   void load() {
     auto start = Clock::now();
-    fingerprint_ = std::make_unique<Fingerprint>(*in_.model);  // hashes during all that follows
-    LoadedModel loaded =
-        load_weights(*backend_, *in_.model, facts_.dtype, {.hash = s_.verify_base});
-    facts_.base_hash = loaded.sha256;
-    model_ = std::make_unique<Transformer>(*backend_, loaded.config, std::move(loaded.weights),
-                                           facts_.dtype, *s_.seq_len + virtual_tokens(in_.methods));
-    listener_.message(concat("loaded ", s_.model, ": ", model_->n_parameters(), " parameters in ",
-                             dtype_name(facts_.dtype), " on ", facts_.device, " (",
-                             facts_.device_description, ")"));
+    const bool loads = !base_.loaded;
+    if (loads) base_.load(in_.model, facts_.dtype, s_.verify_base);
+    facts_.base_hash = base_.loaded->sha256;
+    model_ = std::make_unique<Transformer>(*base_.backend, base_.loaded->config,
+                                           std::exchange(base_.loaded->weights, {}), facts_.dtype,
+                                           *s_.seq_len + virtual_tokens(in_.methods));
+    if (loads)
+      listener_.message(concat("loaded ", s_.model, ": ", model_->n_parameters(), " parameters in ",
+                               dtype_name(facts_.dtype), " on ", facts_.device, " (",
+                               facts_.device_description, ")"));
     facts_.load_seconds = seconds_since(start);
   }
 
@@ -121,7 +135,7 @@ class Run {
       method_ = attach_adapter(*model_, *in_.init, in_.methods.lora, true);
     else
       method_ = make_method(*model_, in_.methods);
-    weights_bytes_ = backend_->ledger()[Tag::Weights].live_bytes;
+    weights_bytes_ = base_.backend->ledger()[Tag::Weights].live_bytes;
     if (!changes_base(in_.methods.lora.init)) return;
     if (s_.verify_base) facts_.base_hash = weights_sha256(model_->weights());
     listener_.message(concat("`init` ", lora_init_name(in_.methods.lora.init),
@@ -187,7 +201,7 @@ class Run {
 
   void train() {
     first_ = trainer_->steps_done();
-    const std::int64_t matmuls_before = backend_->weight_gradient_matmuls();
+    const std::int64_t matmuls_before = base_.backend->weight_gradient_matmuls();
     if (first_ == 0) result_.eval_before = evaluate_now();
     started_ = Clock::now();
     Prefetch<std::vector<HostBatch>> batches(
@@ -201,7 +215,7 @@ class Run {
       const bool samples = s_.sample_every > 0 && step % s_.sample_every == 0 && !last;
       const bool saves = s_.save_every > 0 && step % s_.save_every == 0 && !last;
       report_steps(evaluates || samples || saves);
-      if (facts_.fingerprint.empty() && fingerprint_->ready())
+      if (facts_.fingerprint.empty() && base_.fingerprint->ready())
         attempt([&] { write_run_json("running"); });
       if (evaluates) {
         evaluate_now();
@@ -218,8 +232,8 @@ class Run {
       listener_.message(concat("stopped at step ", trainer_->steps_done(), " of ", in_.steps, ": ",
                                s_.patience, " evaluations without a new best (`patience`)"));
     result_.steps = trainer_->steps_done();
-    weight_gradient_matmuls_ = backend_->weight_gradient_matmuls() - matmuls_before;
-    if (backend_->traits().can_record) {
+    weight_gradient_matmuls_ = base_.backend->weight_gradient_matmuls() - matmuls_before;
+    if (base_.backend->traits().can_record) {
       std::string why = trainer_->why_not_recorded();
       if (why.empty() && recorded_ == 0) why = "no two steps had batches of the same padded size";
       listener_.message(concat("CUDA graph: ", recorded_, " of ", trainer_->steps_done() - first_,
@@ -246,7 +260,8 @@ class Run {
       const double done = static_cast<double>(report->step - first_);
       seconds_left_ =
           seconds_since(started_) / done * static_cast<double>(in_.steps - report->step);
-      listener_.stepped(*report, in_.steps, backend_->ledger().total().live_bytes, seconds_left_);
+      listener_.stepped(*report, in_.steps, base_.backend->ledger().total().live_bytes,
+                        seconds_left_);
     }
   }
 
@@ -287,7 +302,8 @@ class Run {
     if (result_.signal != 0) save();
     const bool saved = result_.signal != 0 || attempt([&] { save_state(); });
     if (result_.signal == 0) result_.eval_after = evaluate_now();
-    prove_memory(*backend_, *method_, weights_bytes_, weight_gradient_matmuls_, micro_steps);
+    prove_memory(*base_.backend, *method_, weights_bytes_, weight_gradient_matmuls_, micro_steps,
+                 before_.gradient_buffers);
     if (s_.verify_base) {
       std::string after = weights_sha256(model_->weights());
       check(after == facts_.base_hash, "the base weights changed during training: SHA-256 was ",
@@ -295,7 +311,8 @@ class Run {
     }
     facts_.weight_gradient_matmuls_per_micro_step =
         micro_steps ? weight_gradient_matmuls_ / micro_steps : 0;
-    result_.memory = memory_report(*backend_);
+    result_.memory = memory_report(*base_.backend);
+    result_.memory.driver_allocations -= before_.driver_allocations;
     if (result_.signal == 0) {
       std::vector<std::string> unmoved = trainer_->unmoved();
       if (trainer_->steps_done() > first_ && !unmoved.empty()) {
@@ -401,29 +418,30 @@ class Run {
 
   // The content of run.json. While the base is still being hashed its hash is null.
   Json record(const std::string& status) {
-    if (status != "running" || fingerprint_->ready()) fingerprint();
+    if (status != "running" || base_.fingerprint->ready()) fingerprint();
     facts_.status = status;
     return run_json(s_, in_, facts_, result_);
   }
   const std::string& fingerprint() {
-    if (facts_.fingerprint.empty()) facts_.fingerprint = fingerprint_->get();
+    if (facts_.fingerprint.empty()) facts_.fingerprint = base_.fingerprint->get();
     return facts_.fingerprint;
   }
   Json identity() { return run_identity(s_, in_, fingerprint(), facts_.dtype); }
 
-  FinetuneRows* rows_;  // in place of files; null: none
-  FinetuneSettings s_;  // what was left open is filled in once the inputs are read
+  SharedBase own_base_;  // first: everything below lives in its memory
+  SharedBase& base_;     // that one, or the one that is shared
+  FinetuneRows* rows_;   // in place of files; null: none
+  FinetuneSettings s_;   // what was left open is filled in once the inputs are read
   FinetuneListener& listener_;
   const std::atomic<int>& stop_;
 
-  std::unique_ptr<Backend> backend_;  // first: everything below lives in its memory
   std::unique_ptr<OutputFolder> folder_;
   std::optional<Checkpoint> checkpoint_;  // to go on from, until it is restored
   bool finished_ = false;                 // whether it is that of a finished run
   RunInputs in_;
   RunFacts facts_;  // filled in as they become known
-  std::unique_ptr<Fingerprint> fingerprint_;
   std::unique_ptr<Transformer> model_;
+  SharedBase::Counts before_;  // of earlier runs on the base
   std::int64_t weights_bytes_ = 0, weight_gradient_matmuls_ = 0;
   std::unique_ptr<Method> method_;
   std::unique_ptr<Trainer> trainer_;
@@ -441,12 +459,17 @@ class Run {
 
 FinetuneResult finetune(const FinetuneSettings& settings, FinetuneListener& listener,
                         const std::atomic<int>& stop) {
-  return Run(settings, nullptr, listener, stop).go();
+  return Run(settings, nullptr, nullptr, listener, stop).go();
 }
 
 FinetuneResult finetune(const FinetuneSettings& settings, FinetuneRows rows,
                         FinetuneListener& listener, const std::atomic<int>& stop) {
-  return Run(settings, &rows, listener, stop).go();
+  return Run(settings, &rows, nullptr, listener, stop).go();
+}
+
+FinetuneResult finetune(const FinetuneSettings& settings, SharedBase& base,
+                        FinetuneListener& listener, const std::atomic<int>& stop) {
+  return Run(settings, nullptr, &base, listener, stop).go();
 }
 
 }  // namespace lk

@@ -125,4 +125,10 @@ FinetuneResult finetune(const FinetuneSettings& settings, FinetuneListener& list
 FinetuneResult finetune(const FinetuneSettings& settings, FinetuneRows rows,
                         FinetuneListener& listener, const std::atomic<int>& stop);
 
+// The same on a base that several runs take in turn (run/shared_base.h): the first of them loads it,
+// and `model`, `device` and `dtype` of the others are the first one's.
+struct SharedBase;
+FinetuneResult finetune(const FinetuneSettings& settings, SharedBase& base,
+                        FinetuneListener& listener, const std::atomic<int>& stop);
+
 }  // namespace lk

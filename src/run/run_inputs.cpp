@@ -54,7 +54,7 @@ void choose_lora(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in)
 }
 
 void choose_methods(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in) {
-  in.model = std::make_unique<ModelFile>(s.model);
+  if (!in.model) in.model = std::make_shared<ModelFile>(s.model);
   in.methods.names = s.methods;
   const std::int64_t n = s.virtual_tokens.value_or(kVirtualTokens);
   in.methods.prompt = {n, {}, s.seed};
@@ -234,8 +234,9 @@ std::vector<HostBatch> RunInputs::lay_out(std::int64_t step, std::int64_t grad_a
 }
 
 RunInputs read_inputs(FinetuneSettings& settings, FinetuneListener& listener, const Json* before,
-                      FinetuneRows* rows) {
+                      FinetuneRows* rows, std::shared_ptr<const ModelFile> opened) {
   RunInputs in;
+  in.model = std::move(opened);
   choose_methods(settings, listener, in);
   read_data(settings, listener, in, rows);
   arrange(settings, listener, in, before);

@@ -24,7 +24,7 @@ struct RunInputs {
   MethodConfig methods;
   std::optional<AdapterFile> init;  // the adapter to start from
   std::string init_sha256;          // of its weights; empty without one
-  std::unique_ptr<const ModelFile> model;
+  std::shared_ptr<const ModelFile> model;
   std::string
       base_model;  // what the adapter calls its base: a name on the hub, or the model's path
   std::map<std::string, std::string> model_files;  // SHA-256 by name: a folder's, without weights
@@ -46,8 +46,9 @@ struct RunInputs {
 
 // Reads the inputs and reports to `listener` what was found. Fills in what the settings leave open
 // (run/defaults.h); `before` is the identity of the run to go on with, or null. `rows`: taken
-// instead of files; null: none. Throws InputError, UsageError, IoError.
+// instead of files; null: none. `opened`: the model's file, if it is open already. Throws InputError, UsageError, IoError.
 RunInputs read_inputs(FinetuneSettings& settings, FinetuneListener& listener, const Json* before,
-                      FinetuneRows* rows = nullptr);
+                      FinetuneRows* rows = nullptr,
+                      std::shared_ptr<const ModelFile> opened = nullptr);
 
 }  // namespace lk
