@@ -5,7 +5,7 @@
 #include <list>
 
 #include "autograd/gradcheck.h"
-#include "autograd/ops.h"
+#include "autograd/trained.h"
 #include "cpu_ops.h"
 
 namespace lk::test {

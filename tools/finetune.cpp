@@ -56,14 +56,19 @@ void add_data_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
 void add_adapter_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
   const auto& real = program::real_number();
   const auto& whole = program::whole_number();
-  app.add_option(
-         "--method", text.methods,
-         "LIST of lora, prompt, prefix, llama-adapter: what is trained; see docs/methods.md")
+  app.add_option("--method", text.methods,
+                 "LIST of lora, prompt, prefix, llama-adapter, bottleneck, bitfit, ia3: what is "
+                 "trained; see docs/methods.md")
       ->default_str("lora");
   app.add_option("--rank", s.rank, "rank of A and B (16)")->check(whole);
   app.add_option("--alpha", s.alpha, "scale is alpha / rank (default: the rank)")->check(real);
   app.add_option("--dropout", s.dropout, "on the adapter's input")->check(real);
   app.add_option("--targets", text.targets, program::kTargetsHelp)->type_name(program::kList);
+  app.add_option("--bottleneck", s.bottleneck, "rows of bottleneck adapters")
+      ->check(program::whole_number())
+      ->capture_default_str();
+  app.add_option("--bottleneck-kind", s.bottleneck_kind, "pfeiffer, houlsby or parallel")
+      ->capture_default_str();
   program::add_lora_flags(app, text.lora);
   app.add_option("--alpha-pattern", text.alpha_pattern, "alphas of single modules, KEY=A,...");
   app.add_flag("--rslora", s.rslora, "scale is alpha / sqrt(rank)");

@@ -7,6 +7,8 @@
 
 #include "io/json.h"
 #include "program.h"
+#include "run/merge_vectors.h"
+#include "run/methods.h"
 
 namespace {
 
@@ -95,6 +97,18 @@ int main(int argc, char** argv) {
           throw UsageError("--unmerge needs --base: what rounding lost can't be computed back");
         unmerge(s, base, console);
         program::write(json_text(OrderedJson{{"out", s.out}, {"exact", true}}) + "\n");
+        return 0;
+      }
+      if (const std::string& folder = s.adapters[0].folder;
+          merges_as_vectors(open_method(folder)->method())) {
+        require(s.adapters.size() == 1 && s.adapters[0].weight == 1,
+                "--adapter: vectors are merged one folder at a time, without a weight");
+        const VectorMergeResult r =
+            merge_vectors({s.model, folder, s.out, s.type, s.other_base, s.shard_bytes});
+        program::write(
+            json_text(OrderedJson{
+                {"out", s.out}, {"type", r.type}, {"bytes", r.bytes}, {"changed", r.changed}}) +
+            "\n");
         return 0;
       }
       const MergeResult result = merge(s, console);

@@ -15,8 +15,6 @@ namespace lk {
 // x (T,C) = table[ids]; table (V,C) frozen, ids (T) I32. The result is a constant: nothing before
 // it trains. `margin`: columns behind each row of x, see Backend::empty_with_margin.
 Var embedding(Tape& tape, const Weight& table, const Tensor& ids, std::int64_t margin = 0);
-// x (T,C) = table[ids]; table (V,C) trainable. Learned positions are such a table too.
-Var embedding(Tape& tape, Parameter& table, const Tensor& ids, std::int64_t margin = 0);
 // y (n,C) = x[rows]; rows (n) I32, distinct
 Var gather_rows(Tape& tape, const Var& x, const Tensor& rows);
 
@@ -25,23 +23,13 @@ Var linear(Tape& tape, const Var& x, const Weight& w, const Weight* bias = nullp
            Output output = Output::Read);
 // y (T,N) = alpha x (T,K) wᵀ; w (N,K) trainable
 Var linear(Tape& tape, const Var& x, Parameter& w, double alpha = 1.0);
-// y (T,N) = x (T,K) wᵀ + bias; w (N,K) and bias (N) trainable, bias may be null
-Var linear(Tape& tape, const Var& x, Parameter& w, Parameter* bias);
-// y (T,N) = x * l in every row; l (N) trainable
-Var scale_columns(Tape& tape, const Var& x, Parameter& l);
-// y (T,N) = x + b in every row; b (N) trainable
-Var add_bias(Tape& tape, const Var& x, Parameter& b);
 
 // y = x * rstd * gain; gain (C) frozen. A gain (D) with C = heads * D norms each head's D columns
 // separately.
 Var rmsnorm(Tape& tape, const Var& x, const Weight& gain, double eps);
-Var rmsnorm(Tape& tape, const Var& x, Parameter& gain, double eps);  // gain trainable
 
 // y = (x - mean) * rstd * gain + bias; gain, bias (C) frozen
 Var layernorm(Tape& tape, const Var& x, const Weight& gain, const Weight& bias, double eps);
-// layernorm with a trainable bias, and with both trainable
-Var layernorm(Tape& tape, const Var& x, const Weight& gain, Parameter& bias, double eps);
-Var layernorm(Tape& tape, const Var& x, Parameter& gain, Parameter& bias, double eps);
 
 // Rotary positions on every head of x (T, heads*D); table as in Backend::rope.
 Var rope(Tape& tape, const Var& x, const Tensor& table, const Tensor& positions, int head_dim);
@@ -62,8 +50,6 @@ Var swiglu(Tape& tape, const Var& gate, const Var& up);
 Var geglu(Tape& tape, const Var& gate, const Var& up);
 // y = gelu(x), tanh form
 Var gelu(Tape& tape, const Var& x);
-// y = act(x)
-Var activation(Tape& tape, Activation act, const Var& x);
 
 // y = a + b, with a's margin
 Var add(Tape& tape, const Var& a, const Var& b, Output output = Output::Read);
@@ -88,15 +74,8 @@ struct LossScale {
 Var head_loss(Tape& tape, const Var& x, const Weight& head, const Tensor& targets,
               const LossScale& scale, std::int64_t chunk_rows);
 
-// head_loss with a trainable head, which may be the embedding's table too. dhead is summed chunk by
-// chunk, one weight gradient for each; the backward computes the logits again.
-Var head_loss(Tape& tape, const Var& x, Parameter& head, const Tensor& targets,
-              const LossScale& scale, std::int64_t chunk_rows);
-
 // The losses (n) of the single rows that head_loss sums. No gradient.
 Tensor head_losses(const Tensor& x, const Weight& head, const Tensor& targets,
-                   std::int64_t chunk_rows);
-Tensor head_losses(const Tensor& x, const Parameter& head, const Tensor& targets,
                    std::int64_t chunk_rows);
 
 // loss (1) = f(x), computed on the host, for a loss that the engine has no ops for: f gets x (n,V)

@@ -122,31 +122,6 @@ std::int64_t Adapter::copy_bytes() const {
   return bytes;
 }
 
-std::vector<std::pair<std::string, std::string>> Adapter::facts() const {
-  const LoraShape& shape = config_.shape;
-  std::vector<std::pair<std::string, std::string>> all;
-  all.emplace_back("rank, alpha, dropout",
-                   concat(shape.rank, ", ", shape.alpha, ", ", shape.dropout));
-  if (shape.dora)
-    all.emplace_back("variant", "DoRA: the lengths of the weights' rows are trained too");
-  if (shape.rslora) all.emplace_back("scale", "alpha / sqrt(rank), rank-stabilised");
-  if (!config_.exceptions.empty())
-    all.emplace_back("other ranks and alphas",
-                     concat(config_.exceptions.size(),
-                            " modules, by `rank_pattern` and `alpha_pattern` in "
-                            "`adapter_config.json`"));
-  if (config_.init != LoraInit::Kaiming)
-    all.emplace_back("initialised", concat(lora_init_name(config_.init),
-                                           changes_base(config_.init)
-                                               ? "; saved at twice the rank, for the base as it was"
-                                               : ""));
-  std::string targets;
-  for (const std::string& t : target_modules()) targets += (targets.empty() ? "" : ", ") + t;
-  if (!config_.layers.empty()) targets += " of layers " + layers_text(config_.layers);
-  all.emplace_back("modules", targets);
-  return all;
-}
-
 void Adapter::lay_out_for_training() {
   if (model_.backend().traits().joins_projections && model_.compute_dtype() == DType::BF16)
     join_projections(model_, *this);

@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "autograd/trained.h"
+
 #include "autograd/virtual_tokens.h"
 
 namespace lk {
@@ -11,6 +13,7 @@ std::string site_path(const ModelConfig& config, std::size_t layer, Site site) {
 }
 
 Var norm(Tape& tape, const Var& x, const NormWeights& w, double eps) {
+  if (w.trained_bias) return layernorm(tape, x, w.gain, *w.trained_bias, eps);
   return w.bias.defined() ? layernorm(tape, x, w.gain, w.bias, eps) : rmsnorm(tape, x, w.gain, eps);
 }
 
@@ -147,7 +150,7 @@ std::vector<Var> Block::project_normed(Tape& tape, const std::vector<Site>& site
 }
 
 bool Block::trains(Site first, Site last) const {
-  if (places_.any()) return true;
+  if (places_.any() || attn_norm_.trained_bias || ffn_norm_.trained_bias) return true;
   for (auto s = static_cast<std::size_t>(first); s <= static_cast<std::size_t>(last); ++s)
     if (sites_[s] && dynamic_cast<const FrozenLinear*>(sites_[s].get()) == nullptr) return true;
   return false;

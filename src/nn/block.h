@@ -53,6 +53,7 @@ struct JoinedProjections {
 // The weights of a LayerNorm if there is a bias, else of an RMSNorm.
 struct NormWeights {
   Weight gain, bias;
+  Parameter* trained_bias = nullptr;  // in place of `bias`
 };
 Var norm(Tape& tape, const Var& x, const NormWeights& w, double eps);
 
@@ -72,6 +73,13 @@ class Block {
   void set_joined(std::unique_ptr<JoinedProjections> joined) { joined_ = std::move(joined); }
   const JoinedProjections* joined() const { return joined_.get(); }
   BlockPlaces& places() { return places_; }
+  // Calls f for the norms of the residual stream.
+  template <class F>
+  void visit_norms(const F& f) {
+    f(Role::AttnNorm, attn_norm_), f(Role::FfnNorm, ffn_norm_);
+    if (post_attn_norm_.gain.defined()) f(Role::PostAttnNorm, post_attn_norm_);
+    if (post_ffn_norm_.gain.defined()) f(Role::PostFfnNorm, post_ffn_norm_);
+  }
 
  private:
   // block.cpp: the two halves, x -> h and h -> y.

@@ -31,6 +31,7 @@ Transformer::Transformer(Backend& backend, ModelConfig config, ModelWeights weig
         "transformer: ", weights_.layers.size(), " layers of weights for ", config_.n_layers);
   for (std::size_t i = 0; i < weights_.layers.size(); ++i)
     blocks_.push_back(std::make_unique<Block>(config_, weights_.layers[i], i));
+  final_norm_ = {weights_.final_norm, weights_.final_norm_bias};
 }
 
 void Transformer::set_first_position(std::int64_t first) {
@@ -62,7 +63,7 @@ Var Transformer::embed(Tape& tape, const Tensor& ids, const BlockInput& in) {
 }
 
 Var Transformer::final_norm(Tape& tape, const Var& x) {
-  return norm(tape, x, {weights_.final_norm, weights_.final_norm_bias}, config_.rms_eps);
+  return norm(tape, x, final_norm_, config_.rms_eps);
 }
 
 Var Transformer::through_blocks(Tape& tape, const Tensor& ids, BlockInput in) {
@@ -157,6 +158,15 @@ void Transformer::visit_sites(const SiteVisitor& f) {
       if (map) f(site_path(config_, layer, site), layer, site, map);
     }
   }
+}
+
+void Transformer::visit_norms(const std::function<void(const std::string&, NormWeights&)>& f) {
+  const Family& family = family_of(config_);
+  for (std::size_t layer = 0; layer < blocks_.size(); ++layer)
+    blocks_[layer]->visit_norms([&](Role role, NormWeights& norm) {
+      f(module_path(family, role, static_cast<std::int64_t>(layer)), norm);
+    });
+  f(module_path(family, Role::FinalNorm), final_norm_);
 }
 
 void Transformer::set_recompute(const Recompute& recompute) {

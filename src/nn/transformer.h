@@ -58,6 +58,8 @@ class Transformer {
   using SiteVisitor =
       std::function<void(const std::string&, std::size_t, Site, std::unique_ptr<LinearMap>&)>;
   void visit_sites(const SiteVisitor& f);
+  // Called as f(module path, norm) for every norm of the residual stream; the final one comes last.
+  void visit_norms(const std::function<void(const std::string&, NormWeights&)>& f);
 
   // Gives layer i its joined projections, which view the same weights. Every pass without a KV
   // cache uses them while they are enabled.
@@ -97,6 +99,7 @@ class Transformer {
   double embedding_scale_ = 1;
   std::vector<std::unique_ptr<Block>> blocks_;
   InputPlace* input_place_ = nullptr;
+  NormWeights final_norm_;
   bool joined_enabled_ = true;
   Recompute recompute_;
   std::int64_t margin_ = 0;  // of the residual stream: room for the widest thin columns

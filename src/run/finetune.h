@@ -30,7 +30,10 @@ struct FinetuneSettings {
   std::string prompt_text = {};                     // what prompt starts as; empty: noise
   std::int64_t prefix_hidden = 0;   // > 0: prefix is made by an MLP of this hidden size
   std::int64_t adapter_layers = 0;  // of llama-adapter, from the top; 0: all but the first two
-  std::vector<std::string> targets = {};  // empty: all-linear
+  std::int64_t bottleneck = 64;     // rows of a bottleneck's down projection
+  std::string bottleneck_kind = "pfeiffer";  // BottleneckConfig::of_kind()
+  // Of lora (empty: all-linear), ia3 and bitfit (empty: PEFT's defaults).
+  std::vector<std::string> targets = {};
   // LoRA's variants: lora/rank_patterns.h, lora/lora_init.h, lora/lora_plus.h.
   std::vector<std::int64_t> layers = {};  // empty: all
   ByPattern<std::int64_t> rank_pattern = {};

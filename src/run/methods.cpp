@@ -7,6 +7,9 @@
 #include "io/paths.h"
 #include "lora/adapter_io.h"
 #include "lora/rank_patterns.h"
+#include "methods/bitfit.h"
+#include "methods/bottleneck.h"
+#include "methods/ia3.h"
 #include "methods/method_set.h"
 
 namespace lk {
@@ -101,6 +104,29 @@ constexpr std::array kKinds = {
                              ? concat("each of the top ", c.llama_adapter.layers, " layers")
                              : "each layer but the first two");
          },
+         nullptr, nullptr},
+    Kind{"bottleneck", BottleneckFile::recognises,
+         [](Transformer& model, const MethodConfig& c) -> std::unique_ptr<Method> {
+           return std::make_unique<Bottleneck>(model, c.bottleneck);
+         },
+         [](const std::string& folder) -> std::unique_ptr<MethodFile> {
+           return std::make_unique<BottleneckFile>(folder);
+         },
+         [](const MethodConfig& c) { return concat("bottlenecks of ", c.bottleneck.sizes[0]); },
+         nullptr, nullptr},
+    Kind{"bitfit",
+         [](const Json& config) {
+           return is_peft_type(config, "BEFT") || is_peft_type(config, kOwnBiases);
+         },
+         [](Transformer& model, const MethodConfig& c) -> std::unique_ptr<Method> {
+           return std::make_unique<Bitfit>(model, c.bitfit);
+         },
+         open_bitfit, [](const MethodConfig&) { return std::string("biases"); }, nullptr, nullptr},
+    Kind{"ia3", [](const Json& config) { return is_peft_type(config, "IA3"); },
+         [](Transformer& model, const MethodConfig& c) -> std::unique_ptr<Method> {
+           return std::make_unique<Ia3>(model, c.ia3);
+         },
+         open_ia3, [](const MethodConfig&) { return std::string("vectors on outputs and inputs"); },
          nullptr, nullptr},
 };
 

@@ -7,6 +7,9 @@
 #include <vector>
 
 #include "lora/adapter.h"
+#include "methods/bitfit.h"
+#include "methods/bottleneck.h"
+#include "methods/ia3.h"
 #include "methods/llama_adapter.h"
 #include "methods/method_file.h"
 #include "methods/prefix.h"
@@ -18,6 +21,9 @@ namespace lk {
 struct MethodConfig {
   std::vector<std::string> names = {"lora"};
   LoraConfig lora = {};
+  BottleneckConfig bottleneck = {};
+  BitfitConfig bitfit = {};
+  Ia3Config ia3 = {};
   PromptSettings prompt = {};
   PrefixSettings prefix = {};
   LlamaAdapterSettings llama_adapter = {};

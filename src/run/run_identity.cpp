@@ -103,13 +103,14 @@ void collect(const Json& before, const Json& now, const std::string& prefix,
 
 SortedSettings sort_settings(const FinetuneSettings& settings) {
   const auto& [model, data, out, rank, alpha, dropout, methods, virtual_tokens, prompt_text,
-               prefix_hidden, adapter_layers, targets, layers, rank_pattern, alpha_pattern, rslora,
-               dora, init, loraplus_ratio, steps, epochs, batch, grad_accum, seq_len, lr, schedule,
-               warmup, weight_decay, clip, label_smoothing, seed, device, dtype, init_adapter,
-               shuffle, long_rows, skip_bad_rows, packing, format, chat_template, train_on, columns,
-               system, base_name, eval_data, eval_split, eval_rows, eval_every, keep, patience,
-               save_every, resume, recompute, memory_limit, memory, verify_base, show_rows, samples,
-               sample_every, tensorboard] = settings;
+               prefix_hidden, adapter_layers, bottleneck, bottleneck_kind, targets, layers,
+               rank_pattern, alpha_pattern, rslora, dora, init, loraplus_ratio, steps, epochs,
+               batch, grad_accum, seq_len, lr, schedule, warmup, weight_decay, clip,
+               label_smoothing, seed, device, dtype, init_adapter, shuffle, long_rows,
+               skip_bad_rows, packing, format, chat_template, train_on, columns, system, base_name,
+               eval_data, eval_split, eval_rows, eval_every, keep, patience, save_every, resume,
+               recompute, memory_limit, memory, verify_base, show_rows, samples, sample_every,
+               tensorboard] = settings;
   // Settings that run_identity() has as they were resolved: what LoraConfig has of the
   // adapter, the number of steps, the format found and the computing dtype. And those that leave no
   // trace: resume, show_rows.
@@ -153,6 +154,8 @@ SortedSettings sort_settings(const FinetuneSettings& settings) {
   if (!prompt_text.empty()) sorted.shaping["prompt_text"] = prompt_text;
   if (prefix_hidden > 0) sorted.shaping["prefix_hidden"] = prefix_hidden;
   if (adapter_layers > 0) sorted.shaping["adapter_layers"] = adapter_layers;
+  if (MethodConfig{methods}.has("bottleneck"))
+    sorted.shaping.update({{"bottleneck", bottleneck}, {"bottleneck_kind", bottleneck_kind}});
   if (!columns.empty()) sorted.shaping["columns"] = columns.text();
   if (label_smoothing != 0) sorted.shaping["label_smoothing"] = label_smoothing;
   if (system) sorted.shaping["system"] = *system;
@@ -164,6 +167,7 @@ Json run_identity(const FinetuneSettings& s, const RunInputs& in, const std::str
                   DType dtype) {
   Json identity = sort_settings(s).shaping;
   if (in.methods.has("lora")) add_lora(in.methods.lora, identity);
+  if (in.methods.has("ia3") || in.methods.has("bitfit")) identity["vector_targets"] = s.targets;
   identity["steps"] = in.steps;
   identity["dtype"] = dtype_name(dtype);
   identity["format"] = in.data.format;

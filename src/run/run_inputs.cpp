@@ -60,6 +60,10 @@ void choose_methods(FinetuneSettings& s, FinetuneListener& listener, RunInputs& 
   in.methods.prompt = {n, {}, s.seed};
   in.methods.prefix = {n, s.prefix_hidden, s.seed};
   in.methods.llama_adapter = {n, s.adapter_layers, s.seed};
+  in.methods.bottleneck = BottleneckConfig::of_kind(s.bottleneck_kind, s.bottleneck);
+  in.methods.bottleneck.dropout = static_cast<float>(s.dropout);
+  in.methods.bottleneck.seed = s.seed;
+  in.methods.ia3.targets = in.methods.bitfit.targets = s.targets;
   if (in.methods.has("lora")) choose_lora(s, listener, in);
 }
 

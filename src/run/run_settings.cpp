@@ -23,8 +23,14 @@ void check_method_settings(const FinetuneSettings& s) {
   };
   belongs(s.rank.has_value(), "rank", {"lora"});
   belongs(s.alpha.has_value(), "alpha", {"lora"});
-  belongs(s.dropout != 0, "dropout", {"lora"});
-  belongs(!s.targets.empty(), "targets", {"lora"});
+  belongs(s.dropout != 0, "dropout", {"lora", "bottleneck"});
+  belongs(!s.targets.empty(), "targets", {"lora", "ia3", "bitfit"});
+  belongs(s.bottleneck != FinetuneSettings{}.bottleneck, "bottleneck", {"bottleneck"});
+  belongs(s.bottleneck_kind != FinetuneSettings{}.bottleneck_kind, "bottleneck_kind",
+          {"bottleneck"});
+  require(s.bottleneck >= 1 && s.bottleneck <= (1 << 24), "`bottleneck` ", s.bottleneck,
+          ": must be from 1 to ", 1 << 24);
+  BottleneckConfig::of_kind(s.bottleneck_kind, s.bottleneck);
   belongs(!s.init_adapter.empty(), "init_adapter", {"lora"});
   belongs(s.virtual_tokens.has_value(), "virtual_tokens", {"prompt", "prefix", "llama-adapter"});
   belongs(!s.prompt_text.empty(), "prompt_text", {"prompt"});

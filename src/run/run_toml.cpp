@@ -63,13 +63,14 @@ struct Lines {
 std::string run_toml(const FinetuneSettings& settings) {
   // Takes the struct apart into all of its members: a new one does not compile until it stands here.
   const auto& [model, data, out, rank, alpha, dropout, methods, virtual_tokens, prompt_text,
-               prefix_hidden, adapter_layers, targets, layers, rank_pattern, alpha_pattern, rslora,
-               dora, init, loraplus_ratio, steps, epochs, batch, grad_accum, seq_len, lr, schedule,
-               warmup, weight_decay, clip, label_smoothing, seed, device, dtype, init_adapter,
-               shuffle, long_rows, skip_bad_rows, packing, format, chat_template, train_on, columns,
-               system, base_name, eval_data, eval_split, eval_rows, eval_every, keep, patience,
-               save_every, resume, recompute, memory_limit, memory, verify_base, show_rows, samples,
-               sample_every, tensorboard] = settings;
+               prefix_hidden, adapter_layers, bottleneck, bottleneck_kind, targets, layers,
+               rank_pattern, alpha_pattern, rslora, dora, init, loraplus_ratio, steps, epochs,
+               batch, grad_accum, seq_len, lr, schedule, warmup, weight_decay, clip,
+               label_smoothing, seed, device, dtype, init_adapter, shuffle, long_rows,
+               skip_bad_rows, packing, format, chat_template, train_on, columns, system, base_name,
+               eval_data, eval_split, eval_rows, eval_every, keep, patience, save_every, resume,
+               recompute, memory_limit, memory, verify_base, show_rows, samples, sample_every,
+               tensorboard] = settings;
   static_cast<void>(resume), static_cast<void>(show_rows);  // of one call, not of the run
   Lines l{"# finetune --config run.toml --out DIR trains the same adapter.\n"};
   l.add("model", model);
@@ -91,6 +92,9 @@ std::string run_toml(const FinetuneSettings& settings) {
   l.add("dora", dora);
   l.add("init", std::string(lora_init_name(init)));
   l.add("loraplus-ratio", loraplus_ratio);
+  if (bottleneck != FinetuneSettings{}.bottleneck) l.add("bottleneck", bottleneck);
+  if (bottleneck_kind != FinetuneSettings{}.bottleneck_kind)
+    l.add("bottleneck-kind", bottleneck_kind);
   l.add("steps", steps);
   l.add("epochs", epochs);
   l.add("batch", batch);

@@ -1,4 +1,5 @@
 // Must compile: every line that a snippet of this folder gets wrong, with the right types.
+#include "autograd/trained.h"
 #include "lora/lora_linear.h"
 #include "nn/adamw.h"
 

@@ -1,6 +1,6 @@
 // A vector that trains is a Parameter: no op gives a frozen one a gradient.
 // expect: invalid initialization of reference of type 'lk::Parameter&'
-#include "autograd/ops.h"
+#include "autograd/trained.h"
 
 namespace lk {
 

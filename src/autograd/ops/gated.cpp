@@ -1,4 +1,4 @@
-#include "autograd/ops.h"
+#include "autograd/trained.h"
 #include "autograd/work.h"
 
 namespace lk {

@@ -1,6 +1,6 @@
 #include <algorithm>
 
-#include "autograd/ops.h"
+#include "autograd/trained.h"
 #include "autograd/work.h"
 
 namespace lk {

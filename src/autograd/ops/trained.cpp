@@ -1,8 +1,8 @@
-// Ops with a trainable vector or table where ops.h has one with a frozen Weight, too. Their node
-// always records: a Parameter wants its gradient.
+// Ops with a trainable vector or table where ops.h has one with a frozen Weight, too, and others that
+// only methods beside LoRA need. A node with a Parameter always records: it wants its gradient.
 #include <algorithm>
 
-#include "autograd/ops.h"
+#include "autograd/trained.h"
 #include "autograd/ops/by_head.h"
 #include "autograd/work.h"
 
@@ -271,6 +271,29 @@ Var head_loss(Tape& tape, const Var& x, Parameter& head, const Tensor& targets,
   if (scale.factor) tape.backend().scale(loss, GradMode::Write, 1.0, scale.factor, loss);
   if (!tape.wants(x, head)) return tape.constant(std::move(loss));
   return tape.record<TrainedHeadLossNode>(std::move(loss), x, head, targets, scale, chunk_rows);
+}
+
+namespace {
+
+// dx = alpha dy
+struct ScaledNode : Node {
+  Edge x;
+  double alpha;
+  ScaledNode(Edge x, double alpha) : x(x), alpha(alpha) {}
+  const char* name() const override { return "scaled"; }
+  void backward(Tape& tape, const Tensor& dy) override {
+    if (Sink dx = tape.sink(x)) tape.backend().scale(dx.tensor, dx.mode, alpha, {}, dy);
+  }
+};
+
+}  // namespace
+
+// y = alpha x
+Var scaled(Tape& tape, const Var& x, double alpha) {
+  Tensor y = tape.activation(x.dtype(), x.value().shape());
+  tape.backend().scale(y, GradMode::Write, alpha, {}, x.value());
+  if (!tape.wants(x)) return tape.constant(std::move(y));
+  return tape.record<ScaledNode>(std::move(y), x, alpha);
 }
 
 Work work::scale_columns(const Tensor& y, GradMode mode, const Tensor& x, const Tensor& l) {
