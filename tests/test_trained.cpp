@@ -238,7 +238,7 @@ const GradcheckFamily gradients([](GradcheckCases& out) {
                  {rnd({5, 4}, 329)},
                  {&tied}});
   out.push_back({"scaled",
-                 [](Tape& t, const Vars& in) { return scaled(t, in[0], -1.5); },
+                 [](Tape& t, const Vars& in) { return lk::scaled(t, in[0], -1.5); },
                  {rnd({3, 5}, 331)}});
   for (Activation act : {Activation::Silu, Activation::Relu})
     out.push_back({act == Activation::Silu ? "silu" : "relu",

@@ -9,6 +9,7 @@
 #include "io/json.h"
 #include "io/safetensors.h"
 #include "lora/adapter_io.h"
+#include "lora/rank_patterns.h"
 #include "modelfile/family_files.h"
 
 namespace lk {

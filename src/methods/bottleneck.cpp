@@ -1,7 +1,7 @@
 #include "methods/bottleneck.h"
 
-#include "autograd/trained.h"
 #include <cmath>
+#include "autograd/trained.h"
 
 #include "io/durable.h"
 #include "io/paths.h"

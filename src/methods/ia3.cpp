@@ -1,7 +1,7 @@
 #include "methods/ia3.h"
 
-#include "autograd/trained.h"
 #include <algorithm>
+#include "autograd/trained.h"
 
 #include "methods/initial_values.h"
 #include "methods/peft_folder.h"

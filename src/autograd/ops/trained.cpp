@@ -2,8 +2,8 @@
 // only methods beside LoRA need. A node with a Parameter always records: it wants its gradient.
 #include <algorithm>
 
-#include "autograd/trained.h"
 #include "autograd/ops/by_head.h"
+#include "autograd/trained.h"
 #include "autograd/work.h"
 
 namespace lk {
