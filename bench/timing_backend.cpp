@@ -6,6 +6,7 @@
 #include "autograd/thin.h"
 #include "nn/cached_ops.h"
 #include "tensor/adapter_kernels.h"
+#include "tensor/dora_kernels.h"
 #include "tensor/shared_keys.h"
 
 namespace lk::bench {
@@ -264,6 +265,36 @@ class TimingBackend::SharedKeyTimes final : public SharedKeyKernels {
   TimingBackend& owner_;
 };
 
+// Times what DoRA does besides LoRA's products.
+class TimingBackend::DoraTimes final : public DoraKernels {
+ public:
+  explicit DoraTimes(TimingBackend& owner)
+      : DoraKernels(owner.weight_gradient_count()), owner_(owner) {}
+  void inverse_norms(const Tensor& inverse, const Tensor& w_sq, const Tensor& wa,
+                     const Tensor& gram, const Tensor& b, double s) override {
+    const double rank = static_cast<double>(gram.rows());
+    const Work work{OpFamily::Lora, work::numel(b) * (2 * rank + 4),
+                    work::sizes(inverse, w_sq, wa, gram, b)};
+    owner_.timed(work, false, [&] { inner().inverse_norms(inverse, w_sq, wa, gram, b, s); });
+  }
+  void scale_columns(const Tensor& y, GradMode mode, const Tensor& x, const Tensor& m,
+                     const Tensor& inverse, const Weight* shift) override {
+    const Work work{OpFamily::Lora, 2 * work::numel(x),
+                    work::sizes(x, m, inverse) + work::written(y, mode)};
+    owner_.timed(work, false, [&] { inner().scale_columns(y, mode, x, m, inverse, shift); });
+  }
+
+ private:
+  void run_column_dots(const Tensor& dm, GradMode mode, const Tensor& dy, const Tensor& v,
+                       const Tensor& inverse) override {
+    const Work work{OpFamily::Lora, 2 * work::numel(dy),
+                    work::sizes(dy, v, inverse) + work::written(dm, mode)};
+    owner_.timed(work, false, [&] { inner().column_dots(dm, mode, dy, v, inverse); });
+  }
+  DoraKernels& inner() { return *owner_.inner_.dora_kernels(); }
+  TimingBackend& owner_;
+};
+
 LoraKernels* TimingBackend::lora_kernels() {
   if (!inner_.lora_kernels()) return nullptr;
   if (!lora_) lora_ = std::make_unique<Lora>(*this);
@@ -279,6 +310,12 @@ AdapterKernels* TimingBackend::adapter_kernels() {
   if (!inner_.adapter_kernels()) return nullptr;
   if (!adapters_) adapters_ = std::make_unique<Adapters>(*this);
   return adapters_.get();
+}
+
+DoraKernels* TimingBackend::dora_kernels() {
+  if (!inner_.dora_kernels()) return nullptr;
+  if (!dora_) dora_ = std::make_unique<DoraTimes>(*this);
+  return dora_.get();
 }
 
 SharedKeyKernels* TimingBackend::shared_key_kernels() {

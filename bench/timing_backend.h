@@ -66,6 +66,7 @@ class TimingBackend final : public Backend {
   CacheKernels* cache_kernels() override;
   AdapterKernels* adapter_kernels() override;
   SharedKeyKernels* shared_key_kernels() override;
+  DoraKernels* dora_kernels() override;
   bool keeps_quantised(const GgmlType& type) const override { return inner_.keeps_quantised(type); }
   std::int64_t free_memory() const override;
   void upload(const Tensor& dst, const void* src, std::size_t bytes) override;
@@ -97,6 +98,7 @@ class TimingBackend final : public Backend {
   class Cache;
   class Adapters;
   class SharedKeyTimes;
+  class DoraTimes;
   // Runs op() between two marks and records it. Ops inside it (a backend may use its own ops) count
   // as part of it. A frozen product with the head's weight is recorded as Head.
   template <class Op>
@@ -130,6 +132,7 @@ class TimingBackend final : public Backend {
   std::unique_ptr<Cache> cache_;
   std::unique_ptr<Adapters> adapters_;
   std::unique_ptr<SharedKeyTimes> shared_keys_;
+  std::unique_ptr<DoraTimes> dora_;
   Roofs roofs_;
   const void* head_;
   std::unordered_map<void*, Tensor> blocks_;  // the cache's blocks, in the inner backend's memory

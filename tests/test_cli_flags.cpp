@@ -103,7 +103,7 @@ TEST_CASE(
       {"patterns",
        "--targets q_proj,v_proj --rank-pattern v_proj=2 --alpha-pattern layers.0.*=6",
        "rank_pattern",
-       {{"v_proj", 2}},
+       {{"model.layers.0.self_attn.v_proj", 2}, {"model.layers.1.self_attn.v_proj", 2}},
        "--rank-pattern v_proj=3"},
       {"gaussian", "--init gaussian", "init_lora_weights", "gaussian", "--init kaiming"},
       {"pissa", "--init pissa", "r", 8, "--init olora"},

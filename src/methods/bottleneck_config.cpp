@@ -12,7 +12,8 @@ namespace {
 constexpr std::string_view kObeyed[] = {"dropout",           "init_weights",       "is_parallel",
                                         "leave_out",         "mh_adapter",         "non_linearity",
                                         "original_ln_after", "original_ln_before", "output_adapter",
-                                        "reduction_factor",  "residual_before_ln", "scaling"};
+                                        "reduction_factor",  "residual_before_ln", "scaling",
+                                        "stochastic_depth"};
 // Read only where a key that is refused is on (a norm of the adapter's own, hypercomplex layers), or
 // by whoever makes the first values.
 constexpr std::string_view kHarmless[] = {"adapter_residual_before_ln",
@@ -138,6 +139,8 @@ BottleneckConfig read_bottleneck_config(const Json& config, std::int64_t hidden_
   const double dropout = json_number_or(config, "dropout", 0, where + ": config");
   if (!(dropout >= 0 && dropout < 1)) refuse(where, "dropout: must be in [0, 1), got ", dropout);
   c.dropout = static_cast<float>(dropout);
+  if (json_number_or(config, "stochastic_depth", 0, where + ": config") != 0)
+    refuse(where, "stochastic_depth: only 0 is supported");
   c.sizes = read_sizes(config, hidden_size, layers, where);
   return c;
 }
@@ -153,10 +156,12 @@ Json bottleneck_config_json(const BottleneckConfig& c, std::int64_t hidden_size,
       left_out.push_back(i);
       continue;
     }
-    // Half a row more than there are: rounding can't lose the last one.
-    const Json factor = hidden_size % rows == 0
-                            ? Json(hidden_size / rows)
-                            : Json(static_cast<double>(hidden_size) / (double(rows) + 0.5));
+    // Half a row more than there are where no whole factor gives them: rounding can't lose the last.
+    const std::int64_t whole = hidden_size / rows;
+    const Json factor =
+        whole > 0 && hidden_size / whole == rows
+            ? Json(whole)
+            : Json(static_cast<double>(hidden_size) / (static_cast<double>(rows) + 0.5));
     factors[std::to_string(i)] = factor;
     if (first.is_null()) first = factor;
     equal = equal && factor == first;
@@ -167,7 +172,6 @@ Json bottleneck_config_json(const BottleneckConfig& c, std::int64_t hidden_size,
                                                               : "gelu_new";
   const bool parallel = c.input == BottleneckConfig::Input::Residual;
   return {{"adapter_residual_before_ln", false},
-          {"architecture", nullptr},
           {"cross_adapter", false},
           {"dropout", static_cast<double>(c.dropout)},
           {"factorized_phm_W", true},

@@ -76,7 +76,7 @@ std::string pairs(const std::string& text, const Match& match, const Join& join)
 // is not ASCII, its last (or first) byte stands for it: no byte of it is a digit or a point, and
 // spaces are only put beside the point.
 std::vector<std::string> tokenize_13a(std::string_view line) {
-  std::string text(line);
+  std::string text = utf8_repaired(line);  // a model may write half a character
   replace_all(text, "<skipped>", "");
   replace_all(text, "-\n", "");
   replace_all(text, "\n", " ");
