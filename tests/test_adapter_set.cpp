@@ -345,6 +345,45 @@ TEST_CASE("100 adapters in one batch: tokens as each alone, and their memory is 
   CHECK(ledger[Tag::Workspace].total_count == indices + 1);
 }
 
+TEST_CASE("a set that ends leaves the base, and its places to an adapter") {
+  Folder f;
+  auto backend = make_cpu_backend();
+  auto model = tiny_transformer(*backend, DType::F32);
+  const std::string folder = write_adapter(f, "a", 4, {"all-linear"}, 1, 0.4);
+  {
+    AdapterSet set(*model);
+    CHECK_THROWS_WITH_AS(Adapter(*model, tiny_lora()), doctest::Contains("already"), UsageError);
+    CHECK_THROWS_WITH_AS((AdapterSet{*model}), doctest::Contains("already"), UsageError);
+    // Without room for all of the tables the set stays as it was.
+    const std::int64_t live = backend->ledger().total().live_bytes;
+    backend->set_memory_limit(live + 6000);
+    CHECK_THROWS_AS(set.add("a", open_adapter(folder)), OutOfMemoryError);
+    backend->set_memory_limit(0);
+    CHECK(set.adapters().empty());
+    CHECK(backend->ledger().total().live_bytes == live);
+    CHECK(set.add("a", open_adapter(folder)) == 0);
+    GenerationRequest r{{1}, {}, 1};
+    CHECK_THROWS_WITH_AS(Generator(*model, nullptr).run(std::span(&r, 1)),
+                         doctest::Contains("variant 1"), UsageError);
+  }
+  const Adapter adapter(*model, tiny_lora());
+  CHECK(adapter.layers().size() == 14);
+}
+
+TEST_CASE("a model with adapters may take the place of another one") {
+  const std::string golden = std::string(LK_TEST_DATA) + "/golden/peft/";
+  InferenceSettings named{.model = golden + "tiny", .device = "cpu"}, one = named;
+  named.named_adapters = {"a=" + golden + "all_linear.after"};
+  one.adapter = golden + "all_linear.after";
+  InferenceModel m = open_inference(named);
+  m = open_inference(one);
+  m = open_inference(named);
+  InferenceModel& same = m;
+  m = std::move(same);
+  CHECK(m.adapters->find("a") == 0);
+  CHECK(m.tokenizer->encode("a").size() > 0);
+}
+
 TEST_CASE(
     "100 adapters over SmolLM2 in one batch, and switching takes under a millisecond of the "
     "processor") {

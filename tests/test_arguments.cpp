@@ -7,6 +7,7 @@
 #include "hostile.h"
 #include "lora/trainer.h"
 #include "nn/evaluation.h"
+#include "nn/generate.h"
 #include "nn/sampling.h"
 #include "tiny_model.h"
 
@@ -83,6 +84,8 @@ TEST_CASE("settings out of their range are refused by the field's name") {
     for (std::int64_t rank : {0, -3, 999})
       wrong("rank", [&](LoraConfig& c) { c.shape.rank = rank; });
     wrong("'nothing'", [](LoraConfig& c) { c.targets = {"nothing"}; });
+    wrong("all-linear", [](LoraConfig& c) { c.targets = {"q_proj", "all-linear"}; });
+    wrong("layers.9", [](LoraConfig& c) { c.exceptions["layers.9.q_proj"] = {2, 4.0}; });
     wrong("alpha", [](LoraConfig& c) {
       c.exceptions["model.layers.0.self_attn.q_proj"] = {2, 0.0};
     });
@@ -107,4 +110,21 @@ TEST_CASE("settings out of their range are refused by the field's name") {
   for (float eps : {0.0f, -1.0f, kNan}) wrong("eps", [&](TrainerConfig& c) { c.adamw.eps = eps; });
   wrong("weight_decay", [](TrainerConfig& c) { c.adamw.weight_decay = -1; });
   refused("a prompt needs", [&] { make_prompt(*s.backend, {}, 0); });
+  refused("rows[0]: null", [&] {
+    const std::vector<const Row*> none{nullptr};
+    make_host_batch(none);
+  });
+  Trainer trainer(*s.model, adapter, {});
+  refused("resume_at", [&] { trainer.resume_at(-1, 0); });
+  refused("resume_at", [&] { trainer.resume_at(3, 2); });
+  refused("max_batch", [&] { Generator(*s.model, nullptr, {.max_batch = 0}); });
+  refused("capacity", [&] { Generator(*s.model, nullptr, {.capacity = -1}); });
+  refused("prefill_rows", [&] { Generator(*s.model, nullptr, {.prefill_rows = -1}); });
+  auto ask = [&](const GenerationRequest& request) {
+    Generator(*s.model, nullptr).run(std::span(&request, 1));
+  };
+  for (std::int32_t id : {-1, 61}) refused("token", [&] { ask({{1, id}, {}, -1}); });
+  refused("variant", [&] { ask({{1}, {}, -2}); });
+  refused("max_tokens", [&] { ask({{1}, {.max_tokens = 0}, -1}); });
+  ask({{1}, {.max_tokens = INT64_MAX, .stop_ids = {}}, -1});
 }

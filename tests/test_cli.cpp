@@ -526,8 +526,8 @@ TEST_CASE("SIGTERM and SIGINT: the step ends, the state is saved, the run goes o
     const std::string flags = " --seq-len 64 --lr 1e-3 --schedule constant --out " + out;
     std::string arguments = train(f, "--steps 1000000" + flags);
     // Once the first step is on disk. One signal only: a second SIGINT means "at once".
-    const std::string command = tools + "/" + arguments +
-                                " > /dev/null 2>&1 & run=$!; until [ -s " + out +
+    const std::string command = tools + "/" + arguments + " > " + f.scratch.file("log") +
+                                " 2>&1 & run=$!; until [ -s " + out +
                                 "/metrics.jsonl ] || ! kill -0 $run; do sleep 0.02; done; " +
                                 "kill -" + c.signal + " $run; wait $run";
     const int status = std::system(command.c_str());
@@ -537,10 +537,44 @@ TEST_CASE("SIGTERM and SIGINT: the step ends, the state is saved, the run goes o
     const std::int64_t done = run_json["result"]["steps"].get<std::int64_t>();
     CHECK(done > 0);
     CHECK(stdfs::exists(out + "/checkpoint.safetensors"));
-    Result r = run(train(f, concat("--resume --steps ", done + 3, flags)));
+    const std::string log = read_file(f / "log", 1 << 24);
+    CHECK(log.find("stopping after this step") != std::string::npos);
+    CHECK(log.find("go on with: finetune --resume --out " + out) != std::string::npos);
+    Result r = run(concat("finetune --resume --out ", out, " --steps ", done + 3));
     CHECK_MESSAGE(r.status == 0, r.out);
     CHECK(read_json(out + "/run.json")["result"]["steps"] == done + 3);
   }
+}
+
+TEST_CASE("a signal during the samples leaves them out, and the run is finished") {
+  Folder f;
+  const std::string out = f / "run", log = f / "log";
+  const std::string command = std::string(LK_TOOLS) + "/" +
+                              train(f, "--seq-len 64 --steps 1 --lr 1e-2 --eval-data " +
+                                           (f / "rows.jsonl") + " --samples 3 --out " + out) +
+                              " > " + log + " 2>&1 & run=$!; until grep -q 'writing 3 samples' " +
+                              log + " || ! kill -0 $run; do :; done; kill -INT $run; wait $run";
+  const int status = std::system(command.c_str());
+  const std::string said = read_file(log, 1 << 20);
+  CHECK_MESSAGE(WEXITSTATUS(status) == 0, said);
+  CHECK(said.find("adapter saved in " + out) != std::string::npos);
+  CHECK(said.find("try it: generate --model ") != std::string::npos);
+  CHECK(read_json(out + "/run.json")["status"] == "finished");
+}
+
+TEST_CASE("a run that fails before it begins leaves no folder, and one that goes on is said to") {
+  Folder f;
+  CHECK(run(train(f, "--seq-len 64 --format messages --out " + (f / "bad"))).status == 3);
+  CHECK(!stdfs::exists(f / "bad"));
+  REQUIRE(run(train(f, "--seq-len 64 --steps 1 --lr 1e-2 --out " + (f / "run"))).status == 0);
+  const Result again = run(train(f, "--seq-len 64 --steps 1 --out " + (f / "run")));
+  CHECK(again.status == 2);
+  CHECK(again.out.find("--resume goes on from its checkpoint") != std::string::npos);
+  stdfs::remove(f / "run/adapter_config.json");
+  const Result early =
+      run("generate --device cpu --prompt a --model " + kModel + " --adapter " + (f / "run"));
+  CHECK(early.status == 3);
+  CHECK(early.out.find("no adapter yet") != std::string::npos);
 }
 
 TEST_CASE("two runs may not share an output folder") {

@@ -108,6 +108,43 @@ TEST_CASE("a CSV of questions and answers is trained on, evaluated and answered 
   }
 }
 
+TEST_CASE("an adapter of chats says how to be asked, and warns where it is asked otherwise") {
+  Folder f;
+  const std::string data = " --model " + kModel + " --data " + kRows;
+  const ProgramResult r = finetune(data + kChat + " --system 'Be kind.' --out " + (f / "chats"));
+  REQUIRE_MESSAGE(r.status == 0, r.out);
+  const std::string flags = " --chat --template chatml --system 'Be kind.'";
+  CHECK(says(r, "--adapter " + (f / "chats") + flags + " --prompt"));
+  CHECK(read_file(f / "chats/README.md", 1 << 20).find(flags + " --prompt") != std::string::npos);
+  REQUIRE(finetune(data + " --columns prompt=question,completion=answer --out " + (f / "text"))
+              .status == 0);
+  const std::string ask =
+      "generate --device cpu --max-tokens 1 --model " + kModel + " --prompt a --adapter ";
+  auto warns = [&](const std::string& arguments) {
+    const ProgramResult said = run_program(arguments);
+    CHECK_MESSAGE(said.status == 0, said.out);
+    return said.out.find("was trained on") == std::string::npos ? std::string() : said.out;
+  };
+  CHECK(warns(ask + (f / "chats")).find("add" + flags) != std::string::npos);
+  CHECK(warns(ask + (f / "chats") + " --chat --template chatml").find("another system turn") !=
+        std::string::npos);
+  CHECK(warns(ask + (f / "chats") + flags) == "");
+  CHECK(warns(ask + "c=" + (f / "chats") + flags + " --adapter t=" + (f / "text"))
+            .find("adapter t=" + (f / "text") + " was trained on plain text") != std::string::npos);
+  CHECK(warns(ask + (f / "text")) == "");
+  const std::string evaluate =
+      "evaluate --device cpu --seq-len 256 --rows 2 --max-tokens 1" + data + " --adapter ";
+  const std::string plain = " --columns prompt=question,completion=answer";
+  for (const char* generate : {"", " --generate"}) {
+    CHECK(warns(evaluate + (f / "chats") + plain + generate).find("plain text") !=
+          std::string::npos);
+    CHECK(warns(evaluate + (f / "chats") + kChat + generate).find("--system 'Be kind.'") !=
+          std::string::npos);
+    CHECK(warns(evaluate + (f / "chats") + kChat + " --system 'Be kind.'" + generate) == "");
+    CHECK(warns(evaluate + (f / "text") + plain + generate) == "");
+  }
+}
+
 TEST_CASE("an adapter calls its base by --base-name, or as the model's files say") {
   Folder f;
   const std::string rows = " --data " + f.write("rows.jsonl", R"({"text":"abcdef"})"

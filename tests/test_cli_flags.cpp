@@ -60,6 +60,42 @@ TEST_CASE("a flag that there is not is answered with the one that was probably m
   check_says(run_program(f.train("a", "--grad_accum 0")), 2, "--grad-accum must be in 1 .. 65536");
 }
 
+TEST_CASE("a misspelt flag is named although a required one is missing, without its value") {
+  Rows f;
+  const std::string rest = " --data " + f.path + " --out " + f.scratch.file("a");
+  check_says(run_program("finetune --modle " + kModel + rest), 2,
+             "there is no flag --modle; did you mean --model?");
+  check_says(run_program(f.train("a", "--ephocs 2")), 2,
+             "there is no flag --ephocs; did you mean --epochs?");
+  check_says(run_program("finetune" + rest), 2, "--model is required");
+  // What is near in letters may be far in meaning.
+  check_says(run_program(f.train("a", "--warmup_ratio 0.1")), 2,
+             "--warmup takes a number of steps");
+  check_says(run_program(f.train("a", "--load-in-4bit")), 2, ".gguf");
+  check_says(run_program("evaluate --model " + kModel + " --data " + f.path + " --eval-rows 2"), 2,
+             "--rows takes the first N rows");
+}
+
+TEST_CASE("--threads sets how many there are, and waiting threads spin for a short time") {
+  const std::string show = "env -u GOMP_SPINCOUNT -u OMP_WAIT_POLICY -u OMP_NUM_THREADS ";
+  auto shown = [&](const std::string& more, const std::string& flags) {
+    return run_shell(show + more + " OMP_DISPLAY_ENV=VERBOSE " + LK_TOOLS + "/plan --matrix 4x4 " +
+                     "--rank 1 " + flags + " 2>&1");
+  };
+  check_says(shown("", "--threads 3"), 0, "OMP_NUM_THREADS = '3'");
+  check_says(shown("OMP_NUM_THREADS=1", "--threads=3"), 0, "OMP_NUM_THREADS = '3'");
+  check_says(shown("", ""), 0, "GOMP_SPINCOUNT = '1000'");
+  check_says(shown("GOMP_SPINCOUNT=7", ""), 0, "GOMP_SPINCOUNT = '7'");
+  const auto active = shown("OMP_WAIT_POLICY=ACTIVE", "");
+  CHECK(active.out.find("GOMP_SPINCOUNT = '1000'") == std::string::npos);
+  for (const char* wrong : {"0", "-1", "5000", "two"})
+    check_says(run_program(std::string("plan --matrix 4x4 --rank 1 --threads ") + wrong), 2,
+               "--threads");
+  Rows f;
+  const std::string file = f.scratch.write("threads.toml", "threads = 1\n");
+  check_says(run_program("plan --matrix 4x4 --rank 1 --config " + file), 0, "B (4x1)");
+}
+
 TEST_CASE("--config gives flags, the command line wins, and run.toml repeats a run") {
   Rows f;
   const std::string file =

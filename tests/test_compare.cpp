@@ -44,6 +44,18 @@ const std::string kMetrics =
 
 }  // namespace
 
+TEST_CASE("the peak of memory is that of all parts of a resumed run") {
+  Runs r;
+  Json resumed = run_of(1e-4, 8, 3.0);
+  resumed["result"]["peak_bytes"] = 7 << 20;
+  r.add("resumed", resumed, kMetrics);
+  r.add("old", run_of(1e-4, 8, 3.0), kMetrics);
+  const auto runs = read_runs(r.paths);
+  const std::string text = comparison_text(runs, compare_runs(runs));
+  CHECK(text.find("7 MiB") != std::string::npos);
+  CHECK(text.find("3 MiB") != std::string::npos);
+}
+
 TEST_CASE("only settings that differ are shown, and the results of every run") {
   Runs r;
   r.add("low", run_of(1e-4, 8, 3.0), kMetrics);

@@ -392,7 +392,10 @@ TEST_CASE("R8: output folder: new, empty, or refused; and one process at a time"
     check_throws<UsageError>("held, resuming", {path, "process"},
                              [&] { OutputFolder again(path, false); });
   }
-  CHECK(std::filesystem::is_empty(path));  // the lock disappears with its holder
+  CHECK(!std::filesystem::exists(path));  // nothing was written to it: it goes with its holder
+  std::filesystem::create_directories(path);
+  { OutputFolder out(path, true); }
+  CHECK(std::filesystem::is_empty(path));  // the lock alone disappears
   { OutputFolder again(path + "/", true); }
   std::filesystem::create_directories(path);
   std::ofstream(path + "/.lock") << "999999\n";  // left by a killed run: harmless

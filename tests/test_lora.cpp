@@ -78,6 +78,40 @@ TEST_CASE("an adapter that ends leaves the base, and its place to another") {
   }
 }
 
+TEST_CASE("an adapter that finds no memory leaves the model as it was, at whichever allocation") {
+  auto backend = make_cpu_backend();
+  auto model = tiny_transformer(*backend, DType::BF16);
+  const std::vector<Row> rows = random_rows({9}, 5);
+  auto logits = [&] { return to_host_f64(model->logits(make_batch(*backend, pointers(rows)))); };
+  const std::vector<double> base = logits();
+  auto live = [&] { return backend->ledger().total().live_bytes; };
+  const std::int64_t before = live();
+  int refusals = 0;
+  for (std::int64_t room = 1;; room += 1000) {
+    backend->set_memory_limit(before + room);
+    try {
+      const Adapter adapter(*model, tiny_lora());
+      break;
+    } catch (const OutOfMemoryError&) {
+      ++refusals;
+    }
+    backend->set_memory_limit(0);
+    REQUIRE(live() == before);
+    model->visit_sites([](const std::string& path, std::size_t, Site, auto& map) {
+      REQUIRE_MESSAGE(dynamic_cast<FrozenLinear*>(map.get()), path);
+    });
+  }
+  CHECK(refusals > 20);
+  backend->set_memory_limit(0);
+  CHECK(live() == before);
+  CHECK(logits() == base);
+  LoraConfig absurd = tiny_lora();
+  absurd.wide_ranks = true;
+  absurd.shape.rank = INT64_MAX / 2;
+  CHECK_THROWS_AS(Adapter(*model, absurd), UsageError);
+  CHECK(logits() == base);
+}
+
 TEST_CASE("A is Kaiming-uniform, B is zero, and the seed decides") {
   auto backend = make_cpu_backend();
   auto model = tiny_transformer(*backend, DType::F32);

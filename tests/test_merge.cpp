@@ -157,6 +157,20 @@ TEST_CASE(
   CHECK(scratch.names().size() == 1);
 }
 
+TEST_CASE("without an adapter the model itself is written in another format") {
+  ScratchFolder scratch;
+  MergeSettings s = settings(scratch.file("copy"));
+  s.adapters.clear();
+  s.type = "f32";
+  const MergeResult r = merge(s, quiet);
+  CHECK(r.all.matrices == 0);
+  CHECK(*r.logit_difference == 0);
+  CHECK(r.warnings.empty());
+  const ModelFile copy(s.out), base(kBase);
+  for (const WeightSlot& slot : base.slots())
+    CHECK(values_of(copy, slot.name) == values_of(base, slot.name));
+}
+
 TEST_CASE("several adapters add up with their weights") {
   ScratchFolder scratch;
   MergeSettings s = settings(scratch.file("merged"));

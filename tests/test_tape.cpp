@@ -5,7 +5,9 @@
 
 #include <functional>
 #include <limits>
+#include <optional>
 
+#include "autograd/gradcheck.h"
 #include "autograd/ops.h"
 #include "cpu_ops.h"
 
@@ -186,6 +188,35 @@ TEST_CASE_FIXTURE(Fixture, "misuse is refused") {
   CHECK_THROWS_AS(tape.backward(y, rnd({T, C}, 3)), Error);  // once per tape
   CHECK_THROWS_AS(add(tape, x, x), Error);                   // and no op after it
   CHECK_THROWS_AS(tape.gradient(y), Error);                  // y is no leaf
+}
+
+TEST_CASE_FIXTURE(Fixture, "a tape at the address of an ended one takes none of its values") {
+  std::optional<Tape> tape(std::in_place, backend);
+  const Var old = tape->leaf(rnd({T, C}, 1));
+  tape.emplace(backend);
+  const Var own = tape->leaf(rnd({T, C}, 2));
+  CHECK(own.id() == old.id());
+  CHECK_THROWS_WITH_AS(add(*tape, own, old), doctest::Contains("another tape"), Error);
+}
+
+TEST_CASE_FIXTURE(Fixture,
+                  "what has no value is refused, and so are elementwise shapes that differ") {
+  Tape tape(backend);
+  CHECK_THROWS_AS(tape.leaf({}), Error);
+  CHECK_THROWS_AS(tape.backward(Var()), Error);
+  CHECK_THROWS_AS(Var().backend(), Error);
+  CHECK_THROWS_AS(add(tape, {}, {}), Error);
+  CHECK_THROWS_AS(dropout(tape, {}, 0.5f, {}), Error);
+  CHECK_THROWS_AS(to_host_f64({}), Error);
+  CHECK_THROWS_AS(Parameter("p", {}, DType::F64), Error);
+  CHECK_THROWS_WITH_AS(gradcheck(backend, [](Tape&, const auto&) { return Var(); }, {rnd({2}, 1)}),
+                       doctest::Contains("no value"), Error);
+  const Tensor x = rnd({T, C}, 1), longer = rnd({T + 1, C}, 2), wider = rnd({T, C + 1}, 3);
+  for (const Tensor& other : {longer, wider}) {
+    CHECK_THROWS_AS(backend.copy(x, other), Error);
+    CHECK_THROWS_AS(backend.add(x, x, other), Error);
+    CHECK_THROWS_AS(backend.scale(x, GradMode::Add, 1, {}, other), Error);
+  }
 }
 
 TEST_CASE_FIXTURE(Fixture, "ops check shapes and name what is wrong") {

@@ -9,6 +9,7 @@
 #include "nn/evaluation.h"
 #include "program.h"
 #include "row_flags.h"
+#include "run/adapter_use.h"
 #include "run/inference.h"
 #include "run/scoring.h"
 #include "settings_file.h"
@@ -38,11 +39,26 @@ void show_progress(std::int64_t done, std::int64_t total) {
   program::progress(concat(done, "/", total, " rows"), done == total);
 }
 
+// An adapter's scores say little of rows of another kind than it was trained on.
+void warn_of_use(const Settings& s, const AdapterUse& rows) {
+  const auto use = read_adapter_use(s.inference.adapter);
+  const std::string doubt = use ? use_doubt(*use, rows) : "";
+  if (doubt.empty()) return;
+  std::string flags;
+  if (rows.chats && use->chats) {
+    if (use->chat_template) flags += " --template " + shell_word(*use->chat_template);
+    if (use->system) flags += " --system " + shell_word(*use->system);
+  }
+  program::message(concat("warning: adapter ", s.inference.adapter, " ", doubt,
+                          flags.empty() ? "" : ": it learnt with" + flags));
+}
+
 OrderedJson loss(const Settings& s, const ByteSource& data, InferenceModel& m) {
   Dataset rows = load_dataset(data, *m.tokenizer, s.chat_template, s.rows);
   program::message(concat(rows.path, ": ", rows.container, ", format ", rows.format, ", ",
                           rows.rows.size(), " rows"));
   for (const std::string& remark : rows.remarks()) program::message(remark);
+  warn_of_use(s, {rows.chats > 0, s.chat_template, rows.system});
   const Evaluation e = evaluate(*m.model, rows.rows, s.batch_tokens());
   if (!std::isfinite(e.loss)) throw NonFiniteError("the loss is not finite");
   return {{"loss", e.loss},
@@ -54,6 +70,7 @@ OrderedJson loss(const Settings& s, const ByteSource& data, InferenceModel& m) {
 OrderedJson choices(const Settings& s, const ByteSource& data, InferenceModel& m) {
   const std::vector<ChoiceRow> rows = load_choices(data, *m.tokenizer, s.eval_rows());
   program::message(concat(s.data, ": ", rows.size(), " rows with choices"));
+  warn_of_use(s, {});
   const ChoiceScores scores = score_choices(
       rows, choice_log_probabilities(*m.model, rows, s.batch_tokens(), show_progress));
   return {{"accuracy", scores.accuracy},
@@ -82,6 +99,7 @@ OrderedJson generation(Settings s, const ByteSource& data, InferenceModel& m,
   std::size_t references = 0;
   for (const ReferenceRow& row : rows) references += row.references.size();
   program::message(concat(s.data, ": ", rows.size(), " prompts with ", references, " references"));
+  warn_of_use(s, {rows[0].is_chat, s.chat_template, s.rows.system});
   s.sampling.stop_ids = m.tokenizer->stop_ids();
   const GenerationScores scores =
       score_generation(*m.model, *m.tokenizer, rows, s.sampling, s.batch, show_progress);

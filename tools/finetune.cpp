@@ -1,9 +1,12 @@
 // finetune: LoRA training of a GGUF or Hugging Face model on a text file.
+#include <algorithm>
 #include <cstdio>
 
+#include "io/paths.h"
 #include "lora_flags.h"
 #include "program.h"
 #include "row_flags.h"
+#include "run/adapter_use.h"
 #include "run/finetune.h"
 #include "run/methods.h"
 #include "settings_file.h"
@@ -192,6 +195,9 @@ struct Console : FinetuneListener {
                   static_cast<long long>(e.supervised_tokens));
     program::message(text);
   }
+  void trained() override {
+    program::say_on_signal("finishing without samples; Ctrl-C again ends the program at once");
+  }
 };
 
 // Converts what the flags gave as text.
@@ -253,13 +259,50 @@ int report(const FinetuneSettings& s, const FinetuneResult& r) {
               : changes_base(s.init) ? "; what is left of the base unchanged in training (SHA-256)"
                                      : "; base weights unchanged (SHA-256)");
   if (r.signal) {
-    std::printf("stopped by signal %d; go on with --resume --out %s\n", r.signal, s.out.c_str());
+    std::printf("stopped by signal %d; go on with: finetune --resume --out %s\n", r.signal,
+                shell_word(s.out).c_str());
     return 128 + r.signal;
   }
   std::printf("adapter: %s/adapter_model.safetensors\nreport: %s/report.html\n", s.out.c_str(),
               s.out.c_str());
+  std::printf("try it: generate --model %s --adapter %s%s --prompt '...'\n",
+              shell_word(s.model).c_str(), shell_word(s.out).c_str(),
+              use_flags(read_adapter_use(s.out).value_or(AdapterUse{})).c_str());
   return 0;
 }
+
+// The command line, and where it says no more than --resume and --out, its run's own settings.
+class CommandLine {
+ public:
+  CommandLine(int argc, char** argv) : args_(argv, argv + argc) {
+    const std::string out = value_of("--out");
+    if (has("--resume") && !has("--config") && !has("--model") && !has("--data") &&
+        exists(out + "/run.toml")) {
+      config_ = "--config=" + out + "/run.toml";
+      args_.push_back(config_.data());
+    }
+    args_.push_back(nullptr);
+  }
+  bool has(const std::string& flag) const {
+    return std::any_of(args_.begin(), args_.end(), [&](const char* arg) {
+      return arg && (arg == flag || std::string(arg).starts_with(flag + "="));
+    });
+  }
+  int argc() const { return static_cast<int>(args_.size()) - 1; }
+  char** argv() { return args_.data(); }
+
+ private:
+  std::string value_of(const std::string& flag) const {
+    for (std::size_t i = 0; i < args_.size(); ++i) {
+      const std::string arg = args_[i];
+      if (arg == flag && i + 1 < args_.size()) return args_[i + 1];
+      if (arg.starts_with(flag + "=")) return arg.substr(flag.size() + 1);
+    }
+    return "";
+  }
+  std::vector<char*> args_;
+  std::string config_;
+};
 
 }  // namespace
 
@@ -276,10 +319,16 @@ int main(int argc, char** argv) {
   FinetuneSettings settings;
   Text text;
   add_flags(app, settings, text);
-  return program::run(app, argc, argv, [&] {
+  CommandLine line(argc, argv);
+  return program::run(app, line.argc(), line.argv(), [&] {
+    // One of the two on the command line wins over the other in a settings file.
+    if (line.has("--steps") && !line.has("--epochs")) settings.epochs.reset();
+    if (line.has("--epochs") && !line.has("--steps")) settings.steps.reset();
     settle(settings, text);
-    if (text.sweep) return sweep_all(app, argc, argv, settings, *text.sweep);
+    if (text.sweep) return sweep_all(app, line.argc(), line.argv(), settings, *text.sweep);
     Console console;
+    program::say_on_signal(
+        "stopping after this step, which is saved; Ctrl-C again ends the program at once");
     return report(settings, finetune(settings, console, program::install_signal_handlers()));
   });
 }

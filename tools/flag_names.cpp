@@ -67,6 +67,8 @@ const std::map<std::string, std::string>& names_elsewhere() {
       {"--adapter-path", "--adapter"},
       {"--temp", "--temperature"},
       {"--system-prompt", "--system"},
+      {"--n-threads", "--threads"},
+      {"--num-threads", "--threads"},
   };
   return names;
 }
@@ -115,6 +117,32 @@ std::string fields_as_flags(const CLI::App& app, const std::string& message) {
     at = end + 1;
   }
   return out + message.substr(at);
+}
+
+std::string hint_for_flag(const CLI::App& app, const std::string& flag) {
+  struct Hint {
+    const char *flag, *ours, *text;  // said where the app has the flag `ours`
+  };
+  static constexpr Hint kHints[] = {
+      {"--warmup-ratio", "--warmup",
+       "--warmup takes a number of steps; without it, a tenth of them"},
+      {"--load-in-4bit", "--model",
+       "give a .gguf file with 4-bit blocks as --model: `generate` keeps them as they are, "
+       "`finetune` "
+       "computes in --dtype"},
+      {"--load-in-8bit", "--model",
+       "give a .gguf file with 8-bit blocks as --model: `generate` keeps them as they are, "
+       "`finetune` "
+       "computes in --dtype"},
+      {"--eval-rows", "--rows", "--rows takes the first N rows of --data"},
+      {"--fp16", "--dtype", "--dtype is f32 or bf16"},
+      {"--bf16", "--dtype", "--dtype bf16 says that"},
+  };
+  std::string name = flag;
+  std::replace(name.begin(), name.end(), '_', '-');
+  for (const Hint& hint : kHints)
+    if (name == hint.flag && app.get_option_no_throw(hint.ours)) return hint.text;
+  return "";
 }
 
 std::string nearest_flag(const CLI::App& app, const std::string& wrong) {

@@ -18,6 +18,9 @@ std::vector<std::string> unknown_flags(const CLI::App& app, int argc, const char
 // "`grad_accum`: must be positive" becomes "--grad-accum: must be positive".
 std::string fields_as_flags(const CLI::App& app, const std::string& message);
 
+// What to say of a flag of other tools (without '=') that has no twin here; empty if nothing is known.
+std::string hint_for_flag(const CLI::App& app, const std::string& flag);
+
 // The flag of the app that `wrong` was probably meant to be: at most a third of its letters differ,
 // or it contains the other. Empty if there is none.
 std::string nearest_flag(const CLI::App& app, const std::string& wrong);

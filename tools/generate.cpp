@@ -6,6 +6,7 @@
 #include "nn/generate.h"
 #include "program.h"
 #include "prompt_rows.h"
+#include "run/adapter_use.h"
 #include "run/inference.h"
 #include "settings_file.h"
 #include "talk.h"
@@ -82,6 +83,20 @@ void answer_all(const Settings& s, InferenceModel& m, const std::vector<PromptRo
     }
   };
   Generator(*m.model, m.tokenizer.get(), {.max_batch = s.batch}).run(requests, events);
+}
+
+// Adapters answer prompts as they learnt to; others they answer wrongly without a sign of it.
+void warn_of_use(const Settings& s) {
+  const AdapterUse prompts{
+      s.chat, s.chat_template.empty() ? std::nullopt : std::optional(s.chat_template), s.system};
+  for (const std::string& adapter : s.adapters) {
+    const bool named = !s.inference.named_adapters.empty();
+    const auto use = read_adapter_use(named ? adapter.substr(adapter.find('=') + 1) : adapter);
+    const std::string doubt = use ? use_doubt(*use, prompts) : "";
+    if (!doubt.empty())
+      program::message(concat("warning: adapter ", adapter, " ", doubt, ": ",
+                              use->chats ? "add" + use_flags(*use) : "leave --chat out"));
+  }
 }
 
 }  // namespace
@@ -166,6 +181,7 @@ int main(int argc, char** argv) {
                                        s.columns.empty() ? Columns() : Columns::parse(s.columns));
     InferenceModel m = open_inference(s.inference);
     for (const std::string& warning : m.warnings) program::message("warning: " + warning);
+    warn_of_use(s);
     s.sampling.stop_ids = m.tokenizer->stop_ids();
     program::report_adapters(m, std::min(s.batch, std::max<std::int64_t>(1, std::ssize(rows))));
     if (conversation)

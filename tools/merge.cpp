@@ -67,15 +67,17 @@ int main(int argc, char** argv) {
       "W' = W + s B A as a plain model. One JSON object on stdout.\n\n"
       "  merge --model model.gguf --adapter runs/mine --out merged\n"
       "  merge --model model.gguf --adapter runs/mine --out merged.gguf --type q8_0\n"
-      "  merge --model model.gguf --adapter runs/a=0.7 --adapter runs/b=0.3 --out both\n",
+      "  merge --model model.gguf --adapter runs/a=0.7 --adapter runs/b=0.3 --out both\n"
+      "  merge --model model.gguf --out base      (a Hugging Face folder of the same model)\n",
       "merge");
   MergeSettings s;
   std::vector<std::string> adapters;
   std::string base, shard = "5GB";
   bool unmerge_it = false, no_verify = false;
   app.add_option("--model", s.model, ".gguf file or Hugging Face folder")->required();
-  app.add_option("--adapter", adapters, "PEFT folder, or folder=weight; several add up")
-      ->required();
+  app.add_option("--adapter", adapters,
+                 "PEFT folder, or folder=weight; several add up; without any the model itself is "
+                 "written");
   app.add_option("--out", s.out, "a new folder, or a new file ending in .gguf")->required();
   app.add_option("--type", s.type,
                  "f32, f16, bf16; for .gguf also q8_0, q4_0, q4_1. Without it: as the base is "

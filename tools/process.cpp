@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <climits>
 #include <csignal>
 #include <cstdint>
 #include <cstdlib>
@@ -192,10 +193,31 @@ void check_threads() {
   if (!all)
     throw OutOfMemoryError(concat("only ", made.size() + 1, " of ", wanted,
                                   " threads can be made: set OMP_NUM_THREADS=", made.size() + 1,
-                                  " or fewer, or raise the limit (ulimit -u, -v)"));
+                                  " or fewer (--threads), or raise the limit (ulimit -u, -v)"));
 }
 
 }  // namespace
+
+// Turns of its waiting loop that a thread makes before it sleeps: see docs/performance.md. OpenMP's own
+// 300,000 keep a core from other programs, and then from the very thread that is waited for.
+constexpr const char* kSpinCount = "1000";
+
+void set_openmp(char** argv, std::int64_t threads) {
+  bool changed = false;
+  auto set = [&](const char* name, const std::string& value) {
+    const char* now = std::getenv(name);
+    if (!now || value != now) changed = ::setenv(name, value.c_str(), 1) == 0 || changed;
+  };
+  if (!std::getenv("OMP_WAIT_POLICY") && !std::getenv("GOMP_SPINCOUNT"))
+    set("GOMP_SPINCOUNT", kSpinCount);
+  if (threads > 0) set("OMP_NUM_THREADS", std::to_string(threads));
+  if (!changed) return;
+  char path[PATH_MAX];  // not /proc/self/exe: the process would be called "exe"
+  const ssize_t n = ::readlink("/proc/self/exe", path, sizeof path - 1);
+  if (n <= 0) return;
+  path[n] = 0;
+  ::execv(path, argv);
+}
 
 int finish(int status) {
   g_finished = true;

@@ -2,6 +2,7 @@
 // main(): an allocation that fails in a destructor or in a library must end it as any other does.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 
 namespace lk::program {
@@ -15,6 +16,12 @@ namespace lk::program {
 // caused it, and prints one line; a library that calls exit() (OpenMP's does, out of threads or
 // memory) ends it with ExitCode::OutOfMemory.
 int with_resources(const std::function<int()>& body);
+
+// Sets how OpenMP runs and, as it reads that before main(), starts the program again if it runs
+// otherwise: `threads` (0: as the environment says), which wait for the next loop only a short time
+// before they sleep, unless OMP_WAIT_POLICY or GOMP_SPINCOUNT say how. Where the system refuses that,
+// the program goes on as it is.
+void set_openmp(char** argv, std::int64_t threads);
 
 // Returns `status`, with which main() is about to return: an exit() from now on is its own.
 int finish(int status);

@@ -1,5 +1,6 @@
 #include "program.h"
 
+#include <omp.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -24,17 +25,31 @@ namespace lk::program {
 namespace {
 
 std::atomic<int> g_signal{0};
+std::atomic<const char*> g_said_on_signal{nullptr};
+volatile std::sig_atomic_t g_line_open = 0;
 
-void on_signal(int number) {
-  if (g_signal.exchange(number) != 0 && number == SIGINT) _exit(130);
+void print_in_handler(const char* text) {
+  static_cast<void>(!::write(STDERR_FILENO, text, std::strlen(text)));
 }
 
-bool g_line_open = false;
+void on_signal(int number) {
+  const int errno_before = errno;
+  const bool again = g_signal.exchange(number) != 0;
+  if (again && number == SIGINT) _exit(130);
+  if (const char* text = g_said_on_signal; text && !again) {
+    if (g_line_open) print_in_handler("\n");
+    print_in_handler(text);
+    print_in_handler("\n");
+    g_line_open = 0;
+  }
+  errno = errno_before;
+}
+
 const CLI::App* g_app = nullptr;  // of run(), for messages that name its flags
 
 void close_line() {
   if (g_line_open) std::fputc('\n', stderr);
-  g_line_open = false;
+  g_line_open = 0;
 }
 
 // Accepts the shape of a decimal number only, whatever else a library would accept.
@@ -57,6 +72,29 @@ std::string decimal_shape(const std::string& text, bool real) {
   if (real && !(std::abs(std::strtod(text.c_str(), nullptr)) < 1e300))
     return concat("'", text, "' is too large");
   return {};
+}
+
+constexpr std::int64_t kMostThreads = 4096;
+
+// The value of --threads, as far as it can be known before flags are parsed; 0: none that is valid.
+std::int64_t threads_of(const std::vector<std::string>& args) {
+  const std::string flag = "--threads";
+  std::string text;
+  for (std::size_t i = 0; i < args.size(); ++i) {
+    if (args[i] == flag && i + 1 < args.size()) text = args[i + 1];
+    if (args[i].starts_with(flag + "=")) text = args[i].substr(flag.size() + 1);
+  }
+  if (!decimal_shape(text, false).empty()) return 0;
+  const std::int64_t threads = std::stoll(text);
+  return threads >= 1 && threads <= kMostThreads ? threads : 0;
+}
+
+// What was wrong with a command line that has flags which there are not.
+std::string unknown_flag_message(const CLI::App& app, const std::string& flag) {
+  const std::string name = flag.substr(0, flag.find('=')), hint = hint_for_flag(app, name),
+                    meant = hint.empty() ? nearest_flag(app, name) : "";
+  return concat("there is no flag ", name, !hint.empty() ? ": " + hint : "",
+                !meant.empty() ? concat("; did you mean ", meant, "?") : "", " (see --help)");
 }
 
 }  // namespace
@@ -93,19 +131,28 @@ int run(CLI::App& app, int argc, char** argv, const std::function<int()>& body) 
     return fail_safely(concat("stdout: ", why, "; the result is lost"), ExitCode::Io);
   };
   try {
+    std::int64_t threads = 0;
+    app.add_option("--threads", threads, "of the processor (OMP_NUM_THREADS, or one a core)")
+        ->check(whole_number());
+    set_openmp(argv, threads_of(own_names(app, argc, argv)));
     return finish(with_resources([&] {
       try {
         parse(app, argc, argv);
       } catch (const CLI::Success& e) {
         return unless_lost(app.exit(e));
-      } catch (const CLI::ExtrasError& e) {
-        const std::vector<std::string> unknown = unknown_flags(app, argc, argv);
-        const std::string meant = unknown.empty() ? "" : nearest_flag(app, unknown.front());
-        return fail_safely(
-            concat(e.what(), meant.empty() ? "" : "; did you mean " + meant + "?", " (see --help)"),
-            ExitCode::Usage);
       } catch (const CLI::ParseError& e) {
-        return fail_safely(std::string(e.what()) + " (see --help)", ExitCode::Usage);
+        // A required flag that is missing may be one that is misspelt.
+        const std::vector<std::string> unknown = unknown_flags(app, argc, argv);
+        const bool misspelt = dynamic_cast<const CLI::ExtrasError*>(&e) != nullptr ||
+                              dynamic_cast<const CLI::RequiredError*>(&e) != nullptr;
+        return fail_safely(misspelt && !unknown.empty() ? unknown_flag_message(app, unknown.front())
+                                                        : std::string(e.what()) + " (see --help)",
+                           ExitCode::Usage);
+      }
+      if (app.count("--threads") > 0) {
+        require(threads >= 1 && threads <= kMostThreads, "--threads must be in 1 .. ",
+                kMostThreads);
+        omp_set_num_threads(static_cast<int>(threads));  // of a settings file, which is read late
       }
       const int status = body();
       close_line();
@@ -130,6 +177,9 @@ void parse(CLI::App& app, int argc, const char* const* argv, const std::vector<s
   app.set_config("--config", "", "take flags from this TOML file; the command line wins");
   app.config_formatter(settings_file(app));
   app.allow_config_extras(CLI::config_extras_mode::error);
+  // run() has obeyed it when a command line is read again.
+  static std::int64_t obeyed = 0;
+  if (!app.get_option_no_throw("--threads")) app.add_option("--threads", obeyed);
   std::vector<std::string> args = own_names(app, argc, argv);
   args.insert(args.end(), more.begin(), more.end());
   std::reverse(args.begin(), args.end());  // as CLI11 takes them
@@ -194,6 +244,8 @@ std::vector<std::string> parse_list(const std::string& text, const std::string& 
   return items;
 }
 
+void say_on_signal(const char* text) { g_said_on_signal = text; }
+
 const std::atomic<int>& install_signal_handlers() {
   struct sigaction action = {};
   action.sa_handler = on_signal;
@@ -222,7 +274,7 @@ void progress(const std::string& text, bool important) {
   static const bool terminal = isatty(STDERR_FILENO) == 1;
   if (terminal) {
     std::fprintf(stderr, "\r\033[K%s", without_controls(text, Lines::Several).c_str());
-    g_line_open = true;
+    g_line_open = 1;
     return;
   }
   using Clock = std::chrono::steady_clock;

@@ -40,6 +40,9 @@ inline constexpr const char* kRecomputeHelp =
 // Parses "a,b" into {"a", "b"}. Throws UsageError for empty items.
 std::vector<std::string> parse_list(const std::string& text, const std::string& flag);
 
+// What the first signal says at once, on stderr: static text without a line feed, or null for nothing.
+void say_on_signal(const char* text);
+
 // The number of a signal once SIGINT, SIGTERM or SIGHUP arrived, else 0. A second SIGINT ends the
 // program at once.
 const std::atomic<int>& install_signal_handlers();

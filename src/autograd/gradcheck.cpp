@@ -19,7 +19,9 @@ class Checker {
           const std::vector<Parameter*>& parameters, unsigned seed)
       : backend_(backend), f_(f), inputs_(inputs), parameters_(parameters) {
     Tape tape(backend, Tape::Mode::NoGrad);
-    const std::int64_t n = f(tape, constants()).value().numel();
+    const Tensor y = f(tape, constants()).value();
+    check(y.defined(), "gradcheck: the function returns no value");
+    const std::int64_t n = y.numel();
     std::mt19937_64 rng(seed);
     std::uniform_real_distribution<double> size(0.5, 1.5);  // no output may hide behind a zero
     for (std::int64_t i = 0; i < n; ++i) cotangent_.push_back((rng() & 1 ? 1 : -1) * size(rng));
@@ -128,7 +130,8 @@ class Checker {
 GradcheckResult gradcheck(Backend& backend, const Function& f, const std::vector<Tensor>& inputs,
                           const std::vector<Parameter*>& parameters, unsigned seed) {
   for (const Tensor& x : inputs)
-    check(x.dtype() == DType::F64 && x.contiguous(), "gradcheck: an input is not contiguous f64");
+    check(x.defined() && x.dtype() == DType::F64 && x.contiguous(),
+          "gradcheck: an input is not contiguous f64");
   for (const Parameter* p : parameters)
     check(p->value().dtype() == DType::F64, "gradcheck: ", p->name(), " is not f64");
   return Checker(backend, f, inputs, parameters, seed).run();

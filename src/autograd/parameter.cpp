@@ -4,6 +4,7 @@ namespace lk {
 
 Parameter::Parameter(std::string name, Tensor value, DType compute_dtype)
     : name_(std::move(name)), value_(std::move(value)) {
+  check(value_.defined(), "parameter ", name_, ": has no value");
   check(value_.dtype() == DType::F32 || value_.dtype() == DType::F64, "parameter ", name_,
         ": masters are f32, got ", dtype_name(value_.dtype()));
   check(value_.storage().tag() != Tag::Weights, "parameter ", name_, ": this memory is frozen");

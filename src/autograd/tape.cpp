@@ -1,16 +1,24 @@
 #include "autograd/tape.h"
 
+#include <atomic>
+
 namespace lk {
+
+std::uint64_t Tape::next_serial() {
+  static std::atomic<std::uint64_t> last{0};
+  return ++last;
+}
 
 Var Tape::record(Tensor y, std::unique_ptr<Node> node) {
   check(recording(), "tape: record on a tape without gradients");
   check(!ran_, "tape: already ran backward; make a new tape for each step");
   const bool leaf = node == nullptr;
   nodes_.push_back({std::move(node), Tensor(), leaf});
-  return Var(std::move(y), this, static_cast<int>(nodes_.size()) - 1);
+  return Var(std::move(y), serial_, static_cast<int>(nodes_.size()) - 1);
 }
 
 Var Tape::leaf(Tensor x) {
+  check(x.defined(), "tape.leaf: the tensor has no value");
   check(x.storage().tag() != Tag::Weights, "tape.leaf: a frozen weight has no gradient");
   return record(std::move(x), nullptr);
 }
@@ -50,7 +58,8 @@ void Tape::pass(const Edge& x, const Tensor& dy) {
 }
 
 void Tape::backward(const Var& y) {
-  check(y.value().numel() == 1, "backward: needs a scalar, got ", y.value().shape());
+  check(y.value().defined() && y.value().numel() == 1, "backward: needs a scalar, got ",
+        y.value().shape());
   Tensor one = backend_.empty(Tag::Backward, y.dtype(), y.value().shape());
   backend_.fill(one, 1.0);
   backward(y, one);

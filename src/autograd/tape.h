@@ -31,7 +31,10 @@ class Var {
   explicit Var(Tensor value) : value_(std::move(value)) {}  // a constant
 
   const Tensor& value() const { return value_; }
-  Backend& backend() const { return value_.backend(); }
+  Backend& backend() const {
+    check(value_.defined(), "Var: has no value");
+    return value_.backend();
+  }
   DType dtype() const { return value_.dtype(); }
   bool needs_grad() const { return id_ >= 0; }
   int id() const { return id_; }
@@ -43,9 +46,9 @@ class Var {
  private:
   friend class Tape;
   friend class Edge;
-  Var(Tensor value, const Tape* tape, int id) : value_(std::move(value)), tape_(tape), id_(id) {}
+  Var(Tensor value, std::uint64_t tape, int id) : value_(std::move(value)), tape_(tape), id_(id) {}
   Tensor value_;
-  const Tape* tape_ = nullptr;
+  std::uint64_t tape_ = 0;  // the tape's serial number: a later tape may have its address
   int id_ = -1;
 };
 
@@ -65,7 +68,7 @@ class Edge {
 
  private:
   friend class Tape;
-  const Tape* tape_ = nullptr;
+  std::uint64_t tape_ = 0;
   int id_ = -1;
   DType dtype_ = DType::F32;
   Shape shape_;
@@ -88,7 +91,8 @@ struct Node {
 class Tape {
  public:
   enum class Mode { Record, NoGrad };
-  explicit Tape(Backend& backend, Mode mode = Mode::Record) : backend_(backend), mode_(mode) {}
+  explicit Tape(Backend& backend, Mode mode = Mode::Record)
+      : backend_(backend), mode_(mode), serial_(next_serial()) {}
   Tape(const Tape&) = delete;  // Vars refer to their tape
   Tape& operator=(const Tape&) = delete;
 
@@ -149,12 +153,14 @@ class Tape {
   };
   // Whether x has a gradient on this tape. Throws if it has one on another tape.
   bool mine(const Edge& x) const {
-    check(!x.needs_grad() || x.tape_ == this, "tape: this value belongs to another tape");
+    check(!x.needs_grad() || x.tape_ == serial_, "tape: this value belongs to another tape");
     return x.needs_grad();
   }
   static bool mine(const Parameter&) { return true; }
+  static std::uint64_t next_serial();  // 1, 2, ...: no two tapes of a process have the same
   Backend& backend_;
   Mode mode_;
+  std::uint64_t serial_;
   bool ran_ = false;
   Tensor dy_;  // gradient of the output of the node that is running
   std::vector<Record> nodes_;

@@ -13,6 +13,10 @@ using namespace cpu;
 
 namespace {
 
+void check_like(const char* what, const Tensor& y, const Tensor& x) {
+  check(x.rows() == y.rows() && x.cols() == y.cols(), what, ": ", x.shape(), " for ", y.shape());
+}
+
 // ---- plain twins: the definitions -------------------------------------------------------------
 
 template <class T, class S>
@@ -82,6 +86,7 @@ void CpuBackend::uniform(const Tensor& x, float bound, const RandomKey& key) {
 }
 
 void CpuBackend::copy(const Tensor& y, const Tensor& x) {
+  check_like("copy: x", y, x);
   if (y.dtype() == x.dtype()) {  // copies bytes, whatever the dtype
     std::size_t size = dtype_size(x.dtype()), row = static_cast<std::size_t>(x.cols()) * size;
     if (row == 0) return;
@@ -109,6 +114,8 @@ void CpuBackend::copy(const Tensor& y, const Tensor& x) {
 }
 
 void CpuBackend::add(const Tensor& y, const Tensor& a, const Tensor& b) {
+  check_like("add: a", y, a);
+  check_like("add: b", y, b);
   dispatch_float(y.dtype(), [&]<class T>() {
     Matrix<T> to = matrix<T>(y), first = matrix<T>(a), second = matrix<T>(b);
     if constexpr (has_fast_path<T>)
@@ -123,6 +130,7 @@ void CpuBackend::add(const Tensor& y, const Tensor& a, const Tensor& b) {
 
 void CpuBackend::scale(const Tensor& y, GradMode mode, double alpha, const Tensor& scalar,
                        const Tensor& x) {
+  check_like("scale: x", y, x);
   dispatch_float(y.dtype(), [&]<class T>() {
     using A = accumulate_t<T>;
     A factor = static_cast<A>(alpha) * (scalar.defined() ? *scalar.data<A>() : A(1));
@@ -154,6 +162,7 @@ void CpuBackend::add_bias(const Tensor& y, const Weight& bias) {
 void CpuBackend::dropout(const Tensor& y, GradMode mode, const Tensor& x, float p,
                          const RandomKey& of_step) {
   check(p >= 0 && p < 1, "dropout: p is ", p);
+  check_like("dropout: x", y, x);
   const RandomKey key = of_step.resolved();
   dispatch_float(y.dtype(), [&]<class T>() {
     Matrix<T> to = matrix<T>(y), from = matrix<T>(x);

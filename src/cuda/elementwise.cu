@@ -179,6 +179,7 @@ void CudaBackend::uniform(const Tensor& x, float bound, const RandomKey& key) {
 }
 
 void CudaBackend::copy(const Tensor& y, const Tensor& x) {
+  check(x.rows() == y.rows() && x.cols() == y.cols(), "copy: x: ", x.shape(), " for ", y.shape());
   if (y.numel() == 0) return;
   if (y.dtype() == x.dtype() && (!is_float(y.dtype()) || (y.contiguous() && x.contiguous()))) {
     std::size_t size = dtype_size(y.dtype());

@@ -47,6 +47,8 @@ struct Walk {
   template <class... Tensors>
   explicit Walk(const Tensor& first, const Tensors&... others)
       : rows(first.rows()), cols(first.cols()) {
+    check(((others.rows() == rows && others.cols() == cols) && ...), "an elementwise kernel for ",
+          first.shape(), ": a tensor of another shape");
     if (first.contiguous() && (others.contiguous() && ...)) cols *= rows, rows = rows ? 1 : 0;
   }
 };

@@ -46,9 +46,10 @@ std::string real_output_folder(const std::string& path) {
   return real;
 }
 
-OutputFolder::OutputFolder(const std::string& path, bool must_be_empty)
+OutputFolder::OutputFolder(const std::string& path, bool must_be_empty, const std::string& if_full)
     : path_(real_output_folder(path)) {
   if (exists(path_) && !is_folder(path_)) throw UsageError(path_ + ": exists and is not a folder");
+  made_ = !exists(path_);
   make_folders(path_);
   const bool created = lock();
   remove_abandoned(path_);
@@ -56,8 +57,7 @@ OutputFolder::OutputFolder(const std::string& path, bool must_be_empty)
   const std::vector<std::string> names = contents();
   if (names.empty()) return;
   if (created) fs().unlink(file(".lock").c_str());
-  throw UsageError(
-      concat(path_, ": not empty (it has ", names[0], "): give a new or empty folder"));
+  throw UsageError(concat(path_, ": not empty (it has ", names[0], "): ", if_full));
 }
 
 // Returns whether the lock file is new.
@@ -104,6 +104,7 @@ std::vector<std::string> OutputFolder::contents() const {
 
 OutputFolder::~OutputFolder() {
   if (lock_.is_open()) fs().unlink(file(".lock").c_str());
+  if (made_) ::rmdir(path_.c_str());  // which only succeeds on an empty folder
 }
 
 std::string OutputFolder::file(const std::string& name) const {

@@ -1,92 +1,44 @@
 #include "lora/adapter.h"
 
 #include <algorithm>
-#include <cmath>
 #include <set>
 
 #include "lora/adapter_io.h"
+#include "lora/choose_modules.h"
 #include "lora/joined.h"
 #include "lora/rank_patterns.h"
 
 namespace lk {
 
-namespace {
-
-void check_numbers(const LoraShape& shape, const std::string& path) {
-  require(std::isfinite(shape.alpha) && shape.alpha > 0, "alpha ", shape.alpha, " of ", path,
-          ": must be positive");
-  require(shape.dropout >= 0 && shape.dropout < 1, "dropout ", shape.dropout,
-          ": must be in [0, 1)");
-}
-
-}  // namespace
-
 Adapter::Adapter(Transformer& model, const LoraConfig& config) : model_(model), config_(config) {
   if (config_.targets.empty()) config_.targets = default_targets(model.config());
-  const std::vector<std::string>& targets = config_.targets;
-  for (std::int64_t layer : config.layers)
-    require(layer >= 0 && layer < model.config().n_layers, "`layers` ", layer,
-            ": the model has layers 0 to ", model.config().n_layers - 1);
-  std::set<std::string> unmatched(targets.begin(), targets.end());
-  std::uint32_t n_sites = 0;
-  struct Chosen {
-    std::string path;
-    std::uint32_t site;
-    std::unique_ptr<LinearMap>* map;
-  };
-  std::vector<Chosen> chosen;
-  std::vector<std::string> names;  // all module names, for the message
-  // Choose and check everything first, then change the model: a refused target leaves it unchanged.
-  model.visit_sites(
-      [&](const std::string& path, std::size_t layer, Site, std::unique_ptr<LinearMap>& map) {
-        const std::uint32_t site = n_sites++;
-        std::string name = path.substr(path.rfind('.') + 1);
-        if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
-        bool wanted = false;
-        for (const std::string& t : targets) {
-          if (!config_.selects(t, path, static_cast<std::int64_t>(layer))) continue;
-          wanted = true;
-          unmatched.erase(t);
-        }
-        if (!wanted) return;
-        require(dynamic_cast<FrozenLinear*>(map.get()), path, " already carries an adapter");
-        check_numbers(config.shape_of(path), path);
-        const std::int64_t limit = std::min(map->in_features(), map->out_features());
-        const std::int64_t rank = config.shape_of(path).rank;
-        if (rank < 1 || (rank > limit && !config.wide_ranks))
-          throw UsageError(concat(config.exceptions.count(path) ? "`rank_pattern` " : "`rank` ",
-                                  rank, ": ", path, " allows 1 to ", limit));
-        chosen.push_back({path, site, &map});
-      });
-  if (!unmatched.empty()) {
-    std::string known;
-    for (const std::string& name : names) known += name + ", ";
-    // The matrices of the vocabulary are no sites, whatever the family calls them.
-    for (Role role : {Role::Embedding, Role::Head})
-      if (target_matches(module_path(family_of(model.config()), role), *unmatched.begin()))
-        throw UsageError(concat("`targets`: '", *unmatched.begin(),
-                                "' is the model's vocabulary, which stays frozen: choose among ",
-                                known, "or all-linear"));
-    throw UsageError(concat("`targets`: '", *unmatched.begin(), "' matches no module",
-                            config.layers.empty() ? "" : " of these `layers`", "; there are ",
-                            known, "or all-linear"));
-  }
-  for (Chosen& c : chosen) {
-    std::unique_ptr<FrozenLinear> base(static_cast<FrozenLinear*>(c.map->release()));
+  // All layers are made, each on a copy of the handles to its weights, before the first takes its
+  // place: what throws on the way leaves the model unchanged.
+  std::vector<std::unique_ptr<LinearMap>> made;
+  for (const ChosenModule& c : choose_modules(model, config_)) {
+    auto base = std::make_unique<FrozenLinear>(static_cast<const FrozenLinear&>(**c.map));
     auto lora =
         std::make_unique<LoraLinear>(model.backend(), c.path, c.site, std::move(base),
                                      config.shape_of(c.path), config.seed, model.compute_dtype());
     layers_.push_back(lora.get());
     places_.push_back(c.map);
-    *c.map = std::move(lora);
+    made.push_back(std::move(lora));
   }
-  initialise(model, layers_, config.init, config.seed);
+  for (std::size_t i = 0; i < made.size(); ++i) *places_[i] = std::move(made[i]);
+  try {
+    initialise(model, layers_, config.init, config.seed);
+  } catch (...) {
+    take_off();
+    throw;
+  }
 }
 
-Adapter::~Adapter() {
+void Adapter::take_off() noexcept {
   model_.leave_joined();
   for (std::size_t i = 0; i < layers_.size(); ++i) *places_[i] = layers_[i]->release_base();
 }
+
+Adapter::~Adapter() { take_off(); }
 
 std::vector<Parameter*> Adapter::parameters() const {
   std::vector<Parameter*> p;

@@ -29,11 +29,14 @@ class AdapterSet::Site : public LinearMap {
   FrozenLinear& frozen() override { return *base_; }
 
   const std::string& path() const { return path_; }
-  void add(LoraFactors factors) {
+  // The table with one variant more, to be set once those of all sites are made.
+  LoraTable with(LoraFactors factors) const {
     std::vector<LoraFactors> all = table_.host;
     all.push_back(std::move(factors));
-    table_ = make_lora_table(backend_, std::move(all));
+    return make_lora_table(backend_, std::move(all));
   }
+  void set_table(LoraTable table) noexcept { table_ = std::move(table); }
+  std::unique_ptr<FrozenLinear> release_base() { return std::move(base_); }
 
  private:
   Backend& backend_;
@@ -43,18 +46,24 @@ class AdapterSet::Site : public LinearMap {
 };
 
 AdapterSet::AdapterSet(Transformer& model) : model_(model) {
+  // All sites are made, on copies of the handles to the weights, before the first takes its place.
+  std::vector<std::unique_ptr<LinearMap>> made;
   model.visit_sites(
       [&](const std::string& path, std::size_t, lk::Site, std::unique_ptr<LinearMap>& map) {
-        if (!dynamic_cast<FrozenLinear*>(map.get()))
-          throw Error(concat(path, " already carries an adapter"));
-        std::unique_ptr<FrozenLinear> base(static_cast<FrozenLinear*>(map.release()));
-        auto site = std::make_unique<Site>(model.backend(), path, std::move(base));
+        const auto* frozen = dynamic_cast<const FrozenLinear*>(map.get());
+        require(frozen, path, " already carries an adapter");
+        auto site =
+            std::make_unique<Site>(model.backend(), path, std::make_unique<FrozenLinear>(*frozen));
         sites_.push_back(site.get());
-        map = std::move(site);
+        places_.push_back(&map);
+        made.push_back(std::move(site));
       });
+  for (std::size_t i = 0; i < made.size(); ++i) *places_[i] = std::move(made[i]);
 }
 
-AdapterSet::~AdapterSet() = default;
+AdapterSet::~AdapterSet() {
+  for (std::size_t i = 0; i < sites_.size(); ++i) *places_[i] = sites_[i]->release_base();
+}
 
 std::int32_t AdapterSet::find(const std::string& name) const {
   auto found = std::find_if(infos_.begin(), infos_.end(),
@@ -68,16 +77,18 @@ std::int32_t AdapterSet::add(const std::string& name, const AdapterFile& file) {
   // Read and check everything before changing anything.
   std::map<std::string, LoraFactors> factors = load_factors(model_, file);
   Info info{name, 0, std::ssize(factors), 0};
-  for (Site* site : sites_) {
+  std::vector<LoraTable> tables;
+  for (const Site* site : sites_) {
     auto found = factors.find(site->path());
     LoraFactors f = found == factors.end() ? LoraFactors{} : found->second;
     if (f.a.defined()) {
       info.rank = std::max(info.rank, f.a.shape()[0]);
       info.bytes += static_cast<std::int64_t>(f.a.bytes() + f.b_t.bytes());
     }
-    site->add(std::move(f));
+    tables.push_back(site->with(std::move(f)));
   }
   infos_.push_back(std::move(info));
+  for (std::size_t i = 0; i < sites_.size(); ++i) sites_[i]->set_table(std::move(tables[i]));
   return static_cast<std::int32_t>(infos_.size()) - 1;
 }
 

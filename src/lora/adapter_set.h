@@ -18,9 +18,10 @@ namespace lk {
 
 class AdapterSet {
  public:
-  // The model must outlive the set and carry no adapter.
+  // The model must outlive the set. Throws UsageError, and leaves the model as it was, if it carries
+  // an adapter.
   explicit AdapterSet(Transformer& model);
-  ~AdapterSet();
+  ~AdapterSet();  // takes all factors off: the model is the frozen base again
   AdapterSet(const AdapterSet&) = delete;
   AdapterSet& operator=(const AdapterSet&) = delete;
 
@@ -44,7 +45,8 @@ class AdapterSet {
   class Site;
   Transformer& model_;
   std::vector<Info> infos_;
-  std::vector<Site*> sites_;  // owned by the model, one for each projection that an adapter targets
+  std::vector<Site*> sites_;                         // owned by the model, one for each projection
+  std::vector<std::unique_ptr<LinearMap>*> places_;  // in the model, of each site
 };
 
 }  // namespace lk

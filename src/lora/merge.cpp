@@ -145,8 +145,11 @@ MergeResult merge(const MergeSettings& s, MergeListener& listener) {
   result.quantised = output.type().quantised;
   result.bytes = output.bytes();
   result.warnings = output.notes();
-  listener.message(concat("merging ", s.adapters.size(), " adapter(s) into ", source.n_changed(),
-                          " matrices of ", s.model, ", written as ", result.type));
+  if (s.adapters.empty())
+    listener.message(concat("no adapter: ", s.model, " itself is written as ", result.type));
+  else
+    listener.message(concat("merging ", s.adapters.size(), " adapter(s) into ", source.n_changed(),
+                            " matrices of ", s.model, ", written as ", result.type));
   for (const AdapterFile& file : source.files())
     listener.message(concat(file.folder, ": ", summary(file)));
   for (const AdapterFile& file : source.files())
@@ -159,7 +162,7 @@ MergeResult merge(const MergeSettings& s, MergeListener& listener) {
   StagedOutput staged(s.out, format.gguf ? Kind::File : Kind::Folder, output.bytes());
   MergePipe pipe(source, result, listener);
   output.write(staged, pipe);
-  warn_of_rounding(result);
+  if (!s.adapters.empty()) warn_of_rounding(result);
   if (s.verify) {
     listener.message("reading it back: logits of base + adapter, then of the result");
     verify(source, s, staged.path(), result);
@@ -169,6 +172,7 @@ MergeResult merge(const MergeSettings& s, MergeListener& listener) {
 }
 
 void unmerge(const MergeSettings& s, const std::string& base, MergeListener& listener) {
+  require(!s.adapters.empty(), "`adapter`: name at least one");
   MergeSource source(base, s.adapters, s.other_base);
   const ModelFile merged(s.model);
   std::map<std::string, const WeightSlot*> slots;

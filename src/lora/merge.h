@@ -61,7 +61,8 @@ struct MergeListener {
                         const std::string& /*tensor*/) {}
 };
 
-// Merges settings.adapters into settings.model. Everything is checked before anything is written:
+// Merges settings.adapters into settings.model; without any, writes the model as it is in another
+// format, such as a Hugging Face folder of a GGUF file. Everything is checked before anything is written:
 // throws UsageError (an existing target, formats), InputError naming what does not fit (an adapter
 // of another base, or with unknown modules or shapes), IoError (no room). Streams tensor by tensor:
 // memory is two blocks of 16 MiB, a module's A and B and, for `verify`, the model in F32, one at a

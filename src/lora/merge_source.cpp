@@ -133,7 +133,6 @@ void rescale_rows(std::span<const float> magnitude, std::int64_t begin, std::int
 MergeSource::MergeSource(const std::string& base, const std::vector<WeightedAdapter>& adapters,
                          bool other_base)
     : base_(base), adapters_(adapters) {
-  if (adapters.empty()) throw UsageError("`adapter`: name at least one");
   std::set<std::string> known;
   for (const WeightSlot& slot : base_.slots())
     if (is_module(slot)) known.insert(module_of(slot));

@@ -37,6 +37,10 @@ Trainer::Trainer(Transformer& model, Method& method, const TrainerConfig& config
       train_step_(model, method, optimizer_,
                   {config.clip, config.seed, config.loss, config.label_smoothing}),
       recorder_(model.backend(), why_not_recorded().empty(), {kMostRecordings, kMostLaunched}) {
+  visit_weights(model.weights(), [](const Weight& w) {
+    require(!w.quantised(), "Trainer: ", w.name(),
+            " is kept quantised, for inference only: open the model with `weights` dense");
+  });
   check_schedule(config.schedule);
   require(std::isfinite(config.clip) && config.clip >= 0, "clip ", config.clip,
           ": must be finite and not negative; 0 turns clipping off");
@@ -52,6 +56,8 @@ Trainer::Trainer(Transformer& model, Method& method, const TrainerConfig& config
 }
 
 void Trainer::resume_at(std::int64_t steps, std::int64_t micro_steps) {
+  require(steps >= 0 && micro_steps >= steps, "Trainer::resume_at: ", steps, " steps of ",
+          micro_steps, " micro-batches");
   steps_done_ = steps;
   micro_steps_done_ = micro_steps;
   optimizer_.set_steps_done(steps);

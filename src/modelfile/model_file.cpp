@@ -68,6 +68,10 @@ std::unique_ptr<Tokenizer> ModelFile::read_tokenizer() const {
   return tokenizer;
 }
 
+std::unique_ptr<Tokenizer> open_tokenizer(const std::string& path) {
+  return ModelFile(path).read_tokenizer();
+}
+
 // ---- files ------------------------------------------------------------------------------------
 
 std::vector<const InputFile*> ModelFile::weight_files() const { return reader().files(); }

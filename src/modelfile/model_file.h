@@ -95,4 +95,8 @@ class ModelFile {
   mutable FileLayout layout_{};
 };
 
+// The tokenizer of the model at `path` (ModelFile), which brings the chat template; no weight is read.
+// Throws InputError, IoError.
+std::unique_ptr<Tokenizer> open_tokenizer(const std::string& path);
+
 }  // namespace lk

@@ -78,6 +78,7 @@ HostBatch make_host_batch(std::span<const Row* const> rows, std::int64_t virtual
   batch.offsets.push_back(0);
   for (const Row* row : rows) {
     const std::ptrdiff_t number = std::ssize(batch.offsets) - 1;
+    require(row != nullptr, "rows[", number, "]: null");
     require(!row->ids.empty(), "rows[", number, "].ids: no tokens");
     require(row->ids.size() == row->supervised.size(), "rows[", number, "]: ", row->ids.size(),
             " ids but ", row->supervised.size(), " values of `supervised`");

@@ -198,7 +198,10 @@ Generator::Generator(Transformer& model, const Tokenizer* tokenizer,
     : decoder_(model, settings.prefill_rows, settings.record),
       tokenizer_(tokenizer),
       settings_(settings) {
-  check(settings.max_batch > 0, "Generator: max_batch ", settings.max_batch);
+  require(settings.max_batch > 0, "GeneratorSettings: max_batch ", settings.max_batch,
+          ": must be at least 1");
+  require(settings.capacity >= 0 && settings.prefill_rows >= 0, "GeneratorSettings: capacity ",
+          settings.capacity, ", prefill_rows ", settings.prefill_rows, ": must not be negative");
 }
 
 Generator::~Generator() = default;
@@ -242,7 +245,11 @@ std::vector<Generation> Generator::run(std::span<const GenerationRequest> prompt
       throw UsageError(concat("generate: ", which, " has ", n, " tokens, the model takes ", most));
     if (!r.sampling.stop.empty() && !tokenizer_)
       throw UsageError("generate: stop texts need a tokenizer");
-    longest = std::max(longest, std::min(most, n + r.sampling.max_tokens));
+    for (std::int32_t id : prompts[i].prompt)
+      require(id >= 0 && id < model().config().vocab_size, "generate: ", which, " has the token ",
+              id, ", the model has 0 .. ", model().config().vocab_size - 1);
+    require(r.variant >= -1, "generate: ", which, " asks for variant ", r.variant);
+    longest = std::max(longest, n + std::min(most - n, r.sampling.max_tokens));
   }
   if (requests.empty()) return {};
   const std::int64_t capacity =

@@ -106,8 +106,10 @@ std::vector<ComparisonTable::Row> results_of(const std::vector<ComparedRun>& run
   row("best evaluation", [](const ComparedRun& r) { return best(r.curves); });
   row("trained parameters",
       [](const ComparedRun& r) { return number(at(r.run, "parameters/trainable")); });
-  row("peak memory",
-      [](const ComparedRun& r) { return mebibytes(at(r.run, "memory/peak_bytes")); });
+  row("peak memory", [](const ComparedRun& r) {
+    const Json of_all_parts = at(r.run, "result/peak_bytes");  // runs of earlier versions lack it
+    return mebibytes(of_all_parts.is_null() ? at(r.run, "memory/peak_bytes") : of_all_parts);
+  });
   row("tokens/s",
       [](const ComparedRun& r) { return number(at(r.run, "result/tokens_per_second")); });
   row("seconds in steps", [](const ComparedRun& r) { return number(at(r.run, "result/seconds")); });

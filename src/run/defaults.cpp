@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "io/json.h"
+#include "run/methods.h"
 
 namespace lk {
 namespace {
@@ -44,7 +45,7 @@ void fill_in_rates(FinetuneSettings& s, std::int64_t base_parameters, std::int64
     if (!s.schedule) s.schedule = json_string(*before, "schedule", where);
     if (!s.warmup) s.warmup = json_int(*before, "warmup", 0, INT64_MAX, where);
   }
-  if (!s.lr) s.lr = default_lr(base_parameters);
+  if (!s.lr) s.lr = two_digits(rate_of(s.methods) * default_lr(base_parameters));
   if (!s.schedule) s.schedule = own_rate ? "constant" : "linear";
   if (!s.warmup) s.warmup = own_rate ? 0 : std::min(steps / 10, kMostWarmup);
 }
@@ -64,7 +65,7 @@ void fill_in_evaluation(FinetuneSettings& s, std::int64_t steps, std::int64_t tr
 std::vector<std::string> doubts(const FinetuneSettings& s, std::int64_t base_parameters,
                                 std::int64_t steps, bool evaluates) {
   std::vector<std::string> all;
-  const double usual = default_lr(base_parameters);
+  const double usual = two_digits(rate_of(s.methods) * default_lr(base_parameters));
   if (*s.lr > 10 * usual || *s.lr * 10 < usual)
     all.push_back(concat("warning: lr ", *s.lr, " is far from the usual ", usual,
                          " for a model of this size: the run may ",

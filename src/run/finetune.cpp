@@ -10,6 +10,7 @@
 #include "io/json.h"
 #include "io/output_folder.h"
 #include "modelfile/weight_hash.h"
+#include "run/adapter_use.h"
 #include "run/evaluation_watch.h"
 #include "run/inference.h"
 #include "run/live_report.h"
@@ -56,7 +57,10 @@ class Run {
     facts_.dtype = parse_compute_dtype(s_.dtype, *base_.backend);
     require_possible(s_.recompute, *base_.backend);
     refuse_input_folders(s_);
-    folder_ = std::make_unique<OutputFolder>(s_.out, !s_.resume);
+    folder_ = std::make_unique<OutputFolder>(
+        s_.out, !s_.resume,
+        has_checkpoint(s_.out) ? "`resume` goes on from its checkpoint; or give a new folder"
+                               : kGiveAnother);
     if (s_.resume) {
       finished_ = is_finished(s_.out);
       checkpoint_ = find_checkpoint(s_.out, *folder_);
@@ -274,6 +278,7 @@ class Run {
   }
 
   void save_state() {
+    result_.peak_bytes = std::max(result_.peak_bytes, base_.backend->ledger().total().peak_bytes);
     save_checkpoint(s_.out, *method_, *trainer_, identity(), result_, watch_->kept());
   }
 
@@ -299,7 +304,12 @@ class Run {
   // adapter matters more.
   void finish() {
     const std::int64_t micro_steps = (trainer_->steps_done() - first_) * s_.grad_accum;
-    if (result_.signal != 0) save();
+    if (result_.signal != 0) {
+      save();
+      say_which_was_kept();
+    } else {
+      listener_.trained();
+    }
     const bool saved = result_.signal != 0 || attempt([&] { save_state(); });
     if (result_.signal == 0) result_.eval_after = evaluate_now();
     prove_memory(*base_.backend, *method_, weights_bytes_, weight_gradient_matmuls_, micro_steps,
@@ -313,6 +323,7 @@ class Run {
         micro_steps ? weight_gradient_matmuls_ / micro_steps : 0;
     result_.memory = memory_report(*base_.backend);
     result_.memory.driver_allocations -= before_.driver_allocations;
+    result_.peak_bytes = std::max(result_.peak_bytes, result_.memory.peak_bytes);
     if (result_.signal == 0) {
       std::vector<std::string> unmoved = trainer_->unmoved();
       if (trainer_->steps_done() > first_ && !unmoved.empty()) {
@@ -333,13 +344,17 @@ class Run {
     write_run_json(status);  // last: a run that says so has everything
   }
 
-  // Which adapter was saved, and whether the run taught anything that shows on other rows.
-  void say_what_was_kept() {
+  void say_which_was_kept() {
     const std::int64_t last = trainer_->steps_done();
     if (result_.kept_step != last)
       listener_.message(concat("kept: the adapter of step ", result_.kept_step, " of ", last,
                                ", whose evaluation loss is the lowest, ", result_.best->loss,
                                " (`keep` last keeps the other)"));
+  }
+
+  // Which adapter was saved, and whether the run taught anything that shows on other rows.
+  void say_what_was_kept() {
+    say_which_was_kept();
     if (!result_.eval_before || !result_.eval_after) return;
     const double before = result_.eval_before->loss,
                  after = watch_->kept().empty() ? result_.eval_after->loss : result_.best->loss;
@@ -355,7 +370,7 @@ class Run {
     trainer_->between_steps([&] {
       metrics_->samples(trainer_->steps_done(),
                         make_samples(*model_, *method_, *in_.tokenizer, in_.eval.rows, *s_.samples,
-                                     SampleKind::Adapted));
+                                     SampleKind::Adapted, [this] { return stop_.load() != 0; }));
     });
   }
 
@@ -376,10 +391,14 @@ class Run {
                        "A and B unchanged in training, SHA-256 "
                      : "base weights unchanged, SHA-256 ",
                  facts_.base_hash));
-    const std::int64_t n = result_.signal ? 0 : *s_.samples;
+    const std::int64_t n = result_.signal || stop_.load() ? 0 : *s_.samples;
+    if (n > 0)
+      listener_.message(concat("adapter saved in ", s_.out, "; writing ", n,
+                               " samples for the report (`samples` 0 skips them)"));
     try {
       watch_->with_kept(*method_, [&] {
-        report.samples = make_samples(*model_, *method_, *in_.tokenizer, in_.eval.rows, n);
+        report.samples = make_samples(*model_, *method_, *in_.tokenizer, in_.eval.rows, n,
+                                      SampleKind::Both, [this] { return stop_.load() != 0; });
       });
     } catch (const OutOfMemoryError& e) {
       listener_.message(concat("report.html: no samples: ", e.what()));
@@ -408,7 +427,8 @@ class Run {
                           in_.data.format,
                           std::ssize(in_.data.rows),
                           in_.data.supervised_tokens,
-                          method_->facts()};
+                          method_->facts(),
+                          use_flags(adapter_use(record(facts_.status)).value_or(AdapterUse{}))};
     write_file_durably(s_.out + "/README.md", model_card(s_, result_, facts));
   }
 

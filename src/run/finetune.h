@@ -98,6 +98,9 @@ struct FinetuneListener {
   virtual void stepped(const StepReport&, std::int64_t /*total_steps*/, std::int64_t /*live_bytes*/,
                        double /*seconds_left*/) {}
   virtual void evaluated(std::int64_t /*step*/, const Evaluation&) {}
+  // All steps are done. From now on `stop` leaves out the samples that are still to be written, and
+  // nothing else.
+  virtual void trained() {}
 };
 
 // The numbers of RunProgress are those of the whole run, however often it was resumed.
@@ -107,7 +110,7 @@ struct FinetuneResult : RunProgress {
   std::int64_t trainable_parameters = 0, base_parameters = 0;
   std::string trained = "A and B";  // or "A, B and the magnitudes"
   MemoryReport memory;
-  std::int64_t kept_step = 0;    // whose adapter was saved
+  std::int64_t kept_step = 0;    // whose adapter was saved; 0 if that is as it began
   bool out_of_patience = false;  // the run ended before its last step
   int signal = 0;                // not 0: the signal that stopped the run, after saving
 };
@@ -117,8 +120,10 @@ struct FinetuneRows {
   std::vector<Row> train = {}, eval = {};
 };
 
-// Runs a fine-tuning. `stop` is checked between steps: a signal number ends the run after a
-// checkpoint is saved. Throws the errors of tensor/error.h; the output folder then holds the last
+// Runs a fine-tuning. `stop` is checked between steps: a number, a signal's or any other, ends the run
+// after a checkpoint is saved. No evaluation is made then: with `keep` best the adapter saved is that
+// of the lowest one so far, which may be many steps back (FinetuneResult::kept_step, and a message).
+// Throws the errors of tensor/error.h; the output folder then holds the last
 // complete state.
 FinetuneResult finetune(const FinetuneSettings& settings, FinetuneListener& listener,
                         const std::atomic<int>& stop);

@@ -1,6 +1,7 @@
 #include "run/inference.h"
 
 #include <algorithm>
+#include <memory>
 
 #include "cuda/open_device.h"
 #include "lora/adapter_io.h"
@@ -30,6 +31,12 @@ WeightStorage parse_storage(const InferenceSettings& s, const Backend& backend) 
 }
 
 }  // namespace
+
+InferenceModel& InferenceModel::operator=(InferenceModel&& other) noexcept {
+  if (this == &other) return *this;
+  std::destroy_at(this);  // members in the reverse of their order
+  return *std::construct_at(this, std::move(other));
+}
 
 void set_adapters(const std::vector<std::string>& flags, InferenceSettings& settings) {
   // A folder's path may contain '=', but not before its first '/'.

@@ -28,6 +28,11 @@ struct InferenceSettings {
 };
 
 struct InferenceModel {
+  InferenceModel() = default;
+  InferenceModel(InferenceModel&&) = default;
+  InferenceModel& operator=(InferenceModel&& other) noexcept;  // frees what it holds, backend last
+  ~InferenceModel() = default;
+
   std::unique_ptr<Backend> backend;  // first: everything else lives in its memory
   std::unique_ptr<Tokenizer> tokenizer;
   std::unique_ptr<Transformer> model;

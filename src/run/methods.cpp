@@ -43,6 +43,7 @@ bool is_peft_type(const Json& config, const char* type) {
 
 struct Kind {
   const char* name;
+  double rate;  // see rate_of()
   // Whether an adapter_config.json is one of this method's.
   bool (*recognises)(const Json& config);
   std::unique_ptr<Method> (*make)(Transformer& model, const MethodConfig& config);
@@ -54,7 +55,7 @@ struct Kind {
 };
 
 constexpr std::array kKinds = {
-    Kind{"lora", [](const Json& config) { return is_peft_type(config, "LORA"); },
+    Kind{"lora", 1, [](const Json& config) { return is_peft_type(config, "LORA"); },
          [](Transformer& model, const MethodConfig& c) -> std::unique_ptr<Method> {
            return std::make_unique<Adapter>(model, c.lora);
          },
@@ -69,7 +70,7 @@ constexpr std::array kKinds = {
                          targets);
          },
          nullptr, nullptr},
-    Kind{"prompt", [](const Json& config) { return is_peft_type(config, "PROMPT_TUNING"); },
+    Kind{"prompt", 200, [](const Json& config) { return is_peft_type(config, "PROMPT_TUNING"); },
          [](Transformer& model, const MethodConfig& c) -> std::unique_ptr<Method> {
            return std::make_unique<PromptTuning>(model, c.prompt);
          },
@@ -79,7 +80,7 @@ constexpr std::array kKinds = {
                          c.prompt.text.empty() ? "noise" : "a text");
          },
          [](const MethodConfig& c) { return c.prompt.virtual_tokens; }, nullptr},
-    Kind{"prefix", [](const Json& config) { return is_peft_type(config, "PREFIX_TUNING"); },
+    Kind{"prefix", 67, [](const Json& config) { return is_peft_type(config, "PREFIX_TUNING"); },
          [](Transformer& model, const MethodConfig& c) -> std::unique_ptr<Method> {
            return std::make_unique<PrefixTuning>(model, c.prefix);
          },
@@ -92,7 +93,7 @@ constexpr std::array kKinds = {
            return text;
          },
          nullptr, [](const MethodConfig& c) { return c.prefix.virtual_tokens; }},
-    Kind{"llama-adapter",
+    Kind{"llama-adapter", 20,
          [](const Json& config) { return is_peft_type(config, "ADAPTION_PROMPT"); },
          [](Transformer& model, const MethodConfig& c) -> std::unique_ptr<Method> {
            return std::make_unique<LlamaAdapter>(model, c.llama_adapter);
@@ -105,7 +106,7 @@ constexpr std::array kKinds = {
                              : "each layer but the first two");
          },
          nullptr, nullptr},
-    Kind{"bottleneck", BottleneckFile::recognises,
+    Kind{"bottleneck", 1.0 / 3, BottleneckFile::recognises,
          [](Transformer& model, const MethodConfig& c) -> std::unique_ptr<Method> {
            return std::make_unique<Bottleneck>(model, c.bottleneck);
          },
@@ -114,7 +115,7 @@ constexpr std::array kKinds = {
          },
          [](const MethodConfig& c) { return concat("bottlenecks of ", c.bottleneck.sizes[0]); },
          nullptr, nullptr},
-    Kind{"bitfit",
+    Kind{"bitfit", 33,
          [](const Json& config) {
            return is_peft_type(config, "BEFT") || is_peft_type(config, kOwnBiases);
          },
@@ -122,7 +123,7 @@ constexpr std::array kKinds = {
            return std::make_unique<Bitfit>(model, c.bitfit);
          },
          open_bitfit, [](const MethodConfig&) { return std::string("biases"); }, nullptr, nullptr},
-    Kind{"ia3", [](const Json& config) { return is_peft_type(config, "IA3"); },
+    Kind{"ia3", 10, [](const Json& config) { return is_peft_type(config, "IA3"); },
          [](Transformer& model, const MethodConfig& c) -> std::unique_ptr<Method> {
            return std::make_unique<Ia3>(model, c.ia3);
          },
@@ -226,6 +227,14 @@ std::unique_ptr<Method> make_method(Transformer& model, const MethodConfig& conf
     methods.push_back(find_kind(name)->make(model, config));
   if (methods.size() == 1) return std::move(methods[0]);
   return std::make_unique<MethodSet>(std::move(methods));
+}
+
+double rate_of(const std::vector<std::string>& names) {
+  double rate = 0;
+  for (const std::string& name : names)
+    if (const Kind* kind = find_kind(name))
+      rate = rate > 0 ? std::min(rate, kind->rate) : kind->rate;
+  return rate;
 }
 
 std::string what_trains(const MethodConfig& config) {

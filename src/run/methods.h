@@ -40,6 +40,10 @@ void check_methods(const std::vector<std::string>& names);
 // model's family has no place for one of them, as Adapter does, and leaves the model as it was.
 std::unique_ptr<Method> make_method(Transformer& model, const MethodConfig& config);
 
+// A learning rate that teaches, in units of LoRA's (run/defaults.h), measured: docs/methods.md. Of
+// several methods, the lowest one's.
+double rate_of(const std::vector<std::string>& names);
+
 // What one who reads a proof should know trains: "A and B", "what prefix trains".
 std::string what_trains(const MethodConfig& config);
 

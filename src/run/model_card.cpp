@@ -62,12 +62,13 @@ std::string model_card(const FinetuneSettings& s, const FinetuneResult& r, const
   row("training loss", fixed(r.first_loss), " in the first step, ", fixed(r.last_loss),
       " in the last");
   if (r.eval_before && r.eval_after) {
-    row("evaluation data", code(s.eval_data), ", ", r.eval_after->rows, " rows");
+    row("evaluation data", s.eval_data.empty() ? "not trained on" : code(s.eval_data), ", ",
+        r.eval_after->rows, " rows", s.eval_data.empty() ? " of the data" : "");
     row("evaluation loss", fixed(r.eval_before->loss), " before, ", fixed(r.eval_after->loss),
         " after");
   }
   out << "\nAll settings are in `run.json`, each step is in `metrics.jsonl`.\n\n## Use\n\n"
-      << "```sh\ngenerate --model BASE --adapter THIS_FOLDER --prompt '...'\n"
+      << "```sh\ngenerate --model BASE --adapter THIS_FOLDER" << f.use_flags << " --prompt '...'\n"
       << (is_lora ? "merge --model BASE --adapter THIS_FOLDER --out merged      # a plain model\n"
                     "export --model BASE --adapter THIS_FOLDER --out lora.gguf  # for llama.cpp "
                     "--lora\n"
@@ -79,7 +80,8 @@ std::string model_card(const FinetuneSettings& s, const FinetuneResult& r, const
     out << ":\n\n```python\nfrom peft import AutoPeftModelForCausalLM\n\n"
         << "model = AutoPeftModelForCausalLM.from_pretrained(\"THIS_FOLDER\")\n```\n";
   else
-    out << ", where BASE is the Hugging Face folder of the same model:\n\n```python\n"
+    out << ", where BASE is the Hugging Face folder of the same model (of a GGUF file, `merge "
+           "--model BASE.gguf --out BASE` makes one):\n\n```python\n"
         << "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
         << "model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(\"BASE\"), "
         << "\"THIS_FOLDER\")\n```\n";

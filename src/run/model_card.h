@@ -14,6 +14,7 @@ struct CardFacts {
   std::string data_format;
   std::int64_t rows = 0, supervised_tokens = 0;
   std::vector<std::pair<std::string, std::string>> method = {};  // Method::facts()
+  std::string use_flags = {};  // of `generate`: use_flags() of run/adapter_use.h
 };
 
 // The card as Markdown, with the front matter that Hugging Face's hub reads.

@@ -167,13 +167,14 @@ std::string plan_text(const PlanRequest& request, const Plan& plan) {
   std::snprintf(text, sizeof text,
                 "plan: %s, %lld rows of up to %lld tokens at a time, %s\n"
                 "base parameters       %14lld  frozen\n"
-                "trainable parameters  %14lld  (%.3f %% of the base)\n",
+                "trainable parameters  %14lld  (%.3f %% of all)\n",
                 dtype_name(request.compute_dtype), static_cast<long long>(lengths(request).size()),
                 static_cast<long long>(longest(request)), describe(request.methods).c_str(),
                 static_cast<long long>(plan.base_parameters),
                 static_cast<long long>(plan.trainable_parameters),
                 100.0 * static_cast<double>(plan.trainable_parameters) /
-                    static_cast<double>(std::max<std::int64_t>(plan.base_parameters, 1)));
+                    static_cast<double>(std::max<std::int64_t>(
+                        plan.base_parameters + plan.trainable_parameters, 1)));
   std::string out = text;
   if (request.recompute != Recompute{})
     out += concat("recompute             ", recompute_text(request.recompute), "\n");

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "run/adapter_use.h"
 #include "run/chart.h"
 #include "run/evaluation_watch.h"
 #include "run/page.h"
@@ -18,18 +19,6 @@ std::string duration(double seconds) {
   if (s < 60) return concat(s, " s");
   if (s < 3600) return concat(s / 60, " min ", s % 60, " s");
   return concat(s / 3600, " h ", s / 60 % 60, " min");
-}
-
-// The text as one word of a shell.
-std::string shell_word(const std::string& text) {
-  const bool plain = !text.empty() && std::all_of(text.begin(), text.end(), [](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
-           std::string_view("/._-+=:,@%").find(c) != std::string_view::npos;
-  });
-  if (plain) return text;
-  std::string out = "'";
-  for (const char c : text) out += c == '\'' ? std::string("'\\''") : std::string(1, c);
-  return out + "'";
 }
 
 std::string paragraph(const std::string& text, const char* style = "") {
@@ -78,18 +67,10 @@ std::string lesson(const ReportInput& in) {
 
 // How to use the adapter, as commands to copy.
 std::string next_commands(const ReportInput& in) {
-  const std::string out = out_folder(in), format = show(at(in.run, "settings/run/format"));
+  const std::string out = out_folder(in);
   const std::string both = " --model " + shell_word(show(at(in.run, "settings/model"))) +
                            " --adapter " + shell_word(out);
-  std::string chat;
-  if (format == "messages" || format == "sharegpt" || format == "alpaca" ||
-      format == "user-assistant") {
-    chat = " --chat";
-    const Json system = at(in.run, "settings/run/system");
-    const Json chat_template = at(in.run, "settings/run/template");
-    if (chat_template.is_string()) chat += " --template " + shell_word(show(chat_template));
-    if (system.is_string()) chat += " --system " + shell_word(show(system));
-  }
+  const std::string chat = use_flags(adapter_use(in.run).value_or(AdapterUse{}));
   return "<p>Adapter: <code>" + html_escape(out + "/adapter_model.safetensors") + "</code></p>\n" +
          command("Try it:", "generate" + both + chat + " --prompt '...'") +
          command("Make a plain model of it, or a file for llama.cpp's --lora:",

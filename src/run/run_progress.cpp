@@ -24,6 +24,7 @@ Json to_json(const RunProgress& p) {
                {"seconds", p.seconds},
                {"first_step_seconds", p.first_step_seconds},
                {"tokens", p.tokens},
+               {"peak_bytes", p.peak_bytes},
                {"recorded_steps", p.recorded_steps}};
   if (const auto& e = p.eval_before)
     json["eval_before"] = {{"loss", finite_or_null(e->loss)},
@@ -45,6 +46,7 @@ RunProgress progress_from_json(const Json& json, const std::string& where) {
   p.seconds = json_number(json, "seconds", where);
   p.first_step_seconds = json_number(json, "first_step_seconds", where);
   p.tokens = count(json, "tokens", where);
+  p.peak_bytes = json_int_or(json, "peak_bytes", 0, 0, INT64_MAX, where);
   p.recorded_steps = count(json, "recorded_steps", where);
   if (json.contains("eval_before")) {
     const Json& e = json["eval_before"];

@@ -20,6 +20,7 @@ struct RunProgress {
   double seconds = 0;             // of all steps
   double first_step_seconds = 0;  // from the run's start to the end of its first step
   std::int64_t tokens = 0;
+  std::int64_t peak_bytes = 0;                 // of memory, in whichever part had most
   std::int64_t recorded_steps = 0;             // steps that ran as a CUDA graph
   std::optional<Evaluation> eval_before = {};  // before the first step
   std::optional<BestEvaluation> best = {};     // the lowest after step 0

@@ -9,6 +9,7 @@ namespace lk {
 
 Json run_json(const FinetuneSettings& s, const RunInputs& in, const RunFacts& facts,
               const FinetuneResult& result) {
+  const bool own_rows = in.data.container == "memory";  // nobody knows what they were made of
   Json settings = sort_settings(s).recorded;
   settings["recompute"] = recompute_text(facts.recompute);  // as it was chosen
   settings["format"] = in.data.format;
@@ -29,6 +30,8 @@ Json run_json(const FinetuneSettings& s, const RunInputs& in, const RunFacts& fa
                {{"base", result.base_parameters}, {"trainable", result.trainable_parameters}}},
               {"data",
                {{"rows", std::ssize(in.data.rows)},
+                {"chats", own_rows ? Json(nullptr) : Json(in.data.chats)},
+                {"system", or_null(in.data.system)},
                 {"rows_read", in.data.rows_read},
                 {"chats_apart", in.data.chats_apart},
                 {"rows_truncated", in.data.rows_truncated},
@@ -53,6 +56,7 @@ Json run_json(const FinetuneSettings& s, const RunInputs& in, const RunFacts& fa
                    {"first_step_seconds", result.first_step_seconds},
                    {"recorded_steps", result.recorded_steps},
                    {"tokens_per_second", result.tokens_per_second()},
+                   {"peak_bytes", result.peak_bytes},
                    {"kept_step", result.kept_step},
                    {"out_of_patience", result.out_of_patience}};
   if (result.best)

@@ -79,8 +79,8 @@ void validate_settings(const FinetuneSettings& s, bool own_rows) {
   require(s.batch >= 1 && s.batch <= kMostBatch, "`batch` must be in 1 .. ", kMostBatch);
   require(s.grad_accum >= 1 && s.grad_accum <= kMostGradAccum, "`grad_accum` must be in 1 .. ",
           kMostGradAccum);
-  require(!s.seq_len || (*s.seq_len >= 2 && *s.seq_len <= (1 << 24)),
-          "`seq_len` must be at least 2");
+  require(!s.seq_len || (*s.seq_len >= 2 && *s.seq_len <= (1 << 24)), "`seq_len` must be in 2 .. ",
+          1 << 24);
   require(!s.lr || (std::isfinite(*s.lr) && *s.lr >= 0),
           "`lr` must be a finite number, not negative");
   require(std::isfinite(s.weight_decay) && s.weight_decay >= 0,

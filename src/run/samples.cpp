@@ -24,7 +24,8 @@ class Disabled {
 }  // namespace
 
 std::vector<Sample> make_samples(Transformer& model, Method& method, const Tokenizer& tokenizer,
-                                 std::span<const Row> rows, std::int64_t n, SampleKind kind) {
+                                 std::span<const Row> rows, std::int64_t n, SampleKind kind,
+                                 const std::function<bool()>& stopped) {
   SamplingSettings sampling;
   sampling.max_tokens = kSampleTokens;
   sampling.stop_ids = tokenizer.stop_ids();
@@ -47,12 +48,15 @@ std::vector<Sample> make_samples(Transformer& model, Method& method, const Token
                        ""});
   }
   auto write = [&](std::size_t i) {
-    return tokenizer.decode(generate(model, prompts[i], sampling).ids);
+    const auto go_on = [&](std::int32_t) { return !stopped || !stopped(); };
+    return go_on(0) ? tokenizer.decode(generate(model, prompts[i], sampling, go_on).ids) : "";
   };
   for (std::size_t i = 0; i < samples.size(); ++i) samples[i].adapted = write(i);
-  if (kind == SampleKind::Adapted) return samples;
-  const Disabled base(method);
-  for (std::size_t i = 0; i < samples.size(); ++i) samples[i].base = write(i);
+  if (kind == SampleKind::Both) {
+    const Disabled base(method);
+    for (std::size_t i = 0; i < samples.size(); ++i) samples[i].base = write(i);
+  }
+  if (stopped && stopped()) return {};
   return samples;
 }
 

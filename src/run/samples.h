@@ -1,6 +1,7 @@
 // What a model writes without and with its adapter, for a person to compare.
 #pragma once
 
+#include <functional>
 #include <span>
 #include <string>
 #include <vector>
@@ -23,9 +24,11 @@ enum class SampleKind { Both, Adapted };  // Adapted leaves `base` empty
 
 // Makes samples of the first `n` rows that leave the model's positions room to write. A row that is
 // trained on from its beginning is cut after its first quarter, of at most 64 tokens. The adapter
-// is enabled afterwards.
+// is enabled afterwards. `stopped` (may be empty) is asked before each token; once it is true no
+// samples are returned.
 std::vector<Sample> make_samples(Transformer& model, Method& method, const Tokenizer& tokenizer,
                                  std::span<const Row> rows, std::int64_t n,
-                                 SampleKind kind = SampleKind::Both);
+                                 SampleKind kind = SampleKind::Both,
+                                 const std::function<bool()>& stopped = {});
 
 }  // namespace lk

@@ -87,6 +87,7 @@ std::unique_ptr<HostCopy> Backend::offload(const Tensor&) {
 }
 
 Tensor dense(const Tensor& x) {
+  check(x.defined(), "dense: the tensor has no value");
   if (x.contiguous()) return x;
   Tensor copy = x.backend().empty(Tag::Workspace, x.dtype(), x.shape());
   x.backend().copy(copy, x);
@@ -100,6 +101,7 @@ Tensor to_device(Backend& backend, Tag tag, std::span<const std::int32_t> values
 }
 
 std::vector<double> to_host_f64(const Tensor& x) {
+  check(x.defined(), "to_host_f64: the tensor has no value");
   return dispatch_float(x.dtype(), [&]<class T>() {
     std::vector<T> raw = to_host<T>(x);
     std::vector<double> out(raw.size());

@@ -200,6 +200,12 @@ class ParallelRows {
         ++data_.chats_apart;
         data_.rows_of_chats_apart += std::ssize(made.built.rows);
       }
+      if (made.built.is_chat) {
+        if (++data_.chats == 1)
+          data_.system = made.built.system;
+        else if (data_.system != made.built.system)
+          data_.system.reset();
+      }
       data_.rows_of_own_system += made.built.own_system;
       note_columns(made.built.columns);
       for (Row& row : made.built.rows) {

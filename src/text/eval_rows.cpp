@@ -192,6 +192,7 @@ class ReferenceReader {
       template_->require_written(chat, prompt.text);
       row.prompt = prompt.text;
       row.ids = encode_chat(tokenizer_, prompt).ids;
+      row.is_chat = true;
       return std::move(row);
     });
   }

@@ -27,6 +27,7 @@ struct ReferenceRow {
   std::string prompt;             // as the model reads it
   std::vector<std::int32_t> ids;  // the prompt's tokens
   std::vector<std::string> references;
+  bool is_chat = false;
 };
 
 struct EvalRowOptions {

@@ -123,6 +123,9 @@ void RowBuilder::chat(ChatRow said, Built& built) {
     messages.push_back(turn.message);
     trained.push_back(turn.trained);
   }
+  built.is_chat = true;
+  if (!messages.empty() && messages.front().role == "system")
+    built.system = messages.front().content;
   const TrainingChat chat =
       render_for_training(**template_, messages, trained, train_on_, said.tools.get());
   // No trained token follows the turns behind the last answer, and no row has them where a chat is

@@ -32,8 +32,10 @@ class RowBuilder {
     bool one_a_turn = false;           // a chat taken apart: each row trains one turn
     std::vector<std::string> ignored;  // keys of mere records
     std::vector<std::string> fitted;   // what the template has no place for, and how it is written
-    bool own_system = false;           // a chat whose own system turn stays, not options.system
-    std::vector<bool> columns;         // of each pair of options.columns: the row has its key
+    bool is_chat = false;
+    std::optional<std::string> system = {};  // the system turn that a chat begins with
+    bool own_system = false;    // a chat whose own system turn stays, not options.system
+    std::vector<bool> columns;  // of each pair of options.columns: the row has its key
   };
   // Makes rows of `object`. InputError naming `where` and the key. The first row settles the
   // format: after it, build() may be called by many threads at a time.

@@ -100,6 +100,10 @@ def main():
         check("the README's lines train a step and save an adapter",
               readme.returncode == 0 and (folder / "adapters/mine/adapter_model.safetensors").is_file(),
               readme.stdout + readme.stderr)
+        # The tiny model has no chat template, which the error says; SmolLM2 answers below.
+        chat = call(folder / "embed/chat", cwd=folder)
+        check("a chat with a model that has no template is refused", chat.returncode == 2 and "template" in chat.stderr,
+              chat.stdout + chat.stderr)
         own_op = call(folder / "embed/own_op")
         check("the how-to's op is right in F32 and BF16 on every device",
               own_op.returncode == 0 and "the gradient, bf16 on cpu" in own_op.stdout, own_op.stdout + own_op.stderr)
@@ -113,6 +117,10 @@ def main():
             models = [pathlib.Path(named)] if named else []
         if models:
             example_runs(embed, models[0])
+            (folder / "model.gguf").unlink()
+            os.symlink(models[0].resolve(), folder / "model.gguf")
+            chat = call(folder / "embed/chat", cwd=folder)
+            check("the README's chat is answered", chat.returncode == 0 and len(chat.stdout) > 9, chat.stdout + chat.stderr)
         else:
             skipped += 1
     finish()

@@ -19,6 +19,7 @@ struct AddNode : Node {
 
 // y = a + b
 Var add(Tape& tape, const Var& a, const Var& b, Output output) {
+  check(a.value().defined(), "add: a has no value");
   b.value().expect(a.value().shape(), "add: b like a");
   Tensor y = tape.activation(a.dtype(), a.value().shape(), a.value().margin());
   if (output == Output::Read) tape.backend().add(y, a.value(), b.value());
@@ -44,6 +45,7 @@ struct DropoutNode : Node {
 
 // y = x * keep / (1 - p)
 Var dropout(Tape& tape, const Var& x, float p, const RandomKey& key) {
+  check(x.value().defined(), "dropout: x has no value");
   check(p >= 0 && p < 1, "dropout: p = ", p, ", not in [0, 1)");
   if (p == 0) return x;
   Tensor y = tape.activation(x.dtype(), x.value().shape());

@@ -33,7 +33,8 @@ std::vector<Job> jobs_of(const LoraTable& table, const Segments& documents,
   for (std::size_t i = 0; i < variants.host.size(); ++i) {
     const std::int32_t v = variants.host[i];
     if (v < 0) continue;
-    check(v < std::ssize(table.host), "lora_segments: variant ", v, " of ", table.host.size());
+    require(v < std::ssize(table.host), "GenerationRequest::variant ", v, ": there are ",
+            table.host.size(), " adapters");
     const LoraFactors& f = table.host[static_cast<std::size_t>(v)];
     if (f.a.defined()) jobs.push_back({documents.host[i], documents.host[i + 1], &f});
   }
