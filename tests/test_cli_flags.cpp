@@ -93,7 +93,7 @@ TEST_CASE("--threads sets how many there are, and waiting threads spin for a sho
                "--threads");
   Rows f;
   const std::string file = f.scratch.write("threads.toml", "threads = 1\n");
-  check_says(run_program("plan --matrix 4x4 --rank 1 --config " + file), 0, "B (4x1)");
+  check_says(run_program("plan --matrix 4x4 --rank 1 --config " + file), 0, "A (4x1)");
 }
 
 TEST_CASE("--config gives flags, the command line wins, and run.toml repeats a run") {

@@ -337,9 +337,6 @@ TEST_CASE("what does not fit is refused by name, before anything is written") {
   refused(UsageError(""), s, {"Q8_0", "folder"});
   s = settings(scratch.file("out.gguf"), "q6_k");
   refused(UsageError(""), s, {"Q6_K"});
-  s = settings(out);
-  s.adapters.clear();
-  refused(UsageError(""), s, {"`adapter`"});
   s = settings(scratch.write("there", "x"));
   refused(UsageError(""), s, {"there", "exists already"});
   s = settings(out);

@@ -326,6 +326,7 @@ TEST_CASE("keys that can't be obeyed are refused by name") {
       {"bottleneck_pfeiffer", "config.reduction_factor", 0},
       {"bottleneck_pfeiffer", "config.reduction_factor", Json{{"0", 4}}},
       {"bottleneck_pfeiffer", "config.leave_out", "0"},
+      {"bottleneck_pfeiffer", "config.stochastic_depth", 0.1},
       {"bottleneck_pfeiffer", "config.dropout", 1.0},
       {"bottleneck_pfeiffer", "config.architecture", "lora"},
       {"bottleneck_pfeiffer", "config.new_key", 1},

@@ -69,7 +69,7 @@ TEST_CASE("the page is one file: nothing in it is fetched") {
   for (const char* part :
        {"Loss", "Learning rate", "Gradient norm", "Speed", "Memory by purpose", "Samples", "Proved",
         "Settings", "without the adapter", "nats per token"})
-    CHECK_MESSAGE(page.find(part) != std::string::npos, part);
+    CHECK_MESSAGE(page.find(part) != std::string::npos, std::string(part));
 }
 
 TEST_CASE("a report of a run that recorded nothing is still a page") {
@@ -132,14 +132,15 @@ TEST_CASE("the page begins with the run's state, its lesson and what to do next"
              {{"out", "runs/a b"},
               {"model", "m.gguf"},
               {"data", "d.csv"},
-              {"run", {{"steps", 20}, {"format", "user-assistant"}, {"system", "It's."}}}}}};
+              {"run", {{"steps", 20}, {"format", "user-assistant"}}}}},
+            {"data", {{"chats", 40}, {"system", "It's."}}}};
   in.curves.lr = {{1, 0.1}, {8, 0.1}};
   in.curves.loss = {{1, 3.0}, {8, 2.0}};
   in.curves.eval_loss = {{0, 4.0}, {4, 2.0}, {8, 2.5}};
   in.seconds_left = 72, in.written = "2026-01-31 13:05:09 UTC";
   auto says = [&](std::initializer_list<const char*> parts) {
     const std::string page = report_html(in);
-    for (const char* part : parts) CHECK_MESSAGE(page.find(part) != std::string::npos, part);
+    for (const char* part : parts) CHECK_MESSAGE(page.find(part) != std::string::npos, std::string(part));
   };
   says({"<title>step 8 of 20", "Running: step 8 of 20, about 1 min 12 s left", "3 \u2192 2",
         "13:05:09", "width:40%", "http-equiv=\"refresh\"", "lowest: step 4"});
