@@ -75,6 +75,13 @@ std::string decimal_shape(const std::string& text, bool real) {
 }
 
 constexpr std::int64_t kMostThreads = 4096;
+std::int64_t g_threads = 0;  // of --threads
+
+void add_threads_flag(CLI::App& app) {
+  if (app.get_option_no_throw("--threads")) return;
+  app.add_option("--threads", g_threads, "of the processor (OMP_NUM_THREADS, or one a core)")
+      ->check(whole_number());
+}
 
 // The value of --threads, as far as it can be known before flags are parsed; 0: none that is valid.
 std::int64_t threads_of(const std::vector<std::string>& args) {
@@ -131,9 +138,7 @@ int run(CLI::App& app, int argc, char** argv, const std::function<int()>& body) 
     return fail_safely(concat("stdout: ", why, "; the result is lost"), ExitCode::Io);
   };
   try {
-    std::int64_t threads = 0;
-    app.add_option("--threads", threads, "of the processor (OMP_NUM_THREADS, or one a core)")
-        ->check(whole_number());
+    add_threads_flag(app);
     set_openmp(argv, threads_of(own_names(app, argc, argv)));
     return finish(with_resources([&] {
       try {
@@ -150,9 +155,9 @@ int run(CLI::App& app, int argc, char** argv, const std::function<int()>& body) 
                            ExitCode::Usage);
       }
       if (app.count("--threads") > 0) {
-        require(threads >= 1 && threads <= kMostThreads, "--threads must be in 1 .. ",
+        require(g_threads >= 1 && g_threads <= kMostThreads, "--threads must be in 1 .. ",
                 kMostThreads);
-        omp_set_num_threads(static_cast<int>(threads));  // of a settings file, which is read late
+        omp_set_num_threads(static_cast<int>(g_threads));  // of a settings file, which is read late
       }
       const int status = body();
       close_line();
@@ -172,14 +177,12 @@ int run(CLI::App& app, int argc, char** argv, const std::function<int()>& body) 
 }
 
 void parse(CLI::App& app, int argc, const char* const* argv, const std::vector<std::string>& more) {
+  add_threads_flag(app);
   app.set_version_flag("--version", std::string("lorikeet ") + kVersion);
   app.get_formatter()->column_width(34);
   app.set_config("--config", "", "take flags from this TOML file; the command line wins");
   app.config_formatter(settings_file(app));
   app.allow_config_extras(CLI::config_extras_mode::error);
-  // run() has obeyed it when a command line is read again.
-  static std::int64_t obeyed = 0;
-  if (!app.get_option_no_throw("--threads")) app.add_option("--threads", obeyed);
   std::vector<std::string> args = own_names(app, argc, argv);
   args.insert(args.end(), more.begin(), more.end());
   std::reverse(args.begin(), args.end());  // as CLI11 takes them
