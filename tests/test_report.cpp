@@ -140,7 +140,8 @@ TEST_CASE("the page begins with the run's state, its lesson and what to do next"
   in.seconds_left = 72, in.written = "2026-01-31 13:05:09 UTC";
   auto says = [&](std::initializer_list<const char*> parts) {
     const std::string page = report_html(in);
-    for (const char* part : parts) CHECK_MESSAGE(page.find(part) != std::string::npos, std::string(part));
+    for (const char* part : parts)
+      CHECK_MESSAGE(page.find(part) != std::string::npos, std::string(part));
   };
   says({"<title>step 8 of 20", "Running: step 8 of 20, about 1 min 12 s left", "3 \u2192 2",
         "13:05:09", "width:40%", "http-equiv=\"refresh\"", "lowest: step 4"});
