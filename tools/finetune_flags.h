@@ -1,0 +1,32 @@
+// The flags of finetune, by the headings under which --help shows them.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <optional>
+#include <string>
+
+#include "lora_flags.h"
+#include "row_flags.h"
+#include "run/finetune.h"
+
+namespace lk::program {
+
+// Flags whose text is converted to a setting.
+struct FinetuneText {
+  std::optional<std::string> targets, methods;
+  LoraFlags lora;
+  std::string alpha_pattern, init = "kaiming";
+  std::string memory, memory_limit, recompute = "none";
+  LongRowFlags long_rows;
+  std::string train_on = "assistant", columns;
+  std::optional<std::string> sweep;
+  bool no_shuffle = false, no_verify = false;
+};
+
+// Adds all of them: values go into `settings`, what must be converted first into `text`. Both must
+// outlive the parsing.
+void add_finetune_flags(CLI::App& app, FinetuneSettings& settings, FinetuneText& text);
+// Converts what the flags gave as text. Throws UsageError naming the flag.
+void settle(FinetuneSettings& settings, const FinetuneText& text);
+
+}  // namespace lk::program
