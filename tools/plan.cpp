@@ -52,7 +52,9 @@ int main(int argc, char** argv) {
   PlanRequest request;
   std::string model, shape, matrix_text, dtype = "bf16", device = "cpu";
   std::string recompute = "none", memory;
-  std::optional<std::string> targets;
+  std::optional<std::string> targets, methods;
+  std::string bottleneck_kind = "pfeiffer";
+  std::int64_t virtual_tokens = 20, prefix_hidden = 0, adapter_layers = 0, bottleneck = 64;
   program::LoraFlags lora;
   std::optional<double> alpha;
   std::optional<std::int64_t> rank, seq_len;
@@ -65,6 +67,17 @@ int main(int argc, char** argv) {
   source->require_option(1);
   app.add_option("--rank", rank, "rank of A and B (16)")->check(whole);
   app.add_option("--alpha", alpha, "does not change memory")->check(program::real_number());
+  app.add_option("--method", methods, "what is trained, as finetune's")->default_str("lora");
+  app.add_option("--virtual-tokens", virtual_tokens, "of prompt, prefix and llama-adapter")
+      ->check(whole)
+      ->capture_default_str();
+  app.add_option("--prefix-hidden", prefix_hidden, "of prefix's MLP")->check(whole);
+  app.add_option("--adapter-layers", adapter_layers, "of llama-adapter")->check(whole);
+  app.add_option("--bottleneck", bottleneck, "rows of bottleneck adapters")
+      ->check(whole)
+      ->capture_default_str();
+  app.add_option("--bottleneck-kind", bottleneck_kind, "pfeiffer, houlsby or parallel")
+      ->capture_default_str();
   app.add_option("--targets", targets, program::kTargetsHelp)->type_name(program::kList);
   program::add_lora_flags(app, lora);
   app.add_flag("--dora", request.methods.lora.shape.dora, program::kDoraHelp);
@@ -90,10 +103,25 @@ int main(int argc, char** argv) {
     if (dtype != "f32" && dtype != "bf16") throw UsageError("--dtype: f32 or bf16");
     if (device != "cpu" && !device.starts_with("cuda")) throw UsageError("--device: cpu or cuda");
     request.model = shape.empty() ? ModelFile(model).config() : named_shape(shape);
-    request.seq_len = seq_len ? *seq_len : std::min(kMostTokens, request.model.max_position);
+    MethodConfig& method = request.methods;
+    if (methods) method.names = program::parse_list(*methods, "--method");
+    check_methods(method.names);
+    require(virtual_tokens >= 1 && bottleneck >= 1,
+            "--virtual-tokens and --bottleneck must be at least 1");
+    method.prompt.virtual_tokens = method.prefix.virtual_tokens = virtual_tokens;
+    method.llama_adapter.length = virtual_tokens;
+    method.prefix.hidden_size = prefix_hidden;
+    method.llama_adapter.layers = adapter_layers;
+    method.bottleneck = BottleneckConfig::of_kind(bottleneck_kind, bottleneck);
+    const std::int64_t room = request.model.max_position - extra_positions(method);
+    require(room >= 2, "--virtual-tokens ", virtual_tokens, ": the model has ",
+            request.model.max_position, " positions");
+    request.seq_len = seq_len ? *seq_len : std::min(kMostTokens, room);
     request.methods.lora.shape.rank = rank ? *rank : default_rank(request.model);
     request.methods.lora.targets = {"all-linear"};
-    if (targets) request.methods.lora.targets = program::parse_list(*targets, "--targets");
+    if (targets)
+      method.lora.targets = method.ia3.targets = method.bitfit.targets =
+          program::parse_list(*targets, "--targets");
     request.methods.lora.shape.alpha =
         alpha.value_or(static_cast<double>(request.methods.lora.shape.rank));
     request.methods.lora.layers = program::layers_of(lora);
