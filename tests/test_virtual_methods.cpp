@@ -19,6 +19,7 @@
 #include "nn/evaluation.h"
 #include "nn/generate.h"
 #include "peft_golden.h"
+#include "run/methods.h"
 #include "scratch_folder.h"
 
 using namespace lk;
@@ -253,6 +254,19 @@ TEST_CASE("methods train together: LoRA with a prompt and a prefix, in BF16 too"
     for (int k = 0; k < 20; ++k) last = step(*trainer, rows, 0);
     CHECK(last < first);
     CHECK(trainer->unmoved().empty());
+
+    const ScratchFolder folder;
+    all.save(folder.path(), {"a/base", "1234"});
+    CHECK(open_method(folder.path())->method() == "lora,prompt,prefix");
+    CHECK(open_method(folder.file("prefix"))->method() == "prefix");
+    std::filesystem::remove_all(folder.file("prompt"));
+    CHECK_THROWS_WITH_AS(open_method(folder.path()), doctest::Contains("prompt"), InputError);
+    for (const char* list : {"[]", R"({"methods":["lora"]})", R"({"methods":["lora","nope"]})",
+                             R"({"methods":["lora","lora"]})"}) {
+      folder.write("methods.json", list);
+      CHECK_THROWS_WITH_AS(open_method(folder.path()), doctest::Contains("methods.json"),
+                           InputError);
+    }
   }
 }
 

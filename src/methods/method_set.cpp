@@ -1,5 +1,7 @@
 #include "methods/method_set.h"
 
+#include "io/durable.h"
+#include "io/json.h"
 #include "io/output_folder.h"
 
 namespace lk {
@@ -63,11 +65,14 @@ void MethodSet::lay_out_for_training() {
 }
 
 void MethodSet::save(const std::string& folder, const BaseIdentity& base) const {
+  std::vector<std::string> names;
   for (const auto& method : methods_) {
     const std::string own = folder + "/" + method->name();
     make_folders(own);
     method->save(own, base);
+    names.push_back(method->name());
   }
+  write_file_durably(folder + "/" + kMethodList, json_text(Json{{"methods", names}}, 2) + "\n");
 }
 
 }  // namespace lk

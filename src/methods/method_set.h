@@ -9,6 +9,10 @@
 
 namespace lk {
 
+// In a folder of several methods: which they are, so that a part that is lost is missed.
+// {"methods": ["lora", "prefix"]}
+inline constexpr const char* kMethodList = "methods.json";
+
 class MethodSet : public Method {
  public:
   // Two or more methods on one model.
@@ -22,7 +26,8 @@ class MethodSet : public Method {
   void set_enabled(bool enabled) override;
   std::vector<std::pair<std::string, std::string>> facts() const override;
   void lay_out_for_training() override;
-  // Each method in a folder of its own, FOLDER/lora, FOLDER/prefix: each can be loaded alone too.
+  // Each method in a folder of its own, FOLDER/lora, FOLDER/prefix, which can be loaded alone too, and
+  // at last FOLDER/methods.json.
   void save(const std::string& folder, const BaseIdentity& base) const override;
 
  private:

@@ -192,6 +192,23 @@ class MethodSetFile : public MethodFile {
   std::vector<std::unique_ptr<MethodFile>> files_;
 };
 
+// The names in a MethodSet's list. Throws InputError for anything but two or more known ones.
+std::vector<std::string> listed_methods(const std::string& path) {
+  const Json list = read_json(path);
+  const Json& names = json_at(list, "methods", path);
+  std::vector<std::string> all;
+  if (!names.is_array() || names.size() < 2)
+    throw InputError(path + ": methods: a list of two or more names is expected");
+  for (const Json& name : names) {
+    if (!name.is_string() || !find_kind(name.get<std::string>()) ||
+        std::count(all.begin(), all.end(), name.get<std::string>()) > 0)
+      throw InputError(concat(path, ": methods: ", name.dump(-1, ' ', true),
+                              " is no method, or stands there twice; there are ", known_names()));
+    all.push_back(name.get<std::string>());
+  }
+  return all;
+}
+
 template <class Member>
 std::int64_t sum(const MethodConfig& config, Member member) {
   std::int64_t n = 0;
@@ -258,13 +275,12 @@ std::unique_ptr<MethodFile> open_method(const std::string& folder) {
     for (const Kind& kind : kKinds)
       if (config.is_object() && kind.recognises(config)) return kind.open(folder);
   }
-  std::vector<std::unique_ptr<MethodFile>> files;
-  for (const Kind& kind : kKinds)
-    if (const std::string own = folder + "/" + kind.name; exists(own + "/" + kAdapterConfig))
-      files.push_back(open_method(own));
   // LoRA's reader says what is wrong with a folder that nobody recognises.
-  if (files.empty()) return std::make_unique<LoraFile>(folder);
-  if (files.size() == 1) return std::move(files[0]);
+  const std::string list = folder + "/" + kMethodList;
+  if (!exists(list)) return std::make_unique<LoraFile>(folder);
+  std::vector<std::unique_ptr<MethodFile>> files;
+  for (const std::string& name : listed_methods(list))
+    files.push_back(find_kind(name)->open(folder + "/" + name));
   for (const auto& file : files)
     if (file->base().fingerprint != files[0]->base().fingerprint)
       throw InputError(concat(folder, ": ", files[0]->method(), " and ", file->method(),
