@@ -4,6 +4,7 @@
 #include <charconv>
 #include <cmath>
 
+#include "io/config_keys.h"
 #include "io/input_file.h"
 #include "io/json.h"
 #include "io/printable.h"
@@ -17,12 +18,6 @@ constexpr std::size_t kMostBytes = std::size_t{16} << 20;
 template <class... Args>
 [[noreturn]] void refuse(const std::string& where, const Args&... message) {
   throw InputError(concat(where, ": ", message...));
-}
-
-// Null, false or empty: the feature that the key belongs to is off.
-bool is_off(const Json& value) {
-  return value.is_null() || value == false || value == "" ||
-         ((value.is_array() || value.is_object()) && value.empty());
 }
 
 bool given(const Json& config, const char* key) {
@@ -57,17 +52,10 @@ constexpr std::string_view kHarmless[] = {
     "inference_mode",    "loftq_config", "lora_ga_config",      "megatron_core", "peft_version",
     "qalora_group_size", "revision",     "runtime_config",      "task_type"};
 
-template <std::size_t N>
-bool lists(const std::string_view (&keys)[N], const std::string& key) {
-  return std::find(std::begin(keys), std::end(keys), key) != std::end(keys);
-}
-
 void refuse_unknown(const Json& config, const std::string& where) {
-  for (const auto& [key, value] : config.items()) {
-    if (lists(kObeyed, key) || lists(kHarmless, key) || is_off(value)) continue;
-    const std::string name = printable(key), plain = name.substr(1, name.size() - 2);
-    refuse(where, plain, " = ", value.dump(-1, ' ', true).substr(0, 200),
-           " is not supported: only plain LoRA matrices are");
+  if (const auto unknown = unknown_key(config, {kObeyed, kHarmless})) {
+    const std::string name = printable(unknown->key), plain = name.substr(1, name.size() - 2);
+    refuse(where, plain, " = ", unknown->value, " is not supported: only plain LoRA matrices are");
   }
   if (std::string bias = json_string_or(config, "bias", "none", where); bias != "none")
     refuse(where, "bias = ", printable(bias), " is not supported, only \"none\"");

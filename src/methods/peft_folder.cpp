@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "io/config_keys.h"
 #include "io/durable.h"
 #include "io/paths.h"
 #include "io/printable.h"
@@ -19,16 +20,6 @@ constexpr std::string_view kHarmless[] = {"auto_mapping", "inference_mode", "pef
                                           "revision",     "runtime_config", "task_type"};
 constexpr std::string_view kObeyed[] = {"base_model_name_or_path", "lorikeet_base_sha256",
                                         "peft_type"};
-
-bool is_off(const Json& value) {
-  return value.is_null() || value == false || value == "" ||
-         ((value.is_array() || value.is_object()) && value.empty());
-}
-
-template <class List>
-bool lists(const List& keys, const std::string& key) {
-  return std::find(std::begin(keys), std::end(keys), key) != std::end(keys);
-}
 
 std::string checked_weights(const std::string& folder) {
   if (!exists(folder + "/" + kWeights) && exists(folder + "/adapter_model.bin"))
@@ -50,14 +41,10 @@ PeftFolder::PeftFolder(const std::string& folder, const std::string& peft_type,
   if (const std::string type = json_string(config_, "peft_type", config_path_); type != peft_type)
     throw InputError(
         concat(config_path_, ": peft_type ", printable(type), ", expected ", peft_type));
-  for (const auto& [key, value] : config_.items()) {
-    if (lists(kObeyed, key) || lists(kHarmless, key) || lists(obeyed, key) ||
-        lists(harmless, key) || is_off(value))
-      continue;
-    const std::string name = printable(key);
+  if (const auto unknown = unknown_key(config_, {kObeyed, kHarmless, obeyed, harmless})) {
+    const std::string name = printable(unknown->key);
     throw InputError(concat(config_path_, ": ", name.substr(1, name.size() - 2), " = ",
-                            value.dump(-1, ' ', true).substr(0, 200), " is not supported with ",
-                            peft_type));
+                            unknown->value, " is not supported with ", peft_type));
   }
   base_.name = config_.value("base_model_name_or_path", Json()).is_null()
                    ? ""

@@ -9,22 +9,12 @@
 
 namespace lk {
 
-bool is_off(const Json& value) {
-  return value.is_null() || value == false || value == "" ||
-         ((value.is_array() || value.is_object()) && value.empty());
-}
-
 void refuse_unknown(const Json& config, std::span<const std::string_view> obeyed,
                     std::span<const std::string_view> harmless, const std::string& where,
                     const char* only) {
-  auto listed = [](std::span<const std::string_view> keys, const std::string& key) {
-    return std::find(keys.begin(), keys.end(), key) != keys.end();
-  };
-  for (const auto& [key, value] : config.items())
-    if (!listed(obeyed, key) && !listed(harmless, key) && !is_off(value))
-      throw InputError(concat(where, ": ", printable(key), " = ",
-                              value.dump(-1, ' ', true).substr(0, 200),
-                              " is not supported: ", only));
+  if (const auto unknown = unknown_key(config, {obeyed, harmless}))
+    throw InputError(concat(where, ": ", printable(unknown->key), " = ", unknown->value,
+                            " is not supported: ", only));
 }
 
 std::vector<std::string> string_list(const Json& config, const char* key,

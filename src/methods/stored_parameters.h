@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "autograd/parameter.h"
+#include "io/config_keys.h"
 #include "io/json.h"
 #include "io/safetensors.h"
 
@@ -26,8 +27,6 @@ void load_parameters(const std::string& path, const std::vector<StoredParameter>
 // The parameters' values, for a writer. Masters are F32.
 std::vector<SafetensorsEntry> entries_of(const std::vector<StoredParameter>& parameters);
 
-// Null, false or empty: the feature that the key belongs to is off.
-bool is_off(const Json& value);
 // InputError naming the first key that is neither listed nor off: Note [Obey or refuse] in
 // lora/peft_config.h. `only` ends the message: "only bottleneck adapters are".
 void refuse_unknown(const Json& config, std::span<const std::string_view> obeyed,
