@@ -36,7 +36,7 @@ struct Settings {
   Recompute recompute;  // what is computed again instead of kept
   std::int64_t batch = 2, seq_len = 256, rank = 8, steps = 10, warmup = 4;
   double dropout = 0;
-  bool profile = false, no_record = false;
+  bool dora = false, profile = false, no_record = false;
   std::int64_t tokens() const { return batch * seq_len; }
 };
 
@@ -54,6 +54,7 @@ std::int64_t peak_rss() {
 LoraConfig lora_config(const Settings& s) {
   LoraConfig c;
   c.shape = {s.rank, static_cast<double>(s.rank), static_cast<float>(s.dropout)};
+  c.shape.dora = s.dora;
   c.targets = program::parse_list(s.targets, "--targets");
   return c;
 }
@@ -309,6 +310,7 @@ int main(int argc, char** argv) {
   app.add_option("--seq-len", s.seq_len, "tokens a row")->check(whole)->capture_default_str();
   app.add_option("--rank", s.rank, "LoRA rank")->check(whole)->capture_default_str();
   app.add_option("--dropout", s.dropout, "on the adapter's input")->check(program::real_number());
+  app.add_flag("--dora", s.dora, "magnitudes trained beside the factors");
   app.add_option("--targets", s.targets, "modules")->capture_default_str();
   app.add_option("--dtype", s.dtype, "auto, f32, bf16")->capture_default_str();
   app.add_option("--device", s.device, "auto, cpu, cuda:0")->capture_default_str();

@@ -180,9 +180,11 @@ void parse(CLI::App& app, int argc, const char* const* argv, const std::vector<s
   add_threads_flag(app);
   app.set_version_flag("--version", std::string("lorikeet ") + kVersion);
   app.get_formatter()->column_width(34);
-  app.set_config("--config", "", "take flags from this TOML file; the command line wins");
-  app.config_formatter(settings_file(app));
-  app.allow_config_extras(CLI::config_extras_mode::error);
+  if (!app.get_option_no_throw("--config")) {  // the benchmarks' is a model's config.json
+    app.set_config("--config", "", "take flags from this TOML file; the command line wins");
+    app.config_formatter(settings_file(app));
+    app.allow_config_extras(CLI::config_extras_mode::error);
+  }
   std::vector<std::string> args = own_names(app, argc, argv);
   args.insert(args.end(), more.begin(), more.end());
   std::reverse(args.begin(), args.end());  // as CLI11 takes them
