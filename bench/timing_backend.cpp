@@ -285,11 +285,13 @@ class TimingBackend::DoraTimes final : public DoraKernels {
   }
 
  private:
-  void run_column_dots(const Tensor& dm, GradMode mode, const Tensor& dy, const Tensor& v,
-                       const Tensor& inverse) override {
-    const Work work{OpFamily::Lora, 2 * work::numel(dy),
-                    work::sizes(dy, v, inverse) + work::written(dm, mode)};
-    owner_.timed(work, false, [&] { inner().column_dots(dm, mode, dy, v, inverse); });
+  void run_scale_columns_backward(const Tensor& dv, const Tensor& dm, GradMode mode,
+                                  const Tensor& dy, const Tensor& v, const Tensor& m,
+                                  const Tensor& inverse) override {
+    const Work work{OpFamily::Lora, 3 * work::numel(dy),
+                    work::sizes(dv, dy, v, m, inverse) + work::written(dm, mode)};
+    owner_.timed(work, false,
+                 [&] { inner().scale_columns_backward(dv, dm, mode, dy, v, m, inverse); });
   }
   DoraKernels& inner() { return *owner_.inner_.dora_kernels(); }
   TimingBackend& owner_;

@@ -592,8 +592,10 @@ TEST_CASE("cuda: DoRA's columns times m / norm, and m's gradient") {
         DoraKernels& kernels = *s.backend.dora_kernels();
         kernels.scale_columns(y, mode, x, m.vector(), inverse.vector());
         kernels.scale_columns(shifted, GradMode::Write, x, m.vector(), inverse.vector(), &shift);
-        kernels.column_dots(dm.vector(), mode, x, numbers(s, rows, cols, 7), inverse.vector());
-        return std::vector{y, shifted, dm};
+        Guarded dv = numbers(s, rows, cols, 8);
+        kernels.scale_columns_backward(dv, dm.vector(), mode, x, numbers(s, rows, cols, 7),
+                                       m.vector(), inverse.vector());
+        return std::vector{y, shifted, dm, dv};
       });
       // Factors of normal numbers: m inverse x is rarely above 64. Three products and an addition.
       const double u = unit_roundoff(t);
@@ -601,7 +603,8 @@ TEST_CASE("cuda: DoRA's columns times m / norm, and m's gradient") {
       check_close(r.got[1], r.want[1], u, {0x1p-24 * 6 * 128}, "scale_columns around a shift");
       const double terms = static_cast<double>(rows + 4);
       check_close(r.got[2], r.want[2], 0x1p-24, {0x1p-24 * terms * (terms * 4 + 16) * 4},
-                  "column_dots");
+                  "m's gradient");
+      check_close(r.got[3], r.want[3], u, {0x1p-24 * 4 * 64}, "dv");
     }
   });
 }

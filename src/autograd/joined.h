@@ -18,6 +18,9 @@
 // compute dtype, of the F32 masters, and the optimizer keeps them up to date
 // (Parameter::keep_copy_in). In the ledger they count as Params, together with that corner. W stays
 // a Weight: a view of the buffer.
+//
+// With DoRA (lora/dora.h) the product is v, and each part's columns of y are m / |row of W + s B A|
+// times v's; dv takes dy's place in the backward, and v is kept for m's gradient.
 #pragma once
 
 #include <algorithm>
@@ -36,6 +39,10 @@ struct JoinedLinear {
     Parameter *a = nullptr, *b = nullptr;
     std::uint32_t site = 0;  // keys its dropout mask
     Weight bias;             // (end - begin) or undefined
+    // DoRA's, each (end - begin): m, or null; squares of the norms of W's rows; and 1 / the norms of
+    // W + s B A's, which each forward pass computes.
+    Parameter* m = nullptr;
+    Tensor w_sq, inverse;
   };
   Tensor matrix;                           // (N + S, K + S)
   std::int64_t in = 0, out = 0, thin = 0;  // K, N, and S: the sum of all ranks, rounded up
@@ -51,6 +58,9 @@ struct JoinedLinear {
   Tensor a() const { return matrix.slice_rows(out, out + thin).slice_cols(0, in); }  // (S, K)
   Tensor b() const { return matrix.slice_rows(0, out).slice_cols(in, in + thin); }   // (N, S)
   ThinShape thin_shape() const;  // the shape that `plan` is made for
+  bool scales_columns() const {
+    return std::any_of(parts.begin(), parts.end(), [](const Part& p) { return p.m != nullptr; });
+  }
   bool trains() const {
     return std::any_of(parts.begin(), parts.end(), [](const Part& p) { return p.a != nullptr; });
   }

@@ -80,12 +80,11 @@ struct DoraLinearNode : Node {
 
   void backward(Tape& tape, const Tensor& dy) override {
     Backend& backend = tape.backend();
-    DoraKernels& kernels = *backend.dora_kernels();
     const Tensor& value = x.value();
     const Sink dm = m.sink();
-    kernels.column_dots(dm.tensor, dm.mode, dy, v, inverse);
     Tensor dv = backend.empty(Tag::Backward, dy.dtype(), dy.shape());
-    kernels.scale_columns(dv, GradMode::Write, dy, m.value(), inverse);
+    backend.dora_kernels()->scale_columns_backward(dv, dm.tensor, dm.mode, dy, v, m.value(),
+                                                   inverse);
     const Sink db = b.sink(), da = a.sink();
     backend.weight_gradient(db.tensor, db.mode, scale, dv, s);
     Tensor ds = backend.empty(Tag::Backward, dy.dtype(), s.shape());

@@ -23,6 +23,9 @@ class Dora {
 
   Parameter& magnitude() { return m_; }
   const Parameter& magnitude() const { return m_; }
+  const Tensor& w_sq() const { return w_sq_; }
+  // 1 / the norms, for whoever computes them: a joined projection (autograd/joined.h) does.
+  const Tensor& inverse() const { return inverse_; }
 
  private:
   void update_norms(const FrozenLinear& base, const Parameter& a, const Parameter& b, double scale);

@@ -48,6 +48,10 @@ JoinedLinear join(Transformer& model, std::size_t layer, const std::vector<Membe
       part.column = ranks;
       part.rank = m.lora->shape().rank;
       f.scale = m.lora->shape().scale();
+      if (const Dora* dora = m.lora->dora()) {
+        part.m = m.lora->magnitude();
+        part.w_sq = dora->w_sq(), part.inverse = dora->inverse();
+      }
       ranks += part.rank;
     }
     f.parts.push_back(std::move(part));
@@ -86,8 +90,8 @@ bool fits(const ModelConfig& c) {
 }  // namespace
 
 bool join_projections(Transformer& model, Adapter& adapter) {
-  // DoRA scales columns of the joined output, for which the joined products have no place.
-  if (!fits(model.config()) || adapter.config().shape.dora) return false;
+  const LoraShape& shape = adapter.config().shape;
+  if (!fits(model.config()) || (shape.dora && shape.dropout > 0)) return false;
   std::vector<std::array<Member, kSiteCount>> layers;
   model.visit_sites(
       [&](const std::string&, std::size_t layer, Site site, std::unique_ptr<LinearMap>& map) {

@@ -57,6 +57,7 @@ class LoraLinear : public LinearMap {
   const Parameter& b() const { return b_; }
   Parameter* magnitude() { return dora_ ? &dora_->magnitude() : nullptr; }
   const Parameter* magnitude() const { return dora_ ? &dora_->magnitude() : nullptr; }
+  const Dora* dora() const { return dora_.get(); }
   // A, B and, with DoRA, the magnitude.
   std::vector<Parameter*> parameters();
   // Says that the frozen projection is W - s B A of these factors, which were taken out of it. The

@@ -24,19 +24,21 @@ class DoraKernels {
   // and y = m inverse (x - shift) + shift.
   virtual void scale_columns(const Tensor& y, GradMode mode, const Tensor& x, const Tensor& m,
                              const Tensor& inverse, const Weight* shift = nullptr) = 0;
-  // dm (N) (+)= inverse sum over t of dy (T,N) v (T,N): the gradient of a trained vector. Counts as
-  // one weight gradient (Backend::weight_gradient_matmuls).
-  void column_dots(const Tensor& dm, GradMode mode, const Tensor& dy, const Tensor& v,
-                   const Tensor& inverse) {
+  // The backward of y = m inverse v with constant norms: dv (T,N) = m inverse dy (T,N), and
+  // dm (N) (+)= inverse sum over t of dy v (T,N). dv may be dy. Counts as one weight gradient
+  // (Backend::weight_gradient_matmuls).
+  void scale_columns_backward(const Tensor& dv, const Tensor& dm, GradMode mode, const Tensor& dy,
+                              const Tensor& v, const Tensor& m, const Tensor& inverse) {
     ++weight_gradients_;
-    run_column_dots(dm, mode, dy, v, inverse);
+    run_scale_columns_backward(dv, dm, mode, dy, v, m, inverse);
   }
 
  protected:
   // `weight_gradients` is the device's count.
   explicit DoraKernels(std::int64_t& weight_gradients) : weight_gradients_(weight_gradients) {}
-  virtual void run_column_dots(const Tensor& dm, GradMode mode, const Tensor& dy, const Tensor& v,
-                               const Tensor& inverse) = 0;
+  virtual void run_scale_columns_backward(const Tensor& dv, const Tensor& dm, GradMode mode,
+                                          const Tensor& dy, const Tensor& v, const Tensor& m,
+                                          const Tensor& inverse) = 0;
 
  private:
   std::int64_t& weight_gradients_;
@@ -52,8 +54,8 @@ class NoDoraKernels final : public DoraKernels {
                      const Weight*) override {}
 
  private:
-  void run_column_dots(const Tensor&, GradMode, const Tensor&, const Tensor&,
-                       const Tensor&) override {}
+  void run_scale_columns_backward(const Tensor&, const Tensor&, GradMode, const Tensor&,
+                                  const Tensor&, const Tensor&, const Tensor&) override {}
 };
 
 }  // namespace lk

@@ -1,6 +1,7 @@
 #include "autograd/joined.h"
 
 #include "autograd/thin.h"
+#include "tensor/dora_kernels.h"
 
 namespace lk {
 namespace {
@@ -43,23 +44,85 @@ std::vector<ThinPart> parts_of_db(const JoinedLinear& f) {
   return parts;
 }
 
+// 1 / |row of W + s B A| of each part with a magnitude, as lora/dora.h has it of one projection.
+void update_norms(Backend& backend, const JoinedLinear& f) {
+  const DType stat = stat_dtype(f.matrix.dtype());
+  Tensor wa = backend.empty(Tag::Workspace, stat, {f.out, f.thin}),
+         gram = backend.empty(Tag::Workspace, stat, {f.thin, f.thin});
+  backend.matmul_nt(wa, GradMode::Write, 1.0, f.w(), f.a());
+  backend.matmul_nt(gram, GradMode::Write, 1.0, f.a(), f.a());
+  for (const JoinedLinear::Part& p : f.parts) {
+    if (!p.m) continue;
+    const std::int64_t last = p.column + p.rank;
+    const Tensor ours = gram.slice_rows(p.column, last).slice_cols(p.column, last);
+    backend.dora_kernels()->inverse_norms(p.inverse, p.w_sq,
+                                          wa.slice_rows(p.begin, p.end).slice_cols(p.column, last),
+                                          ours, p.b->compute(), f.scale);
+  }
+}
+
+// y (T,N) (+)= v (T,N), each part's columns times its magnitudes over its norms.
+void scale_columns(const Tensor& y, GradMode mode, const Tensor& v, const JoinedLinear& f) {
+  Backend& backend = y.backend();
+  for (const JoinedLinear::Part& p : f.parts) {
+    const Tensor to = y.slice_cols(p.begin, p.end), from = v.slice_cols(p.begin, p.end);
+    if (p.m)
+      backend.dora_kernels()->scale_columns(to, mode, from, p.m->value(), p.inverse);
+    else
+      backend.scale(to, mode, 1.0, {}, from);
+  }
+}
+
+// What a product makes of x: y, and v if it isn't y's own values and a backward reads it.
+struct Product {
+  Tensor y, v;
+};
+
 // Computes y and s of x, which has room for s: s is left in its margin. `addend` is what y starts
 // from, or null.
-Tensor forward(Tape& tape, const Tensor& x, const JoinedLinear& f, std::int64_t margin,
-               const InputDropout& drop, Output output = Output::Read,
-               const Var* addend = nullptr) {
+Product forward(Tape& tape, const Tensor& x, const JoinedLinear& f, std::int64_t margin,
+                const InputDropout& drop, Output output = Output::Read,
+                const Var* addend = nullptr) {
   Backend& backend = tape.backend();
   Tensor xs = x.widened(f.in + f.thin);
   if (f.thin > 0)
     thin::forward(backend, f.plan, xs.slice_cols(f.in, f.in + f.thin), f.scale, x, f.a(),
                   parts_of_x(f), drop);
-  Tensor y = tape.activation(x.dtype(), {x.rows(), f.out}, margin);
-  if (output == Output::Unread) return y;
-  backend.matmul_nt(y, GradMode::Write, 1.0, xs, f.forward_matrix(),
-                    addend ? addend->value() : Tensor());
+  Tensor y = tape.activation(x.dtype(), {x.rows(), f.out}, margin), v;
+  if (f.scales_columns()) {
+    v = tape.activation(x.dtype(), {x.rows(), f.out});
+    update_norms(backend, f);
+    backend.matmul_nt(v, GradMode::Write, 1.0, xs, f.forward_matrix());
+    if (output == Output::Unread) return {y, v};
+    if (addend) backend.copy(y, addend->value());
+    scale_columns(y, addend ? GradMode::Add : GradMode::Write, v, f);
+  } else {
+    if (output == Output::Unread) return {y, {}};
+    backend.matmul_nt(y, GradMode::Write, 1.0, xs, f.forward_matrix(),
+                      addend ? addend->value() : Tensor());
+  }
   for (const JoinedLinear::Part& part : f.parts)
     if (part.bias.defined()) backend.add_bias(y.slice_cols(part.begin, part.end), part.bias);
-  return y;
+  return {y, v};
+}
+
+// dv of dy, with room for ds behind its rows, and the gradients of the magnitudes; dy itself without
+// them.
+Tensor through_columns(const Tensor& dy, const Tensor& v, const JoinedLinear& f) {
+  if (!v.defined()) return roomy(dy, f.thin);
+  Backend& backend = dy.backend();
+  Tensor dv = backend.empty_with_margin(Tag::Backward, dy.dtype(), dy.shape(), f.thin);
+  for (const JoinedLinear::Part& p : f.parts) {
+    const Tensor to = dv.slice_cols(p.begin, p.end), from = dy.slice_cols(p.begin, p.end);
+    if (!p.m) {
+      backend.copy(to, from);
+      continue;
+    }
+    const Sink dm = p.m->sink();
+    backend.dora_kernels()->scale_columns_backward(
+        to, dm.tensor, dm.mode, from, v.slice_cols(p.begin, p.end), p.m->value(), p.inverse);
+  }
+  return dv;
 }
 
 // Whether such an op records a node. Below the first trained factor there is nothing to record.
@@ -79,8 +142,8 @@ Tensor keep_s(Tape& tape, const Tensor& x, const JoinedLinear& f) {
 class Backward {
  public:
   Backward(Backend& backend, const JoinedLinear& f, const InputDropout& drop, const Tensor& dy,
-           const Tensor& s)
-      : backend_(backend), f_(f), drop_(drop), dy_(roomy(dy, f.thin)) {
+           const Tensor& s, const Tensor& v)
+      : backend_(backend), f_(f), drop_(drop), dy_(through_columns(dy, v, f)) {
     if (f.thin == 0) return;
     dys_ = dy_.widened(f.out + f.thin);
     thin::backward_b(backend, f.plan, ds(), f.scale, dy_, f.b(), s, parts_of_db(f));
@@ -113,7 +176,7 @@ class Backward {
   Backend& backend_;
   const JoinedLinear& f_;
   const InputDropout& drop_;
-  Tensor dy_, dys_;
+  Tensor dy_, dys_;  // with DoRA, dv
 };
 
 // With s = scale x aᵀ and ds = scale dy b: db = dyᵀ s, da = dsᵀ x, dx = dy w + ds a. Dropout masks
@@ -121,16 +184,16 @@ class Backward {
 struct JoinedLinearNode : Node {
   Var x;
   Edge addend;
-  Tensor s;
+  Tensor s, v;
   const JoinedLinear& f;
   InputDropout drop;
-  JoinedLinearNode(const Var& x, const Edge& addend, Tensor s, const JoinedLinear& f,
+  JoinedLinearNode(const Var& x, const Edge& addend, Tensor s, Tensor v, const JoinedLinear& f,
                    const InputDropout& drop)
-      : x(x), addend(addend), s(std::move(s)), f(f), drop(drop) {}
+      : x(x), addend(addend), s(std::move(s)), v(std::move(v)), f(f), drop(drop) {}
   const char* name() const override { return "joined_linear"; }
   void backward(Tape& tape, const Tensor& dy) override {
     tape.pass(addend, dy);
-    Backward b(tape.backend(), f, drop, dy, s);
+    Backward b(tape.backend(), f, drop, dy, s, v);
     b.into_a(x.value());
     if (Sink dx = tape.sink(x)) b.into_x(dx);
   }
@@ -152,13 +215,13 @@ Var joined_linear_onto(Tape& tape, const Var& h, const Var& x, const JoinedLinea
   check(K == f.in, "joined_linear_onto: x has ", K, " columns, the matrix ", f.in);
   h.value().expect({T, f.out}, "joined_linear_onto: h (T,N)");
   Tensor xs = roomy(x.value(), f.thin);
-  Tensor y = forward(tape, xs, f, margin, drop, output, &h);
+  auto [y, v] = forward(tape, xs, f, margin, drop, output, &h);
   if (!wanted(tape, f, h, x)) return tape.constant(std::move(y));
   // s is kept in the margin of x's own buffer if x is kept anyway.
   const bool in_place = xs.raw() == x.value().raw();
   Tensor s = in_place && f.thin > 0 ? xs.widened(f.in + f.thin).slice_cols(f.in, f.in + f.thin)
                                     : keep_s(tape, xs, f);
-  return tape.record<JoinedLinearNode>(std::move(y), x, h, std::move(s), f, drop);
+  return tape.record<JoinedLinearNode>(std::move(y), x, h, std::move(s), std::move(v), f, drop);
 }
 
 namespace {
@@ -169,16 +232,23 @@ struct JoinedNormLinearNode : Node {
   Var h;
   Weight gain;
   double eps;
-  Tensor rstd, s;
+  Tensor rstd, s, v;
   const JoinedLinear& f;
   InputDropout drop;
   JoinedNormLinearNode(const Var& h, const Weight& gain, double eps, Tensor rstd, Tensor s,
-                       const JoinedLinear& f, const InputDropout& drop)
-      : h(h), gain(gain), eps(eps), rstd(std::move(rstd)), s(std::move(s)), f(f), drop(drop) {}
+                       Tensor v, const JoinedLinear& f, const InputDropout& drop)
+      : h(h),
+        gain(gain),
+        eps(eps),
+        rstd(std::move(rstd)),
+        s(std::move(s)),
+        v(std::move(v)),
+        f(f),
+        drop(drop) {}
   const char* name() const override { return "joined_norm_linear"; }
   void backward(Tape& tape, const Tensor& dy) override {
     Backend& backend = tape.backend();
-    Backward b(backend, f, drop, dy, s);
+    Backward b(backend, f, drop, dy, s, v);
     const NormedInput norm{rstd, gain, eps};
     b.into_a(h.value(), &norm);
     if (Sink dh = tape.sink(h)) {
@@ -200,11 +270,11 @@ Var joined_norm_linear(Tape& tape, const Var& h, const Weight& gain, double eps,
   Tensor rstd = tape.activation(stat_dtype(h.dtype()), {T});
   Tensor x = tape.backend().empty_with_margin(Tag::Workspace, h.dtype(), {T, K}, f.thin);
   tape.backend().rmsnorm_forward(x, rstd, h.value(), gain, eps);
-  Tensor y = forward(tape, x, f, margin, drop);
+  auto [y, v] = forward(tape, x, f, margin, drop);
   if (!wanted(tape, f, h)) return tape.constant(std::move(y));
   Tensor s = keep_s(tape, x, f);
   return tape.record<JoinedNormLinearNode>(std::move(y), h, gain, eps, std::move(rstd),
-                                           std::move(s), f, drop);
+                                           std::move(s), std::move(v), f, drop);
 }
 
 namespace {
@@ -220,17 +290,17 @@ namespace {
 struct JoinedSwigluLinearNode : Node {
   Var gate_up;
   Edge addend;
-  Tensor s;
+  Tensor s, v;
   const JoinedLinear& f;
   InputDropout drop;
-  JoinedSwigluLinearNode(const Var& gate_up, const Edge& addend, Tensor s, const JoinedLinear& f,
-                         const InputDropout& drop)
-      : gate_up(gate_up), addend(addend), s(std::move(s)), f(f), drop(drop) {}
+  JoinedSwigluLinearNode(const Var& gate_up, const Edge& addend, Tensor s, Tensor v,
+                         const JoinedLinear& f, const InputDropout& drop)
+      : gate_up(gate_up), addend(addend), s(std::move(s)), v(std::move(v)), f(f), drop(drop) {}
   const char* name() const override { return "joined_swiglu_linear"; }
   void backward(Tape& tape, const Tensor& dy) override {
     Backend& backend = tape.backend();
     tape.pass(addend, dy);
-    Backward b(backend, f, drop, dy, s);
+    Backward b(backend, f, drop, dy, s, v);
     const Tensor& value = gate_up.value();
     Tensor x = backend.empty(Tag::Workspace, dy.dtype(), {dy.rows(), f.in});
     Tensor gate = value.slice_cols(0, f.in), up = value.slice_cols(f.in, 2 * f.in);
@@ -258,10 +328,11 @@ Var joined_swiglu_linear_onto(Tape& tape, const Var& h, const Var& gate_up, cons
   Tensor x = tape.backend().empty_with_margin(Tag::Workspace, value.dtype(), {T, f.in}, f.thin);
   tape.backend().gated_forward(Activation::Silu, x, value.slice_cols(0, f.in),
                                value.slice_cols(f.in, 2 * f.in));
-  Tensor y = forward(tape, x, f, margin, drop, output, &h);
+  auto [y, v] = forward(tape, x, f, margin, drop, output, &h);
   if (!wanted(tape, f, h, gate_up)) return tape.constant(std::move(y));
   Tensor s = keep_s(tape, x, f);
-  return tape.record<JoinedSwigluLinearNode>(std::move(y), gate_up, h, std::move(s), f, drop);
+  return tape.record<JoinedSwigluLinearNode>(std::move(y), gate_up, h, std::move(s), std::move(v),
+                                             f, drop);
 }
 
 }  // namespace lk

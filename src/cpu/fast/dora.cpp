@@ -41,15 +41,20 @@ void scale_columns_plain(Matrix<T> y, GradMode mode, Matrix<T> x, const accumula
 
 // Columns are summed side by side, tokens in order: no result depends on the number of threads.
 template <class T>
-void column_dots_plain(accumulate_t<T>* dm, GradMode mode, Matrix<T> dy, Matrix<T> v,
-                       const accumulate_t<T>* inverse) {
+void scale_columns_backward_plain(Matrix<T> dv, accumulate_t<T>* dm, GradMode mode, Matrix<T> dy,
+                                  Matrix<T> v, const accumulate_t<T>* m,
+                                  const accumulate_t<T>* inverse) {
   using A = accumulate_t<T>;
   constexpr std::int64_t kColumns = 64;
   parallel_for((dy.cols + kColumns - 1) / kColumns, dy.rows * dy.cols, [&](std::int64_t unit) {
     const std::int64_t begin = unit * kColumns, end = std::min(begin + kColumns, dy.cols);
     A sums[kColumns] = {};
     for (std::int64_t t = 0; t < dy.rows; ++t)
-      for (std::int64_t n = begin; n < end; ++n) sums[n - begin] += load(dy[t][n]) * load(v[t][n]);
+      for (std::int64_t n = begin; n < end; ++n) {
+        const A gradient = load(dy[t][n]);
+        sums[n - begin] += gradient * load(v[t][n]);
+        put(dv[t][n], GradMode::Write, m[n] * inverse[n] * gradient);
+      }
     for (std::int64_t n = begin; n < end; ++n) put(dm[n], mode, inverse[n] * sums[n - begin]);
   });
 }
@@ -76,11 +81,13 @@ class CpuDoraKernels final : public DoraKernels {
   }
 
  private:
-  void run_column_dots(const Tensor& dm, GradMode mode, const Tensor& dy, const Tensor& v,
-                       const Tensor& inverse) override {
+  void run_scale_columns_backward(const Tensor& dv, const Tensor& dm, GradMode mode,
+                                  const Tensor& dy, const Tensor& v, const Tensor& m,
+                                  const Tensor& inverse) override {
     dispatch_float(dy.dtype(), [&]<class T>() {
       using A = accumulate_t<T>;
-      column_dots_plain<T>(dm.data<A>(), mode, matrix<T>(dy), matrix<T>(v), inverse.data<A>());
+      scale_columns_backward_plain<T>(matrix<T>(dv), dm.data<A>(), mode, matrix<T>(dy),
+                                      matrix<T>(v), m.data<A>(), inverse.data<A>());
     });
   }
 };

@@ -17,8 +17,9 @@ class CudaDoraKernels final : public DoraKernels {
                      const Tensor& inverse, const Weight* shift) override;
 
  private:
-  void run_column_dots(const Tensor& dm, GradMode mode, const Tensor& dy, const Tensor& v,
-                       const Tensor& inverse) override;
+  void run_scale_columns_backward(const Tensor& dv, const Tensor& dm, GradMode mode,
+                                  const Tensor& dy, const Tensor& v, const Tensor& m,
+                                  const Tensor& inverse) override;
   CudaBackend& backend_;
 };
 
