@@ -287,8 +287,7 @@ TEST_CASE("cuda: recorded steps give the bits of steps launched one by one") {
     return out;
   };
   // With dropout each step has masks of its own, recorded or not.
-  for (const LoraConfig& lora :
-       {tiny_lora(), with_dropout(tiny_lora()), with_dora(tiny_lora())}) {
+  for (const LoraConfig& lora : {tiny_lora(), with_dropout(tiny_lora()), with_dora(tiny_lora())}) {
     std::int64_t with = 0, without = 0;
     CHECK(train(lora, true, with) == train(lora, false, without));
     CHECK(with == 6);  // all but the first, and the one of another shape
