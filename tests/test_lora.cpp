@@ -112,6 +112,42 @@ TEST_CASE("an adapter that finds no memory leaves the model as it was, at whiche
   CHECK(logits() == base);
 }
 
+TEST_CASE("PiSSA that finds no memory puts back what it took out of the base") {
+  for (DType dtype : {DType::F32, DType::BF16}) {
+    auto backend = make_cpu_backend();
+    auto model = tiny_transformer(*backend, dtype);
+    const std::vector<Row> rows = random_rows({9}, 5);
+    auto logits = [&] { return to_host_f64(model->logits(make_batch(*backend, pointers(rows)))); };
+    const std::vector<double> base = logits();
+    const std::int64_t before = backend->ledger().total().live_bytes;
+    LoraConfig config = tiny_lora();
+    config.init = LoraInit::Pissa;
+    std::int64_t whole = 0;  // what an adapter takes, over what the model had
+    {
+      auto other = tiny_transformer(*backend, dtype);
+      const std::int64_t live = backend->ledger().total().live_bytes;
+      const Adapter adapter(*other, config);
+      whole = backend->ledger().total().live_bytes - live;
+    }
+    int refusals = 0;
+    for (std::int64_t room = whole / 2;; room += 500) {
+      backend->set_memory_limit(before + room);
+      try {
+        const Adapter adapter(*model, config);
+        break;
+      } catch (const OutOfMemoryError&) {
+        ++refusals;
+      }
+      backend->set_memory_limit(0);
+      REQUIRE(backend->ledger().total().live_bytes == before);
+      REQUIRE(logits() == base);
+    }
+    CHECK(refusals > 5);
+    backend->set_memory_limit(0);
+    CHECK(logits() != base);  // W - s B A is left where it found room
+  }
+}
+
 TEST_CASE("A is Kaiming-uniform, B is zero, and the seed decides") {
   auto backend = make_cpu_backend();
   auto model = tiny_transformer(*backend, DType::F32);

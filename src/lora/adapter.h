@@ -17,8 +17,8 @@ class Adapter : public Method {
   // and leaves the model as it was, if a target matches nothing (naming what there is), a layer is
   // not one of the model's, a rank is below 1 or, without wide_ranks, above min(in, out) of its
   // module, alpha or dropout is out of its range, an exception names no module, or a projection
-  // carries an adapter already. OutOfMemoryError if A and B find no room: the model is then as it
-  // was, but for an init that changes the base, whose weights may be split in part.
+  // carries an adapter already. OutOfMemoryError if A and B, or what an init leaves of the base, find
+  // no room: the model is then as it was.
   Adapter(Transformer& model, const LoraConfig& config);
   // Takes A and B off: the model is the frozen base again. End a Trainer of this adapter first.
   ~Adapter() override;

@@ -52,6 +52,7 @@ struct Split {
   Site site;
   std::vector<float> w;  // W, then the rest of it
   StartingFactors start;
+  std::vector<std::byte> before;  // W's bytes once the base is changed, to undo it
 };
 
 // W = s B A + rest, with A and B as `init` says, rounded to F32 before the rest is computed.
@@ -85,19 +86,20 @@ void split(Split& one, LoraInit init) {
   }
 }
 
-void take_out_of_base(Transformer& model, const std::vector<LoraLinear*>& layers, LoraInit init) {
+// Undoes what replace_weights() did to a layer. It writes over the rest of W, so that on a device it
+// needs no memory that may not be there.
+void put_back(Transformer& model, const Split& one) {
+  Tensor w = one.layer->base().weight().values();
+  Weight original(one.layer->base().weight().name(), w);
+  model.backend().upload(w, one.before.data(), one.before.size());
+  model.move_weight(one.number, one.site, original);
+  model.backend().prepare_linear(original);
+  model.move_weight(one.number, one.site, original);
+}
+
+void replace_weights(Transformer& model, std::vector<Split>& splits, LoraInit init) {
   Backend& backend = model.backend();
-  std::vector<Split> splits;
-  model.visit_sites(
-      [&](const std::string&, std::size_t number, Site site, std::unique_ptr<LinearMap>& map) {
-        for (LoraLinear* layer : layers)
-          if (layer == map.get()) splits.push_back({layer, number, site, {}, {}});
-      });
-  for (const Split& one : splits)
-    require(one.layer->base().weight().quantised() == nullptr, "`init` ", lora_init_name(init),
-            ": ", one.layer->path(),
-            " is quantised, and what is left of it would be rounded again");
-  // A few at a time: the host holds their W.
+  // A few at a time: the host holds their W in F32, and the bytes of all that are replaced.
   const std::int64_t at_a_time = 4 * part_threads();
   for (std::int64_t begin = 0; begin < std::ssize(splits); begin += at_a_time) {
     const std::int64_t end = std::min(begin + at_a_time, std::ssize(splits));
@@ -110,19 +112,42 @@ void take_out_of_base(Transformer& model, const std::vector<LoraLinear*>& layers
       split(group[static_cast<std::size_t>(first)], init);
     });
     for (Split& one : group) {
-      const Weight& w = one.layer->base().weight();
+      const Weight w = one.layer->base().weight();
+      std::vector<std::byte> before(w.values().bytes());
+      backend.download(before.data(), w.values(), before.size());
       Tensor rest = backend.empty(Tag::Weights, w.dtype(), w.shape());
       upload_rounded(backend, rest, one.w);
       Weight changed(w.name(), std::move(rest));
       backend.prepare_linear(changed);
       model.move_weight(one.number, one.site, changed);
+      one.before = std::move(before);
       set_values(one.layer->a(), one.start.a);
       set_values(one.layer->b(), one.start.b);
       one.layer->set_start(std::move(one.start));
       one.w = {};
     }
   }
-  backend.ledger().reset_peaks();
+}
+
+void take_out_of_base(Transformer& model, const std::vector<LoraLinear*>& layers, LoraInit init) {
+  std::vector<Split> splits;
+  model.visit_sites(
+      [&](const std::string&, std::size_t number, Site site, std::unique_ptr<LinearMap>& map) {
+        for (LoraLinear* layer : layers)
+          if (layer == map.get()) splits.push_back({layer, number, site, {}, {}, {}});
+      });
+  for (const Split& one : splits)
+    require(one.layer->base().weight().quantised() == nullptr, "`init` ", lora_init_name(init),
+            ": ", one.layer->path(),
+            " is quantised, and what is left of it would be rounded again");
+  try {
+    replace_weights(model, splits, init);
+  } catch (...) {
+    for (Split& one : splits)
+      if (!one.before.empty()) put_back(model, one);
+    throw;
+  }
+  model.backend().ledger().reset_peaks();
 }
 
 }  // namespace

@@ -114,7 +114,9 @@ void Trainer::rehearse(std::vector<std::vector<std::int32_t>> documents) {
   for (const auto& offsets : documents) {
     const std::int64_t count = std::ssize(offsets) - 1;
     const std::int64_t virtual_rows = count * model_.virtual_tokens();
-    from.push_back({offsets.back(), count, offsets.back() - count - virtual_rows, virtual_rows});
+    const std::int64_t first_tokens = virtual_rows > 0 ? 0 : count;  // without a token before them
+    from.push_back(
+        {offsets.back(), count, offsets.back() - virtual_rows - first_tokens, virtual_rows});
   }
   const Sizes sizes = padded(from);
   StepTensors tensors = train_step_.make_tensors(sizes);

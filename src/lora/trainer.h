@@ -76,7 +76,7 @@ class Trainer {
 
   // Runs one step without data, on a device that only keeps the books: a plan. Each element of
   // `documents` is a micro-batch (nn/batch.h: document_offsets()), virtual tokens included; all other
-  // tokens but the first of each document are supervised.
+  // tokens that have one before them are supervised.
   void rehearse(std::vector<std::vector<std::int32_t>> documents);
 
   // Number of optimizer steps submitted; can be set to resume a run.
