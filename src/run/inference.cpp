@@ -4,7 +4,9 @@
 #include <memory>
 
 #include "cuda/open_device.h"
+#include "io/paths.h"
 #include "lora/adapter_io.h"
+#include "methods/method_set.h"
 #include "modelfile/fingerprint.h"
 #include "modelfile/load.h"
 #include "run/methods.h"
@@ -69,7 +71,14 @@ InferenceModel open_inference(const InferenceSettings& settings) {
     const std::size_t equals = text.find('=');
     if (equals == std::string::npos || equals == 0)
       throw UsageError(concat("`adapter` ", text, ": give name=folder, or one folder alone"));
-    named.emplace_back(text.substr(0, equals), open_adapter(text.substr(equals + 1)));
+    const std::string folder = text.substr(equals + 1);
+    // LoRA's own reader says what is wrong with a folder that holds no method.
+    if (exists(folder + "/" + kAdapterConfig) || exists(folder + "/" + kMethodList))
+      if (const std::string method = open_method(folder)->method(); method != "lora")
+        throw UsageError(concat("`adapter` ", text, ": is of ", method,
+                                ", and sets of named adapters are LoRA's alone: give ", folder,
+                                " without a name, for all prompts"));
+    named.emplace_back(text.substr(0, equals), open_adapter(folder));
   }
   const ModelFile model_file(settings.model);
   m.tokenizer = model_file.read_tokenizer();  // a bad one is found before the weights are read
