@@ -9,8 +9,7 @@ TEST_CASE("open_device opens a CPU everywhere and refuses what is not there") {
   CHECK(open_device("cpu")->name() == "cpu");
   CHECK((open_device("auto")->name() == "cpu") == (n_gpus() == 0));
   CHECK_THROWS_AS(open_device("cuda:1000"), UsageError);
-  for (const char* name :
-       {"", "gpu", "cuda:", "cuda:-1", "cuda:0x", "cuda:99999999999", "CPU"})
+  for (const char* name : {"", "gpu", "cuda:", "cuda:-1", "cuda:0x", "cuda:99999999999", "CPU"})
     CHECK_THROWS_AS(open_device(name), UsageError);
   for (const char* first : {"cuda", "cuda:0"}) {
     if (n_gpus() == 0)

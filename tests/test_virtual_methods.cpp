@@ -38,7 +38,7 @@ std::vector<Row> golden_rows() {
     Row row;
     row.ids = r[0].get<std::vector<std::int32_t>>();
     for (std::size_t i = 0; i < row.ids.size(); ++i)
-      row.supervised.push_back(i >= std::max<std::size_t>(r[1].get<std::size_t>(), 1));
+      row.supervised.push_back(i >= r[1].get<std::size_t>());
     rows.push_back(std::move(row));
   }
   return rows;

@@ -95,7 +95,7 @@ HostBatch make_host_batch(std::span<const Row* const> rows, std::int64_t virtual
       batch.ids.push_back(row->ids[i]);
       batch.positions.push_back(
           static_cast<std::int32_t>(virtual_tokens + static_cast<std::int64_t>(i)));
-      if (i > 0 && row->supervised[i]) {
+      if ((i > 0 || virtual_tokens > 0) && row->supervised[i]) {
         batch.rows.push_back(begin + static_cast<std::int32_t>(i) - 1);
         batch.targets.push_back(row->ids[i]);
       }

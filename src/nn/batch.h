@@ -33,8 +33,9 @@ struct BatchSize {
 };
 BatchSize size_of(const HostBatch& batch);
 // One size for all of a step's batches: the largest of each count, rounded up to one of a few
-// values, and no virtual tokens, of which each batch keeps its own. Tokens grow by a sixteenth at most and supervised rows by a quarter (both to multiples of
-// 64, which a GPU's products are computed in anyway), documents by a quarter to at least 8.
+// values, and no virtual tokens, of which each batch keeps its own. Tokens grow by a sixteenth at
+// most and supervised rows by a quarter (both to multiples of 64, which a GPU's products are
+// computed in anyway), documents by a quarter to at least 8.
 BatchSize padded_size(std::span<const BatchSize> sizes);
 // Pads the batch to the size `to`: Note [Padded batches]. No count of `to` may be less than the
 // batch's, and the rows without a target must fit: to.supervised <= to.tokens.
@@ -51,8 +52,9 @@ struct TokenBatch {
   std::int64_t n_supervised = 0;  // n
 };
 
-// Lays rows end to end on the host, each behind `virtual_tokens` virtual ones. Throws UsageError if
-// there are none, a row has no token, or ids and marks of supervised tokens differ in number.
+// Lays rows end to end on the host, each behind `virtual_tokens` virtual ones. A row's first token is
+// a target where a virtual token stands before it and predicts it, as in PEFT. Throws UsageError if
+// there are no rows, a row has no token, or ids and marks of supervised tokens differ in number.
 HostBatch make_host_batch(std::span<const Row* const> rows, std::int64_t virtual_tokens = 0);
 // What a batch must fit.
 struct BatchLimits {

@@ -92,6 +92,12 @@ void check_lengths(const Dataset& data, std::int64_t seq_len) {
   }
 }
 
+// Virtual tokens before each row predict its first token too.
+void count_first_tokens(Dataset& data, const MethodConfig& methods) {
+  if (virtual_tokens(methods) == 0) return;
+  for (const Row& row : data.rows) data.supervised_tokens += row.supervised[0] != 0;
+}
+
 void read_data(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in, FinetuneRows* rows) {
   in.tokenizer = in.model->read_tokenizer();
   if (!s.prompt_text.empty()) in.methods.prompt.text = in.tokenizer->encode(s.prompt_text);
@@ -117,6 +123,7 @@ void read_data(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in, F
   in.data = rows ? dataset_of(std::move(rows->train), *in.tokenizer, "rows in memory")
                  : load_dataset(s.data, *in.tokenizer, s.chat_template, options);
   if (rows) check_lengths(in.data, *s.seq_len);
+  count_first_tokens(in.data, in.methods);
   if (rows && !rows->eval.empty()) {
     in.eval = dataset_of(std::move(rows->eval), *in.tokenizer, "evaluation rows in memory");
     check_lengths(in.eval, *s.seq_len);
@@ -131,6 +138,7 @@ void read_data(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in, F
   if (share > 0) {
     const std::size_t all = in.data.rows.size();
     in.eval = split_off(in.data, *in.tokenizer, share, s.eval_split ? INT64_MAX : kMostSplitRows);
+    count_first_tokens(in.data, in.methods);
     in.eval_rows_sha256 = rows_sha256(in.eval.rows);
     listener.message(concat("evaluation: ", in.eval.rows.size(), " of the ", all,
                             " rows are kept for it and not trained on",
@@ -138,7 +146,8 @@ void read_data(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in, F
   }
   in.rows_sha256 = rows_sha256(in.data.rows);
   for (std::int64_t i = 0; i < std::min<std::int64_t>(s.show_rows, std::ssize(in.data.rows)); ++i)
-    listener.rows(show_row(in.data.rows[static_cast<std::size_t>(i)], *in.tokenizer, false));
+    listener.rows(show_row(in.data.rows[static_cast<std::size_t>(i)], *in.tokenizer, false,
+                           virtual_tokens(in.methods) > 0));
   if (!s.eval_data.empty()) {
     options.max_rows = s.eval_rows;
     in.eval = load_dataset(s.eval_data, *in.tokenizer, s.chat_template, options);

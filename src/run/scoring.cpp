@@ -24,7 +24,8 @@ std::vector<std::vector<double>> choice_log_probabilities(Transformer& model,
     std::size_t next = 0;
     for (std::size_t i = 0; i < batch.size(); ++i) {
       double sum = 0;
-      for (std::int64_t n = batch[i]->n_supervised(); n > 0; --n) sum -= losses[next++];
+      std::int64_t n = batch[i]->n_supervised(model.virtual_tokens() > 0);
+      for (; n > 0; --n) sum -= losses[next++];
       if (!std::isfinite(sum)) throw NonFiniteError("a choice's log-probability is not finite");
       sums[owners[i]].push_back(sum);
     }

@@ -367,11 +367,12 @@ Dataset load_dataset(const ByteSource& source, const Tokenizer& tokenizer,
   return data;
 }
 
-std::string show_row(const Row& row, const Tokenizer& tokenizer, bool colour) {
+std::string show_row(const Row& row, const Tokenizer& tokenizer, bool colour,
+                     bool behind_virtual_tokens) {
   const char *open = colour ? "\x1b[32m" : "[", *close = colour ? "\x1b[0m" : "]";
   std::string out;
   for (std::size_t i = 0; i < row.ids.size(); ++i) {
-    const bool trained = i > 0 && row.supervised[i] != 0;
+    const bool trained = (i > 0 || behind_virtual_tokens) && row.supervised[i] != 0;
     const std::string bytes = tokenizer.token_text(row.ids[i]);
     if (trained) out += open;
     for (std::size_t at = 0; at < bytes.size();) {

@@ -84,6 +84,7 @@ Dataset dataset_of(std::vector<Row> rows, const Tokenizer& tokenizer, const std:
 Dataset split_off(Dataset& data, const Tokenizer& tokenizer, double share, std::int64_t most);
 
 // A row as text with its trained tokens marked, for --show-rows.
-std::string show_row(const Row& row, const Tokenizer& tokenizer, bool colour);
+std::string show_row(const Row& row, const Tokenizer& tokenizer, bool colour,
+                     bool behind_virtual_tokens = false);
 
 }  // namespace lk

@@ -192,7 +192,8 @@ def loss_sum_alone(model, rows):
     return sum(total for total, _ in parts), sum(n for _, n in parts)
 
 
-def train(model, case, rows, eval_rows, on_step=lambda k, model: None, loss_sum=loss_sum):
+def train(model, case, rows, eval_rows, on_step=lambda k, model: None, loss_sum=loss_sum, first=1):
+    """`first`: the first token of a row that is predicted, 0 where virtual tokens stand before it."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     adamw = dict(lr=case["lr"], betas=(0.9, 0.999), eps=1e-8)
     if ratio := case.get("loraplus_ratio"):
@@ -208,7 +209,7 @@ def train(model, case, rows, eval_rows, on_step=lambda k, model: None, loss_sum=
         for _ in range(case["grad_accum"]):
             micro.append([rows[(next_row + i) % len(rows)] for i in range(case["batch"])])
             next_row += case["batch"]
-        count = sum(len(ids) - max(start, 1) for part in micro for ids, start in part)
+        count = sum(len(ids) - max(start, first) for part in micro for ids, start in part)
         loss = 0.0
         for part in micro:
             total, _ = loss_sum(model, part)

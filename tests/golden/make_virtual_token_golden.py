@@ -83,11 +83,19 @@ def alone(model, rows):
 
 
 def loss_of_row(model, row):
+    """The loss over the tokens from `start` on. PEFT gives the labels of a prompt's tokens -100 and lays the text's behind
+    them, so that the last of them predicts the text's first token."""
     ids, start = row
-    logits = model(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids))).logits[0, -len(ids):]
-    first = max(start, 1)
-    targets = torch.tensor(ids[first:])
-    loss = torch.nn.functional.cross_entropy(logits[first - 1 : -1], targets, reduction="sum")
+    behind_prompt = model.peft_config["default"].peft_type == "PROMPT_TUNING"
+    first = start if behind_prompt else max(start, 1)
+    logits = model(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids))).logits[0]
+    logits = logits[len(logits) - len(ids) + first - 1 : -1]
+    loss = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[first:]), reduction="sum")
+    if behind_prompt:
+        labels = torch.tensor([[-100] * start + ids[start:]])
+        with torch.no_grad():
+            theirs = model(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), labels=labels).loss
+        assert abs(theirs * len(ids[first:]) / loss - 1) < 1e-5
     return loss, len(ids) - first
 
 
@@ -107,10 +115,11 @@ def main():
     shutil.rmtree(folder, ignore_errors=True)
     for name, case in CASES.items():
         settings = {**BASE, **case}
+        first = 0 if case["method"] == "prompt" else 1
         model, names = attach(case, torch.float32)
-        result = dict(names=names, losses=train(model, settings, rows, [], loss_sum=alone)["losses"])
+        result = dict(names=names, losses=train(model, settings, rows, [], loss_sum=alone, first=first)["losses"])
         exact, _ = attach(case, torch.float64)
-        result["losses_f64"] = train(exact, settings, rows, [], loss_sum=alone)["losses"]
+        result["losses_f64"] = train(exact, settings, rows, [], loss_sum=alone, first=first)["losses"]
         a, b = np.array(result["losses"]), np.array(result["losses_f64"])
         print(name, "float32 against float64:", np.abs(a / b - 1).max(), file=sys.stderr)
         model.save_pretrained(folder / name, save_embedding_layers=False)
