@@ -120,7 +120,8 @@ TEST_CASE("a path that is no model or adapter is refused with what to give inste
   ends_with(3, {"no config.json"}, generate + f.file("folder"));
   f.write("folder/m.gguf", "");
   ends_with(3, {"give that file", "folder/m.gguf"}, generate + f.file("folder"));
-  ends_with(3, {"is a model, not an adapter"}, kGenerate + "--adapter " + kGolden + "peft/tiny");
+  ends_with(3, {"is a whole model, not an adapter"},
+            kGenerate + "--adapter " + kGolden + "peft/tiny");
   ends_with(3, {"given as its folder"},
             kGenerate + "--adapter " + kGolden + "peft/all_linear.after/adapter_model.safetensors");
 }

@@ -159,14 +159,15 @@ TEST_CASE("a trained head's loss is the frozen head's, whatever the chunk") {
   const Tensor targets =
       to_device(be, Tag::Workspace, std::vector<std::int32_t>{3, 49, kNoTarget, 0, 1, 7, 7});
   std::vector<double> gradient;
+  const LossScale scale(0.25, {}, 0.1);  // with smoothing
   for (std::int64_t chunk : {1, 3, 7, 100}) {
     Tape tape(be);
     head.zero_grad();
     Var in = tape.leaf(x);
-    Var loss = head_loss(tape, in, head, targets, 0.25, chunk);
+    Var loss = head_loss(tape, in, head, targets, scale, chunk);
     Tape other(be);
     Var in2 = other.leaf(x);
-    Var want = head_loss(other, in2, frozen_head, targets, 0.25, chunk);
+    Var want = head_loss(other, in2, frozen_head, targets, scale, chunk);
     CHECK(values(loss.value()) == values(want.value()));
     tape.backward(loss), other.backward(want);
     CHECK(values(tape.gradient(in)) == values(other.gradient(in2)));

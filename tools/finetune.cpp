@@ -6,6 +6,7 @@
 #include "io/paths.h"
 #include "program.h"
 #include "run/adapter_use.h"
+#include "run/bytes_per_parameter.h"
 #include "run/finetune.h"
 #include "run/methods.h"
 #include "sweep_flags.h"
@@ -77,8 +78,13 @@ int report(const FinetuneSettings& s, const FinetuneResult& r) {
     std::printf("kept: step %lld, eval loss %.4f\n", static_cast<long long>(r.kept_step),
                 r.best->loss);
   std::printf("%s", memory_table(r.memory).c_str());
+  const bool full = replaces_base(MethodConfig{s.methods});
+  std::printf("%s\n", bytes_per_parameter(MethodConfig{s.methods}.text(), r.memory,
+                                          r.base_parameters, r.trainable_parameters)
+                          .c_str());
   std::printf("proved: gradients and optimizer state exist for %s only%s\n", r.trained.c_str(),
-              !s.verify_base         ? ""
+              full                   ? "; nothing of the base is frozen"
+              : !s.verify_base       ? ""
               : changes_base(s.init) ? "; what is left of the base unchanged in training (SHA-256)"
                                      : "; base weights unchanged (SHA-256)");
   if (r.signal) {
@@ -86,10 +92,11 @@ int report(const FinetuneSettings& s, const FinetuneResult& r) {
                 shell_word(s.out).c_str());
     return 128 + r.signal;
   }
-  std::printf("adapter: %s/adapter_model.safetensors\nreport: %s/report.html\n", s.out.c_str(),
-              s.out.c_str());
-  std::printf("try it: generate --model %s --adapter %s%s --prompt '...'\n",
-              shell_word(s.model).c_str(), shell_word(s.out).c_str(),
+  std::printf("%s: %s/%s\nreport: %s/report.html\n", full ? "model" : "adapter", s.out.c_str(),
+              full ? "model.safetensors" : "adapter_model.safetensors", s.out.c_str());
+  std::printf("try it: generate --model %s%s --prompt '...'\n",
+              full ? shell_word(s.out).c_str()
+                   : concat(shell_word(s.model), " --adapter ", shell_word(s.out)).c_str(),
               use_flags(read_adapter_use(s.out).value_or(AdapterUse{})).c_str());
   return 0;
 }

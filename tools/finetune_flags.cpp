@@ -39,9 +39,10 @@ void add_data_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
 void add_adapter_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
   const auto& real = real_number();
   const auto& whole = whole_number();
-  app.add_option("--method", text.methods,
-                 "LIST of lora, prompt, prefix, llama-adapter, bottleneck, bitfit, ia3: what is "
-                 "trained; see docs/methods.md")
+  app.add_option(
+         "--method", text.methods,
+         "LIST of lora, prompt, prefix, llama-adapter, bottleneck, bitfit, ia3, or full alone "
+         "(all weights): what is trained; see docs/methods.md")
       ->default_str("lora");
   app.add_option("--rank", s.rank, "rank of A and B (16)")->check(whole);
   app.add_option("--alpha", s.alpha, "scale is alpha / rank (default: the rank)")->check(real);

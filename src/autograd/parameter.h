@@ -43,6 +43,9 @@ class Parameter {
   void keep_copy_in(Tensor place);
   // Copies value into the compute copy after the value was changed from outside.
   void refresh();
+  // Whether weight decay applies to it.
+  bool decays() const { return decays_; }
+  void set_decays(bool decays) { decays_ = decays; }
   // Another number whenever the value may have changed: for what is computed from it and kept.
   std::uint64_t version() const { return version_; }
   void changed() { ++version_; }
@@ -50,7 +53,7 @@ class Parameter {
  private:
   std::string name_;
   Tensor value_, grad_, compute_;
-  bool has_grad_ = false;
+  bool has_grad_ = false, decays_ = true;
   std::uint64_t version_ = 1;
 };
 

@@ -76,12 +76,13 @@ AdapterFile open_adapter(const std::string& folder) {
   if (!is_folder(folder))
     throw InputError(concat(folder, ": an adapter is given as its folder, with ", kAdapterConfig,
                             " and ", kAdapterWeights, ", not as a file"));
+  if (!exists(config_path) && exists(folder + "/config.json"))
+    throw InputError(concat(folder, ": is a whole model, not an adapter: give it as `model` ",
+                            folder, ", without `adapter`"));
   if (!exists(config_path) && exists(folder + "/run.json"))
     throw InputError(concat(folder,
                             ": no adapter yet: the run has not finished, or failed (run.json "
                             "says which)"));
-  if (!exists(config_path) && exists(folder + "/config.json"))
-    throw InputError(concat(folder, ": is a model, not an adapter: it has no ", kAdapterConfig));
   if (!exists(path) && exists(folder + "/adapter_model.bin"))
     throw InputError(folder +
                      "/adapter_model.bin: pickle files can run code and are never read; "

@@ -7,6 +7,7 @@
 #include "io/durable.h"
 #include "io/input_file.h"
 #include "io/paths.h"
+#include "io/staged_output.h"
 #include "lora/merge_source.h"
 #include "modelfile/fingerprint.h"
 #include "modelfile/model_output.h"
@@ -161,7 +162,7 @@ MergeResult merge(const MergeSettings& s, MergeListener& listener) {
   using Kind = StagedOutput::Kind;
   StagedOutput staged(s.out, format.gguf ? Kind::File : Kind::Folder, output.bytes());
   MergePipe pipe(source, result, listener);
-  output.write(staged, pipe);
+  output.write([&](const std::string& name) { return staged.file(name); }, pipe);
   if (!s.adapters.empty()) warn_of_rounding(result);
   if (s.verify) {
     listener.message("reading it back: logits of base + adapter, then of the result");

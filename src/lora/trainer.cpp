@@ -133,6 +133,7 @@ void Trainer::rehearse(std::vector<std::vector<std::int32_t>> documents) {
 void Trainer::run(StepTensors& tensors, const Sizes& sizes, bool replayed, InFlight step) {
   StepReport& report = step.report;
   optimizer_.begin_step(static_cast<float>(report.lr));
+  for (const BatchSize& size : sizes) head_gradients_ += method_.head_gradients(size.supervised);
   if (replayed) {
     recorder_.replay();
     report.recorded = true;

@@ -82,6 +82,8 @@ class Trainer {
   // Number of optimizer steps submitted; can be set to resume a run.
   std::int64_t steps_done() const { return steps_done_; }
   std::int64_t micro_steps_done() const { return micro_steps_done_; }
+  // Method::head_gradients() of all steps submitted here.
+  std::int64_t head_gradients() const { return head_gradients_; }
   void resume_at(std::int64_t steps, std::int64_t micro_steps);
   AdamW& optimizer() { return optimizer_; }
   // Names of those of Method::first_to_move() that are bit for bit what they were when the Trainer
@@ -115,7 +117,7 @@ class Trainer {
   AdamW optimizer_;
   TrainStep train_step_;
   Recorder<Sizes, StepTensors> recorder_;
-  std::int64_t steps_done_ = 0, micro_steps_done_ = 0;
+  std::int64_t steps_done_ = 0, micro_steps_done_ = 0, head_gradients_ = 0;
   std::deque<InFlight> in_flight_;
   Clock::time_point last_finished_;
   int bad_steps_in_a_row_ = 0;

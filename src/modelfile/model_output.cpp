@@ -232,16 +232,16 @@ void ModelOutput::write_tensor(TensorWriter& file, const EncodedTensor& tensor,
   }
 }
 
-void ModelOutput::write(StagedOutput& out, RowPipe& pipe) const {
+void ModelOutput::write(const PathOf& path_of, RowPipe& pipe) const {
   if (gguf_) {
-    GgufWriter file(out.file("model.gguf"), metadata_, tensors_);
+    GgufWriter file(path_of("model.gguf"), metadata_, tensors_);
     for (const EncodedTensor& t : tensors_) write_tensor(file, t, pipe);
     file.commit();
     return;
   }
-  for (const auto& [name, content] : files_) write_file_durably(out.file(name), content);
+  for (const auto& [name, content] : files_) write_file_durably(path_of(name), content);
   for (const SafetensorsShard& shard : shards_) {
-    SafetensorsWriter file(out.file(shard.file), {{"format", "pt"}}, shard.tensors);
+    SafetensorsWriter file(path_of(shard.file), {{"format", "pt"}}, shard.tensors);
     for (const EncodedTensor& t : shard.tensors) write_tensor(file, t, pipe);
     file.commit();
   }

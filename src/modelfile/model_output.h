@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <span>
 #include <string>
@@ -10,7 +11,6 @@
 
 #include "io/gguf_write.h"
 #include "io/safetensors.h"
-#include "io/staged_output.h"
 #include "modelfile/model_file.h"
 
 namespace lk {
@@ -52,9 +52,10 @@ class ModelOutput {
   const GgmlEncoder& type() const { return *type_; }
   // Messages for people: which tensors are not of the type asked for, and why.
   const std::vector<std::string>& notes() const { return notes_; }
-  // Writes the model. Holds two blocks of rows (16 MiB each, a matrix of GPT-2 whole) and what the
+  // Writes the model, each file of it where `path_of` its name says. Holds two blocks of rows (16 MiB each, a matrix of GPT-2 whole) and what the
   // pipe holds. Throws IoError, NonFiniteError.
-  void write(StagedOutput& out, RowPipe& pipe) const;
+  using PathOf = std::function<std::string(const std::string& name)>;
+  void write(const PathOf& path_of, RowPipe& pipe) const;
 
  private:
   const GgmlEncoder* choose_type(const WeightSlot& slot) const;

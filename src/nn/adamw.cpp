@@ -31,7 +31,7 @@ AdamW::AdamW(std::vector<Parameter*> parameters, const AdamWConfig& config, cons
     backend.fill(slot.m, 0);
     backend.fill(slot.v, 0);
     if (p->has_compute_copy()) slot.compute = p->compute();
-    slot.weight_decay = config_.weight_decay;
+    slot.weight_decay = p->decays() ? config_.weight_decay : 0;
     if (rates) slot.lr_factor = rates(*p);
     slots_.push_back(std::move(slot));
   }

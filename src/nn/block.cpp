@@ -13,6 +13,9 @@ std::string site_path(const ModelConfig& config, std::size_t layer, Site site) {
 }
 
 Var norm(Tape& tape, const Var& x, const NormWeights& w, double eps) {
+  if (w.trained_gain && w.trained_bias)
+    return layernorm(tape, x, *w.trained_gain, *w.trained_bias, eps);
+  if (w.trained_gain) return rmsnorm(tape, x, *w.trained_gain, eps);
   if (w.trained_bias) return layernorm(tape, x, w.gain, *w.trained_bias, eps);
   return w.bias.defined() ? layernorm(tape, x, w.gain, w.bias, eps) : rmsnorm(tape, x, w.gain, eps);
 }
@@ -27,8 +30,8 @@ Block::Block(const ModelConfig& config, LayerWeights w, std::size_t index)
       post_attn_norm_{std::move(w.post_attn_norm), {}},
       ffn_norm_{std::move(w.ffn_norm), std::move(w.ffn_norm_bias)},
       post_ffn_norm_{std::move(w.post_ffn_norm), {}},
-      q_norm_(std::move(w.q_norm)),
-      k_norm_(std::move(w.k_norm)) {
+      q_norm_{std::move(w.q_norm), {}},
+      k_norm_{std::move(w.k_norm), {}} {
   attention_.n_heads = static_cast<int>(config.n_heads);
   attention_.n_kv_heads = static_cast<int>(config.n_kv_heads);
   attention_.head_dim = head_dim_;
@@ -104,8 +107,8 @@ Var Block::attend(Tape& tape, const Var& x, const BlockInput& in) {
   }
   const std::vector<Var> qkv = project_normed(tape, {Site::Q, Site::K, Site::V}, attn_norm_, x, in);
   Var q = qkv[0], k = qkv[1];
-  if (q_norm_.defined()) q = rmsnorm(tape, q, q_norm_, eps_);
-  if (k_norm_.defined()) k = rmsnorm(tape, k, k_norm_, eps_);
+  if (q_norm_.gain.defined()) q = norm(tape, q, q_norm_, eps_);
+  if (k_norm_.gain.defined()) k = norm(tape, k, k_norm_, eps_);
   return attend(tape, q, k, qkv[2], table, in);
 }
 

@@ -50,10 +50,11 @@ struct JoinedProjections {
   static std::int64_t thin_of(const std::optional<JoinedLinear>& f) { return f ? f->thin : 0; }
 };
 
-// The weights of a LayerNorm if there is a bias, else of an RMSNorm.
+// The weights of a LayerNorm if there is a bias, else of an RMSNorm. What trains stands in the place of
+// the frozen one; a gain only together with the bias, if there is one.
 struct NormWeights {
   Weight gain, bias;
-  Parameter* trained_bias = nullptr;  // in place of `bias`
+  Parameter *trained_gain = nullptr, *trained_bias = nullptr;
 };
 Var norm(Tape& tape, const Var& x, const NormWeights& w, double eps);
 
@@ -73,12 +74,14 @@ class Block {
   void set_joined(std::unique_ptr<JoinedProjections> joined) { joined_ = std::move(joined); }
   const JoinedProjections* joined() const { return joined_.get(); }
   BlockPlaces& places() { return places_; }
-  // Calls f for the norms of the residual stream.
+  // Calls f for all norms.
   template <class F>
   void visit_norms(const F& f) {
     f(Role::AttnNorm, attn_norm_), f(Role::FfnNorm, ffn_norm_);
     if (post_attn_norm_.gain.defined()) f(Role::PostAttnNorm, post_attn_norm_);
     if (post_ffn_norm_.gain.defined()) f(Role::PostFfnNorm, post_ffn_norm_);
+    if (q_norm_.gain.defined()) f(Role::QNorm, q_norm_);
+    if (k_norm_.gain.defined()) f(Role::KNorm, k_norm_);
   }
 
  private:
@@ -125,8 +128,7 @@ class Block {
   AttentionShape attention_;
   int head_dim_;
   double eps_;
-  NormWeights attn_norm_, post_attn_norm_, ffn_norm_, post_ffn_norm_;
-  Weight q_norm_, k_norm_;
+  NormWeights attn_norm_, post_attn_norm_, ffn_norm_, post_ffn_norm_, q_norm_, k_norm_;
   std::array<std::unique_ptr<LinearMap>, kSiteCount> sites_;
   std::unique_ptr<JoinedProjections> joined_;
   BlockPlaces places_;

@@ -28,8 +28,8 @@ Var Block::attend_cached(Tape& tape, const Var& x, const BlockInput& in) {
   } else {
     const std::vector<Var> qkv =
         project_cached(tape, {Site::Q, Site::K, Site::V}, &attn_norm_, x, {}, in);
-    q = q_norm_.defined() ? rmsnorm(tape, qkv[0], q_norm_, eps_).value() : qkv[0].value();
-    k = k_norm_.defined() ? rmsnorm(tape, qkv[1], k_norm_, eps_).value() : qkv[1].value();
+    q = q_norm_.gain.defined() ? norm(tape, qkv[0], q_norm_, eps_).value() : qkv[0].value();
+    k = k_norm_.gain.defined() ? norm(tape, qkv[1], k_norm_, eps_).value() : qkv[1].value();
     v = qkv[2].value();
   }
   const KvCache::Layer& layer = in.cache->layer(index_);

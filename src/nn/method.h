@@ -1,6 +1,6 @@
 // Method: a way to train a frozen model. It owns what trains and has taken places in the model: of
 // its projections (nn/linear_map.h), or of those in nn/places.h. When it ends the model is the frozen
-// base again.
+// base again, unless it replaces_base().
 #pragma once
 
 #include <string>
@@ -28,6 +28,11 @@ class Method {
   virtual std::vector<Parameter*> first_to_move() const { return parameters(); }
   // Products that contract over tokens (Backend::weight_gradient) in a micro-batch's backward.
   virtual std::int64_t weight_gradients() const = 0;
+  // Such products besides, with the chunks of a head that trains, of so many supervised tokens.
+  virtual std::int64_t head_gradients(std::int64_t /*supervised*/) const { return 0; }
+  // Whether the base is gone: its weights themselves train. Such a method can't be disabled, and
+  // leaves the model with what they have become.
+  virtual bool replaces_base() const { return false; }
   // Bytes of the parameters' copies in the compute dtype, as the ledger counts them.
   virtual std::int64_t copy_bytes() const;
   // Disabled, the model computes as if the method were not there.

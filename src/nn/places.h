@@ -46,6 +46,18 @@ class InputPlace {
   virtual Var apply(Tape& tape, const Var& x, const VirtualRows& virtual_rows) = 0;
 };
 
+// In place of the tables, where they train. A tied head is the embedding's Parameter.
+struct TablePlaces {
+  Parameter *embedding = nullptr, *positions = nullptr, *head = nullptr;
+};
+// Ops on a table that `trained`, if it is not null, is in the place of.
+// x (T,C) = scale * table[ids]
+Var embedding(Tape& tape, const Weight& table, Parameter* trained, const Tensor& ids,
+              double scale = 1, std::int64_t margin = 0);
+Var head_loss(Tape& tape, const Var& x, const Weight& head, Parameter* trained,
+              const Tensor& targets, const LossScale& scale, std::int64_t chunk_rows);
+Var linear(Tape& tape, const Var& x, const Weight& w, Parameter* trained);
+
 // The places of a block; null: empty.
 struct BlockPlaces {
   AttentionPlace* attention = nullptr;

@@ -13,7 +13,6 @@ Transformer::Transformer(Backend& backend, ModelConfig config, ModelWeights weig
                          DType compute_dtype, std::int64_t max_positions)
     : backend_(backend),
       config_(std::move(config)),
-      weights_(std::move(weights)),
       dtype_(compute_dtype),
       max_positions_(max_positions) {
   set_first_position(0);
@@ -27,8 +26,14 @@ Transformer::Transformer(Backend& backend, ModelConfig config, ModelWeights weig
         : dtype_ == DType::F32 ? static_cast<float>(factor)
                                : factor;
   }
+  set_weights(std::move(weights));
+}
+
+void Transformer::set_weights(ModelWeights weights) {
+  weights_ = std::move(weights);
   check(static_cast<std::int64_t>(weights_.layers.size()) == config_.n_layers,
         "transformer: ", weights_.layers.size(), " layers of weights for ", config_.n_layers);
+  blocks_.clear();
   for (std::size_t i = 0; i < weights_.layers.size(); ++i)
     blocks_.push_back(std::make_unique<Block>(config_, weights_.layers[i], i));
   final_norm_ = {weights_.final_norm, weights_.final_norm_bias};
@@ -51,15 +56,13 @@ void Transformer::set_first_position(std::int64_t first) {
 }
 
 Var Transformer::embed(Tape& tape, const Tensor& ids, const BlockInput& in) {
-  Var x = embedding(tape, weights_.embedding, ids, in.margin);
-  if (embedding_scale_ != 1)
-    backend_.scale(x.value(), GradMode::Write, embedding_scale_, {}, x.value());
+  Var x = embedding(tape, weights_.embedding, tables_.embedding, ids, embedding_scale_, in.margin);
   if (input_place_) x = input_place_->apply(tape, x, in.virtual_rows);
   if (!config_.learned_positions) return x;
   Weight table = weights_.positions;
   if (first_position_ > 0)
     table = Weight(table.name(), table.values().slice_rows(first_position_, table.shape()[0]));
-  return add(tape, x, embedding(tape, table, in.positions));
+  return add(tape, x, embedding(tape, table, tables_.positions, in.positions));
 }
 
 Var Transformer::final_norm(Tape& tape, const Var& x) {
@@ -108,7 +111,7 @@ Var Transformer::supervised_states(Tape& tape, const TokenBatch& batch, const Fo
 Var Transformer::loss(Tape& tape, const TokenBatch& batch, const LossScale& scale,
                       const ForwardMode& mode) {
   Var normed = supervised_states(tape, batch, mode);
-  return head_loss(tape, normed, weights_.head, batch.targets, scale, loss_rows());
+  return head_loss(tape, normed, weights_.head, tables_.head, batch.targets, scale, loss_rows());
 }
 
 Tensor Transformer::token_losses(const TokenBatch& batch) {
@@ -122,7 +125,7 @@ std::int64_t Transformer::loss_rows() const {
 }
 
 Var Transformer::supervised_logits(Tape& tape, const TokenBatch& batch, const ForwardMode& mode) {
-  return linear(tape, supervised_states(tape, batch, mode), weights_.head);
+  return linear(tape, supervised_states(tape, batch, mode), weights_.head, tables_.head);
 }
 
 Tensor Transformer::logits(const TokenBatch& batch, const Tensor& rows, const ForwardMode& mode) {

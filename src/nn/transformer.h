@@ -44,6 +44,7 @@ class Transformer {
   // The places of a layer, and that before the blocks (null: empty), for methods to hang into.
   BlockPlaces& places(std::size_t layer) { return blocks_.at(layer)->places(); }
   InputPlace*& input_place() { return input_place_; }
+  TablePlaces& tables() { return tables_; }
   // Virtual tokens before each document: a batch must have been made with as many.
   std::int64_t virtual_tokens() const { return input_place_ ? input_place_->tokens() : 0; }
   BatchLimits batch_limits() const {
@@ -58,7 +59,7 @@ class Transformer {
   using SiteVisitor =
       std::function<void(const std::string&, std::size_t, Site, std::unique_ptr<LinearMap>&)>;
   void visit_sites(const SiteVisitor& f);
-  // Called as f(module path, norm) for every norm of the residual stream; the final one comes last.
+  // Called as f(module path, norm) for every norm; the final one comes last.
   void visit_norms(const std::function<void(const std::string&, NormWeights&)>& f);
 
   // Gives layer i its joined projections, which view the same weights. Every pass without a KV
@@ -76,6 +77,9 @@ class Transformer {
 
   std::int64_t n_parameters() const { return config_.n_parameters(); }
   const ModelWeights& weights() const { return weights_; }
+  // Builds the model anew of other weights of the same shapes. Its places are then empty.
+  void set_weights(ModelWeights weights);
+  std::int64_t loss_rows() const;  // per chunk of the loss
 
  private:
   // Embedded tokens (T,C), plus learned positions if the model has them. A constant.
@@ -84,7 +88,6 @@ class Transformer {
   // Hidden states (T,C) before the final norm.
   Var hidden(Tape& tape, const TokenBatch& batch, const ForwardMode& mode);
   void make_rope_tables();
-  std::int64_t loss_rows() const;  // per chunk of the loss
   // The head's input (n,C) for the tokens whose next token is supervised.
   Var supervised_states(Tape& tape, const TokenBatch& batch, const ForwardMode& mode);
   Var through_blocks(Tape& tape, const Tensor& ids, BlockInput in);
@@ -99,6 +102,7 @@ class Transformer {
   double embedding_scale_ = 1;
   std::vector<std::unique_ptr<Block>> blocks_;
   InputPlace* input_place_ = nullptr;
+  TablePlaces tables_;
   NormWeights final_norm_;
   bool joined_enabled_ = true;
   Recompute recompute_;

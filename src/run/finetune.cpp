@@ -11,6 +11,7 @@
 #include "io/output_folder.h"
 #include "modelfile/weight_hash.h"
 #include "run/adapter_use.h"
+#include "run/bytes_per_parameter.h"
 #include "run/evaluation_watch.h"
 #include "run/inference.h"
 #include "run/live_report.h"
@@ -45,8 +46,12 @@ class Run {
         listener_(listener),
         stop_(stop) {}
   ~Run() {
+    const bool gone = method_ && method_->replaces_base();
     trainer_.reset(), method_.reset();
-    if (&base_ != &own_base_) base_.take_back(model_.get());
+    if (gone)
+      base_.loaded.reset();
+    else if (&base_ != &own_base_)
+      base_.take_back(model_.get());
   }
 
   FinetuneResult go() {
@@ -111,8 +116,11 @@ class Run {
 
   void load() {
     auto start = Clock::now();
+    // Masters are F32 and begin as the file has them, whatever the dtype that is computed in.
+    const DType dtype = replaces_base(in_.methods) ? DType::F32 : facts_.dtype;
+    if (base_.loaded && base_.loaded->weights.embedding.dtype() != dtype) base_.loaded.reset();
     const bool loads = !base_.loaded;
-    if (loads) base_.load(in_.model, facts_.dtype, s_.verify_base);
+    if (loads) base_.load(in_.model, dtype, s_.verify_base);
     facts_.base_hash = base_.loaded->sha256;
     model_ = std::make_unique<Transformer>(*base_.backend, base_.loaded->config,
                                            std::exchange(base_.loaded->weights, {}), facts_.dtype,
@@ -139,6 +147,8 @@ class Run {
       method_ = attach_adapter(*model_, *in_.init, in_.methods.lora, true);
     else
       method_ = make_method(*model_, in_.methods);
+    // What the base took while it was loaded is no part of training.
+    if (method_->replaces_base()) base_.backend->ledger().reset_peaks();
     weights_bytes_ = base_.backend->ledger()[Tag::Weights].live_bytes;
     if (!changes_base(in_.methods.lora.init)) return;
     if (s_.verify_base) facts_.base_hash = weights_sha256(model_->weights());
@@ -175,7 +185,7 @@ class Run {
     }
     result_.trained = what_trains(in_.methods);
     result_.trainable_parameters = method_->n_parameters();
-    result_.base_parameters = model_->n_parameters();
+    result_.base_parameters = method_->replaces_base() ? 0 : model_->n_parameters();
     facts_.adapter_matrices = std::ssize(method_->parameters());
     metrics_ =
         std::make_unique<MetricsLog>(s_.out, trainer_->steps_done(), s_.tensorboard, config.log);
@@ -287,6 +297,8 @@ class Run {
     watch_->with_kept(*method_, [&] { method_->save(s_.out, {in_.base_model, fingerprint()}); });
   }
 
+  const char* noun() const { return method_->replaces_base() ? "model" : "adapter"; }
+
   // Does what a run can go on without, as it will be tried again: a disk that is full now may have
   // room later, and what was saved before is as it was. Returns whether it was done.
   bool attempt(const std::function<void()>& work) {
@@ -312,9 +324,10 @@ class Run {
     }
     const bool saved = result_.signal != 0 || attempt([&] { save_state(); });
     if (result_.signal == 0) result_.eval_after = evaluate_now();
-    prove_memory(*base_.backend, *method_, weights_bytes_, weight_gradient_matmuls_, micro_steps,
+    prove_memory(*base_.backend, *method_, weights_bytes_,
+                 weight_gradient_matmuls_ - trainer_->head_gradients(), micro_steps,
                  before_.gradient_buffers);
-    if (s_.verify_base) {
+    if (s_.verify_base && !method_->replaces_base()) {
       std::string after = weights_sha256(model_->weights());
       check(after == facts_.base_hash, "the base weights changed during training: SHA-256 was ",
             facts_.base_hash, ", is ", after);
@@ -330,8 +343,8 @@ class Run {
         write_run_json("nothing trained");
         throw NothingTrainedError(
             concat("nothing was trained: ", unmoved.size(), " of ", method_->first_to_move().size(),
-                   " trained matrices never moved (", unmoved[0],
-                   ", ...); no adapter was written. Is `lr` ", *s_.lr, " meant?"));
+                   " trained matrices never moved (", unmoved[0], ", ...); no ", noun(),
+                   " was written. Is `lr` ", *s_.lr, " meant?"));
       }
       save_kept_adapter();
       say_what_was_kept();
@@ -347,7 +360,7 @@ class Run {
   void say_which_was_kept() {
     const std::int64_t last = trainer_->steps_done();
     if (result_.kept_step != last)
-      listener_.message(concat("kept: the adapter of step ", result_.kept_step, " of ", last,
+      listener_.message(concat("kept: the ", noun(), " of step ", result_.kept_step, " of ", last,
                                ", whose evaluation loss is the lowest, ", result_.best->loss,
                                " (`keep` last keeps the other)"));
   }
@@ -360,8 +373,8 @@ class Run {
                  after = watch_->kept().empty() ? result_.eval_after->loss : result_.best->loss;
     if (after > kTaught * before)
       listener_.message(concat("warning: the evaluation loss hardly fell, from ", before, " to ",
-                               after,
-                               ": the adapter has learnt next to nothing that helps on other "
+                               after, ": the ", noun(),
+                               " has learnt next to nothing that helps on other "
                                "rows; more `epochs`, a higher `lr` or other rows may"));
   }
 
@@ -384,7 +397,9 @@ class Run {
       return;
     }
     report.proofs.push_back("gradients and optimizer state exist for " + result_.trained + " only");
-    if (s_.verify_base)
+    report.proofs.push_back(bytes_per_parameter(
+        in_.methods.text(), result_.memory, result_.base_parameters, result_.trainable_parameters));
+    if (s_.verify_base && !method_->replaces_base())
       report.proofs.push_back(
           concat(changes_base(in_.methods.lora.init)
                      ? "what is left of the base's weights without the start of "
@@ -393,12 +408,14 @@ class Run {
                  facts_.base_hash));
     const std::int64_t n = result_.signal || stop_.load() ? 0 : *s_.samples;
     if (n > 0)
-      listener_.message(concat("adapter saved in ", s_.out, "; writing ", n,
+      listener_.message(concat(noun(), " saved in ", s_.out, "; writing ", n,
                                " samples for the report (`samples` 0 skips them)"));
     try {
       watch_->with_kept(*method_, [&] {
-        report.samples = make_samples(*model_, *method_, *in_.tokenizer, in_.eval.rows, n,
-                                      SampleKind::Both, [this] { return stop_.load() != 0; });
+        report.samples =
+            make_samples(*model_, *method_, *in_.tokenizer, in_.eval.rows, n,
+                         method_->replaces_base() ? SampleKind::Adapted : SampleKind::Both,
+                         [this] { return stop_.load() != 0; });
       });
     } catch (const OutOfMemoryError& e) {
       listener_.message(concat("report.html: no samples: ", e.what()));

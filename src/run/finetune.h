@@ -107,8 +107,8 @@ struct FinetuneListener {
 struct FinetuneResult : RunProgress {
   std::int64_t steps = 0;
   std::optional<Evaluation> eval_after;
-  std::int64_t trainable_parameters = 0, base_parameters = 0;
-  std::string trained = "A and B";  // or "A, B and the magnitudes"
+  std::int64_t trainable_parameters = 0, base_parameters = 0;  // base: frozen ones
+  std::string trained = "A and B";                             // or "A, B and the magnitudes"
   MemoryReport memory;
   std::int64_t kept_step = 0;    // whose adapter was saved; 0 if that is as it began
   bool out_of_patience = false;  // the run ended before its last step

@@ -4,6 +4,7 @@
 #include <map>
 
 #include "io/safetensors.h"
+#include "io/staged_output.h"
 #include "lora/adapter_io.h"
 #include "modelfile/fingerprint.h"
 #include "modelfile/model_output.h"
@@ -136,7 +137,7 @@ VectorMergeResult merge_vectors(const VectorMergeSettings& s) {
   StagedOutput staged(s.out, format.gguf ? StagedOutput::Kind::File : StagedOutput::Kind::Folder,
                       output.bytes());
   VectorPipe pipe(base, changes);
-  output.write(staged, pipe);
+  output.write([&](const std::string& name) { return staged.file(name); }, pipe);
   staged.commit();
   return {output.type().name, output.bytes(), std::ssize(changes)};
 }

@@ -41,6 +41,8 @@ bool is_peft_type(const Json& config, const char* type) {
   return at != config.end() && *at == type;
 }
 
+constexpr const char* kFull = "full";
+
 struct Kind {
   const char* name;
   double rate;  // see rate_of()
@@ -129,6 +131,15 @@ constexpr std::array kKinds = {
          },
          open_ia3, [](const MethodConfig&) { return std::string("vectors on outputs and inputs"); },
          nullptr, nullptr},
+    // Its folder is a model's: none of it is an adapter.
+    Kind{kFull, 1.0 / 30, [](const Json&) { return false; },
+         [](Transformer& model, const MethodConfig& c) -> std::unique_ptr<Method> {
+           return std::make_unique<Full>(model, c.base);
+         },
+         [](const std::string& folder) -> std::unique_ptr<MethodFile> {
+           throw InputError(folder + ": a model of which all weights were trained is no adapter");
+         },
+         [](const MethodConfig&) { return std::string("all weights"); }, nullptr, nullptr},
 };
 
 const Kind* find_kind(const std::string& name) {
@@ -234,6 +245,9 @@ void check_methods(const std::vector<std::string>& names) {
   for (const std::string& name : names) {
     require(find_kind(name), "`method` ", name, ": there are ", known_names());
     require(std::count(names.begin(), names.end(), name) == 1, "`method` ", name, ": given twice");
+    require(name != kFull || names.size() == 1, "`method` ", MethodConfig{names}.text(),
+            ": full trains all of the base's weights, which other methods need frozen: give it "
+            "alone");
   }
 }
 
@@ -255,6 +269,7 @@ double rate_of(const std::vector<std::string>& names) {
 }
 
 std::string what_trains(const MethodConfig& config) {
+  if (replaces_base(config)) return "all weights";
   if (config.names == std::vector<std::string>{"lora"})
     return config.lora.shape.dora ? "A, B and the magnitudes" : "A and B";
   return concat("what ", config.text(), " trains");
@@ -287,6 +302,8 @@ std::unique_ptr<MethodFile> open_method(const std::string& folder) {
                               " were trained on different bases"));
   return std::make_unique<MethodSetFile>(std::move(files));
 }
+
+bool replaces_base(const MethodConfig& config) { return config.has(kFull); }
 
 std::int64_t virtual_tokens(const MethodConfig& config) {
   return sum(config, &Kind::virtual_tokens);

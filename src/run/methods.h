@@ -9,6 +9,7 @@
 #include "lora/adapter.h"
 #include "methods/bitfit.h"
 #include "methods/bottleneck.h"
+#include "methods/full.h"
 #include "methods/ia3.h"
 #include "methods/llama_adapter.h"
 #include "methods/method_file.h"
@@ -21,6 +22,7 @@ namespace lk {
 struct MethodConfig {
   std::vector<std::string> names = {"lora"};
   LoraConfig lora = {};
+  std::shared_ptr<const ModelFile> base = {};  // of `full`: what it saves the model as
   BottleneckConfig bottleneck = {};
   BitfitConfig bitfit = {};
   Ia3Config ia3 = {};
@@ -49,6 +51,9 @@ std::string what_trains(const MethodConfig& config);
 
 // How a method is set, for people: "rank 16 on q_proj, v_proj".
 std::string describe(const MethodConfig& config);
+
+// Whether the base's own weights train: Method::replaces_base() of what make_method() makes.
+bool replaces_base(const MethodConfig& config);
 
 // Positions that a model must have besides those of the text.
 std::int64_t extra_positions(const MethodConfig& config);

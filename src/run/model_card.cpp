@@ -4,6 +4,7 @@
 #include <sstream>
 
 #include "io/json.h"
+#include "run/methods.h"
 #include "version.h"
 
 namespace lk {
@@ -33,17 +34,22 @@ std::string model_card(const FinetuneSettings& s, const FinetuneResult& r, const
   auto row = [&](const char* name, const auto&... value) {
     out << "| " << name << " | " << concat(value...) << " |\n";
   };
+  const bool is_full = replaces_base(MethodConfig{s.methods});
   // A JSON string is also a YAML string.
   out << "---\nbase_model: " << json_text(Json(f.base_model))
-      << "\nlibrary_name: peft\npipeline_tag: text-generation\ntags:\n";
+      << "\nlibrary_name: " << (is_full ? "transformers" : "peft")
+      << "\npipeline_tag: text-generation\ntags:\n";
   std::string names;
   for (const std::string& name : s.methods) {
     out << "- " << name << "\n";
     names += concat(names.empty() ? "" : ", ", name == "lora" ? "LoRA" : name);
   }
   const bool is_lora = s.methods == std::vector<std::string>{"lora"};
-  out << "- lorikeet\n---\n\n# " << names << " adapter\n\nTrained with Lorikeet " << kVersion
-      << ". The base model is not part of this folder and was not changed.\n\n"
+  out << "- lorikeet\n---\n\n# " << (is_full ? "Fully fine-tuned model" : names + " adapter")
+      << "\n\nTrained with Lorikeet " << kVersion
+      << (is_full ? ". All weights of the base model were trained; this folder is a whole model."
+                  : ". The base model is not part of this folder and was not changed.")
+      << "\n\n"
       << "| | |\n|---|---|\n";
   const bool on_hub = f.base_model != s.model;
   row("base model", code(f.base_model), on_hub ? ", read from " + code(s.model) : "");
@@ -68,12 +74,16 @@ std::string model_card(const FinetuneSettings& s, const FinetuneResult& r, const
         " after");
   }
   out << "\nAll settings are in `run.json`, each step is in `metrics.jsonl`.\n\n## Use\n\n"
-      << "```sh\ngenerate --model BASE --adapter THIS_FOLDER" << f.use_flags << " --prompt '...'\n"
+      << "```sh\ngenerate --model " << (is_full ? "THIS_FOLDER" : "BASE --adapter THIS_FOLDER")
+      << f.use_flags << " --prompt '...'\n"
       << (is_lora ? "merge --model BASE --adapter THIS_FOLDER --out merged      # a plain model\n"
                     "export --model BASE --adapter THIS_FOLDER --out lora.gguf  # for llama.cpp "
                     "--lora\n"
                   : "")
       << "```\n";
+  if (is_full)
+    out << "\nor in Python:\n\n```python\nfrom transformers import AutoModelForCausalLM\n\n"
+        << "model = AutoModelForCausalLM.from_pretrained(\"THIS_FOLDER\")\n```\n";
   if (!is_lora) return out.str();
   out << "\nor in Python";
   if (on_hub)

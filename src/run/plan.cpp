@@ -7,6 +7,7 @@
 #include "cuda/open_device.h"
 #include "io/json.h"
 #include "lora/trainer.h"
+#include "run/bytes_per_parameter.h"
 
 namespace lk {
 namespace {
@@ -58,7 +59,7 @@ class Planner {
     backend_->ledger().reset_peaks();
     trainer_->rehearse(micro_);
     Plan plan;
-    plan.base_parameters = model_.n_parameters();
+    plan.base_parameters = method_->replaces_base() ? 0 : model_.n_parameters();
     plan.trainable_parameters = method_->n_parameters();
     plan.memory = memory_report(*backend_);
     return plan;
@@ -176,6 +177,9 @@ std::string plan_text(const PlanRequest& request, const Plan& plan) {
                     static_cast<double>(std::max<std::int64_t>(
                         plan.base_parameters + plan.trainable_parameters, 1)));
   std::string out = text;
+  out += bytes_per_parameter(request.methods.text(), plan.memory, plan.base_parameters,
+                             plan.trainable_parameters) +
+         "\n";
   if (request.recompute != Recompute{})
     out += concat("recompute             ", recompute_text(request.recompute), "\n");
   out += memory_table(plan.memory);

@@ -125,7 +125,7 @@ std::string row(const std::string& name, const std::string& text, bool ours = fa
 }
 
 // A card for each prompt: what was written at several steps, and at the end without and with the
-// adapter.
+// adapter, or by the model whose weights were all trained.
 std::string samples(const ReportInput& in) {
   std::vector<Sample> prompts = in.samples;
   const bool ended = !prompts.empty();
@@ -146,7 +146,8 @@ std::string samples(const ReportInput& in) {
     const bool final = ended && i < in.samples.size();
     out += "<div class=\"card sample\"><table>" + row("prompt", p.prompt) +
            row("expected", p.reference);
-    if (final) out += row("without the adapter", p.base);
+    const bool has_base = at(in.run, "parameters/base") != 0;  // else it is gone
+    if (final && has_base) out += row("without the adapter", p.base);
     std::vector<const std::pair<double, Sample>*> along;
     for (const auto& made : in.curves.samples)
       if (same_row(p, made.second)) along.push_back(&made);
@@ -155,7 +156,7 @@ std::string samples(const ReportInput& in) {
       const auto& [step, s] = *along[k * along.size() / shown - 1];
       out += row("at step " + short_number(step), s.adapted);
     }
-    if (final) out += row("with the adapter", p.adapted, true);
+    if (final) out += row(has_base ? "with the adapter" : "trained", p.adapted, true);
     out += "</table></div>\n";
   }
   return out;

@@ -12,6 +12,10 @@
 namespace lk {
 namespace {
 
+// Whether all weights were trained, so that the folder is a whole model's.
+bool is_model(const ReportInput& in) { return at(in.run, "parameters/base") == 0; }
+const char* saved(const ReportInput& in) { return is_model(in) ? "model" : "adapter"; }
+
 // "12 s", "1 min 12 s", "3 h 5 min".
 std::string duration(double seconds) {
   const auto s = static_cast<std::int64_t>(std::round(seconds));
@@ -60,14 +64,21 @@ std::string lesson(const ReportInput& in) {
                            short_number(a), ", the perplexity from ", short_number(std::exp(b)),
                            " to ", short_number(std::exp(a)), "."));
   if (earlier)
-    out += paragraph(concat("The adapter is that of step ", show(kept),
+    out += paragraph(concat("The ", saved(in), " is that of step ", show(kept),
                             ", where the evaluation loss was lowest."));
   return out;
 }
 
-// How to use the adapter, as commands to copy.
+// How to use what was saved, as commands to copy.
 std::string next_commands(const ReportInput& in) {
   const std::string out = out_folder(in);
+  if (is_model(in))
+    return "<p>Model: <code>" + html_escape(out + "/model.safetensors") + "</code></p>\n" +
+           command("Try it:", "generate --model " + shell_word(out) +
+                                  use_flags(adapter_use(in.run).value_or(AdapterUse{})) +
+                                  " --prompt '...'") +
+           command("Make a file for llama.cpp of it:",
+                   "merge --model " + shell_word(out) + " --out " + shell_word(out + ".gguf"));
   const std::string both = " --model " + shell_word(show(at(in.run, "settings/model"))) +
                            " --adapter " + shell_word(out);
   const std::string chat = use_flags(adapter_use(in.run).value_or(AdapterUse{}));
@@ -129,7 +140,7 @@ std::string report_head(const ReportInput& in) {
         "Running: " + steps_of(in) +
             (known ? ", about " + duration(in.seconds_left) + " left" : ""),
         track(in) +
-            paragraph("The adapter will be in " + out +
+            paragraph(concat("The ", saved(in), " will be in ") + out +
                       " when the run ends. Ctrl-C ends it early and saves what it has "
                       "learnt.") +
             paragraph(concat("Written at ", in.written, ". The page loads itself again every ",
@@ -151,7 +162,8 @@ std::string report_head(const ReportInput& in) {
   if (status == "stopped")
     return card("Stopped at " + steps_of(in),
                 track(in) +
-                    paragraph("Everything is saved; " + out + " holds the adapter as it is now.") +
+                    paragraph("Everything is saved; " + out + " holds the " + saved(in) +
+                              " as it is now.") +
                     resume_command(in));
   return card((status == "failed" ? "Failed at " : status + " at ") + steps_of(in),
               track(in) + (in.failure.empty() ? "" : paragraph(in.failure, " class=\"bad\"")) +

@@ -56,6 +56,7 @@ void choose_lora(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in)
 void choose_methods(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in) {
   if (!in.model) in.model = std::make_shared<ModelFile>(s.model);
   in.methods.names = s.methods;
+  in.methods.base = in.model;
   const std::int64_t n = s.virtual_tokens.value_or(kVirtualTokens);
   in.methods.prompt = {n, {}, s.seed};
   in.methods.prefix = {n, s.prefix_hidden, s.seed};
@@ -72,7 +73,9 @@ void name_base(const FinetuneSettings& s, FinetuneListener& listener, RunInputs&
   const HubName found =
       s.base_name.empty() ? hub_name(*in.model) : HubName{s.base_name, "`base_name`"};
   in.base_model = found.name.empty() ? s.model : found.name;
-  if (found.name.empty())
+  if (found.name.empty() && replaces_base(in.methods))
+    listener.message(concat("base model: called ", s.model, " in the model card"));
+  else if (found.name.empty())
     listener.message(concat("base model: called ", s.model,
                             " in the adapter, as its files name no repository on the Hugging Face "
                             "hub: `base_name` ORG/NAME lets others open the adapter"));

@@ -23,7 +23,8 @@ Json run_json(const FinetuneSettings& s, const RunInputs& in, const RunFacts& fa
                {{"path", s.model},
                 {"sha256", or_null(facts.fingerprint)},
                 {"weights_sha256", facts.base_hash},
-                {"weights_are", changes_base(in.methods.lora.init)
+                {"weights_are", replaces_base(in.methods) ? "the base's, before they were trained"
+                                : changes_base(in.methods.lora.init)
                                     ? "what is left of the base without the start of A and B"
                                     : "the base's"}}},
               {"parameters",

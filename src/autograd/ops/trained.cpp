@@ -233,7 +233,7 @@ struct TrainedHeadLossNode : Node {
                     [&](std::int64_t begin, std::int64_t end, const Tensor& logits) {
                       backend.cross_entropy(losses.slice_rows(begin, end), logits,
                                             targets.slice_rows(begin, end), true, scale.alpha,
-                                            factor);
+                                            factor, scale.smoothing);
                       const Sink dhead = head.sink();
                       backend.weight_gradient(dhead.tensor, dhead.mode, 1.0, logits,
                                               x.value().slice_rows(begin, end));
@@ -246,8 +246,10 @@ struct TrainedHeadLossNode : Node {
 
 }  // namespace
 
-Tensor head_losses(const Tensor& x, const Parameter& head, const Tensor& targets,
-                   std::int64_t chunk_rows) {
+namespace {
+
+Tensor smoothed_losses(const Tensor& x, const Parameter& head, const Tensor& targets,
+                       double smoothing, std::int64_t chunk_rows) {
   auto [n, C] = x.dims<2>("head_loss: x (n,C)");
   auto [V, width] = head.value().dims<2>("head_loss: head (V,C)");
   check(width == C, "head_loss: head ", head.name(), " is ", head.shape(), ", x has ", C,
@@ -255,17 +257,24 @@ Tensor head_losses(const Tensor& x, const Parameter& head, const Tensor& targets
   targets.expect({n}, "head_loss: targets (n)");
   check(chunk_rows > 0, "head_loss: chunks of ", chunk_rows, " rows");
   Tensor losses = x.backend().empty(Tag::Workspace, stat_dtype(x.dtype()), {n});
-  logits_by_chunk(x, head, chunk_rows,
-                  [&](std::int64_t begin, std::int64_t end, const Tensor& logits) {
-                    x.backend().cross_entropy(losses.slice_rows(begin, end), logits,
-                                              targets.slice_rows(begin, end), false, 1.0);
-                  });
+  logits_by_chunk(
+      x, head, chunk_rows, [&](std::int64_t begin, std::int64_t end, const Tensor& logits) {
+        x.backend().cross_entropy(losses.slice_rows(begin, end), logits,
+                                  targets.slice_rows(begin, end), false, 1.0, {}, smoothing);
+      });
   return losses;
+}
+
+}  // namespace
+
+Tensor head_losses(const Tensor& x, const Parameter& head, const Tensor& targets,
+                   std::int64_t chunk_rows) {
+  return smoothed_losses(x, head, targets, 0, chunk_rows);
 }
 
 Var head_loss(Tape& tape, const Var& x, Parameter& head, const Tensor& targets,
               const LossScale& scale, std::int64_t chunk_rows) {
-  Tensor losses = head_losses(x.value(), head, targets, chunk_rows);
+  Tensor losses = smoothed_losses(x.value(), head, targets, scale.smoothing, chunk_rows);
   Tensor loss = tape.activation(losses.dtype(), {1});
   tape.backend().sum(loss, GradMode::Write, scale.alpha, losses);
   if (scale.factor) tape.backend().scale(loss, GradMode::Write, 1.0, scale.factor, loss);
