@@ -31,7 +31,7 @@ using Clock = std::chrono::steady_clock;
 
 struct Settings {
   std::string shape = "smollm2-135m", config, model, targets = "all-linear", device = "auto",
-              dtype = "auto";
+              dtype = "auto", base_precision = "auto", keep_dense;
   std::string memory;   // a budget; if given, recompute is chosen to fit it
   Recompute recompute;  // what is computed again instead of kept
   std::int64_t batch = 2, seq_len = 256, rank = 8, steps = 10, warmup = 4;
@@ -162,6 +162,9 @@ int run_bench(Settings s, Clock::time_point start) {
   PlanRequest request;
   request.model = config, request.methods.lora = lora_config(s);
   request.compute_dtype = dtype, request.device = backend->name();
+  BaseStorage storage{parse_base_precision(s.base_precision)};
+  if (!s.keep_dense.empty()) storage.keep_dense = program::parse_list(s.keep_dense, "--keep-dense");
+  request.formats = file ? held_formats(*file, storage) : held_formats(config, storage);
   request.batch = s.batch, request.seq_len = s.seq_len, request.recompute = s.recompute;
   const std::int64_t budget = program::parse_budget(s.memory);
   const Plan plan = budget > 0 ? plan_within(request, budget) : plan_training(request);
@@ -177,8 +180,9 @@ int run_bench(Settings s, Clock::time_point start) {
   MemoryReport memory;
   ModelWeights weights;  // as laid out by the model
   {
-    ModelWeights given = file ? load_weights(*backend, *file, dtype).weights
+    ModelWeights given = file ? load_weights(*backend, *file, dtype, {.storage = storage}).weights
                               : random_weights(*backend, config, dtype, 1);
+    if (!file) quantise_weights(*backend, config, given, storage);
     backend->synchronize();
     ready = seconds_since(start);
     Run run(*backend, config, std::move(given), dtype, s);
@@ -248,6 +252,7 @@ int run_bench(Settings s, Clock::time_point start) {
                      {"rank", s.rank},
                      {"targets", s.targets},
                      {"dropout", s.dropout},
+                     {"base", describe_formats(request.formats)},
                      {"recompute", recompute_text(s.recompute)},
                      {"memory_budget_bytes", budget},
                      {"planned_peak_bytes", planned_peak},
@@ -313,6 +318,9 @@ int main(int argc, char** argv) {
   app.add_flag("--dora", s.dora, "magnitudes trained beside the factors");
   app.add_option("--targets", s.targets, "modules")->capture_default_str();
   app.add_option("--dtype", s.dtype, "auto, f32, bf16")->capture_default_str();
+  app.add_option("--base-precision", s.base_precision, program::kBasePrecisionHelp)
+      ->capture_default_str();
+  app.add_option("--keep-dense", s.keep_dense, program::kKeepDenseHelp);
   app.add_option("--device", s.device, "auto, cpu, cuda:0")->capture_default_str();
   app.add_option("--steps", s.steps, "timed steps")->check(whole)->capture_default_str();
   app.add_option("--warmup", s.warmup, "steps before")->check(whole)->capture_default_str();

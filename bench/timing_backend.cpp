@@ -1,5 +1,7 @@
 #include "timing_backend.h"
 
+#include "tensor/quantised_kernels.h"
+
 #include <algorithm>
 #include <cstdio>
 
@@ -44,7 +46,7 @@ TimingBackend::TimingBackend(Backend& inner, const Roofs& roofs, const Weight& h
     : Backend(inner.traits()),
       inner_(inner),
       roofs_(roofs),
-      head_(head.values().raw()),
+      head_(memory_of(head)),
       clock_(inner.make_clock()) {
   auto allocate = [this](std::size_t bytes) -> void* {
     try {
@@ -318,6 +320,26 @@ DoraKernels* TimingBackend::dora_kernels() {
   if (!inner_.dora_kernels()) return nullptr;
   if (!dora_) dora_ = std::make_unique<DoraTimes>(*this);
   return dora_.get();
+}
+
+// Making a dense matrix for a product counts as part of the products with frozen matrices.
+class TimingBackend::QuantisedTimes final : public QuantisedKernels {
+ public:
+  explicit QuantisedTimes(TimingBackend& owner) : owner_(owner) {}
+  void dequantise(const Tensor& to, const Weight& w) override {
+    double bytes = work::size(to);
+    for (const Tensor& plane : w.quantised()->planes) bytes += work::size(plane);
+    owner_.timed({OpFamily::BaseLinear, 0, bytes}, false,
+                 [&] { owner_.inner_.quantised_kernels()->dequantise(to, w); });
+  }
+
+ private:
+  TimingBackend& owner_;
+};
+
+QuantisedKernels* TimingBackend::quantised_kernels() {
+  if (!quantised_) quantised_ = std::make_unique<QuantisedTimes>(*this);
+  return quantised_.get();
 }
 
 SharedKeyKernels* TimingBackend::shared_key_kernels() {

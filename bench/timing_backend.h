@@ -67,6 +67,7 @@ class TimingBackend final : public Backend {
   AdapterKernels* adapter_kernels() override;
   SharedKeyKernels* shared_key_kernels() override;
   DoraKernels* dora_kernels() override;
+  QuantisedKernels* quantised_kernels() override;
   bool keeps_quantised(const GgmlType& type) const override { return inner_.keeps_quantised(type); }
   std::int64_t free_memory() const override;
   void upload(const Tensor& dst, const void* src, std::size_t bytes) override;
@@ -99,6 +100,7 @@ class TimingBackend final : public Backend {
   class Adapters;
   class SharedKeyTimes;
   class DoraTimes;
+  class QuantisedTimes;
   // Runs op() between two marks and records it. Ops inside it (a backend may use its own ops) count
   // as part of it. A frozen product with the head's weight is recorded as Head.
   template <class Op>
@@ -114,6 +116,9 @@ class TimingBackend final : public Backend {
     --depth_;
     if (note) clock_->mark();
   }
+  static const void* memory_of(const Weight& w) {
+    return w.quantised() ? (*w.quantised())[Plane::Codes].raw() : w.values().raw();
+  }
   // Whether one of an op's arguments is the weight with the head's memory.
   template <class... Arguments>
   bool reads_head(const Arguments&... arguments) const {
@@ -122,7 +127,7 @@ class TimingBackend final : public Backend {
   template <class Argument>
   bool is_head(const Argument& argument) const {
     if constexpr (std::is_same_v<Argument, Weight>)
-      return argument.defined() && argument.values().raw() == head_;
+      return argument.defined() && memory_of(argument) == head_;
     else
       return false;
   }
@@ -133,6 +138,7 @@ class TimingBackend final : public Backend {
   std::unique_ptr<Adapters> adapters_;
   std::unique_ptr<SharedKeyTimes> shared_keys_;
   std::unique_ptr<DoraTimes> dora_;
+  std::unique_ptr<QuantisedTimes> quantised_;
   Roofs roofs_;
   const void* head_;
   std::unordered_map<void*, Tensor> blocks_;  // the cache's blocks, in the inner backend's memory

@@ -5,8 +5,10 @@
 #include "lora/joined.h"
 #include "lora/proof.h"
 #include "lora/trainer.h"
+#include "modelfile/base_precision.h"
 #include "modelfile/weight_hash.h"
 #include "parity.h"
+#include "tensor/quantised_kernels.h"
 #include "tiny_model.h"
 
 using namespace lk;
@@ -116,6 +118,45 @@ TEST_CASE("joined projections give the plain model's loss and gradients, F64") {
     check_close(to_host_f64(joined.model->logits(same)), to_host_f64(plain.model->logits(batch)),
                 1e-12, {1e-13}, "logits of the base");
   }
+}
+
+TEST_CASE("over quantised weights, joined or not, training is that over their dense values") {
+  const std::vector<Row> rows = random_rows({9, 17, 4}, 5);
+  const ModelConfig shape = tiny_config();
+  auto run = [&](DType dtype, const LoraConfig& config, bool joined, bool quantised) {
+    auto backend = make_cpu_backend(CpuMode::Reference);
+    ModelWeights weights = random_weights(*backend, shape, dtype, 7);
+    // Members of one matrix are stored differently: v and layer 1's up stay dense.
+    quantise_weights(*backend, shape, weights,
+                     {BasePrecision::Nf4, {"v_proj", "layers.1.mlp.up_proj"}});
+    int n = 0;
+    for (WeightSlot& slot : weight_slots(shape, weights)) {
+      if (!slot.weight->quantised()) continue;
+      ++n;
+      if (quantised) continue;
+      Tensor values = backend->empty(Tag::Weights, dtype, slot.shape);
+      backend->quantised_kernels()->dequantise(values, *slot.weight);
+      *slot.weight = Weight(slot.name, values);
+    }
+    CHECK(n == 11);
+    Transformer model(*backend, shape, std::move(weights), dtype, 256);
+    Adapter adapter(model, config);
+    if (joined) REQUIRE(join_projections(model, adapter));
+    randomize_b(adapter, 11, 0.5);
+    TokenBatch batch = make_batch(*backend, pointers(rows));
+    Tape tape(*backend);
+    Var loss = model.loss(tape, batch, 0.1, {true, 1, 0});
+    tape.backward(loss);
+    std::vector<std::vector<double>> all{to_host_f64(loss.value())};
+    for (Parameter* p : adapter.parameters()) all.push_back(to_host_f64(p->grad()));
+    return all;
+  };
+  for (DType dtype : {DType::F64, DType::BF16})
+    for (const LoraConfig& config :
+         {tiny_lora(), rank3({"q_proj", "v_proj"}),
+          rank3({"layers.0.mlp.down_proj", "layers.1.mlp.gate_proj"}), with_dropout(tiny_lora())})
+      for (bool joined : {false, true})
+        CHECK(run(dtype, config, joined, true) == run(dtype, config, joined, false));
 }
 
 TEST_CASE("below the first trained layer nothing is recorded, joined or not, recomputed or not") {

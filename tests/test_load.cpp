@@ -274,7 +274,8 @@ TEST_CASE("load: matrices that stay quantised hold the same values in their file
     LoadedModel kept = load_weights(*backend, ModelFile(path), DType::F32,
                                     {.progress = [&](std::int64_t, std::int64_t total,
                                                      const std::string&) { announced = total; },
-                                     .storage = WeightStorage::Quantised});
+                                     .storage = {BasePrecision::Auto},
+                                     .pack = true});
     const std::int64_t bytes = backend->ledger()[Tag::Weights].live_bytes - dense_bytes;
     CHECK(kept.weights.tied());
     auto want = all_weights(dense.weights);
@@ -574,7 +575,8 @@ TEST_CASE("load: out of memory and absent files leave nothing behind") {
 TEST_CASE("load: a failing disk at any point is an error that leaves nothing behind") {  // R5
   for (bool persistent : {false, true}) {
     for (const char* model : {"mistral_linear", "tied_gqa.q8_0.gguf"}) {
-      const WeightStorage storage = persistent ? WeightStorage::Quantised : WeightStorage::Dense;
+      const LoadOptions options{
+          .storage = {persistent ? BasePrecision::Auto : BasePrecision::Dense}, .pack = persistent};
       for (int n = 0;; ++n) {
         REQUIRE(n < 1000);
         auto backend = make_cpu_backend();
@@ -583,7 +585,7 @@ TEST_CASE("load: a failing disk at any point is an error that leaves nothing beh
         {
           FsOverride in_use(failing);
           try {
-            load_weights(*backend, ModelFile(kModels + model), DType::F32, {.storage = storage});
+            load_weights(*backend, ModelFile(kModels + model), DType::F32, options);
           } catch (const IoError&) {
             failed = true;
           }
@@ -600,20 +602,21 @@ TEST_CASE("load: a failing disk at any point is an error that leaves nothing beh
 }
 
 TEST_CASE("load: a memory limit at any point is an error that leaves nothing behind") {  // M4
-  for (WeightStorage storage : {WeightStorage::Dense, WeightStorage::Quantised}) {
+  for (bool pack : {false, true}) {
     auto backend = make_cpu_backend();
-    const std::string path =
-        kModels + (storage == WeightStorage::Dense ? "biases" : "tied_gqa.q8_0.gguf");
-    load_weights(*backend, ModelFile(path), DType::F32, {.storage = storage});
+    const LoadOptions options{.storage = {pack ? BasePrecision::Auto : BasePrecision::Dense},
+                              .pack = pack};
+    const std::string path = kModels + (pack ? "tied_gqa.q8_0.gguf" : "biases");
+    load_weights(*backend, ModelFile(path), DType::F32, options);
     const std::int64_t needed = backend->ledger().total().peak_bytes;
     for (std::int64_t limit = 1; limit < needed; limit += needed / 50) {
       backend->set_memory_limit(limit);
-      CHECK_THROWS_AS(load_weights(*backend, ModelFile(path), DType::F32, {.storage = storage}),
+      CHECK_THROWS_AS(load_weights(*backend, ModelFile(path), DType::F32, options),
                       OutOfMemoryError);
       CHECK(backend->ledger().total().live_bytes == 0);
     }
     backend->set_memory_limit(needed);
-    CHECK_NOTHROW(load_weights(*backend, ModelFile(path), DType::F32, {.storage = storage}));
+    CHECK_NOTHROW(load_weights(*backend, ModelFile(path), DType::F32, options));
   }
 }
 
@@ -664,7 +667,7 @@ TEST_CASE("weights hashed as they are read are what the device holds") {
     }
   }
   CHECK_THROWS_AS(load_weights(*backend, ModelFile(kModels + "tied_gqa.q8_0.gguf"), DType::F32,
-                               {.storage = WeightStorage::Quantised, .hash = true}),
+                               {.storage = {BasePrecision::Auto}, .pack = true, .hash = true}),
                   Error);
 }
 
@@ -759,8 +762,8 @@ TEST_CASE("load: SmolLM2-135M quantised takes its file's size") {
   if (cpu::quantised_tiles().empty()) LK_SKIP("no kernels for quantised weights");
   auto backend = make_cpu_backend();
   auto start = std::chrono::steady_clock::now();
-  LoadedModel model =
-      load_weights(*backend, ModelFile(path), DType::F32, {.storage = WeightStorage::Quantised});
+  LoadedModel model = load_weights(*backend, ModelFile(path), DType::F32,
+                                   {.storage = {BasePrecision::Auto}, .pack = true});
   std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   const std::int64_t bytes = backend->ledger()[Tag::Weights].live_bytes;
   std::printf("SmolLM2 quantised: %.2f s, %lld MiB\n", seconds.count(),

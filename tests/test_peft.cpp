@@ -176,6 +176,40 @@ TEST_CASE("ten steps with smoothed labels as PEFT and torch train them; evaluati
   });
 }
 
+TEST_CASE("ten steps on a base of bitsandbytes as PEFT trains them on its dequantised values") {
+  const std::string folder = std::string(LK_TEST_DATA) + "/golden/quantised/bnb";
+  Golden golden(Json::parse(std::ifstream(folder + ".json")));
+  for (BasePrecision precision : {BasePrecision::Stored, BasePrecision::Dense})
+    on_every_device([&](Backend& backend) {
+      const ModelFile file(folder);
+      LoadedModel loaded = load_weights(backend, file, DType::F32, {.storage = {precision}});
+      Transformer model(backend, loaded.config, std::move(loaded.weights), DType::F32, 256);
+      LoraConfig lora;
+      lora.shape = {golden.get<std::int64_t>("rank"), golden.get<double>("alpha"), 0};
+      lora.targets = {"all-linear"};
+      Adapter adapter(model, lora);
+      fill_by_formula(adapter, golden.get<double>("b_bound"));
+      adapter.lay_out_for_training();
+      Trainer trainer(model, adapter, training(golden));
+      DatasetOptions options;
+      options.seq_len = 256;
+      const Dataset data =
+          load_dataset(kGolden + "rows.jsonl", *ModelFile(kGolden + "tiny").read_tokenizer(),
+                       std::nullopt, options);
+      const std::vector<double> losses = golden.numbers("losses"),
+                                norms = golden.numbers("grad_norms");
+      REQUIRE(losses.size() == 10);
+      for (std::size_t k = 0; k < losses.size(); ++k) {
+        CAPTURE(k);
+        StepReport r = train_step(trainer, golden, data, static_cast<std::int64_t>(k));
+        CHECK(r.loss == doctest::Approx(losses[k]).epsilon(4e-6));
+        CHECK(r.grad_norm == doctest::Approx(norms[k]).epsilon(2e-5));
+      }
+      CHECK(evaluate(model, last_rows(data, golden), 256).loss ==
+            doctest::Approx(golden.get<double>("eval_after")).epsilon(4e-6));
+    });
+}
+
 TEST_CASE("logits with an adapter that PEFT trained and wrote") {
   on_every_device([](Backend& backend) {
     for (const std::string name : {"all_linear", "subset"}) {

@@ -135,6 +135,9 @@ void add_output_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
 void add_machine_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
   app.add_option("--device", s.device, "auto, cpu, cuda, cuda:0")->capture_default_str();
   app.add_option("--dtype", s.dtype, "auto, f32, bf16")->capture_default_str();
+  app.add_option("--base-precision", text.base_precision, kBasePrecisionHelp)
+      ->capture_default_str();
+  app.add_option("--keep-dense", text.keep_dense, kKeepDenseHelp)->type_name(kList);
   app.add_option("--recompute", text.recompute, kRecomputeHelp)
       ->type_name(kList)
       ->capture_default_str();
@@ -163,6 +166,8 @@ void settle(FinetuneSettings& settings, const FinetuneText& text) {
   if (!text.alpha_pattern.empty())
     settings.alpha_pattern = parse_alpha_pattern(text.alpha_pattern, "--alpha-pattern");
   settings.init = parse_lora_init(text.init);
+  settings.base_precision = parse_base_precision(text.base_precision);
+  if (!text.keep_dense.empty()) settings.keep_dense = parse_list(text.keep_dense, "--keep-dense");
   settings.recompute = parse_recompute(text.recompute);
   settings.memory = parse_budget(text.memory);
   if (!text.memory_limit.empty()) settings.memory_limit = parse_bytes(text.memory_limit);

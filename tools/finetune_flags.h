@@ -16,7 +16,7 @@ struct FinetuneText {
   std::optional<std::string> targets, methods;
   LoraFlags lora;
   std::string alpha_pattern, init = "kaiming";
-  std::string memory, memory_limit, recompute = "none";
+  std::string memory, memory_limit, recompute = "none", base_precision = "auto", keep_dense;
   LongRowFlags long_rows;
   std::string train_on = "assistant", columns;
   std::optional<std::string> sweep;

@@ -84,6 +84,8 @@ int main(int argc, char** argv) {
                  "stored, f32 if it is quantised");
   app.add_option("--shard-size", shard, "of a folder's files")->capture_default_str();
   app.add_flag("--other-base", s.other_base, "the adapter may have been trained on another base");
+  app.add_option("--onto", s.onto,
+                 "merge into this model instead: --model, which is quantised, before it was so");
   app.add_flag("--no-verify", no_verify, "do not load the result and compare its logits");
   auto* flag = app.add_flag("--unmerge", unmerge_it,
                             "check that --model is --base with the adapters, then write the base");
@@ -94,6 +96,7 @@ int main(int argc, char** argv) {
     s.shard_bytes = static_cast<std::uint64_t>(program::parse_bytes(shard));
     Console console;
     try {
+      require(!unmerge_it || s.onto.empty(), "--unmerge and --onto: give one of the two");
       if (unmerge_it) {
         if (base.empty())
           throw UsageError("--unmerge needs --base: what rounding lost can't be computed back");
@@ -101,8 +104,8 @@ int main(int argc, char** argv) {
         program::write(json_text(OrderedJson{{"out", s.out}, {"exact", true}}) + "\n");
         return 0;
       }
-      if (const std::string& folder = s.adapters[0].folder;
-          merges_as_vectors(open_method(folder)->method())) {
+      if (const std::string folder = s.adapters.empty() ? "" : s.adapters[0].folder;
+          !folder.empty() && merges_as_vectors(open_method(folder)->method())) {
         require(s.adapters.size() == 1 && s.adapters[0].weight == 1,
                 "--adapter: vectors are merged one folder at a time, without a weight");
         const VectorMergeResult r =

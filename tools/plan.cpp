@@ -51,7 +51,7 @@ int main(int argc, char** argv) {
       "plan");
   PlanRequest request;
   std::string model, shape, matrix_text, dtype = "bf16", device = "cpu";
-  std::string recompute = "none", memory;
+  std::string recompute = "none", memory, base_precision = "auto", keep_dense;
   std::optional<std::string> targets, methods;
   std::string bottleneck_kind = "pfeiffer";
   std::int64_t virtual_tokens = 20, prefix_hidden = 0, adapter_layers = 0, bottleneck = 64;
@@ -87,6 +87,9 @@ int main(int argc, char** argv) {
       ->check(whole);
   app.add_option("--dtype", dtype, "f32 or bf16")->capture_default_str();
   app.add_option("--device", device, "cpu or cuda")->capture_default_str();
+  app.add_option("--base-precision", base_precision, program::kBasePrecisionHelp)
+      ->capture_default_str();
+  app.add_option("--keep-dense", keep_dense, program::kKeepDenseHelp)->type_name(program::kList);
   app.add_option("--recompute", recompute, program::kRecomputeHelp)
       ->type_name(program::kList)
       ->capture_default_str();
@@ -102,7 +105,16 @@ int main(int argc, char** argv) {
       throw UsageError("--seq-len must be in 2 .. 16777216");
     if (dtype != "f32" && dtype != "bf16") throw UsageError("--dtype: f32 or bf16");
     if (device != "cpu" && !device.starts_with("cuda")) throw UsageError("--device: cpu or cuda");
-    request.model = shape.empty() ? ModelFile(model).config() : named_shape(shape);
+    BaseStorage storage{parse_base_precision(base_precision)};
+    if (!keep_dense.empty()) storage.keep_dense = program::parse_list(keep_dense, "--keep-dense");
+    if (shape.empty()) {
+      const ModelFile file(model);
+      request.model = file.config();
+      request.formats = held_formats(file, storage);
+    } else {
+      request.model = named_shape(shape);
+      request.formats = held_formats(request.model, storage);
+    }
     MethodConfig& method = request.methods;
     if (methods) method.names = program::parse_list(*methods, "--method");
     check_methods(method.names);

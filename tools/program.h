@@ -35,6 +35,10 @@ std::int64_t parse_budget(const std::string& text);
 inline constexpr const char* kMemoryHelp = "limit, e.g. 24GiB: choose the fastest --recompute";
 inline constexpr const char* kTargetsHelp =
     "modules, e.g. q_proj,v_proj, or all-linear (the default): every projection of the blocks";
+inline constexpr const char* kBasePrecisionHelp =
+    "bits of the frozen base: auto (as the file has it), dense, stored, nf4, fp4, fp8";
+inline constexpr const char* kKeepDenseHelp =
+    "modules that stay dense all the same: down_proj, layers.0, ...";
 inline constexpr const char* kRecomputeHelp =
     "none, gate-up, block, offload; :N for the first N layers";
 // Parses "a,b" into {"a", "b"}. Throws UsageError for empty items.

@@ -19,6 +19,10 @@
 // (Parameter::keep_copy_in). In the ledger they count as Params, together with that corner. W stays
 // a Weight: a view of the buffer.
 //
+// Where a part's W is quantised there is no such buffer: the copies of A and B lie in buffers of
+// their own, each W stays where it is, and a product puts them together in DenseScratch, [W | B] for
+// y and [W ; A] for dx.
+//
 // With DoRA (lora/dora.h) the product is v, and each part's columns of y are m / |row of W + s B A|
 // times v's; dv takes dy's place in the backward, and v is kept for m's gradient.
 #pragma once
@@ -27,6 +31,7 @@
 #include <vector>
 
 #include "autograd/tape.h"
+#include "tensor/dense_scratch.h"
 #include "tensor/lora_kernels.h"
 
 namespace lk {
@@ -39,25 +44,34 @@ struct JoinedLinear {
     Parameter *a = nullptr, *b = nullptr;
     std::uint32_t site = 0;  // keys its dropout mask
     Weight bias;             // (end - begin) or undefined
+    Weight apart;            // W, where the matrix does not hold it: undefined with a matrix
     // DoRA's, each (end - begin): m, or null; squares of the norms of W's rows; and 1 / the norms of
     // W + s B A's, which each forward pass computes.
     Parameter* m = nullptr;
     Tensor w_sq, inverse;
   };
-  Tensor matrix;                           // (N + S, K + S)
+  Tensor matrix;                           // (N + S, K + S); undefined if a W is quantised
+  Tensor apart_a, apart_b;                 // (S, K) and (N, S) without a matrix
   std::int64_t in = 0, out = 0, thin = 0;  // K, N, and S: the sum of all ranks, rounded up
   double scale = 1;
   float dropout = 0;  // probability in training
   std::vector<Part> parts;
   ThinPlan plan;         // how the products with its factors run
-  Ledger::Share copies;  // counts all of `matrix` but W as Params
+  Ledger::Share copies;  // counts all of `matrix` but W, or apart_a and apart_b, as Params
 
-  Tensor forward_matrix() const { return matrix.slice_rows(0, out); }                // (N, K + S)
-  Tensor backward_matrix() const { return matrix.slice_cols(0, in); }                // (N + S, K)
-  Tensor w() const { return backward_matrix().slice_rows(0, out); }                  // (N, K)
-  Tensor a() const { return matrix.slice_rows(out, out + thin).slice_cols(0, in); }  // (S, K)
-  Tensor b() const { return matrix.slice_rows(0, out).slice_cols(in, in + thin); }   // (N, S)
-  ThinShape thin_shape() const;  // the shape that `plan` is made for
+  // (S, K) and (N, S)
+  Tensor a() const {
+    return matrix ? matrix.slice_rows(out, out + thin).slice_cols(0, in) : apart_a;
+  }
+  Tensor b() const {
+    return matrix ? matrix.slice_rows(0, out).slice_cols(in, in + thin) : apart_b;
+  }
+  // y (T,N) = x (T,K+S) [W | B]ᵀ + addend
+  void times_wb(const Tensor& y, const Tensor& x, const Tensor& addend) const;
+  // dx (T,K) (+)= dy (T,N) W, or dy (T,N+S) [W ; A]
+  void times_wa(const Tensor& dx, GradMode mode, const Tensor& dy) const;
+  void times_a(const Tensor& wa) const;  // wa (N,S) = W Aᵀ
+  ThinShape thin_shape() const;          // the shape that `plan` is made for
   bool scales_columns() const {
     return std::any_of(parts.begin(), parts.end(), [](const Part& p) { return p.m != nullptr; });
   }

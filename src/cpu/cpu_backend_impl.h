@@ -9,11 +9,15 @@
 #include "tensor/adapter_kernels.h"
 #include "tensor/backend_ops.h"
 #include "tensor/dora_kernels.h"
+#include "tensor/quantised_kernels.h"
 #include "tensor/shared_keys.h"
 
 namespace lk {
 
-class CpuBackend : public Backend, private AdapterKernels, private SharedKeyKernels {
+class CpuBackend : public Backend,
+                   private AdapterKernels,
+                   private SharedKeyKernels,
+                   private QuantisedKernels {
  public:
   // Whose kernels multiply frozen weights. Tests choose; everyone else lets the processor decide.
   enum class Products { Best, Tiles, Onednn };
@@ -27,6 +31,7 @@ class CpuBackend : public Backend, private AdapterKernels, private SharedKeyKern
   AdapterKernels* adapter_kernels() override { return this; }
   DoraKernels* dora_kernels() override { return dora_kernels_.get(); }
   SharedKeyKernels* shared_key_kernels() override { return this; }
+  QuantisedKernels* quantised_kernels() override { return this; }
 
   std::int64_t free_memory() const override;
   void upload(const Tensor& dst, const void* src, std::size_t bytes) override;
@@ -49,6 +54,7 @@ class CpuBackend : public Backend, private AdapterKernels, private SharedKeyKern
                             const Tensor& delta, const Tensor& dout, const Tensor& q,
                             const SharedKeys& keys, const Tensor& o, const Tensor& lse,
                             const AttentionShape& shape) override;
+  void dequantise(const Tensor& to, const Weight& w) override;
 
  protected:
   void matmul_tn(const Tensor& dw, GradMode mode, double alpha, const Tensor& a,
@@ -61,6 +67,7 @@ class CpuBackend : public Backend, private AdapterKernels, private SharedKeyKern
  private:
   bool fast() const { return mode_ == CpuMode::Fast; }
   bool use_onednn(DType dtype) const;
+  void few_rows_of(const Tensor& y, const Tensor& x, const Weight& quantised);
   // c (+)= alpha op(a) op(b). c has the operands' dtype or that of their sums.
   void product(const Tensor& c, GradMode mode, double alpha, const Tensor& a, bool a_transposed,
                const Tensor& b, bool b_transposed);

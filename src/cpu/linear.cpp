@@ -5,6 +5,7 @@
 #include "cpu/fast/onednn_linear.h"
 #include "cpu/fast/quantised_linear.h"
 #include "cpu/kernels.h"
+#include "tensor/dense_scratch.h"
 
 namespace lk {
 
@@ -28,22 +29,6 @@ void gemm_plain(Strided<TC> c, GradMode mode, double alpha, Strided<const T> a, 
     }
 }
 
-// y (T,N) = x (T,K) w^T, w quantised: dequantised exactly, then multiplied
-template <class T>
-void quantised_forward_plain(Matrix<T> y, Matrix<T> x, const Weight& w) {
-  using A = accumulate_t<T>;
-  std::vector<float> row(static_cast<std::size_t>(x.cols));
-  for (std::int64_t j = 0; j < y.cols; ++j) {
-    quantised_row(w, j, row.data());
-    for (std::int64_t i = 0; i < y.rows; ++i) {
-      A dot = 0;
-      for (std::int64_t k = 0; k < x.cols; ++k)
-        dot += load(x[i][k]) * static_cast<A>(row[static_cast<std::size_t>(k)]);
-      y[i][j] = rounded<T>(dot);
-    }
-  }
-}
-
 template <class T>
 Strided<T> rows_of(const Tensor& t) {
   return {t.data<std::remove_const_t<T>>(), t.ld(), 1};
@@ -60,8 +45,9 @@ bool CpuBackend::keeps_quantised(const GgmlType& type) const { return multiplies
 // Our own tiles (fast/gemm.cpp) need no packing.
 void CpuBackend::prepare_linear(Weight& w) {
   if (w.quantised()) {
-    if (fast() && w.dtype() != DType::F64)
-      w.replace_blocks(std::make_shared<QuantisedLinear>(*this, w));
+    const GgmlType* type = w.quantised()->format.blocks;
+    if (fast() && w.dtype() != DType::F64 && type && keeps_quantised(*type))
+      w.replace_quantised(std::make_shared<QuantisedLinear>(*this, w));
     return;
   }
   if (use_onednn(w.dtype())) w.set_packed(std::make_shared<OnednnLinear>(*this, w.values()));
@@ -71,8 +57,8 @@ void CpuBackend::linear_forward(const Tensor& y, const Tensor& x, const Weight& 
   if (w.quantised()) {
     if (auto* packed = dynamic_cast<const QuantisedLinear*>(w.packed()))
       return packed->forward(y, x);
-    return dispatch_float(
-        x.dtype(), [&]<class T>() { quantised_forward_plain<T>(matrix<T>(y), matrix<T>(x), w); });
+    if (fast() && y.dtype() != DType::F64 && y.rows() <= kFewRows) return few_rows_of(y, x, w);
+    return DenseScratch(*this, w).linear_forward(y, x);
   }
   auto* packed = dynamic_cast<const OnednnLinear*>(w.packed());
   // Our own tiles take any number of rows in one order of sums, which Note [Batch independence]
@@ -87,6 +73,7 @@ void CpuBackend::linear_forward(const Tensor& y, const Tensor& x, const Weight& 
 
 void CpuBackend::linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,
                                    const Weight& w) {
+  if (w.quantised()) return DenseScratch(*this, w).linear_backward_x(dx, mode, dy);
   auto* packed = dynamic_cast<const OnednnLinear*>(w.packed());
   if (packed && dx.rows() > kFewRows)
     packed->backward(dx, mode, dy);

@@ -20,17 +20,20 @@ class CpuPlan final : public PlanBackend {
     struct Packed final : PackedWeight {
       Tensor forward, backward;
     };
-    if (w.dtype() != DType::BF16 || !cpu::prefers_onednn(w.dtype())) return;
+    if (w.quantised() || w.dtype() != DType::BF16 || !cpu::prefers_onednn(w.dtype())) return;
     auto packed = std::make_shared<Packed>();
     const cpu::PackedBytes bytes = cpu::onednn_packed_bytes(w.shape()[0], w.shape()[1]);
     packed->forward = empty(Tag::Workspace, DType::U8, {bytes.forward});
     packed->backward = empty(Tag::Workspace, DType::U8, {bytes.backward});
     w.set_packed(std::move(packed));
   }
-  void linear_forward(const Tensor& y, const Tensor& x, const Weight&) override {
+  void linear_forward(const Tensor& y, const Tensor& x, const Weight& w) override {
+    if (through_scratch(y, x, w)) return;
     product(y.rows(), y.cols(), x.cols(), x.dtype());
   }
-  void linear_backward_x(const Tensor& dx, GradMode, const Tensor& dy, const Weight&) override {
+  void linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,
+                         const Weight& w) override {
+    if (through_scratch(dx, mode, dy, w)) return;
     product(dx.rows(), dx.cols(), dy.cols(), dy.dtype());
   }
   void matmul_nt(const Tensor& c, GradMode, double, const Tensor& a, const Tensor&,

@@ -8,6 +8,7 @@
 #include "cuda/cuda_check.h"
 #include "cuda/lora/dora_kernels.h"
 #include "cuda/lora/lora_kernels.h"
+#include "cuda/quantised_kernels.h"
 
 namespace lk {
 namespace {
@@ -96,6 +97,7 @@ CudaBackend::CudaBackend(int device)
   cache_kernels_ = std::make_unique<CudaCacheKernels>(*this);
   dora_kernels_ = std::make_unique<CudaDoraKernels>(*this, weight_gradient_count());
   shared_key_kernels_ = std::make_unique<CudaSharedKeyKernels>(*this);
+  quantised_kernels_ = std::make_unique<CudaQuantisedKernels>(*this);
 }
 
 LoraKernels* CudaBackend::lora_kernels() { return lora_kernels_.get(); }
@@ -103,6 +105,7 @@ CacheKernels* CudaBackend::cache_kernels() { return cache_kernels_.get(); }
 AdapterKernels* CudaBackend::adapter_kernels() { return lora_kernels_.get(); }
 DoraKernels* CudaBackend::dora_kernels() { return dora_kernels_.get(); }
 SharedKeyKernels* CudaBackend::shared_key_kernels() { return shared_key_kernels_.get(); }
+QuantisedKernels* CudaBackend::quantised_kernels() { return quantised_kernels_.get(); }
 
 CudaBackend::~CudaBackend() {
   cudaSetDevice(device_);

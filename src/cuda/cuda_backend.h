@@ -24,6 +24,7 @@ class CudaLoraKernels;
 class CudaCacheKernels;
 class CudaDoraKernels;
 class CudaSharedKeyKernels;
+class CudaQuantisedKernels;
 
 class CudaBackend final : public Backend {
  public:
@@ -49,6 +50,7 @@ class CudaBackend final : public Backend {
   AdapterKernels* adapter_kernels() override;       // cuda/lora/
   DoraKernels* dora_kernels() override;             // cuda/lora/
   SharedKeyKernels* shared_key_kernels() override;  // cuda/attention/
+  QuantisedKernels* quantised_kernels() override;   // dequantise.cu
 
   // The stream, with this backend's GPU made current for the calling thread.
   cudaStream_t stream() const;
@@ -106,6 +108,7 @@ class CudaBackend final : public Backend {
   std::unique_ptr<CudaCacheKernels> cache_kernels_;
   std::unique_ptr<CudaDoraKernels> dora_kernels_;
   std::unique_ptr<CudaSharedKeyKernels> shared_key_kernels_;
+  std::unique_ptr<CudaQuantisedKernels> quantised_kernels_;
 };
 
 }  // namespace lk

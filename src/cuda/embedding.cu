@@ -1,9 +1,9 @@
 // Moving rows: table lookup, gather, scatter.
 //
-// Shapes     y (n,C) = table[ids], table (V,C); y (n,C) = x[rows]; dx[rows] (+)= dy (n,C)
+// Shapes     y (n,C) = table[ids], table (V,C), dense or quantised (dequantise.cu); y (n,C) = x[rows]; dx[rows] (+)= dy (n,C)
 // Plan       rowwise.cuh over (n,C); the index of a row is read once per thread, through L1
 // Bytes      each moved row once in, once out. Rows are distinct in scatter: no two threads meet.
-#include "cuda/cuda_backend.h"
+#include "cuda/quantised_kernels.h"
 #include "cuda/rowwise.cuh"
 
 namespace lk {
@@ -41,7 +41,8 @@ struct ScatterOp {
 }  // namespace
 
 void CudaBackend::embedding_forward(const Tensor& y, const Weight& table, const Tensor& ids) {
-  gather_rows(y, table.values(), ids);
+  if (!table.quantised()) return gather_rows(y, table.values(), ids);
+  quantised_kernels_->rows(y, table, ids.data<std::int32_t>());
 }
 
 void CudaBackend::gather_rows(const Tensor& y, const Tensor& x, const Tensor& rows) {

@@ -28,6 +28,7 @@
 #include "cuda/lora/thin.h"
 #include "cuda/pack.cuh"
 #include "cuda/rowwise.cuh"
+#include "tensor/dense_scratch.h"
 
 namespace lk {
 namespace {
@@ -191,6 +192,7 @@ void* CudaBackend::blas_workspace() {
 void CudaBackend::prepare_linear(Weight&) {}
 
 void CudaBackend::linear_forward(const Tensor& y, const Tensor& x, const Weight& w) {
+  if (w.quantised()) return DenseScratch(*this, w).linear_forward(y, x);
   const LinearPart part{y, &w};
   if (!linear_few_rows(x, nullptr, {&part, 1}, stream()))
     gemm(y, GradMode::Write, 1.0, x, false, w.values(), true);
@@ -198,11 +200,14 @@ void CudaBackend::linear_forward(const Tensor& y, const Tensor& x, const Weight&
 
 bool CudaCacheKernels::linear_parts(const Tensor& x, const InputNorm* norm,
                                     std::span<const LinearPart> parts) {
+  for (const LinearPart& part : parts)
+    if (part.w->quantised()) return false;
   return linear_few_rows(x, norm, parts, backend_.stream());
 }
 
 void CudaBackend::linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,
                                     const Weight& w) {
+  if (w.quantised()) return DenseScratch(*this, w).linear_backward_x(dx, mode, dy);
   gemm(dx, mode, 1.0, dy, false, w.values(), false);
 }
 

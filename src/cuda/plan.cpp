@@ -48,9 +48,12 @@ class CudaPlan final : public PlanBackend {
  public:
   CudaPlan() : PlanBackend(kCudaTraits), lora_kernels_(*this, weight_gradient_count()) {}
 
-  void linear_forward(const Tensor&, const Tensor&, const Weight&) override { product(); }
-  void linear_backward_x(const Tensor&, GradMode, const Tensor&, const Weight&) override {
-    product();
+  void linear_forward(const Tensor& y, const Tensor& x, const Weight& w) override {
+    if (!through_scratch(y, x, w)) product();
+  }
+  void linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,
+                         const Weight& w) override {
+    if (!through_scratch(dx, mode, dy, w)) product();
   }
   void matmul_nt(const Tensor&, GradMode, double, const Tensor&, const Tensor&,
                  const Tensor&) override {

@@ -181,6 +181,42 @@ void decode_q6_k(const std::uint8_t* src, std::int64_t n_blocks, float* dst) {
   }
 }
 
+// Nibbles that choose a value of a table: byte j holds elements j (low nibble) and j + 16.
+void choose(const float* table, const std::uint8_t* qs, float d, float* dst) {
+  for (int j = 0; j < 16; ++j) {
+    dst[j] = d * table[qs[j] & 15];
+    dst[j + 16] = d * table[qs[j] >> 4];
+  }
+}
+
+// IQ4_NL: f16 d; u8 qs[16]
+void decode_iq4_nl(const std::uint8_t* src, std::int64_t n_blocks, float* dst) {
+  for (std::int64_t b = 0; b < n_blocks; ++b, src += 18, dst += 32)
+    choose(kIq4Values, src + 2, half_to_float(load_u16(src)), dst);
+}
+
+// IQ4_XS: f16 d; u16 scales_h; u8 scales_l[4]; u8 qs[128].  value = d (s - 32) table[q]
+// Eight groups of 32; a scale's low four bits in scales_l's nibbles, the high two in scales_h.
+void decode_iq4_xs(const std::uint8_t* src, std::int64_t n_blocks, float* dst) {
+  for (std::int64_t b = 0; b < n_blocks; ++b, src += 136) {
+    const float d = half_to_float(load_u16(src));
+    const int high = load_u16(src + 2);
+    for (int group = 0; group < 8; ++group, dst += 32) {
+      const int scale = (src[4 + group / 2] >> group % 2 * 4 & 15) | (high >> 2 * group & 3) << 4;
+      choose(kIq4Values, src + 8 + 16 * group, d * static_cast<float>(scale - 32), dst);
+    }
+  }
+}
+
+// MXFP4: u8 e; u8 qs[16].  value = 2^(e - 128) table[q]; below e = 2 the power is subnormal.
+void decode_mxfp4(const std::uint8_t* src, std::int64_t n_blocks, float* dst) {
+  for (std::int64_t b = 0; b < n_blocks; ++b, src += 17, dst += 32) {
+    const std::uint32_t e = src[0];
+    const std::uint32_t bits = e < 2 ? 0x00200000u << e : (e - 1) << 23;
+    choose(kMxfp4Values, src + 1, std::bit_cast<float>(bits), dst);
+  }
+}
+
 constexpr GgmlType kTypes[] = {
     {0, "F32", 1, 4, decode_f32},        {1, "F16", 1, 2, decode_f16},
     {2, "Q4_0", 32, 18, decode_q4_0},    {3, "Q4_1", 32, 20, decode_q4_1},
@@ -191,13 +227,13 @@ constexpr GgmlType kTypes[] = {
     {14, "Q6_K", 256, 210, decode_q6_k}, {15, "Q8_K", 256, 292, nullptr},
     {16, "IQ2_XXS", 256, 66, nullptr},   {17, "IQ2_XS", 256, 74, nullptr},
     {18, "IQ3_XXS", 256, 98, nullptr},   {19, "IQ1_S", 256, 50, nullptr},
-    {20, "IQ4_NL", 32, 18, nullptr},     {21, "IQ3_S", 256, 110, nullptr},
-    {22, "IQ2_S", 256, 82, nullptr},     {23, "IQ4_XS", 256, 136, nullptr},
+    {20, "IQ4_NL", 32, 18, decode_iq4_nl}, {21, "IQ3_S", 256, 110, nullptr},
+    {22, "IQ2_S", 256, 82, nullptr},     {23, "IQ4_XS", 256, 136, decode_iq4_xs},
     {24, "I8", 1, 1, nullptr},           {25, "I16", 1, 2, nullptr},
     {26, "I32", 1, 4, nullptr},          {27, "I64", 1, 8, nullptr},
     {28, "F64", 1, 8, nullptr},          {29, "IQ1_M", 256, 56, nullptr},
     {30, "BF16", 1, 2, decode_bf16},     {34, "TQ1_0", 256, 54, nullptr},
-    {35, "TQ2_0", 256, 66, nullptr},     {39, "MXFP4", 32, 17, nullptr},
+    {35, "TQ2_0", 256, 66, nullptr},     {39, "MXFP4", 32, 17, decode_mxfp4},
 };
 
 }  // namespace

@@ -14,8 +14,8 @@ namespace lk {
 
 struct GgufValue;
 
-// Tensor types read: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K ... Q6_K, dequantised
-// exactly as ggml does. Shapes are row-major (ggml's dimensions reversed). Rows of q and k are as
+// Tensor types read: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K ... Q6_K, IQ4_NL, IQ4_XS,
+// MXFP4, dequantised exactly as ggml does. Shapes are row-major (ggml's dimensions reversed). Rows of q and k are as
 // stored: FileLayout puts llama's into our order.
 class GgufFile : public TensorReader {
  public:

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "nn/model_weights.h"
+#include "tensor/dense_scratch.h"
 #include "tensor/dora_kernels.h"
 
 namespace lk {
@@ -11,20 +12,20 @@ namespace {
 
 // Squares of the norms of W's rows, summed in F64.
 std::vector<double> row_norms_sq(const Weight& w) {
-  const Tensor values = dense(w.values());
-  const std::int64_t cols = values.cols();
-  std::vector<double> squares(static_cast<std::size_t>(values.rows()));
-  dispatch_float(values.dtype(), [&]<class T>() {
-    const std::size_t row_bytes = static_cast<std::size_t>(cols) * sizeof(T);
-    values.backend().look_at(
-        values, row_bytes, [&](std::int64_t first, std::int64_t last, const std::byte* from) {
-          const T* row = reinterpret_cast<const T*>(from);
-          for (std::int64_t n = first; n < last; ++n, row += cols)
-            for (std::int64_t k = 0; k < cols; ++k) {
-              const auto x = static_cast<double>(static_cast<accumulate_t<T>>(row[k]));
-              squares[static_cast<std::size_t>(n)] += x * x;
-            }
-        });
+  const std::int64_t cols = w.shape()[1];
+  std::vector<double> squares(static_cast<std::size_t>(w.shape()[0]));
+  dispatch_float(w.dtype(), [&]<class T>() {
+    const auto add = [&](std::int64_t first, std::int64_t last, const std::byte* from) {
+      const T* row = reinterpret_cast<const T*>(from);
+      for (std::int64_t n = first; n < last; ++n, row += cols)
+        for (std::int64_t k = 0; k < cols; ++k) {
+          const auto x = static_cast<double>(static_cast<accumulate_t<T>>(row[k]));
+          squares[static_cast<std::size_t>(n)] += x * x;
+        }
+    };
+    if (w.quantised()) return DenseScratch((*w.quantised())[Plane::Codes].backend(), w).look(add);
+    const Tensor values = dense(w.values());
+    values.backend().look_at(values, static_cast<std::size_t>(cols) * sizeof(T), add);
   });
   return squares;
 }
@@ -120,7 +121,10 @@ void dora_inverse_norms(const Tensor& inverse, const Tensor& w_sq, const Weight&
   const std::int64_t N = w.shape()[0], R = a.shape()[0];
   Tensor wa = backend.empty(Tag::Workspace, inverse.dtype(), {N, R}),
          gram = backend.empty(Tag::Workspace, inverse.dtype(), {R, R});
-  backend.matmul_nt(wa, GradMode::Write, 1.0, w.values(), a.compute());
+  if (w.quantised())
+    DenseScratch(backend, w).times(wa, a.compute());
+  else
+    backend.matmul_nt(wa, GradMode::Write, 1.0, w.values(), a.compute());
   backend.matmul_nt(gram, GradMode::Write, 1.0, a.compute(), a.compute());
   backend.dora_kernels()->inverse_norms(inverse, w_sq, wa, gram, b.compute(), scale);
 }

@@ -29,6 +29,30 @@ bool same_scale(const std::vector<Member>& members) {
   return true;
 }
 
+bool is_quantised(const std::vector<Member>& members) {
+  return std::any_of(members.begin(), members.end(),
+                     [](const Member& m) { return m.base->weight().quantised() != nullptr; });
+}
+
+// Leaves the weights where they are and moves only the factors, into strips of their own.
+JoinedLinear leave_apart(Backend& backend, const std::vector<Member>& members, JoinedLinear f) {
+  const DType dtype = members[0].base->weight().dtype();
+  f.apart_a = backend.empty(Tag::Weights, dtype, {f.thin, f.in});
+  f.apart_b = backend.empty(Tag::Weights, dtype, {f.out, f.thin});
+  f.copies = Ledger::Share(backend.ledger(), Tag::Weights, Tag::Params,
+                           static_cast<std::int64_t>(f.apart_a.bytes() + f.apart_b.bytes()));
+  backend.fill(f.apart_a, 0.0), backend.fill(f.apart_b, 0.0);
+  for (std::size_t i = 0; i < members.size(); ++i) {
+    JoinedLinear::Part& p = f.parts[i];
+    p.apart = members[i].base->weight();
+    if (!p.a) continue;
+    p.a->keep_copy_in(f.apart_a.slice_rows(p.column, p.column + p.rank));
+    p.b->keep_copy_in(f.apart_b.slice_rows(p.begin, p.end).slice_cols(p.column, p.column + p.rank));
+  }
+  f.plan = ThinPlan(f.thin_shape());
+  return f;
+}
+
 // Moves the frozen weights and the factors into one buffer; their former holders now view it.
 JoinedLinear join(Transformer& model, std::size_t layer, const std::vector<Member>& members,
                   float dropout) {
@@ -57,6 +81,7 @@ JoinedLinear join(Transformer& model, std::size_t layer, const std::vector<Membe
     f.parts.push_back(std::move(part));
   }
   f.thin = (ranks + kThinMultiple - 1) / kThinMultiple * kThinMultiple;
+  if (is_quantised(members)) return leave_apart(model.backend(), members, std::move(f));
   if (members.size() == 1 && ranks == 0) {  // nothing lies next to the matrix: leave it as it is
     f.matrix = members[0].base->weight().values();
     return f;

@@ -132,13 +132,26 @@ void copy_file(const InputFile& in, const std::string& to) {
   out.commit();
 }
 
+// Checks that the adapters were trained on settings.model, whatever they are merged into.
+void check_trained_on(const MergeSettings& s, const MergeSource& source) {
+  const std::string fingerprint = model_fingerprint(s.model);
+  for (const AdapterFile& file : source.files())
+    if (!s.other_base && !file.base_fingerprint.empty() && file.base_fingerprint != fingerprint)
+      throw InputError(concat(file.folder,
+                              "/adapter_config.json: lorikeet_base_sha256: the adapter was trained "
+                              "on another base model than ",
+                              s.model));
+}
+
 }  // namespace
 
 double Survival::kept() const { return update > 0 ? overlap / update : 1; }
 double Survival::noise() const { return update > 0 ? std::sqrt(error / update) : 0; }
 
 MergeResult merge(const MergeSettings& s, MergeListener& listener) {
-  MergeSource source(s.model, s.adapters, s.other_base);
+  MergeSource source(s.onto.empty() ? s.model : s.onto, s.adapters,
+                     s.other_base || !s.onto.empty());
+  if (!s.onto.empty()) check_trained_on(s, source);
   const OutputFormat format{is_gguf_name(s.out), upper(s.type), s.shard_bytes};
   const ModelOutput output(source.base(), format);
   MergeResult result;
@@ -150,7 +163,9 @@ MergeResult merge(const MergeSettings& s, MergeListener& listener) {
     listener.message(concat("no adapter: ", s.model, " itself is written as ", result.type));
   else
     listener.message(concat("merging ", s.adapters.size(), " adapter(s) into ", source.n_changed(),
-                            " matrices of ", s.model, ", written as ", result.type));
+                            " matrices of ", source.base().path(),
+                            source.base().is_quantised() ? ", dequantised" : "", ", written as ",
+                            result.type));
   for (const AdapterFile& file : source.files())
     listener.message(concat(file.folder, ": ", summary(file)));
   for (const AdapterFile& file : source.files())

@@ -24,6 +24,9 @@ struct MergeSettings {
   std::string out = {};     // a folder, or a file if it ends in ".gguf"
   std::string type = {};    // "f32", "bf16", "q4_0", ...; empty: see OutputFormat (model_output.h)
   bool other_base = false;  // accept adapters that were trained on other weights
+  // Merge into this model instead: `model`, on which the adapters were trained, before it was
+  // quantised. Empty: into `model`, dequantised.
+  std::string onto = {};
   bool verify = true;       // load the result and compare its logits before it gets its name
   std::uint64_t shard_bytes = 5'000'000'000;
 };

@@ -38,8 +38,8 @@ Trainer::Trainer(Transformer& model, Method& method, const TrainerConfig& config
                   {config.clip, config.seed, config.loss, config.label_smoothing}),
       recorder_(model.backend(), why_not_recorded().empty(), {kMostRecordings, kMostLaunched}) {
   visit_weights(model.weights(), [](const Weight& w) {
-    require(!w.quantised(), "Trainer: ", w.name(),
-            " is kept quantised, for inference only: open the model with `weights` dense");
+    require(w.has_values(), "Trainer: ", w.name(),
+            " is packed for inference only: open the model with `weights` dense or stored");
   });
   check_schedule(config.schedule);
   require(std::isfinite(config.clip) && config.clip >= 0, "clip ", config.clip,

@@ -80,7 +80,6 @@ void refuse_unsupported(const Json& json, const FamilyFiles& files, const std::s
       {"num_experts", {0, 1}},
       {"n_routed_experts", {0}},
       {"pruned_heads", {Json::object()}},
-      {"quantization_config", Json::array()},
       {"compression_config", Json::array()},
       {"text_config", Json::array()},
       {"vision_config", Json::array()},

@@ -4,6 +4,7 @@
 #include <set>
 #include <vector>
 
+#include "modelfile/quantise.h"
 #include "modelfile/weight_hash.h"
 
 namespace lk {
@@ -21,7 +22,7 @@ void check_no_other_tensors(const ModelFile& file) {
   std::set<std::string> wanted;
   for (const WeightSlot& slot : file.slots()) wanted.insert(file.stored(slot).name);
   for (const std::string& name : file.reader().names()) {
-    if (wanted.count(name) || file.is_buffer(name)) continue;
+    if (wanted.count(name) || file.is_buffer(name) || file.is_part(name)) continue;
     if (may_repeat_head(file) && name == kHead) continue;
     throw InputError(concat(file.reader().path(), ": tensor ", name,
                             " is unknown: ", file.config_name(), " does not ask for it"));
@@ -54,32 +55,32 @@ void check_tied_head(const ModelFile& file) {
 // Streams tensors to the device, all threads reading.
 class WeightLoader {
  public:
-  WeightLoader(Backend& backend, const ModelFile& file, DType dtype, WeightStorage storage)
-      : backend_(backend), file_(file), dtype_(dtype), storage_(storage) {}
+  WeightLoader(Backend& backend, const ModelFile& file, DType dtype)
+      : backend_(backend), file_(file), dtype_(dtype) {}
 
   // The bytes that the tensor will take on the device.
-  std::int64_t bytes(const WeightSlot& slot) const {
-    if (const GgmlType* type = kept_type(slot))
-      return slot.shape[0] * type->row_bytes(slot.shape[1]);
+  std::int64_t bytes(const WeightSlot& slot, const HeldFormat& format) const {
+    if (format) return format->bytes(slot.shape);
     return slot.shape.numel() * static_cast<std::int64_t>(dtype_size(dtype_));
   }
 
   // `hashes`: takes the rows of a dense weight as they pass by, if not null.
-  Weight load(const WeightSlot& slot, RowHashes* hashes) const {
-    if (const GgmlType* type = kept_type(slot)) {
-      check(!hashes, slot.name, ": blocks are for inference, and are not hashed");
-      return Weight(slot.name, load_blocks(slot, *type), slot.shape, *type, dtype_);
-    }
+  Weight load(const WeightSlot& slot, const HeldFormat& format, RowHashes* hashes) const {
+    if (format) return Weight(slot.name, load_quantised(slot, *format), slot.shape, dtype_);
     return Weight(slot.name, file_.stored(slot).transposed ? load_transposed(slot, hashes)
                                                            : load_dense(slot, hashes));
   }
 
  private:
-  // The type of the blocks in which the tensor stays, null if it becomes dense.
-  const GgmlType* kept_type(const WeightSlot& slot) const {
-    if (storage_ == WeightStorage::Dense) return nullptr;
-    const GgmlType* type = file_.block_type(slot);
-    return type && backend_.keeps_quantised(*type) ? type : nullptr;
+  QuantisedMatrix load_quantised(const WeightSlot& slot, const QuantisedFormat& format) const {
+    if (format.encoding == Encoding::Blocks)
+      return of_blocks(load_blocks(slot, *format.blocks), *format.blocks);
+    if (file_.quantised_format(slot)) return file_.read_planes(slot).upload(backend_);
+    return quantise(format.encoding, slot.shape, file_.block_rows(slot),
+                    [&](std::int64_t begin, std::int64_t end, float* dst) {
+                      file_.read_rows(slot, begin, end, dst);
+                    })
+        .upload(backend_);
   }
 
   // Rows that must be read together: a head where rotary pairs are adjacent in the file, else one.
@@ -130,7 +131,6 @@ class WeightLoader {
   Backend& backend_;
   const ModelFile& file_;
   DType dtype_;
-  WeightStorage storage_;
 };
 
 }  // namespace
@@ -138,29 +138,38 @@ class WeightLoader {
 LoadedModel load_weights(Backend& backend, const ModelFile& file, DType dtype,
                          const LoadOptions& options) {
   check(is_float(dtype), "load_weights: compute dtype ", dtype_name(dtype));
+  check(!options.hash || !options.pack, "load_weights: packed weights are not hashed");
   check_no_other_tensors(file);
   check_tied_head(file);
 
   LoadedModel model{file.config(), {}, {}};
   const std::vector<WeightSlot> slots = weight_slots(model.config, model.weights);
-  const WeightLoader loader(backend, file, dtype, options.storage);
+  const WeightLoader loader(backend, file, dtype);
+  std::vector<HeldFormat> formats = held_formats(file, options.storage);
+  if (options.pack)
+    for (HeldFormat& format : formats)
+      if (format && !(format->blocks && backend.keeps_quantised(*format->blocks))) format.reset();
   std::int64_t total = 0, done = 0;
-  for (const WeightSlot& slot : slots) total += loader.bytes(slot);
+  for (std::size_t i = 0; i < slots.size(); ++i) total += loader.bytes(slots[i], formats[i]);
   if (std::int64_t free = backend.free_memory(); total > free)
     throw OutOfMemoryError(concat(file.reader().path(), ": the weights need ", total >> 20,
                                   " MiB as ", dtype_name(dtype), ", ", backend.name(), " has ",
                                   free >> 20, " MiB left"));
   WeightsHash hash;
-  for (const WeightSlot& slot : slots) {
-    if (options.hash) {
+  for (std::size_t i = 0; i < slots.size(); ++i) {
+    const WeightSlot& slot = slots[i];
+    if (options.hash && !formats[i]) {
       RowHashes rows(slot.shape, dtype);
-      *slot.weight = loader.load(slot, &rows);
+      *slot.weight = loader.load(slot, formats[i], &rows);
       hash.add(slot.name, rows);
     } else {
-      *slot.weight = loader.load(slot, nullptr);
+      *slot.weight = loader.load(slot, formats[i], nullptr);
+      if (options.hash) hash.add(*slot.weight);
     }
-    if (slot.linear) backend.prepare_linear(*slot.weight);
-    done += loader.bytes(slot);
+    const bool packs = formats[i] ? options.pack : slot.linear;
+    const bool tied_table = model.config.tie_embeddings && slot.role == Role::Embedding;
+    if (packs && (slot.linear || tied_table)) backend.prepare_linear(*slot.weight);
+    done += loader.bytes(slot, formats[i]);
     if (options.progress) options.progress(done, total, slot.name);
   }
   if (model.config.tie_embeddings) tie_head(backend, model.weights);

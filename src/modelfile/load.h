@@ -5,6 +5,7 @@
 #include <functional>
 #include <string>
 
+#include "modelfile/base_precision.h"
 #include "modelfile/model_file.h"
 #include "nn/config.h"
 #include "nn/model_weights.h"
@@ -22,15 +23,14 @@ struct LoadedModel {
 using LoadProgress =
     std::function<void(std::int64_t done_bytes, std::int64_t total_bytes, const std::string& name)>;
 
-// How matrices are held: dense, in the compute dtype, or quantised as the file has them where the
-// backend multiplies such blocks (inference only).
-enum class WeightStorage : std::uint8_t { Dense, Quantised };
-
 struct LoadOptions {
   LoadProgress progress = {};  // not called if empty
-  WeightStorage storage = WeightStorage::Dense;
+  BaseStorage storage = {};    // default: dense
+  // Pack blocks for inference where the backend multiplies such; what else the storage would keep
+  // in blocks is then dense.
+  bool pack = false;
   // Hash the weights as they are read: later, weights_sha256() (modelfile/weight_hash.h) of what the
-  // device then holds must be equal. An Error if a weight stays quantised.
+  // device then holds must be equal. Quantised weights are hashed as they lie in memory.
   bool hash = false;
 };
 
@@ -41,7 +41,7 @@ struct LoadOptions {
 // the file must be asked for (buffers aside); values must be finite. LLaMA's GGUF row order of q and
 // k is undone, GPT-2's projections are transposed.
 // Streams: besides the weights it holds less than 100 MiB. Throws InputError naming file and
-// tensor, IoError, OutOfMemoryError.
+// tensor, IoError, OutOfMemoryError, UsageError as held_formats() does.
 LoadedModel load_weights(Backend& backend, const ModelFile& file, DType compute_dtype,
                          const LoadOptions& options = {});
 

@@ -5,6 +5,7 @@
 #include <span>
 
 #include "io/input_file.h"
+#include "io/json.h"
 #include "io/paths.h"
 #include "io/safetensors.h"
 #include "modelfile/config.h"
@@ -45,6 +46,11 @@ std::string scales_of(const std::string& name) {
   return name.substr(0, name.size() - weight.size()) + ".scales";
 }
 
+QuantisationConfig read_quantisation(const std::string& folder) {
+  const std::string path = folder + "/config.json";
+  return parse_quantisation(read_json(path, std::size_t{1} << 20), path);
+}
+
 std::size_t n_values(const WeightSlot& slot, std::int64_t begin, std::int64_t end) {
   return static_cast<std::size_t>((end - begin) * slot.shape.cols());
 }
@@ -55,6 +61,7 @@ ModelFile::ModelFile(const std::string& path) : path_(path) {
   refuse_what_is_no_model(path);
   if (!is_folder(path)) gguf_ = std::make_unique<GgufFile>(path);
   config_ = gguf_ ? config_from_gguf(*gguf_) : config_from_folder(path);
+  if (!gguf_) quantisation_ = read_quantisation(path);
   ModelWeights unused;  // what the slots point into
   slots_ = weight_slots(config_, unused);
   for (WeightSlot& slot : slots_) slot.weight = nullptr;
@@ -101,8 +108,16 @@ void ModelFile::open_tensors() const {
 
 void ModelFile::check_tensors() const {
   const TensorReader& tensors = gguf_ ? *gguf_ : *folder_tensors_;
+  std::vector<std::string> names;
+  if (!gguf_) names = tensors.names();
   for (const WeightSlot& slot : slots_) {
-    const StoredTensor want = layout_.find(slot);
+    StoredTensor want = layout_.find(slot);
+    if (!gguf_ && slot.linear)
+      if (auto found = find_stored_matrix(tensors, names, want.name, slot.shape, quantisation_)) {
+        parts_.insert(found->names.begin(), found->names.end());
+        quantised_.emplace(slot.name, std::move(*found));
+        continue;
+      }
     if (!tensors.has(want.name))
       throw InputError(concat(tensors.path(), ": tensor ", want.name,
                               " is missing: ", config_name(), " asks for it"));
@@ -130,12 +145,48 @@ bool ModelFile::is_buffer(const std::string& name) const {
           (name.ends_with(".attn.bias") || name.ends_with(".masked_bias")));
 }
 
+// What is quantised is (out, in) in every folder.
 StoredTensor ModelFile::stored(const WeightSlot& slot) const {
   open_tensors();
-  return layout_.find(slot);
+  StoredTensor from = layout_.find(slot);
+  if (quantised_.count(slot.name)) from.transposed = false, from.shape = slot.shape;
+  return from;
+}
+
+bool ModelFile::is_quantised() const {
+  return std::any_of(slots_.begin(), slots_.end(),
+                     [&](const WeightSlot& slot) { return quantised_format(slot).has_value(); });
+}
+
+bool ModelFile::is_part(const std::string& name) const {
+  open_tensors();
+  return parts_.count(name) > 0;
+}
+
+std::optional<QuantisedFormat> ModelFile::quantised_format(const WeightSlot& slot) const {
+  open_tensors();
+  if (auto at = quantised_.find(slot.name); at != quantised_.end()) return at->second.format;
+  if (const GgmlType* type = gguf_ ? block_type(slot) : nullptr) return block_format(*type);
+  return std::nullopt;
+}
+
+HostPlanes ModelFile::read_planes(const WeightSlot& slot) const {
+  return read_stored_matrix(reader(), quantised_.at(slot.name), slot.shape);
+}
+
+std::shared_ptr<const HostPlanes> ModelFile::planes_of(const WeightSlot& slot) const {
+  const std::lock_guard lock(last_read_->mutex);
+  if (last_read_->name != slot.name) {
+    last_read_->planes = nullptr;
+    last_read_->planes = std::make_shared<const HostPlanes>(read_planes(slot));
+    last_read_->name = slot.name;
+  }
+  return last_read_->planes;
 }
 
 std::string ModelFile::stored_type(const WeightSlot& slot) const {
+  if (auto at = (open_tensors(), quantised_.find(slot.name)); at != quantised_.end())
+    return at->second.format.name();
   return reader().stored_type(stored(slot).name);
 }
 
@@ -147,7 +198,7 @@ const GgmlType* ModelFile::block_type(const WeightSlot& slot) const {
 
 std::int64_t ModelFile::block_rows(const WeightSlot& slot) const {
   if (slot.shape.rank() == 1) return 1;
-  if (folder_layout(config_).find(slot).transposed) return slot.shape.rows();
+  if (stored(slot).transposed) return slot.shape.rows();
   const std::int64_t rows = std::max<std::int64_t>(1, kWeightBlockBytes / (4 * slot.shape.cols()));
   const std::int64_t heads =
       slot.role == Role::Q || slot.role == Role::K ? config_.head_dim : std::int64_t{1};
@@ -169,6 +220,7 @@ void ModelFile::read_rows(const WeightSlot& slot, std::int64_t begin, std::int64
     return read_columns(slot, 0, slot.shape.cols(), dst);
   }
   const std::size_t n = n_values(slot, begin, end);
+  if (quantised_.count(slot.name)) return dequantise_rows(planes_of(slot)->view(), begin, end, dst);
   reader().read_rows(from.name, begin, end, dst);
   check_finite(from.name, all_finite({dst, n}));
   if (from.pair_rows == 0) return;
@@ -182,7 +234,7 @@ void ModelFile::read_rows_as(DType dtype, const WeightSlot& slot, std::int64_t b
                              std::int64_t end, std::byte* dst) const {
   const StoredTensor from = stored(slot);
   const std::size_t n = n_values(slot, begin, end);
-  if (!from.transposed && !from.pair_rows && !from.minus_one &&
+  if (!from.transposed && !from.pair_rows && !from.minus_one && !quantised_.count(slot.name) &&
       reader().plain_type(from.name) == dtype) {
     reader().read_stored(from.name, begin, end, reinterpret_cast<std::uint8_t*>(dst));
     return check_finite(from.name, all_finite_stored(dtype, dst, n * dtype_size(dtype)));

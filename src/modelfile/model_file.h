@@ -3,14 +3,17 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "io/gguf.h"
 #include "modelfile/file_layout.h"
+#include "modelfile/stored_quantised.h"
 #include "nn/config.h"
 
 namespace lk {
@@ -59,6 +62,13 @@ class ModelFile {
   std::string stored_type(const WeightSlot& slot) const;  // "F32", "Q4_1", ...
   // The type of the blocks that make up the rows of a matrix, null if it is not quantised.
   const GgmlType* block_type(const WeightSlot& slot) const;
+  // The format in which the file holds a matrix: blocks, or what a pre-quantised folder has. Nothing
+  // if it is dense.
+  std::optional<QuantisedFormat> quantised_format(const WeightSlot& slot) const;
+  // Whether any matrix is quantised.
+  bool is_quantised() const;
+  // Whether a tensor of the file belongs to a quantised matrix: codes, scales and what goes with them.
+  bool is_part(const std::string& name) const;
   // Rows to read at a time, of any layout of the family: about kWeightBlockBytes as F32 and whole
   // heads, or all of a matrix that folders hold transposed.
   std::int64_t block_rows(const WeightSlot& slot) const;
@@ -77,6 +87,8 @@ class ModelFile {
   // Reads rows as blocks of block_type().
   void read_blocks(const WeightSlot& slot, std::int64_t begin, std::int64_t end,
                    std::byte* dst) const;
+  // Reads a matrix that a pre-quantised folder holds.
+  HostPlanes read_planes(const WeightSlot& slot) const;
   // Reads columns [begin, end) of a matrix that is stored transposed, as F32 (rows, end - begin),
   // with all threads.
   void read_columns(const WeightSlot& slot, std::int64_t begin, std::int64_t end, float* dst) const;
@@ -85,6 +97,7 @@ class ModelFile {
   void open_tensors() const;
   void check_tensors() const;
   void check_finite(const std::string& name, bool finite) const;
+  std::shared_ptr<const HostPlanes> planes_of(const WeightSlot& slot) const;
 
   std::string path_;
   std::unique_ptr<GgufFile> gguf_;
@@ -93,6 +106,16 @@ class ModelFile {
   mutable std::once_flag opened_;
   mutable std::unique_ptr<TensorReader> folder_tensors_;
   mutable FileLayout layout_{};
+  QuantisationConfig quantisation_;                        // of a folder
+  mutable std::map<std::string, StoredMatrix> quantised_;  // by the slot's name
+  mutable std::set<std::string> parts_;                    // the names of their tensors
+  // The last such matrix that was read by rows.
+  struct LastRead {
+    std::mutex mutex;
+    std::string name;
+    std::shared_ptr<const HostPlanes> planes;
+  };
+  const std::unique_ptr<LastRead> last_read_ = std::make_unique<LastRead>();
 };
 
 // The tokenizer of the model at `path` (ModelFile), which brings the chat template; no weight is read.

@@ -23,10 +23,11 @@ std::string hf_dtype(const GgmlEncoder& type) {
   return name == "F16" ? "float16" : name == "BF16" ? "bfloat16" : "float32";
 }
 
-// A folder's config.json as it is, but for the dtype if it is another.
+// A folder's config.json as it is, but for the dtype if it is another and for how it was quantised,
+// as what is written is not.
 std::string with_dtype(const std::string& text, const std::string& dtype) {
   OrderedJson j = OrderedJson::parse(text);  // config_from_folder() has been through it
-  bool same = true;
+  bool same = j.erase("quantization_config") == 0;
   for (const char* key : {"dtype", "torch_dtype"}) {
     if (!j.contains(key)) continue;
     same = same && j[key] == dtype;

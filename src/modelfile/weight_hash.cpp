@@ -54,10 +54,16 @@ void WeightsHash::add(const std::string& name, const RowHashes& rows) {
   all_.update(digest.data(), digest.size());
 }
 
+void WeightsHash::add(const Weight& weight) {
+  if (!weight.quantised()) return add(weight.name(), hash_rows(weight.values()));
+  check(weight.has_values(), weight.name(), ": packed for inference, and not hashed");
+  for (const Tensor& plane : weight.quantised()->planes)
+    if (plane) add(weight.name() + ":" + weight.quantised()->format.name(), hash_rows(plane));
+}
+
 std::string weights_sha256(const ModelWeights& weights) {
   WeightsHash all;
-  visit_weights(weights,
-                [&](const Weight& weight) { all.add(weight.name(), hash_rows(weight.values())); });
+  visit_weights(weights, [&](const Weight& weight) { all.add(weight); });
   return all.hex();
 }
 

@@ -44,13 +44,15 @@ std::string tensor_sha256(const Tensor& t);
 class WeightsHash {
  public:
   void add(const std::string& name, const RowHashes& rows);
+  // Hashes a weight as it lies on its device: its values, or its codes and scales.
+  void add(const Weight& weight);
   std::string hex() { return all_.hex(); }  // finishes; 64 hex digits
 
  private:
   Sha256 all_;
 };
 // Hashes the weights as they are on their device now; a tied head is not repeated. An Error if one
-// is quantised.
+// is packed for inference.
 std::string weights_sha256(const ModelWeights& weights);
 
 }  // namespace lk

@@ -92,8 +92,7 @@ void visit_weights(const ModelWeights& w, const std::function<void(const Weight&
 }
 
 void tie_head(Backend& backend, ModelWeights& w) {
-  // Quantised blocks are packed in place, so the embedding reads the head's packed form.
-  if (w.embedding.quantised()) backend.prepare_linear(w.embedding);
+  // What is quantised was prepared by whoever loaded it, and embedding and head read one form.
   w.head = w.embedding.renamed("lm_head.weight");
   if (!w.embedding.quantised()) backend.prepare_linear(w.head);
 }

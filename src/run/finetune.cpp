@@ -93,6 +93,7 @@ class Run {
   void plan() {
     PlanRequest request;
     request.model = in_.model->config(), request.methods = in_.methods;
+    request.formats = in_.formats;
     request.compute_dtype = facts_.dtype, request.device = base_.backend->name();
     request.batch = s_.batch, request.grad_accum = s_.grad_accum, request.seq_len = *s_.seq_len;
     request.row_lengths = in_.longest_batch(s_);
@@ -118,9 +119,12 @@ class Run {
     auto start = Clock::now();
     // Masters are F32 and begin as the file has them, whatever the dtype that is computed in.
     const DType dtype = replaces_base(in_.methods) ? DType::F32 : facts_.dtype;
-    if (base_.loaded && base_.loaded->weights.embedding.dtype() != dtype) base_.loaded.reset();
+    // A trial of a sweep may need another form of the base than the trial before it.
+    if (base_.loaded &&
+        (base_.loaded->weights.embedding.dtype() != dtype || base_.storage != in_.storage))
+      base_.loaded.reset();
     const bool loads = !base_.loaded;
-    if (loads) base_.load(in_.model, dtype, s_.verify_base);
+    if (loads) base_.load(in_.model, dtype, in_.storage, s_.verify_base);
     facts_.base_hash = base_.loaded->sha256;
     model_ = std::make_unique<Transformer>(*base_.backend, base_.loaded->config,
                                            std::exchange(base_.loaded->weights, {}), facts_.dtype,

@@ -53,6 +53,9 @@ struct FinetuneSettings {
   double weight_decay = 0, clip = 1.0, label_smoothing = 0;
   std::uint64_t seed = 0;
   std::string device = "auto", dtype = "auto";
+  // In how many bits the frozen base is held, and modules of it that stay dense all the same.
+  BasePrecision base_precision = BasePrecision::Auto;
+  std::vector<std::string> keep_dense = {};
   std::string init_adapter = {};
   bool shuffle = true;
   LongRows long_rows = LongRows::Error;

@@ -22,14 +22,20 @@ DType parse_compute_dtype(const std::string& name, const Backend& backend) {
 
 namespace {
 
-WeightStorage parse_storage(const InferenceSettings& s, const Backend& backend) {
-  if (s.weights == "dense") return WeightStorage::Dense;
-  if (s.weights == "auto")
-    return s.dtype == "auto" && backend.traits().prefers_quantised ? WeightStorage::Quantised
-                                                                   : WeightStorage::Dense;
-  if (s.weights != "quantised")
+struct Holding {
+  BaseStorage storage;
+  bool pack = false;
+};
+
+// What is packed for fast products, or stays as stored in the memory of a GPU.
+Holding parse_holding(const InferenceSettings& s, const ModelFile& file, const Backend& backend) {
+  const bool packs = backend.traits().prefers_quantised;
+  if (s.weights == "dense") return {};
+  if (s.weights == "quantised") return {{BasePrecision::Auto}, packs};
+  if (s.weights != "auto")
     throw UsageError(concat("`weights` ", s.weights, ": one of auto, quantised, dense"));
-  return WeightStorage::Quantised;
+  const bool wanted = packs ? s.dtype == "auto" : file.gguf() == nullptr;
+  return wanted ? Holding{{BasePrecision::Auto}, packs} : Holding{};
 }
 
 }  // namespace
@@ -54,16 +60,8 @@ InferenceModel open_inference(const InferenceSettings& settings) {
   InferenceModel m;
   m.backend = open_device(settings.device);
   const DType dtype = parse_compute_dtype(settings.dtype, *m.backend);
-  WeightStorage storage = parse_storage(settings, *m.backend);
   std::unique_ptr<MethodFile> file;  // read first: a bad adapter is found before the model is read
   if (!settings.adapter.empty()) file = open_method(settings.adapter);
-  if (file && file->needs_dense_base() && storage == WeightStorage::Quantised) {
-    require(
-        settings.weights != "quantised",
-        "`weights` quantised: DoRA needs the norms of the base's rows, which only dense weights "
-        "give");
-    storage = WeightStorage::Dense;
-  }
   if (file && !settings.named_adapters.empty())
     throw UsageError("`adapter`: either one folder for all prompts or name=folder each time");
   std::vector<std::pair<std::string, AdapterFile>> named;
@@ -81,6 +79,14 @@ InferenceModel open_inference(const InferenceSettings& settings) {
     named.emplace_back(text.substr(0, equals), open_adapter(folder));
   }
   const ModelFile model_file(settings.model);
+  Holding holding = parse_holding(settings, model_file, *m.backend);
+  if (file && file->needs_dense_base()) {
+    require(
+        settings.weights != "quantised",
+        "`weights` quantised: DoRA needs the norms of the base's rows, which only dense weights "
+        "give");
+    holding = {};
+  }
   m.tokenizer = model_file.read_tokenizer();  // a bad one is found before the weights are read
   // If an adapter names its base's fingerprint, the base is hashed while it loads.
   std::unique_ptr<Fingerprint> fingerprint;
@@ -89,7 +95,8 @@ InferenceModel open_inference(const InferenceSettings& settings) {
       std::any_of(named.begin(), named.end(),
                   [&](const auto& one) { return names_base(one.second.base()); }))
     fingerprint = std::make_unique<Fingerprint>(model_file);
-  LoadedModel loaded = load_weights(*m.backend, model_file, dtype, {.storage = storage});
+  LoadedModel loaded = load_weights(*m.backend, model_file, dtype,
+                                    {.storage = holding.storage, .pack = holding.pack});
   if (settings.weights == "quantised") {
     bool any = false;
     visit_weights(loaded.weights, [&](const Weight& w) { any = any || w.quantised(); });

@@ -21,7 +21,8 @@ struct InferenceSettings {
   std::vector<std::string> named_adapters = {};
   std::string device = "auto", dtype = "auto";
   // How weights are held: "dense"; "quantised" (as in the file; refused where none can be kept so);
-  // or "auto": quantised where the backend can, provided that dtype is "auto" too.
+  // or "auto": quantised where that is faster (a CPU, provided that dtype is "auto" too) and, for
+  // folders that are quantised already, on a GPU.
   std::string weights = "dense";
   std::int64_t max_positions = 0;  // longest sequence; 0: the model's own limit, at most 8192
   LogFunction log = {};            // hears what was loaded; may be empty

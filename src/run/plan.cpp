@@ -13,9 +13,21 @@ namespace lk {
 namespace {
 
 // Weights that have shapes but no values.
-ModelWeights blank_weights(Backend& backend, const ModelConfig& config, DType dtype) {
+ModelWeights blank_weights(Backend& backend, const ModelConfig& config, DType dtype,
+                           const std::vector<HeldFormat>& formats) {
   ModelWeights w;
+  std::size_t next = 0;
   for (const WeightSlot& slot : weight_slots(config, w)) {
+    const HeldFormat format = formats.empty() ? HeldFormat() : formats.at(next++);
+    if (format) {
+      QuantisedMatrix q{*format, 0, {}};
+      for (std::size_t p = 0; p < kPlanes; ++p)
+        if (const PlaneShape plane = format->plane(static_cast<Plane>(p), slot.shape);
+            plane.bytes() > 0)
+          q.planes[p] = backend.empty(Tag::Weights, plane.dtype, {plane.rows, plane.cols});
+      *slot.weight = Weight(slot.name, std::move(q), slot.shape, dtype);
+      continue;
+    }
     *slot.weight = Weight(slot.name, backend.empty(Tag::Weights, dtype, slot.shape));
     if (slot.linear) backend.prepare_linear(*slot.weight);
   }
@@ -45,7 +57,7 @@ class Planner {
  public:
   explicit Planner(const PlanRequest& r)
       : backend_(open_plan_device(r.device)),
-        model_(*backend_, r.model, blank_weights(*backend_, r.model, r.compute_dtype),
+        model_(*backend_, r.model, blank_weights(*backend_, r.model, r.compute_dtype, r.formats),
                r.compute_dtype, r.seq_len + virtual_tokens(r.methods)),
         method_(make_method(model_, without_values(r.methods))) {
     method_->lay_out_for_training();

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "lora/proof.h"
+#include "modelfile/base_precision.h"
 #include "run/methods.h"
 
 namespace lk {
@@ -15,6 +16,7 @@ inline constexpr std::int64_t kMostBatch = 65536, kMostGradAccum = 65536;
 struct PlanRequest {
   ModelConfig model = ModelConfig();  // not {}: GCC 12 then warns of its members
   MethodConfig methods = {};
+  std::vector<HeldFormat> formats = {};  // of weight_slots(); empty: all dense
   DType compute_dtype = DType::F32;
   std::string device = "cpu";  // "cpu", "cuda" or "cuda:N"; the device need not be there
   std::int64_t batch = 1, grad_accum = 1, seq_len = 1024;

@@ -79,6 +79,14 @@ void add_lora(const LoraConfig& lora, Json& identity) {
     identity["exceptions"][path] = {{"rank", own.rank}, {"alpha", own.alpha}};
 }
 
+// The formats of quantised matrices, and how many there are of each; empty for a dense base.
+Json formats_to_json(const RunInputs& in) {
+  Json counts = Json::object();
+  for (const HeldFormat& format : in.formats)
+    if (format) counts[format->name()] = counts.value(format->name(), 0) + 1;
+  return counts;
+}
+
 std::string shown(const Json* value) { return value == nullptr ? "unset" : value->dump(); }
 
 void collect(const Json& before, const Json& now, const std::string& prefix,
@@ -106,11 +114,13 @@ SortedSettings sort_settings(const FinetuneSettings& settings) {
                prefix_hidden, adapter_layers, bottleneck, bottleneck_kind, targets, layers,
                rank_pattern, alpha_pattern, rslora, dora, init, loraplus_ratio, steps, epochs,
                batch, grad_accum, seq_len, lr, schedule, warmup, weight_decay, clip,
-               label_smoothing, seed, device, dtype, init_adapter, shuffle, long_rows,
-               skip_bad_rows, packing, format, chat_template, train_on, columns, system, base_name,
-               eval_data, eval_split, eval_rows, eval_every, keep, patience, save_every, resume,
-               recompute, memory_limit, memory, verify_base, show_rows, samples, sample_every,
-               tensorboard] = settings;
+               label_smoothing, seed, device, dtype, base_precision, keep_dense, init_adapter,
+               shuffle, long_rows, skip_bad_rows, packing, format, chat_template, train_on, columns,
+               system, base_name, eval_data, eval_split, eval_rows, eval_every, keep, patience,
+               save_every, resume, recompute, memory_limit, memory, verify_base, show_rows, samples,
+               sample_every, tensorboard] = settings;
+  // base_precision and keep_dense shape the run by the formats that they resolve to.
+  static_cast<void>(base_precision), static_cast<void>(keep_dense);
   // Settings that run_identity() has as they were resolved: what LoraConfig has of the
   // adapter, the number of steps, the format found and the computing dtype. And those that leave no
   // trace: resume, show_rows.
@@ -170,6 +180,8 @@ Json run_identity(const FinetuneSettings& s, const RunInputs& in, const std::str
   if (in.methods.has("ia3") || in.methods.has("bitfit")) identity["vector_targets"] = s.targets;
   identity["steps"] = in.steps;
   identity["dtype"] = dtype_name(dtype);
+  if (const Json formats = formats_to_json(in); !formats.empty())
+    identity["base_formats"] = formats;
   identity["format"] = in.data.format;
   identity["config"] = to_json(in.model->config());
   identity["model_files"] = in.model_files;

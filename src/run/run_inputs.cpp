@@ -68,6 +68,24 @@ void choose_methods(FinetuneSettings& s, FinetuneListener& listener, RunInputs& 
   if (in.methods.has("lora")) choose_lora(s, listener, in);
 }
 
+// Decides in how many bits the base is held. What computes with the base's own numbers needs them
+// dense, which "auto" then means.
+void choose_precision(const FinetuneSettings& s, FinetuneListener& listener, RunInputs& in) {
+  in.storage = {s.base_precision, s.keep_dense};
+  const bool changes = in.methods.has("lora") && changes_base(in.methods.lora.init);
+  const bool needs_dense = changes || in.methods.has("full");
+  if (needs_dense && s.base_precision == BasePrecision::Auto)
+    in.storage.precision = BasePrecision::Dense;
+  require(!needs_dense || in.storage.precision == BasePrecision::Dense, "`base_precision` ",
+          base_precision_name(s.base_precision), ": ",
+          changes ? "`init` changes" : "`method` full trains",
+          " the base's own numbers, which takes `base_precision` dense");
+  in.formats = held_formats(*in.model, in.storage);
+  if (std::any_of(in.formats.begin(), in.formats.end(),
+                  [](const auto& f) { return f.has_value(); }))
+    listener.message(concat("base: ", describe_formats(in.formats)));
+}
+
 // Decides what the adapter calls its base, for PEFT's AutoPeftModel and the hub.
 void name_base(const FinetuneSettings& s, FinetuneListener& listener, RunInputs& in) {
   const HubName found =
@@ -254,6 +272,7 @@ RunInputs read_inputs(FinetuneSettings& settings, FinetuneListener& listener, co
   RunInputs in;
   in.model = std::move(opened);
   choose_methods(settings, listener, in);
+  choose_precision(settings, listener, in);
   read_data(settings, listener, in, rows);
   arrange(settings, listener, in, before);
   return in;

@@ -10,6 +10,7 @@
 
 #include "io/json.h"
 #include "lora/adapter_io.h"
+#include "modelfile/base_precision.h"
 #include "modelfile/model_file.h"
 #include "nn/batch.h"
 #include "run/finetune.h"
@@ -25,6 +26,8 @@ struct RunInputs {
   std::optional<AdapterFile> init;  // the adapter to start from
   std::string init_sha256;          // of its weights; empty without one
   std::shared_ptr<const ModelFile> model;
+  BaseStorage storage;              // of the base, as the methods allow it
+  std::vector<HeldFormat> formats;  // of its tensors
   std::string
       base_model;  // what the adapter calls its base: a name on the hub, or the model's path
   std::map<std::string, std::string> model_files;  // SHA-256 by name: a folder's, without weights

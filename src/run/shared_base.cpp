@@ -20,10 +20,12 @@ SharedBase::Counts SharedBase::begin_run() {
   return {backend->ledger()[Tag::Gradients].total_count, backend->cache().driver_allocations()};
 }
 
-void SharedBase::load(std::shared_ptr<const ModelFile> model, DType dtype, bool hash) {
+void SharedBase::load(std::shared_ptr<const ModelFile> model, DType dtype, const BaseStorage& how,
+                      bool hash) {
   file = std::move(model);
   fingerprint = std::make_unique<Fingerprint>(*file);  // hashes during all that follows
-  loaded = load_weights(*backend, *file, dtype, {.hash = hash});
+  storage = how;
+  loaded = load_weights(*backend, *file, dtype, {.storage = how, .hash = hash});
 }
 
 void SharedBase::take_back(const Transformer* model) noexcept {

@@ -41,6 +41,7 @@ class CacheKernels;
 class AdapterKernels;
 class DoraKernels;
 class SharedKeyKernels;
+class QuantisedKernels;
 
 // The target of a row that does not count towards the loss: see Note [Padded batches] in
 // nn/batch.h.
@@ -65,13 +66,14 @@ class Backend {
   const DeviceTraits& traits() const { return traits_; }
   // Kernels for more than the core's ops, null where the device has none; callers then compose the
   // core's ops. See tensor/lora_kernels.h, tensor/cache_kernels.h, tensor/adapter_kernels.h,
-  // tensor/dora_kernels.h and tensor/shared_keys.h.
+  // tensor/dora_kernels.h, tensor/quantised_kernels.h and tensor/shared_keys.h.
   virtual LoraKernels* lora_kernels() { return nullptr; }
   virtual CacheKernels* cache_kernels() { return nullptr; }
   virtual AdapterKernels* adapter_kernels() { return nullptr; }
   virtual DoraKernels* dora_kernels() { return nullptr; }
   virtual SharedKeyKernels* shared_key_kernels() { return nullptr; }
-  // Whether a Weight may stay in blocks of this type for linear_forward and embedding_forward.
+  virtual QuantisedKernels* quantised_kernels() { return nullptr; }
+  // Whether prepare_linear() packs blocks of this type for fast inference.
   virtual bool keeps_quantised(const GgmlType& type) const {
     static_cast<void>(type);
     return false;
@@ -137,7 +139,7 @@ class Backend {
   // which is right wherever a call returns with its work done.
   virtual std::unique_ptr<DeviceClock> make_clock();
   // Packs a weight for both directions; called once per weight at load. A quantised weight is
-  // packed for linear_forward alone, and its packed form takes the place of its blocks.
+  // packed for inference alone, if at all: its packed form takes the place of its codes.
   virtual void prepare_linear(Weight& w) = 0;
 
   // ---- elementwise ------------------------------------------------------------------------------
@@ -159,7 +161,7 @@ class Backend {
                        const RandomKey& key) = 0;
 
   // ---- linear -----------------------------------------------------------------------------------
-  // y (T,N) = x (T,K) wᵀ, w (N,K) frozen. If w is quantised, x may be rounded to 8 bits.
+  // y (T,N) = x (T,K) wᵀ, w (N,K) frozen. If w is packed blocks, x may be rounded to 8 bits.
   virtual void linear_forward(const Tensor& y, const Tensor& x, const Weight& w) = 0;
   // dx (T,K) (+)= dy (T,N) w. There is no dw: w is frozen.
   virtual void linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,

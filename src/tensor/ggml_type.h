@@ -20,6 +20,11 @@ struct GgmlType {
   std::int64_t row_bytes(std::int64_t cols) const { return cols / block_values * block_bytes; }
 };
 
+// What the nibbles of IQ4_NL and IQ4_XS, and of MXFP4 (doubled), stand for.
+inline constexpr float kIq4Values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                         1,    13,   25,  38,  53,  69,  89,  113};
+inline constexpr float kMxfp4Values[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+
 // Scale and minimum j of the eight that Q4_K and Q5_K pack in 12 bytes, 6 bits each. The first four
 // scales and minimums are the low bits of bytes 0-3 and 4-7; the last four have four bits in bytes
 // 8-11 and two in the top bits of the first eight bytes.

@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "tensor/dense_scratch.h"
+
 namespace lk {
 
 PlanBackend::PlanBackend(const DeviceTraits& traits) : Backend(traits) {
@@ -18,6 +20,17 @@ PlanBackend::~PlanBackend() { release_cache(); }
 
 void PlanBackend::download(void* dst, const Tensor&, std::size_t bytes) {
   std::memset(dst, 0, bytes);
+}
+
+bool PlanBackend::through_scratch(const Tensor& y, const Tensor& x, const Weight& w) {
+  if (w.quantised()) DenseScratch(*this, w).linear_forward(y, x);
+  return w.quantised() != nullptr;
+}
+
+bool PlanBackend::through_scratch(const Tensor& dx, GradMode mode, const Tensor& dy,
+                                  const Weight& w) {
+  if (w.quantised()) DenseScratch(*this, w).linear_backward_x(dx, mode, dy);
+  return w.quantised() != nullptr;
 }
 
 std::unique_ptr<HostCopy> PlanBackend::offload(const Tensor& x) {

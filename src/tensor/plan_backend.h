@@ -11,11 +11,12 @@
 #include "tensor/backend.h"
 #include "tensor/backend_ops.h"
 #include "tensor/dora_kernels.h"
+#include "tensor/quantised_kernels.h"
 #include "tensor/shared_keys.h"
 
 namespace lk {
 
-class PlanBackend : public Backend, protected SharedKeyKernels {
+class PlanBackend : public Backend, protected SharedKeyKernels, protected QuantisedKernels {
  public:
   explicit PlanBackend(const DeviceTraits& traits);
   ~PlanBackend() override;
@@ -32,6 +33,7 @@ class PlanBackend : public Backend, protected SharedKeyKernels {
   void prepare_linear(Weight&) override {}
   DoraKernels* dora_kernels() override { return &dora_kernels_; }
   SharedKeyKernels* shared_key_kernels() override { return this; }
+  QuantisedKernels* quantised_kernels() override { return this; }
 
 #define LK_DO_NOTHING(op, parameters, arguments) \
   void op parameters override { static_cast<void>(std::tie arguments); }
@@ -39,6 +41,10 @@ class PlanBackend : public Backend, protected SharedKeyKernels {
 #undef LK_DO_NOTHING
 
  protected:
+  void dequantise(const Tensor&, const Weight&) override {}
+  // What a device does with a quantised weight: true if the product was one with dense scratch.
+  bool through_scratch(const Tensor& y, const Tensor& x, const Weight& w);
+  bool through_scratch(const Tensor& dx, GradMode mode, const Tensor& dy, const Weight& w);
   void shared_keys_forward(const Tensor&, const Tensor&, GradMode, const Tensor&, const SharedKeys&,
                            const AttentionShape&) override {}
   void shared_keys_backward(const Tensor&, GradMode, const Tensor&, const Tensor&, const Tensor&,

@@ -8,7 +8,7 @@
 #include <memory>
 #include <string>
 
-#include "tensor/ggml_type.h"
+#include "tensor/quantised.h"
 #include "tensor/tensor.h"
 
 namespace lk {
@@ -19,8 +19,8 @@ struct PackedWeight {
   virtual ~PackedWeight() = default;
 };
 
-// A dense matrix, or a quantised one that is kept in a file's blocks for inference. Only
-// linear_forward and embedding_forward read quantised ones.
+// A dense matrix, or a quantised one (tensor/quantised.h), which only linear_forward,
+// linear_backward_x and embedding_forward read.
 class Weight {
  public:
   Weight() = default;
@@ -29,20 +29,16 @@ class Weight {
         values_(std::move(values)),
         shape_(values_.shape()),
         dtype_(values_.dtype()) {}
-  // A quantised weight: blocks U8 (N, bytes per row) for the values (N,K). `dtype` is that of the
-  // activations that it is used with. `type` must outlive the Weight.
-  Weight(std::string name, Tensor blocks, Shape shape, const GgmlType& type, DType dtype)
+  // A quantised weight of the values (N,K). `dtype` is that of the activations that it is used with.
+  Weight(std::string name, QuantisedMatrix q, Shape shape, DType dtype)
       : name_(std::move(name)),
-        values_(std::move(blocks)),
         shape_(shape),
         dtype_(dtype),
-        type_(&type) {
-    check(shape.rank() == 2 && shape[1] % type.block_values == 0, name_, ": ", shape, " as ",
-          type.name);
-    values_.expect({shape[0], type.row_bytes(shape[1])}, "quantised weight: blocks");
+        quantised_(std::make_shared<const QuantisedMatrix>(std::move(q))) {
+    check_planes(*quantised_, shape_, name_);
   }
 
-  bool defined() const { return values_.defined() || packed_; }
+  bool defined() const { return values_.defined() || quantised_; }
   const std::string& name() const { return name_; }
   const Shape& shape() const { return shape_; }
   DType dtype() const { return dtype_; }
@@ -52,26 +48,26 @@ class Weight {
     if (shape_ == shape) return *this;
     throw Error(concat(what, ": expected ", shape, ", got ", shape_));
   }
-  // Row-major values as loaded, read-only by contract. Throws Error if the weight is quantised:
-  // nothing can be trained on top of it then.
+  // Row-major values as loaded, read-only by contract. Throws Error if the weight is quantised.
   const Tensor& values() const {
-    check(!type_, name_, ": quantised weights are for inference only");
+    check(!quantised_, name_, ": is quantised and has no dense values");
     return values_;
   }
-  // The type of the blocks; null if the weight is dense.
-  const GgmlType* quantised() const { return type_; }
-  // The blocks as stored; undefined once a backend has packed them.
-  const Tensor& blocks() const { return values_; }
+  // The codes and scales, null if the weight is dense. They have no planes once a backend has packed
+  // them for inference.
+  const QuantisedMatrix* quantised() const { return quantised_.get(); }
+  // Whether its values can be had: false once a quantised weight is packed for inference.
+  bool has_values() const { return !quantised_ || (*quantised_)[Plane::Codes].defined(); }
 
   // The packed form that Backend::prepare_linear made at load; linear_forward and linear_backward_x
   // use it.
   const PackedWeight* packed() const { return packed_.get(); }
   void set_packed(std::shared_ptr<const PackedWeight> packed) { packed_ = std::move(packed); }
-  // Puts the packed form in the place of the blocks.
-  void replace_blocks(std::shared_ptr<const PackedWeight> packed) {
-    check(type_, name_, ": has no blocks");
+  // Puts the packed form in the place of codes and scales.
+  void replace_quantised(std::shared_ptr<const PackedWeight> packed) {
+    check(quantised_ != nullptr, name_, ": is not quantised");
     packed_ = std::move(packed);
-    values_ = Tensor();
+    quantised_ = std::make_shared<QuantisedMatrix>(QuantisedMatrix{quantised_->format, 0, {}});
   }
 
   // The same memory under another name, for a tied head. The packed form of a dense weight is not
@@ -79,19 +75,19 @@ class Weight {
   Weight renamed(std::string name) const {
     Weight w = *this;
     w.name_ = std::move(name);
-    if (!type_) w.packed_ = nullptr;
+    if (!quantised_) w.packed_ = nullptr;
     return w;
   }
   bool same_memory(const Weight& other) const {
-    return values_.raw() == other.values_.raw() && (values_.defined() || packed_ == other.packed_);
+    return values_.raw() == other.values_.raw() && quantised_ == other.quantised_;
   }
 
  private:
   std::string name_;
-  Tensor values_;  // or blocks
+  Tensor values_;  // undefined if quantised
   Shape shape_;
   DType dtype_ = DType::F32;
-  const GgmlType* type_ = nullptr;
+  std::shared_ptr<const QuantisedMatrix> quantised_;
   std::shared_ptr<const PackedWeight> packed_;
 };
 

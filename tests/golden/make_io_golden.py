@@ -61,6 +61,20 @@ for kind in ("random", "zero", "extreme"):
         raw = k_blocks(kind, 4 if n_bytes > 32 else 16, n_bytes, at).reshape(2, -1)
         tensors[f"{t.name.lower()}.{kind}"] = (raw, t)
         expected[f"{t.name.lower()}.{kind}"] = dequantize(raw, t)
+# Added later, so with a generator of their own: nibbles that choose from a table. MXFP4's scale is an exponent.
+lookup = np.random.default_rng(19)
+for kind in ("random", "zero", "extreme"):
+    for t, n_bytes in ((T.IQ4_NL, 18), (T.IQ4_XS, 136), (T.MXFP4, 17)):
+        raw = lookup.integers(0, 256, (16 if n_bytes < 32 else 4, n_bytes), dtype=np.uint8)
+        if kind == "zero":
+            raw *= 0
+        if t == T.MXFP4:
+            raw[:, 0] = {"random": lookup.integers(100, 140, 16), "zero": 0, "extreme": np.resize([0, 1, 2, 3, 254, 250], 16)}[kind]
+        else:
+            raw[:, :2] = np.resize(HALVES, len(raw)).astype(np.uint16)[:, None].view(np.uint8) if kind == "extreme" else (
+                lookup.normal(0, 0.05, (len(raw), 1)).astype(np.float16).view(np.uint8) if kind == "random" else 0)
+        tensors[f"{t.name.lower()}.{kind}"] = (raw.reshape(2, -1), t)
+        expected[f"{t.name.lower()}.{kind}"] = dequantize(raw.reshape(2, -1), t)
 # Every half there is, and halves and singles of every kind.
 every = np.arange(65536, dtype=np.uint32).astype(np.uint16).view(np.float16)[::17].reshape(16, -1)
 tensors["f16.every"] = (every, T.F16)

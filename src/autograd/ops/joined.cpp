@@ -46,10 +46,10 @@ std::vector<ThinPart> parts_of_db(const JoinedLinear& f) {
 
 // 1 / |row of W + s B A| of each part with a magnitude, as lora/dora.h has it of one projection.
 void update_norms(Backend& backend, const JoinedLinear& f) {
-  const DType stat = stat_dtype(f.matrix.dtype());
+  const DType stat = stat_dtype(f.a().dtype());
   Tensor wa = backend.empty(Tag::Workspace, stat, {f.out, f.thin}),
          gram = backend.empty(Tag::Workspace, stat, {f.thin, f.thin});
-  backend.matmul_nt(wa, GradMode::Write, 1.0, f.w(), f.a());
+  f.times_a(wa);
   backend.matmul_nt(gram, GradMode::Write, 1.0, f.a(), f.a());
   for (const JoinedLinear::Part& p : f.parts) {
     if (!p.m) continue;
@@ -92,14 +92,13 @@ Product forward(Tape& tape, const Tensor& x, const JoinedLinear& f, std::int64_t
   if (f.scales_columns()) {
     v = tape.activation(x.dtype(), {x.rows(), f.out});
     update_norms(backend, f);
-    backend.matmul_nt(v, GradMode::Write, 1.0, xs, f.forward_matrix());
+    f.times_wb(v, xs, {});
     if (output == Output::Unread) return {y, v};
     if (addend) backend.copy(y, addend->value());
     scale_columns(y, addend ? GradMode::Add : GradMode::Write, v, f);
   } else {
     if (output == Output::Unread) return {y, {}};
-    backend.matmul_nt(y, GradMode::Write, 1.0, xs, f.forward_matrix(),
-                      addend ? addend->value() : Tensor());
+    f.times_wb(y, xs, addend ? addend->value() : Tensor());
   }
   for (const JoinedLinear::Part& part : f.parts)
     if (part.bias.defined()) backend.add_bias(y.slice_cols(part.begin, part.end), part.bias);
@@ -164,11 +163,11 @@ class Backward {
   // dx (T,K) (+)= [dy | ds] [W ; A]
   void into_x(const Sink& dx) {
     if (f_.thin > 0 && drop_.p > 0) {
-      backend_.matmul_nn(dx.tensor, dx.mode, 1.0, dy_, f_.w());
+      f_.times_wa(dx.tensor, dx.mode, dy_);
       thin::into_x(backend_, f_.plan, dx.tensor, ds(), f_.a(), parts_of_x(f_), drop_);
       return;
     }
-    backend_.matmul_nn(dx.tensor, dx.mode, 1.0, f_.thin > 0 ? dys_ : dy_, f_.backward_matrix());
+    f_.times_wa(dx.tensor, dx.mode, f_.thin > 0 ? dys_ : dy_);
   }
 
  private:
@@ -201,11 +200,41 @@ struct JoinedLinearNode : Node {
 
 }  // namespace
 
+void JoinedLinear::times_a(const Tensor& wa) const {
+  if (matrix)
+    return wa.backend().matmul_nt(wa, GradMode::Write, 1.0,
+                                  matrix.slice_cols(0, in).slice_rows(0, out), a());
+  DenseScratch dense(wa.backend(), apart_a.dtype(), out, in);
+  for (const Part& p : parts) dense.put(p.begin, p.apart);
+  dense.times(wa, apart_a);
+}
+
 ThinShape JoinedLinear::thin_shape() const {
-  ThinShape shape{in, out, thin, matrix.dtype(), dropout > 0, {}};
+  ThinShape shape{in, out, thin, (matrix ? matrix : apart_a).dtype(), dropout > 0, {}};
   for (const Part& p : parts)
     if (p.a) shape.parts.push_back({p.begin, p.end, p.column, p.rank});
   return shape;
+}
+
+void JoinedLinear::times_wb(const Tensor& y, const Tensor& x, const Tensor& addend) const {
+  Backend& backend = y.backend();
+  if (matrix)
+    return backend.matmul_nt(y, GradMode::Write, 1.0, x, matrix.slice_rows(0, out), addend);
+  DenseScratch dense(backend, x.dtype(), out, in + thin);
+  for (const Part& p : parts) dense.put(p.begin, p.apart);
+  if (thin > 0) dense.put(0, in, apart_b);
+  dense.matmul_nt(y, x, addend);
+}
+
+void JoinedLinear::times_wa(const Tensor& dx, GradMode mode, const Tensor& dy) const {
+  Backend& backend = dx.backend();
+  const std::int64_t rows = dy.cols();  // N, or N + S
+  if (matrix)
+    return backend.matmul_nn(dx, mode, 1.0, dy, matrix.slice_cols(0, in).slice_rows(0, rows));
+  DenseScratch dense(backend, dy.dtype(), rows, in);
+  for (const Part& p : parts) dense.put(p.begin, p.apart);
+  if (rows > out) dense.put(out, 0, apart_a);
+  dense.matmul_nn(dx, mode, dy);
 }
 
 // y = h + x (W + scale B A)ᵀ + bias

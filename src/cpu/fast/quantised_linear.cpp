@@ -266,21 +266,23 @@ bool multiplies_quantised(const GgmlType& type) {
 
 QuantisedLinear::QuantisedLinear(Backend& backend, const Weight& w, const QuantisedTile* tile)
     : tile_(tile ? *tile : *quantised_tiles().back()),
-      layout_(find_layout(*w.quantised())),
+      layout_(find_layout(*w.quantised()->format.blocks)),
       rows_(w.shape()[0]),
       n_blocks_(w.shape()[1] / kBlock) {
-  check(layout_ >= 0, w.name(), ": no kernels for ", w.quantised()->name);
+  const GgmlType& type = *w.quantised()->format.blocks;
+  check(layout_ >= 0, w.name(), ": no kernels for ", type.name);
   const BlockLayout& layout = kBlockLayouts[layout_];
   const std::int64_t n_groups = (rows_ + kGroupRows - 1) / kGroupRows;
   group_bytes_ = layout.group_bytes(n_blocks_);
   packed_ = backend.empty(Tag::Weights, DType::U8, {n_groups, group_bytes_});
-  const std::uint8_t* blocks = w.blocks().data<std::uint8_t>();
+  const Tensor& codes = (*w.quantised())[Plane::Codes];
+  const std::uint8_t* blocks = codes.data<std::uint8_t>();
   std::uint8_t* packed = packed_.data<std::uint8_t>();
-  const std::int64_t row_bytes = w.blocks().cols();
+  const std::int64_t row_bytes = codes.cols();
   parallel_for(n_groups, w.numel(), [&](std::int64_t g) {
     const std::int64_t first = g * kGroupRows;
     const int rows = static_cast<int>(std::min<std::int64_t>(kGroupRows, rows_ - first));
-    pack_group(*w.quantised(), layout, blocks + first * row_bytes, row_bytes, rows, n_blocks_,
+    pack_group(type, layout, blocks + first * row_bytes, row_bytes, rows, n_blocks_,
                packed + g * group_bytes_);
   });
 }
@@ -348,9 +350,7 @@ void QuantisedLinear::forward(const Tensor& y, const Tensor& x) const {
 
 void quantised_row(const Weight& w, std::int64_t n, float* dst) {
   if (auto* packed = dynamic_cast<const QuantisedLinear*>(w.packed())) return packed->row(n, dst);
-  const GgmlType& type = *w.quantised();
-  type.decode(w.blocks().data<std::uint8_t>() + n * w.blocks().cols(),
-              w.shape()[1] / type.block_values, dst);
+  dequantise_rows(host_view(*w.quantised(), w.shape()), n, n + 1, dst);
 }
 
 }  // namespace lk::cpu

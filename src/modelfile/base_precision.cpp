@@ -1,0 +1,135 @@
+#include "modelfile/base_precision.h"
+
+#include <algorithm>
+#include <map>
+
+#include "modelfile/model_file.h"
+#include "modelfile/quantise.h"
+
+namespace lk {
+namespace {
+
+struct Name {
+  BasePrecision precision;
+  const char* name;
+};
+constexpr Name kNames[] = {{BasePrecision::Auto, "auto"},     {BasePrecision::Dense, "dense"},
+                           {BasePrecision::Stored, "stored"}, {BasePrecision::Nf4, "nf4"},
+                           {BasePrecision::Fp4, "fp4"},       {BasePrecision::Fp8, "fp8"}};
+
+std::optional<Encoding> own_encoding(BasePrecision precision) {
+  if (precision == BasePrecision::Nf4) return Encoding::Nf4;
+  if (precision == BasePrecision::Fp4) return Encoding::Fp4;
+  if (precision == BasePrecision::Fp8) return Encoding::Fp8;
+  return std::nullopt;
+}
+
+// Whether whole components of the tensor's name are `pattern`.
+bool names(const std::string& tensor, const std::string& pattern) {
+  return !pattern.empty() && ("." + tensor + ".").find("." + pattern + ".") != std::string::npos;
+}
+bool kept_dense(const WeightSlot& slot, const BaseStorage& storage) {
+  return std::any_of(storage.keep_dense.begin(), storage.keep_dense.end(),
+                     [&](const std::string& pattern) { return names(slot.name, pattern); });
+}
+
+// Embeddings and heads stay dense, as bitsandbytes leaves them.
+bool quantisable(const WeightSlot& slot, const BaseStorage& storage) {
+  return slot.linear && slot.role != Role::Head && !kept_dense(slot, storage);
+}
+
+void check_patterns(const std::vector<WeightSlot>& slots, const BaseStorage& storage) {
+  for (const std::string& pattern : storage.keep_dense)
+    require(std::any_of(slots.begin(), slots.end(),
+                        [&](const WeightSlot& slot) { return names(slot.name, pattern); }),
+            "`keep_dense` ", pattern, ": no module of the model is called so");
+}
+
+}  // namespace
+
+BasePrecision parse_base_precision(const std::string& text) {
+  for (const Name& one : kNames)
+    if (text == one.name) return one.precision;
+  throw UsageError(
+      concat("`base_precision` ", text, ": one of auto, dense, stored, nf4, fp4, fp8"));
+}
+
+const char* base_precision_name(BasePrecision precision) {
+  return std::find_if(std::begin(kNames), std::end(kNames),
+                      [&](const Name& n) { return n.precision == precision; })
+      ->name;
+}
+
+std::vector<HeldFormat> held_formats(const ModelFile& file, const BaseStorage& storage) {
+  std::vector<HeldFormat> formats(file.slots().size());
+  const std::optional<Encoding> encoding = own_encoding(storage.precision);
+  check_patterns(file.slots(), storage);
+  if (storage.precision == BasePrecision::Dense) return formats;
+  bool any = false;
+  for (std::size_t i = 0; i < formats.size(); ++i) {
+    const WeightSlot& slot = file.slots()[i];
+    const HeldFormat stored = file.quantised_format(slot);
+    if (encoding) {
+      if (!quantisable(slot, storage)) continue;
+      require(!stored, "`base_precision` ", base_precision_name(storage.precision), ": ",
+              file.path(), " holds ", slot.name, " as ", stored ? stored->name() : "",
+              " already: `base_precision` stored trains on it, dense dequantises it");
+      formats[i] = own_format(*encoding, slot.shape);
+    } else if (stored && !kept_dense(slot, storage) &&
+               (slot.linear || slot.role == Role::Embedding)) {
+      formats[i] = stored;
+    }
+    any = any || formats[i];
+  }
+  require(any || storage.precision != BasePrecision::Stored,
+          "`base_precision` stored: ", file.path(),
+          " holds nothing quantised: nf4, fp4 or fp8 quantise it as it is loaded");
+  return formats;
+}
+
+std::vector<HeldFormat> held_formats(const ModelConfig& config, const BaseStorage& storage) {
+  ModelWeights unused;
+  const std::vector<WeightSlot> slots = weight_slots(config, unused);
+  std::vector<HeldFormat> formats(slots.size());
+  const std::optional<Encoding> encoding = own_encoding(storage.precision);
+  check_patterns(slots, storage);
+  require(storage.precision != BasePrecision::Stored,
+          "`base_precision` stored: a shape without a file has nothing stored");
+  for (std::size_t i = 0; i < slots.size() && encoding; ++i)
+    if (quantisable(slots[i], storage)) formats[i] = own_format(*encoding, slots[i].shape);
+  return formats;
+}
+
+std::string describe_formats(const std::vector<HeldFormat>& formats) {
+  std::map<std::string, int> counts;
+  for (const HeldFormat& f : formats) ++counts[f ? f->name() : "dense"];
+  std::string text;
+  for (const auto& [name, n] : counts) text += concat(text.empty() ? "" : ", ", name, " x ", n);
+  return text;
+}
+
+void quantise_weights(Backend& backend, const ModelConfig& config, ModelWeights& weights,
+                      const BaseStorage& storage) {
+  const std::vector<HeldFormat> formats = held_formats(config, storage);
+  const std::vector<WeightSlot> slots = weight_slots(config, weights);
+  for (std::size_t i = 0; i < slots.size(); ++i) {
+    if (!formats[i]) continue;
+    Weight& w = *slots[i].weight;
+    const std::int64_t step =
+        std::max<std::int64_t>(1, kWeightBlockBytes / (4 * slots[i].shape.cols()));
+    const HostPlanes planes = quantise(
+        formats[i]->encoding, slots[i].shape, step,
+        [&](std::int64_t begin, std::int64_t end, float* dst) {
+          Tensor rows = backend.empty(Tag::Workspace, DType::F32, {end - begin, w.shape()[1]});
+          backend.copy(rows, w.values().slice_rows(begin, end));
+          backend.download(dst, rows, rows.bytes());
+        });
+    const DType dtype = w.dtype();
+    w = Weight();
+    w = Weight(slots[i].name, planes.upload(backend), slots[i].shape, dtype);
+  }
+  backend.trim();
+  backend.ledger().reset_peaks();
+}
+
+}  // namespace lk

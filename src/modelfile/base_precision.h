@@ -1,0 +1,51 @@
+// In how many bits a frozen base is held: decided matrix by matrix, by what the file holds.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "nn/config.h"
+#include "nn/model_weights.h"
+
+namespace lk {
+
+class ModelFile;
+
+enum class BasePrecision : std::uint8_t {
+  Auto,    // what is quantised in the file stays as stored, all else is dense
+  Dense,   // all dense, in the compute dtype
+  Stored,  // as Auto, and something must be quantised
+  Nf4,     // a dense base is quantised as it is loaded: the projections of all blocks
+  Fp4,
+  Fp8,
+};
+// auto, dense, stored, nf4, fp4, fp8. Throws UsageError.
+BasePrecision parse_base_precision(const std::string& text);
+const char* base_precision_name(BasePrecision precision);
+
+struct BaseStorage {
+  BasePrecision precision = BasePrecision::Dense;
+  std::vector<std::string> keep_dense =
+      {};  // modules: "down_proj", "layers.0", "model.layers.3.mlp"
+  bool operator==(const BaseStorage&) const = default;
+};
+
+// A matrix's format, nothing for what is dense.
+using HeldFormat = std::optional<QuantisedFormat>;
+
+// How each of the file's slots will be held, in their order. Throws UsageError if the file does not
+// fit the precision: nothing to keep as stored, or nothing dense to quantise.
+std::vector<HeldFormat> held_formats(const ModelFile& file, const BaseStorage& storage);
+// The formats of a model that no file holds: its file would be dense.
+std::vector<HeldFormat> held_formats(const ModelConfig& config, const BaseStorage& storage);
+
+// "nf4 x 210, dense x 63": for messages.
+std::string describe_formats(const std::vector<HeldFormat>& formats);
+
+// Quantises the projections of dense weights that are on their device already: for benches and tests.
+void quantise_weights(Backend& backend, const ModelConfig& config, ModelWeights& weights,
+                      const BaseStorage& storage);
+
+}  // namespace lk

@@ -1,0 +1,55 @@
+// Folders whose matrices are quantised already: how each is stored, and the way to our planes.
+//
+//   bitsandbytes        X.weight with X.weight.quant_state.bitsandbytes__nf4 (fp4) and its statistics
+//   fp8                 X.weight F8_E4M3 with X.weight_scale_inv or X.weight_scale
+//   pack-quantized      X.weight_packed, X.weight_scale, X.weight_shape (compressed-tensors)
+//   AWQ, GPTQ           X.qweight, X.qzeros, X.scales (, X.g_idx)
+//
+// What a tensor is follows from the tensors beside it, never from the config's lists of modules: a
+// matrix without such companions is dense. Config says only what tensors do not.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "io/json_fwd.h"
+#include "io/tensor_reader.h"
+#include "modelfile/host_planes.h"
+
+namespace lk {
+
+// What config.json says of the folder's quantisation.
+struct QuantisationConfig {
+  enum class Method : std::uint8_t { None, Bitsandbytes, Fp8, CompressedTensors, Awq, Gptq };
+  Method method = Method::None;
+  int gptq_zero_shift = 1;  // value = scale (code - zero - shift): 1 in version 1, 0 in version 2
+};
+// Reads `quantization_config`, refusing methods that are not read with what to load instead. Throws
+// InputError.
+QuantisationConfig parse_quantisation(const Json& config, const std::string& where);
+
+struct StoredMatrix {
+  enum class Layout : std::uint8_t { Bitsandbytes, Fp8, PackQuantized, Awq, Gptq };
+  Layout layout = Layout::Bitsandbytes;
+  QuantisedFormat format;
+  float offset = 0;
+  int zero_shift = 0;
+  std::string base;                // X
+  std::vector<std::string> names;  // all tensors that belong to it
+};
+
+// How `weight` (X.weight), a matrix of `shape`, is stored: nothing if it is dense. Checks the
+// companions' types and sizes and small tables. Throws InputError naming file, tensor and rule.
+std::optional<StoredMatrix> find_stored_matrix(const TensorReader& reader,
+                                               const std::vector<std::string>& sorted_names,
+                                               const std::string& weight, const Shape& shape,
+                                               const QuantisationConfig& config);
+
+// Reads the matrix. Throws InputError for scales that are not finite, or negative where they can't
+// be, and for codes that are no numbers.
+HostPlanes read_stored_matrix(const TensorReader& reader, const StoredMatrix& stored,
+                              const Shape& shape);
+
+}  // namespace lk

@@ -1,0 +1,44 @@
+// DenseScratch: a dense matrix that lives as long as one product, made of quantised weights.
+//
+// It takes no copies and never hands its numbers out as a Tensor, so nothing can keep them: no node
+// of a tape can save them. Two products in a row use the same memory.
+#pragma once
+
+#include "tensor/backend.h"
+
+namespace lk {
+
+class DenseScratch {
+ public:
+  // (rows, cols) without values.
+  DenseScratch(Backend& backend, DType dtype, std::int64_t rows, std::int64_t cols)
+      : matrix_(backend.empty(Tag::Workspace, dtype, {rows, cols})) {}
+  // The values of w.
+  DenseScratch(Backend& backend, const Weight& w)
+      : DenseScratch(backend, w.dtype(), w.shape()[0], w.shape()[1]) {
+    put(0, w);
+  }
+  DenseScratch(const DenseScratch&) = delete;
+  DenseScratch& operator=(const DenseScratch&) = delete;
+
+  // Puts a weight, dense or not, at (row, 0), and a matrix of the same dtype at (row, col).
+  void put(std::int64_t row, const Weight& w);
+  void put(std::int64_t row, std::int64_t col, const Tensor& x);
+
+  // y (T,N) = x (T,K) Sᵀ, or dx (T,K) (+)= dy (T,N) S: what linear_forward and linear_backward_x
+  // compute of a dense weight.
+  void linear_forward(const Tensor& y, const Tensor& x) const;
+  void linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy) const;
+  // As Backend::matmul_nt and matmul_nn.
+  void matmul_nt(const Tensor& y, const Tensor& x, const Tensor& addend) const;
+  void matmul_nn(const Tensor& dx, GradMode mode, const Tensor& dy) const;
+  // c (N,R) = S (N,K) a (R,K)ᵀ
+  void times(const Tensor& c, const Tensor& a) const;
+  // Calls look(first, last, rows) for parts of the rows, on several threads.
+  void look(const Backend::LookAtUnits& look) const;
+
+ private:
+  Tensor matrix_;
+};
+
+}  // namespace lk

@@ -1,0 +1,133 @@
+// GPU against CPU: quantised matrices come out the same, bit for bit, and so do products with them.
+#include <cstring>
+
+#include "io/ggml_blocks.h"
+#include "io/safetensors.h"
+#include "modelfile/stored_quantised.h"
+#include "parity.h"
+#include "tensor/quantised_kernels.h"
+
+using namespace lk;
+using namespace lk::test;
+
+namespace {
+
+const std::string kFormats = std::string(LK_TEST_DATA) + "/golden/quantised/formats.safetensors";
+
+// ggml's types that training keeps in blocks, and where their halves lie.
+struct Type {
+  std::uint32_t id;
+  std::vector<int> halves;
+};
+const std::vector<Type>& types() {
+  static const std::vector<Type> all = {
+      {2, {0}},     {3, {0, 2}},  {6, {0}},    {7, {0, 2}}, {8, {0}},  {10, {80, 82}}, {11, {108}},
+      {12, {0, 2}}, {13, {0, 2}}, {14, {208}}, {20, {0}},   {23, {0}}, {39, {}}};
+  return all;
+}
+
+std::vector<std::uint8_t> random_blocks(const Type& t, std::int64_t N, std::int64_t K,
+                                        unsigned seed) {
+  const GgmlType& type = *find_ggml_type(t.id);
+  std::mt19937 rng(seed);
+  std::vector<std::uint8_t> blocks(static_cast<std::size_t>(N * type.row_bytes(K)));
+  for (std::uint8_t& b : blocks) b = static_cast<std::uint8_t>(rng());
+  for (std::size_t at = 0; at < blocks.size(); at += type.block_bytes) {
+    if (t.halves.empty()) blocks[at] = static_cast<std::uint8_t>(rng() % 200);  // an exponent
+    for (int half : t.halves) {
+      const auto bits = static_cast<std::uint16_t>((rng() % 0x3000) | (rng() % 2) << 15);
+      std::memcpy(blocks.data() + at + static_cast<std::size_t>(half), &bits, sizeof bits);
+    }
+  }
+  return blocks;
+}
+
+QuantisedMatrix upload(Backend& backend, const HostPlanes& planes) {
+  return planes.upload(backend);
+}
+
+// Both devices' dense form of a matrix, in windows of several layouts; and looked up as a table.
+void check_same(const std::string& what, const HostPlanes& planes) {
+  const std::int64_t N = planes.shape[0], K = planes.shape[1];
+  for (DType dtype : kDTypes) {
+    const Weight there("w", upload(gpu(), planes), planes.shape, dtype),
+        here("w", upload(oracle(), planes), planes.shape, dtype);
+    for (Layout layout : {kContiguous, kStrided, kOdd}) {
+      const std::vector<double> before(static_cast<std::size_t>(N * K), 3);
+      Guarded a(gpu(), dtype, N, K, layout, before), b(oracle(), dtype, N, K, layout, before);
+      gpu().quantised_kernels()->dequantise(a.matrix(), there);
+      oracle().quantised_kernels()->dequantise(b.matrix(), here);
+      a.values(what);  // looks at the guards
+      CHECK_MESSAGE(a.bytes() == b.bytes(), what, " ", dtype_name(dtype), " pad ", layout.pad);
+    }
+    std::vector<std::int32_t> index = {static_cast<std::int32_t>(N - 1), 0,
+                                       static_cast<std::int32_t>(N / 2), 0};
+    Tensor y = gpu().empty(Tag::Workspace, dtype, {4, K}),
+           want = oracle().empty(Tag::Workspace, dtype, {4, K});
+    gpu().embedding_forward(y, there, to_device(gpu(), Tag::Workspace, index));
+    oracle().embedding_forward(want, here, to_device(oracle(), Tag::Workspace, index));
+    CHECK_MESSAGE(to_host_f64(y) == to_host_f64(want), what, ": as a table");
+  }
+}
+
+HostPlanes blocks_of(const Type& t, std::int64_t N, std::int64_t K, unsigned seed) {
+  HostPlanes planes(block_format(*find_ggml_type(t.id)), {N, K});
+  const std::vector<std::uint8_t> raw = random_blocks(t, N, K, seed);
+  std::memcpy(planes.data<std::uint8_t>(Plane::Codes), raw.data(), raw.size());
+  return planes;
+}
+
+}  // namespace
+
+TEST_CASE("cuda: ggml's blocks are dequantised as on the CPU, bit for bit") {
+  LK_NEEDS_GPU();
+  for (const Type& t : types())
+    for (auto [N, K] : {std::pair<std::int64_t, std::int64_t>{1, 256}, {7, 512}, {65, 2304}})
+      check_same(concat(find_ggml_type(t.id)->name, " (", N, ",", K, ")"), blocks_of(t, N, K, 5));
+  check_same("Q4_0 of 96 columns", blocks_of(types()[0], 5, 96, 2));
+}
+
+TEST_CASE("cuda: pre-quantised formats are dequantised as on the CPU, bit for bit") {
+  LK_NEEDS_GPU();
+  const SafetensorsFile file(kFormats);
+  const std::vector<std::string> names = file.names();
+  for (const std::string& name : names) {
+    if (!name.ends_with(".expected")) continue;
+    const std::string base = name.substr(0, name.rfind('.'));
+    QuantisationConfig config;
+    config.method =
+        base == "awq" ? QuantisationConfig::Method::Awq : QuantisationConfig::Method::Gptq;
+    const Shape shape = file.shape(name);
+    const auto stored = find_stored_matrix(file, names, base + ".weight", shape, config);
+    REQUIRE(stored.has_value());
+    check_same(base, read_stored_matrix(file, *stored, shape));
+  }
+}
+
+TEST_CASE("cuda: products with a quantised weight are those with its dense values, bit for bit") {
+  LK_NEEDS_GPU();
+  const std::int64_t N = 320, K = 512;
+  for (const Type& t : types()) {
+    const HostPlanes planes = blocks_of(t, N, K, 8);
+    for (DType dtype : kDTypes) {
+      const Weight w("w", upload(gpu(), planes), {N, K}, dtype);
+      Tensor values = gpu().empty(Tag::Workspace, dtype, {N, K});
+      gpu().quantised_kernels()->dequantise(values, w);
+      const Weight dense("w", values);
+      for (std::int64_t T : {1, 5, 64, 200}) {
+        Tensor x = random_tensor(gpu(), dtype, {T, K}, 1),
+               dy = random_tensor(gpu(), dtype, {T, N}, 2);
+        Tensor y = gpu().empty(Tag::Workspace, dtype, {T, N}),
+               want = gpu().empty(Tag::Workspace, dtype, {T, N});
+        gpu().linear_forward(y, x, w);
+        gpu().linear_forward(want, x, dense);
+        CHECK_MESSAGE(to_host_f64(y) == to_host_f64(want), find_ggml_type(t.id)->name, " T ", T);
+        Tensor dx = random_tensor(gpu(), dtype, {T, K}, 3),
+               want_dx = random_tensor(gpu(), dtype, {T, K}, 3);
+        gpu().linear_backward_x(dx, GradMode::Add, dy, w);
+        gpu().linear_backward_x(want_dx, GradMode::Add, dy, dense);
+        CHECK_MESSAGE(to_host_f64(dx) == to_host_f64(want_dx), find_ggml_type(t.id)->name);
+      }
+    }
+  }
+}
