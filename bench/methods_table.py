@@ -161,6 +161,7 @@ class Bench:
         self.run("finetune", "--model", self.args.model, "--data", self.path("train.jsonl"), "--eval-data",
                  self.path("dev.jsonl"), "--out", folder, "--steps", steps, "--batch", self.b["batch"], "--schedule",
                  "linear", "--warmup", max(1, steps // 10), "--eval-every", 0, "--keep", "last", "--samples", 0,
+                 "--base-precision", "dense",
                  *(["--lr", rate] if rate else []), *flags, *more)
 
     def dev_losses(self, folder, flags, rates, seed):
