@@ -10,6 +10,12 @@ and must equal that region of the file, which lies between these two lines, less
     // region: the node
     // endregion
 
+Code of the engine itself is quoted without marks in it, by how its first line begins:
+
+    <!-- from src/autograd/tape.cpp: "Sink Tape::sink" -->
+    <!-- from src/autograd/ops/norm.cpp: "// dx = rstd" to "struct RmsNormNode" -->
+
+The first is that statement or definition, up to its end; the second goes from one line to the end of another's definition.
 
     check_docs.py [--fix] [ROOT]        --fix writes the regions into the documents
 """
@@ -44,6 +50,60 @@ def regions(text, path):
     return found
 
 
+def line_that_begins(lines, start, path):
+    """The index of the only line that begins with `start`, whatever its indentation. Raises ValueError."""
+    at = [i for i, line in enumerate(lines) if line.strip().startswith(start)]
+    if len(at) != 1:
+        raise ValueError(f"{path}: {len(at)} lines begin with '{start}', not one")
+    return at[0]
+
+
+def end_of(lines, first, path):
+    """The index of the last line of the statement or definition that begins at line `first`: where its braces are
+    closed and a line ends with ';' or '}'. Raises ValueError if there is none."""
+    depth = 0
+    if lines[first].startswith("#"):
+        return first
+    for i in range(first, len(lines)):
+        code = re.sub(r"//.*", "", re.sub(r"'[{}]'", "", lines[i])).strip()
+        depth += code.count("{") - code.count("}")
+        if depth == 0 and code.endswith((";", "}")) and not code.startswith("#"):
+            return i
+    raise ValueError(f"{path}:{first + 1}: what begins here does not end")
+
+
+def line_range(text, begin, end, path):
+    """(first, last), counted from 1: from the line that begins with `begin` to the end of what begins there or, if `end`
+    is given, of what begins with `end`. Raises ValueError."""
+    lines = text.splitlines()
+    first = line_that_begins(lines, begin, path)
+    last = end_of(lines, line_that_begins(lines, end, path) if end else first, path)
+    if last < first:
+        raise ValueError(f"{path}: '{end}' ends before '{begin}'")
+    return first + 1, last + 1
+
+
+def less_indentation(lines):
+    """The lines as one text, less the indentation that they share; preprocessor lines begin at the left and don't count."""
+    shared = min((len(line) - len(line.lstrip()) for line in lines if line.strip() and not line.startswith("#")), default=0)
+    return "\n".join(line if line.startswith("#") else line[shared:] for line in lines)
+
+
+QUOTED = re.compile(r'"(.+?)"(?: to "(.+)")?$')
+
+
+def source_block(text, name, path):
+    """The code that a mark names, by its first line or as a region. Raises ValueError."""
+    quoted = QUOTED.match(name)
+    if quoted:
+        first, last = line_range(text, quoted.group(1), quoted.group(2), path)
+        return less_indentation(text.splitlines()[first - 1:last])
+    found = regions(text, path)
+    if name not in found:
+        raise ValueError(f"{path} has no region '{name}'")
+    return found[name]
+
+
 def expected(block, language, source, where, read, wrong):
     """The lines that should stand in a block of a document; what is amiss is appended to `wrong`."""
     if source is None:
@@ -52,12 +112,9 @@ def expected(block, language, source, where, read, wrong):
         return block
     path, region = source.groups()
     try:
-        code = regions(read(path), path).get(region)
+        code = source_block(read(path), region, path)
     except (OSError, ValueError) as error:
         wrong.append(f"{where}: {error}")
-        return block
-    if code is None:
-        wrong.append(f"{where}: {path} has no region '{region}'")
         return block
     want = code.split("\n")
     if block != want:
@@ -108,6 +165,14 @@ def self_test():
         if path not in files:
             raise FileNotFoundError(f"no file {path}")
         return files[path]
+
+    files["f.cpp"] = "// one\nint f(int x = {}) {\n  if (x) {  // }\n    return 1;\n  }\n  return '}';\n}\nint g;\n"
+    quoted = '<!-- from f.cpp: "// one" to "int f(" -->\n```cpp\n' + "\n".join(files["f.cpp"].split("\n")[:7]) + "\n```\n"
+    assert check(quoted, "d.md", read) == (quoted, []), check(quoted, "d.md", read)
+    assert line_range(files["f.cpp"], "if (x)", None, "f.cpp") == (3, 5)
+    assert less_indentation(["  a", "#b", "", "    c"]) == "a\n#b\n\n  c"
+    for bad in [quoted.replace("int f(", "int h("), quoted.replace('"// one"', '"int"'), quoted.replace("return 1", "return 2")]:
+        assert check(bad, "d.md", read)[1], bad
 
     good = "text\n<!-- from x.cpp: one -->\n```cpp\nint b;\n  int c;\n```\n```sh\nls\n```\n"
     assert check(good, "d.md", read) == (good, []), check(good, "d.md", read)
