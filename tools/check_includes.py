@@ -4,7 +4,7 @@
     tensor <- cpu, cuda         one folder a device; a layer above includes neither
     tensor <- io <- text        bytes from files, and what is made of them
     tensor <- autograd <- nn    the maths: nn sees two small headers of text/, and no file
-    io, nn <- modelfile <- lora, methods <- run <- tools, bench, tests, examples
+    io, nn <- modelfile <- lora, methods <- run <- tools, bench, tests, examples, exercises
 
 Prints each offending line as path:line: reason and exits 1. Usage: check_includes.py [ROOT]
 """
@@ -32,7 +32,7 @@ EXCEPTIONS = {
     "nn": {"text/row.h", "text/text_stream.h"},  # what a batch is made of, what generated ids become
 }
 # Programs stand above all layers.
-PROGRAMS = {"tools", "bench", "tests", "examples"}
+PROGRAMS = {"tools", "bench", "tests", "examples", "exercises"}
 # The only header that opens devices, and who may include it.
 DOOR = "cuda/open_device.h"
 MAY_OPEN_DOOR = {"lora", "run", "cuda"} | PROGRAMS

@@ -22,7 +22,7 @@ from check_docs import line_range
 
 LINK = re.compile(r"\[[^\]]*\]\(([^()\s]+)\)|<(?:img|source|a)\b[^>]*?\b(?:src|srcset|href)=\"([^\"]+)\"")
 LINES = re.compile(r"\[(`[^`]+`)(?:, lines (\d+) to (\d+))?\]\((\S+?)#L(\d+)-L(\d+)\)(?:: `([^`]+)`(?: to `([^`]+)`)?)?")
-NAMED = re.compile(r"`((?:src|tools|tests|bench|docs|examples/(?:data|embed))/[\w./-]*\w)/?`")
+NAMED = re.compile(r"`((?:src|tools|tests|bench|docs|examples|exercises)/[\w./-]*\w)/?`")
 COUNTED = re.compile(r"^(#+ .*)\((\d+) lines, (\d+) minutes\)$")
 
 

@@ -50,7 +50,7 @@ fetch_model || warn "no base model: the tests that need it are skipped"
 check "format and style" bash tools/check_style.sh
 
 configure_build kernels
-if compile build; then
+if compile build all exercises; then
   say "Tests"
   run_tests build
 else
