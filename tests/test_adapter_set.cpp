@@ -101,7 +101,7 @@ std::unique_ptr<Transformer> block_transformer(Backend& backend, DType dtype, co
         Tensor t = backend.empty(Tag::Weights, DType::U8,
                                  {slot.shape[0], stored.row_bytes(slot.shape[1])});
         backend.upload(t, blocks.data(), blocks.size());
-        *slot.weight = Weight(slot.name, t, slot.shape, stored, dtype);
+        *slot.weight = Weight(slot.name, of_blocks(t, stored), slot.shape, dtype);
         if (slot.linear) backend.prepare_linear(*slot.weight);
         continue;
       }

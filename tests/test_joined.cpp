@@ -23,9 +23,17 @@ struct JoinedSubject {
   std::unique_ptr<Adapter> adapter;
 
   JoinedSubject(DType dtype, const LoraConfig& config, bool joined,
-                std::unique_ptr<Backend> device = make_cpu_backend(CpuMode::Reference))
+                std::unique_ptr<Backend> device = make_cpu_backend(CpuMode::Reference),
+                bool quantised = false)
       : backend(std::move(device)) {
-    model = tiny_transformer(*backend, dtype);
+    if (quantised) {
+      ModelWeights weights = random_weights(*backend, tiny_config(), dtype, 7);
+      quantise_weights(*backend, tiny_config(), weights, {BasePrecision::Nf4, {"v_proj"}});
+      model =
+          std::make_unique<Transformer>(*backend, tiny_config(), std::move(weights), dtype, 256);
+    } else {
+      model = tiny_transformer(*backend, dtype);
+    }
     adapter = std::make_unique<Adapter>(*model, config);
     if (joined) REQUIRE(join_projections(*model, *adapter));
     randomize_b(*adapter, 11, 0.5);
@@ -152,9 +160,9 @@ TEST_CASE("over quantised weights, joined or not, training is that over their de
     return all;
   };
   for (DType dtype : {DType::F64, DType::BF16})
-    for (const LoraConfig& config :
-         {tiny_lora(), rank3({"q_proj", "v_proj"}),
-          rank3({"layers.0.mlp.down_proj", "layers.1.mlp.gate_proj"}), with_dropout(tiny_lora())})
+    for (const LoraConfig& config : {tiny_lora(), rank3({"q_proj", "v_proj"}),
+                                     rank3({"layers.0.mlp.down_proj", "layers.1.mlp.gate_proj"}),
+                                     with_dropout(tiny_lora()), with_dora(tiny_lora())})
       for (bool joined : {false, true})
         CHECK(run(dtype, config, joined, true) == run(dtype, config, joined, false));
 }
@@ -283,31 +291,34 @@ TEST_CASE("cuda: joined projections give the plain model's loss and gradients, B
         with_dropout(rank8({"q_proj", "v_proj", "up_proj"})), mixed_ranks(16, 24),
         mixed_ranks(32, 16), with_dropout(mixed_ranks(24, 16)), mixed_ranks(3, 16),
         with_dora(rank8({"all-linear"})), with_dora(rank3({"q_proj", "down_proj"}))}) {
-    JoinedSubject exact(DType::F32, config, false),
-        plain(DType::BF16, config, false, open_device("auto")),
-        joined(DType::BF16, config, true, open_device("auto"));
-    auto want = exact.loss_and_gradients(rows), other = plain.loss_and_gradients(rows),
-         have = joined.loss_and_gradients(rows);
-    CHECK(have == joined.loss_and_gradients(rows));  // the same bits again
-    // As far from the F32 result as the plain path is, which rounds at other places.
-    for (std::size_t i = 0; i < want.size(); ++i) {
-      double scale = 0, plain_error = 0, joined_error = 0;
-      for (std::size_t j = 0; j < want[i].size(); ++j) {
-        scale += want[i][j] * want[i][j];
-        plain_error += std::pow(other[i][j] - want[i][j], 2);
-        joined_error += std::pow(have[i][j] - want[i][j], 2);
+    for (bool quantised : {false, true}) {
+      JoinedSubject exact(DType::F32, config, false, make_cpu_backend(CpuMode::Reference),
+                          quantised),
+          plain(DType::BF16, config, false, open_device("auto"), quantised),
+          joined(DType::BF16, config, true, open_device("auto"), quantised);
+      auto want = exact.loss_and_gradients(rows), other = plain.loss_and_gradients(rows),
+           have = joined.loss_and_gradients(rows);
+      CHECK(have == joined.loss_and_gradients(rows));  // the same bits again
+      // As far from the F32 result as the plain path is, which rounds at other places.
+      for (std::size_t i = 0; i < want.size(); ++i) {
+        double scale = 0, plain_error = 0, joined_error = 0;
+        for (std::size_t j = 0; j < want[i].size(); ++j) {
+          scale += want[i][j] * want[i][j];
+          plain_error += std::pow(other[i][j] - want[i][j], 2);
+          joined_error += std::pow(have[i][j] - want[i][j], 2);
+        }
+        CHECK_MESSAGE(joined_error < 4 * plain_error + 1e-4 * scale, "gradient ", i, ": ",
+                      std::sqrt(joined_error / scale), " of its size, plain ",
+                      std::sqrt(plain_error / scale));
       }
-      CHECK_MESSAGE(joined_error < 4 * plain_error + 1e-4 * scale, "gradient ", i, ": ",
-                    std::sqrt(joined_error / scale), " of its size, plain ",
-                    std::sqrt(plain_error / scale));
     }
   }
 }
 
 TEST_CASE("cuda: recorded steps give the bits of steps launched one by one") {
   if (n_gpus() == 0) LK_SKIP("no GPU");
-  auto train = [](const LoraConfig& lora, bool record, std::int64_t& recorded) {
-    JoinedSubject s(DType::BF16, lora, false, open_device("auto"));
+  auto train = [](const LoraConfig& lora, bool quantised, bool record, std::int64_t& recorded) {
+    JoinedSubject s(DType::BF16, lora, false, open_device("auto"), quantised);
     TrainerConfig config;
     config.schedule = {ScheduleKind::Cosine, 1e-2, 2, 8};
     config.record = record;
@@ -329,10 +340,12 @@ TEST_CASE("cuda: recorded steps give the bits of steps launched one by one") {
   };
   // With dropout each step has masks of its own, recorded or not.
   for (const LoraConfig& lora : {tiny_lora(), with_dropout(tiny_lora()), with_dora(tiny_lora())}) {
-    std::int64_t with = 0, without = 0;
-    CHECK(train(lora, true, with) == train(lora, false, without));
-    CHECK(with == 6);  // all but the first, and the one of another shape
-    CHECK(without == 0);
+    for (bool quantised : {false, true}) {
+      std::int64_t with = 0, without = 0;
+      CHECK(train(lora, quantised, true, with) == train(lora, quantised, false, without));
+      CHECK(with == 6);  // all but the first, and the one of another shape
+      CHECK(without == 0);
+    }
   }
 }
 

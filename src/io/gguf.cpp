@@ -124,9 +124,10 @@ void GgufFile::read_rows(const std::string& name, std::int64_t begin, std::int64
                          float* dst) const {
   const GgufTensor& t = impl_->tensor(name);
   if (t.type->decode == nullptr)
-    throw InputError(path() + ": tensor " + printable(name) + ": stored as " + t.type->name +
-                     ", which can't be read (F32, F16, BF16, Q4_0 to Q8_0, Q2_K to Q6_K, IQ4_NL, IQ4_XS "
-                     "and MXFP4 can)");
+    throw InputError(
+        path() + ": tensor " + printable(name) + ": stored as " + t.type->name +
+        ", which can't be read (F32, F16, BF16, Q4_0 to Q8_0, Q2_K to Q6_K, IQ4_NL, IQ4_XS "
+        "and MXFP4 can)");
   read_block_rows(impl_->file, name, t.shape, t.offset,
                   {t.type->block_values, t.type->block_bytes, t.type->decode}, begin, end, dst);
 }

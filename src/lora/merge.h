@@ -27,7 +27,7 @@ struct MergeSettings {
   // Merge into this model instead: `model`, on which the adapters were trained, before it was
   // quantised. Empty: into `model`, dequantised.
   std::string onto = {};
-  bool verify = true;       // load the result and compare its logits before it gets its name
+  bool verify = true;  // load the result and compare its logits before it gets its name
   std::uint64_t shard_bytes = 5'000'000'000;
 };
 

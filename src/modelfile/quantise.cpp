@@ -28,8 +28,7 @@ struct SortedBook {
   explicit SortedBook(const std::array<float, 16>& book) {
     std::iota(codes.begin(), codes.end(), std::uint8_t{0});
     std::stable_sort(codes.begin(), codes.end(), [&](auto a, auto b) { return book[a] < book[b]; });
-    for (std::size_t i = 0; i < 15; ++i)
-      midpoints[i] = (book[codes[i]] + book[codes[i + 1]]) / 2;
+    for (std::size_t i = 0; i < 15; ++i) midpoints[i] = (book[codes[i]] + book[codes[i + 1]]) / 2;
   }
   // The code nearest to x; midway the lower value's.
   std::uint8_t code(float x) const {

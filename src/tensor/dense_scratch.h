@@ -4,6 +4,8 @@
 // of a tape can save them. Two products in a row use the same memory.
 #pragma once
 
+#include <optional>
+
 #include "tensor/backend.h"
 
 namespace lk {
@@ -39,6 +41,34 @@ class DenseScratch {
 
  private:
   Tensor matrix_;
+};
+
+// Bytes that a weight takes where it lies.
+inline double stored_bytes(const Weight& w) {
+  double bytes = w.quantised() ? 0 : static_cast<double>(w.values().bytes());
+  if (!w.quantised()) return bytes;
+  for (const Tensor& plane : w.quantised()->planes)
+    if (plane) bytes += static_cast<double>(plane.bytes());
+  return bytes;
+}
+
+// A weight for several products: a quantised one is dequantised once for all of them. `w` must stay.
+class DenseWeight {
+ public:
+  DenseWeight(Backend& backend, const Weight& w) : backend_(backend), w_(w) {
+    if (w.quantised() && w.has_values()) dense_.emplace(backend, w);
+  }
+  void linear_forward(const Tensor& y, const Tensor& x) const {
+    dense_ ? dense_->linear_forward(y, x) : backend_.linear_forward(y, x, w_);
+  }
+  void linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy) const {
+    dense_ ? dense_->linear_backward_x(dx, mode, dy) : backend_.linear_backward_x(dx, mode, dy, w_);
+  }
+
+ private:
+  Backend& backend_;
+  const Weight& w_;
+  std::optional<DenseScratch> dense_;
 };
 
 }  // namespace lk

@@ -2,6 +2,7 @@
 
 #include "autograd/trained.h"
 #include "autograd/work.h"
+#include "tensor/dense_scratch.h"
 
 namespace lk {
 namespace {
@@ -84,25 +85,17 @@ OpFamily family_of(const Tensor& c, const Tensor& b) {
   return std::min({c.cols(), b.rows(), b.cols()}) > 128 ? OpFamily::BaseLinear : OpFamily::Lora;
 }
 
-// Bytes that a frozen matrix takes where it lies.
-double stored(const Weight& w) {
-  if (!w.quantised()) return work::size(w.values());
-  double bytes = 0;
-  for (const Tensor& plane : w.quantised()->planes) bytes += work::size(plane);
-  return bytes;
-}
-
 }  // namespace
 
 Work work::linear_forward(const Tensor& y, const Tensor& x, const Weight& w) {
   Work work = product(OpFamily::BaseLinear, y, GradMode::Write, x, {}, w.shape()[1]);
-  work.bytes += stored(w);
+  work.bytes += stored_bytes(w);
   return work;
 }
 
 Work work::linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy, const Weight& w) {
   Work work = product(OpFamily::BaseLinear, dx, mode, dy, {}, w.shape()[0]);
-  work.bytes += stored(w);
+  work.bytes += stored_bytes(w);
   return work;
 }
 

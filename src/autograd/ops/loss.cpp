@@ -3,6 +3,7 @@
 #include "autograd/ops.h"
 #include "autograd/ops/loss_node.h"
 #include "autograd/work.h"
+#include "tensor/dense_scratch.h"
 
 namespace lk {
 namespace {
@@ -25,16 +26,16 @@ Tensor head_chunks(Backend& backend, const Tensor& dx, const Tensor& x, const We
   check(chunk_rows > 0, "head_loss: chunks of ", chunk_rows, " rows");
 
   const std::int64_t most = std::min(n, chunk_rows);
+  const DenseWeight w(backend, head);  // for all chunks
   Tensor losses = backend.empty(Tag::Workspace, stat_dtype(x.dtype()), {n});
   Tensor buffer = backend.empty(Tag::Workspace, x.dtype(), {most, V});
   for (std::int64_t begin = 0; begin < n; begin += most) {
     const std::int64_t end = std::min(n, begin + most);
     Tensor logits = buffer.slice_rows(0, end - begin);
-    backend.linear_forward(logits, x.slice_rows(begin, end), head);
+    w.linear_forward(logits, x.slice_rows(begin, end));
     backend.cross_entropy(losses.slice_rows(begin, end), logits, targets.slice_rows(begin, end),
                           dx.defined(), scale.alpha, scale.factor, scale.smoothing);
-    if (dx.defined())
-      backend.linear_backward_x(dx.slice_rows(begin, end), GradMode::Write, logits, head);
+    if (dx.defined()) w.linear_backward_x(dx.slice_rows(begin, end), GradMode::Write, logits);
   }
   return losses;
 }
