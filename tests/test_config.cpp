@@ -303,7 +303,7 @@ TEST_CASE("config.json: fields that every class of transformers has are refused 
     check_family_refusals(model, {{"per_layer_config", {{"0", {{"num_attention_heads", 1}}}}},
                                   {"is_encoder_decoder", true},
                                   {"is_causal", false},
-                                  {"quantization_config", {{"quant_method", "awq"}}},
+                                  {"quantization_config", {{"quant_method", "hqq"}}},
                                   {"auto_map", {{"AutoModelForCausalLM", "a.B"}}}});
   // Other families' names for GPT-2's sizes win in transformers.
   check_family_refusals("gpt2", {{"hidden_size", 32},
@@ -393,7 +393,7 @@ TEST_CASE("config.json: what would change the maths is refused by name") {  // C
   check_refused("attention_multiplier", 0.0078125);
   check_refused("query_pre_attn_scalar", 256);
   check_refused("attention_dropout", 0.1);
-  check_refused("quantization_config", {{"quant_method", "gptq"}});
+  check_refused("quantization_config", {{"quant_method", "hqq"}});
   check_refused("num_local_experts", 8);
   check_refused("no_rope_layers", {1, 1, 0});
   check_refused("layer_types", {"full_attention", "sliding_attention", "full_attention"});

@@ -7,6 +7,7 @@
 #include "io/json.h"
 #include "modelfile/config.h"
 #include "modelfile/family_files.h"
+#include "modelfile/stored_quantised.h"
 
 namespace lk {
 namespace {
@@ -364,6 +365,7 @@ ModelConfig config_from_json(const Json& json, const std::string& where) {
   check_activation(json, c.mlp, where);
   c.tie_embeddings = json_bool_or(json, "tie_word_embeddings", files.tied_by_default, where);
   refuse_unsupported(json, files, where);
+  parse_quantisation(json, where);  // refuses what is not read
   c.bos_id = parse_id(json, "bos_token_id", where);
   c.eos_ids = parse_eos(json, where);
   c.stored_dtype = parse_dtype(json, where);
