@@ -1,0 +1,124 @@
+// One run of finetune(), from its settings to its last file: inside src/run only. finetune.cpp begins
+// it, finetune_train.cpp trains and saves, finetune_end.cpp proves, reports and records.
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <optional>
+
+#include "io/json.h"
+#include "io/output_folder.h"
+#include "run/evaluation_watch.h"
+#include "run/finetune.h"
+#include "run/live_report.h"
+#include "run/resume.h"
+#include "run/run_files.h"
+#include "run/run_identity.h"
+#include "run/run_record.h"
+#include "run/shared_base.h"
+
+namespace lk {
+
+class FinetuneRun {
+ public:
+  // `shared`: the base to run on, loaded already or by this run; null: one of its own.
+  FinetuneRun(const FinetuneSettings& settings, FinetuneRows* rows, SharedBase* shared,
+              FinetuneListener& listener, const std::atomic<int>& stop)
+      : base_(shared ? *shared : own_base_),
+        rows_(rows),
+        s_(settings),
+        listener_(listener),
+        stop_(stop) {}
+  ~FinetuneRun();
+
+  FinetuneResult go();
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  static double seconds_since(Clock::time_point start) {
+    return std::chrono::duration<double>(Clock::now() - start).count();
+  }
+
+  // Finds out before a weight is read whether the run is out of memory.
+  void plan();
+  void load();
+
+  // An adapter to start from was trained on this base, or does not say on which.
+  void check_init_base();
+  void make_trained_method();
+  void build();
+  std::optional<Evaluation> evaluate_now();
+  void train();
+
+  // Writes the reports that are due. The device may be a step ahead of them; with `drain` all are
+  // written.
+  void report_steps(bool drain);
+
+  // The checkpoint comes first: a run killed in between can go on, whereas an adapter without one is
+  // no state to go on from.
+  void save();
+  void save_state();
+  void save_kept_adapter();
+
+  const char* noun() const { return method_->replaces_base() ? "model" : "adapter"; }
+
+  // Does what a run can go on without, as it will be tried again: a disk that is full now may have
+  // room later, and what was saved before is as it was. Returns whether it was done.
+  bool attempt(const std::function<void()>& work);
+
+  // Saves, checks the proofs, then writes the rest: a failing check must not lose anything. The
+  // checkpoint of a finished run stays, so that more steps can go on from it. It may fail once: the
+  // adapter matters more.
+  void finish();
+  void say_which_was_kept();
+
+  // Which adapter was saved, and whether the run taught anything that shows on other rows.
+  void say_what_was_kept();
+
+  // Continuations by the adapter as it is now, for metrics.jsonl and the report.
+  void sample_now();
+
+  // Called once everything that counts is on the disk, and during the run, without samples then. A
+  // stopped run makes no samples either, as it has no time.
+  void write_report(const std::string& status);
+
+  // Tells whoever looks into the folder that the run has ended. The caller throws what ended it,
+  // whatever becomes of this.
+  void say_failed(const std::string& why) noexcept;
+  void write_card();
+  void write_run_json(const std::string& status);
+
+  // The content of run.json. While the base is still being hashed its hash is null.
+  Json record(const std::string& status);
+  const std::string& fingerprint();
+  Json identity() { return run_identity(s_, in_, fingerprint(), facts_.dtype); }
+
+  SharedBase own_base_;  // first: everything below lives in its memory
+  SharedBase& base_;     // that one, or the one that is shared
+  FinetuneRows* rows_;   // in place of files; null: none
+  FinetuneSettings s_;   // what was left open is filled in once the inputs are read
+  FinetuneListener& listener_;
+  const std::atomic<int>& stop_;
+
+  std::unique_ptr<OutputFolder> folder_;
+  std::optional<Checkpoint> checkpoint_;  // to go on from, until it is restored
+  bool finished_ = false;                 // whether it is that of a finished run
+  RunInputs in_;
+  RunFacts facts_;  // filled in as they become known
+  std::unique_ptr<Transformer> model_;
+  SharedBase::Counts before_;  // of earlier runs on the base
+  std::int64_t weights_bytes_ = 0, weight_gradient_matmuls_ = 0;
+  std::unique_ptr<Method> method_;
+  std::unique_ptr<Trainer> trainer_;
+  std::unique_ptr<MetricsLog> metrics_;
+  Clock::time_point begun_ = Clock::now(), started_;  // start of the run, and of its training
+  std::optional<LiveReport> report_;                  // once there is a folder to report on
+  double seconds_left_ = -1;                          // as the last report said; negative: unknown
+  std::int64_t first_ = 0, recorded_ = 0;             // the step it began at; steps recorded since
+  double losses_ = 0, n_losses_ = 0;                  // training losses since the last evaluation
+  FinetuneResult result_;
+  std::unique_ptr<EvaluationWatch> watch_;
+};
+
+}  // namespace lk

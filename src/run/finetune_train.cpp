@@ -1,0 +1,114 @@
+// The run's middle: steps, evaluations, checkpoints.
+#include <algorithm>
+
+#include "run/finetune_run.h"
+#include "run/prefetch.h"
+
+namespace lk {
+
+void FinetuneRun::train() {
+  first_ = trainer_->steps_done();
+  const std::int64_t matmuls_before = base_.backend->weight_gradient_matmuls();
+  if (first_ == 0) result_.eval_before = evaluate_now();
+  started_ = Clock::now();
+  Prefetch<std::vector<HostBatch>> batches(
+      [this](std::int64_t step) { return in_.lay_out(step, s_.grad_accum); }, first_, in_.steps, 2);
+  while (trainer_->steps_done() < in_.steps && !stop_.load() && !result_.out_of_patience) {
+    trainer_->submit(batches.next());
+    const std::int64_t step = trainer_->steps_done();
+    const bool last = step == in_.steps;
+    const bool evaluates = *s_.eval_every > 0 && step % *s_.eval_every == 0 && !last;
+    const bool samples = s_.sample_every > 0 && step % s_.sample_every == 0 && !last;
+    const bool saves = s_.save_every > 0 && step % s_.save_every == 0 && !last;
+    report_steps(evaluates || samples || saves);
+    if (facts_.fingerprint.empty() && base_.fingerprint->ready())
+      attempt([&] { write_run_json("running"); });
+    if (evaluates) {
+      evaluate_now();
+      result_.out_of_patience = watch_->is_out_of_patience();
+    }
+    if (samples) sample_now();
+    if (report_->is_due()) attempt([&] { write_report("running"); });
+    if (saves) attempt([&] { save(); });
+  }
+  report_steps(true);
+  const bool all_done = trainer_->steps_done() == in_.steps || result_.out_of_patience;
+  result_.signal = all_done ? 0 : stop_.load();
+  if (result_.out_of_patience)
+    listener_.message(concat("stopped at step ", trainer_->steps_done(), " of ", in_.steps, ": ",
+                             s_.patience, " evaluations without a new best (`patience`)"));
+  result_.steps = trainer_->steps_done();
+  weight_gradient_matmuls_ = base_.backend->weight_gradient_matmuls() - matmuls_before;
+  if (base_.backend->traits().can_record) {
+    std::string why = trainer_->why_not_recorded();
+    if (why.empty() && recorded_ == 0) why = "no two steps had batches of the same padded size";
+    listener_.message(concat("CUDA graph: ", recorded_, " of ", trainer_->steps_done() - first_,
+                             " steps ran as one launch", why.empty() ? "" : ": ", why));
+  }
+  finish();
+}
+
+std::optional<Evaluation> FinetuneRun::evaluate_now() {
+  if (in_.eval.rows.empty()) return std::nullopt;
+  Evaluation e;
+  trainer_->between_steps([&] {
+    e = evaluate(*model_, in_.eval.rows,
+                 std::max<std::int64_t>(*s_.seq_len, s_.batch * *s_.seq_len / 2));
+  });
+  const std::int64_t step = trainer_->steps_done();
+  metrics_->evaluation(step, e);
+  listener_.evaluated(step, e);
+  const std::string warning =
+      watch_->evaluated(step, e, losses_ / std::max<double>(n_losses_, 1), *method_);
+  if (!warning.empty()) listener_.message(warning);
+  losses_ = n_losses_ = 0;
+  return e;
+}
+
+void FinetuneRun::report_steps(bool drain) {
+  while (std::optional<StepReport> report = trainer_->next_report(drain)) {
+    if (report->step == 1) {
+      result_.first_loss = report->loss;
+      result_.first_step_seconds = seconds_since(begun_);
+    }
+    result_.last_loss = report->loss;
+    losses_ += report->loss, ++n_losses_;
+    result_.seconds += report->seconds;
+    result_.tokens += report->tokens;
+    result_.recorded_steps += report->recorded;
+    recorded_ += report->recorded;
+    metrics_->step(*report);
+    const double done = static_cast<double>(report->step - first_);
+    seconds_left_ = seconds_since(started_) / done * static_cast<double>(in_.steps - report->step);
+    listener_.stepped(*report, in_.steps, base_.backend->ledger().total().live_bytes,
+                      seconds_left_);
+  }
+}
+
+void FinetuneRun::save() {
+  metrics_->flush();
+  save_state();
+  save_kept_adapter();
+}
+
+void FinetuneRun::save_state() {
+  result_.peak_bytes = std::max(result_.peak_bytes, base_.backend->ledger().total().peak_bytes);
+  save_checkpoint(s_.out, *method_, *trainer_, identity(), result_, watch_->kept());
+}
+
+void FinetuneRun::save_kept_adapter() {
+  result_.kept_step = watch_->kept().empty() ? trainer_->steps_done() : result_.best->step;
+  watch_->with_kept(*method_, [&] { method_->save(s_.out, {in_.base_model, fingerprint()}); });
+}
+
+bool FinetuneRun::attempt(const std::function<void()>& work) {
+  try {
+    work();
+    return true;
+  } catch (const IoError& e) {
+    listener_.message(concat("warning: not saved: ", e.what(), "; the run goes on"));
+    return false;
+  }
+}
+
+}  // namespace lk
