@@ -539,7 +539,7 @@ TEST_CASE("SIGTERM and SIGINT: the step ends, the state is saved, the run goes o
     CHECK(stdfs::exists(out + "/checkpoint.safetensors"));
     const std::string log = read_file(f / "log", 1 << 24);
     CHECK(log.find("stopping after this step") != std::string::npos);
-    CHECK(log.find("go on with: finetune --resume --out " + out) != std::string::npos);
+    CHECK(log.find("go on with: " LK_TOOLS "/finetune --resume --out " + out) != std::string::npos);
     Result r = run(concat("finetune --resume --out ", out, " --steps ", done + 3));
     CHECK_MESSAGE(r.status == 0, r.out);
     CHECK(read_json(out + "/run.json")["result"]["steps"] == done + 3);
@@ -558,7 +558,7 @@ TEST_CASE("a signal during the samples leaves them out, and the run is finished"
   const std::string said = read_file(log, 1 << 20);
   CHECK_MESSAGE(WEXITSTATUS(status) == 0, said);
   CHECK(said.find("adapter saved in " + out) != std::string::npos);
-  CHECK(said.find("try it: generate --model ") != std::string::npos);
+  CHECK(said.find("try it: " LK_TOOLS "/generate --model ") != std::string::npos);
   CHECK(read_json(out + "/run.json")["status"] == "finished");
 }
 

@@ -88,13 +88,13 @@ int report(const FinetuneSettings& s, const FinetuneResult& r) {
               : changes_base(s.init) ? "; what is left of the base unchanged in training (SHA-256)"
                                      : "; base weights unchanged (SHA-256)");
   if (r.signal) {
-    std::printf("stopped by signal %d; go on with: finetune --resume --out %s\n", r.signal,
-                shell_word(s.out).c_str());
+    std::printf("stopped by signal %d; go on with: %s --resume --out %s\n", r.signal,
+                program::command("finetune").c_str(), shell_word(s.out).c_str());
     return 128 + r.signal;
   }
   std::printf("%s: %s/%s\nreport: %s/report.html\n", full ? "model" : "adapter", s.out.c_str(),
               full ? "model.safetensors" : "adapter_model.safetensors", s.out.c_str());
-  std::printf("try it: generate --model %s%s --prompt '...'\n",
+  std::printf("try it: %s --model %s%s --prompt '...'\n", program::command("generate").c_str(),
               full ? shell_word(s.out).c_str()
                    : concat(shell_word(s.model), " --adapter ", shell_word(s.out)).c_str(),
               use_flags(read_adapter_use(s.out).value_or(AdapterUse{})).c_str());

@@ -17,6 +17,7 @@
 #include "io/checked.h"
 #include "io/printable.h"
 #include "process.h"
+#include "run/adapter_use.h"
 #include "settings_file.h"
 #include "tensor/error.h"
 #include "version.h"
@@ -46,6 +47,7 @@ void on_signal(int number) {
 }
 
 const CLI::App* g_app = nullptr;  // of run(), for messages that name its flags
+std::string g_folder;             // of this program, as it was called, or empty
 
 void close_line() {
   if (g_line_open) std::fputc('\n', stderr);
@@ -119,6 +121,8 @@ const CLI::Validator& real_number() {
 int run(CLI::App& app, int argc, char** argv, const std::function<int()>& body) {
   const std::string name = app.get_name();
   g_app = &app;
+  const std::string_view self = argv[0];
+  g_folder = self.substr(0, self.rfind('/') + 1);
   // Takes the text as it is: a message about memory must not need any.
   auto fail = [&](const char* what, ExitCode code) {
     close_line();
@@ -175,6 +179,8 @@ int run(CLI::App& app, int argc, char** argv, const std::function<int()>& body) 
     return fail_safely(e.what(), ExitCode::Internal);
   }
 }
+
+std::string command(const char* name) { return shell_word(g_folder + name); }
 
 void parse(CLI::App& app, int argc, const char* const* argv, const std::vector<std::string>& more) {
   add_threads_flag(app);

@@ -15,6 +15,8 @@ namespace lk::program {
 // return 0. Errors are printed to stderr as "name: error: ..." and become their exit code
 // (tensor/error.h; docs/decisions.md).
 int run(CLI::App& app, int argc, char** argv, const std::function<int()>& body);
+// Another program of this folder, to be typed as this one was: "build/tools/generate".
+std::string command(const char* name);
 
 // Reads the command line, with the flags of --config and with `more` behind it. Throws CLI::Success
 // for --help and --version, CLI::ParseError.
