@@ -6,6 +6,7 @@
 #include <functional>
 
 #include "cuda/open_device.h"
+#include "golden_steps.h"
 #include "harness.h"
 #include "io/json.h"
 #include "lora/trainer.h"
@@ -102,31 +103,6 @@ Trained make(Transformer& model, const std::string& name, const Json& json) {
   return t;
 }
 
-std::vector<Row> rows_of(const Json& json) {
-  std::vector<Row> rows;
-  for (const Json& r : json["rows"]) {
-    Row& row = rows.emplace_back();
-    row.ids = r[0].get<std::vector<std::int32_t>>();
-    for (std::size_t i = 0; i < row.ids.size(); ++i)
-      row.supervised.push_back(i >= r[1].get<std::size_t>());
-  }
-  return rows;
-}
-
-TrainerConfig training(const Json& json) {
-  TrainerConfig config;
-  config.adamw.weight_decay = json["weight_decay"].get<float>();
-  config.schedule = {ScheduleKind::Constant, json["lr"].get<double>(), 0, 10};
-  config.clip = 0;
-  return config;
-}
-
-double step(Trainer& trainer, const std::vector<Row>& rows, std::size_t k) {
-  std::vector<std::vector<const Row*>> micro(1);
-  for (std::size_t i = 0; i < 3; ++i) micro[0].push_back(&rows[(3 * k + i) % rows.size()]);
-  return trainer.step(micro).loss;
-}
-
 // The logits (V) after the last token of the case's text.
 std::vector<double> last_logits(Transformer& model, const Json& json) {
   const auto ids = json["ids"].get<std::vector<std::int32_t>>();
@@ -142,7 +118,7 @@ void on_every_device(const std::function<void(Backend&)>& body) {
 void check_ten_steps(Backend& backend, const std::string& name) {
   CAPTURE(name);
   const Json json = golden(name);
-  const std::vector<Row> rows = rows_of(json);
+  const std::vector<Row> rows = rows_of(json["rows"]);
   auto model = load(backend, json);
   Trained t = make(*model, name, json);
   Json shapes = Json::object();
@@ -153,7 +129,7 @@ void check_ten_steps(Backend& backend, const std::string& name) {
   CHECK(shapes == json["tensors"]);
   const std::int64_t before = backend.weight_gradient_matmuls();
   {
-    Trainer trainer(*model, *t.method, training(json));
+    Trainer trainer(*model, *t.method, at_constant_rate(json));
     const auto want = json["losses"].get<std::vector<double>>();
     for (std::size_t k = 0; k < 10; ++k) {
       const double loss = step(trainer, rows, k);
@@ -214,8 +190,8 @@ TEST_CASE("files round trip: a folder read back computes the same logits, bit fo
     std::vector<double> want;
     {
       Trained t = make(*model, name, json);
-      Trainer trainer(*model, *t.method, training(json));
-      step(trainer, rows_of(json), 0);
+      Trainer trainer(*model, *t.method, at_constant_rate(json));
+      step(trainer, rows_of(json["rows"]), 0);
       want = last_logits(*model, json);
       t.method->save(folder.path(), {"org/base", "abc"});
     }
@@ -272,8 +248,8 @@ TEST_CASE("recomputing blocks changes no bit of a step") {
       auto model = load(*backend, json);
       model->set_recompute(parse_recompute(recompute));
       Trained t = make(*model, name, json);
-      Trainer trainer(*model, *t.method, training(json));
-      step(trainer, rows_of(json), 0);
+      Trainer trainer(*model, *t.method, at_constant_rate(json));
+      step(trainer, rows_of(json["rows"]), 0);
       std::vector<double> all;
       for (Parameter* p : t.method->parameters())
         for (double v : to_host_f64(p->value())) all.push_back(v);
@@ -290,10 +266,10 @@ TEST_CASE("a step in BF16 has the loss of F32 to its rounding") {
       const Json json = golden(name);
       auto model = load(backend, json, DType::BF16);
       Trained t = make(*model, name, json);
-      Trainer trainer(*model, *t.method, training(json));
+      Trainer trainer(*model, *t.method, at_constant_rate(json));
       const double want = json["losses"][0].get<double>();
-      CHECK(step(trainer, rows_of(json), 0) == doctest::Approx(want).epsilon(0.02));
-      step(trainer, rows_of(json), 1);
+      CHECK(step(trainer, rows_of(json["rows"]), 0) == doctest::Approx(want).epsilon(0.02));
+      step(trainer, rows_of(json["rows"]), 1);
     }
   });
 }
@@ -402,8 +378,8 @@ TEST_CASE("vectors merge exactly: the merged model computes what base and vector
     std::vector<double> want;
     {
       Trained t = make(*model, name, json);
-      Trainer trainer(*model, *t.method, training(json));
-      step(trainer, rows_of(json), 0);
+      Trainer trainer(*model, *t.method, at_constant_rate(json));
+      step(trainer, rows_of(json["rows"]), 0);
       want = last_logits(*model, json);
       std::filesystem::create_directory(folder.file("vectors"));
       t.method->save(folder.file("vectors"), {});

@@ -7,6 +7,7 @@
 #include <iomanip>
 
 #include "cpu/cpu_backend.h"
+#include "golden_steps.h"
 #include "harness.h"
 #include "io/output_folder.h"
 #include "io/safetensors.h"
@@ -32,17 +33,7 @@ const Json& golden() {
   return all;
 }
 
-std::vector<Row> golden_rows() {
-  std::vector<Row> rows;
-  for (const Json& r : golden()["rows"]) {
-    Row row;
-    row.ids = r[0].get<std::vector<std::int32_t>>();
-    for (std::size_t i = 0; i < row.ids.size(); ++i)
-      row.supervised.push_back(i >= r[1].get<std::size_t>());
-    rows.push_back(std::move(row));
-  }
-  return rows;
-}
+std::vector<Row> golden_rows() { return rows_of(golden()["rows"]); }
 
 std::unique_ptr<Transformer> load(Backend& backend, const std::string& model, DType dtype) {
   LoadedModel loaded = load_weights(
@@ -116,18 +107,8 @@ void fill_case(Method& method, const Json& c) {
 }
 
 std::unique_ptr<Trainer> trainer_of(Transformer& model, Method& method) {
-  TrainerConfig config;
-  config.adamw.weight_decay = golden()["weight_decay"].get<float>();
-  config.schedule = {ScheduleKind::Constant, golden()["lr"].get<double>(), 0, 10};
-  config.clip = 0;
   method.lay_out_for_training();
-  return std::make_unique<Trainer>(model, method, config);
-}
-
-double step(Trainer& trainer, const std::vector<Row>& rows, std::size_t k) {
-  std::vector<std::vector<const Row*>> micro(1);
-  for (std::size_t i = 0; i < 3; ++i) micro[0].push_back(&rows[(3 * k + i) % rows.size()]);
-  return trainer.step(micro).loss;
+  return std::make_unique<Trainer>(model, method, at_constant_rate(golden()));
 }
 
 std::vector<std::int32_t> greedy(Transformer& model) {

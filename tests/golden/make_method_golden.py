@@ -168,22 +168,26 @@ def peft_case(name, case):
 
 # ---- adapters ------------------------------------------------------------------------------------
 
+def adapter_base(name, dtype):
+    """A model of ../models/. adapters knows the rotary base by the key that transformers 4 gave it."""
+    with tempfile.TemporaryDirectory() as copy:
+        shutil.copytree(HERE / "models" / name, copy, dirs_exist_ok=True)
+        path = pathlib.Path(copy) / "config.json"
+        config = json.loads(path.read_text())
+        rope = config.pop("rope_parameters", None)
+        if rope:
+            assert rope["rope_type"] == "default", rope
+            config["rope_theta"] = rope["rope_theta"]
+        path.write_text(json.dumps(config))
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            copy, dtype=dtype, attn_implementation="eager").to(dtype).eval()
+
+
 def adapter_case(name, case):
     import adapters
 
     def adapted(dtype):
-        # adapters knows the rotary base by the key that transformers 4 gave it
-        with tempfile.TemporaryDirectory() as copy:
-            shutil.copytree(HERE / "models" / case["model"], copy, dirs_exist_ok=True)
-            path = pathlib.Path(copy) / "config.json"
-            config = json.loads(path.read_text())
-            rope = config.pop("rope_parameters", None)
-            if rope:
-                assert rope["rope_type"] == "default", rope
-                config["rope_theta"] = rope["rope_theta"]
-            path.write_text(json.dumps(config))
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                copy, dtype=dtype, attn_implementation="eager").to(dtype).eval()
+        model = adapter_base(case["model"], dtype)
         adapters.init(model)
         options = {k: case[k] for k in ("non_linearity", "leave_out") if k in case}
         config = adapters.AdapterConfig.load(case["kind"], reduction_factor=case["reduction"], **options)
