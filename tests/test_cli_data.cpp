@@ -126,7 +126,7 @@ TEST_CASE("an adapter of chats says how to be asked, and warns where it is asked
     return said.out.find("was trained on") == std::string::npos ? std::string() : said.out;
   };
   CHECK(warns(ask + (f / "chats")).find("add" + flags) != std::string::npos);
-  CHECK(warns(ask + (f / "chats") + " --chat --template chatml").find("another system turn") !=
+  CHECK(warns(ask + (f / "chats") + " --chat --template chatml").find("these have none") !=
         std::string::npos);
   CHECK(warns(ask + (f / "chats") + flags) == "");
   CHECK(warns(ask + "c=" + (f / "chats") + flags + " --adapter t=" + (f / "text"))

@@ -59,6 +59,8 @@ std::string use_doubt(const AdapterUse& use, const AdapterUse& prompts) {
   if (use.chats && !prompts.chats) return "was trained on chats, and this is plain text";
   if (!use.chats && prompts.chats) return "was trained on plain text, and these are chats";
   if (!use.chats) return "";
+  if (use.system && !prompts.system)
+    return "was trained on chats with a system turn, and these have none";
   if (use.system && use.system != prompts.system)
     return "was trained on chats with another system turn";
   if (use.chat_template && use.chat_template != prompts.chat_template)
