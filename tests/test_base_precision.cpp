@@ -167,6 +167,18 @@ TEST_CASE("quantising by ourselves: bitsandbytes' map, and errors of at most hal
     }
 }
 
+TEST_CASE("numbers too small for a scale are quantised to finite ones as small") {
+  for (Encoding encoding : {Encoding::Nf4, Encoding::Fp4, Encoding::Fp8}) {
+    const HostPlanes planes =
+        quantise(encoding, {1, 64}, 1, [](std::int64_t, std::int64_t, float* dst) {
+          for (int i = 0; i < 64; ++i) dst[i] = i % 2 ? 0.0f : 1e-45f;
+        });
+    std::vector<float> got(64);
+    dequantise_rows(planes.view(), 0, 1, got.data());
+    for (float x : got) CHECK(std::abs(x) <= 1e-44f);
+  }
+}
+
 TEST_CASE("a dense base is quantised as it is loaded, but for what is to stay dense") {
   const ModelFile file(kGolden + "peft/tiny");
   const LoadedModel model =

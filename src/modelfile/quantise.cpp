@@ -64,7 +64,7 @@ void nest_scales(const std::vector<float>& scales, HostPlanes& out) {
 // Blocks [first, last) of the flattened matrix, whose values start at `values`.
 void quantise_blocks(const SortedBook& book, const float* values, std::int64_t n,
                      std::int64_t first, std::vector<float>& scales, std::uint8_t* codes) {
-  const std::int64_t n_blocks = (n + kBlock - 1) / kBlock;
+  const std::int64_t n_blocks = blocks_in(n, kBlock);
 #pragma omp parallel for schedule(static) if (n > 1 << 14)
   for (std::int64_t b = 0; b < n_blocks; ++b) {
     const std::int64_t begin = b * kBlock, end = std::min(begin + kBlock, n);
@@ -86,7 +86,7 @@ HostPlanes quantise_codebook(const QuantisedFormat& format, const Shape& shape, 
   HostPlanes out(format, shape);
   const SortedBook book(codebook(format.encoding));
   const std::int64_t N = shape[0], K = shape[1];
-  std::vector<float> scales(static_cast<std::size_t>((N * K + kBlock - 1) / kBlock)), values;
+  std::vector<float> scales(static_cast<std::size_t>(blocks_in(N * K, kBlock))), values;
   std::int64_t done = 0;  // elements quantised so far
   for (std::int64_t begin = 0; begin < N; begin += step) {
     const std::int64_t end = std::min(begin + step, N), kept = std::ssize(values);
@@ -127,7 +127,8 @@ HostPlanes quantise_fp8(const QuantisedFormat& format, const Shape& shape, std::
       const float* row = values.data() + (n - begin) * K;
       float most = 0;
       for (std::int64_t k = 0; k < K; ++k) most = std::max(most, std::abs(row[k]));
-      const float scale = most > 0 ? most / kLargestE4m3 : 1;
+      float scale = most / kLargestE4m3;
+      if (scale == 0) scale = 1;  // a row of zeros, or of numbers so small that the scale is none
       out.data<float>(Plane::Scales)[n] = scale;
       for (std::int64_t k = 0; k < K; ++k)
         out.data<std::uint8_t>(Plane::Codes)[n * K + k] = to_e4m3(row[k] / scale);

@@ -20,8 +20,6 @@ bool given(const Json& json, const char* key) {
   return json.contains(key) && !json.at(key).is_null();
 }
 
-std::int64_t up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
 // The companions of one matrix, checked.
 class Companions {
  public:
@@ -88,7 +86,7 @@ void check_codes(Companions& c, const TensorReader& reader, const std::string& w
                  const Shape& shape) {
   const std::string type = reader.stored_type(weight);
   const Shape have = reader.shape(weight);
-  const std::int64_t size = element_bytes(type), want = up(shape.numel(), 2);
+  const std::int64_t size = element_bytes(type), want = blocks_in(shape.numel(), 2);
   if (size == 0) c.refuse(weight, concat("is stored as ", type, ", no type of 4-bit codes"));
   if (have.numel() * size != want)
     c.refuse(weight, concat("holds ", have.numel() * size, " bytes of 4-bit codes, ", shape,
@@ -127,7 +125,7 @@ void find_bitsandbytes(Companions& c, const TensorReader& reader, const std::str
     c.refuse(state, concat("shape: ", dims.dump().substr(0, 100), ", ", shape, " is asked for"));
   check_codes(c, reader, weight, shape);
 
-  const std::int64_t n = up(shape.numel(), f.block);
+  const std::int64_t n = blocks_in(shape.numel(), f.block);
   f.nested = reader.has(weight + ".nested_absmax") || given(json, "nested_blocksize") ||
              given(json, "nested_offset");
   c.expect(weight + ".absmax", {f.nested ? "U8" : "F32"}, {n});
@@ -145,7 +143,7 @@ void find_bitsandbytes(Companions& c, const TensorReader& reader, const std::str
     c.refuse(state, "nested_dtype: only float32 is read");
   stored.offset = static_cast<float>(json_number(json, "nested_offset", where));
   if (!std::isfinite(stored.offset)) c.refuse(state, "nested_offset: not a finite F32 number");
-  c.expect(weight + ".nested_absmax", {"F32"}, {up(n, kNestedBlock)});
+  c.expect(weight + ".nested_absmax", {"F32"}, {blocks_in(n, kNestedBlock)});
   c.expect(weight + ".nested_quant_map", {"F32"}, {256});
 }
 
@@ -172,7 +170,7 @@ void find_fp8(Companions& c, const TensorReader& reader, const std::string& weig
     f.scale_rows = 1, f.block = shape[1];
   else
     f.scale_rows = f.block = 128;
-  const Shape blocks{up(shape[0], f.scale_rows), up(shape[1], f.block)};
+  const Shape blocks{blocks_in(shape[0], f.scale_rows), blocks_in(shape[1], f.block)};
   c.expect(scale, {"F32", "BF16", "F16", "F8_E8M0", "U8"}, f.block == 128 ? blocks : grid);
   // transformers multiplies in F32; compressed-tensors in the scale's own type.
   const std::string type = reader.stored_type(scale);

@@ -12,8 +12,6 @@ namespace {
 
 using Layout = StoredMatrix::Layout;
 
-std::int64_t up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
 class Reading {
  public:
   Reading(const TensorReader& reader, const StoredMatrix& stored, const Shape& shape)
@@ -71,10 +69,10 @@ class Reading {
       return check_scales(weight + ".absmax", out_.data<float>(Plane::Scales), n, false);
     raw(weight + ".nested_absmax", out_.data<void>(Plane::Outer));
     raw(weight + ".nested_quant_map", out_.data<void>(Plane::Map));
-    check_scales(weight + ".nested_absmax", out_.data<float>(Plane::Outer), up(n, kNestedBlock),
-                 false);
+    check_scales(weight + ".nested_absmax", out_.data<float>(Plane::Outer),
+                 blocks_in(n, kNestedBlock), false);
     check_scales(weight + ".nested_quant_map", out_.data<float>(Plane::Map), 256, true);
-    for (std::int64_t i = 0; i < up(n, kNestedBlock); ++i)
+    for (std::int64_t i = 0; i < blocks_in(n, kNestedBlock); ++i)
       if (!std::isfinite(out_.data<float>(Plane::Outer)[i] * 256 + stored_.offset))
         refuse(weight + ".nested_absmax", concat("value ", i, " is too large"));
   }

@@ -73,7 +73,7 @@ void choose_methods(FinetuneSettings& s, FinetuneListener& listener, RunInputs& 
 void choose_precision(const FinetuneSettings& s, FinetuneListener& listener, RunInputs& in) {
   in.storage = {s.base_precision, s.keep_dense};
   const bool changes = in.methods.has("lora") && changes_base(in.methods.lora.init);
-  const bool needs_dense = changes || in.methods.has("full");
+  const bool needs_dense = changes || replaces_base(in.methods);
   if (needs_dense && s.base_precision == BasePrecision::Auto)
     in.storage.precision = BasePrecision::Dense;
   require(!needs_dense || in.storage.precision == BasePrecision::Dense, "`base_precision` ",

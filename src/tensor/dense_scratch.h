@@ -45,8 +45,8 @@ class DenseScratch {
 
 // Bytes that a weight takes where it lies.
 inline double stored_bytes(const Weight& w) {
-  double bytes = w.quantised() ? 0 : static_cast<double>(w.values().bytes());
-  if (!w.quantised()) return bytes;
+  if (!w.quantised()) return static_cast<double>(w.values().bytes());
+  double bytes = 0;
   for (const Tensor& plane : w.quantised()->planes)
     if (plane) bytes += static_cast<double>(plane.bytes());
   return bytes;

@@ -28,8 +28,6 @@ constexpr std::array<float, 16> kFp4 = {
     0.0f,  0.005208333333f,  0.66666667f,  1.0f,  0.33333333f,  0.5f,  0.16666667f,  0.25f,
     -0.0f, -0.005208333333f, -0.66666667f, -1.0f, -0.33333333f, -0.5f, -0.16666667f, -0.25f};
 
-std::int64_t up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
 template <RoundedTo R>
 float round_first(float x) {
   if constexpr (R == RoundedTo::BF16) return static_cast<float>(bf16(x));
@@ -62,7 +60,7 @@ void codebook_rows(const HostQuantised& q, std::int64_t begin, std::int64_t end,
 
 template <RoundedTo R>
 void fp8_rows(const HostQuantised& q, std::int64_t begin, std::int64_t end, float* dst) {
-  const std::int64_t K = q.shape[1], block = q.format.block, grid = up(K, block);
+  const std::int64_t K = q.shape[1], block = q.format.block, grid = blocks_in(K, block);
   for (std::int64_t n = begin; n < end; ++n) {
     const std::uint8_t* codes = q.data<std::uint8_t>(Plane::Codes) + n * K;
     const float* scales = q.data<float>(Plane::Scales) + n / q.format.scale_rows * grid;
@@ -73,9 +71,9 @@ void fp8_rows(const HostQuantised& q, std::int64_t begin, std::int64_t end, floa
 
 template <RoundedTo R>
 void int4_rows(const HostQuantised& q, std::int64_t begin, std::int64_t end, float* dst) {
-  const std::int64_t K = q.shape[1], block = q.format.block, groups = up(K, block);
+  const std::int64_t K = q.shape[1], block = q.format.block, groups = blocks_in(K, block);
   for (std::int64_t n = begin; n < end; ++n) {
-    const std::uint8_t* codes = q.data<std::uint8_t>(Plane::Codes) + n * up(K, 2);
+    const std::uint8_t* codes = q.data<std::uint8_t>(Plane::Codes) + n * blocks_in(K, 2);
     const float* scales = q.data<float>(Plane::Scales) + n * groups;
     const std::uint8_t* zeros = q.data<std::uint8_t>(Plane::Zeros) + n * groups;
     for (std::int64_t k = 0; k < K; ++k) {
@@ -127,26 +125,29 @@ std::string QuantisedFormat::name() const {
 PlaneShape QuantisedFormat::plane(Plane p, const Shape& shape) const {
   const std::int64_t N = shape[0], K = shape[1];
   const bool book = encoding == Encoding::Nf4 || encoding == Encoding::Fp4;
-  const std::int64_t n_scales = up(N * K, block);  // of a codebook
+  const std::int64_t n_scales = blocks_in(N * K, block);  // of a codebook
   switch (p) {
     case Plane::Codes:
       if (encoding == Encoding::Blocks) return {DType::U8, N, blocks->row_bytes(K)};
       if (encoding == Encoding::Fp8) return {DType::U8, N, K};
-      if (encoding == Encoding::Int4) return {DType::U8, N, up(K, 2)};
+      if (encoding == Encoding::Int4) return {DType::U8, N, blocks_in(K, 2)};
       if (K % 2 == 0) return {DType::U8, N, K / 2};
-      return {DType::U8, 1, up(N * K, 2)};
+      return {DType::U8, 1, blocks_in(N * K, 2)};
     case Plane::Scales:
       if (encoding == Encoding::Blocks) return {};
-      if (encoding == Encoding::Fp8) return {DType::F32, up(N, scale_rows), up(K, block)};
-      if (encoding == Encoding::Int4) return {DType::F32, N, up(K, block)};
+      if (encoding == Encoding::Fp8)
+        return {DType::F32, blocks_in(N, scale_rows), blocks_in(K, block)};
+      if (encoding == Encoding::Int4) return {DType::F32, N, blocks_in(K, block)};
       if (K % block == 0) return {nested ? DType::U8 : DType::F32, N, K / block};
       return {nested ? DType::U8 : DType::F32, 1, n_scales};
     case Plane::Outer:
-      return book && nested ? PlaneShape{DType::F32, 1, up(n_scales, kNestedBlock)} : PlaneShape{};
+      return book && nested ? PlaneShape{DType::F32, 1, blocks_in(n_scales, kNestedBlock)}
+                            : PlaneShape{};
     case Plane::Map:
       return book && nested ? PlaneShape{DType::F32, 1, 256} : PlaneShape{};
     case Plane::Zeros:
-      return encoding == Encoding::Int4 ? PlaneShape{DType::U8, N, up(K, block)} : PlaneShape{};
+      return encoding == Encoding::Int4 ? PlaneShape{DType::U8, N, blocks_in(K, block)}
+                                        : PlaneShape{};
   }
   return {};
 }

@@ -32,6 +32,11 @@ enum class Plane : std::uint8_t { Codes, Scales, Outer, Map, Zeros };
 inline constexpr std::size_t kPlanes = 5;
 inline constexpr std::int64_t kNestedBlock = 256;  // scales that share an outer one
 
+// How many blocks n elements take, the last of which may be cut.
+inline std::int64_t blocks_in(std::int64_t n, std::int64_t block) {
+  return (n + block - 1) / block;
+}
+
 struct PlaneShape {
   DType dtype = DType::U8;
   std::int64_t rows = 0, cols = 0;  // 0: absent

@@ -200,12 +200,16 @@ struct JoinedLinearNode : Node {
 
 }  // namespace
 
+void JoinedLinear::put_parts(DenseScratch& dense) const {
+  for (const Part& p : parts) dense.put(p.begin, p.apart);
+}
+
 void JoinedLinear::times_a(const Tensor& wa) const {
   if (matrix)
     return wa.backend().matmul_nt(wa, GradMode::Write, 1.0,
                                   matrix.slice_cols(0, in).slice_rows(0, out), a());
   DenseScratch dense(wa.backend(), apart_a.dtype(), out, in);
-  for (const Part& p : parts) dense.put(p.begin, p.apart);
+  put_parts(dense);
   dense.times(wa, apart_a);
 }
 
@@ -221,7 +225,7 @@ void JoinedLinear::times_wb(const Tensor& y, const Tensor& x, const Tensor& adde
   if (matrix)
     return backend.matmul_nt(y, GradMode::Write, 1.0, x, matrix.slice_rows(0, out), addend);
   DenseScratch dense(backend, x.dtype(), out, in + thin);
-  for (const Part& p : parts) dense.put(p.begin, p.apart);
+  put_parts(dense);
   if (thin > 0) dense.put(0, in, apart_b);
   dense.matmul_nt(y, x, addend);
 }
@@ -232,7 +236,7 @@ void JoinedLinear::times_wa(const Tensor& dx, GradMode mode, const Tensor& dy) c
   if (matrix)
     return backend.matmul_nn(dx, mode, 1.0, dy, matrix.slice_cols(0, in).slice_rows(0, rows));
   DenseScratch dense(backend, dy.dtype(), rows, in);
-  for (const Part& p : parts) dense.put(p.begin, p.apart);
+  put_parts(dense);
   if (rows > out) dense.put(out, 0, apart_a);
   dense.matmul_nn(dx, mode, dy);
 }
