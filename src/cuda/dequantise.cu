@@ -55,7 +55,7 @@ struct CodebookDecoder {
 #pragma unroll
       for (int j = 0; j < kOctet; ++j) {
         const int shift = j / 2 * 8 + (j % 2 ? 0 : 4);  // the even element in the high nibble
-        v[j] = rounded_to(rounded, lut[word >> shift & 15u] * s);
+        v[j] = lut[word >> shift & 15u] * s;
       }
     } else {
       for (int j = 0; j < kOctet; ++j) {
@@ -63,9 +63,10 @@ struct CodebookDecoder {
         v[j] = 0;
         if (static_cast<i64>(octet) * kOctet + j >= cols) continue;
         const u32 byte = __ldg(codes + at / 2);
-        v[j] = rounded_to(rounded, lut[at % 2 ? byte & 15u : byte >> 4] * scale(at >> block_shift));
+        v[j] = lut[at % 2 ? byte & 15u : byte >> 4] * scale(at >> block_shift);
       }
     }
+    round_to(rounded, v);
   }
 };
 
@@ -87,14 +88,14 @@ struct Fp8Decoder {
       const float one = __ldg(s + octet * kOctet / block);
 #pragma unroll
       for (int j = 0; j < kOctet; ++j)
-        v[j] =
-            rounded_to(rounded, from_e4m3((j < 4 ? words.x : words.y) >> j % 4 * 8 & 255u) * one);
+        v[j] = from_e4m3((j < 4 ? words.x : words.y) >> j % 4 * 8 & 255u) * one;
     } else {
       for (int j = 0; j < kOctet; ++j) {
         const u32 k = octet * kOctet + j;
-        v[j] = k < cols ? rounded_to(rounded, from_e4m3(__ldg(at + j)) * __ldg(s + k / block)) : 0;
+        v[j] = k < cols ? from_e4m3(__ldg(at + j)) * __ldg(s + k / block) : 0;
       }
     }
+    round_to(rounded, v);
   }
 };
 
@@ -118,8 +119,7 @@ struct Int4Decoder {
       const float s = __ldg(scales + g);
 #pragma unroll
       for (int j = 0; j < kOctet; ++j)
-        v[j] = rounded_to(rounded,
-                          static_cast<float>(static_cast<int>(word >> 4 * j & 15u) - zero) * s);
+        v[j] = static_cast<float>(static_cast<int>(word >> 4 * j & 15u) - zero) * s;
     } else {
       for (int j = 0; j < kOctet; ++j) {
         const u32 k = octet * kOctet + j;
@@ -128,9 +128,10 @@ struct Int4Decoder {
         const u32 byte = __ldg(at + j / 2);
         const int code = static_cast<int>(j % 2 ? byte >> 4 : byte & 15u);
         const i64 g = g0 + k / block;
-        v[j] = rounded_to(rounded, static_cast<float>(code - __ldg(zeros + g)) * __ldg(scales + g));
+        v[j] = static_cast<float>(code - __ldg(zeros + g)) * __ldg(scales + g);
       }
     }
+    round_to(rounded, v);
   }
 };
 

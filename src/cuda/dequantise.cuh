@@ -11,21 +11,27 @@ namespace lk {
 
 constexpr int kOctet = 8, kDequantiseThreads = 256, kOctetsPerThread = 2;
 
-// x rounded to what the format's own package computes in.
-__device__ __forceinline__ float rounded_to(RoundedTo to, float x) {
-  if (to == RoundedTo::BF16) return __bfloat162float(__float2bfloat16_rn(x));
-  if (to == RoundedTo::F16) return __half2float(__float2half_rn(x));
-  return x;
+// Rounds an octet to what the format's own package computes in; one branch for all eight.
+__device__ __forceinline__ void round_to(RoundedTo to, float (&v)[kOctet]) {
+  if (to == RoundedTo::BF16) {
+#pragma unroll
+    for (int j = 0; j < kOctet; ++j) v[j] = __bfloat162float(__float2bfloat16_rn(v[j]));
+  } else if (to == RoundedTo::F16) {
+#pragma unroll
+    for (int j = 0; j < kOctet; ++j) v[j] = __half2float(__float2half_rn(v[j]));
+  }
 }
 
 // Decoder: `static constexpr bool kTable`, with it `float table[16]`, and
 //   __device__ void operator()(u32 row, u32 octet, const float* table, float (&v)[8]) const
+// It stays a __grid_constant__: a table that is indexed would make each thread copy it into local memory.
 // `ids` chooses the rows of an embedding; null: all in order. The last octet of a row may reach over
 // `cols`: what lies there is not written.
 template <class Decoder, class T, bool kPacked>
 __global__ void __launch_bounds__(kDequantiseThreads)
-    dequantise_kernel(Decoder decode, Matrix<T> to, const int* __restrict__ ids,
-                      std::uint32_t octets, std::uint32_t cols, std::uint32_t total) {
+    dequantise_kernel(const __grid_constant__ Decoder decode, Matrix<T> to,
+                      const int* __restrict__ ids, std::uint32_t octets, std::uint32_t cols,
+                      std::uint32_t total) {
   __shared__ float table[16];
   if constexpr (Decoder::kTable) {
     if (threadIdx.x < 16) table[threadIdx.x] = decode.table[threadIdx.x];
