@@ -272,28 +272,32 @@ class TimingBackend::DoraTimes final : public DoraKernels {
  public:
   explicit DoraTimes(TimingBackend& owner)
       : DoraKernels(owner.weight_gradient_count()), owner_(owner) {}
-  void inverse_norms(const Tensor& inverse, const Tensor& w_sq, const Tensor& wa,
-                     const Tensor& gram, const Tensor& b, double s) override {
-    const double rank = static_cast<double>(gram.rows());
-    const Work work{OpFamily::Lora, work::numel(b) * (2 * rank + 4),
-                    work::sizes(inverse, w_sq, wa, gram, b)};
-    owner_.timed(work, false, [&] { inner().inverse_norms(inverse, w_sq, wa, gram, b, s); });
+  void inverse_norms(std::span<const DoraPart> parts, const Tensor& wa, const Tensor& gram,
+                     const Tensor& b, double s) override {
+    Work work{OpFamily::Lora, 0, 0};
+    for (const DoraPart& p : parts) {
+      const auto rows = static_cast<double>(p.end - p.begin), rank = static_cast<double>(p.rank);
+      work.flops += rows * rank * (2 * rank + 4);
+      work.bytes += work::sizes(p.inverse, p.w_sq);
+    }
+    work.bytes += work::sizes(wa, gram, b);
+    owner_.timed(work, false, [&] { inner().inverse_norms(parts, wa, gram, b, s); });
   }
-  void scale_columns(const Tensor& y, GradMode mode, const Tensor& x, const Tensor& m,
-                     const Tensor& inverse, const Weight* shift) override {
-    const Work work{OpFamily::Lora, 2 * work::numel(x),
-                    work::sizes(x, m, inverse) + work::written(y, mode)};
-    owner_.timed(work, false, [&] { inner().scale_columns(y, mode, x, m, inverse, shift); });
+  void scale_columns(const Tensor& y, const Tensor& x, const Tensor& addend,
+                     std::span<const DoraPart> parts, const Weight* shift) override {
+    Work work{OpFamily::Lora, 2 * work::numel(x), work::sizes(y, x)};
+    if (addend) work.bytes += work::sizes(addend);
+    for (const DoraPart& p : parts) work.bytes += work::sizes(p.m, p.inverse);
+    owner_.timed(work, false, [&] { inner().scale_columns(y, x, addend, parts, shift); });
   }
 
  private:
-  void run_scale_columns_backward(const Tensor& dv, const Tensor& dm, GradMode mode,
-                                  const Tensor& dy, const Tensor& v, const Tensor& m,
-                                  const Tensor& inverse) override {
-    const Work work{OpFamily::Lora, 3 * work::numel(dy),
-                    work::sizes(dv, dy, v, m, inverse) + work::written(dm, mode)};
-    owner_.timed(work, false,
-                 [&] { inner().scale_columns_backward(dv, dm, mode, dy, v, m, inverse); });
+  void run_scale_columns_backward(const Tensor& dv, const Tensor& dy, const Tensor& v,
+                                  std::span<const DoraPart> parts) override {
+    Work work{OpFamily::Lora, 3 * work::numel(dy), work::sizes(dv, dy, v)};
+    for (const DoraPart& p : parts)
+      work.bytes += work::sizes(p.m, p.inverse) + work::written(p.dm, p.mode);
+    owner_.timed(work, false, [&] { inner().scale_columns_backward(dv, dy, v, parts); });
   }
   DoraKernels& inner() { return *owner_.inner_.dora_kernels(); }
   TimingBackend& owner_;

@@ -580,6 +580,20 @@ TEST_CASE("cuda: adding a zero product changes no bit") {
 }
 
 // ---- DoRA -------------------------------------------------------------------------------------
+// Two parts with a gap between them, in columns and in thin columns.
+std::vector<DoraPart> two_parts(std::int64_t cols, const Tensor& m, const Tensor& inverse,
+                                const Tensor& dm, GradMode mode) {
+  const auto part = [&](std::int64_t begin, std::int64_t end) {
+    DoraPart p{.begin = begin, .end = end, .mode = mode};
+    const auto ours = [&](const Tensor& t) { return t.slice_rows(begin, end); };
+    p.m = ours(m), p.inverse = ours(inverse), p.dm = ours(dm);
+    return p;
+  };
+  const std::int64_t third = cols / 24 * 8;
+  if (third == 0) return {part(0, cols)};
+  return {part(0, third), part(2 * third, cols)};
+}
+
 TEST_CASE("cuda: DoRA's columns times m / norm, and m's gradient") {
   LK_NEEDS_GPU();
   everywhere([](DType t, Layout l, std::int64_t rows, std::int64_t cols) {
@@ -590,11 +604,11 @@ TEST_CASE("cuda: DoRA's columns times m / norm, and m's gradient") {
                 m = statistics(s, 1, cols, 4), inverse = statistics(s, 1, cols, 5);
         const Weight shift = frozen(s, {cols}, 6);
         DoraKernels& kernels = *s.backend.dora_kernels();
-        kernels.scale_columns(y, mode, x, m.vector(), inverse.vector());
-        kernels.scale_columns(shifted, GradMode::Write, x, m.vector(), inverse.vector(), &shift);
+        const auto parts = two_parts(cols, m.vector(), inverse.vector(), dm.vector(), mode);
+        kernels.scale_columns(y, x, mode == GradMode::Add ? y : Tensor(), parts);
+        kernels.scale_columns(shifted, x, {}, parts, &shift);
         Guarded dv = numbers(s, rows, cols, 8);
-        kernels.scale_columns_backward(dv, dm.vector(), mode, x, numbers(s, rows, cols, 7),
-                                       m.vector(), inverse.vector());
+        kernels.scale_columns_backward(dv, x, numbers(s, rows, cols, 7), parts);
         return std::vector{y, shifted, dm, dv};
       });
       // Factors of normal numbers: m inverse x is rarely above 64. Three products and an addition.
@@ -615,12 +629,21 @@ TEST_CASE("cuda: DoRA's row norms") {
     for (std::int64_t N : {1, 7, 129, 1000})
       for (std::int64_t R : {1, 3, 8, 16, 64}) {
         Results r = compare("inverse_norms", t, kContiguous, [&](const Side& s) {
-          Guarded inverse = statistics(s, 1, N, 1), b = numbers(s, N, R, 2, 0.1),
-                  wa = statistics(s, N, R, 3, 0.1), gram = statistics(s, R, R, 4, 0.1);
+          Guarded inverse = statistics(s, 1, N, 1), b = numbers(s, N, 2 * R, 2, 0.1),
+                  wa = statistics(s, N, 2 * R, 3, 0.1), gram = statistics(s, 2 * R, 2 * R, 4, 0.1);
           // Far above what the cross terms take away, as |W| is in a model.
           Tensor w_sq = tensor_from(s.backend, s.stat(), {N},
                                     std::vector<double>(static_cast<std::size_t>(N), 50.0));
-          s.backend.dora_kernels()->inverse_norms(inverse.vector(), w_sq, wa, gram, b, 2.0);
+          std::vector<DoraPart> parts;
+          for (int half = 0; half < 2; ++half) {
+            DoraPart p{
+                .begin = half * (N / 2), .end = half ? N : N / 2, .column = half * R, .rank = R};
+            if (p.begin == p.end) continue;
+            p.w_sq = w_sq.slice_rows(p.begin, p.end),
+            p.inverse = inverse.vector().slice_rows(p.begin, p.end);
+            parts.push_back(p);
+          }
+          s.backend.dora_kernels()->inverse_norms(parts, wa, gram, b, 2.0);
           return std::vector{inverse};
         });
         // A square of 50 plus R^2 terms of 4 * 0.1^3 at most some 4 each, half of whose relative

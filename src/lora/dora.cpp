@@ -47,6 +47,14 @@ void subtract_from(const Tensor& dropped, const Tensor& x) {
   backend.add(dropped, dropped, x);
 }
 
+// A projection by itself: one part of all columns.
+DoraPart whole(const Tensor& inverse, const Parameter* m = nullptr) {
+  DoraPart part;
+  part.end = inverse.shape()[0], part.inverse = inverse;
+  if (m) part.m = m->value();
+  return part;
+}
+
 // Backward of dora_linear. With z = drop(x), v = z wᵀ + scale s bᵀ, s = z aᵀ, g = m inverse:
 //   dm (+)= inverse sum over t of dy v        dv = g dy
 //   ds = scale dv b       db (+)= scale dvᵀ s        da (+)= dsᵀ z
@@ -84,8 +92,9 @@ struct DoraLinearNode : Node {
     const Tensor& value = x.value();
     const Sink dm = m.sink();
     Tensor dv = backend.empty(Tag::Backward, dy.dtype(), dy.shape());
-    backend.dora_kernels()->scale_columns_backward(dv, dm.tensor, dm.mode, dy, v, m.value(),
-                                                   inverse);
+    DoraPart part = whole(inverse, &m);
+    part.dm = dm.tensor, part.mode = dm.mode;
+    backend.dora_kernels()->scale_columns_backward(dv, dy, v, {&part, 1});
     const Sink db = b.sink(), da = a.sink();
     backend.weight_gradient(db.tensor, db.mode, scale, dv, s);
     Tensor ds = backend.empty(Tag::Backward, dy.dtype(), s.shape());
@@ -126,7 +135,9 @@ void dora_inverse_norms(const Tensor& inverse, const Tensor& w_sq, const Weight&
   else
     backend.matmul_nt(wa, GradMode::Write, 1.0, w.values(), a.compute());
   backend.matmul_nt(gram, GradMode::Write, 1.0, a.compute(), a.compute());
-  backend.dora_kernels()->inverse_norms(inverse, w_sq, wa, gram, b.compute(), scale);
+  DoraPart part = whole(inverse);
+  part.w_sq = w_sq, part.rank = R;
+  backend.dora_kernels()->inverse_norms({&part, 1}, wa, gram, b.compute(), scale);
 }
 
 Var dora_linear(Tape& tape, const Var& x, const Weight& w, const Weight* bias, Parameter& a,
@@ -150,13 +161,12 @@ Var dora_linear(Tape& tape, const Var& x, const Weight& w, const Weight* bias, P
   backend.matmul_nt(v, GradMode::Add, scale, s, b.compute());
   Tensor y = tape.activation(x.dtype(), {T, N});
   if (output == Output::Read) {
-    GradMode mode = GradMode::Write;
     if (dropout > 0) {
       subtract_from(z, x.value());
       backend.linear_forward(y, z, w);
-      mode = GradMode::Add;
     }
-    backend.dora_kernels()->scale_columns(y, mode, v, m.value(), inverse);
+    const DoraPart part = whole(inverse, &m);
+    backend.dora_kernels()->scale_columns(y, v, dropout > 0 ? y : Tensor(), {&part, 1});
     if (bias) backend.add_bias(y, *bias);
   }
   if (!tape.wants(x, a, b, m)) return tape.constant(std::move(y));
@@ -193,8 +203,8 @@ Var Dora::apply(Tape& tape, const Var& x, const FrozenLinear& base, Parameter& a
 void Dora::adapt(const Tensor& y, const FrozenLinear& base, const Parameter& a, const Parameter& b,
                  double scale) {
   update_norms(base, a, b, scale);
-  y.backend().dora_kernels()->scale_columns(y, GradMode::Write, y, m_.value(), inverse_,
-                                            base.bias());
+  const DoraPart part = whole(inverse_, &m_);
+  y.backend().dora_kernels()->scale_columns(y, y, {}, {&part, 1}, base.bias());
 }
 
 // Computes the norms, unless they are those of the factors as they are.

@@ -44,33 +44,28 @@ std::vector<ThinPart> parts_of_db(const JoinedLinear& f) {
   return parts;
 }
 
-// 1 / |row of W + s B A| of each part with a magnitude, as lora/dora.h has it of one projection.
-void update_norms(Backend& backend, const JoinedLinear& f) {
-  const DType stat = stat_dtype(f.a().dtype());
-  Tensor wa = backend.empty(Tag::Workspace, stat, {f.out, f.thin}),
-         gram = backend.empty(Tag::Workspace, stat, {f.thin, f.thin});
-  f.times_a(wa);
-  backend.matmul_nt(gram, GradMode::Write, 1.0, f.a(), f.a());
-  for (const JoinedLinear::Part& p : f.parts) {
-    if (!p.m) continue;
-    const std::int64_t last = p.column + p.rank;
-    const Tensor ours = gram.slice_rows(p.column, last).slice_cols(p.column, last);
-    backend.dora_kernels()->inverse_norms(p.inverse, p.w_sq,
-                                          wa.slice_rows(p.begin, p.end).slice_cols(p.column, last),
-                                          ours, p.b->compute(), f.scale);
-  }
+// The parts with magnitudes.
+std::vector<DoraPart> dora_parts(const JoinedLinear& f) {
+  std::vector<DoraPart> parts;
+  for (const JoinedLinear::Part& p : f.parts)
+    if (p.m)
+      parts.push_back({.begin = p.begin,
+                       .end = p.end,
+                       .column = p.column,
+                       .rank = p.rank,
+                       .w_sq = p.w_sq,
+                       .m = p.m->value(),
+                       .inverse = p.inverse});
+  return parts;
 }
 
-// y (T,N) (+)= v (T,N), each part's columns times its magnitudes over its norms.
-void scale_columns(const Tensor& y, GradMode mode, const Tensor& v, const JoinedLinear& f) {
-  Backend& backend = y.backend();
-  for (const JoinedLinear::Part& p : f.parts) {
-    const Tensor to = y.slice_cols(p.begin, p.end), from = v.slice_cols(p.begin, p.end);
-    if (p.m)
-      backend.dora_kernels()->scale_columns(to, mode, from, p.m->value(), p.inverse);
-    else
-      backend.scale(to, mode, 1.0, {}, from);
-  }
+// 1 / |row of W + s B A| of each part with a magnitude, as lora/dora.h has it of one projection.
+void update_norms(Backend& backend, const JoinedLinear& f, std::span<const DoraPart> parts) {
+  Tensor products =
+      backend.empty(Tag::Workspace, stat_dtype(f.a().dtype()), {f.out + f.thin, f.thin});
+  f.times_a(products);
+  backend.dora_kernels()->inverse_norms(parts, products.slice_rows(0, f.out),
+                                        products.slice_rows(f.out, f.out + f.thin), f.b(), f.scale);
 }
 
 // What a product makes of x: y, and v if it isn't y's own values and a backward reads it.
@@ -91,11 +86,11 @@ Product forward(Tape& tape, const Tensor& x, const JoinedLinear& f, std::int64_t
   Tensor y = tape.activation(x.dtype(), {x.rows(), f.out}, margin), v;
   if (f.scales_columns()) {
     v = tape.activation(x.dtype(), {x.rows(), f.out});
-    update_norms(backend, f);
+    const std::vector<DoraPart> parts = dora_parts(f);
+    update_norms(backend, f, parts);
     f.times_wb(v, xs, {});
     if (output == Output::Unread) return {y, v};
-    if (addend) backend.copy(y, addend->value());
-    scale_columns(y, addend ? GradMode::Add : GradMode::Write, v, f);
+    backend.dora_kernels()->scale_columns(y, v, addend ? addend->value() : Tensor(), parts);
   } else {
     if (output == Output::Unread) return {y, {}};
     f.times_wb(y, xs, addend ? addend->value() : Tensor());
@@ -111,16 +106,15 @@ Tensor through_columns(const Tensor& dy, const Tensor& v, const JoinedLinear& f)
   if (!v.defined()) return roomy(dy, f.thin);
   Backend& backend = dy.backend();
   Tensor dv = backend.empty_with_margin(Tag::Backward, dy.dtype(), dy.shape(), f.thin);
+  std::vector<DoraPart> parts = dora_parts(f);
+  auto part = parts.begin();
   for (const JoinedLinear::Part& p : f.parts) {
-    const Tensor to = dv.slice_cols(p.begin, p.end), from = dy.slice_cols(p.begin, p.end);
-    if (!p.m) {
-      backend.copy(to, from);
-      continue;
-    }
+    if (!p.m) continue;
     const Sink dm = p.m->sink();
-    backend.dora_kernels()->scale_columns_backward(
-        to, dm.tensor, dm.mode, from, v.slice_cols(p.begin, p.end), p.m->value(), p.inverse);
+    part->dm = dm.tensor, part->mode = dm.mode;
+    ++part;
   }
+  backend.dora_kernels()->scale_columns_backward(dv, dy, v, parts);
   return dv;
 }
 
@@ -204,13 +198,15 @@ void JoinedLinear::put_parts(DenseScratch& dense) const {
   for (const Part& p : parts) dense.put(p.begin, p.apart);
 }
 
-void JoinedLinear::times_a(const Tensor& wa) const {
+void JoinedLinear::times_a(const Tensor& products) const {
+  Backend& backend = products.backend();
   if (matrix)
-    return wa.backend().matmul_nt(wa, GradMode::Write, 1.0,
-                                  matrix.slice_cols(0, in).slice_rows(0, out), a());
-  DenseScratch dense(wa.backend(), apart_a.dtype(), out, in);
+    return backend.matmul_nt(products, GradMode::Write, 1.0,
+                             matrix.slice_cols(0, in).slice_rows(0, out + thin), a());
+  DenseScratch dense(backend, apart_a.dtype(), out + thin, in);
   put_parts(dense);
-  dense.times(wa, apart_a);
+  dense.put(out, 0, apart_a);
+  dense.times(products, apart_a);
 }
 
 ThinShape JoinedLinear::thin_shape() const {

@@ -10,6 +10,21 @@ namespace lk::cpu {
 namespace {
 
 template <class T>
+using Statistics = std::vector<accumulate_t<T>>;
+
+// What each column of y is multiplied by: m inverse, and 1 outside of the parts.
+template <class T>
+Statistics<T> factors(std::int64_t n_cols, std::span<const DoraPart> parts) {
+  using A = accumulate_t<T>;
+  Statistics<T> all(static_cast<std::size_t>(n_cols), A(1));
+  for (const DoraPart& p : parts)
+    for (std::int64_t n = p.begin; n < p.end; ++n)
+      all[static_cast<std::size_t>(n)] =
+          p.m.data<A>()[n - p.begin] * p.inverse.data<A>()[n - p.begin];
+  return all;
+}
+
+template <class T>
 void inverse_norms_plain(accumulate_t<T>* inverse, const accumulate_t<T>* w_sq,
                          Matrix<accumulate_t<T>> wa, Matrix<accumulate_t<T>> gram, Matrix<T> b,
                          accumulate_t<T> s) {
@@ -28,34 +43,31 @@ void inverse_norms_plain(accumulate_t<T>* inverse, const accumulate_t<T>* w_sq,
 }
 
 template <class T>
-void scale_columns_plain(Matrix<T> y, GradMode mode, Matrix<T> x, const accumulate_t<T>* m,
-                         const accumulate_t<T>* inverse, const T* shift) {
+void scale_columns_plain(Matrix<T> y, Matrix<T> x, const Matrix<T>* addend,
+                         const Statistics<T>& factor, const T* shift) {
   using A = accumulate_t<T>;
   parallel_pieces(y.rows, y.cols, [&](std::int64_t t, std::int64_t begin, std::int64_t end) {
     for (std::int64_t n = begin; n < end; ++n) {
-      const A at = shift ? load(shift[n]) : A(0);
-      put(y[t][n], mode, m[n] * inverse[n] * (load(x[t][n]) - at) + at);
+      const A from = shift ? load(shift[n]) : A(0), to = addend ? load((*addend)[t][n]) : from;
+      y[t][n] = rounded<T>(factor[static_cast<std::size_t>(n)] * (load(x[t][n]) - from) + to);
     }
   });
 }
 
 // Columns are summed side by side, tokens in order: no result depends on the number of threads.
 template <class T>
-void scale_columns_backward_plain(Matrix<T> dv, accumulate_t<T>* dm, GradMode mode, Matrix<T> dy,
-                                  Matrix<T> v, const accumulate_t<T>* m,
-                                  const accumulate_t<T>* inverse) {
+void scale_columns_backward_plain(Matrix<T> dv, Statistics<T>& sums, Matrix<T> dy, Matrix<T> v,
+                                  const Statistics<T>& factor) {
   using A = accumulate_t<T>;
   constexpr std::int64_t kColumns = 64;
   parallel_for((dy.cols + kColumns - 1) / kColumns, dy.rows * dy.cols, [&](std::int64_t unit) {
     const std::int64_t begin = unit * kColumns, end = std::min(begin + kColumns, dy.cols);
-    A sums[kColumns] = {};
     for (std::int64_t t = 0; t < dy.rows; ++t)
       for (std::int64_t n = begin; n < end; ++n) {
         const A gradient = load(dy[t][n]);
-        sums[n - begin] += gradient * load(v[t][n]);
-        put(dv[t][n], GradMode::Write, m[n] * inverse[n] * gradient);
+        sums[static_cast<std::size_t>(n)] += gradient * load(v[t][n]);
+        dv[t][n] = rounded<T>(factor[static_cast<std::size_t>(n)] * gradient);
       }
-    for (std::int64_t n = begin; n < end; ++n) put(dm[n], mode, inverse[n] * sums[n - begin]);
   });
 }
 
@@ -63,31 +75,44 @@ class CpuDoraKernels final : public DoraKernels {
  public:
   explicit CpuDoraKernels(std::int64_t& weight_gradients) : DoraKernels(weight_gradients) {}
 
-  void inverse_norms(const Tensor& inverse, const Tensor& w_sq, const Tensor& wa,
-                     const Tensor& gram, const Tensor& b, double s) override {
+  void inverse_norms(std::span<const DoraPart> parts, const Tensor& wa, const Tensor& gram,
+                     const Tensor& b, double s) override {
     dispatch_float(b.dtype(), [&]<class T>() {
       using A = accumulate_t<T>;
-      inverse_norms_plain<T>(inverse.data<A>(), w_sq.data<A>(), matrix<A>(wa), matrix<A>(gram),
-                             matrix<T>(b), static_cast<A>(s));
+      for (const DoraPart& p : parts) {
+        const std::int64_t last = p.column + p.rank;
+        const auto ours = [&](const Tensor& t, std::int64_t begin, std::int64_t end) {
+          return t.slice_rows(begin, end).slice_cols(p.column, last);
+        };
+        inverse_norms_plain<T>(p.inverse.data<A>(), p.w_sq.data<A>(),
+                               matrix<A>(ours(wa, p.begin, p.end)),
+                               matrix<A>(ours(gram, p.column, last)),
+                               matrix<T>(ours(b, p.begin, p.end)), static_cast<A>(s));
+      }
     });
   }
-  void scale_columns(const Tensor& y, GradMode mode, const Tensor& x, const Tensor& m,
-                     const Tensor& inverse, const Weight* shift) override {
+  void scale_columns(const Tensor& y, const Tensor& x, const Tensor& addend,
+                     std::span<const DoraPart> parts, const Weight* shift) override {
     dispatch_float(y.dtype(), [&]<class T>() {
-      using A = accumulate_t<T>;
-      scale_columns_plain<T>(matrix<T>(y), mode, matrix<T>(x), m.data<A>(), inverse.data<A>(),
+      const Matrix<T> to = addend.defined() ? matrix<T>(addend) : Matrix<T>{};
+      scale_columns_plain<T>(matrix<T>(y), matrix<T>(x), addend.defined() ? &to : nullptr,
+                             factors<T>(y.cols(), parts),
                              shift ? shift->values().data<T>() : nullptr);
     });
   }
 
  private:
-  void run_scale_columns_backward(const Tensor& dv, const Tensor& dm, GradMode mode,
-                                  const Tensor& dy, const Tensor& v, const Tensor& m,
-                                  const Tensor& inverse) override {
+  void run_scale_columns_backward(const Tensor& dv, const Tensor& dy, const Tensor& v,
+                                  std::span<const DoraPart> parts) override {
     dispatch_float(dy.dtype(), [&]<class T>() {
       using A = accumulate_t<T>;
-      scale_columns_backward_plain<T>(matrix<T>(dv), dm.data<A>(), mode, matrix<T>(dy),
-                                      matrix<T>(v), m.data<A>(), inverse.data<A>());
+      Statistics<T> sums(static_cast<std::size_t>(dy.cols()));
+      scale_columns_backward_plain<T>(matrix<T>(dv), sums, matrix<T>(dy), matrix<T>(v),
+                                      factors<T>(dy.cols(), parts));
+      for (const DoraPart& p : parts)
+        for (std::int64_t n = p.begin; n < p.end; ++n)
+          put(p.dm.data<A>()[n - p.begin], p.mode,
+              p.inverse.data<A>()[n - p.begin] * sums[static_cast<std::size_t>(n)]);
     });
   }
 };

@@ -1,12 +1,14 @@
 // DoRA's kernels: row norms of W + s B A, columns times m / norm, and that product's backward.
 //
-// Shapes     y, x, dy, dv, v (T,N); m, inverse, w_sq, dm (N); wa (N,R), gram (R,R), b (N,R)
-// Plan       inverse_norms: a warp per row, a lane per thin column. scale_columns: rowwise.cuh.
-//            Its backward in two launches: a block walks 64 tokens of 32 packs of columns, each of
-//            its 8 warps every eighth token, writes dv and its sums of dy v; then a block adds the
-//            blocks' sums of 32 columns.
+// Shapes     y, x, dy, dv, v (T,N); m, inverse, w_sq, dm of a part's rows; wa (N,S), gram (S,S),
+//            b (N,S)
+// Plan       One launch serves all parts that lie side by side. inverse_norms: a warp per row, a lane
+//            per thin column. scale_columns: rowwise.cuh. Its backward in two launches: a block walks
+//            64 tokens of 32 packs of columns, each of its 8 warps every eighth token, writes dv and
+//            its sums of dy v; then a block adds the blocks' sums of 32 columns.
 // Bytes      each matrix once; w_sq, wa and b once; partial sums are N T / 16 bytes
 // Numbers    F32 sums in an order that depends on the shapes alone: two runs give the same bits
+// Limits     parts that begin and end at whole packs move 16 bytes at a time, others one value
 #include "cuda/lora/dora_kernels.h"
 #include "cuda/rowwise.cuh"
 
@@ -15,46 +17,102 @@ namespace {
 
 constexpr int kWarps = 8;    // of a block
 constexpr int kTokens = 64;  // of a block of the backward
+constexpr int kMostParts = 4;
+
+// The parts as kernels see them; their vectors are read at a column less the part's first.
+struct Parts {
+  struct Part {
+    i64 begin, end;
+    int column, rank;
+    const float *w_sq, *m;
+    float *inverse, *dm;
+    bool accumulate;
+  };
+  int n;
+  Part part[kMostParts];
+
+  __device__ __forceinline__ const Part* find(i64 column) const {
+    for (int p = 0; p < n; ++p)
+      if (column >= part[p].begin && column < part[p].end) return &part[p];
+    return nullptr;
+  }
+  // m inverse of the columns [column, column + N), which lie in one part or in none: 1 there.
+  template <int N>
+  __device__ __forceinline__ void factors(i64 column, float (&factor)[N]) const {
+    const Part* p = find(column);
+#pragma unroll
+    for (int i = 0; i < N; ++i)
+      factor[i] = p ? p->m[column - p->begin + i] * p->inverse[column - p->begin + i] : 1.0f;
+  }
+};
+
+Parts arguments(std::span<const DoraPart> parts) {
+  check(parts.size() <= kMostParts, "cuda dora: ", parts.size(), " parts");
+  const auto pointer = [](const Tensor& t) { return t.defined() ? t.data<float>() : nullptr; };
+  Parts all{static_cast<int>(parts.size()), {}};
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    const DoraPart& p = parts[i];
+    all.part[i] = {.begin = p.begin,
+                   .end = p.end,
+                   .column = static_cast<int>(p.column),
+                   .rank = static_cast<int>(p.rank),
+                   .w_sq = pointer(p.w_sq),
+                   .m = pointer(p.m),
+                   .inverse = pointer(p.inverse),
+                   .dm = pointer(p.dm),
+                   .accumulate = p.mode == GradMode::Add};
+  }
+  return all;
+}
+
+// Whether no pack of `width` columns crosses the edge of a part.
+bool whole_packs(std::span<const DoraPart> parts, i64 width) {
+  return std::all_of(parts.begin(), parts.end(),
+                     [&](const DoraPart& p) { return p.begin % width == 0 && p.end % width == 0; });
+}
 
 template <class T>
 __global__ void __launch_bounds__(32 * kWarps)
-    inverse_norms_kernel(float* inverse, const float* w_sq, Matrix<const float> wa,
-                         Matrix<const float> gram, Matrix<const T> b, i64 n_rows, int rank,
-                         float s) {
+    inverse_norms_kernel(const __grid_constant__ Parts parts, Matrix<const float> wa,
+                         Matrix<const float> gram, Matrix<const T> b, i64 n_rows, float s) {
   const i64 n = static_cast<i64>(blockIdx.x) * kWarps + threadIdx.y;
   if (n >= n_rows) return;
+  const Parts::Part* p = parts.find(n);
+  if (!p) return;
   float cross = 0.0f, square = 0.0f;
-  for (int r = static_cast<int>(threadIdx.x); r < rank; r += 32) {
-    const float br = to_float(*b.at(n, r));
-    cross = fmaf(*wa.at(n, r), br, cross);
+  for (int r = static_cast<int>(threadIdx.x); r < p->rank; r += 32) {
+    const float br = to_float(*b.at(n, p->column + r));
+    cross = fmaf(*wa.at(n, p->column + r), br, cross);
     float sum = 0.0f;
-    for (int q = 0; q < rank; ++q) sum = fmaf(*gram.at(q, r), to_float(*b.at(n, q)), sum);
+    for (int q = 0; q < p->rank; ++q)
+      sum = fmaf(*gram.at(p->column + q, p->column + r), to_float(*b.at(n, p->column + q)), sum);
     square = fmaf(br, sum, square);
   }
   float added = 2.0f * s * cross + s * s * square;
   for (int lanes = 16; lanes > 0; lanes /= 2) added += __shfl_xor_sync(~0u, added, lanes);
   if (threadIdx.x != 0) return;
-  const float norm_sq = w_sq[n] + added;
-  inverse[n] = norm_sq > 0.0f ? 1.0f / sqrtf(norm_sq) : 0.0f;
+  const float norm_sq = p->w_sq[n - p->begin] + added;
+  p->inverse[n - p->begin] = norm_sq > 0.0f ? 1.0f / sqrtf(norm_sq) : 0.0f;
 }
 
 template <class T, int N>
 struct ScaleColumnsOp {
   static constexpr int kWidth = N;
   Matrix<T> y;
-  Matrix<const T> x;
-  const float *m, *inverse;
-  const T* shift;  // or null
-  bool accumulate;
+  Matrix<const T> x, addend;  // addend.data: or null
+  const T* shift;             // or null
+  Parts parts;
   __device__ void operator()(i64 row, i64 col) const {
-    float v[N];
+    float v[N], factor[N], to[N] = {};
     load_pack<N>(x.at(row, col), v);
+    parts.factors(col, factor);
+    if (addend.data) load_pack<N>(addend.at(row, col), to);
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       const float at = shift ? to_float(shift[col + i]) : 0.0f;
-      v[i] = m[col + i] * inverse[col + i] * (v[i] - at) + at;
+      v[i] = factor[i] * (v[i] - at) + (to[i] + at);
     }
-    write_pack<N>(y.at(row, col), v, accumulate);
+    store_pack<N>(y.at(row, col), v);
   }
 };
 
@@ -62,7 +120,7 @@ struct ScaleColumnsOp {
 template <class T, int N>
 __global__ void __launch_bounds__(32 * kWarps)
     scale_columns_backward_kernel(Matrix<T> dv, float* partial, Matrix<const T> dy,
-                                  Matrix<const T> v, const float* m, const float* inverse,
+                                  Matrix<const T> v, const __grid_constant__ Parts parts,
                                   i64 n_rows, i64 n_cols) {
   __shared__ float sums[kWarps][32 * N];
   const i64 first_col = static_cast<i64>(blockIdx.x) * 32 * N, col = first_col + threadIdx.x * N;
@@ -71,8 +129,7 @@ __global__ void __launch_bounds__(32 * kWarps)
   float sum[N] = {};
   if (col < n_cols) {
     float factor[N];
-#pragma unroll
-    for (int i = 0; i < N; ++i) factor[i] = m[col + i] * inverse[col + i];
+    parts.factors(col, factor);
 #pragma unroll 2
     for (i64 t = first + threadIdx.y; t < last; t += kWarps) {
       float g[N], at[N];
@@ -83,7 +140,7 @@ __global__ void __launch_bounds__(32 * kWarps)
         sum[i] = fmaf(g[i], at[i], sum[i]);
         g[i] *= factor[i];
       }
-      write_pack<N>(dv.at(t, col), g, false);
+      store_pack<N>(dv.at(t, col), g);
     }
   }
 #pragma unroll
@@ -100,8 +157,8 @@ __global__ void __launch_bounds__(32 * kWarps)
 
 // dm (+)= inverse sum of partial[chunk] over the chunks: each warp's in order, then the warps'.
 __global__ void __launch_bounds__(32 * kWarps)
-    add_chunks_kernel(float* dm, const float* partial, const float* inverse, i64 chunks, i64 n_cols,
-                      bool accumulate) {
+    add_chunks_kernel(const __grid_constant__ Parts parts, const float* partial, i64 chunks,
+                      i64 n_cols) {
   __shared__ float sums[kWarps][32];
   const i64 col = static_cast<i64>(blockIdx.x) * 32 + threadIdx.x;
   float sum = 0.0f;
@@ -114,58 +171,60 @@ __global__ void __launch_bounds__(32 * kWarps)
   if (threadIdx.y != 0 || col >= n_cols) return;
 #pragma unroll
   for (int w = 1; w < kWarps; ++w) sum += sums[w][threadIdx.x];
-  sum *= inverse[col];
-  dm[col] = accumulate ? dm[col] + sum : sum;
+  const Parts::Part* p = parts.find(col);
+  if (!p) return;
+  sum *= p->inverse[col - p->begin];
+  float* dm = p->dm + (col - p->begin);
+  *dm = p->accumulate ? *dm + sum : sum;
 }
 
 }  // namespace
 
-void CudaDoraKernels::inverse_norms(const Tensor& inverse, const Tensor& w_sq, const Tensor& wa,
+void CudaDoraKernels::inverse_norms(std::span<const DoraPart> parts, const Tensor& wa,
                                     const Tensor& gram, const Tensor& b, double s) {
-  const i64 n = b.rows();
   dispatch_device(b.dtype(), [&]<class T>() {
-    launch("inverse_norms", inverse_norms_kernel<device_t<T>>, grid_of(ceil_div(n, kWarps)),
-           dim3(32, kWarps), 0, backend_.stream(), inverse.data<float>(),
-           static_cast<const float*>(w_sq.data<float>()), const_matrix<float>(wa),
-           const_matrix<float>(gram), const_matrix<T>(b), n, static_cast<int>(b.cols()),
-           static_cast<float>(s));
+    launch("inverse_norms", inverse_norms_kernel<device_t<T>>, grid_of(ceil_div(b.rows(), kWarps)),
+           dim3(32, kWarps), 0, backend_.stream(), arguments(parts), const_matrix<float>(wa),
+           const_matrix<float>(gram), const_matrix<T>(b), b.rows(), static_cast<float>(s));
   });
 }
 
-void CudaDoraKernels::scale_columns(const Tensor& y, GradMode mode, const Tensor& x,
-                                    const Tensor& m, const Tensor& inverse, const Weight* shift) {
+void CudaDoraKernels::scale_columns(const Tensor& y, const Tensor& x, const Tensor& addend,
+                                    std::span<const DoraPart> parts, const Weight* shift) {
+  const Tensor& to = addend.defined() ? addend : y;  // only its layout is asked for
   dispatch_device(y.dtype(), [&]<class T>() {
-    const device_t<T>* at = shift ? pointer<T>(shift->values()) : nullptr;
+    using D = device_t<T>;
     auto go = [&]<int N>() {
       launch_rowwise(
           "scale_columns", y.rows(), y.cols(), backend_.stream(),
-          ScaleColumnsOp<device_t<T>, N>{matrix<T>(y), const_matrix<T>(x), m.data<float>(),
-                                         inverse.data<float>(), at, mode == GradMode::Add});
+          ScaleColumnsOp<D, N>{matrix<T>(y), const_matrix<T>(x),
+                               addend.defined() ? const_matrix<T>(addend) : Matrix<const D>{},
+                               shift ? pointer<T>(shift->values()) : nullptr, arguments(parts)});
     };
     constexpr int kN = 16 / static_cast<int>(sizeof(T));
-    packable(kN, y.cols(), y, x) ? go.template operator()<kN>() : go.template operator()<1>();
+    packable(kN, y.cols(), y, x, to) && whole_packs(parts, kN) ? go.template operator()<kN>()
+                                                               : go.template operator()<1>();
   });
 }
 
-void CudaDoraKernels::run_scale_columns_backward(const Tensor& dv, const Tensor& dm, GradMode mode,
-                                                 const Tensor& dy, const Tensor& v, const Tensor& m,
-                                                 const Tensor& inverse) {
+void CudaDoraKernels::run_scale_columns_backward(const Tensor& dv, const Tensor& dy,
+                                                 const Tensor& v, std::span<const DoraPart> parts) {
   const i64 rows = dy.rows(), cols = dy.cols(), chunks = ceil_div(rows, kTokens);
   Tensor partial = backend_.empty(Tag::Workspace, DType::F32, {chunks, cols});
-  const float* norms = inverse.data<float>();
+  const Parts all = arguments(parts);
   dispatch_device(dy.dtype(), [&]<class T>() {
     auto go = [&]<int N>() {
       launch("scale_columns_backward", scale_columns_backward_kernel<device_t<T>, N>,
              grid_of(ceil_div(cols, 32 * N), chunks), dim3(32, kWarps), 0, backend_.stream(),
-             matrix<T>(dv), partial.data<float>(), const_matrix<T>(dy), const_matrix<T>(v),
-             static_cast<const float*>(m.data<float>()), norms, rows, cols);
+             matrix<T>(dv), partial.data<float>(), const_matrix<T>(dy), const_matrix<T>(v), all,
+             rows, cols);
     };
     constexpr int kN = 16 / static_cast<int>(sizeof(T));
-    packable(kN, cols, dv, dy, v) ? go.template operator()<kN>() : go.template operator()<1>();
+    packable(kN, cols, dv, dy, v) && whole_packs(parts, kN) ? go.template operator()<kN>()
+                                                            : go.template operator()<1>();
   });
   launch("add_chunks", add_chunks_kernel, grid_of(ceil_div(cols, 32)), dim3(32, kWarps), 0,
-         backend_.stream(), dm.data<float>(), static_cast<const float*>(partial.data<float>()),
-         norms, chunks, cols, mode == GradMode::Add);
+         backend_.stream(), all, static_cast<const float*>(partial.data<float>()), chunks, cols);
 }
 
 }  // namespace lk

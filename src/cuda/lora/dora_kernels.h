@@ -11,15 +11,14 @@ class CudaDoraKernels final : public DoraKernels {
   CudaDoraKernels(CudaBackend& backend, std::int64_t& weight_gradients)
       : DoraKernels(weight_gradients), backend_(backend) {}
 
-  void inverse_norms(const Tensor& inverse, const Tensor& w_sq, const Tensor& wa,
-                     const Tensor& gram, const Tensor& b, double s) override;
-  void scale_columns(const Tensor& y, GradMode mode, const Tensor& x, const Tensor& m,
-                     const Tensor& inverse, const Weight* shift) override;
+  void inverse_norms(std::span<const DoraPart> parts, const Tensor& wa, const Tensor& gram,
+                     const Tensor& b, double s) override;
+  void scale_columns(const Tensor& y, const Tensor& x, const Tensor& addend,
+                     std::span<const DoraPart> parts, const Weight* shift) override;
 
  private:
-  void run_scale_columns_backward(const Tensor& dv, const Tensor& dm, GradMode mode,
-                                  const Tensor& dy, const Tensor& v, const Tensor& m,
-                                  const Tensor& inverse) override;
+  void run_scale_columns_backward(const Tensor& dv, const Tensor& dy, const Tensor& v,
+                                  std::span<const DoraPart> parts) override;
   CudaBackend& backend_;
 };
 
