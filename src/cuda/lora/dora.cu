@@ -31,18 +31,23 @@ struct Parts {
   int n;
   Part part[kMostParts];
 
-  __device__ __forceinline__ const Part* find(i64 column) const {
-    for (int p = 0; p < n; ++p)
-      if (column >= part[p].begin && column < part[p].end) return &part[p];
-    return nullptr;
+  // Copies the part that has this column to `p`. Its place among the parameters is chosen by tests
+  // and not by an index, which would move all parts into local memory first.
+  __device__ __forceinline__ bool find(i64 column, Part& p) const {
+    bool found = false;
+#pragma unroll
+    for (int i = 0; i < kMostParts; ++i)
+      if (i < n && column >= part[i].begin && column < part[i].end) p = part[i], found = true;
+    return found;
   }
   // m inverse of the columns [column, column + N), which lie in one part or in none: 1 there.
   template <int N>
   __device__ __forceinline__ void factors(i64 column, float (&factor)[N]) const {
-    const Part* p = find(column);
+    Part p;
+    const bool found = find(column, p);
 #pragma unroll
     for (int i = 0; i < N; ++i)
-      factor[i] = p ? p->m[column - p->begin + i] * p->inverse[column - p->begin + i] : 1.0f;
+      factor[i] = found ? p.m[column - p.begin + i] * p.inverse[column - p.begin + i] : 1.0f;
   }
 };
 
@@ -77,22 +82,22 @@ __global__ void __launch_bounds__(32 * kWarps)
                          Matrix<const float> gram, Matrix<const T> b, i64 n_rows, float s) {
   const i64 n = static_cast<i64>(blockIdx.x) * kWarps + threadIdx.y;
   if (n >= n_rows) return;
-  const Parts::Part* p = parts.find(n);
-  if (!p) return;
+  Parts::Part p;
+  if (!parts.find(n, p)) return;
   float cross = 0.0f, square = 0.0f;
-  for (int r = static_cast<int>(threadIdx.x); r < p->rank; r += 32) {
-    const float br = to_float(*b.at(n, p->column + r));
-    cross = fmaf(*wa.at(n, p->column + r), br, cross);
+  for (int r = static_cast<int>(threadIdx.x); r < p.rank; r += 32) {
+    const float br = to_float(*b.at(n, p.column + r));
+    cross = fmaf(*wa.at(n, p.column + r), br, cross);
     float sum = 0.0f;
-    for (int q = 0; q < p->rank; ++q)
-      sum = fmaf(*gram.at(p->column + q, p->column + r), to_float(*b.at(n, p->column + q)), sum);
+    for (int q = 0; q < p.rank; ++q)
+      sum = fmaf(*gram.at(p.column + q, p.column + r), to_float(*b.at(n, p.column + q)), sum);
     square = fmaf(br, sum, square);
   }
   float added = 2.0f * s * cross + s * s * square;
   for (int lanes = 16; lanes > 0; lanes /= 2) added += __shfl_xor_sync(~0u, added, lanes);
   if (threadIdx.x != 0) return;
-  const float norm_sq = p->w_sq[n - p->begin] + added;
-  p->inverse[n - p->begin] = norm_sq > 0.0f ? 1.0f / sqrtf(norm_sq) : 0.0f;
+  const float norm_sq = p.w_sq[n - p.begin] + added;
+  p.inverse[n - p.begin] = norm_sq > 0.0f ? 1.0f / sqrtf(norm_sq) : 0.0f;
 }
 
 template <class T, int N>
@@ -171,11 +176,11 @@ __global__ void __launch_bounds__(32 * kWarps)
   if (threadIdx.y != 0 || col >= n_cols) return;
 #pragma unroll
   for (int w = 1; w < kWarps; ++w) sum += sums[w][threadIdx.x];
-  const Parts::Part* p = parts.find(col);
-  if (!p) return;
-  sum *= p->inverse[col - p->begin];
-  float* dm = p->dm + (col - p->begin);
-  *dm = p->accumulate ? *dm + sum : sum;
+  Parts::Part p;
+  if (!parts.find(col, p)) return;
+  sum *= p.inverse[col - p.begin];
+  float* dm = p.dm + (col - p.begin);
+  *dm = p.accumulate ? *dm + sum : sum;
 }
 
 }  // namespace
