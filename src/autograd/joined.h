@@ -71,8 +71,8 @@ struct JoinedLinear {
   // dx (T,K) (+)= dy (T,N) W, or dy (T,N+S) [W ; A]
   void times_wa(const Tensor& dx, GradMode mode, const Tensor& dy) const;
   void times_a(const Tensor& products) const;  // (N+S,S) = [W ; A] Aᵀ
-  ThinShape thin_shape() const;               // the shape that `plan` is made for
-  void put_parts(DenseScratch& dense) const;  // every W that lies apart, in its rows
+  ThinShape thin_shape() const;                // the shape that `plan` is made for
+  void put_parts(DenseScratch& dense) const;   // every W that lies apart, in its rows
   bool scales_columns() const {
     return std::any_of(parts.begin(), parts.end(), [](const Part& p) { return p.m != nullptr; });
   }
