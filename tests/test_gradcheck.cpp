@@ -137,9 +137,17 @@ void joined_cases(std::vector<Case>& out) {
               [gain](Tape& t, const Var& x, const Var&, const JoinedLinear& f) {
                 return joined_norm_linear(t, x, gain, 0.1, f, f.thin);
               });
-  joined_case(out, "joined_swiglu_linear", down, p3, rnd({4, 6}, 186), rnd({4, 4}, 195),
+  joined_case(out, "joined_gated_linear", down, p3, rnd({4, 6}, 186), rnd({4, 4}, 195),
               [](Tape& t, const Var& x, const Var& h, const JoinedLinear& f) {
-                return joined_swiglu_linear_onto(t, h, x, f, 0);
+                return joined_gated_linear_onto(t, Activation::Silu, h, x, f, 0);
+              });
+  joined_case(out, "joined_gated_linear, gelu, nothing added", down, p3, rnd({4, 6}, 175), {},
+              [](Tape& t, const Var& x, const Var&, const JoinedLinear& f) {
+                return joined_gated_linear(t, Activation::Gelu, x, f, f.thin);
+              });
+  joined_case(out, "joined_linear, nothing added", three, p2, rnd({4, 5}, 176), {},
+              [](Tape& t, const Var& x, const Var&, const JoinedLinear& f) {
+                return joined_linear(t, x, f, f.thin);
               });
   const InputDropout drop{0.4f, {5, 3, 0}};
   joined_case(out, "joined_linear with dropout", one, p1, rnd({5, 7}, 196), rnd({5, 6}, 197),
@@ -150,9 +158,9 @@ void joined_cases(std::vector<Case>& out) {
               [gain, drop](Tape& t, const Var& x, const Var&, const JoinedLinear& f) {
                 return joined_norm_linear(t, x, gain, 0.1, f, f.thin, drop);
               });
-  joined_case(out, "joined_swiglu_linear with dropout", down, p3, rnd({4, 6}, 199),
-              rnd({4, 4}, 188), [drop](Tape& t, const Var& x, const Var& h, const JoinedLinear& f) {
-                return joined_swiglu_linear_onto(t, h, x, f, 0, drop);
+  joined_case(out, "joined_gated_linear with dropout", down, p3, rnd({4, 6}, 199), rnd({4, 4}, 188),
+              [drop](Tape& t, const Var& x, const Var& h, const JoinedLinear& f) {
+                return joined_gated_linear_onto(t, Activation::Silu, h, x, f, 0, drop);
               });
   Tensor table = rope_angles(9, 2), positions = ints({0, 1, 2, 0, 1});
   Segments segments = make_segments(reference(), {0, 3, 5});
@@ -161,6 +169,13 @@ void joined_cases(std::vector<Case>& out) {
               [=](Tape& t, const Var& x, const Var&, const JoinedLinear&) {
                 return qkv_attention(t, x, table, positions, shape, segments, 3);
               });
+  const HeadNorms norms{frozen({2}, 177), frozen({2}, 178), 0.1};
+  for (const Tensor& angles : {table, Tensor()})
+    joined_case(
+        out, angles.defined() ? "head_normed_attention" : "head_normed_attention, no angles", bare,
+        {}, rnd({5, 16}, 179), {}, [=](Tape& t, const Var& x, const Var&, const JoinedLinear&) {
+          return head_normed_attention(t, x, norms, angles, positions, shape, segments, 3);
+        });
 }
 
 // f and g of x, where f is computed again in backward: alone, inside another checkpoint, and

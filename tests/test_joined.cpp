@@ -24,16 +24,12 @@ struct JoinedSubject {
 
   JoinedSubject(DType dtype, const LoraConfig& config, bool joined,
                 std::unique_ptr<Backend> device = make_cpu_backend(CpuMode::Reference),
-                bool quantised = false)
+                bool quantised = false, const std::string& family = "llama")
       : backend(std::move(device)) {
-    if (quantised) {
-      ModelWeights weights = random_weights(*backend, tiny_config(), dtype, 7);
-      quantise_weights(*backend, tiny_config(), weights, {BasePrecision::Nf4, {"v_proj"}});
-      model =
-          std::make_unique<Transformer>(*backend, tiny_config(), std::move(weights), dtype, 256);
-    } else {
-      model = tiny_transformer(*backend, dtype);
-    }
+    const ModelConfig shape = as_family(tiny_config(), family);
+    ModelWeights weights = random_weights(*backend, shape, dtype, 7);
+    if (quantised) quantise_weights(*backend, shape, weights, {BasePrecision::Nf4, {"v_proj"}});
+    model = std::make_unique<Transformer>(*backend, shape, std::move(weights), dtype, 256);
     adapter = std::make_unique<Adapter>(*model, config);
     if (joined) REQUIRE(join_projections(*model, *adapter));
     randomize_b(*adapter, 11, 0.5);
@@ -128,6 +124,33 @@ TEST_CASE("joined projections give the plain model's loss and gradients, F64") {
   }
 }
 
+TEST_CASE("every family's block can be joined, F64") {
+  const std::vector<Row> rows = random_rows({9, 17, 1, 30}, 5);
+  for (const std::string& family : kFamilies) {
+    CAPTURE(family);
+    const bool gpt2 = family == "gpt2";
+    std::vector<LoraConfig> configs{tiny_lora(),
+                                    with_dora(rank3({"all-linear"})),
+                                    with_dropout(tiny_lora()),
+                                    rank3(gpt2 ? std::vector<std::string>{"c_attn"}
+                                               : std::vector<std::string>{"q_proj", "v_proj"}),
+                                    rank3({gpt2 ? "h.1.mlp.c_fc" : "layers.1.mlp.up_proj",
+                                           gpt2 ? "h.0.attn.c_proj" : "layers.0.self_attn.o_proj"}),
+                                    rank3({gpt2 ? "h.1.mlp.c_proj" : "layers.1.mlp.down_proj"})};
+    for (const LoraConfig& config : configs) {
+      auto subject = [&](bool joined) {
+        return JoinedSubject(DType::F64, config, joined, make_cpu_backend(CpuMode::Reference),
+                             false, family);
+      };
+      JoinedSubject plain = subject(false), joined = subject(true);
+      const auto want = plain.loss_and_gradients(rows), have = joined.loss_and_gradients(rows);
+      REQUIRE(have.size() == want.size());
+      for (std::size_t i = 0; i < want.size(); ++i)
+        check_close(have[i], want[i], 1e-11, {1e-13}, concat(family, ", gradient ", i));
+    }
+  }
+}
+
 TEST_CASE("over quantised weights, joined or not, training is that over their dense values") {
   const std::vector<Row> rows = random_rows({9, 17, 4}, 5);
   const ModelConfig shape = tiny_config();
@@ -197,7 +220,7 @@ TEST_CASE("below the first trained layer nothing is recorded, joined or not, rec
   CHECK(recorded(down, false, "none") == then({"lora_linear", "add"}, last));
   CHECK(recorded(down, true, "none") == then({"joined_linear"}, last));
   CHECK(recorded(v, true, "none") == then({"joined_norm_linear", "qkv_attention", "joined_linear",
-                                           "joined_norm_linear", "joined_swiglu_linear"},
+                                           "joined_norm_linear", "joined_gated_linear"},
                                           last));
   for (bool joined : {false, true})
     for (const std::string& target : {down, v})
@@ -252,67 +275,84 @@ TEST_CASE("a plan serves the shapes that kernels are made for, and no others") {
 }
 
 TEST_CASE("joining changes no weight, and training afterwards none either") {
-  JoinedSubject s(DType::BF16, rank3({"all-linear"}), false);
-  const std::string before = weights_sha256(s.model->weights());
-  const std::int64_t bytes = s.backend->ledger()[Tag::Weights].live_bytes;
-  REQUIRE(join_projections(*s.model, *s.adapter));
-  CHECK(weights_sha256(s.model->weights()) == before);
-  const Ledger& ledger = s.backend->ledger();
-  CHECK(ledger[Tag::Weights].live_bytes == bytes);
-  CHECK(ledger[Tag::Weights].peak_bytes == bytes);
-  CHECK(ledger[Tag::Params].live_bytes == 4 * s.adapter->n_parameters() + s.adapter->copy_bytes());
+  for (const std::string& family : kFamilies) {
+    CAPTURE(family);
+    JoinedSubject s(DType::BF16, rank3({"all-linear"}), false, make_cpu_backend(CpuMode::Reference),
+                    false, family);
+    const std::string before = weights_sha256(s.model->weights());
+    const std::int64_t bytes = s.backend->ledger()[Tag::Weights].live_bytes;
+    REQUIRE(join_projections(*s.model, *s.adapter));
+    CHECK(weights_sha256(s.model->weights()) == before);
+    const Ledger& ledger = s.backend->ledger();
+    CHECK(ledger[Tag::Weights].live_bytes == bytes);
+    CHECK(ledger[Tag::Weights].peak_bytes == bytes);
+    CHECK(ledger[Tag::Params].live_bytes ==
+          4 * s.adapter->n_parameters() + s.adapter->copy_bytes());
 
-  TrainerConfig config;
-  config.schedule = {ScheduleKind::Constant, 5e-2, 0, 20};
-  Trainer trainer(*s.model, *s.adapter, config);
-  const std::vector<Row> rows = random_rows({9, 17}, 5);
-  double first = 0, last = 0;
-  for (int i = 0; i < 20; ++i) {
-    StepReport r = trainer.step(std::vector<std::vector<const Row*>>{pointers(rows)});
-    (i == 0 ? first : last) = r.loss;
+    TrainerConfig config;
+    config.schedule = {ScheduleKind::Constant, 5e-2, 0, 20};
+    Trainer trainer(*s.model, *s.adapter, config);
+    const std::vector<Row> rows = random_rows({9, 17}, 5);
+    double first = 0, last = 0;
+    for (int i = 0; i < 20; ++i) {
+      StepReport r = trainer.step(std::vector<std::vector<const Row*>>{pointers(rows)});
+      (i == 0 ? first : last) = r.loss;
+    }
+    CHECK(last < 0.97 * first);
+    prove_memory(*s.backend, *s.adapter, bytes, s.backend->weight_gradient_matmuls(),
+                 20);  // throws
+    // The copies follow the masters, and nothing else moved.
+    for (Parameter* p : s.adapter->parameters()) {
+      std::vector<double> master = to_host_f64(p->value());
+      for (double& v : master) v = static_cast<float>(static_cast<bf16>(static_cast<float>(v)));
+      CHECK(to_host_f64(p->compute()) == master);
+    }
+    CHECK(weights_sha256(s.model->weights()) == before);
   }
-  CHECK(last < 0.97 * first);
-  prove_memory(*s.backend, *s.adapter, bytes, s.backend->weight_gradient_matmuls(), 20);  // throws
-  // The copies follow the masters, and nothing else moved.
-  for (Parameter* p : s.adapter->parameters()) {
-    std::vector<double> master = to_host_f64(p->value());
-    for (double& v : master) v = static_cast<float>(static_cast<bf16>(static_cast<float>(v)));
-    CHECK(to_host_f64(p->compute()) == master);
+}
+
+// Joined, in BF16 on the GPU, the loss and gradients are as far from the F32 result as the plain
+// model's, which rounds at other places, and have the same bits again.
+void check_joined_on_gpu(const LoraConfig& config, bool quantised, const std::string& family) {
+  const std::vector<Row> rows = random_rows({9, 17, 1, 130}, 5);
+  JoinedSubject exact(DType::F32, config, false, make_cpu_backend(CpuMode::Reference), quantised,
+                      family),
+      plain(DType::BF16, config, false, open_device("auto"), quantised, family),
+      joined(DType::BF16, config, true, open_device("auto"), quantised, family);
+  const auto want = exact.loss_and_gradients(rows), other = plain.loss_and_gradients(rows),
+             have = joined.loss_and_gradients(rows);
+  CHECK(have == joined.loss_and_gradients(rows));
+  for (std::size_t i = 0; i < want.size(); ++i) {
+    double scale = 0, plain_error = 0, joined_error = 0;
+    for (std::size_t j = 0; j < want[i].size(); ++j) {
+      scale += want[i][j] * want[i][j];
+      plain_error += std::pow(other[i][j] - want[i][j], 2);
+      joined_error += std::pow(have[i][j] - want[i][j], 2);
+    }
+    CHECK_MESSAGE(joined_error < 4 * plain_error + 1e-4 * scale, family, ", gradient ", i, ": ",
+                  std::sqrt(joined_error / scale), " of its size, plain ",
+                  std::sqrt(plain_error / scale));
   }
-  CHECK(weights_sha256(s.model->weights()) == before);
 }
 
 TEST_CASE("cuda: joined projections give the plain model's loss and gradients, BF16") {
   if (n_gpus() == 0) LK_SKIP("no GPU");
-  const std::vector<Row> rows = random_rows({9, 17, 1, 130}, 5);
   for (const LoraConfig& config :
        {tiny_lora(), rank3({"q_proj", "v_proj", "down_proj"}), with_dropout(tiny_lora()),
         rank8({"all-linear"}), rank8({"q_proj", "v_proj"}),
         with_dropout(rank8({"q_proj", "v_proj", "up_proj"})), mixed_ranks(16, 24),
         mixed_ranks(32, 16), with_dropout(mixed_ranks(24, 16)), mixed_ranks(3, 16),
-        with_dora(rank8({"all-linear"})), with_dora(rank3({"q_proj", "down_proj"}))}) {
-    for (bool quantised : {false, true}) {
-      JoinedSubject exact(DType::F32, config, false, make_cpu_backend(CpuMode::Reference),
-                          quantised),
-          plain(DType::BF16, config, false, open_device("auto"), quantised),
-          joined(DType::BF16, config, true, open_device("auto"), quantised);
-      auto want = exact.loss_and_gradients(rows), other = plain.loss_and_gradients(rows),
-           have = joined.loss_and_gradients(rows);
-      CHECK(have == joined.loss_and_gradients(rows));  // the same bits again
-      // As far from the F32 result as the plain path is, which rounds at other places.
-      for (std::size_t i = 0; i < want.size(); ++i) {
-        double scale = 0, plain_error = 0, joined_error = 0;
-        for (std::size_t j = 0; j < want[i].size(); ++j) {
-          scale += want[i][j] * want[i][j];
-          plain_error += std::pow(other[i][j] - want[i][j], 2);
-          joined_error += std::pow(have[i][j] - want[i][j], 2);
-        }
-        CHECK_MESSAGE(joined_error < 4 * plain_error + 1e-4 * scale, "gradient ", i, ": ",
-                      std::sqrt(joined_error / scale), " of its size, plain ",
-                      std::sqrt(plain_error / scale));
-      }
-    }
-  }
+        with_dora(rank8({"all-linear"})), with_dora(rank3({"q_proj", "down_proj"}))})
+    for (bool quantised : {false, true}) check_joined_on_gpu(config, quantised, "llama");
+}
+
+TEST_CASE("cuda: every family's block can be joined, BF16") {
+  if (n_gpus() == 0) LK_SKIP("no GPU");
+  for (const std::string& family : kFamilies)
+    for (const LoraConfig& config : {tiny_lora(), rank8({"all-linear"}), with_dropout(tiny_lora()),
+                                     with_dora(rank8({"all-linear"}))})
+      for (bool quantised : {false, true})
+        if (!quantised || family != "gpt2") check_joined_on_gpu(config, quantised, family);
 }
 
 TEST_CASE("cuda: recorded steps give the bits of steps launched one by one") {

@@ -87,18 +87,34 @@ struct JoinedLinear {
 // is dropout of A's input, with p = f.dropout in training and 0 otherwise; the parts hold the
 // sites.
 
+// y (T,N) = x (T,K) (W + scale B A)ᵀ + bias
+Var joined_linear(Tape& tape, const Var& x, const JoinedLinear& f, std::int64_t margin,
+                  const InputDropout& drop = {});
 // y (T,N) = h (T,N) + x (T,K) (W + scale B A)ᵀ + bias: a projection back onto the residual stream
 Var joined_linear_onto(Tape& tape, const Var& h, const Var& x, const JoinedLinear& f,
                        std::int64_t margin, const InputDropout& drop = {},
                        Output output = Output::Read);
-// y (T,N) = x (T,K) (W + scale B A)ᵀ + bias with x = rmsnorm(h), which isn't kept: h (T,K), gain
-// (K) frozen
+// joined_linear with x = rmsnorm(h), which isn't kept: h (T,K), gain (K) frozen
 Var joined_norm_linear(Tape& tape, const Var& h, const Weight& gain, double eps,
                        const JoinedLinear& f, std::int64_t margin, const InputDropout& drop = {});
-// joined_linear_onto with x = silu(gate) * up; gate_up (T,2K) holds gate and up side by side.
-// Nothing else may read gate_up's value: see Note [Gradients over gate and up] in ops/joined.cpp.
-Var joined_swiglu_linear_onto(Tape& tape, const Var& h, const Var& gate_up, const JoinedLinear& f,
-                              std::int64_t margin, const InputDropout& drop = {},
-                              Output output = Output::Read);
+// joined_linear and joined_linear_onto with x = act(gate) * up, which isn't kept; gate_up (T,2K)
+// holds gate and up side by side. Nothing else may read gate_up's value: see Note [Gradients over
+// gate and up] in ops/joined.cpp.
+Var joined_gated_linear(Tape& tape, Activation act, const Var& gate_up, const JoinedLinear& f,
+                        std::int64_t margin, const InputDropout& drop = {});
+Var joined_gated_linear_onto(Tape& tape, Activation act, const Var& h, const Var& gate_up,
+                             const JoinedLinear& f, std::int64_t margin,
+                             const InputDropout& drop = {}, Output output = Output::Read);
+
+// qkv_attention (ops.h) of q and k that are normed head by head before they are rotated: gains (D)
+// frozen. qkv's value stays as it is.
+struct HeadNorms {
+  Weight q, k;
+  double eps = 0;
+};
+Var head_normed_attention(Tape& tape, const Var& qkv, const HeadNorms& norms,
+                          const Tensor& rope_table, const Tensor& positions,
+                          const AttentionShape& shape, const Segments& segments,
+                          std::int64_t margin);
 
 }  // namespace lk

@@ -9,9 +9,9 @@ namespace {
 constexpr std::int64_t kThinMultiple = 16;
 
 struct Member {
-  Site site;
-  FrozenLinear* base;
-  LoraLinear* lora;  // null if the projection is not adapted
+  Site site = Site::Q;
+  FrozenLinear* base = nullptr;
+  LoraLinear* lora = nullptr;  // null if the projection is not adapted
 };
 
 bool trains(const std::vector<Member>& members) {
@@ -105,18 +105,11 @@ JoinedLinear join(Transformer& model, std::size_t layer, const std::vector<Membe
   return f;
 }
 
-// Whether the model has LLaMA's shape of block, which nn/block_joined.cpp computes (with any biases
-// and windows).
-bool fits(const ModelConfig& c) {
-  return c.norm == NormKind::Rms && c.mlp == MlpKind::SwiGlu && !c.sandwich_norms && !c.qk_norm &&
-         !c.joined_qkv && !c.learned_positions && c.local_rope_theta == 0;
-}
-
 }  // namespace
 
 bool join_projections(Transformer& model, Adapter& adapter) {
   const LoraShape& shape = adapter.config().shape;
-  if (!fits(model.config()) || (shape.dora && shape.dropout > 0)) return false;
+  if (shape.dora && shape.dropout > 0) return false;
   std::vector<std::array<Member, kSiteCount>> layers;
   model.visit_sites(
       [&](const std::string&, std::size_t layer, Site site, std::unique_ptr<LinearMap>& map) {
@@ -125,17 +118,19 @@ bool join_projections(Transformer& model, Adapter& adapter) {
                                                          dynamic_cast<LoraLinear*>(map.get())};
       });
   auto members = [&](std::size_t layer, std::initializer_list<Site> sites) {
-    std::vector<Member> all;
-    for (Site s : sites) all.push_back(layers[layer][static_cast<std::size_t>(s)]);
+    std::vector<Member> all;  // those that the family has
+    for (Site s : sites)
+      if (const Member& m = layers[layer][static_cast<std::size_t>(s)]; m.base) all.push_back(m);
     return all;
   };
+  const std::initializer_list<Site> qkv_sites = {Site::Qkv, Site::Q, Site::K, Site::V};
   for (std::size_t layer = 0; layer < layers.size(); ++layer)
-    if (!same_scale(members(layer, {Site::Q, Site::K, Site::V})) ||
+    if (!same_scale(members(layer, qkv_sites)) ||
         !same_scale(members(layer, {Site::Gate, Site::Up})))
       return false;
   bool reached = false;  // a gradient reaches it: something before it trains
   for (std::size_t layer = 0; layer < layers.size(); ++layer) {
-    const auto qkv = members(layer, {Site::Q, Site::K, Site::V}), o = members(layer, {Site::O}),
+    const auto qkv = members(layer, qkv_sites), o = members(layer, {Site::O}),
                gate_up = members(layer, {Site::Gate, Site::Up}),
                down = members(layer, {Site::Down});
     if (!trains(qkv) && !trains(o) && !trains(gate_up) && !trains(down)) continue;

@@ -145,14 +145,15 @@ class Backward {
   void into_a(const Tensor& x, const NormedInput* norm = nullptr) {
     if (f_.thin > 0) thin::backward_a(backend_, f_.plan, ds(), x, norm, parts_of_da(f_), drop_);
   }
-  // into_a with x = silu(gate) * up; also writes dgate over gate and dup over up. dx's values are
+  // into_a with x = act(gate) * up; also writes dgate over gate and dup over up. dx's values are
   // lost.
-  void into_a_and_swiglu(const Tensor& dx, const Tensor& gate, const Tensor& up) {
-    if (f_.thin > 0)
-      thin::swiglu_backward(backend_, f_.plan, gate, up, dx, gate, up, ds(), parts_of_da(f_),
-                            drop_);
-    else
-      backend_.gated_backward(Activation::Silu, {}, gate, GradMode::Write, up, dx, gate, up);
+  void into_a_and_gated(Activation act, const Tensor& dx, const Tensor& gate, const Tensor& up) {
+    if (f_.thin > 0 && act == Activation::Silu)
+      return thin::swiglu_backward(backend_, f_.plan, gate, up, dx, gate, up, ds(), parts_of_da(f_),
+                                   drop_);
+    const Tensor x = f_.thin > 0 ? dx : Tensor();
+    backend_.gated_backward(act, x, gate, GradMode::Write, up, dx, gate, up);
+    into_a(x);
   }
   // dx (T,K) (+)= [dy | ds] [W ; A]
   void into_x(const Sink& dx) {
@@ -237,20 +238,37 @@ void JoinedLinear::times_wa(const Tensor& dx, GradMode mode, const Tensor& dy) c
   dense.matmul_nn(dx, mode, dy);
 }
 
-// y = h + x (W + scale B A)ᵀ + bias
-Var joined_linear_onto(Tape& tape, const Var& h, const Var& x, const JoinedLinear& f,
-                       std::int64_t margin, const InputDropout& drop, Output output) {
-  auto [T, K] = x.dims<2>("joined_linear_onto: x (T,K)");
-  check(K == f.in, "joined_linear_onto: x has ", K, " columns, the matrix ", f.in);
-  h.value().expect({T, f.out}, "joined_linear_onto: h (T,N)");
+namespace {
+
+// `h` is null without an addend.
+Var joined_product(Tape& tape, const Var* h, const Var& x, const JoinedLinear& f,
+                   std::int64_t margin, const InputDropout& drop, Output output) {
+  auto [T, K] = x.dims<2>("joined_linear: x (T,K)");
+  check(K == f.in, "joined_linear: x has ", K, " columns, the matrix ", f.in);
+  if (h) h->value().expect({T, f.out}, "joined_linear: h (T,N)");
   Tensor xs = roomy(x.value(), f.thin);
-  auto [y, v] = forward(tape, xs, f, margin, drop, output, &h);
-  if (!wanted(tape, f, h, x)) return tape.constant(std::move(y));
+  auto [y, v] = forward(tape, xs, f, margin, drop, output, h);
+  if (!(h ? wanted(tape, f, *h, x) : wanted(tape, f, x))) return tape.constant(std::move(y));
   // s is kept in the margin of x's own buffer if x is kept anyway.
   const bool in_place = xs.raw() == x.value().raw();
   Tensor s = in_place && f.thin > 0 ? xs.widened(f.in + f.thin).slice_cols(f.in, f.in + f.thin)
                                     : keep_s(tape, xs, f);
-  return tape.record<JoinedLinearNode>(std::move(y), x, h, std::move(s), std::move(v), f, drop);
+  return tape.record<JoinedLinearNode>(std::move(y), x, h ? Edge(*h) : Edge(), std::move(s),
+                                       std::move(v), f, drop);
+}
+
+}  // namespace
+
+// y = x (W + scale B A)ᵀ + bias
+Var joined_linear(Tape& tape, const Var& x, const JoinedLinear& f, std::int64_t margin,
+                  const InputDropout& drop) {
+  return joined_product(tape, nullptr, x, f, margin, drop, Output::Read);
+}
+
+// y = h + x (W + scale B A)ᵀ + bias
+Var joined_linear_onto(Tape& tape, const Var& h, const Var& x, const JoinedLinear& f,
+                       std::int64_t margin, const InputDropout& drop, Output output) {
+  return joined_product(tape, &h, x, f, margin, drop, output);
 }
 
 namespace {
@@ -314,18 +332,25 @@ namespace {
 // safe because gate_up comes from one product, whose node does not save its output, and nobody else
 // reads it.
 //
-// joined_linear with x = silu(gate) * up. dx is computed first here: the kernel that reads it with
+// joined_linear with x = act(gate) * up. dx is computed first here: the kernel that reads it with
 // gate and up computes x again for da. Saves gate, up and s.
-struct JoinedSwigluLinearNode : Node {
+struct JoinedGatedLinearNode : Node {
+  Activation act;
   Var gate_up;
   Edge addend;
   Tensor s, v;
   const JoinedLinear& f;
   InputDropout drop;
-  JoinedSwigluLinearNode(const Var& gate_up, const Edge& addend, Tensor s, Tensor v,
-                         const JoinedLinear& f, const InputDropout& drop)
-      : gate_up(gate_up), addend(addend), s(std::move(s)), v(std::move(v)), f(f), drop(drop) {}
-  const char* name() const override { return "joined_swiglu_linear"; }
+  JoinedGatedLinearNode(Activation act, const Var& gate_up, const Edge& addend, Tensor s, Tensor v,
+                        const JoinedLinear& f, const InputDropout& drop)
+      : act(act),
+        gate_up(gate_up),
+        addend(addend),
+        s(std::move(s)),
+        v(std::move(v)),
+        f(f),
+        drop(drop) {}
+  const char* name() const override { return "joined_gated_linear"; }
   void backward(Tape& tape, const Tensor& dy) override {
     Backend& backend = tape.backend();
     tape.pass(addend, dy);
@@ -334,34 +359,47 @@ struct JoinedSwigluLinearNode : Node {
     Tensor x = backend.empty(Tag::Workspace, dy.dtype(), {dy.rows(), f.in});
     Tensor gate = value.slice_cols(0, f.in), up = value.slice_cols(f.in, 2 * f.in);
     if (!gate_up.needs_grad()) {
-      backend.gated_forward(Activation::Silu, x, gate, up);
+      backend.gated_forward(act, x, gate, up);
       b.into_a(x);
       return;
     }
     b.into_x({x, GradMode::Write});
-    b.into_a_and_swiglu(x, gate, up);
+    b.into_a_and_gated(act, x, gate, up);
     tape.pass(gate_up, value);
   }
 };
 
-}  // namespace
-
-// y = h + (silu(gate) * up) (W + scale B A)ᵀ + bias
-Var joined_swiglu_linear_onto(Tape& tape, const Var& h, const Var& gate_up, const JoinedLinear& f,
-                              std::int64_t margin, const InputDropout& drop, Output output) {
-  auto [T, width] = gate_up.dims<2>("joined_swiglu_linear_onto: gate_up (T,2K)");
-  check(width == 2 * f.in, "joined_swiglu_linear_onto: gate_up has ", width,
-        " columns, the matrix ", f.in);
-  h.value().expect({T, f.out}, "joined_swiglu_linear_onto: h (T,N)");
+Var gated_product(Tape& tape, Activation act, const Var* h, const Var& gate_up,
+                  const JoinedLinear& f, std::int64_t margin, const InputDropout& drop,
+                  Output output) {
+  auto [T, width] = gate_up.dims<2>("joined_gated_linear: gate_up (T,2K)");
+  check(width == 2 * f.in, "joined_gated_linear: gate_up has ", width, " columns, the matrix ",
+        f.in);
+  if (h) h->value().expect({T, f.out}, "joined_gated_linear: h (T,N)");
   const Tensor& value = gate_up.value();
   Tensor x = tape.backend().empty_with_margin(Tag::Workspace, value.dtype(), {T, f.in}, f.thin);
-  tape.backend().gated_forward(Activation::Silu, x, value.slice_cols(0, f.in),
-                               value.slice_cols(f.in, 2 * f.in));
-  auto [y, v] = forward(tape, x, f, margin, drop, output, &h);
-  if (!wanted(tape, f, h, gate_up)) return tape.constant(std::move(y));
+  tape.backend().gated_forward(act, x, value.slice_cols(0, f.in), value.slice_cols(f.in, 2 * f.in));
+  auto [y, v] = forward(tape, x, f, margin, drop, output, h);
+  if (!(h ? wanted(tape, f, *h, gate_up) : wanted(tape, f, gate_up)))
+    return tape.constant(std::move(y));
   Tensor s = keep_s(tape, x, f);
-  return tape.record<JoinedSwigluLinearNode>(std::move(y), gate_up, h, std::move(s), std::move(v),
-                                             f, drop);
+  return tape.record<JoinedGatedLinearNode>(std::move(y), act, gate_up, h ? Edge(*h) : Edge(),
+                                            std::move(s), std::move(v), f, drop);
+}
+
+}  // namespace
+
+// y = (act(gate) * up) (W + scale B A)ᵀ + bias
+Var joined_gated_linear(Tape& tape, Activation act, const Var& gate_up, const JoinedLinear& f,
+                        std::int64_t margin, const InputDropout& drop) {
+  return gated_product(tape, act, nullptr, gate_up, f, margin, drop, Output::Read);
+}
+
+// y = h + (act(gate) * up) (W + scale B A)ᵀ + bias
+Var joined_gated_linear_onto(Tape& tape, Activation act, const Var& h, const Var& gate_up,
+                             const JoinedLinear& f, std::int64_t margin, const InputDropout& drop,
+                             Output output) {
+  return gated_product(tape, act, &h, gate_up, f, margin, drop, output);
 }
 
 }  // namespace lk
