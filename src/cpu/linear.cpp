@@ -42,8 +42,7 @@ Strided<const T> operand(const Tensor& t, bool transposed) {
 
 bool CpuBackend::keeps_quantised(const GgmlType& type) const { return multiplies_quantised(type); }
 
-// Our own tiles (fast/gemm.cpp) need no packing.
-void CpuBackend::prepare_linear(Weight& w) {
+void CpuBackend::prepare_linear(Weight& w) {  // our own tiles (fast/gemm.cpp) need no packing
   if (w.quantised()) {
     const GgmlType* type = w.quantised()->format.blocks;
     if (fast() && w.dtype() != DType::F64 && type && keeps_quantised(*type))
@@ -67,6 +66,8 @@ void CpuBackend::linear_forward(const Tensor& y, const Tensor& x, const Weight& 
     linear_few_rows(y, x, w.values());
   else if (packed)
     packed->forward(y, x);
+  else if (y.rows() > kFewRows && use_onednn(w.dtype()))
+    onednn_forward(y, x, w.values());
   else
     matmul_nt(y, GradMode::Write, 1.0, x, w.values(), {});
 }
@@ -75,10 +76,12 @@ void CpuBackend::linear_backward_x(const Tensor& dx, GradMode mode, const Tensor
                                    const Weight& w) {
   if (w.quantised()) return DenseScratch(*this, w).linear_backward_x(dx, mode, dy);
   auto* packed = dynamic_cast<const OnednnLinear*>(w.packed());
-  if (packed && dx.rows() > kFewRows)
+  if (dx.rows() <= kFewRows || !use_onednn(w.dtype()))
+    matmul_nn(dx, mode, 1.0, dy, w.values());
+  else if (packed)
     packed->backward(dx, mode, dy);
   else
-    matmul_nn(dx, mode, 1.0, dy, w.values());
+    onednn_backward(dx, mode, dy, w.values());
 }
 
 void CpuBackend::product(const Tensor& c, GradMode mode, double alpha, const Tensor& a,

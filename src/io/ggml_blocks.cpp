@@ -17,13 +17,13 @@ std::uint16_t load_u16(const std::uint8_t* p) {
   return v;
 }
 
-void decode_f32(const std::uint8_t* src, std::int64_t n, float* dst) {
+void decode_f32(const std::uint8_t* __restrict src, std::int64_t n, float* __restrict dst) {
   std::memcpy(dst, src, static_cast<std::size_t>(n) * sizeof(float));
 }
 
 // Blocks of 32 values in 4 bits: byte j holds elements j (low nibble) and j + 16.
 // Q4_0: f16 d; u8 qs[16].  value = (q - 8) d
-void decode_q4_0(const std::uint8_t* src, std::int64_t n_blocks, float* dst) {
+void decode_q4_0(const std::uint8_t* __restrict src, std::int64_t n_blocks, float* __restrict dst) {
   for (std::int64_t b = 0; b < n_blocks; ++b, src += 18, dst += 32) {
     const float d = half_to_float(load_u16(src));
     for (int j = 0; j < 16; ++j) {
@@ -34,7 +34,7 @@ void decode_q4_0(const std::uint8_t* src, std::int64_t n_blocks, float* dst) {
 }
 
 // Q4_1: f16 d, m; u8 qs[16].  value = q d + m
-void decode_q4_1(const std::uint8_t* src, std::int64_t n_blocks, float* dst) {
+void decode_q4_1(const std::uint8_t* __restrict src, std::int64_t n_blocks, float* __restrict dst) {
   for (std::int64_t b = 0; b < n_blocks; ++b, src += 20, dst += 32) {
     const float d = half_to_float(load_u16(src)), m = half_to_float(load_u16(src + 2));
     for (int j = 0; j < 16; ++j) {
@@ -45,7 +45,7 @@ void decode_q4_1(const std::uint8_t* src, std::int64_t n_blocks, float* dst) {
 }
 
 // Q8_0: f16 d; i8 qs[32].  value = q d
-void decode_q8_0(const std::uint8_t* src, std::int64_t n_blocks, float* dst) {
+void decode_q8_0(const std::uint8_t* __restrict src, std::int64_t n_blocks, float* __restrict dst) {
   for (std::int64_t b = 0; b < n_blocks; ++b, src += 34, dst += 32) {
     const float d = half_to_float(load_u16(src));
     for (int j = 0; j < 32; ++j)
@@ -61,7 +61,7 @@ std::uint32_t load_u32(const std::uint8_t* p) {
 }
 
 // f16 d; u32 qh; u8 qs[16].  value = (q - 16) d
-void decode_q5_0(const std::uint8_t* src, std::int64_t n_blocks, float* dst) {
+void decode_q5_0(const std::uint8_t* __restrict src, std::int64_t n_blocks, float* __restrict dst) {
   for (std::int64_t b = 0; b < n_blocks; ++b, src += 22, dst += 32) {
     const float d = half_to_float(load_u16(src));
     const std::uint32_t fifth = load_u32(src + 2);
@@ -75,7 +75,7 @@ void decode_q5_0(const std::uint8_t* src, std::int64_t n_blocks, float* dst) {
 }
 
 // f16 d, m; u32 qh; u8 qs[16].  value = q d + m
-void decode_q5_1(const std::uint8_t* src, std::int64_t n_blocks, float* dst) {
+void decode_q5_1(const std::uint8_t* __restrict src, std::int64_t n_blocks, float* __restrict dst) {
   for (std::int64_t b = 0; b < n_blocks; ++b, src += 24, dst += 32) {
     const float d = half_to_float(load_u16(src)), m = half_to_float(load_u16(src + 2));
     const std::uint32_t fifth = load_u32(src + 4);
@@ -93,7 +93,7 @@ void decode_q5_1(const std::uint8_t* src, std::int64_t n_blocks, float* dst) {
 
 // Q2_K: u8 scales[16] (scale low, minimum high nibble); u8 qs[64]; f16 d, dmin.
 // value = d s q - dmin m.  Each half of 128 values lies in 32 bytes, two bits at a time.
-void decode_q2_k(const std::uint8_t* src, std::int64_t n_blocks, float* dst) {
+void decode_q2_k(const std::uint8_t* __restrict src, std::int64_t n_blocks, float* __restrict dst) {
   for (std::int64_t b = 0; b < n_blocks; ++b, src += 84) {
     const float d = half_to_float(load_u16(src + 80)), dmin = half_to_float(load_u16(src + 82));
     for (int group = 0; group < 16; ++group, dst += 16) {
@@ -109,7 +109,7 @@ void decode_q2_k(const std::uint8_t* src, std::int64_t n_blocks, float* dst) {
 // Q3_K: u8 hmask[32]; u8 qs[64]; u8 scales[12]; f16 d.  value = d (s - 32) (q - 4)
 // Low bits as in Q2_K, the third in hmask: bit k of its 32 bytes for the k-th run of 32 values.
 // Scales have 6 bits: the low four in the first 8 bytes' nibbles, the high two in the last 4 bytes.
-void decode_q3_k(const std::uint8_t* src, std::int64_t n_blocks, float* dst) {
+void decode_q3_k(const std::uint8_t* __restrict src, std::int64_t n_blocks, float* __restrict dst) {
   for (std::int64_t b = 0; b < n_blocks; ++b, src += 110) {
     const std::uint8_t *third = src, *scales = src + 96;
     const float d = half_to_float(load_u16(src + 108));
@@ -129,7 +129,7 @@ void decode_q3_k(const std::uint8_t* src, std::int64_t n_blocks, float* dst) {
 
 // Q4_K: f16 d, dmin; u8 scales[12]; u8 qs[128].  value = d s q - dmin m
 // 32 bytes hold two groups of 32: one in the low nibbles, the next in the high ones.
-void decode_q4_k(const std::uint8_t* src, std::int64_t n_blocks, float* dst) {
+void decode_q4_k(const std::uint8_t* __restrict src, std::int64_t n_blocks, float* __restrict dst) {
   for (std::int64_t b = 0; b < n_blocks; ++b, src += 144) {
     const float d = half_to_float(load_u16(src)), dmin = half_to_float(load_u16(src + 2));
     for (int group = 0; group < 8; ++group, dst += 32) {
@@ -145,7 +145,7 @@ void decode_q4_k(const std::uint8_t* src, std::int64_t n_blocks, float* dst) {
 }
 
 // Q5_K: as Q4_K, with u8 qh[32] before qs: bit j of its bytes is the fifth of group j.
-void decode_q5_k(const std::uint8_t* src, std::int64_t n_blocks, float* dst) {
+void decode_q5_k(const std::uint8_t* __restrict src, std::int64_t n_blocks, float* __restrict dst) {
   for (std::int64_t b = 0; b < n_blocks; ++b, src += 176) {
     const float d = half_to_float(load_u16(src)), dmin = half_to_float(load_u16(src + 2));
     const std::uint8_t* fifth = src + 16;
@@ -165,7 +165,7 @@ void decode_q5_k(const std::uint8_t* src, std::int64_t n_blocks, float* dst) {
 // Q6_K: u8 ql[128]; u8 qh[64]; i8 scales[16]; f16 d.  value = d s (q - 32)
 // Each half of 128 values: four runs of 32; the low four bits in 64 bytes (runs 0, 1 low nibbles,
 // 2, 3 high), the high two of all four runs in 32 bytes.
-void decode_q6_k(const std::uint8_t* src, std::int64_t n_blocks, float* dst) {
+void decode_q6_k(const std::uint8_t* __restrict src, std::int64_t n_blocks, float* __restrict dst) {
   for (std::int64_t b = 0; b < n_blocks; ++b, src += 210) {
     const float d = half_to_float(load_u16(src + 208));
     for (int group = 0; group < 16; ++group, dst += 16) {
@@ -190,14 +190,16 @@ void choose(const float* table, const std::uint8_t* qs, float d, float* dst) {
 }
 
 // IQ4_NL: f16 d; u8 qs[16]
-void decode_iq4_nl(const std::uint8_t* src, std::int64_t n_blocks, float* dst) {
+void decode_iq4_nl(const std::uint8_t* __restrict src, std::int64_t n_blocks,
+                   float* __restrict dst) {
   for (std::int64_t b = 0; b < n_blocks; ++b, src += 18, dst += 32)
     choose(kIq4Values, src + 2, half_to_float(load_u16(src)), dst);
 }
 
 // IQ4_XS: f16 d; u16 scales_h; u8 scales_l[4]; u8 qs[128].  value = d (s - 32) table[q]
 // Eight groups of 32; a scale's low four bits in scales_l's nibbles, the high two in scales_h.
-void decode_iq4_xs(const std::uint8_t* src, std::int64_t n_blocks, float* dst) {
+void decode_iq4_xs(const std::uint8_t* __restrict src, std::int64_t n_blocks,
+                   float* __restrict dst) {
   for (std::int64_t b = 0; b < n_blocks; ++b, src += 136) {
     const float d = half_to_float(load_u16(src));
     const int high = load_u16(src + 2);
@@ -209,7 +211,8 @@ void decode_iq4_xs(const std::uint8_t* src, std::int64_t n_blocks, float* dst) {
 }
 
 // MXFP4: u8 e; u8 qs[16].  value = 2^(e - 128) table[q]; below e = 2 the power is subnormal.
-void decode_mxfp4(const std::uint8_t* src, std::int64_t n_blocks, float* dst) {
+void decode_mxfp4(const std::uint8_t* __restrict src, std::int64_t n_blocks,
+                  float* __restrict dst) {
   for (std::int64_t b = 0; b < n_blocks; ++b, src += 17, dst += 32) {
     const std::uint32_t e = src[0];
     const std::uint32_t bits = e < 2 ? 0x00200000u << e : (e - 1) << 23;
@@ -260,11 +263,11 @@ const GgmlType* find_ggml_type(std::uint64_t id) {
   return nullptr;
 }
 
-void decode_f16(const std::uint8_t* src, std::int64_t n, float* dst) {
+void decode_f16(const std::uint8_t* __restrict src, std::int64_t n, float* __restrict dst) {
   for (std::int64_t i = 0; i < n; ++i) dst[i] = half_to_float(load_u16(src + 2 * i));
 }
 
-void decode_bf16(const std::uint8_t* src, std::int64_t n, float* dst) {
+void decode_bf16(const std::uint8_t* __restrict src, std::int64_t n, float* __restrict dst) {
   for (std::int64_t i = 0; i < n; ++i)
     dst[i] = std::bit_cast<float>(static_cast<std::uint32_t>(load_u16(src + 2 * i)) << 16);
 }

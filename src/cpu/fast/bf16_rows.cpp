@@ -63,9 +63,24 @@ void softmax(Half* x, std::int64_t n, float lse, float scale, float off) {
   }
 }
 
+void round(Half* y, const float* x, std::int64_t n) {
+  const __m512i one = _mm512_set1_epi32(1), half = _mm512_set1_epi32(0x7fff),
+                quiet = _mm512_set1_epi32(0x400000);
+  for (std::int64_t j = 0; j < n; j += 16) {
+    const __mmask16 in = first16(n - j);
+    const __m512 v = _mm512_maskz_loadu_ps(in, x + j);
+    const __m512i u = _mm512_castps_si512(v);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), one);
+    const __m512i up = _mm512_add_epi32(u, _mm512_add_epi32(half, odd));
+    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    const __m512i bits = _mm512_mask_or_epi32(up, nan, u, quiet);
+    _mm256_mask_storeu_epi16(y + j, in, _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
+  }
+}
+
 }  // namespace
 
 extern const Bf16Rows bf16_rows;
-const Bf16Rows bf16_rows = {swiglu, swiglu_backward, sum_exp, softmax};
+const Bf16Rows bf16_rows = {swiglu, swiglu_backward, sum_exp, softmax, round};
 
 }  // namespace lk::cpu::isa_bf16

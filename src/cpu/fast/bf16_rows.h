@@ -20,6 +20,9 @@ struct Bf16Rows {
   float (*sum_exp)(const std::uint16_t* x, std::int64_t n, float shift);
   // x = scale * exp(x - lse) - off
   void (*softmax)(std::uint16_t* x, std::int64_t n, float lse, float scale, float off);
+  // y = x rounded as bf16(x) is in tensor/dtype.h, to the last bit: the instruction that rounds would
+  // flush subnormal numbers.
+  void (*round)(std::uint16_t* y, const float* x, std::int64_t n);
 };
 
 namespace isa_bf16 {

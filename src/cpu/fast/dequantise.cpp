@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "cpu/cpu_backend_impl.h"
+#include "cpu/fast/bf16_rows.h"
 #include "cpu/kernels.h"
 #include "cpu/thread_scratch.h"
 
@@ -13,6 +14,7 @@ namespace {
 
 // to = rows [first, first + rows of `to`) of q
 void dequantise_part(const HostQuantised& q, std::int64_t first, const Tensor& to) {
+  static const Bf16Rows* const native = best_bf16_rows();
   dispatch_float(to.dtype(), [&]<class T>() {
     const Matrix<T> rows = matrix<T>(to);
     ThreadScratch scratch(to.cols());
@@ -22,6 +24,8 @@ void dequantise_part(const HostQuantised& q, std::int64_t first, const Tensor& t
       } else {
         float* row = scratch.mine();
         dequantise_rows(q, first + n, first + n + 1, row);
+        if constexpr (std::is_same_v<T, bf16>)
+          if (native) return native->round(bits(rows[n]), row, rows.cols);
         for (std::int64_t k = 0; k < rows.cols; ++k) rows[n][k] = rounded<T>(row[k]);
       }
     });

@@ -4,6 +4,7 @@
 #include <map>
 #include <mutex>
 #include <new>
+#include <tuple>
 
 namespace lk::cpu {
 namespace {
@@ -83,7 +84,40 @@ bool prefers_onednn(DType dtype) {
   }
 }
 
-// y (T,out) (+)= x (T,in) times the matrix (in,out): one direction of the product.
+namespace {
+
+// y (T,out) (+)= x (T,in) times the matrix (in,out), which lies at `matrix` in `layout`.
+void multiply(const matmul& primitive, const Tensor& y, GradMode mode, const Tensor& x,
+              const memory::desc& layout, void* matrix) {
+  const std::int64_t rows = y.rows();
+  const memory::data_type type = data_type(y.dtype());
+  Tensor from = dense(x), to = y;
+  if (!y.contiguous()) {
+    to = y.backend().empty(Tag::Workspace, y.dtype(), y.shape());
+    if (mode == GradMode::Add) y.backend().copy(to, y);
+  }
+  dnnl::stream stream(engine());
+  primitive.execute(stream,
+                    {{DNNL_ARG_SRC, {matrix_desc(rows, x.cols(), type), engine(), from.raw()}},
+                     {DNNL_ARG_WEIGHTS, {layout, engine(), matrix}},
+                     {DNNL_ARG_DST, {matrix_desc(rows, y.cols(), type), engine(), to.raw()}}});
+  stream.wait();
+  if (!y.contiguous()) y.backend().copy(y, to);
+}
+
+// What make() makes for `key`, kept for the next time.
+template <class Key, class Make>
+matmul kept(std::mutex& mutex, std::map<Key, matmul>& primitives, const Key& key,
+            const Make& make) {
+  std::lock_guard lock(mutex);
+  if (auto found = primitives.find(key); found != primitives.end()) return found->second;
+  if (primitives.size() >= kCachedShapes) primitives.clear();
+  return primitives.emplace(key, matmul(make())).first->second;
+}
+
+}  // namespace
+
+// One direction of the product.
 struct OnednnLinear::Direction {
   // `tag` describes how the plain values lie when read as (in, out).
   Direction(Backend& backend, const Tensor& w, std::int64_t in, std::int64_t out,
@@ -105,34 +139,14 @@ struct OnednnLinear::Direction {
   }
 
   void run(const Tensor& y, GradMode mode, const Tensor& x) {
-    const std::int64_t rows = y.rows();
-    if (rows == 0) return;
+    if (y.rows() == 0) return;
     const bool add = mode == GradMode::Add;
-    Tensor from = dense(x), to = y;
-    if (!y.contiguous()) {
-      to = y.backend().empty(Tag::Workspace, y.dtype(), y.shape());
-      if (add) y.backend().copy(to, y);
-    }
-    dnnl::stream stream(engine());
-    primitive(rows, add).execute(
-        stream, {{DNNL_ARG_SRC, {matrix_desc(rows, in_, type_), engine(), from.raw()}},
-                 {DNNL_ARG_WEIGHTS, {layout_, engine(), matrix_.raw()}},
-                 {DNNL_ARG_DST, {matrix_desc(rows, out_, type_), engine(), to.raw()}}});
-    stream.wait();
-    if (!y.contiguous()) y.backend().copy(y, to);
+    const auto primitive = kept(mutex_, primitives_, std::pair(y.rows(), add),
+                                [&] { return describe(y.rows(), in_, out_, layout_, type_, add); });
+    multiply(primitive, y, mode, x, layout_, matrix_.raw());
   }
 
  private:
-  matmul primitive(std::int64_t rows, bool add) {
-    std::lock_guard lock(mutex_);
-    auto found = primitives_.find({rows, add});
-    if (found != primitives_.end()) return found->second;
-    if (primitives_.size() >= kCachedShapes) primitives_.clear();
-    return primitives_
-        .emplace(std::pair(rows, add), matmul(describe(rows, in_, out_, layout_, type_, add)))
-        .first->second;
-  }
-
   std::int64_t in_, out_;
   memory::data_type type_;
   memory::desc layout_;
@@ -158,6 +172,36 @@ void OnednnLinear::forward(const Tensor& y, const Tensor& x) const {
 
 void OnednnLinear::backward(const Tensor& dx, GradMode mode, const Tensor& dy) const {
   with_onednn([&] { backward_->run(dx, mode, dy); });
+}
+
+namespace {
+
+// y (T,out) (+)= x (T,in) w, where w is (in,out) if it is read as `tag` says.
+void multiply_plain(const Tensor& y, GradMode mode, const Tensor& x, const Tensor& w,
+                    memory::format_tag tag) {
+  using Key = std::tuple<std::int64_t, std::int64_t, std::int64_t, DType, memory::format_tag, bool>;
+  static std::mutex mutex;
+  static std::map<Key, matmul> primitives;
+  if (y.rows() == 0) return;
+  const std::int64_t rows = y.rows(), in = x.cols(), out = y.cols();
+  const bool add = mode == GradMode::Add;
+  with_onednn([&] {
+    const memory::desc layout({in, out}, data_type(w.dtype()), tag);
+    const auto primitive = kept(mutex, primitives, Key{rows, in, out, w.dtype(), tag, add}, [&] {
+      return describe(rows, in, out, layout, data_type(w.dtype()), add);
+    });
+    multiply(primitive, y, mode, x, layout, w.raw());
+  });
+}
+
+}  // namespace
+
+void onednn_forward(const Tensor& y, const Tensor& x, const Tensor& w) {
+  multiply_plain(y, GradMode::Write, x, w, memory::format_tag::ba);
+}
+
+void onednn_backward(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& w) {
+  multiply_plain(dx, mode, dy, w, memory::format_tag::ab);
 }
 
 }  // namespace lk::cpu

@@ -37,4 +37,9 @@ class OnednnLinear : public PackedWeight {
   std::unique_ptr<Direction> forward_, backward_;
 };
 
+// The same products with a weight w (N,K) as it lies, contiguous, for values that do not stay: those
+// of a quantised weight are made dense for each product.
+void onednn_forward(const Tensor& y, const Tensor& x, const Tensor& w);
+void onednn_backward(const Tensor& dx, GradMode mode, const Tensor& dy, const Tensor& w);
+
 }  // namespace lk::cpu
