@@ -24,6 +24,7 @@
 #include <thread>
 #include <vector>
 
+#include "run/processors.h"
 #include "tensor/error.h"
 
 namespace lk::program {
@@ -210,7 +211,12 @@ void set_openmp(char** argv, std::int64_t threads) {
   };
   if (!std::getenv("OMP_WAIT_POLICY") && !std::getenv("GOMP_SPINCOUNT"))
     set("GOMP_SPINCOUNT", kSpinCount);
-  if (threads > 0) set("OMP_NUM_THREADS", std::to_string(threads));
+  if (threads > 0) {
+    set("OMP_NUM_THREADS", std::to_string(threads));
+  } else if (!std::getenv("OMP_NUM_THREADS")) {  // OpenMP itself counts what affinity allows
+    const std::int64_t all = omp_get_num_procs(), useful = useful_threads(all, processor_quota());
+    if (useful < all) set("OMP_NUM_THREADS", std::to_string(useful));
+  }
   if (!changed) return;
   char path[PATH_MAX];  // not /proc/self/exe: the process would be called "exe"
   const ssize_t n = ::readlink("/proc/self/exe", path, sizeof path - 1);

@@ -18,7 +18,8 @@ namespace lk::program {
 int with_resources(const std::function<int()>& body);
 
 // Sets how OpenMP runs and, as it reads that before main(), starts the program again if it runs
-// otherwise: `threads` (0: as the environment says), which wait for the next loop only a short time
+// otherwise: `threads` (0: as the environment says, or as many as affinity and the control groups'
+// quota of processor time allow), which wait for the next loop only a short time
 // before they sleep, unless OMP_WAIT_POLICY or GOMP_SPINCOUNT say how. Where the system refuses that,
 // the program goes on as it is.
 void set_openmp(char** argv, std::int64_t threads);

@@ -81,7 +81,8 @@ std::int64_t g_threads = 0;  // of --threads
 
 void add_threads_flag(CLI::App& app) {
   if (app.get_option_no_throw("--threads")) return;
-  app.add_option("--threads", g_threads, "of the processor (OMP_NUM_THREADS, or one a core)")
+  app.add_option("--threads", g_threads,
+                 "of the processor (OMP_NUM_THREADS, or one for each core that it may use)")
       ->check(whole_number());
 }
 
