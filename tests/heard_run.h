@@ -13,7 +13,7 @@ struct Ear : FinetuneListener {
   std::atomic<int> stop{0};
   std::int64_t stop_after = -1;
   void message(const std::string& text) override { heard += text + "\n"; }
-  void stepped(const StepReport& r, std::int64_t, std::int64_t, double) override {
+  void stepped(const StepReport& r, const StepProgress&) override {
     if (r.step == stop_after) stop = 15;
   }
 };

@@ -62,7 +62,7 @@ TEST_CASE("an adapter survives the round trip bit for bit, rank and alpha unequa
   CHECK(file.config.shape.rank == 4);
   CHECK(file.config.shape.alpha == 8);
   CHECK(file.target_modules == std::vector<std::string>{"down_proj", "q_proj"});
-  CHECK(file.base_fingerprint == "fingerprint");
+  CHECK(file.base.fingerprint == "fingerprint");
   std::unique_ptr<Adapter> attached = attach_adapter(*fresh, file, file.config, false);
   Adapter& loaded = *attached;
   REQUIRE(loaded.layers().size() == s.adapter.layers().size());

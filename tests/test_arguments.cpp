@@ -5,10 +5,16 @@
 
 #include "cpu/cpu_backend.h"
 #include "hostile.h"
+#include "lora/adapter_io.h"
 #include "lora/trainer.h"
 #include "nn/evaluation.h"
 #include "nn/generate.h"
 #include "nn/sampling.h"
+#include "run/finetune.h"
+#include "run/inference.h"
+#include "run/scoring.h"
+#include "tensor/sample.h"
+#include "text/chat_template.h"
 #include "tiny_model.h"
 
 using namespace lk;
@@ -79,6 +85,10 @@ TEST_CASE("settings out of their range are refused by the field's name") {
     };
     for (double alpha : {0.0, -1.0, double{kNan}})
       wrong("alpha", [&](LoraConfig& c) { c.shape.alpha = alpha; });
+    for (double alpha : {1e300, 1e-300})
+      wrong("float32 does not hold", [&](LoraConfig& c) { c.shape.alpha = alpha; });
+    wrong("`init`", [](LoraConfig& c) { c.init = static_cast<LoraInit>(9); });
+    wrong("DoRA", [](LoraConfig& c) { c.init = LoraInit::Pissa, c.shape.dora = true; });
     for (float dropout : {-0.1f, 1.0f, kNan})
       wrong("dropout", [&](LoraConfig& c) { c.shape.dropout = dropout; });
     for (std::int64_t rank : {0, -3, 999})
@@ -124,7 +134,100 @@ TEST_CASE("settings out of their range are refused by the field's name") {
     Generator(*s.model, nullptr).run(std::span(&request, 1));
   };
   for (std::int32_t id : {-1, 61}) refused("token", [&] { ask({{1, id}, {}, -1}); });
-  refused("variant", [&] { ask({{1}, {}, -2}); });
+  for (std::int32_t variant : {-2, 0, 5}) refused("variant", [&] { ask({{1}, {}, variant}); });
   refused("max_tokens", [&] { ask({{1}, {.max_tokens = 0}, -1}); });
   ask({{1}, {.max_tokens = INT64_MAX, .stop_ids = {}}, -1});
+}
+
+TEST_CASE("what a program asks of the library in vain is refused, not ignored and no bug") {
+  Subject s;
+  const std::string tiny = std::string(LK_TEST_DATA) + "/golden/peft/tiny";
+  auto tokenizer = Tokenizer::from_folder(tiny);
+  // Positions beyond the model's, ids that are no tokens.
+  auto logits = [&](std::vector<std::int32_t> ids, std::int64_t first) {
+    s.model->logits(make_prompt(*s.backend, ids, first));
+  };
+  refused("positions", [&] { logits({1}, -3); });
+  refused("not in 0 .. 255", [&] { logits({1}, 1 << 20); });
+  refused("not in 0 .. 60", [&] { logits({1 << 30}, 0); });
+  refused("batch_tokens", [&] { evaluate(*s.model, random_rows({4}, 1), 0); });
+  const GenerationRequest one{{1}, {}, -1};
+  refused("on_text", [&] {
+    Generator(*s.model, nullptr).run(std::span(&one, 1), {.on_text = [](auto, auto) {
+                                       return true;
+                                     }});
+  });
+  refused("sample_token", [] { sample_token({}, {}, 0); });
+
+  {  // a method of another model, a loss that is none
+    Subject other;
+    Adapter adapter(*other.model, tiny_lora());
+    Trainer trainer(*s.model, adapter, {});
+    refused("nothing trainable", [&] { trainer.step(random_rows({5}, 1)); });
+  }
+  Adapter adapter(*s.model, tiny_lora());
+  TrainerConfig config;
+  config.loss = [](Tape&, const Var&, const TokenBatch&, double) { return Var(); };
+  Trainer trainer(*s.model, adapter, config);
+  refused("TrainerConfig::loss", [&] { trainer.step(random_rows({5}, 1)); });
+  ScratchFolder scratch;
+  auto save = [&](const BaseIdentity& base) { save_adapter(scratch.path(), adapter, base); };
+  refused("BaseIdentity.precision", [&] { save({"m", "f", "int3", {}}); });
+  refused("BaseIdentity.keep_dense", [&] { save({"m", "f", "nf4", {"a,b"}}); });
+  refused("`adapter` is empty", [] { open_adapter(""); });
+  CHECK(scratch.names().empty());
+
+  // Texts and templates.
+  using Spans = std::vector<std::pair<std::size_t, std::size_t>>;
+  for (const Spans& spans : {Spans{{5, 2}}, Spans{{2, 500}}, Spans{{4, 5}, {0, 2}}})
+    refused("plain span", [&] { tokenizer->encode("abcdef", spans); });
+  const ChatTemplate chatml = ChatTemplate::choose(*tokenizer, "chatml");
+  const std::vector<Message> user{{"user", "x"}};
+  for (std::size_t i : {0, 7}) refused("render_turn", [&] { chatml.render_turn(user, i); });
+  refused("Message.more", [&] {
+    chatml.render({{"user", "x", std::make_shared<OrderedJson>(3)}}, true);
+  });
+
+  // Tensors.
+  refused("3 values for a shape of 4", [&] { tensor_from(*s.backend, DType::F32, {2, 2}, {1, 2, 3}); });
+  refused("no floating dtype", [&] { random_tensor(*s.backend, DType::I32, {2}, 1); });
+  refused("negative", [&] { s.backend->empty(Tag::Workspace, DType::F32, {-2, 3}); });
+  refused("overflows", [&] {
+    s.backend->empty(Tag::Workspace, DType::F32, {INT64_MAX, INT64_MAX});
+  });
+  refused("wrong dtype",
+          [&] { to_host<std::int32_t>(random_tensor(*s.backend, DType::F32, {2}, 1)); });
+  refused("score_choices", [] {
+    const std::vector<ChoiceRow> rows(1);
+    score_choices(rows, {});
+  });
+
+  // Settings of whole runs.
+  auto open = [&](const std::string& part, auto&& change) {
+    InferenceSettings in;
+    in.model = tiny, in.device = "cpu";
+    change(in);
+    refused(part, [&] { open_inference(in); });
+  };
+  open("`model`", [](auto& in) { in.model = ""; });
+  open("`max_positions`", [](auto& in) { in.max_positions = -5; });
+  open("`base_precision`", [](auto& in) { in.base_precision = "int3"; });
+  open("`keep_dense`", [](auto& in) { in.keep_dense = {"q_proj"}; });
+  open("`keep_dense` zzz", [](auto& in) { in.base_precision = "nf4", in.keep_dense = {"zzz"}; });
+  auto train = [&](const std::string& part, auto&& change) {
+    FinetuneSettings run;
+    run.model = tiny, run.out = scratch.file("run"), run.device = "cpu", run.steps = 1;
+    change(run);
+    FinetuneRows rows;
+    rows.train = {make_row(*tokenizer, "a ", "b")};
+    FinetuneListener listener;
+    refused(part, [&] { finetune(run, rows, listener, std::atomic<int>{0}); });
+  };
+  train("given in memory", [](auto& run) { run.chat_template = "zzz"; });
+  train("given in memory", [](auto& run) { run.system = "Be kind."; });
+  train("`eval_rows`", [](auto& run) { run.eval_rows = -5; });
+  train("`show_rows`", [](auto& run) { run.show_rows = -1; });
+  train("`init`", [](auto& run) { run.init = static_cast<LoraInit>(9); });
+  train("`base_precision`", [](auto& run) { run.base_precision = static_cast<BasePrecision>(99); });
+  CHECK(scratch.names().empty());
 }

@@ -7,11 +7,14 @@
 #include "harness.h"
 #include "io/input_file.h"
 #include "io/json.h"
+#include "io/safetensors.h"
 #include "run_program.h"
 #include "scratch_folder.h"
+#include "tensor_file.h"
 
 using namespace lk;
 using test::ProgramResult;
+using test::read_all;
 using test::run_program;
 namespace stdfs = std::filesystem;
 
@@ -168,6 +171,19 @@ TEST_CASE("an adapter calls its base by --base-name, or as the model's files say
   CHECK(base_of(f / "named") == "tiny-org/Named");
   copy_model(f / "local", "_name_or_path", "/home/somebody/tiny");
   CHECK(base_of(f / "local") == (f / "local"));
+  // A folder of the base, relative or not, is kept as it is given; another model's is refused.
+  copy_model(f / "base", "_name_or_path", "tiny-org/Tiny");
+  CHECK(base_of(kModel, " --base-name " + (f / "base")) == (f / "base"));
+  stdfs::create_directories(f / "empty");
+  stdfs::copy(std::string(LK_TEST_DATA) + "/golden/models/tied_gqa", f / "other");
+  for (const auto& [name, why] : {std::pair{f / "empty", "config.json"},
+                                  {f / "other", "another model"},
+                                  {f / "none", "a Hugging Face folder"}}) {
+    const ProgramResult r = finetune(rows + " --model " + kModel + " --base-name " + name +
+                                     " --out " + (f / "refused"));
+    CHECK(r.status == 2);
+    CHECK_MESSAGE(says(r, why), r.out);
+  }
   for (const char* name : {"tiny", "a/b/c", "a--b/c", "a/b..c", "-a/b", "a/b.gguf", "a/ b", "''"}) {
     const ProgramResult r = finetune(rows + " --model " + kModel + " --base-name '" + name +
                                      "' --out " + (f / "refused"));
@@ -181,13 +197,16 @@ TEST_CASE("an adapter that does not say what it was trained on is used with a wa
                                                  "\n");
   const std::string model = " --model " + kModel;
   REQUIRE(finetune(model + " --data " + rows + " --out " + (f / "own")).status == 0);
-  auto edited = [&](const std::string& name, const Json& fingerprint) {
+  auto edited = [&](const std::string& name, const std::string& fingerprint) {
     stdfs::create_directories(f / name);
-    for (const char* file : {"adapter_config.json", "adapter_model.safetensors"})
-      stdfs::copy_file((f / "own/") + file, (f / name) + "/" + file);
-    Json config = read_json(f / "own/adapter_config.json");
-    config["lorikeet_base_sha256"] = fingerprint;
-    std::ofstream((f / name) + "/adapter_config.json") << config.dump();
+    stdfs::copy_file(f / "own/adapter_config.json", (f / name) + "/adapter_config.json");
+    const SafetensorsFile file(f / "own/adapter_model.safetensors");
+    std::vector<SafetensorsEntry> tensors;
+    for (const std::string& tensor : file.names())
+      tensors.push_back({tensor, file.shape(tensor), read_all(file, tensor)});
+    std::map<std::string, std::string> metadata{{"format", "pt"}};
+    if (!fingerprint.empty()) metadata["lorikeet_base_sha256"] = fingerprint;
+    write_safetensors((f / name) + "/adapter_model.safetensors", tensors, metadata);
     return f / name;
   };
   const std::string none = edited("none", ""), other = edited("other", "00");

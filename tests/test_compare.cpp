@@ -2,6 +2,7 @@
 #include "harness.h"
 #include "hostile.h"
 #include "io/json.h"
+#include "run/chart.h"
 #include "run/compare.h"
 #include "scratch_folder.h"
 
@@ -54,6 +55,24 @@ TEST_CASE("the peak of memory is that of all parts of a resumed run") {
   const std::string text = comparison_text(runs, compare_runs(runs));
   CHECK(text.find("7 MiB") != std::string::npos);
   CHECK(text.find("3 MiB") != std::string::npos);
+}
+
+TEST_CASE("the evaluation loss shown is that of what was kept, and says of which step") {
+  Runs r;
+  Json earlier = run_of(1e-4, 8, 3.0);
+  earlier["result"]["kept_step"] = 1, earlier["result"]["best"] = {{"step", 1}, {"loss", 1.75}};
+  Json last = run_of(1e-4, 8, 3.0);
+  last["result"]["kept_step"] = 2, last["result"]["best"] = {{"step", 1}, {"loss", 1.75}};
+  r.add("earlier", earlier, kMetrics);
+  r.add("last", last, kMetrics);
+  const ComparisonTable table = compare_runs(read_runs(r.paths));
+  CHECK(table.results[3].name == "evaluation loss, kept");
+  CHECK(table.results[3].values ==
+        std::vector<std::string>{"4 \u2192 1.75 at step 1", "4 \u2192 3"});
+  ReportInput input{earlier, read_metrics(r.paths[0]), {}, {}};
+  const std::string page = report_html(input);
+  for (const char* part : {"4 \u2192 1.75", "kept: step 1; the last step's: 3"})
+    CHECK_MESSAGE(page.find(html_escape(part)) != std::string::npos, "the page lacks ", part);
 }
 
 TEST_CASE("only settings that differ are shown, and the results of every run") {

@@ -8,6 +8,7 @@
 #include "io/json.h"
 #include "run/defaults.h"
 #include "run/evaluation_watch.h"
+#include "run/pace.h"
 #include "text/dataset.h"
 #include "text/rows.h"
 #include "tiny_model.h"
@@ -82,18 +83,37 @@ TEST_CASE(
   CHECK(*later.warmup == 7);
 }
 
-TEST_CASE("evaluations along the way are ten at most and cost a fifth of the training at most") {
-  auto every = [](std::int64_t steps, std::int64_t train, std::int64_t eval) {
+TEST_CASE("evaluations are ten at most, five steps apart, and cost an eighth of the training") {
+  auto every = [](std::int64_t steps, std::int64_t train, std::int64_t eval, double epochs = 1) {
     FinetuneSettings s;
-    fill_in_evaluation(s, steps, train, eval);
+    fill_in_evaluation(s, steps, epochs, train, eval);
     CHECK(s.keep == (eval > 0 ? "best" : "last"));
     return *s.eval_every;
   };
   CHECK(every(100, 100'000, 100) == 10);
-  CHECK(every(100, 100'000, 20'000) == 25);  // three of them
+  CHECK(every(100, 100'000, 7'500) == 20);   // five of them are an eighth
+  CHECK(every(100, 100'000, 15'000) == 25);  // four are a fifth
+  CHECK(every(100, 100'000, 30'000) == 50);  // two are a fifth, three more than a quarter
+  CHECK(every(100, 100'000, 100'000) == 0);
+  CHECK(every(21, 4'000, 150, 3) == 6);  // at 6, 12, 18 and 21
+  CHECK(every(18, 4'000, 150, 3) == 6);
+  CHECK(every(200, 100'000, 100, 20) == 10);  // one an epoch
+  CHECK(every(9, 100'000, 10) == 0);
   CHECK(every(4, 100, 1000) == 0);
   CHECK(every(100, 100'000, 0) == 0);
   CHECK(every(1, 100'000, 1) == 0);
+}
+
+TEST_CASE("what a run takes is told by medians, which no single slow step moves") {
+  Pace pace;
+  CHECK(pace.seconds_left(10, 1) < 0);
+  CHECK(pace.tokens_per_second() == 0);
+  for (int i = 0; i < 9; ++i) pace.stepped(i == 4 ? 60 : 2, 100);
+  pace.evaluated(3);
+  CHECK(pace.seconds_left(10, 2) == 26);
+  CHECK(pace.tokens_per_second() == 50);
+  for (int i = 0; i < 30; ++i) pace.stepped(4, 100);  // a lasting change counts
+  CHECK(pace.seconds_left(10, 0) == 40);
 }
 
 TEST_CASE("rows are split off evenly, all rows of a chat together") {
@@ -161,7 +181,7 @@ TEST_CASE("a run of few words evaluates on a tenth of its rows, and says what it
     CHECK_MESSAGE(f.said.find(part) != std::string::npos, f.said, " lacks ", part);
   const Json run = parse_json(f.file("run/run.json"), "run.json");
   CHECK(run["settings"]["run"]["lr"].get<double>() == doctest::Approx(3e-3));
-  CHECK(f.file("run/metrics.jsonl").find("\"step\":2,\"eval_loss\"") != std::string::npos);
+  CHECK(f.file("run/metrics.jsonl").find("\"step\":6,\"eval_loss\"") != std::string::npos);
 
   FinetuneSettings short_model = f.settings("short");  // rows as long as its 256 positions
   short_model.seq_len = {}, short_model.steps = 1;

@@ -2,6 +2,7 @@
 // seed.
 #include <map>
 #include <numeric>
+#include <set>
 
 #include "cpu/cpu_backend_impl.h"
 #include "io/gguf.h"
@@ -443,4 +444,36 @@ TEST_CASE("beams that can't be are refused, and a Generator serves both kinds in
   CHECK(run(beams(30), [](auto& s) { s.max_tokens = 60; }).ids.size() == 60);
   // Once every token of the vocabulary stands in the text, no_repeat_ngram 1 rules none out.
   CHECK(run([](auto& s) { s.max_tokens = 61, s.no_repeat_ngram = 1; }).ids.size() == 61);
+}
+
+TEST_CASE(
+    "a conversation's cache grows with it, and its tokens are those of a cache large from the "
+    "start") {
+  auto backend = make_cpu_backend();
+  auto model = tiny_transformer(*backend, DType::F32);
+  const std::int64_t positions = model->max_positions();
+  auto live = [&] { return backend->ledger()[Tag::KvCache].live_bytes; };
+  Generator growing(*model, nullptr, {.max_batch = 1, .capacity = positions, .reuse_prefix = true});
+  Generator large(*model, nullptr, {.max_batch = 1, .capacity = positions, .reuse_prefix = true});
+  const GenerationRequest whole{{9, 8, 7}, {.max_tokens = positions}, -1};
+  large.run(std::span(&whole, 1));
+  const std::int64_t most = live();
+  std::vector<std::int32_t> said{1, 2, 3};
+  std::vector<std::int64_t> sizes;
+  while (std::ssize(said) + 5 <= positions) {
+    // Sampled at a high temperature: another last bit would soon be another token.
+    const GenerationRequest r{said, {.max_tokens = 4, .temperature = 2, .seed = 5}, -1};
+    const Generation a = growing.run(std::span(&r, 1))[0], b = large.run(std::span(&r, 1))[0];
+    REQUIRE(a.ids == b.ids);
+    if (sizes.empty()) CHECK(a.reused == 0);
+    if (!sizes.empty()) CHECK(a.reused == std::ssize(said) - 2);
+    sizes.push_back(live() - most);
+    said.insert(said.end(), a.ids.begin(), a.ids.end());
+    said.push_back(4);
+  }
+  CHECK(sizes.front() * positions == most * 7);  // the first prompt and its answer
+  CHECK(std::is_sorted(sizes.begin(), sizes.end()));
+  const std::set<std::int64_t> distinct(sizes.begin(), sizes.end());
+  CHECK((positions >> (distinct.size() - 2)) >= 7);  // by doubling
+  CHECK(sizes.back() <= most);
 }

@@ -24,7 +24,7 @@ struct Settings {
   std::optional<std::string> chat_template;
   DatasetOptions rows;
   program::LongRowFlags long_rows;
-  std::string train_on = "assistant", columns;
+  std::string train_on = "assistant", columns, keep_dense;
   SamplingSettings sampling;
   std::int64_t batch = 16;
   bool generate = false;
@@ -166,6 +166,9 @@ void add_flags(CLI::App& app, Settings& s) {
   app.add_option("--weights", s.inference.weights,
                  "dense, quantised (as the file has them, CPU only), auto")
       ->capture_default_str();
+  app.add_option("--base-precision", s.inference.base_precision, program::kHeldHelp)
+      ->capture_default_str();
+  app.add_option("--keep-dense", s.keep_dense, program::kKeepDenseHelp)->type_name(program::kList);
 }
 
 }  // namespace
@@ -189,6 +192,8 @@ int main(int argc, char** argv) {
     s.rows.long_rows = program::long_rows(s.long_rows);
     s.rows.train_on = parse_train_on(s.train_on);
     if (!s.columns.empty()) s.rows.columns = Columns::parse(s.columns);
+    if (!s.keep_dense.empty())
+      s.inference.keep_dense = program::parse_list(s.keep_dense, "--keep-dense");
     const ByteSource data(s.data);  // opened once: a pipe can be read once only
     EvalKind kind = settled ? EvalKind::Loss : detect_eval_kind(data, s.rows.columns);
     if (s.generate) kind = EvalKind::Generation;
@@ -203,6 +208,7 @@ int main(int argc, char** argv) {
       predictions.emplace(s.predictions, StagedOutput::Kind::File, std::uint64_t{0});
     if (s.seq_len->count() > 0) s.inference.max_positions = s.rows.seq_len;
     InferenceModel m = open_inference(s.inference);
+    if (!m.remark.empty()) program::message(m.remark);
     for (const std::string& warning : m.warnings) program::message("warning: " + warning);
     s.rows.seq_len = std::min(s.rows.seq_len, m.model->config().max_position);
     const OrderedJson out = kind == EvalKind::Choices      ? choices(s, data, m)

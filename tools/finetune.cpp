@@ -3,6 +3,7 @@
 #include <cstdio>
 
 #include "finetune_flags.h"
+#include "io/json.h"
 #include "io/paths.h"
 #include "program.h"
 #include "run/adapter_use.h"
@@ -21,15 +22,15 @@ struct Console : FinetuneListener {
   void planned(const PlanRequest& request, const Plan& plan) override {
     program::message(plan_text(request, plan));
   }
-  void stepped(const StepReport& r, std::int64_t total, std::int64_t live_bytes,
-               double left) override {
+  void stepped(const StepReport& r, const StepProgress& p) override {
     char text[200];
-    std::snprintf(text, sizeof text,
-                  "step %lld/%lld  loss %.4f  lr %.2e  |g| %.3f  %.0f tok/s  mem %.2f GiB  %s left",
-                  static_cast<long long>(r.step), static_cast<long long>(total), r.loss, r.lr,
-                  r.grad_norm, static_cast<double>(r.tokens) / r.seconds,
-                  static_cast<double>(live_bytes) / (1 << 30), program::duration(left).c_str());
-    program::progress(text, r.step == 1 || r.step == total);
+    std::snprintf(
+        text, sizeof text,
+        "step %lld/%lld  loss %.4f  lr %.2e  |g| %.3f  %.0f tok/s  peak %.2f GiB  %s left",
+        static_cast<long long>(r.step), static_cast<long long>(p.total_steps), r.loss, r.lr,
+        r.grad_norm, p.tokens_per_second, static_cast<double>(p.peak_bytes) / (1 << 30),
+        program::duration(p.seconds_left).c_str());
+    program::progress(text, r.step == 1 || r.step == p.total_steps);
   }
   void evaluated(std::int64_t step, const Evaluation& e) override {
     char text[160];
@@ -64,6 +65,18 @@ int sweep_all(const CLI::App& app, int argc, char** argv, const FinetuneSettings
   return result.exit_code;
 }
 
+// Whether the adapter in `folder` is one of PEFT's that calls its base `name`.
+bool names_base(const std::string& folder, const std::string& name) {
+  const std::string config = folder + "/adapter_config.json";
+  return exists(config) && read_json(config).value("base_model_name_or_path", "") == name;
+}
+
+std::string fixed(double x) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.4f", x);
+  return text;
+}
+
 int report(const FinetuneSettings& s, const FinetuneResult& r) {
   std::printf("trainable %lld of %lld parameters (%.3f %%)\n",
               static_cast<long long>(r.trainable_parameters),
@@ -72,11 +85,15 @@ int report(const FinetuneSettings& s, const FinetuneResult& r) {
                   static_cast<double>(r.base_parameters + r.trainable_parameters));
   std::printf("%lld steps, loss %.4f -> %.4f, %.0f tokens/s\n", static_cast<long long>(r.steps),
               r.first_loss, r.last_loss, r.tokens_per_second());
+  const bool earlier = r.kept_step > 0 && r.kept_step != r.steps && r.best;
   if (r.eval_before && r.eval_after)
-    std::printf("eval loss %.4f -> %.4f\n", r.eval_before->loss, r.eval_after->loss);
-  if (r.kept_step > 0 && r.kept_step != r.steps && r.best)
-    std::printf("kept: step %lld, eval loss %.4f\n", static_cast<long long>(r.kept_step),
-                r.best->loss);
+    std::printf("eval loss %.4f -> %.4f\n", r.eval_before->loss,
+                earlier ? r.best->loss : r.eval_after->loss);
+  if (earlier)
+    std::printf(
+        "kept: step %lld of %lld, whose evaluation loss that is%s\n",
+        static_cast<long long>(r.kept_step), static_cast<long long>(r.steps),
+        r.eval_after ? concat("; the last step's is ", fixed(r.eval_after->loss)).c_str() : "");
   std::printf("%s", memory_table(r.memory).c_str());
   const bool full = replaces_base(MethodConfig{s.methods});
   std::printf("%s\n", bytes_per_parameter(MethodConfig{s.methods}.text(), r.memory,
@@ -98,6 +115,11 @@ int report(const FinetuneSettings& s, const FinetuneResult& r) {
               full ? shell_word(s.out).c_str()
                    : concat(shell_word(s.model), " --adapter ", shell_word(s.out)).c_str(),
               use_flags(read_adapter_use(s.out).value_or(AdapterUse{})).c_str());
+  if (s.model.ends_with(".gguf") && names_base(s.out, s.model))
+    std::printf(
+        "for PEFT: %s --model %s --out BASE makes a folder of the base, and a run with "
+        "--base-name BASE names it in its adapter\n",
+        program::command("merge").c_str(), shell_word(s.model).c_str());
   return 0;
 }
 

@@ -109,7 +109,8 @@ void add_evaluation_flags(CLI::App& app, FinetuneSettings& s) {
                  "share of the rows to evaluate on (0.1 of 48 or more, without --eval-data)")
       ->check(real_number());
   app.add_option("--eval-rows", s.eval_rows, "only the first N of --eval-data")->check(whole);
-  app.add_option("--eval-every", s.eval_every, "evaluate every N steps (some ten times)")
+  app.add_option("--eval-every", s.eval_every,
+                 "evaluate every N steps (four to ten times, for an eighth of the time)")
       ->check(whole);
   app.add_option("--keep", s.keep, "best by evaluation, or last (best, if there are evaluations)");
   app.add_option("--patience", s.patience, "end after N evaluations without a new best")
@@ -123,9 +124,10 @@ void add_output_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
   app.add_option("--out", s.out, "folder for the adapter: new or empty")->required();
   app.add_option("--save-every", s.save_every, "checkpoint every N steps")->check(whole_number());
   app.add_flag("--resume", s.resume, "go on from --out's checkpoint");
-  app.add_option("--base-name", s.base_name,
-                 "ORG/NAME of the base on the Hugging Face hub, for those who open the adapter "
-                 "(default: as its files say)");
+  app.add_option(
+      "--base-name", s.base_name,
+      "what the adapter calls its base, for those who open it: ORG/NAME on the Hugging Face "
+      "hub, or a Hugging Face folder of it (default: as its files say, else --model)");
   app.add_option("--sweep", text.sweep,
                  "a run for each combination, in --out/<trial>/, over one base in memory: "
                  "'rank=1,2,4;lr=1e-4,5e-4' (a + stands for the comma inside --targets)");

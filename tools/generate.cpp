@@ -22,7 +22,7 @@ using program::write;
 struct Settings {
   InferenceSettings inference;
   std::optional<std::string> prompt, system;
-  std::string prompts, chat_template, columns;
+  std::string prompts, chat_template, columns, keep_dense;
   std::vector<std::string> adapters;
   SamplingSettings sampling;
   std::int64_t batch = 16;
@@ -165,6 +165,9 @@ int main(int argc, char** argv) {
   app.add_option("--weights", s.inference.weights,
                  "auto, quantised (as the file has them, CPU only), dense")
       ->capture_default_str();
+  app.add_option("--base-precision", s.inference.base_precision, program::kHeldHelp)
+      ->capture_default_str();
+  app.add_option("--keep-dense", s.keep_dense, program::kKeepDenseHelp)->type_name(program::kList);
   return program::run(app, argc, argv, [&] {
     const bool conversation = s.chat && !s.prompt && s.prompts.empty();
     if (!conversation && !s.prompt && s.prompts.empty())
@@ -174,12 +177,15 @@ int main(int argc, char** argv) {
     if (s.batch < 1) throw UsageError("--batch must be at least 1");
     check_sampling(s.sampling);
     set_adapters(s.adapters, s.inference);
+    if (!s.keep_dense.empty())
+      s.inference.keep_dense = program::parse_list(s.keep_dense, "--keep-dense");
     std::vector<PromptRow> rows;
     if (s.prompt) rows = {{*s.prompt, "", ""}};
     if (!s.prompts.empty())
       rows = program::read_prompt_rows(s.prompts,
                                        s.columns.empty() ? Columns() : Columns::parse(s.columns));
     InferenceModel m = open_inference(s.inference);
+    if (!m.remark.empty()) program::message(m.remark);
     for (const std::string& warning : m.warnings) program::message("warning: " + warning);
     warn_of_use(s);
     s.sampling.stop_ids = m.tokenizer->stop_ids();

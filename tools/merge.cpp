@@ -9,6 +9,7 @@
 #include "program.h"
 #include "run/merge_vectors.h"
 #include "run/methods.h"
+#include "settings_file.h"
 
 namespace {
 
@@ -72,7 +73,7 @@ int main(int argc, char** argv) {
       "merge");
   MergeSettings s;
   std::vector<std::string> adapters;
-  std::string base, shard = "5GB";
+  std::string base, shard = "5GB", precision = "auto", keep_dense;
   bool unmerge_it = false, no_verify = false;
   app.add_option("--model", s.model, ".gguf file or Hugging Face folder")->required();
   app.add_option("--adapter", adapters,
@@ -86,6 +87,8 @@ int main(int argc, char** argv) {
   app.add_flag("--other-base", s.other_base, "the adapter may have been trained on another base");
   app.add_option("--onto", s.onto,
                  "merge into this model instead: --model, which is quantised, before it was so");
+  app.add_option("--base-precision", precision, program::kHeldHelp)->capture_default_str();
+  app.add_option("--keep-dense", keep_dense, program::kKeepDenseHelp)->type_name(program::kList);
   app.add_flag("--no-verify", no_verify, "do not load the result and compare its logits");
   auto* flag = app.add_flag("--unmerge", unmerge_it,
                             "check that --model is --base with the adapters, then write the base");
@@ -93,6 +96,8 @@ int main(int argc, char** argv) {
   return program::run(app, argc, argv, [&] {
     for (const std::string& text : adapters) s.adapters.push_back(parse_adapter(text));
     s.verify = !no_verify;
+    s.storage.precision = parse_base_precision(precision);
+    if (!keep_dense.empty()) s.storage.keep_dense = program::parse_list(keep_dense, "--keep-dense");
     s.shard_bytes = static_cast<std::uint64_t>(program::parse_bytes(shard));
     Console console;
     try {
@@ -109,7 +114,9 @@ int main(int argc, char** argv) {
         require(s.adapters.size() == 1 && s.adapters[0].weight == 1,
                 "--adapter: vectors are merged one folder at a time, without a weight");
         const VectorMergeResult r =
-            merge_vectors({s.model, folder, s.out, s.type, s.other_base, s.shard_bytes});
+            merge_vectors({s.model, folder, s.out, s.type, s.other_base, s.shard_bytes, s.storage});
+        if (!r.remark.empty()) program::message(r.remark);
+        for (const std::string& warning : r.warnings) program::message("warning: " + warning);
         program::write(
             json_text(OrderedJson{
                 {"out", s.out}, {"type", r.type}, {"bytes", r.bytes}, {"changed", r.changed}}) +

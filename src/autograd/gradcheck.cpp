@@ -20,7 +20,7 @@ class Checker {
       : backend_(backend), f_(f), inputs_(inputs), parameters_(parameters) {
     Tape tape(backend, Tape::Mode::NoGrad);
     const Tensor y = f(tape, constants()).value();
-    check(y.defined(), "gradcheck: the function returns no value");
+    require(y.defined(), "gradcheck: the function returns no value");
     const std::int64_t n = y.numel();
     std::mt19937_64 rng(seed);
     std::uniform_real_distribution<double> size(0.5, 1.5);  // no output may hide behind a zero

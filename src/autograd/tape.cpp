@@ -67,7 +67,7 @@ void Tape::backward(const Var& y) {
 
 void Tape::backward(const Edge& y, Tensor dy) {
   check(recording() && !ran_, "backward: nothing recorded, or already ran");
-  check(y.needs_grad(), "backward: the value depends on nothing trainable");
+  require(y.needs_grad(), "backward: the value depends on nothing trainable");
   ran_ = true;
   pass(y, dy);
   dy = Tensor();

@@ -12,12 +12,6 @@ using namespace cpu;
 
 namespace {
 
-void check_rows(const std::int32_t* index, std::int64_t n, std::int64_t rows) {
-  for (std::int64_t i = 0; i < n; ++i)
-    check(index[i] >= 0 && index[i] < rows, "row index ", index[i], " at ", i, " is outside [0, ",
-          rows, ")");
-}
-
 // y (n,C) = x[index]
 template <class T>
 void gather(Matrix<T> y, Matrix<const T> x, const std::int32_t* index) {

@@ -74,6 +74,11 @@ void parallel_pieces(std::int64_t rows, std::int64_t cols, const F& f) {
   });
 }
 
+inline void check_rows(const std::int32_t* index, std::int64_t n, std::int64_t rows) {
+  for (std::int64_t i = 0; i < n; ++i)
+    require(index[i] >= 0 && index[i] < rows, "index ", index[i], " is not in 0 .. ", rows - 1);
+}
+
 // Whether a dtype has a fast path.
 template <class T>
 inline constexpr bool has_fast_path = !std::is_same_v<T, double>;

@@ -53,13 +53,14 @@ LK_SIMD void rope_row(T* y, const T* x, const float* cosine, float sign, std::in
 
 void CpuBackend::rope(const Tensor& y, GradMode mode, const Tensor& x, const Tensor& table,
                       const Tensor& positions, int head_dim, bool inverse) {
+  const auto* position = positions.data<std::int32_t>();
+  check_rows(position, x.rows(), table.rows());
   dispatch_float(x.dtype(), [&]<class T>() {
     using A = accumulate_t<T>;
     if constexpr (has_fast_path<T>)
       if (fast()) {
         Matrix<T> to = matrix<T>(y), from = matrix<T>(x);
         Matrix<float> angles = matrix<float>(table);
-        const std::int32_t* position = positions.data<std::int32_t>();
         auto all_rows = [&]<bool add>() {
           parallel_for(from.rows, x.numel(), [&](std::int64_t t) {
             rope_row<add>(to[t], from[t], angles[position[t]], inverse ? -1.0f : 1.0f, from.cols,
@@ -69,8 +70,8 @@ void CpuBackend::rope(const Tensor& y, GradMode mode, const Tensor& x, const Ten
         return mode == GradMode::Add ? all_rows.template operator()<true>()
                                      : all_rows.template operator()<false>();
       }
-    rope_plain(matrix<T>(y), mode, matrix<T>(x), matrix<A>(table), positions.data<std::int32_t>(),
-               head_dim, inverse ? A(-1) : A(1));
+    rope_plain(matrix<T>(y), mode, matrix<T>(x), matrix<A>(table), position, head_dim,
+               inverse ? A(-1) : A(1));
   });
 }
 

@@ -80,7 +80,7 @@ void Adapter::lay_out_for_training() {
 }
 
 void Adapter::save(const std::string& folder, const BaseIdentity& base) const {
-  save_adapter(folder, *this, base.name, base.fingerprint);
+  save_adapter(folder, *this, base);
 }
 
 void Adapter::set_enabled(bool enabled) {

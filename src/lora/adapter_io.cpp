@@ -10,6 +10,7 @@
 #include "io/safetensors.h"
 #include "lora/peft_config.h"
 #include "lora/whole_weights.h"
+#include "modelfile/base_identity.h"
 #include "modelfile/no_model.h"
 
 namespace lk {
@@ -65,6 +66,7 @@ void check_scale(const LoraShape& shape, const std::string& where, const std::st
 AdapterFile open_adapter(const std::string& folder) {
   const std::string config_path = folder + "/" + kAdapterConfig,
                     path = folder + "/" + kAdapterWeights;
+  require(!folder.empty(), "`adapter` is empty: a folder is expected");
   if (!exists(folder)) {
     const std::string command = download_command(folder);
     throw InputError(concat(folder, ": no such folder",
@@ -97,12 +99,13 @@ AdapterFile open_adapter(const std::string& folder) {
   if (!config.target_modules().empty())
     file.selects = [config](const std::string& module) { return config.selects(module); };
   file.target_modules = config.target_modules();
-  file.base_model = config.base_model();
-  file.base_fingerprint = config.base_fingerprint();
   file.config.shape = config.shape();
   file.config.wide_ranks = true;
 
   const SafetensorsFile weights(path);
+  file.base.name = config.base_model();
+  file.base.fingerprint = config.base_fingerprint();
+  read_base_metadata(file.base, weights.metadata(), path);
   std::set<std::string> a, b, magnitudes, unselected;
   for (const std::string& key : weights.names()) {
     const auto [kind, name] = parse_key(key, path);
@@ -185,31 +188,6 @@ std::vector<std::string> disagreements(const AdapterFile& file, const ModelConfi
                            printable(*lacking.begin()),
                            "...), which stay as in the base: is the file whole?"));
   return lines;
-}
-
-void check_base(const std::string& folder, const BaseIdentity& base, const std::string& fingerprint,
-                const std::string& model) {
-  if (!base.fingerprint.empty() && base.fingerprint != fingerprint)
-    throw InputError(concat(folder,
-                            "/adapter_config.json: lorikeet_base_sha256: the adapter "
-                            "was trained on another base model (",
-                            base.fingerprint, "), ", model, " is ", fingerprint));
-}
-
-void check_base(const AdapterFile& file, const std::string& fingerprint, const std::string& model) {
-  check_base(file.folder, file.base(), fingerprint, model);
-}
-
-std::string unproven_base(const std::string& folder, const BaseIdentity& base,
-                          const std::string& model) {
-  if (!base.fingerprint.empty()) return "";
-  return concat(folder, ": no fingerprint of its base (lorikeet_base_sha256 in ", kAdapterConfig,
-                "), so whether ", model, " is the model that it was trained on is not ", "checked",
-                base.name.empty() ? "" : concat("; it names ", printable(base.name)));
-}
-
-std::string unproven_base(const AdapterFile& file, const std::string& model) {
-  return unproven_base(file.folder, file.base(), model);
 }
 
 namespace {

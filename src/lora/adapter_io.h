@@ -27,9 +27,7 @@ struct AdapterFile {
   // config leaves that to the model's family.
   std::function<bool(const std::string& module)> selects;
   std::vector<std::string> whole_weights;  // "lm_head.weight": see whole_weights.h
-  std::string base_model;
-  std::string base_fingerprint;  // lorikeet_base_sha256 if Lorikeet wrote the file, else empty
-  BaseIdentity base() const { return {base_model, base_fingerprint}; }
+  BaseIdentity base;  // all but the name is empty unless Lorikeet wrote the file
 };
 
 // Reads and checks folder/adapter_config.json (see Note [Obey or refuse] in peft_config.h) and the
@@ -43,17 +41,6 @@ AdapterFile open_adapter(const std::string& folder);
 std::vector<std::string> disagreements(const AdapterFile& file, const ModelConfig& config);
 // What the adapter is, in one line for messages: "rank 4, alpha 8, 14 modules".
 std::string summary(const AdapterFile& file);
-// InputError if what is in `folder` was trained on a base of another fingerprint than that of
-// `model`.
-void check_base(const std::string& folder, const BaseIdentity& base, const std::string& fingerprint,
-                const std::string& model);
-void check_base(const AdapterFile& file, const std::string& fingerprint, const std::string& model);
-// What a user should know who puts an adapter without a base's fingerprint on `model`: that nothing
-// shows whether it belongs there. Empty for one with a fingerprint.
-std::string unproven_base(const std::string& folder, const BaseIdentity& base,
-                          const std::string& model);
-std::string unproven_base(const AdapterFile& file, const std::string& model);
-
 // A and B of one module on the host, for callers without a model: y += scale * B (A x). With a
 // magnitude (out), which DoRA has, rows of W + scale * B A are then given its lengths.
 struct HostFactors {
@@ -81,6 +68,8 @@ std::map<std::string, LoraFactors> load_factors(Transformer& model, const Adapte
 
 // Writes both files durably, reads them back and compares them with the live values bit for bit.
 // Throws IoError, NonFiniteError.
+void save_adapter(const std::string& folder, const Adapter& adapter, const BaseIdentity& base);
+// The same of a base in its file's own numbers.
 void save_adapter(const std::string& folder, const Adapter& adapter, const std::string& base_model,
                   const std::string& base_fingerprint);
 

@@ -24,6 +24,7 @@ class AdapterSet::Site : public LinearMap {
     check(kernels != nullptr, path_, ": ", backend_.name(), " has no kernels for adapter sets");
     kernels->lora_segments(y, x, table_, *mode.documents, *mode.variants);
   }
+  std::int64_t variants() const override { return std::ssize(table_.host); }
   std::int64_t in_features() const override { return base_->in_features(); }
   std::int64_t out_features() const override { return base_->out_features(); }
   FrozenLinear& frozen() override { return *base_; }

@@ -10,6 +10,7 @@
 #include "io/safetensors.h"
 #include "lora/adapter_io.h"
 #include "lora/rank_patterns.h"
+#include "modelfile/base_identity.h"
 #include "modelfile/family_files.h"
 
 namespace lk {
@@ -121,16 +122,20 @@ void verify(const std::string& folder, const Adapter& adapter,
 
 void save_adapter(const std::string& folder, const Adapter& adapter, const std::string& base_model,
                   const std::string& base_fingerprint) {
+  save_adapter(folder, adapter, BaseIdentity{base_model, base_fingerprint});
+}
+
+void save_adapter(const std::string& folder, const Adapter& adapter, const BaseIdentity& base) {
   const LoraConfig& lora = adapter.config();
   const LoraShape shape = saved_shape(lora.shape, changes_base(lora.init));
   std::vector<SafetensorsEntry> tensors;
   for (const LoraLinear* layer : adapter.layers())
     for (SafetensorsEntry& t : saved_tensors(*layer)) tensors.push_back(std::move(t));
-  write_safetensors(folder + "/" + kAdapterWeights, tensors, {{"format", "pt"}});
+  write_safetensors(folder + "/" + kAdapterWeights, tensors, base_metadata(base));
 
   Json config = {{"peft_type", "LORA"},
                  {"task_type", "CAUSAL_LM"},
-                 {"base_model_name_or_path", base_model},
+                 {"base_model_name_or_path", base.name},
                  {"r", shape.rank},
                  {"lora_alpha", number(shape.alpha)},
                  {"lora_dropout", shortest(shape.dropout)},
@@ -147,8 +152,7 @@ void save_adapter(const std::string& folder, const Adapter& adapter, const std::
                  {"layers_to_transform", nullptr},
                  {"layers_pattern", nullptr},
                  {"auto_mapping", nullptr},
-                 {"revision", nullptr},
-                 {"lorikeet_base_sha256", base_fingerprint}};
+                 {"revision", nullptr}};
   if (!lora.layers.empty()) config["layers_to_transform"] = lora.layers;
   for (const auto& [key, own] : pattern_keys(adapter)) {
     if (own.rank != shape.rank) config["rank_pattern"][key] = own.rank;

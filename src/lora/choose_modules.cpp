@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <set>
 
 namespace lk {
@@ -10,6 +11,11 @@ namespace {
 void check_numbers(const LoraShape& shape, const std::string& path) {
   require(std::isfinite(shape.alpha) && shape.alpha > 0, "alpha ", shape.alpha, " of ", path,
           ": must be positive");
+  // The scale is computed with in float32.
+  require(shape.rank < 1 || (shape.scale() >= std::numeric_limits<float>::min() &&
+                             shape.scale() <= std::numeric_limits<float>::max()),
+          "alpha ", shape.alpha, " of ", path, ": scales by ", shape.scale(),
+          ", which float32 does not hold");
   require(shape.dropout >= 0 && shape.dropout < 1, "dropout ", shape.dropout,
           ": must be in [0, 1)");
 }
@@ -18,6 +24,9 @@ void check_numbers(const LoraShape& shape, const std::string& path) {
 
 std::vector<ChosenModule> choose_modules(Transformer& model, const LoraConfig& config) {
   const std::vector<std::string>& targets = config.targets;
+  const std::string init = lora_init_name(config.init);
+  require(!config.shape.dora || !changes_base(config.init), "`init` ", init,
+          " and DoRA: give one of the two, as PEFT has no way to save both for the base as it was");
   const bool all = targets.size() == 1 && targets[0] == "all-linear";
   require(all || std::find(targets.begin(), targets.end(), "all-linear") == targets.end(),
           "`targets`: all-linear stands alone, as it names every projection");

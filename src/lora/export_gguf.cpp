@@ -7,6 +7,7 @@
 #include "io/staged_output.h"
 #include "lora/adapter_io.h"
 #include "lora/whole_weights.h"
+#include "modelfile/base_identity.h"
 #include "modelfile/model_file.h"
 
 namespace lk {
@@ -36,8 +37,12 @@ GgufAdapter export_gguf_adapter(const std::string& model, const std::string& fol
   check_whole_weights(file, base);
   const FileLayout layout = gguf_layout(base.config());
   GgufAdapter result{0, 0, file_alpha(file.config), disagreements(file, base.config())};
-  if (std::string doubt = unproven_base(file, model); !doubt.empty())
+  if (std::string doubt = unproven_base(file.folder, file.base, model); !doubt.empty())
     result.warnings.push_back(std::move(doubt));
+  if (!file.base.precision.empty())
+    result.warnings.push_back(concat(folder, ": was trained on a base held as ",
+                                     file.base.precision,
+                                     ": on one of other numbers its answers differ"));
   const GgufWriter::Metadata metadata = {
       {"general.architecture", gguf_string(layout.files->gguf)},
       {"general.type", gguf_string("adapter")},

@@ -177,7 +177,7 @@ LoraInit parse_lora_init(const std::string& name) {
 const char* lora_init_name(LoraInit init) {
   for (const auto& [one, name] : kNames)
     if (one == init) return name;
-  return "?";
+  throw UsageError("`init`: no such value");
 }
 
 void initialise(Transformer& model, const std::vector<LoraLinear*>& layers, LoraInit init,

@@ -9,8 +9,10 @@
 #include "io/paths.h"
 #include "io/staged_output.h"
 #include "lora/merge_source.h"
+#include "modelfile/base_identity.h"
 #include "modelfile/fingerprint.h"
 #include "modelfile/model_output.h"
+#include "modelfile/origin.h"
 
 namespace lk {
 
@@ -36,15 +38,20 @@ class MergePipe : public RowPipe {
   void produce(const WeightSlot& slot, std::int64_t begin, std::int64_t end,
                std::span<float> values) override {
     changed_ = source_.rows(slot, begin, end, values);
+    produced_.assign(values.begin(), values.end());
   }
 
   void stored(const WeightSlot& slot, std::int64_t begin, std::int64_t end,
               std::span<const float> values) override {
+    exact_ = exact_ && std::equal(values.begin(), values.end(), produced_.begin(), produced_.end());
     if (changed_) measure(values);
     if (changed_ && end == slot.shape.rows()) close_matrix(slot.name);
     done_ += 4 * static_cast<std::uint64_t>((end - begin) * slot.shape.cols());
     listener_.progress(done_, total_, slot.name);
   }
+
+  // Whether the file has every number as it was produced.
+  bool exact() const { return exact_; }
 
  private:
   void measure(std::span<const float> s) {
@@ -79,15 +86,17 @@ class MergePipe : public RowPipe {
   MergeSource& source_;
   MergeResult& result_;
   MergeListener& listener_;
-  bool changed_ = false;
+  bool changed_ = false, exact_ = true;
+  std::vector<float> produced_;
   Survival matrix_;
   std::uint64_t done_ = 0, total_ = 0;
 };
 
 void verify(const MergeSource& source, const MergeSettings& s, const std::string& path,
             MergeResult& result) {
-  const std::vector<float> wanted = probe_logits(source.base(), s.adapters, source.files());
-  const std::vector<float> got = probe_logits(ModelFile(path), {}, {});
+  const std::vector<float> wanted =
+      probe_logits(source.base(), source.storage(), s.adapters, source.files());
+  const std::vector<float> got = probe_logits(ModelFile(path), {}, {}, {});
   check(got.size() == wanted.size(), "merge: the result has other logits than its base");
   double largest = 0, difference = 0;
   bool finite = true;
@@ -120,6 +129,26 @@ void warn_of_rounding(MergeResult& r) {
   }
 }
 
+// What will be written, "F32, 514 MiB", and for a quantised base, which becomes several times as
+// large, how to have less.
+std::string size_text(const MergeSettings& s, const ModelOutput& output, bool quantised_base) {
+  std::string text =
+      concat(output.type().name, ", ", (output.bytes() + (1 << 20) - 1) >> 20, " MiB");
+  if (s.type.empty() && quantised_base)
+    text += concat(
+        ", which holds the dequantised values exactly (`type` f16 or bf16 rounds them to half of "
+        "that",
+        is_gguf_name(s.out) ? ", q8_0, q4_0 or q4_1 to less" : "", ")");
+  return text;
+}
+
+// ", held as nf4", of a base that is quantised and dequantised again.
+std::string held_as(const BaseStorage& storage) {
+  BaseIdentity held;
+  set_precision(held, storage);
+  return held.precision.empty() ? "" : ", held as " + held.precision;
+}
+
 // Copies a file byte for byte, in pieces.
 void copy_file(const InputFile& in, const std::string& to) {
   DurableFile out(to);
@@ -132,15 +161,37 @@ void copy_file(const InputFile& in, const std::string& to) {
   out.commit();
 }
 
-// Checks that the adapters were trained on settings.model, whatever they are merged into.
-void check_trained_on(const MergeSettings& s, const MergeSource& source) {
+// Opens what is merged. With `onto` the adapters are those of settings.model, and what they are merged
+// into has its own numbers.
+MergeSource open_source(const MergeSettings& s) {
+  if (s.onto.empty()) return MergeSource(s.model, s.adapters, s.other_base, s.storage);
+  return MergeSource(s.onto, s.adapters, true, {});
+}
+
+// Checks that the adapters were trained on settings.model, which they are not merged into.
+void check_trained_on(const MergeSettings& s, const MergeSource& source,
+                      std::vector<std::string>& warnings) {
   const std::string fingerprint = model_fingerprint(s.model);
   for (const AdapterFile& file : source.files())
-    if (!s.other_base && !file.base_fingerprint.empty() && file.base_fingerprint != fingerprint)
-      throw InputError(concat(file.folder,
-                              "/adapter_config.json: lorikeet_base_sha256: the adapter was trained "
-                              "on another base model than ",
-                              s.model));
+    if (std::string doubt = check_base(file.folder, file.base, fingerprint, s.model);
+        !doubt.empty())
+      warnings.push_back(std::move(doubt));
+}
+
+// Writes beside a folder's weights what they were made from.
+void write_origin(const MergeSettings& s, MergeSource& source, const std::string& type, bool exact,
+                  StagedOutput& staged) {
+  Origin o;
+  o.weights = model_fingerprint(staged.path());
+  o.base = source.base().path();
+  o.bases = same_weights(o.base, source.fingerprint());
+  BaseIdentity held;
+  set_precision(held, source.storage());
+  o.precision = held.precision, o.keep_dense = held.keep_dense;
+  o.type = type, o.exact = exact;
+  for (const WeightedAdapter& adapter : s.adapters)
+    if (adapter.weight != 0) o.adapters.push_back(adapter.folder);
+  write_file_durably(staged.file(kOriginFile), origin_text(o));
 }
 
 }  // namespace
@@ -149,28 +200,28 @@ double Survival::kept() const { return update > 0 ? overlap / update : 1; }
 double Survival::noise() const { return update > 0 ? std::sqrt(error / update) : 0; }
 
 MergeResult merge(const MergeSettings& s, MergeListener& listener) {
-  MergeSource source(s.onto.empty() ? s.model : s.onto, s.adapters,
-                     s.other_base || !s.onto.empty());
-  if (!s.onto.empty()) check_trained_on(s, source);
+  MergeSource source = open_source(s);
   const OutputFormat format{is_gguf_name(s.out), upper(s.type), s.shard_bytes};
   const ModelOutput output(source.base(), format);
   MergeResult result;
   result.type = output.type().name;
   result.quantised = output.type().quantised;
   result.bytes = output.bytes();
-  result.warnings = output.notes();
+  result.warnings = source.warnings();
+  if (!s.onto.empty() && !s.other_base) check_trained_on(s, source, result.warnings);
+  for (const std::string& note : output.notes()) result.warnings.push_back(note);
+  if (!source.remark().empty()) listener.message(source.remark());
+  const std::string size = size_text(s, output, source.base().is_quantised());
   if (s.adapters.empty())
-    listener.message(concat("no adapter: ", s.model, " itself is written as ", result.type));
+    listener.message(concat("no adapter: ", s.model, " itself", held_as(source.storage()),
+                            " is written as ", size));
   else
     listener.message(concat("merging ", s.adapters.size(), " adapter(s) into ", source.n_changed(),
                             " matrices of ", source.base().path(),
-                            source.base().is_quantised() ? ", dequantised" : "", ", written as ",
-                            result.type));
+                            source.base().is_quantised() ? ", dequantised" : "",
+                            held_as(source.storage()), ", written as ", size));
   for (const AdapterFile& file : source.files())
     listener.message(concat(file.folder, ": ", summary(file)));
-  for (const AdapterFile& file : source.files())
-    if (const std::string doubt = unproven_base(file, s.model); !doubt.empty() && !s.other_base)
-      listener.message("warning: " + doubt);
   for (const AdapterFile& file : source.files())
     for (std::string& text : disagreements(file, source.base().config()))
       result.warnings.push_back(std::move(text));
@@ -178,6 +229,7 @@ MergeResult merge(const MergeSettings& s, MergeListener& listener) {
   StagedOutput staged(s.out, format.gguf ? Kind::File : Kind::Folder, output.bytes());
   MergePipe pipe(source, result, listener);
   output.write([&](const std::string& name) { return staged.file(name); }, pipe);
+  if (!format.gguf) write_origin(s, source, result.type, pipe.exact(), staged);
   if (!s.adapters.empty()) warn_of_rounding(result);
   if (s.verify) {
     listener.message("reading it back: logits of base + adapter, then of the result");
@@ -189,7 +241,7 @@ MergeResult merge(const MergeSettings& s, MergeListener& listener) {
 
 void unmerge(const MergeSettings& s, const std::string& base, MergeListener& listener) {
   require(!s.adapters.empty(), "`adapter`: name at least one");
-  MergeSource source(base, s.adapters, s.other_base);
+  MergeSource source(base, s.adapters, s.other_base, s.storage);
   const ModelFile merged(s.model);
   std::map<std::string, const WeightSlot*> slots;
   for (const WeightSlot& slot : merged.slots()) slots[slot.name] = &slot;

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "lora/adapter_io.h"
+#include "modelfile/base_precision.h"
 
 namespace lk {
 
@@ -27,6 +28,9 @@ struct MergeSettings {
   // Merge into this model instead: `model`, on which the adapters were trained, before it was
   // quantised. Empty: into `model`, dequantised.
   std::string onto = {};
+  // In which numbers the base is merged into. Auto: as the adapters were trained (hold_for() in
+  // modelfile/base_identity.h); Dense: in its file's.
+  BaseStorage storage = {BasePrecision::Auto, {}};
   bool verify = true;  // load the result and compare its logits before it gets its name
   std::uint64_t shard_bytes = 5'000'000'000;
 };

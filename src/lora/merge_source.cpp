@@ -131,12 +131,12 @@ void rescale_rows(std::span<const float> magnitude, std::int64_t begin, std::int
 }
 
 MergeSource::MergeSource(const std::string& base, const std::vector<WeightedAdapter>& adapters,
-                         bool other_base)
+                         bool other_base, const BaseStorage& storage)
     : base_(base), adapters_(adapters) {
   std::set<std::string> known;
   for (const WeightSlot& slot : base_.slots())
     if (is_module(slot)) known.insert(module_of(slot));
-  std::string fingerprint;
+  std::vector<std::string> doubts;
   for (const WeightedAdapter& adapter : adapters) {
     if (!std::isfinite(adapter.weight))
       throw UsageError(concat("`adapter` ", adapter.folder, ": its weight is not a number"));
@@ -153,15 +153,20 @@ MergeSource::MergeSource(const std::string& base, const std::vector<WeightedAdap
       modules_[module].push_back(files_.size() - 1);
     }
     check_whole_weights(file, base_);
-    if (other_base || file.base_fingerprint.empty()) continue;
-    if (fingerprint.empty()) fingerprint = model_fingerprint(base_);
-    if (file.base_fingerprint != fingerprint)
-      throw InputError(concat(adapter.folder,
-                              "/adapter_config.json: lorikeet_base_sha256: the adapter was trained "
-                              "on another base model (",
-                              file.base_fingerprint, "), ", base, " is ", fingerprint,
-                              "; `other_base` merges it all the same"));
+    if (other_base) continue;
+    try {
+      const std::string own = file.base.fingerprint.empty() ? "" : fingerprint();
+      if (std::string doubt = check_base(file.folder, file.base, own, base); !doubt.empty())
+        doubts.push_back(std::move(doubt));
+    } catch (const InputError& e) {
+      throw InputError(concat(e.what(), "; `other_base` merges it all the same"));
+    }
   }
+  std::vector<AdapterBase> trained_on;
+  for (const AdapterFile& file : files_) trained_on.push_back({file.folder, file.base});
+  held_ = hold_for(base_, storage, trained_on);
+  held_.warnings.insert(held_.warnings.begin(), doubts.begin(), doubts.end());
+  rows_ = std::make_unique<HeldRows>(base_, held_.storage);
   // Check shapes and values of every factor before anything is written.
   std::vector<bool> moved(files_.size());
   for (const WeightSlot& slot : base_.slots()) {
@@ -178,6 +183,11 @@ MergeSource::MergeSource(const std::string& base, const std::vector<WeightedAdap
                        ": every lora_B is zero: this adapter was never trained");
 }
 
+const std::string& MergeSource::fingerprint() {
+  if (fingerprint_.empty()) fingerprint_ = model_fingerprint(base_);
+  return fingerprint_;
+}
+
 void MergeSource::load_factors(const WeightSlot& slot) {
   const std::string module = module_of(slot);
   if (loaded_ == module) return;
@@ -191,7 +201,7 @@ void MergeSource::load_factors(const WeightSlot& slot) {
 
 bool MergeSource::rows(const WeightSlot& slot, std::int64_t begin, std::int64_t end,
                        std::span<float> merged) {
-  base_.read_rows(slot, begin, end, merged.data());
+  rows_->read(slot, begin, end, merged.data());
   if (!is_module(slot) || !modules_.count(module_of(slot))) return false;
   load_factors(slot);
   w_.assign(merged.begin(), merged.end());
@@ -202,11 +212,12 @@ bool MergeSource::rows(const WeightSlot& slot, std::int64_t begin, std::int64_t 
   return true;
 }
 
-std::vector<float> probe_logits(const ModelFile& file, const std::vector<WeightedAdapter>& adapters,
+std::vector<float> probe_logits(const ModelFile& file, const BaseStorage& storage,
+                                const std::vector<WeightedAdapter>& adapters,
                                 const std::vector<AdapterFile>& files) {
   std::unique_ptr<Backend> backend = open_device("cpu");
   const std::unique_ptr<Tokenizer> tokenizer = file.read_tokenizer();
-  LoadedModel loaded = load_weights(*backend, file, DType::F32);
+  LoadedModel loaded = load_weights(*backend, file, DType::F32, {.storage = storage});
   const std::int64_t positions = std::min<std::int64_t>(loaded.config.max_position, 64);
   std::vector<std::vector<std::int32_t>> probes;
   for (const char* text : kProbes) {

@@ -6,16 +6,28 @@
 #include <vector>
 
 #include "lora/merge.h"
+#include "modelfile/base_identity.h"
+#include "modelfile/held_rows.h"
 #include "modelfile/model_file.h"
 
 namespace lk {
 
 class MergeSource {
  public:
-  // Opens base and adapters and checks that they fit. Throws as merge() does.
+  // Opens base and adapters and checks that they fit. Throws as merge() does. `other_base`: they may
+  // have been trained on another one.
   MergeSource(const std::string& base, const std::vector<WeightedAdapter>& adapters,
-              bool other_base);
+              bool other_base, const BaseStorage& storage = {BasePrecision::Auto, {}});
   const ModelFile& base() const { return base_; }
+  // As what the base is held, which is what the adapters are added to: quantised as it is loaded, or
+  // dense, with its file's numbers.
+  BaseStorage storage() const { return rows_->changes() ? held_.storage : BaseStorage{}; }
+  // Of the base; hashed when first asked for.
+  const std::string& fingerprint();
+  // As HeldBase has it.
+  const std::string& remark() const { return held_.remark; }
+  // What a user should know of adapters and base.
+  const std::vector<std::string>& warnings() const { return held_.warnings; }
   const std::vector<AdapterFile>& files() const { return files_; }
   std::int64_t n_changed() const { return std::ssize(modules_); }
 
@@ -31,15 +43,19 @@ class MergeSource {
   ModelFile base_;
   std::vector<WeightedAdapter> adapters_;
   std::vector<AdapterFile> files_;
+  HeldBase held_;
+  std::unique_ptr<HeldRows> rows_;
+  std::string fingerprint_;
   std::map<std::string, std::vector<std::size_t>> modules_;  // path -> adapters that have it
   std::string loaded_;                                       // the module that factors_ belong to
   std::vector<HostFactors> factors_;
   std::vector<float> w_, u_;
 };
 
-// Logits (F32, CPU) of the model in `file` with the adapters on it, at every position of a few
+// Logits (F32, CPU) of the model in `file`, held as `storage`, with the adapters on it, at every position of a few
 // fixed texts.
-std::vector<float> probe_logits(const ModelFile& file, const std::vector<WeightedAdapter>& adapters,
+std::vector<float> probe_logits(const ModelFile& file, const BaseStorage& storage,
+                                const std::vector<WeightedAdapter>& adapters,
                                 const std::vector<AdapterFile>& files);
 
 }  // namespace lk

@@ -39,6 +39,7 @@ class PeftConfig {
   // Modules whose whole weights lie in the adapter's file.
   const std::vector<std::string>& modules_to_save() const { return modules_to_save_; }
   const std::string& base_model() const { return base_model_; }
+  // In folders of earlier versions: Note [Where the base is named] in modelfile/base_identity.h.
   const std::string& base_fingerprint() const { return base_fingerprint_; }
 
  private:

@@ -30,7 +30,7 @@ Var TrainStep::loss(Tape& tape, const TokenBatch& batch, const StepTensors& step
     return model_.loss(tape, batch, {1.0, step.scale, settings_.label_smoothing}, training);
   Var loss = settings_.loss(tape, model_.supervised_logits(tape, batch, training), batch,
                             1.0 / static_cast<double>(step.n_supervised));
-  loss.value().expect({1}, "TrainerConfig::loss: the loss (1)");
+  require(loss.value().shape() == Shape{1}, "TrainerConfig::loss: the loss is not of shape (1)");
   return loss;
 }
 

@@ -7,6 +7,7 @@
 #include "io/paths.h"
 #include "methods/bottleneck_config.h"
 #include "methods/initial_values.h"
+#include "modelfile/base_identity.h"
 #include "modelfile/family_files.h"
 #include "nn/transformer.h"
 
@@ -16,8 +17,8 @@ namespace {
 constexpr const char* kConfig = "adapter_config.json";
 constexpr const char* kWeights = "adapter.safetensors";
 constexpr const char* kName = "lorikeet";  // of the adapters that we write
-constexpr std::string_view kObeyed[] = {"config", "hidden_size", "lorikeet_base_sha256",
-                                        "model_name", "name"};
+constexpr std::string_view kObeyed[] = {"config", "hidden_size", kBaseFingerprint, "model_name",
+                                        "name"};
 constexpr std::string_view kHarmless[] = {"config_id", "model_class", "model_type", "version"};
 
 // n numbers of N(0, deviation^2), those outside of two deviations left out if `cut`.
@@ -197,7 +198,7 @@ std::vector<StoredParameter> Bottleneck::stored(const std::string& name) const {
 
 void Bottleneck::save(const std::string& folder, const BaseIdentity& base) const {
   const ModelConfig& shape = model_.config();
-  write_safetensors(folder + "/" + kWeights, entries_of(stored(kName)), {{"format", "pt"}});
+  write_safetensors(folder + "/" + kWeights, entries_of(stored(kName)), base_metadata(base));
   const Json config = {
       {"config", bottleneck_config_json(config_, shape.hidden_size, shape.n_layers)},
       {"config_id", nullptr},
@@ -206,8 +207,7 @@ void Bottleneck::save(const std::string& folder, const BaseIdentity& base) const
       {"model_name", base.name},
       {"model_type", shape.architecture},
       {"name", kName},
-      {"version", "adapters.1.3.0"},
-      {"lorikeet_base_sha256", base.fingerprint}};
+      {"version", "adapters.1.3.0"}};
   write_file_durably(folder + "/" + kConfig, json_text(config, 2) + "\n");
 }
 
@@ -222,7 +222,6 @@ BottleneckFile::BottleneckFile(const std::string& folder) : folder_(folder) {
   refuse_unknown(config, kObeyed, kHarmless, path, "only bottleneck adapters are");
   if (config.contains("model_name") && !is_off(config["model_name"]))
     base_.name = json_string(config, "model_name", path);
-  base_.fingerprint = json_string_or(config, "lorikeet_base_sha256", "", path);
   name_ = json_string(config, "name", path);
   hidden_size_ = json_int(config, "hidden_size", 1, 1 << 24, path);
   const Json& own = json_at(config, "config", path);
@@ -234,7 +233,9 @@ BottleneckFile::BottleneckFile(const std::string& folder) : folder_(folder) {
     throw InputError(concat(folder,
                             "/pytorch_adapter.bin: a pickle, which could run any program; "
                             "save it with save_adapter(..., use_safetensors=True)"));
-  SafetensorsFile(folder + "/" + kWeights);  // its header
+  const std::string weights = folder + "/" + kWeights;
+  base_.fingerprint = json_string_or(config, kBaseFingerprint, "", path);
+  read_base_metadata(base_, SafetensorsFile(weights).metadata(), weights);
 }
 
 std::string BottleneckFile::summary() const {

@@ -8,6 +8,7 @@
 #include "io/durable.h"
 #include "io/paths.h"
 #include "io/printable.h"
+#include "modelfile/base_identity.h"
 
 namespace lk {
 namespace {
@@ -18,8 +19,7 @@ constexpr std::size_t kMostConfigBytes = std::size_t{16} << 20;
 // What changes nothing that any method computes.
 constexpr std::string_view kHarmless[] = {"auto_mapping", "inference_mode", "peft_version",
                                           "revision",     "runtime_config", "task_type"};
-constexpr std::string_view kObeyed[] = {"base_model_name_or_path", "lorikeet_base_sha256",
-                                        "peft_type"};
+constexpr std::string_view kObeyed[] = {"base_model_name_or_path", kBaseFingerprint, "peft_type"};
 
 std::string checked_weights(const std::string& folder) {
   if (!exists(folder + "/" + kWeights) && exists(folder + "/adapter_model.bin"))
@@ -49,7 +49,8 @@ PeftFolder::PeftFolder(const std::string& folder, const std::string& peft_type,
   base_.name = config_.value("base_model_name_or_path", Json()).is_null()
                    ? ""
                    : json_string(config_, "base_model_name_or_path", config_path_);
-  base_.fingerprint = json_string_or(config_, "lorikeet_base_sha256", "", config_path_);
+  base_.fingerprint = json_string_or(config_, kBaseFingerprint, "", config_path_);
+  read_base_metadata(base_, weights_.metadata(), weights_.path());
 }
 
 void PeftFolder::expect(const std::vector<std::pair<std::string, Shape>>& tensors) const {
@@ -79,13 +80,12 @@ std::vector<float> PeftFolder::read(const std::string& tensor) const {
 void write_peft_folder(const std::string& folder, Json config, const BaseIdentity& base,
                        const std::vector<SafetensorsEntry>& tensors) {
   const std::string weights = folder + "/" + kWeights, path = folder + "/" + kConfig;
-  write_safetensors(weights, tensors, {{"format", "pt"}});
+  write_safetensors(weights, tensors, base_metadata(base));
   config.update({{"task_type", "CAUSAL_LM"},
                  {"base_model_name_or_path", base.name},
                  {"inference_mode", true},
                  {"auto_mapping", nullptr},
-                 {"revision", nullptr},
-                 {"lorikeet_base_sha256", base.fingerprint}});
+                 {"revision", nullptr}});
   write_file_durably(path, json_text(config, 2) + "\n");
   // Nothing is claimed until the files say what the memory says.
   const SafetensorsFile back(weights);

@@ -55,9 +55,9 @@ BasePrecision parse_base_precision(const std::string& text) {
 }
 
 const char* base_precision_name(BasePrecision precision) {
-  return std::find_if(std::begin(kNames), std::end(kNames),
-                      [&](const Name& n) { return n.precision == precision; })
-      ->name;
+  for (const Name& one : kNames)
+    if (one.precision == precision) return one.name;
+  throw UsageError("`base_precision`: no such value");
 }
 
 std::vector<HeldFormat> held_formats(const ModelFile& file, const BaseStorage& storage) {

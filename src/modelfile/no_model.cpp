@@ -55,6 +55,7 @@ void refuse_file(const std::string& path) {
 }  // namespace
 
 void refuse_what_is_no_model(const std::string& path) {
+  require(!path.empty(), "`model` is empty: a .gguf file or a folder is expected");
   if (!exists(path)) refuse_missing(path);
   if (is_folder(path))
     refuse_folder(path);

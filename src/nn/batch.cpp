@@ -185,7 +185,7 @@ TokenBatch make_batch(Backend& backend, std::span<const Row* const> rows,
 
 TokenBatch make_prompt(Backend& backend, std::span<const std::int32_t> ids,
                        std::int64_t first_position) {
-  require(!ids.empty(), "a prompt needs at least one token");
+  require(!ids.empty() && first_position >= 0, "a prompt needs a token, and positions from 0 on");
   std::vector<std::int32_t> positions(ids.size());
   for (std::size_t i = 0; i < ids.size(); ++i)
     positions[i] = static_cast<std::int32_t>(first_position + static_cast<std::int64_t>(i));

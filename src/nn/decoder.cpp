@@ -19,6 +19,23 @@ bool Decoder::reserve(std::int64_t slots, std::int64_t capacity) {
   return true;
 }
 
+void Decoder::grow(std::int64_t capacity) {
+  auto larger = std::make_unique<KvCache>(model_.backend(), model_.config(), model_.compute_dtype(),
+                                          capacity, slots());
+  for (std::int64_t slot = 0; slot < slots(); ++slot) {
+    const std::int64_t n = cache_->length(slot), to = slot * capacity,
+                       from = slot * cache_->capacity();
+    larger->set_length(slot, n);
+    if (n == 0) continue;
+    for (std::size_t i = 0; i < static_cast<std::size_t>(model_.config().n_layers); ++i)
+      for (Tensor KvCache::Layer::*kind : {&KvCache::Layer::k, &KvCache::Layer::v})
+        model_.backend().copy((larger->layer(i).*kind).slice_rows(to, to + n),
+                              (cache_->layer(i).*kind).slice_rows(from, from + n));
+  }
+  recorder_.clear();  // before the memory that recordings use is freed
+  cache_ = std::move(larger);
+}
+
 Tensor Decoder::submit(std::span<const SequencePart> parts) {
   const bool decodes = std::all_of(parts.begin(), parts.end(),
                                    [](const SequencePart& p) { return p.ids.size() == 1; });

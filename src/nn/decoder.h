@@ -21,6 +21,12 @@ class Decoder {
   // Makes room for `slots` sequences of `capacity` tokens, at least. Returns whether the cache is a
   // new one, whose slots are empty. Throws OutOfMemoryError.
   bool reserve(std::int64_t slots, std::int64_t capacity);
+  // Tokens that a slot has room for, and slots; 0 before reserve().
+  std::int64_t capacity() const { return cache_ ? cache_->capacity() : 0; }
+  std::int64_t slots() const { return cache_ ? cache_->slots() : 0; }
+  // Makes room for `capacity` tokens in each slot, which keeps what it holds. While the larger cache
+  // is filled the present one lives on. Throws OutOfMemoryError; the cache is then as it was.
+  void grow(std::int64_t capacity);
   Transformer& model() const { return model_; }
   KvCache& cache() { return *cache_; }
   // A piece of a prompt ends at multiples of this many tokens, counted from the prompt's own start.

@@ -5,6 +5,7 @@
 namespace lk {
 
 Evaluation evaluate(Transformer& model, std::span<const Row> rows, std::int64_t batch_tokens) {
+  require(batch_tokens >= 1, "evaluate: batch_tokens ", batch_tokens, ": must be at least 1");
   Evaluation result;
   double sum = 0;
   std::size_t next = 0;

@@ -231,16 +231,19 @@ std::vector<Generation> Generator::run(std::span<const GenerationRequest> prompt
         r.prompt.insert(r.prompt.begin(), virtual_id(j));
     requests = behind_virtual_tokens;
   }
-  std::int64_t longest = 0;
+  const std::int64_t most = settings_.capacity > 0
+                                ? std::min(settings_.capacity, model().max_positions())
+                                : model().max_positions();
+  std::int64_t longest = 0, variants = 0;
+  model().visit_sites([&](const std::string&, std::size_t, Site, std::unique_ptr<LinearMap>& map) {
+    variants = std::max(variants, map->variants());
+  });
   for (std::size_t i = 0; i < requests.size(); ++i) {
     const GenerationRequest& r = requests[i];
     const std::string which = requests.size() > 1 ? concat("prompt ", i + 1) : "the prompt";
     check_sampling(r.sampling);
     if (r.prompt.empty()) throw UsageError(concat("generate: ", which, " has no tokens"));
     const std::int64_t n = std::ssize(r.prompt);
-    const std::int64_t most = settings_.capacity > 0
-                                  ? std::min(settings_.capacity, model().max_positions())
-                                  : model().max_positions();
     if (n >= most)
       throw UsageError(concat("generate: ", which, " has ", n, " tokens, the model takes ", most));
     if (!r.sampling.stop.empty() && !tokenizer_)
@@ -248,21 +251,24 @@ std::vector<Generation> Generator::run(std::span<const GenerationRequest> prompt
     for (std::int32_t id : prompts[i].prompt)
       require(id >= 0 && id < model().config().vocab_size, "generate: ", which, " has the token ",
               id, ", the model has 0 .. ", model().config().vocab_size - 1);
-    require(r.variant >= -1, "generate: ", which, " asks for variant ", r.variant);
+    require(r.variant >= -1 && r.variant < variants, "generate: ", which, " asks for variant ",
+            r.variant, " of an adapter set of ", variants);
     longest = std::max(longest, n + std::min(most - n, r.sampling.max_tokens));
   }
   if (requests.empty()) return {};
-  const std::int64_t capacity =
-      settings_.capacity > 0 ? std::min(settings_.capacity, model().max_positions()) : longest;
+  require(!events.on_text || tokenizer_, "generate: on_text needs a tokenizer");
   const std::int64_t beams = requests[0].sampling.beams;
   require(std::all_of(requests.begin(), requests.end(),
                       [&](const auto& r) { return r.sampling.beams == beams; }),
           "generate: requests with different numbers of `beams` in one call");
   const std::int64_t sequences =
       beams * std::clamp<std::int64_t>(settings_.max_batch / beams, 1, std::ssize(requests));
-  require(sequences <= INT32_MAX / capacity, "generate: `beams` ", beams, ": of ", capacity,
+  require(sequences <= INT32_MAX / longest, "generate: `beams` ", beams, ": of ", longest,
           " tokens each they do not fit into one KV cache");
-  if (decoder_.reserve(sequences, capacity)) slots_.clear();
+  if (settings_.reuse_prefix && decoder_.slots() >= sequences && decoder_.capacity() < longest)
+    decoder_.grow(std::min(most, std::max(longest, 2 * decoder_.capacity())));
+  else if (decoder_.reserve(sequences, longest))
+    slots_.clear();
   slots_.resize(static_cast<std::size_t>(decoder_.cache().slots()));
   decoder_.begin();
   if (beams > 1) {

@@ -41,12 +41,15 @@ struct GenerationEvents {
 
 struct GeneratorSettings {
   std::int64_t max_batch = 16;    // sequences at once; each beam is one
-  std::int64_t capacity = 0;      // tokens of a sequence with its prompt; 0: as the requests need
+  std::int64_t capacity = 0;      // most tokens of a sequence with its prompt; 0: the model's
   std::int64_t prefill_rows = 0;  // prompt tokens per pass; 0: what suits the device
   bool reuse_prefix = false;      // reuse a slot's tokens if a prompt begins with them
   bool record = true;             // decoding steps may run as one recording (Backend::record)
 };
 
+// The cache takes what the requests of a call need. Where slots are reused it grows with them, at
+// least to twice its size, and keeps what they hold.
+//
 // Note [Batch independence]. What a sequence reads is its own: its tokens, its positions, its slot
 // of the cache, and its draws keyed by (seed, position). Prompts are cut into passes at multiples
 // of prefill_rows, counted from the prompt's own start. So a sequence's tokens do not depend on its

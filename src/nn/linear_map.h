@@ -34,12 +34,11 @@ class LinearMap {
   // x (T, in) -> (T, out)
   virtual Var apply(Tape& tape, const Var& x, const ForwardMode& mode,
                     Output output = Output::Read) = 0;
-  // Adds to y (T, out) what apply() adds to the frozen projection: f(x) - (x wᵀ + bias). No
-  // gradients.
+  // y (T, out) += f(x) - (x wᵀ + bias), what apply() adds to the frozen projection. No gradients.
   virtual void adapt(Tape& tape, const Tensor& y, const Tensor& x, const ForwardMode& mode) = 0;
-  // Whether adapt() can: false where apply() changes the frozen projection's output otherwise than by
-  // adding to it.
+  // Whether adapt() can: false where apply() does more to the frozen projection's output than add.
   virtual bool adds() const { return true; }
+  virtual std::int64_t variants() const { return 0; }  // that RowVariants may name
   virtual std::int64_t in_features() const = 0;
   virtual std::int64_t out_features() const = 0;
   // The frozen projection inside.

@@ -15,6 +15,10 @@ namespace lk {
 struct BaseIdentity {
   std::string name;         // on the hub, or a path
   std::string fingerprint;  // SHA-256 (modelfile/fingerprint.h)
+  // "nf4", "fp4", "fp8" and the modules that stayed dense, where it was quantised as it was loaded
+  // (modelfile/base_precision.h); empty where its numbers were its file's.
+  std::string precision = {};
+  std::vector<std::string> keep_dense = {};
 };
 
 class Method {

@@ -172,7 +172,7 @@ void adjust_scores(std::vector<float>& scores, const SamplingSettings& settings,
 
 std::int32_t sample_token(std::span<const float> logits, const SamplingSettings& settings,
                           std::int64_t position, std::span<const std::int32_t> history) {
-  check(!logits.empty(), "sample_token: no logits");
+  require(!logits.empty(), "sample_token: no logits");
   std::vector<float> adjusted;
   if (adjusts(settings)) {
     adjusted.assign(logits.begin(), logits.end());

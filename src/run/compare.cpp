@@ -99,9 +99,11 @@ std::vector<ComparisonTable::Row> results_of(const std::vector<ComparedRun>& run
     return change(or_curve(at(r.run, "result/first_loss"), r.curves.loss, false),
                   or_curve(at(r.run, "result/last_loss"), r.curves.loss, true));
   });
-  row("evaluation loss", [](const ComparedRun& r) {
+  row("evaluation loss, kept", [](const ComparedRun& r) {
+    const std::string step = kept_earlier(r.run);
     return change(or_curve(at(r.run, "result/eval_before/loss"), r.curves.eval_loss, false),
-                  or_curve(at(r.run, "result/eval_after/loss"), r.curves.eval_loss, true));
+                  or_curve(kept_loss(r.run), r.curves.eval_loss, true)) +
+           (step.empty() ? "" : " at " + step);
   });
   row("best evaluation", [](const ComparedRun& r) { return best(r.curves); });
   row("trained parameters",

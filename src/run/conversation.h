@@ -14,8 +14,9 @@ namespace lk {
 
 class Conversation {
  public:
-  // `capacity`: the most tokens of the whole conversation; at most the model's positions. `system`:
-  // a system turn to begin with; UsageError if the template does not write it.
+  // `capacity`: the most tokens of the whole conversation; 0, and at most, the model's positions. The
+  // cache grows with the conversation (Generator). `system`: a system turn to begin with; UsageError
+  // if the template does not write it.
   Conversation(Transformer& model, const Tokenizer& tokenizer, ChatTemplate chat,
                const SamplingSettings& sampling, std::int64_t capacity,
                const std::optional<std::string>& system = {});

@@ -3,13 +3,15 @@
 #include <algorithm>
 #include <cmath>
 
+#include "io/checked.h"
 #include "io/json.h"
 #include "run/methods.h"
 
 namespace lk {
 namespace {
 
-constexpr std::int64_t kRank = 16, kMostWarmup = 50, kMostEvaluations = 10, kFewSteps = 10;
+constexpr std::int64_t kRank = 16, kMostWarmup = 50, kFewSteps = 10;
+constexpr std::int64_t kMostEvaluations = 10, kFewEvaluations = 4, kStepsApart = 5;
 
 double two_digits(double x) {
   const double unit = std::pow(10, std::floor(std::log10(x)) - 1);
@@ -50,14 +52,24 @@ void fill_in_rates(FinetuneSettings& s, std::int64_t base_parameters, std::int64
   if (!s.warmup) s.warmup = own_rate ? 0 : std::min(steps / 10, kMostWarmup);
 }
 
-void fill_in_evaluation(FinetuneSettings& s, std::int64_t steps, std::int64_t train_tokens,
-                        std::int64_t eval_tokens) {
+std::int64_t default_eval_every(std::int64_t steps, double epochs, std::int64_t train_tokens,
+                                std::int64_t eval_tokens) {
+  if (eval_tokens <= 0) return 0;
+  // Evaluations that take 1/part of the training's time: a token takes a third of the work that
+  // training on it takes.
+  auto within = [&](std::int64_t part) { return 3 * train_tokens / (part * eval_tokens); };
+  const std::int64_t room = steps / kStepsApart,
+                     passes = to_integer(std::ceil(epochs), 1, steps).value_or(1);
+  const std::int64_t wanted = std::min({within(8), kMostEvaluations, room}),
+                     least = std::min({within(4), std::max(passes, kFewEvaluations), room}),
+                     n = std::max(wanted, least);
+  return n > 1 ? (steps + n - 1) / n : 0;
+}
+
+void fill_in_evaluation(FinetuneSettings& s, std::int64_t steps, double epochs,
+                        std::int64_t train_tokens, std::int64_t eval_tokens) {
   const bool evaluates = eval_tokens > 0;
-  if (!s.eval_every) {
-    const std::int64_t affordable = evaluates ? 3 * train_tokens / 5 / eval_tokens : 0;
-    const std::int64_t n = std::min({affordable, kMostEvaluations, steps - 1});
-    s.eval_every = n > 0 ? (steps + n) / (n + 1) : 0;
-  }
+  if (!s.eval_every) s.eval_every = default_eval_every(steps, epochs, train_tokens, eval_tokens);
   if (s.keep == "auto") s.keep = evaluates ? "best" : "last";
   if (!s.samples) s.samples = evaluates ? 3 : 0;
 }

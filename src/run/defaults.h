@@ -38,10 +38,16 @@ double eval_share(const FinetuneSettings& settings, std::int64_t rows);
 void fill_in_rates(FinetuneSettings& settings, std::int64_t base_parameters, std::int64_t steps,
                    const Json* before);
 
-// Fills in eval_every, keep and samples. Evaluations along the way, ten at most, together cost at
-// most a fifth of the training: a token takes a third of the work that training on it takes.
-void fill_in_evaluation(FinetuneSettings& settings, std::int64_t steps, std::int64_t train_tokens,
-                        std::int64_t eval_tokens);
+// How often a run evaluates, in steps, by default; 0: before and after it alone. Those after the first
+// step are ten at most, five steps apart at least, and take an eighth of the training's time at most;
+// up to a quarter, so that there are four of them and one for each epoch. By tokens and steps, never by
+// the clock: a run's bytes must not depend on it.
+std::int64_t default_eval_every(std::int64_t steps, double epochs, std::int64_t train_tokens,
+                                std::int64_t eval_tokens);
+
+// Fills in eval_every, keep and samples.
+void fill_in_evaluation(FinetuneSettings& settings, std::int64_t steps, double epochs,
+                        std::int64_t train_tokens, std::int64_t eval_tokens);
 
 // What in the settings looks like a mistake, a sentence each: a rate ten times off the default, too
 // few steps, nothing to evaluate on.

@@ -4,6 +4,7 @@
 
 #include "cuda/open_device.h"
 #include "io/durable.h"
+#include "modelfile/base_identity.h"
 #include "modelfile/weight_hash.h"
 #include "run/finetune_run.h"
 #include "run/inference.h"
@@ -103,10 +104,15 @@ void FinetuneRun::load() {
 
 void FinetuneRun::check_init_base() {
   if (!in_.init) return;
-  if (std::string doubt = unproven_base(*in_.init, s_.model); !doubt.empty())
+  const AdapterBase init{in_.init->folder, in_.init->base};
+  const std::string own = init.base.fingerprint.empty() ? "" : fingerprint();
+  if (std::string doubt = check_base(init.folder, init.base, own, s_.model); !doubt.empty())
     listener_.message("warning: " + doubt);
-  else
-    check_base(*in_.init, fingerprint(), s_.model);
+  // The run's own setting decides; "auto" here means the file's own numbers.
+  BaseStorage storage = in_.storage;
+  if (storage.precision == BasePrecision::Auto) storage.precision = BasePrecision::Dense;
+  for (const std::string& doubt : hold_for(*in_.model, storage, {init}).warnings)
+    listener_.message("warning: " + doubt);
 }
 
 void FinetuneRun::make_trained_method() {

@@ -66,15 +66,15 @@ struct FinetuneSettings {
   TrainOn train_on = TrainOn::Assistant;
   Columns columns = {};                    // which keys of the data stand for a format's
   std::optional<std::string> system = {};  // the system turn of chats that have none
-  // The base's name on the Hugging Face hub, for whoever opens the adapter. Empty: hub_name() of the
-  // model's files; where these give none, `model`.
+  // The base for whoever opens the adapter: its name on the Hugging Face hub, or a Hugging Face folder
+  // of it, written as given. Empty: hub_name() of the model's files; where these give none, `model`.
   std::string base_name = {};
   std::string eval_data = {};
   // The share of `data` to evaluate on instead of training on it, where there is no eval_data; unset:
   // a tenth, if there are enough rows (run/defaults.h).
   std::optional<double> eval_split = {};
   std::int64_t eval_rows = -1;
-  std::optional<std::int64_t> eval_every = {};  // unset: some ten times; 0: at both ends only
+  std::optional<std::int64_t> eval_every = {};  // unset: default_eval_every(); 0: at both ends only
   std::string keep =
       "auto";  // which adapter is saved: "last", or "best" by evaluation; "auto": best
                // if there are evaluations
@@ -92,14 +92,21 @@ struct FinetuneSettings {
   bool tensorboard = false;                  // also write event files for TensorBoard to `out`
 };
 
+// How far a run is.
+struct StepProgress {
+  std::int64_t total_steps = 0;
+  std::int64_t peak_bytes = 0;   // of memory, so far
+  double tokens_per_second = 0;  // median of the last steps
+  double seconds_left = -1;      // by medians too (run/pace.h); negative: unknown
+};
+
 // Hears what happens during a run. All calls come from the thread that called finetune().
 struct FinetuneListener {
   virtual ~FinetuneListener() = default;
   virtual void message(const std::string& /*text*/) {}  // one line: what happens now, or a finding
   virtual void rows(const std::string& /*text*/) {}     // for --show-rows
   virtual void planned(const PlanRequest&, const Plan&) {}
-  virtual void stepped(const StepReport&, std::int64_t /*total_steps*/, std::int64_t /*live_bytes*/,
-                       double /*seconds_left*/) {}
+  virtual void stepped(const StepReport&, const StepProgress&) {}
   virtual void evaluated(std::int64_t /*step*/, const Evaluation&) {}
   // All steps are done. From now on `stop` leaves out the samples that are still to be written, and
   // nothing else.

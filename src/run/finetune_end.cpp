@@ -85,7 +85,7 @@ void FinetuneRun::sample_now() {
 void FinetuneRun::write_report(const std::string& status) {
   ReportInput report{record(status), {}, {}, {}};
   if (status == "running") {
-    report.seconds_left = seconds_left_;
+    report.seconds_left = seconds_left(trainer_->steps_done());
     report_->write(std::move(report));
     return;
   }

@@ -12,6 +12,7 @@
 #include "run/evaluation_watch.h"
 #include "run/finetune.h"
 #include "run/live_report.h"
+#include "run/pace.h"
 #include "run/resume.h"
 #include "run/run_files.h"
 #include "run/run_identity.h"
@@ -54,6 +55,9 @@ class FinetuneRun {
   // Writes the reports that are due. The device may be a step ahead of them; with `drain` all are
   // written.
   void report_steps(bool drain);
+
+  // How long the run will still take after `step` steps; negative: unknown.
+  double seconds_left(std::int64_t step) const;
 
   // The checkpoint comes first: a run killed in between can go on, whereas an adapter without one is
   // no state to go on from.
@@ -112,11 +116,11 @@ class FinetuneRun {
   std::unique_ptr<Method> method_;
   std::unique_ptr<Trainer> trainer_;
   std::unique_ptr<MetricsLog> metrics_;
-  Clock::time_point begun_ = Clock::now(), started_;  // start of the run, and of its training
-  std::optional<LiveReport> report_;                  // once there is a folder to report on
-  double seconds_left_ = -1;                          // as the last report said; negative: unknown
-  std::int64_t first_ = 0, recorded_ = 0;             // the step it began at; steps recorded since
-  double losses_ = 0, n_losses_ = 0;                  // training losses since the last evaluation
+  Clock::time_point begun_ = Clock::now();
+  std::optional<LiveReport> report_;  // once there is a folder to report on
+  Pace pace_;
+  std::int64_t first_ = 0, recorded_ = 0;  // the step it began at; steps recorded since
+  double losses_ = 0, n_losses_ = 0;       // training losses since the last evaluation
   FinetuneResult result_;
   std::unique_ptr<EvaluationWatch> watch_;
 };

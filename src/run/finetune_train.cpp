@@ -1,6 +1,7 @@
 // The run's middle: steps, evaluations, checkpoints.
 #include <algorithm>
 
+#include "modelfile/base_identity.h"
 #include "run/finetune_run.h"
 #include "run/prefetch.h"
 
@@ -10,7 +11,6 @@ void FinetuneRun::train() {
   first_ = trainer_->steps_done();
   const std::int64_t matmuls_before = base_.backend->weight_gradient_matmuls();
   if (first_ == 0) result_.eval_before = evaluate_now();
-  started_ = Clock::now();
   Prefetch<std::vector<HostBatch>> batches(
       [this](std::int64_t step) { return in_.lay_out(step, s_.grad_accum); }, first_, in_.steps, 2);
   while (trainer_->steps_done() < in_.steps && !stop_.load() && !result_.out_of_patience) {
@@ -51,10 +51,12 @@ void FinetuneRun::train() {
 std::optional<Evaluation> FinetuneRun::evaluate_now() {
   if (in_.eval.rows.empty()) return std::nullopt;
   Evaluation e;
+  const auto begun = Clock::now();
   trainer_->between_steps([&] {
     e = evaluate(*model_, in_.eval.rows,
                  std::max<std::int64_t>(*s_.seq_len, s_.batch * *s_.seq_len / 2));
   });
+  pace_.evaluated(seconds_since(begun));
   const std::int64_t step = trainer_->steps_done();
   metrics_->evaluation(step, e);
   listener_.evaluated(step, e);
@@ -78,11 +80,17 @@ void FinetuneRun::report_steps(bool drain) {
     result_.recorded_steps += report->recorded;
     recorded_ += report->recorded;
     metrics_->step(*report);
-    const double done = static_cast<double>(report->step - first_);
-    seconds_left_ = seconds_since(started_) / done * static_cast<double>(in_.steps - report->step);
-    listener_.stepped(*report, in_.steps, base_.backend->ledger().total().live_bytes,
-                      seconds_left_);
+    pace_.stepped(report->seconds, report->tokens);
+    listener_.stepped(*report, {in_.steps, base_.backend->ledger().total().peak_bytes,
+                                pace_.tokens_per_second(), seconds_left(report->step)});
   }
+}
+
+double FinetuneRun::seconds_left(std::int64_t step) const {
+  const std::int64_t every = *s_.eval_every;
+  std::int64_t evaluations = in_.eval.rows.empty() ? 0 : 1;  // the last one
+  if (every > 0) evaluations += (in_.steps - 1) / every - std::min(step, in_.steps - 1) / every;
+  return pace_.seconds_left(in_.steps - step, evaluations);
 }
 
 void FinetuneRun::save() {
@@ -98,7 +106,9 @@ void FinetuneRun::save_state() {
 
 void FinetuneRun::save_kept_adapter() {
   result_.kept_step = watch_->kept().empty() ? trainer_->steps_done() : result_.best->step;
-  watch_->with_kept(*method_, [&] { method_->save(s_.out, {in_.base_model, fingerprint()}); });
+  BaseIdentity base{in_.base_model, fingerprint()};
+  set_precision(base, in_.storage);
+  watch_->with_kept(*method_, [&] { method_->save(s_.out, base); });
 }
 
 bool FinetuneRun::attempt(const std::function<void()>& work) {

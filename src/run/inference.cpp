@@ -7,7 +7,9 @@
 #include "io/paths.h"
 #include "lora/adapter_io.h"
 #include "methods/method_set.h"
+#include "modelfile/base_identity.h"
 #include "modelfile/fingerprint.h"
+#include "modelfile/held_rows.h"
 #include "modelfile/load.h"
 #include "run/methods.h"
 
@@ -38,6 +40,26 @@ Holding parse_holding(const InferenceSettings& s, const ModelFile& file, const B
   return wanted ? Holding{{BasePrecision::Auto}, packs} : Holding{};
 }
 
+// What `base_precision` asks for; `weights` says how what a file has quantised is held.
+BaseStorage parse_storage(const InferenceSettings& s) {
+  const BasePrecision precision = parse_base_precision(s.base_precision);
+  require(precision != BasePrecision::Stored,
+          "`base_precision` stored: `weights` quantised holds a file's blocks as they are");
+  require(s.keep_dense.empty() ||
+              (precision != BasePrecision::Auto && precision != BasePrecision::Dense),
+          "`keep_dense`: is for `base_precision` nf4, fp4 or fp8");
+  return {precision, s.keep_dense};
+}
+
+// The bases of all adapters that are loaded.
+std::vector<AdapterBase> bases_of(const std::string& folder, const MethodFile* file,
+                                  const std::vector<std::pair<std::string, AdapterFile>>& named) {
+  std::vector<AdapterBase> all;
+  if (file) all.push_back({folder, file->base()});
+  for (const auto& [name, one] : named) all.push_back({one.folder, one.base});
+  return all;
+}
+
 }  // namespace
 
 InferenceModel& InferenceModel::operator=(InferenceModel&& other) noexcept {
@@ -57,6 +79,9 @@ void set_adapters(const std::vector<std::string>& flags, InferenceSettings& sett
 }
 
 InferenceModel open_inference(const InferenceSettings& settings) {
+  require(!settings.model.empty(), "`model` is required");
+  require(settings.max_positions >= 0, "`max_positions` ", settings.max_positions,
+          ": must not be negative");
   InferenceModel m;
   m.backend = open_device(settings.device);
   const DType dtype = parse_compute_dtype(settings.dtype, *m.backend);
@@ -80,6 +105,8 @@ InferenceModel open_inference(const InferenceSettings& settings) {
   }
   const ModelFile model_file(settings.model);
   Holding holding = parse_holding(settings, model_file, *m.backend);
+  const std::vector<AdapterBase> bases = bases_of(settings.adapter, file.get(), named);
+  HeldBase held = hold_for(model_file, parse_storage(settings), bases);
   if (file && file->needs_dense_base()) {
     require(
         settings.weights != "quantised",
@@ -87,13 +114,16 @@ InferenceModel open_inference(const InferenceSettings& settings) {
         "give");
     holding = {};
   }
+  if (HeldRows(model_file, held.storage).changes()) {
+    require(settings.weights != "quantised", "`weights` quantised and `base_precision` ",
+            base_precision_name(held.storage.precision), ": give one of the two");
+    holding = {held.storage, false};
+  }
   m.tokenizer = model_file.read_tokenizer();  // a bad one is found before the weights are read
   // If an adapter names its base's fingerprint, the base is hashed while it loads.
   std::unique_ptr<Fingerprint> fingerprint;
-  auto names_base = [](const BaseIdentity& base) { return !base.fingerprint.empty(); };
-  if ((file && names_base(file->base())) ||
-      std::any_of(named.begin(), named.end(),
-                  [&](const auto& one) { return names_base(one.second.base()); }))
+  if (std::any_of(bases.begin(), bases.end(),
+                  [](const AdapterBase& one) { return !one.base.fingerprint.empty(); }))
     fingerprint = std::make_unique<Fingerprint>(model_file);
   LoadedModel loaded = load_weights(*m.backend, model_file, dtype,
                                     {.storage = holding.storage, .pack = holding.pack});
@@ -105,19 +135,18 @@ InferenceModel open_inference(const InferenceSettings& settings) {
                               " has no quantised matrix that ", m.backend->name(),
                               " multiplies as it is"));
   }
-  if (fingerprint) {
-    if (file) check_base(settings.adapter, file->base(), fingerprint->get(), settings.model);
-    for (const auto& [name, one] : named) check_base(one, fingerprint->get(), settings.model);
-  }
-  auto doubt = [&](const std::string& unproven, std::vector<std::string> disagreements) {
-    if (!unproven.empty()) m.warnings.push_back(unproven);
-    for (std::string& text : disagreements) m.warnings.push_back(std::move(text));
+  for (const AdapterBase& one : bases)
+    if (std::string doubt =
+            check_base(one.folder, one.base, fingerprint ? fingerprint->get() : "", settings.model);
+        !doubt.empty())
+      m.warnings.push_back(std::move(doubt));
+  auto warn = [&](std::vector<std::string> lines) {
+    m.warnings.insert(m.warnings.end(), lines.begin(), lines.end());
   };
-  if (file)
-    doubt(unproven_base(settings.adapter, file->base(), settings.model),
-          file->disagreements(loaded.config));
-  for (const auto& [name, one] : named)
-    doubt(unproven_base(one, settings.model), disagreements(one, loaded.config));
+  warn(std::move(held.warnings));
+  m.remark = std::move(held.remark);
+  if (file) warn(file->disagreements(loaded.config));
+  for (const auto& [name, one] : named) warn(disagreements(one, loaded.config));
   // Virtual tokens take positions, too: those of a batch are part of its sequences.
   const std::int64_t before = file ? file->first_position() : 0;
   const std::int64_t room = loaded.config.max_position - before;

@@ -24,6 +24,11 @@ struct InferenceSettings {
   // or "auto": quantised where that is faster (a CPU, provided that dtype is "auto" too) and, for
   // folders that are quantised already, on a GPU.
   std::string weights = "dense";
+  // In which numbers a dense base is held: "auto": as the adapter was trained (hold_for() in
+  // modelfile/base_identity.h); "dense": its file's; "nf4", "fp4", "fp8": quantised as it is loaded,
+  // but for the modules of keep_dense.
+  std::string base_precision = "auto";
+  std::vector<std::string> keep_dense = {};
   std::int64_t max_positions = 0;  // longest sequence; 0: the model's own limit, at most 8192
   LogFunction log = {};            // hears what was loaded; may be empty
 };
@@ -40,6 +45,7 @@ struct InferenceModel {
   std::unique_ptr<Method> adapter;       // null if there is no adapter
   std::unique_ptr<AdapterSet> adapters;  // null if there are no named adapters
   std::vector<std::string> warnings;     // of adapters, for the user
+  std::string remark;                    // of the base, if an adapter decided as what it is held
 };
 
 // Takes the values of --adapter: one folder for all requests, or several name=folder. Throws

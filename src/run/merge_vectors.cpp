@@ -3,11 +3,15 @@
 #include <algorithm>
 #include <map>
 
+#include "io/durable.h"
 #include "io/safetensors.h"
 #include "io/staged_output.h"
 #include "lora/adapter_io.h"
+#include "modelfile/base_identity.h"
 #include "modelfile/fingerprint.h"
+#include "modelfile/held_rows.h"
 #include "modelfile/model_output.h"
+#include "modelfile/origin.h"
 #include "run/methods.h"
 
 namespace lk {
@@ -74,12 +78,12 @@ std::map<std::string, Change> read_changes(const std::string& path, const ModelF
 
 class VectorPipe : public RowPipe {
  public:
-  VectorPipe(const ModelFile& base, const std::map<std::string, Change>& changes)
+  VectorPipe(HeldRows& base, const std::map<std::string, Change>& changes)
       : base_(base), changes_(changes) {}
 
   void produce(const WeightSlot& slot, std::int64_t begin, std::int64_t end,
                std::span<float> values) override {
-    base_.read_rows(slot, begin, end, values.data());
+    base_.read(slot, begin, end, values.data());
     const auto at = changes_.find(slot.name);
     if (at == changes_.end()) return;
     const std::vector<float>& l = at->second.vector;
@@ -107,7 +111,7 @@ class VectorPipe : public RowPipe {
   void stored(const WeightSlot&, std::int64_t, std::int64_t, std::span<const float>) override {}
 
  private:
-  const ModelFile& base_;
+  HeldRows& base_;
   const std::map<std::string, Change>& changes_;
 };
 
@@ -125,8 +129,12 @@ VectorMergeResult merge_vectors(const VectorMergeSettings& s) {
   const std::unique_ptr<MethodFile> method = open_method(s.adapter);
   check(merges_as_vectors(method->method()), "merge_vectors: ", method->method());
   const ModelFile base(s.model);
-  if (!s.other_base && !method->base().fingerprint.empty())
-    check_base(s.adapter, method->base(), model_fingerprint(base), s.model);
+  const std::string fingerprint = model_fingerprint(base);
+  HeldBase held = hold_for(base, s.storage, {{s.adapter, method->base()}});
+  if (!s.other_base)
+    if (std::string doubt = check_base(s.adapter, method->base(), fingerprint, s.model);
+        !doubt.empty())
+      held.warnings.push_back(std::move(doubt));
   const std::map<std::string, Change> changes =
       read_changes(s.adapter + "/" + kAdapterWeights, base);
   std::string type = s.type;
@@ -136,10 +144,17 @@ VectorMergeResult merge_vectors(const VectorMergeSettings& s) {
   const ModelOutput output(base, format);
   StagedOutput staged(s.out, format.gguf ? StagedOutput::Kind::File : StagedOutput::Kind::Folder,
                       output.bytes());
-  VectorPipe pipe(base, changes);
+  HeldRows rows(base, held.storage);
+  VectorPipe pipe(rows, changes);
   output.write([&](const std::string& name) { return staged.file(name); }, pipe);
+  if (!format.gguf) {
+    Origin o{model_fingerprint(staged.path()), s.model, same_weights(s.model, fingerprint)};
+    o.type = output.type().name, o.exact = false, o.adapters = {s.adapter};
+    write_file_durably(staged.file(kOriginFile), origin_text(o));
+  }
   staged.commit();
-  return {output.type().name, output.bytes(), std::ssize(changes)};
+  return {output.type().name, output.bytes(), std::ssize(changes), std::move(held.warnings),
+          std::move(held.remark)};
 }
 
 }  // namespace lk

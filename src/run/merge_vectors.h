@@ -4,6 +4,9 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
+
+#include "modelfile/base_precision.h"
 
 namespace lk {
 
@@ -13,12 +16,15 @@ struct VectorMergeSettings {
   std::string type = {};                 // as in MergeSettings (lora/merge.h)
   bool other_base = false;               // accept vectors that were trained on other weights
   std::uint64_t shard_bytes = 5'000'000'000;
+  BaseStorage storage = {BasePrecision::Auto, {}};  // as in MergeSettings
 };
 
 struct VectorMergeResult {
   std::string type;  // of the matrices, named as in ggml
   std::uint64_t bytes = 0;
   std::int64_t changed = 0;  // tensors
+  std::vector<std::string> warnings = {};
+  std::string remark = {};  // as HeldBase has it
 };
 
 // Whether a trained method is one that merge_vectors() merges. Throws UsageError, saying why, for a

@@ -22,7 +22,7 @@ class LoraFile : public MethodFile {
  public:
   explicit LoraFile(const std::string& folder) : file_(open_adapter(folder)) {}
   std::string method() const override { return "lora"; }
-  BaseIdentity base() const override { return {file_.base_model, file_.base_fingerprint}; }
+  BaseIdentity base() const override { return file_.base; }
   std::string summary() const override { return lk::summary(file_); }
   bool needs_dense_base() const override { return file_.config.shape.dora; }
   std::vector<std::string> disagreements(const ModelConfig& config) const override {

@@ -4,6 +4,7 @@
 #include <sstream>
 
 #include "io/json.h"
+#include "modelfile/base_identity.h"
 #include "run/methods.h"
 #include "version.h"
 
@@ -54,6 +55,13 @@ std::string model_card(const FinetuneSettings& s, const FinetuneResult& r, const
   const bool on_hub = f.base_model != s.model;
   row("base model", code(f.base_model), on_hub ? ", read from " + code(s.model) : "");
   row("SHA-256 of its weights file", code(f.base_sha256));
+  BaseIdentity held;
+  set_precision(held, {s.base_precision, s.keep_dense});
+  if (!held.precision.empty()) {
+    std::string dense;
+    for (const std::string& module : held.keep_dense) dense += (dense.empty() ? "" : ", ") + module;
+    row("base held as", held.precision, dense.empty() ? "" : ", but " + code(dense));
+  }
   row("data", code(s.data), ": ", f.data_format, ", ", f.rows, " rows, ", f.supervised_tokens,
       " supervised tokens");
   row("steps", r.steps, " of ", s.batch, s.packing ? " bins" : " rows", " x ", s.grad_accum,
@@ -70,8 +78,12 @@ std::string model_card(const FinetuneSettings& s, const FinetuneResult& r, const
   if (r.eval_before && r.eval_after) {
     row("evaluation data", s.eval_data.empty() ? "not trained on" : code(s.eval_data), ", ",
         r.eval_after->rows, " rows", s.eval_data.empty() ? " of the data" : "");
-    row("evaluation loss", fixed(r.eval_before->loss), " before, ", fixed(r.eval_after->loss),
-        " after");
+    const bool earlier = r.kept_step != r.steps && r.best;
+    row("evaluation loss", fixed(r.eval_before->loss), " before, ",
+        fixed(earlier ? r.best->loss : r.eval_after->loss), " after",
+        earlier ? concat(" step ", r.kept_step, ", which is kept; ", fixed(r.eval_after->loss),
+                         " after the last")
+                : "");
   }
   out << "\nAll settings are in `run.json`, each step is in `metrics.jsonl`.\n\n## Use\n\n"
       << "```sh\ngenerate --model " << (is_full ? "THIS_FOLDER" : "BASE --adapter THIS_FOLDER")

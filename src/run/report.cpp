@@ -30,11 +30,30 @@ std::string card(const std::string& name, const std::string& value, const std::s
          "</b><small>" + html_escape(note) + "</small></div>\n";
 }
 
-double recent_mean(const MetricsCurves::Points& points) {
-  const std::ptrdiff_t n = std::min(std::ssize(points), kRecent);
-  double sum = 0;
-  for (auto p = points.end() - n; p != points.end(); ++p) sum += p->second;
-  return sum / static_cast<double>(n);
+double recent_median(const MetricsCurves::Points& points) {
+  std::vector<double> last;
+  for (auto p = points.end() - std::min(std::ssize(points), kRecent); p != points.end(); ++p)
+    last.push_back(p->second);
+  const auto middle = last.begin() + std::ssize(last) / 2;
+  std::nth_element(last.begin(), middle, last.end());
+  return *middle;
+}
+
+// "2.54 → 2.4", to what was kept, or while nothing is, to the last evaluation.
+std::string evaluation_text(const ReportInput& in) {
+  const Json before = at(in.run, "result/eval_before/loss"), kept = kept_loss(in.run);
+  if (!before.is_number() || !kept.is_number()) return first_to_last(in.curves.eval_loss);
+  return number(before) + " \u2192 " + number(kept);
+}
+
+std::string evaluation_note(const ReportInput& in) {
+  if (const std::string step = kept_earlier(in.run); !step.empty())
+    return concat("kept: ", step,
+                  "; the last step's: ", number(at(in.run, "result/eval_after/loss")));
+  const auto* lowest = lowest_evaluation(in.curves);
+  return lowest ? concat("lowest ", short_number(lowest->second), " at step ",
+                         short_number(lowest->first))
+                : "before training";
 }
 
 std::string cards(const ReportInput& in) {
@@ -44,19 +63,14 @@ std::string cards(const ReportInput& in) {
   std::string out = card(
       "Training loss", first_to_last(c.loss),
       concat(short_number(static_cast<double>(step)), step == 1 ? " step done" : " steps done"));
-  if (!c.eval_loss.empty()) {
-    const auto* lowest = lowest_evaluation(c);
-    out += card("Evaluation loss", first_to_last(c.eval_loss),
-                lowest ? concat("lowest ", short_number(lowest->second), " at step ",
-                                short_number(lowest->first))
-                       : "before training");
-  }
+  if (!c.eval_loss.empty())
+    out += card("Evaluation loss", evaluation_text(in), evaluation_note(in));
   const Json speed = at(run, "result/tokens_per_second");
   if (speed.is_number())
     out += card("Speed", number(speed) + " tokens/s",
                 number(at(run, "result/seconds")) + " s in steps");
   else if (!c.tokens_per_second.empty())
-    out += card("Speed", short_number(recent_mean(c.tokens_per_second)) + " tokens/s",
+    out += card("Speed", short_number(recent_median(c.tokens_per_second)) + " tokens/s",
                 "in the last steps");
   if (const Json peak = at(run, "memory/peak_bytes"); peak.is_number())
     out += card("Peak memory", mib(peak) + " MiB", "of all purposes at once");

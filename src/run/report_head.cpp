@@ -42,9 +42,7 @@ std::string out_folder(const ReportInput& in) {
 // What a finished run says of its lesson.
 std::string lesson(const ReportInput& in) {
   const Json before = at(in.run, "result/eval_before/loss");
-  const Json steps = at(in.run, "result/steps"), kept = at(in.run, "result/kept_step");
-  const bool earlier = kept.is_number() && kept != steps;
-  const Json after = at(in.run, earlier ? "result/best/loss" : "result/eval_after/loss");
+  const Json after = kept_loss(in.run);
   if (!before.is_number() || !after.is_number())
     return paragraph(concat("The training loss went from ", number(at(in.run, "result/first_loss")),
                             " to ", number(at(in.run, "result/last_loss")),
@@ -63,9 +61,9 @@ std::string lesson(const ReportInput& in) {
                            " evaluation rows the loss fell from ", short_number(b), " to ",
                            short_number(a), ", the perplexity from ", short_number(std::exp(b)),
                            " to ", short_number(std::exp(a)), "."));
-  if (earlier)
-    out += paragraph(concat("The ", saved(in), " is that of step ", show(kept),
-                            ", where the evaluation loss was lowest."));
+  if (const std::string step = kept_earlier(in.run); !step.empty())
+    out += paragraph(
+        concat("The ", saved(in), " is that of ", step, ", where the evaluation loss was lowest."));
   return out;
 }
 
@@ -122,6 +120,15 @@ const std::pair<double, double>* lowest_evaluation(const MetricsCurves& curves) 
   for (const auto& point : curves.eval_loss)
     if (point.first > 0 && (!lowest || point.second < lowest->second)) lowest = &point;
   return lowest;
+}
+
+std::string kept_earlier(const Json& run) {
+  const Json kept = at(run, "result/kept_step");
+  return kept.is_number() && kept != at(run, "result/steps") ? "step " + show(kept) : "";
+}
+
+Json kept_loss(const Json& run) {
+  return at(run, kept_earlier(run).empty() ? "result/eval_after/loss" : "result/best/loss");
 }
 
 std::string report_state(const ReportInput& in) {

@@ -20,4 +20,10 @@ std::int64_t last_step(const ReportInput& input);
 // The lowest evaluation after step 0; null if there is none.
 const std::pair<double, double>* lowest_evaluation(const MetricsCurves& curves);
 
+// The evaluation loss of what the run saved, which need not be the last step's; null if there is none.
+Json kept_loss(const Json& run);
+
+// The step that it is of, if that is not the last: "step 24"; else "".
+std::string kept_earlier(const Json& run);
+
 }  // namespace lk

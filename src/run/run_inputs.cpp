@@ -5,6 +5,7 @@
 #include <cstdio>
 
 #include "io/checked.h"
+#include "io/paths.h"
 #include "io/sha256.h"
 #include "modelfile/hub_name.h"
 #include "modelfile/load.h"
@@ -86,17 +87,38 @@ void choose_precision(const FinetuneSettings& s, FinetuneListener& listener, Run
     listener.message(concat("base: ", describe_formats(in.formats)));
 }
 
-// Decides what the adapter calls its base, for PEFT's AutoPeftModel and the hub.
+// A folder that is to be opened in place of the model holds a model of its shape.
+void check_base_folder(const std::string& folder, const ModelConfig& model) {
+  require(exists(folder + "/config.json"), "`base_name` ", folder,
+          ": no Hugging Face folder of a model: it has no config.json");
+  const ModelConfig own = ModelFile(folder).config();
+  require(own.vocab_size == model.vocab_size && own.hidden_size == model.hidden_size &&
+              own.n_layers == model.n_layers && own.n_parameters() == model.n_parameters(),
+          "`base_name` ", folder, ": another model: ", own.n_layers, " layers of width ",
+          own.hidden_size, " and ", own.n_parameters(), " parameters, `model` has ", model.n_layers,
+          " of ", model.hidden_size, " and ", model.n_parameters());
+}
+
+// Decides what the adapter calls its base, for PEFT's AutoPeftModel and the hub. A folder wins over a
+// name on the hub, as it does for transformers.
 void name_base(const FinetuneSettings& s, FinetuneListener& listener, RunInputs& in) {
   const HubName found =
       s.base_name.empty() ? hub_name(*in.model) : HubName{s.base_name, "`base_name`"};
   in.base_model = found.name.empty() ? s.model : found.name;
+  if (!s.base_name.empty() && is_folder(s.base_name)) {
+    check_base_folder(s.base_name, in.model->config());
+    listener.message(concat("base model: the folder ", s.base_name, ", by ", found.from));
+    return;
+  }
   if (found.name.empty() && replaces_base(in.methods))
     listener.message(concat("base model: called ", s.model, " in the model card"));
   else if (found.name.empty())
     listener.message(concat("base model: called ", s.model,
                             " in the adapter, as its files name no repository on the Hugging Face "
-                            "hub: `base_name` ORG/NAME lets others open the adapter"));
+                            "hub: `base_name` ORG/NAME lets others open the adapter",
+                            in.model->gguf() ? ", and so does `base_name` FOLDER, a Hugging Face "
+                                               "folder of the base (merge makes one)"
+                                             : ""));
   else
     listener.message(concat("base model: ", found.name, " on the hub, by ", found.from));
 }
@@ -229,7 +251,7 @@ void arrange(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in, con
   require(*s.warmup <= in.steps, "`warmup` ", *s.warmup, ": the run has ", in.steps, " steps");
   const double epochs = static_cast<double>(in.steps) * per_step / per_epoch;
   const auto tokens = to_integer(epochs * static_cast<double>(in.data.tokens), 0, INT64_MAX / 8);
-  fill_in_evaluation(s, in.steps, tokens.value_or(INT64_MAX / 8), in.eval.tokens);
+  fill_in_evaluation(s, in.steps, epochs, tokens.value_or(INT64_MAX / 8), in.eval.tokens);
   listener.message(opening_line(s, in, epochs));
   require(
       !in.eval.rows.empty() || (s.eval_every == 0 && s.keep != "best" && s.patience == 0 &&

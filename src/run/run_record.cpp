@@ -1,5 +1,6 @@
 #include "run/run_record.h"
 
+#include "modelfile/base_identity.h"
 #include "run/json_values.h"
 #include "run/run_files.h"
 #include "run/run_identity.h"
@@ -10,6 +11,8 @@ namespace lk {
 Json run_json(const FinetuneSettings& s, const RunInputs& in, const RunFacts& facts,
               const FinetuneResult& result) {
   const bool own_rows = in.data.container == "memory";  // nobody knows what they were made of
+  BaseIdentity held;
+  set_precision(held, in.storage);
   Json settings = sort_settings(s).recorded;
   settings["recompute"] = recompute_text(facts.recompute);  // as it was chosen
   settings["format"] = in.data.format;
@@ -22,6 +25,8 @@ Json run_json(const FinetuneSettings& s, const RunInputs& in, const RunFacts& fa
               {"base",
                {{"path", s.model},
                 {"sha256", or_null(facts.fingerprint)},
+                {"precision", or_null(held.precision)},
+                {"keep_dense", held.keep_dense},
                 {"weights_sha256", facts.base_hash},
                 {"weights_are", replaces_base(in.methods) ? "the base's, before they were trained"
                                 : changes_base(in.methods.lora.init)

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "io/paths.h"
 #include "modelfile/hub_name.h"
 #include "run/methods.h"
 #include "text/fitted_template.h"
@@ -50,6 +51,10 @@ void validate_settings(const FinetuneSettings& s, bool own_rows) {
   require(own_rows || !s.data.empty(), "`data` is required");
   require(!own_rows || (s.data.empty() && s.eval_data.empty()),
           "`data` and `eval_data`: the rows are given in memory, so name no files");
+  require(
+      !own_rows || (!s.chat_template && !s.system && s.columns.empty() && s.format == "auto"),
+      "`template`, `system`, `columns` and `format` say how files are read, and the rows are given "
+      "in memory");
   require(!s.out.empty(), "`out` is required");
   require(s.data != "-" || s.eval_data != "-",
           "`data` - and `eval_data` -: standard input can be read once only");
@@ -91,10 +96,13 @@ void validate_settings(const FinetuneSettings& s, bool own_rows) {
   require(s.warmup.value_or(0) >= 0, "`warmup` must not be negative");
   require(s.eval_every.value_or(0) >= 0 && s.save_every >= 0 && s.sample_every >= 0,
           "`eval_every`, `save_every` and `sample_every` must not be negative");
-  require(s.base_name.empty() || is_hub_name(s.base_name), "`base_name` ", s.base_name,
-          ": a name on the hub, ORG/NAME, is expected");
+  require(s.base_name.empty() || is_hub_name(s.base_name) || is_folder(s.base_name), "`base_name` ",
+          s.base_name,
+          ": a name on the hub, ORG/NAME, or a Hugging Face folder of the base is expected");
   check_system_text(s.system);
-  require(s.eval_rows != 0, "`eval_rows` must be at least 1");
+  require(s.eval_rows == -1 || s.eval_rows >= 1, "`eval_rows` must be at least 1");
+  require(s.show_rows >= 0, "`show_rows` must not be negative");
+  lora_init_name(s.init), base_precision_name(s.base_precision);  // throw for what is none
   require(!s.eval_split || (*s.eval_split >= 0 && *s.eval_split < 1),
           "`eval_split` must be in [0, 1)");
   require(!s.eval_split || s.eval_data.empty(),

@@ -46,8 +46,8 @@ std::vector<std::vector<double>> choice_log_probabilities(Transformer& model,
 
 ChoiceScores score_choices(std::span<const ChoiceRow> rows,
                            std::span<const std::vector<double>> log_probabilities) {
-  check(rows.size() == log_probabilities.size(), "score_choices: ", log_probabilities.size(),
-        " rows of log-probabilities for ", rows.size());
+  require(rows.size() == log_probabilities.size(), "score_choices: ", log_probabilities.size(),
+          " rows of log-probabilities for ", rows.size());
   ChoiceScores scores;
   std::int64_t right = 0, right_norm = 0;
   for (std::size_t r = 0; r < rows.size(); ++r) {

@@ -339,7 +339,7 @@ Tensor to_device(Backend& backend, Tag tag, std::span<const std::int32_t> values
 template <class T>
 std::vector<T> to_host(const Tensor& x) {
   std::vector<T> v(static_cast<std::size_t>(x.numel()));
-  check(x.dtype() == dtype_of<T>(), "to_host: wrong dtype ", dtype_name(x.dtype()));
+  require(x.dtype() == dtype_of<T>(), "to_host: wrong dtype ", dtype_name(x.dtype()));
   x.backend().download(v.data(), dense(x), x.bytes());
   return v;
 }

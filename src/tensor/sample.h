@@ -21,7 +21,9 @@ inline std::vector<double> random_values(std::int64_t n, unsigned seed, double s
 // Uploads doubles as a tensor of any floating dtype.
 inline Tensor tensor_from(Backend& backend, DType dtype, Shape shape,
                           const std::vector<double>& values, Tag tag = Tag::Workspace) {
-  check(static_cast<std::int64_t>(values.size()) == shape.numel(), "tensor_from: size mismatch");
+  require(is_float(dtype), "tensor_from: ", dtype_name(dtype), " is no floating dtype");
+  require(std::ssize(values) == shape.numel(), "tensor_from: ", values.size(),
+          " values for a shape of ", shape.numel());
   Tensor t = backend.empty(tag, dtype, shape);
   dispatch_float(dtype, [&]<class T>() {
     std::vector<T> raw(values.size());

@@ -18,8 +18,8 @@ class Shape {
   Shape(std::initializer_list<std::int64_t> dims) {
     check(dims.size() <= kMaxRank, "shape: rank ", dims.size(), " > ", kMaxRank);
     for (std::int64_t d : dims) {
-      check(d >= 0, "shape: negative dimension ", d);
-      check(d == 0 || numel() <= INT64_MAX / d, "shape: number of elements overflows");
+      require(d >= 0, "shape: negative dimension ", d);
+      require(d == 0 || numel() <= INT64_MAX / d, "shape: number of elements overflows");
       dims_[rank_++] = d;
     }
   }

@@ -77,6 +77,7 @@ void check_messages(const std::vector<Message>& messages, bool built_in) {
   if (messages.empty()) throw InputError("a chat needs at least one message");
   for (std::size_t i = 0; i < messages.size(); ++i) {
     const Message& m = messages[i];
+    require(!m.more || m.more->is_object(), "messages[", i, "]: Message.more is not an object");
     if (!known(m.role))
       throw InputError(concat("role ", printable(m.role), " is none of system, user, assistant",
                               built_in ? "" : ", tool, developer"));
@@ -286,7 +287,8 @@ void ChatTemplate::find_assistant(std::span<const Message> messages, const Order
 
 RenderedChat ChatTemplate::render_turn(const std::vector<Message>& messages, std::size_t i,
                                        const OrderedJson* tools) const {
-  check(i < messages.size() && messages[i].role == "assistant", "render_turn: no assistant's turn");
+  require(i < messages.size() && messages[i].role == "assistant", "render_turn: messages[", i,
+          "] is no turn of the assistant");
   check_messages(messages, own_ == nullptr);
   const auto said = std::span(messages).first(i + 1);
   RenderedChat chat = own_ ? render_own(said, tools, false) : render_built_in(said, false);

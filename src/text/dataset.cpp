@@ -299,6 +299,8 @@ Dataset dataset_of(std::vector<Row> rows, const Tokenizer& tokenizer, const std:
 }
 
 Dataset split_off(Dataset& data, const Tokenizer& tokenizer, double share, std::int64_t most) {
+  require(share > 0 && std::isfinite(share) && most >= 1, "split_off: `eval_split` ", share,
+          " of at most ", most, " rows: both must be positive");
   // The number of each row's group: rows of a line are made of the same chat. Windows of a text are
   // rows of their own, however long its lines are.
   std::vector<std::int64_t> group;

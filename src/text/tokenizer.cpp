@@ -257,6 +257,12 @@ Tokenizer::Encoding Tokenizer::Impl::encode(std::string_view text, ByteSpans pla
                                             bool offsets) const {
   if (std::size_t ok = utf8_valid_prefix(text); ok != text.size())
     throw InputError(concat("text to encode is not valid UTF-8 at byte ", ok));
+  std::size_t last = 0;
+  for (const auto& [begin, end] : plain) {
+    require(last <= begin && begin <= end && end <= text.size(), "encode: the plain span ", begin,
+            " to ", end, ": spans are sorted and lie inside the text of ", text.size(), " bytes");
+    last = end;
+  }
   Output out{*this, {}, offsets, {}};
   out.encoding.ids.reserve(text.size() / 4 + 8);
   raw.split(

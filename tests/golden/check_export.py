@@ -259,14 +259,11 @@ def main(build, smollm2):
             "--lr", 1e-3, "--device", "cpu", "--dtype", "f32")
         card = (adapter / "README.md").read_text(encoding="utf-8")
         check("SmolLM2: the adapter has a model card", card.startswith("---\nbase_model:") and "training loss" in card)
-        # The base as a folder that transformers reads: the adapter with a weight of zero.
+        # The base as a folder that transformers reads, which the adapter takes for its own.
         base = work / "base"
-        run(tools / "merge", "--model", smollm2, "--adapter", f"{adapter}=0", "--out", base, "--no-verify")
+        run(tools / "merge", "--model", smollm2, "--out", base, "--no-verify")
         plain = work / "base.gguf"
-        run(tools / "merge", "--model", smollm2, "--adapter", f"{adapter}=0", "--out", plain, "--no-verify")
-        config = json.loads((adapter / "adapter_config.json").read_text())
-        del config["lorikeet_base_sha256"]  # of the GGUF file: the folder holds the same numbers
-        (adapter / "adapter_config.json").write_text(json.dumps(config))
+        run(tools / "merge", "--model", smollm2, "--out", plain, "--no-verify")
         merged = merged_folder(tools, work, base, adapter, "SmolLM2", "100MB")
         gguf_files(tools, work, base, adapter, "SmolLM2", merged)
         del merged
