@@ -1,5 +1,5 @@
 // How many threads a process gets that may not use the whole processor.
-#include "run/processors.h"
+#include "cpu/processors.h"
 
 #include <filesystem>
 #include <fstream>

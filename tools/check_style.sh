@@ -31,7 +31,7 @@ forbid 'no order of additions is fixed with a float atomic' 'atomicAdd' src/cuda
 forbid 'the sequence of random numbers must not depend on the library: use tensor/philox.h' \
   '\b(rand|srand)[[:space:]]*\(|std::random_device' src
 forbid 'tests must be able to make the system fail: ask io/paths.h, io/input_file.h, io/durable.h' \
-  '::l?stat\(|std::filesystem|<filesystem>|<sys/stat\.h>|\bf(open|stream)\b|\b[io]fstream\b' src tools ':!src/io' ':!src/cpu/host_memory.cpp'
+  '::l?stat\(|std::filesystem|<filesystem>|<sys/stat\.h>|\bf(open|stream)\b|\b[io]fstream\b' src tools ':!src/io' ':!src/cpu/host_memory.cpp' ':!src/cpu/control_groups.cpp' ':!src/cpu/processors.cpp'
 forbid 'std::filesystem is for the text of paths: ask the system through io/fs.h' \
   '(std::filesystem|stdfs)::[a-z_]*(exists|is_|status|canonical|iterator|create|remove|rename|copy|size|time)' src/io
 forbid 'new and delete belong to the allocator: use a container or unique_ptr' \

@@ -21,7 +21,8 @@ CORE = {
     "lora": ["lora_linear.*", "adapter.*", "train_step.*", "proof.*"],
 }
 # Files of src/cpu/ that a device needs besides the definitions, and those that only methods beside LoRA need.
-NOT_CORE = {"cpu/plan.cpp", "cpu/host_memory.h", "cpu/host_memory.cpp", "cpu/trained.cpp"}
+NOT_CORE = {"cpu/plan.cpp", "cpu/host_memory.h", "cpu/host_memory.cpp", "cpu/control_groups.h", "cpu/control_groups.cpp",
+            "cpu/processors.h", "cpu/processors.cpp", "cpu/trained.cpp"}
 
 
 def main():

@@ -24,7 +24,7 @@
 #include <thread>
 #include <vector>
 
-#include "run/processors.h"
+#include "cpu/processors.h"
 #include "tensor/error.h"
 
 namespace lk::program {

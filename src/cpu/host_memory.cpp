@@ -5,7 +5,8 @@
 #include <algorithm>
 #include <cstdlib>
 #include <fstream>
-#include <sstream>
+
+#include "cpu/control_groups.h"
 
 namespace lk::cpu {
 namespace {
@@ -45,27 +46,14 @@ std::int64_t left_in_group(const std::string& folder, const char* limit_file,
   return std::max<std::int64_t>(0, limit - used + std::min(cache, used));
 }
 
-// The least that this process's control groups (version 2, then 1) and their parents leave.
+// The least that this process's control groups and those above them leave.
 std::int64_t left_in_control_groups() {
   std::int64_t left = kNoLimit;
-  std::ifstream in("/proc/self/cgroup");
-  for (std::string line; std::getline(in, line);) {
-    std::size_t first = line.find(':'), second = line.find(':', first + 1);
-    if (second == std::string::npos) continue;
-    std::string controllers = line.substr(first + 1, second - first - 1);
-    std::string path = line.substr(second + 1);
-    bool v2 = controllers.empty();
-    if (!v2 && controllers.find("memory") == std::string::npos) continue;
-    const std::string root = v2 ? "/sys/fs/cgroup" : "/sys/fs/cgroup/memory";
-    if (path == "/") path.clear();
-    for (;;) {
-      left = std::min(left, v2 ? left_in_group(root + path, "/memory.max", "/memory.current")
-                               : left_in_group(root + path, "/memory.limit_in_bytes",
-                                               "/memory.usage_in_bytes"));
-      if (path.empty()) break;
-      path.erase(std::min(path.rfind('/'), path.size()));
-    }
-  }
+  visit_control_groups("", "memory", [&](const std::string& folder, int version) {
+    left = std::min(left, version == 2 ? left_in_group(folder, "/memory.max", "/memory.current")
+                                       : left_in_group(folder, "/memory.limit_in_bytes",
+                                                       "/memory.usage_in_bytes"));
+  });
   return left;
 }
 
