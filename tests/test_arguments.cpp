@@ -189,7 +189,9 @@ TEST_CASE("what a program asks of the library in vain is refused, not ignored an
   });
 
   // Tensors.
-  refused("3 values for a shape of 4", [&] { tensor_from(*s.backend, DType::F32, {2, 2}, {1, 2, 3}); });
+  refused("3 values for a shape of 4", [&] {
+    tensor_from(*s.backend, DType::F32, {2, 2}, {1, 2, 3});
+  });
   refused("no floating dtype", [&] { random_tensor(*s.backend, DType::I32, {2}, 1); });
   refused("negative", [&] { s.backend->empty(Tag::Workspace, DType::F32, {-2, 3}); });
   refused("overflows", [&] {
