@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "cpu/control_groups.h"
+#include "cpu/fast/onednn_linear.h"
 
 namespace lk {
 namespace {
@@ -41,5 +42,7 @@ std::int64_t useful_threads(std::int64_t processors, double quota) {
   if (!(quota > 0) || quota >= static_cast<double>(processors)) return processors;
   return std::max<std::int64_t>(1, static_cast<std::int64_t>(std::ceil(quota - 1e-6)));
 }
+
+bool multiplies_bf16() { return cpu::prefers_onednn(DType::BF16); }
 
 }  // namespace lk

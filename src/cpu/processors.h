@@ -16,4 +16,7 @@ double processor_quota(const std::string& root = "");
 // the quota is spent early in each of the kernel's periods, and then all threads pause.
 std::int64_t useful_threads(std::int64_t processors, double quota);
 
+// Whether this processor multiplies bfloat16 faster than float32 (AVX-512 BF16, AMX).
+bool multiplies_bf16();
+
 }  // namespace lk
