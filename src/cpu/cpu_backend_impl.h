@@ -5,7 +5,7 @@
 #include <string>
 
 #include "cpu/cpu_backend.h"
-#include "cpu/traits.h"
+#include "cpu/processors.h"
 #include "tensor/adapter_kernels.h"
 #include "tensor/backend_ops.h"
 #include "tensor/dora_kernels.h"
@@ -22,7 +22,7 @@ class CpuBackend : public Backend,
   // Whose kernels multiply frozen weights. Tests choose; everyone else lets the processor decide.
   enum class Products { Best, Tiles, Onednn };
   explicit CpuBackend(CpuMode mode, Products products = Products::Best,
-                      const DeviceTraits& traits = kCpuTraits);
+                      const DeviceTraits& traits = traits_of_this_processor());
   ~CpuBackend() override;
 
   std::string name() const override { return "cpu"; }

@@ -43,6 +43,10 @@ std::int64_t useful_threads(std::int64_t processors, double quota) {
   return std::max<std::int64_t>(1, static_cast<std::int64_t>(std::ceil(quota - 1e-6)));
 }
 
-bool multiplies_bf16() { return cpu::prefers_onednn(DType::BF16); }
+DeviceTraits traits_of_this_processor() {
+  DeviceTraits traits = kCpuTraits;
+  traits.faster_in_bf16 = cpu::prefers_onednn(DType::BF16);
+  return traits;
+}
 
 }  // namespace lk

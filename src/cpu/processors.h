@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <string>
 
+#include "cpu/traits.h"
+
 namespace lk {
 
 // Seconds of processor time a second that the process's control groups and theirs above them allow (a
@@ -16,7 +18,7 @@ double processor_quota(const std::string& root = "");
 // the quota is spent early in each of the kernel's periods, and then all threads pause.
 std::int64_t useful_threads(std::int64_t processors, double quota);
 
-// Whether this processor multiplies bfloat16 faster than float32 (AVX-512 BF16, AMX).
-bool multiplies_bf16();
+// kCpuTraits on this processor: with AVX-512 BF16 or AMX it is faster in BF16.
+DeviceTraits traits_of_this_processor();
 
 }  // namespace lk

@@ -4,7 +4,6 @@
 #include <memory>
 #include <string>
 
-#include "cpu/processors.h"  // what else a run asks of its machine
 #include "tensor/backend.h"
 
 namespace lk {

@@ -99,7 +99,7 @@ void FinetuneRun::load() {
     listener_.message(concat("loaded ", s_.model, ": ", model_->n_parameters(), " parameters in ",
                              dtype_name(facts_.dtype), " on ", facts_.device, " (",
                              facts_.device_description, ")"));
-  if (loads && s_.dtype == "auto" && facts_.device == "cpu" && multiplies_bf16())
+  if (loads && s_.dtype == "auto" && base_.backend->traits().faster_in_bf16)
     listener_.message("this processor takes about half the time with `dtype` bf16");
   facts_.load_seconds = seconds_since(start);
 }

@@ -11,6 +11,7 @@ namespace lk {
 struct DeviceTraits {
   // What `--dtype auto` means: BF16 where the device multiplies it natively, else F32.
   DType preferred_dtype = DType::F32;
+  bool faster_in_bf16 = false;  // than in F32, where that is preferred all the same
   // Whether training is faster with LoRA's factors next to the frozen matrix (joined projections).
   // It is not where weights are packed once at load.
   bool joins_projections = false;
