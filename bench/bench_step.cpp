@@ -13,8 +13,10 @@
 #include <optional>
 #include <random>
 
+#include "../tools/processes.h"
 #include "../tools/program.h"
 #include "cuda/open_device.h"
+#include "dist/shared_step.h"
 #include "io/json.h"
 #include "lora/proof.h"
 #include "lora/trainer.h"
@@ -23,15 +25,18 @@
 #include "roofline.h"
 #include "run/inference.h"
 #include "run/plan.h"
+#include "run/shared_run.h"
 
 namespace {
 
 using namespace lk;
 using Clock = std::chrono::steady_clock;
 
+constexpr std::int64_t kPeerTimeout = 600;  // seconds
+
 struct Settings {
   std::string shape = "smollm2-135m", config, model, targets = "all-linear", device = "auto",
-              dtype = "auto", base_precision = "auto", keep_dense;
+              dtype = "auto", base_precision = "auto", keep_dense, processes;
   std::string memory;   // a budget; if given, recompute is chosen to fit it
   Recompute recompute;  // what is computed again instead of kept
   std::int64_t batch = 2, seq_len = 256, rank = 8, steps = 10, warmup = 4;
@@ -63,11 +68,19 @@ LoraConfig lora_config(const Settings& s) {
 class Run {
  public:
   Run(Backend& backend, const ModelConfig& config, ModelWeights weights, DType dtype,
-      const Settings& s)
+      const Settings& s, World* world = nullptr)
       : model_(backend, config, std::move(weights), dtype, s.seq_len),
         adapter_(model_, lora_config(s)) {
     adapter_.lay_out_for_training();
-    trainer_.emplace(model_, adapter_, training(s));
+    TrainerConfig settings = training(s);
+    if (world && world->size() > 1) {
+      transport_ = open_transport(*world, backend, program::message);
+      shared_.emplace(model_, adapter_, transport_.get(), world->rank(), world->size(),
+                      settings.clip);
+      settings.run_step = [this](const TrainStep& train_step, const StepTensors& step,
+                                 AdamW& optimizer) { shared_->run(train_step, step, optimizer); };
+    }
+    trainer_.emplace(model_, adapter_, settings);
     model_.set_recompute(s.recompute);
     std::mt19937_64 rng(1);
     rows_.resize(static_cast<std::size_t>(s.batch));
@@ -79,7 +92,7 @@ class Run {
         id = static_cast<std::int32_t>(rng() % static_cast<std::uint64_t>(config.vocab_size));
       rows.push_back(&row);
     }
-    micro_.push_back(make_host_batch(rows));
+    micro_.assign(static_cast<std::size_t>(world ? world->size() : 1), make_host_batch(rows));
   }
   // Submits a step as finetune does: its report comes when the device is done, or with the next
   // step.
@@ -117,6 +130,8 @@ class Run {
 
   Transformer model_;
   Adapter adapter_;
+  std::unique_ptr<Transport> transport_;
+  std::optional<SharedStep> shared_;  // of several processes, a micro-batch each
   std::optional<Trainer> trainer_;
   std::vector<Row> rows_;
   std::vector<HostBatch> micro_;
@@ -149,7 +164,7 @@ OrderedJson profile_json(const bench::Profile& profile) {
   return {{"seconds", profile.seconds}, {"families", families}};
 }
 
-int run_bench(Settings s, Clock::time_point start) {
+int run_bench(Settings s, World& world, Clock::time_point start) {
   if (s.batch < 1 || s.seq_len < 2 || s.steps < 1 || s.warmup < 0)
     throw UsageError("--batch, --steps must be at least 1, --seq-len at least 2");
   std::unique_ptr<ModelFile> file;
@@ -157,7 +172,7 @@ int run_bench(Settings s, Clock::time_point start) {
   const ModelConfig config = file                ? file->config()
                              : !s.config.empty() ? config_from_json(read_json(s.config), s.config)
                                                  : named_shape(s.shape);
-  std::unique_ptr<Backend> backend = open_device(s.device);
+  std::unique_ptr<Backend> backend = open_device(own_device(world, s.device));
   const DType dtype = parse_compute_dtype(s.dtype, *backend);
   PlanRequest request;
   request.model = config, request.methods.lora = lora_config(s);
@@ -165,6 +180,7 @@ int run_bench(Settings s, Clock::time_point start) {
   BaseStorage storage{parse_base_precision(s.base_precision)};
   if (!s.keep_dense.empty()) storage.keep_dense = program::parse_list(s.keep_dense, "--keep-dense");
   request.formats = file ? held_formats(*file, storage) : held_formats(config, storage);
+  request.processes = world.size() > 1 ? world.size() : 0, request.grad_accum = world.size();
   request.batch = s.batch, request.seq_len = s.seq_len, request.recompute = s.recompute;
   const std::int64_t budget = program::parse_budget(s.memory);
   const Plan plan = budget > 0 ? plan_within(request, budget) : plan_training(request);
@@ -185,7 +201,7 @@ int run_bench(Settings s, Clock::time_point start) {
     if (!file) quantise_weights(*backend, config, given, storage);
     backend->synchronize();
     ready = seconds_since(start);
-    Run run(*backend, config, std::move(given), dtype, s);
+    Run run(*backend, config, std::move(given), dtype, s, &world);
     adapted = run.adapted();
     const std::int64_t n_steps = s.warmup + s.steps;
     for (std::int64_t i = 0; i < n_steps; ++i) {
@@ -202,18 +218,20 @@ int run_bench(Settings s, Clock::time_point start) {
     if (backend->traits().can_record) device = run.device_seconds(*backend, 8);
     weights = run.weights();
   }
+  if (!world.leads()) return 0;
   backend->set_memory_limit(0);  // the measurements below are not part of the step
   const std::int64_t rss = peak_rss();
   std::sort(seconds.begin(), seconds.end());
   const double median = seconds[seconds.size() / 2];
-  const double tokens_per_second = static_cast<double>(s.tokens()) / median;
+  const double tokens_per_second = static_cast<double>(s.tokens() * world.size()) / median;
 
   // 2. The best time that it could have.
   const double limit =
       bench::frozen_gemm_seconds(*backend, weights, dtype, adapted, s.tokens(),
                                  static_cast<int>(std::min<std::int64_t>(s.steps, 10)));
   const bench::Roofs roofs = bench::measure_roofs(*backend, dtype);
-  const double useful = bench::useful_flops_per_token(config, s.seq_len) * tokens_per_second;
+  const double useful =
+      bench::useful_flops_per_token(config, s.seq_len) * tokens_per_second / world.size();
   const double nominal =
       dtype == DType::BF16 ? bench::nominal_bf16_flops(backend->description()) : 0;
 
@@ -247,6 +265,7 @@ int run_bench(Settings s, Clock::time_point start) {
                      {"device", backend->name()},
                      {"description", backend->description()},
                      {"dtype", dtype_name(dtype)},
+                     {"processes", world.size()},
                      {"batch", s.batch},
                      {"seq_len", s.seq_len},
                      {"rank", s.rank},
@@ -327,9 +346,21 @@ int main(int argc, char** argv) {
   auto* way = app.add_option("--recompute", recompute, program::kRecomputeHelp);
   app.add_option("--memory", s.memory, program::kMemoryHelp)->excludes(way);
   app.add_flag("--no-record", s.no_record, "launch every kernel by itself: no CUDA graph");
+  app.add_option("--processes", s.processes,
+                 "N or all: processes that share each step, with a micro-batch of --batch each");
   app.add_flag("--profile", s.profile, "one more step: time by op family, share of its roof");
   return program::run(app, argc, argv, [&] {
     s.recompute = parse_recompute(recompute);
-    return run_bench(s, start);
+    const std::optional<LaunchPlace> place = program::launch_place();
+    if (!place && !s.processes.empty())
+      if (const int n = program::process_count(s.processes, s.device); n > 1)
+        return program::launch_own(n, s.device, kPeerTimeout, argc, argv);
+    World world = program::open_world(place, kPeerTimeout);
+    try {
+      return run_bench(s, world, start);
+    } catch (const Error& e) {
+      world.end_with(e);
+      throw;
+    }
   });
 }

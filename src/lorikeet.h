@@ -13,6 +13,7 @@
 #include "autograd/ops.h"
 #include "cpu/cpu_backend.h"
 #include "cuda/open_device.h"
+#include "dist/world.h"
 #include "lora/adapter.h"
 #include "lora/adapter_io.h"
 #include "lora/own_loss.h"

@@ -1,64 +1,17 @@
 // Sweeps: trials are the runs that they would be alone, whatever came before them in memory; what is
 // wrong is refused before anything is loaded; a sweep goes on where it ended.
 #include <filesystem>
-#include <fstream>
 
 #include "harness.h"
-#include "hostile.h"
-#include "io/json.h"
 #include "run/chart.h"
 #include "run/sweep.h"
-#include "run_program.h"
-#include "scratch_folder.h"
+#include "run_folders.h"
 
 using namespace lk;
 using namespace lk::test;
 namespace stdfs = std::filesystem;
 
 namespace {
-
-const std::string kModel = std::string(LK_TEST_DATA) + "/golden/peft/tiny";
-const std::string kRows = std::string(LK_TEST_DATA) + "/golden/peft/rows.jsonl";
-
-struct Sweeps {
-  ScratchFolder scratch;
-  std::string operator/(const std::string& name) const { return scratch.file(name); }
-  ProgramResult run(const std::string& out, const std::string& more,
-                    const std::string& before = "") const {
-    return run_shell(before + LK_TOOLS "/finetune --device cpu --model " + kModel + " --data " +
-                     kRows + " --batch 2 --eval-split 0.2 --out " + scratch.file(out) + " " + more +
-                     " 2>&1");
-  }
-  Json record(const std::string& out) const { return read_json(scratch.file(out + "/sweep.json")); }
-};
-
-// The lines of a run's metrics without what a clock says.
-std::vector<Json> timeless_metrics(const std::string& folder) {
-  std::vector<Json> lines;
-  std::ifstream in(folder + "/metrics.jsonl");
-  for (std::string line; std::getline(in, line);) {
-    Json j = parse_json(line, folder);
-    j.erase("seconds"), j.erase("tokens_per_second");
-    lines.push_back(std::move(j));
-  }
-  return lines;
-}
-
-std::string toml_without_out(const std::string& folder) {
-  std::string kept;
-  std::ifstream in(folder + "/run.toml");
-  for (std::string line; std::getline(in, line);)
-    if (!line.starts_with("out =")) kept += line + "\n";
-  return kept;
-}
-
-void check_same_run(const std::string& a, const std::string& b) {
-  CAPTURE(a);
-  CHECK(slurp(a + "/adapter_model.safetensors") == slurp(b + "/adapter_model.safetensors"));
-  CHECK(slurp(a + "/adapter_config.json") == slurp(b + "/adapter_config.json"));
-  CHECK(timeless_metrics(a) == timeless_metrics(b));
-  CHECK(toml_without_out(a) == toml_without_out(b));
-}
 
 std::vector<std::string> names(const std::string& text) {
   std::vector<std::string> all;

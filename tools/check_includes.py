@@ -4,7 +4,7 @@
     tensor <- cpu, cuda         one folder a device; a layer above includes neither
     tensor <- io <- text        bytes from files, and what is made of them
     tensor <- autograd <- nn    the maths: nn sees two small headers of text/, and no file
-    io, nn <- modelfile <- lora, methods <- run <- tools, bench, tests, examples, exercises
+    io, nn <- modelfile <- lora, methods; lora <- dist <- run <- tools, bench, tests, examples, exercises
 
 Prints each offending line as path:line: reason and exits 1. Usage: check_includes.py [ROOT]
 """
@@ -24,7 +24,8 @@ LAYERS = {
     "modelfile": {"modelfile", "nn", "autograd", "text", "io", "tensor"},
     "lora": {"lora", "modelfile", "nn", "autograd", "text", "io", "tensor"},
     "methods": {"methods", "modelfile", "nn", "autograd", "text", "io", "tensor"},
-    "run": {"run", "lora", "methods", "modelfile", "nn", "autograd", "text", "io", "tensor"},
+    "dist": {"dist", "lora", "modelfile", "nn", "autograd", "text", "io", "tensor"},
+    "run": {"run", "dist", "lora", "methods", "modelfile", "nn", "autograd", "text", "io", "tensor"},
 }
 # Single headers that a layer may include from a folder that is closed to it.
 EXCEPTIONS = {

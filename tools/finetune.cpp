@@ -5,11 +5,13 @@
 #include "finetune_flags.h"
 #include "io/json.h"
 #include "io/paths.h"
+#include "processes.h"
 #include "program.h"
 #include "run/adapter_use.h"
 #include "run/bytes_per_parameter.h"
 #include "run/finetune.h"
 #include "run/methods.h"
+#include "run/run_settings.h"
 #include "sweep_flags.h"
 
 namespace {
@@ -44,9 +46,11 @@ struct Console : FinetuneListener {
   }
 };
 
-// Runs the trials of --sweep and prints their table.
+constexpr const char* kSweepWorker = "LORIKEET_SWEEP_WORKER";
+
+// Runs the trials of --sweep, or is one of the processes that do, and prints their table.
 int sweep_all(const CLI::App& app, int argc, char** argv, const FinetuneSettings& settings,
-              const std::string& text) {
+              const program::FinetuneText& text) {
   auto read = [&](const std::vector<std::string>& more) {
     CLI::App again("", "finetune");
     FinetuneSettings s;
@@ -56,10 +60,23 @@ int sweep_all(const CLI::App& app, int argc, char** argv, const FinetuneSettings
     program::settle(s, own);
     return s;
   };
-  std::vector<SweepTrial> trials = program::read_sweep(app, argc, argv, text, read);
+  std::vector<SweepTrial> trials = program::read_sweep(app, argc, argv, *text.sweep, read);
+  SweepSettings sweep_settings{settings.out, settings.resume};
+  if (program::is_started_as(kSweepWorker)) {
+    serve_sweep(sweep_settings, std::move(trials), program::install_signal_handlers());
+    return 0;
+  }
+  require(!program::launch_place(), "--sweep: starts its own processes; start it once");
+  if (text.processes) {
+    const int count = program::process_count(*text.processes, settings.device);
+    const int useful = std::min(count, static_cast<int>(trials.size()));
+    sweep_settings.workers = program::own_command_times(useful, settings.device, argc, argv);
+    for (ChildCommand& worker : sweep_settings.workers)
+      worker.environment.insert(program::role_environment(kSweepWorker));
+  }
   Console console;
-  const SweepResult result = sweep({settings.out, settings.resume}, std::move(trials), console,
-                                   program::install_signal_handlers());
+  const SweepResult result =
+      sweep(sweep_settings, std::move(trials), console, program::install_signal_handlers());
   program::write(sweep_text(result.record));
   program::write(concat("sweep: ", settings.out, "/sweep.html\n"));
   return result.exit_code;
@@ -156,6 +173,32 @@ class CommandLine {
   std::string config_;
 };
 
+// Runs the training in this process, or in several of which this may be one.
+int train(FinetuneSettings& settings, const program::FinetuneText& text, CommandLine& line) {
+  const std::optional<LaunchPlace> place = program::launch_place();
+  if (!place && text.processes) {
+    const int count = program::process_count(*text.processes, settings.device);
+    validate_settings(settings);  // once, before all do
+    if (count > 1)
+      return program::launch_own(count, settings.device, text.peer_timeout, line.argc(),
+                                 line.argv());
+  }
+  require(!place || place->by.empty() || !text.processes ||
+              *text.processes == std::to_string(place->size),
+          "--processes ", text.processes.value_or(""), ": ", place ? place->by : "", " started ",
+          place ? place->size : 0);
+  const std::atomic<int>& stop = program::install_signal_handlers();
+  Console console;
+  program::say_on_signal(
+      "stopping after this step, which is saved; Ctrl-C again ends the program at once");
+  if (!place && !text.processes) return report(settings, finetune(settings, console, stop));
+  World world = program::open_world(place, text.peer_timeout);
+  settings.processes = world.size();
+  const FinetuneResult result = finetune(settings, world, console, stop);
+  if (world.leads()) return report(settings, result);
+  return result.signal ? 128 + result.signal : 0;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -177,10 +220,7 @@ int main(int argc, char** argv) {
     if (line.has("--steps") && !line.has("--epochs")) settings.epochs.reset();
     if (line.has("--epochs") && !line.has("--steps")) settings.steps.reset();
     program::settle(settings, text);
-    if (text.sweep) return sweep_all(app, line.argc(), line.argv(), settings, *text.sweep);
-    Console console;
-    program::say_on_signal(
-        "stopping after this step, which is saved; Ctrl-C again ends the program at once");
-    return report(settings, finetune(settings, console, program::install_signal_handlers()));
+    if (text.sweep) return sweep_all(app, line.argc(), line.argv(), settings, text);
+    return train(settings, text, line);
   });
 }

@@ -19,7 +19,8 @@ struct FinetuneText {
   std::string memory, memory_limit, recompute = "none", base_precision = "auto", keep_dense;
   LongRowFlags long_rows;
   std::string train_on = "assistant", columns;
-  std::optional<std::string> sweep;
+  std::optional<std::string> sweep, processes;
+  std::int64_t peer_timeout = 600;
   bool no_shuffle = false, no_verify = false;
 };
 

@@ -69,6 +69,9 @@ const std::map<std::string, std::string>& names_elsewhere() {
       {"--system-prompt", "--system"},
       {"--n-threads", "--threads"},
       {"--num-threads", "--threads"},
+      {"--gpus", "--processes"},
+      {"--num-processes", "--processes"},
+      {"--nproc-per-node", "--processes"},
   };
   return names;
 }

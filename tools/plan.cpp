@@ -4,6 +4,7 @@
 #include "io/json.h"
 #include "lora_flags.h"
 #include "modelfile/model_file.h"
+#include "processes.h"
 #include "program.h"
 #include "run/defaults.h"
 #include "run/plan.h"
@@ -94,6 +95,8 @@ int main(int argc, char** argv) {
       ->type_name(program::kList)
       ->capture_default_str();
   app.add_option("--memory", memory, program::kMemoryHelp);
+  app.add_option("--processes", request.processes, "that share each step: one's part")
+      ->check(whole);
   app.add_flag("--json", json, "as JSON");
   return program::run(app, argc, argv, [&] {
     if (!matrix_text.empty()) return matrix(matrix_text, rank.value_or(8));
@@ -101,6 +104,8 @@ int main(int argc, char** argv) {
       throw UsageError(concat("--batch must be in 1 .. ", kMostBatch));
     if (request.grad_accum < 1 || request.grad_accum > kMostGradAccum)
       throw UsageError(concat("--grad-accum must be in 1 .. ", kMostGradAccum));
+    require(request.processes >= 0 && request.processes <= program::kMostProcesses,
+            "--processes must be in 1 .. ", program::kMostProcesses);
     if (seq_len && (*seq_len < 2 || *seq_len > 1 << 24))
       throw UsageError("--seq-len must be in 2 .. 16777216");
     if (dtype != "f32" && dtype != "bf16") throw UsageError("--dtype: f32 or bf16");

@@ -16,7 +16,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGES = ["README.md", "docs/README.md", "docs/one-training-step.md", "docs/matrix-product.md", "docs/attention.md", "docs/faq.md",
-         "docs/how-to-add-an-op.md", "docs/methods.md", "docs/families.md", "docs/defaults.md", "docs/performance.md",
+         "docs/how-to-add-an-op.md", "docs/methods.md", "docs/families.md", "docs/defaults.md", "docs/several-gpus.md", "docs/performance.md",
          "docs/decisions.md", "CONTRIBUTING.md"]
 SHORT = {"README.md": "Lorikeet", "docs/README.md": "A path through the code"}
 

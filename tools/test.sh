@@ -58,6 +58,9 @@ else
   count 0 1 0
 fi
 
+[ -z "$slow" ] || check "50 kills of runs of several processes" \
+  python3 tests/kill_runs.py build/tools/finetune --processes 4 --kills 50
+
 # Address and undefined-behaviour sanitizers, on the CPU. The base model is left out, as it would take minutes. Checks for
 # null pointers and wrong types are off: they double the compiler's work, and a null pointer stops a program anyway.
 what="what reads files" target=input-tests suite=(--suite input)

@@ -7,6 +7,12 @@ namespace lk {
 
 int n_gpus() { return 0; }
 
+bool has_link(const Backend&) { return false; }
+std::string make_link_id() { throw UsageError("this program was built without CUDA"); }
+std::unique_ptr<Transport> open_link(Backend&, const std::string&, int, int, std::chrono::seconds) {
+  throw UsageError("this program was built without CUDA");
+}
+
 std::unique_ptr<Backend> open_device(const std::string& name) {
   if (name == "cpu" || name == "auto") return make_cpu_backend();
   if (name == "cuda" || name.rfind("cuda:", 0) == 0)

@@ -7,6 +7,7 @@
 #include "cpu/cpu_backend.h"
 #include "cuda/cuda_backend.h"
 #include "cuda/cuda_check.h"
+#include "cuda/nccl.h"
 
 #ifndef LK_CUDA_MIN_ARCH
 #define LK_CUDA_MIN_ARCH 80
@@ -69,6 +70,17 @@ std::unique_ptr<Backend> open_device(const std::string& name) {
                             " is below this build's ", LK_CUDA_MIN_ARCH / 10, ".",
                             LK_CUDA_MIN_ARCH % 10));
   return std::make_unique<CudaBackend>(device);
+}
+
+bool has_link(const Backend& backend) {
+  return dynamic_cast<const CudaBackend*>(&backend) != nullptr && nccl_is_there();
+}
+
+std::string make_link_id() { return make_nccl_id(); }
+
+std::unique_ptr<Transport> open_link(Backend& backend, const std::string& id, int rank, int size,
+                                     std::chrono::seconds timeout) {
+  return make_nccl_transport(dynamic_cast<CudaBackend&>(backend), id, rank, size, timeout);
 }
 
 }  // namespace lk

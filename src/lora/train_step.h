@@ -47,14 +47,13 @@ class TrainStep {
   // `n_supervised`, and the number of micro-batches trained before them.
   void upload(StepTensors& step, std::span<const HostBatch> micro_batches,
               std::int64_t n_supervised, std::int64_t micro_steps_done) const;
-  // Submits the step; call AdamW::begin_step() first. If |g| or L is not finite nothing is updated:
-  // the device decides.
+  // Submits the step, after AdamW::begin_step(). The device updates nothing if |g| or L is not finite.
   void run(const StepTensors& step) const;
-
- private:
+  // A micro-batch's share of L.
   Var loss(Tape& tape, const TokenBatch& batch, const StepTensors& step,
            std::uint64_t micro_step) const;
 
+ private:
   Transformer& model_;
   Method& method_;
   AdamW& optimizer_;

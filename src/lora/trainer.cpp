@@ -138,7 +138,10 @@ void Trainer::run(StepTensors& tensors, const Sizes& sizes, bool replayed, InFli
     recorder_.replay();
     report.recorded = true;
   } else {
-    const auto work = [this, tensors] { train_step_.run(tensors); };
+    const auto work = [this, tensors] {
+      config_.run_step ? config_.run_step(train_step_, tensors, optimizer_)
+                       : train_step_.run(tensors);
+    };
     report.recorded = recorder_.record(sizes, tensors, work);
     if (!report.recorded) recorder_.run_beside(work);
   }
@@ -197,6 +200,7 @@ std::string Trainer::cannot_record() const {
 }
 
 std::string Trainer::why_not_recorded() const {
+  if (config_.run_step) return "several processes share each step";
   return config_.record ? cannot_record() : "switched off";
 }
 

@@ -35,6 +35,9 @@ struct TrainerConfig {
   std::optional<bool> pad = {};
   LossFunction loss = {};  // in place of the mean cross-entropy; empty: the latter
   LogFunction log = {};    // hears of steps that updated nothing; may be empty
+  // Computes a step in place of TrainStep::run(): of several processes, see dist/shared_step.h. Such
+  // steps are not recorded. Empty: TrainStep::run().
+  std::function<void(const TrainStep&, const StepTensors&, AdamW&)> run_step = {};
 };
 
 struct StepReport {

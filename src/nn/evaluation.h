@@ -1,7 +1,9 @@
 // Loss and perplexity of a model on rows of text.
 #pragma once
 
+#include <functional>
 #include <span>
+#include <vector>
 
 #include "nn/transformer.h"
 
@@ -13,8 +15,17 @@ struct Evaluation {
   std::int64_t tokens = 0, supervised_tokens = 0, rows = 0;
 };
 
+// How several processes share an evaluation: each computes every `size`-th batch.
+struct EvaluationShare {
+  int rank = 0, size = 1;
+  // Of each process's numbers, given its own. Empty for one process.
+  std::function<std::vector<std::vector<double>>(const std::vector<double>&)> gather = {};
+};
+
 // Packs rows into batches of at most batch_tokens tokens (at least one row each). The loss is the
-// sum of all losses over the number of supervised tokens, whatever the batches.
-Evaluation evaluate(Transformer& model, std::span<const Row> rows, std::int64_t batch_tokens);
+// sum of all losses, batch by batch, over the number of supervised tokens: the same however many
+// processes share it.
+Evaluation evaluate(Transformer& model, std::span<const Row> rows, std::int64_t batch_tokens,
+                    const EvaluationShare& share = {});
 
 }  // namespace lk

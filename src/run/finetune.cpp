@@ -15,7 +15,7 @@ namespace lk {
 
 FinetuneRun::~FinetuneRun() {
   const bool gone = method_ && method_->replaces_base();
-  trainer_.reset(), method_.reset();
+  trainer_.reset(), shared_step_.reset(), method_.reset();
   if (gone)
     base_.loaded.reset();
   else if (&base_ != &own_base_)
@@ -24,20 +24,15 @@ FinetuneRun::~FinetuneRun() {
 
 FinetuneResult FinetuneRun::go() {
   validate_settings(s_, rows_ != nullptr);
-  if (!base_.backend) base_.backend = open_device(s_.device);
+  require(!s_.processes || world_, "`processes`: is for a finetune() that is given a World");
+  if (!base_.backend)
+    base_.backend = open_device(world_ ? own_device(*world_, s_.device) : s_.device);
   before_ = base_.begin_run();
   facts_.device = base_.backend->name(), facts_.device_description = base_.backend->description();
   facts_.dtype = parse_compute_dtype(s_.dtype, *base_.backend);
   require_possible(s_.recompute, *base_.backend);
   refuse_input_folders(s_);
-  folder_ = std::make_unique<OutputFolder>(
-      s_.out, !s_.resume,
-      has_checkpoint(s_.out) ? "`resume` goes on from its checkpoint; or give a new folder"
-                             : kGiveAnother);
-  if (s_.resume) {
-    finished_ = is_finished(s_.out);
-    checkpoint_ = find_checkpoint(s_.out, *folder_);
-  }
+  open_folder();
   in_ = read_inputs(s_, listener_, checkpoint_ ? &checkpoint_->identity() : nullptr, rows_,
                     base_.file);
   watch_ = std::make_unique<EvaluationWatch>(s_.keep == "best", s_.patience, result_);
@@ -46,14 +41,33 @@ FinetuneResult FinetuneRun::go() {
                    {"base_sha256"});
   plan();
   load();
+  check_same_everywhere();
   build();
   try {
     train();
   } catch (const Error& e) {
+    if (transport_) transport_->abandon();  // first: else the device might never end its work
     say_failed(e.what());
     throw;
   }
   return result_;
+}
+
+void FinetuneRun::open_folder() {
+  if (leads()) {
+    folder_ = std::make_unique<OutputFolder>(
+        s_.out, !s_.resume,
+        has_checkpoint(s_.out) ? "`resume` goes on from its checkpoint; or give a new folder"
+                               : kGiveAnother);
+    if (s_.resume) {
+      finished_ = is_finished(s_.out);
+      checkpoint_ = find_checkpoint(s_.out, *folder_);
+    }
+  }
+  if (!world_) return;
+  const std::int64_t found = world_->gather(checkpoint_ ? 1 + finished_ : 0)[0];
+  finished_ = found > 1;
+  if (found > 0 && !checkpoint_) checkpoint_.emplace(s_.out);
 }
 
 void FinetuneRun::plan() {
@@ -64,10 +78,10 @@ void FinetuneRun::plan() {
   request.batch = s_.batch, request.grad_accum = s_.grad_accum, request.seq_len = *s_.seq_len;
   request.row_lengths = in_.longest_batch(s_);
   request.recompute = s_.recompute;
+  request.processes = world_ ? world_->size() : 0;
   const std::int64_t wanted = std::max(s_.memory_limit, s_.memory);  // one of the two is 0
   // The plan counts the base, which may be there already.
-  const std::int64_t free =
-      base_.backend->free_memory() + base_.backend->ledger()[Tag::Weights].live_bytes;
+  const std::int64_t free = free_memory() + base_.backend->ledger()[Tag::Weights].live_bytes;
   const std::int64_t limit = wanted > 0 ? std::min(wanted, free) : free;
   Plan plan = s_.memory > 0 ? plan_within(request, limit) : plan_training(request);
   listener_.planned(request, plan);
@@ -134,10 +148,7 @@ void FinetuneRun::make_trained_method() {
                            " s; the adapter is saved for the base as it was, at twice the rank"));
 }
 
-void FinetuneRun::build() {
-  check_init_base();
-  make_trained_method();
-  method_->lay_out_for_training();
+void FinetuneRun::make_trainer() {
   TrainerConfig config;
   config.adamw.weight_decay = static_cast<float>(s_.weight_decay);
   config.schedule = Schedule{parse_schedule_kind(*s_.schedule), *s_.lr, *s_.warmup, in_.steps};
@@ -146,7 +157,21 @@ void FinetuneRun::build() {
   config.label_smoothing = s_.label_smoothing;
   config.seed = s_.seed;
   config.log = [this](const std::string& line) { listener_.message(line); };
+  if (world_) {
+    transport_ = open_transport(*world_, *base_.backend, config.log);
+    shared_step_ = std::make_unique<SharedStep>(*model_, *method_, transport_.get(), world_->rank(),
+                                                world_->size(), s_.clip);
+    config.run_step = [this](const TrainStep& train_step, const StepTensors& step,
+                             AdamW& optimizer) { shared_step_->run(train_step, step, optimizer); };
+  }
   trainer_ = std::make_unique<Trainer>(*model_, *method_, config);
+}
+
+void FinetuneRun::build() {
+  check_init_base();
+  make_trained_method();
+  method_->lay_out_for_training();
+  make_trainer();
   model_->set_recompute(facts_.recompute);
   if (checkpoint_) {
     const std::string note = check_same_run(*checkpoint_, identity(), finished_, s_.out, {});
@@ -163,8 +188,10 @@ void FinetuneRun::build() {
   result_.trainable_parameters = method_->n_parameters();
   result_.base_parameters = method_->replaces_base() ? 0 : model_->n_parameters();
   facts_.adapter_matrices = std::ssize(method_->parameters());
+  if (!leads()) return;
   metrics_ =
-      std::make_unique<MetricsLog>(s_.out, trainer_->steps_done(), s_.tensorboard, config.log);
+      std::make_unique<MetricsLog>(s_.out, trainer_->steps_done(), s_.tensorboard,
+                                   [this](const std::string& line) { listener_.message(line); });
   if (!rows_) write_file_durably(s_.out + "/run.toml", run_toml(s_));
   if (trainer_->steps_done() == 0) metrics_->settings(run_toml(s_));
   write_run_json("running");

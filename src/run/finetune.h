@@ -53,6 +53,9 @@ struct FinetuneSettings {
   double weight_decay = 0, clip = 1.0, label_smoothing = 0;
   std::uint64_t seed = 0;
   std::string device = "auto", dtype = "auto";
+  // How many processes share the run's steps: as many as the World that finetune() is given has. Unset
+  // without one.
+  std::optional<std::int64_t> processes = {};
   // In how many bits the frozen base is held, and modules of it that stay dense all the same.
   BasePrecision base_precision = BasePrecision::Auto;
   std::vector<std::string> keep_dense = {};
@@ -142,6 +145,14 @@ FinetuneResult finetune(const FinetuneSettings& settings, FinetuneListener& list
 // written, as no flags give these rows.
 FinetuneResult finetune(const FinetuneSettings& settings, FinetuneRows rows,
                         FinetuneListener& listener, const std::atomic<int>& stop);
+
+// One process's part of a run that those of `world` (dist/world.h) share: a step's micro-batches are
+// shared out among them. All are to be given equal settings. Only the first writes to `out`, calls the
+// listener and has the whole result; a signal that reaches one stops all. An error of one ends all with
+// the same exit code.
+class World;
+FinetuneResult finetune(const FinetuneSettings& settings, World& world, FinetuneListener& listener,
+                        const std::atomic<int>& stop);
 
 // The same on a base that several runs take in turn (run/shared_base.h): the first of them loads it,
 // and `model`, `device` and `dtype` of the others are the first one's.

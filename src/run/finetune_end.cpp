@@ -12,7 +12,11 @@
 namespace lk {
 
 void FinetuneRun::finish() {
-  const std::int64_t micro_steps = (trainer_->steps_done() - first_) * s_.grad_accum;
+  const std::int64_t micro_steps = shared_step_ ? shared_step_->micro_steps()
+                                                : (trainer_->steps_done() - first_) * s_.grad_accum;
+  const std::int64_t head_gradients =
+      shared_step_ ? shared_step_->head_gradients() : trainer_->head_gradients();
+  prove_replicas();
   if (result_.signal != 0) {
     save();
     say_which_was_kept();
@@ -21,9 +25,8 @@ void FinetuneRun::finish() {
   }
   const bool saved = result_.signal != 0 || attempt([&] { save_state(); });
   if (result_.signal == 0) result_.eval_after = evaluate_now();
-  prove_memory(*base_.backend, *method_, weights_bytes_,
-               weight_gradient_matmuls_ - trainer_->head_gradients(), micro_steps,
-               before_.gradient_buffers);
+  prove_memory(*base_.backend, *method_, weights_bytes_, weight_gradient_matmuls_ - head_gradients,
+               micro_steps, before_.gradient_buffers);
   if (s_.verify_base && !method_->replaces_base()) {
     std::string after = weights_sha256(model_->weights());
     check(after == facts_.base_hash, "the base weights changed during training: SHA-256 was ",
@@ -46,7 +49,7 @@ void FinetuneRun::finish() {
     save_kept_adapter();
     say_what_was_kept();
     write_card();
-    metrics_->flush();
+    if (leads()) metrics_->flush();
     if (!saved) save_state();
   }
   const std::string status = result_.signal ? "stopped" : "finished";
@@ -83,6 +86,7 @@ void FinetuneRun::sample_now() {
 }
 
 void FinetuneRun::write_report(const std::string& status) {
+  if (!leads()) return;
   ReportInput report{record(status), {}, {}, {}};
   if (status == "running") {
     report.seconds_left = seconds_left(trainer_->steps_done());
@@ -116,6 +120,7 @@ void FinetuneRun::write_report(const std::string& status) {
 }
 
 void FinetuneRun::say_failed(const std::string& why) noexcept {
+  if (!leads()) return;
   try {
     const bool said = facts_.status == "nothing trained";
     ReportInput report{record(said ? facts_.status : "failed"), {}, {}, {}};
@@ -127,6 +132,7 @@ void FinetuneRun::say_failed(const std::string& why) noexcept {
 }
 
 void FinetuneRun::write_card() {
+  if (!leads()) return;
   const CardFacts facts{in_.base_model,
                         fingerprint(),
                         dtype_name(facts_.dtype),
@@ -140,6 +146,7 @@ void FinetuneRun::write_card() {
 }
 
 void FinetuneRun::write_run_json(const std::string& status) {
+  if (!leads()) return;
   write_file_durably(s_.out + "/run.json", json_text(record(status), 2) + "\n");
 }
 

@@ -1,5 +1,6 @@
 // One run of finetune(), from its settings to its last file: inside src/run only. finetune.cpp begins
-// it, finetune_train.cpp trains and saves, finetune_end.cpp proves, reports and records.
+// it, finetune_train.cpp trains and saves, finetune_end.cpp proves, reports and records, and
+// finetune_shared.cpp has what several processes agree on.
 #pragma once
 
 #include <chrono>
@@ -7,6 +8,8 @@
 #include <memory>
 #include <optional>
 
+#include "dist/shared_step.h"
+#include "dist/world.h"
 #include "io/json.h"
 #include "io/output_folder.h"
 #include "run/evaluation_watch.h"
@@ -18,16 +21,19 @@
 #include "run/run_identity.h"
 #include "run/run_record.h"
 #include "run/shared_base.h"
+#include "run/shared_run.h"
 
 namespace lk {
 
 class FinetuneRun {
  public:
-  // `shared`: the base to run on, loaded already or by this run; null: one of its own.
+  // `shared`: the base to run on, loaded already or by this run; null: one of its own. `world`: the
+  // processes that share the run; null: this one alone.
   FinetuneRun(const FinetuneSettings& settings, FinetuneRows* rows, SharedBase* shared,
-              FinetuneListener& listener, const std::atomic<int>& stop)
+              FinetuneListener& listener, const std::atomic<int>& stop, World* world = nullptr)
       : base_(shared ? *shared : own_base_),
         rows_(rows),
+        world_(world),
         s_(settings),
         listener_(listener),
         stop_(stop) {}
@@ -40,6 +46,20 @@ class FinetuneRun {
   static double seconds_since(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
   }
+
+  // Whether this process writes to the folder.
+  bool leads() const { return !world_ || world_->leads(); }
+  void open_folder();
+  // Refuses processes that were started as others, or on other inputs.
+  void check_same_everywhere();
+  void make_trainer();
+  // What this process may take, before any of those that share its device's memory has taken more.
+  std::int64_t free_memory();
+  // The signal that stops all processes, once one has it; 0: none.
+  int agreed_stop();
+  EvaluationShare evaluation_share();
+  // Checks that all processes have the same numbers in what they train.
+  void prove_replicas();
 
   // Finds out before a weight is read whether the run is out of memory.
   void plan();
@@ -101,6 +121,7 @@ class FinetuneRun {
   SharedBase own_base_;  // first: everything below lives in its memory
   SharedBase& base_;     // that one, or the one that is shared
   FinetuneRows* rows_;   // in place of files; null: none
+  World* world_;         // null: this process alone
   FinetuneSettings s_;   // what was left open is filled in once the inputs are read
   FinetuneListener& listener_;
   const std::atomic<int>& stop_;
@@ -114,6 +135,8 @@ class FinetuneRun {
   SharedBase::Counts before_;  // of earlier runs on the base
   std::int64_t weights_bytes_ = 0, weight_gradient_matmuls_ = 0;
   std::unique_ptr<Method> method_;
+  std::unique_ptr<Transport> transport_;
+  std::unique_ptr<SharedStep> shared_step_;  // null without a World
   std::unique_ptr<Trainer> trainer_;
   std::unique_ptr<MetricsLog> metrics_;
   Clock::time_point begun_ = Clock::now();

@@ -13,7 +13,9 @@ void FinetuneRun::train() {
   if (first_ == 0) result_.eval_before = evaluate_now();
   Prefetch<std::vector<HostBatch>> batches(
       [this](std::int64_t step) { return in_.lay_out(step, s_.grad_accum); }, first_, in_.steps, 2);
-  while (trainer_->steps_done() < in_.steps && !stop_.load() && !result_.out_of_patience) {
+  int stopped = 0;
+  while (trainer_->steps_done() < in_.steps && !result_.out_of_patience &&
+         (stopped = agreed_stop()) == 0) {
     trainer_->submit(batches.next());
     const std::int64_t step = trainer_->steps_done();
     const bool last = step == in_.steps;
@@ -21,19 +23,21 @@ void FinetuneRun::train() {
     const bool samples = s_.sample_every > 0 && step % s_.sample_every == 0 && !last;
     const bool saves = s_.save_every > 0 && step % s_.save_every == 0 && !last;
     report_steps(evaluates || samples || saves);
-    if (facts_.fingerprint.empty() && base_.fingerprint->ready())
+    if (leads() && facts_.fingerprint.empty() && base_.fingerprint->ready())
       attempt([&] { write_run_json("running"); });
     if (evaluates) {
       evaluate_now();
       result_.out_of_patience = watch_->is_out_of_patience();
     }
-    if (samples) sample_now();
-    if (report_->is_due()) attempt([&] { write_report("running"); });
-    if (saves) attempt([&] { save(); });
+    if (samples && leads()) sample_now();
+    if (leads() && report_->is_due()) attempt([&] { write_report("running"); });
+    if (!saves) continue;
+    prove_replicas();
+    attempt([&] { save(); });
   }
   report_steps(true);
   const bool all_done = trainer_->steps_done() == in_.steps || result_.out_of_patience;
-  result_.signal = all_done ? 0 : stop_.load();
+  result_.signal = all_done ? 0 : stopped;
   if (result_.out_of_patience)
     listener_.message(concat("stopped at step ", trainer_->steps_done(), " of ", in_.steps, ": ",
                              s_.patience, " evaluations without a new best (`patience`)"));
@@ -54,11 +58,12 @@ std::optional<Evaluation> FinetuneRun::evaluate_now() {
   const auto begun = Clock::now();
   trainer_->between_steps([&] {
     e = evaluate(*model_, in_.eval.rows,
-                 std::max<std::int64_t>(*s_.seq_len, s_.batch * *s_.seq_len / 2));
+                 std::max<std::int64_t>(*s_.seq_len, s_.batch * *s_.seq_len / 2),
+                 evaluation_share());
   });
   pace_.evaluated(seconds_since(begun));
   const std::int64_t step = trainer_->steps_done();
-  metrics_->evaluation(step, e);
+  if (leads()) metrics_->evaluation(step, e);
   listener_.evaluated(step, e);
   const std::string warning =
       watch_->evaluated(step, e, losses_ / std::max<double>(n_losses_, 1), *method_);
@@ -79,7 +84,7 @@ void FinetuneRun::report_steps(bool drain) {
     result_.tokens += report->tokens;
     result_.recorded_steps += report->recorded;
     recorded_ += report->recorded;
-    metrics_->step(*report);
+    if (leads()) metrics_->step(*report);
     pace_.stepped(report->seconds, report->tokens);
     listener_.stepped(*report, {in_.steps, base_.backend->ledger().total().peak_bytes,
                                 pace_.tokens_per_second(), seconds_left(report->step)});
@@ -94,18 +99,20 @@ double FinetuneRun::seconds_left(std::int64_t step) const {
 }
 
 void FinetuneRun::save() {
-  metrics_->flush();
+  if (leads()) metrics_->flush();
   save_state();
   save_kept_adapter();
 }
 
 void FinetuneRun::save_state() {
   result_.peak_bytes = std::max(result_.peak_bytes, base_.backend->ledger().total().peak_bytes);
+  if (!leads()) return;
   save_checkpoint(s_.out, *method_, *trainer_, identity(), result_, watch_->kept());
 }
 
 void FinetuneRun::save_kept_adapter() {
   result_.kept_step = watch_->kept().empty() ? trainer_->steps_done() : result_.best->step;
+  if (!leads()) return;
   BaseIdentity base{in_.base_model, fingerprint()};
   set_precision(base, in_.storage);
   watch_->with_kept(*method_, [&] { method_->save(s_.out, base); });

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "cuda/open_device.h"
+#include "dist/shared_step.h"
 #include "io/json.h"
 #include "lora/trainer.h"
 #include "run/bytes_per_parameter.h"
@@ -61,9 +62,17 @@ class Planner {
                r.compute_dtype, r.seq_len + virtual_tokens(r.methods)),
         method_(make_method(model_, without_values(r.methods))) {
     method_->lay_out_for_training();
-    trainer_.emplace(model_, *method_, TrainerConfig{});
-    // All further micro-batches need what the second needs.
-    micro_.assign(r.grad_accum > 1 ? 2 : 1, document_offsets(lengths(r)));
+    TrainerConfig config;
+    if (r.processes > 0) {
+      shared_.emplace(model_, *method_, &nothing_, 0, r.processes, config.clip);
+      config.run_step = [this](const TrainStep& train_step, const StepTensors& step,
+                               AdamW& optimizer) { shared_->run(train_step, step, optimizer); };
+    }
+    trainer_.emplace(model_, *method_, config);
+    // All further micro-batches need what a process's second needs.
+    const std::int64_t second = std::max(r.processes, 1) + 1;
+    micro_.assign(static_cast<std::size_t>(std::min(r.grad_accum, second)),
+                  document_offsets(lengths(r)));
   }
 
   Plan step(const Recompute& recompute) {
@@ -83,9 +92,18 @@ class Planner {
   std::unique_ptr<Backend> backend_;  // first: everything else lives in its memory
   Transformer model_;
   std::unique_ptr<Method> method_;
+  struct MovesNothing : Transport {
+    void exchange(std::span<const Piece>, std::span<const Piece>) override {}
+  } nothing_;
+  std::optional<SharedStep> shared_;
   std::optional<Trainer> trainer_;
   std::vector<std::vector<std::int32_t>> micro_;  // where the rows of each begin
 };
+
+// That a process sends in a step.
+std::int64_t sent_bytes(const PlanRequest& r, const Plan& plan) {
+  return SharedStep::sent_bytes(plan.trainable_parameters, r.processes, r.grad_accum);
+}
 
 std::int64_t peak(const PlanRequest& r) { return Planner(r).peak(r.recompute); }
 
@@ -194,6 +212,12 @@ std::string plan_text(const PlanRequest& request, const Plan& plan) {
          "\n";
   if (request.recompute != Recompute{})
     out += concat("recompute             ", recompute_text(request.recompute), "\n");
+  if (request.processes > 1) {
+    std::snprintf(text, sizeof text,
+                  "processes             %14d  each as below; a step sends %.2f MiB from each\n",
+                  request.processes, static_cast<double>(sent_bytes(request, plan)) / (1 << 20));
+    out += text;
+  }
   out += memory_table(plan.memory);
   for (const Plan::Option& o : plan.options) {
     std::snprintf(text, sizeof text, "  with %-40s peak %10.2f MiB\n", o.flag.c_str(),
@@ -207,11 +231,16 @@ Json plan_to_json(const PlanRequest& request, const Plan& plan) {
   Json options = Json::array();
   for (const Plan::Option& o : plan.options)
     options.push_back({{"flags", o.flag}, {"peak_bytes", o.peak_bytes}});
-  return {{"base_parameters", plan.base_parameters},
-          {"trainable_parameters", plan.trainable_parameters},
-          {"recompute", recompute_text(request.recompute)},
-          {"memory", memory_to_json(plan.memory)},
-          {"options", options}};
+  Json json = {{"base_parameters", plan.base_parameters},
+               {"trainable_parameters", plan.trainable_parameters},
+               {"recompute", recompute_text(request.recompute)},
+               {"memory", memory_to_json(plan.memory)},
+               {"options", options}};
+  if (request.processes > 0) {
+    json["processes"] = request.processes;
+    json["sent_bytes_per_step"] = sent_bytes(request, plan);
+  }
+  return json;
 }
 
 }  // namespace lk

@@ -24,6 +24,8 @@ struct PlanRequest {
   // seq_len tokens and the virtual ones.
   std::vector<std::int64_t> row_lengths = {};
   Recompute recompute = {};
+  // That share a step (dist/shared_step.h); 0: one that has it to itself. The plan is one process's.
+  int processes = 0;
 };
 
 struct Plan {

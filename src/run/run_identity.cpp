@@ -114,11 +114,11 @@ SortedSettings sort_settings(const FinetuneSettings& settings) {
                prefix_hidden, adapter_layers, bottleneck, bottleneck_kind, targets, layers,
                rank_pattern, alpha_pattern, rslora, dora, init, loraplus_ratio, steps, epochs,
                batch, grad_accum, seq_len, lr, schedule, warmup, weight_decay, clip,
-               label_smoothing, seed, device, dtype, base_precision, keep_dense, init_adapter,
-               shuffle, long_rows, skip_bad_rows, packing, format, chat_template, train_on, columns,
-               system, base_name, eval_data, eval_split, eval_rows, eval_every, keep, patience,
-               save_every, resume, recompute, memory_limit, memory, verify_base, show_rows, samples,
-               sample_every, tensorboard] = settings;
+               label_smoothing, seed, device, dtype, processes, base_precision, keep_dense,
+               init_adapter, shuffle, long_rows, skip_bad_rows, packing, format, chat_template,
+               train_on, columns, system, base_name, eval_data, eval_split, eval_rows, eval_every,
+               keep, patience, save_every, resume, recompute, memory_limit, memory, verify_base,
+               show_rows, samples, sample_every, tensorboard] = settings;
   // base_precision and keep_dense shape the run by the formats that they resolve to.
   static_cast<void>(base_precision), static_cast<void>(keep_dense);
   // Settings that run_identity() has as they were resolved: what LoraConfig has of the
@@ -158,6 +158,7 @@ SortedSettings sort_settings(const FinetuneSettings& settings) {
                          {"skip_bad_rows", skip_bad_rows},
                          {"template", or_null(chat_template)},
                          {"train_on", train_on_name(train_on)}}};
+  if (processes) sorted.recorded["processes"] = *processes;
   // Only where they are set: a checkpoint of a version that did not know them goes on without.
   if (methods != FinetuneSettings{}.methods) sorted.shaping["methods"] = methods;
   if (virtual_tokens) sorted.shaping["virtual_tokens"] = *virtual_tokens;

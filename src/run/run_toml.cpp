@@ -66,11 +66,11 @@ std::string run_toml(const FinetuneSettings& settings) {
                prefix_hidden, adapter_layers, bottleneck, bottleneck_kind, targets, layers,
                rank_pattern, alpha_pattern, rslora, dora, init, loraplus_ratio, steps, epochs,
                batch, grad_accum, seq_len, lr, schedule, warmup, weight_decay, clip,
-               label_smoothing, seed, device, dtype, base_precision, keep_dense, init_adapter,
-               shuffle, long_rows, skip_bad_rows, packing, format, chat_template, train_on, columns,
-               system, base_name, eval_data, eval_split, eval_rows, eval_every, keep, patience,
-               save_every, resume, recompute, memory_limit, memory, verify_base, show_rows, samples,
-               sample_every, tensorboard] = settings;
+               label_smoothing, seed, device, dtype, processes, base_precision, keep_dense,
+               init_adapter, shuffle, long_rows, skip_bad_rows, packing, format, chat_template,
+               train_on, columns, system, base_name, eval_data, eval_split, eval_rows, eval_every,
+               keep, patience, save_every, resume, recompute, memory_limit, memory, verify_base,
+               show_rows, samples, sample_every, tensorboard] = settings;
   static_cast<void>(resume), static_cast<void>(show_rows);  // of one call, not of the run
   Lines l{"# finetune --config run.toml --out DIR trains the same adapter.\n"};
   l.add("model", model);
@@ -109,6 +109,7 @@ std::string run_toml(const FinetuneSettings& settings) {
   l.add("seed", seed);
   l.add("device", device);
   l.add("dtype", dtype);
+  l.add("processes", processes);
   if (base_precision != BasePrecision::Auto)
     l.add("base-precision", std::string(base_precision_name(base_precision)));
   l.add_text("keep-dense", list_text(keep_dense));

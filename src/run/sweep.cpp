@@ -1,7 +1,7 @@
 #include "run/sweep.h"
 
 #include <algorithm>
-#include <new>
+#include <deque>
 #include <set>
 #include <sstream>
 
@@ -12,7 +12,7 @@
 #include "run/resume.h"
 #include "run/run_settings.h"
 #include "run/run_toml.h"
-#include "run/shared_base.h"
+#include "run/sweep_workers.h"
 #include "version.h"
 
 namespace lk {
@@ -81,13 +81,13 @@ class Sweep {
       : s_(settings), trials_(std::move(trials)), listener_(listener), stop_(stop) {}
 
   SweepResult go() {
-    check_trials();
+    place_trials(s_, trials_);
     OutputFolder folder(s_.out, !s_.resume);
     const Json before = s_.resume && exists(path()) ? read_json(path()) : Json(nullptr);
     if (s_.resume && before.is_null()) refuse_foreign(folder);
     begin(before);
     write();
-    for (std::size_t i = 0; i < trials_.size() && !stop_.load(); ++i) run(i);
+    run_all();
     SweepResult result{record_, 0};
     for (const Json& t : record_["trials"])
       result.exit_code = worse(result.exit_code, t["exit_code"].get<int>());
@@ -97,26 +97,6 @@ class Sweep {
 
  private:
   std::string path() const { return s_.out + "/sweep.json"; }
-
-  void check_trials() {
-    const FinetuneSettings& first = trials_.at(0).settings;
-    require(first.data != "-" && !is_pipe(first.data) && first.eval_data != "-" &&
-                !is_pipe(first.eval_data),
-            "`data` and `eval_data`: each trial reads them, so a sweep takes no pipe");
-    for (SweepTrial& t : trials_) {
-      FinetuneSettings& s = t.settings;
-      s.out = s_.out + "/" + t.name;
-      validate_settings(s);
-      require(s.model == first.model && s.data == first.data && s.eval_data == first.eval_data &&
-                  s.device == first.device && s.dtype == first.dtype &&
-                  s.base_precision == first.base_precision && s.keep_dense == first.keep_dense &&
-                  s.verify_base == first.verify_base,
-              "a sweep's trials have one base and the same data");
-    }
-    FinetuneSettings whole = first;
-    whole.out = s_.out;
-    refuse_input_folders(whole);
-  }
 
   // The folder of something else is none to go on in.
   void refuse_foreign(const OutputFolder& folder) {
@@ -173,26 +153,39 @@ class Sweep {
     if (is_finished(folder)) trial["state"] = "finished", trial["result"] = result_of(folder);
   }
 
-  void run(std::size_t i) {
-    Json& trial = record_["trials"][i];
-    if (trial["state"] != "waiting") return;
-    FinetuneSettings settings = trials_[i].settings;
-    settings.resume = s_.resume && exists(settings.out);
-    trial["state"] = "running";
+  void run_all() {
+    std::deque<std::size_t> waiting;
+    for (std::size_t i = 0; i < trials_.size(); ++i)
+      if (record_["trials"][i]["state"] == "waiting") waiting.push_back(i);
+    if (!s_.workers.empty()) {
+      SweepWorkers(s_.workers, trials_, listener_, stop_)
+          .run(
+              std::move(waiting), [this](std::size_t i) { begins(i); },
+              [this](std::size_t i, const TrialOutcome& outcome) { ended(i, outcome); });
+      return;
+    }
+    SharedBase base;
+    for (std::size_t i : waiting) {
+      if (stop_.load()) return;
+      begins(i);
+      ended(i, run_trial(trials_[i], s_.resume, base, listener_, stop_));
+    }
+  }
+
+  void begins(std::size_t i) {
+    record_["trials"][i]["state"] = "running";
     write();
     listener_.message(concat("trial ", i + 1, " of ", trials_.size(), ": ", trials_[i].name));
-    auto failed = [&](int code, const std::string& why) {
-      trial["state"] = "failed", trial["exit_code"] = code, trial["error"] = why;
-      listener_.message(concat("trial ", trials_[i].name, " failed: ", why));
-    };
-    try {
-      const FinetuneResult r = finetune(settings, base_, listener_, stop_);
-      trial["state"] = r.signal ? "stopped" : "finished";
-      trial["result"] = result_of(settings.out);
-    } catch (const Error& e) {
-      failed(static_cast<int>(e.code()), e.what());
-    } catch (const std::bad_alloc&) {
-      failed(static_cast<int>(ExitCode::OutOfMemory), "out of host memory");
+  }
+
+  void ended(std::size_t i, const TrialOutcome& outcome) {
+    Json& trial = record_["trials"][i];
+    trial["state"] = outcome.state;
+    if (outcome.state == "failed") {
+      trial["exit_code"] = outcome.exit_code, trial["error"] = outcome.error;
+      listener_.message(concat("trial ", trials_[i].name, " failed: ", outcome.error));
+    } else {
+      trial["result"] = result_of(trials_[i].settings.out);
     }
     write();
   }
@@ -206,11 +199,30 @@ class Sweep {
   std::vector<SweepTrial> trials_;
   FinetuneListener& listener_;
   const std::atomic<int>& stop_;
-  SharedBase base_;
   Json record_;
 };
 
 }  // namespace
+
+void place_trials(const SweepSettings& settings, std::vector<SweepTrial>& trials) {
+  const FinetuneSettings& first = trials.at(0).settings;
+  require(first.data != "-" && !is_pipe(first.data) && first.eval_data != "-" &&
+              !is_pipe(first.eval_data),
+          "`data` and `eval_data`: each trial reads them, so a sweep takes no pipe");
+  for (SweepTrial& t : trials) {
+    FinetuneSettings& s = t.settings;
+    s.out = settings.out + "/" + t.name;
+    validate_settings(s);
+    require(s.model == first.model && s.data == first.data && s.eval_data == first.eval_data &&
+                s.device == first.device && s.dtype == first.dtype &&
+                s.base_precision == first.base_precision && s.keep_dense == first.keep_dense &&
+                s.verify_base == first.verify_base,
+            "a sweep's trials have one base and the same data");
+  }
+  FinetuneSettings whole = first;
+  whole.out = settings.out;
+  refuse_input_folders(whole);
+}
 
 std::vector<SweepFlag> parse_sweep(const std::string& text) {
   std::vector<SweepFlag> flags;

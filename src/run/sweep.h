@@ -1,4 +1,5 @@
-// A sweep: trials of a run with different settings, one after the other, over one base in memory.
+// A sweep: trials of a run with different settings, one after the other over one base in memory, or
+// several at a time in processes of their own.
 //
 // Each trial is a run with a folder of its own, OUT/<trial>/, whose adapter, metrics and run.toml are
 // those of a single run there, byte for byte (times apart): the base is frozen, its adapter detaches
@@ -10,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "dist/child_process.h"
 #include "io/json.h"
 #include "run/finetune.h"
 
@@ -38,6 +40,9 @@ std::vector<SweepTrial> sweep_trials(const std::vector<SweepFlag>& flags);
 struct SweepSettings {
   std::string out = {};  // new or empty unless `resume`
   bool resume = false;   // keeps the trials that are done; the others go on or begin again
+  // Programs that take trials beside each other, each of which calls serve_sweep() with the same
+  // trials. None: the trials run in this process.
+  std::vector<ChildCommand> workers = {};
 };
 
 struct SweepResult {
@@ -52,6 +57,14 @@ struct SweepResult {
 // InputError, IoError.
 SweepResult sweep(const SweepSettings& settings, std::vector<SweepTrial> trials,
                   FinetuneListener& listener, const std::atomic<int>& stop);
+
+// A worker's part: runs the trials that the sweep asks for on kChildDescriptor, until that is closed.
+void serve_sweep(const SweepSettings& settings, std::vector<SweepTrial> trials,
+                 const std::atomic<int>& stop);
+
+// Gives each trial its folder. Throws UsageError if one's settings are wrong or if they differ in the
+// model or the data.
+void place_trials(const SweepSettings& settings, std::vector<SweepTrial>& trials);
 
 // A table of the trials, the lowest evaluation loss first, as text (control bytes as \xNN) and as a
 // page (run/page.h) with all curves, read from the trials' folders under `out`.

@@ -1,0 +1,245 @@
+// Runs on several processes: the same bytes for any number of them, whatever a step is made of, also
+// when a run goes on with another number; and one end for all, whatever ends one.
+#include <filesystem>
+
+#include "cuda/open_device.h"
+#include "harness.h"
+#include "run_folders.h"
+
+using namespace lk;
+using namespace lk::test;
+namespace stdfs = std::filesystem;
+
+namespace {
+
+const std::string kSteps = "--steps 6 --lr 1e-2 --samples 0 --seq-len 64 --eval-every 3 ";
+// Long enough to be ended before its end, with checkpoints on the way.
+const std::string kLong =
+    "--steps 30000 --save-every 20 --lr 1e-3 --samples 0 --seq-len 64 --eval-every 0 "
+    "--grad-accum 2 ";
+
+// Shell functions: `ranks DIR` waits until the program $P has two processes that train in DIR, and
+// prints their numbers; `running` says of each of the numbers that still runs.
+const std::string kShell =
+    "ranks() { for i in $(seq 300); do W=$(cat /proc/$P/task/*/children); "
+    "[ $(echo $W | wc -w) = 2 ] && [ -s $1/checkpoint.safetensors ] && break; sleep 0.1; done; "
+    "echo $W; }\n"
+    "running() { for w in $*; do grep -qs '^State:.[^Z]' /proc/$w/status && echo ORPHAN $w; done; "
+    "true; }\n";
+
+}  // namespace
+
+TEST_CASE("any number of processes leaves the same bytes, whatever a step is made of") {
+  Sweeps f;
+  int n = 0;
+  for (const char* more :
+       {"--grad-accum 1", "--grad-accum 2 --dropout 0.1", "--grad-accum 5 --packing",
+        "--grad-accum 4 --dtype bf16 --clip 0.1", "--grad-accum 3 --method full",
+        "--grad-accum 3 --method prefix,bitfit", "--grad-accum 2 --dora --recompute block"}) {
+    CAPTURE(more);
+    std::string first;
+    for (const char* processes : {"1", "2", "3", "4"}) {
+      CAPTURE(processes);
+      const std::string out = concat("run", n, "-", processes);
+      const auto r = f.run(out, kSteps + more + " --processes " + processes);
+      REQUIRE_MESSAGE(r.status == 0, r.out);
+      if (first.empty()) {
+        first = out;
+        continue;
+      }
+      CHECK(timeless_metrics(f / out) == timeless_metrics(f / first));
+      for (const auto& entry : stdfs::recursive_directory_iterator(f / first))
+        if (entry.path().extension() == ".safetensors" && entry.path().stem() != "checkpoint") {
+          const auto name = stdfs::relative(entry.path(), f / first).string();
+          CHECK(slurp(f / (out + "/" + name)) == slurp(entry.path().string()));
+        }
+    }
+    ++n;
+  }
+}
+
+TEST_CASE("any number of GPUs leaves the same bytes") {
+  if (n_gpus() < 2) LK_SKIP("fewer than two GPUs");
+  Sweeps f;
+  for (const char* more : {"--dtype bf16", "--dtype f32 --dropout 0.1 --recompute block"}) {
+    CAPTURE(more);
+    std::string first;
+    for (int processes = 1; processes <= n_gpus() && processes <= 4; ++processes) {
+      const std::string out = concat(more, " on ", processes);
+      const auto r =
+          run_program(concat("finetune --device cuda --model ", kTinyModel, " --data ", kTinyRows,
+                             " --batch 2 --eval-split 0.2 ", kSteps, "--grad-accum 5 ", more,
+                             " --processes ", processes, " --out '", f / out, "'"));
+      REQUIRE_MESSAGE(r.status == 0, r.out);
+      if (first.empty()) first = out;
+      CHECK(slurp(f / (out + "/adapter_model.safetensors")) ==
+            slurp(f / (first + "/adapter_model.safetensors")));
+      CHECK(timeless_metrics(f / out) == timeless_metrics(f / first));
+    }
+  }
+}
+
+TEST_CASE("with one micro-batch a step the bytes are those of a run without --processes") {
+  Sweeps f;
+  REQUIRE(f.run("alone", kSteps).status == 0);
+  REQUIRE(f.run("two", kSteps + "--processes 2").status == 0);
+  CHECK(slurp(f / "two/adapter_model.safetensors") == slurp(f / "alone/adapter_model.safetensors"));
+  CHECK(timeless_metrics(f / "two") == timeless_metrics(f / "alone"));
+}
+
+TEST_CASE("a run goes on with another number of processes to the same bytes") {
+  Sweeps f;
+  const std::string more =
+      "--lr 1e-2 --schedule constant --samples 0 --seq-len 64 --eval-every 0 --keep last "
+      "--grad-accum 3 ";
+  REQUIRE(f.run("whole", more + "--steps 9 --processes 2").status == 0);
+  const std::string numbers[] = {"2", "4", "1"};
+  for (int i = 0; i < 3; ++i) {
+    const auto r = f.run("parts", more + concat("--steps ", 3 * (i + 1), i ? " --resume" : "",
+                                                " --processes ", numbers[i]));
+    REQUIRE_MESSAGE(r.status == 0, r.out);
+  }
+  CHECK(slurp(f / "parts/adapter_model.safetensors") ==
+        slurp(f / "whole/adapter_model.safetensors"));
+  const Json run = read_json(f / "parts/run.json");
+  CHECK(run["settings"]["processes"] == 1);
+}
+
+TEST_CASE("a plan counts what several processes add, and a run takes no more") {
+  Sweeps f;
+  auto plan = [](const std::string& more) {
+    const auto r =
+        run_program("plan --model " + kTinyModel +
+                        " --dtype f32 --batch 2 --seq-len 64 --grad-accum 4 --json " + more,
+                    " 2>/dev/null");
+    REQUIRE(r.status == 0);
+    return parse_json(r.out, "plan");
+  };
+  const Json alone = plan(""), three = plan("--processes 3");
+  const auto numel = alone["trainable_parameters"].get<std::int64_t>();
+  const auto more = three["memory"]["tags"]["workspace"]["live_bytes"].get<std::int64_t>() -
+                    alone["memory"]["tags"]["workspace"]["live_bytes"].get<std::int64_t>();
+  CHECK(more >= 4 * (2 * numel + numel / 3));  // and what aligns each matrix
+  CHECK(more <= 5 * (2 * numel + numel / 3));
+  CHECK(three["processes"] == 3);
+  CHECK(three["sent_bytes_per_step"] == 3 * 2 * (numel / 3) * 4);
+  REQUIRE(f.run("run", kSteps + "--grad-accum 4 --dtype f32 --processes 3").status == 0);
+  const Json run = read_json(f / "run/run.json");
+  CHECK(run["memory"]["peak_bytes"] <= run["planned_peak_bytes"]);
+  CHECK(run["memory"]["tags"]["workspace"]["peak_bytes"].get<std::int64_t>() >= more);
+  CHECK(run_program("plan --shape smollm2-135m --processes -1").status == 2);
+}
+
+TEST_CASE("what is wrong is said once, with the code that it has alone") {
+  Sweeps f;
+  auto refused = [&](const std::string& more, int status, const std::string& says) {
+    CAPTURE(more);
+    const auto r = f.run("out", "--processes 2 " + more);
+    CHECK_MESSAGE(r.status == status, r.out);
+    CHECK_MESSAGE(r.out.find(says) != std::string::npos, r.out);
+    CHECK(r.out.find("error: ") == r.out.rfind("error: "));
+    CHECK(!stdfs::exists(f / "out"));
+  };
+  refused("--steps 1 --rank 0", 2, "--rank");
+  refused("--steps 1 --rank 999", 2, "rank");
+  refused("--steps 1 --memory-limit 1KiB", 5, "");
+  refused("--steps 1 --init-adapter " + f / "none", 3, "none");
+  const auto pipe = f.run("out", "--processes 2 --steps 1 --data -");
+  CHECK_MESSAGE(pipe.status == 2, pipe.out);
+  const auto idle = f.run("idle", kSteps + "--processes 3 --grad-accum 2");
+  CHECK(idle.status == 0);
+  CHECK(idle.out.find("1 of them compute nothing") != std::string::npos);
+}
+
+TEST_CASE("numbers that are not finite end all processes with 6") {
+  Sweeps f;
+  const auto r = f.run("out", "--processes 2 --steps 8 --lr 1e38 --samples 0 --grad-accum 2");
+  CHECK_MESSAGE(r.status == 6, r.out);
+  CHECK(r.out.find("steps in a row were not finite") != std::string::npos);
+}
+
+TEST_CASE("a process that is killed ends the run with 4, and it goes on") {
+  Sweeps f;
+  for (const char* victim : {"1", "2"}) {  // rank 0 and the other
+    CAPTURE(victim);
+    const std::string out = concat("out", victim);
+    const auto r = run_shell(
+        kShell + f.begin(out, "--processes 2 " + kLong) + "W=$(ranks " + f / out +
+        "); kill -KILL $(echo $W | cut -d' ' -f" + victim +
+        "); T=$(date +%s); wait $P; S=$?; [ $(($(date +%s) - T)) -le 5 ] || echo SLOW; running $W; "
+        "exit $S");
+    CHECK_MESSAGE(r.status == 4, r.out);
+    CHECK_MESSAGE(r.out.find("was ended by signal 9") != std::string::npos, r.out);
+    CHECK_MESSAGE(r.out.find("ORPHAN") == std::string::npos, r.out);
+    CHECK_MESSAGE(r.out.find("SLOW") == std::string::npos, r.out);
+    const auto more = run_shell(kShell + f.begin(out, "--processes 2 --resume " + kLong) +
+                                "sleep 1; kill -INT $P; wait $P");
+    CHECK_MESSAGE(more.status == 130, more.out);
+    CHECK_MESSAGE(more.out.find("resumed at step") != std::string::npos, more.out);
+  }
+}
+
+TEST_CASE("a process that hangs is given up after --peer-timeout") {
+  Sweeps f;
+  const auto r = run_shell(kShell + f.begin("out", "--processes 2 --peer-timeout 1 " + kLong) +
+                           "W=$(ranks " + f / "out" +
+                           "); kill -STOP $(echo $W | cut -d' ' -f2); wait $P; S=$?; running $W; "
+                           "exit $S");
+  CHECK_MESSAGE(r.status == 4, r.out);
+  CHECK_MESSAGE(r.out.find("process 1 of 2 was silent for 1 s") != std::string::npos, r.out);
+  CHECK_MESSAGE(r.out.find("process 1 of 2 did not end within") != std::string::npos, r.out);
+  CHECK_MESSAGE(r.out.find("ORPHAN") == std::string::npos, r.out);
+}
+
+TEST_CASE("a signal to any of the processes stops all after the same step, which is saved") {
+  Sweeps f;
+  int n = 0;
+  for (const char* whom : {"$P", "$(echo $W | cut -d' ' -f1)", "$(echo $W | cut -d' ' -f2)"}) {
+    CAPTURE(whom);
+    const std::string out = concat("out", n++);
+    const auto r =
+        run_shell(kShell + f.begin(out, "--processes 2 " + kLong) + "W=$(ranks " + f / out +
+                  "); kill -TERM " + whom + "; wait $P; S=$?; running $W; exit $S");
+    CHECK_MESSAGE(r.status == 143, r.out);
+    CHECK_MESSAGE(r.out.find("ORPHAN") == std::string::npos, r.out);
+    const Json run = read_json(f / (out + "/run.json"));
+    CHECK(run["status"] == "stopped");
+    const auto steps = run["result"]["steps"].get<std::int64_t>();
+    const auto rest =
+        f.run(out, concat("--processes 1 --resume ", kLong.substr(kLong.find("--save")),
+                          " --steps ", steps + 3));
+    CHECK_MESSAGE(rest.status == 0, rest.out);
+    CHECK(rest.out.find(concat("resumed at step ", steps)) != std::string::npos);
+  }
+}
+
+TEST_CASE("when the program is killed its processes end too") {
+  Sweeps f;
+  const auto r = run_shell(kShell + f.begin("out", "--processes 2 " + kLong) + "W=$(ranks " +
+                           f / "out" + "); kill -KILL $P; sleep 0.5; running $W");
+  CHECK_MESSAGE(r.out.find("ORPHAN") == std::string::npos, r.out);
+}
+
+TEST_CASE("processes that another launcher starts find each other") {
+  Sweeps f;
+  REQUIRE(f.run("own", kSteps + "--grad-accum 3 --processes 2").status == 0);
+  const std::string port = std::to_string(21000 + ::getpid() % 20000);
+  const auto environment = [&](int rank) {
+    return concat("OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_LOCAL_SIZE=2 OMPI_COMM_WORLD_RANK=", rank,
+                  " OMPI_COMM_WORLD_LOCAL_RANK=", rank, " MASTER_ADDR=127.0.0.1 MASTER_PORT=", port,
+                  " ");
+  };
+  const std::string flags = kSteps + "--grad-accum 3 ";
+  const auto r = run_shell(environment(1) + f.begin("other", flags) + environment(0) +
+                           f.begin("other", flags) + "wait $P");
+  CHECK_MESSAGE(r.status == 0, r.out);
+  check_same_run(f / "own", f / "other");
+  // Told apart: another --lr in one of them.
+  const auto apart = run_shell(environment(1) + f.begin("apart", flags + "--clip 0.5 ") +
+                               environment(0) + f.begin("apart", flags) + "wait $P");
+  CHECK_MESSAGE(apart.status == 2, apart.out);
+  CHECK_MESSAGE(apart.out.find("process 1 of 2 has not what process 0 has") != std::string::npos,
+                apart.out);
+  const auto wrong = f.run("wrong", flags + "--processes 3", environment(0));
+  CHECK_MESSAGE(wrong.status == 2, wrong.out);
+}
