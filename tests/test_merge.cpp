@@ -334,9 +334,9 @@ TEST_CASE("what does not fit is refused by name, before anything is written") {
     refused(InputError(""), s, {"layers.5", "no module of"});
   }
   MergeSettings s = settings(out, "q8_0");
-  refused(UsageError(""), s, {"Q8_0", "folder"});
+  refused(UsageError(""), s, {"q8_0", "folder", "fp8"});
   s = settings(scratch.file("out.gguf"), "q6_k");
-  refused(UsageError(""), s, {"Q6_K"});
+  refused(UsageError(""), s, {"q6_k"});
   s = settings(scratch.write("there", "x"));
   refused(UsageError(""), s, {"there", "exists already"});
   s = settings(out);

@@ -81,8 +81,8 @@ int main(int argc, char** argv) {
                  "written");
   app.add_option("--out", s.out, "a new folder, or a new file ending in .gguf")->required();
   app.add_option("--type", s.type,
-                 "f32, f16, bf16; for .gguf also q8_0, q4_0, q4_1. Without it: as the base is "
-                 "stored, f32 if it is quantised");
+                 "f32, f16, bf16; for a folder also nf4, fp4, fp8 (its projections), for .gguf "
+                 "q8_0, q4_0, q4_1. Without it: as the base is stored, f32 if it is quantised");
   app.add_option("--shard-size", shard, "of a folder's files")->capture_default_str();
   app.add_flag("--other-base", s.other_base, "the adapter may have been trained on another base");
   app.add_option("--onto", s.onto,

@@ -78,9 +78,9 @@ void encode_q8_0(const float* src, std::int64_t n_blocks, std::uint8_t* dst) {
 }
 
 constexpr GgmlEncoder kEncoders[] = {
-    {0, "F32", 0, 1, 4, false, encode_f32},     {1, "F16", 1, 1, 2, false, encode_f16},
-    {30, "BF16", 32, 1, 2, false, encode_bf16}, {8, "Q8_0", 7, 32, 34, true, encode_q8_0},
-    {2, "Q4_0", 2, 32, 18, true, encode_q4_0},  {3, "Q4_1", 3, 32, 20, true, encode_q4_1},
+    {{"F32", 1, 4}, 0, 0, false, encode_f32},     {{"F16", 1, 2}, 1, 1, false, encode_f16},
+    {{"BF16", 1, 2}, 30, 32, false, encode_bf16}, {{"Q8_0", 32, 34}, 8, 7, true, encode_q8_0},
+    {{"Q4_0", 32, 18}, 2, 2, true, encode_q4_0},  {{"Q4_1", 32, 20}, 3, 3, true, encode_q4_1},
 };
 
 }  // namespace

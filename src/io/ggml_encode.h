@@ -9,13 +9,17 @@
 
 namespace lk {
 
-struct GgmlEncoder {
-  std::uint32_t id;            // as stored in a GGUF file
-  const char* name;            // "Q4_1", as in ggml_blocks.h
-  std::uint32_t file_type;     // general.file_type of a model whose matrices are of this type
+// How a tensor's values lie in a file.
+struct StorageType {
+  const char* name;            // "Q4_1", as in ggml_blocks.h; "U8", as in safetensors
   std::uint32_t block_values;  // values per block; a row is whole blocks
   std::uint32_t block_bytes;
-  bool quantised;  // blocks of integers under a scale, not floating-point numbers
+};
+
+struct GgmlEncoder : StorageType {
+  std::uint32_t id;         // as stored in a GGUF file
+  std::uint32_t file_type;  // general.file_type of a model whose matrices are of this type
+  bool quantised;           // blocks of integers under a scale, not floating-point numbers
   // Reads n_blocks * block_values finite floats and writes n_blocks * block_bytes bytes. What the
   // type can't hold (F16 and the scales of the Q types end at 65,504) decodes to a number that is
   // not finite: callers that can't rule it out decode and look.

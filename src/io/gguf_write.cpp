@@ -67,10 +67,12 @@ std::string header_bytes(const GgufWriter::Metadata& metadata,
     const int rank = t.shape.rank();
     check(rank >= 1 && rank <= 4 && t.shape[rank - 1] % t.type->block_values == 0, "GGUF tensor ",
           t.name, ": shape ", t.shape.str(), " as ", t.type->name);
+    const GgmlEncoder* encoder = find_ggml_encoder(t.type->name);
+    check(encoder != nullptr, "GGUF tensor ", t.name, ": GGUF has no type ", t.type->name);
     put_string(out, t.name);
     put(out, static_cast<std::uint32_t>(rank));
     for (int i = rank - 1; i >= 0; --i) put(out, static_cast<std::uint64_t>(t.shape[i]));
-    put(out, t.type->id);
+    put(out, encoder->id);
     put(out, offset);
     offset += padded(t.bytes());
   }

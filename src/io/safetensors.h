@@ -42,9 +42,12 @@ class SafetensorsFile : public TensorReader {
 // its shards. Throws InputError, IoError.
 std::unique_ptr<TensorReader> open_safetensors_model(const std::string& folder);
 
-// Writes one file of F32, F16 and BF16 tensors, streamed: the header first, then the tensors' bytes
-// in the order given, which should be the reference writer's. Throws IoError; Error for tensors
-// that can't be written.
+// What quantised matrices are stored as, beside F32.
+inline constexpr StorageType kStoredBytes{"U8", 1, 1}, kStoredE4m3{"F8_E4M3", 1, 1};
+
+// Writes one file of tensors, streamed: the header first, then the tensors' bytes in the order
+// given, which should be the reference writer's. Throws IoError; Error for types whose blocks
+// hold several values.
 class SafetensorsWriter : public TensorWriter {
  public:
   SafetensorsWriter(const std::string& path, const std::map<std::string, std::string>& metadata,
@@ -59,12 +62,15 @@ class SafetensorsWriter : public TensorWriter {
   std::uint64_t left_ = 0;  // bytes still to come
 };
 
+// Tensors that are written one after the other: one, or all of a quantised matrix.
+using TensorGroup = std::vector<EncodedTensor>;
 // One file of a model whose tensors are spread over several.
 struct SafetensorsShard {
   std::string file;
-  std::vector<EncodedTensor> tensors;  // as the reference writer orders them
+  std::vector<TensorGroup> groups;  // in the reference writer's order of their first tensors
+  std::vector<EncodedTensor> tensors() const;
 };
-std::vector<SafetensorsShard> split_into_shards(const std::vector<EncodedTensor>& tensors,
+std::vector<SafetensorsShard> split_into_shards(const std::vector<TensorGroup>& groups,
                                                 std::uint64_t max_bytes);
 // The text of model.safetensors.index.json.
 std::string shard_index(const std::vector<SafetensorsShard>& shards);

@@ -51,6 +51,12 @@ std::string header_text(const std::string& path, const std::vector<EncodedTensor
   return text;
 }
 
+// What the reference writer sorts by. It puts BF16 before F16, which has the same size.
+auto reference_key(const EncodedTensor& t) {
+  return std::make_tuple(-static_cast<int>(t.type->block_bytes), std::string_view(t.type->name),
+                         std::string_view(t.name));
+}
+
 }  // namespace
 
 SafetensorsWriter::SafetensorsWriter(const std::string& path,
@@ -59,7 +65,7 @@ SafetensorsWriter::SafetensorsWriter(const std::string& path,
     : file_(path) {
   std::vector<std::string> names;
   for (const EncodedTensor& t : tensors) {
-    check(!t.type->quantised, path, ": tensor ", t.name, ": safetensors has no type ",
+    check(t.type->block_values == 1, path, ": tensor ", t.name, ": safetensors has no type ",
           t.type->name);
     names.push_back(t.name);
     left_ += t.bytes();
@@ -75,13 +81,9 @@ SafetensorsWriter::SafetensorsWriter(const std::string& path,
 }
 
 void SafetensorsWriter::sort_as_reference(std::vector<EncodedTensor>& tensors) {
-  // The reference puts BF16 before F16, which has the same size.
-  auto key = [](const EncodedTensor& t) {
-    return std::make_tuple(-static_cast<int>(t.type->block_bytes), std::string_view(t.type->name),
-                           std::string_view(t.name));
-  };
-  std::sort(tensors.begin(), tensors.end(),
-            [&](const EncodedTensor& a, const EncodedTensor& b) { return key(a) < key(b); });
+  std::sort(tensors.begin(), tensors.end(), [](const EncodedTensor& a, const EncodedTensor& b) {
+    return reference_key(a) < reference_key(b);
+  });
 }
 
 void SafetensorsWriter::append(const void* data, std::size_t bytes) {
@@ -95,24 +97,35 @@ void SafetensorsWriter::commit() {
   file_.commit();
 }
 
-std::vector<SafetensorsShard> split_into_shards(const std::vector<EncodedTensor>& tensors,
+std::vector<EncodedTensor> SafetensorsShard::tensors() const {
+  std::vector<EncodedTensor> all;
+  for (const TensorGroup& group : groups) all.insert(all.end(), group.begin(), group.end());
+  return all;
+}
+
+std::vector<SafetensorsShard> split_into_shards(const std::vector<TensorGroup>& groups,
                                                 std::uint64_t max_bytes) {
   std::vector<SafetensorsShard> shards(1);
   std::uint64_t used = 0;
-  for (const EncodedTensor& t : tensors) {
-    if (used > 0 && used + t.bytes() > max_bytes) {
+  for (const TensorGroup& group : groups) {
+    std::uint64_t bytes = 0;
+    for (const EncodedTensor& t : group) bytes += t.bytes();
+    if (used > 0 && used + bytes > max_bytes) {
       shards.emplace_back();
       used = 0;
     }
-    used += t.bytes();
-    shards.back().tensors.push_back(t);
+    used += bytes;
+    shards.back().groups.push_back(group);
   }
   for (std::size_t i = 0; i < shards.size(); ++i) {
     char name[64] = "model.safetensors";
     if (shards.size() > 1)
       std::snprintf(name, sizeof name, "model-%05zu-of-%05zu.safetensors", i + 1, shards.size());
     shards[i].file = name;
-    SafetensorsWriter::sort_as_reference(shards[i].tensors);
+    std::sort(shards[i].groups.begin(), shards[i].groups.end(),
+              [](const TensorGroup& a, const TensorGroup& b) {
+                return reference_key(a.front()) < reference_key(b.front());
+              });
   }
   return shards;
 }
@@ -121,7 +134,7 @@ std::string shard_index(const std::vector<SafetensorsShard>& shards) {
   std::uint64_t total = 0;
   Json map = Json::object();
   for (const SafetensorsShard& shard : shards)
-    for (const EncodedTensor& t : shard.tensors) {
+    for (const EncodedTensor& t : shard.tensors()) {
       total += t.bytes();
       map[t.name] = shard.file;
     }

@@ -15,7 +15,7 @@ namespace lk {
 struct EncodedTensor {
   std::string name;
   Shape shape;  // row-major, whole blocks a row
-  const GgmlEncoder* type;
+  const StorageType* type;
   std::uint64_t bytes() const {
     return static_cast<std::uint64_t>(shape.numel()) / type->block_values * type->block_bytes;
   }

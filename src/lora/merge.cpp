@@ -20,12 +20,6 @@ namespace {
 
 bool is_gguf_name(const std::string& path) { return path.ends_with(".gguf"); }
 
-std::string upper(std::string text) {
-  for (char& c : text)
-    if (c >= 'a' && c <= 'z') c = static_cast<char>(c - 'a' + 'A');
-  return text;
-}
-
 // Merges block by block and measures how much of the update survives rounding.
 class MergePipe : public RowPipe {
  public:
@@ -133,12 +127,12 @@ void warn_of_rounding(MergeResult& r) {
 // large, how to have less.
 std::string size_text(const MergeSettings& s, const ModelOutput& output, bool quantised_base) {
   std::string text =
-      concat(output.type().name, ", ", (output.bytes() + (1 << 20) - 1) >> 20, " MiB");
+      concat(output.type().name(), ", ", (output.bytes() + (1 << 20) - 1) >> 20, " MiB");
   if (s.type.empty() && quantised_base)
     text += concat(
         ", which holds the dequantised values exactly (`type` f16 or bf16 rounds them to half of "
         "that",
-        is_gguf_name(s.out) ? ", q8_0, q4_0 or q4_1 to less" : "", ")");
+        is_gguf_name(s.out) ? ", q8_0, q4_0 or q4_1 to less" : ", fp8, nf4 or fp4 to less", ")");
   return text;
 }
 
@@ -201,11 +195,11 @@ double Survival::noise() const { return update > 0 ? std::sqrt(error / update) :
 
 MergeResult merge(const MergeSettings& s, MergeListener& listener) {
   MergeSource source = open_source(s);
-  const OutputFormat format{is_gguf_name(s.out), upper(s.type), s.shard_bytes};
+  const OutputFormat format{is_gguf_name(s.out), s.type, s.shard_bytes};
   const ModelOutput output(source.base(), format);
   MergeResult result;
-  result.type = output.type().name;
-  result.quantised = output.type().quantised;
+  result.type = output.type().name();
+  result.quantised = output.type().quantised();
   result.bytes = output.bytes();
   result.warnings = source.warnings();
   if (!s.onto.empty() && !s.other_base) check_trained_on(s, source, result.warnings);
@@ -268,7 +262,7 @@ void unmerge(const MergeSettings& s, const std::string& base, MergeListener& lis
     const GgmlEncoder* type = find_ggml_encoder(stored);
     if (type == nullptr)
       throw InputError(concat(s.model, ": tensor ", slot.name, " is stored as ", stored,
-                              ", which merge does not write: it can't be checked"));
+                              ": only f32, f16, bf16, q8_0, q4_0 and q4_1 can be checked"));
     const std::int64_t rows = slot.shape.rows(), cols = slot.shape.cols();
     const float shift = gain_shift(source.base().stored(slot), merged.stored(*other->second));
     for (std::int64_t begin = 0; begin < rows; begin += source.base().block_rows(slot)) {

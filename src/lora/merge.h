@@ -23,7 +23,7 @@ struct MergeSettings {
   std::string model = {};
   std::vector<WeightedAdapter> adapters = {};
   std::string out = {};     // a folder, or a file if it ends in ".gguf"
-  std::string type = {};    // "f32", "bf16", "q4_0", ...; empty: see OutputFormat (model_output.h)
+  std::string type = {};    // "f32", "q4_0", "nf4", ...; empty: see OutputFormat (model_output.h)
   bool other_base = false;  // accept adapters that were trained on other weights
   // Merge into this model instead: `model`, on which the adapters were trained, before it was
   // quantised. Empty: into `model`, dequantised.
@@ -48,7 +48,7 @@ struct Survival {
 };
 
 struct MergeResult {
-  std::string type;  // of the matrices, named as in ggml
+  std::string type;  // of the matrices: "BF16", "Q4_0", "nf4"
   bool quantised = false;
   std::uint64_t bytes = 0;
   Survival all;
@@ -72,7 +72,8 @@ struct MergeListener {
 // format, such as a Hugging Face folder of a GGUF file. Everything is checked before anything is written:
 // throws UsageError (an existing target, formats), InputError naming what does not fit (an adapter
 // of another base, or with unknown modules or shapes), IoError (no room). Streams tensor by tensor:
-// memory is two blocks of 16 MiB, a module's A and B and, for `verify`, the model in F32, one at a
+// memory is two blocks of 16 MiB, a module's A and B, with nf4, fp4 and fp8 the codes and scales of
+// one matrix (up to 0.6 bytes a value, 1 with fp8), and, for `verify`, the model in F32, one at a
 // time. Throws NonFiniteError if a merged value is not finite or too large for its type.
 MergeResult merge(const MergeSettings& settings, MergeListener& listener);
 

@@ -1,5 +1,6 @@
 #include "modelfile/model_output.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "io/durable.h"
@@ -7,27 +8,29 @@
 #include "io/paths.h"
 #include "modelfile/config.h"
 #include "modelfile/config_gguf_write.h"
+#include "modelfile/quantise.h"
+#include "modelfile/quantised_output.h"
 #include "text/tokenizer_convert.h"
 
 namespace lk {
 
 namespace {
 
-const GgmlEncoder* float_type(const std::string& stored) {
-  const GgmlEncoder* type = find_ggml_encoder(stored);
-  return type != nullptr && !type->quantised ? type : find_ggml_encoder("F32");
-}
-
 std::string hf_dtype(const GgmlEncoder& type) {
   const std::string name = type.name;
   return name == "F16" ? "float16" : name == "BF16" ? "bfloat16" : "float32";
 }
 
-// A folder's config.json as it is, but for the dtype if it is another and for how it was quantised,
-// as what is written is not.
-std::string with_dtype(const std::string& text, const std::string& dtype) {
+// A folder's config.json as it is, but for the dtype if it is another and for how what is written is
+// quantised.
+std::string with_types(const std::string& text, const std::string& dtype,
+                       const OrderedJson& quantisation) {
   OrderedJson j = OrderedJson::parse(text);  // config_from_folder() has been through it
   bool same = j.erase("quantization_config") == 0;
+  if (!quantisation.is_null()) {
+    j["quantization_config"] = quantisation;
+    same = false;
+  }
   for (const char* key : {"dtype", "torch_dtype"}) {
     if (!j.contains(key)) continue;
     same = same && j[key] == dtype;
@@ -48,17 +51,18 @@ std::string model_name(const std::string& path) {
 // Name and content of the files beside a folder's weights, converted where the base is a GGUF file.
 // Throws InputError, UsageError.
 std::vector<std::pair<std::string, std::string>> side_files(const ModelFile& base,
-                                                            const GgmlEncoder& type) {
+                                                            const std::string& dtype,
+                                                            const OrderedJson& quantisation) {
   std::vector<std::pair<std::string, std::string>> files;
   if (base.gguf() != nullptr) {
     ModelConfig c = base.config();
-    c.stored_dtype = hf_dtype(type);
+    c.stored_dtype = dtype;
     files.emplace_back("config.json", config_to_json(c).dump(2) + "\n");
     for (auto& file : hf_tokenizer_files(*base.gguf())) files.push_back(std::move(file));
-    return files;
+  } else {
+    files = base.side_files();
   }
-  files = base.side_files();
-  files[0].second = with_dtype(files[0].second, hf_dtype(type));  // config.json
+  files[0].second = with_types(files[0].second, dtype, quantisation);  // config.json
   return files;
 }
 
@@ -104,10 +108,6 @@ std::vector<float> rope_factors(const ModelFile& base) {
   return factors;
 }
 
-bool is_vocabulary(const WeightSlot& slot) {
-  return slot.role == Role::Embedding || slot.role == Role::Head;
-}
-
 }  // namespace
 
 void round_to(const GgmlEncoder& type, std::span<float> values, std::vector<std::uint8_t>& bytes,
@@ -134,69 +134,58 @@ void round_to(const GgmlEncoder& type, std::span<float> values, std::vector<std:
 ModelOutput::ModelOutput(const ModelFile& base, const OutputFormat& format)
     : base_(base),
       gguf_(format.gguf),
-      layout_(gguf_ ? gguf_layout(base.config()) : folder_layout(base.config())) {
-  if (!format.type.empty()) {
-    wanted_ = find_ggml_encoder(format.type);
-    if (wanted_ == nullptr || (wanted_->quantised && !gguf_))
-      throw UsageError(concat("`type` ", format.type, ": a ",
-                              gguf_ ? "GGUF file is written as f32, f16, bf16, q8_0, q4_0 or q4_1"
-                                    : "folder is written as f32, f16 or bf16"));
-  }
-  for (const WeightSlot& slot : base.slots()) {
-    if (slot.linear && type_ == nullptr) type_ = choose_type(slot);
-    slots_[layout_.find(slot).name] = &slot;
-  }
+      layout_(gguf_ ? gguf_layout(base.config()) : folder_layout(base.config())),
+      type_(base, format.type, format.gguf) {
   if (gguf_)
     plan_gguf();
   else
-    plan_folder(format);
+    plan_folder(format.shard_bytes);
   for (const auto& [name, content] : files_) bytes_ += content.size();
 }
 
-const GgmlEncoder* ModelOutput::choose_type(const WeightSlot& slot) const {
-  // llama.cpp wants F32 for these.
-  if (gguf_ && (slot.shape.rank() == 1 || slot.role == Role::Positions))
-    return find_ggml_encoder("F32");
-  if (wanted_ == nullptr) return float_type(base_.stored_type(slot));
-  if (slot.shape.cols() % wanted_->block_values != 0) return find_ggml_encoder("F16");
-  // Rounding the vocabulary to 4 bits costs more than all other matrices.
-  if (is_vocabulary(slot) && wanted_->block_bytes < 32 && wanted_->quantised)
-    return find_ggml_encoder("Q8_0");
-  return wanted_;
-}
-
-void ModelOutput::plan_folder(const OutputFormat& format) {
-  std::vector<EncodedTensor> all;
+void ModelOutput::plan_folder(std::uint64_t shard_bytes) {
+  std::vector<TensorGroup> groups;
+  const std::string dtype = hf_dtype(type_.main());
+  OrderedJson quantisation;
   for (const WeightSlot& slot : base_.slots()) {
-    StoredTensor stored = layout_.find(slot);
-    all.push_back({std::move(stored.name), std::move(stored.shape), choose_type(slot)});
+    const StoredTensor stored = layout_.find(slot);
+    if (const HeldFormat format = type_.format(slot)) {
+      groups.push_back(quantised_tensors(stored.name, *format, slot.shape));
+      quantisation = quantisation_config(format->encoding, dtype);
+    } else {
+      groups.push_back({{stored.name, stored.shape, &type_.encoder(slot)}});
+    }
+    slots_[groups.back().front().name] = &slot;
+    for (const EncodedTensor& t : groups.back())
+      bytes_ += t.bytes() + 256;  // and its line of the header
   }
-  shards_ = split_into_shards(all, format.shard_bytes);
-  files_ = side_files(base_, *type_);
+  shards_ = split_into_shards(groups, shard_bytes);
+  files_ = side_files(base_, dtype, quantisation);
   if (shards_.size() > 1) files_.emplace_back("model.safetensors.index.json", shard_index(shards_));
-  for (const EncodedTensor& t : all) bytes_ += t.bytes() + 256;  // and its line of the header
 }
 
 void ModelOutput::plan_gguf() {
   std::vector<const WeightSlot*> other;  // matrices that can't be of the type wanted
   std::size_t matrices = 0;
+  const GgmlEncoder* wanted = type_.wanted();
   for (const WeightSlot& slot : base_.slots()) {
-    tensors_.push_back({layout_.find(slot).name, slot.shape, choose_type(slot)});
-    if (wanted_ && slot.linear && !is_vocabulary(slot)) {
+    tensors_.push_back({layout_.find(slot).name, slot.shape, &type_.encoder(slot)});
+    slots_[tensors_.back().name] = &slot;
+    if (wanted && slot.linear && !is_vocabulary(slot)) {
       ++matrices;
-      if (tensors_.back().type != wanted_) other.push_back(&slot);
+      if (tensors_.back().type != wanted) other.push_back(&slot);
     }
-    if (wanted_ && is_vocabulary(slot) && tensors_.back().type != wanted_)
+    if (wanted && is_vocabulary(slot) && tensors_.back().type != wanted)
       notes_.push_back(concat(tensors_.back().name, " is stored as ", tensors_.back().type->name));
   }
   if (!other.empty()) {
     const WeightSlot& first = *other.front();
     notes_.push_back(concat(other.size(), " of ", matrices, " matrices are stored as F16, not ",
-                            wanted_->name, ": rows of ", first.shape.cols(), " values, as in ",
+                            wanted->name, ": rows of ", first.shape.cols(), " values, as in ",
                             layout_.find(first).name, ", are not whole blocks of ",
-                            wanted_->block_values, "; `type` f16 stores all matrices alike"));
+                            wanted->block_values, "; `type` f16 stores all matrices alike"));
   }
-  metadata_ = model_metadata(base_, *type_, notes_);
+  metadata_ = model_metadata(base_, type_.main(), notes_);
   if (std::vector<float> factors = rope_factors(base_); !factors.empty()) {
     const auto n = std::ssize(factors);
     tensors_.push_back({"rope_freqs.weight", Shape{n}, find_ggml_encoder("F32")});
@@ -210,6 +199,7 @@ void ModelOutput::write_tensor(TensorWriter& file, const EncodedTensor& tensor,
   if (auto constant = constants_.find(tensor.name); constant != constants_.end())
     return file.append(constant->second.data(), constant->second.size() * sizeof(float));
   const WeightSlot& slot = *slots_.at(tensor.name);
+  const GgmlEncoder& encoder = type_.encoder(slot);
   const StoredTensor stored = layout_.find(slot);
   const std::int64_t rows = slot.shape.rows(), cols = slot.shape.cols();
   const std::int64_t step = base_.block_rows(slot);
@@ -224,11 +214,38 @@ void ModelOutput::write_tensor(TensorWriter& file, const EncodedTensor& tensor,
     if (shift != 0)
       for (float& v : values) v += shift;
     stored.to_stored(values, row);
-    round_to(*tensor.type, values, bytes, "tensor " + tensor.name);
+    round_to(encoder, values, bytes, "tensor " + tensor.name);
     file.append(bytes.data(), bytes.size());
     stored.to_ours(values, row);
     if (shift != 0)
       for (float& v : values) v -= shift;
+    pipe.stored(slot, begin, end, values);
+  }
+}
+
+void ModelOutput::write_quantised(TensorWriter& file, const WeightSlot& slot, RowPipe& pipe) const {
+  const std::int64_t step = base_.block_rows(slot);
+  auto span = [&](float* values, std::int64_t begin, std::int64_t end) {
+    return std::span<float>(values, static_cast<std::size_t>((end - begin) * slot.shape.cols()));
+  };
+  auto check_finite = [&](std::span<const float> values) {
+    if (!std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); }))
+      throw NonFiniteError(concat("tensor ", layout_.find(slot).name,
+                                  ": a value is not finite, or too large for ", type_.name()));
+  };
+  const HostPlanes planes = quantise(type_.format(slot)->encoding, slot.shape, step,
+                                     [&](std::int64_t begin, std::int64_t end, float* values) {
+                                       pipe.produce(slot, begin, end, span(values, begin, end));
+                                       check_finite(span(values, begin, end));
+                                     });
+  append_quantised(file, planes);
+  std::vector<float> values;
+  for (std::int64_t begin = 0; begin < slot.shape.rows(); begin += step) {
+    const std::int64_t end = std::min(begin + step, slot.shape.rows());
+    values.resize(static_cast<std::size_t>((end - begin) * slot.shape.cols()));
+    pipe.produce(slot, begin, end, values);
+    dequantise_rows(planes.view(), begin, end, values.data());
+    check_finite(values);
     pipe.stored(slot, begin, end, values);
   }
 }
@@ -242,8 +259,14 @@ void ModelOutput::write(const PathOf& path_of, RowPipe& pipe) const {
   }
   for (const auto& [name, content] : files_) write_file_durably(path_of(name), content);
   for (const SafetensorsShard& shard : shards_) {
-    SafetensorsWriter file(path_of(shard.file), {{"format", "pt"}}, shard.tensors);
-    for (const EncodedTensor& t : shard.tensors) write_tensor(file, t, pipe);
+    SafetensorsWriter file(path_of(shard.file), {{"format", "pt"}}, shard.tensors());
+    for (const TensorGroup& group : shard.groups) {
+      const WeightSlot& slot = *slots_.at(group.front().name);
+      if (type_.format(slot))
+        write_quantised(file, slot, pipe);
+      else
+        write_tensor(file, group.front(), pipe);
+    }
     file.commit();
   }
 }

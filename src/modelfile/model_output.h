@@ -12,19 +12,21 @@
 #include "io/gguf_write.h"
 #include "io/safetensors.h"
 #include "modelfile/model_file.h"
+#include "modelfile/type_choice.h"
 
 namespace lk {
 
 struct OutputFormat {
   bool gguf = false;
-  // The matrices' type, by ggml's name (ggml_encode.h); only F32, F16, BF16 for a folder. Empty: as
-  // the base has them, F32 where the base is quantised (only that holds its values exactly).
+  // The matrices' type, in capitals or not: see type_choice.h. Empty: as the base has them, F32
+  // where the base is quantised (only that holds its values exactly).
   std::string type;
   std::uint64_t shard_bytes = 5'000'000'000;  // most bytes of data in one of a folder's files
 };
 
 // Gives ModelOutput the values to write, and sees what became of them. Rows are those of
-// ModelFile::read_rows().
+// ModelFile::read_rows(). A matrix that is quantised as a whole is produced twice: for its scales,
+// and again, block by block, before each stored().
 class RowPipe {
  public:
   virtual ~RowPipe() = default;
@@ -48,28 +50,26 @@ class ModelOutput {
 
   // The bytes that write() will need on the disk, to within a few KiB.
   std::uint64_t bytes() const { return bytes_; }
-  // The type of the matrices that adapters touch.
-  const GgmlEncoder& type() const { return *type_; }
+  const TypeChoice& type() const { return type_; }
   // Messages for people: which tensors are not of the type asked for, and why.
   const std::vector<std::string>& notes() const { return notes_; }
-  // Writes the model, each file of it where `path_of` its name says. Holds two blocks of rows (16 MiB each, a matrix of GPT-2 whole) and what the
-  // pipe holds. Throws IoError, NonFiniteError.
+  // Writes the model, each file of it where `path_of` its name says. Holds two blocks of rows (16 MiB each, a matrix of GPT-2 whole), with nf4, fp4 and fp8 the codes
+  // of one matrix, and what the pipe holds. Throws IoError, NonFiniteError.
   using PathOf = std::function<std::string(const std::string& name)>;
   void write(const PathOf& path_of, RowPipe& pipe) const;
 
  private:
-  const GgmlEncoder* choose_type(const WeightSlot& slot) const;
-  void plan_folder(const OutputFormat& format);
+  void plan_folder(std::uint64_t shard_bytes);
   void plan_gguf();
   void write_tensor(TensorWriter& file, const EncodedTensor& tensor, RowPipe& pipe) const;
+  void write_quantised(TensorWriter& file, const WeightSlot& slot, RowPipe& pipe) const;
 
   const ModelFile& base_;
   bool gguf_;
-  FileLayout layout_;                    // the layout that is written
-  const GgmlEncoder* wanted_ = nullptr;  // null: as the base has them
-  const GgmlEncoder* type_ = nullptr;
+  FileLayout layout_;  // the layout that is written
+  TypeChoice type_;
   std::vector<std::string> notes_;
-  std::map<std::string, const WeightSlot*> slots_;          // by the name that is written
+  std::map<std::string, const WeightSlot*> slots_;          // by the first name that is written
   std::map<std::string, std::vector<float>> constants_;     // tensors that are no weights
   std::vector<SafetensorsShard> shards_;                    // a folder's
   std::vector<EncodedTensor> tensors_;                      // a GGUF file's

@@ -137,10 +137,7 @@ VectorMergeResult merge_vectors(const VectorMergeSettings& s) {
       held.warnings.push_back(std::move(doubt));
   const std::map<std::string, Change> changes =
       read_changes(s.adapter + "/" + kAdapterWeights, base);
-  std::string type = s.type;
-  std::transform(type.begin(), type.end(), type.begin(),
-                 [](char c) { return c >= 'a' && c <= 'z' ? static_cast<char>(c - 32) : c; });
-  const OutputFormat format{s.out.ends_with(".gguf"), type, s.shard_bytes};
+  const OutputFormat format{s.out.ends_with(".gguf"), s.type, s.shard_bytes};
   const ModelOutput output(base, format);
   StagedOutput staged(s.out, format.gguf ? StagedOutput::Kind::File : StagedOutput::Kind::Folder,
                       output.bytes());
@@ -149,11 +146,11 @@ VectorMergeResult merge_vectors(const VectorMergeSettings& s) {
   output.write([&](const std::string& name) { return staged.file(name); }, pipe);
   if (!format.gguf) {
     Origin o{model_fingerprint(staged.path()), s.model, same_weights(s.model, fingerprint)};
-    o.type = output.type().name, o.exact = false, o.adapters = {s.adapter};
+    o.type = output.type().name(), o.exact = false, o.adapters = {s.adapter};
     write_file_durably(staged.file(kOriginFile), origin_text(o));
   }
   staged.commit();
-  return {output.type().name, output.bytes(), std::ssize(changes), std::move(held.warnings),
+  return {output.type().name(), output.bytes(), std::ssize(changes), std::move(held.warnings),
           std::move(held.remark)};
 }
 
