@@ -1,0 +1,240 @@
+// merge into folders quantised to nf4, fp4 and fp8: would catch codes or scales that are not those of
+// --base-precision, a matrix quantised that must stay dense, a tensor that its package reads otherwise
+// (golden/check_quantised_folder.py), and programs that can't go on with what was written.
+#include <cmath>
+#include <set>
+
+#include "family_models.h"
+#include "io/json.h"
+#include "lora/merge.h"
+#include "modelfile/family_files.h"
+#include "modelfile/quantise.h"
+#include "run_program.h"
+#include "tensor_file.h"
+
+using namespace lk;
+using namespace lk::test;
+
+namespace {
+
+const std::string kGolden = std::string(LK_TEST_DATA) + "/golden/";
+const std::string kTiny = kGolden + "peft/tiny", kAdapter = kGolden + "peft/all_linear.after";
+const std::vector<std::string> kTypes = {"nf4", "fp4", "fp8"};
+
+MergeListener quiet;
+
+MergeSettings settings(const std::string& model, const std::string& adapter, const std::string& out,
+                       const std::string& type) {
+  MergeSettings s;
+  s.model = model;
+  if (!adapter.empty()) s.adapters = {{adapter, 1}};
+  s.out = out;
+  s.type = type;
+  return s;
+}
+
+std::vector<float> rows_of(const ModelFile& file, const WeightSlot& slot) {
+  std::vector<float> values(static_cast<std::size_t>(slot.shape.numel()));
+  file.read_rows(slot, 0, slot.shape.rows(), values.data());
+  return values;
+}
+
+// What --base-precision makes of the slot's matrix in `dense`.
+HostPlanes held(const ModelFile& dense, const WeightSlot& slot, const std::string& type) {
+  const auto encoding = type == "nf4"   ? Encoding::Nf4
+                        : type == "fp4" ? Encoding::Fp4
+                                        : Encoding::Fp8;
+  return quantise(encoding, slot.shape, dense.block_rows(slot),
+                  [&](std::int64_t begin, std::int64_t end, float* to) {
+                    dense.read_rows(slot, begin, end, to);
+                  });
+}
+
+}  // namespace
+
+TEST_CASE("every family: the planes of --base-precision on the merged values, the rest as it was") {
+  for (const std::string& name : kFamilyModels) {
+    ScratchFolder scratch;
+    const std::string base = runnable_model(scratch, name), adapter = random_adapter(scratch, base);
+    merge(settings(base, adapter, scratch.file("f32"), "f32"), quiet);
+    const ModelFile exact(scratch.file("f32"));
+    for (const std::string& type : kTypes) {
+      CAPTURE(name);
+      CAPTURE(type);
+      const MergeSettings s = settings(base, adapter, scratch.file(type), type);
+      if (type == "fp8" && files_of(exact.config()).conv1d) {
+        check_throws<UsageError>("GPT-2", {"`type` fp8", "gpt2", "nf4"}, [&] { merge(s, quiet); });
+        continue;
+      }
+      if (type == "fp8" && name == "gemma3_odd") {  // a q_proj of 30 x 21
+        check_throws<UsageError>("odd", {"`type` fp8", "no multiple of 4"},
+                                 [&] { merge(s, quiet); });
+        continue;
+      }
+      const MergeResult r = merge(s, quiet);
+      CHECK(r.type == type);
+      CHECK(r.quantised);
+      CHECK(r.all.noise() > 0);
+      const ModelFile written(s.out);
+      REQUIRE(written.slots().size() == exact.slots().size());
+      const std::vector<HeldFormat> formats = held_formats(exact, {parse_base_precision(type), {}});
+      for (std::size_t i = 0; i < exact.slots().size(); ++i) {
+        const WeightSlot& slot = exact.slots()[i];
+        CAPTURE(slot.name);
+        REQUIRE(written.quantised_format(slot).has_value() == formats[i].has_value());
+        if (!formats[i]) {
+          CHECK(rows_of(written, slot) == rows_of(exact, slot));
+          continue;
+        }
+        const HostPlanes want = held(exact, slot, type), got = written.read_planes(slot);
+        CHECK(got.planes == want.planes);
+        CHECK(got.offset == want.offset);
+        CHECK(got.format.rounded == want.format.rounded);
+      }
+    }
+  }
+}
+
+TEST_CASE("bitsandbytes and compressed-tensors dequantise what was written to what we read") {
+  const SafetensorsFile golden(kGolden + "quantised/written.safetensors");
+  for (const std::string& type : kTypes) {
+    ScratchFolder scratch;
+    merge(settings(kTiny, kAdapter, scratch.file("out"), type), quiet);
+    const ModelFile written(scratch.file("out"));
+    int compared = 0;
+    for (const WeightSlot& slot : written.slots()) {
+      if (!golden.has(type + "." + slot.name)) continue;
+      CAPTURE(slot.name);
+      CHECK(rows_of(written, slot) == read_all(golden, type + "." + slot.name));
+      ++compared;
+    }
+    CHECK(compared == 2);
+  }
+}
+
+TEST_CASE("what rounding takes away is measured and told, and config.json says what was written") {
+  ScratchFolder scratch;
+  for (const std::string& type : kTypes) {
+    CAPTURE(type);
+    const MergeSettings s = settings(kTiny, kAdapter, scratch.file(type), type);
+    const MergeResult r = merge(s, quiet);
+    REQUIRE(!r.warnings.empty());
+    CHECK(r.warnings.back().starts_with(type + " rounds every weight"));
+    // Measured anew: <S - W, u> / <u, u> over all matrices.
+    merge(settings(kTiny, kAdapter, scratch.file(type + ".f32"), "f32"), quiet);
+    const ModelFile base(kTiny), sum(scratch.file(type + ".f32")), stored(s.out);
+    double overlap = 0, update = 0;
+    for (const WeightSlot& slot : base.slots()) {
+      const std::vector<float> w = rows_of(base, slot), all = rows_of(sum, slot),
+                               kept = rows_of(stored, slot);
+      for (std::size_t i = 0; i < w.size(); ++i) {
+        const double u = static_cast<double>(all[i]) - w[i];
+        overlap += u * (static_cast<double>(kept[i]) - w[i]), update += u * u;
+      }
+    }
+    CHECK(r.all.kept() == doctest::Approx(overlap / update).epsilon(1e-4));
+    const Json config = read_json(s.out + "/config.json");
+    CHECK(config["dtype"] == "bfloat16");  // what stays dense
+    const Json& q = config["quantization_config"];
+    if (type == "fp8") {
+      CHECK(q["quant_method"] == "compressed-tensors");
+      CHECK(q["format"] == "float-quantized");
+      CHECK(q["config_groups"]["group_0"]["weights"]["strategy"] == "channel");
+    } else {
+      CHECK(q["quant_method"] == "bitsandbytes");
+      CHECK(q["bnb_4bit_quant_type"] == type);
+      CHECK(q["bnb_4bit_use_double_quant"] == true);
+      CHECK(q["bnb_4bit_compute_dtype"] == "bfloat16");
+    }
+  }
+  // Written in full again, it is quantised no more.
+  merge(settings(scratch.file("nf4"), "", scratch.file("dense"), ""), quiet);
+  CHECK(!read_json(scratch.file("dense") + "/config.json").contains("quantization_config"));
+}
+
+TEST_CASE("in shards, all of a matrix is in one file, and tensors of F32 lie at multiples of 4") {
+  ScratchFolder scratch;
+  const std::string base = runnable_model(scratch, "qwen3_odd");
+  for (const std::string& type : kTypes) {
+    CAPTURE(type);
+    MergeSettings s = settings(base, "", scratch.file(type), type);
+    s.shard_bytes = 20'000;
+    merge(s, quiet);
+    MergeSettings one = settings(base, "", scratch.file(type + ".one"), type);
+    merge(one, quiet);
+    const ModelFile many(s.out), single(one.out);
+    for (const WeightSlot& slot : many.slots()) CHECK(rows_of(many, slot) == rows_of(single, slot));
+    const Json map = read_json(s.out + "/model.safetensors.index.json")["weight_map"];
+    std::set<std::string> files;
+    for (const auto& [name, file] : map.items()) {
+      files.insert(file);
+      if (const std::size_t at = name.find(".weight"); at != std::string::npos)
+        CHECK(map[name.substr(0, at + 7)] == file);
+    }
+    CHECK(files.size() >= 3);
+    const std::string bytes = slurp(one.out + "/model.safetensors");
+    std::uint64_t length = 0;
+    std::copy_n(bytes.data(), sizeof length, reinterpret_cast<char*>(&length));
+    CHECK(length % 8 == 0);
+    const Json header = parse_json(bytes.substr(8, length), "header");
+    for (const auto& [name, tensor] : header.items())
+      if (name != "__metadata__" && tensor["dtype"] == "F32")
+        CHECK(tensor["data_offsets"][0].get<std::uint64_t>() % 4 == 0);
+  }
+}
+
+TEST_CASE("what such folders can't be, or can't be made of, is refused by name") {
+  ScratchFolder scratch;
+  auto refused = [&](auto error, const MergeSettings& s, std::initializer_list<std::string> parts) {
+    check_throws<decltype(error)>(*parts.begin(), parts, [&] { merge(s, quiet); });
+  };
+  const std::string gguf = scratch.file("out.gguf"), out = scratch.file("out");
+  refused(UsageError(""), settings(kTiny, kAdapter, gguf, "nf4"),
+          {"`type` nf4", "GGUF", "q4_0 is"});
+  refused(UsageError(""), settings(kTiny, kAdapter, gguf, "fp8"), {"`type` fp8", "q8_0 is"});
+  refused(UsageError(""), settings(kTiny, kAdapter, out, "q4_0"),
+          {"`type` q4_0", "nf4 is nearest"});
+  refused(UsageError(""), settings(kTiny, kAdapter, out, "int8"), {"`type` int8", "fp4 or fp8"});
+  MergeSettings s = settings(kTiny, kAdapter, out, "NF4");
+  s.adapters[0].weight = 1e39;
+  refused(NonFiniteError(""), s, {"not finite", "nf4"});
+  CHECK(scratch.names().empty());
+  s.adapters[0].weight = 1;
+  merge(s, quiet);
+  s.model = out;
+  s.out = scratch.file("base");
+  check_throws<InputError>("unmerge", {"is stored as nf4", "q4_1 can be checked"},
+                           [&] { unmerge(s, kTiny, quiet); });
+}
+
+TEST_CASE("finetune, evaluate and generate go on with the folder") {
+  ScratchFolder scratch;
+  const std::string data = kGolden + "peft/rows.jsonl", cpu = " --device cpu --dtype f32";
+  for (const std::string& type : kTypes) {
+    CAPTURE(type);
+    const std::string folder = scratch.file(type);
+    auto run = [&](const std::string& arguments, int status) {
+      const ProgramResult r = run_program(arguments);
+      CHECK_MESSAGE(r.status == status, arguments, "\n", r.out);
+      return r.out;
+    };
+    run("merge --model " + kTiny + " --adapter " + kAdapter + " --type " + type + " --out " +
+            folder,
+        0);
+    const std::string trained =
+        run("finetune --model " + folder + " --data " + data + " --out " +
+                scratch.file(type + ".run") + " --steps 2 --rank 2 --batch 2 --seq-len 64" + cpu,
+            0);
+    CHECK(trained.find(type + " x 14") != std::string::npos);
+    run("generate --model " + folder + " --prompt 'a' --max-tokens 4" + cpu, 0);
+    run("merge --model " + folder + " --adapter " + scratch.file(type + ".run") + " --out " +
+            scratch.file(type + ".again") + " --type " + type,
+        0);
+    run("merge --model " + kTiny + " --type " + type + " --out " + folder + ".gguf", 2);
+    run("merge --unmerge --model " + folder + " --base " + kTiny + " --adapter " + kAdapter +
+            " --out " + scratch.file("base"),
+        3);
+  }
+  CHECK(run_program("merge --model " + kTiny + " --type q4_0 --out " + scratch.file("q")).status ==
+        2);
+}
