@@ -53,8 +53,9 @@ class ModelOutput {
   const TypeChoice& type() const { return type_; }
   // Messages for people: which tensors are not of the type asked for, and why.
   const std::vector<std::string>& notes() const { return notes_; }
-  // Writes the model, each file of it where `path_of` its name says. Holds two blocks of rows (16 MiB each, a matrix of GPT-2 whole), with nf4, fp4 and fp8 the codes
-  // of one matrix, and what the pipe holds. Throws IoError, NonFiniteError.
+  // Writes the model, each file of it where `path_of` its name says. Holds two blocks of rows (16 MiB
+  // each, a matrix of GPT-2 whole), with nf4, fp4 and fp8 the codes of one matrix, and what the pipe
+  // holds. Throws IoError, NonFiniteError.
   using PathOf = std::function<std::string(const std::string& name)>;
   void write(const PathOf& path_of, RowPipe& pipe) const;
 
