@@ -270,6 +270,11 @@ TEST_CASE("a program trains on rows of its own, chats among them") {
   CHECK(r.eval_after->rows == 1);
   CHECK(std::filesystem::exists(f.scratch.file("own/adapter_model.safetensors")));
   CHECK(!std::filesystem::exists(f.scratch.file("own/run.toml")));
+  CHECK(f.file("own/run.json").find("\"chats\": null") != std::string::npos);
+  s.out = f.scratch.file("chats"), rows.chats = true, rows.system = "Be kind.";
+  finetune(s, rows, ear, ear.stop);
+  CHECK(f.file("chats/run.json").find("\"chats\": 9") != std::string::npos);
+  CHECK(f.file("chats/README.md").find("--chat --system 'Be kind.'") != std::string::npos);
   FinetuneRows many;  // enough to split, each on its own as none has a line
   for (int i = 0; i < 60; ++i) many.train.push_back(make_row(*tokenizer, "say ", "hello"));
   s.out = f.scratch.file("many");
@@ -277,6 +282,11 @@ TEST_CASE("a program trains on rows of its own, chats among them") {
   s.out = f.scratch.file("files"), s.data = f.rows;
   check_throws<UsageError>("files too", {"in memory"}, [&] { finetune(s, rows, ear, ear.stop); });
   s.data = "";
+  FinetuneRows beyond = rows;
+  beyond.eval[0].ids[2] = 999999;
+  check_throws<UsageError>("no such token",
+                           {"evaluation rows in memory: rows[0]", "ids[2]", "999999"},
+                           [&] { finetune(s, beyond, ear, ear.stop); });
   rows.train[1].supervised.pop_back();
   check_throws<UsageError>("bad row", {"rows[1]", "`supervised`"},
                            [&] { finetune(s, rows, ear, ear.stop); });

@@ -131,6 +131,10 @@ struct FinetuneResult : RunProgress {
 // Rows that a program made itself: by make_row(), make_chat_rows() or on its own.
 struct FinetuneRows {
   std::vector<Row> train = {}, eval = {};
+  // What they were made of, for the run's record and the commands that it prints: whether of chats, and
+  // the system turn that every chat begins with. Unset: nobody knows.
+  std::optional<bool> chats = {};
+  std::optional<std::string> system = {};
 };
 
 // Runs a fine-tuning. `stop` is checked between steps: a number, a signal's or any other, ends the run

@@ -124,7 +124,7 @@ void name_base(const FinetuneSettings& s, FinetuneListener& listener, RunInputs&
 }
 
 // Refuses rows that files would not have given.
-void check_lengths(const Dataset& data, std::int64_t seq_len) {
+void check_rows(const Dataset& data, std::int64_t seq_len, std::int64_t vocab_size) {
   require(!data.rows.empty(), data.path, ": none");
   for (std::size_t i = 0; i < data.rows.size(); ++i) {
     const Row& row = data.rows[i];
@@ -132,6 +132,9 @@ void check_lengths(const Dataset& data, std::int64_t seq_len) {
     require(std::ssize(row.ids) <= seq_len, where, row.ids.size(), " tokens, `seq_len` is ",
             seq_len);
     require(row.n_supervised() > 0, where, "no token to train on");
+    for (std::size_t j = 0; j < row.ids.size(); ++j)
+      require(row.ids[j] >= 0 && row.ids[j] < vocab_size, where, "ids[", j, "] is ", row.ids[j],
+              ", the model's tokens are 0 to ", vocab_size - 1);
   }
 }
 
@@ -165,11 +168,15 @@ void read_data(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in, F
                          s.format,   s.train_on,  s.columns,       s.system};
   in.data = rows ? dataset_of(std::move(rows->train), *in.tokenizer, "rows in memory")
                  : load_dataset(s.data, *in.tokenizer, s.chat_template, options);
-  if (rows) check_lengths(in.data, *s.seq_len);
+  if (rows) {
+    check_rows(in.data, *s.seq_len, config.vocab_size);
+    in.data.chats = rows->chats ? (*rows->chats ? std::ssize(in.data.rows) : 0) : -1;
+    in.data.system = rows->system;
+  }
   count_first_tokens(in.data, in.methods);
   if (rows && !rows->eval.empty()) {
     in.eval = dataset_of(std::move(rows->eval), *in.tokenizer, "evaluation rows in memory");
-    check_lengths(in.eval, *s.seq_len);
+    check_rows(in.eval, *s.seq_len, config.vocab_size);
     in.eval_rows_sha256 = rows_sha256(in.eval.rows);
   }
   listener.message(concat("data: ", in.data.path, ": ", in.data.container, ", format ",

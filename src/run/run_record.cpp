@@ -10,7 +10,6 @@ namespace lk {
 
 Json run_json(const FinetuneSettings& s, const RunInputs& in, const RunFacts& facts,
               const FinetuneResult& result) {
-  const bool own_rows = in.data.container == "memory";  // nobody knows what they were made of
   BaseIdentity held;
   set_precision(held, in.storage);
   Json settings = sort_settings(s).recorded;
@@ -36,7 +35,7 @@ Json run_json(const FinetuneSettings& s, const RunInputs& in, const RunFacts& fa
                {{"base", result.base_parameters}, {"trainable", result.trainable_parameters}}},
               {"data",
                {{"rows", std::ssize(in.data.rows)},
-                {"chats", own_rows ? Json(nullptr) : Json(in.data.chats)},
+                {"chats", in.data.chats < 0 ? Json(nullptr) : Json(in.data.chats)},
                 {"system", or_null(in.data.system)},
                 {"rows_read", in.data.rows_read},
                 {"chats_apart", in.data.chats_apart},

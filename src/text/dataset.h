@@ -51,7 +51,7 @@ struct Dataset {
   std::string first_left_out;                             // "path:line: why"; empty: none was
   std::vector<std::string> ignored_keys;                  // of mere records, in the order met
   Columns columns;                                        // as they were read by
-  std::int64_t chats = 0;                                 // rows read that are chats
+  std::int64_t chats = 0;                  // rows read that are chats; below 0 if nobody knows
   std::optional<std::string> system = {};  // the system turn that every chat begins with
   std::int64_t rows_of_own_system = 0;     // chats that options.system is not put to
   std::vector<std::string>
