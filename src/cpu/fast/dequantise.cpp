@@ -3,6 +3,7 @@
 
 #include "cpu/cpu_backend_impl.h"
 #include "cpu/fast/bf16_rows.h"
+#include "cpu/fast/few_rows.h"
 #include "cpu/kernels.h"
 #include "cpu/thread_scratch.h"
 
@@ -41,7 +42,7 @@ void CpuBackend::dequantise(const Tensor& to, const Weight& w) {
 }
 
 // A few tokens read each weight once, so parts of it are dequantised that stay in the cache. A sum
-// over K does not depend on the part: these are the bits of the whole product.
+// over K does not depend on the part: these are the bits that a dense weight gives.
 void CpuBackend::few_rows_of(const Tensor& y, const Tensor& x, const Weight& w) {
   const std::int64_t N = w.shape()[0], K = w.shape()[1];
   const std::int64_t step = std::clamp<std::int64_t>((std::int64_t{1} << 18) / K, 1, N);
@@ -50,7 +51,11 @@ void CpuBackend::few_rows_of(const Tensor& y, const Tensor& x, const Weight& w) 
   for (std::int64_t first = 0; first < N; first += step) {
     const Tensor rows = part.slice_rows(0, std::min(step, N - first));
     dequantise_part(q, first, rows);
-    matmul_nt(y.slice_cols(first, first + rows.rows()), GradMode::Write, 1.0, x, rows, {});
+    const Tensor to = y.slice_cols(first, first + rows.rows());
+    if (use_onednn(x.dtype()))
+      linear_few_rows(to, x, rows);
+    else
+      matmul_nt(to, GradMode::Write, 1.0, x, rows, {});
   }
 }
 
