@@ -121,6 +121,10 @@ def main():
             os.symlink(models[0].resolve(), folder / "model.gguf")
             chat = call(folder / "embed/chat", cwd=folder)
             check("the README's chat is answered", chat.returncode == 0 and len(chat.stdout) > 9, chat.stdout + chat.stderr)
+            chats = call(folder / "embed/train_chats", cwd=folder)
+            check("the README's chats are trained on and the result answers",
+                  chats.returncode == 0 and "step 4: loss" in chats.stdout and len(chats.stdout.splitlines()) > 4,
+                  chats.stdout + chats.stderr)
         else:
             skipped += 1
     finish()
