@@ -27,18 +27,6 @@ std::vector<std::string> parts(const std::string& text) {
   return all;
 }
 
-// Whether the base is quantised as it is loaded.
-bool is_own(BasePrecision precision) {
-  return precision == BasePrecision::Nf4 || precision == BasePrecision::Fp4 ||
-         precision == BasePrecision::Fp8;
-}
-
-std::optional<BasePrecision> own_precision(const std::string& name) {
-  for (const BasePrecision one : {BasePrecision::Nf4, BasePrecision::Fp4, BasePrecision::Fp8})
-    if (name == base_precision_name(one)) return one;
-  return std::nullopt;
-}
-
 // "nf4", "nf4 (`keep_dense` down_proj)", "its file has it": what stands behind "held as".
 std::string held_text(const std::string& precision, const std::vector<std::string>& keep_dense) {
   if (precision.empty()) return "its file has it";
@@ -51,7 +39,7 @@ bool is_plain(const Origin& o) { return o.adapters.empty() && o.precision.empty(
 }  // namespace
 
 std::map<std::string, std::string> base_metadata(const BaseIdentity& base) {
-  require(base.precision.empty() || own_precision(base.precision), "BaseIdentity.precision ",
+  require(base.precision.empty() || quantising_precision(base.precision), "BaseIdentity.precision ",
           base.precision, ": nf4, fp4, fp8 or nothing");
   for (const std::string& module : base.keep_dense)
     require(!module.empty() && module.find(',') == module.npos, "BaseIdentity.keep_dense '", module,
@@ -72,13 +60,13 @@ void read_base_metadata(BaseIdentity& base, const std::map<std::string, std::str
   if (base.fingerprint.empty()) base.fingerprint = value(kBaseFingerprint);
   base.precision = value(kPrecision);
   base.keep_dense = parts(value(kKeepDense));
-  if (!base.precision.empty() && !own_precision(base.precision))
+  if (!base.precision.empty() && !quantising_precision(base.precision))
     throw InputError(concat(weights_path, ": __metadata__: ", kPrecision, " = ",
                             printable(base.precision), " is none of nf4, fp4, fp8"));
 }
 
 void set_precision(BaseIdentity& base, const BaseStorage& storage) {
-  if (!is_own(storage.precision)) return;
+  if (!quantises(storage.precision)) return;
   base.precision = base_precision_name(storage.precision);
   base.keep_dense = storage.keep_dense;
 }
@@ -135,7 +123,7 @@ HeldBase hold_for(const ModelFile& file, const BaseStorage& wanted,
              one.base.keep_dense == trained->base.keep_dense;
     });
     if (agree && !file.is_quantised()) {
-      held.storage = {*own_precision(trained->base.precision), trained->base.keep_dense};
+      held.storage = {*quantising_precision(trained->base.precision), trained->base.keep_dense};
       held.remark = concat(
           file.path(), ": held as ", held_text(trained->base.precision, trained->base.keep_dense),
           ", as ", trained->folder, " was trained (`base_precision` dense: as its file has it)");

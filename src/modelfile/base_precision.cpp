@@ -60,6 +60,14 @@ const char* base_precision_name(BasePrecision precision) {
   throw UsageError("`base_precision`: no such value");
 }
 
+bool quantises(BasePrecision precision) { return own_encoding(precision).has_value(); }
+
+std::optional<BasePrecision> quantising_precision(const std::string& name) {
+  for (const Name& one : kNames)
+    if (name == one.name && quantises(one.precision)) return one.precision;
+  return std::nullopt;
+}
+
 std::vector<HeldFormat> held_formats(const ModelFile& file, const BaseStorage& storage) {
   std::vector<HeldFormat> formats(file.slots().size());
   const std::optional<Encoding> encoding = own_encoding(storage.precision);

@@ -24,6 +24,10 @@ enum class BasePrecision : std::uint8_t {
 // auto, dense, stored, nf4, fp4, fp8. Throws UsageError.
 BasePrecision parse_base_precision(const std::string& text);
 const char* base_precision_name(BasePrecision precision);
+// Whether a dense base is quantised as it is loaded: nf4, fp4 and fp8.
+bool quantises(BasePrecision precision);
+// The precision of that name if it quantises(), else nothing.
+std::optional<BasePrecision> quantising_precision(const std::string& name);
 
 struct BaseStorage {
   BasePrecision precision = BasePrecision::Dense;

@@ -11,10 +11,14 @@ std::string upper(std::string text) {
   return text;
 }
 
+std::string lower(std::string text) {
+  for (char& c : text)
+    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
+  return text;
+}
+
 BasePrecision own_precision(const std::string& type) {
-  for (const BasePrecision one : {BasePrecision::Nf4, BasePrecision::Fp4, BasePrecision::Fp8})
-    if (upper(type) == upper(base_precision_name(one))) return one;
-  return BasePrecision::Dense;
+  return quantising_precision(lower(type)).value_or(BasePrecision::Dense);
 }
 
 // The type of other files that takes about as many bits.

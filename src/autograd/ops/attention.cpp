@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "autograd/ops.h"
+#include "autograd/ops/qkv.h"
 #include "autograd/work.h"
 
 namespace lk {
@@ -54,17 +55,6 @@ Var attention(Tape& tape, const Var& q, const Var& k, const Var& v, const Attent
 }
 
 namespace {
-
-// The columns of q, k and v in a matrix that holds them side by side.
-struct Qkv {
-  Tensor q, k, v;
-  Qkv(const Tensor& qkv, const AttentionShape& shape) {
-    const std::int64_t H = shape.n_heads, G = shape.n_kv_heads, D = shape.head_dim;
-    q = qkv.slice_cols(0, H * D);
-    k = qkv.slice_cols(H * D, (H + G) * D);
-    v = qkv.slice_cols((H + G) * D, (H + 2 * G) * D);
-  }
-};
 
 // Attention's backward into one buffer, with dq and dk rotated back in place. Saves the rotated
 // qkv, o and lse (H,T).

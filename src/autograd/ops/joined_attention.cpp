@@ -1,24 +1,9 @@
 #include "autograd/joined.h"
 #include "autograd/ops/by_head.h"
+#include "autograd/ops/qkv.h"
 
 namespace lk {
 namespace {
-
-// Where q, k and v lie side by side in qkv.
-struct Columns {
-  std::int64_t q, k, v;  // ends
-  explicit Columns(const AttentionShape& s)
-      : q(std::int64_t{s.n_heads} * s.head_dim),
-        k(q + std::int64_t{s.n_kv_heads} * s.head_dim),
-        v(k + std::int64_t{s.n_kv_heads} * s.head_dim) {}
-};
-
-// The columns [begin, end) of x, with adjacent rows, as norms by head need them.
-Tensor adjacent(const Tensor& x, std::int64_t begin, std::int64_t end) {
-  Tensor copy = x.backend().empty(Tag::Workspace, x.dtype(), {x.rows(), end - begin});
-  x.backend().copy(copy, x.slice_cols(begin, end));
-  return copy;
-}
 
 // Attention's backward, whose dq and dk are rotated back and go through their norms. Saves qkv, the
 // normed and rotated q and k, the norms' rstd, o and lse (H,T).
@@ -47,32 +32,30 @@ struct HeadNormedAttentionNode : Node {
   const char* name() const override { return "head_normed_attention"; }
   void backward(Tape& tape, const Tensor& dy) override {
     Backend& backend = tape.backend();
-    const Columns end(shape);
     const Tensor& value = qkv.value();
     const Tensor dqkv =
         backend.empty_with_margin(Tag::Backward, value.dtype(), value.shape(), value.margin());
+    const Qkv in(value, shape), d(dqkv, shape);
     Tensor dq = backend.empty(Tag::Backward, value.dtype(), q.value.shape()),
            dk = backend.empty(Tag::Backward, value.dtype(), k.value.shape());
     const Rotation rotation{table, positions};
-    backend.attention_backward(dq, dk, dqkv.slice_cols(end.k, end.v), dy, q.value, k.value,
-                               value.slice_cols(end.k, end.v), o, lse, shape, segments,
+    backend.attention_backward(dq, dk, d.v, dy, q.value, k.value, in.v, o, lse, shape, segments,
                                table.defined() ? &rotation : nullptr);
-    through_norm(dqkv, 0, end.q, dq, q);
-    through_norm(dqkv, end.q, end.k, dk, k);
+    through_norm(d.q, dq, in.q, q);
+    through_norm(d.k, dk, in.k, k);
     tape.pass(qkv, dqkv);
   }
 
  private:
-  // Columns [begin, end) of dqkv, given the gradient of what their norm made.
-  void through_norm(const Tensor& dqkv, std::int64_t begin, std::int64_t end, const Tensor& dy,
+  // dx, given the gradient of what the norm made of x.
+  void through_norm(const Tensor& dx, const Tensor& dy, const Tensor& x,
                     const Normed& normed) const {
-    Backend& backend = dqkv.backend();
+    Backend& backend = dx.backend();
     const std::int64_t D = shape.head_dim;
-    const Tensor x = adjacent(qkv.value(), begin, end),
-                 dx = backend.empty(Tag::Workspace, x.dtype(), x.shape());
-    backend.rmsnorm_backward(by_head(dx, D), GradMode::Write, by_head(dy, D), by_head(x, D),
+    const Tensor rows = dense(x), made = backend.empty(Tag::Workspace, x.dtype(), x.shape());
+    backend.rmsnorm_backward(by_head(made, D), GradMode::Write, by_head(dy, D), by_head(rows, D),
                              normed.gain, normed.rstd);
-    backend.copy(dqkv.slice_cols(begin, end), dx);
+    backend.copy(dx, made);
   }
 };
 
@@ -83,29 +66,28 @@ Var head_normed_attention(Tape& tape, const Var& qkv, const HeadNorms& norms,
                           const Tensor& rope_table, const Tensor& positions,
                           const AttentionShape& shape, const Segments& segments,
                           std::int64_t margin) {
-  const Columns end(shape);
   const std::int64_t D = shape.head_dim, T = qkv.dims<2>("head_normed_attention: qkv")[0];
-  qkv.value().expect({T, end.v}, "head_normed_attention: qkv (T,(H+2G)*D)");
+  qkv.value().expect({T, (shape.n_heads + 2 * std::int64_t{shape.n_kv_heads}) * D},
+                     "head_normed_attention: qkv (T,(H+2G)*D)");
   norms.q.expect({D}, "head_normed_attention: q's gain (D)");
   norms.k.expect({D}, "head_normed_attention: k's gain (D)");
   check(segments.total() == T, "head_normed_attention: segments hold ", segments.total(),
         " tokens, qkv has ", T);
   Backend& backend = tape.backend();
   const DType stat = stat_dtype(qkv.dtype());
-  const auto normed = [&](std::int64_t first, std::int64_t last, const Weight& gain) {
-    HeadNormedAttentionNode::Normed n{tape.activation(qkv.dtype(), {T, last - first}),
-                                      tape.activation(stat, {T * ((last - first) / D)}), gain};
-    backend.rmsnorm_forward(by_head(n.value, D), n.rstd,
-                            by_head(adjacent(qkv.value(), first, last), D), gain, norms.eps);
+  const Qkv in(qkv.value(), shape);
+  const auto normed = [&](const Tensor& x, const Weight& gain) {
+    HeadNormedAttentionNode::Normed n{tape.activation(x.dtype(), x.shape()),
+                                      tape.activation(stat, {T * (x.cols() / D)}), gain};
+    backend.rmsnorm_forward(by_head(n.value, D), n.rstd, by_head(dense(x), D), gain, norms.eps);
     if (rope_table.defined())
       backend.rope(n.value, GradMode::Write, n.value, rope_table, positions, shape.head_dim, false);
     return n;
   };
-  auto q = normed(0, end.q, norms.q), k = normed(end.q, end.k, norms.k);
-  Tensor o = tape.activation(qkv.dtype(), {T, end.q}, margin);
+  auto q = normed(in.q, norms.q), k = normed(in.k, norms.k);
+  Tensor o = tape.activation(qkv.dtype(), in.q.shape(), margin);
   Tensor lse = tape.activation(stat, {shape.n_heads, T});
-  backend.attention_forward(o, lse, q.value, k.value, qkv.value().slice_cols(end.k, end.v), shape,
-                            segments, segments);
+  backend.attention_forward(o, lse, q.value, k.value, in.v, shape, segments, segments);
   if (!tape.wants(qkv)) return tape.constant(std::move(o));
   return tape.record<HeadNormedAttentionNode>(o, qkv, std::move(q), std::move(k), rope_table,
                                               positions, o, std::move(lse), shape, segments);
