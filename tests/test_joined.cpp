@@ -312,27 +312,39 @@ TEST_CASE("joining changes no weight, and training afterwards none either") {
 }
 
 // Joined, in BF16 on the GPU, the loss and gradients are as far from the F32 result as the plain
-// model's, which rounds at other places, and have the same bits again.
+// model's, which rounds at other places, and have the same bits again. Roundings are luck: over several
+// batches it evens out.
 void check_joined_on_gpu(const LoraConfig& config, bool quantised, const std::string& family) {
-  const std::vector<Row> rows = random_rows({9, 17, 1, 130}, 5);
   JoinedSubject exact(DType::F32, config, false, make_cpu_backend(CpuMode::Reference), quantised,
                       family),
       plain(DType::BF16, config, false, open_device("auto"), quantised, family),
       joined(DType::BF16, config, true, open_device("auto"), quantised, family);
-  const auto want = exact.loss_and_gradients(rows), other = plain.loss_and_gradients(rows),
-             have = joined.loss_and_gradients(rows);
-  CHECK(have == joined.loss_and_gradients(rows));
-  for (std::size_t i = 0; i < want.size(); ++i) {
-    double scale = 0, plain_error = 0, joined_error = 0;
-    for (std::size_t j = 0; j < want[i].size(); ++j) {
-      scale += want[i][j] * want[i][j];
-      plain_error += std::pow(other[i][j] - want[i][j], 2);
-      joined_error += std::pow(have[i][j] - want[i][j], 2);
+  struct Errors {
+    double plain = 0, joined = 0;  // squares, as shares of the gradient's own
+  };
+  std::vector<Errors> sums;
+  constexpr unsigned kBatches = 4;
+  for (unsigned seed = 1; seed <= kBatches; ++seed) {
+    const std::vector<Row> rows = random_rows({9, 17, 1, 130}, seed);
+    const auto want = exact.loss_and_gradients(rows), other = plain.loss_and_gradients(rows),
+               have = joined.loss_and_gradients(rows);
+    CHECK(have == joined.loss_and_gradients(rows));
+    sums.resize(want.size());
+    for (std::size_t i = 0; i < want.size(); ++i) {
+      double scale = 0, plain_error = 0, joined_error = 0;
+      for (std::size_t j = 0; j < want[i].size(); ++j) {
+        scale += want[i][j] * want[i][j];
+        plain_error += std::pow(other[i][j] - want[i][j], 2);
+        joined_error += std::pow(have[i][j] - want[i][j], 2);
+      }
+      if (scale == 0) CHECK(joined_error == 0);
+      if (scale > 0) sums[i].plain += plain_error / scale, sums[i].joined += joined_error / scale;
     }
-    CHECK_MESSAGE(joined_error < 4 * plain_error + 1e-4 * scale, family, ", gradient ", i, ": ",
-                  std::sqrt(joined_error / scale), " of its size, plain ",
-                  std::sqrt(plain_error / scale));
   }
+  for (std::size_t i = 0; i < sums.size(); ++i)
+    CHECK_MESSAGE(sums[i].joined < 4 * sums[i].plain + 1e-4 * kBatches, family, ", gradient ", i,
+                  ": ", std::sqrt(sums[i].joined / kBatches), " of its size, plain ",
+                  std::sqrt(sums[i].plain / kBatches));
 }
 
 TEST_CASE("cuda: joined projections give the plain model's loss and gradients, BF16") {

@@ -3,20 +3,21 @@
 // Shapes     y, x, dy, dv, v (T,N); m, inverse, w_sq, dm of a part's rows; wa (N,S), gram (S,S),
 //            b (N,S)
 // Plan       One launch serves all parts that lie side by side. inverse_norms: a warp per row, a lane
-//            per thin column. scale_columns: rowwise.cuh. Its backward in two launches: a block walks
-//            64 tokens of 32 packs of columns, each of its 8 warps every eighth token, writes dv and
-//            its sums of dy v; then a block adds the blocks' sums of 32 columns.
+//            per thin column. scale_columns and its backward: a block walks 64 tokens of 32 packs of
+//            columns, each of its 8 warps every eighth token, with their factors in registers; the
+//            backward writes the block's sums of dy v, and a second launch adds the blocks'.
 // Bytes      each matrix once; w_sq, wa and b once; partial sums are N T / 16 bytes
 // Numbers    F32 sums in an order that depends on the shapes alone: two runs give the same bits
 // Limits     parts that begin and end at whole packs move 16 bytes at a time, others one value
 #include "cuda/lora/dora_kernels.h"
-#include "cuda/rowwise.cuh"
+
+#include "cuda/pack.cuh"
 
 namespace lk {
 namespace {
 
 constexpr int kWarps = 8;    // of a block
-constexpr int kTokens = 64;  // of a block of the backward
+constexpr int kTokens = 64;  // of a block
 constexpr int kMostParts = 4;
 
 // The parts as kernels see them; their vectors are read at a column less the part's first.
@@ -100,26 +101,31 @@ __global__ void __launch_bounds__(32 * kWarps)
   p.inverse[n - p.begin] = norm_sq > 0.0f ? 1.0f / sqrtf(norm_sq) : 0.0f;
 }
 
+// A thread walks kTokens tokens of one pack of columns, with its factors in registers.
 template <class T, int N>
-struct ScaleColumnsOp {
-  static constexpr int kWidth = N;
-  Matrix<T> y;
-  Matrix<const T> x, addend;  // addend.data: or null
-  const T* shift;             // or null
-  Parts parts;
-  __device__ void operator()(i64 row, i64 col) const {
-    float v[N], factor[N], to[N] = {};
-    load_pack<N>(x.at(row, col), v);
-    parts.factors(col, factor);
-    if (addend.data) load_pack<N>(addend.at(row, col), to);
+__global__ void __launch_bounds__(32 * kWarps)
+    scale_columns_kernel(Matrix<T> y, Matrix<const T> x, Matrix<const T> addend, const T* shift,
+                         const __grid_constant__ Parts parts, i64 n_rows, i64 n_cols) {
+  const i64 col = (static_cast<i64>(blockIdx.x) * 32 + threadIdx.x) * N;
+  if (col >= n_cols) return;
+  const i64 first = static_cast<i64>(blockIdx.y) * kTokens;
+  const i64 last = first + kTokens < n_rows ? first + kTokens : n_rows;
+  float factor[N], at[N] = {};
+  parts.factors(col, factor);
+  if (shift) {
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
-      const float at = shift ? to_float(shift[col + i]) : 0.0f;
-      v[i] = factor[i] * (v[i] - at) + (to[i] + at);
-    }
-    store_pack<N>(y.at(row, col), v);
+    for (int i = 0; i < N; ++i) at[i] = to_float(shift[col + i]);
   }
-};
+#pragma unroll 4
+  for (i64 t = first + threadIdx.y; t < last; t += kWarps) {
+    float v[N], to[N] = {};
+    load_pack<N>(x.at(t, col), v);
+    if (addend.data) load_pack<N>(addend.at(t, col), to);
+#pragma unroll
+    for (int i = 0; i < N; ++i) v[i] = factor[i] * (v[i] - at[i]) + (to[i] + at[i]);
+    store_pack<N>(y.at(t, col), v);
+  }
+}
 
 // partial[chunk][col] = the chunk's sum of dy v
 template <class T, int N>
@@ -200,11 +206,12 @@ void CudaDoraKernels::scale_columns(const Tensor& y, const Tensor& x, const Tens
   dispatch_device(y.dtype(), [&]<class T>() {
     using D = device_t<T>;
     auto go = [&]<int N>() {
-      launch_rowwise(
-          "scale_columns", y.rows(), y.cols(), backend_.stream(),
-          ScaleColumnsOp<D, N>{matrix<T>(y), const_matrix<T>(x),
-                               addend.defined() ? const_matrix<T>(addend) : Matrix<const D>{},
-                               shift ? pointer<T>(shift->values()) : nullptr, arguments(parts)});
+      launch("scale_columns", scale_columns_kernel<D, N>,
+             grid_of(ceil_div(y.cols(), 32 * N), ceil_div(y.rows(), kTokens)), dim3(32, kWarps), 0,
+             backend_.stream(), matrix<T>(y), const_matrix<T>(x),
+             addend.defined() ? const_matrix<T>(addend) : Matrix<const D>{},
+             static_cast<const D*>(shift ? pointer<T>(shift->values()) : nullptr), arguments(parts),
+             y.rows(), y.cols());
     };
     constexpr int kN = 16 / static_cast<int>(sizeof(T));
     packable(kN, y.cols(), y, x, to) && whole_packs(parts, kN) ? go.template operator()<kN>()
