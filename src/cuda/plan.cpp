@@ -49,6 +49,7 @@ class CudaPlan final : public PlanBackend {
   CudaPlan() : PlanBackend(kCudaTraits), lora_kernels_(*this, weight_gradient_count()) {}
 
   void linear_forward(const Tensor& y, const Tensor& x, const Weight& w) override {
+    if (takes_codes(x.rows(), w)) return;
     if (!through_scratch(y, x, w)) product();
   }
   void linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,
