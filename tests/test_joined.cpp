@@ -224,7 +224,8 @@ TEST_CASE("below the first trained layer nothing is recorded, joined or not, rec
                                           last));
   for (bool joined : {false, true})
     for (const std::string& target : {down, v})
-      CHECK(recorded(target, joined, "block") == then({"checkpoint"}, last));
+      for (const char* recompute : {"keep-attention", "block"})
+        CHECK(recorded(target, joined, recompute) == then({"checkpoint"}, last));
 }
 
 TEST_CASE("what no gradient reaches is not joined and keeps its memory") {

@@ -44,7 +44,7 @@ inline constexpr const char* kHeldHelp =
 inline constexpr const char* kKeepDenseHelp =
     "modules that stay dense all the same: down_proj, layers.0, ...";
 inline constexpr const char* kRecomputeHelp =
-    "none, gate-up, block, offload; :N for the first N layers";
+    "none, gate-up, keep-attention, block, offload; :N for the first N layers";
 // Parses "a,b" into {"a", "b"}. Throws UsageError for empty items.
 std::vector<std::string> parse_list(const std::string& text, const std::string& flag);
 
