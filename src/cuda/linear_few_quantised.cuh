@@ -3,9 +3,9 @@
 //
 // Shapes     y (M,N) = addend (M,N) + x (M,K) wᵀ, w (N,K) quantised, M <= 32, for up to three w of one
 //            format; K a multiple of 8
-// Plan       a block: 16 rows of w; its eight warps take turns along K, 64 columns each. A lane decodes
-//            8 neighbouring columns of two rows, which serve as tensor-core operands as they are
-//            (linear_few_bf16.cu has the same layout). Many blocks on a multiprocessor hide the loads.
+// Plan       a block: 16 rows of w; its sixteen warps take turns along K, 64 columns each. A lane
+//            decodes 8 neighbouring columns of two rows, which serve as tensor-core operands as they
+//            are (linear_few_bf16.cu has the same layout). Many warps on a multiprocessor hide the loads.
 // Bytes      w's stored bytes once; x (N / 16) times from L1/L2; y once
 // Numbers    values are rounded to BF16, as dequantised matrices are; F32 sums: a warp's columns in
 //            order, then the warps in order, then the addend. The order depends on K alone.
@@ -16,6 +16,8 @@
 #include "cuda/mma.cuh"
 
 namespace lk {
+
+constexpr int kCodeThreads = 512;
 
 template <class Decoder>
 struct QuantisedPart {
@@ -32,10 +34,10 @@ struct QuantisedParts {
 
 // NT: number of groups of 8 rows of x.
 template <class Decoder, int NT>
-__global__ void __launch_bounds__(kFewThreads)
+__global__ void __launch_bounds__(kCodeThreads, NT == 1 ? 2 : 1)
     linear_few_quantised_kernel(const __grid_constant__ QuantisedParts<Decoder> parts,
                                 Matrix<const __nv_bfloat16> x, int n_x, int k) {
-  constexpr int kWarps = kFewThreads / 32, kColumns = 64;
+  constexpr int kWarps = kCodeThreads / 32, kColumns = 64;
   __shared__ float partial[kWarps * 8 * NT * kFewRows], table[16];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int block_row = static_cast<int>(blockIdx.x) * kFewRows;
@@ -98,7 +100,7 @@ __global__ void __launch_bounds__(kFewThreads)
     for (int i = 0; i < 4; ++i)
       partial[at(warp, 8 * nt + 2 * t + i % 2, g + i / 2 * 8)] = sum[nt][i];
   __syncthreads();
-  for (int i = threadIdx.x; i < n_x * kFewRows; i += kFewThreads) {
+  for (int i = threadIdx.x; i < n_x * kFewRows; i += kCodeThreads) {
     const int m = i / kFewRows, r = i % kFewRows;
     if (row0 + r >= n) continue;
     float total = 0.0f;
@@ -125,7 +127,7 @@ void launch_linear_few_quantised(const Tensor& x, std::span<const LinearPart> pa
   }
   const auto go = [&]<int NT>() {
     launch_early("linear_few_quantised", linear_few_quantised_kernel<Decoder, NT>,
-                 grid_of(rows / kFewRows), dim3(kFewThreads), 0, stream, few, const_matrix<bf16>(x),
+                 grid_of(rows / kFewRows), dim3(kCodeThreads), 0, stream, few, const_matrix<bf16>(x),
                  static_cast<int>(M), static_cast<int>(K));
   };
   M <= 8 ? go.template operator()<1>() : go.template operator()<4>();

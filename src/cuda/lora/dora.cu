@@ -16,8 +16,9 @@
 namespace lk {
 namespace {
 
-constexpr int kWarps = 8;    // of a block
-constexpr int kTokens = 64;  // of a block
+constexpr int kWarps = 8;     // of a block
+constexpr int kTokens = 64;   // of a block
+constexpr int kInFlight = 4;  // tokens of a warp
 constexpr int kMostParts = 4;
 
 // The parts as kernels see them; their vectors are read at a column less the part's first.
@@ -86,12 +87,21 @@ __global__ void __launch_bounds__(32 * kWarps)
   Parts::Part p;
   if (!parts.find(n, p)) return;
   float cross = 0.0f, square = 0.0f;
-  for (int r = static_cast<int>(threadIdx.x); r < p.rank; r += 32) {
-    const float br = to_float(*b.at(n, p.column + r));
-    cross = fmaf(*wa.at(n, p.column + r), br, cross);
+  for (int r0 = 0; r0 < p.rank; r0 += 32) {  // uniform over the warp
+    const int r = r0 + static_cast<int>(threadIdx.x);
+    const bool inside = r < p.rank;
+    const float br = inside ? to_float(*b.at(n, p.column + r)) : 0.0f;
+    if (inside) cross = fmaf(*wa.at(n, p.column + r), br, cross);
     float sum = 0.0f;
-    for (int q = 0; q < p.rank; ++q)
-      sum = fmaf(*gram.at(p.column + q, p.column + r), to_float(*b.at(n, p.column + q)), sum);
+    for (int q0 = 0; q0 < p.rank; q0 += 32) {
+      const int own = q0 + static_cast<int>(threadIdx.x), count = min(32, p.rank - q0);
+      const float bq = own < p.rank ? to_float(*b.at(n, p.column + own)) : 0.0f;
+#pragma unroll 8
+      for (int q = 0; q < count; ++q) {
+        const float factor = inside ? *gram.at(p.column + q0 + q, p.column + r) : 0.0f;
+        sum = fmaf(factor, __shfl_sync(~0u, bq, q), sum);
+      }
+    }
     square = fmaf(br, sum, square);
   }
   float added = 2.0f * s * cross + s * s * square;
@@ -99,6 +109,15 @@ __global__ void __launch_bounds__(32 * kWarps)
   if (threadIdx.x != 0) return;
   const float norm_sq = p.w_sq[n - p.begin] + added;
   p.inverse[n - p.begin] = norm_sq > 0.0f ? 1.0f / sqrtf(norm_sq) : 0.0f;
+}
+
+// Calls f(u, t) for the tokens t of a warp that are loaded before any is stored: an output may lie over an
+// input, so the compiler does not move a load ahead of a store.
+template <class F>
+__device__ __forceinline__ void each_in_flight(i64 t0, i64 last, const F& f) {
+#pragma unroll
+  for (int u = 0; u < kInFlight; ++u)
+    if (t0 + u * kWarps < last) f(u, t0 + u * kWarps);
 }
 
 // A thread walks kTokens tokens of one pack of columns, with its factors in registers.
@@ -116,14 +135,17 @@ __global__ void __launch_bounds__(32 * kWarps)
 #pragma unroll
     for (int i = 0; i < N; ++i) at[i] = to_float(shift[col + i]);
   }
-#pragma unroll 4
-  for (i64 t = first + threadIdx.y; t < last; t += kWarps) {
-    float v[N], to[N] = {};
-    load_pack<N>(x.at(t, col), v);
-    if (addend.data) load_pack<N>(addend.at(t, col), to);
+  for (i64 t0 = first + threadIdx.y; t0 < last; t0 += kInFlight * kWarps) {
+    float v[kInFlight][N], to[kInFlight][N] = {};
+    each_in_flight(t0, last, [&](int u, i64 t) {
+      load_pack<N>(x.at(t, col), v[u]);
+      if (addend.data) load_pack<N>(addend.at(t, col), to[u]);
+    });
+    each_in_flight(t0, last, [&](int u, i64 t) {
 #pragma unroll
-    for (int i = 0; i < N; ++i) v[i] = factor[i] * (v[i] - at[i]) + (to[i] + at[i]);
-    store_pack<N>(y.at(t, col), v);
+      for (int i = 0; i < N; ++i) v[u][i] = factor[i] * (v[u][i] - at[i]) + (to[u][i] + at[i]);
+      store_pack<N>(y.at(t, col), v[u]);
+    });
   }
 }
 
@@ -141,17 +163,20 @@ __global__ void __launch_bounds__(32 * kWarps)
   if (col < n_cols) {
     float factor[N];
     parts.factors(col, factor);
-#pragma unroll 2
-    for (i64 t = first + threadIdx.y; t < last; t += kWarps) {
-      float g[N], at[N];
-      load_pack<N>(dy.at(t, col), g);
-      load_pack<N>(v.at(t, col), at);
+    for (i64 t0 = first + threadIdx.y; t0 < last; t0 += kInFlight * kWarps) {
+      float g[kInFlight][N], at[kInFlight][N];
+      each_in_flight(t0, last, [&](int u, i64 t) {
+        load_pack<N>(dy.at(t, col), g[u]);
+        load_pack<N>(v.at(t, col), at[u]);
+      });
+      each_in_flight(t0, last, [&](int u, i64 t) {
 #pragma unroll
-      for (int i = 0; i < N; ++i) {
-        sum[i] = fmaf(g[i], at[i], sum[i]);
-        g[i] *= factor[i];
-      }
-      store_pack<N>(dv.at(t, col), g);
+        for (int i = 0; i < N; ++i) {
+          sum[i] = fmaf(g[u][i], at[u][i], sum[i]);
+          g[u][i] *= factor[i];
+        }
+        store_pack<N>(dv.at(t, col), g[u]);
+      });
     }
   }
 #pragma unroll
