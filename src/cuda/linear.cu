@@ -28,7 +28,7 @@
 #include "cuda/lora/thin.h"
 #include "cuda/pack.cuh"
 #include "cuda/rowwise.cuh"
-#include "tensor/dense_scratch.h"
+#include "tensor/fp8_product.h"
 
 namespace lk {
 namespace {
@@ -192,7 +192,7 @@ void* CudaBackend::blas_workspace() {
 void CudaBackend::prepare_linear(Weight&) {}
 
 void CudaBackend::linear_forward(const Tensor& y, const Tensor& x, const Weight& w) {
-  if (w.quantised()) return DenseScratch(*this, w).linear_forward(y, x);
+  if (w.quantised()) return quantised_forward(*this, y, x, w);
   const LinearPart part{y, &w};
   if (!linear_few_rows(x, nullptr, {&part, 1}, stream()))
     gemm(y, GradMode::Write, 1.0, x, false, w.values(), true);
@@ -207,7 +207,7 @@ bool CudaCacheKernels::linear_parts(const Tensor& x, const InputNorm* norm,
 
 void CudaBackend::linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,
                                     const Weight& w) {
-  if (w.quantised()) return DenseScratch(*this, w).linear_backward_x(dx, mode, dy);
+  if (w.quantised()) return quantised_backward_x(*this, dx, mode, dy, w);
   gemm(dx, mode, 1.0, dy, false, w.values(), false);
 }
 
