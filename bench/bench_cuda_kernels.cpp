@@ -20,6 +20,7 @@
 #include "nn/cached_ops.h"
 #include "roofline.h"
 #include "tensor/adapter_kernels.h"
+#include "tensor/fp8_kernels.h"
 #include "tensor/quantised_kernels.h"
 #include "tensor/shared_keys.h"
 
@@ -203,6 +204,46 @@ void register_linear() {
   linear("gate_up", T, F, C);
   linear("down", T, C, F);
   linear("head_2048", 2048, V, C);
+}
+
+// Products in FP8 and what is made for them: activations rounded row by row (those of gradients with
+// scales of columns), codes transposed. The roof is that of BF16 products.
+void register_fp8() {
+  Fp8Kernels* fp8 = gpu().quantised_kernels()->fp8_kernels();
+  if (!fp8) return;
+  auto rows = [](std::int64_t n, std::int64_t k) {
+    return Fp8Rows{gpu().empty(Tag::Workspace, DType::U8, {n, k}),
+                   gpu().empty(Tag::Workspace, DType::F32, {n})};
+  };
+  for (std::int64_t width : {C, F, 2 * F})
+    for (bool scaled : {false, true})
+      add(concat("fp8_quantise_", width, scaled ? "_scaled" : ""),
+          {.bytes = 3.0 * static_cast<double>(T * width)}, [=] {
+            std::vector<Tensor> columns;
+            if (scaled) columns.push_back(random_tensor(DType::F32, {width}, 2));
+            return [=, x = random_tensor(DType::BF16, {T, width}, 1), to = rows(T, width)] {
+              fp8->quantise_rows(to, x, columns);
+            };
+          });
+  for (auto [n, k] : {std::pair{C, C}, {F, C}, {C, F}})
+    add(concat("fp8_transpose_", n, "x", k), {.bytes = 2.0 * static_cast<double>(n * k)},
+        [=, n = n, k = k] {
+          return [=, from = gpu().empty(Tag::Workspace, DType::U8, {n, k}), to = rows(k, n)] {
+            fp8->transpose(to, from);
+          };
+        });
+  for (auto [n, k] : {std::pair{C, C}, {F, C}, {2 * F, C}, {C, F}, {C, 2 * F}, {C, 3 * C}})
+    for (GradMode mode : {GradMode::Write, GradMode::Add})
+      add(concat("fp8_product_", n, "x", k, mode == GradMode::Add ? "_add" : ""),
+          {.flops = 2.0 * static_cast<double>(T * n) * static_cast<double>(k)}, [=, n = n, k = k] {
+            auto codes = [=](std::int64_t height, unsigned seed) {
+              const Fp8Rows to = rows(height, k);
+              fp8->quantise_rows(to, random_tensor(DType::BF16, {height, k}, seed), {});
+              return to;
+            };
+            return [=, y = random_tensor(DType::BF16, {T, n}, 1), a = codes(T, 2),
+                    b = codes(n, 3)] { fp8->multiply(y, mode, a, b, {}); };
+          });
 }
 
 // Quantised matrices of gate_up's size: to BF16, with margin columns as in a joined product, and times
@@ -528,6 +569,7 @@ int main(int argc, char** argv) {
   register_memory_bound();
   register_linear();
   register_quantised();
+  register_fp8();
   register_products();
   register_thin_products();
   register_lora_segments();

@@ -36,7 +36,7 @@ constexpr std::int64_t kPeerTimeout = 600;  // seconds
 
 struct Settings {
   std::string shape = "smollm2-135m", config, model, targets = "all-linear", device = "auto",
-              dtype = "auto", base_precision = "auto", keep_dense, processes;
+              dtype = "auto", base_precision = "auto", keep_dense, fp8_products = "auto", processes;
   std::string memory;   // a budget; if given, recompute is chosen to fit it
   Recompute recompute;  // what is computed again instead of kept
   std::int64_t batch = 2, seq_len = 256, rank = 8, steps = 10, warmup = 4;
@@ -199,6 +199,7 @@ int run_bench(Settings s, World& world, Clock::time_point start) {
   request.model = config, request.methods.lora = lora_config(s);
   request.compute_dtype = dtype, request.device = backend->name();
   BaseStorage storage{parse_base_precision(s.base_precision)};
+  storage.fp8_products = uses_fp8_products(s.fp8_products, *backend, dtype);
   if (!s.keep_dense.empty()) storage.keep_dense = program::parse_list(s.keep_dense, "--keep-dense");
   request.formats = file ? held_formats(*file, storage) : held_formats(config, storage);
   request.processes = world.size() > 1 ? world.size() : 0, request.grad_accum = world.size();
@@ -368,6 +369,8 @@ int main(int argc, char** argv) {
   app.add_option("--base-precision", s.base_precision, program::kBasePrecisionHelp)
       ->capture_default_str();
   app.add_option("--keep-dense", s.keep_dense, program::kKeepDenseHelp);
+  app.add_option("--fp8-products", s.fp8_products, program::kFp8ProductsHelp)
+      ->capture_default_str();
   app.add_option("--device", s.device, "auto, cpu, cuda:0")->capture_default_str();
   app.add_option("--steps", s.steps, "timed steps")->check(whole)->capture_default_str();
   app.add_option("--warmup", s.warmup, "steps before")->check(whole)->capture_default_str();

@@ -87,12 +87,14 @@ PlanRequest small_request(const Backend& backend, DType dtype,
 }
 
 // Quantised but for one module of each layer, so that parts of a joined matrix differ.
-const BaseStorage kNf4{BasePrecision::Nf4, {"k_proj"}};
+const BaseStorage kNf4{BasePrecision::Nf4, {"k_proj"}},
+    kFp8Products{BasePrecision::Fp8, {"layers.2.self_attn.k_proj"}, true};
 
 // The most that is live at once in a real training step.
-std::int64_t real_peak(Backend& backend, const PlanRequest& r, const Recompute& recompute) {
+std::int64_t real_peak(Backend& backend, const PlanRequest& r, const Recompute& recompute,
+                       const BaseStorage& storage = {}) {
   ModelWeights weights = random_weights(backend, r.model, r.compute_dtype, 1);
-  if (!r.formats.empty()) quantise_weights(backend, r.model, weights, kNf4);
+  if (!r.formats.empty()) quantise_weights(backend, r.model, weights, storage);
   Transformer model(backend, r.model, std::move(weights), r.compute_dtype, r.seq_len);
   Adapter adapter(model, r.methods.lora);
   adapter.lay_out_for_training();
@@ -108,7 +110,7 @@ std::int64_t real_peak(Backend& backend, const PlanRequest& r, const Recompute& 
 }
 
 void check_within_two_percent(const std::string& device, const std::string& family,
-                              bool quantised = false) {
+                              const BaseStorage& storage = {}) {
   CAPTURE(family);
   for (DType dtype : {DType::F32, DType::BF16})
     for (const char* way : {"none", "gate-up", "gate-up:3", "keep-attention", "gate-up,block:3",
@@ -116,10 +118,11 @@ void check_within_two_percent(const std::string& device, const std::string& fami
       auto backend = open_device(device);
       PlanRequest request = small_request(*backend, dtype, family);
       request.recompute = parse_recompute(way);
-      if (quantised) request.formats = held_formats(request.model, kNf4);
+      if (quantises(storage.precision)) request.formats = held_formats(request.model, storage);
       if (request.recompute.offload > 0 && !backend->traits().can_offload) continue;
       const auto planned = static_cast<double>(plan_training(request).memory.peak_bytes);
-      const auto real = static_cast<double>(real_peak(*backend, request, request.recompute));
+      const auto real =
+          static_cast<double>(real_peak(*backend, request, request.recompute, storage));
       const std::string of_dtype = dtype_name(dtype);
       CAPTURE(of_dtype);
       CAPTURE(way);
@@ -140,13 +143,16 @@ TEST_CASE("every way of recomputing has its peak predicted within 2 %, in every 
 }
 
 TEST_CASE("the peak over a quantised base is predicted within 2 %, scratch included") {
-  for (const char* family : {"llama", "gemma3_text"}) check_within_two_percent("cpu", family, true);
+  for (const char* family : {"llama", "gemma3_text"})
+    for (const BaseStorage& storage : {kNf4, kFp8Products})
+      check_within_two_percent("cpu", family, storage);
 }
 
 TEST_CASE("cuda: the peak over a quantised base is predicted within 2 %, scratch included") {
   if (n_gpus() == 0) LK_SKIP("no GPU");
   for (const char* family : {"llama", "gemma3_text"})
-    check_within_two_percent("cuda:0", family, true);
+    for (const BaseStorage& storage : {kNf4, kFp8Products})
+      check_within_two_percent("cuda:0", family, storage);
 }
 
 TEST_CASE("cuda: every way of recomputing has its peak predicted within 2 %, in every family") {

@@ -28,7 +28,7 @@
 #include "cuda/lora/thin.h"
 #include "cuda/pack.cuh"
 #include "cuda/rowwise.cuh"
-#include "tensor/dense_scratch.h"
+#include "tensor/fp8_product.h"
 
 namespace lk {
 namespace {
@@ -194,8 +194,7 @@ void CudaBackend::prepare_linear(Weight&) {}
 void CudaBackend::linear_forward(const Tensor& y, const Tensor& x, const Weight& w) {
   const LinearPart part{y, &w};
   if (w.quantised()) {
-    if (!linear_few_quantised(x, nullptr, {&part, 1}, stream()))
-      DenseScratch(*this, w).linear_forward(y, x);
+    if (!linear_few_quantised(x, nullptr, {&part, 1}, stream())) quantised_forward(*this, y, x, w);
     return;
   }
   if (!linear_few_rows(x, nullptr, {&part, 1}, stream()))
@@ -213,7 +212,7 @@ bool CudaCacheKernels::linear_parts(const Tensor& x, const InputNorm* norm,
 
 void CudaBackend::linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,
                                     const Weight& w) {
-  if (w.quantised()) return DenseScratch(*this, w).linear_backward_x(dx, mode, dy);
+  if (w.quantised()) return quantised_backward_x(*this, dx, mode, dy, w);
   gemm(dx, mode, 1.0, dy, false, w.values(), false);
 }
 
