@@ -3,11 +3,11 @@
 //
 // One query per document: attention/decode.cu. Otherwise, in BF16 with 16-byte aligned rows, tensor
 // cores; head sizes are padded with zeros to those of the kernels:
-//   head size    compute capability 9.0         other GPUs, and few queries per document
-//   up to 56     mma.sync, 64                   mma.sync, 64
-//   64           wgmma, 64                      mma.sync, 64
-//   72 to 128    wgmma, 128                     mma.sync, 128
-//   136 to 256   wgmma, 256                     FP32 arithmetic
+//   head size    compute capability 9.0    other GPUs; forward of few queries per document
+//   up to 56     mma.sync, 64              mma.sync, 64
+//   64           wgmma, 64                 mma.sync, 64
+//   72 to 128    wgmma, 128                mma.sync, 128
+//   136 to 256   wgmma, 256                mma.sync, 256
 // wgmma is in attention/{forward,backward}_wgmma*.cu, mma.sync in
 // attention/{forward,backward}.cu. Everything else: FP32 arithmetic (attention/plain.cu).
 #include "cuda/attention/tiles.cuh"
@@ -64,8 +64,7 @@ template <class... Tensors>
 Kernels kernels_for(int head_dim, const Tensor& q, const Tensors&... others) {
   if (q.dtype() != DType::BF16 || head_dim > 256 || !packable(8, head_dim, q, others...))
     return Kernels::Plain;
-  if (head_dim >= 64 && has_wgmma()) return Kernels::Wgmma;
-  return head_dim <= 128 ? Kernels::Mma : Kernels::Plain;
+  return head_dim >= 64 && has_wgmma() ? Kernels::Wgmma : Kernels::Mma;
 }
 
 }  // namespace
@@ -81,7 +80,7 @@ void CudaBackend::attention_forward(const Tensor& o, const Tensor& lse, const Te
   Kernels kernels = kernels_for(shape.head_dim, q, k, v, o);
   if (kernels == Kernels::Plain)
     attention_forward_plain(a, s);
-  else if (kernels == Kernels::Mma || (few_queries && shape.head_dim <= 128))
+  else if (kernels == Kernels::Mma || few_queries)
     attention_forward_mma(a, s);
   else
     attention_forward_wgmma(a, s);
