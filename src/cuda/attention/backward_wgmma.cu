@@ -3,7 +3,8 @@
 //
 // Maths      as attention/backward.cu
 // Shapes     as forward; D = 64 or 128, or between, padded with zeros to 128; larger ones are left
-//            to attention/backward_wgmma_wide.cu; dk, dv (T, G*D) sum over the query heads of their group
+//            to attention/backward_wgmma_wide.cu; dk, dv (T, G*D) sum over the query heads of their
+//            group
 // Plan       two passes, so that every output has one owner and no sums are added in memory:
 //            dk, dv  a block owns keys of one key/value head, a warpgroup 64 of them, and walks
 //                    over all queries of the group that see them, 64 at a time. It computes Sᵀ and
@@ -196,8 +197,7 @@ __global__ void __launch_bounds__(KvPass<D>::kThreads, kBlocks<D>)
   wgmma_wait<0>();
   hold(dk_sum), hold(dv_sum);
   int begin = key0 - warp * 16;
-  asm volatile(""
-               : "+r"(begin), "+r"(row0));  // computed again, not kept in registers during the loop
+  asm volatile("" : "+r"(begin));  // computed again, not kept in registers during the loop
   own_row = static_cast<unsigned>(row0 + begin), n_rows = min(kRows, tile.length - begin);
   store_rows<D>(dk_sum, dk, own_row, kv_col, n_rows, head_dim, in.scale, angles);
   store_rows<D>(dv_sum, dv, own_row, kv_col, n_rows, head_dim, 1.0f);
