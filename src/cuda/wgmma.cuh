@@ -49,13 +49,23 @@ struct PanelTile {
   template <int THREADS>
   __device__ __forceinline__ void load_async(const __nv_bfloat16* from, i64 ld, int valid_rows,
                                              int valid_cols = COLS) const {
-    constexpr int kLoaders = THREADS == 3 * kWarpgroup ? 2 * kWarpgroup : THREADS;
-    if (kLoaders < THREADS && threadIdx.x >= kLoaders) return;
-    asm volatile("" : "+l"(ld));  // addresses are computed here, not kept in registers in a loop
+    constexpr int kPass = THREADS / 8;  // rows that the block copies at a time
+    static_assert(kPass % 8 == 0 && ROWS % kPass == 0);
+    unsigned thread = threadIdx.x;
+    asm volatile("" : "+l"(ld), "+r"(thread));  // addresses are computed here, not kept in a loop
+    int row = thread / 8, chunk = thread % 8;
+    std::uint32_t to = panel(0).at(row, chunk);
+    const __nv_bfloat16* source = from + row * ld + chunk * 8;
 #pragma unroll
-    for (int i = 0; i < COLS / 64; ++i)
-      panel(i).template load_async<ROWS, kLoaders>(from + 64 * i, ld, valid_rows,
-                                                   valid_cols - 64 * i);
+    for (int n = 0; n < ROWS / kPass; ++n) {
+      bool valid_row = row + n * kPass < valid_rows;
+      const __nv_bfloat16* at = valid_row ? source : from;
+#pragma unroll
+      for (int i = 0; i < COLS / 64; ++i)
+        copy_async_16(to + i * kPanelBytes + n * kPass * kRowBytes, at + 64 * i,
+                      valid_row && 64 * i + chunk * 8 < valid_cols);
+      source += kPass * ld;
+    }
   }
 
   // A matrix descriptor: addresses and distances are in units of 16 bytes; bits 62..63 = 1 choose
