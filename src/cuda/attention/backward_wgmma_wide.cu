@@ -65,6 +65,8 @@ struct Scores {
 };
 #endif
 
+// PADDED: in.head_dim may be less than D, by a multiple of 8; there are no angles then.
+template <bool PADDED>
 __global__ void __launch_bounds__(kThreads, 1)
     attention_backward_kv_kernel(const __grid_constant__ AttentionInputs<__nv_bfloat16> in,
                                  Matrix<const __nv_bfloat16> dout, Statistics stats,
@@ -76,7 +78,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   DocumentTile tile;
   if (!find_tile(in.q_offsets, in.n_documents, kRows, blockIdx.y, tile)) return;
   int shares = cluster_size(), share = cluster_rank();
-  int kv_head = static_cast<int>(blockIdx.x) / shares, head_dim = in.head_dim;
+  const int head_dim = PADDED ? in.head_dim : D;
+  int kv_head = static_cast<int>(blockIdx.x) / shares;
   int group = warpgroup_index(), warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
   int g = lane / 4, t = lane % 4;
   int row0 = in.q_offsets[tile.document];  // the document's first row, of queries and keys alike
@@ -92,15 +95,21 @@ __global__ void __launch_bounds__(kThreads, 1)
   int query_end = queries_seeing(tile.begin, tile.begin + n_rows - 1, in.window, tile.length).end;
   int per_head = (query_end - tile.begin + kPassing - 1) / kPassing;
   int n = (per_head * in.group - share + shares - 1) / shares;
-  auto first_query = [&](int i) {
-    int tiles = per_head;
-    asm volatile("" : "+r"(tiles));  // nothing of the division is kept in registers during the loop
-    return tile.begin + (share + i * shares) % tiles * kPassing;
+  struct Place {
+    int head, query;
   };
-  // Loads tile i into its stage; nothing if there is none.
+  auto advance = [&](Place& at) {
+    at.query += shares * kPassing;
+    while (at.query >= query_end) at.query -= per_head * kPassing, ++at.head;
+  };
+  Place loading{kv_head * in.group, tile.begin + (share - shares) * kPassing};
+  advance(loading);
+  Place scoring = loading;
+  // Loads the next tile, which is tile i, into its stage; nothing if there is none.
   auto load = [&](int i) {
     if (i < n) {
-      int query = first_query(i), head = kv_head * in.group + (share + i * shares) / per_head;
+      auto [head, query] = loading;
+      advance(loading);
       int valid = tile.length - query, stage = i % kStages;
       i64 row = static_cast<unsigned>(row0 + query), col = static_cast<unsigned>(head * head_dim);
       Passing q_tile{base + stage * kStageBytes}, dout_tile{q_tile.base + Passing::kBytes};
@@ -150,7 +159,8 @@ __global__ void __launch_bounds__(kThreads, 1)
         reinterpret_cast<const float*>(shared + kNumbers + i % kStages * kNumberBytes);
     Scores scores(shared, i & 1);
     if (group == 0) {
-      int query0 = first_query(i);
+      int query0 = scoring.query;
+      advance(scoring);
 #pragma unroll
       for (int nt = 0; nt < kNT; ++nt) {
         float2 lse = *reinterpret_cast<const float2*>(numbers + nt * 8 + 2 * t);
@@ -252,7 +262,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       if (group == 1 && angles.table.data) angles.turn_back<D / 2>(a, b, own_row + row, column);
       __nv_bfloat16* at = to + row * ld + column;
       *reinterpret_cast<std::uint32_t*>(at) = pack_bf16(factor * a[0], factor * a[1]);
-      if (column + D / 2 < head_dim)
+      if (!PADDED || column + D / 2 < head_dim)
         *reinterpret_cast<std::uint32_t*>(at + D / 2) = pack_bf16(factor * b[0], factor * b[1]);
     }
   }
@@ -262,6 +272,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #endif
 }
 
+template <bool PADDED>
 __global__ void __launch_bounds__(kThreads, 1)
     attention_backward_q_kernel(const __grid_constant__ AttentionInputs<__nv_bfloat16> in,
                                 Matrix<const __nv_bfloat16> dout, Statistics stats,
@@ -271,7 +282,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   std::uint32_t base = shared_address(shared);
   DocumentTile tile;
   if (!find_tile(in.q_offsets, in.n_documents, kRows, gridDim.y - 1 - blockIdx.y, tile)) return;
-  int head = blockIdx.x, head_dim = in.head_dim;
+  const int head_dim = PADDED ? in.head_dim : D;
+  int head = blockIdx.x;
   int group = warpgroup_index(), warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
   int g = lane / 4, t = lane % 4;
   int n_rows = min(kRows, tile.length - tile.begin);
@@ -395,7 +407,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       if (angles.table.data) angles.turn_back<D / 2>(a, b, own_row + row, column);
       __nv_bfloat16* at = dq.at(own_row + row, col + column);
       *reinterpret_cast<std::uint32_t*>(at) = pack_bf16(in.scale * a[0], in.scale * a[1]);
-      if (column + D / 2 < head_dim)
+      if (!PADDED || column + D / 2 < head_dim)
         *reinterpret_cast<std::uint32_t*>(at + D / 2) = pack_bf16(in.scale * b[0], in.scale * b[1]);
     }
   }
@@ -427,13 +439,16 @@ void attention_backward_wgmma_wide(const AttentionBackward& a, cudaStream_t stre
   Angles angles = angles_of(a.rotation);
   i64 slots = tile_slots(a.seg.total(), a.seg.count(), kRows);
   unsigned shares = shares_of_walk(a, slots * a.shape.n_kv_heads);
-  launch_clusters("attention_backward_kv_wgmma", attention_backward_kv_kernel,
-                  grid_of(static_cast<i64>(a.shape.n_kv_heads) * shares, slots), shares,
-                  dim3(kThreads), kKvShared, stream, in, const_matrix<bf16>(a.dout), stats, angles,
-                  matrix<bf16>(a.dk), matrix<bf16>(a.dv));
-  launch("attention_backward_q_wgmma", attention_backward_q_kernel, grid_of(a.shape.n_heads, slots),
-         dim3(kThreads), kQShared, stream, in, const_matrix<bf16>(a.dout), stats, angles,
-         matrix<bf16>(a.dq));
+  auto go = [&]<bool PADDED>() {
+    launch_clusters("attention_backward_kv_wgmma", attention_backward_kv_kernel<PADDED>,
+                    grid_of(static_cast<i64>(a.shape.n_kv_heads) * shares, slots), shares,
+                    dim3(kThreads), kKvShared, stream, in, const_matrix<bf16>(a.dout), stats,
+                    angles, matrix<bf16>(a.dk), matrix<bf16>(a.dv));
+    launch("attention_backward_q_wgmma", attention_backward_q_kernel<PADDED>,
+           grid_of(a.shape.n_heads, slots), dim3(kThreads), kQShared, stream, in,
+           const_matrix<bf16>(a.dout), stats, angles, matrix<bf16>(a.dq));
+  };
+  a.shape.head_dim == D ? go.template operator()<false>() : go.template operator()<true>();
 }
 
 }  // namespace lk
