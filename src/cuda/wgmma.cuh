@@ -70,12 +70,12 @@ struct PanelTile {
 
   // A matrix descriptor: addresses and distances are in units of 16 bytes; bits 62..63 = 1 choose
   // the 128-byte swizzle. The swizzle applies to address bits, so a start inside a 1024-byte block
-  // is fine.
+  // is fine. It has room for 18 bits of an address; in a cluster, higher ones name the block.
   static __device__ __forceinline__ std::uint64_t descriptor(std::uint32_t address,
                                                              std::uint32_t leading_bytes) {
     constexpr std::uint64_t kStride = 8 * kRowBytes / 16;  // from eight rows to the next eight rows
-    return (address >> 4) | static_cast<std::uint64_t>(leading_bytes >> 4) << 16 | kStride << 32 |
-           std::uint64_t{1} << 62;
+    return (address & 0x3ffff) >> 4 | static_cast<std::uint64_t>(leading_bytes >> 4) << 16 |
+           kStride << 32 | std::uint64_t{1} << 62;
   }
   // Rows from `row` (a multiple of 8) on, columns [16 step, 16 step + 16): A, or B = tileᵀ. The
   // leading distance is unused here.
