@@ -2,8 +2,8 @@
 //
 // Shapes     y, x, dy, dv, v (T,N); m, inverse, w_sq, dm of a part's rows; wa (N,S), gram (S,S),
 //            b (N,S)
-// Plan       One launch serves all parts that lie side by side. inverse_norms: a warp per row, a lane
-//            per thin column. scale_columns and its backward: a block walks 64 tokens of up to 32
+// Plan       One launch serves all parts that lie side by side. inverse_norms: eight lanes per
+//            row. scale_columns and its backward: a block walks 64 tokens of up to 32
 //            packs of columns, a thread some of the tokens of one pack, with its factors in registers;
 //            the backward writes the block's sums of dy v, and a second launch adds the blocks'.
 // Bytes      each matrix once; w_sq, wa and b once; partial sums are N T / 16 bytes
@@ -16,9 +16,11 @@
 namespace lk {
 namespace {
 
-constexpr int kWarps = 8, kThreads = 32 * kWarps;  // of a block
-constexpr int kTokens = 64;                        // that a block walks
-constexpr int kInFlight = 4;                       // tokens of a thread at a time
+constexpr int kWarps = 8, kThreads = 32 * kWarps;                 // of a block
+constexpr int kTokens = 64;                                       // that a block walks
+constexpr int kInFlight = 4;                                      // tokens of a thread at a time
+constexpr int kNormLanes = 8, kNormRows = kThreads / kNormLanes;  // of a row; of a block
+constexpr i64 kMostStagedRank = 64;
 constexpr int kMostParts = 4;
 
 // The parts as kernels see them; their vectors are read at a column less the part's first.
@@ -78,36 +80,46 @@ bool whole_packs(std::span<const DoraPart> parts, i64 width) {
                      [&](const DoraPart& p) { return p.begin % width == 0 && p.end % width == 0; });
 }
 
-template <class T>
-__global__ void __launch_bounds__(32 * kWarps)
+// Block (x, y): kNormRows rows of part y, each by kNormLanes neighbouring lanes. With kStaged those of b,
+// and the part's share of gram, wait in shared memory.
+template <class T, bool kStaged>
+__global__ void __launch_bounds__(kThreads)
     inverse_norms_kernel(const __grid_constant__ Parts parts, Matrix<const float> wa,
-                         Matrix<const float> gram, Matrix<const T> b, i64 n_rows, float s) {
-  const i64 n = static_cast<i64>(blockIdx.x) * kWarps + threadIdx.y;
-  if (n >= n_rows) return;
-  Parts::Part p;
-  if (!parts.find(n, p)) return;
+                         Matrix<const float> gram, Matrix<const T> b, float s) {
+  extern __shared__ float shared[];
+  const Parts::Part& p = parts.part[blockIdx.y];
+  const i64 first = p.begin + static_cast<i64>(blockIdx.x) * kNormRows;
+  if (first >= p.end) return;
+  const int rank = p.rank, thread = static_cast<int>(threadIdx.x);
+  const int lane = thread % kNormLanes, row = thread / kNormLanes;
+  const i64 n = min(first + row, p.end - 1);
   const float w_sq = p.w_sq[n - p.begin];
+  float *rows = shared, *factors = shared + kNormRows * rank;
+  if constexpr (kStaged) {
+    for (int i = thread; i < kNormRows * rank; i += kThreads)
+      rows[i] = to_float(*b.at(min(first + i / rank, p.end - 1), p.column + i % rank));
+    for (int i = thread; i < rank * rank; i += kThreads)
+      factors[i] = *gram.at(p.column + i / rank, p.column + i % rank);
+    __syncthreads();
+  }
+  const auto of_b = [&](int r) {
+    return kStaged ? rows[row * rank + r] : to_float(*b.at(n, p.column + r));
+  };
   float cross = 0.0f, square = 0.0f;
-  for (int r0 = 0; r0 < p.rank; r0 += 32) {  // uniform over the warp
-    const int r = r0 + static_cast<int>(threadIdx.x);
-    const bool inside = r < p.rank;
-    const float br = inside ? to_float(*b.at(n, p.column + r)) : 0.0f;
-    if (inside) cross = fmaf(*wa.at(n, p.column + r), br, cross);
+  for (int r = lane; r < rank; r += kNormLanes) {
+    cross = fmaf(*wa.at(n, p.column + r), of_b(r), cross);
     float sum = 0.0f;
-    for (int q0 = 0; q0 < p.rank; q0 += 32) {
-      const int own = q0 + static_cast<int>(threadIdx.x), count = min(32, p.rank - q0);
-      const float bq = own < p.rank ? to_float(*b.at(n, p.column + own)) : 0.0f;
-#pragma unroll 16
-      for (int q = 0; q < count; ++q) {
-        const float factor = inside ? *gram.at(p.column + q0 + q, p.column + r) : 0.0f;
-        sum = fmaf(factor, __shfl_sync(~0u, bq, q), sum);
-      }
-    }
-    square = fmaf(br, sum, square);
+#pragma unroll 8
+    for (int q = 0; q < rank; ++q)
+      sum = fmaf(kStaged ? factors[q * rank + r] : *gram.at(p.column + q, p.column + r), of_b(q),
+                 sum);
+    square = fmaf(of_b(r), sum, square);
   }
   float added = 2.0f * s * cross + s * s * square;
-  for (int lanes = 16; lanes > 0; lanes /= 2) added += __shfl_xor_sync(~0u, added, lanes);
-  if (threadIdx.x != 0) return;
+#pragma unroll
+  for (int lanes = kNormLanes / 2; lanes > 0; lanes /= 2)
+    added += __shfl_xor_sync(~0u, added, lanes);
+  if (lane != 0 || first + row >= p.end) return;
   const float norm_sq = w_sq + added;
   p.inverse[n - p.begin] = norm_sq > 0.0f ? 1.0f / sqrtf(norm_sq) : 0.0f;
 }
@@ -256,10 +268,18 @@ __global__ void __launch_bounds__(32 * kWarps)
 
 void CudaDoraKernels::inverse_norms(std::span<const DoraPart> parts, const Tensor& wa,
                                     const Tensor& gram, const Tensor& b, double s) {
+  i64 rank = 0, rows = 0;
+  for (const DoraPart& p : parts)
+    rank = std::max(rank, p.rank), rows = std::max(rows, p.end - p.begin);
+  const bool staged = rank <= kMostStagedRank;
+  const i64 floats = staged ? (kNormRows + rank) * rank : 0;
   dispatch_device(b.dtype(), [&]<class T>() {
-    launch("inverse_norms", inverse_norms_kernel<device_t<T>>, grid_of(ceil_div(b.rows(), kWarps)),
-           dim3(32, kWarps), 0, backend_.stream(), arguments(parts), const_matrix<float>(wa),
-           const_matrix<float>(gram), const_matrix<T>(b), b.rows(), static_cast<float>(s));
+    using D = device_t<T>;
+    launch("inverse_norms", staged ? inverse_norms_kernel<D, true> : inverse_norms_kernel<D, false>,
+           grid_of(ceil_div(rows, kNormRows), std::ssize(parts)), dim3(kThreads),
+           static_cast<std::size_t>(floats) * sizeof(float), backend_.stream(), arguments(parts),
+           const_matrix<float>(wa), const_matrix<float>(gram), const_matrix<T>(b),
+           static_cast<float>(s));
   });
 }
 
