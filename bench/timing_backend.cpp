@@ -1,7 +1,5 @@
 #include "timing_backend.h"
 
-#include "tensor/quantised_kernels.h"
-
 #include <algorithm>
 #include <cstdio>
 
@@ -9,6 +7,8 @@
 #include "nn/cached_ops.h"
 #include "tensor/adapter_kernels.h"
 #include "tensor/dora_kernels.h"
+#include "tensor/fp8_kernels.h"
+#include "tensor/quantised_kernels.h"
 #include "tensor/shared_keys.h"
 
 namespace lk::bench {
@@ -327,9 +327,10 @@ DoraKernels* TimingBackend::dora_kernels() {
 }
 
 // Making a dense matrix for a product counts as part of the products with frozen matrices.
-class TimingBackend::QuantisedTimes final : public QuantisedKernels {
+class TimingBackend::QuantisedTimes final : public QuantisedKernels, private Fp8Kernels {
  public:
   explicit QuantisedTimes(TimingBackend& owner) : owner_(owner) {}
+  Fp8Kernels* fp8_kernels() override { return inner() ? this : nullptr; }
   void dequantise(const Tensor& to, const Weight& w) override {
     double bytes = work::size(to);
     for (const Tensor& plane : w.quantised()->planes) bytes += work::size(plane);
@@ -338,6 +339,26 @@ class TimingBackend::QuantisedTimes final : public QuantisedKernels {
   }
 
  private:
+  bool in_hardware() const override { return inner()->in_hardware(); }
+  bool takes(DType dtype) const override { return inner()->takes(dtype); }
+  void quantise_rows(const Fp8Rows& to, const Tensor& x, std::span<const Tensor> columns) override {
+    owner_.timed({OpFamily::BaseLinear, 0, work::sizes(to.codes, to.scales, x)}, false,
+                 [&] { inner()->quantise_rows(to, x, columns); });
+  }
+  void transpose(const Fp8Rows& to, const Tensor& codes) override {
+    owner_.timed({OpFamily::BaseLinear, 0, work::sizes(to.codes, codes)}, false,
+                 [&] { inner()->transpose(to, codes); });
+  }
+  bool multiply(const Tensor& y, GradMode mode, const Fp8Rows& a, const Fp8Rows& b,
+                const Tensor& addend) override {
+    const Work work{OpFamily::BaseLinear, 2 * work::numel(y) * static_cast<double>(a.codes.cols()),
+                    work::sizes(a.codes, a.scales, b.codes, b.scales) + work::written(y, mode) +
+                        work::size(addend)};
+    bool done = false;
+    owner_.timed(work, false, [&] { done = inner()->multiply(y, mode, a, b, addend); });
+    return done;
+  }
+  Fp8Kernels* inner() const { return owner_.inner_.quantised_kernels()->fp8_kernels(); }
   TimingBackend& owner_;
 };
 

@@ -230,6 +230,7 @@ TEST_CASE("what a program asks of the library in vain is refused, not ignored an
   train("`eval_rows`", [](auto& run) { run.eval_rows = -5; });
   train("`show_rows`", [](auto& run) { run.show_rows = -1; });
   train("`init`", [](auto& run) { run.init = static_cast<LoraInit>(9); });
+  train("`fp8_products`", [](auto& run) { run.fp8_products = "zzz"; });
   train("`base_precision`", [](auto& run) { run.base_precision = static_cast<BasePrecision>(99); });
   CHECK(scratch.names().empty());
 }

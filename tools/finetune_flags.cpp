@@ -147,6 +147,7 @@ void add_machine_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
   app.add_option("--base-precision", text.base_precision, kBasePrecisionHelp)
       ->capture_default_str();
   app.add_option("--keep-dense", text.keep_dense, kKeepDenseHelp)->type_name(kList);
+  app.add_option("--fp8-products", s.fp8_products, kFp8ProductsHelp)->capture_default_str();
   app.add_option("--recompute", text.recompute, kRecomputeHelp)
       ->type_name(kList)
       ->capture_default_str();

@@ -1,6 +1,7 @@
 // plan: parameter counts and memory by purpose, before any run.
 #include <cstdio>
 
+#include "cuda/open_device.h"
 #include "io/json.h"
 #include "lora_flags.h"
 #include "modelfile/model_file.h"
@@ -52,7 +53,7 @@ int main(int argc, char** argv) {
       "plan");
   PlanRequest request;
   std::string model, shape, matrix_text, dtype = "bf16", device = "cpu";
-  std::string recompute = "none", memory, base_precision = "auto", keep_dense;
+  std::string recompute = "none", memory, base_precision = "auto", keep_dense, fp8 = "auto";
   std::optional<std::string> targets, methods;
   std::string bottleneck_kind = "pfeiffer";
   std::int64_t virtual_tokens = 20, prefix_hidden = 0, adapter_layers = 0, bottleneck = 64;
@@ -91,6 +92,7 @@ int main(int argc, char** argv) {
   app.add_option("--base-precision", base_precision, program::kBasePrecisionHelp)
       ->capture_default_str();
   app.add_option("--keep-dense", keep_dense, program::kKeepDenseHelp)->type_name(program::kList);
+  app.add_option("--fp8-products", fp8, program::kFp8ProductsHelp)->capture_default_str();
   app.add_option("--recompute", recompute, program::kRecomputeHelp)
       ->type_name(program::kList)
       ->capture_default_str();
@@ -112,6 +114,8 @@ int main(int argc, char** argv) {
     if (device != "cpu" && !device.starts_with("cuda")) throw UsageError("--device: cpu or cuda");
     BaseStorage storage{parse_base_precision(base_precision)};
     if (!keep_dense.empty()) storage.keep_dense = program::parse_list(keep_dense, "--keep-dense");
+    storage.fp8_products = uses_fp8_products(fp8, *open_plan_device(device),
+                                             dtype == "f32" ? DType::F32 : DType::BF16);
     if (shape.empty()) {
       const ModelFile file(model);
       request.model = file.config();

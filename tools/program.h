@@ -43,8 +43,10 @@ inline constexpr const char* kHeldHelp =
     "a dense base's bits: auto (as the adapter was trained), dense, nf4, fp4, fp8";
 inline constexpr const char* kKeepDenseHelp =
     "modules that stay dense all the same: down_proj, layers.0, ...";
+inline constexpr const char* kFp8ProductsHelp =
+    "multiply fp8 matrices in fp8: auto (where the GPU does), on, off";
 inline constexpr const char* kRecomputeHelp =
-    "none, gate-up, block, offload; :N for the first N layers";
+    "none, gate-up, keep-attention, block, offload; :N for the first N layers";
 // Parses "a,b" into {"a", "b"}. Throws UsageError for empty items.
 std::vector<std::string> parse_list(const std::string& text, const std::string& flag);
 

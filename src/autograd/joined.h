@@ -21,7 +21,8 @@
 //
 // Where a part's W is quantised there is no such buffer: the copies of A and B lie in buffers of
 // their own, each W stays where it is, and a product puts them together in DenseScratch, [W | B] for
-// y and [W ; A] for dx.
+// y and [W ; A] for dx. Where products with it run in FP8 (tensor/fp8_product.h), W is multiplied as
+// it is and the low-rank part is added by a product of its own.
 //
 // With DoRA (lora/dora.h) the product is v, and each part's columns of y are m / |row of W + s B A|
 // times v's; dv takes dy's place in the backward, and v is kept for m's gradient.
@@ -32,6 +33,7 @@
 
 #include "autograd/tape.h"
 #include "tensor/dense_scratch.h"
+#include "tensor/fp8_product.h"
 #include "tensor/lora_kernels.h"
 
 namespace lk {
@@ -73,12 +75,19 @@ struct JoinedLinear {
   void times_a(const Tensor& products) const;  // (N+S,S) = [W ; A] Aᵀ
   ThinShape thin_shape() const;                // the shape that `plan` is made for
   void put_parts(DenseScratch& dense) const;   // every W that lies apart, in its rows
+  std::vector<Fp8Part> fp8_parts() const;
   bool scales_columns() const {
     return std::any_of(parts.begin(), parts.end(), [](const Part& p) { return p.m != nullptr; });
   }
   bool trains() const {
     return std::any_of(parts.begin(), parts.end(), [](const Part& p) { return p.a != nullptr; });
   }
+
+ private:
+  // Both in FP8, with the low-rank part in a product of its own.
+  void times_wb(const Fp8Product& product, const Tensor& y, const Tensor& x,
+                const Tensor& addend) const;
+  void times_wa(const Fp8Product& product, const Tensor& dx, GradMode mode, const Tensor& dy) const;
 };
 
 // Outputs have a margin of `margin` columns. An input whose margin is narrower than f.thin is

@@ -9,6 +9,7 @@
 #include "tensor/adapter_kernels.h"
 #include "tensor/backend_ops.h"
 #include "tensor/dora_kernels.h"
+#include "tensor/fp8_kernels.h"
 #include "tensor/quantised_kernels.h"
 #include "tensor/shared_keys.h"
 
@@ -32,6 +33,7 @@ class CpuBackend : public Backend,
   DoraKernels* dora_kernels() override { return dora_kernels_.get(); }
   SharedKeyKernels* shared_key_kernels() override { return this; }
   QuantisedKernels* quantised_kernels() override { return this; }
+  Fp8Kernels* fp8_kernels() override { return fp8_kernels_.get(); }
 
   std::int64_t free_memory() const override;
   void upload(const Tensor& dst, const void* src, std::size_t bytes) override;
@@ -73,6 +75,7 @@ class CpuBackend : public Backend,
                const Tensor& b, bool b_transposed);
 
   const std::unique_ptr<DoraKernels> dora_kernels_;  // fast/dora.cpp
+  const std::unique_ptr<Fp8Kernels> fp8_kernels_;    // fast/fp8.cpp
   CpuMode mode_;
   Products products_;
 };

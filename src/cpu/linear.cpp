@@ -5,7 +5,7 @@
 #include "cpu/fast/onednn_linear.h"
 #include "cpu/fast/quantised_linear.h"
 #include "cpu/kernels.h"
-#include "tensor/dense_scratch.h"
+#include "tensor/fp8_product.h"
 
 namespace lk {
 
@@ -57,7 +57,7 @@ void CpuBackend::linear_forward(const Tensor& y, const Tensor& x, const Weight& 
     if (auto* packed = dynamic_cast<const QuantisedLinear*>(w.packed()))
       return packed->forward(y, x);
     if (fast() && y.dtype() != DType::F64 && y.rows() <= kFewRows) return few_rows_of(y, x, w);
-    return DenseScratch(*this, w).linear_forward(y, x);
+    return quantised_forward(*this, y, x, w);
   }
   auto* packed = dynamic_cast<const OnednnLinear*>(w.packed());
   // Our own tiles take any number of rows in one order of sums, which Note [Batch independence]
@@ -74,7 +74,7 @@ void CpuBackend::linear_forward(const Tensor& y, const Tensor& x, const Weight& 
 
 void CpuBackend::linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,
                                    const Weight& w) {
-  if (w.quantised()) return DenseScratch(*this, w).linear_backward_x(dx, mode, dy);
+  if (w.quantised()) return quantised_backward_x(*this, dx, mode, dy, w);
   auto* packed = dynamic_cast<const OnednnLinear*>(w.packed());
   if (dx.rows() <= kFewRows || !use_onednn(w.dtype()))
     matmul_nn(dx, mode, 1.0, dy, w.values());

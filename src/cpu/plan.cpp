@@ -3,6 +3,7 @@
 
 #include "cpu/cpu_backend.h"
 #include "cpu/fast/bf16_tile.h"
+#include "cpu/fast/fp8.h"
 #include "cpu/fast/gemm.h"
 #include "cpu/fast/onednn_linear.h"
 #include "cpu/traits.h"
@@ -13,7 +14,7 @@ namespace {
 
 class CpuPlan final : public PlanBackend {
  public:
-  CpuPlan() : PlanBackend(kCpuTraits) {}
+  CpuPlan() : PlanBackend(kCpuTraits), fp8_kernels_(cpu::make_fp8_kernels(*this, true)) {}
 
   // oneDNN packs a BF16 weight twice (fast/onednn_linear.h).
   void prepare_linear(Weight& w) override {
@@ -56,6 +57,7 @@ class CpuPlan final : public PlanBackend {
   }
 
  protected:
+  Fp8Kernels* fp8_kernels() override { return fp8_kernels_.get(); }
   void matmul_tn(const Tensor& c, GradMode, double, const Tensor& a, const Tensor&) override {
     product(c.rows(), c.cols(), a.rows(), a.dtype());
   }
@@ -78,6 +80,8 @@ class CpuPlan final : public PlanBackend {
     return empty(Tag::Workspace, DType::F32,
                  {shape.n_kv_heads, k.rows() * (width + transposed * D)});
   }
+
+  std::unique_ptr<Fp8Kernels> fp8_kernels_;
 };
 
 }  // namespace

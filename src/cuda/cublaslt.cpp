@@ -19,8 +19,16 @@ void blas_check(cublasStatus_t status, const char* what) {
 }
 
 cudaDataType_t data_type(DType t) {
-  check(t == DType::F32 || t == DType::BF16, "cublasLt: no GEMM in ", dtype_name(t));
-  return t == DType::F32 ? CUDA_R_32F : CUDA_R_16BF;
+  switch (t) {
+    case DType::F32:
+      return CUDA_R_32F;
+    case DType::BF16:
+      return CUDA_R_16BF;
+    case DType::U8:
+      return CUDA_R_8F_E4M3;
+    default:
+      throw Error(concat("cublasLt: no GEMM in ", dtype_name(t)));
+  }
 }
 
 // Note [Small clusters]: cuBLASLt 13.1's kernels whose clusters have eight blocks (nvjet, 2x4) can end
@@ -47,6 +55,11 @@ bool has_small_cluster(const cublasLtMatmulAlgo_t& algo) {
     default:
       return false;
   }
+}
+
+template <class T>
+void set_attribute(cublasLtMatmulDesc_t desc, cublasLtMatmulDescAttributes_t attribute, T value) {
+  blas_check(cublasLtMatmulDescSetAttribute(desc, attribute, &value, sizeof value), "descriptor");
 }
 
 // The largest power of two, up to 256, that divides the address.
@@ -78,6 +91,11 @@ struct CublasLt::Plan {
   }
 };
 
+void CublasLt::set_scales(const Plan& p, const Scales& scales) {
+  set_attribute(p.desc, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, static_cast<const void*>(scales.b));
+  set_attribute(p.desc, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, static_cast<const void*>(scales.a));
+}
+
 CublasLt::CublasLt(int device) {
   cuda_check(cudaSetDevice(device), "selecting the GPU");
   blas_check(cublasLtCreate(&handle_), "creating a handle");
@@ -93,7 +111,7 @@ std::string CublasLt::version() const {
   return concat(v / 10000, ".", v / 100 % 100, ".", v % 100);
 }
 
-const CublasLt::Plan& CublasLt::plan(const Key& key) {
+const CublasLt::Plan& CublasLt::plan(const Key& key, const Scales& scales) {
   if (auto it = plans_.find(key); it != plans_.end()) return *it->second;
   if (plans_.size() >= kMaxPlans) plans_.clear();
   auto& slot = plans_[key];
@@ -102,12 +120,15 @@ const CublasLt::Plan& CublasLt::plan(const Key& key) {
   const Gemm& g = key.gemm;
 
   blas_check(cublasLtMatmulDescCreate(&p.desc, CUBLAS_COMPUTE_32F, CUDA_R_32F), "descriptor");
-  auto set = [&](cublasLtMatmulDescAttributes_t attribute, auto value) {
-    blas_check(cublasLtMatmulDescSetAttribute(p.desc, attribute, &value, sizeof value),
-               "descriptor");
-  };
-  set(CUBLASLT_MATMUL_DESC_TRANSA, g.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N);
-  set(CUBLASLT_MATMUL_DESC_TRANSB, g.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N);
+  set_attribute(p.desc, CUBLASLT_MATMUL_DESC_TRANSA, g.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N);
+  set_attribute(p.desc, CUBLASLT_MATMUL_DESC_TRANSB, g.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N);
+  if (g.in == DType::U8) {
+    const auto by_row = std::int32_t{CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F};
+    set_attribute(p.desc, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, by_row);
+    set_attribute(p.desc, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, by_row);
+    set_attribute(p.desc, CUBLASLT_MATMUL_DESC_FAST_ACCUM, std::int8_t{1});
+    set_scales(p, scales);
+  }
 
   auto layout = [](cublasLtMatrixLayout_t& out, DType t, std::int64_t rows, std::int64_t cols,
                    std::int64_t ld) {
@@ -153,11 +174,12 @@ const CublasLt::Plan& CublasLt::plan(const Key& key) {
 }
 
 bool CublasLt::run(const Gemm& g, void* c, float alpha, const void* a, const void* b,
-                   const void* addend, void* workspace, cudaStream_t stream) {
+                   const void* addend, void* workspace, cudaStream_t stream, const Scales& scales) {
   if (!addend) addend = c;
   const Plan& p =
-      plan({g, alignment_of(a), alignment_of(b), alignment_of(c), alignment_of(addend)});
+      plan({g, alignment_of(a), alignment_of(b), alignment_of(c), alignment_of(addend)}, scales);
   if (!p.supported) return false;
+  if (g.in == DType::U8) set_scales(p, scales);
   float beta = g.accumulate ? 1.0f : 0.0f;
   cublasStatus_t status =
       cublasLtMatmul(handle_, p.desc, &alpha, b, p.a, a, p.b, &beta, addend, p.addend, c, p.c,

@@ -19,6 +19,8 @@ namespace lk {
 // Row-major c (m,n) = alpha * op(a) op(b) + (accumulate ? addend : 0), op(a) (m,k), op(b) (k,n).
 // The addend is c unless another one is given. A transposed operand is stored (k,m) or (n,k). `ld`
 // counts elements. Sums are F32: F32 inputs use plain FP32 (no TF32), BF16 inputs the tensor cores.
+// U8 inputs are E4M3 codes with a scale for each row of a and each column of op(b); only a times bᵀ
+// exists then, and sums keep about 14 bits while they run (fast accumulation).
 struct Gemm {
   bool transpose_a = false, transpose_b = false, accumulate = false;
   DType in = DType::F32, out = DType::F32;
@@ -42,9 +44,12 @@ class CublasLt {
   CublasLt& operator=(const CublasLt&) = delete;
 
   // Returns false, with nothing done, if cuBLASLt has no kernel for this shape and alignment (odd
-  // BF16 strides). `addend` is null for c.
+  // BF16 strides). `addend` is null for c; `scales` are those of codes.
+  struct Scales {
+    const float *a = nullptr, *b = nullptr;
+  };
   bool run(const Gemm& gemm, void* c, float alpha, const void* a, const void* b, const void* addend,
-           void* workspace, cudaStream_t stream);
+           void* workspace, cudaStream_t stream, const Scales& scales = {nullptr, nullptr});
   std::string version() const;
 
  private:
@@ -55,7 +60,8 @@ class CublasLt {
         alignment_addend;  // of the pointers: 1 ... 256 bytes
     auto operator<=>(const Key&) const = default;
   };
-  const Plan& plan(const Key& key);
+  const Plan& plan(const Key& key, const Scales& scales);
+  static void set_scales(const Plan& plan, const Scales& scales);
 
   cublasLtContext* handle_ = nullptr;
   std::map<Key, std::unique_ptr<Plan>> plans_;

@@ -124,6 +124,13 @@ CudaBackend::~CudaBackend() {
   cudaStreamDestroy(stream_);
 }
 
+int CudaBackend::generation() const {
+  int major = 0;
+  cuda_check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_),
+             "compute capability");
+  return major;
+}
+
 std::string CudaBackend::name() const { return concat("cuda:", device_); }
 
 std::string CudaBackend::description() const {

@@ -25,6 +25,7 @@ class CudaCacheKernels;
 class CudaDoraKernels;
 class CudaSharedKeyKernels;
 class CudaQuantisedKernels;
+struct Fp8Rows;
 
 class CudaBackend final : public Backend {
  public:
@@ -51,6 +52,12 @@ class CudaBackend final : public Backend {
   DoraKernels* dora_kernels() override;             // cuda/lora/
   SharedKeyKernels* shared_key_kernels() override;  // cuda/attention/
   QuantisedKernels* quantised_kernels() override;   // dequantise.cu
+
+  // Fp8Kernels::multiply, in fp8.cu.
+  bool multiply_fp8(const Tensor& y, GradMode mode, const Fp8Rows& a, const Fp8Rows& b,
+                    const Tensor& addend);
+  // The major compute capability.
+  int generation() const;
 
   // The stream, with this backend's GPU made current for the calling thread.
   cudaStream_t stream() const;

@@ -4,6 +4,7 @@
 #include "cuda/open_device.h"
 #include "cuda/scratch.h"
 #include "cuda/traits.h"
+#include "tensor/fp8_kernels.h"
 #include "tensor/lora_kernels.h"
 #include "tensor/plan_backend.h"
 
@@ -44,11 +45,32 @@ class LoraPlan final : public LoraKernels {
   Backend& backend_;
 };
 
+// FP8 products take no scratch of their own but cuBLASLt's.
+class Fp8Plan final : public Fp8Kernels {
+ public:
+  explicit Fp8Plan(std::function<void()> product) : product_(std::move(product)) {}
+  bool in_hardware() const override { return true; }
+  bool takes(DType dtype) const override { return dtype == DType::BF16; }
+  void quantise_rows(const Fp8Rows&, const Tensor&, std::span<const Tensor>) override {}
+  void transpose(const Fp8Rows&, const Tensor&) override {}
+  bool multiply(const Tensor&, GradMode, const Fp8Rows&, const Fp8Rows&, const Tensor&) override {
+    product_();
+    return true;
+  }
+
+ private:
+  std::function<void()> product_;
+};
+
 class CudaPlan final : public PlanBackend {
  public:
-  CudaPlan() : PlanBackend(kCudaTraits), lora_kernels_(*this, weight_gradient_count()) {}
+  CudaPlan()
+      : PlanBackend(kCudaTraits),
+        lora_kernels_(*this, weight_gradient_count()),
+        fp8_kernels_([this] { product(); }) {}
 
   void linear_forward(const Tensor& y, const Tensor& x, const Weight& w) override {
+    if (takes_codes(x.rows(), w)) return;
     if (!through_scratch(y, x, w)) product();
   }
   void linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,
@@ -70,6 +92,7 @@ class CudaPlan final : public PlanBackend {
   LoraKernels* lora_kernels() override { return &lora_kernels_; }
 
  protected:
+  Fp8Kernels* fp8_kernels() override { return &fp8_kernels_; }
   void shared_keys_backward(const Tensor&, GradMode, const Tensor& dk, const Tensor&, const Tensor&,
                             const Tensor&, const Tensor& q, const SharedKeys& keys, const Tensor&,
                             const Tensor&, const AttentionShape& shape) override {
@@ -92,6 +115,7 @@ class CudaPlan final : public PlanBackend {
   }
 
   LoraPlan lora_kernels_;
+  Fp8Plan fp8_kernels_;
   Tensor product_workspace_;
 };
 

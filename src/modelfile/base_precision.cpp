@@ -5,6 +5,8 @@
 
 #include "modelfile/model_file.h"
 #include "modelfile/quantise.h"
+#include "tensor/fp8_product.h"
+#include "tensor/quantised_kernels.h"
 
 namespace lk {
 namespace {
@@ -38,6 +40,16 @@ bool quantisable(const WeightSlot& slot, const BaseStorage& storage) {
   return slot.linear && slot.role != Role::Head && !kept_dense(slot, storage);
 }
 
+// Marks what is multiplied in FP8. A scale for a whole matrix becomes one for each row of it.
+HeldFormat with_products(HeldFormat format, const WeightSlot& slot, const BaseStorage& storage) {
+  if (!format || !storage.fp8_products || !slot.linear || slot.role == Role::Head ||
+      !fp8_products_serve(*format, slot.shape))
+    return format;
+  format->scale_rows = 1;
+  format->multiplied = true;
+  return format;
+}
+
 void check_patterns(const std::vector<WeightSlot>& slots, const BaseStorage& storage) {
   for (const std::string& pattern : storage.keep_dense)
     require(std::any_of(slots.begin(), slots.end(),
@@ -58,6 +70,18 @@ const char* base_precision_name(BasePrecision precision) {
   for (const Name& one : kNames)
     if (one.precision == precision) return one.name;
   throw UsageError("`base_precision`: no such value");
+}
+
+bool uses_fp8_products(const std::string& setting, Backend& backend, DType dtype) {
+  require(setting == "auto" || setting == "on" || setting == "off", "`fp8_products` ", setting,
+          ": one of auto, on, off");
+  if (setting == "off") return false;
+  Fp8Kernels* kernels = backend.quantised_kernels()->fp8_kernels();
+  const bool can = kernels && kernels->takes(dtype);
+  require(
+      can || setting == "auto", "`fp8_products` on: ", backend.name(), ": ",
+      kernels ? concat("not in ", dtype_name(dtype)) : backend.quantised_kernels()->why_no_fp8());
+  return can && (setting == "on" || kernels->in_hardware());
 }
 
 bool quantises(BasePrecision precision) { return own_encoding(precision).has_value(); }
@@ -82,10 +106,10 @@ std::vector<HeldFormat> held_formats(const ModelFile& file, const BaseStorage& s
       require(!stored, "`base_precision` ", base_precision_name(storage.precision), ": ",
               file.path(), " holds ", slot.name, " as ", stored ? stored->name() : "",
               " already: `base_precision` stored trains on it, dense dequantises it");
-      formats[i] = own_format(*encoding, slot.shape);
+      formats[i] = with_products(own_format(*encoding, slot.shape), slot, storage);
     } else if (stored && !kept_dense(slot, storage) &&
                (slot.linear || slot.role == Role::Embedding)) {
-      formats[i] = stored;
+      formats[i] = with_products(stored, slot, storage);
     }
     any = any || formats[i];
   }
@@ -104,13 +128,18 @@ std::vector<HeldFormat> held_formats(const ModelConfig& config, const BaseStorag
   require(storage.precision != BasePrecision::Stored,
           "`base_precision` stored: a shape without a file has nothing stored");
   for (std::size_t i = 0; i < slots.size() && encoding; ++i)
-    if (quantisable(slots[i], storage)) formats[i] = own_format(*encoding, slots[i].shape);
+    if (quantisable(slots[i], storage))
+      formats[i] = with_products(own_format(*encoding, slots[i].shape), slots[i], storage);
   return formats;
+}
+
+std::string held_name(const QuantisedFormat& format) {
+  return format.multiplied ? concat(format.name(), " in fp8 products") : format.name();
 }
 
 std::string describe_formats(const std::vector<HeldFormat>& formats) {
   std::map<std::string, int> counts;
-  for (const HeldFormat& f : formats) ++counts[f ? f->name() : "dense"];
+  for (const HeldFormat& f : formats) ++counts[f ? held_name(*f) : "dense"];
   std::string text;
   for (const auto& [name, n] : counts) text += concat(text.empty() ? "" : ", ", name, " x ", n);
   return text;
@@ -134,7 +163,7 @@ void quantise_weights(Backend& backend, const ModelConfig& config, ModelWeights&
         });
     const DType dtype = w.dtype();
     w = Weight();
-    w = Weight(slots[i].name, planes.upload(backend), slots[i].shape, dtype);
+    w = Weight(slots[i].name, planes.upload(backend, &*formats[i]), slots[i].shape, dtype);
   }
   backend.trim();
   backend.ledger().reset_peaks();

@@ -32,9 +32,15 @@ std::optional<BasePrecision> quantising_precision(const std::string& name);
 struct BaseStorage {
   BasePrecision precision = BasePrecision::Dense;
   std::vector<std::string> keep_dense =
-      {};  // modules: "down_proj", "layers.0", "model.layers.3.mlp"
+      {};                     // modules: "down_proj", "layers.0", "model.layers.3.mlp"
+  bool fp8_products = false;  // E4M3 matrices are multiplied as such: tensor/fp8_product.h
   bool operator==(const BaseStorage&) const = default;
 };
+
+// What `fp8_products` (auto, on, off) means on a device that computes in `dtype`: whether E4M3 matrices
+// are multiplied as such in training. Auto: where the device does that in hardware. Throws UsageError
+// for another word, and for `on` where the device does not do it at all.
+bool uses_fp8_products(const std::string& setting, Backend& backend, DType dtype);
 
 // A matrix's format, nothing for what is dense.
 using HeldFormat = std::optional<QuantisedFormat>;
@@ -45,6 +51,8 @@ std::vector<HeldFormat> held_formats(const ModelFile& file, const BaseStorage& s
 // The formats of a model that no file holds: its file would be dense.
 std::vector<HeldFormat> held_formats(const ModelConfig& config, const BaseStorage& storage);
 
+// "nf4", "fp8 in fp8 products"
+std::string held_name(const QuantisedFormat& format);
 // "nf4 x 210, dense x 63": for messages.
 std::string describe_formats(const std::vector<HeldFormat>& formats);
 

@@ -22,8 +22,9 @@ struct HostPlanes {
   }
   std::size_t bytes(Plane p) const { return planes[static_cast<std::size_t>(p)].size(); }
   HostQuantised view() const;
-  // In memory of `backend`, Tag::Weights.
-  QuantisedMatrix upload(Backend& backend) const;
+  // In memory of `backend`, Tag::Weights. With `held`, as a matrix of that format, which may have a
+  // scale for each row where this one has one for all.
+  QuantisedMatrix upload(Backend& backend, const QuantisedFormat* held = nullptr) const;
 };
 
 }  // namespace lk

@@ -75,12 +75,12 @@ class WeightLoader {
   QuantisedMatrix load_quantised(const WeightSlot& slot, const QuantisedFormat& format) const {
     if (format.encoding == Encoding::Blocks)
       return of_blocks(load_blocks(slot, *format.blocks), *format.blocks);
-    if (file_.quantised_format(slot)) return file_.read_planes(slot).upload(backend_);
+    if (file_.quantised_format(slot)) return file_.read_planes(slot).upload(backend_, &format);
     return quantise(format.encoding, slot.shape, file_.block_rows(slot),
                     [&](std::int64_t begin, std::int64_t end, float* dst) {
                       file_.read_rows(slot, begin, end, dst);
                     })
-        .upload(backend_);
+        .upload(backend_, &format);
   }
 
   // Rows that must be read together: a head where rotary pairs are adjacent in the file, else one.

@@ -102,17 +102,6 @@ HostPlanes quantise_codebook(const QuantisedFormat& format, const Shape& shape, 
   return out;
 }
 
-// The nearest E4M3 code, ties to even, of |x| <= 448.
-std::uint8_t to_e4m3(float x) {
-  const float size = std::min(std::abs(x), kLargestE4m3);
-  int exponent = 0;
-  std::frexp(size, &exponent);                  // size = f 2^exponent, f in [1/2, 1)
-  const int unit = std::max(exponent - 4, -9);  // 2^unit is the spacing of codes there
-  const float rounded = std::ldexp(std::nearbyint(std::ldexp(size, -unit)), unit);
-  const std::uint32_t bits = std::bit_cast<std::uint32_t>(rounded * 0x1p-120f);
-  return static_cast<std::uint8_t>((bits >> 20 & 0x7f) | (std::signbit(x) ? 0x80 : 0));
-}
-
 HostPlanes quantise_fp8(const QuantisedFormat& format, const Shape& shape, std::int64_t step,
                         const ReadRows& read) {
   HostPlanes out(format, shape);
@@ -131,7 +120,7 @@ HostPlanes quantise_fp8(const QuantisedFormat& format, const Shape& shape, std::
       if (scale == 0) scale = 1;  // a row of zeros, or of numbers so small that the scale is none
       out.data<float>(Plane::Scales)[n] = scale;
       for (std::int64_t k = 0; k < K; ++k)
-        out.data<std::uint8_t>(Plane::Codes)[n * K + k] = to_e4m3(row[k] / scale);
+        out.data<std::uint8_t>(Plane::Codes)[n * K + k] = float_to_e4m3(row[k] / scale);
     }
   }
   return out;
@@ -150,13 +139,17 @@ HostQuantised HostPlanes::view() const {
   return view;
 }
 
-QuantisedMatrix HostPlanes::upload(Backend& backend) const {
-  QuantisedMatrix q{format, offset, {}};
+QuantisedMatrix HostPlanes::upload(Backend& backend, const QuantisedFormat* held) const {
+  QuantisedMatrix q{held ? *held : format, offset, {}};
   for (std::size_t p = 0; p < kPlanes; ++p) {
     if (planes[p].empty()) continue;
-    const PlaneShape want = format.plane(static_cast<Plane>(p), shape);
+    const PlaneShape want = q.format.plane(static_cast<Plane>(p), shape);
     q.planes[p] = backend.empty(Tag::Weights, want.dtype, {want.rows, want.cols});
-    backend.upload(q.planes[p], planes[p].data(), planes[p].size());
+    std::vector<std::byte> repeated;  // the one scale, for each row
+    while (std::ssize(repeated) < want.bytes() && std::ssize(planes[p]) < want.bytes())
+      repeated.insert(repeated.end(), planes[p].begin(), planes[p].end());
+    const std::vector<std::byte>& bytes = repeated.empty() ? planes[p] : repeated;
+    backend.upload(q.planes[p], bytes.data(), bytes.size());
   }
   return q;
 }

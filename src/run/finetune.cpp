@@ -6,6 +6,7 @@
 #include "io/durable.h"
 #include "modelfile/base_identity.h"
 #include "modelfile/weight_hash.h"
+#include "run/base_loss.h"
 #include "run/finetune_run.h"
 #include "run/inference.h"
 #include "run/run_settings.h"
@@ -33,8 +34,8 @@ FinetuneResult FinetuneRun::go() {
   require_possible(s_.recompute, *base_.backend);
   refuse_input_folders(s_);
   open_folder();
-  in_ = read_inputs(s_, listener_, checkpoint_ ? &checkpoint_->identity() : nullptr, rows_,
-                    base_.file);
+  in_ = read_inputs(s_, *base_.backend, facts_.dtype, listener_,
+                    checkpoint_ ? &checkpoint_->identity() : nullptr, rows_, base_.file);
   watch_ = std::make_unique<EvaluationWatch>(s_.keep == "best", s_.patience, result_);
   if (checkpoint_)  // refuses what it can before the model is read
     check_same_run(*checkpoint_, run_identity(s_, in_, "", facts_.dtype), finished_, s_.out,
@@ -104,15 +105,28 @@ void FinetuneRun::load() {
       (base_.loaded->weights.embedding.dtype() != dtype || base_.storage != in_.storage))
     base_.loaded.reset();
   const bool loads = !base_.loaded;
+  const std::int64_t positions = *s_.seq_len + virtual_tokens(in_.methods);
+  const std::vector<Row>& rows = in_.eval.rows.empty() ? in_.data.rows : in_.eval.rows;
+  std::optional<double> dense_loss;
+  if (loads && !checkpoint_ && quantises(in_.storage.precision)) {
+    const std::int64_t limit = std::max(s_.memory_limit, s_.memory), free = free_memory();
+    dense_loss = dense_base_loss(*base_.backend, *in_.model, dtype, positions, rows,
+                                 limit > 0 ? std::min(limit, free) : free);
+    if (!dense_loss)
+      listener_.message("base: there is no memory for its dense weights, to say what it loses");
+  }
   if (loads) base_.load(in_.model, dtype, in_.storage, s_.verify_base);
   facts_.base_hash = base_.loaded->sha256;
   model_ = std::make_unique<Transformer>(*base_.backend, base_.loaded->config,
                                          std::exchange(base_.loaded->weights, {}), facts_.dtype,
-                                         *s_.seq_len + virtual_tokens(in_.methods));
+                                         positions);
   if (loads)
     listener_.message(concat("loaded ", s_.model, ": ", model_->n_parameters(), " parameters in ",
                              dtype_name(facts_.dtype), " on ", facts_.device, " (",
                              facts_.device_description, ")"));
+  if (dense_loss)
+    listener_.message(base_loss_text(*dense_loss, base_loss(*model_, rows),
+                                     base_precision_name(in_.storage.precision), rows.size()));
   if (loads && s_.dtype == "auto" && base_.backend->traits().faster_in_bf16)
     listener_.message("this processor takes about half the time with `dtype` bf16");
   facts_.load_seconds = seconds_since(start);

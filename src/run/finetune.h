@@ -59,6 +59,9 @@ struct FinetuneSettings {
   // In how many bits the frozen base is held, and modules of it that stay dense all the same.
   BasePrecision base_precision = BasePrecision::Auto;
   std::vector<std::string> keep_dense = {};
+  // Whether E4M3 matrices of the base are multiplied as such, by activations rounded to E4M3: "auto"
+  // (where the device does it in hardware), "on", "off".
+  std::string fp8_products = "auto";
   std::string init_adapter = {};
   bool shuffle = true;
   LongRows long_rows = LongRows::Error;

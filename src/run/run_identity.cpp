@@ -83,7 +83,7 @@ void add_lora(const LoraConfig& lora, Json& identity) {
 Json formats_to_json(const RunInputs& in) {
   Json counts = Json::object();
   for (const HeldFormat& format : in.formats)
-    if (format) counts[format->name()] = counts.value(format->name(), 0) + 1;
+    if (format) counts[held_name(*format)] = counts.value(held_name(*format), 0) + 1;
   return counts;
 }
 
@@ -115,12 +115,12 @@ SortedSettings sort_settings(const FinetuneSettings& settings) {
                rank_pattern, alpha_pattern, rslora, dora, init, loraplus_ratio, steps, epochs,
                batch, grad_accum, seq_len, lr, schedule, warmup, weight_decay, clip,
                label_smoothing, seed, device, dtype, processes, base_precision, keep_dense,
-               init_adapter, shuffle, long_rows, skip_bad_rows, packing, format, chat_template,
-               train_on, columns, system, base_name, eval_data, eval_split, eval_rows, eval_every,
-               keep, patience, save_every, resume, recompute, memory_limit, memory, verify_base,
-               show_rows, samples, sample_every, tensorboard] = settings;
-  // base_precision and keep_dense shape the run by the formats that they resolve to.
-  static_cast<void>(base_precision), static_cast<void>(keep_dense);
+               fp8_products, init_adapter, shuffle, long_rows, skip_bad_rows, packing, format,
+               chat_template, train_on, columns, system, base_name, eval_data, eval_split,
+               eval_rows, eval_every, keep, patience, save_every, resume, recompute, memory_limit,
+               memory, verify_base, show_rows, samples, sample_every, tensorboard] = settings;
+  // These shape the run by the formats that they resolve to.
+  static_cast<void>(base_precision), static_cast<void>(keep_dense), static_cast<void>(fp8_products);
   // Settings that run_identity() has as they were resolved: what LoraConfig has of the
   // adapter, the number of steps, the format found and the computing dtype. And those that leave no
   // trace: resume, show_rows.

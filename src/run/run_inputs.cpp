@@ -10,6 +10,8 @@
 #include "modelfile/hub_name.h"
 #include "modelfile/load.h"
 #include "run/defaults.h"
+#include "tensor/fp8_kernels.h"
+#include "tensor/quantised_kernels.h"
 
 namespace lk {
 namespace {
@@ -69,9 +71,20 @@ void choose_methods(FinetuneSettings& s, FinetuneListener& listener, RunInputs& 
   if (in.methods.has("lora")) choose_lora(s, listener, in);
 }
 
+// Why a device's products are not in FP8.
+std::string no_fp8_products(Backend& backend, DType dtype) {
+  QuantisedKernels& kernels = *backend.quantised_kernels();
+  return concat(backend.name(), ": ",
+                !kernels.fp8_kernels() ? kernels.why_no_fp8()
+                : !kernels.fp8_kernels()->takes(dtype)
+                    ? concat("it has none in ", dtype_name(dtype))
+                    : "it has none in hardware");
+}
+
 // Decides in how many bits the base is held. What computes with the base's own numbers needs them
 // dense, which "auto" then means.
-void choose_precision(const FinetuneSettings& s, FinetuneListener& listener, RunInputs& in) {
+void choose_precision(const FinetuneSettings& s, Backend& backend, DType dtype,
+                      FinetuneListener& listener, RunInputs& in) {
   in.storage = {s.base_precision, s.keep_dense};
   const bool changes = in.methods.has("lora") && changes_base(in.methods.lora.init);
   const bool needs_dense = changes || replaces_base(in.methods);
@@ -82,9 +95,24 @@ void choose_precision(const FinetuneSettings& s, FinetuneListener& listener, Run
           changes ? "`init` changes" : "`method` full trains",
           " the base's own numbers, which takes `base_precision` dense");
   in.formats = held_formats(*in.model, in.storage);
-  if (std::any_of(in.formats.begin(), in.formats.end(),
-                  [](const auto& f) { return f.has_value(); }))
+  auto count = [&in](auto&& is) {
+    return std::count_if(in.formats.begin(), in.formats.end(),
+                         [&](const HeldFormat& f) { return f && is(*f); });
+  };
+  const auto fp8 = count([](const QuantisedFormat& f) { return f.encoding == Encoding::Fp8; });
+  if (fp8 > 0) {
+    in.storage.fp8_products = uses_fp8_products(s.fp8_products, backend, dtype);
+    in.formats = held_formats(*in.model, in.storage);
+  }
+  if (count([](const QuantisedFormat&) { return true; }) > 0)
     listener.message(concat("base: ", describe_formats(in.formats)));
+  const auto multiplied = count([](const QuantisedFormat& f) { return f.multiplied; });
+  if (fp8 > multiplied && s.fp8_products != "off")
+    listener.message(concat(fp8 - multiplied, " fp8 matrices are dequantised for each product: ",
+                            in.storage.fp8_products
+                                ? "products in fp8 need a scale for each output channel or each "
+                                  "matrix, and sides that are multiples of 16"
+                                : no_fp8_products(backend, dtype)));
 }
 
 // A folder that is to be opened in place of the model holds a model of its shape.
@@ -296,12 +324,13 @@ std::vector<HostBatch> RunInputs::lay_out(std::int64_t step, std::int64_t grad_a
   return batches;
 }
 
-RunInputs read_inputs(FinetuneSettings& settings, FinetuneListener& listener, const Json* before,
-                      FinetuneRows* rows, std::shared_ptr<const ModelFile> opened) {
+RunInputs read_inputs(FinetuneSettings& settings, Backend& backend, DType dtype,
+                      FinetuneListener& listener, const Json* before, FinetuneRows* rows,
+                      std::shared_ptr<const ModelFile> opened) {
   RunInputs in;
   in.model = std::move(opened);
   choose_methods(settings, listener, in);
-  choose_precision(settings, listener, in);
+  choose_precision(settings, backend, dtype, listener, in);
   read_data(settings, listener, in, rows);
   arrange(settings, listener, in, before);
   return in;

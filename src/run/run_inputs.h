@@ -48,10 +48,10 @@ struct RunInputs {
 };
 
 // Reads the inputs and reports to `listener` what was found. Fills in what the settings leave open
-// (run/defaults.h); `before` is the identity of the run to go on with, or null. `rows`: taken
+// (run/defaults.h); `backend` and `dtype` are what the run computes with; `before` is the identity of the run to go on with, or null. `rows`: taken
 // instead of files; null: none. `opened`: the model's file, if it is open already. Throws InputError, UsageError, IoError.
-RunInputs read_inputs(FinetuneSettings& settings, FinetuneListener& listener, const Json* before,
-                      FinetuneRows* rows = nullptr,
+RunInputs read_inputs(FinetuneSettings& settings, Backend& backend, DType dtype,
+                      FinetuneListener& listener, const Json* before, FinetuneRows* rows = nullptr,
                       std::shared_ptr<const ModelFile> opened = nullptr);
 
 }  // namespace lk

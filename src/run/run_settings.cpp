@@ -107,6 +107,8 @@ void validate_settings(const FinetuneSettings& s, bool own_rows) {
           "`eval_split` must be in [0, 1)");
   require(!s.eval_split || s.eval_data.empty(),
           "`eval_split` and `eval_data`: give one of the two");
+  require(s.fp8_products == "auto" || s.fp8_products == "on" || s.fp8_products == "off",
+          "`fp8_products` ", s.fp8_products, ": one of auto, on, off");
   require(s.keep == "auto" || s.keep == "best" || s.keep == "last", "`keep` ", s.keep,
           ": best or last");
   require(s.patience >= 0, "`patience` must not be negative");

@@ -67,10 +67,10 @@ std::string run_toml(const FinetuneSettings& settings) {
                rank_pattern, alpha_pattern, rslora, dora, init, loraplus_ratio, steps, epochs,
                batch, grad_accum, seq_len, lr, schedule, warmup, weight_decay, clip,
                label_smoothing, seed, device, dtype, processes, base_precision, keep_dense,
-               init_adapter, shuffle, long_rows, skip_bad_rows, packing, format, chat_template,
-               train_on, columns, system, base_name, eval_data, eval_split, eval_rows, eval_every,
-               keep, patience, save_every, resume, recompute, memory_limit, memory, verify_base,
-               show_rows, samples, sample_every, tensorboard] = settings;
+               fp8_products, init_adapter, shuffle, long_rows, skip_bad_rows, packing, format,
+               chat_template, train_on, columns, system, base_name, eval_data, eval_split,
+               eval_rows, eval_every, keep, patience, save_every, resume, recompute, memory_limit,
+               memory, verify_base, show_rows, samples, sample_every, tensorboard] = settings;
   static_cast<void>(resume), static_cast<void>(show_rows);  // of one call, not of the run
   Lines l{"# finetune --config run.toml --out DIR trains the same adapter.\n"};
   l.add("model", model);
@@ -113,6 +113,7 @@ std::string run_toml(const FinetuneSettings& settings) {
   if (base_precision != BasePrecision::Auto)
     l.add("base-precision", std::string(base_precision_name(base_precision)));
   l.add_text("keep-dense", list_text(keep_dense));
+  if (fp8_products != "auto") l.add("fp8-products", fp8_products);
   l.add_text("init-adapter", init_adapter);
   l.add("no-shuffle", !shuffle);
   l.add("long-rows", std::string(long_rows_name(long_rows)));

@@ -216,7 +216,7 @@ void place_trials(const SweepSettings& settings, std::vector<SweepTrial>& trials
     require(s.model == first.model && s.data == first.data && s.eval_data == first.eval_data &&
                 s.device == first.device && s.dtype == first.dtype &&
                 s.base_precision == first.base_precision && s.keep_dense == first.keep_dense &&
-                s.verify_base == first.verify_base,
+                s.fp8_products == first.fp8_products && s.verify_base == first.verify_base,
             "a sweep's trials have one base and the same data");
   }
   FinetuneSettings whole = first;

@@ -2,7 +2,7 @@
 
 #include <cstring>
 
-#include "tensor/dense_scratch.h"
+#include "tensor/fp8_product.h"
 
 namespace lk {
 
@@ -23,13 +23,13 @@ void PlanBackend::download(void* dst, const Tensor&, std::size_t bytes) {
 }
 
 bool PlanBackend::through_scratch(const Tensor& y, const Tensor& x, const Weight& w) {
-  if (w.quantised()) DenseScratch(*this, w).linear_forward(y, x);
+  if (w.quantised()) quantised_forward(*this, y, x, w);
   return w.quantised() != nullptr;
 }
 
 bool PlanBackend::through_scratch(const Tensor& dx, GradMode mode, const Tensor& dy,
                                   const Weight& w) {
-  if (w.quantised()) DenseScratch(*this, w).linear_backward_x(dx, mode, dy);
+  if (w.quantised()) quantised_backward_x(*this, dx, mode, dy, w);
   return w.quantised() != nullptr;
 }
 

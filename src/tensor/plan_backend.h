@@ -42,7 +42,7 @@ class PlanBackend : public Backend, protected SharedKeyKernels, protected Quanti
 
  protected:
   void dequantise(const Tensor&, const Weight&) override {}
-  // What a device does with a quantised weight: true if the product was one with dense scratch.
+  // What a device does with a quantised weight: true if it is one.
   bool through_scratch(const Tensor& y, const Tensor& x, const Weight& w);
   bool through_scratch(const Tensor& dx, GradMode mode, const Tensor& dy, const Weight& w);
   void shared_keys_forward(const Tensor&, const Tensor&, GradMode, const Tensor&, const SharedKeys&,

@@ -202,6 +202,22 @@ float e4m3_to_float(std::uint8_t code) {
   return code & 0x80 ? -x : x;
 }
 
+// Subnormal codes are multiples of 2^-9, the spacing of floats at 2^14; the rest is a float's bits,
+// rounded to three of mantissa, but for the exponent's bias.
+std::uint8_t float_to_e4m3(float x) {
+  if (std::isnan(x)) return 0x7f;
+  const auto sign = static_cast<std::uint32_t>(std::signbit(x)) << 7;
+  const float size = std::min(std::abs(x), 448.0f);
+  std::uint32_t code = 0;
+  if (size < 0x1p-6f) {
+    code = std::bit_cast<std::uint32_t>(size + 0x1p14f) - std::bit_cast<std::uint32_t>(0x1p14f);
+  } else {
+    const std::uint32_t bits = std::bit_cast<std::uint32_t>(size);
+    code = ((bits + 0x7ffffu + (bits >> 20 & 1u)) >> 20) - (120u << 3);
+  }
+  return static_cast<std::uint8_t>(sign | code);
+}
+
 float round_to_half(float x) {
   const float size = std::abs(x);
   if (size < 0x1p-14f) {  // subnormal halves are multiples of 2^-24, the spacing of floats at 1/2

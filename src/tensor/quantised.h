@@ -31,6 +31,7 @@ enum class RoundedTo : std::uint8_t { F32, BF16, F16 };
 enum class Plane : std::uint8_t { Codes, Scales, Outer, Map, Zeros };
 inline constexpr std::size_t kPlanes = 5;
 inline constexpr std::int64_t kNestedBlock = 256;  // scales that share an outer one
+inline constexpr float kSmallestE4m3Row = 0x1p-100f;
 
 // How many blocks n elements take, the last of which may be cut.
 inline std::int64_t blocks_in(std::int64_t n, std::int64_t block) {
@@ -50,6 +51,9 @@ struct QuantisedFormat {
   std::int64_t scale_rows = 1;       // Fp8
   bool nested = false;               // Nf4, Fp4
   RoundedTo rounded = RoundedTo::F32;
+  // Fp8: whether products run on the codes themselves where a device does that, with activations
+  // rounded to E4M3 (Note [FP8 products] in tensor/fp8_product.h). `rounded` counts for nothing then.
+  bool multiplied = false;
 
   std::string name() const;  // "Q4_K", "nf4", ...
   PlaneShape plane(Plane p, const Shape& shape) const;
@@ -65,6 +69,11 @@ struct QuantisedMatrix {
   std::array<Tensor, kPlanes> planes;
   const Tensor& operator[](Plane p) const { return planes[static_cast<std::size_t>(p)]; }
   Tensor& operator[](Plane p) { return planes[static_cast<std::size_t>(p)]; }
+  // Where a plane lies; null if it is absent.
+  template <class T>
+  const T* plane(Plane p) const {
+    return (*this)[p] ? static_cast<const T*>((*this)[p].raw()) : nullptr;
+  }
 };
 
 inline QuantisedMatrix of_blocks(Tensor blocks, const GgmlType& type) {
@@ -95,6 +104,11 @@ const std::array<float, 16>& codebook(Encoding encoding);
 // The E4M3 number of a code: sign, four bits of exponent (bias 7), three of mantissa; 0x7f and 0xff
 // are NaN and there is no infinity.
 float e4m3_to_float(std::uint8_t code);
+// The nearest code, ties to even; numbers beyond 448 give 448, a NaN gives 0x7f.
+std::uint8_t float_to_e4m3(float x);
+// What a row is divided by before it is rounded to E4M3: its largest magnitude / 448. 1 for a row of
+// zeros, and of numbers so small that the scale would have no inverse. Not finite if `most` is not.
+inline float e4m3_row_scale(float most) { return most < kSmallestE4m3Row ? 1 : most / 448; }
 // Rounds to the nearest half, ties to even, and widens it again.
 float round_to_half(float x);
 

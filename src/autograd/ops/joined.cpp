@@ -217,10 +217,37 @@ ThinShape JoinedLinear::thin_shape() const {
   return shape;
 }
 
+std::vector<Fp8Part> JoinedLinear::fp8_parts() const {
+  std::vector<Fp8Part> all;
+  for (const Part& p : parts) all.push_back({p.begin, p.end, &p.apart});
+  return all;
+}
+
+// The low-rank part keeps the compute dtype. It is what y starts from, or it is added in the end
+// where y starts from an addend: either way y is written once more than by one product.
+void JoinedLinear::times_wb(const Fp8Product& product, const Tensor& y, const Tensor& x,
+                            const Tensor& addend) const {
+  Backend& backend = y.backend();
+  const bool first = thin > 0 && !addend;
+  const Tensor s = x.slice_cols(in, in + thin);
+  if (first) backend.matmul_nt(y, GradMode::Write, 1.0, s, b());
+  product.forward(y, first ? GradMode::Add : GradMode::Write, x.slice_cols(0, in), addend);
+  if (thin > 0 && addend) backend.matmul_nt(y, GradMode::Add, 1.0, s, b());
+}
+
+void JoinedLinear::times_wa(const Fp8Product& product, const Tensor& dx, GradMode mode,
+                            const Tensor& dy) const {
+  const bool with_a = dy.cols() > out;
+  if (with_a) dx.backend().matmul_nn(dx, mode, 1.0, dy.slice_cols(out, out + thin), a());
+  product.backward_x(dx, with_a ? GradMode::Add : mode, dy.slice_cols(0, out));
+}
+
 void JoinedLinear::times_wb(const Tensor& y, const Tensor& x, const Tensor& addend) const {
   Backend& backend = y.backend();
   if (matrix)
     return backend.matmul_nt(y, GradMode::Write, 1.0, x, matrix.slice_rows(0, out), addend);
+  if (const Fp8Product product{backend, fp8_parts(), x.rows(), x.dtype()})
+    return times_wb(product, y, x, addend);
   DenseScratch dense(backend, x.dtype(), out, in + thin);
   put_parts(dense);
   if (thin > 0) dense.put(0, in, apart_b);
@@ -232,6 +259,8 @@ void JoinedLinear::times_wa(const Tensor& dx, GradMode mode, const Tensor& dy) c
   const std::int64_t rows = dy.cols();  // N, or N + S
   if (matrix)
     return backend.matmul_nn(dx, mode, 1.0, dy, matrix.slice_cols(0, in).slice_rows(0, rows));
+  if (const Fp8Product product{backend, fp8_parts(), dy.rows(), dy.dtype()})
+    return times_wa(product, dx, mode, dy);
   DenseScratch dense(backend, dy.dtype(), rows, in);
   put_parts(dense);
   if (rows > out) dense.put(out, 0, apart_a);
