@@ -96,11 +96,13 @@ __global__ void __launch_bounds__(KvPass<D>::kThreads, kBlocks<D>)
   Own k_tile{base}, v_tile{base + Own::kBytes};
   constexpr std::uint32_t kNumbers = 2 * Passing::kBytes;  // offset of lse and delta in a stage
 
+  int shares = cluster_size();
+  BlockPlace place = place_of_block(in.heads_together, shares);
   DocumentTile tile;
-  if (!find_tile(in.q_offsets, in.n_documents, kRows, blockIdx.y, tile)) return;
+  if (!find_tile(in.q_offsets, in.n_documents, kRows, place.slot, tile)) return;
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   int row0 = in.q_offsets[tile.document];  // the document's first row, of queries and keys alike
-  int shares = cluster_size(), kv_head = static_cast<int>(blockIdx.x) / shares;
+  int kv_head = place.head;
   i64 own_row = static_cast<i64>(row0) + tile.begin, kv_col = static_cast<i64>(kv_head) * head_dim;
   int n_rows = min(kRows, tile.length - tile.begin);
   k_tile.template load_async<P::kThreads>(in.k.at(own_row, kv_col), in.k.ld, n_rows, head_dim);
@@ -239,9 +241,10 @@ __global__ void __launch_bounds__(QPass<D>::kThreads, kBlocks<D>)
   std::uint32_t base = shared_address(shared);
   Own q_tile{base}, dout_tile{base + Own::kBytes};
 
+  BlockPlace place = place_of_block(in.heads_together);
   DocumentTile tile;
-  if (!find_tile(in.q_offsets, in.n_documents, kRows, gridDim.y - 1 - blockIdx.y, tile)) return;
-  int head = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (!find_tile(in.q_offsets, in.n_documents, kRows, gridDim.y - 1 - place.slot, tile)) return;
+  int head = place.head, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int g = lane / 4, t = lane % 4;
   int n_rows = min(kRows, tile.length - tile.begin);
   i64 row0 = in.q_offsets[tile.document];
@@ -350,6 +353,8 @@ __global__ void __launch_bounds__(QPass<D>::kThreads, kBlocks<D>)
 
 void attention_backward_wgmma(const AttentionBackward& a, cudaStream_t stream) {
   auto in = attention_inputs<bf16>(a.q, a.k, a.v, a.shape, a.seg, a.seg);
+  auto kv_in = in;
+  kv_in.heads_together = kv_heads_together(a);
   Statistics stats{a.lse.data<float>(), a.delta.data<float>()};
   Angles angles = angles_of(a.rotation);
   auto go = [&]<int D, bool PADDED>() {
@@ -358,7 +363,7 @@ void attention_backward_wgmma(const AttentionBackward& a, cudaStream_t stream) {
     const unsigned shares = shares_of_walk(a, walks, KvPass<D>::kPassing, kBlocks<D>);
     launch_clusters("attention_backward_kv_wgmma", attention_backward_kv_kernel<D, PADDED>,
                     grid_of(static_cast<i64>(a.shape.n_kv_heads) * shares, slots(KvPass<D>::kRows)),
-                    shares, dim3(KvPass<D>::kThreads), KvPass<D>::kSharedBytes, stream, in,
+                    shares, dim3(KvPass<D>::kThreads), KvPass<D>::kSharedBytes, stream, kv_in,
                     const_matrix<bf16>(a.dout), stats, angles, matrix<bf16>(a.dk),
                     matrix<bf16>(a.dv));
     launch("attention_backward_q_wgmma", attention_backward_q_kernel<D, PADDED>,

@@ -72,11 +72,12 @@ __global__ void __launch_bounds__(kThreads, 1)
 #ifdef LK_DEVICE_HAS_WGMMA
   extern __shared__ __align__(1024) unsigned char shared[];
   std::uint32_t base = shared_address(shared);
-  DocumentTile tile;
-  if (!find_tile(in.q_offsets, in.n_documents, kRows, blockIdx.y, tile)) return;
   int shares = cluster_size(), share = cluster_rank();
+  BlockPlace place = place_of_block(in.heads_together, shares);
+  DocumentTile tile;
+  if (!find_tile(in.q_offsets, in.n_documents, kRows, place.slot, tile)) return;
   const int head_dim = PADDED ? in.head_dim : D;
-  int kv_head = static_cast<int>(blockIdx.x) / shares;
+  int kv_head = place.head;
   int group = warpgroup_index(), warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
   int g = lane / 4, t = lane % 4;
   int row0 = in.q_offsets[tile.document];  // the document's first row, of queries and keys alike
@@ -239,10 +240,11 @@ __global__ void __launch_bounds__(kThreads, 1)
 #ifdef LK_DEVICE_HAS_WGMMA
   extern __shared__ __align__(1024) unsigned char shared[];
   std::uint32_t base = shared_address(shared);
+  BlockPlace place = place_of_block(in.heads_together);
   DocumentTile tile;
-  if (!find_tile(in.q_offsets, in.n_documents, kRows, gridDim.y - 1 - blockIdx.y, tile)) return;
+  if (!find_tile(in.q_offsets, in.n_documents, kRows, gridDim.y - 1 - place.slot, tile)) return;
   const int head_dim = PADDED ? in.head_dim : D;
-  int head = blockIdx.x;
+  int head = place.head;
   int group = warpgroup_index(), warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
   int g = lane / 4, t = lane % 4;
   int n_rows = min(kRows, tile.length - tile.begin);
@@ -379,6 +381,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 void attention_backward_wgmma_wide(const AttentionBackward& a, cudaStream_t stream) {
   auto in = attention_inputs<bf16>(a.q, a.k, a.v, a.shape, a.seg, a.seg);
+  auto kv_in = in;
+  kv_in.heads_together = kv_heads_together(a);
   Statistics stats{a.lse.data<float>(), a.delta.data<float>()};
   Angles angles = angles_of(a.rotation);
   i64 slots = tile_slots(a.seg.total(), a.seg.count(), kRows);
@@ -386,7 +390,7 @@ void attention_backward_wgmma_wide(const AttentionBackward& a, cudaStream_t stre
   auto go = [&]<bool PADDED>() {
     launch_clusters("attention_backward_kv_wgmma", attention_backward_kv_kernel<PADDED>,
                     grid_of(static_cast<i64>(a.shape.n_kv_heads) * shares, slots), shares,
-                    dim3(kThreads), kKvShared, stream, in, const_matrix<bf16>(a.dout), stats,
+                    dim3(kThreads), kKvShared, stream, kv_in, const_matrix<bf16>(a.dout), stats,
                     angles, matrix<bf16>(a.dk), matrix<bf16>(a.dv));
     launch("attention_backward_q_wgmma", attention_backward_q_kernel<PADDED>,
            grid_of(a.shape.n_heads, slots), dim3(kThreads), kQShared, stream, in,

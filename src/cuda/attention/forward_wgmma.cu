@@ -50,10 +50,11 @@ __global__ void __launch_bounds__(Plan<D>::kThreads, Plan<D>::kBlocks)
     return Keys{q_tile.base + Queries::kBytes + (2 + (n & 1)) * Keys::kBytes};
   };
 
+  BlockPlace place = place_of_block(in.heads_together);
   DocumentTile tile;
-  if (!find_tile(in.q_offsets, in.n_documents, kQueries, gridDim.y - 1 - blockIdx.y, tile)) return;
+  if (!find_tile(in.q_offsets, in.n_documents, kQueries, gridDim.y - 1 - place.slot, tile)) return;
   const int head_dim = PADDED ? in.head_dim : D;
-  int head = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  int head = place.head, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int g = lane / 4, t = lane % 4;
   int n_rows = min(kQueries, tile.length - tile.begin);
   int k_begin = in.k_begins[tile.document];
