@@ -11,7 +11,7 @@
 //            others. One barrier per key tile: the tiles of the next turn have arrived, and all are
 //            done with the stages that are filled next.
 // Bytes      q, o once; k, v once per query tile, from L2
-// Numbers    S, m, l, o in F32; P is rounded to BF16 for P V, l sums the unrounded P
+// Numbers    S, m, l, o in F32; m is within kSlack of the maximum; P is rounded to BF16 for P V, l sums the unrounded P
 // Limits     D = 128: one block per multiprocessor, its first loads and last stores are not hidden;
 //            D = 64: registers, a few spill. Tiles on the diagonal are computed whole. For few
 //            queries per document attention/forward.cu has the smaller tile.
@@ -22,6 +22,10 @@ namespace lk {
 namespace {
 
 [[maybe_unused]] constexpr float kLog2e = 1.4426950408889634f;
+// A row keeps its maximum until a score exceeds it by this power of two, so that what was summed is
+// seldom scaled: P then goes up to 2^8 instead of 1, with the same relative rounding. The idea is
+// FlashAttention-4's. 0: the maximum is always the largest score so far.
+[[maybe_unused]] constexpr float kSlack = 8.0f;
 
 // At D = 64 two smaller blocks share a multiprocessor: measured faster than one.
 template <int D>
@@ -101,6 +105,7 @@ __global__ void __launch_bounds__(Plan<D>::kThreads, Plan<D>::kBlocks)
       for (int nt = 0; nt < kNT; ++nt)
         max = fmaxf(max, fmaxf(s[nt][2 * half], s[nt][2 * half + 1]));
       max = quad_max(max);
+      if ((max - m[half]) * scale_log2 <= kSlack) max = m[half];  // false for the first score seen
       float offset = max == -INFINITY ? 0.0f : max * scale_log2;  // -inf: nothing seen yet
       correction[half] = exp2_fast(m[half] * scale_log2 - offset);
       m[half] = max;
@@ -139,10 +144,13 @@ __global__ void __launch_bounds__(Plan<D>::kThreads, Plan<D>::kBlocks)
     auto begin_turn = [&] {
       wgmma_wait<0>();
       hold(out), hold(s);
+      bool same_maxima = correction[0] == 1.0f && correction[1] == 1.0f;
+      if (!__all_sync(0xffffffffu, same_maxima)) {
 #pragma unroll
-      for (int dt = 0; dt < kDT; ++dt)
+        for (int dt = 0; dt < kDT; ++dt)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) out[dt][i] *= correction[i / 2];
+          for (int i = 0; i < 4; ++i) out[dt][i] *= correction[i / 2];
+      }
       pack_fragments<kNT>(p, s);
       copy_async_wait();
       fence_async_proxy();
