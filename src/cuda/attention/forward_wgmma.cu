@@ -11,10 +11,11 @@
 //            others. One barrier per key tile: the tiles of the next turn have arrived, and all are
 //            done with the stages that are filled next.
 // Bytes      q, o once; k, v once per query tile, from L2
-// Numbers    S, m, l, o in F32; m is within kSlack of the maximum; P is rounded to BF16 for P V, l sums the unrounded P
-// Limits     D = 128: one block per multiprocessor, its first loads and last stores are not hidden;
-//            D = 64: registers, a few spill. Tiles on the diagonal are computed whole. For few
-//            queries per document attention/forward.cu has the smaller tile.
+// Numbers    S, m, l, o in F32; m is the maximum or kSlack less; P is rounded to BF16 for P V, l sums
+//            the unrounded P
+// Limits     D >= 128: one block per multiprocessor, its first loads and last stores are not
+//            hidden. Tiles on the diagonal are computed whole. For few queries per document
+//            attention/forward.cu has the smaller tile.
 #include "cuda/attention/tiles.cuh"
 #include "cuda/wgmma.cuh"
 
