@@ -84,6 +84,15 @@ bool uses_fp8_products(const std::string& setting, Backend& backend, DType dtype
   return can && (setting == "on" || kernels->in_hardware());
 }
 
+std::string no_fp8_products(Backend& backend, DType dtype) {
+  QuantisedKernels& kernels = *backend.quantised_kernels();
+  return concat(backend.name(), ": ",
+                !kernels.fp8_kernels() ? kernels.why_no_fp8()
+                : !kernels.fp8_kernels()->takes(dtype)
+                    ? concat("it has none in ", dtype_name(dtype))
+                    : "it has none in hardware");
+}
+
 bool quantises(BasePrecision precision) { return own_encoding(precision).has_value(); }
 
 std::optional<BasePrecision> quantising_precision(const std::string& name) {

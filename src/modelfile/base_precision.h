@@ -42,6 +42,9 @@ struct BaseStorage {
 // for another word, and for `on` where the device does not do it at all.
 bool uses_fp8_products(const std::string& setting, Backend& backend, DType dtype);
 
+// Why it is not used where the setting is auto: "cuda:0: its tensor cores have ..."
+std::string no_fp8_products(Backend& backend, DType dtype);
+
 // A matrix's format, nothing for what is dense.
 using HeldFormat = std::optional<QuantisedFormat>;
 
