@@ -206,7 +206,6 @@ void register_linear() {
   linear("head_2048", 2048, V, C);
 }
 
-// Quantised matrices of gate_up's size to BF16, with margin columns as in a joined product.
 // Products in FP8 and what is made for them: activations rounded row by row (those of gradients with
 // scales of columns), codes transposed. The roof is that of BF16 products.
 void register_fp8() {
@@ -247,32 +246,42 @@ void register_fp8() {
           });
 }
 
-void register_dequantise() {
+// Quantised matrices of gate_up's size: to BF16, with margin columns as in a joined product, and times
+// one row of x, from the codes as they lie.
+void register_quantised() {
   const Shape shape{F, C};
-  auto dequantise = [&](const std::string& name, const QuantisedFormat& format) {
-    const double bytes =
-        static_cast<double>(format.bytes(shape)) + 2.0 * static_cast<double>(shape.numel());
-    add("dequantise_" + name, {.bytes = bytes}, [=] {
-      HostPlanes planes(format, shape);
-      std::uint32_t state = 1;
-      for (auto& plane : planes.planes)
-        for (std::byte& b : plane) b = std::byte((state = state * 1664525 + 1013904223) >> 24);
-      return [w = Weight("w", planes.upload(gpu()), shape, DType::BF16),
+  auto weight = [=](const QuantisedFormat& format) {
+    HostPlanes planes(format, shape);
+    std::uint32_t state = 1;
+    for (auto& plane : planes.planes)
+      for (std::byte& b : plane) b = std::byte((state = state * 1664525 + 1013904223) >> 24);
+    return Weight("w", planes.upload(gpu()), shape, DType::BF16);
+  };
+  auto quantised = [=](const std::string& name, const QuantisedFormat& format) {
+    const double stored = static_cast<double>(format.bytes(shape)),
+                 dense = 2.0 * static_cast<double>(shape.numel());
+    add("dequantise_" + name, {.bytes = stored + dense}, [=] {
+      return [w = weight(format),
               to = gpu().empty_with_margin(Tag::Workspace, DType::BF16, shape, 64)] {
         gpu().quantised_kernels()->dequantise(to, w);
       };
     });
+    add("one_row_" + name, {.bytes = stored}, [=] {
+      return
+          [w = weight(format), x = random_tensor(DType::BF16, {1, C}, 1),
+           y = gpu().empty(Tag::Workspace, DType::BF16, {1, F})] { gpu().linear_forward(y, x, w); };
+    });
   };
   for (std::uint32_t id : {2u, 3u, 6u, 7u, 8u, 10u, 11u, 12u, 13u, 14u, 20u, 23u, 39u}) {
     const GgmlType& type = *find_ggml_type(id);
-    dequantise(type.name, block_format(type));
+    quantised(type.name, block_format(type));
   }
-  dequantise("nf4", own_format(Encoding::Nf4, shape));
-  dequantise("nf4_plain", {Encoding::Nf4, nullptr, 64});
-  dequantise("fp4", own_format(Encoding::Fp4, shape));
-  dequantise("fp8_rows", own_format(Encoding::Fp8, shape));
-  dequantise("fp8_128x128", {Encoding::Fp8, nullptr, 128, 128});
-  dequantise("int4_g128", {Encoding::Int4, nullptr, 128});
+  quantised("nf4", own_format(Encoding::Nf4, shape));
+  quantised("nf4_plain", {Encoding::Nf4, nullptr, 64});
+  quantised("fp4", own_format(Encoding::Fp4, shape));
+  quantised("fp8_rows", own_format(Encoding::Fp8, shape));
+  quantised("fp8_128x128", {Encoding::Fp8, nullptr, 128, 128});
+  quantised("int4_g128", {Encoding::Int4, nullptr, 128});
 }
 
 void register_products() {
@@ -559,7 +568,7 @@ int main(int argc, char** argv) {
   register_shared();
   register_memory_bound();
   register_linear();
-  register_dequantise();
+  register_quantised();
   register_fp8();
   register_products();
   register_thin_products();

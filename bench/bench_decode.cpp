@@ -1,8 +1,8 @@
-// bench_decode: prefill and decoding of a named shape or a config.json, with random weights and
-// random prompts, through the Generator that `generate` uses.
+// bench_decode: prefill and decoding of a named shape, a config.json or a model, with random prompts,
+// through the Generator that `generate` uses.
 //
-// Limits are measured in the same process: a step of decoding reads every weight once, and each
-// sequence's keys and values, at the speed of a copy; a prefill runs its frozen products alone. One
+// Limits are measured in the same process: a step of decoding reads every weight's stored bytes once,
+// and each sequence's keys and values, at the speed of a copy; a prefill runs its frozen products alone. One
 // JSON line per batch size goes to stdout, a summary to stderr.
 #include <algorithm>
 #include <cstdio>
@@ -12,6 +12,8 @@
 #include "cuda/open_device.h"
 #include "io/json.h"
 #include "modelfile/config.h"
+#include "modelfile/load.h"
+#include "modelfile/quantise.h"
 #include "nn/generate.h"
 #include "roofline.h"
 #include "run/inference.h"
@@ -21,7 +23,9 @@ namespace {
 using namespace lk;
 
 struct Settings {
-  std::string shape = "smollm2-135m", config, device = "auto", dtype = "auto";
+  std::string shape = "smollm2-135m", config, model, device = "auto", dtype = "auto",
+              base_precision = "auto";
+  std::string name() const { return !model.empty() ? model : !config.empty() ? config : shape; }
   std::int64_t prompt = 512, tokens = 128;
   std::vector<std::int64_t> batches{1, 16};
   bool no_record = false;
@@ -54,6 +58,15 @@ double products_seconds(Backend& backend, const ModelWeights& weights, DType dty
   });
 }
 
+// Bytes of the matrices that a step multiplies with.
+double matrix_bytes(const ModelWeights& weights) {
+  double bytes = stored_bytes(weights.head);
+  for (const LayerWeights& l : weights.layers)
+    for (const Projection& p : l.projections)
+      if (p.weight.defined()) bytes += stored_bytes(p.weight);
+  return bytes;
+}
+
 void measure(Transformer& model, const bench::Roofs& roofs, std::int64_t batch, const Settings& s) {
   const ModelConfig& config = model.config();
   std::mt19937_64 rng(1);
@@ -75,15 +88,16 @@ void measure(Transformer& model, const bench::Roofs& roofs, std::int64_t batch, 
   const double element = static_cast<double>(dtype_size(model.compute_dtype()));
   const double keys = static_cast<double>(s.prompt) + steps / 2;
   const double bytes =
-      element * (static_cast<double>(bench::matmul_parameters(config)) +
-                 n * keys * 2 * static_cast<double>(config.n_layers * config.kv_size()));
+      matrix_bytes(model.weights()) +
+      element * n * keys * 2 * static_cast<double>(config.n_layers * config.kv_size());
   const double of_bandwidth = 100 * bytes / roofs.bytes_per_second / (decode / steps);
   const double products =
       products_seconds(model.backend(), model.weights(), model.compute_dtype(), batch * s.prompt);
   const OrderedJson line = {
-      {"shape", s.config.empty() ? s.shape : s.config},
+      {"shape", s.name()},
       {"device", model.backend().description()},
       {"dtype", dtype_name(model.compute_dtype())},
+      {"base_precision", s.base_precision},
       {"batch", batch},
       {"prompt_tokens", s.prompt},
       {"new_tokens", s.tokens},
@@ -109,7 +123,13 @@ int main(int argc, char** argv) {
   Settings s;
   const auto& whole = program::whole_number();
   auto* shape = app.add_option("--shape", s.shape, "named shape")->capture_default_str();
-  app.add_option("--config", s.config, "a model's config.json instead")->excludes(shape);
+  auto* by_config = app.add_option("--config", s.config, "a model's config.json instead");
+  by_config->excludes(shape);
+  app.add_option("--model", s.model, "a model to load instead: .gguf file or Hugging Face folder")
+      ->excludes(shape)
+      ->excludes(by_config);
+  app.add_option("--base-precision", s.base_precision, program::kBasePrecisionHelp)
+      ->capture_default_str();
   app.add_option("--prompt", s.prompt, "tokens of each prompt")->check(whole);
   app.add_option("--tokens", s.tokens, "new tokens, at least 2")->check(whole);
   app.add_option("--batches", s.batches, "sequences at a time")->check(whole);
@@ -118,12 +138,18 @@ int main(int argc, char** argv) {
   app.add_option("--dtype", s.dtype, "auto, f32, bf16")->capture_default_str();
   return program::run(app, argc, argv, [&] {
     if (s.prompt < 1 || s.tokens < 2) throw UsageError("--prompt from 1 on, --tokens from 2 on");
-    const ModelConfig config =
-        s.config.empty() ? named_shape(s.shape) : config_from_json(read_json(s.config), s.config);
+    std::unique_ptr<ModelFile> file;
+    if (!s.model.empty()) file = std::make_unique<ModelFile>(s.model);
+    const ModelConfig config = file               ? file->config()
+                               : s.config.empty() ? named_shape(s.shape)
+                                                  : config_from_json(read_json(s.config), s.config);
+    const BaseStorage storage{parse_base_precision(s.base_precision)};
     auto backend = open_device(s.device);
     const DType dtype = parse_compute_dtype(s.dtype, *backend);
     const bench::Roofs roofs = bench::measure_roofs(*backend, dtype);
-    ModelWeights weights = random_weights(*backend, config, dtype, 1);
+    ModelWeights weights = file ? load_weights(*backend, *file, dtype, {.storage = storage}).weights
+                                : random_weights(*backend, config, dtype, 1);
+    if (!file) quantise_weights(*backend, config, weights, storage);
     Transformer model(*backend, config, std::move(weights), dtype, s.prompt + s.tokens);
     for (std::int64_t batch : s.batches) {
       if (batch < 1) throw UsageError("--batches: from 1 on");

@@ -40,9 +40,27 @@ struct Settings {
   std::string memory;   // a budget; if given, recompute is chosen to fit it
   Recompute recompute;  // what is computed again instead of kept
   std::int64_t batch = 2, seq_len = 256, rank = 8, steps = 10, warmup = 4;
+  std::int64_t shortest = 0;  // rows have from so many tokens to seq_len, evenly spread; 0: seq_len
   double dropout = 0;
   bool dora = false, profile = false, no_record = false;
-  std::int64_t tokens() const { return batch * seq_len; }
+  std::vector<std::int64_t> lengths() const {
+    std::vector<std::int64_t> all;
+    for (std::int64_t row = 0; row < batch; ++row)
+      all.push_back(shortest == 0 || batch == 1
+                        ? seq_len
+                        : shortest + (seq_len - shortest) * row / (batch - 1));
+    return all;
+  }
+  std::int64_t tokens() const {
+    const std::vector<std::int64_t> all = lengths();
+    return std::accumulate(all.begin(), all.end(), std::int64_t{0});
+  }
+  // How far a token of the batch can look back at most, in the mean.
+  std::int64_t mean_context() const {
+    std::int64_t squares = 0;
+    for (std::int64_t n : lengths()) squares += n * n;
+    return squares / tokens();
+  }
 };
 
 double seconds_since(Clock::time_point start) {
@@ -83,10 +101,11 @@ class Run {
     trainer_.emplace(model_, adapter_, settings);
     model_.set_recompute(s.recompute);
     std::mt19937_64 rng(1);
-    rows_.resize(static_cast<std::size_t>(s.batch));
+    rows_.reserve(static_cast<std::size_t>(s.batch));
     std::vector<const Row*> rows;
-    for (Row& row : rows_) {
-      row.ids.resize(static_cast<std::size_t>(s.seq_len));
+    for (std::int64_t n : s.lengths()) {
+      Row& row = rows_.emplace_back();
+      row.ids.resize(static_cast<std::size_t>(n));
       row.supervised.assign(row.ids.size(), 1);
       for (std::int32_t& id : row.ids)
         id = static_cast<std::int32_t>(rng() % static_cast<std::uint64_t>(config.vocab_size));
@@ -167,6 +186,8 @@ OrderedJson profile_json(const bench::Profile& profile) {
 int run_bench(Settings s, World& world, Clock::time_point start) {
   if (s.batch < 1 || s.seq_len < 2 || s.steps < 1 || s.warmup < 0)
     throw UsageError("--batch, --steps must be at least 1, --seq-len at least 2");
+  if (s.shortest != 0 && (s.shortest < 2 || s.shortest > s.seq_len))
+    throw UsageError("--shortest: from 2 to --seq-len");
   std::unique_ptr<ModelFile> file;
   if (!s.model.empty()) file = std::make_unique<ModelFile>(s.model);
   const ModelConfig config = file                ? file->config()
@@ -185,6 +206,7 @@ int run_bench(Settings s, World& world, Clock::time_point start) {
   request.formats = file ? held_formats(*file, storage) : held_formats(config, storage);
   request.processes = world.size() > 1 ? world.size() : 0, request.grad_accum = world.size();
   request.batch = s.batch, request.seq_len = s.seq_len, request.recompute = s.recompute;
+  request.row_lengths = s.lengths();
   const std::int64_t budget = program::parse_budget(s.memory);
   const Plan plan = budget > 0 ? plan_within(request, budget) : plan_training(request);
   if (budget > 0) check_fits(request, plan, budget, "--memory");
@@ -234,7 +256,7 @@ int run_bench(Settings s, World& world, Clock::time_point start) {
                                  static_cast<int>(std::min<std::int64_t>(s.steps, 10)));
   const bench::Roofs roofs = bench::measure_roofs(*backend, dtype);
   const double useful =
-      bench::useful_flops_per_token(config, s.seq_len) * tokens_per_second / world.size();
+      bench::useful_flops_per_token(config, s.mean_context()) * tokens_per_second / world.size();
   const double nominal =
       dtype == DType::BF16 ? bench::nominal_bf16_flops(backend->description()) : 0;
 
@@ -271,6 +293,9 @@ int run_bench(Settings s, World& world, Clock::time_point start) {
                      {"processes", world.size()},
                      {"batch", s.batch},
                      {"seq_len", s.seq_len},
+                     {"shortest", s.shortest},
+                     {"tokens", s.tokens()},
+                     {"trainable", plan.trainable_parameters},
                      {"rank", s.rank},
                      {"targets", s.targets},
                      {"dropout", s.dropout},
@@ -335,6 +360,9 @@ int main(int argc, char** argv) {
       ->excludes(config);
   app.add_option("--batch", s.batch, "rows")->check(whole)->capture_default_str();
   app.add_option("--seq-len", s.seq_len, "tokens a row")->check(whole)->capture_default_str();
+  app.add_option("--shortest", s.shortest,
+                 "rows of so many tokens to --seq-len, evenly spread and packed into one batch")
+      ->check(whole);
   app.add_option("--rank", s.rank, "LoRA rank")->check(whole)->capture_default_str();
   app.add_option("--dropout", s.dropout, "on the adapter's input")->check(program::real_number());
   app.add_flag("--dora", s.dora, "magnitudes trained beside the factors");

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Lorikeet and its peers on this machine in one run: one LoRA step (forward, backward, clip, AdamW) for each case.
-# usage: bash bench/compare.sh cpu|gpu [PYTHON]    PYTHON has torch, transformers and peft (gpu: with CUDA)
+# usage: bash bench/compare.sh cpu|gpu [PYTHON] [--matrix OPTIONS...]    PYTHON has torch, transformers and peft (gpu: with CUDA)
+# --matrix: many models, lengths, ranks and targets, in shares, the worst ratio first: see bench/matrix.py --help. Without it:
 # Writes bench/results/<device>-<date>.md and a file of JSON lines next to it; bench/README.md explains both. Options:
 #   CASES="shape:batch:seq_len:rank[:recompute] ..."   shape: a name, or the path of a config.json
 #   MODES="eager compile-layer graph unsloth"   for every case (MODES= for Lorikeet alone); by default as listed below
@@ -9,7 +10,9 @@
 source "$(dirname "$0")/../tools/common.sh"
 
 # Each case and its modes: those that may be its best peer, and eager. `graph` compiles a whole model for minutes.
-device=${1:-}
+device=${1:-} python=.venv-peers/bin/python own_python=1
+shift $(($# > 0))
+[ $# = 0 ] || [ "$1" = --matrix ] || { python=$1 own_python= && shift; }
 case $device in
   cpu)
     dtypes=${DTYPES:-f32 bf16} flag=cpu
@@ -25,8 +28,9 @@ case $device in
       "smollm2-135m:16:512:16 eager compile-layer graph"
       "llama3-8b:2:2048:16 eager compile-layer unsloth")
     ;;
-  *) die "usage: bash bench/compare.sh cpu|gpu [PYTHON]" ;;
+  *) die "usage: bash bench/compare.sh cpu|gpu [PYTHON] [--matrix OPTIONS...]" ;;
 esac
+[ $# = 0 ] || [ "$1" = --matrix ] || die "$1: unknown"
 if [ -n "${CASES:-}" ]; then
   chosen=()
   for name in $CASES; do
@@ -37,9 +41,8 @@ if [ -n "${CASES:-}" ]; then
   cases=("${chosen[@]}")
 fi
 
-python=${2:-.venv-peers/bin/python}
 if ! command -v "$python" >/dev/null; then
-  [ $# -lt 2 ] || die "$python: no such program"
+  [ -n "$own_python" ] || die "$python: no such program"
   install_packages python3-venv
   say "Installing PyTorch and PEFT into .venv-peers (once, gigabytes unless the index is one of CPU packages)"
   python3 -m venv .venv-peers
@@ -47,6 +50,7 @@ if ! command -v "$python" >/dev/null; then
 fi
 [ "$device" = cpu ] || "$python" -c 'import torch; assert torch.cuda.is_available()' || die "$python: needs torch with CUDA"
 [ -x build/bench/bench_step ] || { configure_build && compile build bench/bench_step; }
+if [ $# != 0 ]; then exec python3 bench/matrix.py --device "$flag" --python "$python" "${@:2}"; fi
 
 unsloth_path=${UNSLOTH_PATH:-}${UNSLOTH_PATH:+${PYTHONPATH:+:}}${PYTHONPATH:-} # an empty item would be this folder
 has_unsloth=1

@@ -233,7 +233,7 @@ TEST_CASE("recomputation changes no bit, and memory is 16 bytes a parameter, in 
     for (DType dtype : {DType::F32, DType::BF16}) {
       CAPTURE(family);
       const Steps want = some_steps(*make_cpu_backend(), dtype, family, "none", 2);
-      for (const char* recompute : {"gate-up", "block", "gate-up,block:1"}) {
+      for (const char* recompute : {"gate-up", "keep-attention", "block", "gate-up,block:1"}) {
         CAPTURE(recompute);
         const Steps got = some_steps(*make_cpu_backend(), dtype, family, recompute, 2);
         CHECK(got.losses == want.losses);

@@ -10,6 +10,7 @@
 #include "io/utf8.h"
 #include "modelfile/load.h"
 #include "nn/generate.h"
+#include "parity.h"
 #include "run/conversation.h"
 #include "tiny_model.h"
 #include "tokenizer_fixture.h"
@@ -446,10 +447,10 @@ TEST_CASE("beams that can't be are refused, and a Generator serves both kinds in
   CHECK(run([](auto& s) { s.max_tokens = 61, s.no_repeat_ngram = 1; }).ids.size() == 61);
 }
 
-TEST_CASE(
-    "a conversation's cache grows with it, and its tokens are those of a cache large from the "
-    "start") {
-  auto backend = make_cpu_backend();
+namespace {
+
+// A conversation's cache grows with it, and its tokens are those of a cache large from the start.
+void check_growing_cache(std::unique_ptr<Backend> backend) {
   auto model = tiny_transformer(*backend, DType::F32);
   const std::int64_t positions = model->max_positions();
   auto live = [&] { return backend->ledger()[Tag::KvCache].live_bytes; };
@@ -476,4 +477,11 @@ TEST_CASE(
   const std::set<std::int64_t> distinct(sizes.begin(), sizes.end());
   CHECK((positions >> (distinct.size() - 2)) >= 7);  // by doubling
   CHECK(sizes.back() <= most);
+}
+}  // namespace
+
+TEST_CASE("a conversation's cache grows with it") { check_growing_cache(make_cpu_backend()); }
+TEST_CASE("cuda: a conversation's cache grows with it") {
+  LK_NEEDS_GPU();
+  check_growing_cache(open_device("auto"));
 }

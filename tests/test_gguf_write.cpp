@@ -1,5 +1,6 @@
 // Writing GGUF: bytes equal to the gguf package's, for the container and for every type's blocks.
 #include <cmath>
+#include <random>
 
 #include "harness.h"
 #include "hostile.h"
@@ -145,7 +146,7 @@ TEST_CASE("blocks of any values keep within half a step of each, and constants a
     reader.decode(encode(type, zero).data(), 1, back.data());
     CHECK(back == zero);
   }
-  CHECK(find_ggml_encoder("Q6_K") == nullptr);
+  CHECK(find_ggml_encoder("Q8_K") == nullptr);
 }
 
 TEST_CASE("bytes that do not add up, and names that occur twice, are refused and leave nothing") {
@@ -173,4 +174,80 @@ TEST_CASE("bytes that do not add up, and names that occur twice, are refused and
       SafetensorsWriter(folder.file("s"), {}, {{"a", Shape{32}, find_ggml_encoder("Q4_0")}}),
       Error);
   CHECK(folder.names().empty());
+}
+
+namespace {
+
+// The root of the mean squared error of `x` as `name` holds it, over the root of the mean square of x.
+double relative_error(const char* name, const std::vector<float>& x) {
+  const GgmlEncoder& type = *find_ggml_encoder(name);
+  const GgmlType& reader = *find_ggml_type(type.id);
+  REQUIRE(std::string(reader.name) == type.name);
+  REQUIRE(reader.block_bytes == type.block_bytes);
+  REQUIRE(reader.block_values == type.block_values);
+  std::vector<float> back(x.size());
+  reader.decode(encode(type, x).data(), std::ssize(x) / type.block_values, back.data());
+  double error = 0, size = 0;
+  for (std::size_t i = 0; i < x.size(); ++i)
+    error += std::pow(double{back[i]} - x[i], 2), size += std::pow(double{x[i]}, 2);
+  return std::sqrt(error / size);
+}
+
+}  // namespace
+
+// Normal numbers, as weights are. A uniform quantiser of b bits over their range of about 5 sigma in a
+// group of 32 has steps of 5 / 2^b sigma, and an error of step / sqrt(12).
+TEST_CASE("more bits lose less, and K types less than plain ones of as many bits") {
+  std::mt19937_64 rng(3);
+  std::normal_distribution<float> normal;
+  for (float size : {1e-3f, 1.0f, 300.0f}) {
+    std::vector<float> x(256 * 64);
+    for (float& v : x) v = size * normal(rng);
+    auto error = [&](const char* name) { return relative_error(name, x); };
+    CHECK(error("Q4_K") < 0.95 * error("Q4_0"));
+    CHECK(error("Q4_K") < error("Q4_1"));
+    CHECK(error("Q5_K") < 0.6 * error("Q4_K"));
+    CHECK(error("Q5_0") < 0.6 * error("Q4_0"));
+    CHECK(error("Q5_1") < 0.6 * error("Q4_1"));
+    CHECK(error("Q6_K") < 0.6 * error("Q5_K"));
+    CHECK(error("Q8_0") < 0.6 * error("Q6_K"));
+    CHECK(error("Q3_K") < 0.22);
+    CHECK(error("Q2_K") < 0.35);
+    CHECK(error("Q4_K") < 0.09);
+    CHECK(error("Q6_K") < 0.025);
+  }
+}
+
+TEST_CASE("K types hold what lies on their grid, and odd groups do them no harm") {
+  for (const char* name : {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"}) {
+    CAPTURE(name);
+    const GgmlEncoder& type = *find_ggml_encoder(name);
+    const GgmlType& reader = *find_ggml_type(type.id);
+    auto round_trip = [&](const std::vector<float>& x) {
+      std::vector<float> back(x.size(), 9);
+      reader.decode(encode(type, x).data(), std::ssize(x) / 256, back.data());
+      return back;
+    };
+    const std::vector<float> zero(256, 0.0f);
+    CHECK(round_trip(zero) == zero);
+    for (float same : {1.0f, -1.0f, 0.03f, -6e4f}) {
+      const std::vector<float> back = round_trip(std::vector<float>(256, same));
+      for (float v : back) CHECK(std::abs(v - same) < 0.002f * std::abs(same));
+    }
+    // One large value in a block of small ones, groups of zeros, only negative ones, tiny ones.
+    std::vector<float> odd(1024);
+    for (std::size_t i = 0; i < odd.size(); ++i) odd[i] = static_cast<float>(i % 7) * 1e-3f;
+    odd[100] = 50;
+    std::fill(odd.begin() + 256, odd.begin() + 300, 0.0f);
+    for (std::size_t i = 512; i < 768; ++i) odd[i] = -0.1f - static_cast<float>(i % 5);
+    for (std::size_t i = 768; i < 1024; ++i) odd[i] = 1e-9f * static_cast<float>(i % 3);
+    for (float v : round_trip(odd)) CHECK(std::isfinite(v));
+    const std::vector<float> back = round_trip(odd);
+    CHECK(std::abs(back[100] - 50) < 2.0f);
+    // What was encoded once is on the grid, nearly: a second round loses far less than the first.
+    std::vector<float> x;
+    for (double v : random_values(256 * 8, 4)) x.push_back(static_cast<float>(v));
+    const std::vector<float> once = round_trip(x);
+    CHECK(relative_error(name, once) < 0.35 * relative_error(name, x));
+  }
 }

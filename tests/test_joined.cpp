@@ -224,7 +224,8 @@ TEST_CASE("below the first trained layer nothing is recorded, joined or not, rec
                                           last));
   for (bool joined : {false, true})
     for (const std::string& target : {down, v})
-      CHECK(recorded(target, joined, "block") == then({"checkpoint"}, last));
+      for (const char* recompute : {"keep-attention", "block"})
+        CHECK(recorded(target, joined, recompute) == then({"checkpoint"}, last));
 }
 
 TEST_CASE("what no gradient reaches is not joined and keeps its memory") {
@@ -312,27 +313,43 @@ TEST_CASE("joining changes no weight, and training afterwards none either") {
 }
 
 // Joined, in BF16 on the GPU, the loss and gradients are as far from the F32 result as the plain
-// model's, which rounds at other places, and have the same bits again.
+// model's, which rounds at other places, and have the same bits again. Roundings are luck, in one batch
+// for all gradients alike: what counts is the geometric mean over several batches.
 void check_joined_on_gpu(const LoraConfig& config, bool quantised, const std::string& family) {
-  const std::vector<Row> rows = random_rows({9, 17, 1, 130}, 5);
   JoinedSubject exact(DType::F32, config, false, make_cpu_backend(CpuMode::Reference), quantised,
                       family),
       plain(DType::BF16, config, false, open_device("auto"), quantised, family),
       joined(DType::BF16, config, true, open_device("auto"), quantised, family);
-  const auto want = exact.loss_and_gradients(rows), other = plain.loss_and_gradients(rows),
-             have = joined.loss_and_gradients(rows);
-  CHECK(have == joined.loss_and_gradients(rows));
-  for (std::size_t i = 0; i < want.size(); ++i) {
-    double scale = 0, plain_error = 0, joined_error = 0;
-    for (std::size_t j = 0; j < want[i].size(); ++j) {
-      scale += want[i][j] * want[i][j];
-      plain_error += std::pow(other[i][j] - want[i][j], 2);
-      joined_error += std::pow(have[i][j] - want[i][j], 2);
+  constexpr unsigned kBatches = 6;
+  std::vector<double> logs;  // by gradient: the sum of log(joined's error / plain's)
+  for (unsigned seed = 1; seed <= kBatches; ++seed) {
+    const std::vector<Row> rows = random_rows({9, 17, 1, 130}, seed);
+    const auto want = exact.loss_and_gradients(rows), other = plain.loss_and_gradients(rows),
+               have = joined.loss_and_gradients(rows);
+    CHECK(have == joined.loss_and_gradients(rows));
+    logs.resize(want.size());
+    for (std::size_t i = 1; i < want.size(); ++i) {
+      double scale = 0, plain_error = 0, joined_error = 0;
+      for (std::size_t j = 0; j < want[i].size(); ++j) {
+        scale += want[i][j] * want[i][j];
+        plain_error += std::pow(other[i][j] - want[i][j], 2);
+        joined_error += std::pow(have[i][j] - want[i][j], 2);
+      }
+      if (scale == 0) CHECK(joined_error == 0);
+      if (scale > 0)
+        logs[i] += 0.5 * std::log((joined_error + 1e-6 * scale) / (plain_error + 1e-6 * scale));
     }
-    CHECK_MESSAGE(joined_error < 4 * plain_error + 1e-4 * scale, family, ", gradient ", i, ": ",
-                  std::sqrt(joined_error / scale), " of its size, plain ",
-                  std::sqrt(plain_error / scale));
+    CHECK(std::abs(have[0][0] - want[0][0]) < 0.01 * want[0][0]);
   }
+  double all = 0;
+  for (std::size_t i = 1; i < logs.size(); ++i) {
+    const double ratio = std::exp(logs[i] / kBatches);
+    CHECK_MESSAGE(ratio < 3, family, ", gradient ", i, ": ", ratio,
+                  " times as far as the plain model's");
+    all += logs[i] / static_cast<double>(kBatches * (logs.size() - 1));
+  }
+  CHECK_MESSAGE(std::exp(all) < 1.6, family, ": ", std::exp(all),
+                " times as far as the plain model");
 }
 
 TEST_CASE("cuda: joined projections give the plain model's loss and gradients, BF16") {

@@ -191,7 +191,8 @@ TEST_CASE("several adapters add up with their weights") {
 TEST_CASE(
     "every type of GGUF holds the merged matrix as that type rounds it, q and k in its order") {
   ScratchFolder scratch;
-  for (std::string type : {"f32", "f16", "bf16", "q8_0", "q4_0", "q4_1"}) {
+  for (std::string type :
+       {"f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q6_k"}) {
     CAPTURE(type);
     const std::string out = scratch.file(type + ".gguf");
     MergeSettings s = settings(out, type);
@@ -203,7 +204,7 @@ TEST_CASE(
     CHECK(std::abs(r.all.kept() - 1) < 0.2);
     const GgufFile file(out);
     CHECK(file.stored_type("blk.0.attn_norm.weight") == "F32");
-    CHECK(file.stored_type("token_embd.weight") == (type.starts_with("q4") ? "Q8_0" : r.type));
+    CHECK(file.stored_type("token_embd.weight") == (r.quantised ? "Q8_0" : r.type));
     CHECK(file.get_string("tokenizer.ggml.model") == "gpt2");
     CHECK(file.get_int("general.file_type", 0, 100) == find_ggml_encoder(r.type)->file_type);
 
@@ -335,8 +336,8 @@ TEST_CASE("what does not fit is refused by name, before anything is written") {
   }
   MergeSettings s = settings(out, "q8_0");
   refused(UsageError(""), s, {"q8_0", "folder", "fp8"});
-  s = settings(scratch.file("out.gguf"), "q6_k");
-  refused(UsageError(""), s, {"q6_k"});
+  s = settings(scratch.file("out.gguf"), "iq2_xs");
+  refused(UsageError(""), s, {"iq2_xs"});
   s = settings(scratch.write("there", "x"));
   refused(UsageError(""), s, {"there", "exists already"});
   s = settings(out);

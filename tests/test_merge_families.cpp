@@ -132,7 +132,7 @@ TEST_CASE("every family in every type of GGUF: each matrix as the type rounds ba
     const std::string base = runnable_model(scratch, name), adapter = random_adapter(scratch, base);
     merge_into(base, adapter, scratch.file("f32"));
     const ModelFile exact(scratch.file("f32"));
-    for (std::string type : {"f16", "bf16", "q8_0", "q4_0", "q4_1"}) {
+    for (std::string type : {"f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_1", "q3_k"}) {
       CAPTURE(name);
       CAPTURE(type);
       const std::string out = scratch.file(type + ".gguf");

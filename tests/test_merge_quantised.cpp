@@ -203,7 +203,7 @@ TEST_CASE("what such folders can't be, or can't be made of, is refused by name")
   merge(s, quiet);
   s.model = out;
   s.out = scratch.file("base");
-  check_throws<InputError>("unmerge", {"is stored as nf4", "q4_1 can be checked"},
+  check_throws<InputError>("unmerge", {"is stored as nf4", "q4_1", "can be checked"},
                            [&] { unmerge(s, kTiny, quiet); });
 }
 

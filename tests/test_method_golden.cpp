@@ -244,7 +244,7 @@ TEST_CASE("recomputing blocks changes no bit of a step") {
     CAPTURE(name);
     const Json json = golden(name);
     std::vector<std::vector<double>> after;
-    for (const char* recompute : {"none", "gate-up", "block"}) {
+    for (const char* recompute : {"none", "gate-up", "keep-attention", "block"}) {
       auto model = load(*backend, json);
       model->set_recompute(parse_recompute(recompute));
       Trained t = make(*model, name, json);

@@ -5,6 +5,7 @@
 #include "io/safetensors.h"
 #include "modelfile/stored_quantised.h"
 #include "parity.h"
+#include "tensor/cache_kernels.h"
 #include "tensor/quantised_kernels.h"
 
 using namespace lk;
@@ -114,7 +115,7 @@ TEST_CASE("cuda: products with a quantised weight are those with its dense value
       Tensor values = gpu().empty(Tag::Workspace, dtype, {N, K});
       gpu().quantised_kernels()->dequantise(values, w);
       const Weight dense("w", values);
-      for (std::int64_t T : {1, 5, 64, 200}) {
+      for (std::int64_t T : {1, 5, 17, 32, 64, 200}) {
         Tensor x = random_tensor(gpu(), dtype, {T, K}, 1),
                dy = random_tensor(gpu(), dtype, {T, N}, 2);
         Tensor y = gpu().empty(Tag::Workspace, dtype, {T, N}),
@@ -130,4 +131,69 @@ TEST_CASE("cuda: products with a quantised weight are those with its dense value
       }
     }
   }
+}
+
+// Parts of one format or of several, normed and added to, against the same parts with dense values: the
+// same bits up to 512 columns, of which every warp has one turn; the F32 sums of more are grouped
+// otherwise.
+TEST_CASE("cuda: a few rows multiply codes as they lie as they do dense values") {
+  LK_NEEDS_GPU();
+  const SafetensorsFile file(kFormats);
+  const std::vector<std::string> names = file.names();
+  std::vector<std::pair<std::string, HostPlanes>> all;
+  for (const std::string& name : names) {
+    if (!name.ends_with(".expected")) continue;
+    const std::string base = name.substr(0, name.rfind('.'));
+    QuantisationConfig config;
+    config.method =
+        base == "awq" ? QuantisationConfig::Method::Awq : QuantisationConfig::Method::Gptq;
+    const Shape shape = file.shape(name);
+    const auto stored = find_stored_matrix(file, names, base + ".weight", shape, config);
+    all.emplace_back(base, read_stored_matrix(file, *stored, shape));
+  }
+  for (const Type& t : types())
+    all.emplace_back(find_ggml_type(t.id)->name, blocks_of(t, 37, 768, 8));
+  int with_kernel = 0;
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    const auto& [what, planes] = all[i];
+    const std::int64_t K = planes.shape[1];
+    // The same format again, and the next one where it is as wide.
+    const HostPlanes* other = &all[(i + 1) % all.size()].second;
+    if (other->shape[1] != K) other = &planes;
+    auto weight = [&](const HostPlanes& p) {
+      return Weight("w", upload(gpu(), p), p.shape, DType::BF16);
+    };
+    const std::vector<Weight> codes{weight(planes), weight(*other), weight(planes)};
+    std::vector<Weight> dense;
+    for (const Weight& w : codes) {
+      Tensor values = gpu().empty(Tag::Workspace, DType::BF16, w.shape());
+      gpu().quantised_kernels()->dequantise(values, w);
+      dense.emplace_back("w", values);
+    }
+    const Weight gain("gain", random_tensor(gpu(), DType::BF16, {K}, 4));
+    for (std::int64_t T : {1, 3, 9, 32})
+      for (bool normed : {false, true}) {
+        Tensor x = random_tensor(gpu(), DType::BF16, {T, K}, 1);
+        auto products = [&](const std::vector<Weight>& weights) {
+          InputNorm norm{&gain, 1e-5, gpu().empty(Tag::Workspace, DType::BF16, {T, K})};
+          std::vector<LinearPart> parts;
+          for (const Weight& w : weights)
+            parts.push_back({gpu().empty(Tag::Workspace, DType::BF16, {T, w.shape()[0]}), &w});
+          parts[1].addend = random_tensor(gpu(), DType::BF16, parts[1].y.shape(), 7);
+          const bool done = gpu().cache_kernels()->linear_parts(x, normed ? &norm : nullptr, parts);
+          with_kernel += done && weights[0].quantised();
+          std::vector<std::vector<double>> y;
+          for (const LinearPart& part : parts) y.push_back(to_host_f64(part.y));
+          return done ? y : std::vector<std::vector<double>>();
+        };
+        const auto have = products(codes), want = products(dense);
+        for (std::size_t part = 0; part < have.size(); ++part)
+          for (std::size_t j = 0; j < have[part].size(); ++j)
+            if (std::abs(have[part][j] - want[part][j]) >
+                (K <= 512 ? 0 : 0x1p-7 * std::abs(want[part][j]) + 0x1p-14 * std::sqrt(K)))
+              FAIL_CHECK(what, " T ", T, normed ? " normed" : "", " part ", part, " at ", j, ": ",
+                         have[part][j], " instead of ", want[part][j]);
+      }
+  }
+  CHECK(with_kernel >= 8 * 13);  // ggml's types at least
 }

@@ -113,8 +113,8 @@ void check_within_two_percent(const std::string& device, const std::string& fami
                               const BaseStorage& storage = {}) {
   CAPTURE(family);
   for (DType dtype : {DType::F32, DType::BF16})
-    for (const char* way :
-         {"none", "gate-up", "gate-up:3", "gate-up,block:3", "block", "offload"}) {
+    for (const char* way : {"none", "gate-up", "gate-up:3", "keep-attention", "gate-up,block:3",
+                            "block", "offload"}) {
       auto backend = open_device(device);
       PlanRequest request = small_request(*backend, dtype, family);
       request.recompute = parse_recompute(way);
@@ -163,9 +163,25 @@ TEST_CASE("cuda: every way of recomputing has its peak predicted within 2 %, in 
 TEST_CASE("a budget gets the fastest setting that fits, and one layer less would not") {
   auto cpu = make_cpu_backend();
   PlanRequest request = small_request(*cpu, DType::BF16);
-  for (const std::string device : {"cpu", "cuda"}) {
+  struct Case {
+    std::string device;
+    std::int64_t batch, seq_len;
+    std::vector<std::string> ladder;
+  };
+  // Where rows are longer than they are wide, attention's outputs cost less to keep than to make
+  // again; where they are shorter, another layer's memory is the better use.
+  const std::vector<std::string> gate_up = {"none", "gate-up:1", "gate-up:2", "gate-up:4"},
+                                 short_rows = {"gate-up,block:2", "gate-up,block:3"},
+                                 long_rows = {"gate-up,keep-attention:2",
+                                              "gate-up,keep-attention:3", "keep-attention,block:2",
+                                              "keep-attention,block:3"};
+  for (const Case& c : {Case{"cpu", 12, 48, short_rows}, Case{"cuda", 12, 48, short_rows},
+                        Case{"cpu", 1, 512, long_rows}, Case{"cuda", 1, 512, long_rows}}) {
+    const std::string& device = c.device;
     CAPTURE(device);
+    CAPTURE(c.seq_len);
     request.device = device;
+    request.batch = c.batch, request.seq_len = c.seq_len;
     const DeviceTraits traits = open_plan_device(device)->traits();
     auto peak = [&](const std::string& way) {
       PlanRequest r = request;
@@ -189,8 +205,8 @@ TEST_CASE("a budget gets the fastest setting that fits, and one layer less would
     CHECK(chosen(INT64_MAX) == "none");
     // A setting fits the budget that it needs; a little less selects the next setting.
     const std::int64_t slack = 20000;  // the batch that a recording keeps
-    std::vector<std::string> ladder = {"none",      "gate-up:1",       "gate-up:2",
-                                       "gate-up:4", "gate-up,block:2", "gate-up,block:3"};
+    std::vector<std::string> ladder = gate_up;
+    ladder.insert(ladder.end(), c.ladder.begin(), c.ladder.end());
     if (traits.can_offload) ladder.insert(ladder.end(), {"block,offload:1", "block,offload:3"});
     for (const std::string& way : ladder) {
       CAPTURE(way);

@@ -8,6 +8,7 @@
 #include "lora/joined.h"
 #include "lora/proof.h"
 #include "lora/trainer.h"
+#include "modelfile/base_precision.h"
 #include "tiny_model.h"
 
 using namespace lk;
@@ -55,6 +56,32 @@ class OffloadingBackend : public CpuBackend {
   int waiting = 0, most_waiting = 0, on_the_way = 0, most_on_the_way = 0, total = 0;
 };
 
+// A CPU that counts how often attention's forward and backward run.
+struct AttentionCounts {
+  int forward = 0, backward = 0;
+};
+class CountingBackend : public CpuBackend {
+ public:
+  explicit CountingBackend(AttentionCounts& counts)
+      : CpuBackend(CpuMode::Reference), counts_(counts) {}
+  void attention_forward(const Tensor& o, const Tensor& lse, const Tensor& q, const Tensor& k,
+                         const Tensor& v, const AttentionShape& shape, const Segments& q_seg,
+                         const KeyRows& k_rows) override {
+    ++counts_.forward;
+    CpuBackend::attention_forward(o, lse, q, k, v, shape, q_seg, k_rows);
+  }
+  void attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout,
+                          const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o,
+                          const Tensor& lse, const AttentionShape& shape, const Segments& seg,
+                          const Rotation* rotation) override {
+    ++counts_.backward;
+    CpuBackend::attention_backward(dq, dk, dv, dout, q, k, v, o, lse, shape, seg, rotation);
+  }
+
+ private:
+  AttentionCounts& counts_;  // outlives the backend
+};
+
 struct Setting {
   DType dtype = DType::F32;
   float dropout = 0;
@@ -62,6 +89,7 @@ struct Setting {
   int micro_batches = 1;
   std::vector<std::string> targets = {"all-linear"};
   std::string family = "llama";
+  bool dora = false, quantised = false;
 };
 
 // Losses, gradient norms, all gradients and adapters of a few steps, and the last step's peak
@@ -79,8 +107,11 @@ Trained train(std::unique_ptr<Backend> backend, const Setting& s, const std::str
   ModelConfig config = tiny_config();
   config.n_layers = kLayers;
   config = as_family(config, s.family);
-  Transformer model(*backend, config, random_weights(*backend, config, s.dtype, 7), s.dtype, 256);
+  ModelWeights weights = random_weights(*backend, config, s.dtype, 7);
+  if (s.quantised) quantise_weights(*backend, config, weights, {BasePrecision::Nf4, {"k_proj"}});
+  Transformer model(*backend, config, std::move(weights), s.dtype, 256);
   LoraConfig lora = tiny_lora(s.targets);
+  lora.shape.dora = s.dora;
   lora.shape.dropout = s.dropout;
   Adapter adapter(model, lora);
   randomize_b(adapter, 11, 0.5);
@@ -124,8 +155,9 @@ void check_same(const Trained& got, const Trained& want) {
 }  // namespace
 
 TEST_CASE("recompute settings are written as they are read, and others refused") {
-  for (const char* text : {"none", "gate-up", "block", "offload", "gate-up:3", "gate-up,block:4",
-                           "gate-up:7,block:4,offload:1"})
+  for (const char* text :
+       {"none", "gate-up", "keep-attention", "block", "offload", "gate-up:3", "gate-up,block:4",
+        "gate-up,keep-attention:4,block:2", "gate-up:7,block:4,offload:1"})
     CHECK(recompute_text(parse_recompute(text)) == text);
   CHECK(parse_recompute("block:4,gate-up") == parse_recompute("gate-up,block:4"));
   for (const char* text : {"", "all", "block:0", "block:-1", "block:x", "block:", "block,block",
@@ -136,6 +168,10 @@ TEST_CASE("recompute settings are written as they are read, and others refused")
   CHECK(r.of(1, 5) == RecomputeKind::Block);
   CHECK(r.of(2, 5) == RecomputeKind::GateUp);
   CHECK(r.of(3, 5) == RecomputeKind::None);
+  const Recompute mixed = parse_recompute("gate-up,keep-attention:3,block:2");
+  CHECK(mixed.of(1, 5) == RecomputeKind::Block);
+  CHECK(mixed.of(2, 5) == RecomputeKind::KeepAttention);
+  CHECK(mixed.of(3, 5) == RecomputeKind::GateUp);
   CHECK(parse_recompute("offload").of(4, 5) == RecomputeKind::Block);  // wanted at once
 }
 
@@ -149,17 +185,22 @@ TEST_CASE("losses, gradients and adapters are bit for bit those of no recomputat
       {DType::BF16, 0, true, true, 3},
       {DType::F32, 0, false, true, 1, {"q_proj", "v_proj"}},
       {DType::F32, 0, false, true, 1, {"layers.2.mlp.down_proj", "layers.3.self_attn.q_proj"}},
-      {DType::BF16, 0, true, true, 1, {"layers.2.mlp.down_proj", "layers.3.self_attn.q_proj"}}};
+      {DType::BF16, 0, true, true, 1, {"layers.2.mlp.down_proj", "layers.3.self_attn.q_proj"}},
+      {DType::F32, 0, false, true, 1, {"layers.1.self_attn.o_proj"}},
+      {DType::F32, 0, false, true, 2, {"all-linear"}, "llama", true, true},
+      {DType::BF16, 0, true, true, 1, {"all-linear"}, "llama", true},
+      {DType::BF16, 0.3f, true, true, 1, {"all-linear"}, "llama", false, true}};
   for (const Setting& s : settings) {
     // Joined models run on the plain twins, which compute in one order in any case; all others run
     // on the fast kernels, which are used in practice.
     const CpuMode mode = s.joined ? CpuMode::Reference : CpuMode::Fast;
-    const std::string what =
-        concat(dtype_name(s.dtype), " dropout ", s.dropout, s.joined ? " joined " : " ",
-               s.micro_batches, " micro-batches ", s.targets[0]);
+    const std::string what = concat(dtype_name(s.dtype), " dropout ", s.dropout,
+                                    s.joined ? " joined " : " ", s.micro_batches, " micro-batches ",
+                                    s.targets[0], s.dora ? " dora" : "", s.quantised ? " nf4" : "");
     CAPTURE(what);
     const Trained want = train(make_cpu_backend(mode), s, "none");
-    for (const char* recompute : {"gate-up", "gate-up:2", "block", "block:1", "gate-up,block:3"}) {
+    for (const char* recompute : {"gate-up", "gate-up:2", "keep-attention", "block", "block:1",
+                                  "gate-up,block:3", "gate-up,keep-attention:3,block:1"}) {
       CAPTURE(recompute);
       check_same(train(make_cpu_backend(mode), s, recompute), want);
     }
@@ -176,7 +217,8 @@ TEST_CASE("every family computes the same bits with every way of recomputing, an
       s.family = family;
       const Trained want = train(make_cpu_backend(CpuMode::Fast), s, "none");
       std::int64_t bytes = want.activation_bytes;
-      for (const char* recompute : {"gate-up", "gate-up,block:3", "block"}) {
+      for (const char* recompute : {"gate-up", "gate-up,keep-attention:3", "keep-attention",
+                                    "keep-attention,block:3", "block"}) {
         CAPTURE(recompute);
         const Trained got = train(make_cpu_backend(CpuMode::Fast), s, recompute);
         check_same(got, want);
@@ -197,9 +239,16 @@ TEST_CASE("each step of the ladder needs less memory than the one before") {
     auto activations = [&](const std::string& recompute) {
       return train(std::make_unique<OffloadingBackend>(), s, recompute).activation_bytes;
     };
-    const std::vector<std::string> ladder = {
-        "none",   "gate-up:1", "gate-up:4", "gate-up,block:1", "gate-up,block:4", "block,offload:1",
-        "offload"};
+    // The last layer's way makes no difference: it runs again when all others are still kept.
+    const std::vector<std::string> ladder = {"none",
+                                             "gate-up:1",
+                                             "gate-up:4",
+                                             "gate-up,keep-attention:1",
+                                             "gate-up,keep-attention:4",
+                                             "keep-attention,block:1",
+                                             "keep-attention,block:4",
+                                             "block,offload:1",
+                                             "offload"};
     std::vector<std::int64_t> bytes;
     for (const std::string& r : ladder) bytes.push_back(activations(r));
     for (std::size_t i = 1; i < bytes.size(); ++i) {
@@ -209,12 +258,35 @@ TEST_CASE("each step of the ladder needs less memory than the one before") {
   }
 }
 
+TEST_CASE("a block that keeps attention's outputs computes attention once a step") {
+  for (const std::string& family : kFamilies)
+    for (bool joined : {false, true}) {
+      CAPTURE(family);
+      CAPTURE(joined);
+      Setting s{joined ? DType::BF16 : DType::F32, 0, joined, true, 2};
+      s.family = family;
+      auto counts = [&](const std::string& recompute) {
+        AttentionCounts c;
+        train(std::make_unique<CountingBackend>(c), s, recompute);
+        CHECK(c.backward == static_cast<int>(kSteps * kLayers) * s.micro_batches);
+        return c.forward;
+      };
+      const int once = static_cast<int>(kSteps * kLayers) * s.micro_batches;
+      for (const char* recompute :
+           {"none", "gate-up", "keep-attention", "gate-up,keep-attention:2"})
+        CHECK(counts(recompute) == once);
+      CHECK(counts("block") == 2 * once);
+      CHECK(counts("keep-attention,block:2") == once + 2 * once / static_cast<int>(kLayers));
+    }
+}
+
 TEST_CASE("offloaded inputs come back bit for bit, one block ahead, and the last never leaves") {
   for (const Setting& s :
        {Setting{}, Setting{DType::BF16, 0, true, true, 2},
         Setting{DType::BF16, 0.3f, false, true, 2}, Setting{DType::F32, 0.3f, false, true, 2}}) {
     const Trained want = train(make_cpu_backend(CpuMode::Reference), s, "none");
-    for (const char* recompute : {"offload", "offload:2", "gate-up,block:4,offload:3"}) {
+    for (const char* recompute :
+         {"offload", "offload:2", "gate-up,block:4,offload:3", "keep-attention,offload:2"}) {
       CAPTURE(recompute);
       struct Counts {
         int most_waiting, most_on_the_way, total, left;
@@ -279,7 +351,8 @@ TEST_CASE("cuda: every family computes the same bits with every way of recomputi
       Setting s{dtype};
       s.family = family;
       const Trained want = train(open_device("auto"), s, "none");
-      for (const char* recompute : {"gate-up", "gate-up,block:3", "block", "offload"}) {
+      for (const char* recompute :
+           {"gate-up", "gate-up,block:3", "keep-attention", "block", "offload"}) {
         CAPTURE(recompute);
         check_same(train(open_device("auto"), s, recompute), want);
       }
@@ -288,13 +361,17 @@ TEST_CASE("cuda: every family computes the same bits with every way of recomputi
 
 TEST_CASE("cuda: recomputation gives the same bits, recorded or not, joined or not") {
   if (n_gpus() == 0) LK_SKIP("no GPU");
-  for (const Setting& s : {Setting{DType::BF16, 0, true, true, 2}, Setting{DType::F32},
-                           Setting{DType::BF16, 0.3f, false, true, 2}}) {
+  for (const Setting& s :
+       {Setting{DType::BF16, 0, true, true, 2}, Setting{DType::F32},
+        Setting{DType::BF16, 0.3f, false, true, 2},
+        Setting{DType::BF16, 0, true, true, 1, {"all-linear"}, "llama", true},
+        Setting{DType::BF16, 0, true, true, 1, {"all-linear"}, "llama", false, true}}) {
     Setting one_by_one = s;
     one_by_one.record = false;
     const Trained want = train(open_device("auto"), one_by_one, "none");
-    for (const char* recompute :
-         {"none", "gate-up", "gate-up,block:3", "block", "offload", "offload:2"}) {
+    for (const char* recompute : {"none", "gate-up", "gate-up,block:3", "keep-attention",
+                                  "gate-up,keep-attention:3,block:1", "block", "offload",
+                                  "keep-attention,offload:2", "offload:2"}) {
       CAPTURE(recompute);
       const Trained slow = train(open_device("auto"), one_by_one, recompute);
       check_same(slow, want);

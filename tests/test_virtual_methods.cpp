@@ -202,7 +202,7 @@ TEST_CASE("recomputing a block changes no bit of a step") {
     CAPTURE(name);
     const Json& c = golden()["cases"][name];
     std::vector<std::vector<double>> losses;
-    for (const char* recompute : {"none", "gate-up", "block"}) {
+    for (const char* recompute : {"none", "gate-up", "keep-attention", "block"}) {
       std::unique_ptr<Transformer> model =
           load(*backend, c["model"].get<std::string>(), DType::F32);
       std::unique_ptr<Method> method = make_case(*model, c);
@@ -212,8 +212,7 @@ TEST_CASE("recomputing a block changes no bit of a step") {
       losses.emplace_back();
       for (std::size_t k = 0; k < 4; ++k) losses.back().push_back(step(*trainer, rows, k));
     }
-    CHECK(losses[1] == losses[0]);
-    CHECK(losses[2] == losses[0]);
+    for (std::size_t i = 1; i < losses.size(); ++i) CHECK(losses[i] == losses[0]);
   }
 }
 

@@ -82,7 +82,8 @@ int main(int argc, char** argv) {
   app.add_option("--out", s.out, "a new folder, or a new file ending in .gguf")->required();
   app.add_option("--type", s.type,
                  "f32, f16, bf16; for a folder also nf4, fp4, fp8 (its projections), for .gguf "
-                 "q8_0, q4_0, q4_1. Without it: as the base is stored, f32 if it is quantised");
+                 "q8_0, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1, q4_0, q3_k, q2_k. Without it: as the "
+                 "base is stored, f32 if it is quantised");
   app.add_option("--shard-size", shard, "of a folder's files")->capture_default_str();
   app.add_flag("--other-base", s.other_base, "the adapter may have been trained on another base");
   app.add_option("--onto", s.onto,

@@ -46,7 +46,7 @@ inline constexpr const char* kKeepDenseHelp =
 inline constexpr const char* kFp8ProductsHelp =
     "multiply fp8 matrices in fp8: auto (where the GPU does), on, off";
 inline constexpr const char* kRecomputeHelp =
-    "none, gate-up, block, offload; :N for the first N layers";
+    "none, gate-up, keep-attention, block, offload; :N for the first N layers";
 // Parses "a,b" into {"a", "b"}. Throws UsageError for empty items.
 std::vector<std::string> parse_list(const std::string& text, const std::string& flag);
 

@@ -1,4 +1,6 @@
-"""The model shapes of the benches, as transformers' LlamaConfig."""
+"""The model shapes of the benches, as transformers' configs."""
+
+import json
 
 
 def _shape(hidden, layers, heads, kv_heads, intermediate, vocab, tied):
@@ -16,18 +18,22 @@ SHAPES = {
     "llama3-8b": _shape(4096, 32, 32, 8, 14336, 128256, False),
 }
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+ALL_LINEAR_GPT2 = ["c_attn", "c_proj", "c_fc"]
 
 
-def targets(args):
-    return ALL_LINEAR if args.targets == "all-linear" else args.targets.split(",")
+def targets(args, config):
+    if args.targets != "all-linear":
+        return args.targets.split(",")
+    return ALL_LINEAR_GPT2 if config.model_type == "gpt2" else ALL_LINEAR
 
 
 def model_config(args):
-    """The LlamaConfig of --shape or --config."""
-    from transformers import LlamaConfig  # here, as Unsloth must be imported before transformers
+    """The config of --shape or --config."""
+    from transformers import AutoConfig, LlamaConfig  # here, as Unsloth must be imported before transformers
 
     if args.config:
-        return LlamaConfig.from_json_file(args.config)
+        with open(args.config, encoding="utf-8") as file:
+            return AutoConfig.for_model(**json.load(file))
     if args.shape not in SHAPES:
         raise ValueError(f"--shape {args.shape}: known are {', '.join(SHAPES)}")
     return LlamaConfig(**SHAPES[args.shape], max_position_embeddings=max(4096, args.seq_len), rms_norm_eps=1e-5)

@@ -46,6 +46,7 @@ struct CheckpointOptions {
   bool trains = true;  // f uses Parameters: it has a backward even if x needs no gradient
   std::shared_ptr<Offloads> offloads = nullptr;  // those of this forward, or null
   bool offload = false;                          // send x to the offloads
+  bool keep_attention = false;                   // keep what attention's forward makes, too
 };
 
 // The function of a checkpoint, y = f(x). It must compute the same bits when it runs again, so it
@@ -54,8 +55,8 @@ struct CheckpointOptions {
 // it out.
 using Recomputed = std::function<Var(Tape&, const Var& x, Output y)>;
 
-// y = f(x). Of all that f makes only x is kept; backward runs f once more, on a tape of its own,
-// and then that tape's backward.
+// y = f(x). Of all that f makes only x is kept, and attention's outputs if that is asked for; backward
+// runs f once more, on a tape of its own, and then that tape's backward.
 Var checkpoint(Tape& tape, const Var& x, Recomputed f, const CheckpointOptions& options = {});
 
 }  // namespace lk

@@ -23,6 +23,7 @@
 namespace lk {
 
 class Tape;
+class KeptAttention;
 
 // A value on the tape: a Tensor, plus the id of its gradient if anything before it is trainable.
 class Var {
@@ -91,15 +92,17 @@ struct Node {
 class Tape {
  public:
   enum class Mode { Record, NoGrad };
-  explicit Tape(Backend& backend, Mode mode = Mode::Record)
-      : backend_(backend), mode_(mode), serial_(next_serial()) {}
+  explicit Tape(Backend& backend, Mode mode = Mode::Record, KeptAttention* kept = nullptr)
+      : backend_(backend), mode_(mode), serial_(next_serial()), kept_(kept) {}
   Tape(const Tape&) = delete;  // Vars refer to their tape
   Tape& operator=(const Tape&) = delete;
 
   Backend& backend() const { return backend_; }
   bool recording() const { return mode_ != Mode::NoGrad; }
+  // Attention's outputs that a checkpoint keeps (autograd/attended.h), or null.
+  KeptAttention* kept() const { return kept_; }
   // Memory for an op's output or saved statistics. A matrix gets `margin` columns behind its rows.
-  Tensor activation(DType dtype, Shape shape, std::int64_t margin = 0) {
+  Tensor activation(DType dtype, Shape shape, std::int64_t margin = 0) const {
     return backend_.empty_with_margin(Tag::Activations, dtype, shape, margin);
   }
 
@@ -161,6 +164,7 @@ class Tape {
   Backend& backend_;
   Mode mode_;
   std::uint64_t serial_;
+  KeptAttention* kept_;
   bool ran_ = false;
   Tensor dy_;  // gradient of the output of the node that is running
   std::vector<Record> nodes_;

@@ -82,8 +82,8 @@ void launch_dequantise(const char* name, const Decoder& decoder, const Tensor& t
   });
 }
 
-// dequantise_blocks.cu. The row's blocks begin at blocks + row * type.row_bytes(to.cols()).
-void dequantise_blocks(const GgmlType& type, const std::uint8_t* blocks, const Tensor& to,
-                       const int* ids, cudaStream_t stream);
+// dequantise_blocks.cu
+void dequantise_blocks(const QuantisedMatrix& q, const Tensor& to, const int* ids,
+                       cudaStream_t stream);
 
 }  // namespace lk

@@ -192,17 +192,22 @@ void* CudaBackend::blas_workspace() {
 void CudaBackend::prepare_linear(Weight&) {}
 
 void CudaBackend::linear_forward(const Tensor& y, const Tensor& x, const Weight& w) {
-  if (w.quantised()) return quantised_forward(*this, y, x, w);
   const LinearPart part{y, &w};
+  if (w.quantised()) {
+    if (!linear_few_quantised(x, nullptr, {&part, 1}, stream())) quantised_forward(*this, y, x, w);
+    return;
+  }
   if (!linear_few_rows(x, nullptr, {&part, 1}, stream()))
     gemm(y, GradMode::Write, 1.0, x, false, w.values(), true);
 }
 
 bool CudaCacheKernels::linear_parts(const Tensor& x, const InputNorm* norm,
                                     std::span<const LinearPart> parts) {
-  for (const LinearPart& part : parts)
-    if (part.w->quantised()) return false;
-  return linear_few_rows(x, norm, parts, backend_.stream());
+  const auto quantised = std::count_if(parts.begin(), parts.end(),
+                                       [](const LinearPart& part) { return part.w->quantised(); });
+  if (quantised == std::ssize(parts))
+    return linear_few_quantised(x, norm, parts, backend_.stream());
+  return quantised == 0 && linear_few_rows(x, norm, parts, backend_.stream());
 }
 
 void CudaBackend::linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,

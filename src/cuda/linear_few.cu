@@ -12,6 +12,7 @@
 
 #include "cuda/linear_few.cuh"
 #include "cuda/reduce.cuh"
+#include "cuda/scratch.h"
 
 namespace lk {
 namespace {
@@ -92,6 +93,38 @@ bool linear_few_rows(const Tensor& x, const InputNorm* norm, std::span<const Lin
     return false;
   launch_early("linear_few", kKernels[M - 1], grid_of(ceil_div(few.rows, kThreads / 32 * kRows)),
                dim3(kThreads), 0, stream, few, const_matrix<float>(x), static_cast<int>(K));
+  return true;
+}
+
+namespace {
+
+// Whether one decoder serves both.
+bool same_decoder(const QuantisedFormat& a, const QuantisedFormat& b) {
+  return a.encoding == b.encoding && a.blocks == b.blocks && a.nested == b.nested;
+}
+
+}  // namespace
+
+bool linear_few_quantised(const Tensor& x, const InputNorm* norm, std::span<const LinearPart> parts,
+                          cudaStream_t stream) {
+  const Tensor& input = norm ? norm->normed : x;
+  if (parts.empty() || parts.size() > kMostFewParts || x.dtype() != DType::BF16 ||
+      !packable(8, x.cols(), input))
+    return false;
+  for (const LinearPart& part : parts)
+    if (!takes_codes(x.rows(), *part.w) || part.y.dtype() != DType::BF16 ||
+        (part.addend && part.addend.dtype() != DType::BF16))
+      return false;
+  if (norm && !norm_few_rows(x, *norm, stream)) return false;
+  while (!parts.empty()) {
+    const QuantisedFormat& format = parts[0].w->quantised()->format;
+    std::size_t n = 1;
+    while (n < parts.size() && same_decoder(format, parts[n].w->quantised()->format)) ++n;
+    const auto run = parts.first(n);
+    format.encoding == Encoding::Blocks ? linear_few_blocks(input, run, stream)
+                                        : linear_few_codes(input, run, stream);
+    parts = parts.subspan(n);
+  }
   return true;
 }
 

@@ -10,6 +10,7 @@
 namespace lk {
 
 constexpr int kMostFewParts = 3;
+constexpr int kFewRows = 16, kFewThreads = 256;  // a block's rows of w, in BF16
 
 template <class T>
 struct FewPart {
@@ -53,6 +54,12 @@ bool few_parts(const Tensor& x, std::span<const LinearPart> parts, int multiple,
   }
   return true;
 }
+
+// y = n wᵀ for parts of one quantised format, n (M,K) BF16 in rows of whole packs.
+void linear_few_blocks(const Tensor& x, std::span<const LinearPart> parts, cudaStream_t stream);
+void linear_few_codes(const Tensor& x, std::span<const LinearPart> parts, cudaStream_t stream);
+// norm.normed = rmsnorm(x) for x in BF16. Returns false if it cannot be read in packs.
+bool norm_few_rows(const Tensor& x, const InputNorm& norm, cudaStream_t stream);
 
 bool linear_few_rows_bf16(const Tensor& x, const InputNorm* norm, std::span<const LinearPart> parts,
                           cudaStream_t stream);

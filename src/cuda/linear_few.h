@@ -15,4 +15,8 @@ namespace lk {
 bool linear_few_rows(const Tensor& x, const InputNorm* norm, std::span<const LinearPart> parts,
                      cudaStream_t stream);
 
+// The same for quantised weights, whose codes are read where they lie; x in BF16, M <= 32.
+bool linear_few_quantised(const Tensor& x, const InputNorm* norm, std::span<const LinearPart> parts,
+                          cudaStream_t stream);
+
 }  // namespace lk

@@ -23,7 +23,7 @@ namespace lk {
 namespace {
 
 using Bf16 = __nv_bfloat16;
-constexpr int kThreads = 256, kWarps = kThreads / 32, kRows = 16, kStages = 3;
+constexpr int kThreads = kFewThreads, kWarps = kThreads / 32, kRows = kFewRows, kStages = 3;
 constexpr int kColumns = 64, kTurn = kWarps * kColumns, kRowBytes = kColumns * 2;
 constexpr int kStageBytes = kRows * kRowBytes, kRingBytes = kWarps * kStages * kStageBytes;
 constexpr i64 kMostRows = 32;
@@ -167,6 +167,18 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 }  // namespace
+
+bool norm_few_rows(const Tensor& x, const InputNorm& norm, cudaStream_t stream) {
+  const Tensor &gain = norm.gain->values(), &normed = norm.normed;
+  if (x.dtype() != DType::BF16 || gain.dtype() != DType::BF16 ||
+      !packable(8, x.cols(), x, normed, gain))
+    return false;
+  launch_early("linear_few_norm", linear_few_norm_kernel, grid_of(x.rows()), dim3(kThreads), 0,
+               stream, const_matrix<bf16>(x),
+               Norm{pointer<bf16>(gain), static_cast<float>(norm.eps), matrix<bf16>(normed)},
+               static_cast<int>(x.cols()));
+  return true;
+}
 
 bool linear_few_rows_bf16(const Tensor& x, const InputNorm* norm, std::span<const LinearPart> parts,
                           cudaStream_t stream) {

@@ -5,11 +5,23 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "tensor/weight.h"
+
 namespace lk {
 
 // Bytes that cuBLASLt may use, from a CUDA backend's first product on. Hopper's kernels want this
 // much.
 inline constexpr std::size_t kGemmWorkspaceBytes = std::size_t{32} << 20;
+
+// Whether a product of so many rows reads a quantised matrix's codes as they lie (linear_few.h) instead of
+// dequantising it into scratch.
+inline bool takes_codes(std::int64_t rows, const Weight& w) {
+  if (!w.quantised() || !w.has_values() || w.dtype() != DType::BF16) return false;
+  const QuantisedFormat& f = w.quantised()->format;
+  const std::int64_t K = w.shape()[1];
+  const bool whole = f.encoding == Encoding::Blocks || f.block % 8 == 0 || f.block >= K;
+  return rows >= 1 && rows <= 32 && K % 8 == 0 && whole;
+}
 
 // How attention/shared_keys.cu cuts the rows (tokens * group) of a key/value head for the gradients
 // of n keys of `width` = G*D columns: `count` chunks of `rows` rows, whose partial sums are

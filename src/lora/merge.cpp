@@ -132,7 +132,8 @@ std::string size_text(const MergeSettings& s, const ModelOutput& output, bool qu
     text += concat(
         ", which holds the dequantised values exactly (`type` f16 or bf16 rounds them to half of "
         "that",
-        is_gguf_name(s.out) ? ", q8_0, q4_0 or q4_1 to less" : ", fp8, nf4 or fp4 to less", ")");
+        is_gguf_name(s.out) ? ", q8_0, q6_k, q4_k and others to less" : ", fp8, nf4 or fp4 to less",
+        ")");
   return text;
 }
 
@@ -261,8 +262,8 @@ void unmerge(const MergeSettings& s, const std::string& base, MergeListener& lis
     const std::string stored = merged.stored_type(*other->second);
     const GgmlEncoder* type = find_ggml_encoder(stored);
     if (type == nullptr)
-      throw InputError(concat(s.model, ": tensor ", slot.name, " is stored as ", stored,
-                              ": only f32, f16, bf16, q8_0, q4_0 and q4_1 can be checked"));
+      throw InputError(concat(s.model, ": tensor ", slot.name, " is stored as ", stored, ": only ",
+                              ggml_encoder_names(), " can be checked"));
     const std::int64_t rows = slot.shape.rows(), cols = slot.shape.cols();
     const float shift = gain_shift(source.base().stored(slot), merged.stored(*other->second));
     for (std::int64_t begin = 0; begin < rows; begin += source.base().block_rows(slot)) {

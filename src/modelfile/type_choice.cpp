@@ -29,6 +29,13 @@ const char* instead(bool gguf, const std::string& type) {
 
 }  // namespace
 
+// What embedding and head take where matrices take `type`: at least 6 bits.
+const GgmlEncoder& vocabulary_type(const GgmlEncoder& type) {
+  const double bits = 8.0 * type.block_bytes / type.block_values;
+  if (bits > 6) return type;
+  return *find_ggml_encoder(type.block_values == 256 ? "Q6_K" : "Q8_0");
+}
+
 bool is_vocabulary(const WeightSlot& slot) {
   return slot.role == Role::Embedding || slot.role == Role::Head;
 }
@@ -42,7 +49,7 @@ TypeChoice::TypeChoice(const ModelFile& base, const std::string& type, bool gguf
       gguf ? precision != BasePrecision::Dense : wanted_ != nullptr && wanted_->quantised;
   if (!type.empty() && (!known || other_format))
     throw UsageError(concat("`type` ", type, ": a ",
-                            gguf ? "GGUF file is written as f32, f16, bf16, q8_0, q4_0 or q4_1"
+                            gguf ? concat("GGUF file is written as ", ggml_encoder_names())
                                  : "folder is written as f32, f16, bf16, nf4, fp4 or fp8",
                             other_format ? concat("; ", instead(gguf, type), " is nearest") : ""));
   if (precision != BasePrecision::Dense) {
@@ -87,9 +94,10 @@ const GgmlEncoder& TypeChoice::encoder(const WeightSlot& slot) const {
     if (stored != nullptr && !stored->quantised) return *stored;
     return named(formats_.empty() ? "F32" : "BF16");
   }
-  if (slot.shape.cols() % wanted_->block_values != 0) return named("F16");
-  if (is_vocabulary(slot) && wanted_->block_bytes < 32 && wanted_->quantised) return named("Q8_0");
-  return *wanted_;
+  const GgmlEncoder* type = wanted_;
+  if (is_vocabulary(slot) && type->quantised) type = &vocabulary_type(*type);
+  while (slot.shape.cols() % type->block_values != 0) type = &named(type->narrow);
+  return *type;
 }
 
 }  // namespace lk

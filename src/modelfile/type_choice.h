@@ -2,7 +2,8 @@
 //
 //   nothing                as the base has it; F32 where the base is quantised
 //   f32, f16, bf16         every matrix alike
-//   q8_0, q4_0, q4_1       blocks of ggml, in GGUF files
+//   q8_0 ... q2_k          blocks of ggml, in GGUF files; embedding and head take at least 6 bits, and
+//                          rows that are not whole blocks another type of about as many
 //   nf4, fp4, fp8          a folder's projections, quantised as base_precision.h does it when a base
 //                          is loaded; what stays dense keeps its type, BF16 where the base is
 //                          quantised

@@ -62,6 +62,7 @@ Var Block::apply(Tape& tape, const Var& x, const BlockInput& in) {
     case RecomputeKind::GateUp:
       return checkpoint(tape, attention(tape, x), feed_forward,
                         {trains(Site::Gate, Site::Down), nullptr, false});
+    case RecomputeKind::KeepAttention:
     case RecomputeKind::Block:
     case RecomputeKind::Offload:
       break;
@@ -71,7 +72,8 @@ Var Block::apply(Tape& tape, const Var& x, const BlockInput& in) {
   };
   return checkpoint(
       tape, x, whole,
-      {trains(Site::Qkv, Site::Down), in.offloads, in.recompute == RecomputeKind::Offload});
+      {trains(Site::Qkv, Site::Down), in.offloads, in.recompute == RecomputeKind::Offload,
+       in.recompute == RecomputeKind::KeepAttention});
 }
 
 // h = x + o(attention(rope(q(n)), rope(k(n)), v(n))),  n = norm(x)

@@ -11,8 +11,9 @@ namespace lk {
 namespace {
 
 using Member = std::int64_t Recompute::*;
-constexpr std::array<std::pair<const char*, Member>, 3> kWays = {
+constexpr std::array<std::pair<const char*, Member>, 4> kWays = {
     {{"gate-up", &Recompute::gate_up},
+     {"keep-attention", &Recompute::keep_attention},
      {"block", &Recompute::block},
      {"offload", &Recompute::offload}}};
 
@@ -21,6 +22,7 @@ constexpr std::array<std::pair<const char*, Member>, 3> kWays = {
 RecomputeKind Recompute::of(std::int64_t layer, std::int64_t n_layers) const {
   if (layer < offload) return layer + 1 < n_layers ? RecomputeKind::Offload : RecomputeKind::Block;
   if (layer < block) return RecomputeKind::Block;
+  if (layer < keep_attention) return RecomputeKind::KeepAttention;
   return layer < gate_up ? RecomputeKind::GateUp : RecomputeKind::None;
 }
 
@@ -34,9 +36,10 @@ Recompute parse_recompute(const std::string& text) {
   Recompute r;
   if (text == "none") return r;
   auto refuse = [&] {
-    throw UsageError(concat("`recompute` ", text,
-                            ": none, gate-up, block or offload, with :N for the first N layers "
-                            "alone; several joined by commas, like gate-up,block:4"));
+    throw UsageError(
+        concat("`recompute` ", text,
+               ": none, gate-up, keep-attention, block or offload, with :N for the "
+               "first N layers alone; several joined by commas, like gate-up,block:4"));
   };
   for (std::size_t begin = 0; begin <= text.size();) {
     const std::size_t end = std::min(text.find(',', begin), text.size());

@@ -1,12 +1,14 @@
 // Recompute: what a training step computes again in backward instead of keeping it from forward.
 //
-// Note [Recompute ladder]: four ways to run a block, each keeping less and costing more:
-//   none      everything that backward reads is kept
-//   gate-up   the feed-forward half keeps its input alone: gate and up, a step's largest
-//             activations, are one product to make again
-//   block     the block keeps its input alone and runs again as a whole
-//   offload   as block, and the input waits in host memory, from which it is fetched one block
-//             ahead; the last block's input is wanted at once and stays
+// Note [Recompute ladder]: five ways to run a block, each keeping less and costing more:
+//   none            everything that backward reads is kept
+//   gate-up         the feed-forward half keeps its input alone: gate and up, a step's largest
+//                   activations, are one product to make again
+//   keep-attention  the block keeps its input and attention's outputs, o (T,H*D) and lse (H,T), and
+//                   runs again but for attention, whose cost alone grows with the square of a row
+//   block           the block keeps its input alone and runs again as a whole
+//   offload         as block, and the input waits in host memory, from which it is fetched one block
+//                   ahead; the last block's input is wanted at once and stays
 // The same kernels run in the same order, so every way gives the same bits.
 //
 // Each way applies to the first n layers; where several do, the strongest wins. It is the first
@@ -22,11 +24,12 @@ namespace lk {
 
 class Backend;
 
-enum class RecomputeKind : std::uint8_t { None, GateUp, Block, Offload };
+enum class RecomputeKind : std::uint8_t { None, GateUp, KeepAttention, Block, Offload };
 
 struct Recompute {
   static constexpr std::int64_t kAllLayers = INT64_MAX;
-  std::int64_t gate_up = 0, block = 0, offload = 0;  // the first so many layers
+  // The first so many layers.
+  std::int64_t gate_up = 0, keep_attention = 0, block = 0, offload = 0;
 
   RecomputeKind of(std::int64_t layer, std::int64_t n_layers) const;
   bool operator==(const Recompute&) const = default;

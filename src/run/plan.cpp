@@ -107,16 +107,27 @@ std::int64_t sent_bytes(const PlanRequest& r, const Plan& plan) {
 
 std::int64_t peak(const PlanRequest& r) { return Planner(r).peak(r.recompute); }
 
-// All settings that plan_within() tries, from fast to slow.
-std::vector<Recompute> recompute_ladder(std::int64_t n_layers, bool can_offload) {
-  constexpr std::int64_t kAll = Recompute::kAllLayers;
-  auto all = [&](std::int64_t n) { return n == n_layers ? kAll : n; };
+// Settings for plan_within() to try, from fast to slow: with keep-attention between gate-up and block,
+// or without it.
+std::vector<Recompute> recompute_ladder(std::int64_t n_layers, bool keep_attention,
+                                        bool can_offload) {
   std::vector<Recompute> ladder{{}};
-  for (std::int64_t n = 1; n <= n_layers; ++n) ladder.push_back({all(n), 0, 0});
-  for (std::int64_t n = 1; n < n_layers; ++n) ladder.push_back({kAll, n, 0});
-  ladder.push_back({0, kAll, 0});
-  for (std::int64_t n = 1; n < n_layers && can_offload; ++n)
-    ladder.push_back({0, kAll, all(n + 1) == kAll ? kAll : n});
+  // One layer more each time; once a way covers all layers, the weaker ones don't matter.
+  auto climb = [&](std::int64_t Recompute::*way) {
+    Recompute r = ladder.back();
+    for (std::int64_t n = 1; n < n_layers; ++n) r.*way = n, ladder.push_back(r);
+    r = {};
+    r.*way = Recompute::kAllLayers;
+    ladder.push_back(r);
+  };
+  climb(&Recompute::gate_up);
+  if (keep_attention) climb(&Recompute::keep_attention);
+  climb(&Recompute::block);
+  Recompute r = ladder.back();
+  for (std::int64_t n = 1; n < n_layers && can_offload; ++n) {
+    r.offload = n + 1 == n_layers ? Recompute::kAllLayers : n;
+    ladder.push_back(r);
+  }
   return ladder;
 }
 
@@ -125,7 +136,7 @@ void add_options(const PlanRequest& request, Planner& planner, Plan& plan) {
   auto add = [&](std::string flag, const PlanRequest& cheaper) {
     plan.options.push_back({std::move(flag), peak(cheaper)});
   };
-  for (const char* way : {"gate-up", "block", "offload"}) {
+  for (const char* way : {"gate-up", "keep-attention", "block", "offload"}) {
     const Recompute recompute = parse_recompute(way);
     if (recompute.offload > 0 && !planner.device().can_offload) continue;
     const std::int64_t bytes = planner.peak(recompute);
@@ -167,20 +178,64 @@ std::int64_t plannable_bytes(std::int64_t budget, const DeviceTraits& device) {
   return budget - budget / 100 - device.uncounted_bytes;
 }
 
-// Memory falls along the ladder except at its last steps, where a block's second run may need more
+double recomputed_flops(const PlanRequest& request, const Recompute& recompute) {
+  const ModelConfig& c = request.model;
+  double tokens = 0;
+  for (std::int64_t n : lengths(request)) tokens += static_cast<double>(n);
+  auto product = [&](std::int64_t in, std::int64_t out) {
+    return 2 * tokens * static_cast<double>(in) * static_cast<double>(out);
+  };
+  const std::int64_t q = c.q_size();
+  const double gate_up =
+      product(c.hidden_size, c.intermediate_size) * (c.mlp == MlpKind::Gelu ? 1 : 2);
+  const double projections =
+      product(c.hidden_size, q + 2 * c.kv_size()) + product(q, c.hidden_size);
+  double total = 0;
+  for (std::int64_t layer = 0; layer < c.n_layers; ++layer) {
+    const RecomputeKind kind = recompute.of(layer, c.n_layers);
+    if (kind == RecomputeKind::None) continue;
+    total += gate_up;
+    if (kind == RecomputeKind::GateUp) continue;
+    total += projections;
+    if (kind == RecomputeKind::KeepAttention) continue;
+    const std::int64_t window = c.is_local(static_cast<std::size_t>(layer)) ? c.window : 0;
+    for (std::int64_t n : lengths(request)) {
+      const double keys = static_cast<double>(window > 0 ? std::min(window, n) : n);
+      // Token i sees i + 1 keys, or the window if that is less.
+      total += 4 * (keys * (static_cast<double>(n) - keys) + keys * (keys + 1) / 2) *
+               static_cast<double>(q);
+    }
+  }
+  return total;
+}
+
+// Memory falls along a ladder except at its last steps, where a block's second run may need more
 // than its first run no longer keeps. So where none fits, the peaks of all settings are compared.
+// To keep attention's outputs costs memory that other layers could use, and saves much time where
+// rows are long and little where they are short: of the two ladders' choices the faster is taken.
 Plan plan_within(PlanRequest& request, std::int64_t budget) {
   Planner planner(request);
   const std::int64_t room = plannable_bytes(budget, planner.device());
-  const std::vector<Recompute> ladder =
-      recompute_ladder(request.model.n_layers, planner.device().can_offload);
-  auto fits = std::partition_point(ladder.begin(), ladder.end(),
-                                   [&](const Recompute& r) { return planner.peak(r) > room; });
-  if (fits == ladder.end())
-    fits = std::min_element(ladder.begin(), ladder.end(), [&](const auto& a, const auto& b) {
+  auto ladder = [&](bool keep_attention) {
+    return recompute_ladder(request.model.n_layers, keep_attention, planner.device().can_offload);
+  };
+  auto first_that_fits = [&](const std::vector<Recompute>& rungs) {
+    const auto rung = std::partition_point(
+        rungs.begin(), rungs.end(), [&](const Recompute& r) { return planner.peak(r) > room; });
+    return rung == rungs.end() ? std::nullopt : std::optional(*rung);
+  };
+  std::optional<Recompute> best = first_that_fits(ladder(true));
+  if (!best || best->keep_attention > 0 || best->block > 0)
+    if (const auto other = first_that_fits(ladder(false)))
+      if (!best || recomputed_flops(request, *other) < recomputed_flops(request, *best))
+        best = other;
+  if (!best) {
+    const std::vector<Recompute> rungs = ladder(false);
+    best = *std::min_element(rungs.begin(), rungs.end(), [&](const auto& a, const auto& b) {
       return planner.peak(a) < planner.peak(b);
     });
-  request.recompute = *fits;
+  }
+  request.recompute = *best;
   Plan plan = planner.step(request.recompute);
   add_options(request, planner, plan);
   return plan;

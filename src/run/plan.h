@@ -43,15 +43,18 @@ struct Plan {
 // scratch of the device. Throws UsageError as Adapter and Transformer::set_recompute do.
 Plan plan_training(const PlanRequest& request);
 
+// FLOPs that one micro-batch computes again: products with the frozen matrices, and attention.
+double recomputed_flops(const PlanRequest& request, const Recompute& recompute);
+
 // How much of a budget a planned peak may take. The rest is for scratch that no plan counts: 1 %,
 // plus what the device states.
 std::int64_t plannable_bytes(std::int64_t budget, const DeviceTraits& device);
 
 // Sets request.recompute to the fastest setting whose planned peak is at most the plannable part of
 // `budget` bytes, and plans it. From fast to slow: nothing recomputed; gate and up of the first 1,
-// 2, ... layers; gate and up of all layers and the first 1, 2, ... blocks; all blocks and, where
-// the device can, the inputs of the first 1, 2, ... blocks offloaded. If none fits, takes the one
-// that needs least: see check_fits().
+// 2, ... layers; then more and more blocks but for their attention, and then whole blocks, or whole
+// blocks at once where that computes less; all blocks and, where the device can, the inputs of the
+// first 1, 2, ... blocks offloaded. If none fits, takes the one that needs least: see check_fits().
 Plan plan_within(PlanRequest& request, std::int64_t budget);
 
 // Throws OutOfMemoryError, with the plan and what would need less, if the plan needs more than

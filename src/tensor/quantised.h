@@ -69,6 +69,11 @@ struct QuantisedMatrix {
   std::array<Tensor, kPlanes> planes;
   const Tensor& operator[](Plane p) const { return planes[static_cast<std::size_t>(p)]; }
   Tensor& operator[](Plane p) { return planes[static_cast<std::size_t>(p)]; }
+  // Where a plane lies; null if it is absent.
+  template <class T>
+  const T* plane(Plane p) const {
+    return (*this)[p] ? static_cast<const T*>((*this)[p].raw()) : nullptr;
+  }
 };
 
 inline QuantisedMatrix of_blocks(Tensor blocks, const GgmlType& type) {

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "autograd/attended.h"
 #include "autograd/ops.h"
 #include "autograd/ops/qkv.h"
 #include "autograd/work.h"
@@ -46,10 +47,7 @@ Var attention(Tape& tape, const Var& q, const Var& k, const Var& v, const Attent
   k.value().expect({T, G * D}, "attention: k (T,G*D)");
   v.value().expect({T, G * D}, "attention: v (T,G*D)");
   check(segments.total() == T, "attention: segments hold ", segments.total(), " tokens, q has ", T);
-  Tensor o = tape.activation(q.dtype(), {T, H * D});
-  Tensor lse = tape.activation(stat_dtype(q.dtype()), {H, T});
-  tape.backend().attention_forward(o, lse, q.value(), k.value(), v.value(), shape, segments,
-                                   segments);
+  auto [o, lse] = attend(tape, q.value(), k.value(), v.value(), shape, segments);
   if (!tape.wants(q, k, v)) return tape.constant(std::move(o));
   return tape.record<AttentionNode>(o, q, k, v, shape, segments, o, std::move(lse));
 }
@@ -102,9 +100,7 @@ Var qkv_attention(Tape& tape, const Var& qkv, const Tensor& rope_table, const Te
     backend.rope(turned, GradMode::Write, turned, rope_table, positions, shape.head_dim, false);
   }
   Qkv in(qkv.value(), shape);
-  Tensor o = tape.activation(qkv.dtype(), {T, H * D}, margin);
-  Tensor lse = tape.activation(stat_dtype(qkv.dtype()), {H, T});
-  backend.attention_forward(o, lse, in.q, in.k, in.v, shape, segments, segments);
+  auto [o, lse] = attend(tape, in.q, in.k, in.v, shape, segments, margin);
   if (!tape.wants(qkv)) return tape.constant(std::move(o));
   return tape.record<QkvAttentionNode>(o, qkv, rope_table, positions, o, std::move(lse), shape,
                                        segments);

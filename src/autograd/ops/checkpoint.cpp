@@ -1,5 +1,7 @@
 #include "autograd/checkpoint.h"
 
+#include "autograd/attended.h"
+
 namespace lk {
 
 std::size_t Offloads::send(const Tensor& x) {
@@ -26,27 +28,30 @@ Tensor Offloads::take(std::size_t i) {
 namespace {
 
 // dx and the gradients of f's parameters come from f's own nodes, which backward records. Saves x,
-// or its number in `offloads`.
+// or its number in `offloads`, and attention's outputs in `kept` if that is not null.
 struct CheckpointNode : Node {
   Edge x;
   Tensor value;  // undefined if it was sent to the host
   Recomputed f;
   std::shared_ptr<Offloads> offloads;
   std::size_t own, previous;  // numbers of x and of the checkpoint that backward needs next
+  std::unique_ptr<KeptAttention> kept;
   CheckpointNode(const Var& x_in, Recomputed f_in, std::shared_ptr<Offloads> offloads_in,
-                 std::size_t own_in, std::size_t previous_in)
+                 std::size_t own_in, std::size_t previous_in,
+                 std::unique_ptr<KeptAttention> kept_in)
       : x(x_in),
         f(std::move(f_in)),
         offloads(std::move(offloads_in)),
         own(own_in),
-        previous(previous_in) {
+        previous(previous_in),
+        kept(std::move(kept_in)) {
     if (own == Offloads::kNone) value = x_in.value();
   }
   const char* name() const override { return "checkpoint"; }
   void backward(Tape& tape, const Tensor&) override {
     if (own != Offloads::kNone) value = offloads->take(own);
     if (previous != Offloads::kNone) offloads->prefetch(previous);
-    Tape again(tape.backend());
+    Tape again(tape.backend(), Tape::Mode::Record, kept.get());
     Var in = x.needs_grad() ? again.leaf(std::move(value)) : again.constant(std::move(value));
     const Edge leaf = in, y = f(again, in, Output::Unread);
     in = Var();
@@ -70,14 +75,16 @@ Var checkpoint(Tape& tape, const Var& x, Recomputed f, const CheckpointOptions& 
   std::size_t own = Offloads::kNone, previous = Offloads::kNone;
   if (options.offloads) previous = options.offloads->begin_checkpoint();
   if (options.offload) own = options.offloads->send(x.value());
+  std::unique_ptr<KeptAttention> kept;
+  if (options.keep_attention) kept = std::make_unique<KeptAttention>();
   Tensor y;
   {
-    Tape forward(tape.backend(), Tape::Mode::NoGrad);
+    Tape forward(tape.backend(), Tape::Mode::NoGrad, kept.get());
     y = f(forward, forward.constant(x.value()), Output::Read).value();
   }
   if (options.offload) options.offloads->finish(own);
-  return tape.record<CheckpointNode>(std::move(y), x, std::move(f), options.offloads, own,
-                                     previous);
+  return tape.record<CheckpointNode>(std::move(y), x, std::move(f), options.offloads, own, previous,
+                                     std::move(kept));
 }
 
 }  // namespace lk

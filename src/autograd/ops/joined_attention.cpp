@@ -1,3 +1,4 @@
+#include "autograd/attended.h"
 #include "autograd/joined.h"
 #include "autograd/ops/by_head.h"
 #include "autograd/ops/qkv.h"
@@ -85,9 +86,7 @@ Var head_normed_attention(Tape& tape, const Var& qkv, const HeadNorms& norms,
     return n;
   };
   auto q = normed(in.q, norms.q), k = normed(in.k, norms.k);
-  Tensor o = tape.activation(qkv.dtype(), in.q.shape(), margin);
-  Tensor lse = tape.activation(stat, {shape.n_heads, T});
-  backend.attention_forward(o, lse, q.value, k.value, in.v, shape, segments, segments);
+  auto [o, lse] = attend(tape, q.value, k.value, in.v, shape, segments, margin);
   if (!tape.wants(qkv)) return tape.constant(std::move(o));
   return tape.record<HeadNormedAttentionNode>(o, qkv, std::move(q), std::move(k), rope_table,
                                               positions, o, std::move(lse), shape, segments);

@@ -1,5 +1,7 @@
 #include "autograd/virtual_tokens.h"
 
+#include "autograd/attended.h"
+
 namespace lk {
 namespace {
 
@@ -244,11 +246,9 @@ Var prefix_attention(Tape& tape, const Var& q, const Var& k, const Var& v, const
         " tokens, q has ", T);
   if (shape.window > 0) positions.expect({T}, "prefix_attention: positions (T)");
   SharedKeys prefix{pk.value(), pv.value(), positions, first_token};
-  Tensor o = tape.activation(q.dtype(), q.value().shape());
-  Tensor lse = tape.activation(stat_dtype(q.dtype()), {shape.n_heads, T});
-  tape.backend().attention_forward(o, lse, q.value(), k.value(), v.value(), shape, segments,
-                                   segments);
-  add_prefix(o, lse, q.value(), prefix, shape);
+  auto [o, lse] =
+      attend(tape, q.value(), k.value(), v.value(), shape, segments, 0,
+             [&](const Attended& a) { add_prefix(a.o, a.lse, q.value(), prefix, shape); });
   if (!tape.wants(q, k, v, pk, pv)) return tape.constant(std::move(o));
   return tape.record<PrefixAttentionNode>(o, q, k, v, pk, pv, std::move(prefix), shape, segments, o,
                                           std::move(lse));

@@ -3,20 +3,22 @@
 // Shapes     y, x, dy, dv, v (T,N); m, inverse, w_sq, dm of a part's rows; wa (N,S), gram (S,S),
 //            b (N,S)
 // Plan       One launch serves all parts that lie side by side. inverse_norms: a warp per row, a lane
-//            per thin column. scale_columns: rowwise.cuh. Its backward in two launches: a block walks
-//            64 tokens of 32 packs of columns, each of its 8 warps every eighth token, writes dv and
-//            its sums of dy v; then a block adds the blocks' sums of 32 columns.
+//            per thin column. scale_columns and its backward: a block walks 64 tokens of 32 packs of
+//            columns, each of its 8 warps every eighth token, with their factors in registers; the
+//            backward writes the block's sums of dy v, and a second launch adds the blocks'.
 // Bytes      each matrix once; w_sq, wa and b once; partial sums are N T / 16 bytes
 // Numbers    F32 sums in an order that depends on the shapes alone: two runs give the same bits
 // Limits     parts that begin and end at whole packs move 16 bytes at a time, others one value
 #include "cuda/lora/dora_kernels.h"
-#include "cuda/rowwise.cuh"
+
+#include "cuda/pack.cuh"
 
 namespace lk {
 namespace {
 
-constexpr int kWarps = 8;    // of a block
-constexpr int kTokens = 64;  // of a block of the backward
+constexpr int kWarps = 8;     // of a block
+constexpr int kTokens = 64;   // of a block
+constexpr int kInFlight = 4;  // tokens of a warp
 constexpr int kMostParts = 4;
 
 // The parts as kernels see them; their vectors are read at a column less the part's first.
@@ -85,12 +87,21 @@ __global__ void __launch_bounds__(32 * kWarps)
   Parts::Part p;
   if (!parts.find(n, p)) return;
   float cross = 0.0f, square = 0.0f;
-  for (int r = static_cast<int>(threadIdx.x); r < p.rank; r += 32) {
-    const float br = to_float(*b.at(n, p.column + r));
-    cross = fmaf(*wa.at(n, p.column + r), br, cross);
+  for (int r0 = 0; r0 < p.rank; r0 += 32) {  // uniform over the warp
+    const int r = r0 + static_cast<int>(threadIdx.x);
+    const bool inside = r < p.rank;
+    const float br = inside ? to_float(*b.at(n, p.column + r)) : 0.0f;
+    if (inside) cross = fmaf(*wa.at(n, p.column + r), br, cross);
     float sum = 0.0f;
-    for (int q = 0; q < p.rank; ++q)
-      sum = fmaf(*gram.at(p.column + q, p.column + r), to_float(*b.at(n, p.column + q)), sum);
+    for (int q0 = 0; q0 < p.rank; q0 += 32) {
+      const int own = q0 + static_cast<int>(threadIdx.x), count = min(32, p.rank - q0);
+      const float bq = own < p.rank ? to_float(*b.at(n, p.column + own)) : 0.0f;
+#pragma unroll 8
+      for (int q = 0; q < count; ++q) {
+        const float factor = inside ? *gram.at(p.column + q0 + q, p.column + r) : 0.0f;
+        sum = fmaf(factor, __shfl_sync(~0u, bq, q), sum);
+      }
+    }
     square = fmaf(br, sum, square);
   }
   float added = 2.0f * s * cross + s * s * square;
@@ -100,26 +111,43 @@ __global__ void __launch_bounds__(32 * kWarps)
   p.inverse[n - p.begin] = norm_sq > 0.0f ? 1.0f / sqrtf(norm_sq) : 0.0f;
 }
 
-template <class T, int N>
-struct ScaleColumnsOp {
-  static constexpr int kWidth = N;
-  Matrix<T> y;
-  Matrix<const T> x, addend;  // addend.data: or null
-  const T* shift;             // or null
-  Parts parts;
-  __device__ void operator()(i64 row, i64 col) const {
-    float v[N], factor[N], to[N] = {};
-    load_pack<N>(x.at(row, col), v);
-    parts.factors(col, factor);
-    if (addend.data) load_pack<N>(addend.at(row, col), to);
+// Calls f(u, t) for the tokens t of a warp that are loaded before any is stored: an output may lie over an
+// input, so the compiler does not move a load ahead of a store.
+template <class F>
+__device__ __forceinline__ void each_in_flight(i64 t0, i64 last, const F& f) {
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
-      const float at = shift ? to_float(shift[col + i]) : 0.0f;
-      v[i] = factor[i] * (v[i] - at) + (to[i] + at);
-    }
-    store_pack<N>(y.at(row, col), v);
+  for (int u = 0; u < kInFlight; ++u)
+    if (t0 + u * kWarps < last) f(u, t0 + u * kWarps);
+}
+
+// A thread walks kTokens tokens of one pack of columns, with its factors in registers.
+template <class T, int N>
+__global__ void __launch_bounds__(32 * kWarps)
+    scale_columns_kernel(Matrix<T> y, Matrix<const T> x, Matrix<const T> addend, const T* shift,
+                         const __grid_constant__ Parts parts, i64 n_rows, i64 n_cols) {
+  const i64 col = (static_cast<i64>(blockIdx.x) * 32 + threadIdx.x) * N;
+  if (col >= n_cols) return;
+  const i64 first = static_cast<i64>(blockIdx.y) * kTokens;
+  const i64 last = first + kTokens < n_rows ? first + kTokens : n_rows;
+  float factor[N], at[N] = {};
+  parts.factors(col, factor);
+  if (shift) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) at[i] = to_float(shift[col + i]);
   }
-};
+  for (i64 t0 = first + threadIdx.y; t0 < last; t0 += kInFlight * kWarps) {
+    float v[kInFlight][N], to[kInFlight][N] = {};
+    each_in_flight(t0, last, [&](int u, i64 t) {
+      load_pack<N>(x.at(t, col), v[u]);
+      if (addend.data) load_pack<N>(addend.at(t, col), to[u]);
+    });
+    each_in_flight(t0, last, [&](int u, i64 t) {
+#pragma unroll
+      for (int i = 0; i < N; ++i) v[u][i] = factor[i] * (v[u][i] - at[i]) + (to[u][i] + at[i]);
+      store_pack<N>(y.at(t, col), v[u]);
+    });
+  }
+}
 
 // partial[chunk][col] = the chunk's sum of dy v
 template <class T, int N>
@@ -135,17 +163,20 @@ __global__ void __launch_bounds__(32 * kWarps)
   if (col < n_cols) {
     float factor[N];
     parts.factors(col, factor);
-#pragma unroll 2
-    for (i64 t = first + threadIdx.y; t < last; t += kWarps) {
-      float g[N], at[N];
-      load_pack<N>(dy.at(t, col), g);
-      load_pack<N>(v.at(t, col), at);
+    for (i64 t0 = first + threadIdx.y; t0 < last; t0 += kInFlight * kWarps) {
+      float g[kInFlight][N], at[kInFlight][N];
+      each_in_flight(t0, last, [&](int u, i64 t) {
+        load_pack<N>(dy.at(t, col), g[u]);
+        load_pack<N>(v.at(t, col), at[u]);
+      });
+      each_in_flight(t0, last, [&](int u, i64 t) {
 #pragma unroll
-      for (int i = 0; i < N; ++i) {
-        sum[i] = fmaf(g[i], at[i], sum[i]);
-        g[i] *= factor[i];
-      }
-      store_pack<N>(dv.at(t, col), g);
+        for (int i = 0; i < N; ++i) {
+          sum[i] = fmaf(g[u][i], at[u][i], sum[i]);
+          g[u][i] *= factor[i];
+        }
+        store_pack<N>(dv.at(t, col), g[u]);
+      });
     }
   }
 #pragma unroll
@@ -200,11 +231,12 @@ void CudaDoraKernels::scale_columns(const Tensor& y, const Tensor& x, const Tens
   dispatch_device(y.dtype(), [&]<class T>() {
     using D = device_t<T>;
     auto go = [&]<int N>() {
-      launch_rowwise(
-          "scale_columns", y.rows(), y.cols(), backend_.stream(),
-          ScaleColumnsOp<D, N>{matrix<T>(y), const_matrix<T>(x),
-                               addend.defined() ? const_matrix<T>(addend) : Matrix<const D>{},
-                               shift ? pointer<T>(shift->values()) : nullptr, arguments(parts)});
+      launch("scale_columns", scale_columns_kernel<D, N>,
+             grid_of(ceil_div(y.cols(), 32 * N), ceil_div(y.rows(), kTokens)), dim3(32, kWarps), 0,
+             backend_.stream(), matrix<T>(y), const_matrix<T>(x),
+             addend.defined() ? const_matrix<T>(addend) : Matrix<const D>{},
+             static_cast<const D*>(shift ? pointer<T>(shift->values()) : nullptr), arguments(parts),
+             y.rows(), y.cols());
     };
     constexpr int kN = 16 / static_cast<int>(sizeof(T));
     packable(kN, y.cols(), y, x, to) && whole_packs(parts, kN) ? go.template operator()<kN>()
