@@ -467,11 +467,14 @@ void register_thin_products() {
 enum class Pass { Forward, Backward, RopeBackward };
 
 void register_attention() {
-  auto attention = [](DType t, int heads, int kv_heads, int head_dim, int documents, int length) {
+  auto attention = [](DType t, int heads, int kv_heads, int head_dim, int documents, int length,
+                      int window = 0) {
     std::string name = concat("attention_", dtype_name(t), "_H", heads, "_G", kv_heads, "_D",
                               head_dim, "_", documents, "x", length);
-    double flops = 2.0 * documents * heads * head_dim * static_cast<double>(length) *
-                   length;  // 2 products, half
+    if (window > 0) name += concat("_W", window);
+    double pairs = 0.5 * length * length;
+    if (window > 0 && window < length) pairs -= 0.5 * (length - window) * (length - window);
+    double flops = 4.0 * documents * heads * head_dim * pairs;  // 2 products
     auto make = [=](Pass pass) {
       std::int64_t n = static_cast<std::int64_t>(documents) * length;
       std::vector<std::int32_t> offsets;
@@ -487,7 +490,7 @@ void register_attention() {
              dv = random_tensor(t, {n, kv_heads * head_dim}, 9);
       Segments seg = make_segments(gpu(), offsets);
       AttentionShape shape{heads, kv_heads, head_dim, static_cast<float>(1 / std::sqrt(head_dim)),
-                           0};
+                           window};
       Rotation rotation{random_tensor(DType::F32, {length, head_dim}, 10),
                         to_device(gpu(), Tag::Workspace, std::vector<std::int32_t>(n, 7))};
       gpu().attention_forward(o, lse, q, k, v, shape, seg, seg);
@@ -509,6 +512,14 @@ void register_attention() {
   attention(DType::BF16, 32, 8, 128, 1, 8192);
   attention(DType::BF16, 32, 8, 64, 4, 2048);
   attention(DType::BF16, 9, 3, 64, 16, 512);
+  for (int head_dim : {64, 128, 256})  // 2048 columns and 16384 rows: as attention is compared
+    for (int length : {512, 2048, 8192, 32768})
+      if (head_dim < 256 || length <= 8192)
+        attention(DType::BF16, 2048 / head_dim, 2048 / head_dim, head_dim,
+                  std::max(1, 16384 / length), length);
+  attention(DType::BF16, 4, 1, 256, 4, 1024);  // gemma3-1b: its global and its local layers
+  attention(DType::BF16, 4, 1, 256, 4, 1024, 512);
+  for (int head_dim : {80, 96, 192}) attention(DType::BF16, 16, 16, head_dim, 4, 2048);
   attention(DType::F32, 9, 3, 64, 4, 512);
   // One new token per document against a cache of 2048 keys; bytes, not products, are the roof.
   add("attention_bf16_H32_G8_D128_decode_8x2048", {.bytes = 2.0 * 8 * 2048 * 8 * 128 * 2}, [] {

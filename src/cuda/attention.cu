@@ -1,11 +1,15 @@
 // Attention's entry points: which kernels a call gets, and delta, the row sums that backward starts
 // from.
 //
-// One query per document: attention/decode.cu.
-// BF16 with 16-byte aligned rows: tensor cores. Head sizes 64 and 128 on a GPU of compute
-// capability 9.0 use wgmma (attention/forward_wgmma.cu, attention/backward_wgmma.cu); other sizes
-// up to 128, and other GPUs, use mma.sync (attention/forward.cu, attention/backward.cu).
-// Everything else: FP32 arithmetic (attention/plain.cu).
+// One query per document: attention/decode.cu. Otherwise, in BF16 with 16-byte aligned rows, tensor
+// cores; head sizes are padded with zeros to those of the kernels:
+//   head size    compute capability 9.0    other GPUs; forward of few queries per document
+//   up to 56     mma.sync, 64              mma.sync, 64
+//   64           wgmma, 64                 mma.sync, 64
+//   72 to 128    wgmma, 128                mma.sync, 128
+//   136 to 256   wgmma, 256                mma.sync, 256
+// wgmma is in attention/{forward,backward}_wgmma*.cu, mma.sync in
+// attention/{forward,backward}.cu. Everything else: FP32 arithmetic (attention/plain.cu).
 #include "cuda/attention/tiles.cuh"
 #include "cuda/cuda_backend.h"
 
@@ -38,11 +42,6 @@ __global__ void __launch_bounds__(256)
   }
 }
 
-template <class... Tensors>
-bool suits_tensor_cores(int head_dim, const Tensor& q, const Tensors&... others) {
-  return q.dtype() == DType::BF16 && head_dim <= 128 && packable(8, head_dim, q, others...);
-}
-
 // Whether the current GPU runs code for sm_90a and this build contains it (gpu_arch in
 // meson_options.txt).
 bool has_wgmma() {
@@ -58,7 +57,15 @@ bool has_wgmma() {
   return false;
 #endif
 }
-bool suits_wgmma(int head_dim) { return (head_dim == 64 || head_dim == 128) && has_wgmma(); }
+
+enum class Kernels { Plain, Mma, Wgmma };
+
+template <class... Tensors>
+Kernels kernels_for(int head_dim, const Tensor& q, const Tensors&... others) {
+  if (q.dtype() != DType::BF16 || head_dim > 256 || !packable(8, head_dim, q, others...))
+    return Kernels::Plain;
+  return head_dim >= 64 && has_wgmma() ? Kernels::Wgmma : Kernels::Mma;
+}
 
 }  // namespace
 
@@ -70,12 +77,13 @@ void CudaBackend::attention_forward(const Tensor& o, const Tensor& lse, const Te
   cudaStream_t s = stream();
   if (attention_decode(a, *this, s)) return;
   bool few_queries = q_seg.total() < 32 * q_seg.count();  // decoding: most of a tile is empty
-  if (!suits_tensor_cores(shape.head_dim, q, k, v, o))
+  Kernels kernels = kernels_for(shape.head_dim, q, k, v, o);
+  if (kernels == Kernels::Plain)
     attention_forward_plain(a, s);
-  else if (!few_queries && suits_wgmma(shape.head_dim))
-    attention_forward_wgmma(a, s);
-  else
+  else if (kernels == Kernels::Mma || few_queries)
     attention_forward_mma(a, s);
+  else
+    attention_forward_wgmma(a, s);
 }
 
 void CudaBackend::attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv,
@@ -92,21 +100,27 @@ void CudaBackend::attention_backward(const Tensor& dq, const Tensor& dk, const T
              dim3(256), 0, s, delta.data<float>(), const_matrix<T>(dout), const_matrix<T>(o),
              seg.total(), shape.n_heads, shape.head_dim);
     };
-    if (suits_tensor_cores(shape.head_dim, q, dout, o) && shape.head_dim % 64 == 0)
+    if (q.dtype() == DType::BF16 && shape.head_dim % 64 == 0 &&
+        packable(8, shape.head_dim, dout, o))
       go.template operator()<8, 8>();
     else
       go.template operator()<1, 32>();
   });
-  AttentionBackward a{dq, dk, dv, dout, q, k, v, lse, delta, shape, seg, rotation};
-  if (!suits_tensor_cores(shape.head_dim, q, k, v, dout, dq, dk, dv)) {
-    attention_backward_plain(a, s);
-  } else if (suits_wgmma(shape.head_dim)) {
-    attention_backward_wgmma(a, s);  // rotates them back itself
-    return;
-  } else {
-    attention_backward_mma(a, s);
+  AttentionBackward a{dq, dk, dv, dout, q, k, v, lse, delta, shape, seg, nullptr};
+  bool turned_back = rotation == nullptr;
+  switch (kernels_for(shape.head_dim, q, k, v, dout, dq, dk, dv)) {
+    case Kernels::Plain:
+      attention_backward_plain(a, s);
+      break;
+    case Kernels::Mma:
+      attention_backward_mma(a, s);
+      break;
+    case Kernels::Wgmma:
+      a.rotation = wgmma_rotates(shape.head_dim) ? rotation : nullptr;
+      attention_backward_wgmma(a, s);
+      turned_back |= a.rotation != nullptr;
   }
-  if (!rotation) return;
+  if (turned_back) return;
   for (const Tensor& d : {dq, dk})
     rope(d, GradMode::Write, d, rotation->table, rotation->positions, shape.head_dim, true);
 }

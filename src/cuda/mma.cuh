@@ -72,7 +72,8 @@ struct SwizzledTile {
   __device__ __forceinline__ void load_async(const __nv_bfloat16* from, i64 ld, int valid_rows,
                                              int valid_cols) const {
     constexpr int kPass = THREADS / kChunks;  // rows that the block copies at a time
-    static_assert(kPass % 8 == 0 && ROWS % kPass == 0);
+    static_assert(kPass % 4 == 0 && ROWS % kPass == 0);
+    constexpr std::uint32_t kFlip = kPass % 8 / 4 * 64;  // chunks move where row % 8 changes by 4
     int row = threadIdx.x / kChunks, chunk = threadIdx.x % kChunks;
     if (chunk * 8 >= valid_cols) valid_rows = 0;
     std::uint32_t to = at(row, chunk);
@@ -80,7 +81,7 @@ struct SwizzledTile {
 #pragma unroll
     for (int n = 0; n < ROWS / kPass; ++n) {
       bool valid = row + n * kPass < valid_rows;
-      copy_async_16(to + n * kPass * kRowBytes, valid ? source : from, valid);
+      copy_async_16((to + n * kPass * kRowBytes) ^ (n % 2 * kFlip), valid ? source : from, valid);
       source += kPass * ld;
     }
   }

@@ -26,6 +26,11 @@ namespace lk {
 
 inline constexpr int kWarpgroup = 128;  // threads
 
+// The warpgroup that this thread belongs to, known to be the same in all of a warp.
+__device__ __forceinline__ int warpgroup_index() {
+  return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kWarpgroup, 0);
+}
+
 // COLS / 64 panels, one after the other, of ROWS x 64 bf16: a row of a panel is 128 bytes, swizzled
 // as in SwizzledTile, which is wgmma's "128-byte swizzle". `base` is a multiple of 1024.
 template <int ROWS, int COLS>
@@ -39,26 +44,38 @@ struct PanelTile {
     return {base + i * kPanelBytes};
   }
 
-  // Starts copying rows [0, valid_rows) of a matrix; zeroes the rows behind.
+  // Starts copying rows [0, valid_rows) x columns [0, valid_cols) (a multiple of 8) of a matrix; the
+  // rest of the tile is zeroed.
   template <int THREADS>
-  __device__ __forceinline__ void load_async(const __nv_bfloat16* from, i64 ld,
-                                             int valid_rows) const {
-    constexpr int kLoaders = THREADS == 3 * kWarpgroup ? 2 * kWarpgroup : THREADS;
-    if (kLoaders < THREADS && threadIdx.x >= kLoaders) return;
-    asm volatile("" : "+l"(ld));  // addresses are computed here, not kept in registers in a loop
+  __device__ __forceinline__ void load_async(const __nv_bfloat16* from, i64 ld, int valid_rows,
+                                             int valid_cols = COLS) const {
+    constexpr int kPass = THREADS / 8;  // rows that the block copies at a time
+    static_assert(kPass % 8 == 0 && ROWS % kPass == 0);
+    unsigned thread = threadIdx.x;
+    asm volatile("" : "+l"(ld), "+r"(thread));  // addresses are computed here, not kept in a loop
+    int row = thread / 8, chunk = thread % 8;
+    std::uint32_t to = panel(0).at(row, chunk);
+    const __nv_bfloat16* source = from + row * ld + chunk * 8;
 #pragma unroll
-    for (int i = 0; i < COLS / 64; ++i)
-      panel(i).template load_async<ROWS, kLoaders>(from + 64 * i, ld, valid_rows, 64);
+    for (int n = 0; n < ROWS / kPass; ++n) {
+      bool valid_row = row + n * kPass < valid_rows;
+      const __nv_bfloat16* at = valid_row ? source : from;
+#pragma unroll
+      for (int i = 0; i < COLS / 64; ++i)
+        copy_async_16(to + i * kPanelBytes + n * kPass * kRowBytes, at + 64 * i,
+                      valid_row && 64 * i + chunk * 8 < valid_cols);
+      source += kPass * ld;
+    }
   }
 
   // A matrix descriptor: addresses and distances are in units of 16 bytes; bits 62..63 = 1 choose
   // the 128-byte swizzle. The swizzle applies to address bits, so a start inside a 1024-byte block
-  // is fine.
+  // is fine. It has room for 18 bits of an address; in a cluster, higher ones name the block.
   static __device__ __forceinline__ std::uint64_t descriptor(std::uint32_t address,
                                                              std::uint32_t leading_bytes) {
     constexpr std::uint64_t kStride = 8 * kRowBytes / 16;  // from eight rows to the next eight rows
-    return (address >> 4) | static_cast<std::uint64_t>(leading_bytes >> 4) << 16 | kStride << 32 |
-           std::uint64_t{1} << 62;
+    return (address & 0x3ffff) >> 4 | static_cast<std::uint64_t>(leading_bytes >> 4) << 16 |
+           kStride << 32 | std::uint64_t{1} << 62;
   }
   // Rows from `row` (a multiple of 8) on, columns [16 step, 16 step + 16): A, or B = tileᵀ. The
   // leading distance is unused here.
@@ -68,7 +85,11 @@ struct PanelTile {
   // Rows [16 step, 16 step + 16), all columns: B = tile. The leading distance is from one panel to
   // the next.
   __device__ __forceinline__ std::uint64_t block_of_rows(int step) const {
-    return descriptor(base + step * 16 * kRowBytes, kPanelBytes);
+    return block_of_rows(step, 0, 1);
+  }
+  // The same of the panels `first`, first + stride, ... alone.
+  __device__ __forceinline__ std::uint64_t block_of_rows(int step, int first, int stride) const {
+    return descriptor(base + first * kPanelBytes + step * 16 * kRowBytes, stride * kPanelBytes);
   }
 };
 
@@ -109,12 +130,15 @@ __device__ __forceinline__ void undefined(float (&c)[NT][4]) {
     asm volatile("" : "=f"(c[i][0]), "=f"(c[i][1]), "=f"(c[i][2]), "=f"(c[i][3]));
 }
 
-// The instruction with 8 and 16 C tiles: names of the accumulator's registers, and their operands.
+// The instruction with 4, 8, 16 and 32 C tiles: names of the accumulator's registers, and their operands.
 #define LK_C1(how, c, i) how(c[i][0]), how(c[i][1]), how(c[i][2]), how(c[i][3])
 #define LK_C4(how, c, i) \
   LK_C1(how, c, i), LK_C1(how, c, i + 1), LK_C1(how, c, i + 2), LK_C1(how, c, i + 3)
 #define LK_C8(how, c) LK_C4(how, c, 0), LK_C4(how, c, 4)
 #define LK_C16(how, c) LK_C8(how, c), LK_C4(how, c, 8), LK_C4(how, c, 12)
+#define LK_C32(how, c) \
+  LK_C16(how, c), LK_C4(how, c, 16), LK_C4(how, c, 20), LK_C4(how, c, 24), LK_C4(how, c, 28)
+#define LK_R16 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
 #define LK_R32                                                                              \
   "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23," \
   "%24,%25,%26,%27,%28,%29,%30,%31"
@@ -122,6 +146,12 @@ __device__ __forceinline__ void undefined(float (&c)[NT][4]) {
   LK_R32                                                                                         \
   ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54" \
   ",%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define LK_R128                                                                                  \
+  LK_R64                                                                                         \
+  ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85"     \
+  ",%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106"  \
+  ",%107,%108,%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%" \
+  "125,%126,%127"
 #define LK_WGMMA(n, registers, operands, add)                                           \
   "{ .reg .pred add; setp.ne.b32 add, " add ", 0;\nwgmma.mma_async.sync.aligned.m64n" n \
   "k16.f32.bf16.bf16 " registers "}, " operands "; }\n"
@@ -150,6 +180,17 @@ __device__ __forceinline__ void wgmma_abt(float (&c)[16][4], std::uint64_t a, st
                  : "l"(a), "l"(b));
 }
 // c (64, 8 NT) = a bᵀ, or c += a bᵀ, with a in registers.
+template <bool ADD>
+__device__ __forceinline__ void wgmma_abt(float (&c)[4][4], const Fragment4& a, std::uint64_t b) {
+  if constexpr (ADD)
+    asm volatile(LK_WGMMA("32", LK_R16, "{%16,%17,%18,%19}, %20, add, 1, 1, 0", "1")
+                 : LK_C4("+f", c, 0)
+                 : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "l"(b));
+  else
+    asm volatile(LK_WGMMA("32", LK_R16, "{%16,%17,%18,%19}, %20, add, 1, 1, 0", "0")
+                 : LK_C4("=f", c, 0)
+                 : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "l"(b));
+}
 template <bool ADD>
 __device__ __forceinline__ void wgmma_abt(float (&c)[8][4], const Fragment4& a, std::uint64_t b) {
   if constexpr (ADD)
@@ -187,13 +228,23 @@ __device__ __forceinline__ void wgmma_ab(float (&c)[16][4], const Fragment4& a, 
                : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "l"(b),
                  "r"(static_cast<int>(add)));
 }
+__device__ __forceinline__ void wgmma_ab(float (&c)[32][4], const Fragment4& a, std::uint64_t b,
+                                         bool add) {
+  asm volatile(LK_WGMMA("256", LK_R128, "{%128,%129,%130,%131}, %132, add, 1, 1, 1", "%133")
+               : LK_C32("+f", c)
+               : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "l"(b),
+                 "r"(static_cast<int>(add)));
+}
 
 #undef LK_C1
 #undef LK_C4
 #undef LK_C8
 #undef LK_C16
+#undef LK_C32
+#undef LK_R16
 #undef LK_R32
 #undef LK_R64
+#undef LK_R128
 #undef LK_WGMMA
 
 // Rows [row, row + 64) of a tile as the left operand of products over its columns: kept in

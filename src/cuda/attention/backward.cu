@@ -10,25 +10,37 @@
 //                    in registers as the left operands of the products that follow.
 //            dq      a block owns 64 queries of one head and walks over the keys they see.
 //            4 warps of 16 rows; the walked tiles (64 rows) are double-buffered: the next one is
-//            copied while this one is used.
+//            copied while this one is used. At D = 256 registers hold the sums of one output, so
+//            dk and dv have a pass each, and shared memory one tile of 32 walked rows.
 // Work       7 products of T T D; a single pass that adds dq atomically has 5. The 40 % more buy
-//            sums in a fixed order and the same bits every run.
+//            sums in a fixed order and the same bits every run. 8 products at D = 256.
 // Numbers    F32 sums; p and ds are rounded to BF16 as operands
-// Limits     registers: two blocks per multiprocessor at D = 128
+// Limits     registers: two blocks per multiprocessor at D = 128, one at 256, whose copies are not
+//            hidden
 #include "cuda/attention/tiles.cuh"
 #include "cuda/mma.cuh"
 
 namespace lk {
 namespace {
 
-constexpr int kRows = 64, kWarps = 4, kThreads = 32 * kWarps, kNT = kRows / 8;
+constexpr int kRows = 64, kWarps = 4, kThreads = 32 * kWarps;
 constexpr float kLog2e = 1.4426950408889634f;
 
-// Two tiles that stay, two stages of two tiles that pass by, and the latter's lse and delta.
+// Two tiles that stay, stages of two tiles that pass by, and the latter's lse and delta.
 template <int D>
-constexpr std::size_t kTileBytes = kRows* D * sizeof(__nv_bfloat16);
-template <int D>
-constexpr std::size_t kSharedBytes = 6 * kTileBytes<D> + 4 * kRows * sizeof(float);
+struct Plan {
+  static constexpr int kPassing = D <= 128 ? 64 : 32, kStages = D <= 128 ? 2 : 1;
+  static constexpr int kBlocks = D <= 128 ? 2 : 1;
+  static constexpr std::uint32_t kOwnBytes = kRows * D * sizeof(__nv_bfloat16),
+                                 kPassingBytes = kPassing * D * sizeof(__nv_bfloat16),
+                                 kNumbers = 2 * kOwnBytes + 2 * kStages * kPassingBytes,
+                                 kSharedBytes = kNumbers + 2 * kStages * kPassing * sizeof(float);
+  // The first or second tile of a stage.
+  static __device__ __forceinline__ SwizzledTile<D> passing(std::uint32_t base, int stage,
+                                                            int which) {
+    return {base + 2 * kOwnBytes + (2 * stage + which) * kPassingBytes};
+  }
+};
 
 struct Statistics {
   const float *lse, *delta;  // (H, T)
@@ -53,20 +65,18 @@ __device__ __forceinline__ void store_rows(const float (&c)[D / 8][4], Matrix<__
   }
 }
 
-template <int D>
-__global__ void __launch_bounds__(kThreads, 2)
+// Computes dk, dv or both.
+template <int D, bool DK, bool DV>
+__global__ void __launch_bounds__(kThreads, Plan<D>::kBlocks)
     attention_backward_kv_kernel(const __grid_constant__ AttentionInputs<__nv_bfloat16> in,
                                  Matrix<const __nv_bfloat16> dout, Statistics stats,
                                  Matrix<__nv_bfloat16> dk, Matrix<__nv_bfloat16> dv) {
+  using P = Plan<D>;
+  constexpr int kPassing = P::kPassing, kNT = kPassing / 8;
   extern __shared__ __align__(1024) unsigned char shared[];
   std::uint32_t base = shared_address(shared);
-  SwizzledTile<D> k_tile{base}, v_tile{base + static_cast<std::uint32_t>(kTileBytes<D>)};
-  auto passing = [&](int stage, int which) {
-    return SwizzledTile<D>{base +
-                           static_cast<std::uint32_t>((2 + 2 * stage + which) * kTileBytes<D>)};
-  };
-  float* numbers =
-      reinterpret_cast<float*>(shared + 6 * kTileBytes<D>);  // [stage][lse, delta][kRows]
+  SwizzledTile<D> k_tile{base}, v_tile{base + P::kOwnBytes};
+  float* numbers = reinterpret_cast<float*>(shared + P::kNumbers);  // [stage][lse, delta][kPassing]
 
   DocumentTile tile;
   if (!find_tile(in.q_offsets, in.n_documents, kRows, blockIdx.y, tile)) return;
@@ -82,27 +92,28 @@ __global__ void __launch_bounds__(kThreads, 2)
 
   // Step i: query tile first + i % per_head of the group's head i / per_head.
   KeyRange range = queries_seeing(tile.begin, tile.begin + n_rows - 1, in.window, tile.length);
-  int first = range.begin / kRows, per_head = (range.end - 1) / kRows - first + 1;
+  int first = range.begin / kPassing, per_head = (range.end - 1) / kPassing - first + 1;
   int n_steps = per_head * in.group;
   auto load_step = [&](int step) {
-    int head = kv_head * in.group + step / per_head, begin = (first + step % per_head) * kRows;
-    int stage = step & 1, valid = tile.length - begin;
+    int head = kv_head * in.group + step / per_head, begin = (first + step % per_head) * kPassing;
+    int stage = step % P::kStages, valid = tile.length - begin;
     i64 row = row0 + begin, col = static_cast<i64>(head) * in.head_dim;
-    passing(stage, 0).template load_async<kRows, kThreads>(in.q.at(row, col), in.q.ld, valid,
-                                                           in.head_dim);
-    passing(stage, 1).template load_async<kRows, kThreads>(dout.at(row, col), dout.ld, valid,
-                                                           in.head_dim);
-    int i = threadIdx.x % kRows;  // half of the threads fetch lse, the other half delta
-    bool is_delta = threadIdx.x >= kRows;
+    P::passing(base, stage, 0)
+        .template load_async<kPassing, kThreads>(in.q.at(row, col), in.q.ld, valid, in.head_dim);
+    P::passing(base, stage, 1)
+        .template load_async<kPassing, kThreads>(dout.at(row, col), dout.ld, valid, in.head_dim);
+    int i = threadIdx.x % kPassing;
+    bool is_delta = threadIdx.x >= kPassing;
     const float* from = is_delta ? stats.delta : stats.lse;
     bool inside = i < valid;  // rows behind the end get q = dout = 0, lse = delta = 0: they add 0
-    copy_async_4(shared_address(numbers + (2 * stage + is_delta) * kRows + i),
-                 inside ? from + head * in.total_q + row + i : from, inside);
+    if (threadIdx.x < 2 * kPassing)
+      copy_async_4(shared_address(numbers + (2 * stage + is_delta) * kPassing + i),
+                   inside ? from + head * in.total_q + row + i : from, inside);
     copy_async_commit();
   };
-  static_assert(kThreads == 2 * kRows);
+  static_assert(kThreads >= 2 * kPassing);
 
-  float dk_sum[D / 8][4] = {}, dv_sum[D / 8][4] = {};
+  float dk_sum[DK ? D / 8 : 1][4] = {}, dv_sum[DV ? D / 8 : 1][4] = {};
   float scale_log2 = in.scale * kLog2e;
   int key0 = tile.begin + warp * 16;  // this warp's first key
   load_step(0);
@@ -111,16 +122,17 @@ __global__ void __launch_bounds__(kThreads, 2)
     k_tile.pin(), v_tile.pin();
     copy_async_wait();
     __syncthreads();  // this step's tiles are here; everyone is done with the other stage
-    if (step + 1 < n_steps) load_step(step + 1);
-    SwizzledTile<D> q_tile = passing(step & 1, 0), dout_tile = passing(step & 1, 1);
-    const float* lse = numbers + 2 * (step & 1) * kRows;
-    const float* delta = lse + kRows;
-    int query0 = (first + step % per_head) * kRows;
+    if (P::kStages > 1 && step + 1 < n_steps) load_step(step + 1);
+    int stage = step % P::kStages;
+    SwizzledTile<D> q_tile = P::passing(base, stage, 0), dout_tile = P::passing(base, stage, 1);
+    const float* lse = numbers + 2 * stage * kPassing;
+    const float* delta = lse + kPassing;
+    int query0 = (first + step % per_head) * kPassing;
 
-    float p[kNT][4] = {};  // rows: 16 keys, columns: 64 queries
+    float p[kNT][4] = {};  // rows: 16 keys, columns: the queries
     multiply_abt<kNT>(p, k_tile, warp * 16, q_tile);
     bool all_visible =
-        key0 + 15 <= query0 && (in.window <= 0 || key0 > query0 + kRows - 1 - in.window);
+        key0 + 15 <= query0 && (in.window <= 0 || key0 > query0 + kPassing - 1 - in.window);
 #pragma unroll
     for (int nt = 0; nt < kNT; ++nt)
 #pragma unroll
@@ -130,33 +142,38 @@ __global__ void __launch_bounds__(kThreads, 2)
         bool visible = all_visible || sees(query0 + query, key0 + g + i / 2 * 8, 0, in.window);
         p[nt][i] = visible ? x : 0.0f;
       }
-    multiply_pb<kNT, D>(dv_sum, p, dout_tile);
+    if constexpr (DV) multiply_pb<kNT, D>(dv_sum, p, dout_tile);
 
-    float ds[kNT][4] = {};
-    multiply_abt<kNT>(ds, v_tile, warp * 16, dout_tile);
+    if constexpr (DK) {
+      float ds[kNT][4] = {};
+      multiply_abt<kNT>(ds, v_tile, warp * 16, dout_tile);
 #pragma unroll
-    for (int nt = 0; nt < kNT; ++nt)
+      for (int nt = 0; nt < kNT; ++nt)
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        ds[nt][i] = p[nt][i] * (ds[nt][i] - delta[nt * 8 + 2 * t + i % 2]);
-    multiply_pb<kNT, D>(dk_sum, ds, q_tile);
+        for (int i = 0; i < 4; ++i)
+          ds[nt][i] = p[nt][i] * (ds[nt][i] - delta[nt * 8 + 2 * t + i % 2]);
+      multiply_pb<kNT, D>(dk_sum, ds, q_tile);
+    }
+    if (P::kStages == 1 && step + 1 < n_steps) {
+      __syncthreads();  // everyone is done with the only stage
+      load_step(step + 1);
+    }
   }
-  store_rows<D>(dk_sum, dk, row0 + tile.begin, kv_col, n_rows, in.head_dim, in.scale);
-  store_rows<D>(dv_sum, dv, row0 + tile.begin, kv_col, n_rows, in.head_dim, 1.0f);
+  if constexpr (DK)
+    store_rows<D>(dk_sum, dk, row0 + tile.begin, kv_col, n_rows, in.head_dim, in.scale);
+  if constexpr (DV) store_rows<D>(dv_sum, dv, row0 + tile.begin, kv_col, n_rows, in.head_dim, 1.0f);
 }
 
 template <int D>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, Plan<D>::kBlocks)
     attention_backward_q_kernel(const __grid_constant__ AttentionInputs<__nv_bfloat16> in,
                                 Matrix<const __nv_bfloat16> dout, Statistics stats,
                                 Matrix<__nv_bfloat16> dq) {
+  using P = Plan<D>;
+  constexpr int kPassing = P::kPassing, kNT = kPassing / 8;
   extern __shared__ __align__(1024) unsigned char shared[];
   std::uint32_t base = shared_address(shared);
-  SwizzledTile<D> q_tile{base}, dout_tile{base + static_cast<std::uint32_t>(kTileBytes<D>)};
-  auto passing = [&](int stage, int which) {
-    return SwizzledTile<D>{base +
-                           static_cast<std::uint32_t>((2 + 2 * stage + which) * kTileBytes<D>)};
-  };
+  SwizzledTile<D> q_tile{base}, dout_tile{base + P::kOwnBytes};
 
   DocumentTile tile;
   if (!find_tile(in.q_offsets, in.n_documents, kRows, gridDim.y - 1 - blockIdx.y, tile)) return;
@@ -180,14 +197,14 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 
   KeyRange range = keys_seen(tile.begin, tile.begin + n_rows - 1, 0, in.window, tile.length);
-  int first = range.begin / kRows, last = (range.end - 1) / kRows;
+  int first = range.begin / kPassing, last = (range.end - 1) / kPassing;
   auto load_step = [&](int n) {
-    int stage = (n - first) & 1, valid = tile.length - n * kRows;
-    i64 row = row0 + static_cast<i64>(n) * kRows;
-    passing(stage, 0).template load_async<kRows, kThreads>(in.k.at(row, kv_col), in.k.ld, valid,
-                                                           in.head_dim);
-    passing(stage, 1).template load_async<kRows, kThreads>(in.v.at(row, kv_col), in.v.ld, valid,
-                                                           in.head_dim);
+    int stage = (n - first) % P::kStages, valid = tile.length - n * kPassing;
+    i64 row = row0 + static_cast<i64>(n) * kPassing;
+    P::passing(base, stage, 0)
+        .template load_async<kPassing, kThreads>(in.k.at(row, kv_col), in.k.ld, valid, in.head_dim);
+    P::passing(base, stage, 1)
+        .template load_async<kPassing, kThreads>(in.v.at(row, kv_col), in.v.ld, valid, in.head_dim);
     copy_async_commit();
   };
 
@@ -199,16 +216,16 @@ __global__ void __launch_bounds__(kThreads, 2)
   for (int n = first; n <= last; ++n) {
     q_tile.pin(), dout_tile.pin();
     copy_async_wait();
-    __syncthreads();
-    if (n < last) load_step(n + 1);
-    SwizzledTile<D> k_tile = passing((n - first) & 1, 0), v_tile = passing((n - first) & 1, 1);
-    int key0 = n * kRows;
+    __syncthreads();  // this step's tiles are here; everyone is done with the other stage
+    if (P::kStages > 1 && n < last) load_step(n + 1);
+    int stage = (n - first) % P::kStages, key0 = n * kPassing;
+    SwizzledTile<D> k_tile = P::passing(base, stage, 0), v_tile = P::passing(base, stage, 1);
 
-    float p[kNT][4] = {}, ds[kNT][4] = {};  // rows: 16 queries, columns: 64 keys
+    float p[kNT][4] = {}, ds[kNT][4] = {};  // rows: 16 queries, columns: the keys
     multiply_abt<kNT>(p, q_tile, warp * 16, k_tile);
     multiply_abt<kNT>(ds, dout_tile, warp * 16, v_tile);
     bool all_visible =
-        key0 + kRows - 1 <= query0 && (in.window <= 0 || key0 > query0 + 15 - in.window);
+        key0 + kPassing - 1 <= query0 && (in.window <= 0 || key0 > query0 + 15 - in.window);
 #pragma unroll
     for (int nt = 0; nt < kNT; ++nt)
 #pragma unroll
@@ -219,6 +236,10 @@ __global__ void __launch_bounds__(kThreads, 2)
         ds[nt][i] = visible ? x * (ds[nt][i] - delta[i / 2]) : 0.0f;
       }
     multiply_pb<kNT, D>(dq_sum, ds, k_tile);
+    if (P::kStages == 1 && n < last) {
+      __syncthreads();  // everyone is done with the only stage
+      load_step(n + 1);
+    }
   }
   store_rows<D>(dq_sum, dq, row0 + tile.begin, col, n_rows, in.head_dim, in.scale);
 }
@@ -229,15 +250,27 @@ void attention_backward_mma(const AttentionBackward& a, cudaStream_t stream) {
   i64 slots = tile_slots(a.seg.total(), a.seg.count(), kRows);
   auto in = attention_inputs<bf16>(a.q, a.k, a.v, a.shape, a.seg, a.seg);
   Statistics stats{a.lse.data<float>(), a.delta.data<float>()};
-  auto go = [&]<int D>() {
-    launch("attention_backward_kv", attention_backward_kv_kernel<D>,
-           grid_of(a.shape.n_kv_heads, slots), dim3(kThreads), kSharedBytes<D>, stream, in,
+  auto kv = [&]<int D, bool DK, bool DV>() {
+    launch("attention_backward_kv", attention_backward_kv_kernel<D, DK, DV>,
+           grid_of(a.shape.n_kv_heads, slots), dim3(kThreads), Plan<D>::kSharedBytes, stream, in,
            const_matrix<bf16>(a.dout), stats, matrix<bf16>(a.dk), matrix<bf16>(a.dv));
+  };
+  auto q = [&]<int D>() {
     launch("attention_backward_q", attention_backward_q_kernel<D>, grid_of(a.shape.n_heads, slots),
-           dim3(kThreads), kSharedBytes<D>, stream, in, const_matrix<bf16>(a.dout), stats,
+           dim3(kThreads), Plan<D>::kSharedBytes, stream, in, const_matrix<bf16>(a.dout), stats,
            matrix<bf16>(a.dq));
   };
-  a.shape.head_dim <= 64 ? go.template operator()<64>() : go.template operator()<128>();
+  if (a.shape.head_dim <= 64) {
+    kv.template operator()<64, true, true>();
+    q.template operator()<64>();
+  } else if (a.shape.head_dim <= 128) {
+    kv.template operator()<128, true, true>();
+    q.template operator()<128>();
+  } else {
+    kv.template operator()<256, false, true>();
+    kv.template operator()<256, true, false>();
+    q.template operator()<256>();
+  }
 }
 
 }  // namespace lk

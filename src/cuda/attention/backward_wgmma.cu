@@ -2,7 +2,9 @@
 // and lse.
 //
 // Maths      as attention/backward.cu
-// Shapes     as forward; D = 64 or 128; dk, dv (T, G*D) sum over the query heads of their group
+// Shapes     as forward; D = 64 or 128, or between, padded with zeros to 128; larger ones are left
+//            to attention/backward_wgmma_wide.cu; dk, dv (T, G*D) sum over the query heads of their
+//            group
 // Plan       two passes, so that every output has one owner and no sums are added in memory:
 //            dk, dv  a block owns keys of one key/value head, a warpgroup 64 of them, and walks
 //                    over all queries of the group that see them, 64 at a time. It computes Sᵀ and
@@ -17,13 +19,11 @@
 //            sums in a fixed order and the same bits every run.
 // Numbers    F32 sums; p and ds are rounded to BF16 as operands
 // Limits     two warpgroups per multiprocessor. Tiles on the diagonal are computed whole.
-#include "cuda/attention/tiles.cuh"
-#include "cuda/wgmma.cuh"
+#include "cuda/attention/backward_wgmma.cuh"
 
 namespace lk {
 namespace {
 
-[[maybe_unused]] constexpr float kLog2e = 1.4426950408889634f;
 constexpr int kStages = 3;
 
 // The tiles that a block owns, and those that pass by.
@@ -51,21 +51,11 @@ using KvPass = Pass<D, 2 / kBlocks<D>, 64>;
 template <int D>
 using QPass = Pass<D, 2 / kBlocks<D>, 64>;
 
-struct Statistics {
-  const float *lse, *delta;  // (H, T)
-};
-
-// The angles by which q and k were rotated; without a table they were not.
-struct Angles {
-  Matrix<const float> table;  // (P, D): cos | sin
-  const int* positions;
-};
-
-// Stores a warp's 16 x D sums as rows [0, n_rows) of a matrix; `row0` is the block's first row.
-// With angles, each pair (i, i + D/2), which one thread holds, is rotated back first.
+// Stores a warp's 16 x head_dim sums as rows [0, n_rows) of a matrix; `row0` is the block's first
+// row. With angles, each pair (i, i + D/2), which one thread holds, is rotated back first.
 template <int D>
 __device__ __forceinline__ void store_rows(float (&c)[D / 8][4], Matrix<__nv_bfloat16> m, i64 row0,
-                                           i64 col0, int n_rows, float factor,
+                                           i64 col0, int n_rows, int head_dim, float factor,
                                            const Angles& angles = {}) {
   int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 #pragma unroll
@@ -74,29 +64,21 @@ __device__ __forceinline__ void store_rows(float (&c)[D / 8][4], Matrix<__nv_bfl
     if (row >= n_rows) continue;
     __nv_bfloat16* to = m.at(row0 + row, col0 + 2 * t);
     if (angles.table.data) {
-      const float* at = angles.table.at(angles.positions[row0 + row], 2 * t);
 #pragma unroll
-      for (int dt = 0; dt < D / 16; ++dt) {
-        float2 cosine = *reinterpret_cast<const float2*>(at + dt * 8);
-        float2 sine = *reinterpret_cast<const float2*>(at + D / 2 + dt * 8);
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          float &a = c[dt][2 * half + i], &b = c[dt + D / 16][2 * half + i];
-          float cs = i ? cosine.y : cosine.x, sn = i ? sine.y : sine.x;
-          float turned = a * cs + b * sn;
-          b = b * cs - a * sn;
-          a = turned;
-        }
-      }
+      for (int dt = 0; dt < D / 16; ++dt)
+        angles.turn_back<D / 2>(&c[dt][2 * half], &c[dt + D / 16][2 * half], row0 + row,
+                                dt * 8 + 2 * t);
     }
 #pragma unroll
     for (int dt = 0; dt < D / 8; ++dt)
-      *reinterpret_cast<std::uint32_t*>(to + dt * 8) =
-          pack_bf16(factor * c[dt][2 * half], factor * c[dt][2 * half + 1]);
+      if (dt * 8 < head_dim)
+        *reinterpret_cast<std::uint32_t*>(to + dt * 8) =
+            pack_bf16(factor * c[dt][2 * half], factor * c[dt][2 * half + 1]);
   }
 }
 
-template <int D>
+// PADDED: in.head_dim may be less than D, by a multiple of 8; there are no angles then.
+template <int D, bool PADDED>
 __global__ void __launch_bounds__(KvPass<D>::kThreads, kBlocks<D>)
     attention_backward_kv_kernel(const __grid_constant__ AttentionInputs<__nv_bfloat16> in,
                                  Matrix<const __nv_bfloat16> dout, Statistics stats,
@@ -107,6 +89,7 @@ __global__ void __launch_bounds__(KvPass<D>::kThreads, kBlocks<D>)
   constexpr int kRows = P::kRows, kQueries = P::kPassing, kNT = kQueries / 8;
   using Own = PanelTile<kRows, D>;
   using Passing = PanelTile<kQueries, D>;
+  const int head_dim = PADDED ? in.head_dim : D;
   extern __shared__ __align__(1024) unsigned char shared[];
   std::uint32_t base = shared_address(shared);
   Own k_tile{base}, v_tile{base + Own::kBytes};
@@ -116,18 +99,19 @@ __global__ void __launch_bounds__(KvPass<D>::kThreads, kBlocks<D>)
   if (!find_tile(in.q_offsets, in.n_documents, kRows, blockIdx.y, tile)) return;
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   int row0 = in.q_offsets[tile.document];  // the document's first row, of queries and keys alike
-  i64 own_row = static_cast<i64>(row0) + tile.begin, kv_col = static_cast<i64>(blockIdx.x) * D;
+  i64 own_row = static_cast<i64>(row0) + tile.begin,
+      kv_col = static_cast<i64>(blockIdx.x) * head_dim;
   int n_rows = min(kRows, tile.length - tile.begin);
-  k_tile.template load_async<P::kThreads>(in.k.at(own_row, kv_col), in.k.ld, n_rows);
-  v_tile.template load_async<P::kThreads>(in.v.at(own_row, kv_col), in.v.ld, n_rows);
+  k_tile.template load_async<P::kThreads>(in.k.at(own_row, kv_col), in.k.ld, n_rows, head_dim);
+  v_tile.template load_async<P::kThreads>(in.v.at(own_row, kv_col), in.v.ld, n_rows, head_dim);
 
   // Loads the tile at a query of a head into the stage at byte `to`.
   auto load = [&](int head, int query, std::uint32_t to) {
     int valid = tile.length - query;
-    i64 row = static_cast<unsigned>(row0 + query), col = static_cast<unsigned>(head * D);
+    i64 row = static_cast<unsigned>(row0 + query), col = static_cast<unsigned>(head * head_dim);
     Passing q_tile{base + to}, dout_tile{base + to + Passing::kBytes};
-    q_tile.template load_async<P::kThreads>(in.q.at(row, col), in.q.ld, valid);
-    dout_tile.template load_async<P::kThreads>(dout.at(row, col), dout.ld, valid);
+    q_tile.template load_async<P::kThreads>(in.q.at(row, col), in.q.ld, valid, head_dim);
+    dout_tile.template load_async<P::kThreads>(dout.at(row, col), dout.ld, valid, head_dim);
     // Rows behind the end get q = dout = 0, lse = delta = 0: they add 0.
     unsigned i = threadIdx.x;
     asm volatile("" : "+r"(i));
@@ -215,14 +199,14 @@ __global__ void __launch_bounds__(KvPass<D>::kThreads, kBlocks<D>)
   int begin = key0 - warp * 16;
   asm volatile("" : "+r"(begin));  // computed again, not kept in registers during the loop
   own_row = static_cast<unsigned>(row0 + begin), n_rows = min(kRows, tile.length - begin);
-  store_rows<D>(dk_sum, dk, own_row, kv_col, n_rows, in.scale, angles);
-  store_rows<D>(dv_sum, dv, own_row, kv_col, n_rows, 1.0f);
+  store_rows<D>(dk_sum, dk, own_row, kv_col, n_rows, head_dim, in.scale, angles);
+  store_rows<D>(dv_sum, dv, own_row, kv_col, n_rows, head_dim, 1.0f);
 #else
   __trap();  // attention.cu calls this on compute capability 9.0 only
 #endif
 }
 
-template <int D>
+template <int D, bool PADDED>
 __global__ void __launch_bounds__(QPass<D>::kThreads, kBlocks<D>)
     attention_backward_q_kernel(const __grid_constant__ AttentionInputs<__nv_bfloat16> in,
                                 Matrix<const __nv_bfloat16> dout, Statistics stats,
@@ -232,6 +216,7 @@ __global__ void __launch_bounds__(QPass<D>::kThreads, kBlocks<D>)
   constexpr int kRows = P::kRows, kKeys = P::kPassing, kNT = kKeys / 8;
   using Own = PanelTile<kRows, D>;
   using Passing = PanelTile<kKeys, D>;
+  const int head_dim = PADDED ? in.head_dim : D;
   extern __shared__ __align__(1024) unsigned char shared[];
   std::uint32_t base = shared_address(shared);
   Own q_tile{base}, dout_tile{base + Own::kBytes};
@@ -242,17 +227,20 @@ __global__ void __launch_bounds__(QPass<D>::kThreads, kBlocks<D>)
   int g = lane / 4, t = lane % 4;
   int n_rows = min(kRows, tile.length - tile.begin);
   i64 row0 = in.q_offsets[tile.document];
-  i64 col = static_cast<i64>(head) * D, kv_col = static_cast<i64>(head / in.group) * D;
-  q_tile.template load_async<P::kThreads>(in.q.at(row0 + tile.begin, col), in.q.ld, n_rows);
-  dout_tile.template load_async<P::kThreads>(dout.at(row0 + tile.begin, col), dout.ld, n_rows);
+  i64 col = static_cast<i64>(head) * head_dim;
+  i64 kv_col = static_cast<i64>(head / in.group) * head_dim;
+  q_tile.template load_async<P::kThreads>(in.q.at(row0 + tile.begin, col), in.q.ld, n_rows,
+                                          head_dim);
+  dout_tile.template load_async<P::kThreads>(dout.at(row0 + tile.begin, col), dout.ld, n_rows,
+                                             head_dim);
 
   // Loads key tile n into the stage at byte `to`.
   auto load = [&](int n, std::uint32_t to) {
     int valid = tile.length - n * kKeys;
     i64 row = row0 + static_cast<i64>(n) * kKeys;
     Passing k_tile{base + to}, v_tile{base + to + Passing::kBytes};
-    k_tile.template load_async<P::kThreads>(in.k.at(row, kv_col), in.k.ld, valid);
-    v_tile.template load_async<P::kThreads>(in.v.at(row, kv_col), in.v.ld, valid);
+    k_tile.template load_async<P::kThreads>(in.k.at(row, kv_col), in.k.ld, valid, head_dim);
+    v_tile.template load_async<P::kThreads>(in.v.at(row, kv_col), in.v.ld, valid, head_dim);
   };
   KeyRange range = keys_seen(tile.begin, tile.begin + n_rows - 1, 0, in.window, tile.length);
   int first = range.begin / kKeys, last = (range.end - 1) / kKeys;
@@ -334,7 +322,7 @@ __global__ void __launch_bounds__(QPass<D>::kThreads, kBlocks<D>)
   end_tile();
   wgmma_wait<0>();
   hold(dq_sum);
-  store_rows<D>(dq_sum, dq, row0 + tile.begin, col, n_rows, in.scale, angles);
+  store_rows<D>(dq_sum, dq, row0 + tile.begin, col, n_rows, head_dim, in.scale, angles);
 #else
   __trap();
 #endif
@@ -345,21 +333,26 @@ __global__ void __launch_bounds__(QPass<D>::kThreads, kBlocks<D>)
 void attention_backward_wgmma(const AttentionBackward& a, cudaStream_t stream) {
   auto in = attention_inputs<bf16>(a.q, a.k, a.v, a.shape, a.seg, a.seg);
   Statistics stats{a.lse.data<float>(), a.delta.data<float>()};
-  Angles angles{};
-  if (a.rotation)
-    angles = {const_matrix<float>(a.rotation->table), a.rotation->positions.data<std::int32_t>()};
-  auto go = [&]<int D>() {
+  Angles angles = angles_of(a.rotation);
+  auto go = [&]<int D, bool PADDED>() {
     auto slots = [&](int rows) { return tile_slots(a.seg.total(), a.seg.count(), rows); };
-    launch("attention_backward_kv_wgmma", attention_backward_kv_kernel<D>,
+    launch("attention_backward_kv_wgmma", attention_backward_kv_kernel<D, PADDED>,
            grid_of(a.shape.n_kv_heads, slots(KvPass<D>::kRows)), dim3(KvPass<D>::kThreads),
            KvPass<D>::kSharedBytes, stream, in, const_matrix<bf16>(a.dout), stats, angles,
            matrix<bf16>(a.dk), matrix<bf16>(a.dv));
-    launch("attention_backward_q_wgmma", attention_backward_q_kernel<D>,
+    launch("attention_backward_q_wgmma", attention_backward_q_kernel<D, PADDED>,
            grid_of(a.shape.n_heads, slots(QPass<D>::kRows)), dim3(QPass<D>::kThreads),
            QPass<D>::kSharedBytes, stream, in, const_matrix<bf16>(a.dout), stats, angles,
            matrix<bf16>(a.dq));
   };
-  a.shape.head_dim == 64 ? go.template operator()<64>() : go.template operator()<128>();
+  if (a.shape.head_dim > 128)
+    attention_backward_wgmma_wide(a, stream);
+  else if (a.shape.head_dim == 64)
+    go.template operator()<64, false>();
+  else if (a.shape.head_dim == 128)
+    go.template operator()<128, false>();
+  else
+    go.template operator()<128, true>();
 }
 
 }  // namespace lk

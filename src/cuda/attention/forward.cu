@@ -5,10 +5,11 @@
 //            sum exp s.
 //            Keys are visited in tiles; a row keeps its running maximum m and sum l, and what was
 //            summed under an older maximum is scaled by exp(m_old - m).
-// Shapes     q, o (Tq, H*D), k, v (Tk, G*D), lse (H, Tq); D <= 128, padded with zeros to 64 or 128
+// Shapes     q, o (Tq, H*D), k, v (Tk, G*D), lse (H, Tq); D <= 256, padded with zeros to 64, 128
+//            or 256
 // Plan       a block: one head, 128 queries; 4 warps of 32 queries each (every fragment of K and V
-//            that is read from shared memory feeds two products); keys in tiles of 64. Grid: heads
-//            x query tiles, the tiles with most keys first. V is copied while S = Q Kᵀ runs, and
+//            that is read from shared memory feeds two products; registers allow half as many at
+//            D = 256); keys in tiles of 64. Grid: heads x query tiles, the tiles with most keys first. V is copied while S = Q Kᵀ runs, and
 //            the next K while softmax and P V run.
 // Bytes      q, o once; k, v once per query tile, from L2
 // Numbers    S, m, l, o in F32; P is rounded to BF16 for P V, l sums the unrounded P
@@ -21,18 +22,23 @@
 namespace lk {
 namespace {
 
-constexpr int kQueries = 128, kKeys = 64, kWarps = 4, kThreads = 32 * kWarps;
-constexpr int kMT = 2, kNT = kKeys / 8;  // C tiles of a warp: 2 x 16 queries, 8 x 8 keys
+constexpr int kKeys = 64, kWarps = 4, kThreads = 32 * kWarps;
 constexpr float kLog2e = 1.4426950408889634f;
 
 template <int D>
-constexpr std::size_t kSharedBytes = (kQueries + 2 * kKeys) * D * sizeof(__nv_bfloat16);
+struct Plan {
+  static constexpr int kMT = D <= 128 ? 2 : 1,
+                       kNT = kKeys / 8;  // C tiles of a warp: 16 kMT queries
+  static constexpr int kQueries = kWarps * 16 * kMT, kBlocks = D <= 128 ? 2 : 1;
+  static constexpr std::size_t kSharedBytes = (kQueries + 2 * kKeys) * D * sizeof(__nv_bfloat16);
+};
 
 template <int D>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, Plan<D>::kBlocks)
     attention_forward_kernel(const __grid_constant__ AttentionInputs<__nv_bfloat16> in,
                              Matrix<__nv_bfloat16> o, float* lse) {
-  constexpr int kDT = D / 8;
+  constexpr int kMT = Plan<D>::kMT, kNT = Plan<D>::kNT, kDT = D / 8;
+  constexpr int kQueries = Plan<D>::kQueries;
   extern __shared__ __align__(1024) unsigned char shared[];
   SwizzledTile<D> q_tile{shared_address(shared)};
   SwizzledTile<D> k_tile{q_tile.base + kQueries * SwizzledTile<D>::kRowBytes};
@@ -179,13 +185,19 @@ __global__ void __launch_bounds__(kThreads, 2)
 }  // namespace
 
 void attention_forward_mma(const AttentionForward& a, cudaStream_t stream) {
-  dim3 grid = grid_of(a.shape.n_heads, tile_slots(a.q_seg.total(), a.q_seg.count(), kQueries));
   auto in = attention_inputs<bf16>(a.q, a.k, a.v, a.shape, a.q_seg, a.k_rows);
   auto go = [&]<int D>() {
-    launch("attention_forward", attention_forward_kernel<D>, grid, dim3(kThreads), kSharedBytes<D>,
-           stream, in, matrix<bf16>(a.o), a.lse.data<float>());
+    dim3 grid =
+        grid_of(a.shape.n_heads, tile_slots(a.q_seg.total(), a.q_seg.count(), Plan<D>::kQueries));
+    launch("attention_forward", attention_forward_kernel<D>, grid, dim3(kThreads),
+           Plan<D>::kSharedBytes, stream, in, matrix<bf16>(a.o), a.lse.data<float>());
   };
-  a.shape.head_dim <= 64 ? go.template operator()<64>() : go.template operator()<128>();
+  if (a.shape.head_dim <= 64)
+    go.template operator()<64>();
+  else if (a.shape.head_dim <= 128)
+    go.template operator()<128>();
+  else
+    go.template operator()<256>();
 }
 
 }  // namespace lk

@@ -3,7 +3,8 @@
 // the products inside a warpgroup, without its copy engine and specialised warps.
 //
 // Maths      as attention/forward.cu
-// Shapes     q, o (Tq, H*D), k, v (Tk, G*D), lse (H, Tq); D = 64 or 128
+// Shapes     q, o (Tq, H*D), k, v (Tk, G*D), lse (H, Tq); D = 64, 128 or 256, or
+//            between, padded with zeros to 128 or 256
 // Plan       a block: one head; each warpgroup owns 64 queries; keys in tiles, two stages each of K
 //            and V. Grid: heads x query tiles, the tiles with most keys first. While a warpgroup
 //            computes softmax of key tile n + 1, its P V of tile n runs, and S and P V of the
@@ -25,14 +26,15 @@ namespace {
 // At D = 64 two smaller blocks share a multiprocessor: measured faster than one.
 template <int D>
 struct Plan {
-  static constexpr int kWarpgroups = 2, kKeys = D, kBlocks = D == 64 ? 2 : 1;
+  static constexpr int kWarpgroups = 2, kKeys = D == 256 ? 64 : D, kBlocks = D == 64 ? 2 : 1;
   static constexpr int kThreads = kWarpgroups * kWarpgroup, kQueries = kWarpgroups * 64;
   static __device__ __forceinline__ constexpr bool queries_in_registers() { return D == 64; }
   static constexpr std::size_t kSharedBytes =
       (kQueries + 4 * kKeys) * D * sizeof(__nv_bfloat16);  // Q, two stages of K, two of V
 };
 
-template <int D>
+// PADDED: in.head_dim may be less than D, by a multiple of 8.
+template <int D, bool PADDED>
 __global__ void __launch_bounds__(Plan<D>::kThreads, Plan<D>::kBlocks)
     attention_forward_kernel(const __grid_constant__ AttentionInputs<__nv_bfloat16> in,
                              Matrix<__nv_bfloat16> o, float* lse) {
@@ -50,20 +52,22 @@ __global__ void __launch_bounds__(Plan<D>::kThreads, Plan<D>::kBlocks)
 
   DocumentTile tile;
   if (!find_tile(in.q_offsets, in.n_documents, kQueries, gridDim.y - 1 - blockIdx.y, tile)) return;
+  const int head_dim = PADDED ? in.head_dim : D;
   int head = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int g = lane / 4, t = lane % 4;
   int n_rows = min(kQueries, tile.length - tile.begin);
   int k_begin = in.k_begins[tile.document];
   int n_keys = in.k_ends[tile.document] - k_begin, shift = n_keys - tile.length;
-  i64 q_row = static_cast<i64>(in.q_offsets[tile.document]) + tile.begin;
-  i64 q_col = static_cast<i64>(head) * D, kv_col = static_cast<i64>(head / in.group) * D;
+  int q_row = in.q_offsets[tile.document] + tile.begin;
+  i64 q_col = static_cast<i64>(head) * head_dim;
+  i64 kv_col = static_cast<i64>(head / in.group) * head_dim;
   KeyRange range = keys_seen(tile.begin, tile.begin + n_rows - 1, shift, in.window, n_keys);
   int first = range.begin / kKeys, last = range.end > 0 ? (range.end - 1) / kKeys : -1;
   // Loads key tile n; nothing if it is behind the last one.
   auto load_keys = [&](Keys to, const Matrix<const __nv_bfloat16>& from, int n) {
     if (n <= last)
       to.template load_async<kThreads>(from.at(k_begin + static_cast<i64>(n) * kKeys, kv_col),
-                                       from.ld, n_keys - n * kKeys);
+                                       from.ld, n_keys - n * kKeys, head_dim);
   };
 
   float out[kDT][4] = {}, s[kNT][4];
@@ -112,7 +116,7 @@ __global__ void __launch_bounds__(Plan<D>::kThreads, Plan<D>::kBlocks)
   };
 
   if (first <= last) {
-    q_tile.template load_async<kThreads>(in.q.at(q_row, q_col), in.q.ld, n_rows);
+    q_tile.template load_async<kThreads>(in.q.at(q_row, q_col), in.q.ld, n_rows, head_dim);
     load_keys(k_tile(first), in.k, first);
     copy_async_commit();
     load_keys(v_tile(first), in.v, first);
@@ -165,6 +169,8 @@ __global__ void __launch_bounds__(Plan<D>::kThreads, Plan<D>::kBlocks)
     hold(out);
   }
 
+  asm volatile("" : "+r"(head));  // computed again, not kept in registers during the loop
+  q_col = static_cast<i64>(head) * head_dim;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     float sum = quad_sum(l[half]);
@@ -177,8 +183,9 @@ __global__ void __launch_bounds__(Plan<D>::kThreads, Plan<D>::kBlocks)
     __nv_bfloat16* to = o.at(q_row + row, q_col + 2 * t);
 #pragma unroll
     for (int dt = 0; dt < kDT; ++dt)
-      *reinterpret_cast<std::uint32_t*>(to + dt * 8) =
-          pack_bf16(out[dt][2 * half] * inverse, out[dt][2 * half + 1] * inverse);
+      if (!PADDED || dt * 8 < head_dim)
+        *reinterpret_cast<std::uint32_t*>(to + dt * 8) =
+            pack_bf16(out[dt][2 * half] * inverse, out[dt][2 * half + 1] * inverse);
   }
 #else
   __trap();  // attention.cu calls this on compute capability 9.0 only
@@ -189,13 +196,24 @@ __global__ void __launch_bounds__(Plan<D>::kThreads, Plan<D>::kBlocks)
 
 void attention_forward_wgmma(const AttentionForward& a, cudaStream_t stream) {
   auto in = attention_inputs<bf16>(a.q, a.k, a.v, a.shape, a.q_seg, a.k_rows);
-  auto go = [&]<int D>() {
+  auto go = [&]<int D, bool PADDED>() {
     dim3 grid =
         grid_of(a.shape.n_heads, tile_slots(a.q_seg.total(), a.q_seg.count(), Plan<D>::kQueries));
-    launch("attention_forward_wgmma", attention_forward_kernel<D>, grid, dim3(Plan<D>::kThreads),
-           Plan<D>::kSharedBytes, stream, in, matrix<bf16>(a.o), a.lse.data<float>());
+    launch("attention_forward_wgmma", attention_forward_kernel<D, PADDED>, grid,
+           dim3(Plan<D>::kThreads), Plan<D>::kSharedBytes, stream, in, matrix<bf16>(a.o),
+           a.lse.data<float>());
   };
-  a.shape.head_dim == 64 ? go.template operator()<64>() : go.template operator()<128>();
+  const int head_dim = a.shape.head_dim;
+  if (head_dim == 64)
+    go.template operator()<64, false>();
+  else if (head_dim == 128)
+    go.template operator()<128, false>();
+  else if (head_dim < 128)
+    go.template operator()<128, true>();
+  else if (head_dim == 256)
+    go.template operator()<256, false>();
+  else
+    go.template operator()<256, true>();
 }
 
 }  // namespace lk

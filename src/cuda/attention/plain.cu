@@ -1,6 +1,6 @@
 // Attention with plain FP32 arithmetic: F32 tensors of any head size up to 256, and the BF16
-// tensors that the tensor-core kernels don't take (head size above 128, or rows that are not
-// 16-byte aligned).
+// tensors that the tensor-core kernels don't take (rows that are not 16-byte aligned, or a head
+// size that is not a multiple of 8).
 //
 // Maths      as attention/forward.cu and attention/backward.cu
 // Plan       a block owns R rows (queries, or keys for dk and dv) and walks over the other side in

@@ -90,8 +90,7 @@ AttentionInputs<device_t<T>> attention_inputs(const Tensor& q, const Tensor& k, 
           .total_q = q_seg.total()};
 }
 
-// The implementations behind CudaBackend::attention_*, chosen in attention.cu. The wgmma kernels
-// take head sizes 64 and 128 on a GPU of compute capability 9.0.
+// The implementations behind CudaBackend::attention_*, chosen in attention.cu.
 struct AttentionForward {
   const Tensor &o, &lse, &q, &k, &v;
   const AttentionShape& shape;
@@ -102,13 +101,18 @@ struct AttentionBackward {
   const Tensor &dq, &dk, &dv, &dout, &q, &k, &v, &lse, &delta;
   const AttentionShape& shape;
   const Segments& seg;
-  const Rotation* rotation;  // only for wgmma: dq and dk are rotated back by it, unless null
+  const Rotation* rotation;  // where wgmma_rotates(): dq and dk are rotated back by it, unless null
 };
+// The head sizes whose wgmma kernels hold the pairs of a rotation in one thread.
+inline bool wgmma_rotates(int head_dim) {
+  return head_dim == 64 || head_dim == 128 || head_dim == 256;
+}
 // For one query per document, where every document has keys; otherwise returns false, with nothing
 // done.
 bool attention_decode(const AttentionForward& a, Backend& backend, cudaStream_t stream);
 void attention_forward_wgmma(const AttentionForward& a, cudaStream_t stream);
 void attention_backward_wgmma(const AttentionBackward& a, cudaStream_t stream);
+void attention_backward_wgmma_wide(const AttentionBackward& a, cudaStream_t stream);
 void attention_forward_mma(const AttentionForward& a, cudaStream_t stream);
 void attention_backward_mma(const AttentionBackward& a, cudaStream_t stream);
 void attention_forward_plain(const AttentionForward& a, cudaStream_t stream);
