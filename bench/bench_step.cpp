@@ -2,9 +2,10 @@
 // a config.json with random weights, or of a loaded model, on random tokens. It times what finetune
 // runs.
 //
-// The step's time is the median of unprofiled steps. After them come, in the same process: the
-// frozen products alone (the limit that the step is compared with), the device's roofs and, with
-// --profile, one more step on a TimingBackend. A summary goes to stderr, one JSON line to stdout.
+// The step's time is the median of unprofiled steps, or their mean with several processes. After them
+// come, in the same process: the frozen products alone (the limit that the step is compared with), the
+// device's roofs and, with --profile, one more step on a TimingBackend. A summary goes to stderr, one
+// JSON line to stdout.
 #include <sys/resource.h>
 
 #include <algorithm>
@@ -287,17 +288,29 @@ int run_bench(Settings s, World& world, Clock::time_point start) {
     Run run(*backend, config, std::move(given), dtype, s, &world);
     adapted = run.adapted();
     const std::int64_t n_steps = s.warmup + s.steps;
+    // A step of several processes is reported with the next one, and the last two come together: their
+    // reports don't say how long a step took, so the clock runs over all timed steps, drained at both
+    // ends.
+    const bool several = world.size() > 1;
+    Clock::time_point timed = Clock::now();
     for (std::int64_t i = 0; i < n_steps; ++i) {
       run.submit();
-      while (std::optional<StepReport> r = run.next_report(i == 0 || i + 1 == n_steps)) {
+      const bool warm = i + 1 == s.warmup;
+      while (std::optional<StepReport> r =
+                 run.next_report(i == 0 || (several && warm) || i + 1 == n_steps)) {
         if (r->step == 1) first_loss = r->loss, first_step = seconds_since(start);
         last_loss = r->loss;
         if (r->step > s.warmup) seconds.push_back(r->seconds);
         program::progress(concat("step ", r->step, "  ", r->seconds * 1e3, " ms"), false);
       }
+      if (!several || !(warm || i + 1 == n_steps)) continue;
+      backend->synchronize();
+      if (warm) timed = Clock::now();
     }
+    if (several) seconds = {seconds_since(timed) / static_cast<double>(s.steps)};
     memory = memory_report(*backend);
-    mean = std::accumulate(seconds.begin(), seconds.end(), 0.0) / static_cast<double>(s.steps);
+    mean =
+        std::accumulate(seconds.begin(), seconds.end(), 0.0) / static_cast<double>(seconds.size());
     if (backend->traits().can_record) device = run.device_seconds(*backend, 8);
     reduction = run.reduction(4);
     weights = run.weights();
@@ -309,8 +322,7 @@ int run_bench(Settings s, World& world, Clock::time_point start) {
   backend->set_memory_limit(0);  // the measurements below are not part of the step
   const std::int64_t rss = peak_rss();
   std::sort(seconds.begin(), seconds.end());
-  // Reports of several processes may come two at a time, so of theirs the mean counts.
-  const double typical = world.size() > 1 ? mean : seconds[seconds.size() / 2];
+  const double typical = seconds[seconds.size() / 2];
   const double tokens_per_second = static_cast<double>(s.tokens() * world.size()) / typical;
 
   // 2. The best time that it could have.
