@@ -124,18 +124,18 @@ struct Faulty final : Fp8Kernels {
 
 ModelConfig sixteens() {  // both sides of every projection are multiples of 16
   ModelConfig c = tiny_config();
-  c.hidden_size = 32, c.intermediate_size = 48;
+  c.hidden_size = 32, c.intermediate_size = 48, c.vocab_size = 64;
   return c;
 }
 
 // A step of a tiny model over an fp8 base: its loss and the gradients of its adapter.
 std::vector<std::vector<double>> step(Backend& backend, DType dtype, bool products, bool joined,
-                                      const std::string& recompute = "none", float dropout = 0) {
-  const std::vector<Row> rows = random_rows({60, 90, 31}, 5);
+                                      const std::string& recompute = "none", float dropout = 0,
+                                      BasePrecision precision = BasePrecision::Fp8) {
+  const std::vector<Row> rows = random_rows({80, 120, 31}, 5);
   const ModelConfig shape = sixteens();
   ModelWeights weights = random_weights(backend, shape, dtype, 7);
-  quantise_weights(backend, shape, weights,
-                   {BasePrecision::Fp8, {"layers.1.mlp.down_proj"}, products});
+  quantise_weights(backend, shape, weights, {precision, {"layers.1.mlp.down_proj"}, products});
   Transformer model(backend, shape, std::move(weights), dtype, 256);
   LoraConfig config;
   config.shape = {4, 8, dropout};
@@ -364,6 +364,27 @@ TEST_CASE(
              dense_dropped = step(backend, DType::F64, false, true, "none", 0.25f);
   for (std::size_t i = 1; i < dropped.size(); ++i)
     CHECK(distance(dropped[i], dense_dropped[i]) < 0.25);
+}
+
+TEST_CASE("the head is quantised by choice, and then multiplied in FP8 forward") {
+  ModelConfig shape = sixteens();
+  auto n_fp8 = [&](BasePrecision precision) {
+    const std::vector<HeldFormat> formats = held_formats(shape, {precision, {}, true});
+    return std::count_if(formats.begin(), formats.end(),
+                         [](const HeldFormat& f) { return f && f->multiplied; });
+  };
+  CHECK(n_fp8(BasePrecision::Fp8) == 14);
+  CHECK(n_fp8(BasePrecision::Fp8Head) == 15);
+  CHECK(parse_base_precision("fp8-head") == BasePrecision::Fp8Head);
+  Backend& backend = oracle();
+  const auto plain = step(backend, DType::F64, true, true),
+             head = step(backend, DType::F64, true, true, "none", 0, BasePrecision::Fp8Head);
+  CHECK(head[0] != plain[0]);
+  CHECK(std::abs(head[0][0] - plain[0][0]) < 0.01 * plain[0][0]);
+  for (std::size_t i = 1; i < plain.size(); ++i) CHECK(distance(head[i], plain[i]) < 0.25);
+  shape.tie_embeddings = true;
+  CHECK_THROWS_WITH_AS(n_fp8(BasePrecision::Fp8Head), doctest::Contains("table of embeddings"),
+                       UsageError);
 }
 
 #define LK_NEEDS_FP8() \

@@ -38,9 +38,9 @@ inline constexpr const char* kMemoryHelp = "limit, e.g. 24GiB: choose the fastes
 inline constexpr const char* kTargetsHelp =
     "modules, e.g. q_proj,v_proj, or all-linear (the default): every projection of the blocks";
 inline constexpr const char* kBasePrecisionHelp =
-    "bits of the frozen base: auto (as the file has it), dense, stored, nf4, fp4, fp8";
+    "bits of the frozen base: auto (as the file has it), dense, stored, nf4, fp4, fp8, fp8-head";
 inline constexpr const char* kHeldHelp =
-    "a dense base's bits: auto (as the adapter was trained), dense, nf4, fp4, fp8";
+    "a dense base's bits: auto (as the adapter was trained), dense, nf4, fp4, fp8, fp8-head";
 inline constexpr const char* kKeepDenseHelp =
     "modules that stay dense all the same: down_proj, layers.0, ...";
 inline constexpr const char* kFp8ProductsHelp =

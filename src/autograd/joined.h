@@ -75,19 +75,13 @@ struct JoinedLinear {
   void times_a(const Tensor& products) const;  // (N+S,S) = [W ; A] Aᵀ
   ThinShape thin_shape() const;                // the shape that `plan` is made for
   void put_parts(DenseScratch& dense) const;   // every W that lies apart, in its rows
-  std::vector<Fp8Part> fp8_parts() const;
+  std::vector<Fp8Part> fp8_parts() const;      // the same, for a product in FP8
   bool scales_columns() const {
     return std::any_of(parts.begin(), parts.end(), [](const Part& p) { return p.m != nullptr; });
   }
   bool trains() const {
     return std::any_of(parts.begin(), parts.end(), [](const Part& p) { return p.a != nullptr; });
   }
-
- private:
-  // Both in FP8, with the low-rank part in a product of its own.
-  void times_wb(const Fp8Product& product, const Tensor& y, const Tensor& x,
-                const Tensor& addend) const;
-  void times_wa(const Fp8Product& product, const Tensor& dx, GradMode mode, const Tensor& dy) const;
 };
 
 // Outputs have a margin of `margin` columns. An input whose margin is narrower than f.thin is

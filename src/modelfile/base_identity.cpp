@@ -40,7 +40,7 @@ bool is_plain(const Origin& o) { return o.adapters.empty() && o.precision.empty(
 
 std::map<std::string, std::string> base_metadata(const BaseIdentity& base) {
   require(base.precision.empty() || quantising_precision(base.precision), "BaseIdentity.precision ",
-          base.precision, ": nf4, fp4, fp8 or nothing");
+          base.precision, ": nf4, fp4, fp8, fp8-head or nothing");
   for (const std::string& module : base.keep_dense)
     require(!module.empty() && module.find(',') == module.npos, "BaseIdentity.keep_dense '", module,
             "': a module's name is expected");
@@ -62,7 +62,7 @@ void read_base_metadata(BaseIdentity& base, const std::map<std::string, std::str
   base.keep_dense = parts(value(kKeepDense));
   if (!base.precision.empty() && !quantising_precision(base.precision))
     throw InputError(concat(weights_path, ": __metadata__: ", kPrecision, " = ",
-                            printable(base.precision), " is none of nf4, fp4, fp8"));
+                            printable(base.precision), " is none of nf4, fp4, fp8, fp8-head"));
 }
 
 void set_precision(BaseIdentity& base, const BaseStorage& storage) {

@@ -5,7 +5,7 @@
 // stands in the metadata of the safetensors file, which its readers pass over, while they warn of
 // each unknown key of a config:
 //   lorikeet_base_sha256      Fingerprint of the base
-//   lorikeet_base_precision   nf4, fp4 or fp8, if the base was quantised as it was loaded
+//   lorikeet_base_precision   nf4, fp4, fp8 or fp8-head, if the base was quantised as it was loaded
 //   lorikeet_keep_dense       modules that were not, with commas
 // Folders of earlier versions have lorikeet_base_sha256 in the config, which counts if it is there.
 #pragma once

@@ -15,14 +15,15 @@ struct Name {
   BasePrecision precision;
   const char* name;
 };
-constexpr Name kNames[] = {{BasePrecision::Auto, "auto"},     {BasePrecision::Dense, "dense"},
-                           {BasePrecision::Stored, "stored"}, {BasePrecision::Nf4, "nf4"},
-                           {BasePrecision::Fp4, "fp4"},       {BasePrecision::Fp8, "fp8"}};
+constexpr Name kNames[] = {{BasePrecision::Auto, "auto"},       {BasePrecision::Dense, "dense"},
+                           {BasePrecision::Stored, "stored"},   {BasePrecision::Nf4, "nf4"},
+                           {BasePrecision::Fp4, "fp4"},         {BasePrecision::Fp8, "fp8"},
+                           {BasePrecision::Fp8Head, "fp8-head"}};
 
 std::optional<Encoding> own_encoding(BasePrecision precision) {
   if (precision == BasePrecision::Nf4) return Encoding::Nf4;
   if (precision == BasePrecision::Fp4) return Encoding::Fp4;
-  if (precision == BasePrecision::Fp8) return Encoding::Fp8;
+  if (precision == BasePrecision::Fp8 || precision == BasePrecision::Fp8Head) return Encoding::Fp8;
   return std::nullopt;
 }
 
@@ -35,15 +36,24 @@ bool kept_dense(const WeightSlot& slot, const BaseStorage& storage) {
                      [&](const std::string& pattern) { return names(slot.name, pattern); });
 }
 
-// Embeddings and heads stay dense, as bitsandbytes leaves them.
+// Embeddings stay dense, and heads unless they are named: as bitsandbytes leaves them.
 bool quantisable(const WeightSlot& slot, const BaseStorage& storage) {
-  return slot.linear && slot.role != Role::Head && !kept_dense(slot, storage);
+  return slot.linear && !kept_dense(slot, storage) &&
+         (slot.role != Role::Head || storage.precision == BasePrecision::Fp8Head);
+}
+
+// A tied head is the table of embeddings.
+void check_head(const std::vector<WeightSlot>& slots, const BaseStorage& storage) {
+  require(storage.precision != BasePrecision::Fp8Head ||
+              std::any_of(slots.begin(), slots.end(),
+                          [](const WeightSlot& slot) { return slot.role == Role::Head; }),
+          "`base_precision` fp8-head: the model's head is its table of embeddings, which stays "
+          "dense: fp8 is for what is quantised of it");
 }
 
 // Marks what is multiplied in FP8. A scale for a whole matrix becomes one for each row of it.
 HeldFormat with_products(HeldFormat format, const WeightSlot& slot, const BaseStorage& storage) {
-  if (!format || !storage.fp8_products || !slot.linear || slot.role == Role::Head ||
-      !fp8_products_serve(*format, slot.shape))
+  if (!format || !storage.fp8_products || !slot.linear || !fp8_products_serve(*format, slot.shape))
     return format;
   format->scale_rows = 1;
   format->multiplied = true;
@@ -63,7 +73,7 @@ BasePrecision parse_base_precision(const std::string& text) {
   for (const Name& one : kNames)
     if (text == one.name) return one.precision;
   throw UsageError(
-      concat("`base_precision` ", text, ": one of auto, dense, stored, nf4, fp4, fp8"));
+      concat("`base_precision` ", text, ": one of auto, dense, stored, nf4, fp4, fp8, fp8-head"));
 }
 
 const char* base_precision_name(BasePrecision precision) {
@@ -84,6 +94,15 @@ bool uses_fp8_products(const std::string& setting, Backend& backend, DType dtype
   return can && (setting == "on" || kernels->in_hardware());
 }
 
+std::string no_fp8_products(Backend& backend, DType dtype) {
+  QuantisedKernels& kernels = *backend.quantised_kernels();
+  return concat(backend.name(), ": ",
+                !kernels.fp8_kernels() ? kernels.why_no_fp8()
+                : !kernels.fp8_kernels()->takes(dtype)
+                    ? concat("it has none in ", dtype_name(dtype))
+                    : "it has none in hardware");
+}
+
 bool quantises(BasePrecision precision) { return own_encoding(precision).has_value(); }
 
 std::optional<BasePrecision> quantising_precision(const std::string& name) {
@@ -96,6 +115,7 @@ std::vector<HeldFormat> held_formats(const ModelFile& file, const BaseStorage& s
   std::vector<HeldFormat> formats(file.slots().size());
   const std::optional<Encoding> encoding = own_encoding(storage.precision);
   check_patterns(file.slots(), storage);
+  check_head(file.slots(), storage);
   if (storage.precision == BasePrecision::Dense) return formats;
   bool any = false;
   for (std::size_t i = 0; i < formats.size(); ++i) {
@@ -125,6 +145,7 @@ std::vector<HeldFormat> held_formats(const ModelConfig& config, const BaseStorag
   std::vector<HeldFormat> formats(slots.size());
   const std::optional<Encoding> encoding = own_encoding(storage.precision);
   check_patterns(slots, storage);
+  check_head(slots, storage);
   require(storage.precision != BasePrecision::Stored,
           "`base_precision` stored: a shape without a file has nothing stored");
   for (std::size_t i = 0; i < slots.size() && encoding; ++i)

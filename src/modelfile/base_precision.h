@@ -20,11 +20,12 @@ enum class BasePrecision : std::uint8_t {
   Nf4,     // a dense base is quantised as it is loaded: the projections of all blocks
   Fp4,
   Fp8,
+  Fp8Head,  // as Fp8, and the head too
 };
-// auto, dense, stored, nf4, fp4, fp8. Throws UsageError.
+// auto, dense, stored, nf4, fp4, fp8, fp8-head. Throws UsageError.
 BasePrecision parse_base_precision(const std::string& text);
 const char* base_precision_name(BasePrecision precision);
-// Whether a dense base is quantised as it is loaded: nf4, fp4 and fp8.
+// Whether a dense base is quantised as it is loaded: nf4, fp4, fp8 and fp8-head.
 bool quantises(BasePrecision precision);
 // The precision of that name if it quantises(), else nothing.
 std::optional<BasePrecision> quantising_precision(const std::string& name);
@@ -41,6 +42,9 @@ struct BaseStorage {
 // are multiplied as such in training. Auto: where the device does that in hardware. Throws UsageError
 // for another word, and for `on` where the device does not do it at all.
 bool uses_fp8_products(const std::string& setting, Backend& backend, DType dtype);
+
+// Why it is not used where the setting is auto: "cuda:0: its tensor cores have ..."
+std::string no_fp8_products(Backend& backend, DType dtype);
 
 // A matrix's format, nothing for what is dense.
 using HeldFormat = std::optional<QuantisedFormat>;

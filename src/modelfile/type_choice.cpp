@@ -18,7 +18,9 @@ std::string lower(std::string text) {
 }
 
 BasePrecision own_precision(const std::string& type) {
-  return quantising_precision(lower(type)).value_or(BasePrecision::Dense);
+  const auto precision = quantising_precision(lower(type)).value_or(BasePrecision::Dense);
+  return precision == BasePrecision::Fp8Head ? BasePrecision::Dense
+                                             : precision;  // none is written so
 }
 
 // The type of other files that takes about as many bits.

@@ -47,7 +47,7 @@ BaseStorage parse_storage(const InferenceSettings& s) {
           "`base_precision` stored: `weights` quantised holds a file's blocks as they are");
   require(s.keep_dense.empty() ||
               (precision != BasePrecision::Auto && precision != BasePrecision::Dense),
-          "`keep_dense`: is for `base_precision` nf4, fp4 or fp8");
+          "`keep_dense`: is for `base_precision` nf4, fp4, fp8 or fp8-head");
   return {precision, s.keep_dense};
 }
 

@@ -10,8 +10,6 @@
 #include "modelfile/hub_name.h"
 #include "modelfile/load.h"
 #include "run/defaults.h"
-#include "tensor/fp8_kernels.h"
-#include "tensor/quantised_kernels.h"
 
 namespace lk {
 namespace {
@@ -69,16 +67,6 @@ void choose_methods(FinetuneSettings& s, FinetuneListener& listener, RunInputs& 
   in.methods.bottleneck.seed = s.seed;
   in.methods.ia3.targets = in.methods.bitfit.targets = s.targets;
   if (in.methods.has("lora")) choose_lora(s, listener, in);
-}
-
-// Why a device's products are not in FP8.
-std::string no_fp8_products(Backend& backend, DType dtype) {
-  QuantisedKernels& kernels = *backend.quantised_kernels();
-  return concat(backend.name(), ": ",
-                !kernels.fp8_kernels() ? kernels.why_no_fp8()
-                : !kernels.fp8_kernels()->takes(dtype)
-                    ? concat("it has none in ", dtype_name(dtype))
-                    : "it has none in hardware");
 }
 
 // Decides in how many bits the base is held. What computes with the base's own numbers needs them

@@ -52,20 +52,28 @@ inline double stored_bytes(const Weight& w) {
   return bytes;
 }
 
-// A weight for several products: a quantised one is dequantised once for all of them. `w` must stay.
+// A weight for several products: a quantised one is dequantised once for all of them. One that says
+// so is multiplied in FP8 forward, but not backward: most of a softmax's gradient lies in numbers too
+// small for its row's scale. `w` must stay.
 class DenseWeight {
  public:
-  DenseWeight(Backend& backend, const Weight& w) : backend_(backend), w_(w) {
-    if (w.quantised() && w.has_values()) dense_.emplace(backend, w);
+  DenseWeight(Backend& backend, const Weight& w) : backend_(backend), w_(w) {}
+  void linear_forward(const Tensor& y, const Tensor& x) {
+    if (!dequantises() || w_.quantised()->format.multiplied)
+      return backend_.linear_forward(y, x, w_);
+    dense().linear_forward(y, x);
   }
-  void linear_forward(const Tensor& y, const Tensor& x) const {
-    dense_ ? dense_->linear_forward(y, x) : backend_.linear_forward(y, x, w_);
-  }
-  void linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy) const {
-    dense_ ? dense_->linear_backward_x(dx, mode, dy) : backend_.linear_backward_x(dx, mode, dy, w_);
+  void linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy) {
+    if (!dequantises()) return backend_.linear_backward_x(dx, mode, dy, w_);
+    dense().linear_backward_x(dx, mode, dy);
   }
 
  private:
+  bool dequantises() const { return w_.quantised() && w_.has_values(); }
+  const DenseScratch& dense() {
+    if (!dense_) dense_.emplace(backend_, w_);
+    return *dense_;
+  }
   Backend& backend_;
   const Weight& w_;
   std::optional<DenseScratch> dense_;

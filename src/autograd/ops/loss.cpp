@@ -26,7 +26,7 @@ Tensor head_chunks(Backend& backend, const Tensor& dx, const Tensor& x, const We
   check(chunk_rows > 0, "head_loss: chunks of ", chunk_rows, " rows");
 
   const std::int64_t most = std::min(n, chunk_rows);
-  const DenseWeight w(backend, head);  // for all chunks
+  DenseWeight w(backend, head);  // for all chunks
   Tensor losses = backend.empty(Tag::Workspace, stat_dtype(x.dtype()), {n});
   Tensor buffer = backend.empty(Tag::Workspace, x.dtype(), {most, V});
   for (std::int64_t begin = 0; begin < n; begin += most) {
