@@ -464,7 +464,7 @@ void register_thin_products() {
       });
 }
 
-enum class Pass { Forward, Backward, RopeBackward };
+enum class Pass { Forward, OtherForward, Backward, RopeBackward };
 
 void register_attention() {
   auto attention = [](DType t, int heads, int kv_heads, int head_dim, int documents, int length,
@@ -495,15 +495,20 @@ void register_attention() {
                         to_device(gpu(), Tag::Workspace, std::vector<std::int32_t>(n, 7))};
       gpu().attention_forward(o, lse, q, k, v, shape, seg, seg);
       return [=] {
-        if (pass == Pass::Forward)
+        if (pass == Pass::OtherForward) setenv("LORIKEET_FORWARD_PLAN", "3", 1);
+        if (pass == Pass::Forward || pass == Pass::OtherForward)
           gpu().attention_forward(o, lse, q, k, v, shape, seg, seg);
-        else if (pass == Pass::Backward)
+        if (pass == Pass::OtherForward) unsetenv("LORIKEET_FORWARD_PLAN");
+        if (pass == Pass::Forward || pass == Pass::OtherForward) return;
+        if (pass == Pass::Backward)
           gpu().attention_backward(dq, dk, dv, dout, q, k, v, o, lse, shape, seg);
         else
           gpu().attention_backward(dq, dk, dv, dout, q, k, v, o, lse, shape, seg, &rotation);
       };
     };
     add(name + "_forward", {.flops = flops}, [=] { return make(Pass::Forward); });
+    if (t == DType::BF16 && (head_dim == 64 || head_dim == 128))
+      add(name + "_forward_plan3", {.flops = flops}, [=] { return make(Pass::OtherForward); });
     add(name + "_backward", {.flops = 2.5 * flops}, [=] { return make(Pass::Backward); });
     add(name + "_rope_backward", {.flops = 2.5 * flops}, [=] { return make(Pass::RopeBackward); });
   };

@@ -627,7 +627,7 @@ TEST_CASE("cuda: DoRA's row norms") {
   LK_NEEDS_GPU();
   for (DType t : kDTypes)
     for (std::int64_t N : {1, 7, 129, 1000})
-      for (std::int64_t R : {1, 3, 8, 16, 64}) {
+      for (std::int64_t R : {1, 3, 8, 16, 64, 96}) {
         Results r = compare("inverse_norms", t, kContiguous, [&](const Side& s) {
           Guarded inverse = statistics(s, 1, N, 1), b = numbers(s, N, 2 * R, 2, 0.1),
                   wa = statistics(s, N, 2 * R, 3, 0.1), gram = statistics(s, 2 * R, 2 * R, 4, 0.1);

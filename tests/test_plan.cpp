@@ -114,7 +114,7 @@ void check_within_two_percent(const std::string& device, const std::string& fami
   CAPTURE(family);
   for (DType dtype : {DType::F32, DType::BF16})
     for (const char* way : {"none", "gate-up", "gate-up:3", "keep-attention", "gate-up,block:3",
-                            "block", "offload"}) {
+                            "block", "keep-attention,offload:3", "offload"}) {
       auto backend = open_device(device);
       PlanRequest request = small_request(*backend, dtype, family);
       request.recompute = parse_recompute(way);
@@ -214,6 +214,18 @@ TEST_CASE("a budget gets the fastest setting that fits, and one layer less would
       CHECK(chosen(budget(peak(way)) - 1) != way);
     }
   }
+}
+
+TEST_CASE("a wide model's long rows are offloaded rather than attended to twice") {
+  PlanRequest request;
+  request.model = named_shape("llama2-7b");
+  request.compute_dtype = DType::BF16;
+  request.device = "cuda";
+  request.seq_len = 32768;
+  plan_within(request, std::int64_t{22} << 30);
+  CHECK(request.recompute.offload > 0);
+  CHECK(request.recompute.keep_attention == Recompute::kAllLayers);
+  CHECK(request.recompute.block == 0);
 }
 
 TEST_CASE("a budget that nothing keeps is out of memory, with the least that would do") {

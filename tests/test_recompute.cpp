@@ -28,13 +28,14 @@ class OffloadingBackend : public CpuBackend {
   std::unique_ptr<HostCopy> offload(const Tensor& x) override {
     struct Late : HostCopy {
       OffloadingBackend& owner;
-      const Tensor* from;
+      Tensor from;
       std::vector<std::byte> bytes;
       Tensor to;
-      Late(OffloadingBackend& o, const Tensor& t) : owner(o), from(&t), bytes(t.bytes()) {}
+      Late(OffloadingBackend& o, const Tensor& t) : owner(o), from(t), bytes(t.bytes()) {}
       ~Late() override { --owner.waiting; }
       void sent() override {
-        owner.download(bytes.data(), dense(*from), bytes.size());
+        owner.download(bytes.data(), dense(from), bytes.size());
+        from = Tensor();
         owner.most_waiting = std::max(owner.most_waiting, ++owner.waiting);
       }
       void fetch(const Tensor& t) override {
@@ -164,15 +165,19 @@ TEST_CASE("recompute settings are written as they are read, and others refused")
                            "none,block", "block,", "gate_up", "block:99999999999999999999"})
     CHECK_THROWS_AS(parse_recompute(text), UsageError);
   const Recompute r = parse_recompute("gate-up:3,block:2,offload:1");
-  CHECK(r.of(0, 5) == RecomputeKind::Offload);
-  CHECK(r.of(1, 5) == RecomputeKind::Block);
-  CHECK(r.of(2, 5) == RecomputeKind::GateUp);
-  CHECK(r.of(3, 5) == RecomputeKind::None);
+  CHECK(r.of(0) == RecomputeKind::Block);
+  CHECK(r.offloads(0, 5));
+  CHECK(r.of(1) == RecomputeKind::Block);
+  CHECK(!r.offloads(1, 5));
+  CHECK(r.of(2) == RecomputeKind::GateUp);
+  CHECK(r.of(3) == RecomputeKind::None);
   const Recompute mixed = parse_recompute("gate-up,keep-attention:3,block:2");
-  CHECK(mixed.of(1, 5) == RecomputeKind::Block);
-  CHECK(mixed.of(2, 5) == RecomputeKind::KeepAttention);
-  CHECK(mixed.of(3, 5) == RecomputeKind::GateUp);
-  CHECK(parse_recompute("offload").of(4, 5) == RecomputeKind::Block);  // wanted at once
+  CHECK(mixed.of(1) == RecomputeKind::Block);
+  CHECK(mixed.of(2) == RecomputeKind::KeepAttention);
+  CHECK(mixed.of(3) == RecomputeKind::GateUp);
+  CHECK(parse_recompute("offload").of(4) == RecomputeKind::Block);
+  CHECK(!parse_recompute("offload").offloads(4, 5));  // wanted at once
+  CHECK(parse_recompute("keep-attention,offload").of(0) == RecomputeKind::KeepAttention);
 }
 
 TEST_CASE("losses, gradients and adapters are bit for bit those of no recomputation") {
@@ -226,9 +231,11 @@ TEST_CASE("every family computes the same bits with every way of recomputing, an
         bytes = got.activation_bytes;
       }
       const Trained plain = train(make_cpu_backend(CpuMode::Reference), s, "none");
-      const Trained offloaded = train(std::make_unique<OffloadingBackend>(), s, "offload");
-      check_same(offloaded, plain);
-      CHECK(offloaded.activation_bytes < bytes);
+      for (const char* recompute : {"keep-attention,offload", "offload"}) {
+        const Trained offloaded = train(std::make_unique<OffloadingBackend>(), s, recompute);
+        check_same(offloaded, plain);
+        CHECK(offloaded.activation_bytes < bytes);
+      }
     }
 }
 
@@ -286,7 +293,8 @@ TEST_CASE("offloaded inputs come back bit for bit, one block ahead, and the last
         Setting{DType::BF16, 0.3f, false, true, 2}, Setting{DType::F32, 0.3f, false, true, 2}}) {
     const Trained want = train(make_cpu_backend(CpuMode::Reference), s, "none");
     for (const char* recompute :
-         {"offload", "offload:2", "gate-up,block:4,offload:3", "keep-attention,offload:2"}) {
+         {"offload", "offload:2", "gate-up,block:4,offload:3", "keep-attention,offload:2",
+          "keep-attention,offload", "keep-attention,block:2,offload:3"}) {
       CAPTURE(recompute);
       struct Counts {
         int most_waiting, most_on_the_way, total, left;
@@ -298,9 +306,19 @@ TEST_CASE("offloaded inputs come back bit for bit, one block ahead, and the last
         ~Watched() override { out = {most_waiting, most_on_the_way, total, waiting}; }
       };
       check_same(train(std::make_unique<Watched>(counts), s, recompute), want);
-      const int sent = static_cast<int>(std::min(parse_recompute(recompute).offload, kLayers - 1));
+      const Recompute r = parse_recompute(recompute);
+      // A block sends its input, and attention's output if that is kept. While it runs again, that
+      // output and all of the block before it may be on their way.
+      int sent = 0, before = 0, most_on_the_way = 0;
+      for (std::int64_t layer = 0; layer < kLayers; ++layer) {
+        const bool offloads = r.offloads(layer, kLayers);
+        const int o = offloads && r.of(layer) == RecomputeKind::KeepAttention ? 1 : 0;
+        most_on_the_way = std::max(most_on_the_way, before + o);
+        before = offloads ? 1 + o : 0;
+        sent += before;
+      }
       CHECK(counts.most_waiting == sent);
-      CHECK(counts.most_on_the_way == 1);
+      CHECK(counts.most_on_the_way == most_on_the_way);
       CHECK(counts.total == static_cast<int>(kSteps) * s.micro_batches * sent);
       CHECK(counts.left == 0);
     }
@@ -369,9 +387,10 @@ TEST_CASE("cuda: recomputation gives the same bits, recorded or not, joined or n
     Setting one_by_one = s;
     one_by_one.record = false;
     const Trained want = train(open_device("auto"), one_by_one, "none");
-    for (const char* recompute : {"none", "gate-up", "gate-up,block:3", "keep-attention",
-                                  "gate-up,keep-attention:3,block:1", "block", "offload",
-                                  "keep-attention,offload:2", "offload:2"}) {
+    for (const char* recompute :
+         {"none", "gate-up", "gate-up,block:3", "keep-attention",
+          "gate-up,keep-attention:3,block:1", "block", "offload", "keep-attention,offload:2",
+          "keep-attention,offload", "offload:2"}) {
       CAPTURE(recompute);
       const Trained slow = train(open_device("auto"), one_by_one, recompute);
       check_same(slow, want);

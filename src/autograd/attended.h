@@ -5,7 +5,7 @@
 #include <functional>
 #include <vector>
 
-#include "autograd/tape.h"
+#include "autograd/checkpoint.h"
 
 namespace lk {
 
@@ -15,17 +15,21 @@ struct Attended {
 
 // The outputs of every attention in a function that runs twice. The first run, on a tape without
 // gradients, leaves them here in the order of its calls; the second one, which records, takes them.
+// With `offloads`, which stays as long, o waits in host memory; lse is small and does not.
 class KeptAttention {
  public:
-  void leave(const Attended& a) { kept_.push_back(a); }
+  explicit KeptAttention(Offloads* offloads) : offloads_(offloads) {}
+  void leave(const Attended& a);
   // Nothing stays behind: the second run's nodes hold the only handles.
-  Attended take() {
-    check(next_ < kept_.size(), "recompute: the second run attends more often than the first");
-    return std::move(kept_[next_++]);
-  }
+  Attended take();
 
  private:
-  std::vector<Attended> kept_;
+  struct Kept {
+    Attended a;
+    std::size_t sent;  // o's number, with offloads
+  };
+  Offloads* offloads_;
+  std::vector<Kept> kept_;
   std::size_t next_ = 0;
 };
 

@@ -12,40 +12,42 @@
 
 namespace lk {
 
-// Inputs of checkpoints that wait in host memory, in the order of the forward. While one block runs
-// backward, the input of the block before it is on its way.
+// What checkpoints keep in host memory, in the order of the forward. While one block runs backward,
+// what the block before it keeps is on its way.
 class Offloads {
  public:
   explicit Offloads(Backend& backend) : backend_(backend) {}
-  static constexpr std::size_t kNone = SIZE_MAX;
-  // Starts the next checkpoint of the forward. Returns the number that the previous checkpoint
-  // sent, or kNone.
-  std::size_t begin_checkpoint() { return std::exchange(newest_, kNone); }
-  // Starts to copy x to the host and returns its number. Call finish() before x may be freed.
+  // The numbers of what one checkpoint sent.
+  struct Range {
+    std::size_t begin = 0, end = 0;
+  };
+  // Starts the next checkpoint of the forward. Returns what the previous one sent.
+  Range begin_checkpoint() { return {std::exchange(newest_, slots_.size()), slots_.size()}; }
+  // Starts to copy x to the host and returns its number. Call finish_checkpoint() before x is freed.
   std::size_t send(const Tensor& x);
-  void finish(std::size_t i) { slots_.at(i).copy->sent(); }
-  // Starts to bring input i back, unless it is on its way.
-  void prefetch(std::size_t i);
-  // Returns input i, on the device again. Call it once for each i.
+  void finish_checkpoint();
+  // Starts to bring back what of `range` is not on its way.
+  void prefetch(Range range);
+  // Returns tensor i, on the device again. Call it once for each i.
   Tensor take(std::size_t i);
 
  private:
   struct Slot {
     std::unique_ptr<HostCopy> copy;
+    Tensor on_device;  // until it has left, and again once it is on its way back
     DType dtype;
     Shape shape;
     std::int64_t margin;
-    Tensor back;
   };
   Backend& backend_;
   std::vector<Slot> slots_;
-  std::size_t newest_ = kNone;  // what the latest checkpoint sent
+  std::size_t newest_ = 0;  // the first that the latest checkpoint sent
 };
 
 struct CheckpointOptions {
   bool trains = true;  // f uses Parameters: it has a backward even if x needs no gradient
   std::shared_ptr<Offloads> offloads = nullptr;  // those of this forward, or null
-  bool offload = false;                          // send x to the offloads
+  bool offload = false;                          // send what is kept to the offloads
   bool keep_attention = false;                   // keep what attention's forward makes, too
 };
 

@@ -43,8 +43,32 @@ __device__ __forceinline__ uint2 load8(const u8* p) {
   }
   return v;
 }
-__device__ __forceinline__ u32 byte_of(const uint2& v, int j) {
-  return (j < 4 ? v.x : v.y) >> j % 4 * 8 & 255u;
+// Quanta are handled four bytes at a time: masks and shifts of whole words, then one permutation a value.
+__device__ __forceinline__ uint2 bits_of(const uint2& v, u32 shift, u32 mask) {
+  return {v.x >> shift & mask, v.y >> shift & mask};
+}
+__device__ __forceinline__ uint2 join(const uint2& low, const uint2& high, int shift) {
+  return {low.x | high.x << shift, low.y | high.y << shift};
+}
+// Bits 0 to 7 of `bits` as bit 0 of eight bytes.
+__device__ __forceinline__ uint2 spread(u32 bits) {
+  return {(bits & 15u) * 0x00204081u & 0x01010101u, (bits >> 4 & 15u) * 0x00204081u & 0x01010101u};
+}
+// Byte j, less `offset`, as a number: a byte in the mantissa of 2^23 is 2^23 and so much.
+template <int kOffset = 0>
+__device__ __forceinline__ float number_of(const uint2& v, int j) {
+  const u32 bits = __byte_perm(j < 4 ? v.x : v.y, 0x4b000000u, 0x7440u + static_cast<u32>(j % 4));
+  return __uint_as_float(bits) - static_cast<float>((1 << 23) + kOffset);
+}
+// Entry of a table that byte j chooses; the bytes hold four times the index.
+__device__ __forceinline__ float entry_of(const float* table, const uint2& v, int j) {
+  const u32 at = __byte_perm(j < 4 ? v.x : v.y, 0u, 0x4440u + static_cast<u32>(j % 4));
+  return *reinterpret_cast<const float*>(reinterpret_cast<const char*>(table) + at);
+}
+// The nibbles of eight bytes, times four.
+__device__ __forceinline__ uint2 entries(const uint2& v, u32 shift) {
+  const uint2 q = bits_of(v, shift, 0x0f0f0f0fu);
+  return {q.x << 2, q.y << 2};
 }
 
 // ---- types: block(p, o, table, v) makes values [8 o, 8 o + 8) of the block at p ------------------
@@ -61,17 +85,11 @@ struct Legacy : Plain {
   static __device__ __forceinline__ void block(const u8* p, u32 o, const float*, float (&v)[8]) {
     const float d = load_half(p), m = kMinimum ? load_half(p + 2) : 0.0f;
     const uint2 q = load8<kAlign>(p + kQuanta + o % 2 * 8);
-    u32 fifth = 0;
-    if constexpr (kFifth) {
-      const u8* at = p + kQuanta - 4;
-      fifth =
-          (load_as<unsigned short>(at) | static_cast<u32>(load_as<unsigned short>(at + 2)) << 16) >>
-          8 * o;
-    }
+    uint2 codes = bits_of(q, o / 2 * 4, 0x0f0f0f0fu);
+    if constexpr (kFifth) codes = join(codes, spread(__ldg(p + kQuanta - 4 + o)), 4);
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
-      const u32 code = (byte_of(q, j) >> o / 2 * 4 & 15u) | (kFifth ? (fifth >> j & 1u) << 4 : 0u);
-      const float x = static_cast<float>(static_cast<int>(code) - kOffset) * d;
+      const float x = number_of<kOffset>(codes, j) * d;
       v[j] = kMinimum ? x + m : x;
     }
   }
@@ -85,10 +103,10 @@ struct Q8_0 : Plain {
   static constexpr u32 kValues = 32, kBlockBytes = 34;
   static __device__ __forceinline__ void block(const u8* p, u32 o, const float*, float (&v)[8]) {
     const float d = load_half(p);
-    const uint2 q = load8<2>(p + 2 + 8 * o);
+    uint2 q = load8<2>(p + 2 + 8 * o);
+    q.x ^= 0x80808080u, q.y ^= 0x80808080u;  // q + 128
 #pragma unroll
-    for (int j = 0; j < 8; ++j)
-      v[j] = static_cast<float>(static_cast<signed char>(byte_of(q, j))) * d;
+    for (int j = 0; j < 8; ++j) v[j] = number_of<128>(q, j) * d;
   }
 };
 
@@ -101,10 +119,10 @@ struct Q2_K : Plain {
     const u32 s = __ldg(p + group);
     const float scale = d * static_cast<float>(s & 15u),
                 minimum = dmin * static_cast<float>(s >> 4);
-    const uint2 q = load8<4>(p + 16 + group / 8 * 32 + group % 2 * 16 + o % 2 * 8);
+    const uint2 q =
+        bits_of(load8<4>(p + 16 + group / 8 * 32 + group % 2 * 16 + o % 2 * 8), shift, 0x03030303u);
 #pragma unroll
-    for (int j = 0; j < 8; ++j)
-      v[j] = scale * static_cast<float>(byte_of(q, j) >> shift & 3u) - minimum;
+    for (int j = 0; j < 8; ++j) v[j] = scale * number_of(q, j) - minimum;
   }
 };
 
@@ -117,13 +135,11 @@ struct Q3_K : Plain {
     const u32 high = __ldg(scales + 8 + group % 4) >> (group / 4 * 2) & 3u;
     const float scale =
         load_half(p + 108) * static_cast<float>(static_cast<int>(low | high << 4) - 32);
-    const uint2 q = load8<2>(p + 32 + group / 8 * 32 + at), third = load8<2>(p + at);
+    const uint2 low2 = bits_of(load8<2>(p + 32 + group / 8 * 32 + at), shift, 0x03030303u),
+                third = bits_of(load8<2>(p + at), group / 2, 0x01010101u);
+    const uint2 q = join(low2, third, 2);
 #pragma unroll
-    for (int j = 0; j < 8; ++j)
-      v[j] =
-          scale * static_cast<float>(static_cast<int>((byte_of(q, j) >> shift & 3u) +
-                                                      (byte_of(third, j) >> (group / 2) & 1u) * 4) -
-                                     4);
+    for (int j = 0; j < 8; ++j) v[j] = scale * number_of<4>(q, j);
   }
 };
 
@@ -146,15 +162,11 @@ struct Q45_K : Plain {
       minimum = low >> 4 | __ldg(s + group) >> 6 << 4;
     }
     const float a = d * static_cast<float>(scale), b = dmin * static_cast<float>(minimum);
-    const uint2 q = load8<8>(p + (kFifth ? 48 : 16) + group / 2 * 32 + o % 4 * 8);
-    uint2 fifth{0, 0};
-    if constexpr (kFifth) fifth = load8<8>(p + 16 + o % 4 * 8);
+    uint2 q =
+        bits_of(load8<8>(p + (kFifth ? 48 : 16) + group / 2 * 32 + o % 4 * 8), shift, 0x0f0f0f0fu);
+    if constexpr (kFifth) q = join(q, bits_of(load8<8>(p + 16 + o % 4 * 8), group, 0x01010101u), 4);
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      u32 code = byte_of(q, j) >> shift & 15u;
-      if constexpr (kFifth) code |= (byte_of(fifth, j) >> group & 1u) << 4;
-      v[j] = a * static_cast<float>(code) - b;
-    }
+    for (int j = 0; j < 8; ++j) v[j] = a * number_of(q, j) - b;
   }
 };
 
@@ -167,12 +179,10 @@ struct Q6_K : Plain {
                 high = load8<2>(p + 128 + half * 32 + at);
     const float scale =
         load_half(p + 208) * static_cast<float>(static_cast<signed char>(__ldg(p + 192 + group)));
+    const uint2 q =
+        join(bits_of(low, run / 2 * 4, 0x0f0f0f0fu), bits_of(high, run * 2, 0x03030303u), 4);
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      const u32 code = (byte_of(low, j) >> run / 2 * 4 & 15u) | (byte_of(high, j) >> run * 2 & 3u)
-                                                                    << 4;
-      v[j] = scale * static_cast<float>(static_cast<int>(code) - 32);
-    }
+    for (int j = 0; j < 8; ++j) v[j] = scale * number_of<32>(q, j);
   }
 };
 
@@ -183,9 +193,9 @@ struct Iq4Nl {
   static __device__ __forceinline__ void block(const u8* p, u32 o, const float* table,
                                                float (&v)[8]) {
     const float d = load_half(p);
-    const uint2 q = load8<2>(p + 2 + o % 2 * 8);
+    const uint2 q = entries(load8<2>(p + 2 + o % 2 * 8), o / 2 * 4);
 #pragma unroll
-    for (int j = 0; j < 8; ++j) v[j] = d * table[byte_of(q, j) >> o / 2 * 4 & 15u];
+    for (int j = 0; j < 8; ++j) v[j] = d * entry_of(table, q, j);
   }
 };
 
@@ -199,9 +209,9 @@ struct Iq4Xs {
     const u32 scale = (__ldg(p + 4 + group / 2) >> group % 2 * 4 & 15u) | (high >> 2 * group & 3u)
                                                                               << 4;
     const float d = load_half(p) * static_cast<float>(static_cast<int>(scale) - 32);
-    const uint2 q = load8<8>(p + 8 + group * 16 + in % 2 * 8);
+    const uint2 q = entries(load8<8>(p + 8 + group * 16 + in % 2 * 8), in / 2 * 4);
 #pragma unroll
-    for (int j = 0; j < 8; ++j) v[j] = d * table[byte_of(q, j) >> in / 2 * 4 & 15u];
+    for (int j = 0; j < 8; ++j) v[j] = d * entry_of(table, q, j);
   }
 };
 
@@ -213,9 +223,9 @@ struct Mxfp4 {
                                                float (&v)[8]) {
     const u32 e = __ldg(p);
     const float d = __uint_as_float(e < 2 ? 0x00200000u << e : (e - 1) << 23);
-    const uint2 q = load8<1>(p + 1 + o % 2 * 8);
+    const uint2 q = entries(load8<1>(p + 1 + o % 2 * 8), o / 2 * 4);
 #pragma unroll
-    for (int j = 0; j < 8; ++j) v[j] = d * table[byte_of(q, j) >> o / 2 * 4 & 15u];
+    for (int j = 0; j < 8; ++j) v[j] = d * entry_of(table, q, j);
   }
 };
 

@@ -25,7 +25,7 @@ void launch_clusters(const char* name, void (*kernel)(Params...), dim3 grid, uns
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
   config.attrs = &cluster;
-  config.numAttrs = 1;
+  config.numAttrs = size > 1 ? 1 : 0;
   cuda_check(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), name);
   early_allowed() = false;
 }

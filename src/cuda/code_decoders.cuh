@@ -15,10 +15,33 @@ namespace lk::codes {
 
 using u32 = std::uint32_t;
 
+// Divides by a size of blocks: by a shift where that is a power of two, or where one block holds all.
+struct Divisor {
+  u32 size, shift;
+  static Divisor of(i64 size, i64 n) {
+    if (size >= n) return {static_cast<u32>(size), 31};
+    u32 shift = 0;
+    while ((i64{1} << shift) < size) ++shift;
+    return {static_cast<u32>(size), (i64{1} << shift) == size ? shift : 32};
+  }
+  __device__ __forceinline__ u32 divide(u32 x) const { return shift < 32 ? x >> shift : x / size; }
+};
+
 // E4M3 to F32: the seven bits after the sign are a float's but for the bias; subnormals come out right.
 __device__ __forceinline__ float from_e4m3(u32 code) {
   const float x = __uint_as_float((code & 0x7fu) << 20) * 0x1p120f;
   return code & 0x80u ? -x : x;
+}
+
+// Two of them, the first in the low byte.
+__device__ __forceinline__ float2 from_e4m3x2(u32 codes) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+  u32 halves;  // a half holds every E4M3 number
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;\n" : "=r"(halves) : "h"(static_cast<unsigned short>(codes)));
+  return __half22float2(*reinterpret_cast<const __half2*>(&halves));
+#else
+  return {from_e4m3(codes & 255u), from_e4m3(codes >> 8)};
+#endif
 }
 
 // Nf4 and Fp4.
@@ -66,10 +89,12 @@ struct CodebookDecoder {
     if constexpr (kWhole) {
       const u32 word = __ldg(reinterpret_cast<const u32*>(codes + first / 2));
       const float s = scale(first >> block_shift);
+      // The even elements lie in the high nibbles. Bytes hold where an entry begins.
+      const u32 even = word >> 2 & 0x3c3c3c3cu, odd = word << 2 & 0x3c3c3c3cu;
 #pragma unroll
       for (int j = 0; j < kOctet; ++j) {
-        const int shift = j / 2 * 8 + (j % 2 ? 0 : 4);  // the even element in the high nibble
-        v[j] = lut[word >> shift & 15u] * s;
+        const u32 at = __byte_perm(j % 2 ? odd : even, 0u, 0x4440u + static_cast<u32>(j / 2));
+        v[j] = *reinterpret_cast<const float*>(reinterpret_cast<const char*>(lut) + at) * s;
       }
     } else {
       for (int j = 0; j < kOctet; ++j) {
@@ -90,7 +115,8 @@ struct Fp8Decoder {
   const std::uint8_t* codes;
   const float* scales;
   i64 cols;
-  u32 scale_rows, block, grid;
+  Divisor scale_rows, block;
+  u32 grid;
   RoundedTo rounded;
 
   static Fp8Decoder of(const QuantisedMatrix& q, i64 cols) {
@@ -98,8 +124,8 @@ struct Fp8Decoder {
     return {q.plane<std::uint8_t>(Plane::Codes),
             q.plane<float>(Plane::Scales),
             cols,
-            static_cast<u32>(q.format.scale_rows),
-            static_cast<u32>(block),
+            Divisor::of(q.format.scale_rows, q[Plane::Scales].rows() * q.format.scale_rows),
+            Divisor::of(block, cols),
             static_cast<u32>(ceil_div(cols, block)),
             q.format.rounded};
   }
@@ -107,17 +133,19 @@ struct Fp8Decoder {
   __device__ __forceinline__ void operator()(u32 row, u32 octet, const float*,
                                              float (&v)[kOctet]) const {
     const std::uint8_t* at = codes + row * cols + static_cast<i64>(octet) * kOctet;
-    const float* s = scales + static_cast<i64>(row / scale_rows) * grid;
+    const float* s = scales + static_cast<i64>(scale_rows.divide(row)) * grid;
     if constexpr (kWhole) {
       const uint2 words = __ldg(reinterpret_cast<const uint2*>(at));
-      const float one = __ldg(s + octet * kOctet / block);
+      const float one = __ldg(s + block.divide(octet * kOctet));
 #pragma unroll
-      for (int j = 0; j < kOctet; ++j)
-        v[j] = from_e4m3((j < 4 ? words.x : words.y) >> j % 4 * 8 & 255u) * one;
+      for (int j = 0; j < kOctet; j += 2) {
+        const float2 pair = from_e4m3x2((j < 4 ? words.x : words.y) >> j % 4 * 8 & 0xffffu);
+        v[j] = pair.x * one, v[j + 1] = pair.y * one;
+      }
     } else {
       for (int j = 0; j < kOctet; ++j) {
         const u32 k = octet * kOctet + j;
-        v[j] = k < cols ? from_e4m3(__ldg(at + j)) * __ldg(s + k / block) : 0;
+        v[j] = k < cols ? from_e4m3(__ldg(at + j)) * __ldg(s + block.divide(k)) : 0;
       }
     }
     round_to(rounded, v);
@@ -130,7 +158,8 @@ struct Int4Decoder {
   const std::uint8_t *codes, *zeros;
   const float* scales;
   i64 cols, row_bytes;
-  u32 block, groups;
+  Divisor block;
+  u32 groups;
   RoundedTo rounded;
 
   static Int4Decoder of(const QuantisedMatrix& q, i64 cols) {
@@ -140,7 +169,7 @@ struct Int4Decoder {
             q.plane<float>(Plane::Scales),
             cols,
             ceil_div(cols, 2),
-            static_cast<u32>(block),
+            Divisor::of(block, cols),
             static_cast<u32>(ceil_div(cols, block)),
             q.format.rounded};
   }
@@ -151,12 +180,17 @@ struct Int4Decoder {
     const i64 g0 = static_cast<i64>(row) * groups;
     if constexpr (kWhole) {
       const u32 word = __ldg(reinterpret_cast<const u32*>(at));
-      const i64 g = g0 + octet * kOctet / block;
+      const i64 g = g0 + block.divide(octet * kOctet);
       const int zero = __ldg(zeros + g);
       const float s = __ldg(scales + g);
+      const u32 even = word & 0x0f0f0f0fu, odd = word >> 4 & 0x0f0f0f0fu;
+      const float base = static_cast<float>((1 << 23) + zero);
 #pragma unroll
-      for (int j = 0; j < kOctet; ++j)
-        v[j] = static_cast<float>(static_cast<int>(word >> 4 * j & 15u) - zero) * s;
+      for (int j = 0; j < kOctet; ++j) {  // a byte in the mantissa of 2^23 is 2^23 and so much
+        const u32 bits =
+            __byte_perm(j % 2 ? odd : even, 0x4b000000u, 0x7440u + static_cast<u32>(j / 2));
+        v[j] = (__uint_as_float(bits) - base) * s;
+      }
     } else {
       for (int j = 0; j < kOctet; ++j) {
         const u32 k = octet * kOctet + j;
@@ -164,7 +198,7 @@ struct Int4Decoder {
         if (k >= cols) continue;
         const u32 byte = __ldg(at + j / 2);
         const int code = static_cast<int>(j % 2 ? byte >> 4 : byte & 15u);
-        const i64 g = g0 + k / block;
+        const i64 g = g0 + block.divide(k);
         v[j] = static_cast<float>(code - __ldg(zeros + g)) * __ldg(scales + g);
       }
     }

@@ -54,18 +54,13 @@ __global__ void __launch_bounds__(kCodeThreads, NT == 1 ? 2 : 1)
              high_row = static_cast<std::uint32_t>(min(row0 + g + 8, n - 1));
 
   float low[2][kOctet], high[2][kOctet], sum[NT][4] = {};
+  // Behind the last column it decodes that one again: x is 0 there.
   const auto decode = [&](int first) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int col = first + 32 * half + t * kOctet;
-      if (col < k) {
-        const auto octet = static_cast<std::uint32_t>(col / kOctet);
-        p.decode(low_row, octet, table, low[half]);
-        p.decode(high_row, octet, table, high[half]);
-      } else {
-#pragma unroll
-        for (int j = 0; j < kOctet; ++j) low[half][j] = high[half][j] = 0.0f;
-      }
+      const int col = min(first + 32 * half + t * kOctet, k - kOctet);
+      p.decode(low_row, static_cast<std::uint32_t>(col / kOctet), table, low[half]);
+      p.decode(high_row, static_cast<std::uint32_t>(col / kOctet), table, high[half]);
     }
   };
   decode(warp * kColumns);
@@ -127,8 +122,8 @@ void launch_linear_few_quantised(const Tensor& x, std::span<const LinearPart> pa
   }
   const auto go = [&]<int NT>() {
     launch_early("linear_few_quantised", linear_few_quantised_kernel<Decoder, NT>,
-                 grid_of(rows / kFewRows), dim3(kCodeThreads), 0, stream, few, const_matrix<bf16>(x),
-                 static_cast<int>(M), static_cast<int>(K));
+                 grid_of(rows / kFewRows), dim3(kCodeThreads), 0, stream, few,
+                 const_matrix<bf16>(x), static_cast<int>(M), static_cast<int>(K));
   };
   M <= 8 ? go.template operator()<1>() : go.template operator()<4>();
 }

@@ -64,16 +64,14 @@ Var Block::apply(Tape& tape, const Var& x, const BlockInput& in) {
                         {trains(Site::Gate, Site::Down), nullptr, false});
     case RecomputeKind::KeepAttention:
     case RecomputeKind::Block:
-    case RecomputeKind::Offload:
       break;
   }
   auto whole = [attention, feed_forward](Tape& t, const Var& v, Output y) {
     return feed_forward(t, attention(t, v), y);
   };
-  return checkpoint(
-      tape, x, whole,
-      {trains(Site::Qkv, Site::Down), in.offloads, in.recompute == RecomputeKind::Offload,
-       in.recompute == RecomputeKind::KeepAttention});
+  return checkpoint(tape, x, whole,
+                    {trains(Site::Qkv, Site::Down), in.offloads, in.offload,
+                     in.recompute == RecomputeKind::KeepAttention});
 }
 
 // h = x + o(attention(rope(q(n)), rope(k(n)), v(n))),  n = norm(x)

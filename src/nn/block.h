@@ -39,6 +39,7 @@ struct BlockInput {
   bool joined = false;      // use the block's joined projections, if it has any
   std::int64_t margin = 0;  // of the residual stream, if joined
   RecomputeKind recompute = RecomputeKind::None;  // of this block
+  bool offload = false;                           // send what it keeps to the offloads
   std::shared_ptr<Offloads> offloads = {};        // of this forward, or null
 };
 

@@ -19,10 +19,10 @@ constexpr std::array<std::pair<const char*, Member>, 4> kWays = {
 
 }  // namespace
 
-RecomputeKind Recompute::of(std::int64_t layer, std::int64_t n_layers) const {
-  if (layer < offload) return layer + 1 < n_layers ? RecomputeKind::Offload : RecomputeKind::Block;
+RecomputeKind Recompute::of(std::int64_t layer) const {
   if (layer < block) return RecomputeKind::Block;
   if (layer < keep_attention) return RecomputeKind::KeepAttention;
+  if (layer < offload) return RecomputeKind::Block;
   return layer < gate_up ? RecomputeKind::GateUp : RecomputeKind::None;
 }
 

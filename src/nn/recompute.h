@@ -7,8 +7,9 @@
 //   keep-attention  the block keeps its input and attention's outputs, o (T,H*D) and lse (H,T), and
 //                   runs again but for attention, whose cost alone grows with the square of a row
 //   block           the block keeps its input alone and runs again as a whole
-//   offload         as block, and the input waits in host memory, from which it is fetched one block
-//                   ahead; the last block's input is wanted at once and stays
+//   offload         as block, or as keep-attention where that is chosen too and block is not; and
+//                   what the block keeps waits in host memory, from which it is fetched one block
+//                   ahead. What the last block keeps is wanted at once and stays
 // The same kernels run in the same order, so every way gives the same bits.
 //
 // Each way applies to the first n layers; where several do, the strongest wins. It is the first
@@ -24,14 +25,17 @@ namespace lk {
 
 class Backend;
 
-enum class RecomputeKind : std::uint8_t { None, GateUp, KeepAttention, Block, Offload };
+enum class RecomputeKind : std::uint8_t { None, GateUp, KeepAttention, Block };
 
 struct Recompute {
   static constexpr std::int64_t kAllLayers = INT64_MAX;
   // The first so many layers.
   std::int64_t gate_up = 0, keep_attention = 0, block = 0, offload = 0;
 
-  RecomputeKind of(std::int64_t layer, std::int64_t n_layers) const;
+  RecomputeKind of(std::int64_t layer) const;
+  bool offloads(std::int64_t layer, std::int64_t n_layers) const {
+    return layer < offload && layer + 1 < n_layers;
+  }
   bool operator==(const Recompute&) const = default;
 };
 

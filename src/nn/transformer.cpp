@@ -75,8 +75,11 @@ Var Transformer::through_blocks(Tape& tape, const Tensor& ids, BlockInput in) {
     in.offloads = std::make_shared<Offloads>(backend_);
   Var x = embed(tape, ids, in);
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
-    if (tape.recording())
-      in.recompute = recompute_.of(static_cast<std::int64_t>(i), std::ssize(blocks_));
+    if (tape.recording()) {
+      const auto layer = static_cast<std::int64_t>(i);
+      in.recompute = recompute_.of(layer);
+      in.offload = recompute_.offloads(layer, std::ssize(blocks_));
+    }
     x = blocks_[i]->apply(tape, x, in);
   }
   return x;

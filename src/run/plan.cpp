@@ -107,28 +107,29 @@ std::int64_t sent_bytes(const PlanRequest& r, const Plan& plan) {
 
 std::int64_t peak(const PlanRequest& r) { return Planner(r).peak(r.recompute); }
 
-// Settings for plan_within() to try, from fast to slow: with keep-attention between gate-up and block,
-// or without it.
-std::vector<Recompute> recompute_ladder(std::int64_t n_layers, bool keep_attention,
-                                        bool can_offload) {
-  std::vector<Recompute> ladder{{}};
+// Settings for plan_within() to try, from fast to slow, once gate and up of all layers are computed
+// again: whole blocks; or blocks but for attention, and then either whole ones or what the host keeps.
+enum class Ladder { Blocks, KeepAttentionThenBlocks, KeepAttentionThenOffload };
+
+std::vector<Recompute> rungs(Ladder ladder, std::int64_t n_layers, bool can_offload) {
+  std::vector<Recompute> all{{}};
   // One layer more each time; once a way covers all layers, the weaker ones don't matter.
   auto climb = [&](std::int64_t Recompute::*way) {
-    Recompute r = ladder.back();
-    for (std::int64_t n = 1; n < n_layers; ++n) r.*way = n, ladder.push_back(r);
+    Recompute r = all.back();
+    for (std::int64_t n = 1; n < n_layers; ++n) r.*way = n, all.push_back(r);
     r = {};
     r.*way = Recompute::kAllLayers;
-    ladder.push_back(r);
+    all.push_back(r);
   };
   climb(&Recompute::gate_up);
-  if (keep_attention) climb(&Recompute::keep_attention);
-  climb(&Recompute::block);
-  Recompute r = ladder.back();
+  if (ladder != Ladder::Blocks) climb(&Recompute::keep_attention);
+  if (ladder != Ladder::KeepAttentionThenOffload) climb(&Recompute::block);
+  Recompute r = all.back();
   for (std::int64_t n = 1; n < n_layers && can_offload; ++n) {
     r.offload = n + 1 == n_layers ? Recompute::kAllLayers : n;
-    ladder.push_back(r);
+    all.push_back(r);
   }
-  return ladder;
+  return all;
 }
 
 // Adds settings that need less memory, and what each would need.
@@ -136,7 +137,8 @@ void add_options(const PlanRequest& request, Planner& planner, Plan& plan) {
   auto add = [&](std::string flag, const PlanRequest& cheaper) {
     plan.options.push_back({std::move(flag), peak(cheaper)});
   };
-  for (const char* way : {"gate-up", "keep-attention", "block", "offload"}) {
+  for (const char* way :
+       {"gate-up", "keep-attention", "block", "keep-attention,offload", "offload"}) {
     const Recompute recompute = parse_recompute(way);
     if (recompute.offload > 0 && !planner.device().can_offload) continue;
     const std::int64_t bytes = planner.peak(recompute);
@@ -178,32 +180,40 @@ std::int64_t plannable_bytes(std::int64_t budget, const DeviceTraits& device) {
   return budget - budget / 100 - device.uncounted_bytes;
 }
 
+// A layer that is offloaded costs what its transfers take longer than its own forward: they run at
+// the same time. kFlopsPerByte is about the same for all cards: 600 TFLOP/s beside 50 GB/s each way.
 double recomputed_flops(const PlanRequest& request, const Recompute& recompute) {
+  constexpr double kFlopsPerByte = 12000;
   const ModelConfig& c = request.model;
+  const std::int64_t q = c.q_size();
   double tokens = 0;
   for (std::int64_t n : lengths(request)) tokens += static_cast<double>(n);
   auto product = [&](std::int64_t in, std::int64_t out) {
     return 2 * tokens * static_cast<double>(in) * static_cast<double>(out);
   };
-  const std::int64_t q = c.q_size();
-  const double gate_up =
-      product(c.hidden_size, c.intermediate_size) * (c.mlp == MlpKind::Gelu ? 1 : 2);
-  const double projections =
-      product(c.hidden_size, q + 2 * c.kv_size()) + product(q, c.hidden_size);
+  const double down = product(c.hidden_size, c.intermediate_size),
+               gate_up = down * (c.mlp == MlpKind::Gelu ? 1 : 2),
+               projections =
+                   product(c.hidden_size, q + 2 * c.kv_size()) + product(q, c.hidden_size);
   double total = 0;
   for (std::int64_t layer = 0; layer < c.n_layers; ++layer) {
-    const RecomputeKind kind = recompute.of(layer, c.n_layers);
-    if (kind == RecomputeKind::None) continue;
-    total += gate_up;
-    if (kind == RecomputeKind::GateUp) continue;
-    total += projections;
-    if (kind == RecomputeKind::KeepAttention) continue;
     const std::int64_t window = c.is_local(static_cast<std::size_t>(layer)) ? c.window : 0;
+    double attention = 0;
     for (std::int64_t n : lengths(request)) {
       const double keys = static_cast<double>(window > 0 ? std::min(window, n) : n);
       // Token i sees i + 1 keys, or the window if that is less.
-      total += 4 * (keys * (static_cast<double>(n) - keys) + keys * (keys + 1) / 2) *
-               static_cast<double>(q);
+      attention += 4 * (keys * (static_cast<double>(n) - keys) + keys * (keys + 1) / 2) *
+                   static_cast<double>(q);
+    }
+    const RecomputeKind kind = recompute.of(layer);
+    if (kind != RecomputeKind::None) total += gate_up;
+    if (kind >= RecomputeKind::KeepAttention) total += projections;
+    if (kind == RecomputeKind::Block) total += attention;
+    if (recompute.offloads(layer, c.n_layers)) {
+      const std::int64_t width = c.hidden_size + (kind == RecomputeKind::KeepAttention ? q : 0);
+      const double bytes = tokens * static_cast<double>(width) *
+                           static_cast<double>(dtype_size(request.compute_dtype));
+      total += std::max(0.0, kFlopsPerByte * bytes - (projections + gate_up + down + attention));
     }
   }
   return total;
@@ -212,26 +222,27 @@ double recomputed_flops(const PlanRequest& request, const Recompute& recompute) 
 // Memory falls along a ladder except at its last steps, where a block's second run may need more
 // than its first run no longer keeps. So where none fits, the peaks of all settings are compared.
 // To keep attention's outputs costs memory that other layers could use, and saves much time where
-// rows are long and little where they are short: of the two ladders' choices the faster is taken.
+// rows are long and little where they are short: of the ladders' choices the fastest is taken.
 Plan plan_within(PlanRequest& request, std::int64_t budget) {
   Planner planner(request);
   const std::int64_t room = plannable_bytes(budget, planner.device());
-  auto ladder = [&](bool keep_attention) {
-    return recompute_ladder(request.model.n_layers, keep_attention, planner.device().can_offload);
-  };
-  auto first_that_fits = [&](const std::vector<Recompute>& rungs) {
-    const auto rung = std::partition_point(
-        rungs.begin(), rungs.end(), [&](const Recompute& r) { return planner.peak(r) > room; });
-    return rung == rungs.end() ? std::nullopt : std::optional(*rung);
-  };
-  std::optional<Recompute> best = first_that_fits(ladder(true));
-  if (!best || best->keep_attention > 0 || best->block > 0)
-    if (const auto other = first_that_fits(ladder(false)))
-      if (!best || recomputed_flops(request, *other) < recomputed_flops(request, *best))
-        best = other;
+  std::optional<Recompute> best;
+  double least = 0;
+  for (Ladder ladder :
+       {Ladder::Blocks, Ladder::KeepAttentionThenBlocks, Ladder::KeepAttentionThenOffload}) {
+    const std::vector<Recompute> all =
+        rungs(ladder, request.model.n_layers, planner.device().can_offload);
+    const auto fits = std::partition_point(
+        all.begin(), all.end(), [&](const Recompute& r) { return planner.peak(r) > room; });
+    if (fits == all.end()) continue;
+    const double flops = recomputed_flops(request, *fits);
+    if (!best || flops < least) best = *fits, least = flops;
+    if (fits->keep_attention == 0 && fits->block == 0) break;  // all ladders begin alike
+  }
   if (!best) {
-    const std::vector<Recompute> rungs = ladder(false);
-    best = *std::min_element(rungs.begin(), rungs.end(), [&](const auto& a, const auto& b) {
+    const std::vector<Recompute> all =
+        rungs(Ladder::Blocks, request.model.n_layers, planner.device().can_offload);
+    best = *std::min_element(all.begin(), all.end(), [&](const auto& a, const auto& b) {
       return planner.peak(a) < planner.peak(b);
     });
   }

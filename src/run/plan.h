@@ -43,7 +43,9 @@ struct Plan {
 // scratch of the device. Throws UsageError as Adapter and Transformer::set_recompute do.
 Plan plan_training(const PlanRequest& request);
 
-// FLOPs that one micro-batch computes again: products with the frozen matrices, and attention.
+// What one micro-batch computes again, in FLOPs of products with frozen matrices and of attention;
+// copies to the host and back that don't hide behind a layer's own work count as what fits in their
+// time.
 double recomputed_flops(const PlanRequest& request, const Recompute& recompute);
 
 // How much of a budget a planned peak may take. The rest is for scratch that no plan counts: 1 %,
@@ -52,9 +54,9 @@ std::int64_t plannable_bytes(std::int64_t budget, const DeviceTraits& device);
 
 // Sets request.recompute to the fastest setting whose planned peak is at most the plannable part of
 // `budget` bytes, and plans it. From fast to slow: nothing recomputed; gate and up of the first 1,
-// 2, ... layers; then more and more blocks but for their attention, and then whole blocks, or whole
-// blocks at once where that computes less; all blocks and, where the device can, the inputs of the
-// first 1, 2, ... blocks offloaded. If none fits, takes the one that needs least: see check_fits().
+// 2, ... layers; then of the following, what computes least again: whole blocks, and then, where the
+// device can, their inputs offloaded; or blocks but for their attention, and then whole blocks or what
+// they keep offloaded. If none fits, takes the one that needs least: see check_fits().
 Plan plan_within(PlanRequest& request, std::int64_t budget);
 
 // Throws OutOfMemoryError, with the plan and what would need less, if the plan needs more than

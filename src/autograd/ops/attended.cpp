@@ -2,6 +2,20 @@
 
 namespace lk {
 
+void KeptAttention::leave(const Attended& a) {
+  if (offloads_)
+    kept_.push_back({{Tensor(), a.lse}, offloads_->send(a.o)});
+  else
+    kept_.push_back({a, 0});
+}
+
+Attended KeptAttention::take() {
+  check(next_ < kept_.size(), "recompute: the second run attends more often than the first");
+  Kept& kept = kept_[next_++];
+  if (offloads_) kept.a.o = offloads_->take(kept.sent);
+  return std::move(kept.a);
+}
+
 Attended attend(const Tape& tape, const Tensor& q, const Tensor& k, const Tensor& v,
                 const AttentionShape& shape, const Segments& segments, std::int64_t margin,
                 const std::function<void(const Attended&)>& finish) {

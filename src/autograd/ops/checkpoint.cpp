@@ -1,28 +1,39 @@
 #include "autograd/checkpoint.h"
 
+#include <optional>
+
 #include "autograd/attended.h"
 
 namespace lk {
 
 std::size_t Offloads::send(const Tensor& x) {
-  slots_.push_back({backend_.offload(x), x.dtype(), x.shape(), x.margin(), {}});
-  return newest_ = slots_.size() - 1;
+  slots_.push_back({backend_.offload(x), x, x.dtype(), x.shape(), x.margin()});
+  return slots_.size() - 1;
 }
 
-void Offloads::prefetch(std::size_t i) {
-  Slot& s = slots_.at(i);
-  if (s.back || !s.copy) return;
-  s.back = backend_.empty_with_margin(Tag::Activations, s.dtype, s.shape, s.margin);
-  s.copy->fetch(s.back);
+void Offloads::finish_checkpoint() {
+  for (std::size_t i = newest_; i < slots_.size(); ++i) {
+    slots_[i].copy->sent();
+    slots_[i].on_device = Tensor();
+  }
+}
+
+void Offloads::prefetch(Range range) {
+  for (std::size_t i = range.begin; i < range.end; ++i) {
+    Slot& s = slots_.at(i);
+    if (s.on_device || !s.copy) continue;
+    s.on_device = backend_.empty_with_margin(Tag::Activations, s.dtype, s.shape, s.margin);
+    s.copy->fetch(s.on_device);
+  }
 }
 
 Tensor Offloads::take(std::size_t i) {
-  prefetch(i);
+  prefetch({i, i + 1});
   Slot& s = slots_[i];
   check(s.copy != nullptr, "offload: number ", i, " was taken before");
   s.copy->arrived();
   s.copy.reset();
-  return std::move(s.back);
+  return std::move(s.on_device);
 }
 
 namespace {
@@ -34,23 +45,24 @@ struct CheckpointNode : Node {
   Tensor value;  // undefined if it was sent to the host
   Recomputed f;
   std::shared_ptr<Offloads> offloads;
-  std::size_t own, previous;  // numbers of x and of the checkpoint that backward needs next
+  std::optional<std::size_t> sent;  // x's number
+  Offloads::Range previous;         // of the checkpoint that backward needs next
   std::unique_ptr<KeptAttention> kept;
   CheckpointNode(const Var& x_in, Recomputed f_in, std::shared_ptr<Offloads> offloads_in,
-                 std::size_t own_in, std::size_t previous_in,
+                 std::optional<std::size_t> sent_in, Offloads::Range previous_in,
                  std::unique_ptr<KeptAttention> kept_in)
       : x(x_in),
         f(std::move(f_in)),
         offloads(std::move(offloads_in)),
-        own(own_in),
+        sent(sent_in),
         previous(previous_in),
         kept(std::move(kept_in)) {
-    if (own == Offloads::kNone) value = x_in.value();
+    if (!sent) value = x_in.value();
   }
   const char* name() const override { return "checkpoint"; }
   void backward(Tape& tape, const Tensor&) override {
-    if (own != Offloads::kNone) value = offloads->take(own);
-    if (previous != Offloads::kNone) offloads->prefetch(previous);
+    if (sent) value = offloads->take(*sent);
+    if (offloads) offloads->prefetch(previous);
     Tape again(tape.backend(), Tape::Mode::Record, kept.get());
     Var in = x.needs_grad() ? again.leaf(std::move(value)) : again.constant(std::move(value));
     const Edge leaf = in, y = f(again, in, Output::Unread);
@@ -72,19 +84,22 @@ Var checkpoint(Tape& tape, const Var& x, Recomputed f, const CheckpointOptions& 
     Tape plain(tape.backend(), Tape::Mode::NoGrad);
     return tape.constant(f(plain, x, Output::Read).value());
   }
-  std::size_t own = Offloads::kNone, previous = Offloads::kNone;
-  if (options.offloads) previous = options.offloads->begin_checkpoint();
-  if (options.offload) own = options.offloads->send(x.value());
+  Offloads* offloads = options.offloads.get();
+  Offloads::Range previous;
+  std::optional<std::size_t> sent;
+  if (offloads) previous = offloads->begin_checkpoint();
+  if (options.offload) sent = offloads->send(x.value());
   std::unique_ptr<KeptAttention> kept;
-  if (options.keep_attention) kept = std::make_unique<KeptAttention>();
+  if (options.keep_attention)
+    kept = std::make_unique<KeptAttention>(options.offload ? offloads : nullptr);
   Tensor y;
   {
     Tape forward(tape.backend(), Tape::Mode::NoGrad, kept.get());
     y = f(forward, forward.constant(x.value()), Output::Read).value();
   }
-  if (options.offload) options.offloads->finish(own);
-  return tape.record<CheckpointNode>(std::move(y), x, std::move(f), options.offloads, own, previous,
-                                     std::move(kept));
+  if (options.offload) offloads->finish_checkpoint();
+  return tape.record<CheckpointNode>(std::move(y), x, std::move(f), options.offloads, sent,
+                                     previous, std::move(kept));
 }
 
 }  // namespace lk

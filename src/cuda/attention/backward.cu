@@ -78,9 +78,10 @@ __global__ void __launch_bounds__(kThreads, Plan<D>::kBlocks)
   SwizzledTile<D> k_tile{base}, v_tile{base + P::kOwnBytes};
   float* numbers = reinterpret_cast<float*>(shared + P::kNumbers);  // [stage][lse, delta][kPassing]
 
+  BlockPlace place = place_of_block(in.heads_together);
   DocumentTile tile;
-  if (!find_tile(in.q_offsets, in.n_documents, kRows, blockIdx.y, tile)) return;
-  int kv_head = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (!find_tile(in.q_offsets, in.n_documents, kRows, place.slot, tile)) return;
+  int kv_head = place.head, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int g = lane / 4, t = lane % 4;
   int n_rows = min(kRows, tile.length - tile.begin);
   i64 row0 = in.q_offsets[tile.document];  // the document's first row, of queries and keys alike
@@ -175,9 +176,10 @@ __global__ void __launch_bounds__(kThreads, Plan<D>::kBlocks)
   std::uint32_t base = shared_address(shared);
   SwizzledTile<D> q_tile{base}, dout_tile{base + P::kOwnBytes};
 
+  BlockPlace place = place_of_block(in.heads_together);
   DocumentTile tile;
-  if (!find_tile(in.q_offsets, in.n_documents, kRows, gridDim.y - 1 - blockIdx.y, tile)) return;
-  int head = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (!find_tile(in.q_offsets, in.n_documents, kRows, gridDim.y - 1 - place.slot, tile)) return;
+  int head = place.head, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int g = lane / 4, t = lane % 4;
   int n_rows = min(kRows, tile.length - tile.begin);
   i64 row0 = in.q_offsets[tile.document];
@@ -249,10 +251,12 @@ __global__ void __launch_bounds__(kThreads, Plan<D>::kBlocks)
 void attention_backward_mma(const AttentionBackward& a, cudaStream_t stream) {
   i64 slots = tile_slots(a.seg.total(), a.seg.count(), kRows);
   auto in = attention_inputs<bf16>(a.q, a.k, a.v, a.shape, a.seg, a.seg);
+  auto kv_in = in;
+  kv_in.heads_together = kv_heads_together(a);
   Statistics stats{a.lse.data<float>(), a.delta.data<float>()};
   auto kv = [&]<int D, bool DK, bool DV>() {
     launch("attention_backward_kv", attention_backward_kv_kernel<D, DK, DV>,
-           grid_of(a.shape.n_kv_heads, slots), dim3(kThreads), Plan<D>::kSharedBytes, stream, in,
+           grid_of(a.shape.n_kv_heads, slots), dim3(kThreads), Plan<D>::kSharedBytes, stream, kv_in,
            const_matrix<bf16>(a.dout), stats, matrix<bf16>(a.dk), matrix<bf16>(a.dv));
   };
   auto q = [&]<int D>() {

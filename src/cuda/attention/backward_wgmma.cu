@@ -12,6 +12,7 @@
 //                    products that follow.
 //            dq      a block owns queries of one head, a warpgroup 64 of them, and walks over the
 //                    keys they see. Its rows of Q and dO stay in registers as left operands.
+//            Few keys are shared by clusters of blocks: Note [Shares of a walk].
 //            The walked tiles have three stages: one is used, the next arrives, and products may
 //            still read the one before. One barrier per tile. Exponentials overlap with dP, dS with
 //            dV, and all of them with the other warpgroup's products.
@@ -95,12 +96,14 @@ __global__ void __launch_bounds__(KvPass<D>::kThreads, kBlocks<D>)
   Own k_tile{base}, v_tile{base + Own::kBytes};
   constexpr std::uint32_t kNumbers = 2 * Passing::kBytes;  // offset of lse and delta in a stage
 
+  int shares = cluster_size();
+  BlockPlace place = place_of_block(in.heads_together, shares);
   DocumentTile tile;
-  if (!find_tile(in.q_offsets, in.n_documents, kRows, blockIdx.y, tile)) return;
+  if (!find_tile(in.q_offsets, in.n_documents, kRows, place.slot, tile)) return;
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   int row0 = in.q_offsets[tile.document];  // the document's first row, of queries and keys alike
-  i64 own_row = static_cast<i64>(row0) + tile.begin,
-      kv_col = static_cast<i64>(blockIdx.x) * head_dim;
+  int kv_head = place.head;
+  i64 own_row = static_cast<i64>(row0) + tile.begin, kv_col = static_cast<i64>(kv_head) * head_dim;
   int n_rows = min(kRows, tile.length - tile.begin);
   k_tile.template load_async<P::kThreads>(in.k.at(own_row, kv_col), in.k.ld, n_rows, head_dim);
   v_tile.template load_async<P::kThreads>(in.v.at(own_row, kv_col), in.v.ld, n_rows, head_dim);
@@ -133,13 +136,15 @@ __global__ void __launch_bounds__(KvPass<D>::kThreads, kBlocks<D>)
   LeftOperand<kRows, D, false> keys(k_tile, group_row), values(v_tile, group_row);
 
   // The walk takes the tiles from query tile.begin to query_end of the group's first head, then of
-  // its second, ...
+  // its second, ...; this block takes its share of them.
   int query_end = queries_seeing(tile.begin, tile.begin + n_rows - 1, in.window, tile.length).end;
-  int head = blockIdx.x * in.group, query = tile.begin;  // the tile that is loaded next
+  WalkPlace<kQueries> next{kv_head * in.group, tile.begin};  // the tile that is loaded next
+  next.advance(cluster_rank(), tile.begin, query_end);
+  auto inside_walk = [&] { return next.head < (kv_head + 1) * in.group; };
   std::uint32_t stage = P::kFirstStage;
-  load(head, query, stage);
+  bool more = inside_walk(), any = more;
+  if (more) load(next.head, next.query, stage);
   copy_async_commit();
-  bool more = true;
 #pragma unroll 1
   for (bool add = false; more; add = true) {
     copy_async_wait();
@@ -148,12 +153,11 @@ __global__ void __launch_bounds__(KvPass<D>::kThreads, kBlocks<D>)
     Passing q_tile{base + stage}, dout_tile{base + stage + Passing::kBytes};
     const float* lse = reinterpret_cast<const float*>(shared + stage + kNumbers);
     const float* delta = lse + kQueries;
-    int query0 = query;
+    int query0 = next.query;
     stage = P::stage_behind(stage);
-    query += kQueries;
-    if (query >= query_end) query = key0 - warp * 16, ++head;
-    more = head < static_cast<int>(blockIdx.x + 1) * in.group;
-    if (more) load(head, query, stage);
+    next.advance(shares, key0 - warp * 16, query_end);
+    more = inside_walk();
+    if (more) load(next.head, next.query, stage);
     copy_async_commit();
 
     wgmma_fence();
@@ -199,8 +203,24 @@ __global__ void __launch_bounds__(KvPass<D>::kThreads, kBlocks<D>)
   int begin = key0 - warp * 16;
   asm volatile("" : "+r"(begin));  // computed again, not kept in registers during the loop
   own_row = static_cast<unsigned>(row0 + begin), n_rows = min(kRows, tile.length - begin);
-  store_rows<D>(dk_sum, dk, own_row, kv_col, n_rows, head_dim, in.scale, angles);
-  store_rows<D>(dv_sum, dv, own_row, kv_col, n_rows, head_dim, 1.0f);
+  if (shares == 1) {
+    store_rows<D>(dk_sum, dk, own_row, kv_col, n_rows, head_dim, in.scale, angles);
+    store_rows<D>(dv_sum, dv, own_row, kv_col, n_rows, head_dim, 1.0f);
+    return;
+  }
+  copy_async_wait();
+  __syncthreads();  // nobody reads the tiles any more
+  using Sums = SharedSums<D>;
+  static_assert(2 * kRows / 64 * Sums::kBytes <= P::kSharedBytes);
+  Sums dk_shared(base + 2 * group_row / 64 * Sums::kBytes);
+  Sums dv_shared(base + (2 * group_row / 64 + 1) * Sums::kBytes);
+  dk_shared.leave(dk_sum, any), dv_shared.leave(dv_sum, any);
+  cluster_sync();
+  own_row += group_row, n_rows -= group_row;
+  dk_shared.store_totals(dk.at(own_row, kv_col), dk.ld, own_row, n_rows, head_dim, in.scale,
+                         angles);
+  dv_shared.store_totals(dv.at(own_row, kv_col), dv.ld, own_row, n_rows, head_dim, 1.0f);
+  cluster_sync();  // no block ends while others read its shared memory
 #else
   __trap();  // attention.cu calls this on compute capability 9.0 only
 #endif
@@ -221,9 +241,10 @@ __global__ void __launch_bounds__(QPass<D>::kThreads, kBlocks<D>)
   std::uint32_t base = shared_address(shared);
   Own q_tile{base}, dout_tile{base + Own::kBytes};
 
+  BlockPlace place = place_of_block(in.heads_together);
   DocumentTile tile;
-  if (!find_tile(in.q_offsets, in.n_documents, kRows, gridDim.y - 1 - blockIdx.y, tile)) return;
-  int head = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (!find_tile(in.q_offsets, in.n_documents, kRows, gridDim.y - 1 - place.slot, tile)) return;
+  int head = place.head, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int g = lane / 4, t = lane % 4;
   int n_rows = min(kRows, tile.length - tile.begin);
   i64 row0 = in.q_offsets[tile.document];
@@ -332,14 +353,19 @@ __global__ void __launch_bounds__(QPass<D>::kThreads, kBlocks<D>)
 
 void attention_backward_wgmma(const AttentionBackward& a, cudaStream_t stream) {
   auto in = attention_inputs<bf16>(a.q, a.k, a.v, a.shape, a.seg, a.seg);
+  auto kv_in = in;
+  kv_in.heads_together = kv_heads_together(a);
   Statistics stats{a.lse.data<float>(), a.delta.data<float>()};
   Angles angles = angles_of(a.rotation);
   auto go = [&]<int D, bool PADDED>() {
     auto slots = [&](int rows) { return tile_slots(a.seg.total(), a.seg.count(), rows); };
-    launch("attention_backward_kv_wgmma", attention_backward_kv_kernel<D, PADDED>,
-           grid_of(a.shape.n_kv_heads, slots(KvPass<D>::kRows)), dim3(KvPass<D>::kThreads),
-           KvPass<D>::kSharedBytes, stream, in, const_matrix<bf16>(a.dout), stats, angles,
-           matrix<bf16>(a.dk), matrix<bf16>(a.dv));
+    const i64 walks = slots(KvPass<D>::kRows) * a.shape.n_kv_heads;
+    const unsigned shares = shares_of_walk(a, walks, KvPass<D>::kPassing, kBlocks<D>);
+    launch_clusters("attention_backward_kv_wgmma", attention_backward_kv_kernel<D, PADDED>,
+                    grid_of(static_cast<i64>(a.shape.n_kv_heads) * shares, slots(KvPass<D>::kRows)),
+                    shares, dim3(KvPass<D>::kThreads), KvPass<D>::kSharedBytes, stream, kv_in,
+                    const_matrix<bf16>(a.dout), stats, angles, matrix<bf16>(a.dk),
+                    matrix<bf16>(a.dv));
     launch("attention_backward_q_wgmma", attention_backward_q_kernel<D, PADDED>,
            grid_of(a.shape.n_heads, slots(QPass<D>::kRows)), dim3(QPass<D>::kThreads),
            QPass<D>::kSharedBytes, stream, in, const_matrix<bf16>(a.dout), stats, angles,

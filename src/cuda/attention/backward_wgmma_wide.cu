@@ -13,15 +13,12 @@
 //            dq      rows are queries, keys pass by. The warpgroups exchange P and dP - delta, both
 //                    make dS, and each sums half of dQ's columns: those whose pairs under a
 //                    rotation it holds itself.
-//            Where the keys are few, a cluster of blocks shares the walk of one: each block takes
-//            every n-th tile, and the blocks' sums are added up in order, through distributed
-//            shared memory.
+//            Few keys are shared by clusters of blocks: Note [Shares of a walk].
 // Work       7 products of T T D, as at smaller head sizes
 // Numbers    F32 sums; p and ds are rounded to BF16 as operands
 // Limits     one block per multiprocessor; with 64 rows per block, reads of the passing tiles from
 //            L2 take about as long as the products. Tiles on the diagonal are computed whole.
 #include "cuda/attention/backward_wgmma.cuh"
-#include "cuda/cluster.cuh"
 
 namespace lk {
 namespace {
@@ -75,11 +72,12 @@ __global__ void __launch_bounds__(kThreads, 1)
 #ifdef LK_DEVICE_HAS_WGMMA
   extern __shared__ __align__(1024) unsigned char shared[];
   std::uint32_t base = shared_address(shared);
-  DocumentTile tile;
-  if (!find_tile(in.q_offsets, in.n_documents, kRows, blockIdx.y, tile)) return;
   int shares = cluster_size(), share = cluster_rank();
+  BlockPlace place = place_of_block(in.heads_together, shares);
+  DocumentTile tile;
+  if (!find_tile(in.q_offsets, in.n_documents, kRows, place.slot, tile)) return;
   const int head_dim = PADDED ? in.head_dim : D;
-  int kv_head = static_cast<int>(blockIdx.x) / shares;
+  int kv_head = place.head;
   int group = warpgroup_index(), warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
   int g = lane / 4, t = lane % 4;
   int row0 = in.q_offsets[tile.document];  // the document's first row, of queries and keys alike
@@ -95,16 +93,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   int query_end = queries_seeing(tile.begin, tile.begin + n_rows - 1, in.window, tile.length).end;
   int per_head = (query_end - tile.begin + kPassing - 1) / kPassing;
   int n = (per_head * in.group - share + shares - 1) / shares;
-  struct Place {
-    int head, query;
-  };
-  auto advance = [&](Place& at) {
-    at.query += shares * kPassing;
-    while (at.query >= query_end) at.query -= per_head * kPassing, ++at.head;
-  };
-  Place loading{kv_head * in.group, tile.begin + (share - shares) * kPassing};
+  auto advance = [&](WalkPlace<kPassing>& at) { at.advance(shares, tile.begin, query_end); };
+  WalkPlace<kPassing> loading{kv_head * in.group, tile.begin + (share - shares) * kPassing};
   advance(loading);
-  Place scoring = loading;
+  WalkPlace<kPassing> scoring = loading;
   // Loads the next tile, which is tile i, into its stage; nothing if there is none.
   auto load = [&](int i) {
     if (i < n) {
@@ -226,46 +218,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   own_row = static_cast<unsigned>(row0 + tile.begin), n_rows = min(kRows, tile.length - tile.begin);
   kv_col = static_cast<i64>(kv_head) * head_dim;
 
-  // The sums go to the stages' place, in the order in which threads hold them: 16 bytes of each
-  // C tile a thread.
-  constexpr std::uint32_t kTileBytes = kWarpgroup * sizeof(float4);
-  static_assert(2 * (D / 8) * kTileBytes <= kNumbers);
-  std::uint32_t place = base + group * (D / 8) * kTileBytes + threadIdx.x % kWarpgroup * 16;
-#pragma unroll
-  for (int dt = 0; dt < D / 8; ++dt)
-    store_shared(place + dt * kTileBytes,
-                 n > 0 ? make_float4(sum[dt][0], sum[dt][1], sum[dt][2], sum[dt][3]) : float4{});
+  static_assert(2 * SharedSums<D>::kBytes <= kNumbers);
+  SharedSums<D> sums(base + group * SharedSums<D>::kBytes);
+  sums.leave(sum, n > 0);
   cluster_sync();
-  // Each block adds up, over all shares in order, its part of the columns, and stores them.
-  auto total = [&](int dt) {
-    float4 x = load_shared_of(place + dt * kTileBytes, 0);
-    for (int from = 1; from < shares; ++from) {
-      float4 y = load_shared_of(place + dt * kTileBytes, from);
-      x.x += y.x, x.y += y.y, x.z += y.z, x.w += y.w;
-    }
-    return x;
-  };
-  __nv_bfloat16* to = group == 0 ? dv.at(own_row, kv_col) : dk.at(own_row, kv_col);
-  i64 ld = group == 0 ? dv.ld : dk.ld;
-  float factor = group == 0 ? 1.0f : in.scale;
-  int parts = D / 16 / shares;
-#pragma unroll 1
-  for (int dt = share * parts; dt < (share + 1) * parts; ++dt) {
-    float4 low = total(dt), high = total(dt + D / 16);
-    int column = dt * 8 + 2 * t;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      int row = warp * 16 + g + 8 * half;
-      if (row >= n_rows) continue;
-      float a[2] = {half ? low.z : low.x, half ? low.w : low.y};
-      float b[2] = {half ? high.z : high.x, half ? high.w : high.y};
-      if (group == 1 && angles.table.data) angles.turn_back<D / 2>(a, b, own_row + row, column);
-      __nv_bfloat16* at = to + row * ld + column;
-      *reinterpret_cast<std::uint32_t*>(at) = pack_bf16(factor * a[0], factor * a[1]);
-      if (!PADDED || column + D / 2 < head_dim)
-        *reinterpret_cast<std::uint32_t*>(at + D / 2) = pack_bf16(factor * b[0], factor * b[1]);
-    }
-  }
+  if (group == 0)
+    sums.store_totals(dv.at(own_row, kv_col), dv.ld, own_row, n_rows, head_dim, 1.0f);
+  else
+    sums.store_totals(dk.at(own_row, kv_col), dk.ld, own_row, n_rows, head_dim, in.scale, angles);
   cluster_sync();  // no block ends while others read its shared memory
 #else
   __trap();  // attention.cu calls this on compute capability 9.0 only
@@ -280,10 +240,11 @@ __global__ void __launch_bounds__(kThreads, 1)
 #ifdef LK_DEVICE_HAS_WGMMA
   extern __shared__ __align__(1024) unsigned char shared[];
   std::uint32_t base = shared_address(shared);
+  BlockPlace place = place_of_block(in.heads_together);
   DocumentTile tile;
-  if (!find_tile(in.q_offsets, in.n_documents, kRows, gridDim.y - 1 - blockIdx.y, tile)) return;
+  if (!find_tile(in.q_offsets, in.n_documents, kRows, gridDim.y - 1 - place.slot, tile)) return;
   const int head_dim = PADDED ? in.head_dim : D;
-  int head = blockIdx.x;
+  int head = place.head;
   int group = warpgroup_index(), warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
   int g = lane / 4, t = lane % 4;
   int n_rows = min(kRows, tile.length - tile.begin);
@@ -416,33 +377,20 @@ __global__ void __launch_bounds__(kThreads, 1)
 #endif
 }
 
-// How many blocks share a walk over queries: enough that a Hopper GPU's multiprocessors have two
-// blocks each to go through, if each keeps eight tiles or more to walk over. It depends on the
-// shape alone, so two runs give the same bits.
-unsigned shares_of_walk(const AttentionBackward& a, i64 blocks) {
-  constexpr i64 kEnoughBlocks = 256, kFewestTiles = 8;
-  constexpr unsigned kMost = 8;                                   // in a portable cluster
-  i64 length = a.seg.total() / a.seg.count(), seen = length / 2;  // by a key, on average
-  if (a.shape.window > 0) seen = std::min<i64>(seen, a.shape.window);
-  i64 tiles = a.shape.n_heads / a.shape.n_kv_heads * ceil_div(seen, kPassing);
-  unsigned shares = 1;
-  while (shares < kMost && blocks * shares < kEnoughBlocks && tiles >= 2 * kFewestTiles * shares)
-    shares *= 2;
-  return shares;
-}
-
 }  // namespace
 
 void attention_backward_wgmma_wide(const AttentionBackward& a, cudaStream_t stream) {
   auto in = attention_inputs<bf16>(a.q, a.k, a.v, a.shape, a.seg, a.seg);
+  auto kv_in = in;
+  kv_in.heads_together = kv_heads_together(a);
   Statistics stats{a.lse.data<float>(), a.delta.data<float>()};
   Angles angles = angles_of(a.rotation);
   i64 slots = tile_slots(a.seg.total(), a.seg.count(), kRows);
-  unsigned shares = shares_of_walk(a, slots * a.shape.n_kv_heads);
+  unsigned shares = shares_of_walk(a, slots * a.shape.n_kv_heads, kPassing, 1);
   auto go = [&]<bool PADDED>() {
     launch_clusters("attention_backward_kv_wgmma", attention_backward_kv_kernel<PADDED>,
                     grid_of(static_cast<i64>(a.shape.n_kv_heads) * shares, slots), shares,
-                    dim3(kThreads), kKvShared, stream, in, const_matrix<bf16>(a.dout), stats,
+                    dim3(kThreads), kKvShared, stream, kv_in, const_matrix<bf16>(a.dout), stats,
                     angles, matrix<bf16>(a.dk), matrix<bf16>(a.dv));
     launch("attention_backward_q_wgmma", attention_backward_q_kernel<PADDED>,
            grid_of(a.shape.n_heads, slots), dim3(kThreads), kQShared, stream, in,

@@ -44,9 +44,10 @@ __global__ void __launch_bounds__(kThreads, Plan<D>::kBlocks)
   SwizzledTile<D> k_tile{q_tile.base + kQueries * SwizzledTile<D>::kRowBytes};
   SwizzledTile<D> v_tile{k_tile.base + kKeys * SwizzledTile<D>::kRowBytes};
 
+  BlockPlace place = place_of_block(in.heads_together);
   DocumentTile tile;
-  if (!find_tile(in.q_offsets, in.n_documents, kQueries, gridDim.y - 1 - blockIdx.y, tile)) return;
-  int head = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (!find_tile(in.q_offsets, in.n_documents, kQueries, gridDim.y - 1 - place.slot, tile)) return;
+  int head = place.head, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int g = lane / 4, t = lane % 4;
   int n_rows = min(kQueries, tile.length - tile.begin);
   int k_begin = in.k_begins[tile.document];

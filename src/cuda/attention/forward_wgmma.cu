@@ -11,10 +11,13 @@
 //            others. One barrier per key tile: the tiles of the next turn have arrived, and all are
 //            done with the stages that are filled next.
 // Bytes      q, o once; k, v once per query tile, from L2
-// Numbers    S, m, l, o in F32; P is rounded to BF16 for P V, l sums the unrounded P
-// Limits     D = 128: one block per multiprocessor, its first loads and last stores are not hidden;
-//            D = 64: registers, a few spill. Tiles on the diagonal are computed whole. For few
-//            queries per document attention/forward.cu has the smaller tile.
+// Numbers    S, m, l, o in F32; m is the maximum or kSlack less; P is rounded to BF16 for P V, l sums
+//            the unrounded P
+// Limits     D >= 128: one block per multiprocessor, its first loads and last stores are not
+//            hidden. Tiles on the diagonal are computed whole. For few queries per document
+//            attention/forward.cu has the smaller tile.
+#include <cstdlib>
+
 #include "cuda/attention/tiles.cuh"
 #include "cuda/wgmma.cuh"
 
@@ -22,24 +25,30 @@ namespace lk {
 namespace {
 
 [[maybe_unused]] constexpr float kLog2e = 1.4426950408889634f;
+// A row keeps its maximum until a score exceeds it by this power of two, so that what was summed is
+// seldom scaled: P then goes up to 2^8 instead of 1, with the same relative rounding. The idea is
+// FlashAttention-4's. 0: the maximum is always the largest score so far.
+[[maybe_unused]] constexpr float kSlack = 8.0f;
 
 // At D = 64 two smaller blocks share a multiprocessor: measured faster than one.
-template <int D>
+template <int DIM, int WARPGROUPS = 2, int KEYS = DIM == 128 ? 128 : 64>
 struct Plan {
-  static constexpr int kWarpgroups = 2, kKeys = D == 256 ? 64 : D, kBlocks = D == 64 ? 2 : 1;
+  static constexpr int D = DIM, kWarpgroups = WARPGROUPS, kKeys = KEYS;
+  static constexpr int kBlocks = D == 64 && WARPGROUPS == 2 ? 2 : 1;
   static constexpr int kThreads = kWarpgroups * kWarpgroup, kQueries = kWarpgroups * 64;
-  static __device__ __forceinline__ constexpr bool queries_in_registers() { return D == 64; }
+  static __device__ __forceinline__ constexpr bool queries_in_registers() { return kBlocks == 2; }
   static constexpr std::size_t kSharedBytes =
       (kQueries + 4 * kKeys) * D * sizeof(__nv_bfloat16);  // Q, two stages of K, two of V
 };
 
 // PADDED: in.head_dim may be less than D, by a multiple of 8.
-template <int D, bool PADDED>
-__global__ void __launch_bounds__(Plan<D>::kThreads, Plan<D>::kBlocks)
+template <class Plan, bool PADDED>
+__global__ void __launch_bounds__(Plan::kThreads, Plan::kBlocks)
     attention_forward_kernel(const __grid_constant__ AttentionInputs<__nv_bfloat16> in,
                              Matrix<__nv_bfloat16> o, float* lse) {
 #ifdef LK_DEVICE_HAS_WGMMA
-  constexpr int kQueries = Plan<D>::kQueries, kKeys = Plan<D>::kKeys, kThreads = Plan<D>::kThreads;
+  constexpr int D = Plan::D, kThreads = Plan::kThreads;
+  constexpr int kQueries = Plan::kQueries, kKeys = Plan::kKeys;
   constexpr int kNT = kKeys / 8, kDT = D / 8;
   using Queries = PanelTile<kQueries, D>;
   using Keys = PanelTile<kKeys, D>;
@@ -50,10 +59,11 @@ __global__ void __launch_bounds__(Plan<D>::kThreads, Plan<D>::kBlocks)
     return Keys{q_tile.base + Queries::kBytes + (2 + (n & 1)) * Keys::kBytes};
   };
 
+  BlockPlace place = place_of_block(in.heads_together);
   DocumentTile tile;
-  if (!find_tile(in.q_offsets, in.n_documents, kQueries, gridDim.y - 1 - blockIdx.y, tile)) return;
+  if (!find_tile(in.q_offsets, in.n_documents, kQueries, gridDim.y - 1 - place.slot, tile)) return;
   const int head_dim = PADDED ? in.head_dim : D;
-  int head = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  int head = place.head, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int g = lane / 4, t = lane % 4;
   int n_rows = min(kQueries, tile.length - tile.begin);
   int k_begin = in.k_begins[tile.document];
@@ -75,7 +85,7 @@ __global__ void __launch_bounds__(Plan<D>::kThreads, Plan<D>::kBlocks)
   Fragment4 p[kNT / 2];
   float scale_log2 = in.scale * kLog2e;
   int row0 = tile.begin + warp * 16;  // this warp's first query
-  LeftOperand<kQueries, D, Plan<D>::queries_in_registers()> queries(
+  LeftOperand<kQueries, D, Plan::queries_in_registers()> queries(
       q_tile, static_cast<int>(threadIdx.x) / kWarpgroup * 64);
 
   // Turns scores of key tile n into probabilities under the new maximum. What was summed under the
@@ -100,6 +110,7 @@ __global__ void __launch_bounds__(Plan<D>::kThreads, Plan<D>::kBlocks)
       for (int nt = 0; nt < kNT; ++nt)
         max = fmaxf(max, fmaxf(s[nt][2 * half], s[nt][2 * half + 1]));
       max = quad_max(max);
+      if ((max - m[half]) * scale_log2 <= kSlack) max = m[half];  // false for the first score seen
       float offset = max == -INFINITY ? 0.0f : max * scale_log2;  // -inf: nothing seen yet
       correction[half] = exp2_fast(m[half] * scale_log2 - offset);
       m[half] = max;
@@ -138,10 +149,13 @@ __global__ void __launch_bounds__(Plan<D>::kThreads, Plan<D>::kBlocks)
     auto begin_turn = [&] {
       wgmma_wait<0>();
       hold(out), hold(s);
+      bool same_maxima = correction[0] == 1.0f && correction[1] == 1.0f;
+      if (!__all_sync(0xffffffffu, same_maxima)) {
 #pragma unroll
-      for (int dt = 0; dt < kDT; ++dt)
+        for (int dt = 0; dt < kDT; ++dt)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) out[dt][i] *= correction[i / 2];
+          for (int i = 0; i < 4; ++i) out[dt][i] *= correction[i / 2];
+      }
       pack_fragments<kNT>(p, s);
       copy_async_wait();
       fence_async_proxy();
@@ -196,24 +210,27 @@ __global__ void __launch_bounds__(Plan<D>::kThreads, Plan<D>::kBlocks)
 
 void attention_forward_wgmma(const AttentionForward& a, cudaStream_t stream) {
   auto in = attention_inputs<bf16>(a.q, a.k, a.v, a.shape, a.q_seg, a.k_rows);
-  auto go = [&]<int D, bool PADDED>() {
-    dim3 grid =
-        grid_of(a.shape.n_heads, tile_slots(a.q_seg.total(), a.q_seg.count(), Plan<D>::kQueries));
-    launch("attention_forward_wgmma", attention_forward_kernel<D, PADDED>, grid,
-           dim3(Plan<D>::kThreads), Plan<D>::kSharedBytes, stream, in, matrix<bf16>(a.o),
-           a.lse.data<float>());
+  auto go = [&]<class P, bool PADDED>() {
+    dim3 grid = grid_of(a.shape.n_heads, tile_slots(a.q_seg.total(), a.q_seg.count(), P::kQueries));
+    launch("attention_forward_wgmma", attention_forward_kernel<P, PADDED>, grid, dim3(P::kThreads),
+           P::kSharedBytes, stream, in, matrix<bf16>(a.o), a.lse.data<float>());
   };
   const int head_dim = a.shape.head_dim;
-  if (head_dim == 64)
-    go.template operator()<64, false>();
+  const char* plan = std::getenv("LORIKEET_FORWARD_PLAN");
+  if (head_dim == 64 && plan && *plan == '3')
+    go.template operator()<Plan<64, 3, 128>, false>();
+  else if (head_dim == 128 && plan && *plan == '3')
+    go.template operator()<Plan<128, 3, 64>, false>();
+  else if (head_dim == 64)
+    go.template operator()<Plan<64>, false>();
   else if (head_dim == 128)
-    go.template operator()<128, false>();
+    go.template operator()<Plan<128>, false>();
   else if (head_dim < 128)
-    go.template operator()<128, true>();
+    go.template operator()<Plan<128>, true>();
   else if (head_dim == 256)
-    go.template operator()<256, false>();
+    go.template operator()<Plan<256>, false>();
   else
-    go.template operator()<256, true>();
+    go.template operator()<Plan<256>, true>();
 }
 
 }  // namespace lk

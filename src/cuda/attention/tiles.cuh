@@ -39,6 +39,30 @@ __device__ __forceinline__ bool find_tile(const int* offsets, int n_documents, i
   return tile.begin < tile.length;
 }
 
+// Note [Order of blocks]. Blocks begin in the order of their index, x first. If x were the head, the
+// tiles of all heads would be worked on at once, and at long documents their keys and values don't
+// fit in L2: each block would read them from memory again. So the heads are taken in groups whose
+// rows, of the longest document, fill at most half of L2; inside a group the head runs first, then
+// the tile. Results don't depend on the order.
+struct BlockPlace {
+  int head, slot;
+};
+// The grid is heads * shares x slots: blocks that share a tile lie beside each other.
+__device__ __forceinline__ BlockPlace place_of_block(int heads_together, int shares = 1) {
+  int n_heads = static_cast<int>(gridDim.x) / shares, slots = gridDim.y;
+  int index = blockIdx.y * n_heads + static_cast<int>(blockIdx.x) / shares;
+  int group = index / (heads_together * slots), first = group * heads_together;
+  int in_group = index - first * slots, heads = min(heads_together, n_heads - first);
+  return {first + in_group % heads, in_group / heads};
+}
+// How many heads that read `bytes` of rows each fill half of the current GPU's L2; at least one.
+inline int heads_in_l2(i64 bytes, int n_heads) {
+  int device = 0, l2 = 0;
+  cuda_check(cudaGetDevice(&device), "asking for the current GPU");
+  cuda_check(cudaDeviceGetAttribute(&l2, cudaDevAttrL2CacheSize, device), "reading the size of L2");
+  return static_cast<int>(std::clamp<i64>(l2 / 2 / std::max<i64>(bytes, 1), 1, n_heads));
+}
+
 // The inputs of every kernel. With shift = keys - queries, query i of a document sees key j if
 // j <= i + shift and, with a window, j > i + shift - window.
 template <class T>
@@ -50,6 +74,7 @@ struct AttentionInputs {
   int head_dim, window;
   float scale;
   i64 total_q;
+  int heads_together;  // query heads; Note [Order of blocks]
 };
 
 __device__ __forceinline__ bool sees(int query, int key, int shift, int window) {
@@ -87,7 +112,10 @@ AttentionInputs<device_t<T>> attention_inputs(const Tensor& q, const Tensor& k, 
           .head_dim = shape.head_dim,
           .window = shape.window,
           .scale = shape.scale,
-          .total_q = q_seg.total()};
+          .total_q = q_seg.total(),
+          .heads_together = shape.n_heads / shape.n_kv_heads *
+                            heads_in_l2(2 * k_rows.most * shape.head_dim * dtype_size(k.dtype()),
+                                        shape.n_kv_heads)};
 }
 
 // The implementations behind CudaBackend::attention_*, chosen in attention.cu.
@@ -106,6 +134,13 @@ struct AttentionBackward {
 // The head sizes whose wgmma kernels hold the pairs of a rotation in one thread.
 inline bool wgmma_rotates(int head_dim) {
   return head_dim == 64 || head_dim == 128 || head_dim == 256;
+}
+// The key/value heads that run together where blocks own keys: what they read are q and dout.
+inline int kv_heads_together(const AttentionBackward& a) {
+  const AttentionShape& s = a.shape;
+  return heads_in_l2(
+      2 * a.seg.longest() * (s.n_heads / s.n_kv_heads) * s.head_dim * dtype_size(a.q.dtype()),
+      s.n_kv_heads);
 }
 // For one query per document, where every document has keys; otherwise returns false, with nothing
 // done.

@@ -2,10 +2,10 @@
 //
 // Shapes     y, x, dy, dv, v (T,N); m, inverse, w_sq, dm of a part's rows; wa (N,S), gram (S,S),
 //            b (N,S)
-// Plan       One launch serves all parts that lie side by side. inverse_norms: a warp per row, a lane
-//            per thin column. scale_columns and its backward: a block walks 64 tokens of 32 packs of
-//            columns, each of its 8 warps every eighth token, with their factors in registers; the
-//            backward writes the block's sums of dy v, and a second launch adds the blocks'.
+// Plan       One launch serves all parts that lie side by side. inverse_norms: eight lanes per
+//            row. scale_columns and its backward: a block walks 64 tokens of up to 32
+//            packs of columns, a thread some of the tokens of one pack, with its factors in registers;
+//            the backward writes the block's sums of dy v, and a second launch adds the blocks'.
 // Bytes      each matrix once; w_sq, wa and b once; partial sums are N T / 16 bytes
 // Numbers    F32 sums in an order that depends on the shapes alone: two runs give the same bits
 // Limits     parts that begin and end at whole packs move 16 bytes at a time, others one value
@@ -16,9 +16,11 @@
 namespace lk {
 namespace {
 
-constexpr int kWarps = 8;     // of a block
-constexpr int kTokens = 64;   // of a block
-constexpr int kInFlight = 4;  // tokens of a warp
+constexpr int kWarps = 8, kThreads = 32 * kWarps;                 // of a block
+constexpr int kTokens = 64;                                       // that a block walks
+constexpr int kInFlight = 4;                                      // tokens of a thread at a time
+constexpr int kNormLanes = 8, kNormRows = kThreads / kNormLanes;  // of a row; of a block
+constexpr i64 kMostStagedRank = 64;
 constexpr int kMostParts = 4;
 
 // The parts as kernels see them; their vectors are read at a column less the part's first.
@@ -78,115 +80,163 @@ bool whole_packs(std::span<const DoraPart> parts, i64 width) {
                      [&](const DoraPart& p) { return p.begin % width == 0 && p.end % width == 0; });
 }
 
-template <class T>
-__global__ void __launch_bounds__(32 * kWarps)
+// Block (x, y): kNormRows rows of part y, each by kNormLanes neighbouring lanes. With kStaged those of b,
+// and the part's share of gram, wait in shared memory.
+template <class T, bool kStaged>
+__global__ void __launch_bounds__(kThreads)
     inverse_norms_kernel(const __grid_constant__ Parts parts, Matrix<const float> wa,
-                         Matrix<const float> gram, Matrix<const T> b, i64 n_rows, float s) {
-  const i64 n = static_cast<i64>(blockIdx.x) * kWarps + threadIdx.y;
-  if (n >= n_rows) return;
-  Parts::Part p;
-  if (!parts.find(n, p)) return;
+                         Matrix<const float> gram, Matrix<const T> b, float s) {
+  extern __shared__ float shared[];
+  const Parts::Part& p = parts.part[blockIdx.y];
+  const i64 first = p.begin + static_cast<i64>(blockIdx.x) * kNormRows;
+  if (first >= p.end) return;
+  const int rank = p.rank, thread = static_cast<int>(threadIdx.x);
+  const int lane = thread % kNormLanes, row = thread / kNormLanes;
+  const i64 n = min(first + row, p.end - 1);
+  const float w_sq = p.w_sq[n - p.begin];
+  float *rows = shared, *factors = shared + kNormRows * rank;
+  if constexpr (kStaged) {
+    for (int i = thread; i < kNormRows * rank; i += kThreads)
+      rows[i] = to_float(*b.at(min(first + i / rank, p.end - 1), p.column + i % rank));
+    for (int i = thread; i < rank * rank; i += kThreads)
+      factors[i] = *gram.at(p.column + i / rank, p.column + i % rank);
+    __syncthreads();
+  }
+  const auto of_b = [&](int r) {
+    return kStaged ? rows[row * rank + r] : to_float(*b.at(n, p.column + r));
+  };
   float cross = 0.0f, square = 0.0f;
-  for (int r0 = 0; r0 < p.rank; r0 += 32) {  // uniform over the warp
-    const int r = r0 + static_cast<int>(threadIdx.x);
-    const bool inside = r < p.rank;
-    const float br = inside ? to_float(*b.at(n, p.column + r)) : 0.0f;
-    if (inside) cross = fmaf(*wa.at(n, p.column + r), br, cross);
+  for (int r = lane; r < rank; r += kNormLanes) {
+    cross = fmaf(*wa.at(n, p.column + r), of_b(r), cross);
     float sum = 0.0f;
-    for (int q0 = 0; q0 < p.rank; q0 += 32) {
-      const int own = q0 + static_cast<int>(threadIdx.x), count = min(32, p.rank - q0);
-      const float bq = own < p.rank ? to_float(*b.at(n, p.column + own)) : 0.0f;
 #pragma unroll 8
-      for (int q = 0; q < count; ++q) {
-        const float factor = inside ? *gram.at(p.column + q0 + q, p.column + r) : 0.0f;
-        sum = fmaf(factor, __shfl_sync(~0u, bq, q), sum);
-      }
-    }
-    square = fmaf(br, sum, square);
+    for (int q = 0; q < rank; ++q)
+      sum = fmaf(kStaged ? factors[q * rank + r] : *gram.at(p.column + q, p.column + r), of_b(q),
+                 sum);
+    square = fmaf(of_b(r), sum, square);
   }
   float added = 2.0f * s * cross + s * s * square;
-  for (int lanes = 16; lanes > 0; lanes /= 2) added += __shfl_xor_sync(~0u, added, lanes);
-  if (threadIdx.x != 0) return;
-  const float norm_sq = p.w_sq[n - p.begin] + added;
+#pragma unroll
+  for (int lanes = kNormLanes / 2; lanes > 0; lanes /= 2)
+    added += __shfl_xor_sync(~0u, added, lanes);
+  if (lane != 0 || first + row >= p.end) return;
+  const float norm_sq = w_sq + added;
   p.inverse[n - p.begin] = norm_sq > 0.0f ? 1.0f / sqrtf(norm_sq) : 0.0f;
 }
 
-// Calls f(u, t) for the tokens t of a warp that are loaded before any is stored: an output may lie over an
-// input, so the compiler does not move a load ahead of a store.
+// How a block walks: so many packs side by side that whole blocks cover a row, or nearly, and tokens
+// below each other.
+struct Walk {
+  dim3 grid, block;
+  Walk(i64 packs, i64 rows)
+      : grid(grid_of(ceil_div(packs, 32), ceil_div(rows, kTokens))),
+        block(static_cast<unsigned>(ceil_div(packs, grid.x))) {
+    block.y = kThreads / block.x;
+  }
+};
+
+// The tokens that a thread loads before it stores any: an output may lie over an input, so the compiler
+// does not move a load ahead of a store. Calls f(u, t).
 template <class F>
 __device__ __forceinline__ void each_in_flight(i64 t0, i64 last, const F& f) {
 #pragma unroll
-  for (int u = 0; u < kInFlight; ++u)
-    if (t0 + u * kWarps < last) f(u, t0 + u * kWarps);
+  for (int u = 0; u < kInFlight; ++u) {
+    const i64 t = t0 + u * static_cast<i64>(blockDim.y);
+    if (t < last) f(u, t);
+  }
 }
 
-// A thread walks kTokens tokens of one pack of columns, with its factors in registers.
+// A pack as it lies in memory: in a fourth of the registers of its numbers, or in half.
 template <class T, int N>
-__global__ void __launch_bounds__(32 * kWarps)
+struct RawPack {
+  static constexpr int kWords = N == 1 ? 1 : 4;  // packs are of 16 bytes
+  std::uint32_t word[kWords];
+
+  __device__ __forceinline__ void load(const T* p) {
+    if constexpr (N == 1) {
+      word[0] = __float_as_uint(to_float(*p));
+    } else {
+      const uint4 raw = *reinterpret_cast<const uint4*>(p);
+      word[0] = raw.x, word[1] = raw.y, word[2] = raw.z, word[3] = raw.w;
+    }
+  }
+  __device__ __forceinline__ float operator[](int i) const {
+    if constexpr (sizeof(T) == 4 || N == 1) return __uint_as_float(word[i]);
+    return __uint_as_float(i % 2 ? word[i / 2] & 0xffff0000u : word[i / 2] << 16);
+  }
+};
+
+// A thread walks kTokens / blockDim.y tokens of one pack of columns, with its factors in registers.
+template <class T, int N>
+__global__ void __launch_bounds__(kThreads, 3)
     scale_columns_kernel(Matrix<T> y, Matrix<const T> x, Matrix<const T> addend, const T* shift,
                          const __grid_constant__ Parts parts, i64 n_rows, i64 n_cols) {
-  const i64 col = (static_cast<i64>(blockIdx.x) * 32 + threadIdx.x) * N;
+  const i64 col = (static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x) * N;
   if (col >= n_cols) return;
-  const i64 first = static_cast<i64>(blockIdx.y) * kTokens;
-  const i64 last = first + kTokens < n_rows ? first + kTokens : n_rows;
-  float factor[N], at[N] = {};
+  const i64 first = static_cast<i64>(blockIdx.y) * kTokens, last = min(first + kTokens, n_rows);
+  const i64 step = static_cast<i64>(kInFlight) * blockDim.y;
+  float factor[N];
   parts.factors(col, factor);
-  if (shift) {
-#pragma unroll
-    for (int i = 0; i < N; ++i) at[i] = to_float(shift[col + i]);
-  }
-  for (i64 t0 = first + threadIdx.y; t0 < last; t0 += kInFlight * kWarps) {
-    float v[kInFlight][N], to[kInFlight][N] = {};
+  for (i64 t0 = first + threadIdx.y; t0 < last; t0 += step) {
+    RawPack<T, N> v[kInFlight], to[kInFlight];
     each_in_flight(t0, last, [&](int u, i64 t) {
-      load_pack<N>(x.at(t, col), v[u]);
-      if (addend.data) load_pack<N>(addend.at(t, col), to[u]);
+      v[u].load(x.at(t, col));
+      if (addend.data) to[u].load(addend.at(t, col));
     });
     each_in_flight(t0, last, [&](int u, i64 t) {
+      float out[N];
 #pragma unroll
-      for (int i = 0; i < N; ++i) v[u][i] = factor[i] * (v[u][i] - at[i]) + (to[u][i] + at[i]);
-      store_pack<N>(y.at(t, col), v[u]);
+      for (int i = 0; i < N; ++i) {
+        const float at = shift ? to_float(shift[col + i]) : 0.0f;
+        out[i] = factor[i] * (v[u][i] - at) + ((addend.data ? to[u][i] : 0.0f) + at);
+      }
+      store_pack<N>(y.at(t, col), out);
     });
   }
 }
 
 // partial[chunk][col] = the chunk's sum of dy v
 template <class T, int N>
-__global__ void __launch_bounds__(32 * kWarps)
+__global__ void __launch_bounds__(kThreads, 3)
     scale_columns_backward_kernel(Matrix<T> dv, float* partial, Matrix<const T> dy,
                                   Matrix<const T> v, const __grid_constant__ Parts parts,
                                   i64 n_rows, i64 n_cols) {
-  __shared__ float sums[kWarps][32 * N];
-  const i64 first_col = static_cast<i64>(blockIdx.x) * 32 * N, col = first_col + threadIdx.x * N;
-  const i64 first = static_cast<i64>(blockIdx.y) * kTokens;
-  const i64 last = first + kTokens < n_rows ? first + kTokens : n_rows;
+  __shared__ float sums[kThreads * N];
+  const int width = static_cast<int>(blockDim.x) * N;  // columns of the block
+  const i64 first_col = static_cast<i64>(blockIdx.x) * width, col = first_col + threadIdx.x * N;
+  const i64 first = static_cast<i64>(blockIdx.y) * kTokens, last = min(first + kTokens, n_rows);
+  const i64 step = static_cast<i64>(kInFlight) * blockDim.y;
   float sum[N] = {};
   if (col < n_cols) {
     float factor[N];
     parts.factors(col, factor);
-    for (i64 t0 = first + threadIdx.y; t0 < last; t0 += kInFlight * kWarps) {
-      float g[kInFlight][N], at[kInFlight][N];
+    for (i64 t0 = first + threadIdx.y; t0 < last; t0 += step) {
+      RawPack<T, N> g[kInFlight], at[kInFlight];
       each_in_flight(t0, last, [&](int u, i64 t) {
-        load_pack<N>(dy.at(t, col), g[u]);
-        load_pack<N>(v.at(t, col), at[u]);
+        g[u].load(dy.at(t, col));
+        at[u].load(v.at(t, col));
       });
       each_in_flight(t0, last, [&](int u, i64 t) {
+        float out[N];
 #pragma unroll
         for (int i = 0; i < N; ++i) {
-          sum[i] = fmaf(g[u][i], at[u][i], sum[i]);
-          g[u][i] *= factor[i];
+          const float up = g[u][i];
+          sum[i] = fmaf(up, at[u][i], sum[i]);
+          out[i] = up * factor[i];
         }
-        store_pack<N>(dv.at(t, col), g[u]);
+        store_pack<N>(dv.at(t, col), out);
       });
     }
   }
 #pragma unroll
-  for (int i = 0; i < N; ++i) sums[threadIdx.y][threadIdx.x * N + i] = sum[i];
+  for (int i = 0; i < N; ++i)
+    sums[static_cast<int>(threadIdx.y) * width + static_cast<int>(threadIdx.x) * N + i] = sum[i];
   __syncthreads();
-  for (int c = static_cast<int>(threadIdx.y * 32 + threadIdx.x);
-       c < 32 * N && first_col + c < n_cols; c += 32 * kWarps) {
+  const int thread = static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x);
+  for (int c = thread; c < width && first_col + c < n_cols;
+       c += static_cast<int>(blockDim.x * blockDim.y)) {
     float all = 0.0f;
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) all += sums[w][c];
+    for (int row = 0; row < static_cast<int>(blockDim.y); ++row) all += sums[row * width + c];
     partial[static_cast<i64>(blockIdx.y) * n_cols + first_col + c] = all;
   }
 }
@@ -218,10 +268,18 @@ __global__ void __launch_bounds__(32 * kWarps)
 
 void CudaDoraKernels::inverse_norms(std::span<const DoraPart> parts, const Tensor& wa,
                                     const Tensor& gram, const Tensor& b, double s) {
+  i64 rank = 0, rows = 0;
+  for (const DoraPart& p : parts)
+    rank = std::max(rank, p.rank), rows = std::max(rows, p.end - p.begin);
+  const bool staged = rank <= kMostStagedRank;
+  const i64 floats = staged ? (kNormRows + rank) * rank : 0;
   dispatch_device(b.dtype(), [&]<class T>() {
-    launch("inverse_norms", inverse_norms_kernel<device_t<T>>, grid_of(ceil_div(b.rows(), kWarps)),
-           dim3(32, kWarps), 0, backend_.stream(), arguments(parts), const_matrix<float>(wa),
-           const_matrix<float>(gram), const_matrix<T>(b), b.rows(), static_cast<float>(s));
+    using D = device_t<T>;
+    launch("inverse_norms", staged ? inverse_norms_kernel<D, true> : inverse_norms_kernel<D, false>,
+           grid_of(ceil_div(rows, kNormRows), std::ssize(parts)), dim3(kThreads),
+           static_cast<std::size_t>(floats) * sizeof(float), backend_.stream(), arguments(parts),
+           const_matrix<float>(wa), const_matrix<float>(gram), const_matrix<T>(b),
+           static_cast<float>(s));
   });
 }
 
@@ -231,8 +289,8 @@ void CudaDoraKernels::scale_columns(const Tensor& y, const Tensor& x, const Tens
   dispatch_device(y.dtype(), [&]<class T>() {
     using D = device_t<T>;
     auto go = [&]<int N>() {
-      launch("scale_columns", scale_columns_kernel<D, N>,
-             grid_of(ceil_div(y.cols(), 32 * N), ceil_div(y.rows(), kTokens)), dim3(32, kWarps), 0,
+      const Walk walk(ceil_div(y.cols(), N), y.rows());
+      launch("scale_columns", scale_columns_kernel<D, N>, walk.grid, walk.block, 0,
              backend_.stream(), matrix<T>(y), const_matrix<T>(x),
              addend.defined() ? const_matrix<T>(addend) : Matrix<const D>{},
              static_cast<const D*>(shift ? pointer<T>(shift->values()) : nullptr), arguments(parts),
@@ -251,10 +309,10 @@ void CudaDoraKernels::run_scale_columns_backward(const Tensor& dv, const Tensor&
   const Parts all = arguments(parts);
   dispatch_device(dy.dtype(), [&]<class T>() {
     auto go = [&]<int N>() {
-      launch("scale_columns_backward", scale_columns_backward_kernel<device_t<T>, N>,
-             grid_of(ceil_div(cols, 32 * N), chunks), dim3(32, kWarps), 0, backend_.stream(),
-             matrix<T>(dv), partial.data<float>(), const_matrix<T>(dy), const_matrix<T>(v), all,
-             rows, cols);
+      const Walk walk(ceil_div(cols, N), rows);
+      launch("scale_columns_backward", scale_columns_backward_kernel<device_t<T>, N>, walk.grid,
+             walk.block, 0, backend_.stream(), matrix<T>(dv), partial.data<float>(),
+             const_matrix<T>(dy), const_matrix<T>(v), all, rows, cols);
     };
     constexpr int kN = 16 / static_cast<int>(sizeof(T));
     packable(kN, cols, dv, dy, v) && whole_packs(parts, kN) ? go.template operator()<kN>()
