@@ -8,6 +8,7 @@
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <numeric>
 #include <optional>
@@ -82,6 +83,48 @@ LoraConfig lora_config(const Settings& s) {
   return c;
 }
 
+// Random weights in the storage's precision. A quantised base is made layer by layer, so that it need
+// not fit as a dense one.
+ModelWeights random_base(Backend& backend, const ModelConfig& config, DType dtype,
+                         const BaseStorage& storage) {
+  const bool whole =
+      config.n_layers == 1 || !quantises(storage.precision) || !storage.keep_dense.empty();
+  ModelConfig part = config;
+  if (!whole) part.n_layers = 1, part.local.resize(std::min<std::size_t>(part.local.size(), 1));
+  ModelWeights weights = random_weights(backend, part, dtype, 1);
+  quantise_weights(backend, part, weights, storage);
+  if (whole) return weights;
+  part.vocab_size = 16, part.bos_id = -1, part.eos_ids.clear();  // the rest of the model is there
+  for (std::int64_t layer = 1; layer < config.n_layers; ++layer) {
+    ModelWeights next = random_weights(backend, part, dtype, static_cast<std::uint64_t>(layer) + 1);
+    quantise_weights(backend, part, next, storage);
+    weights.layers.push_back(std::move(next.layers[0]));
+  }
+  return weights;
+}
+
+// A transport that can be asked how long its exchanges take, waiting for the other processes included.
+class TimedTransport final : public Transport {
+ public:
+  TimedTransport(std::unique_ptr<Transport> inner, Backend& backend)
+      : inner_(std::move(inner)), backend_(backend) {}
+  void exchange(std::span<const Piece> sends, std::span<const Piece> receives) override {
+    if (!timed) return inner_->exchange(sends, receives);
+    backend_.synchronize();
+    const Clock::time_point start = Clock::now();
+    inner_->exchange(sends, receives);
+    backend_.synchronize();
+    seconds += seconds_since(start);
+  }
+  void abandon() noexcept override { inner_->abandon(); }
+  bool timed = false;
+  double seconds = 0;
+
+ private:
+  std::unique_ptr<Transport> inner_;
+  Backend& backend_;
+};
+
 // A model with a fresh adapter, and one step of it.
 class Run {
  public:
@@ -92,7 +135,8 @@ class Run {
     adapter_.lay_out_for_training();
     TrainerConfig settings = training(s);
     if (world && world->size() > 1) {
-      transport_ = open_transport(*world, backend, program::message);
+      transport_ = std::make_unique<TimedTransport>(
+          open_transport(*world, backend, program::message), backend);
       shared_.emplace(model_, adapter_, transport_.get(), world->rank(), world->size(),
                       settings.clip);
       settings.run_step = [this](const TrainStep& train_step, const StepTensors& step,
@@ -131,6 +175,18 @@ class Run {
     }
     return seconds;
   }
+  // Seconds of a step and of its exchanges, without any overlap of the two; 0 for one process.
+  struct Reduction {
+    double step = 0, exchange = 0;
+  };
+  Reduction reduction(int n) {
+    if (!transport_) return {};
+    transport_->timed = true;
+    const Clock::time_point start = Clock::now();
+    for (int i = 0; i < n; ++i) step();
+    transport_->timed = false;
+    return {seconds_since(start) / n, std::exchange(transport_->seconds, 0) / n};
+  }
   std::vector<std::string> adapted() const {
     std::vector<std::string> paths;
     for (const LoraLinear* layer : adapter_.layers()) paths.push_back(layer->path());
@@ -149,7 +205,7 @@ class Run {
 
   Transformer model_;
   Adapter adapter_;
-  std::unique_ptr<Transport> transport_;
+  std::unique_ptr<TimedTransport> transport_;
   std::optional<SharedStep> shared_;  // of several processes, a micro-batch each
   std::optional<Trainer> trainer_;
   std::vector<Row> rows_;
@@ -221,11 +277,11 @@ int run_bench(Settings s, World& world, Clock::time_point start) {
   double ready = 0, first_step = 0, first_loss = 0, last_loss = 0, mean = 0, device = 0;
   std::vector<std::string> adapted;
   MemoryReport memory;
+  Run::Reduction reduction;
   ModelWeights weights;  // as laid out by the model
   {
     ModelWeights given = file ? load_weights(*backend, *file, dtype, {.storage = storage}).weights
-                              : random_weights(*backend, config, dtype, 1);
-    if (!file) quantise_weights(*backend, config, given, storage);
+                              : random_base(*backend, config, dtype, storage);
     backend->synchronize();
     ready = seconds_since(start);
     Run run(*backend, config, std::move(given), dtype, s, &world);
@@ -243,8 +299,12 @@ int run_bench(Settings s, World& world, Clock::time_point start) {
     memory = memory_report(*backend);
     mean = std::accumulate(seconds.begin(), seconds.end(), 0.0) / static_cast<double>(s.steps);
     if (backend->traits().can_record) device = run.device_seconds(*backend, 8);
+    reduction = run.reduction(4);
     weights = run.weights();
   }
+  // Microseconds that each process computes in a step: all wait for the slowest.
+  const std::vector<std::int64_t> own =
+      world.gather(std::llround(1e6 * (reduction.step - reduction.exchange)));
   if (!world.leads()) return 0;
   backend->set_memory_limit(0);  // the measurements below are not part of the step
   const std::int64_t rss = peak_rss();
@@ -287,6 +347,12 @@ int run_bench(Settings s, World& world, Clock::time_point start) {
   if (nominal > 0)
     program::message(concat("  MFU ", 100 * useful / nominal, " % of the data sheet's ",
                             nominal * 1e-12, " TFLOP/s"));
+  if (world.size() > 1)
+    program::message(
+        concat("  reduction ", reduction.exchange * 1e3, " of ", reduction.step * 1e3,
+               " ms a step without overlap; a process computes ",
+               static_cast<double>(*std::min_element(own.begin(), own.end())) * 1e-3, " to ",
+               static_cast<double>(*std::max_element(own.begin(), own.end())) * 1e-3, " ms"));
   program::message(memory_table(memory));
 
   OrderedJson out = {{"engine", "lorikeet"},
@@ -295,6 +361,9 @@ int run_bench(Settings s, World& world, Clock::time_point start) {
                      {"description", backend->description()},
                      {"dtype", dtype_name(dtype)},
                      {"processes", world.size()},
+                     {"reduction_seconds", reduction.exchange},
+                     {"reduced_step_seconds", reduction.step},
+                     {"process_microseconds", own},
                      {"batch", s.batch},
                      {"seq_len", s.seq_len},
                      {"shortest", s.shortest},
