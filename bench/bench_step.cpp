@@ -256,11 +256,11 @@ int run_bench(Settings s, World& world, Clock::time_point start) {
   request.model = config, request.methods.lora = lora_config(s);
   request.compute_dtype = dtype, request.device = backend->name();
   BaseStorage storage{parse_base_precision(s.base_precision)};
-  storage.fp8_products = uses_fp8_products(s.fp8_products, *backend, dtype);
+  storage.fp8_products = uses_fp8_products(s.fp8_products, config, *backend, dtype);
   const bool fp8 =
       storage.precision == BasePrecision::Fp8 || storage.precision == BasePrecision::Fp8Head;
   if (fp8 && !storage.fp8_products && s.fp8_products == "auto")
-    program::message(concat("no products in FP8: ", no_fp8_products(*backend, dtype)));
+    program::message(concat("no products in FP8: ", no_fp8_products(config, *backend, dtype)));
   if (!s.keep_dense.empty()) storage.keep_dense = program::parse_list(s.keep_dense, "--keep-dense");
   request.formats = file ? held_formats(*file, storage) : held_formats(config, storage);
   request.processes = world.size() > 1 ? world.size() : 0, request.grad_accum = world.size();

@@ -366,6 +366,23 @@ TEST_CASE(
     CHECK(distance(dropped[i], dense_dropped[i]) < 0.25);
 }
 
+TEST_CASE("FP8 products are used by themselves where hardware has them and the model is wide") {
+  auto plan = open_plan_device("cuda");
+  ModelConfig narrow = sixteens(), wide = sixteens();
+  wide.hidden_size = kFp8Width;
+  CHECK(uses_fp8_products("auto", wide, *plan, DType::BF16));
+  CHECK_FALSE(uses_fp8_products("off", wide, *plan, DType::BF16));
+  CHECK_FALSE(uses_fp8_products("auto", wide, *plan, DType::F32));
+  CHECK_FALSE(uses_fp8_products("auto", narrow, *plan, DType::BF16));
+  CHECK(uses_fp8_products("on", narrow, *plan, DType::BF16));
+  CHECK_FALSE(uses_fp8_products("auto", wide, oracle(), DType::F32));
+  CHECK(uses_fp8_products("on", wide, oracle(), DType::F32));
+  CHECK_THROWS_WITH_AS(uses_fp8_products("on", wide, *plan, DType::F32),
+                       "`fp8_products` on: plan: it has no products of FP8 in f32", UsageError);
+  CHECK_THROWS_WITH_AS(uses_fp8_products("yes", wide, *plan, DType::BF16),
+                       doctest::Contains("one of auto, on, off"), UsageError);
+}
+
 TEST_CASE("the head is quantised by choice, and then multiplied in FP8 forward") {
   ModelConfig shape = sixteens();
   auto n_fp8 = [&](BasePrecision precision) {

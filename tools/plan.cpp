@@ -114,16 +114,12 @@ int main(int argc, char** argv) {
     if (device != "cpu" && !device.starts_with("cuda")) throw UsageError("--device: cpu or cuda");
     BaseStorage storage{parse_base_precision(base_precision)};
     if (!keep_dense.empty()) storage.keep_dense = program::parse_list(keep_dense, "--keep-dense");
-    storage.fp8_products = uses_fp8_products(fp8, *open_plan_device(device),
+    std::optional<ModelFile> file;
+    if (shape.empty()) file.emplace(model);
+    request.model = file ? file->config() : named_shape(shape);
+    storage.fp8_products = uses_fp8_products(fp8, request.model, *open_plan_device(device),
                                              dtype == "f32" ? DType::F32 : DType::BF16);
-    if (shape.empty()) {
-      const ModelFile file(model);
-      request.model = file.config();
-      request.formats = held_formats(file, storage);
-    } else {
-      request.model = named_shape(shape);
-      request.formats = held_formats(request.model, storage);
-    }
+    request.formats = file ? held_formats(*file, storage) : held_formats(request.model, storage);
     MethodConfig& method = request.methods;
     if (methods) method.names = program::parse_list(*methods, "--method");
     check_methods(method.names);

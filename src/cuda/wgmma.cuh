@@ -49,10 +49,8 @@ struct PanelTile {
   template <int THREADS>
   __device__ __forceinline__ void load_async(const __nv_bfloat16* from, i64 ld, int valid_rows,
                                              int valid_cols = COLS) const {
-    constexpr int kLoaders = ROWS % (THREADS / 8) == 0 ? THREADS : 2 * kWarpgroup;
-    constexpr int kPass = kLoaders / 8;  // rows that the block copies at a time
-    static_assert(kPass % 8 == 0 && ROWS % kPass == 0 && kLoaders <= THREADS);
-    if (kLoaders < THREADS && threadIdx.x >= kLoaders) return;
+    constexpr int kPass = THREADS / 8;  // rows that the block copies at a time
+    static_assert(kPass % 8 == 0 && ROWS % kPass == 0);
     unsigned thread = threadIdx.x;
     asm volatile("" : "+l"(ld), "+r"(thread));  // addresses are computed here, not kept in a loop
     int row = thread / 8, chunk = thread % 8;

@@ -82,25 +82,27 @@ const char* base_precision_name(BasePrecision precision) {
   throw UsageError("`base_precision`: no such value");
 }
 
-bool uses_fp8_products(const std::string& setting, Backend& backend, DType dtype) {
+bool uses_fp8_products(const std::string& setting, const ModelConfig& model, Backend& backend,
+                       DType dtype) {
   require(setting == "auto" || setting == "on" || setting == "off", "`fp8_products` ", setting,
           ": one of auto, on, off");
   if (setting == "off") return false;
   Fp8Kernels* kernels = backend.quantised_kernels()->fp8_kernels();
   const bool can = kernels && kernels->takes(dtype);
-  require(
-      can || setting == "auto", "`fp8_products` on: ", backend.name(), ": ",
-      kernels ? concat("not in ", dtype_name(dtype)) : backend.quantised_kernels()->why_no_fp8());
-  return can && (setting == "on" || kernels->in_hardware());
+  require(can || setting == "auto", "`fp8_products` on: ", no_fp8_products(model, backend, dtype));
+  return can && (setting == "on" || (kernels->in_hardware() && model.hidden_size >= kFp8Width));
 }
 
-std::string no_fp8_products(Backend& backend, DType dtype) {
-  QuantisedKernels& kernels = *backend.quantised_kernels();
-  return concat(backend.name(), ": ",
-                !kernels.fp8_kernels() ? kernels.why_no_fp8()
-                : !kernels.fp8_kernels()->takes(dtype)
-                    ? concat("it has none in ", dtype_name(dtype))
-                    : "it has none in hardware");
+std::string no_fp8_products(const ModelConfig& model, Backend& backend, DType dtype) {
+  QuantisedKernels& device = *backend.quantised_kernels();
+  Fp8Kernels* kernels = device.fp8_kernels();
+  if (!kernels) return concat(backend.name(), ": ", device.why_no_fp8());
+  if (!kernels->takes(dtype))
+    return concat(backend.name(), ": it has no products of FP8 in ", dtype_name(dtype));
+  if (!kernels->in_hardware())
+    return concat(backend.name(), ": it has no products of FP8 in hardware");
+  return concat("a model of width ", model.hidden_size, " gains nothing by products in FP8 (from ",
+                kFp8Width, " on)");
 }
 
 bool quantises(BasePrecision precision) { return own_encoding(precision).has_value(); }

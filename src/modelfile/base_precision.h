@@ -38,13 +38,15 @@ struct BaseStorage {
   bool operator==(const BaseStorage&) const = default;
 };
 
-// What `fp8_products` (auto, on, off) means on a device that computes in `dtype`: whether E4M3 matrices
-// are multiplied as such in training. Auto: where the device does that in hardware. Throws UsageError
-// for another word, and for `on` where the device does not do it at all.
-bool uses_fp8_products(const std::string& setting, Backend& backend, DType dtype);
-
+// What `fp8_products` (auto, on, off) means for a model on a device that computes in `dtype`: whether
+// E4M3 matrices are multiplied as such in training. Auto: where the device does that in hardware and
+// the model is kFp8Width wide or more; a narrower one gains no time by it and loses more. Throws
+// UsageError for another word, and for `on` where the device does not do it at all.
+inline constexpr std::int64_t kFp8Width = 1024;
+bool uses_fp8_products(const std::string& setting, const ModelConfig& model, Backend& backend,
+                       DType dtype);
 // Why it is not used where the setting is auto: "cuda:0: its tensor cores have ..."
-std::string no_fp8_products(Backend& backend, DType dtype);
+std::string no_fp8_products(const ModelConfig& model, Backend& backend, DType dtype);
 
 // A matrix's format, nothing for what is dense.
 using HeldFormat = std::optional<QuantisedFormat>;

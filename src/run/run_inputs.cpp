@@ -89,7 +89,7 @@ void choose_precision(const FinetuneSettings& s, Backend& backend, DType dtype,
   };
   const auto fp8 = count([](const QuantisedFormat& f) { return f.encoding == Encoding::Fp8; });
   if (fp8 > 0) {
-    in.storage.fp8_products = uses_fp8_products(s.fp8_products, backend, dtype);
+    in.storage.fp8_products = uses_fp8_products(s.fp8_products, in.model->config(), backend, dtype);
     in.formats = held_formats(*in.model, in.storage);
   }
   if (count([](const QuantisedFormat&) { return true; }) > 0)
@@ -100,7 +100,7 @@ void choose_precision(const FinetuneSettings& s, Backend& backend, DType dtype,
                             in.storage.fp8_products
                                 ? "products in fp8 need a scale for each output channel or each "
                                   "matrix, and sides that are multiples of 16"
-                                : no_fp8_products(backend, dtype)));
+                                : no_fp8_products(in.model->config(), backend, dtype)));
 }
 
 // A folder that is to be opened in place of the model holds a model of its shape.

@@ -16,8 +16,6 @@
 // Limits     D >= 128: one block per multiprocessor, its first loads and last stores are not
 //            hidden. Tiles on the diagonal are computed whole. For few queries per document
 //            attention/forward.cu has the smaller tile.
-#include <cstdlib>
-
 #include "cuda/attention/tiles.cuh"
 #include "cuda/wgmma.cuh"
 
@@ -31,24 +29,22 @@ namespace {
 [[maybe_unused]] constexpr float kSlack = 8.0f;
 
 // At D = 64 two smaller blocks share a multiprocessor: measured faster than one.
-template <int DIM, int WARPGROUPS = 2, int KEYS = DIM == 128 ? 128 : 64>
+template <int D>
 struct Plan {
-  static constexpr int D = DIM, kWarpgroups = WARPGROUPS, kKeys = KEYS;
-  static constexpr int kBlocks = D == 64 && WARPGROUPS == 2 ? 2 : 1;
+  static constexpr int kWarpgroups = 2, kKeys = D == 256 ? 64 : D, kBlocks = D == 64 ? 2 : 1;
   static constexpr int kThreads = kWarpgroups * kWarpgroup, kQueries = kWarpgroups * 64;
-  static __device__ __forceinline__ constexpr bool queries_in_registers() { return kBlocks == 2; }
+  static __device__ __forceinline__ constexpr bool queries_in_registers() { return D == 64; }
   static constexpr std::size_t kSharedBytes =
       (kQueries + 4 * kKeys) * D * sizeof(__nv_bfloat16);  // Q, two stages of K, two of V
 };
 
 // PADDED: in.head_dim may be less than D, by a multiple of 8.
-template <class Plan, bool PADDED>
-__global__ void __launch_bounds__(Plan::kThreads, Plan::kBlocks)
+template <int D, bool PADDED>
+__global__ void __launch_bounds__(Plan<D>::kThreads, Plan<D>::kBlocks)
     attention_forward_kernel(const __grid_constant__ AttentionInputs<__nv_bfloat16> in,
                              Matrix<__nv_bfloat16> o, float* lse) {
 #ifdef LK_DEVICE_HAS_WGMMA
-  constexpr int D = Plan::D, kThreads = Plan::kThreads;
-  constexpr int kQueries = Plan::kQueries, kKeys = Plan::kKeys;
+  constexpr int kQueries = Plan<D>::kQueries, kKeys = Plan<D>::kKeys, kThreads = Plan<D>::kThreads;
   constexpr int kNT = kKeys / 8, kDT = D / 8;
   using Queries = PanelTile<kQueries, D>;
   using Keys = PanelTile<kKeys, D>;
@@ -85,7 +81,7 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kBlocks)
   Fragment4 p[kNT / 2];
   float scale_log2 = in.scale * kLog2e;
   int row0 = tile.begin + warp * 16;  // this warp's first query
-  LeftOperand<kQueries, D, Plan::queries_in_registers()> queries(
+  LeftOperand<kQueries, D, Plan<D>::queries_in_registers()> queries(
       q_tile, static_cast<int>(threadIdx.x) / kWarpgroup * 64);
 
   // Turns scores of key tile n into probabilities under the new maximum. What was summed under the
@@ -210,27 +206,24 @@ __global__ void __launch_bounds__(Plan::kThreads, Plan::kBlocks)
 
 void attention_forward_wgmma(const AttentionForward& a, cudaStream_t stream) {
   auto in = attention_inputs<bf16>(a.q, a.k, a.v, a.shape, a.q_seg, a.k_rows);
-  auto go = [&]<class P, bool PADDED>() {
-    dim3 grid = grid_of(a.shape.n_heads, tile_slots(a.q_seg.total(), a.q_seg.count(), P::kQueries));
-    launch("attention_forward_wgmma", attention_forward_kernel<P, PADDED>, grid, dim3(P::kThreads),
-           P::kSharedBytes, stream, in, matrix<bf16>(a.o), a.lse.data<float>());
+  auto go = [&]<int D, bool PADDED>() {
+    dim3 grid =
+        grid_of(a.shape.n_heads, tile_slots(a.q_seg.total(), a.q_seg.count(), Plan<D>::kQueries));
+    launch("attention_forward_wgmma", attention_forward_kernel<D, PADDED>, grid,
+           dim3(Plan<D>::kThreads), Plan<D>::kSharedBytes, stream, in, matrix<bf16>(a.o),
+           a.lse.data<float>());
   };
   const int head_dim = a.shape.head_dim;
-  const char* plan = std::getenv("LORIKEET_FORWARD_PLAN");
-  if (head_dim == 64 && plan && *plan == '3')
-    go.template operator()<Plan<64, 3, 128>, false>();
-  else if (head_dim == 128 && plan && *plan == '3')
-    go.template operator()<Plan<128, 3, 64>, false>();
-  else if (head_dim == 64)
-    go.template operator()<Plan<64>, false>();
+  if (head_dim == 64)
+    go.template operator()<64, false>();
   else if (head_dim == 128)
-    go.template operator()<Plan<128>, false>();
+    go.template operator()<128, false>();
   else if (head_dim < 128)
-    go.template operator()<Plan<128>, true>();
+    go.template operator()<128, true>();
   else if (head_dim == 256)
-    go.template operator()<Plan<256>, false>();
+    go.template operator()<256, false>();
   else
-    go.template operator()<Plan<256>, true>();
+    go.template operator()<256, true>();
 }
 
 }  // namespace lk

@@ -1,0 +1,107 @@
+// Times LoRA's own products.
+#include "autograd/thin.h"
+#include "cuda_kernels.h"
+#include "tensor/adapter_kernels.h"
+
+namespace lk::bench::cuda {
+
+// Each document has its own adapter of rank 16.
+void register_lora_segments() {
+  auto segments = [](int documents, int length) {
+    const std::int64_t rank = 16, n = static_cast<std::int64_t>(documents) * length;
+    const double factors = 2.0 * documents * rank * (C + C), rows = static_cast<double>(n);
+    add(concat("lora_segments_", documents, "x", length),
+        {.flops = 4.0 * rows * rank * C, .bytes = factors + 2.0 * rows * 3 * C}, [=] {
+          std::vector<LoraFactors> f;
+          std::vector<std::int32_t> offsets{0}, which;
+          for (int i = 0; i < documents; ++i) {
+            f.push_back({random_tensor(DType::BF16, {rank, C}, 1),
+                         random_tensor(DType::BF16, {rank, C}, 2), 1.0f});
+            offsets.push_back((i + 1) * length);
+            which.push_back(i);
+          }
+          return [=, table = make_lora_table(gpu(), f), seg = make_segments(gpu(), offsets),
+                  variants = RowVariants{which, to_device(gpu(), Tag::Workspace, which)},
+                  x = random_tensor(DType::BF16, {n, C}, 3),
+                  y = random_tensor(DType::BF16, {n, C}, 4)] {
+            gpu().adapter_kernels()->lora_segments(y, x, table, seg, variants);
+          };
+        });
+  };
+  segments(1, 1);
+  segments(16, 1);
+  segments(100, 1);
+  segments(16, 128);
+}
+
+// LoRA's products for q, k and v together, as in training: x (T,C), dy (T,3C), rank 16.
+void register_thin_products() {
+  const std::int64_t R = 16, N = 3 * C, S = 3 * R;
+  const double factors = 2.0 * 4 * static_cast<double>(N * R);
+  ThinShape shape{C, N, S, DType::BF16, false, {}};
+  for (std::int64_t p = 0; p < 3; ++p) shape.parts.push_back({p * C, (p + 1) * C, p * R, R});
+  const ThinPlan plan(shape);
+  add("thin_backward_b_qkv", {.bytes = 2.0 * T * (N + 2 * S) + factors}, [=] {
+    Tensor dy = random_tensor(DType::BF16, {T, N + S}, 1),
+           db = random_tensor(DType::F32, {N, R}, 2);
+    return [=, b = random_tensor(DType::BF16, {N, S}, 3),
+            s = random_tensor(DType::BF16, {T, S}, 4)] {
+      std::vector<ThinPart> parts;
+      for (std::int64_t p = 0; p < 3; ++p)
+        parts.push_back({p * C, (p + 1) * C, p * R, R, db.slice_rows(p * C, (p + 1) * C)});
+      thin::backward_b(gpu(), plan, dy.slice_cols(N, N + S), 1.0, dy.slice_cols(0, N), b, s, parts);
+    };
+  });
+  for (bool normed : {false, true})
+    add(normed ? "thin_backward_a_qkv_normed" : "thin_backward_a_qkv",
+        {.bytes = 2.0 * T * (C + S) + 4.0 * C * S}, [=] {
+          NormedInput norm{random_tensor(DType::F32, {T}, 1),
+                           Weight("gain", random_tensor(DType::BF16, {C}, 2)), 1e-5};
+          return [=, da = random_tensor(DType::F32, {S, C}, 3),
+                  x = random_tensor(DType::BF16, {T, C}, 4),
+                  ds = random_tensor(DType::BF16, {T, S}, 5)] {
+            std::vector<ThinPart> parts;
+            for (std::int64_t p = 0; p < 3; ++p)
+              parts.push_back({0, C, p * R, R, da.slice_rows(p * R, (p + 1) * R)});
+            thin::backward_a(gpu(), plan, ds, x, normed ? &norm : nullptr, parts);
+          };
+        });
+  // The thin products with dropout: one mask for each of the three projections.
+  std::vector<ThinPart> masked;
+  for (std::int64_t p = 0; p < 3; ++p)
+    masked.push_back({0, C, p * R, R, {}, GradMode::Write, static_cast<std::uint32_t>(p)});
+  const InputDropout drop{0.1f, {1, 2, 0}};
+  add("thin_forward_qkv", {.bytes = 2.0 * T * (C + S) + 2.0 * C * S}, [=] {
+    return [=, s = random_tensor(DType::BF16, {T, S}, 1), x = random_tensor(DType::BF16, {T, C}, 2),
+            a = random_tensor(DType::BF16, {S, C}, 3)] {
+      thin::forward(gpu(), plan, s, 1.0, x, a, masked, drop);
+    };
+  });
+  add("thin_into_x_qkv", {.bytes = 2.0 * T * (2 * C + S) + 2.0 * C * S}, [=] {
+    return [=, ds = random_tensor(DType::BF16, {T, S}, 1),
+            x = random_tensor(DType::BF16, {T, C}, 2), a = random_tensor(DType::BF16, {S, C}, 3)] {
+      thin::into_x(gpu(), plan, x, ds, a, masked, drop);
+    };
+  });
+  add("thin_backward_a_qkv_dropout", {.bytes = 2.0 * T * (C + S) + 4.0 * C * S}, [=] {
+    return [=, da = random_tensor(DType::F32, {S, C}, 3), x = random_tensor(DType::BF16, {T, C}, 4),
+            ds = random_tensor(DType::BF16, {T, S}, 5)] {
+      std::vector<ThinPart> parts = masked;
+      for (std::size_t p = 0; p < 3; ++p)
+        parts[p].dw =
+            da.slice_rows(static_cast<std::int64_t>(p) * R, static_cast<std::int64_t>(p + 1) * R);
+      thin::backward_a(gpu(), plan, ds, x, nullptr, parts, drop);
+    };
+  });
+  add("matmul_nt_onto_down", {.flops = 2.0 * T * C * F, .bytes = 2.0 * (T * F + C * F + 2 * T * C)},
+      [=] {
+        return
+            [h = random_tensor(DType::BF16, {T, C}, 1), x = random_tensor(DType::BF16, {T, F}, 2),
+             w = random_tensor(DType::BF16, {C, F}, 3),
+             y = gpu().empty(Tag::Workspace, DType::BF16, {T, C})] {
+              gpu().matmul_nt(y, GradMode::Write, 1.0, x, w, h);
+            };
+      });
+}
+
+}  // namespace lk::bench::cuda
