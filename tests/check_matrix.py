@@ -15,9 +15,11 @@ def check_cases():
         cases, left_out = matrix_cases.generate(140 * GIB, full=full)
         assert len({case.name for case in cases}) == len(cases) and not left_out
         assert {case.model for case in cases} == set(matrix_cases.MODELS)
-        for n in (1, 3, 8, 2 * len(cases)):
+        for n in (1, 3, 8, 20):
             shares = [matrix_cases.chunk(cases, i, n, 11) for i in range(1, n + 1)]
             assert sum(shares, []) == cases, "every case is in one share, in order"
+    few, _ = matrix_cases.generate(140 * GIB, models=["gpt2-124m"])
+    assert sum((matrix_cases.chunk(few, i, 2 * len(few), 11) for i in range(1, 2 * len(few) + 1)), []) == few
     small, left_out = matrix_cases.generate(12 * GIB)
     assert left_out and any(case.recompute for case in small)
     assert all(matrix_cases.peer_bytes(case) <= 0.85 * 12 * GIB for case in small)
