@@ -78,6 +78,25 @@ HostPlanes blocks_of(const Type& t, std::int64_t N, std::int64_t K, unsigned see
   return planes;
 }
 
+// The matrices of kFormats, by name.
+std::vector<std::pair<std::string, HostPlanes>> pre_quantised() {
+  std::vector<std::pair<std::string, HostPlanes>> all;
+  const SafetensorsFile file(kFormats);
+  const std::vector<std::string> names = file.names();
+  for (const std::string& name : names) {
+    if (!name.ends_with(".expected")) continue;
+    const std::string base = name.substr(0, name.rfind('.'));
+    QuantisationConfig config;
+    config.method =
+        base == "awq" ? QuantisationConfig::Method::Awq : QuantisationConfig::Method::Gptq;
+    const Shape shape = file.shape(name);
+    const auto stored = find_stored_matrix(file, names, base + ".weight", shape, config);
+    REQUIRE(stored.has_value());
+    all.emplace_back(base, read_stored_matrix(file, *stored, shape));
+  }
+  return all;
+}
+
 }  // namespace
 
 TEST_CASE("cuda: ggml's blocks are dequantised as on the CPU, bit for bit") {
@@ -90,19 +109,7 @@ TEST_CASE("cuda: ggml's blocks are dequantised as on the CPU, bit for bit") {
 
 TEST_CASE("cuda: pre-quantised formats are dequantised as on the CPU, bit for bit") {
   LK_NEEDS_GPU();
-  const SafetensorsFile file(kFormats);
-  const std::vector<std::string> names = file.names();
-  for (const std::string& name : names) {
-    if (!name.ends_with(".expected")) continue;
-    const std::string base = name.substr(0, name.rfind('.'));
-    QuantisationConfig config;
-    config.method =
-        base == "awq" ? QuantisationConfig::Method::Awq : QuantisationConfig::Method::Gptq;
-    const Shape shape = file.shape(name);
-    const auto stored = find_stored_matrix(file, names, base + ".weight", shape, config);
-    REQUIRE(stored.has_value());
-    check_same(base, read_stored_matrix(file, *stored, shape));
-  }
+  for (const auto& [what, planes] : pre_quantised()) check_same(what, planes);
 }
 
 TEST_CASE("cuda: products with a quantised weight are those with its dense values, bit for bit") {
@@ -138,19 +145,7 @@ TEST_CASE("cuda: products with a quantised weight are those with its dense value
 // otherwise.
 TEST_CASE("cuda: a few rows multiply codes as they lie as they do dense values") {
   LK_NEEDS_GPU();
-  const SafetensorsFile file(kFormats);
-  const std::vector<std::string> names = file.names();
-  std::vector<std::pair<std::string, HostPlanes>> all;
-  for (const std::string& name : names) {
-    if (!name.ends_with(".expected")) continue;
-    const std::string base = name.substr(0, name.rfind('.'));
-    QuantisationConfig config;
-    config.method =
-        base == "awq" ? QuantisationConfig::Method::Awq : QuantisationConfig::Method::Gptq;
-    const Shape shape = file.shape(name);
-    const auto stored = find_stored_matrix(file, names, base + ".weight", shape, config);
-    all.emplace_back(base, read_stored_matrix(file, *stored, shape));
-  }
+  std::vector<std::pair<std::string, HostPlanes>> all = pre_quantised();
   for (const Type& t : types())
     all.emplace_back(find_ggml_type(t.id)->name, blocks_of(t, 37, 768, 8));
   int with_kernel = 0;

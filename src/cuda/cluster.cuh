@@ -12,21 +12,12 @@ template <class... Params, class... Args>
 void launch_clusters(const char* name, void (*kernel)(Params...), dim3 grid, unsigned size,
                      dim3 block, std::size_t shared_bytes, cudaStream_t stream,
                      const Args&... args) {
-  static_assert(sizeof...(Params) == sizeof...(Args));
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-  allow_shared(name, reinterpret_cast<const void*>(kernel), shared_bytes);
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim.x = size;
   cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = block;
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
-  config.attrs = &cluster;
-  config.numAttrs = size > 1 ? 1 : 0;
-  cuda_check(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), name);
+  launch_with(cluster, size > 1, name, kernel, grid, block, shared_bytes, stream, args...);
   early_allowed() = false;
 }
 

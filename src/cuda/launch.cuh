@@ -77,24 +77,33 @@ inline bool early_supported() {
   return supported;
 }
 
-// launch() for a kernel that may begin early: Note [Early launches].
+// launch() with one attribute, if `use`. Whether the next kernel may begin early is the caller's to say.
 template <class... Params, class... Args>
-void launch_early(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block,
-                  std::size_t shared_bytes, cudaStream_t stream, const Args&... args) {
+void launch_with(cudaLaunchAttribute attribute, bool use, const char* name,
+                 void (*kernel)(Params...), dim3 grid, dim3 block, std::size_t shared_bytes,
+                 cudaStream_t stream, const Args&... args) {
   static_assert(sizeof...(Params) == sizeof...(Args));
-  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   allow_shared(name, reinterpret_cast<const void*>(kernel), shared_bytes);
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
-  config.attrs = &early;
-  config.numAttrs = early_allowed() && early_supported() ? 1 : 0;
+  config.attrs = &attribute;
+  config.numAttrs = use ? 1 : 0;
   cuda_check(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), name);
+}
+
+// launch() for a kernel that may begin early: Note [Early launches].
+template <class... Params, class... Args>
+void launch_early(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block,
+                  std::size_t shared_bytes, cudaStream_t stream, const Args&... args) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  launch_with(early, early_allowed() && early_supported(), name, kernel, grid, block, shared_bytes,
+              stream, args...);
   early_allowed() = true;
 }
 

@@ -10,7 +10,7 @@
 namespace lk {
 
 constexpr int kMostFewParts = 3;
-constexpr int kFewRows = 16, kFewThreads = 256;  // a block's rows of w, in BF16
+constexpr int kFewRows = 16;  // of w in a block's care, in BF16
 
 template <class T>
 struct FewPart {
@@ -33,6 +33,33 @@ struct FewParts {
     return p;
   }
 };
+
+// y = the sums of a block's warps, in their order, and the addend; executed by a whole block. Each warp
+// holds kFewRows rows of w times 8 NT rows of x, in C tiles (mma.cuh), of which the first n_x count.
+//   p        y, and an addend or null, of BF16
+//   partial  WARPS * 8 NT * kFewRows floats of shared memory, which nobody reads any more
+//   row0, n  the block's first row of the part, and the part's rows
+template <int NT, int WARPS, class Part, class Row>
+__device__ __forceinline__ void store_few(const Part& p, float* partial, const float (&sum)[NT][4],
+                                          Row row0, Row n, int n_x) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  auto at = [](int w, int m, int r) { return (w * 8 * NT + m) * kFewRows + r; };
+#pragma unroll
+  for (int nt = 0; nt < NT; ++nt)
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      partial[at(warp, 8 * nt + 2 * t + i % 2, g + i / 2 * 8)] = sum[nt][i];
+  __syncthreads();
+  for (int i = threadIdx.x; i < n_x * kFewRows; i += WARPS * 32) {
+    const int m = i / kFewRows, r = i % kFewRows;
+    if (row0 + r >= n) continue;
+    float total = 0.0f;
+#pragma unroll
+    for (int w = 0; w < WARPS; ++w) total += partial[at(w, m, r)];
+    if (p.addend.data) total += to_float(*p.addend.at(m, row0 + r));
+    *p.y.at(m, row0 + r) = from_float<__nv_bfloat16>(total);
+  }
+}
 
 // Fills `few` with the parts; T is the host's element type. Returns false if the parts do not suit
 // such kernels: more than three, of another dtype, or not readable in packs of 16 bytes.

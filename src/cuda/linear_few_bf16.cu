@@ -23,7 +23,7 @@ namespace lk {
 namespace {
 
 using Bf16 = __nv_bfloat16;
-constexpr int kThreads = kFewThreads, kWarps = kThreads / 32, kRows = kFewRows, kStages = 3;
+constexpr int kThreads = 256, kWarps = kThreads / 32, kRows = kFewRows, kStages = 3;
 constexpr int kColumns = 64, kTurn = kWarps * kColumns, kRowBytes = kColumns * 2;
 constexpr int kStageBytes = kRows * kRowBytes, kRingBytes = kWarps * kStages * kStageBytes;
 constexpr i64 kMostRows = 32;
@@ -147,23 +147,7 @@ __global__ void __launch_bounds__(kThreads)
   // The warps' sums are exchanged in the memory of the ring.
   copy_async_wait();
   __syncthreads();
-  float* partial = reinterpret_cast<float*>(shared);
-  auto at = [](int w, int m, int r) { return (w * 8 * NT + m) * kRows + r; };
-#pragma unroll
-  for (int nt = 0; nt < NT; ++nt)
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      partial[at(warp, 8 * nt + 2 * t + i % 2, g + i / 2 * 8)] = sum[nt][i];
-  __syncthreads();
-  for (int i = threadIdx.x; i < n_x * kRows; i += kThreads) {
-    const int m = i / kRows, r = i % kRows;
-    if (row0 + r >= n) continue;
-    float total = 0.0f;
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) total += partial[at(w, m, r)];
-    if (p.addend.data) total += to_float(*p.addend.at(m, row0 + r));
-    *p.y.at(m, row0 + r) = from_float<Bf16>(total);
-  }
+  store_few<NT, kWarps>(p, reinterpret_cast<float*>(shared), sum, row0, n, n_x);
 }
 
 }  // namespace

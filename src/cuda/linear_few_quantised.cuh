@@ -89,22 +89,7 @@ __global__ void __launch_bounds__(kCodeThreads, NT == 1 ? 2 : 1)
     }
   }
 
-  auto at = [](int w, int m, int r) { return (w * 8 * NT + m) * kFewRows + r; };
-#pragma unroll
-  for (int nt = 0; nt < NT; ++nt)
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      partial[at(warp, 8 * nt + 2 * t + i % 2, g + i / 2 * 8)] = sum[nt][i];
-  __syncthreads();
-  for (int i = threadIdx.x; i < n_x * kFewRows; i += kCodeThreads) {
-    const int m = i / kFewRows, r = i % kFewRows;
-    if (row0 + r >= n) continue;
-    float total = 0.0f;
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) total += partial[at(w, m, r)];
-    if (p.addend.data) total += to_float(*p.addend.at(m, row0 + r));
-    *p.y.at(m, row0 + r) = from_float<__nv_bfloat16>(total);
-  }
+  store_few<NT, kWarps>(p, partial, sum, row0, n, n_x);
 }
 
 // `parts` have one format, whose decoder is Decoder.
