@@ -201,6 +201,12 @@ TEST_CASE(
     if (type == "f32") CHECK(*r.logit_difference <= 2e-6 * *r.largest_logit);
     CHECK(r.quantised == type.starts_with("q"));
     CHECK(r.warnings.empty() != r.quantised);
+    for (const auto& [wide, narrow] :
+         {std::pair{"q4_k", "stored as Q5_0, not Q4_K"}, {"q6_k", "stored as Q8_0, not Q6_K"}})
+      if (type == wide)
+        CHECK(std::any_of(r.warnings.begin(), r.warnings.end(), [&](const std::string& w) {
+          return w.find(narrow) != std::string::npos;
+        }));
     CHECK(std::abs(r.all.kept() - 1) < 0.2);
     const GgufFile file(out);
     CHECK(file.stored_type("blk.0.attn_norm.weight") == "F32");

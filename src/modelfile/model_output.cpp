@@ -165,7 +165,8 @@ void ModelOutput::plan_folder(std::uint64_t shard_bytes) {
 }
 
 void ModelOutput::plan_gguf() {
-  std::vector<const WeightSlot*> other;  // matrices that can't be of the type wanted
+  // Matrices that can't be of the type wanted, by the name of their own.
+  std::map<std::string, std::vector<const WeightSlot*>> others;
   std::size_t matrices = 0;
   const GgmlEncoder* wanted = type_.wanted();
   for (const WeightSlot& slot : base_.slots()) {
@@ -173,17 +174,19 @@ void ModelOutput::plan_gguf() {
     slots_[tensors_.back().name] = &slot;
     if (wanted && slot.linear && !is_vocabulary(slot)) {
       ++matrices;
-      if (tensors_.back().type != wanted) other.push_back(&slot);
+      const StorageType* type = tensors_.back().type;
+      if (type != wanted) others[type->name].push_back(&slot);
     }
     if (wanted && is_vocabulary(slot) && tensors_.back().type != wanted)
       notes_.push_back(concat(tensors_.back().name, " is stored as ", tensors_.back().type->name));
   }
-  if (!other.empty()) {
-    const WeightSlot& first = *other.front();
-    notes_.push_back(concat(other.size(), " of ", matrices, " matrices are stored as F16, not ",
-                            wanted->name, ": rows of ", first.shape.cols(), " values, as in ",
-                            layout_.find(first).name, ", are not whole blocks of ",
-                            wanted->block_values, "; `type` f16 stores all matrices alike"));
+  for (const auto& [type, slots] : others) {
+    const WeightSlot& first = *slots.front();
+    notes_.push_back(concat(slots.size(), " of ", matrices, " matrices are stored as ", type,
+                            ", not ", wanted->name, ": rows of ", first.shape.cols(),
+                            " values, as in ", layout_.find(first).name,
+                            ", are not whole blocks of ", wanted->block_values,
+                            "; `type` f16 stores all matrices alike"));
   }
   metadata_ = model_metadata(base_, type_.main(), notes_);
   if (std::vector<float> factors = rope_factors(base_); !factors.empty()) {
