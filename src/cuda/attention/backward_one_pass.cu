@@ -13,8 +13,8 @@
 // Order      Note [Turns]
 // Bytes      q, dout once per block of keys, and dq's F32 sums written, added to by every block but
 //            one, and read: from L2
-// Numbers    F32 sums; p and ds are rounded to BF16 as operands; dq is summed over blocks of keys from the
-//            last that its queries see to the first
+// Numbers    F32 sums; p and ds are rounded to BF16 as operands; dq is summed over blocks of keys in their
+//            order
 // Limits     one block per multiprocessor; few keys in all leave multiprocessors idle, which clusters of
 //            the two passes don't
 #include "cuda/attention/backward_wgmma.cuh"
@@ -25,14 +25,23 @@ namespace lk {
 namespace {
 
 // Note [Turns]. Blocks of keys add to a tile of dq in a fixed order, so two runs give the same bits: the
-// block on the diagonal stores its share, then the one before it adds, and so on; a count for each tile
-// says whose turn it is. Blocks begin in that order too, by tickets and not by their index, so whoever is
-// waited for has begun and none waits for ever. All walk up from their own diagonal, so at any time they
-// are at different tiles and the turn has mostly come when it is asked for.
+// first that its queries see stores its share, then the next adds, and so on; a count for each tile says
+// whose turn it is. Blocks begin in that order too, by tickets and not by their index, so whoever is waited
+// for has begun and none waits for ever. All walk down from the last queries, the heads of a group at
+// each tile: so one block is a step behind the one before and seldom waits again, and the longest walks
+// begin first.
 struct OrderedSums {
   float* values;         // (heads * slots, queries * D), a tile as the threads hold it
   std::uint32_t* turns;  // (heads * slots), and the tickets
   int slots;             // tiles of a head
+};
+
+// A place of a walk over tiles of queries, from the last to the first, and at each over a group's heads.
+struct WalkDown {
+  int head, query;
+  __device__ __forceinline__ void step(int kv_head, int group, int rows) {
+    if (++head == (kv_head + 1) * group) head = kv_head * group, query -= rows;
+  }
 };
 
 template <int D>
@@ -85,26 +94,28 @@ __global__ void __launch_bounds__(Plan<D>::kThreads, 1)
   const BlockPlace place = place_of(*reinterpret_cast<const int*>(shared + P::kTicket),
                                     in.heads_together, n_kv_heads, slots);
   DocumentTile tile;
-  if (!find_tile(in.q_offsets, in.n_documents, P::kKeys, slots - 1 - place.slot, tile)) return;
+  if (!find_tile(in.q_offsets, in.n_documents, P::kKeys, place.slot, tile)) return;
   const int row0 = in.q_offsets[tile.document];  // the document's first row
   const int n_rows = min(P::kKeys, tile.length - tile.begin);
   const i64 own_row = static_cast<i64>(row0) + tile.begin;
   const i64 kv_col = static_cast<i64>(place.head) * head_dim;
   const typename P::Own k_tile{base}, v_tile{base + P::Own::kBytes};
-  // The walk: from query tile.begin to query_end of the group's first head, then of its second, ...
+  // The walk over the queries that see these keys.
   const int query_end =
       queries_seeing(tile.begin, tile.begin + n_rows - 1, in.window, tile.length).end;
-  const int head_end = (place.head + 1) * in.group;
-  WalkPlace<kQueries> at{place.head * in.group, tile.begin};
+  WalkDown at{place.head * in.group,
+              tile.begin + (query_end - tile.begin - 1) / kQueries * kQueries};
+  const auto walking = [&] { return at.query >= tile.begin; };
+  const auto next = [&] { at.step(place.head, in.group, kQueries); };
   const int role = warpgroup_index();
 
   if (role == 0) {
-    give_registers_down_to<40>();
+    give_registers_down_to<24>();
     if (threadIdx.x < P::kLoaders) {
       k_tile.template load_async<P::kLoaders>(in.k.at(own_row, kv_col), in.k.ld, n_rows, head_dim);
       v_tile.template load_async<P::kLoaders>(in.v.at(own_row, kv_col), in.v.ld, n_rows, head_dim);
 #pragma unroll 1
-      for (int n = 0; at.head < head_end; ++n, at.advance(1, tile.begin, query_end)) {
+      for (int n = 0; walking(); ++n, next()) {
         const int stage = n & 1, valid = tile.length - at.query;
         const i64 row = row0 + at.query, col = static_cast<i64>(at.head) * head_dim;
         const std::uint32_t to = stage_at(stage);
@@ -127,9 +138,12 @@ __global__ void __launch_bounds__(Plan<D>::kThreads, 1)
     } else if (threadIdx.x == P::kWriter) {
       const int first_slot = in.q_offsets[tile.document] / kQueries + tile.document;
 #pragma unroll 1
-      for (int n = 0; at.head < head_end; ++n, at.advance(1, tile.begin, query_end)) {
+      for (int n = 0; walking(); ++n, next()) {
         const i64 slot = static_cast<i64>(at.head) * sums.slots + first_slot + at.query / kQueries;
-        const auto turn = static_cast<std::uint32_t>((at.query - tile.begin) / P::kKeys);
+        // Blocks before `first` end before the window of the tile's first query.
+        const int hidden = in.window > 0 ? at.query - in.window - P::kKeys + 1 : -1;
+        const int first = hidden < 0 ? 0 : hidden / P::kKeys + 1;
+        const auto turn = static_cast<std::uint32_t>(tile.begin / P::kKeys - first);
         float* to = sums.values + slot * (kQueries * D);
         sums_full.wait(n);
         if (turn == 0) {
@@ -147,7 +161,7 @@ __global__ void __launch_bounds__(Plan<D>::kThreads, 1)
     return;
   }
 
-  take_registers_up_to<232>();
+  take_registers_up_to<240>();
   const int group = role - 1, warp = static_cast<int>(threadIdx.x) / 32 - 4,
             lane = threadIdx.x % 32;
   const int g = lane / 4, t = lane % 4;
@@ -166,7 +180,7 @@ __global__ void __launch_bounds__(Plan<D>::kThreads, 1)
                                    (threadIdx.x - kWarpgroup) / kWarpgroup * (8 * kWarpgroup * 16) +
                                    threadIdx.x % kWarpgroup * 16;
 #pragma unroll 1
-  for (int n = 0; at.head < head_end; ++n, at.advance(1, tile.begin, query_end)) {
+  for (int n = 0; walking(); ++n, next()) {
     const Passing q_tile{stage_at(n & 1)}, dout_tile{q_tile.base + Passing::kBytes};
     const float* lse = reinterpret_cast<const float*>(shared + (q_tile.base - base) + P::kNumbers);
     const float* delta = lse + kQueries;
