@@ -89,6 +89,16 @@ __device__ __forceinline__ void end_turn(std::uint32_t* count) {
                : "memory");
 }
 
+// The next number of a count.
+__device__ __forceinline__ std::uint32_t take_ticket(std::uint32_t* count) {
+  std::uint32_t ticket;
+  asm volatile("atom.relaxed.gpu.global.add.u32 %0, [%1], 1;\n"
+               : "=r"(ticket)
+               : "l"(count)
+               : "memory");
+  return ticket;
+}
+
 // Stores an A fragment (mma.cuh) as its transpose: eight rows of 16 bytes each for its blocks a0 to a3,
 // whose addresses lanes 8 i to 8 i + 7 give.
 __device__ __forceinline__ void store_transposed(std::uint32_t address, const Fragment4& a) {

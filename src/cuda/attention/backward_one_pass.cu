@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(Plan<D>::kThreads, 1)
       full(stage).init(P::kLoaders), empty(stage).init(P::kConsumers / 32);
     sums_full.init(P::kConsumers), sums_empty.init(1);
     *reinterpret_cast<std::uint32_t*>(shared + P::kTicket) =
-        atomicAdd(sums.turns + static_cast<i64>(sums.slots) * n_kv_heads * in.group, 1u);
+        take_ticket(sums.turns + static_cast<i64>(sums.slots) * n_kv_heads * in.group);
   }
   __syncthreads();
   const BlockPlace place = place_of(*reinterpret_cast<const int*>(shared + P::kTicket),

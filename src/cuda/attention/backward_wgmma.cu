@@ -16,8 +16,8 @@
 //            The walked tiles have three stages: one is used, the next arrives, and products may
 //            still read the one before. One barrier per tile. Exponentials overlap with dP, dS with
 //            dV, and all of them with the other warpgroup's products.
-// Work       7 products of T T D; a single pass that adds dq atomically has 5. The 40 % more buy
-//            sums in a fixed order and the same bits every run.
+// Work       7 products of T T D; attention/backward_one_pass.cu has 5, and serves long documents, whose
+//            blocks are many enough to take turns at dq.
 // Numbers    F32 sums; p and ds are rounded to BF16 as operands
 // Limits     two warpgroups per multiprocessor. Tiles on the diagonal are computed whole.
 #include "cuda/attention/backward_wgmma.cuh"
