@@ -22,7 +22,6 @@ namespace {
 
 constexpr const char* kRank = "LORIKEET_RANK";  // of one of the processes that start() starts
 constexpr const char* kVisible = "CUDA_VISIBLE_DEVICES";
-constexpr int kMostProcesses = 1024;
 
 std::optional<int> whole_number_of(const std::string& text) {
   int n = 0;

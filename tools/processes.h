@@ -14,6 +14,8 @@
 
 namespace lk::program {
 
+inline constexpr int kMostProcesses = 1024;
+
 // This program's own command line, `count` times: with a GPU each on a machine that has some, unless
 // `device` is the CPU, and with a share of the processor's threads each unless the user says how many.
 std::vector<ChildCommand> own_command_times(int count, const std::string& device, int argc,
