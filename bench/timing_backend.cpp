@@ -272,16 +272,13 @@ class TimingBackend::DoraTimes final : public DoraKernels {
  public:
   explicit DoraTimes(TimingBackend& owner)
       : DoraKernels(owner.weight_gradient_count()), owner_(owner) {}
-  void inverse_norms(std::span<const DoraPart> parts, const Tensor& wa, const Tensor& gram,
-                     const Tensor& b, double s) override {
+  void inverse_norms(std::span<const DoraNorms> all) override {
     Work work{OpFamily::Lora, 0, 0};
-    for (const DoraPart& p : parts) {
-      const auto rows = static_cast<double>(p.end - p.begin), rank = static_cast<double>(p.rank);
-      work.flops += rows * rank * (2 * rank + 4);
-      work.bytes += work::sizes(p.inverse, p.w_sq);
+    for (const DoraNorms& n : all) {
+      work.flops += work::numel(n.wa) * (2 * static_cast<double>(n.gram.rows()) + 4);
+      work.bytes += work::sizes(n.inverse, n.w_sq, n.wa, n.gram, n.b);
     }
-    work.bytes += work::sizes(wa, gram, b);
-    owner_.timed(work, false, [&] { inner().inverse_norms(parts, wa, gram, b, s); });
+    owner_.timed(work, false, [&] { inner().inverse_norms(all); });
   }
   void scale_columns(const Tensor& y, const Tensor& x, const Tensor& addend,
                      std::span<const DoraPart> parts, const Weight* shift) override {

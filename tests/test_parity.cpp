@@ -634,16 +634,21 @@ TEST_CASE("cuda: DoRA's row norms") {
           // Far above what the cross terms take away, as |W| is in a model.
           Tensor w_sq = tensor_from(s.backend, s.stat(), {N},
                                     std::vector<double>(static_cast<std::size_t>(N), 50.0));
-          std::vector<DoraPart> parts;
-          for (int half = 0; half < 2; ++half) {
-            DoraPart p{
-                .begin = half * (N / 2), .end = half ? N : N / 2, .column = half * R, .rank = R};
-            if (p.begin == p.end) continue;
-            p.w_sq = w_sq.slice_rows(p.begin, p.end),
-            p.inverse = inverse.vector().slice_rows(p.begin, p.end);
-            parts.push_back(p);
+          // Projections of one row to a third of N, more than a launch takes, and of two widths of rank.
+          std::vector<DoraNorms> all;
+          const std::int64_t most = std::max<std::int64_t>(1, N / 12);
+          for (std::int64_t begin = 0; begin < N;) {
+            const std::int64_t end = all.empty() ? (N + 2) / 3 : std::min(N, begin + most);
+            const std::int64_t column = all.size() % 2 ? R : 0,
+                               last = all.size() % 3 ? column + R : column + (R + 1) / 2;
+            const auto rows = [&](const Tensor& of) { return of.slice_rows(begin, end); };
+            all.push_back({rows(inverse.vector()), rows(w_sq),
+                           rows(wa).slice_cols(column, last),
+                           Tensor(gram).slice_rows(column, last).slice_cols(column, last),
+                           rows(b).slice_cols(column, last), 2.0});
+            begin = end;
           }
-          s.backend.dora_kernels()->inverse_norms(parts, wa, gram, b, 2.0);
+          s.backend.dora_kernels()->inverse_norms(all);
           return std::vector{inverse};
         });
         // A square of 50 plus R^2 terms of 4 * 0.1^3 at most some 4 each, half of whose relative

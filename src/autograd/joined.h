@@ -29,6 +29,7 @@
 #pragma once
 
 #include <algorithm>
+#include <initializer_list>
 #include <vector>
 
 #include "autograd/tape.h"
@@ -48,7 +49,7 @@ struct JoinedLinear {
     Weight bias;             // (end - begin) or undefined
     Weight apart;            // W, where the matrix does not hold it: undefined with a matrix
     // DoRA's, each (end - begin): m, or null; squares of the norms of W's rows; and 1 / the norms of
-    // W + s B A's, which each forward pass computes.
+    // W + s B A's, which update_norms computes.
     Parameter* m = nullptr;
     Tensor w_sq, inverse;
   };
@@ -83,6 +84,10 @@ struct JoinedLinear {
     return std::any_of(parts.begin(), parts.end(), [](const Part& p) { return p.a != nullptr; });
   }
 };
+
+// Computes the norms of the parts with magnitudes, in one launch for all. It comes before these
+// products in each forward pass, for a recording runs it again with other factors. Null is left out.
+void update_norms(Backend& backend, std::initializer_list<const JoinedLinear*> joined);
 
 // Outputs have a margin of `margin` columns. An input whose margin is narrower than f.thin is
 // copied first; so is the gradient of an output of joined_*linear whose margin is narrower than

@@ -48,11 +48,8 @@ void subtract_from(const Tensor& dropped, const Tensor& x) {
 }
 
 // A projection by itself: one part of all columns.
-DoraPart whole(const Tensor& inverse, const Parameter* m = nullptr) {
-  DoraPart part;
-  part.end = inverse.shape()[0], part.inverse = inverse;
-  if (m) part.m = m->value();
-  return part;
+DoraPart whole(const Tensor& inverse, const Parameter& m) {
+  return {.end = inverse.shape()[0], .m = m.value(), .inverse = inverse};
 }
 
 // Backward of dora_linear. With z = drop(x), v = z wᵀ + scale s bᵀ, s = z aᵀ, g = m inverse:
@@ -92,7 +89,7 @@ struct DoraLinearNode : Node {
     const Tensor& value = x.value();
     const Sink dm = m.sink();
     Tensor dv = backend.empty(Tag::Backward, dy.dtype(), dy.shape());
-    DoraPart part = whole(inverse, &m);
+    DoraPart part = whole(inverse, m);
     part.dm = dm.tensor, part.mode = dm.mode;
     backend.dora_kernels()->scale_columns_backward(dv, dy, v, {&part, 1});
     const Sink db = b.sink(), da = a.sink();
@@ -135,9 +132,8 @@ void dora_inverse_norms(const Tensor& inverse, const Tensor& w_sq, const Weight&
   else
     backend.matmul_nt(wa, GradMode::Write, 1.0, w.values(), a.compute());
   backend.matmul_nt(gram, GradMode::Write, 1.0, a.compute(), a.compute());
-  DoraPart part = whole(inverse);
-  part.w_sq = w_sq, part.rank = R;
-  backend.dora_kernels()->inverse_norms({&part, 1}, wa, gram, b.compute(), scale);
+  const DoraNorms norms{inverse, w_sq, wa, gram, b.compute(), scale};
+  backend.dora_kernels()->inverse_norms({&norms, 1});
 }
 
 Var dora_linear(Tape& tape, const Var& x, const Weight& w, const Weight* bias, Parameter& a,
@@ -165,7 +161,7 @@ Var dora_linear(Tape& tape, const Var& x, const Weight& w, const Weight* bias, P
       subtract_from(z, x.value());
       backend.linear_forward(y, z, w);
     }
-    const DoraPart part = whole(inverse, &m);
+    const DoraPart part = whole(inverse, m);
     backend.dora_kernels()->scale_columns(y, v, dropout > 0 ? y : Tensor(), {&part, 1});
     if (bias) backend.add_bias(y, *bias);
   }
@@ -203,7 +199,7 @@ Var Dora::apply(Tape& tape, const Var& x, const FrozenLinear& base, Parameter& a
 void Dora::adapt(const Tensor& y, const FrozenLinear& base, const Parameter& a, const Parameter& b,
                  double scale) {
   update_norms(base, a, b, scale);
-  const DoraPart part = whole(inverse_, &m_);
+  const DoraPart part = whole(inverse_, m_);
   y.backend().dora_kernels()->scale_columns(y, y, {}, {&part, 1}, base.bias());
 }
 

@@ -28,6 +28,8 @@ Var normed_product(Tape& tape, const Var& x, const NormWeights& w, double eps,
 // h = x + o(attention(rope(q(n)), rope(k(n)), v(n))),  n = norm(x)
 Var Block::joined_attention_half(Tape& tape, const Var& x, const BlockInput& in) {
   const auto& [qkv, o, gate_up, down] = *joined_;
+  const auto given = [](const auto& f) { return f ? &*f : nullptr; };
+  update_norms(tape.backend(), {given(qkv), given(o), given(gate_up), given(down)});
   const std::int64_t margin = JoinedProjections::thin_of(o);
   Var attended;
   if (qkv) {

@@ -12,13 +12,18 @@
 
 namespace lk {
 
-// Rows [begin, end) of W, which are columns of y, and columns [column, column + rank) of the thin
-// matrices. Parts lie in order; what a call doesn't read may be undefined. The vectors are of the
-// part's rows.
+// The row norms of one projection, with N rows and rank R.
+struct DoraNorms {
+  Tensor inverse;      // (N), 1 / |row of W + s B A|
+  Tensor w_sq;         // (N), |row of W|^2
+  Tensor wa, gram, b;  // (N,R) = W Aᵀ, (R,R) = A Aᵀ and (N,R)
+  double scale = 1;    // s
+};
+
+// Rows [begin, end) of W, which are columns of y. Parts lie in order; what a call doesn't read may be
+// undefined. The vectors are of the part's rows.
 struct DoraPart {
   std::int64_t begin = 0, end = 0;
-  std::int64_t column = 0, rank = 0;
-  Tensor w_sq = {};     // |row of W|^2
   Tensor m = {};        // magnitudes
   Tensor inverse = {};  // 1 / |row of W + s B A|
   Tensor dm = {};       // m's gradient, written or added to
@@ -31,12 +36,10 @@ class DoraKernels {
   DoraKernels(const DoraKernels&) = delete;
   DoraKernels& operator=(const DoraKernels&) = delete;
 
-  // inverse_n = 1 / |row n of W + s B A| of each part, or 0 where that row is zero. With wa (N,S) =
-  // W Aᵀ, gram (S,S) = A Aᵀ and b (N,S), the row's square is, over the part's thin columns r and q,
+  // inverse_n = 1 / |row n of W + s B A| of each projection, or 0 where that row is zero. Its square is
   //   w_sq_n + 2 s sum_r wa_nr b_nr + s^2 sum_rq b_nr gram_rq b_nq
   // so no matrix as large as W is made.
-  virtual void inverse_norms(std::span<const DoraPart> parts, const Tensor& wa, const Tensor& gram,
-                             const Tensor& b, double s) = 0;
+  virtual void inverse_norms(std::span<const DoraNorms> all) = 0;
   // y (T,N) = m inverse x (T,N) + addend (T,N), or + 0 if undefined, column by column; a column of no
   // part is only added to. y may be x. With `shift` (N) there is no addend, and
   // y = m inverse (x - shift) + shift.
@@ -65,8 +68,7 @@ class DoraKernels {
 class NoDoraKernels final : public DoraKernels {
  public:
   explicit NoDoraKernels(std::int64_t& weight_gradients) : DoraKernels(weight_gradients) {}
-  void inverse_norms(std::span<const DoraPart>, const Tensor&, const Tensor&, const Tensor&,
-                     double) override {}
+  void inverse_norms(std::span<const DoraNorms>) override {}
   void scale_columns(const Tensor&, const Tensor&, const Tensor&, std::span<const DoraPart>,
                      const Weight*) override {}
 

@@ -51,21 +51,9 @@ std::vector<DoraPart> dora_parts(const JoinedLinear& f) {
     if (p.m)
       parts.push_back({.begin = p.begin,
                        .end = p.end,
-                       .column = p.column,
-                       .rank = p.rank,
-                       .w_sq = p.w_sq,
                        .m = p.m->value(),
                        .inverse = p.inverse});
   return parts;
-}
-
-// 1 / |row of W + s B A| of each part with a magnitude, as lora/dora.h has it of one projection.
-void update_norms(Backend& backend, const JoinedLinear& f, std::span<const DoraPart> parts) {
-  Tensor products =
-      backend.empty(Tag::Workspace, stat_dtype(f.a().dtype()), {f.out + f.thin, f.thin});
-  f.times_a(products);
-  backend.dora_kernels()->inverse_norms(parts, products.slice_rows(0, f.out),
-                                        products.slice_rows(f.out, f.out + f.thin), f.b(), f.scale);
 }
 
 // What a product makes of x: y, and v if it isn't y's own values and a backward reads it.
@@ -86,11 +74,9 @@ Product forward(Tape& tape, const Tensor& x, const JoinedLinear& f, std::int64_t
   Tensor y = tape.activation(x.dtype(), {x.rows(), f.out}, margin), v;
   if (f.scales_columns()) {
     v = tape.activation(x.dtype(), {x.rows(), f.out});
-    const std::vector<DoraPart> parts = dora_parts(f);
-    update_norms(backend, f, parts);
     f.times_wb(v, xs, {});
     if (output == Output::Unread) return {y, v};
-    backend.dora_kernels()->scale_columns(y, v, addend ? addend->value() : Tensor(), parts);
+    backend.dora_kernels()->scale_columns(y, v, addend ? addend->value() : Tensor(), dora_parts(f));
   } else {
     if (output == Output::Unread) return {y, {}};
     f.times_wb(y, xs, addend ? addend->value() : Tensor());
@@ -215,6 +201,25 @@ ThinShape JoinedLinear::thin_shape() const {
   for (const Part& p : parts)
     if (p.a) shape.parts.push_back({p.begin, p.end, p.column, p.rank});
   return shape;
+}
+
+void update_norms(Backend& backend, std::initializer_list<const JoinedLinear*> joined) {
+  std::vector<DoraNorms> norms;
+  for (const JoinedLinear* f : joined) {
+    if (!f || !f->scales_columns()) continue;
+    Tensor products =
+        backend.empty(Tag::Workspace, stat_dtype(f->a().dtype()), {f->out + f->thin, f->thin});
+    f->times_a(products);
+    for (const JoinedLinear::Part& p : f->parts) {
+      if (!p.m) continue;
+      const std::int64_t column = p.column, end = p.column + p.rank;
+      norms.push_back({p.inverse, p.w_sq,
+                       products.slice_rows(p.begin, p.end).slice_cols(column, end),
+                       products.slice_rows(f->out + column, f->out + end).slice_cols(column, end),
+                       f->b().slice_rows(p.begin, p.end).slice_cols(column, end), f->scale});
+    }
+  }
+  if (!norms.empty()) backend.dora_kernels()->inverse_norms(norms);
 }
 
 std::vector<Fp8Part> JoinedLinear::fp8_parts() const {

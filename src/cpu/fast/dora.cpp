@@ -75,21 +75,13 @@ class CpuDoraKernels final : public DoraKernels {
  public:
   explicit CpuDoraKernels(std::int64_t& weight_gradients) : DoraKernels(weight_gradients) {}
 
-  void inverse_norms(std::span<const DoraPart> parts, const Tensor& wa, const Tensor& gram,
-                     const Tensor& b, double s) override {
-    dispatch_float(b.dtype(), [&]<class T>() {
-      using A = accumulate_t<T>;
-      for (const DoraPart& p : parts) {
-        const std::int64_t last = p.column + p.rank;
-        const auto ours = [&](const Tensor& t, std::int64_t begin, std::int64_t end) {
-          return t.slice_rows(begin, end).slice_cols(p.column, last);
-        };
-        inverse_norms_plain<T>(p.inverse.data<A>(), p.w_sq.data<A>(),
-                               matrix<A>(ours(wa, p.begin, p.end)),
-                               matrix<A>(ours(gram, p.column, last)),
-                               matrix<T>(ours(b, p.begin, p.end)), static_cast<A>(s));
-      }
-    });
+  void inverse_norms(std::span<const DoraNorms> all) override {
+    for (const DoraNorms& n : all)
+      dispatch_float(n.b.dtype(), [&]<class T>() {
+        using A = accumulate_t<T>;
+        inverse_norms_plain<T>(n.inverse.data<A>(), n.w_sq.data<A>(), matrix<A>(n.wa),
+                               matrix<A>(n.gram), matrix<T>(n.b), static_cast<A>(n.scale));
+      });
   }
   void scale_columns(const Tensor& y, const Tensor& x, const Tensor& addend,
                      std::span<const DoraPart> parts, const Weight* shift) override {

@@ -1,9 +1,9 @@
 // DoRA's kernels: row norms of W + s B A, columns times m / norm, and that product's backward.
 //
-// Shapes     y, x, dy, dv, v (T,N); m, inverse, w_sq, dm of a part's rows; wa (N,S), gram (S,S),
-//            b (N,S)
-// Plan       One launch serves all parts that lie side by side. inverse_norms: eight lanes per
-//            row. scale_columns and its backward: a block walks 64 tokens of up to 32
+// Shapes     y, x, dy, dv, v (T,N); m, inverse, w_sq, dm of a part's rows; wa (N,R), gram (R,R),
+//            b (N,R)
+// Plan       One launch serves all parts that lie side by side. inverse_norms: one launch for all
+//            projections of a layer, eight lanes per row. scale_columns and its backward: a block walks 64 tokens of up to 32
 //            packs of columns, a thread some of the tokens of one pack, with its factors in registers;
 //            the backward writes the block's sums of dy v, and a second launch adds the blocks'.
 // Bytes      each matrix once; w_sq, wa and b once; partial sums are N T / 16 bytes
@@ -21,15 +21,14 @@ constexpr int kTokens = 64;                                       // that a bloc
 constexpr int kInFlight = 4;                                      // tokens of a thread at a time
 constexpr int kNormLanes = 8, kNormRows = kThreads / kNormLanes;  // of a row; of a block
 constexpr i64 kMostStagedRank = 64;
-constexpr int kMostParts = 4;
+constexpr int kMostParts = 4, kMostNorms = 8;  // of a launch
 
 // The parts as kernels see them; their vectors are read at a column less the part's first.
 struct Parts {
   struct Part {
     i64 begin, end;
-    int column, rank;
-    const float *w_sq, *m;
-    float *inverse, *dm;
+    const float *m, *inverse;
+    float* dm;
     bool accumulate;
   };
   int n;
@@ -63,9 +62,6 @@ Parts arguments(std::span<const DoraPart> parts) {
     const DoraPart& p = parts[i];
     all.part[i] = {.begin = p.begin,
                    .end = p.end,
-                   .column = static_cast<int>(p.column),
-                   .rank = static_cast<int>(p.rank),
-                   .w_sq = pointer(p.w_sq),
                    .m = pointer(p.m),
                    .inverse = pointer(p.inverse),
                    .dm = pointer(p.dm),
@@ -80,48 +76,59 @@ bool whole_packs(std::span<const DoraPart> parts, i64 width) {
                      [&](const DoraPart& p) { return p.begin % width == 0 && p.end % width == 0; });
 }
 
-// Block (x, y): kNormRows rows of part y, each by kNormLanes neighbouring lanes. With kStaged those of b,
-// and the part's share of gram, wait in shared memory.
+// The row norms of several projections.
+template <class T>
+struct Norms {
+  struct Of {
+    float* inverse;
+    const float* w_sq;
+    Matrix<const float> wa, gram;
+    Matrix<const T> b;
+    float s;
+    int rank;
+    i64 rows;
+  };
+  Of of[kMostNorms];
+};
+
+// Block (x, y): kNormRows rows of projection y, each by kNormLanes neighbouring lanes. With kStaged those
+// of b, and gram, wait in shared memory.
 template <class T, bool kStaged>
 __global__ void __launch_bounds__(kThreads)
-    inverse_norms_kernel(const __grid_constant__ Parts parts, Matrix<const float> wa,
-                         Matrix<const float> gram, Matrix<const T> b, float s) {
+    inverse_norms_kernel(const __grid_constant__ Norms<T> all) {
   extern __shared__ float shared[];
-  const Parts::Part& p = parts.part[blockIdx.y];
-  const i64 first = p.begin + static_cast<i64>(blockIdx.x) * kNormRows;
-  if (first >= p.end) return;
+  const auto& p = all.of[blockIdx.y];
+  const i64 first = static_cast<i64>(blockIdx.x) * kNormRows;
+  if (first >= p.rows) return;
   const int rank = p.rank, thread = static_cast<int>(threadIdx.x);
   const int lane = thread % kNormLanes, row = thread / kNormLanes;
-  const i64 n = min(first + row, p.end - 1);
-  const float w_sq = p.w_sq[n - p.begin];
+  const i64 n = min(first + row, p.rows - 1);
+  const float w_sq = p.w_sq[n];
   float *rows = shared, *factors = shared + kNormRows * rank;
   if constexpr (kStaged) {
     for (int i = thread; i < kNormRows * rank; i += kThreads)
-      rows[i] = to_float(*b.at(min(first + i / rank, p.end - 1), p.column + i % rank));
+      rows[i] = to_float(*p.b.at(min(first + i / rank, p.rows - 1), i % rank));
     for (int i = thread; i < rank * rank; i += kThreads)
-      factors[i] = *gram.at(p.column + i / rank, p.column + i % rank);
+      factors[i] = *p.gram.at(i / rank, i % rank);
     __syncthreads();
   }
-  const auto of_b = [&](int r) {
-    return kStaged ? rows[row * rank + r] : to_float(*b.at(n, p.column + r));
-  };
+  const auto of_b = [&](int r) { return kStaged ? rows[row * rank + r] : to_float(*p.b.at(n, r)); };
   float cross = 0.0f, square = 0.0f;
   for (int r = lane; r < rank; r += kNormLanes) {
-    cross = fmaf(*wa.at(n, p.column + r), of_b(r), cross);
+    cross = fmaf(*p.wa.at(n, r), of_b(r), cross);
     float sum = 0.0f;
 #pragma unroll 8
     for (int q = 0; q < rank; ++q)
-      sum = fmaf(kStaged ? factors[q * rank + r] : *gram.at(p.column + q, p.column + r), of_b(q),
-                 sum);
+      sum = fmaf(kStaged ? factors[q * rank + r] : *p.gram.at(q, r), of_b(q), sum);
     square = fmaf(of_b(r), sum, square);
   }
-  float added = 2.0f * s * cross + s * s * square;
+  float added = 2.0f * p.s * cross + p.s * p.s * square;
 #pragma unroll
   for (int lanes = kNormLanes / 2; lanes > 0; lanes /= 2)
     added += __shfl_xor_sync(~0u, added, lanes);
-  if (lane != 0 || first + row >= p.end) return;
+  if (lane != 0 || first + row >= p.rows) return;
   const float norm_sq = w_sq + added;
-  p.inverse[n - p.begin] = norm_sq > 0.0f ? 1.0f / sqrtf(norm_sq) : 0.0f;
+  p.inverse[n] = norm_sq > 0.0f ? 1.0f / sqrtf(norm_sq) : 0.0f;
 }
 
 // How a block walks: so many packs side by side that whole blocks cover a row, or nearly, and tokens
@@ -266,20 +273,34 @@ __global__ void __launch_bounds__(32 * kWarps)
 
 }  // namespace
 
-void CudaDoraKernels::inverse_norms(std::span<const DoraPart> parts, const Tensor& wa,
-                                    const Tensor& gram, const Tensor& b, double s) {
+void CudaDoraKernels::inverse_norms(std::span<const DoraNorms> all) {
+  if (all.size() > kMostNorms) {
+    inverse_norms(all.subspan(kMostNorms));
+    all = all.first(kMostNorms);
+  }
+  if (all.empty()) return;
   i64 rank = 0, rows = 0;
-  for (const DoraPart& p : parts)
-    rank = std::max(rank, p.rank), rows = std::max(rows, p.end - p.begin);
+  for (const DoraNorms& n : all)
+    rank = std::max(rank, n.gram.rows()), rows = std::max(rows, n.wa.rows());
   const bool staged = rank <= kMostStagedRank;
   const i64 floats = staged ? (kNormRows + rank) * rank : 0;
-  dispatch_device(b.dtype(), [&]<class T>() {
+  dispatch_device(all[0].b.dtype(), [&]<class T>() {
     using D = device_t<T>;
+    Norms<D> norms{};
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      const DoraNorms& n = all[i];
+      norms.of[i] = {.inverse = n.inverse.data<float>(),
+                     .w_sq = n.w_sq.data<float>(),
+                     .wa = const_matrix<float>(n.wa),
+                     .gram = const_matrix<float>(n.gram),
+                     .b = const_matrix<T>(n.b),
+                     .s = static_cast<float>(n.scale),
+                     .rank = static_cast<int>(n.gram.rows()),
+                     .rows = n.wa.rows()};
+    }
     launch("inverse_norms", staged ? inverse_norms_kernel<D, true> : inverse_norms_kernel<D, false>,
-           grid_of(ceil_div(rows, kNormRows), std::ssize(parts)), dim3(kThreads),
-           static_cast<std::size_t>(floats) * sizeof(float), backend_.stream(), arguments(parts),
-           const_matrix<float>(wa), const_matrix<float>(gram), const_matrix<T>(b),
-           static_cast<float>(s));
+           grid_of(ceil_div(rows, kNormRows), std::ssize(all)), dim3(kThreads),
+           static_cast<std::size_t>(floats) * sizeof(float), backend_.stream(), norms);
   });
 }
 

@@ -11,8 +11,7 @@ class CudaDoraKernels final : public DoraKernels {
   CudaDoraKernels(CudaBackend& backend, std::int64_t& weight_gradients)
       : DoraKernels(weight_gradients), backend_(backend) {}
 
-  void inverse_norms(std::span<const DoraPart> parts, const Tensor& wa, const Tensor& gram,
-                     const Tensor& b, double s) override;
+  void inverse_norms(std::span<const DoraNorms> all) override;
   void scale_columns(const Tensor& y, const Tensor& x, const Tensor& addend,
                      std::span<const DoraPart> parts, const Weight* shift) override;
 
