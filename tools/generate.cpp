@@ -95,10 +95,8 @@ void answer_all(const Settings& s, InferenceModel& m, const std::vector<PromptRo
   }
   const std::int64_t groups = generation_groups(std::ssize(requests), s.sampling.beams, s.batch);
   if (groups < world->size())
-    program::message(concat("warning: ", requests.size(), " prompts, ", s.batch,
-                            " at a time (--batch), "
-                            "are ",
-                            groups, " groups for ", world->size(),
+    program::message(concat("warning: ", requests.size(), " prompts in batches of `batch` ",
+                            s.batch, " are ", groups, " groups for ", world->size(),
                             " processes: ", world->size() - groups, " of them compute nothing"));
   generate_shared(*world, generator, requests, events.on_done);
 }

@@ -1,4 +1,4 @@
-// Inference that several processes share, each with the whole model.
+// Inference that several processes share, each with the whole model (docs/several-gpus.md).
 //
 // Note [Groups of prompts]. Which prompts are in a batch may decide the last bits of a product (Note
 // [Batch independence] in nn/generate.h), so prompts are shared out in groups that know nothing of
@@ -29,7 +29,8 @@ std::vector<Generation> generate_shared(
     const std::function<void(std::size_t, const Generation&)>& on_done = {});
 
 // Throws UsageError if a process was given other `settings` than process 0, or computes another loss
-// of a few tokens: it has other weights, another precision or a processor of another kind.
+// of a few tokens: it has other weights, another precision or a processor of another kind. Adapters
+// that prompts choose by name have no part in that loss.
 void require_same_inference(World& world, Transformer& model, const Json& settings);
 
 }  // namespace lk
