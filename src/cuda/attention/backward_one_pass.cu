@@ -15,8 +15,8 @@
 //            one, and read: from L2
 // Numbers    F32 sums; p and ds are rounded to BF16 as operands; dq is summed over blocks of keys in their
 //            order
-// Limits     one block per multiprocessor; few keys in all leave multiprocessors idle, which clusters of
-//            the two passes don't
+// Limits     one block per multiprocessor; few keys in all would leave multiprocessors idle, which clusters
+//            of the two passes don't: backward_sums() in scratch.h chooses
 #include "cuda/attention/backward_wgmma.cuh"
 #include "cuda/scratch.h"
 #include "cuda/specialised.cuh"
@@ -48,7 +48,7 @@ template <int D>
 struct Plan {
   static constexpr int kConsumers = 2 * kWarpgroup, kThreads = kWarpgroup + kConsumers;
   static constexpr int kLoaders = 64, kWriter = kLoaders;  // threads of warpgroup 0
-  static constexpr int kKeys = 128, kQueries = D == 64 ? 128 : 64, kStages = 2;
+  static constexpr int kKeys = kOnePassKeys, kQueries = D == 64 ? 128 : 64, kStages = 2;
   using Own = PanelTile<kKeys, D>;
   using Passing = PanelTile<kQueries, D>;
   using Scores = PanelTile<kQueries, kKeys>;
