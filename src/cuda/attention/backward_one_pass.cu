@@ -7,9 +7,8 @@
 //            them, 64 at a time (128 at D = 64). Warps have tasks, after Shah et al., "FlashAttention-3",
 //            2024: two copy the tiles that pass by; two warpgroups hold 64 keys each, with dK and dV in
 //            registers, and compute Sᵀ, dPᵀ and dSᵀ as the two passes do. They leave dS in shared memory
-//            and multiply it by all 128 keys: each makes half of the tile's share of dq. One thread adds
-//            it to the tile's sum in global memory. While a warpgroup waits for dq and dK of a tile, S of
-//            the next runs.
+//            and multiply it by all 128 keys: each makes half of the tile's share of dq, and leaves it
+//            while dK is computed. One thread adds it to the tile's sum in global memory.
 // Order      Note [Turns]
 // Bytes      q, dout once per block of keys, and dq's F32 sums written, added to by every block but
 //            one, and read: from L2
