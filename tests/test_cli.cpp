@@ -305,10 +305,17 @@ TEST_CASE("generate: rows name their adapters, unknown names are input errors, -
     const Result r = run(base + "--prompts " + (f / "more.jsonl"));
     CHECK_MESSAGE(r.status == status, more, ": ", r.out);
   }
+  // A prompt that the model can't take is named by its line, and is the file's fault.
+  for (const std::string& prompt : {std::string(), std::string(60'000, '7')}) {
+    std::ofstream(f / "more.jsonl") << "{\"prompt\":\"x\"}\n\n{\"prompt\":\"" << prompt << "\"}\n";
+    const Result r = run(base + "--prompts " + (f / "more.jsonl"));
+    CHECK(r.status == 3);
+    CHECK_MESSAGE(r.out.find("more.jsonl:3: ") != std::string::npos, r.out);
+  }
   CHECK(run(both + " --adapter a=" + (f / "one") + " --prompt x").status == 2);
   CHECK(run(both + " --adapter " + (f / "one") + " --prompt x").status == 2);
   for (const char* bad : {"--top-p 0", "--min-p 2", "--repetition-penalty 0", "--batch 0",
-                          "--stop ''", "--max-tokens 0"})
+                          "--stop ''", "--max-tokens 0", "--template chatml", "--adapter ''"})
     CHECK(run(base + "--prompt x " + bad).status == 2);
 
   const std::string chat = base + "--chat --template chatml ";

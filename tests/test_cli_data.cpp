@@ -78,9 +78,10 @@ TEST_CASE("a CSV of questions and answers is trained on, evaluated and answered 
   CHECK(read_file(f / "run/adapter_model.safetensors", 1 << 24) ==
         read_file(f / "again/adapter_model.safetensors", 1 << 24));
 
-  const std::string evaluate = "evaluate --device cpu --seq-len 256 --rows 2 --max-tokens 2" + data;
+  const std::string evaluate = "evaluate --device cpu --seq-len 256 --rows 2" + data;
   CHECK(run_program(evaluate + kChat + system).status == 0);
-  r = run_program(evaluate + kChat + system + " --generate --predictions " + (f / "p.jsonl"));
+  r = run_program(evaluate + kChat + system + " --generate --max-tokens 2 --predictions " +
+                  (f / "p.jsonl"));
   CHECK_MESSAGE(r.status == 0, r.out);
   CHECK(says(r, "\"bleu\""));
   CHECK(read_file(f / "p.jsonl", 1 << 20).find("system\\nBe kind.<|im_end|>") != std::string::npos);
@@ -100,6 +101,8 @@ TEST_CASE("a CSV of questions and answers is trained on, evaluated and answered 
         {std::string(" --columns prompt=Question,completion=answer"), 3, "did you mean question?"},
         {std::string(" --columns promt=question"), 2, "did you mean prompt?"},
         {" --columns prompt=question,completion=answer" + system, 2, "--system"},
+        {std::string(" --template chatml --columns prompt=question,completion=answer"), 2,
+         "--template"},
         {kChat + " --system ''", 2, "--system"}}) {
     CAPTURE(flags);
     r = finetune(data + flags + " --out " + (f / "refused"));
@@ -136,9 +139,9 @@ TEST_CASE("an adapter of chats says how to be asked, and warns where it is asked
             .find("adapter t=" + (f / "text") + " was trained on plain text") != std::string::npos);
   CHECK(warns(ask + (f / "text")) == "");
   const std::string evaluate =
-      "evaluate --device cpu --seq-len 256 --rows 2 --max-tokens 1" + data + " --adapter ";
+      "evaluate --device cpu --seq-len 256 --rows 2" + data + " --adapter ";
   const std::string plain = " --columns prompt=question,completion=answer";
-  for (const char* generate : {"", " --generate"}) {
+  for (const char* generate : {"", " --generate --max-tokens 1"}) {
     CHECK(warns(evaluate + (f / "chats") + plain + generate).find("plain text") !=
           std::string::npos);
     CHECK(warns(evaluate + (f / "chats") + kChat + generate).find("--system 'Be kind.'") !=

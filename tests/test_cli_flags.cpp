@@ -203,6 +203,11 @@ TEST_CASE("LoRA's variants: what can't be is refused before anything is read, by
       {"--init pisa", "--init"},
       {"--dora --init pissa", "--dora"},
       {"--rslora --init-adapter x", "--init-adapter"},
+      {"--targets q_proj --init-adapter x", "--init-adapter"},
+      {"--method lora,ia3", "--method lora,ia3"},
+      {"--method bitfit,prompt,lora", "--method bitfit,prompt,lora"},
+      {"--init-adapter ''", "--init-adapter"},
+      {"--template ''", "--template"},
   };
   for (const auto& [flags, part] : wrong) {
     CAPTURE(flags);

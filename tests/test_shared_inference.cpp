@@ -130,6 +130,14 @@ TEST_CASE("processes without a group of prompts are named; what can't be shared 
   refused("evaluate --data none", 3, "none");
   refused("generate --prompts chats.jsonl", 3, "\"messages\"");
   refused("evaluate --generate --predictions answers --data " + kTinyRows, 2, "answers");
+  for (const char* flag : {"--batch 2", "--max-tokens 2"})
+    refused(concat("evaluate ", flag, " --data ", kTinyRows), 2, "nothing is generated");
+  for (const char* flag : {"--truncate", "--long-rows skip", "--skip-bad-rows"})
+    refused(concat("evaluate --generate ", flag, " --data ", kTinyRows), 2, "loss is computed");
+  refused("evaluate --adapter '' --data " + kTinyRows, 2, "--adapter: the value is empty");
+  f.scratch.write("long.jsonl",
+                  "{\"prompt\":\"a\"}\n\n" + uneven_rows(1, "") + "{\"prompt\":\"\"}");
+  refused("generate --prompts long.jsonl", 3, "long.jsonl:4: ");
   refused("evaluate --peer-timeout 0 --data " + kTinyRows, 2, "--peer-timeout");
 }
 

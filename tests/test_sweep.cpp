@@ -97,8 +97,10 @@ TEST_CASE("what a sweep can't be is refused by name before anything is loaded") 
   refused("packing=true", "--packing takes no value");
   refused("rank=1;lora-r=2", "--rank is given twice");
   refused("rank=1,1", "given twice");
+  refused("rank=1,2;lr=1e-3,0.001", "rank=1_lr=1e-3 and rank=1_lr=0.001 have the same settings");
   refused("rank=", "empty value");
-  refused("", "FLAG=VALUE");
+  refused("", "--sweep: the value is empty");
+  refused("rank", "FLAG=VALUE");
   refused("rank=1,x", "'x' is not a whole number");
   refused("rank=1,0", "must be at least 1");
   refused("rank=1,2", "--rank is also given alone", "--rank 3");
@@ -154,4 +156,8 @@ TEST_CASE("a sweep that was stopped or lost a trial goes on to what it would hav
   const auto other =
       f.run("cut", "--resume --steps 301 --samples 0 --seq-len 64 --sweep 'rank=1,2,3'");
   CHECK_MESSAGE(other.status == 2, other.out);
+  f.scratch.write("cut/sweep.json", "[]");
+  const auto damaged = f.run("cut", more + " --resume");
+  CHECK_MESSAGE(damaged.status == 3, damaged.out);
+  CHECK_MESSAGE(damaged.out.find("sweep.json: ") != std::string::npos, damaged.out);
 }

@@ -94,6 +94,28 @@ TEST_CASE("a worker that is killed fails its trial by name, the others are done,
     check_same_run(f / concat("sweep/", trial), f / concat("alone/", trial));
 }
 
+TEST_CASE("a signal to one worker fails its trial alone, and another process takes its place") {
+  Sweeps f;
+  const std::string more =
+      "--steps 3000 --save-every 50 --eval-every 0 --samples 0 --seq-len 64 "
+      "--processes 2 --sweep 'rank=1,2,4' ";
+  const auto r = run_shell(kShell + f.begin("sweep", more) + "for w in $(workers " + f / "sweep" +
+                           "); do kill -TERM $w; break; done; wait $P");
+  CHECK_MESSAGE(r.status == 4, r.out);
+  int failed = 0;
+  const Json trials = f.record("sweep")["trials"];
+  for (const Json& trial : trials) {
+    if (trial["state"] == "finished") continue;
+    ++failed;
+    CHECK(trial["state"] == "failed");
+    CHECK(trial["exit_code"] == 4);
+    CHECK(trial["error"] == "its process was told to stop by a signal");
+  }
+  CHECK(failed == 1);
+  const auto rest = f.run("sweep", "--resume " + more);
+  CHECK_MESSAGE(rest.status == 0, rest.out);
+}
+
 TEST_CASE("Ctrl-C ends all processes of a sweep, and it goes on") {
   Sweeps f;
   const std::string out = f / "sweep";

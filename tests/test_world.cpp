@@ -255,6 +255,7 @@ TEST_CASE("launchers' environments are understood, and what is wrong in them is 
 
   CHECK(refused({{"RANK", "8"}, {"WORLD_SIZE", "8"}}).find("RANK=8") == 0);
   CHECK(refused({{"RANK", "x"}, {"WORLD_SIZE", "8"}}).find("RANK=x") == 0);
+  CHECK(refused({{"RANK", "1"}, {"WORLD_SIZE", "1"}}).find("RANK=1") == 0);
   CHECK(refused({{"RANK", "1"}, {"WORLD_SIZE", "8"}}).find("MASTER_ADDR is not set") == 0);
   CHECK(refused({{"RANK", "1"}, {"WORLD_SIZE", "8"}, {"MASTER_ADDR", "a"}}).find("MASTER_PORT") ==
         0);

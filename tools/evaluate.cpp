@@ -59,6 +59,8 @@ void warn_of_use(const Settings& s, const AdapterUse& rows) {
 
 OrderedJson loss(const Settings& s, const ByteSource& data, InferenceModel& m, World& world) {
   Dataset rows = load_dataset(data, *m.tokenizer, s.chat_template, s.rows);
+  require(!s.chat_template || rows.chats > 0, "--template: the rows of ", s.data,
+          " are no chats, which it is for");
   program::message(concat(rows.path, ": ", rows.container, ", format ", rows.format, ", ",
                           rows.rows.size(), " rows"));
   for (const std::string& remark : rows.remarks()) program::message(remark);
@@ -192,6 +194,12 @@ void score(const CLI::App& app, Settings& s, World& world, bool in_groups) {
     throw UsageError("--predictions: nothing is generated; add --generate");
   if (kind != EvalKind::Generation && (s.sampling.beams > 1 || s.sampling.no_repeat_ngram > 0))
     throw UsageError("--beams, --no-repeat-ngram: nothing is generated; add --generate");
+  for (const char* flag : {"--max-tokens", "--batch"})
+    if (kind != EvalKind::Generation && app.count(flag) > 0)
+      throw UsageError(concat(flag, ": nothing is generated; add --generate"));
+  for (const char* flag : {"--long-rows", "--truncate", "--skip-bad-rows"})
+    if (kind != EvalKind::Loss && app.count(flag) > 0)
+      throw UsageError(concat(flag, ": is for rows whose loss is computed"));
   std::optional<StagedOutput> predictions;  // taken before the work, so that none is done in vain
   if (!s.predictions.empty() && world.leads())
     predictions.emplace(s.predictions, StagedOutput::Kind::File, std::uint64_t{0});

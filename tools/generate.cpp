@@ -59,6 +59,17 @@ std::vector<std::int32_t> prompt_ids(const InferenceModel& m,
   }
 }
 
+// Throws InputError for a row whose prompt the model can't take: empty, or too long.
+void check_prompts(const Generator& generator, const std::vector<PromptRow>& prompts,
+                   const std::vector<GenerationRequest>& requests) {
+  for (std::size_t i = 0; i < prompts.size(); ++i) try {
+      generator.check(std::span(&requests[i], 1));
+    } catch (const UsageError& e) {
+      if (prompts[i].where.empty()) throw;  // of --prompt
+      throw InputError(concat(prompts[i].where, ": ", e.what()));
+    }
+}
+
 // `world`: the processes that share the prompts; null: this one alone.
 void answer_all(const Settings& s, InferenceModel& m, const std::vector<PromptRow>& prompts,
                 World* world) {
@@ -89,6 +100,7 @@ void answer_all(const Settings& s, InferenceModel& m, const std::vector<PromptRo
     }
   };
   Generator generator(*m.model, m.tokenizer.get(), {.max_batch = s.batch});
+  check_prompts(generator, prompts, requests);
   if (!world) {
     generator.run(requests, events);
     return;
@@ -218,6 +230,7 @@ int main(int argc, char** argv) {
     if (!conversation && !s.prompt && s.prompts.empty())
       throw UsageError("give --prompt TEXT or --prompts FILE, or --chat for a conversation");
     if (s.system && !s.chat) throw UsageError("--system: is for --chat");
+    if (!s.chat_template.empty() && !s.chat) throw UsageError("--template: is for --chat");
     check_system_text(s.system);
     if (s.batch < 1) throw UsageError("--batch must be at least 1");
     check_sampling(s.sampling);

@@ -197,6 +197,11 @@ void parse(CLI::App& app, int argc, const char* const* argv, const std::vector<s
   args.insert(args.end(), more.begin(), more.end());
   std::reverse(args.begin(), args.end());  // as CLI11 takes them
   app.parse(args);
+  // As of a shell's variable that is not set: what a run does without the flag was not asked for.
+  for (const CLI::Option* option : app.get_options())
+    for (const std::string& value : option->results())
+      if (value.empty() && option->get_items_expected_max() > 0)
+        throw UsageError(concat(option->get_name(), ": the value is empty"));
 }
 
 std::int64_t parse_bytes(const std::string& text) {

@@ -86,8 +86,8 @@ std::optional<LaunchPlace> find_launch_place(const Environment& environment) {
     LaunchPlace place;
     place.by = names.by;
     place.size = reader.number(names.size, 1, kMostProcesses);
-    if (place.size == 1) continue;
     place.rank = reader.number(names.rank, 0, place.size - 1);
+    if (place.size == 1) continue;
     place.local_rank = reader.number(names.local_rank, 0, place.size - 1, place.rank);
     place.local_size = local_size(environment(names.local_size), place.size);
     find_address(place, names, reader, environment);

@@ -249,6 +249,11 @@ void check_methods(const std::vector<std::string>& names) {
             ": full trains all of the base's weights, which other methods need frozen: give it "
             "alone");
   }
+  const auto on_projections = std::count_if(names.begin(), names.end(), [](const auto& name) {
+    return name == "lora" || name == "bitfit" || name == "ia3";
+  });
+  require(on_projections <= 1, "`method` ", MethodConfig{names}.text(),
+          ": lora, bitfit and ia3 take the same place, that of a projection: give one of them");
 }
 
 std::unique_ptr<Method> make_method(Transformer& model, const MethodConfig& config) {

@@ -34,7 +34,25 @@ std::string rows_sha256(const std::vector<Row>& rows) {
 
 constexpr std::int64_t kVirtualTokens = 20;  // as in PEFT's examples
 
+// An adapter to start from comes with its rank, alpha and modules.
+void take_adapter(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in) {
+  in.init = open_adapter(s.init_adapter);
+  in.init_sha256 = sha256_file(s.init_adapter + "/" + kAdapterWeights);
+  LoraConfig& lora = in.methods.lora;
+  lora = in.init->config;
+  lora.shape.dropout = static_cast<float>(s.dropout);
+  lora.seed = s.seed;
+  const auto [rank, alpha] = std::pair(lora.shape.rank, lora.shape.alpha);
+  require(s.rank.value_or(rank) == rank, "`rank` ", s.rank.value_or(0), ": `init_adapter` ",
+          s.init_adapter, " has rank ", rank);
+  require(s.alpha.value_or(alpha) == alpha, "`alpha` ", s.alpha.value_or(0), ": `init_adapter` ",
+          s.init_adapter, " has alpha ", alpha);
+  s.rank = rank;
+  listener.message(concat("starting from ", s.init_adapter, ": ", summary(*in.init)));
+}
+
 void choose_lora(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in) {
+  if (!s.init_adapter.empty()) return take_adapter(s, listener, in);
   LoraConfig& lora = in.methods.lora;
   if (!s.rank) s.rank = default_rank(in.model->config());
   lora.shape = {*s.rank, s.alpha.value_or(static_cast<double>(*s.rank)),
@@ -44,14 +62,6 @@ void choose_lora(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in)
   lora.layers = s.layers;
   lora.init = s.init;
   apply_patterns(lora, in.model->config(), s.rank_pattern, s.alpha_pattern);
-  if (s.init_adapter.empty()) return;
-  in.init = open_adapter(s.init_adapter);
-  in.init_sha256 = sha256_file(s.init_adapter + "/" + kAdapterWeights);
-  const float dropout = lora.shape.dropout;
-  lora = in.init->config;  // an adapter comes with its rank, alpha and modules
-  lora.shape.dropout = dropout;
-  lora.seed = s.seed;
-  listener.message(concat("starting from ", s.init_adapter, ": ", summary(*in.init)));
 }
 
 void choose_methods(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in) {
@@ -189,6 +199,9 @@ void read_data(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in, F
     in.data.chats = rows->chats ? (*rows->chats ? std::ssize(in.data.rows) : 0) : -1;
     in.data.system = rows->system;
   }
+  // A run that goes on has the template that it began with, or is refused for that.
+  require(s.resume || !s.chat_template || in.data.chats != 0, "`template`: the rows of ", s.data,
+          " are no chats, which it is for");
   count_first_tokens(in.data, in.methods);
   if (rows && !rows->eval.empty()) {
     in.eval = dataset_of(std::move(rows->eval), *in.tokenizer, "evaluation rows in memory");

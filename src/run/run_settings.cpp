@@ -71,9 +71,9 @@ void validate_settings(const FinetuneSettings& s, bool own_rows) {
   const bool has_lora = std::find(s.methods.begin(), s.methods.end(), "lora") != s.methods.end();
   const bool shaped = s.rslora || s.dora || !s.layers.empty() || !s.rank_pattern.empty() ||
                       !s.alpha_pattern.empty() || s.init != LoraInit::Kaiming;
-  require(s.init_adapter.empty() || !shaped,
-          "`init_adapter` comes with its ranks, alphas and modules: `rslora`, `dora`, `layers`, "
-          "`rank_pattern`, `alpha_pattern` and `init` are for a new adapter");
+  require(s.init_adapter.empty() || (!shaped && s.targets.empty()),
+          "`init_adapter` comes with its ranks, alphas and modules: `targets`, `rslora`, `dora`, "
+          "`layers`, `rank_pattern`, `alpha_pattern` and `init` are for a new adapter");
   require(
       has_lora || (!shaped && !s.loraplus_ratio),
       "`rslora`, `dora`, `layers`, `rank_pattern`, `alpha_pattern`, `init` and `loraplus_ratio` "

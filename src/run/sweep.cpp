@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <deque>
+#include <map>
 #include <set>
 #include <sstream>
 
@@ -108,7 +109,7 @@ class Sweep {
     record_ = {
         {"version", kVersion}, {"model", trials_[0].settings.model}, {"trials", Json::array()}};
     std::set<std::string> known;
-    if (before.is_object()) {
+    if (!before.is_null()) {
       const Json& all = json_at(before, "trials", path());
       for (const Json& old : all) known.insert(json_string(old, "name", path()));
     }
@@ -218,6 +219,12 @@ void place_trials(const SweepSettings& settings, std::vector<SweepTrial>& trials
                 s.base_precision == first.base_precision && s.keep_dense == first.keep_dense &&
                 s.fp8_products == first.fp8_products && s.verify_base == first.verify_base,
             "a sweep's trials have one base and the same data");
+  }
+  std::map<std::vector<std::string>, const SweepTrial*> known;
+  for (const SweepTrial& t : trials) {
+    const auto [same, is_new] = known.emplace(requested(t.settings), &t);
+    require(is_new, "`sweep`: the trials ", same->second->name, " and ", t.name,
+            " have the same settings");
   }
   FinetuneSettings whole = first;
   whole.out = settings.out;

@@ -16,6 +16,7 @@ namespace lk {
 namespace {
 
 constexpr int kLookMs = 100;  // how often the sweep looks whether it is to stop
+constexpr const char* kStopped = "stopped";
 
 // Passes a worker's messages on to the sweep's process.
 struct DistantListener : FinetuneListener {
@@ -35,7 +36,7 @@ TrialOutcome run_trial(const SweepTrial& trial, bool resume, SharedBase& base,
   settings.resume = resume && exists(settings.out);
   try {
     const FinetuneResult r = finetune(settings, base, listener, stop);
-    return {r.signal ? "stopped" : "finished"};
+    return {r.signal ? kStopped : "finished"};
   } catch (const Error& e) {
     return {"failed", static_cast<int>(e.code()), e.what()};
   } catch (const std::bad_alloc&) {
@@ -57,6 +58,7 @@ void serve_sweep(const SweepSettings& settings, std::vector<SweepTrial> trials,
         run_trial(trials[static_cast<std::size_t>(i)], settings.resume, base, listener, stop);
     channel.send(json_text(Json{
         {"state", outcome.state}, {"exit_code", outcome.exit_code}, {"error", outcome.error}}));
+    if (outcome.state == kStopped) return;  // so would be all further trials
   }
 }
 
@@ -121,9 +123,16 @@ std::optional<TrialOutcome> SweepWorkers::listen(Worker& worker) {
       listener_.message(concat(name, ": ", json_string(report, "message", where)));
       continue;
     }
-    return TrialOutcome{json_string(report, "state", where),
-                        static_cast<int>(json_int(report, "exit_code", 0, 255, where)),
-                        json_string(report, "error", where)};
+    TrialOutcome outcome{json_string(report, "state", where),
+                         static_cast<int>(json_int(report, "exit_code", 0, 255, where)),
+                         json_string(report, "error", where)};
+    if (outcome.state != kStopped || stop_.load() != 0) return outcome;
+    // A signal to this worker alone does not stop the sweep: its trial fails, as if it was killed.
+    worker.process->wait();
+    worker.process.reset();
+    worker.channel = {};
+    return TrialOutcome{"failed", static_cast<int>(ExitCode::Io),
+                        "its process was told to stop by a signal"};
   }
   if (!worker.channel.closed()) return std::nullopt;
   return lost(worker);
@@ -134,7 +143,7 @@ TrialOutcome SweepWorkers::lost(Worker& worker) {
   const ProcessEnd end = worker.process->wait();
   worker.process.reset();
   worker.channel = {};
-  if (end.signal != 0 && end.signal == stop_.load()) return {"stopped"};  // before it was ready
+  if (end.signal != 0 && end.signal == stop_.load()) return {kStopped};  // before it was ready
   // One that ended as if all were well must not have.
   const int code = end.signal ? static_cast<int>(ExitCode::Io) : std::max(end.code, 1);
   return {"failed", code, concat("its process ", how_it_ended(end))};

@@ -27,7 +27,8 @@ struct TrialOutcome {
 TrialOutcome run_trial(const SweepTrial& trial, bool resume, SharedBase& base,
                        FinetuneListener& listener, const std::atomic<int>& stop);
 
-// Hands trials to workers. A worker that dies fails its trial, and another process takes its place.
+// Hands trials to workers. A worker that dies, or that is told to stop while the sweep is not, fails its
+// trial, and another process takes its place.
 class SweepWorkers {
  public:
   using Trials = const std::vector<SweepTrial>&;

@@ -88,6 +88,7 @@ std::vector<ChoiceRow> load_choices(const ByteSource& data, const Tokenizer& tok
                                     const EvalRowOptions& options) {
   std::vector<ChoiceRow> rows;
   if (options.system) throw UsageError("`system`: rows with choices are no chats");
+  if (options.chat_template) throw UsageError("`template`: rows with choices are no chats");
   for_each_renamed_row(
       data, options.columns, [&](const OrderedJson& object, const std::string& where) {
         refuse_unused(object, options.columns, {"prompt", "choices", "answer"},
@@ -149,6 +150,8 @@ class ReferenceReader {
     const Json json(object);
     if (options_.system)
       throw UsageError(concat("`system`: ", where, " is no chat but a plain prompt"));
+    if (options_.chat_template)
+      throw UsageError(concat("`template`: ", where, " is no chat but a plain prompt"));
     ReferenceRow row;
     row.prompt = json_string(json, "prompt", where);
     if (!json.contains("references") && json.contains("completion"))
