@@ -34,11 +34,10 @@ namespace {
 using namespace lk;
 using Clock = std::chrono::steady_clock;
 
-constexpr std::int64_t kPeerTimeout = 600;  // seconds
-
 struct Settings {
   std::string shape = "smollm2-135m", config, model, targets = "all-linear", device = "auto",
-              dtype = "auto", base_precision = "auto", keep_dense, fp8_products = "auto", processes;
+              dtype = "auto", base_precision = "auto", keep_dense, fp8_products = "auto";
+  program::ProcessFlags processes;
   std::string memory;   // a budget; if given, recompute is chosen to fit it
   Recompute recompute;  // what is computed again instead of kept
   std::int64_t batch = 2, seq_len = 256, rank = 8, steps = 10, warmup = 4;
@@ -464,21 +463,14 @@ int main(int argc, char** argv) {
   auto* way = app.add_option("--recompute", recompute, program::kRecomputeHelp);
   app.add_option("--memory", s.memory, program::kMemoryHelp)->excludes(way);
   app.add_flag("--no-record", s.no_record, "launch every kernel by itself: no CUDA graph");
-  app.add_option("--processes", s.processes,
-                 "N or all: processes that share each step, with a micro-batch of --batch each");
+  s.processes.add(app,
+                  "N or all: processes that share each step, with a micro-batch of --batch each");
   app.add_flag("--profile", s.profile, "one more step: time by op family, share of its roof");
   return program::run(app, argc, argv, [&] {
     s.recompute = parse_recompute(recompute);
-    const std::optional<LaunchPlace> place = program::launch_place();
-    if (!place && !s.processes.empty())
-      if (const int n = program::process_count(s.processes, s.device); n > 1)
-        return program::launch_own(n, s.device, kPeerTimeout, argc, argv);
-    World world = program::open_world(place, kPeerTimeout);
-    try {
-      return run_bench(s, world, start);
-    } catch (const Error& e) {
-      world.end_with(e);
-      throw;
-    }
+    const program::SharedCommand shared(s.processes, s.device);
+    if (shared.starts_others()) return shared.start(argc, argv);
+    World world = shared.open_world();
+    return telling_others(world, [&] { return run_bench(s, world, start); });
   });
 }

@@ -642,8 +642,7 @@ TEST_CASE("cuda: DoRA's row norms") {
             const std::int64_t column = all.size() % 2 ? R : 0,
                                last = all.size() % 3 ? column + R : column + (R + 1) / 2;
             const auto rows = [&](const Tensor& of) { return of.slice_rows(begin, end); };
-            all.push_back({rows(inverse.vector()), rows(w_sq),
-                           rows(wa).slice_cols(column, last),
+            all.push_back({rows(inverse.vector()), rows(w_sq), rows(wa).slice_cols(column, last),
                            Tensor(gram).slice_rows(column, last).slice_cols(column, last),
                            rows(b).slice_cols(column, last), 2.0});
             begin = end;

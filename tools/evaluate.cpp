@@ -7,11 +7,14 @@
 #include "io/json.h"
 #include "io/staged_output.h"
 #include "nn/evaluation.h"
+#include "processes.h"
 #include "program.h"
 #include "row_flags.h"
 #include "run/adapter_use.h"
 #include "run/inference.h"
 #include "run/scoring.h"
+#include "run/shared_inference.h"
+#include "run/shared_run.h"
 #include "settings_file.h"
 
 namespace {
@@ -27,6 +30,7 @@ struct Settings {
   std::string train_on = "assistant", columns, keep_dense;
   SamplingSettings sampling;
   std::int64_t batch = 16;
+  program::ProcessFlags processes;
   bool generate = false;
   CLI::Option* seq_len = nullptr;  // --seq-len
   std::int64_t batch_tokens() const { return std::max<std::int64_t>(rows.seq_len, 2048); }
@@ -53,13 +57,13 @@ void warn_of_use(const Settings& s, const AdapterUse& rows) {
                           flags.empty() ? "" : ": it learnt with" + flags));
 }
 
-OrderedJson loss(const Settings& s, const ByteSource& data, InferenceModel& m) {
+OrderedJson loss(const Settings& s, const ByteSource& data, InferenceModel& m, World& world) {
   Dataset rows = load_dataset(data, *m.tokenizer, s.chat_template, s.rows);
   program::message(concat(rows.path, ": ", rows.container, ", format ", rows.format, ", ",
                           rows.rows.size(), " rows"));
   for (const std::string& remark : rows.remarks()) program::message(remark);
   warn_of_use(s, {rows.chats > 0, s.chat_template, rows.system});
-  const Evaluation e = evaluate(*m.model, rows.rows, s.batch_tokens());
+  const Evaluation e = evaluate(*m.model, rows.rows, s.batch_tokens(), share_of(world));
   if (!std::isfinite(e.loss)) throw NonFiniteError("the loss is not finite");
   return {{"loss", e.loss},
           {"perplexity", e.perplexity},
@@ -67,12 +71,13 @@ OrderedJson loss(const Settings& s, const ByteSource& data, InferenceModel& m) {
           {"rows", e.rows}};
 }
 
-OrderedJson choices(const Settings& s, const ByteSource& data, InferenceModel& m) {
+OrderedJson choices(const Settings& s, const ByteSource& data, InferenceModel& m, World& world) {
   const std::vector<ChoiceRow> rows = load_choices(data, *m.tokenizer, s.eval_rows());
   program::message(concat(s.data, ": ", rows.size(), " rows with choices"));
   warn_of_use(s, {});
   const ChoiceScores scores = score_choices(
-      rows, choice_log_probabilities(*m.model, rows, s.batch_tokens(), show_progress));
+      rows,
+      choice_log_probabilities(*m.model, rows, s.batch_tokens(), show_progress, share_of(world)));
   return {{"accuracy", scores.accuracy},
           {"accuracy_norm", scores.accuracy_norm},
           {"rows", scores.rows},
@@ -92,7 +97,7 @@ void write_predictions(StagedOutput& file, const std::vector<ReferenceRow>& rows
   file.commit();
 }
 
-OrderedJson generation(Settings s, const ByteSource& data, InferenceModel& m,
+OrderedJson generation(Settings s, const ByteSource& data, InferenceModel& m, World* world,
                        std::optional<StagedOutput>& predictions) {
   const std::vector<ReferenceRow> rows =
       load_references(data, *m.tokenizer, s.eval_rows(), s.sampling.max_tokens);
@@ -102,7 +107,7 @@ OrderedJson generation(Settings s, const ByteSource& data, InferenceModel& m,
   warn_of_use(s, {rows[0].is_chat, s.chat_template, s.rows.system});
   s.sampling.stop_ids = m.tokenizer->stop_ids();
   const GenerationScores scores =
-      score_generation(*m.model, *m.tokenizer, rows, s.sampling, s.batch, show_progress);
+      score_generation(*m.model, *m.tokenizer, rows, s.sampling, s.batch, show_progress, world);
   if (predictions) write_predictions(*predictions, rows, scores.texts);
   return {{"bleu", scores.bleu},
           {"bleu_variant", "sacreBLEU corpus, case:mixed, eff:no, tok:13a, smooth:exp"},
@@ -162,6 +167,9 @@ void add_flags(CLI::App& app, Settings& s) {
       ->capture_default_str();
   app.add_option("--predictions", s.predictions, "write prompts and answers here (.jsonl)");
   app.add_option("--device", s.inference.device, "auto, cpu, cuda, cuda:0")->capture_default_str();
+  s.processes.add(app,
+                  "N or all: one a GPU, or that many on the CPU, share the rows, with the same "
+                  "result for any N");
   app.add_option("--dtype", s.inference.dtype, "auto, f32, bf16")->capture_default_str();
   app.add_option("--weights", s.inference.weights,
                  "dense, quantised (as the file has them, CPU only), auto")
@@ -171,6 +179,38 @@ void add_flags(CLI::App& app, Settings& s) {
   app.add_option("--keep-dense", s.keep_dense, program::kKeepDenseHelp)->type_name(program::kList);
 }
 
+// Scores the file's rows together with the other processes; `in_groups`: as processes share them, also
+// if there is one.
+void score(const CLI::App& app, Settings& s, World& world, bool in_groups) {
+  const ByteSource data(s.data);                 // opened once: a pipe can be read once only
+  const bool settled = s.rows.format != "auto";  // --format names a format of rows for the loss
+  EvalKind kind = settled ? EvalKind::Loss : detect_eval_kind(data, s.rows.columns);
+  if (s.generate) kind = EvalKind::Generation;
+  if (s.rows.train_on != TrainOn::Assistant && kind != EvalKind::Loss)
+    throw UsageError("--train-on is for rows of chats");
+  if (!s.predictions.empty() && kind != EvalKind::Generation)
+    throw UsageError("--predictions: nothing is generated; add --generate");
+  if (kind != EvalKind::Generation && (s.sampling.beams > 1 || s.sampling.no_repeat_ngram > 0))
+    throw UsageError("--beams, --no-repeat-ngram: nothing is generated; add --generate");
+  std::optional<StagedOutput> predictions;  // taken before the work, so that none is done in vain
+  if (!s.predictions.empty() && world.leads())
+    predictions.emplace(s.predictions, StagedOutput::Kind::File, std::uint64_t{0});
+  if (s.seq_len->count() > 0) s.inference.max_positions = s.rows.seq_len;
+  s.inference.device = own_device(world, s.inference.device);
+  InferenceModel m = open_inference(s.inference);
+  if (!m.remark.empty()) program::message(m.remark);
+  for (const std::string& warning : m.warnings) program::message("warning: " + warning);
+  s.rows.seq_len = std::min(s.rows.seq_len, m.model->config().max_position);
+  if (world.size() > 1)
+    require_same_inference(world, *m.model,
+                           program::shared_settings(app, s.data, {"--predictions"}));
+  const OrderedJson out = kind == EvalKind::Choices ? choices(s, data, m, world)
+                          : kind == EvalKind::Generation
+                              ? generation(s, data, m, in_groups ? &world : nullptr, predictions)
+                              : loss(s, data, m, world);
+  program::write(json_text(out) + "\n");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -178,7 +218,8 @@ int main(int argc, char** argv) {
       "Scores a model on a file: one JSON object on stdout.\n\n"
       "  evaluate --model model.gguf --adapter runs/mine --data test.jsonl\n"
       "  evaluate --model model.gguf --data questions.jsonl --rows 100\n"
-      "  evaluate --model model.gguf --data test.jsonl --generate --predictions answers.jsonl\n",
+      "  evaluate --model model.gguf --data test.jsonl --generate --predictions answers.jsonl\n"
+      "  evaluate --model model.gguf --data test.jsonl --processes all\n",
       "evaluate");
   Settings s;
   add_flags(app, s);
@@ -187,34 +228,19 @@ int main(int argc, char** argv) {
     if (s.rows.seq_len < 2) throw UsageError("--seq-len must be at least 2");
     check_sampling(s.sampling);
     if (s.batch < 1) throw UsageError("--batch must be at least 1");
-    const bool settled = s.rows.format != "auto";  // --format names a format of rows for the loss
-    if (settled && s.generate) throw UsageError("--generate takes no --format");
+    if (s.rows.format != "auto" && s.generate) throw UsageError("--generate takes no --format");
     s.rows.long_rows = program::long_rows(s.long_rows);
     s.rows.train_on = parse_train_on(s.train_on);
     if (!s.columns.empty()) s.rows.columns = Columns::parse(s.columns);
     if (!s.keep_dense.empty())
       s.inference.keep_dense = program::parse_list(s.keep_dense, "--keep-dense");
-    const ByteSource data(s.data);  // opened once: a pipe can be read once only
-    EvalKind kind = settled ? EvalKind::Loss : detect_eval_kind(data, s.rows.columns);
-    if (s.generate) kind = EvalKind::Generation;
-    if (s.rows.train_on != TrainOn::Assistant && kind != EvalKind::Loss)
-      throw UsageError("--train-on is for rows of chats");
-    if (!s.predictions.empty() && kind != EvalKind::Generation)
-      throw UsageError("--predictions: nothing is generated; add --generate");
-    if (kind != EvalKind::Generation && (s.sampling.beams > 1 || s.sampling.no_repeat_ngram > 0))
-      throw UsageError("--beams, --no-repeat-ngram: nothing is generated; add --generate");
-    std::optional<StagedOutput> predictions;  // taken before the work, so that none is done in vain
-    if (!s.predictions.empty())
-      predictions.emplace(s.predictions, StagedOutput::Kind::File, std::uint64_t{0});
-    if (s.seq_len->count() > 0) s.inference.max_positions = s.rows.seq_len;
-    InferenceModel m = open_inference(s.inference);
-    if (!m.remark.empty()) program::message(m.remark);
-    for (const std::string& warning : m.warnings) program::message("warning: " + warning);
-    s.rows.seq_len = std::min(s.rows.seq_len, m.model->config().max_position);
-    const OrderedJson out = kind == EvalKind::Choices      ? choices(s, data, m)
-                            : kind == EvalKind::Generation ? generation(s, data, m, predictions)
-                                                           : loss(s, data, m);
-    program::write(json_text(out) + "\n");
-    return 0;
+    const program::SharedCommand shared(s.processes, s.inference.device);
+    shared.check_readable("--data", s.data);
+    if (shared.starts_others()) return shared.start(argc, argv);
+    World world = shared.open_world();
+    return telling_others(world, [&] {
+      score(app, s, world, shared.shared());
+      return 0;
+    });
   });
 }

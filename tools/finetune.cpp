@@ -66,10 +66,10 @@ int sweep_all(const CLI::App& app, int argc, char** argv, const FinetuneSettings
     serve_sweep(sweep_settings, std::move(trials), program::install_signal_handlers());
     return 0;
   }
-  require(!program::launch_place(), "--sweep: starts its own processes; start it once");
-  if (text.processes) {
-    const int count = program::process_count(*text.processes, settings.device);
-    const int useful = std::min(count, static_cast<int>(trials.size()));
+  const program::SharedCommand shared(text.processes, settings.device);
+  require(!shared.started_by_another(), "--sweep: starts its own processes; start it once");
+  if (shared.shared()) {
+    const int useful = std::min(shared.count(), static_cast<int>(trials.size()));
     sweep_settings.workers = program::own_command_times(useful, settings.device, argc, argv);
     for (ChildCommand& worker : sweep_settings.workers)
       worker.environment.insert(program::role_environment(kSweepWorker));
@@ -175,24 +175,17 @@ class CommandLine {
 
 // Runs the training in this process, or in several of which this may be one.
 int train(FinetuneSettings& settings, const program::FinetuneText& text, CommandLine& line) {
-  const std::optional<LaunchPlace> place = program::launch_place();
-  if (!place && text.processes) {
-    const int count = program::process_count(*text.processes, settings.device);
+  const program::SharedCommand shared(text.processes, settings.device);
+  if (shared.starts_others()) {
     validate_settings(settings);  // once, before all do
-    if (count > 1)
-      return program::launch_own(count, settings.device, text.peer_timeout, line.argc(),
-                                 line.argv());
+    return shared.start(line.argc(), line.argv());
   }
-  require(!place || place->by.empty() || !text.processes ||
-              *text.processes == std::to_string(place->size),
-          "--processes ", text.processes.value_or(""), ": ", place ? place->by : "", " started ",
-          place ? place->size : 0);
   const std::atomic<int>& stop = program::install_signal_handlers();
   Console console;
   program::say_on_signal(
       "stopping after this step, which is saved; Ctrl-C again ends the program at once");
-  if (!place && !text.processes) return report(settings, finetune(settings, console, stop));
-  World world = program::open_world(place, text.peer_timeout);
+  if (!shared.shared()) return report(settings, finetune(settings, console, stop));
+  World world = shared.open_world();
   settings.processes = world.size();
   const FinetuneResult result = finetune(settings, world, console, stop);
   if (world.leads()) return report(settings, result);

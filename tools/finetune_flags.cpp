@@ -136,13 +136,10 @@ void add_output_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
 
 void add_machine_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
   app.add_option("--device", s.device, "auto, cpu, cuda, cuda:0")->capture_default_str();
-  app.add_option("--processes", text.processes,
-                 "N or all: one a GPU, or that many on the CPU, share the micro-batches of each "
-                 "step, with the same result for any N; with --sweep, its trials");
-  app.add_option("--peer-timeout", text.peer_timeout,
-                 "seconds after which a process that is silent is given up")
-      ->check(whole_number())
-      ->capture_default_str();
+  text.processes.add(
+      app,
+      "N or all: one a GPU, or that many on the CPU, share the micro-batches of each "
+      "step, with the same result for any N; with --sweep, its trials");
   app.add_option("--dtype", s.dtype, "auto, f32, bf16")->capture_default_str();
   app.add_option("--base-precision", text.base_precision, kBasePrecisionHelp)
       ->capture_default_str();
@@ -185,8 +182,7 @@ void settle(FinetuneSettings& settings, const FinetuneText& text) {
   settings.train_on = parse_train_on(text.train_on);
   if (!text.columns.empty()) settings.columns = Columns::parse(text.columns);
   settings.shuffle = !text.no_shuffle;
-  require(text.peer_timeout >= 1 && text.peer_timeout <= 1'000'000,
-          "--peer-timeout must be in 1 .. 1000000");
+  text.processes.check();
   settings.verify_base = !text.no_verify;
 }
 

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "lora_flags.h"
+#include "processes.h"
 #include "row_flags.h"
 #include "run/finetune.h"
 
@@ -19,8 +20,8 @@ struct FinetuneText {
   std::string memory, memory_limit, recompute = "none", base_precision = "auto", keep_dense;
   LongRowFlags long_rows;
   std::string train_on = "assistant", columns;
-  std::optional<std::string> sweep, processes;
-  std::int64_t peer_timeout = 600;
+  std::optional<std::string> sweep;
+  ProcessFlags processes;
   bool no_shuffle = false, no_verify = false;
 };
 

@@ -4,10 +4,13 @@
 #include "inference_report.h"
 #include "io/json.h"
 #include "nn/generate.h"
+#include "processes.h"
 #include "program.h"
 #include "prompt_rows.h"
 #include "run/adapter_use.h"
 #include "run/inference.h"
+#include "run/shared_inference.h"
+#include "run/shared_run.h"
 #include "settings_file.h"
 #include "talk.h"
 #include "text/chat_template.h"
@@ -26,6 +29,7 @@ struct Settings {
   std::vector<std::string> adapters;
   SamplingSettings sampling;
   std::int64_t batch = 16;
+  program::ProcessFlags processes;
   bool chat = false, json = false;
 };
 
@@ -55,7 +59,9 @@ std::vector<std::int32_t> prompt_ids(const InferenceModel& m,
   }
 }
 
-void answer_all(const Settings& s, InferenceModel& m, const std::vector<PromptRow>& prompts) {
+// `world`: the processes that share the prompts; null: this one alone.
+void answer_all(const Settings& s, InferenceModel& m, const std::vector<PromptRow>& prompts,
+                World* world) {
   std::optional<ChatTemplate> chat;
   std::vector<Message> opening;
   if (s.chat) {
@@ -66,7 +72,7 @@ void answer_all(const Settings& s, InferenceModel& m, const std::vector<PromptRo
   for (const PromptRow& p : prompts)
     requests.push_back({prompt_ids(m, chat, opening, p), s.sampling,
                         find_adapter(m, p.adapter, p.where + ": \"adapter\"")});
-  const bool stream = !s.json && prompts.size() == 1;
+  const bool stream = !s.json && prompts.size() == 1 && !world;
   std::vector<const Generation*> done(prompts.size());
   std::size_t printed = 0;
   GenerationEvents events;
@@ -82,7 +88,17 @@ void answer_all(const Settings& s, InferenceModel& m, const std::vector<PromptRo
       write("\n");
     }
   };
-  Generator(*m.model, m.tokenizer.get(), {.max_batch = s.batch}).run(requests, events);
+  Generator generator(*m.model, m.tokenizer.get(), {.max_batch = s.batch});
+  if (!world) {
+    generator.run(requests, events);
+    return;
+  }
+  const std::int64_t groups = generation_groups(std::ssize(requests), s.sampling.beams, s.batch);
+  if (groups < world->size())
+    program::message(concat("warning: ", requests.size(), " prompts in batches of `batch` ",
+                            s.batch, " are ", groups, " groups for ", world->size(),
+                            " processes: ", world->size() - groups, " of them compute nothing"));
+  generate_shared(*world, generator, requests, events.on_done);
 }
 
 // Adapters answer prompts as they learnt to; others they answer wrongly without a sign of it.
@@ -99,6 +115,30 @@ void warn_of_use(const Settings& s) {
   }
 }
 
+// Answers prompts together with the other processes, or holds a conversation; `in_groups`: answers as
+// processes share them, also if there is one.
+void generate(const CLI::App& app, Settings& s, World& world, bool in_groups) {
+  std::vector<PromptRow> rows;
+  if (s.prompt) rows = {{*s.prompt, "", ""}};
+  if (!s.prompts.empty())
+    rows = program::read_prompt_rows(s.prompts,
+                                     s.columns.empty() ? Columns() : Columns::parse(s.columns));
+  s.inference.device = own_device(world, s.inference.device);
+  InferenceModel m = open_inference(s.inference);
+  if (!m.remark.empty()) program::message(m.remark);
+  for (const std::string& warning : m.warnings) program::message("warning: " + warning);
+  warn_of_use(s);
+  s.sampling.stop_ids = m.tokenizer->stop_ids();
+  program::report_adapters(m, std::min(s.batch, std::max<std::int64_t>(1, std::ssize(rows))));
+  if (world.size() > 1)
+    require_same_inference(world, *m.model, program::shared_settings(app, s.prompts));
+  if (rows.empty())
+    program::talk(m, s.sampling, s.chat_template, s.system);
+  else
+    answer_all(s, m, rows, in_groups && !s.prompts.empty() ? &world : nullptr);
+  program::report_memory(m.backend->ledger());
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -106,7 +146,8 @@ int main(int argc, char** argv) {
       "Continue prompts. Only the continuations go to stdout.\n\n"
       "  generate --model model.gguf --adapter runs/mine --prompt 'Once upon a time'\n"
       "  generate --model model.gguf --adapter runs/mine --chat --system 'Be kind.'\n"
-      "  generate --model model.gguf --adapter a=runs/a --adapter b=runs/b --prompts rows.jsonl\n",
+      "  generate --model model.gguf --adapter a=runs/a --adapter b=runs/b --prompts rows.jsonl\n"
+      "  generate --model model.gguf --prompts rows.jsonl --processes all\n",
       "generate");
   Settings s;
   const auto& whole = program::whole_number();
@@ -160,6 +201,10 @@ int main(int argc, char** argv) {
   app.add_option("--template", s.chat_template, "chat template by name");
   app.add_flag("--json", s.json, "one object per prompt: ids, text, speed");
   app.add_option("--device", s.inference.device, "auto, cpu, cuda, cuda:0")->capture_default_str();
+  s.processes.add(
+      app,
+      "N or all: one a GPU, or that many on the CPU, share --prompts in groups of --batch, "
+      "with the same result for any N");
   app.add_option("--dtype", s.inference.dtype, "auto, f32, bf16")->capture_default_str();
   s.inference.weights = "auto";
   app.add_option("--weights", s.inference.weights,
@@ -179,22 +224,16 @@ int main(int argc, char** argv) {
     set_adapters(s.adapters, s.inference);
     if (!s.keep_dense.empty())
       s.inference.keep_dense = program::parse_list(s.keep_dense, "--keep-dense");
-    std::vector<PromptRow> rows;
-    if (s.prompt) rows = {{*s.prompt, "", ""}};
-    if (!s.prompts.empty())
-      rows = program::read_prompt_rows(s.prompts,
-                                       s.columns.empty() ? Columns() : Columns::parse(s.columns));
-    InferenceModel m = open_inference(s.inference);
-    if (!m.remark.empty()) program::message(m.remark);
-    for (const std::string& warning : m.warnings) program::message("warning: " + warning);
-    warn_of_use(s);
-    s.sampling.stop_ids = m.tokenizer->stop_ids();
-    program::report_adapters(m, std::min(s.batch, std::max<std::int64_t>(1, std::ssize(rows))));
-    if (conversation)
-      program::talk(m, s.sampling, s.chat_template, s.system);
-    else
-      answer_all(s, m, rows);
-    program::report_memory(m.backend->ledger());
-    return 0;
+    const program::SharedCommand shared(s.processes, s.inference.device);
+    require(shared.count() == 1 || !s.prompts.empty(), "--processes ", shared.count(),
+            ": they share the rows of --prompts; ",
+            s.prompt ? "--prompt is one alone" : "a conversation is held with one alone");
+    if (!s.prompts.empty()) shared.check_readable("--prompts", s.prompts);
+    if (shared.starts_others()) return shared.start(argc, argv);
+    World world = shared.open_world();
+    return telling_others(world, [&] {
+      generate(app, s, world, shared.shared());
+      return 0;
+    });
   });
 }

@@ -12,13 +12,15 @@
 #include "cpu/processors.h"
 #include "cuda/open_device.h"
 #include "dist/launcher.h"
+#include "io/paths.h"
+#include "io/sha256.h"
 #include "program.h"
 #include "tensor/error.h"
 
 namespace lk::program {
 namespace {
 
-constexpr const char* kRank = "LORIKEET_RANK";  // of one of launch_own()'s processes
+constexpr const char* kRank = "LORIKEET_RANK";  // of one of the processes that start() starts
 constexpr const char* kVisible = "CUDA_VISIBLE_DEVICES";
 
 std::optional<int> whole_number_of(const std::string& text) {
@@ -47,8 +49,8 @@ std::string visible_gpu(int i) {
   return list.substr(0, list.find(','));
 }
 
-}  // namespace
-
+// The number that the value of --processes stands for on `device`. Throws UsageError for what is no
+// number, and for more than there are GPUs.
 int process_count(const std::string& text, const std::string& device) {
   const int gpus = gpus_for(device);
   if (text == "all") {
@@ -65,6 +67,20 @@ int process_count(const std::string& text, const std::string& device) {
           " (--device cpu takes any number)");
   return *n;
 }
+
+// Which of a run's processes this one is; nothing if it was started alone. Throws UsageError for an
+// environment that can't be.
+std::optional<LaunchPlace> launch_place() {
+  const bool own = is_started_as(kRank);
+  std::optional<LaunchPlace> place =
+      find_launch_place([](const char* name) { return std::getenv(name); });
+  if (!own || !place) return place;
+  place->by.clear();
+  if (place->rank == 0) place->listening = kChildDescriptor;
+  return place;
+}
+
+}  // namespace
 
 std::vector<ChildCommand> own_command_times(int count, const std::string& device, int argc,
                                             const char* const* argv) {
@@ -83,27 +99,60 @@ std::vector<ChildCommand> own_command_times(int count, const std::string& device
   return all;
 }
 
-std::optional<LaunchPlace> launch_place() {
-  const bool own = is_started_as(kRank);
-  std::optional<LaunchPlace> place =
-      find_launch_place([](const char* name) { return std::getenv(name); });
-  if (!own || !place) return place;
-  place->by.clear();
-  if (place->rank == 0) place->listening = kChildDescriptor;
-  return place;
+Json shared_settings(const CLI::App& app, const std::string& rows,
+                     const std::vector<std::string>& own_flags) {
+  std::vector<std::string> own = {"--config", "--device", "--processes", "--threads",
+                                  "--peer-timeout"};
+  own.insert(own.end(), own_flags.begin(), own_flags.end());
+  Json settings = {{"rows", sha256_file(rows)}};
+  for (const CLI::Option* option : app.get_options())
+    if (option->count() > 0 && std::find(own.begin(), own.end(), option->get_name()) == own.end())
+      settings[option->get_name()] = option->results();
+  return settings;
 }
 
-int launch_own(int count, const std::string& device, std::int64_t peer_timeout, int argc,
-               const char* const* argv) {
-  std::vector<ChildCommand> commands = own_command_times(count, device, argc, argv);
+void ProcessFlags::add(CLI::App& app, const std::string& help) {
+  app.add_option("--processes", count, help);
+  app.add_option("--peer-timeout", peer_timeout,
+                 "seconds after which a process that is silent is given up")
+      ->check(whole_number())
+      ->capture_default_str();
+}
+
+void ProcessFlags::check() const {
+  require(peer_timeout >= 1 && peer_timeout <= 1'000'000, "--peer-timeout must be in 1 .. 1000000");
+}
+
+SharedCommand::SharedCommand(const ProcessFlags& flags, const std::string& device)
+    : flags_(flags), device_(device), place_(launch_place()) {
+  flags.check();
+  if (!place_) {
+    if (flags.count) count_ = process_count(*flags.count, device);
+    return;
+  }
+  count_ = place_->size;
+  require(place_->by.empty() || !flags.count || *flags.count == std::to_string(count_),
+          "--processes ", flags.count.value_or(""), ": ", place_->by, " started ", count_);
+}
+
+int SharedCommand::start(int argc, const char* const* argv) const {
+  std::vector<ChildCommand> commands = own_command_times(count_, device_, argc, argv);
   for (ChildCommand& c : commands) c.environment.insert(role_environment(kRank));
   LaunchSettings settings;
-  settings.grace_seconds = std::min(settings.grace_seconds, static_cast<int>(peer_timeout));
+  settings.grace_seconds =
+      static_cast<int>(std::min<std::int64_t>(settings.grace_seconds, flags_.peer_timeout));
   return launch(std::move(commands), settings, install_signal_handlers(), message);
 }
 
-World open_world(const std::optional<LaunchPlace>& place, std::int64_t peer_timeout) {
-  return place ? World(*place, std::chrono::seconds(peer_timeout)) : World();
+void SharedCommand::check_readable(const std::string& flag, const std::string& path) const {
+  require(count_ == 1 || !(path == "-" || is_pipe(path)), flag, " ", path,
+          ": each process reads it, so several take no pipe");
+}
+
+World SharedCommand::open_world() const {
+  if (!place_) return {};
+  if (place_->rank != 0) be_silent();
+  return {*place_, std::chrono::seconds(flags_.peer_timeout)};
 }
 
 bool is_started_as(const char* role) {

@@ -46,6 +46,7 @@ void on_signal(int number) {
   errno = errno_before;
 }
 
+bool g_silent = false;
 const CLI::App* g_app = nullptr;  // of run(), for messages that name its flags
 std::string g_folder;             // of this program, as it was called, or empty
 
@@ -267,7 +268,10 @@ const std::atomic<int>& install_signal_handlers() {
   return g_signal;
 }
 
+void be_silent() { g_silent = true; }
+
 bool write(std::string_view text) {
+  if (g_silent) return true;
   static const bool terminal = isatty(STDOUT_FILENO) == 1;
   const std::string safe = terminal ? without_controls(text, Lines::Several) : std::string();
   if (terminal) text = safe;
@@ -277,12 +281,14 @@ bool write(std::string_view text) {
 }
 
 void message(const std::string& text) {
+  if (g_silent) return;
   close_line();
   const std::string shown = g_app ? fields_as_flags(*g_app, text) : text;
   std::fprintf(stderr, "%s\n", without_controls(shown, Lines::Several).c_str());
 }
 
 void progress(const std::string& text, bool important) {
+  if (g_silent) return;
   static const bool terminal = isatty(STDERR_FILENO) == 1;
   if (terminal) {
     std::fprintf(stderr, "\r\033[K%s", without_controls(text, Lines::Several).c_str());

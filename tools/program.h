@@ -64,6 +64,8 @@ void message(const std::string& text);
 // could carry the terminal's commands. Returns true, for callbacks whose result may end something.
 bool write(std::string_view text);
 void progress(const std::string& text, bool important);
+// From now on these three print nothing: another process prints for this one.
+void be_silent();
 bool colour();  // true if stdout is a terminal and NO_COLOR is not set
 
 }  // namespace lk::program

@@ -8,10 +8,12 @@
 //   64           wgmma, 64                 mma.sync, 64
 //   72 to 128    wgmma, 128                mma.sync, 128
 //   136 to 256   wgmma, 256                mma.sync, 256
-// wgmma is in attention/{forward,backward}_wgmma*.cu, mma.sync in
-// attention/{forward,backward}.cu. Everything else: FP32 arithmetic (attention/plain.cu).
+// wgmma is in attention/{forward,backward}_wgmma*.cu and, where documents are long, in
+// attention/backward_one_pass.cu; mma.sync in attention/{forward,backward}.cu. Everything else: FP32
+// arithmetic (attention/plain.cu).
 #include "cuda/attention/tiles.cuh"
 #include "cuda/cuda_backend.h"
+#include "cuda/scratch.h"
 
 namespace lk {
 namespace {
@@ -117,7 +119,14 @@ void CudaBackend::attention_backward(const Tensor& dq, const Tensor& dk, const T
       break;
     case Kernels::Wgmma:
       a.rotation = wgmma_rotates(shape.head_dim) ? rotation : nullptr;
-      attention_backward_wgmma(a, s);
+      if (const BackwardSums sums = backward_sums(q.dtype(), shape, seg.total(), seg.count());
+          sums.slots > 0) {
+        a.turns = empty(Tag::Workspace, DType::I32, {sums.slots + 1});
+        a.sums = empty(Tag::Workspace, DType::F32, {sums.slots, sums.queries * sums.width});
+        attention_backward_one_pass(a, s);
+      } else {
+        attention_backward_wgmma(a, s);
+      }
       turned_back |= a.rotation != nullptr;
   }
   if (turned_back) return;

@@ -84,10 +84,15 @@ class CudaPlan final : public PlanBackend {
   void matmul_nn(const Tensor&, GradMode, double, const Tensor&, const Tensor&) override {
     product();
   }
-  void attention_backward(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                          const Tensor&, const Tensor&, const Tensor&, const Tensor& lse,
-                          const AttentionShape&, const Segments&, const Rotation*) override {
-    scratch(lse.dtype(), lse.shape());  // rowsum(dy * o)
+  void attention_backward(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                          const Tensor& q, const Tensor&, const Tensor&, const Tensor&,
+                          const Tensor& lse, const AttentionShape& shape, const Segments& seg,
+                          const Rotation*) override {
+    const Tensor delta = empty(Tag::Workspace, lse.dtype(), lse.shape());  // rowsum(dy * o)
+    const BackwardSums sums = backward_sums(q.dtype(), shape, seg.total(), seg.count());
+    if (sums.slots == 0) return;
+    const Tensor turns = empty(Tag::Workspace, DType::I32, {sums.slots + 1});
+    scratch(DType::F32, {sums.slots, sums.queries * sums.width});
   }
   LoraKernels* lora_kernels() override { return &lora_kernels_; }
 

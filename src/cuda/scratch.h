@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "tensor/backend.h"
 #include "tensor/weight.h"
 
 namespace lk {
@@ -21,6 +22,25 @@ inline bool takes_codes(std::int64_t rows, const Weight& w) {
   const std::int64_t K = w.shape()[1];
   const bool whole = f.encoding == Encoding::Blocks || f.block % 8 == 0 || f.block >= K;
   return rows >= 1 && rows <= 32 && K % 8 == 0 && whole;
+}
+
+// attention/backward_one_pass.cu serves documents of at least kOnePassLength tokens on average, in BF16 with
+// heads of 64 to 128 columns. A block owns kOnePassKeys keys of a head, and there must be kOnePassBlocks of
+// them: the longest walk, twice the average one, then ends before the others have. It sums dq in F32,
+// by tiles of so many queries of a head, and counts who has added to each tile; the last count numbers
+// blocks.
+inline constexpr std::int64_t kOnePassLength = 1024, kOnePassKeys = 128, kOnePassBlocks = 256;
+struct BackwardSums {
+  std::int64_t queries, slots;  // of a tile; tiles of all heads, 0: not in one pass
+  std::int64_t width;           // of a head in the sums: its size or, padded, 128
+};
+inline BackwardSums backward_sums(DType dtype, const AttentionShape& shape, std::int64_t tokens,
+                                  std::int64_t documents) {
+  const std::int64_t width = shape.head_dim == 64 ? 64 : 128, queries = width == 64 ? 128 : 64;
+  const bool one_pass = dtype == DType::BF16 && shape.head_dim >= 64 && shape.head_dim <= 128 &&
+                        tokens >= kOnePassLength * documents &&
+                        shape.n_kv_heads * tokens >= kOnePassKeys * kOnePassBlocks;
+  return {queries, one_pass ? shape.n_heads * (tokens / queries + documents) : 0, width};
 }
 
 // How attention/shared_keys.cu cuts the rows (tokens * group) of a key/value head for the gradients

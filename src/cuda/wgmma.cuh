@@ -213,6 +213,18 @@ __device__ __forceinline__ void wgmma_abt(float (&c)[16][4], const Fragment4& a,
                  : LK_C16("=f", c)
                  : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "l"(b));
 }
+// c (64, 64) = a b, or c += a b: a 64 rows, 16 columns; b (16, 64).
+template <bool ADD>
+__device__ __forceinline__ void wgmma_ab(float (&c)[8][4], std::uint64_t a, std::uint64_t b) {
+  if constexpr (ADD)
+    asm volatile(LK_WGMMA("64", LK_R32, "%32, %33, add, 1, 1, 0, 1", "1")
+                 : LK_C8("+f", c)
+                 : "l"(a), "l"(b));
+  else
+    asm volatile(LK_WGMMA("64", LK_R32, "%32, %33, add, 1, 1, 0, 1", "0")
+                 : LK_C8("=f", c)
+                 : "l"(a), "l"(b));
+}
 // c (64, 8 NT) = a b, or c += a b if `add`: a in registers, b (16, 8 NT).
 __device__ __forceinline__ void wgmma_ab(float (&c)[8][4], const Fragment4& a, std::uint64_t b,
                                          bool add) {

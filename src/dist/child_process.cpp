@@ -66,7 +66,12 @@ ChildProcess::ChildProcess(const ChildCommand& start, int inherited, int output)
       attempt(::posix_spawn_file_actions_adddup2(&settings.files, output, standard));
   if (inherited >= 0)
     attempt(::posix_spawn_file_actions_adddup2(&settings.files, inherited, kChildDescriptor));
-  attempt(::posix_spawnattr_setflags(&settings.attributes, POSIX_SPAWN_SETPGROUP));
+  sigset_t ignored;  // signals that this process may ignore, and a child would with it
+  ::sigemptyset(&ignored);
+  for (int number : {SIGPIPE, SIGXFSZ}) ::sigaddset(&ignored, number);
+  attempt(::posix_spawnattr_setsigdefault(&settings.attributes, &ignored));
+  attempt(::posix_spawnattr_setflags(&settings.attributes,
+                                     POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGDEF));
   attempt(::posix_spawnattr_setpgroup(&settings.attributes, 0));
   if (error == 0)
     error = ::posix_spawn(&id_, arguments[0].c_str(), &settings.files, &settings.attributes,

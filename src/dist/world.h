@@ -8,6 +8,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <new>
 #include <span>
 #include <string>
 #include <vector>
@@ -70,5 +71,22 @@ class World {
 
 // "process 2 of 4", as messages name it.
 std::string process_name(int rank, int size);
+
+// Returns what `work` does. If it throws, the other processes hear why, and so end too.
+template <class Work>
+auto telling_others(World& world, const Work& work) {
+  try {
+    return work();
+  } catch (const Error& e) {
+    world.end_with(e);
+    throw;
+  } catch (const std::bad_alloc&) {
+    world.end_with(OutOfMemoryError("out of host memory"));
+    throw;
+  } catch (const std::exception& e) {
+    world.end_with(Error(e.what()));
+    throw;
+  }
+}
 
 }  // namespace lk

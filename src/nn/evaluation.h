@@ -15,11 +15,18 @@ struct Evaluation {
   std::int64_t tokens = 0, supervised_tokens = 0, rows = 0;
 };
 
-// How several processes share an evaluation: each computes every `size`-th batch.
+// How several processes share an evaluation: each computes every `size`-th batch. After each round, of
+// a batch for each, all get what the others have computed, so none runs far ahead of another.
 struct EvaluationShare {
   int rank = 0, size = 1;
   // Of each process's numbers, given its own. Empty for one process.
   std::function<std::vector<std::vector<double>>(const std::vector<double>&)> gather = {};
+
+  bool computes(std::int64_t batch) const { return batch % size == rank; }
+  // Of each process that has a batch in this round, given this one's numbers.
+  std::vector<std::vector<double>> round(const std::vector<double>& own) const {
+    return size > 1 ? gather(own) : std::vector<std::vector<double>>{own};
+  }
 };
 
 // Packs rows into batches of at most batch_tokens tokens (at least one row each). The loss is the

@@ -220,21 +220,14 @@ Tensor Generator::submit(std::span<const SequencePart> parts) {
   return logits;
 }
 
-std::vector<Generation> Generator::run(std::span<const GenerationRequest> prompts,
-                                       const GenerationEvents& events) {
-  std::vector<GenerationRequest> behind_virtual_tokens;
-  std::span<const GenerationRequest> requests = prompts;
-  if (const std::int64_t n = model().virtual_tokens(); n > 0) {
-    behind_virtual_tokens.assign(prompts.begin(), prompts.end());
-    for (GenerationRequest& r : behind_virtual_tokens)
-      for (std::int64_t j = n; j-- > 0 && !r.prompt.empty();)
-        r.prompt.insert(r.prompt.begin(), virtual_id(j));
-    requests = behind_virtual_tokens;
-  }
-  const std::int64_t most = settings_.capacity > 0
-                                ? std::min(settings_.capacity, model().max_positions())
+// The most tokens of a sequence with its prompt and virtual tokens.
+std::int64_t Generator::most_tokens() const {
+  return settings_.capacity > 0 ? std::min(settings_.capacity, model().max_positions())
                                 : model().max_positions();
-  std::int64_t longest = 0, variants = 0;
+}
+
+void Generator::check(std::span<const GenerationRequest> requests) const {
+  std::int64_t variants = 0;
   model().visit_sites([&](const std::string&, std::size_t, Site, std::unique_ptr<LinearMap>& map) {
     variants = std::max(variants, map->variants());
   });
@@ -243,24 +236,47 @@ std::vector<Generation> Generator::run(std::span<const GenerationRequest> prompt
     const std::string which = requests.size() > 1 ? concat("prompt ", i + 1) : "the prompt";
     check_sampling(r.sampling);
     if (r.prompt.empty()) throw UsageError(concat("generate: ", which, " has no tokens"));
-    const std::int64_t n = std::ssize(r.prompt);
-    if (n >= most)
-      throw UsageError(concat("generate: ", which, " has ", n, " tokens, the model takes ", most));
+    const std::int64_t n = std::ssize(r.prompt) + model().virtual_tokens();
+    if (n >= most_tokens())
+      throw UsageError(
+          concat("generate: ", which, " has ", n, " tokens, the model takes ", most_tokens()));
     if (!r.sampling.stop.empty() && !tokenizer_)
       throw UsageError("generate: stop texts need a tokenizer");
-    for (std::int32_t id : prompts[i].prompt)
+    for (std::int32_t id : r.prompt)
       require(id >= 0 && id < model().config().vocab_size, "generate: ", which, " has the token ",
               id, ", the model has 0 .. ", model().config().vocab_size - 1);
     require(r.variant >= -1 && r.variant < variants, "generate: ", which, " asks for variant ",
             r.variant, " of an adapter set of ", variants);
-    longest = std::max(longest, n + std::min(most - n, r.sampling.max_tokens));
+    require(r.sampling.beams == requests[0].sampling.beams,
+            "generate: requests with different numbers of `beams` in one call");
   }
-  if (requests.empty()) return {};
+}
+
+// Tokens of the longest sequence that may come of the requests, whose virtual tokens are there.
+std::int64_t Generator::longest(std::span<const GenerationRequest> requests) const {
+  std::int64_t longest = 0;
+  for (const GenerationRequest& r : requests) {
+    const std::int64_t n = std::ssize(r.prompt);
+    longest = std::max(longest, n + std::min(most_tokens() - n, r.sampling.max_tokens));
+  }
+  return longest;
+}
+
+std::vector<Generation> Generator::run(std::span<const GenerationRequest> prompts,
+                                       const GenerationEvents& events) {
+  check(prompts);
+  if (prompts.empty()) return {};
   require(!events.on_text || tokenizer_, "generate: on_text needs a tokenizer");
+  std::vector<GenerationRequest> behind_virtual_tokens;
+  std::span<const GenerationRequest> requests = prompts;
+  if (const std::int64_t n = model().virtual_tokens(); n > 0) {
+    behind_virtual_tokens.assign(prompts.begin(), prompts.end());
+    for (GenerationRequest& r : behind_virtual_tokens)
+      for (std::int64_t j = n; j-- > 0;) r.prompt.insert(r.prompt.begin(), virtual_id(j));
+    requests = behind_virtual_tokens;
+  }
+  const std::int64_t most = most_tokens(), longest = this->longest(requests);
   const std::int64_t beams = requests[0].sampling.beams;
-  require(std::all_of(requests.begin(), requests.end(),
-                      [&](const auto& r) { return r.sampling.beams == beams; }),
-          "generate: requests with different numbers of `beams` in one call");
   const std::int64_t sequences =
       beams * std::clamp<std::int64_t>(settings_.max_batch / beams, 1, std::ssize(requests));
   require(sequences <= INT32_MAX / longest, "generate: `beams` ", beams, ": of ", longest,

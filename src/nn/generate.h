@@ -63,20 +63,25 @@ class Generator {
   Generator(Transformer& model, const Tokenizer* tokenizer, const GeneratorSettings& settings = {});
   ~Generator();
 
-  // Continues every prompt; results are in the order of the requests. Throws UsageError naming the
-  // request whose prompt is empty, does not fit the model's positions, or which asks for stop texts
-  // without a tokenizer, and if the requests do not all have the same number of beams;
+  // Continues every prompt; results are in the order of the requests. Throws as check() does;
   // OutOfMemoryError. With beams (nn/beam_search.h) a text comes at its end, and callbacks end
   // nothing.
   std::vector<Generation> run(std::span<const GenerationRequest> requests,
                               const GenerationEvents& events = {});
+  // Throws UsageError naming the request whose prompt is empty, does not fit the model's positions, or
+  // which asks for stop texts without a tokenizer, and if the requests do not all have the same number
+  // of beams.
+  void check(std::span<const GenerationRequest> requests) const;
   // Forgets what the slots hold (which only reuse_prefix can notice).
   void forget();
-  Transformer& model() { return decoder_.model(); }
+  Transformer& model() const { return decoder_.model(); }
+  std::int64_t max_batch() const { return settings_.max_batch; }
 
  private:
   struct Slot;
   struct Run;
+  std::int64_t most_tokens() const;
+  std::int64_t longest(std::span<const GenerationRequest> requests) const;
   Tensor submit(std::span<const SequencePart> parts);
 
   Decoder decoder_;

@@ -1,6 +1,5 @@
 // What the processes that share a run agree on: where they begin, when they stop, what they have.
 #include <algorithm>
-#include <cstring>
 
 #include "io/paths.h"
 #include "modelfile/weight_hash.h"
@@ -15,15 +14,7 @@ void FinetuneRun::check_same_everywhere() {
   settings.out.clear();
   const Json own = {{"settings", run_toml(settings)},
                     {"identity", run_identity(s_, in_, facts_.base_hash, facts_.dtype)}};
-  const std::vector<std::string> all = world_->gather(json_text(own));
-  const Json first = parse_json(all[0], process_name(0, world_->size()));
-  for (int r = 1; r < world_->size(); ++r) {
-    const std::string& theirs = all[static_cast<std::size_t>(r)];
-    if (theirs == all[0]) continue;
-    const Json other = parse_json(theirs, process_name(r, world_->size()));
-    throw UsageError(concat(process_name(r, world_->size()), " has not what process 0 has: ",
-                            identity_difference(first, other, {})));
-  }
+  require_same(*world_, own);
 }
 
 std::int64_t FinetuneRun::free_memory() {
@@ -41,16 +32,7 @@ int FinetuneRun::agreed_stop() {
 }
 
 EvaluationShare FinetuneRun::evaluation_share() {
-  if (!world_) return {};
-  return {world_->rank(), world_->size(), [this](const std::vector<double>& own) {
-            std::vector<std::vector<double>> all;
-            const auto* bytes = reinterpret_cast<const char*>(own.data());
-            for (const std::string& text : world_->gather({bytes, own.size() * sizeof own[0]})) {
-              all.emplace_back(text.size() / sizeof own[0]);
-              std::memcpy(all.back().data(), text.data(), text.size());
-            }
-            return all;
-          }};
+  return world_ ? share_of(*world_) : EvaluationShare{};
 }
 
 void FinetuneRun::prove_replicas() {
@@ -69,7 +51,7 @@ FinetuneResult finetune(const FinetuneSettings& settings, World& world, Finetune
   FinetuneListener nobody;
   FinetuneSettings own = settings;
   own.processes = world.size();
-  try {
+  return telling_others(world, [&] {
     require(world.size() == 1 || !(settings.data == "-" || is_pipe(settings.data) ||
                                    settings.eval_data == "-" || is_pipe(settings.eval_data)),
             "`data` and `eval_data`: each process reads them, so several take no pipe");
@@ -78,16 +60,7 @@ FinetuneResult finetune(const FinetuneSettings& settings, World& world, Finetune
                               " micro-batches (`grad_accum`) for ", world.size(), " processes: ",
                               world.size() - settings.grad_accum, " of them compute nothing"));
     return FinetuneRun(own, nullptr, nullptr, world.leads() ? listener : nobody, stop, &world).go();
-  } catch (const Error& e) {
-    world.end_with(e);
-    throw;
-  } catch (const std::bad_alloc&) {
-    world.end_with(OutOfMemoryError("out of host memory"));
-    throw;
-  } catch (const std::exception& e) {
-    world.end_with(Error(e.what()));
-    throw;
-  }
+  });
 }
 
 }  // namespace lk

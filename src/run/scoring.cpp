@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "run/shared_inference.h"
 #include "text/bleu.h"
 #include "text/e2e_scores.h"
 #include "text/rouge.h"
@@ -12,25 +13,37 @@ namespace lk {
 std::vector<std::vector<double>> choice_log_probabilities(Transformer& model,
                                                           std::span<const ChoiceRow> rows,
                                                           std::int64_t batch_tokens,
-                                                          const ScoringProgress& progress) {
+                                                          const ScoringProgress& progress,
+                                                          const EvaluationShare& share) {
   std::vector<std::vector<double>> sums(rows.size());
   std::vector<const Row*> batch;
-  std::vector<std::size_t> owners;  // the row that each choice of the batch belongs to
-  std::int64_t tokens = 0;
-  auto flush = [&] {
-    if (batch.empty()) return;
+  std::vector<std::size_t> owners;  // the row that each choice of the round belongs to
+  std::vector<double> own;          // of this process's batch of the round
+  std::int64_t tokens = 0, n_batches = 0;
+  auto compute = [&] {
     TokenBatch b = make_batch(model.backend(), batch, model.virtual_tokens());
     const std::vector<double> losses = to_host_f64(model.token_losses(b));
     std::size_t next = 0;
-    for (std::size_t i = 0; i < batch.size(); ++i) {
+    for (const Row* choice : batch) {
       double sum = 0;
-      std::int64_t n = batch[i]->n_supervised(model.virtual_tokens() > 0);
+      std::int64_t n = choice->n_supervised(model.virtual_tokens() > 0);
       for (; n > 0; --n) sum -= losses[next++];
       if (!std::isfinite(sum)) throw NonFiniteError("a choice's log-probability is not finite");
-      sums[owners[i]].push_back(sum);
+      own.push_back(sum);
     }
+  };
+  auto end_round = [&] {
+    std::size_t next = 0;
+    for (const std::vector<double>& numbers : share.round(own))
+      for (double sum : numbers) sums[owners.at(next++)].push_back(sum);
     if (progress) progress(static_cast<std::int64_t>(owners.back()) + 1, std::ssize(rows));
-    batch.clear(), owners.clear(), tokens = 0;
+    own.clear(), owners.clear();
+  };
+  auto flush = [&] {
+    if (batch.empty()) return;
+    if (share.computes(n_batches)) compute();
+    batch.clear(), tokens = 0;
+    if (++n_batches % share.size == 0) end_round();
   };
   for (std::size_t r = 0; r < rows.size(); ++r) {
     for (const Row& choice : rows[r].choices) {
@@ -41,6 +54,7 @@ std::vector<std::vector<double>> choice_log_probabilities(Transformer& model,
     }
   }
   flush();
+  if (!owners.empty()) end_round();
   return sums;
 }
 
@@ -71,15 +85,17 @@ ChoiceScores score_choices(std::span<const ChoiceRow> rows,
 GenerationScores score_generation(Transformer& model, const Tokenizer& tokenizer,
                                   std::span<const ReferenceRow> rows,
                                   const SamplingSettings& sampling, std::int64_t batch,
-                                  const ScoringProgress& progress) {
+                                  const ScoringProgress& progress, World* world) {
   std::vector<GenerationRequest> requests;
   for (const ReferenceRow& row : rows) requests.push_back({row.ids, sampling, -1});
   std::int64_t done = 0;
   GenerationEvents events;
   if (progress)
     events.on_done = [&](std::size_t, const Generation&) { progress(++done, std::ssize(rows)); };
+  Generator generator(model, &tokenizer, {.max_batch = batch});
   const std::vector<Generation> answers =
-      Generator(model, &tokenizer, {.max_batch = batch}).run(requests, events);
+      world ? generate_shared(*world, generator, requests, events.on_done)
+            : generator.run(requests, events);
   GenerationScores scores;
   Bleu bleu;
   E2eScores e2e;

@@ -4,6 +4,8 @@
 #include <functional>
 #include <span>
 
+#include "dist/world.h"
+#include "nn/evaluation.h"
 #include "nn/generate.h"
 #include "nn/transformer.h"
 #include "text/eval_rows.h"
@@ -20,11 +22,13 @@ struct ChoiceScores {
 };
 
 // The summed log-probabilities of each choice's tokens, row by row, in batches of at most
-// batch_tokens tokens (at least one choice each). Throws NonFiniteError if one is not finite.
+// batch_tokens tokens (at least one choice each), which several processes may share. Throws
+// NonFiniteError if one is not finite.
 std::vector<std::vector<double>> choice_log_probabilities(Transformer& model,
                                                           std::span<const ChoiceRow> rows,
                                                           std::int64_t batch_tokens,
-                                                          const ScoringProgress& progress = {});
+                                                          const ScoringProgress& progress = {},
+                                                          const EvaluationShare& share = {});
 // Accuracies from those sums. On a tie the first of the best choices counts as the model's.
 ChoiceScores score_choices(std::span<const ChoiceRow> rows,
                            std::span<const std::vector<double>> log_probabilities);
@@ -39,10 +43,11 @@ struct GenerationScores {
   std::vector<std::string> texts;                                      // the generated texts
 };
 
-// Continues every row's prompt, `batch` at a time, and compares the texts with the references.
+// Continues every row's prompt, `batch` at a time, and compares the texts with the references. `world`:
+// the processes that share the prompts (run/shared_inference.h); null: this one alone.
 GenerationScores score_generation(Transformer& model, const Tokenizer& tokenizer,
                                   std::span<const ReferenceRow> rows,
                                   const SamplingSettings& sampling, std::int64_t batch,
-                                  const ScoringProgress& progress = {});
+                                  const ScoringProgress& progress = {}, World* world = nullptr);
 
 }  // namespace lk

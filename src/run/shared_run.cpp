@@ -1,9 +1,11 @@
 #include "run/shared_run.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "cuda/open_device.h"
 #include "dist/host_transport.h"
+#include "run/run_identity.h"
 
 namespace lk {
 
@@ -26,6 +28,30 @@ std::unique_ptr<Transport> open_transport(World& world, Backend& backend, const 
   }
   const std::string id = world.gather(world.leads() ? make_link_id() : std::string())[0];
   return open_link(backend, id, world.rank(), world.size(), world.timeout());
+}
+
+EvaluationShare share_of(World& world) {
+  return {world.rank(), world.size(), [&world](const std::vector<double>& own) {
+            std::vector<std::vector<double>> all;
+            const auto* bytes = reinterpret_cast<const char*>(own.data());
+            for (const std::string& text : world.gather({bytes, own.size() * sizeof own[0]})) {
+              all.emplace_back(text.size() / sizeof own[0]);
+              std::memcpy(all.back().data(), text.data(), text.size());
+            }
+            return all;
+          }};
+}
+
+void require_same(World& world, const Json& own) {
+  const std::vector<std::string> all = world.gather(json_text(own));
+  const Json first = parse_json(all[0], process_name(0, world.size()));
+  for (int r = 1; r < world.size(); ++r) {
+    const std::string& theirs = all[static_cast<std::size_t>(r)];
+    if (theirs == all[0]) continue;
+    const Json other = parse_json(theirs, process_name(r, world.size()));
+    throw UsageError(concat(process_name(r, world.size()), " has not what process 0 has: ",
+                            identity_difference(first, other, {})));
+  }
 }
 
 }  // namespace lk

@@ -1,10 +1,12 @@
-// The devices of processes that share a run, and the way of gradients between them.
+// What processes that share their work have of their own, and how they get what the others have.
 #pragma once
 
 #include <memory>
 #include <string>
 
 #include "dist/world.h"
+#include "io/json.h"
+#include "nn/evaluation.h"
 #include "tensor/backend.h"
 #include "tensor/log.h"
 #include "tensor/transport.h"
@@ -18,5 +20,11 @@ std::string own_device(const World& world, const std::string& device);
 // NCCL where all processes have it and a GPU each, else through the hosts' memory; null for a World of
 // one process. Both must outlive the result. `log` hears of GPUs without NCCL.
 std::unique_ptr<Transport> open_transport(World& world, Backend& backend, const LogFunction& log);
+
+// How the processes of a World share an evaluation. The World must outlive the result.
+EvaluationShare share_of(World& world);
+
+// Throws UsageError naming a process that has another `own` than process 0, and where they differ.
+void require_same(World& world, const Json& own);
 
 }  // namespace lk

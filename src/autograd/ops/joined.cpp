@@ -49,10 +49,7 @@ std::vector<DoraPart> dora_parts(const JoinedLinear& f) {
   std::vector<DoraPart> parts;
   for (const JoinedLinear::Part& p : f.parts)
     if (p.m)
-      parts.push_back({.begin = p.begin,
-                       .end = p.end,
-                       .m = p.m->value(),
-                       .inverse = p.inverse});
+      parts.push_back({.begin = p.begin, .end = p.end, .m = p.m->value(), .inverse = p.inverse});
   return parts;
 }
 

@@ -16,8 +16,8 @@
 //            The walked tiles have three stages: one is used, the next arrives, and products may
 //            still read the one before. One barrier per tile. Exponentials overlap with dP, dS with
 //            dV, and all of them with the other warpgroup's products.
-// Work       7 products of T T D; a single pass that adds dq atomically has 5. The 40 % more buy
-//            sums in a fixed order and the same bits every run.
+// Work       7 products of T T D; attention/backward_one_pass.cu has 5, and serves long documents, whose
+//            blocks are many enough to take turns at dq.
 // Numbers    F32 sums; p and ds are rounded to BF16 as operands
 // Limits     two warpgroups per multiprocessor. Tiles on the diagonal are computed whole.
 #include "cuda/attention/backward_wgmma.cuh"
@@ -51,32 +51,6 @@ template <int D>
 using KvPass = Pass<D, 2 / kBlocks<D>, 64>;
 template <int D>
 using QPass = Pass<D, 2 / kBlocks<D>, 64>;
-
-// Stores a warp's 16 x head_dim sums as rows [0, n_rows) of a matrix; `row0` is the block's first
-// row. With angles, each pair (i, i + D/2), which one thread holds, is rotated back first.
-template <int D>
-__device__ __forceinline__ void store_rows(float (&c)[D / 8][4], Matrix<__nv_bfloat16> m, i64 row0,
-                                           i64 col0, int n_rows, int head_dim, float factor,
-                                           const Angles& angles = {}) {
-  int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    int row = threadIdx.x / 32 * 16 + g + 8 * half;
-    if (row >= n_rows) continue;
-    __nv_bfloat16* to = m.at(row0 + row, col0 + 2 * t);
-    if (angles.table.data) {
-#pragma unroll
-      for (int dt = 0; dt < D / 16; ++dt)
-        angles.turn_back<D / 2>(&c[dt][2 * half], &c[dt + D / 16][2 * half], row0 + row,
-                                dt * 8 + 2 * t);
-    }
-#pragma unroll
-    for (int dt = 0; dt < D / 8; ++dt)
-      if (dt * 8 < head_dim)
-        *reinterpret_cast<std::uint32_t*>(to + dt * 8) =
-            pack_bf16(factor * c[dt][2 * half], factor * c[dt][2 * half + 1]);
-  }
-}
 
 // PADDED: in.head_dim may be less than D, by a multiple of 8; there are no angles then.
 template <int D, bool PADDED>
@@ -204,8 +178,8 @@ __global__ void __launch_bounds__(KvPass<D>::kThreads, kBlocks<D>)
   asm volatile("" : "+r"(begin));  // computed again, not kept in registers during the loop
   own_row = static_cast<unsigned>(row0 + begin), n_rows = min(kRows, tile.length - begin);
   if (shares == 1) {
-    store_rows<D>(dk_sum, dk, own_row, kv_col, n_rows, head_dim, in.scale, angles);
-    store_rows<D>(dv_sum, dv, own_row, kv_col, n_rows, head_dim, 1.0f);
+    store_rows<D>(dk_sum, dk, warp, own_row, kv_col, n_rows, head_dim, in.scale, angles);
+    store_rows<D>(dv_sum, dv, warp, own_row, kv_col, n_rows, head_dim, 1.0f);
     return;
   }
   copy_async_wait();
@@ -343,7 +317,7 @@ __global__ void __launch_bounds__(QPass<D>::kThreads, kBlocks<D>)
   end_tile();
   wgmma_wait<0>();
   hold(dq_sum);
-  store_rows<D>(dq_sum, dq, row0 + tile.begin, col, n_rows, head_dim, in.scale, angles);
+  store_rows<D>(dq_sum, dq, warp, row0 + tile.begin, col, n_rows, head_dim, in.scale, angles);
 #else
   __trap();
 #endif

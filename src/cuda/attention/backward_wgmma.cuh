@@ -57,6 +57,33 @@ inline unsigned shares_of_walk(const AttentionBackward& a, i64 blocks, int rows,
   return shares;
 }
 
+// Stores a warp's 16 x head_dim sums as rows [0, n_rows) of a matrix; `row0` is the row of the first of
+// all warps' sums, `warp` the warp's place among them. With angles, each pair (i, i + D/2), which one
+// thread holds, is rotated back first.
+template <int D>
+__device__ __forceinline__ void store_rows(float (&c)[D / 8][4], Matrix<__nv_bfloat16> m, int warp,
+                                           i64 row0, i64 col0, int n_rows, int head_dim,
+                                           float factor, const Angles& angles = {}) {
+  int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    int row = warp * 16 + g + 8 * half;
+    if (row >= n_rows) continue;
+    __nv_bfloat16* to = m.at(row0 + row, col0 + 2 * t);
+    if (angles.table.data) {
+#pragma unroll
+      for (int dt = 0; dt < D / 16; ++dt)
+        angles.turn_back<D / 2>(&c[dt][2 * half], &c[dt + D / 16][2 * half], row0 + row,
+                                dt * 8 + 2 * t);
+    }
+#pragma unroll
+    for (int dt = 0; dt < D / 8; ++dt)
+      if (dt * 8 < head_dim)
+        *reinterpret_cast<std::uint32_t*>(to + dt * 8) =
+            pack_bf16(factor * c[dt][2 * half], factor * c[dt][2 * half + 1]);
+  }
+}
+
 #ifdef LK_DEVICE_HAS_WGMMA
 // A place of a walk over the tiles of ROWS queries from `begin` to before `end`, of one head after
 // the other.

@@ -48,12 +48,16 @@ struct BlockPlace {
   int head, slot;
 };
 // The grid is heads * shares x slots: blocks that share a tile lie beside each other.
-__device__ __forceinline__ BlockPlace place_of_block(int heads_together, int shares = 1) {
-  int n_heads = static_cast<int>(gridDim.x) / shares, slots = gridDim.y;
-  int index = blockIdx.y * n_heads + static_cast<int>(blockIdx.x) / shares;
+__device__ __forceinline__ BlockPlace place_of(int index, int heads_together, int n_heads,
+                                               int slots) {
   int group = index / (heads_together * slots), first = group * heads_together;
   int in_group = index - first * slots, heads = min(heads_together, n_heads - first);
   return {first + in_group % heads, in_group / heads};
+}
+__device__ __forceinline__ BlockPlace place_of_block(int heads_together, int shares = 1) {
+  int n_heads = static_cast<int>(gridDim.x) / shares;
+  int index = blockIdx.y * n_heads + static_cast<int>(blockIdx.x) / shares;
+  return place_of(index, heads_together, n_heads, gridDim.y);
 }
 // How many heads that read `bytes` of rows each fill half of the current GPU's L2; at least one.
 inline int heads_in_l2(i64 bytes, int n_heads) {
@@ -130,6 +134,7 @@ struct AttentionBackward {
   const AttentionShape& shape;
   const Segments& seg;
   const Rotation* rotation;  // where wgmma_rotates(): dq and dk are rotated back by it, unless null
+  Tensor sums = {}, turns = {};  // of backward_sums(), where it gives any
 };
 // The head sizes whose wgmma kernels hold the pairs of a rotation in one thread.
 inline bool wgmma_rotates(int head_dim) {
@@ -148,6 +153,7 @@ bool attention_decode(const AttentionForward& a, Backend& backend, cudaStream_t 
 void attention_forward_wgmma(const AttentionForward& a, cudaStream_t stream);
 void attention_backward_wgmma(const AttentionBackward& a, cudaStream_t stream);
 void attention_backward_wgmma_wide(const AttentionBackward& a, cudaStream_t stream);
+void attention_backward_one_pass(const AttentionBackward& a, cudaStream_t stream);
 void attention_forward_mma(const AttentionForward& a, cudaStream_t stream);
 void attention_backward_mma(const AttentionBackward& a, cudaStream_t stream);
 void attention_forward_plain(const AttentionForward& a, cudaStream_t stream);
