@@ -15,18 +15,18 @@ namespace lk {
 namespace {
 
 // These limits are well above any published model; they bound the memory a header can ask for.
-constexpr std::uint64_t kMaxValues = 16'384, kMaxTensors = 65'536;
+constexpr std::uint64_t kMaxValues = 16'384, kMaxGgufTensors = 65'536;
 constexpr std::uint64_t kMaxStrings = std::uint64_t{1} << 20;  // in all arrays together
 constexpr std::uint64_t kMaxKeyBytes = 65'535, kMaxNameBytes = 63;
-constexpr std::uint64_t kMaxDimension = std::uint64_t{1} << 40;
+constexpr std::uint64_t kMaxGgufDimension = std::uint64_t{1} << 40;
 constexpr std::uint64_t kMaxAlignment = std::uint64_t{1} << 24;
 
 constexpr struct {
   const char* name;
   std::uint32_t bytes;  // 0: not of fixed size
-} kTypes[] = {{"u8", 1},  {"i8", 1},  {"u16", 2},  {"i16", 2},    {"u32", 4},
-              {"i32", 4}, {"f32", 4}, {"bool", 1}, {"string", 0}, {"array", 0},
-              {"u64", 8}, {"i64", 8}, {"f64", 8}};
+} kValueTypes[] = {{"u8", 1},  {"i8", 1},  {"u16", 2},  {"i16", 2},    {"u32", 4},
+                   {"i32", 4}, {"f32", 4}, {"bool", 1}, {"string", 0}, {"array", 0},
+                   {"u64", 8}, {"i64", 8}, {"f64", 8}};
 
 // Reads forward, in large pieces, and knows how much is left.
 class Reader {
@@ -91,9 +91,9 @@ class Reader {
   std::size_t used_ = 0;
 };
 
-class Parser {
+class GgufParser {
  public:
-  explicit Parser(const InputFile& file) : file_(file), in_(file) {}
+  explicit GgufParser(const InputFile& file) : file_(file), in_(file) {}
 
   GgufHeader parse() {
     auto [n_tensors, n_values] = counts();
@@ -129,7 +129,7 @@ class Parser {
       });
     };
     Counts c{};
-    c.tensors = count(kMaxTensors, 32, "tensors");
+    c.tensors = count(kMaxGgufTensors, 32, "tensors");
     c.values = count(kMaxValues, 14, "metadata values");
     return c;
   }
@@ -137,7 +137,7 @@ class Parser {
   GgufType type(const std::string& key) {
     const std::uint64_t start = in_.position();
     CheckedU64 t = in_.u32();
-    return static_cast<GgufType>(t.within(std::size(kTypes) - 1, [&] {
+    return static_cast<GgufType>(t.within(std::size(kValueTypes) - 1, [&] {
       return in_.at(start, concat(key, ": unknown value type ", t.str()));
     }));
   }
@@ -182,7 +182,7 @@ class Parser {
 
   void numbers(GgufValue& value, const std::string& key, CheckedU64 n) {
     const std::uint64_t start = in_.position();
-    CheckedU64 bytes = n * CheckedU64(kTypes[static_cast<std::size_t>(value.type)].bytes);
+    CheckedU64 bytes = n * CheckedU64(kValueTypes[static_cast<std::size_t>(value.type)].bytes);
     std::uint64_t known = bytes.within(in_.remaining(), [&] {
       return in_.at(start, concat(key, ": ", n.str(), " items of type ", gguf_type_name(value.type),
                                   "; only ", in_.remaining(), " bytes are left"));
@@ -224,7 +224,7 @@ class Parser {
     for (std::uint64_t i = 0; i < rank; ++i) {
       CheckedU64 d = in_.u64();
       auto rule = [&] { return fails(concat("dimension ", i, " is ", d.str())); };
-      dims[i] = static_cast<std::int64_t>(d.within(kMaxDimension, rule));
+      dims[i] = static_cast<std::int64_t>(d.within(kMaxGgufDimension, rule));
       if (d.equals(0)) throw InputError(rule());
       if (i == 0) row = d;
       numel = numel * d;
@@ -291,7 +291,9 @@ class Parser {
 
 }  // namespace
 
-const char* gguf_type_name(GgufType type) { return kTypes[static_cast<std::size_t>(type)].name; }
+const char* gguf_type_name(GgufType type) {
+  return kValueTypes[static_cast<std::size_t>(type)].name;
+}
 
 bool is_integer(GgufType type) {
   switch (type) {
@@ -306,6 +308,6 @@ bool is_integer(GgufType type) {
   }
 }
 
-GgufHeader parse_gguf(const InputFile& file) { return Parser(file).parse(); }
+GgufHeader parse_gguf(const InputFile& file) { return GgufParser(file).parse(); }
 
 }  // namespace lk

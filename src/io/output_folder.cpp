@@ -14,7 +14,7 @@ namespace lk {
 
 namespace {
 
-constexpr int kMostTries = 1000;  // at a lock file that other processes keep removing
+constexpr int kMostLockTries = 1000;  // at a lock file that other processes keep removing
 
 std::string holder_of(int lock) {
   char digits[32] = {};
@@ -69,7 +69,7 @@ bool OutputFolder::lock() {
                        0666);
     });
   };
-  for (int tries = 0; tries < kMostTries; ++tries) {
+  for (int tries = 0; tries < kMostLockTries; ++tries) {
     int fd = open_lock(O_CREAT | O_EXCL);
     const bool created = fd >= 0;
     if (fd < 0 && errno == EEXIST) {

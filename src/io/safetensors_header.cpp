@@ -21,7 +21,7 @@ constexpr std::uint64_t kMaxHeader = std::uint64_t{32} << 20, kMaxTensors = 200'
                         kMaxMetadata = 10'000;
 constexpr std::uint64_t kMaxDimension = std::uint64_t{1} << 40, kMaxRank = 8;
 
-void decode_f32(const std::uint8_t* src, std::int64_t n, float* dst) {
+void copy_f32(const std::uint8_t* src, std::int64_t n, float* dst) {
   std::memcpy(dst, src, static_cast<std::size_t>(n) * sizeof(float));
 }
 void decode_f64(const std::uint8_t* src, std::int64_t n, float* dst) {
@@ -33,7 +33,7 @@ void decode_f64(const std::uint8_t* src, std::int64_t n, float* dst) {
 }
 
 constexpr SafetensorsDtype kDtypes[] = {
-    {"F32", 32, decode_f32},     {"BF16", 16, decode_bf16}, {"F16", 16, decode_f16},
+    {"F32", 32, copy_f32},       {"BF16", 16, decode_bf16}, {"F16", 16, decode_f16},
     {"F64", 64, decode_f64},     {"BOOL", 8, nullptr},      {"U8", 8, nullptr},
     {"I8", 8, nullptr},          {"I16", 16, nullptr},      {"U16", 16, nullptr},
     {"I32", 32, nullptr},        {"U32", 32, nullptr},      {"I64", 64, nullptr},
@@ -49,9 +49,9 @@ const SafetensorsDtype* find_dtype(const std::string& name) {
   return nullptr;
 }
 
-class Parser {
+class HeaderParser {
  public:
-  Parser(const InputFile& file, std::string_view text, const std::string& where)
+  HeaderParser(const InputFile& file, std::string_view text, const std::string& where)
       : file_(file), in_(text, where), data_(8 + text.size()) {}
 
   SafetensorsHeader parse() {
@@ -207,7 +207,7 @@ SafetensorsHeader parse_safetensors_header(const InputFile& file) {
   std::string text(static_cast<std::size_t>(length), '\0');
   file.read(8, text.data(), text.size());
   const std::string where = file.path() + ": header";
-  return Parser(file, text, where).parse();
+  return HeaderParser(file, text, where).parse();
 }
 
 }  // namespace lk

@@ -27,7 +27,7 @@ namespace {
 
 namespace stdfs = std::filesystem;
 // More than kMostOpen files are opened for each read anew: systems let a process have 1024 or fewer.
-constexpr std::size_t kMaxShards = 10'000, kMostOpen = 64, kMaxTensors = 200'000,
+constexpr std::size_t kMaxShards = 10'000, kMostOpen = 64, kMaxIndexTensors = 200'000,
                       kMaxIndexBytes = std::size_t{64} << 20;
 
 std::string reason(int error) { return std::generic_category().message(error); }
@@ -115,8 +115,8 @@ class ShardedModel : public TensorReader {
       if (map) in.fail("weight_map occurs twice");
       map.emplace();
       in.object([&](std::string tensor) {
-        if (map->size() == kMaxTensors)
-          in.fail(concat("weight_map: more than ", kMaxTensors, " tensors"));
+        if (map->size() == kMaxIndexTensors)
+          in.fail(concat("weight_map: more than ", kMaxIndexTensors, " tensors"));
         auto [at, is_new] = map->try_emplace(std::move(tensor));
         if (!is_new) in.fail("weight_map: the key " + printable(at->first) + " occurs twice");
         at->second = in.string();

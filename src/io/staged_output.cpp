@@ -15,7 +15,7 @@ namespace stdfs = std::filesystem;
 
 namespace {
 
-constexpr int kMostTries = 1000;  // at a hidden folder that other processes keep removing
+constexpr int kMostFolderTries = 1000;  // at a hidden folder that other processes keep removing
 
 UsageError exists_already(const std::string& target) {
   return UsageError(target + ": exists already; it is never overwritten");
@@ -52,7 +52,7 @@ StagedOutput::StagedOutput(const std::string& target, Kind kind, std::uint64_t b
 // The hidden folder's name is the target's, so that two writers of one target meet there.
 void StagedOutput::make_hidden() {
   const std::string hidden = shared_temporary(target_);
-  for (int tries = 0; tries < kMostTries; ++tries) {
+  for (int tries = 0; tries < kMostFolderTries; ++tries) {
     const bool made = fs().mkdir(hidden.c_str(), 0777) == 0;
     if (!made && errno != EEXIST)
       throw IoError(system_message(hidden, "cannot create the folder", errno));

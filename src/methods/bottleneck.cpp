@@ -14,12 +14,13 @@
 namespace lk {
 namespace {
 
-constexpr const char* kConfig = "adapter_config.json";
-constexpr const char* kWeights = "adapter.safetensors";
+constexpr const char* kBottleneckConfig = "adapter_config.json";
+constexpr const char* kBottleneckWeights = "adapter.safetensors";
 constexpr const char* kName = "lorikeet";  // of the adapters that we write
-constexpr std::string_view kObeyed[] = {"config", "hidden_size", kBaseFingerprint, "model_name",
-                                        "name"};
-constexpr std::string_view kHarmless[] = {"config_id", "model_class", "model_type", "version"};
+constexpr std::string_view kObeyedOfFile[] = {"config", "hidden_size", kBaseFingerprint,
+                                              "model_name", "name"};
+constexpr std::string_view kHarmlessInFile[] = {"config_id", "model_class", "model_type",
+                                                "version"};
 
 // n numbers of N(0, deviation^2), those outside of two deviations left out if `cut`.
 std::vector<float> normal_values(std::int64_t n, double deviation, bool cut, std::uint64_t seed,
@@ -198,7 +199,8 @@ std::vector<StoredParameter> Bottleneck::stored(const std::string& name) const {
 
 void Bottleneck::save(const std::string& folder, const BaseIdentity& base) const {
   const ModelConfig& shape = model_.config();
-  write_safetensors(folder + "/" + kWeights, entries_of(stored(kName)), base_metadata(base));
+  write_safetensors(folder + "/" + kBottleneckWeights, entries_of(stored(kName)),
+                    base_metadata(base));
   const Json config = {
       {"config", bottleneck_config_json(config_, shape.hidden_size, shape.n_layers)},
       {"config_id", nullptr},
@@ -208,7 +210,7 @@ void Bottleneck::save(const std::string& folder, const BaseIdentity& base) const
       {"model_type", shape.architecture},
       {"name", kName},
       {"version", "adapters.1.3.0"}};
-  write_file_durably(folder + "/" + kConfig, json_text(config, 2) + "\n");
+  write_file_durably(folder + "/" + kBottleneckConfig, json_text(config, 2) + "\n");
 }
 
 bool BottleneckFile::recognises(const Json& config) {
@@ -217,9 +219,9 @@ bool BottleneckFile::recognises(const Json& config) {
 }
 
 BottleneckFile::BottleneckFile(const std::string& folder) : folder_(folder) {
-  const std::string path = folder + "/" + kConfig;
+  const std::string path = folder + "/" + kBottleneckConfig;
   const Json config = read_config(path);
-  refuse_unknown(config, kObeyed, kHarmless, path, "only bottleneck adapters are");
+  refuse_unknown(config, kObeyedOfFile, kHarmlessInFile, path, "only bottleneck adapters are");
   if (config.contains("model_name") && !is_off(config["model_name"]))
     base_.name = json_string(config, "model_name", path);
   name_ = json_string(config, "name", path);
@@ -229,11 +231,11 @@ BottleneckFile::BottleneckFile(const std::string& folder) : folder_(folder) {
     throw InputError(concat(path, ": config: architecture = ", own["architecture"].dump(),
                             " is not supported: only bottleneck adapters are"));
   config_ = read_bottleneck_config(own, hidden_size_, 1, path);  // layers are not known yet
-  if (!exists(folder + "/" + kWeights) && exists(folder + "/pytorch_adapter.bin"))
+  if (!exists(folder + "/" + kBottleneckWeights) && exists(folder + "/pytorch_adapter.bin"))
     throw InputError(concat(folder,
                             "/pytorch_adapter.bin: a pickle, which could run any program; "
                             "save it with save_adapter(..., use_safetensors=True)"));
-  const std::string weights = folder + "/" + kWeights;
+  const std::string weights = folder + "/" + kBottleneckWeights;
   base_.fingerprint = json_string_or(config, kBaseFingerprint, "", path);
   read_base_metadata(base_, SafetensorsFile(weights).metadata(), weights);
 }
@@ -246,7 +248,7 @@ std::string BottleneckFile::summary() const {
 }
 
 std::unique_ptr<Method> BottleneckFile::attach(Transformer& model) const {
-  const std::string path = folder_ + "/" + kConfig;
+  const std::string path = folder_ + "/" + kBottleneckConfig;
   const ModelConfig& shape = model.config();
   if (shape.hidden_size != hidden_size_)
     throw InputError(
@@ -256,7 +258,7 @@ std::unique_ptr<Method> BottleneckFile::attach(Transformer& model) const {
       read_bottleneck_config(json_at(config, "config", path), hidden_size_, shape.n_layers, path);
   auto adapter =
       from_file(path, [&] { return std::make_unique<Bottleneck>(model, std::move(own)); });
-  load_parameters(folder_ + "/" + kWeights, adapter->stored(name_));
+  load_parameters(folder_ + "/" + kBottleneckWeights, adapter->stored(name_));
   return adapter;
 }
 

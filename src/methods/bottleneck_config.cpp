@@ -9,27 +9,27 @@
 namespace lk {
 namespace {
 
-constexpr std::string_view kObeyed[] = {"dropout",           "init_weights",       "is_parallel",
-                                        "leave_out",         "mh_adapter",         "non_linearity",
-                                        "original_ln_after", "original_ln_before", "output_adapter",
-                                        "reduction_factor",  "residual_before_ln", "scaling",
-                                        "stochastic_depth"};
+constexpr std::string_view kObeyedOfBottleneck[] = {
+    "dropout",         "init_weights",     "is_parallel",        "leave_out",
+    "mh_adapter",      "non_linearity",    "original_ln_after",  "original_ln_before",
+    "output_adapter",  "reduction_factor", "residual_before_ln", "scaling",
+    "stochastic_depth"};
 // Read only where a key that is refused is on (a norm of the adapter's own, hypercomplex layers), or
 // by whoever makes the first values.
-constexpr std::string_view kHarmless[] = {"adapter_residual_before_ln",
-                                          "factorized_phm_W",
-                                          "factorized_phm_rule",
-                                          "hypercomplex_nonlinearity",
-                                          "init_weights_seed",
-                                          "inv_adapter_reduction_factor",
-                                          "learn_phm",
-                                          "phm_bias",
-                                          "phm_c_init",
-                                          "phm_dim",
-                                          "phm_init_range",
-                                          "phm_rank",
-                                          "shared_W_phm",
-                                          "shared_phm_rule"};
+constexpr std::string_view kHarmlessInBottleneck[] = {"adapter_residual_before_ln",
+                                                      "factorized_phm_W",
+                                                      "factorized_phm_rule",
+                                                      "hypercomplex_nonlinearity",
+                                                      "init_weights_seed",
+                                                      "inv_adapter_reduction_factor",
+                                                      "learn_phm",
+                                                      "phm_bias",
+                                                      "phm_c_init",
+                                                      "phm_dim",
+                                                      "phm_init_range",
+                                                      "phm_rank",
+                                                      "shared_W_phm",
+                                                      "shared_phm_rule"};
 
 struct Name {
   const char* text;
@@ -111,7 +111,7 @@ BottleneckConfig::Input read_input(const Json& config, const std::string& where)
 BottleneckConfig read_bottleneck_config(const Json& config, std::int64_t hidden_size,
                                         std::int64_t layers, const std::string& where) {
   if (!config.is_object()) refuse(where, "not an object");
-  refuse_unknown(config, kObeyed, kHarmless, where + ": config",
+  refuse_unknown(config, kObeyedOfBottleneck, kHarmlessInBottleneck, where + ": config",
                  "only plain bottleneck adapters are");
   BottleneckConfig c;
   c.input = read_input(config, where);

@@ -11,7 +11,7 @@
 namespace lk {
 namespace {
 
-constexpr const char* kType = "ADAPTION_PROMPT";
+constexpr const char* kAdaptionPrompt = "ADAPTION_PROMPT";
 constexpr std::int64_t kMostLength = 65536;
 
 // The attention's path: "model.layers.3.self_attn".
@@ -167,7 +167,7 @@ void LlamaAdapter::save(const std::string& folder, const BaseIdentity& base) con
         {tensor_name(*p), s.rank() == 2 ? Shape{1, s[0], s[1]} : s, to_host<float>(p->value())});
   }
   write_peft_folder(folder,
-                    {{"peft_type", kType},
+                    {{"peft_type", kAdaptionPrompt},
                      {"target_modules", attention_name(model_.config())},
                      {"adapter_len", layers_[0]->prompt().shape()[0]},
                      {"adapter_layers", layers_.size()}},
@@ -179,7 +179,7 @@ namespace {
 class LlamaAdapterFile final : public MethodFile {
  public:
   explicit LlamaAdapterFile(const std::string& folder)
-      : file_(folder, kType, {"adapter_len", "adapter_layers", "target_modules"}, {}),
+      : file_(folder, kAdaptionPrompt, {"adapter_len", "adapter_layers", "target_modules"}, {}),
         length_(number("adapter_len", kMostLength)),
         layers_(number("adapter_layers", 1 << 20)) {}
   std::string method() const override { return "llama-adapter"; }

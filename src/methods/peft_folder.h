@@ -5,6 +5,7 @@
 // [Obey or refuse] in lora/peft_config.h says: what nobody reads must be off.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -14,6 +15,10 @@
 #include "nn/method.h"
 
 namespace lk {
+
+// What prompt and prefix tuning train: the tensor's name in their files, and its most rows.
+inline constexpr const char* kPromptEmbeddings = "prompt_embeddings";
+inline constexpr std::int64_t kMostVirtualTokens = 65536;
 
 class PeftFolder {
  public:

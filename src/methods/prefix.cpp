@@ -10,8 +10,8 @@
 namespace lk {
 namespace {
 
-constexpr const char *kType = "PREFIX_TUNING", *kTensor = "prompt_embeddings";
-constexpr std::int64_t kMostVirtualTokens = 65536, kMostHidden = 1 << 20;
+constexpr const char* kPrefixTuning = "PREFIX_TUNING";
+constexpr std::int64_t kMostHidden = 1 << 20;
 
 // x (n,in) -> (n,out). The bias (out,1) is a linear map of ones: its gradient is then a sum over
 // rows like any other weight's.
@@ -181,7 +181,7 @@ void PrefixTuning::save(const std::string& folder, const BaseIdentity& base) con
   else
     for (const Parameter* p : parameters()) put(p->value());
   write_peft_folder(folder,
-                    {{"peft_type", kType},
+                    {{"peft_type", kPrefixTuning},
                      {"num_virtual_tokens", n_},
                      {"token_dim", width},
                      {"num_transformer_submodules", 1},
@@ -190,7 +190,7 @@ void PrefixTuning::save(const std::string& folder, const BaseIdentity& base) con
                      {"prefix_projection", false},
                      {"encoder_hidden_size", nullptr},
                      {"init_weights", nullptr}},
-                    base, {{kTensor, {n_, row}, values}});
+                    base, {{kPromptEmbeddings, {n_, row}, values}});
 }
 
 namespace {
@@ -198,7 +198,7 @@ namespace {
 class PrefixFile final : public MethodFile {
  public:
   explicit PrefixFile(const std::string& folder)
-      : file_(folder, kType,
+      : file_(folder, kPrefixTuning,
               {"num_virtual_tokens", "token_dim", "num_transformer_submodules", "num_layers",
                "num_attention_heads"},
               // How the keys and values were made: they are in the file as they are.
@@ -216,9 +216,9 @@ class PrefixFile final : public MethodFile {
     expect("token_dim", config.kv_size());
     expect("num_attention_heads", config.n_kv_heads);
     expect("num_layers", config.n_layers);
-    file_.expect({{kTensor, {n_, 2 * config.n_layers * config.kv_size()}}});
+    file_.expect({{kPromptEmbeddings, {n_, 2 * config.n_layers * config.kv_size()}}});
     auto method = std::make_unique<PrefixTuning>(model, PrefixSettings{.virtual_tokens = n_});
-    method->set_prefix(file_.read(kTensor));
+    method->set_prefix(file_.read(kPromptEmbeddings));
     return method;
   }
 

@@ -9,8 +9,7 @@
 namespace lk {
 namespace {
 
-constexpr const char *kType = "PROMPT_TUNING", *kTensor = "prompt_embeddings";
-constexpr std::int64_t kMostVirtualTokens = 65536;
+constexpr const char* kPromptTuning = "PROMPT_TUNING";
 
 // The embeddings of `ids`, repeated or cut to n rows, as the blocks read them.
 Tensor embedded(Transformer& model, const std::vector<std::int32_t>& ids, std::int64_t n) {
@@ -38,15 +37,17 @@ Parameter initial(Transformer& model, const PromptSettings& s) {
           s.virtual_tokens, ": from 1 to ", kMostVirtualTokens);
   require(!model.input_place(), "`method` prompt: the place before the blocks is taken");
   const DType dtype = model.compute_dtype();
-  if (!s.text.empty()) return Parameter(kTensor, embedded(model, s.text, s.virtual_tokens), dtype);
+  if (!s.text.empty())
+    return Parameter(kPromptEmbeddings, embedded(model, s.text, s.virtual_tokens), dtype);
   const Shape shape{s.virtual_tokens, model.config().hidden_size};
-  return normal_parameter(model.backend(), dtype, kTensor, shape, s.seed, 0);
+  return normal_parameter(model.backend(), dtype, kPromptEmbeddings, shape, s.seed, 0);
 }
 
 class PromptFile final : public MethodFile {
  public:
   explicit PromptFile(const std::string& folder)
-      : file_(folder, kType, {"num_virtual_tokens", "token_dim", "num_transformer_submodules"},
+      : file_(folder, kPromptTuning,
+              {"num_virtual_tokens", "token_dim", "num_transformer_submodules"},
               // How the vectors were initialised, and numbers of the model that they don't use.
               {"num_attention_heads", "num_layers", "prompt_tuning_init", "prompt_tuning_init_text",
                "tokenizer_kwargs", "tokenizer_name_or_path"}),
@@ -65,9 +66,9 @@ class PromptFile final : public MethodFile {
         json_int(file_.config(), "token_dim", 1, INT32_MAX, file_.config_path()) != C)
       throw InputError(
           concat(file_.config_path(), ": token_dim: the model's embeddings have ", C, " numbers"));
-    file_.expect({{kTensor, {n_, C}}});
+    file_.expect({{kPromptEmbeddings, {n_, C}}});
     auto method = std::make_unique<PromptTuning>(model, PromptSettings{.virtual_tokens = n_});
-    set_values(*method->parameters()[0], file_.read(kTensor));
+    set_values(*method->parameters()[0], file_.read(kPromptEmbeddings));
     return method;
   }
 
@@ -100,7 +101,7 @@ Var PromptTuning::apply(Tape& tape, const Var& x, const VirtualRows& at) {
   const Tensor rows = tape.activation(x.dtype(), {at.rows.numel(), x.value().cols()});
   Backend& backend = tape.backend();
   backend.copy(y, x.value());
-  backend.embedding_forward(rows, Weight(kTensor, vectors_.compute()), at.index);
+  backend.embedding_forward(rows, Weight(kPromptEmbeddings, vectors_.compute()), at.index);
   backend.put_rows(y, rows, at.rows);
   return tape.constant(y);
 }
@@ -109,7 +110,7 @@ Var PromptTuning::apply(Tape& tape, const Var& x, const VirtualRows& at) {
 void PromptTuning::save(const std::string& folder, const BaseIdentity& base) const {
   const ModelConfig& model = model_.config();
   write_peft_folder(folder,
-                    {{"peft_type", kType},
+                    {{"peft_type", kPromptTuning},
                      {"num_virtual_tokens", tokens()},
                      {"token_dim", model.hidden_size},
                      {"num_transformer_submodules", 1},
@@ -118,7 +119,8 @@ void PromptTuning::save(const std::string& folder, const BaseIdentity& base) con
                      {"prompt_tuning_init", "RANDOM"},
                      {"prompt_tuning_init_text", nullptr},
                      {"tokenizer_name_or_path", nullptr}},
-                    base, {{kTensor, vectors_.shape(), to_host<float>(vectors_.value())}});
+                    base,
+                    {{kPromptEmbeddings, vectors_.shape(), to_host<float>(vectors_.value())}});
 }
 
 std::unique_ptr<MethodFile> open_prompt_tuning(const std::string& folder) {

@@ -11,7 +11,7 @@
 namespace lk {
 namespace {
 
-constexpr std::int64_t kAnyInt = std::int64_t{1} << 40;  // validate() has the real bounds
+constexpr std::int64_t kAnyGgufInt = std::int64_t{1} << 40;  // validate() has the real bounds
 
 template <class... Args>
 [[noreturn]] void refuse(const GgufFile& file, const Args&... message) {
@@ -59,7 +59,7 @@ void refuse_unsupported(const GgufFile& file, const std::string& prefix, const M
   for (const char* key : {"expert_count", "expert_used_count", "pooling_type",
                           "interleave_moe_layer_step", "no_rope_layer_step", "nextn_predict_layers",
                           "attention.shared_kv_layers", "rescale_every_n_layers"})
-    if (file.get_int_or(prefix + key, 0, 0, kAnyInt) != 0) refuse_key(prefix + key);
+    if (file.get_int_or(prefix + key, 0, 0, kAnyGgufInt) != 0) refuse_key(prefix + key);
   for (const char* key :
        {"rope.dimension_sections", "rope.scaling.alpha", "attention.output_scale"})
     if (file.has_key(prefix + key)) refuse_key(prefix + key);
@@ -75,10 +75,11 @@ void refuse_unsupported(const GgufFile& file, const std::string& prefix, const M
 void read_window(const GgufFile& file, const std::string& prefix, ModelConfig& c) {
   const std::string key = prefix + "attention.sliding_window";
   const bool gemma = c.architecture == "gemma3_text";
-  std::int64_t window = gemma ? file.get_int(key, 1, kAnyInt) : file.get_int_or(key, 0, 0, kAnyInt);
+  std::int64_t window =
+      gemma ? file.get_int(key, 1, kAnyGgufInt) : file.get_int_or(key, 0, 0, kAnyGgufInt);
   const std::string pattern_key = key + "_pattern";
   if (gemma) {
-    const std::int64_t pattern = file.get_int_or(pattern_key, kGemmaPattern, 1, kAnyInt);
+    const std::int64_t pattern = file.get_int_or(pattern_key, kGemmaPattern, 1, kAnyGgufInt);
     c.local_rope_theta =
         as_written(file.get_float_or(prefix + "rope.freq_base_swa", kGemmaLocalTheta));
     for (std::int64_t i = 0; i < c.n_layers; ++i) c.local.push_back((i + 1) % pattern != 0);
@@ -168,7 +169,7 @@ std::int64_t read_vocab_size(const GgufFile& file, const std::string& prefix) {
   Shape shape = file.shape("token_embd.weight");
   if (shape.rank() != 2) refuse(file, "token_embd.weight: shape ", shape.str(), " is not a matrix");
   std::int64_t rows = shape[0];
-  std::int64_t declared = file.get_int_or(prefix + "vocab_size", rows, 1, kAnyInt);
+  std::int64_t declared = file.get_int_or(prefix + "vocab_size", rows, 1, kAnyGgufInt);
   if (declared != rows)
     refuse(file, prefix, "vocab_size: ", declared, ", but token_embd.weight has ", rows, " rows");
   if (file.has_key("tokenizer.ggml.tokens")) {
@@ -197,16 +198,16 @@ ModelConfig config_from_gguf(const GgufFile& file) {
     refuse(file, "general.architecture: '", architecture, "' is not supported (",
            known_gguf_families(), " are)");
   apply_family(c, *family);
-  if (file.get_int_or("split.count", 1, 0, kAnyInt) > 1)
+  if (file.get_int_or("split.count", 1, 0, kAnyGgufInt) > 1)
     refuse(file, "split.count: models split over several files are not supported");
   const std::string prefix = architecture + ".";
-  auto size = [&](const char* key) { return file.get_int(prefix + key, 1, kAnyInt); };
+  auto size = [&](const char* key) { return file.get_int(prefix + key, 1, kAnyGgufInt); };
   c.vocab_size = read_vocab_size(file, prefix);
   c.hidden_size = size("embedding_length");
   c.intermediate_size = size("feed_forward_length");
   c.n_layers = size("block_count");
   c.n_heads = size("attention.head_count");
-  c.n_kv_heads = file.get_int_or(prefix + "attention.head_count_kv", c.n_heads, 1, kAnyInt);
+  c.n_kv_heads = file.get_int_or(prefix + "attention.head_count_kv", c.n_heads, 1, kAnyGgufInt);
   if (file.has_key(prefix + "attention.key_length")) {
     c.head_dim = size("attention.key_length");
   } else {
@@ -216,7 +217,7 @@ ModelConfig config_from_gguf(const GgufFile& file) {
     c.head_dim = c.hidden_size / c.n_heads;
   }
   auto same_as_head = [&](const char* key, const char* why) {
-    std::int64_t n = file.get_int_or(prefix + key, c.head_dim, 1, kAnyInt);
+    std::int64_t n = file.get_int_or(prefix + key, c.head_dim, 1, kAnyGgufInt);
     if (n != c.head_dim)
       refuse(file, prefix, key, ": ", n, " differs from the head size ", c.head_dim, ": ", why,
              " is not supported");

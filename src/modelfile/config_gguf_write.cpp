@@ -9,7 +9,7 @@ namespace lk {
 namespace {
 
 template <class... Args>
-[[noreturn]] void refuse(const Args&... message) {
+[[noreturn]] void refuse_to_write(const Args&... message) {
   throw UsageError(concat(message..., "; write a folder instead"));
 }
 
@@ -22,15 +22,16 @@ std::int64_t window_pattern(const ModelConfig& c) {
       same = same && c.is_local(static_cast<std::size_t>(i)) == ((i + 1) % pattern != 0);
     if (same) return pattern;
   }
-  refuse("layer_types: GGUF has no words for these local layers (every n-th layer sees all)");
+  refuse_to_write(
+      "layer_types: GGUF has no words for these local layers (every n-th layer sees all)");
 }
 
 void add_window(const ModelConfig& c, const FamilyFiles& files, GgufWriter::Metadata& m) {
   const std::string prefix = std::string(files.gguf) + ".";
   if (!files.gemma_keys) {
     if (c.window > 0 && c.window < c.max_position)
-      refuse("sliding_window: ", c.window, " (context ", c.max_position,
-             "): GGUF's readers know no window in '", files.gguf, "'");
+      refuse_to_write("sliding_window: ", c.window, " (context ", c.max_position,
+                      "): GGUF's readers know no window in '", files.gguf, "'");
     return;  // a window that hides nothing is none
   }
   const std::int64_t window = c.window > 0 ? c.window : files.default_window;
@@ -41,7 +42,7 @@ void add_window(const ModelConfig& c, const FamilyFiles& files, GgufWriter::Meta
   if (c.local_rope_theta != kGemmaLocalTheta)
     m.emplace_back(prefix + "rope.freq_base_swa", gguf_f32(static_cast<float>(c.local_rope_theta)));
   if (const double usual = gguf_query_scale(c); c.query_scale > 0 && c.query_scale != usual)
-    refuse("query_pre_attn_scalar: ", c.query_scale, ": GGUF's readers take ", usual);
+    refuse_to_write("query_pre_attn_scalar: ", c.query_scale, ": GGUF's readers take ", usual);
 }
 
 void add_rope(const ModelConfig& c, const std::string& prefix, GgufWriter::Metadata& m) {
@@ -58,7 +59,7 @@ void add_rope(const ModelConfig& c, const std::string& prefix, GgufWriter::Metad
     case RopeScaling::Kind::Llama3:
     case RopeScaling::Kind::Factors:  // a tensor of its own, rope_freqs.weight
       if (prefix != "llama.")
-        refuse("rope_type llama3: GGUF's readers know its factors in 'llama' only");
+        refuse_to_write("rope_type llama3: GGUF's readers know its factors in 'llama' only");
       break;
   }
 }
@@ -86,7 +87,7 @@ GgufWriter::Metadata config_to_gguf(const ModelConfig& c) {
                                                      : "attention.layer_norm_rms_epsilon"),
                  gguf_f32(static_cast<float>(c.rms_eps)));
   if (c.attention_output_bias && !c.joined_qkv && prefix != "llama.")
-    refuse("attention_bias: GGUF's readers know a bias of o in 'llama' and 'gpt2' only");
+    refuse_to_write("attention_bias: GGUF's readers know a bias of o in 'llama' and 'gpt2' only");
   if (!c.learned_positions) add_rope(c, prefix, m);
   add_window(c, files, m);
   return m;

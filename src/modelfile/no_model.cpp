@@ -9,7 +9,7 @@
 namespace lk {
 namespace {
 
-[[noreturn]] void refuse(const std::string& path, const std::string& why) {
+[[noreturn]] void refuse_path(const std::string& path, const std::string& why) {
   throw InputError(concat(path, ": ", why));
 }
 
@@ -20,36 +20,40 @@ bool ends_with_any(const std::string& name, std::initializer_list<std::string_vi
 
 void refuse_missing(const std::string& path) {
   if (const std::string command = download_command(path); !command.empty())
-    refuse(path, concat("no such file or folder. If it is a model's name on the Hugging Face hub, "
-                        "download it and give the folder: ",
-                        command));
-  refuse(path,
-         "no such file or folder; a model is a .gguf file or a folder with config.json, "
-         "tokenizer.json and model.safetensors, as hf download ORG/NAME --local-dir DIR fetches");
+    refuse_path(path,
+                concat("no such file or folder. If it is a model's name on the Hugging Face hub, "
+                       "download it and give the folder: ",
+                       command));
+  refuse_path(
+      path,
+      "no such file or folder; a model is a .gguf file or a folder with config.json, "
+      "tokenizer.json and model.safetensors, as hf download ORG/NAME --local-dir DIR fetches");
 }
 
 void refuse_folder(const std::string& path) {
   auto holds = [&](const char* name) { return exists(path + "/" + name); };
   if (holds("config.json")) return;
   if (holds("adapter_config.json"))
-    refuse(path, "is an adapter, not a model: give it as --adapter, and its base as --model");
+    refuse_path(path, "is an adapter, not a model: give it as --adapter, and its base as --model");
   const std::vector<std::string> names = list_folder(path);
   const auto gguf = std::find_if(names.begin(), names.end(),
                                  [](const std::string& name) { return name.ends_with(".gguf"); });
   if (gguf != names.end())
-    refuse(path, concat("has no config.json, but ", *gguf, ": give that file, ", path, "/", *gguf));
+    refuse_path(path,
+                concat("has no config.json, but ", *gguf, ": give that file, ", path, "/", *gguf));
   if (holds("snapshots"))
-    refuse(path, "is a model's folder in the hub's cache: give the folder in its snapshots/");
-  refuse(path, "has no config.json, so it is no Hugging Face model folder");
+    refuse_path(path, "is a model's folder in the hub's cache: give the folder in its snapshots/");
+  refuse_path(path, "has no config.json, so it is no Hugging Face model folder");
 }
 
 void refuse_file(const std::string& path) {
   if (ends_with_any(path, {".bin", ".pt", ".pth", ".ckpt"}))
-    refuse(path,
-           "pickle files can run code and are never read. Save the model as safetensors (in "
-           "transformers, model.save_pretrained(DIR)) and give the folder");
+    refuse_path(path,
+                "pickle files can run code and are never read. Save the model as safetensors (in "
+                "transformers, model.save_pretrained(DIR)) and give the folder");
   if (ends_with_any(path, {".safetensors", ".json"}))
-    refuse(path, concat("a model of several files is given as its folder: ", parent_folder(path)));
+    refuse_path(path,
+                concat("a model of several files is given as its folder: ", parent_folder(path)));
 }
 
 }  // namespace

@@ -16,7 +16,7 @@ using Layout = StoredMatrix::Layout;
 constexpr const char* kLoadInstead =
     "load the model that it was made from (and let --base-precision nf4 quantise it)";
 
-bool given(const Json& json, const char* key) {
+bool has_value(const Json& json, const char* key) {
   return json.contains(key) && !json.at(key).is_null();
 }
 
@@ -126,8 +126,8 @@ void find_bitsandbytes(Companions& c, const TensorReader& reader, const std::str
   check_codes(c, reader, weight, shape);
 
   const std::int64_t n = blocks_in(shape.numel(), f.block);
-  f.nested = reader.has(weight + ".nested_absmax") || given(json, "nested_blocksize") ||
-             given(json, "nested_offset");
+  f.nested = reader.has(weight + ".nested_absmax") || has_value(json, "nested_blocksize") ||
+             has_value(json, "nested_offset");
   c.expect(weight + ".absmax", {f.nested ? "U8" : "F32"}, {n});
   c.expect(weight + ".quant_map", {"F32"}, {16});
   const std::vector<float> map = c.floats(weight + ".quant_map");
@@ -244,7 +244,7 @@ void find_awq_or_gptq(Companions& c, const TensorReader& reader, const Shape& sh
 }  // namespace
 
 QuantisationConfig parse_quantisation(const Json& config, const std::string& outer) {
-  if (!given(config, "quantization_config")) return {};
+  if (!has_value(config, "quantization_config")) return {};
   const Json& q = config.at("quantization_config");
   const std::string where = outer + ": quantization_config";
   if (!q.is_object()) throw InputError(where + ": not an object");
@@ -264,7 +264,7 @@ QuantisationConfig parse_quantisation(const Json& config, const std::string& out
   } else if (method == "fp8") {
     if (const std::string fmt = json_string_or(q, "fmt", "e4m3", where); fmt != "e4m3")
       refuse(concat("fmt ", fmt, " is not read, only e4m3 is"));
-    if (given(q, "weight_block_size") && q["weight_block_size"] != Json({128, 128}))
+    if (has_value(q, "weight_block_size") && q["weight_block_size"] != Json({128, 128}))
       refuse("weight_block_size: only [128, 128] is read");
     out.method = Method::Fp8;
   } else if (method == "compressed-tensors") {

@@ -38,7 +38,7 @@ bool better(const Extension& a, const Extension& b) {
   return a.beam != b.beam ? a.beam < b.beam : a.id < b.id;
 }
 
-std::int64_t common_prefix(const Ids& a, const Ids& b) {
+std::int64_t equal_start(const Ids& a, const Ids& b) {
   return std::mismatch(a.begin(), a.end(), b.begin(), b.end()).first - a.begin();
 }
 
@@ -161,8 +161,8 @@ class Search {
       std::size_t to = slots_.size();
       std::int64_t most = -1;
       for (std::size_t s = 0; s < slots_.size(); ++s)
-        if (!taken[s] && common_prefix(held_[s], from.text) > most)
-          to = s, most = common_prefix(held_[s], from.text);
+        if (!taken[s] && equal_start(held_[s], from.text) > most)
+          to = s, most = equal_start(held_[s], from.text);
       taken[to] = true;
       decoder.copy_slot(slots_[to], from.slot, most, std::ssize(from.text));
       held_[to] = from.text;

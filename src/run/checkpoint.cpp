@@ -12,7 +12,7 @@ namespace lk {
 namespace {
 
 constexpr const char* kFormat = "lorikeet-checkpoint-2";
-constexpr std::int64_t kMostSteps = INT32_MAX;  // as many micro-batches as a run may have
+constexpr std::int64_t kMostMicroBatches = INT32_MAX;  // as many micro-batches as a run may have
 
 using Metadata = std::map<std::string, std::string>;
 
@@ -71,7 +71,7 @@ const std::string& entry(const Metadata& metadata, const char* key, const std::s
 std::int64_t counter(const Metadata& metadata, const char* key, const std::string& path) {
   const std::string where = concat(path, ": metadata ", key);
   const Json value = parse_json("{\"v\":" + entry(metadata, key, path) + "}", where);
-  return json_int(value, "v", 0, kMostSteps, where);
+  return json_int(value, "v", 0, kMostMicroBatches, where);
 }
 
 void check_numbers(const std::string& path, const std::string& name,
@@ -138,9 +138,10 @@ Checkpoint::Checkpoint(const std::string& folder) : path_(folder + "/" + kCheckp
   progress_ = progress_from_json(parse_json(entry(metadata, "progress", path_), where), where);
   if (!identity_.is_object()) throw InputError(path_ + ": metadata identity: not an object");
   const std::string in_identity = path_ + ": metadata identity";
-  const std::int64_t per_step = json_int_or(identity_, "grad_accum", 1, 1, kMostSteps, in_identity);
+  const std::int64_t per_step =
+      json_int_or(identity_, "grad_accum", 1, 1, kMostMicroBatches, in_identity);
   const std::int64_t total =
-      json_int_or(identity_, "steps", kMostSteps, 1, kMostSteps, in_identity);
+      json_int_or(identity_, "steps", kMostMicroBatches, 1, kMostMicroBatches, in_identity);
   if (steps_ > total || micro_steps_ != steps_ * per_step)
     throw InputError(concat(path_, ": ", steps_, " steps of ", total, ", ", micro_steps_,
                             " micro-batches at ", per_step, " a step: can't be"));

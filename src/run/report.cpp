@@ -15,8 +15,8 @@
 namespace lk {
 namespace {
 
-constexpr std::size_t kMostSteps = 8;   // of a prompt's samples along the way
-constexpr std::ptrdiff_t kRecent = 20;  // steps whose speed counts for a run under way
+constexpr std::size_t kMostSampleSteps = 8;  // of a prompt's samples along the way
+constexpr std::ptrdiff_t kRecent = 20;       // steps whose speed counts for a run under way
 
 std::string mib(const Json& bytes) {
   char text[40];
@@ -165,7 +165,7 @@ std::string samples(const ReportInput& in) {
     std::vector<const std::pair<double, Sample>*> along;
     for (const auto& made : in.curves.samples)
       if (same_row(p, made.second)) along.push_back(&made);
-    const std::size_t shown = std::min(along.size(), kMostSteps);
+    const std::size_t shown = std::min(along.size(), kMostSampleSteps);
     for (std::size_t k = 1; k <= shown; ++k) {  // evenly, the last among them
       const auto& [step, s] = *along[k * along.size() / shown - 1];
       out += row("at step " + short_number(step), s.adapted);

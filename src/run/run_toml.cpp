@@ -43,7 +43,7 @@ std::string list_text(const std::vector<std::string>& items) {
   return list;
 }
 
-struct Lines {
+struct TomlLines {
   std::string text;
   template <class T>
   void add(const char* flag, const T& value) {
@@ -72,7 +72,7 @@ std::string run_toml(const FinetuneSettings& settings) {
                eval_rows, eval_every, keep, patience, save_every, resume, recompute, memory_limit,
                memory, verify_base, show_rows, samples, sample_every, tensorboard] = settings;
   static_cast<void>(resume), static_cast<void>(show_rows);  // of one call, not of the run
-  Lines l{"# finetune --config run.toml --out DIR trains the same adapter.\n"};
+  TomlLines l{"# finetune --config run.toml --out DIR trains the same adapter.\n"};
   l.add("model", model);
   l.add("data", data);
   l.add("out", out);

@@ -35,7 +35,7 @@ struct Column {
   std::function<std::string(const Json& trial)> value;
 };
 
-std::string mebibytes(const Json& bytes) {
+std::string number_of_mebibytes(const Json& bytes) {
   return bytes.is_number() ? short_number(bytes.get<double>() / (1 << 20)) : "-";
 }
 
@@ -51,8 +51,8 @@ std::vector<Column> columns_of(const Json& trials) {
   add("evaluation loss", "eval_loss");
   add("last training loss", "last_loss");
   add("trained parameters", "trainable_parameters");
-  all.push_back(
-      {"peak MiB", true, [](const Json& t) { return mebibytes(at(t, "result/peak_bytes")); }});
+  all.push_back({"peak MiB", true,
+                 [](const Json& t) { return number_of_mebibytes(at(t, "result/peak_bytes")); }});
   add("seconds", "seconds");
   add("tokens/s", "tokens_per_second");
   all.push_back({"state", false, [](const Json& t) {

@@ -11,7 +11,7 @@ namespace lk {
 
 namespace {
 
-[[noreturn]] void refuse(const std::string& text, const std::string& why) {
+[[noreturn]] void refuse_columns(const std::string& text, const std::string& why) {
   throw UsageError(concat("`columns` ", text, ": ", why,
                           "; it is written as `columns` prompt=KEY,completion=KEY, our key first"));
 }
@@ -32,11 +32,11 @@ std::string take_name(const std::string& text, std::size_t& at) {
       name += text[++at];
     } else {
       if (++at < text.size() && text[at] != ',')
-        refuse(text, "a comma is expected behind the closing quote");
+        refuse_columns(text, "a comma is expected behind the closing quote");
       return name;
     }
   }
-  refuse(text, "the quote is never closed");
+  refuse_columns(text, "the quote is never closed");
 }
 
 std::string quoted(const std::string& name) {
@@ -64,9 +64,9 @@ void refuse_unknown(const std::string& text, const Columns::Pair& pair) {
   if (meant.empty() && is_known(pair.theirs)) meant = pair.theirs + "=" + pair.ours;
   std::string all;
   for (const std::string& key : known) all += (all.empty() ? "" : ", ") + key;
-  refuse(text,
-         concat(shown(pair.ours), " is no key of a row format",
-                meant.empty() ? "" : concat(" (did you mean ", meant, "?)"), ": these are ", all));
+  refuse_columns(text, concat(shown(pair.ours), " is no key of a row format",
+                              meant.empty() ? "" : concat(" (did you mean ", meant, "?)"),
+                              ": these are ", all));
 }
 
 }  // namespace
@@ -75,16 +75,18 @@ Columns Columns::parse(const std::string& text) {
   Columns columns;
   for (std::size_t at = 0;;) {
     const std::size_t equals = text.find('=', at);
-    if (equals == std::string::npos || text.find(',', at) < equals) refuse(text, "a pair has no =");
+    if (equals == std::string::npos || text.find(',', at) < equals)
+      refuse_columns(text, "a pair has no =");
     Pair pair{text.substr(at, equals - at), ""};
     at = equals + 1;
     pair.theirs = take_name(text, at);
-    if (pair.ours.empty() || pair.theirs.empty()) refuse(text, "a name is missing beside the =");
+    if (pair.ours.empty() || pair.theirs.empty())
+      refuse_columns(text, "a name is missing beside the =");
     refuse_unknown(text, pair);
     for (const Pair& other : columns.pairs_)
       if (other.ours == pair.ours || other.theirs == pair.theirs)
-        refuse(text,
-               concat(shown(other.ours == pair.ours ? pair.ours : pair.theirs), " stands twice"));
+        refuse_columns(text, concat(shown(other.ours == pair.ours ? pair.ours : pair.theirs),
+                                    " stands twice"));
     columns.pairs_.push_back(std::move(pair));
     if (at == text.size()) return columns;
     ++at;  // behind the comma

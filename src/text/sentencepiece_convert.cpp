@@ -18,7 +18,7 @@ namespace {
 
 constexpr std::string_view kMark = kSpaceMark;
 
-void replace_all(std::string& text, std::string_view from, std::string_view to) {
+void replace_marks(std::string& text, std::string_view from, std::string_view to) {
   for (std::size_t at = 0; (at = text.find(from, at)) != std::string::npos; at += to.size())
     text.replace(at, from.size(), to);
 }
@@ -139,12 +139,12 @@ class TieChecker {
 }  // namespace
 
 std::string with_marks(std::string token) {
-  replace_all(token, " ", kMark);
+  replace_marks(token, " ", kMark);
   return token;
 }
 
 std::string with_spaces(std::string token) {
-  replace_all(token, kMark, " ");
+  replace_marks(token, kMark, " ");
   return token;
 }
 

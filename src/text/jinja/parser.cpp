@@ -8,7 +8,7 @@ namespace lk::jinja {
 
 namespace {
 
-using Kind = Statement::Kind;
+using StatementKind = Statement::Kind;
 using StatementPtr = std::unique_ptr<Statement>;
 
 class Parser {
@@ -22,7 +22,7 @@ class Parser {
   }
 
  private:
-  static StatementPtr make(Kind kind, int line) {
+  static StatementPtr make(StatementKind kind, int line) {
     auto s = std::make_unique<Statement>();
     s->kind = kind;
     s->line = line;
@@ -47,11 +47,11 @@ class Parser {
         return body;
       }
       if (r_.is(Token::Kind::Data)) {
-        body.push_back(make(Kind::Data, line));
+        body.push_back(make(StatementKind::Data, line));
         body.back()->text = r_.next().text;
       } else if (r_.is(Token::Kind::VariableBegin)) {
         r_.next();
-        body.push_back(make(Kind::Output, line));
+        body.push_back(make(StatementKind::Output, line));
         body.back()->value = parse_tuple(r_);
         if (!r_.is(Token::Kind::VariableEnd))
           r_.fail(concat("expected \"}}\", found \"", r_.now().text, "\""));
@@ -73,7 +73,7 @@ class Parser {
     if (name == "set") return parse_set(line);
     if (name == "macro") return parse_macro(line);
     if (name == "generation") {
-      StatementPtr s = make(Kind::Generation, line);
+      StatementPtr s = make(StatementKind::Generation, line);
       end_block();
       s->bodies.push_back(parse_body({"endgeneration"}));
       r_.next();
@@ -83,13 +83,13 @@ class Parser {
     if (name == "break" || name == "continue") {
       if (loops_ == 0) r_.fail("{% " + name + " %} outside a loop");
       end_block();
-      return make(name == "break" ? Kind::Break : Kind::Continue, line);
+      return make(name == "break" ? StatementKind::Break : StatementKind::Continue, line);
     }
     r_.fail("{% " + name + " %} is not in this subset of Jinja");
   }
 
   StatementPtr parse_if(int line) {
-    StatementPtr s = make(Kind::If, line);
+    StatementPtr s = make(StatementKind::If, line);
     for (bool more = true; more;) {
       s->conditions.push_back(parse_tuple(r_, true));
       end_block();
@@ -115,7 +115,7 @@ class Parser {
   }
 
   StatementPtr parse_for(int line) {
-    StatementPtr s = make(Kind::For, line);
+    StatementPtr s = make(StatementKind::For, line);
     s->names = parse_names();
     if (!r_.skip_name("in")) r_.fail("\"in\" is missing in a for");
     s->value = parse_tuple(r_, false);
@@ -135,7 +135,7 @@ class Parser {
   }
 
   StatementPtr parse_set(int line) {
-    StatementPtr s = make(Kind::Set, line);
+    StatementPtr s = make(StatementKind::Set, line);
     s->names = parse_names();
     if (s->names.size() == 1 && r_.skip_op(".")) {
       s->space = s->names[0];
@@ -147,7 +147,7 @@ class Parser {
       return s;
     }
     if (s->names.size() != 1 || !s->space.empty()) r_.fail("a set block has one plain name");
-    s->kind = Kind::SetBlock;
+    s->kind = StatementKind::SetBlock;
     if (r_.skip_op("|")) s->value = parse_filters(r_, nullptr);
     end_block();
     const int loops = std::exchange(loops_, 0);
@@ -159,7 +159,7 @@ class Parser {
   }
 
   StatementPtr parse_macro(int line) {
-    StatementPtr s = make(Kind::Macro, line);
+    StatementPtr s = make(StatementKind::Macro, line);
     s->text = r_.expect_name();
     r_.expect_op("(");
     while (!r_.skip_op(")")) {

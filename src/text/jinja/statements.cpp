@@ -7,7 +7,7 @@
 
 namespace lk::jinja {
 
-using Kind = Statement::Kind;
+using StatementKind = Statement::Kind;
 
 namespace {
 
@@ -70,23 +70,23 @@ Evaluator::Flow Evaluator::execute(const Statement& s) {
   budget_.work();
   line_ = s.line;
   switch (s.kind) {
-    case Kind::Data:
+    case StatementKind::Data:
       budget_.bytes(s.text.size());
       out_->append(s.text);
       return Flow::Go;
-    case Kind::Output:
+    case StatementKind::Output:
       write(to_text(evaluate(*s.value), budget_));
       return Flow::Go;
-    case Kind::If:
+    case StatementKind::If:
       for (std::size_t i = 0; i < s.conditions.size(); ++i)
         if (truth(evaluate(*s.conditions[i]))) return execute(s.bodies[i]);
       return s.bodies.size() > s.conditions.size() ? execute(s.bodies.back()) : Flow::Go;
-    case Kind::For:
+    case StatementKind::For:
       return run_for(s);
-    case Kind::Set:
+    case StatementKind::Set:
       run_set(s);
       return Flow::Go;
-    case Kind::SetBlock: {
+    case StatementKind::SetBlock: {
       Value value = Value::text(capture(s.bodies[0]));
       if (s.value) {
         // The innermost filter is the one without an input.
@@ -98,11 +98,11 @@ Evaluator::Flow Evaluator::execute(const Statement& s) {
       set(s.names[0], std::move(value));
       return Flow::Go;
     }
-    case Kind::Macro:
+    case StatementKind::Macro:
       if (scope_ != &root_) fail("a macro inside a loop or a macro is not in this subset of Jinja");
       set(s.text, Callable{Callable::Kind::Macro, &s});
       return Flow::Go;
-    case Kind::Generation: {
+    case StatementKind::Generation: {
       if (capturing_) fail("{% generation %} inside a macro or a set block");
       const std::size_t begin = out_->s.size();
       const Flow flow = execute(s.bodies[0]);
@@ -111,9 +111,9 @@ Evaluator::Flow Evaluator::execute(const Statement& s) {
       generated_.emplace_back(begin, out_->s.size());
       return flow;
     }
-    case Kind::Break:
+    case StatementKind::Break:
       return Flow::Break;
-    case Kind::Continue:
+    case StatementKind::Continue:
       return Flow::Continue;
   }
   return Flow::Go;
