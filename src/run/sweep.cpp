@@ -222,6 +222,7 @@ void place_trials(const SweepSettings& settings, std::vector<SweepTrial>& trials
   }
   std::map<std::vector<std::string>, const SweepTrial*> known;
   for (const SweepTrial& t : trials) {
+    if (t.flags.empty()) continue;  // a caller's own trials may repeat one
     const auto [same, is_new] = known.emplace(requested(t.settings), &t);
     require(is_new, "`sweep`: the trials ", same->second->name, " and ", t.name,
             " have the same settings");

@@ -150,8 +150,6 @@ class ReferenceReader {
     const Json json(object);
     if (options_.system)
       throw UsageError(concat("`system`: ", where, " is no chat but a plain prompt"));
-    if (options_.chat_template)
-      throw UsageError(concat("`template`: ", where, " is no chat but a plain prompt"));
     ReferenceRow row;
     row.prompt = json_string(json, "prompt", where);
     if (!json.contains("references") && json.contains("completion"))
