@@ -156,17 +156,24 @@ __device__ __forceinline__ void undefined(float (&c)[NT][4]) {
   "{ .reg .pred add; setp.ne.b32 add, " add ", 0;\nwgmma.mma_async.sync.aligned.m64n" n \
   "k16.f32.bf16.bf16 " registers "}, " operands "; }\n"
 
+// c (64, 64) = a and b, or c += them: a 64 rows, 16 columns. b is 64 rows of 16 columns, or the other
+// way round if BY_ROWS.
+template <bool ADD, bool BY_ROWS>
+__device__ __forceinline__ void wgmma_64(float (&c)[8][4], std::uint64_t a, std::uint64_t b) {
+  if constexpr (ADD)
+    asm volatile(LK_WGMMA("64", LK_R32, "%32, %33, add, 1, 1, 0, %34", "1")
+                 : LK_C8("+f", c)
+                 : "l"(a), "l"(b), "n"(BY_ROWS));
+  else
+    asm volatile(LK_WGMMA("64", LK_R32, "%32, %33, add, 1, 1, 0, %34", "0")
+                 : LK_C8("=f", c)
+                 : "l"(a), "l"(b), "n"(BY_ROWS));
+}
+
 // c (64, 8 NT) = a bᵀ, or c += a bᵀ: a 64 rows, b 8 NT rows, 16 columns of each.
 template <bool ADD>
 __device__ __forceinline__ void wgmma_abt(float (&c)[8][4], std::uint64_t a, std::uint64_t b) {
-  if constexpr (ADD)
-    asm volatile(LK_WGMMA("64", LK_R32, "%32, %33, add, 1, 1, 0, 0", "1")
-                 : LK_C8("+f", c)
-                 : "l"(a), "l"(b));
-  else
-    asm volatile(LK_WGMMA("64", LK_R32, "%32, %33, add, 1, 1, 0, 0", "0")
-                 : LK_C8("=f", c)
-                 : "l"(a), "l"(b));
+  wgmma_64<ADD, false>(c, a, b);
 }
 template <bool ADD>
 __device__ __forceinline__ void wgmma_abt(float (&c)[16][4], std::uint64_t a, std::uint64_t b) {
@@ -216,14 +223,7 @@ __device__ __forceinline__ void wgmma_abt(float (&c)[16][4], const Fragment4& a,
 // c (64, 64) = a b, or c += a b: a 64 rows, 16 columns; b (16, 64).
 template <bool ADD>
 __device__ __forceinline__ void wgmma_ab(float (&c)[8][4], std::uint64_t a, std::uint64_t b) {
-  if constexpr (ADD)
-    asm volatile(LK_WGMMA("64", LK_R32, "%32, %33, add, 1, 1, 0, 1", "1")
-                 : LK_C8("+f", c)
-                 : "l"(a), "l"(b));
-  else
-    asm volatile(LK_WGMMA("64", LK_R32, "%32, %33, add, 1, 1, 0, 1", "0")
-                 : LK_C8("=f", c)
-                 : "l"(a), "l"(b));
+  wgmma_64<ADD, true>(c, a, b);
 }
 // c (64, 8 NT) = a b, or c += a b if `add`: a in registers, b (16, 8 NT).
 __device__ __forceinline__ void wgmma_ab(float (&c)[8][4], const Fragment4& a, std::uint64_t b,

@@ -318,12 +318,7 @@ void attention_backward_one_pass(const AttentionBackward& a, cudaStream_t stream
     launch("round_dq", round_dq_kernel<D>, grid_of(tiles, a.shape.n_heads), dim3(256), 0, stream,
            in, angles, matrix<bf16>(a.dq), sums);
   };
-  if (a.shape.head_dim == 64)
-    go.template operator()<64, false>();
-  else if (a.shape.head_dim == 128)
-    go.template operator()<128, false>();
-  else
-    go.template operator()<128, true>();
+  with_head_size(a.shape.head_dim, go);
 }
 
 }  // namespace lk

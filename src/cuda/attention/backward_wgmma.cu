@@ -347,12 +347,8 @@ void attention_backward_wgmma(const AttentionBackward& a, cudaStream_t stream) {
   };
   if (a.shape.head_dim > 128)
     attention_backward_wgmma_wide(a, stream);
-  else if (a.shape.head_dim == 64)
-    go.template operator()<64, false>();
-  else if (a.shape.head_dim == 128)
-    go.template operator()<128, false>();
   else
-    go.template operator()<128, true>();
+    with_head_size(a.shape.head_dim, go);
 }
 
 }  // namespace lk

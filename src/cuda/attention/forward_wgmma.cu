@@ -214,12 +214,8 @@ void attention_forward_wgmma(const AttentionForward& a, cudaStream_t stream) {
            a.lse.data<float>());
   };
   const int head_dim = a.shape.head_dim;
-  if (head_dim == 64)
-    go.template operator()<64, false>();
-  else if (head_dim == 128)
-    go.template operator()<128, false>();
-  else if (head_dim < 128)
-    go.template operator()<128, true>();
+  if (head_dim <= 128)
+    with_head_size(head_dim, go);
   else if (head_dim == 256)
     go.template operator()<256, false>();
   else

@@ -47,13 +47,13 @@ __device__ __forceinline__ bool find_tile(const int* offsets, int n_documents, i
 struct BlockPlace {
   int head, slot;
 };
-// The grid is heads * shares x slots: blocks that share a tile lie beside each other.
 __device__ __forceinline__ BlockPlace place_of(int index, int heads_together, int n_heads,
                                                int slots) {
   int group = index / (heads_together * slots), first = group * heads_together;
   int in_group = index - first * slots, heads = min(heads_together, n_heads - first);
   return {first + in_group % heads, in_group / heads};
 }
+// The grid is heads * shares x slots: blocks that share a tile lie beside each other.
 __device__ __forceinline__ BlockPlace place_of_block(int heads_together, int shares = 1) {
   int n_heads = static_cast<int>(gridDim.x) / shares;
   int index = blockIdx.y * n_heads + static_cast<int>(blockIdx.x) / shares;
@@ -120,6 +120,18 @@ AttentionInputs<device_t<T>> attention_inputs(const Tensor& q, const Tensor& k, 
           .heads_together = shape.n_heads / shape.n_kv_heads *
                             heads_in_l2(2 * k_rows.most * shape.head_dim * dtype_size(k.dtype()),
                                         shape.n_kv_heads)};
+}
+
+// Calls go.operator()<D, PADDED>() for the kernels of a head size from 64 to 128: those of 64 and 128
+// columns, and those of 128 that pad what is between.
+template <class Go>
+void with_head_size(int head_dim, const Go& go) {
+  if (head_dim == 64)
+    go.template operator()<64, false>();
+  else if (head_dim == 128)
+    go.template operator()<128, false>();
+  else
+    go.template operator()<128, true>();
 }
 
 // The implementations behind CudaBackend::attention_*, chosen in attention.cu.
