@@ -206,6 +206,7 @@ TEST_CASE("LoRA's variants: what can't be is refused before anything is read, by
       {"--targets q_proj --init-adapter x", "--init-adapter"},
       {"--method lora,ia3", "--method lora,ia3"},
       {"--method bitfit,prompt,lora", "--method bitfit,prompt,lora"},
+      {"--method prefix,llama-adapter", "--method prefix,llama-adapter"},
       {"--init-adapter ''", "--init-adapter"},
       {"--template ''", "--template"},
   };

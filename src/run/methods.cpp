@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <map>
 
 #include "io/json.h"
 #include "io/paths.h"
@@ -43,9 +44,14 @@ bool is_peft_type(const Json& config, const char* type) {
 
 constexpr const char* kFull = "full";
 
+// What one method alone can take.
+constexpr const char *kProjections = "the projections", *kAttention = "the attention",
+                     *kNothing = nullptr;
+
 struct Kind {
   const char* name;
-  double rate;  // see rate_of()
+  double rate;        // see rate_of()
+  const char* takes;  // of these
   // Whether an adapter_config.json is one of this method's.
   bool (*recognises)(const Json& config);
   std::unique_ptr<Method> (*make)(Transformer& model, const MethodConfig& config);
@@ -57,7 +63,7 @@ struct Kind {
 };
 
 constexpr std::array kKinds = {
-    Kind{"lora", 1, [](const Json& config) { return is_peft_type(config, "LORA"); },
+    Kind{"lora", 1, kProjections, [](const Json& config) { return is_peft_type(config, "LORA"); },
          [](Transformer& model, const MethodConfig& c) -> std::unique_ptr<Method> {
            return std::make_unique<Adapter>(model, c.lora);
          },
@@ -72,7 +78,8 @@ constexpr std::array kKinds = {
                          targets);
          },
          nullptr, nullptr},
-    Kind{"prompt", 200, [](const Json& config) { return is_peft_type(config, "PROMPT_TUNING"); },
+    Kind{"prompt", 200, kNothing,
+         [](const Json& config) { return is_peft_type(config, "PROMPT_TUNING"); },
          [](Transformer& model, const MethodConfig& c) -> std::unique_ptr<Method> {
            return std::make_unique<PromptTuning>(model, c.prompt);
          },
@@ -82,7 +89,8 @@ constexpr std::array kKinds = {
                          c.prompt.text.empty() ? "noise" : "a text");
          },
          [](const MethodConfig& c) { return c.prompt.virtual_tokens; }, nullptr},
-    Kind{"prefix", 67, [](const Json& config) { return is_peft_type(config, "PREFIX_TUNING"); },
+    Kind{"prefix", 67, kAttention,
+         [](const Json& config) { return is_peft_type(config, "PREFIX_TUNING"); },
          [](Transformer& model, const MethodConfig& c) -> std::unique_ptr<Method> {
            return std::make_unique<PrefixTuning>(model, c.prefix);
          },
@@ -95,7 +103,7 @@ constexpr std::array kKinds = {
            return text;
          },
          nullptr, [](const MethodConfig& c) { return c.prefix.virtual_tokens; }},
-    Kind{"llama-adapter", 20,
+    Kind{"llama-adapter", 20, kAttention,
          [](const Json& config) { return is_peft_type(config, "ADAPTION_PROMPT"); },
          [](Transformer& model, const MethodConfig& c) -> std::unique_ptr<Method> {
            return std::make_unique<LlamaAdapter>(model, c.llama_adapter);
@@ -108,7 +116,7 @@ constexpr std::array kKinds = {
                              : "each layer but the first two");
          },
          nullptr, nullptr},
-    Kind{"bottleneck", 1.0 / 3, BottleneckFile::recognises,
+    Kind{"bottleneck", 1.0 / 3, kNothing, BottleneckFile::recognises,
          [](Transformer& model, const MethodConfig& c) -> std::unique_ptr<Method> {
            return std::make_unique<Bottleneck>(model, c.bottleneck);
          },
@@ -117,7 +125,7 @@ constexpr std::array kKinds = {
          },
          [](const MethodConfig& c) { return concat("bottlenecks of ", c.bottleneck.sizes[0]); },
          nullptr, nullptr},
-    Kind{"bitfit", 33,
+    Kind{"bitfit", 33, kProjections,
          [](const Json& config) {
            return is_peft_type(config, "BEFT") || is_peft_type(config, kOwnBiases);
          },
@@ -125,14 +133,14 @@ constexpr std::array kKinds = {
            return std::make_unique<Bitfit>(model, c.bitfit);
          },
          open_bitfit, [](const MethodConfig&) { return std::string("biases"); }, nullptr, nullptr},
-    Kind{"ia3", 10, [](const Json& config) { return is_peft_type(config, "IA3"); },
+    Kind{"ia3", 10, kProjections, [](const Json& config) { return is_peft_type(config, "IA3"); },
          [](Transformer& model, const MethodConfig& c) -> std::unique_ptr<Method> {
            return std::make_unique<Ia3>(model, c.ia3);
          },
          open_ia3, [](const MethodConfig&) { return std::string("vectors on outputs and inputs"); },
          nullptr, nullptr},
     // Its folder is a model's: none of it is an adapter.
-    Kind{kFull, 1.0 / 30, [](const Json&) { return false; },
+    Kind{kFull, 1.0 / 30, kNothing, [](const Json&) { return false; },
          [](Transformer& model, const MethodConfig& c) -> std::unique_ptr<Method> {
            return std::make_unique<Full>(model, c.base);
          },
@@ -249,11 +257,14 @@ void check_methods(const std::vector<std::string>& names) {
             ": full trains all of the base's weights, which other methods need frozen: give it "
             "alone");
   }
-  const auto on_projections = std::count_if(names.begin(), names.end(), [](const auto& name) {
-    return name == "lora" || name == "bitfit" || name == "ia3";
-  });
-  require(on_projections <= 1, "`method` ", MethodConfig{names}.text(),
-          ": lora, bitfit and ia3 take the same place, that of a projection: give one of them");
+  std::map<std::string, std::string> taken;  // what, by whom
+  for (const std::string& name : names) {
+    const char* what = find_kind(name)->takes;
+    if (!what) continue;
+    const auto [by, is_new] = taken.emplace(what, name);
+    require(is_new, "`method` ", MethodConfig{names}.text(), ": ", by->second, " and ", name,
+            " both take ", what, ": give one of them");
+  }
 }
 
 std::unique_ptr<Method> make_method(Transformer& model, const MethodConfig& config) {
