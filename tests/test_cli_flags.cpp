@@ -218,6 +218,18 @@ TEST_CASE("LoRA's variants: what can't be is refused before anything is read, by
   check_says(run_program(f.train("b", "--rslor --steps 1")), 2, "did you mean --rslora?");
 }
 
+TEST_CASE("methods leave the same files in whatever order they are named") {
+  Rows f;
+  const std::string more = " --steps 2 --seq-len 64 --rank 2";
+  const auto files = [&](const std::string& names) {
+    const ProgramResult r = run_program(f.train(names, "--method " + names + more));
+    CHECK_MESSAGE(r.status == 0, r.out);
+    return slurp(f.scratch.file(names + "/lora/adapter_model.safetensors")) +
+           slurp(f.scratch.file(names + "/llama-adapter/adapter_model.safetensors"));
+  };
+  CHECK(files("llama-adapter,lora") == files("lora,llama-adapter"));
+}
+
 TEST_CASE(
     "an array in a settings file is the list of a flag that takes one, and refused elsewhere") {
   Rows f;

@@ -5,6 +5,7 @@
 #include <functional>
 #include <map>
 
+#include "cpu/cpu_backend.h"
 #include "cuda/open_device.h"
 #include "golden_steps.h"
 #include "harness.h"
@@ -14,9 +15,12 @@
 #include "methods/prefix.h"
 #include "modelfile/load.h"
 #include "modelfile/model_file.h"
+#include "nn/evaluation.h"
 #include "peft_golden.h"
 #include "run/methods.h"
 #include "scratch_folder.h"
+#include "tensor/sample.h"
+#include "tiny_model.h"
 
 using namespace lk;
 using namespace lk::test;
@@ -212,4 +216,48 @@ TEST_CASE("LoRA and a prefix train together as in PEFT, and their files open alo
 
 TEST_CASE("LoRA and bottlenecks train together as in adapters, and open alone and together") {
   on_every_device([](Backend& backend) { check_case(backend, "combined_bottleneck"); });
+}
+
+TEST_CASE("two methods compute the same in either order, or are refused before a model is there") {
+  const std::vector<std::string> names = {"lora",       "prompt", "prefix", "llama-adapter",
+                                          "bottleneck", "bitfit", "ia3",    "full"};
+  const std::vector<Row> rows = random_rows({20, 31}, 5);
+  const std::unique_ptr<Backend> backend = make_cpu_backend();
+  auto loss = [&](const std::string& first, const std::string& second) {
+    MethodConfig config;
+    config.names = {first, second}, config.lora = tiny_lora();
+    ModelConfig tiny = tiny_config();
+    tiny.n_heads = 4, tiny.n_kv_heads = 2, tiny.head_dim = tiny.hidden_size / 4;
+    auto model = std::make_unique<Transformer>(
+        *backend, tiny, random_weights(*backend, tiny, DType::F32, 7), DType::F32, 256);
+    const auto both = make_method(*model, config);
+    for (Parameter* p : both->parameters()) {  // none may add nothing, as many do at first
+      std::vector<float> values;
+      for (double x : random_values(p->numel(), static_cast<unsigned>(p->name().size()), 0.05))
+        values.push_back(static_cast<float>(x));
+      p->value().backend().upload(p->value(), values.data(), values.size() * sizeof(float));
+      p->refresh();
+    }
+    return evaluate(*model, rows, 64).loss;
+  };
+  int together = 0;
+  for (std::size_t i = 0; i < names.size(); ++i)
+    for (std::size_t j = 0; j < i; ++j) {
+      CAPTURE(names[i]);
+      CAPTURE(names[j]);
+      const auto accepted = [](const std::string& first, const std::string& second) {
+        try {
+          check_methods({first, second});
+        } catch (const UsageError&) {
+          return false;
+        }
+        return true;
+      };
+      const bool one = accepted(names[i], names[j]);
+      CHECK(one == accepted(names[j], names[i]));
+      if (!one) continue;
+      ++together;
+      CHECK(loss(names[i], names[j]) == loss(names[j], names[i]));
+    }
+  CHECK(together == 17);
 }

@@ -53,9 +53,9 @@ class LlamaAdapter::Layer final : public AttentionPlace, public SublayerPlace {
     model.visit_sites(
         [&](const std::string&, std::size_t at, Site site, std::unique_ptr<LinearMap>& map) {
           if (at != layer) return;
-          if (site == Site::Qkv) qkv_ = &map->frozen();
-          if (site == Site::K) k_ = &map->frozen();
-          if (site == Site::V) v_ = &map->frozen();
+          if (site == Site::Qkv) qkv_ = &map;
+          if (site == Site::K) k_ = &map;
+          if (site == Site::V) v_ = &map;
         });
   }
 
@@ -100,13 +100,15 @@ class LlamaAdapter::Layer final : public AttentionPlace, public SublayerPlace {
     return adapter_attention(tape, q, slice_cols(tape, all, end - 2 * width_, end - width_),
                              slice_cols(tape, all, end - width_, end), gate_, shape);
   }
-  static Var map(Tape& tape, const Var& x, const FrozenLinear& w) {
+  static Var map(Tape& tape, const Var& x, const std::unique_ptr<LinearMap>& site) {
+    const FrozenLinear& w = site->frozen();
     return linear(tape, x, w.weight(), w.bias());
   }
 
   Parameter prompt_, gate_;  // (n, C), (1)
   std::int64_t width_;
-  const FrozenLinear *qkv_ = nullptr, *k_ = nullptr, *v_ = nullptr;
+  // The block's own places: a method that comes later may put another map there, W and bias in it.
+  const std::unique_ptr<LinearMap>*qkv_ = nullptr, *k_ = nullptr, *v_ = nullptr;
   Var pending_;
 };
 
