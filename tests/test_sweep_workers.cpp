@@ -54,6 +54,27 @@ TEST_CASE("a sweep on several processes leaves what one after the other does") {
   }
 }
 
+namespace {
+
+// One trial of the record failed with its process, for this reason, which the sweep said; the others are
+// done.
+void check_one_lost(const Json& record, const std::string& why, const std::string& said) {
+  int failed = 0;
+  for (const Json& trial : record["trials"]) {
+    if (trial["state"] == "finished") continue;
+    ++failed;
+    CHECK(trial["state"] == "failed");
+    CHECK(trial["exit_code"] == 4);
+    CHECK(trial["error"] == why);
+    const std::string says =
+        concat("trial ", trial["name"].get<std::string>(), " failed: its process");
+    CHECK_MESSAGE(said.find(says) != std::string::npos, said);
+  }
+  CHECK(failed == 1);
+}
+
+}  // namespace
+
 TEST_CASE("a trial that fails fails alone, with the code that it has alone") {
   Sweeps f;
   const auto r = f.run("sweep",
@@ -74,19 +95,7 @@ TEST_CASE("a worker that is killed fails its trial by name, the others are done,
       run_shell(kShell + f.begin("sweep", "--processes 2 " + more) + "for w in $(workers " +
                 f / "sweep" + "); do kill -KILL $w; break; done; wait $P");
   CHECK_MESSAGE(r.status == 4, r.out);
-  int failed = 0;
-  const Json trials = f.record("sweep")["trials"];
-  for (const Json& trial : trials) {
-    if (trial["state"] == "finished") continue;
-    ++failed;
-    CHECK(trial["state"] == "failed");
-    CHECK(trial["exit_code"] == 4);
-    CHECK(trial["error"] == "its process was ended by signal 9");
-    const std::string says =
-        concat("trial ", trial["name"].get<std::string>(), " failed: its process");
-    CHECK_MESSAGE(r.out.find(says) != std::string::npos, r.out);
-  }
-  CHECK(failed == 1);
+  check_one_lost(f.record("sweep"), "its process was ended by signal 9", r.out);
   const auto rest = f.run("sweep", "--processes 2 --resume " + more);
   REQUIRE_MESSAGE(rest.status == 0, rest.out);
   REQUIRE(f.run("alone", more).status == 0);
@@ -102,16 +111,7 @@ TEST_CASE("a signal to one worker fails its trial alone, and another process tak
   const auto r = run_shell(kShell + f.begin("sweep", more) + "for w in $(workers " + f / "sweep" +
                            "); do kill -TERM $w; break; done; wait $P");
   CHECK_MESSAGE(r.status == 4, r.out);
-  int failed = 0;
-  const Json trials = f.record("sweep")["trials"];
-  for (const Json& trial : trials) {
-    if (trial["state"] == "finished") continue;
-    ++failed;
-    CHECK(trial["state"] == "failed");
-    CHECK(trial["exit_code"] == 4);
-    CHECK(trial["error"] == "its process was told to stop by a signal");
-  }
-  CHECK(failed == 1);
+  check_one_lost(f.record("sweep"), "its process was told to stop by a signal", r.out);
   const auto rest = f.run("sweep", "--resume " + more);
   CHECK_MESSAGE(rest.status == 0, rest.out);
 }

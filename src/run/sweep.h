@@ -62,8 +62,8 @@ SweepResult sweep(const SweepSettings& settings, std::vector<SweepTrial> trials,
 void serve_sweep(const SweepSettings& settings, std::vector<SweepTrial> trials,
                  const std::atomic<int>& stop);
 
-// Gives each trial its folder. Throws UsageError if one's settings are wrong, if two have the same, or if
-// they differ in the model or the data.
+// Gives each trial its folder. Throws UsageError if one's settings are wrong, if two with `flags` have
+// the same, or if they differ in the model or the data.
 void place_trials(const SweepSettings& settings, std::vector<SweepTrial>& trials);
 
 // A table of the trials, the lowest evaluation loss first, as text (control bytes as \xNN) and as a

@@ -128,9 +128,7 @@ std::optional<TrialOutcome> SweepWorkers::listen(Worker& worker) {
                          json_string(report, "error", where)};
     if (outcome.state != kStopped || stop_.load() != 0) return outcome;
     // A signal to this worker alone does not stop the sweep: its trial fails, as if it was killed.
-    worker.process->wait();
-    worker.process.reset();
-    worker.channel = {};
+    worker.end();
     return TrialOutcome{"failed", static_cast<int>(ExitCode::Io),
                         "its process was told to stop by a signal"};
   }
@@ -138,11 +136,16 @@ std::optional<TrialOutcome> SweepWorkers::listen(Worker& worker) {
   return lost(worker);
 }
 
+ProcessEnd SweepWorkers::Worker::end() {
+  const ProcessEnd end = process->wait();
+  process.reset();
+  channel = {};
+  return end;
+}
+
 // The outcome of a trial whose worker is gone.
 TrialOutcome SweepWorkers::lost(Worker& worker) {
-  const ProcessEnd end = worker.process->wait();
-  worker.process.reset();
-  worker.channel = {};
+  const ProcessEnd end = worker.end();
   if (end.signal != 0 && end.signal == stop_.load()) return {kStopped};  // before it was ready
   // One that ended as if all were well must not have.
   const int code = end.signal ? static_cast<int>(ExitCode::Io) : std::max(end.code, 1);

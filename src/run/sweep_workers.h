@@ -47,6 +47,7 @@ class SweepWorkers {
     LineChannel channel = {};
     std::optional<ChildProcess> process = {};
     std::optional<std::size_t> trial = {};
+    ProcessEnd end();  // waits for the process, which another may follow
   };
   void start(Worker& worker);
   // Hears what the worker has said; returns its trial's outcome if it ended.
