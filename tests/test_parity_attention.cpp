@@ -44,17 +44,22 @@ struct Setup {
   }
 };
 
-// Calls f(head, query row, key row) for all pairs in which the query sees the key.
+// Calls f(head, query row, key row) for all pairs in which the query sees the key; heads of different
+// keys on different threads.
 template <class F>
 void for_each_pair(const Setup& s, F&& f) {
-  for (std::size_t doc = 0; doc + 1 < s.q_offsets.size(); ++doc) {
-    int q0 = s.q_offsets[doc], n_q = s.q_offsets[doc + 1] - q0;
-    int k0 = s.keys()[doc], n_k = s.keys()[doc + 1] - k0;
-    for (int h = 0; h < s.heads; ++h)
-      for (int i = 0; i < n_q; ++i)
-        for (int j = 0; j <= i + n_k - n_q; ++j)
-          if (s.window == 0 || j > i + n_k - n_q - s.window) f(h, q0 + i, k0 + j);
-  }
+#pragma omp parallel for
+  for (int kv_head = 0; kv_head < s.kv_heads; ++kv_head)
+    for (std::size_t doc = 0; doc + 1 < s.q_offsets.size(); ++doc) {
+      const int q0 = s.q_offsets[doc], n_q = s.q_offsets[doc + 1] - q0,
+                group = s.heads / s.kv_heads;
+      const int k0 = s.keys()[doc], n_k = s.keys()[doc + 1] - k0, shift = n_k - n_q;
+      for (int h = kv_head * group; h < (kv_head + 1) * group; ++h)
+        for (int i = 0; i < n_q; ++i)
+          for (int j = s.window == 0 ? 0 : std::max(0, i + shift - s.window + 1); j <= i + shift;
+               ++j)
+            f(h, q0 + i, k0 + j);
+    }
 }
 
 std::vector<Guarded> forward(const Setup& a, const Side& s) {
@@ -230,6 +235,30 @@ TEST_CASE("cuda: attention over many rows") {
         .heads = 2, .kv_heads = 1, .head_dim = head_dim, .q_offsets = {0, rows}, .k_offsets = {}};
     check_forward(a);
     check_backward(a);
+  }
+}
+
+// Where there are more tiles of queries than multiprocessors, a block takes one after the other.
+TEST_CASE("cuda: attention of more tiles than multiprocessors") {
+  LK_NEEDS_GPU();
+  for (int head_dim : {64, 96, 128, 192, 256}) {
+    check_forward({.heads = 200,
+                   .kv_heads = 100,
+                   .head_dim = head_dim,
+                   .q_offsets = {0, 32},
+                   .k_offsets = {}});
+    check_forward({.heads = 32,
+                   .kv_heads = 8,
+                   .head_dim = head_dim,
+                   .window = head_dim == 96 ? 100 : 0,
+                   .q_offsets = {0, 1, 130, 130, 500, 837},
+                   .k_offsets = {},
+                   .layout = kStrided});
+    check_forward({.heads = 64,
+                   .kv_heads = 64,
+                   .head_dim = head_dim,
+                   .q_offsets = {0, 60, 190},
+                   .k_offsets = {0, 60, 700}});
   }
 }
 

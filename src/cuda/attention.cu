@@ -84,8 +84,10 @@ void CudaBackend::attention_forward(const Tensor& o, const Tensor& lse, const Te
     attention_forward_plain(a, s);
   else if (kernels == Kernels::Mma || few_queries)
     attention_forward_mma(a, s);
-  else
+  else {
+    a.tickets = empty(Tag::Workspace, DType::I32, {1});
     attention_forward_wgmma(a, s);
+  }
 }
 
 void CudaBackend::attention_backward(const Tensor& dq, const Tensor& dk, const Tensor& dv,

@@ -42,6 +42,12 @@ __device__ __forceinline__ void sync_threads_of(int name) {
   asm volatile("bar.sync %0, %1;\n" ::"r"(name), "n"(THREADS) : "memory");
 }
 
+// Arrives at that barrier for others, without waiting.
+template <int THREADS>
+__device__ __forceinline__ void arrive_for(int name) {
+  asm volatile("bar.arrive %0, %1;\n" ::"r"(name), "n"(THREADS) : "memory");
+}
+
 // The registers that each thread of this warpgroup may use from here on; all of it executes them.
 template <int N>
 __device__ __forceinline__ void give_registers_down_to() {

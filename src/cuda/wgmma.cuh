@@ -51,7 +51,7 @@ struct PanelTile {
                                              int valid_cols = COLS) const {
     constexpr int kPass = THREADS / 8;  // rows that the block copies at a time
     static_assert(kPass % 8 == 0 && ROWS % kPass == 0);
-    unsigned thread = threadIdx.x;
+    unsigned thread = threadIdx.x % THREADS;
     asm volatile("" : "+l"(ld), "+r"(thread));  // addresses are computed here, not kept in a loop
     int row = thread / 8, chunk = thread % 8;
     std::uint32_t to = panel(0).at(row, chunk);

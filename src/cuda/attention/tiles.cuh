@@ -67,6 +67,15 @@ inline int heads_in_l2(i64 bytes, int n_heads) {
   return static_cast<int>(std::clamp<i64>(l2 / 2 / std::max<i64>(bytes, 1), 1, n_heads));
 }
 
+// Of the current GPU.
+inline int multiprocessors() {
+  int device = 0, count = 0;
+  cuda_check(cudaGetDevice(&device), "asking for the current GPU");
+  cuda_check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
+             "counting multiprocessors");
+  return count;
+}
+
 // The inputs of every kernel. With shift = keys - queries, query i of a document sees key j if
 // j <= i + shift and, with a window, j > i + shift - window.
 template <class T>
@@ -140,6 +149,7 @@ struct AttentionForward {
   const AttentionShape& shape;
   const Segments& q_seg;
   const KeyRows& k_rows;
+  Tensor tickets = {};  // (1) I32, of wgmma: by which blocks take tiles
 };
 struct AttentionBackward {
   const Tensor &dq, &dk, &dv, &dout, &q, &k, &v, &lse, &delta;
