@@ -139,8 +139,9 @@ class Run {
           open_transport(*world, backend, program::message), backend);
       shared_.emplace(model_, adapter_, transport_.get(), world->rank(), world->size(),
                       settings.clip);
-      settings.run_step = [this](const TrainStep& train_step, const StepTensors& step,
-                                 AdamW& optimizer) { shared_->run(train_step, step, optimizer); };
+      settings.run_step = [this](StepParts& parts, AdamW& optimizer) {
+        return shared_->run(parts, optimizer);
+      };
     }
     trainer_.emplace(model_, adapter_, settings);
     model_.set_recompute(s.recompute);

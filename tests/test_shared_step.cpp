@@ -5,10 +5,13 @@
 #include <thread>
 
 #include "cpu/cpu_backend.h"
+#include "cuda/open_device.h"
 #include "dist/host_transport.h"
 #include "dist/shared_step.h"
 #include "dist/sockets.h"
 #include "lora/trainer.h"
+#include "parity.h"
+#include "replaying_backend.h"
 #include "tiny_model.h"
 
 using namespace lk;
@@ -41,17 +44,25 @@ struct Process {
                   {.shape = {.rank = 4, .alpha = 7, .dropout = 0.2f}, .targets = {"all-linear"}}};
   AdamW optimizer{adapter.parameters(), {}};
   TrainStep train_step{*model, adapter, optimizer, {.clip = kClip, .seed = 11}};
-  std::vector<Row> rows = step_rows();
+  std::vector<HostBatch> batches = micro_batches(step_rows());
+  std::vector<BatchSize> sizes;
+  std::int64_t supervised = 0;
   StepTensors step;
 
   Process() {
     omp_set_num_threads(1);
-    const std::vector<HostBatch> batches = micro_batches(rows);
-    std::vector<BatchSize> sizes;
-    std::int64_t supervised = 0;
     for (const HostBatch& b : batches) sizes.push_back(size_of(b)), supervised += b.n_supervised();
     step = train_step.make_tensors(sizes);
     train_step.upload(step, batches, supervised, kMicroStepsDone);
+  }
+  StepTensors run(SharedStep& shared) {
+    StepParts::StepRecorder recorder(*backend, false, {});
+    const auto upload = [&](StepTensors& part, std::size_t first) {
+      train_step.upload(part, std::span(batches).subspan(first, part.micro_batches.size()),
+                        supervised, kMicroStepsDone + static_cast<std::int64_t>(first));
+    };
+    StepParts parts(train_step, recorder, sizes, upload);
+    return shared.run(parts, optimizer);
   }
   std::vector<std::vector<float>> gradients() const {
     std::vector<std::vector<float>> all;
@@ -91,45 +102,145 @@ Sum by_definition() {
   return sum;
 }
 
+// Runs work(rank, transport) of `size` processes that are connected, each in a thread.
+void run_processes(int size, const std::function<void(int, Transport&)>& work) {
+  FileDescriptor listening = listen_on(0, true);
+  LaunchPlace place;
+  place.size = size, place.port = port_of(listening);
+  std::vector<std::jthread> threads;
+  for (int r = 0; r < size; ++r) {
+    place.rank = r, place.listening = r == 0 ? listening.release() : -1;
+    threads.emplace_back([place, size, &work] {
+      World world = size > 1 ? World(place, std::chrono::seconds(30)) : World();
+      HostTransport transport(world);
+      work(place.rank, transport);
+    });
+  }
+}
+
 }  // namespace
 
 TEST_CASE("the gradient of a step of several processes is the sum of its micro-batches' in order") {
   const Sum want = by_definition();
   std::vector<std::vector<float>> updated;  // by the first
-  for (int size : {1, 2, 3, 4, 6}) {
-    CAPTURE(size);
-    FileDescriptor listening = listen_on(0, true);
-    LaunchPlace place;
-    place.size = size, place.port = port_of(listening);
-    struct Result {
-      Sum sum;
-      std::vector<std::vector<float>> values;
-      std::int64_t micro_steps = 0;
-    };
-    std::vector<Result> results(static_cast<std::size_t>(size));
-    std::vector<std::jthread> threads;
-    for (int r = 0; r < size; ++r) {
-      place.rank = r, place.listening = r == 0 ? listening.release() : -1;
-      threads.emplace_back([&results, place, size] {
-        World world = size > 1 ? World(place, std::chrono::seconds(30)) : World();
-        HostTransport transport(world);
+  for (const std::int64_t chunk : {SharedStep::kChunk, std::int64_t{1000}})
+    for (int size : {1, 2, 3, 4, 6}) {
+      CAPTURE(size);
+      CAPTURE(chunk);
+      struct Result {
+        Sum sum;
+        std::vector<std::vector<float>> values;
+        std::int64_t micro_steps = 0;
+      };
+      std::vector<Result> results(static_cast<std::size_t>(size));
+      run_processes(size, [&](int rank, Transport& transport) {
         Process p;
-        SharedStep shared(*p.model, p.adapter, &transport, place.rank, size, kClip);
+        SharedStep shared(*p.model, p.adapter, &transport, rank, size, kClip, chunk);
         p.optimizer.begin_step(0.01f);
-        shared.run(p.train_step, p.step, p.optimizer);
-        results[static_cast<std::size_t>(place.rank)] = {
-            {p.gradients(), to_host<float>(p.step.loss)[0]}, p.values(), shared.micro_steps()};
+        const StepTensors step = p.run(shared);
+        results[static_cast<std::size_t>(rank)] = {
+            {p.gradients(), to_host<float>(step.loss)[0]}, p.values(), shared.micro_steps()};
+      });
+      std::int64_t micro_steps = 0;
+      for (const Result& result : results) {
+        CHECK(result.sum.gradients == want.gradients);
+        CHECK(result.sum.loss == want.loss);
+        if (updated.empty()) updated = result.values;
+        CHECK(result.values == updated);
+        micro_steps += result.micro_steps;
+      }
+      CHECK(micro_steps == 4);
+    }
+}
+
+namespace {
+
+struct Trained {
+  std::vector<std::vector<float>> values;
+  std::vector<double> numbers;  // loss and norm of each step
+  std::vector<bool> recorded;   // each step
+};
+
+// Trains seven steps of `n_micro` micro-batches, each with other tokens, on processes with a device of
+// their own, and returns what the first of them has. In steps 2 and 4 the batches are larger; a step's
+// second has nothing to learn from.
+Trained train(int size, int n_micro, bool record, const LoraShape& lora, DType dtype,
+              const std::function<std::unique_ptr<Backend>()>& open) {
+  std::vector<Trained> all(static_cast<std::size_t>(size));
+  run_processes(size, [&](int rank, Transport& transport) {
+    omp_set_num_threads(1);
+    const std::unique_ptr<Backend> backend = open();
+    const auto model = tiny_transformer(*backend, dtype);
+    // A CPU's ops read where documents begin on the host: a kept function has that by value.
+    const bool on_gpu = backend->traits().can_offload;
+    Adapter adapter(*model, {.shape = lora, .targets = {"all-linear"}});
+    adapter.lay_out_for_training();
+    SharedStep shared(*model, adapter, &transport, rank, size, kClip);
+    TrainerConfig config{.schedule = {ScheduleKind::Constant, 1e-2, 0, 7}, .clip = kClip};
+    config.seed = 11, config.record = record;
+    config.run_step = [&](StepParts& parts, AdamW& optimizer) {
+      return shared.run(parts, optimizer);
+    };
+    Trainer trainer(*model, adapter, config);
+    CHECK(trainer.why_not_recorded().empty() == record);
+    Trained& trained = all[static_cast<std::size_t>(rank)];
+    for (unsigned i = 0; i < 7; ++i) {
+      std::vector<HostBatch> batches;
+      for (int m = 0; m < n_micro; ++m) {
+        const int longest = i == 2 || i == 4 ? 200 : 50 + (on_gpu ? m : 0);
+        std::vector<Row> rows = random_rows({longest, 9}, 100 * i + static_cast<unsigned>(m));
+        if (m == 1)
+          for (Row& row : rows) std::fill(row.supervised.begin(), row.supervised.end(), 0);
+        batches.push_back(make_host_batch(std::vector<const Row*>{&rows[0], &rows[1]}));
+      }
+      const StepReport r = trainer.step(batches);
+      trained.numbers.insert(trained.numbers.end(), {r.loss, r.grad_norm});
+      trained.recorded.push_back(r.recorded);
+      trainer.between_steps([&] {  // another's temporaries
+        backend->fill(backend->empty(Tag::Workspace, DType::F32, {5000}), 1e30);
       });
     }
-    threads.clear();
-    std::int64_t micro_steps = 0;
-    for (const Result& result : results) {
-      CHECK(result.sum.gradients == want.gradients);
-      CHECK(result.sum.loss == want.loss);
-      if (updated.empty()) updated = result.values;
-      CHECK(result.values == updated);
-      micro_steps += result.micro_steps;
-    }
-    CHECK(micro_steps == 4);
+    for (const Parameter* p : adapter.parameters())
+      trained.values.push_back(to_host<float>(p->value()));
+  });
+  for (const Trained& other : all) {
+    CHECK(other.values == all[0].values);
+    CHECK(other.numbers == all[0].numbers);
   }
+  return all[0];
+}
+
+void check_recorded(DType dtype, const std::function<std::unique_ptr<Backend>()>& open) {
+  for (const LoraShape& lora :
+       {LoraShape{.rank = 4, .alpha = 7, .dropout = 0.2f}, LoraShape{.rank = 2, .dora = true}})
+    for (int n_micro : {1, 5}) {
+      CAPTURE(n_micro);
+      CAPTURE(lora.dora);
+      std::optional<Trained> first;
+      for (int size : {1, 2, 3}) {
+        CAPTURE(size);
+        const Trained recorded = train(size, n_micro, true, lora, dtype, open),
+                      launched = train(size, n_micro, false, lora, dtype, open);
+        if (!first) first = launched;
+        CHECK(launched.recorded == std::vector<bool>(7, false));
+        // A size is launched when it comes first, and so is the first step's update.
+        CHECK(recorded.recorded == std::vector<bool>{false, true, false, true, true, true, true});
+        for (const Trained* one : {&recorded, &launched}) {
+          CHECK(one->values == first->values);
+          CHECK(one->numbers == first->numbers);
+        }
+      }
+    }
+}
+
+}  // namespace
+
+TEST_CASE("recorded parts of a shared step read each micro-batch where they were recorded") {
+  check_recorded(DType::F32, [] { return std::make_unique<ReplayingBackend>(); });
+}
+
+TEST_CASE("cuda: recorded parts of a shared step leave the bytes of launched ones") {
+  LK_NEEDS_GPU();
+  for (DType dtype : {DType::F32, DType::BF16})
+    check_recorded(dtype, [] { return open_device("cuda:0"); });
 }

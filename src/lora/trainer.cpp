@@ -95,17 +95,18 @@ void Trainer::submit(std::vector<HostBatch> micro_batches) {
   }
   require(report.supervised_tokens > 0, "a step needs at least one supervised token");
 
-  // Upload the inputs: into the tensors of a recording if there is one for these sizes, else into
-  // new ones.
   Sizes from;
   for (const HostBatch& batch : micro_batches) from.push_back(size_of(batch));
   const Sizes sizes = padded(from);
   for (std::size_t i = 0; i < sizes.size(); ++i)
     if (sizes[i] != from[i]) pad_batch(micro_batches[i], sizes[i]);
-  StepTensors* const recorded = recorder_.find(sizes);
-  StepTensors tensors = recorded ? *recorded : train_step_.make_tensors(sizes);
-  train_step_.upload(tensors, micro_batches, report.supervised_tokens, micro_steps_done_);
-  run(tensors, sizes, recorded != nullptr, std::move(step));
+  const std::int64_t n_supervised = report.supervised_tokens;
+  const auto upload = [&](StepTensors& tensors, std::size_t first) {
+    const auto part = std::span(micro_batches).subspan(first, tensors.micro_batches.size());
+    train_step_.upload(tensors, part, n_supervised,
+                       micro_steps_done_ + static_cast<std::int64_t>(first));
+  };
+  run(sizes, upload, std::move(step));
   micro_steps_done_ += std::ssize(micro_batches);
 }
 
@@ -119,32 +120,27 @@ void Trainer::rehearse(std::vector<std::vector<std::int32_t>> documents) {
         {offsets.back(), count, offsets.back() - virtual_rows - first_tokens, virtual_rows});
   }
   const Sizes sizes = padded(from);
-  StepTensors tensors = train_step_.make_tensors(sizes);
-  for (std::size_t i = 0; i < sizes.size(); ++i) {
+  for (std::size_t i = 0; i < sizes.size(); ++i)
     if (sizes[i] != from[i]) pad_offsets(documents[i], from[i], sizes[i]);
-    tensors.micro_batches[i].segments.host = std::move(documents[i]);
-  }
-  tensors.n_supervised = 1;
-  run(tensors, sizes, false, {});
+  const auto upload = [&](StepTensors& tensors, std::size_t first) {
+    for (TokenBatch& batch : tensors.micro_batches)
+      batch.segments.host = std::move(documents[first++]);
+    tensors.n_supervised = 1;
+  };
+  run(sizes, upload, {});
   in_flight_.clear();
 }
 
-// Submits the work of a step, whose inputs are in `tensors`.
-void Trainer::run(StepTensors& tensors, const Sizes& sizes, bool replayed, InFlight step) {
+// Submits the work of a step with micro-batches of these sizes.
+void Trainer::run(const Sizes& sizes, const StepParts::Upload& upload, InFlight step) {
   StepReport& report = step.report;
   optimizer_.begin_step(static_cast<float>(report.lr));
   for (const BatchSize& size : sizes) head_gradients_ += method_.head_gradients(size.supervised);
-  if (replayed) {
-    recorder_.replay();
-    report.recorded = true;
-  } else {
-    const auto work = [this, tensors] {
-      config_.run_step ? config_.run_step(train_step_, tensors, optimizer_)
-                       : train_step_.run(tensors);
-    };
-    report.recorded = recorder_.record(sizes, tensors, work);
-    if (!report.recorded) recorder_.run_beside(work);
-  }
+  StepParts parts(train_step_, recorder_, sizes, upload);
+  const auto whole = [this](const StepTensors& tensors) { train_step_.run(tensors); };
+  const StepTensors tensors =
+      config_.run_step ? config_.run_step(parts, optimizer_) : parts.run(0, sizes.size(), whole);
+  report.recorded = parts.recorded();
 
   // Request loss and norm for the host, which need not wait for them here.
   step.loss = model_.backend().read_later(tensors.loss);
@@ -200,7 +196,6 @@ std::string Trainer::cannot_record() const {
 }
 
 std::string Trainer::why_not_recorded() const {
-  if (config_.run_step) return "several processes share each step";
   return config_.record ? cannot_record() : "switched off";
 }
 

@@ -12,13 +12,13 @@
 #include <vector>
 
 #include "lora/own_loss.h"
+#include "lora/step_parts.h"
 #include "lora/train_step.h"
 #include "nn/adamw.h"
 #include "nn/method.h"
 #include "nn/schedule.h"
 #include "nn/transformer.h"
 #include "tensor/log.h"
-#include "tensor/recorder.h"
 
 namespace lk {
 
@@ -35,9 +35,9 @@ struct TrainerConfig {
   std::optional<bool> pad = {};
   LossFunction loss = {};  // in place of the mean cross-entropy; empty: the latter
   LogFunction log = {};    // hears of steps that updated nothing; may be empty
-  // Computes a step in place of TrainStep::run(): of several processes, see dist/shared_step.h. Such
-  // steps are not recorded. Empty: TrainStep::run().
-  std::function<void(const TrainStep&, const StepTensors&, AdamW&)> run_step = {};
+  // Computes a step in place of TrainStep::run() and returns tensors that hold its loss and norm_sq:
+  // of several processes, see dist/shared_step.h. Empty: TrainStep::run().
+  std::function<StepTensors(StepParts&, AdamW&)> run_step = {};
 };
 
 struct StepReport {
@@ -48,7 +48,7 @@ struct StepReport {
   std::int64_t tokens = 0, supervised_tokens = 0;
   double seconds = 0;     // from its submission, or the previous step's end if later, to its end
   bool skipped = false;   // loss or gradient not finite: nothing was updated
-  bool recorded = false;  // ran as a recording
+  bool recorded = false;  // ran as a recording, or as one for each of its parts
 };
 
 class Trainer {
@@ -100,7 +100,7 @@ class Trainer {
   void between_steps(const std::function<void()>& work) { recorder_.run_beside(work); }
 
  private:
-  using Sizes = std::vector<BatchSize>;  // of a step's micro-batches
+  using Sizes = StepParts::Sizes;
   using Clock = std::chrono::steady_clock;
   struct InFlight {
     StepReport report;  // without the numbers that the device computes
@@ -109,7 +109,7 @@ class Trainer {
   };
   // The sizes to which batches of `sizes` are padded; equal to them where steps can't be recorded.
   Sizes padded(const Sizes& sizes) const;
-  void run(StepTensors& tensors, const Sizes& sizes, bool replayed, InFlight step);
+  void run(const Sizes& sizes, const StepParts::Upload& upload, InFlight step);
   StepReport finish(InFlight step);
   std::string cannot_record() const;  // ignoring the settings
   std::string first_non_finite() const;
@@ -119,7 +119,7 @@ class Trainer {
   TrainerConfig config_;
   AdamW optimizer_;
   TrainStep train_step_;
-  Recorder<Sizes, StepTensors> recorder_;
+  StepParts::StepRecorder recorder_;
   std::int64_t steps_done_ = 0, micro_steps_done_ = 0, head_gradients_ = 0;
   std::deque<InFlight> in_flight_;
   Clock::time_point last_finished_;

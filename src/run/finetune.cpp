@@ -175,8 +175,9 @@ void FinetuneRun::make_trainer() {
     transport_ = open_transport(*world_, *base_.backend, config.log);
     shared_step_ = std::make_unique<SharedStep>(*model_, *method_, transport_.get(), world_->rank(),
                                                 world_->size(), s_.clip);
-    config.run_step = [this](const TrainStep& train_step, const StepTensors& step,
-                             AdamW& optimizer) { shared_step_->run(train_step, step, optimizer); };
+    config.run_step = [this](StepParts& parts, AdamW& optimizer) {
+      return shared_step_->run(parts, optimizer);
+    };
   }
   trainer_ = std::make_unique<Trainer>(*model_, *method_, config);
 }

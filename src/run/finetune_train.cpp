@@ -47,7 +47,10 @@ void FinetuneRun::train() {
     std::string why = trainer_->why_not_recorded();
     if (why.empty() && recorded_ == 0) why = "no two steps had batches of the same padded size";
     listener_.message(concat("CUDA graph: ", recorded_, " of ", trainer_->steps_done() - first_,
-                             " steps ran as one launch", why.empty() ? "" : ": ", why));
+                             shared_step_ ? " steps ran as one launch for each micro-batch and one "
+                                            "for the update"
+                                          : " steps ran as one launch",
+                             why.empty() ? "" : ": ", why));
   }
   finish();
 }

@@ -65,8 +65,9 @@ class Planner {
     TrainerConfig config;
     if (r.processes > 0) {
       shared_.emplace(model_, *method_, &nothing_, 0, r.processes, config.clip);
-      config.run_step = [this](const TrainStep& train_step, const StepTensors& step,
-                               AdamW& optimizer) { shared_->run(train_step, step, optimizer); };
+      config.run_step = [this](StepParts& parts, AdamW& optimizer) {
+        return shared_->run(parts, optimizer);
+      };
     }
     trainer_.emplace(model_, *method_, config);
     // All further micro-batches need what a process's second needs.
