@@ -279,6 +279,28 @@ TEST_CASE("known counts: Llama-2-7B with rank 16 on all projections") {
   CHECK(peaks(plan.memory).at("optimizer") == 8 * plan.trainable_parameters);
 }
 
+TEST_CASE("a process of several needs no more than one, also where all of a model trains") {
+  PlanRequest request;
+  request.model = named_shape("smollm2-135m");
+  request.compute_dtype = DType::BF16;
+  request.device = "cuda";
+  request.grad_accum = 8;
+  request.seq_len = 128;
+  for (const char* method : {"lora", "full"}) {
+    CAPTURE(method);
+    request.methods.names = {method};
+    request.methods.lora.targets = {"all-linear"};
+    auto peak = [&](int processes) {
+      request.processes = processes;
+      return plan_training(request).memory.peak_bytes;
+    };
+    const std::int64_t alone = peak(0), one = peak(1);
+    CHECK(one > alone);
+    for (int n : {2, 3, 4, 7}) CHECK(peak(n) < one);
+    for (int n : {8, 9}) CHECK(peak(n) <= alone);
+  }
+}
+
 TEST_CASE("a plan takes memory for its layers, not for its tokens") {
   auto most_kib = [] {
     rusage usage{};
