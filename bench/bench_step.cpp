@@ -24,6 +24,7 @@
 #include "lora/trainer.h"
 #include "modelfile/config.h"
 #include "modelfile/load.h"
+#include "nn/streamed_base.h"
 #include "roofline.h"
 #include "run/inference.h"
 #include "run/plan.h"
@@ -38,8 +39,9 @@ struct Settings {
   std::string shape = "smollm2-135m", config, model, targets = "all-linear", device = "auto",
               dtype = "auto", base_precision = "auto", keep_dense, fp8_products = "auto";
   program::ProcessFlags processes;
-  std::string memory;   // a budget; if given, recompute is chosen to fit it
-  Recompute recompute;  // what is computed again instead of kept
+  std::string memory;              // a budget; if given, recompute is chosen to fit it
+  std::string offload_base = "0";  // layers of the base that wait in host memory
+  Recompute recompute;             // what is computed again instead of kept
   std::int64_t batch = 2, seq_len = 256, rank = 8, steps = 10, warmup = 4;
   std::int64_t shortest = 0;  // rows have from so many tokens to seq_len, evenly spread; 0: seq_len
   double dropout = 0;
@@ -83,23 +85,21 @@ LoraConfig lora_config(const Settings& s) {
   return c;
 }
 
-// Random weights in the storage's precision. A quantised base is made layer by layer, so that it need
-// not fit as a dense one.
+// Random weights, held as the storage says. Each matrix is quantised, and sent to the host, as soon as it
+// is made, so that the base need not fit as a dense one.
 ModelWeights random_base(Backend& backend, const ModelConfig& config, DType dtype,
                          const BaseStorage& storage) {
-  const bool whole =
-      config.n_layers == 1 || !quantises(storage.precision) || !storage.keep_dense.empty();
-  ModelConfig part = config;
-  if (!whole) part.n_layers = 1, part.local.resize(std::min<std::size_t>(part.local.size(), 1));
-  ModelWeights weights = random_weights(backend, part, dtype, 1);
-  quantise_weights(backend, part, weights, storage);
-  if (whole) return weights;
-  part.vocab_size = 16, part.bos_id = -1, part.eos_ids.clear();  // the rest of the model is there
-  for (std::int64_t layer = 1; layer < config.n_layers; ++layer) {
-    ModelWeights next = random_weights(backend, part, dtype, static_cast<std::uint64_t>(layer) + 1);
-    quantise_weights(backend, part, next, storage);
-    weights.layers.push_back(std::move(next.layers[0]));
-  }
+  const std::vector<HeldFormat> formats = held_formats(config, storage);
+  std::shared_ptr<StreamedBase> streamed;
+  if (storage.offload > 0) streamed = std::make_shared<StreamedBase>(backend, storage.offload);
+  std::size_t next = 0;
+  ModelWeights weights = random_weights(backend, config, dtype, 1, [&](const WeightSlot& slot) {
+    if (const HeldFormat& format = formats[next++]) quantise_weight(backend, slot, *format);
+    if (streamed && streamed->takes(slot)) streamed->take(slot);
+  });
+  if (streamed) streamed->finish();
+  backend.trim();
+  backend.ledger().reset_peaks();
   return weights;
 }
 
@@ -262,13 +262,17 @@ int run_bench(Settings s, World& world, Clock::time_point start) {
   if (fp8 && !storage.fp8_products && s.fp8_products == "auto")
     program::message(concat("no products in FP8: ", no_fp8_products(config, *backend, dtype)));
   if (!s.keep_dense.empty()) storage.keep_dense = program::parse_list(s.keep_dense, "--keep-dense");
+  storage.offload = parse_offload_base(s.offload_base);
+  require_streamable(storage.offload, *backend);
   request.formats = file ? held_formats(*file, storage) : held_formats(config, storage);
   request.processes = world.size() > 1 ? world.size() : 0, request.grad_accum = world.size();
   request.batch = s.batch, request.seq_len = s.seq_len, request.recompute = s.recompute;
   request.row_lengths = s.lengths();
+  request.offload_base = storage.offload;
   const std::int64_t budget = program::parse_budget(s.memory);
   const Plan plan = budget > 0 ? plan_within(request, budget) : plan_training(request);
   if (budget > 0) check_fits(request, plan, budget, "--memory");
+  check_host_fits(plan, world.local_size());
   backend->set_memory_limit(budget);
   s.recompute = request.recompute;
   const std::int64_t planned_peak = plan.memory.peak_bytes;
@@ -336,18 +340,21 @@ int run_bench(Settings s, World& world, Clock::time_point start) {
       dtype == DType::BF16 ? bench::nominal_bf16_flops(backend->description()) : 0;
 
   const std::string shape = !s.model.empty() ? s.model : !s.config.empty() ? s.config : s.shape;
+  const char* const products = storage.offload > 0
+                                   ? "the frozen products, their weights' copies included,"
+                                   : "the frozen products";
   char text[512];
   std::snprintf(text, sizeof text,
                 "%s, %lld x %lld, rank %lld, %s on %s\n"
                 "  %.0f tokens/s: %.2f ms a step (%.2f to %.2f), the first done %.2f s after "
                 "start, weights there after %.2f\n"
-                "  %.3f x the frozen products alone (%.2f ms)\n"
+                "  %.3f x %s alone (%.2f ms)\n"
                 "  recompute %s, peak %.2f GiB, planned %.2f GiB\n"
                 "  %.1f useful TFLOP/s: MFU %.1f %% of the %.1f TFLOP/s of a large product here",
                 shape.c_str(), static_cast<long long>(s.batch), static_cast<long long>(s.seq_len),
                 static_cast<long long>(s.rank), dtype_name(dtype), backend->name().c_str(),
                 tokens_per_second, typical * 1e3, seconds.front() * 1e3, seconds.back() * 1e3,
-                first_step, ready, typical / limit, limit * 1e3,
+                first_step, ready, typical / limit, products, limit * 1e3,
                 recompute_text(s.recompute).c_str(),
                 static_cast<double>(memory.peak_bytes) / (1 << 30),
                 static_cast<double>(planned_peak) / (1 << 30), useful * 1e-12,
@@ -407,6 +414,8 @@ int run_bench(Settings s, World& world, Clock::time_point start) {
                      {"peak_rss_bytes", rss},
                      {"device_peak_bytes", memory.peak_bytes},
                      {"device_reserved_bytes", memory.reserved_bytes},
+                     {"offload_base", s.offload_base},
+                     {"offloaded_base_bytes", memory.offloaded_base_bytes},
                      {"offloaded_peak_bytes", memory.offloaded_peak_bytes},
                      {"driver_allocations", memory.driver_allocations},
                      {"memory", memory_to_json(memory)}};
@@ -462,6 +471,8 @@ int main(int argc, char** argv) {
   app.add_option("--steps", s.steps, "timed steps")->check(whole)->capture_default_str();
   app.add_option("--warmup", s.warmup, "steps before")->check(whole)->capture_default_str();
   auto* way = app.add_option("--recompute", recompute, program::kRecomputeHelp);
+  app.add_option("--offload-base", s.offload_base, program::kOffloadBaseHelp)
+      ->capture_default_str();
   app.add_option("--memory", s.memory, program::kMemoryHelp)->excludes(way);
   app.add_flag("--no-record", s.no_record, "launch every kernel by itself: no CUDA graph");
   s.processes.add(app,

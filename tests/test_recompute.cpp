@@ -1,61 +1,19 @@
 // Recomputation: the same bits with less memory. Would catch a second forward that differs from the
 // first (a mask drawn anew, a value that was overwritten in place), a gradient that meets its
 // neighbours in another order, an input that comes back from the host too late or too often.
-#include "cpu/cpu_backend_impl.h"
-#include "cpu/traits.h"
 #include "cpu_ops.h"
 #include "cuda/open_device.h"
 #include "lora/joined.h"
 #include "lora/proof.h"
 #include "lora/trainer.h"
 #include "modelfile/base_precision.h"
+#include "offloading_backend.h"
 #include "tiny_model.h"
 
 using namespace lk;
 using namespace lk::test;
 
 namespace {
-
-// A CPU whose copies to the host happen as late as possible: out at sent(), back at arrived().
-class OffloadingBackend : public CpuBackend {
- public:
-  OffloadingBackend() : CpuBackend(CpuMode::Reference, Products::Best, offloading()) {}
-  static DeviceTraits offloading() {
-    DeviceTraits traits = kCpuTraits;
-    traits.can_offload = true;
-    return traits;
-  }
-  std::unique_ptr<HostCopy> offload(const Tensor& x) override {
-    struct Late : HostCopy {
-      OffloadingBackend& owner;
-      Tensor from;
-      std::vector<std::byte> bytes;
-      Tensor to;
-      Late(OffloadingBackend& o, const Tensor& t) : owner(o), from(t), bytes(t.bytes()) {}
-      ~Late() override { --owner.waiting; }
-      void sent() override {
-        owner.download(bytes.data(), dense(from), bytes.size());
-        from = Tensor();
-        owner.most_waiting = std::max(owner.most_waiting, ++owner.waiting);
-      }
-      void fetch(const Tensor& t) override {
-        to = t;
-        owner.fill(to, std::numeric_limits<double>::quiet_NaN());
-        ++owner.on_the_way;
-        owner.most_on_the_way = std::max(owner.most_on_the_way, owner.on_the_way);
-      }
-      void arrived() override {
-        Tensor back = owner.empty(Tag::Workspace, to.dtype(), to.shape());
-        owner.upload(back, bytes.data(), bytes.size());
-        owner.copy(to, back);
-        --owner.on_the_way;
-        ++owner.total;
-      }
-    };
-    return std::make_unique<Late>(*this, x);
-  }
-  int waiting = 0, most_waiting = 0, on_the_way = 0, most_on_the_way = 0, total = 0;
-};
 
 // A CPU that counts how often attention's forward and backward run.
 struct AttentionCounts {
@@ -141,7 +99,7 @@ Trained train(std::unique_ptr<Backend> backend, const Setting& s, const std::str
   for (const Parameter* p : adapter.parameters()) t.tensors.push_back(to_host_f64(p->value()));
   t.peak_bytes = backend->ledger().total().peak_bytes;
   t.activation_bytes = backend->ledger()[Tag::Activations].peak_bytes;
-  t.host_bytes = backend->offloaded().peak_bytes;
+  t.host_bytes = backend->offloaded().total().peak_bytes;
   // The equalities of every run: no extra weight gradient, and no gradient that is not A's or B's.
   prove_memory(*backend, adapter, weights_bytes, backend->weight_gradient_matmuls(),
                kSteps * s.micro_batches);

@@ -5,6 +5,7 @@
 #include "io/json.h"
 #include "lora_flags.h"
 #include "modelfile/model_file.h"
+#include "nn/streamed_base.h"
 #include "processes.h"
 #include "program.h"
 #include "run/defaults.h"
@@ -53,7 +54,8 @@ int main(int argc, char** argv) {
       "plan");
   PlanRequest request;
   std::string model, shape, matrix_text, dtype = "bf16", device = "cpu";
-  std::string recompute = "none", memory, base_precision = "auto", keep_dense, fp8 = "auto";
+  std::string recompute = "none", memory, base_precision = "auto", keep_dense, fp8 = "auto",
+              offload_base = "0";
   std::optional<std::string> targets, methods;
   std::string bottleneck_kind = "pfeiffer";
   std::int64_t virtual_tokens = 20, prefix_hidden = 0, adapter_layers = 0, bottleneck = 64;
@@ -96,6 +98,7 @@ int main(int argc, char** argv) {
   app.add_option("--recompute", recompute, program::kRecomputeHelp)
       ->type_name(program::kList)
       ->capture_default_str();
+  app.add_option("--offload-base", offload_base, program::kOffloadBaseHelp)->capture_default_str();
   app.add_option("--memory", memory, program::kMemoryHelp);
   app.add_option("--processes", request.processes, "that share each step: one's part")
       ->check(whole);
@@ -146,6 +149,7 @@ int main(int argc, char** argv) {
     request.compute_dtype = dtype == "f32" ? DType::F32 : DType::BF16;
     request.device = device;
     request.recompute = parse_recompute(recompute);
+    request.offload_base = parse_offload_base(offload_base);
     const std::int64_t budget = program::parse_budget(memory);
     if (budget > 0 && recompute != "none")
       throw UsageError("--memory chooses --recompute: give one of the two");

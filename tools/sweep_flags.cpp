@@ -12,11 +12,11 @@ namespace {
 // What is the same for all trials: the base, what is loaded of it, the rows that trials are compared
 // on, and where the sweep lies.
 constexpr std::array kFixed = {
-    "--model",       "--data",           "--eval-data",      "--eval-split", "--eval-rows",
-    "--out",         "--resume",         "--config",         "--sweep",      "--device",
-    "--dtype",       "--no-verify-base", "--show-rows",      "--base-name",  "--help",
-    "--version",     "--threads",        "--base-precision", "--keep-dense", "--processes",
-    "--peer-timeout"};
+    "--model",        "--data",           "--eval-data",      "--eval-split", "--eval-rows",
+    "--out",          "--resume",         "--config",         "--sweep",      "--device",
+    "--dtype",        "--no-verify-base", "--show-rows",      "--base-name",  "--help",
+    "--version",      "--threads",        "--base-precision", "--keep-dense", "--processes",
+    "--peer-timeout", "--offload-base"};
 
 // The app's name for a flag that may be written as other tools write it.
 std::string own_name(const CLI::App& app, const std::string& name) {

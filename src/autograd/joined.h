@@ -22,7 +22,9 @@
 // Where a part's W is quantised there is no such buffer: the copies of A and B lie in buffers of
 // their own, each W stays where it is, and a product puts them together in DenseScratch, [W | B] for
 // y and [W ; A] for dx. Where products with it run in FP8 (tensor/fp8_product.h), W is multiplied as
-// it is and the low-rank part is added by a product of its own.
+// it is and the low-rank part is added by a product of its own. The same holds for a dense W whose
+// memory others use in turn (tensor/weight_source.h); its rows in the scratch are as far apart as they
+// would be in the buffer, so that the same kernels run.
 //
 // With DoRA (lora/dora.h) the product is v, and each part's columns of y are m / |row of W + s B A|
 // times v's; dv takes dy's place in the backward, and v is kept for m's gradient.
@@ -53,7 +55,7 @@ struct JoinedLinear {
     Parameter* m = nullptr;
     Tensor w_sq, inverse;
   };
-  Tensor matrix;                           // (N + S, K + S); undefined if a W is quantised
+  Tensor matrix;                           // (N + S, K + S); undefined if a W lies apart
   Tensor apart_a, apart_b;                 // (S, K) and (N, S) without a matrix
   std::int64_t in = 0, out = 0, thin = 0;  // K, N, and S: the sum of all ranks, rounded up
   double scale = 1;
@@ -76,6 +78,7 @@ struct JoinedLinear {
   void times_a(const Tensor& products) const;  // (N+S,S) = [W ; A] Aᵀ
   ThinShape thin_shape() const;                // the shape that `plan` is made for
   void put_parts(DenseScratch& dense) const;   // every W that lies apart, in its rows
+  std::int64_t scratch_margin() const;         // behind the rows of [W ; A]
   std::vector<Fp8Part> fp8_parts() const;      // the same, for a product in FP8
   bool scales_columns() const {
     return std::any_of(parts.begin(), parts.end(), [](const Part& p) { return p.m != nullptr; });

@@ -1,6 +1,5 @@
 // Every differentiable function: one line and its shapes. tensor/backend.h explains the letters.
-// Frozen matrices come as Weight, trainable ones as Parameter; the type decides which of them has a
-// gradient.
+// Frozen matrices come as Weight, trainable ones as Parameter: the type decides who has a gradient.
 #pragma once
 
 #include <functional>

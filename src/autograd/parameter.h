@@ -1,5 +1,4 @@
-// Parameter: a trainable matrix with its value, its gradient and (in BF16 runs) a compute-dtype
-// copy.
+// Parameter: a trainable matrix: its value, its gradient and, in BF16 runs, a compute-dtype copy.
 #pragma once
 
 #include <string>

@@ -134,8 +134,7 @@ class Tape {
   // use the margin behind dy's rows, which belongs to nobody.
   void pass(const Edge& x, const Tensor& dy);
 
-  // Runs all nodes backwards from y, with the given dy, or with dy = 1 for a scalar y. Once per
-  // tape.
+  // Runs all nodes backwards from y, once, with the given dy, or with dy = 1 for a scalar y.
   void backward(const Var& y);
   void backward(const Edge& y, Tensor dy);
   // Inside Node::backward: takes dy's memory from the tape, to change it if nobody else holds it.

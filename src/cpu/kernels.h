@@ -55,16 +55,14 @@ inline constexpr std::int64_t kSerialElements = std::int64_t{1} << 14;
 // in order, so that no result depends on the number of threads.
 inline constexpr std::int64_t kPiece = std::int64_t{1} << 13;
 
-// Runs f(i) for each i in [0, n) in parallel; `work` is the number of elements that all of them
-// touch together.
+// Runs f(i) for each i in [0, n) in parallel; `work`: the number of elements that all of them touch.
 template <class F>
 void parallel_for(std::int64_t n, std::int64_t work, const F& f) {
 #pragma omp parallel for schedule(static) if (work > kSerialElements)
   for (std::int64_t i = 0; i < n; ++i) f(i);
 }
 
-// Runs f(row, begin, end) for all rows of a matrix in parallel, in pieces of at most kPiece
-// columns.
+// Runs f(row, begin, end) for all rows of a matrix in parallel, in pieces of kPiece columns at most.
 template <class F>
 void parallel_pieces(std::int64_t rows, std::int64_t cols, const F& f) {
   const std::int64_t per_row = (cols + kPiece - 1) / kPiece;

@@ -5,7 +5,8 @@
 // ordered stream of Note [One stream] wait for the copy. So device memory may still be handed out
 // again as soon as its last user was submitted, and under capture the side stream joins the
 // recording by the first event and is joined back by the second. The copy back follows the copy out
-// on the same side stream.
+// on the same side stream, and each copy into a slot of a streamed base (nn/streamed_base.h) those
+// before it.
 #include "cuda/cuda_backend.h"
 #include "cuda/cuda_check.h"
 
@@ -13,22 +14,24 @@ namespace lk {
 
 class CudaBackend::HostBlock final : public HostCopy {
  public:
-  HostBlock(CudaBackend& backend, const Tensor& x) : backend_(backend), bytes_(span(x)) {
+  HostBlock(CudaBackend& backend, const Tensor& x)
+      : backend_(backend), tag_(x.storage().tag()), bytes_(span(x)) {
     backend.stream();  // makes the backend's GPU current
     cuda_check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "creating an event");
     host_ = backend.host_cache_.allocate(bytes_);
     if (!host_) {
       cudaEventDestroy(event_);
       throw OutOfMemoryError(concat("no pinned host memory for ", bytes_, " bytes more; ",
-                                    backend.offloaded().live_bytes >> 20, " MiB are offloaded"));
+                                    backend.offloaded().total().live_bytes >> 20,
+                                    " MiB are offloaded"));
     }
-    backend.offload_ledger().allocated(Tag::Activations, bytes_);
+    backend.offload_ledger().allocated(tag_, bytes_);
     copy(host_, x.raw(), cudaMemcpyDeviceToHost);
   }
   ~HostBlock() override {
     join();  // the memory at both ends is about to get other users
     cudaEventDestroy(event_);
-    backend_.offload_ledger().freed(Tag::Activations, bytes_);
+    backend_.offload_ledger().freed(tag_, bytes_);
     backend_.host_cache_.release(host_);
   }
   HostBlock(const HostBlock&) = delete;
@@ -62,6 +65,7 @@ class CudaBackend::HostBlock final : public HostCopy {
   }
 
   CudaBackend& backend_;
+  Tag tag_;  // what the copied tensor was for
   std::size_t bytes_;
   void* host_ = nullptr;
   cudaEvent_t event_ = nullptr;  // first marks the main stream's work, then the copy's end

@@ -29,9 +29,11 @@ bool same_scale(const std::vector<Member>& members) {
   return true;
 }
 
-bool is_quantised(const std::vector<Member>& members) {
-  return std::any_of(members.begin(), members.end(),
-                     [](const Member& m) { return m.base->weight().quantised() != nullptr; });
+// Whether a weight can't be moved: it is quantised, or its memory is used by others in turn.
+bool stays_apart(const std::vector<Member>& members) {
+  return std::any_of(members.begin(), members.end(), [](const Member& m) {
+    return m.base->weight().source() || m.base->weight().quantised();
+  });
 }
 
 // Leaves the weights where they are and moves only the factors, into strips of their own.
@@ -81,7 +83,7 @@ JoinedLinear join(Transformer& model, std::size_t layer, const std::vector<Membe
     f.parts.push_back(std::move(part));
   }
   f.thin = (ranks + kThinMultiple - 1) / kThinMultiple * kThinMultiple;
-  if (is_quantised(members)) return leave_apart(model.backend(), members, std::move(f));
+  if (stays_apart(members)) return leave_apart(model.backend(), members, std::move(f));
   if (members.size() == 1 && ranks == 0) {  // nothing lies next to the matrix: leave it as it is
     f.matrix = members[0].base->weight().values();
     return f;

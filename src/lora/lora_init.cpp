@@ -8,6 +8,7 @@
 
 #include "lora/lora_linear.h"
 #include "lora/svd.h"
+#include "nn/streamed_base.h"
 #include "nn/transformer.h"
 #include "tensor/parts.h"
 
@@ -136,6 +137,8 @@ void take_out_of_base(Transformer& model, const std::vector<LoraLinear*>& layers
         for (LoraLinear* layer : layers)
           if (layer == map.get()) splits.push_back({layer, number, site, {}, {}, {}});
       });
+  require(!is_streamed(model.weights()), "`init` ", lora_init_name(init),
+          ": changes the base's own numbers, which `offload_base` never copies back to the host");
   for (const Split& one : splits)
     require(one.layer->base().weight().quantised() == nullptr, "`init` ", lora_init_name(init),
             ": ", one.layer->path(),

@@ -17,7 +17,8 @@ MemoryReport memory_report(const Backend& backend) {
   report.peak_bytes = backend.ledger().total().peak_bytes;
   report.reserved_bytes = backend.cache().peak_reserved_bytes();
   report.driver_allocations = backend.cache().driver_allocations();
-  report.offloaded_peak_bytes = backend.offloaded().peak_bytes;
+  report.offloaded_peak_bytes = backend.offloaded().total().peak_bytes;
+  report.offloaded_base_bytes = backend.offloaded()[Tag::Weights].live_bytes;
   return report;
 }
 
@@ -30,6 +31,7 @@ Json memory_to_json(const MemoryReport& report) {
           {"peak_bytes", report.peak_bytes},
           {"reserved_peak_bytes", report.reserved_bytes},
           {"driver_allocations", report.driver_allocations},
+          {"offloaded_base_bytes", report.offloaded_base_bytes},
           {"offloaded_peak_bytes", report.offloaded_peak_bytes}};
 }
 
@@ -43,7 +45,8 @@ std::string memory_table(const MemoryReport& report) {
   };
   for (const MemoryRow& row : report.rows) line(row.tag, row.live_bytes, row.peak_bytes);
   line("all at one moment", report.live_bytes, report.peak_bytes);
-  if (report.offloaded_peak_bytes > 0) line("pinned on the host", 0, report.offloaded_peak_bytes);
+  if (const std::int64_t peak = report.offloaded_peak_bytes; peak > 0)
+    line("pinned on the host", report.offloaded_base_bytes, peak);
   return out;
 }
 

@@ -22,7 +22,8 @@ struct MemoryReport {
   std::int64_t live_bytes = 0, peak_bytes = 0;  // over all tags at one moment
   std::int64_t reserved_bytes = 0;              // held from the driver, including cached blocks
   std::int64_t driver_allocations = 0;
-  std::int64_t offloaded_peak_bytes = 0;  // pinned host memory; not part of the numbers above
+  // Pinned host memory, and what the frozen base has of it; not part of the numbers above.
+  std::int64_t offloaded_peak_bytes = 0, offloaded_base_bytes = 0;
 };
 
 MemoryReport memory_report(const Backend& backend);

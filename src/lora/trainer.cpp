@@ -5,6 +5,7 @@
 
 #include "lora/lora_plus.h"
 #include "modelfile/weight_hash.h"
+#include "nn/streamed_base.h"
 
 namespace lk {
 namespace {
@@ -196,7 +197,10 @@ std::string Trainer::cannot_record() const {
 }
 
 std::string Trainer::why_not_recorded() const {
-  return config_.record ? cannot_record() : "switched off";
+  if (!config_.record) return "switched off";
+  const std::string why = cannot_record();
+  const bool streamed = why.empty() && is_streamed(model_.weights());
+  return streamed ? "layers of the base are copied in during the step" : why;
 }
 
 std::string Trainer::first_non_finite() const {

@@ -5,6 +5,7 @@
 #include "autograd/trained.h"
 #include "methods/projections.h"
 #include "modelfile/model_output.h"
+#include "nn/streamed_base.h"
 
 namespace lk {
 namespace {
@@ -54,6 +55,9 @@ class MasterPipe : public RowPipe {
 Full::Full(Transformer& model, std::shared_ptr<const ModelFile> base)
     : model_(model), base_(std::move(base)) {
   find_projections(model, {"all-linear"});  // refuses those that carry an adapter
+  require(
+      !is_streamed(model.weights()),
+      "`offload_base`: `method` full trains the base's own numbers, which can't wait on the host");
   Backend& backend = model.backend();
   ModelWeights weights = model.weights();
   const bool tied = weights.tied();

@@ -168,26 +168,26 @@ std::string describe_formats(const std::vector<HeldFormat>& formats) {
   return text;
 }
 
+void quantise_weight(Backend& backend, const WeightSlot& slot, const QuantisedFormat& format) {
+  Weight& w = *slot.weight;
+  const std::int64_t step = std::max<std::int64_t>(1, kWeightBlockBytes / (4 * slot.shape.cols()));
+  const HostPlanes planes = quantise(
+      format.encoding, slot.shape, step, [&](std::int64_t begin, std::int64_t end, float* dst) {
+        Tensor rows = backend.empty(Tag::Workspace, DType::F32, {end - begin, w.shape()[1]});
+        backend.copy(rows, w.values().slice_rows(begin, end));
+        backend.download(dst, rows, rows.bytes());
+      });
+  const DType dtype = w.dtype();
+  w = Weight();
+  w = Weight(slot.name, planes.upload(backend, &format), slot.shape, dtype);
+}
+
 void quantise_weights(Backend& backend, const ModelConfig& config, ModelWeights& weights,
                       const BaseStorage& storage) {
   const std::vector<HeldFormat> formats = held_formats(config, storage);
   const std::vector<WeightSlot> slots = weight_slots(config, weights);
-  for (std::size_t i = 0; i < slots.size(); ++i) {
-    if (!formats[i]) continue;
-    Weight& w = *slots[i].weight;
-    const std::int64_t step =
-        std::max<std::int64_t>(1, kWeightBlockBytes / (4 * slots[i].shape.cols()));
-    const HostPlanes planes = quantise(
-        formats[i]->encoding, slots[i].shape, step,
-        [&](std::int64_t begin, std::int64_t end, float* dst) {
-          Tensor rows = backend.empty(Tag::Workspace, DType::F32, {end - begin, w.shape()[1]});
-          backend.copy(rows, w.values().slice_rows(begin, end));
-          backend.download(dst, rows, rows.bytes());
-        });
-    const DType dtype = w.dtype();
-    w = Weight();
-    w = Weight(slots[i].name, planes.upload(backend, &*formats[i]), slots[i].shape, dtype);
-  }
+  for (std::size_t i = 0; i < slots.size(); ++i)
+    if (formats[i]) quantise_weight(backend, slots[i], *formats[i]);
   backend.trim();
   backend.ledger().reset_peaks();
 }

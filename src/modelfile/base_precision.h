@@ -35,6 +35,9 @@ struct BaseStorage {
   std::vector<std::string> keep_dense =
       {};                     // modules: "down_proj", "layers.0", "model.layers.3.mlp"
   bool fp8_products = false;  // E4M3 matrices are multiplied as such: tensor/fp8_product.h
+  // The first so many layers wait in host memory, INT64_MAX: all. No number depends on it; on a GPU
+  // only, and for training: nn/streamed_base.h.
+  std::int64_t offload = 0;
   bool operator==(const BaseStorage&) const = default;
 };
 
@@ -62,6 +65,8 @@ std::string held_name(const QuantisedFormat& format);
 // "nf4 x 210, dense x 63": for messages.
 std::string describe_formats(const std::vector<HeldFormat>& formats);
 
+// Quantises a dense weight that is on its device already.
+void quantise_weight(Backend& backend, const WeightSlot& slot, const QuantisedFormat& format);
 // Quantises the projections of dense weights that are on their device already: for benches and tests.
 void quantise_weights(Backend& backend, const ModelConfig& config, ModelWeights& weights,
                       const BaseStorage& storage);

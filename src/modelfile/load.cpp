@@ -6,6 +6,7 @@
 
 #include "modelfile/quantise.h"
 #include "modelfile/weight_hash.h"
+#include "nn/streamed_base.h"
 
 namespace lk {
 namespace {
@@ -149,12 +150,23 @@ LoadedModel load_weights(Backend& backend, const ModelFile& file, DType dtype,
   if (options.pack)
     for (HeldFormat& format : formats)
       if (format && !(format->blocks && backend.keeps_quantised(*format->blocks))) format.reset();
-  std::int64_t total = 0, done = 0;
-  for (std::size_t i = 0; i < slots.size(); ++i) total += loader.bytes(slots[i], formats[i]);
-  if (std::int64_t free = backend.free_memory(); total > free)
-    throw OutOfMemoryError(concat(file.reader().path(), ": the weights need ", total >> 20,
+  const std::int64_t offload = options.storage.offload;
+  std::int64_t total = 0, done = 0, on_host = 0;
+  std::vector<std::int64_t> layers(static_cast<std::size_t>(model.config.n_layers));  // on the host
+  for (std::size_t i = 0; i < slots.size(); ++i) {
+    const std::int64_t bytes = loader.bytes(slots[i], formats[i]);
+    total += bytes;
+    if (!StreamedBase::is_streamed(slots[i], offload)) continue;
+    layers[static_cast<std::size_t>(slots[i].layer)] += bytes;
+    on_host += bytes;
+  }
+  const std::int64_t needed = total - on_host + StreamedBase::slot_bytes(layers);
+  if (std::int64_t free = backend.free_memory(); needed > free)
+    throw OutOfMemoryError(concat(file.reader().path(), ": the weights need ", needed >> 20,
                                   " MiB as ", dtype_name(dtype), ", ", backend.name(), " has ",
                                   free >> 20, " MiB left"));
+  std::shared_ptr<StreamedBase> streamed;
+  if (offload > 0) streamed = std::make_shared<StreamedBase>(backend, offload);
   WeightsHash hash;
   for (std::size_t i = 0; i < slots.size(); ++i) {
     const WeightSlot& slot = slots[i];
@@ -168,10 +180,14 @@ LoadedModel load_weights(Backend& backend, const ModelFile& file, DType dtype,
     }
     const bool packs = formats[i] ? options.pack : slot.linear;
     const bool tied_table = model.config.tie_embeddings && slot.role == Role::Embedding;
-    if (packs && (slot.linear || tied_table)) backend.prepare_linear(*slot.weight);
+    if (streamed && streamed->takes(slot))
+      streamed->take(slot);
+    else if (packs && (slot.linear || tied_table))
+      backend.prepare_linear(*slot.weight);
     done += loader.bytes(slot, formats[i]);
     if (options.progress) options.progress(done, total, slot.name);
   }
+  if (streamed) streamed->finish();
   if (model.config.tie_embeddings) tie_head(backend, model.weights);
   if (options.hash) model.sha256 = hash.hex();
   return model;

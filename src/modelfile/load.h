@@ -40,7 +40,8 @@ struct LoadOptions {
 // Every tensor that the config asks for must be there with exactly its shape, and every tensor in
 // the file must be asked for (buffers aside); values must be finite. LLaMA's GGUF row order of q and
 // k is undone, GPT-2's projections are transposed.
-// Streams: besides the weights it holds less than 100 MiB. Throws InputError naming file and
+// Streams: besides the weights it holds less than 100 MiB. A layer that options.storage has wait on the
+// host leaves the device matrix by matrix. Throws InputError naming file and
 // tensor, IoError, OutOfMemoryError, UsageError as held_formats() does.
 LoadedModel load_weights(Backend& backend, const ModelFile& file, DType compute_dtype,
                          const LoadOptions& options = {});

@@ -2,12 +2,15 @@
 
 #include <algorithm>
 
+#include "nn/streamed_base.h"
+
 namespace lk {
 
 Decoder::Decoder(Transformer& model, std::int64_t prefill_rows, bool record)
     : model_(model),
       prefill_rows_(prefill_rows > 0 ? prefill_rows : model.backend().traits().prefill_rows),
-      recorder_(model.backend(), record && model.backend().traits().can_record,
+      recorder_(model.backend(),
+                record && model.backend().traits().can_record && !is_streamed(model.weights()),
                 {.recordings = 1, .launched = 1}) {}
 
 bool Decoder::reserve(std::int64_t slots, std::int64_t capacity) {

@@ -1,5 +1,4 @@
-// LinearMap: one projection of a block, y = f(x). Frozen by default; src/lora wraps adapters around
-// it.
+// LinearMap: one projection of a block, y = f(x), frozen unless src/lora wraps an adapter around it.
 #pragma once
 
 #include <memory>

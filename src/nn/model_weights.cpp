@@ -27,7 +27,7 @@ std::vector<WeightSlot> weight_slots(const ModelConfig& c, ModelWeights& w) {
   std::int64_t layer = 0;
   auto add = [&](Role role, const char* kind, Shape shape, Weight& weight, bool linear) {
     slots.push_back(
-        {module_path(family, role, layer) + kind, role, std::move(shape), &weight, linear});
+        {module_path(family, role, layer) + kind, role, std::move(shape), &weight, linear, layer});
   };
   auto norm = [&](Role role, Weight& gain, Weight* bias, std::int64_t n) {
     add(role, ".weight", Shape{n}, gain, false);
@@ -106,7 +106,8 @@ void upload_rounded(Backend& backend, const Tensor& dst, std::span<const float> 
 }
 
 ModelWeights random_weights(Backend& backend, const ModelConfig& config, DType dtype,
-                            std::uint64_t seed) {
+                            std::uint64_t seed,
+                            const std::function<void(const WeightSlot&)>& made) {
   validate(config, "random_weights");
   ModelWeights weights;
   std::uint32_t site = 0;
@@ -121,6 +122,7 @@ ModelWeights random_weights(Backend& backend, const ModelConfig& config, DType d
     }
     *slot.weight = Weight(slot.name, std::move(t));
     if (slot.linear) backend.prepare_linear(*slot.weight);
+    if (made) made(slot);
   }
   if (config.tie_embeddings) tie_head(backend, weights);
   return weights;

@@ -50,13 +50,13 @@ struct WeightSlot {
   Role role;
   Shape shape;
   Weight* weight;
-  bool linear;  // the matrix of a linear layer, which Backend::prepare_linear packs
+  bool linear;         // the matrix of a linear layer, which Backend::prepare_linear packs
+  std::int64_t layer;  // that it belongs to, if any
 };
 // Sizes weights.layers and lists every tensor that `config` asks for, in a fixed order: embedding,
 // learned positions, layers, final norm, head (unless tied).
 std::vector<WeightSlot> weight_slots(const ModelConfig& config, ModelWeights& weights);
-// Calls f(weight) for every defined tensor, in the order of weight_slots(); a tied head is not
-// repeated.
+// Calls f(weight) for every defined tensor, in the order of weight_slots(), a tied head once.
 void visit_weights(const ModelWeights& weights, const std::function<void(const Weight&)>& f);
 
 // Gives a model with tied embeddings its head: the embedding's memory, prepared as a linear layer.
@@ -64,13 +64,14 @@ void tie_head(Backend& backend, ModelWeights& weights);
 
 // Bytes of the blocks in which weights move between host and device, approximately.
 inline constexpr std::int64_t kWeightBlockBytes = std::int64_t{16} << 20;
-// dst (any floating dtype, contiguous) = values, rounded to nearest even. Throws Error on a wrong
-// size.
+// dst (floating, contiguous) = values, rounded to nearest even. Throws Error on a wrong size.
 void upload_rounded(Backend& backend, const Tensor& dst, std::span<const float> values);
 
 // Random weights for benches and tests: uniformly distributed matrices and biases (standard
-// deviation 0.02), and gains of 1. The same seed gives the same values on every device.
+// deviation 0.02), and gains of 1. The same seed gives the same values on every device. Each is given
+// to `made`, if there is one, which may replace it.
 ModelWeights random_weights(Backend& backend, const ModelConfig& config, DType dtype,
-                            std::uint64_t seed);
+                            std::uint64_t seed,
+                            const std::function<void(const WeightSlot&)>& made = {});
 
 }  // namespace lk

@@ -1,5 +1,4 @@
-// Learning-rate schedules as pure functions of the step: nothing to store, nothing to restore on
-// resume.
+// Learning-rate schedules as pure functions of the step: a resumed run has nothing to restore.
 #pragma once
 
 #include <cstdint>

@@ -16,8 +16,7 @@ Transformer::Transformer(Backend& backend, ModelConfig config, ModelWeights weig
       dtype_(compute_dtype),
       max_positions_(max_positions) {
   set_first_position(0);
-  // transformers rounds the factor to the embedding's dtype, so it is rounded to the compute dtype
-  // here.
+  // transformers rounds the factor to the embedding's dtype; here that is the compute dtype.
   if (config_.scaled_embedding) {
     const double factor = std::sqrt(static_cast<double>(config_.hidden_size));
     embedding_scale_ =

@@ -6,6 +6,7 @@
 #include "io/durable.h"
 #include "modelfile/base_identity.h"
 #include "modelfile/weight_hash.h"
+#include "nn/streamed_base.h"
 #include "run/base_loss.h"
 #include "run/finetune_run.h"
 #include "run/inference.h"
@@ -32,6 +33,7 @@ FinetuneResult FinetuneRun::go() {
   facts_.device = base_.backend->name(), facts_.device_description = base_.backend->description();
   facts_.dtype = parse_compute_dtype(s_.dtype, *base_.backend);
   require_possible(s_.recompute, *base_.backend);
+  require_streamable(s_.offload_base, *base_.backend);
   refuse_input_folders(s_);
   open_folder();
   in_ = read_inputs(s_, *base_.backend, facts_.dtype, listener_,
@@ -79,6 +81,7 @@ void FinetuneRun::plan() {
   request.batch = s_.batch, request.grad_accum = s_.grad_accum, request.seq_len = *s_.seq_len;
   request.row_lengths = in_.longest_batch(s_);
   request.recompute = s_.recompute;
+  request.offload_base = s_.offload_base;
   request.processes = world_ ? world_->size() : 0;
   const std::int64_t wanted = std::max(s_.memory_limit, s_.memory);  // one of the two is 0
   // The plan counts the base, which may be there already.
@@ -87,6 +90,8 @@ void FinetuneRun::plan() {
   Plan plan = s_.memory > 0 ? plan_within(request, limit) : plan_training(request);
   listener_.planned(request, plan);
   check_fits(request, plan, limit, base_.backend->name());
+  check_host_fits(plan, world_ ? world_->local_size() : 1,
+                  base_.backend->offloaded()[Tag::Weights].live_bytes);
   facts_.recompute = request.recompute;
   facts_.planned_peak = plan.memory.peak_bytes;
   if (s_.memory > 0)

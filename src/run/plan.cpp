@@ -8,18 +8,21 @@
 #include "dist/shared_step.h"
 #include "io/json.h"
 #include "lora/trainer.h"
+#include "nn/streamed_base.h"
 #include "run/bytes_per_parameter.h"
 
 namespace lk {
 namespace {
 
 // Weights that have shapes but no values.
-ModelWeights blank_weights(Backend& backend, const ModelConfig& config, DType dtype,
-                           const std::vector<HeldFormat>& formats) {
+ModelWeights blank_weights(Backend& backend, const PlanRequest& r) {
+  const DType dtype = r.compute_dtype;
   ModelWeights w;
+  std::shared_ptr<StreamedBase> streamed;
+  if (r.offload_base > 0) streamed = std::make_shared<StreamedBase>(backend, r.offload_base);
   std::size_t next = 0;
-  for (const WeightSlot& slot : weight_slots(config, w)) {
-    const HeldFormat format = formats.empty() ? HeldFormat() : formats.at(next++);
+  for (const WeightSlot& slot : weight_slots(r.model, w)) {
+    const HeldFormat format = r.formats.empty() ? HeldFormat() : r.formats.at(next++);
     if (format) {
       QuantisedMatrix q{*format, 0, {}};
       for (std::size_t p = 0; p < kPlanes; ++p)
@@ -27,12 +30,16 @@ ModelWeights blank_weights(Backend& backend, const ModelConfig& config, DType dt
             plane.bytes() > 0)
           q.planes[p] = backend.empty(Tag::Weights, plane.dtype, {plane.rows, plane.cols});
       *slot.weight = Weight(slot.name, std::move(q), slot.shape, dtype);
-      continue;
+    } else {
+      *slot.weight = Weight(slot.name, backend.empty(Tag::Weights, dtype, slot.shape));
     }
-    *slot.weight = Weight(slot.name, backend.empty(Tag::Weights, dtype, slot.shape));
-    if (slot.linear) backend.prepare_linear(*slot.weight);
+    if (streamed && streamed->takes(slot))
+      streamed->take(slot);
+    else if (slot.linear && !format)
+      backend.prepare_linear(*slot.weight);
   }
-  if (config.tie_embeddings) tie_head(backend, w);
+  if (streamed) streamed->finish();
+  if (r.model.tie_embeddings) tie_head(backend, w);
   return w;
 }
 
@@ -48,6 +55,11 @@ MethodConfig without_values(MethodConfig methods) {
   return methods;
 }
 
+// Whether the run reads the base's own numbers and never writes them.
+bool base_is_frozen(const PlanRequest& r) {
+  return !replaces_base(r.methods) && !(r.methods.has("lora") && changes_base(r.methods.lora.init));
+}
+
 std::int64_t longest(const PlanRequest& r) {
   std::vector<std::int64_t> all = lengths(r);
   return *std::max_element(all.begin(), all.end());
@@ -58,8 +70,8 @@ class Planner {
  public:
   explicit Planner(const PlanRequest& r)
       : backend_(open_plan_device(r.device)),
-        model_(*backend_, r.model, blank_weights(*backend_, r.model, r.compute_dtype, r.formats),
-               r.compute_dtype, r.seq_len + virtual_tokens(r.methods)),
+        model_(*backend_, r.model, blank_weights(*backend_, r), r.compute_dtype,
+               r.seq_len + virtual_tokens(r.methods)),
         method_(make_method(model_, without_values(r.methods))) {
     method_->lay_out_for_training();
     TrainerConfig config;
@@ -145,6 +157,12 @@ void add_options(const PlanRequest& request, Planner& planner, Plan& plan) {
     const std::int64_t bytes = planner.peak(recompute);
     if (bytes < plan.memory.peak_bytes)
       plan.options.push_back({concat("--recompute ", way, " (same result)"), bytes});
+  }
+  if (request.offload_base == 0 && planner.device().can_offload && base_is_frozen(request)) {
+    PlanRequest r = request;
+    r.offload_base = StreamedBase::kAllLayers;
+    add("--offload-base all (same result)", r);
+    if (plan.options.back().peak_bytes >= plan.memory.peak_bytes) plan.options.pop_back();
   }
   if (request.batch > 1 && request.grad_accum <= kMostGradAccum / request.batch) {
     PlanRequest r = request;
@@ -260,6 +278,18 @@ void check_fits(const PlanRequest& request, const Plan& plan, std::int64_t bytes
                                   " has ", bytes >> 20, " MiB\n", plan_text(request, plan)));
 }
 
+void check_host_fits(const Plan& plan, std::int64_t processes, std::int64_t held) {
+  const std::int64_t needed = plan.memory.offloaded_base_bytes;
+  if (needed == 0) return;
+  const std::int64_t free = open_device("cpu")->free_memory() / processes + held;
+  if (needed <= free) return;
+  const char* const each = processes > 1 ? " for each process" : "";
+  throw OutOfMemoryError(concat("`offload_base`: ", needed >> 20,
+                                " MiB of the base wait on the host", each, ", which has ",
+                                free >> 20, " MiB left", each,
+                                ": fewer layers, or fewer bits by `base_precision`, need less"));
+}
+
 std::string plan_text(const PlanRequest& request, const Plan& plan) {
   char text[512];
   std::snprintf(text, sizeof text,
@@ -279,6 +309,10 @@ std::string plan_text(const PlanRequest& request, const Plan& plan) {
          "\n";
   if (request.recompute != Recompute{})
     out += concat("recompute             ", recompute_text(request.recompute), "\n");
+  if (request.offload_base > 0)
+    out += concat("base on the host      ", std::min(request.offload_base, request.model.n_layers),
+                  " of ", request.model.n_layers,
+                  " layers: ", plan.memory.offloaded_base_bytes >> 20, " MiB of pinned memory\n");
   if (request.processes > 1) {
     std::snprintf(text, sizeof text,
                   "processes             %14d  each as below; a step sends %.2f MiB from each\n",
@@ -301,6 +335,7 @@ Json plan_to_json(const PlanRequest& request, const Plan& plan) {
   Json json = {{"base_parameters", plan.base_parameters},
                {"trainable_parameters", plan.trainable_parameters},
                {"recompute", recompute_text(request.recompute)},
+               {"offload_base", offload_base_text(request.offload_base)},
                {"memory", memory_to_json(plan.memory)},
                {"options", options}};
   if (request.processes > 0) {

@@ -24,6 +24,8 @@ struct PlanRequest {
   // seq_len tokens and the virtual ones.
   std::vector<std::int64_t> row_lengths = {};
   Recompute recompute = {};
+  std::int64_t offload_base =
+      0;  // the first so many layers wait in host memory: nn/streamed_base.h
   // That share a step (dist/shared_step.h); 0: one that has it to itself. The plan is one process's.
   int processes = 0;
 };
@@ -63,6 +65,11 @@ Plan plan_within(PlanRequest& request, std::int64_t budget);
 // `bytes` of `where`.
 void check_fits(const PlanRequest& request, const Plan& plan, std::int64_t bytes,
                 const std::string& where);
+
+// Throws OutOfMemoryError if what the plan has of the base wait on the host is more than is free there:
+// for each of `processes` on this machine, of which each holds `held` bytes of it already. Pinned memory is
+// granted until nothing is left for anyone else.
+void check_host_fits(const Plan& plan, std::int64_t processes, std::int64_t held = 0);
 
 std::string plan_text(const PlanRequest& request, const Plan& plan);
 Json plan_to_json(const PlanRequest& request, const Plan& plan);

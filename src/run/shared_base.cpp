@@ -6,7 +6,7 @@ namespace {
 // A projection that prepare_for_training() moved lies between factors that are gone: gives it
 // memory without them.
 void move_out(Backend& backend, Weight& w) {
-  if (!w.defined() || w.quantised() || w.values().contiguous()) return;
+  if (!w.defined() || w.source() || w.quantised() || w.values().contiguous()) return;
   const Tensor own = backend.empty(Tag::Weights, w.values().dtype(), w.values().shape());
   backend.copy(own, w.values());
   w = Weight(w.name(), own);

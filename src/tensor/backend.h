@@ -43,8 +43,7 @@ class DoraKernels;
 class SharedKeyKernels;
 class QuantisedKernels;
 
-// The target of a row that does not count towards the loss: see Note [Padded batches] in
-// nn/batch.h.
+// The target of a row that does not count for the loss: Note [Padded batches] in nn/batch.h.
 inline constexpr std::int32_t kNoTarget = INT32_MIN;
 
 // What to do with a gradient: overwrite the buffer, or add to it.
@@ -115,8 +114,7 @@ class Backend {
   virtual void look_at(const Tensor& src, std::size_t unit_bytes, const LookAtUnits& look) = 0;
   virtual void synchronize() = 0;
   // The value that x (1) F32|F64 has after the work submitted so far, without waiting for it: the
-  // host goes on while the device works. x may be changed and freed at once. The Backend outlives
-  // the result.
+  // host goes on meanwhile. x may be changed and freed at once. The Backend outlives the result.
   virtual std::unique_ptr<Readback> read_later(const Tensor& x);
   // Calls `work` and records what it submits instead of running it. Returns null, without calling
   // `work`, where work can't be recorded. `work` may submit anything but copies from and to the
@@ -134,7 +132,7 @@ class Backend {
   // traits().can_offload.
   virtual std::unique_ptr<HostCopy> offload(const Tensor& x);
   // Host memory held by copies that offload() made.
-  const Ledger::Entry& offloaded() const { return offloaded_.total(); }
+  const Ledger& offloaded() const { return offloaded_; }
   // Times the work of this device, which must outlive the clock. The default is the host's clock,
   // which is right wherever a call returns with its work done.
   virtual std::unique_ptr<DeviceClock> make_clock();
@@ -298,8 +296,7 @@ class Backend {
   Ledger& offload_ledger() { return offloaded_; }
   // Installs the allocator; called by the constructor of a concrete backend.
   void set_cache(std::unique_ptr<BlockCache> cache) { cache_ = std::move(cache); }
-  // Drops the allocator; called by the destructor of a concrete backend while its device still
-  // exists.
+  // Drops the allocator; called by a concrete backend's destructor while its device exists.
   void release_cache() { cache_.reset(); }
   // The number of units in a contiguous tensor, for upload_made() and look_at(). Throws Error
   // naming `who` if it is not a whole number.

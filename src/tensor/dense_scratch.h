@@ -12,9 +12,10 @@ namespace lk {
 
 class DenseScratch {
  public:
-  // (rows, cols) without values.
-  DenseScratch(Backend& backend, DType dtype, std::int64_t rows, std::int64_t cols)
-      : matrix_(backend.empty(Tag::Workspace, dtype, {rows, cols})) {}
+  // (rows, cols) without values, with `margin` unused columns behind each row.
+  DenseScratch(Backend& backend, DType dtype, std::int64_t rows, std::int64_t cols,
+               std::int64_t margin = 0)
+      : matrix_(backend.empty_with_margin(Tag::Workspace, dtype, {rows, cols}, margin)) {}
   // The values of w.
   DenseScratch(Backend& backend, const Weight& w)
       : DenseScratch(backend, w.dtype(), w.shape()[0], w.shape()[1]) {

@@ -39,8 +39,7 @@ class Ledger {
   // Counts some bytes of an allocation under another purpose than its own for as long as the Share
   // lives: one buffer may serve two purposes.
   class Share;
-  // Restarts the peaks from what is live now (used after loading, so that peaks describe the run
-  // alone).
+  // Restarts the peaks from what is live now: after loading, so that they describe the run alone.
   void reset_peaks();
 
  private:

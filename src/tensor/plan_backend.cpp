@@ -36,18 +36,19 @@ bool PlanBackend::through_scratch(const Tensor& dx, GradMode mode, const Tensor&
 std::unique_ptr<HostCopy> PlanBackend::offload(const Tensor& x) {
   struct Counted final : HostCopy {
     PlanBackend& backend;
+    Tag tag;
     std::size_t bytes;
-    Counted(PlanBackend& b, std::size_t n) : backend(b), bytes(n) {
-      backend.offload_ledger().allocated(Tag::Activations, bytes);
+    Counted(PlanBackend& b, Tag t, std::size_t n) : backend(b), tag(t), bytes(n) {
+      backend.offload_ledger().allocated(tag, bytes);
     }
-    ~Counted() override { backend.offload_ledger().freed(Tag::Activations, bytes); }
+    ~Counted() override { backend.offload_ledger().freed(tag, bytes); }
     void sent() override {}
     void fetch(const Tensor&) override {}
     void arrived() override {}
   };
   if (!traits().can_offload) return Backend::offload(x);
   const auto n = static_cast<std::size_t>((x.rows() - 1) * x.ld() + x.cols());
-  return std::make_unique<Counted>(*this, n * dtype_size(x.dtype()));
+  return std::make_unique<Counted>(*this, x.storage().tag(), n * dtype_size(x.dtype()));
 }
 
 }  // namespace lk

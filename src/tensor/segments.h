@@ -8,8 +8,7 @@
 
 namespace lk {
 
-// Documents laid end to end in the token dimension: document i holds rows [offsets[i],
-// offsets[i+1]).
+// Documents laid end to end: document i holds the tokens [offsets[i], offsets[i+1]).
 struct Segments {
   std::vector<std::int32_t> host;  // offsets, n + 1 of them, host[0] = 0
   Tensor offsets;                  // the same offsets on the device, I32 (n + 1)
@@ -25,8 +24,7 @@ Segments make_segments(Backend& backend, std::vector<std::int32_t> offsets);
 struct KeyRows {
   std::vector<std::int32_t> begins, ends;  // n each
   Tensor device_begins, device_ends;       // the same rows on the device, I32 (n)
-  // No document has more keys than this. It sizes the work of recorded passes, whose rows change
-  // later.
+  // No document has more keys. It sizes the work of recorded passes, whose rows change later.
   std::int64_t most = 0;
   KeyRows() = default;
   KeyRows(const Segments& documents);

@@ -6,13 +6,13 @@ namespace lk {
 
 Storage::~Storage() { backend_.deallocate(data_, bytes_, tag_); }
 
-Tensor::Tensor(std::shared_ptr<Storage> storage, DType dtype, Shape shape)
+Tensor::Tensor(std::shared_ptr<Storage> storage, DType dtype, Shape shape, std::size_t begin)
     : storage_(std::move(storage)),
-      data_(static_cast<std::byte*>(storage_->data())),
+      data_(static_cast<std::byte*>(storage_->data()) + begin),
       shape_(shape),
       ld_(shape.cols()),
       dtype_(dtype) {
-  check(bytes() <= storage_->bytes(), "tensor: storage too small for ", shape);
+  check(begin + bytes() <= storage_->bytes(), "tensor: storage too small for ", shape);
 }
 
 Tensor Tensor::slice_rows(std::int64_t begin, std::int64_t end) const {

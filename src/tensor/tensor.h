@@ -18,8 +18,7 @@ namespace lk {
 
 class Backend;
 
-// Owned memory on one device. It returns to its Backend when destroyed; a Backend outlives its
-// Storages.
+// Owned memory on one device. It returns to its Backend, which outlives it, when destroyed.
 class Storage {
  public:
   Storage(Backend& backend, void* data, std::size_t bytes, Tag tag)
@@ -43,7 +42,7 @@ class Storage {
 class Tensor {
  public:
   Tensor() = default;  // empty: defined() is false
-  Tensor(std::shared_ptr<Storage> storage, DType dtype, Shape shape);
+  Tensor(std::shared_ptr<Storage> storage, DType dtype, Shape shape, std::size_t begin = 0);
 
   bool defined() const { return storage_ != nullptr; }
   explicit operator bool() const { return defined(); }
@@ -56,8 +55,7 @@ class Tensor {
   std::int64_t rows() const { return shape_.rows(); }
   std::int64_t cols() const { return shape_.cols(); }
   std::int64_t ld() const { return ld_; }
-  // Unused columns behind each row of a matrix (see Backend::empty_with_margin); 0 for other
-  // shapes.
+  // Unused columns behind each row of a matrix (Backend::empty_with_margin); else 0.
   std::int64_t margin() const { return shape_.rank() == 2 ? ld_ - cols() : 0; }
   bool contiguous() const { return ld_ == cols() || rows() <= 1; }
   const Storage& storage() const { return *storage_; }
@@ -68,6 +66,8 @@ class Tensor {
   Tensor slice_rows(std::int64_t begin, std::int64_t end) const;
   Tensor slice_cols(std::int64_t begin, std::int64_t end) const;
   Tensor reshape(Shape shape) const;
+  // Another tensor in the same Storage, `begin` bytes from its start.
+  Tensor at(std::size_t begin, DType t, Shape s) const { return {storage_, t, s, begin}; }
   // The same rows, `cols` columns wide, reaching into the margin behind each row (see
   // Backend::empty_with_margin). Throws if the rows lie closer together than that.
   Tensor widened(std::int64_t cols) const;

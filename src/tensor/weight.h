@@ -10,11 +10,11 @@
 
 #include "tensor/quantised.h"
 #include "tensor/tensor.h"
+#include "tensor/weight_source.h"
 
 namespace lk {
 
-// A backend's own form of a weight (for example, tiles packed for its matmul). Opaque to everyone
-// else.
+// A backend's own form of a weight (for example, tiles packed for its matmul), opaque to all else.
 struct PackedWeight {
   virtual ~PackedWeight() = default;
 };
@@ -51,16 +51,22 @@ class Weight {
   // Row-major values as loaded, read-only by contract. Throws Error if the weight is quantised.
   const Tensor& values() const {
     check(!quantised_, name_, ": is quantised and has no dense values");
+    if (source_) source_->want();
     return values_;
   }
   // The codes and scales, null if the weight is dense. They have no planes once a backend has packed
   // them for inference.
-  const QuantisedMatrix* quantised() const { return quantised_.get(); }
+  const QuantisedMatrix* quantised() const {
+    if (source_) source_->want();
+    return quantised_.get();
+  }
+  // What brings its numbers when they are asked for; null if they are always there.
+  const WeightSource* source() const { return source_.get(); }
+  void set_source(std::shared_ptr<WeightSource> source) { source_ = std::move(source); }
   // Whether its values can be had: false once a quantised weight is packed for inference.
   bool has_values() const { return !quantised_ || (*quantised_)[Plane::Codes].defined(); }
 
-  // The packed form that Backend::prepare_linear made at load; linear_forward and linear_backward_x
-  // use it.
+  // The packed form that Backend::prepare_linear made at load, for both products.
   const PackedWeight* packed() const { return packed_.get(); }
   void set_packed(std::shared_ptr<const PackedWeight> packed) { packed_ = std::move(packed); }
   // Puts the packed form in the place of codes and scales.
@@ -70,8 +76,7 @@ class Weight {
     quantised_ = std::make_shared<QuantisedMatrix>(QuantisedMatrix{quantised_->format, 0, {}});
   }
 
-  // The same memory under another name, for a tied head. The packed form of a dense weight is not
-  // taken along.
+  // The same memory under another name, for a tied head, without a dense weight's packed form.
   Weight renamed(std::string name) const {
     Weight w = *this;
     w.name_ = std::move(name);
@@ -89,6 +94,7 @@ class Weight {
   DType dtype_ = DType::F32;
   std::shared_ptr<const QuantisedMatrix> quantised_;
   std::shared_ptr<const PackedWeight> packed_;
+  std::shared_ptr<WeightSource> source_;
 };
 
 }  // namespace lk

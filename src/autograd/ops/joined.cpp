@@ -182,12 +182,17 @@ void JoinedLinear::put_parts(DenseScratch& dense) const {
   for (const Part& p : parts) dense.put(p.begin, p.apart);
 }
 
+std::int64_t JoinedLinear::scratch_margin() const {
+  const auto quantised = [](const Part& p) { return p.apart.quantised() != nullptr; };
+  return std::any_of(parts.begin(), parts.end(), quantised) ? 0 : thin;
+}
+
 void JoinedLinear::times_a(const Tensor& products) const {
   Backend& backend = products.backend();
   if (matrix)
     return backend.matmul_nt(products, GradMode::Write, 1.0,
                              matrix.slice_cols(0, in).slice_rows(0, out + thin), a());
-  DenseScratch dense(backend, apart_a.dtype(), out + thin, in);
+  DenseScratch dense(backend, apart_a.dtype(), out + thin, in, scratch_margin());
   put_parts(dense);
   dense.put(out, 0, apart_a);
   dense.times(products, apart_a);
@@ -267,7 +272,7 @@ void JoinedLinear::times_wa(const Tensor& dx, GradMode mode, const Tensor& dy) c
     return backend.matmul_nn(dx, mode, 1.0, dy, matrix.slice_cols(0, in).slice_rows(0, rows));
   if (const Fp8Product product{backend, fp8_parts(), dy.rows(), dy.dtype()})
     return times_wa_in_fp8(product, *this, dx, mode, dy);
-  DenseScratch dense(backend, dy.dtype(), rows, in);
+  DenseScratch dense(backend, dy.dtype(), rows, in, scratch_margin());
   put_parts(dense);
   if (rows > out) dense.put(out, 0, apart_a);
   dense.matmul_nn(dx, mode, dy);
