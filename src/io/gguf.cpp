@@ -99,8 +99,9 @@ struct GgufFile::Impl {
 
 GgufFile::GgufFile(const std::string& path) : impl_(std::make_unique<Impl>(path)) {
   if (has_key("split.count") && get_int("split.count", 0, UINT16_MAX) > 1)
-    throw InputError(
-        path + ": split.count: one part of a split model; merge the parts into one file first");
+    throw InputError(path +
+                     ": split.count: one part of a split model; make one file of the parts first: "
+                     "llama-gguf-split --merge FIRST_PART ONE_FILE");
 }
 GgufFile::~GgufFile() = default;
 
@@ -120,14 +121,19 @@ std::string GgufFile::stored_type(const std::string& name) const {
   return impl_->tensor(name).type->name;
 }
 
+void GgufFile::check_readable(const std::string& name) const {
+  const GgmlType& type = *impl_->tensor(name).type;
+  if (type.decode == nullptr)
+    throw InputError(concat(path(), ": tensor ", printable(name), ": stored as ", type.name,
+                            ", which can't be read (F32, F16, BF16, Q4_0 to Q8_0, Q2_K to Q6_K, "
+                            "IQ4_NL, IQ4_XS and MXFP4 can): use a file of one of those, such as "
+                            "Q4_K_M"));
+}
+
 void GgufFile::read_rows(const std::string& name, std::int64_t begin, std::int64_t end,
                          float* dst) const {
+  check_readable(name);
   const GgufTensor& t = impl_->tensor(name);
-  if (t.type->decode == nullptr)
-    throw InputError(
-        path() + ": tensor " + printable(name) + ": stored as " + t.type->name +
-        ", which can't be read (F32, F16, BF16, Q4_0 to Q8_0, Q2_K to Q6_K, IQ4_NL, IQ4_XS "
-        "and MXFP4 can)");
   read_block_rows(impl_->file, name, t.shape, t.offset,
                   {t.type->block_values, t.type->block_bytes, t.type->decode}, begin, end, dst);
 }

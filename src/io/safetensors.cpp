@@ -69,12 +69,17 @@ std::string SafetensorsFile::stored_type(const std::string& name) const {
   return impl_->tensor(name).dtype->name;
 }
 
-void SafetensorsFile::read_rows(const std::string& name, std::int64_t begin, std::int64_t end,
-                                float* dst) const {
+void SafetensorsFile::check_readable(const std::string& name) const {
   const SafetensorsTensor& t = impl_->tensor(name);
   if (t.dtype->decode == nullptr)
     throw InputError(path() + ": tensor " + printable(name) + ": stored as " + t.dtype->name +
                      ", which can't be read (F64, F32, F16, BF16 can)");
+}
+
+void SafetensorsFile::read_rows(const std::string& name, std::int64_t begin, std::int64_t end,
+                                float* dst) const {
+  check_readable(name);
+  const SafetensorsTensor& t = impl_->tensor(name);
   read_block_rows(impl_->file, name, shape(name), t.offset, {1, t.dtype->bits / 8, t.dtype->decode},
                   begin, end, dst);
 }

@@ -26,6 +26,7 @@ class SafetensorsFile : public TensorReader {
   bool has(const std::string& name) const override;
   Shape shape(const std::string& name) const override;
   std::string stored_type(const std::string& name) const override;
+  void check_readable(const std::string& name) const override;
   void read_rows(const std::string& name, std::int64_t begin, std::int64_t end,
                  float* dst) const override;
   std::optional<DType> plain_type(const std::string& name) const override;

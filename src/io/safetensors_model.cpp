@@ -84,6 +84,7 @@ class ShardedModel : public TensorReader {
   std::string stored_type(const std::string& name) const override {
     return reader(name).stored_type(name);
   }
+  void check_readable(const std::string& name) const override { reader(name).check_readable(name); }
   void read_rows(const std::string& name, std::int64_t begin, std::int64_t end,
                  float* dst) const override {
     reader(name).read_rows(name, begin, end, dst);

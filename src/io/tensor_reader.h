@@ -27,6 +27,8 @@ class TensorReader {
   // absent.
   virtual Shape shape(const std::string& name) const = 0;
   virtual std::string stored_type(const std::string& name) const = 0;  // "F32", "Q4_1", ...
+  // Throws InputError if the tensor is of a type that read_rows() can't read.
+  virtual void check_readable(const std::string& name) const = 0;
   // Reads rows [begin, end) (a vector counts as one row), dequantised to F32. Streams: holds no
   // more than the rows asked for. Several threads may read at once. Throws InputError on a short
   // read, naming the file and the tensor.

@@ -1,7 +1,6 @@
 #include "modelfile/load.h"
 
 #include <algorithm>
-#include <set>
 #include <vector>
 
 #include "modelfile/quantise.h"
@@ -11,45 +10,26 @@
 namespace lk {
 namespace {
 
-constexpr const char* kHead = "lm_head.weight";  // of a folder
-
-// A tied model's folder may hold the head too: see check_tied_head().
-bool may_repeat_head(const ModelFile& file) {
-  return file.config().tie_embeddings && file.gguf() == nullptr;
-}
-
-// Refuses a tensor that nothing asks for, before a byte of memory is taken.
-void check_no_other_tensors(const ModelFile& file) {
-  std::set<std::string> wanted;
-  for (const WeightSlot& slot : file.slots()) wanted.insert(file.stored(slot).name);
-  for (const std::string& name : file.reader().names()) {
-    if (wanted.count(name) || file.is_buffer(name) || file.is_part(name)) continue;
-    if (may_repeat_head(file) && name == kHead) continue;
-    throw InputError(concat(file.reader().path(), ": tensor ", name,
-                            " is unknown: ", file.config_name(), " does not ask for it"));
-  }
-}
-
 // A tied model whose file also holds a head: the two must be the same numbers, or it is unclear
 // which model was meant (transformers would silently drop the head).
 void check_tied_head(const ModelFile& file) {
   const TensorReader& reader = file.reader();
-  if (!may_repeat_head(file) || !reader.has(kHead)) return;
+  if (!file.may_repeat_head() || !reader.has(kFolderHead)) return;
   const ModelConfig& c = file.config();
   const std::string embedding = file.stored(file.slots()[0]).name;
-  bool same = reader.shape(kHead) == Shape{c.vocab_size, c.hidden_size};
+  bool same = reader.shape(kFolderHead) == Shape{c.vocab_size, c.hidden_size};
   const std::int64_t step = std::max<std::int64_t>(1, kWeightBlockBytes / (4 * c.hidden_size));
   std::vector<float> a, b;
   for (std::int64_t begin = 0; same && begin < c.vocab_size; begin += step) {
     std::int64_t end = std::min(begin + step, c.vocab_size);
     a.resize(static_cast<std::size_t>((end - begin) * c.hidden_size));
     b.resize(a.size());
-    reader.read_rows(kHead, begin, end, a.data());
+    reader.read_rows(kFolderHead, begin, end, a.data());
     reader.read_rows(embedding, begin, end, b.data());
     same = a == b;
   }
   if (!same)
-    throw InputError(concat(reader.path(), ": tensor ", kHead, " differs from ", embedding,
+    throw InputError(concat(reader.path(), ": tensor ", kFolderHead, " differs from ", embedding,
                             ", but tie_word_embeddings is true"));
 }
 
@@ -140,7 +120,6 @@ LoadedModel load_weights(Backend& backend, const ModelFile& file, DType dtype,
                          const LoadOptions& options) {
   check(is_float(dtype), "load_weights: compute dtype ", dtype_name(dtype));
   check(!options.hash || !options.pack, "load_weights: packed weights are not hashed");
-  check_no_other_tensors(file);
   check_tied_head(file);
 
   LoadedModel model{file.config(), {}, {}};

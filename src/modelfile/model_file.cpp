@@ -39,11 +39,12 @@ bool all_finite(std::span<const float> values) {
   return all_finite_stored(DType::F32, bytes.data(), bytes.size());
 }
 
-// Where MLX puts the scales of a matrix that it quantised; empty for what is no weight.
-std::string scales_of(const std::string& name) {
+// Whether MLX quantised a weight: its scales and biases stand beside it.
+bool is_mlx(const TensorReader& tensors, const std::string& name) {
   constexpr std::string_view weight = ".weight";
-  if (!name.ends_with(weight)) return "";
-  return name.substr(0, name.size() - weight.size()) + ".scales";
+  if (!name.ends_with(weight) || !tensors.has(name)) return false;
+  const std::string module = name.substr(0, name.size() - weight.size());
+  return tensors.has(module + ".scales") && !tensors.has(module + ".qweight");
 }
 
 QuantisationConfig read_quantisation(const std::string& folder) {
@@ -103,6 +104,7 @@ void ModelFile::open_tensors() const {
     if (!gguf_) folder_tensors_ = open_safetensors_model(path_);
     layout_ = gguf_ ? gguf_layout(config_) : folder_layout(config_, *folder_tensors_);
     check_tensors();
+    check_no_other_tensors();
   });
 }
 
@@ -112,25 +114,42 @@ void ModelFile::check_tensors() const {
   if (!gguf_) names = tensors.names();
   for (const WeightSlot& slot : slots_) {
     StoredTensor want = layout_.find(slot);
-    if (!gguf_ && slot.linear)
-      if (auto found = find_stored_matrix(tensors, names, want.name, slot.shape, quantisation_)) {
+    if (is_mlx(tensors, want.name))
+      throw InputError(concat(tensors.path(), ": tensor ", want.name, ": ", kNotMlx));
+    if (!gguf_) {
+      std::optional<StoredMatrix> found;
+      if (slot.linear)
+        found = find_stored_matrix(tensors, names, want.name, slot.shape, quantisation_);
+      check_companions(tensors, names, want.name, found ? &*found : nullptr);
+      if (found) {
         parts_.insert(found->names.begin(), found->names.end());
         quantised_.emplace(slot.name, std::move(*found));
         continue;
       }
+    }
     if (!tensors.has(want.name))
       throw InputError(concat(tensors.path(), ": tensor ", want.name,
                               " is missing: ", config_name(), " asks for it"));
-    if (const std::string scales = scales_of(want.name); !scales.empty() && tensors.has(scales))
-      throw InputError(concat(tensors.path(), ": ", scales, " stands beside ", want.name,
-                              ": a model that MLX quantised, which is not read. Use the model that "
-                              "it was made from, or write it in full by mlx_lm.convert "
-                              "--dequantize"));
+    tensors.check_readable(want.name);
     if (Shape shape = tensors.shape(want.name); !(shape == want.shape))
       throw InputError(concat(tensors.path(), ": tensor ", want.name, " has shape ", shape.str(),
                               ", ", config_name(), " asks for ", want.shape.str()));
   }
 }
+
+// A tensor that nothing asks for would change another program's model, so ours is not that model.
+void ModelFile::check_no_other_tensors() const {
+  const TensorReader& tensors = gguf_ ? *gguf_ : *folder_tensors_;
+  std::set<std::string> wanted;
+  for (const WeightSlot& slot : slots_) wanted.insert(layout_.find(slot).name);
+  for (const std::string& name : tensors.names())
+    if (!wanted.count(name) && !is_buffer(name) && !parts_.count(name) &&
+        !(may_repeat_head() && name == kFolderHead))
+      throw InputError(concat(tensors.path(), ": tensor ", name, " is unknown: ", config_name(),
+                              " does not ask for it"));
+}
+
+bool ModelFile::may_repeat_head() const { return config_.tie_embeddings && !gguf_; }
 
 const TensorReader& ModelFile::reader() const {
   open_tensors();
@@ -140,7 +159,8 @@ const TensorReader& ModelFile::reader() const {
 
 bool ModelFile::is_buffer(const std::string& name) const {
   if (gguf_) return name == "rope_freqs.weight";
-  return name.ends_with("rotary_emb.inv_freq") ||
+  return name.ends_with("rotary_emb.inv_freq") || name.ends_with("self_attn.k_scale") ||
+         name.ends_with("self_attn.v_scale") ||
          (files_of(config_).conv1d &&
           (name.ends_with(".attn.bias") || name.ends_with(".masked_bias")));
 }

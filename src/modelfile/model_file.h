@@ -20,6 +20,8 @@ namespace lk {
 
 class Tokenizer;
 
+inline constexpr const char* kFolderHead = "lm_head.weight";
+
 // Any number of threads may read one ModelFile at once.
 class ModelFile {
  public:
@@ -48,14 +50,15 @@ class ModelFile {
   std::vector<std::pair<std::string, std::string>> side_files() const;
 
   // ---- tensors. The first question about them checks that every tensor that the config asks for
-  // is there with its shape: InputError naming file and tensor, IoError.
+  // is there with its shape, in a type that is read, and that there is no other: InputError naming
+  // file and tensor, IoError.
 
   // All of the model's tensors, in the order of weight_slots(); slots()[i].weight is null.
   const std::vector<WeightSlot>& slots() const { return slots_; }
   // The tensors by the file's own names.
   const TensorReader& reader() const;
   // Whether files may hold a tensor `name` that is no weight: rotary frequencies, which are read
-  // with the config or recomputed, and the causal masks of GPT-2.
+  // with the config or recomputed, the causal masks of GPT-2, and the scales of a quantised cache.
   bool is_buffer(const std::string& name) const;
   // How the file holds a tensor: its name, shape and order there.
   StoredTensor stored(const WeightSlot& slot) const;
@@ -69,6 +72,9 @@ class ModelFile {
   bool is_quantised() const;
   // Whether a tensor of the file belongs to a quantised matrix: codes, scales and what goes with them.
   bool is_part(const std::string& name) const;
+  // Whether the folder of a tied model may hold the head too, as kFolderHead: load_weights() checks
+  // that its numbers are the table's.
+  bool may_repeat_head() const;
   // Rows to read at a time, of any layout of the family: about kWeightBlockBytes as F32 and whole
   // heads, or all of a matrix that folders hold transposed.
   std::int64_t block_rows(const WeightSlot& slot) const;
@@ -96,6 +102,7 @@ class ModelFile {
  private:
   void open_tensors() const;
   void check_tensors() const;
+  void check_no_other_tensors() const;
   void check_finite(const std::string& name, bool finite) const;
   std::shared_ptr<const HostPlanes> planes_of(const WeightSlot& slot) const;
 

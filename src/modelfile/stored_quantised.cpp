@@ -1,4 +1,4 @@
-// What a folder says of its quantisation, and how each of its matrices is stored.
+// How each matrix of a quantised folder is stored.
 #include "modelfile/stored_quantised.h"
 
 #include <algorithm>
@@ -13,8 +13,7 @@ namespace {
 using Method = QuantisationConfig::Method;
 using Layout = StoredMatrix::Layout;
 
-constexpr const char* kLoadInstead =
-    "load the model that it was made from (and let --base-precision nf4 quantise it)";
+constexpr std::string_view kWeight = ".weight";
 
 bool has_value(const Json& json, const char* key) {
   return json.contains(key) && !json.at(key).is_null();
@@ -41,9 +40,12 @@ class Companions {
       refuse(name, concat("has shape ", have, ", ", shape, " is expected"));
     stored_.names.push_back(name);
   }
-  // A companion that is read by nobody: it scales activations.
-  void accept(const std::string& name) {
-    if (has(name)) stored_.names.push_back(name);
+  // Companions that scale what flows through, not the weight: nobody reads them.
+  void accept_scales_of_activations() {
+    for (const char* end : {"input_scale", "activation_scale", "output_scale", "input_zero_point",
+                            "output_zero_point", "k_scale", "v_scale"})
+      if (const std::string name = concat(stored_.base, ".", end); has(name))
+        stored_.names.push_back(name);
   }
   std::vector<float> floats(const std::string& name) const {
     const Shape shape = reader_.shape(name);
@@ -57,7 +59,17 @@ class Companions {
     reader_.read_stored(name, 0, shape.rows(), reinterpret_cast<std::uint8_t*>(text.data()));
     return text;
   }
-  const std::string& path() const { return reader_.path(); }
+  Shape shape(const std::string& name) const { return reader_.shape(name); }
+  // Config names one of `methods`, or none.
+  void expect_method(const std::string& name, const QuantisationConfig& config,
+                     std::initializer_list<Method> methods) const {
+    if (config.method == Method::None ||
+        std::find(methods.begin(), methods.end(), config.method) != methods.end())
+      return;
+    refuse(name,
+           concat("is quantised as ", method_name(*methods.begin()),
+                  " does it, but config.json's quant_method is ", method_name(config.method)));
+  }
 
  private:
   const TensorReader& reader_;
@@ -97,7 +109,9 @@ void check_codes(Companions& c, const TensorReader& reader, const std::string& w
 }
 
 void find_bitsandbytes(Companions& c, const TensorReader& reader, const std::string& weight,
-                       const Shape& shape, const std::string& state, StoredMatrix& stored) {
+                       const Shape& shape, const std::string& state,
+                       const QuantisationConfig& config, StoredMatrix& stored) {
+  c.expect_method(weight, config, {Method::Bitsandbytes});
   static const std::vector<std::string> kKeys = {"quant_type",   "blocksize",        "dtype",
                                                  "shape",        "nested_blocksize", "nested_dtype",
                                                  "nested_offset"};
@@ -147,11 +161,61 @@ void find_bitsandbytes(Companions& c, const TensorReader& reader, const std::str
   c.expect(weight + ".nested_quant_map", {"F32"}, {256});
 }
 
+// ---- scales -----------------------------------------------------------------------------------
+
+// How many scales a matrix has, down and across.
+Shape scale_grid(const SharedScale& share, const Shape& shape) {
+  return {blocks_in(shape[0], share.rows == 0 ? shape[0] : share.rows),
+          blocks_in(shape[1], share.cols == 0 ? shape[1] : share.cols)};
+}
+
+// A matrix has one scale, one for each row, or one for each 128 x 128: what config says, or else what
+// the grid of scales fits.
+SharedScale fp8_share(Companions& c, const std::string& scale, const Shape& shape,
+                      const QuantisationConfig& config) {
+  const Shape have = c.shape(scale);
+  std::string expected;
+  for (const SharedScale& share : {SharedScale{0, 0}, SharedScale{1, 0}, SharedScale{128, 128}}) {
+    const bool said =
+        std::find(config.scales.begin(), config.scales.end(), share) != config.scales.end();
+    if (!said && !config.scales.empty()) continue;
+    const Shape grid = scale_grid(share, shape);
+    const bool flat = grid[1] == 1 && (have.rank() == 1 || grid[0] == 1);
+    if (have == grid || (flat && have.numel() == grid[0])) return share;
+    expected += concat(expected.empty() ? "" : " or ", grid, " for ", share.text());
+  }
+  c.refuse(scale,
+           concat("has shape ", have, ", ", expected.empty() ? "none" : expected, " is expected"));
+}
+
+// The columns of a group, of which a row of K has `groups`: what config says, or else equal ones.
+std::int64_t columns_of_group(Companions& c, const std::string& scale, std::int64_t K,
+                              std::int64_t groups, const QuantisationConfig& config) {
+  if (groups < 1 || (config.scales.empty() && K % groups != 0))
+    c.refuse(scale, concat(groups, " groups do not divide ", K, " columns"));
+  std::int64_t cols = config.scales.empty() ? K / groups : 0;
+  std::string expected;
+  for (const SharedScale& share : config.scales) {
+    if (share.rows != 1) continue;
+    const std::int64_t said = share.cols == 0 ? K : share.cols;
+    if (blocks_in(K, said) == groups) cols = said;
+    expected += concat(expected.empty() ? "" : " or ", said);
+  }
+  if (cols == 0)
+    c.refuse(scale,
+             concat("has ", groups, " groups for ", K, " columns, config.json has groups of ",
+                    expected.empty() ? "no" : expected, " columns"));
+  if (K % cols != 0 || cols % 8 != 0)
+    c.refuse(scale, concat("groups of ", cols, " columns do not divide ", K,
+                           " columns into multiples of 8: ", kLoadInstead));
+  return cols;
+}
+
 // ---- fp8 --------------------------------------------------------------------------------------
 
-// Blocks follow from the grid of scales: one scale, one for each row, or one for each 128 x 128.
 void find_fp8(Companions& c, const TensorReader& reader, const std::string& weight,
-              const Shape& shape, StoredMatrix& stored) {
+              const Shape& shape, const QuantisationConfig& config, StoredMatrix& stored) {
+  c.expect_method(weight, config, {Method::Fp8, Method::CompressedTensors});
   stored.layout = Layout::Fp8;
   stored.names = {weight};
   if (!(reader.shape(weight) == shape))
@@ -161,53 +225,60 @@ void find_fp8(Companions& c, const TensorReader& reader, const std::string& weig
   if (inverse && reader.has(weight + "_scale")) c.refuse(scale, "stands beside another scale");
   if (!reader.has(scale))
     c.refuse(weight, concat("is FP8 without ", weight, "_scale_inv or _scale: ", kLoadInstead));
-  const Shape grid = reader.shape(scale);
+  const std::string type = reader.stored_type(scale);
+  if (type == "U8" && !config.exponents)
+    c.refuse(scale, "is stored as U8, but config.json's scale_fmt is not ue8m0");
+  const SharedScale share = fp8_share(c, scale, shape, config);
   QuantisedFormat& f = stored.format;
   f.encoding = Encoding::Fp8;
-  if (grid.numel() == 1)
-    f.scale_rows = shape[0], f.block = shape[1];
-  else if (grid.numel() == shape[0] && (grid.rank() == 1 || grid == Shape{shape[0], 1}))
-    f.scale_rows = 1, f.block = shape[1];
-  else
-    f.scale_rows = f.block = 128;
-  const Shape blocks{blocks_in(shape[0], f.scale_rows), blocks_in(shape[1], f.block)};
-  c.expect(scale, {"F32", "BF16", "F16", "F8_E8M0", "U8"}, f.block == 128 ? blocks : grid);
+  const bool one = reader.shape(scale).numel() == 1;
+  f.scale_rows = one || share.rows == 0 ? shape[0] : share.rows;
+  f.block = one || share.cols == 0 ? shape[1] : share.cols;
+  c.expect(scale, {"F32", "BF16", "F16", "F8_E8M0", "U8"}, reader.shape(scale));
   // transformers multiplies in F32; compressed-tensors in the scale's own type.
-  const std::string type = reader.stored_type(scale);
   if (!inverse && type != "F32") f.rounded = rounding_of(type, concat(reader.path(), ": ", scale));
-  c.accept(stored.base + ".activation_scale"), c.accept(stored.base + ".input_scale");
 }
 
 // ---- 4-bit integers ---------------------------------------------------------------------------
 
-std::int64_t group_of(Companions& c, const std::string& name, std::int64_t K, std::int64_t groups) {
-  if (groups < 1 || K % groups != 0 || K / groups % 8 != 0)
-    c.refuse(name, concat(groups, " groups do not divide ", K, " columns into multiples of 8"));
-  return K / groups;
+// compressed-tensors writes the matrix's sides beside its codes.
+void check_sides(Companions& c, const TensorReader& reader, const std::string& name,
+                 const Shape& shape) {
+  c.expect(name, {"I64", "I32"}, {2});
+  std::int64_t sides[2] = {};
+  std::int32_t narrow[2] = {};
+  const bool wide = reader.stored_type(name) == "I64";
+  reader.read_stored(name, 0, 1,
+                     reinterpret_cast<std::uint8_t*>(wide ? static_cast<void*>(sides) : narrow));
+  if (!wide) std::copy(narrow, narrow + 2, sides);
+  if (sides[0] != shape[0] || sides[1] != shape[1])
+    c.refuse(name, concat("is ", sides[0], " x ", sides[1], ", ", shape, " is asked for"));
 }
 
 void find_pack_quantized(Companions& c, const TensorReader& reader, const Shape& shape,
-                         StoredMatrix& stored) {
+                         const QuantisationConfig& config, StoredMatrix& stored) {
   const std::string& x = stored.base;
   const std::int64_t N = shape[0], K = shape[1];
   if (reader.stored_type(x + ".weight_packed") == "U8")
     c.refuse(x + ".weight_packed", concat("NVFP4 and MXFP4 are not read: ", kLoadInstead));
+  c.expect_method(x + ".weight_packed", config, {Method::CompressedTensors});
   stored.layout = Layout::PackQuantized;
   if (K % 8 != 0) c.refuse(x + ".weight_packed", concat(K, " columns are no multiple of 8"));
   c.expect(x + ".weight_packed", {"I32"}, {N, K / 8});
   if (!c.has(x + ".weight_scale")) c.refuse(x + ".weight_scale", "is missing");
   const Shape scales = reader.shape(x + ".weight_scale");
-  stored.format.block = group_of(c, x + ".weight_scale", K, scales.cols());
+  stored.format.block = columns_of_group(c, x + ".weight_scale", K, scales.cols(), config);
   c.expect(x + ".weight_scale", {"BF16", "F16", "F32"}, {N, K / stored.format.block});
-  c.expect(x + ".weight_shape", {"I64", "I32"}, {2});
+  check_sides(c, reader, x + ".weight_shape", shape);
   if (c.has(x + ".weight_g_idx"))
     c.refuse(x + ".weight_g_idx", concat("columns in another order are not read: ", kLoadInstead));
   if (c.has(x + ".weight_zero_point")) {
     if (N % 8 != 0) c.refuse(x + ".weight_zero_point", concat(N, " rows are no multiple of 8"));
     c.expect(x + ".weight_zero_point", {"I32"}, {N / 8, scales.cols()});
+  } else if (config.zero_points) {
+    c.refuse(x + ".weight_zero_point", "is missing: config.json says symmetric: false");
   }
   stored.format.rounded = rounding_of(reader.stored_type(x + ".weight_scale"), reader.path());
-  c.accept(x + ".input_scale");
 }
 
 void find_awq_or_gptq(Companions& c, const TensorReader& reader, const Shape& shape,
@@ -216,7 +287,8 @@ void find_awq_or_gptq(Companions& c, const TensorReader& reader, const Shape& sh
   const std::int64_t N = shape[0], K = shape[1];
   const bool awq = config.method == Method::Awq;
   if (!awq && config.method != Method::Gptq)
-    c.refuse(x + ".qweight", "config.json does not say whether this is AWQ or GPTQ");
+    c.refuse(x + ".qweight", concat("is AWQ's or GPTQ's, but config.json's quant_method is ",
+                                    method_name(config.method)));
   stored.layout = awq ? Layout::Awq : Layout::Gptq;
   if (N % 8 != 0 || K % 8 != 0)
     c.refuse(x + ".qweight", concat(shape, " is no multiple of 8 each way"));
@@ -226,12 +298,15 @@ void find_awq_or_gptq(Companions& c, const TensorReader& reader, const Shape& sh
     c.expect(x + ".qweight", {"I32"}, {K / 8, N});
   if (!c.has(x + ".scales")) c.refuse(x + ".scales", "is missing");
   const std::int64_t groups = reader.shape(x + ".scales").rows();
-  stored.format.block = group_of(c, x + ".scales", K, groups);
+  stored.format.block = columns_of_group(c, x + ".scales", K, groups, config);
   c.expect(x + ".scales", {"F16", "BF16", "F32"}, {groups, N});
   c.expect(x + ".qzeros", {"I32"}, {groups, N / 8});
   stored.format.rounded = rounding_of(reader.stored_type(x + ".scales"), reader.path());
   stored.zero_shift = awq ? 0 : config.gptq_zero_shift;
-  if (!c.has(x + ".g_idx")) return;
+  if (!c.has(x + ".g_idx")) {
+    if (config.reordered) c.refuse(x + ".g_idx", "is missing: config.json says desc_act");
+    return;
+  }
   c.expect(x + ".g_idx", {"I32"}, {K});
   std::vector<std::int32_t> order(static_cast<std::size_t>(K));
   reader.read_stored(x + ".g_idx", 0, 1, reinterpret_cast<std::uint8_t*>(order.data()));
@@ -243,70 +318,10 @@ void find_awq_or_gptq(Companions& c, const TensorReader& reader, const Shape& sh
 
 }  // namespace
 
-QuantisationConfig parse_quantisation(const Json& config, const std::string& outer) {
-  if (!has_value(config, "quantization_config")) return {};
-  const Json& q = config.at("quantization_config");
-  const std::string where = outer + ": quantization_config";
-  if (!q.is_object()) throw InputError(where + ": not an object");
-  auto refuse = [&](const std::string& what) {
-    throw InputError(concat(where, ": ", what, ": ", kLoadInstead));
-  };
-  QuantisationConfig out;
-  const bool four_bits = json_bool_or(q, "load_in_4bit", false, where) ||
-                         json_bool_or(q, "_load_in_4bit", false, where);
-  const std::string method =
-      json_string_or(q, "quant_method", four_bits ? "bitsandbytes" : "", where);
-  if (method == "bitsandbytes") {
-    if (json_bool_or(q, "load_in_8bit", false, where) ||
-        json_bool_or(q, "_load_in_8bit", false, where) || !four_bits)
-      refuse("bitsandbytes in 8 bits (LLM.int8) is not read");
-    out.method = Method::Bitsandbytes;
-  } else if (method == "fp8") {
-    if (const std::string fmt = json_string_or(q, "fmt", "e4m3", where); fmt != "e4m3")
-      refuse(concat("fmt ", fmt, " is not read, only e4m3 is"));
-    if (has_value(q, "weight_block_size") && q["weight_block_size"] != Json({128, 128}))
-      refuse("weight_block_size: only [128, 128] is read");
-    out.method = Method::Fp8;
-  } else if (method == "compressed-tensors") {
-    const std::string format = json_string_or(q, "format", "", where);
-    if (format != "float-quantized" && format != "pack-quantized")
-      refuse(concat("format '", format, "' is not read (float-quantized and pack-quantized are)"));
-    const Json groups = q.value("config_groups", Json::object());
-    for (const auto& [name, group] : groups.items()) {
-      const Json weights = group.value("weights", Json::object());
-      const std::int64_t bits = json_int_or(weights, "num_bits", 0, 0, 64, where);
-      if (bits != (format == "float-quantized" ? 8 : 4))
-        refuse(concat("config_groups.", name, ": weights of ", bits, " bits are not read"));
-    }
-    out.method = Method::CompressedTensors;
-  } else if (method == "awq") {
-    if (json_int_or(q, "bits", 4, 0, 64, where) != 4)
-      refuse("AWQ of other than 4 bits is not read");
-    const std::string version = json_string_or(q, "version", "gemm", where);
-    if (version != "gemm" && version != "GEMM")
-      refuse(concat("AWQ version ", version, " is not read, only gemm is"));
-    out.method = Method::Awq;
-  } else if (method == "gptq") {
-    if (json_int_or(q, "bits", 4, 0, 64, where) != 4)
-      refuse("GPTQ of other than 4 bits is not read");
-    const std::string format = json_string_or(q, "checkpoint_format", "gptq", where);
-    if (format != "gptq" && format != "gptq_v2")
-      refuse(concat("checkpoint_format ", format, " is not read"));
-    out.gptq_zero_shift = format == "gptq" ? 1 : 0;
-    out.method = Method::Gptq;
-  } else {
-    refuse(concat("quant_method '", method,
-                  "' is not read (bitsandbytes, fp8, compressed-tensors, "
-                  "awq and gptq are)"));
-  }
-  return out;
-}
-
 std::optional<StoredMatrix> find_stored_matrix(const TensorReader& reader,
                                                const std::vector<std::string>& sorted_names,
                                                const std::string& weight, const Shape& shape,
                                                const QuantisationConfig& config) {
-  constexpr std::string_view kWeight = ".weight";
   if (shape.rank() != 2 || !weight.ends_with(kWeight)) return std::nullopt;
   StoredMatrix stored;
   stored.base = weight.substr(0, weight.size() - kWeight.size());
@@ -315,32 +330,47 @@ std::optional<StoredMatrix> find_stored_matrix(const TensorReader& reader,
   auto state = std::lower_bound(sorted_names.begin(), sorted_names.end(), prefix);
   const bool has_state = state != sorted_names.end() && state->starts_with(prefix);
   const bool packed = reader.has(stored.base + ".weight_packed"),
-             groups = reader.has(stored.base + ".qweight");
+             groups = reader.has(stored.base + ".qweight"), plain = reader.has(weight);
   if (reader.has(stored.base + ".SCB"))
     c.refuse(stored.base + ".SCB",
              concat("8-bit weights of LLM.int8 are not read: ", kLoadInstead));
   if (has_state + packed + groups > 1) c.refuse(weight, "has companions of two ways of quantising");
-  if (packed || groups) {
-    if (reader.has(weight)) c.refuse(weight, "is there both dense and quantised");
+  if ((packed || groups) && plain) c.refuse(weight, "is there both dense and quantised");
+  const std::string type = plain ? reader.stored_type(weight) : "";
+  if (packed) {
     stored.format.encoding = Encoding::Int4;
-    if (packed)
-      find_pack_quantized(c, reader, shape, stored);
-    else
-      find_awq_or_gptq(c, reader, shape, config, stored);
-    return stored;
-  }
-  if (!reader.has(weight)) return std::nullopt;  // missing: whoever asks says so
-  if (has_state) {
+    find_pack_quantized(c, reader, shape, config, stored);
+  } else if (groups) {
+    stored.format.encoding = Encoding::Int4;
+    find_awq_or_gptq(c, reader, shape, config, stored);
+  } else if (plain && has_state) {
     if (auto next = std::next(state); next != sorted_names.end() && next->starts_with(prefix))
       c.refuse(*next, concat("stands beside ", *state, ": two quant_states for one weight"));
-    find_bitsandbytes(c, reader, weight, shape, *state, stored);
-    return stored;
+    find_bitsandbytes(c, reader, weight, shape, *state, config, stored);
+  } else if (type == "F8_E4M3") {
+    find_fp8(c, reader, weight, shape, config, stored);
+  } else if (type == "F8_E5M2") {
+    c.refuse(weight, concat("F8_E5M2 is not read: ", kLoadInstead));
   }
-  const std::string type = reader.stored_type(weight);
-  if (type == "F8_E5M2") c.refuse(weight, concat("F8_E5M2 is not read: ", kLoadInstead));
-  if (type != "F8_E4M3") return std::nullopt;
-  find_fp8(c, reader, weight, shape, stored);
+  if (!stored.names.empty()) c.accept_scales_of_activations();
+  if (stored.names.empty()) return std::nullopt;  // dense, or missing: whoever asks says so
   return stored;
+}
+
+void check_companions(const TensorReader& reader, const std::vector<std::string>& sorted_names,
+                      const std::string& weight, const StoredMatrix* stored) {
+  if (!weight.ends_with(kWeight)) return;
+  const std::string x = weight.substr(0, weight.size() - kWeight.size() + 1);  // "X."
+  for (auto at = std::lower_bound(sorted_names.begin(), sorted_names.end(), x);
+       at != sorted_names.end() && at->starts_with(x); ++at) {
+    if (*at == weight || *at == x + "bias") continue;
+    if (stored && std::find(stored->names.begin(), stored->names.end(), *at) != stored->names.end())
+      continue;
+    throw InputError(concat(reader.path(), ": tensor ", *at,
+                            stored ? concat(": is unknown beside ", stored->names[0])
+                                   : ": is of no way of quantising that is read here",
+                            ": ", kLoadInstead));
+  }
 }
 
 }  // namespace lk

@@ -6,7 +6,8 @@
 //   AWQ, GPTQ           X.qweight, X.qzeros, X.scales (, X.g_idx)
 //
 // What a tensor is follows from the tensors beside it, never from the config's lists of modules: a
-// matrix without such companions is dense. Config says only what tensors do not.
+// matrix without such companions is dense. Config says only what tensors do not
+// (modelfile/quantisation_config.h).
 #pragma once
 
 #include <map>
@@ -14,21 +15,11 @@
 #include <string>
 #include <vector>
 
-#include "io/json_fwd.h"
 #include "io/tensor_reader.h"
 #include "modelfile/host_planes.h"
+#include "modelfile/quantisation_config.h"
 
 namespace lk {
-
-// What config.json says of the folder's quantisation.
-struct QuantisationConfig {
-  enum class Method : std::uint8_t { None, Bitsandbytes, Fp8, CompressedTensors, Awq, Gptq };
-  Method method = Method::None;
-  int gptq_zero_shift = 1;  // value = scale (code - zero - shift): 1 in version 1, 0 in version 2
-};
-// Reads `quantization_config`, refusing methods that are not read with what to load instead. Throws
-// InputError.
-QuantisationConfig parse_quantisation(const Json& config, const std::string& where);
 
 struct StoredMatrix {
   enum class Layout : std::uint8_t { Bitsandbytes, Fp8, PackQuantized, Awq, Gptq };
@@ -46,6 +37,11 @@ std::optional<StoredMatrix> find_stored_matrix(const TensorReader& reader,
                                                const std::vector<std::string>& sorted_names,
                                                const std::string& weight, const Shape& shape,
                                                const QuantisationConfig& config);
+
+// Checks that nothing is stored of X but its weight, its bias and, if it is quantised, what `stored`
+// names; null: dense. Throws InputError naming the tensor.
+void check_companions(const TensorReader& reader, const std::vector<std::string>& sorted_names,
+                      const std::string& weight, const StoredMatrix* stored);
 
 // Reads the matrix. Throws InputError for scales that are not finite, or negative where they can't
 // be, and for codes that are no numbers.

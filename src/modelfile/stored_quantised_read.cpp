@@ -111,15 +111,6 @@ class Reading {
     const std::string& x = stored_.base;
     const std::int64_t groups = K_ / out_.format.block;
     raw(x + ".weight_packed", out_.data<void>(Plane::Codes));  // lowest bits first: as ours
-    std::int64_t dims[2] = {};
-    if (reader_.stored_type(x + ".weight_shape") == "I64") {
-      raw(x + ".weight_shape", dims);
-    } else {
-      const std::vector<std::int32_t> narrow = words(x + ".weight_shape");
-      dims[0] = narrow[0], dims[1] = narrow[1];
-    }
-    if (dims[0] != N_ || dims[1] != K_)
-      refuse(x + ".weight_shape", concat("is ", dims[0], " x ", dims[1]));
     read_scales(x + ".weight_scale");
     auto* zeros = out_.data<std::uint8_t>(Plane::Zeros);
     std::fill_n(zeros, N_ * groups, std::uint8_t{8});  // codes are stored + 8

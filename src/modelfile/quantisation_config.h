@@ -1,0 +1,49 @@
+// What config.json says of a folder's quantisation. How a matrix is stored follows from its tensors
+// (modelfile/stored_quantised.h); config says what they do not, and may not contradict them.
+//
+// As in Note [Obey or refuse] of lora/peft_config.h, a key that could change what the codes stand for
+// is obeyed or refused by name. Keys that transformers, compressed-tensors, AutoAWQ, AutoGPTQ,
+// GPTQModel and AutoRound write and that change no weight form closed lists; any other must be off.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "io/json_fwd.h"
+
+namespace lk {
+
+// How many rows and columns of a matrix share a scale, 0: all of them.
+struct SharedScale {
+  std::int64_t rows = 0, cols = 0;
+  bool operator==(const SharedScale&) const = default;
+  std::string text() const;  // "1 row x 128 columns"
+};
+
+struct QuantisationConfig {
+  enum class Method : std::uint8_t { None, Bitsandbytes, Fp8, CompressedTensors, Awq, Gptq };
+  Method method = Method::None;
+  int gptq_zero_shift = 1;   // value = scale (code - zero - shift): 1 in version 1, 0 in version 2
+  bool reordered = false;    // GPTQ: g_idx alone tells which columns share a scale (desc_act)
+  bool zero_points = false;  // compressed-tensors: each matrix of integers has zero points
+  bool exponents = false;    // FP8 scales in U8 are powers of two
+  std::vector<SharedScale> scales = {};  // one of these; empty: config does not say
+};
+
+const char* method_name(QuantisationConfig::Method method);
+
+// What to do with a folder that is not read, for the end of a message.
+inline constexpr const char* kLoadInstead =
+    "load the model that it was made from (and let --base-precision nf4 quantise it)";
+// The same for what MLX quantised.
+inline constexpr const char* kNotMlx =
+    "a model that MLX quantised, which is not read. Use the model that it was made from, or write "
+    "it "
+    "in full by mlx_lm.convert --dequantize";
+
+// Reads `quantization_config`, refusing methods that are not read with what to load instead. Throws
+// InputError.
+QuantisationConfig parse_quantisation(const Json& config, const std::string& where);
+
+}  // namespace lk
