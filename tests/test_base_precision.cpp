@@ -6,6 +6,7 @@
 #include <map>
 
 #include "cpu_ops.h"
+#include "io/input_file.h"
 #include "io/json.h"
 #include "io/safetensors.h"
 #include "modelfile/load.h"
@@ -442,4 +443,22 @@ TEST_CASE("tensors that contradict config.json, or that nobody reads, are refuse
                        InputError);
   CHECK_THROWS_WITH_AS(check_companions(file, names, "awq.weight", nullptr),
                        doctest::Contains("of no way of quantising"), InputError);
+}
+
+TEST_CASE("a folder is refused before a number is read: for a type, and a tensor of nobody") {
+  const std::string tiny = kGolden + "peft/tiny/";
+  auto refused = [](const std::string& config, const std::string& weights, const char* part) {
+    const ScratchFolder folder;
+    folder.write("config.json", config);
+    folder.write("model.safetensors", weights);
+    const ModelFile file(folder.path());
+    CHECK_THROWS_WITH_AS(file.reader(), doctest::Contains(part), InputError);
+  };
+  const std::string config = read_file(tiny + "config.json", 1 << 20),
+                    weights = read_file(tiny + "model.safetensors", 1 << 24);
+  std::string integers = weights;
+  const std::size_t at = integers.find("\"BF16\"", integers.find("layers.1.mlp.up_proj.weight"));
+  refused(config, integers.replace(at, 6, "\"I16\" "), "up_proj.weight\": stored as I16");
+  refused(replaced(config, "\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1"), weights,
+          "tensor model.layers.1.input_layernorm.weight is unknown");
 }

@@ -284,6 +284,8 @@ TEST_CASE("gguf: types whose size we know but do not read") {
   float v[256];
   check_throws<InputError>("IQ2_XXS", {"k.gguf", "\"q\"", "IQ2_XXS"},
                            [&] { f.read_rows("q", 0, 1, v); });
+  check_throws<InputError>("IQ2_XXS", {"\"q\"", "IQ2_XXS", "Q4_K_M"},
+                           [&] { f.check_readable("q"); });
 }
 
 TEST_CASE("I2: cut at every byte, grown by one") {

@@ -253,6 +253,8 @@ constexpr GgmlType kTypes[] = {
     {34, "TQ1_0", 256, 54, nullptr},
     {35, "TQ2_0", 256, 66, nullptr},
     {39, "MXFP4", 32, 17, decode_mxfp4},
+    {40, "NVFP4", 64, 36, nullptr},
+    {41, "Q1_0", 128, 18, nullptr},
 };
 
 }  // namespace

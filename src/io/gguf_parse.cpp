@@ -233,7 +233,9 @@ class GgufParser {
     CheckedU64 type_read = in_.u32();
     const GgmlType* type =
         find_ggml_type(type_read.within(UINT32_MAX, [] { return std::string(); }));
-    if (type == nullptr) throw InputError(fails("unknown type " + type_read.str()));
+    if (type == nullptr)
+      throw InputError(fails(
+          concat("unknown type ", type_read.str(), ": use a file of another, such as Q4_K_M")));
     if (!row.is_multiple_of(type->block_values))
       throw InputError(fails(concat("rows of ", row.str(), " values are not whole blocks of ",
                                     type->block_values, " (", type->name, ")")));

@@ -203,7 +203,7 @@ std::int64_t columns_of_group(Companions& c, const std::string& scale, std::int6
   }
   if (cols == 0)
     c.refuse(scale,
-             concat("has ", groups, " groups for ", K, " columns, config.json has groups of ",
+             concat("has ", groups, " groups for ", K, " columns, config.json says groups of ",
                     expected.empty() ? "no" : expected, " columns"));
   if (K % cols != 0 || cols % 8 != 0)
     c.refuse(scale, concat("groups of ", cols, " columns do not divide ", K,
