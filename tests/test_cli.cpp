@@ -2,6 +2,7 @@
 // and a tiny model that the test writes itself.
 #include <filesystem>
 #include <fstream>
+#include <set>
 #include <sstream>
 
 #include "harness.h"
@@ -673,6 +674,9 @@ TEST_CASE("training goes on from an adapter with alphas of single modules, and k
   const Json config = read_json(f / "run/adapter_config.json");
   CHECK(config["alpha_pattern"] == pattern);
   CHECK(config["lora_alpha"] == 16);
+  const Json start = read_json(adapter + "/adapter_config.json");
+  CHECK(config["target_modules"].get<std::set<std::string>>() ==
+        start["target_modules"].get<std::set<std::string>>());
   CHECK(read_file(f / "run/README.md", 1 << 20).find("other ranks and alphas") !=
         std::string::npos);
   CHECK(run("evaluate --device cpu --seq-len 64 --model " + kModel + " --adapter " + (f / "run") +

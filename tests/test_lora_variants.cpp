@@ -321,6 +321,27 @@ TEST_CASE("gaussian: A is normal with deviation 1 / rank, B zero, by seed and mo
   CHECK(std::abs(fourth / n - 3) < 5 * std::sqrt(96 / n));
 }
 
+TEST_CASE("targets that are all modules of a name become that name, others stay paths") {
+  const ModelConfig model = tiny_config();
+  LoraConfig config;
+  for (std::int64_t layer = 0; layer < model.n_layers; ++layer)
+    config.targets.push_back(concat("model.layers.", layer, ".self_attn.q_proj"));
+  config.targets.push_back("model.layers.0.mlp.up_proj");
+  shorten_targets(config, model);
+  CHECK(config.targets == std::vector<std::string>{"model.layers.0.mlp.up_proj", "q_proj"});
+  shorten_targets(config, model);
+  CHECK(config.targets == std::vector<std::string>{"model.layers.0.mlp.up_proj", "q_proj"});
+
+  // gpt2 has two kinds of c_proj.
+  const ModelConfig gpt2 = as_family(tiny_config(), "gpt2");
+  config.targets.clear();
+  for (std::int64_t layer = 0; layer < gpt2.n_layers; ++layer)
+    config.targets.push_back(concat("transformer.h.", layer, ".attn.c_proj"));
+  const std::vector<std::string> attention = config.targets;
+  shorten_targets(config, gpt2);
+  CHECK(config.targets == attention);
+}
+
 TEST_CASE("patterns and layers: texts, what they choose, and what is refused by its flag") {
   CHECK(parse_rank_pattern("q_proj=4,layers\\.(0|1)\\..{2,3}_proj=8", "--rank-pattern") ==
         ByPattern<std::int64_t>{{"q_proj", 4}, {"layers\\.(0|1)\\..{2,3}_proj", 8}});

@@ -141,6 +141,20 @@ TEST_CASE("processes without a group of prompts are named; what can't be shared 
   refused("evaluate --peer-timeout 0 --data " + kTinyRows, 2, "--peer-timeout");
 }
 
+TEST_CASE("processes whose output nobody reads any more end as one alone does, without a word") {
+  Folder f;
+  f.scratch.write("prompts.jsonl", uneven_rows(40, ""));
+  for (const char* processes : {"", " --processes 2"}) {
+    CAPTURE(processes);
+    run_shell(f.in() + "{ " +
+              f.program("generate --prompts prompts.jsonl --max-tokens 300 --batch 2") + processes +
+              " 2>errors; echo $? >code; } | head -c 1");
+    CHECK(slurp(f / "code") == "141\n");
+    CHECK(f.errors().find("error") == std::string::npos);
+    CHECK(f.errors().find("process") == std::string::npos);
+  }
+}
+
 TEST_CASE("processes that another launcher starts share rows, if they have the same") {
   Folder f;
   const std::string port = std::to_string(22000 + ::getpid() % 20000);

@@ -107,6 +107,8 @@ class Launch {
       if (severity(r) > severity(cause)) cause = r;
     }
     const ProcessEnd first = *ranks_[0].end, end = *ranks_[cause].end;
+    // Nobody reads what the run prints any more, as in `generate | head`: what it would do alone.
+    if (first.signal == SIGPIPE) return 128 + SIGPIPE;
     if (severity(cause) == 0) return first.signal ? 128 + first.signal : first.code;
     if (end.signal) say_(concat(name(cause), " ", how_it_ended(end)));
     if (end.signal) return static_cast<int>(ExitCode::Io);

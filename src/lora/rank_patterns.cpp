@@ -26,21 +26,27 @@ std::int64_t layer_of(const std::string& path) {
   return -1;
 }
 
+// All projections of a model.
+std::vector<std::string> projections(const ModelConfig& model) {
+  std::vector<std::string> modules;
+  ModelWeights weights;
+  for (const WeightSlot& slot : weight_slots(model, weights))
+    if (slot.linear && slot.role != Role::Head)
+      modules.push_back(slot.name.substr(0, slot.name.rfind('.')));
+  return modules;
+}
+
 // The modules that `config` puts an adapter on.
 std::vector<std::string> adapted(const LoraConfig& config, const ModelConfig& model) {
   LoraConfig filled = config;
   if (filled.targets.empty()) filled.targets = default_targets(model);
   const std::vector<std::string>& targets = filled.targets;
   std::vector<std::string> modules;
-  ModelWeights weights;
-  for (const WeightSlot& slot : weight_slots(model, weights)) {
-    if (!slot.linear || slot.role == Role::Head) continue;
-    const std::string path = slot.name.substr(0, slot.name.rfind('.'));
+  for (const std::string& path : projections(model))
     if (std::any_of(targets.begin(), targets.end(), [&](const std::string& target) {
           return filled.selects(target, path, layer_of(path));
         }))
       modules.push_back(path);
-  }
   return modules;
 }
 
@@ -125,6 +131,21 @@ std::string text_of(const ByPattern<T>& patterns) {
 }
 
 }  // namespace
+
+void shorten_targets(LoraConfig& config, const ModelConfig& model) {
+  std::map<std::string, std::vector<std::string>> named;  // by last name
+  for (const std::string& path : projections(model))
+    named[path.substr(path.rfind('.') + 1)].push_back(path);
+  std::set<std::string> targets(config.targets.begin(), config.targets.end());
+  for (const auto& [name, paths] : named) {
+    if (!std::all_of(paths.begin(), paths.end(),
+                     [&](const std::string& path) { return targets.count(path) > 0; }))
+      continue;
+    for (const std::string& path : paths) targets.erase(path);
+    targets.insert(name);
+  }
+  config.targets = {targets.begin(), targets.end()};
+}
 
 void apply_patterns(LoraConfig& config, const ModelConfig& model,
                     const ByPattern<std::int64_t>& ranks, const ByPattern<double>& alphas) {

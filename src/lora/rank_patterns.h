@@ -22,6 +22,10 @@ using ByPattern = std::vector<std::pair<std::string, T>>;
 void apply_patterns(LoraConfig& config, const ModelConfig& model,
                     const ByPattern<std::int64_t>& ranks, const ByPattern<double>& alphas);
 
+// Puts a name in the place of all targets that are paths of modules with this last name, if they are all
+// that a model of `model` has: "q_proj" for 30 paths.
+void shorten_targets(LoraConfig& config, const ModelConfig& model);
+
 // Parses "KEY=R,KEY=R". A comma within brackets belongs to its key. Throws UsageError naming `flag`.
 ByPattern<std::int64_t> parse_rank_pattern(const std::string& text, const std::string& flag);
 ByPattern<double> parse_alpha_pattern(const std::string& text, const std::string& flag);

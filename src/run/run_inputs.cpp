@@ -40,6 +40,7 @@ void take_adapter(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in
   in.init_sha256 = sha256_file(s.init_adapter + "/" + kAdapterWeights);
   LoraConfig& lora = in.methods.lora;
   lora = in.init->config;
+  shorten_targets(lora, in.model->config());
   lora.shape.dropout = static_cast<float>(s.dropout);
   lora.seed = s.seed;
   const auto [rank, alpha] = std::pair(lora.shape.rank, lora.shape.alpha);
