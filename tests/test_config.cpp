@@ -544,7 +544,7 @@ TEST_CASE("GGUF metadata: wrong or unsupported is refused by name") {  // G20 to
       {"general.architecture", tiny_gguf().string("general.architecture", "gemma2")},
       {"general.architecture", tiny_gguf().erase("general.architecture")},
       {"general.type", tiny_gguf().string("general.type", "adapter")},
-      {"split.count", tiny_gguf().u32("split.count", 3)},
+      {"split.no", tiny_gguf().u32("split.count", 3)},
       {"llama.block_count", tiny_gguf().u32("llama.block_count", 0)},
       {"layers", tiny_gguf().u32("llama.block_count", 1u << 31)},
       {"llama.block_count", tiny_gguf().u64("llama.block_count", 1ull << 63)},

@@ -1,6 +1,7 @@
 // GGUF: hostile files (the cases G), metadata of every type, and dequantisation equal to ggml's.
 #include <cmath>
 #include <cstring>
+#include <filesystem>
 #include <functional>
 #include <string>
 
@@ -70,6 +71,50 @@ TEST_CASE("gguf: a good file") {
     b.tensor("a", {1}, 0, raw(1.f));
     return b.tensor("b", {1}, 0, raw(1.f));
   }());
+}
+
+TEST_CASE(
+    "gguf: a model split over several files is read by its first, and a part that does not fit is "
+    "named") {
+  auto part = [](std::uint16_t no, std::uint16_t count, std::int32_t tensors) {
+    GgufBuilder b;
+    b.value("split.no", 2, raw(no)).value("split.count", 2, raw(count));
+    return b.value("split.tensors.count", 5, raw(tensors));
+  };
+  const auto first =
+      part(0, 3, 2).u32("llama.block_count", 2);  // no tensors: an option of the splitter
+  const auto second = part(1, 3, 2).tensor("norm", {4}, 0, raw_floats({1, 2, 3, 4}));
+  const auto third = part(2, 3, 2).tensor("embd", {2, 3}, 0, raw_floats({1, 2, 3, 4, 5, 6}));
+  auto write = [&](const ScratchFolder& folder, const GgufBuilder& two) {
+    folder.write("m-00003-of-00003.gguf", third.bytes());
+    folder.write("m-00002-of-00003.gguf", two.bytes());
+    return folder.write("m-00001-of-00003.gguf", first.bytes());
+  };
+  ScratchFolder folder;
+  GgufFile f(write(folder, second));
+  CHECK(f.names() == std::vector<std::string>{"embd", "norm"});
+  CHECK(f.files().size() == 3);
+  CHECK(f.shape("norm") == Shape{4});
+  CHECK(read_all(f, "norm") == std::vector<float>{1, 2, 3, 4});
+  CHECK(read_all(f, "embd") == std::vector<float>{1, 2, 3, 4, 5, 6});
+  CHECK(f.has("embd"));
+  CHECK_FALSE(f.has("x"));
+  CHECK(f.get_int("llama.block_count", 1, 100) == 2);
+
+  auto wrong = [](const std::string& path, std::initializer_list<std::string> says) {
+    check_throws<InputError>(path, says, [&] { GgufFile opened(path); });
+  };
+  wrong(folder.file("m-00002-of-00003.gguf"), {"part 2 of 3", "-00001-of-00003.gguf"});
+  wrong(folder.write("other.gguf", first.bytes()),
+        {"other.gguf", "must end in -00001-of-00003.gguf"});
+  ScratchFolder bad;
+  wrong(write(bad, third), {"m-00002-of-00003.gguf", "part 3 of 3", "part 2 of 3 is expected"});
+  wrong(write(bad, part(1, 3, 2)), {"split.tensors.count: 2", "hold 1"});
+  wrong(write(bad, GgufBuilder()), {"m-00002-of-00003.gguf", "split.count: missing"});
+  wrong(write(bad, part(1, 3, 2).tensor("embd", {1}, 0, raw(1.f))),
+        {"m-00003-of-00003.gguf", "\"embd\"", "also in", "m-00002-of-00003.gguf"});
+  std::filesystem::remove(bad.file("m-00002-of-00003.gguf"));
+  wrong(bad.file("m-00001-of-00003.gguf"), {"m-00002-of-00003.gguf is missing"});
 }
 
 TEST_CASE("gguf: metadata of every type, as the gguf package writes it") {
@@ -223,7 +268,7 @@ TEST_CASE("G5-G9: values") {
   refuses("unknown item type", GgufBuilder().array("k", 13, 1, std::string(64, '\0')),
           {"\"k\"", "type 13"});
   refuses("split", good_gguf().value("split.count", 2, raw(std::uint16_t{3})),
-          {"split.count", "merge"});
+          {"split.no", "missing"});
 }
 
 TEST_CASE("G5, G10-G18: tensors") {

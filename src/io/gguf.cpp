@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <cstring>
+#include <deque>
 
 #include "io/block_reader.h"
 #include "io/gguf_parse.h"
 #include "io/input_file.h"
+#include "io/paths.h"
 #include "io/printable.h"
 #include "tensor/error.h"
 
@@ -45,17 +47,10 @@ std::int64_t integer_at(const GgufValue& value, std::size_t i) {
   }
 }
 
-}  // namespace
+// A file: the whole of a model, or a part.
+struct Part {
+  explicit Part(const std::string& path) : file(path), header(parse_gguf(file)) {}
 
-struct GgufFile::Impl {
-  explicit Impl(const std::string& path) : file(path), header(parse_gguf(file)) {}
-
-  const GgufTensor& tensor(const std::string& name) const {
-    auto at = header.tensors.find(name);
-    if (at == header.tensors.end())
-      throw InputError(file.path() + ": tensor " + printable(name) + ": missing");
-    return at->second;
-  }
   const GgufValue* find(const std::string& key) const {
     auto at = header.values.find(key);
     return at == header.values.end() ? nullptr : &at->second;
@@ -92,30 +87,119 @@ struct GgufFile::Impl {
     std::memcpy(&d, v.bytes.data(), sizeof d);
     return d;
   }
+  std::int64_t int_at(const std::string& key, std::int64_t min, std::int64_t max) const {
+    return int_of(key, value(key), min, max);
+  }
 
   InputFile file;
   GgufHeader header;
 };
 
-GgufFile::GgufFile(const std::string& path) : impl_(std::make_unique<Impl>(path)) {
-  if (has_key("split.count") && get_int("split.count", 0, UINT16_MAX) > 1)
-    throw InputError(path +
-                     ": split.count: one part of a split model; make one file of the parts first: "
-                     "llama-gguf-split --merge FIRST_PART ONE_FILE");
+// "-00002-of-00003.gguf": how the name of part `i`, counted from 0, of `count` ends.
+std::string part_ending(std::int64_t i, std::int64_t count) {
+  auto five_digits = [](std::int64_t n) {
+    const std::string digits = std::to_string(n);
+    return std::string(digits.size() < 5 ? 5 - digits.size() : 0, '0') + digits;
+  };
+  return "-" + five_digits(i + 1) + "-of-" + five_digits(count) + ".gguf";
 }
+
+}  // namespace
+
+// Metadata is the first part's: the others have little more than their place.
+struct GgufFile::Impl : Part {
+  explicit Impl(const std::string& path) : Part(path) {
+    const std::int64_t count = find("split.count") ? int_at("split.count", 0, UINT16_MAX) : 1;
+    if (count <= 1) return;
+    const std::string ending = part_ending(0, count);
+    const std::int64_t own = int_at("split.no", 0, count - 1);
+    if (own != 0)
+      throw InputError(concat(path, ": split.no: part ", own + 1, " of ", count,
+                              " of a model; give the first, whose name ends in ", ending));
+    if (!path.ends_with(ending))
+      throw InputError(concat(path, ": split.count: the first of ", count,
+                              " parts of a model; its name must end in ", ending,
+                              " for the others to be found"));
+    const std::string stem = path.substr(0, path.size() - ending.size());
+    std::size_t tensors = header.tensors.size();
+    for (std::int64_t i = 1; i < count; ++i) {
+      const std::string other = stem + part_ending(i, count);
+      if (!exists(other))
+        throw InputError(
+            concat(path, ": split.count: ", count, " parts, and ", other, " is missing"));
+      add(other, i, count);
+      tensors += others.back().header.tensors.size();
+    }
+    if (const GgufValue* all = find("split.tensors.count");
+        all &&
+        int_of("split.tensors.count", *all, 0, INT64_MAX) != static_cast<std::int64_t>(tensors))
+      throw InputError(
+          concat(path, ": split.tensors.count: ", int_of("split.tensors.count", *all, 0, INT64_MAX),
+                 ", but the ", count, " parts hold ", tensors));
+  }
+
+  void add(const std::string& path, std::int64_t i, std::int64_t count) {
+    const Part& part = others.emplace_back(path);
+    const std::int64_t of = part.int_at("split.count", 0, UINT16_MAX),
+                       own = part.int_at("split.no", 0, UINT16_MAX);
+    if (of != count || own != i)
+      throw InputError(concat(path, ": split.no, split.count: part ", own + 1, " of ", of,
+                              ", where part ", i + 1, " of ", count, " is expected"));
+    for (const auto& [name, tensor] : part.header.tensors)
+      for_each_part([&, &name = name](const Part& earlier) {
+        if (&earlier != &part && earlier.header.tensors.count(name))
+          throw InputError(
+              concat(path, ": tensor ", printable(name), ": also in ", earlier.file.path()));
+      });
+  }
+
+  template <class F>
+  void for_each_part(const F& f) const {
+    f(static_cast<const Part&>(*this));
+    for (const Part& part : others) f(part);
+  }
+  // The part that has a tensor, or null.
+  const Part* part_of(const std::string& name) const {
+    const Part* found = nullptr;
+    for_each_part([&](const Part& part) {
+      if (part.header.tensors.count(name)) found = &part;
+    });
+    return found;
+  }
+  struct Stored {
+    const InputFile& file;
+    const GgufTensor& tensor;
+  };
+  Stored stored(const std::string& name) const {
+    const Part* part = part_of(name);
+    if (!part) throw InputError(file.path() + ": tensor " + printable(name) + ": missing");
+    return {part->file, part->header.tensors.at(name)};
+  }
+  const GgufTensor& tensor(const std::string& name) const { return stored(name).tensor; }
+
+  std::deque<Part> others;
+};
+
+GgufFile::GgufFile(const std::string& path) : impl_(std::make_unique<Impl>(path)) {}
 GgufFile::~GgufFile() = default;
 
 const std::string& GgufFile::path() const { return impl_->file.path(); }
-std::vector<const InputFile*> GgufFile::files() const { return {&impl_->file}; }
+std::vector<const InputFile*> GgufFile::files() const {
+  std::vector<const InputFile*> files;
+  impl_->for_each_part([&](const auto& part) { files.push_back(&part.file); });
+  return files;
+}
 
 std::vector<std::string> GgufFile::names() const {
   std::vector<std::string> names;
-  for (const auto& [name, tensor] : impl_->header.tensors) names.push_back(name);
+  impl_->for_each_part([&](const auto& part) {
+    for (const auto& [name, tensor] : part.header.tensors) names.push_back(name);
+  });
   std::sort(names.begin(), names.end());
   return names;
 }
 
-bool GgufFile::has(const std::string& name) const { return impl_->header.tensors.count(name) > 0; }
+bool GgufFile::has(const std::string& name) const { return impl_->part_of(name) != nullptr; }
 Shape GgufFile::shape(const std::string& name) const { return impl_->tensor(name).shape; }
 std::string GgufFile::stored_type(const std::string& name) const {
   return impl_->tensor(name).type->name;
@@ -133,8 +217,8 @@ void GgufFile::check_readable(const std::string& name) const {
 void GgufFile::read_rows(const std::string& name, std::int64_t begin, std::int64_t end,
                          float* dst) const {
   check_readable(name);
-  const GgufTensor& t = impl_->tensor(name);
-  read_block_rows(impl_->file, name, t.shape, t.offset,
+  const auto& [file, t] = impl_->stored(name);
+  read_block_rows(file, name, t.shape, t.offset,
                   {t.type->block_values, t.type->block_bytes, t.type->decode}, begin, end, dst);
 }
 
@@ -145,8 +229,8 @@ const GgmlType* GgufFile::quantised_type(const std::string& name) const {
 
 void GgufFile::read_stored(const std::string& name, std::int64_t begin, std::int64_t end,
                            std::uint8_t* dst) const {
-  const GgufTensor& t = impl_->tensor(name);
-  read_stored_rows(impl_->file, name, t.shape, t.offset,
+  const auto& [file, t] = impl_->stored(name);
+  read_stored_rows(file, name, t.shape, t.offset,
                    {t.type->block_values, t.type->block_bytes, nullptr}, begin, end, dst);
 }
 

@@ -1,4 +1,5 @@
-// GGUF v3 reader: metadata and tensors, every number from the file checked.
+// GGUF v3 reader: metadata and tensors, every number from the file checked. A model split over several
+// files, as llama.cpp splits it, is opened by its first one.
 #pragma once
 
 #include <cstdint>
@@ -19,6 +20,7 @@ struct GgufValue;
 // stored: FileLayout puts llama's into our order.
 class GgufFile : public TensorReader {
  public:
+  // Opens the other parts too, if there are any, which lie beside it: "x-00001-of-00003.gguf".
   explicit GgufFile(const std::string& path);
   ~GgufFile() override;
   const std::string& path() const override;

@@ -198,8 +198,6 @@ ModelConfig config_from_gguf(const GgufFile& file) {
     refuse(file, "general.architecture: '", architecture, "' is not supported (",
            known_gguf_families(), " are)");
   apply_family(c, *family);
-  if (file.get_int_or("split.count", 1, 0, kAnyGgufInt) > 1)
-    refuse(file, "split.count: models split over several files are not supported");
   const std::string prefix = architecture + ".";
   auto size = [&](const char* key) { return file.get_int(prefix + key, 1, kAnyGgufInt); };
   c.vocab_size = read_vocab_size(file, prefix);
