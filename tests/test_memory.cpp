@@ -1,4 +1,5 @@
 // Memory by purpose: the ledger counts, the cache reuses, the limits hold.
+#include <random>
 #include <set>
 
 #include "cpu_ops.h"
@@ -134,6 +135,39 @@ TEST_CASE("upload and download want whole, contiguous tensors") {
   CHECK_THROWS_AS(fast().upload(t, x.data(), 60), Error);
   CHECK_THROWS_AS(fast().upload(t.slice_cols(0, 2), x.data(), 32), Error);
   CHECK_THROWS_AS(fast().download(x.data(), t.slice_cols(0, 2), 32), Error);
+}
+
+// Steps whose tensors grow and shrink together, as batches of rows of any length make them.
+TEST_CASE("steps of ever new sizes keep no more than half of what they need beside it") {
+  for (const bool bounded : {true, false}) {
+    std::uintptr_t next = 1 << 20;
+    BlockCache cache([&](std::size_t bytes) { return reinterpret_cast<void*>(next += bytes); },
+                     [](void*, std::size_t) {},
+                     bounded ? BlockCache::Idle::Bounded : BlockCache::Idle::Kept);
+    std::mt19937 rng(1);
+    std::int64_t most = 0, worst = 0;
+    const auto step = [&](std::size_t rows) {
+      std::vector<void*> kept;
+      std::int64_t used = 0;
+      for (std::size_t width : {600, 1500, 1500, 50, 600, 3000, 9000}) {
+        for (int i = 0; i < 4; ++i) {
+          cache.release(cache.allocate(rows * width * 16));  // for a moment
+          kept.push_back(cache.allocate(rows * width * 8));
+          used += static_cast<std::int64_t>(rows * width * 8);
+          most = std::max(most, used + static_cast<std::int64_t>(rows * width * 8));
+        }
+        worst = std::max(worst, cache.reserved_bytes() - most * 3 / 2);
+      }
+      for (void* block : kept) cache.release(block);
+    };
+    for (int i = 0; i < 300; ++i) step(200 + rng() % 3000);
+    // Blocks are rounded up to 64 KiB.
+    CHECK((worst <= (std::int64_t{64} << 20) + most / 20) == bounded);
+    step(1000), step(1000);
+    const std::int64_t calls = cache.driver_allocations();
+    for (int i = 0; i < 5; ++i) step(1000);
+    CHECK(cache.driver_allocations() == calls);
+  }
 }
 
 TEST_CASE("recordings share their memory; nobody else gets it, and nothing may be left there") {

@@ -49,8 +49,9 @@ CpuBackend::CpuBackend(CpuMode mode, Products products, const DeviceTraits& trai
       fp8_kernels_(cpu::make_fp8_kernels(*this)),
       mode_(mode),
       products_(products) {
-  set_cache(std::make_unique<BlockCache>(cpu::allocate_host,
-                                         [](void* block, std::size_t) { std::free(block); }));
+  // Rows are not padded here, so that almost every step has sizes of its own.
+  set_cache(std::make_unique<BlockCache>(cpu::allocate_host, cpu::release_host,
+                                         BlockCache::Idle::Bounded));
 }
 
 CpuBackend::~CpuBackend() { release_cache(); }

@@ -1,8 +1,10 @@
 #include "cpu/host_memory.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdlib>
 #include <fstream>
 
@@ -57,16 +59,39 @@ std::int64_t left_in_control_groups() {
   return left;
 }
 
+std::size_t whole_pages(std::size_t bytes) {
+  const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+  return (bytes + page - 1) / page * page;
+}
+
 }  // namespace
 
 void* allocate_host(std::size_t bytes) {
   if (bytes >= kLookFirst && static_cast<std::int64_t>(bytes) > free_host_memory()) return nullptr;
-  bool large = bytes >= kHugePage;
-  void* block = nullptr;
-  if (posix_memalign(&block, large ? kHugePage : kAlignment, bytes) != 0) return nullptr;
+  if (bytes < kHugePage) {
+    void* block = nullptr;
+    return posix_memalign(&block, kAlignment, bytes) == 0 ? block : nullptr;
+  }
+  // A mapping of its own: what malloc() is given back it may keep, between blocks that are in use.
+  const std::size_t size = whole_pages(bytes);
+  void* const all =
+      mmap(nullptr, size + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (all == MAP_FAILED) return nullptr;
+  auto* const first = static_cast<char*>(all);
+  const std::size_t before =
+      (kHugePage - reinterpret_cast<std::uintptr_t>(all) % kHugePage) % kHugePage;
+  if (before > 0) munmap(first, before);
+  if (before < kHugePage) munmap(first + before + size, kHugePage - before);
   // Only advice: without huge pages everything works, with more TLB misses.
-  if (large) madvise(block, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
-  return block;
+  madvise(first + before, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
+  return first + before;
+}
+
+void release_host(void* block, std::size_t bytes) {
+  if (bytes < kHugePage)
+    std::free(block);
+  else
+    munmap(block, whole_pages(bytes));
 }
 
 std::int64_t free_host_memory() {

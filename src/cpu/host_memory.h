@@ -8,8 +8,10 @@
 namespace lk::cpu {
 
 // A 256-byte aligned block (if large, 2 MiB aligned and on huge pages), or nullptr when the host
-// has not that much memory left. Free it with std::free.
+// has not that much memory left.
 void* allocate_host(std::size_t bytes);
+// Frees such a block, given what was asked for: at once, if it is large.
+void release_host(void* block, std::size_t bytes);
 
 // Bytes that could still be allocated: MemAvailable, or what the control group leaves if that is
 // less.
