@@ -72,7 +72,7 @@ void* allocate_host(std::size_t bytes) {
     void* block = nullptr;
     return posix_memalign(&block, kAlignment, bytes) == 0 ? block : nullptr;
   }
-  // A mapping of its own: what malloc() is given back it may keep, between blocks that are in use.
+  // A mapping of its own: the C library may keep what it is given back, between blocks that are in use.
   const std::size_t size = whole_pages(bytes);
   void* const all =
       mmap(nullptr, size + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
