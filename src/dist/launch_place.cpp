@@ -93,11 +93,13 @@ std::optional<LaunchPlace> find_launch_place(const Environment& environment) {
     find_address(place, names, reader, environment);
     return place;
   }
-  // Other launchers leave theirs out where they set no rank: SLURM's batch script has none.
-  const char* size = environment("WORLD_SIZE");
-  require(!size || std::string_view(size) == "1" || environment("RANK"), "WORLD_SIZE=", size,
-          " says that this is one process of several, and RANK does not say which: start it with "
-          "torchrun, mpirun or srun, or unset WORLD_SIZE");
+  // A rank without a size may be alone, as SLURM's batch script is; a size without a rank is not.
+  for (const Names& names : kLaunchers) {
+    const char* size = environment(names.size);
+    require(!size || std::string_view(size) == "1" || environment(names.rank), names.size, "=",
+            size, " says that this is one process of several, and ", names.rank,
+            " does not say which: start it with torchrun, mpirun or srun, or unset ", names.size);
+  }
   return std::nullopt;
 }
 

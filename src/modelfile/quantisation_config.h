@@ -38,9 +38,8 @@ inline constexpr const char* kLoadInstead =
     "load the model that it was made from (and let --base-precision nf4 quantise it)";
 // The same for what MLX quantised.
 inline constexpr const char* kNotMlx =
-    "a model that MLX quantised, which is not read. Use the model that it was made from, or write "
-    "it "
-    "in full by mlx_lm.convert --dequantize";
+    "a model that MLX quantised, which is not read. Use the model that it was made from, or "
+    "write it in full by mlx_lm.convert --dequantize";
 
 // Reads `quantization_config`, refusing methods that are not read with what to load instead. Throws
 // InputError.

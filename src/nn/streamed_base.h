@@ -76,8 +76,8 @@ class StreamedBase : public std::enable_shared_from_this<StreamedBase> {
     Shape shape;
     DType dtype = DType::F32;
     std::optional<QuantisedMatrix> quantised;  // without planes
-    std::array<std::optional<std::size_t>, kPlanes> parts =
-        {};  // by plane; a dense one has the first
+    // By plane; a dense one has the first.
+    std::array<std::optional<std::size_t>, kPlanes> parts = {};
   };
   struct Layer final : WeightSource {
     StreamedBase* base = nullptr;
