@@ -258,6 +258,7 @@ TEST_CASE("launchers' environments are understood, and what is wrong in them is 
        {"WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"})
     CHECK(refused({{size, "2"}}).find(concat(size, "=2")) == 0);
   CHECK(!find({{"WORLD_SIZE", "1"}}));
+  CHECK(!find({{"WORLD_SIZE", ""}}));
   // A script's own variable, beside the launcher's.
   CHECK(find({{"WORLD_SIZE", "2"}, {"PMI_RANK", "0"}, {"PMI_SIZE", "2"}, {"MASTER_ADDR", "h"}})
             ->size == 2);

@@ -95,9 +95,10 @@ std::optional<LaunchPlace> find_launch_place(const Environment& environment) {
   }
   // A rank without a size may be alone, as SLURM's batch script is; a size without a rank is not.
   for (const Names& names : kLaunchers) {
-    const char* size = environment(names.size);
-    require(!size || std::string_view(size) == "1" || environment(names.rank), names.size, "=",
-            size, " says that this is one process of several, and ", names.rank,
+    const char* text = environment(names.size);
+    const std::string_view size = text ? text : "";
+    require(size.empty() || size == "1" || environment(names.rank), names.size, "=", size,
+            " says that this is one process of several, and ", names.rank,
             " does not say which: start it with torchrun, mpirun or srun, or unset ", names.size);
   }
   return std::nullopt;
