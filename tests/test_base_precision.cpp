@@ -11,8 +11,8 @@
 #include "io/safetensors.h"
 #include "modelfile/load.h"
 #include "modelfile/quantise.h"
-#include "modelfile/stored_quantised.h"
 #include "modelfile/weight_hash.h"
+#include "quantised_golden.h"
 #include "scratch_folder.h"
 #include "tensor/dense_scratch.h"
 #include "tensor/quantised_kernels.h"
@@ -30,14 +30,6 @@ std::vector<float> all_of(const TensorReader& reader, const std::string& name) {
   std::vector<float> values(static_cast<std::size_t>(shape.numel()));
   reader.read_rows(name, 0, shape.rows(), values.data());
   return values;
-}
-
-QuantisationConfig config_for(const std::string& name) {
-  QuantisationConfig config;
-  if (name == "awq") config.method = QuantisationConfig::Method::Awq;
-  if (name.starts_with("gptq")) config.method = QuantisationConfig::Method::Gptq;
-  if (name == "gptq_v2") config.gptq_zero_shift = 0;
-  return config;
 }
 
 // What a device makes of a quantised weight, F32.

@@ -1,10 +1,12 @@
 // GPU against CPU: quantised matrices come out the same, bit for bit, and so do products with them.
 #include <cstring>
+#include <map>
 
 #include "io/ggml_blocks.h"
 #include "io/safetensors.h"
-#include "modelfile/stored_quantised.h"
+#include "modelfile/quantise.h"
 #include "parity.h"
+#include "quantised_golden.h"
 #include "tensor/cache_kernels.h"
 #include "tensor/quantised_kernels.h"
 
@@ -86,11 +88,8 @@ std::vector<std::pair<std::string, HostPlanes>> pre_quantised() {
   for (const std::string& name : names) {
     if (!name.ends_with(".expected")) continue;
     const std::string base = name.substr(0, name.rfind('.'));
-    QuantisationConfig config;
-    config.method =
-        base == "awq" ? QuantisationConfig::Method::Awq : QuantisationConfig::Method::Gptq;
     const Shape shape = file.shape(name);
-    const auto stored = find_stored_matrix(file, names, base + ".weight", shape, config);
+    const auto stored = find_stored_matrix(file, names, base + ".weight", shape, config_for(base));
     REQUIRE(stored.has_value());
     all.emplace_back(base, read_stored_matrix(file, *stored, shape));
   }
@@ -191,4 +190,105 @@ TEST_CASE("cuda: a few rows multiply codes as they lie as they do dense values")
       }
   }
   CHECK(with_kernel >= 8 * 13);  // ggml's types at least
+}
+
+// One to four long rows against F64 sums of the dequantised values. Let S be the sum of |w x| of an element. A
+// codebook's values are rounded to BF16 before they are scaled, at most 2^-9 S; all other operands are
+// exact. An F32 sum of a run's codes carries the 128 (Q8_0: 2304) that are added to each and taken off again,
+// for codes of 1.5 (64) on average: 85 times (36) what counts, in 40 additions that are rounded, on half of
+// the sum on average: 2^-24 * 85 * 40 / 2 S < 2^-13 S. The result is rounded to BF16 once.
+TEST_CASE("cuda: one to four rows multiply codes run by run as F64 does") {
+  LK_NEEDS_GPU();
+  struct Case {
+    std::string what;
+    HostPlanes planes;
+  };
+  std::vector<Case> all;
+  for (const Type& t : types())
+    for (std::int64_t K : {1024, 2304})
+      all.push_back({concat(find_ggml_type(t.id)->name, " x ", K), blocks_of(t, 37, K, 8)});
+  all.push_back({"MXFP4, its last chunk short", blocks_of(types().back(), 21, 1120, 8)});
+  const auto random_codes = [&](const std::string& what, const QuantisedFormat& f, std::int64_t N,
+                                std::int64_t K) {
+    HostPlanes planes(f, {N, K});
+    std::mt19937 rng(11);
+    auto* codes = planes.data<std::uint8_t>(Plane::Codes);
+    for (std::size_t i = 0; i < planes.bytes(Plane::Codes); ++i) {
+      codes[i] = static_cast<std::uint8_t>(rng());
+      if (f.encoding == Encoding::Fp8 && (codes[i] & 0x7f) == 0x7f) codes[i] ^= 1;
+    }
+    auto* scales = planes.data<float>(Plane::Scales);
+    for (std::size_t i = 0; i < planes.bytes(Plane::Scales) / 4; ++i)
+      scales[i] = 0.01f + 1e-4f * static_cast<float>(rng() % 100);
+    auto* zeros = planes.data<std::uint8_t>(Plane::Zeros);
+    for (std::size_t i = 0; i < planes.bytes(Plane::Zeros); ++i)
+      zeros[i] = static_cast<std::uint8_t>(rng() % 16);
+    all.push_back({concat(what, " x ", K), std::move(planes)});
+  };
+  for (std::int64_t K : {1024, 2304, 1120}) {
+    std::mt19937 rng(3);
+    std::normal_distribution<float> normal;
+    for (Encoding e : {Encoding::Nf4, Encoding::Fp4, Encoding::Fp8})
+      if (K % 64 == 0 || e == Encoding::Fp8)
+        all.push_back({concat(own_format(e, {37, K}).name(), " quantised x ", K),
+                       quantise(e, {37, K}, 8, [&](std::int64_t b, std::int64_t end, float* dst) {
+                         for (std::int64_t i = 0; i < (end - b) * K; ++i) dst[i] = normal(rng);
+                       })});
+    random_codes("nf4 of 64", {.encoding = Encoding::Nf4, .block = 64}, 37, K);
+    random_codes("fp8 of 128 x 128", {.encoding = Encoding::Fp8, .block = 128, .scale_rows = 128},
+                 150, K);
+    for (std::int64_t block : {32, 128})
+      random_codes(concat("int4 of ", block), {.encoding = Encoding::Int4, .block = block}, 37, K);
+  }
+  std::map<std::int64_t, Weight> gains;
+  const auto gain = [&](std::int64_t K) -> const Weight& {
+    const auto [at, added] = gains.try_emplace(K);
+    if (added) at->second = Weight("gain", random_tensor(gpu(), DType::BF16, {K}, 4));
+    return at->second;
+  };
+  for (const Case& c : all) {
+    const std::int64_t N = c.planes.shape[0], K = c.planes.shape[1];
+    const Encoding encoding = c.planes.format.encoding;
+    const bool rounded = encoding == Encoding::Nf4 || encoding == Encoding::Fp4;
+    std::vector<float> w(static_cast<std::size_t>(N * K));
+    dequantise_rows(c.planes.view(), 0, N, w.data());
+    const Weight codes("w", upload(gpu(), c.planes), c.planes.shape, DType::BF16);
+    std::vector<double> first;
+    for (std::int64_t T : {1, 2, 3, 4}) {
+      Tensor x = random_tensor(gpu(), DType::BF16, {4, K}, 1).slice_rows(0, T);
+      Tensor addend = random_tensor(gpu(), DType::BF16, {4, N}, 7).slice_rows(0, T);
+      std::vector<LinearPart> parts{
+          {gpu().empty(Tag::Workspace, DType::BF16, {T, N}), &codes, addend},
+          {gpu().empty(Tag::Workspace, DType::BF16, {T, N}), &codes, {}}};
+      REQUIRE(gpu().cache_kernels()->linear_parts(x, nullptr, parts));
+      const std::vector<double> have = to_host_f64(parts[0].y), plain = to_host_f64(parts[1].y);
+      // A row is normed on the way: the bits are those of the normed row.
+      InputNorm norm{&gain(K), 1e-5, gpu().empty(Tag::Workspace, DType::BF16, {T, K})};
+      REQUIRE(gpu().cache_kernels()->linear_parts(x, &norm, parts));
+      const std::vector<double> normed = to_host_f64(parts[0].y);
+      REQUIRE(gpu().cache_kernels()->linear_parts(norm.normed, nullptr, parts));
+      CHECK_MESSAGE(normed == to_host_f64(parts[0].y), c.what, " normed, T ", T);
+      const std::vector<double> values = to_host_f64(x), added = to_host_f64(addend);
+      if (T == 1) first = have;
+      for (std::size_t i = 0; i < first.size(); ++i)
+        if (first[i] != have[i]) FAIL_CHECK(c.what, ": other bits in a row of ", T, " at ", i);
+      for (std::int64_t m = 0; m < T; ++m)
+        for (std::int64_t r = 0; r < N; ++r) {
+          double want = 0, size = 0;
+          for (std::int64_t i = 0; i < K; ++i) {
+            const double product = static_cast<double>(w[static_cast<std::size_t>(r * K + i)]) *
+                                   values[static_cast<std::size_t>(m * K + i)];
+            want += product, size += std::abs(product);
+          }
+          const auto at = static_cast<std::size_t>(m * N + r);
+          const auto near = [&](double y, double exact) {
+            const double bound = 0x1p-8 * std::abs(exact) + (rounded ? 0x1p-9 : 0x1p-13) * size;
+            if (!(std::abs(y - exact) <= bound))
+              FAIL_CHECK(c.what, " T ", T, " row ", r, ": ", y, " instead of ", exact);
+          };
+          near(plain[at], want);
+          near(have[at], want + added[at]);
+        }
+    }
+  }
 }

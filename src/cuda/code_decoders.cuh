@@ -24,7 +24,8 @@ struct Divisor {
     while ((i64{1} << shift) < size) ++shift;
     return {static_cast<u32>(size), (i64{1} << shift) == size ? shift : 32};
   }
-  __device__ __forceinline__ u32 divide(u32 x) const { return shift < 32 ? x >> shift : x / size; }
+  __device__ __forceinline__ u32 divide(u32 x) const { return shift < 32 ? shifted(x) : x / size; }
+  __device__ __forceinline__ u32 shifted(u32 x) const { return x >> shift; }
 };
 
 // E4M3 to F32: the seven bits after the sign are a float's but for the bias; subnormals come out right.
