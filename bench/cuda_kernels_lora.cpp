@@ -93,6 +93,23 @@ void register_thin_products() {
       thin::backward_a(gpu(), plan, ds, x, nullptr, parts, drop);
     };
   });
+  // swiglu's backward combined with LoRA's dA at rank 16, with and without a mask.
+  for (bool dropout : {false, true})
+    for (std::int64_t width : {F, std::int64_t{1536}})
+      add(concat("thin_swiglu_backward", dropout ? "_dropout" : "",
+                 width == F ? "" : concat("_", width)),
+          {.bytes = 5 * 2.0 * static_cast<double>(T * width)}, [=] {
+            const ThinPlan of_down({width, C, R, DType::BF16, dropout, {{0, C, 0, R}}});
+            std::vector<ThinPart> parts{
+                {0, width, 0, R, random_tensor(DType::F32, {R, width}, 5), GradMode::Write, 7}};
+            return [=, g = random_tensor(DType::BF16, {T, width}, 1),
+                    u = random_tensor(DType::BF16, {T, width}, 2),
+                    dy = random_tensor(DType::BF16, {T, width}, 3),
+                    ds = random_tensor(DType::BF16, {T, R}, 4)] {
+              thin::swiglu_backward(gpu(), of_down, g, u, dy, g, u, ds, parts,
+                                    dropout ? drop : InputDropout());
+            };
+          });
   add("matmul_nt_onto_down", {.flops = 2.0 * T * C * F, .bytes = 2.0 * (T * F + C * F + 2 * T * C)},
       [=] {
         return
