@@ -88,7 +88,8 @@ TEST_CASE("projections that share a matrix may differ in rank, not in scale") {
   wide.shape = {40, 80, 0};
   wide.wide_ranks = true;
   const auto rows = random_rows({9, 14, 4}, 3);
-  for (const LoraConfig& config : {ranks, wide, with_dropout(ranks)}) {
+  for (const LoraConfig& config :
+       {ranks, wide, with_dropout(ranks), with_dropout(wide), with_dropout(mixed_ranks(64, 16))}) {
     const auto want = JoinedSubject(DType::F64, config, false).loss_and_gradients(rows);
     const auto have = JoinedSubject(DType::F64, config, true).loss_and_gradients(rows);
     REQUIRE(have.size() == want.size());
