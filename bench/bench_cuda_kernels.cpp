@@ -9,7 +9,6 @@
 #include <cmath>
 #include <cstring>
 
-#include "autograd/thin.h"
 #include "cuda_kernels.h"
 #include "kernel_cases.h"
 #include "nn/cached_ops.h"
@@ -54,20 +53,6 @@ void register_memory_bound() {
                             .factor_numel = 1};
   for (const bench::KernelCase& one : bench::kernel_cases(narrow))
     if (one.name.starts_with("rmsnorm")) add_shared(one, "_576");
-  // swiglu's backward combined with LoRA's dA at rank 16.
-  for (std::int64_t width : {F, std::int64_t{1536}})
-    add("thin_swiglu_backward" + (width == F ? "" : concat("_", width)),
-        {.bytes = 5 * 2.0 * static_cast<double>(T * width)}, [=] {
-          return [=, g = random_tensor(DType::BF16, {T, width}, 1),
-                  u = random_tensor(DType::BF16, {T, width}, 2),
-                  dy = random_tensor(DType::BF16, {T, width}, 3),
-                  ds = random_tensor(DType::BF16, {T, 16}, 4),
-                  parts = std::vector<ThinPart>{{0, width, 0, 16,
-                                                 random_tensor(DType::F32, {16, width}, 5)}},
-                  plan = ThinPlan({width, C, 16, DType::BF16, false, {{0, C, 0, 16}}})] {
-            thin::swiglu_backward(gpu(), plan, g, u, dy, g, u, ds, parts);
-          };
-        });
   add("rmsnorm_forward_by_head", {.bytes = 2 * tc}, [] {  // 128 columns each
     return [x = random_tensor(DType::BF16, {T * C / 128, 128}, 1),
             y = gpu().empty(Tag::Workspace, DType::BF16, {T * C / 128, 128}),

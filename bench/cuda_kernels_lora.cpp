@@ -4,6 +4,19 @@
 #include "tensor/adapter_kernels.h"
 
 namespace lk::bench::cuda {
+namespace {
+
+// Dropout of x (T,K) with the masks that a forward drew, for the backwards.
+InputDropout drawn(const ThinPlan& plan, std::int64_t K, std::int64_t S,
+                   std::span<const ThinPart> parts) {
+  const InputDropout drop{0.1f, {1, 2, 0}, thin::empty_bits(gpu(), plan, T)};
+  thin::forward(gpu(), plan, random_tensor(DType::BF16, {T, S}, 1), 1.0,
+                random_tensor(DType::BF16, {T, K}, 2), random_tensor(DType::BF16, {S, K}, 3), parts,
+                drop);
+  return drop;
+}
+
+}  // namespace
 
 // Each document has its own adapter of rank 16.
 void register_lora_segments() {
@@ -66,26 +79,32 @@ void register_thin_products() {
             thin::backward_a(gpu(), plan, ds, x, normed ? &norm : nullptr, parts);
           };
         });
-  // The thin products with dropout: one mask for each of the three projections.
+  // The thin products with dropout: one mask for each of the three projections, drawn and kept by
+  // forward, or drawn alone where the block will run again, and read by the others.
   std::vector<ThinPart> masked;
   for (std::int64_t p = 0; p < 3; ++p)
     masked.push_back({0, C, p * R, R, {}, GradMode::Write, static_cast<std::uint32_t>(p)});
-  const InputDropout drop{0.1f, {1, 2, 0}};
-  add("thin_forward_qkv", {.bytes = 2.0 * T * (C + S) + 2.0 * C * S}, [=] {
-    return [=, s = random_tensor(DType::BF16, {T, S}, 1), x = random_tensor(DType::BF16, {T, C}, 2),
-            a = random_tensor(DType::BF16, {S, C}, 3)] {
-      thin::forward(gpu(), plan, s, 1.0, x, a, masked, drop);
-    };
-  });
-  add("thin_into_x_qkv", {.bytes = 2.0 * T * (2 * C + S) + 2.0 * C * S}, [=] {
-    return [=, ds = random_tensor(DType::BF16, {T, S}, 1),
+  const double bits = 3.0 * T * C / 8;
+  for (bool keep : {true, false})
+    add(keep ? "thin_forward_qkv" : "thin_forward_qkv_unkept",
+        {.bytes = 2.0 * T * (C + S) + 2.0 * C * S + (keep ? bits : 0)}, [=] {
+          InputDropout drop{0.1f, {1, 2, 0}};
+          if (keep) drop.bits = thin::empty_bits(gpu(), plan, T);
+          return [=, s = random_tensor(DType::BF16, {T, S}, 1),
+                  x = random_tensor(DType::BF16, {T, C}, 2),
+                  a = random_tensor(DType::BF16, {S, C}, 3)] {
+            thin::forward(gpu(), plan, s, 1.0, x, a, masked, drop);
+          };
+        });
+  add("thin_into_x_qkv", {.bytes = 2.0 * T * (2 * C + S) + 2.0 * C * S + bits}, [=] {
+    return [=, drop = drawn(plan, C, S, masked), ds = random_tensor(DType::BF16, {T, S}, 1),
             x = random_tensor(DType::BF16, {T, C}, 2), a = random_tensor(DType::BF16, {S, C}, 3)] {
       thin::into_x(gpu(), plan, x, ds, a, masked, drop);
     };
   });
-  add("thin_backward_a_qkv_dropout", {.bytes = 2.0 * T * (C + S) + 4.0 * C * S}, [=] {
-    return [=, da = random_tensor(DType::F32, {S, C}, 3), x = random_tensor(DType::BF16, {T, C}, 4),
-            ds = random_tensor(DType::BF16, {T, S}, 5)] {
+  add("thin_backward_a_qkv_dropout", {.bytes = 2.0 * T * (C + S) + 4.0 * C * S + bits}, [=] {
+    return [=, drop = drawn(plan, C, S, masked), da = random_tensor(DType::F32, {S, C}, 3),
+            x = random_tensor(DType::BF16, {T, C}, 4), ds = random_tensor(DType::BF16, {T, S}, 5)] {
       std::vector<ThinPart> parts = masked;
       for (std::size_t p = 0; p < 3; ++p)
         parts[p].dw =
@@ -93,6 +112,25 @@ void register_thin_products() {
       thin::backward_a(gpu(), plan, ds, x, nullptr, parts, drop);
     };
   });
+  // swiglu's backward combined with LoRA's dA at rank 16, with and without a mask.
+  for (bool dropout : {false, true})
+    for (std::int64_t width : {F, std::int64_t{1536}}) {
+      const double numbers = static_cast<double>(T * width);
+      add(concat("thin_swiglu_backward", dropout ? "_dropout" : "",
+                 width == F ? "" : concat("_", width)),
+          {.bytes = 5 * 2.0 * numbers + (dropout ? numbers / 8 : 0)}, [=] {
+            const ThinPlan of_down({width, C, R, DType::BF16, dropout, {{0, C, 0, R}}});
+            std::vector<ThinPart> parts{
+                {0, width, 0, R, random_tensor(DType::F32, {R, width}, 5), GradMode::Write, 7}};
+            return [=, drop = dropout ? drawn(of_down, width, R, parts) : InputDropout(),
+                    g = random_tensor(DType::BF16, {T, width}, 1),
+                    u = random_tensor(DType::BF16, {T, width}, 2),
+                    dy = random_tensor(DType::BF16, {T, width}, 3),
+                    ds = random_tensor(DType::BF16, {T, R}, 4)] {
+              thin::swiglu_backward(gpu(), of_down, g, u, dy, g, u, ds, parts, drop);
+            };
+          });
+    }
   add("matmul_nt_onto_down", {.flops = 2.0 * T * C * F, .bytes = 2.0 * (T * F + C * F + 2 * T * C)},
       [=] {
         return

@@ -131,14 +131,14 @@ class TimingBackend::Lora final : public LoraKernels {
                const Tensor& a, std::span<const ThinPart> parts,
                const InputDropout& drop) override {
     const Work work{OpFamily::Lora, 2 * static_cast<double>(x.rows()) * work::numel(a),
-                    work::sizes(s, x, a)};
+                    work::sizes(s, x, a, drop.bits)};
     owner_.timed(work, false,
                  [&] { thin::forward(owner_.inner_, plan, s, scale, x, a, parts, drop); });
   }
   void into_x(const ThinPlan& plan, const Tensor& dx, const Tensor& ds, const Tensor& a,
               std::span<const ThinPart> parts, const InputDropout& drop) override {
     const Work work{OpFamily::Lora, 2 * static_cast<double>(dx.rows()) * work::numel(a),
-                    work::sizes(ds, a) + work::written(dx, GradMode::Add)};
+                    work::sizes(ds, a, drop.bits) + work::written(dx, GradMode::Add)};
     owner_.timed(work, false, [&] { thin::into_x(owner_.inner_, plan, dx, ds, a, parts, drop); });
   }
 
@@ -165,14 +165,16 @@ class TimingBackend::Lora final : public LoraKernels {
   void run_backward_a(const ThinPlan& plan, const Tensor& ds, const Tensor& x,
                       const NormedInput* norm, std::span<const ThinPart> parts,
                       const InputDropout& drop) override {
-    owner_.timed(work_of(OpFamily::Lora, x, ds, parts), false,
+    Work work = work_of(OpFamily::Lora, x, ds, parts);
+    work.bytes += work::size(drop.bits);
+    owner_.timed(work, false,
                  [&] { thin::backward_a(owner_.inner_, plan, ds, x, norm, parts, drop); });
   }
   void run_swiglu_backward(const ThinPlan& plan, const Tensor& dgate, const Tensor& dup,
                            const Tensor& dy, const Tensor& gate, const Tensor& up, const Tensor& ds,
                            std::span<const ThinPart> parts, const InputDropout& drop) override {
     Work work = work_of(OpFamily::Gated, dy, ds, parts);
-    work.bytes += work::sizes(dgate, dup, gate, up);
+    work.bytes += work::sizes(dgate, dup, gate, up, drop.bits);
     owner_.timed(work, false, [&] {
       thin::swiglu_backward(owner_.inner_, plan, dgate, dup, dy, gate, up, ds, parts, drop);
     });

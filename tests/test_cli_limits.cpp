@@ -133,6 +133,8 @@ TEST_CASE("flags at their edges are refused or obeyed") {
   ends_with(2, {"lm_head", "frozen"}, f.train(out + "--targets lm_head"));
   ends_with(5, {"needs"}, f.train(out + "--memory-limit 50KB"));
   ends_with(2, {"--batch"}, "$T/plan" + kModel + "--batch 99999999");
+  ends_with(2, {"--dropout"}, "$T/plan" + kModel + "--dropout 0.99999999");
+  ends_with(0, {}, "$T/plan" + kModel + "--dropout 0.1 --device cuda --batch 4");
   ends_with(2, {"tokens"}, "$T/plan" + kModel + "--batch 65536 --seq-len 16777216");
   ends_with(0, {}, "$T/plan" + kModel + "--batch 65536 --seq-len 256 --grad-accum 65536");
   // The tiny model has 256 positions, fewer than --seq-len has by default.

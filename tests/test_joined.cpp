@@ -88,7 +88,8 @@ TEST_CASE("projections that share a matrix may differ in rank, not in scale") {
   wide.shape = {40, 80, 0};
   wide.wide_ranks = true;
   const auto rows = random_rows({9, 14, 4}, 3);
-  for (const LoraConfig& config : {ranks, wide, with_dropout(ranks)}) {
+  for (const LoraConfig& config :
+       {ranks, wide, with_dropout(ranks), with_dropout(wide), with_dropout(mixed_ranks(64, 16))}) {
     const auto want = JoinedSubject(DType::F64, config, false).loss_and_gradients(rows);
     const auto have = JoinedSubject(DType::F64, config, true).loss_and_gradients(rows);
     REQUIRE(have.size() == want.size());
@@ -258,6 +259,7 @@ TEST_CASE("a plan serves the shapes that kernels are made for, and no others") {
   const ThinCut cut = qkv.cut_backward_b(1000);
   CHECK(cut.partial_dw == Shape{cut.row_slabs, 3 * 64, 16});
   CHECK(cut.partial_s == Shape{cut.column_slabs, 1000, 16});
+  CHECK(qkv.kept_bits(1000) == Shape{16, 5, 3, 64 * 128 / 8});
   CHECK(plan(576, 16, 1, true, DType::BF16).swiglu_backward() == 1);
   CHECK(plan(576, 8, 2, true, DType::BF16).swiglu_backward() == 0);  // one mask at a time
   CHECK(plan(576, 40, 1, false, DType::BF16).backward_b() == 0);
@@ -268,6 +270,7 @@ TEST_CASE("a plan serves the shapes that kernels are made for, and no others") {
        {plan(576, 12, 1, false, DType::BF16), plan(577, 16, 1, false, DType::BF16),
         plan(576, 16, 5, false, DType::BF16), plan(576, 16, 1, false, DType::F32), ThinPlan()}) {
     CHECK(none.forward() == 0);
+    CHECK(none.kept_bits(1000) == std::nullopt);
     CHECK(none.into_x() == 0);
     CHECK(none.backward_b() == 0);
     CHECK(none.backward_a() == 0);
@@ -359,6 +362,7 @@ TEST_CASE("cuda: joined projections give the plain model's loss and gradients, B
         rank8({"all-linear"}), rank8({"q_proj", "v_proj"}),
         with_dropout(rank8({"q_proj", "v_proj", "up_proj"})), mixed_ranks(16, 24),
         mixed_ranks(32, 16), with_dropout(mixed_ranks(24, 16)), mixed_ranks(3, 16),
+        with_dropout(mixed_ranks(64, 16)), with_dropout(mixed_ranks(16, 4)),
         with_dora(rank8({"all-linear"})), with_dora(rank3({"q_proj", "down_proj"}))})
     for (bool quantised : {false, true}) check_joined_on_gpu(config, quantised, "llama");
 }
@@ -396,7 +400,8 @@ TEST_CASE("cuda: recorded steps give the bits of steps launched one by one") {
     return out;
   };
   // With dropout each step has masks of its own, recorded or not.
-  for (const LoraConfig& lora : {tiny_lora(), with_dropout(tiny_lora()), with_dora(tiny_lora())}) {
+  for (const LoraConfig& lora : {tiny_lora(), with_dropout(tiny_lora()),
+                                 with_dropout(rank8({"all-linear"})), with_dora(tiny_lora())}) {
     for (bool quantised : {false, true}) {
       std::int64_t with = 0, without = 0;
       CHECK(train(lora, quantised, true, with) == train(lora, quantised, false, without));

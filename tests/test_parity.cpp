@@ -212,6 +212,83 @@ ThinPlan thin_plan(const Side& s, std::int64_t in, std::int64_t out, std::int64_
   return ThinPlan(shape);
 }
 
+// Dropout with memory for the masks' bits where the plan's kernels keep them.
+InputDropout keeping(const Side& s, const ThinPlan& plan, std::int64_t tokens, InputDropout drop) {
+  if (drop.p > 0) drop.bits = thin::empty_bits(s.backend, plan, tokens);
+  return drop;
+}
+
+TEST_CASE("cuda: forward keeps the CPU's masks, and computes the same where it keeps none") {
+  LK_NEEDS_GPU();
+  struct Shape {
+    std::int64_t T, K;
+    std::vector<std::int64_t> ranks;
+  };
+  const std::int32_t first = 40;
+  for (const Shape& shape : {Shape{1, 8, {8}},
+                             {33, 72, {16, 8}},
+                             {64, 128, {64}},
+                             {95, 200, {16, 16, 16}},
+                             {257, 136, {24, 16, 8, 48}},
+                             {700, 1400, {16, 16, 16}}}) {
+    const Side s{gpu(), DType::BF16, DType::BF16, kContiguous};
+    const std::int64_t T = shape.T, K = shape.K;
+    std::vector<ThinPart> parts;
+    std::int64_t S = 0;
+    for (std::int64_t rank : shape.ranks) {
+      parts.push_back({0, K, S, rank, {}, GradMode::Write, 7 + 3 * static_cast<std::uint32_t>(S)});
+      S += rank;
+    }
+    S = (S + 15) / 16 * 16;
+    const ThinPlan plan = thin_plan(s, K, K, S, parts, true);
+    REQUIRE(plan.forward() > 0);
+    const Guarded x = numbers(s, T, K, 1), a = numbers(s, S, K, 2);
+    const Tensor after = to_device(s.backend, Tag::Workspace, {&first, 1});
+    const InputDropout drop{0.3f, {9, 2, 0, after.data<std::int32_t>()}};
+    const InputDropout kept = keeping(s, plan, T, drop);
+    auto forward = [&](const InputDropout& d) {
+      Guarded st = numbers(s, T, S, 4);
+      thin::forward(s.backend, plan, st, 1.5, x, a, parts, d);
+      return st.bytes();
+    };
+    CHECK(forward(kept) == forward(drop));
+    const auto bits = to_host<std::uint8_t>(kept.bits);
+    const std::uint32_t threshold = dropout_threshold(drop.p);
+    const std::int64_t tile = 64 * 128 / 8, P = std::ssize(parts), across = (K + 127) / 128;
+    std::int64_t wrong = 0;
+    for (std::int64_t p = 0; p < P; ++p) {
+      RandomKey key = drop.key_of(parts[static_cast<std::size_t>(p)]);
+      key.step += static_cast<std::uint64_t>(first), key.first_step = nullptr;
+      for (std::int64_t t = 0; t < T; ++t)
+        for (std::int64_t k = 0; k < K; ++k) {
+          const std::int64_t at =
+              ((t / 64 * across + k / 128) * P + p) * tile + t % 64 * 16 + k % 128 / 8;
+          const bool keeps = bits[static_cast<std::size_t>(at)] >> (k % 8) & 1;
+          wrong += keeps != dropout_keeps(key, static_cast<std::uint64_t>(t * K + k), threshold);
+        }
+    }
+    CHECK_MESSAGE(wrong == 0, "T ", T, " K ", K, " parts ", P);
+  }
+}
+
+TEST_CASE("cuda: a backward with dropout and without its forward's bits is refused") {
+  LK_NEEDS_GPU();
+  const Side s{gpu(), DType::BF16, DType::BF16, kContiguous};
+  const std::int64_t T = 40, K = 64, S = 16;
+  const Guarded x = numbers(s, T, K, 1), a = numbers(s, S, K, 2), ds = numbers(s, T, S, 3),
+                da = statistics(s, S, K, 4), gate = numbers(s, T, K, 5), up = numbers(s, T, K, 6);
+  const std::vector<ThinPart> parts{{0, K, 0, S, da, GradMode::Write, 5}};
+  const ThinPlan plan = thin_plan(s, K, K, S, parts, true);
+  InputDropout drop{0.3f, {9, 2, 0}};
+  for (const bool others : {false, true}) {  // none, or those of more tokens
+    if (others) drop.bits = thin::empty_bits(s.backend, plan, T + 64);
+    CHECK_THROWS_AS(thin::into_x(s.backend, plan, x, ds, a, parts, drop), Error);
+    CHECK_THROWS_AS(thin::backward_a(s.backend, plan, ds, x, nullptr, parts, drop), Error);
+    CHECK_THROWS_AS(thin::swiglu_backward(s.backend, plan, gate, up, x, gate, up, ds, parts, drop),
+                    Error);
+  }
+}
+
 TEST_CASE("cuda: LoRA's thin products with dropout, a mask for each projection") {
   LK_NEEDS_GPU();
   struct Shape {
@@ -226,6 +303,11 @@ TEST_CASE("cuda: LoRA's thin products with dropout, a mask for each projection")
                              {129, 1400, 24, 4},
                              {530, 64, 40, 2},
                              {530, 64, 40, 3},
+                             {33, 72, 4, 3},
+                             {95, 200, 64, 1},
+                             {577, 328, 16, 4},
+                             {161, 136, 64, 2},
+                             {65, 131, 16, 3},
                              {37, 15, 3, 2}})
     for (GradMode mode : {GradMode::Write, GradMode::Add})
       for (Layout layout : {kContiguous, kStrided, kOdd})
@@ -251,8 +333,9 @@ TEST_CASE("cuda: LoRA's thin products with dropout, a mask for each projection")
               parts.push_back({0, K, p * R, R, out.back(), mode, seed});
             }
             const Tensor after = to_device(s.backend, Tag::Workspace, {&first, 1});
-            const InputDropout drop{0.3f, {9, 2, 0, after.data<std::int32_t>()}};
             const ThinPlan plan = thin_plan(s, K, K, S, parts, true);
+            const InputDropout drop =
+                keeping(s, plan, T, {0.3f, {9, 2, 0, after.data<std::int32_t>()}});
             NormedInput norm{
                 s.backend.empty(Tag::Workspace, s.stat(), {T}),
                 Weight("gain", tensor_from(s.backend, s.dtype, {K},
@@ -812,6 +895,9 @@ TEST_CASE("cuda: swiglu's backward into LoRA's factor") {
                              {100, 136, 8, 1},
                              {700, 264, 8, 2},
                              {1300, 520, 32, 1},
+                             {95, 200, 16, 1},
+                             {33, 72, 4, 1},
+                             {161, 136, 64, 1},
                              {530, 64, 40, 1},
                              {37, 15, 3, 1}})
     for (Layout layout : kLayouts)
@@ -820,7 +906,7 @@ TEST_CASE("cuda: swiglu's backward into LoRA's factor") {
                                 {GradMode::Write, 0.3f},
                                 {GradMode::Add, 0.3f}}) {
         const GradMode da_mode = mode;
-        const InputDropout dropout{drop, {3, 4, 0}};
+        const float p_drop = drop;
         const auto [T, F, R, P] = shape;
         const std::int64_t rows = T, cols = F, rank = R, parts = P, S = (P * R + 15) / 16 * 16;
         if (left_out(T * F * S)) continue;
@@ -843,7 +929,11 @@ TEST_CASE("cuda: swiglu's backward into LoRA's factor") {
                                : statistics(s, rank, cols, seed));
             thin_parts.push_back({0, cols, p * rank, rank, out.back(), da_mode, seed});
           }
-          const ThinPlan plan = thin_plan(s, cols, cols, S, thin_parts, drop > 0);
+          const ThinPlan plan = thin_plan(s, cols, cols, S, thin_parts, p_drop > 0);
+          const InputDropout dropout = keeping(s, plan, rows, {p_drop, {3, 4, 0}});
+          if (dropout.bits.defined())  // by a forward, whatever it multiplies
+            thin::forward(s.backend, plan, input(rows, S, 9), 1.0, dy, input(S, cols, 8),
+                          thin_parts, dropout);
           thin::swiglu_backward(s.backend, plan, gate, up, dy, gate, up, ds, thin_parts, dropout);
           return out;
         };

@@ -3,6 +3,7 @@
 // neighbours in another order, an input that comes back from the host too late or too often.
 #include "cpu_ops.h"
 #include "cuda/open_device.h"
+#include "keeping_backend.h"
 #include "lora/joined.h"
 #include "lora/proof.h"
 #include "lora/trainer.h"
@@ -49,6 +50,7 @@ struct Setting {
   std::vector<std::string> targets = {"all-linear"};
   std::string family = "llama";
   bool dora = false, quantised = false;
+  std::int64_t rank = 4;  // kernels take multiples of 8
 };
 
 // Losses, gradient norms, all gradients and adapters of a few steps, and the last step's peak
@@ -70,6 +72,7 @@ Trained train(std::unique_ptr<Backend> backend, const Setting& s, const std::str
   if (s.quantised) quantise_weights(*backend, config, weights, {BasePrecision::Nf4, {"k_proj"}});
   Transformer model(*backend, config, std::move(weights), s.dtype, 256);
   LoraConfig lora = tiny_lora(s.targets);
+  lora.shape.rank = s.rank;
   lora.shape.dora = s.dora;
   lora.shape.dropout = s.dropout;
   Adapter adapter(model, lora);
@@ -283,6 +286,43 @@ TEST_CASE("offloaded inputs come back bit for bit, one block ahead, and the last
   }
 }
 
+TEST_CASE("dropout's masks are kept from a block's last forward to its backward, and no longer") {
+  Setting with{DType::BF16, 0.3f, true, true, 2};
+  with.rank = 8;
+  Setting without = with;
+  without.dropout = 0;
+  const Trained want = train(make_cpu_backend(CpuMode::Reference), with, "none");
+  const int products = static_cast<int>(kSteps * kLayers) * 4 * with.micro_batches;
+  // One tile of 64 tokens x 128 columns for each of seven projections.
+  constexpr std::int64_t kLayerBytes = 7 * 64 * 128 / 8;
+  struct Case {
+    const char* recompute;
+    int twice;           // products of those that forward runs twice
+    std::int64_t bytes;  // live at once
+  };
+  for (const Case& c :
+       {Case{"none", 0, kLayers * kLayerBytes},
+        {"gate-up", products / 2, kLayers * kLayerBytes * 4 / 7 + kLayerBytes * 3 / 7},
+        {"gate-up,block:3", products * 4 / 5, 0},
+        {"keep-attention", products, kLayerBytes},
+        {"block", products, kLayerBytes}}) {
+    CAPTURE(c.recompute);
+    KeepingBackend::Counts counts, nothing;
+    const Trained got = train(std::make_unique<KeepingBackend>(counts), with, c.recompute);
+    check_same(got, want);
+    CHECK(counts.intact);
+    CHECK(counts.kept == products);
+    CHECK(counts.not_kept == c.twice);
+    CHECK(counts.kept_bytes ==
+          static_cast<int>(kSteps) * with.micro_batches * kLayers * kLayerBytes);
+    // For dA and for dx, which the first layer's input has no need of.
+    CHECK(counts.read == 2 * products - static_cast<int>(kSteps) * with.micro_batches);
+    const Trained bare = train(std::make_unique<KeepingBackend>(nothing), without, c.recompute);
+    CHECK(nothing.kept + nothing.not_kept + nothing.read == 0);
+    if (c.bytes > 0) CHECK(got.activation_bytes - bare.activation_bytes == c.bytes);
+  }
+}
+
 TEST_CASE("offload is refused where there is no other memory") {
   auto backend = make_cpu_backend();
   auto model = tiny_transformer(*backend, DType::F32);
@@ -340,6 +380,8 @@ TEST_CASE("cuda: recomputation gives the same bits, recorded or not, joined or n
   for (const Setting& s :
        {Setting{DType::BF16, 0, true, true, 2}, Setting{DType::F32},
         Setting{DType::BF16, 0.3f, false, true, 2},
+        Setting{DType::BF16, 0.3f, true, true, 2, {"all-linear"}, "llama", false, false, 8},
+        Setting{DType::BF16, 0.3f, true, true, 1, {"q_proj", "v_proj"}, "llama", false, true, 16},
         Setting{DType::BF16, 0, true, true, 1, {"all-linear"}, "llama", true},
         Setting{DType::BF16, 0, true, true, 1, {"all-linear"}, "llama", false, true}}) {
     Setting one_by_one = s;

@@ -61,6 +61,7 @@ int main(int argc, char** argv) {
   std::int64_t virtual_tokens = 20, prefix_hidden = 0, adapter_layers = 0, bottleneck = 64;
   program::LoraFlags lora;
   std::optional<double> alpha;
+  double dropout = 0;
   std::optional<std::int64_t> rank, seq_len;
   bool json = false;
   const auto& whole = program::whole_number();
@@ -71,6 +72,9 @@ int main(int argc, char** argv) {
   source->require_option(1);
   app.add_option("--rank", rank, "rank of A and B (16)")->check(whole);
   app.add_option("--alpha", alpha, "does not change memory")->check(program::real_number());
+  app.add_option("--dropout", dropout,
+                 "on the adapter's input: a GPU keeps the masks, a bit an element")
+      ->check(program::real_number());
   app.add_option("--method", methods, "what is trained, as finetune's")->default_str("lora");
   app.add_option("--virtual-tokens", virtual_tokens, "of prompt, prefix and llama-adapter")
       ->check(whole)
@@ -144,6 +148,9 @@ int main(int argc, char** argv) {
           program::parse_list(*targets, "--targets");
     request.methods.lora.shape.alpha =
         alpha.value_or(static_cast<double>(request.methods.lora.shape.rank));
+    require(dropout >= 0 && static_cast<float>(dropout) < 1, "--dropout ", dropout,
+            ": at least 0 and less than 1");
+    method.lora.shape.dropout = method.bottleneck.dropout = static_cast<float>(dropout);
     request.methods.lora.layers = program::layers_of(lora);
     apply_patterns(request.methods.lora, request.model, program::rank_pattern_of(lora), {});
     request.compute_dtype = dtype == "f32" ? DType::F32 : DType::BF16;

@@ -12,7 +12,7 @@
 // block-diagonal.
 //
 // With dropout each projection has its own masked input for A: s is made of the masked inputs, and
-// ds A, masked again, is added to dx separately. See forward() and into_x() in autograd/thin.h.
+// ds A, masked again, is added to dx separately. See Note [Masks drawn once] in autograd/thin.h.
 //
 // The corner [A's rows] x [B's columns] is never read. A and B lie in the buffer as copies, in the
 // compute dtype, of the F32 masters, and the optimizer keeps them up to date
@@ -96,7 +96,7 @@ void update_norms(Backend& backend, std::initializer_list<const JoinedLinear*> j
 // copied first; so is the gradient of an output of joined_*linear whose margin is narrower than
 // f.thin. f must stay where it is until the tape has run. Throws Error if shapes do not fit. `drop`
 // is dropout of A's input, with p = f.dropout in training and 0 otherwise; the parts hold the
-// sites.
+// sites, and the op provides memory for the bits.
 
 // y (T,N) = x (T,K) (W + scale B A)ᵀ + bias
 Var joined_linear(Tape& tape, const Var& x, const JoinedLinear& f, std::int64_t margin,

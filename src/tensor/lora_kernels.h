@@ -25,6 +25,10 @@ struct ThinPart {
 struct InputDropout {
   float p = 0;
   RandomKey key;  // without the site
+  // The masks of all parts, one bit an element: U8, of the plan's kept_bits. The device's forward
+  // stores here what it draws, and its backwards read it: drawing costs more than reading. Undefined
+  // where nobody keeps them: forward then stores nothing.
+  Tensor bits = {};
 
   RandomKey key_of(const ThinPart& part) const {
     RandomKey of_part = key;
@@ -47,7 +51,8 @@ class LoraKernels {
   LoraKernels& operator=(const LoraKernels&) = delete;
 
   // The plan must have a kernel for the product, and rows must start at 16 bytes. Each part of a
-  // backward counts as one weight gradient (Backend::weight_gradient_matmuls).
+  // backward counts as one weight gradient (Backend::weight_gradient_matmuls). With dropout into_x
+  // and the backwards need the bits that forward stored for the same tokens, plan and parts.
   virtual void forward(const ThinPlan& plan, const Tensor& s, double scale, const Tensor& x,
                        const Tensor& a, std::span<const ThinPart> parts,
                        const InputDropout& drop) = 0;

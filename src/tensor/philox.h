@@ -1,5 +1,5 @@
 // Philox4x32: a counter-based random generator. The same (key, counter) gives the same bits on
-// the CPU and on the GPU, so a dropout mask is never stored: it is drawn again from its
+// the CPU and on the GPU, so a dropout mask need not be stored: it can be drawn again from its
 // coordinates. Source: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC'11.
 #pragma once
 

@@ -101,6 +101,12 @@ ThinCut ThinPlan::cut_forward(std::int64_t tokens) const {
   return c;
 }
 
+std::optional<Shape> ThinPlan::kept_bits(std::int64_t tokens) const {
+  if (forward_ == 0) return std::nullopt;
+  return Shape{ceil_div(tokens, kMaskRows), ceil_div(in_, kColumns), std::ssize(widths_),
+               kMaskRows * kColumns / 8};
+}
+
 ThinCut ThinPlan::cut_backward_b(std::int64_t tokens) const {
   ThinCut c = cut_backward(tokens, widths_, backward_b_, true, kBlocks);
   c.partial_dw = Shape{c.row_slabs, out_, 16 * backward_b_};

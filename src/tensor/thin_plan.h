@@ -45,6 +45,7 @@ class ThinPlan {
  public:
   static constexpr int kColumns = 128, kMostParts = 4;
   static constexpr std::int64_t kMostThin = 96;  // of all parts together
+  static constexpr int kMaskRows = 64;           // tokens in a tile of kept bits
 
   ThinPlan() = default;  // every product is composed
   explicit ThinPlan(const ThinShape& shape);
@@ -63,6 +64,10 @@ class ThinPlan {
   ThinCut cut_backward_b(std::int64_t tokens) const;
   ThinCut cut_backward_a(std::int64_t tokens) const;
   ThinCut cut_swiglu_backward(std::int64_t tokens) const;
+
+  // Memory for dropout's masks from forward to backward, in bytes: (tiles of kMaskRows tokens, tiles
+  // of kColumns columns, parts, a tile's bits). Nothing where forward is composed.
+  std::optional<Shape> kept_bits(std::int64_t tokens) const;
 
   // The most tokens per block of a backward kernel: fewer where the sums of ds, or the thin rows,
   // would leave no room for a second resident block. A cut takes this number or half of it.

@@ -58,6 +58,14 @@ struct Product {
   Tensor y, v;
 };
 
+// Dropout of T tokens. If the op is `recorded`, it has memory for the masks, which forward draws and
+// the backward reads.
+InputDropout with_bits(Tape& tape, const JoinedLinear& f, std::int64_t T, InputDropout drop,
+                       bool recorded) {
+  if (recorded && f.thin > 0 && drop.p > 0) drop.bits = thin::empty_bits(tape.backend(), f.plan, T);
+  return drop;
+}
+
 // Computes y and s of x, which has room for s: s is left in its margin. `addend` is what y starts
 // from, or null.
 Product forward(Tape& tape, const Tensor& x, const JoinedLinear& f, std::int64_t margin,
@@ -157,7 +165,7 @@ class Backward {
 };
 
 // With s = scale x aᵀ and ds = scale dy b: db = dyᵀ s, da = dsᵀ x, dx = dy w + ds a. Dropout masks
-// x in s and da, and ds a. Saves x and s.
+// x in s and da, and ds a. Saves x, s and the masks' bits.
 struct JoinedLinearNode : Node {
   Var x;
   Edge addend;
@@ -286,15 +294,17 @@ Var joined_product(Tape& tape, const Var* h, const Var& x, const JoinedLinear& f
   auto [T, K] = x.dims<2>("joined_linear: x (T,K)");
   check(K == f.in, "joined_linear: x has ", K, " columns, the matrix ", f.in);
   if (h) h->value().expect({T, f.out}, "joined_linear: h (T,N)");
+  const bool recorded = h ? wanted(tape, f, *h, x) : wanted(tape, f, x);
+  const InputDropout kept = with_bits(tape, f, T, drop, recorded);
   Tensor xs = roomy(x.value(), f.thin);
-  auto [y, v] = forward(tape, xs, f, margin, drop, output, h);
-  if (!(h ? wanted(tape, f, *h, x) : wanted(tape, f, x))) return tape.constant(std::move(y));
+  auto [y, v] = forward(tape, xs, f, margin, kept, output, h);
+  if (!recorded) return tape.constant(std::move(y));
   // s is kept in the margin of x's own buffer if x is kept anyway.
   const bool in_place = xs.raw() == x.value().raw();
   Tensor s = in_place && f.thin > 0 ? xs.widened(f.in + f.thin).slice_cols(f.in, f.in + f.thin)
                                     : keep_s(tape, xs, f);
   return tape.record<JoinedLinearNode>(std::move(y), x, h ? Edge(*h) : Edge(), std::move(s),
-                                       std::move(v), f, drop);
+                                       std::move(v), f, kept);
 }
 
 }  // namespace
@@ -314,7 +324,7 @@ Var joined_linear_onto(Tape& tape, const Var& h, const Var& x, const JoinedLinea
 namespace {
 
 // joined_linear with x = h * rstd * gain: da needs only h. The norm's own backward follows
-// (norm.cpp). Saves rstd (T), s and h, which the residual stream keeps anyway.
+// (norm.cpp). Saves rstd (T), s, the masks' bits and h, which the residual stream keeps anyway.
 struct JoinedNormLinearNode : Node {
   Var h;
   Weight gain;
@@ -357,11 +367,13 @@ Var joined_norm_linear(Tape& tape, const Var& h, const Weight& gain, double eps,
   Tensor rstd = tape.activation(stat_dtype(h.dtype()), {T});
   Tensor x = tape.backend().empty_with_margin(Tag::Workspace, h.dtype(), {T, K}, f.thin);
   tape.backend().rmsnorm_forward(x, rstd, h.value(), gain, eps);
-  auto [y, v] = forward(tape, x, f, margin, drop);
-  if (!wanted(tape, f, h)) return tape.constant(std::move(y));
+  const bool recorded = wanted(tape, f, h);
+  const InputDropout kept = with_bits(tape, f, T, drop, recorded);
+  auto [y, v] = forward(tape, x, f, margin, kept);
+  if (!recorded) return tape.constant(std::move(y));
   Tensor s = keep_s(tape, x, f);
   return tape.record<JoinedNormLinearNode>(std::move(y), h, gain, eps, std::move(rstd),
-                                           std::move(s), std::move(v), f, drop);
+                                           std::move(s), std::move(v), f, kept);
 }
 
 namespace {
@@ -373,7 +385,7 @@ namespace {
 // reads it.
 //
 // joined_linear with x = act(gate) * up. dx is computed first here: the kernel that reads it with
-// gate and up computes x again for da. Saves gate, up and s.
+// gate and up computes x again for da. Saves gate, up, s and the masks' bits.
 struct JoinedGatedLinearNode : Node {
   Activation act;
   Var gate_up;
@@ -419,12 +431,13 @@ Var gated_product(Tape& tape, Activation act, const Var* h, const Var& gate_up,
   const Tensor& value = gate_up.value();
   Tensor x = tape.backend().empty_with_margin(Tag::Workspace, value.dtype(), {T, f.in}, f.thin);
   tape.backend().gated_forward(act, x, value.slice_cols(0, f.in), value.slice_cols(f.in, 2 * f.in));
-  auto [y, v] = forward(tape, x, f, margin, drop, output, h);
-  if (!(h ? wanted(tape, f, *h, gate_up) : wanted(tape, f, gate_up)))
-    return tape.constant(std::move(y));
+  const bool recorded = h ? wanted(tape, f, *h, gate_up) : wanted(tape, f, gate_up);
+  const InputDropout kept = with_bits(tape, f, T, drop, recorded);
+  auto [y, v] = forward(tape, x, f, margin, kept, output, h);
+  if (!recorded) return tape.constant(std::move(y));
   Tensor s = keep_s(tape, x, f);
   return tape.record<JoinedGatedLinearNode>(std::move(y), act, gate_up, h ? Edge(*h) : Edge(),
-                                            std::move(s), std::move(v), f, drop);
+                                            std::move(s), std::move(v), f, kept);
 }
 
 }  // namespace

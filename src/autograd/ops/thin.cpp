@@ -14,6 +14,11 @@ Tensor columns_of(const Tensor& thin, const ThinPart& p) {
 
 }  // namespace
 
+Tensor empty_bits(Backend& backend, const ThinPlan& plan, std::int64_t tokens) {
+  if (!kernels(backend, plan.forward())) return {};
+  return backend.empty(Tag::Activations, DType::U8, *plan.kept_bits(tokens));
+}
+
 void forward(Backend& backend, const ThinPlan& plan, const Tensor& s, double scale, const Tensor& x,
              const Tensor& a, std::span<const ThinPart> parts, const InputDropout& drop) {
   if (drop.p == 0) return backend.matmul_nt(s, GradMode::Write, scale, x, a);

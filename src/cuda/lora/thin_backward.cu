@@ -36,8 +36,8 @@ constexpr std::size_t kSharedBytes = std::size_t{kStages<WITH_DS>} * kTokens* kC
                                      ROWS* ThinTile<NR>::kRowBytes +
                                      (WITH_DS ? 2 * kColumns * ThinTile<NR>::kRowBytes : 0);
 
-// Block (x, y): slab x of columns, slab y of tokens. DROP: the wide matrix is masked, by masks that
-// are drawn one tile ahead into two buffers of bits.
+// Block (x, y): slab x of columns, slab y of tokens. DROP: the wide matrix is masked by the bits that
+// forward kept, which travel with its tiles.
 template <int NR, bool WITH_DS, int ROWS, bool DROP>
 __global__ void __launch_bounds__(kThreads, 2)
     thin_backward_kernel(const __grid_constant__ ThinArgs p,
@@ -61,6 +61,10 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int n_tiles = static_cast<int>((column1 - column0 + kColumns - 1) / kColumns) * kInner;
   const int thin_valid = static_cast<int>(min(p.thin_columns - part.column, i64{kThin}));
 
+  [[maybe_unused]] auto mask_of = [&](int i) {
+    return MaskTile{thin_memory + ROWS * ThinTile<NR>::kRowBytes +
+                    i % kStages * drop.n_parts * MaskTile::kBytes};
+  };
   // Fetches tile i: column tile i / kInner, tokens 64 (i % kInner). The first tile of a column tile
   // also brings the column tile's part of b.
   auto fetch = [&](int i) {
@@ -71,6 +75,9 @@ __global__ void __launch_bounds__(kThreads, 2)
       SwizzledTile<kColumns> tile{tiles_at + i % kStages * kTileBytes};
       tile.load_async<kTokens, kThreads>(p.wide.at(row0 + row, column), p.wide.ld, rows - row,
                                          valid);
+      if constexpr (DROP) {
+        if (row < rows) drop.fetch<kThreads>(mask_of(i), row0 + row, column);
+      }
       if constexpr (WITH_DS) {
         if (row == 0) {
           ThinTile<NR> b{b_at + i / kInner % 2 * kColumns * ThinTile<NR>::kRowBytes};
@@ -88,17 +95,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
   for (int i = 0; i < kStages - 1; ++i) fetch(i);
 
-  [[maybe_unused]] auto mask_of = [&](int i) {
-    return MaskTile{thin_memory + ROWS * ThinTile<NR>::kRowBytes +
-                    i % 2 * drop.n_parts * MaskTile::kBytes};
-  };
-  [[maybe_unused]] auto draw = [&](int i) {
-    if (i < n_tiles)
-      drop.draw<kThreads>(mask_of(i), drop.n_parts, row0 + i % kInner * kTokens,
-                          column0 + static_cast<i64>(i / kInner) * kColumns);
-  };
   load_thin<NR, ROWS>(thin, thin_memory, p, row0, part.column);
-  if constexpr (DROP) draw(0);
 
   float ds[WITH_DS ? kInner : 1][NR][4] = {};
   float dw[2 * NR][4] = {};
@@ -111,12 +108,10 @@ __global__ void __launch_bounds__(kThreads, 2)
       __syncthreads();
       fetch(i + kStages - 1);
       SwizzledTile<kColumns> tile{tiles_at + i % kStages * kTileBytes};
-      if constexpr (DROP) {
+      if constexpr (DROP)
         multiply_masked_into_dw<NR>(dw, tile, thin, inner * kTokens, mask_of(i), drop);
-        draw(i + 1);
-      } else {
+      else
         multiply_into_dw<NR>(dw, tile, thin, inner * kTokens);
-      }
       // ds (tokens 16 (warp % 4).., thin 16 n + 8 (warp / 4)..) += tile b
       if constexpr (WITH_DS) {
 #pragma unroll
@@ -155,7 +150,8 @@ void run(ThinArgs& p, const ThinCut& cut, CudaBackend& backend, const ThinDropou
   constexpr int kMostRows = ThinPlan::most_rows(NR, WITH_DS);
   ThinScratch scratch = use_cut(p, cut, backend);
   auto go = [&]<int ROWS>() {
-    const std::size_t masks = DROP ? std::size_t{2} * drop.n_parts * MaskTile::kBytes : 0;
+    const std::size_t masks =
+        DROP ? std::size_t{kStages<WITH_DS>} * drop.n_parts * MaskTile::kBytes : 0;
     launch("thin_backward", thin_backward_kernel<NR, WITH_DS, ROWS, DROP>,
            grid_of(p.n_column_slabs, p.n_row_slabs), dim3(kThreads),
            kSharedBytes<NR, WITH_DS, ROWS> + masks, backend.stream(),
@@ -193,7 +189,7 @@ void CudaLoraKernels::run_backward_a(const ThinPlan& plan, const Tensor& ds, con
     p.gain = pointer<bf16>(norm->gain.values());
   }
   const ThinCut cut = plan.cut_backward_a(x.rows());
-  const ThinDropout masks = thin_dropout(drop, x.cols(), parts);
+  const ThinDropout masks = kept_dropout(plan, x, drop, parts);
   if (drop.p > 0) p.dw_scale = masks.keep_scale;
   with_sixteens(plan.backward_a(), [&]<int NR>() {
     if (drop.p > 0)

@@ -4,15 +4,17 @@
 //            dropout_p(ds_p a_p). dA's masks are in thin_backward.cu and thin_swiglu.cu.
 // Shapes     x, dx (T,K) wide, a (S,K), s, ds (T,S) thin; all BF16
 // Why own    with separate products each projection would write a masked copy of x and read it
-//            back, in forward, for dA and for dx; here x is read once and no mask is ever stored.
+//            back, in forward, for dA and for dx; here x is read once, and of a mask one bit an
+//            element is written in forward and read back for dA and for dx.
 // Plan       forward: a block owns 64 tokens and a slab of 128-column tiles. Tiles of x and a go
 //            through kStages buffers; while one is multiplied, the masks of the next are drawn into
 //            bits (dropout_mask.cuh). Warps take 16 tokens and half of a tile's columns each; the
 //            halves are added at the end, slabs by a second kernel, in order.
-//            into_x: a block owns 64 x 128 of dx; masks are drawn while its operands travel. Each
-//            part's product is masked in registers before the parts are added in F32.
-// Bytes      the wide matrix once (dx: in and out). Drawing costs about 9 instructions an element
-//            and projection, as much as reading x takes or more: this is not bound by memory.
+//            into_x: a block owns 64 x 128 of dx; its bits travel with its operands. Each part's
+//            product is masked in registers before the parts are added in F32.
+// Bytes      the wide matrix once (dx: in and out), the bits once: 1 / 16 of it for each projection.
+//            Drawing costs about 9 instructions an element and projection, as much as reading x
+//            takes or more: forward is not bound by memory, so backward does not draw.
 // Numbers    1 / (1 - p) multiplies the F32 sum, not x
 // Limits     those of ThinPlan: ranks in multiples of 8, together <= 96; rows that start at 16
 //            bytes; others take a masked copy for each projection
@@ -79,7 +81,7 @@ __global__ void __launch_bounds__(kThreads)
   auto mask_of = [&](int i) { return MaskTile{bits + i % 2 * drop.n_parts * MaskTile::kBytes}; };
   auto draw = [&](int i) {
     if (i < n_tiles)
-      drop.draw<kThreads>(mask_of(i), drop.n_parts, row0, column0 + static_cast<i64>(i) * kColumns);
+      drop.draw<kThreads>(mask_of(i), row0, column0 + static_cast<i64>(i) * kColumns);
   };
 #pragma unroll
   for (int i = 0; i < kStages - 1; ++i) fetch(i);
@@ -216,8 +218,8 @@ __global__ void __launch_bounds__(kThreads)
     const bool inside = r < rows && chunk * 8 < p.thin_columns;
     copy_async_16(ds.at(r, chunk), inside ? p.ds.at(row0 + r, chunk * 8) : p.ds.data, inside);
   }
+  drop.fetch<kThreads>(mask, row0, column0);
   copy_async_commit();
-  drop.draw<kThreads>(mask, drop.n_parts, row0, column0);
   copy_async_wait();
   __syncthreads();
 
@@ -288,7 +290,7 @@ void CudaLoraKernels::forward(const ThinPlan& plan, const Tensor& s, double scal
                               const Tensor& a, std::span<const ThinPart> parts,
                               const InputDropout& drop) {
   check(packable(8, x.cols(), x, s, a), "cuda thin forward: rows must start at 16 bytes");
-  const ThinDropout masks = thin_dropout(drop, x.cols(), parts);
+  const ThinDropout masks = thin_dropout(plan, x, drop, parts);
   ForwardArgs p{.x = const_matrix<bf16>(x),
                 .a = const_matrix<bf16>(a),
                 .s = matrix<bf16>(s),
@@ -313,7 +315,7 @@ void CudaLoraKernels::into_x(const ThinPlan& plan, const Tensor& dx, const Tenso
                     .tokens = dx.rows(),
                     .columns = dx.cols(),
                     .thin_columns = static_cast<int>(ds.cols())};
-  const ThinDropout masks = thin_dropout(drop, dx.cols(), parts);
+  const ThinDropout masks = kept_dropout(plan, dx, drop, parts);
   with_sixteens(plan.into_x(), [&]<int NR>() { run_into_x<NR>(p, masks, backend_.stream()); });
 }
 

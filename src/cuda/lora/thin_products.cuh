@@ -48,19 +48,22 @@ struct ThinArgs {
   }
 };
 
-// Masks of the wide matrix: one for each part.
-struct ThinDropout : DropoutArgs<kMostParts> {
-  int n_parts;
+struct ThinDropout : DropoutMasks<kMostParts> {
   float keep_scale;                                    // 1 / (1 - p)
   signed char part_of_eight[ThinPlan::kMostThin / 8];  // the part of thin columns 8 i.., or -1
 };
 
-inline ThinDropout thin_dropout(const InputDropout& drop, i64 columns,
+// Dropout of the wide matrix. Throws Error if `drop` has bits that are not this plan's.
+inline ThinDropout thin_dropout(const ThinPlan& plan, const Tensor& wide, const InputDropout& drop,
                                 std::span<const ThinPart> parts) {
   ThinDropout d{};
+  if (drop.bits.defined()) {
+    drop.bits.expect(*plan.kept_bits(wide.rows()), "cuda thin products: dropout's bits");
+    d.kept = drop.bits.data<std::uint8_t>();
+  }
   d.key = drop.key;
   d.threshold = dropout_threshold(drop.p);
-  d.columns = columns;
+  d.columns = wide.cols();
   d.n_parts = static_cast<int>(parts.size());
   d.keep_scale = 1.0f / (1.0f - drop.p);
   std::fill(std::begin(d.part_of_eight), std::end(d.part_of_eight), static_cast<signed char>(-1));
@@ -70,6 +73,13 @@ inline ThinDropout thin_dropout(const InputDropout& drop, i64 columns,
       d.part_of_eight[c / 8] = static_cast<signed char>(q);
   }
   return d;
+}
+
+// thin_dropout for a backward: the bits are forward's. Without dropout there are none.
+inline ThinDropout kept_dropout(const ThinPlan& plan, const Tensor& wide, const InputDropout& drop,
+                                std::span<const ThinPart> parts) {
+  check(drop.p == 0 || drop.bits.defined(), "cuda thin products: forward kept no bits of dropout");
+  return thin_dropout(plan, wide, drop, parts);
 }
 
 // Rows of 16 NR thin columns, padded by one 16-byte chunk so that eight rows lie in different

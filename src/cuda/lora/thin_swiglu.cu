@@ -7,7 +7,8 @@
 //            threads make 64 x 128 of y at a time, in one of two buffers of shared memory, while
 //            warps that are ahead multiply the tile before. Loads of one block overlap with the
 //            products of the two others on a multiprocessor.
-// Bytes      3 in, 2 out: a third less than gated.cu and thin_backward.cu one after the other
+// Bytes      3 in, 2 out: a third less than gated.cu and thin_backward.cu one after the other; with
+//            dropout, of which there is one mask, 1 / 16 of an input more
 // Numbers    y is rounded to BF16 before it is multiplied, as if it had been stored
 #include "cuda/gated.cuh"
 #include "cuda/lora/thin_products.cuh"
@@ -27,7 +28,7 @@ struct SwigluTensors {
 template <int NR, int ROWS>
 constexpr std::size_t kSharedBytes = 2 * kTileBytes + ROWS* ThinTile<NR>::kRowBytes;
 
-// DROP: masks the y of da, but not the gradients.
+// DROP: masks the y of da by the bits that forward kept, but not the gradients.
 template <int NR, int ROWS, bool DROP>
 __global__ void __launch_bounds__(kThreads, NR == 1 ? 3 : 2)
     thin_swiglu_kernel(const __grid_constant__ ThinArgs p, const __grid_constant__ SwigluTensors m,
@@ -41,8 +42,6 @@ __global__ void __launch_bounds__(kThreads, NR == 1 ? 3 : 2)
   const i64 row0 = static_cast<i64>(blockIdx.y) * ROWS;
   load_thin<NR, ROWS>(thin, thin_memory, p, row0, 0);
 
-  RandomKey key;
-  if constexpr (DROP) key = drop.key.resolved(), key.site = drop.sites[0];
   float dw[2 * NR][4] = {};
   const int first_row = threadIdx.x / kChunks, chunk = threadIdx.x % kChunks;
   for (i64 column = column0; column < column1; column += kColumns) {
@@ -51,6 +50,8 @@ __global__ void __launch_bounds__(kThreads, NR == 1 ? 3 : 2)
     for (int inner = 0; inner < kInner; ++inner) {
       unsigned char* tile_memory = shared + inner % 2 * kTileBytes;
       const SwizzledTile<kColumns> tile{shared_address(tile_memory)};
+      [[maybe_unused]] const unsigned char* bits = nullptr;
+      if constexpr (DROP) bits = drop.kept_at(row0 + inner * kTokens, column);
 #pragma unroll
       for (int n = 0; n < kTokens * kChunks / kThreads; ++n) {
         const int row = first_row + n * (kThreads / kChunks);
@@ -63,8 +64,7 @@ __global__ void __launch_bounds__(kThreads, NR == 1 ? 3 : 2)
           load_pack<8>(m.up.at(token, col), u);
           swiglu_gradients<true>(d, g, u);
           if constexpr (DROP) {
-            const auto element = static_cast<std::uint64_t>(token * p.columns + col);
-            const std::uint32_t keep = keep_bits(key, element / 8, drop.threshold);
+            const std::uint32_t keep = bits[row * MaskTile::kOctets + chunk];
 #pragma unroll
             for (int i = 0; i < 8; ++i) d[i] = keep >> i & 1 ? d[i] : 0.0f;
           }
@@ -112,7 +112,7 @@ void CudaLoraKernels::run_swiglu_backward(const ThinPlan& plan, const Tensor& dg
   const SwigluTensors m{matrix<bf16>(dgate), matrix<bf16>(dup), const_matrix<bf16>(gate),
                         const_matrix<bf16>(up)};
   const ThinCut cut = plan.cut_swiglu_backward(dy.rows());
-  const ThinDropout masks = thin_dropout(drop, dy.cols(), parts);
+  const ThinDropout masks = kept_dropout(plan, dy, drop, parts);
   if (drop.p > 0) p.dw_scale = masks.keep_scale;
   const ThinDropout* used = drop.p > 0 ? &masks : nullptr;
   plan.swiglu_backward() == 1 ? run<1>(p, m, used, cut, backend_)
