@@ -219,7 +219,8 @@ TEST_CASE(
                                        {"cache_kernels.h", "bench/timing_backend.cpp"},
                                        {"adapter_kernels.h", "bench/timing_backend.cpp"},
                                        {"shared_keys.h", "bench/timing_backend.cpp"},
-                                       {"dora_kernels.h", "bench/timing_backend.cpp"}}) {
+                                       {"dora_kernels.h", "bench/timing_backend.cpp"},
+                                       {"slice_kernels.h", "bench/timing_backend.cpp"}}) {
     const std::string text = read(timing);
     const std::set<std::string> names = virtuals(header);
     CHECK(!names.empty());

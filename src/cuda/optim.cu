@@ -19,11 +19,12 @@
 #include "cuda/cuda_backend.h"
 #include "cuda/pack.cuh"
 #include "cuda/reduce.cuh"
+#include "cuda/slice_kernels.h"
 
 namespace lk {
 namespace {
 
-constexpr int kChunk = 4096, kThreads = 256;
+constexpr int kChunk = kSumPiece, kThreads = 256;
 constexpr int kMaxSlots = 384;
 
 // first_chunk[i] is the number of slot i's first chunk among all chunks of the launch.
@@ -158,20 +159,30 @@ void for_each_table(const Range& range, MakeSlot make_slot, Flush flush) {
 void CudaBackend::sum_squares(const Tensor& out, std::span<const Tensor> tensors) {
   i64 total = 0;
   for (const Tensor& t : tensors) total += ceil_div(t.numel(), kChunk);
-  Tensor partial = empty(Tag::Workspace, DType::F32, {total});
-  i64 done = 0;
+  const Tensor partial = empty(Tag::Workspace, DType::F32, {total});
+  slice_kernels_->square_sums(partial, tensors);
+  slice_kernels_->add_square_sums(out, partial);
+}
+
+void CudaSliceKernels::square_sums(const Tensor& sums, std::span<const Tensor> tensors) {
+  i64 total = 0, done = 0;
+  for (const Tensor& t : tensors) total += ceil_div(t.numel(), kChunk);
+  sums.expect({total}, "square_sums: sums (n)");
   auto slot = [](const Tensor& t) {
     check(t.contiguous() && (t.dtype() == DType::F32 || t.dtype() == DType::BF16),
           "cuda sum_squares: needs contiguous f32 or bf16");
     return NormSlot{t.raw(), t.numel(), t.dtype() == DType::BF16};
   };
   for_each_table<NormSlot>(tensors, slot, [&](const SlotTable<NormSlot>& table, i64 chunks) {
-    launch("sum_squares", sum_squares_kernel, grid_of(chunks), dim3(kThreads), 0, stream(), table,
-           partial.data<float>() + done);
+    launch("sum_squares", sum_squares_kernel, grid_of(chunks), dim3(kThreads), 0, backend_.stream(),
+           table, sums.data<float>() + done);
     done += chunks;
   });
-  launch("sum_partials", sum_partials_kernel, dim3(1), dim3(1024), 0, stream(), out.data<float>(),
-         partial.data<float>(), total);
+}
+
+void CudaSliceKernels::add_square_sums(const Tensor& out, const Tensor& sums) {
+  launch("sum_partials", sum_partials_kernel, dim3(1), dim3(1024), 0, backend_.stream(),
+         out.data<float>(), sums.data<float>(), sums.numel());
 }
 
 void CudaBackend::adamw(std::span<const AdamWSlot> slots, const AdamWStep& step,
