@@ -46,6 +46,13 @@ void FinetuneRun::prove_replicas() {
             "kind are needed");
 }
 
+std::optional<WholeMoments> FinetuneRun::gather_moments() {
+  std::optional<WholeMoments> moments;
+  if (world_ && world_->size() > 1)
+    trainer_->between_steps([&] { moments = shared_step_->gather_moments(trainer_->optimizer()); });
+  return moments;
+}
+
 FinetuneResult finetune(const FinetuneSettings& settings, World& world, FinetuneListener& listener,
                         const std::atomic<int>& stop) {
   FinetuneListener nobody;
