@@ -315,6 +315,11 @@ class TimingBackend::SliceTimes final : public SliceKernels {
     owner_.timed({OpFamily::Optimizer, 0, work::sizes(out, sums)}, false,
                  [&] { inner().add_square_sums(out, sums); });
   }
+  void copy_many(std::span<const Copy> copies) override {
+    Work work{OpFamily::Other, 0, 0};
+    for (const Copy& copy : copies) work.bytes += work::sizes(copy.to, copy.from);
+    owner_.timed(work, false, [&] { inner().copy_many(copies); });
+  }
 
  private:
   SliceKernels& inner() { return *owner_.inner_.slice_kernels(); }

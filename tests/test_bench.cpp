@@ -238,6 +238,8 @@ TEST_CASE("every op of Backend and of its kernels has a benchmark on the CPU and
   for (const char* name : {"weight_gradient", "upload", "download", "upload_made", "look_at"})
     ops.insert(name);
   const std::string shared = read("bench/kernel_cases.cpp");  // both benches time these
+  for (const std::string& name : virtuals("slice_kernels.h"))
+    CHECK(shared.find("slice_kernels()->" + name + "(") != std::string::npos);
   std::erase_if(ops, [&](const std::string& op) {
     return shared.find("on." + op + "(") != std::string::npos;
   });

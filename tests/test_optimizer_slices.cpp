@@ -145,6 +145,39 @@ TEST_CASE("sums of squares of slices add up to the bits of the whole") {
   }
 }
 
+TEST_CASE("many copies at once are those that are made one by one") {
+  std::vector<std::unique_ptr<Backend>> devices;
+  devices.push_back(make_cpu_backend());
+  if (n_gpus() > 0) devices.push_back(open_device("cuda:0"));
+  for (const std::unique_ptr<Backend>& backend : devices) {
+    CAPTURE(backend->name());
+    const Tensor source = random_tensor(*backend, DType::F32, {100000}, 1);
+    for (const DType dtype : {DType::F32, DType::BF16})
+      for (const std::int64_t pad : {0, 4, 5}) {
+        CAPTURE(pad);
+        std::vector<Tensor> got, want;
+        std::vector<SliceKernels::Copy> copies;
+        std::int64_t at = 0;
+        for (int i = 0; i < 500; ++i) {
+          const std::int64_t rows = i % 5, cols = i == 17 ? 20000 : 1 + 13 * i % 37;
+          for (std::vector<Tensor>* each : {&got, &want}) {
+            const Tensor wide = backend->empty(Tag::Workspace, dtype, {rows, cols + pad});
+            backend->fill(wide, 7);
+            each->push_back(wide);
+          }
+          const Tensor from = source.slice_rows(at, at + rows * cols);
+          copies.push_back({got.back().slice_cols(pad / 2, pad / 2 + cols), from});
+          backend->copy(want.back().slice_cols(pad / 2, pad / 2 + cols),
+                        from.reshape({rows, cols}));
+          at = (at + rows * cols) % 20000;
+        }
+        backend->slice_kernels()->copy_many(copies);
+        for (std::size_t i = 0; i < got.size(); ++i)
+          CHECK(to_host_f64(got[i]) == to_host_f64(want[i]));
+      }
+  }
+}
+
 namespace {
 
 // Matrices of several pieces, some of which slices cut.

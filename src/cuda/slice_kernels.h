@@ -13,6 +13,7 @@ class CudaSliceKernels final : public SliceKernels {
       : SliceKernels(kSumPiece, DType::F32), backend_(backend) {}
   void square_sums(const Tensor& sums, std::span<const Tensor> tensors) override;  // optim.cu
   void add_square_sums(const Tensor& out, const Tensor& sums) override;            // optim.cu
+  void copy_many(std::span<const Copy> copies) override;                           // copies.cu
 
  private:
   CudaBackend& backend_;

@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "tensor/slice_kernels.h"
-
 namespace lk {
 namespace {
 
@@ -81,7 +79,12 @@ StepTensors SharedStep::run(StepParts& parts, AdamW& optimizer) {
       return t > 0 ? numbers(parameters_[t - 1]->value(), from, to) : Tensor();
     });
   });
-  for (Parameter* p : parameters_) p->refresh();
+  Copies copies;  // in the compute dtype, which the update of slices leaves as they are
+  for (Parameter* p : parameters_) {
+    p->changed();
+    if (p->has_compute_copy()) copies.push_back({p->compute(), p->value()});
+  }
+  kernels_.copy_many(copies);
   return step;
 }
 
@@ -127,14 +130,17 @@ void SharedStep::add_chunk(const Round& round, const View& gradients, std::int64
   const Tensor received = n_received > 0 ? empty(n_received * own.size()) : Tensor();
   std::vector<Tensor> own_slice;  // of each process that computed one
   std::vector<Transport::Piece> sends, receives;
+  Copies copies;
   if (computed) {
     backend.fill(all, 0);  // what lies between the gradients is sent too
     for (int r = 0; r < size_; ++r) {
       const Range range = part(r, chunk);
       const Tensor slice = all.slice_rows(r * slice_, r * slice_ + range.size());
-      copy_parts(Direction::IntoBuffer, slice, range, gradients);
+      add_copies(copies, Direction::IntoBuffer, slice, range, gradients);
       if (r != rank_ && range.size() > 0) sends.push_back({r, slice});
     }
+    kernels_.copy_many(copies);
+    copies.clear();
   }
   for (int r = 0; r < round.n_computed && own.size() > 0; ++r) {
     const std::int64_t at = r == rank_ ? r * slice_ : std::ssize(receives) * own.size();
@@ -150,7 +156,9 @@ void SharedStep::add_chunk(const Round& round, const View& gradients, std::int64
   const Tensor sum = only ? own_slice[0] : sum_.slice_rows(at, at + own.size());
   if (round.first && !only) backend.copy(sum, own_slice[0]);
   for (std::size_t r = round.first; r < own_slice.size(); ++r) backend.add(sum, sum, own_slice[r]);
-  if (round.last) copy_parts(Direction::OutOfBuffer, sum, own, gradients);
+  if (!round.last) return;
+  add_copies(copies, Direction::OutOfBuffer, sum, own, gradients);
+  kernels_.copy_many(copies);
 }
 
 void SharedStep::share_norm(const Tensor& norm_sq, const Tensor& loss) {
@@ -187,7 +195,9 @@ void SharedStep::gather(const View& view) {
     };
     const Tensor own = slice(rank_);
     model_.backend().fill(own, 0);
-    copy_parts(Direction::IntoBuffer, own, part(rank_, c), view);
+    Copies copies;
+    add_copies(copies, Direction::IntoBuffer, own, part(rank_, c), view);
+    kernels_.copy_many(copies);
     std::vector<Transport::Piece> sends, receives;
     for (int r = 0; r < size_; ++r) {
       if (r == rank_) continue;
@@ -195,8 +205,10 @@ void SharedStep::gather(const View& view) {
       if (slice(r).numel() > 0) receives.push_back({r, slice(r)});
     }
     exchange(sends, receives);
+    copies.clear();
     for (int r = 0; r < size_; ++r)
-      if (r != rank_) copy_parts(Direction::OutOfBuffer, slice(r), part(r, c), view);
+      if (r != rank_) add_copies(copies, Direction::OutOfBuffer, slice(r), part(r, c), view);
+    kernels_.copy_many(copies);
   }
 }
 
@@ -230,7 +242,9 @@ std::vector<std::vector<float>> SharedStep::gather_on_host(const View& own) {
       return all.slice_rows(at, at + part(r, c).size());
     };
     model_.backend().fill(all, 0);
-    copy_parts(Direction::IntoBuffer, slice(rank_), part(rank_, c), own);
+    Copies copies;
+    add_copies(copies, Direction::IntoBuffer, slice(rank_), part(rank_, c), own);
+    kernels_.copy_many(copies);
     std::vector<Transport::Piece> sends, receives;
     if (rank_ > 0 && slice(rank_).numel() > 0) sends.push_back({0, slice(rank_)});
     for (int r = 1; r < size_ && rank_ == 0; ++r)
@@ -253,14 +267,16 @@ OptimizerSlices::Range SharedStep::part(int rank, std::int64_t chunk) const {
   return {begin, std::min(begin + slice_, range.end)};
 }
 
-void SharedStep::copy_parts(Direction direction, const Tensor& buffer, Range range,
+void SharedStep::add_copies(Copies& copies, Direction direction, const Tensor& buffer, Range range,
                             const View& view) const {
   slices_.for_each_part(
       range, [&](std::size_t t, std::int64_t from, std::int64_t to, std::int64_t at) {
         const Tensor x = buffer.slice_rows(at, at + to - from), y = view(t, from, to);
         if (!y) return;
-        const bool in = direction == Direction::IntoBuffer;
-        model_.backend().copy(in ? x : y, in ? y : x);
+        if (direction == Direction::IntoBuffer)
+          copies.push_back({x, y});
+        else
+          copies.push_back({y, x});
       });
 }
 

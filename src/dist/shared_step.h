@@ -16,7 +16,7 @@
 //
 // What a process computes of a micro-batch is recorded, and so is the update of its slice
 // (lora/step_parts.h). The exchanges, where the host waits for other processes, and the copies to and from
-// their buffers are not.
+// their buffers are not; a chunk's copies are a launch or two, of however many matrices.
 //
 // TrainStep::run() adds each micro-batch to the gradient in place instead, which rounds otherwise
 // where a step has several: without a SharedStep the last bits are others.
@@ -25,6 +25,7 @@
 #include "dist/optimizer_slices.h"
 #include "lora/step_parts.h"
 #include "lora/trainer.h"
+#include "tensor/slice_kernels.h"
 #include "tensor/transport.h"
 
 namespace lk {
@@ -75,6 +76,7 @@ class SharedStep {
   // Numbers [from, to) of a tensor of the slices' vector as a vector; undefined: they stay where they are.
   using View = std::function<Tensor(std::size_t tensor, std::int64_t from, std::int64_t to)>;
   enum class Direction { IntoBuffer, OutOfBuffer };
+  using Copies = std::vector<SliceKernels::Copy>;
 
   void compute(const TrainStep& train_step, const StepTensors& one);
   // Adds the gradients of the processes that computed one to the sum, in their order. The last round
@@ -89,7 +91,9 @@ class SharedStep {
 
   // The part of a process's slice that travels in a chunk.
   Range part(int rank, std::int64_t chunk) const;
-  void copy_parts(Direction direction, const Tensor& buffer, Range range, const View& view) const;
+  // Adds the copies of `range` to those that are made at once.
+  void add_copies(Copies& copies, Direction direction, const Tensor& buffer, Range range,
+                  const View& view) const;
   void exchange(std::span<const Transport::Piece> sends,
                 std::span<const Transport::Piece> receives);
   View gradients(const Tensor& loss) const;

@@ -1,5 +1,6 @@
 // SliceKernels: what processes need of a device that each update a slice of the numbers they train
-// (dist/shared_step.h). Every device has them (Backend::slice_kernels).
+// (dist/shared_step.h): sums of squares in two halves, and many copies at once. Every device has them
+// (Backend::slice_kernels).
 #pragma once
 
 #include <span>
@@ -25,6 +26,15 @@ class SliceKernels {
   // out (1) F32|F64 = sums[0] + sums[1] + ..., as sum_squares() adds them.
   virtual void add_square_sums(const Tensor& out, const Tensor& sums) = 0;
 
+  // to = from, as Backend::copy() does it, for any number of tensors at once: a launch for each would take
+  // longer than most of these copies. `from` F32 (F64 in checks), contiguous; `to` of the same number of
+  // elements, in that dtype or BF16, contiguous or a matrix with a row stride. None is copied to twice, or
+  // both read and written.
+  struct Copy {
+    Tensor to, from;
+  };
+  virtual void copy_many(std::span<const Copy> copies) = 0;
+
  protected:
   SliceKernels(std::int64_t piece, DType sum_dtype) : piece_(piece), sum_dtype_(sum_dtype) {}
 
@@ -39,6 +49,7 @@ class NoSliceKernels final : public SliceKernels {
   NoSliceKernels(std::int64_t piece, DType sum_dtype) : SliceKernels(piece, sum_dtype) {}
   void square_sums(const Tensor&, std::span<const Tensor>) override {}
   void add_square_sums(const Tensor&, const Tensor&) override {}
+  void copy_many(std::span<const Copy>) override {}
 };
 
 }  // namespace lk

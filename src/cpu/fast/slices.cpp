@@ -1,9 +1,11 @@
 #include "cpu/fast/slices.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "cpu/fast/simd.h"
 #include "cpu/kernels.h"
+#include "tensor/backend.h"
 
 namespace lk::cpu {
 namespace {
@@ -31,6 +33,33 @@ class CpuSliceKernels final : public SliceKernels {
     for (const double x : std::span(sums.data<double>(), static_cast<std::size_t>(sums.numel())))
       total += x;
     dispatch_float(out.dtype(), [&]<class O>() { *out.data<O>() = rounded<O>(total); });
+  }
+  // What lies flat on both sides is shared out among the threads in pieces; the rest goes one by one.
+  void copy_many(std::span<const Copy> copies) override {
+    struct Piece {
+      std::byte* to;
+      const std::byte* from;
+      std::size_t bytes;
+    };
+    std::vector<Piece> pieces;
+    for (const auto& [to, from] : copies) {
+      check(from.contiguous() && from.numel() == to.numel(), "copy_many: ", from.shape(), " into ",
+            to.shape());
+      if (to.dtype() != from.dtype() || !to.contiguous()) {
+        to.backend().copy(to, from.reshape(to.shape()));
+        continue;
+      }
+      constexpr std::size_t kBytes = kPiece * sizeof(float);
+      for (std::size_t begin = 0; begin < from.bytes(); begin += kBytes)
+        pieces.push_back({static_cast<std::byte*>(to.raw()) + begin,
+                          static_cast<const std::byte*>(from.raw()) + begin,
+                          std::min(kBytes, from.bytes() - begin)});
+    }
+    const auto n = static_cast<std::int64_t>(pieces.size());
+    parallel_for(n, n * kPiece, [&](std::int64_t i) {
+      const Piece& p = pieces[static_cast<std::size_t>(i)];
+      std::memcpy(p.to, p.from, p.bytes);
+    });
   }
 };
 
