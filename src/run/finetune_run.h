@@ -58,7 +58,7 @@ class FinetuneRun {
   // The signal that stops all processes, once one has it; 0: none.
   int agreed_stop();
   EvaluationShare evaluation_share();
-  // Checks that all processes have the same numbers in what they train.
+  // Checks that all processes have the same numbers in what they train, and together two moments of each.
   void prove_replicas();
   // What the leading process saves of the optimizer, if several share it: all call this, at the same time.
   std::optional<WholeMoments> gather_moments();
