@@ -139,9 +139,7 @@ class Run {
           open_transport(*world, backend, program::message), backend);
       shared_.emplace(model_, adapter_, transport_.get(), world->rank(), world->size(),
                       settings.clip);
-      settings.run_step = [this](StepParts& parts, AdamW& optimizer) {
-        return shared_->run(parts, optimizer);
-      };
+      shared_->join(settings);
     }
     trainer_.emplace(model_, adapter_, settings);
     model_.set_recompute(s.recompute);

@@ -2,15 +2,17 @@
 
 #include "roofline.h"
 #include "tensor/plan_backend.h"
+#include "tensor/slice_kernels.h"
 
 namespace lk::bench {
 namespace {
 
 // Adds up the work of the ops that it is given, without running them.
-class WorkCounter final : public PlanBackend {
+class WorkCounter final : public PlanBackend, private SliceKernels {
  public:
-  WorkCounter() : PlanBackend(DeviceTraits{}) {}
+  WorkCounter() : PlanBackend(DeviceTraits{}), SliceKernels(1, DType::F32) {}
   const Work& total() const { return total_; }
+  SliceKernels* slice_kernels() override { return this; }
 
   void upload(const Tensor& dst, const void*, std::size_t) override { copied(dst); }
   void download(void*, const Tensor& src, std::size_t) override { copied(src); }
@@ -33,6 +35,15 @@ class WorkCounter final : public PlanBackend {
   void sum_rows_by_id(const Tensor& dtable, GradMode mode, const Tensor& dy,
                       const Tensor& ids) override {
     add_up(work::table_gradient(dtable, mode, dy, ids));
+  }
+  void square_sums(const Tensor& sums, std::span<const Tensor> tensors) override {
+    add_up(work::sum_squares(sums, tensors));
+  }
+  void add_square_sums(const Tensor& out, const Tensor& sums) override {
+    add_up({OpFamily::Optimizer, 0, work::sizes(out, sums)});
+  }
+  void copy_many(std::span<const Copy> copies) override {
+    for (const Copy& c : copies) add_up(work::copy(c.to, c.from));
   }
   void copied(const Tensor& x) { add_up({OpFamily::Transfer, 0, work::size(x)}); }
   void add_up(const Work& work) {
@@ -229,6 +240,27 @@ std::vector<KernelCase> kernel_cases(const KernelSizes& sizes) {
       slots.back().v.backend().fill(slots.back().v, 1.0);
     }
     return [slots, norm = o.statistics({1})](Backend& on) { on.adamw(slots, {.lr = 1e-4f}, norm); };
+  });
+  // What a step of several processes does beside: dist/shared_step.h.
+  add("square_sums", [=](Operands& o) {
+    std::vector<Tensor> x;
+    for (std::int64_t i = 0; i < factors; ++i) x.push_back(o.statistics({factor_numel}));
+    Backend& backend = x[0].backend();
+    const SliceKernels& kernels = *backend.slice_kernels();
+    const std::int64_t each = (factor_numel + kernels.piece() - 1) / kernels.piece();
+    const Tensor sums = backend.empty(Tag::Workspace, kernels.sum_dtype(), {factors * each});
+    return [x, sums, out = o.statistics({1})](Backend& on) {
+      on.slice_kernels()->square_sums(sums, x);
+      on.slice_kernels()->add_square_sums(out, sums);
+    };
+  });
+  add("copy_many", [=](Operands& o) {
+    const Tensor buffer = o.statistics({factors * factor_numel});
+    std::vector<SliceKernels::Copy> copies;
+    for (std::int64_t i = 0; i < factors; ++i)
+      copies.push_back({buffer.slice_rows(i * factor_numel, (i + 1) * factor_numel),
+                        o.statistics({factor_numel})});
+    return [copies](Backend& on) { on.slice_kernels()->copy_many(copies); };
   });
   return cases;
 }

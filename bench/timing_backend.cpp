@@ -10,6 +10,7 @@
 #include "tensor/fp8_kernels.h"
 #include "tensor/quantised_kernels.h"
 #include "tensor/shared_keys.h"
+#include "tensor/slice_kernels.h"
 
 namespace lk::bench {
 
@@ -302,6 +303,31 @@ class TimingBackend::DoraTimes final : public DoraKernels {
   TimingBackend& owner_;
 };
 
+class TimingBackend::SliceTimes final : public SliceKernels {
+ public:
+  explicit SliceTimes(TimingBackend& owner)
+      : SliceKernels(owner.inner_.slice_kernels()->piece(),
+                     owner.inner_.slice_kernels()->sum_dtype()),
+        owner_(owner) {}
+  void square_sums(const Tensor& sums, std::span<const Tensor> tensors) override {
+    owner_.timed(work::sum_squares(sums, tensors), false,
+                 [&] { inner().square_sums(sums, tensors); });
+  }
+  void add_square_sums(const Tensor& out, const Tensor& sums) override {
+    owner_.timed({OpFamily::Optimizer, 0, work::sizes(out, sums)}, false,
+                 [&] { inner().add_square_sums(out, sums); });
+  }
+  void copy_many(std::span<const Copy> copies) override {
+    Work work{OpFamily::Other, 0, 0};
+    for (const Copy& copy : copies) work.bytes += work::sizes(copy.to, copy.from);
+    owner_.timed(work, false, [&] { inner().copy_many(copies); });
+  }
+
+ private:
+  SliceKernels& inner() { return *owner_.inner_.slice_kernels(); }
+  TimingBackend& owner_;
+};
+
 LoraKernels* TimingBackend::lora_kernels() {
   if (!inner_.lora_kernels()) return nullptr;
   if (!lora_) lora_ = std::make_unique<Lora>(*this);
@@ -323,6 +349,11 @@ DoraKernels* TimingBackend::dora_kernels() {
   if (!inner_.dora_kernels()) return nullptr;
   if (!dora_) dora_ = std::make_unique<DoraTimes>(*this);
   return dora_.get();
+}
+
+SliceKernels* TimingBackend::slice_kernels() {
+  if (!slices_) slices_ = std::make_unique<SliceTimes>(*this);
+  return slices_.get();
 }
 
 // Making a dense matrix for a product counts as part of the products with frozen matrices.

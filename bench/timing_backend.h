@@ -68,6 +68,7 @@ class TimingBackend final : public Backend {
   SharedKeyKernels* shared_key_kernels() override;
   DoraKernels* dora_kernels() override;
   QuantisedKernels* quantised_kernels() override;
+  SliceKernels* slice_kernels() override;
   bool keeps_quantised(const GgmlType& type) const override { return inner_.keeps_quantised(type); }
   std::int64_t free_memory() const override;
   void upload(const Tensor& dst, const void* src, std::size_t bytes) override;
@@ -101,6 +102,7 @@ class TimingBackend final : public Backend {
   class SharedKeyTimes;
   class DoraTimes;
   class QuantisedTimes;
+  class SliceTimes;
   // Runs op() between two marks and records it. Ops inside it (a backend may use its own ops) count
   // as part of it. A frozen product with the head's weight is recorded as Head.
   template <class Op>
@@ -139,6 +141,7 @@ class TimingBackend final : public Backend {
   std::unique_ptr<SharedKeyTimes> shared_keys_;
   std::unique_ptr<DoraTimes> dora_;
   std::unique_ptr<QuantisedTimes> quantised_;
+  std::unique_ptr<SliceTimes> slices_;
   Roofs roofs_;
   const void* head_;
   std::unordered_map<void*, Tensor> blocks_;  // the cache's blocks, in the inner backend's memory

@@ -219,7 +219,8 @@ TEST_CASE(
                                        {"cache_kernels.h", "bench/timing_backend.cpp"},
                                        {"adapter_kernels.h", "bench/timing_backend.cpp"},
                                        {"shared_keys.h", "bench/timing_backend.cpp"},
-                                       {"dora_kernels.h", "bench/timing_backend.cpp"}}) {
+                                       {"dora_kernels.h", "bench/timing_backend.cpp"},
+                                       {"slice_kernels.h", "bench/timing_backend.cpp"}}) {
     const std::string text = read(timing);
     const std::set<std::string> names = virtuals(header);
     CHECK(!names.empty());
@@ -237,6 +238,8 @@ TEST_CASE("every op of Backend and of its kernels has a benchmark on the CPU and
   for (const char* name : {"weight_gradient", "upload", "download", "upload_made", "look_at"})
     ops.insert(name);
   const std::string shared = read("bench/kernel_cases.cpp");  // both benches time these
+  for (const std::string& name : virtuals("slice_kernels.h"))
+    CHECK(shared.find("slice_kernels()->" + name + "(") != std::string::npos);
   std::erase_if(ops, [&](const std::string& op) {
     return shared.find("on." + op + "(") != std::string::npos;
   });

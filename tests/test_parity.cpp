@@ -6,6 +6,7 @@
 #include "parity.h"
 #include "tensor/adapter_kernels.h"
 #include "tensor/dora_kernels.h"
+#include "tensor/slice_kernels.h"
 
 using namespace lk;
 using namespace lk::test;
@@ -1163,6 +1164,45 @@ TEST_CASE("cuda: adamw") {
             CHECK(r.got[i + 3] == std::vector<double>(r.got[i].size(), 0.0));
         }
       }
+}
+
+TEST_CASE("cuda: many copies at once") {
+  LK_NEEDS_GPU();
+  for (const Layout layout : kLayouts) {
+    const Results r = compare("copy_many", DType::F32, layout, [&](const Side& s) {
+      // One long vector that begins at an odd address; pieces of it go into matrices of both dtypes, some
+      // with a row stride, and some come back.
+      constexpr std::int64_t kSizes[][2] = {{1, 1},  {1, 3},   {1, 9001}, {7, 4104}, {5, 131},
+                                            {0, 16}, {64, 96}, {300, 40}, {3, 7},    {2, 4096}};
+      std::vector<Guarded> out;
+      std::vector<SliceKernels::Copy> copies;
+      Guarded source = statistics(s, 1, 900001, 1), back = statistics(s, 1, 900001, 2);
+      std::int64_t at = 1;
+      for (int i = 0;; ++i) {
+        const auto [rows, cols] = kSizes[i % 10];
+        const std::int64_t n = rows * cols;
+        if (at + n > 800000) break;
+        const Tensor from = source.vector().slice_rows(at, at + n);
+        if (i % 3 == 2) {
+          copies.push_back({back.vector().slice_rows(at, at + n), from});
+        } else {
+          Guarded to(s.backend, i % 3 ? DType::BF16 : s.dtype, rows, cols, s.layout,
+                     std::vector<double>(static_cast<std::size_t>(n), 0.0));
+          copies.push_back({to, from});
+          out.push_back(to);
+        }
+        at += n + i % 7;  // aligned or not
+      }
+      for (int i = 0; i < 1000; ++i)  // more than two tables
+        copies.push_back({back.vector().slice_rows(800000 + 5 * i, 800000 + 5 * i + 4),
+                          source.vector().slice_rows(3 * i, 3 * i + 4)});
+      s.backend.slice_kernels()->copy_many(copies);
+      out.push_back(back);
+      return out;
+    });
+    CHECK(r.got.size() > 50);
+    for (std::size_t i = 0; i < r.got.size(); ++i) CHECK(r.got[i] == r.want[i]);
+  }
 }
 
 TEST_CASE("cuda: adamw skips a step that is not finite") {

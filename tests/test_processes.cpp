@@ -4,6 +4,7 @@
 
 #include "cuda/open_device.h"
 #include "harness.h"
+#include "io/safetensors.h"
 #include "run_folders.h"
 
 using namespace lk;
@@ -27,6 +28,24 @@ const std::string kShell =
     "running() { for w in $*; do grep -qs '^State:.[^Z]' /proc/$w/status && echo ORPHAN $w; done; "
     "true; }\n";
 
+std::vector<float> values_of(const SafetensorsFile& file, const std::string& name) {
+  const Shape shape = file.shape(name);
+  std::vector<float> values(static_cast<std::size_t>(shape.numel()));
+  file.read_rows(name, 0, shape.rank() <= 1 ? 1 : shape[0], values.data());
+  return values;
+}
+
+// Checks that two runs' checkpoints have the same numbers: what else is in them says how long it took.
+void check_same_state(const std::string& a, const std::string& b) {
+  const SafetensorsFile one(a + "/checkpoint.safetensors"), other(b + "/checkpoint.safetensors");
+  CHECK(one.names() == other.names());
+  for (const std::string& name : one.names()) {
+    CAPTURE(name);
+    CHECK(one.shape(name) == other.shape(name));
+    CHECK(values_of(one, name) == values_of(other, name));
+  }
+}
+
 }  // namespace
 
 TEST_CASE("any number of processes leaves the same bytes, whatever a step is made of") {
@@ -35,10 +54,11 @@ TEST_CASE("any number of processes leaves the same bytes, whatever a step is mad
   for (const char* more :
        {"--grad-accum 1", "--grad-accum 2 --dropout 0.1", "--grad-accum 5 --packing",
         "--grad-accum 4 --dtype bf16 --clip 0.1", "--grad-accum 3 --method full",
-        "--grad-accum 3 --method prefix,bitfit", "--grad-accum 2 --dora --recompute block"}) {
+        "--grad-accum 3 --method prefix,bitfit", "--grad-accum 2 --dora --recompute block",
+        "--grad-accum 4 --loraplus-ratio 8 --weight-decay 0.1"}) {
     CAPTURE(more);
     std::string first;
-    for (const char* processes : {"1", "2", "3", "4"}) {
+    for (const char* processes : {"1", "2", "3", "4", "6"}) {
       CAPTURE(processes);
       const std::string out = concat("run", n, "-", processes);
       const auto r = f.run(out, kSteps + more + " --processes " + processes);
@@ -53,6 +73,7 @@ TEST_CASE("any number of processes leaves the same bytes, whatever a step is mad
           const auto name = stdfs::relative(entry.path(), f / first).string();
           CHECK(slurp(f / (out + "/" + name)) == slurp(entry.path().string()));
         }
+      check_same_state(f / out, f / first);
     }
     ++n;
   }
@@ -92,15 +113,16 @@ TEST_CASE("a run goes on with another number of processes to the same bytes") {
   const std::string more =
       "--lr 1e-2 --schedule constant --samples 0 --seq-len 64 --eval-every 0 --keep last "
       "--grad-accum 3 ";
-  REQUIRE(f.run("whole", more + "--steps 9 --processes 2").status == 0);
-  const std::string numbers[] = {"2", "4", "1"};
-  for (int i = 0; i < 3; ++i) {
+  REQUIRE(f.run("whole", more + "--steps 12 --processes 2").status == 0);
+  const std::string numbers[] = {"2", "4", "3", "1"};  // the slices of the moments are cut anew
+  for (int i = 0; i < 4; ++i) {
     const auto r = f.run("parts", more + concat("--steps ", 3 * (i + 1), i ? " --resume" : "",
                                                 " --processes ", numbers[i]));
     REQUIRE_MESSAGE(r.status == 0, r.out);
   }
   CHECK(slurp(f / "parts/adapter_model.safetensors") ==
         slurp(f / "whole/adapter_model.safetensors"));
+  check_same_state(f / "parts", f / "whole");
   const Json run = read_json(f / "parts/run.json");
   CHECK(run["settings"]["processes"] == 1);
 }
@@ -118,9 +140,19 @@ TEST_CASE("a plan counts what several processes add, and a run takes no more") {
   const Json alone = plan(""), three = plan("--processes 3");
   const auto numel = alone["trainable_parameters"].get<std::int64_t>();
   const auto peak = [](const Json& of) { return of["memory"]["peak_bytes"].get<std::int64_t>(); };
+  const auto moments = [](const Json& of) {
+    return of["memory"]["tags"]["optimizer"]["peak_bytes"].get<std::int64_t>();
+  };
+  // The first process has the most; borders lie where the CPU's pieces of 8192 numbers or a parameter
+  // begin.
+  CHECK(moments(alone) == 8 * numel);
+  CHECK(moments(three) >= 8 * (numel / 3));
+  CHECK(moments(three) <= 8 * (numel / 3 + 8192));
+  CHECK(moments(plan("--processes 1")) == 8 * numel);
   // Of four micro-batches, a slice of their sum waits for the fourth.
-  CHECK(peak(three) - peak(alone) >= 4 * numel / 3 * 9 / 10);
-  CHECK(peak(three) - peak(alone) <= 4 * numel / 3 * 11 / 10);
+  const std::int64_t saved = moments(alone) - moments(three);
+  CHECK(peak(three) - peak(alone) + saved >= 4 * numel / 3 * 9 / 10);
+  CHECK(peak(three) - peak(alone) + saved <= 4 * numel / 3 * 11 / 10);
   CHECK(peak(three) <= peak(plan("--processes 1")));
   CHECK(peak(plan("--processes 4")) <= peak(alone));  // all in one round: nothing waits
   CHECK(peak(plan("--processes 8")) <= peak(alone));
@@ -129,6 +161,7 @@ TEST_CASE("a plan counts what several processes add, and a run takes no more") {
   REQUIRE(f.run("run", kSteps + "--grad-accum 4 --dtype f32 --processes 3").status == 0);
   const Json run = read_json(f / "run/run.json");
   CHECK(run["memory"]["peak_bytes"] <= run["planned_peak_bytes"]);
+  CHECK(run["memory"]["tags"]["optimizer"]["peak_bytes"] == moments(three));
   CHECK(run["memory"]["tags"]["workspace"]["live_bytes"] == 0);
   CHECK(run_program("plan --shape smollm2-135m --processes -1").status == 2);
 }
@@ -156,9 +189,19 @@ TEST_CASE("what is wrong is said once, with the code that it has alone") {
 
 TEST_CASE("numbers that are not finite end all processes with 6") {
   Sweeps f;
-  const auto r = f.run("out", "--processes 2 --steps 8 --lr 1e38 --samples 0 --grad-accum 2");
-  CHECK_MESSAGE(r.status == 6, r.out);
-  CHECK(r.out.find("steps in a row were not finite") != std::string::npos);
+  std::string first;
+  for (const char* processes : {"1", "2", "3"}) {
+    const auto r = f.run(concat("out", processes), concat("--steps 8 --lr 1e38 --samples 0 "
+                                                          "--grad-accum 3 --processes ",
+                                                          processes));
+    CHECK_MESSAGE(r.status == 6, r.out);
+    const auto at = r.out.find("steps in a row were not finite");
+    REQUIRE(at != std::string::npos);
+    const std::string says =
+        r.out.substr(at, r.out.find('\n', at) - at);  // with a parameter's name
+    if (first.empty()) first = says;
+    CHECK(says == first);
+  }
 }
 
 TEST_CASE("a process that is killed ends the run with 4, and it goes on") {

@@ -2,15 +2,12 @@
 // alone, added in their order. Here each process is a thread with a device of its own.
 #include <omp.h>
 
-#include <thread>
-
 #include "cpu/cpu_backend.h"
 #include "cuda/open_device.h"
-#include "dist/host_transport.h"
 #include "dist/shared_step.h"
-#include "dist/sockets.h"
 #include "lora/trainer.h"
 #include "parity.h"
+#include "process_threads.h"
 #include "replaying_backend.h"
 #include "tiny_model.h"
 
@@ -36,26 +33,32 @@ std::vector<Row> step_rows() {
   return rows;
 }
 
-// A model, its adapter and a step on a device of their own.
+// A model, its adapter and a step on a device of their own: process `rank` of `size`.
 struct Process {
+  Transport* transport = nullptr;
+  int rank = 0, size = 1;
+  std::int64_t chunk = SharedStep::kChunk;
   std::unique_ptr<Backend> backend = make_cpu_backend();
   std::unique_ptr<Transformer> model = tiny_transformer(*backend, DType::F32);
   Adapter adapter{*model,
                   {.shape = {.rank = 4, .alpha = 7, .dropout = 0.2f}, .targets = {"all-linear"}}};
-  AdamW optimizer{adapter.parameters(), {}};
+  SharedStep shared{*model, adapter, transport, rank, size, kClip, chunk};
+  AdamW optimizer{adapter.parameters(), {}, {}, shared.own_slices()};
   TrainStep train_step{*model, adapter, optimizer, {.clip = kClip, .seed = 11}};
   std::vector<HostBatch> batches = micro_batches(step_rows());
   std::vector<BatchSize> sizes;
   std::int64_t supervised = 0;
   StepTensors step;
 
-  Process() {
+  explicit Process(Transport* with = nullptr, int r = 0, int n = 1,
+                   std::int64_t numbers = SharedStep::kChunk)
+      : transport(with), rank(r), size(n), chunk(numbers) {
     omp_set_num_threads(1);
     for (const HostBatch& b : batches) sizes.push_back(size_of(b)), supervised += b.n_supervised();
     step = train_step.make_tensors(sizes);
     train_step.upload(step, batches, supervised, kMicroStepsDone);
   }
-  StepTensors run(SharedStep& shared) {
+  StepTensors run() {
     StepParts::StepRecorder recorder(*backend, false, {});
     const auto upload = [&](StepTensors& part, std::size_t first) {
       train_step.upload(part, std::span(batches).subspan(first, part.micro_batches.size()),
@@ -102,22 +105,6 @@ Sum by_definition() {
   return sum;
 }
 
-// Runs work(rank, transport) of `size` processes that are connected, each in a thread.
-void run_processes(int size, const std::function<void(int, Transport&)>& work) {
-  FileDescriptor listening = listen_on(0, true);
-  LaunchPlace place;
-  place.size = size, place.port = port_of(listening);
-  std::vector<std::jthread> threads;
-  for (int r = 0; r < size; ++r) {
-    place.rank = r, place.listening = r == 0 ? listening.release() : -1;
-    threads.emplace_back([place, size, &work] {
-      World world = size > 1 ? World(place, std::chrono::seconds(30)) : World();
-      HostTransport transport(world);
-      work(place.rank, transport);
-    });
-  }
-}
-
 }  // namespace
 
 TEST_CASE("the gradient of a step of several processes is the sum of its micro-batches' in order") {
@@ -134,12 +121,12 @@ TEST_CASE("the gradient of a step of several processes is the sum of its micro-b
       };
       std::vector<Result> results(static_cast<std::size_t>(size));
       run_processes(size, [&](int rank, Transport& transport) {
-        Process p;
-        SharedStep shared(*p.model, p.adapter, &transport, rank, size, kClip, chunk);
+        Process p(&transport, rank, size, chunk);
         p.optimizer.begin_step(0.01f);
-        const StepTensors step = p.run(shared);
+        const StepTensors step = p.run();
+        p.shared.gather_gradients();
         results[static_cast<std::size_t>(rank)] = {
-            {p.gradients(), to_host<float>(step.loss)[0]}, p.values(), shared.micro_steps()};
+            {p.gradients(), to_host<float>(step.loss)[0]}, p.values(), p.shared.micro_steps()};
       });
       std::int64_t micro_steps = 0;
       for (const Result& result : results) {
@@ -178,9 +165,7 @@ Trained train(int size, int n_micro, bool record, const LoraShape& lora, DType d
     SharedStep shared(*model, adapter, &transport, rank, size, kClip);
     TrainerConfig config{.schedule = {ScheduleKind::Constant, 1e-2, 0, 7}, .clip = kClip};
     config.seed = 11, config.record = record;
-    config.run_step = [&](StepParts& parts, AdamW& optimizer) {
-      return shared.run(parts, optimizer);
-    };
+    shared.join(config);
     Trainer trainer(*model, adapter, config);
     CHECK(trainer.why_not_recorded().empty() == record);
     Trained& trained = all[static_cast<std::size_t>(rank)];

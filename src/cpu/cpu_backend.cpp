@@ -8,6 +8,7 @@
 #include "cpu/fast/dora.h"
 #include "cpu/fast/fp8.h"
 #include "cpu/fast/onednn_linear.h"
+#include "cpu/fast/slices.h"
 #include "cpu/host_memory.h"
 #include "tensor/parts.h"
 
@@ -46,6 +47,7 @@ std::unique_ptr<Backend> make_cpu_backend(CpuMode mode) {
 CpuBackend::CpuBackend(CpuMode mode, Products products, const DeviceTraits& traits)
     : Backend(traits),
       dora_kernels_(cpu::make_dora_kernels(weight_gradient_count())),
+      slice_kernels_(cpu::make_slice_kernels()),
       fp8_kernels_(cpu::make_fp8_kernels(*this)),
       mode_(mode),
       products_(products) {

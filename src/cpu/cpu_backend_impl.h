@@ -33,6 +33,7 @@ class CpuBackend : public Backend,
   DoraKernels* dora_kernels() override { return dora_kernels_.get(); }
   SharedKeyKernels* shared_key_kernels() override { return this; }
   QuantisedKernels* quantised_kernels() override { return this; }
+  SliceKernels* slice_kernels() override { return slice_kernels_.get(); }
   Fp8Kernels* fp8_kernels() override { return fp8_kernels_.get(); }
 
   std::int64_t free_memory() const override;
@@ -74,8 +75,9 @@ class CpuBackend : public Backend,
   void product(const Tensor& c, GradMode mode, double alpha, const Tensor& a, bool a_transposed,
                const Tensor& b, bool b_transposed);
 
-  const std::unique_ptr<DoraKernels> dora_kernels_;  // fast/dora.cpp
-  const std::unique_ptr<Fp8Kernels> fp8_kernels_;    // fast/fp8.cpp
+  const std::unique_ptr<DoraKernels> dora_kernels_;    // fast/dora.cpp
+  const std::unique_ptr<SliceKernels> slice_kernels_;  // fast/slices.cpp
+  const std::unique_ptr<Fp8Kernels> fp8_kernels_;      // fast/fp8.cpp
   CpuMode mode_;
   Products products_;
 };

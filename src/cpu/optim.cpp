@@ -5,6 +5,7 @@
 
 #include "cpu/cpu_backend_impl.h"
 #include "cpu/fast/simd.h"
+#include "cpu/fast/slices.h"
 #include "cpu/kernels.h"
 
 namespace lk {
@@ -49,15 +50,6 @@ void adamw_plain(A* value, const A* grad, A* m, A* v, std::int64_t n, const Adam
 
 // ---- fast path: a piece of one slot -----------------------------------------------------------
 
-template <class A>
-LK_SIMD double sum_squares_piece(const A* x, std::int64_t n) {
-  double total = 0;
-#pragma omp simd reduction(+ : total)
-  for (std::int64_t j = 0; j < n; ++j)
-    total += static_cast<double>(load(x[j])) * static_cast<double>(load(x[j]));
-  return total;
-}
-
 LK_SIMD void adamw_piece(float* value, const float* grad, float* m, float* v, bf16* compute,
                          std::int64_t n, const AdamWFactors<float>& f) {
   const float clip = f.clip, decay = f.decay, beta1 = f.beta1, beta2 = f.beta2;
@@ -75,38 +67,11 @@ LK_SIMD void adamw_piece(float* value, const float* grad, float* m, float* v, bf
   }
 }
 
-// The pieces of all tensors, so that many small tensors are shared out like one large tensor.
-struct Piece {
-  std::size_t tensor;
-  std::int64_t begin, length;
-};
-template <class Length>
-std::vector<Piece> cut(std::size_t n_tensors, const Length& length) {
-  std::vector<Piece> pieces;
-  for (std::size_t i = 0; i < n_tensors; ++i)
-    for (std::int64_t begin = 0, n = length(i); begin < n; begin += kPiece)
-      pieces.push_back({i, begin, std::min(kPiece, n - begin)});
-  return pieces;
-}
-
 }  // namespace
 
 void CpuBackend::sum_squares(const Tensor& out, std::span<const Tensor> tensors) {
-  std::vector<Piece> pieces =
-      cut(tensors.size(), [&](std::size_t i) { return tensors[i].numel(); });
-  std::vector<double> partial(pieces.size());
-  const auto n = static_cast<std::int64_t>(pieces.size());
-  for (const Tensor& x : tensors) check(x.contiguous(), "sum_squares: needs contiguous tensors");
-  parallel_for(n, n * kPiece, [&](std::int64_t i) {
-    const Piece& piece = pieces[static_cast<std::size_t>(i)];
-    const Tensor& x = tensors[piece.tensor];
-    dispatch_float(x.dtype(), [&]<class T>() {
-      partial[static_cast<std::size_t>(i)] =
-          sum_squares_piece(x.data<T>() + piece.begin, piece.length);
-    });
-  });
   double total = 0;
-  for (double x : partial) total += x;
+  for (double x : square_sums(tensors)) total += x;  // fast/slices.cpp
   dispatch_float(out.dtype(), [&]<class O>() { *out.data<O>() = rounded<O>(total); });
 }
 
@@ -125,12 +90,19 @@ void CpuBackend::adamw(std::span<const AdamWSlot> slots, const AdamWStep& step,
       check(slot.compute.dtype() == DType::BF16 && slot.compute.numel() == slot.value.numel(),
             "adamw: the compute copy must be BF16 of the same size");
   }
-  std::vector<Piece> pieces =
-      cut(slots.size(), [&](std::size_t i) { return slots[i].value.numel(); });
+  // The pieces of all slots, so that many small ones are shared out like one large one.
+  struct Piece {
+    const AdamWSlot* slot;
+    std::int64_t begin, length;
+  };
+  std::vector<Piece> pieces;
+  for (const AdamWSlot& slot : slots)
+    for (std::int64_t begin = 0, n = slot.value.numel(); begin < n; begin += kPiece)
+      pieces.push_back({&slot, begin, std::min(kPiece, n - begin)});
   const auto n = static_cast<std::int64_t>(pieces.size());
   parallel_for(n, n * kPiece, [&](std::int64_t i) {
     const Piece& at = pieces[static_cast<std::size_t>(i)];
-    const AdamWSlot& slot = slots[at.tensor];
+    const AdamWSlot& slot = *at.slot;
     auto update = [&]<class A>(auto&& kernel) {
       kernel(slot.value.data<A>() + at.begin, slot.grad.data<A>() + at.begin,
              slot.m.data<A>() + at.begin, slot.v.data<A>() + at.begin,

@@ -6,8 +6,10 @@
 #include "cpu/fast/fp8.h"
 #include "cpu/fast/gemm.h"
 #include "cpu/fast/onednn_linear.h"
+#include "cpu/kernels.h"
 #include "cpu/traits.h"
 #include "tensor/plan_backend.h"
+#include "tensor/slice_kernels.h"
 
 namespace lk {
 namespace {
@@ -28,6 +30,7 @@ class CpuPlan final : public PlanBackend {
     packed->backward = empty(Tag::Workspace, DType::U8, {bytes.backward});
     w.set_packed(std::move(packed));
   }
+  SliceKernels* slice_kernels() override { return &slice_kernels_; }
   void linear_forward(const Tensor& y, const Tensor& x, const Weight& w) override {
     if (through_scratch(y, x, w)) return;
     product(y.rows(), y.cols(), x.cols(), x.dtype());
@@ -82,6 +85,7 @@ class CpuPlan final : public PlanBackend {
   }
 
   std::unique_ptr<Fp8Kernels> fp8_kernels_;
+  NoSliceKernels slice_kernels_{cpu::kPiece, DType::F64};
 };
 
 }  // namespace

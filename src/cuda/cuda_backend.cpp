@@ -9,6 +9,7 @@
 #include "cuda/lora/dora_kernels.h"
 #include "cuda/lora/lora_kernels.h"
 #include "cuda/quantised_kernels.h"
+#include "cuda/slice_kernels.h"
 
 namespace lk {
 namespace {
@@ -98,6 +99,7 @@ CudaBackend::CudaBackend(int device)
   dora_kernels_ = std::make_unique<CudaDoraKernels>(*this, weight_gradient_count());
   shared_key_kernels_ = std::make_unique<CudaSharedKeyKernels>(*this);
   quantised_kernels_ = std::make_unique<CudaQuantisedKernels>(*this);
+  slice_kernels_ = std::make_unique<CudaSliceKernels>(*this);
 }
 
 LoraKernels* CudaBackend::lora_kernels() { return lora_kernels_.get(); }
@@ -106,6 +108,7 @@ AdapterKernels* CudaBackend::adapter_kernels() { return lora_kernels_.get(); }
 DoraKernels* CudaBackend::dora_kernels() { return dora_kernels_.get(); }
 SharedKeyKernels* CudaBackend::shared_key_kernels() { return shared_key_kernels_.get(); }
 QuantisedKernels* CudaBackend::quantised_kernels() { return quantised_kernels_.get(); }
+SliceKernels* CudaBackend::slice_kernels() { return slice_kernels_.get(); }
 
 CudaBackend::~CudaBackend() {
   cudaSetDevice(device_);

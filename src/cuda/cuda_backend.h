@@ -25,6 +25,7 @@ class CudaCacheKernels;
 class CudaDoraKernels;
 class CudaSharedKeyKernels;
 class CudaQuantisedKernels;
+class CudaSliceKernels;
 struct Fp8Rows;
 
 class CudaBackend final : public Backend {
@@ -52,6 +53,7 @@ class CudaBackend final : public Backend {
   DoraKernels* dora_kernels() override;             // cuda/lora/
   SharedKeyKernels* shared_key_kernels() override;  // cuda/attention/
   QuantisedKernels* quantised_kernels() override;   // dequantise.cu
+  SliceKernels* slice_kernels() override;           // optim.cu
 
   // Fp8Kernels::multiply, in fp8.cu.
   bool multiply_fp8(const Tensor& y, GradMode mode, const Fp8Rows& a, const Fp8Rows& b,
@@ -117,6 +119,7 @@ class CudaBackend final : public Backend {
   std::unique_ptr<CudaDoraKernels> dora_kernels_;
   std::unique_ptr<CudaSharedKeyKernels> shared_key_kernels_;
   std::unique_ptr<CudaQuantisedKernels> quantised_kernels_;
+  std::unique_ptr<CudaSliceKernels> slice_kernels_;
 };
 
 }  // namespace lk

@@ -19,20 +19,11 @@
 #include "cuda/cuda_backend.h"
 #include "cuda/pack.cuh"
 #include "cuda/reduce.cuh"
+#include "cuda/slice_kernels.h"
+#include "cuda/slot_table.cuh"
 
 namespace lk {
 namespace {
-
-constexpr int kChunk = 4096, kThreads = 256;
-constexpr int kMaxSlots = 384;
-
-// first_chunk[i] is the number of slot i's first chunk among all chunks of the launch.
-template <class Slot>
-struct SlotTable {
-  int n = 0;
-  std::int32_t first_chunk[kMaxSlots + 1] = {};
-  Slot slots[kMaxSlots];
-};
 
 struct NormSlot {
   const void* data;
@@ -50,29 +41,15 @@ struct UpdateSlot {
 };
 static_assert(sizeof(SlotTable<UpdateSlot>) + 64 <= 32764, "kernel parameters end at 32764 bytes");
 
-// The slot of this block's chunk: the last slot whose first chunk is not behind it.
-template <class Slot>
-__device__ __forceinline__ int slot_of_block(const SlotTable<Slot>& table) {
-  int low = 0, high = table.n - 1, chunk = static_cast<int>(blockIdx.x);
-  while (low < high) {
-    int middle = (low + high + 1) / 2;
-    if (table.first_chunk[middle] <= chunk)
-      low = middle;
-    else
-      high = middle - 1;
-  }
-  return low;
-}
-
 // partial[chunk] = sum of squares of the chunk
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kSlotThreads)
     sum_squares_kernel(const __grid_constant__ SlotTable<NormSlot> table, float* partial) {
   int s = slot_of_block(table);
   const NormSlot& slot = table.slots[s];
-  i64 begin = (static_cast<i64>(blockIdx.x) - table.first_chunk[s]) * kChunk;
-  i64 end = min(slot.numel, begin + kChunk);
+  i64 begin = (static_cast<i64>(blockIdx.x) - table.first_chunk[s]) * kSlotChunk;
+  i64 end = min(slot.numel, begin + kSlotChunk);
   float sum = 0.0f;
-  for (i64 i = begin + threadIdx.x; i < end; i += kThreads) {
+  for (i64 i = begin + threadIdx.x; i < end; i += kSlotThreads) {
     float x = slot.is_bf16 ? to_float(static_cast<const __nv_bfloat16*>(slot.data)[i])
                            : static_cast<const float*>(slot.data)[i];
     sum = fmaf(x, x, sum);
@@ -98,7 +75,7 @@ struct UpdateConstants {
   const float* rates;  // null: lr, step_size and inverse_sqrt_second above
 };
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kSlotThreads)
     adamw_kernel(const __grid_constant__ SlotTable<UpdateSlot> table,
                  const __grid_constant__ UpdateConstants c, const float* norm_sq) {
   float clip = 1.0f;
@@ -113,9 +90,9 @@ __global__ void __launch_bounds__(kThreads)
   const UpdateSlot& slot = table.slots[s];
   lr *= slot.lr_factor, step_size *= slot.lr_factor;
   float keep = 1.0f - lr * slot.weight_decay;
-  i64 begin = (static_cast<i64>(blockIdx.x) - table.first_chunk[s]) * kChunk;
-  i64 end = min(slot.numel, begin + kChunk);
-  for (i64 i = begin + threadIdx.x; i < end; i += kThreads) {
+  i64 begin = (static_cast<i64>(blockIdx.x) - table.first_chunk[s]) * kSlotChunk;
+  i64 end = min(slot.numel, begin + kSlotChunk);
+  for (i64 i = begin + threadIdx.x; i < end; i += kSlotThreads) {
     float g = slot.grad[i] * clip;
     float m = c.beta1 * slot.m[i] + (1.0f - c.beta1) * g;
     float v = c.beta2 * slot.v[i] + (1.0f - c.beta2) * g * g;
@@ -131,47 +108,35 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Fills tables of at most kMaxSlots slots and calls flush(table, chunks) for each.
-template <class Slot, class Range, class MakeSlot, class Flush>
-void for_each_table(const Range& range, MakeSlot make_slot, Flush flush) {
-  SlotTable<Slot> table;
-  i64 chunks = 0;
-  auto emit = [&] {
-    if (chunks > 0) flush(table, chunks);
-    table.n = 0, chunks = 0;
-  };
-  for (const auto& item : range) {
-    Slot slot = make_slot(item);
-    i64 more = ceil_div(slot.numel, kChunk);
-    if (more == 0) continue;
-    check(more <= INT32_MAX / 2, "cuda optim: tensor too large");
-    if (table.n == kMaxSlots || chunks + more > INT32_MAX) emit();
-    table.slots[table.n] = slot;
-    table.first_chunk[table.n++] = static_cast<std::int32_t>(chunks);
-    chunks += more;
-  }
-  emit();
-}
-
 }  // namespace
 
 void CudaBackend::sum_squares(const Tensor& out, std::span<const Tensor> tensors) {
   i64 total = 0;
-  for (const Tensor& t : tensors) total += ceil_div(t.numel(), kChunk);
-  Tensor partial = empty(Tag::Workspace, DType::F32, {total});
-  i64 done = 0;
+  for (const Tensor& t : tensors) total += ceil_div(t.numel(), kSlotChunk);
+  const Tensor partial = empty(Tag::Workspace, DType::F32, {total});
+  slice_kernels_->square_sums(partial, tensors);
+  slice_kernels_->add_square_sums(out, partial);
+}
+
+void CudaSliceKernels::square_sums(const Tensor& sums, std::span<const Tensor> tensors) {
+  i64 total = 0, done = 0;
+  for (const Tensor& t : tensors) total += ceil_div(t.numel(), kSlotChunk);
+  sums.expect({total}, "square_sums: sums (n)");
   auto slot = [](const Tensor& t) {
     check(t.contiguous() && (t.dtype() == DType::F32 || t.dtype() == DType::BF16),
           "cuda sum_squares: needs contiguous f32 or bf16");
     return NormSlot{t.raw(), t.numel(), t.dtype() == DType::BF16};
   };
   for_each_table<NormSlot>(tensors, slot, [&](const SlotTable<NormSlot>& table, i64 chunks) {
-    launch("sum_squares", sum_squares_kernel, grid_of(chunks), dim3(kThreads), 0, stream(), table,
-           partial.data<float>() + done);
+    launch("sum_squares", sum_squares_kernel, grid_of(chunks), dim3(kSlotThreads), 0,
+           backend_.stream(), table, sums.data<float>() + done);
     done += chunks;
   });
-  launch("sum_partials", sum_partials_kernel, dim3(1), dim3(1024), 0, stream(), out.data<float>(),
-         partial.data<float>(), total);
+}
+
+void CudaSliceKernels::add_square_sums(const Tensor& out, const Tensor& sums) {
+  launch("sum_partials", sum_partials_kernel, dim3(1), dim3(1024), 0, backend_.stream(),
+         out.data<float>(), sums.data<float>(), sums.numel());
 }
 
 void CudaBackend::adamw(std::span<const AdamWSlot> slots, const AdamWStep& step,
@@ -202,8 +167,8 @@ void CudaBackend::adamw(std::span<const AdamWSlot> slots, const AdamWStep& step,
                       .compute_ld = s.compute ? s.compute.ld() : 0};
   };
   for_each_table<UpdateSlot>(slots, slot, [&](const SlotTable<UpdateSlot>& table, i64 chunks) {
-    launch("adamw", adamw_kernel, grid_of(chunks), dim3(kThreads), 0, stream(), table, constants,
-           norm);
+    launch("adamw", adamw_kernel, grid_of(chunks), dim3(kSlotThreads), 0, stream(), table,
+           constants, norm);
   });
 }
 

@@ -7,6 +7,7 @@
 #include "tensor/fp8_kernels.h"
 #include "tensor/lora_kernels.h"
 #include "tensor/plan_backend.h"
+#include "tensor/slice_kernels.h"
 
 namespace lk {
 namespace {
@@ -95,6 +96,7 @@ class CudaPlan final : public PlanBackend {
     scratch(DType::F32, {sums.slots, sums.queries * sums.width});
   }
   LoraKernels* lora_kernels() override { return &lora_kernels_; }
+  SliceKernels* slice_kernels() override { return &slice_kernels_; }
 
  protected:
   Fp8Kernels* fp8_kernels() override { return &fp8_kernels_; }
@@ -120,6 +122,7 @@ class CudaPlan final : public PlanBackend {
   }
 
   LoraPlan lora_kernels_;
+  NoSliceKernels slice_kernels_{kSumPiece, DType::F32};
   Fp8Plan fp8_kernels_;
   Tensor product_workspace_;
 };

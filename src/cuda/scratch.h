@@ -14,6 +14,9 @@ namespace lk {
 // much.
 inline constexpr std::size_t kGemmWorkspaceBytes = std::size_t{32} << 20;
 
+// Numbers whose squares are one partial sum of the gradient's norm (optim.cu).
+inline constexpr std::int64_t kSumPiece = 4096;
+
 // Whether a product of so many rows reads a quantised matrix's codes as they lie (linear_few.h) instead of
 // dequantising it into scratch.
 inline bool takes_codes(std::int64_t rows, const Weight& w) {

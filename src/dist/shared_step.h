@@ -4,24 +4,28 @@
 //
 // The order of the sum is that of the micro-batches, whoever computed them: any number of processes
 // leaves the same bytes. Micro-batch i is computed by process i mod W, in rounds of W. After a round
-// each process receives its slices of the round's gradients, 1/W of all numbers, and adds them up; after
-// the last round each gives its slices of the sum to the others. A round moves (W - 1) / W of the
-// gradient's bytes in and out of each process, the last step as many again. Norm, clipping and AdamW
-// are then the same computation in every process.
+// each process receives its slice of the round's gradients, 1/W of all numbers, and adds them up. After
+// the last round it updates its slice of the parameters, whose moments it alone has, and gives it to the
+// others. A round moves (W - 1) / W of the gradient's bytes in and out of each process, the updated
+// parameters as many again. The squared norm's partial sums are computed by slices too, and added by all
+// in one order: dist/optimizer_slices.h.
 //
-// Memory: the gradients travel chunk by chunk, in buffers of at most two chunks that exist while no
-// activations do. Only a step of several rounds keeps more while it computes: the slices of the sum,
-// 1/W of the gradient. One process with one micro-batch needs neither.
+// Memory: 1/W of AdamW's moments. What travels does so chunk by chunk, in buffers of at most two chunks
+// that exist while no activations do. Only a step of several rounds keeps more while it computes: a slice
+// of the sum, 1/W of the gradient.
 //
-// What a process computes of a micro-batch is recorded, and so is the update (lora/step_parts.h). The
-// exchanges, where the host waits for other processes, and the copies to and from their buffers are
-// not.
+// What a process computes of a micro-batch is recorded, and so is the update of its slice
+// (lora/step_parts.h). The exchanges, where the host waits for other processes, and the copies to and from
+// their buffers are not; a chunk's copies are a launch or two, of however many matrices.
 //
 // TrainStep::run() adds each micro-batch to the gradient in place instead, which rounds otherwise
 // where a step has several: without a SharedStep the last bits are others.
 #pragma once
 
+#include "dist/optimizer_slices.h"
 #include "lora/step_parts.h"
+#include "lora/trainer.h"
+#include "tensor/slice_kernels.h"
 #include "tensor/transport.h"
 
 namespace lk {
@@ -36,9 +40,23 @@ class SharedStep {
   SharedStep(Transformer& model, Method& method, Transport* transport, int rank, int size,
              double clip, std::int64_t chunk = kChunk);
 
+  // Makes a Trainer take its steps here, which must outlive it.
+  void join(TrainerConfig& config);
+  // The slices of the optimizer that run() needs; none where a process has all.
+  std::vector<AdamW::Slice> own_slices() const;
+  const OptimizerSlices& slices() const { return slices_; }
+
   // Computes what TrainStep::run() does, and returns tensors that hold the step's loss and norm_sq;
-  // the processes must do so together.
+  // the processes must do so together. The gradient is then whole in no process: each has its slice
+  // of it.
   StepTensors run(StepParts& parts, AdamW& optimizer);
+
+  // Further calls that the processes must make together, between steps, beside what is recorded.
+  // Leaves the whole gradient of the last step in each.
+  void gather_gradients();
+  // The moments of all processes, on the host, in process 0; nothing in the others. Takes no memory of
+  // the device but a chunk.
+  WholeMoments gather_moments(const AdamW& optimizer);
 
   // Of all steps so far, what this process computed: micro-batches, and Method::head_gradients().
   std::int64_t micro_steps() const { return micro_steps_; }
@@ -48,23 +66,37 @@ class SharedStep {
   static std::int64_t sent_bytes(std::int64_t numel, int size, std::int64_t micro_batches);
 
  private:
+  using Range = OptimizerSlices::Range;
   // Micro-batches that are computed at the same time: the number of processes that have one, and
   // whether the round is the step's first or last.
   struct Round {
     int n_computed = 0;
     bool first = false, last = false;
   };
+  // Numbers [from, to) of a tensor of the slices' vector as a vector; undefined: they stay where they are.
+  using View = std::function<Tensor(std::size_t tensor, std::int64_t from, std::int64_t to)>;
+  enum class Direction { IntoBuffer, OutOfBuffer };
+  using Copies = std::vector<SliceKernels::Copy>;
+
   void compute(const TrainStep& train_step, const StepTensors& one);
-  void add_round(const Round& round, const Tensor& loss);
-  // What add_round() does to numbers [begin, begin + size * slice) of the gradient.
-  void add_chunk(const Round& round, const Tensor& loss, std::int64_t begin);
+  // Adds the gradients of the processes that computed one to the sum, in their order. The last round
+  // leaves the slice of the sum where the parameters have their gradients.
+  void add_round(const Round& round, const View& gradients);
+  void add_chunk(const Round& round, const View& gradients, std::int64_t chunk);
+  // Leaves the step's squared norm and loss in all processes; the loss's sum is in its slice.
+  void share_norm(const Tensor& norm_sq, const Tensor& loss);
+  // Gives each process the slices of the others.
+  void gather(const View& view);
+  std::vector<std::vector<float>> gather_on_host(const View& own);
+
+  // The part of a process's slice that travels in a chunk.
+  Range part(int rank, std::int64_t chunk) const;
+  // Adds the copies of `range` to those that are made at once.
+  void add_copies(Copies& copies, Direction direction, const Tensor& buffer, Range range,
+                  const View& view) const;
   void exchange(std::span<const Transport::Piece> sends,
                 std::span<const Transport::Piece> receives);
-  // Calls copy(x, y) for each part x of `all`, which begins at number `begin` of the gradient, and y of
-  // a parameter's gradient or the loss that have the same numbers.
-  template <class Copy>
-  void for_each_part(const Tensor& all, const Tensor& loss, std::int64_t begin,
-                     const Copy& copy) const;
+  View gradients(const Tensor& loss) const;
   Tensor empty(std::int64_t numel) const;
 
   Transformer& model_;
@@ -72,9 +104,12 @@ class SharedStep {
   Transport* transport_;
   int rank_, size_;
   double clip_;
-  std::int64_t numel_ = 0;                 // of the gradient as one vector, loss and gaps included
-  std::int64_t n_chunks_ = 0, slice_ = 0;  // each of n_chunks_ has `size_` slices of slice_ numbers
-  Tensor sum_;                             // (n_chunks * slice) in a step of several rounds
+  SliceKernels& kernels_;
+  std::vector<Parameter*> parameters_;
+  OptimizerSlices slices_;
+  std::int64_t n_chunks_ = 0,
+               slice_ = 0;  // each of n_chunks_ has up to slice_ numbers of each slice
+  Tensor sum_;              // (n_chunks * slice) in a step of several rounds
   std::int64_t micro_steps_ = 0, head_gradients_ = 0;
 };
 

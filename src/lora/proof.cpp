@@ -52,7 +52,7 @@ std::string memory_table(const MemoryReport& report) {
 
 void prove_memory(const Backend& backend, const Method& method, std::int64_t weights_bytes,
                   std::int64_t weight_gradient_matmuls, std::int64_t micro_steps,
-                  std::int64_t earlier_buffers) {
+                  std::int64_t earlier_buffers, std::optional<std::int64_t> updated) {
   const Ledger& ledger = backend.ledger();
   const std::int64_t numel = method.n_parameters();
   const std::int64_t count = std::ssize(method.parameters());
@@ -65,7 +65,8 @@ void prove_memory(const Backend& backend, const Method& method, std::int64_t wei
       {"number of gradient buffers", ledger[Tag::Gradients].total_count - earlier_buffers, count},
       {"live bytes of the parameters and their copies", ledger[Tag::Params].live_bytes,
        4 * numel + method.copy_bytes()},
-      {"peak bytes of optimizer state", ledger[Tag::Optimizer].peak_bytes, 2 * 4 * numel},
+      {"peak bytes of optimizer state", ledger[Tag::Optimizer].peak_bytes,
+       2 * 4 * updated.value_or(numel)},
       {"live bytes of frozen weights", ledger[Tag::Weights].live_bytes, weights_bytes},
       {"peak bytes of frozen weights", ledger[Tag::Weights].peak_bytes, weights_bytes},
       {"weight-gradient matmuls", weight_gradient_matmuls, micro_steps * method.weight_gradients()},

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -37,9 +38,10 @@ std::string memory_table(const MemoryReport& report);
 //   peak(optimizer) = 2 * 4 numel(p)        live(params) = 4 numel(p) + their compute copies
 //   live(weights) = peak(weights) = weights_bytes, as loaded
 //   weight-gradient matmuls = micro_steps * Method::weight_gradients()
-// Throws Error with the table if one of these fails.
+// Throws Error with the table if one of these fails. Of processes that share the optimizer
+// (dist/optimizer_slices.h) each has it for the `updated` numbers of p alone.
 void prove_memory(const Backend& backend, const Method& method, std::int64_t weights_bytes,
                   std::int64_t weight_gradient_matmuls, std::int64_t micro_steps,
-                  std::int64_t earlier_buffers = 0);
+                  std::int64_t earlier_buffers = 0, std::optional<std::int64_t> updated = {});
 
 }  // namespace lk

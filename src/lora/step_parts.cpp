@@ -9,9 +9,12 @@ StepTensors StepParts::run(std::size_t first, std::size_t n, const Work& work) {
       [&](StepTensors& tensors) { upload_(tensors, first); }, work);
 }
 
-StepTensors StepParts::finish(const Tensor& loss, const Work& work) {
-  return run(
-      {}, [&](StepTensors& tensors) { loss.backend().copy(tensors.loss, loss); }, work);
+StepTensors StepParts::finish(const Tensor& loss, const Tensor& norm_sq, const Work& work) {
+  const auto copy = [&](StepTensors& tensors) {
+    loss.backend().copy(tensors.loss, loss);
+    loss.backend().copy(tensors.norm_sq, norm_sq);
+  };
+  return run({}, copy, work);
 }
 
 // The inputs go into the tensors of a recording if there is one for these sizes, else into new ones.

@@ -36,8 +36,9 @@ class StepParts {
   const Sizes& sizes() const { return sizes_; }
   // Runs `work` on micro-batches [first, first + n) of the step and returns their tensors.
   StepTensors run(std::size_t first, std::size_t n, const Work& work);
-  // Runs `work`, which reads no micro-batch, on tensors that hold this loss (1), and returns them.
-  StepTensors finish(const Tensor& loss, const Work& work);
+  // Runs `work`, which reads no micro-batch, on tensors that hold this loss (1) and this norm_sq (1),
+  // and returns them.
+  StepTensors finish(const Tensor& loss, const Tensor& norm_sq, const Work& work);
   // Runs other work between the parts, in the memory that they take while they run. It must leave
   // nothing there.
   void run_between(const std::function<void()>& work) { recorder_.run_beside(work); }

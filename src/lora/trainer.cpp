@@ -34,7 +34,8 @@ Trainer::Trainer(Transformer& model, Method& method, const TrainerConfig& config
     : model_(model),
       method_(method),
       config_(config),
-      optimizer_(method.parameters(), config.adamw, lora_plus(config.loraplus_ratio)),
+      optimizer_(method.parameters(), config.adamw, lora_plus(config.loraplus_ratio),
+                 config.slices),
       train_step_(model, method, optimizer_,
                   {config.clip, config.seed, config.loss, config.label_smoothing}),
       recorder_(model.backend(), why_not_recorded().empty(), {kMostRecordings, kMostLaunched}) {
@@ -180,10 +181,12 @@ StepReport Trainer::finish(InFlight step) {
   if (report.skipped)
     log_line(config_.log, concat("step ", report.step, ": loss or gradient not finite; no update"));
   bad_steps_in_a_row_ = report.skipped ? bad_steps_in_a_row_ + 1 : 0;
-  if (bad_steps_in_a_row_ > kBadStepsAllowed)
+  if (bad_steps_in_a_row_ > kBadStepsAllowed) {
+    if (config_.gather_gradients) between_steps(config_.gather_gradients);
     throw NonFiniteError(concat("step ", report.step, ": ", bad_steps_in_a_row_,
                                 " steps in a row were not finite (loss ", report.loss,
                                 "); first bad gradient: ", first_non_finite()));
+  }
   const Clock::time_point start = std::max(step.submitted, last_finished_);
   last_finished_ = Clock::now();
   report.seconds = std::chrono::duration<double>(last_finished_ - start).count();

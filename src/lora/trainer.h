@@ -35,9 +35,12 @@ struct TrainerConfig {
   std::optional<bool> pad = {};
   LossFunction loss = {};  // in place of the mean cross-entropy; empty: the latter
   LogFunction log = {};    // hears of steps that updated nothing; may be empty
-  // Computes a step in place of TrainStep::run() and returns tensors that hold its loss and norm_sq:
-  // of several processes, see dist/shared_step.h. Empty: TrainStep::run().
+  // Of several processes (SharedStep::join() in dist/shared_step.h). Computes a step in place of
+  // TrainStep::run() and returns tensors that hold its loss and norm_sq. Empty: TrainStep::run().
   std::function<StepTensors(StepParts&, AdamW&)> run_step = {};
+  std::vector<AdamW::Slice> slices = {};  // what the optimizer updates here; empty: all
+  std::function<void()> gather_gradients =
+      {};  // leaves the last step's whole gradient; empty: it is
 };
 
 struct StepReport {

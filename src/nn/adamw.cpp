@@ -5,8 +5,9 @@
 
 namespace lk {
 
-AdamW::AdamW(std::vector<Parameter*> parameters, const AdamWConfig& config, const Rates& rates)
-    : parameters_(std::move(parameters)), config_(config) {
+AdamW::AdamW(std::vector<Parameter*> parameters, const AdamWConfig& config, const Rates& rates,
+             std::vector<Slice> slices)
+    : parameters_(std::move(parameters)), config_(config), slices_(std::move(slices)) {
   require(!parameters_.empty(), "AdamW: no parameters");
   auto is_rate = [](float beta) { return beta >= 0 && beta < 1; };
   require(is_rate(config.beta1), "beta1 ", config.beta1, ": must be in [0, 1)");
@@ -14,6 +15,7 @@ AdamW::AdamW(std::vector<Parameter*> parameters, const AdamWConfig& config, cons
   require(std::isfinite(config.eps) && config.eps > 0, "eps ", config.eps, ": must be positive");
   require(std::isfinite(config.weight_decay) && config.weight_decay >= 0, "weight_decay ",
           config.weight_decay, ": must not be negative");
+  check(slices_.empty() || slices_.size() == parameters_.size(), "AdamW: not a slice of each");
   const Tensor& first = parameters_[0]->value();
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
     Parameter* p = parameters_[i];
@@ -23,14 +25,18 @@ AdamW::AdamW(std::vector<Parameter*> parameters, const AdamWConfig& config, cons
     check(std::find(parameters_.begin(), parameters_.begin() + static_cast<std::ptrdiff_t>(i), p) ==
               parameters_.begin() + static_cast<std::ptrdiff_t>(i),
           "AdamW: ", p->name(), " appears twice");
+    const auto own = [&](const Tensor& x) {
+      if (slices_.empty()) return x;
+      return x.reshape({x.numel()}).slice_rows(slices_[i].begin, slices_[i].end);
+    };
     AdamWSlot slot;
-    slot.value = p->value();
-    slot.grad = p->grad();
-    slot.m = backend.empty_moment(PassKey<AdamW>{}, p->value().dtype(), p->shape());
-    slot.v = backend.empty_moment(PassKey<AdamW>{}, p->value().dtype(), p->shape());
+    slot.value = own(p->value());
+    slot.grad = own(p->grad());
+    slot.m = backend.empty_moment(PassKey<AdamW>{}, p->value().dtype(), slot.value.shape());
+    slot.v = backend.empty_moment(PassKey<AdamW>{}, p->value().dtype(), slot.value.shape());
     backend.fill(slot.m, 0);
     backend.fill(slot.v, 0);
-    if (p->has_compute_copy()) slot.compute = p->compute();
+    if (slices_.empty() && p->has_compute_copy()) slot.compute = p->compute();
     slot.weight_decay = p->decays() ? config_.weight_decay : 0;
     if (rates) slot.lr_factor = rates(*p);
     slots_.push_back(std::move(slot));
@@ -53,6 +59,7 @@ Tensor AdamW::grad_norm_sq() {
 }
 
 void AdamW::grad_norm_sq(const Tensor& norm_sq) {
+  check(slices_.empty(), "AdamW: the norm of slices is that of no gradient");
   zero_unwritten();
   std::vector<Tensor> grads;
   for (const AdamWSlot& slot : slots_) grads.push_back(slot.grad);
@@ -68,7 +75,8 @@ void AdamW::begin_step(float lr) {
   for (std::size_t i = 0; i < slots_.size(); ++i) {
     Parameter& p = *parameters_[i];
     p.changed();
-    check(slots_[i].compute.raw() == (p.has_compute_copy() ? p.compute().raw() : nullptr),
+    const bool copies = slices_.empty() && p.has_compute_copy();
+    check(slots_[i].compute.raw() == (copies ? p.compute().raw() : nullptr),
           "AdamW: the compute copy of ", p.name(), " moved after the optimizer was made");
   }
   const Tensor& value = slots_[0].value;

@@ -20,7 +20,13 @@ class AdamW {
   // one device and dtype) must outlive it and stay where they are. Throws UsageError for a setting
   // out of its range. `rates` gives each parameter's factor of the learning rate; empty: 1.
   using Rates = std::function<float(const Parameter&)>;
-  AdamW(std::vector<Parameter*> parameters, const AdamWConfig& config, const Rates& rates = {});
+  // With `slices` it has moments of numbers [begin, end) of each parameter alone, and updates only
+  // these, in no compute copy: other processes update the rest (dist/shared_step.h).
+  struct Slice {
+    std::int64_t begin = 0, end = 0;
+  };
+  AdamW(std::vector<Parameter*> parameters, const AdamWConfig& config, const Rates& rates = {},
+        std::vector<Slice> slices = {});
 
   // The squared global norm (1) of all gradients, on the device. A parameter whose gradient nobody
   // has written since zero_grad() counts as zero.
@@ -43,8 +49,11 @@ class AdamW {
   DType dtype() const { return slots_[0].value.dtype(); }
   std::int64_t steps_done() const { return steps_done_; }
   void set_steps_done(std::int64_t steps) { steps_done_ = steps; }
-  // For checkpoints: the parameters in order, and the moments of parameter i.
+  // For checkpoints: the parameters in order; of parameter i the moments, and which numbers have any.
   const std::vector<Parameter*>& parameters() const { return parameters_; }
+  Slice slice(std::size_t i) const {
+    return slices_.empty() ? Slice{0, parameters_[i]->numel()} : slices_[i];
+  }
   const Tensor& moment_m(std::size_t i) const { return slots_[i].m; }
   const Tensor& moment_v(std::size_t i) const { return slots_[i].v; }
 
@@ -53,6 +62,7 @@ class AdamW {
 
   std::vector<Parameter*> parameters_;
   AdamWConfig config_;
+  std::vector<Slice> slices_;  // empty: all numbers
   std::vector<AdamWSlot> slots_;
   AdamWStep step_;
   std::int64_t steps_done_ = 0;

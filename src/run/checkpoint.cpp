@@ -16,22 +16,32 @@ constexpr std::int64_t kMostMicroBatches = INT32_MAX;  // as many micro-batches 
 
 using Metadata = std::map<std::string, std::string>;
 
+// A tensor of the training state, or, of processes that have a slice each, the part of it that is here.
 struct Slot {
   std::string name;
-  Tensor tensor;
+  Shape shape;
+  Tensor tensor;  // its numbers from `first` on
+  std::int64_t first = 0;
+  const std::vector<float>* whole = nullptr;  // all of its numbers, on the host, if not null
 };
 
 constexpr const char *kSecondMoment = "adamw_v/", *kKept = "kept/";
 
 // Every tensor of the training state, in a fixed order.
-std::vector<Slot> slots(const Method& method, Trainer& trainer) {
+std::vector<Slot> slots(const Method& method, Trainer& trainer,
+                        const WholeMoments* whole = nullptr) {
   std::vector<Slot> all;
   std::vector<Parameter*> parameters = method.parameters();
+  const AdamW& optimizer = trainer.optimizer();
   for (std::size_t i = 0; i < parameters.size(); ++i) {
     const std::string& name = parameters[i]->name();
-    all.push_back({"value/" + name, parameters[i]->value()});
-    all.push_back({"adamw_m/" + name, trainer.optimizer().moment_m(i)});
-    all.push_back({kSecondMoment + name, trainer.optimizer().moment_v(i)});
+    const Shape& shape = parameters[i]->shape();
+    const std::int64_t first = optimizer.slice(i).begin;
+    all.push_back({"value/" + name, shape, parameters[i]->value()});
+    all.push_back({"adamw_m/" + name, shape, optimizer.moment_m(i), first,
+                   whole ? &whole->m.at(i) : nullptr});
+    all.push_back({kSecondMoment + name, shape, optimizer.moment_v(i), first,
+                   whole ? &whole->v.at(i) : nullptr});
   }
   return all;
 }
@@ -88,10 +98,14 @@ bool has_checkpoint(const std::string& folder) { return is_taken(folder + "/" + 
 
 void save_checkpoint(const std::string& folder, const Method& method, Trainer& trainer,
                      const Json& identity, const RunProgress& progress,
-                     const std::vector<std::vector<float>>& kept) {
+                     const std::vector<std::vector<float>>& kept,
+                     const std::optional<WholeMoments>& moments) {
   std::vector<SafetensorsEntry> tensors;
-  for (const Slot& s : slots(method, trainer))
-    tensors.push_back({s.name, s.tensor.shape(), to_host<float>(s.tensor)});
+  for (const Slot& s : slots(method, trainer, moments ? &*moments : nullptr)) {
+    tensors.push_back({s.name, s.shape, s.whole ? *s.whole : to_host<float>(s.tensor)});
+    check(std::ssize(tensors.back().values) == s.shape.numel(), "save_checkpoint: a part of ",
+          s.name);
+  }
   const std::vector<Parameter*> parameters = method.parameters();
   for (std::size_t i = 0; i < kept.size(); ++i)
     tensors.push_back({kKept + parameters[i]->name(), parameters[i]->shape(), kept[i]});
@@ -152,19 +166,19 @@ void Checkpoint::restore(Method& method, Trainer& trainer) const {
   std::vector<Slot> expected = all;
   if (tensors_.size() != all.size())  // then with the kept adapter
     for (const Parameter* p : method.parameters())
-      expected.push_back({kKept + p->name(), p->value()});
+      expected.push_back({kKept + p->name(), p->shape(), p->value()});
   if (tensors_.size() != expected.size())
     throw InputError(concat(path_, ": ", tensors_.size(), " tensors, expected ", all.size()));
   for (const Slot& s : expected) {
     const auto at = tensors_.find(s.name);
     if (at == tensors_.end()) throw InputError(concat(path_, ": tensor '", s.name, "' is missing"));
-    if (!(at->second.shape == s.tensor.shape()))
+    if (!(at->second.shape == s.shape))
       throw InputError(concat(path_, ": ", s.name, " has shape ", at->second.shape.str(),
-                              ", expected ", s.tensor.shape().str()));
+                              ", expected ", s.shape.str()));
   }
   for (const Slot& s : all) {
-    const std::vector<float>& values = tensors_.at(s.name).values;
-    s.tensor.backend().upload(s.tensor, values.data(), values.size() * sizeof(float));
+    const float* const values = tensors_.at(s.name).values.data();
+    s.tensor.backend().upload(s.tensor, values + s.first, s.tensor.bytes());
   }
   for (Parameter* p : method.parameters()) p->refresh();
   trainer.resume_at(steps_, micro_steps_);

@@ -2,9 +2,11 @@
 #pragma once
 
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "dist/optimizer_slices.h"
 #include "io/json.h"
 #include "lora/trainer.h"
 #include "run/run_progress.h"
@@ -15,11 +17,13 @@ inline constexpr const char* kCheckpoint = "checkpoint.safetensors";
 
 // Writes folder/checkpoint.safetensors durably: A, B, both moments, the counters, the run's
 // identity (run/run_identity.h), its progress and `kept`, the adapter of the lowest evaluation (or
-// nothing), with a SHA-256 over all of them. Three to four times as large as the adapter. Throws
-// IoError; NonFiniteError for a number that is not finite.
+// nothing), with a SHA-256 over all of them. Three to four times as large as the adapter. `moments`:
+// those of processes that have a slice each, as the file has them whole; none: they are the trainer's.
+// Throws IoError; NonFiniteError for a number that is not finite.
 void save_checkpoint(const std::string& folder, const Method& method, Trainer& trainer,
                      const Json& identity, const RunProgress& progress,
-                     const std::vector<std::vector<float>>& kept = {});
+                     const std::vector<std::vector<float>>& kept = {},
+                     const std::optional<WholeMoments>& moments = {});
 
 // Whether the folder has a checkpoint, sound or not. Throws IoError if that can't be known.
 bool has_checkpoint(const std::string& folder);
@@ -35,7 +39,7 @@ class Checkpoint {
   std::int64_t steps() const { return steps_; }
   const Json& identity() const { return identity_; }
   const RunProgress& progress() const { return progress_; }
-  // Puts the state into adapter and trainer. Throws InputError if it is not one of theirs; both are
+  // Puts the state into adapter and trainer, of the moments what the trainer's optimizer has. Throws InputError if it is not one of theirs; both are
   // as they were then.
   void restore(Method& method, Trainer& trainer) const;
   // `kept`, as it was saved; restore() has checked its shapes.

@@ -180,9 +180,7 @@ void FinetuneRun::make_trainer() {
     transport_ = open_transport(*world_, *base_.backend, config.log);
     shared_step_ = std::make_unique<SharedStep>(*model_, *method_, transport_.get(), world_->rank(),
                                                 world_->size(), s_.clip);
-    config.run_step = [this](StepParts& parts, AdamW& optimizer) {
-      return shared_step_->run(parts, optimizer);
-    };
+    shared_step_->join(config);
   }
   trainer_ = std::make_unique<Trainer>(*model_, *method_, config);
 }

@@ -16,17 +16,20 @@ void FinetuneRun::finish() {
                                                 : (trainer_->steps_done() - first_) * s_.grad_accum;
   const std::int64_t head_gradients =
       shared_step_ ? shared_step_->head_gradients() : trainer_->head_gradients();
+  const std::int64_t updated =
+      shared_step_ ? shared_step_->slices().numel(world_->rank()) : method_->n_parameters();
   prove_replicas();
+  const std::optional<WholeMoments> moments = gather_moments();
   if (result_.signal != 0) {
-    save();
+    save(moments);
     say_which_was_kept();
   } else {
     listener_.trained();
   }
-  const bool saved = result_.signal != 0 || attempt([&] { save_state(); });
+  const bool saved = result_.signal != 0 || attempt([&] { save_state(moments); });
   if (result_.signal == 0) result_.eval_after = evaluate_now();
   prove_memory(*base_.backend, *method_, weights_bytes_, weight_gradient_matmuls_ - head_gradients,
-               micro_steps, before_.gradient_buffers);
+               micro_steps, before_.gradient_buffers, updated);
   if (s_.verify_base && !method_->replaces_base()) {
     std::string after = weights_sha256(model_->weights());
     check(after == facts_.base_hash, "the base weights changed during training: SHA-256 was ",
@@ -50,7 +53,7 @@ void FinetuneRun::finish() {
     say_what_was_kept();
     write_card();
     if (leads()) metrics_->flush();
-    if (!saved) save_state();
+    if (!saved) save_state(moments);
   }
   const std::string status = result_.signal ? "stopped" : "finished";
   write_report(status);

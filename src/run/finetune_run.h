@@ -58,8 +58,10 @@ class FinetuneRun {
   // The signal that stops all processes, once one has it; 0: none.
   int agreed_stop();
   EvaluationShare evaluation_share();
-  // Checks that all processes have the same numbers in what they train.
+  // Checks that all processes have the same numbers in what they train, and together two moments of each.
   void prove_replicas();
+  // What the leading process saves of the optimizer, if several share it: all call this, at the same time.
+  std::optional<WholeMoments> gather_moments();
 
   // Finds out before a weight is read whether the run is out of memory.
   void plan();
@@ -81,8 +83,8 @@ class FinetuneRun {
 
   // The checkpoint comes first: a run killed in between can go on, whereas an adapter without one is
   // no state to go on from.
-  void save();
-  void save_state();
+  void save(const std::optional<WholeMoments>& moments);
+  void save_state(const std::optional<WholeMoments>& moments);
   void save_kept_adapter();
 
   const char* noun() const { return method_->replaces_base() ? "model" : "adapter"; }

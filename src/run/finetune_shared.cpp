@@ -1,5 +1,6 @@
 // What the processes that share a run agree on: where they begin, when they stop, what they have.
 #include <algorithm>
+#include <numeric>
 
 #include "io/paths.h"
 #include "modelfile/weight_hash.h"
@@ -44,6 +45,18 @@ void FinetuneRun::prove_replicas() {
     require(all[static_cast<std::size_t>(r)] == all[0], process_name(r, world_->size()),
             " has trained other numbers than process 0 from the same gradients: processors of one "
             "kind are needed");
+  const std::vector<std::int64_t> moments =
+      world_->gather(base_.backend->ledger()[Tag::Optimizer].live_bytes);
+  const auto held = std::accumulate(moments.begin(), moments.end(), std::int64_t{0});
+  check(held == 2 * 4 * method_->n_parameters(), "the processes have ", held,
+        " bytes of optimizer state for ", method_->n_parameters(), " trained numbers");
+}
+
+std::optional<WholeMoments> FinetuneRun::gather_moments() {
+  std::optional<WholeMoments> moments;
+  if (world_ && world_->size() > 1)
+    trainer_->between_steps([&] { moments = shared_step_->gather_moments(trainer_->optimizer()); });
+  return moments;
 }
 
 FinetuneResult finetune(const FinetuneSettings& settings, World& world, FinetuneListener& listener,

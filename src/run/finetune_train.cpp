@@ -33,7 +33,8 @@ void FinetuneRun::train() {
     if (leads() && report_->is_due()) attempt([&] { write_report("running"); });
     if (!saves) continue;
     prove_replicas();
-    attempt([&] { save(); });
+    const std::optional<WholeMoments> moments = gather_moments();
+    attempt([&] { save(moments); });
   }
   report_steps(true);
   const bool all_done = trainer_->steps_done() == in_.steps || result_.out_of_patience;
@@ -101,16 +102,16 @@ double FinetuneRun::seconds_left(std::int64_t step) const {
   return pace_.seconds_left(in_.steps - step, evaluations);
 }
 
-void FinetuneRun::save() {
+void FinetuneRun::save(const std::optional<WholeMoments>& moments) {
   if (leads()) metrics_->flush();
-  save_state();
+  save_state(moments);
   save_kept_adapter();
 }
 
-void FinetuneRun::save_state() {
+void FinetuneRun::save_state(const std::optional<WholeMoments>& moments) {
   result_.peak_bytes = std::max(result_.peak_bytes, base_.backend->ledger().total().peak_bytes);
   if (!leads()) return;
-  save_checkpoint(s_.out, *method_, *trainer_, identity(), result_, watch_->kept());
+  save_checkpoint(s_.out, *method_, *trainer_, identity(), result_, watch_->kept(), moments);
 }
 
 void FinetuneRun::save_kept_adapter() {

@@ -77,9 +77,7 @@ class Planner {
     TrainerConfig config;
     if (r.processes > 0) {
       shared_.emplace(model_, *method_, &nothing_, 0, r.processes, config.clip);
-      config.run_step = [this](StepParts& parts, AdamW& optimizer) {
-        return shared_->run(parts, optimizer);
-      };
+      shared_->join(config);
     }
     trainer_.emplace(model_, *method_, config);
     // All further micro-batches need what a process's second needs.

@@ -42,6 +42,7 @@ class AdapterKernels;
 class DoraKernels;
 class SharedKeyKernels;
 class QuantisedKernels;
+class SliceKernels;
 
 // The target of a row that does not count for the loss: Note [Padded batches] in nn/batch.h.
 inline constexpr std::int32_t kNoTarget = INT32_MIN;
@@ -65,13 +66,14 @@ class Backend {
   const DeviceTraits& traits() const { return traits_; }
   // Kernels for more than the core's ops, null where the device has none; callers then compose the
   // core's ops. See tensor/lora_kernels.h, tensor/cache_kernels.h, tensor/adapter_kernels.h,
-  // tensor/dora_kernels.h, tensor/quantised_kernels.h and tensor/shared_keys.h.
+  // tensor/dora_kernels.h, tensor/quantised_kernels.h, tensor/shared_keys.h, tensor/slice_kernels.h.
   virtual LoraKernels* lora_kernels() { return nullptr; }
   virtual CacheKernels* cache_kernels() { return nullptr; }
   virtual AdapterKernels* adapter_kernels() { return nullptr; }
   virtual DoraKernels* dora_kernels() { return nullptr; }
   virtual SharedKeyKernels* shared_key_kernels() { return nullptr; }
   virtual QuantisedKernels* quantised_kernels() { return nullptr; }
+  virtual SliceKernels* slice_kernels() { return nullptr; }
   // Whether prepare_linear() packs blocks of this type for fast inference.
   virtual bool keeps_quantised(const GgmlType& type) const {
     static_cast<void>(type);
