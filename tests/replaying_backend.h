@@ -19,7 +19,6 @@ class ReplayingBackend : public CpuBackend {
   int replayed = 0, run_beside = 0;       // calls of Recording's functions
   int live = 0;                           // recordings that exist
   bool refuses = false;                   // record() returns null
-  int improvable = 0;                     // recordings of which improve() will be true
 
   std::unique_ptr<Recording> record(const std::function<void()>& work,
                                     const Recording* beside) override {
@@ -46,7 +45,6 @@ class ReplayingBackend : public CpuBackend {
       ++backend.replayed;
       work();
     }
-    bool improve() override { return backend.improvable > 0 && backend.improvable--; }
     void run_beside(const std::function<void()>& other) override {
       ++backend.run_beside;
       other();

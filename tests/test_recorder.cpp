@@ -58,31 +58,6 @@ TEST_CASE("work is launched, then recorded, then replayed on new inputs") {
   CHECK(s.seen == std::vector{10, 11, 12, 13});  // each ran once
 }
 
-TEST_CASE(
-    "a recording that can be improved is recorded again once, after two runs in a row that found "
-    "theirs") {
-  Subject s({.recordings = 2, .launched = 8});
-  s.backend.improvable = 5;
-  CHECK(!s.run(1, 10));
-  CHECK(s.run(1, 11));
-  CHECK(s.run(1, 12));
-  CHECK(!s.run(2, 20));  // another size: counts anew
-  CHECK(s.run(1, 13));
-  CHECK(s.backend.recorded == 1);
-  CHECK(s.run(1, 14));
-  CHECK(s.backend.recorded == 2);
-  for (int input : {15, 16, 17}) CHECK(s.run(1, input));
-  CHECK(s.backend.recorded == 2);
-  CHECK(s.run(2, 21));  // seen before: its first recording
-  CHECK(s.backend.live == 2);
-  CHECK(s.backend.recorded == 3);
-  CHECK(s.run(2, 22));
-  CHECK(s.run(2, 23));
-  CHECK(s.backend.recorded == 4);
-  CHECK(s.backend.improvable == 3);
-  CHECK(s.seen == std::vector{10, 11, 12, 20, 13, 14, 15, 16, 17, 21, 22, 23});  // each ran once
-}
-
 TEST_CASE("the latest used recordings are kept, beside the memory of an earlier one") {
   Subject s({.recordings = 2, .launched = 8});
   for (int sizes : {1, 1, 2, 2}) s.run(sizes, 0);

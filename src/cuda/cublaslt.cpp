@@ -1,10 +1,11 @@
 #include "cuda/cublaslt.h"
 
+#include <cublasLt.h>
+
 #include <algorithm>
 #include <array>
 #include <utility>
 
-#include "cuda/cublaslt_plan.h"
 #include "cuda/cuda_check.h"
 
 namespace lk {
@@ -69,6 +70,27 @@ std::uint32_t alignment_of(const void* pointer) {
 
 }  // namespace
 
+// Row-major is column-major transposed, so cuBLASLt is asked for cᵀ = op(b)ᵀ op(a)ᵀ: its first
+// operand is our b, and its m is our n. A row-major matrix (r,c) with stride ld is a column-major
+// (c,r) with the same ld.
+struct CublasLt::Plan {
+  cublasLtMatmulDesc_t desc = nullptr;
+  cublasLtMatrixLayout_t a = nullptr, b = nullptr, c = nullptr, addend = nullptr;
+  cublasLtMatmulAlgo_t algo{};
+  bool supported = false;
+
+  Plan() = default;
+  Plan(const Plan&) = delete;
+  Plan& operator=(const Plan&) = delete;
+  ~Plan() {
+    if (a) cublasLtMatrixLayoutDestroy(a);
+    if (b) cublasLtMatrixLayoutDestroy(b);
+    if (c) cublasLtMatrixLayoutDestroy(c);
+    if (addend) cublasLtMatrixLayoutDestroy(addend);
+    if (desc) cublasLtMatmulDescDestroy(desc);
+  }
+};
+
 void CublasLt::set_scales(const Plan& p, const Scales& scales) {
   set_attribute(p.desc, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, static_cast<const void*>(scales.b));
   set_attribute(p.desc, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, static_cast<const void*>(scales.a));
@@ -89,7 +111,7 @@ std::string CublasLt::version() const {
   return concat(v / 10000, ".", v / 100 % 100, ".", v % 100);
 }
 
-CublasLt::Plan& CublasLt::plan(const Key& key, const Scales& scales) {
+const CublasLt::Plan& CublasLt::plan(const Key& key, const Scales& scales) {
   if (auto it = plans_.find(key); it != plans_.end()) return *it->second;
   if (plans_.size() >= kMaxPlans) plans_.clear();
   auto& slot = plans_[key];
@@ -144,28 +166,24 @@ CublasLt::Plan& CublasLt::plan(const Key& key, const Scales& scales) {
   if (!p.supported && status != CUBLAS_STATUS_SUCCESS && status != CUBLAS_STATUS_NOT_SUPPORTED &&
       status != CUBLAS_STATUS_INVALID_VALUE)
     blas_check(status, "choosing an algorithm");
-  const auto last = std::stable_partition(results.begin(), results.begin() + found,
-                                          [](const auto& r) { return has_small_cluster(r.algo); });
-  if (last == results.begin())
-    found = std::min(found, 1);  // better than none
-  else
-    found = static_cast<int>(last - results.begin());
-  for (int i = 0; i < found; ++i) p.candidates.push_back(results[static_cast<std::size_t>(i)].algo);
+  const auto last = results.begin() + found;
+  const auto small =
+      std::find_if(results.begin(), last, [](const auto& r) { return has_small_cluster(r.algo); });
+  p.algo = (small != last ? small : results.begin())->algo;
   return p;
 }
 
 bool CublasLt::run(const Gemm& g, void* c, float alpha, const void* a, const void* b,
                    const void* addend, void* workspace, cudaStream_t stream, const Scales& scales) {
   if (!addend) addend = c;
-  const Key key{g, alignment_of(a), alignment_of(b), alignment_of(c), alignment_of(addend)};
-  const Plan& p = plan(key, scales);
+  const Plan& p =
+      plan({g, alignment_of(a), alignment_of(b), alignment_of(c), alignment_of(addend)}, scales);
   if (!p.supported) return false;
-  if (noted_) noted_->insert(key);
   if (g.in == DType::U8) set_scales(p, scales);
   float beta = g.accumulate ? 1.0f : 0.0f;
   cublasStatus_t status =
       cublasLtMatmul(handle_, p.desc, &alpha, b, p.a, a, p.b, &beta, addend, p.addend, c, p.c,
-                     &p.candidates[p.chosen], workspace, kWorkspaceBytes, stream);
+                     &p.algo, workspace, kWorkspaceBytes, stream);
   if (status != CUBLAS_STATUS_SUCCESS)
     blas_check(status, concat("(", g.m, ",", g.k, ") times (", g.k, ",", g.n, ")").c_str());
   return true;

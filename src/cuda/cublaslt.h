@@ -4,11 +4,9 @@
 #include <cuda_runtime_api.h>
 
 #include <compare>
-#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <set>
 #include <string>
 
 #include "cuda/scratch.h"
@@ -33,10 +31,9 @@ struct Gemm {
   auto operator<=>(const Gemm&) const = default;
 };
 
-// Note [Plans]: an algorithm is chosen per shape by cuBLASLt's heuristic and then kept. time_plans() times
-// the heuristic's other candidates, but takes only one that leaves the same bits: were the clock free to
-// choose the order of a sum, the same seed would no longer give the same bytes. Nearly all candidates
-// are equal in that sense. They differ in tiles, clusters and the order of tiles, not in the order of a sum.
+// Note [Plans]: an algorithm is chosen per shape by cuBLASLt's heuristic alone and then kept.
+// Timing the candidates would be a little faster on some shapes, but would let the clock choose the
+// order of a sum: the same seed would no longer give the same bytes.
 class CublasLt {
  public:
   static constexpr std::size_t kWorkspaceBytes = kGemmWorkspaceBytes;
@@ -55,32 +52,19 @@ class CublasLt {
            void* workspace, cudaStream_t stream, const Scales& scales = {nullptr, nullptr});
   std::string version() const;
 
+ private:
+  struct Plan;
   struct Key {
     Gemm gemm;
     std::uint32_t alignment_a, alignment_b, alignment_c,
         alignment_addend;  // of the pointers: 1 ... 256 bytes
     auto operator<=>(const Key&) const = default;
   };
-  // Until note_plans(nullptr), run() adds what it uses to `keys`.
-  void note_plans(std::set<Key>* keys) { noted_ = keys; }
-  // What time_plans() needs for those of these plans that were not timed yet: of the largest.
-  std::size_t bytes_to_time(const std::set<Key>& keys) const;
-  // Times the candidates of these plans, as far as `bytes` of `memory` suffice for their operands, and
-  // waits for it. Returns whether any plan has another algorithm now. In cublaslt_timing.cpp.
-  bool time_plans(const std::set<Key>& keys, std::byte* memory, std::size_t bytes, void* workspace,
-                  cudaStream_t stream);
-
- private:
-  struct Plan;
-  struct Operands;
-  Plan& plan(const Key& key, const Scales& scales);
+  const Plan& plan(const Key& key, const Scales& scales);
   static void set_scales(const Plan& plan, const Scales& scales);
-  bool time_plan(const Gemm& gemm, Plan& plan, std::byte* memory, void* workspace,
-                 cudaStream_t stream);
 
   cublasLtContext* handle_ = nullptr;
   std::map<Key, std::unique_ptr<Plan>> plans_;
-  std::set<Key>* noted_ = nullptr;
 };
 
 }  // namespace lk

@@ -86,7 +86,6 @@ class CudaBackend final : public Backend {
   void gemm(const Tensor& c, GradMode mode, double alpha, const Tensor& a, bool transpose_a,
             const Tensor& b, bool transpose_b);
   void* blas_workspace();
-  bool time_plans(const std::set<CublasLt::Key>& keys);  // cuda_graph.cpp
   void scatter(const Tensor& y, bool accumulate, const Tensor& x, const Tensor& rows);
 
   // Pinned host memory for copies: two halves, so that one fills while the other travels. Uploads

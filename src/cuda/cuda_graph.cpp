@@ -59,12 +59,9 @@ class CudaBackend::Graph final : public Recording {
     const std::int64_t matmuls = backend_.weight_gradient_matmuls();
     cuda_check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed), "recording");
     cudaGraph_t graph = nullptr;
-    backend_.blas_.note_plans(&plans_);
     try {
       memory_->around(work);
-      backend_.blas_.note_plans(nullptr);
     } catch (...) {
-      backend_.blas_.note_plans(nullptr);
       cudaStreamEndCapture(stream, &graph);
       if (graph) cudaGraphDestroy(graph);
       cudaGetLastError();
@@ -84,31 +81,14 @@ class CudaBackend::Graph final : public Recording {
   }
   void run_beside(const std::function<void()>& other) override { memory_->around(other); }
 
-  bool improve() override { return backend_.time_plans(plans_); }
-
   const std::shared_ptr<RecordedMemory>& memory() const { return memory_; }
 
  private:
   CudaBackend& backend_;
   std::shared_ptr<RecordedMemory> memory_;
   cudaGraphExec_t exec_ = nullptr;
-  std::set<CublasLt::Key> plans_;  // of the products in it
   std::int64_t weight_gradients_ = 0;
 };
-
-// The operands take no more than what was live at a time before is above what is live now, so no peak rises.
-bool CudaBackend::time_plans(const std::set<CublasLt::Key>& keys) {
-  const Ledger::Entry& live = ledger().total();
-  const auto room = static_cast<std::size_t>(live.peak_bytes - live.live_bytes);
-  const std::size_t bytes = std::min(blas_.bytes_to_time(keys), room);
-  void* memory = bytes > 0 ? block_cache().allocate(bytes) : nullptr;
-  if (!memory) return false;
-  const bool changed =
-      blas_.time_plans(keys, static_cast<std::byte*>(memory), bytes, blas_workspace(), stream());
-  block_cache().release(memory);
-  block_cache().trim();
-  return changed;
-}
 
 std::unique_ptr<Recording> CudaBackend::record(const std::function<void()>& work,
                                                const Recording* beside) {

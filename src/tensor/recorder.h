@@ -7,9 +7,6 @@
 // straight into those tensors; a device does its work in order, so an upload waits for whatever
 // still reads the old values.
 //
-// Once some runs in a row found their recordings, each recording is asked once whether the work would be
-// faster if it was recorded again (Recording::improve()): sizes that keep coming are worth that time.
-//
 // Recordings run one after the other, so all of them share the memory that the first one set apart
 // for its temporaries. The most recently used ones are kept. Sizes that do not come again soon are
 // never recorded: they would pay for recordings that never run.
@@ -19,7 +16,6 @@
 #include <deque>
 #include <functional>
 #include <memory>
-#include <optional>
 #include <utility>
 
 #include "tensor/backend.h"
@@ -39,18 +35,11 @@ class Recorder {
   Recorder(Backend& backend, bool enabled, Limits limits)
       : backend_(backend), enabled_(enabled), limits_(limits) {}
 
-  // The tensors of the recording for these sizes, for new inputs; null if there is none, or if it would be
-  // faster anew: record() makes that one.
+  // The tensors of the recording for these sizes, for new inputs; null if there is no recording.
   Tensors* find(const Sizes& sizes) {
     auto at = std::find_if(recorded_.begin(), recorded_.end(),
                            [&](const Recorded& r) { return r.sizes == sizes; });
-    calm_ = at == recorded_.end() ? 0 : calm_ + 1;
     if (at == recorded_.end()) return nullptr;
-    if (calm_ >= kCalm && !std::exchange(at->tried, true) && at->recording->improve()) {
-      improved_ = sizes;
-      recorded_.erase(at);
-      return nullptr;
-    }
     std::rotate(at, at + 1, recorded_.end());
     return &recorded_.back().tensors;
   }
@@ -63,9 +52,7 @@ class Recorder {
   bool record(const Sizes& sizes, const Tensors& tensors, const std::function<void()>& work) {
     if (!enabled_) return false;
     const auto before = std::find(launched_.begin(), launched_.end(), sizes);
-    const bool again = improved_ == sizes;
-    improved_.reset();
-    if (before == launched_.end() && !again) {
+    if (before == launched_.end()) {
       launched_.push_back(sizes);
       if (launched_.size() > limits_.launched) launched_.pop_front();
       return false;
@@ -74,8 +61,8 @@ class Recorder {
     const Recording* beside = recorded_.empty() ? nullptr : recorded_.front().recording.get();
     std::unique_ptr<Recording> recording = backend_.record(work, beside);
     if (!recording) return false;
-    if (before != launched_.end()) launched_.erase(before);
-    recorded_.push_back({sizes, tensors, std::move(recording), again});
+    launched_.erase(before);
+    recorded_.push_back({sizes, tensors, std::move(recording)});
     replay();
     return true;
   }
@@ -102,16 +89,12 @@ class Recorder {
     Sizes sizes;
     Tensors tensors;
     std::unique_ptr<Recording> recording;
-    bool tried = false;  // to improve it
   };
-  static constexpr int kCalm = 2;
   Backend& backend_;
   bool enabled_;
   Limits limits_;
   std::deque<Sizes> launched_;     // most recent last
   std::deque<Recorded> recorded_;  // most recently used last
-  std::optional<Sizes> improved_;  // whose recording was dropped for a better one
-  int calm_ = 0;                   // runs in a row that found their recordings
 };
 
 }  // namespace lk

@@ -14,9 +14,6 @@ class Recording {
   // Runs other work now, in the memory that was set apart for this recording. The work must leave
   // nothing there.
   virtual void run_beside(const std::function<void()>& other) = 0;
-  // Looks for a faster way to the same bits, which takes about as long as running it once. Returns true
-  // if the work, recorded again, would take it.
-  virtual bool improve() { return false; }
 };
 
 }  // namespace lk
