@@ -118,28 +118,17 @@ bool linear_few_quantised(const Tensor& x, const InputNorm* norm, std::span<cons
     if (!takes_codes(x.rows(), *part.w) || part.y.dtype() != DType::BF16 ||
         (part.addend && part.addend.dtype() != DType::BF16))
       return false;
+  if (norm && !norm_few_rows(x, *norm, stream)) return false;
   const bool by_runs =
       x.rows() <= kMostByRuns && x.cols() >= kFewestColumnsByRuns && x.cols() % 32 == 0;
-  // The first product's blocks norm x where they can, and leave it for the others.
-  bool normed = !norm;
-  const auto norm_first = [&] { return normed || (normed = norm_few_rows(x, *norm, stream)); };
-  const bool joined = norm && by_runs && x.rows() == 1 && x.cols() <= kMostNormedColumns &&
-                      norm->gain->values().dtype() == DType::BF16 &&
-                      packable(8, x.cols(), x, norm->gain->values());
-  if (!joined && !norm_first()) return false;
   while (!parts.empty()) {
     const QuantisedFormat& format = parts[0].w->quantised()->format;
     std::size_t n = 1;
     while (n < parts.size() && same_decoder(format, parts[n].w->quantised()->format)) ++n;
     const auto run = parts.first(n);
     const bool blocks = format.encoding == Encoding::Blocks;
-    const auto row = blocks ? linear_row_blocks : linear_row_codes;
-    if (by_runs && (normed ? row(input, nullptr, run, stream) : row(x, norm, run, stream))) {
-      normed = true;
-    } else {
-      if (!norm_first()) return false;
+    if (!by_runs || !(blocks ? linear_row_blocks : linear_row_codes)(input, run, stream))
       (blocks ? linear_few_blocks : linear_few_codes)(input, run, stream);
-    }
     parts = parts.subspan(n);
   }
   return true;

@@ -5,7 +5,6 @@
 #include <span>
 
 #include "cuda/pack.cuh"
-#include "cuda/reduce.cuh"
 #include "tensor/cache_kernels.h"
 
 namespace lk {
@@ -34,44 +33,6 @@ struct FewParts {
     return p;
   }
 };
-
-// rmsnorm of a few rows, as the blocks that multiply them compute it for themselves.
-struct FewNorm {
-  const __nv_bfloat16* gain;
-  float eps;
-  Matrix<__nv_bfloat16> normed;
-};
-inline FewNorm few_norm(const InputNorm& norm) {
-  return {pointer<bf16>(norm.gain->values()), static_cast<float>(norm.eps),
-          matrix<bf16>(norm.normed)};
-}
-
-constexpr int kNormThreads = 256;
-// to (k) = rmsnorm(x), and `copy` too if it is not null; executed by a whole block, of which kNormThreads
-// compute: the same bits in blocks of any size from there.
-__device__ __forceinline__ void norm_row(__nv_bfloat16* to, __nv_bfloat16* copy,
-                                         const __nv_bfloat16* x, const FewNorm& norm, int k) {
-  const int first = threadIdx.x < kNormThreads ? static_cast<int>(threadIdx.x) * 8 : k;
-  float sum = 0.0f;
-  for (int col = first; col < k; col += kNormThreads * 8) {
-    float v[8];
-    load_pack<8>(x + col, v);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) sum = fmaf(v[i], v[i], sum);
-  }
-  const float r = 1.0f / sqrtf(block_sum(sum) / static_cast<float>(k) + norm.eps);
-  for (int col = first; col < k; col += kNormThreads * 8) {
-    float v[8], w[8];
-    load_pack<8>(x + col, v);
-    load_pack<8>(norm.gain + col, w);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) v[i] = v[i] * r * w[i];
-    store_pack<8>(to + col, v);
-    if (copy) store_pack<8>(copy + col, v);
-  }
-}
-// Elements between normed rows in shared memory, chosen so that two rows lie in different banks.
-__host__ __device__ constexpr int normed_pitch(int k) { return k + 32; }
 
 // y = the sums of a block's warps, in their order, and the addend; executed by a whole block. Each warp
 // holds kFewRows rows of w times 8 NT rows of x, in C tiles (mma.cuh), of which the first n_x count.
@@ -124,13 +85,9 @@ bool few_parts(const Tensor& x, std::span<const LinearPart> parts, int multiple,
 // y = n wᵀ for parts of one quantised format, n (M,K) BF16 in rows of whole packs.
 void linear_few_blocks(const Tensor& x, std::span<const LinearPart> parts, cudaStream_t stream);
 void linear_few_codes(const Tensor& x, std::span<const LinearPart> parts, cudaStream_t stream);
-// The same in one to four rows (linear_row.cuh), of rmsnorm(x) if `norm` is not null, which is then for one
-// row of at most kMostNormedColumns. False if these do not suit, with nothing done.
-constexpr i64 kMostNormedColumns = 4096;
-bool linear_row_blocks(const Tensor& x, const InputNorm* norm, std::span<const LinearPart> parts,
-                       cudaStream_t stream);
-bool linear_row_codes(const Tensor& x, const InputNorm* norm, std::span<const LinearPart> parts,
-                      cudaStream_t stream);
+// The same in one to four rows (linear_row.cuh); false if these do not suit, with nothing done.
+bool linear_row_blocks(const Tensor& x, std::span<const LinearPart> parts, cudaStream_t stream);
+bool linear_row_codes(const Tensor& x, std::span<const LinearPart> parts, cudaStream_t stream);
 // norm.normed = rmsnorm(x) for x in BF16. Returns false if it cannot be read in packs.
 bool norm_few_rows(const Tensor& x, const InputNorm& norm, cudaStream_t stream);
 

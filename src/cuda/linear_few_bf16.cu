@@ -17,6 +17,7 @@
 #include "cuda/linear_few.cuh"
 #include "cuda/linear_few.h"
 #include "cuda/mma.cuh"
+#include "cuda/reduce.cuh"
 
 namespace lk {
 namespace {
@@ -35,18 +36,48 @@ __device__ __forceinline__ int stage_offset(int row, int chunk) {
 
 // Every block norms x for itself up to this many rows and bytes.
 constexpr i64 kMostNormedRows = 4, kMostNormedBytes = 24 * 1024;
+struct Norm {
+  const Bf16* gain;
+  float eps;
+  Matrix<Bf16> normed;
+};
+
+// to (k) = rmsnorm(x), and `copy` too if it is not null; executed by a whole block.
+__device__ __forceinline__ void norm_row(Bf16* to, Bf16* copy, const Bf16* x, const Norm& norm,
+                                         int k) {
+  float sum = 0.0f;
+  for (int col = threadIdx.x * 8; col < k; col += kThreads * 8) {
+    float v[8];
+    load_pack<8>(x + col, v);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sum = fmaf(v[i], v[i], sum);
+  }
+  const float r = 1.0f / sqrtf(block_sum(sum) / static_cast<float>(k) + norm.eps);
+  for (int col = threadIdx.x * 8; col < k; col += kThreads * 8) {
+    float v[8], w[8];
+    load_pack<8>(x + col, v);
+    load_pack<8>(norm.gain + col, w);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) v[i] = v[i] * r * w[i];
+    store_pack<8>(to + col, v);
+    if (copy) store_pack<8>(copy + col, v);
+  }
+}
+
 __global__ void __launch_bounds__(kThreads)
-    linear_few_norm_kernel(Matrix<const Bf16> x, FewNorm norm, int k) {
+    linear_few_norm_kernel(Matrix<const Bf16> x, Norm norm, int k) {
   wait_for_previous();  // Note [Early launches]
   const i64 row = blockIdx.x;
   norm_row(norm.normed.at(row, 0), nullptr, x.at(row, 0), norm, k);
 }
 
+// Elements between normed rows in shared memory, chosen so that two rows lie in different banks.
+__host__ __device__ constexpr int normed_pitch(int k) { return k + 32; }
+
 // NT: number of groups of 8 rows of x.
 template <int NT, bool NORMED>
 __global__ void __launch_bounds__(kThreads)
-    linear_few_bf16_kernel(FewParts<Bf16> parts, Matrix<const Bf16> x, int n_x, FewNorm norm,
-                           int k) {
+    linear_few_bf16_kernel(FewParts<Bf16> parts, Matrix<const Bf16> x, int n_x, Norm norm, int k) {
   extern __shared__ __align__(16) unsigned char shared[];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   i64 row0 = static_cast<i64>(blockIdx.x) * kRows;
@@ -127,7 +158,9 @@ bool norm_few_rows(const Tensor& x, const InputNorm& norm, cudaStream_t stream) 
       !packable(8, x.cols(), x, normed, gain))
     return false;
   launch_early("linear_few_norm", linear_few_norm_kernel, grid_of(x.rows()), dim3(kThreads), 0,
-               stream, const_matrix<bf16>(x), few_norm(norm), static_cast<int>(x.cols()));
+               stream, const_matrix<bf16>(x),
+               Norm{pointer<bf16>(gain), static_cast<float>(norm.eps), matrix<bf16>(normed)},
+               static_cast<int>(x.cols()));
   return true;
 }
 
@@ -139,16 +172,16 @@ bool linear_few_rows_bf16(const Tensor& x, const InputNorm* norm, std::span<cons
     return false;
   const int k = static_cast<int>(K);
   Matrix<const Bf16> input = const_matrix<bf16>(x);
-  FewNorm normed_by{};
+  Norm few_norm{};
   bool joined = false;
   if (norm) {
     const Tensor &gain = norm->gain->values(), &normed = norm->normed;
     if (gain.dtype() != DType::BF16 || !packable(8, K, normed, gain)) return false;
-    normed_by = few_norm(*norm);
+    few_norm = {pointer<bf16>(gain), static_cast<float>(norm->eps), matrix<bf16>(normed)};
     joined = M <= kMostNormedRows && M * normed_pitch(k) * 2 <= kMostNormedBytes;
     if (!joined) {
       launch_early("linear_few_norm", linear_few_norm_kernel, grid_of(M), dim3(kThreads), 0, stream,
-                   input, normed_by, k);
+                   input, few_norm, k);
       input = const_matrix<bf16>(normed);
     }
   }
@@ -157,7 +190,7 @@ bool linear_few_rows_bf16(const Tensor& x, const InputNorm* norm, std::span<cons
     launch_early("linear_few_bf16",
                  joined ? linear_few_bf16_kernel<NT, true> : linear_few_bf16_kernel<NT, false>,
                  grid_of(few.rows / kRows), dim3(kThreads), static_cast<std::size_t>(shared_bytes),
-                 stream, few, input, static_cast<int>(M), normed_by, k);
+                 stream, few, input, static_cast<int>(M), few_norm, k);
   };
   if (M <= 8)
     go.template operator()<1>();

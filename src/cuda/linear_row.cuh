@@ -1,22 +1,22 @@
 // Quantised projections of one to four rows in BF16: decoding, one token a sequence. Codes are read where
 // they lie and become tensor-core operands with few instructions, so a step takes what its bytes take.
 //
-// Shapes     y (M,N) = addend (M,N) + n (M,K) wᵀ, w (N,K) quantised, M <= 4, for up to three w of one
-//            format; n is x or, for M = 1, rmsnorm(x); K a multiple of 32
+// Shapes     y (M,N) = addend (M,N) + x (M,K) wᵀ, w (N,K) quantised, M <= 4, for up to three w of one
+//            format; K a multiple of 32
 // Plan       a tile: 16 rows of w; its 4 to 16 warps take turns along K, 256 columns each: a chunk of
-//            eight runs of 32; a block: one to four tiles. A warp copies its chunks into shared memory of its own, ahead of the one
-//            that it multiplies, the first before the kernel's input is there; no warp waits for another.
+//            eight runs of 32. A block: one to four tiles. A warp copies its chunks into shared memory of
+//            its own, one ahead of the one that it multiplies, the first before the kernel's input is
+//            there; no warp waits for another.
 // Scales     Every run has scales of its own, which must not meet before they are applied. So the eight
 //            columns of the product's right operand, of which a single row of x would fill one, hold that
 //            row's eight runs: column n is x in run n and zero elsewhere. The product then has the sums
 //            of 16 rows and 8 runs apart, four in each lane, which multiplies each by its scale. What is
 //            constant in a run, the codes' offset and a minimum, is a product with the sum of x over the
 //            run, for which one more operand is all ones.
-// Norm       each block norms a row for itself, while its first codes are on their way
 // Bytes      w's stored bytes once; x (N / 16) times from L1/L2; y once
 // Numbers    codes are exact in BF16 (the values of a codebook are rounded to it); scales apply in F32, to
 //            F32 sums. A warp's chunks in order, then four lanes, then the warps in order, then the addend:
-//            the order depends on w's shape alone, so a row has the same bits for every M <= 4.
+//            the order depends on the parts' shapes alone, so a row has the same bits for every M <= 4.
 // Limits     30 to 72 % of a copy's rate for 11008 x 4096 on an H200, 12 us of which 3 pass before the first
 //            codes arrive; ALUs, which take two cycles for an instruction, are busy half of the time
 #pragma once
@@ -37,7 +37,7 @@ constexpr int kRun = 32, kRuns = 8, kChunk = kRun * kRuns;
 //   bool kInterleaved  column i of its first four goes with i of its last four; else neighbours
 //   int kWords       words that a lane reads of a run in one place
 //   int kPlanes      a code is the sum of so many operands, less kBias
-//   bool kSums       whether offsets(), or kBias, count
+//   bool kSums       whether kBias, or the b of scales(), may be other than 0
 //   bool kLut        whether a table makes a byte's two nibbles an operand
 //   struct Ahead     what is read of the scales before the chunk's codes are there
 // and
@@ -73,9 +73,7 @@ struct RowStage {
   static constexpr int kPitch = kPieces * 16, kBytes = kFewRows * kPitch;
   static constexpr int kCopies = (kFewRows * kPieces + 31) / 32;  // of a lane
   static constexpr int kLutBytes = Format::kLut ? 256 * operands::kCopiesOfEntry * 4 : 0;
-  __host__ __device__ static constexpr int shared_bytes(int warps) {
-    return kLutBytes + warps * 2 * kBytes;
-  }
+  static constexpr int shared_bytes(int warps) { return kLutBytes + warps * 2 * kBytes; }
 };
 
 // The lane's eight columns of a run of x, as operands hold them.
@@ -102,11 +100,11 @@ __device__ __forceinline__ std::uint32_t times(std::uint32_t a, std::uint32_t b)
   return y;
 }
 
-// n_warps: of a tile of 16 rows. With NORMED, x is one row, and rmsnorm(x) is multiplied.
-template <class Format, int M, bool NORMED>
+// n_warps: of a tile of 16 rows.
+template <class Format, int M>
 __global__ void __launch_bounds__(kMostRowThreads, M == 1 ? 2 : 1)
     linear_row_kernel(const __grid_constant__ RowParts<Format> parts, Matrix<const __nv_bfloat16> x,
-                      int n_x, FewNorm norm, int k, int n_warps) {
+                      int n_x, int k, int n_warps) {
   using u32 = std::uint32_t;
   using Stage = RowStage<Format>;
   constexpr int kTiles = Format::kSixteens ? 2 : 1;
@@ -166,12 +164,6 @@ __global__ void __launch_bounds__(kMostRowThreads, M == 1 ? 2 : 1)
 #pragma unroll
   for (int run = 0; run < kRuns; ++run) mine[run] = run == g ? 0x3f803f80u : 0u;
   wait_for_previous();  // Note [Early launches]
-  if constexpr (NORMED) {
-    auto* normed = reinterpret_cast<__nv_bfloat16*>(shared + Stage::shared_bytes(blockDim.x / 32));
-    norm_row(normed, blockIdx.x == 0 ? norm.normed.at(0, 0) : nullptr, x.at(0, 0), norm, k);
-    __syncthreads();
-    x.data = normed;
-  }
 
   float sum[M][2] = {};
   int stage = 0;
@@ -274,8 +266,7 @@ __global__ void __launch_bounds__(kMostRowThreads, M == 1 ? 2 : 1)
 
 // `parts` have one format, which Format reads; false if their rows are not, with nothing done.
 template <class Format>
-bool launch_linear_row(const Tensor& x, const InputNorm* norm, std::span<const LinearPart> parts,
-                       cudaStream_t stream) {
+bool launch_linear_row(const Tensor& x, std::span<const LinearPart> parts, cudaStream_t stream) {
   const i64 M = x.rows(), K = x.cols();
   RowParts<Format> all{.part = {}, .n = static_cast<int>(parts.size())};
   int rows = 0;
@@ -303,21 +294,15 @@ bool launch_linear_row(const Tensor& x, const InputNorm* norm, std::span<const L
   int n_warps = tiles > 700 ? 4 : tiles > 320 ? 8 : kMostWarps;
   while (n_warps > 4 && n_warps > chunks) n_warps /= 2;
   const int warps = Format::kLut ? kMostRowThreads / 32 : std::max(n_warps, 8);
-  const FewNorm normed_by = norm ? few_norm(*norm) : FewNorm{};
-  const int shared_bytes =
-      RowStage<Format>::shared_bytes(warps) + (norm ? static_cast<int>(K) * 2 : 0);
-  const auto go = [&]<int kM, bool kNormed = false>() {
-    launch_early("linear_row", linear_row_kernel<Format, kM, kNormed>,
-                 grid_of(ceil_div(tiles, warps / n_warps)), dim3(warps * 32), shared_bytes, stream,
-                 all, const_matrix<bf16>(x), static_cast<int>(M), normed_by, static_cast<int>(K),
-                 n_warps);
+  const auto go = [&]<int kM>() {
+    launch_early("linear_row", linear_row_kernel<Format, kM>,
+                 grid_of(ceil_div(tiles, warps / n_warps)), dim3(warps * 32),
+                 RowStage<Format>::shared_bytes(warps), stream, all, const_matrix<bf16>(x),
+                 static_cast<int>(M), static_cast<int>(K), n_warps);
   };
-  if (norm)
-    go.template operator()<1, true>();
-  else
-    M == 1   ? go.template operator()<1>()
-    : M == 2 ? go.template operator()<2>()
-             : go.template operator()<4>();
+  M == 1   ? go.template operator()<1>()
+  : M == 2 ? go.template operator()<2>()
+           : go.template operator()<4>();
   return true;
 }
 

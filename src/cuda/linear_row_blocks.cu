@@ -4,11 +4,8 @@
 
 namespace lk {
 
-bool linear_row_blocks(const Tensor& x, const InputNorm* norm, std::span<const LinearPart> parts,
-                       cudaStream_t stream) {
-  const auto run = [&]<class Format>() {
-    return launch_linear_row<Format>(x, norm, parts, stream);
-  };
+bool linear_row_blocks(const Tensor& x, std::span<const LinearPart> parts, cudaStream_t stream) {
+  const auto run = [&]<class Format>() { return launch_linear_row<Format>(x, parts, stream); };
   return operands::with_blocks(*parts[0].w->quantised()->format.blocks, run);
 }
 

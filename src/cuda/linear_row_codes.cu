@@ -4,11 +4,8 @@
 
 namespace lk {
 
-bool linear_row_codes(const Tensor& x, const InputNorm* norm, std::span<const LinearPart> parts,
-                      cudaStream_t stream) {
-  const auto run = [&]<class Format>() {
-    return launch_linear_row<Format>(x, norm, parts, stream);
-  };
+bool linear_row_codes(const Tensor& x, std::span<const LinearPart> parts, cudaStream_t stream) {
+  const auto run = [&]<class Format>() { return launch_linear_row<Format>(x, parts, stream); };
   const Weight& w = *parts[0].w;
   return operands::with_codes(w.quantised()->format, w.shape()[0], x.cols(), run);
 }
