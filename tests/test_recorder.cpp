@@ -2,10 +2,8 @@
 // too long or dropped too soon, and memory that is not shared.
 #include "tensor/recorder.h"
 
-#include <array>
 #include <vector>
 
-#include "cuda/open_device.h"
 #include "harness.h"
 #include "replaying_backend.h"
 
@@ -107,58 +105,4 @@ TEST_CASE("nothing is recorded where that is switched off, or where the device c
   }
   CHECK(off.backend.recorded == 0);
   CHECK(unable.seen == std::vector{0, 1, 2});
-}
-
-TEST_CASE("cuda: products recorded again, with algorithms that were timed, leave the same bits") {
-  if (n_gpus() == 0) LK_SKIP("no GPU");
-  const std::unique_ptr<Backend> gpu = open_device("auto");
-  gpu->empty(Tag::Workspace, DType::U8,
-             {std::int64_t{512} << 20});  // timing stays below such a peak
-  struct Product {
-    Tensor y, x;
-    Weight w;
-    bool backward;
-  };
-  std::vector<Product> all;
-  unsigned seed = 0;
-  for (auto [rows, n, k] : {std::array<std::int64_t, 3>{8192, 3072, 608},
-                            {8192, 576, 1552},
-                            {4096, 4096, 4112},
-                            {512, 4096, 11024},
-                            {257, 320, 72}})
-    for (bool backward : {false, true}) {
-      const auto tensor = [&](Shape shape) {
-        return random_tensor(*gpu, DType::BF16, shape, ++seed);
-      };
-      all.push_back({tensor({rows, backward ? k : n}), tensor({rows, backward ? n : k}),
-                     Weight("w", tensor({n, k})), backward});
-    }
-  const auto work = [&] {
-    for (const Product& p : all)
-      if (p.backward)
-        gpu->linear_backward_x(p.y, GradMode::Write, p.x, p.w);
-      else
-        gpu->linear_forward(p.y, p.x, p.w);
-  };
-  const auto results = [&] {
-    std::vector<std::vector<double>> y;
-    for (const Product& p : all) {
-      y.push_back(to_host_f64(p.y));
-      gpu->fill(p.y, 0.0);
-    }
-    return y;
-  };
-  work();
-  const auto want = results();
-  const std::int64_t peak = gpu->ledger().total().peak_bytes;
-  std::unique_ptr<Recording> recording = gpu->record(work, nullptr);
-  recording->run();
-  CHECK(results() == want);
-  const bool better = recording->improve();
-  MESSAGE("a faster algorithm: ", better);
-  recording = gpu->record(work, nullptr);
-  recording->run();
-  CHECK(results() == want);
-  CHECK(!recording->improve());  // all have been timed
-  CHECK(gpu->ledger().total().peak_bytes == peak);
 }
