@@ -274,8 +274,9 @@ bool launch_linear_row(const Tensor& x, std::span<const LinearPart> parts, cudaS
     const QuantisedMatrix& q = *parts[i].w->quantised();
     const PlaneShape codes = q.format.plane(Plane::Codes, parts[i].w->shape());
     const int n = static_cast<int>(parts[i].w->shape()[0]);
-    if (codes.bytes() > UINT32_MAX - 4096 || (!RowStage<Format>::kShifted && codes.cols % 16 != 0))
-      return false;
+    const bool whole = reinterpret_cast<std::uintptr_t>(q.plane<void>(Plane::Codes)) % 16 == 0 &&
+                       (RowStage<Format>::kShifted || codes.cols % 16 == 0);
+    if (!whole || codes.bytes() > UINT32_MAX - 4096) return false;
     RowPart<Format>& part = all.part[i];
     part = {Format::of(q, K),
             q.plane<std::uint8_t>(Plane::Codes),
