@@ -14,9 +14,20 @@ struct Codes {
   static constexpr int kWords = 1, kPlanes = 1, kBias = 0;
 };
 
+// A number for each run and row, and nothing else.
+struct Scaled : Codes {
+  struct Ahead {
+    float scale[2][2];
+  };
+  __device__ __forceinline__ void scales(const u8*, const Ahead& a, int h, int,
+                                         float2 (&f)[2][1]) const {
+    f[0][0] = {a.scale[h][0], 0.0f}, f[1][0] = {a.scale[h][1], 0.0f};
+  }
+};
+
 // Nf4 and Fp4; the even column in a byte's high nibble. Blocks are whole runs.
 template <bool kNested>
-struct Codebook : Codes {
+struct Codebook : Scaled {
   static constexpr u32 kBytes = 128;
   static constexpr bool kLut = true;
   float table[16];
@@ -41,9 +52,6 @@ struct Codebook : Codes {
     return pack_bf16(table[byte >> 4], table[byte & 15]);
   }
 
-  struct Ahead {
-    float scale[2][2];
-  };
   __device__ __forceinline__ float scale_of(u32 block) const {
     if constexpr (kNested) {
       const float inner = __ldg(map + __ldg(static_cast<const u8*>(stored) + block));
@@ -66,14 +74,10 @@ struct Codebook : Codes {
                                                   u32 bank, u32 (&w)[1][4]) {
     look_up(lut, bank, read<u32>(p + run * 16 + 4 * t), w[0]);
   }
-  __device__ __forceinline__ void scales(const u8*, const Ahead& a, int h, int,
-                                         float2 (&f)[2][1]) const {
-    f[0][0] = {a.scale[h][0], 0.0f}, f[1][0] = {a.scale[h][1], 0.0f};
-  }
 };
 
 // E4M3: sign, exponent and mantissa moved to where BF16 has them, and 2^120 for the other bias.
-struct Fp8 : Codes {
+struct Fp8 : Scaled {
   static constexpr u32 kBytes = 256;
   static constexpr int kWords = 2;
   const float* stored;  // scales
@@ -88,9 +92,6 @@ struct Fp8 : Codes {
             static_cast<u32>(ceil_div(cols, q.format.block))};
   }
 
-  struct Ahead {
-    float scale[2][2];
-  };
   __device__ __forceinline__ Ahead ahead(u32 low_row, u32 high_row, int run, int runs) const {
     Ahead a;
 #pragma unroll
@@ -106,10 +107,6 @@ struct Fp8 : Codes {
     const uint2 codes = read<uint2>(p + run * 32 + 8 * t);
     w[0][0] = pair_of(codes.x, 0x1404), w[0][1] = pair_of(codes.x, 0x3424);
     w[0][2] = pair_of(codes.y, 0x1404), w[0][3] = pair_of(codes.y, 0x3424);
-  }
-  __device__ __forceinline__ void scales(const u8*, const Ahead& a, int h, int,
-                                         float2 (&f)[2][1]) const {
-    f[0][0] = {a.scale[h][0], 0.0f}, f[1][0] = {a.scale[h][1], 0.0f};
   }
 
  private:
