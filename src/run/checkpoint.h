@@ -39,8 +39,8 @@ class Checkpoint {
   std::int64_t steps() const { return steps_; }
   const Json& identity() const { return identity_; }
   const RunProgress& progress() const { return progress_; }
-  // Puts the state into adapter and trainer, of the moments what the trainer's optimizer has. Throws InputError if it is not one of theirs; both are
-  // as they were then.
+  // Puts the state into adapter and trainer, of the moments what the trainer's optimizer has. Throws
+  // InputError if it is not one of theirs; both are as they were then.
   void restore(Method& method, Trainer& trainer) const;
   // `kept`, as it was saved; restore() has checked its shapes.
   std::vector<std::vector<float>> kept(const Method& method) const;
