@@ -15,6 +15,7 @@
 #include "modelfile/load.h"
 #include "modelfile/quantise.h"
 #include "nn/generate.h"
+#include "random_base.h"
 #include "roofline.h"
 #include "run/inference.h"
 
@@ -148,8 +149,7 @@ int main(int argc, char** argv) {
     const DType dtype = parse_compute_dtype(s.dtype, *backend);
     const bench::Roofs roofs = bench::measure_roofs(*backend, dtype);
     ModelWeights weights = file ? load_weights(*backend, *file, dtype, {.storage = storage}).weights
-                                : random_weights(*backend, config, dtype, 1);
-    if (!file) quantise_weights(*backend, config, weights, storage);
+                                : bench::random_base(*backend, config, dtype, storage);
     Transformer model(*backend, config, std::move(weights), dtype, s.prompt + s.tokens);
     for (std::int64_t batch : s.batches) {
       if (batch < 1) throw UsageError("--batches: from 1 on");

@@ -25,6 +25,7 @@
 #include "modelfile/config.h"
 #include "modelfile/load.h"
 #include "nn/streamed_base.h"
+#include "random_base.h"
 #include "roofline.h"
 #include "run/inference.h"
 #include "run/plan.h"
@@ -41,6 +42,7 @@ struct Settings {
   program::ProcessFlags processes;
   std::string memory;              // a budget; if given, recompute is chosen to fit it
   std::string offload_base = "0";  // layers of the base that wait in host memory
+  std::string shard_base = "0";    // or in parts on the GPUs of the processes
   Recompute recompute;             // what is computed again instead of kept
   std::int64_t batch = 2, seq_len = 256, rank = 8, steps = 10, warmup = 4;
   std::int64_t shortest = 0;  // rows have from so many tokens to seq_len, evenly spread; 0: seq_len
@@ -83,24 +85,6 @@ LoraConfig lora_config(const Settings& s) {
   c.shape.dora = s.dora;
   c.targets = program::parse_list(s.targets, "--targets");
   return c;
-}
-
-// Random weights, held as the storage says. Each matrix is quantised, and sent to the host, as soon as it
-// is made, so that the base need not fit as a dense one.
-ModelWeights random_base(Backend& backend, const ModelConfig& config, DType dtype,
-                         const BaseStorage& storage) {
-  const std::vector<HeldFormat> formats = held_formats(config, storage);
-  std::shared_ptr<StreamedBase> streamed;
-  if (storage.offload > 0) streamed = std::make_shared<StreamedBase>(backend, storage.offload);
-  std::size_t next = 0;
-  ModelWeights weights = random_weights(backend, config, dtype, 1, [&](const WeightSlot& slot) {
-    if (const HeldFormat& format = formats[next++]) quantise_weight(backend, slot, *format);
-    if (streamed && streamed->takes(slot)) streamed->take(slot);
-  });
-  if (streamed) streamed->finish();
-  backend.trim();
-  backend.ledger().reset_peaks();
-  return weights;
 }
 
 // A transport that can be asked how long its exchanges take, waiting for the other processes included.
@@ -260,13 +244,14 @@ int run_bench(Settings s, World& world, Clock::time_point start) {
   if (fp8 && !storage.fp8_products && s.fp8_products == "auto")
     program::message(concat("no products in FP8: ", no_fp8_products(config, *backend, dtype)));
   if (!s.keep_dense.empty()) storage.keep_dense = program::parse_list(s.keep_dense, "--keep-dense");
-  storage.offload = parse_offload_base(s.offload_base);
-  require_streamable(storage.offload, *backend);
+  storage.offload = parse_streamed_layers(s.offload_base, "`offload_base`");
+  storage.shard = parse_streamed_layers(s.shard_base, "`shard_base`");
+  require_streamable(storage.offload, storage.shard, *backend);
   request.formats = file ? held_formats(*file, storage) : held_formats(config, storage);
   request.processes = world.size() > 1 ? world.size() : 0, request.grad_accum = world.size();
   request.batch = s.batch, request.seq_len = s.seq_len, request.recompute = s.recompute;
   request.row_lengths = s.lengths();
-  request.offload_base = storage.offload;
+  request.offload_base = storage.offload, request.shard_base = storage.shard;
   const std::int64_t budget = program::parse_budget(s.memory);
   const Plan plan = budget > 0 ? plan_within(request, budget) : plan_training(request);
   if (budget > 0) check_fits(request, plan, budget, "--memory");
@@ -283,8 +268,10 @@ int run_bench(Settings s, World& world, Clock::time_point start) {
   Run::Reduction reduction;
   ModelWeights weights;  // as laid out by the model
   {
-    ModelWeights given = file ? load_weights(*backend, *file, dtype, {.storage = storage}).weights
-                              : random_base(*backend, config, dtype, storage);
+    const ShardGroup group = shard_group(world);
+    ModelWeights given =
+        file ? load_weights(*backend, *file, dtype, {.storage = storage, .group = &group}).weights
+             : bench::random_base(*backend, config, dtype, storage, &group);
     backend->synchronize();
     ready = seconds_since(start);
     Run run(*backend, config, std::move(given), dtype, s, &world);
@@ -320,7 +307,14 @@ int run_bench(Settings s, World& world, Clock::time_point start) {
   // Microseconds that each process computes in a step: all wait for the slowest.
   const std::vector<std::int64_t> own =
       world.gather(std::llround(1e6 * (reduction.step - reduction.exchange)));
-  if (!world.leads()) return 0;
+  // Nobody frees a part of the base that another still reads.
+  const auto part = [&] {
+    if (storage.shard > 0) world.gather(0);
+  };
+  if (!world.leads()) {
+    part();
+    return 0;
+  }
   backend->set_memory_limit(0);  // the measurements below are not part of the step
   const std::int64_t rss = peak_rss();
   std::sort(seconds.begin(), seconds.end());
@@ -413,6 +407,7 @@ int run_bench(Settings s, World& world, Clock::time_point start) {
                      {"device_peak_bytes", memory.peak_bytes},
                      {"device_reserved_bytes", memory.reserved_bytes},
                      {"offload_base", s.offload_base},
+                     {"shard_base", s.shard_base},
                      {"offloaded_base_bytes", memory.offloaded_base_bytes},
                      {"offloaded_peak_bytes", memory.offloaded_peak_bytes},
                      {"driver_allocations", memory.driver_allocations},
@@ -432,6 +427,7 @@ int run_bench(Settings s, World& world, Clock::time_point start) {
       out["gpu_busy"] = busy;
     }
   }
+  part();
   std::printf("%s\n", out.dump().c_str());
   return 0;
 }
@@ -469,6 +465,7 @@ int main(int argc, char** argv) {
   app.add_option("--steps", s.steps, "timed steps")->check(whole)->capture_default_str();
   app.add_option("--warmup", s.warmup, "steps before")->check(whole)->capture_default_str();
   auto* way = app.add_option("--recompute", recompute, program::kRecomputeHelp);
+  app.add_option("--shard-base", s.shard_base, program::kShardBaseHelp)->capture_default_str();
   app.add_option("--offload-base", s.offload_base, program::kOffloadBaseHelp)
       ->capture_default_str();
   app.add_option("--memory", s.memory, program::kMemoryHelp)->excludes(way);

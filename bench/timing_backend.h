@@ -59,7 +59,7 @@ class TimingBackend final : public Backend {
   std::unique_ptr<Recording> record(const std::function<void()>&, const Recording*) override {
     return nullptr;  // ops are timed one by one
   }
-  std::unique_ptr<HostCopy> offload(const Tensor& x) override { return inner_.offload(x); }
+  std::unique_ptr<StoredCopy> offload(const Tensor& x) override { return inner_.offload(x); }
   // The kernels of these interfaces are timed as wholes, also where the inner backend composes
   // them.
   LoraKernels* lora_kernels() override;  // null if the inner backend has none

@@ -18,8 +18,8 @@ class OffloadingBackend : public CpuBackend {
     traits.can_offload = true;
     return traits;
   }
-  std::unique_ptr<HostCopy> offload(const Tensor& x) override {
-    struct Late : HostCopy {
+  std::unique_ptr<StoredCopy> offload(const Tensor& x) override {
+    struct Late : StoredCopy {
       OffloadingBackend& owner;
       Tag tag;
       Tensor from;
@@ -57,6 +57,50 @@ class OffloadingBackend : public CpuBackend {
       }
     };
     return std::make_unique<Late>(*this, x);
+  }
+  // Parts of which others read from this process's memory, also as late as possible.
+  std::unique_ptr<ShardedCopy> shard(const Tensor& x, int rank, int size) override {
+    struct Part : ShardedCopy {
+      OffloadingBackend& owner;
+      Tensor from, own, to;
+      std::size_t bytes;
+      int rank;
+      std::vector<const std::byte*> parts;
+      Part(OffloadingBackend& o, const Tensor& x, int r, int n)
+          : owner(o), from(x), bytes(x.bytes()), rank(r), parts(static_cast<std::size_t>(n)) {
+        if (const auto size = static_cast<std::int64_t>(range(r).size()); size > 0)
+          own = owner.empty(Tag::Weights, DType::U8, {size});
+      }
+      ShardRange range(int r) const {
+        return shard_range(bytes, r, static_cast<int>(parts.size()));
+      }
+      void sent() override {
+        if (own)
+          std::memcpy(own.raw(), static_cast<const std::byte*>(from.raw()) + range(rank).begin,
+                      own.bytes());
+        from = Tensor();
+      }
+      std::string name() override {
+        return std::to_string(reinterpret_cast<std::uintptr_t>(own ? own.raw() : nullptr));
+      }
+      void open(std::span<const std::string> names) override {
+        for (std::size_t r = 0; r < parts.size(); ++r)
+          parts[r] = reinterpret_cast<const std::byte*>(std::stoull(names[r]));
+      }
+      void fetch(const Tensor& t) override {
+        check(t.bytes() == bytes, "fetch: of another size");
+        to = t;
+        std::memset(to.raw(), 0xff, bytes);
+      }
+      void arrived() override {
+        for (int r = 0; r < static_cast<int>(parts.size()); ++r)
+          if (const ShardRange part = range(r); part.size() > 0)
+            std::memcpy(static_cast<std::byte*>(to.raw()) + part.begin,
+                        parts[static_cast<std::size_t>(r)], part.size());
+        to = Tensor();
+      }
+    };
+    return std::make_unique<Part>(*this, x, rank, size);
   }
   int waiting = 0, most_waiting = 0, on_the_way = 0, most_on_the_way = 0, total = 0;
 };

@@ -100,6 +100,36 @@ TEST_CASE("any number of GPUs leaves the same bytes") {
   }
 }
 
+TEST_CASE("cuda: a base in parts on the processes' GPUs leaves the same bytes") {
+  if (n_gpus() < 1) LK_SKIP("no GPU");
+  Sweeps f;
+  for (const char* more : {"--dtype bf16 --recompute block", "--dtype f32 --dropout 0.1",
+                           "--dtype bf16 --base-precision nf4"}) {
+    CAPTURE(more);
+    auto run = [&](const std::string& out, const std::string& how) {
+      const auto r =
+          run_program(concat("finetune --device cuda --model ", kTinyModel, " --data ", kTinyRows,
+                             " --batch 2 --eval-split 0.2 ", kSteps, "--grad-accum 3 ", more, " ",
+                             how, " --out '", f / (more + out), "'"));
+      REQUIRE_MESSAGE(r.status == 0, r.out);
+      return slurp(f / (more + out + "/adapter_model.safetensors"));
+    };
+    const std::string want = run("whole", "--processes 2");
+    CHECK(run("all", "--processes 2 --shard-base all") == want);
+    CHECK(run("one", "--processes 3 --shard-base 1") == want);
+  }
+}
+
+TEST_CASE("a base in parts needs processes with GPUs") {
+  Sweeps f;
+  for (const char* more : {"--shard-base all", "--shard-base all --processes 2"}) {
+    CAPTURE(more);
+    const auto r = f.run("refused", kSteps + more);
+    CHECK(r.status == 2);
+    CHECK(r.out.find("--shard-base") != std::string::npos);
+  }
+}
+
 TEST_CASE("with one micro-batch a step the bytes are those of a run without --processes") {
   Sweeps f;
   REQUIRE(f.run("alone", kSteps).status == 0);

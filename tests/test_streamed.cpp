@@ -1,6 +1,11 @@
 // A base whose layers wait on the host: the same bits as one that stays. Would catch a layer that is read
 // before it arrived or after another took its place, a weight that nobody asks the host for, a plan that
 // counts what is not on the device.
+#include <omp.h>
+
+#include <barrier>
+#include <thread>
+
 #include "cuda/open_device.h"
 #include "heard_run.h"
 #include "hostile.h"
@@ -56,15 +61,17 @@ struct Outcome {
   bool operator==(const Outcome&) const = default;
 };
 
-// Ten steps with evaluations between them. `layers` of the base are streamed.
-Outcome train(std::unique_ptr<Backend> backend, const Setting& s, std::int64_t layers) {
+// Ten steps with evaluations between them. `layers` of the base are streamed, from the host or from the
+// devices of `group`.
+Outcome train(std::unique_ptr<Backend> backend, const Setting& s, std::int64_t layers,
+              const std::optional<ShardGroup>& group = {}) {
   const ModelConfig config = config_of(s.family);
   ModelWeights weights = random_weights(*backend, config, s.dtype, 7);
   // One layer is held in another format than the others: the slots' parts lie elsewhere for it.
   if (s.nf4)
     quantise_weights(*backend, config, weights, {BasePrecision::Nf4, {"k_proj", "layers.2"}});
   std::shared_ptr<StreamedBase> streamed;
-  if (layers > 0) streamed = stream_weights(*backend, config, weights, layers);
+  if (layers > 0) streamed = stream_weights(*backend, config, weights, layers, group);
   Transformer model(*backend, config, std::move(weights), s.dtype, 256);
   MethodConfig what;
   what.names = s.methods;
@@ -108,7 +115,41 @@ Outcome train(std::unique_ptr<Backend> backend, const Setting& s, std::int64_t l
   SamplingSettings sampling;
   sampling.max_tokens = 6;
   o.text = generate(model, eval[0].ids, sampling).ids;
+  if (group) group->gather({});  // nobody reads it any more
   return o;
+}
+
+// The processes of a group as threads.
+class Group {
+ public:
+  explicit Group(int size) : texts_(static_cast<std::size_t>(size)), meeting_(size) {}
+  void run(const std::function<void(const ShardGroup&)>& work) {
+    std::vector<std::jthread> threads;
+    for (int r = 0; r < static_cast<int>(texts_.size()); ++r)
+      threads.emplace_back([this, r, &work] {
+        omp_set_num_threads(1);
+        work({r, static_cast<int>(texts_.size()), [this, r](const std::string& own) {
+                texts_[static_cast<std::size_t>(r)] = own;
+                meeting_.arrive_and_wait();
+                std::vector<std::string> all = texts_;
+                meeting_.arrive_and_wait();
+                return all;
+              }});
+      });
+  }
+
+ private:
+  std::vector<std::string> texts_;
+  std::barrier<> meeting_;
+};
+
+std::vector<Outcome> train_in_parts(const std::function<std::unique_ptr<Backend>()>& open,
+                                    const Setting& s, std::int64_t layers, int size) {
+  std::vector<Outcome> all(static_cast<std::size_t>(size));
+  Group(size).run([&](const ShardGroup& group) {
+    all[static_cast<std::size_t>(group.rank)] = train(open(), s, layers, group);
+  });
+  return all;
 }
 
 void check_same(const Outcome& got, const Outcome& want) {
@@ -176,6 +217,48 @@ TEST_CASE("losses, evaluations and adapters are bit for bit those of a base that
   }
 }
 
+TEST_CASE("a base in parts on several devices gives the bits of one that stays") {
+  const auto open = [] { return std::make_unique<OffloadingBackend>(); };
+  for (const Setting& s :
+       std::vector<Setting>{{.dtype = DType::BF16, .joined = true, .recompute = "block,offload"},
+                            {.nf4 = true, .dora = true, .micro_batches = 2},
+                            {.recompute = "keep-attention", .family = "gemma3_text"},
+                            {.methods = {"llama-adapter"}, .family = "gpt2"}}) {
+    const std::string what = text_of(s);
+    CAPTURE(what);
+    const Outcome want = train(open(), s, 0);
+    for (int size : {1, 2, 3})
+      for (std::int64_t layers : {std::int64_t{2}, StreamedBase::kAllLayers}) {
+        CAPTURE(size);
+        CAPTURE(layers);
+        std::int64_t held = 0;
+        for (const Outcome& got : train_in_parts(open, s, layers, size)) {
+          check_same(got, want);
+          CHECK(got.host_bytes == 0);
+          if (s.methods[0] == "lora") CHECK(got.late == 0);
+          if (layers > 2 && size > 1 && !s.nf4) CHECK(got.weight_bytes < want.weight_bytes);
+          held += got.weight_bytes;
+        }
+        CHECK(held > want.weight_bytes);  // all of it, and slots
+      }
+  }
+}
+
+TEST_CASE("parts cover each byte once") {
+  for (std::size_t bytes : {std::size_t{0}, std::size_t{1}, std::size_t{256}, std::size_t{257},
+                            std::size_t{100000}, (std::size_t{1} << 33) + 8})
+    for (int size : {1, 2, 3, 8, 1000}) {
+      std::size_t at = 0;
+      for (int r = 0; r < size; ++r) {
+        const ShardRange part = shard_range(bytes, r, size);
+        CHECK(part.begin == at);
+        CHECK(part.size() <= bytes / static_cast<std::size_t>(size) + 256);
+        at = part.end;
+      }
+      CHECK(at == bytes);
+    }
+}
+
 TEST_CASE("a step copies each layer once forward and once backward, and waits for none") {
   for (const char* recompute : {"none", "gate-up", "keep-attention", "block", "block,offload"})
     for (bool joined : {false, true})
@@ -232,6 +315,24 @@ TEST_CASE("loading sends each matrix to the host, and the device never holds the
       CHECK(loaded.sha256 == want);
       CHECK(weights_sha256(loaded.weights) == want);
     }
+}
+
+TEST_CASE("processes that load a base together have a part each, and its hash") {
+  const ModelFile file(concat(LK_TEST_DATA, "/golden/peft/tiny"));
+  OffloadingBackend whole;
+  const LoadedModel stays = load_weights(whole, file, DType::F32, {.hash = true});
+  std::array<std::int64_t, 2> held = {};
+  Group(2).run([&](const ShardGroup& group) {
+    OffloadingBackend backend;
+    LoadOptions options{.storage = {BasePrecision::Dense}, .group = &group, .hash = true};
+    options.storage.shard = StreamedBase::kAllLayers;
+    const LoadedModel loaded = load_weights(backend, file, DType::F32, options);
+    CHECK(loaded.sha256 == stays.sha256);
+    CHECK(weights_sha256(loaded.weights) == stays.sha256);
+    held[static_cast<std::size_t>(group.rank)] = backend.ledger()[Tag::Weights].live_bytes;
+    group.gather({});
+  });
+  CHECK(held[0] >= held[1]);
 }
 
 namespace {
@@ -293,6 +394,21 @@ TEST_CASE("what can't be is refused by name") {
   request.offload_base = 1;
   CHECK_THROWS_AS(plan_training(request), UsageError);
 
+  PlanRequest parts = request;
+  parts.offload_base = 0, parts.shard_base = 1, parts.processes = 2;
+  CHECK_THROWS_AS(plan_training(parts), UsageError);  // on a CPU
+  parts.device = "cuda", parts.processes = 0;
+  CHECK_THROWS_AS(plan_training(parts), UsageError);
+  parts.processes = 2, parts.offload_base = 1;
+  CHECK_THROWS_AS(plan_training(parts), UsageError);
+  // A process that has fewer layers in parts names fewer of them.
+  OffloadingBackend alone;
+  ModelWeights weights_of_one = random_weights(alone, config_of(), DType::F32, 7);
+  const ShardGroup others{0, 2, [](const std::string& own) {
+                            return std::vector<std::string>{own, own.substr(0, own.size() / 2)};
+                          }};
+  CHECK_THROWS_AS(stream_weights(alone, config_of(), weights_of_one, 1, others), UsageError);
+
   OffloadingBackend backend;
   ModelWeights own = random_weights(backend, config_of(), DType::F32, 7);
   stream_weights(backend, config_of(), own, 2);
@@ -306,9 +422,9 @@ TEST_CASE("what can't be is refused by name") {
   CHECK_THROWS_AS(make_method(model, pissa), UsageError);
 
   for (const char* text : {"", "-1", "x", "3x", "al", "99999999999999999999"})
-    CHECK_THROWS_AS(parse_offload_base(text), UsageError);
+    CHECK_THROWS_AS(parse_streamed_layers(text, "`offload_base`"), UsageError);
   for (const char* text : {"0", "3", "all"})
-    CHECK(offload_base_text(parse_offload_base(text)) == text);
+    CHECK(streamed_layers_text(parse_streamed_layers(text, "`shard_base`")) == text);
 }
 
 TEST_CASE("the plan counts two slots on the device and the rest on the host") {
@@ -330,6 +446,11 @@ TEST_CASE("the plan counts two slots on the device and the rest on the host") {
   check_host_fits(plan, 1 << 20, 32 * layer);  // it is there already
   check_host_fits(stays, 1 << 20);
   CHECK(weights(stays) - weights(plan) == 30 * layer);
+
+  request.offload_base = 0, request.shard_base = StreamedBase::kAllLayers, request.processes = 4;
+  const Plan parts = plan_training(request);
+  CHECK(parts.memory.offloaded_base_bytes == 0);
+  CHECK(weights(stays) - weights(parts) == (32 - 8 - 2) * layer);
 }
 
 TEST_CASE("cuda: a streamed base gives the bits of one that stays, which is recorded") {
@@ -349,5 +470,21 @@ TEST_CASE("cuda: a streamed base gives the bits of one that stays, which is reco
       CAPTURE(layers);
       check_same(train(open_device("cuda"), s, layers), want);
     }
+  }
+}
+
+TEST_CASE("cuda: a base in parts gives the bits of one that stays") {
+  LK_NEEDS_GPU();
+  const auto open = [] { return open_device("cuda"); };
+  for (const Setting& s :
+       std::vector<Setting>{{.dtype = DType::BF16, .recompute = "block,offload"},
+                            {.dtype = DType::BF16, .nf4 = true, .recompute = "block"},
+                            {.dtype = DType::F32, .dora = true, .micro_batches = 2}}) {
+    const std::string what = text_of(s);
+    CAPTURE(what);
+    const Outcome want = train(open(), s, 0);
+    for (int size : {1, 2, 3})
+      for (const Outcome& got : train_in_parts(open, s, StreamedBase::kAllLayers, size))
+        check_same(got, want);
   }
 }

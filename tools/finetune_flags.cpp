@@ -150,6 +150,7 @@ void add_machine_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
       ->type_name(kList)
       ->capture_default_str();
   app.add_option("--offload-base", text.offload_base, kOffloadBaseHelp)->capture_default_str();
+  app.add_option("--shard-base", text.shard_base, kShardBaseHelp)->capture_default_str();
   app.add_option("--memory", text.memory, kMemoryHelp);
   app.add_option("--memory-limit", text.memory_limit, "refuse to use more, e.g. 8GiB");
   app.add_flag("--no-verify-base", text.no_verify, "skip hashing the base before and after");
@@ -178,7 +179,8 @@ void settle(FinetuneSettings& settings, const FinetuneText& text) {
   settings.base_precision = parse_base_precision(text.base_precision);
   if (!text.keep_dense.empty()) settings.keep_dense = parse_list(text.keep_dense, "--keep-dense");
   settings.recompute = parse_recompute(text.recompute);
-  settings.offload_base = parse_offload_base(text.offload_base);
+  settings.offload_base = parse_streamed_layers(text.offload_base, "`offload_base`");
+  settings.shard_base = parse_streamed_layers(text.shard_base, "`shard_base`");
   settings.memory = parse_budget(text.memory);
   if (!text.memory_limit.empty()) settings.memory_limit = parse_bytes(text.memory_limit);
   settings.long_rows = long_rows(text.long_rows);

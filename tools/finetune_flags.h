@@ -18,7 +18,7 @@ struct FinetuneText {
   LoraFlags lora;
   std::string alpha_pattern, init = "kaiming";
   std::string memory, memory_limit, recompute = "none", base_precision = "auto", keep_dense;
-  std::string offload_base = "0";
+  std::string offload_base = "0", shard_base = "0";
   LongRowFlags long_rows;
   std::string train_on = "assistant", columns;
   std::optional<std::string> sweep;

@@ -55,7 +55,7 @@ int main(int argc, char** argv) {
   PlanRequest request;
   std::string model, shape, matrix_text, dtype = "bf16", device = "cpu";
   std::string recompute = "none", memory, base_precision = "auto", keep_dense, fp8 = "auto",
-              offload_base = "0";
+              offload_base = "0", shard_base = "0";
   std::optional<std::string> targets, methods;
   std::string bottleneck_kind = "pfeiffer";
   std::int64_t virtual_tokens = 20, prefix_hidden = 0, adapter_layers = 0, bottleneck = 64;
@@ -103,6 +103,7 @@ int main(int argc, char** argv) {
       ->type_name(program::kList)
       ->capture_default_str();
   app.add_option("--offload-base", offload_base, program::kOffloadBaseHelp)->capture_default_str();
+  app.add_option("--shard-base", shard_base, program::kShardBaseHelp)->capture_default_str();
   app.add_option("--memory", memory, program::kMemoryHelp);
   app.add_option("--processes", request.processes, "that share each step: one's part")
       ->check(whole);
@@ -156,7 +157,8 @@ int main(int argc, char** argv) {
     request.compute_dtype = dtype == "f32" ? DType::F32 : DType::BF16;
     request.device = device;
     request.recompute = parse_recompute(recompute);
-    request.offload_base = parse_offload_base(offload_base);
+    request.offload_base = parse_streamed_layers(offload_base, "`offload_base`");
+    request.shard_base = parse_streamed_layers(shard_base, "`shard_base`");
     const std::int64_t budget = program::parse_budget(memory);
     if (budget > 0 && recompute != "none")
       throw UsageError("--memory chooses --recompute: give one of the two");

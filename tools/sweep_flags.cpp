@@ -16,7 +16,7 @@ constexpr std::array kFixed = {
     "--out",          "--resume",         "--config",         "--sweep",      "--device",
     "--dtype",        "--no-verify-base", "--show-rows",      "--base-name",  "--help",
     "--version",      "--threads",        "--base-precision", "--keep-dense", "--processes",
-    "--peer-timeout", "--offload-base"};
+    "--peer-timeout", "--offload-base",   "--shard-base"};
 
 // The app's name for a flag that may be written as other tools write it.
 std::string own_name(const CLI::App& app, const std::string& name) {

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "autograd/tape.h"
-#include "tensor/host_copy.h"
+#include "tensor/stored_copy.h"
 
 namespace lk {
 
@@ -33,7 +33,7 @@ class Offloads {
 
  private:
   struct Slot {
-    std::unique_ptr<HostCopy> copy;
+    std::unique_ptr<StoredCopy> copy;
     Tensor on_device;  // until it has left, and again once it is on its way back
     DType dtype;
     Shape shape;

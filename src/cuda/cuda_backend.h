@@ -45,9 +45,10 @@ class CudaBackend final : public Backend {
   std::unique_ptr<Readback> read_later(const Tensor& x) override;
   std::unique_ptr<Recording> record(const std::function<void()>& work,  // cuda_graph.cpp
                                     const Recording* beside) override;
-  std::unique_ptr<DeviceClock> make_clock() override;           // device_clock.cpp
-  std::unique_ptr<HostCopy> offload(const Tensor& x) override;  // offload.cpp
-  LoraKernels* lora_kernels() override;                         // cuda/lora/
+  std::unique_ptr<DeviceClock> make_clock() override;             // device_clock.cpp
+  std::unique_ptr<StoredCopy> offload(const Tensor& x) override;  // offload.cpp
+  std::unique_ptr<ShardedCopy> shard(const Tensor& x, int rank, int size) override;  // shard.cpp
+  LoraKernels* lora_kernels() override;                                              // cuda/lora/
   CacheKernels* cache_kernels() override;
   AdapterKernels* adapter_kernels() override;       // cuda/lora/
   DoraKernels* dora_kernels() override;             // cuda/lora/
@@ -75,6 +76,8 @@ class CudaBackend final : public Backend {
   class Graph;
   class RecordedMemory;
   class HostBlock;
+  class Shard;
+  class SideCopy;
   class Lanes;
   static BlockCache make_host_cache(int device);
   void matmul_tn(const Tensor& dw, GradMode mode, double alpha, const Tensor& a,

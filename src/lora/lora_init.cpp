@@ -137,8 +137,9 @@ void take_out_of_base(Transformer& model, const std::vector<LoraLinear*>& layers
         for (LoraLinear* layer : layers)
           if (layer == map.get()) splits.push_back({layer, number, site, {}, {}, {}});
       });
-  require(!is_streamed(model.weights()), "`init` ", lora_init_name(init),
-          ": changes the base's own numbers, which `offload_base` never copies back to the host");
+  require(
+      !is_streamed(model.weights()), "`init` ", lora_init_name(init),
+      ": changes the base's own numbers, which `offload_base` and `shard_base` never copy back");
   for (const Split& one : splits)
     require(one.layer->base().weight().quantised() == nullptr, "`init` ", lora_init_name(init),
             ": ", one.layer->path(),

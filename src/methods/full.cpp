@@ -57,7 +57,8 @@ Full::Full(Transformer& model, std::shared_ptr<const ModelFile> base)
   find_projections(model, {"all-linear"});  // refuses those that carry an adapter
   require(
       !is_streamed(model.weights()),
-      "`offload_base`: `method` full trains the base's own numbers, which can't wait on the host");
+      "`offload_base`, `shard_base`: `method` full trains the base's own numbers, which can't wait "
+      "elsewhere");
   Backend& backend = model.backend();
   ModelWeights weights = model.weights();
   const bool tied = weights.tied();

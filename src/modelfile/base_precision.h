@@ -38,6 +38,8 @@ struct BaseStorage {
   // The first so many layers wait in host memory, INT64_MAX: all. No number depends on it; on a GPU
   // only, and for training: nn/streamed_base.h.
   std::int64_t offload = 0;
+  // Or in parts on the GPUs of several processes.
+  std::int64_t shard = 0;
   bool operator==(const BaseStorage&) const = default;
 };
 

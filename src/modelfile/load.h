@@ -23,9 +23,12 @@ struct LoadedModel {
 using LoadProgress =
     std::function<void(std::int64_t done_bytes, std::int64_t total_bytes, const std::string& name)>;
 
+struct ShardGroup;
+
 struct LoadOptions {
-  LoadProgress progress = {};  // not called if empty
-  BaseStorage storage = {};    // default: dense
+  LoadProgress progress = {};         // not called if empty
+  BaseStorage storage = {};           // default: dense
+  const ShardGroup* group = nullptr;  // who holds a base in parts
   // Pack blocks for inference where the backend multiplies such; what else the storage would keep
   // in blocks is then dense.
   bool pack = false;
@@ -40,8 +43,8 @@ struct LoadOptions {
 // Every tensor that the config asks for must be there with exactly its shape, and every tensor in
 // the file must be asked for (buffers aside); values must be finite. LLaMA's GGUF row order of q and
 // k is undone, GPT-2's projections are transposed.
-// Streams: besides the weights it holds less than 100 MiB. A layer that options.storage has wait on the
-// host leaves the device matrix by matrix. Throws InputError naming file and
+// Streams: besides the weights it holds less than 100 MiB. A layer that options.storage has wait
+// elsewhere leaves the device matrix by matrix. Throws InputError naming file and
 // tensor, IoError, OutOfMemoryError, UsageError as held_formats() does.
 LoadedModel load_weights(Backend& backend, const ModelFile& file, DType compute_dtype,
                          const LoadOptions& options = {});

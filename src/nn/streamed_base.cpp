@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <sstream>
 
 namespace lk {
 namespace {
@@ -14,20 +15,40 @@ std::size_t aligned(std::size_t bytes) {
 
 }  // namespace
 
-void require_streamable(std::int64_t layers, const Backend& backend) {
-  require(layers == 0 || backend.traits().can_offload,
-          "`offload_base`: a CPU has no memory apart from the host's");
+void require_streamable(std::int64_t offload, std::int64_t shard, const Backend& backend) {
+  const char* const setting = shard > 0 ? "`shard_base`" : "`offload_base`";
+  require(offload == 0 || shard == 0,
+          "`shard_base`: `offload_base` has layers wait on the host; give one of the two");
+  require(offload + shard == 0 || backend.traits().can_offload, setting,
+          ": a CPU has no memory apart from the host's");
 }
 
-StreamedBase::StreamedBase(Backend& backend, std::int64_t layers)
-    : backend_(backend), layers_asked_(layers) {
+std::shared_ptr<StreamedBase> make_streamed_base(Backend& backend, std::int64_t offload,
+                                                 std::int64_t shard, const ShardGroup* group) {
+  require_streamable(offload, shard, backend);
+  if (offload > 0) return std::make_shared<StreamedBase>(backend, offload);
+  if (shard == 0) return nullptr;
+  require(group != nullptr, "`shard_base`: is for several processes (`processes`)");
+  return std::make_shared<StreamedBase>(backend, shard, *group);
+}
+
+StreamedBase::StreamedBase(Backend& backend, std::int64_t layers, std::optional<ShardGroup> group)
+    : backend_(backend), layers_asked_(layers), group_(std::move(group)) {
   check(layers > 0, "StreamedBase: of no layers");
-  require_streamable(layers, backend);
+  require_streamable(layers, 0, backend);
 }
 
 std::size_t StreamedBase::send(Layer& layer, const Tensor& x) {
-  layer.parts.push_back({backend_.offload(x), layer.bytes, x.dtype(), x.shape()});
-  layer.parts.back().copy->sent();
+  Part part{.begin = layer.bytes, .dtype = x.dtype(), .shape = x.shape()};
+  if (group_) {
+    std::unique_ptr<ShardedCopy> shard = backend_.shard(x, group_->rank, group_->size);
+    part.shard = shard.get();
+    part.copy = std::move(shard);
+  } else {
+    part.copy = backend_.offload(x);
+  }
+  part.copy->sent();
+  layer.parts.push_back(std::move(part));
   layer.bytes += aligned(x.bytes());
   return layer.parts.size() - 1;
 }
@@ -69,6 +90,7 @@ void StreamedBase::put_back(Layer& layer, const Taken& taken) {
 void StreamedBase::finish() {
   check(!layers_.empty() && !slots_[0].memory, "StreamedBase: nothing to finish");
   backend_.trim();  // what the taken weights had is of other sizes than the slots
+  if (group_) meet();
   std::size_t largest = 0;
   for (const Layer& layer : layers_) largest = std::max(largest, layer.bytes);
   for (std::size_t i = 0; i < std::min(kSlots, layers_.size()); ++i)
@@ -80,6 +102,25 @@ void StreamedBase::finish() {
     for (const Taken& taken : layer.taken) put_back(layer, taken);
     layer.taken.clear();
   }
+}
+
+// Tells the other processes how this one's parts are found, and finds theirs.
+void StreamedBase::meet() {
+  const auto each_shard = [this](const auto& f) {
+    for (const Layer& layer : layers_)
+      for (const Part& part : layer.parts) f(*part.shard);
+  };
+  std::string own;
+  each_shard([&](ShardedCopy& shard) { own += shard.name() + '\n'; });
+  std::vector<std::istringstream> all;
+  for (const std::string& text : group_->gather(own)) all.emplace_back(text);
+  std::vector<std::string> names(all.size());
+  each_shard([&](ShardedCopy& shard) {
+    for (std::size_t r = 0; r < all.size(); ++r)
+      require(bool(std::getline(all[r], names[r])), "`shard_base`: process ", r,
+              " has another base, or has it in parts of other layers");
+    shard.open(names);
+  });
 }
 
 // Starts a layer's way into its slot unless it is there or on it.
@@ -112,8 +153,9 @@ std::int64_t StreamedBase::slot_bytes(const std::vector<std::int64_t>& layer_byt
 }
 
 std::shared_ptr<StreamedBase> stream_weights(Backend& backend, const ModelConfig& config,
-                                             ModelWeights& weights, std::int64_t layers) {
-  auto base = std::make_shared<StreamedBase>(backend, layers);
+                                             ModelWeights& weights, std::int64_t layers,
+                                             std::optional<ShardGroup> group) {
+  auto base = std::make_shared<StreamedBase>(backend, layers, std::move(group));
   for (const WeightSlot& slot : weight_slots(config, weights))
     if (base->takes(slot)) base->take(slot);
   base->finish();
@@ -127,17 +169,17 @@ bool is_streamed(const ModelWeights& weights) {
   return any;
 }
 
-std::int64_t parse_offload_base(const std::string& text) {
+std::int64_t parse_streamed_layers(const std::string& text, const char* setting) {
   if (text == "all") return StreamedBase::kAllLayers;
   std::int64_t layers = 0;
   const char *first = text.data(), *last = first + text.size();
   const auto [rest, error] = std::from_chars(first, last, layers);
-  require(error == std::errc() && rest == last && layers >= 0, "`offload_base` ", text,
+  require(error == std::errc() && rest == last && layers >= 0, setting, " ", text,
           ": a number of layers, or all");
   return layers;
 }
 
-std::string offload_base_text(std::int64_t layers) {
+std::string streamed_layers_text(std::int64_t layers) {
   return layers == StreamedBase::kAllLayers ? "all" : std::to_string(layers);
 }
 

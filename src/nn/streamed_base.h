@@ -1,5 +1,6 @@
 // StreamedBase: a frozen base that does not fit the device. The matrices of its first layers wait in
-// pinned host memory and are copied to the device one layer ahead of their use.
+// pinned host memory, or divided among the devices of several processes, and are copied to the device one
+// layer ahead of their use.
 //
 // Note [Streamed base]: a frozen weight never changes, so nothing is ever copied back. The device has two
 // slots, each as large as the largest of these layers, and the matrices of layer l are views into slot
@@ -13,6 +14,9 @@
 // The pass turns at both ends, where the slots hold the layer that comes next already: a step copies
 // 2 (n - 2) layers. Any other order is as right, but a layer that was not expected is waited for.
 //
+// Processes that hold a base together (ShardGroup) have a part of each matrix each. As none ever writes to
+// it, nobody waits for anybody: a process fetches a layer when it comes to it, whatever the others do.
+//
 // Products read dense and quantised matrices alike, as they do of a base that stays: not a bit differs.
 // Norms and biases stay on the device. Work that streams can't be recorded (Backend::record), as what it
 // has to copy depends on what ran before it.
@@ -21,6 +25,7 @@
 #include <array>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -31,22 +36,31 @@
 
 namespace lk {
 
+// The processes that hold a base together.
+struct ShardGroup {
+  int rank = 0, size = 1;
+  // What each process gives, by rank. They must all make the same calls in the same order.
+  std::function<std::vector<std::string>(const std::string&)> gather = {};
+};
+
 class StreamedBase : public std::enable_shared_from_this<StreamedBase> {
  public:
   static constexpr std::int64_t kAllLayers = INT64_MAX;
-  // For the first `layers` layers of a model; create it as a shared_ptr, which the weights then hold.
-  // Throws UsageError if the device has no memory apart from the host's.
-  StreamedBase(Backend& backend, std::int64_t layers);
+  // For the first `layers` layers of a model, which wait on the host, or in the memory of `group`'s
+  // devices if there is one. Create it as a shared_ptr, which the weights then hold. Throws UsageError if
+  // the device has no memory apart from the host's.
+  StreamedBase(Backend& backend, std::int64_t layers, std::optional<ShardGroup> group = {});
 
-  // Whether the slot's weight is to wait on the host: a matrix of one of the layers.
+  // Whether the slot's weight is to wait elsewhere: a matrix of one of the layers.
   bool takes(const WeightSlot& slot) const { return is_streamed(slot, layers_asked_); }
   static bool is_streamed(const WeightSlot& slot, std::int64_t layers) {
     return slot.linear && slot.role != Role::Head && slot.layer < layers;
   }
-  // Copies a weight of its own, as it was loaded, to the host and frees it on the device. It is undefined
-  // until finish(). Throws OutOfMemoryError if the host has no more memory to pin.
+  // Copies a weight of its own, as it was loaded, to where it waits and frees it on the device. It is
+  // undefined until finish(). Throws OutOfMemoryError if there is no more memory to pin, or for a part.
   void take(const WeightSlot& slot);
-  // Allocates the slots (Tag::Weights) and puts all weights that were taken back into their places.
+  // Allocates the slots (Tag::Weights) and puts all weights that were taken back into their places. The
+  // processes of a group do so together; none may end before all have done with the base.
   void finish();
 
   // Brings a layer into its slot for the work submitted from here on, and starts to fetch the next.
@@ -63,8 +77,9 @@ class StreamedBase : public std::enable_shared_from_this<StreamedBase> {
   static constexpr std::size_t kNone = SIZE_MAX;
   // A dense matrix, or one plane of a quantised one.
   struct Part {
-    std::unique_ptr<HostCopy> copy;
-    std::size_t begin = 0;  // in the slot
+    std::unique_ptr<StoredCopy> copy = {};
+    ShardedCopy* shard = nullptr;  // that copy, if processes hold it together
+    std::size_t begin = 0;         // in the slot
     DType dtype = DType::U8;
     Shape shape;
     Tensor place = {};  // after finish()
@@ -93,28 +108,37 @@ class StreamedBase : public std::enable_shared_from_this<StreamedBase> {
   };
 
   std::size_t send(Layer& layer, const Tensor& x);
+  void meet();
   void put_back(Layer& layer, const Taken& taken);
   void fetch(std::size_t layer);
 
   Backend& backend_;
   std::int64_t layers_asked_;
+  std::optional<ShardGroup> group_;
   std::array<Slot, kSlots> slots_;
   std::deque<Layer> layers_;
   std::size_t newest_ = kNone;  // the layer wanted last
   std::int64_t fetched_ = 0, late_ = 0;
 };
 
-// Throws UsageError if layers of a base (`offload_base`) can't wait on the host of this device.
-void require_streamable(std::int64_t layers, const Backend& backend);
-// Moves the first layers of a model that is on its device already to the host: for tests and small bases.
+// Of a base that is streamed: for its first so many layers on the host (`offload`) or in parts (`shard`,
+// by the processes of `group`). Null if both are 0.
+std::shared_ptr<StreamedBase> make_streamed_base(Backend& backend, std::int64_t offload,
+                                                 std::int64_t shard, const ShardGroup* group);
+// Throws UsageError if layers of a base can't wait elsewhere than on this device (`offload_base`,
+// `shard_base`), or in two places.
+void require_streamable(std::int64_t offload, std::int64_t shard, const Backend& backend);
+// Moves the first layers of a model that is on its device already to the host, or to the devices of a
+// group: for tests and small bases.
 std::shared_ptr<StreamedBase> stream_weights(Backend& backend, const ModelConfig& config,
-                                             ModelWeights& weights, std::int64_t layers);
+                                             ModelWeights& weights, std::int64_t layers,
+                                             std::optional<ShardGroup> group = {});
 // Whether any of the weights is brought to the device when it is wanted.
 bool is_streamed(const ModelWeights& weights);
 
-// Parses "all" or a number of layers, 0 for none. Throws UsageError naming `offload_base`.
-std::int64_t parse_offload_base(const std::string& text);
-// The inverse of parse_offload_base(): its text form.
-std::string offload_base_text(std::int64_t layers);
+// Parses "all" or a number of layers, 0 for none. Throws UsageError naming `setting`.
+std::int64_t parse_streamed_layers(const std::string& text, const char* setting);
+// Its inverse: the text form.
+std::string streamed_layers_text(std::int64_t layers);
 
 }  // namespace lk

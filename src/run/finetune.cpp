@@ -33,7 +33,10 @@ FinetuneResult FinetuneRun::go() {
   facts_.device = base_.backend->name(), facts_.device_description = base_.backend->description();
   facts_.dtype = parse_compute_dtype(s_.dtype, *base_.backend);
   require_possible(s_.recompute, *base_.backend);
-  require_streamable(s_.offload_base, *base_.backend);
+  require_streamable(s_.offload_base, s_.shard_base, *base_.backend);
+  require(s_.shard_base == 0 || world_, "`shard_base`: is for several processes (`processes`)");
+  require(s_.shard_base == 0 || world_->local_size() == world_->size(),
+          "`shard_base`: the processes read each other's GPUs, so they must run on one machine");
   refuse_input_folders(s_);
   open_folder();
   in_ = read_inputs(s_, *base_.backend, facts_.dtype, listener_,
@@ -48,6 +51,7 @@ FinetuneResult FinetuneRun::go() {
   build();
   try {
     train();
+    if (s_.shard_base > 0) world_->gather(0);  // nobody frees what another still reads
   } catch (const Error& e) {
     if (transport_) transport_->abandon();  // first: else the device might never end its work
     say_failed(e.what());
@@ -81,7 +85,7 @@ void FinetuneRun::plan() {
   request.batch = s_.batch, request.grad_accum = s_.grad_accum, request.seq_len = *s_.seq_len;
   request.row_lengths = in_.longest_batch(s_);
   request.recompute = s_.recompute;
-  request.offload_base = s_.offload_base;
+  request.offload_base = s_.offload_base, request.shard_base = s_.shard_base;
   request.processes = world_ ? world_->size() : 0;
   const std::int64_t wanted = std::max(s_.memory_limit, s_.memory);  // one of the two is 0
   // The plan counts the base, which may be there already.
@@ -120,7 +124,10 @@ void FinetuneRun::load() {
     if (!dense_loss)
       listener_.message("base: there is no memory for its dense weights, to say what it loses");
   }
-  if (loads) base_.load(in_.model, dtype, in_.storage, s_.verify_base);
+  if (loads) {
+    const ShardGroup group = world_ ? shard_group(*world_) : ShardGroup{};
+    base_.load(in_.model, dtype, in_.storage, s_.verify_base, &group);
+  }
   facts_.base_hash = base_.loaded->sha256;
   model_ = std::make_unique<Transformer>(*base_.backend, base_.loaded->config,
                                          std::exchange(base_.loaded->weights, {}), facts_.dtype,

@@ -91,6 +91,7 @@ struct FinetuneSettings {
   // The first so many layers of the base wait in the host's memory, INT64_MAX: all. On a GPU only; see
   // nn/streamed_base.h.
   std::int64_t offload_base = 0;
+  std::int64_t shard_base = 0;    // or in parts on the GPUs of the processes that share the run
   std::int64_t memory_limit = 0;  // bytes; 0: all that the device has free
   std::int64_t memory = 0;        // bytes; not 0: the limit, and `recompute` is chosen to fit it
   bool verify_base = true;        // compare the SHA-256 of all base weights before and after

@@ -18,8 +18,12 @@ namespace {
 ModelWeights blank_weights(Backend& backend, const PlanRequest& r) {
   const DType dtype = r.compute_dtype;
   ModelWeights w;
-  std::shared_ptr<StreamedBase> streamed;
-  if (r.offload_base > 0) streamed = std::make_shared<StreamedBase>(backend, r.offload_base);
+  const int n = std::max(r.processes, 1);
+  const ShardGroup group{0, n, [n](const std::string& own) {
+                           return std::vector<std::string>(static_cast<std::size_t>(n), own);
+                         }};
+  const auto streamed =
+      make_streamed_base(backend, r.offload_base, r.shard_base, r.processes > 0 ? &group : nullptr);
   std::size_t next = 0;
   for (const WeightSlot& slot : weight_slots(r.model, w)) {
     const HeldFormat format = r.formats.empty() ? HeldFormat() : r.formats.at(next++);
@@ -156,7 +160,8 @@ void add_options(const PlanRequest& request, Planner& planner, Plan& plan) {
     if (bytes < plan.memory.peak_bytes)
       plan.options.push_back({concat("--recompute ", way, " (same result)"), bytes});
   }
-  if (request.offload_base == 0 && planner.device().can_offload && base_is_frozen(request)) {
+  if (request.offload_base + request.shard_base == 0 && planner.device().can_offload &&
+      base_is_frozen(request)) {
     PlanRequest r = request;
     r.offload_base = StreamedBase::kAllLayers;
     add("--offload-base all (same result)", r);
@@ -311,6 +316,9 @@ std::string plan_text(const PlanRequest& request, const Plan& plan) {
     out += concat("base on the host      ", std::min(request.offload_base, request.model.n_layers),
                   " of ", request.model.n_layers,
                   " layers: ", plan.memory.offloaded_base_bytes >> 20, " MiB of pinned memory\n");
+  if (request.shard_base > 0)
+    out += concat("base in parts         ", std::min(request.shard_base, request.model.n_layers),
+                  " of ", request.model.n_layers, " layers, on ", request.processes, " GPUs\n");
   if (request.processes > 1) {
     std::snprintf(text, sizeof text,
                   "processes             %14d  each as below; a step sends %.2f MiB from each\n",
@@ -333,7 +341,8 @@ Json plan_to_json(const PlanRequest& request, const Plan& plan) {
   Json json = {{"base_parameters", plan.base_parameters},
                {"trainable_parameters", plan.trainable_parameters},
                {"recompute", recompute_text(request.recompute)},
-               {"offload_base", offload_base_text(request.offload_base)},
+               {"offload_base", streamed_layers_text(request.offload_base)},
+               {"shard_base", streamed_layers_text(request.shard_base)},
                {"memory", memory_to_json(plan.memory)},
                {"options", options}};
   if (request.processes > 0) {

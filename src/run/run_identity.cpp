@@ -119,8 +119,8 @@ SortedSettings sort_settings(const FinetuneSettings& settings) {
                fp8_products, init_adapter, shuffle, long_rows, skip_bad_rows, packing, format,
                chat_template, train_on, columns, system, base_name, eval_data, eval_split,
                eval_rows, eval_every, keep, patience, save_every, resume, recompute, offload_base,
-               memory_limit, memory, verify_base, show_rows, samples, sample_every, tensorboard] =
-      settings;
+               shard_base, memory_limit, memory, verify_base, show_rows, samples, sample_every,
+               tensorboard] = settings;
   // These shape the run by the formats that they resolve to.
   static_cast<void>(base_precision), static_cast<void>(keep_dense), static_cast<void>(fp8_products);
   // Settings that run_identity() has as they were resolved: what LoraConfig has of the
@@ -161,7 +161,8 @@ SortedSettings sort_settings(const FinetuneSettings& settings) {
                          {"template", or_null(chat_template)},
                          {"train_on", train_on_name(train_on)}}};
   if (processes) sorted.recorded["processes"] = *processes;
-  if (offload_base > 0) sorted.recorded["offload_base"] = offload_base_text(offload_base);
+  if (offload_base > 0) sorted.recorded["offload_base"] = streamed_layers_text(offload_base);
+  if (shard_base > 0) sorted.recorded["shard_base"] = streamed_layers_text(shard_base);
   // Only where they are set: a checkpoint of a version that did not know them goes on without.
   if (methods != FinetuneSettings{}.methods) sorted.shaping["methods"] = methods;
   if (virtual_tokens) sorted.shaping["virtual_tokens"] = *virtual_tokens;

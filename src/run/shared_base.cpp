@@ -21,11 +21,11 @@ SharedBase::Counts SharedBase::begin_run() {
 }
 
 void SharedBase::load(std::shared_ptr<const ModelFile> model, DType dtype, const BaseStorage& how,
-                      bool hash) {
+                      bool hash, const ShardGroup* group) {
   file = std::move(model);
   fingerprint = std::make_unique<Fingerprint>(*file);  // hashes during all that follows
   storage = how;
-  loaded = load_weights(*backend, *file, dtype, {.storage = how, .hash = hash});
+  loaded = load_weights(*backend, *file, dtype, {.storage = how, .group = group, .hash = hash});
 }
 
 void SharedBase::take_back(const Transformer* model) noexcept {

@@ -10,6 +10,8 @@
 
 namespace lk {
 
+struct ShardGroup;
+
 struct SharedBase {
   std::unique_ptr<Backend> backend;          // first: what follows lives in its memory
   std::shared_ptr<const ModelFile> file;     // that the weights came from
@@ -23,8 +25,9 @@ struct SharedBase {
   };
   // Makes the backend's peaks those of the run that begins now, and returns the counts before it.
   Counts begin_run();
-  // Loads `model`'s weights, and hashes them if requested.
-  void load(std::shared_ptr<const ModelFile> model, DType dtype, const BaseStorage& how, bool hash);
+  // Loads `model`'s weights, and hashes them if requested. `group` holds them in parts if `how` says so.
+  void load(std::shared_ptr<const ModelFile> model, DType dtype, const BaseStorage& how, bool hash,
+            const ShardGroup* group = nullptr);
   // Takes the weights back from a model whose adapters are detached, with the same values and each
   // in memory of its own. `model` may be null: its run failed before it had one. If they can't be
   // had back the next run loads them again.

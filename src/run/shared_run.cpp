@@ -30,6 +30,11 @@ std::unique_ptr<Transport> open_transport(World& world, Backend& backend, const 
   return open_link(backend, id, world.rank(), world.size(), world.timeout());
 }
 
+ShardGroup shard_group(World& world) {
+  return {world.rank(), world.size(),
+          [&world](const std::string& own) { return world.gather(own); }};
+}
+
 EvaluationShare share_of(World& world) {
   return {world.rank(), world.size(), [&world](const std::vector<double>& own) {
             std::vector<std::vector<double>> all;

@@ -7,6 +7,7 @@
 #include "dist/world.h"
 #include "io/json.h"
 #include "nn/evaluation.h"
+#include "nn/streamed_base.h"
 #include "tensor/backend.h"
 #include "tensor/log.h"
 #include "tensor/transport.h"
@@ -20,6 +21,9 @@ std::string own_device(const World& world, const std::string& device);
 // NCCL where all processes have it and a GPU each, else through the hosts' memory; null for a World of
 // one process. Both must outlive the result. `log` hears of GPUs without NCCL.
 std::unique_ptr<Transport> open_transport(World& world, Backend& backend, const LogFunction& log);
+
+// The processes of a World as those that hold a base together. The World must outlive the result.
+ShardGroup shard_group(World& world);
 
 // How the processes of a World share an evaluation. The World must outlive the result.
 EvaluationShare share_of(World& world);

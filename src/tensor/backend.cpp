@@ -81,11 +81,6 @@ std::unique_ptr<Readback> Backend::read_later(const Tensor& x) {
   return std::make_unique<Ready>(to_host_f64(x)[0]);
 }
 
-std::unique_ptr<HostCopy> Backend::offload(const Tensor&) {
-  throw UsageError(
-      concat(name(), " has no memory apart from the host's, so nothing can be offloaded"));
-}
-
 Tensor dense(const Tensor& x) {
   check(x.defined(), "dense: the tensor has no value");
   if (x.contiguous()) return x;

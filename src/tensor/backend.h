@@ -22,13 +22,13 @@
 #include "tensor/block_cache.h"
 #include "tensor/device_clock.h"
 #include "tensor/device_traits.h"
-#include "tensor/host_copy.h"
 #include "tensor/ledger.h"
 #include "tensor/pass_key.h"
 #include "tensor/philox.h"
 #include "tensor/readback.h"
 #include "tensor/recording.h"
 #include "tensor/segments.h"
+#include "tensor/stored_copy.h"
 #include "tensor/tensor.h"
 #include "tensor/weight.h"
 
@@ -132,7 +132,10 @@ class Backend {
   // Starts to copy x, a vector or a matrix, to pinned host memory, after the work submitted so far
   // and concurrently with later work. May be recorded. Throws UsageError unless
   // traits().can_offload.
-  virtual std::unique_ptr<HostCopy> offload(const Tensor& x);
+  virtual std::unique_ptr<StoredCopy> offload(const Tensor& x);
+  // Starts to copy the part of x, contiguous, that process `rank` of `size` keeps: Tag::Weights of this
+  // device. Throws UsageError unless traits().can_offload.
+  virtual std::unique_ptr<ShardedCopy> shard(const Tensor& x, int rank, int size);
   // Host memory held by copies that offload() made.
   const Ledger& offloaded() const { return offloaded_; }
   // Times the work of this device, which must outlive the clock. The default is the host's clock,

@@ -33,8 +33,8 @@ bool PlanBackend::through_scratch(const Tensor& dx, GradMode mode, const Tensor&
   return w.quantised() != nullptr;
 }
 
-std::unique_ptr<HostCopy> PlanBackend::offload(const Tensor& x) {
-  struct Counted final : HostCopy {
+std::unique_ptr<StoredCopy> PlanBackend::offload(const Tensor& x) {
+  struct Counted final : StoredCopy {
     PlanBackend& backend;
     Tag tag;
     std::size_t bytes;
@@ -49,6 +49,23 @@ std::unique_ptr<HostCopy> PlanBackend::offload(const Tensor& x) {
   if (!traits().can_offload) return Backend::offload(x);
   const auto n = static_cast<std::size_t>((x.rows() - 1) * x.ld() + x.cols());
   return std::make_unique<Counted>(*this, x.storage().tag(), n * dtype_size(x.dtype()));
+}
+
+std::unique_ptr<ShardedCopy> PlanBackend::shard(const Tensor& x, int rank, int size) {
+  struct Counted final : ShardedCopy {
+    Tensor part;
+    void sent() override {}
+    void fetch(const Tensor&) override {}
+    void arrived() override {}
+    std::string name() override { return {}; }
+    void open(std::span<const std::string>) override {}
+  };
+  if (!traits().can_offload) return Backend::shard(x, rank, size);
+  auto counted = std::make_unique<Counted>();
+  const ShardRange range = shard_range(x.bytes(), rank, size);
+  if (range.size() > 0)
+    counted->part = empty(Tag::Weights, DType::U8, {static_cast<std::int64_t>(range.size())});
+  return counted;
 }
 
 }  // namespace lk

@@ -29,7 +29,8 @@ class PlanBackend : public Backend, protected SharedKeyKernels, protected Quanti
   void upload_made(const Tensor&, std::size_t, const MakeUnits&) override {}
   void look_at(const Tensor&, std::size_t, const LookAtUnits&) override {}
   void synchronize() override {}
-  std::unique_ptr<HostCopy> offload(const Tensor& x) override;
+  std::unique_ptr<StoredCopy> offload(const Tensor& x) override;
+  std::unique_ptr<ShardedCopy> shard(const Tensor& x, int rank, int size) override;
   void prepare_linear(Weight&) override {}
   DoraKernels* dora_kernels() override { return &dora_kernels_; }
   SharedKeyKernels* shared_key_kernels() override { return this; }

@@ -1,0 +1,79 @@
+#include "random_base.h"
+
+#include <map>
+
+namespace lk::bench {
+namespace {
+
+// Quantises matrices: the first of a kind by its numbers, the others of the kind get its codes.
+class SharedCodes {
+ public:
+  explicit SharedCodes(Backend& backend) : backend_(backend) {}
+
+  void quantise(const WeightSlot& slot, const QuantisedFormat& format) {
+    Codes& codes = of_kind_[kind(slot) + format.name()];
+    if (codes.empty()) {
+      quantise_weight(backend_, slot, format);
+      codes = read(*slot.weight->quantised());
+      return;
+    }
+    const DType dtype = slot.weight->dtype();
+    *slot.weight = Weight();  // its numbers' memory first
+    QuantisedMatrix q{format, codes.offset, {}};
+    for (std::size_t p = 0; p < kPlanes; ++p) {
+      const std::vector<std::byte>& bytes = codes.planes[p];
+      if (bytes.empty()) continue;
+      const PlaneShape plane = format.plane(static_cast<Plane>(p), slot.shape);
+      q.planes[p] = backend_.empty(Tag::Weights, plane.dtype, {plane.rows, plane.cols});
+      backend_.upload(q.planes[p], bytes.data(), bytes.size());
+    }
+    *slot.weight = Weight(slot.name, std::move(q), slot.shape, dtype);
+  }
+
+ private:
+  struct Codes {
+    float offset = 0;
+    std::array<std::vector<std::byte>, kPlanes> planes = {};
+    bool empty() const { return planes[0].empty(); }
+  };
+
+  // The slot's name without its layer's number.
+  static std::string kind(const WeightSlot& slot) {
+    const std::string number = concat(".", slot.layer, ".");
+    const std::size_t at = slot.name.find(number);
+    return at == std::string::npos ? slot.name : slot.name.substr(at + number.size());
+  }
+  Codes read(const QuantisedMatrix& q) {
+    Codes codes;
+    codes.offset = q.offset;
+    for (std::size_t p = 0; p < kPlanes; ++p) {
+      if (!q.planes[p]) continue;
+      codes.planes[p].resize(q.planes[p].bytes());
+      backend_.download(codes.planes[p].data(), q.planes[p], q.planes[p].bytes());
+    }
+    return codes;
+  }
+
+  Backend& backend_;
+  std::map<std::string, Codes> of_kind_;
+};
+
+}  // namespace
+
+ModelWeights random_base(Backend& backend, const ModelConfig& config, DType dtype,
+                         const BaseStorage& storage, const ShardGroup* group) {
+  const std::vector<HeldFormat> formats = held_formats(config, storage);
+  const auto streamed = make_streamed_base(backend, storage.offload, storage.shard, group);
+  SharedCodes codes(backend);
+  std::size_t next = 0;
+  ModelWeights weights = random_weights(backend, config, dtype, 1, [&](const WeightSlot& slot) {
+    if (const HeldFormat& format = formats[next++]) codes.quantise(slot, *format);
+    if (streamed && streamed->takes(slot)) streamed->take(slot);
+  });
+  if (streamed) streamed->finish();
+  backend.trim();
+  backend.ledger().reset_peaks();
+  return weights;
+}
+
+}  // namespace lk::bench
