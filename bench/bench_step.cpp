@@ -138,7 +138,7 @@ class Run {
       transport_ = std::make_unique<TimedTransport>(
           open_transport(*world, backend, program::message), backend);
       shared_.emplace(model_, adapter_, transport_.get(), world->rank(), world->size(),
-                      settings.clip);
+                      SharedStep::Settings{settings.clip});
       shared_->join(settings);
     }
     trainer_.emplace(model_, adapter_, settings);

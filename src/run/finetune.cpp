@@ -179,7 +179,7 @@ void FinetuneRun::make_trainer() {
   if (world_) {
     transport_ = open_transport(*world_, *base_.backend, config.log);
     shared_step_ = std::make_unique<SharedStep>(*model_, *method_, transport_.get(), world_->rank(),
-                                                world_->size(), s_.clip);
+                                                world_->size(), SharedStep::Settings{s_.clip});
     shared_step_->join(config);
   }
   trainer_ = std::make_unique<Trainer>(*model_, *method_, config);
