@@ -44,10 +44,10 @@ struct Settings {
   std::string offload_base = "0";  // layers of the base that wait in host memory
   std::string shard_base = "0";    // or in parts on the GPUs of the processes
   Recompute recompute;             // what is computed again instead of kept
-  std::int64_t batch = 2, seq_len = 256, rank = 8, steps = 10, warmup = 4;
+  std::int64_t batch = 2, micro_batches = 1, seq_len = 256, rank = 8, steps = 10, warmup = 4;
   std::int64_t shortest = 0;  // rows have from so many tokens to seq_len, evenly spread; 0: seq_len
   double dropout = 0;
-  bool dora = false, profile = false, no_record = false;
+  bool dora = false, profile = false, no_record = false, fast_reduce = false;
   std::vector<std::int64_t> lengths() const {
     std::vector<std::int64_t> all;
     for (std::int64_t row = 0; row < batch; ++row)
@@ -60,6 +60,8 @@ struct Settings {
     const std::vector<std::int64_t> all = lengths();
     return std::accumulate(all.begin(), all.end(), std::int64_t{0});
   }
+  // Micro-batches of a step of so many processes.
+  std::int64_t all_micro_batches(int processes) const { return micro_batches * processes; }
   // How far a token of the batch can look back at most, in the mean.
   std::int64_t mean_context() const {
     std::int64_t squares = 0;
@@ -122,7 +124,7 @@ class Run {
       transport_ = std::make_unique<TimedTransport>(
           open_transport(*world, backend, program::message), backend);
       shared_.emplace(model_, adapter_, transport_.get(), world->rank(), world->size(),
-                      settings.clip);
+                      SharedStep::Settings{settings.clip, s.fast_reduce});
       shared_->join(settings);
     }
     trainer_.emplace(model_, adapter_, settings);
@@ -138,7 +140,8 @@ class Run {
         id = static_cast<std::int32_t>(rng() % static_cast<std::uint64_t>(config.vocab_size));
       rows.push_back(&row);
     }
-    micro_.assign(static_cast<std::size_t>(world ? world->size() : 1), make_host_batch(rows));
+    micro_.assign(static_cast<std::size_t>(s.all_micro_batches(world ? world->size() : 1)),
+                  make_host_batch(rows));
   }
   // Submits a step as finetune does: its report comes when the device is done, or with the next
   // step.
@@ -189,7 +192,7 @@ class Run {
   Transformer model_;
   Adapter adapter_;
   std::unique_ptr<TimedTransport> transport_;
-  std::optional<SharedStep> shared_;  // of several processes, a micro-batch each
+  std::optional<SharedStep> shared_;  // of several processes
   std::optional<Trainer> trainer_;
   std::vector<Row> rows_;
   std::vector<HostBatch> micro_;
@@ -225,6 +228,10 @@ OrderedJson profile_json(const bench::Profile& profile) {
 int run_bench(Settings s, World& world, Clock::time_point start) {
   if (s.batch < 1 || s.seq_len < 2 || s.steps < 1 || s.warmup < 0)
     throw UsageError("--batch, --steps must be at least 1, --seq-len at least 2");
+  require(s.micro_batches >= 1 && s.all_micro_batches(world.size()) <= kMostGradAccum,
+          "--micro-batches must be at least 1, and ", kMostGradAccum, " in all at most");
+  require(!s.fast_reduce || (world.size() > 1 && s.micro_batches > 1),
+          "--fast-reduce: is for several --micro-batches of several --processes");
   if (s.shortest != 0 && (s.shortest < 2 || s.shortest > s.seq_len))
     throw UsageError("--shortest: from 2 to --seq-len");
   std::unique_ptr<ModelFile> file;
@@ -248,7 +255,8 @@ int run_bench(Settings s, World& world, Clock::time_point start) {
   storage.shard = parse_streamed_layers(s.shard_base, "`shard_base`");
   require_streamable(storage.offload, storage.shard, *backend);
   request.formats = file ? held_formats(*file, storage) : held_formats(config, storage);
-  request.processes = world.size() > 1 ? world.size() : 0, request.grad_accum = world.size();
+  request.processes = world.size() > 1 ? world.size() : 0, request.fast_reduce = s.fast_reduce;
+  request.grad_accum = s.all_micro_batches(world.size());
   request.batch = s.batch, request.seq_len = s.seq_len, request.recompute = s.recompute;
   request.row_lengths = s.lengths();
   request.offload_base = storage.offload, request.shard_base = storage.shard;
@@ -319,10 +327,12 @@ int run_bench(Settings s, World& world, Clock::time_point start) {
   const std::int64_t rss = peak_rss();
   std::sort(seconds.begin(), seconds.end());
   const double typical = seconds[seconds.size() / 2];
-  const double tokens_per_second = static_cast<double>(s.tokens() * world.size()) / typical;
+  const double tokens_per_second =
+      static_cast<double>(s.tokens() * s.all_micro_batches(world.size())) / typical;
 
   // 2. The best time that it could have.
   const double limit =
+      static_cast<double>(s.micro_batches) *
       bench::frozen_gemm_seconds(*backend, weights, dtype, adapted, s.tokens(),
                                  static_cast<int>(std::min<std::int64_t>(s.steps, 10)));
   const bench::Roofs roofs = bench::measure_roofs(*backend, dtype);
@@ -375,7 +385,9 @@ int run_bench(Settings s, World& world, Clock::time_point start) {
                      {"reduction_seconds", reduction.exchange},
                      {"reduced_step_seconds", reduction.step},
                      {"process_microseconds", own},
+                     {"fast_reduce", s.fast_reduce},
                      {"batch", s.batch},
+                     {"micro_batches", s.micro_batches},
                      {"seq_len", s.seq_len},
                      {"shortest", s.shortest},
                      {"tokens", s.tokens()},
@@ -447,6 +459,9 @@ int main(int argc, char** argv) {
       ->excludes(shape)
       ->excludes(config);
   app.add_option("--batch", s.batch, "rows")->check(whole)->capture_default_str();
+  app.add_option("--micro-batches", s.micro_batches, "of --batch rows, in a step of each process")
+      ->check(whole)
+      ->capture_default_str();
   app.add_option("--seq-len", s.seq_len, "tokens a row")->check(whole)->capture_default_str();
   app.add_option("--shortest", s.shortest,
                  "rows of so many tokens to --seq-len, evenly spread and packed into one batch")
@@ -470,8 +485,8 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--memory", s.memory, program::kMemoryHelp)->excludes(way);
   app.add_flag("--no-record", s.no_record, "launch every kernel by itself: no CUDA graph");
-  s.processes.add(app,
-                  "N or all: processes that share each step, with a micro-batch of --batch each");
+  s.processes.add(app, "N or all: processes that share each step, with as much work for each");
+  app.add_flag("--fast-reduce", s.fast_reduce, program::kFastReduceHelp);
   app.add_flag("--profile", s.profile, "one more step: time by op family, share of its roof");
   return program::run(app, argc, argv, [&] {
     s.recompute = parse_recompute(recompute);

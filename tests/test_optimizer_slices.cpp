@@ -224,7 +224,7 @@ Trained train(const Setting& s, int size, const std::function<std::unique_ptr<Ba
     const std::unique_ptr<Method> method = make_method(model, s.methods);
     if (auto* adapter = dynamic_cast<Adapter*>(method.get())) randomize_b(*adapter, 11, 0.5);
     method->lay_out_for_training();
-    SharedStep shared(model, *method, &transport, rank, size, 0.5, s.chunk);
+    SharedStep shared(model, *method, &transport, rank, size, {.clip = 0.5, .chunk = s.chunk});
     TrainerConfig config{.schedule = {ScheduleKind::Constant, 1e-2, 0, 4},
                          .loraplus_ratio = s.loraplus_ratio,
                          .clip = 0.5};
@@ -372,7 +372,7 @@ TEST_CASE("an optimizer of other slices is refused") {
   struct Nowhere : Transport {
     void exchange(std::span<const Piece>, std::span<const Piece>) override {}
   } transport;
-  SharedStep shared(*model, adapter, &transport, 1, 2, 1.0);
+  SharedStep shared(*model, adapter, &transport, 1, 2, {});
   AdamW sliced(adapter.parameters(), {}, {}, shared.own_slices());
   CHECK_THROWS_AS(sliced.grad_norm_sq(), Error);
   TrainerConfig config;

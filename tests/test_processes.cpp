@@ -138,6 +138,58 @@ TEST_CASE("with one micro-batch a step the bytes are those of a run without --pr
   CHECK(timeless_metrics(f / "two") == timeless_metrics(f / "alone"));
 }
 
+TEST_CASE("with --fast-reduce each number of processes has bytes of its own, and repeats them") {
+  Sweeps f;
+  const std::string many = kSteps + "--dropout 0.1 --grad-accum 5 ";
+  REQUIRE(f.run("alone", many).status == 0);
+  REQUIRE(f.run("in-order", many + "--processes 3").status == 0);
+  REQUIRE(f.run("one", many + "--processes 1 --fast-reduce").status == 0);
+  REQUIRE(f.run("three", many + "--processes 3 --fast-reduce").status == 0);
+  REQUIRE(f.run("again", many + "--processes 3 --fast-reduce").status == 0);
+  const auto adapter = [&](const char* run) {
+    return slurp(f / (std::string(run) + "/adapter_model.safetensors"));
+  };
+  CHECK(adapter("one") == adapter("alone"));
+  CHECK(timeless_metrics(f / "one") == timeless_metrics(f / "alone"));
+  check_same_run(f / "again", f / "three");
+  check_same_state(f / "again", f / "three");
+  CHECK(adapter("three") != adapter("in-order"));
+  CHECK(adapter("three") != adapter("one"));
+  const Json run = read_json(f / "three/run.json");
+  CHECK(run["settings"]["run"]["fast_reduce"] == true);
+  CHECK(toml_without_out(f / "three").find("fast-reduce = true\n") != std::string::npos);
+  // No process has two of a step's micro-batches.
+  const std::string few = kSteps + "--dropout 0.1 --grad-accum 2 --processes 3 ";
+  REQUIRE(f.run("few", few).status == 0);
+  REQUIRE(f.run("few-fast", few + "--fast-reduce").status == 0);
+  CHECK(adapter("few-fast") == adapter("few"));
+  CHECK(timeless_metrics(f / "few-fast") == timeless_metrics(f / "few"));
+}
+
+TEST_CASE("a run with --fast-reduce goes on as one, to the bytes of the same number of processes") {
+  Sweeps f;
+  const std::string more =
+      "--lr 1e-2 --schedule constant --samples 0 --seq-len 64 --eval-every 0 --keep last "
+      "--grad-accum 5 ";
+  const std::string fast = more + "--fast-reduce ";
+  REQUIRE(f.run("whole", fast + "--steps 8 --processes 2").status == 0);
+  REQUIRE(f.run("parts", fast + "--steps 4 --processes 2").status == 0);
+  const auto otherwise = f.run("parts", more + "--steps 8 --processes 2 --resume");
+  CHECK_MESSAGE(otherwise.status == 2, otherwise.out);
+  CHECK_MESSAGE(otherwise.out.find("fast_reduce was true, now it is unset") != std::string::npos,
+                otherwise.out);
+  REQUIRE(f.run("parts", fast + "--steps 8 --processes 2 --resume").status == 0);
+  CHECK(slurp(f / "parts/adapter_model.safetensors") ==
+        slurp(f / "whole/adapter_model.safetensors"));
+  check_same_state(f / "parts", f / "whole");
+  const auto three = f.run("parts", fast + "--steps 9 --processes 3 --resume");
+  CHECK_MESSAGE(three.status == 0, three.out);
+  CHECK(three.out.find("resumed at step 8") != std::string::npos);
+  const auto in_order = f.run("in-order", more + "--steps 2 --processes 2");
+  REQUIRE(in_order.status == 0);
+  CHECK(f.run("in-order", fast + "--steps 4 --processes 2 --resume").status == 2);
+}
+
 TEST_CASE("a run goes on with another number of processes to the same bytes") {
   Sweeps f;
   const std::string more =
@@ -188,12 +240,27 @@ TEST_CASE("a plan counts what several processes add, and a run takes no more") {
   CHECK(peak(plan("--processes 8")) <= peak(alone));
   CHECK(three["processes"] == 3);
   CHECK(three["sent_bytes_per_step"] == 3 * 2 * (numel / 3) * 4);
-  REQUIRE(f.run("run", kSteps + "--grad-accum 4 --dtype f32 --processes 3").status == 0);
+  // With --fast-reduce nothing waits: a process adds its second in place, and sends once.
+  const Json fast = plan("--processes 3 --fast-reduce");
+  CHECK(peak(fast) <= peak(alone) - saved);
+  CHECK(peak(plan("--processes 1 --fast-reduce")) <= peak(alone));
+  CHECK(fast["sent_bytes_per_step"] == 2 * 2 * (numel / 3) * 4);
+  CHECK(moments(fast) == moments(three));
+  for (const char* more : {"", " --fast-reduce"}) {
+    const std::string out = concat("run", *more ? "-fast" : "");
+    REQUIRE(f.run(out, kSteps + "--grad-accum 4 --dtype f32 --processes 3" + more).status == 0);
+    const Json run = read_json(f / (out + "/run.json"));
+    CHECK(run["memory"]["peak_bytes"] <= run["planned_peak_bytes"]);
+  }
   const Json run = read_json(f / "run/run.json");
-  CHECK(run["memory"]["peak_bytes"] <= run["planned_peak_bytes"]);
   CHECK(run["memory"]["tags"]["optimizer"]["peak_bytes"] == moments(three));
   CHECK(run["memory"]["tags"]["workspace"]["live_bytes"] == 0);
   CHECK(run_program("plan --shape smollm2-135m --processes -1").status == 2);
+  for (const char* more : {"--grad-accum 4", "--processes 2"}) {
+    const auto r = run_program(concat("plan --shape smollm2-135m --fast-reduce ", more));
+    CHECK(r.status == 2);
+    CHECK_MESSAGE(r.out.find("--fast-reduce: is for") != std::string::npos, r.out);
+  }
 }
 
 TEST_CASE("what is wrong is said once, with the code that it has alone") {
@@ -210,6 +277,11 @@ TEST_CASE("what is wrong is said once, with the code that it has alone") {
   refused("--steps 1 --rank 999", 2, "rank");
   refused("--steps 1 --memory-limit 1KiB", 5, "");
   refused("--steps 1 --init-adapter " + f / "none", 3, "none");
+  refused("--steps 1 --fast-reduce", 2, "--fast-reduce: is for the micro-batches of a step");
+  refused("--fast-reduce --grad-accum 4 --sweep 'rank=2,4'", 2, "--fast-reduce: is for");
+  const auto unshared = f.run("out", "--steps 1 --fast-reduce --grad-accum 4");
+  CHECK_MESSAGE(unshared.status == 2, unshared.out);
+  CHECK(unshared.out.find("(--processes, and no sweep)") != std::string::npos);
   const auto pipe = f.run("out", "--processes 2 --steps 1 --data -");
   CHECK_MESSAGE(pipe.status == 2, pipe.out);
   const auto idle = f.run("idle", kSteps + "--processes 3 --grad-accum 2");

@@ -176,6 +176,7 @@ class CommandLine {
 // Runs the training in this process, or in several of which this may be one.
 int train(FinetuneSettings& settings, const program::FinetuneText& text, CommandLine& line) {
   const program::SharedCommand shared(text.processes, settings.device);
+  if (shared.shared()) settings.processes = shared.count();
   if (shared.starts_others()) {
     validate_settings(settings);  // once, before all do
     return shared.start(line.argc(), line.argv());
@@ -186,7 +187,6 @@ int train(FinetuneSettings& settings, const program::FinetuneText& text, Command
       "stopping after this step, which is saved; Ctrl-C again ends the program at once");
   if (!shared.shared()) return report(settings, finetune(settings, console, stop));
   World world = shared.open_world();
-  settings.processes = world.size();
   const FinetuneResult result = finetune(settings, world, console, stop);
   if (world.leads()) return report(settings, result);
   return result.signal ? 128 + result.signal : 0;

@@ -141,6 +141,7 @@ void add_machine_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
       app,
       "N or all: one a GPU, or that many on the CPU, share the micro-batches of each "
       "step, with the same result for any N; with --sweep, its trials");
+  app.add_flag("--fast-reduce", s.fast_reduce, kFastReduceHelp);
   app.add_option("--dtype", s.dtype, "auto, f32, bf16")->capture_default_str();
   app.add_option("--base-precision", text.base_precision, kBasePrecisionHelp)
       ->capture_default_str();

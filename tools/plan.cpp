@@ -107,6 +107,7 @@ int main(int argc, char** argv) {
   app.add_option("--memory", memory, program::kMemoryHelp);
   app.add_option("--processes", request.processes, "that share each step: one's part")
       ->check(whole);
+  app.add_flag("--fast-reduce", request.fast_reduce, program::kFastReduceHelp);
   app.add_flag("--json", json, "as JSON");
   return program::run(app, argc, argv, [&] {
     if (!matrix_text.empty()) return matrix(matrix_text, rank.value_or(8));
@@ -116,6 +117,9 @@ int main(int argc, char** argv) {
       throw UsageError(concat("--grad-accum must be in 1 .. ", kMostGradAccum));
     require(request.processes >= 0 && request.processes <= program::kMostProcesses,
             "--processes must be in 1 .. ", program::kMostProcesses);
+    require(!request.fast_reduce || (request.processes > 0 && request.grad_accum > 1),
+            "--fast-reduce: is for the micro-batches of a step (--grad-accum) that processes share "
+            "(--processes)");
     if (seq_len && (*seq_len < 2 || *seq_len > 1 << 24))
       throw UsageError("--seq-len must be in 2 .. 16777216");
     if (dtype != "f32" && dtype != "bf16") throw UsageError("--dtype: f32 or bf16");

@@ -51,6 +51,9 @@ inline constexpr const char* kOffloadBaseHelp =
     "N or all: on a GPU, the base's first N layers wait in host memory, a copy for each process";
 inline constexpr const char* kShardBaseHelp =
     "N or all: the base's first N layers are divided among the GPUs of --processes";
+inline constexpr const char* kFastReduceHelp =
+    "each process adds its own micro-batches first: one exchange of gradients a step, and a result "
+    "that depends on the number of processes";
 // Parses "a,b" into {"a", "b"}. Throws UsageError for empty items.
 std::vector<std::string> parse_list(const std::string& text, const std::string& flag);
 

@@ -14,19 +14,19 @@ Tensor numbers(const Tensor& x, std::int64_t from, std::int64_t to) {
 }  // namespace
 
 SharedStep::SharedStep(Transformer& model, Method& method, Transport* transport, int rank, int size,
-                       double clip, std::int64_t chunk)
+                       const Settings& settings)
     : model_(model),
       method_(method),
       transport_(transport),
       rank_(rank),
       size_(size),
-      clip_(clip),
+      settings_(settings),
       kernels_(*model.backend().slice_kernels()),
       parameters_(method.parameters()),
       slices_(parameters_, kernels_.piece(), size) {
   check(transport_ || size_ == 1, "SharedStep: several processes and nothing between them");
   const std::int64_t longest = slices_.longest();
-  n_chunks_ = divided(longest, std::max(chunk / size_, OptimizerSlices::kAlignment));
+  n_chunks_ = divided(longest, std::max(settings.chunk / size_, OptimizerSlices::kAlignment));
   slice_ = OptimizerSlices::aligned(divided(longest, n_chunks_));
 }
 
@@ -52,26 +52,35 @@ StepTensors SharedStep::run(StepParts& parts, AdamW& optimizer) {
   const auto n = static_cast<int>(counted.size());
   const Tensor loss = empty(1);
   for (int first = 0; first < n; first += size_) {
-    const Round round{std::min(size_, n - first), first == 0, first + size_ >= n};
+    Round round{std::min(size_, n - first), first == 0, first + size_ >= n};
     if (rank_ < round.n_computed) {
       const std::size_t i = counted[static_cast<std::size_t>(first + rank_)];
-      const auto work = [this, &train_step = parts.train_step()](const StepTensors& one) {
-        compute(train_step, one);
+      const GradMode mode = settings_.fast_reduce && !round.first ? GradMode::Add : GradMode::Write;
+      const auto work = [this, mode, &train_step = parts.train_step()](const StepTensors& one) {
+        compute(train_step, one, mode);
       };
-      model_.backend().copy(loss, parts.run(i, 1, work).loss);
+      const Tensor share = parts.run(i, 1, work, mode).loss;
+      if (mode == GradMode::Write)
+        model_.backend().copy(loss, share);
+      else
+        model_.backend().add(loss, loss, share);
       ++micro_steps_;
       head_gradients_ += method_.head_gradients(parts.sizes()[i].supervised);
     }
-    if (n == 1 && size_ == 1) break;
+    for (Parameter* p : parameters_) p->sink();  // all gradients are there, to be added to
+    if (settings_.fast_reduce) {
+      if (!round.last) continue;
+      round = {std::min(size_, n), true, true};
+    }
+    if (size_ == 1 && round.first && round.last) break;
     if (round.first && !round.last) sum_ = empty(n_chunks_ * slice_);
     parts.run_between([&] { add_round(round, gradients(loss)); });
   }
   sum_ = {};
-  for (Parameter* p : parameters_) p->sink();  // all gradients are there
   const Tensor norm_sq = model_.backend().empty(Tag::Workspace, optimizer.dtype(), {1});
   parts.run_between([&] { share_norm(norm_sq, loss); });
   StepTensors step = parts.finish(loss, norm_sq, [this, &optimizer](const StepTensors& tensors) {
-    optimizer.update(static_cast<float>(clip_), tensors.norm_sq);
+    optimizer.update(static_cast<float>(settings_.clip), tensors.norm_sq);
   });
   if (size_ == 1) return step;
   parts.run_between([&] {
@@ -88,10 +97,12 @@ StepTensors SharedStep::run(StepParts& parts, AdamW& optimizer) {
   return step;
 }
 
-// Leaves the micro-batch's gradient where the parameters have theirs, and its share of the loss.
-void SharedStep::compute(const TrainStep& train_step, const StepTensors& one) {
+// Leaves the micro-batch's gradient where the parameters have theirs, or adds it there, and leaves its
+// share of the loss. A step's first writes, rather than all adding to zeros: that has the bytes of the
+// other order and saves a pass. Where it has no gradient it leaves zeros, to which later ones may add.
+void SharedStep::compute(const TrainStep& train_step, const StepTensors& one, GradMode mode) {
   Backend& backend = model_.backend();
-  method_.zero_grad();
+  if (mode == GradMode::Write) method_.zero_grad();
   Tape tape(backend);
   const Var share = train_step.loss(tape, one.micro_batches[0], one, 0);
   backend.sum(one.loss, GradMode::Write, 1.0, share.value());
@@ -100,8 +111,9 @@ void SharedStep::compute(const TrainStep& train_step, const StepTensors& one) {
     if (!p->has_grad()) backend.fill(p->sink().tensor, 0);
 }
 
-std::int64_t SharedStep::sent_bytes(std::int64_t numel, int size, std::int64_t micro_batches) {
-  const std::int64_t rounds = divided(micro_batches, size);
+std::int64_t SharedStep::sent_bytes(std::int64_t numel, int size, std::int64_t micro_batches,
+                                    bool fast_reduce) {
+  const std::int64_t rounds = fast_reduce ? 1 : divided(micro_batches, size);
   return (rounds + 1) * (size - 1) * (numel / size) * static_cast<std::int64_t>(sizeof(float));
 }
 

@@ -10,6 +10,14 @@
 // parameters as many again. The squared norm's partial sums are computed by slices too, and added by all
 // in one order: dist/optimizer_slices.h.
 //
+// Settings::fast_reduce has another order, for a single round a step:
+//
+//   g = (h_0 + h_1) + ...                h_r = (g_r + g_(r + W)) + ...: of process r < W
+//
+// Each process first adds its micro-batches to the gradient in place, in their order. No sum waits for
+// another round. The order is the same in each run with W processes, and another with another W, unless
+// none has a second micro-batch to add.
+//
 // Memory: 1/W of AdamW's moments. What travels does so chunk by chunk, in buffers of at most two chunks
 // that exist while no activations do. Only a step of several rounds keeps more while it computes: a slice
 // of the sum, 1/W of the gradient.
@@ -18,8 +26,8 @@
 // (lora/step_parts.h). The exchanges, where the host waits for other processes, and the copies to and from
 // their buffers are not; a chunk's copies are a launch or two, of however many matrices.
 //
-// TrainStep::run() adds each micro-batch to the gradient in place instead, which rounds otherwise
-// where a step has several: without a SharedStep the last bits are others.
+// TrainStep::run() adds each micro-batch to the gradient in place too, which rounds otherwise where a
+// step has several: without a SharedStep the last bits are those of fast_reduce with a single process.
 #pragma once
 
 #include "dist/optimizer_slices.h"
@@ -35,10 +43,15 @@ class SharedStep {
   // Numbers of a chunk: 32 MiB. Large enough that an exchange takes longer than to wait for it.
   static constexpr std::int64_t kChunk = std::int64_t{1} << 23;
 
+  struct Settings {
+    double clip = 1.0;         // that of TrainStep::Settings
+    bool fast_reduce = false;  // the second order above
+    std::int64_t chunk = kChunk;
+  };
   // `transport` connects `size` processes, of which this is `rank`; null for size 1. All must outlive
-  // this. `clip` is that of TrainStep::Settings.
+  // this.
   SharedStep(Transformer& model, Method& method, Transport* transport, int rank, int size,
-             double clip, std::int64_t chunk = kChunk);
+             const Settings& settings);
 
   // Makes a Trainer take its steps here, which must outlive it.
   void join(TrainerConfig& config);
@@ -63,12 +76,13 @@ class SharedStep {
   std::int64_t head_gradients() const { return head_gradients_; }
 
   // Bytes that each process sends in a step, of a gradient of `numel` numbers (F32).
-  static std::int64_t sent_bytes(std::int64_t numel, int size, std::int64_t micro_batches);
+  static std::int64_t sent_bytes(std::int64_t numel, int size, std::int64_t micro_batches,
+                                 bool fast_reduce);
 
  private:
   using Range = OptimizerSlices::Range;
-  // Micro-batches that are computed at the same time: the number of processes that have one, and
-  // whether the round is the step's first or last.
+  // Gradients that are added at the same time: the number of processes that computed one, and whether
+  // the round is the step's first or last.
   struct Round {
     int n_computed = 0;
     bool first = false, last = false;
@@ -78,7 +92,7 @@ class SharedStep {
   enum class Direction { IntoBuffer, OutOfBuffer };
   using Copies = std::vector<SliceKernels::Copy>;
 
-  void compute(const TrainStep& train_step, const StepTensors& one);
+  void compute(const TrainStep& train_step, const StepTensors& one, GradMode mode);
   // Adds the gradients of the processes that computed one to the sum, in their order. The last round
   // leaves the slice of the sum where the parameters have their gradients.
   void add_round(const Round& round, const View& gradients);
@@ -103,7 +117,7 @@ class SharedStep {
   Method& method_;
   Transport* transport_;
   int rank_, size_;
-  double clip_;
+  Settings settings_;
   SliceKernels& kernels_;
   std::vector<Parameter*> parameters_;
   OptimizerSlices slices_;

@@ -2,10 +2,10 @@
 
 namespace lk {
 
-StepTensors StepParts::run(std::size_t first, std::size_t n, const Work& work) {
+StepTensors StepParts::run(std::size_t first, std::size_t n, const Work& work, GradMode mode) {
   const auto begin = sizes_.begin() + static_cast<std::ptrdiff_t>(first);
   return run(
-      {begin, begin + static_cast<std::ptrdiff_t>(n)},
+      {{begin, begin + static_cast<std::ptrdiff_t>(n)}, mode},
       [&](StepTensors& tensors) { upload_(tensors, first); }, work);
 }
 
@@ -17,17 +17,17 @@ StepTensors StepParts::finish(const Tensor& loss, const Tensor& norm_sq, const W
   return run({}, copy, work);
 }
 
-// The inputs go into the tensors of a recording if there is one for these sizes, else into new ones.
-StepTensors StepParts::run(const Sizes& sizes, const Prepare& prepare, const Work& work) {
-  StepTensors* const of_recording = recorder_.find(sizes);
-  StepTensors tensors = of_recording ? *of_recording : train_step_.make_tensors(sizes);
+// The inputs go into the tensors of a recording if there is one of such a part, else into new ones.
+StepTensors StepParts::run(const Part& part, const Prepare& prepare, const Work& work) {
+  StepTensors* const of_recording = recorder_.find(part);
+  StepTensors tensors = of_recording ? *of_recording : train_step_.make_tensors(part.sizes);
   prepare(tensors);
   if (of_recording) {
     recorder_.replay();
     return tensors;
   }
   const auto bound = [work, tensors] { work(tensors); };
-  if (!recorder_.record(sizes, tensors, bound)) {
+  if (!recorder_.record(part, tensors, bound)) {
     recorded_ = false;
     recorder_.run_beside(bound);
   }

@@ -15,8 +15,14 @@ namespace lk {
 class StepParts {
  public:
   using Sizes = std::vector<BatchSize>;  // of micro-batches
-  // What a recording was made of; the update of a step that runs in parts is the one without sizes.
-  using StepRecorder = Recorder<Sizes, StepTensors>;
+  // What a recording was made of. The update of a step that runs in parts is the one without sizes;
+  // micro-batches of a size whose gradient is written, and those whose it is added, have one each.
+  struct Part {
+    Sizes sizes;
+    GradMode mode = GradMode::Write;
+    bool operator==(const Part&) const = default;
+  };
+  using StepRecorder = Recorder<Part, StepTensors>;
   // Uploads the inputs of the micro-batches that begin with micro-batch `first` into tensors made for
   // some of them. `first_micro_step` then counts those of the step before them too.
   using Upload = std::function<void(StepTensors& tensors, std::size_t first)>;
@@ -34,8 +40,10 @@ class StepParts {
 
   const TrainStep& train_step() const { return train_step_; }
   const Sizes& sizes() const { return sizes_; }
-  // Runs `work` on micro-batches [first, first + n) of the step and returns their tensors.
-  StepTensors run(std::size_t first, std::size_t n, const Work& work);
+  // Runs `work` on micro-batches [first, first + n) of the step and returns their tensors. `mode`:
+  // whether it adds to the gradient that earlier parts left.
+  StepTensors run(std::size_t first, std::size_t n, const Work& work,
+                  GradMode mode = GradMode::Write);
   // Runs `work`, which reads no micro-batch, on tensors that hold this loss (1) and this norm_sq (1),
   // and returns them.
   StepTensors finish(const Tensor& loss, const Tensor& norm_sq, const Work& work);
@@ -47,7 +55,7 @@ class StepParts {
 
  private:
   using Prepare = std::function<void(StepTensors&)>;
-  StepTensors run(const Sizes& sizes, const Prepare& prepare, const Work& work);
+  StepTensors run(const Part& part, const Prepare& prepare, const Work& work);
 
   const TrainStep& train_step_;
   StepRecorder& recorder_;

@@ -87,6 +87,7 @@ void FinetuneRun::plan() {
   request.recompute = s_.recompute;
   request.offload_base = s_.offload_base, request.shard_base = s_.shard_base;
   request.processes = world_ ? world_->size() : 0;
+  request.fast_reduce = s_.fast_reduce;
   const std::int64_t wanted = std::max(s_.memory_limit, s_.memory);  // one of the two is 0
   // The plan counts the base, which may be there already.
   const std::int64_t free = free_memory() + base_.backend->ledger()[Tag::Weights].live_bytes;
@@ -185,8 +186,9 @@ void FinetuneRun::make_trainer() {
   config.log = [this](const std::string& line) { listener_.message(line); };
   if (world_) {
     transport_ = open_transport(*world_, *base_.backend, config.log);
-    shared_step_ = std::make_unique<SharedStep>(*model_, *method_, transport_.get(), world_->rank(),
-                                                world_->size(), s_.clip);
+    shared_step_ =
+        std::make_unique<SharedStep>(*model_, *method_, transport_.get(), world_->rank(),
+                                     world_->size(), SharedStep::Settings{s_.clip, s_.fast_reduce});
     shared_step_->join(config);
   }
   trainer_ = std::make_unique<Trainer>(*model_, *method_, config);

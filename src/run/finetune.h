@@ -56,6 +56,7 @@ struct FinetuneSettings {
   // How many processes share the run's steps: as many as the World that finetune() is given has. Unset
   // without one.
   std::optional<std::int64_t> processes = {};
+  bool fast_reduce = false;  // one exchange of gradients a step: dist/shared_step.h
   // In how many bits the frozen base is held, and modules of it that stay dense all the same.
   BasePrecision base_precision = BasePrecision::Auto;
   std::vector<std::string> keep_dense = {};

@@ -80,7 +80,8 @@ class Planner {
     method_->lay_out_for_training();
     TrainerConfig config;
     if (r.processes > 0) {
-      shared_.emplace(model_, *method_, &nothing_, 0, r.processes, config.clip);
+      shared_.emplace(model_, *method_, &nothing_, 0, r.processes,
+                      SharedStep::Settings{config.clip, r.fast_reduce});
       shared_->join(config);
     }
     trainer_.emplace(model_, *method_, config);
@@ -117,7 +118,8 @@ class Planner {
 
 // That a process sends in a step.
 std::int64_t sent_bytes(const PlanRequest& r, const Plan& plan) {
-  return SharedStep::sent_bytes(plan.trainable_parameters, r.processes, r.grad_accum);
+  return SharedStep::sent_bytes(plan.trainable_parameters, r.processes, r.grad_accum,
+                                r.fast_reduce);
 }
 
 std::int64_t peak(const PlanRequest& r) { return Planner(r).peak(r.recompute); }

@@ -28,6 +28,7 @@ struct PlanRequest {
   std::int64_t offload_base = 0, shard_base = 0;
   // That share a step (dist/shared_step.h); 0: one that has it to itself. The plan is one process's.
   int processes = 0;
+  bool fast_reduce = false;  // SharedStep::Settings
 };
 
 struct Plan {

@@ -115,9 +115,9 @@ SortedSettings sort_settings(const FinetuneSettings& settings) {
                prefix_hidden, adapter_layers, bottleneck, bottleneck_kind, targets, layers,
                rank_pattern, alpha_pattern, rslora, dora, init, loraplus_ratio, steps, epochs,
                batch, grad_accum, seq_len, lr, schedule, warmup, weight_decay, clip,
-               label_smoothing, seed, device, dtype, processes, base_precision, keep_dense,
-               fp8_products, init_adapter, shuffle, long_rows, skip_bad_rows, packing, format,
-               chat_template, train_on, columns, system, base_name, eval_data, eval_split,
+               label_smoothing, seed, device, dtype, processes, fast_reduce, base_precision,
+               keep_dense, fp8_products, init_adapter, shuffle, long_rows, skip_bad_rows, packing,
+               format, chat_template, train_on, columns, system, base_name, eval_data, eval_split,
                eval_rows, eval_every, keep, patience, save_every, resume, recompute, offload_base,
                shard_base, memory_limit, memory, verify_base, show_rows, samples, sample_every,
                tensorboard] = settings;
@@ -172,6 +172,7 @@ SortedSettings sort_settings(const FinetuneSettings& settings) {
   if (MethodConfig{methods}.has("bottleneck"))
     sorted.shaping.update({{"bottleneck", bottleneck}, {"bottleneck_kind", bottleneck_kind}});
   if (!columns.empty()) sorted.shaping["columns"] = columns.text();
+  if (fast_reduce) sorted.shaping["fast_reduce"] = true;
   if (label_smoothing != 0) sorted.shaping["label_smoothing"] = label_smoothing;
   if (system) sorted.shaping["system"] = *system;
   if (loraplus_ratio) sorted.shaping["loraplus_ratio"] = *loraplus_ratio;

@@ -84,6 +84,9 @@ void validate_settings(const FinetuneSettings& s, bool own_rows) {
   require(s.batch >= 1 && s.batch <= kMostBatch, "`batch` must be in 1 .. ", kMostBatch);
   require(s.grad_accum >= 1 && s.grad_accum <= kMostGradAccum, "`grad_accum` must be in 1 .. ",
           kMostGradAccum);
+  require(!s.fast_reduce || (s.processes && s.grad_accum > 1),
+          "`fast_reduce`: is for the micro-batches of a step (`grad_accum`) that processes share "
+          "(`processes`, and no sweep)");
   require(!s.seq_len || (*s.seq_len >= 2 && *s.seq_len <= (1 << 24)), "`seq_len` must be in 2 .. ",
           1 << 24);
   require(!s.lr || (std::isfinite(*s.lr) && *s.lr >= 0),

@@ -67,9 +67,9 @@ std::string run_toml(const FinetuneSettings& settings) {
                prefix_hidden, adapter_layers, bottleneck, bottleneck_kind, targets, layers,
                rank_pattern, alpha_pattern, rslora, dora, init, loraplus_ratio, steps, epochs,
                batch, grad_accum, seq_len, lr, schedule, warmup, weight_decay, clip,
-               label_smoothing, seed, device, dtype, processes, base_precision, keep_dense,
-               fp8_products, init_adapter, shuffle, long_rows, skip_bad_rows, packing, format,
-               chat_template, train_on, columns, system, base_name, eval_data, eval_split,
+               label_smoothing, seed, device, dtype, processes, fast_reduce, base_precision,
+               keep_dense, fp8_products, init_adapter, shuffle, long_rows, skip_bad_rows, packing,
+               format, chat_template, train_on, columns, system, base_name, eval_data, eval_split,
                eval_rows, eval_every, keep, patience, save_every, resume, recompute, offload_base,
                shard_base, memory_limit, memory, verify_base, show_rows, samples, sample_every,
                tensorboard] = settings;
@@ -112,6 +112,7 @@ std::string run_toml(const FinetuneSettings& settings) {
   l.add("device", device);
   l.add("dtype", dtype);
   l.add("processes", processes);
+  if (fast_reduce) l.add("fast-reduce", fast_reduce);
   if (base_precision != BasePrecision::Auto)
     l.add("base-precision", std::string(base_precision_name(base_precision)));
   l.add_text("keep-dense", list_text(keep_dense));
