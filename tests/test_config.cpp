@@ -475,6 +475,7 @@ TEST_CASE("named shapes have their published sizes") {
   CHECK(named_shape("llama3.2-1b").n_parameters() == 1235814400);
   CHECK(named_shape("llama2-7b").n_parameters() == 6738415616);
   CHECK(named_shape("llama3-8b").n_parameters() == 8030261248);
+  CHECK(named_shape("llama3-70b").n_parameters() == 70553706496);
   CHECK_THROWS_AS(named_shape("gpt-5"), UsageError);
 }
 

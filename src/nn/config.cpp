@@ -126,6 +126,7 @@ ModelConfig named_shape(const std::string& name) {
       {"llama3.2-1b", 128256, 2048, 8192, 16, 32, 8, 1e-5, 500000, 131072, true},
       {"llama2-7b", 32000, 4096, 11008, 32, 32, 32, 1e-5, 10000, 4096, false},
       {"llama3-8b", 128256, 4096, 14336, 32, 32, 8, 1e-5, 500000, 8192, false},
+      {"llama3-70b", 128256, 8192, 28672, 80, 64, 8, 1e-5, 500000, 8192, false},
   };
   std::string known;
   for (const Row& r : kRows) {
