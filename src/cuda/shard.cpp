@@ -4,7 +4,9 @@
 // communication) and maps into their address space. Its bytes never change once it has a name, so that
 // nobody asks before reading: the copies go over NVLink or PCIe by the reader's copy engines, and the
 // owner's kernels never hear of them.
-#include <random>
+#include <unistd.h>
+
+#include <chrono>
 #include <sstream>
 
 #include "cuda/cuda_backend.h"
@@ -21,13 +23,11 @@ struct PartName {
   cudaIpcMemHandle_t handle = {};
 };
 
-// A random number, as a process's own is that of another in another container.
+// Of this process alone: another container may have a process of the same number, but not since the same
+// nanosecond.
 std::uint64_t this_process() {
-  static const std::uint64_t number = [] {
-    std::random_device random;
-    return std::uint64_t{random()} << 32 | random();
-  }();
-  return number;
+  static const auto since = std::chrono::system_clock::now().time_since_epoch().count();
+  return static_cast<std::uint64_t>(since) ^ static_cast<std::uint64_t>(::getpid()) << 40;
 }
 
 std::string text_of(const PartName& name) {
