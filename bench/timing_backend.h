@@ -60,6 +60,9 @@ class TimingBackend final : public Backend {
     return nullptr;  // ops are timed one by one
   }
   std::unique_ptr<StoredCopy> offload(const Tensor& x) override { return inner_.offload(x); }
+  std::unique_ptr<ShardedCopy> shard(const Tensor& x, int rank, int size) override {
+    return inner_.shard(x, rank, size);
+  }
   // The kernels of these interfaces are timed as wholes, also where the inner backend composes
   // them.
   LoraKernels* lora_kernels() override;  // null if the inner backend has none
