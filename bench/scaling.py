@@ -7,7 +7,8 @@
   weak    tokens/s of one step at 1, 2, 4, 8 processes with as much work for each, and what the reduction takes of it
   ddp     PyTorch's DistributedDataParallel of the compiled PEFT model, on all GPUs and on one
   bytes   six steps with accumulation and dropout leave the same adapter at every number of processes
-  memory  llama3-70b in NF4 at 1 x 4096 a card with recomputation: a process's peak against its plan
+  memory  llama3-70b at 1 x 4096 a card with recomputation, in NF4 on each card and in bfloat16 in parts on all: a process's peak
+          against its plan
   kill    SIGKILL of one process: all end with exit code 4, and another number of processes goes on to the same bytes
 
 Standard library only. Every result is a JSON line of --results; the table of this run comes last. Exits 1 if bytes differ, a
@@ -32,6 +33,8 @@ HERE = pathlib.Path(__file__).resolve().parent
 TIME_TO_END = 30  # seconds for a run's other processes once one was killed
 TINY = matrix_cases._llama(64, 2, 4, 2, 128, 512, 2048)
 LLAMA3_70B = matrix_cases._llama(8192, 80, 64, 8, 28672, 128256, 8192, 5e5)
+LLAMA3_70B_BYTES = 133 << 30  # of its layers' matrices, in bfloat16
+SPACE_BESIDE = 15 << 30  # its embedding and head, two slots and what a step keeps at 1 x 4096 with recomputation
 # model: rows, tokens a row, and the least speed at 2, 4 and 8 times as many cards
 WEAK = {
     "llama2-7b": (4, 2048, {2: 1.95, 4: 3.9, 8: 7.8}),
@@ -208,13 +211,18 @@ class Scaling:
             return self.note("memory", "left out: llama3-70b needs GPUs", None)
         if self.args.card_bytes < 64 << 30:
             return self.note("memory", "left out: llama3-70b in NF4 needs cards of 64 GiB", None)
-        for count in sorted({1, self.counts[-1]}):
-            r = self.step(self.config_file("llama3-70b", LLAMA3_70B), 1, 4096, count, "--base-precision", "nf4", "--recompute",
-                          "block")
+        config, most = self.config_file("llama3-70b", LLAMA3_70B), self.counts[-1]
+        cases = [("NF4", count, ("--base-precision", "nf4")) for count in sorted({1, most})]
+        if most > 1 and LLAMA3_70B_BYTES / most + SPACE_BESIDE <= self.args.card_bytes:
+            cases.append(("bf16 in parts", most, ("--shard-base", "all")))
+        else:
+            self.note("memory", f"llama3-70b bf16 in parts: left out on {most} cards", None)
+        for what, count, more in cases:
+            r = self.step(config, 1, 4096, count, *more, "--recompute", "block")
             of_plan = r["device_peak_bytes"] / r["planned_peak_bytes"]
-            self.note("memory", f"llama3-70b NF4 1 x 4096 a card, {count} processes", abs(of_plan - 1) < 0.02,
+            self.note("memory", f"llama3-70b {what} 1 x 4096 a card, {count} processes", abs(of_plan - 1) < 0.02,
                       peak_gib=round(r["device_peak_bytes"] / 2**30, 2), of_plan=round(of_plan, 4),
-                      tokens_per_second=round(r["tokens_per_second"]))
+                      tokens_per_second=round(r["tokens_per_second"]), of_a_card=round(r["tokens_per_second"] / count))
 
     def all(self):
         for part in self.args.parts:
