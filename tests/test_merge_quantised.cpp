@@ -230,6 +230,17 @@ TEST_CASE("finetune, evaluate and generate go on with the folder") {
     run("merge --model " + folder + " --adapter " + scratch.file(type + ".run") + " --out " +
             scratch.file(type + ".again") + " --type " + type,
         0);
+    // Onto the dense model: as if the adapter were its own.
+    const std::string own = " --adapter " + scratch.file(type + ".run"),
+                      onto = scratch.file(type + ".onto"), other = scratch.file(type + ".other");
+    run("merge --model " + folder + own + " --onto " + kTiny + " --type f32 --out " + onto, 0);
+    run("merge --model " + kTiny + own + " --other-base --type f32 --out " + other, 0);
+    CHECK(slurp(onto + "/model.safetensors") == slurp(other + "/model.safetensors"));
+    CHECK(
+        run("merge --model " + kTiny + own + " --onto " + folder + " --out " + scratch.file("none"),
+            2)
+            .find("--onto " + folder + ": is quantised itself") != std::string::npos);
+    run("merge --model " + kTiny + own + " --onto " + kTiny + " --out " + scratch.file("none"), 3);
     run("merge --model " + kTiny + " --type " + type + " --out " + folder + ".gguf", 2);
     run("merge --unmerge --model " + folder + " --base " + kTiny + " --adapter " + kAdapter +
             " --out " + scratch.file("base"),

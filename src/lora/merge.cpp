@@ -196,6 +196,8 @@ double Survival::noise() const { return update > 0 ? std::sqrt(error / update) :
 
 MergeResult merge(const MergeSettings& s, MergeListener& listener) {
   MergeSource source = open_source(s);
+  require(s.onto.empty() || !source.base().is_quantised(), "`onto` ", s.onto,
+          ": is quantised itself; it is for the dense model that `model` was made from");
   const OutputFormat format{is_gguf_name(s.out), s.type, s.shard_bytes};
   const ModelOutput output(source.base(), format);
   MergeResult result;
