@@ -185,8 +185,9 @@ TEST_CASE("no documents") {
 
 TEST_CASE("attention does not depend on threads, nor documents on their neighbours") {
   const int threads = omp_get_max_threads();
-  Case c{6, 2, 64, 0, {0, 150, 190}, {0, 150, 190}};
-  for (DType dtype : {DType::F32, DType::BF16}) {
+  for (const auto& [dtype, window] : std::vector<std::pair<DType, int>>{
+           {DType::F32, 0}, {DType::BF16, 0}, {DType::F32, 50}, {DType::BF16, 50}}) {
+    Case c{6, 2, 64, window, {0, 150, 190}, {0, 150, 190}};
     auto q = random_values(190 * 6 * 64, 1), d = random_values(190 * 6 * 64, 2);
     auto k = random_values(190 * 2 * 64, 3), v = random_values(190 * 2 * 64, 4);
     Result want = attend(fast(), dtype, c, q, k, v, d);
@@ -199,7 +200,7 @@ TEST_CASE("attention does not depend on threads, nor documents on their neighbou
     auto tail = [](const std::vector<double>& x, std::size_t row) {
       return std::vector<double>(x.begin() + static_cast<std::ptrdiff_t>(150 * row), x.end());
     };
-    Case alone{6, 2, 64, 0, {0, 40}, {0, 40}};
+    Case alone{6, 2, 64, window, {0, 40}, {0, 40}};
     Result second =
         attend(fast(), dtype, alone, tail(q, 384), tail(k, 128), tail(v, 128), tail(d, 384));
     CHECK(second.o == tail(want.o, 384));

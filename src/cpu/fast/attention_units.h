@@ -2,6 +2,8 @@
 // flash_attention_bf16.cpp.
 #pragma once
 
+#include <omp.h>
+
 #include <algorithm>
 #include <vector>
 
@@ -51,6 +53,28 @@ inline std::vector<AttentionUnit> key_units(const AttentionShape& s,
       for (std::int64_t g = 0; g < s.n_kv_heads; ++g)
         units.push_back({i, g, j, std::min(docs[i].keys(), j + kKeys)});
   return units;
+}
+
+// All key/value heads of all documents; those with the most keys come first.
+inline std::vector<AttentionUnit> head_units(const AttentionShape& s,
+                                             const std::vector<Document>& docs) {
+  std::vector<AttentionUnit> units;
+  for (std::size_t i = 0; i < docs.size(); ++i)
+    for (std::int64_t g = 0; g < s.n_kv_heads; ++g) units.push_back({i, g, 0, docs[i].keys()});
+  std::stable_sort(units.begin(), units.end(),
+                   [](const auto& x, const auto& y) { return x.end > y.end; });
+  return units;
+}
+// Whether a thread of the backward pass may own a whole head_units(): there are enough for all, and
+// its `floats` of dq, `width` for each query of the head's group, fit its own cache.
+inline bool one_thread_a_head(const AttentionShape& s, const std::vector<Document>& docs,
+                              std::int64_t width, std::int64_t& floats) {
+  constexpr std::int64_t kOwnedFloats = 1 << 18;
+  std::int64_t longest = 0;
+  for (const Document& doc : docs) longest = std::max(longest, doc.queries());
+  floats = s.n_heads / s.n_kv_heads * longest * width;
+  const auto n_heads = static_cast<std::int64_t>(docs.size()) * s.n_kv_heads;
+  return floats <= kOwnedFloats && n_heads >= 3 * std::int64_t{omp_get_max_threads()};
 }
 
 // Runs f(unit, scratch) for all units in parallel; scratch is `floats` floats of the thread's own.

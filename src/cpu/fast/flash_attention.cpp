@@ -1,9 +1,10 @@
 // Attention in blocks of queries x keys, so that each thread holds one block of scores at a time
 // (Dao 2023, "FlashAttention-2"). All five products use the register tiles of the matrix product.
 //
-// A unit of work is one block of queries (forward, dq) or one block of keys (dk, dv) of one head.
-// It adds up its own results in a fixed order, so nothing depends on the number of threads. The
-// backward pass therefore visits each block of scores twice, once for each side.
+// A unit of work is one block of queries (forward, dq) or one block of keys (dk, dv) of one head,
+// and the backward pass visits each block of scores twice, once for each side; or, where there are
+// enough of them for all threads, a whole key/value head of a document, and it visits a block once.
+// Both ways add the same numbers in the same order, so nothing depends on the number of threads.
 //
 // Keys and values are first laid out in F32 as the tiles want them, heads apart (see Layout); the
 // scale is folded into the queries.
@@ -242,6 +243,68 @@ void flash_attention_backward(Backend& backend, Matrix<T> dq, Matrix<T> dk, Matr
                            delta[head][docs[d].q0 + begin + i]);
   };
 
+  parallel_for(q.rows, q.rows * q.cols, [&](std::int64_t t) {
+    for (std::int64_t h = 0; h < s.n_heads; ++h)
+      delta[h][t] = dot_row(dout[t] + h * D, o[t] + h * D, D);
+  });
+
+  // dk = ds^T (scale q), dv = p^T dout of a block of keys, over the group's heads and queries in
+  // order. dq_sums (group, queries, W) receives ds k, or is null.
+  const std::int64_t key_floats = 2 * kQueries * W + 2 * kKeys * W + 2 * kQueries * kKeys;
+  auto key_block = [&](const AttentionUnit& u, float* scratch, float* dq_sums) {
+    const Document& doc = docs[u.doc];
+    const std::int64_t shift = doc.keys() - doc.queries(), wide = tile.wide();
+    float *query = scratch, *upper = query + kQueries * W;
+    float *dk_sum = upper + kQueries * W, *dv_sum = dk_sum + kKeys * W;
+    float *p = dv_sum + kKeys * W, *ds = p + kQueries * kKeys;
+    std::fill_n(dk_sum, u.size() * W, 0.0f);
+    std::fill_n(dv_sum, u.size() * W, 0.0f);
+    for (std::int64_t h = u.head * group; h < (u.head + 1) * group; ++h)
+      for (std::int64_t i = 0; i < doc.queries(); i += kQueries) {
+        const std::int64_t m = std::min(kQueries, doc.queries() - i);
+        if (doc.end_key(i + m - 1) <= u.begin || doc.first_key(i, s.window) >= u.end) continue;
+        load_block(doc, h, i, m, query, upper);
+        for (std::int64_t r = 0; r < m; r += kGroup) {
+          const std::int64_t rows = std::min(kGroup, m - r);
+          const std::int64_t n = std::min(u.size(), doc.end_key(i + r + rows - 1) - u.begin);
+          if (n <= 0) continue;
+          score_block(u.doc, h, i + r, rows, u.begin, n, query + r * W, upper + r * W,
+                      p + r * kKeys, ds + r * kKeys);
+          if (dq_sums)
+            accumulate(tile, ds + r * kKeys, kKeys, 1, rows, n, keys.row(u.doc, u.head, u.begin), W,
+                       dq_sums + ((h - u.head * group) * doc.queries() + i + r) * W);
+        }
+        // A panel of keys meets the queries from the first one that sees its first key.
+        for (std::int64_t c = 0; c < u.size(); c += wide) {
+          const std::int64_t r = std::max<std::int64_t>(0, u.begin + c - shift - i);
+          const std::int64_t n = std::min(wide, u.size() - c);
+          if (r >= m) break;
+          accumulate(tile, p + r * kKeys + c, 1, kKeys, n, m - r, upper + r * W, W, dv_sum + c * W);
+          accumulate(tile, ds + r * kKeys + c, 1, kKeys, n, m - r, query + r * W, W,
+                     dk_sum + c * W);
+        }
+      }
+    for (std::int64_t j = 0; j < u.size(); ++j) {
+      store_row(dk[doc.k0 + u.begin + j] + u.head * D, dk_sum + j * W, D, 1.0f);
+      store_row(dv[doc.k0 + u.begin + j] + u.head * D, dv_sum + j * W, D, 1.0f);
+    }
+  };
+
+  if (std::int64_t own = 0; one_thread_a_head(s, docs, W, own)) {
+    for_units(head_units(s, docs), key_floats + own, [&](const AttentionUnit& u, float* scratch) {
+      const Document& doc = docs[u.doc];
+      float* dq_sums = scratch + key_floats;
+      std::fill_n(dq_sums, group * doc.queries() * W, 0.0f);
+      for (std::int64_t j = 0; j < doc.keys(); j += kKeys)
+        key_block({u.doc, u.head, j, std::min(doc.keys(), j + kKeys)}, scratch, dq_sums);
+      for (std::int64_t h = 0; h < group; ++h)
+        for (std::int64_t i = 0; i < doc.queries(); ++i)
+          store_row(dq[doc.q0 + i] + (u.head * group + h) * D,
+                    dq_sums + (h * doc.queries() + i) * W, D, s.scale);
+    });
+    return;
+  }
+
   // dq = scale * ds k, by blocks of queries.
   for_units(query_units(s, docs), kQueries * 3 * W + 2 * kGroup * kKeys,
             [&](const AttentionUnit& u, float* scratch) {
@@ -250,8 +313,6 @@ void flash_attention_backward(Backend& backend, Matrix<T> dq, Matrix<T> dk, Matr
               float *query = scratch, *upper = query + kQueries * W, *sum = upper + kQueries * W;
               float *p = sum + kQueries * W, *ds = p + kGroup * kKeys;
               load_block(doc, u.head, u.begin, m, query, upper);
-              for (std::int64_t t = doc.q0 + u.begin; t < doc.q0 + u.end; ++t)
-                delta[u.head][t] = dot_row(dout[t] + u.head * D, o[t] + u.head * D, D);
               std::fill_n(sum, m * W, 0.0f);
               const std::int64_t first = doc.first_key(u.begin, s.window) / kKeys * kKeys;
               for (std::int64_t j = first, end = doc.end_key(u.end - 1); j < end; j += kKeys)
@@ -267,47 +328,8 @@ void flash_attention_backward(Backend& backend, Matrix<T> dq, Matrix<T> dk, Matr
                 store_row(dq[doc.q0 + u.begin + i] + u.head * D, sum + i * W, D, s.scale);
             });
 
-  // dk = ds^T (scale q), dv = p^T dout, by blocks of keys, over the group's heads and queries in
-  // order.
-  for_units(key_units(s, docs), 2 * kQueries * W + 2 * kKeys * W + 2 * kQueries * kKeys,
-            [&](const AttentionUnit& u, float* scratch) {
-              const Document& doc = docs[u.doc];
-              const std::int64_t shift = doc.keys() - doc.queries(), wide = tile.wide();
-              float *query = scratch, *upper = query + kQueries * W;
-              float *dk_sum = upper + kQueries * W, *dv_sum = dk_sum + kKeys * W;
-              float *p = dv_sum + kKeys * W, *ds = p + kQueries * kKeys;
-              std::fill_n(dk_sum, u.size() * W, 0.0f);
-              std::fill_n(dv_sum, u.size() * W, 0.0f);
-              for (std::int64_t h = u.head * group; h < (u.head + 1) * group; ++h)
-                for (std::int64_t i = 0; i < doc.queries(); i += kQueries) {
-                  const std::int64_t m = std::min(kQueries, doc.queries() - i);
-                  if (doc.end_key(i + m - 1) <= u.begin || doc.first_key(i, s.window) >= u.end)
-                    continue;
-                  load_block(doc, h, i, m, query, upper);
-                  for (std::int64_t r = 0; r < m; r += kGroup) {
-                    const std::int64_t rows = std::min(kGroup, m - r);
-                    const std::int64_t n =
-                        std::min(u.size(), doc.end_key(i + r + rows - 1) - u.begin);
-                    if (n > 0)
-                      score_block(u.doc, h, i + r, rows, u.begin, n, query + r * W, upper + r * W,
-                                  p + r * kKeys, ds + r * kKeys);
-                  }
-                  // A panel of keys meets the queries from the first one that sees its first key.
-                  for (std::int64_t c = 0; c < u.size(); c += wide) {
-                    const std::int64_t r = std::max<std::int64_t>(0, u.begin + c - shift - i);
-                    const std::int64_t n = std::min(wide, u.size() - c);
-                    if (r >= m) break;
-                    accumulate(tile, p + r * kKeys + c, 1, kKeys, n, m - r, upper + r * W, W,
-                               dv_sum + c * W);
-                    accumulate(tile, ds + r * kKeys + c, 1, kKeys, n, m - r, query + r * W, W,
-                               dk_sum + c * W);
-                  }
-                }
-              for (std::int64_t j = 0; j < u.size(); ++j) {
-                store_row(dk[doc.k0 + u.begin + j] + u.head * D, dk_sum + j * W, D, 1.0f);
-                store_row(dv[doc.k0 + u.begin + j] + u.head * D, dv_sum + j * W, D, 1.0f);
-              }
-            });
+  for_units(key_units(s, docs), key_floats,
+            [&](const AttentionUnit& u, float* scratch) { key_block(u, scratch, nullptr); });
 }
 
 #define LK_INSTANTIATE(T)                                                                    \

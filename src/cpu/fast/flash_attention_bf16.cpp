@@ -8,8 +8,6 @@
 // depends on the number of threads.
 #include "cpu/fast/flash_attention_bf16.h"
 
-#include <omp.h>
-
 #include <cmath>
 
 #include "cpu/fast/attention_units.h"
@@ -20,8 +18,6 @@ namespace {
 using Half = std::uint16_t;
 constexpr std::int64_t kWide = Bf16Tile::kWide;
 static_assert(kKeys == ScoreBlock::kColumns);
-// Most floats of dq that one thread may hold to compute scores only once: what fits its own cache.
-constexpr std::int64_t kOwnedFloats = 1 << 18;
 
 // Keys (or values) of all heads and documents: `rows` as the right operand of products over keys,
 // `columns` as the right operand of products over D (its transpose). Documents start at a new
@@ -255,20 +251,9 @@ void bf16_attention_backward(const Bf16Tile& tile, Backend& backend, Matrix<bf16
       delta[h][t] = dot_row(dout[t] + h * D, o[t] + h * D, D);
   });
   const Backward pass{tile, keys, vals, dq, dk, dv, dout, q, lse, delta, s, docs};
-  const std::int64_t W = pass.width(), group = s.n_heads / s.n_kv_heads;
-
-  std::int64_t longest = 0;
-  std::vector<AttentionUnit> heads;
-  for (std::size_t i = 0; i < docs.size(); ++i) {
-    longest = std::max(longest, docs[i].queries());
-    for (std::int64_t g = 0; g < s.n_kv_heads; ++g) heads.push_back({i, g, 0, docs[i].keys()});
-  }
-  const std::int64_t scratch = pass.scratch_floats(), own = group * longest * W;
-  const auto n_heads = static_cast<std::int64_t>(heads.size());
-  if (own <= kOwnedFloats && n_heads >= 3 * std::int64_t{omp_get_max_threads()}) {
-    std::stable_sort(heads.begin(), heads.end(),
-                     [](const auto& x, const auto& y) { return x.end > y.end; });
-    for_units(heads, scratch + own, [&](const AttentionUnit& u, float* memory) {
+  const std::int64_t W = pass.width(), scratch = pass.scratch_floats();
+  if (std::int64_t own = 0; one_thread_a_head(s, docs, W, own)) {
+    for_units(head_units(s, docs), scratch + own, [&](const AttentionUnit& u, float* memory) {
       pass.head(u.doc, u.head, pass.arrays(memory), memory + scratch);
     });
     return;
