@@ -33,8 +33,8 @@ HERE = pathlib.Path(__file__).resolve().parent
 TIME_TO_END = 30  # seconds for a run's other processes once one was killed
 TINY = matrix_cases._llama(64, 2, 4, 2, 128, 512, 2048)
 LLAMA3_70B = matrix_cases._llama(8192, 80, 64, 8, 28672, 128256, 8192, 5e5)
-LLAMA3_70B_BYTES = 133 << 30  # of its layers' matrices, in bfloat16
-SPACE_BESIDE = 15 << 30  # its embedding and head, two slots and what a step keeps at 1 x 4096 with recomputation
+LLAMA3_70B_BYTES = 128 << 30  # of its layers' matrices, in bfloat16
+SPACE_BESIDE = 17 << 30  # its embedding and head, two slots and what a step keeps at 1 x 4096 with recomputation
 # model: rows, tokens a row, and the least speed at 2, 4 and 8 times as many cards
 WEAK = {
     "llama2-7b": (4, 2048, {2: 1.95, 4: 3.9, 8: 7.8}),
@@ -118,7 +118,7 @@ class Scaling:
                           tokens_per_second=round(r["tokens_per_second"]), of_one=round(ratio, 3), bar=bar,
                           reached=ratio >= bar if bar else None,
                           reduction=round(r["reduction_seconds"] / r["reduced_step_seconds"], 4) if count > 1 else None,
-                          slowest_of_fastest=round(max(own) / max(min(own), 1), 3) if count > 1 else None,
+                          slowest_over_fastest=round(max(own) / max(min(own), 1), 3) if count > 1 else None,
                           peak_bytes=r["device_peak_bytes"])
 
     def ddp(self):

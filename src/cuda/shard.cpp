@@ -111,7 +111,7 @@ class CudaBackend::Shard final : public ShardedCopy {
           to.shape());
     std::vector<SideCopy::Range> ranges;
     for (std::size_t i = 0; i < parts_.size(); ++i) {
-      // From the next process on, so that not all read the same GPU at a time.
+      // Its own part first, then the next process's, so that not all read the same GPU at a time.
       const std::size_t r = (rank_ + i) % parts_.size();
       if (range(r).size() > 0)
         ranges.push_back({static_cast<std::byte*>(to.raw()) + range(r).begin, parts_[r].address,

@@ -1,6 +1,7 @@
 // SharedStep: an optimizer step that several processes take together, each with the whole model.
 //
-//   g = ((g_0 + g_1) + g_2) + ...        g_i: the gradient of micro-batch i, over all of a step's
+//   g = ((g_0 + g_1) + g_2) + ...        g_i: the gradient of micro-batch i of those with supervised
+//                                        tokens, divided by the whole step's number of such tokens
 //
 // The order of the sum is that of the micro-batches, whoever computed them: any number of processes
 // leaves the same bytes. Micro-batch i is computed by process i mod W, in rounds of W. After a round
@@ -26,8 +27,8 @@
 // (lora/step_parts.h). The exchanges, where the host waits for other processes, and the copies to and from
 // their buffers are not; a chunk's copies are a launch or two, of however many matrices.
 //
-// TrainStep::run() adds each micro-batch to the gradient in place too, which rounds otherwise where a
-// step has several: without a SharedStep the last bits are those of fast_reduce with a single process.
+// TrainStep::run() adds each micro-batch to the gradient in place too, in another order where a step has
+// several: without a SharedStep the last bits are those of fast_reduce with a single process.
 #pragma once
 
 #include "dist/optimizer_slices.h"
@@ -53,7 +54,7 @@ class SharedStep {
   SharedStep(Transformer& model, Method& method, Transport* transport, int rank, int size,
              const Settings& settings);
 
-  // Makes a Trainer take its steps here, which must outlive it.
+  // Makes a Trainer take its steps here. This SharedStep must outlive it.
   void join(TrainerConfig& config);
   // The slices of the optimizer that run() needs; none where a process has all.
   std::vector<AdamW::Slice> own_slices() const;

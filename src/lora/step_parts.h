@@ -15,8 +15,8 @@ namespace lk {
 class StepParts {
  public:
   using Sizes = std::vector<BatchSize>;  // of micro-batches
-  // What a recording was made of. The update of a step that runs in parts is the one without sizes;
-  // micro-batches of a size whose gradient is written, and those whose it is added, have one each.
+  // What a recording was made of. The update of a step that runs in parts is the one without sizes. A
+  // size may have two: one writes the gradient, one adds to it.
   struct Part {
     Sizes sizes;
     GradMode mode = GradMode::Write;

@@ -2,7 +2,7 @@
 // pinned host memory, or divided among the devices of several processes, and are copied to the device one
 // layer ahead of their use.
 //
-// Note [Streamed base]: a frozen weight never changes, so nothing is ever copied back. The device has two
+// Note [Streamed base]: a frozen weight never changes, so nothing is ever written back. The device has two
 // slots, each as large as the largest of these layers, and the matrices of layer l are views into slot
 // l % 2, at addresses that never change: what is made of a Weight once (joined projections, nodes of a
 // tape) stays valid. A Weight asks for its layer whenever its numbers are asked for
@@ -11,8 +11,8 @@
 //
 //   forward   0  1  2 ... n-1        backward   n-1  n-2  n-3 ... 0
 //
-// The pass turns at both ends, where the slots hold the layer that comes next already: a step copies
-// 2 (n - 2) layers. Any other order is as right, but a layer that was not expected is waited for.
+// The pass turns at both ends, where the slots hold the layer that comes next already: a micro-batch
+// copies 2 (n - 2) layers, n >= 2. Any other order is as right, but a layer that was not expected is waited for.
 //
 // Processes that hold a base together (ShardGroup) have a part of each matrix each. As none ever writes to
 // it, nobody waits for anybody: a process fetches a layer when it comes to it, whatever the others do.

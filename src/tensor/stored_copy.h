@@ -17,16 +17,16 @@ class StoredCopy {
   virtual ~StoredCopy() = default;
   // Work submitted from here on may overwrite what was copied.
   virtual void sent() = 0;
-  // Starts the copy back into `to`, a tensor of the same shape, dtype and margin, once the work
-  // submitted so far is done. Call it after sent(), as often as the bytes are needed. Copies back into
+  // Starts to copy the bytes into `to`, a tensor of the same shape, dtype and margin, once the work
+  // submitted so far is done. Call it after sent(), as often as the bytes are needed. Copies into
   // the same memory follow each other, so one that nobody waits for may be followed by another's.
   virtual void fetch(const Tensor& to) = 0;
   // Work submitted from here on finds the bytes in the tensor given to the last fetch().
   virtual void arrived() = 0;
 };
 
-// The bytes [begin, end) of a tensor that process `rank` of `size` keeps: the same number for each, but
-// that parts begin at multiples of 256.
+// The bytes [begin, end) of a tensor that process `rank` of `size` keeps: from a multiple of 256 on, the
+// same number for each but the last ones, which may have fewer or none.
 struct ShardRange {
   std::size_t begin = 0, end = 0;
   std::size_t size() const { return end - begin; }
