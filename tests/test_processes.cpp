@@ -128,6 +128,18 @@ TEST_CASE("a base in parts needs processes with GPUs") {
     CHECK(r.status == 2);
     CHECK(r.out.find("--shard-base") != std::string::npos);
   }
+  // Before anything is started or written.
+  for (const char* more : {"--processes 1", "--processes 2 --sweep 'rank=2,4'"}) {
+    CAPTURE(more);
+    const auto r = f.run("refused", concat(kSteps, "--shard-base all ", more));
+    CHECK(r.status == 2);
+    CHECK_MESSAGE(r.out.find("--shard-base: is for several processes") != std::string::npos, r.out);
+    CHECK(!stdfs::exists(f / "refused"));
+    const auto plan = run_program(
+        concat("plan --shape smollm2-135m --device cuda --shard-base all --processes 1"));
+    CHECK(plan.status == 2);
+    CHECK(plan.out.find("--shard-base: is for several processes") != std::string::npos);
+  }
 }
 
 TEST_CASE("with one micro-batch a step the bytes are those of a run without --processes") {
@@ -246,6 +258,8 @@ TEST_CASE("a plan counts what several processes add, and a run takes no more") {
   CHECK(peak(plan("--processes 1 --fast-reduce")) <= peak(alone));
   CHECK(fast["sent_bytes_per_step"] == 2 * 2 * (numel / 3) * 4);
   CHECK(moments(fast) == moments(three));
+  CHECK(fast["fast_reduce"] == true);
+  CHECK(three["fast_reduce"] == false);
   for (const char* more : {"", " --fast-reduce"}) {
     const std::string out = concat("run", *more ? "-fast" : "");
     REQUIRE(f.run(out, kSteps + "--grad-accum 4 --dtype f32 --processes 3" + more).status == 0);

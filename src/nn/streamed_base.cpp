@@ -28,7 +28,8 @@ std::shared_ptr<StreamedBase> make_streamed_base(Backend& backend, std::int64_t 
   require_streamable(offload, shard, backend);
   if (offload > 0) return std::make_shared<StreamedBase>(backend, offload);
   if (shard == 0) return nullptr;
-  require(group != nullptr, "`shard_base`: is for several processes (`processes`)");
+  require(group != nullptr && group->size > 1,
+          "`shard_base`: is for several processes (`processes`)");
   return std::make_shared<StreamedBase>(backend, shard, *group);
 }
 

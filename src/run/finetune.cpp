@@ -34,7 +34,6 @@ FinetuneResult FinetuneRun::go() {
   facts_.dtype = parse_compute_dtype(s_.dtype, *base_.backend);
   require_possible(s_.recompute, *base_.backend);
   require_streamable(s_.offload_base, s_.shard_base, *base_.backend);
-  require(s_.shard_base == 0 || world_, "`shard_base`: is for several processes (`processes`)");
   require(s_.shard_base == 0 || world_->local_size() == world_->size(),
           "`shard_base`: the processes read each other's GPUs, so they must run on one machine");
   refuse_input_folders(s_);

@@ -349,6 +349,7 @@ Json plan_to_json(const PlanRequest& request, const Plan& plan) {
                {"options", options}};
   if (request.processes > 0) {
     json["processes"] = request.processes;
+    json["fast_reduce"] = request.fast_reduce;
     json["sent_bytes_per_step"] = sent_bytes(request, plan);
   }
   return json;
