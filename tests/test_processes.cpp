@@ -402,6 +402,11 @@ TEST_CASE("processes that another launcher starts find each other") {
   CHECK_MESSAGE(apart.status == 2, apart.out);
   CHECK_MESSAGE(apart.out.find("process 1 of 2 has not what process 0 has") != std::string::npos,
                 apart.out);
+  const auto named = run_shell(environment(1) + f.begin("named", flags + "--memory-limit 4GiB ") +
+                               environment(0) + f.begin("named", flags) + "wait $P");
+  CHECK_MESSAGE(named.status == 2, named.out);
+  CHECK_MESSAGE(named.out.find("settings.memory-limit was unset, now it is ") != std::string::npos,
+                named.out);
   const auto wrong = f.run("wrong", flags + "--processes 3", environment(0));
   CHECK_MESSAGE(wrong.status == 2, wrong.out);
 }

@@ -44,9 +44,10 @@ FinetuneResult FinetuneRun::go() {
   if (checkpoint_)  // refuses what it can before the model is read
     check_same_run(*checkpoint_, run_identity(s_, in_, "", facts_.dtype), finished_, s_.out,
                    {"base_sha256"});
+  check_same_everywhere();  // before they read each other's parts of the base
   plan();
   load();
-  check_same_everywhere();
+  check_same_base();
   build();
   try {
     train();

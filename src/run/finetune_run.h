@@ -50,8 +50,10 @@ class FinetuneRun {
   // Whether this process writes to the folder.
   bool leads() const { return !world_ || world_->leads(); }
   void open_folder();
-  // Refuses processes that were started as others, or on other inputs.
+  // Refuses processes that were started as others, or on other inputs; once they are loaded, on other
+  // weights.
   void check_same_everywhere();
+  void check_same_base();
   void make_trainer();
   // What this process may take, before any of those that share its device's memory has taken more.
   std::int64_t free_memory();

@@ -1,6 +1,7 @@
 // What the processes that share a run agree on: where they begin, when they stop, what they have.
 #include <algorithm>
 #include <numeric>
+#include <sstream>
 
 #include "io/paths.h"
 #include "modelfile/weight_hash.h"
@@ -8,14 +9,30 @@
 #include "run/run_toml.h"
 
 namespace lk {
+namespace {
+
+// The text of each value, by key.
+Json toml_values(const std::string& toml) {
+  Json values = Json::object();
+  std::istringstream lines(toml);
+  for (std::string line; std::getline(lines, line);)
+    if (const auto at = line.find(" = "); at != line.npos && line[0] != '#')
+      values[line.substr(0, at)] = line.substr(at + 3);
+  return values;
+}
+
+}  // namespace
 
 void FinetuneRun::check_same_everywhere() {
   if (!world_ || world_->size() == 1) return;
   FinetuneSettings settings = s_;
   settings.out.clear();
-  const Json own = {{"settings", run_toml(settings)},
-                    {"identity", run_identity(s_, in_, facts_.base_hash, facts_.dtype)}};
-  require_same(*world_, own);
+  require_same(*world_, {{"settings", toml_values(run_toml(settings))},
+                         {"identity", run_identity(s_, in_, "", facts_.dtype)}});
+}
+
+void FinetuneRun::check_same_base() {
+  if (world_ && world_->size() > 1) require_same(*world_, {{"base_sha256", facts_.base_hash}});
 }
 
 std::int64_t FinetuneRun::free_memory() {
