@@ -81,6 +81,8 @@ FinetuneResult finetune(const FinetuneSettings& settings, World& world, Finetune
   FinetuneListener nobody;
   FinetuneSettings own = settings;
   own.processes = world.size();
+  // Outlives what ends it: the others hear of that before the part of a base that they read is freed.
+  FinetuneRun run(own, nullptr, nullptr, world.leads() ? listener : nobody, stop, &world);
   return telling_others(world, [&] {
     require(world.size() == 1 || !(settings.data == "-" || is_pipe(settings.data) ||
                                    settings.eval_data == "-" || is_pipe(settings.eval_data)),
@@ -89,7 +91,7 @@ FinetuneResult finetune(const FinetuneSettings& settings, World& world, Finetune
       listener.message(concat("warning: a step has ", settings.grad_accum,
                               " micro-batches (`grad_accum`) for ", world.size(), " processes: ",
                               world.size() - settings.grad_accum, " of them compute nothing"));
-    return FinetuneRun(own, nullptr, nullptr, world.leads() ? listener : nobody, stop, &world).go();
+    return run.go();
   });
 }
 
