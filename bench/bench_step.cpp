@@ -317,7 +317,9 @@ int run_bench(Settings s, World& world, Clock::time_point start) {
       world.gather(std::llround(1e6 * (reduction.step - reduction.exchange)));
   // Nobody frees a part of the base that another still reads.
   const auto part = [&] {
-    if (storage.shard > 0) world.gather(0);
+    if (storage.shard == 0) return;
+    backend->synchronize();
+    world.await_all();
   };
   if (!world.leads()) {
     part();

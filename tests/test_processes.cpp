@@ -303,6 +303,19 @@ TEST_CASE("what is wrong is said once, with the code that it has alone") {
   CHECK(idle.out.find("1 of them compute nothing") != std::string::npos);
 }
 
+TEST_CASE("samples may take longer than the others' patience") {
+  Sweeps f;
+  const std::string rows = f / "rows.jsonl";
+  for (int i = 0; i < 40; ++i) std::ofstream(rows, std::ios::app) << slurp(kTinyRows);
+  const auto r = run_program(concat("finetune --model ", kTinyModel, " --data '", rows,
+                                    "' --eval-data '", rows,
+                                    "' --batch 2 --seq-len 64 --steps 2 --eval-every 0 --samples "
+                                    "450 --sample-every 1 --keep last "
+                                    "--grad-accum 2 --processes 2 --peer-timeout 1 --out '",
+                                    f / "out", "'"));
+  CHECK_MESSAGE(r.status == 0, r.out);
+}
+
 TEST_CASE("numbers that are not finite end all processes with 6") {
   Sweeps f;
   std::string first;

@@ -422,6 +422,17 @@ TEST_CASE("a file that can't be looked at is not an absent one: a run never star
   }
 }
 
+TEST_CASE("whatever ends a run, its folder says that it failed") {
+  Runs f;
+  struct Thrower : FinetuneListener {
+    void stepped(const StepReport& r, const StepProgress&) override {
+      if (r.step == 2) throw std::bad_alloc();
+    }
+  } thrower;
+  CHECK_THROWS_AS(finetune(f.settings("run", 3), thrower, std::atomic<int>{0}), std::bad_alloc);
+  CHECK(read_json(f.scratch.file("run") + "/run.json")["status"] == "failed");
+}
+
 TEST_CASE("an adapter that can't be written at the end is an IoError, and a resume repairs it") {
   Runs f;
   f.run(f.settings("whole", 3));

@@ -155,6 +155,25 @@ TEST_CASE("a process that hangs is given up after the timeout") {
   CHECK(told(errors[0]).text == "process 1 of 2 was silent for 1 s");
 }
 
+TEST_CASE("all are awaited for longer than the timeout, but not one that has ended") {
+  check_none(in_each(
+      2,
+      [](World& world) {
+        if (world.leads()) std::this_thread::sleep_for(2500ms);
+        world.await_all();
+        CHECK(world.timeout() == 1s);
+        world.gather(7);
+      },
+      1s));
+  const auto errors = in_each(2, [](World& world) {
+    telling_others(world, [&] {
+      if (world.leads()) throw OutOfMemoryError("too little");
+      world.await_all();
+    });
+  });
+  CHECK(told(errors[1]).text == "process 0 of 2: too little");
+}
+
 TEST_CASE("who does not come is named, and strangers are sent away") {
   FileDescriptor listening = listen_on(0, true);
   const int port = port_of(listening);

@@ -7,6 +7,7 @@
 #include <array>
 #include <cerrno>
 #include <deque>
+#include <utility>
 
 #include "dist/meeting.h"
 #include "dist/sockets.h"
@@ -25,6 +26,7 @@ struct Header {
 constexpr std::uint64_t kLongestError = 64 << 10;
 constexpr auto kTimeToHear = std::chrono::seconds(2);
 constexpr int kLongestWaitMs = 1000;
+constexpr std::chrono::seconds kForever = std::chrono::years(100);
 
 }  // namespace
 
@@ -208,6 +210,12 @@ std::vector<std::string> World::gather(const std::string& text) {
   }
   exchange(sends, receives);
   return all;
+}
+
+void World::await_all() {
+  const auto timeout = std::exchange(timeout_, kForever);
+  gather(0);
+  timeout_ = timeout;
 }
 
 void World::end_with(const Error& error) noexcept {

@@ -51,6 +51,8 @@ class World {
   // What each process gives, by rank.
   std::vector<std::int64_t> gather(std::int64_t number);
   std::vector<std::string> gather(const std::string& text);
+  // Returns once all have come here, however long that takes, unless one has ended.
+  void await_all();
 
   // Tells the others what ends this process, and waits a moment for them to hear it. The World is of
   // no use afterwards.

@@ -51,8 +51,11 @@ FinetuneResult FinetuneRun::go() {
   build();
   try {
     train();
-    if (s_.shard_base > 0) world_->gather(0);  // nobody frees what another still reads
-  } catch (const Error& e) {
+    if (s_.shard_base > 0) {  // nobody frees what another still reads
+      base_.backend->synchronize();
+      world_->await_all();
+    }
+  } catch (const std::exception& e) {
     if (transport_) transport_->abandon();  // first: else the device might never end its work
     say_failed(e.what());
     throw;
