@@ -241,6 +241,20 @@ TEST_CASE("a wide model's long rows are offloaded rather than attended to twice"
   CHECK(request.recompute.block == 0);
 }
 
+TEST_CASE("a plan within a budget has on the host what its own setting has there") {
+  for (const std::int64_t seq_len : {4096, 8192})
+    for (const std::int64_t gib : {16, 17, 19}) {
+      CAPTURE(seq_len);
+      CAPTURE(gib);
+      PlanRequest request;
+      request.model = named_shape("llama2-7b");
+      request.compute_dtype = DType::BF16, request.device = "cuda", request.seq_len = seq_len;
+      const Plan plan = plan_within(request, gib << 30);
+      CHECK(plan.memory.offloaded_peak_bytes == plan_training(request).memory.offloaded_peak_bytes);
+      CHECK((plan.memory.offloaded_peak_bytes > 0) == (request.recompute.offload > 0));
+    }
+}
+
 TEST_CASE("a budget that nothing keeps is out of memory, with the least that would do") {
   auto cpu = make_cpu_backend();
   PlanRequest request = small_request(*cpu, DType::F32);

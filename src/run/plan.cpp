@@ -271,9 +271,7 @@ Plan plan_within(PlanRequest& request, std::int64_t budget) {
     });
   }
   request.recompute = *best;
-  Plan plan = planner.step(request.recompute);
-  add_options(request, planner, plan);
-  return plan;
+  return plan_training(request);  // anew: what was tried may have had more on the host
 }
 
 void check_fits(const PlanRequest& request, const Plan& plan, std::int64_t bytes,
