@@ -26,7 +26,7 @@ struct Header {
 constexpr std::uint64_t kLongestError = 64 << 10;
 constexpr auto kTimeToHear = std::chrono::seconds(2);
 constexpr int kLongestWaitMs = 1000;
-constexpr std::chrono::seconds kForever = std::chrono::years(100);
+constexpr int kPatience = 10;  // times the timeout, for work that one process does for all
 
 }  // namespace
 
@@ -213,7 +213,7 @@ std::vector<std::string> World::gather(const std::string& text) {
 }
 
 void World::await_all() {
-  const auto timeout = std::exchange(timeout_, kForever);
+  const auto timeout = std::exchange(timeout_, kPatience * timeout_);
   gather(0);
   timeout_ = timeout;
 }

@@ -51,7 +51,7 @@ class World {
   // What each process gives, by rank.
   std::vector<std::int64_t> gather(std::int64_t number);
   std::vector<std::string> gather(const std::string& text);
-  // Returns once all have come here, however long that takes, unless one has ended.
+  // Returns once all have come here, for what may take one of them ten times the timeout.
   void await_all();
 
   // Tells the others what ends this process, and waits a moment for them to hear it. The World is of

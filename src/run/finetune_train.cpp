@@ -30,7 +30,7 @@ void FinetuneRun::train() {
       result_.out_of_patience = watch_->is_out_of_patience();
     }
     if (samples && leads()) sample_now();
-    if (samples && world_) world_->await_all();  // samples take as long as they take
+    if (samples && world_) world_->await_all();  // samples may take long
     if (leads() && report_->is_due()) attempt([&] { write_report("running"); });
     if (!saves) continue;
     prove_replicas();
