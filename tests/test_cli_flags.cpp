@@ -117,6 +117,7 @@ TEST_CASE("--config gives flags, the command line wins, and run.toml repeats a r
 
   check_says(run_program(f.train("a", "--config " + f.scratch.file("none.toml"))), 2, "none.toml");
   const std::string wrong = f.scratch.write("wrong.toml", "learnig-rate = 1\n");
+  check_says(run_program(f.train("a", "--config " + wrong)), 2, "wrong.toml:1");
   check_says(run_program(f.train("a", "--config " + wrong)), 2, "learnig-rate");
   const std::string bad = f.scratch.write("bad.toml", "rank = \"many\"\n");
   check_says(run_program(f.train("a", "--config " + bad)), 2, "rank");
@@ -244,6 +245,10 @@ TEST_CASE(
   CHECK_MESSAGE(text.status == 0, text.out);
   CHECK(array.out == text.out);
   CHECK(array.status == 0);
+  const auto other = plan("grad_accum = 4\nbatch_size = 3\n"),
+             own = plan("grad-accum = 4\nbatch = 3\n");
+  CHECK(other.status == 0);
+  CHECK(other.out == own.out);
   const std::pair<const char*, std::vector<const char*>> refused[] = {
       {"rank = [4]\n", {"plan.toml:1", "rank", "one value"}},
       {"\nrank = [4, 8]\n", {"plan.toml:2", "rank", "one value"}},
@@ -262,6 +267,8 @@ TEST_CASE(
       {"targets =\n", {"targets", "a value is expected"}},
       {"rank = 4\nrank = 8\n", {"plan.toml:2", "rank", "line 1"}},
       {"[training]\nrank = 4\n", {"plan.toml:1", "table"}},
+      {"rank = 4\nlora_rank = 8\n", {"plan.toml:2", "rank", "line 1"}},
+      {"rank = 4\nrnk = 8\n", {"plan.toml:2", "--rnk", "did you mean --rank"}},
       {"nothing = [1]\n", {"nothing"}}};
   for (const auto& [toml, parts] : refused)
     for (const char* part : parts) check_says(plan(toml), 2, part);

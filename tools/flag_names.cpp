@@ -98,6 +98,11 @@ std::vector<std::string> own_names(const CLI::App& app, int argc, const char* co
   return args;
 }
 
+std::string own_name(const CLI::App& app, const std::string& flag) {
+  const char* argv[] = {"", flag.c_str()};
+  return own_names(app, 2, argv)[0];
+}
+
 std::vector<std::string> unknown_flags(const CLI::App& app, int argc, const char* const* argv) {
   std::vector<std::string> unknown;
   for (const std::string& arg : own_names(app, argc, argv))
@@ -160,6 +165,13 @@ std::string nearest_flag(const CLI::App& app, const std::string& wrong) {
       if (d < least) least = d, nearest = flag;
     }
   return nearest;
+}
+
+std::string unknown_flag_text(const CLI::App& app, const std::string& flag) {
+  const std::string hint = hint_for_flag(app, flag),
+                    meant = hint.empty() ? nearest_flag(app, flag) : "";
+  return concat("there is no flag ", flag, !hint.empty() ? ": " + hint : "",
+                !meant.empty() ? concat("; did you mean ", meant, "?") : "");
 }
 
 }  // namespace lk::program

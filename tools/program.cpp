@@ -100,14 +100,6 @@ std::int64_t threads_of(const std::vector<std::string>& args) {
   return threads >= 1 && threads <= kMostThreads ? threads : 0;
 }
 
-// What was wrong with a command line that has flags which there are not.
-std::string unknown_flag_message(const CLI::App& app, const std::string& flag) {
-  const std::string name = flag.substr(0, flag.find('=')), hint = hint_for_flag(app, name),
-                    meant = hint.empty() ? nearest_flag(app, name) : "";
-  return concat("there is no flag ", name, !hint.empty() ? ": " + hint : "",
-                !meant.empty() ? concat("; did you mean ", meant, "?") : "", " (see --help)");
-}
-
 }  // namespace
 
 const CLI::Validator& whole_number() {
@@ -156,9 +148,12 @@ int run(CLI::App& app, int argc, char** argv, const std::function<int()>& body) 
         const std::vector<std::string> unknown = unknown_flags(app, argc, argv);
         const bool misspelt = dynamic_cast<const CLI::ExtrasError*>(&e) != nullptr ||
                               dynamic_cast<const CLI::RequiredError*>(&e) != nullptr;
-        return fail_safely(misspelt && !unknown.empty() ? unknown_flag_message(app, unknown.front())
-                                                        : std::string(e.what()) + " (see --help)",
-                           ExitCode::Usage);
+        const std::string wrong = misspelt && !unknown.empty() ? unknown.front() : "";
+        return fail_safely(
+            concat(
+                wrong.empty() ? e.what() : unknown_flag_text(app, wrong.substr(0, wrong.find('='))),
+                " (see --help)"),
+            ExitCode::Usage);
       }
       if (app.count("--threads") > 0) {
         require(g_threads >= 1 && g_threads <= kMostThreads, "--threads must be in 1 .. ",

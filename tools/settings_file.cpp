@@ -5,6 +5,7 @@
 #include <iterator>
 #include <map>
 
+#include "flag_names.h"
 #include "io/printable.h"
 #include "io/utf8.h"
 #include "tensor/error.h"
@@ -31,7 +32,7 @@ class Reader {
     for (skip_blank(true); at_ < text_.size(); skip_blank(true)) {
       if (peek() == '[') fail("a table: flags stand at the top, without one");
       CLI::ConfigItem item;
-      item.name = key();
+      item.name = flag();
       const auto [before, is_new] = lines.emplace(item.name, line());
       if (!is_new) fail(concat(item.name, ": stands in line ", before->second, " already"));
       skip_blank(false);
@@ -75,6 +76,13 @@ class Reader {
     while (is_key_char(peek())) ++at_;
     if (at_ == begin) fail("a line key = value is expected, with a flag's name as its key");
     return std::string(text_.substr(begin, at_ - begin));
+  }
+
+  // A key as the app's own name for the flag, without its dashes.
+  std::string flag() {
+    const std::string name = own_name(app_, "--" + key());
+    if (!app_.get_option_no_throw(name)) fail(unknown_flag_text(app_, name));
+    return name.substr(2);
   }
 
   std::string value(const std::string& name) {

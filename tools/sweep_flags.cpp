@@ -18,22 +18,11 @@ constexpr std::array kFixed = {
     "--version",      "--threads",        "--base-precision", "--keep-dense", "--processes",
     "--peer-timeout", "--offload-base",   "--shard-base"};
 
-// The app's name for a flag that may be written as other tools write it.
-std::string own_name(const CLI::App& app, const std::string& name) {
-  const std::string flag = "--" + name;
-  const char* argv[] = {"", flag.c_str()};
-  return own_names(app, 2, argv)[0];
-}
-
 void check_flag(const CLI::App& app, int argc, const char* const* argv, const std::string& flag) {
   if (std::find(kFixed.begin(), kFixed.end(), flag) != kFixed.end())
     throw UsageError(concat("--sweep: ", flag, " is the same for all trials"));
   const CLI::Option* option = app.get_option_no_throw(flag);
-  if (!option) {
-    const std::string meant = nearest_flag(app, flag);
-    throw UsageError(concat("--sweep: there is no flag ", flag,
-                            meant.empty() ? "" : "; did you mean " + meant + "?"));
-  }
+  if (!option) throw UsageError("--sweep: " + unknown_flag_text(app, flag));
   if (option->get_items_expected_max() == 0)
     throw UsageError(concat("--sweep: ", flag, " takes no value"));
   for (const std::string& arg : own_names(app, argc, argv))
@@ -47,7 +36,7 @@ std::vector<SweepTrial> read_sweep(const CLI::App& app, int argc, const char* co
                                    const std::string& text, const ReadSettings& read) {
   std::vector<SweepFlag> flags = parse_sweep(text);
   for (std::size_t i = 0; i < flags.size(); ++i) {
-    const std::string flag = own_name(app, flags[i].name);
+    const std::string flag = own_name(app, "--" + flags[i].name);
     check_flag(app, argc, argv, flag);
     flags[i].name = flag.substr(2);
     for (std::size_t j = 0; j < i; ++j)

@@ -174,7 +174,9 @@ void add_options(const PlanRequest& request, Planner& planner, Plan& plan) {
     r.batch = 1;
     r.grad_accum = request.grad_accum * request.batch;
     r.row_lengths = {longest(request)};
-    add(concat("--batch 1 --grad-accum ", r.grad_accum, " (same result)"), r);
+    // By processes, micro-batches are added in another order.
+    const char* const same = request.fast_reduce ? "" : " (same result)";
+    add(concat("--batch 1 --grad-accum ", r.grad_accum, same), r);
   }
   if (request.compute_dtype == DType::F32) {
     PlanRequest r = request;
