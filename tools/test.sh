@@ -2,7 +2,7 @@
 # Builds and tests everything on Debian 12: bash tools/test.sh [--slow]
 # Installs what is missing, builds into build/ and, with sanitizers, what reads files into build-asan/. With the CUDA
 # toolkit every kernel is compiled; without a GPU the tests that need one are skipped and counted so.
-# On two cores: 19 to 29 minutes the first time, by processor and toolkit, 6 minutes once built. The last line sums up.
+# On two cores: 19 to 31 minutes the first time, by processor and toolkit, 6 minutes once built. The last line sums up.
 # --slow: also runs every test under the sanitizers, half an hour.
 source "$(dirname "$0")/common.sh"
 
