@@ -315,14 +315,8 @@ int run_bench(Settings s, World& world, Clock::time_point start) {
   // Microseconds that each process computes in a step: all wait for the slowest.
   const std::vector<std::int64_t> own =
       world.gather(std::llround(1e6 * (reduction.step - reduction.exchange)));
-  // Nobody frees a part of the base that another still reads.
-  const auto part = [&] {
-    if (storage.shard == 0) return;
-    backend->synchronize();
-    world.await_all();
-  };
   if (!world.leads()) {
-    part();
+    if (storage.shard > 0) leave_base(world, *backend);
     return 0;
   }
   backend->set_memory_limit(0);  // the measurements below are not part of the step
@@ -441,7 +435,7 @@ int run_bench(Settings s, World& world, Clock::time_point start) {
       out["gpu_busy"] = busy;
     }
   }
-  part();
+  if (storage.shard > 0) leave_base(world, *backend);
   std::printf("%s\n", out.dump().c_str());
   return 0;
 }

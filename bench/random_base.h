@@ -8,7 +8,8 @@ namespace lk::bench {
 
 // Each matrix is quantised, and sent to where it waits, as soon as it is made, so that the base need not
 // fit as a dense one. Of a quantised base all layers have the same codes: to make those of 70 billion
-// numbers takes minutes, and how long a product takes does not depend on them. `group`: who holds it in parts, if anyone.
+// numbers takes minutes, and how long a product takes does not depend on them. `group`: who holds it in
+// parts, if anyone.
 ModelWeights random_base(Backend& backend, const ModelConfig& config, DType dtype,
                          const BaseStorage& storage, const ShardGroup* group = nullptr);
 

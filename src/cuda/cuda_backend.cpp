@@ -228,8 +228,8 @@ std::unique_ptr<Readback> CudaBackend::read_later(const Tensor& x) {
 
 void CudaBackend::synchronize() {
   cuda_check(cudaStreamSynchronize(stream()), "waiting for the GPU");
-  cuda_check(cudaStreamSynchronize(side_stream_),
-             "waiting for the GPU");  // copies nobody waits for
+  // A copy that nobody has waited for is on this one alone.
+  cuda_check(cudaStreamSynchronize(side_stream_), "waiting for the GPU");
 }
 
 }  // namespace lk

@@ -3,9 +3,10 @@
 // Note [Side stream]: the copies of a step run concurrently with its kernels, tied to them by
 // events. A copy begins after the work submitted before it; join() makes the one ordered stream of
 // Note [One stream] wait for it. So device memory may still be handed out again as soon as its last
-// user was submitted. Under capture the side stream joins the recording where the event is recorded for
-// the copy's beginning, and is joined back where it is recorded for its end. A copy back follows the copy out on the same side stream, and each
-// copy into a slot of a streamed base (nn/streamed_base.h) those before it.
+// user was submitted. Under capture the side stream joins the recording where the event is recorded
+// for the copy's beginning, and is joined back where it is recorded for its end. A copy back follows
+// the copy out on the same side stream, and each copy into a slot of a streamed base
+// (nn/streamed_base.h) those before it.
 #pragma once
 
 #include <span>

@@ -12,7 +12,8 @@
 //   forward   0  1  2 ... n-1        backward   n-1  n-2  n-3 ... 0
 //
 // The pass turns at both ends, where the slots hold the layer that comes next already: a micro-batch
-// copies 2 (n - 2) layers, n >= 2. Any other order is as right, but a layer that was not expected is waited for.
+// copies 2 (n - 2) layers, n >= 2. Any other order is as right, but a layer that was not expected is
+// waited for.
 //
 // Processes that hold a base together (ShardGroup) have a part of each matrix each. As none ever writes to
 // it, nobody waits for anybody: a process fetches a layer when it comes to it, whatever the others do.

@@ -51,10 +51,7 @@ FinetuneResult FinetuneRun::go() {
   build();
   try {
     train();
-    if (s_.shard_base > 0) {  // nobody frees what another still reads
-      base_.backend->synchronize();
-      world_->await_all();
-    }
+    if (s_.shard_base > 0) leave_base(*world_, *base_.backend);
   } catch (const std::exception& e) {
     if (transport_) transport_->abandon();  // first: else the device might never end its work
     say_failed(e.what());

@@ -35,6 +35,11 @@ ShardGroup shard_group(World& world) {
           [&world](const std::string& own) { return world.gather(own); }};
 }
 
+void leave_base(World& world, Backend& backend) {
+  backend.synchronize();
+  world.await_all();
+}
+
 EvaluationShare share_of(World& world) {
   return {world.rank(), world.size(), [&world](const std::vector<double>& own) {
             std::vector<std::vector<double>> all;

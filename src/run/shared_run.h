@@ -25,6 +25,10 @@ std::unique_ptr<Transport> open_transport(World& world, Backend& backend, const 
 // The processes of a World as those that hold a base together. The World must outlive the result.
 ShardGroup shard_group(World& world);
 
+// Waits until all processes have done with a base that they hold together: none may free its part of it
+// while another reads it.
+void leave_base(World& world, Backend& backend);
+
 // How the processes of a World share an evaluation. The World must outlive the result.
 EvaluationShare share_of(World& world);
 
