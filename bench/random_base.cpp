@@ -72,7 +72,7 @@ ModelWeights random_base(Backend& backend, const ModelConfig& config, DType dtyp
   });
   if (streamed) streamed->finish();
   backend.trim();
-  backend.ledger().reset_peaks();
+  backend.reset_peaks();
   return weights;
 }
 

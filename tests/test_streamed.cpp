@@ -385,6 +385,24 @@ TEST_CASE("a whole run gives the same adapter, and goes on with layers elsewhere
   CHECK(run_on_card(scratch.file("before"), {all, 0}, 5, said) == want);
 }
 
+TEST_CASE("a run over a base in memory tells its own peaks, on the host too") {
+  const ScratchFolder scratch;
+  SharedBase base;
+  base.backend = std::make_unique<Card>();
+  FinetuneSettings s;
+  s.model = concat(LK_TEST_DATA, "/golden/peft/tiny");
+  s.data = concat(LK_TEST_DATA, "/golden/peft/rows.jsonl");
+  s.dtype = "f32", s.seq_len = 64, s.rank = 2, s.lr = 1e-2, s.steps = 1, s.samples = 0;
+  auto offloaded = [&](const std::string& recompute) {
+    s.recompute = parse_recompute(recompute), s.out = scratch.file(recompute);
+    Ear ear;
+    finetune(s, base, ear, ear.stop);
+    return read_json(s.out + "/run.json")["memory"]["offloaded_peak_bytes"].get<std::int64_t>();
+  };
+  CHECK(offloaded("offload") > 0);
+  CHECK(offloaded("none") == 0);
+}
+
 TEST_CASE("what can't be is refused by name") {
   auto cpu = make_cpu_backend();
   ModelWeights weights = random_weights(*cpu, config_of(), DType::F32, 7);

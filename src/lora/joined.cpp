@@ -149,7 +149,7 @@ bool join_projections(Transformer& model, Adapter& adapter) {
     model.set_joined(layer, std::move(joined));
     model.backend().trim();
   }
-  model.backend().ledger().reset_peaks();
+  model.backend().reset_peaks();
   return true;
 }
 

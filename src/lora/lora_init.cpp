@@ -151,7 +151,7 @@ void take_out_of_base(Transformer& model, const std::vector<LoraLinear*>& layers
       if (!one.before.empty()) put_back(model, one);
     throw;
   }
-  model.backend().ledger().reset_peaks();
+  model.backend().reset_peaks();
 }
 
 }  // namespace

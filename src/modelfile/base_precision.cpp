@@ -189,7 +189,7 @@ void quantise_weights(Backend& backend, const ModelConfig& config, ModelWeights&
   for (std::size_t i = 0; i < slots.size(); ++i)
     if (formats[i]) quantise_weight(backend, slots[i], *formats[i]);
   backend.trim();
-  backend.ledger().reset_peaks();
+  backend.reset_peaks();
 }
 
 }  // namespace lk

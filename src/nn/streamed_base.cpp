@@ -160,7 +160,7 @@ std::shared_ptr<StreamedBase> stream_weights(Backend& backend, const ModelConfig
   for (const WeightSlot& slot : weight_slots(config, weights))
     if (base->takes(slot)) base->take(slot);
   base->finish();
-  backend.ledger().reset_peaks();
+  backend.reset_peaks();
   return base;
 }
 

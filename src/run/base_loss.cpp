@@ -17,7 +17,7 @@ double base_loss(Transformer& model, std::span<const Row> rows) {
   const double loss =
       evaluate(model, rows.first(std::min(rows.size(), kBaseLossRows)), kBatchTokens).loss;
   model.backend().trim();
-  model.backend().ledger().reset_peaks();
+  model.backend().reset_peaks();
   return loss;
 }
 
@@ -35,7 +35,7 @@ std::optional<double> dense_base_loss(Backend& backend, const ModelFile& file, D
     loss = base_loss(model, rows);
   }
   backend.trim();
-  backend.ledger().reset_peaks();
+  backend.reset_peaks();
   return loss;
 }
 

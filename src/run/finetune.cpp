@@ -165,7 +165,7 @@ void FinetuneRun::make_trained_method() {
   else
     method_ = make_method(*model_, in_.methods);
   // What the base took while it was loaded is no part of training.
-  if (method_->replaces_base()) base_.backend->ledger().reset_peaks();
+  if (method_->replaces_base()) base_.backend->reset_peaks();
   weights_bytes_ = base_.backend->ledger()[Tag::Weights].live_bytes;
   if (!changes_base(in_.methods.lora.init)) return;
   if (s_.verify_base) facts_.base_hash = weights_sha256(model_->weights());

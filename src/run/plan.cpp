@@ -93,7 +93,7 @@ class Planner {
 
   Plan step(const Recompute& recompute) {
     model_.set_recompute(recompute);
-    backend_->ledger().reset_peaks();
+    backend_->reset_peaks();
     trainer_->rehearse(micro_);
     Plan plan;
     plan.base_parameters = method_->replaces_base() ? 0 : model_.n_parameters();
@@ -273,7 +273,9 @@ Plan plan_within(PlanRequest& request, std::int64_t budget) {
     });
   }
   request.recompute = *best;
-  return plan_training(request);  // anew: what was tried may have had more on the host
+  Plan plan = planner.step(request.recompute);
+  add_options(request, planner, plan);
+  return plan;
 }
 
 void check_fits(const PlanRequest& request, const Plan& plan, std::int64_t bytes,

@@ -16,7 +16,7 @@ void move_out(Backend& backend, Weight& w) {
 
 SharedBase::Counts SharedBase::begin_run() {
   backend->trim();
-  backend->ledger().reset_peaks();
+  backend->reset_peaks();
   return {backend->ledger()[Tag::Gradients].total_count, backend->cache().driver_allocations()};
 }
 

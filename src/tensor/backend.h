@@ -138,6 +138,7 @@ class Backend {
   virtual std::unique_ptr<ShardedCopy> shard(const Tensor& x, int rank, int size);
   // Host memory held by copies that offload() made.
   const Ledger& offloaded() const { return offloaded_; }
+  void reset_peaks() { ledger_.reset_peaks(), offloaded_.reset_peaks(); }  // of both ledgers
   // Times the work of this device, which must outlive the clock. The default is the host's clock,
   // which is right wherever a call returns with its work done.
   virtual std::unique_ptr<DeviceClock> make_clock();
