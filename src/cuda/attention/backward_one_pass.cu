@@ -8,7 +8,9 @@
 //            2024: two copy the tiles that pass by; two warpgroups hold 64 keys each, with dK and dV in
 //            registers, and compute Sᵀ, dPᵀ and dSᵀ as the two passes do. They leave dS in shared memory
 //            and multiply it by all 128 keys: each makes half of the tile's share of dq, and leaves it
-//            while dK is computed. One thread adds it to the tile's sum in global memory.
+//            while dK is computed. Two more warps add the shares to the sums in global memory, one those
+//            of every other tile: a single one, which waits for its turn, for L2 and for what it wrote,
+//            was busy all the time.
 // Order      Note [Turns]
 // Bytes      q, dout once per block of keys, and dq's F32 sums written, added to by every block but
 //            one, and read: from L2
@@ -46,7 +48,7 @@ struct WalkDown {
 template <int D>
 struct Plan {
   static constexpr int kConsumers = 2 * kWarpgroup, kThreads = kWarpgroup + kConsumers;
-  static constexpr int kLoaders = 64, kWriter = kLoaders;  // threads of warpgroup 0
+  static constexpr int kLoaders = 64;  // threads of warpgroup 0, whose other two warps write sums
   static constexpr int kKeys = kOnePassKeys, kQueries = D == 64 ? 128 : 64, kStages = 2;
   using Own = PanelTile<kKeys, D>;
   using Passing = PanelTile<kQueries, D>;
@@ -56,7 +58,7 @@ struct Plan {
   static constexpr std::uint32_t kFirstStage = 2 * Own::kBytes,
                                  kScores = kFirstStage + kStages * kStageBytes,
                                  kSums = kScores + 2 * Scores::kBytes,
-                                 kBarriers = kSums + kSumBytes, kTicket = kBarriers + 64,
+                                 kBarriers = kSums + 2 * kSumBytes, kTicket = kBarriers + 64,
                                  kSharedBytes = kTicket + 64;
   static_assert(2 * kQueries * sizeof(float) <= 1024);
 };
@@ -79,13 +81,15 @@ __global__ void __launch_bounds__(Plan<D>::kThreads, 1)
   const auto barrier = [&](int i) { return SharedBarrier{base + P::kBarriers + 8 * i}; };
   const auto full = [&](int stage) { return barrier(stage); };
   const auto empty = [&](int stage) { return barrier(2 + stage); };
-  const SharedBarrier sums_full = barrier(4), sums_empty = barrier(5);
+  const auto sums_full = [&](int writer) { return barrier(4 + writer); };
+  const auto sums_empty = [&](int writer) { return barrier(6 + writer); };
   const auto stage_at = [&](int stage) { return base + P::kFirstStage + stage * P::kStageBytes; };
 
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < P::kStages; ++stage)
       full(stage).init(P::kLoaders), empty(stage).init(P::kConsumers / 32);
-    sums_full.init(P::kConsumers), sums_empty.init(1);
+    for (int writer = 0; writer < 2; ++writer)
+      sums_full(writer).init(P::kConsumers), sums_empty(writer).init(1);
     *reinterpret_cast<std::uint32_t*>(shared + P::kTicket) =
         take_ticket(sums.turns + static_cast<i64>(sums.slots) * n_kv_heads * in.group);
   }
@@ -134,25 +138,28 @@ __global__ void __launch_bounds__(Plan<D>::kThreads, 1)
         fence_async_proxy();
         full(stage).arrive();
       }
-    } else if (threadIdx.x == P::kWriter) {
+    } else if (threadIdx.x % 32 == 0) {
+      const int writer = static_cast<int>(threadIdx.x) / 32 - P::kLoaders / 32;
+      const std::uint32_t from = base + P::kSums + writer * P::kSumBytes;
       const int first_slot = in.q_offsets[tile.document] / kQueries + tile.document;
 #pragma unroll 1
       for (int n = 0; walking(); ++n, next()) {
+        if (n % 2 != writer) continue;
         const i64 slot = static_cast<i64>(at.head) * sums.slots + first_slot + at.query / kQueries;
         // Blocks before `first` end before the window of the tile's first query.
         const int hidden = in.window > 0 ? at.query - in.window - P::kKeys + 1 : -1;
         const int first = hidden < 0 ? 0 : hidden / P::kKeys + 1;
         const auto turn = static_cast<std::uint32_t>(tile.begin / P::kKeys - first);
         float* to = sums.values + slot * (kQueries * D);
-        sums_full.wait(n);
+        sums_full(writer).wait(n >> 1);
         if (turn == 0) {
-          bulk_store<false>(to, base + P::kSums, P::kSumBytes);
+          bulk_store<false>(to, from, P::kSumBytes);
         } else {
           wait_for_turn(sums.turns + slot, turn);
-          bulk_store<true>(to, base + P::kSums, P::kSumBytes);
+          bulk_store<true>(to, from, P::kSumBytes);
         }
         bulk_wait_read();
-        sums_empty.arrive();
+        sums_empty(writer).arrive();
         bulk_wait();
         end_turn(sums.turns + slot);
       }
@@ -239,13 +246,13 @@ __global__ void __launch_bounds__(Plan<D>::kThreads, 1)
     wgmma_pb(dk_sum, ds_operand, q_tile, n > 0);
     wgmma_wait<1>();  // dq is here
     hold(dq);
-    sums_empty.wait(n - 1);
+    sums_empty(n & 1).wait((n >> 1) - 1);
 #pragma unroll
     for (int i = 0; i < 8; ++i)
-      store_shared(sums_place + i * (kWarpgroup * 16),
+      store_shared(sums_place + (n & 1) * P::kSumBytes + i * (kWarpgroup * 16),
                    make_float4(dq[i][0], dq[i][1], dq[i][2], dq[i][3]));
     fence_async_proxy();
-    sums_full.arrive();
+    sums_full(n & 1).arrive();
     wgmma_wait<0>();
     if (lane == 0) empty(n & 1).arrive();
   }
