@@ -251,15 +251,14 @@ int run_bench(Settings s, World& world, Clock::time_point start) {
   if (fp8 && !storage.fp8_products && s.fp8_products == "auto")
     program::message(concat("no products in FP8: ", no_fp8_products(config, *backend, dtype)));
   if (!s.keep_dense.empty()) storage.keep_dense = program::parse_list(s.keep_dense, "--keep-dense");
-  storage.offload = parse_streamed_layers(s.offload_base, "`offload_base`");
-  storage.shard = parse_streamed_layers(s.shard_base, "`shard_base`");
-  require_streamable(storage.offload, storage.shard, *backend);
+  storage.streamed = parse_streamed_layers(s.offload_base, s.shard_base);
+  require_streamable(storage.streamed, *backend);
   request.formats = file ? held_formats(*file, storage) : held_formats(config, storage);
   request.processes = world.size() > 1 ? world.size() : 0, request.fast_reduce = s.fast_reduce;
   request.grad_accum = s.all_micro_batches(world.size());
   request.batch = s.batch, request.seq_len = s.seq_len, request.recompute = s.recompute;
   request.row_lengths = s.lengths();
-  request.offload_base = storage.offload, request.shard_base = storage.shard;
+  request.streamed = storage.streamed;
   const std::int64_t budget = program::parse_budget(s.memory);
   const Plan plan = budget > 0 ? plan_within(request, budget) : plan_training(request);
   if (budget > 0) check_fits(request, plan, budget, "--memory");
@@ -316,7 +315,7 @@ int run_bench(Settings s, World& world, Clock::time_point start) {
   const std::vector<std::int64_t> own =
       world.gather(std::llround(1e6 * (reduction.step - reduction.exchange)));
   if (!world.leads()) {
-    if (storage.shard > 0) leave_base(world, *backend);
+    if (storage.streamed.in_parts()) leave_base(world, *backend);
     return 0;
   }
   backend->set_memory_limit(0);  // the measurements below are not part of the step
@@ -338,7 +337,7 @@ int run_bench(Settings s, World& world, Clock::time_point start) {
       dtype == DType::BF16 ? bench::nominal_bf16_flops(backend->description()) : 0;
 
   const std::string shape = !s.model.empty() ? s.model : !s.config.empty() ? s.config : s.shape;
-  const char* const products = storage.offload > 0
+  const char* const products = storage.streamed.on_host()
                                    ? "the frozen products, their weights' copies included,"
                                    : "the frozen products";
   char text[512];
@@ -435,7 +434,7 @@ int run_bench(Settings s, World& world, Clock::time_point start) {
       out["gpu_busy"] = busy;
     }
   }
-  if (storage.shard > 0) leave_base(world, *backend);
+  if (storage.streamed.in_parts()) leave_base(world, *backend);
   std::printf("%s\n", out.dump().c_str());
   return 0;
 }

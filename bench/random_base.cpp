@@ -63,7 +63,7 @@ class SharedCodes {
 ModelWeights random_base(Backend& backend, const ModelConfig& config, DType dtype,
                          const BaseStorage& storage, const ShardGroup* group) {
   const std::vector<HeldFormat> formats = held_formats(config, storage);
-  const auto streamed = make_streamed_base(backend, storage.offload, storage.shard, group);
+  const auto streamed = make_streamed_base(backend, storage.streamed, group);
   SharedCodes codes(backend);
   std::size_t next = 0;
   ModelWeights weights = random_weights(backend, config, dtype, 1, [&](const WeightSlot& slot) {

@@ -96,7 +96,7 @@ std::int64_t real_peak(Backend& backend, const PlanRequest& r, const Recompute& 
                        const BaseStorage& storage = {}) {
   ModelWeights weights = random_weights(backend, r.model, r.compute_dtype, 1);
   if (!r.formats.empty()) quantise_weights(backend, r.model, weights, storage);
-  if (r.offload_base > 0) stream_weights(backend, r.model, weights, r.offload_base);
+  if (r.streamed) stream_weights(backend, r.model, weights, r.streamed.count);
   Transformer model(backend, r.model, std::move(weights), r.compute_dtype, r.seq_len);
   Adapter adapter(model, r.methods.lora);
   adapter.lay_out_for_training();
@@ -114,14 +114,14 @@ std::int64_t real_peak(Backend& backend, const PlanRequest& r, const Recompute& 
 void check_within_two_percent(const std::string& device, const std::string& family,
                               const BaseStorage& storage = {}) {
   CAPTURE(family);
-  CAPTURE(storage.offload);
+  CAPTURE(storage.streamed.count);
   for (DType dtype : {DType::F32, DType::BF16})
     for (const char* way : {"none", "gate-up", "gate-up:3", "keep-attention", "gate-up,block:3",
                             "block", "keep-attention,offload:3", "offload"}) {
       auto backend = open_device(device);
       PlanRequest request = small_request(*backend, dtype, family);
       request.recompute = parse_recompute(way);
-      request.offload_base = storage.offload;
+      request.streamed = storage.streamed;
       if (quantises(storage.precision)) request.formats = held_formats(request.model, storage);
       if (request.recompute.offload > 0 && !backend->traits().can_offload) continue;
       const auto planned = static_cast<double>(plan_training(request).memory.peak_bytes);
@@ -161,9 +161,9 @@ TEST_CASE("cuda: the peak over a quantised base is predicted within 2 %, scratch
 
 TEST_CASE("cuda: the peak over a base that waits on the host is predicted within 2 %") {
   if (n_gpus() == 0) LK_SKIP("no GPU");
-  for (std::int64_t layers : {std::int64_t{1}, std::int64_t{4}, StreamedBase::kAllLayers})
+  for (std::int64_t layers : {std::int64_t{1}, std::int64_t{4}, StreamedLayers::kAll})
     for (BaseStorage storage : {BaseStorage(), kNf4, kFp8Products}) {
-      storage.offload = layers;
+      storage.streamed = {layers};
       check_within_two_percent("cuda:0", "llama", storage);
     }
 }

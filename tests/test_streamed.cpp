@@ -207,7 +207,7 @@ TEST_CASE("losses, evaluations and adapters are bit for bit those of a base that
     const std::string what = text_of(s);
     CAPTURE(what);
     const Outcome want = train(std::make_unique<OffloadingBackend>(), s, 0);
-    for (std::int64_t layers : {std::int64_t{1}, kLayers - 1, StreamedBase::kAllLayers}) {
+    for (std::int64_t layers : {std::int64_t{1}, kLayers - 1, StreamedLayers::kAll}) {
       CAPTURE(layers);
       const Outcome got = train(std::make_unique<OffloadingBackend>(), s, layers);
       check_same(got, want);
@@ -228,7 +228,7 @@ TEST_CASE("a base in parts on several devices gives the bits of one that stays")
     CAPTURE(what);
     const Outcome want = train(open(), s, 0);
     for (int size : {1, 2, 3})
-      for (std::int64_t layers : {std::int64_t{2}, StreamedBase::kAllLayers}) {
+      for (std::int64_t layers : {std::int64_t{2}, StreamedLayers::kAll}) {
         CAPTURE(size);
         CAPTURE(layers);
         std::int64_t held = 0;
@@ -286,7 +286,7 @@ TEST_CASE("a weight's numbers are its own in whatever order weights are asked fo
     std::vector<std::vector<std::vector<std::byte>>> want;
     visit_weights(weights, [&](const Weight& w) { want.push_back(bytes_of(w)); });
     const std::string sha256 = weights_sha256(weights);
-    stream_weights(backend, config, weights, StreamedBase::kAllLayers);
+    stream_weights(backend, config, weights, StreamedLayers::kAll);
     std::vector<const Weight*> all;
     visit_weights(weights, [&](const Weight& w) { all.push_back(&w); });
     REQUIRE(all.size() == want.size());
@@ -308,7 +308,7 @@ TEST_CASE("loading sends each matrix to the host, and the device never holds the
       LoadOptions options{.storage = {precision}, .hash = true};
       const std::string want = load_weights(backend, file, DType::F32, options).sha256;
       backend.ledger().reset_peaks();
-      options.storage.offload = StreamedBase::kAllLayers;
+      options.storage.streamed = {StreamedLayers::kAll};
       const LoadedModel loaded = load_weights(backend, file, DType::F32, options);
       const Ledger::Entry& e = backend.ledger()[Tag::Weights];
       CHECK(e.peak_bytes == e.live_bytes);
@@ -325,7 +325,7 @@ TEST_CASE("processes that load a base together have a part each, and its hash") 
   Group(2).run([&](const ShardGroup& group) {
     OffloadingBackend backend;
     LoadOptions options{.storage = {BasePrecision::Dense}, .group = &group, .hash = true};
-    options.storage.shard = StreamedBase::kAllLayers;
+    options.storage.streamed = {StreamedLayers::kAll, true};
     const LoadedModel loaded = load_weights(backend, file, DType::F32, options);
     CHECK(loaded.sha256 == stays.sha256);
     CHECK(weights_sha256(loaded.weights) == stays.sha256);
@@ -356,7 +356,7 @@ std::string run_on_card(const std::string& out, std::array<std::int64_t, 2> offl
     base.backend = std::make_unique<Card>();
     Ear ear;
     ear.stop_after = stop;
-    s.offload_base = layers;
+    s.streamed = {layers};
     finetune(s, base, ear, ear.stop);
     said = ear.heard;
   };
@@ -370,7 +370,7 @@ std::string run_on_card(const std::string& out, std::array<std::int64_t, 2> offl
 
 TEST_CASE("a whole run gives the same adapter, and goes on with layers elsewhere than it began") {
   const ScratchFolder scratch;
-  const std::int64_t all = StreamedBase::kAllLayers;
+  const std::int64_t all = StreamedLayers::kAll;
   std::string said;
   const std::string want = run_on_card(scratch.file("stays"), {0, 0}, -1, said);
   CHECK(run_on_card(scratch.file("one"), {1, 1}, -1, said) == want);
@@ -409,15 +409,13 @@ TEST_CASE("what can't be is refused by name") {
   CHECK_THROWS_AS(stream_weights(*cpu, config_of(), weights, 1), UsageError);
   PlanRequest request;
   request.model = config_of(), request.methods.lora = tiny_lora(), request.seq_len = 64;
-  request.offload_base = 1;
+  request.streamed = {1};
   CHECK_THROWS_AS(plan_training(request), UsageError);
 
   PlanRequest parts = request;
-  parts.offload_base = 0, parts.shard_base = 1, parts.processes = 2;
+  parts.streamed.divided = true, parts.processes = 2;
   CHECK_THROWS_AS(plan_training(parts), UsageError);  // on a CPU
   parts.device = "cuda", parts.processes = 0;
-  CHECK_THROWS_AS(plan_training(parts), UsageError);
-  parts.processes = 2, parts.offload_base = 1;
   CHECK_THROWS_AS(plan_training(parts), UsageError);
   // A process that has fewer layers in parts names fewer of them.
   OffloadingBackend alone;
@@ -440,9 +438,13 @@ TEST_CASE("what can't be is refused by name") {
   CHECK_THROWS_AS(make_method(model, pissa), UsageError);
 
   for (const char* text : {"", "-1", "x", "3x", "al", "99999999999999999999"})
-    CHECK_THROWS_AS(parse_streamed_layers(text, "`offload_base`"), UsageError);
-  for (const char* text : {"0", "3", "all"})
-    CHECK(streamed_layers_text(parse_streamed_layers(text, "`shard_base`")) == text);
+    CHECK_THROWS_AS(parse_streamed_layers(text, "0"), UsageError);
+  CHECK_THROWS_AS(parse_streamed_layers("1", "all"), UsageError);
+  for (const char* text : {"0", "3", "all"}) {
+    CHECK(parse_streamed_layers(text, "0").text(false) == text);
+    CHECK(parse_streamed_layers("0", text).text(true) == text);
+    CHECK(parse_streamed_layers("0", text).text(false) == "0");
+  }
 }
 
 TEST_CASE("the plan counts two slots on the device and the rest on the host") {
@@ -456,7 +458,7 @@ TEST_CASE("the plan counts two slots on the device and the rest on the host") {
     return std::int64_t{0};
   };
   const Plan stays = plan_training(request);
-  request.offload_base = StreamedBase::kAllLayers;
+  request.streamed = {StreamedLayers::kAll};
   const Plan plan = plan_training(request);
   const std::int64_t layer = 2 * (4 * 4096 * 4096 + 3 * 4096 * 11008);
   CHECK(plan.memory.offloaded_base_bytes == 32 * layer);
@@ -465,7 +467,7 @@ TEST_CASE("the plan counts two slots on the device and the rest on the host") {
   check_host_fits(stays, 1 << 20);
   CHECK(weights(stays) - weights(plan) == 30 * layer);
 
-  request.offload_base = 0, request.shard_base = StreamedBase::kAllLayers, request.processes = 4;
+  request.streamed.divided = true, request.processes = 4;
   const Plan parts = plan_training(request);
   CHECK(parts.memory.offloaded_base_bytes == 0);
   CHECK(weights(stays) - weights(parts) == (32 - 8 - 2) * layer);
@@ -484,7 +486,7 @@ TEST_CASE("cuda: a streamed base gives the bits of one that stays, which is reco
     const std::string what = text_of(s);
     CAPTURE(what);
     const Outcome want = train(open_device("cuda"), s, 0);
-    for (std::int64_t layers : {std::int64_t{1}, kLayers - 1, StreamedBase::kAllLayers}) {
+    for (std::int64_t layers : {std::int64_t{1}, kLayers - 1, StreamedLayers::kAll}) {
       CAPTURE(layers);
       check_same(train(open_device("cuda"), s, layers), want);
     }
@@ -502,7 +504,7 @@ TEST_CASE("cuda: a base in parts gives the bits of one that stays") {
     CAPTURE(what);
     const Outcome want = train(open(), s, 0);
     for (int size : {1, 2, 3})
-      for (const Outcome& got : train_in_parts(open, s, StreamedBase::kAllLayers, size))
+      for (const Outcome& got : train_in_parts(open, s, StreamedLayers::kAll, size))
         check_same(got, want);
   }
 }

@@ -180,8 +180,7 @@ void settle(FinetuneSettings& settings, const FinetuneText& text) {
   settings.base_precision = parse_base_precision(text.base_precision);
   if (!text.keep_dense.empty()) settings.keep_dense = parse_list(text.keep_dense, "--keep-dense");
   settings.recompute = parse_recompute(text.recompute);
-  settings.offload_base = parse_streamed_layers(text.offload_base, "`offload_base`");
-  settings.shard_base = parse_streamed_layers(text.shard_base, "`shard_base`");
+  settings.streamed = parse_streamed_layers(text.offload_base, text.shard_base);
   settings.memory = parse_budget(text.memory);
   if (!text.memory_limit.empty()) settings.memory_limit = parse_bytes(text.memory_limit);
   settings.long_rows = long_rows(text.long_rows);

@@ -161,8 +161,7 @@ int main(int argc, char** argv) {
     request.compute_dtype = dtype == "f32" ? DType::F32 : DType::BF16;
     request.device = device;
     request.recompute = parse_recompute(recompute);
-    request.offload_base = parse_streamed_layers(offload_base, "`offload_base`");
-    request.shard_base = parse_streamed_layers(shard_base, "`shard_base`");
+    request.streamed = parse_streamed_layers(offload_base, shard_base);
     const std::int64_t budget = program::parse_budget(memory);
     if (budget > 0 && recompute != "none")
       throw UsageError("--memory chooses --recompute: give one of the two");

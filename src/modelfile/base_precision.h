@@ -8,6 +8,7 @@
 
 #include "nn/config.h"
 #include "nn/model_weights.h"
+#include "nn/streamed_layers.h"
 
 namespace lk {
 
@@ -33,13 +34,9 @@ std::optional<BasePrecision> quantising_precision(const std::string& name);
 struct BaseStorage {
   BasePrecision precision = BasePrecision::Dense;
   std::vector<std::string> keep_dense =
-      {};                     // modules: "down_proj", "layers.0", "model.layers.3.mlp"
-  bool fp8_products = false;  // E4M3 matrices are multiplied as such: tensor/fp8_product.h
-  // The first so many layers wait in host memory, INT64_MAX: all. No number depends on it; on a GPU
-  // only, and for training: nn/streamed_base.h.
-  std::int64_t offload = 0;
-  // Or in parts on the GPUs of several processes.
-  std::int64_t shard = 0;
+      {};                        // modules: "down_proj", "layers.0", "model.layers.3.mlp"
+  bool fp8_products = false;     // E4M3 matrices are multiplied as such: tensor/fp8_product.h
+  StreamedLayers streamed = {};  // on a GPU only, and for training
   bool operator==(const BaseStorage&) const = default;
 };
 

@@ -129,23 +129,23 @@ LoadedModel load_weights(Backend& backend, const ModelFile& file, DType dtype,
   if (options.pack)
     for (HeldFormat& format : formats)
       if (format && !(format->blocks && backend.keeps_quantised(*format->blocks))) format.reset();
-  const std::int64_t offload = options.storage.offload, shard = options.storage.shard;
+  const StreamedLayers& streamed_layers = options.storage.streamed;
   std::int64_t total = 0, done = 0, elsewhere = 0;
   std::vector<std::int64_t> layers(static_cast<std::size_t>(model.config.n_layers));  // elsewhere
   for (std::size_t i = 0; i < slots.size(); ++i) {
     const std::int64_t bytes = loader.bytes(slots[i], formats[i]);
     total += bytes;
-    if (!StreamedBase::is_streamed(slots[i], offload + shard)) continue;
+    if (!StreamedBase::is_streamed(slots[i], streamed_layers.count)) continue;
     layers[static_cast<std::size_t>(slots[i].layer)] += bytes;
     elsewhere += bytes;
   }
   std::int64_t needed = total - elsewhere + StreamedBase::slot_bytes(layers);
-  if (shard > 0 && options.group) needed += elsewhere / options.group->size;
+  if (streamed_layers.in_parts() && options.group) needed += elsewhere / options.group->size;
   if (std::int64_t free = backend.free_memory(); needed > free)
     throw OutOfMemoryError(concat(file.reader().path(), ": the weights need ", needed >> 20,
                                   " MiB as ", dtype_name(dtype), ", ", backend.name(), " has ",
                                   free >> 20, " MiB left"));
-  const auto streamed = make_streamed_base(backend, offload, shard, options.group);
+  const auto streamed = make_streamed_base(backend, streamed_layers, options.group);
   WeightsHash hash;
   for (std::size_t i = 0; i < slots.size(); ++i) {
     const WeightSlot& slot = slots[i];

@@ -1,7 +1,6 @@
 #include "nn/streamed_base.h"
 
 #include <algorithm>
-#include <charconv>
 #include <sstream>
 
 namespace lk {
@@ -15,28 +14,20 @@ std::size_t aligned(std::size_t bytes) {
 
 }  // namespace
 
-void require_streamable(std::int64_t offload, std::int64_t shard, const Backend& backend) {
-  const char* const setting = shard > 0 ? "`shard_base`" : "`offload_base`";
-  require(offload == 0 || shard == 0,
-          "`shard_base`: `offload_base` has layers wait on the host; give one of the two");
-  require(offload + shard == 0 || backend.traits().can_offload, setting,
-          ": a CPU has no memory apart from the host's");
-}
-
-std::shared_ptr<StreamedBase> make_streamed_base(Backend& backend, std::int64_t offload,
-                                                 std::int64_t shard, const ShardGroup* group) {
-  require_streamable(offload, shard, backend);
-  if (offload > 0) return std::make_shared<StreamedBase>(backend, offload);
-  if (shard == 0) return nullptr;
+std::shared_ptr<StreamedBase> make_streamed_base(Backend& backend, const StreamedLayers& layers,
+                                                 const ShardGroup* group) {
+  require_streamable(layers, backend);
+  if (!layers) return nullptr;
+  if (layers.on_host()) return std::make_shared<StreamedBase>(backend, layers.count);
   require(group != nullptr && group->size > 1,
           "`shard_base`: is for several processes (`processes`)");
-  return std::make_shared<StreamedBase>(backend, shard, *group);
+  return std::make_shared<StreamedBase>(backend, layers.count, *group);
 }
 
 StreamedBase::StreamedBase(Backend& backend, std::int64_t layers, std::optional<ShardGroup> group)
     : backend_(backend), layers_asked_(layers), group_(std::move(group)) {
   check(layers > 0, "StreamedBase: of no layers");
-  require_streamable(layers, 0, backend);
+  require_streamable({layers, group_.has_value()}, backend);
 }
 
 std::size_t StreamedBase::send(Layer& layer, const Tensor& x) {
@@ -168,20 +159,6 @@ bool is_streamed(const ModelWeights& weights) {
   bool any = false;
   visit_weights(weights, [&](const Weight& w) { any = any || w.source(); });
   return any;
-}
-
-std::int64_t parse_streamed_layers(const std::string& text, const char* setting) {
-  if (text == "all") return StreamedBase::kAllLayers;
-  std::int64_t layers = 0;
-  const char *first = text.data(), *last = first + text.size();
-  const auto [rest, error] = std::from_chars(first, last, layers);
-  require(error == std::errc() && rest == last && layers >= 0, setting, " ", text,
-          ": a number of layers, or all");
-  return layers;
-}
-
-std::string streamed_layers_text(std::int64_t layers) {
-  return layers == StreamedBase::kAllLayers ? "all" : std::to_string(layers);
 }
 
 }  // namespace lk

@@ -33,6 +33,7 @@
 #include <vector>
 
 #include "nn/model_weights.h"
+#include "nn/streamed_layers.h"
 #include "tensor/backend.h"
 
 namespace lk {
@@ -46,7 +47,6 @@ struct ShardGroup {
 
 class StreamedBase : public std::enable_shared_from_this<StreamedBase> {
  public:
-  static constexpr std::int64_t kAllLayers = INT64_MAX;
   // For the first `layers` layers of a model, which wait on the host, or in the memory of `group`'s
   // devices if there is one. Create it as a shared_ptr, which the weights then hold. Throws UsageError if
   // the device has no memory apart from the host's.
@@ -122,13 +122,9 @@ class StreamedBase : public std::enable_shared_from_this<StreamedBase> {
   std::int64_t fetched_ = 0, late_ = 0;
 };
 
-// Of a base that is streamed: for its first so many layers on the host (`offload`) or in parts (`shard`,
-// by the processes of `group`). Null if both are 0.
-std::shared_ptr<StreamedBase> make_streamed_base(Backend& backend, std::int64_t offload,
-                                                 std::int64_t shard, const ShardGroup* group);
-// Throws UsageError if layers of a base can't wait elsewhere than on this device (`offload_base`,
-// `shard_base`), or in two places.
-void require_streamable(std::int64_t offload, std::int64_t shard, const Backend& backend);
+// Of a base some of whose layers wait elsewhere, in parts by the processes of `group`; null if none do.
+std::shared_ptr<StreamedBase> make_streamed_base(Backend& backend, const StreamedLayers& layers,
+                                                 const ShardGroup* group);
 // Moves the first layers of a model that is on its device already to the host, or to the devices of a
 // group: for tests and small bases.
 std::shared_ptr<StreamedBase> stream_weights(Backend& backend, const ModelConfig& config,
@@ -136,10 +132,5 @@ std::shared_ptr<StreamedBase> stream_weights(Backend& backend, const ModelConfig
                                              std::optional<ShardGroup> group = {});
 // Whether any of the weights is brought to the device when it is wanted.
 bool is_streamed(const ModelWeights& weights);
-
-// Parses "all" or a number of layers, 0 for none. Throws UsageError naming `setting`.
-std::int64_t parse_streamed_layers(const std::string& text, const char* setting);
-// Its inverse: the text form.
-std::string streamed_layers_text(std::int64_t layers);
 
 }  // namespace lk

@@ -33,8 +33,8 @@ FinetuneResult FinetuneRun::go() {
   facts_.device = base_.backend->name(), facts_.device_description = base_.backend->description();
   facts_.dtype = parse_compute_dtype(s_.dtype, *base_.backend);
   require_possible(s_.recompute, *base_.backend);
-  require_streamable(s_.offload_base, s_.shard_base, *base_.backend);
-  require(s_.shard_base == 0 || world_->local_size() == world_->size(),
+  require_streamable(s_.streamed, *base_.backend);
+  require(!s_.streamed.in_parts() || world_->local_size() == world_->size(),
           "`shard_base`: the processes read each other's GPUs, so they must run on one machine");
   refuse_input_folders(s_);
   open_folder();
@@ -51,7 +51,7 @@ FinetuneResult FinetuneRun::go() {
   build();
   try {
     train();
-    if (s_.shard_base > 0) leave_base(*world_, *base_.backend);
+    if (s_.streamed.in_parts()) leave_base(*world_, *base_.backend);
   } catch (const std::exception& e) {
     if (transport_) transport_->abandon();  // first: else the device might never end its work
     say_failed(e.what());
@@ -85,7 +85,7 @@ void FinetuneRun::plan() {
   request.batch = s_.batch, request.grad_accum = s_.grad_accum, request.seq_len = *s_.seq_len;
   request.row_lengths = in_.longest_batch(s_);
   request.recompute = s_.recompute;
-  request.offload_base = s_.offload_base, request.shard_base = s_.shard_base;
+  request.streamed = s_.streamed;
   request.processes = world_ ? world_->size() : 0;
   request.fast_reduce = s_.fast_reduce;
   const std::int64_t wanted = std::max(s_.memory_limit, s_.memory);  // one of the two is 0

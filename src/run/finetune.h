@@ -88,11 +88,8 @@ struct FinetuneSettings {
   std::int64_t patience = 0;  // evaluations in a row without a new best that end the run; 0: never
   std::int64_t save_every = 0;
   bool resume = false;
-  Recompute recompute = {};  // what training computes again instead of keeping it
-  // The first so many layers of the base wait in the host's memory, INT64_MAX: all. On a GPU only; see
-  // nn/streamed_base.h.
-  std::int64_t offload_base = 0;
-  std::int64_t shard_base = 0;    // or in parts on the GPUs of the processes that share the run
+  Recompute recompute = {};       // what training computes again instead of keeping it
+  StreamedLayers streamed = {};   // layers of the base that wait elsewhere; on a GPU only
   std::int64_t memory_limit = 0;  // bytes; 0: all that the device has free
   std::int64_t memory = 0;        // bytes; not 0: the limit, and `recompute` is chosen to fit it
   bool verify_base = true;        // compare the SHA-256 of all base weights before and after

@@ -22,8 +22,7 @@ ModelWeights blank_weights(Backend& backend, const PlanRequest& r) {
   const ShardGroup group{0, n, [n](const std::string& own) {
                            return std::vector<std::string>(static_cast<std::size_t>(n), own);
                          }};
-  const auto streamed =
-      make_streamed_base(backend, r.offload_base, r.shard_base, r.processes > 0 ? &group : nullptr);
+  const auto streamed = make_streamed_base(backend, r.streamed, r.processes > 0 ? &group : nullptr);
   std::size_t next = 0;
   for (const WeightSlot& slot : weight_slots(r.model, w)) {
     const HeldFormat format = r.formats.empty() ? HeldFormat() : r.formats.at(next++);
@@ -162,10 +161,9 @@ void add_options(const PlanRequest& request, Planner& planner, Plan& plan) {
     if (bytes < plan.memory.peak_bytes)
       plan.options.push_back({concat("--recompute ", way, " (same result)"), bytes});
   }
-  if (request.offload_base + request.shard_base == 0 && planner.device().can_offload &&
-      base_is_frozen(request)) {
+  if (!request.streamed && planner.device().can_offload && base_is_frozen(request)) {
     PlanRequest r = request;
-    r.offload_base = StreamedBase::kAllLayers;
+    r.streamed = {StreamedLayers::kAll};
     add("--offload-base all (same result)", r);
     if (plan.options.back().peak_bytes >= plan.memory.peak_bytes) plan.options.pop_back();
   }
@@ -316,13 +314,13 @@ std::string plan_text(const PlanRequest& request, const Plan& plan) {
          "\n";
   if (request.recompute != Recompute{})
     out += concat("recompute             ", recompute_text(request.recompute), "\n");
-  if (request.offload_base > 0)
-    out += concat("base on the host      ", std::min(request.offload_base, request.model.n_layers),
-                  " of ", request.model.n_layers,
+  const std::int64_t elsewhere = std::min(request.streamed.count, request.model.n_layers);
+  if (request.streamed.on_host())
+    out += concat("base on the host      ", elsewhere, " of ", request.model.n_layers,
                   " layers: ", plan.memory.offloaded_base_bytes >> 20, " MiB of pinned memory\n");
-  if (request.shard_base > 0)
-    out += concat("base in parts         ", std::min(request.shard_base, request.model.n_layers),
-                  " of ", request.model.n_layers, " layers, on ", request.processes, " GPUs\n");
+  if (request.streamed.in_parts())
+    out += concat("base in parts         ", elsewhere, " of ", request.model.n_layers,
+                  " layers, on ", request.processes, " GPUs\n");
   if (request.processes > 1) {
     std::snprintf(text, sizeof text,
                   "processes             %14d  each as below; a step sends %.2f MiB from each\n",
@@ -345,8 +343,8 @@ Json plan_to_json(const PlanRequest& request, const Plan& plan) {
   Json json = {{"base_parameters", plan.base_parameters},
                {"trainable_parameters", plan.trainable_parameters},
                {"recompute", recompute_text(request.recompute)},
-               {"offload_base", streamed_layers_text(request.offload_base)},
-               {"shard_base", streamed_layers_text(request.shard_base)},
+               {"offload_base", request.streamed.text(false)},
+               {"shard_base", request.streamed.text(true)},
                {"memory", memory_to_json(plan.memory)},
                {"options", options}};
   if (request.processes > 0) {

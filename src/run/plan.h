@@ -24,8 +24,7 @@ struct PlanRequest {
   // seq_len tokens and the virtual ones.
   std::vector<std::int64_t> row_lengths = {};
   Recompute recompute = {};
-  // So many layers, the first, wait in host memory, or in parts on the processes' GPUs: nn/streamed_base.h.
-  std::int64_t offload_base = 0, shard_base = 0;
+  StreamedLayers streamed = {};  // layers of the base that wait elsewhere
   // That share a step (dist/shared_step.h); 0: one that has it to itself. The plan is one process's.
   int processes = 0;
   bool fast_reduce = false;  // SharedStep::Settings

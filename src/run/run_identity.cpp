@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "nn/streamed_base.h"
+#include "nn/streamed_layers.h"
 #include "run/json_values.h"
 
 namespace lk {
@@ -118,9 +118,9 @@ SortedSettings sort_settings(const FinetuneSettings& settings) {
                label_smoothing, seed, device, dtype, processes, fast_reduce, base_precision,
                keep_dense, fp8_products, init_adapter, shuffle, long_rows, skip_bad_rows, packing,
                format, chat_template, train_on, columns, system, base_name, eval_data, eval_split,
-               eval_rows, eval_every, keep, patience, save_every, resume, recompute, offload_base,
-               shard_base, memory_limit, memory, verify_base, show_rows, samples, sample_every,
-               tensorboard] = settings;
+               eval_rows, eval_every, keep, patience, save_every, resume, recompute, streamed,
+               memory_limit, memory, verify_base, show_rows, samples, sample_every, tensorboard] =
+      settings;
   // These shape the run by the formats that they resolve to.
   static_cast<void>(base_precision), static_cast<void>(keep_dense), static_cast<void>(fp8_products);
   // Settings that run_identity() has as they were resolved: what LoraConfig has of the
@@ -161,8 +161,8 @@ SortedSettings sort_settings(const FinetuneSettings& settings) {
                          {"template", or_null(chat_template)},
                          {"train_on", train_on_name(train_on)}}};
   if (processes) sorted.recorded["processes"] = *processes;
-  if (offload_base > 0) sorted.recorded["offload_base"] = streamed_layers_text(offload_base);
-  if (shard_base > 0) sorted.recorded["shard_base"] = streamed_layers_text(shard_base);
+  if (streamed)
+    sorted.recorded[streamed.in_parts() ? "shard_base" : "offload_base"] = streamed.text();
   // Only where they are set: a checkpoint of a version that did not know them goes on without.
   if (methods != FinetuneSettings{}.methods) sorted.shaping["methods"] = methods;
   if (virtual_tokens) sorted.shaping["virtual_tokens"] = *virtual_tokens;

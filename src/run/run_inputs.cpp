@@ -85,7 +85,7 @@ void choose_methods(FinetuneSettings& s, FinetuneListener& listener, RunInputs& 
 void choose_precision(const FinetuneSettings& s, Backend& backend, DType dtype,
                       FinetuneListener& listener, RunInputs& in) {
   in.storage = {s.base_precision, s.keep_dense};
-  in.storage.offload = s.offload_base, in.storage.shard = s.shard_base;
+  in.storage.streamed = s.streamed;
   const bool changes = in.methods.has("lora") && changes_base(in.methods.lora.init);
   const bool needs_dense = changes || replaces_base(in.methods);
   if (needs_dense && s.base_precision == BasePrecision::Auto)
@@ -94,8 +94,7 @@ void choose_precision(const FinetuneSettings& s, Backend& backend, DType dtype,
           base_precision_name(s.base_precision), ": ",
           changes ? "`init` changes" : "`method` full trains",
           " the base's own numbers, which takes `base_precision` dense");
-  require(!needs_dense || s.offload_base + s.shard_base == 0,
-          s.shard_base > 0 ? "`shard_base`: " : "`offload_base`: ",
+  require(!needs_dense || !s.streamed, s.streamed.setting(), ": ",
           changes ? "`init` changes" : "`method` full trains",
           " the base's own numbers, which are never copied back to where they wait");
   in.formats = held_formats(*in.model, in.storage);

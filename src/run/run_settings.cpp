@@ -122,9 +122,8 @@ void validate_settings(const FinetuneSettings& s, bool own_rows) {
   require(s.memory == 0 || s.recompute == Recompute{},
           "`memory` chooses `recompute`: give one of the two");
   require(s.memory == 0 || s.memory_limit == 0, "`memory` and `memory_limit`: give one of the two");
-  require(s.offload_base >= 0 && s.shard_base >= 0,
-          "`offload_base` and `shard_base` must not be negative");
-  require(s.shard_base == 0 || s.processes.value_or(1) > 1,
+  require(s.streamed.count >= 0, s.streamed.setting(), ": must not be negative");
+  require(!s.streamed.in_parts() || s.processes.value_or(1) > 1,
           "`shard_base`: is for several processes that share a run (`processes`, and no sweep)");
   if (s.schedule) parse_schedule_kind(*s.schedule);
 }

@@ -5,7 +5,7 @@
 #include <cstdio>
 
 #include "nn/recompute.h"
-#include "nn/streamed_base.h"
+#include "nn/streamed_layers.h"
 
 namespace lk {
 namespace {
@@ -70,9 +70,9 @@ std::string run_toml(const FinetuneSettings& settings) {
                label_smoothing, seed, device, dtype, processes, fast_reduce, base_precision,
                keep_dense, fp8_products, init_adapter, shuffle, long_rows, skip_bad_rows, packing,
                format, chat_template, train_on, columns, system, base_name, eval_data, eval_split,
-               eval_rows, eval_every, keep, patience, save_every, resume, recompute, offload_base,
-               shard_base, memory_limit, memory, verify_base, show_rows, samples, sample_every,
-               tensorboard] = settings;
+               eval_rows, eval_every, keep, patience, save_every, resume, recompute, streamed,
+               memory_limit, memory, verify_base, show_rows, samples, sample_every, tensorboard] =
+      settings;
   static_cast<void>(resume), static_cast<void>(show_rows);  // of one call, not of the run
   TomlLines l{"# finetune --config run.toml --out DIR trains the same adapter.\n"};
   l.add("model", model);
@@ -139,8 +139,7 @@ std::string run_toml(const FinetuneSettings& settings) {
     l.add("memory", std::to_string(memory));
   else
     l.add("recompute", recompute_text(recompute));
-  if (offload_base > 0) l.add("offload-base", streamed_layers_text(offload_base));
-  if (shard_base > 0) l.add("shard-base", streamed_layers_text(shard_base));
+  if (streamed) l.add(streamed.in_parts() ? "shard-base" : "offload-base", streamed.text());
   if (memory_limit > 0) l.add("memory-limit", std::to_string(memory_limit));
   l.add("no-verify-base", !verify_base);
   l.add("samples", samples);
