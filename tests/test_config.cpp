@@ -507,6 +507,13 @@ TEST_CASE("GGUF metadata: read") {
                     .f32("llama.rope.scaling.factor", 2.5f));
   CHECK(c.rope_scaling.kind == RopeScaling::Kind::Linear);
   CHECK(c.rope_scaling.factor == 2.5);
+  for (const char* key : {"llama.rope.scaling.factor", "llama.rope.scale_linear"}) {
+    c = read_gguf(tiny_gguf().f32(key, 2.5f));  // linear is the type that needs no name
+    CHECK(c.rope_scaling.kind == RopeScaling::Kind::Linear);
+    CHECK(c.rope_scaling.factor == 2.5);
+    c = read_gguf(tiny_gguf().f32(key, 2.5f).string("llama.rope.scaling.type", "none"));
+    CHECK(c.rope_scaling.kind == RopeScaling::Kind::None);
+  }
   // Llama 3.2's published rule is recognised behind its factors.
   std::vector<float> factors;
   for (int i = 0; i < 32; ++i) {
@@ -575,6 +582,8 @@ TEST_CASE("GGUF metadata: wrong or unsupported is refused by name") {  // G20 to
       {"rope_theta",
        tiny_gguf().f32("llama.rope.freq_base", std::numeric_limits<float>::quiet_NaN())},
       {"llama.rope.scaling.type", tiny_gguf().string("llama.rope.scaling.type", "yarn")},
+      {"llama.rope.scale_linear: beside",
+       tiny_gguf().f32("llama.rope.scaling.factor", 2).f32("llama.rope.scale_linear", 2)},
       {"rope_freqs.weight", tiny_gguf().tensor("rope_freqs.weight", {3}, {1, 1, 1})},
       {"rope factors", tiny_gguf().tensor("rope_freqs.weight", {2}, {1, 0})},
       {"rope_freqs.weight", tiny_gguf()

@@ -99,21 +99,17 @@ void read_window(const GgufFile& file, const std::string& prefix, ModelConfig& c
 
 RopeScaling read_scaling(const GgufFile& file, const std::string& prefix) {
   RopeScaling s;
-  std::string key = prefix + "rope.scaling.type";
-  std::string type = file.get_string_or(key, "none");
-  if (type == "linear") {
-    s.kind = RopeScaling::Kind::Linear;
-    s.factor = as_written(file.get_float(prefix + "rope.scaling.factor"));
-  } else if (type != "none") {
+  const std::string key = prefix + "rope.scaling.type", factor = prefix + "rope.scaling.factor",
+                    old = prefix + "rope.scale_linear";  // the factor's name before it had a type
+  const std::string type = file.get_string_or(key, "linear");
+  if (type != "linear" && type != "none")
     refuse(file, key, ": '", type, "' is not supported (none, linear are)");
-  }
-  if (file.has_key(prefix + "rope.scale_linear")) {  // the key's old name
-    if (s.kind != RopeScaling::Kind::None)
-      refuse(file, prefix, "rope.scale_linear: beside rope.scaling.type");
-    s.kind = RopeScaling::Kind::Linear;
-    s.factor = as_written(file.get_float(prefix + "rope.scale_linear"));
-  }
-  if (s.kind == RopeScaling::Kind::Linear && s.factor == 1) s = {};
+  if (file.has_key(factor) && file.has_key(old)) refuse(file, old, ": beside ", factor);
+  const bool has_factor = file.has_key(factor) || file.has_key(old);
+  // As llama.cpp has it: a factor without a type is linear, and "none" never scales.
+  if (type == "none" || !(has_factor || file.has_key(key))) return s;
+  s.factor = as_written(file.get_float(file.has_key(old) ? old : factor));
+  if (s.factor != 1) s.kind = RopeScaling::Kind::Linear;
   return s;
 }
 
