@@ -196,6 +196,11 @@ TEST_CASE("a dense base is quantised as it is loaded, but for what is to stay de
                        doctest::Contains("nothing quantised"), UsageError);
   CHECK_THROWS_WITH_AS(held_formats(file, {BasePrecision::Nf4, {"nowhere"}}),
                        doctest::Contains("no module"), UsageError);
+  for (BasePrecision precision : {BasePrecision::Auto, BasePrecision::Dense})
+    CHECK_THROWS_WITH_AS(held_formats(file, {precision, {"down_proj"}}),
+                         doctest::Contains("`keep_dense`: without it nothing"), UsageError);
+  CHECK_THROWS_WITH_AS(held_formats(file, {BasePrecision::Nf4, {"layers"}}),
+                       doctest::Contains("leaves nothing"), UsageError);
   CHECK_THROWS_WITH_AS(held_formats(ModelFile(kQuantised + "bnb"), {BasePrecision::Nf4}),
                        doctest::Contains("already"), UsageError);
   CHECK_THROWS_WITH_AS(parse_base_precision("int8"), doctest::Contains("auto, dense"), UsageError);
@@ -300,6 +305,8 @@ TEST_CASE("what does not fit in a quantised folder is refused, naming the tensor
   check_refused("negative", t, "x.weight.nested_absmax: value 0 is -1");
   t = good, t.outer = std::numeric_limits<float>::infinity();
   check_refused("infinite", t, "x.weight.nested_absmax");
+  t = with_state("bfloat16", "float16"), t.outer = 70000;
+  check_refused("more than a half holds", t, "x.weight.nested_absmax: value 0 is 70000, too large");
   t = good, t.more["x.weight.quant_state.bitsandbytes__fp4"] = t.state;
   check_refused("two", t, "two quant_states");
   t = good, t.more["x.SCB"] = "1234";

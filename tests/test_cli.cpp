@@ -616,6 +616,11 @@ TEST_CASE("merge and export: one JSON object on stdout, and exit codes that say 
   CHECK(run("merge" + common + (f / "n") + " --unmerge").status == 2);  // no --base
   CHECK(run("merge" + common + (f / "n") + " --adapter x=y").status == 2);
   CHECK(run("merge" + common + (f / "none/n")).status == 4);
+  REQUIRE(run(train(f, "--out " + (f / "v") + " --method ia3 --steps 1")).status == 0);
+  r = run("merge --model " + kModel + " --adapter " + (f / "v") + " --onto " + kModel + " --out " +
+          (f / "n"));
+  CHECK(r.status == 2);
+  CHECK(r.out.find("--onto: is for adapters of A and B") != std::string::npos);
   CHECK(run("merge --model " + kModel + " --adapter " + (f / "none") + " --out " + (f / "n"))
             .status == 3);
   CHECK(!stdfs::exists(f / "n"));

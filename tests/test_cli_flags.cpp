@@ -71,7 +71,7 @@ TEST_CASE("a misspelt flag is named although a required one is missing, without 
   // What is near in letters may be far in meaning.
   check_says(run_program(f.train("a", "--warmup_ratio 0.1")), 2,
              "--warmup takes a number of steps");
-  check_says(run_program(f.train("a", "--load-in-4bit")), 2, ".gguf");
+  check_says(run_program(f.train("a", "--load-in-4bit")), 2, "--base-precision nf4");
   check_says(run_program("evaluate --model " + kModel + " --data " + f.path + " --eval-rows 2"), 2,
              "--rows takes the first N rows");
 }

@@ -271,6 +271,20 @@ TEST_CASE("whatever shapes model, rows or training is the run's identity, and is
   CHECK(f.resume(other).steps == 4);
 }
 
+TEST_CASE("which matrices of a quantised base stay dense is part of a run's identity") {
+  Runs f;
+  FinetuneSettings s = f.settings("run", 4);
+  s.save_every = 2, s.samples = 0;
+  s.base_precision = BasePrecision::Nf4, s.keep_dense = {"k_proj", "q_proj"};
+  f.run(s, 2);
+  const std::string before = f.adapter("run");
+  s.keep_dense = {"k_proj", "o_proj"};  // as many
+  CHECK_THROWS_WITH_AS(f.resume(s), doctest::Contains("`resume`: keep_dense was "), UsageError);
+  CHECK(f.adapter("run") == before);
+  s.keep_dense = {"q_proj", "k_proj"};
+  CHECK(f.resume(s).steps == 4);
+}
+
 TEST_CASE("the adapter that a run starts from is part of its identity") {
   Runs f;
   f.run(f.settings("one", 2));

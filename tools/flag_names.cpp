@@ -135,13 +135,13 @@ std::string hint_for_flag(const CLI::App& app, const std::string& flag) {
       {"--warmup-ratio", "--warmup",
        "--warmup takes a number of steps; without it, a tenth of them"},
       {"--load-in-4bit", "--model",
-       "give a .gguf file with 4-bit blocks as --model: `generate` keeps them as they are, "
-       "`finetune` "
-       "computes in --dtype"},
+       "--base-precision nf4 quantises --model as it is loaded; one that is quantised already, in "
+       "a "
+       ".gguf file or a folder, is used as it lies"},
       {"--load-in-8bit", "--model",
-       "give a .gguf file with 8-bit blocks as --model: `generate` keeps them as they are, "
-       "`finetune` "
-       "computes in --dtype"},
+       "--base-precision fp8 quantises --model as it is loaded; one that is quantised already, in "
+       "a "
+       ".gguf file or a folder, is used as it lies"},
       {"--eval-rows", "--rows", "--rows takes the first N rows of --data"},
       {"--fp16", "--dtype", "--dtype is f32 or bf16"},
       {"--bf16", "--dtype", "--dtype bf16 says that"},

@@ -114,6 +114,8 @@ int main(int argc, char** argv) {
           !folder.empty() && merges_as_vectors(open_method(folder)->method())) {
         require(s.adapters.size() == 1 && s.adapters[0].weight == 1,
                 "--adapter: vectors are merged one folder at a time, without a weight");
+        require(s.onto.empty(), "--onto: is for adapters of A and B, and ", folder,
+                " holds vectors, which are merged into the numbers of --model");
         const VectorMergeResult r =
             merge_vectors({s.model, folder, s.out, s.type, s.other_base, s.shard_bytes, s.storage});
         if (!r.remark.empty()) program::message(r.remark);

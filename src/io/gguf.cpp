@@ -184,6 +184,9 @@ GgufFile::GgufFile(const std::string& path) : impl_(std::make_unique<Impl>(path)
 GgufFile::~GgufFile() = default;
 
 const std::string& GgufFile::path() const { return impl_->file.path(); }
+const std::string& GgufFile::path_of(const std::string& name) const {
+  return impl_->stored(name).file.path();
+}
 std::vector<const InputFile*> GgufFile::files() const {
   std::vector<const InputFile*> files;
   impl_->for_each_part([&](const auto& part) { files.push_back(&part.file); });
@@ -208,7 +211,7 @@ std::string GgufFile::stored_type(const std::string& name) const {
 void GgufFile::check_readable(const std::string& name) const {
   const GgmlType& type = *impl_->tensor(name).type;
   if (type.decode == nullptr)
-    throw InputError(concat(path(), ": tensor ", printable(name), ": stored as ", type.name,
+    throw InputError(concat(path_of(name), ": tensor ", printable(name), ": stored as ", type.name,
                             ", which can't be read (F32, F16, BF16, Q4_0 to Q8_0, Q2_K to Q6_K, "
                             "IQ4_NL, IQ4_XS and MXFP4 can): use a file of one of those, such as "
                             "Q4_K_M"));

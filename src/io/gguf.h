@@ -24,6 +24,7 @@ class GgufFile : public TensorReader {
   explicit GgufFile(const std::string& path);
   ~GgufFile() override;
   const std::string& path() const override;
+  const std::string& path_of(const std::string& name) const override;
   std::vector<const InputFile*> files() const override;
   std::vector<std::string> names() const override;
   bool has(const std::string& name) const override;

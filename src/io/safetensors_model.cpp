@@ -68,6 +68,7 @@ class ShardedModel : public TensorReader {
   }
 
   const std::string& path() const override { return path_; }
+  const std::string& path_of(const std::string& name) const override { return reader(name).path(); }
   std::vector<const InputFile*> files() const override {
     std::vector<const InputFile*> open;
     for (const auto& file : files_) open.push_back(file->files()[0]);

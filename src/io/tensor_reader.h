@@ -19,6 +19,11 @@ class TensorReader {
  public:
   virtual ~TensorReader() = default;
   virtual const std::string& path() const = 0;  // for messages
+  // Of the file that holds the tensor, where there are several.
+  virtual const std::string& path_of(const std::string& name) const {
+    static_cast<void>(name);
+    return path();
+  }
   // The open files that hold the tensors, sorted by name: whoever hashes them hashes what is read.
   virtual std::vector<const InputFile*> files() const = 0;
   virtual std::vector<std::string> names() const = 0;  // sorted

@@ -123,6 +123,8 @@ HeldBase hold_for(const ModelFile& file, const BaseStorage& wanted,
              one.base.keep_dense == trained->base.keep_dense;
     });
     if (agree && !file.is_quantised()) {
+      require(wanted.keep_dense.empty(), "`keep_dense`: ", trained->folder,
+              " says how its base is held; give `base_precision` to hold it otherwise");
       held.storage = {*quantising_precision(trained->base.precision), trained->base.keep_dense};
       held.remark = concat(
           file.path(), ": held as ", held_text(trained->base.precision, trained->base.keep_dense),

@@ -67,6 +67,14 @@ void check_patterns(const std::vector<WeightSlot>& slots, const BaseStorage& sto
             "`keep_dense` ", pattern, ": no module of the model is called so");
 }
 
+// Of a base of which `any` matrix is quantised, and some that are named dense were (`spared`).
+void check_kept(const BaseStorage& storage, bool any, bool spared) {
+  require(storage.keep_dense.empty() || spared,
+          "`keep_dense`: without it nothing that it names would be quantised; it goes with "
+          "`base_precision` nf4, fp4, fp8, fp8-head, or a base that is quantised");
+  require(any || !quantises(storage.precision), "`keep_dense`: leaves nothing to quantise");
+}
+
 }  // namespace
 
 BasePrecision parse_base_precision(const std::string& text) {
@@ -118,11 +126,12 @@ std::vector<HeldFormat> held_formats(const ModelFile& file, const BaseStorage& s
   const std::optional<Encoding> encoding = own_encoding(storage.precision);
   check_patterns(file.slots(), storage);
   check_head(file.slots(), storage);
-  if (storage.precision == BasePrecision::Dense) return formats;
-  bool any = false;
+  bool any = false, spared = false;
   for (std::size_t i = 0; i < formats.size(); ++i) {
     const WeightSlot& slot = file.slots()[i];
+    if (storage.precision == BasePrecision::Dense) break;
     const HeldFormat stored = file.quantised_format(slot);
+    spared = spared || ((encoding || stored) && kept_dense(slot, storage));
     if (encoding) {
       if (!quantisable(slot, storage)) continue;
       require(!stored, "`base_precision` ", base_precision_name(storage.precision), ": ",
@@ -138,6 +147,7 @@ std::vector<HeldFormat> held_formats(const ModelFile& file, const BaseStorage& s
   require(any || storage.precision != BasePrecision::Stored,
           "`base_precision` stored: ", file.path(),
           " holds nothing quantised: nf4, fp4 or fp8 quantise it as it is loaded");
+  check_kept(storage, any, spared);
   return formats;
 }
 
@@ -150,9 +160,14 @@ std::vector<HeldFormat> held_formats(const ModelConfig& config, const BaseStorag
   check_head(slots, storage);
   require(storage.precision != BasePrecision::Stored,
           "`base_precision` stored: a shape without a file has nothing stored");
-  for (std::size_t i = 0; i < slots.size() && encoding; ++i)
-    if (quantisable(slots[i], storage))
-      formats[i] = with_products(own_format(*encoding, slots[i].shape), slots[i], storage);
+  bool any = false, spared = false;
+  for (std::size_t i = 0; i < slots.size() && encoding; ++i) {
+    spared = spared || kept_dense(slots[i], storage);
+    if (!quantisable(slots[i], storage)) continue;
+    formats[i] = with_products(own_format(*encoding, slots[i].shape), slots[i], storage);
+    any = true;
+  }
+  check_kept(storage, any, spared);
   return formats;
 }
 

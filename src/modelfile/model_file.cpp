@@ -132,8 +132,8 @@ void ModelFile::check_tensors() const {
                               " is missing: ", config_name(), " asks for it"));
     tensors.check_readable(want.name);
     if (Shape shape = tensors.shape(want.name); !(shape == want.shape))
-      throw InputError(concat(tensors.path(), ": tensor ", want.name, " has shape ", shape.str(),
-                              ", ", config_name(), " asks for ", want.shape.str()));
+      throw InputError(concat(tensors.path_of(want.name), ": tensor ", want.name, " has shape ",
+                              shape.str(), ", ", config_name(), " asks for ", want.shape.str()));
   }
 }
 
@@ -145,8 +145,8 @@ void ModelFile::check_no_other_tensors() const {
   for (const std::string& name : tensors.names())
     if (!wanted.count(name) && !is_buffer(name) && !parts_.count(name) &&
         !(may_repeat_head() && name == kFolderHead))
-      throw InputError(concat(tensors.path(), ": tensor ", name, " is unknown: ", config_name(),
-                              " does not ask for it"));
+      throw InputError(concat(tensors.path_of(name), ": tensor ", name,
+                              " is unknown: ", config_name(), " does not ask for it"));
 }
 
 bool ModelFile::may_repeat_head() const { return config_.tie_embeddings && !gguf_; }
@@ -228,7 +228,7 @@ std::int64_t ModelFile::block_rows(const WeightSlot& slot) const {
 void ModelFile::check_finite(const std::string& name, bool finite) const {
   if (!finite)
     throw InputError(
-        concat(reader().path(), ": tensor ", name, " holds a number that is not finite"));
+        concat(reader().path_of(name), ": tensor ", name, " holds a number that is not finite"));
 }
 
 void ModelFile::read_rows(const WeightSlot& slot, std::int64_t begin, std::int64_t end,

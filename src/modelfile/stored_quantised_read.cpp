@@ -12,6 +12,8 @@ namespace {
 
 using Layout = StoredMatrix::Layout;
 
+constexpr float kFarthest = 16;  // of a 4-bit code from its zero point, at most 16
+
 class Reading {
  public:
   Reading(const TensorReader& reader, const StoredMatrix& stored, const Shape& shape)
@@ -42,7 +44,7 @@ class Reading {
 
  private:
   [[noreturn]] void refuse(const std::string& name, const std::string& rule) const {
-    throw InputError(concat(reader_.path(), ": tensor ", name, ": ", rule));
+    throw InputError(concat(reader_.path_of(name), ": tensor ", name, ": ", rule));
   }
   void raw(const std::string& name, void* to) const {
     reader_.read_stored(name, 0, reader_.shape(name).rows(), static_cast<std::uint8_t*>(to));
@@ -52,11 +54,21 @@ class Reading {
     raw(name, w.data());
     return w;
   }
-  // Scales as F32: finite, and not negative unless they may be.
-  void check_scales(const std::string& name, const float* s, std::int64_t n, bool negative) const {
-    for (std::int64_t i = 0; i < n; ++i)
+  // Scales as F32: finite, not negative unless they may be, and times the largest code within what the
+  // numbers are rounded to.
+  void check_scales(const std::string& name, const float* s, std::int64_t n, bool negative,
+                    float largest_code, float offset = 0) const {
+    for (std::int64_t i = 0; i < n; ++i) {
       if (!std::isfinite(s[i]) || (!negative && s[i] < 0))
         refuse(name, concat("value ", i, " is ", s[i], ", no scale"));
+      if (float most = std::fabs(s[i]) * largest_code + std::fabs(offset);
+          !std::isfinite(rounded(most)))
+        refuse(name, concat("value ", i, " is ", s[i], ", too large"));
+    }
+  }
+  float rounded(float x) const {
+    if (out_.format.rounded == RoundedTo::F16) return round_to_half(x);
+    return out_.format.rounded == RoundedTo::BF16 ? static_cast<float>(bf16(x)) : x;
   }
 
   void bitsandbytes() {
@@ -66,15 +78,14 @@ class Reading {
     const std::int64_t n = out_.format.plane(Plane::Scales, out_.shape).rows *
                            out_.format.plane(Plane::Scales, out_.shape).cols;
     if (!out_.format.nested)
-      return check_scales(weight + ".absmax", out_.data<float>(Plane::Scales), n, false);
+      return check_scales(weight + ".absmax", out_.data<float>(Plane::Scales), n, false, 1);
     raw(weight + ".nested_absmax", out_.data<void>(Plane::Outer));
     raw(weight + ".nested_quant_map", out_.data<void>(Plane::Map));
+    const float* map = out_.data<float>(Plane::Map);
+    check_scales(weight + ".nested_quant_map", map, 256, true, 1);
+    const auto [low, high] = std::minmax_element(map, map + 256);
     check_scales(weight + ".nested_absmax", out_.data<float>(Plane::Outer),
-                 blocks_in(n, kNestedBlock), false);
-    check_scales(weight + ".nested_quant_map", out_.data<float>(Plane::Map), 256, true);
-    for (std::int64_t i = 0; i < blocks_in(n, kNestedBlock); ++i)
-      if (!std::isfinite(out_.data<float>(Plane::Outer)[i] * 256 + stored_.offset))
-        refuse(weight + ".nested_absmax", concat("value ", i, " is too large"));
+                 blocks_in(n, kNestedBlock), false, std::max(-*low, *high), stored_.offset);
   }
 
   void fp8() {
@@ -97,9 +108,7 @@ class Reading {
     } else {
       reader_.read_rows(scale, 0, reader_.shape(scale).rows(), scales);
     }
-    check_scales(scale, scales, n, false);
-    for (std::int64_t i = 0; i < n; ++i)
-      if (!std::isfinite(scales[i] * 448)) refuse(scale, concat("value ", i, " is too large"));
+    check_scales(scale, scales, n, false, 448);
   }
 
   void put_code(std::int64_t n, std::int64_t k, unsigned code) {
@@ -127,7 +136,7 @@ class Reading {
   void read_scales(const std::string& name) {
     float* scales = out_.data<float>(Plane::Scales);
     reader_.read_rows(name, 0, reader_.shape(name).rows(), scales);
-    check_scales(name, scales, reader_.shape(name).numel(), true);
+    check_scales(name, scales, reader_.shape(name).numel(), true, kFarthest);
   }
 
   // Scales (groups, N) and zeros of AWQ and GPTQ, transposed. order[p] is the column of nibble p.
@@ -137,7 +146,7 @@ class Reading {
     const std::vector<std::int32_t> packed = words(x + ".qzeros");
     std::vector<float> scales(static_cast<std::size_t>(groups * N_));
     reader_.read_rows(x + ".scales", 0, groups, scales.data());
-    check_scales(x + ".scales", scales.data(), groups * N_, true);
+    check_scales(x + ".scales", scales.data(), groups * N_, true, kFarthest);
     for (std::int64_t g = 0; g < groups; ++g)
       for (std::int64_t n = 0; n < N_; ++n) {
         const auto word =

@@ -28,11 +28,12 @@ std::optional<double> dense_base_loss(Backend& backend, const ModelFile& file, D
       file.config().n_parameters() * static_cast<std::int64_t>(dtype_size(dtype));
   if (weights + weights / 4 > bytes)
     return std::nullopt;  // a quarter for what a forward pass needs
-  double loss = 0;
-  {
+  std::optional<double> loss;
+  try {
     LoadedModel loaded = load_weights(backend, file, dtype, {});
     Transformer model(backend, loaded.config, std::move(loaded.weights), dtype, max_position);
     loss = base_loss(model, rows);
+  } catch (const OutOfMemoryError&) {  // a forward pass took more
   }
   backend.trim();
   backend.reset_peaks();

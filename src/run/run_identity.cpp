@@ -88,6 +88,11 @@ Json formats_to_json(const RunInputs& in) {
   return counts;
 }
 
+std::vector<std::string> sorted_copy(std::vector<std::string> names) {
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
 std::string shown(const Json* value) { return value == nullptr ? "unset" : value->dump(); }
 
 void collect(const Json& before, const Json& now, const std::string& prefix,
@@ -121,7 +126,7 @@ SortedSettings sort_settings(const FinetuneSettings& settings) {
                eval_rows, eval_every, keep, patience, save_every, resume, recompute, streamed,
                memory_limit, memory, verify_base, show_rows, samples, sample_every, tensorboard] =
       settings;
-  // These shape the run by the formats that they resolve to.
+  // These shape the run by the formats that they resolve to, and run_identity() has keep_dense.
   static_cast<void>(base_precision), static_cast<void>(keep_dense), static_cast<void>(fp8_products);
   // Settings that run_identity() has as they were resolved: what LoraConfig has of the
   // adapter, the number of steps, the format found and the computing dtype. And those that leave no
@@ -188,6 +193,7 @@ Json run_identity(const FinetuneSettings& s, const RunInputs& in, const std::str
   identity["dtype"] = dtype_name(dtype);
   if (const Json formats = formats_to_json(in); !formats.empty())
     identity["base_formats"] = formats;
+  if (!s.keep_dense.empty()) identity["keep_dense"] = sorted_copy(s.keep_dense);
   identity["format"] = in.data.format;
   identity["config"] = to_json(in.model->config());
   identity["model_files"] = in.model_files;
