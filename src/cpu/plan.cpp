@@ -33,19 +33,20 @@ class CpuPlan final : public PlanBackend {
   SliceKernels* slice_kernels() override { return &slice_kernels_; }
   void linear_forward(const Tensor& y, const Tensor& x, const Weight& w) override {
     if (through_scratch(y, x, w)) return;
-    product(y.rows(), y.cols(), x.cols(), x.dtype());
+    if (!cpu::prefers_onednn(x.dtype())) product(y, x.dtype(), kAlongK, x.cols());
   }
   void linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,
                          const Weight& w) override {
     if (through_scratch(dx, mode, dy, w)) return;
-    product(dx.rows(), dx.cols(), dy.cols(), dy.dtype());
+    if (!cpu::prefers_onednn(dy.dtype()))
+      product(dx, dy.dtype(), cpu::Contiguous::Mixed, dy.cols());
   }
   void matmul_nt(const Tensor& c, GradMode, double, const Tensor& a, const Tensor&,
                  const Tensor&) override {
-    product(c.rows(), c.cols(), a.cols(), a.dtype());
+    product(c, a.dtype(), kAlongK, a.cols());
   }
   void matmul_nn(const Tensor& c, GradMode, double, const Tensor& a, const Tensor&) override {
-    product(c.rows(), c.cols(), a.cols(), a.dtype());
+    product(c, a.dtype(), cpu::Contiguous::Mixed, a.cols());
   }
   void attention_forward(const Tensor&, const Tensor&, const Tensor&, const Tensor& k,
                          const Tensor&, const AttentionShape& shape, const Segments&,
@@ -62,18 +63,20 @@ class CpuPlan final : public PlanBackend {
  protected:
   Fp8Kernels* fp8_kernels() override { return fp8_kernels_.get(); }
   void matmul_tn(const Tensor& c, GradMode, double, const Tensor& a, const Tensor&) override {
-    product(c.rows(), c.cols(), a.rows(), a.dtype());
+    product(c, a.dtype(), cpu::Contiguous::AcrossK, a.rows());
   }
 
  private:
-  // Scratch of fast/gemm.cpp: BF16 operands that the processor can't multiply, packed as F32.
-  void product(std::int64_t M, std::int64_t N, std::int64_t K, DType dtype) {
-    if (dtype != DType::BF16 || cpu::best_bf16_tile()) return;
-    const std::int64_t block_k = std::min(K, cpu::kBlockK);
-    const std::int64_t block_n =
-        std::min(N, (std::int64_t{1} << 20) / std::max<std::int64_t>(block_k, 1));
-    Tensor right = empty(Tag::Workspace, DType::F32, {block_n, block_k});
-    scratch(DType::F32, {std::min<std::int64_t>(M, 1024), block_k});
+  static constexpr cpu::Contiguous kAlongK = cpu::Contiguous::AlongK;
+
+  // Scratch of fast/gemm.cpp: c (M,N) from operands of `in`, sums of K.
+  void product(const Tensor& c, DType in, cpu::Contiguous operands, std::int64_t K) {
+    const cpu::GemmScratch taken =
+        cpu::gemm_scratch(in, c.dtype(), operands, c.rows(), c.cols(), K);
+    Tensor sums, right;
+    if (taken.sums > 0) sums = empty(Tag::Workspace, DType::F32, {taken.sums});
+    if (taken.right > 0) right = empty(Tag::Workspace, DType::F32, {taken.right});
+    if (taken.left > 0) scratch(DType::F32, {taken.left});
   }
   // Keys and values as attention lays them out: once with rows padded to whole vectors, and
   // `transposed` times transposed (fast/flash_attention.cpp; flash_attention_bf16.cpp takes half).

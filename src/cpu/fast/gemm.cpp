@@ -183,15 +183,30 @@ void multiply_down_rows(Strided<TC> c, bool add, float alpha, Strided<const T> a
   }
 }
 
+// The right operand is packed by blocks of so many of its columns and rows.
+struct BlockSizes {
+  std::int64_t n, k;
+};
+BlockSizes block_sizes(const GemmTile& tile, std::int64_t N, std::int64_t K) {
+  const std::int64_t k = blocks(K, blocks(K, kBlockK)), wide = tile.wide();
+  return {std::min(blocks(N, wide), blocks(kPackedFloats, k * wide)) * wide, k};
+}
+
+// Transposing everything makes the right operand the left one. Where K runs down the rows, the smaller
+// operand should be the left one. Where K runs along them packing has to transpose, so a left operand of only
+// a few rows is packed instead of the right one.
+bool changes_sides(Contiguous operands, std::int64_t M, std::int64_t N) {
+  return operands == Contiguous::AlongK ? M <= kFewRows && M < N
+                                        : operands == Contiguous::AcrossK && M > N;
+}
+
 // Multiplies all blocks of columns and of K. If K takes more than one block, TC is float.
 template <class T, class TC>
 void multiply_blocks(Backend& backend, Strided<TC> c, GradMode mode, float alpha,
                      Strided<const T> a, Strided<const T> b, std::int64_t M, std::int64_t N,
                      std::int64_t K) {
   const GemmTile& tile = best_gemm_tile();
-  const std::int64_t block_k = blocks(K, blocks(K, kBlockK)), wide = tile.wide();
-  const std::int64_t block_n =
-      std::min(blocks(N, wide), blocks(kPackedFloats, block_k * wide)) * wide;
+  const auto [block_n, block_k] = block_sizes(tile, N, K);
   Tensor packed_b = backend.empty(Tag::Workspace, DType::F32, {block_n, block_k}), packed_a;
   if (!std::is_same_v<T, float>)
     packed_a = backend.empty(Tag::Workspace, DType::F32, {std::min(M, kPackedRows), block_k});
@@ -217,6 +232,19 @@ const GemmTile& best_gemm_tile() {
 #endif
 }
 
+GemmScratch gemm_scratch(DType in, DType out, Contiguous operands, std::int64_t M, std::int64_t N,
+                         std::int64_t K) {
+  if (in == DType::F64 || M * N * K == 0) return {};
+  GemmScratch taken{out != DType::F32 && K > kBlockK ? M * N : 0};
+  if (in == DType::BF16 && best_bf16_tile()) return taken;
+  if (changes_sides(operands, M, N)) std::swap(M, N);
+  if (operands == Contiguous::AcrossK && M <= kStrip) return taken;
+  const auto [n, k] = block_sizes(best_gemm_tile(), N, K);
+  taken.right = n * k;
+  if (in == DType::BF16) taken.left = std::min(M, kPackedRows) * k;
+  return taken;
+}
+
 template <class T, class TC>
 void gemm(Backend& backend, Strided<TC> c, GradMode mode, double alpha, Strided<const T> a,
           Strided<const T> b, std::int64_t M, std::int64_t N, std::int64_t K) {
@@ -238,11 +266,10 @@ void gemm(Backend& backend, Strided<TC> c, GradMode mode, double alpha, Strided<
     return;
   }
   const auto factor = static_cast<float>(alpha);
-  const bool along_rows = a.col == 1 && b.row == 1, down_rows = a.row == 1 && b.col == 1;
-  // Transposing everything makes the right operand the left one. Where K runs down the rows, the
-  // smaller operand should be the left one. Where K runs along them packing has to transpose, so a
-  // left operand of only a few rows is packed instead of the right one.
-  if ((along_rows && M <= kFewRows && M < N) || (down_rows && M > N)) {
+  const Contiguous operands = a.col == 1 && b.row == 1   ? Contiguous::AlongK
+                              : a.row == 1 && b.col == 1 ? Contiguous::AcrossK
+                                                         : Contiguous::Mixed;
+  if (changes_sides(operands, M, N)) {
     c = c.transposed();
     std::swap(a, b);
     a = a.transposed(), b = b.transposed();
@@ -251,7 +278,7 @@ void gemm(Backend& backend, Strided<TC> c, GradMode mode, double alpha, Strided<
   if constexpr (std::is_same_v<T, bf16>)
     if (const Bf16Tile* tile = best_bf16_tile())
       return gemm_bf16<TC>(*tile, backend, c, mode == GradMode::Add, factor, a, b, M, N, K);
-  if (down_rows && M <= kStrip)
+  if (operands == Contiguous::AcrossK && M <= kStrip)
     multiply_down_rows<T, TC>(c, mode == GradMode::Add, factor, a, b, M, N, K);
   else
     multiply_blocks<T, TC>(backend, c, mode, factor, a, b, M, N, K);

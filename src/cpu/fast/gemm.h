@@ -19,6 +19,17 @@ struct Strided {
 // The longest sum kept in registers and caches; longer ones are added up in c if that is float.
 inline constexpr std::int64_t kBlockK = 2048;
 
+// Along which index both operands of a product are contiguous, or that each is along another.
+enum class Contiguous { AlongK, AcrossK, Mixed };
+
+// The floats of scratch that gemm() takes for operands of `in` and a result of `out`: for its sums, if they
+// must not be rounded on the way, for the right operand, packed, and for the left one, if it is packed too.
+struct GemmScratch {
+  std::int64_t sums = 0, right = 0, left = 0;
+};
+GemmScratch gemm_scratch(DType in, DType out, Contiguous operands, std::int64_t M, std::int64_t N,
+                         std::int64_t K);
+
 // c (M,N) (+)= alpha a (M,K) b (K,N), T and TC float or bf16. Scratch comes from `backend` as
 // Workspace.
 //
