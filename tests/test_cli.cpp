@@ -621,6 +621,9 @@ TEST_CASE("merge and export: one JSON object on stdout, and exit codes that say 
           (f / "n"));
   CHECK(r.status == 2);
   CHECK(r.out.find("--onto: is for adapters of A and B") != std::string::npos);
+  r = run("merge" + common + (f / "n") + " --adapter " + (f / "v"));  // vectors behind A and B
+  CHECK(r.status == 2);
+  CHECK(r.out.find("one folder at a time") != std::string::npos);
   CHECK(run("merge --model " + kModel + " --adapter " + (f / "none") + " --out " + (f / "n"))
             .status == 3);
   CHECK(!stdfs::exists(f / "n"));

@@ -2,6 +2,7 @@
 #include "lora/merge.h"
 #include "io/paths.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 
@@ -110,9 +111,12 @@ int main(int argc, char** argv) {
         program::write(json_text(OrderedJson{{"out", s.out}, {"exact", true}}) + "\n");
         return 0;
       }
-      if (const std::string folder = s.adapters.empty() ? "" : s.adapters[0].folder;
-          !folder.empty() && merges_as_vectors(open_method(folder)->method())) {
-        require(s.adapters.size() == 1 && s.adapters[0].weight == 1,
+      const auto vectors = std::find_if(s.adapters.begin(), s.adapters.end(), [](const auto& one) {
+        return merges_as_vectors(open_method(one.folder)->method());
+      });
+      if (vectors != s.adapters.end()) {
+        const std::string& folder = vectors->folder;
+        require(s.adapters.size() == 1 && vectors->weight == 1,
                 "--adapter: vectors are merged one folder at a time, without a weight");
         require(s.onto.empty(), "--onto: is for adapters of A and B, and ", folder,
                 " holds vectors, which are merged into the numbers of --model");

@@ -127,9 +127,9 @@ std::vector<HeldFormat> held_formats(const ModelFile& file, const BaseStorage& s
   check_patterns(file.slots(), storage);
   check_head(file.slots(), storage);
   bool any = false, spared = false;
-  for (std::size_t i = 0; i < formats.size(); ++i) {
+  const std::size_t n = storage.precision == BasePrecision::Dense ? 0 : formats.size();
+  for (std::size_t i = 0; i < n; ++i) {
     const WeightSlot& slot = file.slots()[i];
-    if (storage.precision == BasePrecision::Dense) break;
     const HeldFormat stored = file.quantised_format(slot);
     spared = spared || ((encoding || stored) && kept_dense(slot, storage));
     if (encoding) {
