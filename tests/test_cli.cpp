@@ -624,6 +624,15 @@ TEST_CASE("merge and export: one JSON object on stdout, and exit codes that say 
   r = run("merge" + common + (f / "n") + " --adapter " + (f / "v"));  // vectors behind A and B
   CHECK(r.status == 2);
   CHECK(r.out.find("one folder at a time") != std::string::npos);
+  for (const std::string& other :
+       {"export --model " + kModel + " --out " + (f / "v.gguf") + " --adapter ",
+        "merge --unmerge --base " + kModel + " --model " + kModel + " --out " + (f / "n") +
+            " --adapter ",
+        train(f, "--out " + (f / "n") + " --init-adapter ")}) {
+    r = run(other + (f / "v"));
+    CHECK(r.status == 2);
+    CHECK(r.out.find("is of ia3, and") != std::string::npos);
+  }
   CHECK(run("merge --model " + kModel + " --adapter " + (f / "none") + " --out " + (f / "n"))
             .status == 3);
   CHECK(!stdfs::exists(f / "n"));

@@ -20,9 +20,7 @@ int main(int argc, char** argv) {
   app.add_option("--out", out, "the .gguf file; must not exist")->required();
   return program::run(app, argc, argv, [&] {
     if (!out.ends_with(".gguf")) throw UsageError("--out " + out + ": must end in .gguf");
-    const std::string method = open_method(adapter)->method();
-    require(method == "lora", "--adapter: ", adapter, " is of ", method,
-            ", and GGUF's adapters hold A and B alone");
+    require_lora(adapter, "--adapter " + adapter, "GGUF's adapters hold A and B alone");
     const GgufAdapter written = export_gguf_adapter(model, adapter, out);
     for (const std::string& warning : written.warnings) program::message("warning: " + warning);
     OrderedJson json = {{"out", out},

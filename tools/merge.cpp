@@ -107,6 +107,8 @@ int main(int argc, char** argv) {
       if (unmerge_it) {
         if (base.empty())
           throw UsageError("--unmerge needs --base: what rounding lost can't be computed back");
+        for (const WeightedAdapter& one : s.adapters)
+          require_lora(one.folder, "--adapter " + one.folder, "only A and B are taken out again");
         unmerge(s, base, console);
         program::write(json_text(OrderedJson{{"out", s.out}, {"exact", true}}) + "\n");
         return 0;

@@ -185,7 +185,8 @@ GgufFile::~GgufFile() = default;
 
 const std::string& GgufFile::path() const { return impl_->file.path(); }
 const std::string& GgufFile::path_of(const std::string& name) const {
-  return impl_->stored(name).file.path();
+  const auto* part = impl_->part_of(name);
+  return part ? part->file.path() : path();
 }
 std::vector<const InputFile*> GgufFile::files() const {
   std::vector<const InputFile*> files;

@@ -68,7 +68,10 @@ class ShardedModel : public TensorReader {
   }
 
   const std::string& path() const override { return path_; }
-  const std::string& path_of(const std::string& name) const override { return reader(name).path(); }
+  const std::string& path_of(const std::string& name) const override {
+    const auto at = reader_of_.find(name);
+    return at == reader_of_.end() ? path_ : at->second->path();
+  }
   std::vector<const InputFile*> files() const override {
     std::vector<const InputFile*> open;
     for (const auto& file : files_) open.push_back(file->files()[0]);

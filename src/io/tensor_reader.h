@@ -19,7 +19,7 @@ class TensorReader {
  public:
   virtual ~TensorReader() = default;
   virtual const std::string& path() const = 0;  // for messages
-  // Of the file that holds the tensor, where there are several.
+  // Of the file that holds the tensor, where there are several; path() if none does.
   virtual const std::string& path_of(const std::string& name) const {
     static_cast<void>(name);
     return path();

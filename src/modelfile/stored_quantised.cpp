@@ -25,7 +25,7 @@ class Companions {
   Companions(const TensorReader& reader, StoredMatrix& stored) : reader_(reader), stored_(stored) {}
 
   [[noreturn]] void refuse(const std::string& name, const std::string& rule) const {
-    throw InputError(concat(reader_.path(), ": tensor ", name, ": ", rule));
+    throw InputError(concat(reader_.path_of(name), ": tensor ", name, ": ", rule));
   }
   bool has(const std::string& name) const { return reader_.has(name); }
 
@@ -115,7 +115,7 @@ void find_bitsandbytes(Companions& c, const TensorReader& reader, const std::str
   static const std::vector<std::string> kKeys = {"quant_type",   "blocksize",        "dtype",
                                                  "shape",        "nested_blocksize", "nested_dtype",
                                                  "nested_offset"};
-  const std::string where = concat(reader.path(), ": tensor ", state);
+  const std::string where = concat(reader.path_of(state), ": tensor ", state);
   if (reader.stored_type(state) != "U8") c.refuse(state, "is no text of bytes");
   if (reader.shape(state).numel() > 4096) c.refuse(state, "is longer than any quant_state");
   stored.names = {weight, state};

@@ -95,12 +95,9 @@ InferenceModel open_inference(const InferenceSettings& settings) {
     if (equals == std::string::npos || equals == 0)
       throw UsageError(concat("`adapter` ", text, ": give name=folder, or one folder alone"));
     const std::string folder = text.substr(equals + 1);
-    // LoRA's own reader says what is wrong with a folder that holds no method.
-    if (exists(folder + "/" + kAdapterConfig) || exists(folder + "/" + kMethodList))
-      if (const std::string method = open_method(folder)->method(); method != "lora")
-        throw UsageError(concat("`adapter` ", text, ": is of ", method,
-                                ", and sets of named adapters are LoRA's alone: give ", folder,
-                                " without a name, for all prompts"));
+    require_lora(folder, concat("`adapter` ", text),
+                 concat("sets of named adapters are LoRA's alone: give ", folder,
+                        " without a name, for all prompts"));
     named.emplace_back(text.substr(0, equals), open_adapter(folder));
   }
   const ModelFile model_file(settings.model);

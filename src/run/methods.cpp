@@ -319,6 +319,12 @@ std::unique_ptr<MethodFile> open_method(const std::string& folder) {
   return std::make_unique<MethodSetFile>(std::move(files));
 }
 
+void require_lora(const std::string& folder, const std::string& setting, const std::string& why) {
+  if (!exists(folder + "/" + kAdapterConfig) && !exists(folder + "/" + kMethodList)) return;
+  const std::string method = open_method(folder)->method();
+  require(method == "lora", setting, ": is of ", method, ", and ", why);
+}
+
 bool replaces_base(const MethodConfig& config) { return config.has(kFull); }
 
 std::int64_t virtual_tokens(const MethodConfig& config) {

@@ -63,5 +63,8 @@ std::int64_t virtual_tokens(const MethodConfig& config);
 // Opens a folder that Method::save() wrote, or that PEFT or adapter-hub wrote: one method, or a folder
 // for each of several. Throws InputError naming file and key.
 std::unique_ptr<MethodFile> open_method(const std::string& folder);
+// Throws UsageError "<setting>: is of <method>, and <why>" if such a folder is of another method than LoRA.
+// What is wrong with a folder of no method is left to open_adapter().
+void require_lora(const std::string& folder, const std::string& setting, const std::string& why);
 
 }  // namespace lk

@@ -36,6 +36,8 @@ constexpr std::int64_t kVirtualTokens = 20;  // as in PEFT's examples
 
 // An adapter to start from comes with its rank, alpha and modules.
 void take_adapter(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in) {
+  require_lora(s.init_adapter, concat("`init_adapter` ", s.init_adapter),
+               "training goes on from A and B alone");
   in.init = open_adapter(s.init_adapter);
   in.init_sha256 = sha256_file(s.init_adapter + "/" + kAdapterWeights);
   LoraConfig& lora = in.methods.lora;
