@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a fresh Debian 12 to a fine-tuned model: bash tools/demo.sh
-# 8 to 11 minutes on two cores, by processor, build included; under 4 once built. Writes into runs/demo-<time>/.
+# 8 to 12 minutes on two cores, by processor, build included; under 4 once built. Writes into runs/demo-<time>/.
 source "$(dirname "$0")/common.sh"
 
 steps=${1:-60}
