@@ -99,10 +99,10 @@ class Scaling:
             return {"tiny": (TINY, 2, 32, {})}
         return {name: (matrix_cases.MODELS[name], *rest) for name, rest in WEAK.items()}
 
-    def step(self, config, batch, seq_len, count, *more):
+    def step(self, config, batch, seq_len, count, *more, steps=14):
         device = [] if count > 1 else ["--device", "cuda:0"]
         flags = ["--config", config, "--batch", batch, "--seq-len", seq_len, "--rank", 16, "--dtype", self.args.dtype, "--steps",
-                 8, "--warmup", 3, *(["--device", "cpu"] if self.args.device == "cpu" else device)]
+                 steps, "--warmup", 4, *(["--device", "cpu"] if self.args.device == "cpu" else device)]
         return json.loads(self.run([self.args.build / "bench/bench_step", *flags, "--processes", count, *more]))
 
     def weak(self):
@@ -218,7 +218,7 @@ class Scaling:
         else:
             self.note("memory", f"llama3-70b bf16 in parts: left out on {most} cards", None)
         for what, count, more in cases:
-            r = self.step(config, 1, 4096, count, *more, "--recompute", "block")
+            r = self.step(config, 1, 4096, count, *more, "--recompute", "block", steps=6)
             of_plan = r["device_peak_bytes"] / r["planned_peak_bytes"]
             self.note("memory", f"llama3-70b {what} 1 x 4096 a card, {count} processes", abs(of_plan - 1) < 0.02,
                       peak_gib=round(r["device_peak_bytes"] / 2**30, 2), of_plan=round(of_plan, 4),

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <thread>
 
 #include "cuda/attention/shared_keys.h"
 #include "cuda/cache_kernels.h"
@@ -16,7 +17,8 @@ namespace {
 
 void set_device(int device) { cuda_check(cudaSetDevice(device), "selecting the GPU"); }
 
-std::unique_ptr<BlockCache> make_cache(int device) {
+// `settle` runs before the driver is asked to free memory.
+std::unique_ptr<BlockCache> make_cache(int device, std::function<void()> settle) {
   // The driver's blocks are 256-byte aligned. A refusal is an answer here, not an error: clear it.
   auto allocate = [device](std::size_t bytes) -> void* {
     void* block = nullptr;
@@ -26,7 +28,8 @@ std::unique_ptr<BlockCache> make_cache(int device) {
     return nullptr;
   };
   // cudaFree waits for work in flight, so no kernel loses memory that it still uses.
-  auto release = [device](void* block, std::size_t) {
+  auto release = [device, settle = std::move(settle)](void* block, std::size_t) {
+    settle();
     cudaSetDevice(device);
     cudaFree(block);
   };
@@ -57,6 +60,7 @@ class CudaBackend::CudaReadback final : public Readback {
       : backend_(backend), landing_(std::move(landing)), dtype_(dtype) {}
   // Nobody may write to the landing while a value is still on its way to it.
   ~CudaReadback() override {
+    if (!done_) backend_.settle();
     cudaEventSynchronize(landing_->done);
     backend_.landings_.push_back(std::move(landing_));
   }
@@ -69,7 +73,8 @@ class CudaBackend::CudaReadback final : public Readback {
     return state == cudaSuccess;
   }
   double value() override {
-    cuda_check(cudaEventSynchronize(landing_->done), "reading a value");
+    backend_.wait_for(landing_->done, "reading a value");
+    done_ = true;
     if (dtype_ == DType::F64) return *landing_->host;
     float narrow = 0;
     std::memcpy(&narrow, landing_->host, sizeof narrow);
@@ -80,6 +85,7 @@ class CudaBackend::CudaReadback final : public Readback {
   CudaBackend& backend_;
   std::unique_ptr<Landing> landing_;
   DType dtype_;
+  bool done_ = false;
 };
 
 CudaBackend::CudaBackend(int device)
@@ -88,12 +94,13 @@ CudaBackend::CudaBackend(int device)
   cuda_check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating the stream");
   cuda_check(cudaStreamCreateWithFlags(&side_stream_, cudaStreamNonBlocking),
              "creating the stream of copies");
+  cuda_check(cudaEventCreateWithFlags(&idle_, cudaEventDisableTiming), "creating an event");
   for (Staging& s : staging_) {
     cuda_check(cudaMallocHost(reinterpret_cast<void**>(&s.host), kStagingBytes),
                "allocating pinned host memory");
     cuda_check(cudaEventCreateWithFlags(&s.done, cudaEventDisableTiming), "creating an event");
   }
-  set_cache(make_cache(device));
+  set_cache(make_cache(device, [this] { settle(); }));
   lora_kernels_ = std::make_unique<CudaLoraKernels>(*this, weight_gradient_count());
   cache_kernels_ = std::make_unique<CudaCacheKernels>(*this);
   dora_kernels_ = std::make_unique<CudaDoraKernels>(*this, weight_gradient_count());
@@ -123,6 +130,7 @@ CudaBackend::~CudaBackend() {
     cudaEventDestroy(s.done);
     cudaFreeHost(s.host);
   }
+  cudaEventDestroy(idle_);
   cudaStreamDestroy(side_stream_);
   cudaStreamDestroy(stream_);
 }
@@ -163,7 +171,7 @@ std::int64_t CudaBackend::free_memory() const {
 CudaBackend::Staging& CudaBackend::next_staging() {
   Staging& s = staging_[static_cast<std::size_t>(staging_turn_)];
   staging_turn_ ^= 1;
-  cuda_check(cudaEventSynchronize(s.done), "waiting for a copy");
+  wait_for(s.done, "waiting for a copy");
   s.used = 0;
   return s;
 }
@@ -193,7 +201,7 @@ void CudaBackend::download(void* dst, const Tensor& src, std::size_t bytes) {
   Staging* travelling = nullptr;
   std::size_t travelling_at = 0, travelling_bytes = 0;
   auto land = [&] {
-    cuda_check(cudaEventSynchronize(travelling->done), "download");
+    wait_for(travelling->done, "download");
     std::memcpy(static_cast<std::byte*>(dst) + travelling_at, travelling->host, travelling_bytes);
   };
   for (std::size_t at = 0; at < bytes; at += kStagingBytes) {
@@ -227,9 +235,38 @@ std::unique_ptr<Readback> CudaBackend::read_later(const Tensor& x) {
 }
 
 void CudaBackend::synchronize() {
-  cuda_check(cudaStreamSynchronize(stream()), "waiting for the GPU");
+  cuda_check(cudaEventRecord(idle_, stream()), "waiting for the GPU");
+  wait_for(idle_, "waiting for the GPU");
   // A copy that nobody has waited for is on this one alone.
   cuda_check(cudaStreamSynchronize(side_stream_), "waiting for the GPU");
+}
+
+void CudaBackend::wait_for(cudaEvent_t event, const char* what) const {
+  if (!guard_) return cuda_check(cudaEventSynchronize(event), what);
+  using Clock = std::chrono::steady_clock;
+  const Clock::time_point start = Clock::now();
+  for (;;) {
+    const Clock::duration waited = Clock::now() - start;
+    guard_(waited);
+    const cudaError_t status = cudaEventQuery(event);
+    if (status == cudaSuccess) return;
+    if (status != cudaErrorNotReady) cuda_check(status, what);
+    cudaGetLastError();  // "not ready" counts as an error, which the next launch would report
+    if (waited > std::chrono::milliseconds(1))
+      std::this_thread::sleep_for(std::chrono::microseconds(20));
+  }
+}
+
+void CudaBackend::settle() noexcept {
+  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;  // where nothing has run yet
+  if (!guard_ || cudaStreamIsCapturing(stream_, &capture) != cudaSuccess ||
+      capture != cudaStreamCaptureStatusNone)
+    return;
+  try {
+    synchronize();
+  } catch (const std::exception&) {
+    // The guard has ended what the device waited for, and throws again where the host next waits.
+  }
 }
 
 }  // namespace lk

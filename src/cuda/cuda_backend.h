@@ -11,7 +11,9 @@
 #include <cuda_runtime_api.h>
 
 #include <array>
+#include <chrono>
 #include <cstddef>
+#include <functional>
 
 #include "cuda/cublaslt.h"
 #include "cuda/traits.h"
@@ -42,6 +44,14 @@ class CudaBackend final : public Backend {
   void upload_made(const Tensor& dst, std::size_t unit_bytes, const MakeUnits& make) override;
   void look_at(const Tensor& src, std::size_t unit_bytes, const LookAtUnits& look) override;
   void synchronize() override;
+  // Note [Waiting for others]: what the stream waits for may be another process's work (nccl.cpp),
+  // and one that is gone would have the host wait for ever. So while it waits for the device it
+  // asks the guard again and again, with how long it has waited; the guard ends that by throwing.
+  // Null: none.
+  using WaitGuard = std::function<void(std::chrono::steady_clock::duration waited)>;
+  void guard_waits(WaitGuard guard) { guard_ = std::move(guard); }
+  // Returns when the event has come.
+  void wait_for(cudaEvent_t event, const char* what) const;
   std::unique_ptr<Readback> read_later(const Tensor& x) override;
   std::unique_ptr<Recording> record(const std::function<void()>& work,  // cuda_graph.cpp
                                     const Recording* beside) override;
@@ -101,6 +111,8 @@ class CudaBackend final : public Backend {
     std::size_t used = 0;
   };
   Staging& next_staging();
+  // Call it before the host waits otherwise than by wait_for(): after it the device waits for nobody.
+  void settle() noexcept;
   Lanes& lanes(std::size_t bytes);
 
   // Where read_later()'s values land; a Readback borrows one and returns it.
@@ -110,6 +122,8 @@ class CudaBackend final : public Backend {
 
   int device_;
   cudaStream_t stream_ = nullptr, side_stream_ = nullptr;
+  cudaEvent_t idle_ = nullptr;  // the stream's end, for synchronize()
+  WaitGuard guard_;
   BlockCache host_cache_;  // pinned memory for offload()
   std::array<Staging, 2> staging_;
   int staging_turn_ = 0;

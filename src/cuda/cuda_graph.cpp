@@ -49,6 +49,7 @@ class CudaBackend::Graph final : public Recording {
       : backend_(backend), memory_(std::move(memory)) {}
   ~Graph() override {
     if (!exec_) return;
+    backend_.settle();
     cudaStreamSynchronize(backend_.stream_);
     cudaGraphExecDestroy(exec_);
   }

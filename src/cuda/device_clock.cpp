@@ -10,7 +10,7 @@ namespace {
 
 class EventClock final : public DeviceClock {
  public:
-  EventClock(int device, cudaStream_t stream) : device_(device), stream_(stream) {}
+  EventClock(const CudaBackend& backend, int device) : backend_(backend), device_(device) {}
   ~EventClock() override {
     cudaSetDevice(device_);
     for (cudaEvent_t event : events_) cudaEventDestroy(event);
@@ -24,14 +24,13 @@ class EventClock final : public DeviceClock {
       events_.push_back(nullptr);
       cuda_check(cudaEventCreate(&events_.back()), "creating an event");
     }
-    cuda_check(cudaEventRecord(events_[n_marks_], stream_), "recording an event");
+    cuda_check(cudaEventRecord(events_[n_marks_], backend_.stream()), "recording an event");
     ++n_marks_;
   }
 
   std::vector<double> read() override {
     std::vector<double> seconds(n_marks_);
-    if (n_marks_ > 0)
-      cuda_check(cudaEventSynchronize(events_[n_marks_ - 1]), "waiting for the GPU");
+    if (n_marks_ > 0) backend_.wait_for(events_[n_marks_ - 1], "waiting for the GPU");
     for (std::size_t i = 0; i < n_marks_; ++i) {
       float ms = 0;
       cuda_check(cudaEventElapsedTime(&ms, events_[0], events_[i]), "reading an event");
@@ -42,8 +41,8 @@ class EventClock final : public DeviceClock {
   }
 
  private:
+  const CudaBackend& backend_;
   int device_;
-  cudaStream_t stream_;
   std::vector<cudaEvent_t> events_;
   std::size_t n_marks_ = 0;
 };
@@ -51,7 +50,7 @@ class EventClock final : public DeviceClock {
 }  // namespace
 
 std::unique_ptr<DeviceClock> CudaBackend::make_clock() {
-  return std::make_unique<EventClock>(device_, stream());
+  return std::make_unique<EventClock>(*this, device_);
 }
 
 }  // namespace lk

@@ -63,6 +63,7 @@ class CudaBackend::Lanes {
 };
 
 CudaBackend::Lanes& CudaBackend::lanes(std::size_t bytes) {
+  settle();  // the threads' own waits have no guard
   const int threads = part_threads();
   if (!lanes_ || !lanes_->suffice(threads, bytes)) {
     lanes_.reset();

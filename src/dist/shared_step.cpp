@@ -50,12 +50,21 @@ StepTensors SharedStep::run(StepParts& parts, AdamW& optimizer) {
   for (std::size_t i = 0; i < parts.sizes().size(); ++i)
     if (parts.sizes()[i].supervised > 0) counted.push_back(i);
   const auto n = static_cast<int>(counted.size());
+  const auto mode_of = [&](int first) {
+    return settings_.fast_reduce && first > 0 ? GradMode::Add : GradMode::Write;
+  };
+  bool recorded = parts.has_recording_of_finish();
+  for (int first = 0; first + rank_ < n; first += size_)
+    recorded &=
+        parts.has_recording(counted[static_cast<std::size_t>(first + rank_)], 1, mode_of(first));
+  wait_ = !recorded;
+  if (wait_) model_.backend().synchronize();
   const Tensor loss = empty(1);
   for (int first = 0; first < n; first += size_) {
     Round round{std::min(size_, n - first), first == 0, first + size_ >= n};
     if (rank_ < round.n_computed) {
       const std::size_t i = counted[static_cast<std::size_t>(first + rank_)];
-      const GradMode mode = settings_.fast_reduce && !round.first ? GradMode::Add : GradMode::Write;
+      const GradMode mode = mode_of(first);
       const auto work = [this, mode, &train_step = parts.train_step()](const StepTensors& one) {
         compute(train_step, one, mode);
       };
@@ -94,6 +103,7 @@ StepTensors SharedStep::run(StepParts& parts, AdamW& optimizer) {
     if (p->has_compute_copy()) copies.push_back({p->compute(), p->value()});
   }
   kernels_.copy_many(copies);
+  wait_ = true;
   return step;
 }
 
@@ -294,7 +304,9 @@ void SharedStep::add_copies(Copies& copies, Direction direction, const Tensor& b
 
 void SharedStep::exchange(std::span<const Transport::Piece> sends,
                           std::span<const Transport::Piece> receives) {
-  if (transport_) transport_->exchange(sends, receives);
+  if (!transport_) return;
+  transport_->exchange(sends, receives);
+  if (wait_) model_.backend().synchronize();
 }
 
 }  // namespace lk

@@ -24,8 +24,10 @@
 // of the sum, 1/W of the gradient.
 //
 // What a process computes of a micro-batch is recorded, and so is the update of its slice
-// (lora/step_parts.h). The exchanges, where the host waits for other processes, and the copies to and from
-// their buffers are not; a chunk's copies are a launch or two, of however many matrices.
+// (lora/step_parts.h). The exchanges and the copies to and from their buffers are not; a chunk's copies are
+// a launch or two, of however many matrices. Where all parts are recordings, the host submits a whole step
+// without waiting. Else it waits for each exchange: a device takes only so many launches ahead of it, and
+// if one of them waited for a process that is gone, the host would wait in a launch that nothing ends.
 //
 // TrainStep::run() adds each micro-batch to the gradient in place too, in another order where a step has
 // several: without a SharedStep the last bits are those of fast_reduce with a single process.
@@ -119,6 +121,7 @@ class SharedStep {
   Transport* transport_;
   int rank_, size_;
   Settings settings_;
+  bool wait_ = true;  // for each exchange
   SliceKernels& kernels_;
   std::vector<Parameter*> parameters_;
   OptimizerSlices slices_;

@@ -2,11 +2,14 @@
 
 namespace lk {
 
-StepTensors StepParts::run(std::size_t first, std::size_t n, const Work& work, GradMode mode) {
+StepParts::Part StepParts::part(std::size_t first, std::size_t n, GradMode mode) const {
   const auto begin = sizes_.begin() + static_cast<std::ptrdiff_t>(first);
+  return {{begin, begin + static_cast<std::ptrdiff_t>(n)}, mode};
+}
+
+StepTensors StepParts::run(std::size_t first, std::size_t n, const Work& work, GradMode mode) {
   return run(
-      {{begin, begin + static_cast<std::ptrdiff_t>(n)}, mode},
-      [&](StepTensors& tensors) { upload_(tensors, first); }, work);
+      part(first, n, mode), [&](StepTensors& tensors) { upload_(tensors, first); }, work);
 }
 
 StepTensors StepParts::finish(const Tensor& loss, const Tensor& norm_sq, const Work& work) {

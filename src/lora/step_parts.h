@@ -44,6 +44,11 @@ class StepParts {
   // whether it adds to the gradient that earlier parts left.
   StepTensors run(std::size_t first, std::size_t n, const Work& work,
                   GradMode mode = GradMode::Write);
+  // Whether run() or finish() would only replay a recording.
+  bool has_recording(std::size_t first, std::size_t n, GradMode mode) const {
+    return recorder_.find(part(first, n, mode)) != nullptr;
+  }
+  bool has_recording_of_finish() const { return recorder_.find({}) != nullptr; }
   // Runs `work`, which reads no micro-batch, on tensors that hold this loss (1) and this norm_sq (1),
   // and returns them.
   StepTensors finish(const Tensor& loss, const Tensor& norm_sq, const Work& work);
@@ -55,6 +60,7 @@ class StepParts {
 
  private:
   using Prepare = std::function<void(StepTensors&)>;
+  Part part(std::size_t first, std::size_t n, GradMode mode) const;
   StepTensors run(const Part& part, const Prepare& prepare, const Work& work);
 
   const TrainStep& train_step_;

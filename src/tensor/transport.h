@@ -17,7 +17,8 @@ class Transport {
   };
   // Sends and receives all pieces at once. Of two processes, what one sends to the other it receives
   // there in the same order and sizes. Work submitted before is seen, and work submitted after sees
-  // what came. Throws IoError if a process is gone, or the error that ended it.
+  // what came. Throws IoError if a process is gone, or the error that ended it: here, or where the
+  // host next waits for the device, which may come to this exchange later.
   virtual void exchange(std::span<const Piece> sends, std::span<const Piece> receives) = 0;
   // Gives up whatever the device still waits for: the run has failed. No exchange() follows.
   virtual void abandon() noexcept {}
