@@ -240,11 +240,6 @@ TEST_CASE("cuda: one to four rows multiply codes run by run as F64 does") {
     for (std::int64_t block : {32, 128})
       random_codes(concat("int4 of ", block), {.encoding = Encoding::Int4, .block = block}, 37, K);
   }
-  // More tiles than a GPU has blocks in place: of 4, 8 and 16 warps.
-  random_codes("int4 of 32, many", {.encoding = Encoding::Int4, .block = 32}, 18'000, 1024);
-  random_codes("fp8 of 128 x 128, many",
-               {.encoding = Encoding::Fp8, .block = 128, .scale_rows = 128}, 6'500, 2304);
-  random_codes("nf4 of 64, many", {.encoding = Encoding::Nf4, .block = 64}, 5'000, 4352);
   std::map<std::int64_t, Weight> gains;
   const auto gain = [&](std::int64_t K) -> const Weight& {
     const auto [at, added] = gains.try_emplace(K);

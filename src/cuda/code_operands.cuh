@@ -62,13 +62,12 @@ struct Codebook : Scaled {
   __device__ __forceinline__ Ahead ahead(u32 low_row, u32 high_row, int run, int runs) const {
     Ahead a;
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const u32 first = (h ? high_row : low_row) * static_cast<u32>(runs);
-      const u32 block = (first + static_cast<u32>(run)) >> block_shift,
-                other = (first + static_cast<u32>(min(run + 1, runs - 1))) >> block_shift;
-      a.scale[h][0] = a.scale[h][1] = scale_of(block);
-      if (other != block) a.scale[h][1] = scale_of(other);
-    }
+    for (int h = 0; h < 2; ++h)
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        a.scale[h][i] = scale_of(((h ? high_row : low_row) * static_cast<u32>(runs) +
+                                  static_cast<u32>(min(run + i, runs - 1))) >>
+                                 block_shift);
     return a;
   }
   static __device__ __forceinline__ void operands(const u8* p, int run, int t, const u8* lut,

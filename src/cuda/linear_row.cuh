@@ -4,10 +4,9 @@
 // Shapes     y (M,N) = addend (M,N) + x (M,K) wᵀ, w (N,K) quantised, M <= 4, for up to three w of one
 //            format; K a multiple of 32
 // Plan       a tile: 16 rows of w; its 4 to 16 warps take turns along K, 256 columns each: a chunk of
-//            eight runs of 32. A block: one to four tiles at a time, and then others, as all blocks are in
-//            place at once. A warp copies its chunks into shared memory of its own, one ahead of the one
-//            that it multiplies, also from tile to tile, the first before the kernel's input is there;
-//            warps wait for each other once a tile, to add their sums.
+//            eight runs of 32. A block: one to four tiles. A warp copies its chunks into shared memory of
+//            its own, one ahead of the one that it multiplies, the first before the kernel's input is
+//            there; no warp waits for another.
 // Scales     Every run has scales of its own, which must not meet before they are applied. So the eight
 //            columns of the product's right operand, of which a single row of x would fill one, hold that
 //            row's eight runs: column n is x in run n and zero elsewhere. The product then has the sums
@@ -74,11 +73,7 @@ struct RowStage {
   static constexpr int kPitch = kPieces * 16, kBytes = kFewRows * kPitch;
   static constexpr int kCopies = (kFewRows * kPieces + 31) / 32;  // of a lane
   static constexpr int kLutBytes = Format::kLut ? 256 * operands::kCopiesOfEntry * 4 : 0;
-  // Beside the stages: the table, and sums of 16 rows of x for each warp, of a tile and the next.
-  static constexpr int kSumBytes = kFewRows * 4;
-  static constexpr int shared_bytes(int warps, int m) {
-    return kLutBytes + warps * 2 * (kBytes + m * kSumBytes);
-  }
+  static constexpr int shared_bytes(int warps) { return kLutBytes + warps * 2 * kBytes; }
 };
 
 // The lane's eight columns of a run of x, as operands hold them.
@@ -105,77 +100,63 @@ __device__ __forceinline__ std::uint32_t times(std::uint32_t a, std::uint32_t b)
   return y;
 }
 
-// n_warps: of a tile of 16 rows; n_tiles: of all parts.
+// n_warps: of a tile of 16 rows.
 template <class Format, int M>
 __global__ void __launch_bounds__(kMostRowThreads, M == 1 ? 2 : 1)
     linear_row_kernel(const __grid_constant__ RowParts<Format> parts, Matrix<const __nv_bfloat16> x,
-                      int n_x, int k, int n_warps, int n_tiles) {
+                      int n_x, int k, int n_warps) {
   using u32 = std::uint32_t;
   using Stage = RowStage<Format>;
   constexpr int kTiles = Format::kSixteens ? 2 : 1;
   extern __shared__ __align__(16) unsigned char shared[];
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const int place = threadIdx.x / 32 / n_warps, warp = threadIdx.x / 32 % n_warps;
-  const int n_places = static_cast<int>(blockDim.x) / 32 / n_warps, step = gridDim.x * n_places;
-  const auto part_of = [&](int tile) -> const RowPart<Format>& {
-    int chosen = 0;
-    for (int i = 1; i < parts.n; ++i)
-      if (tile * kFewRows >= parts.part[i].begin) chosen = i;
-    return parts.part[chosen];
-  };
-  const auto row_of = [](const RowPart<Format>& p, int tile, int r) {  // of the part
-    return static_cast<u32>(min(tile * kFewRows + r, p.end - 1) - p.begin);
+  const int tile = threadIdx.x / 32 / n_warps, warp = threadIdx.x / 32 % n_warps;
+  const int block_row =
+      (static_cast<int>(blockIdx.x * (blockDim.x / 32) / n_warps) + tile) * kFewRows;
+  int chosen = 0;
+  for (int i = 1; i < parts.n; ++i)
+    if (block_row >= parts.part[i].begin) chosen = i;
+  const RowPart<Format>& p = parts.part[chosen];
+  const int row0 = block_row - p.begin, n = p.end - p.begin;
+  const u32 row_bytes = p.row_bytes;
+  const auto row_of = [&](int r) {  // a block's last tiles may lie behind the last part
+    return static_cast<u32>(min(row0 + r, n - 1));
   };
 
-  // What is copied next: a chunk of a tile. A lane copies pieces lane, lane + 32, ... of a stage. What lies
-  // behind a row or the matrix may be anything, as x is zero there: the matrix's last piece is read instead.
+  // A lane copies pieces lane, lane + 32, ... of a stage. What lies behind a row or the matrix may be
+  // anything, as x is zero there: the matrix's last piece is read instead.
   unsigned char* ring = shared + Stage::kLutBytes + threadIdx.x / 32 * (2 * Stage::kBytes);
-  const int n_chunks = (k + kChunk - 1) / kChunk, runs = k / kRun;
-  int next_tile = static_cast<int>(blockIdx.x) * n_places + place, next_chunk = warp;
-  if (warp >= n_chunks) next_tile = n_tiles;  // there is none for this warp
+  const unsigned char* codes = p.codes;
+  const u32 last = (static_cast<u32>(n) * row_bytes - 1) & ~15u;
   u32 from[Stage::kCopies];
-  const auto begin_tile = [&] {
-    const RowPart<Format>& p = part_of(next_tile);
 #pragma unroll
-    for (int i = 0; i < Stage::kCopies; ++i) {
-      const int row = (lane + 32 * i) / Stage::kPieces, piece = (lane + 32 * i) % Stage::kPieces;
-      from[i] = row_of(p, next_tile, min(row, kFewRows - 1)) * p.row_bytes +
-                (Stage::kShifted ? 0 : min(piece, Stage::kNeeded - 1) * 16);
-    }
-  };
-  const auto copy_next = [&](int stage) {
-    if (next_tile >= n_tiles) return;
-    const RowPart<Format>& p = part_of(next_tile);
-    const u32 last = (static_cast<u32>(p.end - p.begin) * p.row_bytes - 1) & ~15u;
+  for (int i = 0; i < Stage::kCopies; ++i) {
+    const int row = (lane + 32 * i) / Stage::kPieces, piece = (lane + 32 * i) % Stage::kPieces;
+    from[i] = row_of(min(row, kFewRows - 1)) * row_bytes +
+              (Stage::kShifted ? 0 : min(piece, Stage::kNeeded - 1) * 16);
+  }
+  const auto copy = [&](int chunk, int stage) {
     const u32 to = shared_address(ring) + stage * Stage::kBytes + lane * 16,
-              skipped = static_cast<u32>(next_chunk) * Format::kBytes;
+              skipped = static_cast<u32>(chunk) * Format::kBytes;
 #pragma unroll
     for (int i = 0; i < Stage::kCopies; ++i) {
       u32 at = from[i] + skipped;
       if constexpr (Stage::kShifted)
         at = (at & ~15u) + min((lane + 32 * i) % Stage::kPieces, Stage::kNeeded - 1) * 16;
       if ((i + 1) * 32 <= kFewRows * Stage::kPieces || lane + 32 * i < kFewRows * Stage::kPieces)
-        copy_async_16(to + 512 * i, p.codes + min(at, last), true);
+        copy_async_16(to + 512 * i, codes + min(at, last), true);
     }
-    next_chunk += n_warps;
-    if (next_chunk < n_chunks) return;
-    next_chunk = warp, next_tile += step;
-    if (next_tile < n_tiles) begin_tile();
   };
-  // Of the chunk that is copied next, or of any where none is.
-  typename Format::Ahead next;
-  const auto look_ahead = [&] {
-    const int tile = min(next_tile, n_tiles - 1);
-    const RowPart<Format>& p = part_of(tile);
-    next = p.format.ahead(row_of(p, tile, g), row_of(p, tile, g + 8),
-                          min(next_chunk * kRuns + 2 * t, runs - 1), runs);
-  };
-  look_ahead();
-  if (next_tile < n_tiles) begin_tile();
-  copy_next(0);
+  const int n_chunks = (k + kChunk - 1) / kChunk, runs = k / kRun;
+  if (warp < n_chunks) copy(warp, 0);
   copy_async_commit();
+  const u32 low_row = row_of(g), high_row = row_of(g + 8);
+  const auto ahead_of = [&](int chunk) {
+    return p.format.ahead(low_row, high_row, min(chunk * kRuns + 2 * t, runs - 1), runs);
+  };
+  typename Format::Ahead next = ahead_of(min(warp, n_chunks - 1));
   if constexpr (Format::kLut) {
-    operands::fill_table(shared, parts.part[0].format);
+    operands::fill_table(shared, p.format);
     __syncthreads();
   }
   const u32 bank = operands::bank_of(lane);
@@ -184,108 +165,103 @@ __global__ void __launch_bounds__(kMostRowThreads, M == 1 ? 2 : 1)
   for (int run = 0; run < kRuns; ++run) mine[run] = run == g ? 0x3f803f80u : 0u;
   wait_for_previous();  // Note [Early launches]
 
-  float* const sums =
-      reinterpret_cast<float*>(shared + Stage::kLutBytes + blockDim.x / 32 * (2 * Stage::kBytes));
-  int stage = 0, turn = 0;
-  for (int tile = static_cast<int>(blockIdx.x) * n_places + place; tile < n_tiles; tile += step) {
-    const RowPart<Format>& p = part_of(tile);
-    const u32 low_row = row_of(p, tile, g), high_row = row_of(p, tile, g + 8);
-    float sum[M][2] = {};
+  float sum[M][2] = {};
+  int stage = 0;
 #pragma unroll 1
-    for (int chunk = warp; chunk < n_chunks; chunk += n_warps) {
-      const bool inside = chunk * kRuns + g < runs;
-      uint4 v[M];
-#pragma unroll
-      for (int m = 0; m < M; ++m)
-        v[m] =
-            inside && m < n_x ? run_of_x<Format>(x.at(m, chunk * kChunk + g * kRun), t) : uint4{};
-      const typename Format::Ahead ahead = next;
-      look_ahead();
-      copy_async_wait();
-      __syncwarp();  // the stage has arrived, and nobody reads the other one any more
-      copy_next(stage ^ 1);
-      copy_async_commit();
-
-      const unsigned char *low = ring + stage * Stage::kBytes + g * Stage::kPitch,
-                          *high = low + 8 * Stage::kPitch;
-      if constexpr (Stage::kShifted) {
-        const u32 skipped = static_cast<u32>(chunk) * Format::kBytes;
-        low += (low_row * p.row_bytes + skipped) & 15u;
-        high += (high_row * p.row_bytes + skipped) & 15u;
-      }
-      float c[M][kTiles][4] = {}, ones[M][kTiles][4] = {};
-#pragma unroll
-      for (int run = 0; run < kRuns; ++run) {
-        u32 a[Format::kPlanes][4], b[Format::kPlanes][4];
-        Format::operands(low, run, t, shared, bank, a);
-        Format::operands(high, run, t, shared, bank, b);
-#pragma unroll
-        for (int m = 0; m < M; ++m) {
-          const uint4 u{times(v[m].x, mine[run]), times(v[m].y, mine[run]),
-                        times(v[m].z, mine[run]), times(v[m].w, mine[run])};
-#pragma unroll
-          for (int plane = 0; plane < Format::kPlanes; ++plane) {
-            const u32(&l)[4] = a[plane], (&h)[4] = b[plane];
-            mma(c[m][0], Fragment4{{l[0], h[0], l[1], h[1]}}, u.x, u.y);
-            mma(c[m][kTiles - 1], Fragment4{{l[2], h[2], l[3], h[3]}}, u.z, u.w);
-          }
-        }
-      }
-      if constexpr (Format::kSums) {
-        constexpr u32 kOnes = 0x3f803f80u;
-#pragma unroll
-        for (int m = 0; m < M; ++m) {
-          mma(ones[m][0], Fragment4{{kOnes, kOnes, kOnes, kOnes}}, v[m].x, v[m].y);
-          mma(ones[m][kTiles - 1], Fragment4{{kOnes, kOnes, kOnes, kOnes}}, v[m].z, v[m].w);
-        }
-      }
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        float2 f[2][kTiles];
-        p.format.scales(h ? high : low, ahead, h, t, f);
-#pragma unroll
-        for (int i = 0; i < 2; ++i)
-#pragma unroll
-          for (int s = 0; s < kTiles; ++s) {
-            const bool counts =
-                chunk * kRuns + 2 * t + i < runs;  // scales behind a row may be anything
-            const float scale = counts ? f[i][s].x : 0.0f,
-                        offset =
-                            counts ? fmaf(f[i][s].x, -static_cast<float>(Format::kBias), f[i][s].y)
-                                   : 0.0f;
-#pragma unroll
-            for (int m = 0; m < M; ++m) {
-              sum[m][h] = fmaf(scale, c[m][s][2 * h + i], sum[m][h]);
-              if constexpr (Format::kSums) sum[m][h] = fmaf(offset, ones[m][s][i], sum[m][h]);
-            }
-          }
-      }
-      stage ^= 1;
-    }
-
-    // Who writes a tile's sums has waited for those of the tile before, so what they read was of the one
-    // before that.
-    float* const partial = sums + (turn * n_places + place) * n_warps * M * kFewRows;
-    turn ^= 1;
+  for (int chunk = warp; chunk < n_chunks; chunk += n_warps) {
+    const bool inside = chunk * kRuns + g < runs;
+    uint4 v[M];
 #pragma unroll
     for (int m = 0; m < M; ++m)
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        float total = sum[m][h];
-        total += __shfl_xor_sync(0xffffffffu, total, 1);
-        total += __shfl_xor_sync(0xffffffffu, total, 2);
-        if (t == 0) partial[(warp * M + m) * kFewRows + g + 8 * h] = total;
-      }
-    asm volatile("bar.sync %0, %1;\n" ::"r"(place + 1), "r"(n_warps * 32) : "memory");
-    const int m = (warp * 32 + lane) / kFewRows, row = tile * kFewRows + lane % kFewRows;
-    if (m < min(M, n_x) && row < p.end) {
-      float total = 0.0f;
-      for (int w = 0; w < n_warps; ++w) total += partial[(w * M + m) * kFewRows + lane % kFewRows];
-      if (p.addend.data) total += to_float(*p.addend.at(m, row - p.begin));
-      *p.y.at(m, row - p.begin) = from_float<__nv_bfloat16>(total);
+      v[m] = inside && m < n_x ? run_of_x<Format>(x.at(m, chunk * kChunk + g * kRun), t) : uint4{};
+    const typename Format::Ahead ahead = next;
+    next = ahead_of(min(chunk + n_warps, n_chunks - 1));
+    copy_async_wait();
+    __syncwarp();  // the stage has arrived, and nobody reads the other one any more
+    if (chunk + n_warps < n_chunks) copy(chunk + n_warps, stage ^ 1);
+    copy_async_commit();
+
+    const unsigned char *low = ring + stage * Stage::kBytes + g * Stage::kPitch,
+                        *high = low + 8 * Stage::kPitch;
+    if constexpr (Stage::kShifted) {
+      const u32 skipped = static_cast<u32>(chunk) * Format::kBytes;
+      low += (low_row * row_bytes + skipped) & 15u;
+      high += (high_row * row_bytes + skipped) & 15u;
     }
-    __syncwarp();
+    float c[M][kTiles][4] = {}, ones[M][kTiles][4] = {};
+#pragma unroll
+    for (int run = 0; run < kRuns; ++run) {
+      u32 a[Format::kPlanes][4], b[Format::kPlanes][4];
+      Format::operands(low, run, t, shared, bank, a);
+      Format::operands(high, run, t, shared, bank, b);
+#pragma unroll
+      for (int m = 0; m < M; ++m) {
+        const uint4 u{times(v[m].x, mine[run]), times(v[m].y, mine[run]), times(v[m].z, mine[run]),
+                      times(v[m].w, mine[run])};
+#pragma unroll
+        for (int plane = 0; plane < Format::kPlanes; ++plane) {
+          const u32(&l)[4] = a[plane], (&h)[4] = b[plane];
+          mma(c[m][0], Fragment4{{l[0], h[0], l[1], h[1]}}, u.x, u.y);
+          mma(c[m][kTiles - 1], Fragment4{{l[2], h[2], l[3], h[3]}}, u.z, u.w);
+        }
+      }
+    }
+    if constexpr (Format::kSums) {
+      constexpr u32 kOnes = 0x3f803f80u;
+#pragma unroll
+      for (int m = 0; m < M; ++m) {
+        mma(ones[m][0], Fragment4{{kOnes, kOnes, kOnes, kOnes}}, v[m].x, v[m].y);
+        mma(ones[m][kTiles - 1], Fragment4{{kOnes, kOnes, kOnes, kOnes}}, v[m].z, v[m].w);
+      }
+    }
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float2 f[2][kTiles];
+      p.format.scales(h ? high : low, ahead, h, t, f);
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+#pragma unroll
+        for (int s = 0; s < kTiles; ++s) {
+          const bool counts =
+              chunk * kRuns + 2 * t + i < runs;  // scales behind a row may be anything
+          const float scale = counts ? f[i][s].x : 0.0f,
+                      offset = counts
+                                   ? fmaf(f[i][s].x, -static_cast<float>(Format::kBias), f[i][s].y)
+                                   : 0.0f;
+#pragma unroll
+          for (int m = 0; m < M; ++m) {
+            sum[m][h] = fmaf(scale, c[m][s][2 * h + i], sum[m][h]);
+            if constexpr (Format::kSums) sum[m][h] = fmaf(offset, ones[m][s][i], sum[m][h]);
+          }
+        }
+    }
+    stage ^= 1;
   }
+
+  // The warps' sums are exchanged in the memory of the tile's first stages.
+  copy_async_wait();
+  const auto wait_for_tile = [&] {
+    asm volatile("bar.sync %0, %1;\n" ::"r"(tile + 1), "r"(n_warps * 32) : "memory");
+  };
+  wait_for_tile();
+  float* partial =
+      reinterpret_cast<float*>(shared + Stage::kLutBytes + tile * n_warps * (2 * Stage::kBytes));
+#pragma unroll
+  for (int m = 0; m < M; ++m)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float total = sum[m][h];
+      total += __shfl_xor_sync(0xffffffffu, total, 1);
+      total += __shfl_xor_sync(0xffffffffu, total, 2);
+      if (t == 0) partial[(warp * M + m) * kFewRows + g + 8 * h] = total;
+    }
+  wait_for_tile();
+  const int m = (warp * 32 + lane) / kFewRows, r = lane % kFewRows;
+  if (m >= min(M, n_x) || row0 + r >= n) return;
+  float total = 0.0f;
+  for (int w = 0; w < n_warps; ++w) total += partial[(w * M + m) * kFewRows + r];
+  if (p.addend.data) total += to_float(*p.addend.at(m, row0 + r));
+  *p.y.at(m, row0 + r) = from_float<__nv_bfloat16>(total);
 }
 
 // `parts` have one format, which Format reads; false if their rows are not, with nothing done.
@@ -312,21 +288,18 @@ bool launch_linear_row(const Tensor& x, std::span<const LinearPart> parts, cudaS
     if (parts[i].addend) part.addend = const_matrix<bf16>(parts[i].addend);
     rows += ceil_div(n, kFewRows) * kFewRows;
   }
-  // As many warps a tile as a block has, so that blocks differ by few tiles' time; fewer where a row has not
-  // as many chunks. Two blocks of 16 warps if their stages fit.
+  // The fewer tiles, the more warps each: a few thousand fill a GPU. Not more than two blocks' worth of shared
+  // memory allows, nor than there are chunks.
   const int tiles = rows / kFewRows, chunks = static_cast<int>(ceil_div(K, kChunk));
-  constexpr int kWarps =
-      Format::kLut || RowStage<Format>::shared_bytes(16, 1) <= 112 * 1024 ? 16 : 8;
-  int n_warps = kWarps;
+  constexpr int kMostWarps = RowStage<Format>::shared_bytes(16) <= 112 * 1024 ? 16 : 8;
+  int n_warps = tiles > 700 ? 4 : tiles > 320 ? 8 : kMostWarps;
   while (n_warps > 4 && n_warps > chunks) n_warps /= 2;
+  const int warps = Format::kLut ? kMostRowThreads / 32 : std::max(n_warps, 8);
   const auto go = [&]<int kM>() {
-    constexpr int kShared = RowStage<Format>::shared_bytes(kWarps, kM);
-    const auto kernel = linear_row_kernel<Format, kM>;
-    static const int places = resident_blocks("linear_row", kernel, kWarps * 32, kShared);
-    const i64 blocks = ceil_div(tiles, kWarps / n_warps);
-    launch_early("linear_row", kernel, grid_of(std::min<i64>(blocks, places)), dim3(kWarps * 32),
-                 kShared, stream, all, const_matrix<bf16>(x), static_cast<int>(M),
-                 static_cast<int>(K), n_warps, tiles);
+    launch_early("linear_row", linear_row_kernel<Format, kM>,
+                 grid_of(ceil_div(tiles, warps / n_warps)), dim3(warps * 32),
+                 RowStage<Format>::shared_bytes(warps), stream, all, const_matrix<bf16>(x),
+                 static_cast<int>(M), static_cast<int>(K), n_warps);
   };
   M == 1   ? go.template operator()<1>()
   : M == 2 ? go.template operator()<2>()
