@@ -2,6 +2,7 @@
 #include "run/compare.h"
 
 #include "io/durable.h"
+#include "io/paths.h"
 #include "program.h"
 
 int main(int argc, char** argv) {
@@ -16,6 +17,8 @@ int main(int argc, char** argv) {
   app.add_option("--out", out,
                  "also write a page with the table and all curves, e.g. compare.html");
   return program::run(app, argc, argv, [&] {
+    require(out.empty() || !is_taken(out) || is_comparison_page(out), "--out ", out,
+            ": exists already, and is no page of compare's; it is never overwritten");
     const auto runs = read_runs(folders);
     const ComparisonTable table = compare_runs(runs);
     program::write(comparison_text(runs, table));

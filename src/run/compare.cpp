@@ -4,6 +4,7 @@
 #include <map>
 #include <set>
 
+#include "io/input_file.h"
 #include "io/paths.h"
 #include "io/printable.h"
 #include "run/chart.h"
@@ -13,6 +14,8 @@
 
 namespace lk {
 namespace {
+
+constexpr const char* kTitleEnd = " runs compared";
 
 // Adds the leaves of `object`, named by their last key, which no two of run.json's settings share
 // unless they say the same ("format").
@@ -256,11 +259,20 @@ std::string comparison_html(const std::vector<ComparedRun>& runs, const Comparis
   const std::string settings = table.settings.empty()
                                    ? "<p class=\"quiet\">The runs have the same settings.</p>\n"
                                    : table_html(runs, table.settings, runs.size());
-  const std::string title = std::to_string(runs.size()) + " runs compared";
+  const std::string title = std::to_string(runs.size()) + kTitleEnd;
   return page_html(title, title, "",
                    verdict(runs, best_index) + "<h2>Results</h2>" +
                        table_html(runs, table.results, best_index) +
                        "<h2>Settings that differ</h2>" + settings + charts);
+}
+
+bool is_comparison_page(const std::string& path) {
+  const InputFile file(path);
+  std::string page(std::min<std::uint64_t>(file.size(), 4096), ' ');  // its head
+  file.read(0, page.data(), page.size());
+  const std::size_t title = page.find("<title>"), end = page.find("</title>");
+  return page.starts_with("<!doctype html>") && title < end && end != page.npos &&
+         std::string_view(page).substr(title, end - title).ends_with(kTitleEnd);
 }
 
 }  // namespace lk

@@ -36,4 +36,7 @@ std::string comparison_text(const std::vector<ComparedRun>& runs, const Comparis
 // The table and the curves, drawn over each other, as one page (run/page.h).
 std::string comparison_html(const std::vector<ComparedRun>& runs, const ComparisonTable& table);
 
+// Whether the file at `path` is such a page, which the next comparison may replace.
+bool is_comparison_page(const std::string& path);
+
 }  // namespace lk
