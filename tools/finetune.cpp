@@ -140,18 +140,21 @@ int report(const FinetuneSettings& s, const FinetuneResult& r) {
   return 0;
 }
 
-// The command line, and where it says no more than --resume and --out, its run's own settings.
+// The command line, and where it resumes a run without saying of what, that run's own settings.
 class CommandLine {
  public:
   CommandLine(int argc, char** argv) : args_(argv, argv + argc) {
     const std::string out = value_of("--out");
-    if (has("--resume") && !has("--config") && !has("--model") && !has("--data") &&
-        exists(out + "/run.toml")) {
-      config_ = "--config=" + out + "/run.toml";
-      args_.push_back(config_.data());
+    if (has("--resume") && !has("--config") && !(has("--model") && has("--data"))) {
+      if (exists(out + "/run.toml"))
+        config_ = "--config=" + out + "/run.toml", args_.push_back(config_.data());
+      else
+        no_run_ = out;
     }
     args_.push_back(nullptr);
   }
+  // The folder that holds no run, where the command line says nothing else of what to go on with.
+  const std::string& no_run() const { return no_run_; }
   bool has(const std::string& flag) const {
     return std::any_of(args_.begin(), args_.end(), [&](const char* arg) {
       return arg && (arg == flag || std::string(arg).starts_with(flag + "="));
@@ -170,7 +173,7 @@ class CommandLine {
     return "";
   }
   std::vector<char*> args_;
-  std::string config_;
+  std::string config_, no_run_;
 };
 
 // Runs the training in this process, or in several of which this may be one.
@@ -208,7 +211,11 @@ int main(int argc, char** argv) {
   program::FinetuneText text;
   program::add_finetune_flags(app, settings, text);
   CommandLine line(argc, argv);
+  if (!line.no_run().empty())
+    for (const char* flag : {"--model", "--data"}) app.get_option(flag)->required(false);
   return program::run(app, line.argc(), line.argv(), [&] {
+    require(line.no_run().empty(), "--resume: ", line.no_run(),
+            " holds no run to go on with (run.toml); a new one takes --model and --data");
     // One of the two on the command line wins over the other in a settings file.
     if (line.has("--steps") && !line.has("--epochs")) settings.epochs.reset();
     if (line.has("--epochs") && !line.has("--steps")) settings.steps.reset();

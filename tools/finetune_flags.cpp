@@ -100,7 +100,9 @@ void add_training_flags(CLI::App& app, FinetuneSettings& s) {
                  "share of each target's probability that goes to the whole vocabulary, in "
                  "training only")
       ->check(real);
-  app.add_option("--seed", s.seed, "of everything random")->check(whole)->capture_default_str();
+  app.add_option("--seed", s.seed, "of everything random")
+      ->check(seed_number())
+      ->capture_default_str();
 }
 
 void add_evaluation_flags(CLI::App& app, FinetuneSettings& s) {
@@ -109,7 +111,8 @@ void add_evaluation_flags(CLI::App& app, FinetuneSettings& s) {
   app.add_option("--eval-split", s.eval_split,
                  "share of the rows to evaluate on (0.1 of 48 or more, without --eval-data)")
       ->check(real_number());
-  app.add_option("--eval-rows", s.eval_rows, "only the first N of --eval-data")->check(whole);
+  app.add_option("--eval-rows", s.eval_rows, "at most N rows: the first of --eval-data")
+      ->check(whole);
   app.add_option("--eval-every", s.eval_every,
                  "evaluate every N steps (four to ten times, for an eighth of the time)")
       ->check(whole);

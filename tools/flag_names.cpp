@@ -4,6 +4,7 @@
 #include <map>
 
 #include "io/nearest.h"
+#include "tensor/error.h"
 
 namespace lk::program {
 namespace {
@@ -125,6 +126,31 @@ std::string fields_as_flags(const CLI::App& app, const std::string& message) {
     at = end + 1;
   }
   return out + message.substr(at);
+}
+
+std::string named_in_file(const CLI::App& app, int argc, const char* const* argv,
+                          const std::string& message) {
+  const CLI::Option* config = app.get_config_ptr();
+  if (!config || config->count() == 0) return "";
+  const std::vector<std::string> line = own_names(app, argc, argv);
+  const auto on_line = [&](const std::string& flag) {
+    return std::any_of(line.begin(), line.end(), [&](const std::string& arg) {
+      return arg == flag || arg.starts_with(flag + "=");
+    });
+  };
+  std::string names;
+  int n = 0;
+  for (std::size_t at = message.find("--"); at != message.npos; at = message.find("--", at + 2)) {
+    const std::size_t end = std::min(
+        message.find_first_not_of("abcdefghijklmnopqrstuvwxyz0123456789-", at), message.size());
+    const std::string flag = message.substr(at, end - at);
+    const CLI::Option* option = app.get_option_no_throw(flag);
+    if (!option || option == config || option->count() == 0 || on_line(flag)) continue;
+    if ((names + ",").find(flag + ",") != names.npos) continue;
+    names += (n++ > 0 ? ", " : "") + flag;
+  }
+  if (n == 0) return "";
+  return concat(" (", names, n > 1 ? " stand in " : " stands in ", config->results().back(), ")");
 }
 
 std::string hint_for_flag(const CLI::App& app, const std::string& flag) {

@@ -21,6 +21,11 @@ std::vector<std::string> unknown_flags(const CLI::App& app, int argc, const char
 // "`grad_accum`: must be positive" becomes "--grad-accum: must be positive".
 std::string fields_as_flags(const CLI::App& app, const std::string& message);
 
+// Which of the flags that a message names stand in the settings file of --config and not on the command
+// line, for whoever did not write it: " (--warmup stands in run.toml)". Empty if none does.
+std::string named_in_file(const CLI::App& app, int argc, const char* const* argv,
+                          const std::string& message);
+
 // What to say of a flag of other tools (without '=') that has no twin here; empty if nothing is known.
 std::string hint_for_flag(const CLI::App& app, const std::string& flag);
 

@@ -203,7 +203,7 @@ int main(int argc, char** argv) {
          "beams are compared by log-probability / length^X (1); larger favours longer texts")
       ->check(real);
   app.add_option("--seed", s.sampling.seed, "seed of sampling, the same for each prompt")
-      ->check(whole);
+      ->check(program::seed_number());
   app.add_option("--stop", s.sampling.stop, "end before this text; may be given several times")
       ->allow_extra_args(false);
   app.add_flag("--chat", s.chat,
@@ -234,6 +234,12 @@ int main(int argc, char** argv) {
     check_system_text(s.system);
     if (s.batch < 1) throw UsageError("--batch must be at least 1");
     check_sampling(s.sampling);
+    const bool draws = s.sampling.temperature > 0;
+    for (const char* flag : {"--top-k", "--top-p", "--min-p"})
+      if (!draws && s.sampling.beams == 1 && app.count(flag) > 0 && s.sampling.top_k != 1)
+        program::message(concat("warning: ", flag,
+                                ": without effect, as the likeliest token is taken; --temperature "
+                                "1 draws from all that it leaves"));
     set_adapters(s.adapters, s.inference);
     if (!s.keep_dense.empty())
       s.inference.keep_dense = program::parse_list(s.keep_dense, "--keep-dense");

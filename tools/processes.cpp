@@ -113,10 +113,10 @@ Json shared_settings(const CLI::App& app, const std::string& rows,
 
 void ProcessFlags::add(CLI::App& app, const std::string& help) {
   app.add_option("--processes", count, help);
-  app.add_option("--peer-timeout", peer_timeout,
-                 "seconds after which a process that is silent is given up")
-      ->check(whole_number())
-      ->capture_default_str();
+  peer_timeout_flag = app.add_option("--peer-timeout", peer_timeout,
+                                     "seconds after which a process that is silent is given up")
+                          ->check(whole_number())
+                          ->capture_default_str();
 }
 
 void ProcessFlags::check() const {
@@ -127,6 +127,8 @@ SharedCommand::SharedCommand(const ProcessFlags& flags, const std::string& devic
     : flags_(flags), device_(device), place_(launch_place()) {
   flags.check();
   if (!place_) {
+    require(flags.count || flags.peer_timeout_flag->count() == 0,
+            "--peer-timeout: is for several --processes");
     if (flags.count) count_ = process_count(*flags.count, device);
     return;
   }

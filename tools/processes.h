@@ -31,6 +31,7 @@ Json shared_settings(const CLI::App& app, const std::string& rows,
 struct ProcessFlags {
   std::optional<std::string> count;
   std::int64_t peer_timeout = 600;  // seconds
+  CLI::Option* peer_timeout_flag = nullptr;
 
   // `help`: what --processes shares. This must outlive the parsing.
   void add(CLI::App& app, const std::string& help);

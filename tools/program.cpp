@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <charconv>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
@@ -107,6 +108,20 @@ const CLI::Validator& whole_number() {
   return v;
 }
 
+const CLI::Validator& seed_number() {
+  static const CLI::Validator v(
+      [](std::string& s) {
+        std::uint64_t seed = 0;
+        const char* end = s.data() + s.size();
+        const auto [rest, error] = std::from_chars(s.data(), end, seed);
+        return error == std::errc() && rest == end
+                   ? std::string()
+                   : concat("'", s, "' is not a whole number from 0 to ", UINT64_MAX);
+      },
+      "INT");
+  return v;
+}
+
 const CLI::Validator& real_number() {
   static const CLI::Validator v([](std::string& s) { return decimal_shape(s, true); }, "NUMBER");
   return v;
@@ -165,7 +180,8 @@ int run(CLI::App& app, int argc, char** argv, const std::function<int()>& body) 
       return unless_lost(status);
     }));
   } catch (const Error& e) {
-    return fail_safely(fields_as_flags(app, e.what()), e.code());
+    const std::string what = fields_as_flags(app, e.what());
+    return fail_safely(what + named_in_file(app, argc, argv, what), e.code());
   } catch (const std::bad_alloc&) {
     return fail("out of host memory", ExitCode::OutOfMemory);
   } catch (const std::system_error& e) {  // a thread can't be made, or a call of the library's own
@@ -262,7 +278,13 @@ void say_on_signal(const char* text) { g_said_on_signal = text; }
 const std::atomic<int>& install_signal_handlers() {
   struct sigaction action = {};
   action.sa_handler = on_signal;
-  for (int number : {SIGINT, SIGTERM, SIGHUP}) sigaction(number, &action, nullptr);
+  for (int number : {SIGINT, SIGTERM, SIGHUP}) {
+    struct sigaction before = {};
+    sigaction(number, &action, &before);
+    // As nohup leaves it. A script's `command &` ignores SIGINT too, and there a signal that somebody
+    // sends is meant.
+    if (number == SIGHUP && before.sa_handler == SIG_IGN) sigaction(number, &before, nullptr);
+  }
   std::signal(SIGPIPE, SIG_IGN);
   std::signal(SIGXFSZ, SIG_IGN);  // exceeding a file-size limit is an error to report, not a death
   return g_signal;

@@ -25,6 +25,7 @@ void parse(CLI::App& app, int argc, const char* const* argv,
 
 // Validators that take decimal numbers only: no hex, no nan or inf, no trailing text.
 const CLI::Validator& whole_number();
+const CLI::Validator& seed_number();  // of 64 bits, not negative
 const CLI::Validator& real_number();
 
 // Parses "24GiB", "50KB" or "1000000" into bytes. Throws UsageError.

@@ -4,6 +4,7 @@
 #include <charconv>
 #include <iterator>
 #include <map>
+#include <set>
 
 #include "flag_names.h"
 #include "io/printable.h"
@@ -182,7 +183,14 @@ class SettingsFile : public CLI::ConfigTOML {
     const std::string text{std::istreambuf_iterator<char>(input), {}};
     const CLI::Option* config = app_.get_config_ptr();
     const std::string file = config && config->count() ? config->results().back() : "--config";
-    return Reader(app_, file, text).items();
+    std::vector<CLI::ConfigItem> items = Reader(app_, file, text).items();
+    // The command line, which is read before the file, wins over what excludes its flags too.
+    std::erase_if(items, [&](const CLI::ConfigItem& item) {
+      const std::set<CLI::Option*> others = app_.get_option("--" + item.name)->get_excludes();
+      return std::any_of(others.begin(), others.end(),
+                         [](const CLI::Option* other) { return other->count() > 0; });
+    });
+    return items;
   }
 
  private:

@@ -109,6 +109,10 @@ void choose_precision(const FinetuneSettings& s, Backend& backend, DType dtype,
     in.storage.fp8_products = uses_fp8_products(s.fp8_products, in.model->config(), backend, dtype);
     in.formats = held_formats(*in.model, in.storage);
   }
+  require(
+      fp8 > 0 || s.fp8_products != "on",
+      "`fp8_products` on: no matrix of the base is in FP8; it goes with `base_precision` fp8 or "
+      "fp8-head, or a model in FP8");
   if (count([](const QuantisedFormat&) { return true; }) > 0)
     listener.message(concat("base: ", describe_formats(in.formats)));
   const auto multiplied = count([](const QuantisedFormat& f) { return f.multiplied; });
@@ -223,7 +227,8 @@ void read_data(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in, F
   const double share = in.eval.rows.empty() ? eval_share(s, std::ssize(in.data.rows)) : 0;
   if (share > 0) {
     const std::size_t all = in.data.rows.size();
-    in.eval = split_off(in.data, *in.tokenizer, share, s.eval_split ? INT64_MAX : kMostSplitRows);
+    const std::int64_t most = s.eval_split ? INT64_MAX : kMostSplitRows;
+    in.eval = split_off(in.data, *in.tokenizer, share, s.eval_rows > 0 ? s.eval_rows : most);
     count_first_tokens(in.data, in.methods);
     in.eval_rows_sha256 = rows_sha256(in.eval.rows);
     listener.message(concat("evaluation: ", in.eval.rows.size(), " of the ", all,

@@ -26,6 +26,9 @@ void check_method_settings(const FinetuneSettings& s) {
   belongs(s.alpha.has_value(), "alpha", {"lora"});
   belongs(s.dropout != 0, "dropout", {"lora", "bottleneck"});
   belongs(!s.targets.empty(), "targets", {"lora", "ia3", "bitfit"});
+  for (auto name = s.targets.begin(); name != s.targets.end(); ++name)
+    require(std::find(s.targets.begin(), name, *name) == name, "`targets`: ", *name,
+            " stands there twice");
   belongs(s.bottleneck != FinetuneSettings{}.bottleneck, "bottleneck", {"bottleneck"});
   belongs(s.bottleneck_kind != FinetuneSettings{}.bottleneck_kind, "bottleneck_kind",
           {"bottleneck"});
@@ -104,6 +107,7 @@ void validate_settings(const FinetuneSettings& s, bool own_rows) {
           ": a name on the hub, ORG/NAME, or a Hugging Face folder of the base is expected");
   check_system_text(s.system);
   require(s.eval_rows == -1 || s.eval_rows >= 1, "`eval_rows` must be at least 1");
+  require(s.sample_every == 0 || s.samples != 0, "`sample_every` and `samples` 0: no samples");
   require(s.show_rows >= 0, "`show_rows` must not be negative");
   lora_init_name(s.init), base_precision_name(s.base_precision);  // throw for what is none
   require(!s.eval_split || (*s.eval_split >= 0 && *s.eval_split < 1),

@@ -89,6 +89,10 @@ class CsvSplitter : public RowSplitter {
  private:
   void end_record() {
     if (record_.find_first_not_of('\r') != std::string::npos) {
+      if (!header_ && record_.find('\r') < record_.size() - 1)
+        throw InputError(concat(name_, ":", first_line_,
+                                ": a carriage return that ends no line; lines end in a line feed, "
+                                "or in both"));
       if (!header_)
         header_ = std::make_shared<const CsvHeader>(
             parse_csv_header(record_, separator_, concat(name_, ":", first_line_)));
