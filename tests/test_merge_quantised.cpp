@@ -241,6 +241,11 @@ TEST_CASE("finetune, evaluate and generate go on with the folder") {
             2)
             .find("--onto " + folder + ": is quantised itself") != std::string::npos);
     run("merge --model " + kTiny + own + " --onto " + kTiny + " --out " + scratch.file("none"), 3);
+    for (const std::string flag : {"--base-precision nf4", "--keep-dense down_proj"})
+      CHECK(run("merge --model " + folder + own + " --onto " + kTiny + " " + flag + " --out " +
+                    scratch.file("none"),
+                2)
+                .find("with --onto " + kTiny + " has no effect") != std::string::npos);
     run("merge --model " + kTiny + " --type " + type + " --out " + folder + ".gguf", 2);
     run("merge --unmerge --model " + folder + " --base " + kTiny + " --adapter " + kAdapter +
             " --out " + scratch.file("base"),

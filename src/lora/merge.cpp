@@ -160,6 +160,12 @@ void copy_file(const InputFile& in, const std::string& to) {
 // into has its own numbers.
 MergeSource open_source(const MergeSettings& s) {
   if (s.onto.empty()) return MergeSource(s.model, s.adapters, s.other_base, s.storage);
+  const BasePrecision precision = s.storage.precision;
+  require(precision == BasePrecision::Auto || precision == BasePrecision::Dense,
+          "`base_precision` ", base_precision_name(precision), ": with `onto` ", s.onto,
+          " has no effect, as that is merged into in its file's numbers; leave one of the two out");
+  require(s.storage.keep_dense.empty(), "`keep_dense`: with `onto` ", s.onto,
+          " has no effect, as all of that stays dense; leave one of the two out");
   return MergeSource(s.onto, s.adapters, true, {});
 }
 

@@ -29,7 +29,7 @@ struct MergeSettings {
   // quantised. Empty: into `model`, dequantised.
   std::string onto = {};
   // In which numbers the base is merged into. Auto: as the adapters were trained (hold_for() in
-  // modelfile/base_identity.h); Dense: in its file's.
+  // modelfile/base_identity.h); Dense: in its file's, which is all that `onto` can have.
   BaseStorage storage = {BasePrecision::Auto, {}};
   bool verify = true;  // load the result and compare its logits before it gets its name
   std::uint64_t shard_bytes = 5'000'000'000;
