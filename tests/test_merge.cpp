@@ -221,7 +221,7 @@ TEST_CASE(
       std::vector<float> want(static_cast<std::size_t>(slot.shape.numel()));
       std::vector<std::uint8_t> unused;
       source.rows(slot, 0, slot.shape.rows(), want);
-      round_to(*find_ggml_encoder(r.type), want, unused, slot.name);
+      CHECK(round_to(*find_ggml_encoder(r.type), want, unused));
       CHECK_MESSAGE(values_of(merged, slot.name) == want, slot.name);
     }
     // As stored, the first head's rows 0 and D/2 of q are neighbours.
@@ -349,7 +349,14 @@ TEST_CASE("what does not fit is refused by name, before anything is written") {
   s = settings(out);
   s.adapters[0].weight = 1e30;  // finite, but the sum is none for F16
   s.type = "f16";
-  refused(NonFiniteError(""), s, {"too large for F16"});
+  refused(UsageError(""), s,
+          {"`type` F16: tensor model.", "too large for it; bf16 and f32 hold it"});
+  s.out = scratch.file("out.gguf");
+  s.type = "q4_0";
+  refused(UsageError(""), s, {"`type` Q4_0: tensor blk.", "bf16 and f32 hold it"});
+  s.type = "bf16";
+  s.adapters[0].weight = 1e39;
+  refused(InputError(""), s, {"tensor model.layers.0.", "is not finite: no type holds it"});
   CHECK(scratch.names() == std::vector<std::string>{"there"});
 }
 

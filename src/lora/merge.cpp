@@ -92,14 +92,16 @@ void verify(const MergeSource& source, const MergeSettings& s, const std::string
       probe_logits(source.base(), source.storage(), s.adapters, source.files());
   const std::vector<float> got = probe_logits(ModelFile(path), {}, {}, {});
   check(got.size() == wanted.size(), "merge: the result has other logits than its base");
+  auto finite = [](float v) { return std::isfinite(v); };
+  if (!std::all_of(wanted.begin(), wanted.end(), finite))
+    throw InputError(source.base().path() + ": with the adapters its logits are not finite");
+  require(std::all_of(got.begin(), got.end(), finite), "`type` ", result.type,
+          ": the result's logits are not finite, those of base + adapter are: not written");
   double largest = 0, difference = 0;
-  bool finite = true;
   for (std::size_t i = 0; i < got.size(); ++i) {
-    finite = finite && std::isfinite(got[i]);
     largest = std::max(largest, std::abs(static_cast<double>(wanted[i])));
     difference = std::max(difference, std::abs(static_cast<double>(got[i]) - wanted[i]));
   }
-  if (!finite) throw NonFiniteError("merge: the merged model's logits are not finite; not written");
   // Two ways of computing the same sums in F32 differ by far less.
   check(result.type != "F32" || difference <= 1e-3 * largest,
         "merge: the result's logits differ by ", difference, " from base + adapter (largest ",
@@ -281,7 +283,10 @@ void unmerge(const MergeSettings& s, const std::string& base, MergeListener& lis
       source.rows(slot, begin, end, want);
       if (shift != 0)
         for (float& v : want) v += shift;
-      round_to(*type, want, unused, s.model + ": tensor " + slot.name);
+      if (!round_to(*type, want, unused))
+        throw InputError(concat(s.model, ": tensor ", slot.name, ": ", base,
+                                " and the adapters give a value that is too large for its ", stored,
+                                ": it is not their merge"));
       merged.read_rows(*other->second, begin, end, have.data());
       const auto [a, b] = std::mismatch(want.begin(), want.end(), have.begin());
       if (a != want.end())

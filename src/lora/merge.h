@@ -74,7 +74,7 @@ struct MergeListener {
 // of another base, or with unknown modules or shapes), IoError (no room). Streams tensor by tensor:
 // memory is two blocks of 16 MiB, a module's A and B, with nf4, fp4 and fp8 the codes and scales of
 // one matrix (up to 0.6 bytes a value, 1 with fp8), and, for `verify`, the model in F32, one at a
-// time. Throws NonFiniteError if a merged value is not finite or too large for its type.
+// time. A merged value that is not finite is an InputError, one too large for `type` a UsageError.
 MergeResult merge(const MergeSettings& settings, MergeListener& listener);
 
 // Checks that settings.model is `base` with settings.adapters merged in, value for value in the

@@ -89,6 +89,23 @@ GgufWriter::Metadata model_metadata(const ModelFile& base, const GgmlEncoder& ty
   return m;
 }
 
+bool all_finite(std::span<const float> values) {
+  return std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); });
+}
+
+void require_finite(std::span<const float> values, const ModelFile& base, const WeightSlot& slot) {
+  if (!all_finite(values))
+    throw InputError(concat(base.path(), ": tensor ", slot.name,
+                            ": a value to be written is not finite: no type holds it"));
+}
+
+// F16, and the scales of blocks, end at 65,504; all others as F32 does, but for what rounds up.
+void require_held(bool held, const std::string& type, const std::string& tensor) {
+  const bool far = type == "BF16" || find_ggml_encoder(type) == nullptr;
+  require(held, "`type` ", type, ": tensor ", tensor, ": a value is too large for it; ",
+          far ? "f32 holds it" : "bf16 and f32 hold it");
+}
+
 // rope_freqs.weight: the D/2 divisors of the rotary frequencies, empty if GGUF needs none.
 std::vector<float> rope_factors(const ModelFile& base) {
   const ModelConfig& c = base.config();
@@ -110,8 +127,7 @@ std::vector<float> rope_factors(const ModelFile& base) {
 
 }  // namespace
 
-void round_to(const GgmlEncoder& type, std::span<float> values, std::vector<std::uint8_t>& bytes,
-              const std::string& what) {
+bool round_to(const GgmlEncoder& type, std::span<float> values, std::vector<std::uint8_t>& bytes) {
   const std::int64_t n = std::ssize(values) / type.block_values;
   bytes.resize(static_cast<std::size_t>(n) * type.block_bytes);
   const GgmlType* decoder = find_ggml_type(type.id);
@@ -127,8 +143,7 @@ void round_to(const GgmlEncoder& type, std::span<float> values, std::vector<std:
     for (std::int64_t i = 0; i < count * type.block_values; ++i)
       finite = finite && std::isfinite(part[i]);
   }
-  if (!finite)
-    throw NonFiniteError(concat(what, ": a value is not finite, or too large for ", type.name));
+  return finite;
 }
 
 ModelOutput::ModelOutput(const ModelFile& base, const OutputFormat& format)
@@ -214,10 +229,11 @@ void ModelOutput::write_tensor(TensorWriter& file, const EncodedTensor& tensor,
     const std::int64_t end = std::min(begin + step, rows);
     values.resize(static_cast<std::size_t>((end - begin) * cols));
     pipe.produce(slot, begin, end, values);
+    require_finite(values, base_, slot);
     if (shift != 0)
       for (float& v : values) v += shift;
     stored.to_stored(values, row);
-    round_to(encoder, values, bytes, "tensor " + tensor.name);
+    require_held(round_to(encoder, values, bytes), encoder.name, tensor.name);
     file.append(bytes.data(), bytes.size());
     stored.to_ours(values, row);
     if (shift != 0)
@@ -231,15 +247,10 @@ void ModelOutput::write_quantised(TensorWriter& file, const WeightSlot& slot, Ro
   auto span = [&](float* values, std::int64_t begin, std::int64_t end) {
     return std::span<float>(values, static_cast<std::size_t>((end - begin) * slot.shape.cols()));
   };
-  auto check_finite = [&](std::span<const float> values) {
-    if (!std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); }))
-      throw NonFiniteError(concat("tensor ", layout_.find(slot).name,
-                                  ": a value is not finite, or too large for ", type_.name()));
-  };
   const HostPlanes planes = quantise(type_.format(slot)->encoding, slot.shape, step,
                                      [&](std::int64_t begin, std::int64_t end, float* values) {
                                        pipe.produce(slot, begin, end, span(values, begin, end));
-                                       check_finite(span(values, begin, end));
+                                       require_finite(span(values, begin, end), base_, slot);
                                      });
   append_quantised(file, planes);
   std::vector<float> values;
@@ -248,7 +259,7 @@ void ModelOutput::write_quantised(TensorWriter& file, const WeightSlot& slot, Ro
     values.resize(static_cast<std::size_t>((end - begin) * slot.shape.cols()));
     pipe.produce(slot, begin, end, values);
     dequantise_rows(planes.view(), begin, end, values.data());
-    check_finite(values);
+    require_held(all_finite(values), type_.name(), layout_.find(slot).name);
     pipe.stored(slot, begin, end, values);
   }
 }

@@ -37,10 +37,10 @@ class RowPipe {
                       std::span<const float> values) = 0;
 };
 
-// Rounds values (whole rows) in place to those that `type` can store, and puts their encoding into
-// `bytes`. Throws NonFiniteError naming `what` if the type can't hold a value.
-void round_to(const GgmlEncoder& type, std::span<float> values, std::vector<std::uint8_t>& bytes,
-              const std::string& what);
+// Rounds finite values (whole rows) in place to those that `type` can store, and puts their encoding
+// into `bytes`. Returns whether the type can hold them all.
+[[nodiscard]] bool round_to(const GgmlEncoder& type, std::span<float> values,
+                            std::vector<std::uint8_t>& bytes);
 
 class ModelOutput {
  public:
@@ -55,7 +55,8 @@ class ModelOutput {
   const std::vector<std::string>& notes() const { return notes_; }
   // Writes the model, each file of it where `path_of` its name says. Holds two blocks of rows (16 MiB
   // each, a matrix of GPT-2 whole), with nf4, fp4 and fp8 the codes of one matrix, and what the pipe
-  // holds. Throws IoError, NonFiniteError.
+  // holds. Throws IoError; InputError naming the tensor for a value that is not finite; UsageError
+  // naming it for one that the type can't hold.
   using PathOf = std::function<std::string(const std::string& name)>;
   void write(const PathOf& path_of, RowPipe& pipe) const;
 

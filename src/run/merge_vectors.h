@@ -33,7 +33,7 @@ bool merges_as_vectors(const std::string& method);
 
 // Writes the model with the vectors in it. Everything is checked before anything is written: throws
 // UsageError, InputError (a vector for no tensor of the model, new biases on projections that have
-// none, an adapter of another base), IoError, NonFiniteError.
+// none, an adapter of another base), IoError; for a value that can't be written as merge() does.
 VectorMergeResult merge_vectors(const VectorMergeSettings& settings);
 
 }  // namespace lk
