@@ -240,7 +240,7 @@ TEST_CASE("what GGUF can't say is refused by name; what it can is written and re
     ScratchFolder scratch;
     const std::string base = runnable_model(scratch, c.model, c.edit),
                       adapter = random_adapter(scratch, base);
-    check_throws<UsageError>(c.model, {c.names, "folder"},
+    check_throws<UsageError>(c.model, {base + ": ", c.names, "folder"},
                              [&] { merge_into(base, adapter, scratch.file("out.gguf")); });
     CHECK(scratch.names().size() == 2);
     CHECK_NOTHROW(merge_into(base, adapter, scratch.file("out")));
@@ -280,4 +280,31 @@ TEST_CASE("what GGUF can't say is refused by name; what it can is written and re
     }
     CHECK(from.local_rope_theta == to.local_rope_theta);
   }
+}
+
+TEST_CASE(
+    "rope factors of no published rule stay in GGUF: a folder is refused, naming the tensor") {
+  ScratchFolder scratch;
+  const std::string base = runnable_model(
+                        scratch, "tied_gqa",
+                        [](Json&c) {
+                          c["rope_parameters"] = {
+                              {"rope_type", "llama3"},   {"rope_theta", 1000.0},
+                              {"factor", 8.0},           {"low_freq_factor", 1.0},
+                              {"high_freq_factor", 4.0}, {"original_max_position_embeddings", 64}};
+                          c.erase("rope_scaling"), c.erase("rope_theta");
+                        }),
+                    gguf = scratch.file("model.gguf");
+  auto written = [](const std::string& model, const std::string& out) {
+    MergeListener quiet;
+    MergeSettings s;
+    s.model = model, s.out = out;
+    return merge(s, quiet);
+  };
+  written(base, gguf);
+  check_throws<UsageError>("folder",
+                           {gguf + ": tensor rope_freqs.weight", "write a .gguf file instead"},
+                           [&] { written(gguf, scratch.file("out")); });
+  CHECK(scratch.names().size() == 2);
+  CHECK_NOTHROW(written(gguf, scratch.file("again.gguf")));
 }

@@ -10,6 +10,11 @@
 namespace lk {
 namespace {
 
+template <class... Args>
+[[noreturn]] void refuse_in_json(const Args&... message) {
+  throw UsageError(concat(message..., "; write a .gguf file instead"));
+}
+
 Json layer_types(const ModelConfig& c) {
   Json types = Json::array();
   for (std::size_t i = 0; i < static_cast<std::size_t>(c.n_layers); ++i)
@@ -26,10 +31,10 @@ void write_window(Json& j, const ModelConfig& c, const FamilyFiles& files) {
     j["use_sliding_window"] = c.window > 0;
     if (c.window > 0) j["sliding_window"] = c.window, j["layer_types"] = layer_types(c);
   } else if (files.default_window > 0) {
-    if (c.window > 0 && !all) throw UsageError("config.json has no words for some local layers");
+    if (c.window > 0 && !all) refuse_in_json("config.json has no words for some local layers");
     j["sliding_window"] = c.window > 0 ? Json(c.window) : Json(nullptr);
   } else if (c.window > 0) {
-    throw UsageError(concat("config.json has no words for a window of ", c.architecture));
+    refuse_in_json("config.json has no words for a window of ", c.architecture);
   }
 }
 
@@ -49,7 +54,7 @@ Json gpt2_to_json(const ModelConfig& c) {
 
 Json llama_like_to_json(const ModelConfig& c, const FamilyFiles& files) {
   if (c.attention_output_bias != (c.attention_bias && !files.biased_qkv))
-    throw UsageError("config.json has no words for biases on some of q, k, v, o only");
+    refuse_in_json("config.json has no words for biases on some of q, k, v, o only");
   const char* act = c.mlp == MlpKind::SwiGlu ? "silu" : "gelu_pytorch_tanh";
   Json j = {{"hidden_size", c.hidden_size},
             {"intermediate_size", c.intermediate_size},
@@ -91,7 +96,7 @@ Json llama_like_to_json(const ModelConfig& c, const FamilyFiles& files) {
                  {"original_max_position_embeddings", s.original_max_position}};
       break;
     case RopeScaling::Kind::Factors:
-      throw UsageError("config.json has no words for these rope factors (rope_freqs.weight)");
+      refuse_in_json("tensor rope_freqs.weight: config.json has no words for these rope factors");
   }
   j["rope_scaling"] = scaling;
   Json rope = scaling.is_null() ? Json{{"rope_type", "default"}} : scaling;

@@ -48,6 +48,16 @@ std::string model_name(const std::string& path) {
   return name.empty() ? "model" : name;
 }
 
+// What `convert` makes of the base's config, which names the base where it can't.
+template <class Convert>
+auto converted(const ModelFile& base, const Convert& convert) {
+  try {
+    return convert(base.config());
+  } catch (const UsageError& e) {
+    throw UsageError(concat(base.path(), ": ", e.what()));
+  }
+}
+
 // Name and content of the files beside a folder's weights, converted where the base is a GGUF file.
 // Throws InputError, UsageError.
 std::vector<std::pair<std::string, std::string>> side_files(const ModelFile& base,
@@ -55,9 +65,11 @@ std::vector<std::pair<std::string, std::string>> side_files(const ModelFile& bas
                                                             const OrderedJson& quantisation) {
   std::vector<std::pair<std::string, std::string>> files;
   if (base.gguf() != nullptr) {
-    ModelConfig c = base.config();
-    c.stored_dtype = dtype;
-    files.emplace_back("config.json", config_to_json(c).dump(2) + "\n");
+    const Json config = converted(base, [&](ModelConfig c) {
+      c.stored_dtype = dtype;
+      return config_to_json(c);
+    });
+    files.emplace_back("config.json", config.dump(2) + "\n");
     for (auto& file : hf_tokenizer_files(*base.gguf())) files.push_back(std::move(file));
   } else {
     files = base.side_files();
@@ -78,7 +90,7 @@ GgufWriter::Metadata model_metadata(const ModelFile& base, const GgmlEncoder& ty
           key != "general.quantization_version" && !key.starts_with("split."))
         m.emplace_back(key, std::move(value));
   } else {
-    m = config_to_gguf(base.config());
+    m = converted(base, config_to_gguf);
     m.emplace_back("general.type", gguf_string("model"));
     m.emplace_back("general.name", gguf_string(model_name(base.path())));
     for (auto& entry : gguf_tokenizer(base.path(), base.config().vocab_size, notes))
@@ -89,12 +101,12 @@ GgufWriter::Metadata model_metadata(const ModelFile& base, const GgmlEncoder& ty
   return m;
 }
 
-bool all_finite(std::span<const float> values) {
+bool every_finite(std::span<const float> values) {
   return std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); });
 }
 
 void require_finite(std::span<const float> values, const ModelFile& base, const WeightSlot& slot) {
-  if (!all_finite(values))
+  if (!every_finite(values))
     throw InputError(concat(base.path(), ": tensor ", slot.name,
                             ": a value to be written is not finite: no type holds it"));
 }
@@ -259,7 +271,7 @@ void ModelOutput::write_quantised(TensorWriter& file, const WeightSlot& slot, Ro
     values.resize(static_cast<std::size_t>((end - begin) * slot.shape.cols()));
     pipe.produce(slot, begin, end, values);
     dequantise_rows(planes.view(), begin, end, values.data());
-    require_held(all_finite(values), type_.name(), layout_.find(slot).name);
+    require_held(every_finite(values), type_.name(), layout_.find(slot).name);
     pipe.stored(slot, begin, end, values);
   }
 }
