@@ -554,18 +554,18 @@ TEST_CASE("GGUF metadata: wrong or unsupported is refused by name") {  // G20 to
       {"general.type", tiny_gguf().string("general.type", "adapter")},
       {"split.no", tiny_gguf().u32("split.count", 3)},
       {"llama.block_count", tiny_gguf().u32("llama.block_count", 0)},
-      {"layers", tiny_gguf().u32("llama.block_count", 1u << 31)},
+      {"llama.block_count: ", tiny_gguf().u32("llama.block_count", 1u << 31)},
       {"llama.block_count", tiny_gguf().u64("llama.block_count", 1ull << 63)},
       {"llama.block_count", tiny_gguf().i32("llama.block_count", -1)},
       {"llama.block_count", tiny_gguf().erase("llama.block_count")},
       {"llama.block_count", tiny_gguf().string("llama.block_count", "1")},
       {"llama.attention.head_count", tiny_gguf().u32("llama.attention.head_count", 0)},
       {"llama.attention.head_count", tiny_gguf().u32("llama.attention.head_count", 3)},
-      {"key/value heads", tiny_gguf().u32("llama.attention.head_count_kv", 3)},
-      {"key/value heads", tiny_gguf()
-                              .u32("llama.attention.head_count", 4)
-                              .u32("llama.attention.head_count_kv", 3)
-                              .u32("llama.rope.dimension_count", 2)},
+      {"llama.attention.head_count_kv: ", tiny_gguf().u32("llama.attention.head_count_kv", 3)},
+      {"llama.attention.head_count_kv: ", tiny_gguf()
+                                              .u32("llama.attention.head_count", 4)
+                                              .u32("llama.attention.head_count_kv", 3)
+                                              .u32("llama.rope.dimension_count", 2)},
       {"llama.attention.head_count_kv", tiny_gguf().u32("llama.attention.head_count_kv", 0)},
       {"llama.rope.dimension_count", tiny_gguf().u32("llama.rope.dimension_count", 8)},
       {"llama.rope.dimension_count", tiny_gguf().u32("llama.rope.dimension_count", 2)},
@@ -574,23 +574,25 @@ TEST_CASE("GGUF metadata: wrong or unsupported is refused by name") {  // G20 to
       {"tokenizer.ggml.tokens", tiny_gguf().strings("tokenizer.ggml.tokens", {"a", "b"})},
       {"token_embd.weight", tiny_gguf().drop("token_embd.weight")},
       {"token_embd.weight", tiny_gguf().tensor("token_embd.weight", {48}, std::vector<float>(48))},
-      {"rms_norm_eps", tiny_gguf().f32("llama.attention.layer_norm_rms_epsilon", 0)},
+      {"llama.attention.layer_norm_rms_epsilon: ",
+       tiny_gguf().f32("llama.attention.layer_norm_rms_epsilon", 0)},
       {"epsilon", tiny_gguf().erase("llama.attention.layer_norm_rms_epsilon")},
-      {"rope_theta", tiny_gguf().f32("llama.rope.freq_base", 0)},
-      {"rope_theta",
+      {"llama.rope.freq_base: ", tiny_gguf().f32("llama.rope.freq_base", 0)},
+      {"llama.rope.freq_base: ",
        tiny_gguf().f32("llama.rope.freq_base", std::numeric_limits<float>::infinity())},
-      {"rope_theta",
+      {"llama.rope.freq_base: ",
        tiny_gguf().f32("llama.rope.freq_base", std::numeric_limits<float>::quiet_NaN())},
       {"llama.rope.scaling.type", tiny_gguf().string("llama.rope.scaling.type", "yarn")},
       {"llama.rope.scale_linear: beside",
        tiny_gguf().f32("llama.rope.scaling.factor", 2).f32("llama.rope.scale_linear", 2)},
       {"rope_freqs.weight", tiny_gguf().tensor("rope_freqs.weight", {3}, {1, 1, 1})},
-      {"rope factors", tiny_gguf().tensor("rope_freqs.weight", {2}, {1, 0})},
+      {"rope_freqs.weight: 0", tiny_gguf().tensor("rope_freqs.weight", {2}, {1, 0})},
       {"rope_freqs.weight", tiny_gguf()
                                 .tensor("rope_freqs.weight", {2}, {1, 2})
                                 .string("llama.rope.scaling.type", "linear")
                                 .f32("llama.rope.scaling.factor", 2)},
-      {"sliding_window", tiny_gguf().u32("llama.attention.sliding_window", 1u << 30)},
+      {"llama.attention.sliding_window: ",
+       tiny_gguf().u32("llama.attention.sliding_window", 1u << 30)},
       {"llama.attention.sliding_window_pattern",
        tiny_gguf().u32("llama.attention.sliding_window_pattern", 2)},
       {"llama.expert_count", tiny_gguf().u32("llama.expert_count", 8)},
@@ -602,7 +604,17 @@ TEST_CASE("GGUF metadata: wrong or unsupported is refused by name") {  // G20 to
       {"llama.logit_scale", tiny_gguf().f32("llama.logit_scale", 0.5f)},
       {"llama.attention.scale", tiny_gguf().f32("llama.attention.scale", 0.1f)},
       {"llama.final_logit_softcapping", tiny_gguf().f32("llama.final_logit_softcapping", 30)},
-      {"eos_token_id", tiny_gguf().u32("tokenizer.ggml.eos_token_id", 6)},
+      {"llama.embedding_length: ",
+       tiny_gguf().u32("llama.embedding_length", 1u << 30).u32("llama.attention.key_length", 4)},
+      {"llama.feed_forward_length: ", tiny_gguf().u32("llama.feed_forward_length", 1u << 30)},
+      {"llama.context_length: ", tiny_gguf().u32("llama.context_length", 1u << 30)},
+      {"llama.embedding_length / llama.attention.head_count: 5",
+       tiny_gguf().u32("llama.embedding_length", 10).u32("llama.rope.dimension_count", 5)},
+      {"llama.attention.key_length: 5",
+       tiny_gguf().u32("llama.attention.key_length", 5).u32("llama.rope.dimension_count", 5)},
+      {"llama.rope.scaling.factor: ", tiny_gguf().f32("llama.rope.scaling.factor", -1)},
+      {"llama.rope.scale_linear: ", tiny_gguf().f32("llama.rope.scale_linear", -1)},
+      {"tokenizer.ggml.eos_token_id: 6", tiny_gguf().u32("tokenizer.ggml.eos_token_id", 6)},
   };
   for (const auto& [word, builder] : changes) {
     std::string message = gguf_refusal(builder);

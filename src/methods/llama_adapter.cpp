@@ -32,8 +32,9 @@ void check_model(const ModelConfig& config) {
   require(family == "llama" || family == "mistral" || family == "gpt2",
           "`method` llama-adapter: not for models of the family ", family,
           ", only for llama, mistral and gpt2");
-  require(config.q_size() == config.hidden_size,
-          "`method` llama-adapter: the model's heads are not hidden_size wide together");
+  require(
+      config.q_size() == config.hidden_size,
+      "`method` llama-adapter: the model's heads together are not as wide as its hidden states");
   require(config.joined_qkv || !config.attention_output_bias,
           "`method` llama-adapter: the model's o_proj has a bias");
 }

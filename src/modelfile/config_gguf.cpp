@@ -7,6 +7,7 @@
 #include "io/gguf.h"
 #include "modelfile/config.h"
 #include "modelfile/family_files.h"
+#include "nn/field_error.h"
 
 namespace lk {
 namespace {
@@ -16,6 +17,60 @@ constexpr std::int64_t kAnyGgufInt = std::int64_t{1} << 40;  // validate() has t
 template <class... Args>
 [[noreturn]] void refuse(const GgufFile& file, const Args&... message) {
   throw InputError(concat(file.path(), ": ", message...));
+}
+
+// What a file calls the fields of a ModelConfig, by Hugging Face's keys for them: a key of its metadata
+// without the architecture, or a tensor that says it.
+constexpr std::pair<std::string_view, const char*> kKeys[] = {
+    {"hidden_size", "embedding_length"},
+    {"intermediate_size", "feed_forward_length"},
+    {"num_hidden_layers (layers)", "block_count"},
+    {"num_attention_heads (query heads)", "attention.head_count"},
+    {"num_key_value_heads (key/value heads)", "attention.head_count_kv"},
+    {"head_dim", "attention.key_length"},
+    {"max_position_embeddings (context)", "context_length"},
+    {"layer_norm_epsilon", "attention.layer_norm_epsilon"},
+    {"rms_norm_eps", "attention.layer_norm_rms_epsilon"},
+    {"rope_theta", "rope.freq_base"},
+    {"rope_local_base_freq", "rope.freq_base_swa"},
+    {"rope_scaling", "rope.scaling.factor"},
+    {"rope_scaling: factor", "rope.scaling.factor"},
+    {"query_pre_attn_scalar", "embedding_length"},
+    {"sliding_window", "attention.sliding_window"},
+};
+constexpr std::pair<std::string_view, const char*> kWholeNames[] = {
+    {"vocab_size", "token_embd.weight (rows)"},
+    {"rope factors", "rope_freqs.weight"},
+    {"bos_token_id", "tokenizer.ggml.bos_token_id"},
+    {"eos_token_id", "tokenizer.ggml.eos_token_id"},
+};
+constexpr const char* kOldRopeFactor = "rope.scale_linear";  // its name before it had a type
+
+std::string key_in(const GgufFile& file, const std::string& prefix, const std::string& field) {
+  for (const auto& [own, name] : kWholeNames)
+    if (own == field) return name;
+  // What follows from others, where the file has no key of its own for it.
+  const std::string heads = "attention.head_count", width = "embedding_length";
+  if (field == "head_dim" && !file.has_key(prefix + "attention.key_length"))
+    return concat(prefix, width, " / ", prefix, heads);
+  if (field == "q_proj rows (heads * head_dim)") return concat(prefix, heads, " * the head size");
+  for (const auto& [own, name] : kKeys)
+    if (own == field) {
+      const bool old = !file.has_key(prefix + name) && file.has_key(prefix + kOldRopeFactor);
+      return prefix +
+             (old && std::string_view(name) == "rope.scaling.factor" ? kOldRopeFactor : name);
+    }
+  return field;
+}
+
+// validate(), whose errors then name the file's own keys.
+void validate_as_stored(const ModelConfig& c, const GgufFile& file) {
+  try {
+    validate(c, file.path());
+  } catch (const FieldError& e) {
+    const std::string prefix = file.get_string("general.architecture") + ".";
+    refuse(file, key_in(file, prefix, e.field), ": ", e.why);
+  }
 }
 
 // GGUF stores reals as float32: 1e-5 comes back as 9.99999974e-06. Returns the shortest decimal
@@ -100,7 +155,7 @@ void read_window(const GgufFile& file, const std::string& prefix, ModelConfig& c
 RopeScaling read_scaling(const GgufFile& file, const std::string& prefix) {
   RopeScaling s;
   const std::string key = prefix + "rope.scaling.type", factor = prefix + "rope.scaling.factor",
-                    old = prefix + "rope.scale_linear";  // the factor's name before it had a type
+                    old = prefix + kOldRopeFactor;
   const std::string type = file.get_string_or(key, "linear");
   if (type != "linear" && type != "none")
     refuse(file, key, ": '", type, "' is not supported (none, linear are)");
@@ -154,7 +209,7 @@ void read_rope_factors(const GgufFile& file, ModelConfig& c) {
   c.rope_scaling.kind = RopeScaling::Kind::Factors;
   c.rope_scaling.factors.resize(static_cast<std::size_t>(c.head_dim / 2));
   file.read_rows(kName, 0, 1, c.rope_scaling.factors.data());
-  validate(c, file.path());
+  validate_as_stored(c, file);
   recognise_llama3(c);
 }
 
@@ -235,7 +290,7 @@ ModelConfig config_from_gguf(const GgufFile& file) {
   c.attention_output_bias = file.has("blk.0.attn_output.bias");
   c.mlp_bias = file.has("blk.0.ffn_up.bias");
   if (c.architecture == "gemma3_text") c.query_scale = gguf_query_scale(c);
-  validate(c, file.path());
+  validate_as_stored(c, file);
   read_window(file, prefix, c);
   read_rope_factors(file, c);
   refuse_unsupported(file, prefix, c);
@@ -247,7 +302,7 @@ ModelConfig config_from_gguf(const GgufFile& file) {
   if (std::int32_t eos = id("tokenizer.ggml.eos_token_id"); eos >= 0) c.eos_ids = {eos};
   const char* projection = c.joined_qkv ? "blk.0.attn_qkv.weight" : "blk.0.attn_q.weight";
   c.stored_dtype = file.has(projection) ? file.stored_type(projection) : "";
-  validate(c, file.path());
+  validate_as_stored(c, file);
   return c;
 }
 

@@ -80,10 +80,10 @@ struct ModelConfig {
   std::int64_t n_parameters() const;
 };
 
-// Checks ranges and divisibility of every field. Throws InputError "where: field: why".
+// Checks ranges and divisibility of every field. Throws FieldError (nn/field_error.h).
 void validate(const ModelConfig& config, const std::string& where);
 // The part of validate() that bounds the counts: whoever makes a list of a config's layers or of
-// its heads' frequencies calls it first. Throws InputError.
+// its heads' frequencies calls it first. Throws FieldError.
 void validate_sizes(const ModelConfig& config, const std::string& where);
 
 // Shapes of published models, for benches and plans on random weights: smollm2-135m,
