@@ -153,3 +153,30 @@ TEST_CASE("Gemma with a tokenizer of its kind: the same losses and text in each 
   CHECK(read_json(again + "/generation_config.json")["eos_token_id"] == Json{1, 4});
   run("export --model " + gguf + with + " --out " + scratch.file("lora.gguf"));
 }
+
+TEST_CASE("merged vectors are read back as A and B are, unless --no-verify says otherwise") {
+  struct Case {
+    const char *name, *method;
+  };
+  for (const auto& [name, method] :
+       {Case{"tied_gqa", "ia3"}, Case{"gpt2", "ia3"}, Case{"qwen2", "bitfit"}}) {
+    CAPTURE(name);
+    ScratchFolder scratch;
+    const std::string model = runnable_model(scratch, name), vectors = scratch.file("run"),
+                      data = scratch.write("rows.jsonl", R"({"prompt": "a", "completion": "b"})");
+    run("finetune --model " + model + " --data " + data + " --out " + vectors + " --method " +
+        method + " --steps 2 --seq-len 64 --dtype f32 --device cpu");
+    const std::string merge = "merge --model " + model + " --adapter " + vectors + " --out ";
+    for (const char* out : {"merged", "merged.gguf", "merged.nf4 --type nf4"}) {
+      CAPTURE(out);
+      const Json r = parse_json(run(merge + scratch.file(out)), "merge");
+      CHECK(r.at("verified") == true);
+      CHECK(r.at("largest_logit") > 0);
+      if (r.at("type") == "F32") CHECK(r.at("relative_difference") < 1e-5);
+      CHECK((r.at("type") == "F32" || r.at("relative_difference") > 0));
+    }
+    const Json r = parse_json(run(merge + scratch.file("quick") + " --no-verify"), "merge");
+    CHECK(r.at("verified") == false);
+    CHECK(!r.contains("largest_logit"));
+  }
+}

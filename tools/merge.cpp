@@ -48,16 +48,19 @@ OrderedJson to_json(const Survival& s) {
           {"noise", s.noise()}};
 }
 
+void add_check(OrderedJson& out, const LogitCheck& r) {
+  out["verified"] = r.logit_difference.has_value();
+  if (!r.logit_difference) return;
+  out["largest_logit"] = *r.largest_logit;
+  out["largest_logit_difference"] = *r.logit_difference;
+  out["relative_difference"] = *r.logit_difference / *r.largest_logit;
+}
+
 void print(const MergeSettings& s, const MergeResult& r) {
   OrderedJson out = {
       {"out", s.out}, {"type", r.type}, {"bytes", r.bytes}, {"update", to_json(r.all)}};
   for (const auto& [name, survival] : r.modules) out["modules"][name] = to_json(survival);
-  out["verified"] = r.logit_difference.has_value();
-  if (r.logit_difference) {
-    out["largest_logit"] = *r.largest_logit;
-    out["largest_logit_difference"] = *r.logit_difference;
-    out["relative_difference"] = *r.logit_difference / *r.largest_logit;
-  }
+  add_check(out, r);
   out["warnings"] = r.warnings;
   program::write(json_text(out) + "\n");
 }
@@ -122,14 +125,15 @@ int main(int argc, char** argv) {
                 "--adapter: vectors are merged one folder at a time, without a weight");
         require(s.onto.empty(), "--onto: is for adapters of A and B, and ", folder,
                 " holds vectors, which are merged into the numbers of --model");
-        const VectorMergeResult r =
-            merge_vectors({s.model, folder, s.out, s.type, s.other_base, s.shard_bytes, s.storage});
+        const VectorMergeResult r = merge_vectors(
+            {s.model, folder, s.out, s.type, s.other_base, s.shard_bytes, s.storage, s.verify},
+            console);
         if (!r.remark.empty()) program::message(r.remark);
         for (const std::string& warning : r.warnings) program::message("warning: " + warning);
-        program::write(
-            json_text(OrderedJson{
-                {"out", s.out}, {"type", r.type}, {"bytes", r.bytes}, {"changed", r.changed}}) +
-            "\n");
+        OrderedJson out = {
+            {"out", s.out}, {"type", r.type}, {"bytes", r.bytes}, {"changed", r.changed}};
+        add_check(out, r);
+        program::write(json_text(out) + "\n");
         return 0;
       }
       const MergeResult result = merge(s, console);

@@ -86,30 +86,6 @@ class MergePipe : public RowPipe {
   std::uint64_t done_ = 0, total_ = 0;
 };
 
-void verify(const MergeSource& source, const MergeSettings& s, const std::string& path,
-            MergeResult& result) {
-  const std::vector<float> wanted =
-      probe_logits(source.base(), source.storage(), s.adapters, source.files());
-  const std::vector<float> got = probe_logits(ModelFile(path), {}, {}, {});
-  check(got.size() == wanted.size(), "merge: the result has other logits than its base");
-  auto finite = [](float v) { return std::isfinite(v); };
-  if (!std::all_of(wanted.begin(), wanted.end(), finite))
-    throw InputError(source.base().path() + ": with the adapters its logits are not finite");
-  require(std::all_of(got.begin(), got.end(), finite), "`type` ", result.type,
-          ": the result's logits are not finite, those of base + adapter are: not written");
-  double largest = 0, difference = 0;
-  for (std::size_t i = 0; i < got.size(); ++i) {
-    largest = std::max(largest, std::abs(static_cast<double>(wanted[i])));
-    difference = std::max(difference, std::abs(static_cast<double>(got[i]) - wanted[i]));
-  }
-  // Two ways of computing the same sums in F32 differ by far less.
-  check(result.type != "F32" || difference <= 1e-3 * largest,
-        "merge: the result's logits differ by ", difference, " from base + adapter (largest ",
-        largest, "): not written");
-  result.largest_logit = largest;
-  result.logit_difference = difference;
-}
-
 void warn_of_rounding(MergeResult& r) {
   char text[240];
   if (r.quantised) {
@@ -238,7 +214,9 @@ MergeResult merge(const MergeSettings& s, MergeListener& listener) {
   if (!s.adapters.empty()) warn_of_rounding(result);
   if (s.verify) {
     listener.message("reading it back: logits of base + adapter, then of the result");
-    verify(source, s, staged.path(), result);
+    static_cast<LogitCheck&>(result) = compare_merged(
+        source.base(), source.storage(), [&](Transformer& model) { return source.attach(model); },
+        staged.path(), result.type);
   }
   staged.commit();
   return result;

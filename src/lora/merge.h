@@ -47,15 +47,18 @@ struct Survival {
   double noise() const;
 };
 
-struct MergeResult {
+// The result compared with base + adapters, over all positions of a few texts; unset without
+// verify.
+struct LogitCheck {
+  std::optional<double> largest_logit, logit_difference;
+};
+
+struct MergeResult : LogitCheck {
   std::string type;  // of the matrices: "BF16", "Q4_0", "nf4"
   bool quantised = false;
   std::uint64_t bytes = 0;
   Survival all;
   std::map<std::string, Survival> modules;  // keyed by "q_proj", ...
-  // The result compared with base + adapters, over all positions of a few texts; unset without
-  // verify.
-  std::optional<double> largest_logit, logit_difference;
   std::vector<std::string> warnings;
 };
 

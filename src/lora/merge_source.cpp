@@ -84,6 +84,28 @@ std::unique_ptr<Adapter> attach_sum(Transformer& model,
   return adapter;
 }
 
+std::vector<float> probe_logits(const ModelFile& file, const BaseStorage& storage,
+                                const Attach& attach) {
+  std::unique_ptr<Backend> backend = open_device("cpu");
+  const std::unique_ptr<Tokenizer> tokenizer = file.read_tokenizer();
+  LoadedModel loaded = load_weights(*backend, file, DType::F32, {.storage = storage});
+  const std::int64_t positions = std::min<std::int64_t>(loaded.config.max_position, 64);
+  std::vector<std::vector<std::int32_t>> probes;
+  for (const char* text : kProbes) {
+    std::vector<std::int32_t> ids = tokenizer->encode(text);
+    if (std::ssize(ids) > positions) ids.resize(static_cast<std::size_t>(positions));
+    if (!ids.empty()) probes.push_back(std::move(ids));
+  }
+  Transformer model(*backend, loaded.config, std::move(loaded.weights), DType::F32, positions);
+  const std::unique_ptr<Method> attached = attach ? attach(model) : nullptr;
+  std::vector<float> all;
+  for (const std::vector<std::int32_t>& ids : probes) {
+    const std::vector<float> logits = to_host<float>(model.logits(make_prompt(*backend, ids, 0)));
+    all.insert(all.end(), logits.begin(), logits.end());
+  }
+  return all;
+}
+
 }  // namespace
 
 void update_rows(std::span<const HostFactors> factors, std::int64_t begin, std::int64_t end,
@@ -212,31 +234,32 @@ bool MergeSource::rows(const WeightSlot& slot, std::int64_t begin, std::int64_t 
   return true;
 }
 
-std::vector<float> probe_logits(const ModelFile& file, const BaseStorage& storage,
-                                const std::vector<WeightedAdapter>& adapters,
-                                const std::vector<AdapterFile>& files) {
-  std::unique_ptr<Backend> backend = open_device("cpu");
-  const std::unique_ptr<Tokenizer> tokenizer = file.read_tokenizer();
-  LoadedModel loaded = load_weights(*backend, file, DType::F32, {.storage = storage});
-  const std::int64_t positions = std::min<std::int64_t>(loaded.config.max_position, 64);
-  std::vector<std::vector<std::int32_t>> probes;
-  for (const char* text : kProbes) {
-    std::vector<std::int32_t> ids = tokenizer->encode(text);
-    if (std::ssize(ids) > positions) ids.resize(static_cast<std::size_t>(positions));
-    if (!ids.empty()) probes.push_back(std::move(ids));
+std::unique_ptr<Method> MergeSource::attach(Transformer& model) const {
+  if (adapters_.empty()) return nullptr;
+  if (adapters_.size() == 1 && adapters_[0].weight == 1)
+    return attach_adapter(model, files_[0], files_[0].config, false);
+  return attach_sum(model, adapters_, files_);
+}
+
+LogitCheck compare_merged(const ModelFile& base, const BaseStorage& storage, const Attach& attach,
+                          const std::string& path, const std::string& type) {
+  const std::vector<float> wanted = probe_logits(base, storage, attach);
+  const std::vector<float> got = probe_logits(ModelFile(path), {}, nullptr);
+  check(got.size() == wanted.size(), "merge: the result has other logits than its base");
+  auto finite = [](float v) { return std::isfinite(v); };
+  if (!std::all_of(wanted.begin(), wanted.end(), finite))
+    throw InputError(base.path() + ": with the adapters its logits are not finite");
+  require(std::all_of(got.begin(), got.end(), finite), "`type` ", type,
+          ": the result's logits are not finite, those of base + adapter are: not written");
+  double largest = 0, difference = 0;
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    largest = std::max(largest, std::abs(static_cast<double>(wanted[i])));
+    difference = std::max(difference, std::abs(static_cast<double>(got[i]) - wanted[i]));
   }
-  Transformer model(*backend, loaded.config, std::move(loaded.weights), DType::F32, positions);
-  std::unique_ptr<Adapter> adapter;
-  if (adapters.size() == 1 && adapters[0].weight == 1)
-    adapter = attach_adapter(model, files[0], files[0].config, false);
-  else if (!adapters.empty())
-    adapter = attach_sum(model, adapters, files);
-  std::vector<float> all;
-  for (const std::vector<std::int32_t>& ids : probes) {
-    const std::vector<float> logits = to_host<float>(model.logits(make_prompt(*backend, ids, 0)));
-    all.insert(all.end(), logits.begin(), logits.end());
-  }
-  return all;
+  // Two ways of computing the same sums in F32 differ by far less.
+  check(type != "F32" || difference <= 1e-3 * largest, "merge: the result's logits differ by ",
+        difference, " from base + adapter (largest ", largest, "): not written");
+  return {largest, difference};
 }
 
 }  // namespace lk

@@ -1,7 +1,9 @@
 // MergeSource: the rows of base + update, for merge and unmerge, and the logits that judge both.
 #pragma once
 
+#include <functional>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -30,6 +32,8 @@ class MergeSource {
   const std::vector<std::string>& warnings() const { return held_.warnings; }
   const std::vector<AdapterFile>& files() const { return files_; }
   std::int64_t n_changed() const { return std::ssize(modules_); }
+  // Puts on the base, loaded, what is merged; null without adapters.
+  std::unique_ptr<Method> attach(Transformer& model) const;
 
   // Computes rows [begin, end) of W'. Returns whether the tensor has an update; w() and u() are
   // then its two parts.
@@ -52,10 +56,14 @@ class MergeSource {
   std::vector<float> w_, u_;
 };
 
-// Logits (F32, CPU) of the model in `file`, held as `storage`, with the adapters on it, at every position of a few
-// fixed texts.
-std::vector<float> probe_logits(const ModelFile& file, const BaseStorage& storage,
-                                const std::vector<WeightedAdapter>& adapters,
-                                const std::vector<AdapterFile>& files);
+// Puts on a model what was merged.
+using Attach = std::function<std::unique_ptr<Method>(Transformer& model)>;
+
+// Reads back the model that was written to `path` with matrices of `type`: its logits (F32, CPU) at
+// every position of a few fixed texts against those of the base, held as `storage`, with what is
+// attached to it (null: as it is). Throws InputError or UsageError if one has logits that
+// are not finite, Error if they differ by more than rounding explains.
+LogitCheck compare_merged(const ModelFile& base, const BaseStorage& storage, const Attach& attach,
+                          const std::string& path, const std::string& type);
 
 }  // namespace lk

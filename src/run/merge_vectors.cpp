@@ -7,6 +7,7 @@
 #include "io/safetensors.h"
 #include "io/staged_output.h"
 #include "lora/adapter_io.h"
+#include "lora/merge_source.h"
 #include "modelfile/base_identity.h"
 #include "modelfile/fingerprint.h"
 #include "modelfile/held_rows.h"
@@ -78,8 +79,12 @@ std::map<std::string, Change> read_changes(const std::string& path, const ModelF
 
 class VectorPipe : public RowPipe {
  public:
-  VectorPipe(HeldRows& base, const std::map<std::string, Change>& changes)
-      : base_(base), changes_(changes) {}
+  VectorPipe(const ModelFile& file, HeldRows& base, const std::map<std::string, Change>& changes,
+             MergeListener& listener)
+      : base_(base), changes_(changes), listener_(listener) {
+    for (const WeightSlot& slot : file.slots())
+      total_ += 4 * static_cast<std::uint64_t>(slot.shape.numel());
+  }
 
   void produce(const WeightSlot& slot, std::int64_t begin, std::int64_t end,
                std::span<float> values) override {
@@ -108,11 +113,17 @@ class VectorPipe : public RowPipe {
       }
     }
   }
-  void stored(const WeightSlot&, std::int64_t, std::int64_t, std::span<const float>) override {}
+  void stored(const WeightSlot& slot, std::int64_t, std::int64_t,
+              std::span<const float> values) override {
+    done_ += 4 * values.size();
+    listener_.progress(done_, total_, slot.name);
+  }
 
  private:
   HeldRows& base_;
   const std::map<std::string, Change>& changes_;
+  MergeListener& listener_;
+  std::uint64_t done_ = 0, total_ = 0;
 };
 
 }  // namespace
@@ -125,7 +136,7 @@ bool merges_as_vectors(const std::string& method) {
   return false;
 }
 
-VectorMergeResult merge_vectors(const VectorMergeSettings& s) {
+VectorMergeResult merge_vectors(const VectorMergeSettings& s, MergeListener& listener) {
   const std::unique_ptr<MethodFile> method = open_method(s.adapter);
   check(merges_as_vectors(method->method()), "merge_vectors: ", method->method());
   const ModelFile base(s.model);
@@ -142,16 +153,25 @@ VectorMergeResult merge_vectors(const VectorMergeSettings& s) {
   StagedOutput staged(s.out, format.gguf ? StagedOutput::Kind::File : StagedOutput::Kind::Folder,
                       output.bytes());
   HeldRows rows(base, held.storage);
-  VectorPipe pipe(rows, changes);
+  VectorPipe pipe(base, rows, changes, listener);
   output.write([&](const std::string& name) { return staged.file(name); }, pipe);
   if (!format.gguf) {
     Origin o{model_fingerprint(staged.path()), s.model, same_weights(s.model, fingerprint)};
     o.type = output.type().name(), o.exact = false, o.adapters = {s.adapter};
     write_file_durably(staged.file(kOriginFile), origin_text(o));
   }
+  VectorMergeResult result;
+  result.type = output.type().name(), result.bytes = output.bytes();
+  result.changed = std::ssize(changes);
+  result.warnings = std::move(held.warnings), result.remark = std::move(held.remark);
+  if (s.verify) {
+    listener.message("reading it back: logits of base + vectors, then of the result");
+    static_cast<LogitCheck&>(result) = compare_merged(
+        base, rows.changes() ? held.storage : BaseStorage{},
+        [&](Transformer& model) { return method->attach(model); }, staged.path(), result.type);
+  }
   staged.commit();
-  return {output.type().name(), output.bytes(), std::ssize(changes), std::move(held.warnings),
-          std::move(held.remark)};
+  return result;
 }
 
 }  // namespace lk

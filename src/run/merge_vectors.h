@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "modelfile/base_precision.h"
+#include "lora/merge.h"
 
 namespace lk {
 
@@ -17,9 +17,10 @@ struct VectorMergeSettings {
   bool other_base = false;               // accept vectors that were trained on other weights
   std::uint64_t shard_bytes = 5'000'000'000;
   BaseStorage storage = {BasePrecision::Auto, {}};  // as in MergeSettings
+  bool verify = true;                               // as in MergeSettings
 };
 
-struct VectorMergeResult {
+struct VectorMergeResult : LogitCheck {
   std::string type;  // of the matrices, named as in ggml
   std::uint64_t bytes = 0;
   std::int64_t changed = 0;  // tensors
@@ -34,6 +35,6 @@ bool merges_as_vectors(const std::string& method);
 // Writes the model with the vectors in it. Everything is checked before anything is written: throws
 // UsageError, InputError (a vector for no tensor of the model, new biases on projections that have
 // none, an adapter of another base), IoError; for a value that can't be written as merge() does.
-VectorMergeResult merge_vectors(const VectorMergeSettings& settings);
+VectorMergeResult merge_vectors(const VectorMergeSettings& settings, MergeListener& listener);
 
 }  // namespace lk
