@@ -461,3 +461,97 @@ TEST_CASE("a folder is refused before a number is read: for a type, and a tensor
   refused(replaced(config, "\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1"), weights,
           "tensor model.layers.1.input_layernorm.weight is unknown");
 }
+
+TEST_CASE("config.json may not say of a folder what its tensors deny, though no number changes") {
+  const std::string bnb = kQuantised + "bnb/";
+  const Json config = read_json(bnb + "config.json");
+  const std::string weights = read_file(bnb + "model.safetensors", 1 << 24);
+  // The message with which a folder of these tensors is refused; empty if it is not.
+  auto refusal = [](const std::string& tensors, const Json& json) -> std::string {
+    const ScratchFolder folder;
+    folder.write("config.json", json.dump());
+    folder.write("model.safetensors", tensors);
+    try {
+      ModelFile(folder.path()).reader();
+    } catch (const InputError& e) {
+      CHECK(std::string(e.what()).starts_with(folder.path()));
+      return e.what();
+    }
+    return "";
+  };
+  auto with = [&](const char* key, const Json& value) {
+    Json json = config;
+    json["quantization_config"][key] = value;
+    return refusal(weights, json);
+  };
+  auto contains = [](const std::string& message, const std::string& part) {
+    CHECK_MESSAGE(message.find(part) != std::string::npos, message, " lacks ", part);
+  };
+  const std::string first = "but tensor model.layers.0.";
+  for (const auto& [key, value, claim] :
+       {std::tuple<const char*, Json, const char*>{"bnb_4bit_quant_type", "fp4", "is fp4, "},
+        {"bnb_4bit_use_double_quant", false, "is false, "},
+        {"llm_int8_skip_modules", Json::array({"lm_head", "model.layers.0.mlp"}),
+         "has \"model.layers.0.mlp\""},
+        {"llm_int8_skip_modules", Json::array({"model.layers.0.mlp.up_proj"}),
+         "has \"model.layers.0.mlp.up_proj\" stay dense"},
+        {"llm_int8_skip_modules", Json::array({"q_proj"}), "has \"q_proj\" stay dense"}}) {
+    const std::string message = with(key, value);
+    contains(message, concat("config.json: quantization_config: ", key, " ", claim));
+    contains(message, first);
+    contains(message, "model.safetensors is ");
+  }
+  contains(with("llm_int8_skip_modules", "lm_head"), "a list of modules is expected");
+  // What writers leave: the head, modules of other models, no list, and parts of names.
+  for (const Json& names :
+       {Json::array({"lm_head"}), Json{"visual", "model.layers.99", "router"}, Json(nullptr),
+        Json::array(), Json{"proj", "layers.0", "model.layers.0.mlp.up", ""}})
+    CHECK(with("llm_int8_skip_modules", names) == "");
+  Json silent = config;
+  silent["quantization_config"] = {{"load_in_4bit", true}};
+  CHECK(refusal(weights, silent) == "");
+
+  // A dense folder with a method.
+  const std::string tiny = kGolden + "peft/tiny/";
+  const std::string dense = read_file(tiny + "model.safetensors", 1 << 24);
+  auto of_dense = [&](const char* quantisation) {
+    Json json = read_json(tiny + "config.json");
+    json["quantization_config"] = Json::parse(quantisation);
+    return refusal(dense, json);
+  };
+  for (const char* method : {"awq", "gptq", "fp8"}) {
+    const std::string message = of_dense(concat(R"({"quant_method": ")", method, "\"}").c_str());
+    contains(message, concat("config.json: quantization_config: quant_method is ", method, ", "));
+    contains(message, "is dense, and so is every other");
+  }
+  contains(of_dense(R"({"load_in_4bit": true})"), "quant_method is bitsandbytes, ");
+  const std::string groups = R"({"quant_method": "compressed-tensors", "format": "float-quantized",
+      "config_groups": {"g": {"targets": ["Linear"], )";
+  contains(of_dense((groups + R"("weights": {"num_bits": 8, "type": "float"}}}})").c_str()),
+           "quant_method is compressed-tensors, ");
+  // Activations or a cache alone, and weights that were dequantised.
+  CHECK(of_dense((groups + R"("input_activations": {"num_bits": 8}}}})").c_str()) == "");
+  CHECK(of_dense(R"({"quant_method": "fp8", "dequantize": true})") == "");
+}
+
+TEST_CASE("each format's list of dense modules names them as its readers do") {
+  auto names = [](const std::string& json, const std::string& path) {
+    const QuantisationConfig config =
+        parse_quantisation(Json::parse("{\"quantization_config\": " + json + "}"), "c");
+    return std::any_of(config.dense.begin(), config.dense.end(),
+                       [&](const DenseModule& dense) { return dense.names(path); });
+  };
+  const std::string awq =
+                        R"({"quant_method": "awq", "modules_to_not_convert": ["gate", "lm_head"]})",
+                    fp8 = R"({"quant_method": "fp8", "modules_to_not_convert": ["a.b"],
+                              "ignored_layers": ["c.d"]})",
+                    compressed = R"({"quant_method": "compressed-tensors",
+                      "format": "pack-quantized", "ignore": ["lm_head", "a.b", "re:.*q_proj"]})";
+  CHECK(names(awq, "layers.0.gate"));
+  CHECK(!names(awq, "layers.0.gate_proj"));
+  CHECK((names(fp8, "a.b.c") && !names(fp8, "c.d.e") && names(fp8, "c.d")));
+  CHECK((names(compressed, "a.b") && names(compressed, "lm_head")));
+  CHECK((!names(compressed, "a.b.c") && !names(compressed, "a.q_proj")));
+  CHECK(names(R"({"quant_method": "gptq", "bits": 4, "lm_head": false})", "lm_head"));
+  CHECK(!names(R"({"quant_method": "gptq", "bits": 4, "lm_head": true})", "lm_head"));
+}

@@ -7,6 +7,7 @@
 #include "io/input_file.h"
 #include "io/json.h"
 #include "io/paths.h"
+#include "io/printable.h"
 #include "io/safetensors.h"
 #include "modelfile/config.h"
 #include "modelfile/no_model.h"
@@ -47,9 +48,53 @@ bool is_mlx(const TensorReader& tensors, const std::string& name) {
   return tensors.has(module + ".scales") && !tensors.has(module + ".qweight");
 }
 
+std::string config_path(const std::string& folder) { return folder + "/config.json"; }
+
 QuantisationConfig read_quantisation(const std::string& folder) {
-  const std::string path = folder + "/config.json";
+  const std::string path = config_path(folder);
   return parse_quantisation(read_json(path, std::size_t{1} << 20), path);
+}
+
+[[noreturn]] void deny(const std::string& config_json, const std::string& claim,
+                       const TensorReader& reader, const std::string& tensor,
+                       const std::string& fact) {
+  throw InputError(concat(config_json, ": quantization_config: ", claim, ", but tensor ", tensor,
+                          " of ", reader.path_of(tensor), " is ", fact));
+}
+
+// Checks that what config.json says allows a module to be stored as it is. The numbers follow from the
+// tensors alone, but a config that they deny is of other weights, or was edited: which of the two is
+// right can't be known here. Skip lists that name dense or unknown modules, and dense matrices that
+// no list names, are what every writer leaves, and contradict nothing.
+void check_claims(const QuantisationConfig& config, const std::string& config_json,
+                  const TensorReader& reader, const std::string& module,
+                  const StoredMatrix& stored) {
+  auto refuse = [&](const std::string& claim, const std::string& fact) {
+    deny(config_json, claim, reader, stored.names[0], fact);
+  };
+  const QuantisedFormat& f = stored.format;
+  for (const DenseModule& dense : config.dense)
+    if (dense.names(module))
+      refuse(concat(dense.key, " has ", printable(dense.name), " stay dense"),
+             "quantised: " + f.name());
+  const std::vector<Encoding>& said = config.encodings;
+  if (!said.empty() && std::find(said.begin(), said.end(), f.encoding) == said.end()) {
+    if (config.method == QuantisationConfig::Method::Bitsandbytes)
+      refuse(concat("bnb_4bit_quant_type is ", said[0] == Encoding::Nf4 ? "nf4" : "fp4"), f.name());
+    refuse(concat("config_groups are of type ", said[0] == Encoding::Int4 ? "int" : "float"),
+           f.name());
+  }
+  if (config.nested && *config.nested != f.nested)
+    refuse(concat("bnb_4bit_use_double_quant is ", *config.nested ? "true" : "false"),
+           f.nested ? "stored with scales that are quantised too" : "stored with plain scales");
+}
+
+// Checks that a folder may be dense, as the matrix of this name and all others are.
+void check_may_be_dense(const QuantisationConfig& config, const std::string& config_json,
+                        const TensorReader& reader, const std::string& tensor) {
+  if (!config.may_be_dense)
+    deny(config_json, concat("quant_method is ", method_name(config.method)), reader, tensor,
+         "dense, and so is every other: a model that is not quantised has no such key");
 }
 
 std::size_t n_values(const WeightSlot& slot, std::int64_t begin, std::int64_t end) {
@@ -122,6 +167,8 @@ void ModelFile::check_tensors() const {
         found = find_stored_matrix(tensors, names, want.name, slot.shape, quantisation_);
       check_companions(tensors, names, want.name, found ? &*found : nullptr);
       if (found) {
+        check_claims(quantisation_, config_path(path_), tensors,
+                     slot.name.substr(0, slot.name.rfind('.')), *found);
         parts_.insert(found->names.begin(), found->names.end());
         quantised_.emplace(slot.name, std::move(*found));
         continue;
@@ -135,6 +182,10 @@ void ModelFile::check_tensors() const {
       throw InputError(concat(tensors.path_of(want.name), ": tensor ", want.name, " has shape ",
                               shape.str(), ", ", config_name(), " asks for ", want.shape.str()));
   }
+  if (gguf_ || !quantised_.empty()) return;
+  const auto matrix =
+      std::find_if(slots_.begin(), slots_.end(), [](const WeightSlot& s) { return s.linear; });
+  check_may_be_dense(quantisation_, config_path(path_), tensors, layout_.find(*matrix).name);
 }
 
 // A tensor that nothing asks for would change another program's model, so ours is not that model.

@@ -133,10 +133,27 @@ class Parser {
     refuse(concat(path, key, " ", printable(value), " is not read (", list, " is)"));
   }
 
+  void dense_modules(const char* key, bool whole_path) {
+    if (!q_.contains(key) || is_off(q_[key])) return;
+    if (!q_[key].is_array()) refuse(concat(key, ": a list of modules is expected"));
+    for (const Json& name : q_[key]) {
+      if (!name.is_string()) refuse(concat(key, ": a list of modules is expected"));
+      out_.dense.push_back({key, name.get<std::string>(), whole_path});
+    }
+  }
+
   void bitsandbytes() {
     check_keys(q_, "", {kBitsandbytesKeys});
     if (flag(q_, "load_in_8bit", false) || flag(q_, "_load_in_8bit", false) || !four_bits())
       refuse("bitsandbytes in 8 bits (LLM.int8) is not read");
+    if (!text(q_, "bnb_4bit_quant_type", "").empty()) {
+      const bool nf4 = choice(q_, "bnb_4bit_quant_type", "", {"nf4", "fp4"}) == "nf4";
+      out_.encodings = {nf4 ? Encoding::Nf4 : Encoding::Fp4};
+    }
+    if (given(q_, "bnb_4bit_use_double_quant"))
+      out_.nested = flag(q_, "bnb_4bit_use_double_quant", false);
+    dense_modules("llm_int8_skip_modules", false);
+    out_.may_be_dense = false;
     out_.method = Method::Bitsandbytes;
   }
 
@@ -152,6 +169,9 @@ class Parser {
         refuse("weight_block_size: only [128, 128] is read");
       out_.scales = {block.is_null() ? SharedScale{} : SharedScale{128, 128}};
     }
+    dense_modules("modules_to_not_convert", false);
+    dense_modules("ignored_layers", true);
+    out_.may_be_dense = flag(q_, "dequantize", false);
     out_.method = Method::Fp8;
   }
 
@@ -175,10 +195,12 @@ class Parser {
                {"float-quantized", "naive-quantized", "pack-quantized"});
         if (!given(group, "weights")) continue;  // activations alone
         check_object(group["weights"], path + ".weights");
+        out_.may_be_dense = flag(q_, "dequantize", false);
         const bool zeros = group_has_zeros(group["weights"], path + ".weights.");
         (zeros ? asymmetric : symmetric) = true;
       }
     }
+    dense_modules("ignore", true);  // what begins with "re:" is an expression, and names nothing
     out_.zero_points = asymmetric && !symmetric;
     out_.method = Method::CompressedTensors;
   }
@@ -190,6 +212,7 @@ class Parser {
     const std::int64_t bits = given(w, "num_bits") ? json_int(w, "num_bits", 0, 64, where_) : 8;
     if (bits != (type == "int" ? 4 : 8))
       refuse(concat(path, "num_bits: weights of type ", type, " in ", bits, " bits are not read"));
+    out_.encodings.push_back(type == "int" ? Encoding::Int4 : Encoding::Fp8);
     const bool symmetric = flag(w, "symmetric", true);
     if (!symmetric && type == "float") refuse(path + "symmetric: false is not read for float");
     if (given(w, "actorder") && w["actorder"] != false && w["actorder"] != "weight" &&
@@ -223,6 +246,10 @@ class Parser {
     for (const char* key : {"group_size", "q_group_size", "groupsize"})
       if (given(q_, key))
         out_.scales = {{1, std::max<std::int64_t>(json_int(q_, key, -1, 1 << 30, where_), 0)}};
+    dense_modules("modules_to_not_convert", false);
+    if (q_.contains("lm_head") && q_["lm_head"] == false)
+      out_.dense.push_back({"lm_head", "lm_head", true});
+    out_.may_be_dense = false;
     for (const char* key : {"dynamic", "extra_config"})  // single modules may have other groups
       if (given(q_, key) && !is_off(q_[key])) out_.scales.clear();
   }
@@ -270,6 +297,13 @@ std::string SharedScale::text() const {
     return n == 0 ? concat("all ", what, "s") : concat(n, " ", what, n == 1 ? "" : "s");
   };
   return concat(count(rows, "row"), " x ", count(cols, "column"));
+}
+
+bool DenseModule::names(const std::string& path) const {
+  if (path == name) return true;
+  if (whole_path || name.empty()) return false;
+  return path.starts_with(name + ".") ||
+         (name.find('.') == name.npos && path.ends_with("." + name));
 }
 
 const char* method_name(Method method) {

@@ -7,10 +7,12 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "io/json_fwd.h"
+#include "tensor/quantised.h"
 
 namespace lk {
 
@@ -21,6 +23,16 @@ struct SharedScale {
   std::string text() const;  // "1 row x 128 columns"
 };
 
+// A module that config says stays dense.
+struct DenseModule {
+  std::string key;  // of config
+  std::string name;
+  bool whole_path = false;
+  // Whether it names the module at `path`: by its path or, unless that must be whole, by one above it
+  // or by its last name. transformers 4 and 5 agree on these and on no other parts of a path.
+  bool names(const std::string& path) const;
+};
+
 struct QuantisationConfig {
   enum class Method : std::uint8_t { None, Bitsandbytes, Fp8, CompressedTensors, Awq, Gptq };
   Method method = Method::None;
@@ -29,6 +41,11 @@ struct QuantisationConfig {
   bool zero_points = false;  // compressed-tensors: each matrix of integers has zero points
   bool exponents = false;    // FP8 scales in U8 are powers of two
   std::vector<SharedScale> scales = {};  // one of these; empty: config does not say
+  // What changes no number, but may not contradict the tensors (check_claims() in modelfile/model_file.cpp).
+  std::vector<Encoding> encodings = {};  // one of these; empty: config does not say
+  std::optional<bool> nested = {};       // bitsandbytes' scales are quantised too
+  std::vector<DenseModule> dense = {};
+  bool may_be_dense = true;  // as a whole
 };
 
 const char* method_name(QuantisationConfig::Method method);

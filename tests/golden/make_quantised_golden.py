@@ -133,9 +133,8 @@ def make_bnb():
     save_file(expected, OUT / "bnb.expected.safetensors")
     config = json.loads((tiny / "config.json").read_text())
     plain = dict(config)
-    config["quantization_config"] = {
+    config["quantization_config"] = {  # without the keys that one folder of several ways would deny
         "_load_in_4bit": True, "_load_in_8bit": False, "bnb_4bit_compute_dtype": "bfloat16",
-        "bnb_4bit_quant_storage": "uint8", "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True,
         "llm_int8_enable_fp32_cpu_offload": False, "llm_int8_has_fp16_weight": False, "llm_int8_skip_modules": None,
         "llm_int8_threshold": 6.0, "load_in_4bit": True, "load_in_8bit": False, "quant_method": "bitsandbytes"}
     (OUT / "bnb" / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
