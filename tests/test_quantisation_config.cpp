@@ -1,0 +1,245 @@
+// What config.json says of a folder's quantisation: what is read, what is refused by name, and that the
+// tensors agree with it.
+#include <algorithm>
+#include <tuple>
+
+#include "harness.h"
+#include "io/input_file.h"
+#include "io/json.h"
+#include "io/safetensors.h"
+#include "modelfile/model_file.h"
+#include "modelfile/stored_quantised.h"
+#include "scratch_folder.h"
+
+using namespace lk;
+using namespace lk::test;
+
+namespace {
+
+const std::string kGolden = std::string(LK_TEST_DATA) + "/golden/";
+const std::string kQuantised = kGolden + "quantised/";
+
+}  // namespace
+
+TEST_CASE("configs of quantisations that are not read are refused by name") {
+  auto refused = [](const char* json, const char* part) {
+    CHECK_THROWS_WITH_AS(parse_quantisation(Json::parse(json), "config.json"),
+                         doctest::Contains(part), InputError);
+  };
+  CHECK(parse_quantisation(Json::parse("{}"), "c").method == QuantisationConfig::Method::None);
+  refused(R"({"quantization_config": {"quant_method": "hqq"}})", "quant_method \"hqq\"");
+  refused(R"({"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": true}})",
+          "LLM.int8");
+  refused(R"({"quantization_config": {"quant_method": "gptq", "bits": 3}})", "4 bits");
+  refused(R"({"quantization_config": {"quant_method": "awq", "version": "gemv"}})", "gemv");
+  refused(R"({"quantization_config": {"quant_method": "fp8", "weight_block_size": [64, 64]}})",
+          "weight_block_size");
+  refused(R"({"quantization_config": {"quant_method": "compressed-tensors", "format": "dense"}})",
+          "format \"dense\"");
+  CHECK(parse_quantisation(Json::parse(R"({"quantization_config": {"load_in_4bit": true}})"), "c")
+            .method == QuantisationConfig::Method::Bitsandbytes);
+}
+
+TEST_CASE("configs as the packages write them are read") {
+  using Method = QuantisationConfig::Method;
+  auto parsed = [](const std::string& json) {
+    return parse_quantisation(Json::parse("{\"quantization_config\": " + json + "}"), "c");
+  };
+  const std::string integers =
+      R"("bits": 4, "tokenizer": null, "dataset": null, "group_size": 128, "damp_percent": 0.1,
+         "desc_act": false, "act_group_aware": true, "sym": true, "true_sequential": true,
+         "meta": null, "backend": "auto", "model_seqlen": null, "block_name_to_quantize": null,
+         "batch_size": 1, "pad_token_id": null, "cache_block_outputs": true)";
+  CHECK(parsed(R"({"quant_method": "gptq", "format": "gptq", "checkpoint_format": "gptq", )" +
+               integers + "}")
+            .scales == std::vector<SharedScale>{{1, 128}});
+  CHECK(parsed(R"({"quant_method": "awq", "format": "gemm", "version": "gemm", "zero_point": true,
+                   "modules_to_not_convert": null, )" +
+               integers + "}")
+            .method == Method::Awq);
+  CHECK(parsed(R"({"quant_method": "gptq", "format": "gptq_v2", "bits": 4})").gptq_zero_shift == 0);
+  CHECK(parsed(R"({"quant_method": "auto-round", "packing_format": "auto_round:auto_gptq",
+                   "data_type": "int", "bits": 4, "group_size": -1, "iters": 200,
+                   "autoround_version": "0.12"})")
+            .scales == std::vector<SharedScale>{{1, 0}});
+  CHECK(parsed(R"({"quant_method": "fp8", "modules_to_not_convert": null, "dequantize": false,
+                   "modules_to_convert": null, "activation_scheme": "dynamic", "fmt": "e4m3",
+                   "weight_block_size": [128, 128], "scale_fmt": "ue8m0", "expert_dtype": "fp8"})")
+            .exponents);
+  CHECK(parsed(R"({"quant_method": "fp8", "weight_block_size": null})").scales ==
+        std::vector<SharedScale>{{0, 0}});
+  CHECK(
+      parsed(R"({"quant_method": "compressed-tensors", "format": "mixed-precision", "version": "1",
+                   "sparsity_config": {}, "transform_config": {}, "kv_cache_scheme": null,
+                   "ignore": ["lm_head"], "config_groups": {
+                     "a": {"targets": ["Linear"], "format": "pack-quantized", "weights": {
+                       "num_bits": 4, "type": "int", "symmetric": false, "strategy": "group",
+                       "group_size": 32, "dynamic": false, "actorder": "static"}},
+                     "b": {"targets": ["Linear"], "format": "float-quantized", "weights": {
+                       "num_bits": 8, "type": "float", "strategy": "channel"}}}})")
+          .scales == std::vector<SharedScale>{{1, 32}, {1, 0}});
+}
+
+TEST_CASE("a key of quantization_config that may change the weights is refused by name") {
+  auto refused = [](const std::string& json, const char* part) {
+    CHECK_THROWS_WITH_AS(
+        parse_quantisation(Json::parse("{\"quantization_config\": " + json + "}"), "c"),
+        doctest::Contains(part), InputError);
+  };
+  refused(R"({"quant_method": "gptq", "bits": 4, "rotation": "hadamard"})", "rotation");
+  refused(R"({"quant_method": "gptq", "bits": 4, "is_marlin_format": true})", "is_marlin_format");
+  refused(R"({"quant_method": "gptq", "format": "gptq_v2", "checkpoint_format": "gptq"})",
+          "but checkpoint_format is gptq");
+  refused(R"({"quant_method": "awq", "w_bit": 3})", "w_bit");
+  refused(R"({"quant_method": "awq", "format": "gemv", "version": "gemm"})", "format \"gemv\"");
+  refused(R"({"quant_method": "awq", "backend": "llm-awq"})", "llm-awq");
+  refused(R"({"quant_method": "auto-round", "packing_format": "auto_round"})", "packing_format");
+  refused(R"({"quant_method": "fp8", "scale_fmt": "e5"})", "scale_fmt");
+  const std::string compressed =
+      R"({"quant_method": "compressed-tensors", "format": "float-quantized", )";
+  refused(compressed + R"("transform_config": {"config_groups": {"R1": {}}}})", "transform_config");
+  refused(compressed + R"("sparsity_config": {"format": "sparse-24-bitmask"}})",
+          "sparsity_config.format");
+  refused(compressed + R"("config_groups": {"FP8": ["Linear"]}})", "is not an object");
+  auto weights = [&](const char* json, const char* part) {
+    refused(compressed + R"("config_groups": {"g": {"weights": )" + json + "}}}", part);
+  };
+  weights("[]", "weights is not an object");
+  weights(R"({"num_bits": 8, "type": "int"})", "type int in 8 bits");
+  weights(R"({"num_bits": 8, "type": "float", "symmetric": false})", "symmetric");
+  weights(R"({"num_bits": 8, "type": "float", "dynamic": true})", "dynamic");
+  weights(R"({"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [64, 64]})",
+          "block_structure");
+  weights(R"({"num_bits": 4, "type": "int", "group_size": 32, "actorder": "group"})", "actorder");
+  CHECK_THROWS_WITH_AS(
+      parse_quantisation(Json::parse(R"({"quantization": {}, "quantization_config": {"bits": 4}})"),
+                         "c"),
+      doctest::Contains("MLX"), InputError);
+}
+
+TEST_CASE("tensors that contradict config.json, or that nobody reads, are refused by name") {
+  using Method = QuantisationConfig::Method;
+  const SafetensorsFile file(kQuantised + "formats.safetensors");
+  const std::vector<std::string> names = file.names();
+  auto refused = [&](const std::string& base, const Shape& shape, const QuantisationConfig& config,
+                     const char* part) {
+    CHECK_THROWS_WITH_AS(find_stored_matrix(file, names, base + ".weight", shape, config),
+                         doctest::Contains(part), InputError);
+  };
+  // The file's groups have 16 columns: of 64 columns, three groups of 24 would be cut.
+  auto groups = [](Method method, std::int64_t cols) {
+    QuantisationConfig config{method};
+    config.scales = {{1, cols}};
+    return config;
+  };
+  refused("awq", {24, 64}, groups(Method::Awq, 32), "groups of 32 columns");
+  refused("awq", {24, 64}, groups(Method::Awq, 20), "do not divide 64");
+  refused("pack_zeros", {24, 64}, groups(Method::CompressedTensors, 0), "groups of 64 columns");
+  CHECK(find_stored_matrix(file, names, "awq.weight", {24, 64}, groups(Method::Awq, 16)));
+  refused("fp8_rows", {12, 40}, {.method = Method::Fp8, .scales = {{128, 128}}},
+          "fp8_rows.weight_scale: has shape (12,1), (1,1) for 128 rows x 128 columns");
+  refused("fp8_f32", {130, 200}, {.method = Method::Gptq}, "quant_method is gptq");
+  refused("pack_symmetric", {24, 64}, {.method = Method::CompressedTensors, .zero_points = true},
+          "weight_zero_point: is missing");
+  const auto stored = find_stored_matrix(file, names, "awq.weight", {24, 64}, {Method::Awq});
+  REQUIRE(stored);
+  CHECK_THROWS_WITH_AS(check_companions(file, names, "awq.weight", &*stored),
+                       doctest::Contains("awq.expected: is unknown beside awq.qweight"),
+                       InputError);
+  CHECK_THROWS_WITH_AS(check_companions(file, names, "awq.weight", nullptr),
+                       doctest::Contains("of no way of quantising"), InputError);
+}
+
+TEST_CASE("config.json may not say of a folder what its tensors deny, though no number changes") {
+  const std::string bnb = kQuantised + "bnb/";
+  const Json config = read_json(bnb + "config.json");
+  const std::string weights = read_file(bnb + "model.safetensors", 1 << 24);
+  // The message with which a folder of these tensors is refused; empty if it is not.
+  auto refusal = [](const std::string& tensors, const Json& json) -> std::string {
+    const ScratchFolder folder;
+    folder.write("config.json", json.dump());
+    folder.write("model.safetensors", tensors);
+    try {
+      ModelFile(folder.path()).reader();
+    } catch (const InputError& e) {
+      CHECK(std::string(e.what()).starts_with(folder.path()));
+      return e.what();
+    }
+    return "";
+  };
+  auto with = [&](const char* key, const Json& value) {
+    Json json = config;
+    json["quantization_config"][key] = value;
+    return refusal(weights, json);
+  };
+  auto contains = [](const std::string& message, const std::string& part) {
+    CHECK_MESSAGE(message.find(part) != std::string::npos, message, " lacks ", part);
+  };
+  const std::string first = "but tensor model.layers.0.";
+  for (const auto& [key, value, claim] :
+       {std::tuple<const char*, Json, const char*>{"bnb_4bit_quant_type", "fp4", "is fp4, "},
+        {"bnb_4bit_use_double_quant", false, "is false, "},
+        {"llm_int8_skip_modules", Json::array({"lm_head", "model.layers.0.mlp"}),
+         "has \"model.layers.0.mlp\""},
+        {"llm_int8_skip_modules", Json::array({"model.layers.0.mlp.up_proj"}),
+         "has \"model.layers.0.mlp.up_proj\" stay dense"},
+        {"llm_int8_skip_modules", Json::array({"q_proj"}), "has \"q_proj\" stay dense"}}) {
+    const std::string message = with(key, value);
+    contains(message, concat("config.json: quantization_config: ", key, " ", claim));
+    contains(message, first);
+    contains(message, "model.safetensors is ");
+  }
+  contains(with("llm_int8_skip_modules", "lm_head"), "a list of modules is expected");
+  // What writers leave: the head, modules of other models, no list, and parts of names.
+  for (const Json& names :
+       {Json::array({"lm_head"}), Json{"visual", "model.layers.99", "router"}, Json(nullptr),
+        Json::array(), Json{"proj", "layers.0", "model.layers.0.mlp.up", ""}})
+    CHECK(with("llm_int8_skip_modules", names) == "");
+  Json silent = config;
+  silent["quantization_config"] = {{"load_in_4bit", true}};
+  CHECK(refusal(weights, silent) == "");
+
+  // A dense folder with a method.
+  const std::string tiny = kGolden + "peft/tiny/";
+  const std::string dense = read_file(tiny + "model.safetensors", 1 << 24);
+  auto of_dense = [&](const char* quantisation) {
+    Json json = read_json(tiny + "config.json");
+    json["quantization_config"] = Json::parse(quantisation);
+    return refusal(dense, json);
+  };
+  for (const char* method : {"awq", "gptq", "fp8"}) {
+    const std::string message = of_dense(concat(R"({"quant_method": ")", method, "\"}").c_str());
+    contains(message, concat("config.json: quantization_config: quant_method is ", method, ", "));
+    contains(message, "is dense, and so is every other");
+  }
+  contains(of_dense(R"({"load_in_4bit": true})"), "quant_method is bitsandbytes, ");
+  const std::string groups = R"({"quant_method": "compressed-tensors", "format": "float-quantized",
+      "config_groups": {"g": {"targets": ["Linear"], )";
+  contains(of_dense((groups + R"("weights": {"num_bits": 8, "type": "float"}}}})").c_str()),
+           "quant_method is compressed-tensors, ");
+  // Activations or a cache alone, and weights that were dequantised.
+  CHECK(of_dense((groups + R"("input_activations": {"num_bits": 8}}}})").c_str()) == "");
+  CHECK(of_dense(R"({"quant_method": "fp8", "dequantize": true})") == "");
+}
+
+TEST_CASE("each format's list of dense modules names them as its readers do") {
+  auto names = [](const std::string& json, const std::string& path) {
+    const QuantisationConfig config =
+        parse_quantisation(Json::parse("{\"quantization_config\": " + json + "}"), "c");
+    return std::any_of(config.dense.begin(), config.dense.end(),
+                       [&](const DenseModule& dense) { return dense.names(path); });
+  };
+  const std::string awq =
+                        R"({"quant_method": "awq", "modules_to_not_convert": ["gate", "lm_head"]})",
+                    fp8 = R"({"quant_method": "fp8", "modules_to_not_convert": ["a.b"],
+                              "ignored_layers": ["c.d"]})",
+                    compressed = R"({"quant_method": "compressed-tensors",
+                      "format": "pack-quantized", "ignore": ["lm_head", "a.b", "re:.*q_proj"]})";
+  CHECK(names(awq, "layers.0.gate"));
+  CHECK(!names(awq, "layers.0.gate_proj"));
+  CHECK((names(fp8, "a.b.c") && !names(fp8, "c.d.e") && names(fp8, "c.d")));
+  CHECK((names(compressed, "a.b") && names(compressed, "lm_head")));
+  CHECK((!names(compressed, "a.b.c") && !names(compressed, "a.q_proj")));
+  CHECK(names(R"({"quant_method": "gptq", "bits": 4, "lm_head": false})", "lm_head"));
+  CHECK(!names(R"({"quant_method": "gptq", "bits": 4, "lm_head": true})", "lm_head"));
+}
