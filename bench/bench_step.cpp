@@ -261,7 +261,7 @@ int run_bench(Settings s, World& world, Clock::time_point start) {
   request.streamed = storage.streamed;
   const std::int64_t budget = program::parse_budget(s.memory);
   const Plan plan = budget > 0 ? plan_within(request, budget) : plan_training(request);
-  if (budget > 0) check_fits(request, plan, budget, "--memory");
+  if (budget > 0) check_fits(request, plan, budget, "--memory allows");
   check_host_fits(plan, world.local_size());
   backend->set_memory_limit(budget);
   s.recompute = request.recompute;

@@ -135,12 +135,107 @@ TEST_CASE("flags at their edges are refused or obeyed") {
   ends_with(2, {"--batch"}, "$T/plan" + kModel + "--batch 99999999");
   ends_with(2, {"--dropout"}, "$T/plan" + kModel + "--dropout 0.99999999");
   ends_with(0, {}, "$T/plan" + kModel + "--dropout 0.1 --device cuda --batch 4");
-  ends_with(2, {"tokens"}, "$T/plan" + kModel + "--batch 65536 --seq-len 16777216");
+  ends_with(2, {"tokens"}, "$T/plan --shape llama3.2-1b --batch 65536 --seq-len 65536");
   ends_with(0, {}, "$T/plan" + kModel + "--batch 65536 --seq-len 256 --grad-accum 65536");
   // The tiny model has 256 positions, fewer than --seq-len has by default.
   ends_with(0, {"perplexity"}, "$T/evaluate --device cpu" + kModel + "--data " + f.rows);
   ends_with(2, {"256 positions"},
             "$T/evaluate --device cpu" + kModel + "--seq-len 257 --data " + f.rows);
+}
+
+TEST_CASE("a run that is refused has no plan either, for the same reason in the same words") {
+  Folder f;
+  const std::string run =
+      "$T/finetune --device cpu" + kModel + "--data " + f.rows + " --out " + f.file("run") + " ";
+  auto error = [](const std::string& line) {
+    const Result r = shell(line);
+    CAPTURE(line);
+    CHECK_MESSAGE(r.status == 2, r.out);
+    const std::size_t at = r.out.find("error: ");
+    REQUIRE_MESSAGE(at != std::string::npos, r.out);
+    return r.out.substr(at);
+  };
+  for (const char* flags : {"--seq-len 1000",
+                            "--seq-len 1",
+                            "--method prompt --seq-len 256",
+                            "--method prompt --virtual-tokens 255",
+                            "--method prefix --virtual-tokens 0",
+                            "--method full --rank 8",
+                            "--method full --alpha 8",
+                            "--method full --dora",
+                            "--method full --layers 1",
+                            "--method full --offload-base 1",
+                            "--method ia3 --dora",
+                            "--method ia3 --dropout 0.1",
+                            "--method ia3 --rank-pattern q_proj=2",
+                            "--method prefix --targets q_proj",
+                            "--method prompt --bottleneck 3",
+                            "--method prompt --bottleneck-kind houlsby",
+                            "--method bottleneck --bottleneck 0",
+                            "--prefix-hidden 8",
+                            "--method prefix --adapter-layers 1",
+                            "--virtual-tokens 5",
+                            "--method full --base-precision nf4",
+                            "--method lora,full",
+                            "--rank 0",
+                            "--alpha 0",
+                            "--layers 9",
+                            "--dropout 1",
+                            "--batch 0",
+                            "--grad-accum 0",
+                            "--fast-reduce",
+                            "--shard-base all",
+                            "--offload-base 1",
+                            "--recompute offload",
+                            "--dtype f16",
+                            "--memory 1GiB --recompute block",
+                            "--memory 0",
+                            "--base-precision stored",
+                            "--keep-dense q_proj",
+                            "--fp8-products maybe",
+                            "--processes 2 --fast-reduce"})
+    CHECK(error("$T/plan" + kModel + flags) == error(run + flags));
+  const char* const processes = " from 1 to 1024 is expected";
+  for (const char* n : {"0", "-1", "1025", "two"})
+    for (const std::string& line : {"$T/plan" + kModel, run})
+      ends_with(2, {"--processes " + std::string(n), processes}, line + "--processes " + n);
+  ends_with(2, {"a single GPU"}, "$T/plan" + kModel + "--device cuda:0 --processes 2");
+  ends_with(2, {"never copied back"},
+            "$T/plan" + kModel + "--device cuda --method full --offload-base 1");
+  ends_with(2, {"--seq-len 8192: the model has 4096 positions"},
+            "$T/plan --shape llama2-7b --seq-len 8192");
+  ends_with(2, {"--method full trains the base's own numbers"},
+            "$T/plan --shape llama2-7b --method full --base-precision nf4");
+}
+
+TEST_CASE("beside --matrix a flag that would have no effect is refused") {
+  const std::string plan = "$T/plan --matrix 100x500 --rank 5 ";
+  ends_with(0, {"3,000"}, plan + "--threads 2");
+  for (const char* flags : {"--processes 4", "--method full", "--memory 1GiB", "--targets q_proj",
+                            "--batch 1", "--dora", "--json"}) {
+    const std::string all = flags;
+    ends_with(2, {all.substr(0, all.find(' ')) + ": has no effect beside --matrix"}, plan + flags);
+  }
+}
+
+TEST_CASE("full training of a quantised base is planned as that of a dense one") {
+  Folder f;
+  const std::string gguf = f.file("x.gguf"), flags = " --method full --json";
+  ends_with(0, {}, "$T/merge" + kModel + "--type q8_0 --out " + gguf);
+  const Result dense = shell("$T/plan" + kModel + flags);
+  CHECK(dense.status == 0);
+  CHECK(shell("$T/plan --model " + gguf + flags).out == dense.out);
+  ends_with(0, {"frozen"}, "$T/plan --method full --model " + kGolden + "quantised/bnb");
+}
+
+TEST_CASE("a limit is printed in a unit in which it is not 0, with the flag that set it") {
+  Folder f;
+  const std::string run = "--out " + f.file("run") + " ";
+  ends_with(5, {"MiB, --memory allows 24 bytes"}, f.train(run + "--memory 24"));
+  ends_with(5, {"MiB, --memory allows 24 bytes"}, "$T/plan" + kModel + "--memory 24");
+  ends_with(5, {"MiB, --memory-limit allows 1.00 KiB"}, f.train(run + "--memory-limit 1KiB"));
+  ends_with(0, {"--memory 64.00 MiB: --recompute none, planned peak"},
+            f.train(run + "--memory 64MiB"));
 }
 
 TEST_CASE("control bytes of a model's text reach a pipe, and no terminal") {

@@ -205,7 +205,7 @@ TEST_CASE("a budget gets the fastest setting that fits, and one layer less would
       PlanRequest r = request;
       r.recompute = parse_recompute("block");  // whatever it was
       const Plan plan = plan_within(r, budget);
-      CHECK_NOTHROW(check_fits(r, plan, budget, "here"));
+      CHECK_NOTHROW(check_fits(r, plan, budget, "here are"));
       CHECK(plan.memory.peak_bytes <= budget);
       return recompute_text(r.recompute);
     };
@@ -262,7 +262,7 @@ TEST_CASE("a budget that nothing keeps is out of memory, with the least that wou
   CHECK(plan.memory.peak_bytes > 1000);
   CHECK(request.recompute != Recompute{});
   try {
-    check_fits(request, plan, 1000, "here");
+    check_fits(request, plan, 1000, "here are");
     FAIL("no error");
   } catch (const OutOfMemoryError& e) {
     const std::string what = e.what();

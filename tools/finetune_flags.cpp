@@ -38,40 +38,15 @@ void add_data_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
 }
 
 void add_adapter_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
-  const auto& real = real_number();
-  const auto& whole = whole_number();
-  app.add_option(
-         "--method", text.methods,
-         "LIST of lora, prompt, prefix, llama-adapter, bottleneck, bitfit, ia3, or full alone "
-         "(all weights): what is trained; see docs/methods.md")
-      ->default_str("lora");
-  app.add_option("--rank", s.rank, "rank of A and B (16)")->check(whole);
-  app.add_option("--alpha", s.alpha, "scale is alpha / rank (default: the rank)")->check(real);
-  app.add_option("--dropout", s.dropout, "on the adapter's input")->check(real);
-  app.add_option("--targets", text.targets, kTargetsHelp)->type_name(kList);
-  app.add_option("--bottleneck", s.bottleneck, "rows of bottleneck adapters")
-      ->check(whole_number())
-      ->capture_default_str();
-  app.add_option("--bottleneck-kind", s.bottleneck_kind, "pfeiffer, houlsby or parallel")
-      ->capture_default_str();
-  add_lora_flags(app, text.lora);
+  add_method_flags(app, s, text);
   app.add_option("--alpha-pattern", text.alpha_pattern, "alphas of single modules, KEY=A,...");
   app.add_flag("--rslora", s.rslora, "scale is alpha / sqrt(rank)");
-  app.add_flag("--dora", s.dora, kDoraHelp);
   app.add_option(
          "--init", text.init,
          "how A and B start: kaiming, gaussian, or pissa or olora, which take them out of the base")
       ->capture_default_str();
   app.add_option("--init-adapter", s.init_adapter, "start from this PEFT adapter");
-  app.add_option("--virtual-tokens", s.virtual_tokens,
-                 "of prompt and prefix, and vectors a layer of llama-adapter (20)")
-      ->check(whole);
   app.add_option("--prompt-text", s.prompt_text, "what prompt starts as, instead of noise");
-  app.add_option("--prefix-hidden", s.prefix_hidden, "prefix is made by an MLP of this hidden size")
-      ->check(whole);
-  app.add_option("--adapter-layers", s.adapter_layers,
-                 "layers of llama-adapter, from the top (all but the first two)")
-      ->check(whole);
 }
 
 void add_training_flags(CLI::App& app, FinetuneSettings& s) {
@@ -144,8 +119,50 @@ void add_machine_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
       app,
       "N or all: one a GPU, or that many on the CPU, share the micro-batches of each "
       "step, with the same result for any N; with --sweep, its trials");
-  app.add_flag("--fast-reduce", s.fast_reduce, kFastReduceHelp);
   app.add_option("--dtype", s.dtype, "auto, f32, bf16")->capture_default_str();
+  add_memory_flags(app, s, text);
+  app.add_option("--memory-limit", text.memory_limit, "refuse to use more, e.g. 8GiB");
+  app.add_flag("--no-verify-base", text.no_verify, "skip hashing the base before and after");
+}
+
+}  // namespace
+
+void add_method_flags(CLI::App& app, FinetuneSettings& s, FinetuneText& text) {
+  const auto& real = real_number();
+  const auto& whole = whole_number();
+  app.add_option(
+         "--method", text.methods,
+         "LIST of lora, prompt, prefix, llama-adapter, bottleneck, bitfit, ia3, or full alone "
+         "(all weights): what is trained; see docs/methods.md")
+      ->default_str("lora");
+  app.add_option("--rank", s.rank, "rank of A and B (16)")->check(whole);
+  app.add_option("--alpha", s.alpha, "scale is alpha / rank (default: the rank)")->check(real);
+  app.add_option("--dropout", s.dropout,
+                 "on the adapter's input; a GPU keeps the masks, a bit an element")
+      ->check(real);
+  app.add_option("--targets", text.targets, kTargetsHelp)->type_name(kList);
+  app.add_option("--bottleneck", s.bottleneck, "rows of bottleneck adapters")
+      ->check(whole)
+      ->capture_default_str();
+  app.add_option("--bottleneck-kind", s.bottleneck_kind, "pfeiffer, houlsby or parallel")
+      ->capture_default_str();
+  app.add_option("--layers", text.layers, "only these layers, e.g. 0-3,7 (all)");
+  app.add_option("--rank-pattern", text.rank_pattern,
+                 "ranks of single modules, KEY=R,...; a key is a name, the end of a path or a "
+                 "regular expression for it");
+  app.add_flag("--dora", s.dora, "DoRA: train the lengths of the weight's rows too");
+  app.add_option("--virtual-tokens", s.virtual_tokens,
+                 "of prompt and prefix, and vectors a layer of llama-adapter (20)")
+      ->check(whole);
+  app.add_option("--prefix-hidden", s.prefix_hidden, "prefix is made by an MLP of this hidden size")
+      ->check(whole);
+  app.add_option("--adapter-layers", s.adapter_layers,
+                 "layers of llama-adapter, from the top (all but the first two)")
+      ->check(whole);
+}
+
+void add_memory_flags(CLI::App& app, FinetuneSettings& s, FinetuneText& text) {
+  app.add_flag("--fast-reduce", s.fast_reduce, kFastReduceHelp);
   app.add_option("--base-precision", text.base_precision, kBasePrecisionHelp)
       ->capture_default_str();
   app.add_option("--keep-dense", text.keep_dense, kKeepDenseHelp)->type_name(kList);
@@ -156,11 +173,7 @@ void add_machine_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
   app.add_option("--offload-base", text.offload_base, kOffloadBaseHelp)->capture_default_str();
   app.add_option("--shard-base", text.shard_base, kShardBaseHelp)->capture_default_str();
   app.add_option("--memory", text.memory, kMemoryHelp);
-  app.add_option("--memory-limit", text.memory_limit, "refuse to use more, e.g. 8GiB");
-  app.add_flag("--no-verify-base", text.no_verify, "skip hashing the base before and after");
 }
-
-}  // namespace
 
 void add_finetune_flags(CLI::App& app, FinetuneSettings& s, FinetuneText& text) {
   in_group(app, "Model and data", [&] { add_data_flags(app, s, text); });
@@ -175,8 +188,9 @@ void add_finetune_flags(CLI::App& app, FinetuneSettings& s, FinetuneText& text) 
 void settle(FinetuneSettings& settings, const FinetuneText& text) {
   if (text.targets) settings.targets = parse_list(*text.targets, "--targets");
   if (text.methods) settings.methods = parse_list(*text.methods, "--method");
-  settings.layers = layers_of(text.lora);
-  settings.rank_pattern = rank_pattern_of(text.lora);
+  if (!text.layers.empty()) settings.layers = parse_layers(text.layers, "--layers");
+  if (!text.rank_pattern.empty())
+    settings.rank_pattern = parse_rank_pattern(text.rank_pattern, "--rank-pattern");
   if (!text.alpha_pattern.empty())
     settings.alpha_pattern = parse_alpha_pattern(text.alpha_pattern, "--alpha-pattern");
   settings.init = parse_lora_init(text.init);

@@ -58,14 +58,10 @@ int process_count(const std::string& text, const std::string& device) {
     require(!device.starts_with("cuda:"), "--processes all: --device ", device, " is a single GPU");
     return gpus;
   }
-  const auto n = whole_number_of(text);
-  require(n && *n >= 1 && *n <= kMostProcesses, "--processes ", text,
-          ": all, or a number from 1 to ", kMostProcesses, ", is expected");
-  require(*n == 1 || !device.starts_with("cuda:"), "--processes ", text, ": --device ", device,
-          " is a single GPU; cuda gives each process its own");
-  require(gpus == 0 || *n <= gpus, "--processes ", text, ": one a GPU, and this machine has ", gpus,
+  const int n = process_number(text, device, "all, or a number");
+  require(gpus == 0 || n <= gpus, "--processes ", text, ": one a GPU, and this machine has ", gpus,
           " (--device cpu takes any number)");
-  return *n;
+  return n;
 }
 
 // Which of a run's processes this one is; nothing if it was started alone. Throws UsageError for an
@@ -81,6 +77,15 @@ std::optional<LaunchPlace> launch_place() {
 }
 
 }  // namespace
+
+int process_number(const std::string& text, const std::string& device, const char* expected) {
+  const auto n = whole_number_of(text);
+  require(n && *n >= 1 && *n <= kMostProcesses, "--processes ", text, ": ", expected, " from 1 to ",
+          kMostProcesses, " is expected");
+  require(*n == 1 || !device.starts_with("cuda:"), "--processes ", text, ": --device ", device,
+          " is a single GPU; cuda gives each process its own");
+  return *n;
+}
 
 std::vector<ChildCommand> own_command_times(int count, const std::string& device, int argc,
                                             const char* const* argv) {

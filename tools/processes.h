@@ -16,6 +16,11 @@ namespace lk::program {
 
 inline constexpr int kMostProcesses = 1024;
 
+// The number of processes that `text`, the value of --processes, says for `device`. Throws UsageError for
+// one that is not `expected` (from 1 to kMostProcesses), and for several on a single GPU.
+int process_number(const std::string& text, const std::string& device,
+                   const char* expected = "a number");
+
 // This program's own command line, `count` times: with a GPU each on a machine that has some, unless
 // `device` is the CPU, and with a share of the processor's threads each unless the user says how many.
 std::vector<ChildCommand> own_command_times(int count, const std::string& device, int argc,

@@ -12,6 +12,7 @@
 #include "run/inference.h"
 #include "run/run_settings.h"
 #include "run/run_toml.h"
+#include "run/size_text.h"
 
 namespace lk {
 
@@ -91,18 +92,23 @@ void FinetuneRun::plan() {
   const std::int64_t wanted = std::max(s_.memory_limit, s_.memory);  // one of the two is 0
   // The plan counts the base, which may be there already.
   const std::int64_t free = free_memory() + base_.backend->ledger()[Tag::Weights].live_bytes;
-  const std::int64_t limit = wanted > 0 ? std::min(wanted, free) : free;
+  const bool is_asked = wanted > 0 && wanted <= free;
+  const std::int64_t limit = is_asked ? wanted : free;
   Plan plan = s_.memory > 0 ? plan_within(request, limit) : plan_training(request);
   listener_.planned(request, plan);
-  check_fits(request, plan, limit, base_.backend->name());
+  check_fits(request, plan, limit,
+             concat(!is_asked       ? base_.backend->name()
+                    : s_.memory > 0 ? "`memory`"
+                                    : "`memory_limit`",
+                    is_asked ? " allows" : " has"));
   check_host_fits(plan, world_ ? world_->local_size() : 1,
                   base_.backend->offloaded()[Tag::Weights].live_bytes);
   facts_.recompute = request.recompute;
   facts_.planned_peak = plan.memory.peak_bytes;
   if (s_.memory > 0)
-    listener_.message(concat("`memory` ", s_.memory >> 20, " MiB: `recompute` ",
+    listener_.message(concat("`memory` ", size_text(s_.memory), ": `recompute` ",
                              recompute_text(facts_.recompute), ", planned peak ",
-                             facts_.planned_peak >> 20, " MiB"));
+                             size_text(facts_.planned_peak)));
   base_.backend->set_memory_limit(wanted);
 }
 

@@ -10,6 +10,7 @@
 #include "lora/trainer.h"
 #include "nn/streamed_base.h"
 #include "run/bytes_per_parameter.h"
+#include "run/size_text.h"
 
 namespace lk {
 namespace {
@@ -279,8 +280,8 @@ Plan plan_within(PlanRequest& request, std::int64_t budget) {
 void check_fits(const PlanRequest& request, const Plan& plan, std::int64_t bytes,
                 const std::string& where) {
   if (plan.memory.peak_bytes > bytes)
-    throw OutOfMemoryError(concat("this run needs ", plan.memory.peak_bytes >> 20, " MiB, ", where,
-                                  " has ", bytes >> 20, " MiB\n", plan_text(request, plan)));
+    throw OutOfMemoryError(concat("this run needs ", size_text(plan.memory.peak_bytes), ", ", where,
+                                  " ", size_text(bytes), "\n", plan_text(request, plan)));
 }
 
 void check_host_fits(const Plan& plan, std::int64_t processes, std::int64_t held) {
@@ -289,9 +290,9 @@ void check_host_fits(const Plan& plan, std::int64_t processes, std::int64_t held
   const std::int64_t free = open_device("cpu")->free_memory() / processes + held;
   if (needed <= free) return;
   const char* const each = processes > 1 ? " for each process" : "";
-  throw OutOfMemoryError(concat("`offload_base`: ", needed >> 20,
-                                " MiB of the base wait on the host", each, ", which has ",
-                                free >> 20, " MiB left", each,
+  throw OutOfMemoryError(concat("`offload_base`: ", size_text(needed),
+                                " of the base wait on the host", each, ", which has ",
+                                size_text(free), " left", each,
                                 ": fewer layers, or fewer bits by `base_precision`, need less"));
 }
 
@@ -317,7 +318,7 @@ std::string plan_text(const PlanRequest& request, const Plan& plan) {
   const std::int64_t elsewhere = std::min(request.streamed.count, request.model.n_layers);
   if (request.streamed.on_host())
     out += concat("base on the host      ", elsewhere, " of ", request.model.n_layers,
-                  " layers: ", plan.memory.offloaded_base_bytes >> 20, " MiB of pinned memory\n");
+                  " layers: ", size_text(plan.memory.offloaded_base_bytes), " of pinned memory\n");
   if (request.streamed.in_parts())
     out += concat("base in parts         ", elsewhere, " of ", request.model.n_layers,
                   " layers, on ", request.processes, " GPUs\n");

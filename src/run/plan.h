@@ -62,7 +62,7 @@ std::int64_t plannable_bytes(std::int64_t budget, const DeviceTraits& device);
 Plan plan_within(PlanRequest& request, std::int64_t budget);
 
 // Throws OutOfMemoryError, with the plan and what would need less, if the plan needs more than
-// `bytes` of `where`.
+// `bytes`, which are what "cpu has" or "`memory` allows": `where`.
 void check_fits(const PlanRequest& request, const Plan& plan, std::int64_t bytes,
                 const std::string& where);
 

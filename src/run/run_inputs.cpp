@@ -9,6 +9,7 @@
 #include "io/sha256.h"
 #include "modelfile/hub_name.h"
 #include "modelfile/load.h"
+#include "run/choices.h"
 #include "run/defaults.h"
 
 namespace lk {
@@ -32,8 +33,6 @@ std::string rows_sha256(const std::vector<Row>& rows) {
   return all.hex();
 }
 
-constexpr std::int64_t kVirtualTokens = 20;  // as in PEFT's examples
-
 // An adapter to start from comes with its rank, alpha and modules.
 void take_adapter(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in) {
   require_lora(s.init_adapter, concat("`init_adapter` ", s.init_adapter),
@@ -54,74 +53,27 @@ void take_adapter(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in
   listener.message(concat("starting from ", s.init_adapter, ": ", summary(*in.init)));
 }
 
-void choose_lora(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in) {
-  if (!s.init_adapter.empty()) return take_adapter(s, listener, in);
-  LoraConfig& lora = in.methods.lora;
-  if (!s.rank) s.rank = default_rank(in.model->config());
-  lora.shape = {*s.rank, s.alpha.value_or(static_cast<double>(*s.rank)),
-                static_cast<float>(s.dropout), s.rslora, s.dora};
-  lora.targets = s.targets.empty() ? std::vector<std::string>{"all-linear"} : s.targets;
-  lora.seed = s.seed;
-  lora.layers = s.layers;
-  lora.init = s.init;
-  apply_patterns(lora, in.model->config(), s.rank_pattern, s.alpha_pattern);
-}
-
-void choose_methods(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in) {
+void take_methods(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in) {
   if (!in.model) in.model = std::make_shared<ModelFile>(s.model);
-  in.methods.names = s.methods;
+  in.methods = choose_methods(s, in.model->config());
   in.methods.base = in.model;
-  const std::int64_t n = s.virtual_tokens.value_or(kVirtualTokens);
-  in.methods.prompt = {n, {}, s.seed};
-  in.methods.prefix = {n, s.prefix_hidden, s.seed};
-  in.methods.llama_adapter = {n, s.adapter_layers, s.seed};
-  in.methods.bottleneck = BottleneckConfig::of_kind(s.bottleneck_kind, s.bottleneck);
-  in.methods.bottleneck.dropout = static_cast<float>(s.dropout);
-  in.methods.bottleneck.seed = s.seed;
-  in.methods.ia3.targets = in.methods.bitfit.targets = s.targets;
-  if (in.methods.has("lora")) choose_lora(s, listener, in);
+  if (!s.init_adapter.empty()) take_adapter(s, listener, in);
 }
 
-// Decides in how many bits the base is held. What computes with the base's own numbers needs them
-// dense, which "auto" then means.
-void choose_precision(const FinetuneSettings& s, Backend& backend, DType dtype,
-                      FinetuneListener& listener, RunInputs& in) {
-  in.storage = {s.base_precision, s.keep_dense};
-  in.storage.streamed = s.streamed;
-  const bool changes = in.methods.has("lora") && changes_base(in.methods.lora.init);
-  const bool needs_dense = changes || replaces_base(in.methods);
-  if (needs_dense && s.base_precision == BasePrecision::Auto)
-    in.storage.precision = BasePrecision::Dense;
-  require(!needs_dense || in.storage.precision == BasePrecision::Dense, "`base_precision` ",
-          base_precision_name(s.base_precision), ": ",
-          changes ? "`init` changes" : "`method` full trains",
-          " the base's own numbers, which takes `base_precision` dense");
-  require(!needs_dense || !s.streamed, s.streamed.setting(), ": ",
-          changes ? "`init` changes" : "`method` full trains",
-          " the base's own numbers, which are never copied back to where they wait");
-  in.formats = held_formats(*in.model, in.storage);
-  auto count = [&in](auto&& is) {
-    return std::count_if(in.formats.begin(), in.formats.end(),
-                         [&](const HeldFormat& f) { return f && is(*f); });
-  };
-  const auto fp8 = count([](const QuantisedFormat& f) { return f.encoding == Encoding::Fp8; });
-  if (fp8 > 0) {
-    in.storage.fp8_products = uses_fp8_products(s.fp8_products, in.model->config(), backend, dtype);
-    in.formats = held_formats(*in.model, in.storage);
-  }
-  require(
-      fp8 > 0 || s.fp8_products != "on",
-      "`fp8_products` on: no matrix of the base is in FP8; it goes with `base_precision` fp8 or "
-      "fp8-head, or a model in FP8");
-  if (count([](const QuantisedFormat&) { return true; }) > 0)
-    listener.message(concat("base: ", describe_formats(in.formats)));
-  const auto multiplied = count([](const QuantisedFormat& f) { return f.multiplied; });
+void take_precision(const FinetuneSettings& s, Backend& backend, DType dtype,
+                    FinetuneListener& listener, RunInputs& in) {
+  const ModelConfig& config = in.model->config();
+  const HeldBase held = choose_precision(s, in.methods, config, in.model.get(), backend, dtype);
+  in.storage = held.storage, in.formats = held.formats;
+  if (held.count() > 0) listener.message(concat("base: ", describe_formats(in.formats)));
+  const auto fp8 = held.count([](const QuantisedFormat& f) { return f.encoding == Encoding::Fp8; });
+  const auto multiplied = held.count([](const QuantisedFormat& f) { return f.multiplied; });
   if (fp8 > multiplied && s.fp8_products != "off")
     listener.message(concat(fp8 - multiplied, " fp8 matrices are dequantised for each product: ",
                             in.storage.fp8_products
                                 ? "products in fp8 need a scale for each output channel or each "
                                   "matrix, and sides that are multiples of 16"
-                                : no_fp8_products(in.model->config(), backend, dtype)));
+                                : no_fp8_products(config, backend, dtype)));
 }
 
 // A folder that is to be opened in place of the model holds a model of its shape.
@@ -192,15 +144,7 @@ void read_data(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in, F
   if (in.init)
     for (const std::string& text : disagreements(*in.init, config))
       listener.message("warning: " + text);
-  const std::int64_t room = config.max_position - extra_positions(in.methods);
-  require(room >= 2, "`method` ", in.methods.text(), ": ", extra_positions(in.methods),
-          " virtual tokens leave no room in the model's ", config.max_position, " positions");
-  if (!s.seq_len) s.seq_len = std::min(kMostTokens, room);
-  require(*s.seq_len <= room, "`seq_len` ", *s.seq_len, ": the model has ", config.max_position,
-          " positions",
-          room < config.max_position
-              ? concat(", ", config.max_position - room, " of them for virtual tokens")
-              : "");
+  choose_seq_len(s, in.methods, config);
   DatasetOptions options{*s.seq_len, s.long_rows, s.skip_bad_rows, -1,
                          s.format,   s.train_on,  s.columns,       s.system};
   in.data = rows ? dataset_of(std::move(rows->train), *in.tokenizer, "rows in memory")
@@ -342,8 +286,8 @@ RunInputs read_inputs(FinetuneSettings& settings, Backend& backend, DType dtype,
                       std::shared_ptr<const ModelFile> opened) {
   RunInputs in;
   in.model = std::move(opened);
-  choose_methods(settings, listener, in);
-  choose_precision(settings, backend, dtype, listener, in);
+  take_methods(settings, listener, in);
+  take_precision(settings, backend, dtype, listener, in);
   read_data(settings, listener, in, rows);
   arrange(settings, listener, in, before);
   return in;

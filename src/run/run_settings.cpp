@@ -36,6 +36,13 @@ void check_method_settings(const FinetuneSettings& s) {
           ": must be from 1 to ", 1 << 24);
   BottleneckConfig::of_kind(s.bottleneck_kind, s.bottleneck);
   belongs(!s.init_adapter.empty(), "init_adapter", {"lora"});
+  belongs(!s.layers.empty(), "layers", {"lora"});
+  belongs(!s.rank_pattern.empty(), "rank_pattern", {"lora"});
+  belongs(!s.alpha_pattern.empty(), "alpha_pattern", {"lora"});
+  belongs(s.rslora, "rslora", {"lora"});
+  belongs(s.dora, "dora", {"lora"});
+  belongs(s.init != LoraInit::Kaiming, "init", {"lora"});
+  belongs(s.loraplus_ratio.has_value(), "loraplus_ratio", {"lora"});
   belongs(s.virtual_tokens.has_value(), "virtual_tokens", {"prompt", "prefix", "llama-adapter"});
   belongs(!s.prompt_text.empty(), "prompt_text", {"prompt"});
   belongs(s.prefix_hidden != 0, "prefix_hidden", {"prefix"});
@@ -47,7 +54,54 @@ void check_method_settings(const FinetuneSettings& s) {
           "`init_adapter` starts `method` lora alone");
 }
 
+void check_lora_settings(const FinetuneSettings& s) {
+  require(!s.rank || *s.rank >= 1, "`rank` ", s.rank.value_or(0), ": must be at least 1");
+  require(!s.alpha || (std::isfinite(*s.alpha) && *s.alpha > 0), "`alpha` must be positive");
+  // Dropout is computed with as F32, in which all above 0.99999997 is 1.
+  require(s.dropout >= 0 && static_cast<float>(s.dropout) < 1, "`dropout` ", s.dropout,
+          ": must be in [0, 1)");
+  require(!s.loraplus_ratio || (std::isfinite(*s.loraplus_ratio) && *s.loraplus_ratio > 0),
+          "`loraplus_ratio` ", s.loraplus_ratio.value_or(0), ": must be positive");
+  require(!s.dora || !changes_base(s.init), "`dora` and `init` ", lora_init_name(s.init),
+          ": give one of the two, as PEFT has no way to save both for the base as it was");
+  const bool shaped = s.rslora || s.dora || !s.layers.empty() || !s.rank_pattern.empty() ||
+                      !s.alpha_pattern.empty() || s.init != LoraInit::Kaiming;
+  require(s.init_adapter.empty() || (!shaped && s.targets.empty()),
+          "`init_adapter` comes with its ranks, alphas and modules: `targets`, `rslora`, `dora`, "
+          "`layers`, `rank_pattern`, `alpha_pattern` and `init` are for a new adapter");
+}
+
+// How the steps are shared out and what they keep where.
+void check_memory_settings(const FinetuneSettings& s) {
+  require(!s.fast_reduce || (s.processes && s.grad_accum > 1),
+          "`fast_reduce`: is for the micro-batches of a step (`grad_accum`) that processes share "
+          "(`processes`, and no sweep)");
+  require(s.memory_limit >= 0 && s.memory >= 0, "`memory_limit` and `memory`: not negative");
+  require(s.memory == 0 || s.recompute == Recompute{},
+          "`memory` chooses `recompute`: give one of the two");
+  require(s.memory == 0 || s.memory_limit == 0, "`memory` and `memory_limit`: give one of the two");
+  require(s.streamed.count >= 0, s.streamed.setting(), ": must not be negative");
+  require(!s.streamed.in_parts() || s.processes.value_or(1) > 1,
+          "`shard_base`: is for several processes that share a run (`processes`, and no sweep)");
+}
+
 }  // namespace
+
+void validate_step(const FinetuneSettings& s) {
+  check_method_settings(s);
+  check_lora_settings(s);
+  require(s.batch >= 1 && s.batch <= kMostBatch, "`batch` must be in 1 .. ", kMostBatch);
+  require(s.grad_accum >= 1 && s.grad_accum <= kMostGradAccum, "`grad_accum` must be in 1 .. ",
+          kMostGradAccum);
+  require(!s.seq_len || (*s.seq_len >= 2 && *s.seq_len <= (1 << 24)), "`seq_len` must be in 2 .. ",
+          1 << 24);
+  lora_init_name(s.init), base_precision_name(s.base_precision);  // throw for what is none
+  require(s.fp8_products == "auto" || s.fp8_products == "on" || s.fp8_products == "off",
+          "`fp8_products` ", s.fp8_products, ": one of auto, on, off");
+  require(s.dtype == "auto" || s.dtype == "f32" || s.dtype == "bf16", "`dtype` ", s.dtype,
+          ": one of auto, f32, bf16");
+  check_memory_settings(s);
+}
 
 void validate_settings(const FinetuneSettings& s, bool own_rows) {
   require(!s.model.empty(), "`model` is required");
@@ -61,37 +115,10 @@ void validate_settings(const FinetuneSettings& s, bool own_rows) {
   require(!s.out.empty(), "`out` is required");
   require(s.data != "-" || s.eval_data != "-",
           "`data` - and `eval_data` -: standard input can be read once only");
-  check_method_settings(s);
-  require(!s.rank || *s.rank >= 1, "`rank` ", s.rank.value_or(0), ": must be at least 1");
-  require(!s.alpha || (std::isfinite(*s.alpha) && *s.alpha > 0), "`alpha` must be positive");
-  // Dropout is computed with as F32, in which all above 0.99999997 is 1.
-  require(s.dropout >= 0 && static_cast<float>(s.dropout) < 1, "`dropout` ", s.dropout,
-          ": must be in [0, 1)");
-  require(!s.loraplus_ratio || (std::isfinite(*s.loraplus_ratio) && *s.loraplus_ratio > 0),
-          "`loraplus_ratio` ", s.loraplus_ratio.value_or(0), ": must be positive");
-  require(!s.dora || !changes_base(s.init), "`dora` and `init` ", lora_init_name(s.init),
-          ": give one of the two, as PEFT has no way to save both for the base as it was");
-  const bool has_lora = std::find(s.methods.begin(), s.methods.end(), "lora") != s.methods.end();
-  const bool shaped = s.rslora || s.dora || !s.layers.empty() || !s.rank_pattern.empty() ||
-                      !s.alpha_pattern.empty() || s.init != LoraInit::Kaiming;
-  require(s.init_adapter.empty() || (!shaped && s.targets.empty()),
-          "`init_adapter` comes with its ranks, alphas and modules: `targets`, `rslora`, `dora`, "
-          "`layers`, `rank_pattern`, `alpha_pattern` and `init` are for a new adapter");
-  require(
-      has_lora || (!shaped && !s.loraplus_ratio),
-      "`rslora`, `dora`, `layers`, `rank_pattern`, `alpha_pattern`, `init` and `loraplus_ratio` "
-      "are LoRA's, which `method` does not have");
+  validate_step(s);
   require(!(s.steps && s.epochs), "`steps` and `epochs`: give one of the two");
   require(!s.steps || *s.steps >= 1, "`steps` must be at least 1");
   require(!s.epochs || (std::isfinite(*s.epochs) && *s.epochs > 0), "`epochs` must be positive");
-  require(s.batch >= 1 && s.batch <= kMostBatch, "`batch` must be in 1 .. ", kMostBatch);
-  require(s.grad_accum >= 1 && s.grad_accum <= kMostGradAccum, "`grad_accum` must be in 1 .. ",
-          kMostGradAccum);
-  require(!s.fast_reduce || (s.processes && s.grad_accum > 1),
-          "`fast_reduce`: is for the micro-batches of a step (`grad_accum`) that processes share "
-          "(`processes`, and no sweep)");
-  require(!s.seq_len || (*s.seq_len >= 2 && *s.seq_len <= (1 << 24)), "`seq_len` must be in 2 .. ",
-          1 << 24);
   require(!s.lr || (std::isfinite(*s.lr) && *s.lr >= 0),
           "`lr` must be a finite number, not negative");
   require(std::isfinite(s.weight_decay) && s.weight_decay >= 0,
@@ -109,26 +136,14 @@ void validate_settings(const FinetuneSettings& s, bool own_rows) {
   require(s.eval_rows == -1 || s.eval_rows >= 1, "`eval_rows` must be at least 1");
   require(s.sample_every == 0 || s.samples != 0, "`sample_every` and `samples` 0: no samples");
   require(s.show_rows >= 0, "`show_rows` must not be negative");
-  lora_init_name(s.init), base_precision_name(s.base_precision);  // throw for what is none
   require(!s.eval_split || (*s.eval_split >= 0 && *s.eval_split < 1),
           "`eval_split` must be in [0, 1)");
   require(!s.eval_split || s.eval_data.empty(),
           "`eval_split` and `eval_data`: give one of the two");
-  require(s.fp8_products == "auto" || s.fp8_products == "on" || s.fp8_products == "off",
-          "`fp8_products` ", s.fp8_products, ": one of auto, on, off");
   require(s.keep == "auto" || s.keep == "best" || s.keep == "last", "`keep` ", s.keep,
           ": best or last");
   require(s.patience >= 0, "`patience` must not be negative");
   require(!s.samples || *s.samples >= 0, "`samples` must not be negative");
-  require(s.dtype == "auto" || s.dtype == "f32" || s.dtype == "bf16", "`dtype` ", s.dtype,
-          ": one of auto, f32, bf16");
-  require(s.memory_limit >= 0 && s.memory >= 0, "`memory_limit` and `memory`: not negative");
-  require(s.memory == 0 || s.recompute == Recompute{},
-          "`memory` chooses `recompute`: give one of the two");
-  require(s.memory == 0 || s.memory_limit == 0, "`memory` and `memory_limit`: give one of the two");
-  require(s.streamed.count >= 0, s.streamed.setting(), ": must not be negative");
-  require(!s.streamed.in_parts() || s.processes.value_or(1) > 1,
-          "`shard_base`: is for several processes that share a run (`processes`, and no sweep)");
   if (s.schedule) parse_schedule_kind(*s.schedule);
 }
 
