@@ -164,7 +164,7 @@ TEST_CASE("a run that is refused has no plan either, for the same reason in the 
                             "--method full --alpha 8",
                             "--method full --dora",
                             "--method full --layers 1",
-                            "--method full --offload-base 1",
+
                             "--method ia3 --dora",
                             "--method ia3 --dropout 0.1",
                             "--method ia3 --rank-pattern q_proj=2",
