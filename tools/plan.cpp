@@ -60,7 +60,10 @@ PlanRequest request_of(FinetuneSettings& s, const ModelFile* file, const ModelCo
   r.compute_dtype = parse_compute_dtype(s.dtype, *backend);
   r.methods = choose_methods(s, model);
   r.formats = choose_precision(s, r.methods, model, file, *backend, r.compute_dtype).formats;
-  choose_seq_len(s, r.methods, model);
+  // A shape stands for the sizes of matrices; angles reach as far as rows do.
+  if (!file && s.seq_len)
+    r.model.max_position = std::max(model.max_position, *s.seq_len + extra_positions(r.methods));
+  choose_seq_len(s, r.methods, r.model);
   r.device = s.device;
   r.batch = s.batch, r.grad_accum = s.grad_accum, r.seq_len = *s.seq_len;
   r.recompute = s.recompute;
