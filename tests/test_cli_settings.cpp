@@ -100,14 +100,14 @@ TEST_CASE("compare replaces a page of its own and nothing else") {
     CHECK(run_program(runs + f.scratch.file("page.html")).status == 0);
 }
 
-TEST_CASE("a run under nohup outlives its terminal, and ends for SIGINT all the same") {
+TEST_CASE("a run is saved on the way; under nohup it outlives its terminal, and ends for SIGINT") {
   Folder f;
-  const auto r =
-      run_shell(std::string("nohup ") + LK_TOOLS + "/" +
-                f.train("a", "--eval-split 0 --steps 100000") + " >/dev/null 2>" +
-                f.scratch.file("log") + " & P=$!; until [ -e " + f.scratch.file("a/metrics.jsonl") +
-                " ]; do sleep 0.05; done; kill -HUP $P; sleep 0.3; kill -0 $P && echo alive; "
-                "kill -INT $P; wait $P; echo ended $?");
+  const auto r = run_shell(
+      std::string("nohup ") + LK_TOOLS + "/" + f.train("a", "--eval-split 0 --steps 100000") +
+      " >/dev/null 2>" + f.scratch.file("log") + " & P=$!; until [ -e " +
+      f.scratch.file("a/checkpoint.safetensors") +
+      " ]; do sleep 0.05; done; kill -HUP $P; sleep 0.3; kill -0 $P && echo alive; "
+      "kill -INT $P; wait $P; echo ended $?");
   CHECK_MESSAGE(r.out.find("alive\nended 130") != std::string::npos, r.out);
 }
 

@@ -54,6 +54,11 @@ Dataset lines(int n, int rows_each) {
 
 }  // namespace
 
+TEST_CASE("a run is saved ten times, 50 to 500 steps apart") {
+  for (auto [steps, every] : {std::pair<int, int>{1, 50}, {499, 50}, {3000, 300}, {1'000'000, 500}})
+    CHECK(default_save_every(steps) == every);
+}
+
 TEST_CASE("the default rate falls with the root of the number of parameters") {
   CHECK(default_lr(135'000'000) == doctest::Approx(1.5e-3));
   CHECK(default_lr(1'236'000'000) == doctest::Approx(5e-4));

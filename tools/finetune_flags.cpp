@@ -101,7 +101,9 @@ void add_evaluation_flags(CLI::App& app, FinetuneSettings& s) {
 
 void add_output_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
   app.add_option("--out", s.out, "folder for the adapter: new or empty")->required();
-  app.add_option("--save-every", s.save_every, "checkpoint every N steps")->check(whole_number());
+  app.add_option("--save-every", s.save_every,
+                 "checkpoint every N steps (ten times, 50 to 500 steps apart); 0: only at the end")
+      ->check(whole_number());
   app.add_flag("--resume", s.resume, "go on from --out's checkpoint");
   app.add_option(
       "--base-name", s.base_name,

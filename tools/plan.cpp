@@ -26,7 +26,7 @@ void check_alone(const CLI::App& app) {
 }
 
 // Prints "100x500" as 50,000 numbers in W against r (100 + 500) in A and B: the textbook example.
-int matrix(const std::string& text, std::int64_t rank) {
+int matrix(const std::string& text, const std::optional<std::int64_t>& given) {
   std::size_t x = text.find('x');
   auto number = [&](std::string part) {
     if (!program::whole_number()(part).empty() || part.size() > 9 || std::stoll(part) < 1)
@@ -35,6 +35,7 @@ int matrix(const std::string& text, std::int64_t rank) {
   };
   if (x == std::string::npos) throw UsageError(concat("--matrix ", text, ": like 100x500"));
   const std::int64_t in = number(text.substr(0, x)), out = number(text.substr(x + 1));
+  const std::int64_t rank = given.value_or(std::min<std::int64_t>({16, in, out}));
   if (rank < 1 || rank > std::min(in, out))
     throw UsageError(concat("--rank ", rank, ": between 1 and ", std::min(in, out), " here"));
   auto grouped = [](std::int64_t n) {
@@ -110,7 +111,7 @@ int main(int argc, char** argv) {
   return program::run(app, argc, argv, [&] {
     if (!matrix_text.empty()) {
       check_alone(app);
-      return matrix(matrix_text, settings.rank.value_or(8));
+      return matrix(matrix_text, settings.rank);
     }
     require(settings.device == "cpu" || settings.device.starts_with("cuda"),
             "--device: cpu or cuda");

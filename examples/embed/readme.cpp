@@ -1,5 +1,5 @@
-// The library in six lines, as README.md shows it: one step of LoRA on one row.
-//   readme    (in a folder with model.gguf and a folder adapters/mine)
+// The library in a few lines, as README.md shows it: one step of LoRA on one row.
+//   readme    (in a folder with model.gguf; writes adapters/mine)
 #include <lorikeet/lorikeet.h>
 
 #include <cstdio>

@@ -11,7 +11,7 @@ std::uint64_t Tape::next_serial() {
 
 Var Tape::record(Tensor y, std::unique_ptr<Node> node) {
   check(recording(), "tape: record on a tape without gradients");
-  check(!ran_, "tape: already ran backward; make a new tape for each step");
+  check(!ran_, "tape: already ran backward; make a new tape for each micro-batch");
   const bool leaf = node == nullptr;
   nodes_.push_back({std::move(node), Tensor(), leaf});
   return Var(std::move(y), serial_, static_cast<int>(nodes_.size()) - 1);

@@ -1,11 +1,12 @@
 // CudaBackend: one GPU, one ordered stream, kernels of our own, and GEMMs through cuBLASLt.
 //
 // Where things are: this class's methods are defined in the .cu file of their op family (named as
-// in the CPU backend); memory, copies and the constructor are in cuda_backend.cpp.
+// in the CPU backend); memory, waits and the constructor are in cuda_backend.cpp, copies there and in
+// staging.cpp, offload.cpp and shard.cpp.
 //
-// Note [One stream]: every kernel, copy and GEMM is submitted to one stream, so a block of memory
-// may be handed out again as soon as its last user was submitted, nothing needs an event, and the
-// order of every sum is fixed. No kernel adds floats with atomics: two runs give the same bits.
+// Note [One stream]: every kernel, GEMM and copy that work waits for is submitted to one stream, so a
+// block of memory may be handed out again as soon as its last user was submitted, and the order of
+// every sum is fixed. Copies beside the work have a stream of their own: Note [Side stream]. No kernel adds floats with atomics: two runs give the same bits.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -18,7 +18,8 @@ namespace lk {
 bool nccl_is_there();
 // What the processes that are to find each other share: made by one of them.
 std::string make_nccl_id();
-// Waits for all `size` processes. Throws IoError with NCCL's own words.
+// Waits for all `size` processes, as long as that takes: they have met before, over TCP. After that an
+// exchange may take `timeout`. Throws IoError with NCCL's own words.
 std::unique_ptr<Transport> make_nccl_transport(CudaBackend& backend, const std::string& id,
                                                int rank, int size, std::chrono::seconds timeout);
 

@@ -47,9 +47,9 @@ class SharedStep {
   static constexpr std::int64_t kChunk = std::int64_t{1} << 23;
 
   struct Settings {
-    double clip = 1.0;         // that of TrainStep::Settings
-    bool fast_reduce = false;  // the second order above
-    std::int64_t chunk = kChunk;
+    double clip = 1.0;            // that of TrainStep::Settings
+    bool fast_reduce = false;     // the second order above
+    std::int64_t chunk = kChunk;  // numbers
   };
   // `transport` connects `size` processes, of which this is `rank`; null for size 1. All must outlive
   // this.
@@ -91,6 +91,7 @@ class SharedStep {
     bool first = false, last = false;
   };
   // Numbers [from, to) of a tensor of the slices' vector as a vector; undefined: they stay where they are.
+  // Tensor 0 is the loss, tensor t > 0 parameter t - 1: dist/optimizer_slices.h.
   using View = std::function<Tensor(std::size_t tensor, std::int64_t from, std::int64_t to)>;
   enum class Direction { IntoBuffer, OutOfBuffer };
   using Copies = std::vector<SliceKernels::Copy>;
@@ -100,7 +101,8 @@ class SharedStep {
   // leaves the slice of the sum where the parameters have their gradients.
   void add_round(const Round& round, const View& gradients);
   void add_chunk(const Round& round, const View& gradients, std::int64_t chunk);
-  // Leaves the step's squared norm and loss in all processes; the loss's sum is in its slice.
+  // Leaves the step's squared norm and loss in all processes. Before it only the process whose slice the
+  // loss is in, OptimizerSlices::with_loss(), has its sum.
   void share_norm(const Tensor& norm_sq, const Tensor& loss);
   // Gives each process the slices of the others.
   void gather(const View& view);

@@ -66,8 +66,8 @@ std::unique_ptr<Adapter> attach_adapter(Transformer& model, const AdapterFile& f
 // transposed. The model is not changed. Checks and throws as attach_adapter() does.
 std::map<std::string, LoraFactors> load_factors(Transformer& model, const AdapterFile& file);
 
-// Writes both files durably, reads them back and compares them with the live values bit for bit.
-// Throws IoError, NonFiniteError.
+// Writes both files durably, over those that are there, into a folder that is made if there is none; reads
+// them back and compares them with the live values bit for bit. Throws IoError, NonFiniteError.
 void save_adapter(const std::string& folder, const Adapter& adapter, const BaseIdentity& base);
 // The same of a base in its file's own numbers.
 void save_adapter(const std::string& folder, const Adapter& adapter, const std::string& base_model,

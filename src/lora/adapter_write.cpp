@@ -7,6 +7,7 @@
 #include "io/checked.h"
 #include "io/durable.h"
 #include "io/json.h"
+#include "io/output_folder.h"
 #include "io/safetensors.h"
 #include "lora/adapter_io.h"
 #include "lora/rank_patterns.h"
@@ -131,6 +132,7 @@ void save_adapter(const std::string& folder, const Adapter& adapter, const BaseI
   std::vector<SafetensorsEntry> tensors;
   for (const LoraLinear* layer : adapter.layers())
     for (SafetensorsEntry& t : saved_tensors(*layer)) tensors.push_back(std::move(t));
+  make_folders(folder);
   write_safetensors(folder + "/" + kAdapterWeights, tensors, base_metadata(base));
 
   Json config = {{"peft_type", "LORA"},

@@ -6,6 +6,7 @@
 
 #include "io/config_keys.h"
 #include "io/durable.h"
+#include "io/output_folder.h"
 #include "io/paths.h"
 #include "io/printable.h"
 #include "modelfile/base_identity.h"
@@ -80,6 +81,7 @@ std::vector<float> PeftFolder::read(const std::string& tensor) const {
 void write_peft_folder(const std::string& folder, Json config, const BaseIdentity& base,
                        const std::vector<SafetensorsEntry>& tensors) {
   const std::string weights = folder + "/" + kWeights, path = folder + "/" + kConfig;
+  make_folders(folder);
   write_safetensors(weights, tensors, base_metadata(base));
   config.update({{"task_type", "CAUSAL_LM"},
                  {"base_model_name_or_path", base.name},

@@ -66,6 +66,10 @@ std::int64_t default_eval_every(std::int64_t steps, double epochs, std::int64_t 
   return n > 1 ? (steps + n - 1) / n : 0;
 }
 
+std::int64_t default_save_every(std::int64_t steps) {
+  return std::clamp<std::int64_t>(steps / 10, 50, 500);
+}
+
 void fill_in_evaluation(FinetuneSettings& s, std::int64_t steps, double epochs,
                         std::int64_t train_tokens, std::int64_t eval_tokens) {
   const bool evaluates = eval_tokens > 0;

@@ -45,6 +45,10 @@ void fill_in_rates(FinetuneSettings& settings, std::int64_t base_parameters, std
 std::int64_t default_eval_every(std::int64_t steps, double epochs, std::int64_t train_tokens,
                                 std::int64_t eval_tokens);
 
+// How often a run saves what it needs to go on, in steps: ten times, but neither more often than every 50
+// steps nor less often than every 500, as transformers' Trainer does.
+std::int64_t default_save_every(std::int64_t steps);
+
 // Fills in eval_every, keep and samples.
 void fill_in_evaluation(FinetuneSettings& settings, std::int64_t steps, double epochs,
                         std::int64_t train_tokens, std::int64_t eval_tokens);

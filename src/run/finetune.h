@@ -86,7 +86,7 @@ struct FinetuneSettings {
       "auto";  // which adapter is saved: "last", or "best" by evaluation; "auto": best
                // if there are evaluations
   std::int64_t patience = 0;  // evaluations in a row without a new best that end the run; 0: never
-  std::int64_t save_every = 0;
+  std::optional<std::int64_t> save_every = {};
   bool resume = false;
   Recompute recompute = {};       // what training computes again instead of keeping it
   StreamedLayers streamed = {};   // layers of the base that wait elsewhere; on a GPU only

@@ -21,7 +21,7 @@ void FinetuneRun::train() {
     const bool last = step == in_.steps;
     const bool evaluates = *s_.eval_every > 0 && step % *s_.eval_every == 0 && !last;
     const bool samples = s_.sample_every > 0 && step % s_.sample_every == 0 && !last;
-    const bool saves = s_.save_every > 0 && step % s_.save_every == 0 && !last;
+    const bool saves = *s_.save_every > 0 && step % *s_.save_every == 0 && !last;
     report_steps(evaluates || samples || saves);
     if (leads() && facts_.fingerprint.empty() && base_.fingerprint->ready())
       attempt([&] { write_run_json("running"); });

@@ -143,7 +143,7 @@ SortedSettings sort_settings(const FinetuneSettings& settings) {
                          {"keep", keep},
                          {"patience", patience},
                          {"sample_every", sample_every},
-                         {"save_every", save_every},
+                         {"save_every", or_null(save_every)},
                          {"device", device},
                          {"memory", memory > 0 ? Json(memory) : Json(nullptr)},
                          {"memory_limit", memory_limit > 0 ? Json(memory_limit) : Json(nullptr)},

@@ -243,6 +243,7 @@ void arrange(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in, con
   require(*s.warmup <= in.steps, "`warmup` ", *s.warmup, ": the run has ", in.steps, " steps");
   const double epochs = static_cast<double>(in.steps) * per_step / per_epoch;
   const auto tokens = to_integer(epochs * static_cast<double>(in.data.tokens), 0, INT64_MAX / 8);
+  if (!s.save_every) s.save_every = default_save_every(in.steps);
   fill_in_evaluation(s, in.steps, epochs, tokens.value_or(INT64_MAX / 8), in.eval.tokens);
   listener.message(opening_line(s, in, epochs));
   require(

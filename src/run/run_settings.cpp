@@ -127,7 +127,7 @@ void validate_settings(const FinetuneSettings& s, bool own_rows) {
   require(s.label_smoothing >= 0 && s.label_smoothing < 1, "`label_smoothing` ", s.label_smoothing,
           ": must be in [0, 1)");
   require(s.warmup.value_or(0) >= 0, "`warmup` must not be negative");
-  require(s.eval_every.value_or(0) >= 0 && s.save_every >= 0 && s.sample_every >= 0,
+  require(s.eval_every.value_or(0) >= 0 && s.save_every.value_or(0) >= 0 && s.sample_every >= 0,
           "`eval_every`, `save_every` and `sample_every` must not be negative");
   require(s.base_name.empty() || is_hub_name(s.base_name) || is_folder(s.base_name), "`base_name` ",
           s.base_name,
