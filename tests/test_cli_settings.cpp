@@ -43,6 +43,16 @@ TEST_CASE("settings without effect are refused by their flags") {
              0, "warning: --top-p: without effect");
 }
 
+TEST_CASE("merge refuses what would do nothing") {
+  Folder f;
+  const std::string merge = "merge --model " + kModel + " --out " + f.scratch.file("m");
+  check_says(run_program(merge + ".GGUF"), 2, "ends in .gguf, in small letters");
+  check_says(run_program(merge + ".gguf --shard-size 1KB"), 2, "--shard-size: is for a folder's");
+  for (const char* flag : {"--type f32", "--no-verify", "--shard-size 1MB"})
+    check_says(run_program(merge + " --unmerge --base " + kModel + " " + flag), 2,
+               "has no effect beside --unmerge");
+}
+
 TEST_CASE("--eval-rows takes the first rows of a file, and limits those that are split off") {
   Folder f;
   check_says(run_program(f.train("a", "--steps 1 --eval-split 0.4 --eval-rows 2")), 0,

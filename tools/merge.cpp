@@ -1,12 +1,13 @@
 // merge: merges adapters into their base, as a plain model, and back.
 #include "lora/merge.h"
-#include "io/paths.h"
 
 #include <algorithm>
+#include <cctype>
 #include <cstdio>
 #include <cstdlib>
 
 #include "io/json.h"
+#include "io/paths.h"
 #include "program.h"
 #include "run/merge_vectors.h"
 #include "run/methods.h"
@@ -65,6 +66,21 @@ void print(const MergeSettings& s, const MergeResult& r) {
   program::write(json_text(out) + "\n");
 }
 
+// Throws UsageError for what would do nothing.
+void check_flags(const CLI::App& app, const std::string& out, bool unmerge) {
+  const std::string ending = out.substr(out.size() - std::min<std::size_t>(out.size(), 5));
+  std::string small = ending;
+  std::transform(small.begin(), small.end(), small.begin(),
+                 [](unsigned char c) { return std::tolower(c); });
+  require(small != ".gguf" || ending == small, "--out ", out,
+          ": a GGUF file's name ends in .gguf, in small letters");
+  require(ending != ".gguf" || app.count("--shard-size") == 0,
+          "--shard-size: is for a folder's files, and --out is one");
+  for (const char* flag : {"--type", "--shard-size", "--no-verify"})
+    require(!unmerge || app.count(flag) == 0, flag,
+            ": has no effect beside --unmerge, which writes --base as it is");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -99,6 +115,7 @@ int main(int argc, char** argv) {
                             "check that --model is --base with the adapters, then write the base");
   app.add_option("--base", base, "for --unmerge: the base that was kept")->needs(flag);
   return program::run(app, argc, argv, [&] {
+    check_flags(app, s.out, unmerge_it);
     for (const std::string& text : adapters) s.adapters.push_back(parse_adapter(text));
     s.verify = !no_verify;
     s.storage.precision = parse_base_precision(precision);
