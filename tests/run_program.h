@@ -34,4 +34,10 @@ inline ProgramResult run_program(const std::string& arguments,
   return run_shell(std::string(LK_TOOLS) + "/" + arguments + redirect);
 }
 
+// It ended with this status and printed this text.
+inline void check_says(const ProgramResult& r, int status, const std::string& part) {
+  CHECK_MESSAGE(r.status == status, r.out);
+  CHECK_MESSAGE(r.out.find(part) != std::string::npos, r.out, " lacks ", part);
+}
+
 }  // namespace lk::test

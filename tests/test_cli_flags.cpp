@@ -24,11 +24,6 @@ struct Rows {
   }
 };
 
-void check_says(const ProgramResult& r, int status, const std::string& part) {
-  CHECK_MESSAGE(r.status == status, r.out);
-  CHECK_MESSAGE(r.out.find(part) != std::string::npos, r.out, " lacks ", part);
-}
-
 }  // namespace
 
 TEST_CASE("flags have the names that other tools give them") {

@@ -23,11 +23,6 @@ struct Folder {
   }
 };
 
-void check_says(const ProgramResult& r, int status, const std::string& part) {
-  CHECK_MESSAGE(r.status == status, r.out);
-  CHECK_MESSAGE(r.out.find(part) != std::string::npos, r.out, " lacks ", part);
-}
-
 }  // namespace
 
 TEST_CASE("settings without effect are refused by their flags") {

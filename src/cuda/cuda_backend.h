@@ -6,7 +6,8 @@
 //
 // Note [One stream]: every kernel, GEMM and copy that work waits for is submitted to one stream, so a
 // block of memory may be handed out again as soon as its last user was submitted, and the order of
-// every sum is fixed. Copies beside the work have a stream of their own: Note [Side stream]. No kernel adds floats with atomics: two runs give the same bits.
+// every sum is fixed. Copies beside the work have a stream of their own: Note [Side stream]. No kernel
+// adds floats with atomics: two runs give the same bits.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -38,15 +38,15 @@ MethodConfig choose_methods(FinetuneSettings& s, const ModelConfig& model) {
   return methods;
 }
 
-std::int64_t HeldBase::count(bool (*is)(const QuantisedFormat&)) const {
+std::int64_t ChosenPrecision::count(bool (*is)(const QuantisedFormat&)) const {
   return std::count_if(formats.begin(), formats.end(),
                        [&](const HeldFormat& f) { return f && (!is || is(*f)); });
 }
 
-HeldBase choose_precision(const FinetuneSettings& s, const MethodConfig& methods,
-                          const ModelConfig& model, const ModelFile* file, Backend& backend,
-                          DType dtype) {
-  HeldBase held{{s.base_precision, s.keep_dense}, {}};
+ChosenPrecision choose_precision(const FinetuneSettings& s, const MethodConfig& methods,
+                                 const ModelConfig& model, const ModelFile* file, Backend& backend,
+                                 DType dtype) {
+  ChosenPrecision held{{s.base_precision, s.keep_dense}, {}};
   BaseStorage& storage = held.storage;
   storage.streamed = s.streamed;
   const bool changes = methods.has("lora") && changes_base(methods.lora.init);

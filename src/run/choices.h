@@ -16,7 +16,7 @@ namespace lk {
 MethodConfig choose_methods(FinetuneSettings& settings, const ModelConfig& model);
 
 // In how many bits the base is held.
-struct HeldBase {
+struct ChosenPrecision {
   BaseStorage storage;
   std::vector<HeldFormat> formats;  // of weight_slots()
 
@@ -25,9 +25,9 @@ struct HeldBase {
 };
 // What computes with the base's own numbers needs them dense, which "auto" then means. `file`: the
 // model's, or null for a shape that no file holds.
-HeldBase choose_precision(const FinetuneSettings& settings, const MethodConfig& methods,
-                          const ModelConfig& model, const ModelFile* file, Backend& backend,
-                          DType dtype);
+ChosenPrecision choose_precision(const FinetuneSettings& settings, const MethodConfig& methods,
+                                 const ModelConfig& model, const ModelFile* file, Backend& backend,
+                                 DType dtype);
 
 // Fills in the longest row. It and the methods' virtual tokens take positions that the model has.
 void choose_seq_len(FinetuneSettings& settings, const MethodConfig& methods,

@@ -63,7 +63,8 @@ void take_methods(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in
 void take_precision(const FinetuneSettings& s, Backend& backend, DType dtype,
                     FinetuneListener& listener, RunInputs& in) {
   const ModelConfig& config = in.model->config();
-  const HeldBase held = choose_precision(s, in.methods, config, in.model.get(), backend, dtype);
+  const ChosenPrecision held =
+      choose_precision(s, in.methods, config, in.model.get(), backend, dtype);
   in.storage = held.storage, in.formats = held.formats;
   if (held.count() > 0) listener.message(concat("base: ", describe_formats(in.formats)));
   const auto fp8 = held.count([](const QuantisedFormat& f) { return f.encoding == Encoding::Fp8; });
