@@ -6,6 +6,8 @@
     tensor <- autograd <- nn    the maths: nn sees two small headers of text/, and no file
     io, nn <- modelfile <- lora, methods; lora <- dist <- run <- tools, bench, tests, examples, exercises
 
+And no two headers define types of one name in one namespace, of which the linker would keep one's inline functions.
+
 Prints each offending line as path:line: reason and exits 1. Usage: check_includes.py [ROOT]
 """
 import pathlib
@@ -89,6 +91,20 @@ def sources(root):
                 yield path, program
 
 
+NAMESPACE = re.compile(r"namespace ([\w:]+) \{")
+TYPE = re.compile(r"(?:struct|class|enum class) (\w+)(?: final)?(?: : [^;]*)?(?: \{|$)")
+
+
+def types_of(text):
+    """(namespace, type) of each type that a header defines outside of others."""
+    namespace = ""
+    for line in text.splitlines():
+        if match := NAMESPACE.match(line):
+            namespace = match.group(1)
+        elif match := TYPE.match(line):
+            yield namespace, match.group(1)
+
+
 def self_test():
     """The rule must refuse what it is there to refuse."""
     there = {"tensor/backend.h", "io/json.h", "text/tokenizer.h", "text/row.h", "cpu/fast/simd.h", "modelfile/load.h",
@@ -110,6 +126,9 @@ def self_test():
         quote, target = text[0], text[1:-1]
         reason = judge(owner, quote, target, there.__contains__)
         assert (reason is None) == ((owner, text) in allowed), (owner, text, reason)
+    text = "namespace a::b {\nstruct One {\nclass Two final : public One {\nenum class Three : int {\nstruct Four;\n" \
+           "class Five::Six {\n  struct Seven {\nstruct Eight<int> {\n"
+    assert list(types_of(text)) == [("a::b", name) for name in ("One", "Two", "Three")], list(types_of(text))
 
 
 def main():
@@ -118,7 +137,7 @@ def main():
     generated = {"version.h", "tensor/backend_ops.h"}
     umbrella = {"lorikeet.h"}  # for embedders: includes what it likes, and no layer includes it
     files = includes = 0
-    offenders = []
+    offenders, defined = [], {}
     for path, owner in sources(root):
         files += 1
         name = path.relative_to(root)
@@ -126,7 +145,13 @@ def main():
             if path.name not in generated | umbrella | {p + ".in" for p in generated}:
                 offenders.append(f"{name}: src/{name.parts[1]} is in no layer")
             continue
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        text = path.read_text(encoding="utf-8")
+        if name.parts[0] == "src" and path.suffix in (".h", ".cuh"):
+            for namespace, kind in types_of(text):  # two of one name would share their destructor, as the linker sees it
+                first = defined.setdefault((namespace, kind), name)
+                if first != name:
+                    offenders.append(f"{name}: {namespace}::{kind} is another type in {first}")
+        for number, line in enumerate(text.splitlines(), 1):
             match = INCLUDE.match(line)
             if not match:
                 continue
@@ -136,7 +161,7 @@ def main():
                            lambda t: t in generated or (root / "src" / t).is_file())
             if reason:
                 offenders.append(f"{name}:{number}: {reason}")
-    print("\n".join(offenders) if offenders else f"{includes} includes in {files} files are in order")
+    print("\n".join(offenders) if offenders else f"{includes} includes in {files} files are in order, and {len(defined)} types have names of their own")
     if files == 0:
         print(f"{root}: no sources here")
     failed = bool(offenders) or files == 0
