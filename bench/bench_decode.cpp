@@ -10,6 +10,8 @@
 
 #include "../tools/program.h"
 #include "cuda/open_device.h"
+#include "io/ggml_blocks.h"
+#include "io/ggml_encode.h"
 #include "io/json.h"
 #include "modelfile/config.h"
 #include "modelfile/load.h"
@@ -25,7 +27,7 @@ using namespace lk;
 
 struct Settings {
   std::string shape = "smollm2-135m", config, model, device = "auto", dtype = "auto",
-              base_precision = "auto";
+              base_precision = "auto", blocks;
   std::string name() const { return !model.empty() ? model : !config.empty() ? config : shape; }
   std::int64_t prompt = 512, tokens = 128;
   std::vector<std::int64_t> batches{1, 16};
@@ -98,7 +100,7 @@ void measure(Transformer& model, const bench::Roofs& roofs, std::int64_t batch, 
       {"shape", s.name()},
       {"device", model.backend().description()},
       {"dtype", dtype_name(model.compute_dtype())},
-      {"base_precision", s.base_precision},
+      {"base_precision", s.blocks.empty() ? s.base_precision : s.blocks},
       {"batch", batch},
       {"prompt_tokens", s.prompt},
       {"new_tokens", s.tokens},
@@ -131,6 +133,9 @@ int main(int argc, char** argv) {
       ->excludes(by_config);
   app.add_option("--base-precision", s.base_precision, program::kBasePrecisionHelp)
       ->capture_default_str();
+  app.add_option("--blocks", s.blocks, "hold projections in blocks of a ggml type: Q4_K")
+      ->excludes("--base-precision")
+      ->excludes("--model");
   app.add_option("--prompt", s.prompt, "tokens of each prompt")->check(whole);
   app.add_option("--tokens", s.tokens, "new tokens, at least 2")->check(whole);
   app.add_option("--batches", s.batches, "sequences at a time")->check(whole);
@@ -144,12 +149,17 @@ int main(int argc, char** argv) {
     const ModelConfig config = file               ? file->config()
                                : s.config.empty() ? named_shape(s.shape)
                                                   : config_from_json(read_json(s.config), s.config);
-    const BaseStorage storage{parse_base_precision(s.base_precision)};
+    const GgmlEncoder* type = s.blocks.empty() ? nullptr : find_ggml_encoder(s.blocks);
+    if (!s.blocks.empty() && !(type && type->quantised))
+      throw UsageError(concat("--blocks ", s.blocks, ": one of Q4_0 to Q8_0, Q2_K to Q6_K"));
+    const GgmlType* blocks = type ? find_ggml_type(type->id) : nullptr;
+    const BaseStorage storage{blocks ? BasePrecision::Nf4 : parse_base_precision(s.base_precision)};
     auto backend = open_device(s.device);
     const DType dtype = parse_compute_dtype(s.dtype, *backend);
     const bench::Roofs roofs = bench::measure_roofs(*backend, dtype);
-    ModelWeights weights = file ? load_weights(*backend, *file, dtype, {.storage = storage}).weights
-                                : bench::random_base(*backend, config, dtype, storage);
+    ModelWeights weights =
+        file ? load_weights(*backend, *file, dtype, {.storage = storage}).weights
+             : bench::random_base(*backend, config, dtype, storage, nullptr, blocks);
     Transformer model(*backend, config, std::move(weights), dtype, s.prompt + s.tokens);
     for (std::int64_t batch : s.batches) {
       if (batch < 1) throw UsageError("--batches: from 1 on");

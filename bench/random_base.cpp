@@ -1,9 +1,28 @@
 #include "random_base.h"
 
 #include <map>
+#include <random>
+
+#include "io/ggml_encode.h"
 
 namespace lk::bench {
 namespace {
+
+// Blocks of random numbers, again and again.
+std::vector<std::byte> random_blocks(const GgmlType& type, std::size_t bytes) {
+  const GgmlEncoder* encoder = find_ggml_encoder(type.name);
+  check(encoder, "no encoder of ", type.name);
+  constexpr std::int64_t kBlocks = 4096;
+  std::vector<float> values(static_cast<std::size_t>(kBlocks * type.block_values));
+  std::mt19937 rng(1);
+  std::normal_distribution<float> normal(0.0f, 0.02f);
+  for (float& v : values) v = normal(rng);
+  std::vector<std::uint8_t> blocks(static_cast<std::size_t>(kBlocks * type.block_bytes));
+  encoder->encode(values.data(), kBlocks, blocks.data());
+  std::vector<std::byte> all(bytes);
+  for (std::size_t i = 0; i < bytes; ++i) all[i] = std::byte(blocks[i % blocks.size()]);
+  return all;
+}
 
 // Quantises matrices: the first of a kind by its numbers, the others of the kind get its codes.
 class SharedCodes {
@@ -12,6 +31,9 @@ class SharedCodes {
 
   void quantise(const WeightSlot& slot, const QuantisedFormat& format) {
     Codes& codes = of_kind_[kind(slot) + format.name()];
+    if (codes.empty() && format.encoding == Encoding::Blocks)
+      codes.planes[0] = random_blocks(
+          *format.blocks, static_cast<std::size_t>(format.plane(Plane::Codes, slot.shape).bytes()));
     if (codes.empty()) {
       quantise_weight(backend_, slot, format);
       codes = read(*slot.weight->quantised());
@@ -61,8 +83,11 @@ class SharedCodes {
 }  // namespace
 
 ModelWeights random_base(Backend& backend, const ModelConfig& config, DType dtype,
-                         const BaseStorage& storage, const ShardGroup* group) {
-  const std::vector<HeldFormat> formats = held_formats(config, storage);
+                         const BaseStorage& storage, const ShardGroup* group,
+                         const GgmlType* blocks) {
+  std::vector<HeldFormat> formats = held_formats(config, storage);
+  for (HeldFormat& format : formats)
+    if (blocks && format) format = block_format(*blocks);
   const auto streamed = make_streamed_base(backend, storage.streamed, group);
   SharedCodes codes(backend);
   std::size_t next = 0;
