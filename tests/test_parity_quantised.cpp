@@ -1,4 +1,5 @@
 // GPU against CPU: quantised matrices come out the same, bit for bit, and so do products with them.
+#include <cmath>
 #include <cstring>
 #include <map>
 
@@ -193,10 +194,11 @@ TEST_CASE("cuda: a few rows multiply codes as they lie as they do dense values")
 }
 
 // One to four long rows against F64 sums of the dequantised values. Let S be the sum of |w x| of an element. A
-// codebook's values are rounded to BF16 before they are scaled, at most 2^-9 S; all other operands are
-// exact. An F32 sum of a run's codes carries the 128 (Q8_0: 2304) that are added to each and taken off again,
-// for codes of 1.5 (64) on average: 85 times (36) what counts, in 40 additions that are rounded, on half of
-// the sum on average: 2^-24 * 85 * 40 / 2 S < 2^-13 S. The result is rounded to BF16 once.
+// codebook's values are rounded to BF16 before they are scaled, at most 2^-9 S. Blocks are multiplied by x
+// rounded to 2^-16 of the largest of 32: that is 4.5 deviations at most, or 5.6 times the mean of |x|, so at most
+// 2^-16 * 5.6 S < 2^-13 S. All other operands are exact. An F32 sum of int4 codes carries the 128 that are
+// added to each and taken off again, for codes of 1.5 on average: 85 times what counts, in 40 additions that
+// are rounded, on half of the sum on average: 2^-24 * 85 * 40 / 2 S < 2^-13 S. The result is rounded to BF16 once.
 TEST_CASE("cuda: one to four rows multiply codes run by run as F64 does") {
   LK_NEEDS_GPU();
   struct Case {
@@ -240,6 +242,11 @@ TEST_CASE("cuda: one to four rows multiply codes run by run as F64 does") {
     for (std::int64_t block : {32, 128})
       random_codes(concat("int4 of ", block), {.encoding = Encoding::Int4, .block = block}, 37, K);
   }
+  // Several tiles and rounds for each block.
+  random_codes("int4 of 32, many", {.encoding = Encoding::Int4, .block = 32}, 18'000, 1024);
+  random_codes("fp8 of 128 x 128, many",
+               {.encoding = Encoding::Fp8, .block = 128, .scale_rows = 128}, 6'500, 2304);
+  random_codes("nf4 of 64, many", {.encoding = Encoding::Nf4, .block = 64}, 5'000, 4352);
   std::map<std::int64_t, Weight> gains;
   const auto gain = [&](std::int64_t K) -> const Weight& {
     const auto [at, added] = gains.try_emplace(K);
@@ -289,6 +296,36 @@ TEST_CASE("cuda: one to four rows multiply codes run by run as F64 does") {
           near(plain[at], want);
           near(have[at], want + added[at]);
         }
+    }
+  }
+}
+
+TEST_CASE("cuda: rows that are zero, tiny or not finite come out of blocks as such") {
+  LK_NEEDS_GPU();
+  constexpr std::int64_t N = 48, K = 2048;
+  for (const Type& t : types()) {
+    const char* name = find_ggml_type(t.id)->name;
+    const HostPlanes planes = blocks_of(t, N, K, 8);
+    const Weight codes("w", upload(gpu(), planes), planes.shape, DType::BF16);
+    const Tensor addend = random_tensor(gpu(), DType::BF16, {1, N}, 7);
+    const std::vector<double> added = to_host_f64(addend);
+    const auto product = [&](const std::vector<float>& x) {
+      const std::vector<bf16> rounded(x.begin(), x.end());
+      const Tensor row = gpu().empty(Tag::Workspace, DType::BF16, {1, K});
+      gpu().upload(row, rounded.data(), rounded.size() * sizeof(bf16));
+      const std::vector<LinearPart> parts{
+          {gpu().empty(Tag::Workspace, DType::BF16, {1, N}), &codes, addend}};
+      REQUIRE(gpu().cache_kernels()->linear_parts(row, nullptr, parts));
+      return to_host_f64(parts[0].y);
+    };
+    std::vector<float> x(K, 0.0f);
+    CHECK_MESSAGE(product(x) == added, name, ": a row of zeros");
+    for (std::int64_t i = 0; i < K; ++i) x[static_cast<std::size_t>(i)] = i % 2 ? 1e-35f : -1e-35f;
+    CHECK_MESSAGE(product(x) == added, name, ": a tiny row");
+    for (float bad : {INFINITY, -INFINITY, NAN}) {
+      x[777] = bad;
+      for (double y : product(x))
+        if (std::isfinite(y)) FAIL_CHECK(name, ": ", y, " of ", bad);
     }
   }
 }

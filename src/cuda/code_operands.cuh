@@ -9,9 +9,8 @@
 namespace lk::operands {
 
 struct Codes {
-  static constexpr bool kSixteens = false, kHalves = false, kInterleaved = false, kLut = false,
-                        kSums = false;
-  static constexpr int kWords = 1, kPlanes = 1, kBias = 0;
+  static constexpr bool kInterleaved = false, kLut = false, kSums = false;
+  static constexpr int kWords = 1, kBias = 0;
 };
 
 // A number for each run and row, and nothing else.
@@ -19,9 +18,8 @@ struct Scaled : Codes {
   struct Ahead {
     float scale[2][2];
   };
-  __device__ __forceinline__ void scales(const u8*, const Ahead& a, int h, int,
-                                         float2 (&f)[2][1]) const {
-    f[0][0] = {a.scale[h][0], 0.0f}, f[1][0] = {a.scale[h][1], 0.0f};
+  static __device__ __forceinline__ void scales(const Ahead& a, int h, float2 (&f)[2]) {
+    f[0] = {a.scale[h][0], 0.0f}, f[1] = {a.scale[h][1], 0.0f};
   }
 };
 
@@ -62,17 +60,18 @@ struct Codebook : Scaled {
   __device__ __forceinline__ Ahead ahead(u32 low_row, u32 high_row, int run, int runs) const {
     Ahead a;
 #pragma unroll
-    for (int h = 0; h < 2; ++h)
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-        a.scale[h][i] = scale_of(((h ? high_row : low_row) * static_cast<u32>(runs) +
-                                  static_cast<u32>(min(run + i, runs - 1))) >>
-                                 block_shift);
+    for (int h = 0; h < 2; ++h) {
+      const u32 first = (h ? high_row : low_row) * static_cast<u32>(runs);
+      const u32 block = (first + static_cast<u32>(run)) >> block_shift,
+                other = (first + static_cast<u32>(min(run + 1, runs - 1))) >> block_shift;
+      a.scale[h][0] = a.scale[h][1] = scale_of(block);
+      if (other != block) a.scale[h][1] = scale_of(other);
+    }
     return a;
   }
   static __device__ __forceinline__ void operands(const u8* p, int run, int t, const u8* lut,
-                                                  u32 bank, u32 (&w)[1][4]) {
-    look_up(lut, bank, read<u32>(p + run * 16 + 4 * t), w[0]);
+                                                  u32 bank, u32 (&w)[4]) {
+    look_up(lut, bank, read<u32>(p + run * 16 + 4 * t), w);
   }
 };
 
@@ -103,10 +102,10 @@ struct Fp8 : Scaled {
     return a;
   }
   static __device__ __forceinline__ void operands(const u8* p, int run, int t, const u8*, u32,
-                                                  u32 (&w)[1][4]) {
+                                                  u32 (&w)[4]) {
     const uint2 codes = read<uint2>(p + run * 32 + 8 * t);
-    w[0][0] = pair_of(codes.x, 0x1404), w[0][1] = pair_of(codes.x, 0x3424);
-    w[0][2] = pair_of(codes.y, 0x1404), w[0][3] = pair_of(codes.y, 0x3424);
+    w[0] = pair_of(codes.x, 0x1404), w[1] = pair_of(codes.x, 0x3424);
+    w[2] = pair_of(codes.y, 0x1404), w[3] = pair_of(codes.y, 0x3424);
   }
 
  private:
@@ -125,7 +124,7 @@ struct Fp8 : Scaled {
 struct Int4 : Codes {
   static constexpr u32 kBytes = 128;
   static constexpr bool kInterleaved = true, kSums = true;
-  static constexpr int kBias = kPut;
+  static constexpr int kBias = 128;  // codes are the mantissa of a BF16 of 128 = 2^7
   const u8* zeros;
   const float* stored;  // scales
   codes::Divisor block;
@@ -155,15 +154,14 @@ struct Int4 : Codes {
     return a;
   }
   static __device__ __forceinline__ void operands(const u8* p, int run, int t, const u8*, u32,
-                                                  u32 (&w)[1][4]) {
+                                                  u32 (&w)[4]) {
     const u32 codes = read<u32>(p + run * 16 + 4 * t);
 #pragma unroll
-    for (int j = 0; j < 4; ++j) w[0][j] = and_or(codes >> 4 * j, 0x000f000fu, 0x43004300u);
+    for (int j = 0; j < 4; ++j) w[j] = and_or(codes >> 4 * j, 0x000f000fu, 0x43004300u);
   }
-  __device__ __forceinline__ void scales(const u8*, const Ahead& a, int h, int,
-                                         float2 (&f)[2][1]) const {
+  static __device__ __forceinline__ void scales(const Ahead& a, int h, float2 (&f)[2]) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) f[i][0] = {a.scale[h][i], -a.scale[h][i] * a.zero[h][i]};
+    for (int i = 0; i < 2; ++i) f[i] = {a.scale[h][i], -a.scale[h][i] * a.zero[h][i]};
   }
 };
 

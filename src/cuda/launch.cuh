@@ -53,6 +53,19 @@ inline void allow_shared(const char* name, const void* kernel, std::size_t bytes
                name);
 }
 
+// Blocks of a kernel that the current GPU runs at a time.
+template <class... Params>
+int resident_blocks(const char* name, void (*kernel)(Params...), int threads,
+                    std::size_t shared_bytes) {
+  allow_shared(name, reinterpret_cast<const void*>(kernel), shared_bytes);
+  int device = 0, processors = 0, blocks = 0;
+  cuda_check(cudaGetDevice(&device), name);
+  cuda_check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), name);
+  cuda_check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes),
+             name);
+  return std::max(blocks, 1) * processors;
+}
+
 // Runs `kernel` on the stream; an empty grid is no work and no launch. Throws Error with the
 // kernel's name if the launch is refused.
 template <class... Params, class... Args>

@@ -112,24 +112,35 @@ bool linear_few_quantised(const Tensor& x, const InputNorm* norm, std::span<cons
                           cudaStream_t stream) {
   const Tensor& input = norm ? norm->normed : x;
   if (parts.empty() || parts.size() > kMostFewParts || x.dtype() != DType::BF16 ||
-      !packable(8, x.cols(), input))
+      !packable(8, x.cols(), x, input))
     return false;
   for (const LinearPart& part : parts)
     if (!takes_codes(x.rows(), *part.w) || part.y.dtype() != DType::BF16 ||
         (part.addend && part.addend.dtype() != DType::BF16))
       return false;
-  if (norm && !norm_few_rows(x, *norm, stream)) return false;
+  if (norm && !can_norm_few_rows(x, *norm)) return false;
   const bool by_runs =
       x.rows() <= kMostByRuns && x.cols() >= kFewestColumnsByRuns && x.cols() % 32 == 0;
+  // The first kernel computes the norm, or one before it; the others read what it leaves.
+  bool normed = !norm;
   while (!parts.empty()) {
     const QuantisedFormat& format = parts[0].w->quantised()->format;
     std::size_t n = 1;
     while (n < parts.size() && same_decoder(format, parts[n].w->quantised()->format)) ++n;
     const auto run = parts.first(n);
     const bool blocks = format.encoding == Encoding::Blocks;
-    if (!by_runs || !(blocks ? linear_row_blocks : linear_row_codes)(input, run, stream))
-      (blocks ? linear_few_blocks : linear_few_codes)(input, run, stream);
     parts = parts.subspan(n);
+    if (by_runs && blocks &&
+        linear_row_blocks(normed ? input : x, normed ? nullptr : norm, run, stream)) {
+      normed = true;
+      continue;
+    }
+    if (!normed) norm_few_rows(x, *norm, stream);
+    normed = true;
+    if (blocks)
+      linear_few_blocks(input, run, stream);
+    else if (!by_runs || !linear_row_codes(input, run, stream))
+      linear_few_codes(input, run, stream);
   }
   return true;
 }

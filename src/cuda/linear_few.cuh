@@ -85,11 +85,14 @@ bool few_parts(const Tensor& x, std::span<const LinearPart> parts, int multiple,
 // y = n wᵀ for parts of one quantised format, n (M,K) BF16 in rows of whole packs.
 void linear_few_blocks(const Tensor& x, std::span<const LinearPart> parts, cudaStream_t stream);
 void linear_few_codes(const Tensor& x, std::span<const LinearPart> parts, cudaStream_t stream);
-// The same in one to four rows (linear_row.cuh); false if these do not suit, with nothing done.
-bool linear_row_blocks(const Tensor& x, std::span<const LinearPart> parts, cudaStream_t stream);
+// The same in one to four rows (integer_row.cuh, linear_row.cuh); false if these do not suit, with nothing done.
+// Blocks: where `norm` is not null, n is the norm of x, which is computed on the way.
+bool linear_row_blocks(const Tensor& x, const InputNorm* norm, std::span<const LinearPart> parts,
+                       cudaStream_t stream);
 bool linear_row_codes(const Tensor& x, std::span<const LinearPart> parts, cudaStream_t stream);
-// norm.normed = rmsnorm(x) for x in BF16. Returns false if it cannot be read in packs.
-bool norm_few_rows(const Tensor& x, const InputNorm& norm, cudaStream_t stream);
+// norm.normed = rmsnorm(x), for what can_norm_few_rows(): in BF16, and readable in packs.
+bool can_norm_few_rows(const Tensor& x, const InputNorm& norm);
+void norm_few_rows(const Tensor& x, const InputNorm& norm, cudaStream_t stream);
 
 bool linear_few_rows_bf16(const Tensor& x, const InputNorm* norm, std::span<const LinearPart> parts,
                           cudaStream_t stream);

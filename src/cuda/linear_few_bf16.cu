@@ -152,16 +152,18 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-bool norm_few_rows(const Tensor& x, const InputNorm& norm, cudaStream_t stream) {
+bool can_norm_few_rows(const Tensor& x, const InputNorm& norm) {
   const Tensor &gain = norm.gain->values(), &normed = norm.normed;
-  if (x.dtype() != DType::BF16 || gain.dtype() != DType::BF16 ||
-      !packable(8, x.cols(), x, normed, gain))
-    return false;
+  return x.dtype() == DType::BF16 && gain.dtype() == DType::BF16 &&
+         packable(8, x.cols(), x, normed, gain);
+}
+
+void norm_few_rows(const Tensor& x, const InputNorm& norm, cudaStream_t stream) {
   launch_early("linear_few_norm", linear_few_norm_kernel, grid_of(x.rows()), dim3(kThreads), 0,
                stream, const_matrix<bf16>(x),
-               Norm{pointer<bf16>(gain), static_cast<float>(norm.eps), matrix<bf16>(normed)},
+               Norm{pointer<bf16>(norm.gain->values()), static_cast<float>(norm.eps),
+                    matrix<bf16>(norm.normed)},
                static_cast<int>(x.cols()));
-  return true;
 }
 
 bool linear_few_rows_bf16(const Tensor& x, const InputNorm* norm, std::span<const LinearPart> parts,

@@ -1,6 +1,6 @@
 // Quantised projections of a few rows in BF16: decoding. Codes are read where they lie and made numbers
 // in registers, so a step reads a base's stored bytes, once. The simple way, for all formats and shapes;
-// linear_row.cuh is the fast one, for up to four long rows.
+// integer_row.cuh and linear_row.cuh are the fast ones, for up to four long rows.
 //
 // Shapes     y (M,N) = addend (M,N) + x (M,K) wᵀ, w (N,K) quantised, M <= 32, for up to three w of one
 //            format; K a multiple of 8

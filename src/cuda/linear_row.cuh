@@ -1,5 +1,6 @@
-// Quantised projections of one to four rows in BF16: decoding, one token a sequence. Codes are read where
-// they lie and become tensor-core operands with few instructions, so a step takes what its bytes take.
+// Projections of one to four rows in BF16 with codes that have scales beside them (NF4, FP4, FP8, 4-bit integers):
+// decoding, one token a sequence. Codes are read where they lie and become BF16 operands of tensor cores with few
+// instructions. ggml's blocks, which are integers, have integer_row.cuh.
 //
 // Shapes     y (M,N) = addend (M,N) + x (M,K) wᵀ, w (N,K) quantised, M <= 4, for up to three w of one
 //            format; K a multiple of 32
@@ -17,80 +18,47 @@
 // Numbers    codes are exact in BF16 (the values of a codebook are rounded to it); scales apply in F32, to
 //            F32 sums. A warp's chunks in order, then four lanes, then the warps in order, then the addend:
 //            the order depends on the parts' shapes alone, so a row has the same bits for every M <= 4.
-// Limits     30 to 72 % of a copy's rate for 11008 x 4096 on an H200, 12 us of which 3 pass before the first
+// Limits     37 to 69 % of a copy's rate for 11008 x 4096 on an H200, 12 us of which 3 pass before the first
 //            codes arrive; ALUs, which take two cycles for an instruction, are busy half of the time
 #pragma once
 
-#include "cuda/linear_few.cuh"
 #include "cuda/mma.cuh"
 #include "cuda/operands.cuh"
+#include "cuda/row_parts.cuh"
 
 namespace lk {
 
 constexpr int kMostRowThreads = 512;
-constexpr int kRun = 32, kRuns = 8, kChunk = kRun * kRuns;
 
 // Format: how codes become operands; `static constexpr`
 //   u32 kBytes       of a chunk's codes in a row
-//   bool kSixteens   a run's halves have scales of their own: columns [0, 16) and [16, 32)
-//   bool kHalves     lane t has columns 4t to 4t+3 and 16+4t to 16+4t+3 of a run; else 8t to 8t+7
 //   bool kInterleaved  column i of its first four goes with i of its last four; else neighbours
 //   int kWords       words that a lane reads of a run in one place
-//   int kPlanes      a code is the sum of so many operands, less kBias
+//   int kBias        what is added to the codes
 //   bool kSums       whether kBias, or the b of scales(), may be other than 0
 //   bool kLut        whether a table makes a byte's two nibbles an operand
 //   struct Ahead     what is read of the scales before the chunk's codes are there
 // and
 //   Ahead ahead(low_row, high_row, run, runs)  of runs `run` and `run` + 1 of two of w's rows
-//   operands(chunk, run, t, lut, bank, w)      w: four operands for each plane; chunk: the codes of a row
-//                                              in shared memory
-//   scales(chunk, ahead, h, t, f)              f[i][s]: of row h of the two, run 2t + i, half s: {a, b} where
-//                                              a value is a (code) + b
+//   operands(chunk, run, t, lut, bank, w)      w: the lane's columns 8t to 8t+7; chunk: the codes of a row in
+//                                              shared memory
+//   scales(ahead, h, f)                        f[i]: of row h of the two, run 2t + i: {a, b} where a value is
+//                                              a (code - kBias) + b
 //   u32 pair_of(byte)                          of kLut
-template <class Format>
-struct RowPart {
-  Format format;
-  const std::uint8_t* codes;
-  std::uint32_t row_bytes;
-  Matrix<__nv_bfloat16> y;
-  Matrix<const __nv_bfloat16> addend;  // addend.data may be null: zero
-  int begin, end;                      // its rows, counted over all parts
-};
-template <class Format>
-struct RowParts {
-  RowPart<Format> part[kMostFewParts];
-  int n;
-};
 
-// A stage: a chunk of 16 rows, each from an address that is a multiple of 16. Rows lie so far apart that what
-// eight of them have in the same place, words or pairs of words, lies in different banks.
+constexpr int kLutBytes = 256 * operands::kCopiesOfEntry * 4;
 template <class Format>
-struct RowStage {
-  static constexpr bool kShifted = Format::kBytes % 16 != 0;  // chunks begin anywhere
-  static constexpr int kNeeded = (static_cast<int>(Format::kBytes) + (kShifted ? 30 : 15)) / 16;
-  static constexpr int kPieces = Format::kWords == 1 ? kNeeded | 1 : (kNeeded + 1) / 4 * 4 + 2;
-  static_assert(kPieces >= kNeeded);
-  static constexpr int kPitch = kPieces * 16, kBytes = kFewRows * kPitch;
-  static constexpr int kCopies = (kFewRows * kPieces + 31) / 32;  // of a lane
-  static constexpr int kLutBytes = Format::kLut ? 256 * operands::kCopiesOfEntry * 4 : 0;
-  static constexpr int shared_bytes(int warps) { return kLutBytes + warps * 2 * kBytes; }
-};
+constexpr int row_shared(int warps) {
+  return (Format::kLut ? kLutBytes : 0) + warps * 2 * RowStage<Format>::kBytes;
+}
 
 // The lane's eight columns of a run of x, as operands hold them.
 template <class Format>
-__device__ __forceinline__ uint4 run_of_x(const __nv_bfloat16* run, int t) {
-  uint4 v;
-  if constexpr (Format::kHalves) {
-    const uint2 a = *reinterpret_cast<const uint2*>(run + 4 * t),
-                b = *reinterpret_cast<const uint2*>(run + 16 + 4 * t);
-    v = {a.x, a.y, b.x, b.y};
-  } else {
-    v = *reinterpret_cast<const uint4*>(run + 8 * t);
-  }
-  if constexpr (Format::kInterleaved)
-    v = {__byte_perm(v.x, v.z, 0x5410), __byte_perm(v.x, v.z, 0x7632),
-         __byte_perm(v.y, v.w, 0x5410), __byte_perm(v.y, v.w, 0x7632)};
-  return v;
+__device__ __forceinline__ uint4 operands_of_x(const __nv_bfloat16* run, int t) {
+  const uint4 v = run_of_x<false>(run, t);
+  if constexpr (!Format::kInterleaved) return v;
+  return {__byte_perm(v.x, v.z, 0x5410), __byte_perm(v.x, v.z, 0x7632),
+          __byte_perm(v.y, v.w, 0x5410), __byte_perm(v.y, v.w, 0x7632)};
 }
 
 // Two BF16 products. Where one factor is 0 or 1 this chooses, on pipes that choosing leaves idle.
@@ -107,16 +75,12 @@ __global__ void __launch_bounds__(kMostRowThreads, M == 1 ? 2 : 1)
                       int n_x, int k, int n_warps) {
   using u32 = std::uint32_t;
   using Stage = RowStage<Format>;
-  constexpr int kTiles = Format::kSixteens ? 2 : 1;
   extern __shared__ __align__(16) unsigned char shared[];
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int tile = threadIdx.x / 32 / n_warps, warp = threadIdx.x / 32 % n_warps;
   const int block_row =
       (static_cast<int>(blockIdx.x * (blockDim.x / 32) / n_warps) + tile) * kFewRows;
-  int chosen = 0;
-  for (int i = 1; i < parts.n; ++i)
-    if (block_row >= parts.part[i].begin) chosen = i;
-  const RowPart<Format>& p = parts.part[chosen];
+  const RowPart<Format>& p = parts.of(block_row / kFewRows);
   const int row0 = block_row - p.begin, n = p.end - p.begin;
   const u32 row_bytes = p.row_bytes;
   const auto row_of = [&](int r) {  // a block's last tiles may lie behind the last part
@@ -125,7 +89,8 @@ __global__ void __launch_bounds__(kMostRowThreads, M == 1 ? 2 : 1)
 
   // A lane copies pieces lane, lane + 32, ... of a stage. What lies behind a row or the matrix may be
   // anything, as x is zero there: the matrix's last piece is read instead.
-  unsigned char* ring = shared + Stage::kLutBytes + threadIdx.x / 32 * (2 * Stage::kBytes);
+  unsigned char* ring =
+      shared + (Format::kLut ? kLutBytes : 0) + threadIdx.x / 32 * (2 * Stage::kBytes);
   const unsigned char* codes = p.codes;
   const u32 last = (static_cast<u32>(n) * row_bytes - 1) & ~15u;
   u32 from[Stage::kCopies];
@@ -173,7 +138,8 @@ __global__ void __launch_bounds__(kMostRowThreads, M == 1 ? 2 : 1)
     uint4 v[M];
 #pragma unroll
     for (int m = 0; m < M; ++m)
-      v[m] = inside && m < n_x ? run_of_x<Format>(x.at(m, chunk * kChunk + g * kRun), t) : uint4{};
+      v[m] = inside && m < n_x ? operands_of_x<Format>(x.at(m, chunk * kChunk + g * kRun), t)
+                               : uint4{};
     const typename Format::Ahead ahead = next;
     next = ahead_of(min(chunk + n_warps, n_chunks - 1));
     copy_async_wait();
@@ -188,52 +154,45 @@ __global__ void __launch_bounds__(kMostRowThreads, M == 1 ? 2 : 1)
       low += (low_row * row_bytes + skipped) & 15u;
       high += (high_row * row_bytes + skipped) & 15u;
     }
-    float c[M][kTiles][4] = {}, ones[M][kTiles][4] = {};
+    float c[M][4] = {}, ones[M][4] = {};
 #pragma unroll
     for (int run = 0; run < kRuns; ++run) {
-      u32 a[Format::kPlanes][4], b[Format::kPlanes][4];
-      Format::operands(low, run, t, shared, bank, a);
-      Format::operands(high, run, t, shared, bank, b);
+      u32 l[4], h[4];
+      Format::operands(low, run, t, shared, bank, l);
+      Format::operands(high, run, t, shared, bank, h);
 #pragma unroll
       for (int m = 0; m < M; ++m) {
         const uint4 u{times(v[m].x, mine[run]), times(v[m].y, mine[run]), times(v[m].z, mine[run]),
                       times(v[m].w, mine[run])};
-#pragma unroll
-        for (int plane = 0; plane < Format::kPlanes; ++plane) {
-          const u32(&l)[4] = a[plane], (&h)[4] = b[plane];
-          mma(c[m][0], Fragment4{{l[0], h[0], l[1], h[1]}}, u.x, u.y);
-          mma(c[m][kTiles - 1], Fragment4{{l[2], h[2], l[3], h[3]}}, u.z, u.w);
-        }
+        mma(c[m], Fragment4{{l[0], h[0], l[1], h[1]}}, u.x, u.y);
+        mma(c[m], Fragment4{{l[2], h[2], l[3], h[3]}}, u.z, u.w);
       }
     }
     if constexpr (Format::kSums) {
       constexpr u32 kOnes = 0x3f803f80u;
 #pragma unroll
       for (int m = 0; m < M; ++m) {
-        mma(ones[m][0], Fragment4{{kOnes, kOnes, kOnes, kOnes}}, v[m].x, v[m].y);
-        mma(ones[m][kTiles - 1], Fragment4{{kOnes, kOnes, kOnes, kOnes}}, v[m].z, v[m].w);
+        mma(ones[m], Fragment4{{kOnes, kOnes, kOnes, kOnes}}, v[m].x, v[m].y);
+        mma(ones[m], Fragment4{{kOnes, kOnes, kOnes, kOnes}}, v[m].z, v[m].w);
       }
     }
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      float2 f[2][kTiles];
-      p.format.scales(h ? high : low, ahead, h, t, f);
+      float2 f[2];
+      Format::scales(ahead, h, f);
 #pragma unroll
-      for (int i = 0; i < 2; ++i)
+      for (int i = 0; i < 2; ++i) {
+        const bool counts =
+            chunk * kRuns + 2 * t + i < runs;  // scales behind a row may be anything
+        const float scale = counts ? f[i].x : 0.0f,
+                    offset =
+                        counts ? fmaf(f[i].x, -static_cast<float>(Format::kBias), f[i].y) : 0.0f;
 #pragma unroll
-        for (int s = 0; s < kTiles; ++s) {
-          const bool counts =
-              chunk * kRuns + 2 * t + i < runs;  // scales behind a row may be anything
-          const float scale = counts ? f[i][s].x : 0.0f,
-                      offset = counts
-                                   ? fmaf(f[i][s].x, -static_cast<float>(Format::kBias), f[i][s].y)
-                                   : 0.0f;
-#pragma unroll
-          for (int m = 0; m < M; ++m) {
-            sum[m][h] = fmaf(scale, c[m][s][2 * h + i], sum[m][h]);
-            if constexpr (Format::kSums) sum[m][h] = fmaf(offset, ones[m][s][i], sum[m][h]);
-          }
+        for (int m = 0; m < M; ++m) {
+          sum[m][h] = fmaf(scale, c[m][2 * h + i], sum[m][h]);
+          if constexpr (Format::kSums) sum[m][h] = fmaf(offset, ones[m][i], sum[m][h]);
         }
+      }
     }
     stage ^= 1;
   }
@@ -244,8 +203,8 @@ __global__ void __launch_bounds__(kMostRowThreads, M == 1 ? 2 : 1)
     asm volatile("bar.sync %0, %1;\n" ::"r"(tile + 1), "r"(n_warps * 32) : "memory");
   };
   wait_for_tile();
-  float* partial =
-      reinterpret_cast<float*>(shared + Stage::kLutBytes + tile * n_warps * (2 * Stage::kBytes));
+  float* partial = reinterpret_cast<float*>(shared + (Format::kLut ? kLutBytes : 0) +
+                                            tile * n_warps * (2 * Stage::kBytes));
 #pragma unroll
   for (int m = 0; m < M; ++m)
 #pragma unroll
@@ -268,38 +227,20 @@ __global__ void __launch_bounds__(kMostRowThreads, M == 1 ? 2 : 1)
 template <class Format>
 bool launch_linear_row(const Tensor& x, std::span<const LinearPart> parts, cudaStream_t stream) {
   const i64 M = x.rows(), K = x.cols();
-  RowParts<Format> all{.part = {}, .n = static_cast<int>(parts.size())};
-  int rows = 0;
-  for (std::size_t i = 0; i < parts.size(); ++i) {
-    const QuantisedMatrix& q = *parts[i].w->quantised();
-    const PlaneShape codes = q.format.plane(Plane::Codes, parts[i].w->shape());
-    const int n = static_cast<int>(parts[i].w->shape()[0]);
-    const bool whole = reinterpret_cast<std::uintptr_t>(q.plane<void>(Plane::Codes)) % 16 == 0 &&
-                       (RowStage<Format>::kShifted || codes.cols % 16 == 0);
-    if (!whole || codes.bytes() > UINT32_MAX - 4096) return false;
-    RowPart<Format>& part = all.part[i];
-    part = {Format::of(q, K),
-            q.plane<std::uint8_t>(Plane::Codes),
-            static_cast<std::uint32_t>(codes.cols),
-            matrix<bf16>(parts[i].y),
-            {},
-            rows,
-            rows + n};
-    if (parts[i].addend) part.addend = const_matrix<bf16>(parts[i].addend);
-    rows += ceil_div(n, kFewRows) * kFewRows;
-  }
+  RowParts<Format> all;
+  if (!row_parts(x, parts, !RowStage<Format>::kShifted, all)) return false;
   // The fewer tiles, the more warps each: a few thousand fill a GPU. Not more than two blocks' worth of shared
   // memory allows, nor than there are chunks.
-  const int tiles = rows / kFewRows, chunks = static_cast<int>(ceil_div(K, kChunk));
-  constexpr int kMostWarps = RowStage<Format>::shared_bytes(16) <= 112 * 1024 ? 16 : 8;
+  const int tiles = all.tiles, chunks = static_cast<int>(ceil_div(K, kChunk));
+  constexpr int kMostWarps = row_shared<Format>(16) <= 112 * 1024 ? 16 : 8;
   int n_warps = tiles > 700 ? 4 : tiles > 320 ? 8 : kMostWarps;
   while (n_warps > 4 && n_warps > chunks) n_warps /= 2;
   const int warps = Format::kLut ? kMostRowThreads / 32 : std::max(n_warps, 8);
   const auto go = [&]<int kM>() {
     launch_early("linear_row", linear_row_kernel<Format, kM>,
                  grid_of(ceil_div(tiles, warps / n_warps)), dim3(warps * 32),
-                 RowStage<Format>::shared_bytes(warps), stream, all, const_matrix<bf16>(x),
-                 static_cast<int>(M), static_cast<int>(K), n_warps);
+                 row_shared<Format>(warps), stream, all, const_matrix<bf16>(x), static_cast<int>(M),
+                 static_cast<int>(K), n_warps);
   };
   M == 1   ? go.template operator()<1>()
   : M == 2 ? go.template operator()<2>()

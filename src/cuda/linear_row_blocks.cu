@@ -1,11 +1,14 @@
 // Projections of one to four rows with weights of ggml's blocks.
 #include "cuda/block_operands.cuh"
-#include "cuda/linear_row.cuh"
+#include "cuda/integer_row.cuh"
 
 namespace lk {
 
-bool linear_row_blocks(const Tensor& x, std::span<const LinearPart> parts, cudaStream_t stream) {
-  const auto run = [&]<class Format>() { return launch_linear_row<Format>(x, parts, stream); };
+bool linear_row_blocks(const Tensor& x, const InputNorm* norm, std::span<const LinearPart> parts,
+                       cudaStream_t stream) {
+  const auto run = [&]<class Format>() {
+    return launch_integer_row<Format>(x, norm, parts, stream);
+  };
   return operands::with_blocks(*parts[0].w->quantised()->format.blocks, run);
 }
 

@@ -1,4 +1,4 @@
-// Codes of a few bits as tensor-core operands: integers in the mantissa of a constant, two to a word.
+// Codes of a few bits as tensor-core operands: what integer_row.cuh and linear_row.cuh share.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -35,16 +35,6 @@ __device__ __forceinline__ u32 and_or(u32 a, u32 mask, u32 b) {
   asm("lop3.b32 %0, %1, %2, %3, 0xEA;\n" : "=r"(y) : "r"(a), "r"(mask), "r"(b));
   return y;
 }
-
-// Where a code of up to seven bits is added to 128 = 2^7, it is the mantissa of a BF16: bytes 0 and 1 of
-// `codes` in w[0], bytes 2 and 3 in w[1]. kLead = 0x45 adds 16 codes to 2048 instead.
-template <u32 kLead = 0x43>
-__device__ __forceinline__ void put(u32 codes, u32& first, u32& second) {
-  constexpr u32 kLeads = kLead * 0x01010101u;
-  first = __byte_perm(codes, kLeads, 0x4140);
-  second = __byte_perm(codes, kLeads, 0x4342);
-}
-constexpr int kPut = 128, kPutHigh = 2048;  // what put() adds
 
 // Bits 0 to 3 of `bits` as bit `to` of four bytes.
 __device__ __forceinline__ u32 spread(u32 bits, int to) {

@@ -1,0 +1,451 @@
+// Projections of one to four rows in BF16 with ggml's blocks, whose codes are integers: decoding, one token a
+// sequence. Codes are read where they lie and multiplied as bytes, so a step takes what its bytes take.
+//
+// Shapes     y (M,N) = addend (M,N) + x (M,K) wᵀ, w (N,K) in blocks, M <= 4, for up to three w of one type;
+//            K a multiple of 32
+// Plan       All blocks of the grid are in place at once and share the tiles (16 rows of w) evenly, up to 8 in
+//            a round. A block's warps take turns along K, 256 columns each: a chunk of eight runs of 32. A
+//            warp makes integers of its part of x once and multiplies all its tiles of the round with it. It
+//            copies codes into shared memory of its own, two turns ahead, the first before the kernel's input
+//            is there; warps wait for each other at a round's end, to add their sums.
+// Integers   a run of x is a scale, its largest magnitude / 32512, times integers of 16 bits, v = 256 high + low
+//            with both in [-128, 127]: two of the eight columns of the product's right operand. The others hold
+//            three other runs of the row, or rows: column 2 (M r + m) + i has half i of row m in the run r of a
+//            group of 4 / M, and is zero in the group's other runs. So runs, each with scales of its own, keep
+//            sums of their own, in one accumulator.
+// Scales     applied in F32: a value is a (code - bias) + b, so a sum is a (codes times v) + (b - a bias) (sum of
+//            v), where the sum of v is known from x
+// Bytes      w's stored bytes once; x (N / 16) / (tiles of a block) times from L1/L2; y once
+// Numbers    sums of a run are exact integers of x rounded to 2^-16 of the run's largest (less than 1e-33 counts
+//            as zero; not finite stays not finite). A lane's runs i and i + 4 of a chunk, then runs 0 + 1 and 2 + 3,
+//            a warp's chunks in order, then the warps in order, then the addend: an order of the parts' shapes
+//            and the GPU, so a row has the same bits for every M <= 4.
+// Limits     30 to 73 % of a copy's rate for 11008 x 4096 alone on an H200. A turn takes as long as its bytes; about
+//            6 us of a launch are fixed: its start, x, which is read and made integers of, and the sums
+#pragma once
+
+#include "cuda/mma.cuh"
+#include "cuda/operands.cuh"
+#include "cuda/reduce.cuh"
+#include "cuda/row_parts.cuh"
+
+namespace lk {
+
+constexpr int kRoundTiles = 8;
+
+// Format: how codes become bytes; `static constexpr`
+//   u32 kBytes       of a chunk's codes in a row
+//   bool kWhole      a block is a chunk, so that there are no others
+//   bool kSixteens   a run's halves have scales of their own: columns [0, 16) and [16, 32)
+//   bool kHalves     lane t has columns 4t to 4t+3 and 16+4t to 16+4t+3 of a run; else 8t to 8t+7
+//   bool kMixed      its bytes are columns 0 4 1 5 2 6 3 7 of those, else 0 to 7
+//   int kWords       words that a lane reads of a run in one place
+//   bool kSigned     bytes are signed
+//   bool kSums       whether kBias, or the b of scales(), may be other than 0
+//   int kBias        what is added to the codes
+// and
+//   bytes(chunk, run, t, w)              w: the lane's eight codes; chunk: the codes of a row in shared memory
+//   scales(chunk, upper, i, f)           of run 4 upper + i: f[s], of half s: {a, b}
+// The RMSNorm of x that a kernel computes where it reads x. The normed rows are left in memory too.
+struct RowNorm {
+  const __nv_bfloat16* gain;  // null: x is multiplied as it is
+  float eps;
+  Matrix<__nv_bfloat16> normed;
+};
+
+// A chunk of M rows of x as integers, in a warp's shared memory.
+template <class Format, int M>
+struct IntegerRows {
+  static constexpr int kHalves = Format::kSixteens ? 2 : 1;
+  std::uint32_t bytes[M][kRuns][2][kRun / 4];  // high and low ones, in the order of Format
+  float scale[M][kRuns], sum[M][kRuns][kHalves];
+
+  // Lane (g, t) makes those of run g. `factor`: of the norm, for each row.
+  __device__ __forceinline__ void make(const Matrix<const __nv_bfloat16>& x, int n_x, int chunk,
+                                       int runs, const RowNorm& norm, const float (&factor)[M],
+                                       bool keep) {
+    using u32 = std::uint32_t;
+    constexpr u32 kAll = 0xffffffffu, kMagnitudes = 0x7fff7fffu;
+    constexpr float kMagic = 0x1.8p23f;  // a number added to it has its integer in the low bits
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const int column = (chunk * kRuns + g) * kRun;
+    const bool inside = chunk * kRuns + g < runs;
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+      uint4 v{};
+      if (inside && m < n_x) {
+        v = run_of_x<Format::kHalves>(x.at(m, column), t);
+        if (norm.gain) {
+          v = normed(v, run_of_x<Format::kHalves>(norm.gain + column, t), factor[m]);
+          if (keep) put_run<Format::kHalves>(norm.normed.at(m, column), t, v);
+        }
+      }
+      const u32 pairs[4] = {v.x, v.y, v.z, v.w};
+      const u32 most2 = __vmaxu2(__vmaxu2(v.x & kMagnitudes, v.y & kMagnitudes),
+                                 __vmaxu2(v.z & kMagnitudes, v.w & kMagnitudes));
+      u32 most = max(most2 & 0xffffu, most2 >> 16);  // of bits: NaN is the largest
+      most = max(most, __shfl_xor_sync(kAll, most, 1));
+      most = max(most, __shfl_xor_sync(kAll, most, 2));
+      const float largest = __uint_as_float(most << 16);
+      const float inverse = largest > 1e-33f ? 32512.0f * __frcp_rn(largest) : 0.0f;
+      const float unit = largest <= 1e-33f ? 0.0f : largest * (1.0f / 32512);
+      u32 word[8];  // the low half: the integer + 128
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const float one = __uint_as_float(i % 2 ? pairs[i / 2] & 0xffff0000u : pairs[i / 2] << 16);
+        word[i] = __float_as_uint(fmaf(one, inverse, kMagic + 128));
+      }
+      u32 part[2][2];
+#pragma unroll
+      for (int low = 0; low < 2; ++low) {
+        const auto pick = [&](int a, int b, int c, int d) {
+          const u32 byte = low ? 0x0040u : 0x0051u;
+          return __byte_perm(__byte_perm(word[a], word[b], byte),
+                             __byte_perm(word[c], word[d], byte), 0x5410) ^
+                 (low ? 0x80808080u : 0u);
+        };
+        if constexpr (Format::kMixed)
+          part[low][0] = pick(0, 4, 1, 5), part[low][1] = pick(2, 6, 3, 7);
+        else
+          part[low][0] = pick(0, 1, 2, 3), part[low][1] = pick(4, 5, 6, 7);
+        *reinterpret_cast<uint2*>(&bytes[m][g][low][2 * t]) = {part[low][0], part[low][1]};
+      }
+      if (t == 0) scale[m][g] = unit;
+      if constexpr (Format::kSums) {
+        const auto total = [&](int i, int so_far) {
+          constexpr int kOnes = 0x01010101;
+          return 256 * __dp4a(static_cast<int>(part[0][i]), kOnes, 0) +
+                 __dp4a(static_cast<int>(part[1][i]), kOnes, so_far);
+        };
+        int of[kHalves];
+        of[0] = total(0, 0);
+        of[kHalves - 1] = total(1, kHalves == 1 ? of[0] : 0);
+#pragma unroll
+        for (int s = 0; s < kHalves; ++s) {
+          of[s] += __shfl_xor_sync(kAll, of[s], 1);
+          of[s] += __shfl_xor_sync(kAll, of[s], 2);
+          if (t == 0) sum[m][g][s] = static_cast<float>(of[s]) * unit;
+        }
+      }
+    }
+  }
+
+ private:
+  static __device__ __forceinline__ uint4 normed(const uint4& x, const uint4& gain, float factor) {
+    const auto two = [&](std::uint32_t a, std::uint32_t b) {
+      const auto low = [](std::uint32_t pair) { return __uint_as_float(pair << 16); };
+      const auto high = [](std::uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); };
+      return pack_bf16(low(a) * factor * low(b), high(a) * factor * high(b));
+    };
+    return {two(x.x, gain.x), two(x.y, gain.y), two(x.z, gain.z), two(x.w, gain.w)};
+  }
+};
+
+// Shared memory of a warp: two stages, its part of x, and the sums of a round's rows.
+template <class Format, int M>
+constexpr int kIntegerWarpBytes =
+    2 * RowStage<Format>::kBytes +
+    static_cast<int>(sizeof(IntegerRows<Format, M>)) + kRoundTiles* M* kFewRows * 4;
+// Warps of a block, so many that there is room for a second block; and how many of one row there is room for.
+template <class Format>
+constexpr int kIntegerWarps = 16 * kIntegerWarpBytes<Format, 1> <= 112 * 1024 ? 16 : 8;
+template <class Format>
+constexpr int kIntegerBlocks =
+    kIntegerWarps<Format> == 8 && 24 * kIntegerWarpBytes<Format, 1> <= 224 * 1024 ? 3 : 2;
+
+// The lane's operands for a chunk of M rows.
+template <class Format, int M>
+struct IntegerOperands {
+  static constexpr int kSide = 4 / M, kGroups = kRuns / kSide;
+  static constexpr int kHalves = IntegerRows<Format, M>::kHalves;
+  std::uint32_t b[kRuns][2];  // of the product with each run
+  // Of the row and run whose sums the lane has, in each group: the scale of the integers, and their sum.
+  float scale[kGroups], sum[kGroups][kHalves];
+
+  __device__ __forceinline__ explicit IntegerOperands(const IntegerRows<Format, M>& rows) {
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, side = g / 2 / M;
+#pragma unroll
+    for (int j = 0; j < kGroups; ++j) {
+      const uint2 own =
+          *reinterpret_cast<const uint2*>(&rows.bytes[g / 2 % M][j * kSide + side][g % 2][2 * t]);
+#pragma unroll
+      for (int r = 0; r < kSide; ++r) {
+        const bool has = kSide == 1 || r == side;
+        b[j * kSide + r][0] = has ? own.x : 0u, b[j * kSide + r][1] = has ? own.y : 0u;
+      }
+      scale[j] = rows.scale[t % M][j * kSide + t / M];
+      if constexpr (Format::kSums)
+#pragma unroll
+        for (int s = 0; s < kHalves; ++s) sum[j][s] = rows.sum[t % M][j * kSide + t / M][s];
+    }
+  }
+};
+
+// Element i of the round that begins with a tile.
+template <class Format>
+struct Element {
+  int m, tile, r, row;  // row of x; tile of the round; row of the tile, of the part
+  const RowPart<Format>* part;
+
+  __device__ __forceinline__ Element(const RowParts<Format>& parts, int begin, int i)
+      : m(i / (kRoundTiles * kFewRows)),
+        tile(i / kFewRows % kRoundTiles),
+        r(i % kFewRows),
+        part(&parts.of(begin + tile)) {
+    row = (begin + tile) * kFewRows + r - part->begin;
+  }
+  __device__ __forceinline__ bool counts(int behind, int n_x) const {
+    return m < n_x && tile < behind && row < part->end - part->begin;
+  }
+};
+
+// 1 / sqrt(mean of squares + eps) of rows of x; executed by a whole block. Sums go chunk by chunk, so that their
+// order does not depend on how many warps there are. partial: a float for each row and chunk, of shared memory.
+template <int M>
+__device__ __forceinline__ void norm_factors(float (&factor)[M], float* partial,
+                                             const Matrix<const __nv_bfloat16>& x, int n_x, int k,
+                                             float eps) {
+  const int n_chunks = (k + kChunk - 1) / kChunk, lane = threadIdx.x % 32;
+#pragma unroll
+  for (int m = 0; m < M; ++m)
+    for (int chunk = threadIdx.x / 32; chunk < n_chunks && m < n_x; chunk += blockDim.x / 32) {
+      const int column = chunk * kChunk + lane * 8;
+      float v[8] = {}, sum = 0.0f;
+      if (column < k) load_pack<8>(x.at(m, column), v);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) sum = fmaf(v[i], v[i], sum);
+      sum = warp_sum(sum);
+      if (lane == 0) partial[m * n_chunks + chunk] = sum;
+    }
+  __syncthreads();
+#pragma unroll
+  for (int m = 0; m < M; ++m) {
+    float sum = 0.0f;
+    for (int chunk = 0; chunk < n_chunks && m < n_x; ++chunk) sum += partial[m * n_chunks + chunk];
+    factor[m] = 1.0f / sqrtf(sum / static_cast<float>(k) + eps);
+  }
+  __syncthreads();
+}
+
+// A tile has 2^log_warps warps, a block `share` tiles, and the first `more` blocks one more.
+template <class Format, int M>
+__global__ void __launch_bounds__(kIntegerWarps<Format> * 32, M == 1 ? kIntegerBlocks<Format> : 1)
+    integer_row_kernel(const __grid_constant__ RowParts<Format> parts,
+                       Matrix<const __nv_bfloat16> x, int n_x, RowNorm norm, int k, int log_warps,
+                       int share, int more) {
+  using u32 = std::uint32_t;
+  using Stage = RowStage<Format>;
+  using X = IntegerOperands<Format, M>;
+  constexpr int kWarps = kIntegerWarps<Format>, kThreads = kWarps * 32;
+  constexpr int kHalves = X::kHalves;
+  extern __shared__ __align__(16) unsigned char shared[];
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const int n_warps = 1 << log_warps, n_places = kWarps >> log_warps;
+  const int place = threadIdx.x / 32 >> log_warps, warp = threadIdx.x / 32 & (n_warps - 1);
+  const int block = blockIdx.x, first = block * share + min(block, more),
+            end = first + share + (block < more ? 1 : 0);
+  const int n_chunks = (k + kChunk - 1) / kChunk, runs = k / kRun;
+  const u32 row_bytes = parts.part[0].row_bytes;
+
+  // What is copied next. A lane copies pieces lane, lane + 32, ... of a stage. What lies behind a row or the
+  // matrix may be anything, as x is zero there or y is not: the matrix's last piece is read instead.
+  int round = first, next_chunk = warp, next_tile = first + place;
+  unsigned char* const ring = shared + threadIdx.x / 32 * (2 * Stage::kBytes);
+  auto* const all_rows =
+      reinterpret_cast<IntegerRows<Format, M>*>(shared + kWarps * (2 * Stage::kBytes));
+  auto& rows = all_rows[threadIdx.x / 32];
+  float* const sums = reinterpret_cast<float*>(all_rows + kWarps);
+  u32 from[Stage::kCopies];
+#pragma unroll
+  for (int i = 0; i < Stage::kCopies; ++i) {
+    const int row = (lane + 32 * i) / Stage::kPieces, piece = (lane + 32 * i) % Stage::kPieces;
+    from[i] = static_cast<u32>(row) * row_bytes +
+              (Stage::kShifted ? 0 : min(piece, Stage::kNeeded - 1) * 16);
+  }
+  const auto copy_next = [&](int stage) {
+    if (next_tile < end) {
+      const RowPart<Format>& p = parts.of(next_tile);
+      const u32 last = (static_cast<u32>(p.end - p.begin) * row_bytes - 1) & ~15u;
+      const u32 to = shared_address(ring) + stage * Stage::kBytes + lane * 16,
+                skipped = static_cast<u32>(next_tile * kFewRows - p.begin) * row_bytes +
+                          static_cast<u32>(next_chunk) * Format::kBytes;
+#pragma unroll
+      for (int i = 0; i < Stage::kCopies; ++i) {
+        u32 at = from[i] + skipped;
+        if constexpr (Stage::kShifted)
+          at = (at & ~15u) + min((lane + 32 * i) % Stage::kPieces, Stage::kNeeded - 1) * 16;
+        if ((i + 1) * 32 <= kFewRows * Stage::kPieces || lane + 32 * i < kFewRows * Stage::kPieces)
+          copy_async_16(to + 512 * i, p.codes + min(at, last), true);
+      }
+      next_tile += n_places;
+      if (next_tile >= min(round + kRoundTiles, end)) {
+        next_chunk += n_warps;
+        if (next_chunk >= n_chunks) next_chunk = warp, round += kRoundTiles;
+        next_tile = round + place;
+      }
+    }
+    copy_async_commit();
+  };
+  copy_next(0);
+  copy_next(1);
+  wait_for_previous();  // Note [Early launches]
+  float factor[M] = {};
+  if (norm.gain) norm_factors<M>(factor, sums, x, n_x, k, norm.eps);
+
+  int stage = 0;
+  for (int begin = first; begin < end; begin += kRoundTiles) {
+    const int behind = min(begin + kRoundTiles, end);
+    // The thread's elements of y in this round.
+    constexpr int kMine = (kRoundTiles * kFewRows * M + kThreads - 1) / kThreads;
+    float addend[kMine];
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) {
+      const Element<Format> e(parts, begin, threadIdx.x + i * kThreads);
+      addend[i] = e.counts(behind - begin, n_x) && e.part->addend.data
+                      ? to_float(*e.part->addend.at(e.m, e.row))
+                      : 0.0f;
+    }
+    for (int chunk = warp; chunk < n_chunks; chunk += n_warps) {
+      __syncwarp();  // nobody reads the last ones any more
+      rows.make(x, n_x, chunk, runs, norm, factor, blockIdx.x == 0 && begin == first && place == 0);
+      __syncwarp();
+      const X integers(rows);
+#pragma unroll 1
+      for (int tile = begin + place; tile < behind; tile += n_places) {
+        copy_async_wait_but<1>();
+        __syncwarp();  // the stage has arrived
+        const unsigned char *low = ring + stage * Stage::kBytes + g * Stage::kPitch,
+                            *high = low + 8 * Stage::kPitch;
+        if constexpr (Stage::kShifted) {
+          const u32 skipped =
+              static_cast<u32>(tile * kFewRows - parts.of(tile).begin + g) * row_bytes +
+              static_cast<u32>(chunk) * Format::kBytes;
+          low += skipped & 15u;
+          high += (skipped + 8 * row_bytes) & 15u;
+        }
+        float sum[2][M] = {};  // of rows g and g + 8: runs i + 4 r, i of the lane's, for each i
+#pragma unroll
+        for (int j = 0; j < X::kGroups; ++j) {
+          int c[kHalves][4] = {};
+#pragma unroll
+          for (int r = 0; r < X::kSide; ++r) {
+            const int run = j * X::kSide + r;
+            const u32(&b)[2] = integers.b[run];
+            u32 l[2], h[2];
+            Format::bytes(low, run, t, l);
+            Format::bytes(high, run, t, h);
+            if constexpr (kHalves == 1) {
+              mma_bytes<Format::kSigned>(c[0], Fragment4{{l[0], h[0], l[1], h[1]}}, b[0], b[1]);
+            } else {
+              mma_bytes<Format::kSigned>(c[0], l[0], h[0], b[0]);
+              mma_bytes<Format::kSigned>(c[1], l[1], h[1], b[1]);
+            }
+          }
+          const int i = j * X::kSide % 4 + t / M, upper = j * X::kSide / 4;
+          const bool counts = Format::kWhole || chunk * kRuns + 4 * upper + i < runs;
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            float2 f[kHalves];
+            Format::scales(h ? high : low, upper, i, f);
+            float total = 0.0f;
+#pragma unroll
+            for (int s = 0; s < kHalves; ++s) {
+              const float codes =
+                  integers.scale[j] * static_cast<float>(256 * c[s][2 * h] + c[s][2 * h + 1]);
+              total = fmaf(f[s].x, codes, total);
+              if constexpr (Format::kSums)
+                total = fmaf(fmaf(f[s].x, -static_cast<float>(Format::kBias), f[s].y),
+                             integers.sum[j][s], total);
+            }
+            if (counts) sum[h][j % M] += total;  // scales behind a row may be anything
+          }
+        }
+        __syncwarp();  // nobody reads the stage any more
+        copy_next(stage);
+        stage ^= 1;
+
+        // Lanes of one row of x exchange what they have of its runs; one of them adds to the warp's sums.
+        float* const to =
+            sums + ((tile - begin) * n_warps + warp) * (M * kFewRows) + t % M * kFewRows + g;
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          float total;
+          if constexpr (M == 1) {
+            total = sum[h][0] + __shfl_xor_sync(0xffffffffu, sum[h][0], 1);
+            total += __shfl_xor_sync(0xffffffffu, total, 2);
+          } else if constexpr (M == 2) {
+            total = (sum[h][0] + __shfl_xor_sync(0xffffffffu, sum[h][0], 2)) +
+                    (sum[h][1] + __shfl_xor_sync(0xffffffffu, sum[h][1], 2));
+          } else {
+            total = (sum[h][0] + sum[h][1]) + (sum[h][2] + sum[h][3]);
+          }
+          if (M == 4 || t / M == h) to[8 * h] = chunk == warp ? total : to[8 * h] + total;
+        }
+      }
+    }
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) {
+      const Element<Format> e(parts, begin, threadIdx.x + i * kThreads);
+      if (!e.counts(behind - begin, n_x)) continue;
+      float total = 0.0f;
+      for (int w = 0; w < n_warps; ++w)
+        total += sums[((e.tile * n_warps + w) * M + e.m) * kFewRows + e.r];
+      *e.part->y.at(e.m, e.row) = from_float<__nv_bfloat16>(total + addend[i]);
+    }
+    if (behind < end) __syncthreads();
+  }
+}
+
+// How many of a block's warps share a tile, so that the busiest has the fewest turns: the logarithm.
+inline int log_warps_of_tile(int warps, int chunks, i64 tiles_of_block) {
+  int best = 0;
+  i64 fewest = INT64_MAX;
+  for (int log = 4; log >= 0; --log) {
+    const int n = 1 << log;
+    if (n > warps || n > chunks || n * kRoundTiles < warps) continue;
+    const i64 turns = ceil_div(chunks, n) * ceil_div(tiles_of_block, warps / n);
+    if (turns < fewest) best = log, fewest = turns;
+  }
+  return best;
+}
+
+// `parts` have one type, which Format reads; false if their rows are not, with nothing done.
+template <class Format>
+bool launch_integer_row(const Tensor& x, const InputNorm* norm, std::span<const LinearPart> parts,
+                        cudaStream_t stream) {
+  const i64 M = x.rows(), K = x.cols();
+  RowParts<Format> all;
+  if (!row_parts(x, parts, !RowStage<Format>::kShifted, all)) return false;
+  constexpr int kWarps = kIntegerWarps<Format>;
+  RowNorm row_norm{};
+  if (norm) {
+    // Sums of the norm lie where those of a round do.
+    const i64 sums = kWarps * kRoundTiles * kFewRows;
+    if (!packable(8, K, x, norm->gain->values(), norm->normed) || ceil_div(K, kChunk) > sums)
+      return false;
+    row_norm = {pointer<bf16>(norm->gain->values()), static_cast<float>(norm->eps),
+                matrix<bf16>(norm->normed)};
+  }
+  // As it suits one row, for any number of rows: it decides the order of sums.
+  static const int places_of_one =
+      resident_blocks("integer_row", integer_row_kernel<Format, 1>, kWarps * 32,
+                      kWarps * kIntegerWarpBytes<Format, 1>);
+  const int log_warps = log_warps_of_tile(kWarps, static_cast<int>(ceil_div(K, kChunk)),
+                                          ceil_div(all.tiles, std::min(all.tiles, places_of_one)));
+  const auto go = [&]<int kM>() {
+    constexpr int kShared = kWarps * kIntegerWarpBytes<Format, kM>;
+    const auto kernel = integer_row_kernel<Format, kM>;
+    static const int places = resident_blocks("integer_row", kernel, kWarps * 32, kShared);
+    const int blocks = std::min(all.tiles, places);
+    launch_early("integer_row", kernel, grid_of(blocks), dim3(kWarps * 32), kShared, stream, all,
+                 const_matrix<bf16>(x), static_cast<int>(M), row_norm, static_cast<int>(K),
+                 log_warps, all.tiles / blocks, all.tiles % blocks);
+  };
+  M == 1   ? go.template operator()<1>()
+  : M == 2 ? go.template operator()<2>()
+           : go.template operator()<4>();
+  return true;
+}
+
+}  // namespace lk
