@@ -186,7 +186,10 @@ TEST_CASE("a run that is refused has no plan either, for the same reason in the 
                             "--fast-reduce",
                             "--shard-base all",
                             "--offload-base 1",
+                            "--offload-base 99",
                             "--recompute offload",
+                            "--recompute block:99",
+                            "--recompute gate-up,keep-attention:99,block:1",
                             "--dtype f16",
                             "--memory 1GiB --recompute block",
                             "--memory 0",
@@ -202,6 +205,11 @@ TEST_CASE("a run that is refused has no plan either, for the same reason in the 
   ends_with(2, {"a single GPU"}, "$T/plan" + kModel + "--device cuda:0 --processes 2");
   ends_with(2, {"never copied back"},
             "$T/plan" + kModel + "--device cuda --method full --offload-base 1");
+  ends_with(2, {"--recompute block:31: the model has 30 layers"},
+            "$T/plan --shape smollm2-135m --recompute block:31");
+  ends_with(2, {"--offload-base 31: the model has 30 layers"},
+            "$T/plan --shape smollm2-135m --device cuda --offload-base 31");
+  ends_with(0, {}, "$T/plan --shape smollm2-135m --recompute block:30");
   // A shape is sizes alone.
   ends_with(0, {}, "$T/plan --shape llama2-7b --seq-len 8192");
   ends_with(2, {"--method full trains the base's own numbers"},

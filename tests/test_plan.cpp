@@ -376,7 +376,7 @@ TEST_CASE("a plan takes memory for its layers, not for its tokens") {
   CHECK(plan.memory.peak_bytes > std::int64_t{1} << 42);
   request.seq_len = 1 << 24;
   CHECK_THROWS_AS(plan_training(request), UsageError);
-  request.batch = 100;  // 2^30.6 tokens, each with angles of its own
+  request.batch = 12;  // 2^27.6 tokens, each with angles of its own
   const long middle = most_kib();
   plan_training(request);
   CHECK(most_kib() - middle < 64 << 10);

@@ -59,6 +59,9 @@ PlanRequest request_of(FinetuneSettings& s, const ModelFile* file, const ModelCo
   PlanRequest r;
   r.model = model;
   r.compute_dtype = parse_compute_dtype(s.dtype, *backend);
+  require_possible(s.recompute, *backend);
+  require_streamable(s.streamed, *backend);
+  check_layers(s, model);
   r.methods = choose_methods(s, model);
   r.formats = choose_precision(s, r.methods, model, file, *backend, r.compute_dtype).formats;
   // A shape stands for the sizes of matrices; angles reach as far as rows do.

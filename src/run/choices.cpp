@@ -75,6 +75,18 @@ ChosenPrecision choose_precision(const FinetuneSettings& s, const MethodConfig& 
   return held;
 }
 
+void check_layers(const FinetuneSettings& s, const ModelConfig& model) {
+  const auto fits = [&](std::int64_t layers) {
+    return layers <= model.n_layers || layers == StreamedLayers::kAll;
+  };
+  static_assert(StreamedLayers::kAll == Recompute::kAllLayers);
+  const Recompute& r = s.recompute;
+  require(fits(r.gate_up) && fits(r.keep_attention) && fits(r.block) && fits(r.offload),
+          "`recompute` ", recompute_text(r), ": the model has ", model.n_layers, " layers");
+  require(fits(s.streamed.count), s.streamed.setting(), " ", s.streamed.count, ": the model has ",
+          model.n_layers, " layers");
+}
+
 void choose_seq_len(FinetuneSettings& s, const MethodConfig& methods, const ModelConfig& model) {
   const std::int64_t room = model.max_position - extra_positions(methods);
   require(room >= 2, "`method` ", methods.text(), ": ", extra_positions(methods),

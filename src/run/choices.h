@@ -15,6 +15,9 @@ namespace lk {
 // to be started from (`init_adapter`) is left to the caller.
 MethodConfig choose_methods(FinetuneSettings& settings, const ModelConfig& model);
 
+// Layers that `recompute`, `offload_base` and `shard_base` count are the model's.
+void check_layers(const FinetuneSettings& settings, const ModelConfig& model);
+
 // In how many bits the base is held.
 struct ChosenPrecision {
   BaseStorage storage;

@@ -55,6 +55,7 @@ void take_adapter(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in
 
 void take_methods(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in) {
   if (!in.model) in.model = std::make_shared<ModelFile>(s.model);
+  check_layers(s, in.model->config());
   in.methods = choose_methods(s, in.model->config());
   in.methods.base = in.model;
   if (!s.init_adapter.empty()) take_adapter(s, listener, in);
