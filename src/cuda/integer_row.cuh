@@ -24,6 +24,8 @@
 //            6 us of a launch are fixed: its start, x, which is read and made integers of, and the sums
 #pragma once
 
+#include <vector>
+
 #include "cuda/mma.cuh"
 #include "cuda/operands.cuh"
 #include "cuda/reduce.cuh"
@@ -410,7 +412,7 @@ inline int log_warps_of_tile(int warps, int chunks, i64 tiles_of_block) {
   return best;
 }
 
-// `parts` have one type, which Format reads; false if their rows are not, with nothing done.
+// `parts` have one type, which Format reads; false if these kernels do not suit, with nothing done.
 template <class Format>
 bool launch_integer_row(const Tensor& x, const InputNorm* norm, std::span<const LinearPart> parts,
                         cudaStream_t stream) {
@@ -418,6 +420,10 @@ bool launch_integer_row(const Tensor& x, const InputNorm* norm, std::span<const 
   RowParts<Format> all;
   if (!row_parts(x, parts, !RowStage<Format>::kShifted, all)) return false;
   constexpr int kWarps = kIntegerWarps<Format>;
+  constexpr int kBytes[] = {
+      0, kWarps * kIntegerWarpBytes<Format, 1>, kWarps * kIntegerWarpBytes<Format, 2>,
+      kWarps * kIntegerWarpBytes<Format, 4>, kWarps * kIntegerWarpBytes<Format, 4>};
+  if (!has_shared(kBytes[1])) return false;
   RowNorm row_norm{};
   if (norm) {
     // Sums of the norm lie where those of a round do.
@@ -427,10 +433,24 @@ bool launch_integer_row(const Tensor& x, const InputNorm* norm, std::span<const 
     row_norm = {pointer<bf16>(norm->gain->values()), static_cast<float>(norm->eps),
                 matrix<bf16>(norm->normed)};
   }
+  // Where the memory is too small for all rows, in two halves: a row's bits are the same.
+  if (!has_shared(kBytes[M])) {
+    const auto half = [&](i64 begin, i64 end) {
+      std::vector<LinearPart> some;
+      for (const LinearPart& part : parts)
+        some.push_back({part.y.slice_rows(begin, end), part.w,
+                        part.addend ? part.addend.slice_rows(begin, end) : Tensor()});
+      InputNorm of_some{};
+      if (norm) of_some = {norm->gain, norm->eps, norm->normed.slice_rows(begin, end)};
+      launch_integer_row<Format>(x.slice_rows(begin, end), norm ? &of_some : nullptr, some, stream);
+    };
+    half(0, M / 2);
+    half(M / 2, M);
+    return true;
+  }
   // As it suits one row, for any number of rows: it decides the order of sums.
   static const int places_of_one =
-      resident_blocks("integer_row", integer_row_kernel<Format, 1>, kWarps * 32,
-                      kWarps * kIntegerWarpBytes<Format, 1>);
+      resident_blocks("integer_row", integer_row_kernel<Format, 1>, kWarps * 32, kBytes[1]);
   const int log_warps = log_warps_of_tile(kWarps, static_cast<int>(ceil_div(K, kChunk)),
                                           ceil_div(all.tiles, std::min(all.tiles, places_of_one)));
   const auto go = [&]<int kM>() {

@@ -53,6 +53,18 @@ inline void allow_shared(const char* name, const void* kernel, std::size_t bytes
                name);
 }
 
+// Whether a block may have so much shared memory: 99 KiB on compute capability 8.6 and 8.9, 163 on 8.0, 227 on 9.0.
+inline bool has_shared(std::size_t bytes) {
+  static const std::size_t most = [] {
+    int device = 0, limit = 0;
+    cuda_check(cudaGetDevice(&device), "cudaGetDevice");
+    cuda_check(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+               "reading the shared memory's size");
+    return static_cast<std::size_t>(limit);
+  }();
+  return bytes <= most;
+}
+
 // Blocks of a kernel that the current GPU runs at a time.
 template <class... Params>
 int resident_blocks(const char* name, void (*kernel)(Params...), int threads,

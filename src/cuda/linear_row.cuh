@@ -233,9 +233,10 @@ bool launch_linear_row(const Tensor& x, std::span<const LinearPart> parts, cudaS
   // memory allows, nor than there are chunks.
   const int tiles = all.tiles, chunks = static_cast<int>(ceil_div(K, kChunk));
   constexpr int kMostWarps = row_shared<Format>(16) <= 112 * 1024 ? 16 : 8;
-  int n_warps = tiles > 700 ? 4 : tiles > 320 ? 8 : kMostWarps;
+  const int most = has_shared(row_shared<Format>(kMostWarps)) ? kMostWarps : 8;
+  int n_warps = tiles > 700 ? 4 : tiles > 320 ? 8 : most;
   while (n_warps > 4 && n_warps > chunks) n_warps /= 2;
-  const int warps = Format::kLut ? kMostRowThreads / 32 : std::max(n_warps, 8);
+  const int warps = Format::kLut ? most : std::max(n_warps, 8);
   const auto go = [&]<int kM>() {
     launch_early("linear_row", linear_row_kernel<Format, kM>,
                  grid_of(ceil_div(tiles, warps / n_warps)), dim3(warps * 32),
