@@ -1,4 +1,5 @@
 // GPU against CPU: quantised matrices come out the same, bit for bit, and so do products with them.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -242,11 +243,16 @@ TEST_CASE("cuda: one to four rows multiply codes run by run as F64 does") {
     for (std::int64_t block : {32, 128})
       random_codes(concat("int4 of ", block), {.encoding = Encoding::Int4, .block = block}, 37, K);
   }
-  // Several tiles and rounds for each block.
-  random_codes("int4 of 32, many", {.encoding = Encoding::Int4, .block = 32}, 18'000, 1024);
-  random_codes("fp8 of 128 x 128, many",
-               {.encoding = Encoding::Fp8, .block = 128, .scale_rows = 128}, 6'500, 2304);
-  random_codes("nf4 of 64, many", {.encoding = Encoding::Nf4, .block = 64}, 5'000, 4352);
+  // Several tiles and rounds for each of a GPU's blocks; and last chunks that are short.
+  const auto blocks = [&](std::uint32_t id, std::int64_t N, std::int64_t K) {
+    for (const Type& t : types())
+      if (t.id == id)
+        all.push_back({concat(find_ggml_type(id)->name, " ", N, " x ", K), blocks_of(t, N, K, 8)});
+  };
+  for (std::uint32_t id : {8u, 12u, 14u}) blocks(id, 18'000, 1024);
+  blocks(12, 5'000, 4352);
+  blocks(3, 37, 1152);
+  blocks(7, 37, 1088);
   std::map<std::int64_t, Weight> gains;
   const auto gain = [&](std::int64_t K) -> const Weight& {
     const auto [at, added] = gains.try_emplace(K);
@@ -328,4 +334,41 @@ TEST_CASE("cuda: rows that are zero, tiny or not finite come out of blocks as su
         if (std::isfinite(y)) FAIL_CHECK(name, ": ", y, " of ", bad);
     }
   }
+}
+
+TEST_CASE("cuda: parts of other types and heights share a norm") {
+  LK_NEEDS_GPU();
+  constexpr std::int64_t K = 1024;
+  const auto type = [](std::uint32_t id) {
+    const std::vector<Type>& all = types();
+    return *std::find_if(all.begin(), all.end(), [&](const Type& t) { return t.id == id; });
+  };
+  const HostPlanes blocks[] = {blocks_of(type(12), 48, K, 8), blocks_of(type(12), 150, K, 9),
+                               blocks_of(type(14), 37, K, 8)};
+  const HostPlanes codes =
+      quantise(Encoding::Nf4, {64, K}, 8, [&](auto begin, auto end, float* to) {
+        for (std::int64_t i = 0; i < (end - begin) * K; ++i) to[i] = static_cast<float>(i % 7) - 3;
+      });
+  const auto weight = [](const HostPlanes& p) {
+    return Weight("w", upload(gpu(), p), p.shape, DType::BF16);
+  };
+  const Weight a = weight(blocks[0]), b = weight(blocks[1]), c = weight(blocks[2]),
+               d = weight(codes);
+  const Weight gain("gain", random_tensor(gpu(), DType::BF16, {K}, 4));
+  using Order = std::vector<const Weight*>;
+  for (const Order& order : {Order{&a, &b}, {&a, &b, &c}, {&c, &d, &a}, {&d, &a, &b}})
+    for (std::int64_t T : {1, 3}) {
+      const Tensor x = random_tensor(gpu(), DType::BF16, {T, K}, 1);
+      std::vector<LinearPart> parts;
+      for (const Weight* w : order)
+        parts.push_back({gpu().empty(Tag::Workspace, DType::BF16, {T, w->shape()[0]}), w});
+      const InputNorm norm{&gain, 1e-5, gpu().empty(Tag::Workspace, DType::BF16, {T, K})};
+      REQUIRE(gpu().cache_kernels()->linear_parts(x, &norm, parts));
+      std::vector<std::vector<double>> have;
+      for (const LinearPart& part : parts) have.push_back(to_host_f64(part.y));
+      REQUIRE(gpu().cache_kernels()->linear_parts(norm.normed, nullptr, parts));
+      for (std::size_t i = 0; i < parts.size(); ++i)
+        CHECK_MESSAGE(have[i] == to_host_f64(parts[i].y), "T ", T, " part ", i, " of ",
+                      order.size());
+    }
 }
