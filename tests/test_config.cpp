@@ -161,6 +161,18 @@ TEST_CASE("config.json: rotary scaling of transformers 4 and 5") {
   CHECK(v5.rope_theta == 500000);
   CHECK(v5.stored_dtype == "bfloat16");
   CHECK(inverse_frequencies(v4) == inverse_frequencies(v5));
+  // The length may stand outside.
+  for (Json outside : {json, newer}) {
+    outside["original_max_position_embeddings"] = 8192;
+    CHECK(refusal(outside) == "");
+    outside["original_max_position_embeddings"] = 4096;
+    CHECK(mentions(refusal(outside), "original_max_position_embeddings"));
+    const char* field = outside.contains("rope_scaling") ? "rope_scaling" : "rope_parameters";
+    outside[field].erase("original_max_position_embeddings");
+    CHECK(config_from_json(outside, "config.json").rope_scaling.original_max_position == 4096);
+    outside[field] = {{"rope_type", "default"}, {"rope_theta", 500000}};
+    CHECK(refusal(outside) == "");
+  }
   // Both at once: fine if they agree.
   json["rope_parameters"] = newer["rope_parameters"];
   CHECK(refusal(json) == "");

@@ -210,6 +210,8 @@ TEST_CASE("G1-G4: the frame, counts and keys") {
   refuses("G1 empty", std::string(), {"not a GGUF file"});
   refuses("G1", spoil([](auto& b) { b.magic = "GGUG"; }), {"byte 0", "not a GGUF file"});
   refuses("G1 safetensors", good_safetensors(), {"not a GGUF file"});
+  refuses("a pointer", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+          {"git lfs pull"});
   for (std::uint32_t v : {0u, 1u, 4u, UINT32_MAX})
     refuses("G2", spoil([v](auto& b) { b.version = v; }),
             {"byte 4", "version " + std::to_string(v)});

@@ -1,6 +1,7 @@
 // What config.json says of a folder's quantisation: what is read, what is refused by name, and that the
 // tensors agree with it.
 #include <algorithm>
+#include <cstring>
 #include <tuple>
 
 #include "harness.h"
@@ -141,6 +142,8 @@ TEST_CASE("tensors that contradict config.json, or that nobody reads, are refuse
   refused("fp8_f32", {130, 200}, {.method = Method::Gptq}, "quant_method is gptq");
   refused("pack_symmetric", {24, 64}, {.method = Method::CompressedTensors, .zero_points = true},
           "weight_zero_point: is missing");
+  refused("pack_zeros", {24, 64}, {.method = Method::CompressedTensors, .zero_points = false},
+          "weight_zero_point: stands there, but config.json says symmetric: true");
   const auto stored = find_stored_matrix(file, names, "awq.weight", {24, 64}, {Method::Awq});
   REQUIRE(stored);
   CHECK_THROWS_WITH_AS(check_companions(file, names, "awq.weight", &*stored),
@@ -242,4 +245,58 @@ TEST_CASE("each format's list of dense modules names them as its readers do") {
   CHECK((!names(compressed, "a.b.c") && !names(compressed, "a.q_proj")));
   CHECK(names(R"({"quant_method": "gptq", "bits": 4, "lm_head": false})", "lm_head"));
   CHECK(!names(R"({"quant_method": "gptq", "bits": 4, "lm_head": true})", "lm_head"));
+}
+
+TEST_CASE("a bias of zeros beside a matrix of GPTQ is none, and another one is refused") {
+  const std::string tiny = kGolden + "peft/tiny/";
+  const std::string dense = read_file(tiny + "model.safetensors", 1 << 24);
+  std::uint64_t length = 0;
+  std::memcpy(&length, dense.data(), sizeof length);
+  Json header = Json::parse(dense.substr(8, length));
+  std::string data = dense.substr(8 + length);
+  const std::string stem = "model.layers.0.mlp.up_proj";
+  const std::int64_t N = header[stem + ".weight"]["shape"][0],
+                     K = header[stem + ".weight"]["shape"][1];
+  const std::size_t from = header[stem + ".weight"]["data_offsets"][0],
+                    to = header[stem + ".weight"]["data_offsets"][1];
+  header.erase(stem + ".weight");
+  data.erase(from, to - from);
+  for (auto& [name, tensor] : header.items())
+    if (name != "__metadata__" && tensor["data_offsets"][0] >= to)
+      for (Json& offset : tensor["data_offsets"]) offset = offset.get<std::size_t>() - (to - from);
+  const auto add = [&](const char* end, const char* type, std::vector<std::int64_t> shape,
+                       char byte) {
+    std::int64_t bytes = 4;
+    for (std::int64_t n : shape) bytes *= n;
+    const std::size_t begin = data.size();
+    data.append(static_cast<std::size_t>(bytes), byte);
+    header[stem + end] = {
+        {"dtype", type}, {"shape", shape}, {"data_offsets", {begin, data.size()}}};
+  };
+  const auto refusal = [&](char bias) -> std::string {
+    Json config = read_json(tiny + "config.json");
+    config["quantization_config"] = {{"quant_method", "gptq"}, {"bits", 4}, {"group_size", 16}};
+    const Json header_before = header;
+    const std::string data_before = data;
+    add(".qweight", "I32", {K / 8, N}, 0x12);
+    add(".qzeros", "I32", {K / 16, N / 8}, 0x77);
+    add(".scales", "F32", {K / 16, N}, 0);
+    add(".bias", "F32", {N}, bias);
+    std::string text = header.dump();
+    header = header_before;
+    const std::uint64_t size = text.size();
+    const ScratchFolder folder;
+    folder.write("config.json", config.dump());
+    folder.write("model.safetensors",
+                 std::string(reinterpret_cast<const char*>(&size), sizeof size) + text + data);
+    data = data_before;
+    try {
+      ModelFile(folder.path()).reader();
+    } catch (const InputError& e) {
+      return e.what();
+    }
+    return "";
+  };
+  CHECK(refusal(0) == "");
+  CHECK(refusal(1).find(stem + ".bias is unknown") != std::string::npos);
 }

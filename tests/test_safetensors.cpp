@@ -70,6 +70,8 @@ TEST_CASE("S1-S6: the frame") {
   refuses("S4", raw(std::uint64_t{(32u << 20) + 1}) + "{}", {"at most 33554432"});
   refuses("S5", raw(std::uint64_t{3}) + "{}", {"header of 3 bytes", "has 10"});
   refuses("S6", raw(std::uint64_t{0}), {"empty"});
+  refuses("a pointer", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+          {"git lfs pull"});
   refuses("a GGUF file by name", good_gguf().bytes(), {"is this a safetensors file?"});
 }
 

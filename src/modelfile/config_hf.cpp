@@ -190,6 +190,21 @@ RopeScaling parse_rope(const Json& rope, const char* field, const std::string& w
   return s;
 }
 
+// `rope` with the length that llama3's scaling begins from, which may stand outside it: transformers reads it
+// there first.
+Json with_original_length(const Json& json, Json rope, const std::string& field,
+                          const std::string& where) {
+  constexpr const char* kKey = "original_max_position_embeddings";
+  const auto is = [&](const char* key) {
+    return given(rope, key) && rope[key].is_string() && rope[key] == "llama3";
+  };
+  if (!given(json, kKey) || !rope.is_object() || !(is("type") || is("rope_type"))) return rope;
+  if (given(rope, kKey) && rope[kKey] != json[kKey])
+    refuse(where, kKey, " and ", field, ".", kKey, " disagree");
+  rope[kKey] = json[kKey];
+  return rope;
+}
+
 bool same_scaling(const RopeScaling& a, const RopeScaling& b) {
   return a.kind == b.kind && a.factor == b.factor && a.low_freq_factor == b.low_freq_factor &&
          a.high_freq_factor == b.high_freq_factor &&
@@ -204,7 +219,8 @@ void parse_rope_fields(const Json& json, const FamilyFiles& files, ModelConfig& 
   bool old_style = given(json, "rope_scaling"), new_style = given(json, "rope_parameters");
   // Version 5 writes theta into `rope`; it counts if no older key says another.
   auto read = [&](const Json& rope, const std::string& field, const char* old_key, double& theta) {
-    RopeScaling scaling = parse_rope(rope, field.c_str(), where);
+    RopeScaling scaling =
+        parse_rope(with_original_length(json, rope, field, where), field.c_str(), where);
     if (!given(rope, "rope_theta")) return scaling;
     const double newer = json_number(rope, "rope_theta", where + ": " + field);
     if (given(json, old_key) && newer != theta)

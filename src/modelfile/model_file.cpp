@@ -195,9 +195,23 @@ void ModelFile::check_no_other_tensors() const {
   for (const WeightSlot& slot : slots_) wanted.insert(layout_.find(slot).name);
   for (const std::string& name : tensors.names())
     if (!wanted.count(name) && !is_buffer(name) && !parts_.count(name) &&
-        !(may_repeat_head() && name == kFolderHead))
+        !(may_repeat_head() && name == kFolderHead) && !is_zero_bias(name))
       throw InputError(concat(tensors.path_of(name), ": tensor ", name,
                               " is unknown: ", config_name(), " does not ask for it"));
+}
+
+// AutoGPTQ wrote a bias beside every matrix that it quantised, zeros where the model has none.
+bool ModelFile::is_zero_bias(const std::string& name) const {
+  constexpr std::string_view kEnd = ".bias";
+  if (!name.ends_with(kEnd) || quantisation_.method != QuantisationConfig::Method::Gptq ||
+      !parts_.count(name.substr(0, name.size() - kEnd.size()) + ".qweight"))
+    return false;
+  const Shape shape = folder_tensors_->shape(name);
+  if (shape.rank() != 1) return false;
+  folder_tensors_->check_readable(name);
+  std::vector<float> bias(static_cast<std::size_t>(shape[0]));
+  folder_tensors_->read_rows(name, 0, 1, bias.data());
+  return std::all_of(bias.begin(), bias.end(), [](float x) { return x == 0; });
 }
 
 bool ModelFile::may_repeat_head() const { return config_.tie_embeddings && !gguf_; }

@@ -60,6 +60,7 @@ class ModelFile {
   // Whether files may hold a tensor `name` that is no weight: rotary frequencies, which are read
   // with the config or recomputed, the causal masks of GPT-2, and the scales of a quantised cache.
   bool is_buffer(const std::string& name) const;
+  bool is_zero_bias(const std::string& name) const;  // of GPTQ
   // How the file holds a tensor: its name, shape and order there.
   StoredTensor stored(const WeightSlot& slot) const;
   std::string stored_type(const WeightSlot& slot) const;  // "F32", "Q4_1", ...

@@ -201,7 +201,7 @@ class Parser {
       }
     }
     dense_modules("ignore", true);  // what begins with "re:" is an expression, and names nothing
-    out_.zero_points = asymmetric && !symmetric;
+    if (asymmetric != symmetric) out_.zero_points = asymmetric;
     out_.method = Method::CompressedTensors;
   }
 

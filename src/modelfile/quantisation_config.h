@@ -36,10 +36,11 @@ struct DenseModule {
 struct QuantisationConfig {
   enum class Method : std::uint8_t { None, Bitsandbytes, Fp8, CompressedTensors, Awq, Gptq };
   Method method = Method::None;
-  int gptq_zero_shift = 1;   // value = scale (code - zero - shift): 1 in version 1, 0 in version 2
-  bool reordered = false;    // GPTQ: g_idx alone tells which columns share a scale (desc_act)
-  bool zero_points = false;  // compressed-tensors: each matrix of integers has zero points
-  bool exponents = false;    // FP8 scales in U8 are powers of two
+  int gptq_zero_shift = 1;  // value = scale (code - zero - shift): 1 in version 1, 0 in version 2
+  bool reordered = false;   // GPTQ: g_idx alone tells which columns share a scale (desc_act)
+  std::optional<bool> zero_points =
+      {};                  // compressed-tensors: whether each matrix of integers has some
+  bool exponents = false;  // FP8 scales in U8 are powers of two
   std::vector<SharedScale> scales = {};  // one of these; empty: config does not say
   // What changes no number, but may not contradict the tensors (check_claims() in modelfile/model_file.cpp).
   std::vector<Encoding> encodings = {};  // one of these; empty: config does not say
