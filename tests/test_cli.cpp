@@ -250,6 +250,9 @@ TEST_CASE("finetune leaves a report and, if asked, event files; also when it goe
   CHECK(page.find("<h2>Samples</h2>") == std::string::npos);
   CHECK(events() == 2);
   REQUIRE(run(train(f, "--steps 2 --seq-len 64 --lr 1e-2 --out " + (f / "plain"))).status == 0);
+  Result far =
+      run(train(f, "--steps 2 --seq-len 64 --lr 1e30 --eval-split 0 --out " + (f / "far")));
+  CHECK_MESSAGE(far.out.find("warning: the last step's loss was") != std::string::npos, far.out);
   page = read_file(f / "plain/report.html", 1 << 24);
   CHECK(page.find("<h2>Samples</h2>") == std::string::npos);
   CHECK(run(train(f, "--steps 2 --samples 2 --out " + (f / "none"))).status == 2);

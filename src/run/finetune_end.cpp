@@ -1,5 +1,6 @@
 // The run's end: proofs, what it leaves in its folder, and what it says of that.
 #include <algorithm>
+#include <cmath>
 
 #include "io/durable.h"
 #include "modelfile/weight_hash.h"
@@ -70,6 +71,9 @@ void FinetuneRun::say_which_was_kept() {
 
 void FinetuneRun::say_what_was_kept() {
   say_which_was_kept();
+  if (!std::isfinite(result_.last_loss) && !result_.eval_after)
+    listener_.message(concat("warning: the last step's loss was ", result_.last_loss, ": the ",
+                             noun(), " may give nothing but that; see what `evaluate` says of it"));
   if (!result_.eval_before || !result_.eval_after) return;
   const double before = result_.eval_before->loss,
                after = watch_->kept().empty() ? result_.eval_after->loss : result_.best->loss;
