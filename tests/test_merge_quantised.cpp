@@ -6,6 +6,7 @@
 
 #include "family_models.h"
 #include "io/json.h"
+#include "io/paths.h"
 #include "lora/merge.h"
 #include "modelfile/family_files.h"
 #include "modelfile/quantise.h"
@@ -241,6 +242,17 @@ TEST_CASE("finetune, evaluate and generate go on with the folder") {
             2)
             .find("--onto " + folder + ": is quantised itself") != std::string::npos);
     run("merge --model " + kTiny + own + " --onto " + kTiny + " --out " + scratch.file("none"), 3);
+    // Another model of the same shapes: the adapter's merged into the dense one, a hundred times.
+    if (const std::string far = scratch.file("far"); !is_folder(far))
+      run("merge --model " + kTiny + " --adapter " + kAdapter + "=1000 --no-verify --out " + far,
+          0);
+    CHECK(run("merge --model " + folder + own + " --onto " + scratch.file("far") + " --out " +
+                  scratch.file("none"),
+              3)
+              .find("this is not the model that was quantised") != std::string::npos);
+    run("merge --model " + folder + own + " --onto " + scratch.file("far") +
+            " --other-base --out " + scratch.file(type + ".far"),
+        0);
     for (const std::string flag : {"--base-precision nf4", "--keep-dense down_proj"})
       CHECK(run("merge --model " + folder + own + " --onto " + kTiny + " " + flag + " --out " +
                     scratch.file("none"),

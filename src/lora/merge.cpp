@@ -189,7 +189,10 @@ MergeResult merge(const MergeSettings& s, MergeListener& listener) {
   result.quantised = output.type().quantised();
   result.bytes = output.bytes();
   result.warnings = source.warnings();
-  if (!s.onto.empty() && !s.other_base) check_trained_on(s, source, result.warnings);
+  if (!s.onto.empty() && !s.other_base) {
+    check_trained_on(s, source, result.warnings);
+    check_made_from(source.base(), ModelFile(s.model));
+  }
   for (const std::string& note : output.notes()) result.warnings.push_back(note);
   if (!source.remark().empty()) listener.message(source.remark());
   const std::string size = size_text(s, output, source.base().is_quantised());

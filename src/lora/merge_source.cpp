@@ -262,4 +262,36 @@ LogitCheck compare_merged(const ModelFile& base, const BaseStorage& storage, con
   return {largest, difference};
 }
 
+void check_made_from(const ModelFile& dense, const ModelFile& quantised) {
+  // Two bits take random numbers 0.35 of their size away; those of another model are 1.4 away.
+  constexpr double kFar = 0.7;
+  constexpr std::int64_t kRows = 16;
+  const auto refuse = [&](const WeightSlot& slot, const std::string& what) {
+    throw InputError(concat(dense.path(), ": ", slot.name, " ", what, " in ", quantised.path(),
+                            ": this is not the model that was quantised"));
+  };
+  std::map<std::string, const WeightSlot*> of_name;
+  for (const WeightSlot& slot : dense.slots()) of_name[slot.name] = &slot;
+  std::vector<float> a, b;
+  for (const WeightSlot& slot : quantised.slots()) {
+    if (!is_module(slot)) continue;
+    const auto other = of_name.find(slot.name);
+    if (other == of_name.end()) refuse(slot, "is missing here, and stands");
+    if (!(other->second->shape == slot.shape)) refuse(slot, "has another shape than");
+    const std::int64_t n = std::min(kRows, slot.shape[0]);
+    a.resize(static_cast<std::size_t>(n * slot.shape[1]));
+    b.resize(a.size());
+    dense.read_rows(*other->second, 0, n, a.data());
+    quantised.read_rows(slot, 0, n, b.data());
+    double size = 0, apart = 0;
+    for (std::size_t i = 0; i < a.size(); ++i) {
+      const double d = static_cast<double>(a[i]) - b[i];
+      size += static_cast<double>(b[i]) * b[i], apart += d * d;
+    }
+    if (apart > kFar * kFar * size)
+      refuse(slot, concat("is ", std::sqrt(apart / std::max(size, 1e-300)),
+                          " times its size away from what it is"));
+  }
+}
+
 }  // namespace lk
