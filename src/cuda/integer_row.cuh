@@ -48,6 +48,7 @@ constexpr int kRoundTiles = 8;
 // and
 //   bytes(chunk, run, t, w)              w: the lane's eight codes; chunk: the codes of a row in shared memory
 //   scales(chunk, upper, i, f)           of run 4 upper + i: f[s], of half s: {a, b}
+
 // The RMSNorm of x that a kernel computes where it reads x. The normed rows are left in memory too.
 struct RowNorm {
   const __nv_bfloat16* gain;  // null: x is multiplied as it is
