@@ -250,36 +250,22 @@ __global__ void __launch_bounds__(kIntegerWarps<Format> * 32, M == 1 ? kIntegerB
   const int n_chunks = (k + kChunk - 1) / kChunk, runs = k / kRun;
   const u32 row_bytes = parts.part[0].row_bytes;
 
-  // What is copied next. A lane copies pieces lane, lane + 32, ... of a stage. What lies behind a row or the
-  // matrix may be anything, as x is zero there or y is not: the matrix's last piece is read instead.
+  // What is copied next.
   int round = first, next_chunk = warp, next_tile = first + place;
   unsigned char* const ring = shared + threadIdx.x / 32 * (2 * Stage::kBytes);
   auto* const all_rows =
       reinterpret_cast<IntegerRows<Format, M>*>(shared + kWarps * (2 * Stage::kBytes));
   auto& rows = all_rows[threadIdx.x / 32];
   float* const sums = reinterpret_cast<float*>(all_rows + kWarps);
-  u32 from[Stage::kCopies];
-#pragma unroll
-  for (int i = 0; i < Stage::kCopies; ++i) {
-    const int row = (lane + 32 * i) / Stage::kPieces, piece = (lane + 32 * i) % Stage::kPieces;
-    from[i] = static_cast<u32>(row) * row_bytes +
-              (Stage::kShifted ? 0 : min(piece, Stage::kNeeded - 1) * 16);
-  }
+  const StageCopy<Format> copy([&](int row) { return static_cast<u32>(row) * row_bytes; });
   const auto copy_next = [&](int stage) {
     if (next_tile < end) {
       const RowPart<Format>& p = parts.of(next_tile);
       const u32 last = (static_cast<u32>(p.end - p.begin) * row_bytes - 1) & ~15u;
-      const u32 to = shared_address(ring) + stage * Stage::kBytes + lane * 16,
+      const u32 to = shared_address(ring) + stage * Stage::kBytes,
                 skipped = static_cast<u32>(next_tile * kFewRows - p.begin) * row_bytes +
                           static_cast<u32>(next_chunk) * Format::kBytes;
-#pragma unroll
-      for (int i = 0; i < Stage::kCopies; ++i) {
-        u32 at = from[i] + skipped;
-        if constexpr (Stage::kShifted)
-          at = (at & ~15u) + min((lane + 32 * i) % Stage::kPieces, Stage::kNeeded - 1) * 16;
-        if ((i + 1) * 32 <= kFewRows * Stage::kPieces || lane + 32 * i < kFewRows * Stage::kPieces)
-          copy_async_16(to + 512 * i, p.codes + min(at, last), true);
-      }
+      copy(to, p.codes, skipped, last);
       next_tile += n_places;
       if (next_tile >= min(round + kRoundTiles, end)) {
         next_chunk += n_warps;
@@ -419,7 +405,7 @@ bool launch_integer_row(const Tensor& x, const InputNorm* norm, std::span<const 
                         cudaStream_t stream) {
   const i64 M = x.rows(), K = x.cols();
   RowParts<Format> all;
-  if (!row_parts(x, parts, !RowStage<Format>::kShifted, all) || all.tiles == 0) return false;
+  if (!row_parts(x, parts, all) || all.tiles == 0) return false;
   constexpr int kWarps = kIntegerWarps<Format>;
   constexpr int kBytes[] = {
       0, kWarps * kIntegerWarpBytes<Format, 1>, kWarps * kIntegerWarpBytes<Format, 2>,

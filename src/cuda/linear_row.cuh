@@ -46,10 +46,11 @@ constexpr int kMostRowThreads = 512;
 //                                              a (code - kBias) + b
 //   u32 pair_of(byte)                          of kLut
 
-constexpr int kLutBytes = 256 * operands::kCopiesOfEntry * 4;
+template <class Format>
+constexpr int kLutBytes = Format::kLut ? 256 * operands::kCopiesOfEntry * 4 : 0;
 template <class Format>
 constexpr int row_shared(int warps) {
-  return (Format::kLut ? kLutBytes : 0) + warps * 2 * RowStage<Format>::kBytes;
+  return kLutBytes<Format> + warps * 2 * RowStage<Format>::kBytes;
 }
 
 // The lane's eight columns of a run of x, as operands hold them.
@@ -75,6 +76,7 @@ __global__ void __launch_bounds__(kMostRowThreads, M == 1 ? 2 : 1)
                       int n_x, int k, int n_warps) {
   using u32 = std::uint32_t;
   using Stage = RowStage<Format>;
+  static_assert(!Stage::kShifted);
   extern __shared__ __align__(16) unsigned char shared[];
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int tile = threadIdx.x / 32 / n_warps, warp = threadIdx.x / 32 % n_warps;
@@ -87,30 +89,14 @@ __global__ void __launch_bounds__(kMostRowThreads, M == 1 ? 2 : 1)
     return static_cast<u32>(min(row0 + r, n - 1));
   };
 
-  // A lane copies pieces lane, lane + 32, ... of a stage. What lies behind a row or the matrix may be
-  // anything, as x is zero there: the matrix's last piece is read instead.
-  unsigned char* ring =
-      shared + (Format::kLut ? kLutBytes : 0) + threadIdx.x / 32 * (2 * Stage::kBytes);
+  unsigned char* ring = shared + kLutBytes<Format> + threadIdx.x / 32 * (2 * Stage::kBytes);
   const unsigned char* codes = p.codes;
   const u32 last = (static_cast<u32>(n) * row_bytes - 1) & ~15u;
-  u32 from[Stage::kCopies];
-#pragma unroll
-  for (int i = 0; i < Stage::kCopies; ++i) {
-    const int row = (lane + 32 * i) / Stage::kPieces, piece = (lane + 32 * i) % Stage::kPieces;
-    from[i] = row_of(min(row, kFewRows - 1)) * row_bytes +
-              (Stage::kShifted ? 0 : min(piece, Stage::kNeeded - 1) * 16);
-  }
+  const StageCopy<Format> copy_stage(
+      [&](int row) { return row_of(min(row, kFewRows - 1)) * row_bytes; });
   const auto copy = [&](int chunk, int stage) {
-    const u32 to = shared_address(ring) + stage * Stage::kBytes + lane * 16,
-              skipped = static_cast<u32>(chunk) * Format::kBytes;
-#pragma unroll
-    for (int i = 0; i < Stage::kCopies; ++i) {
-      u32 at = from[i] + skipped;
-      if constexpr (Stage::kShifted)
-        at = (at & ~15u) + min((lane + 32 * i) % Stage::kPieces, Stage::kNeeded - 1) * 16;
-      if ((i + 1) * 32 <= kFewRows * Stage::kPieces || lane + 32 * i < kFewRows * Stage::kPieces)
-        copy_async_16(to + 512 * i, codes + min(at, last), true);
-    }
+    copy_stage(shared_address(ring) + stage * Stage::kBytes, codes,
+               static_cast<u32>(chunk) * Format::kBytes, last);
   };
   const int n_chunks = (k + kChunk - 1) / kChunk, runs = k / kRun;
   if (warp < n_chunks) copy(warp, 0);
@@ -149,11 +135,6 @@ __global__ void __launch_bounds__(kMostRowThreads, M == 1 ? 2 : 1)
 
     const unsigned char *low = ring + stage * Stage::kBytes + g * Stage::kPitch,
                         *high = low + 8 * Stage::kPitch;
-    if constexpr (Stage::kShifted) {
-      const u32 skipped = static_cast<u32>(chunk) * Format::kBytes;
-      low += (low_row * row_bytes + skipped) & 15u;
-      high += (high_row * row_bytes + skipped) & 15u;
-    }
     float c[M][4] = {}, ones[M][4] = {};
 #pragma unroll
     for (int run = 0; run < kRuns; ++run) {
@@ -203,8 +184,8 @@ __global__ void __launch_bounds__(kMostRowThreads, M == 1 ? 2 : 1)
     asm volatile("bar.sync %0, %1;\n" ::"r"(tile + 1), "r"(n_warps * 32) : "memory");
   };
   wait_for_tile();
-  float* partial = reinterpret_cast<float*>(shared + (Format::kLut ? kLutBytes : 0) +
-                                            tile * n_warps * (2 * Stage::kBytes));
+  float* partial =
+      reinterpret_cast<float*>(shared + kLutBytes<Format> + tile * n_warps * (2 * Stage::kBytes));
 #pragma unroll
   for (int m = 0; m < M; ++m)
 #pragma unroll
@@ -228,7 +209,7 @@ template <class Format>
 bool launch_linear_row(const Tensor& x, std::span<const LinearPart> parts, cudaStream_t stream) {
   const i64 M = x.rows(), K = x.cols();
   RowParts<Format> all;
-  if (!row_parts(x, parts, !RowStage<Format>::kShifted, all)) return false;
+  if (!row_parts(x, parts, all)) return false;
   // The fewer tiles, the more warps each: a few thousand fill a GPU. Not more than two blocks' worth of shared
   // memory allows, nor than there are chunks.
   const int tiles = all.tiles, chunks = static_cast<int>(ceil_div(K, kChunk));

@@ -5,6 +5,7 @@
 #include <climits>
 
 #include "cuda/linear_few.cuh"
+#include "cuda/mma.cuh"
 
 namespace lk {
 
@@ -32,18 +33,63 @@ struct RowParts {
   }
 };
 
-// Fills `all` with the parts, which have one format, which Format reads. False if their codes do not lie as
-// these kernels read them: not at a multiple of 16 bytes (rows neither, where `whole_rows`), or 4 GiB of them.
+// A stage: a chunk of 16 rows, each from an address that is a multiple of 16. Rows lie so far apart that what
+// eight of them have in the same place, words or pairs of words, lies in different banks.
 template <class Format>
-bool row_parts(const Tensor& x, std::span<const LinearPart> parts, bool whole_rows,
-               RowParts<Format>& all) {
+struct RowStage {
+  static constexpr bool kShifted = Format::kBytes % 16 != 0;  // chunks begin anywhere
+  static constexpr int kNeeded = (static_cast<int>(Format::kBytes) + (kShifted ? 30 : 15)) / 16;
+  static constexpr int kPieces = Format::kWords == 1 ? kNeeded | 1 : (kNeeded + 1) / 4 * 4 + 2;
+  static_assert(kPieces >= kNeeded);
+  static constexpr int kPitch = kPieces * 16, kBytes = kFewRows * kPitch;
+  static constexpr int kCopies = (kFewRows * kPieces + 31) / 32;  // of a lane
+};
+
+// A lane's part of copying chunks into stages: pieces lane, lane + 32, ... of each. What lies behind a row or the
+// matrix may be anything, as x is zero there or nobody wants y: the matrix's last piece is read instead.
+template <class Format>
+struct StageCopy {
+  using Stage = RowStage<Format>;
+  std::uint32_t from[Stage::kCopies];
+
+  // begin_of(r): the byte at which row r of the 16 begins; whatever it likes for other r.
+  template <class BeginOf>
+  __device__ __forceinline__ explicit StageCopy(const BeginOf& begin_of) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < Stage::kCopies; ++i) {
+      const int row = (lane + 32 * i) / Stage::kPieces, piece = (lane + 32 * i) % Stage::kPieces;
+      from[i] = begin_of(row) + (Stage::kShifted ? 0 : min(piece, Stage::kNeeded - 1) * 16);
+    }
+  }
+  // `stage`: a shared address; `skipped`: bytes of `codes` before those rows' chunks; `last`: where the matrix's
+  // last piece begins.
+  __device__ __forceinline__ void operator()(std::uint32_t stage, const std::uint8_t* codes,
+                                             std::uint32_t skipped, std::uint32_t last) const {
+    const int lane = threadIdx.x % 32;
+    const std::uint32_t to = stage + lane * 16;
+#pragma unroll
+    for (int i = 0; i < Stage::kCopies; ++i) {
+      std::uint32_t at = from[i] + skipped;
+      if constexpr (Stage::kShifted)
+        at = (at & ~15u) + min((lane + 32 * i) % Stage::kPieces, Stage::kNeeded - 1) * 16;
+      if ((i + 1) * 32 <= kFewRows * Stage::kPieces || lane + 32 * i < kFewRows * Stage::kPieces)
+        copy_async_16(to + 512 * i, codes + min(at, last), true);
+    }
+  }
+};
+
+// Fills `all` with the parts, which have one format, which Format reads. False if their codes do not lie as
+// these kernels read them: not at a multiple of 16 bytes (rows neither, where chunks do not begin anywhere), or 4 GiB of them.
+template <class Format>
+bool row_parts(const Tensor& x, std::span<const LinearPart> parts, RowParts<Format>& all) {
   all = {.part = {}, .tiles = 0, .first_tile = {0, INT_MAX, INT_MAX}};
   for (std::size_t i = 0; i < parts.size(); ++i) {
     const QuantisedMatrix& q = *parts[i].w->quantised();
     const PlaneShape codes = q.format.plane(Plane::Codes, parts[i].w->shape());
     const int n = static_cast<int>(parts[i].w->shape()[0]), begin = all.tiles * kFewRows;
     const bool whole = reinterpret_cast<std::uintptr_t>(q.plane<void>(Plane::Codes)) % 16 == 0 &&
-                       (!whole_rows || codes.cols % 16 == 0);
+                       (RowStage<Format>::kShifted || codes.cols % 16 == 0);
     if (!whole || codes.bytes() > UINT32_MAX - 4096) return false;
     all.first_tile[i] = all.tiles;
     RowPart<Format>& part = all.part[i];
@@ -59,18 +105,6 @@ bool row_parts(const Tensor& x, std::span<const LinearPart> parts, bool whole_ro
   }
   return true;
 }
-
-// A stage: a chunk of 16 rows, each from an address that is a multiple of 16. Rows lie so far apart that what
-// eight of them have in the same place, words or pairs of words, lies in different banks.
-template <class Format>
-struct RowStage {
-  static constexpr bool kShifted = Format::kBytes % 16 != 0;  // chunks begin anywhere
-  static constexpr int kNeeded = (static_cast<int>(Format::kBytes) + (kShifted ? 30 : 15)) / 16;
-  static constexpr int kPieces = Format::kWords == 1 ? kNeeded | 1 : (kNeeded + 1) / 4 * 4 + 2;
-  static_assert(kPieces >= kNeeded);
-  static constexpr int kPitch = kPieces * 16, kBytes = kFewRows * kPitch;
-  static constexpr int kCopies = (kFewRows * kPieces + 31) / 32;  // of a lane
-};
 
 // A lane's eight columns of a run of x: 4t to 4t+3 and 16+4t to 16+4t+3 where HALVES, else 8t to 8t+7.
 template <bool HALVES>
