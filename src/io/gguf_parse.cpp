@@ -111,10 +111,8 @@ class GgufParser {
     std::uint64_t tensors, values;
   };
   Counts counts() {
-    const std::string magic = in_.remaining() < 4 ? "" : in_.take(4);
-    if (magic == "vers")
-      in_.fail(0, "a pointer of git-lfs, not the weights: fetch them with git lfs pull");
-    if (magic != "GGUF") in_.fail(0, "not a GGUF file (it starts otherwise)");
+    if (in_.remaining() < 4 || in_.take(4) != "GGUF")
+      in_.fail(0, "not a GGUF file (it starts otherwise)");
     auto version = in_.number<std::uint32_t>();
     if ((version & 0xffffu) == 0 && version != 0)
       in_.fail(4, "a big-endian GGUF file: convert it to little-endian");

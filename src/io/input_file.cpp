@@ -2,7 +2,9 @@
 
 #include <fcntl.h>
 
+#include <array>
 #include <cerrno>
+#include <string_view>
 
 #include "io/printable.h"
 #include "tensor/error.h"
@@ -23,6 +25,13 @@ InputFile::InputFile(const std::string& path, Between between) : path_(path) {
   FileDescriptor fd = open();
   identity_ = identity(fd.get());
   if (between == Between::Open) fd_ = std::move(fd);
+  // What a clone without git-lfs leaves in place of a large file; its format allows less than 1,024 bytes.
+  constexpr std::string_view kPointer = "version https://git-lfs.github.com/spec/";
+  if (size() < kPointer.size() || size() >= 1024) return;
+  std::array<char, kPointer.size()> start;
+  read(0, start.data(), start.size());
+  if (std::string_view(start.data(), start.size()) == kPointer)
+    throw InputError(path + ": a pointer of git-lfs, not the file: fetch it with git lfs pull");
 }
 
 FileDescriptor InputFile::open() const {

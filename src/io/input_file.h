@@ -19,7 +19,7 @@ class InputFile {
   enum class Between { Open, Closed };
 
   // Throws InputError if there is no such file, it can't be opened for reading or is not a regular
-  // file; IoError if the system fails.
+  // file, or stands for one that git-lfs has; IoError if the system fails.
   explicit InputFile(const std::string& path, Between between = Between::Open);
   InputFile(const InputFile&) = delete;
   InputFile& operator=(const InputFile&) = delete;

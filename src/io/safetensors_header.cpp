@@ -197,8 +197,6 @@ SafetensorsHeader parse_safetensors_header(const InputFile& file) {
   if (file.size() < 8) throw InputError(fail("too short for a safetensors file"));
   std::uint64_t length;
   file.read(0, &length, sizeof length);
-  if (std::memcmp(&length, "version ", 8) == 0)
-    throw InputError(fail("a pointer of git-lfs, not the weights: fetch them with git lfs pull"));
   CheckedU64 header_end = CheckedU64(length) + CheckedU64(8);
   if (!CheckedU64(length).at_most(kMaxHeader))
     throw InputError(fail(concat("byte 0: a header of ", length, " bytes; at most ", kMaxHeader,
