@@ -246,7 +246,7 @@ TEST_CASE("a plan serves the shapes that kernels are made for, and no others") {
     ThinShape shape{K, 0, 0, t, dropout, {}};
     for (std::size_t p = 0; p < parts; ++p) {
       shape.parts.push_back({shape.out, shape.out + 64, shape.thin, rank});
-      shape.out += 64, shape.thin += rank;
+      shape.out += 64, shape.thin += ThinPlan::columns_of(rank);
     }
     shape.thin = (shape.thin + 15) / 16 * 16;
     return ThinPlan(shape);
@@ -265,9 +265,16 @@ TEST_CASE("a plan serves the shapes that kernels are made for, and no others") {
   CHECK(plan(576, 40, 1, false, DType::BF16).backward_b() == 0);
   CHECK(plan(576, 40, 1, false, DType::BF16).backward_a() == 3);
   const ThinShape mixed{576, 128, 32, DType::BF16, false, {{0, 64, 0, 8}, {64, 128, 8, 16}}};
-  CHECK(ThinPlan(mixed).backward_b() == 1);  // parts may differ in rank
+  CHECK(ThinPlan(mixed).backward_b() == 1);          // parts may differ in rank
+  for (std::int64_t rank = 1; rank <= 16; ++rank) {  // every rank, not only multiples of 8
+    const ThinPlan any = plan(576, rank, 3, false, DType::BF16);
+    CHECK(any.forward() == (rank <= 8 ? 2 : 3));
+    CHECK(any.backward_a() == any.forward());
+    CHECK(any.backward_b() == 1);
+  }
+  const ThinShape between{576, 128, 16, DType::BF16, false, {{0, 64, 0, 4}, {64, 128, 4, 4}}};
   for (const ThinPlan& none :
-       {plan(576, 12, 1, false, DType::BF16), plan(577, 16, 1, false, DType::BF16),
+       {ThinPlan(between), plan(577, 16, 1, false, DType::BF16),
         plan(576, 16, 5, false, DType::BF16), plan(576, 16, 1, false, DType::F32), ThinPlan()}) {
     CHECK(none.forward() == 0);
     CHECK(none.kept_bits(1000) == std::nullopt);

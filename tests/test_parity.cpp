@@ -231,6 +231,7 @@ TEST_CASE("cuda: forward keeps the CPU's masks, and computes the same where it k
                              {64, 128, {64}},
                              {95, 200, {16, 16, 16}},
                              {257, 136, {24, 16, 8, 48}},
+                             {130, 264, {1, 20, 4, 9}},
                              {700, 1400, {16, 16, 16}}}) {
     const Side s{gpu(), DType::BF16, DType::BF16, kContiguous};
     const std::int64_t T = shape.T, K = shape.K;
@@ -238,7 +239,7 @@ TEST_CASE("cuda: forward keeps the CPU's masks, and computes the same where it k
     std::int64_t S = 0;
     for (std::int64_t rank : shape.ranks) {
       parts.push_back({0, K, S, rank, {}, GradMode::Write, 7 + 3 * static_cast<std::uint32_t>(S)});
-      S += rank;
+      S += ThinPlan::columns_of(rank);
     }
     S = (S + 15) / 16 * 16;
     const ThinPlan plan = thin_plan(s, K, K, S, parts, true);
@@ -305,6 +306,9 @@ TEST_CASE("cuda: LoRA's thin products with dropout, a mask for each projection")
                              {530, 64, 40, 2},
                              {530, 64, 40, 3},
                              {33, 72, 4, 3},
+                             {577, 328, 1, 4},
+                             {301, 136, 12, 3},
+                             {129, 200, 31, 2},
                              {95, 200, 64, 1},
                              {577, 328, 16, 4},
                              {161, 136, 64, 2},
@@ -314,7 +318,7 @@ TEST_CASE("cuda: LoRA's thin products with dropout, a mask for each projection")
       for (Layout layout : {kContiguous, kStrided, kOdd})
         for (bool normed : {false, true}) {
           const std::int64_t T = shape.T, K = shape.K, R = shape.rank, P = shape.parts,
-                             S = (P * R + 15) / 16 * 16;
+                             C = ThinPlan::columns_of(R), S = (P * C + 15) / 16 * 16;
           if (left_out(T * K * S)) continue;
           auto run = [&](const Side& s, bool size) {
             auto input = [&](std::int64_t rows, std::int64_t cols, unsigned seed) {
@@ -322,8 +326,13 @@ TEST_CASE("cuda: LoRA's thin products with dropout, a mask for each projection")
                                     magnitudes(s.rounded, rows * cols, seed))
                           : numbers(s, rows, cols, seed);
             };
-            Guarded x = input(T, K, 1), a = input(S, K, 2), ds = input(T, S, 3),
-                    st = input(T, S, 4), dx = input(T, K, 5);
+            std::vector<double> factors = size ? magnitudes(s.rounded, S * K, 2)
+                                               : rounded(random_values(S * K, 2), s.rounded);
+            for (std::int64_t i = 0; i < S * K; ++i)
+              if (i / K % C >= R) factors[static_cast<std::size_t>(i)] = 0;
+            Guarded a(s.backend, s.dtype, S, K, s.layout, factors);
+            Guarded x = input(T, K, 1), ds = input(T, S, 3), st = input(T, S, 4),
+                    dx = input(T, K, 5);
             std::vector<Guarded> out{st, dx};
             std::vector<ThinPart> parts;
             for (std::int64_t p = 0; p < P; ++p) {
@@ -331,7 +340,7 @@ TEST_CASE("cuda: LoRA's thin products with dropout, a mask for each projection")
               out.push_back(size ? Guarded(s.backend, s.stat(), R, K, kContiguous,
                                            magnitudes(DType::F32, R * K, seed))
                                  : statistics(s, R, K, seed));
-              parts.push_back({0, K, p * R, R, out.back(), mode, seed});
+              parts.push_back({0, K, p * C, R, out.back(), mode, seed});
             }
             const Tensor after = to_device(s.backend, Tag::Workspace, {&first, 1});
             const ThinPlan plan = thin_plan(s, K, K, S, parts, true);
@@ -357,7 +366,7 @@ TEST_CASE("cuda: LoRA's thin products with dropout, a mask for each projection")
               compare(what, DType::BF16, layout, [&](const Side& s) { return run(s, false); });
           std::vector<Guarded> sizes = run({oracle(), DType::F64, DType::BF16, kContiguous}, true);
           // What doesn't suit the kernels takes masked copies, which are rounded to BF16.
-          const bool copies = R % 8 != 0 || K % 8 != 0 || S > 96 || layout.pad % 8 != 0;
+          const bool copies = K % 8 != 0 || S > 96 || layout.pad % 8 != 0;
           for (std::size_t i = 0; i < r.got.size(); ++i) {
             const std::int64_t length = i == 0 ? K : i == 1 ? R : T;
             const std::vector<double> size = sizes[i].values(what);
@@ -386,12 +395,17 @@ TEST_CASE("cuda: LoRA's thin products in backward, several projections at once")
                              {1300, {40, 520, 8}, 16},
                              {2500, {1400}, 16},
                              {530, {64, 64}, 40},
+                             {530, {64, 64}, 33},
+                             {601, {40, 520, 8}, 1},
+                             {333, {136, 72}, 27},
+                             {700, {264, 72, 72}, 4},
                              {37, {15, 6}, 3}})
     for (GradMode mode : {GradMode::Write, GradMode::Add})
       for (Layout layout : {kContiguous, kStrided, kOdd})
         for (bool normed : {false, true}) {
           const std::int64_t T = shape.T, R = shape.rank, P = std::ssize(shape.widths);
-          std::int64_t N = 0, S = (P * R + 15) / 16 * 16, K = shape.widths[0];
+          const std::int64_t C = ThinPlan::columns_of(R), S = (P * C + 15) / 16 * 16;
+          std::int64_t N = 0, K = shape.widths[0];
           for (std::int64_t w : shape.widths) N += w;
           if (left_out(T * N * S)) continue;
           // b is block-diagonal; `size` asks for the same of absolute values.
@@ -408,7 +422,7 @@ TEST_CASE("cuda: LoRA's thin products in backward, several projections at once")
               for (std::int64_t end = row + shape.widths[static_cast<std::size_t>(p)]; row < end;
                    ++row)
                 for (std::int64_t j = 0; j < S; ++j)
-                  if (j < p * R || j >= (p + 1) * R)
+                  if (j < p * C || j >= p * C + R)
                     factors[static_cast<std::size_t>(row * S + j)] = 0;
             Guarded dy = input(T, N, 1), st = input(T, S, 2), ds = input(T, S, 4),
                     ds2 = input(T, S, 5), x = input(T, K, 6);
@@ -430,9 +444,9 @@ TEST_CASE("cuda: LoRA's thin products in backward, several projections at once")
                             : statistics(s, rows, cols, at);
               };
               out.push_back(gradient(width, R, seed));
-              parts_b.push_back({begin, begin + width, p * R, R, out.back(), mode});
+              parts_b.push_back({begin, begin + width, p * C, R, out.back(), mode});
               out.push_back(gradient(R, K, seed + 10));
-              parts_a.push_back({0, K, p * R, R, out.back(), mode});
+              parts_a.push_back({0, K, p * C, R, out.back(), mode});
               begin += width;
             }
             const ThinPlan plan = thin_plan(s, K, N, S, parts_b, false);

@@ -16,8 +16,9 @@
 //
 // The corner [A's rows] x [B's columns] is never read. A and B lie in the buffer as copies, in the
 // compute dtype, of the F32 masters, and the optimizer keeps them up to date
-// (Parameter::keep_copy_in). In the ledger they count as Params, together with that corner. W stays
-// a Weight: a view of the buffer.
+// (Parameter::keep_copy_in). Each part's thin columns begin at a multiple of 8; rows of A and columns
+// of B that no part has are zero. In the ledger all of it counts as Params, together with that
+// corner. W stays a Weight: a view of the buffer.
 //
 // Where a part's W is quantised there is no such buffer: the copies of A and B lie in buffers of
 // their own, each W stays where it is, and a product puts them together in DenseScratch, [W | B] for
@@ -57,7 +58,7 @@ struct JoinedLinear {
   };
   Tensor matrix;                           // (N + S, K + S); undefined if a W lies apart
   Tensor apart_a, apart_b;                 // (S, K) and (N, S) without a matrix
-  std::int64_t in = 0, out = 0, thin = 0;  // K, N, and S: the sum of all ranks, rounded up
+  std::int64_t in = 0, out = 0, thin = 0;  // K, N, and S: the sum of all ranks, each rounded up
   double scale = 1;
   float dropout = 0;  // probability in training
   std::vector<Part> parts;

@@ -62,7 +62,7 @@ JoinedLinear join(Transformer& model, std::size_t layer, const std::vector<Membe
   JoinedLinear f;
   f.in = members[0].base->in_features();
   f.dropout = dropout;
-  std::int64_t ranks = 0;
+  std::int64_t columns = 0;
   for (const Member& m : members) {
     JoinedLinear::Part part;
     part.begin = f.out;
@@ -71,20 +71,20 @@ JoinedLinear join(Transformer& model, std::size_t layer, const std::vector<Membe
     if (m.lora) {
       part.a = &m.lora->a(), part.b = &m.lora->b();
       part.site = m.lora->site();
-      part.column = ranks;
+      part.column = columns;
       part.rank = m.lora->shape().rank;
       f.scale = m.lora->shape().scale();
       if (const Dora* dora = m.lora->dora()) {
         part.m = m.lora->magnitude();
         part.w_sq = dora->w_sq(), part.inverse = dora->inverse();
       }
-      ranks += part.rank;
+      columns += ThinPlan::columns_of(part.rank);
     }
     f.parts.push_back(std::move(part));
   }
-  f.thin = (ranks + kThinMultiple - 1) / kThinMultiple * kThinMultiple;
+  f.thin = (columns + kThinMultiple - 1) / kThinMultiple * kThinMultiple;
   if (stays_apart(members)) return leave_apart(model.backend(), members, std::move(f));
-  if (members.size() == 1 && ranks == 0) {  // nothing lies next to the matrix: leave it as it is
+  if (members.size() == 1 && columns == 0) {  // nothing lies next to the matrix: leave it as it is
     f.matrix = members[0].base->weight().values();
     return f;
   }

@@ -12,7 +12,8 @@
 namespace lk {
 
 // One projection among those that share an input (autograd/joined.h): columns [begin, end) of the
-// wide matrix, columns [column, column + rank) of the thin one, and the factor's gradient.
+// wide matrix, columns [column, column + rank) of the thin one, and the factor's gradient. Thin
+// columns up to ThinPlan::columns_of(rank) are the part's too: a is zero there, and so is b.
 struct ThinPart {
   std::int64_t begin = 0, end = 0;
   std::int64_t column = 0, rank = 0;

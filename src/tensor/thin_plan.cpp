@@ -20,14 +20,14 @@ constexpr int sixteens_of(std::int64_t thin_columns) {
   return n <= 4 ? std::max(n, 1) : 6;
 }
 
-// Whether the parts' columns start and end at multiples of 16 bytes of BF16. Rows then do too:
-// joined projections and the tensors that they meet have margins in multiples of 16
-// (lora/joined.cpp).
+// Whether the parts' columns start at multiples of 16 bytes of BF16, the wide matrix's end there too.
+// Rows then do as well: joined projections and the tensors that they meet have margins in multiples
+// of 16 (lora/joined.cpp).
 bool aligned(const ThinShape& shape) {
   auto eights = [](std::int64_t n) { return n % 8 == 0; };
   return eights(shape.in) && eights(shape.out) && eights(shape.thin) &&
          std::all_of(shape.parts.begin(), shape.parts.end(), [&](const ThinShape::Part& p) {
-           return eights(p.begin) && eights(p.end) && eights(p.column) && eights(p.rank);
+           return eights(p.begin) && eights(p.end) && eights(p.column);
          });
 }
 

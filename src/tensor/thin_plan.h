@@ -46,6 +46,8 @@ class ThinPlan {
   static constexpr int kColumns = 128, kMostParts = 4;
   static constexpr std::int64_t kMostThin = 96;  // of all parts together
   static constexpr int kMaskRows = 64;           // tokens in a tile of kept bits
+  // The thin columns that a part takes: all begin where kernels may read 16 bytes of BF16 at once.
+  static constexpr std::int64_t columns_of(std::int64_t rank) { return (rank + 7) / 8 * 8; }
 
   ThinPlan() = default;  // every product is composed
   explicit ThinPlan(const ThinShape& shape);

@@ -19,8 +19,8 @@
 //            one for each slab of columns; a second kernel adds them in slab order. No atomics:
 //            same bits every run. The cut depends on the shape alone.
 // Bytes      the wide matrix once; partial sums are 32 NR / ROWS of that
-// Limits     those of ThinPlan: ranks in multiples of 8 with one rank <= 32 (b) or all ranks <= 96
-//            (a), and rows that start at 16 bytes; others take the general products
+// Limits     those of ThinPlan: one rank <= 32 (b) or all ranks, in eights, <= 96 (a), and parts and rows
+//            that start at 16 bytes; others take the general products
 #include "cuda/lora/thin_products.cuh"
 
 namespace lk {

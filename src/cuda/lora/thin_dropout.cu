@@ -16,7 +16,7 @@
 //            Drawing costs about 9 instructions an element and projection, as much as reading x
 //            takes or more: forward is not bound by memory, so backward does not draw.
 // Numbers    1 / (1 - p) multiplies the F32 sum, not x
-// Limits     those of ThinPlan: ranks in multiples of 8, together <= 96; rows that start at 16
+// Limits     those of ThinPlan: ranks, in eights, together <= 96; parts and rows that start at 16
 //            bytes; others take a masked copy for each projection
 #include "cuda/lora/thin_products.cuh"
 
