@@ -218,6 +218,30 @@ void attention(benchmark::State& state, DType t, Pass pass) {
   });
 }
 
+// A token of generation over 255 others, with all that comes before its attention.
+void attend(benchmark::State& state, DType t) {
+  constexpr std::int64_t kKeys = 256;
+  Tensor q = random_tensor(t, {1, H * D}), k = random_tensor(t, {1, G * D}),
+         v = random_tensor(t, {1, G * D}), o = random_tensor(t, {1, H * D}),
+         lse = random_tensor(DType::F32, {H, 1}), keys = random_tensor(t, {kKeys, G * D}),
+         values = random_tensor(t, {kKeys, G * D});
+  const Tensor last = to_device(host(), Tag::Workspace, std::vector<std::int32_t>{kKeys - 1});
+  const AttentionShape shape{H, G, D, 0.125f, 0};
+  const Segments segments = make_segments(host(), {0, 1});
+  const KeyRows rows = make_segments(host(), {0, kKeys});
+  const CachedAttention a{.o = o,
+                          .lse = lse,
+                          .q = q,
+                          .k = k,
+                          .v = v,
+                          .rotation = {random_tensor(DType::F32, {kKeys, D}), last},
+                          .cache = {keys, values, last},
+                          .shape = shape,
+                          .q_seg = segments,
+                          .k_rows = rows};
+  measure(state, 4.0 * H * D * kKeys, 0, [&] { cached::attend(host(), a); });
+}
+
 // The rotations of a step of generation, the result of swiglu into LoRA's factor, and copies.
 void rows(benchmark::State& state, DType t, const std::string& op) {
   const std::int64_t cols = op == "thin_swiglu_backward" ? F : C;
@@ -300,6 +324,7 @@ int main(int argc, char** argv) {
     add("shared_keys", [=](benchmark::State& s) { shared_keys(s, t); });
     add("attention", [=](benchmark::State& s) { attention(s, t, Pass::Forward); });
     add("attention_backward", [=](benchmark::State& s) { attention(s, t, Pass::Backward); });
+    add("attend", [=](benchmark::State& s) { attend(s, t); });
     add("attention_rope_backward",
         [=](benchmark::State& s) { attention(s, t, Pass::RopeBackward); });
     for (const char* op : {"rope_into_cache", "thin_swiglu_backward", "upload", "download",

@@ -211,6 +211,30 @@ void register_generation() {
       cached::rope_into_cache(gpu(), q, k, v, {keys, values, at}, table, at, 128);
     };
   });
+  constexpr std::int64_t kKeys = 512;
+  add("attend", {.bytes = 2.0 * 2 * kKeys * C}, [] {
+    return [at = to_device(gpu(), Tag::Workspace, std::vector<std::int32_t>{kKeys - 1}),
+            q = random_tensor(DType::BF16, {1, C}, 1), k = random_tensor(DType::BF16, {1, C}, 2),
+            v = random_tensor(DType::BF16, {1, C}, 3), o = random_tensor(DType::BF16, {1, C}, 4),
+            lse = random_tensor(DType::F32, {C / 128, 1}, 5),
+            keys = random_tensor(DType::BF16, {kKeys, C}, 6),
+            values = random_tensor(DType::BF16, {kKeys, C}, 7),
+            table = random_tensor(DType::F32, {kKeys, 128}, 8),
+            segments = make_segments(gpu(), {0, 1}),
+            rows = KeyRows(make_segments(gpu(), {0, kKeys}))] {
+      const AttentionShape shape{C / 128, C / 128, 128, 0.09f, 0};
+      cached::attend(gpu(), {.o = o,
+                             .lse = lse,
+                             .q = q,
+                             .k = k,
+                             .v = v,
+                             .rotation = {table, at},
+                             .cache = {keys, values, at},
+                             .shape = shape,
+                             .q_seg = segments,
+                             .k_rows = rows});
+    };
+  });
 }
 
 }  // namespace

@@ -207,6 +207,13 @@ class TimingBackend::Cache final : public CacheKernels {
     });
     return true;
   }
+  bool attend(const CachedAttention& a) override {
+    Work all = work::attention_forward(a.o, a.lse, a.q, a.cache.keys, a.cache.values, a.shape,
+                                       a.q_seg, a.k_rows);
+    all.bytes += 2 * work::sizes(a.k, a.v);
+    owner_.timed(all, false, [&] { cached::attend(owner_.inner_, a); });
+    return true;
+  }
 
  private:
   TimingBackend& owner_;

@@ -7,6 +7,7 @@
 //   dv   u_out |dv| + e sum_i p |dout|
 //   ds   e |p (dp - delta)| + c 2^-24 p (sum |dout||v| + sum |dout||o|)
 //   dq   u_out |dq| + sum_j ds |k|,  dk alike with |q|
+#include "nn/cached_ops.h"
 #include "parity.h"
 
 using namespace lk;
@@ -416,6 +417,78 @@ TEST_CASE("cuda: decoding from slots of a cache, alone and together, recorded or
             const auto begin = r.got[0].begin() + static_cast<std::ptrdiff_t>(i * alone.size());
             CHECK(alone == std::vector<double>(begin, begin + std::ssize(alone)));
           }
+        }
+}
+
+TEST_CASE("cuda: a new token is normed, rotated, put into the cache and attends in one launch") {
+  LK_NEEDS_GPU();
+  const std::int64_t capacity = 200;
+  const std::vector<std::int32_t> begins{400, 0, 200, 600}, ends{401, 65, 328, 730},
+      last{400, 64, 327, 729};
+  struct Made {
+    bool normed, turned;
+    int window;
+  };
+  for (DType t : {DType::F32, DType::BF16})
+    for (auto [heads, kv_heads] : {std::pair{6, 6}, {9, 3}, {16, 1}, {24, 2}})
+      for (int head_dim : {32, 48, 64, 128, 256})
+        for (const Made& how :
+             {Made{false, true, 0}, {true, true, 0}, {true, true, 70}, {true, false, 1}}) {
+          const std::int64_t n = std::ssize(begins), HD = heads * head_dim,
+                             GD = kv_heads * head_dim;
+          const AttentionShape shape{heads, kv_heads, head_dim,
+                                     static_cast<float>(1 / std::sqrt(head_dim)), how.window};
+          // Up to 32 lanes hold a row, 16 bytes each.
+          const bool suits = head_dim != 48 && head_dim * dtype_size(t) <= 512;
+          auto run = [&](const Side& s) {
+            Guarded q = numbers(s, n, HD, 1), k = numbers(s, n, GD, 2), v = numbers(s, n, GD, 3),
+                    keys = numbers(s, 4 * capacity, GD, 4),
+                    values = numbers(s, 4 * capacity, GD, 5), o = numbers(s, n, HD, 6),
+                    lse = statistics(s, shape.n_heads, n, 7), made = numbers(s, n, HD, 8);
+            const auto gain = [&](unsigned seed) {
+              return Weight("gain", tensor_from(s.backend, s.dtype, {head_dim},
+                                                rounded(random_values(head_dim, seed), s.rounded)));
+            };
+            const Weight q_gain = gain(9), k_gain = gain(10);
+            KeyRows rows;
+            rows.begins = begins, rows.ends = ends, rows.most = capacity;
+            rows.device_begins = indices(s, begins), rows.device_ends = indices(s, ends);
+            const Segments segments = make_segments(s.backend, {0, 1, 2, 3, 4});
+            const CachedAttention a{.o = o,
+                                    .lse = lse,
+                                    .q = q,
+                                    .k = k,
+                                    .v = v,
+                                    .q_gain = how.normed ? &q_gain : nullptr,
+                                    .k_gain = how.normed ? &k_gain : nullptr,
+                                    .eps = 1e-5,
+                                    .rotation = how.turned ? rotation(s, n, head_dim) : Rotation{},
+                                    .cache = {keys, values, indices(s, last)},
+                                    .made_q = made,
+                                    .shape = shape,
+                                    .q_seg = segments,
+                                    .k_rows = rows};
+            CacheKernels* kernels = s.backend.cache_kernels();
+            if (kernels && suits)
+              CHECK(kernels->attend(a));
+            else
+              cached::attend(s.backend, a);
+            if (kernels && suits) {  // the same as of queries and keys that were made before
+              Guarded o2 = numbers(s, n, HD, 11), lse2 = statistics(s, shape.n_heads, n, 12);
+              s.backend.attention_forward(o2, lse2, made, keys, values, shape, segments, rows);
+              CHECK(o2.bytes() == o.bytes());
+              CHECK(lse2.bytes() == lse.bytes());
+            }
+            return std::vector<Guarded>{made, keys, values};
+          };
+          const std::string what =
+              concat("attend ", dtype_name(t), " H ", heads, " G ", kv_heads, " D ", head_dim,
+                     how.normed ? " normed" : "", how.turned ? " turned" : "");
+          Results r = compare(what, t, kContiguous, run);
+          // What is normed is below 30 here, a rotated pair's sum below 42.
+          const double u = unit_roundoff(t), slack = (how.normed ? 42 * u : 0) + 42 * 0x1p-20;
+          for (std::size_t i : {0, 1}) check_close(r.got[i], r.want[i], u, {slack}, what);
+          CHECK(r.got[2] == r.want[2]);
         }
 }
 

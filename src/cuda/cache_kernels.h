@@ -13,7 +13,8 @@ class CudaCacheKernels final : public CacheKernels {
                     std::span<const LinearPart> parts) override;  // linear.cu
   bool rope_into_cache(const Tensor& q, const Tensor& k, const Tensor& v, const CacheRows& cache,
                        const Tensor& table, const Tensor& positions,
-                       int head_dim) override;  // rope.cu
+                       int head_dim) override;     // rope.cu
+  bool attend(const CachedAttention& a) override;  // attention/decode.cu
 
  private:
   CudaBackend& backend_;

@@ -28,19 +28,35 @@ Var Block::attend_cached(Tape& tape, const Var& x, const BlockInput& in) {
   } else {
     const std::vector<Var> qkv =
         project_cached(tape, {Site::Q, Site::K, Site::V}, &attn_norm_, x, {}, in);
-    q = q_norm_.gain.defined() ? norm(tape, qkv[0], q_norm_, eps_).value() : qkv[0].value();
-    k = k_norm_.gain.defined() ? norm(tape, qkv[1], k_norm_, eps_).value() : qkv[1].value();
-    v = qkv[2].value();
+    q = qkv[0].value(), k = qkv[1].value(), v = qkv[2].value();
+    if (q_norm_.trained_gain) q = norm(tape, qkv[0], q_norm_, eps_).value();
+    if (k_norm_.trained_gain) k = norm(tape, qkv[1], k_norm_, eps_).value();
   }
+  const auto frozen_gain = [](const NormWeights& w) {
+    return w.gain.defined() && !w.trained_gain ? &w.gain : nullptr;
+  };
   const KvCache::Layer& layer = in.cache->layer(index_);
-  Backend& backend = tape.backend();
-  cached::rope_into_cache(backend, q, k, v, {layer.k, layer.v, in.cached->cache_rows},
-                          local_ ? in.local_rope_table : in.rope_table, in.positions, head_dim_);
   Tensor o = tape.activation(q.dtype(), {q.rows(), q.cols()});
   Tensor lse = tape.activation(stat_dtype(q.dtype()), {H, q.rows()});
-  backend.attention_forward(o, lse, q, layer.k, layer.v, attention_, in.segments, in.cached->keys);
+  const Tensor made_q =
+      places_.attention ? tape.activation(q.dtype(), {q.rows(), q.cols()}) : Tensor();
+  cached::attend(tape.backend(),
+                 {.o = o,
+                  .lse = lse,
+                  .q = q,
+                  .k = k,
+                  .v = v,
+                  .q_gain = frozen_gain(q_norm_),
+                  .k_gain = frozen_gain(k_norm_),
+                  .eps = eps_,
+                  .rotation = {local_ ? in.local_rope_table : in.rope_table, in.positions},
+                  .cache = {layer.k, layer.v, in.cached->cache_rows},
+                  .made_q = made_q,
+                  .shape = attention_,
+                  .q_seg = in.segments,
+                  .k_rows = in.cached->keys});
   if (places_.attention)
-    places_.attention->attend_cached(tape, o, lse, q, attention_, in.positions);
+    places_.attention->attend_cached(tape, o, lse, made_q, attention_, in.positions);
   return tape.constant(std::move(o));
 }
 

@@ -1,5 +1,7 @@
 #include "nn/cached_ops.h"
 
+#include "autograd/ops/by_head.h"
+
 namespace lk::cached {
 
 void linear_parts(Backend& backend, const Tensor& x, const InputNorm* norm,
@@ -27,6 +29,24 @@ void rope_into_cache(Backend& backend, const Tensor& q, const Tensor& k, const T
   }
   backend.put_rows(cache.keys, k, cache.rows);
   backend.put_rows(cache.values, v, cache.rows);
+}
+
+void attend(Backend& backend, const CachedAttention& a) {
+  CacheKernels* kernels = backend.cache_kernels();
+  if (kernels && kernels->attend(a)) return;
+  const int D = a.shape.head_dim;
+  const auto normed = [&](const Tensor& x, const Weight* gain) {
+    if (!gain) return x;
+    Tensor y = backend.empty(Tag::Workspace, x.dtype(), x.shape());
+    Tensor rstd = backend.empty(Tag::Workspace, stat_dtype(x.dtype()), {x.rows() * (x.cols() / D)});
+    backend.rmsnorm_forward(by_head(y, D), rstd, by_head(x, D), *gain, a.eps);
+    return y;
+  };
+  const Tensor q = normed(a.q, a.q_gain), k = normed(a.k, a.k_gain);
+  rope_into_cache(backend, q, k, a.v, a.cache, a.rotation.table, a.rotation.positions, D);
+  if (a.made_q) backend.copy(a.made_q, q);
+  backend.attention_forward(a.o, a.lse, q, a.cache.keys, a.cache.values, a.shape, a.q_seg,
+                            a.k_rows);
 }
 
 }  // namespace lk::cached

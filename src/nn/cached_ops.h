@@ -17,5 +17,7 @@ void linear_parts(Backend& backend, const Tensor& x, const InputNorm* norm,
 void rope_into_cache(Backend& backend, const Tensor& q, const Tensor& k, const Tensor& v,
                      const CacheRows& cache, const Tensor& table, const Tensor& positions,
                      int head_dim);
+// Norms q and k, rotates them, adds k and v to the cache, and computes o and lse over the cache.
+void attend(Backend& backend, const CachedAttention& a);
 
 }  // namespace lk::cached

@@ -26,6 +26,20 @@ struct InputNorm {
   double eps;
   Tensor normed;  // (T,K): the normed input is left here
 };
+// Attention of a step's new tokens, which come as their projections give them, to their own documents.
+struct CachedAttention {
+  Tensor o, lse;   // (T,H*D), and (H,T) F32|F64
+  Tensor q, k, v;  // (T,H*D), and (T,G*D) twice, rows adjacent; they may be changed
+  // RMSNorm of q and k by head before all else: (D), or null.
+  const Weight *q_gain = nullptr, *k_gain = nullptr;
+  double eps = 0;
+  Rotation rotation;   // of q and k, unless its table is undefined
+  CacheRows cache;     // where k and v go: rows that are the last keys of k_rows
+  Tensor made_q = {};  // (T,H*D): q normed and rotated is left here, unless undefined
+  const AttentionShape& shape;
+  const Segments& q_seg;
+  const KeyRows& k_rows;
+};
 
 class CacheKernels {
  public:
@@ -39,6 +53,7 @@ class CacheKernels {
   virtual bool rope_into_cache(const Tensor& q, const Tensor& k, const Tensor& v,
                                const CacheRows& cache, const Tensor& table, const Tensor& positions,
                                int head_dim) = 0;
+  virtual bool attend(const CachedAttention& a) = 0;
 
  protected:
   CacheKernels() = default;

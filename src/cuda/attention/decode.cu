@@ -1,5 +1,6 @@
-// Attention of one new query per document to its cache (decoding); keys are cut into pieces that
-// blocks work on in parallel. After Dao et al., "Flash-Decoding for long-context inference", 2023.
+// Attention of one new query per document to its cache (decoding), of which the query and its own key
+// and value may come as their projections give them; keys are cut into pieces that blocks work on in
+// parallel. After Dao et al., "Flash-Decoding for long-context inference", 2023.
 //
 // Maths      as attention/forward.cu, for one query: it sees all keys of its document, or the last
 //            `window` of them
@@ -10,11 +11,14 @@
 //            the piece and the sum of values; a second launch adds up the pieces in order. Where
 //            pieces begin depends on the document alone, and how many are launched depends on the
 //            cache's capacity, so the work can be recorded while documents grow, and a document's
-//            bits do not depend on the others.
+//            bits do not depend on the others. Every block norms and rotates its queries itself; the
+//            one that has the document's last key makes that too and puts it and the value into the
+//            cache. So a step of generation has no launches for that.
 // Bytes      k, v once; partial sums (n, H, pieces, D) F32 through L2
-// Numbers    everything F32
+// Numbers    everything F32; what is normed and what is rotated is rounded to T, as apart from this
 // Limits     empty pieces of a large capacity are launched and return at once
 #include "cuda/attention/tiles.cuh"
+#include "cuda/cache_kernels.h"
 #include "cuda/reduce.cuh"
 
 namespace lk {
@@ -35,6 +39,60 @@ struct Partials {
   }
 };
 
+// CachedAttention as the kernel reads it. k.data is null where the cache has the new keys already and
+// the queries are as they should be.
+template <class T>
+struct NewTokens {
+  Matrix<const T> k, v;
+  Matrix<T> keys, values, made_q;  // made_q.data may be null
+  const T *q_gain, *k_gain;        // null: not normed
+  Matrix<const float> table;       // data null: not rotated
+  const int* positions;
+  float eps;
+};
+
+// How a head's row of a token is made. Each of LANES lanes holds N of its elements; all lanes of the
+// warp take part.
+template <class T, int LANES, int N>
+struct MakeRow {
+  static constexpr int D = LANES * N;
+  float cos[N], sin[N];  // of the lane's pairs
+  bool turns;
+  int lane;
+  float eps;
+
+  __device__ __forceinline__ MakeRow(const NewTokens<T>& tokens, int token, int lane)
+      : turns(tokens.table.data != nullptr), lane(lane), eps(tokens.eps) {
+    if (!turns) return;
+    const float* angles = tokens.table.at(tokens.positions[token], lane % (LANES / 2) * N);
+#pragma unroll
+    for (int i = 0; i < N; ++i) cos[i] = angles[i], sin[i] = angles[D / 2 + i];
+  }
+  __device__ __forceinline__ void operator()(float (&x)[N], const T* gain) const {
+    constexpr unsigned kAll = 0xffffffffu;
+    if (gain) {
+      float sum = 0.0f, w[N];
+      load_pack<N>(gain + lane * N, w);
+#pragma unroll
+      for (int i = 0; i < N; ++i) sum = fmaf(x[i], x[i], sum);
+#pragma unroll
+      for (int offset = LANES / 2; offset > 0; offset /= 2)
+        sum += __shfl_xor_sync(kAll, sum, offset);
+      const float r = 1.0f / sqrtf(sum / static_cast<float>(D) + eps);
+#pragma unroll
+      for (int i = 0; i < N; ++i) x[i] = to_float(from_float<T>(x[i] * r * w[i]));
+    }
+    if (turns) {
+      const bool first = lane < LANES / 2;  // of a pair (a, b): a cos - b sin, b cos + a sin
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        const float other = __shfl_xor_sync(kAll, x[i], LANES / 2);
+        x[i] = to_float(from_float<T>(x[i] * cos[i] + (first ? -other : other) * sin[i]));
+      }
+    }
+  }
+};
+
 // The keys [begin, end) of a document's piece that its query sees.
 __device__ __forceinline__ KeyRange piece_range(int piece, int n_keys, int window) {
   KeyRange seen = keys_seen(0, 0, n_keys - 1, window, n_keys);
@@ -44,7 +102,8 @@ __device__ __forceinline__ KeyRange piece_range(int piece, int n_keys, int windo
 // LANES lanes hold a row of a head, N elements each; at most HEADS query heads.
 template <class T, int LANES, int HEADS>
 __global__ void __launch_bounds__(kThreads)
-    attention_decode_kernel(const __grid_constant__ AttentionInputs<T> in, Partials out,
+    attention_decode_kernel(const __grid_constant__ AttentionInputs<T> in,
+                            const __grid_constant__ NewTokens<T> tokens, Partials out,
                             int head_groups) {
   constexpr int N = 16 / static_cast<int>(sizeof(T)), D = LANES * N, kTeams = kThreads / LANES;
   __shared__ float score[HEADS][kPiece];
@@ -54,25 +113,52 @@ __global__ void __launch_bounds__(kThreads)
   int kv_head = blockIdx.x / head_groups, first = blockIdx.x % head_groups * HEADS;
   int n_heads = min(HEADS, in.group - first), head0 = kv_head * in.group + first;
   int k_begin = in.k_begins[document];
-  KeyRange range = piece_range(piece, in.k_ends[document] - k_begin, in.window);
+  int n_keys = in.k_ends[document] - k_begin;
+  KeyRange range = piece_range(piece, n_keys, in.window);
   int n = range.end - range.begin;
   if (n <= 0) return;
+  const bool makes = tokens.k.data && range.end == n_keys;  // the last key
+  const int n_cached = makes ? n - 1 : n;
   int team = threadIdx.x / LANES, lane = threadIdx.x % LANES;
   i64 row0 = static_cast<i64>(k_begin) + range.begin,
       col = static_cast<i64>(kv_head) * D + lane * N;
 
-  float q[HEADS][N];
-  i64 q_row = in.q_offsets[document];
+  // There is one query for each document.
+  float q[HEADS][N], new_key[N];
+  const T* new_k = tokens.k.data ? tokens.k.at(document, col) : nullptr;
 #pragma unroll
   for (int h = 0; h < HEADS; ++h)
-    load_pack<N>(in.q.at(q_row, static_cast<i64>(head0 + min(h, n_heads - 1)) * D + lane * N),
+    load_pack<N>(in.q.at(document, static_cast<i64>(head0 + min(h, n_heads - 1)) * D + lane * N),
                  q[h]);
-    // All lanes of a warp run the same number of turns: they exchange sums.
+  if (tokens.k.data) {
+    const MakeRow<T, LANES, N> make(tokens, document, lane);
+#pragma unroll
+    for (int h = 0; h < HEADS; ++h) make(q[h], tokens.q_gain);
+    if (makes) {
+      load_pack<N>(new_k, new_key);
+      make(new_key, tokens.k_gain);
+      if (team == 0 && first == 0) {
+        float value[N];
+        load_pack<N>(tokens.v.at(document, col), value);
+        store_pack<N>(tokens.keys.at(row0 + n_cached, col), new_key);
+        store_pack<N>(tokens.values.at(row0 + n_cached, col), value);
+      }
+#pragma unroll
+      for (int h = 0; h < HEADS; ++h)
+        if (team == 0 && h < n_heads && tokens.made_q.data)
+          store_pack<N>(tokens.made_q.at(document, static_cast<i64>(head0 + h) * D + lane * N),
+                        q[h]);
+    }
+  }
+  // All lanes of a warp run the same number of turns: they exchange sums.
 #pragma unroll 4
   for (int j0 = 0; j0 < n; j0 += kTeams) {
-    int j = j0 + team;
+    int j = j0 + team, at = min(j, n - 1);
     float key[N];
-    load_pack<N>(in.k.at(row0 + min(j, n - 1), col), key);
+    load_pack<N>(at < n_cached ? in.k.at(row0 + at, col) : new_k, key);
+    if (at >= n_cached)
+#pragma unroll
+      for (int i = 0; i < N; ++i) key[i] = new_key[i];
 #pragma unroll
     for (int h = 0; h < HEADS; ++h) {
       float sum = 0.0f;
@@ -107,7 +193,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll 4
   for (int j = team; j < n; j += kTeams) {
     float value[N];
-    load_pack<N>(in.v.at(row0 + j, col), value);
+    load_pack<N>(j < n_cached ? in.v.at(row0 + j, col) : tokens.v.at(document, col), value);
 #pragma unroll
     for (int h = 0; h < HEADS; ++h) {
       float p = h < n_heads ? score[h][j] : 0.0f;
@@ -150,10 +236,10 @@ __global__ void __launch_bounds__(256)
     if (threadIdx.x < parts.head_dim)
       sum = fmaf(f, sums[static_cast<i64>(p) * parts.head_dim + threadIdx.x], sum);
   }
-  i64 row = in.q_offsets[document];
   if (threadIdx.x < parts.head_dim)
-    *o.at(row, static_cast<i64>(head) * parts.head_dim + threadIdx.x) = from_float<T>(sum / total);
-  if (threadIdx.x == 0) lse[head * in.total_q + row] = largest + logf(total);
+    *o.at(document, static_cast<i64>(head) * parts.head_dim + threadIdx.x) =
+        from_float<T>(sum / total);
+  if (threadIdx.x == 0) lse[head * in.total_q + document] = largest + logf(total);
 }
 
 template <class T>
@@ -164,9 +250,26 @@ int lanes_of(const AttentionForward& a) {
   return supported && packable(N, a.shape.head_dim, a.q, a.k, a.v) ? lanes : 0;
 }
 
-}  // namespace
+template <class T>
+NewTokens<device_t<T>> new_tokens(const CachedAttention* c) {
+  NewTokens<device_t<T>> n{};
+  if (!c) return n;
+  n.k = const_matrix<T>(c->k), n.v = const_matrix<T>(c->v);
+  n.keys = matrix<T>(c->cache.keys), n.values = matrix<T>(c->cache.values);
+  if (c->made_q) n.made_q = matrix<T>(c->made_q);
+  if (c->q_gain) n.q_gain = pointer<T>(c->q_gain->values());
+  if (c->k_gain) n.k_gain = pointer<T>(c->k_gain->values());
+  if (c->rotation.table) {
+    n.table = const_matrix<float>(c->rotation.table);
+    n.positions = c->rotation.positions.data<std::int32_t>();
+  }
+  n.eps = static_cast<float>(c->eps);
+  return n;
+}
 
-bool attention_decode(const AttentionForward& a, Backend& backend, cudaStream_t stream) {
+// `c` is null where the cache has the new keys already.
+bool decode(const AttentionForward& a, const CachedAttention* c, Backend& backend,
+            cudaStream_t stream) {
   const std::vector<std::int32_t>& offsets = a.q_seg.host;
   for (std::size_t i = 0; i + 1 < offsets.size(); ++i)
     if (offsets[i + 1] != offsets[i] + 1) return false;
@@ -174,7 +277,10 @@ bool attention_decode(const AttentionForward& a, Backend& backend, cudaStream_t 
     if (a.k_rows.begins[i] == a.k_rows.ends[i]) return false;
   return dispatch_device(a.q.dtype(), [&]<class T>() {
     const int lanes = lanes_of<T>(a);
-    if (lanes == 0) return false;
+    constexpr int N = 16 / static_cast<int>(sizeof(T));
+    if (lanes == 0 || (c && !packable(N, a.shape.head_dim, c->k, c->v))) return false;
+    for (const Weight* gain : {c ? c->q_gain : nullptr, c ? c->k_gain : nullptr})
+      if (gain && !packable(N, a.shape.head_dim, gain->values())) return false;
     const int H = a.shape.n_heads, D = a.shape.head_dim, group = H / a.shape.n_kv_heads;
     const i64 n = a.q_seg.count(), pieces = ceil_div(a.k_rows.most, kPiece);
     Tensor sums = backend.empty(Tag::Workspace, DType::F32, {n * H * pieces, D});
@@ -185,7 +291,7 @@ bool attention_decode(const AttentionForward& a, Backend& backend, cudaStream_t 
       const int groups = static_cast<int>(ceil_div(group, HEADS));
       launch_early("attention_decode", attention_decode_kernel<device_t<T>, LANES, HEADS>,
                    grid_of(static_cast<i64>(a.shape.n_kv_heads) * groups, pieces, n),
-                   dim3(kThreads), 0, stream, in, parts, groups);
+                   dim3(kThreads), 0, stream, in, new_tokens<T>(c), parts, groups);
     };
     auto heads = [&]<int LANES>() {
       if (group == 1)
@@ -208,6 +314,17 @@ bool attention_decode(const AttentionForward& a, Backend& backend, cudaStream_t 
                  matrix<T>(a.o), a.lse.data<float>());
     return true;
   });
+}
+
+}  // namespace
+
+bool attention_decode(const AttentionForward& a, Backend& backend, cudaStream_t stream) {
+  return decode(a, nullptr, backend, stream);
+}
+
+bool CudaCacheKernels::attend(const CachedAttention& c) {
+  return decode({c.o, c.lse, c.q, c.cache.keys, c.cache.values, c.shape, c.q_seg, c.k_rows}, &c,
+                backend_, backend_.stream());
 }
 
 }  // namespace lk
