@@ -18,8 +18,7 @@ struct LoraShape {
   std::int64_t rank = 8;
   double alpha = 8;
   float dropout = 0;
-  // Rank-stabilised: Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with
-  // LoRA", 2023.
+  // Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023
   bool rslora = false;
   bool dora = false;  // lora/dora.h
   // s = alpha / rank, or alpha / sqrt(rank)
@@ -42,6 +41,7 @@ class LoraLinear : public LinearMap {
   Var apply(Tape& tape, const Var& x, const ForwardMode& mode,
             Output output = Output::Read) override;
   void adapt(Tape& tape, const Tensor& y, const Tensor& x, const ForwardMode& mode) override;
+  bool scales() const override { return dora_ && enabled_; }
   std::int64_t in_features() const override { return base_->in_features(); }
   std::int64_t out_features() const override { return base_->out_features(); }
 

@@ -18,7 +18,7 @@ class BiasedLinear : public VectorLinear {
     const Var y = own_ ? linear(tape, x, frozen().weight()) : frozen().apply(tape, x, mode);
     return add_bias(tape, y, vector());
   }
-  bool adds() const override { return !enabled() || !own_; }
+  bool adapts() const override { return !enabled() || !own_; }
   void adapt(Tape& tape, const Tensor& y, const Tensor&, const ForwardMode&) override {
     check(!enabled() || !own_, path(), ": a bias in place of another adds nothing");
     if (enabled()) tape.backend().add_bias(y, Weight(vector().name(), vector().compute()));

@@ -22,7 +22,7 @@ class ScaledLinear : public VectorLinear {
     if (feed_forward_) return frozen().apply(tape, scale_columns(tape, x, vector()), mode, output);
     return scale_columns(tape, frozen().apply(tape, x, mode), vector());
   }
-  bool adds() const override { return !enabled(); }
+  bool adapts() const override { return !enabled(); }
   void adapt(Tape&, const Tensor&, const Tensor&, const ForwardMode&) override {
     check(!enabled(), path(), ": a scaled projection adds nothing");
   }

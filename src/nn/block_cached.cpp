@@ -64,7 +64,7 @@ std::vector<Var> Block::project_cached(Tape& tape, const std::vector<Site>& site
                                        const NormWeights* w, const Var& x, const Tensor& addend,
                                        const BlockInput& in) {
   std::vector<Var> y;
-  if (std::any_of(sites.begin(), sites.end(), [&](Site s) { return !site(s)->adds(); })) {
+  if (std::any_of(sites.begin(), sites.end(), [&](Site s) { return !site(s)->adapts(); })) {
     const Var n = w ? norm(tape, x, *w, eps_) : x;
     for (Site s : sites) {
       y.push_back(project(tape, s, n, in));
@@ -79,8 +79,8 @@ std::vector<Var> Block::project_cached(Tape& tape, const std::vector<Site>& site
   std::vector<LinearPart> parts;
   for (Site s : sites) {
     const FrozenLinear& frozen = site(s)->frozen();
-    parts.push_back(
-        {tape.activation(x.dtype(), {n.rows(), frozen.out_features()}), &frozen.weight(), addend});
+    parts.push_back({tape.activation(x.dtype(), {n.rows(), frozen.out_features()}),
+                     &frozen.weight(), site(s)->scales() ? Tensor() : addend});
   }
   Backend& backend = tape.backend();
   cached::linear_parts(backend, n, rms ? &input_norm : nullptr, parts);
@@ -89,6 +89,7 @@ std::vector<Var> Block::project_cached(Tape& tape, const std::vector<Site>& site
     LinearMap& map = *site(sites[i]);
     if (const Weight* bias = map.frozen().bias()) backend.add_bias(parts[i].y, *bias);
     map.adapt(tape, parts[i].y, n, in.mode);
+    if (map.scales() && addend.defined()) backend.add(parts[i].y, parts[i].y, addend);
     y.push_back(tape.constant(std::move(parts[i].y)));
   }
   return y;

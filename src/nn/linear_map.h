@@ -33,10 +33,10 @@ class LinearMap {
   // x (T, in) -> (T, out)
   virtual Var apply(Tape& tape, const Var& x, const ForwardMode& mode,
                     Output output = Output::Read) = 0;
-  // y (T, out) += f(x) - (x wᵀ + bias), what apply() adds to the frozen projection. No gradients.
+  // y (T, out) = x wᵀ + bias becomes f(x). No gradients.
   virtual void adapt(Tape& tape, const Tensor& y, const Tensor& x, const ForwardMode& mode) = 0;
-  // Whether adapt() can: false where apply() does more to the frozen projection's output than add.
-  virtual bool adds() const { return true; }
+  virtual bool adapts() const { return true; }   // whether adapt() can
+  virtual bool scales() const { return false; }  // else adapt() adds, whatever y holds
   virtual std::int64_t variants() const { return 0; }  // that RowVariants may name
   virtual std::int64_t in_features() const = 0;
   virtual std::int64_t out_features() const = 0;
