@@ -8,6 +8,7 @@
 #include "io/json.h"
 #include "io/paths.h"
 #include "lora/merge.h"
+#include "lora/merge_source.h"
 #include "modelfile/family_files.h"
 #include "modelfile/quantise.h"
 #include "run_program.h"
@@ -265,4 +266,16 @@ TEST_CASE("finetune, evaluate and generate go on with the folder") {
   }
   CHECK(run_program("merge --model " + kTiny + " --type q4_0 --out " + scratch.file("q")).status ==
         2);
+}
+
+TEST_CASE("a model with other norms or biases is not what was quantised, and each is by itself") {
+  const std::string models = kGolden + "models/";
+  for (const char* other : {"qwen3", "biases", "gpt2"})
+    CHECK_THROWS_WITH_AS(check_made_from(ModelFile(models + other), ModelFile(kTiny)),
+                         doctest::Contains("has other norms or biases than"), InputError);
+  for (const char* same : {"qwen3", "qwen2", "gemma3", "gpt2"})
+    CHECK_NOTHROW(check_made_from(ModelFile(models + same), ModelFile(models + same)));
+  for (const std::string both : {"qwen3", "llama3_rope", "gpt2", "gemma3"})
+    CHECK_NOTHROW(
+        check_made_from(ModelFile(models + both), ModelFile(models + both + ".bf16.gguf")));
 }

@@ -105,7 +105,9 @@ int main(int argc, char** argv) {
                  "q8_0, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1, q4_0, q3_k, q2_k. Without it: as the "
                  "base is stored, f32 if it is quantised");
   app.add_option("--shard-size", shard, "of a folder's files")->capture_default_str();
-  app.add_flag("--other-base", s.other_base, "the adapter may have been trained on another base");
+  app.add_flag("--other-base", s.other_base,
+               "the adapter may have been trained on another base, and "
+               "--onto may be another model");
   app.add_option("--onto", s.onto,
                  "merge into this model instead: --model, which is quantised, before it was so");
   app.add_option("--base-precision", precision, program::kHeldHelp)->capture_default_str();

@@ -138,6 +138,7 @@ void copy_file(const InputFile& in, const std::string& to) {
 // into has its own numbers.
 MergeSource open_source(const MergeSettings& s) {
   if (s.onto.empty()) return MergeSource(s.model, s.adapters, s.other_base, s.storage);
+  require(!s.adapters.empty(), "`onto` ", s.onto, ": there is no adapter to merge into it");
   const BasePrecision precision = s.storage.precision;
   require(precision == BasePrecision::Auto || precision == BasePrecision::Dense,
           "`base_precision` ", base_precision_name(precision), ": with `onto` ", s.onto,

@@ -272,13 +272,28 @@ void check_made_from(const ModelFile& dense, const ModelFile& quantised) {
   };
   std::map<std::string, const WeightSlot*> of_name;
   for (const WeightSlot& slot : dense.slots()) of_name[slot.name] = &slot;
+  const auto vectors = [](const ModelFile& file) {
+    std::set<std::string> all;
+    for (const WeightSlot& slot : file.slots())
+      if (slot.shape.rank() == 1) all.insert(slot.name);
+    return all;
+  };
+  if (vectors(dense) != vectors(quantised))
+    throw InputError(concat(dense.path(), ": has other norms or biases than ", quantised.path(),
+                            ": this is not the model that was quantised"));
+  // As many as can be read by themselves.
+  const auto some_rows = [](const ModelFile& file, const WeightSlot& slot) {
+    const StoredTensor stored = file.stored(slot);
+    const std::int64_t rows = slot.shape[0], heads = std::max<std::int64_t>(stored.pair_rows, 1);
+    return stored.transposed ? rows : std::min((kRows + heads - 1) / heads * heads, rows);
+  };
   std::vector<float> a, b;
   for (const WeightSlot& slot : quantised.slots()) {
     if (!is_module(slot)) continue;
     const auto other = of_name.find(slot.name);
     if (other == of_name.end()) refuse(slot, "is missing here, and stands");
     if (!(other->second->shape == slot.shape)) refuse(slot, "has another shape than");
-    const std::int64_t n = std::min(kRows, slot.shape[0]);
+    const std::int64_t n = std::max(some_rows(dense, *other->second), some_rows(quantised, slot));
     a.resize(static_cast<std::size_t>(n * slot.shape[1]));
     b.resize(a.size());
     dense.read_rows(*other->second, 0, n, a.data());

@@ -123,7 +123,9 @@ PeftConfig::PeftConfig(const std::string& path) : path_(path) {
   const Json config = parse_json(text, path);
   if (!config.is_object()) refuse(path, "not a JSON object");
   if (std::string type = json_string(config, "peft_type", path); type != "LORA")
-    refuse(path, "peft_type ", printable(type), " is not supported, only LORA");
+    refuse(path, "peft_type ", printable(type),
+           " is not supported (LORA, PROMPT_TUNING, PREFIX_TUNING, ADAPTION_PROMPT, BEFT and IA3 "
+           "are)");
   refuse_unknown(config, path);
   check_init(config, path);
   json_bool_or(config, "fan_in_fan_out", false, path);
