@@ -198,7 +198,11 @@ TEST_CASE("a dense base is quantised as it is loaded, but for what is to stay de
                        doctest::Contains("no module"), UsageError);
   for (BasePrecision precision : {BasePrecision::Auto, BasePrecision::Dense})
     CHECK_THROWS_WITH_AS(held_formats(file, {precision, {"down_proj"}}),
-                         doctest::Contains("`keep_dense`: without it nothing"), UsageError);
+                         doctest::Contains("`keep_dense` down_proj: without it nothing"),
+                         UsageError);
+  for (const char* name : {"norm", "embed_tokens"})  // stays dense anyhow, beside what doesn't too
+    CHECK_THROWS_WITH_AS(held_formats(file, {BasePrecision::Nf4, {"down_proj", name}}),
+                         doctest::Contains(name), UsageError);
   CHECK_THROWS_WITH_AS(held_formats(file, {BasePrecision::Nf4, {"layers"}}),
                        doctest::Contains("leaves nothing"), UsageError);
   CHECK_THROWS_WITH_AS(held_formats(ModelFile(kQuantised + "bnb"), {BasePrecision::Nf4}),

@@ -43,6 +43,7 @@ TEST_CASE("merge refuses what would do nothing") {
   const std::string merge = "merge --model " + kModel + " --out " + f.scratch.file("m");
   check_says(run_program(merge + ".GGUF"), 2, "ends in .gguf, in small letters");
   check_says(run_program(merge + ".gguf --shard-size 1KB"), 2, "--shard-size: is for a folder's");
+  check_says(run_program(merge + " --onto " + kModel), 2, "there is no adapter to merge into it");
   for (const char* flag : {"--type f32", "--no-verify", "--shard-size 1MB"})
     check_says(run_program(merge + " --unmerge --base " + kModel + " " + flag), 2,
                "has no effect beside --unmerge");
@@ -54,6 +55,8 @@ TEST_CASE("--eval-rows takes the first rows of a file, and limits those that are
              "evaluation: 2 of the 23 rows are kept for it");
   check_says(run_program(f.train("b", "--steps 1 --eval-split 0.4 --eval-rows 100")), 0,
              "evaluation: 9 of the 23 rows are kept for it");
+  check_says(run_program(f.train("c", "--steps 1 --eval-rows 2")), 2,
+             "need rows to evaluate on: --eval-data or --eval-split");
 }
 
 TEST_CASE("a seed of 64 bits is a run's, and the run goes on with it") {

@@ -370,6 +370,7 @@ TEST_CASE("config.json: absurd sizes are refused") {  // C1, C2, C3, C5, C11
   json["head_dim"] = 7;
   CHECK(mentions(refusal(json), "head_dim"));
   check_refused("head_dim", 0);
+  check_refused("max_position_embeddings", 1);
   check_refused("head_dim", 1 << 20);
 }
 

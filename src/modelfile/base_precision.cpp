@@ -38,8 +38,7 @@ bool kept_dense(const WeightSlot& slot, const BaseStorage& storage) {
 
 // Embeddings stay dense, and heads unless they are named: as bitsandbytes leaves them.
 bool quantisable(const WeightSlot& slot, const BaseStorage& storage) {
-  return slot.linear && !kept_dense(slot, storage) &&
-         (slot.role != Role::Head || storage.precision == BasePrecision::Fp8Head);
+  return slot.linear && (slot.role != Role::Head || storage.precision == BasePrecision::Fp8Head);
 }
 
 // A tied head is the table of embeddings.
@@ -67,11 +66,14 @@ void check_patterns(const std::vector<WeightSlot>& slots, const BaseStorage& sto
             "`keep_dense` ", pattern, ": no module of the model is called so");
 }
 
-// Of a base of which `any` matrix is quantised, and some that are named dense were (`spared`).
-void check_kept(const BaseStorage& storage, bool any, bool spared) {
-  require(storage.keep_dense.empty() || spared,
-          "`keep_dense`: without it nothing that it names would be quantised; it goes with "
-          "`base_precision` nf4, fp4, fp8, fp8-head, or a base that is quantised");
+// Of a base of which `any` matrix is quantised, and these would be if nothing were kept dense.
+void check_kept(const BaseStorage& storage, bool any, const std::vector<const WeightSlot*>& would) {
+  for (const std::string& pattern : storage.keep_dense)
+    require(std::any_of(would.begin(), would.end(),
+                        [&](const WeightSlot* slot) { return names(slot->name, pattern); }),
+            "`keep_dense` ", pattern,
+            ": without it nothing that it names would be quantised; it goes with "
+            "`base_precision` nf4, fp4, fp8, fp8-head, or a base that is quantised");
   require(any || !quantises(storage.precision), "`keep_dense`: leaves nothing to quantise");
 }
 
@@ -126,28 +128,31 @@ std::vector<HeldFormat> held_formats(const ModelFile& file, const BaseStorage& s
   const std::optional<Encoding> encoding = own_encoding(storage.precision);
   check_patterns(file.slots(), storage);
   check_head(file.slots(), storage);
-  bool any = false, spared = false;
+  bool any = false;
+  std::vector<const WeightSlot*> would;
   const std::size_t n = storage.precision == BasePrecision::Dense ? 0 : formats.size();
   for (std::size_t i = 0; i < n; ++i) {
     const WeightSlot& slot = file.slots()[i];
     const HeldFormat stored = file.quantised_format(slot);
-    spared = spared || ((encoding || stored) && kept_dense(slot, storage));
+    if (encoding ? !quantisable(slot, storage)
+                 : !stored || !(slot.linear || slot.role == Role::Embedding))
+      continue;
+    would.push_back(&slot);
+    if (kept_dense(slot, storage)) continue;
+    any = true;
     if (encoding) {
-      if (!quantisable(slot, storage)) continue;
       require(!stored, "`base_precision` ", base_precision_name(storage.precision), ": ",
               file.path(), " holds ", slot.name, " as ", stored ? stored->name() : "",
               " already: `base_precision` stored trains on it, dense dequantises it");
       formats[i] = with_products(own_format(*encoding, slot.shape), slot, storage);
-    } else if (stored && !kept_dense(slot, storage) &&
-               (slot.linear || slot.role == Role::Embedding)) {
+    } else {
       formats[i] = with_products(stored, slot, storage);
     }
-    any = any || formats[i];
   }
   require(any || storage.precision != BasePrecision::Stored,
           "`base_precision` stored: ", file.path(),
           " holds nothing quantised: nf4, fp4 or fp8 quantise it as it is loaded");
-  check_kept(storage, any, spared);
+  check_kept(storage, any, would);
   return formats;
 }
 
@@ -160,14 +165,16 @@ std::vector<HeldFormat> held_formats(const ModelConfig& config, const BaseStorag
   check_head(slots, storage);
   require(storage.precision != BasePrecision::Stored,
           "`base_precision` stored: a shape without a file has nothing stored");
-  bool any = false, spared = false;
+  bool any = false;
+  std::vector<const WeightSlot*> would;
   for (std::size_t i = 0; i < slots.size() && encoding; ++i) {
-    spared = spared || kept_dense(slots[i], storage);
     if (!quantisable(slots[i], storage)) continue;
+    would.push_back(&slots[i]);
+    if (kept_dense(slots[i], storage)) continue;
     formats[i] = with_products(own_format(*encoding, slots[i].shape), slots[i], storage);
     any = true;
   }
-  check_kept(storage, any, spared);
+  check_kept(storage, any, would);
   return formats;
 }
 

@@ -368,10 +368,11 @@ void check_companions(const TensorReader& reader, const std::vector<std::string>
     if (*at == weight || *at == x + "bias") continue;
     if (stored && std::find(stored->names.begin(), stored->names.end(), *at) != stored->names.end())
       continue;
-    throw InputError(concat(reader.path(), ": tensor ", *at,
-                            stored ? concat(": is unknown beside ", stored->names[0])
-                                   : ": is of no way of quantising that is read here",
-                            ": ", kLoadInstead));
+    throw InputError(
+        concat(reader.path(), ": tensor ", *at,
+               stored ? concat(": is unknown beside ", stored->names[0])
+                      : ": is of no way of quantising that is read here for such a weight",
+               ": ", kLoadInstead));
   }
 }
 

@@ -86,6 +86,8 @@ void validate_sizes(const ModelConfig& c, const std::string& where) {
     refuse(where, "head_dim", c.head_dim, " is odd: rotary angles need pairs");
   check_range("q_proj rows (heads * head_dim)", c.q_size(), kMaxWidth, where);
   check_range("max_position_embeddings (context)", c.max_position, kMaxPosition, where);
+  if (c.max_position == 1)
+    refuse(where, "max_position_embeddings (context)", c.max_position, " has no token to predict");
 }
 
 void validate(const ModelConfig& c, const std::string& where) {

@@ -35,8 +35,8 @@ class LinearMap {
                     Output output = Output::Read) = 0;
   // y (T, out) = x wᵀ + bias becomes f(x). No gradients.
   virtual void adapt(Tape& tape, const Tensor& y, const Tensor& x, const ForwardMode& mode) = 0;
-  virtual bool adapts() const { return true; }   // whether adapt() can
-  virtual bool scales() const { return false; }  // else adapt() adds, whatever y holds
+  virtual bool adapts() const { return true; }         // whether adapt() can
+  virtual bool scales() const { return false; }        // else adapt() adds, whatever y holds
   virtual std::int64_t variants() const { return 0; }  // that RowVariants may name
   virtual std::int64_t in_features() const = 0;
   virtual std::int64_t out_features() const = 0;

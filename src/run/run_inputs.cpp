@@ -250,9 +250,9 @@ void arrange(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in, con
   listener.message(opening_line(s, in, epochs));
   require(
       !in.eval.rows.empty() || (s.eval_every == 0 && s.keep != "best" && s.patience == 0 &&
-                                s.samples == 0 && s.sample_every == 0),
-      "`eval_every`, `keep` best, `patience`, `samples` and `sample_every` need rows to evaluate "
-      "on: `eval_data` or `eval_split`");
+                                s.samples == 0 && s.sample_every == 0 && s.eval_rows == -1),
+      "`eval_rows`, `eval_every`, `keep` best, `patience`, `samples` and `sample_every` need rows "
+      "to evaluate on: `eval_data` or `eval_split`");
   for (const std::string& doubt : doubts(s, parameters, in.steps, !in.eval.rows.empty()))
     listener.message(doubt);
 }
