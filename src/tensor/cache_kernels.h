@@ -29,8 +29,8 @@ struct InputNorm {
 // Attention of a step's new tokens, which come as their projections give them, to their own documents.
 struct CachedAttention {
   Tensor o, lse;   // (T,H*D), and (H,T) F32|F64
-  Tensor q, k, v;  // (T,H*D), and (T,G*D) twice, rows adjacent; they may be changed
-  // RMSNorm of q and k by head before all else: (D), or null.
+  Tensor q, k, v;  // (T,H*D), and (T,G*D) twice; they may be changed
+  // RMSNorm of q and k by head before all else: (D), or null. What is normed has adjacent rows.
   const Weight *q_gain = nullptr, *k_gain = nullptr;
   double eps = 0;
   Rotation rotation;   // of q and k, unless its table is undefined
