@@ -203,6 +203,9 @@ TEST_CASE("a dense base is quantised as it is loaded, but for what is to stay de
   for (const char* name : {"norm", "embed_tokens"})  // stays dense anyhow, beside what doesn't too
     CHECK_THROWS_WITH_AS(held_formats(file, {BasePrecision::Nf4, {"down_proj", name}}),
                          doctest::Contains(name), UsageError);
+  BaseStorage recorded{BasePrecision::Nf4, {"down_proj", "norm"}};  // by an adapter, in the past
+  recorded.recorded = true;
+  CHECK_NOTHROW(held_formats(file, recorded));
   CHECK_THROWS_WITH_AS(held_formats(file, {BasePrecision::Nf4, {"layers"}}),
                        doctest::Contains("leaves nothing"), UsageError);
   CHECK_THROWS_WITH_AS(held_formats(ModelFile(kQuantised + "bnb"), {BasePrecision::Nf4}),

@@ -126,6 +126,7 @@ HeldBase hold_for(const ModelFile& file, const BaseStorage& wanted,
       require(wanted.keep_dense.empty(), "`keep_dense`: ", trained->folder,
               " says how its base is held; give `base_precision` to hold it otherwise");
       held.storage = {*quantising_precision(trained->base.precision), trained->base.keep_dense};
+      held.storage.recorded = true;
       held.remark = concat(
           file.path(), ": held as ", held_text(trained->base.precision, trained->base.keep_dense),
           ", as ", trained->folder, " was trained (`base_precision` dense: as its file has it)");

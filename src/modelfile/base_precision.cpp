@@ -69,8 +69,9 @@ void check_patterns(const std::vector<WeightSlot>& slots, const BaseStorage& sto
 // Of a base of which `any` matrix is quantised, and these would be if nothing were kept dense.
 void check_kept(const BaseStorage& storage, bool any, const std::vector<const WeightSlot*>& would) {
   for (const std::string& pattern : storage.keep_dense)
-    require(std::any_of(would.begin(), would.end(),
-                        [&](const WeightSlot* slot) { return names(slot->name, pattern); }),
+    require(storage.recorded ||
+                std::any_of(would.begin(), would.end(),
+                            [&](const WeightSlot* slot) { return names(slot->name, pattern); }),
             "`keep_dense` ", pattern,
             ": without it nothing that it names would be quantised; it goes with "
             "`base_precision` nf4, fp4, fp8, fp8-head, or a base that is quantised");

@@ -37,6 +37,7 @@ struct BaseStorage {
       {};                        // modules: "down_proj", "layers.0", "model.layers.3.mlp"
   bool fp8_products = false;     // E4M3 matrices are multiplied as such: tensor/fp8_product.h
   StreamedLayers streamed = {};  // on a GPU only, and for training
+  bool recorded = false;         // keep_dense is an adapter's record: some names may spare nothing
   bool operator==(const BaseStorage&) const = default;
 };
 
