@@ -77,7 +77,7 @@ void CudaBackend::attention_forward(const Tensor& o, const Tensor& lse, const Te
   if (q_seg.total() == 0) return;
   AttentionForward a{o, lse, q, k, v, shape, q_seg, k_rows};
   cudaStream_t s = stream();
-  if (attention_decode(a, *this, s)) return;
+  if (attention_decode(a, *this)) return;
   bool few_queries = q_seg.total() < 32 * q_seg.count();  // decoding: most of a tile is empty
   Kernels kernels = kernels_for(shape.head_dim, q, k, v, o);
   if (kernels == Kernels::Plain)

@@ -95,6 +95,10 @@ CudaBackend::CudaBackend(int device)
   cuda_check(cudaStreamCreateWithFlags(&side_stream_, cudaStreamNonBlocking),
              "creating the stream of copies");
   cuda_check(cudaEventCreateWithFlags(&idle_, cudaEventDisableTiming), "creating an event");
+  cuda_check(cudaMalloc(reinterpret_cast<void**>(&arrivals_), kArrivals * sizeof *arrivals_),
+             "allocating counts");
+  cuda_check(cudaMemsetAsync(arrivals_, 0, kArrivals * sizeof *arrivals_, stream_),
+             "zeroing counts");
   for (Staging& s : staging_) {
     cuda_check(cudaMallocHost(reinterpret_cast<void**>(&s.host), kStagingBytes),
                "allocating pinned host memory");
@@ -130,6 +134,7 @@ CudaBackend::~CudaBackend() {
     cudaEventDestroy(s.done);
     cudaFreeHost(s.host);
   }
+  cudaFree(arrivals_);
   cudaEventDestroy(idle_);
   cudaStreamDestroy(side_stream_);
   cudaStreamDestroy(stream_);

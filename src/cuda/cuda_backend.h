@@ -74,6 +74,11 @@ class CudaBackend final : public Backend {
   // The major compute capability.
   int generation() const;
 
+  // Counts, all zero, with which blocks of a kernel find out who is the last; a kernel leaves them zero. They
+  // belong to the backend, since kernels of one stream do not run beside each other.
+  static constexpr std::int64_t kArrivals = 16384;
+  std::uint32_t* arrivals() { return arrivals_; }
+
   // The stream, with this backend's GPU made current for the calling thread.
   cudaStream_t stream() const;
 
@@ -125,6 +130,7 @@ class CudaBackend final : public Backend {
   int device_;
   cudaStream_t stream_ = nullptr, side_stream_ = nullptr;
   cudaEvent_t idle_ = nullptr;  // the stream's end, for synchronize()
+  std::uint32_t* arrivals_ = nullptr;
   WaitGuard guard_;
   BlockCache host_cache_;  // pinned memory for offload()
   std::array<Staging, 2> staging_;

@@ -8,10 +8,10 @@
 // Plan       a block: a piece of 64 keys of one document, one key/value head and up to 8 of its
 //            query heads, so that keys and values are read once for all of them. Lanes that share
 //            a key hold 16 bytes of it each. Scores go to shared memory, then follow the softmax of
-//            the piece and the sum of values; a second launch adds up the pieces in order. Where
-//            pieces begin depends on the document alone, and how many are launched depends on the
-//            cache's capacity, so the work can be recorded while documents grow, and a document's
-//            bits do not depend on the others. Every block norms and rotates its queries itself; the
+//            the piece and the sum of values. Blocks count their arrivals; the last of a document's
+//            adds up its pieces, in order. Where pieces begin depends on the document alone, and how
+//            many are launched depends on the cache's capacity, so the work can be recorded while
+//            documents grow, and a document's bits do not depend on the others. Every block norms and rotates its queries itself; the
 //            one that has the document's last key makes that too and puts it and the value into the
 //            cache. So a step of generation has no launches for that.
 // Bytes      k, v once; partial sums (n, H, pieces, D) F32 through L2
@@ -30,10 +30,12 @@ struct MaxOp {
   __device__ __forceinline__ float operator()(float a, float b) const { return fmaxf(a, b); }
 };
 
-// Partial results of piece p of (document, head): sums (D), largest score, sum of exp.
+// What the pieces of (document, head) leave for the last of them: sums (D), largest score, sum of exp.
 struct Partials {
   float *sums, *stats;
-  int n_heads, n_pieces, head_dim;
+  std::uint32_t*
+      arrivals;  // (documents, heads of keys, groups of their queries): zero between launches
+  int n_heads, n_pieces, first_document;
   __device__ __forceinline__ i64 index(int document, int head, int piece) const {
     return (static_cast<i64>(document) * n_heads + head) * n_pieces + piece;
   }
@@ -61,10 +63,10 @@ struct MakeRow {
   int lane;
   float eps;
 
-  __device__ __forceinline__ MakeRow(const NewTokens<T>& tokens, int token, int lane)
+  __device__ __forceinline__ MakeRow(const NewTokens<T>& tokens, int position, int lane)
       : turns(tokens.table.data != nullptr), lane(lane), eps(tokens.eps) {
     if (!turns) return;
-    const float* angles = tokens.table.at(tokens.positions[token], lane % (LANES / 2) * N);
+    const float* angles = tokens.table.at(position, lane % (LANES / 2) * N);
 #pragma unroll
     for (int i = 0; i < N; ++i) cos[i] = angles[i], sin[i] = angles[D / 2 + i];
   }
@@ -99,43 +101,120 @@ __device__ __forceinline__ KeyRange piece_range(int piece, int n_keys, int windo
   return {max(seen.begin, piece * kPiece), min(seen.end, (piece + 1) * kPiece)};
 }
 
+// Executed by the block that is the last to arrive: adds up the pieces [pieces.begin, pieces.end) of n_heads heads
+// from head0 on. A head's threads, four columns each, are in SLOTS groups that take turns along the pieces, eight of
+// which are on their way at once; what the groups have is added in order.
+template <class T, int HEADS, int D>
+__device__ __forceinline__ void combine(const Partials& parts, const Matrix<T>& o, float* lse,
+                                        i64 total_q, int document, int head0, int n_heads,
+                                        KeyRange pieces, float* sums) {
+  constexpr int kPacks = D / 4, kGroups = kThreads / kPacks, kAhead = 8;
+  constexpr int SLOTS = kGroups > HEADS ? kGroups / HEADS : 1;
+  __shared__ float largest_of[HEADS][SLOTS], total_of[HEADS][SLOTS];
+  const int slot = threadIdx.x / kPacks % SLOTS, pack = threadIdx.x % kPacks;
+  for (int h = threadIdx.x / kPacks / SLOTS; h < n_heads; h += kGroups / SLOTS) {
+    const i64 first = parts.index(document, head0 + h, 0);
+    const float2* stats = reinterpret_cast<const float2*>(parts.stats) + first;
+    const float4* from = reinterpret_cast<const float4*>(parts.sums + first * D) + pack;
+    float largest = -INFINITY, total = 0.0f;
+    float4 sum{};
+    for (int p0 = pieces.begin + slot; p0 < pieces.end; p0 += kAhead * SLOTS) {
+      float2 stat[kAhead];
+      float4 v[kAhead];
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        const int p = p0 + i * SLOTS;
+        stat[i] = {-INFINITY, 0.0f}, v[i] = {};
+        if (p < pieces.end) stat[i] = __ldcg(stats + p), v[i] = __ldcg(from + p * kPacks);
+      }
+      float now = largest;
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) now = fmaxf(now, stat[i].x);
+      const float kept = expf(largest - now);
+      total *= kept;
+      sum = {sum.x * kept, sum.y * kept, sum.z * kept, sum.w * kept};
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        const float f = expf(stat[i].x - now);
+        total = fmaf(f, stat[i].y, total);
+        sum = {fmaf(f, v[i].x, sum.x), fmaf(f, v[i].y, sum.y), fmaf(f, v[i].z, sum.z),
+               fmaf(f, v[i].w, sum.w)};
+      }
+      largest = now;
+    }
+    *reinterpret_cast<float4*>(sums + (h * SLOTS + slot) * D + 4 * pack) = sum;
+    if (pack == 0) largest_of[h][slot] = largest, total_of[h][slot] = total;
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < n_heads * D; i += kThreads) {
+    const int h = i / D, d = i % D;
+    float largest = -INFINITY, total = 0.0f, sum = 0.0f;
+#pragma unroll
+    for (int s = 0; s < SLOTS; ++s) largest = fmaxf(largest, largest_of[h][s]);
+#pragma unroll
+    for (int s = 0; s < SLOTS; ++s) {
+      const float f = expf(largest_of[h][s] - largest);
+      total = fmaf(f, total_of[h][s], total);
+      sum = fmaf(f, sums[(h * SLOTS + s) * D + d], sum);
+    }
+    *o.at(document, static_cast<i64>(head0 + h) * D + d) = from_float<T>(sum / total);
+    if (d == 0) lse[(head0 + h) * total_q + document] = largest + logf(total);
+  }
+}
+
 // LANES lanes hold a row of a head, N elements each; at most HEADS query heads.
 template <class T, int LANES, int HEADS>
 __global__ void __launch_bounds__(kThreads)
     attention_decode_kernel(const __grid_constant__ AttentionInputs<T> in,
-                            const __grid_constant__ NewTokens<T> tokens, Partials out,
-                            int head_groups) {
+                            const __grid_constant__ NewTokens<T> tokens, Partials out, Matrix<T> o,
+                            float* lse, int head_groups) {
   constexpr int N = 16 / static_cast<int>(sizeof(T)), D = LANES * N, kTeams = kThreads / LANES;
+  constexpr int kBatch =
+      kPiece / kTeams < 8 ? kPiece / kTeams : 8;  // rows that a team has on their way
+  using Row = Pack<T, N>;
   __shared__ float score[HEADS][kPiece];
-  __shared__ float parts[kTeams][HEADS][D];
+  __shared__ __align__(16) float parts[kTeams][HEADS][D];
+  __shared__ bool is_last;
   wait_for_previous();  // Note [Early launches]
-  int document = blockIdx.z, piece = blockIdx.y;
-  int kv_head = blockIdx.x / head_groups, first = blockIdx.x % head_groups * HEADS;
-  int n_heads = min(HEADS, in.group - first), head0 = kv_head * in.group + first;
-  int k_begin = in.k_begins[document];
-  int n_keys = in.k_ends[document] - k_begin;
-  KeyRange range = piece_range(piece, n_keys, in.window);
-  int n = range.end - range.begin;
-  if (n <= 0) return;
-  const bool makes = tokens.k.data && range.end == n_keys;  // the last key
-  const int n_cached = makes ? n - 1 : n;
-  int team = threadIdx.x / LANES, lane = threadIdx.x % LANES;
-  i64 row0 = static_cast<i64>(k_begin) + range.begin,
-      col = static_cast<i64>(kv_head) * D + lane * N;
-
-  // There is one query for each document.
-  float q[HEADS][N], new_key[N];
+  const int document = out.first_document + blockIdx.z, piece = blockIdx.y;
+  const int kv_head = blockIdx.x / head_groups, first = blockIdx.x % head_groups * HEADS;
+  const int n_heads = min(HEADS, in.group - first), head0 = kv_head * in.group + first;
+  const int team = threadIdx.x / LANES, lane = threadIdx.x % LANES;
+  const i64 col = static_cast<i64>(kv_head) * D + lane * N;
+  // What does not depend on where the document lies is on its way before that is known. There is one
+  // query for each document.
+  const int position = tokens.table.data ? tokens.positions[document] : 0;
+  float q[HEADS][N], new_key[N] = {};
   const T* new_k = tokens.k.data ? tokens.k.at(document, col) : nullptr;
 #pragma unroll
   for (int h = 0; h < HEADS; ++h)
     load_pack<N>(in.q.at(document, static_cast<i64>(head0 + min(h, n_heads - 1)) * D + lane * N),
                  q[h]);
-  if (tokens.k.data) {
-    const MakeRow<T, LANES, N> make(tokens, document, lane);
+  if (new_k) load_pack<N>(new_k, new_key);
+  const int k_begin = in.k_begins[document], n_keys = in.k_ends[document] - k_begin;
+  const KeyRange range = piece_range(piece, n_keys, in.window);
+  const int n = range.end - range.begin;
+  if (n <= 0) return;
+  const bool makes = new_k && range.end == n_keys;  // the last key
+  const int n_cached = makes ? n - 1 : n;
+  const i64 row0 = static_cast<i64>(k_begin) + range.begin;
+
+  // A new key's place is filled with itself, a new value is read where its projection left it.
+  Row rows[kBatch];
+  const auto load = [&](const Matrix<const T>& cache, const Matrix<const T>& added, int j0) {
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int at = min(j0 + i * kTeams + team, n - 1);
+      rows[i] = *reinterpret_cast<const Row*>(at < n_cached ? cache.at(row0 + at, col)
+                                                            : added.at(document, col));
+    }
+  };
+  load(in.k, tokens.k, 0);
+  if (new_k) {
+    const MakeRow<T, LANES, N> make(tokens, position, lane);
 #pragma unroll
     for (int h = 0; h < HEADS; ++h) make(q[h], tokens.q_gain);
     if (makes) {
-      load_pack<N>(new_k, new_key);
       make(new_key, tokens.k_gain);
       if (team == 0 && first == 0) {
         float value[N];
@@ -151,25 +230,26 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
   // All lanes of a warp run the same number of turns: they exchange sums.
-#pragma unroll 4
-  for (int j0 = 0; j0 < n; j0 += kTeams) {
-    int j = j0 + team, at = min(j, n - 1);
-    float key[N];
-    load_pack<N>(at < n_cached ? in.k.at(row0 + at, col) : new_k, key);
-    if (at >= n_cached)
+  for (int j0 = 0; j0 < n; j0 += kBatch * kTeams) {
+    if (j0 > 0) load(in.k, tokens.k, j0);
 #pragma unroll
-      for (int i = 0; i < N; ++i) key[i] = new_key[i];
+    for (int i = 0; i < kBatch; ++i) {
+      const int j = j0 + i * kTeams + team;
+      const bool added = min(j, n - 1) >= n_cached;
 #pragma unroll
-    for (int h = 0; h < HEADS; ++h) {
-      float sum = 0.0f;
+      for (int h = 0; h < HEADS; ++h) {
+        float sum = 0.0f;
 #pragma unroll
-      for (int i = 0; i < N; ++i) sum = fmaf(q[h][i], key[i], sum);
+        for (int e = 0; e < N; ++e)
+          sum = fmaf(q[h][e], added ? new_key[e] : to_float(rows[i].v[e]), sum);
 #pragma unroll
-      for (int offset = LANES / 2; offset > 0; offset /= 2)
-        sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-      if (lane == 0 && j < n) score[h][j] = in.scale * sum;
+        for (int offset = LANES / 2; offset > 0; offset /= 2)
+          sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+        if (lane == 0 && j < n) score[h][j] = in.scale * sum;
+      }
     }
   }
+  load(in.v, tokens.v, 0);
   __syncthreads();
 
   for (int h = threadIdx.x / 32; h < n_heads; h += kWarps) {
@@ -190,15 +270,18 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();
 
   float sum[HEADS][N] = {};
-#pragma unroll 4
-  for (int j = team; j < n; j += kTeams) {
-    float value[N];
-    load_pack<N>(j < n_cached ? in.v.at(row0 + j, col) : tokens.v.at(document, col), value);
+  for (int j0 = 0; j0 < n; j0 += kBatch * kTeams) {
+    if (j0 > 0) load(in.v, tokens.v, j0);
 #pragma unroll
-    for (int h = 0; h < HEADS; ++h) {
-      float p = h < n_heads ? score[h][j] : 0.0f;
+    for (int i = 0; i < kBatch; ++i) {
+      const int j = j0 + i * kTeams + team;
 #pragma unroll
-      for (int i = 0; i < N; ++i) sum[h][i] = fmaf(p, value[i], sum[h][i]);
+      for (int h = 0; h < HEADS; ++h) {
+        const float p = h < n_heads && j < n ? score[h][j] : 0.0f;
+        if (j < n)
+#pragma unroll
+          for (int e = 0; e < N; ++e) sum[h][e] = fmaf(p, to_float(rows[i].v[e]), sum[h][e]);
+      }
     }
   }
 #pragma unroll
@@ -213,33 +296,20 @@ __global__ void __launch_bounds__(kThreads)
     for (int t = 0; t < kTeams; ++t) total += parts[t][h][d];
     out.sums[out.index(document, head0 + h, piece) * D + d] = total;
   }
-}
 
-// Adds up the pieces of (head, document) in order.
-template <class T>
-__global__ void __launch_bounds__(256)
-    attention_combine_kernel(const __grid_constant__ AttentionInputs<T> in, Partials parts,
-                             Matrix<T> o, float* lse) {
-  wait_for_previous();
-  int head = blockIdx.x, document = blockIdx.y;
-  int n_keys = in.k_ends[document] - in.k_begins[document];
-  KeyRange seen = keys_seen(0, 0, n_keys - 1, in.window, n_keys);
-  int first = seen.begin / kPiece, end = static_cast<int>(ceil_div(seen.end, kPiece));
-  const float* stats = parts.stats + 2 * parts.index(document, head, 0);
-  const float* sums = parts.sums + parts.index(document, head, 0) * parts.head_dim;
-  float largest = -INFINITY;
-  for (int p = first; p < end; ++p) largest = fmaxf(largest, stats[2 * p]);
-  float total = 0.0f, sum = 0.0f;
-  for (int p = first; p < end; ++p) {
-    float f = expf(stats[2 * p] - largest);
-    total = fmaf(f, stats[2 * p + 1], total);
-    if (threadIdx.x < parts.head_dim)
-      sum = fmaf(f, sums[static_cast<i64>(p) * parts.head_dim + threadIdx.x], sum);
+  // The block that finds all others of its document and heads arrived adds up what they have left.
+  const KeyRange seen = keys_seen(0, 0, n_keys - 1, in.window, n_keys);
+  const KeyRange pieces{seen.begin / kPiece, (seen.end + kPiece - 1) / kPiece};
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    const unsigned last = pieces.end - pieces.begin - 1;
+    is_last = atomicInc(out.arrivals + blockIdx.z * gridDim.x + blockIdx.x, last) == last;
   }
-  if (threadIdx.x < parts.head_dim)
-    *o.at(document, static_cast<i64>(head) * parts.head_dim + threadIdx.x) =
-        from_float<T>(sum / total);
-  if (threadIdx.x == 0) lse[head * in.total_q + document] = largest + logf(total);
+  __syncthreads();
+  if (!is_last) return;
+  __threadfence();
+  combine<T, HEADS, D>(out, o, lse, in.total_q, document, head0, n_heads, pieces, &parts[0][0][0]);
 }
 
 template <class T>
@@ -268,8 +338,7 @@ NewTokens<device_t<T>> new_tokens(const CachedAttention* c) {
 }
 
 // `c` is null where the cache has the new keys already.
-bool decode(const AttentionForward& a, const CachedAttention* c, Backend& backend,
-            cudaStream_t stream) {
+bool decode(const AttentionForward& a, const CachedAttention* c, CudaBackend& backend) {
   const std::vector<std::int32_t>& offsets = a.q_seg.host;
   for (std::size_t i = 0; i + 1 < offsets.size(); ++i)
     if (offsets[i + 1] != offsets[i] + 1) return false;
@@ -282,49 +351,52 @@ bool decode(const AttentionForward& a, const CachedAttention* c, Backend& backen
     for (const Weight* gain : {c ? c->q_gain : nullptr, c ? c->k_gain : nullptr})
       if (gain && !packable(N, a.shape.head_dim, gain->values())) return false;
     const int H = a.shape.n_heads, D = a.shape.head_dim, group = H / a.shape.n_kv_heads;
+    const int heads = group <= 2 ? group : group <= 4 ? 4 : 8;  // of a block
     const i64 n = a.q_seg.count(), pieces = ceil_div(a.k_rows.most, kPiece);
+    const i64 groups = ceil_div(group, heads), per_document = a.shape.n_kv_heads * groups;
+    if (per_document > CudaBackend::kArrivals) return false;
     Tensor sums = backend.empty(Tag::Workspace, DType::F32, {n * H * pieces, D});
     Tensor stats = backend.empty(Tag::Workspace, DType::F32, {n * H * pieces, 2});
-    const Partials parts{sums.data<float>(), stats.data<float>(), H, static_cast<int>(pieces), D};
     auto in = attention_inputs<T>(a.q, a.k, a.v, a.shape, a.q_seg, a.k_rows);
-    auto go = [&]<int LANES, int HEADS>() {
-      const int groups = static_cast<int>(ceil_div(group, HEADS));
-      launch_early("attention_decode", attention_decode_kernel<device_t<T>, LANES, HEADS>,
-                   grid_of(static_cast<i64>(a.shape.n_kv_heads) * groups, pieces, n),
-                   dim3(kThreads), 0, stream, in, new_tokens<T>(c), parts, groups);
-    };
-    auto heads = [&]<int LANES>() {
-      if (group == 1)
-        go.template operator()<LANES, 1>();
-      else if (group <= 4)
-        go.template operator()<LANES, 4>();
-      else
-        go.template operator()<LANES, 8>();
-    };
-    if (lanes == 4)
-      heads.template operator()<4>();
-    else if (lanes == 8)
-      heads.template operator()<8>();
-    else if (lanes == 16)
-      heads.template operator()<16>();
-    else
-      heads.template operator()<32>();
-    launch_early("attention_combine", attention_combine_kernel<device_t<T>>, grid_of(H, n),
-                 dim3(static_cast<unsigned>(ceil_div(D, 32) * 32)), 0, stream, in, parts,
-                 matrix<T>(a.o), a.lse.data<float>());
+    // So many documents at a time as there are counts of arrivals.
+    const i64 together = CudaBackend::kArrivals / per_document;
+    for (i64 first = 0; first < n; first += together) {
+      const Partials parts{.sums = sums.data<float>(),
+                           .stats = stats.data<float>(),
+                           .arrivals = backend.arrivals(),
+                           .n_heads = H,
+                           .n_pieces = static_cast<int>(pieces),
+                           .first_document = static_cast<int>(first)};
+      auto go = [&]<int LANES, int HEADS>() {
+        launch_early("attention_decode", attention_decode_kernel<device_t<T>, LANES, HEADS>,
+                     grid_of(per_document, pieces, std::min(together, n - first)), dim3(kThreads),
+                     0, backend.stream(), in, new_tokens<T>(c), parts, matrix<T>(a.o),
+                     a.lse.data<float>(), static_cast<int>(groups));
+      };
+      auto with_heads = [&]<int LANES>() {
+        heads == 1   ? go.template operator()<LANES, 1>()
+        : heads == 2 ? go.template operator()<LANES, 2>()
+        : heads == 4 ? go.template operator()<LANES, 4>()
+                     : go.template operator()<LANES, 8>();
+      };
+      lanes == 4    ? with_heads.template operator()<4>()
+      : lanes == 8  ? with_heads.template operator()<8>()
+      : lanes == 16 ? with_heads.template operator()<16>()
+                    : with_heads.template operator()<32>();
+    }
     return true;
   });
 }
 
 }  // namespace
 
-bool attention_decode(const AttentionForward& a, Backend& backend, cudaStream_t stream) {
-  return decode(a, nullptr, backend, stream);
+bool attention_decode(const AttentionForward& a, CudaBackend& backend) {
+  return decode(a, nullptr, backend);
 }
 
 bool CudaCacheKernels::attend(const CachedAttention& c) {
   return decode({c.o, c.lse, c.q, c.cache.keys, c.cache.values, c.shape, c.q_seg, c.k_rows}, &c,
-                backend_, backend_.stream());
+                backend_);
 }
 
 }  // namespace lk

@@ -6,6 +6,8 @@
 
 namespace lk {
 
+class CudaBackend;
+
 // Note [Tiles of packed documents]. Documents lie end to end, so tiles of R rows must not cross
 // their ends. No list of tiles is made or uploaded: the tile slots of document i begin at
 // offsets[i] / R + i. That start grows by at least ceil(length / R) from one document to the next,
@@ -171,7 +173,7 @@ inline int kv_heads_together(const AttentionBackward& a) {
 }
 // For one query per document, where every document has keys; otherwise returns false, with nothing
 // done.
-bool attention_decode(const AttentionForward& a, Backend& backend, cudaStream_t stream);
+bool attention_decode(const AttentionForward& a, CudaBackend& backend);
 void attention_forward_wgmma(const AttentionForward& a, cudaStream_t stream);
 void attention_backward_wgmma(const AttentionBackward& a, cudaStream_t stream);
 void attention_backward_wgmma_wide(const AttentionBackward& a, cudaStream_t stream);
