@@ -109,7 +109,7 @@ void linear(benchmark::State& state, DType t, std::int64_t N, std::int64_t K, bo
 void linear_parts(benchmark::State& state, DType t, const std::vector<std::int64_t>& widths) {
   Tensor x = random_tensor(t, {1, C}), normed = random_tensor(t, {1, C});
   Weight gain = random_weight(t, {C});
-  const InputNorm norm{&gain, 1e-5, normed};
+  const MadeInput norm{&gain, 1e-5, normed};
   std::vector<Weight> w;
   for (std::int64_t N : widths) w.push_back(random_weight(t, {N, C}));
   std::vector<LinearPart> parts;

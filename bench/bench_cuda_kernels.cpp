@@ -167,11 +167,12 @@ void register_products() {
   gemm("lora_dA_r7", 't', 7, C, T, GradMode::Write);
 }
 
-// The products of a step of generation: weights (N,K), each multiplied with x or, if `normed`, with
-// its norm. Four copies of the weights take turns, so that none is found in L2.
+// The products of a step of generation: weights (N,K), each multiplied with x or with its norm or, if
+// it is gated, with act(gate) * x. Four copies of the weights take turns, so that none is found in L2.
 void register_generation() {
+  enum Input { Plain, Normed, Gated };
   auto parts = [](const char* name, std::int64_t rows, int n_parts, std::int64_t N, std::int64_t K,
-                  bool normed) {
+                  Input made) {
     add(concat("linear_parts_", name, "_", rows),
         {.bytes = 2.0 * n_parts * static_cast<double>(N * K)}, [=] {
           std::vector<Weight> w;
@@ -182,23 +183,26 @@ void register_generation() {
             y.push_back(gpu().empty(Tag::Workspace, DType::BF16, {rows, N}));
           return [=, gain = Weight("gain", random_tensor(DType::BF16, {K}, 3)), turn = 0,
                   x = random_tensor(DType::BF16, {rows, K}, 1),
+                  gate = random_tensor(DType::BF16, {rows, K}, 4),
                   n = gpu().empty(Tag::Workspace, DType::BF16, {rows, K})]() mutable {
             std::vector<LinearPart> of_turn;
             for (int i = 0; i < n_parts; ++i)
               of_turn.push_back({y[static_cast<std::size_t>(i)],
                                  &w[static_cast<std::size_t>(turn * n_parts + i)]});
             turn = (turn + 1) % 4;
-            const InputNorm norm{&gain, 1e-5, n};
-            cached::linear_parts(gpu(), x, normed ? &norm : nullptr, of_turn);
+            MadeInput input{&gain, 1e-5, n};
+            if (made == Gated) input.gate = gate;
+            cached::linear_parts(gpu(), x, made == Plain ? nullptr : &input, of_turn);
           };
         });
   };
   for (std::int64_t rows : {1, 8}) {
-    parts("qkv", rows, 3, C, C, false);
-    parts("qkv_normed", rows, 3, C, C, true);
-    parts("o", rows, 1, C, C, false);
-    parts("gate_up_normed", rows, 2, F, C, true);
-    parts("down", rows, 1, C, F, false);
+    parts("qkv", rows, 3, C, C, Plain);
+    parts("qkv_normed", rows, 3, C, C, Normed);
+    parts("o", rows, 1, C, C, Plain);
+    parts("gate_up_normed", rows, 2, F, C, Normed);
+    parts("down", rows, 1, C, F, Plain);
+    parts("down_gated", rows, 1, C, F, Gated);
   }
   add("rope_into_cache_16", {.bytes = 2.0 * 16 * (2 + 4) * C}, [] {
     std::vector<std::int32_t> rows;

@@ -187,17 +187,17 @@ class TimingBackend::Lora final : public LoraKernels {
 class TimingBackend::Cache final : public CacheKernels {
  public:
   explicit Cache(TimingBackend& owner) : owner_(owner) {}
-  bool linear_parts(const Tensor& x, const InputNorm* norm,
+  bool linear_parts(const Tensor& x, const MadeInput* input,
                     std::span<const LinearPart> parts) override {
     if (parts.empty()) return false;
-    Work all{OpFamily::BaseLinear, 0, norm ? 2 * work::size(x) : 0};
+    Work all{OpFamily::BaseLinear, 0, input ? 2 * work::size(x) + work::size(input->gate) : 0};
     for (const LinearPart& part : parts) {
       const Work one = work::linear_forward(part.y, x, *part.w);
       all.flops += one.flops;
       all.bytes += one.bytes + work::size(part.addend);
     }
     owner_.timed(all, owner_.reads_head(*parts[0].w),
-                 [&] { cached::linear_parts(owner_.inner_, x, norm, parts); });
+                 [&] { cached::linear_parts(owner_.inner_, x, input, parts); });
     return true;
   }
   bool rope_into_cache(const Tensor& q, const Tensor& k, const Tensor& v, const CacheRows& cache,

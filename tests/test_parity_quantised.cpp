@@ -171,7 +171,7 @@ TEST_CASE("cuda: a few rows multiply codes as they lie as they do dense values")
       for (bool normed : {false, true}) {
         Tensor x = random_tensor(gpu(), DType::BF16, {T, K}, 1);
         auto products = [&](const std::vector<Weight>& weights) {
-          InputNorm norm{&gain, 1e-5, gpu().empty(Tag::Workspace, DType::BF16, {T, K})};
+          MadeInput norm{&gain, 1e-5, gpu().empty(Tag::Workspace, DType::BF16, {T, K})};
           std::vector<LinearPart> parts;
           for (const Weight& w : weights)
             parts.push_back({gpu().empty(Tag::Workspace, DType::BF16, {T, w.shape()[0]}), &w});
@@ -200,6 +200,8 @@ TEST_CASE("cuda: a few rows multiply codes as they lie as they do dense values")
 // 2^-16 * 5.6 S < 2^-13 S. All other operands are exact. An F32 sum of int4 codes carries the 128 that are
 // added to each and taken off again, for codes of 1.5 on average: 85 times what counts, in 40 additions that
 // are rounded, on half of the sum on average: 2^-24 * 85 * 40 / 2 S < 2^-13 S. The result is rounded to BF16 once.
+// Where blocks meet a norm, x times the gain is rounded: the largest of those is 4.5 * 4.5 deviations, 32 times the
+// mean, so 2^-11 S.
 TEST_CASE("cuda: one to four rows multiply codes run by run as F64 does") {
   LK_NEEDS_GPU();
   struct Case {
@@ -275,33 +277,67 @@ TEST_CASE("cuda: one to four rows multiply codes run by run as F64 does") {
           {gpu().empty(Tag::Workspace, DType::BF16, {T, N}), &codes, {}}};
       REQUIRE(gpu().cache_kernels()->linear_parts(x, nullptr, parts));
       const std::vector<double> have = to_host_f64(parts[0].y), plain = to_host_f64(parts[1].y);
-      // A row is normed on the way: the bits are those of the normed row.
-      InputNorm norm{&gain(K), 1e-5, gpu().empty(Tag::Workspace, DType::BF16, {T, K})};
-      REQUIRE(gpu().cache_kernels()->linear_parts(x, &norm, parts));
-      const std::vector<double> normed = to_host_f64(parts[0].y);
-      REQUIRE(gpu().cache_kernels()->linear_parts(norm.normed, nullptr, parts));
-      CHECK_MESSAGE(normed == to_host_f64(parts[0].y), c.what, " normed, T ", T);
-      const std::vector<double> values = to_host_f64(x), added = to_host_f64(addend);
+      // A row is normed or gated on the way: the bits are those of the row that it leaves, except
+      // where blocks are normed.
+      const auto make = [&](const MadeInput& input) {
+        REQUIRE(gpu().cache_kernels()->linear_parts(x, &input, parts));
+        std::vector<double> of_x = to_host_f64(parts[0].y);
+        REQUIRE(gpu().cache_kernels()->linear_parts(input.made, nullptr, parts));
+        if (encoding != Encoding::Blocks || input.gate)
+          CHECK_MESSAGE(of_x == to_host_f64(parts[0].y), c.what, " T ", T,
+                        input.gate ? " gated" : " normed");
+        return of_x;
+      };
+      const MadeInput norm{&gain(K), 1e-5, gpu().empty(Tag::Workspace, DType::BF16, {T, K})};
+      const std::vector<double> normed = make(norm);
+      const Tensor gate = random_tensor(gpu(), DType::BF16, {4, K}, 5).slice_rows(0, T);
+      const std::vector<double> gates = to_host_f64(gate), values = to_host_f64(x),
+                                added = to_host_f64(addend),
+                                gain_values = to_host_f64(norm.gain->values());
+      for (Activation act : {Activation::Silu, Activation::Gelu}) {
+        const MadeInput gated{nullptr, 0, gpu().empty(Tag::Workspace, DType::BF16, {T, K}), gate,
+                              act};
+        make(gated);
+        const std::vector<double> made = to_host_f64(gated.made);
+        for (std::size_t i = 0; i < made.size(); ++i) {
+          const double g = gates[i],
+                       z = act == Activation::Silu
+                               ? g
+                               : 2 * std::sqrt(2 / M_PI) * (g + 0.044715 * g * g * g),
+                       exact = values[i] * g / (1 + std::exp(-z));
+          if (!(std::abs(made[i] - exact) <= 0x1.02p-8 * std::abs(exact)))
+            FAIL_CHECK(c.what, " gated, T ", T, ": ", made[i], " instead of ", exact);
+        }
+      }
       if (T == 1) first = have;
       for (std::size_t i = 0; i < first.size(); ++i)
         if (first[i] != have[i]) FAIL_CHECK(c.what, ": other bits in a row of ", T, " at ", i);
-      for (std::int64_t m = 0; m < T; ++m)
+      for (std::int64_t m = 0; m < T; ++m) {
+        double squares = 0;
+        for (std::int64_t i = 0; i < K; ++i)
+          squares += std::pow(values[static_cast<std::size_t>(m * K + i)], 2);
+        const double factor = 1 / std::sqrt(squares / static_cast<double>(K) + norm.eps);
         for (std::int64_t r = 0; r < N; ++r) {
-          double want = 0, size = 0;
+          double want = 0, size = 0, of_norm = 0, norm_size = 0;
           for (std::int64_t i = 0; i < K; ++i) {
             const double product = static_cast<double>(w[static_cast<std::size_t>(r * K + i)]) *
-                                   values[static_cast<std::size_t>(m * K + i)];
+                                   values[static_cast<std::size_t>(m * K + i)],
+                         scaled = product * factor * gain_values[static_cast<std::size_t>(i)];
             want += product, size += std::abs(product);
+            of_norm += scaled, norm_size += std::abs(scaled);
           }
           const auto at = static_cast<std::size_t>(m * N + r);
-          const auto near = [&](double y, double exact) {
-            const double bound = 0x1p-8 * std::abs(exact) + (rounded ? 0x1p-9 : 0x1p-13) * size;
-            if (!(std::abs(y - exact) <= bound))
+          const auto near = [&](double y, double exact, double slack) {
+            if (!(std::abs(y - exact) <= 0x1p-8 * std::abs(exact) + slack))
               FAIL_CHECK(c.what, " T ", T, " row ", r, ": ", y, " instead of ", exact);
           };
-          near(plain[at], want);
-          near(have[at], want + added[at]);
+          const double slack = (rounded ? 0x1p-9 : 0x1p-13) * size;
+          near(plain[at], want, slack);
+          near(have[at], want + added[at], slack);
+          if (encoding == Encoding::Blocks)
+            near(normed[at], of_norm + added[at], 0x1p-11 * norm_size);
         }
+      }
     }
   }
 }
@@ -362,13 +398,40 @@ TEST_CASE("cuda: parts of other types and heights share a norm") {
       std::vector<LinearPart> parts;
       for (const Weight* w : order)
         parts.push_back({gpu().empty(Tag::Workspace, DType::BF16, {T, w->shape()[0]}), w});
-      const InputNorm norm{&gain, 1e-5, gpu().empty(Tag::Workspace, DType::BF16, {T, K})};
+      const MadeInput norm{&gain, 1e-5, gpu().empty(Tag::Workspace, DType::BF16, {T, K})};
       REQUIRE(gpu().cache_kernels()->linear_parts(x, &norm, parts));
       std::vector<std::vector<double>> have;
       for (const LinearPart& part : parts) have.push_back(to_host_f64(part.y));
-      REQUIRE(gpu().cache_kernels()->linear_parts(norm.normed, nullptr, parts));
-      for (std::size_t i = 0; i < parts.size(); ++i)
-        CHECK_MESSAGE(have[i] == to_host_f64(parts[i].y), "T ", T, " part ", i, " of ",
-                      order.size());
+      REQUIRE(gpu().cache_kernels()->linear_parts(norm.made, nullptr, parts));
+      // Blocks that begin have multiplied the norm before it was rounded.
+      bool begins = order[0] != &d;
+      for (std::size_t i = 0; i < parts.size(); ++i) {
+        begins =
+            begins && order[i]->quantised()->format.blocks == order[0]->quantised()->format.blocks;
+        const std::vector<double> of_made = to_host_f64(parts[i].y);
+        if (!begins) {
+          CHECK_MESSAGE(have[i] == of_made, "T ", T, " part ", i, " of ", order.size());
+          continue;
+        }
+        // Rounding the norm changes each addend by up to 2^-8, by 2^-8.8 in the mean square: four deviations of
+        // their sum. Both results are rounded.
+        const Tensor dense = gpu().empty(Tag::Workspace, DType::BF16, order[i]->shape());
+        gpu().quantised_kernels()->dequantise(dense, *order[i]);
+        const std::vector<double> w = to_host_f64(dense), n = to_host_f64(norm.made);
+        const std::int64_t N = order[i]->shape()[0];
+        for (std::int64_t m = 0; m < T; ++m)
+          for (std::int64_t r = 0; r < N; ++r) {
+            double squares = 0;
+            for (std::int64_t k = 0; k < K; ++k)
+              squares += std::pow(
+                  w[static_cast<std::size_t>(r * K + k)] * n[static_cast<std::size_t>(m * K + k)],
+                  2);
+            const auto at = static_cast<std::size_t>(m * N + r);
+            const double bound =
+                0x1p-7 * std::abs(of_made[at]) + 4 * 0x1.26p-9 * std::sqrt(squares);
+            if (!(std::abs(have[i][at] - of_made[at]) <= bound))
+              FAIL_CHECK("T ", T, " part ", i, ": ", have[i][at], " beside ", of_made[at]);
+          }
+      }
     }
 }

@@ -15,6 +15,13 @@ __device__ __forceinline__ float fast_sigmoid(float x) {
   return __fdividef(1.0f, 1.0f + __expf(-x));
 }
 
+// sigmoid() for results that are rounded to T.
+template <class T>
+__device__ __forceinline__ float sigmoid_for(float x) {
+  if constexpr (sizeof(T) == 2) return fast_sigmoid(x);
+  return sigmoid(x);
+}
+
 struct Silu {
   static __device__ __forceinline__ float z(float x) { return x; }
   static __device__ __forceinline__ float dz(float) { return 1.0f; }

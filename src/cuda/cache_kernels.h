@@ -9,7 +9,7 @@ namespace lk {
 class CudaCacheKernels final : public CacheKernels {
  public:
   explicit CudaCacheKernels(CudaBackend& backend) : backend_(backend) {}
-  bool linear_parts(const Tensor& x, const InputNorm* norm,
+  bool linear_parts(const Tensor& x, const MadeInput* input,
                     std::span<const LinearPart> parts) override;  // linear.cu
   bool rope_into_cache(const Tensor& q, const Tensor& k, const Tensor& v, const CacheRows& cache,
                        const Tensor& table, const Tensor& positions,

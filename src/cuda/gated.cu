@@ -24,7 +24,7 @@ struct GluOp {
     load_pack<N>(gate.at(row, col), g);
     load_pack<N>(up.at(row, col), u);
 #pragma unroll
-    for (int i = 0; i < N; ++i) u[i] *= g[i] * sigmoid(Act::z(g[i]));
+    for (int i = 0; i < N; ++i) u[i] = gated<T, Act>(g[i], u[i]);
     store_pack<N>(y.at(row, col), u);
   }
 };
@@ -39,7 +39,7 @@ struct GluBackwardOp {
     load_pack<N>(dy.at(row, col), d);
     load_pack<N>(gate.at(row, col), g);
     load_pack<N>(up.at(row, col), u);
-    glu_gradients<Act>(d, g, u);
+    glu_gradients<Act, sizeof(T) == 2>(d, g, u);
     if (y.data) store_pack<N>(y.at(row, col), d);
     store_pack<N>(dgate.at(row, col), g);
     store_pack<N>(dup.at(row, col), u);

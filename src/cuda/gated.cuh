@@ -5,6 +5,12 @@
 
 namespace lk {
 
+// act(gate) * up, to be rounded to T.
+template <class T, class Act>
+__device__ __forceinline__ float gated(float gate, float up) {
+  return up * (gate * sigmoid_for<T>(Act::z(gate)));
+}
+
 // d holds dy, g gate and u up; they are replaced by y = act(gate) * up, dgate and dup.
 template <class Act, bool FAST = false, int N>
 __device__ __forceinline__ void glu_gradients(float (&d)[N], float (&g)[N], float (&u)[N]) {

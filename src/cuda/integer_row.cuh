@@ -1,8 +1,8 @@
 // Projections of one to four rows in BF16 with ggml's blocks, whose codes are integers: decoding, one token a
 // sequence. Codes are read where they lie and multiplied as bytes, so a step takes what its bytes take.
 //
-// Shapes     y (M,N) = addend (M,N) + x (M,K) wᵀ, w (N,K) in blocks, M <= 4, for up to three w of one type;
-//            K a multiple of 32
+// Shapes     y (M,N) = addend (M,N) + n (M,K) wᵀ, w (N,K) in blocks, M <= 4, for up to three w of one type;
+//            n is x, rmsnorm(x) or act(gate) * x; K a multiple of 32
 // Plan       All blocks of the grid are in place at once and share the tiles (16 rows of w) evenly, up to 8 in
 //            a round. A block's warps take turns along K, 256 columns each: a chunk of eight runs of 32. A
 //            warp makes integers of its part of x once and multiplies all its tiles of the round with it. It
@@ -13,13 +13,17 @@
 //            three other runs of the row, or rows: column 2 (M r + m) + i has half i of row m in the run r of a
 //            group of 4 / M, and is zero in the group's other runs. So runs, each with scales of its own, keep
 //            sums of their own, in one accumulator.
+// Input      a warp makes n where it reads x. A norm's factor is a sum over all of x, which would have all warps
+//            wait: x times the gain is multiplied, and the factor applies to the sums. The last block, which
+//            has the fewest tiles, leaves n in memory
 // Scales     applied in F32: a value is a (code - bias) + b, so a sum is a (codes times v) + (b - a bias) (sum of
 //            v), where the sum of v is known from x
 // Bytes      w's stored bytes once; x (N / 16) / (tiles of a block) times from L1/L2; y once
-// Numbers    sums of a run are exact integers, rounded to F32 once, of x rounded to 2^-16 of the run's largest. Less
-//            than 1e-33 counts as zero; what is not finite stays so, and over 8e34 may become so. A lane's runs i
-//            and i + 4 of a chunk, then runs 0 + 1 and 2 + 3, a warp's chunks in order, then the warps in order, then
-//            the addend: an order of the parts' shapes and the GPU, so a row has the same bits for every M <= 4.
+// Numbers    sums of a run are exact integers, rounded to F32 once, of n, or x times the gain, rounded to 2^-16 of
+//            the run's largest. Less than 1e-33 counts as zero; what is not finite stays so, and over 8e34 may
+//            become so. A lane's runs i and i + 4 of a chunk, then runs 0 + 1 and 2 + 3, a warp's chunks in
+//            order, then the warps in order, then the addend: an order of the parts' shapes and the GPU, so a
+//            row has the same bits for every M <= 4.
 // Limits     30 to 73 % of a copy's rate for 11008 x 4096 alone on an H200. A turn takes as long as its bytes; about
 //            6 us of a launch are fixed: its start, x, which is read and made integers of, and the sums
 #pragma once
@@ -32,8 +36,6 @@
 #include "cuda/row_parts.cuh"
 
 namespace lk {
-
-constexpr int kRoundTiles = 8;
 
 // Format: how codes become bytes; `static constexpr`
 //   u32 kBytes       of a chunk's codes in a row
@@ -49,12 +51,15 @@ constexpr int kRoundTiles = 8;
 //   bytes(chunk, run, t, w)              w: the lane's eight codes; chunk: the codes of a row in shared memory
 //   scales(chunk, upper, i, f)           of run 4 upper + i: f[s], of half s: {a, b}
 
-// The RMSNorm of x that a kernel computes where it reads x. The normed rows are left in memory too.
-struct RowNorm {
-  const __nv_bfloat16* gain;  // null: x is multiplied as it is
-  float eps;
-  Matrix<__nv_bfloat16> normed;
-};
+constexpr int kRoundTiles = 8;
+constexpr int kMostNormedChunks = 64;  // longer rows are normed by a kernel of its own
+
+__device__ __forceinline__ void floats_of(const uint4& pairs, float (&x)[8]) {
+  const std::uint32_t p[4] = {pairs.x, pairs.y, pairs.z, pairs.w};
+#pragma unroll
+  for (int i = 0; i < 8; ++i)
+    x[i] = __uint_as_float(i % 2 ? p[i / 2] & 0xffff0000u : p[i / 2] << 16);
+}
 
 // A chunk of M rows of x as integers, in a warp's shared memory.
 template <class Format, int M>
@@ -63,40 +68,56 @@ struct IntegerRows {
   std::uint32_t bytes[M][kRuns][2][kRun / 4];  // high and low ones, in the order of Format
   float scale[M][kRuns], sum[M][kRuns][kHalves];
 
-  // Lane (g, t) makes those of run g. `factor`: of the norm, for each row.
+  // Lane (g, t) makes those of run g. `squares`: where the sum of x's squares is left for row 0, `stride` floats
+  // apart for the others, unless null.
   __device__ __forceinline__ void make(const Matrix<const __nv_bfloat16>& x, int n_x, int chunk,
-                                       int runs, const RowNorm& norm, const float (&factor)[M],
-                                       bool keep) {
+                                       int runs, const RowInput& input, bool keep, float* squares,
+                                       int stride) {
     using u32 = std::uint32_t;
-    constexpr u32 kAll = 0xffffffffu, kMagnitudes = 0x7fff7fffu;
+    constexpr u32 kAll = 0xffffffffu;
     constexpr float kMagic = 0x1.8p23f;  // a number added to it has its integer in the low bits
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const int column = (chunk * kRuns + g) * kRun;
     const bool inside = chunk * kRuns + g < runs;
 #pragma unroll
     for (int m = 0; m < M; ++m) {
-      uint4 v{};
+      float v[8] = {};
+      const auto load = [&](const __nv_bfloat16* row, float(&to)[8]) {
+        floats_of(run_of_x<Format::kHalves>(row, t), to);
+      };
       if (inside && m < n_x) {
-        v = run_of_x<Format::kHalves>(x.at(m, column), t);
-        if (norm.gain) {
-          v = normed(v, run_of_x<Format::kHalves>(norm.gain + column, t), factor[m]);
-          if (keep) put_run<Format::kHalves>(norm.normed.at(m, column), t, v);
+        load(x.at(m, column), v);
+        if (input.gate.data) {
+          float gate[8];
+          load(input.gate.at(m, column), gate);
+#pragma unroll
+          for (int i = 0; i < 8; ++i) v[i] = input.gated(gate[i], v[i]);
+          const uint4 made{pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]),
+                           pack_bf16(v[6], v[7])};
+          floats_of(made, v);
+          if (keep) put_run<Format::kHalves>(input.made.at(m, column), t, made);
         }
       }
-      const u32 pairs[4] = {v.x, v.y, v.z, v.w};
-      const u32 most2 = __vmaxu2(__vmaxu2(v.x & kMagnitudes, v.y & kMagnitudes),
-                                 __vmaxu2(v.z & kMagnitudes, v.w & kMagnitudes));
-      u32 most = max(most2 & 0xffffu, most2 >> 16);  // of bits: NaN is the largest
+      if (input.gain) {
+        float gain[8] = {}, sum = 0.0f;
+        if (inside) load(input.gain + column, gain);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) sum = fmaf(v[i], v[i], sum), v[i] *= gain[i];
+        sum = warp_sum(sum);
+        if (squares && lane == 0) squares[m * stride] = sum;
+      }
+      u32 most = 0;  // of bits: NaN is the largest
+#pragma unroll
+      for (int i = 0; i < 8; ++i) most = max(most, __float_as_uint(v[i]) & 0x7fffffffu);
       most = max(most, __shfl_xor_sync(kAll, most, 1));
       most = max(most, __shfl_xor_sync(kAll, most, 2));
-      const float largest = __uint_as_float(most << 16);
+      const float largest = __uint_as_float(most);
       const float inverse = largest > 1e-33f ? 32512.0f * __frcp_rn(largest) : 0.0f;
       const float unit = largest <= 1e-33f ? 0.0f : largest * (1.0f / 32512);
       u32 word[8];  // the low half: the integer + 128
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-        const float one = __uint_as_float(i % 2 ? pairs[i / 2] & 0xffff0000u : pairs[i / 2] << 16);
-        word[i] = __float_as_uint(fmaf(one, inverse, kMagic + 128));
+        word[i] = __float_as_uint(fmaf(v[i], inverse, kMagic + 128));
       }
       u32 part[2][2];
 #pragma unroll
@@ -132,16 +153,6 @@ struct IntegerRows {
       }
     }
   }
-
- private:
-  static __device__ __forceinline__ uint4 normed(const uint4& x, const uint4& gain, float factor) {
-    const auto two = [&](std::uint32_t a, std::uint32_t b) {
-      const auto low = [](std::uint32_t pair) { return __uint_as_float(pair << 16); };
-      const auto high = [](std::uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); };
-      return pack_bf16(low(a) * factor * low(b), high(a) * factor * high(b));
-    };
-    return {two(x.x, gain.x), two(x.y, gain.y), two(x.z, gain.z), two(x.w, gain.w)};
-  }
 };
 
 // Shared memory of a warp: two stages, its part of x, and the sums of a round's rows.
@@ -155,6 +166,9 @@ constexpr int kIntegerWarps = 16 * kIntegerWarpBytes<Format, 1> <= 112 * 1024 ? 
 template <class Format>
 constexpr int kIntegerBlocks =
     kIntegerWarps<Format> == 8 && 24 * kIntegerWarpBytes<Format, 1> <= 224 * 1024 ? 3 : 2;
+template <class Format, int M>
+constexpr int kIntegerBytes =
+    kIntegerWarps<Format>* kIntegerWarpBytes<Format, M> + M* kMostNormedChunks * 4;
 
 // The lane's operands for a chunk of M rows.
 template <class Format, int M>
@@ -202,39 +216,19 @@ struct Element {
   }
 };
 
-// 1 / sqrt(mean of squares + eps) of rows of x; executed by a whole block. Sums go chunk by chunk, so that their
-// order does not depend on how many warps there are. partial: a float for each row and chunk, of shared memory.
-template <int M>
-__device__ __forceinline__ void norm_factors(float (&factor)[M], float* partial,
-                                             const Matrix<const __nv_bfloat16>& x, int n_x, int k,
-                                             float eps) {
-  const int n_chunks = (k + kChunk - 1) / kChunk, lane = threadIdx.x % 32;
-#pragma unroll
-  for (int m = 0; m < M; ++m)
-    for (int chunk = threadIdx.x / 32; chunk < n_chunks && m < n_x; chunk += blockDim.x / 32) {
-      const int column = chunk * kChunk + lane * 8;
-      float v[8] = {}, sum = 0.0f;
-      if (column < k) load_pack<8>(x.at(m, column), v);
-#pragma unroll
-      for (int i = 0; i < 8; ++i) sum = fmaf(v[i], v[i], sum);
-      sum = warp_sum(sum);
-      if (lane == 0) partial[m * n_chunks + chunk] = sum;
-    }
-  __syncthreads();
-#pragma unroll
-  for (int m = 0; m < M; ++m) {
-    float sum = 0.0f;
-    for (int chunk = 0; chunk < n_chunks && m < n_x; ++chunk) sum += partial[m * n_chunks + chunk];
-    factor[m] = 1.0f / sqrtf(sum / static_cast<float>(k) + eps);
-  }
-  __syncthreads();
+// 1 / sqrt(mean of squares + eps) of row m of x. squares: (M, kMostNormedChunks), of chunks.
+__device__ __forceinline__ float norm_factor(const float* squares, int m, int k, float eps) {
+  float sum = 0.0f;
+#pragma unroll 8
+  for (int chunk = 0; chunk * kChunk < k; ++chunk) sum += squares[m * kMostNormedChunks + chunk];
+  return 1.0f / sqrtf(sum / static_cast<float>(k) + eps);
 }
 
 // A tile has 2^log_warps warps, a block `share` tiles, and the first `more` blocks one more.
 template <class Format, int M>
 __global__ void __launch_bounds__(kIntegerWarps<Format> * 32, M == 1 ? kIntegerBlocks<Format> : 1)
     integer_row_kernel(const __grid_constant__ RowParts<Format> parts,
-                       Matrix<const __nv_bfloat16> x, int n_x, RowNorm norm, int k, int log_warps,
+                       Matrix<const __nv_bfloat16> x, int n_x, RowInput input, int k, int log_warps,
                        int share, int more) {
   using u32 = std::uint32_t;
   using Stage = RowStage<Format>;
@@ -252,11 +246,12 @@ __global__ void __launch_bounds__(kIntegerWarps<Format> * 32, M == 1 ? kIntegerB
 
   // What is copied next.
   int round = first, next_chunk = warp, next_tile = first + place;
-  unsigned char* const ring = shared + threadIdx.x / 32 * (2 * Stage::kBytes);
   auto* const all_rows =
       reinterpret_cast<IntegerRows<Format, M>*>(shared + kWarps * (2 * Stage::kBytes));
   auto& rows = all_rows[threadIdx.x / 32];
   float* const sums = reinterpret_cast<float*>(all_rows + kWarps);
+  float* const squares = sums + kWarps * (kRoundTiles * kFewRows * M);
+  unsigned char* const ring = shared + threadIdx.x / 32 * (2 * Stage::kBytes);
   const StageCopy<Format> copy([&](int row) { return static_cast<u32>(row) * row_bytes; });
   const auto copy_next = [&](int stage) {
     if (next_tile < end) {
@@ -277,9 +272,8 @@ __global__ void __launch_bounds__(kIntegerWarps<Format> * 32, M == 1 ? kIntegerB
   };
   copy_next(0);
   copy_next(1);
-  wait_for_previous();  // Note [Early launches]
-  float factor[M] = {};
-  if (norm.gain) norm_factors<M>(factor, sums, x, n_x, k, norm.eps);
+  const bool keeps = blockIdx.x == gridDim.x - 1;  // it has the fewest tiles
+  wait_for_previous();                             // Note [Early launches]
 
   int stage = 0;
   for (int begin = first; begin < end; begin += kRoundTiles) {
@@ -296,7 +290,9 @@ __global__ void __launch_bounds__(kIntegerWarps<Format> * 32, M == 1 ? kIntegerB
     }
     for (int chunk = warp; chunk < n_chunks; chunk += n_warps) {
       __syncwarp();  // nobody reads the last ones any more
-      rows.make(x, n_x, chunk, runs, norm, factor, blockIdx.x == 0 && begin == first && place == 0);
+      const bool first_time = begin == first && place == 0;
+      rows.make(x, n_x, chunk, runs, input, keeps && first_time,
+                first_time ? squares + chunk : nullptr, kMostNormedChunks);
       __syncwarp();
       const X integers(rows);
 #pragma unroll 1
@@ -380,10 +376,23 @@ __global__ void __launch_bounds__(kIntegerWarps<Format> * 32, M == 1 ? kIntegerB
       float total = 0.0f;
       for (int w = 0; w < n_warps; ++w)
         total += sums[((e.tile * n_warps + w) * M + e.m) * kFewRows + e.r];
+      if (input.gain) total *= norm_factor(squares, e.m, k, input.eps);
       *e.part->y.at(e.m, e.row) = from_float<__nv_bfloat16>(total + addend[i]);
     }
     if (behind < end) __syncthreads();
   }
+  if (keeps && input.gain)
+    for (int m = 0; m < n_x; ++m) {
+      const float factor = norm_factor(squares, m, k, input.eps);
+      for (int column = threadIdx.x * 8; column < k; column += kThreads * 8) {
+        float v[8], gain[8];
+        load_pack<8>(x.at(m, column), v);
+        load_pack<8>(input.gain + column, gain);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) v[i] *= factor * gain[i];
+        store_pack<8>(input.made.at(m, column), v);
+      }
+    }
 }
 
 // How many of a block's warps share a tile, so that the busiest has the fewest turns: the logarithm.
@@ -401,25 +410,18 @@ inline int log_warps_of_tile(int warps, int chunks, i64 tiles_of_block) {
 
 // `parts` have one type, which Format reads; false if these kernels do not suit, with nothing done.
 template <class Format>
-bool launch_integer_row(const Tensor& x, const InputNorm* norm, std::span<const LinearPart> parts,
+bool launch_integer_row(const Tensor& x, const MadeInput* input, std::span<const LinearPart> parts,
                         cudaStream_t stream) {
   const i64 M = x.rows(), K = x.cols();
   RowParts<Format> all;
   if (!row_parts(x, parts, all) || all.tiles == 0) return false;
   constexpr int kWarps = kIntegerWarps<Format>;
-  constexpr int kBytes[] = {
-      0, kWarps * kIntegerWarpBytes<Format, 1>, kWarps * kIntegerWarpBytes<Format, 2>,
-      kWarps * kIntegerWarpBytes<Format, 4>, kWarps * kIntegerWarpBytes<Format, 4>};
+  constexpr int kBytes[] = {0, kIntegerBytes<Format, 1>, kIntegerBytes<Format, 2>,
+                            kIntegerBytes<Format, 4>, kIntegerBytes<Format, 4>};
   if (!has_shared(kBytes[1])) return false;
-  RowNorm row_norm{};
-  if (norm) {
-    // Sums of the norm lie where those of a round do.
-    const i64 sums = kWarps * kRoundTiles * kFewRows;
-    if (!packable(8, K, x, norm->gain->values(), norm->normed) || ceil_div(K, kChunk) > sums)
-      return false;
-    row_norm = {pointer<bf16>(norm->gain->values()), static_cast<float>(norm->eps),
-                matrix<bf16>(norm->normed)};
-  }
+  RowInput how;
+  if (!row_input(x, input, how) || (how.gain && ceil_div(K, kChunk) > kMostNormedChunks))
+    return false;
   // Where the memory is too small for all rows, in two halves: a row's bits are the same.
   if (!has_shared(kBytes[M])) {
     const auto half = [&](i64 begin, i64 end) {
@@ -427,9 +429,12 @@ bool launch_integer_row(const Tensor& x, const InputNorm* norm, std::span<const 
       for (const LinearPart& part : parts)
         some.push_back({part.y.slice_rows(begin, end), part.w,
                         part.addend ? part.addend.slice_rows(begin, end) : Tensor()});
-      InputNorm of_some{};
-      if (norm) of_some = {norm->gain, norm->eps, norm->normed.slice_rows(begin, end)};
-      check(launch_integer_row<Format>(x.slice_rows(begin, end), norm ? &of_some : nullptr, some,
+      MadeInput of_some{};
+      if (input) {
+        of_some = *input, of_some.made = input->made.slice_rows(begin, end);
+        if (input->gate) of_some.gate = input->gate.slice_rows(begin, end);
+      }
+      check(launch_integer_row<Format>(x.slice_rows(begin, end), input ? &of_some : nullptr, some,
                                        stream),
             "integer_row: half of the rows");
     };
@@ -443,13 +448,13 @@ bool launch_integer_row(const Tensor& x, const InputNorm* norm, std::span<const 
   const int log_warps = log_warps_of_tile(kWarps, static_cast<int>(ceil_div(K, kChunk)),
                                           ceil_div(all.tiles, std::min(all.tiles, places_of_one)));
   const auto go = [&]<int kM>() {
-    constexpr int kShared = kWarps * kIntegerWarpBytes<Format, kM>;
+    constexpr int kShared = kIntegerBytes<Format, kM>;
     const auto kernel = integer_row_kernel<Format, kM>;
     static const int places = resident_blocks("integer_row", kernel, kWarps * 32, kShared);
     const int blocks = std::min(all.tiles, places);
     launch_early("integer_row", kernel, grid_of(blocks), dim3(kWarps * 32), kShared, stream, all,
-                 const_matrix<bf16>(x), static_cast<int>(M), row_norm, static_cast<int>(K),
-                 log_warps, all.tiles / blocks, all.tiles % blocks);
+                 const_matrix<bf16>(x), static_cast<int>(M), how, static_cast<int>(K), log_warps,
+                 all.tiles / blocks, all.tiles % blocks);
   };
   M == 1   ? go.template operator()<1>()
   : M == 2 ? go.template operator()<2>()

@@ -201,13 +201,13 @@ void CudaBackend::linear_forward(const Tensor& y, const Tensor& x, const Weight&
     gemm(y, GradMode::Write, 1.0, x, false, w.values(), true);
 }
 
-bool CudaCacheKernels::linear_parts(const Tensor& x, const InputNorm* norm,
+bool CudaCacheKernels::linear_parts(const Tensor& x, const MadeInput* input,
                                     std::span<const LinearPart> parts) {
   const auto quantised = std::count_if(parts.begin(), parts.end(),
                                        [](const LinearPart& part) { return part.w->quantised(); });
   if (quantised == std::ssize(parts))
-    return linear_few_quantised(x, norm, parts, backend_.stream());
-  return quantised == 0 && linear_few_rows(x, norm, parts, backend_.stream());
+    return linear_few_quantised(x, input, parts, backend_.stream());
+  return quantised == 0 && linear_few_rows(x, input, parts, backend_.stream());
 }
 
 void CudaBackend::linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,

@@ -83,12 +83,12 @@ constexpr Kernel kKernels[kMost] = {
 
 }  // namespace
 
-bool linear_few_rows(const Tensor& x, const InputNorm* norm, std::span<const LinearPart> parts,
+bool linear_few_rows(const Tensor& x, const MadeInput* input, std::span<const LinearPart> parts,
                      cudaStream_t stream) {
-  if (x.dtype() == DType::BF16) return linear_few_rows_bf16(x, norm, parts, stream);
+  if (x.dtype() == DType::BF16) return linear_few_rows_bf16(x, input, parts, stream);
   const i64 M = x.rows(), K = x.cols();
   FewParts<float> few;
-  if (x.dtype() != DType::F32 || norm || M < 1 || M > kMost || K < 1 || K > INT32_MAX ||
+  if (x.dtype() != DType::F32 || input || M < 1 || M > kMost || K < 1 || K > INT32_MAX ||
       !few_parts<float>(x, parts, kRows, few))
     return false;
   launch_early("linear_few", kKernels[M - 1], grid_of(ceil_div(few.rows, kThreads / 32 * kRows)),
@@ -108,39 +108,43 @@ bool same_decoder(const QuantisedFormat& a, const QuantisedFormat& b) {
 
 }  // namespace
 
-bool linear_few_quantised(const Tensor& x, const InputNorm* norm, std::span<const LinearPart> parts,
-                          cudaStream_t stream) {
-  const Tensor& input = norm ? norm->normed : x;
+bool linear_few_quantised(const Tensor& x, const MadeInput* input,
+                          std::span<const LinearPart> parts, cudaStream_t stream) {
+  const Tensor& made = input ? input->made : x;
   if (parts.empty() || parts.size() > kMostFewParts || x.dtype() != DType::BF16 ||
-      !packable(8, x.cols(), x, input))
+      !packable(8, x.cols(), x, made))
     return false;
   for (const LinearPart& part : parts)
     if (!takes_codes(x.rows(), *part.w) || part.y.dtype() != DType::BF16 ||
         (part.addend && part.addend.dtype() != DType::BF16))
       return false;
-  if (norm && !can_norm_few_rows(x, *norm)) return false;
   const bool by_runs =
       x.rows() <= kMostByRuns && x.cols() >= kFewestColumnsByRuns && x.cols() % 32 == 0;
-  // The first kernel computes the norm, or one before it; the others read what it leaves.
-  bool normed = !norm;
+  const auto in_blocks = [](const LinearPart& part) {
+    return part.w->quantised()->format.encoding == Encoding::Blocks;
+  };
+  RowInput how;
+  if (!row_input(x, input, how)) return false;
+  // The first kernel makes the input, or one before it; the others read what it leaves.
+  bool is_made = !input;
   while (!parts.empty()) {
     const QuantisedFormat& format = parts[0].w->quantised()->format;
     std::size_t n = 1;
     while (n < parts.size() && same_decoder(format, parts[n].w->quantised()->format)) ++n;
     const auto run = parts.first(n);
-    const bool blocks = format.encoding == Encoding::Blocks;
+    const bool blocks = in_blocks(parts[0]);
     parts = parts.subspan(n);
     if (by_runs && blocks &&
-        linear_row_blocks(normed ? input : x, normed ? nullptr : norm, run, stream)) {
-      normed = true;
+        linear_row_blocks(is_made ? made : x, is_made ? nullptr : input, run, stream)) {
+      is_made = true;
       continue;
     }
-    if (!normed) norm_few_rows(x, *norm, stream);
-    normed = true;
+    if (!is_made) make_few_rows(x, how, stream);
+    is_made = true;
     if (blocks)
-      linear_few_blocks(input, run, stream);
-    else if (!by_runs || !linear_row_codes(input, run, stream))
-      linear_few_codes(input, run, stream);
+      linear_few_blocks(made, run, stream);
+    else if (!by_runs || !linear_row_codes(made, run, stream))
+      linear_few_codes(made, run, stream);
   }
   return true;
 }

@@ -4,6 +4,7 @@
 
 #include <span>
 
+#include "cuda/gated.cuh"
 #include "cuda/pack.cuh"
 #include "tensor/cache_kernels.h"
 
@@ -61,6 +62,24 @@ __device__ __forceinline__ void store_few(const Part& p, float* partial, const f
   }
 }
 
+// MadeInput, in BF16, as kernels read it: what they make of x where they read it. What they multiply is left in
+// memory too.
+struct RowInput {
+  const __nv_bfloat16* gain;  // of an RMSNorm; null: none
+  float eps;
+  Matrix<const __nv_bfloat16> gate;  // act(gate) * x; data null: none
+  bool gelu;                         // act: GELU's tanh form, else SiLU
+  Matrix<__nv_bfloat16> made;
+
+  __device__ __forceinline__ float gated(float gate, float up) const {
+    return gelu ? lk::gated<__nv_bfloat16, GeluTanh>(gate, up)
+                : lk::gated<__nv_bfloat16, Silu>(gate, up);
+  }
+};
+// Fills `made`; all null if `input` is. False if kernels can't make it: not in BF16, not readable in packs of 8,
+// another activation.
+bool row_input(const Tensor& x, const MadeInput* input, RowInput& made);
+
 // Fills `few` with the parts; T is the host's element type. Returns false if the parts do not suit
 // such kernels: more than three, of another dtype, or not readable in packs of 16 bytes.
 template <class T>
@@ -86,15 +105,14 @@ bool few_parts(const Tensor& x, std::span<const LinearPart> parts, int multiple,
 void linear_few_blocks(const Tensor& x, std::span<const LinearPart> parts, cudaStream_t stream);
 void linear_few_codes(const Tensor& x, std::span<const LinearPart> parts, cudaStream_t stream);
 // The same in one to four rows (integer_row.cuh, linear_row.cuh); false if these do not suit, with nothing done.
-// Blocks: where `norm` is not null, n is the norm of x, which is computed on the way.
-bool linear_row_blocks(const Tensor& x, const InputNorm* norm, std::span<const LinearPart> parts,
+// Blocks: where `input` is not null, n is made of x on the way.
+bool linear_row_blocks(const Tensor& x, const MadeInput* input, std::span<const LinearPart> parts,
                        cudaStream_t stream);
 bool linear_row_codes(const Tensor& x, std::span<const LinearPart> parts, cudaStream_t stream);
-// norm.normed = rmsnorm(x), for what can_norm_few_rows(): in BF16, and readable in packs.
-bool can_norm_few_rows(const Tensor& x, const InputNorm& norm);
-void norm_few_rows(const Tensor& x, const InputNorm& norm, cudaStream_t stream);
+// What kernels for few rows make of x, by one of its own.
+void make_few_rows(const Tensor& x, const RowInput& input, cudaStream_t stream);
 
-bool linear_few_rows_bf16(const Tensor& x, const InputNorm* norm, std::span<const LinearPart> parts,
-                          cudaStream_t stream);
+bool linear_few_rows_bf16(const Tensor& x, const MadeInput* input,
+                          std::span<const LinearPart> parts, cudaStream_t stream);
 
 }  // namespace lk

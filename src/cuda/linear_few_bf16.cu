@@ -1,16 +1,16 @@
 // Frozen projections of at most 32 rows in BF16: decoding. Every weight is read once, so this runs
 // at the speed of memory if enough loads are in flight.
 //
-// Shapes     y (M,N) = addend (M,N) + n (M,K) wᵀ, w (N,K), M <= 32, for up to three w; n is x or
-//            rmsnorm(x); rows 16-byte aligned
+// Shapes     y (M,N) = addend (M,N) + n (M,K) wᵀ, w (N,K), M <= 32, for up to three w; n is x,
+//            rmsnorm(x) or act(gate) * x; rows 16-byte aligned
 // Plan       a block: 16 rows of w; its eight warps take turns along K, 64 columns each: a stage.
 //            A warp copies its stages into shared memory of its own, two ahead of the one that it
 //            multiplies, the first before the kernel's input is there; no warp waits for another.
 //            A lane reads 8 neighbouring columns of two rows, which serve as tensor-core operands
 //            as they are: which columns meet in which product is free as long as x is read the same
 //            way. More rows of x cost more products, but no more bytes of w.
-// Norm       each block norms a few rows for itself into shared memory, while its first weights are
-//            on their way; more rows are normed by a kernel of their own, with the same bits
+// Input      each block makes n of a few rows for itself in shared memory, while its first weights are
+//            on their way; more rows are made by a kernel of their own, with the same bits
 // Bytes      w once; x (N / 16) times from L1/L2; y once
 // Numbers    F32 sums: a warp's columns in order, then the warps in order, then the addend, then
 //            rounded once. The order depends on K alone: a row has the same bits for every M.
@@ -34,16 +34,36 @@ __device__ __forceinline__ int stage_offset(int row, int chunk) {
   return row * kRowBytes + ((chunk ^ ((row & 1) << 2) ^ (row >> 1 & 3)) << 4);
 }
 
-// Every block norms x for itself up to this many rows and bytes.
-constexpr i64 kMostNormedRows = 4, kMostNormedBytes = 24 * 1024;
-struct Norm {
-  const Bf16* gain;
-  float eps;
-  Matrix<Bf16> normed;
-};
+// Every block makes its input for itself up to this many rows and bytes.
+constexpr i64 kMostMadeRows = 4, kMostMadeBytes = 32 * 1024;
+
+// to (k) = act(gate) * x of row m, and `copy` too if it is not null; executed by block `part` of `parts`.
+__device__ __forceinline__ void gate_row(Bf16* to, Bf16* copy, const Matrix<const Bf16>& x, i64 m,
+                                         const RowInput& input, int k, int part, int parts) {
+  constexpr int kAhead = 4;  // packs that a thread has on their way
+  const int step = parts * kThreads * 8;
+  for (int begin = (part * kThreads + threadIdx.x) * 8; begin < k; begin += kAhead * step) {
+    float v[kAhead][8], gate[kAhead][8];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int col = begin + i * step < k ? begin + i * step : begin;
+      load_pack<8>(x.at(m, col), v[i]);
+      load_pack<8>(input.gate.at(m, col), gate[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int col = begin + i * step;
+      if (col >= k) break;
+#pragma unroll
+      for (int j = 0; j < 8; ++j) v[i][j] = input.gated(gate[i][j], v[i][j]);
+      store_pack<8>(to + col, v[i]);
+      if (copy) store_pack<8>(copy + col, v[i]);
+    }
+  }
+}
 
 // to (k) = rmsnorm(x), and `copy` too if it is not null; executed by a whole block.
-__device__ __forceinline__ void norm_row(Bf16* to, Bf16* copy, const Bf16* x, const Norm& norm,
+__device__ __forceinline__ void norm_row(Bf16* to, Bf16* copy, const Bf16* x, const RowInput& input,
                                          int k) {
   float sum = 0.0f;
   for (int col = threadIdx.x * 8; col < k; col += kThreads * 8) {
@@ -52,11 +72,11 @@ __device__ __forceinline__ void norm_row(Bf16* to, Bf16* copy, const Bf16* x, co
 #pragma unroll
     for (int i = 0; i < 8; ++i) sum = fmaf(v[i], v[i], sum);
   }
-  const float r = 1.0f / sqrtf(block_sum(sum) / static_cast<float>(k) + norm.eps);
+  const float r = 1.0f / sqrtf(block_sum(sum) / static_cast<float>(k) + input.eps);
   for (int col = threadIdx.x * 8; col < k; col += kThreads * 8) {
     float v[8], w[8];
     load_pack<8>(x + col, v);
-    load_pack<8>(norm.gain + col, w);
+    load_pack<8>(input.gain + col, w);
 #pragma unroll
     for (int i = 0; i < 8; ++i) v[i] = v[i] * r * w[i];
     store_pack<8>(to + col, v);
@@ -64,20 +84,25 @@ __device__ __forceinline__ void norm_row(Bf16* to, Bf16* copy, const Bf16* x, co
   }
 }
 
+// A row is normed by one block and gated by several.
 __global__ void __launch_bounds__(kThreads)
-    linear_few_norm_kernel(Matrix<const Bf16> x, Norm norm, int k) {
+    make_few_rows_kernel(Matrix<const Bf16> x, RowInput input, int k) {
   wait_for_previous();  // Note [Early launches]
-  const i64 row = blockIdx.x;
-  norm_row(norm.normed.at(row, 0), nullptr, x.at(row, 0), norm, k);
+  const i64 m = blockIdx.x;
+  if (input.gain)
+    norm_row(input.made.at(m, 0), nullptr, x.at(m, 0), input, k);
+  else
+    gate_row(input.made.at(m, 0), nullptr, x, m, input, k, blockIdx.y, gridDim.y);
 }
 
-// Elements between normed rows in shared memory, chosen so that two rows lie in different banks.
-__host__ __device__ constexpr int normed_pitch(int k) { return k + 32; }
+// Elements between made rows in shared memory, chosen so that two rows lie in different banks.
+__host__ __device__ constexpr int made_pitch(int k) { return k + 32; }
 
 // NT: number of groups of 8 rows of x.
-template <int NT, bool NORMED>
+template <int NT, bool MAKES>
 __global__ void __launch_bounds__(kThreads)
-    linear_few_bf16_kernel(FewParts<Bf16> parts, Matrix<const Bf16> x, int n_x, Norm norm, int k) {
+    linear_few_bf16_kernel(FewParts<Bf16> parts, Matrix<const Bf16> x, int n_x, RowInput input,
+                           int k) {
   extern __shared__ __align__(16) unsigned char shared[];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   i64 row0 = static_cast<i64>(blockIdx.x) * kRows;
@@ -108,13 +133,17 @@ __global__ void __launch_bounds__(kThreads)
 
   const Bf16* rows = x.at(g, 0);
   i64 pitch = x.ld;
-  if constexpr (NORMED) {
-    Bf16* normed = reinterpret_cast<Bf16*>(shared + kRingBytes);
-    for (int m = 0; m < n_x; ++m)
-      norm_row(normed + m * normed_pitch(k), blockIdx.x == 0 ? norm.normed.at(m, 0) : nullptr,
-               x.at(m, 0), norm, k);
+  if constexpr (MAKES) {
+    Bf16* made = reinterpret_cast<Bf16*>(shared + kRingBytes);
+    for (int m = 0; m < n_x; ++m) {
+      Bf16 *to = made + m * made_pitch(k), *copy = blockIdx.x == 0 ? input.made.at(m, 0) : nullptr;
+      if (input.gain)
+        norm_row(to, copy, x.at(m, 0), input, k);
+      else
+        gate_row(to, copy, x, m, input, k, 0, 1);
+    }
     __syncthreads();
-    rows = normed + g * normed_pitch(k), pitch = normed_pitch(k);
+    rows = made + g * made_pitch(k), pitch = made_pitch(k);
   }
   float sum[NT][4] = {};
 #pragma unroll 1
@@ -152,47 +181,49 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-bool can_norm_few_rows(const Tensor& x, const InputNorm& norm) {
-  const Tensor &gain = norm.gain->values(), &normed = norm.normed;
-  return x.dtype() == DType::BF16 && gain.dtype() == DType::BF16 &&
-         packable(8, x.cols(), x, normed, gain);
+bool row_input(const Tensor& x, const MadeInput* input, RowInput& made) {
+  made = {};
+  if (!input) return true;
+  const Tensor& other = input->gate ? input->gate : input->gain->values();
+  if (x.dtype() != DType::BF16 || other.dtype() != DType::BF16 || input->act == Activation::Relu ||
+      !packable(8, x.cols(), x, input->made, other))
+    return false;
+  made.made = matrix<bf16>(input->made);
+  if (input->gate)
+    made.gate = const_matrix<bf16>(other), made.gelu = input->act == Activation::Gelu;
+  else
+    made.gain = pointer<bf16>(other), made.eps = static_cast<float>(input->eps);
+  return true;
 }
 
-void norm_few_rows(const Tensor& x, const InputNorm& norm, cudaStream_t stream) {
-  launch_early("linear_few_norm", linear_few_norm_kernel, grid_of(x.rows()), dim3(kThreads), 0,
-               stream, const_matrix<bf16>(x),
-               Norm{pointer<bf16>(norm.gain->values()), static_cast<float>(norm.eps),
-                    matrix<bf16>(norm.normed)},
-               static_cast<int>(x.cols()));
+void make_few_rows(const Tensor& x, const RowInput& input, cudaStream_t stream) {
+  const i64 blocks = input.gain ? 1 : ceil_div(x.cols(), kThreads * 8);  // of a row
+  launch_early("make_few_rows", make_few_rows_kernel, grid_of(x.rows(), blocks), dim3(kThreads), 0,
+               stream, const_matrix<bf16>(x), input, static_cast<int>(x.cols()));
 }
 
-bool linear_few_rows_bf16(const Tensor& x, const InputNorm* norm, std::span<const LinearPart> parts,
-                          cudaStream_t stream) {
+bool linear_few_rows_bf16(const Tensor& x, const MadeInput* input,
+                          std::span<const LinearPart> parts, cudaStream_t stream) {
   const i64 M = x.rows(), K = x.cols();
   FewParts<Bf16> few;
-  if (M < 1 || M > kMostRows || K < 1 || K > INT32_MAX || !few_parts<bf16>(x, parts, kRows, few))
+  RowInput how{};
+  if (M < 1 || M > kMostRows || K < 1 || K > INT32_MAX || !few_parts<bf16>(x, parts, kRows, few) ||
+      !row_input(x, input, how))
     return false;
   const int k = static_cast<int>(K);
-  Matrix<const Bf16> input = const_matrix<bf16>(x);
-  Norm few_norm{};
-  bool joined = false;
-  if (norm) {
-    const Tensor &gain = norm->gain->values(), &normed = norm->normed;
-    if (gain.dtype() != DType::BF16 || !packable(8, K, normed, gain)) return false;
-    few_norm = {pointer<bf16>(gain), static_cast<float>(norm->eps), matrix<bf16>(normed)};
-    joined = M <= kMostNormedRows && M * normed_pitch(k) * 2 <= kMostNormedBytes;
-    if (!joined) {
-      launch_early("linear_few_norm", linear_few_norm_kernel, grid_of(M), dim3(kThreads), 0, stream,
-                   input, few_norm, k);
-      input = const_matrix<bf16>(normed);
-    }
+  Matrix<const Bf16> rows = const_matrix<bf16>(x);
+  const bool makes = input && M <= kMostMadeRows &&
+                     M * made_pitch(k) * static_cast<i64>(sizeof(Bf16)) <= kMostMadeBytes;
+  if (input && !makes) {
+    make_few_rows(x, how, stream);
+    rows = const_matrix<bf16>(input->made);
   }
-  const i64 shared_bytes = kRingBytes + (joined ? M * normed_pitch(k) * 2 : 0);
+  const i64 shared_bytes = kRingBytes + (makes ? M * made_pitch(k) * 2 : 0);
   auto go = [&]<int NT>() {
     launch_early("linear_few_bf16",
-                 joined ? linear_few_bf16_kernel<NT, true> : linear_few_bf16_kernel<NT, false>,
+                 makes ? linear_few_bf16_kernel<NT, true> : linear_few_bf16_kernel<NT, false>,
                  grid_of(few.rows / kRows), dim3(kThreads), static_cast<std::size_t>(shared_bytes),
-                 stream, few, input, static_cast<int>(M), few_norm, k);
+                 stream, few, rows, static_cast<int>(M), how, k);
   };
   if (M <= 8)
     go.template operator()<1>();

@@ -4,10 +4,10 @@
 
 namespace lk {
 
-bool linear_row_blocks(const Tensor& x, const InputNorm* norm, std::span<const LinearPart> parts,
+bool linear_row_blocks(const Tensor& x, const MadeInput* input, std::span<const LinearPart> parts,
                        cudaStream_t stream) {
   const auto run = [&]<class Format>() {
-    return launch_integer_row<Format>(x, norm, parts, stream);
+    return launch_integer_row<Format>(x, input, parts, stream);
   };
   return operands::with_blocks(*parts[0].w->quantised()->format.blocks, run);
 }

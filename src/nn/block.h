@@ -114,14 +114,14 @@ class Block {
   // block_cached.cpp
   Var apply_cached(Tape& tape, const Var& x, const BlockInput& in);
   Var attend_cached(Tape& tape, const Var& x, const BlockInput& in);
-  // The projections `sites` of x, or of its norm if `w` is not null, each added to `addend` if that
-  // is defined.
+  // The projections `sites` of x, of its norm if `w` is not null, or of act(gate) * x if `gate` is defined, each
+  // added to `addend` if that is defined; and residual + the projection of x or act(gate) * x, which is normed
+  // first if `w` is defined and then goes through `place` if that is not null.
   std::vector<Var> project_cached(Tape& tape, const std::vector<Site>& sites, const NormWeights* w,
-                                  const Var& x, const Tensor& addend, const BlockInput& in);
-  // residual + the projection of x, which is normed first if `w` is defined and then goes through
-  // `place` if that is not null
+                                  const Var& x, const Tensor& addend, const BlockInput& in,
+                                  const Var& gate = {});
   Var project_cached_onto(Tape& tape, Site s, const NormWeights& w, SublayerPlace* place,
-                          const Var& residual, const Var& x, const BlockInput& in);
+                          const Var& residual, const Var& x, const BlockInput& in, const Var& gate);
 
   std::size_t index_;
   bool local_;

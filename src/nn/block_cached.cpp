@@ -11,9 +11,11 @@ Var Block::apply_cached(Tape& tape, const Var& x, const BlockInput& in) {
   check(!tape.recording(), "a KV cache has no backward");
   const Var o = attend_cached(tape, x, in);
   const Var h =
-      project_cached_onto(tape, Site::O, post_attn_norm_, places_.after_attention, x, o, in);
-  const Var m = activate(tape, project_cached(tape, mlp_sites(), &ffn_norm_, h, {}, in));
-  return project_cached_onto(tape, Site::Down, post_ffn_norm_, places_.after_mlp, h, m, in);
+      project_cached_onto(tape, Site::O, post_attn_norm_, places_.after_attention, x, o, in, {});
+  const std::vector<Var> m = project_cached(tape, mlp_sites(), &ffn_norm_, h, {}, in);
+  const bool gated = m.size() == 2;
+  return project_cached_onto(tape, Site::Down, post_ffn_norm_, places_.after_mlp, h,
+                             gated ? m[1] : activate(tape, m), in, gated ? m[0] : Var());
 }
 
 // Adds k and v to the cache; then the queries read all keys and values of their own sequence.
@@ -62,10 +64,12 @@ Var Block::attend_cached(Tape& tape, const Var& x, const BlockInput& in) {
 
 std::vector<Var> Block::project_cached(Tape& tape, const std::vector<Site>& sites,
                                        const NormWeights* w, const Var& x, const Tensor& addend,
-                                       const BlockInput& in) {
+                                       const BlockInput& in, const Var& gate) {
   std::vector<Var> y;
   if (std::any_of(sites.begin(), sites.end(), [&](Site s) { return !site(s)->adapts(); })) {
-    const Var n = w ? norm(tape, x, *w, eps_) : x;
+    const Var n = w                        ? norm(tape, x, *w, eps_)
+                  : gate.value().defined() ? activate(tape, {gate, x})
+                                           : x;
     for (Site s : sites) {
       y.push_back(project(tape, s, n, in));
       if (addend.defined()) y.back() = add(tape, tape.constant(addend), y.back());
@@ -74,8 +78,13 @@ std::vector<Var> Block::project_cached(Tape& tape, const std::vector<Site>& site
   }
   const bool rms = w && !w->bias.defined();  // the products compute it where they read x
   Tensor n = !w || rms ? x.value() : norm(tape, x, *w, eps_).value();
-  InputNorm input_norm{};
-  if (rms) input_norm = {&w->gain, eps_, tape.activation(x.dtype(), n.shape())};
+  MadeInput input{};
+  if (rms || gate.value().defined()) input.made = tape.activation(x.dtype(), n.shape());
+  if (rms) input.gain = &w->gain, input.eps = eps_;
+  if (gate.value().defined()) {
+    input.gate = gate.value();
+    input.act = mlp_ == MlpKind::GeGlu ? Activation::Gelu : Activation::Silu;
+  }
   std::vector<LinearPart> parts;
   for (Site s : sites) {
     const FrozenLinear& frozen = site(s)->frozen();
@@ -83,8 +92,8 @@ std::vector<Var> Block::project_cached(Tape& tape, const std::vector<Site>& site
                      &frozen.weight(), site(s)->scales() ? Tensor() : addend});
   }
   Backend& backend = tape.backend();
-  cached::linear_parts(backend, n, rms ? &input_norm : nullptr, parts);
-  if (rms) n = input_norm.normed;
+  cached::linear_parts(backend, n, input.made ? &input : nullptr, parts);
+  if (input.made) n = input.made;
   for (std::size_t i = 0; i < sites.size(); ++i) {
     LinearMap& map = *site(sites[i]);
     if (const Weight* bias = map.frozen().bias()) backend.add_bias(parts[i].y, *bias);
@@ -96,10 +105,11 @@ std::vector<Var> Block::project_cached(Tape& tape, const std::vector<Site>& site
 }
 
 Var Block::project_cached_onto(Tape& tape, Site s, const NormWeights& w, SublayerPlace* place,
-                               const Var& residual, const Var& x, const BlockInput& in) {
+                               const Var& residual, const Var& x, const BlockInput& in,
+                               const Var& gate) {
   if (!w.gain.defined() && !place)
-    return project_cached(tape, {s}, nullptr, x, residual.value(), in)[0];
-  Var y = project(tape, s, x, in);
+    return project_cached(tape, {s}, nullptr, x, residual.value(), in, gate)[0];
+  Var y = project(tape, s, gate.value().defined() ? activate(tape, {gate, x}) : x, in);
   if (w.gain.defined()) y = norm(tape, y, w, eps_);
   if (place) y = place->apply(tape, residual, y, in.mode);
   return add(tape, residual, y);

@@ -4,16 +4,21 @@
 
 namespace lk::cached {
 
-void linear_parts(Backend& backend, const Tensor& x, const InputNorm* norm,
+void linear_parts(Backend& backend, const Tensor& x, const MadeInput* input,
                   std::span<const LinearPart> parts) {
   CacheKernels* kernels = backend.cache_kernels();
-  if (kernels && kernels->linear_parts(x, norm, parts)) return;
-  if (norm) {
-    Tensor rstd = backend.empty(Tag::Workspace, stat_dtype(x.dtype()), {x.rows()});
-    backend.rmsnorm_forward(norm->normed, rstd, x, *norm->gain, norm->eps);
+  if (kernels && kernels->linear_parts(x, input, parts)) return;
+  if (input) {
+    if (input->gate) {
+      backend.gated_forward(input->act, input->made, input->gate, x);
+    } else {
+      Tensor rstd = backend.empty(Tag::Workspace, stat_dtype(x.dtype()), {x.rows()});
+      backend.rmsnorm_forward(input->made, rstd, x, *input->gain, input->eps);
+    }
+    return linear_parts(backend, input->made, nullptr, parts);
   }
   for (const LinearPart& part : parts) {
-    backend.linear_forward(part.y, norm ? norm->normed : x, *part.w);
+    backend.linear_forward(part.y, x, *part.w);
     if (part.addend) backend.add(part.y, part.y, part.addend);
   }
 }

@@ -9,8 +9,8 @@
 
 namespace lk::cached {
 
-// Each part's y = addend + n wᵀ, where n is x (T,K), or its norm if `norm` is not null.
-void linear_parts(Backend& backend, const Tensor& x, const InputNorm* norm,
+// Each part's y = addend + n wᵀ, where n is x (T,K), or what `input` makes of it if that is not null.
+void linear_parts(Backend& backend, const Tensor& x, const MadeInput* input,
                   std::span<const LinearPart> parts);
 // Rotates q (T,H*D) and k (T,G*D) in place, unless `table` is undefined, and writes k and v to rows
 // (T) of the caches. May leave k's own memory unrotated.

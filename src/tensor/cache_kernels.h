@@ -20,11 +20,14 @@ struct LinearPart {
   const Weight* w;
   Tensor addend = {};  // not y's memory
 };
-// RMSNorm of a product's input, computed where the product reads it.
-struct InputNorm {
+// A product's input, made of x (T,K) where the product reads it: the RMSNorm of x or, where `gate` is defined,
+// act(gate) * x.
+struct MadeInput {
   const Weight* gain;  // (K)
   double eps;
-  Tensor normed;  // (T,K): the normed input is left here
+  Tensor made;       // (T,K): the input is left here
+  Tensor gate = {};  // (T,K)
+  Activation act = Activation::Silu;
 };
 // Attention of a step's new tokens, which come as their projections give them, to their own documents.
 struct CachedAttention {
@@ -48,7 +51,7 @@ class CacheKernels {
   CacheKernels& operator=(const CacheKernels&) = delete;
 
   // Each operation returns false, and does nothing, where no kernel suits the shape.
-  virtual bool linear_parts(const Tensor& x, const InputNorm* norm,
+  virtual bool linear_parts(const Tensor& x, const MadeInput* input,
                             std::span<const LinearPart> parts) = 0;
   virtual bool rope_into_cache(const Tensor& q, const Tensor& k, const Tensor& v,
                                const CacheRows& cache, const Tensor& table, const Tensor& positions,
