@@ -48,29 +48,21 @@ bool is_mlx(const TensorReader& tensors, const std::string& name) {
   return tensors.has(module + ".scales") && !tensors.has(module + ".qweight");
 }
 
-std::string config_path(const std::string& folder) { return folder + "/config.json"; }
-
-QuantisationConfig read_quantisation(const std::string& folder) {
-  const std::string path = config_path(folder);
-  return parse_quantisation(read_json(path, std::size_t{1} << 20), path);
-}
-
-[[noreturn]] void deny(const std::string& config_json, const std::string& claim,
+[[noreturn]] void deny(const QuantisationConfig& config, const std::string& claim,
                        const TensorReader& reader, const std::string& tensor,
                        const std::string& fact) {
-  throw InputError(concat(config_json, ": quantization_config: ", claim, ", but tensor ", tensor,
-                          " of ", reader.path_of(tensor), " is ", fact));
+  throw InputError(concat(config.where, ": ", claim, ", but tensor ", tensor, " of ",
+                          reader.path_of(tensor), " is ", fact));
 }
 
-// Checks that what config.json says allows a module to be stored as it is. The numbers follow from the
+// Checks that what the config says allows a module to be stored as it is. The numbers follow from the
 // tensors alone, but a config that they deny is of other weights, or was edited: which of the two is
 // right can't be known here. Skip lists that name dense or unknown modules, and dense matrices that
 // no list names, are what every writer leaves, and contradict nothing.
-void check_claims(const QuantisationConfig& config, const std::string& config_json,
-                  const TensorReader& reader, const std::string& module,
-                  const StoredMatrix& stored) {
+void check_claims(const QuantisationConfig& config, const TensorReader& reader,
+                  const std::string& module, const StoredMatrix& stored) {
   auto refuse = [&](const std::string& claim, const std::string& fact) {
-    deny(config_json, claim, reader, stored.names[0], fact);
+    deny(config, claim, reader, stored.names[0], fact);
   };
   const QuantisedFormat& f = stored.format;
   for (const DenseModule& dense : config.dense)
@@ -90,10 +82,10 @@ void check_claims(const QuantisationConfig& config, const std::string& config_js
 }
 
 // Checks that a folder may be dense, as the matrix of this name and all others are.
-void check_may_be_dense(const QuantisationConfig& config, const std::string& config_json,
-                        const TensorReader& reader, const std::string& tensor) {
+void check_may_be_dense(const QuantisationConfig& config, const TensorReader& reader,
+                        const std::string& tensor) {
   if (!config.may_be_dense)
-    deny(config_json, concat("quant_method is ", method_name(config.method)), reader, tensor,
+    deny(config, concat("quant_method is ", method_name(config.method)), reader, tensor,
          "dense, and so is every other: a model that is not quantised has no such key");
 }
 
@@ -167,8 +159,7 @@ void ModelFile::check_tensors() const {
         found = find_stored_matrix(tensors, names, want.name, slot.shape, quantisation_);
       check_companions(tensors, names, want.name, found ? &*found : nullptr);
       if (found) {
-        check_claims(quantisation_, config_path(path_), tensors,
-                     slot.name.substr(0, slot.name.rfind('.')), *found);
+        check_claims(quantisation_, tensors, slot.name.substr(0, slot.name.rfind('.')), *found);
         parts_.insert(found->names.begin(), found->names.end());
         quantised_.emplace(slot.name, std::move(*found));
         continue;
@@ -185,7 +176,7 @@ void ModelFile::check_tensors() const {
   if (gguf_ || !quantised_.empty()) return;
   const auto matrix =
       std::find_if(slots_.begin(), slots_.end(), [](const WeightSlot& s) { return s.linear; });
-  check_may_be_dense(quantisation_, config_path(path_), tensors, layout_.find(*matrix).name);
+  check_may_be_dense(quantisation_, tensors, layout_.find(*matrix).name);
 }
 
 // A tensor that nothing asks for would change another program's model, so ours is not that model.

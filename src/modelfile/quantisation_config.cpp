@@ -7,6 +7,7 @@
 
 #include "io/config_keys.h"
 #include "io/json.h"
+#include "io/paths.h"
 #include "io/printable.h"
 #include "tensor/error.h"
 
@@ -91,6 +92,7 @@ class Parser {
     else
       refuse(concat("quant_method ", printable(method), " is not read (bitsandbytes, fp8, ",
                     "compressed-tensors, awq, gptq and auto-round are)"));
+    out_.where = where_;
     return out_;
   }
 
@@ -318,6 +320,23 @@ QuantisationConfig parse_quantisation(const Json& config, const std::string& out
   const Json& q = config["quantization_config"];
   if (!q.is_object()) throw InputError(where + ": not an object");
   return Parser(q, where).go(config.contains("quantization"));
+}
+
+QuantisationConfig read_quantisation(const std::string& folder) {
+  const auto read = [&](const char* name) {
+    return read_json(folder + name, std::size_t{1} << 20);
+  };
+  QuantisationConfig config = parse_quantisation(read("/config.json"), folder + "/config.json");
+  for (const auto& [name, method] :
+       {std::pair{"/quantize_config.json", "gptq"}, std::pair{"/quant_config.json", "awq"}}) {
+    if (config.method != Method::None || !exists(folder + name)) continue;
+    Json own = read(name);
+    if (!own.is_object()) throw InputError(folder + name + ": not an object");
+    if (!own.contains("quant_method")) own["quant_method"] = method;
+    config = Parser(own, folder + name).go(false);
+    config.may_be_dense = true;
+  }
+  return config;
 }
 
 }  // namespace lk

@@ -47,6 +47,7 @@ struct QuantisationConfig {
   std::optional<bool> nested = {};       // bitsandbytes' scales are quantised too
   std::vector<DenseModule> dense = {};
   bool may_be_dense = true;  // as a whole
+  std::string where = {};    // where all this is said, for messages
 };
 
 const char* method_name(QuantisationConfig::Method method);
@@ -62,5 +63,8 @@ inline constexpr const char* kNotMlx =
 // Reads `quantization_config`, refusing methods that are not read with what to load instead. Throws
 // InputError.
 QuantisationConfig parse_quantisation(const Json& config, const std::string& where);
+// The same of a folder: what AutoGPTQ and AutoAWQ wrote beside config.json, in quantize_config.json and
+// quant_config.json, counts where config.json says nothing. Such a file may lie beside dense weights.
+QuantisationConfig read_quantisation(const std::string& folder);
 
 }  // namespace lk
