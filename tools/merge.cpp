@@ -123,6 +123,7 @@ int main(int argc, char** argv) {
     s.storage.precision = parse_base_precision(precision);
     if (!keep_dense.empty()) s.storage.keep_dense = program::parse_list(keep_dense, "--keep-dense");
     s.shard_bytes = static_cast<std::uint64_t>(program::parse_bytes(shard));
+    require(s.shard_bytes > 0, "--shard-size: more than 0 is expected");
     Console console;
     try {
       require(!unmerge_it || s.onto.empty(), "--unmerge and --onto: give one of the two");
