@@ -430,7 +430,7 @@ TEST_CASE("cuda: a new token is normed, rotated, put into the cache and attends 
     int window;
   };
   for (DType t : {DType::F32, DType::BF16})
-    for (auto [heads, kv_heads] : {std::pair{6, 6}, {9, 3}, {16, 1}, {24, 2}})
+    for (auto [heads, kv_heads] : {std::pair{6, 6}, {8, 4}, {9, 3}, {16, 1}, {24, 2}})
       for (int head_dim : {32, 48, 64, 128, 256})
         for (const Made& how :
              {Made{false, true, 0}, {true, true, 0}, {true, true, 70}, {true, false, 1}}) {

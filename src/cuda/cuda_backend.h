@@ -74,8 +74,8 @@ class CudaBackend final : public Backend {
   // The major compute capability.
   int generation() const;
 
-  // Counts, all zero, with which blocks of a kernel find out who is the last; a kernel leaves them zero. They
-  // belong to the backend, since kernels of one stream do not run beside each other.
+  // Counts, all zero, with which blocks of a kernel find out who is the last; a kernel leaves them zero. One
+  // set serves all of the backend's kernels, as each touches it after wait_for_previous() alone.
   static constexpr std::int64_t kArrivals = 16384;
   std::uint32_t* arrivals() { return arrivals_; }
 

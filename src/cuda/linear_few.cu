@@ -120,9 +120,6 @@ bool linear_few_quantised(const Tensor& x, const MadeInput* input,
       return false;
   const bool by_runs =
       x.rows() <= kMostByRuns && x.cols() >= kFewestColumnsByRuns && x.cols() % 32 == 0;
-  const auto in_blocks = [](const LinearPart& part) {
-    return part.w->quantised()->format.encoding == Encoding::Blocks;
-  };
   RowInput how;
   if (!row_input(x, input, how)) return false;
   // The first kernel makes the input, or one before it; the others read what it leaves.
@@ -132,19 +129,15 @@ bool linear_few_quantised(const Tensor& x, const MadeInput* input,
     std::size_t n = 1;
     while (n < parts.size() && same_decoder(format, parts[n].w->quantised()->format)) ++n;
     const auto run = parts.first(n);
-    const bool blocks = in_blocks(parts[0]);
+    const bool blocks = format.encoding == Encoding::Blocks;
     parts = parts.subspan(n);
-    if (by_runs && blocks &&
-        linear_row_blocks(is_made ? made : x, is_made ? nullptr : input, run, stream)) {
-      is_made = true;
-      continue;
-    }
-    if (!is_made) make_few_rows(x, how, stream);
+    const bool makes_it = !is_made && by_runs && blocks && linear_row_blocks(x, input, run, stream);
+    if (!is_made && !makes_it) make_few_rows(x, how, stream);
     is_made = true;
-    if (blocks)
-      linear_few_blocks(made, run, stream);
-    else if (!by_runs || !linear_row_codes(made, run, stream))
-      linear_few_codes(made, run, stream);
+    if (makes_it || (by_runs && (blocks ? linear_row_blocks(made, nullptr, run, stream)
+                                        : linear_row_codes(made, run, stream))))
+      continue;
+    blocks ? linear_few_blocks(made, run, stream) : linear_few_codes(made, run, stream);
   }
   return true;
 }

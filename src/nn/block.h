@@ -115,8 +115,8 @@ class Block {
   Var apply_cached(Tape& tape, const Var& x, const BlockInput& in);
   Var attend_cached(Tape& tape, const Var& x, const BlockInput& in);
   // The projections `sites` of x, of its norm if `w` is not null, or of act(gate) * x if `gate` is defined, each
-  // added to `addend` if that is defined; and residual + the projection of x or act(gate) * x, which is normed
-  // first if `w` is defined and then goes through `place` if that is not null.
+  // added to `addend` if that is defined. And residual + such a projection, of x or of act(gate) * x, which is
+  // normed first if `w` is defined and then goes through `place` if that is not null.
   std::vector<Var> project_cached(Tape& tape, const std::vector<Site>& sites, const NormWeights* w,
                                   const Var& x, const Tensor& addend, const BlockInput& in,
                                   const Var& gate = {});

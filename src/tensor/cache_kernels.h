@@ -23,9 +23,9 @@ struct LinearPart {
 // A product's input, made of x (T,K) where the product reads it: the RMSNorm of x or, where `gate` is defined,
 // act(gate) * x.
 struct MadeInput {
-  const Weight* gain;  // (K)
-  double eps;
-  Tensor made;       // (T,K): the input is left here
+  const Weight* gain = nullptr;  // (K)
+  double eps = 0;
+  Tensor made = {};  // (T,K): the input is left here; not x's memory, nor the gate's
   Tensor gate = {};  // (T,K)
   Activation act = Activation::Silu;
 };

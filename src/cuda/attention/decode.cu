@@ -8,15 +8,16 @@
 // Plan       a block: a piece of 64 keys of one document, one key/value head and up to 8 of its
 //            query heads, so that keys and values are read once for all of them. Lanes that share
 //            a key hold 16 bytes of it each. Scores go to shared memory, then follow the softmax of
-//            the piece and the sum of values. Blocks count their arrivals; the last of a document's
-//            adds up its pieces, in order. Where pieces begin depends on the document alone, and how
-//            many are launched depends on the cache's capacity, so the work can be recorded while
-//            documents grow, and a document's bits do not depend on the others. Every block norms and rotates its queries itself; the
-//            one that has the document's last key makes that too and puts it and the value into the
-//            cache. So a step of generation has no launches for that.
+//            the piece and the sum of values. Blocks count their arrivals; the last of a document and
+//            its group of heads adds up the pieces, in order. Where pieces begin depends on the
+//            document alone, and how many are launched depends on the cache's capacity, so the work
+//            can be recorded while documents grow, and a document's bits do not depend on the others.
+//            Every block norms and rotates its queries itself; the one that has the document's last
+//            key makes that too and puts it and the value into the cache. So a step of generation has
+//            no launches for that.
 // Bytes      k, v once; partial sums (n, H, pieces, D) F32 through L2
 // Numbers    everything F32; what is normed and what is rotated is rounded to T, as apart from this
-// Limits     empty pieces of a large capacity are launched and return at once
+// Limits     empty pieces of a large capacity are launched, and return when they know their document
 #include "cuda/attention/tiles.cuh"
 #include "cuda/cache_kernels.h"
 #include "cuda/reduce.cuh"
@@ -33,8 +34,8 @@ struct MaxOp {
 // What the pieces of (document, head) leave for the last of them: sums (D), largest score, sum of exp.
 struct Partials {
   float *sums, *stats;
-  std::uint32_t*
-      arrivals;  // (documents, heads of keys, groups of their queries): zero between launches
+  // (documents, heads of keys, groups of their queries): zero between launches.
+  std::uint32_t* arrivals;
   int n_heads, n_pieces, first_document;
   __device__ __forceinline__ i64 index(int document, int head, int piece) const {
     return (static_cast<i64>(document) * n_heads + head) * n_pieces + piece;
@@ -342,8 +343,12 @@ bool decode(const AttentionForward& a, const CachedAttention* c, CudaBackend& ba
   const std::vector<std::int32_t>& offsets = a.q_seg.host;
   for (std::size_t i = 0; i + 1 < offsets.size(); ++i)
     if (offsets[i + 1] != offsets[i] + 1) return false;
-  for (std::size_t i = 0; i < a.k_rows.begins.size(); ++i)
-    if (a.k_rows.begins[i] == a.k_rows.ends[i]) return false;
+  for (std::size_t i = 0; i < a.k_rows.begins.size(); ++i) {
+    const std::int32_t n_keys = a.k_rows.ends[i] - a.k_rows.begins[i];
+    check(n_keys <= a.k_rows.most, "attention_decode: a document of ", n_keys, " keys, where ",
+          a.k_rows.most, " are the most");  // pieces would be missing, and their arrivals
+    if (n_keys == 0) return false;
+  }
   return dispatch_device(a.q.dtype(), [&]<class T>() {
     const int lanes = lanes_of<T>(a);
     constexpr int N = 16 / static_cast<int>(sizeof(T));
