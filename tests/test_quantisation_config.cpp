@@ -304,33 +304,41 @@ TEST_CASE("a bias of zeros beside a matrix of GPTQ is none, and another one is r
 TEST_CASE("what only AutoGPTQ's or AutoAWQ's own file says of a quantisation is read") {
   using Method = QuantisationConfig::Method;
   const ScratchFolder folder;
-  folder.write("config.json", "{}");
-  CHECK(read_quantisation(folder.path()).method == Method::None);
-  folder.write("quant_config.json",
-               R"({"zero_point": true, "q_group_size": 64, "w_bit": 4, "version": "GEMM"})");
-  CHECK(read_quantisation(folder.path()).method == Method::Awq);
-  const auto gptq = [&](int bits) {
-    folder.write("quantize_config.json",
-                 concat(R"({"bits": )", bits, R"(, "group_size": 128, "damp_percent": 0.01,
-                        "desc_act": false, "static_groups": false, "sym": true,
-                        "true_sequential": true, "model_name_or_path": null,
-                        "model_file_base_name": "model"})"));
+  CHECK(read_own_quantisation(folder.path()).method == Method::None);
+  const std::string awq =
+      R"({"zero_point": true, "q_group_size": 64, "w_bit": 4, "version": "GEMM"})";
+  folder.write("quant_config.json", awq);
+  CHECK(read_own_quantisation(folder.path()).method == Method::Awq);
+  const auto gptq = [](const ScratchFolder& to, int bits) {
+    to.write("quantize_config.json",
+             concat(R"({"bits": )", bits, R"(, "group_size": 128, "damp_percent": 0.01,
+                    "desc_act": false, "static_groups": false, "sym": true,
+                    "true_sequential": true, "model_name_or_path": null,
+                    "model_file_base_name": "model"})"));
   };
-  gptq(4);
-  const QuantisationConfig config = read_quantisation(folder.path());
+  gptq(folder, 4);
+  CHECK_THROWS_WITH_AS(read_own_quantisation(folder.path()),
+                       doctest::Contains("quantize_config.json and quant_config.json"), InputError);
+  const ScratchFolder other;
+  gptq(other, 4);
+  const QuantisationConfig config = read_own_quantisation(other.path());
   CHECK(config.method == Method::Gptq);
   CHECK(config.scales == std::vector<SharedScale>{{1, 128}});
-  CHECK(config.where == folder.path() + "/quantize_config.json");
-  gptq(3);
-  CHECK_THROWS_WITH_AS(read_quantisation(folder.path()),
+  CHECK(config.where == other.path() + "/quantize_config.json");
+  CHECK(config.file == "quantize_config.json");
+  gptq(other, 3);
+  CHECK_THROWS_WITH_AS(read_own_quantisation(other.path()),
                        doctest::Contains("quantize_config.json: bits"), InputError);
-  folder.write("config.json", R"({"quantization_config": {"quant_method": "fp8"}})");
-  CHECK(read_quantisation(folder.path()).method == Method::Fp8);
+  other.write("quantize_config.json", R"({"bits": 4, "group_size": 32, "q_group_size": 64})");
+  CHECK_THROWS_WITH_AS(read_own_quantisation(other.path()), doctest::Contains("q_group_size is 64"),
+                       InputError);
 
-  // Beside dense weights it counts for nothing.
+  // Beside dense weights nobody asks for it, nor copies it.
   const std::string tiny = kGolden + "peft/tiny/";
-  gptq(4);
-  folder.write("config.json", read_file(tiny + "config.json", 1 << 20));
-  folder.write("model.safetensors", read_file(tiny + "model.safetensors", 1 << 24));
-  CHECK_NOTHROW(ModelFile(folder.path()).reader());
+  other.write("quantize_config.json", "anything");
+  other.write("config.json", read_file(tiny + "config.json", 1 << 20));
+  other.write("model.safetensors", read_file(tiny + "model.safetensors", 1 << 24));
+  const ModelFile dense(other.path());
+  CHECK_NOTHROW(dense.reader());
+  for (const auto& [name, content] : dense.side_files()) CHECK(name != "quantize_config.json");
 }

@@ -48,6 +48,13 @@ bool is_mlx(const TensorReader& tensors, const std::string& name) {
   return tensors.has(module + ".scales") && !tensors.has(module + ".qweight");
 }
 
+// Whether there are codes of AWQ or GPTQ.
+bool any_codes(const TensorReader& tensors) {
+  const std::vector<std::string> names = tensors.names();
+  return std::any_of(names.begin(), names.end(),
+                     [](const std::string& name) { return name.ends_with(".qweight"); });
+}
+
 [[noreturn]] void deny(const QuantisationConfig& config, const std::string& claim,
                        const TensorReader& reader, const std::string& tensor,
                        const std::string& fact) {
@@ -99,7 +106,10 @@ ModelFile::ModelFile(const std::string& path) : path_(path) {
   refuse_what_is_no_model(path);
   if (!is_folder(path)) gguf_ = std::make_unique<GgufFile>(path);
   config_ = gguf_ ? config_from_gguf(*gguf_) : config_from_folder(path);
-  if (!gguf_) quantisation_ = read_quantisation(path);
+  if (!gguf_) {
+    const std::string json = path + "/config.json";
+    quantisation_ = parse_quantisation(read_json(json, std::size_t{1} << 20), json);
+  }
   ModelWeights unused;  // what the slots point into
   slots_ = weight_slots(config_, unused);
   for (WeightSlot& slot : slots_) slot.weight = nullptr;
@@ -121,7 +131,7 @@ std::unique_ptr<Tokenizer> open_tokenizer(const std::string& path) {
 
 std::vector<const InputFile*> ModelFile::weight_files() const { return reader().files(); }
 
-std::vector<std::pair<std::string, std::string>> ModelFile::side_files() const {
+std::vector<std::pair<std::string, std::string>> ModelFile::side_files(bool of_codes) const {
   std::vector<std::pair<std::string, std::string>> files;
   if (gguf_) return files;
   files.emplace_back("config.json", read_file(path_ + "/config.json", kMaxSideFile));
@@ -131,6 +141,9 @@ std::vector<std::pair<std::string, std::string>> ModelFile::side_files() const {
     const std::string path = path_ + "/" + name;
     if (exists(path)) files.emplace_back(name, read_file(path, kMaxSideFile));
   }
+  if (of_codes) reader();  // it knows whether config.json says all
+  if (const std::string& own = quantisation_.file; of_codes && own != "config.json")
+    files.emplace_back(own, read_file(path_ + "/" + own, kMaxSideFile));
   return files;
 }
 
@@ -139,6 +152,9 @@ std::vector<std::pair<std::string, std::string>> ModelFile::side_files() const {
 void ModelFile::open_tensors() const {
   std::call_once(opened_, [this] {
     if (!gguf_) folder_tensors_ = open_safetensors_model(path_);
+    if (!gguf_ && quantisation_.method == QuantisationConfig::Method::None &&
+        any_codes(*folder_tensors_))
+      quantisation_ = read_own_quantisation(path_);
     layout_ = gguf_ ? gguf_layout(config_) : folder_layout(config_, *folder_tensors_);
     check_tensors();
     check_no_other_tensors();

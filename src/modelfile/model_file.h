@@ -46,8 +46,9 @@ class ModelFile {
   // The open files that hold the weights: the GGUF file, model.safetensors, or the shards by name.
   std::vector<const InputFile*> weight_files() const;
   // Name and content of a folder's other files that belong to the model: its configs and what makes
-  // its tokenizer, config.json first. Empty for a GGUF file. Throws InputError, IoError.
-  std::vector<std::pair<std::string, std::string>> side_files() const;
+  // its tokenizer, config.json first; `of_codes`: and what alone says how codes are to be read. Empty for a
+  // GGUF file. Throws InputError, IoError.
+  std::vector<std::pair<std::string, std::string>> side_files(bool of_codes = true) const;
 
   // ---- tensors. The first question about them checks that every tensor that the config asks for
   // is there with its shape, in a type that is read, and that there is no other: InputError naming
@@ -114,7 +115,7 @@ class ModelFile {
   mutable std::once_flag opened_;
   mutable std::unique_ptr<TensorReader> folder_tensors_;
   mutable FileLayout layout_{};
-  QuantisationConfig quantisation_;                        // of a folder
+  mutable QuantisationConfig quantisation_;                // of a folder
   mutable std::map<std::string, StoredMatrix> quantised_;  // by the slot's name
   mutable std::set<std::string> parts_;                    // the names of their tensors
   // The last such matrix that was read by rows.

@@ -72,7 +72,7 @@ std::vector<std::pair<std::string, std::string>> side_files(const ModelFile& bas
     files.emplace_back("config.json", config.dump(2) + "\n");
     for (auto& file : hf_tokenizer_files(*base.gguf())) files.push_back(std::move(file));
   } else {
-    files = base.side_files();
+    files = base.side_files(false);
   }
   files[0].second = with_types(files[0].second, dtype, quantisation);  // config.json
   return files;

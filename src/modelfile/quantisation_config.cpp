@@ -246,8 +246,12 @@ class Parser {
       if (given(q_, key) && json_int(q_, key, 0, 64, where_) != 4)
         refuse(concat(key, ": weights of other than 4 bits are not read"));
     for (const char* key : {"group_size", "q_group_size", "groupsize"})
-      if (given(q_, key))
-        out_.scales = {{1, std::max<std::int64_t>(json_int(q_, key, -1, 1 << 30, where_), 0)}};
+      if (given(q_, key)) {
+        const SharedScale of{1, std::max<std::int64_t>(json_int(q_, key, -1, 1 << 30, where_), 0)};
+        if (!out_.scales.empty() && !(out_.scales[0] == of))
+          refuse(concat(key, " is ", of.cols, ", but group_size ", out_.scales[0].cols));
+        out_.scales = {of};
+      }
     dense_modules("modules_to_not_convert", false);
     if (q_.contains("lm_head") && q_["lm_head"] == false)
       out_.dense.push_back({"lm_head", "lm_head", true});
@@ -322,20 +326,19 @@ QuantisationConfig parse_quantisation(const Json& config, const std::string& out
   return Parser(q, where).go(config.contains("quantization"));
 }
 
-QuantisationConfig read_quantisation(const std::string& folder) {
-  const auto read = [&](const char* name) {
-    return read_json(folder + name, std::size_t{1} << 20);
-  };
-  QuantisationConfig config = parse_quantisation(read("/config.json"), folder + "/config.json");
-  for (const auto& [name, method] :
-       {std::pair{"/quantize_config.json", "gptq"}, std::pair{"/quant_config.json", "awq"}}) {
-    if (config.method != Method::None || !exists(folder + name)) continue;
-    Json own = read(name);
-    if (!own.is_object()) throw InputError(folder + name + ": not an object");
-    if (!own.contains("quant_method")) own["quant_method"] = method;
-    config = Parser(own, folder + name).go(false);
-    config.may_be_dense = true;
-  }
+QuantisationConfig read_own_quantisation(const std::string& folder) {
+  const std::string gptq = "quantize_config.json", awq = "quant_config.json";
+  const bool of_gptq = exists(folder + "/" + gptq), of_awq = exists(folder + "/" + awq);
+  if (!of_gptq && !of_awq) return {};
+  if (of_gptq && of_awq)
+    throw InputError(concat(folder, ": ", gptq, " and ", awq,
+                            " are both there, and config.json does not say which of them counts"));
+  const std::string name = of_gptq ? gptq : awq, path = folder + "/" + name;
+  Json own = read_json(path, std::size_t{1} << 20);
+  if (!own.is_object()) throw InputError(path + ": not an object");
+  if (!own.contains("quant_method")) own["quant_method"] = of_gptq ? "gptq" : "awq";
+  QuantisationConfig config = Parser(own, path).go(false);
+  config.file = name;
   return config;
 }
 

@@ -46,8 +46,9 @@ struct QuantisationConfig {
   std::vector<Encoding> encodings = {};  // one of these; empty: config does not say
   std::optional<bool> nested = {};       // bitsandbytes' scales are quantised too
   std::vector<DenseModule> dense = {};
-  bool may_be_dense = true;  // as a whole
-  std::string where = {};    // where all this is said, for messages
+  bool may_be_dense = true;          // as a whole
+  std::string where = {};            // where all this is said, for messages
+  std::string file = "config.json";  // its name
 };
 
 const char* method_name(QuantisationConfig::Method method);
@@ -63,8 +64,8 @@ inline constexpr const char* kNotMlx =
 // Reads `quantization_config`, refusing methods that are not read with what to load instead. Throws
 // InputError.
 QuantisationConfig parse_quantisation(const Json& config, const std::string& where);
-// The same of a folder: what AutoGPTQ and AutoAWQ wrote beside config.json, in quantize_config.json and
-// quant_config.json, counts where config.json says nothing. Such a file may lie beside dense weights.
-QuantisationConfig read_quantisation(const std::string& folder);
+// What AutoGPTQ or AutoAWQ wrote beside config.json, in quantize_config.json or quant_config.json: it counts where
+// config.json says nothing and there are codes of theirs. Says nothing if there is neither; both are an InputError.
+QuantisationConfig read_own_quantisation(const std::string& folder);
 
 }  // namespace lk

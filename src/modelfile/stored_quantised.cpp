@@ -66,9 +66,8 @@ class Companions {
     if (config.method == Method::None ||
         std::find(methods.begin(), methods.end(), config.method) != methods.end())
       return;
-    refuse(name,
-           concat("is quantised as ", method_name(*methods.begin()),
-                  " does it, but config.json's quant_method is ", method_name(config.method)));
+    refuse(name, concat("is quantised as ", method_name(*methods.begin()), " does it, but ",
+                        config.file, "'s quant_method is ", method_name(config.method)));
   }
 
  private:
@@ -202,9 +201,8 @@ std::int64_t columns_of_group(Companions& c, const std::string& scale, std::int6
     expected += concat(expected.empty() ? "" : " or ", said);
   }
   if (cols == 0)
-    c.refuse(scale,
-             concat("has ", groups, " groups for ", K, " columns, config.json says groups of ",
-                    expected.empty() ? "no" : expected, " columns"));
+    c.refuse(scale, concat("has ", groups, " groups for ", K, " columns, ", config.file,
+                           " says groups of ", expected.empty() ? "no" : expected, " columns"));
   if (K % cols != 0 || cols % 8 != 0)
     c.refuse(scale, concat("groups of ", cols, " columns do not divide ", K,
                            " columns into multiples of 8: ", kLoadInstead));
@@ -289,7 +287,7 @@ void find_awq_or_gptq(Companions& c, const TensorReader& reader, const Shape& sh
   const std::int64_t N = shape[0], K = shape[1];
   const bool awq = config.method == Method::Awq;
   if (!awq && config.method != Method::Gptq)
-    c.refuse(x + ".qweight", concat("is AWQ's or GPTQ's, but config.json's quant_method is ",
+    c.refuse(x + ".qweight", concat("is AWQ's or GPTQ's, but ", config.file, "'s quant_method is ",
                                     method_name(config.method)));
   stored.layout = awq ? Layout::Awq : Layout::Gptq;
   if (N % 8 != 0 || K % 8 != 0)
@@ -306,7 +304,8 @@ void find_awq_or_gptq(Companions& c, const TensorReader& reader, const Shape& sh
   stored.format.rounded = rounding_of(reader.stored_type(x + ".scales"), reader.path());
   stored.zero_shift = awq ? 0 : config.gptq_zero_shift;
   if (!c.has(x + ".g_idx")) {
-    if (config.reordered) c.refuse(x + ".g_idx", "is missing: config.json says desc_act");
+    if (config.reordered)
+      c.refuse(x + ".g_idx", concat("is missing: ", config.file, " says desc_act"));
     return;
   }
   c.expect(x + ".g_idx", {"I32"}, {K});
