@@ -53,12 +53,7 @@ struct ColumnScales {
 template <bool SCALED>
 __device__ __forceinline__ void values_of(const uint4& raw, int col, const ColumnScales& columns,
                                           float (&v)[kPack]) {
-  const u32 words[4] = {raw.x, raw.y, raw.z, raw.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {  // a BF16 is the upper half of a float
-    v[2 * i] = __uint_as_float(words[i] << 16);
-    v[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
-  }
+  unpack_bf16(raw, v);
   if constexpr (SCALED) {
     float s[kPack];
     columns.load(col, s);

@@ -37,6 +37,9 @@
 
 namespace lk {
 
+constexpr int kRoundTiles = 8;
+constexpr int kMostNormedChunks = 64;  // longer rows are normed by a kernel of its own
+
 // Format: how codes become bytes; `static constexpr`
 //   u32 kBytes       of a chunk's codes in a row
 //   bool kWhole      a block is a chunk, so that there are no others
@@ -50,16 +53,6 @@ namespace lk {
 // and
 //   bytes(chunk, run, t, w)              w: the lane's eight codes; chunk: the codes of a row in shared memory
 //   scales(chunk, upper, i, f)           of run 4 upper + i: f[s], of half s: {a, b}
-
-constexpr int kRoundTiles = 8;
-constexpr int kMostNormedChunks = 64;  // longer rows are normed by a kernel of its own
-
-__device__ __forceinline__ void floats_of(const uint4& pairs, float (&x)[8]) {
-  const std::uint32_t p[4] = {pairs.x, pairs.y, pairs.z, pairs.w};
-#pragma unroll
-  for (int i = 0; i < 8; ++i)
-    x[i] = __uint_as_float(i % 2 ? p[i / 2] & 0xffff0000u : p[i / 2] << 16);
-}
 
 // A chunk of M rows of x as integers, in a warp's shared memory.
 template <class Format, int M>
@@ -83,7 +76,7 @@ struct IntegerRows {
     for (int m = 0; m < M; ++m) {
       float v[8] = {};
       const auto load = [&](const __nv_bfloat16* row, float(&to)[8]) {
-        floats_of(run_of_x<Format::kHalves>(row, t), to);
+        unpack_bf16(run_of_x<Format::kHalves>(row, t), to);
       };
       if (inside && m < n_x) {
         load(x.at(m, column), v);
@@ -94,7 +87,7 @@ struct IntegerRows {
           for (int i = 0; i < 8; ++i) v[i] = input.gated(gate[i], v[i]);
           const uint4 made{pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]),
                            pack_bf16(v[6], v[7])};
-          floats_of(made, v);
+          unpack_bf16(made, v);
           if (keep) put_run<Format::kHalves>(input.made.at(m, column), t, made);
         }
       }
@@ -246,12 +239,12 @@ __global__ void __launch_bounds__(kIntegerWarps<Format> * 32, M == 1 ? kIntegerB
 
   // What is copied next.
   int round = first, next_chunk = warp, next_tile = first + place;
+  unsigned char* const ring = shared + threadIdx.x / 32 * (2 * Stage::kBytes);
   auto* const all_rows =
       reinterpret_cast<IntegerRows<Format, M>*>(shared + kWarps * (2 * Stage::kBytes));
   auto& rows = all_rows[threadIdx.x / 32];
   float* const sums = reinterpret_cast<float*>(all_rows + kWarps);
   float* const squares = sums + kWarps * (kRoundTiles * kFewRows * M);
-  unsigned char* const ring = shared + threadIdx.x / 32 * (2 * Stage::kBytes);
   const StageCopy<Format> copy([&](int row) { return static_cast<u32>(row) * row_bytes; });
   const auto copy_next = [&](int stage) {
     if (next_tile < end) {
@@ -272,9 +265,9 @@ __global__ void __launch_bounds__(kIntegerWarps<Format> * 32, M == 1 ? kIntegerB
   };
   copy_next(0);
   copy_next(1);
-  const bool keeps = blockIdx.x == gridDim.x - 1;  // it has the fewest tiles
-  wait_for_previous();                             // Note [Early launches]
+  wait_for_previous();  // Note [Early launches]
 
+  const bool keeps = blockIdx.x == gridDim.x - 1;  // it has the fewest tiles
   int stage = 0;
   for (int begin = first; begin < end; begin += kRoundTiles) {
     const int behind = min(begin + kRoundTiles, end);

@@ -41,6 +41,16 @@ __device__ __forceinline__ void load_pack(const T* p, float (&x)[N]) {
   for (int i = 0; i < N; ++i) x[i] = to_float(pack.v[i]);
 }
 
+// Eight BF16 in four words, of which each is the upper half of a float.
+__device__ __forceinline__ void unpack_bf16(const uint4& raw, float (&x)[8]) {
+  const std::uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    x[2 * i] = __uint_as_float(words[i] << 16);
+    x[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+  }
+}
+
 template <int N, class T>
 __device__ __forceinline__ void store_pack(T* p, const float (&x)[N]) {
   Pack<T, N> pack;

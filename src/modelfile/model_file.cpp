@@ -48,13 +48,6 @@ bool is_mlx(const TensorReader& tensors, const std::string& name) {
   return tensors.has(module + ".scales") && !tensors.has(module + ".qweight");
 }
 
-// Whether there are codes of AWQ or GPTQ.
-bool any_codes(const TensorReader& tensors) {
-  const std::vector<std::string> names = tensors.names();
-  return std::any_of(names.begin(), names.end(),
-                     [](const std::string& name) { return name.ends_with(".qweight"); });
-}
-
 [[noreturn]] void deny(const QuantisationConfig& config, const std::string& claim,
                        const TensorReader& reader, const std::string& tensor,
                        const std::string& fact) {
@@ -152,9 +145,6 @@ std::vector<std::pair<std::string, std::string>> ModelFile::side_files(bool of_c
 void ModelFile::open_tensors() const {
   std::call_once(opened_, [this] {
     if (!gguf_) folder_tensors_ = open_safetensors_model(path_);
-    if (!gguf_ && quantisation_.method == QuantisationConfig::Method::None &&
-        any_codes(*folder_tensors_))
-      quantisation_ = read_own_quantisation(path_);
     layout_ = gguf_ ? gguf_layout(config_) : folder_layout(config_, *folder_tensors_);
     check_tensors();
     check_no_other_tensors();
@@ -165,6 +155,10 @@ void ModelFile::check_tensors() const {
   const TensorReader& tensors = gguf_ ? *gguf_ : *folder_tensors_;
   std::vector<std::string> names;
   if (!gguf_) names = tensors.names();
+  if (quantisation_.method == QuantisationConfig::Method::None &&
+      std::any_of(names.begin(), names.end(),
+                  [](const std::string& name) { return name.ends_with(".qweight"); }))
+    quantisation_ = read_own_quantisation(path_);
   for (const WeightSlot& slot : slots_) {
     StoredTensor want = layout_.find(slot);
     if (is_mlx(tensors, want.name))

@@ -133,15 +133,9 @@ std::vector<Site> Block::mlp_sites() const {
 }
 
 Var Block::activate(Tape& tape, const std::vector<Var>& projected) {
-  switch (mlp_) {
-    case MlpKind::Gelu:
-      return gelu(tape, projected[0]);
-    case MlpKind::GeGlu:
-      return geglu(tape, projected[0], projected[1]);
-    case MlpKind::SwiGlu:
-      break;
-  }
-  return swiglu(tape, projected[0], projected[1]);
+  if (mlp_ == MlpKind::Gelu) return gelu(tape, projected[0]);
+  const auto glu = gate_act() == Activation::Gelu ? geglu : swiglu;
+  return glu(tape, projected[0], projected[1]);
 }
 
 std::vector<Var> Block::project_normed(Tape& tape, const std::vector<Site>& sites,

@@ -97,6 +97,10 @@ class Block {
   Var inner(Tape& tape, const Var& h, const BlockInput& in);
   // The MLP's activation of its first projections, given in the order of mlp_sites().
   Var activate(Tape& tape, const std::vector<Var>& projected);
+  // Of the MLP's gate, if it has one.
+  Activation gate_act() const {
+    return mlp_ == MlpKind::GeGlu ? Activation::Gelu : Activation::Silu;
+  }
   std::vector<Site> mlp_sites() const;
   Var project(Tape& tape, Site s, const Var& x, const BlockInput& in, Output y = Output::Read) {
     return site(s)->apply(tape, x, in.mode, y);

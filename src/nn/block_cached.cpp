@@ -81,10 +81,7 @@ std::vector<Var> Block::project_cached(Tape& tape, const std::vector<Site>& site
   MadeInput input{};
   if (rms || gate.value().defined()) input.made = tape.activation(x.dtype(), n.shape());
   if (rms) input.gain = &w->gain, input.eps = eps_;
-  if (gate.value().defined()) {
-    input.gate = gate.value();
-    input.act = mlp_ == MlpKind::GeGlu ? Activation::Gelu : Activation::Silu;
-  }
+  if (gate.value().defined()) input.gate = gate.value(), input.act = gate_act();
   std::vector<LinearPart> parts;
   for (Site s : sites) {
     const FrozenLinear& frozen = site(s)->frozen();

@@ -61,7 +61,7 @@ Var Block::joined_feed_forward_half(Tape& tape, const Var& h, const BlockInput& 
   Var added;
   if (gate_up && mlp_ != MlpKind::Gelu) {
     const Var packed = normed_product(tape, h, ffn_norm_, eps_, *gate_up, in.mode);
-    const Activation act = mlp_ == MlpKind::GeGlu ? Activation::Gelu : Activation::Silu;
+    const Activation act = gate_act();
     if (!normed) return joined_gated_linear_onto(tape, act, h, packed, *down, in.margin, drop, y);
     added = joined_gated_linear(tape, act, packed, *down, down->thin, drop);
   } else {

@@ -103,28 +103,28 @@ __device__ __forceinline__ KeyRange piece_range(int piece, int n_keys, int windo
 }
 
 // Executed by the block that is the last to arrive: adds up the pieces [pieces.begin, pieces.end) of n_heads heads
-// from head0 on. A head's threads, four columns each, are in SLOTS groups that take turns along the pieces, eight of
+// from head0 on. A head's threads, four columns each, are in kSlots groups that take turns along the pieces, eight of
 // which are on their way at once; what the groups have is added in order.
 template <class T, int HEADS, int D>
 __device__ __forceinline__ void combine(const Partials& parts, const Matrix<T>& o, float* lse,
                                         i64 total_q, int document, int head0, int n_heads,
                                         KeyRange pieces, float* sums) {
   constexpr int kPacks = D / 4, kGroups = kThreads / kPacks, kAhead = 8;
-  constexpr int SLOTS = kGroups > HEADS ? kGroups / HEADS : 1;
-  __shared__ float largest_of[HEADS][SLOTS], total_of[HEADS][SLOTS];
-  const int slot = threadIdx.x / kPacks % SLOTS, pack = threadIdx.x % kPacks;
-  for (int h = threadIdx.x / kPacks / SLOTS; h < n_heads; h += kGroups / SLOTS) {
+  constexpr int kSlots = kGroups > HEADS ? kGroups / HEADS : 1;
+  __shared__ float largest_of[HEADS][kSlots], total_of[HEADS][kSlots];
+  const int slot = threadIdx.x / kPacks % kSlots, pack = threadIdx.x % kPacks;
+  for (int h = threadIdx.x / kPacks / kSlots; h < n_heads; h += kGroups / kSlots) {
     const i64 first = parts.index(document, head0 + h, 0);
     const float2* stats = reinterpret_cast<const float2*>(parts.stats) + first;
     const float4* from = reinterpret_cast<const float4*>(parts.sums + first * D) + pack;
     float largest = -INFINITY, total = 0.0f;
     float4 sum{};
-    for (int p0 = pieces.begin + slot; p0 < pieces.end; p0 += kAhead * SLOTS) {
+    for (int p0 = pieces.begin + slot; p0 < pieces.end; p0 += kAhead * kSlots) {
       float2 stat[kAhead];
       float4 v[kAhead];
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
-        const int p = p0 + i * SLOTS;
+        const int p = p0 + i * kSlots;
         stat[i] = {-INFINITY, 0.0f}, v[i] = {};
         if (p < pieces.end) stat[i] = __ldcg(stats + p), v[i] = __ldcg(from + p * kPacks);
       }
@@ -143,7 +143,7 @@ __device__ __forceinline__ void combine(const Partials& parts, const Matrix<T>& 
       }
       largest = now;
     }
-    *reinterpret_cast<float4*>(sums + (h * SLOTS + slot) * D + 4 * pack) = sum;
+    *reinterpret_cast<float4*>(sums + (h * kSlots + slot) * D + 4 * pack) = sum;
     if (pack == 0) largest_of[h][slot] = largest, total_of[h][slot] = total;
   }
   __syncthreads();
@@ -151,12 +151,12 @@ __device__ __forceinline__ void combine(const Partials& parts, const Matrix<T>& 
     const int h = i / D, d = i % D;
     float largest = -INFINITY, total = 0.0f, sum = 0.0f;
 #pragma unroll
-    for (int s = 0; s < SLOTS; ++s) largest = fmaxf(largest, largest_of[h][s]);
+    for (int s = 0; s < kSlots; ++s) largest = fmaxf(largest, largest_of[h][s]);
 #pragma unroll
-    for (int s = 0; s < SLOTS; ++s) {
+    for (int s = 0; s < kSlots; ++s) {
       const float f = expf(largest_of[h][s] - largest);
       total = fmaf(f, total_of[h][s], total);
-      sum = fmaf(f, sums[(h * SLOTS + s) * D + d], sum);
+      sum = fmaf(f, sums[(h * kSlots + s) * D + d], sum);
     }
     *o.at(document, static_cast<i64>(head0 + h) * D + d) = from_float<T>(sum / total);
     if (d == 0) lse[(head0 + h) * total_q + document] = largest + logf(total);
@@ -170,8 +170,8 @@ __global__ void __launch_bounds__(kThreads)
                             const __grid_constant__ NewTokens<T> tokens, Partials out, Matrix<T> o,
                             float* lse, int head_groups) {
   constexpr int N = 16 / static_cast<int>(sizeof(T)), D = LANES * N, kTeams = kThreads / LANES;
-  constexpr int kBatch =
-      kPiece / kTeams < 8 ? kPiece / kTeams : 8;  // rows that a team has on their way
+  // Rows that a team has on their way.
+  constexpr int kBatch = kPiece / kTeams < 8 ? kPiece / kTeams : 8;
   using Row = Pack<T, N>;
   __shared__ float score[HEADS][kPiece];
   __shared__ __align__(16) float parts[kTeams][HEADS][D];
