@@ -56,7 +56,8 @@ LK_SIMD void dropout_row(T* y, const T* x, const std::uint16_t* draws, std::uint
                          float keep_scale, std::int64_t n) {
 #pragma omp simd
   for (std::int64_t j = 0; j < n; ++j) {
-    const float kept = draws[j] >= threshold ? widen(x[j]) * keep_scale : 0.0f;
+    const float scaled = widen(x[j]) * keep_scale;  // read always: AVX2 has no masked load of BF16
+    const float kept = draws[j] >= threshold ? scaled : 0.0f;
     y[j] = narrow<T>(add ? widen(y[j]) + kept : kept);
   }
 }
