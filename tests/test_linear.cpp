@@ -77,6 +77,10 @@ void check_many_blocks(const Subject& s) {
   check_product(s, Product::NN, 33, 3000, 600, GradMode::Add, 0.5);
   check_product(s, Product::TN, 20, 2500, 700, GradMode::Add, 2.0);
   check_product(s, Product::TN, 200, 250, 300, GradMode::Write, 1.0);
+  check_product(s, Product::NN, 70, 523, 2300, GradMode::Add, -0.75);
+  check_product(s, Product::NN, 5, 37, 33000, GradMode::Add,
+                0.5);  // K in blocks, each for one core
+  check_product(s, Product::NT, 20, 37, 33000, GradMode::Write, 1.0);
 }
 
 }  // namespace
@@ -171,6 +175,41 @@ TEST_CASE("products do not depend on threads, nor rows on their neighbours") {
     fast().matmul_nt(one, GradMode::Write, 1.0, a.slice_rows(123, 124), b);
     CHECK(values(one) == values(c.slice_rows(123, 124)));
   }
+}
+
+namespace {
+
+// The first rows of a product, alone and with others, on other numbers of threads.
+void check_rows(DType dtype, Product op, std::int64_t N, std::int64_t K) {
+  const int threads = omp_get_max_threads();
+  const Tensor a = random_tensor(fast(), dtype, {300, K}, 1);
+  const Tensor b = random_tensor(fast(), dtype, op == Product::NT ? Shape{N, K} : Shape{K, N}, 2);
+  const auto rows = [&](std::int64_t M) {
+    Tensor c = random_tensor(fast(), dtype, {M, N}, 3).slice_rows(0, M);
+    product(op, c, GradMode::Write, 1.0, a.slice_rows(0, M), b);
+    return values(c);
+  };
+  const std::vector<double> all = rows(300);
+  for (std::int64_t M : {1, 17, 96, 150, 256, 257})
+    for (int n : {1, 3, 9}) {
+      omp_set_num_threads(n);
+      const std::vector<double> some = rows(M);
+      CHECK(std::equal(some.begin(), some.end(), all.begin()));
+    }
+  omp_set_num_threads(threads);
+}
+
+}  // namespace
+
+TEST_CASE("a row of a short product has the bits that it has among many") {
+  for (DType dtype : {DType::F32, DType::BF16}) {
+    check_rows(dtype, Product::NT, 531, 700);
+    check_rows(dtype, Product::NN, 531, 2500);
+    check_rows(dtype, Product::NN, 40, 33000);
+  }
+  WithoutBf16Tile widening;
+  check_rows(DType::BF16, Product::NT, 531, 700);
+  check_rows(DType::BF16, Product::NN, 40, 33000);
 }
 
 namespace {

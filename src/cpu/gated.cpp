@@ -97,14 +97,8 @@ void glu_backward(bool fast, const Tensor& y, const Tensor& dgate, const Tensor&
                 });
         return parallel_pieces(
             d.rows, d.cols, [&](std::int64_t i, std::int64_t j, std::int64_t end) {
-              const auto row = [&]<bool MAKE_Y>(T* to) {
-                glu_backward_row<Act, MAKE_Y>(to, to_g[i] + j, to_u[i] + j, d[i] + j, g[i] + j,
-                                              u[i] + j, end - j);
-              };
-              if (again.data)
-                row.template operator()<true>(again[i] + j);
-              else
-                row.template operator()<false>(nullptr);
+              glu_backward_row<Act>(again.data ? again[i] + j : nullptr, to_g[i] + j, to_u[i] + j,
+                                    d[i] + j, g[i] + j, u[i] + j, end - j);
             });
       }
     glu_backward_plain<Act>(again, matrix<T>(dgate), matrix<T>(dup), matrix<T>(dy), matrix<T>(gate),

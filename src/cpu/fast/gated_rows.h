@@ -19,11 +19,9 @@ LK_SIMD void glu_forward_row(T* y, const T* gate, const T* up, std::int64_t n) {
   }
 }
 
-// MAKE_Y: y is made again, too. A condition inside the loop would keep AVX2, which has no masked
-// store of BF16, from vectorising it.
 template <class Act, bool MAKE_Y, class T>
-LK_SIMD void glu_backward_row(T* y, T* dgate, T* dup, const T* dy, const T* gate, const T* up,
-                              std::int64_t n) {
+LK_SIMD void glu_backward_loop(T* y, T* dgate, T* dup, const T* dy, const T* gate, const T* up,
+                               std::int64_t n) {
 #pragma omp simd
   for (std::int64_t j = 0; j < n; ++j) {
     const float g = widen(gate[j]), u = widen(up[j]), d = widen(dy[j]);
@@ -32,6 +30,15 @@ LK_SIMD void glu_backward_row(T* y, T* dgate, T* dup, const T* dy, const T* gate
     dup[j] = narrow<T>(d * g * s);
     if constexpr (MAKE_Y) y[j] = narrow<T>(g * s * u);
   }
+}
+
+// y, unless it is null, is made again. Asked inside the loop this would keep AVX2, which has no masked store of
+// BF16, from vectorising it.
+template <class Act, class T>
+void glu_backward_row(T* y, T* dgate, T* dup, const T* dy, const T* gate, const T* up,
+                      std::int64_t n) {
+  y ? glu_backward_loop<Act, true>(y, dgate, dup, dy, gate, up, n)
+    : glu_backward_loop<Act, false>(y, dgate, dup, dy, gate, up, n);
 }
 
 template <class Act, class T>

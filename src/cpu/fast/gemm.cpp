@@ -12,89 +12,16 @@
 #include <algorithm>
 
 #include "cpu/fast/gemm_bf16.h"
-#include "cpu/fast/gemm_tile.h"
-#include "cpu/fast/simd.h"
+#include "cpu/fast/gemm_pack.h"
+#include "cpu/fast/gemm_short.h"
 
 namespace lk::cpu {
 namespace {
 
 constexpr std::int64_t kPackedFloats = 1 << 20;  // of the right operand at a time
 constexpr std::int64_t kPackedRows = 1024;       // of the left operand at a time, if it is packed
-constexpr std::int64_t kStrip = 96;              // rows per unit of work
-constexpr std::int64_t kPanels = 8;              // panels per unit of work
-constexpr std::int64_t kSerial = std::int64_t{1} << 16;  // multiply-adds not worth a second thread
-constexpr std::int64_t kRows = 32;     // of K at a time where K is long and M is short
-constexpr std::int64_t kFewRows = 16;  // least rows of a left operand worth packing
-constexpr int kWidest = 32;            // most columns of a panel
-
-// Packs columns [0, n) of b as panels.
-template <class T>
-void pack_panels(const GemmTile& tile, Strided<const T> b, std::int64_t K, std::int64_t n,
-                 std::int64_t columns, float* packed) {
-  const int c = static_cast<int>(columns);
-  if constexpr (std::is_same_v<T, float>) {
-    if (b.col == 1)
-      tile.pack_f32(b.data, b.row, K, n, c, packed);
-    else
-      tile.pack_transposed_f32(b.data, b.col, K, n, c, packed);
-  } else {
-    if (b.col == 1)
-      tile.pack_bf16(bits(b.data), b.row, K, n, c, packed);
-    else
-      tile.pack_transposed_bf16(bits(b.data), b.col, K, n, c, packed);
-  }
-}
-
-// c (rows,n) (+)= alpha * strip [rows][columns].
-template <class TC>
-LK_SIMD void store_strip(Strided<TC> c, bool add, float alpha, const float* strip,
-                         std::int64_t rows, std::int64_t n, std::int64_t columns) {
-  if (c.col == 1) {
-    for (std::int64_t i = 0; i < rows; ++i) {
-      TC* to = c.data + i * c.row;
-      const float* from = strip + i * columns;
-      if (add) {
-#pragma omp simd
-        for (std::int64_t j = 0; j < n; ++j) to[j] = narrow<TC>(widen(to[j]) + alpha * from[j]);
-      } else {
-#pragma omp simd
-        for (std::int64_t j = 0; j < n; ++j) to[j] = narrow<TC>(alpha * from[j]);
-      }
-    }
-  } else {
-    for (std::int64_t j = 0; j < n; ++j) {
-      TC* to = c.data + j * c.col;
-      for (std::int64_t i = 0; i < rows; ++i) {
-        float x = alpha * strip[i * columns + j];
-        to[i * c.row] = narrow<TC>(add ? widen(to[i * c.row]) + x : x);
-      }
-    }
-  }
-}
-
-std::int64_t blocks(std::int64_t n, std::int64_t size) { return (n + size - 1) / size; }
-
-// Converts to floats: columns of the right operand and rows of the left one, as they are packed.
-template <class T>
-LK_SIMD void widen_row(float* y, const T* x, std::int64_t n) {
-#pragma omp simd
-  for (std::int64_t i = 0; i < n; ++i) y[i] = widen(x[i]);
-}
-
-// Packs one group of panels of b (K,N); only the very last panel may be narrow. Group g starts at
-// column g * kPanels * wide of b and at the same place of `packed`.
-template <class T>
-void pack_group(const GemmTile& tile, Strided<const T> b, std::int64_t K, std::int64_t N,
-                std::int64_t group, float* packed) {
-  const std::int64_t wide = tile.wide(), begin = group * kPanels * wide;
-  const std::int64_t end = std::min(N, begin + kPanels * wide), tail = (end - begin - 1) % wide + 1;
-  const std::int64_t full = end - begin - tail;
-  b.data += begin * b.col;
-  packed += begin * K;
-  pack_panels<T>(tile, b, K, full, wide, packed);
-  b.data += full * b.col;
-  pack_panels<T>(tile, b, K, tail, tail <= tile.narrow() ? tile.narrow() : wide, packed + full * K);
-}
+constexpr std::int64_t kRows = 32;               // of K at a time where K is long and M is short
+constexpr std::int64_t kFewRows = 16;            // least rows of a left operand worth packing
 
 // c (M,N) (+)= alpha a (M,K) b (K,N) for K <= kBlockK and as many columns as `packed_b` holds.
 // `packed_a` is null if a can be read in place.
@@ -188,7 +115,7 @@ struct BlockSizes {
   std::int64_t n, k;
 };
 BlockSizes block_sizes(const GemmTile& tile, std::int64_t N, std::int64_t K) {
-  const std::int64_t k = blocks(K, blocks(K, kBlockK)), wide = tile.wide();
+  const std::int64_t k = block_length(K), wide = tile.wide();
   return {std::min(blocks(N, wide), blocks(kPackedFloats, k * wide)) * wide, k};
 }
 
@@ -239,6 +166,8 @@ GemmScratch gemm_scratch(DType in, DType out, Contiguous operands, std::int64_t 
   if (in == DType::BF16 && best_bf16_tile()) return taken;
   if (changes_sides(operands, M, N)) std::swap(M, N);
   if (operands == Contiguous::AcrossK && M <= kStrip) return taken;
+  if (is_long(M, K)) return taken.right = long_floats(best_gemm_tile(), M, N), taken;
+  if (is_short(best_gemm_tile(), M, N)) return taken;
   const auto [n, k] = block_sizes(best_gemm_tile(), N, K);
   taken.right = n * k;
   if (in == DType::BF16) taken.left = std::min(M, kPackedRows) * k;
@@ -278,10 +207,13 @@ void gemm(Backend& backend, Strided<TC> c, GradMode mode, double alpha, Strided<
   if constexpr (std::is_same_v<T, bf16>)
     if (const Bf16Tile* tile = best_bf16_tile())
       return gemm_bf16<TC>(*tile, backend, c, mode == GradMode::Add, factor, a, b, M, N, K);
+  const bool add = mode == GradMode::Add;
   if (operands == Contiguous::AcrossK && M <= kStrip)
-    multiply_down_rows<T, TC>(c, mode == GradMode::Add, factor, a, b, M, N, K);
-  else
-    multiply_blocks<T, TC>(backend, c, mode, factor, a, b, M, N, K);
+    return multiply_down_rows<T, TC>(c, add, factor, a, b, M, N, K);
+  if constexpr (std::is_same_v<TC, float>)
+    if (is_long(M, K)) return multiply_long<T>(backend, c, add, factor, a, b, M, N, K);
+  if (is_short(best_gemm_tile(), M, N)) return multiply_short<T, TC>(c, add, factor, a, b, M, N, K);
+  multiply_blocks<T, TC>(backend, c, mode, factor, a, b, M, N, K);
 }
 
 template void gemm<float, float>(Backend&, Strided<float>, GradMode, double, Strided<const float>,
