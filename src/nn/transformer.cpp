@@ -4,11 +4,6 @@
 #include <cmath>
 
 namespace lk {
-std::int64_t loss_chunk_rows(std::int64_t vocab_size, DType dtype, std::int64_t budget_bytes) {
-  std::int64_t row_bytes = vocab_size * static_cast<std::int64_t>(dtype_size(dtype));
-  return std::clamp<std::int64_t>(budget_bytes / std::max<std::int64_t>(row_bytes, 1), 16, 4096);
-}
-
 Transformer::Transformer(Backend& backend, ModelConfig config, ModelWeights weights,
                          DType compute_dtype, std::int64_t max_positions)
     : backend_(backend),
@@ -123,7 +118,9 @@ Tensor Transformer::token_losses(const TokenBatch& batch) {
 }
 
 std::int64_t Transformer::loss_rows() const {
-  return loss_chunk_rows(config_.vocab_size, dtype_, backend_.traits().loss_bytes);
+  const std::int64_t row_bytes = config_.vocab_size * static_cast<std::int64_t>(dtype_size(dtype_));
+  const std::int64_t within = backend_.traits().loss_bytes / row_bytes;
+  return std::clamp<std::int64_t>(std::max(within, config_.hidden_size / 4), 16, 4096);
 }
 
 Var Transformer::supervised_logits(Tape& tape, const TokenBatch& batch, const ForwardMode& mode) {

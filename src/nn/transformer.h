@@ -79,7 +79,9 @@ class Transformer {
   const ModelWeights& weights() const { return weights_; }
   // Builds the model anew of other weights of the same shapes. Its places are then empty.
   void set_weights(ModelWeights weights);
-  std::int64_t loss_rows() const;  // per chunk of the loss
+  // Rows of the chunks in which head and cross-entropy work: bounds the logits that exist at once to about
+  // the device's loss_bytes, or a quarter of the head's: fewer rows take longer to read it than to multiply.
+  std::int64_t loss_rows() const;
 
  private:
   // Embedded tokens (T,C), plus learned positions if the model has them. A constant.
@@ -108,9 +110,5 @@ class Transformer {
   Recompute recompute_;
   std::int64_t margin_ = 0;  // of the residual stream: room for the widest thin columns
 };
-
-// Rows of the chunks in which head and cross-entropy work: bounds the logits that exist at once to
-// about `budget_bytes`.
-std::int64_t loss_chunk_rows(std::int64_t vocab_size, DType dtype, std::int64_t budget_bytes);
 
 }  // namespace lk

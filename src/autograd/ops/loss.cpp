@@ -25,8 +25,9 @@ Tensor head_chunks(Backend& backend, const Tensor& dx, const Tensor& x, const We
   targets.expect({n}, "head_loss: targets (n)");
   check(chunk_rows > 0, "head_loss: chunks of ", chunk_rows, " rows");
 
-  const std::int64_t most = std::min(n, chunk_rows);
-  DenseWeight w(backend, head);  // for all chunks
+  const std::int64_t n_chunks = std::max<std::int64_t>(1, (n + chunk_rows - 1) / chunk_rows);
+  const std::int64_t most = (n + n_chunks - 1) / n_chunks;  // no last chunk of a few rows
+  DenseWeight w(backend, head);                             // for all chunks
   Tensor losses = backend.empty(Tag::Workspace, stat_dtype(x.dtype()), {n});
   Tensor buffer = backend.empty(Tag::Workspace, x.dtype(), {most, V});
   for (std::int64_t begin = 0; begin < n; begin += most) {
