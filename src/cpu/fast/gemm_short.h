@@ -48,10 +48,10 @@ void multiply_alone(const GemmTile& tile, float* sums, std::int64_t sums_row, St
   }
 }
 
-// Whether multiply_short() does better than blocks that all cores pack together: not with few columns. Scratch depends
-// on it, so the number of threads must not count.
-bool is_short(const GemmTile& tile, std::int64_t M, std::int64_t N) {
-  return M <= kShort && N >= 8 * kShortPanels * tile.wide();
+// Whether multiply_short() does better than blocks that all cores pack together: not with few columns, nor for a thin
+// product, whose b is smaller than c. Scratch depends on it, so the number of threads must not count.
+bool is_short(const GemmTile& tile, std::int64_t M, std::int64_t N, std::int64_t K) {
+  return M <= kShort && N >= 8 * kShortPanels * tile.wide() && K >= kStrip;
 }
 
 // c (M,N) (+)= alpha a (M,K) b (K,N) for M <= kShort.
