@@ -15,6 +15,7 @@
 #include "io/json.h"
 #include "modelfile/config.h"
 #include "modelfile/load.h"
+#include "modelfile/named_shapes.h"
 #include "modelfile/quantise.h"
 #include "nn/generate.h"
 #include "random_base.h"

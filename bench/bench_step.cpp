@@ -24,6 +24,7 @@
 #include "lora/trainer.h"
 #include "modelfile/config.h"
 #include "modelfile/load.h"
+#include "modelfile/named_shapes.h"
 #include "nn/streamed_base.h"
 #include "random_base.h"
 #include "roofline.h"

@@ -20,6 +20,7 @@
 #include "lora/adapter.h"
 #include "lora/lora_linear.h"
 #include "lora/trainer.h"
+#include "modelfile/named_shapes.h"
 #include "tensor/plan_backend.h"
 
 namespace {

@@ -11,6 +11,7 @@
 #include "io/json.h"
 #include "io/safetensors.h"
 #include "modelfile/config.h"
+#include "modelfile/named_shapes.h"
 #include "nn/model_weights.h"
 
 namespace {

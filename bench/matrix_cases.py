@@ -1,51 +1,14 @@
 """The cases of the matrix: which there are follows from axes and one rule of memory, never from a list of cases."""
 
 import dataclasses
+import json
 import math
+import pathlib
 
-
-def _llama(hidden, layers, heads, kv_heads, intermediate, vocab, positions, theta=10000.0, tied=False, **more):
-    return {**dict(
-        model_type="llama", hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=kv_heads, intermediate_size=intermediate, vocab_size=vocab, rms_norm_eps=1e-5,
-        max_position_embeddings=positions, rope_theta=theta, tie_word_embeddings=tied, hidden_act="silu"), **more}
-
-
-def _qwen3(hidden, layers, heads, intermediate, tied):
-    return _llama(hidden, layers, heads, 8, intermediate, 151936, 40960, 1e6, tied,
-                  model_type="qwen3", head_dim=128, rms_norm_eps=1e-6)
-
-
-def _gemma3(hidden, layers, intermediate):
-    return dict(
-        model_type="gemma3_text", hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=4,
-        num_key_value_heads=1, head_dim=256, intermediate_size=intermediate, vocab_size=262144, rms_norm_eps=1e-6,
-        max_position_embeddings=32768, rope_theta=1e6, rope_local_base_freq=1e4, sliding_window=512,
-        sliding_window_pattern=6, query_pre_attn_scalar=256, hidden_activation="gelu_pytorch_tanh",
-        tie_word_embeddings=True)
-
-
-def _gpt2(hidden, layers, heads):
-    return dict(
-        model_type="gpt2", n_embd=hidden, n_layer=layers, n_head=heads, n_positions=1024, n_ctx=1024, vocab_size=50257,
-        activation_function="gelu_new", layer_norm_epsilon=1e-5, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)
-
-
-# The numbers of the models' published config.json files.
-MODELS = {
-    "smollm2-135m": _llama(576, 30, 9, 3, 1536, 49152, 8192, 1e5, True),
-    "gpt2-124m": _gpt2(768, 12, 12),
-    "gemma3-270m": _gemma3(640, 18, 2048),
-    "gpt2-medium": _gpt2(1024, 24, 16),
-    "qwen3-0.6b": _qwen3(1024, 28, 16, 3072, True),
-    "gemma3-1b": _gemma3(1152, 26, 6912),
-    "tinyllama-1.1b": _llama(2048, 22, 32, 4, 5632, 32000, 2048),
-    "llama3.2-1b": _llama(2048, 16, 32, 8, 8192, 128256, 131072, 5e5, True),
-    "llama2-7b": _llama(4096, 32, 32, 32, 11008, 32000, 4096),
-    "mistral-7b": _llama(4096, 32, 32, 8, 14336, 32768, 32768, 1e6, model_type="mistral", head_dim=128, sliding_window=None),
-    "llama3-8b": _llama(4096, 32, 32, 8, 14336, 128256, 8192, 5e5),
-    "qwen3-8b": _qwen3(4096, 36, 32, 12288, False),
-}
+SHAPES = json.loads((pathlib.Path(__file__).parent.parent / "src/modelfile/named_shapes.json").read_text(encoding="utf-8"))
+MODELS = {name: SHAPES[name] for name in (
+    "smollm2-135m", "gpt2-124m", "gemma3-270m", "gpt2-medium", "qwen3-0.6b", "gemma3-1b", "tinyllama-1.1b", "llama3.2-1b",
+    "llama2-7b", "mistral-7b", "llama3-8b", "qwen3-8b")}
 LENGTHS = (128, 512, 2048, 8192, 32768)
 RANKS = (16, 4, 64)  # the first of an axis is its base value
 TARGETS = ("all", "qv")

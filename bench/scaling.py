@@ -31,8 +31,9 @@ import matrix_cases
 
 HERE = pathlib.Path(__file__).resolve().parent
 TIME_TO_END = 30  # seconds for a run's other processes once one was killed
-TINY = matrix_cases._llama(64, 2, 4, 2, 128, 512, 2048)
-LLAMA3_70B = matrix_cases._llama(8192, 80, 64, 8, 28672, 128256, 8192, 5e5)
+TINY = matrix_cases.SHAPES["smollm2-135m"] | dict(
+    hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=128, vocab_size=512,
+    max_position_embeddings=2048, rope_theta=1e4, tie_word_embeddings=False)
 LLAMA3_70B_BYTES = 128 << 30  # of its layers' matrices, in bfloat16
 SPACE_BESIDE = 17 << 30  # its embedding and head, two slots and what a step keeps at 1 x 4096 with recomputation
 # model: rows, tokens a row, and the least speed at 2, 4 and 8 times as many cards
@@ -211,7 +212,7 @@ class Scaling:
             return self.note("memory", "left out: llama3-70b needs GPUs", None)
         if self.args.card_bytes < 64 << 30:
             return self.note("memory", "left out: llama3-70b in NF4 needs cards of 64 GiB", None)
-        config, most = self.config_file("llama3-70b", LLAMA3_70B), self.counts[-1]
+        config, most = self.config_file("llama3-70b", matrix_cases.SHAPES["llama3-70b"]), self.counts[-1]
         cases = [("NF4", count, ("--base-precision", "nf4")) for count in sorted({1, most})]
         if most > 1 and LLAMA3_70B_BYTES / most + SPACE_BESIDE <= self.args.card_bytes:
             cases.append(("bf16 in parts", most, ("--shard-base", "all")))

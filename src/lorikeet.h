@@ -20,6 +20,7 @@
 #include "lora/trainer.h"
 #include "modelfile/fingerprint.h"
 #include "modelfile/model_file.h"
+#include "modelfile/named_shapes.h"
 #include "nn/evaluation.h"
 #include "nn/generate.h"
 #include "run/conversation.h"

@@ -11,6 +11,7 @@
 #include "modelfile/config.h"
 #include "modelfile/hub_name.h"
 #include "modelfile/model_file.h"
+#include "modelfile/named_shapes.h"
 #include "scratch_folder.h"
 #include "tiny_gguf.h"
 
@@ -484,11 +485,24 @@ TEST_CASE("config.json: written and read again") {
 
 TEST_CASE("named shapes have their published sizes") {
   CHECK(named_shape("smollm2-135m").n_parameters() == 134515008);
+  CHECK(named_shape("smollm2-360m").n_parameters() == 361821120);
+  CHECK(named_shape("smollm2-1.7b").n_parameters() == 1711376384);
+  CHECK(named_shape("gpt2-124m").n_parameters() == 124439808);
+  CHECK(named_shape("gpt2-medium").n_parameters() == 354823168);
+  CHECK(named_shape("gemma3-270m").n_parameters() == 268098176);
+  CHECK(named_shape("gemma3-1b").n_parameters() == 999885952);
+  CHECK(named_shape("gemma3-4b").n_parameters() == 3880263168);
+  CHECK(named_shape("qwen2.5-0.5b").n_parameters() == 494032768);
+  CHECK(named_shape("qwen2.5-7b").n_parameters() == 7615616512);
+  CHECK(named_shape("qwen3-0.6b").n_parameters() == 596049920);
+  CHECK(named_shape("qwen3-8b").n_parameters() == 8190735360);
   CHECK(named_shape("tinyllama-1.1b").n_parameters() == 1100048384);
   CHECK(named_shape("llama3.2-1b").n_parameters() == 1235814400);
+  CHECK(named_shape("llama3.2-3b").n_parameters() == 3212749824);
   CHECK(named_shape("llama2-7b").n_parameters() == 6738415616);
   CHECK(named_shape("llama3-8b").n_parameters() == 8030261248);
   CHECK(named_shape("llama3-70b").n_parameters() == 70553706496);
+  CHECK(named_shape("mistral-7b").n_parameters() == 7248023552);
   CHECK_THROWS_AS(named_shape("gpt-5"), UsageError);
 }
 

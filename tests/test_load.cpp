@@ -22,6 +22,7 @@
 #include "modelfile/family_files.h"
 #include "modelfile/fingerprint.h"
 #include "modelfile/load.h"
+#include "modelfile/named_shapes.h"
 #include "modelfile/weight_hash.h"
 #include "scratch_folder.h"
 #include "smollm2.h"

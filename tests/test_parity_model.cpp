@@ -1,6 +1,7 @@
 // Compares GPU and CPU where more than one op is involved: loading, and a loss on the host.
 #include "autograd/ops.h"
 #include "modelfile/load.h"
+#include "modelfile/named_shapes.h"
 #include "modelfile/weight_hash.h"
 #include "parity.h"
 

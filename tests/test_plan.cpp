@@ -8,6 +8,7 @@
 #include "cpu/cpu_backend.h"
 #include "cuda/open_device.h"
 #include "lora/trainer.h"
+#include "modelfile/named_shapes.h"
 #include "nn/streamed_base.h"
 #include "tiny_model.h"
 

@@ -15,6 +15,7 @@
 #include "lora/trainer.h"
 #include "modelfile/base_precision.h"
 #include "modelfile/load.h"
+#include "modelfile/named_shapes.h"
 #include "modelfile/weight_hash.h"
 #include "nn/evaluation.h"
 #include "nn/generate.h"

@@ -68,7 +68,7 @@ def judge(owner, quote, target, exists):
             return None
         return f'"{target}": write the path from src/'
     layer = target.split("/")[0]
-    if layer not in LAYERS or not exists(target):
+    if layer not in LAYERS or not (exists(target) or exists(target + ".in")):  # .in: made of it
         return None if owner in PROGRAMS and layer not in LAYERS else f'"{target}": no such header'
     if target == DOOR:
         return None if owner in MAY_OPEN_DOOR else f'"{target}": {owner}/ may not open devices'

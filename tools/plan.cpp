@@ -5,6 +5,7 @@
 #include "finetune_flags.h"
 #include "io/json.h"
 #include "modelfile/model_file.h"
+#include "modelfile/named_shapes.h"
 #include "processes.h"
 #include "program.h"
 #include "run/choices.h"
@@ -94,7 +95,8 @@ int main(int argc, char** argv) {
   const auto& whole = program::whole_number();
   auto* source = app.add_option_group("what", "one of");
   source->add_option("--model", settings.model, ".gguf file or Hugging Face folder");
-  source->add_option("--shape", shape, "smollm2-135m, llama3.2-1b, llama2-7b, ...");
+  source->add_option("--shape", shape,
+                     "smollm2-135m, gemma3-1b, qwen3-8b, ...; another word lists all");
   source->add_option("--matrix", matrix_text, "one matrix, like 100x500");
   source->require_option(1);
   program::add_method_flags(app, settings, text);

@@ -1,22 +1,10 @@
 """The model shapes of the benches, as transformers' configs."""
 
 import json
+import pathlib
 
 
-def _shape(hidden, layers, heads, kv_heads, intermediate, vocab, tied):
-    return dict(
-        hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
-        intermediate_size=intermediate, vocab_size=vocab, tie_word_embeddings=tied)
-
-
-# The names and numbers of named_shape() in src/nn/config.cpp.
-SHAPES = {
-    "smollm2-135m": _shape(576, 30, 9, 3, 1536, 49152, True),
-    "tinyllama-1.1b": _shape(2048, 22, 32, 4, 5632, 32000, False),
-    "llama3.2-1b": _shape(2048, 16, 32, 8, 8192, 128256, True),
-    "llama2-7b": _shape(4096, 32, 32, 32, 11008, 32000, False),
-    "llama3-8b": _shape(4096, 32, 32, 8, 14336, 128256, False),
-}
+NAMED = pathlib.Path(__file__).parents[2] / "src/modelfile/named_shapes.json"  # also of the engine's --shape
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ALL_LINEAR_GPT2 = ["c_attn", "c_proj", "c_fc"]
 
@@ -29,11 +17,14 @@ def targets(args, config):
 
 def model_config(args):
     """The config of --shape or --config."""
-    from transformers import AutoConfig, LlamaConfig  # here, as Unsloth must be imported before transformers
+    from transformers import AutoConfig  # here, as Unsloth must be imported before transformers
 
     if args.config:
         with open(args.config, encoding="utf-8") as file:
             return AutoConfig.for_model(**json.load(file))
-    if args.shape not in SHAPES:
-        raise ValueError(f"--shape {args.shape}: known are {', '.join(SHAPES)}")
-    return LlamaConfig(**SHAPES[args.shape], max_position_embeddings=max(4096, args.seq_len), rms_norm_eps=1e-5)
+    named = json.loads(NAMED.read_text(encoding="utf-8"))
+    if args.shape not in named:
+        raise ValueError(f"--shape {args.shape}: known are {', '.join(named)}")
+    config = AutoConfig.for_model(**named[args.shape])
+    config.max_position_embeddings = max(config.max_position_embeddings, args.seq_len)
+    return config

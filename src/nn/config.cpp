@@ -115,46 +115,4 @@ void validate(const ModelConfig& c, const std::string& where) {
   for (std::int32_t id : c.eos_ids) check_id("eos_token_id", id);
 }
 
-ModelConfig named_shape(const std::string& name) {
-  struct Row {
-    const char* name;
-    std::int64_t vocab, hidden, intermediate, layers, heads, kv_heads;
-    double eps, theta;
-    std::int64_t positions;
-    bool tied;
-  };
-  // From the models' published config.json files.
-  static constexpr Row kRows[] = {
-      {"smollm2-135m", 49152, 576, 1536, 30, 9, 3, 1e-5, 100000, 8192, true},
-      {"tinyllama-1.1b", 32000, 2048, 5632, 22, 32, 4, 1e-5, 10000, 2048, false},
-      {"llama3.2-1b", 128256, 2048, 8192, 16, 32, 8, 1e-5, 500000, 131072, true},
-      {"llama2-7b", 32000, 4096, 11008, 32, 32, 32, 1e-5, 10000, 4096, false},
-      {"llama3-8b", 128256, 4096, 14336, 32, 32, 8, 1e-5, 500000, 8192, false},
-      {"llama3-70b", 128256, 8192, 28672, 80, 64, 8, 1e-5, 500000, 8192, false},
-  };
-  std::string known;
-  for (const Row& r : kRows) {
-    known += concat(known.empty() ? "" : ", ", r.name);
-    if (name != r.name) continue;
-    ModelConfig c;
-    c.vocab_size = r.vocab;
-    c.hidden_size = r.hidden;
-    c.intermediate_size = r.intermediate;
-    c.n_layers = r.layers;
-    c.n_heads = r.heads;
-    c.n_kv_heads = r.kv_heads;
-    c.head_dim = r.hidden / r.heads;
-    c.rms_eps = r.eps;
-    c.rope_theta = r.theta;
-    c.max_position = r.positions;
-    c.tie_embeddings = r.tied;
-    if (name == "llama3.2-1b") {
-      c.rope_scaling = {RopeScaling::Kind::Llama3, 32, 1, 4, 8192, {}};
-    }
-    validate(c, name);
-    return c;
-  }
-  throw UsageError(concat("no model shape is named '", name, "': known are ", known));
-}
-
 }  // namespace lk

@@ -86,10 +86,6 @@ void validate(const ModelConfig& config, const std::string& where);
 // its heads' frequencies calls it first. Throws FieldError.
 void validate_sizes(const ModelConfig& config, const std::string& where);
 
-// Shapes of published models, for benches and plans on random weights: smollm2-135m,
-// tinyllama-1.1b, llama3.2-1b, llama2-7b, llama3-8b. Throws UsageError listing these.
-ModelConfig named_shape(const std::string& name);
-
 // The D/2 rotary frequencies with scaling applied. Computed in float32 step by step as transformers
 // does: at position 8,000 the rounding of a frequency is worth 5e-4 rad, so "more exact" would be
 // different.
