@@ -167,7 +167,7 @@ GemmScratch gemm_scratch(DType in, DType out, Contiguous operands, std::int64_t 
   if (changes_sides(operands, M, N)) std::swap(M, N);
   if (operands == Contiguous::AcrossK && M <= kStrip) return taken;
   if (is_long(M, K)) return taken.right = long_floats(best_gemm_tile(), M, N), taken;
-  if (is_short(best_gemm_tile(), M, N, K)) return taken;
+  if (is_short(M, N, K)) return taken;
   const auto [n, k] = block_sizes(best_gemm_tile(), N, K);
   taken.right = n * k;
   if (in == DType::BF16) taken.left = std::min(M, kPackedRows) * k;
@@ -212,8 +212,7 @@ void gemm(Backend& backend, Strided<TC> c, GradMode mode, double alpha, Strided<
     return multiply_down_rows<T, TC>(c, add, factor, a, b, M, N, K);
   if constexpr (std::is_same_v<TC, float>)
     if (is_long(M, K)) return multiply_long<T>(backend, c, add, factor, a, b, M, N, K);
-  if (is_short(best_gemm_tile(), M, N, K))
-    return multiply_short<T, TC>(c, add, factor, a, b, M, N, K);
+  if (is_short(M, N, K)) return multiply_short<T, TC>(c, add, factor, a, b, M, N, K);
   multiply_blocks<T, TC>(backend, c, mode, factor, a, b, M, N, K);
 }
 

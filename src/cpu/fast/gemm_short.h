@@ -12,18 +12,18 @@ namespace lk::cpu {
 namespace {
 
 constexpr std::int64_t kShort = 256;  // most rows that a core multiplies with what it packs itself
-constexpr std::int64_t kShortPanels = 4;  // at a time
-constexpr std::int64_t kWave = 8;         // blocks of a long K at a time
+constexpr std::int64_t kShortColumns = 2 * kWidest;  // at a time: whole panels
+constexpr std::int64_t kWave = 8;                    // blocks of a long K at a time
 
 // sums (M,N), with rows `sums_row` apart that have room for whole panels, = a (M,K) b (K,N) for K <= kBlockK, by the
 // calling thread.
 template <class T>
 void multiply_alone(const GemmTile& tile, float* sums, std::int64_t sums_row, Strided<const T> a,
                     Strided<const T> b, std::int64_t M, std::int64_t N, std::int64_t K) {
-  alignas(64) float packed[kChain * kShortPanels * kWidest], left[kShort * kChain];
-  const std::int64_t wide = tile.wide(), columns = kShortPanels * wide;
+  alignas(64) float packed[kChain * kShortColumns], left[kShort * kChain];
+  const std::int64_t wide = tile.wide();
   // What is read several times is copied: rows that are pages apart share few places of the first-level cache.
-  const bool copies = !std::is_same_v<T, float> || N > columns;
+  const bool copies = !std::is_same_v<T, float> || N > kShortColumns;
   for (std::int64_t k = 0; k < K; k += kChain) {
     const std::int64_t n_k = std::min(kChain, K - k);
     const Strided<const T> part{a.data + k * a.col, a.row, a.col};
@@ -36,8 +36,8 @@ void multiply_alone(const GemmTile& tile, float* sums, std::int64_t sums_row, St
     } else if constexpr (std::is_same_v<T, float>) {
       from = part;
     }
-    for (std::int64_t j0 = 0; j0 < N; j0 += columns) {
-      const std::int64_t n = std::min(columns, N - j0);
+    for (std::int64_t j0 = 0; j0 < N; j0 += kShortColumns) {
+      const std::int64_t n = std::min(kShortColumns, N - j0);
       pack_group<T>(tile, {b.data + k * b.row + j0 * b.col, b.row, b.col}, n_k, n, 0, packed);
       for (std::int64_t j = 0; j < n; j += wide) {
         const int width = n - j <= tile.narrow() ? tile.narrow() : tile.wide();
@@ -50,8 +50,8 @@ void multiply_alone(const GemmTile& tile, float* sums, std::int64_t sums_row, St
 
 // Whether multiply_short() does better than blocks that all cores pack together: not with few columns, nor for a thin
 // product, whose b is smaller than c. Scratch depends on it, so the number of threads must not count.
-bool is_short(const GemmTile& tile, std::int64_t M, std::int64_t N, std::int64_t K) {
-  return M <= kShort && N >= 8 * kShortPanels * tile.wide() && K >= kStrip;
+bool is_short(std::int64_t M, std::int64_t N, std::int64_t K) {
+  return M <= kShort && N >= 8 * kShortColumns && K >= kStrip;
 }
 
 // c (M,N) (+)= alpha a (M,K) b (K,N) for M <= kShort.
@@ -59,24 +59,24 @@ template <class T, class TC>
 void multiply_short(Strided<TC> c, bool add, float alpha, Strided<const T> a, Strided<const T> b,
                     std::int64_t M, std::int64_t N, std::int64_t K) {
   const GemmTile& tile = best_gemm_tile();
-  const std::int64_t columns = kShortPanels * tile.wide(), block_k = block_length(K);
+  const std::int64_t block_k = block_length(K);
   // All rows at a time, unless that leaves cores without work.
-  const std::int64_t n_groups = blocks(N, columns);
+  const std::int64_t n_groups = blocks(N, kShortColumns);
   std::int64_t n_units = 1;
   while (n_units * n_groups < 4 * omp_get_max_threads() && M >= (n_units + 1) * kStrip / 2)
     ++n_units;
   const std::int64_t unit_rows = blocks(M, n_units);
 #pragma omp parallel for schedule(dynamic) if (M * N * K > kSerial)
   for (std::int64_t unit = 0; unit < n_units * n_groups; ++unit) {
-    alignas(64) float sums[kShort * kShortPanels * kWidest];
+    alignas(64) float sums[kShort * kShortColumns];
     const std::int64_t i = unit % n_units * unit_rows, m = std::min(unit_rows, M - i);
-    const std::int64_t j = unit / n_units * columns, n = std::min(columns, N - j);
+    const std::int64_t j = unit / n_units * kShortColumns, n = std::min(kShortColumns, N - j);
     for (std::int64_t k = 0; k < K; k += block_k) {
-      multiply_alone<T>(tile, sums, columns, {a.data + i * a.row + k * a.col, a.row, a.col},
+      multiply_alone<T>(tile, sums, kShortColumns, {a.data + i * a.row + k * a.col, a.row, a.col},
                         {b.data + k * b.row + j * b.col, b.row, b.col}, m, n,
                         std::min(block_k, K - k));
       store_strip<TC>({c.data + i * c.row + j * c.col, c.row, c.col}, add || k > 0, alpha, sums, m,
-                      n, columns);
+                      n, kShortColumns);
     }
   }
 }
