@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "autograd/ops.h"
+#include "autograd/ops/chunks.h"
 #include "autograd/ops/loss_node.h"
 #include "autograd/work.h"
 #include "tensor/dense_scratch.h"
@@ -25,9 +26,8 @@ Tensor head_chunks(Backend& backend, const Tensor& dx, const Tensor& x, const We
   targets.expect({n}, "head_loss: targets (n)");
   check(chunk_rows > 0, "head_loss: chunks of ", chunk_rows, " rows");
 
-  const std::int64_t n_chunks = std::max<std::int64_t>(1, (n + chunk_rows - 1) / chunk_rows);
-  const std::int64_t most = (n + n_chunks - 1) / n_chunks;  // no last chunk of a few rows
-  DenseWeight w(backend, head);                             // for all chunks
+  const std::int64_t most = equal_chunk(n, chunk_rows);
+  DenseWeight w(backend, head);  // for all chunks
   Tensor losses = backend.empty(Tag::Workspace, stat_dtype(x.dtype()), {n});
   Tensor buffer = backend.empty(Tag::Workspace, x.dtype(), {most, V});
   for (std::int64_t begin = 0; begin < n; begin += most) {

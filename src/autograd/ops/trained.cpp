@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "autograd/ops/by_head.h"
+#include "autograd/ops/chunks.h"
 #include "autograd/trained.h"
 #include "autograd/work.h"
 
@@ -197,9 +198,7 @@ namespace {
 template <class F>
 void logits_by_chunk(const Tensor& x, const Parameter& head, std::int64_t chunk_rows, const F& f) {
   Backend& backend = x.backend();
-  const std::int64_t n = x.rows();
-  const std::int64_t n_chunks = std::max<std::int64_t>(1, (n + chunk_rows - 1) / chunk_rows);
-  const std::int64_t most = (n + n_chunks - 1) / n_chunks;
+  const std::int64_t n = x.rows(), most = equal_chunk(n, chunk_rows);
   Tensor buffer = backend.empty(Tag::Workspace, x.dtype(), {most, head.shape()[0]});
   for (std::int64_t begin = 0; begin < n; begin += most) {
     const std::int64_t end = std::min(n, begin + most);

@@ -6,7 +6,8 @@
 // rows: the core's own cache), tile by tile in registers. The left operand is read in place: a tile
 // needs only single elements of it, so packing would only cost. It is repacked only to convert
 // BF16, or when its elements along K are not adjacent. BF16 is converted while packing, which makes
-// it as fast as F32 on processors without BF16 arithmetic; processors with it use gemm_bf16.cpp.
+// it as fast as F32 on processors without BF16 arithmetic; processors with it use gemm_bf16.cpp. Where
+// the left operand is short, packing is most of the work: gemm_short.h.
 #include "cpu/fast/gemm.h"
 
 #include <algorithm>
