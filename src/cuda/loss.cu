@@ -6,9 +6,7 @@
 //            (n) F32
 // Plan       one block per row (V up to 256 k and more). First sweep: each thread keeps a running
 //            maximum and a sum scaled to it (with smoothing also the plain sum of l), then the
-//            block combines them in a fixed order. Second sweep: the gradient. A row begins
-//            wherever V puts it, so a sweep peels single elements up to the first 16-byte boundary
-//            and after the last: odd vocabularies run at full width too.
+//            block combines them in a fixed order. Second sweep: the gradient.
 // Bytes      logits once in and once out: the first sweep keeps what it read in shared memory, as
 //            much of the row as fits next to another block's (57 k BF16 logits on Hopper); the
 //            second reads the rest again, mostly from L2
@@ -16,26 +14,10 @@
 #include "cuda/mma.cuh"
 #include "cuda/pack.cuh"
 #include "cuda/reduce.cuh"
+#include "cuda/sweep_row.cuh"
 
 namespace lk {
 namespace {
-
-// Calls f(integral_constant N, pointer, column, pack) so that the block's threads cover row[0, n)
-// once. `pack` numbers the aligned packs (-1 for single elements), and a thread gets the same packs
-// in every sweep.
-template <class T, class F>
-__device__ __forceinline__ void sweep_row(T* row, i64 n, F f) {
-  constexpr int kN = 16 / sizeof(T);
-  i64 misaligned = static_cast<i64>(reinterpret_cast<std::uintptr_t>(row) % 16 / sizeof(T));
-  i64 head = min(n, misaligned ? kN - misaligned : 0);
-  i64 packs = (n - head) / kN, tail = head + packs * kN;
-  std::integral_constant<int, 1> one;
-  if (threadIdx.x < head) f(one, row + threadIdx.x, i64{threadIdx.x}, i64{-1});
-#pragma unroll 4
-  for (i64 i = threadIdx.x; i < packs; i += blockDim.x)
-    f(std::integral_constant<int, kN>{}, row + head + i * kN, head + i * kN, i);
-  if (i64 col = tail + threadIdx.x; col < n) f(one, row + col, col, i64{-1});
-}
 
 // Exponentials cost more than the bytes here, so the special-function unit computes them to base 2
 // (2 ulp): exp(x - m) = 2^((x - m) log2e).
