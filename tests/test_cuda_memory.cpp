@@ -77,7 +77,13 @@ TEST_CASE("cuda: read_later gives the value of its moment, whatever happens to t
   for (int i = 0; i < 9; ++i)
     CHECK(values[static_cast<std::size_t>(i)]->value() == i + (i < 3 ? 0 : 1) + 0.5);
   CHECK(values.back()->done());
-  CHECK_THROWS_AS(b->read_later(b->empty(Tag::Workspace, DType::F32, {2})), Error);
+  x = b->empty(Tag::Workspace, DType::F32, {300});
+  const auto many = b->read_later(x.slice_rows(3, 300));
+  CHECK_THROWS_AS(many->value(297), Error);
+  b->fill(x, 7);
+  const auto sevens = b->read_later(x);
+  CHECK(sevens->value(299) == 7);
+  CHECK_THROWS_AS(b->read_later(b->empty(Tag::Workspace, DType::BF16, {2})), Error);
 }
 
 TEST_CASE("cuda: an upload's source may change at once, and uploads don't overtake each other") {

@@ -35,7 +35,7 @@ class LateBackend : public CpuBackend {
     struct Late : Readback {
       std::unique_ptr<Readback> inner;
       bool done() const override { return false; }
-      double value() override { return inner->value(); }
+      double value(std::size_t i) override { return inner->value(i); }
     };
     auto late = std::make_unique<Late>();
     late->inner = CpuBackend::read_later(x);

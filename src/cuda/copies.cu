@@ -76,7 +76,18 @@ CopySlot<device_t<T>> slot_of(const SliceKernels::Copy& copy) {
                   starts_at(y, kWide * sizeof(device_t<T>))};
 }
 
+__global__ void copy_to_host_kernel(std::uint32_t* to, const std::uint32_t* from, int n) {
+  wait_for_previous();  // Note [Early launches]
+  for (int i = threadIdx.x; i < n; i += blockDim.x) to[i] = from[i];
+}
+
 }  // namespace
+
+void copy_to_host(void* pinned, const Tensor& x, cudaStream_t stream) {
+  launch_early("copy_to_host", copy_to_host_kernel, dim3(1), dim3(128), 0, stream,
+               static_cast<std::uint32_t*>(pinned), static_cast<const std::uint32_t*>(x.raw()),
+               static_cast<int>(x.bytes() / sizeof(std::uint32_t)));
+}
 
 void CudaSliceKernels::copy_many(std::span<const Copy> copies) {
   for (const Copy& copy : copies)

@@ -39,10 +39,11 @@ std::unique_ptr<BlockCache> make_cache(int device, std::function<void()> settle)
 }  // namespace
 
 struct CudaBackend::Landing {
-  double* host = nullptr;  // pinned; room for F32 or F64
+  std::byte* host = nullptr;  // pinned
+  std::size_t bytes;
   cudaEvent_t done = nullptr;
-  Landing() {
-    cuda_check(cudaMallocHost(reinterpret_cast<void**>(&host), sizeof(double)),
+  explicit Landing(std::size_t size) : bytes(size) {
+    cuda_check(cudaMallocHost(reinterpret_cast<void**>(&host), bytes),
                "allocating pinned host memory");
     cuda_check(cudaEventCreateWithFlags(&done, cudaEventDisableTiming), "creating an event");
   }
@@ -56,8 +57,11 @@ struct CudaBackend::Landing {
 
 class CudaBackend::CudaReadback final : public Readback {
  public:
-  CudaReadback(CudaBackend& backend, std::unique_ptr<Landing> landing, DType dtype)
-      : backend_(backend), landing_(std::move(landing)), dtype_(dtype) {}
+  CudaReadback(CudaBackend& backend, std::unique_ptr<Landing> landing, const Tensor& x)
+      : backend_(backend),
+        landing_(std::move(landing)),
+        dtype_(x.dtype()),
+        n_(static_cast<std::size_t>(x.numel())) {}
   // Nobody may write to the landing while a value is still on its way to it.
   ~CudaReadback() override {
     if (!done_) backend_.settle();
@@ -72,19 +76,22 @@ class CudaBackend::CudaReadback final : public Readback {
       cuda_check(state, "asking for a value");
     return state == cudaSuccess;
   }
-  double value() override {
-    backend_.wait_for(landing_->done, "reading a value");
+  double value(std::size_t i) override {
+    check(i < n_, "read_later: value ", i, " of ", n_);
+    if (!done_) backend_.wait_for(landing_->done, "reading a value");
     done_ = true;
-    if (dtype_ == DType::F64) return *landing_->host;
-    float narrow = 0;
-    std::memcpy(&narrow, landing_->host, sizeof narrow);
-    return narrow;
+    const auto at = [&]<class T>(T value) -> double {
+      std::memcpy(&value, landing_->host + i * sizeof value, sizeof value);
+      return value;
+    };
+    return dtype_ == DType::F64 ? at(0.0) : at(0.0f);
   }
 
  private:
   CudaBackend& backend_;
   std::unique_ptr<Landing> landing_;
   DType dtype_;
+  std::size_t n_;
   bool done_ = false;
 };
 
@@ -223,20 +230,22 @@ void CudaBackend::download(void* dst, const Tensor& src, std::size_t bytes) {
 }
 
 std::unique_ptr<Readback> CudaBackend::read_later(const Tensor& x) {
-  x.expect({1}, "read_later: x (1)");
   check(x.dtype() == DType::F32 || x.dtype() == DType::F64, "read_later: ", dtype_name(x.dtype()));
+  check(x.contiguous(), "read_later: ", x.shape(), " with gaps");
   cudaStream_t s = stream();
   std::unique_ptr<Landing> landing;
-  if (landings_.empty()) {
-    landing = std::make_unique<Landing>();
+  const auto free = std::find_if(landings_.begin(), landings_.end(),
+                                 [&](const auto& l) { return l->bytes >= x.bytes(); });
+  if (free == landings_.end()) {
+    constexpr std::size_t kLeast = 256;
+    landing = std::make_unique<Landing>(std::max(kLeast, x.bytes()));
   } else {
-    landing = std::move(landings_.back());
-    landings_.pop_back();
+    landing = std::move(*free);
+    landings_.erase(free);
   }
-  cuda_check(cudaMemcpyAsync(landing->host, x.raw(), x.bytes(), cudaMemcpyDeviceToHost, s),
-             "reading a value");
+  copy_to_host(landing->host, x, s);
   cuda_check(cudaEventRecord(landing->done, s), "reading a value");
-  return std::make_unique<CudaReadback>(*this, std::move(landing), x.dtype());
+  return std::make_unique<CudaReadback>(*this, std::move(landing), x);
 }
 
 void CudaBackend::synchronize() {

@@ -19,4 +19,7 @@ class CudaSliceKernels final : public SliceKernels {
   CudaBackend& backend_;
 };
 
+// Copies a few words to pinned host memory, by a kernel: the engines that copy take longer to begin and to end.
+void copy_to_host(void* pinned, const Tensor& x, cudaStream_t stream);  // copies.cu
+
 }  // namespace lk

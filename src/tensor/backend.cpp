@@ -72,13 +72,12 @@ void Backend::deallocate(void* data, std::size_t bytes, Tag tag) noexcept {
 // The default suits devices whose calls return with their work done.
 std::unique_ptr<Readback> Backend::read_later(const Tensor& x) {
   struct Ready final : Readback {
-    explicit Ready(double v) : v_(v) {}
+    explicit Ready(std::vector<double> v) : v_(std::move(v)) {}
     bool done() const override { return true; }
-    double value() override { return v_; }
-    double v_;
+    double value(std::size_t i) override { return v_.at(i); }
+    std::vector<double> v_;
   };
-  x.expect({1}, "read_later: x (1)");
-  return std::make_unique<Ready>(to_host_f64(x)[0]);
+  return std::make_unique<Ready>(to_host_f64(x));
 }
 
 Tensor dense(const Tensor& x) {

@@ -115,8 +115,8 @@ class Backend {
   virtual void upload_made(const Tensor& dst, std::size_t unit_bytes, const MakeUnits& make) = 0;
   virtual void look_at(const Tensor& src, std::size_t unit_bytes, const LookAtUnits& look) = 0;
   virtual void synchronize() = 0;
-  // The value that x (1) F32|F64 has after the work submitted so far, without waiting for it: the
-  // host goes on meanwhile. x may be changed and freed at once. The Backend outlives the result.
+  // The few values that x (n) F32|F64 has after the work submitted so far, without waiting for them:
+  // the host goes on meanwhile. x may be changed and freed at once. The Backend outlives the result.
   virtual std::unique_ptr<Readback> read_later(const Tensor& x);
   // Calls `work` and records what it submits instead of running it. Returns null, without calling
   // `work`, where work can't be recorded. `work` may submit anything but copies from and to the
