@@ -242,6 +242,17 @@ void attend(benchmark::State& state, DType t) {
   measure(state, 4.0 * H * D * kKeys, 0, [&] { cached::attend(host(), a); });
 }
 
+// The most likely of GPT-2's tokens for 16 sequences.
+void choose_next(benchmark::State& state, DType t) {
+  constexpr std::int64_t kRows = 16, kVocab = 50257;
+  const Tensor logits = random_tensor(t, {kRows, kVocab}),
+               chosen = host().empty(Tag::Workspace, DType::F32, {kRows}),
+               at = to_device(host(), Tag::Workspace, std::vector<std::int32_t>(kRows));
+  measure(state, 0, static_cast<double>(kRows * kVocab) * size(t), [&] {
+    cached::choose_next(host(), {chosen, at, at, at, at}, logits);
+  });
+}
+
 // The rotations of a step of generation, the result of swiglu into LoRA's factor, and copies.
 void rows(benchmark::State& state, DType t, const std::string& op) {
   const std::int64_t cols = op == "thin_swiglu_backward" ? F : C;
@@ -325,6 +336,7 @@ int main(int argc, char** argv) {
     add("attention", [=](benchmark::State& s) { attention(s, t, Pass::Forward); });
     add("attention_backward", [=](benchmark::State& s) { attention(s, t, Pass::Backward); });
     add("attend", [=](benchmark::State& s) { attend(s, t); });
+    add("choose_next", [=](benchmark::State& s) { choose_next(s, t); });
     add("attention_rope_backward",
         [=](benchmark::State& s) { attention(s, t, Pass::RopeBackward); });
     for (const char* op : {"rope_into_cache", "thin_swiglu_backward", "upload", "download",

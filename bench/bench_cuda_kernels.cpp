@@ -215,6 +215,15 @@ void register_generation() {
       cached::rope_into_cache(gpu(), q, k, v, {keys, values, at}, table, at, 128);
     };
   });
+  for (std::int64_t n : {1, 16})
+    add(concat("choose_next_", n), {.bytes = 2.0 * static_cast<double>(n) * 128256}, [=] {
+      return [at = to_device(gpu(), Tag::Workspace,
+                             std::vector<std::int32_t>(static_cast<std::size_t>(n))),
+              chosen = gpu().empty(Tag::Workspace, DType::F32, {n}),
+              logits = random_tensor(DType::BF16, {n, 128256}, 1)] {
+        cached::choose_next(gpu(), {chosen, at, at, at, at}, logits);
+      };
+    });
   constexpr std::int64_t kKeys = 512;
   add("attend", {.bytes = 2.0 * 2 * kKeys * C}, [] {
     return [at = to_device(gpu(), Tag::Workspace, std::vector<std::int32_t>{kKeys - 1}),

@@ -214,6 +214,11 @@ class TimingBackend::Cache final : public CacheKernels {
     owner_.timed(all, false, [&] { cached::attend(owner_.inner_, a); });
     return true;
   }
+  bool choose_next(const NextInputs& next, const Tensor& logits) override {
+    owner_.timed({OpFamily::Other, 0, work::size(logits)}, false,
+                 [&] { cached::choose_next(owner_.inner_, next, logits); });
+    return true;
+  }
 
  private:
   TimingBackend& owner_;

@@ -9,6 +9,7 @@
 #include "io/json.h"
 #include "io/utf8.h"
 #include "modelfile/load.h"
+#include "nn/cached_ops.h"
 #include "nn/generate.h"
 #include "parity.h"
 #include "run/conversation.h"
@@ -196,6 +197,88 @@ TEST_CASE("a sequence's tokens are the same alone and in any batch, greedy and s
   }
   check_backend(*make_cpu_backend(CpuMode::Reference), DType::F64);
   check_backend(*make_cpu_backend(), DType::F32);
+}
+
+TEST_CASE("choosing the next inputs follows the largest logit, as sampling does") {
+  auto backend = make_cpu_backend();
+  const std::vector<std::vector<float>> rows{
+      {1, 3, NAN, 3, 2},
+      {NAN, -INFINITY, -2, -1, -1},
+      {NAN, NAN, NAN, NAN, NAN},
+      {0, 1, INFINITY, 2, 3},
+      {-INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY}};
+  std::vector<float> all;
+  for (const auto& row : rows) all.insert(all.end(), row.begin(), row.end());
+  Tensor logits = backend->empty(Tag::Workspace, DType::F32, {5, 5});
+  backend->upload(logits, all.data(), logits.bytes());
+  const auto numbers = [&](std::int32_t first) {
+    return to_device(*backend, Tag::Workspace,
+                     std::vector<std::int32_t>{first, first + 1, first + 2, first + 3, first + 4});
+  };
+  const NextInputs next{backend->empty(Tag::Workspace, DType::F32, {5}), numbers(0), numbers(10),
+                        numbers(20), numbers(30)};
+  cached::choose_next(*backend, next, logits);
+  const std::vector<float> chosen = to_host<float>(next.chosen);
+  const std::vector<std::int32_t> ids = to_host<std::int32_t>(next.ids);
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    CAPTURE(i);
+    if (i < 2) {
+      CHECK(chosen[i] == static_cast<float>(sample_token(rows[i], {}, 0)));
+      CHECK(static_cast<float>(ids[i]) == chosen[i]);
+    } else {
+      CHECK_THROWS_AS(sample_token(rows[i], {}, 0), NonFiniteError);
+      CHECK(std::isnan(chosen[i]));
+      CHECK(ids[i] == 0);
+    }
+  }
+  CHECK(to_host<std::int32_t>(next.positions) == std::vector<std::int32_t>{11, 12, 13, 14, 15});
+  CHECK(to_host<std::int32_t>(next.cache_rows) == std::vector<std::int32_t>{21, 22, 23, 24, 25});
+  CHECK(to_host<std::int32_t>(next.key_ends) == std::vector<std::int32_t>{31, 32, 33, 34, 35});
+}
+
+// Steps ahead of the host against steps that wait for it: Note [Steps ahead] in nn/generate.cpp.
+TEST_CASE("cuda: steps that are ahead of the host give the tokens of steps that wait") {
+  LK_NEEDS_GPU();
+  auto backend = open_device("auto");
+  for (const auto& [dtype, family] : {std::pair{DType::F32, "llama"}, {DType::BF16, "qwen3"}}) {
+    CAPTURE(family);
+    auto model = tiny_transformer(*backend, dtype, 7, family);
+    std::vector<GenerationRequest> requests;
+    const std::vector<Row> rows = random_rows({3, 40, 1, 17, 90, 8, 5, 33, 2, 21, 13, 60}, 4);
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      GenerationRequest r{rows[i].ids, {}, -1};
+      r.sampling.max_tokens = 2 + static_cast<std::int64_t>(i * 11 % 40);
+      // What a repetitive model says would end at once: some stop at their own tenth token.
+      if (i % 4 == 1) {
+        r.sampling.max_tokens = 30;
+        r.sampling.stop_ids = {alone(*model, r, {.record = false}).back()};
+      }
+      if (i == 6) r.sampling.temperature = 1;  // the steps that it is in wait
+      requests.push_back(std::move(r));
+    }
+    for (std::int64_t batch : {1, 3, 12}) {
+      CAPTURE(batch);
+      const auto run = [&](bool record, bool reuse) {
+        std::map<std::size_t, int> said;
+        GenerationEvents events;
+        events.on_token = [&](std::size_t i, std::int32_t) { return i != 2 || ++said[i] < 7; };
+        Generator generator(*model, nullptr,
+                            {.max_batch = batch, .reuse_prefix = reuse, .record = record});
+        std::vector<std::vector<std::int32_t>> ids;
+        for (int turn = 0; turn < 2; ++turn) {  // the second finds what the first left in the slots
+          std::vector<GenerationRequest> asked = requests;
+          if (turn == 1)
+            for (std::size_t i = 0; i < asked.size(); ++i)
+              asked[i].prompt.insert(asked[i].prompt.end(), ids[i].begin(), ids[i].end());
+          said.clear();
+          for (const Generation& g : generator.run(asked, events)) ids.push_back(g.ids);
+        }
+        return ids;
+      };
+      CHECK(run(true, false) == run(false, false));
+      CHECK(run(true, true) == run(false, true));
+    }
+  }
 }
 
 TEST_CASE(

@@ -910,6 +910,44 @@ TEST_CASE("cuda: rope into a cache") {
         }
 }
 
+TEST_CASE("cuda: the next inputs of generation, with equal logits, NaN and none that is finite") {
+  LK_NEEDS_GPU();
+  for (DType t : kDTypes)
+    for (Layout layout : kLayouts)
+      for (std::int64_t vocab : {1, 5, 61, 1000, 4099, 50257, 262144}) {
+        if (left_out(8 * vocab)) continue;
+        const std::string what = concat("choose_next ", dtype_name(t), " ", vocab);
+        Results r = compare(what, t, layout, [&](const Side& s) {
+          // Whole numbers, so that many are equal.
+          std::vector<double> logits = random_values(7 * vocab, 1);
+          for (double& x : logits) x = std::round(3 * x);
+          const auto fill = [&](std::int64_t row, double value) {
+            std::fill_n(logits.begin() + row * vocab, vocab, value);
+          };
+          fill(1, NAN), fill(2, -INFINITY), fill(3, -2);
+          if (vocab > 4) {
+            logits[static_cast<std::size_t>(1 * vocab + vocab - 1)] = -7;
+            logits[static_cast<std::size_t>(4 * vocab + vocab / 2)] = INFINITY;
+            logits[static_cast<std::size_t>(5 * vocab + vocab - 2)] = 1000;
+            logits[static_cast<std::size_t>(6 * vocab)] = 1000;
+          }
+          const Guarded of(s.backend, s.dtype, 7, vocab, s.layout, logits);
+          const Tensor numbers[] = {
+              indices(s, {1, 2, 3, 4, 5, 6, 7}), indices(s, {10, 20, 30, 40, 50, 60, 70}),
+              indices(s, {0, 0, 0, 0, 0, 0, 0}), indices(s, {9, 8, 7, 6, 5, 4, 3})};
+          const Tensor chosen = s.backend.empty(Tag::Workspace, DType::F32, {7});
+          cached::choose_next(s.backend, {chosen, numbers[0], numbers[1], numbers[2], numbers[3]},
+                              of);
+          std::vector<double> all;
+          for (double x : to_host_f64(chosen)) all.push_back(std::isnan(x) ? -1 : x);
+          for (const Tensor& x : numbers)
+            for (std::int32_t i : to_host<std::int32_t>(x)) all.push_back(i);
+          return std::vector<Guarded>{Guarded(s.backend, DType::F32, 5, 7, kContiguous, all)};
+        });
+        CHECK(r.got[0] == r.want[0]);
+      }
+}
+
 TEST_CASE("cuda: swiglu's backward into LoRA's factor") {
   LK_NEEDS_GPU();
   struct Shape {

@@ -13,8 +13,9 @@ class CudaCacheKernels final : public CacheKernels {
                     std::span<const LinearPart> parts) override;  // linear.cu
   bool rope_into_cache(const Tensor& q, const Tensor& k, const Tensor& v, const CacheRows& cache,
                        const Tensor& table, const Tensor& positions,
-                       int head_dim) override;     // rope.cu
-  bool attend(const CachedAttention& a) override;  // attention/decode.cu
+                       int head_dim) override;                              // rope.cu
+  bool attend(const CachedAttention& a) override;                           // attention/decode.cu
+  bool choose_next(const NextInputs& next, const Tensor& logits) override;  // choose.cu
 
  private:
   CudaBackend& backend_;

@@ -1,5 +1,8 @@
 #include "nn/cached_ops.h"
 
+#include <algorithm>
+#include <cmath>
+
 #include "autograd/ops/by_head.h"
 
 namespace lk::cached {
@@ -52,6 +55,28 @@ void attend(Backend& backend, const CachedAttention& a) {
   if (a.made_q) backend.copy(a.made_q, q);
   backend.attention_forward(a.o, a.lse, q, a.cache.keys, a.cache.values, a.shape, a.q_seg,
                             a.k_rows);
+}
+
+void choose_next(Backend& backend, const NextInputs& next, const Tensor& logits) {
+  CacheKernels* kernels = backend.cache_kernels();
+  if (kernels && kernels->choose_next(next, logits)) return;
+  const std::vector<double> all = to_host_f64(logits);
+  std::vector<float> chosen;
+  std::vector<std::int32_t> ids;
+  for (auto row = all.begin(); row != all.end(); row += logits.cols()) {
+    const auto best = std::max_element(row, row + logits.cols(), [](double a, double b) {
+      return std::isnan(a) ? !std::isnan(b) : a < b;
+    });
+    ids.push_back(std::isfinite(*best) ? static_cast<std::int32_t>(best - row) : 0);
+    chosen.push_back(std::isfinite(*best) ? static_cast<float>(ids.back()) : NAN);
+  }
+  backend.upload(next.chosen, chosen.data(), next.chosen.bytes());
+  backend.upload(next.ids, ids.data(), next.ids.bytes());
+  for (const Tensor& x : {next.positions, next.cache_rows, next.key_ends}) {
+    std::vector<std::int32_t> values = to_host<std::int32_t>(x);
+    for (std::int32_t& v : values) ++v;
+    backend.upload(x, values.data(), x.bytes());
+  }
 }
 
 }  // namespace lk::cached

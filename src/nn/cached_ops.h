@@ -19,5 +19,8 @@ void rope_into_cache(Backend& backend, const Tensor& q, const Tensor& k, const T
                      int head_dim);
 // Norms q and k, rotates them, adds k and v to the cache, and computes o and lse over the cache.
 void attend(Backend& backend, const CachedAttention& a);
+// Chooses the most likely token of each row of logits (n,V), as sample_token() does: the largest, the
+// lowest id on ties, NaN passed over. V is at most 2^24.
+void choose_next(Backend& backend, const NextInputs& next, const Tensor& logits);
 
 }  // namespace lk::cached

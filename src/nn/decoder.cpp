@@ -1,7 +1,9 @@
 #include "nn/decoder.h"
 
 #include <algorithm>
+#include <cmath>
 
+#include "nn/cached_ops.h"
 #include "nn/streamed_base.h"
 
 namespace lk {
@@ -40,11 +42,12 @@ void Decoder::grow(std::int64_t capacity) {
 }
 
 Tensor Decoder::submit(std::span<const SequencePart> parts) {
+  slots_ahead_.clear();
   const bool decodes = std::all_of(parts.begin(), parts.end(),
                                    [](const SequencePart& p) { return p.ids.size() == 1; });
   Tensor logits;
   if (decodes) {
-    logits = step(parts);
+    logits = step(parts, false).logits;
   } else {
     recorder_.forget_launched();
     logits = model_.next_logits(make_cached_batch(*cache_, parts), *cache_);
@@ -53,19 +56,62 @@ Tensor Decoder::submit(std::span<const SequencePart> parts) {
   return logits;
 }
 
-// A decoding step. It is recorded if the step right before it had as many sequences (Note [Recorded
-// steps] in tensor/recorder.h). One recording is kept, as its logits stay in its memory.
-Tensor Decoder::step(std::span<const SequencePart> parts) {
-  const std::int64_t n = std::ssize(parts);
-  if (Step* recorded = recorder_.find(n)) {
+Decoder::Choice Decoder::submit_choosing(std::span<const SequencePart> parts) {
+  slots_ahead_.clear();
+  const Step done = step(parts, true);
+  advance_cache(*cache_, parts);
+  return {model_.backend().read_later(done.chosen)};
+}
+
+bool Decoder::can_go_on() const {
+  return !slots_ahead_.empty() &&
+         std::all_of(slots_ahead_.begin(), slots_ahead_.end(),
+                     [&](std::int64_t slot) { return cache_->length(slot) < capacity(); });
+}
+
+Decoder::Choice Decoder::go_on() {
+  check(can_go_on(), "Decoder::go_on: no step to go on from");
+  const Step* recorded = recorder_.find({std::ssize(slots_ahead_), true});
+  check(recorded, "Decoder::go_on: the step's recording is gone");
+  recorder_.replay();
+  for (std::int64_t slot : slots_ahead_) cache_->set_length(slot, cache_->length(slot) + 1);
+  return {model_.backend().read_later(recorded->chosen)};
+}
+
+std::int32_t Decoder::Choice::id(std::size_t i) const {
+  const double id = ids->value(i);
+  if (std::isnan(id)) throw NonFiniteError("generate: the logits are not finite");
+  return static_cast<std::int32_t>(id);
+}
+
+// A decoding step. It is recorded if the step right before it was of the same kind (Note [Recorded steps]
+// in tensor/recorder.h). One recording is kept, as its logits stay in its memory.
+Decoder::Step Decoder::step(std::span<const SequencePart> parts, bool chooses) {
+  const StepSizes sizes{std::ssize(parts), chooses};
+  bool runs_recorded = true;
+  Step step;
+  if (Step* recorded = recorder_.find(sizes)) {
     refill_cached_batch(recorded->batch, *cache_, parts);
     recorder_.replay();
-    return recorded->logits;
+    step = *recorded;
+  } else {
+    step.batch = make_cached_batch(*cache_, parts);
+    if (chooses)
+      step.chosen = model_.backend().empty(Tag::Workspace, DType::F32, {std::ssize(parts)});
+    const auto work = [&] {
+      step.logits = model_.next_logits(step.batch, *cache_);
+      if (chooses)
+        cached::choose_next(model_.backend(),
+                            {step.chosen, step.batch.ids, step.batch.positions,
+                             step.batch.cache_rows, step.batch.keys.device_ends},
+                            step.logits);
+    };
+    runs_recorded = recorder_.record(sizes, step, work);
+    if (!runs_recorded) work();
   }
-  Step step{make_cached_batch(*cache_, parts), {}};
-  const auto work = [&] { step.logits = model_.next_logits(step.batch, *cache_); };
-  if (!recorder_.record(n, step, work)) work();
-  return step.logits;
+  if (chooses && runs_recorded)
+    for (const SequencePart& part : parts) slots_ahead_.push_back(part.slot);
+  return step;
 }
 
 void Decoder::copy_slot(std::int64_t to, std::int64_t from, std::int64_t common, std::int64_t n) {

@@ -8,6 +8,7 @@
 
 #include "nn/cached_batch.h"
 #include "nn/transformer.h"
+#include "tensor/readback.h"
 #include "tensor/recorder.h"
 
 namespace lk {
@@ -35,6 +36,20 @@ class Decoder {
   // Submits a pass over the parts and lengthens their slots. Returns the logits (n,V) of each part's
   // last token.
   Tensor submit(std::span<const SequencePart> parts);
+  // Tokens that the device chose, on their way to the host.
+  struct Choice {
+    std::unique_ptr<Readback> ids;
+    // Waits for the token of part i. Throws NonFiniteError.
+    std::int32_t id(std::size_t i) const;
+  };
+  // Whether the device can choose tokens, so that a step need not wait for the host.
+  bool chooses() const { return recorder_.enabled(); }
+  // submit() of one token for each part, after which the device chooses the most likely next ones.
+  Choice submit_choosing(std::span<const SequencePart> parts);
+  // Whether go_on() is possible: the last step chose tokens, was recorded, and every slot has room.
+  bool can_go_on() const;
+  // The step of the same slots with the tokens that the device chose in the last one.
+  Choice go_on();
   // Gives slot `to` the first n tokens of slot `from`, of which it has the first `common` already.
   void copy_slot(std::int64_t to, std::int64_t from, std::int64_t common, std::int64_t n);
   // Call it before the first step of a run: a step of an earlier run says nothing about this one.
@@ -44,14 +59,22 @@ class Decoder {
   // The inputs of a decoding step, and the logits that it computes.
   struct Step {
     CachedBatch batch;
-    Tensor logits;
+    Tensor logits, chosen;  // chosen: undefined in a step that leaves it to the host
   };
-  Tensor step(std::span<const SequencePart> parts);
+  // What recordings are told apart by.
+  struct StepSizes {
+    std::int64_t sequences;
+    bool chooses;
+    bool operator==(const StepSizes&) const = default;
+  };
+  Step step(std::span<const SequencePart> parts, bool chooses);
 
   Transformer& model_;
   std::int64_t prefill_rows_;
   std::unique_ptr<KvCache> cache_;
-  Recorder<std::int64_t, Step> recorder_;  // keyed by the number of sequences
+  Recorder<StepSizes, Step> recorder_;
+  std::vector<std::int64_t>
+      slots_ahead_;  // of a recorded step that chose, the last that was submitted
 };
 
 // A pass's logits on the host, as floats. The buffers are kept from step to step: getting memory

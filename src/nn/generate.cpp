@@ -48,6 +48,12 @@ struct Generator::Run {
   std::deque<std::size_t> waiting;
   std::vector<Sequence> active;  // in the order in which slots are used: rows of a step
   HostLogits host = {};
+  // A step whose tokens the device chooses: row j is of the sequence of request rows[j].
+  struct Chosen {
+    Decoder::Choice choice;
+    std::vector<std::size_t> rows;
+  };
+  std::optional<Chosen> ahead = {};  // submitted before the host knew its inputs
 
   std::int64_t limit_of(const GenerationRequest& r) const {
     return std::min(r.sampling.max_tokens,
@@ -114,6 +120,38 @@ struct Generator::Run {
     }
   }
 
+  // Whether the most likely token of every sequence is wanted, which the device can choose.
+  bool all_greedy() const {
+    return std::all_of(active.begin(), active.end(), [&](const Sequence& s) {
+      const SamplingSettings& sampling = requests[s.request].sampling;
+      return sampling.temperature <= 0 && !adjusts(sampling);
+    });
+  }
+
+  // Note [Steps ahead]: where a step is a recording, and the device chooses its tokens, the next step is
+  // submitted before the host has read them: the device then works while the host writes text and
+  // looks for stops. A sequence that turns out to have ended wasted its row of that step. What ends
+  // by its length is known before, so no step is submitted for it.
+  void decode_chosen(std::vector<SequencePart> parts) {
+    std::optional<Chosen> now = std::move(ahead);
+    ahead.reset();
+    std::vector<std::size_t> rows;
+    for (const Sequence& s : active) rows.push_back(s.request);
+    if (!now) now = Chosen{g.submit_choosing(parts), rows};
+    const bool more = std::all_of(active.begin(), active.end(), [&](const Sequence& s) {
+      return std::ssize(results[s.request].ids) + 1 < s.limit;
+    });
+    if (more && now->rows == rows && g.decoder_.can_go_on())
+      ahead = Chosen{g.decoder_.go_on(), rows};
+    for (Sequence& s : active) {
+      const auto row = std::find(now->rows.begin(), now->rows.end(), s.request);
+      if (row == now->rows.end()) continue;  // admitted since the step was submitted
+      const std::int32_t id = now->choice.id(static_cast<std::size_t>(row - now->rows.begin()));
+      if (ahead) g.slots_[static_cast<std::size_t>(s.slot)].held.push_back(id);
+      take(s, id);
+    }
+  }
+
   void decode() {
     std::vector<SequencePart> parts;
     std::vector<std::size_t> all;
@@ -122,7 +160,10 @@ struct Generator::Run {
       parts.push_back({s.slot, {s.history.back()}, requests[s.request].variant});
       all.push_back(i);
     }
-    sample(g.submit(parts), all);
+    if (ahead || (g.decoder_.chooses() && all_greedy()))
+      decode_chosen(std::move(parts));
+    else
+      sample(g.submit(parts), all);
   }
 
   // Row j of the logits belongs to active[which[j]], or to no sequence yet if that is SIZE_MAX.
@@ -213,11 +254,21 @@ void Generator::forget() {
 // Submits a pass over the parts and notes what the slots then hold.
 Tensor Generator::submit(std::span<const SequencePart> parts) {
   const Tensor logits = decoder_.submit(parts);
+  hold(parts);
+  return logits;
+}
+
+Decoder::Choice Generator::submit_choosing(std::span<const SequencePart> parts) {
+  Decoder::Choice choice = decoder_.submit_choosing(parts);
+  hold(parts);
+  return choice;
+}
+
+void Generator::hold(std::span<const SequencePart> parts) {
   for (const SequencePart& p : parts) {
     std::vector<std::int32_t>& held = slots_[static_cast<std::size_t>(p.slot)].held;
     held.insert(held.end(), p.ids.begin(), p.ids.end());
   }
-  return logits;
 }
 
 // The most tokens of a sequence with its prompt and virtual tokens.

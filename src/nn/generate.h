@@ -83,6 +83,8 @@ class Generator {
   std::int64_t most_tokens() const;
   std::int64_t longest(std::span<const GenerationRequest> requests) const;
   Tensor submit(std::span<const SequencePart> parts);
+  Decoder::Choice submit_choosing(std::span<const SequencePart> parts);
+  void hold(std::span<const SequencePart> parts);
 
   Decoder decoder_;
   const Tokenizer* tokenizer_;

@@ -43,6 +43,12 @@ struct CachedAttention {
   const Segments& q_seg;
   const KeyRows& k_rows;
 };
+// The inputs of the step of generation after this one, which has one new token for each of n sequences.
+struct NextInputs {
+  Tensor chosen;  // (n) F32: each sequence's next token, or NaN where no logit is finite
+  // (n) I32, this step's: the ids become the chosen tokens (or 0), the others one more.
+  Tensor ids, positions, cache_rows, key_ends;
+};
 
 class CacheKernels {
  public:
@@ -57,6 +63,7 @@ class CacheKernels {
                                const CacheRows& cache, const Tensor& table, const Tensor& positions,
                                int head_dim) = 0;
   virtual bool attend(const CachedAttention& a) = 0;
+  virtual bool choose_next(const NextInputs& next, const Tensor& logits) = 0;
 
  protected:
   CacheKernels() = default;

@@ -35,6 +35,7 @@ class Recorder {
   Recorder(Backend& backend, bool enabled, Limits limits)
       : backend_(backend), enabled_(enabled), limits_(limits) {}
 
+  bool enabled() const { return enabled_; }
   // The tensors of the recording for these sizes, for new inputs; null if there is no recording.
   Tensors* find(const Sizes& sizes) {
     auto at = std::find_if(recorded_.begin(), recorded_.end(),
