@@ -28,9 +28,11 @@ inline dim3 grid_of(i64 x, i64 y = 1, i64 z = 1) {
 // decoding this is most of the time. Every thread of such a kernel calls wait_for_previous() before
 // it touches anything that another kernel may write. After that call everything launched earlier is
 // finished and visible, as with a plain launch, since each kernel of a chain waits for the one
-// before. Only frozen weights are read before the call. Kernels that may write weights (copies, the
-// optimizer) are launched plainly, and a kernel that follows a plain launch is not launched early:
-// it and all kernels after it begin when the weights are there.
+// before. Before the call it may read frozen weights, and what the one kernel right before it does
+// not write: earlier ones are finished when it begins, as every block of that one has waited for
+// them. Kernels that may write weights (copies, the optimizer) are launched plainly, and a kernel
+// that follows a plain launch is not launched early: it and all kernels after it begin when the
+// weights are there.
 inline bool& early_allowed() {
   thread_local bool allowed = false;
   return allowed;

@@ -62,26 +62,45 @@ __device__ __forceinline__ void gate_row(Bf16* to, Bf16* copy, const Matrix<cons
   }
 }
 
-// to (k) = rmsnorm(x), and `copy` too if it is not null; executed by a whole block.
+// to (k) = rmsnorm(x), and `copy` too if it is not null; executed by a whole block. A thread keeps its first packs;
+// of longer rows it reads the others twice.
 __device__ __forceinline__ void norm_row(Bf16* to, Bf16* copy, const Bf16* x, const RowInput& input,
                                          int k) {
+  constexpr int kKept = 2, kStep = kThreads * 8;
+  uint4 kept[kKept]{}, kept_gain[kKept]{};
+  const int first = threadIdx.x * 8;
+#pragma unroll
+  for (int j = 0; j < kKept; ++j)
+    if (const int col = first + j * kStep; col < k) {
+      kept[j] = *reinterpret_cast<const uint4*>(x + col);
+      kept_gain[j] = *reinterpret_cast<const uint4*>(input.gain + col);
+    }
   float sum = 0.0f;
-  for (int col = threadIdx.x * 8; col < k; col += kThreads * 8) {
+  const auto square = [&](const uint4& raw) {
     float v[8];
-    load_pack<8>(x + col, v);
+    unpack_bf16(raw, v);
 #pragma unroll
     for (int i = 0; i < 8; ++i) sum = fmaf(v[i], v[i], sum);
-  }
+  };
+#pragma unroll
+  for (int j = 0; j < kKept; ++j) square(kept[j]);
+  for (int col = first + kKept * kStep; col < k; col += kStep)
+    square(*reinterpret_cast<const uint4*>(x + col));
   const float r = 1.0f / sqrtf(block_sum(sum) / static_cast<float>(k) + input.eps);
-  for (int col = threadIdx.x * 8; col < k; col += kThreads * 8) {
+  const auto norm = [&](int col, const uint4& raw, const uint4& gain) {
     float v[8], w[8];
-    load_pack<8>(x + col, v);
-    load_pack<8>(input.gain + col, w);
+    unpack_bf16(raw, v), unpack_bf16(gain, w);
 #pragma unroll
     for (int i = 0; i < 8; ++i) v[i] = v[i] * r * w[i];
     store_pack<8>(to + col, v);
     if (copy) store_pack<8>(copy + col, v);
-  }
+  };
+#pragma unroll
+  for (int j = 0; j < kKept; ++j)
+    if (const int col = first + j * kStep; col < k) norm(col, kept[j], kept_gain[j]);
+  for (int col = first + kKept * kStep; col < k; col += kStep)
+    norm(col, *reinterpret_cast<const uint4*>(x + col),
+         *reinterpret_cast<const uint4*>(input.gain + col));
 }
 
 // A row is normed by one block and gated by several.
@@ -127,6 +146,9 @@ __global__ void __launch_bounds__(kThreads)
     copy_async_commit();
   };
   const int n_stages = (k - warp * kColumns + kTurn - 1) / kTurn;  // 0 or less: none
+  // The norm's gain is asked for first: behind the weights it would be the last to arrive.
+  if (MAKES && input.gain)
+    for (int col = threadIdx.x * 64; col < k; col += kThreads * 64) prefetch_l2(input.gain + col);
 #pragma unroll
   for (int i = 0; i < kStages - 1; ++i) copy(i);
   wait_for_previous();  // Note [Early launches]

@@ -71,6 +71,11 @@ __device__ __forceinline__ void write_pack(T* y, float (&x)[N], bool accumulate)
   store_pack<N>(y, x);
 }
 
+// Asks for a line of 128 bytes to be in L2.
+__device__ __forceinline__ void prefetch_l2(const void* p) {
+  asm volatile("prefetch.global.L2 [%0];\n" ::"l"(p));
+}
+
 // A matrix on the device: rows of a row-major tensor, `ld` elements apart.
 template <class T>
 struct Matrix {

@@ -176,43 +176,53 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ float score[HEADS][kPiece];
   __shared__ __align__(16) float parts[kTeams][HEADS][D];
   __shared__ bool is_last;
-  wait_for_previous();  // Note [Early launches]
+  // Note [Early launches]: the projections, of which new tokens come, may be right before. Where documents lie, and
+  // the keys that they have already, are older.
+  const bool has_new = tokens.k.data != nullptr;
+  if (!has_new) wait_for_previous();
   const int document = out.first_document + blockIdx.z, piece = blockIdx.y;
   const int kv_head = blockIdx.x / head_groups, first = blockIdx.x % head_groups * HEADS;
   const int n_heads = min(HEADS, in.group - first), head0 = kv_head * in.group + first;
   const int team = threadIdx.x / LANES, lane = threadIdx.x % LANES;
   const i64 col = static_cast<i64>(kv_head) * D + lane * N;
-  // What does not depend on where the document lies is on its way before that is known. There is one
-  // query for each document.
+  // There is one query for each document.
   const int position = tokens.table.data ? tokens.positions[document] : 0;
+  const int k_begin = in.k_begins[document], n_keys = in.k_ends[document] - k_begin;
+  const KeyRange range = piece_range(piece, n_keys, in.window);
+  const int n = range.end - range.begin;
+  const bool makes = has_new && range.end == n_keys;  // the last key
+  const int n_cached = makes ? n - 1 : n;
+  const i64 row0 = static_cast<i64>(k_begin) + range.begin;
+
+  Row rows[kBatch];
+  const auto load_keys = [&](int j0) {  // a new key's place is filled with anything
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i)
+      if (const int at = min(j0 + i * kTeams + team, n_cached - 1); at >= 0)
+        rows[i] = *reinterpret_cast<const Row*>(in.k.at(row0 + at, col));
+  };
+  const auto load_values = [&](int j0) {  // a new value is read where its projection left it
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int at = min(j0 + i * kTeams + team, n - 1);
+      rows[i] = *reinterpret_cast<const Row*>(at < n_cached ? in.v.at(row0 + at, col)
+                                                            : tokens.v.at(document, col));
+    }
+  };
+  load_keys(0);
+  constexpr int kLine = 128 / sizeof(T), kLines = (D + kLine - 1) / kLine;
+  for (int i = threadIdx.x; i < n_cached * kLines; i += kThreads)
+    prefetch_l2(in.v.at(row0 + i / kLines, static_cast<i64>(kv_head) * D + i % kLines * kLine));
+  const MakeRow<T, LANES, N> make(tokens, position, lane);
+  if (has_new) wait_for_previous();
+  if (n <= 0) return;
   float q[HEADS][N], new_key[N] = {};
-  const T* new_k = tokens.k.data ? tokens.k.at(document, col) : nullptr;
 #pragma unroll
   for (int h = 0; h < HEADS; ++h)
     load_pack<N>(in.q.at(document, static_cast<i64>(head0 + min(h, n_heads - 1)) * D + lane * N),
                  q[h]);
-  if (new_k) load_pack<N>(new_k, new_key);
-  const int k_begin = in.k_begins[document], n_keys = in.k_ends[document] - k_begin;
-  const KeyRange range = piece_range(piece, n_keys, in.window);
-  const int n = range.end - range.begin;
-  if (n <= 0) return;
-  const bool makes = new_k && range.end == n_keys;  // the last key
-  const int n_cached = makes ? n - 1 : n;
-  const i64 row0 = static_cast<i64>(k_begin) + range.begin;
-
-  // A new key's place is filled with itself, a new value is read where its projection left it.
-  Row rows[kBatch];
-  const auto load = [&](const Matrix<const T>& cache, const Matrix<const T>& added, int j0) {
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      const int at = min(j0 + i * kTeams + team, n - 1);
-      rows[i] = *reinterpret_cast<const Row*>(at < n_cached ? cache.at(row0 + at, col)
-                                                            : added.at(document, col));
-    }
-  };
-  load(in.k, tokens.k, 0);
-  if (new_k) {
-    const MakeRow<T, LANES, N> make(tokens, position, lane);
+  if (has_new) {
+    load_pack<N>(tokens.k.at(document, col), new_key);
 #pragma unroll
     for (int h = 0; h < HEADS; ++h) make(q[h], tokens.q_gain);
     if (makes) {
@@ -232,7 +242,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   // All lanes of a warp run the same number of turns: they exchange sums.
   for (int j0 = 0; j0 < n; j0 += kBatch * kTeams) {
-    if (j0 > 0) load(in.k, tokens.k, j0);
+    if (j0 > 0) load_keys(j0);
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       const int j = j0 + i * kTeams + team;
@@ -250,7 +260,7 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
   }
-  load(in.v, tokens.v, 0);
+  load_values(0);
   __syncthreads();
 
   for (int h = threadIdx.x / 32; h < n_heads; h += kWarps) {
@@ -272,7 +282,7 @@ __global__ void __launch_bounds__(kThreads)
 
   float sum[HEADS][N] = {};
   for (int j0 = 0; j0 < n; j0 += kBatch * kTeams) {
-    if (j0 > 0) load(in.v, tokens.v, j0);
+    if (j0 > 0) load_values(j0);
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       const int j = j0 + i * kTeams + team;
