@@ -10,7 +10,7 @@ namespace lk::operands {
 // What most types share.
 struct Blocks {
   static constexpr bool kWhole = false, kSixteens = false, kHalves = true, kMixed = false,
-                        kSigned = false, kSums = true;
+                        kSigned = false, kSums = true, kAsksAhead = false;
   static constexpr int kWords = 1, kBias = 0;
 };
 template <class Format>
@@ -54,7 +54,7 @@ using Q5_1 = Legacy<24, 8, true, true, 0>;
 
 struct Q8_0 : Blocks {
   static constexpr u32 kBytes = 8 * 34;
-  static constexpr bool kSigned = true, kSums = false;
+  static constexpr bool kSigned = true, kSums = false, kAsksAhead = true;
   static __device__ __forceinline__ void bytes(const u8* p, int run, int t, u32 (&w)[2]) {
     w[0] = word_at(p + 4 * t, run * 34 + 2), w[1] = word_at(p + 4 * t, run * 34 + 18);
   }

@@ -25,7 +25,8 @@
 //            order, then the warps in order, then the addend: an order of the parts' shapes and the GPU, so a
 //            row has the same bits for every M <= 4.
 // Limits     30 to 73 % of a copy's rate for 11008 x 4096 alone on an H200. A turn takes as long as its bytes; about
-//            6 us of a launch are fixed: its start, x, which is read and made integers of, and the sums
+//            6 us of a launch are fixed: its start, x, which is read and made integers of, and the sums. Blocks of
+//            sixteen warps are bound by the instructions that make x and codes operands
 #pragma once
 
 #include <vector>
@@ -50,6 +51,8 @@ constexpr int kMostNormedChunks = 64;  // longer rows are normed by a kernel of 
 //   bool kSigned     bytes are signed
 //   bool kSums       whether kBias, or the b of scales(), may be other than 0
 //   int kBias        what is added to the codes
+//   bool kAsksAhead  whether a warp that has one row asks for its next chunk of x while it multiplies one: worth
+//                    its instructions where the codes' own are few
 // and
 //   bytes(chunk, run, t, w)              w: the lane's eight codes; chunk: the codes of a row in shared memory
 //   scales(chunk, upper, i, f)           of run 4 upper + i: f[s], of half s: {a, b}
@@ -58,14 +61,31 @@ constexpr int kMostNormedChunks = 64;  // longer rows are normed by a kernel of 
 template <class Format, int M>
 struct IntegerRows {
   static constexpr int kHalves = Format::kSixteens ? 2 : 1;
-  std::uint32_t bytes[M][kRuns][2][kRun / 4];  // high and low ones, in the order of Format
+  static constexpr bool kAsks = M == 1 && Format::kAsksAhead;
+  union {
+    std::uint32_t bytes[M][kRuns][2][kRun / 4];  // high and low ones, in the order of Format
+    uint4 next_x[32];                            // a lane's own part of the next chunk
+  };
   float scale[M][kRuns], sum[M][kRuns][kHalves];
+  uint4 next_gate[kAsks ? 32 : 1];
 
-  // Lane (g, t) makes those of run g. `squares`: where the sum of x's squares is left for row 0, `stride` floats
-  // apart for the others, unless null.
+  // Lane (g, t) asks for its part of a chunk, while nobody reads `bytes`.
+  __device__ __forceinline__ void ask(const Matrix<const __nv_bfloat16>& x, int chunk, int runs,
+                                      const RowInput& input) {
+    static_assert(kAsks);
+    const int lane = threadIdx.x % 32, run = chunk * kRuns + lane / 4;
+    if (run >= runs) return;
+    copy_run_of_x<Format::kHalves>(shared_address(next_x + lane), x.at(0, run * kRun), lane % 4);
+    if (input.gate.data)
+      copy_run_of_x<Format::kHalves>(shared_address(next_gate + lane), input.gate.at(0, run * kRun),
+                                     lane % 4);
+  }
+
+  // Lane (g, t) makes those of run g, of what it asked for if `asked`, which has arrived. `squares`: where the sum
+  // of x's squares is left for row 0, `stride` floats apart for the others, unless null.
   __device__ __forceinline__ void make(const Matrix<const __nv_bfloat16>& x, int n_x, int chunk,
-                                       int runs, const RowInput& input, bool keep, float* squares,
-                                       int stride) {
+                                       int runs, const RowInput& input, bool asked, bool keep,
+                                       float* squares, int stride) {
     using u32 = std::uint32_t;
     constexpr u32 kAll = 0xffffffffu;
     constexpr float kMagic = 0x1.8p23f;  // a number added to it has its integer in the low bits
@@ -75,14 +95,14 @@ struct IntegerRows {
 #pragma unroll
     for (int m = 0; m < M; ++m) {
       float v[8] = {};
-      const auto load = [&](const __nv_bfloat16* row, float(&to)[8]) {
-        unpack_bf16(run_of_x<Format::kHalves>(row, t), to);
+      const auto load = [&](const __nv_bfloat16* row, const uint4* next, float(&to)[8]) {
+        unpack_bf16(kAsks && asked ? next[lane] : run_of_x<Format::kHalves>(row, t), to);
       };
       if (inside && m < n_x) {
-        load(x.at(m, column), v);
+        load(x.at(m, column), next_x, v);
         if (input.gate.data) {
           float gate[8];
-          load(input.gate.at(m, column), gate);
+          load(input.gate.at(m, column), next_gate, gate);
 #pragma unroll
           for (int i = 0; i < 8; ++i) v[i] = input.gated(gate[i], v[i]);
           const uint4 made{pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]),
@@ -93,13 +113,14 @@ struct IntegerRows {
       }
       if (input.gain) {
         float gain[8] = {}, sum = 0.0f;
-        if (inside) load(input.gain + column, gain);
+        if (inside) unpack_bf16(run_of_x<Format::kHalves>(input.gain + column, t), gain);
 #pragma unroll
         for (int i = 0; i < 8; ++i) sum = fmaf(v[i], v[i], sum), v[i] *= gain[i];
         sum = warp_sum(sum);
         if (squares && lane == 0) squares[m * stride] = sum;
       }
-      u32 most = 0;  // of bits: NaN is the largest
+      if (kAsks) __syncwarp();  // all have read what they asked for
+      u32 most = 0;             // of bits: NaN is the largest
 #pragma unroll
       for (int i = 0; i < 8; ++i) most = max(most, __float_as_uint(v[i]) & 0x7fffffffu);
       most = max(most, __shfl_xor_sync(kAll, most, 1));
@@ -263,6 +284,11 @@ __global__ void __launch_bounds__(kIntegerWarps<Format> * 32, M == 1 ? kIntegerB
     }
     copy_async_commit();
   };
+  // The norm's gain is asked for first: behind the codes it would be the last to arrive.
+  if (input.gain && lane < kChunk * 2 / 128)
+    for (int chunk = warp; chunk < n_chunks; chunk += n_warps)
+      if (const int column = chunk * kChunk + lane * 64; column < k)
+        prefetch_l2(input.gain + column);
   copy_next(0);
   copy_next(1);
   wait_for_previous();  // Note [Early launches]
@@ -284,7 +310,9 @@ __global__ void __launch_bounds__(kIntegerWarps<Format> * 32, M == 1 ? kIntegerB
     for (int chunk = warp; chunk < n_chunks; chunk += n_warps) {
       __syncwarp();  // nobody reads the last ones any more
       const bool first_time = begin == first && place == 0;
-      rows.make(x, n_x, chunk, runs, input, keeps && first_time,
+      const bool asked = IntegerRows<Format, M>::kAsks && chunk != warp && begin + place < behind;
+      if (asked) copy_async_wait_but<1>();
+      rows.make(x, n_x, chunk, runs, input, asked, keeps && first_time,
                 first_time ? squares + chunk : nullptr, kMostNormedChunks);
       __syncwarp();
       const X integers(rows);
@@ -292,6 +320,11 @@ __global__ void __launch_bounds__(kIntegerWarps<Format> * 32, M == 1 ? kIntegerB
       for (int tile = begin + place; tile < behind; tile += n_places) {
         copy_async_wait_but<1>();
         __syncwarp();  // the stage has arrived
+        if constexpr (IntegerRows<Format, M>::kAsks)
+          if (tile == begin + place && chunk + n_warps < n_chunks) {
+            rows.ask(x, chunk + n_warps, runs, input);
+            copy_async_commit();
+          }
         const unsigned char *low = ring + stage * Stage::kBytes + g * Stage::kPitch,
                             *high = low + 8 * Stage::kPitch;
         if constexpr (Stage::kShifted) {

@@ -117,6 +117,17 @@ __device__ __forceinline__ uint4 run_of_x(const __nv_bfloat16* run, int t) {
   return *reinterpret_cast<const uint4*>(run + 8 * t);
 }
 
+// The same in the background, into 16 bytes of shared memory.
+template <bool HALVES>
+__device__ __forceinline__ void copy_run_of_x(std::uint32_t to, const __nv_bfloat16* run, int t) {
+  if constexpr (HALVES) {
+    copy_async_8(to, run + 4 * t);
+    copy_async_8(to + 8, run + 16 + 4 * t);
+  } else {
+    copy_async_16(to, run + 8 * t, true);
+  }
+}
+
 // Writes what run_of_x() reads.
 template <bool HALVES>
 __device__ __forceinline__ void put_run(__nv_bfloat16* run, int t, const uint4& v) {
