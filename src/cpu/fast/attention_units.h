@@ -14,6 +14,8 @@
 namespace lk::cpu {
 
 inline constexpr std::int64_t kQueries = 48, kKeys = 64;  // a block of scores
+// Queries whose part of dk and dv is one sum.
+inline constexpr std::int64_t kSegment = 2 * kQueries;
 // Rows of a block that are worked on together. Only the keys that the last of them sees are
 // computed, so little above the diagonal is. A multiple of the tiles' rows.
 inline constexpr std::int64_t kGroup = 12;
@@ -77,6 +79,20 @@ inline bool one_thread_a_head(const AttentionShape& s, const std::vector<Documen
   return floats <= kOwnedFloats && n_heads >= 3 * std::int64_t{omp_get_max_threads()};
 }
 
+// All segments of all documents' queries and key/value heads: those of the same queries lie side by side, the
+// last queries of a document first. None where a document has keys that come before all its queries.
+inline std::vector<AttentionUnit> segment_units(const AttentionShape& s,
+                                                const std::vector<Document>& docs) {
+  std::vector<AttentionUnit> units;
+  for (std::size_t i = 0; i < docs.size(); ++i) {
+    if (docs[i].keys() != docs[i].queries()) return {};
+    for (std::int64_t end = docs[i].queries(); end > 0; end = (end - 1) / kSegment * kSegment)
+      for (std::int64_t g = 0; g < s.n_kv_heads; ++g)
+        units.push_back({i, g, (end - 1) / kSegment * kSegment, end});
+  }
+  return units;
+}
+
 // Runs f(unit, scratch) for all units in parallel; scratch is `floats` floats of the thread's own.
 template <class F>
 void for_units(const std::vector<AttentionUnit>& units, std::int64_t floats, const F& f) {
@@ -93,6 +109,15 @@ template <class T>
 LK_SIMD void store_row(T* y, const float* x, std::int64_t D, float factor) {
 #pragma omp simd
   for (std::int64_t d = 0; d < D; ++d) y[d] = narrow<T>(factor * x[d]);
+}
+// y = x, or y += x if `more`.
+LK_SIMD void add_row(float* y, const float* x, std::int64_t n, bool more) {
+  if (more) {
+#pragma omp simd
+    for (std::int64_t i = 0; i < n; ++i) y[i] += x[i];
+  } else {
+    std::copy_n(x, n, y);
+  }
 }
 template <class T>
 LK_SIMD float dot_row(const T* a, const T* b, std::int64_t D) {

@@ -2,15 +2,20 @@
 // (Dao 2023, "FlashAttention-2"). All five products use the register tiles of the matrix product.
 //
 // A unit of work is one block of queries (forward, dq) or one block of keys (dk, dv) of one head,
-// and the backward pass visits each block of scores twice, once for each side; or, where there are
-// enough of them for all threads, a whole key/value head of a document, and it visits a block once.
-// Both ways add the same numbers in the same order, so nothing depends on the number of threads.
+// and the backward pass visits each block of scores twice, once for each side. It visits a block once
+// where there is enough work for all threads: by key/value heads of documents, or in turns (Note
+// [Turns]). All ways add the same numbers in the same order, so nothing depends on the number of
+// threads: dk and dv are sums over segments of queries, the last first, and in a segment over the
+// group's heads and then the queries.
 //
 // Keys and values are first laid out in F32 as the tiles want them, heads apart (see Layout); the
 // scale is folded into the queries.
 #include "cpu/fast/flash_attention.h"
 
+#include <atomic>
+#include <climits>
 #include <cmath>
+#include <thread>
 
 #include "cpu/fast/attention_units.h"
 #include "cpu/fast/flash_attention_bf16.h"
@@ -205,6 +210,10 @@ void flash_attention_forward(Backend& backend, Matrix<T> o, Matrix<float> lse, M
             });
 }
 
+// Note [Turns]: a unit is a segment of queries of a key/value head, whose dq is its own. It adds to dk and dv
+// block of keys by block of keys, each time after the segment behind its own, which threads take up before
+// it and which goes through the blocks in the same order: the wait is short, and the order of sums fixed. In
+// F32, where dk and dv can hold the sums.
 template <class T>
 void flash_attention_backward(Backend& backend, Matrix<T> dq, Matrix<T> dk, Matrix<T> dv,
                               Matrix<T> dout, Matrix<T> q, Matrix<T> k, Matrix<T> v, Matrix<T> o,
@@ -248,20 +257,21 @@ void flash_attention_backward(Backend& backend, Matrix<T> dq, Matrix<T> dk, Matr
       delta[h][t] = dot_row(dout[t] + h * D, o[t] + h * D, D);
   });
 
-  // dk = ds^T (scale q), dv = p^T dout of a block of keys, over the group's heads and queries in
-  // order. dq_sums (group, queries, W) receives ds k, or is null.
-  const std::int64_t key_floats = 2 * kQueries * W + 2 * kKeys * W + 2 * kQueries * kKeys;
-  auto key_block = [&](const AttentionUnit& u, float* scratch, float* dq_sums) {
+  // dk = ds^T (scale q), dv = p^T dout of a block of keys and the queries [begin, end), which become the
+  // sums (2, kKeys, W). dq_sums (group, dq_rows, W) receives ds k for the queries from dq_begin on, or is null.
+  const std::int64_t segment_floats = 2 * kQueries * W + 2 * kQueries * kKeys;
+  auto key_segment = [&](const AttentionUnit& u, std::int64_t begin, std::int64_t end,
+                         float* scratch, float* sums, float* dq_sums, std::int64_t dq_begin,
+                         std::int64_t dq_rows) {
     const Document& doc = docs[u.doc];
     const std::int64_t shift = doc.keys() - doc.queries(), wide = tile.wide();
     float *query = scratch, *upper = query + kQueries * W;
-    float *dk_sum = upper + kQueries * W, *dv_sum = dk_sum + kKeys * W;
-    float *p = dv_sum + kKeys * W, *ds = p + kQueries * kKeys;
-    std::fill_n(dk_sum, u.size() * W, 0.0f);
-    std::fill_n(dv_sum, u.size() * W, 0.0f);
+    float *p = upper + kQueries * W, *ds = p + kQueries * kKeys;
+    float *dk_sum = sums, *dv_sum = dk_sum + kKeys * W;
+    std::fill_n(sums, 2 * kKeys * W, 0.0f);
     for (std::int64_t h = u.head * group; h < (u.head + 1) * group; ++h)
-      for (std::int64_t i = 0; i < doc.queries(); i += kQueries) {
-        const std::int64_t m = std::min(kQueries, doc.queries() - i);
+      for (std::int64_t i = begin; i < end; i += kQueries) {
+        const std::int64_t m = std::min(kQueries, end - i);
         if (doc.end_key(i + m - 1) <= u.begin || doc.first_key(i, s.window) >= u.end) continue;
         load_block(doc, h, i, m, query, upper);
         for (std::int64_t r = 0; r < m; r += kGroup) {
@@ -272,7 +282,7 @@ void flash_attention_backward(Backend& backend, Matrix<T> dq, Matrix<T> dk, Matr
                       p + r * kKeys, ds + r * kKeys);
           if (dq_sums)
             accumulate(tile, ds + r * kKeys, kKeys, 1, rows, n, keys.row(u.doc, u.head, u.begin), W,
-                       dq_sums + ((h - u.head * group) * doc.queries() + i + r) * W);
+                       dq_sums + ((h - u.head * group) * dq_rows + i + r - dq_begin) * W);
         }
         // A panel of keys meets the queries from the first one that sees its first key.
         for (std::int64_t c = 0; c < u.size(); c += wide) {
@@ -284,9 +294,24 @@ void flash_attention_backward(Backend& backend, Matrix<T> dq, Matrix<T> dk, Matr
                      dk_sum + c * W);
         }
       }
+  };
+  // The same over all segments; dq_sums (group, queries, W).
+  const std::int64_t key_floats = segment_floats + 4 * kKeys * W;
+  auto key_block = [&](const AttentionUnit& u, float* scratch, float* dq_sums) {
+    const Document& doc = docs[u.doc];
+    float *sums = scratch + segment_floats, *total = sums + 2 * kKeys * W;
+    std::fill_n(total, 2 * kKeys * W, 0.0f);
+    bool first = true;
+    for (std::int64_t end = doc.queries(); end > 0; end = (end - 1) / kSegment * kSegment) {
+      const std::int64_t begin = (end - 1) / kSegment * kSegment;
+      if (doc.end_key(end - 1) <= u.begin || doc.first_key(begin, s.window) >= u.end) continue;
+      key_segment(u, begin, end, scratch, sums, dq_sums, 0, doc.queries());
+      add_row(total, sums, 2 * kKeys * W, !first);
+      first = false;
+    }
     for (std::int64_t j = 0; j < u.size(); ++j) {
-      store_row(dk[doc.k0 + u.begin + j] + u.head * D, dk_sum + j * W, D, 1.0f);
-      store_row(dv[doc.k0 + u.begin + j] + u.head * D, dv_sum + j * W, D, 1.0f);
+      store_row(dk[doc.k0 + u.begin + j] + u.head * D, total + j * W, D, 1.0f);
+      store_row(dv[doc.k0 + u.begin + j] + u.head * D, total + (kKeys + j) * W, D, 1.0f);
     }
   };
 
@@ -304,6 +329,46 @@ void flash_attention_backward(Backend& backend, Matrix<T> dq, Matrix<T> dk, Matr
     });
     return;
   }
+
+  if constexpr (std::is_same_v<T, float>)
+    if (const std::vector<AttentionUnit> units = segment_units(s, docs);
+        units.size() >= 3 * static_cast<std::size_t>(omp_get_max_threads())) {
+      std::vector<std::atomic<std::int64_t>> added(units.size());
+      const auto first_block = [&](const AttentionUnit& u) {
+        return docs[u.doc].first_key(u.begin, s.window) / kKeys * kKeys;
+      };
+      for (std::size_t n = 0; n < units.size(); ++n) added[n] = first_block(units[n]);
+      const std::int64_t sum_floats = 2 * kKeys * W;
+      for_units(units, segment_floats + sum_floats + group * kSegment * W,
+                [&](const AttentionUnit& u, float* scratch) {
+                  const Document& doc = docs[u.doc];
+                  const std::int64_t n = &u - units.data(), before = n - s.n_kv_heads;
+                  const bool waits = u.end < doc.queries();
+                  const std::int64_t first =
+                      waits ? first_block(units[static_cast<std::size_t>(before)]) : doc.keys();
+                  float *sums = scratch + segment_floats, *dq_sums = sums + sum_floats;
+                  std::fill_n(dq_sums, group * u.size() * W, 0.0f);
+                  for (std::int64_t j = first_block(u); j < doc.end_key(u.end - 1); j += kKeys) {
+                    const AttentionUnit block{u.doc, u.head, j, std::min(doc.keys(), j + kKeys)};
+                    key_segment(block, u.begin, u.end, scratch, sums, dq_sums, u.begin, u.size());
+                    if (waits)
+                      while (added[static_cast<std::size_t>(before)].load() <= j)
+                        std::this_thread::yield();
+                    for (std::int64_t i = 0; i < block.size(); ++i) {
+                      add_row(dk[doc.k0 + j + i] + u.head * D, sums + i * W, D, j >= first);
+                      add_row(dv[doc.k0 + j + i] + u.head * D, sums + (kKeys + i) * W, D,
+                              j >= first);
+                    }
+                    added[static_cast<std::size_t>(n)] = j + kKeys;
+                  }
+                  added[static_cast<std::size_t>(n)] = INT64_MAX;
+                  for (std::int64_t h = 0; h < group; ++h)
+                    for (std::int64_t i = 0; i < u.size(); ++i)
+                      store_row(dq[doc.q0 + u.begin + i] + (u.head * group + h) * D,
+                                dq_sums + (h * u.size() + i) * W, D, s.scale);
+                });
+      return;
+    }
 
   // dq = scale * ds k, by blocks of queries.
   for_units(query_units(s, docs), kQueries * 3 * W + 2 * kGroup * kKeys,
