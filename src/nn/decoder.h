@@ -73,8 +73,8 @@ class Decoder {
   std::int64_t prefill_rows_;
   std::unique_ptr<KvCache> cache_;
   Recorder<StepSizes, Step> recorder_;
-  std::vector<std::int64_t>
-      slots_ahead_;  // of a recorded step that chose, the last that was submitted
+  // Of the last step that was submitted, if it chose tokens and was recorded.
+  std::vector<std::int64_t> slots_ahead_;
 };
 
 // A pass's logits on the host, as floats. The buffers are kept from step to step: getting memory
