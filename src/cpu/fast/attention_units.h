@@ -93,14 +93,15 @@ inline std::vector<AttentionUnit> segment_units(const AttentionShape& s,
   return units;
 }
 
-// Runs f(unit, scratch) for all units in parallel; scratch is `floats` floats of the thread's own.
+// Runs f(unit, scratch) for all units in parallel; scratch is `floats` floats of the thread's own. Threads take
+// up units in order, so one may wait for an earlier one.
 template <class F>
 void for_units(const std::vector<AttentionUnit>& units, std::int64_t floats, const F& f) {
   ThreadScratch scratch(floats);
 #pragma omp parallel if (units.size() > 1)
   {
     float* own = scratch.mine();
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(monotonic : dynamic)
     for (std::size_t n = 0; n < units.size(); ++n) f(units[n], own);
   }
 }
