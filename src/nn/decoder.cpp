@@ -18,6 +18,7 @@ Decoder::Decoder(Transformer& model, std::int64_t prefill_rows, bool record)
 bool Decoder::reserve(std::int64_t slots, std::int64_t capacity) {
   if (cache_ && cache_->capacity() >= capacity && cache_->slots() >= slots) return false;
   recorder_.clear();  // before the memory that recordings use is freed
+  slots_ahead_.clear();
   cache_.reset();
   cache_ = std::make_unique<KvCache>(model_.backend(), model_.config(), model_.compute_dtype(),
                                      capacity, slots);
@@ -38,6 +39,7 @@ void Decoder::grow(std::int64_t capacity) {
                               (cache_->layer(i).*kind).slice_rows(from, from + n));
   }
   recorder_.clear();  // before the memory that recordings use is freed
+  slots_ahead_.clear();
   cache_ = std::move(larger);
 }
 

@@ -13,8 +13,8 @@
 #include "cpu/fast/flash_attention.h"
 
 #include <atomic>
-#include <climits>
 #include <cmath>
+#include <cstdint>
 #include <thread>
 
 #include "cpu/fast/attention_units.h"
