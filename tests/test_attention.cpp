@@ -212,20 +212,26 @@ TEST_CASE("attention does not depend on threads, nor documents on their neighbou
 
 TEST_CASE("a long row's attention does not depend on threads, of whatever way they share it") {
   const int threads = omp_get_max_threads();
-  for (int window : {0, 50, 130}) {
-    const Case c{4, 1, 40, window, {0, 533}, {0, 533}};
-    const auto q = random_values(533 * 160, 1), d = random_values(533 * 160, 2),
-               k = random_values(533 * 40, 3), v = random_values(533 * 40, 4);
-    Result want;
-    for (int n :
-         {1, 2, 5, 40}) {  // in turns, and from 3 threads on by blocks of queries and of keys
-      omp_set_num_threads(n);
-      Result got = attend(fast(), DType::F32, c, q, k, v, d);
-      if (n == 1) want = got;
-      CHECK((got.o == want.o && got.dq == want.dq && got.dk == want.dk && got.dv == want.dv));
+  const auto compare = [&](DType dtype) {
+    for (int window : {0, 50, 130}) {
+      const Case c{4, 1, 40, window, {0, 533}, {0, 533}};
+      const auto q = random_values(533 * 160, 1), d = random_values(533 * 160, 2),
+                 k = random_values(533 * 40, 3), v = random_values(533 * 40, 4);
+      Result want;
+      for (int n :
+           {1, 2, 5, 40}) {  // in turns, and from 3 threads on by blocks of queries and of keys
+        omp_set_num_threads(n);
+        Result got = attend(fast(), dtype, c, q, k, v, d);
+        if (n == 1) want = got;
+        CHECK((got.o == want.o && got.dq == want.dq && got.dk == want.dk && got.dv == want.dv));
+      }
+      omp_set_num_threads(threads);
     }
-    omp_set_num_threads(threads);
-  }
+  };
+  compare(DType::F32);
+  compare(DType::BF16);
+  const WithoutBf16Tile plain;
+  compare(DType::BF16);
 }
 
 TEST_CASE("a query of a cache depends neither on threads nor on other sequences") {

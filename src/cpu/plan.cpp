@@ -57,7 +57,8 @@ class CpuPlan final : public PlanBackend {
                           const Tensor& k, const Tensor&, const Tensor&, const Tensor& lse,
                           const AttentionShape& shape, const Segments&, const Rotation*) override {
     Tensor packed = packed_keys(k, shape, 2);
-    scratch(lse.dtype(), lse.shape());  // rowsum(dy * o)
+    Tensor delta = empty(Tag::Workspace, lse.dtype(), lse.shape());     // rowsum(dy * o)
+    if (k.dtype() == DType::BF16) scratch(DType::F32, {2, k.numel()});  // dk and dv, added up
   }
 
  protected:
@@ -79,11 +80,13 @@ class CpuPlan final : public PlanBackend {
     if (taken.left > 0) scratch(DType::F32, {taken.left});
   }
   // Keys and values as attention lays them out: once with rows padded to whole vectors, and
-  // `transposed` times transposed (fast/flash_attention.cpp; flash_attention_bf16.cpp takes half).
+  // `transposed` times transposed: in F32 (fast/flash_attention.cpp), or in BF16 where the processor multiplies
+  // it (flash_attention_bf16.cpp).
   Tensor packed_keys(const Tensor& k, const AttentionShape& shape, std::int64_t transposed) {
     if (k.dtype() == DType::F64) return {};
     const std::int64_t D = shape.head_dim, width = (D + 15) / 16 * 16;
-    return empty(Tag::Workspace, DType::F32,
+    const bool native = k.dtype() == DType::BF16 && cpu::best_bf16_tile();
+    return empty(Tag::Workspace, native ? DType::BF16 : DType::F32,
                  {shape.n_kv_heads, k.rows() * (width + transposed * D)});
   }
 

@@ -5,6 +5,9 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <thread>
 #include <vector>
 
 #include "cpu/fast/flash_attention.h"
@@ -106,6 +109,50 @@ void for_units(const std::vector<AttentionUnit>& units, std::int64_t floats, con
   }
 }
 
+// Note [Turns]: a unit is a segment of queries of a key/value head, whose dq is its own. It adds to dk and dv
+// block of keys by block of keys, each time after the segment behind its own, which threads take up before
+// it and which goes through the blocks in the same order: the wait is short, and the order of sums fixed.
+//
+// Calls, with the thread's own `floats` floats: begin(unit, scratch); for each block of keys that the unit's
+// queries see compute(unit, block, scratch) and then, in its turn, add(unit, block, scratch, more), where `more` says
+// whether another has added to that block; end(unit, scratch).
+template <class Begin, class Compute, class Add, class End>
+void for_segments_in_turns(const std::vector<AttentionUnit>& units, const AttentionShape& s,
+                           const std::vector<Document>& docs, std::int64_t floats,
+                           const Begin& begin, const Compute& compute, const Add& add,
+                           const End& end) {
+  const auto first_block = [&](const AttentionUnit& u) {
+    return docs[u.doc].first_key(u.begin, s.window) / kKeys * kKeys;
+  };
+  std::vector<std::atomic<std::int64_t>> added(units.size());  // the keys before this one are done
+  for (std::size_t n = 0; n < units.size(); ++n) added[n] = first_block(units[n]);
+  for_units(units, floats, [&](const AttentionUnit& u, float* scratch) {
+    const Document& doc = docs[u.doc];
+    const auto n = static_cast<std::size_t>(&u - units.data());
+    const std::size_t before = n - static_cast<std::size_t>(s.n_kv_heads);
+    const bool waits = u.end < doc.queries();
+    const std::int64_t first = waits ? first_block(units[before]) : doc.keys();
+    begin(u, scratch);
+    for (std::int64_t j = first_block(u); j < doc.end_key(u.end - 1); j += kKeys) {
+      const AttentionUnit block{u.doc, u.head, j, std::min(doc.keys(), j + kKeys)};
+      compute(u, block, scratch);
+      if (waits)
+        while (added[before].load() <= j) std::this_thread::yield();
+      add(u, block, scratch, j >= first);
+      added[n] = j + kKeys;
+    }
+    added[n] = INT64_MAX;
+    end(u, scratch);
+  });
+}
+// The segments of a backward pass that takes turns; none where they are too few for all threads.
+inline std::vector<AttentionUnit> units_in_turns(const AttentionShape& s,
+                                                 const std::vector<Document>& docs) {
+  std::vector<AttentionUnit> units = segment_units(s, docs);
+  if (units.size() < 3 * static_cast<std::size_t>(omp_get_max_threads())) units.clear();
+  return units;
+}
+
 template <class T>
 LK_SIMD void store_row(T* y, const float* x, std::int64_t D, float factor) {
 #pragma omp simd
@@ -120,6 +167,33 @@ LK_SIMD void add_row(float* y, const float* x, std::int64_t n, bool more) {
     std::copy_n(x, n, y);
   }
 }
+// Where dk and dv are added up in turns: in F32 in their own place. Whether a pass takes turns depends on the threads, what it
+// allocates does not.
+class KeySums {
+  Tensor dk_, dv_;
+
+ public:
+  Matrix<float> dk, dv;
+
+  KeySums(Backend&, const Matrix<float>& to_dk, const Matrix<float>& to_dv)
+      : dk(to_dk), dv(to_dv) {}
+  KeySums(Backend& backend, const Matrix<bf16>& to_dk, const Matrix<bf16>& to_dv)
+      : dk_(backend.empty(Tag::Workspace, DType::F32, {to_dk.rows, to_dk.cols})),
+        dv_(backend.empty(Tag::Workspace, DType::F32, {to_dv.rows, to_dv.cols})),
+        dk(matrix<float>(dk_)),
+        dv(matrix<float>(dv_)) {}
+
+  // to_dk = scale * dk, to_dv = dv, of the documents' rows.
+  void store(const Matrix<bf16>& to_dk, const Matrix<bf16>& to_dv, float scale,
+             const std::vector<Document>& docs) const {
+    for (const Document& doc : docs)
+      parallel_for(doc.keys(), doc.keys() * dk.cols, [&](std::int64_t j) {
+        store_row(to_dk[doc.k0 + j], dk[doc.k0 + j], dk.cols, scale);
+        store_row(to_dv[doc.k0 + j], dv[doc.k0 + j], dv.cols, 1.0f);
+      });
+  }
+};
+
 template <class T>
 LK_SIMD float dot_row(const T* a, const T* b, std::int64_t D) {
   float sum = 0;

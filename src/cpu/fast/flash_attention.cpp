@@ -12,10 +12,8 @@
 // scale is folded into the queries.
 #include "cpu/fast/flash_attention.h"
 
-#include <atomic>
 #include <cmath>
 #include <cstdint>
-#include <thread>
 
 #include "cpu/fast/attention_units.h"
 #include "cpu/fast/flash_attention_bf16.h"
@@ -210,10 +208,6 @@ void flash_attention_forward(Backend& backend, Matrix<T> o, Matrix<float> lse, M
             });
 }
 
-// Note [Turns]: a unit is a segment of queries of a key/value head, whose dq is its own. It adds to dk and dv
-// block of keys by block of keys, each time after the segment behind its own, which threads take up before
-// it and which goes through the blocks in the same order: the wait is short, and the order of sums fixed. In
-// F32, where dk and dv can hold the sums.
 template <class T>
 void flash_attention_backward(Backend& backend, Matrix<T> dq, Matrix<T> dk, Matrix<T> dv,
                               Matrix<T> dout, Matrix<T> q, Matrix<T> k, Matrix<T> v, Matrix<T> o,
@@ -229,6 +223,7 @@ void flash_attention_backward(Backend& backend, Matrix<T> dq, Matrix<T> dk, Matr
   const std::int64_t D = s.head_dim, W = keys.width(), group = s.n_heads / s.n_kv_heads;
   Tensor delta_store = backend.empty(Tag::Workspace, DType::F32, {s.n_heads, q.rows});
   Matrix<float> delta = matrix<float>(delta_store);
+  const KeySums key_sums(backend, dk, dv);
 
   // Loads the queries (times scale) and output gradients of `rows` rows of a head, from row `begin`
   // on.
@@ -330,45 +325,35 @@ void flash_attention_backward(Backend& backend, Matrix<T> dq, Matrix<T> dk, Matr
     return;
   }
 
-  if constexpr (std::is_same_v<T, float>)
-    if (const std::vector<AttentionUnit> units = segment_units(s, docs);
-        units.size() >= 3 * static_cast<std::size_t>(omp_get_max_threads())) {
-      std::vector<std::atomic<std::int64_t>> added(units.size());
-      const auto first_block = [&](const AttentionUnit& u) {
-        return docs[u.doc].first_key(u.begin, s.window) / kKeys * kKeys;
-      };
-      for (std::size_t n = 0; n < units.size(); ++n) added[n] = first_block(units[n]);
-      const std::int64_t sum_floats = 2 * kKeys * W;
-      for_units(units, segment_floats + sum_floats + group * kSegment * W,
-                [&](const AttentionUnit& u, float* scratch) {
-                  const Document& doc = docs[u.doc];
-                  const std::int64_t n = &u - units.data(), before = n - s.n_kv_heads;
-                  const bool waits = u.end < doc.queries();
-                  const std::int64_t first =
-                      waits ? first_block(units[static_cast<std::size_t>(before)]) : doc.keys();
-                  float *sums = scratch + segment_floats, *dq_sums = sums + sum_floats;
-                  std::fill_n(dq_sums, group * u.size() * W, 0.0f);
-                  for (std::int64_t j = first_block(u); j < doc.end_key(u.end - 1); j += kKeys) {
-                    const AttentionUnit block{u.doc, u.head, j, std::min(doc.keys(), j + kKeys)};
-                    key_segment(block, u.begin, u.end, scratch, sums, dq_sums, u.begin, u.size());
-                    if (waits)
-                      while (added[static_cast<std::size_t>(before)].load() <= j)
-                        std::this_thread::yield();
-                    for (std::int64_t i = 0; i < block.size(); ++i) {
-                      add_row(dk[doc.k0 + j + i] + u.head * D, sums + i * W, D, j >= first);
-                      add_row(dv[doc.k0 + j + i] + u.head * D, sums + (kKeys + i) * W, D,
-                              j >= first);
-                    }
-                    added[static_cast<std::size_t>(n)] = j + kKeys;
-                  }
-                  added[static_cast<std::size_t>(n)] = INT64_MAX;
-                  for (std::int64_t h = 0; h < group; ++h)
-                    for (std::int64_t i = 0; i < u.size(); ++i)
-                      store_row(dq[doc.q0 + u.begin + i] + (u.head * group + h) * D,
-                                dq_sums + (h * u.size() + i) * W, D, s.scale);
-                });
-      return;
-    }
+  if (const std::vector<AttentionUnit> units = units_in_turns(s, docs); !units.empty()) {
+    const std::int64_t sum_floats = 2 * kKeys * W;
+    for_segments_in_turns(
+        units, s, docs, segment_floats + sum_floats + group * kSegment * W,
+        [&](const AttentionUnit& u, float* scratch) {
+          std::fill_n(scratch + segment_floats + sum_floats, group * u.size() * W, 0.0f);
+        },
+        [&](const AttentionUnit& u, const AttentionUnit& block, float* scratch) {
+          float* sums = scratch + segment_floats;
+          key_segment(block, u.begin, u.end, scratch, sums, sums + sum_floats, u.begin, u.size());
+        },
+        [&](const AttentionUnit& u, const AttentionUnit& block, float* scratch, bool more) {
+          const float *dk_sum = scratch + segment_floats, *dv_sum = dk_sum + kKeys * W;
+          for (std::int64_t i = 0; i < block.size(); ++i) {
+            const std::int64_t row = docs[u.doc].k0 + block.begin + i;
+            add_row(key_sums.dk[row] + u.head * D, dk_sum + i * W, D, more);
+            add_row(key_sums.dv[row] + u.head * D, dv_sum + i * W, D, more);
+          }
+        },
+        [&](const AttentionUnit& u, float* scratch) {
+          const float* dq_sums = scratch + segment_floats + sum_floats;
+          for (std::int64_t h = 0; h < group; ++h)
+            for (std::int64_t i = 0; i < u.size(); ++i)
+              store_row(dq[docs[u.doc].q0 + u.begin + i] + (u.head * group + h) * D,
+                        dq_sums + (h * u.size() + i) * W, D, s.scale);
+        });
+    if constexpr (!std::is_same_v<T, float>) key_sums.store(dk, dv, 1.0f, docs);
+    return;
+  }
 
   // dq = scale * ds k, by blocks of queries.
   for_units(query_units(s, docs), kQueries * 3 * W + 2 * kGroup * kKeys,

@@ -2,10 +2,10 @@
 //
 // Queries and output gradients are read in place; keys and values are packed as pairs once, heads
 // apart. In the backward pass a block of scores is computed once and used for all three gradients
-// if one thread may own a whole key/value head of a document, as it does when there are enough of
-// these for all threads. Otherwise dq is computed by blocks of queries and dk, dv by blocks of
-// keys, and scores are computed twice. Both ways add the same numbers in the same order, so nothing
-// depends on the number of threads.
+// if there is enough work for all threads: by key/value heads of documents, or in turns (Note [Turns] in
+// attention_units.h). Otherwise dq is computed by blocks of queries and dk, dv by blocks of keys, and
+// scores are computed twice. All ways add the same numbers in the same order, so nothing depends on the
+// number of threads.
 #include "cpu/fast/flash_attention_bf16.h"
 
 #include <cmath>
@@ -103,17 +103,19 @@ struct Backward {
   // A thread's arrays in `scratch`.
   static constexpr std::int64_t kHalves = 2 * kQueries * kKeys + kGroup * kKeys;
   struct Arrays {
-    float *score, *upper, *dk, *dv;     // kGroup x kKeys, and kKeys x width
-    Half *p, *ds, *ds_rows, *q, *dout;  // pairs of queries; ds_rows (kGroup, kKeys)
+    float *score, *upper;                  // kGroup x kKeys
+    float *dk, *dv, *dk_total, *dv_total;  // kKeys x width
+    Half *p, *ds, *ds_rows, *q, *dout;     // pairs of queries; ds_rows (kGroup, kKeys)
   };
   std::int64_t scratch_floats() const {
-    return 2 * kGroup * kKeys + 2 * kKeys * width() + kHalves / 2 + kQueries * width();
+    return 2 * kGroup * kKeys + 4 * kKeys * width() + kHalves / 2 + kQueries * width();
   }
   Arrays arrays(float* scratch) const {
     Arrays a{};
     a.score = scratch, a.upper = a.score + kGroup * kKeys;
     a.dk = a.upper + kGroup * kKeys, a.dv = a.dk + kKeys * width();
-    a.p = reinterpret_cast<Half*>(a.dv + kKeys * width()), a.ds = a.p + kQueries * kKeys;
+    a.dk_total = a.dv + kKeys * width(), a.dv_total = a.dk_total + kKeys * width();
+    a.p = reinterpret_cast<Half*>(a.dv_total + kKeys * width()), a.ds = a.p + kQueries * kKeys;
     a.ds_rows = a.ds + kQueries * kKeys, a.q = a.ds_rows + kGroup * kKeys;
     a.dout = a.q + kQueries * width();
     return a;
@@ -163,18 +165,35 @@ struct Backward {
       store_row(to[row + r] + head * D(), from + r * width(), D(), factor);
   }
 
-  // dk and dv of a block of keys. dq_sums (group, queries, width) receives dq, or is null.
-  void key_block(const AttentionUnit& u, const Arrays& a, float* dq_sums) const {
-    const Document& doc = docs[u.doc];
-    const std::int64_t group = s.n_heads / s.n_kv_heads, W = width(), T = doc.queries();
+  // a.dk and a.dv: what queries [begin, end) add to dk and dv of a block of keys. dq_sums (group, dq_rows, width)
+  // receives dq of the queries from dq_begin on, or is null.
+  void key_segment(const AttentionUnit& u, std::int64_t begin, std::int64_t end, const Arrays& a,
+                   float* dq_sums, std::int64_t dq_begin, std::int64_t dq_rows) const {
+    const std::int64_t group = s.n_heads / s.n_kv_heads, W = width();
     std::fill_n(a.dk, u.size() * W, 0.0f);
     std::fill_n(a.dv, u.size() * W, 0.0f);
     for (std::int64_t h = 0; h < group; ++h)
-      for (std::int64_t i = 0; i < T; i += kQueries)
-        block(a, u.doc, u.head * group + h, i, std::min(kQueries, T - i), u.begin, u.size(),
-              dq_sums ? dq_sums + (h * T + i) * W : nullptr, true);
-    store(dk, doc.k0 + u.begin, u.head, a.dk, u.size(), s.scale);
-    store(dv, doc.k0 + u.begin, u.head, a.dv, u.size(), 1.0f);
+      for (std::int64_t i = begin; i < end; i += kQueries)
+        block(a, u.doc, u.head * group + h, i, std::min(kQueries, end - i), u.begin, u.size(),
+              dq_sums ? dq_sums + (h * dq_rows + i - dq_begin) * W : nullptr, true);
+  }
+
+  // dk and dv of a block of keys: sums over segments of queries, the last first. dq_sums (group, queries, width)
+  // receives dq, or is null.
+  void key_block(const AttentionUnit& u, const Arrays& a, float* dq_sums) const {
+    const Document& doc = docs[u.doc];
+    bool more = false;
+    for (std::int64_t end = doc.queries(); end > 0; end = (end - 1) / kSegment * kSegment) {
+      const std::int64_t begin = (end - 1) / kSegment * kSegment;
+      if (doc.end_key(end - 1) <= u.begin || doc.first_key(begin, s.window) >= u.end) continue;
+      key_segment(u, begin, end, a, dq_sums, 0, doc.queries());
+      add_row(a.dk_total, a.dk, u.size() * width(), more);
+      add_row(a.dv_total, a.dv, u.size() * width(), more);
+      more = true;
+    }
+    if (!more) std::fill_n(a.dk_total, 2 * kKeys * width(), 0.0f);  // nobody sees them
+    store(dk, doc.k0 + u.begin, u.head, a.dk_total, u.size(), s.scale);
+    store(dv, doc.k0 + u.begin, u.head, a.dv_total, u.size(), 1.0f);
   }
 
   // All gradients of a key/value head of a document.
@@ -245,6 +264,7 @@ void bf16_attention_backward(const Bf16Tile& tile, Backend& backend, Matrix<bf16
   vals.fill(v, docs);
   Tensor delta_store = backend.empty(Tag::Workspace, DType::F32, {s.n_heads, q.rows});
   Matrix<float> delta = matrix<float>(delta_store);
+  const KeySums key_sums(backend, dk, dv);
   const std::int64_t D = s.head_dim;
   parallel_for(q.rows, q.rows * q.cols, [&](std::int64_t t) {
     for (std::int64_t h = 0; h < s.n_heads; ++h)
@@ -256,6 +276,33 @@ void bf16_attention_backward(const Bf16Tile& tile, Backend& backend, Matrix<bf16
     for_units(head_units(s, docs), scratch + own, [&](const AttentionUnit& u, float* memory) {
       pass.head(u.doc, u.head, pass.arrays(memory), memory + scratch);
     });
+    return;
+  }
+  if (const std::vector<AttentionUnit> units = units_in_turns(s, docs); !units.empty()) {
+    const std::int64_t group = s.n_heads / s.n_kv_heads;
+    for_segments_in_turns(
+        units, s, docs, scratch + group * kSegment * W,
+        [&](const AttentionUnit& u, float* memory) {
+          std::fill_n(memory + scratch, group * u.size() * W, 0.0f);
+        },
+        [&](const AttentionUnit& u, const AttentionUnit& block, float* memory) {
+          pass.key_segment(block, u.begin, u.end, pass.arrays(memory), memory + scratch, u.begin,
+                           u.size());
+        },
+        [&](const AttentionUnit& u, const AttentionUnit& block, float* memory, bool more) {
+          const Backward::Arrays a = pass.arrays(memory);
+          for (std::int64_t i = 0; i < block.size(); ++i) {
+            const std::int64_t row = docs[u.doc].k0 + block.begin + i;
+            add_row(key_sums.dk[row] + u.head * D, a.dk + i * W, D, more);
+            add_row(key_sums.dv[row] + u.head * D, a.dv + i * W, D, more);
+          }
+        },
+        [&](const AttentionUnit& u, float* memory) {
+          for (std::int64_t h = 0; h < group; ++h)
+            pass.store(dq, docs[u.doc].q0 + u.begin, u.head * group + h,
+                       memory + scratch + h * u.size() * W, u.size(), s.scale);
+        });
+    key_sums.store(dk, dv, s.scale, docs);
     return;
   }
   for_units(query_units(s, docs), scratch + kQueries * W,
