@@ -11,7 +11,7 @@ namespace lk::operands {
 struct Blocks {
   static constexpr bool kWhole = false, kSixteens = false, kHalves = true, kMixed = false,
                         kSigned = false, kSums = true, kAsksAhead = false;
-  static constexpr int kWords = 1, kBias = 0;
+  static constexpr int kWords = 1, kBias = 0, kWarps = 16, kBlocks = 2;
 };
 template <class Format>
 struct OfBlocks : Format {
@@ -33,6 +33,7 @@ struct Legacy : Blocks {
   static constexpr u32 kBytes = 8 * kBlock;
   static constexpr int kBias = kOffset;
   static constexpr bool kSums = kMinimum || kOffset != 0;
+  static constexpr int kWarps = kMinimum && kFifth ? 8 : 16, kBlocks = kMinimum && kFifth ? 3 : 2;
   static __device__ __forceinline__ void bytes(const u8* p, int run, int t, u32 (&w)[2]) {
     const int at = run * kBlock + kQuanta;
     const u32 codes = word_at(p + 4 * t, at);
@@ -55,6 +56,7 @@ using Q5_1 = Legacy<24, 8, true, true, 0>;
 struct Q8_0 : Blocks {
   static constexpr u32 kBytes = 8 * 34;
   static constexpr bool kSigned = true, kSums = false, kAsksAhead = true;
+  static constexpr int kWarps = 8;
   static __device__ __forceinline__ void bytes(const u8* p, int run, int t, u32 (&w)[2]) {
     w[0] = word_at(p + 4 * t, run * 34 + 2), w[1] = word_at(p + 4 * t, run * 34 + 18);
   }
@@ -114,7 +116,7 @@ template <bool kFifth>
 struct Q45_K : Large {
   static constexpr u32 kBytes = kFifth ? 176 : 144;
   static constexpr bool kHalves = false;
-  static constexpr int kWords = 2;
+  static constexpr int kWords = 2, kWarps = kFifth ? 8 : 16, kBlocks = kFifth ? 3 : 2;
   static __device__ __forceinline__ void bytes(const u8* p, int run, int t, u32 (&w)[2]) {
     const uint2 codes = read<uint2>(p + (kFifth ? 48 : 16) + run / 2 * 32 + 8 * t);
     w[0] = codes.x >> run % 2 * 4 & 0x0f0f0f0fu, w[1] = codes.y >> run % 2 * 4 & 0x0f0f0f0fu;
@@ -139,7 +141,7 @@ struct Q45_K : Large {
 struct Q6_K : Large {
   static constexpr u32 kBytes = 210;
   static constexpr bool kSixteens = true;
-  static constexpr int kBias = 32;
+  static constexpr int kBias = 32, kWarps = 8, kBlocks = 3;
   static __device__ __forceinline__ void bytes(const u8* p, int run, int t, u32 (&w)[2]) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {

@@ -5,9 +5,11 @@
 //            n is x, rmsnorm(x) or act(gate) * x; K a multiple of 32
 // Plan       All blocks of the grid are in place at once and share the tiles (16 rows of w) evenly, up to 8 in
 //            a round. A block's warps take turns along K, 256 columns each: a chunk of eight runs of 32. A
-//            warp makes integers of its part of x once and multiplies all its tiles of the round with it. It
-//            copies codes into shared memory of its own, two turns ahead, the first before the kernel's input
-//            is there; warps wait for each other at a round's end, to add their sums.
+//            warp makes integers of its part of x once and multiplies all its tiles of the round with it. Two
+//            warps of neighbouring chunks copy the codes of both into shared memory of theirs, two turns ahead,
+//            the first before the kernel's input is there: the longer a row's bytes lie together, the fewer
+//            lines and pieces are asked for, and what a multiprocessor can ask for is what is short. All
+//            warps wait for each other at a round's end, to add their sums.
 // Integers   a run of x is a scale, its largest magnitude / 32512, times integers of 16 bits, v = 256 high + low
 //            with both in [-128, 127]: two of the eight columns of the product's right operand. The others hold
 //            three other runs of the row, or rows: column 2 (M r + m) + i has half i of row m in the run r of a
@@ -24,9 +26,8 @@
 //            become so. A lane's runs i and i + 4 of a chunk, then runs 0 + 1 and 2 + 3, a warp's chunks in
 //            order, then the warps in order, then the addend: an order of the parts' shapes and the GPU, so a
 //            row has the same bits for every M <= 4.
-// Limits     30 to 73 % of a copy's rate for 11008 x 4096 alone on an H200. A turn takes as long as its bytes; about
-//            6 us of a launch are fixed: its start, x, which is read and made integers of, and the sums. Blocks of
-//            sixteen warps are bound by the instructions that make x and codes operands
+// Limits     alone on an H200 30 to 73 % of a copy's rate for 11008 x 4096, before codes were copied by pairs; about
+//            6 us of a launch are fixed: its start, x, which is read and made integers of, and the sums
 #pragma once
 
 #include <vector>
@@ -51,6 +52,7 @@ constexpr int kMostNormedChunks = 64;  // longer rows are normed by a kernel of 
 //   bool kSigned     bytes are signed
 //   bool kSums       whether kBias, or the b of scales(), may be other than 0
 //   int kBias        what is added to the codes
+//   int kWarps       of a block: 16, or 8 where they need more registers; kBlocks: of a multiprocessor, of one row
 //   bool kAsksAhead  whether a warp that has one row asks for its next chunk of x while it multiplies one: worth
 //                    its instructions where the codes' own are few
 // and
@@ -169,20 +171,12 @@ struct IntegerRows {
   }
 };
 
-// Shared memory of a warp: two stages, its part of x, and the sums of a round's rows.
+// Shared memory of a block: of each pair of warps two stages, of each warp its part of x and the sums of a round's rows.
 template <class Format, int M>
-constexpr int kIntegerWarpBytes =
-    2 * RowStage<Format>::kBytes +
-    static_cast<int>(sizeof(IntegerRows<Format, M>)) + kRoundTiles* M* kFewRows * 4;
-// Warps of a block, so many that there is room for a second block; and how many of one row there is room for.
-template <class Format>
-constexpr int kIntegerWarps = 16 * kIntegerWarpBytes<Format, 1> <= 112 * 1024 ? 16 : 8;
-template <class Format>
-constexpr int kIntegerBlocks =
-    kIntegerWarps<Format> == 8 && 24 * kIntegerWarpBytes<Format, 1> <= 224 * 1024 ? 3 : 2;
-template <class Format, int M>
-constexpr int kIntegerBytes =
-    kIntegerWarps<Format>* kIntegerWarpBytes<Format, M> + M* kMostNormedChunks * 4;
+constexpr int kIntegerBytes = Format::kWarps*(RowStage<Format, 2>::kBytes +
+                                              static_cast<int>(sizeof(IntegerRows<Format, M>)) +
+                                              kRoundTiles * M * kFewRows * 4) +
+                              M* kMostNormedChunks * 4;
 
 // The lane's operands for a chunk of M rows.
 template <class Format, int M>
@@ -240,14 +234,14 @@ __device__ __forceinline__ float norm_factor(const float* squares, int m, int k,
 
 // A tile has 2^log_warps warps, a block `share` tiles, and the first `more` blocks one more.
 template <class Format, int M>
-__global__ void __launch_bounds__(kIntegerWarps<Format> * 32, M == 1 ? kIntegerBlocks<Format> : 1)
+__global__ void __launch_bounds__(Format::kWarps * 32, M == 1 ? Format::kBlocks : 1)
     integer_row_kernel(const __grid_constant__ RowParts<Format> parts,
                        Matrix<const __nv_bfloat16> x, int n_x, RowInput input, int k, int log_warps,
                        int share, int more) {
   using u32 = std::uint32_t;
-  using Stage = RowStage<Format>;
+  using Stage = RowStage<Format, 2>;
   using X = IntegerOperands<Format, M>;
-  constexpr int kWarps = kIntegerWarps<Format>, kThreads = kWarps * 32;
+  constexpr int kWarps = Format::kWarps, kThreads = kWarps * 32;
   constexpr int kHalves = X::kHalves;
   extern __shared__ __align__(16) unsigned char shared[];
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -258,15 +252,14 @@ __global__ void __launch_bounds__(kIntegerWarps<Format> * 32, M == 1 ? kIntegerB
   const int n_chunks = (k + kChunk - 1) / kChunk, runs = k / kRun;
   const u32 row_bytes = parts.part[0].row_bytes;
 
-  // What is copied next.
-  int round = first, next_chunk = warp, next_tile = first + place;
-  unsigned char* const ring = shared + threadIdx.x / 32 * (2 * Stage::kBytes);
-  auto* const all_rows =
-      reinterpret_cast<IntegerRows<Format, M>*>(shared + kWarps * (2 * Stage::kBytes));
+  // What is copied next, by both warps of a pair.
+  int round = first, next_chunk = warp & ~1, next_tile = first + place;
+  unsigned char* const ring = shared + threadIdx.x / 64 * (2 * Stage::kBytes);
+  auto* const all_rows = reinterpret_cast<IntegerRows<Format, M>*>(shared + kWarps * Stage::kBytes);
   auto& rows = all_rows[threadIdx.x / 32];
   float* const sums = reinterpret_cast<float*>(all_rows + kWarps);
   float* const squares = sums + kWarps * (kRoundTiles * kFewRows * M);
-  const StageCopy<Format> copy([&](int row) { return static_cast<u32>(row) * row_bytes; });
+  const StageCopy<Format, 2> copy([&](int row) { return static_cast<u32>(row) * row_bytes; });
   const auto copy_next = [&](int stage) {
     if (next_tile < end) {
       const RowPart<Format>& p = parts.of(next_tile);
@@ -278,7 +271,7 @@ __global__ void __launch_bounds__(kIntegerWarps<Format> * 32, M == 1 ? kIntegerB
       next_tile += n_places;
       if (next_tile >= min(round + kRoundTiles, end)) {
         next_chunk += n_warps;
-        if (next_chunk >= n_chunks) next_chunk = warp, round += kRoundTiles;
+        if (next_chunk >= n_chunks) next_chunk = warp & ~1, round += kRoundTiles;
         next_tile = round + place;
       }
     }
@@ -289,6 +282,9 @@ __global__ void __launch_bounds__(kIntegerWarps<Format> * 32, M == 1 ? kIntegerB
     for (int chunk = warp; chunk < n_chunks; chunk += n_warps)
       if (const int column = chunk * kChunk + lane * 64; column < k)
         prefetch_l2(input.gain + column);
+  const auto wait_for_pair = [] {
+    asm volatile("bar.sync %0, 64;\n" ::"r"(1 + threadIdx.x / 64) : "memory");
+  };
   copy_next(0);
   copy_next(1);
   wait_for_previous();  // Note [Early launches]
@@ -307,30 +303,32 @@ __global__ void __launch_bounds__(kIntegerWarps<Format> * 32, M == 1 ? kIntegerB
                       ? to_float(*e.part->addend.at(e.m, e.row))
                       : 0.0f;
     }
-    for (int chunk = warp; chunk < n_chunks; chunk += n_warps) {
+    // The last chunk's neighbour may not be there: its warp copies and waits all the same.
+    for (int chunk = warp; (chunk & ~1) < n_chunks; chunk += n_warps) {
       __syncwarp();  // nobody reads the last ones any more
       const bool first_time = begin == first && place == 0;
       const bool asked = IntegerRows<Format, M>::kAsks && chunk != warp && begin + place < behind;
       if (asked) copy_async_wait_but<1>();
       rows.make(x, n_x, chunk, runs, input, asked, keeps && first_time,
-                first_time ? squares + chunk : nullptr, kMostNormedChunks);
+                first_time && chunk < n_chunks ? squares + chunk : nullptr, kMostNormedChunks);
       __syncwarp();
       const X integers(rows);
 #pragma unroll 1
       for (int tile = begin + place; tile < behind; tile += n_places) {
         copy_async_wait_but<1>();
-        __syncwarp();  // the stage has arrived
+        wait_for_pair();  // the stage has arrived
         if constexpr (IntegerRows<Format, M>::kAsks)
           if (tile == begin + place && chunk + n_warps < n_chunks) {
             rows.ask(x, chunk + n_warps, runs, input);
             copy_async_commit();
           }
-        const unsigned char *low = ring + stage * Stage::kBytes + g * Stage::kPitch,
+        const unsigned char *low = ring + stage * Stage::kBytes + g * Stage::kPitch +
+                                   (chunk & 1) * Format::kBytes,
                             *high = low + 8 * Stage::kPitch;
         if constexpr (Stage::kShifted) {
           const u32 skipped =
               static_cast<u32>(tile * kFewRows - parts.of(tile).begin + g) * row_bytes +
-              static_cast<u32>(chunk) * Format::kBytes;
+              static_cast<u32>(chunk & ~1) * Format::kBytes;
           low += skipped & 15u;
           high += (skipped + 8 * row_bytes) & 15u;
         }
@@ -368,10 +366,11 @@ __global__ void __launch_bounds__(kIntegerWarps<Format> * 32, M == 1 ? kIntegerB
                 total = fmaf(fmaf(f[s].x, -static_cast<float>(Format::kBias), f[s].y),
                              integers.sum[j][s], total);
             }
-            if (counts) sum[h][j % M] += total;  // scales behind a row may be anything
+            if (counts && chunk < n_chunks)
+              sum[h][j % M] += total;  // scales behind a row may be anything
           }
         }
-        __syncwarp();  // nobody reads the stage any more
+        wait_for_pair();  // nobody reads the stage any more
         copy_next(stage);
         stage ^= 1;
 
@@ -421,13 +420,13 @@ __global__ void __launch_bounds__(kIntegerWarps<Format> * 32, M == 1 ? kIntegerB
     }
 }
 
-// How many of a block's warps share a tile, so that the busiest has the fewest turns: the logarithm.
+// How many of a block's warps share a tile, pairs of them, so that the busiest has the fewest turns: the logarithm.
 inline int log_warps_of_tile(int warps, int chunks, i64 tiles_of_block) {
   int best = 0;
   i64 fewest = INT64_MAX;
-  for (int log = 4; log >= 0; --log) {
+  for (int log = 4; log >= 1; --log) {
     const int n = 1 << log;
-    if (n > warps || n > chunks || n * kRoundTiles < warps) continue;
+    if (n > warps || n > (chunks + 1) / 2 * 2 || n * kRoundTiles < warps) continue;
     const i64 turns = ceil_div(chunks, n) * ceil_div(tiles_of_block, warps / n);
     if (turns < fewest) best = log, fewest = turns;
   }
@@ -441,7 +440,8 @@ bool launch_integer_row(const Tensor& x, const MadeInput* input, std::span<const
   const i64 M = x.rows(), K = x.cols();
   RowParts<Format> all;
   if (!row_parts(x, parts, all) || all.tiles == 0) return false;
-  constexpr int kWarps = kIntegerWarps<Format>;
+  constexpr int kWarps = Format::kWarps;
+  static_assert(Format::kBlocks * kIntegerBytes<Format, 1> <= 224 * 1024);
   constexpr int kBytes[] = {0, kIntegerBytes<Format, 1>, kIntegerBytes<Format, 2>,
                             kIntegerBytes<Format, 4>, kIntegerBytes<Format, 4>};
   if (!has_shared(kBytes[1])) return false;

@@ -33,32 +33,37 @@ struct RowParts {
   }
 };
 
-// A stage: a chunk of 16 rows, each from an address that is a multiple of 16. Rows lie so far apart that what
-// eight of them have in the same place, words or pairs of words, lies in different banks.
-template <class Format>
+// A stage: neighbouring chunks of 16 rows, each row from an address that is a multiple of 16. Rows lie so far apart that
+// what eight of them have in the same place, words or pairs of words, lies in different banks. As many warps as there are
+// chunks copy it.
+template <class Format, int CHUNKS = 1>
 struct RowStage {
   static constexpr bool kShifted = Format::kBytes % 16 != 0;  // chunks begin anywhere
-  static constexpr int kNeeded = (static_cast<int>(Format::kBytes) + (kShifted ? 30 : 15)) / 16;
+  static constexpr int kThreads = 32 * CHUNKS;
+  static constexpr int kNeeded =
+      (CHUNKS * static_cast<int>(Format::kBytes) + (kShifted ? 30 : 15)) / 16;
   static constexpr int kPieces = Format::kWords == 1 ? kNeeded | 1 : (kNeeded + 1) / 4 * 4 + 2;
   static_assert(kPieces >= kNeeded);
   static constexpr int kPitch = kPieces * 16, kBytes = kFewRows * kPitch;
-  static constexpr int kCopies = (kFewRows * kPieces + 31) / 32;  // of a lane
+  static constexpr int kCopies = (kFewRows * kPieces + kThreads - 1) / kThreads;  // of a thread
 };
 
-// A lane's part of copying chunks into stages: pieces lane, lane + 32, ... of each. What lies behind a row or the
+// A thread's part of copying chunks into stages: pieces thread, thread + kThreads, ... of each. What lies behind a row or the
 // matrix may be anything, as x is zero there or nobody wants y: the matrix's last piece is read instead.
-template <class Format>
+template <class Format, int CHUNKS = 1>
 struct StageCopy {
-  using Stage = RowStage<Format>;
+  using Stage = RowStage<Format, CHUNKS>;
+  static constexpr int kThreads = Stage::kThreads;
   std::uint32_t from[Stage::kCopies];
 
   // begin_of(r): the byte at which row r of the 16 begins; whatever it likes for other r.
   template <class BeginOf>
   __device__ __forceinline__ explicit StageCopy(const BeginOf& begin_of) {
-    const int lane = threadIdx.x % 32;
+    const int thread = threadIdx.x % kThreads;
 #pragma unroll
     for (int i = 0; i < Stage::kCopies; ++i) {
-      const int row = (lane + 32 * i) / Stage::kPieces, piece = (lane + 32 * i) % Stage::kPieces;
+      const int row = (thread + kThreads * i) / Stage::kPieces,
+                piece = (thread + kThreads * i) % Stage::kPieces;
       from[i] = begin_of(row) + (Stage::kShifted ? 0 : min(piece, Stage::kNeeded - 1) * 16);
     }
   }
@@ -66,15 +71,16 @@ struct StageCopy {
   // last piece begins.
   __device__ __forceinline__ void operator()(std::uint32_t stage, const std::uint8_t* codes,
                                              std::uint32_t skipped, std::uint32_t last) const {
-    const int lane = threadIdx.x % 32;
-    const std::uint32_t to = stage + lane * 16;
+    const int thread = threadIdx.x % kThreads;
+    const std::uint32_t to = stage + thread * 16;
 #pragma unroll
     for (int i = 0; i < Stage::kCopies; ++i) {
       std::uint32_t at = from[i] + skipped;
       if constexpr (Stage::kShifted)
-        at = (at & ~15u) + min((lane + 32 * i) % Stage::kPieces, Stage::kNeeded - 1) * 16;
-      if ((i + 1) * 32 <= kFewRows * Stage::kPieces || lane + 32 * i < kFewRows * Stage::kPieces)
-        copy_async_16(to + 512 * i, codes + min(at, last), true);
+        at = (at & ~15u) + min((thread + kThreads * i) % Stage::kPieces, Stage::kNeeded - 1) * 16;
+      if ((i + 1) * kThreads <= kFewRows * Stage::kPieces ||
+          thread + kThreads * i < kFewRows * Stage::kPieces)
+        copy_async_16(to + 16 * kThreads * i, codes + min(at, last), true);
     }
   }
 };
