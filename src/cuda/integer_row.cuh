@@ -422,7 +422,7 @@ __global__ void __launch_bounds__(Format::kWarps * 32, M == 1 ? Format::kBlocks 
 
 // How many of a block's warps share a tile, pairs of them, so that the busiest has the fewest turns: the logarithm.
 inline int log_warps_of_tile(int warps, int chunks, i64 tiles_of_block) {
-  int best = 0;
+  int best = 1;
   i64 fewest = INT64_MAX;
   for (int log = 4; log >= 1; --log) {
     const int n = 1 << log;
