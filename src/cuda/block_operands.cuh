@@ -1,4 +1,4 @@
-// ggml's blocks as bytes for tensor cores, for integer_row.cuh, which says what a format has. Layouts are
+// ggml's blocks as bytes for tensor cores, for integer_operands.cuh, which says what a format has. Layouts are
 // described in io/ggml_blocks.cpp; block_decoders.cuh makes numbers of the same blocks.
 #pragma once
 

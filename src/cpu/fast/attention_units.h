@@ -82,6 +82,15 @@ inline bool one_thread_a_head(const AttentionShape& s, const std::vector<Documen
   return floats <= kOwnedFloats && n_heads >= 3 * std::int64_t{omp_get_max_threads()};
 }
 
+// Calls f(begin, end) for the segments of a document's queries, the last first.
+template <class F>
+void for_segments(const Document& doc, const F& f) {
+  for (std::int64_t begin, end = doc.queries(); end > 0; end = begin) {
+    begin = (end - 1) / kSegment * kSegment;
+    f(begin, end);
+  }
+}
+
 // All segments of all documents' queries and key/value heads: those of the same queries lie side by side, the
 // last queries of a document first. None where a document has keys that come before all its queries.
 inline std::vector<AttentionUnit> segment_units(const AttentionShape& s,
@@ -89,9 +98,9 @@ inline std::vector<AttentionUnit> segment_units(const AttentionShape& s,
   std::vector<AttentionUnit> units;
   for (std::size_t i = 0; i < docs.size(); ++i) {
     if (docs[i].keys() != docs[i].queries()) return {};
-    for (std::int64_t end = docs[i].queries(); end > 0; end = (end - 1) / kSegment * kSegment)
-      for (std::int64_t g = 0; g < s.n_kv_heads; ++g)
-        units.push_back({i, g, (end - 1) / kSegment * kSegment, end});
+    for_segments(docs[i], [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t g = 0; g < s.n_kv_heads; ++g) units.push_back({i, g, begin, end});
+    });
   }
   return units;
 }
@@ -182,6 +191,17 @@ class KeySums {
         dv_(backend.empty(Tag::Workspace, DType::F32, {to_dv.rows, to_dv.cols})),
         dk(matrix<float>(dk_)),
         dv(matrix<float>(dv_)) {}
+
+  // The sums of a block of keys of head block.head become dk_rows and dv_rows (keys, D), whose rows lie `width` floats
+  // apart, or have them added if `more`.
+  void add(const Document& doc, const AttentionUnit& block, std::int64_t D, const float* dk_rows,
+           const float* dv_rows, std::int64_t width, bool more) const {
+    for (std::int64_t i = 0; i < block.size(); ++i) {
+      const std::int64_t row = doc.k0 + block.begin + i, at = block.head * D;
+      add_row(dk[row] + at, dk_rows + i * width, D, more);
+      add_row(dv[row] + at, dv_rows + i * width, D, more);
+    }
+  }
 
   // to_dk = scale * dk, to_dv = dv, of the documents' rows.
   void store(const Matrix<bf16>& to_dk, const Matrix<bf16>& to_dv, float scale,

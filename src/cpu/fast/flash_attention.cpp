@@ -297,13 +297,12 @@ void flash_attention_backward(Backend& backend, Matrix<T> dq, Matrix<T> dk, Matr
     float *sums = scratch + segment_floats, *total = sums + 2 * kKeys * W;
     std::fill_n(total, 2 * kKeys * W, 0.0f);
     bool first = true;
-    for (std::int64_t end = doc.queries(); end > 0; end = (end - 1) / kSegment * kSegment) {
-      const std::int64_t begin = (end - 1) / kSegment * kSegment;
-      if (doc.end_key(end - 1) <= u.begin || doc.first_key(begin, s.window) >= u.end) continue;
+    for_segments(doc, [&](std::int64_t begin, std::int64_t end) {
+      if (doc.end_key(end - 1) <= u.begin || doc.first_key(begin, s.window) >= u.end) return;
       key_segment(u, begin, end, scratch, sums, dq_sums, 0, doc.queries());
       add_row(total, sums, 2 * kKeys * W, !first);
       first = false;
-    }
+    });
     for (std::int64_t j = 0; j < u.size(); ++j) {
       store_row(dk[doc.k0 + u.begin + j] + u.head * D, total + j * W, D, 1.0f);
       store_row(dv[doc.k0 + u.begin + j] + u.head * D, total + (kKeys + j) * W, D, 1.0f);
@@ -337,12 +336,8 @@ void flash_attention_backward(Backend& backend, Matrix<T> dq, Matrix<T> dk, Matr
           key_segment(block, u.begin, u.end, scratch, sums, sums + sum_floats, u.begin, u.size());
         },
         [&](const AttentionUnit& u, const AttentionUnit& block, float* scratch, bool more) {
-          const float *dk_sum = scratch + segment_floats, *dv_sum = dk_sum + kKeys * W;
-          for (std::int64_t i = 0; i < block.size(); ++i) {
-            const std::int64_t row = docs[u.doc].k0 + block.begin + i;
-            add_row(key_sums.dk[row] + u.head * D, dk_sum + i * W, D, more);
-            add_row(key_sums.dv[row] + u.head * D, dv_sum + i * W, D, more);
-          }
+          const float* sums = scratch + segment_floats;
+          key_sums.add(docs[u.doc], block, D, sums, sums + kKeys * W, W, more);
         },
         [&](const AttentionUnit& u, float* scratch) {
           const float* dq_sums = scratch + segment_floats + sum_floats;

@@ -183,14 +183,13 @@ struct Backward {
   void key_block(const AttentionUnit& u, const Arrays& a, float* dq_sums) const {
     const Document& doc = docs[u.doc];
     bool more = false;
-    for (std::int64_t end = doc.queries(); end > 0; end = (end - 1) / kSegment * kSegment) {
-      const std::int64_t begin = (end - 1) / kSegment * kSegment;
-      if (doc.end_key(end - 1) <= u.begin || doc.first_key(begin, s.window) >= u.end) continue;
+    for_segments(doc, [&](std::int64_t begin, std::int64_t end) {
+      if (doc.end_key(end - 1) <= u.begin || doc.first_key(begin, s.window) >= u.end) return;
       key_segment(u, begin, end, a, dq_sums, 0, doc.queries());
       add_row(a.dk_total, a.dk, u.size() * width(), more);
       add_row(a.dv_total, a.dv, u.size() * width(), more);
       more = true;
-    }
+    });
     if (!more) std::fill_n(a.dk_total, 2 * kKeys * width(), 0.0f);  // nobody sees them
     store(dk, doc.k0 + u.begin, u.head, a.dk_total, u.size(), s.scale);
     store(dv, doc.k0 + u.begin, u.head, a.dv_total, u.size(), 1.0f);
@@ -291,11 +290,7 @@ void bf16_attention_backward(const Bf16Tile& tile, Backend& backend, Matrix<bf16
         },
         [&](const AttentionUnit& u, const AttentionUnit& block, float* memory, bool more) {
           const Backward::Arrays a = pass.arrays(memory);
-          for (std::int64_t i = 0; i < block.size(); ++i) {
-            const std::int64_t row = docs[u.doc].k0 + block.begin + i;
-            add_row(key_sums.dk[row] + u.head * D, a.dk + i * W, D, more);
-            add_row(key_sums.dv[row] + u.head * D, a.dv + i * W, D, more);
-          }
+          key_sums.add(docs[u.doc], block, D, a.dk, a.dv, W, more);
         },
         [&](const AttentionUnit& u, float* memory) {
           for (std::int64_t h = 0; h < group; ++h)
