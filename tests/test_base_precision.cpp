@@ -70,6 +70,14 @@ TEST_CASE("matrices of pre-quantised folders are what their packages dequantise,
   CHECK(found == 40);
 }
 
+TEST_CASE("zeros of GPTQ's version 1 are put right by words, with the borrow of a zero of 0") {
+  StoredMatrix stored;
+  stored.zero_shift = 1;
+  CHECK(stored.zeros(0x77777777) == 0x88888888u);
+  CHECK(stored.zeros(0x7777776f) == 0x88888880u);
+  CHECK(stored.zeros(static_cast<std::int32_t>(0xeeeeeeefu)) == 0);
+}
+
 TEST_CASE("a folder quantised by bitsandbytes loads tensor by tensor") {
   const ModelFile file(kQuantised + "bnb");
   const SafetensorsFile expected(kQuantised + "bnb.expected.safetensors");

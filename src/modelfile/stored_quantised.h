@@ -29,6 +29,12 @@ struct StoredMatrix {
   int zero_shift = 0;
   std::string base;                // X
   std::vector<std::string> names;  // all tensors that belong to it
+
+  // Eight zeros of AWQ or GPTQ. GPTQ's version 1 takes 1 from the whole word, so a zero of 0 borrows
+  // from the next one: the word is put right before it is taken apart.
+  std::uint32_t zeros(std::int32_t word) const {
+    return static_cast<std::uint32_t>(word) + 0x11111111u * static_cast<std::uint32_t>(zero_shift);
+  }
 };
 
 // How `weight` (X.weight), a matrix of `shape`, is stored: nothing if it is dense. Checks the

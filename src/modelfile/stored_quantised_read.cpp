@@ -12,7 +12,7 @@ namespace {
 
 using Layout = StoredMatrix::Layout;
 
-constexpr float kFarthest = 16;  // of a 4-bit code from its zero point, at most 16
+constexpr float kFarthest = 15;  // of a 4-bit code from its zero point
 
 class Reading {
  public:
@@ -149,12 +149,12 @@ class Reading {
     check_scales(x + ".scales", scales.data(), groups * N_, true, kFarthest);
     for (std::int64_t g = 0; g < groups; ++g)
       for (std::int64_t n = 0; n < N_; ++n) {
-        const auto word =
-            static_cast<std::uint32_t>(packed[static_cast<std::size_t>(g * (N_ / 8) + n / 8)]);
+        const std::uint32_t word =
+            stored_.zeros(packed[static_cast<std::size_t>(g * (N_ / 8) + n / 8)]);
         int p = 0;
         while (order[p] != n % 8) ++p;
-        const unsigned zero = (word >> 4 * p & 15) + static_cast<unsigned>(stored_.zero_shift);
-        out_.data<std::uint8_t>(Plane::Zeros)[n * groups + g] = static_cast<std::uint8_t>(zero);
+        out_.data<std::uint8_t>(Plane::Zeros)[n * groups + g] =
+            static_cast<std::uint8_t>(word >> 4 * p & 15);
         out_.data<float>(Plane::Scales)[n * groups + g] =
             scales[static_cast<std::size_t>(g * N_ + n)];
       }

@@ -104,11 +104,13 @@ def make_formats():
     add("awq", {"awq.qweight": pack(shuffled(codes.T.copy()), 1), "awq.qzeros": pack(shuffled(zeros.T.copy()), 1),
                 "awq.scales": s.T.contiguous()},
         torch.from_numpy(codes - wide(zeros)).half() * s.repeat_interleave(group, 1))
-    for name, shift in (("gptq_v1", 1), ("gptq_v2", 0)):
-        add(name, {f"{name}.qweight": pack(codes.T.copy(), 0), f"{name}.qzeros": pack(zeros.T.copy(), 1),
+    stored = pack(zeros.T.copy(), 1)
+    words = stored.numpy().view(np.uint32) - np.uint32(0x11111111)  # as version 1's writers do it: a zero of 0 borrows
+    for name, z in (("gptq_v1", torch.from_numpy(words.view(np.int32))), ("gptq_v2", stored)):
+        add(name, {f"{name}.qweight": pack(codes.T.copy(), 0), f"{name}.qzeros": z,
                    f"{name}.scales": s.T.contiguous(),
                    f"{name}.g_idx": torch.arange(k, dtype=torch.int32) // group},
-            torch.from_numpy(codes - (wide(zeros) + shift)).half() * s.repeat_interleave(group, 1))
+            torch.from_numpy(codes - wide(zeros)).half() * s.repeat_interleave(group, 1))
     save_file(out, OUT / "formats.safetensors")
 
 
