@@ -301,6 +301,54 @@ TEST_CASE("a bias of zeros beside a matrix of GPTQ is none, and another one is r
   CHECK(refusal(1).find(stem + ".bias is unknown") != std::string::npos);
 }
 
+TEST_CASE("where config.json says sym, a zero point other than 8 is refused by tensor and key") {
+  auto config = [](const std::string& more) {
+    return parse_quantisation(
+        Json::parse(R"({"quantization_config": {"quant_method": "gptq", "bits": 4)" + more + "}}"),
+        "config.json");
+  };
+  const SafetensorsFile file(kQuantised + "formats.safetensors");
+  const std::vector<std::string> names = file.names();
+  auto find = [&](const std::string& more) {
+    return find_stored_matrix(file, names, "gptq_v1.weight", {24, 64}, config(more));
+  };
+  CHECK_THROWS_WITH_AS(find(R"(, "sym": true)"),
+                       doctest::Contains("tensor gptq_v1.qzeros: has a zero point of "),
+                       InputError);
+  CHECK_THROWS_WITH_AS(find(R"(, "sym": true)"),
+                       doctest::Contains("config.json: quantization_config: sym is true"),
+                       InputError);
+  CHECK(find(R"(, "sym": false)"));
+  CHECK(find(""));
+  // Single modules may be otherwise.
+  CHECK(find(R"(, "sym": true, "dynamic": {"+:.*": {"sym": false}})"));
+
+  // Symmetric codes: zeros of 8, which version 1 stores as 7.
+  const ScratchFolder scratch;
+  auto symmetric = [&](std::uint32_t word, const char* format) {
+    std::string data(std::size_t{4} * 8 * 1 + 4 * 8 + 4, '\0');  // qweight, scales, qzeros
+    std::memcpy(data.data() + 64, &word, sizeof word);
+    const Json header = {
+        {"x.qweight", {{"dtype", "I32"}, {"shape", {1, 8}}, {"data_offsets", {0, 32}}}},
+        {"x.scales", {{"dtype", "F32"}, {"shape", {1, 8}}, {"data_offsets", {32, 64}}}},
+        {"x.qzeros", {{"dtype", "I32"}, {"shape", {1, 1}}, {"data_offsets", {64, 68}}}}};
+    const std::string text = header.dump();
+    const std::uint64_t size = text.size();
+    scratch.write("x.safetensors",
+                  std::string(reinterpret_cast<const char*>(&size), sizeof size) + text + data);
+    const SafetensorsFile x(scratch.file("x.safetensors"));
+    return find_stored_matrix(
+        x, x.names(), "x.weight", {8, 8},
+        config(concat(R"(, "sym": true, "checkpoint_format": ")", format, "\"")));
+  };
+  CHECK(symmetric(0x77777777, "gptq"));
+  CHECK(symmetric(0x88888888, "gptq_v2"));
+  CHECK_THROWS_WITH_AS(symmetric(0x88888888, "gptq"), doctest::Contains("has a zero point of 9"),
+                       InputError);
+  CHECK_THROWS_WITH_AS(symmetric(0x88888887, "gptq_v2"), doctest::Contains("has a zero point of 7"),
+                       InputError);
+}
+
 TEST_CASE("what only AutoGPTQ's or AutoAWQ's own file says of a quantisation is read") {
   using Method = QuantisationConfig::Method;
   const ScratchFolder folder;

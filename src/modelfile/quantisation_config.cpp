@@ -53,7 +53,7 @@ constexpr std::string_view kIntegerKeys[] = {
     "quant_method", "method", "bits", "w_bit", "group_size", "q_group_size", "groupsize", "format",
     "checkpoint_format", "version", "packing_format", "data_type", "backend", "desc_act", "dynamic",
     "extra_config",
-    // which tensors tell
+    // which tensors tell; sym is compared with them
     "sym", "zero_point", "pack_dtype", "scale_dtype", "lm_head", "modules_to_not_convert",
     "modules_in_block_to_quantize", "block_name_to_quantize", "to_quant_block_names",
     "module_name_preceding_first_block", "quant_block_list", "model_file_base_name",
@@ -256,8 +256,9 @@ class Parser {
     if (q_.contains("lm_head") && q_["lm_head"] == false)
       out_.dense.push_back({"lm_head", "lm_head", true});
     out_.may_be_dense = false;
+    out_.symmetric = flag(q_, "sym", false);
     for (const char* key : {"dynamic", "extra_config"})  // single modules may have other groups
-      if (given(q_, key) && !is_off(q_[key])) out_.scales.clear();
+      if (given(q_, key) && !is_off(q_[key])) out_.scales.clear(), out_.symmetric = false;
   }
 
   void awq() {

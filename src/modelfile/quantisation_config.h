@@ -37,6 +37,7 @@ struct QuantisationConfig {
   enum class Method : std::uint8_t { None, Bitsandbytes, Fp8, CompressedTensors, Awq, Gptq };
   Method method = Method::None;
   int gptq_zero_shift = 1;  // what zeros are stored less by: 1 in version 1, 0 in version 2
+  bool symmetric = false;   // AWQ and GPTQ: config says that all zero points are 8 (sym)
   bool reordered = false;   // GPTQ: g_idx alone tells which columns share a scale (desc_act)
   std::optional<bool> zero_points =
       {};                  // compressed-tensors: whether each matrix of integers has some

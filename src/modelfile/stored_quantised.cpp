@@ -281,6 +281,25 @@ void find_pack_quantized(Companions& c, const TensorReader& reader, const Shape&
   stored.format.rounded = rounding_of(reader.stored_type(x + ".weight_scale"), reader.path());
 }
 
+// Where config says that codes are symmetric, all zeros are 8. Else one of the two is wrong: read as
+// version 1 of GPTQ, the zeros of a file of version 2 are 9.
+void check_symmetric(Companions& c, const TensorReader& reader, const QuantisationConfig& config,
+                     const StoredMatrix& stored) {
+  const std::string name = stored.base + ".qzeros";
+  const Shape shape = reader.shape(name);
+  std::vector<std::int32_t> words(static_cast<std::size_t>(shape.numel()));
+  reader.read_stored(name, 0, shape.rows(), reinterpret_cast<std::uint8_t*>(words.data()));
+  for (const std::int32_t word : words)
+    for (int p = 0; p < 8; ++p)
+      if (const std::uint32_t zero = stored.zeros(word) >> 4 * p & 15; zero != 8)
+        c.refuse(name,
+                 concat("has a zero point of ", zero, ", but ", config.where,
+                        ": sym is true, which makes all of them 8",
+                        stored.layout != Layout::Gptq ? ""
+                        : config.gptq_zero_shift == 1 ? " (read as checkpoint_format gptq)"
+                                                      : " (read as checkpoint_format gptq_v2)"));
+}
+
 void find_awq_or_gptq(Companions& c, const TensorReader& reader, const Shape& shape,
                       const QuantisationConfig& config, StoredMatrix& stored) {
   const std::string& x = stored.base;
@@ -303,6 +322,7 @@ void find_awq_or_gptq(Companions& c, const TensorReader& reader, const Shape& sh
   c.expect(x + ".qzeros", {"I32"}, {groups, N / 8});
   stored.format.rounded = rounding_of(reader.stored_type(x + ".scales"), reader.path());
   stored.zero_shift = awq ? 0 : config.gptq_zero_shift;
+  if (config.symmetric) check_symmetric(c, reader, config, stored);
   if (!c.has(x + ".g_idx")) {
     if (config.reordered)
       c.refuse(x + ".g_idx", concat("is missing: ", config.file, " says desc_act"));
