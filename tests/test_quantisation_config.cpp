@@ -4,10 +4,13 @@
 #include <cstring>
 #include <tuple>
 
+#include "gptq_tiny.h"
 #include "harness.h"
 #include "io/input_file.h"
 #include "io/json.h"
 #include "io/safetensors.h"
+#include "io/sha256.h"
+#include "modelfile/fingerprint.h"
 #include "modelfile/model_file.h"
 #include "modelfile/stored_quantised.h"
 #include "scratch_folder.h"
@@ -248,48 +251,10 @@ TEST_CASE("each format's list of dense modules names them as its readers do") {
 }
 
 TEST_CASE("a bias of zeros beside a matrix of GPTQ is none, and another one is refused") {
-  const std::string tiny = kGolden + "peft/tiny/";
-  const std::string dense = read_file(tiny + "model.safetensors", 1 << 24);
-  std::uint64_t length = 0;
-  std::memcpy(&length, dense.data(), sizeof length);
-  Json header = Json::parse(dense.substr(8, length));
-  std::string data = dense.substr(8 + length);
-  const std::string stem = "model.layers.0.mlp.up_proj";
-  const std::int64_t N = header[stem + ".weight"]["shape"][0],
-                     K = header[stem + ".weight"]["shape"][1];
-  const std::size_t from = header[stem + ".weight"]["data_offsets"][0],
-                    to = header[stem + ".weight"]["data_offsets"][1];
-  header.erase(stem + ".weight");
-  data.erase(from, to - from);
-  for (auto& [name, tensor] : header.items())
-    if (name != "__metadata__" && tensor["data_offsets"][0] >= to)
-      for (Json& offset : tensor["data_offsets"]) offset = offset.get<std::size_t>() - (to - from);
-  const auto add = [&](const char* end, const char* type, std::vector<std::int64_t> shape,
-                       char byte) {
-    std::int64_t bytes = 4;
-    for (std::int64_t n : shape) bytes *= n;
-    const std::size_t begin = data.size();
-    data.append(static_cast<std::size_t>(bytes), byte);
-    header[stem + end] = {
-        {"dtype", type}, {"shape", shape}, {"data_offsets", {begin, data.size()}}};
-  };
   const auto refusal = [&](char bias) -> std::string {
-    Json config = read_json(tiny + "config.json");
-    config["quantization_config"] = {{"quant_method", "gptq"}, {"bits", 4}, {"group_size", 16}};
-    const Json header_before = header;
-    const std::string data_before = data;
-    add(".qweight", "I32", {K / 8, N}, 0x12);
-    add(".qzeros", "I32", {K / 16, N / 8}, 0x77);
-    add(".scales", "F32", {K / 16, N}, 0);
-    add(".bias", "F32", {N}, bias);
-    std::string text = header.dump();
-    header = header_before;
-    const std::uint64_t size = text.size();
     const ScratchFolder folder;
-    folder.write("config.json", config.dump());
-    folder.write("model.safetensors",
-                 std::string(reinterpret_cast<const char*>(&size), sizeof size) + text + data);
-    data = data_before;
+    write_gptq_tiny(folder.path(), {{"quant_method", "gptq"}, {"bits", 4}, {"group_size", 16}},
+                    bias);
     try {
       ModelFile(folder.path()).reader();
     } catch (const InputError& e) {
@@ -298,7 +263,25 @@ TEST_CASE("a bias of zeros beside a matrix of GPTQ is none, and another one is r
     return "";
   };
   CHECK(refusal(0) == "");
-  CHECK(refusal(1).find(stem + ".bias is unknown") != std::string::npos);
+  CHECK(refusal(1).find(kGptqModule + ".bias is unknown") != std::string::npos);
+}
+
+TEST_CASE("a fingerprint is of the version of GPTQ too, which only config.json tells") {
+  const ScratchFolder folder;
+  auto fingerprint = [&](const char* key, const char* format) {
+    write_gptq_tiny(folder.path(), {{"quant_method", "gptq"}, {"bits", 4}, {key, format}});
+    return model_fingerprint(folder.path());
+  };
+  const std::string one = fingerprint("checkpoint_format", "gptq");
+  CHECK(one == sha256_file(folder.file("model.safetensors")));
+  CHECK(fingerprint("format", "gptq") == one);
+  const std::string two = fingerprint("checkpoint_format", "gptq_v2");
+  CHECK(two != one);
+  CHECK(fingerprint("format", "gptq_v2") == two);
+  // From the file of its own, too.
+  write_gptq_tiny(folder.path(), nullptr);
+  folder.write("quantize_config.json", R"({"bits": 4, "checkpoint_format": "gptq_v2"})");
+  CHECK(model_fingerprint(folder.path()) == two);
 }
 
 TEST_CASE("where config.json says sym, a zero point other than 8 is refused by tensor and key") {

@@ -11,6 +11,7 @@
 #include <random>
 #include <sstream>
 
+#include "gptq_tiny.h"
 #include "harness.h"
 #include "heard_run.h"
 #include "hostile.h"
@@ -282,6 +283,29 @@ TEST_CASE("which matrices of a quantised base stay dense is part of a run's iden
   CHECK_THROWS_WITH_AS(f.resume(s), doctest::Contains("`resume`: keep_dense was "), UsageError);
   CHECK(f.adapter("run") == before);
   s.keep_dense = {"q_proj", "k_proj"};
+  CHECK(f.resume(s).steps == 4);
+}
+
+TEST_CASE("the version of GPTQ, which config.json alone tells, is part of a run's identity") {
+  Runs f;
+  const Json one = {{"quant_method", "gptq"}, {"bits", 4}, {"group_size", 16}};
+  Json two = one;
+  two["checkpoint_format"] = "gptq_v2";
+  write_gptq_tiny(f.model, one);
+  FinetuneSettings s = f.settings("run", 4);
+  s.save_every = 2, s.samples = 0;
+  f.run(s, 2);
+  const std::string before = f.adapter("run");
+  write_gptq_tiny(f.model, two);
+  CHECK_THROWS_WITH_AS(
+      f.resume(s),
+      doctest::Contains("quantization_config.checkpoint_format was unset, now it is \"gptq_v2\""),
+      UsageError);
+  CHECK(f.adapter("run") == before);
+  FinetuneSettings from = f.settings("from", 2);
+  from.init_adapter = s.out;
+  CHECK_THROWS_WITH_AS(f.run(from), doctest::Contains("another base model"), InputError);
+  write_gptq_tiny(f.model, one);
   CHECK(f.resume(s).steps == 4);
 }
 

@@ -12,6 +12,12 @@ namespace {
 
 constexpr std::size_t kMostWorkers = 16;  // each reads a file
 
+std::string sha256_of(const std::string& text) {
+  Sha256 hash;
+  hash.update(text.data(), text.size());
+  return hash.hex();
+}
+
 std::string fingerprint_of(const std::vector<const InputFile*>& files,
                            const std::atomic<bool>& stop) {
   std::vector<std::string> hashes(files.size());
@@ -24,20 +30,20 @@ std::string fingerprint_of(const std::vector<const InputFile*>& files,
     }));
   for (std::future<void>& worker : workers) worker.get();
   if (files.size() == 1) return hashes[0];
-  Sha256 all;
-  for (std::size_t i = 0; i < files.size(); ++i) {
-    const std::string line = hashes[i] + "  " + file_name(files[i]->path()) + "\n";
-    all.update(line.data(), line.size());
-  }
-  return all.hex();
+  std::string lines;
+  for (std::size_t i = 0; i < files.size(); ++i)
+    lines += hashes[i] + "  " + file_name(files[i]->path()) + "\n";
+  return sha256_of(lines);
 }
 
 }  // namespace
 
 Fingerprint::Fingerprint(const ModelFile& model)
-    : result_(std::async(std::launch::async, [this, files = model.weight_files()] {
-        return fingerprint_of(files, stop_);
-      })) {}
+    : result_(std::async(
+          std::launch::async, [this, files = model.weight_files(), format = model.codes_format()] {
+            const std::string of_files = fingerprint_of(files, stop_);
+            return format.empty() ? of_files : sha256_of(of_files + "  " + format + "\n");
+          })) {}
 
 Fingerprint::~Fingerprint() { stop_ = true; }
 

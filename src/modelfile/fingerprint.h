@@ -1,5 +1,5 @@
 // Fingerprint: identifies the model that a run or an adapter was made with, by the SHA-256 of its
-// weight files.
+// weight files and of what says how they are read.
 #pragma once
 
 #include <atomic>
@@ -11,7 +11,8 @@ namespace lk {
 class ModelFile;
 
 // The SHA-256 of the file with the weights; of a folder with several shards: of the lines
-// "<sha256>  <file name>\n", sorted by name. Hashes beside whatever else is done: a file of 13 GB
+// "<sha256>  <file name>\n", sorted by name. Where config tells how the codes are to be read and no
+// tensor does (ModelFile::codes_format()), that of the line "<this>  <format>\n". Hashes beside whatever else is done: a file of 13 GB
 // takes seconds, in which a run can load and train.
 class Fingerprint {
  public:

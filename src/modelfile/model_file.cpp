@@ -244,6 +244,14 @@ bool ModelFile::is_quantised() const {
                      [&](const WeightSlot& slot) { return quantised_format(slot).has_value(); });
 }
 
+std::string ModelFile::codes_format() const {
+  open_tensors();
+  const bool second = std::any_of(quantised_.begin(), quantised_.end(), [](const auto& entry) {
+    return entry.second.layout == StoredMatrix::Layout::Gptq && entry.second.zero_shift == 0;
+  });
+  return second ? "gptq_v2" : "";
+}
+
 bool ModelFile::is_part(const std::string& name) const {
   open_tensors();
   return parts_.count(name) > 0;

@@ -72,6 +72,10 @@ class ModelFile {
   std::optional<QuantisedFormat> quantised_format(const WeightSlot& slot) const;
   // Whether any matrix is quantised.
   bool is_quantised() const;
+  // What config alone says of how codes are to be read, "gptq_v2": the same tensors with other words
+  // beside them are another model. Empty where nothing does, and for GPTQ's first version, which
+  // files without such words are of.
+  std::string codes_format() const;
   // Whether a tensor of the file belongs to a quantised matrix: codes, scales and what goes with them.
   bool is_part(const std::string& name) const;
   // Whether the folder of a tied model may hold the head too, as kFolderHead: load_weights() checks

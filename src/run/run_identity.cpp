@@ -196,6 +196,9 @@ Json run_identity(const FinetuneSettings& s, const RunInputs& in, const std::str
   if (!s.keep_dense.empty()) identity["keep_dense"] = sorted_copy(s.keep_dense);
   identity["format"] = in.data.format;
   identity["config"] = to_json(in.model->config());
+  // config.json is compared as parsed, which leaves this out.
+  if (const std::string codes = in.model->codes_format(); !codes.empty())
+    identity["quantization_config"]["checkpoint_format"] = codes;
   identity["model_files"] = in.model_files;
   identity["base_sha256"] = or_null(base);
   identity["data_sha256"] = in.data.sha256;
