@@ -266,6 +266,53 @@ TEST_CASE("a bias of zeros beside a matrix of GPTQ is none, and another one is r
   CHECK(refusal(1).find(kGptqModule + ".bias is unknown") != std::string::npos);
 }
 
+TEST_CASE("groups of which some have zero points say by their targets which matrices do") {
+  auto parsed = [](const std::string& symmetric, const std::string& asymmetric) {
+    auto group = [](const std::string& targets, const char* is_symmetric) {
+      return concat(
+          R"({"targets": )", targets,
+          R"(, "weights": {"num_bits": 4, "type": "int", "group_size": 16, "symmetric": )",
+          is_symmetric, "}}");
+    };
+    return parse_quantisation(
+        Json::parse(concat(
+            R"({"quantization_config": {"quant_method": "compressed-tensors",
+                "format": "pack-quantized", "config_groups": {"a": )",
+            group(symmetric, "true"), R"(, "b": )", group(asymmetric, "false"), "}}}")),
+        "config.json");
+  };
+  // A path before an expression, that before a class; expressions need not reach to the end.
+  const QuantisationConfig config =
+      parsed(R"(["Linear", "a.mlp.up_proj", "re:z.*"])", R"(["re:.*mlp", "re:a[.]out$"])");
+  CHECK(config.has_zero_points("a.mlp.down_proj") == true);
+  CHECK(config.has_zero_points("a.mlp.up_proj") == false);
+  CHECK(config.has_zero_points("a.q_proj") == false);
+  CHECK(config.has_zero_points("a.out") == true);
+  CHECK(config.has_zero_points("a.output") == false);
+  CHECK(config.has_zero_points("z.mlp") == true);  // ".*" sorts before "z"
+  CHECK_THROWS_WITH_AS(parsed(R"(["Linear"])", R"(["re:(?i)a"])"),
+                       doctest::Contains("config_groups: targets"), InputError);
+  CHECK_THROWS_WITH_AS(parsed("[7]", "[]"), doctest::Contains("a list of modules is expected"),
+                       InputError);
+
+  const SafetensorsFile file(kQuantised + "formats.safetensors");
+  const std::vector<std::string> names = file.names();
+  auto find = [&](const char* base, const QuantisationConfig& of) {
+    return find_stored_matrix(file, names, std::string(base) + ".weight", {24, 64}, of);
+  };
+  const QuantisationConfig right = parsed(R"(["Linear"])", R"(["re:.*_zeros"])"),
+                           wrong = parsed(R"(["re:.*_zeros"])", R"(["Linear"])");
+  CHECK(find("pack_symmetric", right));
+  CHECK(find("pack_zeros", right));
+  CHECK_THROWS_WITH_AS(find("pack_symmetric", wrong),
+                       doctest::Contains("pack_symmetric.weight_zero_point: is missing"),
+                       InputError);
+  CHECK_THROWS_WITH_AS(find("pack_zeros", wrong),
+                       doctest::Contains("pack_zeros.weight_zero_point: stands there"), InputError);
+  CHECK_THROWS_WITH_AS(find("pack_zeros", parsed(R"(["a"])", R"(["b"])")),
+                       doctest::Contains("config_groups: no target names pack_zeros"), InputError);
+}
+
 TEST_CASE("a fingerprint is of the version of GPTQ too, which only config.json tells") {
   const ScratchFolder folder;
   auto fingerprint = [&](const char* key, const char* format) {

@@ -13,7 +13,7 @@
 
 #include "io/json_fwd.h"
 #include "lora/adapter.h"
-#include "lora/path_pattern.h"
+#include "modelfile/path_pattern.h"
 
 namespace lk {
 

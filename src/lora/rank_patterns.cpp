@@ -8,7 +8,7 @@
 #include <set>
 
 #include "io/printable.h"
-#include "lora/path_pattern.h"
+#include "modelfile/path_pattern.h"
 
 namespace lk {
 namespace {

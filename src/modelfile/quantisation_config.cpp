@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <map>
 #include <span>
 #include <string_view>
 
@@ -68,6 +69,9 @@ constexpr std::string_view kIntegerKeys[] = {
     "enable_quanted_input", "enable_norm_bias_tuning", "nsamples", "seqlen", "train_bs",
     "train_batch_size", "gradient_accumulate_steps", "low_gpu_mem_usage", "low_cpu_mem_usage",
     "amp", "model_free", "autoround_version", "provider"};
+
+// Targets of compressed-tensors' groups.
+constexpr std::string_view kExpression = "re:", kLinear = "Linear";
 
 class Parser {
  public:
@@ -187,6 +191,7 @@ class Parser {
            {"float-quantized", "naive-quantized", "pack-quantized", "mixed-precision"});
     if (text(q_, "format", "").empty()) refuse("format is missing");
     bool asymmetric = false, symmetric = false;
+    std::map<std::pair<int, std::string>, bool> targets;
     if (given(q_, "config_groups")) {
       check_object(q_["config_groups"], "config_groups");
       for (const auto& [name, group] : q_["config_groups"].items()) {
@@ -200,11 +205,40 @@ class Parser {
         out_.may_be_dense = flag(q_, "dequantize", false);
         const bool zeros = group_has_zeros(group["weights"], path + ".weights.");
         (zeros ? asymmetric : symmetric) = true;
+        for (const std::string& target : targets_of(group, path + ".targets"))
+          targets[{place_of(target), target}] = zeros;
       }
     }
     dense_modules("ignore", true);  // what begins with "re:" is an expression, and names nothing
     if (asymmetric != symmetric) out_.zero_points = asymmetric;
+    if (asymmetric && symmetric) take_targets(targets);
     out_.method = Method::CompressedTensors;
+  }
+
+  std::vector<std::string> targets_of(const Json& group, const std::string& path) const {
+    std::vector<std::string> targets;
+    if (!given(group, "targets")) return targets;
+    if (!group["targets"].is_array()) refuse(path + ": a list of modules is expected");
+    for (const Json& target : group["targets"]) {
+      if (!target.is_string()) refuse(path + ": a list of modules is expected");
+      targets.push_back(target.get<std::string>());
+    }
+    return targets;
+  }
+
+  // Of the targets that name a module, compressed-tensors takes a path before an expression and that
+  // before a class, and of two expressions the one that sorts first.
+  static int place_of(const std::string& target) {
+    return target == kLinear ? 2 : target.starts_with(kExpression) ? 1 : 0;
+  }
+  void take_targets(const std::map<std::pair<int, std::string>, bool>& in_order) {
+    for (const auto& [key, zeros] : in_order) {
+      GroupTarget target{key.second, zeros};
+      if (key.first == 1)
+        target.pattern.emplace(target.text.substr(kExpression.size()), PathPattern::Match::Start,
+                               where_ + ": config_groups: targets");
+      out_.targets.push_back(std::move(target));
+    }
   }
 
   // Takes down what shares a scale in a group of matrices; whether its codes have zero points.
@@ -311,6 +345,17 @@ bool DenseModule::names(const std::string& path) const {
   if (whole_path || name.empty()) return false;
   return path.starts_with(name + ".") ||
          (name.find('.') == name.npos && path.ends_with("." + name));
+}
+
+std::optional<bool> QuantisationConfig::has_zero_points(const std::string& module) const {
+  for (const GroupTarget& target : targets)
+    if (target.pattern ? target.pattern->matches(module)
+                       : target.text == module || target.text == kLinear)
+      return target.zero_points;
+  if (!targets.empty())
+    throw InputError(concat(where, ": config_groups: no target names ", module,
+                            ", so whether it has zero points is unknown: ", kLoadInstead));
+  return zero_points;
 }
 
 const char* method_name(Method method) {

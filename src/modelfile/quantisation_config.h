@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "io/json_fwd.h"
+#include "modelfile/path_pattern.h"
 #include "tensor/quantised.h"
 
 namespace lk {
@@ -33,15 +34,25 @@ struct DenseModule {
   bool names(const std::string& path) const;
 };
 
+// A target of one of compressed-tensors' groups: the path of a module, an expression that paths begin
+// with ("re:..."), or a class of modules.
+struct GroupTarget {
+  std::string text;
+  bool zero_points = false;  // whether the matrices that it names have some
+  std::optional<PathPattern> pattern = {};
+};
+
 struct QuantisationConfig {
   enum class Method : std::uint8_t { None, Bitsandbytes, Fp8, CompressedTensors, Awq, Gptq };
   Method method = Method::None;
   int gptq_zero_shift = 1;  // what zeros are stored less by: 1 in version 1, 0 in version 2
   bool symmetric = false;   // AWQ and GPTQ: config says that all zero points are 8 (sym)
   bool reordered = false;   // GPTQ: g_idx alone tells which columns share a scale (desc_act)
-  std::optional<bool> zero_points =
-      {};                  // compressed-tensors: whether each matrix of integers has some
-  bool exponents = false;  // FP8 scales in U8 are powers of two
+  // compressed-tensors: whether each matrix of integers has zero points. Where the groups differ in
+  // it, their targets tell, the most specific ones first.
+  std::optional<bool> zero_points = {};
+  std::vector<GroupTarget> targets = {};
+  bool exponents = false;                // FP8 scales in U8 are powers of two
   std::vector<SharedScale> scales = {};  // one of these; empty: config does not say
   // What changes no number, but may not contradict the tensors (check_claims() in modelfile/model_file.cpp).
   std::vector<Encoding> encodings = {};  // one of these; empty: config does not say
@@ -50,6 +61,10 @@ struct QuantisationConfig {
   bool may_be_dense = true;          // as a whole
   std::string where = {};            // where all this is said, for messages
   std::string file = "config.json";  // its name
+
+  // Whether the integers of this module have zero points: nothing if config does not say. Throws
+  // InputError where groups differ and none names it.
+  std::optional<bool> has_zero_points(const std::string& module) const;
 };
 
 const char* method_name(QuantisationConfig::Method method);

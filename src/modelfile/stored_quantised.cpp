@@ -270,12 +270,13 @@ void find_pack_quantized(Companions& c, const TensorReader& reader, const Shape&
   check_sides(c, reader, x + ".weight_shape", shape);
   if (c.has(x + ".weight_g_idx"))
     c.refuse(x + ".weight_g_idx", concat("columns in another order are not read: ", kLoadInstead));
+  const std::optional<bool> zeros = config.has_zero_points(x);
   if (c.has(x + ".weight_zero_point")) {
     if (N % 8 != 0) c.refuse(x + ".weight_zero_point", concat(N, " rows are no multiple of 8"));
     c.expect(x + ".weight_zero_point", {"I32"}, {N / 8, scales.cols()});
-    if (!config.zero_points.value_or(true))
+    if (!zeros.value_or(true))
       c.refuse(x + ".weight_zero_point", "stands there, but config.json says symmetric: true");
-  } else if (config.zero_points.value_or(false)) {
+  } else if (zeros.value_or(false)) {
     c.refuse(x + ".weight_zero_point", "is missing: config.json says symmetric: false");
   }
   stored.format.rounded = rounding_of(reader.stored_type(x + ".weight_scale"), reader.path());

@@ -1,4 +1,4 @@
-// PathPattern: a regular expression from adapter_config.json, written for Python's re, that is
+// PathPattern: a regular expression from adapter_config.json or config.json, written for Python's re, that is
 // matched against module paths ("model.layers.3.self_attn.q_proj").
 #pragma once
 
@@ -11,6 +11,7 @@ class PathPattern {
  public:
   enum class Match {
     Whole,  // re.fullmatch(text, path)
+    Start,  // re.match(text, path)
     Tail,   // re.fullmatch(r"(.*\.)?(text)", path): what text matches may follow any dot
   };
   // Throws InputError, its message starting with `where`, if `text` is no regular expression or

@@ -1,4 +1,4 @@
-#include "lora/path_pattern.h"
+#include "modelfile/path_pattern.h"
 
 #include <cctype>
 #include <regex>
@@ -76,6 +76,7 @@ PathPattern::PathPattern(const std::string& text, Match match, const std::string
   if (text.size() > kLongest) refuse_pattern(where, text, "is too long");
   std::string pattern = to_ecmascript(text, where);
   if (match == Match::Tail) pattern = "(?:.*\\.)?(?:" + pattern + ")";
+  if (match == Match::Start) pattern = "(?:" + pattern + ").*";
   std::regex::flag_type flags = std::regex::ECMAScript;
 #ifdef __GLIBCXX__
   flags |=
@@ -83,7 +84,7 @@ PathPattern::PathPattern(const std::string& text, Match match, const std::string
 #endif
   try {
     // Brackets are balanced in `text` too, not only with the group around it.
-    if (match == Match::Tail) std::regex(to_ecmascript(text, where), flags);
+    if (match != Match::Whole) std::regex(to_ecmascript(text, where), flags);
     compiled_ = std::make_shared<const Compiled>(Compiled{std::regex(pattern, flags)});
   } catch (const std::regex_error&) {
     refuse_pattern(where, text, "can't be read");
