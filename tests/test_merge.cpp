@@ -360,6 +360,40 @@ TEST_CASE("what does not fit is refused by name, before anything is written") {
   CHECK(scratch.names() == std::vector<std::string>{"there"});
 }
 
+TEST_CASE(
+    "a head that a tied model's file repeats is compared, also by what does not read it back") {
+  ScratchFolder scratch;
+  const std::string model = scratch.file("model");
+  stdfs::copy(kBase, model);
+  const auto reader = open_safetensors_model(kBase);
+  std::vector<SafetensorsEntry> tensors;
+  for (const std::string& name : reader->names())
+    tensors.push_back({name, reader->shape(name), read_all(*reader, name)});
+  for (const SafetensorsEntry& t : tensors)
+    if (t.name == "model.embed_tokens.weight") {
+      SafetensorsEntry head = t;
+      head.name = kFolderHead;
+      tensors.push_back(std::move(head));
+      break;
+    }
+  MergeSettings s;
+  s.model = model, s.verify = false;
+  write_safetensors(model + "/model.safetensors", tensors, {{"format", "pt"}});
+  s.out = scratch.file("same");
+  CHECK_NOTHROW(merge(s, quiet));
+  tensors.back().values.back() += 0.5f;
+  write_safetensors(model + "/model.safetensors", tensors, {{"format", "pt"}});
+  for (const char* out : {"folder", "file.gguf"}) {
+    s.out = scratch.file(out);
+    check_throws<InputError>(out, {"lm_head.weight", "tie_word_embeddings"},
+                             [&] { merge(s, quiet); });
+    CHECK(!stdfs::exists(s.out));
+  }
+  s.adapters = {{kAdapter, 1}}, s.out = scratch.file("base");
+  check_throws<InputError>("unmerge", {"lm_head.weight", "tie_word_embeddings"},
+                           [&] { unmerge(s, kBase, quiet); });
+}
+
 TEST_CASE("interrupted at any block, with no room or a full disk, nothing stays") {
   ScratchFolder scratch;
   struct Stop {};

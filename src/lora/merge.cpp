@@ -11,6 +11,7 @@
 #include "lora/merge_source.h"
 #include "modelfile/base_identity.h"
 #include "modelfile/fingerprint.h"
+#include "modelfile/load.h"
 #include "modelfile/model_output.h"
 #include "modelfile/origin.h"
 
@@ -230,6 +231,7 @@ void unmerge(const MergeSettings& s, const std::string& base, MergeListener& lis
   require(!s.adapters.empty(), "`adapter`: name at least one");
   MergeSource source(base, s.adapters, s.other_base, s.storage);
   const ModelFile merged(s.model);
+  check_tied_head(merged);
   std::map<std::string, const WeightSlot*> slots;
   for (const WeightSlot& slot : merged.slots()) slots[slot.name] = &slot;
   if (slots.size() != source.base().slots().size())

@@ -10,29 +10,6 @@
 namespace lk {
 namespace {
 
-// A tied model whose file also holds a head: the two must be the same numbers, or it is unclear
-// which model was meant (transformers would silently drop the head).
-void check_tied_head(const ModelFile& file) {
-  const TensorReader& reader = file.reader();
-  if (!file.may_repeat_head() || !reader.has(kFolderHead)) return;
-  const ModelConfig& c = file.config();
-  const std::string embedding = file.stored(file.slots()[0]).name;
-  bool same = reader.shape(kFolderHead) == Shape{c.vocab_size, c.hidden_size};
-  const std::int64_t step = std::max<std::int64_t>(1, kWeightBlockBytes / (4 * c.hidden_size));
-  std::vector<float> a, b;
-  for (std::int64_t begin = 0; same && begin < c.vocab_size; begin += step) {
-    std::int64_t end = std::min(begin + step, c.vocab_size);
-    a.resize(static_cast<std::size_t>((end - begin) * c.hidden_size));
-    b.resize(a.size());
-    reader.read_rows(kFolderHead, begin, end, a.data());
-    reader.read_rows(embedding, begin, end, b.data());
-    same = a == b;
-  }
-  if (!same)
-    throw InputError(concat(reader.path(), ": tensor ", kFolderHead, " differs from ", embedding,
-                            ", but tie_word_embeddings is true"));
-}
-
 // Streams tensors to the device, all threads reading.
 class WeightLoader {
  public:
@@ -115,6 +92,27 @@ class WeightLoader {
 };
 
 }  // namespace
+
+void check_tied_head(const ModelFile& file) {
+  const TensorReader& reader = file.reader();
+  if (!file.may_repeat_head() || !reader.has(kFolderHead)) return;
+  const ModelConfig& c = file.config();
+  const std::string embedding = file.stored(file.slots()[0]).name;
+  bool same = reader.shape(kFolderHead) == Shape{c.vocab_size, c.hidden_size};
+  const std::int64_t step = std::max<std::int64_t>(1, kWeightBlockBytes / (4 * c.hidden_size));
+  std::vector<float> a, b;
+  for (std::int64_t begin = 0; same && begin < c.vocab_size; begin += step) {
+    std::int64_t end = std::min(begin + step, c.vocab_size);
+    a.resize(static_cast<std::size_t>((end - begin) * c.hidden_size));
+    b.resize(a.size());
+    reader.read_rows(kFolderHead, begin, end, a.data());
+    reader.read_rows(embedding, begin, end, b.data());
+    same = a == b;
+  }
+  if (!same)
+    throw InputError(concat(reader.path(), ": tensor ", kFolderHead, " differs from ", embedding,
+                            ", but tie_word_embeddings is true"));
+}
 
 LoadedModel load_weights(Backend& backend, const ModelFile& file, DType dtype,
                          const LoadOptions& options) {

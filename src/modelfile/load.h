@@ -49,4 +49,9 @@ struct LoadOptions {
 LoadedModel load_weights(Backend& backend, const ModelFile& file, DType compute_dtype,
                          const LoadOptions& options = {});
 
+// Checks that a tied model whose file also holds a head has the same numbers in both, or it is unclear
+// which model was meant (transformers would silently drop the head). load_weights() does; whoever
+// writes a model from its file, without the head, has to as well. Throws InputError.
+void check_tied_head(const ModelFile& file);
+
 }  // namespace lk

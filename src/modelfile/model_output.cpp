@@ -8,6 +8,7 @@
 #include "io/paths.h"
 #include "modelfile/config.h"
 #include "modelfile/config_gguf_write.h"
+#include "modelfile/load.h"
 #include "modelfile/quantise.h"
 #include "modelfile/quantised_output.h"
 #include "text/tokenizer_convert.h"
@@ -163,6 +164,7 @@ ModelOutput::ModelOutput(const ModelFile& base, const OutputFormat& format)
       gguf_(format.gguf),
       layout_(gguf_ ? gguf_layout(base.config()) : folder_layout(base.config())),
       type_(base, format.type, format.gguf) {
+  check_tied_head(base);
   if (gguf_)
     plan_gguf();
   else
