@@ -7,8 +7,8 @@
 #include "family_models.h"
 #include "io/json.h"
 #include "io/paths.h"
+#include "lora/made_from.h"
 #include "lora/merge.h"
-#include "lora/merge_source.h"
 #include "modelfile/family_files.h"
 #include "modelfile/quantise.h"
 #include "run_program.h"
@@ -278,4 +278,63 @@ TEST_CASE("a model with other norms or biases is not what was quantised, and eac
   for (const std::string both : {"qwen3", "llama3_rope", "gpt2", "gemma3"})
     CHECK_NOTHROW(
         check_made_from(ModelFile(models + both), ModelFile(models + both + ".bf16.gguf")));
+}
+
+TEST_CASE(
+    "what a config or a dense tensor says of another model is named, and is not merged into") {
+  const std::string models = kGolden + "models/", name = "tied_gqa";
+  const ModelFile quantised(models + name + ".q8_0.gguf");
+  const ScratchFolder scratch;
+  const auto reader = open_safetensors_model(models + name);
+  // The folder with a key of its config and a tensor's values changed.
+  auto refused = [&](const char* key, const Json& value, const std::string& tensor,
+                     const std::function<void(std::vector<float>&)>& change, const char* part) {
+    std::vector<SafetensorsEntry> tensors;
+    for (const std::string& one : reader->names()) {
+      tensors.push_back({one, reader->shape(one), read_all(*reader, one)});
+      if (one == tensor) change(tensors.back().values);
+    }
+    write_safetensors(scratch.file("model.safetensors"), tensors, {{"format", "pt"}});
+    Json config = read_json(models + name + "/config.json");
+    if (!value.is_null()) config[key] = value;
+    scratch.write("config.json", config.dump());
+    std::string said;
+    try {
+      check_made_from(ModelFile(scratch.path()), quantised);
+    } catch (const InputError& e) {
+      said = e.what();
+    }
+    CHECK_MESSAGE((part[0] == 0 ? said.empty() : said.find(part) != said.npos), said);
+  };
+  auto by_config = [&](const char* key, const Json& value, const char* part) {
+    refused(key, value, "", {}, part);
+  };
+  by_config("", nullptr, "");
+  const Json config = read_json(models + name + "/config.json");
+  by_config("rms_norm_eps", 0.1, ": rms_norm_eps is 0.1, in ");
+  by_config("rms_norm_eps", config["rms_norm_eps"].get<double>() * (1 + 1e-7), "");  // F32's
+  by_config("rope_parameters", {{"rope_type", "default"}, {"rope_theta", 5e5}},
+            ": rope_theta is 500000, in ");
+  by_config(
+      "rope_parameters",
+      {{"rope_type", "linear"}, {"rope_theta", quantised.config().rope_theta}, {"factor", 2.0}},
+      ": rope_scaling gives other rotary angles");
+
+  auto by_tensor = [&](const std::string& tensor,
+                       const std::function<void(std::vector<float>&)>& change,
+                       const char* part) { refused("", nullptr, tensor, change, part); };
+  by_tensor(
+      "model.norm.weight", [](auto& v) { v.back() *= 5; }, ": model.norm.weight has ");
+  by_tensor(
+      "model.layers.0.input_layernorm.weight", [](auto& v) { v[1] *= 1 + 0x1p-20f; },
+      ": model.layers.0.input_layernorm.weight has ");
+  by_tensor(
+      "model.embed_tokens.weight", [](auto& v) { std::reverse(v.begin(), v.begin() + 64 * 4); },
+      ": model.embed_tokens.weight ");
+
+  // Two roundings of one number: BF16 and F32.
+  by_tensor(
+      "model.norm.weight", [](auto&) {}, "");
+  const ModelFile bf16(models + "llama3_rope.bf16.gguf"), f32(models + "llama3_rope");
+  CHECK_NOTHROW(check_made_from(f32, bf16));
 }

@@ -8,6 +8,7 @@
 #include "io/input_file.h"
 #include "io/paths.h"
 #include "io/staged_output.h"
+#include "lora/made_from.h"
 #include "lora/merge_source.h"
 #include "modelfile/base_identity.h"
 #include "modelfile/fingerprint.h"

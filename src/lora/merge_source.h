@@ -56,10 +56,6 @@ class MergeSource {
   std::vector<float> w_, u_;
 };
 
-// Checks that `dense` may be what `quantised` was made from, by the first rows of each projection: throws
-// InputError, naming a tensor, if one is missing, of another shape, or further away than its quantising takes it.
-void check_made_from(const ModelFile& dense, const ModelFile& quantised);
-
 // Puts on a model what was merged.
 using Attach = std::function<std::unique_ptr<Method>(Transformer& model)>;
 
