@@ -15,6 +15,7 @@
 #include "lora/merge_source.h"
 #include "modelfile/model_file.h"
 #include "modelfile/model_output.h"
+#include "split_gguf.h"
 #include "tensor_file.h"
 #include "text/tokenizer.h"
 
@@ -467,6 +468,27 @@ TEST_CASE("unmerge gives the base back byte for byte, and refuses what is not it
   s.out = scratch.file("no.gguf");
   CHECK_THROWS_AS(unmerge(s, kBase, quiet), UsageError);
   CHECK(!stdfs::exists(scratch.file("no")));
+}
+
+TEST_CASE("unmerge gives the parts of a split GGUF base back, into a folder") {
+  ScratchFolder scratch;
+  MergeSettings s;
+  s.model = kBase, s.out = scratch.file("whole.gguf"), s.type = "f32";
+  merge(s, quiet);
+  const std::string base = split_gguf(s.out, scratch.file("base"));
+  s.model = base, s.adapters = {{kAdapter, 1}}, s.other_base = true;
+  s.out = scratch.file("merged.gguf");
+  merge(s, quiet);
+  s.model = s.out;
+  s.out = scratch.file("no.gguf");
+  check_throws<UsageError>("a file", {"`out`", "no.gguf", "several files", "folder"},
+                           [&] { unmerge(s, base, quiet); });
+  CHECK(!stdfs::exists(s.out));
+  s.out = scratch.file("back");
+  unmerge(s, base, quiet);
+  for (const char* part : {"base-00001-of-00002.gguf", "base-00002-of-00002.gguf"})
+    CHECK(slurp(s.out + "/" + part) == slurp(scratch.file(part)));
+  CHECK(std::distance(stdfs::directory_iterator(s.out), {}) == 2);
 }
 
 TEST_CASE(

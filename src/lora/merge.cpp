@@ -241,10 +241,14 @@ void unmerge(const MergeSettings& s, const std::string& base, MergeListener& lis
   std::uint64_t bytes = 0;
   const std::vector<const InputFile*> weights = source.base().weight_files();
   for (const InputFile* file : weights) bytes += file->size();
-  const bool folder = source.base().gguf() == nullptr;
+  // The parts of a split GGUF file keep their names, in a folder.
+  const bool gguf = source.base().gguf() != nullptr, folder = !gguf || weights.size() > 1;
   if (folder == is_gguf_name(s.out))
-    throw UsageError(concat("`out` ", s.out, ": ", base, " is a ", folder ? "folder" : ".gguf file",
-                            " and is written back as one"));
+    throw UsageError(concat("`out` ", s.out, ": ", base, " is ",
+                            !folder ? "a .gguf file and is written back as one"
+                            : gguf  ? "the first of several files, which are written back into a "
+                                      "folder: name one"
+                                    : "a folder and is written back as one"));
   StagedOutput staged(s.out, folder ? StagedOutput::Kind::Folder : StagedOutput::Kind::File, bytes);
 
   std::vector<float> want, have;
@@ -283,14 +287,15 @@ void unmerge(const MergeSettings& s, const std::string& base, MergeListener& lis
     }
   }
   listener.message(concat(s.model, " is ", base, " with the adapters merged in; writing the base"));
-  if (folder)
-    for (const auto& [name, content] : source.base().side_files())
-      write_file_durably(staged.file(name), content);
+  for (const auto& [name, content] : source.base().side_files())  // none of a GGUF file
+    write_file_durably(staged.file(name), content);
   for (const InputFile* file : weights) copy_file(*file, staged.file(file_name(file->path())));
   const std::string index = base + "/model.safetensors.index.json";
-  if (folder && weights.size() > 1 && exists(index))
+  if (!gguf && weights.size() > 1 && exists(index))
     copy_file(InputFile(index), staged.file("model.safetensors.index.json"));
-  check(model_fingerprint(staged.path()) == model_fingerprint(source.base()),
+  const std::string copy =
+      gguf && folder ? staged.path() + "/" + file_name(weights[0]->path()) : staged.path();
+  check(model_fingerprint(copy) == model_fingerprint(source.base()),
         "unmerge: the copy is not the base");
   staged.commit();
 }

@@ -81,7 +81,8 @@ struct MergeListener {
 MergeResult merge(const MergeSettings& settings, MergeListener& listener);
 
 // Checks that settings.model is `base` with settings.adapters merged in, value for value in the
-// types it is stored in, and then writes the base to settings.out, byte for byte. Throws InputError
+// types it is stored in, and then writes the base to settings.out, byte for byte: the parts of a split
+// GGUF file into a new folder. Throws InputError
 // naming the first value that differs. settings.type and settings.verify are ignored.
 void unmerge(const MergeSettings& settings, const std::string& base, MergeListener& listener);
 
