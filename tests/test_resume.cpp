@@ -17,10 +17,12 @@
 #include "hostile.h"
 #include "io/input_file.h"
 #include "io/json.h"
+#include "io/safetensors.h"
 #include "lora/adapter_io.h"
 #include "run/checkpoint.h"
 #include "run/finetune.h"
 #include "run/run_identity.h"
+#include "tensor_file.h"
 
 using namespace lk;
 using namespace lk::test;
@@ -469,6 +471,25 @@ TEST_CASE("whatever ends a run, its folder says that it failed") {
   } thrower;
   CHECK_THROWS_AS(finetune(f.settings("run", 3), thrower, std::atomic<int>{0}), std::bad_alloc);
   CHECK(read_json(f.scratch.file("run") + "/run.json")["status"] == "failed");
+}
+
+TEST_CASE("a run of which no step is finite is not one whose `lr` is too small, however short") {
+  Runs f;
+  const auto reader = open_safetensors_model(kTiny);
+  std::vector<SafetensorsEntry> tensors;
+  for (const std::string& name : reader->names()) {
+    tensors.push_back({name, reader->shape(name), read_all(*reader, name)});
+    if (name == "model.norm.weight")
+      for (float& gain : tensors.back().values) gain = 3e38f;
+  }
+  write_safetensors(f.model + "/model.safetensors", tensors, {{"format", "pt"}});
+  for (const std::int64_t steps : {1, 2, 3}) {
+    FinetuneSettings s = f.settings(concat("run", steps), steps);
+    s.eval_split = 0;
+    CHECK_THROWS_WITH_AS(f.run(s), doctest::Contains("not finite"), NonFiniteError);
+    CHECK(read_json(s.out + "/run.json")["status"] == "failed");
+    CHECK(!stdfs::exists(s.out + "/adapter_model.safetensors"));
+  }
 }
 
 TEST_CASE("an adapter that can't be written at the end is an IoError, and a resume repairs it") {

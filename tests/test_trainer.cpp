@@ -439,6 +439,27 @@ TEST_CASE("a step that is not finite changes nothing; three in a row end the run
   CHECK_THROWS_WITH_AS(trainer.step(one_batch(rows)), doctest::Contains("lora_"), NonFiniteError);
 }
 
+TEST_CASE("fewer than three steps of which none is finite can be made the run's end, too") {
+  auto backend = make_cpu_backend();
+  auto model = tiny_transformer(*backend, DType::F32);
+  Adapter adapter(*model, tiny_lora());
+  Trainer trainer(*model, adapter, tiny_training(10));
+  std::vector<Row> rows = random_rows({20, 9}, 2);
+  CHECK_NOTHROW(trainer.check_any_finite());
+  Parameter& a = adapter.layers()[3]->a();
+  const auto good = to_host<float>(a.value());
+  backend->fill(a.value(), std::nan(""));
+  CHECK(trainer.step(one_batch(rows)).skipped);
+  CHECK_THROWS_WITH_AS(trainer.check_any_finite(),
+                       doctest::Contains("step 1: 1 step was not finite"), NonFiniteError);
+  CHECK_THROWS_WITH_AS(trainer.check_any_finite(), doctest::Contains("lora_"), NonFiniteError);
+  backend->upload(a.value(), good.data(), good.size() * sizeof(float));
+  CHECK(!trainer.step(one_batch(rows)).skipped);
+  backend->fill(a.value(), std::nan(""));
+  CHECK(trainer.step(one_batch(rows)).skipped);
+  CHECK_NOTHROW(trainer.check_any_finite());
+}
+
 TEST_CASE("reports lag by one step at most, and are those of steps waited for one by one") {
   std::vector<Row> rows = random_rows({20, 9, 14, 33, 5, 8}, 2);
   auto batch = [&](std::size_t i) {

@@ -181,16 +181,24 @@ StepReport Trainer::finish(InFlight step) {
   if (report.skipped)
     log_line(config_.log, concat("step ", report.step, ": loss or gradient not finite; no update"));
   bad_steps_in_a_row_ = report.skipped ? bad_steps_in_a_row_ + 1 : 0;
-  if (bad_steps_in_a_row_ > kBadStepsAllowed) {
-    if (config_.gather_gradients) between_steps(config_.gather_gradients);
-    throw NonFiniteError(concat("step ", report.step, ": ", bad_steps_in_a_row_,
-                                " steps in a row were not finite (loss ", report.loss,
-                                "); first bad gradient: ", first_non_finite()));
-  }
+  any_finite_ = any_finite_ || !report.skipped;
+  if (bad_steps_in_a_row_ > kBadStepsAllowed) give_up(report);
   const Clock::time_point start = std::max(step.submitted, last_finished_);
   last_finished_ = Clock::now();
   report.seconds = std::chrono::duration<double>(last_finished_ - start).count();
-  return report;
+  return last_ = report;
+}
+
+void Trainer::check_any_finite() {
+  if (bad_steps_in_a_row_ > 0 && !any_finite_) give_up(last_);
+}
+
+void Trainer::give_up(const StepReport& report) {
+  if (config_.gather_gradients) between_steps(config_.gather_gradients);
+  throw NonFiniteError(concat("step ", report.step, ": ", bad_steps_in_a_row_,
+                              bad_steps_in_a_row_ == 1 ? " step was" : " steps in a row were",
+                              " not finite (loss ", report.loss,
+                              "); first bad gradient: ", first_non_finite()));
 }
 
 std::string Trainer::cannot_record() const {

@@ -74,6 +74,10 @@ class Trainer {
   // submit().
   std::optional<StepReport> next_report(bool drain);
 
+  // Throws as the third step in a row does if no reported step was finite, as in a run of one or two
+  // steps. Processes that share a run call it together.
+  void check_any_finite();
+
   // Submits one step and waits for its report.
   StepReport step(std::span<const HostBatch> micro_batches);
   // Lays rows out first, as one micro-batch or as several, then calls step().
@@ -114,6 +118,7 @@ class Trainer {
   Sizes padded(const Sizes& sizes) const;
   void run(const Sizes& sizes, const StepParts::Upload& upload, InFlight step);
   StepReport finish(InFlight step);
+  [[noreturn]] void give_up(const StepReport& report);
   std::string cannot_record() const;  // ignoring the settings
   std::string first_non_finite() const;
 
@@ -127,6 +132,8 @@ class Trainer {
   std::deque<InFlight> in_flight_;
   Clock::time_point last_finished_;
   int bad_steps_in_a_row_ = 0;
+  bool any_finite_ = false;  // of the steps that were reported
+  StepReport last_;
   std::vector<std::string> initial_;  // SHA-256 of each of Method::first_to_move()
 };
 

@@ -40,6 +40,7 @@ void FinetuneRun::train() {
   report_steps(true);
   const bool all_done = trainer_->steps_done() == in_.steps || result_.out_of_patience;
   result_.signal = all_done ? 0 : stopped;
+  if (result_.signal == 0) trainer_->check_any_finite();
   if (result_.out_of_patience)
     listener_.message(concat("stopped at step ", trainer_->steps_done(), " of ", in_.steps, ": ",
                              s_.patience, " evaluations without a new best (`patience`)"));
