@@ -443,6 +443,65 @@ TEST_CASE("config.json: what would change the maths is refused by name") {  // C
   CHECK(refusal(Json::object()) != "");
 }
 
+TEST_CASE(
+    "config.json: fields that change the maths are accepted where their value switches them off") {
+  const std::pair<const char*, std::vector<Json>> neutral[] = {
+      {"partial_rotary_factor", {1, 1.0}},
+      {"rotary_pct", {1, 1.0}},
+      {"rope_interleaved", {false}},
+      {"rope_local_base_freq", {}},
+      {"no_rope_layers", {}},
+      {"no_rope_layer_interval", {0}},
+      {"attn_logit_softcapping", {}},
+      {"final_logit_softcapping", {}},
+      {"query_pre_attn_scalar", {}},
+      {"attention_multiplier", {}},
+      {"attn_temperature_tuning", {false, 0}},
+      {"residual_multiplier", {1, 1.0}},
+      {"embedding_multiplier", {1, 1.0}},
+      {"logits_scaling", {1, 1.0}},
+      {"logit_scale", {1, 1.0}},
+      {"scale_emb", {1, 1.0}},
+      {"scale_depth", {}},
+      {"clip_qkv", {}},
+      {"use_qk_norm", {false}},
+      {"qk_norm", {false}},
+      {"qk_layernorm", {false}},
+      {"alibi", {false}},
+      {"sliding_window_pattern", {}},
+      {"_sliding_window_pattern", {}},
+      {"scale_attn_weights", {true}},
+      {"scale_attn_by_inverse_layer_idx", {false}},
+      {"reorder_and_upcast_attn", {false}},
+      {"is_causal", {true}},
+      {"use_bidirectional_attention", {false}},
+      {"is_encoder_decoder", {false}},
+      {"add_cross_attention", {false}},
+      {"attention_dropout", {0, 0.0}},
+      {"hidden_dropout", {0, 0.0}},
+      {"num_local_experts", {0, 1}},
+      {"num_experts", {0, 1}},
+      {"n_routed_experts", {0}},
+      {"pruned_heads", {Json::object()}},
+      {"compression_config", {}},
+      {"text_config", {}},
+      {"vision_config", {}},
+      {"per_layer_config", {}},
+      {"auto_map", {}}};
+  for (const auto& [key, values] : neutral) {
+    CAPTURE(key);
+    Json json = llama();
+    json[key] = nullptr;
+    CHECK(refusal(json) == "");
+    for (const Json& value : values) {
+      json[key] = value;
+      CHECK(refusal(json) == "");
+    }
+    check_refused(key, 7);
+    check_refused(key, {{"0", {1}}});
+  }
+}
+
 TEST_CASE("config.json: duplicate keys, wrong files") {  // C10
   std::string folder = temp_path("folder");
   std::filesystem::create_directories(folder);

@@ -43,31 +43,32 @@ const Family& read_family(const Json& json, const std::string& where) {
 // default]. GPT-2's attn_pdrop, embd_pdrop and resid_pdrop are no such fields: a frozen model drops
 // nothing, and LoRA has its own dropout.
 void refuse_unsupported(const Json& json, const FamilyFiles& files, const std::string& where) {
-  static const std::vector<std::pair<const char*, Json>> kNeutral = {
+  // Vectors, not arrays of Json: those would take {Json::object()} for the object itself.
+  static const std::vector<std::pair<const char*, std::vector<Json>>> kNeutral = {
       {"partial_rotary_factor", {1}},
       {"rotary_pct", {1}},
       {"rope_interleaved", {false}},
-      {"rope_local_base_freq", Json::array()},
-      {"no_rope_layers", Json::array()},
+      {"rope_local_base_freq", {}},
+      {"no_rope_layers", {}},
       {"no_rope_layer_interval", {0}},
-      {"attn_logit_softcapping", Json::array()},
-      {"final_logit_softcapping", Json::array()},
-      {"query_pre_attn_scalar", Json::array()},
-      {"attention_multiplier", Json::array()},
+      {"attn_logit_softcapping", {}},
+      {"final_logit_softcapping", {}},
+      {"query_pre_attn_scalar", {}},
+      {"attention_multiplier", {}},
       {"attn_temperature_tuning", {false, 0}},
       {"residual_multiplier", {1}},
       {"embedding_multiplier", {1}},
       {"logits_scaling", {1}},
       {"logit_scale", {1}},
       {"scale_emb", {1}},
-      {"scale_depth", Json::array()},
-      {"clip_qkv", Json::array()},
+      {"scale_depth", {}},
+      {"clip_qkv", {}},
       {"use_qk_norm", {false}},
       {"qk_norm", {false}},
       {"qk_layernorm", {false}},
       {"alibi", {false}},
-      {"sliding_window_pattern", Json::array()},
-      {"_sliding_window_pattern", Json::array()},
+      {"sliding_window_pattern", {}},
+      {"_sliding_window_pattern", {}},
       {"scale_attn_weights", {true}},
       {"scale_attn_by_inverse_layer_idx", {false}},
       {"reorder_and_upcast_attn", {false}},
@@ -81,11 +82,11 @@ void refuse_unsupported(const Json& json, const FamilyFiles& files, const std::s
       {"num_experts", {0, 1}},
       {"n_routed_experts", {0}},
       {"pruned_heads", {Json::object()}},
-      {"compression_config", Json::array()},
-      {"text_config", Json::array()},
-      {"vision_config", Json::array()},
-      {"per_layer_config", Json::array()},
-      {"auto_map", Json::array()},  // the model's own Python code
+      {"compression_config", {}},
+      {"text_config", {}},
+      {"vision_config", {}},
+      {"per_layer_config", {}},
+      {"auto_map", {}},  // the model's own Python code
   };
   static const std::set<std::string> kGemma = {"rope_local_base_freq", "query_pre_attn_scalar",
                                                "sliding_window_pattern", "_sliding_window_pattern"};
