@@ -18,6 +18,7 @@
 #include "io/json.h"
 #include "io/safetensors.h"
 #include "io/sha256.h"
+#include "modelfile/base_identity.h"
 #include "modelfile/config.h"
 #include "modelfile/family_files.h"
 #include "modelfile/fingerprint.h"
@@ -26,6 +27,7 @@
 #include "modelfile/weight_hash.h"
 #include "scratch_folder.h"
 #include "smollm2.h"
+#include "split_gguf.h"
 #include "tensor_file.h"
 #include "text/tokenizer.h"
 #include "tiny_gguf.h"
@@ -416,6 +418,31 @@ TEST_CASE("load: fingerprints and progress") {
   CHECK(last == total);
   CHECK(total == 4 * model.config.n_parameters());
   CHECK(calls == 3 + 9 * model.config.n_layers);
+}
+
+TEST_CASE("load: a split GGUF file's fingerprint is of its parts, not of their names") {
+  const test::ScratchFolder scratch;
+  const std::string file = kModels + "qwen2.f32.gguf",
+                    one = test::split_gguf(file, scratch.file("one")),
+                    two = test::split_gguf(file, scratch.file("two"));
+  CHECK(model_fingerprint(one) == model_fingerprint(two));
+  CHECK(model_fingerprint(one) != model_fingerprint(file));
+  CHECK(earlier_fingerprint(one) != model_fingerprint(one));
+  CHECK(earlier_fingerprint(one) != earlier_fingerprint(two));
+  CHECK(earlier_fingerprint(file) == "");
+  CHECK(earlier_fingerprint(kModels + "mistral_linear") == "");
+  // An adapter of an earlier version.
+  CHECK(check_base("adapter", {"name", earlier_fingerprint(one)}, model_fingerprint(one), one) ==
+        "");
+  CHECK_THROWS_AS(
+      check_base("adapter", {"name", earlier_fingerprint(two)}, model_fingerprint(one), one),
+      InputError);
+  // Other bytes.
+  const std::string second = scratch.file("two-00002-of-00002.gguf");
+  std::string bytes = test::slurp(second);
+  bytes[bytes.size() - 2] = static_cast<char>(bytes[bytes.size() - 2] ^ 1);
+  std::ofstream(second, std::ios::binary) << bytes;
+  CHECK(model_fingerprint(one) != model_fingerprint(two));
 }
 
 TEST_CASE("load: a missing, extra or misshapen tensor is refused by name") {

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "io/printable.h"
+#include "modelfile/fingerprint.h"
 #include "modelfile/model_file.h"
 #include "modelfile/origin.h"
 
@@ -82,7 +83,7 @@ std::string unproven_base(const std::string& folder, const BaseIdentity& base,
 std::string check_base(const std::string& folder, const BaseIdentity& base,
                        const std::string& fingerprint, const std::string& model) {
   if (base.fingerprint.empty()) return unproven_base(folder, base, model);
-  if (base.fingerprint == fingerprint) return "";
+  if (base.fingerprint == fingerprint || base.fingerprint == earlier_fingerprint(model)) return "";
   const std::optional<Origin> origin = read_origin(model, fingerprint);
   const bool related = origin && std::find(origin->bases.begin(), origin->bases.end(),
                                            base.fingerprint) != origin->bases.end();

@@ -18,7 +18,7 @@ std::string sha256_of(const std::string& text) {
   return hash.hex();
 }
 
-std::string fingerprint_of(const std::vector<const InputFile*>& files,
+std::string fingerprint_of(const std::vector<const InputFile*>& files, bool numbered,
                            const std::atomic<bool>& stop) {
   std::vector<std::string> hashes(files.size());
   std::atomic<std::size_t> next = 0;
@@ -32,7 +32,8 @@ std::string fingerprint_of(const std::vector<const InputFile*>& files,
   if (files.size() == 1) return hashes[0];
   std::string lines;
   for (std::size_t i = 0; i < files.size(); ++i)
-    lines += hashes[i] + "  " + file_name(files[i]->path()) + "\n";
+    lines += concat(hashes[i], "  ", numbered ? std::to_string(i + 1) : file_name(files[i]->path()),
+                    "\n");
   return sha256_of(lines);
 }
 
@@ -40,8 +41,9 @@ std::string fingerprint_of(const std::vector<const InputFile*>& files,
 
 Fingerprint::Fingerprint(const ModelFile& model)
     : result_(std::async(
-          std::launch::async, [this, files = model.weight_files(), format = model.codes_format()] {
-            const std::string of_files = fingerprint_of(files, stop_);
+          std::launch::async, [this, files = model.weight_files(),
+                               numbered = model.gguf() != nullptr, format = model.codes_format()] {
+            const std::string of_files = fingerprint_of(files, numbered, stop_);
             return format.empty() ? of_files : sha256_of(of_files + "  " + format + "\n");
           })) {}
 
@@ -54,6 +56,12 @@ bool Fingerprint::ready() const {
 std::string model_fingerprint(const ModelFile& model) { return Fingerprint(model).get(); }
 std::string model_fingerprint(const std::string& path) {
   return model_fingerprint(ModelFile(path));
+}
+
+std::string earlier_fingerprint(const std::string& path) {
+  const ModelFile model(path);
+  const std::vector<const InputFile*> parts = model.weight_files();
+  return model.gguf() && parts.size() > 1 ? fingerprint_of(parts, false, false) : "";
 }
 
 }  // namespace lk

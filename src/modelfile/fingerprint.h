@@ -11,7 +11,8 @@ namespace lk {
 class ModelFile;
 
 // The SHA-256 of the file with the weights; of a folder with several shards: of the lines
-// "<sha256>  <file name>\n", sorted by name. Where config tells how the codes are to be read and no
+// "<sha256>  <file name>\n", sorted by name; of the parts of a split GGUF file, which may be renamed:
+// of the lines "<sha256>  <number>\n", from 1. Where config tells how the codes are to be read and no
 // tensor does (ModelFile::codes_format()), that of the line "<this>  <format>\n". Hashes beside whatever else is done: a file of 13 GB
 // takes seconds, in which a run can load and train.
 class Fingerprint {
@@ -37,5 +38,8 @@ class Fingerprint {
 std::string model_fingerprint(const ModelFile& model);
 // The fingerprint of the model at `path`, which it opens.
 std::string model_fingerprint(const std::string& path);
+// What earlier versions called the fingerprint of a split GGUF file, whose lines had the parts' names:
+// adapters and runs may still have it. Empty for any other model. Hashes anew.
+std::string earlier_fingerprint(const std::string& path);
 
 }  // namespace lk

@@ -207,7 +207,12 @@ void FinetuneRun::build() {
   make_trainer();
   model_->set_recompute(facts_.recompute);
   if (checkpoint_) {
-    const std::string note = check_same_run(*checkpoint_, identity(), finished_, s_.out, {});
+    const Json now = identity(), &before = checkpoint_->identity();
+    std::vector<std::string> may_differ;
+    if (before["base_sha256"] != now["base_sha256"] &&
+        before["base_sha256"] == earlier_fingerprint(s_.model))
+      may_differ.push_back("base_sha256");
+    const std::string note = check_same_run(*checkpoint_, now, finished_, s_.out, may_differ);
     checkpoint_->restore(*method_, *trainer_);
     static_cast<RunProgress&>(result_) = checkpoint_->progress();
     watch_->restore_kept(checkpoint_->kept(*method_));
