@@ -30,10 +30,11 @@ namespace lk {
 template <class Format, int M>
 struct IntegerRows {
   static constexpr int kHalves = Format::kSixteens ? 2 : 1;
-  static constexpr bool kAsks = M == 1 && Format::kAsksAhead;
+  static constexpr bool kAsksGain = M == 1, kAsks = M == 1 && Format::kAsksAhead;
   union {
     std::uint32_t bytes[M][kRuns][2][kRun / 4];  // high and low ones, in the order of Format
     uint4 next_x[32];                            // a lane's own part of the next chunk
+    uint4 first_gain[32];                        // of the norm's gain in the warp's first chunk
   };
   float scale[M][kRuns], sum[M][kRuns][kHalves];
   uint4 next_gate[kAsks ? 32 : 1];
@@ -50,11 +51,19 @@ struct IntegerRows {
                                      lane % 4);
   }
 
-  // Lane (g, t) makes those of run g, of what it asked for if `asked`, which has arrived. `squares`: where the sum
-  // of x's squares is left for row 0, `stride` floats apart for the others, unless null.
+  // The same for the norm's gain of the warp's first chunk.
+  __device__ __forceinline__ void ask_gain(const __nv_bfloat16* gain, int chunk, int runs) {
+    const int lane = threadIdx.x % 32, run = chunk * kRuns + lane / 4;
+    if (run < runs)
+      copy_run_of_x<Format::kHalves>(shared_address(first_gain + lane), gain + run * kRun,
+                                     lane % 4);
+  }
+
+  // Lane (g, t) makes those of run g, of the x and the gain that it asked for, if it did, which have arrived.
+  // `squares`: where the sum of x's squares is left for row 0, `stride` floats apart for the others, unless null.
   __device__ __forceinline__ void make(const Matrix<const __nv_bfloat16>& x, int n_x, int chunk,
-                                       int runs, const RowInput& input, bool asked, bool keep,
-                                       float* squares, int stride) {
+                                       int runs, const RowInput& input, bool asked, bool asked_gain,
+                                       bool keep, float* squares, int stride) {
     using u32 = std::uint32_t;
     constexpr u32 kAll = 0xffffffffu;
     constexpr float kMagic = 0x1.8p23f;  // a number added to it has its integer in the low bits
@@ -64,14 +73,16 @@ struct IntegerRows {
 #pragma unroll
     for (int m = 0; m < M; ++m) {
       float v[8] = {};
-      const auto load = [&](const __nv_bfloat16* row, const uint4* next, float(&to)[8]) {
-        unpack_bf16(kAsks && asked ? next[lane] : run_of_x<Format::kHalves>(row, t), to);
+      const auto load = [&](const __nv_bfloat16* row, const uint4* next) {
+        return kAsks && asked ? next[lane] : run_of_x<Format::kHalves>(row, t);
       };
       if (inside && m < n_x) {
-        load(x.at(m, column), next_x, v);
+        const uint4 of_gate = input.gate.data ? load(input.gate.at(m, column), next_gate) : uint4{},
+                    of_x = load(x.at(m, column), next_x);
+        unpack_bf16(of_x, v);
         if (input.gate.data) {
           float gate[8];
-          load(input.gate.at(m, column), next_gate, gate);
+          unpack_bf16(of_gate, gate);
 #pragma unroll
           for (int i = 0; i < 8; ++i) v[i] = input.gated(gate[i], v[i]);
           const uint4 made{pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]),
@@ -82,14 +93,17 @@ struct IntegerRows {
       }
       if (input.gain) {
         float gain[8] = {}, sum = 0.0f;
-        if (inside) unpack_bf16(run_of_x<Format::kHalves>(input.gain + column, t), gain);
+        if (inside)
+          unpack_bf16(kAsksGain && asked_gain ? first_gain[lane]
+                                              : run_of_x<Format::kHalves>(input.gain + column, t),
+                      gain);
 #pragma unroll
         for (int i = 0; i < 8; ++i) sum = fmaf(v[i], v[i], sum), v[i] *= gain[i];
         sum = warp_sum(sum);
         if (squares && lane == 0) squares[m * stride] = sum;
       }
-      if (kAsks) __syncwarp();  // all have read what they asked for
-      u32 most = 0;             // of bits: NaN is the largest
+      if (kAsksGain) __syncwarp();  // all have read what they asked for
+      u32 most = 0;                 // of bits: NaN is the largest
 #pragma unroll
       for (int i = 0; i < 8; ++i) most = max(most, __float_as_uint(v[i]) & 0x7fffffffu);
       most = max(most, __shfl_xor_sync(kAll, most, 1));

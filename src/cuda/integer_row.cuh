@@ -15,7 +15,7 @@
 //            three other runs of the row, or rows: column 2 (M r + m) + i has half i of row m in the run r of a
 //            group of 4 / M, and is zero in the group's other runs. So runs, each with scales of its own, keep
 //            sums of their own, in one accumulator.
-// Input      a warp makes n where it reads x. A norm's factor is a sum over all of x, which would have all warps
+// Input      a warp makes n where it reads x; the gain of its first chunk comes before the codes. A norm's factor is a sum over all of x, which would have all warps
 //            wait: x times the gain is multiplied, and the factor applies to the sums. The last block, which
 //            has the fewest tiles, leaves n in memory
 // Scales     applied in F32: a value is a (code - bias) + b, so a sum is a (codes times v) + (b - a bias) (sum of
@@ -118,6 +118,10 @@ __global__ void __launch_bounds__(Format::kWarps * 32, M == 1 ? Format::kBlocks 
     copy_async_commit();
   };
   // The norm's gain is asked for first: behind the codes it would be the last to arrive.
+  if constexpr (IntegerRows<Format, M>::kAsksGain) {
+    if (input.gain) rows.ask_gain(input.gain, warp, runs);
+    copy_async_commit();
+  }
   if (input.gain && lane < kChunk * 2 / 128)
     for (int chunk = warp; chunk < n_chunks; chunk += n_warps)
       if (const int column = chunk * kChunk + lane * 64; column < k)
@@ -148,11 +152,14 @@ __global__ void __launch_bounds__(Format::kWarps * 32, M == 1 ? Format::kBlocks 
       __syncwarp();  // nobody reads the last ones any more
       const bool first_time = begin == first && place == 0;
       const bool asked = IntegerRows<Format, M>::kAsks && chunk != warp && begin + place < behind;
+      const bool asked_gain = begin == first && chunk == warp;
       if (asked) copy_async_wait_but<1>();
-      rows.make(x, n_x, chunk, runs, input, asked, keeps && first_time,
+      if (asked_gain) copy_async_wait_but<2>();
+      rows.make(x, n_x, chunk, runs, input, asked, asked_gain, keeps && first_time,
                 first_time && chunk < n_chunks ? squares + chunk : nullptr, kMostNormedChunks);
       __syncwarp();
       const X integers(rows);
+      float* to = sums + threadIdx.x / 32 * (M * kFewRows) + t % M * kFewRows + g;
 #pragma unroll 1
       for (int tile = begin + place; tile < behind; tile += n_places) {
         copy_async_wait_but<1>();
@@ -201,36 +208,41 @@ __global__ void __launch_bounds__(Format::kWarps * 32, M == 1 ? Format::kBlocks 
             for (int s = 0; s < kHalves; ++s) {
               const float codes =
                   integers.scale[j] * static_cast<float>(256 * c[s][2 * h] + c[s][2 * h + 1]);
-              total = fmaf(f[s].x, codes, total);
-              if constexpr (Format::kSums)
-                total = fmaf(fmaf(f[s].x, -static_cast<float>(Format::kBias), f[s].y),
-                             integers.sum[j][s], total);
+              total = s == 0 ? f[s].x * codes : fmaf(f[s].x, codes, total);
+              if constexpr (Format::kSums) {
+                float offset = f[s].y;
+                if constexpr (Format::kBias != 0)
+                  offset = fmaf(f[s].x, -static_cast<float>(Format::kBias), offset);
+                total = fmaf(offset, integers.sum[j][s], total);
+              }
             }
-            if (counts && chunk < n_chunks)
-              sum[h][j % M] += total;  // scales behind a row may be anything
+            if (!(counts && chunk < n_chunks)) total = 0.0f;  // scales behind a row may be anything
+            sum[h][j % M] = j < M ? total : sum[h][j % M] + total;
           }
         }
         wait_for_pair();  // nobody reads the stage any more
         copy_next(stage);
         stage ^= 1;
 
-        // Lanes of one row of x exchange what they have of its runs; one of them adds to the warp's sums.
-        float* const to =
-            sums + ((tile - begin) * n_warps + warp) * (M * kFewRows) + t % M * kFewRows + g;
+        // Lanes of one row of x exchange what they have of its runs; one of them adds to the warp's sums of a row of w.
+        const auto add = [&](float* to, float total) { *to = chunk == warp ? total : *to + total; };
+        const auto exchanged = [&](int m, int lanes) {
+          const bool upper = t & lanes;
+          return (upper ? sum[1][m] : sum[0][m]) +
+                 __shfl_xor_sync(0xffffffffu, upper ? sum[0][m] : sum[1][m], lanes);
+        };
+        if constexpr (M == 1) {
+          float total = exchanged(0, 1);
+          total += __shfl_xor_sync(0xffffffffu, total, 2);
+          if (t < 2) add(to + 8 * t, total);
+        } else if constexpr (M == 2) {
+          add(to + 8 * (t / M), exchanged(0, 2) + exchanged(1, 2));
+        } else {
 #pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          float total;
-          if constexpr (M == 1) {
-            total = sum[h][0] + __shfl_xor_sync(0xffffffffu, sum[h][0], 1);
-            total += __shfl_xor_sync(0xffffffffu, total, 2);
-          } else if constexpr (M == 2) {
-            total = (sum[h][0] + __shfl_xor_sync(0xffffffffu, sum[h][0], 2)) +
-                    (sum[h][1] + __shfl_xor_sync(0xffffffffu, sum[h][1], 2));
-          } else {
-            total = (sum[h][0] + sum[h][1]) + (sum[h][2] + sum[h][3]);
-          }
-          if (M == 4 || t / M == h) to[8 * h] = chunk == warp ? total : to[8 * h] + total;
+          for (int h = 0; h < 2; ++h)
+            add(to + 8 * h, (sum[h][0] + sum[h][1]) + (sum[h][2] + sum[h][3]));
         }
+        to += kWarps * (M * kFewRows);
       }
     }
     __syncthreads();
