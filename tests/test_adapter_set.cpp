@@ -10,6 +10,7 @@
 #include "io/safetensors.h"
 #include "lora/adapter_set.h"
 #include "nn/generate.h"
+#include "parity.h"
 #include "run/inference.h"
 #include "smollm2.h"
 #include "tiny_model.h"
@@ -382,6 +383,45 @@ TEST_CASE("a model with adapters may take the place of another one") {
   m = std::move(same);
   CHECK(m.adapters->find("a") == 0);
   CHECK(m.tokenizer->encode("a").size() > 0);
+}
+
+TEST_CASE("cuda: recorded steps with several adapters give the tokens of steps that are not") {
+  LK_NEEDS_GPU();
+  Folder f;
+  const std::vector<Spec> adapters = specs("llama");
+  const std::vector<std::string> folders = write_adapters(f, adapters, tiny_config());
+  auto backend = open_device("auto");
+  for (const DType dtype : {DType::F32, DType::BF16}) {
+    auto model = tiny_transformer(*backend, dtype);
+    AdapterSet set(*model);
+    for (std::size_t i = 0; i < folders.size(); ++i)
+      set.add(adapters[i].name, open_adapter(folders[i]));
+    std::vector<GenerationRequest> requests;
+    for (const Row& row : random_rows({9, 3, 14, 1, 6, 2}, 3))
+      for (const std::int32_t variant : {2, -1, 0, 1}) {
+        GenerationRequest r{row.ids, {}, -1};
+        r.variant = variant;
+        r.sampling.max_tokens = 4 + static_cast<std::int64_t>(requests.size() * 7 % 20);
+        requests.push_back(std::move(r));
+      }
+    for (const std::int64_t batch : {1, 5, 24}) {
+      CAPTURE(batch);
+      const auto run = [&](bool record) {
+        std::vector<std::vector<std::int32_t>> ids;
+        for (const Generation& g :
+             Generator(*model, nullptr, {.max_batch = batch, .record = record}).run(requests))
+          ids.push_back(g.ids);
+        return ids;
+      };
+      const auto recorded = run(true);
+      CHECK(recorded == run(false));
+      std::size_t others = 0;  // sequences that begin otherwise than the base's
+      for (std::size_t i = 0; i < recorded.size(); ++i)
+        others += !std::equal(recorded[i].begin(), recorded[i].begin() + 4,
+                              recorded[i / 4 * 4 + 1].begin());
+      CHECK(others > 3);
+    }
+  }
 }
 
 TEST_CASE(
