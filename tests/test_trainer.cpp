@@ -458,6 +458,11 @@ TEST_CASE("fewer than three steps of which none is finite can be made the run's 
   backend->fill(a.value(), std::nan(""));
   CHECK(trainer.step(one_batch(rows)).skipped);
   CHECK_NOTHROW(trainer.check_any_finite());
+  // Nor does a run end so whose steps before a checkpoint were finite.
+  Trainer resumed(*model, adapter, tiny_training(10));
+  resumed.resume_at(3, 3);
+  CHECK(resumed.step(one_batch(rows)).skipped);
+  CHECK_NOTHROW(resumed.check_any_finite());
 }
 
 TEST_CASE("reports lag by one step at most, and are those of steps waited for one by one") {

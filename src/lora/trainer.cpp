@@ -63,6 +63,7 @@ void Trainer::resume_at(std::int64_t steps, std::int64_t micro_steps) {
   steps_done_ = steps;
   micro_steps_done_ = micro_steps;
   optimizer_.set_steps_done(steps);
+  any_finite_ = steps > 0;  // a checkpoint does not say: its steps are taken for finite
 }
 
 StepReport Trainer::step(std::span<const std::vector<const Row*>> micro_batches) {
