@@ -388,6 +388,20 @@ TEST_CASE("a signal to any of the processes stops all after the same step, which
   }
 }
 
+// Some of the processes listen to signals already, others don't yet, and die.
+TEST_CASE("a signal at any moment of the start ends all processes at once") {
+  Sweeps f;
+  for (int ms = 2; ms <= 40; ms += 2) {
+    CAPTURE(ms);
+    const auto r = run_shell(
+        kShell + f.begin(concat("out", ms), "--processes 4 --peer-timeout 20 " + kLong) +
+        "T=$(date +%s); sleep 0.0" + (ms < 10 ? "0" : "") + std::to_string(ms) +
+        "; kill -TERM $P; wait $P; S=$?; [ $(($(date +%s) - T)) -le 9 ] || echo SLOW; exit $S");
+    CHECK_MESSAGE(r.status == 143, r.out);
+    CHECK_MESSAGE(r.out.find("SLOW") == std::string::npos, r.out);
+  }
+}
+
 TEST_CASE("when the program is killed its processes end too") {
   Sweeps f;
   const auto r = run_shell(kShell + f.begin("out", "--processes 2 " + kLong) + "W=$(ranks " +

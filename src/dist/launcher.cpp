@@ -30,6 +30,7 @@ class Launch {
   int run(std::vector<ChildCommand> commands) {
     start(std::move(commands));
     while (watch()) std::this_thread::sleep_for(kLookAfter);
+    end_those_who_wait();  // none is left, but this tells why they ended
     return outcome();
   }
 
@@ -39,6 +40,7 @@ class Launch {
     FileDescriptor printed = {};  // by ranks other than 0
     std::optional<ProcessEnd> end = {};
     bool killed = false;  // from here, as it did not end by itself
+    bool waited = false;  // for one that would not come, and was ended from here
   };
 
   void start(std::vector<ChildCommand> commands) {
@@ -60,6 +62,7 @@ class Launch {
 
   // Looks at all processes once. False when all have ended.
   bool watch() {
+    end_those_who_wait();
     if (const int signal = stop_.load(); signal != passed_on_) {
       for (const Rank& r : ranks_) r.process.signal(signal);
       passed_on_ = signal;
@@ -80,6 +83,19 @@ class Launch {
     return running;
   }
 
+  // A process that dies of the signal did not listen to it yet, so the processes have not met and have nothing
+  // to save. Those that do listen would wait for it.
+  void end_those_who_wait() {
+    const auto died_of_it = [&](const Rank& r) { return r.end && r.end->signal == passed_on_; };
+    if (passed_on_ == 0 || std::none_of(ranks_.begin(), ranks_.end(), died_of_it)) return;
+    never_met_ = true;
+    for (Rank& r : ranks_) {
+      if (r.end) continue;
+      r.waited = true;
+      r.process.signal(SIGKILL);
+    }
+  }
+
   // An end other than the regular one, and that by a signal which stops the run.
   bool failed(const ProcessEnd& end) const {
     if (end.signal) return end.signal != passed_on_;
@@ -93,9 +109,10 @@ class Launch {
   // How likely the end of process r is what ended the others; 0: it is not.
   int severity(std::size_t r) const {
     const ProcessEnd& end = *ranks_[r].end;
-    if (!failed(end) || ranks_[r].killed) return 0;
+    if (!failed(end) || ranks_[r].killed || ranks_[r].waited) return 0;
     if (end.signal) return 2;
-    if (end.code == static_cast<int>(ExitCode::Io)) return 1;  // as those do that lose another
+    if (end.code == static_cast<int>(ExitCode::Io))  // as those do that lose another
+      return never_met_ ? 0 : 1;
     return end.code == static_cast<int>(ExitCode::Internal) ? 4 : 3;
   }
 
@@ -109,6 +126,7 @@ class Launch {
     const ProcessEnd first = *ranks_[0].end, end = *ranks_[cause].end;
     // Nobody reads what the run prints any more, as in `generate | head`: what it would do alone.
     if (first.signal == SIGPIPE) return 128 + SIGPIPE;
+    if (severity(cause) == 0 && never_met_) return 128 + passed_on_;
     if (severity(cause) == 0) return first.signal ? 128 + first.signal : first.code;
     if (end.signal) say_(concat(name(cause), " ", how_it_ended(end)));
     if (end.signal) return static_cast<int>(ExitCode::Io);
@@ -131,7 +149,8 @@ class Launch {
   const std::atomic<int>& stop_;
   const std::function<void(const std::string&)>& say_;
   std::vector<Rank> ranks_;
-  int passed_on_ = 0;  // the signal
+  int passed_on_ = 0;       // the signal
+  bool never_met_ = false;  // as a process died of the signal
   std::optional<Clock::time_point> failed_at_;
 };
 
