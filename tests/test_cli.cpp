@@ -382,6 +382,35 @@ TEST_CASE("a memory budget chooses what is made again, says so, and changes no b
   CHECK(p.out.find("--batch 1") != std::string::npos);
 }
 
+TEST_CASE("a run's plan covers evaluations, many short rows, packed ones and virtual tokens") {
+  Folder f;
+  std::string rows, longer;
+  for (int i = 0; i < 64; ++i) rows += "{\"text\":\"ab\"}\n";
+  for (int i = 0; i < 3; ++i)
+    longer += "{\"text\":\"" + std::string(static_cast<std::size_t>(100 + i), 'c') + " a b c\"}\n";
+  std::ofstream(f / "rows.jsonl") << rows;
+  std::ofstream(f / "longer.jsonl") << longer;
+  int n = 0;
+  for (const std::string& flags : std::vector<std::string>{
+           "--batch 64", "--batch 2 --packing --seq-len 40",
+           "--batch 2 --recompute block --eval-data '" + f / "longer.jsonl" + "' --samples 0",
+           "--batch 4 --method prompt --virtual-tokens 150"})
+    for (const char* dtype : {"f32", "bf16"}) {
+      CAPTURE(flags);
+      CAPTURE(dtype);
+      const std::string out = f / concat("out", n++);
+      const Result r =
+          run(concat("finetune --model ", kModel, " --data '", f / "rows.jsonl",
+                     "' --steps 1 --dtype ", dtype, " --device cpu ", flags, " --out '", out, "'"));
+      CHECK_MESSAGE(r.status == 0, r.out);
+      const Json run_json = read_json(out + "/run.json");
+      const auto planned = run_json["planned_peak_bytes"].get<double>(),
+                 peak = run_json["memory"]["peak_bytes"].get<double>();
+      CHECK(peak <= 1.01 * planned);
+      CHECK(peak > 0.75 * planned);
+    }
+}
+
 TEST_CASE("bad input ends with 3 and names file and line") {
   Folder f;
   std::ofstream(f / "bad.jsonl") << R"({"prompt":"a","completion":"b"})"

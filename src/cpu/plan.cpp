@@ -5,6 +5,7 @@
 #include "cpu/fast/bf16_tile.h"
 #include "cpu/fast/fp8.h"
 #include "cpu/fast/gemm.h"
+#include "cpu/fast/gemm_tile.h"
 #include "cpu/fast/onednn_linear.h"
 #include "cpu/kernels.h"
 #include "cpu/traits.h"
@@ -50,13 +51,14 @@ class CpuPlan final : public PlanBackend {
   }
   void attention_forward(const Tensor&, const Tensor&, const Tensor&, const Tensor& k,
                          const Tensor&, const AttentionShape& shape, const Segments&,
-                         const KeyRows&) override {
-    packed_keys(k, shape, 1);
+                         const KeyRows& keys) override {
+    packed_keys(k, shape, keys, 1);
   }
   void attention_backward(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                           const Tensor& k, const Tensor&, const Tensor&, const Tensor& lse,
-                          const AttentionShape& shape, const Segments&, const Rotation*) override {
-    Tensor packed = packed_keys(k, shape, 2);
+                          const AttentionShape& shape, const Segments& documents,
+                          const Rotation*) override {
+    Tensor packed = packed_keys(k, shape, documents, 2);
     Tensor delta = empty(Tag::Workspace, lse.dtype(), lse.shape());     // rowsum(dy * o)
     if (k.dtype() == DType::BF16) scratch(DType::F32, {2, k.numel()});  // dk and dv, added up
   }
@@ -79,15 +81,22 @@ class CpuPlan final : public PlanBackend {
     if (taken.right > 0) right = empty(Tag::Workspace, DType::F32, {taken.right});
     if (taken.left > 0) scratch(DType::F32, {taken.left});
   }
-  // Keys and values as attention lays them out: once with rows padded to whole vectors, and
-  // `transposed` times transposed: in F32 (fast/flash_attention.cpp), or in BF16 where the processor multiplies
-  // it (flash_attention_bf16.cpp).
-  Tensor packed_keys(const Tensor& k, const AttentionShape& shape, std::int64_t transposed) {
+  // Keys and values as attention lays them out, each document in whole panels: once with rows padded to whole
+  // vectors, and `transposed` times transposed: in F32 (fast/flash_attention.cpp), or in BF16 where the processor
+  // multiplies it (flash_attention_bf16.cpp).
+  Tensor packed_keys(const Tensor& k, const AttentionShape& shape, const KeyRows& rows,
+                     std::int64_t transposed) {
     if (k.dtype() == DType::F64) return {};
-    const std::int64_t D = shape.head_dim, width = (D + 15) / 16 * 16;
     const bool native = k.dtype() == DType::BF16 && cpu::best_bf16_tile();
+    const std::int64_t wide = native ? cpu::Bf16Tile::kWide : cpu::best_gemm_tile().wide();
+    const auto round_up = [](std::int64_t n, std::int64_t to) { return (n + to - 1) / to * to; };
+    std::int64_t keys = 0;
+    for (std::size_t i = 0; i < rows.begins.size(); ++i)
+      keys += round_up(rows.ends[i] - rows.begins[i], wide);
+    const std::int64_t width = round_up(shape.head_dim, native ? 16 : wide),
+                       depth = native ? round_up(shape.head_dim, 2) : shape.head_dim;
     return empty(Tag::Workspace, native ? DType::BF16 : DType::F32,
-                 {shape.n_kv_heads, k.rows() * (width + transposed * D)});
+                 {shape.n_kv_heads, keys * (width + transposed * depth)});
   }
 
   std::unique_ptr<Fp8Kernels> fp8_kernels_;

@@ -29,7 +29,13 @@ struct EvaluationShare {
   }
 };
 
-// Packs rows into batches of at most batch_tokens tokens (at least one row each). The loss is the
+// Rows [begin, end) of each batch of an evaluation: at most batch_tokens tokens, of which each row has
+// `virtual_tokens` more than its own, and at least one row.
+std::vector<std::pair<std::size_t, std::size_t>> evaluation_batches(std::span<const Row> rows,
+                                                                    std::int64_t batch_tokens,
+                                                                    std::int64_t virtual_tokens);
+
+// Evaluates in those batches. The loss is the
 // sum of all losses, batch by batch, over the number of supervised tokens: the same however many
 // processes share it.
 Evaluation evaluate(Transformer& model, std::span<const Row> rows, std::int64_t batch_tokens,

@@ -84,7 +84,9 @@ void FinetuneRun::plan() {
   request.formats = in_.formats;
   request.compute_dtype = facts_.dtype, request.device = base_.backend->name();
   request.batch = s_.batch, request.grad_accum = s_.grad_accum, request.seq_len = *s_.seq_len;
-  request.row_lengths = in_.longest_batch(s_);
+  const RunInputs::LongestBatch longest = in_.longest_batch(s_);
+  request.row_lengths = longest.rows, request.documents = longest.documents;
+  request.evaluations = in_.largest_evaluations(longest.tokens());
   request.recompute = s_.recompute;
   request.streamed = s_.streamed;
   request.processes = world_ ? world_->size() : 0;

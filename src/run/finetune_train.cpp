@@ -63,9 +63,8 @@ std::optional<Evaluation> FinetuneRun::evaluate_now() {
   Evaluation e;
   const auto begun = Clock::now();
   trainer_->between_steps([&] {
-    e = evaluate(*model_, in_.eval.rows,
-                 std::max<std::int64_t>(*s_.seq_len, s_.batch * *s_.seq_len / 2),
-                 evaluation_share());
+    // As many tokens as a micro-batch may have, which need no more memory than training on them.
+    e = evaluate(*model_, in_.eval.rows, in_.longest_batch(s_).tokens(), evaluation_share());
   });
   pace_.evaluated(seconds_since(begun));
   const std::int64_t step = trainer_->steps_done();

@@ -88,13 +88,16 @@ class Planner {
     // All further micro-batches need what a process's second needs.
     const std::int64_t second = std::max(r.processes, 1) + 1;
     micro_.assign(static_cast<std::size_t>(std::min(r.grad_accum, second)),
-                  document_offsets(lengths(r)));
+                  document_offsets(r.documents.empty() ? lengths(r) : r.documents));
+    for (const std::vector<std::int64_t>& documents : r.evaluations)
+      evaluations_.push_back(document_offsets(documents));
   }
 
   Plan step(const Recompute& recompute) {
     model_.set_recompute(recompute);
     backend_->reset_peaks();
     trainer_->rehearse(micro_);
+    for (const std::vector<std::int32_t>& documents : evaluations_) evaluate(documents);
     Plan plan;
     plan.base_parameters = method_->replaces_base() ? 0 : model_.n_parameters();
     plan.trainable_parameters = method_->n_parameters();
@@ -105,6 +108,17 @@ class Planner {
   std::int64_t peak(const Recompute& recompute) { return step(recompute).memory.peak_bytes; }
 
  private:
+  void evaluate(const std::vector<std::int32_t>& documents) {
+    const std::int64_t tokens = documents.back(), count = std::ssize(documents) - 1,
+                       virtual_rows = count * model_.virtual_tokens(),
+                       first_tokens = virtual_rows > 0 ? 0 : count;  // without a token before them
+    Tape tape(*backend_, Tape::Mode::NoGrad);
+    TokenBatch batch =
+        empty_batch(*backend_, {tokens, count, tokens - virtual_rows - first_tokens, virtual_rows});
+    batch.segments.host = documents;
+    model_.loss(tape, batch, 1.0, {});
+  }
+
   std::unique_ptr<Backend> backend_;  // first: everything else lives in its memory
   Transformer model_;
   std::unique_ptr<Method> method_;
@@ -113,7 +127,7 @@ class Planner {
   } nothing_;
   std::optional<SharedStep> shared_;
   std::optional<Trainer> trainer_;
-  std::vector<std::vector<std::int32_t>> micro_;  // where the rows of each begin
+  std::vector<std::vector<std::int32_t>> micro_, evaluations_;  // where the documents of each begin
 };
 
 // That a process sends in a step.
@@ -172,7 +186,7 @@ void add_options(const PlanRequest& request, Planner& planner, Plan& plan) {
     PlanRequest r = request;
     r.batch = 1;
     r.grad_accum = request.grad_accum * request.batch;
-    r.row_lengths = {longest(request)};
+    r.row_lengths = {longest(request)}, r.documents.clear();
     // By processes, micro-batches are added in another order.
     const char* const same = request.fast_reduce ? "" : " (same result)";
     add(concat("--batch 1 --grad-accum ", r.grad_accum, same), r);
@@ -182,10 +196,12 @@ void add_options(const PlanRequest& request, Planner& planner, Plan& plan) {
     r.compute_dtype = DType::BF16;
     add("--dtype bf16", r);
   }
-  if (longest(request) >= 128) {
+  const std::int64_t added = virtual_tokens(request.methods), own = longest(request) - added;
+  if (own >= 128) {
     PlanRequest r = request;
-    r.seq_len = longest(request) / 2;
-    for (std::int64_t& n : r.row_lengths) n = std::min(n, r.seq_len);
+    r.seq_len = own / 2;
+    r.documents.clear(), r.evaluations.clear();
+    for (std::int64_t& n : r.row_lengths) n = std::min(n, r.seq_len + added);
     add(concat("--seq-len ", r.seq_len, " --truncate"), r);
   }
   std::stable_sort(plan.options.begin(), plan.options.end(),

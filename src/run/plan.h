@@ -23,6 +23,10 @@ struct PlanRequest {
   // Lengths of the rows of the largest micro-batch, virtual tokens included; empty: `batch` rows of
   // seq_len tokens and the virtual ones.
   std::vector<std::int64_t> row_lengths = {};
+  // Lengths of the documents in those rows, where they have several (packing), virtual tokens included.
+  std::vector<std::int64_t> documents = {};
+  // The largest batches of the run's evaluations, as lengths of their documents: the plan covers them too.
+  std::vector<std::vector<std::int64_t>> evaluations = {};
   Recompute recompute = {};
   StreamedLayers streamed = {};  // layers of the base that wait elsewhere
   // That share a step (dist/shared_step.h); 0: one that has it to itself. The plan is one process's.
@@ -32,7 +36,7 @@ struct PlanRequest {
 
 struct Plan {
   std::int64_t base_parameters = 0, trainable_parameters = 0;
-  MemoryReport memory;  // peaks by tag of one training step on the rows above
+  MemoryReport memory;  // peaks by tag of one training step on the rows above, and of evaluations
   // Settings that need less memory and the peak of each, cheapest first.
   struct Option {
     std::string flag;

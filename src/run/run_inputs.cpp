@@ -3,12 +3,14 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <numeric>
 
 #include "io/checked.h"
 #include "io/paths.h"
 #include "io/sha256.h"
 #include "modelfile/hub_name.h"
 #include "modelfile/load.h"
+#include "nn/evaluation.h"
 #include "run/choices.h"
 #include "run/defaults.h"
 
@@ -265,12 +267,67 @@ std::vector<std::int64_t> RunInputs::row_lengths() const {
   return lengths;
 }
 
-std::vector<std::int64_t> RunInputs::longest_batch(const FinetuneSettings& s) const {
-  std::vector<std::int64_t> lengths = row_lengths();
-  if (s.packing) lengths = tokens_of(sampler->epoch(0), lengths);
-  std::sort(lengths.rbegin(), lengths.rend());
-  lengths.resize(static_cast<std::size_t>(s.batch), lengths.front());
-  return lengths;
+namespace {
+
+using Lengths = std::vector<std::int64_t>;
+
+std::int64_t sum_of(const Lengths& lengths) {
+  return std::accumulate(lengths.begin(), lengths.end(), std::int64_t{0});
+}
+
+// What attention lays out of documents: whole panels of keys, of up to 32 on the CPU.
+std::int64_t laid_out(const Lengths& documents) {
+  constexpr std::int64_t kPanel = 32;
+  std::int64_t keys = 0;
+  for (std::int64_t n : documents) keys += (n + kPanel - 1) / kPanel * kPanel;
+  return keys;
+}
+
+// The `count` of most `size`, the largest again where there are fewer.
+template <class T, class Size>
+std::vector<T> largest(std::vector<T> all, std::int64_t count, const Size& size) {
+  std::stable_sort(all.begin(), all.end(),
+                   [&](const T& a, const T& b) { return size(a) > size(b); });
+  all.resize(static_cast<std::size_t>(count), T(all.front()));
+  return all;
+}
+
+}  // namespace
+
+std::int64_t RunInputs::LongestBatch::tokens() const { return sum_of(rows); }
+
+RunInputs::LongestBatch RunInputs::longest_batch(const FinetuneSettings& s) const {
+  const Lengths lengths = row_lengths();
+  const auto itself = [](std::int64_t n) { return n; };
+  LongestBatch longest;
+  if (!s.packing) {
+    longest.rows = longest.documents = largest(lengths, s.batch, itself);
+    return longest;
+  }
+  const Bins& bins = sampler->epoch(0);
+  longest.rows = largest(tokens_of(bins, lengths), s.batch, itself);
+  std::vector<Lengths> of_bins;
+  for (std::int64_t i = 0; i < bins.count(); ++i) {
+    of_bins.emplace_back();
+    for (std::int64_t row : bins[i])
+      of_bins.back().push_back(lengths[static_cast<std::size_t>(row)]);
+  }
+  for (const Lengths& bin : largest(std::move(of_bins), s.batch, laid_out))
+    longest.documents.insert(longest.documents.end(), bin.begin(), bin.end());
+  longest.documents.back() += longest.tokens() - sum_of(longest.documents);
+  return longest;
+}
+
+std::vector<Lengths> RunInputs::largest_evaluations(std::int64_t batch_tokens) const {
+  std::vector<Lengths> batches;
+  for (const auto& [begin, end] :
+       evaluation_batches(eval.rows, batch_tokens, virtual_tokens(methods))) {
+    batches.emplace_back();
+    for (std::size_t i = begin; i < end; ++i)
+      batches.back().push_back(std::ssize(eval.rows[i].ids) + virtual_tokens(methods));
+  }
+  if (batches.empty()) return {};
+  return {largest(batches, 1, sum_of)[0], largest(batches, 1, laid_out)[0]};
 }
 
 std::vector<HostBatch> RunInputs::lay_out(std::int64_t step, std::int64_t grad_accum) const {

@@ -40,9 +40,16 @@ struct RunInputs {
 
   // Of the rows, with their virtual tokens.
   std::vector<std::int64_t> row_lengths() const;
-  // Lengths of the rows of the largest possible micro-batch: it consists of the longest rows, or of
-  // the fullest bins, each as one row.
-  std::vector<std::int64_t> longest_batch(const FinetuneSettings& settings) const;
+  // The largest possible micro-batch, of the longest rows, or of the fullest bins, each as one row, and the
+  // documents that attention may find in it: of the bins of which it lays out most, as long in all.
+  struct LongestBatch {
+    std::vector<std::int64_t> rows, documents;  // lengths, with virtual tokens
+    std::int64_t tokens() const;
+  };
+  LongestBatch longest_batch(const FinetuneSettings& settings) const;
+  // Lengths of the documents of the batches of an evaluation in batches of so many tokens that have most tokens,
+  // and of which attention lays out most. None where there are no rows to evaluate on.
+  std::vector<std::vector<std::int64_t>> largest_evaluations(std::int64_t batch_tokens) const;
   // Lays out the micro-batches of a step. Any thread may call it.
   std::vector<HostBatch> lay_out(std::int64_t step, std::int64_t grad_accum) const;
 };
