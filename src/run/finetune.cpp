@@ -86,7 +86,8 @@ void FinetuneRun::plan() {
   request.batch = s_.batch, request.grad_accum = s_.grad_accum, request.seq_len = *s_.seq_len;
   const RunInputs::LongestBatch longest = in_.longest_batch(s_);
   request.row_lengths = longest.rows, request.documents = longest.documents;
-  request.evaluations = in_.largest_evaluations(longest.tokens());
+  evaluation_tokens_ = longest.tokens();
+  request.evaluations = in_.largest_evaluations(evaluation_tokens_);
   request.recompute = s_.recompute;
   request.streamed = s_.streamed;
   request.processes = world_ ? world_->size() : 0;

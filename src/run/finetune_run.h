@@ -146,6 +146,7 @@ class FinetuneRun {
   Clock::time_point begun_ = Clock::now();
   std::optional<LiveReport> report_;  // once there is a folder to report on
   Pace pace_;
+  std::int64_t evaluation_tokens_ = 0;  // at a time: what a micro-batch may have, as the plan found
   std::int64_t first_ = 0, recorded_ = 0;  // the step it began at; steps recorded since
   double losses_ = 0, n_losses_ = 0;       // training losses since the last evaluation
   FinetuneResult result_;

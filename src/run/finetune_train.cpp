@@ -62,10 +62,8 @@ std::optional<Evaluation> FinetuneRun::evaluate_now() {
   if (in_.eval.rows.empty()) return std::nullopt;
   Evaluation e;
   const auto begun = Clock::now();
-  trainer_->between_steps([&] {
-    // As many tokens as a micro-batch may have, which need no more memory than training on them.
-    e = evaluate(*model_, in_.eval.rows, in_.longest_batch(s_).tokens(), evaluation_share());
-  });
+  trainer_->between_steps(
+      [&] { e = evaluate(*model_, in_.eval.rows, evaluation_tokens_, evaluation_share()); });
   pace_.evaluated(seconds_since(begun));
   const std::int64_t step = trainer_->steps_done();
   if (leads()) metrics_->evaluation(step, e);

@@ -41,7 +41,8 @@ struct RunInputs {
   // Of the rows, with their virtual tokens.
   std::vector<std::int64_t> row_lengths() const;
   // The largest possible micro-batch, of the longest rows, or of the fullest bins, each as one row, and the
-  // documents that attention may find in it: of the bins of which it lays out most, as long in all.
+  // documents that attention may find in it: of the bins of which it lays out most, as long in all. Not while
+  // another thread lays out batches.
   struct LongestBatch {
     std::vector<std::int64_t> rows, documents;  // lengths, with virtual tokens
     std::int64_t tokens() const;
