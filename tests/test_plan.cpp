@@ -256,6 +256,22 @@ TEST_CASE("a plan within a budget has on the host what its own setting has there
     }
 }
 
+TEST_CASE("a plan covers the largest evaluation, and one of fewer rows where a run has fewer") {
+  PlanRequest request;
+  request.model = tiny_config();
+  request.batch = 4, request.seq_len = 20;
+  const std::int64_t alone = plan_training(request).memory.peak_bytes;
+  request.evaluations = {{20, 20, 20, 20}};  // no more than training
+  CHECK(plan_training(request).memory.peak_bytes == alone);
+  request.evaluations = {std::vector<std::int64_t>(40, 20)};
+  const Plan plan = plan_training(request);
+  CHECK(plan.memory.peak_bytes > alone);
+  const auto fewer = std::find_if(plan.options.begin(), plan.options.end(),
+                                  [](const auto& o) { return o.flag.starts_with("--batch 1 "); });
+  REQUIRE(fewer != plan.options.end());
+  CHECK(fewer->peak_bytes < alone);
+}
+
 TEST_CASE("a budget that nothing keeps is out of memory, with the least that would do") {
   auto cpu = make_cpu_backend();
   PlanRequest request = small_request(*cpu, DType::F32);

@@ -115,13 +115,7 @@ void Trainer::submit(std::vector<HostBatch> micro_batches) {
 
 void Trainer::rehearse(std::vector<std::vector<std::int32_t>> documents) {
   Sizes from;
-  for (const auto& offsets : documents) {
-    const std::int64_t count = std::ssize(offsets) - 1;
-    const std::int64_t virtual_rows = count * model_.virtual_tokens();
-    const std::int64_t first_tokens = virtual_rows > 0 ? 0 : count;  // without a token before them
-    from.push_back(
-        {offsets.back(), count, offsets.back() - virtual_rows - first_tokens, virtual_rows});
-  }
+  for (const auto& offsets : documents) from.push_back(size_of(offsets, model_.virtual_tokens()));
   const Sizes sizes = padded(from);
   for (std::size_t i = 0; i < sizes.size(); ++i)
     if (sizes[i] != from[i]) pad_offsets(documents[i], from[i], sizes[i]);

@@ -135,6 +135,12 @@ void check_batch(const HostBatch& batch, const BatchLimits& limits) {
           limits.virtual_tokens, " virtual tokens before each document");
 }
 
+BatchSize size_of(std::span<const std::int32_t> offsets, std::int64_t virtual_tokens) {
+  const std::int64_t count = std::ssize(offsets) - 1, virtual_rows = count * virtual_tokens;
+  const std::int64_t first_tokens = virtual_rows > 0 ? 0 : count;  // without a token before them
+  return {offsets.back(), count, offsets.back() - virtual_rows - first_tokens, virtual_rows};
+}
+
 std::vector<std::int32_t> document_offsets(std::span<const std::int64_t> lengths) {
   std::vector<std::int32_t> offsets{0};
   for (std::int64_t length : lengths) {

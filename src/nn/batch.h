@@ -66,6 +66,9 @@ void check_batch(const HostBatch& batch, const BatchLimits& limits);
 // Where documents of these lengths begin when laid end to end, and their number of tokens. Throws
 // UsageError if there are more tokens than an offset can count.
 std::vector<std::int32_t> document_offsets(std::span<const std::int64_t> lengths);
+// The size of a batch of these documents that supervises all it can, of whose tokens each document has
+// `virtual_tokens` virtual ones.
+BatchSize size_of(std::span<const std::int32_t> offsets, std::int64_t virtual_tokens);
 // The documents' offsets after pad_batch() of a batch of size `from` to the size `to`.
 void pad_offsets(std::vector<std::int32_t>& offsets, const BatchSize& from, const BatchSize& to);
 // Allocates a batch of this size, without values.

@@ -109,12 +109,8 @@ class Planner {
 
  private:
   void evaluate(const std::vector<std::int32_t>& documents) {
-    const std::int64_t tokens = documents.back(), count = std::ssize(documents) - 1,
-                       virtual_rows = count * model_.virtual_tokens(),
-                       first_tokens = virtual_rows > 0 ? 0 : count;  // without a token before them
     Tape tape(*backend_, Tape::Mode::NoGrad);
-    TokenBatch batch =
-        empty_batch(*backend_, {tokens, count, tokens - virtual_rows - first_tokens, virtual_rows});
+    TokenBatch batch = empty_batch(*backend_, size_of(documents, model_.virtual_tokens()));
     batch.segments.host = documents;
     model_.loss(tape, batch, 1.0, {});
   }
@@ -187,6 +183,9 @@ void add_options(const PlanRequest& request, Planner& planner, Plan& plan) {
     r.batch = 1;
     r.grad_accum = request.grad_accum * request.batch;
     r.row_lengths = {longest(request)}, r.documents.clear();
+    // A run of it evaluates no more at a time than that, but for single rows that are longer.
+    for (std::vector<std::int64_t>& rows : r.evaluations)
+      rows = {*std::max_element(rows.begin(), rows.end())};
     // By processes, micro-batches are added in another order.
     const char* const same = request.fast_reduce ? "" : " (same result)";
     add(concat("--batch 1 --grad-accum ", r.grad_accum, same), r);
