@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "cpu/cpu_backend.h"
+#include "cpu/fast/attention_units.h"
 #include "cpu/fast/bf16_tile.h"
 #include "cpu/fast/fp8.h"
 #include "cpu/fast/gemm.h"
@@ -89,12 +90,11 @@ class CpuPlan final : public PlanBackend {
     if (k.dtype() == DType::F64) return {};
     const bool native = k.dtype() == DType::BF16 && cpu::best_bf16_tile();
     const std::int64_t wide = native ? cpu::Bf16Tile::kWide : cpu::best_gemm_tile().wide();
-    const auto round_up = [](std::int64_t n, std::int64_t to) { return (n + to - 1) / to * to; };
     std::int64_t keys = 0;
     for (std::size_t i = 0; i < rows.begins.size(); ++i)
-      keys += round_up(rows.ends[i] - rows.begins[i], wide);
-    const std::int64_t width = round_up(shape.head_dim, native ? 16 : wide),
-                       depth = native ? round_up(shape.head_dim, 2) : shape.head_dim;
+      keys += cpu::round_up(rows.ends[i] - rows.begins[i], wide);
+    const std::int64_t width = cpu::round_up(shape.head_dim, native ? 16 : wide),
+                       depth = native ? cpu::round_up(shape.head_dim, 2) : shape.head_dim;
     return empty(Tag::Workspace, native ? DType::BF16 : DType::F32,
                  {shape.n_kv_heads, keys * (width + transposed * depth)});
   }
