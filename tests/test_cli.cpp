@@ -392,7 +392,8 @@ TEST_CASE("a run's plan covers evaluations, many short rows, packed ones and vir
   std::ofstream(f / "longer.jsonl") << longer;
   int n = 0;
   for (const std::string& flags : std::vector<std::string>{
-           "--batch 64", "--batch 2 --packing --seq-len 40",
+           "--batch 64", "--batch 5 --packing --seq-len 33 --eval-split 0.4 --samples 0",
+           "--batch 2 --packing --seq-len 40",
            "--batch 2 --recompute block --eval-data '" + f / "longer.jsonl" + "' --samples 0",
            "--batch 4 --method prompt --virtual-tokens 150"})
     for (const char* dtype : {"f32", "bf16"}) {
@@ -401,7 +402,7 @@ TEST_CASE("a run's plan covers evaluations, many short rows, packed ones and vir
       const std::string out = f / concat("out", n++);
       const Result r =
           run(concat("finetune --model ", kModel, " --data '", f / "rows.jsonl",
-                     "' --steps 1 --dtype ", dtype, " --device cpu ", flags, " --out '", out, "'"));
+                     "' --steps 8 --dtype ", dtype, " --device cpu ", flags, " --out '", out, "'"));
       CHECK_MESSAGE(r.status == 0, r.out);
       const Json run_json = read_json(out + "/run.json");
       const auto planned = run_json["planned_peak_bytes"].get<double>(),

@@ -283,13 +283,17 @@ std::int64_t laid_out(const Lengths& documents) {
   return keys;
 }
 
-// The `count` of most `size`, the largest again where there are fewer.
+// The `count` of most `size`, each up to `times` times; the largest again where there are fewer.
 template <class T, class Size>
-std::vector<T> largest(std::vector<T> all, std::int64_t count, const Size& size) {
+std::vector<T> largest(std::vector<T> all, std::int64_t count, std::int64_t times,
+                       const Size& size) {
   std::stable_sort(all.begin(), all.end(),
                    [&](const T& a, const T& b) { return size(a) > size(b); });
-  all.resize(static_cast<std::size_t>(count), T(all.front()));
-  return all;
+  std::vector<T> taken;
+  for (const T& one : all)
+    for (std::int64_t i = 0; i < times && std::ssize(taken) < count; ++i) taken.push_back(one);
+  taken.resize(static_cast<std::size_t>(count), T(all.front()));
+  return taken;
 }
 
 }  // namespace
@@ -299,20 +303,24 @@ std::int64_t RunInputs::LongestBatch::tokens() const { return sum_of(rows); }
 RunInputs::LongestBatch RunInputs::longest_batch(const FinetuneSettings& s) const {
   const Lengths lengths = row_lengths();
   const auto itself = [](std::int64_t n) { return n; };
+  // A micro-batch may end in another epoch than it begins in, and so have a row again.
+  const std::int64_t n = sampler->bins_per_epoch();
+  const std::int64_t epochs =
+      steps * s.grad_accum <= n / s.batch ? 1 : (n - std::gcd(n, s.batch) + s.batch - 1) / n + 1;
   LongestBatch longest;
   if (!s.packing) {
-    longest.rows = longest.documents = largest(lengths, s.batch, itself);
+    longest.rows = longest.documents = largest(lengths, s.batch, epochs, itself);
     return longest;
   }
   const Bins& bins = sampler->epoch(0);
-  longest.rows = largest(tokens_of(bins, lengths), s.batch, itself);
+  longest.rows = largest(tokens_of(bins, lengths), s.batch, epochs, itself);
   std::vector<Lengths> of_bins;
   for (std::int64_t i = 0; i < bins.count(); ++i) {
     of_bins.emplace_back();
     for (std::int64_t row : bins[i])
       of_bins.back().push_back(lengths[static_cast<std::size_t>(row)]);
   }
-  for (const Lengths& bin : largest(std::move(of_bins), s.batch, laid_out))
+  for (const Lengths& bin : largest(std::move(of_bins), s.batch, epochs, laid_out))
     longest.documents.insert(longest.documents.end(), bin.begin(), bin.end());
   longest.documents.back() += longest.tokens() - sum_of(longest.documents);
   return longest;
@@ -327,7 +335,7 @@ std::vector<Lengths> RunInputs::largest_evaluations(std::int64_t batch_tokens) c
       batches.back().push_back(std::ssize(eval.rows[i].ids) + virtual_tokens(methods));
   }
   if (batches.empty()) return {};
-  return {largest(batches, 1, sum_of)[0], largest(batches, 1, laid_out)[0]};
+  return {largest(batches, 1, 1, sum_of)[0], largest(batches, 1, 1, laid_out)[0]};
 }
 
 std::vector<HostBatch> RunInputs::lay_out(std::int64_t step, std::int64_t grad_accum) const {
