@@ -137,6 +137,11 @@ TEST_CASE(
        "rank_pattern",
        {{"model.layers.0.self_attn.v_proj", 2}, {"model.layers.1.self_attn.v_proj", 2}},
        "--rank-pattern v_proj=3"},
+      {"regex",
+       "--targets 'regex:.*layers\\.1\\..{1,30}(q|up)_proj'",
+       "target_modules",
+       {"model.layers.1.mlp.up_proj", "model.layers.1.self_attn.q_proj"},
+       "--targets q_proj"},
       {"gaussian", "--init gaussian", "init_lora_weights", "gaussian", "--init kaiming"},
       {"pissa", "--init pissa", "r", 8, "--init olora"},
       {"olora", "--init olora --rslora", "init_lora_weights", true, "--init pissa"},
@@ -185,6 +190,8 @@ TEST_CASE("LoRA's variants: what can't be is refused before anything is read, by
   Rows f;
   const std::pair<const char*, const char*> wrong[] = {
       {"--layers 0,9", "--layers 9"},
+      {"--layers 0 --targets 'regex:.*q_proj'", "--layers: goes with names"},
+      {"--targets 'regex:.*[qv_proj'", "--targets"},
       {"--layers x", "--layers"},
       {"--layers 3-1", "--layers"},
       {"--rank-pattern bananas=4", "--rank-pattern"},

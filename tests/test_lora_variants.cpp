@@ -342,6 +342,26 @@ TEST_CASE("targets that are all modules of a name become that name, others stay 
   CHECK(config.targets == attention);
 }
 
+TEST_CASE("a regular expression as targets names modules by their whole paths") {
+  const ModelConfig model = tiny_config(), gpt2 = as_family(tiny_config(), "gpt2");
+  using Names = std::vector<std::string>;
+  CHECK(expand_targets({"q_proj", "all-linear"}, model) == Names{"q_proj", "all-linear"});
+  CHECK(expand_targets({"regex:.*\\.(q|v)_proj"}, model) == Names{"q_proj", "v_proj"});
+  CHECK(expand_targets({"regex:.*layers\\.1\\.mlp\\.(up|down)_proj"}, model) ==
+        Names{"model.layers.1.mlp.down_proj", "model.layers.1.mlp.up_proj"});
+  CHECK(expand_targets({"regex:.{1,40}0\\.attn\\.c_proj"}, gpt2) ==
+        Names{"transformer.h.0.attn.c_proj"});
+  const auto refused = [&](const Names& targets, const char* part) {
+    CHECK_THROWS_WITH_AS(expand_targets(targets, model), doctest::Contains(part), UsageError);
+  };
+  refused({"regex:q_proj"}, "matches no module");  // it is not the whole path
+  refused({"regex:"}, "matches no module");
+  refused({"regex:.*"}, "vocabulary");
+  refused({"regex:.*proj|lm_head"}, "vocabulary");
+  refused({"regex:.*(q_proj"}, "`targets`");
+  refused({"v_proj", "regex:.*q_proj"}, "stands alone");
+}
+
 TEST_CASE("patterns and layers: texts, what they choose, and what is refused by its flag") {
   CHECK(parse_rank_pattern("q_proj=4,layers\\.(0|1)\\..{2,3}_proj=8", "--rank-pattern") ==
         ByPattern<std::int64_t>{{"q_proj", 4}, {"layers\\.(0|1)\\..{2,3}_proj", 8}});

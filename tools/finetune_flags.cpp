@@ -188,7 +188,7 @@ void add_finetune_flags(CLI::App& app, FinetuneSettings& s, FinetuneText& text) 
 
 // Converts what the flags gave as text.
 void settle(FinetuneSettings& settings, const FinetuneText& text) {
-  if (text.targets) settings.targets = parse_list(*text.targets, "--targets");
+  if (text.targets) settings.targets = parse_targets(*text.targets, "--targets");
   if (text.methods) settings.methods = parse_list(*text.methods, "--method");
   if (!text.layers.empty()) settings.layers = parse_layers(text.layers, "--layers");
   if (!text.rank_pattern.empty())

@@ -17,6 +17,7 @@
 #include "flag_names.h"
 #include "io/checked.h"
 #include "io/printable.h"
+#include "lora/rank_patterns.h"
 #include "process.h"
 #include "run/adapter_use.h"
 #include "settings_file.h"
@@ -259,6 +260,11 @@ std::int64_t parse_budget(const std::string& text) {
   const std::int64_t bytes = parse_bytes(text);
   if (bytes < 1) throw UsageError(concat("--memory ", text, ": must be positive"));
   return bytes;
+}
+
+std::vector<std::string> parse_targets(const std::string& text, const std::string& flag) {
+  if (text.starts_with(kTargetExpression)) return {text};
+  return parse_list(text, flag);
 }
 
 std::vector<std::string> parse_list(const std::string& text, const std::string& flag) {

@@ -37,7 +37,9 @@ std::string duration(double seconds);
 std::int64_t parse_budget(const std::string& text);
 inline constexpr const char* kMemoryHelp = "limit, e.g. 24GiB: choose the fastest --recompute";
 inline constexpr const char* kTargetsHelp =
-    "modules, e.g. q_proj,v_proj, or all-linear (the default): every projection of the blocks";
+    "modules, e.g. q_proj,v_proj; all-linear (the default): every projection of the blocks; or "
+    "regex: and an expression "
+    "for whole paths, e.g. 'regex:.*layers\\.[0-3]\\..*_proj'";
 inline constexpr const char* kBasePrecisionHelp =
     "bits of the frozen base: auto (as the file has it), dense, stored, nf4, fp4, fp8, fp8-head";
 inline constexpr const char* kHeldHelp =
@@ -57,6 +59,8 @@ inline constexpr const char* kFastReduceHelp =
     "that depends on the number of processes";
 // Parses "a,b" into {"a", "b"}. Throws UsageError for empty items.
 std::vector<std::string> parse_list(const std::string& text, const std::string& flag);
+// A list, or the one expression that `text` is, commas and all.
+std::vector<std::string> parse_targets(const std::string& text, const std::string& flag);
 
 // What the first signal says at once, on stderr: static text without a line feed, or null for nothing.
 void say_on_signal(const char* text);

@@ -47,7 +47,9 @@ std::vector<SweepTrial> read_sweep(const CLI::App& app, int argc, const char* co
   for (SweepTrial& trial : trials) {
     std::vector<std::string> more;
     for (auto [name, value] : trial.flags) {
-      if (name == "targets" || name == "method") std::replace(value.begin(), value.end(), '+', ',');
+      const bool is_list =
+          name == "method" || (name == "targets" && !value.starts_with(kTargetExpression));
+      if (is_list) std::replace(value.begin(), value.end(), '+', ',');
       more.push_back(concat("--", name, "=", value));
     }
     try {

@@ -4,11 +4,11 @@
 #include <charconv>
 #include <cmath>
 #include <map>
-#include <optional>
 #include <set>
 
 #include "io/printable.h"
 #include "modelfile/path_pattern.h"
+#include "nn/family.h"
 
 namespace lk {
 namespace {
@@ -36,6 +36,28 @@ std::vector<std::string> projections(const ModelConfig& model) {
   return modules;
 }
 
+PathPattern pattern_of(const std::string& text, PathPattern::Match match, const std::string& flag) {
+  try {
+    return PathPattern(text, match, flag);
+  } catch (const InputError& e) {
+    throw UsageError(e.what());
+  }
+}
+
+std::vector<std::string> shortened(std::set<std::string> targets, const ModelConfig& model) {
+  std::map<std::string, std::vector<std::string>> named;  // by last name
+  for (const std::string& path : projections(model))
+    named[path.substr(path.rfind('.') + 1)].push_back(path);
+  for (const auto& [name, paths] : named) {
+    if (!std::all_of(paths.begin(), paths.end(),
+                     [&](const std::string& path) { return targets.count(path) > 0; }))
+      continue;
+    for (const std::string& path : paths) targets.erase(path);
+    targets.insert(name);
+  }
+  return {targets.begin(), targets.end()};
+}
+
 // The modules that `config` puts an adapter on.
 std::vector<std::string> adapted(const LoraConfig& config, const ModelConfig& model) {
   LoraConfig filled = config;
@@ -60,15 +82,10 @@ void apply(const ByPattern<T>& patterns, const std::vector<std::string>& modules
     const std::string where = concat("`", name, "`");
     for (std::size_t j = 0; j < i; ++j)
       require(patterns[j].first != key, where, ": ", printable(key), " is given twice");
-    std::optional<PathPattern> pattern;
-    try {
-      pattern.emplace(key, PathPattern::Match::Tail, where);
-    } catch (const InputError& e) {
-      throw UsageError(e.what());
-    }
+    const PathPattern pattern = pattern_of(key, PathPattern::Match::Tail, where);
     bool matches = false;
     for (const std::string& module : modules) {
-      if (!pattern->matches(module)) continue;
+      if (!pattern.matches(module)) continue;
       matches = true;
       if (taken.insert(module).second) set(module, value);
     }
@@ -133,18 +150,29 @@ std::string text_of(const ByPattern<T>& patterns) {
 }  // namespace
 
 void shorten_targets(LoraConfig& config, const ModelConfig& model) {
-  std::map<std::string, std::vector<std::string>> named;  // by last name
-  for (const std::string& path : projections(model))
-    named[path.substr(path.rfind('.') + 1)].push_back(path);
-  std::set<std::string> targets(config.targets.begin(), config.targets.end());
-  for (const auto& [name, paths] : named) {
-    if (!std::all_of(paths.begin(), paths.end(),
-                     [&](const std::string& path) { return targets.count(path) > 0; }))
-      continue;
-    for (const std::string& path : paths) targets.erase(path);
-    targets.insert(name);
-  }
-  config.targets = {targets.begin(), targets.end()};
+  config.targets = shortened({config.targets.begin(), config.targets.end()}, model);
+}
+
+std::vector<std::string> expand_targets(const std::vector<std::string>& targets,
+                                        const ModelConfig& model) {
+  const auto is_expression = [](const std::string& t) { return t.starts_with(kTargetExpression); };
+  const auto found = std::find_if(targets.begin(), targets.end(), is_expression);
+  if (found == targets.end()) return targets;
+  require(targets.size() == 1, "`targets`: ", printable(*found),
+          " stands alone: an expression says all");
+  const std::string text = found->substr(std::string(kTargetExpression).size());
+  const PathPattern pattern = pattern_of(text, PathPattern::Match::Whole, "`targets`");
+  for (Role role : {Role::Embedding, Role::Head})
+    require(!pattern.matches(module_path(family_of(model), role)), "`targets`: ", printable(*found),
+            " matches the model's vocabulary, ", module_path(family_of(model), role),
+            ", which stays frozen");
+  std::set<std::string> paths;
+  const std::vector<std::string> all = projections(model);
+  for (const std::string& path : all)
+    if (pattern.matches(path)) paths.insert(path);
+  require(!paths.empty(), "`targets`: ", printable(*found), " matches no module; there are ",
+          all.front(), " to ", all.back());
+  return shortened(std::move(paths), model);
 }
 
 void apply_patterns(LoraConfig& config, const ModelConfig& model,

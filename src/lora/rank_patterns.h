@@ -26,6 +26,15 @@ void apply_patterns(LoraConfig& config, const ModelConfig& model,
 // that a model of `model` has: "q_proj" for 30 paths.
 void shorten_targets(LoraConfig& config, const ModelConfig& model);
 
+// Before a regular expression among targets: it matches the whole paths of modules, as PEFT reads `target_modules` that
+// is a text.
+inline constexpr const char* kTargetExpression = "regex:";
+// The targets, or what a single one that is such an expression matches in a model of `model`, by names where shorten_targets()
+// finds them. Throws UsageError naming `targets` for an expression beside others, one that PathPattern can't read, and
+// one that matches nothing, or the vocabulary.
+std::vector<std::string> expand_targets(const std::vector<std::string>& targets,
+                                        const ModelConfig& model);
+
 // Parses "KEY=R,KEY=R". A comma within brackets belongs to its key. Throws UsageError naming `flag`.
 ByPattern<std::int64_t> parse_rank_pattern(const std::string& text, const std::string& flag);
 ByPattern<double> parse_alpha_pattern(const std::string& text, const std::string& flag);

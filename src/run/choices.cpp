@@ -14,7 +14,8 @@ void choose_lora(FinetuneSettings& s, const ModelConfig& model, LoraConfig& lora
   if (!s.rank) s.rank = default_rank(model);
   lora.shape = {*s.rank, s.alpha.value_or(static_cast<double>(*s.rank)),
                 static_cast<float>(s.dropout), s.rslora, s.dora};
-  lora.targets = s.targets.empty() ? std::vector<std::string>{"all-linear"} : s.targets;
+  lora.targets =
+      s.targets.empty() ? std::vector<std::string>{"all-linear"} : expand_targets(s.targets, model);
   lora.seed = s.seed;
   lora.layers = s.layers;
   lora.init = s.init;
@@ -33,7 +34,7 @@ MethodConfig choose_methods(FinetuneSettings& s, const ModelConfig& model) {
   methods.bottleneck = BottleneckConfig::of_kind(s.bottleneck_kind, s.bottleneck);
   methods.bottleneck.dropout = static_cast<float>(s.dropout);
   methods.bottleneck.seed = s.seed;
-  methods.ia3.targets = methods.bitfit.targets = s.targets;
+  methods.ia3.targets = methods.bitfit.targets = expand_targets(s.targets, model);
   if (methods.has("lora") && s.init_adapter.empty()) choose_lora(s, model, methods.lora);
   return methods;
 }

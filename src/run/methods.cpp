@@ -71,8 +71,12 @@ constexpr std::array kKinds = {
            return std::make_unique<LoraFile>(folder);
          },
          [](const MethodConfig& c) {
+           constexpr std::size_t kMost = 8;
+           const std::size_t n = c.lora.targets.size();
            std::string targets;
-           for (const std::string& t : c.lora.targets) targets += (targets.empty() ? "" : ", ") + t;
+           for (std::size_t i = 0; i < std::min(n, kMost); ++i)
+             targets += (i ? ", " : "") + c.lora.targets[i];
+           if (n > kMost) targets += concat(" and ", n - kMost, " more");
            if (!c.lora.layers.empty()) targets += " of layers " + layers_text(c.lora.layers);
            return concat(c.lora.shape.dora ? "DoRA, " : "", "rank ", c.lora.shape.rank, " on ",
                          targets);

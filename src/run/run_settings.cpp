@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "io/paths.h"
+#include "lora/rank_patterns.h"
 #include "modelfile/hub_name.h"
 #include "run/methods.h"
 #include "text/fitted_template.h"
@@ -26,6 +27,8 @@ void check_method_settings(const FinetuneSettings& s) {
   belongs(s.alpha.has_value(), "alpha", {"lora"});
   belongs(s.dropout != 0, "dropout", {"lora", "bottleneck"});
   belongs(!s.targets.empty(), "targets", {"lora", "ia3", "bitfit"});
+  require(s.layers.empty() || s.targets.empty() || !s.targets[0].starts_with(kTargetExpression),
+          "`layers`: goes with names as `targets`; an expression can say the layers itself");
   for (auto name = s.targets.begin(); name != s.targets.end(); ++name)
     require(std::find(s.targets.begin(), name, *name) == name, "`targets`: ", *name,
             " stands there twice");
