@@ -274,6 +274,25 @@ TEST_CASE("a step in BF16 has the loss of F32 to its rounding") {
   });
 }
 
+TEST_CASE("(IA)3's file lists each module whose input is scaled as a target, by the same name") {
+  std::unique_ptr<Backend> backend = open_device("cpu");
+  for (const std::vector<std::string>& targets :
+       {std::vector<std::string>{}, {"all-linear"}, {"c_attn", "c_proj"}}) {
+    auto model = load(*backend, golden("ia3_gpt2"));
+    Ia3Config config;
+    config.targets = targets;
+    Ia3 made(*model, config);
+    ScratchFolder folder;
+    made.save(folder.path(), {});
+    const Json file = Json::parse(std::ifstream(folder.file("adapter_config.json")));
+    const Json& names = file["target_modules"];
+    CHECK(file["feedforward_modules"] == Json{"mlp.c_proj"});
+    CHECK(std::find(names.begin(), names.end(), "mlp.c_proj") != names.end());
+    auto again = load(*backend, golden("ia3_gpt2"));
+    CHECK(open_method(folder.path())->attach(*again)->n_parameters() == made.n_parameters());
+  }
+}
+
 TEST_CASE("keys that can't be obeyed are refused by name") {
   std::unique_ptr<Backend> backend = open_device("cpu");
   struct Change {

@@ -93,9 +93,13 @@ std::vector<StoredParameter> Ia3::stored() const {
 }
 
 void Ia3::save(const std::string& folder, const BaseIdentity& base) const {
+  // PEFT wants each of feedforward_modules among target_modules, by the same name.
+  std::vector<std::string> targets = listed(config_.targets);
+  for (const std::string& end : *config_.feed_forward)
+    if (std::find(targets.begin(), targets.end(), end) == targets.end()) targets.push_back(end);
   write_peft_folder(folder,
                     {{"peft_type", "IA3"},
-                     {"target_modules", listed(config_.targets)},
+                     {"target_modules", targets},
                      {"feedforward_modules", *config_.feed_forward},
                      {"fan_in_fan_out", files_of(model().config()).conv1d},
                      {"init_ia3_weights", true},
