@@ -109,6 +109,19 @@ TEST_CASE("plan, finetune, evaluate, generate, merge and export, one after the o
   }
 }
 
+TEST_CASE("what no supervised token reads stays as it was, and the rest is trained and written") {
+  ScratchFolder scratch;
+  const std::string model = runnable_model(scratch, "mistral_window", [](Json& c) {
+    c["sliding_window"] = 12;  // the last layer's prefix is out of every answer's reach
+  });
+  const std::string data = scratch.write(
+      "rows.jsonl", Json{{"prompt", "a long question: "}, {"completion", "yes"}}.dump());
+  run("finetune --model " + model + " --data " + data + " --out " + scratch.file("run") +
+      " --method prefix --virtual-tokens 3 --steps 2 --lr 1e-2 --dtype f32 --device cpu");
+  CHECK(std::filesystem::exists(scratch.file("run/adapter_model.safetensors")));
+  CHECK(read_json(scratch.file("run/run.json"))["status"] == "finished");
+}
+
 TEST_CASE("Gemma with a tokenizer of its kind: the same losses and text in each format") {
   ScratchFolder scratch;
   const std::string model = runnable_model(scratch, "gemma3",

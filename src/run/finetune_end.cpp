@@ -42,14 +42,7 @@ void FinetuneRun::finish() {
   result_.memory.driver_allocations -= before_.driver_allocations;
   result_.peak_bytes = std::max(result_.peak_bytes, result_.memory.peak_bytes);
   if (result_.signal == 0) {
-    std::vector<std::string> unmoved = trainer_->unmoved();
-    if (trainer_->steps_done() > first_ && !unmoved.empty()) {
-      write_run_json("nothing trained");
-      throw NothingTrainedError(concat("nothing was trained: ", unmoved.size(), " of ",
-                                       method_->first_to_move().size(),
-                                       " trained matrices never moved (", unmoved[0], ", ...); no ",
-                                       noun(), " was written. Is `lr` ", *s_.lr, " meant?"));
-    }
+    if (trainer_->steps_done() > first_) check_moved(trainer_->unmoved());
     save_kept_adapter();
     say_what_was_kept();
     write_card();
@@ -59,6 +52,23 @@ void FinetuneRun::finish() {
   const std::string status = result_.signal ? "stopped" : "finished";
   write_report(status);
   write_run_json(status);  // last: a run that says so has everything
+}
+
+// Single matrices may stay: those that no supervised token reads, such as a prefix out of a window's reach.
+void FinetuneRun::check_moved(const std::vector<std::string>& unmoved) {
+  const std::size_t n = method_->first_to_move().size();
+  if (unmoved.empty()) return;
+  if (unmoved.size() < n) {
+    listener_.message(
+        concat("warning: ", unmoved.size(), " of ", n, " trained matrices never moved (",
+               unmoved[0], unmoved.size() > 1 ? ", ...)" : ")",
+               ": no supervised token reads them, or `lr` ", *s_.lr, " is too small for them"));
+    return;
+  }
+  write_run_json("nothing trained");
+  throw NothingTrainedError(concat(
+      "nothing was trained: all ", n, " trained matrices never moved (", unmoved[0], ", ...); no ",
+      noun(), " was written. Is `lr` ", *s_.lr, " meant? Does a supervised token read them?"));
 }
 
 void FinetuneRun::say_which_was_kept() {

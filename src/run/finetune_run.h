@@ -99,6 +99,8 @@ class FinetuneRun {
   // checkpoint of a finished run stays, so that more steps can go on from it. It may fail once: the
   // adapter matters more.
   void finish();
+  // `unmoved`: names of trained matrices that are as they began. Throws NothingTrainedError if all are.
+  void check_moved(const std::vector<std::string>& unmoved);
   void say_which_was_kept();
 
   // Which adapter was saved, and whether the run taught anything that shows on other rows.
