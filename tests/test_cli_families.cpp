@@ -109,6 +109,32 @@ TEST_CASE("plan, finetune, evaluate, generate, merge and export, one after the o
   }
 }
 
+TEST_CASE("a model by its name on the hub, from the hub's cache, and its adapter names it") {
+  ScratchFolder scratch;
+  const std::string model = runnable_model(scratch, "qwen2"),
+                    own = scratch.file("cache/models--org--tiny"),
+                    snapshot = own + "/snapshots/" + std::string(40, 'a');
+  for (const std::string& folder : {own + "/refs", own + "/blobs", snapshot})
+    std::filesystem::create_directories(folder);
+  std::ofstream(own + "/refs/main") << std::string(40, 'a');
+  for (const auto& file : std::filesystem::directory_iterator(model)) {  // as the hub's tools do
+    const std::string name = file.path().filename();
+    std::filesystem::copy(file.path(), own + "/blobs/" + name);
+    std::filesystem::create_symlink("../../blobs/" + name, snapshot + "/" + name);
+  }
+  const std::string data = scratch.write("rows.jsonl", Json{{"text", "some text"}}.dump());
+  ::setenv("HF_HUB_CACHE", scratch.file("cache").c_str(), 1);
+  run("finetune --model org/tiny --data " + data + " --out " + scratch.file("run") +
+      " --steps 1 --batch 1 --dtype f32 --device cpu");
+  CHECK(read_json(scratch.file("run/adapter_config.json"))["base_model_name_or_path"] ==
+        "org/tiny");
+  CHECK(run("evaluate --dtype f32 --device cpu --model org/tiny@main --data " + data) ==
+        run("evaluate --dtype f32 --device cpu --model " + model + " --data " + data));
+  run("plan --model org/tiny");
+  run("evaluate --model org/other --data " + data, 3);
+  ::unsetenv("HF_HUB_CACHE");
+}
+
 TEST_CASE("what no supervised token reads stays as it was, and the rest is trained and written") {
   ScratchFolder scratch;
   const std::string model = runnable_model(scratch, "mistral_window", [](Json& c) {

@@ -9,6 +9,7 @@
 #include "io/json.h"
 #include "io/safetensors.h"
 #include "modelfile/config.h"
+#include "modelfile/hub_cache.h"
 #include "modelfile/hub_name.h"
 #include "modelfile/model_file.h"
 #include "modelfile/named_shapes.h"
@@ -775,6 +776,42 @@ TEST_CASE("the rotary table is transformers' to the last bits, up to position 8,
     }
     CHECK_MESSAGE(worst <= 0x1p-23, name, ": ", worst);  // a cosine of theirs may be an ulp off
   }
+}
+
+TEST_CASE("a name on the hub is the folder of its revision in the hub's cache") {
+  const test::ScratchFolder f;
+  const std::string home = f.file("home"), own = home + "/hub/models--org--Model-1.5B",
+                    commit(40, 'a'), other(40, 'b');
+  for (const std::string& folder : {own + "/snapshots/" + commit, own + "/snapshots/" + other,
+                                    own + "/refs/pr", home + "/elsewhere"})
+    std::filesystem::create_directories(folder);
+  std::ofstream(own + "/refs/main") << commit;
+  std::ofstream(own + "/refs/pr/1") << other << "\n";
+  std::ofstream(own + "/refs/gone") << std::string(40, 'c');
+  std::ofstream(own + "/refs/out") << "../../../elsewhere";
+  std::map<std::string, std::string> set{{"HF_HOME", home}, {"HOME", "/nowhere"}};
+  const auto variable = [&](const char* name) {
+    const auto found = set.find(name);
+    return found == set.end() ? nullptr : found->second.c_str();
+  };
+  const auto path = [&](const std::string& name) { return path_of_model(name, variable); };
+  const std::string first = own + "/snapshots/" + commit, second = own + "/snapshots/" + other;
+  CHECK(path("org/Model-1.5B") == first);
+  CHECK(path("org/Model-1.5B@main") == first);
+  CHECK(path("org/Model-1.5B@pr/1") == second);
+  CHECK(path("org/Model-1.5B@" + other) == second);
+  for (const std::string& name : std::vector<std::string>{
+           "org/Model", "org/Model-1.5B@v2", "org/Model-1.5B@gone", "org/Model-1.5B@out",
+           "org/Model-1.5B@", "org/Model-1.5B@../snapshots/" + other, "Model-1.5B", ""})
+    CHECK(path(name) == name);
+  CHECK(path(home) == home);  // what is there is itself
+  set["HF_HUB_CACHE"] = home;
+  CHECK(path("org/Model-1.5B") == "org/Model-1.5B");
+  CHECK(hub_cache_folder(variable) == home);
+  set = {{"HOME", "/me"}};
+  CHECK(hub_cache_folder(variable) == "/me/.cache/huggingface/hub");
+  set["XDG_CACHE_HOME"] = "/cache";
+  CHECK(hub_cache_folder(variable) == "/cache/huggingface/hub");
 }
 
 TEST_CASE(

@@ -132,7 +132,9 @@ OrderedJson generation(Settings s, const ByteSource& data, InferenceModel& m, Wo
 
 void add_flags(CLI::App& app, Settings& s) {
   const auto& whole = program::whole_number();
-  app.add_option("--model", s.inference.model, ".gguf file or Hugging Face folder")->required();
+  app.add_option("--model", s.inference.model, program::kModelHelp)
+      ->required()
+      ->transform(program::model_name());
   app.add_option("--adapter", s.inference.adapter, "PEFT folder");
   app.add_option("--data", s.data, "rows: as for finetune, or with choices, or with references")
       ->required();

@@ -14,8 +14,9 @@ int main(int argc, char** argv) {
       "  export --model model.gguf --adapter runs/mine --out lora.gguf\n",
       "export");
   std::string model, adapter, out;
-  app.add_option("--model", model, "the adapter's base: .gguf file or Hugging Face folder")
-      ->required();
+  app.add_option("--model", model, "the adapter's base: " + std::string(program::kModelHelp))
+      ->required()
+      ->transform(program::model_name());
   app.add_option("--adapter", adapter, "PEFT folder")->required();
   app.add_option("--out", out, "the .gguf file; must not exist")->required();
   return program::run(app, argc, argv, [&] {

@@ -19,7 +19,7 @@ void in_group(CLI::App& app, const char* heading, const std::function<void()>& a
 
 void add_data_flags(CLI::App& app, FinetuneSettings& s, Text& text) {
   const auto& whole = whole_number();
-  app.add_option("--model", s.model, ".gguf file or Hugging Face folder")->required();
+  app.add_option("--model", s.model, kModelHelp)->required()->transform(model_name());
   app.add_option("--data", s.data, kDataHelp)->required();
   app.add_option("--format", s.format, kFormatHelp);
   app.add_option("--columns", text.columns, kColumnsHelp)->type_name(kList);

@@ -164,7 +164,9 @@ int main(int argc, char** argv) {
   Settings s;
   const auto& whole = program::whole_number();
   const auto& real = program::real_number();
-  app.add_option("--model", s.inference.model, ".gguf file or Hugging Face folder")->required();
+  app.add_option("--model", s.inference.model, program::kModelHelp)
+      ->required()
+      ->transform(program::model_name());
   app.add_option("--adapter", s.adapters,
                  "PEFT folder for all prompts; or name=FOLDER, as often as you like, for prompts "
                  "with {\"adapter\": name}")

@@ -95,7 +95,9 @@ int main(int argc, char** argv) {
   std::vector<std::string> adapters;
   std::string base, shard = "5GB", precision = "auto", keep_dense;
   bool unmerge_it = false, no_verify = false;
-  app.add_option("--model", s.model, ".gguf file or Hugging Face folder")->required();
+  app.add_option("--model", s.model, program::kModelHelp)
+      ->required()
+      ->transform(program::model_name());
   app.add_option("--adapter", adapters,
                  "PEFT folder, or folder=weight; several add up; without any the model itself is "
                  "written");
@@ -109,13 +111,16 @@ int main(int argc, char** argv) {
                "the adapter may have been trained on another base, and "
                "--onto may be another model");
   app.add_option("--onto", s.onto,
-                 "merge into this model instead: --model, which is quantised, before it was so");
+                 "merge into this model instead: --model, which is quantised, before it was so")
+      ->transform(program::model_name());
   app.add_option("--base-precision", precision, program::kHeldHelp)->capture_default_str();
   app.add_option("--keep-dense", keep_dense, program::kKeepDenseHelp)->type_name(program::kList);
   app.add_flag("--no-verify", no_verify, "do not load the result and compare its logits");
   auto* flag = app.add_flag("--unmerge", unmerge_it,
                             "check that --model is --base with the adapters, then write the base");
-  app.add_option("--base", base, "for --unmerge: the base that was kept")->needs(flag);
+  app.add_option("--base", base, "for --unmerge: the base that was kept")
+      ->needs(flag)
+      ->transform(program::model_name());
   return program::run(app, argc, argv, [&] {
     check_flags(app, s.out, unmerge_it);
     for (const std::string& text : adapters) s.adapters.push_back(parse_adapter(text));

@@ -94,7 +94,8 @@ int main(int argc, char** argv) {
   bool json = false;
   const auto& whole = program::whole_number();
   auto* source = app.add_option_group("what", "one of");
-  source->add_option("--model", settings.model, ".gguf file or Hugging Face folder");
+  source->add_option("--model", settings.model, program::kModelHelp)
+      ->transform(program::model_name());
   source->add_option("--shape", shape,
                      "smollm2-135m, gemma3-1b, qwen3-8b, ...; another word lists all");
   source->add_option("--matrix", matrix_text, "one matrix, like 100x500");

@@ -18,6 +18,7 @@
 #include "io/checked.h"
 #include "io/printable.h"
 #include "lora/rank_patterns.h"
+#include "modelfile/hub_cache.h"
 #include "process.h"
 #include "run/adapter_use.h"
 #include "settings_file.h"
@@ -125,6 +126,16 @@ const CLI::Validator& seed_number() {
 
 const CLI::Validator& real_number() {
   static const CLI::Validator v([](std::string& s) { return decimal_shape(s, true); }, "NUMBER");
+  return v;
+}
+
+const CLI::Validator& model_name() {
+  static const CLI::Validator v(
+      [](std::string& s) {
+        s = path_of_model(s, [](const char* name) { return std::getenv(name); });
+        return std::string();
+      },
+      "");
   return v;
 }
 

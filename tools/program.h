@@ -35,6 +35,10 @@ std::string duration(double seconds);
 // Parses the value of --memory: a positive number of bytes; 0 if the flag was not given. Throws
 // UsageError.
 std::int64_t parse_budget(const std::string& text);
+// Puts the folder in the hub's cache in the place of a name that the cache has.
+const CLI::Validator& model_name();
+inline constexpr const char* kModelHelp =
+    ".gguf file, Hugging Face folder, or a hub's ORG/NAME[@REVISION] that is in its cache";
 inline constexpr const char* kMemoryHelp = "limit, e.g. 24GiB: choose the fastest --recompute";
 inline constexpr const char* kTargetsHelp =
     "modules, e.g. q_proj,v_proj; all-linear (the default): every projection of the blocks; or "

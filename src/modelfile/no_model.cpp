@@ -20,10 +20,10 @@ bool ends_with_any(const std::string& name, std::initializer_list<std::string_vi
 
 void refuse_missing(const std::string& path) {
   if (const std::string command = download_command(path); !command.empty())
-    refuse_path(path,
-                concat("no such file or folder. If it is a model's name on the Hugging Face hub, "
-                       "download it and give the folder: ",
-                       command));
+    refuse_path(
+        path, concat("no such file or folder, nor a model in the Hugging Face hub's cache on this "
+                     "machine. If it is a model's name on the hub, download it: ",
+                     command));
   refuse_path(
       path,
       "no such file or folder; a model is a .gguf file or a folder with config.json, "
