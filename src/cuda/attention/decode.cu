@@ -311,15 +311,15 @@ __global__ void __launch_bounds__(kThreads)
   // The block that finds all others of its document and heads arrived adds up what they have left.
   const KeyRange seen = keys_seen(0, 0, n_keys - 1, in.window, n_keys);
   const KeyRange pieces{seen.begin / kPiece, (seen.end + kPiece - 1) / kPiece};
-  __threadfence();
   __syncthreads();
-  if (threadIdx.x == 0) {
+  if (threadIdx.x == 0) {  // a barrier of the block on both sides: it speaks for all threads
     const unsigned last = pieces.end - pieces.begin - 1;
+    __threadfence();
     is_last = atomicInc(out.arrivals + blockIdx.z * gridDim.x + blockIdx.x, last) == last;
+    __threadfence();
   }
   __syncthreads();
   if (!is_last) return;
-  __threadfence();
   combine<T, HEADS, D>(out, o, lse, in.total_q, document, head0, n_heads, pieces, &parts[0][0][0]);
 }
 
