@@ -1,6 +1,7 @@
 // Normalizer: the steps that change a text before it is cut into pieces, in a file's order.
 #pragma once
 
+#include <algorithm>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -24,6 +25,10 @@ class Normalizer {
     steps_.push_back({Kind::Replace, std::move(from), std::move(to)});
   }
 
+  bool prepends() const {
+    return std::any_of(steps_.begin(), steps_.end(),
+                       [](const Step& step) { return step.kind == Kind::Prepend; });
+  }
   // Whether the steps leave `text`, valid UTF-8, as it is (false may be a false alarm).
   bool surely_keeps(std::string_view text) const;
   // The text after all steps, with where each byte came from.

@@ -27,8 +27,8 @@ class Tokenizer {
  public:
   // Reads tokenizer.ggml.* of a GGUF file's metadata. Throws InputError.
   static std::unique_ptr<Tokenizer> from_gguf(const GgufFile& file);
-  // Reads folder/tokenizer.json with tokenizer_config.json, generation_config.json and
-  // chat_template.jinja. Throws InputError, IoError.
+  // Reads folder/tokenizer.json with the files beside it: what text/folder_tokens.h reads,
+  // generation_config.json, config.json and chat_template.jinja. Throws InputError, IoError.
   static std::unique_ptr<Tokenizer> from_folder(const std::string& folder);
   ~Tokenizer();
 

@@ -7,9 +7,9 @@
 #include <unordered_map>
 
 #include "io/json.h"
-#include "io/paths.h"
 #include "tensor/error.h"
 #include "text/byte_alphabet.h"
+#include "text/folder_tokens.h"
 #include "text/gguf_token_type.h"
 #include "text/sentencepiece_convert.h"
 #include "text/tokenizer.h"
@@ -243,7 +243,8 @@ GgufWriter::Metadata gguf_tokenizer(const std::string& folder, std::int64_t voca
   // Reading refuses whatever we don't know of the tokenizer.
   const std::unique_ptr<Tokenizer> tokenizer = Tokenizer::from_folder(folder);
   const bool pieces = is_pieces(*tokenizer);
-  const Json file = read_json(path);
+  const tokenizer_json::FolderTokens folder_tokens = tokenizer_json::read_folder_tokens(folder);
+  const Json& file = folder_tokens.file;
   GgufTokens t = tokens_of(file, path, *tokenizer, vocab_size, notes);
   GgufWriter::Metadata m;
   auto add = [&](const char* key, GgufValue value) {
@@ -276,17 +277,10 @@ GgufWriter::Metadata gguf_tokenizer(const std::string& folder, std::int64_t voca
       notes.push_back(concat("token ", id, " (\"", tokenizer->token_text(id),
                              "\") ends a generation too, for which GGUF has no place left"));
   }
-  const std::string config_path = folder + "/tokenizer_config.json";
-  if (exists(config_path)) {
-    const Json config = read_json(config_path);
-    for (auto [key, name] :
-         {std::pair{"unk_token", "unknown_token_id"}, std::pair{"pad_token", "padding_token_id"}}) {
-      if (!config.contains(key) || config.at(key).is_null()) continue;
-      const Json& value = config.at(key);
-      add_id(name, tokenizer->id_of(value.is_object() ? json_string(value, "content", config_path)
-                                                      : json_string(config, key, config_path)));
-    }
-  }
+  for (auto [key, name] :
+       {std::pair{"unk_token", "unknown_token_id"}, std::pair{"pad_token", "padding_token_id"}})
+    if (const auto it = folder_tokens.names.find(key); it != folder_tokens.names.end())
+      add_id(name, tokenizer->id_of(it->second.text));
   auto adds = [&](const std::vector<std::int32_t>& around, std::int32_t id, const char* name) {
     if (around.size() > 1 || (around.size() == 1 && around[0] != id))
       throw InputError(concat(path, ": post_processor: GGUF has words for ", name,

@@ -8,6 +8,7 @@
 #include "io/json.h"
 #include "io/paths.h"
 #include "tensor/error.h"
+#include "text/folder_tokens.h"
 #include "text/tokenizer_builder.h"
 #include "text/tokenizer_json_parts.h"
 
@@ -128,16 +129,14 @@ struct Folder {
   }
 };
 
-// The id of a special token of tokenizer_config.json, "text" or {"content": "text"}; -1 if null.
-std::int32_t named_token(const Json& config, const char* key, const std::string& where,
-                         const TokenizerSpec& spec) {
-  if (!present(config, key)) return -1;
-  const Json& value = config.at(key);
-  const std::string text = value.is_object() ? json_string(value, "content", where + ": " + key)
-                                             : json_string(config, key, where);
-  for (std::size_t i = 0; i < spec.tokens.size(); ++i)
-    if (spec.tokens[i] == text) return static_cast<std::int32_t>(i);
-  refuse(where, std::string(key) + ": \"" + text + "\" is not a token");
+// The id of the token that the folder's files call `name`; -1 if none does.
+std::int32_t named_token(const FolderTokens& tokens, const char* name, const TokenizerSpec& spec) {
+  const auto named = tokens.names.find(name);
+  if (named == tokens.names.end()) return -1;
+  const auto it = std::find(spec.tokens.begin(), spec.tokens.end(), named->second.text);
+  if (it == spec.tokens.end())
+    refuse(named->second.where, "\"" + named->second.text + "\" is not a token");
+  return static_cast<std::int32_t>(it - spec.tokens.begin());
 }
 
 // The ids in eos_token_id of config.json or generation_config.json: a number, a list, or null.
@@ -150,6 +149,11 @@ std::vector<std::int32_t> stop_list(const Json& config, const std::string& where
     ids.push_back(static_cast<std::int32_t>(
         json_int(Json{{"eos_token_id", id}}, "eos_token_id", 0, kMaxId, where)));
   return ids;
+}
+
+bool puts_space_before(const TokenizerSpec& spec) {
+  return spec.normalizer.prepends() ||
+         (spec.metaspace && spec.metaspace->prepend != Metaspace::Prepend::Never);
 }
 
 std::string read_chat_template(const Folder& folder, const Json& config) {
@@ -171,17 +175,17 @@ std::unique_ptr<Tokenizer> Tokenizer::from_folder(const std::string& path) {
   const Folder folder{path};
   TokenizerSpec spec;
   spec.where = folder.file("tokenizer.json");
-  const Json file = read_json(spec.where);
-  if (!file.is_object()) refuse(spec.where, "not a JSON object");
+  const FolderTokens tokens = read_folder_tokens(path);
+  const Json& file = tokens.file;
   read_normalizer(file, spec);
   read_pre_tokenizer(file, spec);
   read_model(file, spec);
   read_decoder(file, spec);
+  check_cutting(tokens.config, folder.file("tokenizer_config.json"), spec.byte_level,
+                puts_space_before(spec), folder.json("config.json"));
 
-  const Json config = folder.json("tokenizer_config.json");
-  const std::string config_path = folder.file("tokenizer_config.json");
-  spec.bos = named_token(config, "bos_token", config_path, spec);
-  spec.eos = named_token(config, "eos_token", config_path, spec);
+  spec.bos = named_token(tokens, "bos_token", spec);
+  spec.eos = named_token(tokens, "eos_token", spec);
   for (const char* name : {"generation_config.json", "config.json"})
     for (std::int32_t id : stop_list(folder.json(name), folder.file(name))) {
       if (id >= std::ssize(spec.tokens))
@@ -192,7 +196,7 @@ std::unique_ptr<Tokenizer> Tokenizer::from_folder(const std::string& path) {
   // transformers ignores add_bos_token and add_eos_token of tokenizer_config.json where there is a
   // tokenizer.json.
   read_post_processor(file, spec);
-  spec.chat_template = read_chat_template(folder, config);
+  spec.chat_template = read_chat_template(folder, tokens.config);
   return TokenizerBuilder::build(std::move(spec));
 }
 
