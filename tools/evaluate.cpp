@@ -7,6 +7,7 @@
 #include "io/json.h"
 #include "io/staged_output.h"
 #include "nn/evaluation.h"
+#include "own_sampling.h"
 #include "processes.h"
 #include "program.h"
 #include "row_flags.h"
@@ -158,6 +159,9 @@ void add_flags(CLI::App& app, Settings& s) {
   app.add_option("--max-tokens", s.sampling.max_tokens, "of each answer")
       ->check(whole)
       ->capture_default_str();
+  app.add_option("--repetition-penalty", s.sampling.repetition_penalty,
+                 "divides the logits of tokens that occurred before; 1 turns it off")
+      ->check(program::real_number());
   app.add_option("--no-repeat-ngram", s.sampling.no_repeat_ngram,
                  "no N tokens in a row come twice in a prompt and its answer; 0 turns it off")
       ->check(whole);
@@ -194,9 +198,8 @@ void score(const CLI::App& app, Settings& s, World& world, bool in_groups) {
     throw UsageError("--train-on is for rows of chats");
   if (!s.predictions.empty() && kind != EvalKind::Generation)
     throw UsageError("--predictions: nothing is generated; add --generate");
-  if (kind != EvalKind::Generation && (s.sampling.beams > 1 || s.sampling.no_repeat_ngram > 0))
-    throw UsageError("--beams, --no-repeat-ngram: nothing is generated; add --generate");
-  for (const char* flag : {"--max-tokens", "--batch"})
+  for (const char* flag : {"--max-tokens", "--batch", "--beams", "--length-penalty",
+                           "--repetition-penalty", "--no-repeat-ngram"})
     if (kind != EvalKind::Generation && app.count(flag) > 0)
       throw UsageError(concat(flag, ": nothing is generated; add --generate"));
   for (const char* flag : {"--long-rows", "--truncate", "--skip-bad-rows"})
@@ -214,6 +217,7 @@ void score(const CLI::App& app, Settings& s, World& world, bool in_groups) {
   if (world.size() > 1)
     require_same_inference(world, *m.model,
                            program::shared_settings(app, s.data, {"--predictions"}));
+  if (kind == EvalKind::Generation) program::take_own_sampling(app, s.inference.model, s.sampling);
   const OrderedJson out = kind == EvalKind::Choices ? choices(s, data, m, world)
                           : kind == EvalKind::Generation
                               ? generation(s, data, m, in_groups ? &world : nullptr, predictions)

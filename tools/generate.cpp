@@ -4,6 +4,7 @@
 #include "inference_report.h"
 #include "io/json.h"
 #include "nn/generate.h"
+#include "own_sampling.h"
 #include "processes.h"
 #include "program.h"
 #include "prompt_rows.h"
@@ -141,6 +142,7 @@ void generate(const CLI::App& app, Settings& s, World& world, bool in_groups) {
   for (const std::string& warning : m.warnings) program::message("warning: " + warning);
   warn_of_use(s);
   s.sampling.stop_ids = m.tokenizer->stop_ids();
+  program::take_own_sampling(app, s.inference.model, s.sampling);
   program::report_adapters(m, std::min(s.batch, std::max<std::int64_t>(1, std::ssize(rows))));
   if (world.size() > 1)
     require_same_inference(world, *m.model, program::shared_settings(app, s.prompts));

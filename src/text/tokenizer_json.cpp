@@ -186,12 +186,14 @@ std::unique_ptr<Tokenizer> Tokenizer::from_folder(const std::string& path) {
 
   spec.bos = named_token(tokens, "bos_token", spec);
   spec.eos = named_token(tokens, "eos_token", spec);
+  // As in transformers, config.json says what ends a generation only where the other file is missing.
+  const bool own = folder.has("generation_config.json");
   for (const char* name : {"generation_config.json", "config.json"})
     for (std::int32_t id : stop_list(folder.json(name), folder.file(name))) {
       if (id >= std::ssize(spec.tokens))
         refuse(folder.file(name), concat("eos_token_id ", id, " is no token"));
       if (spec.eos < 0) spec.eos = id;
-      spec.stop_ids.push_back(id);
+      if (!own || name == std::string_view("generation_config.json")) spec.stop_ids.push_back(id);
     }
   // transformers ignores add_bos_token and add_eos_token of tokenizer_config.json where there is a
   // tokenizer.json.
