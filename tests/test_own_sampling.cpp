@@ -122,6 +122,9 @@ TEST_CASE("generate obeys the model's penalties unless a flag says otherwise, an
                 said);
   CHECK_MESSAGE(said.find("obeys suppress_tokens;") != std::string::npos, said);
   CHECK(own.generate("--repetition-penalty 1").out.find("repetition_penalty") == std::string::npos);
+  const Model beams(Json{{"early_stopping", true}, {"num_beams", 2}});
+  CHECK(beams.generate().out.find("obeys num_beams;") != std::string::npos);
+  CHECK(beams.generate("--beams 2").out.find("obeys early_stopping;") != std::string::npos);
   CHECK(Model(Json{{"repetition_penalty", -1}}).generate().status == 3);
 }
 

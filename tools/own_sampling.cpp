@@ -21,7 +21,9 @@ void take_own_sampling(const CLI::App& app, const std::string& model, SamplingSe
     take("length_penalty", own.length_penalty, sampling.length_penalty, "--length-penalty", 1);
   std::string keys;
   for (const std::string& key : own.left_out) {
-    if (app.count("--beams") > 0 && key == "num_beams") continue;
+    const bool of_beams =
+        key == "early_stopping" || key == "num_beam_groups" || key == "diversity_penalty";
+    if (of_beams ? sampling.beams == 1 : key == "num_beams" && app.count("--beams") > 0) continue;
     keys += (keys.empty() ? "" : ", ") + key;
   }
   if (!keys.empty())
