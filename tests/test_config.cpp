@@ -345,6 +345,96 @@ TEST_CASE("config.json: a base of rotary angles inside of rope_scaling counts, a
   CHECK(config_from_json(json, "c").rope_theta == 777);
 }
 
+TEST_CASE(
+    "config.json: rope_scaling and rope_parameters of other bases are refused, of one are read") {
+  auto both = [](const Json& older, const Json& newer) {
+    Json json = llama();
+    json.erase("rope_theta");
+    json["rope_scaling"] = older, json["rope_parameters"] = newer;
+    return json;
+  };
+  auto theta = [](const Json& json) { return config_from_json(json, "c").rope_theta; };
+  auto check_both_named = [](const Json& json) {
+    const std::string message = refusal(json);
+    for (const char* word : {"rope_scaling", "rope_parameters", "rope_theta", "500"})
+      CHECK_MESSAGE(mentions(message, word), json.dump(), " gave: '", message, "'");
+  };
+  const Json plain = {{"rope_type", "default"}},
+             linear = {{"rope_type", "linear"}, {"factor", 4.0}};
+  auto with_base = [](Json rope, double base) {
+    rope["rope_theta"] = base;
+    return rope;
+  };
+  for (const Json& rope : {plain, linear}) {
+    check_both_named(both(rope, with_base(rope, 500)));  // of the one it is 10,000
+    check_both_named(both(with_base(rope, 500), rope));
+    check_both_named(both(with_base(rope, 700), with_base(rope, 500)));
+    CHECK(theta(both(with_base(rope, 500), with_base(rope, 500))) == 500);
+    Json top = both(rope, with_base(rope, 500));
+    top["rope_theta"] = 500;
+    CHECK(theta(top) == 500);
+    CHECK(theta(both(with_base(rope, 10000), rope)) == 10000);
+  }
+  CHECK(theta(both(Json::object(), with_base(linear, 500))) == 500);  // an empty object is none
+  // Of Gemma the keys of rope_scaling are put over those of the global layers.
+  Json gemma = golden_config("gemma3");
+  Json& full = gemma["rope_parameters"]["full_attention"];
+  full["rope_theta"] = 500.0;
+  gemma["rope_scaling"] = {{"rope_theta", 700.0}};
+  check_both_named(gemma);
+  gemma["rope_scaling"] = {{"rope_theta", 500.0}};
+  CHECK(theta(gemma) == 500);
+  gemma["rope_scaling"] = plain;
+  CHECK(theta(gemma) == 500);
+  full.erase("rope_theta");
+  gemma["rope_scaling"] = with_base(plain, 700);
+  CHECK(theta(gemma) == 700);
+}
+
+TEST_CASE(
+    "config.json: words for Gemma that transformers does not read there are refused by name") {
+  Json older = golden_config("gemma3");
+  older.erase("rope_parameters");
+  older["rope_scaling"] = {{"type", "linear"}, {"factor", 8.0}};
+  CHECK(mentions(refusal(older), "rope_scaling: type: "));
+  older["rope_scaling"]["rope_type"] = "linear";
+  CHECK(config_from_json(older, "c").rope_scaling.factor == 8);
+  older["rope_scaling"] = {{"type", "default"}};
+  CHECK(refusal(older) == "");
+  older["rope_scaling"] = {{"rope_type", "llama3"},
+                           {"factor", 8.0},
+                           {"low_freq_factor", 1.0},
+                           {"high_freq_factor", 4.0}};
+  older["original_max_position_embeddings"] = 32;
+  CHECK(mentions(refusal(older), "original_max_position_embeddings: "));
+  older["rope_scaling"]["original_max_position_embeddings"] = 32;
+  CHECK(config_from_json(older, "c").rope_scaling.original_max_position == 32);
+  Json pattern = golden_config("gemma3");
+  pattern["_sliding_window_pattern"] = 2;  // layer_types counts
+  CHECK(config_from_json(pattern, "c").is_local(1));
+  pattern.erase("layer_types");
+  CHECK(mentions(refusal(pattern), "_sliding_window_pattern"));
+  pattern["sliding_window_pattern"] = 2;
+  CHECK_FALSE(config_from_json(pattern, "c").is_local(1));
+}
+
+TEST_CASE("config.json: use_sliding_window takes no window from a family that has no such key") {
+  for (const char* name : {"mistral_window", "gemma3"}) {
+    Json json = golden_config(name);
+    json["use_sliding_window"] = true;
+    CHECK(config_from_json(json, "c").window > 0);
+    json["use_sliding_window"] = false;
+    CHECK(mentions(refusal(json), "use_sliding_window"));
+    CHECK(mentions(refusal(json), "sliding_window, "));
+  }
+  Json mistral = golden_config("mistral_window");
+  mistral["use_sliding_window"] = false;
+  mistral.erase("sliding_window");  // 4,096
+  CHECK(mentions(refusal(mistral), "4096"));
+  mistral["sliding_window"] = nullptr;
+  CHECK(config_from_json(mistral, "c").window == 0);
+}
+
 TEST_CASE("config.json: absurd sizes are refused") {  // C1, C2, C3, C5, C11
   for (const char* key :
        {"hidden_size", "vocab_size", "intermediate_size", "num_hidden_layers",
@@ -488,7 +578,8 @@ TEST_CASE(
       {"text_config", {}},
       {"vision_config", {}},
       {"per_layer_config", {}},
-      {"auto_map", {}}};
+      {"auto_map", {}},
+      {"transformers_weights", {}}};
   for (const auto& [key, values] : neutral) {
     CAPTURE(key);
     Json json = llama();

@@ -6,24 +6,11 @@
 
 #include "io/json.h"
 #include "modelfile/config.h"
-#include "modelfile/family_files.h"
+#include "modelfile/config_hf_parts.h"
 #include "modelfile/stored_quantised.h"
 
 namespace lk {
 namespace {
-
-constexpr std::int64_t kAnyInt = std::int64_t{1} << 40;  // validate() has the real bounds
-
-template <class... Args>
-[[noreturn]] void refuse(const std::string& where, const Args&... message) {
-  throw InputError(concat(where, ": ", message...));
-}
-
-// Whether config.json says anything: a null means as much as an absent key, wherever it is allowed.
-bool given(const Json& json, const char* key) {
-  auto it = json.find(key);
-  return it != json.end() && !it->is_null();
-}
 
 const Family& read_family(const Json& json, const std::string& where) {
   std::string type = json_string(json, "model_type", where);
@@ -96,6 +83,11 @@ void refuse_unsupported(const Json& json, const FamilyFiles& files, const std::s
     if (std::none_of(neutral.begin(), neutral.end(), [&](const Json& n) { return n == value; }))
       refuse(where, key, ": ", value.dump().substr(0, 200), " is not supported");
   }
+  if (given(json, "transformers_weights"))
+    refuse(
+        where, "transformers_weights: ", json["transformers_weights"].dump().substr(0, 200),
+        " is not read: call the file model.safetensors, or model.safetensors.index.json if it is "
+        "an index, and take the key out");
 }
 
 // Reads which layers see a window of the last tokens, and how wide it is.
@@ -107,18 +99,22 @@ void parse_window(const Json& json, const FamilyFiles& files, ModelConfig& c,
   else if (!json.contains("sliding_window"))
     window = files.default_window;  // null is none
   const bool used = json_bool_or(json, "use_sliding_window", !files.optional_window, where);
-  if (!used) window = 0;
+  const bool has_key = files.optional_window || files.default_window == 0;
+  if (!used && has_key) window = 0;
   const std::size_t n = static_cast<std::size_t>(c.n_layers);
   std::vector<std::uint8_t> local(n, 1);
   if (files.optional_window) {  // the first max_window_layers see everything
     const std::int64_t first = json_int_or(json, "max_window_layers", 28, 0, kAnyInt, where);
     for (std::size_t i = 0; i < n; ++i) local[i] = static_cast<std::int64_t>(i) >= first;
   } else if (files.gemma_keys) {
-    const char* key = given(json, "sliding_window_pattern") ? "sliding_window_pattern"
-                                                            : "_sliding_window_pattern";
-    const std::size_t pattern =
-        static_cast<std::size_t>(json_int_or(json, key, 6, 1, kAnyInt, where));
-    for (std::size_t i = 0; i < n; ++i) local[i] = (i + 1) % pattern != 0;
+    // transformers 5 writes the second name beside layer_types, and never reads it.
+    const char *key = "sliding_window_pattern", *other = "_sliding_window_pattern";
+    const std::int64_t pattern = json_int_or(json, key, kGemmaPattern, 1, kAnyInt, where);
+    const std::int64_t unread = json_int_or(json, other, pattern, 1, kAnyInt, where);
+    if (unread != pattern && !given(json, "layer_types"))
+      refuse(where, other, ": ", unread, ", but transformers takes the pattern from ", key,
+             ", which means ", pattern, " here");
+    for (std::size_t i = 0; i < n; ++i) local[i] = (i + 1) % static_cast<std::size_t>(pattern) != 0;
   }
   const bool mixed = files.gemma_keys || files.optional_window;  // layers may differ
   if (given(json, "layer_types")) {
@@ -146,114 +142,11 @@ void parse_window(const Json& json, const FamilyFiles& files, ModelConfig& c,
   if (files.gemma_keys && any && window == 0)
     refuse(where, "sliding_window: null, but layers are of type sliding_attention");
   if (window == 0 || !any) return;
+  if (!used)
+    refuse(where, "use_sliding_window: false, but ", c.architecture,
+           " has no such key, and sliding_window, ", window, ", counts in transformers");
   c.window = window;
   c.local = std::move(local);
-}
-
-// Reads rope_scaling of v4 or rope_parameters of v5: every field must be one that its type is known
-// to have.
-RopeScaling parse_rope(const Json& rope, const char* field, const std::string& where) {
-  if (!rope.is_object()) refuse(where, field, ": not an object");
-  const std::string inner = where + ": " + field;
-  std::string type = "default";
-  if (given(rope, "type")) type = json_string(rope, "type", inner);
-  if (given(rope, "rope_type")) {
-    std::string newer = json_string(rope, "rope_type", inner);
-    if (given(rope, "type") && newer != type)
-      refuse(inner, "type '", type, "' and rope_type '", newer, "' disagree");
-    type = newer;
-  }
-  std::vector<std::string> allowed = {"type", "rope_type", "rope_theta"};
-  RopeScaling s;
-  if (type == "default") {
-    s.kind = RopeScaling::Kind::None;
-  } else if (type == "linear") {
-    s.kind = RopeScaling::Kind::Linear;
-    s.factor = json_number(rope, "factor", inner);
-    allowed.insert(allowed.end(), {"factor", "original_max_position_embeddings"});
-  } else if (type == "llama3") {
-    s.kind = RopeScaling::Kind::Llama3;
-    s.factor = json_number(rope, "factor", inner);
-    s.low_freq_factor = json_number(rope, "low_freq_factor", inner);
-    s.high_freq_factor = json_number(rope, "high_freq_factor", inner);
-    s.original_max_position = json_int(rope, "original_max_position_embeddings", 1, kAnyInt, inner);
-    allowed.insert(allowed.end(), {"factor", "low_freq_factor", "high_freq_factor",
-                                   "original_max_position_embeddings"});
-  } else {
-    refuse(inner, "rope_type: '", type, "' is not supported (default, linear, llama3 are)");
-  }
-  for (const auto& [key, value] : rope.items()) {
-    if (value.is_null()) continue;
-    if (key == "partial_rotary_factor" && value == 1) continue;
-    if (std::find(allowed.begin(), allowed.end(), key) == allowed.end())
-      refuse(inner, key, ": not supported for rope_type '", type, "'");
-  }
-  return s;
-}
-
-// `rope` with the length that llama3's scaling begins from, which may stand outside it: transformers reads it
-// there first.
-Json with_original_length(const Json& json, Json rope, const std::string& field,
-                          const std::string& where) {
-  constexpr const char* kKey = "original_max_position_embeddings";
-  const auto is = [&](const char* key) {
-    return given(rope, key) && rope[key].is_string() && rope[key] == "llama3";
-  };
-  if (!given(json, kKey) || !rope.is_object() || !(is("type") || is("rope_type"))) return rope;
-  if (given(rope, kKey) && rope[kKey] != json[kKey])
-    refuse(where, kKey, " and ", field, ".", kKey, " disagree");
-  rope[kKey] = json[kKey];
-  return rope;
-}
-
-bool same_scaling(const RopeScaling& a, const RopeScaling& b) {
-  return a.kind == b.kind && a.factor == b.factor && a.low_freq_factor == b.low_freq_factor &&
-         a.high_freq_factor == b.high_freq_factor &&
-         a.original_max_position == b.original_max_position;
-}
-
-void parse_rope_fields(const Json& json, const FamilyFiles& files, ModelConfig& c,
-                       const std::string& where) {
-  c.rope_theta = json_number_or(json, "rope_theta", files.default_theta, where);
-  if (files.gemma_keys)
-    c.local_rope_theta = json_number_or(json, "rope_local_base_freq", 1e4, where);
-  bool old_style = given(json, "rope_scaling"), new_style = given(json, "rope_parameters");
-  // Version 5 writes theta into `rope`; it counts if no older key says another.
-  auto read = [&](const Json& rope, const std::string& field, const char* old_key, double& theta) {
-    RopeScaling scaling =
-        parse_rope(with_original_length(json, rope, field, where), field.c_str(), where);
-    if (!given(rope, "rope_theta")) return scaling;
-    const double newer = json_number(rope, "rope_theta", where + ": " + field);
-    if (given(json, old_key) && newer != theta)
-      refuse(where, old_key, " ", theta, " and ", field, ".rope_theta ", newer, " disagree");
-    theta = newer;
-    return scaling;
-  };
-  if (old_style)  // version 5 reads it as if it were the new key
-    c.rope_scaling = read(json["rope_scaling"], "rope_scaling", "rope_theta", c.rope_theta);
-  if (!new_style) return;
-  const Json& rope = json["rope_parameters"];
-  RopeScaling scaling;
-  if (files.gemma_keys) {
-    if (!rope.is_object()) refuse(where, "rope_parameters: not an object");
-    for (const auto& [key, value] : rope.items())
-      if (key != "full_attention" && key != "sliding_attention")
-        refuse(where, "rope_parameters: ", key, ": not supported");
-    scaling = read(json_at(rope, "full_attention", where + ": rope_parameters"),
-                   "rope_parameters.full_attention", "rope_theta", c.rope_theta);
-    RopeScaling local =
-        read(json_at(rope, "sliding_attention", where + ": rope_parameters"),
-             "rope_parameters.sliding_attention", "rope_local_base_freq", c.local_rope_theta);
-    if (local.kind != RopeScaling::Kind::None)
-      refuse(where,
-             "rope_parameters.sliding_attention: rope_type other than default is not "
-             "supported");
-  } else {
-    scaling = read(rope, "rope_parameters", "rope_theta", c.rope_theta);
-  }
-  if (old_style && !same_scaling(scaling, c.rope_scaling))
-    refuse(where, "rope_scaling and rope_parameters disagree");
-  c.rope_scaling = scaling;
 }
 
 std::string parse_dtype(const Json& json, const std::string& where) {
