@@ -82,6 +82,64 @@ TEST_CASE("every family merged into a folder: base + adapter's logits, the rest 
   }
 }
 
+namespace {
+
+// The model with tensors of several types, of which `type_of` tells by name and number.
+void retype(const std::string& model,
+            const std::function<const char*(const std::string&, std::size_t)>& type_of) {
+  const std::string path = model + "/model.safetensors";
+  std::map<std::string, std::vector<float>> values = raw_tensors(SafetensorsFile(path));
+  std::vector<EncodedTensor> tensors;
+  {
+    const SafetensorsFile file(path);
+    for (const std::string& name : file.names())
+      tensors.push_back({name, file.shape(name), find_ggml_encoder(type_of(name, tensors.size()))});
+  }
+  SafetensorsWriter::sort_as_reference(tensors);
+  SafetensorsWriter file(path, {{"format", "pt"}}, tensors);
+  for (const EncodedTensor& t : tensors) {
+    std::vector<std::uint8_t> bytes;
+    REQUIRE(round_to(*find_ggml_encoder(t.type->name), values.at(t.name), bytes));
+    file.append(bytes.data(), bytes.size());
+  }
+  file.commit();
+}
+
+}  // namespace
+
+TEST_CASE("a base whose tensors are of several types is merged, each in its own") {
+  const char* three[] = {"F32", "BF16", "F16"};
+  for (const std::string name : {"tied_gqa", "qwen2", "gemma3", "gpt2"})
+    for (int kind = 0; kind < 5; ++kind) {
+      CAPTURE(name);
+      CAPTURE(kind);
+      ScratchFolder scratch;
+      const std::string base = runnable_model(scratch, name), out = scratch.file("out");
+      const std::string first = ModelFile(base).slots()[name == "gpt2" ? 4 : 2].name;
+      retype(base, [&](const std::string& tensor, std::size_t i) {
+        if (kind == 0) return tensor == first ? "F32" : "BF16";
+        if (kind == 1) return tensor == first ? "BF16" : "F32";
+        if (kind == 2) return tensor == first ? "F16" : "BF16";
+        // Norms and biases in BF16; only what the adapter changes in F32.
+        if (kind == 3) return tensor.find("_proj.weight") == tensor.npos ? "BF16" : "F32";
+        return three[i % 3];
+      });
+      const std::string adapter = random_adapter(scratch, base);
+      const MergeResult r = merge_into(base, adapter, out, "");
+      const ModelFile before(base), after(out);
+      std::set<std::string> types;
+      for (const WeightSlot& slot : before.slots()) {
+        CHECK(after.stored_type(slot) == before.stored_type(slot));
+        if (slot.linear) types.insert(before.stored_type(slot));
+      }
+      for (const std::string& type : types) CHECK(r.type.find(type) != r.type.npos);
+      CHECK((kind > 2 || types.size() == 2));
+      if (types.size() > 1) CHECK(read_json(out + "/config.json")["dtype"] == "float32");
+      if (kind == 3 && name != "gpt2") CHECK(*r.logit_difference <= kLogits * *r.largest_logit);
+      if (kind != 3) CHECK(*r.logit_difference <= 0.1 * *r.largest_logit);
+    }
+}
+
 TEST_CASE("every family as GGUF and as a folder again: the same logits, and gains to the bit") {
   for (const std::string& name : kFamilyModels) {
     if (!fits_gguf(name)) continue;

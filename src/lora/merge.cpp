@@ -25,8 +25,9 @@ bool is_gguf_name(const std::string& path) { return path.ends_with(".gguf"); }
 // Merges block by block and measures how much of the update survives rounding.
 class MergePipe : public RowPipe {
  public:
-  MergePipe(MergeSource& source, MergeResult& result, MergeListener& listener)
-      : source_(source), result_(result), listener_(listener) {
+  MergePipe(MergeSource& source, const TypeChoice& types, MergeResult& result,
+            MergeListener& listener)
+      : source_(source), types_(types), result_(result), listener_(listener) {
     for (const WeightSlot& slot : source.base().slots())
       total_ += 4 * static_cast<std::uint64_t>(slot.shape.numel());
   }
@@ -34,6 +35,7 @@ class MergePipe : public RowPipe {
   void produce(const WeightSlot& slot, std::int64_t begin, std::int64_t end,
                std::span<float> values) override {
     changed_ = source_.rows(slot, begin, end, values);
+    if (begin == 0) rounded_ = rounded_ || types_.rounds(slot, changed_ || source_.holds_others());
     produced_.assign(values.begin(), values.end());
   }
 
@@ -48,6 +50,7 @@ class MergePipe : public RowPipe {
 
   // Whether the file has every number as it was produced.
   bool exact() const { return exact_; }
+  bool rounded() const { return rounded_; }
 
  private:
   void measure(std::span<const float> s) {
@@ -80,9 +83,10 @@ class MergePipe : public RowPipe {
   }
 
   MergeSource& source_;
+  const TypeChoice& types_;
   MergeResult& result_;
   MergeListener& listener_;
-  bool changed_ = false, exact_ = true;
+  bool changed_ = false, exact_ = true, rounded_ = false;
   std::vector<float> produced_;
   Survival matrix_;
   std::uint64_t done_ = 0, total_ = 0;
@@ -214,7 +218,7 @@ MergeResult merge(const MergeSettings& s, MergeListener& listener) {
       result.warnings.push_back(std::move(text));
   using Kind = StagedOutput::Kind;
   StagedOutput staged(s.out, format.gguf ? Kind::File : Kind::Folder, output.bytes());
-  MergePipe pipe(source, result, listener);
+  MergePipe pipe(source, output.type(), result, listener);
   output.write([&](const std::string& name) { return staged.file(name); }, pipe);
   if (!format.gguf) write_origin(s, source, result.type, pipe.exact(), staged);
   if (!s.adapters.empty()) warn_of_rounding(result);
@@ -222,7 +226,7 @@ MergeResult merge(const MergeSettings& s, MergeListener& listener) {
     listener.message("reading it back: logits of base + adapter, then of the result");
     static_cast<LogitCheck&>(result) = compare_merged(
         source.base(), source.storage(), [&](Transformer& model) { return source.attach(model); },
-        staged.path(), result.type);
+        staged.path(), result.type, pipe.rounded());
   }
   staged.commit();
   return result;

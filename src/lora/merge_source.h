@@ -23,7 +23,8 @@ class MergeSource {
   const ModelFile& base() const { return base_; }
   // As what the base is held, which is what the adapters are added to: quantised as it is loaded, or
   // dense, with its file's numbers.
-  BaseStorage storage() const { return rows_->changes() ? held_.storage : BaseStorage{}; }
+  BaseStorage storage() const { return holds_others() ? held_.storage : BaseStorage{}; }
+  bool holds_others() const { return rows_->changes(); }  // other numbers than its file has
   // Of the base; hashed when first asked for.
   const std::string& fingerprint();
   // As HeldBase has it.
@@ -62,8 +63,8 @@ using Attach = std::function<std::unique_ptr<Method>(Transformer& model)>;
 // Reads back the model that was written to `path` with matrices of `type`: its logits (F32, CPU) at
 // every position of a few fixed texts against those of the base, held as `storage`, with what is
 // attached to it (null: as it is). Throws InputError or UsageError if one has logits that
-// are not finite, Error if they differ by more than rounding explains.
+// are not finite, Error if they differ although nothing was `rounded` (TypeChoice::rounds).
 LogitCheck compare_merged(const ModelFile& base, const BaseStorage& storage, const Attach& attach,
-                          const std::string& path, const std::string& type);
+                          const std::string& path, const std::string& type, bool rounded);
 
 }  // namespace lk

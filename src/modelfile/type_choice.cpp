@@ -58,10 +58,21 @@ TypeChoice::TypeChoice(const ModelFile& base, const std::string& type, bool gguf
     choose_formats(precision, type);
     return;
   }
-  const auto& slots = base.slots();
-  main_ = &encoder(*std::find_if(slots.begin(), slots.end(),
-                                 [](const WeightSlot& slot) { return slot.linear; }));
-  name_ = main_->name, quantised_ = main_->quantised;
+  name_types();
+}
+
+void TypeChoice::name_types() {
+  std::vector<const GgmlEncoder*> types;
+  for (const WeightSlot& slot : base_.slots()) {
+    if (!slot.linear || slot.role == Role::Head) continue;
+    const GgmlEncoder* type = &encoder(slot);
+    if (std::find(types.begin(), types.end(), type) == types.end()) types.push_back(type);
+  }
+  main_ = types.front(), quantised_ = main_->quantised;
+  name_ = main_->name;
+  if (wanted_ != nullptr || types.size() == 1) return;
+  for (std::size_t i = 1; i < types.size(); ++i) name_ += concat(" and ", types[i]->name);
+  main_ = find_ggml_encoder("F32");
 }
 
 void TypeChoice::choose_formats(BasePrecision precision, const std::string& type) {
@@ -85,6 +96,13 @@ void TypeChoice::choose_formats(BasePrecision precision, const std::string& type
 HeldFormat TypeChoice::format(const WeightSlot& slot) const {
   const auto at = formats_.find(slot.name);
   return at == formats_.end() ? HeldFormat{} : at->second;
+}
+
+bool TypeChoice::rounds(const WeightSlot& slot, bool changed) const {
+  if (format(slot)) return true;
+  const GgmlEncoder& type = encoder(slot);
+  if (type.quantised) return true;
+  return type.name != std::string("F32") && (changed || base_.stored_type(slot) != type.name);
 }
 
 const GgmlEncoder& TypeChoice::encoder(const WeightSlot& slot) const {

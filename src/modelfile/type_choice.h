@@ -24,20 +24,26 @@ class TypeChoice {
   // what to take instead.
   TypeChoice(const ModelFile& base, const std::string& type, bool gguf);
 
-  // The type of the matrices that adapters touch: "BF16", "Q4_0", "nf4".
+  // The type of the matrices that adapters touch: "BF16", "Q4_0", "nf4"; of several that a base brings
+  // all: "F32 and BF16".
   const std::string& name() const { return name_; }
   // Whether they are integers or codes under scales, not floating-point numbers.
   bool quantised() const { return quantised_; }
   // The one type of ggml that was asked for; null: none was.
   const GgmlEncoder* wanted() const { return wanted_; }
-  // The type of those matrices, of the embedding where they have a format.
+  // The type of those matrices, F32 where a base brings several, as it holds them all; of the
+  // embedding where they have a format.
   const GgmlEncoder& main() const { return *main_; }
 
   // The format that a folder holds a matrix in; nothing for what has an encoder.
   HeldFormat format(const WeightSlot& slot) const;
   const GgmlEncoder& encoder(const WeightSlot& slot) const;
+  // Whether numbers of a tensor are rounded as it is written, beyond F32: never where it keeps the
+  // type that the base has it in and is not `changed`.
+  bool rounds(const WeightSlot& slot, bool changed) const;
 
  private:
+  void name_types();
   void choose_formats(BasePrecision precision, const std::string& type);
 
   const ModelFile& base_;

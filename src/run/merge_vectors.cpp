@@ -79,9 +79,9 @@ std::map<std::string, Change> read_changes(const std::string& path, const ModelF
 
 class VectorPipe : public RowPipe {
  public:
-  VectorPipe(const ModelFile& file, HeldRows& base, const std::map<std::string, Change>& changes,
-             MergeListener& listener)
-      : base_(base), changes_(changes), listener_(listener) {
+  VectorPipe(const ModelFile& file, HeldRows& base, const TypeChoice& types,
+             const std::map<std::string, Change>& changes, MergeListener& listener)
+      : base_(base), types_(types), changes_(changes), listener_(listener) {
     for (const WeightSlot& slot : file.slots())
       total_ += 4 * static_cast<std::uint64_t>(slot.shape.numel());
   }
@@ -90,6 +90,7 @@ class VectorPipe : public RowPipe {
                std::span<float> values) override {
     base_.read(slot, begin, end, values.data());
     const auto at = changes_.find(slot.name);
+    rounded_ = rounded_ || types_.rounds(slot, at != changes_.end() || base_.changes());
     if (at == changes_.end()) return;
     const std::vector<float>& l = at->second.vector;
     const bool vector = slot.shape.rank() == 1;
@@ -119,10 +120,14 @@ class VectorPipe : public RowPipe {
     listener_.progress(done_, total_, slot.name);
   }
 
+  bool rounded() const { return rounded_; }
+
  private:
   HeldRows& base_;
+  const TypeChoice& types_;
   const std::map<std::string, Change>& changes_;
   MergeListener& listener_;
+  bool rounded_ = false;
   std::uint64_t done_ = 0, total_ = 0;
 };
 
@@ -153,7 +158,7 @@ VectorMergeResult merge_vectors(const VectorMergeSettings& s, MergeListener& lis
   StagedOutput staged(s.out, format.gguf ? StagedOutput::Kind::File : StagedOutput::Kind::Folder,
                       output.bytes());
   HeldRows rows(base, held.storage);
-  VectorPipe pipe(base, rows, changes, listener);
+  VectorPipe pipe(base, rows, output.type(), changes, listener);
   output.write([&](const std::string& name) { return staged.file(name); }, pipe);
   if (!format.gguf) {
     Origin o{model_fingerprint(staged.path()), s.model, same_weights(s.model, fingerprint)};
@@ -168,7 +173,8 @@ VectorMergeResult merge_vectors(const VectorMergeSettings& s, MergeListener& lis
     listener.message("reading it back: logits of base + vectors, then of the result");
     static_cast<LogitCheck&>(result) = compare_merged(
         base, rows.changes() ? held.storage : BaseStorage{},
-        [&](Transformer& model) { return method->attach(model); }, staged.path(), result.type);
+        [&](Transformer& model) { return method->attach(model); }, staged.path(), result.type,
+        pipe.rounded());
   }
   staged.commit();
   return result;
