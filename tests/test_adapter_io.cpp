@@ -323,6 +323,26 @@ TEST_CASE("modules of which only one of the adapter's files knows are named") {
     REQUIRE(warnings().size() == 1);
     CHECK(warnings()[0].find("is the file whole?") != std::string::npos);
   }
+  // Without target_modules PEFT's defaults count, and what they leave out is told.
+  std::vector<SafetensorsEntry> more = s.tensors();
+  for (const SafetensorsEntry& t : s.tensors())
+    if (const std::size_t at = t.name.find("q_proj"); at != t.name.npos) {
+      more.push_back(t);
+      more.back().name.replace(at, 1, "o");
+    }
+  const std::vector<SafetensorsEntry> own = s.tensors();
+  s.set_tensors(more);
+  for (const bool null : {true, false}) {
+    config = good;
+    config.erase("target_modules");
+    if (null) config["target_modules"] = nullptr;
+    s.set_config(config);
+    REQUIRE(warnings().size() == 1);
+    for (const char* part : {"adapter_config.json: target_modules is not given", "o_proj"})
+      CHECK(warnings()[0].find(part) != std::string::npos);
+    CHECK(open_adapter(s.folder).config.targets.size() == 4);
+  }
+  s.set_tensors(own);
   s.set_config(good);
   std::vector<SafetensorsEntry> cut;
   for (const SafetensorsEntry& t : s.tensors())

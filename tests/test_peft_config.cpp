@@ -53,7 +53,16 @@ TEST_CASE("target_modules is a list of names or one pattern for whole paths") {
   CHECK(with({{"target_modules", R"(model\.(?!layers\.0\.).*q_proj)"}}).selects(path(1, kQ)));
   CHECK(!with({{"target_modules", R"(model\.(?!layers\.0\.).*q_proj)"}}).selects(path(0, kQ)));
   CHECK(with({{"target_modules", "all-linear"}}).selects(path(3, kUp)));
-  CHECK(with({{"target_modules", nullptr}}).selects(path(3, kUp)));
+  // None are those of the families: q_proj and v_proj, or c_attn.
+  for (const PeftConfig& none :
+       {with({{"target_modules", nullptr}}), read(R"({"peft_type": "LORA"})")}) {
+    CHECK((none.selects(path(3, kQ)) && none.selects(path(3, kV))));
+    CHECK(none.selects("transformer.h.1.attn.c_attn"));
+    CHECK(!none.selects(path(3, kUp)));
+    CHECK(!none.selects("transformer.h.1.attn.c_proj"));
+  }
+  CHECK(with({{"target_modules", nullptr}, {"layers_to_transform", {1}}}).selects(path(1, kV)));
+  CHECK(!with({{"target_modules", nullptr}, {"layers_to_transform", {1}}}).selects(path(0, kV)));
 }
 
 TEST_CASE("exclude_modules comes first, as names or as a pattern") {

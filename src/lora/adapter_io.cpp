@@ -61,6 +61,12 @@ void check_scale(const LoraShape& shape, const std::string& where, const std::st
                             ", which float32 does not hold"));
 }
 
+// What target_modules means that is absent or null.
+std::string no_targets(const AdapterFile& file) {
+  if (!file.target_modules.empty()) return "";
+  return " target_modules is not given, which means q_proj and v_proj (GPT-2: c_attn), as in PEFT:";
+}
+
 }  // namespace
 
 AdapterFile open_adapter(const std::string& folder) {
@@ -96,8 +102,7 @@ AdapterFile open_adapter(const std::string& folder) {
   const PeftConfig config(config_path);
   AdapterFile file;
   file.folder = folder;
-  if (!config.target_modules().empty())
-    file.selects = [config](const std::string& module) { return config.selects(module); };
+  file.selects = [config](const std::string& module) { return config.selects(module); };
   file.target_modules = config.target_modules();
   file.config.shape = config.shape();
   file.config.wide_ranks = true;
@@ -137,8 +142,8 @@ AdapterFile open_adapter(const std::string& folder) {
     check_scale(file.config.shape_of(name), config_path, name);
   }
   if (a.empty() && b.empty() && !unselected.empty())
-    throw InputError(concat(config_path,
-                            ": target_modules and what limits them select no module of ",
+    throw InputError(concat(config_path, ":", no_targets(file),
+                            " target_modules and what limits them select no module of ",
                             kAdapterWeights, ", which has ", *unselected.begin(), " and so on"));
   if (a.empty() && b.empty()) throw InputError(path + ": holds no LoRA matrices");
   for (const std::string& module : a)
@@ -173,15 +178,15 @@ std::vector<std::string> disagreements(const AdapterFile& file, const ModelConfi
   ModelWeights weights;
   for (const WeightSlot& slot : weight_slots(config, weights)) {
     const std::string module = slot.name.substr(0, slot.name.rfind('.'));
-    if (slot.linear && slot.role != Role::Head && file.selects && file.selects(module))
-      lacking.insert(module);
+    if (slot.linear && slot.role != Role::Head && file.selects(module)) lacking.insert(module);
   }
   for (const std::string& module : file.config.targets) lacking.erase(module);
   std::vector<std::string> lines;
   if (!file.unselected.empty())
-    lines.push_back(concat(file.folder, "/", kAdapterConfig, ": does not select ",
-                           file.unselected.size(), " of the modules in ", kAdapterWeights, " (",
-                           printable(file.unselected.front()), "...), which are left out"));
+    lines.push_back(concat(file.folder, "/", kAdapterConfig, ":", no_targets(file),
+                           " does not select ", file.unselected.size(), " of the modules in ",
+                           kAdapterWeights, " (", printable(file.unselected.front()),
+                           "...), which are left out"));
   if (!lacking.empty())
     lines.push_back(concat(file.folder, "/", kAdapterWeights, ": lacks ", lacking.size(),
                            " of the modules that ", kAdapterConfig, " selects (",

@@ -21,10 +21,9 @@ struct AdapterFile {
   // Targets are the paths of the modules that the weights have and the config selects; modules
   // with a rank or alpha of their own are exceptions.
   LoraConfig config;
-  std::vector<std::string> target_modules;  // as the config lists them
+  std::vector<std::string> target_modules;  // as the config lists them; empty: PEFT's defaults
   std::vector<std::string> unselected;      // modules of the weights that the config leaves out
-  // Whether the config's target_modules, less what limits them, select a module; empty where the
-  // config leaves that to the model's family.
+  // Whether the config's target_modules, less what limits them, select a module.
   std::function<bool(const std::string& module)> selects;
   std::vector<std::string> whole_weights;  // "lm_head.weight": see whole_weights.h
   BaseIdentity base;  // all but the name is empty unless Lorikeet wrote the file

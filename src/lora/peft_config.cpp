@@ -161,12 +161,14 @@ PeftConfig::Modules PeftConfig::modules(const Json& config, const char* key) con
 }
 
 void PeftConfig::read_modules(const Json& config) {
-  if (config.contains("target_modules") && !config["target_modules"].is_null())
+  if (config.contains("target_modules") && !config["target_modules"].is_null()) {
     target_modules_ = strings(config, "target_modules", path_);
-  all_ = !config.contains("target_modules") || config["target_modules"].is_null() ||
-         (config["target_modules"].is_string() &&
-          ascii_lower_case(config["target_modules"].get<std::string>()) == "all-linear");
-  if (!all_) targets_ = modules(config, "target_modules");
+    all_ = config["target_modules"].is_string() &&
+           ascii_lower_case(config["target_modules"].get<std::string>()) == "all-linear";
+    if (!all_) targets_ = modules(config, "target_modules");
+  } else {
+    targets_.names = {"q_proj", "v_proj", "c_attn"};  // default_targets() of every family
+  }
   if (given(config, "exclude_modules")) excluded_ = modules(config, "exclude_modules");
   if (given(config, "modules_to_save"))
     modules_to_save_ = strings(config, "modules_to_save", path_);

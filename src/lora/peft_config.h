@@ -34,7 +34,8 @@ class PeftConfig {
 
   // Of modules that no pattern names.
   const LoraShape& shape() const { return shape_; }
-  // target_modules as listed, a pattern as the only one.
+  // target_modules as listed, a pattern as the only one; empty where the config names none, and selects
+  // what PEFT does then: q_proj and v_proj, of a family with q, k and v in one projection c_attn.
   const std::vector<std::string>& target_modules() const { return target_modules_; }
   // Modules whose whole weights lie in the adapter's file.
   const std::vector<std::string>& modules_to_save() const { return modules_to_save_; }
@@ -63,7 +64,7 @@ class PeftConfig {
   LoraShape shape_;
   std::string base_model_, base_fingerprint_;
   std::vector<std::string> target_modules_, modules_to_save_;
-  bool all_ = false;  // target_modules is absent or "all-linear"
+  bool all_ = false;  // target_modules is "all-linear"
   Modules targets_, excluded_;
   std::vector<std::int64_t> layers_;         // layers_to_transform; empty: all
   std::vector<PathPattern> layers_pattern_;  // empty: any list of layers
