@@ -510,6 +510,33 @@ TEST_CASE("load: tied embeddings with a head in the file") {  // C9
   CHECK_FALSE(model.weights.tied());
 }
 
+TEST_CASE("load: a tied model whose only table is called the head") {
+  auto backend = make_cpu_backend();
+  for (const char* name : {"tied_gqa", "mistral_linear", "qwen2", "qwen3", "gemma3", "gpt2"}) {
+    CAPTURE(name);
+    Folder f(name);
+    f.config["tie_word_embeddings"] = true;
+    f.tensors.erase("lm_head.weight");
+    const ModelFile usual(f.write());
+    const std::string table = usual.slots()[0].name;
+    const std::string want = weights_sha256(load_weights(*backend, usual, DType::F32).weights);
+    auto entry = f.tensors.extract(table);
+    entry.key() = entry.mapped().name = "lm_head.weight";
+    f.tensors.insert(std::move(entry));
+    const LoadedModel model = load_weights(*backend, ModelFile(f.write()), DType::F32);
+    CHECK(model.weights.tied());
+    CHECK(weights_sha256(model.weights) == want);
+    f.config["tie_word_embeddings"] = false;
+    CHECK(mentions(f.refusal(), table + " is missing"));
+    f.config["tie_word_embeddings"] = true;
+    f.tensors["lm_head.weight"].shape = {1, 2};
+    f.tensors["lm_head.weight"].values.resize(2);
+    CHECK(mentions(f.refusal(), "lm_head.weight has shape"));
+    f.tensors.erase("lm_head.weight");
+    CHECK(mentions(f.refusal(), table + " is missing"));
+  }
+}
+
 TEST_CASE("load: numbers that are not finite are refused") {  // G26
   auto backend = make_cpu_backend();
   test::TinyGguf b;

@@ -395,6 +395,37 @@ TEST_CASE(
                            [&] { unmerge(s, kBase, quiet); });
 }
 
+TEST_CASE(
+    "a tied model whose only table is called the head is merged into one with its usual name") {
+  ScratchFolder scratch;
+  const std::string model = scratch.file("model");
+  stdfs::copy(kBase, model);
+  std::vector<SafetensorsEntry> tensors;
+  {
+    const auto reader = open_safetensors_model(kBase);
+    for (const std::string& name : reader->names())
+      tensors.push_back({name == "model.embed_tokens.weight" ? kFolderHead : name,
+                         reader->shape(name), read_all(*reader, name)});
+  }
+  write_safetensors(model + "/model.safetensors", tensors, {{"format", "pt"}});
+  for (const char* out : {"folder", "file.gguf"}) {
+    MergeSettings s = settings(scratch.file(out)), usual = settings(scratch.file("usual"));
+    s.model = model, s.other_base = true;
+    const MergeResult r = merge(s, quiet);
+    CHECK(*r.logit_difference <= 2e-6 * *r.largest_logit);
+    merge(usual, quiet);
+    const ModelFile merged(s.out), want(usual.out);
+    CHECK(!merged.reader().has(kFolderHead));
+    for (const WeightSlot& slot : want.slots())
+      CHECK(values_of(merged, slot.name) == values_of(want, slot.name));
+    stdfs::remove_all(usual.out);
+    MergeSettings back = settings(scratch.file(concat(out, ".base")));
+    back.model = s.out, back.adapters = s.adapters, back.other_base = true;
+    unmerge(back, model, quiet);
+    CHECK(slurp(back.out + "/model.safetensors") == slurp(model + "/model.safetensors"));
+  }
+}
+
 TEST_CASE("interrupted at any block, with no room or a full disk, nothing stays") {
   ScratchFolder scratch;
   struct Stop {};

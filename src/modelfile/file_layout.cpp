@@ -26,7 +26,12 @@ FileLayout folder_layout(const ModelConfig& config) {
 
 FileLayout folder_layout(const ModelConfig& config, const TensorReader& reader) {
   FileLayout layout = folder_layout(config);
-  if (reader.has("wte.weight")) layout.skipped_prefix = "transformer.";
+  if (reader.has("wte.weight") || reader.has("wpe.weight")) layout.skipped_prefix = "transformer.";
+  WeightSlot table{};
+  table.name = module_path(*layout.family, Role::Embedding) + ".weight";
+  table.role = Role::Embedding;
+  layout.head_is_table =
+      config.tie_embeddings && reader.has(kFolderHead) && !reader.has(layout.find(table).name);
   return layout;
 }
 
@@ -41,6 +46,7 @@ StoredTensor FileLayout::find(const WeightSlot& slot) const {
   }
   stored.name = slot.name;
   if (stored.name.starts_with(skipped_prefix)) stored.name.erase(0, skipped_prefix.size());
+  if (head_is_table && slot.role == Role::Embedding) stored.name = kFolderHead;
   stored.transposed = files->conv1d && slot.linear && slot.role != Role::Head;
   if (stored.transposed) stored.shape = Shape{slot.shape[1], slot.shape[0]};
   stored.minus_one = files->gain_minus_one && slot.shape.rank() == 1 && !slot.linear &&

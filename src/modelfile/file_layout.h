@@ -19,6 +19,8 @@
 
 namespace lk {
 
+inline constexpr const char* kFolderHead = "lm_head.weight";  // of every family
+
 // A tensor as the file holds it.
 struct StoredTensor {
   std::string name;
@@ -40,13 +42,15 @@ struct FileLayout {
   std::int64_t head_dim;
   bool gguf;                        // else a Hugging Face folder
   std::string skipped_prefix = {};  // a prefix of Hugging Face's names that the file leaves out
+  bool head_is_table = false;       // a tied model's embedding has the head's name
 
   StoredTensor find(const WeightSlot& slot) const;
 };
 FileLayout gguf_layout(const ModelConfig& config);
 // The layout in which we write a folder.
 FileLayout folder_layout(const ModelConfig& config);
-// The layout of a folder's tensors: the first files of GPT-2 name them without "transformer.".
+// The layout of a folder's tensors: the first files of GPT-2 name them without "transformer.", and
+// safetensors' save_model() keeps of two names of one tensor the first in the alphabet, lm_head.weight.
 FileLayout folder_layout(const ModelConfig& config, const TensorReader& reader);
 
 // The number to add to a gain that `from` stores to get the gain that `to` stores: -1, 0 or 1.

@@ -98,6 +98,7 @@ void check_tied_head(const ModelFile& file) {
   if (!file.may_repeat_head() || !reader.has(kFolderHead)) return;
   const ModelConfig& c = file.config();
   const std::string embedding = file.stored(file.slots()[0]).name;
+  if (embedding == kFolderHead) return;
   bool same = reader.shape(kFolderHead) == Shape{c.vocab_size, c.hidden_size};
   const std::int64_t step = std::max<std::int64_t>(1, kWeightBlockBytes / (4 * c.hidden_size));
   std::vector<float> a, b;

@@ -20,8 +20,6 @@ namespace lk {
 
 class Tokenizer;
 
-inline constexpr const char* kFolderHead = "lm_head.weight";
-
 // Any number of threads may read one ModelFile at once.
 class ModelFile {
  public:
@@ -79,7 +77,7 @@ class ModelFile {
   // Whether a tensor of the file belongs to a quantised matrix: codes, scales and what goes with them.
   bool is_part(const std::string& name) const;
   // Whether the folder of a tied model may hold the head too, as kFolderHead: load_weights() checks
-  // that its numbers are the table's.
+  // that its numbers are the table's. Alone it is the table.
   bool may_repeat_head() const;
   // Rows to read at a time, of any layout of the family: about kWeightBlockBytes as F32 and whole
   // heads, or all of a matrix that folders hold transposed.
