@@ -171,6 +171,21 @@ TEST_CASE("weights that do not fit are refused, each with its tensor's name") {
                e.name.replace(at, 8, "layers.7");
          }),
          "layers.7");
+  // Modules that the model has, but that nothing adapts.
+  const Json config = s.config();
+  Json more = config;
+  more["target_modules"] = {"lm_head", "norm"};
+  s.set_config(more);
+  for (const char* module : {"lm_head", "model.norm"})
+    expect(with([&](auto& t) {
+             for (auto& e : t) {
+               const std::size_t at = e.name.find("model.layers"), end = e.name.find(".lora_");
+               e.name.replace(at, end - at, module);
+             }
+             t.resize(2);
+           }),
+           concat("'", module, "' of this model can't have an adapter here").c_str());
+  s.set_config(config);
   s.set_tensors({});
   CHECK_THROWS_AS(s.load(), InputError);
 }

@@ -173,6 +173,24 @@ std::string summary(const AdapterFile& file) {
   return text;
 }
 
+void refuse_module(const std::string& where, const std::string& module, const ModelConfig& config,
+                   const std::string& model) {
+  std::string first;
+  bool there = module == module_path(family_of(config), Role::Head);  // a tied one has no slot
+  ModelWeights unused;
+  for (const WeightSlot& slot : weight_slots(config, unused)) {
+    const std::string own = slot.name.substr(0, slot.name.rfind('.'));
+    there = there || own == module;
+    if (first.empty() && slot.linear) first = own;
+  }
+  if (there)
+    throw InputError(concat(where, ": '", module, "' of ", model,
+                            " can't have an adapter here: only projections of its layers can, ",
+                            first, " and so on"));
+  throw InputError(concat(where, ": '", module, "' is no module of ", model,
+                          "; its modules are called ", first, " and so on"));
+}
+
 std::vector<std::string> disagreements(const AdapterFile& file, const ModelConfig& config) {
   std::set<std::string> lacking;
   ModelWeights weights;
@@ -200,15 +218,10 @@ namespace {
 // Every module of the file is a projection of the model.
 void check_modules(Transformer& model, const AdapterFile& file, const std::string& path) {
   std::set<std::string> unknown(file.config.targets.begin(), file.config.targets.end());
-  std::string first;
   model.visit_sites([&](const std::string& module, std::size_t, Site, std::unique_ptr<LinearMap>&) {
-    if (first.empty()) first = module;
     unknown.erase(module);
   });
-  if (!unknown.empty())
-    throw InputError(concat(path, ": '", *unknown.begin(),
-                            "' is no module of this model; its modules are called ", first,
-                            " and so on"));
+  if (!unknown.empty()) refuse_module(path, *unknown.begin(), model.config(), "this model");
 }
 
 // Reads a tensor of the file and checks its shape and values.

@@ -38,6 +38,10 @@ AdapterFile open_adapter(const std::string& folder);
 // modules of the weights that are not selected, and selected ones that the weights lack. As in PEFT,
 // neither changes anything of the base.
 std::vector<std::string> disagreements(const AdapterFile& file, const ModelConfig& config);
+// Throws InputError, which says of a file's module that no adapter can be on it: the model has it, but it is
+// no projection of a layer, or has none of this name.
+[[noreturn]] void refuse_module(const std::string& where, const std::string& module,
+                                const ModelConfig& config, const std::string& model);
 // What the adapter is, in one line for messages: "rank 4, alpha 8, 14 modules".
 std::string summary(const AdapterFile& file);
 // A and B of one module on the host, for callers without a model: y += scale * B (A x). With a

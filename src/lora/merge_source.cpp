@@ -169,9 +169,7 @@ MergeSource::MergeSource(const std::string& base, const std::vector<WeightedAdap
                               ": DoRA is not a sum of the base and an update: merge it alone and "
                               "without a weight"));
     for (const std::string& module : file.config.targets) {
-      if (!known.count(module))
-        throw InputError(concat(adapter.folder, ": '", module, "' is no module of ", base,
-                                "; its modules are called ", *known.begin(), " and so on"));
+      if (!known.count(module)) refuse_module(adapter.folder, module, base_.config(), base);
       modules_[module].push_back(files_.size() - 1);
     }
     check_whole_weights(file, base_);
