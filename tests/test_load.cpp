@@ -487,6 +487,19 @@ TEST_CASE("load: a missing, extra or misshapen tensor is refused by name") {
     CHECK(f.refusal() == "");  // a buffer of old files
   }
   {
+    Folder f("gpt2");  // TensorFlow's names of a norm's tensors
+    const std::string norm = "transformer.h.0.ln_1.";
+    for (const auto& [name, old] : {std::pair{"bias", "beta"}, {"weight", "gamma"}}) {
+      auto entry = f.tensors.extract(norm + name);
+      entry.key() = entry.mapped().name = norm + old;
+      f.tensors.insert(std::move(entry));
+      CHECK(mentions(f.refusal(), concat(norm, name, " is missing")));
+      CHECK(mentions(f.refusal(), concat(norm, old, " is there")));
+    }
+    f.tensors[norm + "scales"] = {norm + "scales", {1}, {0}};
+    CHECK_FALSE(mentions(f.refusal(), "quantising"));
+  }
+  {
     Folder f("mqa");
     f.tensors.erase("lm_head.weight");
     CHECK(mentions(f.refusal(), "lm_head.weight"));

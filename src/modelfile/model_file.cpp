@@ -48,6 +48,15 @@ bool is_mlx(const TensorReader& tensors, const std::string& name) {
   return tensors.has(module + ".scales") && !tensors.has(module + ".qweight");
 }
 
+// Words for a tensor that is missing under its name and there under TensorFlow's, which transformers
+// renames only in modules called LayerNorm.
+std::string old_name(const TensorReader& tensors, const std::string& name) {
+  const std::string module = name.substr(0, name.rfind('.'));
+  const std::string old = module + (name.ends_with(".bias") ? ".beta" : ".gamma");
+  if (!tensors.has(old)) return "";
+  return concat(". ", old, " is there, a name that is not read, nor by transformers 5: rename it");
+}
+
 [[noreturn]] void deny(const QuantisationConfig& config, const std::string& claim,
                        const TensorReader& reader, const std::string& tensor,
                        const std::string& fact) {
@@ -167,7 +176,8 @@ void ModelFile::check_tensors() const {
       std::optional<StoredMatrix> found;
       if (slot.linear)
         found = find_stored_matrix(tensors, names, want.name, slot.shape, quantisation_);
-      check_companions(tensors, names, want.name, found ? &*found : nullptr);
+      if (slot.shape.rank() == 2)
+        check_companions(tensors, names, want.name, found ? &*found : nullptr);
       if (found) {
         check_claims(quantisation_, tensors, slot.name.substr(0, slot.name.rfind('.')), *found);
         parts_.insert(found->names.begin(), found->names.end());
@@ -176,8 +186,8 @@ void ModelFile::check_tensors() const {
       }
     }
     if (!tensors.has(want.name))
-      throw InputError(concat(tensors.path(), ": tensor ", want.name,
-                              " is missing: ", config_name(), " asks for it"));
+      throw InputError(concat(tensors.path(), ": tensor ", want.name, " is missing: ",
+                              config_name(), " asks for it", old_name(tensors, want.name)));
     tensors.check_readable(want.name);
     if (Shape shape = tensors.shape(want.name); !(shape == want.shape))
       throw InputError(concat(tensors.path_of(want.name), ": tensor ", want.name, " has shape ",
