@@ -291,7 +291,12 @@ TEST_CASE("generate: rows name their adapters, unknown names are input errors, -
   CHECK(rows[0]["ids"] == alone("--prompt 'hello ' --adapter " + (f / "two")));
   CHECK(rows[1]["ids"] == alone("--prompt 'hello '"));
   CHECK(rows[2]["ids"] == alone("--prompt abc --adapter " + (f / "one")));
+  // A single one answers whatever it is called; of several none is chosen, which is said.
+  CHECK(alone("--prompt abc --adapter a=" + (f / "one")) == rows[2]["ids"]);
+  stdfs::copy(f / "one", f / "r=1");
+  CHECK(alone("--prompt abc --adapter " + (f / "r=1")) == rows[2]["ids"]);
   const std::string said = run(both + " --prompt x").out;
+  CHECK(said.find("the base answers") != std::string::npos);
   for (const char* what : {"adapter a: rank ", "adapter b: rank ", " KiB", "memory: weights ",
                            ", key/value cache ", "another adapter for each of 1 prompts takes "})
     CHECK_MESSAGE(said.find(what) != std::string::npos, what, " is not in ", said);

@@ -179,9 +179,9 @@ TEST_CASE(
   CHECK(run_program("generate" + model + with + " --prompt abc --max-tokens 3").status == 0);
   check_says(run_program("export --model " + kModel + with + " --out " + f.scratch.file("a.gguf")),
              3, "use_dora");
-  check_says(
-      run_program("generate" + model + " --adapter a=" + f.scratch.file("dora") + " --prompt abc"),
-      3, "use_dora");
+  check_says(run_program("generate" + model + " --adapter a=" + f.scratch.file("dora") +
+                         " --prompts " + f.scratch.write("p.jsonl", R"({"prompt": "abc"})")),
+             3, "use_dora");
   check_says(run_program("merge --model " + kModel + with + "=0.5 --out " + f.scratch.file("half")),
              2, "DoRA");
 }

@@ -116,11 +116,18 @@ void answer_all(const Settings& s, InferenceModel& m, const std::vector<PromptRo
 
 // Adapters answer prompts as they learnt to; others they answer wrongly without a sign of it.
 void warn_of_use(const Settings& s) {
+  if (s.prompts.empty() && !s.inference.named_adapters.empty())
+    program::message(
+        "warning: the base answers, as nothing chooses one of these adapters: rows of --prompts "
+        "do, by {\"adapter\": name}");
   const AdapterUse prompts{
       s.chat, s.chat_template.empty() ? std::nullopt : std::optional(s.chat_template), s.system};
-  for (const std::string& adapter : s.adapters) {
-    const bool named = !s.inference.named_adapters.empty();
-    const auto use = read_adapter_use(named ? adapter.substr(adapter.find('=') + 1) : adapter);
+  std::vector<std::pair<std::string, std::string>> folders;  // what to call them
+  for (const std::string& named : s.inference.named_adapters)
+    folders.emplace_back(named, named.substr(named.find('=') + 1));
+  if (const std::string& one = s.inference.adapter; !one.empty()) folders.emplace_back(one, one);
+  for (const auto& [adapter, folder] : folders) {
+    const auto use = read_adapter_use(folder);
     const std::string doubt = use ? use_doubt(*use, prompts) : "";
     if (!doubt.empty())
       program::message(concat("warning: adapter ", adapter, " ", doubt, ": ",
@@ -244,7 +251,7 @@ int main(int argc, char** argv) {
         program::message(concat("warning: ", flag,
                                 ": without effect, as the likeliest token is taken; --temperature "
                                 "1 draws from all that it leaves"));
-    set_adapters(s.adapters, s.inference);
+    set_adapters(s.adapters, !s.prompts.empty(), s.inference);
     if (!s.keep_dense.empty())
       s.inference.keep_dense = program::parse_list(s.keep_dense, "--keep-dense");
     const program::SharedCommand shared(s.processes, s.inference.device);

@@ -68,11 +68,14 @@ InferenceModel& InferenceModel::operator=(InferenceModel&& other) noexcept {
   return *std::construct_at(this, std::move(other));
 }
 
-void set_adapters(const std::vector<std::string>& flags, InferenceSettings& settings) {
-  // A folder's path may contain '=', but not before its first '/'.
-  auto named = [](const std::string& text) { return text.find('=') < text.find('/'); };
-  if (flags.size() == 1 && !named(flags[0])) {
-    settings.adapter = flags[0];
+void set_adapters(const std::vector<std::string>& flags, bool by_request,
+                  InferenceSettings& settings) {
+  // A folder's path may contain '='; a name does not contain '/'.
+  auto named = [](const std::string& text) {
+    return text.find('=') < text.find('/') && !exists(text);
+  };
+  if (flags.size() == 1 && !(by_request && named(flags[0]))) {
+    settings.adapter = named(flags[0]) ? flags[0].substr(flags[0].find('=') + 1) : flags[0];
     return;
   }
   settings.named_adapters = flags;

@@ -48,9 +48,10 @@ struct InferenceModel {
   std::string remark;                    // of the base, if an adapter decided as what it is held
 };
 
-// Takes the values of --adapter: one folder for all requests, or several name=folder. Throws
-// UsageError.
-void set_adapters(const std::vector<std::string>& flags, InferenceSettings& settings);
+// Takes the values of --adapter: one folder for all requests, or several name=folder. A single one is for all, whether it
+// has a name or not, unless `by_request`: then a request chooses it by its name.
+void set_adapters(const std::vector<std::string>& flags, bool by_request,
+                  InferenceSettings& settings);
 
 // Opens everything that the settings name. Throws InputError, UsageError, IoError,
 // OutOfMemoryError.
