@@ -117,6 +117,39 @@ TEST_CASE("what is trained of each family's own template: the answers with their
         std::string::npos);
 }
 
+TEST_CASE("a chat that begins with the assistant, by a template that looks at its first message") {
+  const ChatTemplate own = ChatTemplate::choose(
+      "{{ pad_token }}{% if messages[0].role == 'system' %}S{% else %}none{% endif %}"
+      "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+      "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+      "",
+      {.bos = "",
+       .eos = "<|im_end|>",
+       .stops = {"<|im_end|>"},
+       .others = {{"pad_token", "<pad>"}}});
+  const RenderedChat chat =
+      own.render({{"assistant", "Welcome!"}, {"user", "Hi"}, {"assistant", "Yo"}}, false);
+  REQUIRE(chat.assistant.size() == 2);
+  const auto trained = [&](std::size_t i) {
+    const auto [begin, end] = chat.assistant[i];
+    return chat.text.substr(begin, end - begin);
+  };
+  CHECK(chat.text.starts_with("<pad>none<|im_start|>assistant\nWelcome!"));
+  CHECK(trained(0) == "Welcome!<|im_end|>");
+  CHECK(trained(1) == "Yo<|im_end|>");
+}
+
+TEST_CASE("a built-in template's markers that are no tokens of the model are named") {
+  const auto gpt2 = Tokenizer::from_folder(std::string(LK_TEST_DATA) + "/golden/text/gpt2");
+  const auto missing = [&](const char* name) {
+    return ChatTemplate::choose("", name).missing_markers(*gpt2);
+  };
+  CHECK(missing("chatml").empty());
+  CHECK(missing("llama3") == Texts{"<|begin_of_text|>", "<|start_header_id|>", "<|eot_id|>"});
+  CHECK(missing("gemma") == Texts{"<bos>", "<start_of_turn>", "<end_of_turn>"});
+  CHECK(missing("zephyr") == Texts{"</s>"});  // <|user|> is letters in its own model
+}
+
 TEST_CASE("a turn of a template that rewrites earlier turns is told where it is the last") {
   // Qwen3 takes the thoughts out of all answers but the last.
   const std::vector<Message> chat = {{"user", "Hi"},

@@ -60,6 +60,16 @@ TEST_CASE("prompt and completion: trained from position len(encode(prompt))") {
   CHECK(whole.n_supervised() == std::ssize(whole.ids) - 1);
 }
 
+TEST_CASE("rows whose completion begins inside a token of the prompt are counted, and told") {
+  Fixture f;
+  const Dataset data = f.load(R"({"prompt":"the answer is ","completion":"good"}
+{"prompt":"the answer is","completion":" good"}
+{"prompt":"","completion":"good"})");
+  CHECK(data.rows_sharing_a_token == 1);
+  CHECK(data.remarks().back().find("in 1 of 3 rows the completion begins inside a token") !=
+        std::string::npos);
+}
+
 TEST_CASE("plain rows begin and end as the model's tokenizer says, once") {
   Fixture f;
   f.write("tokenizer_config.json", R"({"eos_token":"<|im_end|>","bos_token":"<|endoftext|>"})");

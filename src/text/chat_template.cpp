@@ -139,8 +139,19 @@ ChatTemplate ChatTemplate::choose(const Tokenizer& tokenizer, const std::string&
   TemplateTokens tokens;
   if (tokenizer.bos() >= 0) tokens.bos = tokenizer.token_text(tokenizer.bos());
   if (tokenizer.eos() >= 0) tokens.eos = tokenizer.token_text(tokenizer.eos());
+  tokens.others = tokenizer.named_tokens();
   for (std::int32_t id : tokenizer.stop_ids()) tokens.stops.push_back(tokenizer.token_text(id));
   return choose(tokenizer.chat_template(), name, tokens);
+}
+
+std::vector<std::string> ChatTemplate::missing_markers(const Tokenizer& tokenizer) const {
+  std::vector<std::string> missing;
+  const Style* style = own_ ? nullptr : find(name_);
+  if (!style) return missing;
+  for (const std::string marker : {style->start, style->before, style->end})
+    if (marker.starts_with('<') && marker.ends_with('>') && tokenizer.id_of(marker) < 0)
+      missing.push_back(marker);
+  return missing;
 }
 
 RenderedChat ChatTemplate::render(const std::vector<Message>& messages, bool ask,
@@ -223,6 +234,7 @@ RenderedChat ChatTemplate::render_own(std::span<const Message> messages, const O
       {"add_generation_prompt", ask}};
   if (!tokens_.bos.empty()) variables.emplace_back("bos_token", Value::text(tokens_.bos));
   if (!tokens_.eos.empty()) variables.emplace_back("eos_token", Value::text(tokens_.eos));
+  for (const auto& [name, text] : tokens_.others) variables.emplace_back(name, Value::text(text));
   // A long chat may take longer, and write more.
   jinja::Rendered rendered = own_->render(variables, jinja::Template::kWork + 32 * size,
                                           jinja::Template::kBytes + 32 * size);
@@ -234,8 +246,15 @@ RenderedChat ChatTemplate::render_own(std::span<const Message> messages, const O
 std::pair<std::size_t, std::size_t> ChatTemplate::last_turn(std::span<const Message> messages,
                                                             const OrderedJson* tools,
                                                             const RenderedChat& chat) const {
-  const std::string prompt = render_own(messages.first(messages.size() - 1), tools, true).text;
+  std::string prompt;
   const std::string& text = chat.text;
+  try {
+    prompt = render_own(messages.first(messages.size() - 1), tools, true).text;
+  } catch (const InputError&) {
+    // Many templates look at the first message. Where there is none, the turn begins with its content.
+    if (messages.size() > 1 || chat.content.empty()) throw;
+    prompt = text.substr(0, chat.content.front().first);
+  }
   if (!text.starts_with(prompt))
     throw InputError(concat("the chat template writes what stands before message ",
                             messages.size() - 1,

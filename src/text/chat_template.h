@@ -39,8 +39,9 @@ struct RenderedChat {
 
 // What a template can ask about the model's tokens; empty strings are left undefined.
 struct TemplateTokens {
-  std::string bos, eos;
-  std::vector<std::string> stops;  // each ends a turn
+  std::string bos = {}, eos = {};
+  std::vector<std::string> stops = {};                           // each ends a turn
+  std::vector<std::pair<std::string, std::string>> others = {};  // by name: {"pad_token", "<pad>"}
 };
 
 class ChatTemplate {
@@ -54,6 +55,9 @@ class ChatTemplate {
   static ChatTemplate choose(const Tokenizer& tokenizer, const std::string& name = "");
   // A built-in template's name, "own" for the model's.
   const std::string& name() const { return name_; }
+  // What a built-in template writes as single tokens and the model does not have: "<|im_end|>". Such a
+  // marker is several tokens, its letters. Empty for a model's own template.
+  std::vector<std::string> missing_markers(const Tokenizer& tokenizer) const;
   // Exactly what the model's Jinja template prints for these messages. `assistant` is filled if no
   // generation prompt is asked for. It is what {% generation %} encloses, or, without these, what
   // each turn adds to the prompt it answers, up to the first stop token behind its content.

@@ -50,6 +50,7 @@ bool cut(Row& row, std::size_t limit, Dataset& data) {
 void count(const Row& row, const Tokenizer& tokenizer, Dataset& data) {
   data.tokens += std::ssize(row.ids);
   data.lost_bytes += static_cast<std::int64_t>(row.lost_bytes);
+  data.rows_sharing_a_token += row.shares_token;
   data.supervised_tokens += row.n_supervised();
   std::size_t last = row.ids.size();
   while (last > 0 && row.supervised[last - 1] == 0) --last;
@@ -270,6 +271,11 @@ std::vector<std::string> Dataset::remarks() const {
   if (!fitted.empty())
     lines.push_back("the chat template has no place for all of these rows; written are " +
                     joined(fitted));
+  if (rows_sharing_a_token)
+    lines.push_back(concat("warning: in ", rows_sharing_a_token, " of ", std::ssize(rows),
+                           " rows the completion begins inside a token of the prompt, as behind a "
+                           "space at its end: tokens at the border count as the prompt's, and the "
+                           "loss leaves them out"));
   if (rows_truncated)
     lines.push_back(
         concat("truncated ", rows_truncated, " rows, ", tokens_truncated, " tokens lost"));
@@ -318,7 +324,8 @@ Dataset split_off(Dataset& data, const Tokenizer& tokenizer, double share, std::
   Dataset out;
   out.path = data.path, out.format = data.format, out.container = data.container;
   std::vector<Row> kept;
-  data.tokens = data.supervised_tokens = data.rows_ending_in_eos = data.lost_bytes = 0;
+  data.tokens = data.supervised_tokens = data.rows_ending_in_eos = data.lost_bytes =
+      data.rows_sharing_a_token = 0;
   for (std::size_t i = 0; i < data.rows.size(); ++i) {
     // Group g is the last of its g-th share of `taken` in all.
     const bool goes = (group[i] + 1) * taken / groups > group[i] * taken / groups;

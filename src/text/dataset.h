@@ -57,9 +57,10 @@ struct Dataset {
   std::vector<std::string>
       fitted;  // what the chat template has no place for, and how it is written
   std::int64_t tokens = 0, supervised_tokens = 0;
-  std::int64_t rows_ending_in_eos = 0;  // rows whose last supervised token is a stop token
-  std::int64_t lost_bytes = 0;          // bytes of all rows that no token stands for
-  std::string sha256;                   // of the whole file, or of all bytes of a pipe
+  std::int64_t rows_ending_in_eos = 0;    // rows whose last supervised token is a stop token
+  std::int64_t lost_bytes = 0;            // bytes of all rows that no token stands for
+  std::int64_t rows_sharing_a_token = 0;  // whose completion begins inside the prompt's last tokens
+  std::string sha256;                     // of the whole file, or of all bytes of a pipe
 
   // What a user should know of how the data were read, a line each.
   std::vector<std::string> remarks() const;

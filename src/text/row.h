@@ -12,6 +12,7 @@ struct Row {
   std::vector<std::uint8_t> supervised = {};  // per token: 1 if the loss is taken on predicting it
   std::size_t line = 0;                       // the line in the file, from 1; for messages
   std::size_t lost_bytes = 0;                 // bytes of its text that no token stands for
+  bool shares_token = false;                  // of a prompt's end and its completion's beginning
   // The number of tokens whose prediction counts: supervised and with a token before them. The first
   // has one if virtual tokens stand before the row.
   std::int64_t n_supervised(bool behind_virtual_tokens = false) const {

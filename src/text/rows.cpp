@@ -12,8 +12,12 @@ Row make_row(const Tokenizer& tokenizer, const std::string& prompt, const std::s
   Tokenizer::Encoding e = tokenizer.encode_prompt(prompt + completion);
   row.lost_bytes = e.lost_bytes;
   row.ids = std::move(e.ids);
-  std::size_t given = prompt.empty() ? 0 : tokenizer.encode_prompt(prompt).ids.size();
-  given = std::min(given, row.ids.size());
+  const std::vector<std::int32_t> asked =
+      prompt.empty() ? std::vector<std::int32_t>() : tokenizer.encode_prompt(prompt).ids;
+  const std::size_t given = std::min(asked.size(), row.ids.size());
+  row.shares_token =
+      !completion.empty() &&
+      (given < asked.size() || !std::equal(asked.begin(), asked.end(), row.ids.begin()));
   if (with_eos) {
     if (tokenizer.eos() < 0)
       throw InputError("the row must end in the end-of-text token, but the model names none");

@@ -57,6 +57,7 @@ struct TokenizerSpec {
   std::vector<std::int32_t> stop_ids;
   std::vector<std::int32_t> before, after;  // put around each text that stands alone
   std::string chat_template;
+  std::vector<std::pair<std::string, std::string>> named_tokens;  // Tokenizer::named_tokens()
 };
 
 struct TokenizerBuilder {

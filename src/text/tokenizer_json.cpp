@@ -199,6 +199,9 @@ std::unique_ptr<Tokenizer> Tokenizer::from_folder(const std::string& path) {
   // tokenizer.json.
   read_post_processor(file, spec);
   spec.chat_template = read_chat_template(folder, tokens.config);
+  for (const auto& [name, token] : tokens.names)
+    if (name != "bos_token" && name != "eos_token")
+      spec.named_tokens.emplace_back(name, token.text);
   return TokenizerBuilder::build(std::move(spec));
 }
 
