@@ -139,6 +139,14 @@ TEST_CASE("a chat that begins with the assistant, by a template that looks at it
   CHECK(trained(1) == "Yo<|im_end|>");
 }
 
+TEST_CASE("chats with tools have the template tool_use, where the model has one") {
+  const ChatTemplate both = ChatTemplate::choose("plain {{ messages[0].content }}", "", {},
+                                                 "{{ tools[0].name }} {{ messages[0].content }}");
+  const OrderedJson tools = OrderedJson::parse(R"([{"name": "clock"}])");
+  CHECK(both.render({{"user", "Hi"}}, true, &tools).text == "clock Hi");
+  CHECK(both.render({{"user", "Hi"}}, true).text == "plain Hi");
+}
+
 TEST_CASE("a built-in template's markers that are no tokens of the model are named") {
   const auto gpt2 = Tokenizer::from_folder(std::string(LK_TEST_DATA) + "/golden/text/gpt2");
   const auto missing = [&](const char* name) {

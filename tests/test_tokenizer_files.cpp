@@ -82,8 +82,14 @@ TEST_CASE("what a folder says of bos, eos and templates") {
   CHECK(full->before_text() == Ids{0});
   CHECK(full->stop_ids() == Ids{2, 1, 0});
   CHECK(full->chat_template() == "yes");
-  folder.write("chat_template.jinja", "own");
-  CHECK(Tokenizer::from_folder(folder.path.string())->chat_template() == "own");
+  CHECK(full->tool_template() == "no");
+  folder.write("chat_template.jinja", "own");  // files hide the list
+  auto own = Tokenizer::from_folder(folder.path.string());
+  CHECK(own->chat_template() == "own");
+  CHECK(own->tool_template().empty());
+  std::filesystem::create_directory(folder.path / "additional_chat_templates");
+  folder.write("additional_chat_templates/tool_use.jinja", "tools");
+  CHECK(Tokenizer::from_folder(folder.path.string())->tool_template() == "tools");
   folder.write("generation_config.json", R"({"eos_token_id":[99999]})");
   CHECK_THROWS_AS(Tokenizer::from_folder(folder.path.string()), InputError);
   folder.write("generation_config.json", R"({})");
@@ -213,11 +219,13 @@ TEST_CASE("what a GGUF file says of bos, eos and stop tokens") {
                   .number("ggml.eot_token_id", 2)
                   .flag("ggml.add_bos_token", true)
                   .text("chat_template", "T")
+                  .text("chat_template.tool_use", "U")
                   .open();
   CHECK(full->stop_ids() == Ids{3, 2});
   CHECK(full->before_text() == Ids{0});
   CHECK(full->after_text().empty());
   CHECK(full->chat_template() == "T");
+  CHECK(full->tool_template() == "U");
   // Its type is ordinary, but it ends texts: still found, still left out.
   CHECK(full->encode("a<end>b<more>") == Ids{0, 3, 1, 4});
   CHECK(full->decode(full->encode("a<end>b<more>")) == "b<more>");

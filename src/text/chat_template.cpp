@@ -115,7 +115,7 @@ jinja::Value message_value(const Message& m, jinja::Budget& budget) {
 }  // namespace
 
 ChatTemplate ChatTemplate::choose(const std::string& template_text, const std::string& name,
-                                  const TemplateTokens& tokens) {
+                                  const TemplateTokens& tokens, const std::string& tool_text) {
   ChatTemplate chosen;
   chosen.tokens_ = tokens;
   if (!name.empty()) {
@@ -129,6 +129,9 @@ ChatTemplate ChatTemplate::choose(const std::string& template_text, const std::s
   chosen.name_ = "own";
   try {
     chosen.own_ = std::make_shared<const jinja::Template>(template_text, "the chat template");
+    if (!tool_text.empty())
+      chosen.own_for_tools_ =
+          std::make_shared<const jinja::Template>(tool_text, "the chat template tool_use");
   } catch (const InputError& e) {
     throw InputError(concat(e.what(), " (`template` uses a built-in one instead: ", names(), ")"));
   }
@@ -141,7 +144,7 @@ ChatTemplate ChatTemplate::choose(const Tokenizer& tokenizer, const std::string&
   if (tokenizer.eos() >= 0) tokens.eos = tokenizer.token_text(tokenizer.eos());
   tokens.others = tokenizer.named_tokens();
   for (std::int32_t id : tokenizer.stop_ids()) tokens.stops.push_back(tokenizer.token_text(id));
-  return choose(tokenizer.chat_template(), name, tokens);
+  return choose(tokenizer.chat_template(), name, tokens, tokenizer.tool_template());
 }
 
 std::vector<std::string> ChatTemplate::missing_markers(const Tokenizer& tokenizer) const {
@@ -236,8 +239,9 @@ RenderedChat ChatTemplate::render_own(std::span<const Message> messages, const O
   if (!tokens_.eos.empty()) variables.emplace_back("eos_token", Value::text(tokens_.eos));
   for (const auto& [name, text] : tokens_.others) variables.emplace_back(name, Value::text(text));
   // A long chat may take longer, and write more.
-  jinja::Rendered rendered = own_->render(variables, jinja::Template::kWork + 32 * size,
-                                          jinja::Template::kBytes + 32 * size);
+  const jinja::Template& own = tools && own_for_tools_ ? *own_for_tools_ : *own_;
+  jinja::Rendered rendered = own.render(variables, jinja::Template::kWork + 32 * size,
+                                        jinja::Template::kBytes + 32 * size);
   return {std::move(rendered.text.s), std::move(rendered.text.marks),
           std::move(rendered.generated)};
 }

@@ -50,8 +50,9 @@ class ChatTemplate {
   // "chatml", "smollm2", "llama3", "gemma", ...) if that is not empty. UsageError naming --template and its
   // values if there is neither, InputError with the line if the text is not in the subset of Jinja
   // that is read.
+  // `tool_text`: the model's template for chats with tools, if that is another.
   static ChatTemplate choose(const std::string& template_text, const std::string& name = "",
-                             const TemplateTokens& tokens = {});
+                             const TemplateTokens& tokens = {}, const std::string& tool_text = "");
   static ChatTemplate choose(const Tokenizer& tokenizer, const std::string& name = "");
   // A built-in template's name, "own" for the model's.
   const std::string& name() const { return name_; }
@@ -82,7 +83,7 @@ class ChatTemplate {
                                                 const RenderedChat& chat) const;
 
   std::string name_;
-  std::shared_ptr<const jinja::Template> own_;
+  std::shared_ptr<const jinja::Template> own_, own_for_tools_;  // the second may be null
   TemplateTokens tokens_;
 };
 

@@ -355,6 +355,7 @@ void Tokenizer::require_embedding(std::int32_t id, std::size_t begin) const {
   impl_->require_embedding(id, begin);
 }
 const std::string& Tokenizer::chat_template() const { return impl_->spec.chat_template; }
+const std::string& Tokenizer::tool_template() const { return impl_->spec.tool_template; }
 const std::vector<std::pair<std::string, std::string>>& Tokenizer::named_tokens() const {
   return impl_->spec.named_tokens;
 }

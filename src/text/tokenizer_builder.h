@@ -56,7 +56,7 @@ struct TokenizerSpec {
   std::int32_t unknown = -1, bos = -1, eos = -1;
   std::vector<std::int32_t> stop_ids;
   std::vector<std::int32_t> before, after;  // put around each text that stands alone
-  std::string chat_template;
+  std::string chat_template, tool_template;
   std::vector<std::pair<std::string, std::string>> named_tokens;  // Tokenizer::named_tokens()
 };
 

@@ -291,6 +291,8 @@ GgufWriter::Metadata gguf_tokenizer(const std::string& folder, std::int64_t voca
   add("add_eos_token", adds(tokenizer->after_text(), tokenizer->eos(), "eos_token"));
   if (!tokenizer->chat_template().empty())
     m.emplace_back("tokenizer.chat_template", gguf_string(tokenizer->chat_template()));
+  if (!tokenizer->tool_template().empty())
+    m.emplace_back("tokenizer.chat_template.tool_use", gguf_string(tokenizer->tool_template()));
   return m;
 }
 
@@ -355,6 +357,11 @@ std::vector<std::pair<std::string, std::string>> hf_tokenizer_files(const GgufFi
   if (!tokenizer->chat_template().empty()) {
     config["chat_template"] = tokenizer->chat_template();
     files.emplace_back("chat_template.jinja", tokenizer->chat_template());
+  }
+  if (!tokenizer->tool_template().empty()) {  // a file of the default would hide the list
+    config["chat_template"] = {{{"name", "default"}, {"template", tokenizer->chat_template()}},
+                               {{"name", "tool_use"}, {"template", tokenizer->tool_template()}}};
+    files.clear();
   }
   files.emplace_back("tokenizer.json", json.dump() + "\n");
   files.emplace_back("tokenizer_config.json", config.dump(2) + "\n");

@@ -159,6 +159,7 @@ std::unique_ptr<Tokenizer> Tokenizer::from_gguf(const GgufFile& file) {
   }
   read_around(file, spec);
   spec.chat_template = file.get_string_or("tokenizer.chat_template", "");
+  spec.tool_template = file.get_string_or("tokenizer.chat_template.tool_use", "");
   return TokenizerBuilder::build(std::move(spec));
 }
 

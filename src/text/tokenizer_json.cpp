@@ -156,17 +156,29 @@ bool puts_space_before(const TokenizerSpec& spec) {
          (spec.metaspace && spec.metaspace->prepend != Metaspace::Prepend::Never);
 }
 
-std::string read_chat_template(const Folder& folder, const Json& config) {
-  if (folder.has("chat_template.jinja"))
-    return read_file(folder.file("chat_template.jinja"), std::size_t{1} << 20);
-  if (!present(config, "chat_template")) return "";
+// The templates called "default" and "tool_use", as transformers finds them: files, or else tokenizer_config.json's text
+// or list of named texts. apply_chat_template() takes the second for chats with tools.
+void read_chat_templates(const Folder& folder, const Json& config, TokenizerSpec& spec) {
+  const auto read = [&](const char* name, std::string& text) {
+    if (folder.has(name)) text = read_file(folder.file(name), std::size_t{1} << 20);
+  };
+  read("additional_chat_templates/default.jinja", spec.chat_template);
+  read("chat_template.jinja", spec.chat_template);
+  read("additional_chat_templates/tool_use.jinja", spec.tool_template);
+  const bool own = !spec.chat_template.empty() || !spec.tool_template.empty();
+  if (own || !present(config, "chat_template")) return;
   const std::string where = folder.file("tokenizer_config.json");
   const Json& value = config.at("chat_template");
-  if (!value.is_array()) return json_string(config, "chat_template", where);
-  for (const Json& entry : value)
-    if (entry.is_object() && json_string(entry, "name", where) == "default")
-      return json_string(entry, "template", where);
-  return "";
+  if (!value.is_array()) {
+    spec.chat_template = json_string(config, "chat_template", where);
+    return;
+  }
+  for (const Json& entry : value) {
+    if (!entry.is_object()) continue;
+    const std::string name = json_string(entry, "name", where);
+    if (name == "default") spec.chat_template = json_string(entry, "template", where);
+    if (name == "tool_use") spec.tool_template = json_string(entry, "template", where);
+  }
 }
 
 }  // namespace
@@ -198,7 +210,7 @@ std::unique_ptr<Tokenizer> Tokenizer::from_folder(const std::string& path) {
   // transformers ignores add_bos_token and add_eos_token of tokenizer_config.json where there is a
   // tokenizer.json.
   read_post_processor(file, spec);
-  spec.chat_template = read_chat_template(folder, tokens.config);
+  read_chat_templates(folder, tokens.config, spec);
   for (const auto& [name, token] : tokens.names)
     if (name != "bos_token" && name != "eos_token")
       spec.named_tokens.emplace_back(name, token.text);
