@@ -124,6 +124,10 @@ TEST_CASE("a CSV by another name, and spreadsheets, say what to do") {
                 "the file .csv") != std::string::npos);
   // A bad first line above good ones is a bad row like any other.
   CHECK(failure(f, "a,b\n{\"text\":\"x\"}\n", "rows.jsonl").find("CSV") == std::string::npos);
+  // Names count in any case, and plain text by another name is told how it is read.
+  CHECK(rows_of(f, "n\ttext\n1\tb\n", "ROWS.TSV").read.container == "TSV");
+  CHECK(is_text_name("a/B.TXT"));
+  CHECK(failure(f, "hello there\nmore\n", "notes.md").find("`format` txt") != std::string::npos);
   CHECK(failure(f, "PK\x03\x04...", "rows.xlsx").find("save it as .csv") != std::string::npos);
   CHECK(failure(f, "PK\x03\x04...", "rows.zip").find("unpack it") != std::string::npos);
   CHECK(rows_of(f, "a;b\n1;\"2;3\"\n", "rows.csv").rows == Rows{R"(2: {"a":"1","b":"2;3"})"});

@@ -195,7 +195,7 @@ void score(const CLI::App& app, Settings& s, World& world, bool in_groups) {
   EvalKind kind = settled ? EvalKind::Loss : detect_eval_kind(data, s.rows.columns);
   if (s.generate) kind = EvalKind::Generation;
   if (s.rows.train_on != TrainOn::Assistant && kind != EvalKind::Loss)
-    throw UsageError("--train-on is for rows of chats");
+    throw UsageError("--train-on is for the loss of chats: these rows have none");
   if (!s.predictions.empty() && kind != EvalKind::Generation)
     throw UsageError("--predictions: nothing is generated; add --generate");
   for (const char* flag : {"--max-tokens", "--batch", "--beams", "--length-penalty",

@@ -4,6 +4,7 @@
 
 #include "io/printable.h"
 #include "io/sha256.h"
+#include "io/utf8.h"
 #include "tensor/error.h"
 #include "text/row_splitter.h"
 
@@ -49,6 +50,10 @@ std::string container_of_header(std::string_view head, const std::vector<std::st
   return "";
 }
 
+bool is_json_name(const std::string& name) {
+  return ends_with_any(ascii_lower_case(name), {".jsonl", ".json", ".ndjson"});
+}
+
 // Refuses what is not JSON lines, though it is called so: the parser would only see a broken line.
 void check_json_lines(std::string_view head, const std::string& name) {
   const std::size_t begin = head.find_first_not_of(" \t\r\n");
@@ -71,6 +76,12 @@ void check_json_lines(std::string_view head, const std::string& name) {
   if (line.find_first_of(",;\t") != std::string_view::npos && head.find("\n{") == head.npos)
     throw InputError(concat(name, ":1: ", printable(line), " is no JSON; if this is the header of ",
                             tabs ? "TSV, call the file .tsv" : "CSV, call the file .csv"));
+  const bool value = line.front() == '"' || line == "null" || line == "true" || line == "false" ||
+                     (line.front() >= '-' && line.front() <= '9');
+  if (!value && !is_json_name(name) && head.find("\n{") == head.npos)
+    throw InputError(concat(name, ":1: ", printable(line.substr(0, 100)),
+                            " is no JSON; plain text is read from a file called .txt, or with "
+                            "`format` txt"));
 }
 
 std::string container_of(std::string_view head, const std::string& name,
@@ -78,9 +89,10 @@ std::string container_of(std::string_view head, const std::string& name,
   const std::size_t first = head.find_first_not_of(" \t\r\n");
   if (first != std::string_view::npos && head[first] == '[') return "JSON array";
   if (first != std::string_view::npos && head[first] == '{') return "JSON lines";
-  if (name.ends_with(".csv")) return "CSV";
-  if (ends_with_any(name, {".tsv", ".tab"})) return "TSV";
-  if (ends_with_any(name, {".jsonl", ".json", ".ndjson"})) return "JSON lines";
+  const std::string lower = ascii_lower_case(name);
+  if (lower.ends_with(".csv")) return "CSV";
+  if (ends_with_any(lower, {".tsv", ".tab"})) return "TSV";
+  if (is_json_name(name)) return "JSON lines";
   const std::string of_header = container_of_header(head, columns);
   return of_header.empty() ? "JSON lines" : of_header;
 }
@@ -93,6 +105,8 @@ std::unique_ptr<RowSplitter> splitter_for(const std::string& container, std::str
 }
 
 }  // namespace
+
+bool is_text_name(const std::string& name) { return ascii_lower_case(name).ends_with(".txt"); }
 
 std::size_t byte_order_mark(std::string_view head) {
   return head.starts_with(kByteOrderMark) ? kByteOrderMark.size() : 0;

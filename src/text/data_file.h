@@ -18,6 +18,9 @@ namespace lk {
 // The longest row read.
 inline constexpr std::size_t kMaxRowBytes = std::size_t{64} << 20;
 
+// Whether a file of this name is plain text, no rows: .txt, .TXT.
+bool is_text_name(const std::string& name);
+
 // A row of a file that is not parsed yet, so that threads can parse many at a time. It refers to
 // the name given to its constructor.
 class RawRow {

@@ -344,7 +344,7 @@ Dataset load_dataset(const ByteSource& source, const Tokenizer& tokenizer,
   Dataset data;
   data.path = source.name();
   data.format = options.format;
-  if (data.format == "txt" || (data.format == "auto" && data.path.ends_with(".txt"))) {
+  if (data.format == "txt" || (data.format == "auto" && is_text_name(data.path))) {
     data.format = "txt";
     data.container = "text";
     if (options.train_on != TrainOn::Assistant)

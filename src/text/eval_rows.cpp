@@ -65,7 +65,7 @@ void refuse_unused(const OrderedJson& row, const Columns& columns,
 }  // namespace
 
 EvalKind detect_eval_kind(const ByteSource& data, const Columns& columns) {
-  if (data.name().ends_with(".txt")) return EvalKind::Loss;
+  if (is_text_name(data.name())) return EvalKind::Loss;
   EvalKind kind = EvalKind::Loss;
   auto first = [&](RawRow&& raw) {
     try {
