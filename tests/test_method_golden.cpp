@@ -293,6 +293,21 @@ TEST_CASE("(IA)3's file lists each module whose input is scaled as a target, by 
   }
 }
 
+TEST_CASE("(IA)3 on some layers lists no name that means others too") {
+  std::unique_ptr<Backend> backend = open_device("cpu");
+  auto model = load(*backend, golden("ia3_llama"));
+  Ia3Config config;
+  config.targets = {"model.layers.1.self_attn.k_proj", "model.layers.1.mlp.down_proj"};
+  Ia3 made(*model, config);
+  ScratchFolder folder;
+  made.save(folder.path(), {});
+  const Json file = Json::parse(std::ifstream(folder.file("adapter_config.json")));
+  CHECK(file["target_modules"] == Json(config.targets));
+  CHECK(file["feedforward_modules"] == Json{"model.layers.1.mlp.down_proj"});
+  auto again = load(*backend, golden("ia3_llama"));
+  CHECK(open_method(folder.path())->attach(*again)->n_parameters() == made.n_parameters());
+}
+
 TEST_CASE("keys that can't be obeyed are refused by name") {
   std::unique_ptr<Backend> backend = open_device("cpu");
   struct Change {

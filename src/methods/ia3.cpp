@@ -93,14 +93,25 @@ std::vector<StoredParameter> Ia3::stored() const {
 }
 
 void Ia3::save(const std::string& folder, const BaseIdentity& base) const {
-  // PEFT wants each of feedforward_modules among target_modules, by the same name.
-  std::vector<std::string> targets = listed(config_.targets);
-  for (const std::string& end : *config_.feed_forward)
-    if (std::find(targets.begin(), targets.end(), end) == targets.end()) targets.push_back(end);
+  // PEFT wants each of feedforward_modules among target_modules, by the same name. Where a name means others
+  // too than those that are scaled, these are listed by their paths.
+  std::vector<std::string> targets = listed(config_.targets), feed_forward;
+  for (const std::string& end : *config_.feed_forward) {
+    std::vector<std::string> scaled;
+    for (const VectorLinear* map : maps())
+      if (map->path().ends_with(end)) scaled.push_back(map->path());
+    std::size_t all = 0;
+    model().visit_sites([&](const std::string& path, std::size_t, Site,
+                            std::unique_ptr<LinearMap>&) { all += path.ends_with(end); });
+    if (scaled.size() == all) scaled = {end};
+    feed_forward.insert(feed_forward.end(), scaled.begin(), scaled.end());
+  }
+  for (const std::string& name : feed_forward)
+    if (std::find(targets.begin(), targets.end(), name) == targets.end()) targets.push_back(name);
   write_peft_folder(folder,
                     {{"peft_type", "IA3"},
                      {"target_modules", targets},
-                     {"feedforward_modules", *config_.feed_forward},
+                     {"feedforward_modules", feed_forward},
                      {"fan_in_fan_out", files_of(model().config()).conv1d},
                      {"init_ia3_weights", true},
                      {"exclude_modules", nullptr},
