@@ -899,6 +899,8 @@ TEST_CASE("a name on the hub is the folder of its revision in the hub's cache") 
   set["HF_HUB_CACHE"] = home;
   CHECK(path("org/Model-1.5B") == "org/Model-1.5B");
   CHECK(hub_cache_folder(variable) == home);
+  set = {{"HOME", "/me"}, {"HF_HOME", "~/models"}};
+  CHECK(hub_cache_folder(variable) == "/me/models/hub");
   set = {{"HOME", "/me"}};
   CHECK(hub_cache_folder(variable) == "/me/.cache/huggingface/hub");
   set["XDG_CACHE_HOME"] = "/cache";

@@ -129,6 +129,7 @@ TEST_CASE("a CSV by another name, and spreadsheets, say what to do") {
   CHECK(is_text_name("a/B.TXT"));
   CHECK(failure(f, "hello there\nmore\n", "notes.md").find("`format` txt") != std::string::npos);
   CHECK(failure(f, "PK\x03\x04...", "rows.xlsx").find("save it as .csv") != std::string::npos);
+  CHECK(failure(f, "PK\x03\x04...", "ROWS.XLSX").find("save it as .csv") != std::string::npos);
   CHECK(failure(f, "PK\x03\x04...", "rows.zip").find("unpack it") != std::string::npos);
   CHECK(rows_of(f, "a;b\n1;\"2;3\"\n", "rows.csv").rows == Rows{R"(2: {"a":"1","b":"2;3"})"});
   CHECK(rows_of(f, "a,b;c\n1,2\n", "rows.csv").rows == Rows{R"(2: {"a":"1","b;c":"2"})"});

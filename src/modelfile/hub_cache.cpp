@@ -25,7 +25,9 @@ std::string without_space(std::string text) {
 std::string hub_cache_folder(const ReadVariable& variable) {
   const auto set = [&](const char* name) {
     const char* value = variable(name);
-    return value ? std::string(value) : std::string();
+    const std::string text = value ? value : "";
+    const char* home = text.starts_with("~/") ? variable("HOME") : nullptr;
+    return home ? home + text.substr(1) : text;
   };
   for (const char* name : {"HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"})
     if (const std::string folder = set(name); !folder.empty()) return folder;

@@ -11,7 +11,7 @@ namespace lk {
 using ReadVariable = std::function<const char*(const char* name)>;
 
 // The cache's folder: $HF_HUB_CACHE, $HUGGINGFACE_HUB_CACHE, $HF_HOME/hub, $XDG_CACHE_HOME/huggingface/hub or
-// ~/.cache/huggingface/hub, the first whose variable is set, as huggingface_hub has it.
+// ~/.cache/huggingface/hub, the first whose variable is set, as huggingface_hub has it; ~/ at its beginning is $HOME.
 std::string hub_cache_folder(const ReadVariable& variable);
 
 // The folder of "ORG/NAME" or "ORG/NAME@REVISION" in the cache `cache`: models--ORG--NAME/snapshots/COMMIT, where a revision

@@ -130,7 +130,7 @@ void refuse_other_formats(std::string_view head, const std::string& name) {
       {{"\xfe\xff", 2}, "UTF-16: save it as UTF-8"},
   };
   const bool zip = head.starts_with("PK\x03\x04"), ole = head.starts_with("\xd0\xcf\x11\xe0");
-  if ((zip && ends_with_any(name, {".xlsx", ".ods", ".numbers"})) || ole)
+  if ((zip && ends_with_any(ascii_lower_case(name), {".xlsx", ".ods", ".numbers"})) || ole)
     throw InputError(name + ": this is a spreadsheet: save it as .csv");
   for (const auto& [magic, what] : kFormats)
     if (head.starts_with(magic)) throw InputError(name + ": this is " + what);
