@@ -145,6 +145,11 @@ TEST_CASE("chats with tools have the template tool_use, where the model has one"
   const OrderedJson tools = OrderedJson::parse(R"([{"name": "clock"}])");
   CHECK(both.render({{"user", "Hi"}}, true, &tools).text == "clock Hi");
   CHECK(both.render({{"user", "Hi"}}, true).text == "plain Hi");
+  // One that is not read is told where it is wanted, and harms no other chat.
+  CHECK(both.why_no_tools().empty());
+  const ChatTemplate unread = ChatTemplate::choose("plain", "", {}, "{% include 'x' %}");
+  CHECK(unread.render({{"user", "Hi"}}, true).text == "plain");
+  CHECK(unread.why_no_tools().find("the chat template tool_use") != std::string::npos);
 }
 
 TEST_CASE("a built-in template's markers that are no tokens of the model are named") {

@@ -129,11 +129,15 @@ ChatTemplate ChatTemplate::choose(const std::string& template_text, const std::s
   chosen.name_ = "own";
   try {
     chosen.own_ = std::make_shared<const jinja::Template>(template_text, "the chat template");
-    if (!tool_text.empty())
-      chosen.own_for_tools_ =
-          std::make_shared<const jinja::Template>(tool_text, "the chat template tool_use");
   } catch (const InputError& e) {
     throw InputError(concat(e.what(), " (`template` uses a built-in one instead: ", names(), ")"));
+  }
+  if (tool_text.empty()) return chosen;
+  try {
+    chosen.own_for_tools_ =
+        std::make_shared<const jinja::Template>(tool_text, "the chat template tool_use");
+  } catch (const InputError& e) {
+    chosen.why_no_tools_ = e.what();
   }
   return chosen;
 }

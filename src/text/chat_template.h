@@ -50,12 +50,15 @@ class ChatTemplate {
   // "chatml", "smollm2", "llama3", "gemma", ...) if that is not empty. UsageError naming --template and its
   // values if there is neither, InputError with the line if the text is not in the subset of Jinja
   // that is read.
-  // `tool_text`: the model's template for chats with tools, if that is another.
+  // `tool_text`: the model's template for chats with tools, if that is another. One that is not in
+  // the subset matters only to these: why_no_tools().
   static ChatTemplate choose(const std::string& template_text, const std::string& name = "",
                              const TemplateTokens& tokens = {}, const std::string& tool_text = "");
   static ChatTemplate choose(const Tokenizer& tokenizer, const std::string& name = "");
   // A built-in template's name, "own" for the model's.
   const std::string& name() const { return name_; }
+  // Why the model's template for chats with tools can't be read; empty if it can, or there is none.
+  const std::string& why_no_tools() const { return why_no_tools_; }
   // What a built-in template writes as single tokens and the model does not have: "<|im_end|>". Such a
   // marker is several tokens, its letters. Empty for a model's own template.
   std::vector<std::string> missing_markers(const Tokenizer& tokenizer) const;
@@ -82,7 +85,7 @@ class ChatTemplate {
                                                 const OrderedJson* tools,
                                                 const RenderedChat& chat) const;
 
-  std::string name_;
+  std::string name_, why_no_tools_;
   std::shared_ptr<const jinja::Template> own_, own_for_tools_;  // the second may be null
   TemplateTokens tokens_;
 };

@@ -44,6 +44,7 @@ FittedTemplate::FittedTemplate(const Tokenizer& tokenizer,
 }
 
 FittedTemplate::Fitted FittedTemplate::fit(ChatRow& chat) const {
+  if (chat.tools && !template_.why_no_tools().empty()) throw InputError(template_.why_no_tools());
   Fitted fitted;
   if (system_) {
     fitted.own_system = has_system_turn(chat);

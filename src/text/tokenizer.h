@@ -79,8 +79,8 @@ class Tokenizer {
   // embedding for it.
   void require_embedding(std::int32_t id, std::size_t begin = 0) const;
   const std::string& chat_template() const;  // template text, empty if none
-  const std::string& tool_template()
-      const;  // that of chats with tools, where the model has one of its own
+  // The template of chats with tools, where the model has one for them alone; else empty.
+  const std::string& tool_template() const;
   // What a folder calls other tokens than the first and the end token, for its template: {"pad_token", "<pad>"}.
   const std::vector<std::pair<std::string, std::string>>& named_tokens() const;
   const std::string& pre_tokenizer() const;  // "smollm", "gpt2", "llama3", "qwen2", "whole"

@@ -359,8 +359,10 @@ std::vector<std::pair<std::string, std::string>> hf_tokenizer_files(const GgufFi
     files.emplace_back("chat_template.jinja", tokenizer->chat_template());
   }
   if (!tokenizer->tool_template().empty()) {  // a file of the default would hide the list
-    config["chat_template"] = {{{"name", "default"}, {"template", tokenizer->chat_template()}},
-                               {{"name", "tool_use"}, {"template", tokenizer->tool_template()}}};
+    Json named = Json::array({{{"name", "tool_use"}, {"template", tokenizer->tool_template()}}});
+    if (!files.empty())
+      named.push_back({{"name", "default"}, {"template", tokenizer->chat_template()}});
+    config["chat_template"] = std::move(named);
     files.clear();
   }
   files.emplace_back("tokenizer.json", json.dump() + "\n");
