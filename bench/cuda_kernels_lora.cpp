@@ -112,6 +112,16 @@ void register_thin_products() {
       thin::backward_a(gpu(), plan, ds, x, nullptr, parts, drop);
     };
   });
+  // s without dropout: of q, k and v, and of down.
+  for (auto [width, thin] : {std::pair{C, S}, {C, R}, {C, 2 * R}, {F, R}})
+    add(concat("matmul_nt_s_", width, "_", thin),
+        {.bytes = 2.0 * T * static_cast<double>(width + thin)}, [=, width = width, thin = thin] {
+          return [=, s = random_tensor(DType::BF16, {T, thin}, 1),
+                  x = random_tensor(DType::BF16, {T, width}, 2),
+                  a = random_tensor(DType::BF16, {thin, width}, 3)] {
+            gpu().matmul_nt(s, GradMode::Write, 1.0, x, a);
+          };
+        });
   // swiglu's backward combined with LoRA's dA at rank 16, with and without a mask.
   for (bool dropout : {false, true})
     for (std::int64_t width : {F, std::int64_t{1536}}) {

@@ -23,7 +23,7 @@ void register_fp8() {
             std::vector<Tensor> columns;
             if (scaled) columns.push_back(random_tensor(DType::F32, {width}, 2));
             return [=, x = random_tensor(DType::BF16, {T, width}, 1), to = rows(T, width)] {
-              fp8->quantise_rows(to, x, columns);
+              fp8->quantise_rows(to, x, columns, {});
             };
           });
   for (auto [n, k] : {std::pair{C, C}, {F, C}, {C, F}})
@@ -33,13 +33,35 @@ void register_fp8() {
             fp8->transpose(to, from);
           };
         });
+  // What a LoRA term of rank 16 costs beside a product: codes put into wider rows, its factor's pairs.
+  for (auto [n, k] : {std::pair{C, C}, {2 * F, C}, {C, F}}) {
+    const std::int64_t width = 128, S = 32;
+    add(concat("fp8_put_", n, "x", k), {.bytes = 2.0 * static_cast<double>(n * k)},
+        [=, n = n, k = k] {
+          return [=, from = rows(n, k), to = rows(n, k + width)] {
+            fp8->put({to.codes.slice_cols(0, k), to.scales}, from);
+          };
+        });
+    for (bool turned : {false, true})
+      add(concat("fp8_factor_", turned ? k : n, turned ? "_turned" : ""),
+          {.bytes = static_cast<double>((turned ? k : n) * (4 * S + width))},
+          [=, length = turned ? k : n] {
+            return
+                [=, to = gpu().empty(Tag::Workspace, DType::U8, {length, width}),
+                 bounds = gpu().empty(Tag::Workspace, DType::F32, {Fp8Thin::kBounds}),
+                 scales = random_tensor(DType::F32, {length}, 1),
+                 f = random_tensor(DType::BF16, turned ? Shape{S, length} : Shape{length, S}, 2)] {
+                  fp8->quantise_factor(to, {f, bounds}, turned, scales);
+                };
+          });
+  }
   for (auto [n, k] : {std::pair{C, C}, {F, C}, {2 * F, C}, {C, F}, {C, 2 * F}, {C, 3 * C}})
     for (GradMode mode : {GradMode::Write, GradMode::Add})
       add(concat("fp8_product_", n, "x", k, mode == GradMode::Add ? "_add" : ""),
           {.flops = 2.0 * static_cast<double>(T * n) * static_cast<double>(k)}, [=, n = n, k = k] {
             auto codes = [=](std::int64_t height, unsigned seed) {
               const Fp8Rows to = rows(height, k);
-              fp8->quantise_rows(to, random_tensor(DType::BF16, {height, k}, seed), {});
+              fp8->quantise_rows(to, random_tensor(DType::BF16, {height, k}, seed), {}, {});
               return to;
             };
             return [=, y = random_tensor(DType::BF16, {T, n}, 1), a = codes(T, 2),

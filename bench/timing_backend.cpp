@@ -383,13 +383,23 @@ class TimingBackend::QuantisedTimes final : public QuantisedKernels, private Fp8
  private:
   bool in_hardware() const override { return inner()->in_hardware(); }
   bool takes(DType dtype) const override { return inner()->takes(dtype); }
-  void quantise_rows(const Fp8Rows& to, const Tensor& x, std::span<const Tensor> columns) override {
+  void quantise_rows(const Fp8Rows& to, const Tensor& x, std::span<const Tensor> columns,
+                     const Fp8Thin& beside) override {
     owner_.timed({OpFamily::BaseLinear, 0, work::sizes(to.codes, to.scales, x)}, false,
-                 [&] { inner()->quantise_rows(to, x, columns); });
+                 [&] { inner()->quantise_rows(to, x, columns, beside); });
   }
   void transpose(const Fp8Rows& to, const Tensor& codes) override {
     owner_.timed({OpFamily::BaseLinear, 0, work::sizes(to.codes, codes)}, false,
                  [&] { inner()->transpose(to, codes); });
+  }
+  void put(const Fp8Rows& to, const Fp8Rows& from) override {
+    owner_.timed({OpFamily::Lora, 0, 2 * work::sizes(from.codes, from.scales)}, false,
+                 [&] { inner()->put(to, from); });
+  }
+  void quantise_factor(const Tensor& to, const Fp8Thin& f, bool turned,
+                       const Tensor& scales) override {
+    owner_.timed({OpFamily::Lora, 0, work::sizes(to, f.values, f.values, scales)}, false,
+                 [&] { inner()->quantise_factor(to, f, turned, scales); });
   }
   bool multiply(const Tensor& y, GradMode mode, const Fp8Rows& a, const Fp8Rows& b,
                 const Tensor& addend) override {

@@ -97,8 +97,14 @@ struct Faulty final : Fp8Kernels {
       : right(right_in), fault(std::move(fault_in)) {}
   bool in_hardware() const override { return true; }
   bool takes(DType) const override { return fault != "dtype"; }
-  void quantise_rows(const Fp8Rows& to, const Tensor& x, std::span<const Tensor> c) override {
-    right.quantise_rows(to, x, c);
+  void quantise_rows(const Fp8Rows& to, const Tensor& x, std::span<const Tensor> c,
+                     const Fp8Thin& beside) override {
+    right.quantise_rows(to, x, c, beside);
+  }
+  void put(const Fp8Rows& to, const Fp8Rows& from) override { right.put(to, from); }
+  void quantise_factor(const Tensor& to, const Fp8Thin& f, bool turned,
+                       const Tensor& scales) override {
+    right.quantise_factor(to, f, turned, scales);
   }
   void transpose(const Fp8Rows& to, const Tensor& codes) override {
     if (fault != "transpose") return right.transpose(to, codes);
@@ -131,7 +137,8 @@ ModelConfig sixteens() {  // both sides of every projection are multiples of 16
 // A step of a tiny model over an fp8 base: its loss and the gradients of its adapter.
 std::vector<std::vector<double>> step(Backend& backend, DType dtype, bool products, bool joined,
                                       const std::string& recompute = "none", float dropout = 0,
-                                      BasePrecision precision = BasePrecision::Fp8) {
+                                      BasePrecision precision = BasePrecision::Fp8,
+                                      bool with_b = true) {
   const std::vector<Row> rows = random_rows({80, 120, 31}, 5);
   const ModelConfig shape = sixteens();
   ModelWeights weights = random_weights(backend, shape, dtype, 7);
@@ -142,7 +149,7 @@ std::vector<std::vector<double>> step(Backend& backend, DType dtype, bool produc
   config.targets = {"all-linear"};
   Adapter adapter(model, config);
   if (joined) REQUIRE(join_projections(model, adapter));
-  randomize_b(adapter, 3);
+  if (with_b) randomize_b(adapter, 3);
   model.set_recompute(parse_recompute(recompute));
   TokenBatch batch = make_batch(backend, pointers(rows));
   Tape tape(backend);
@@ -194,7 +201,7 @@ TEST_CASE("a row of zeros has scale 1, and what is not finite stays so") {
     const Fp8Rows rows{backend.empty(Tag::Workspace, DType::U8, {6, K}),
                        backend.empty(Tag::Workspace, DType::F32, {6})};
     backend.quantised_kernels()->fp8_kernels()->quantise_rows(
-        rows, tensor_from(backend, dtype, {6, K}, x), {});
+        rows, tensor_from(backend, dtype, {6, K}, x), {}, {});
     const std::vector<double> scales = to_host_f64(rows.scales);
     CHECK(scales[0] == 1);
     CHECK(scales[1] == double{7.0f / 448});
@@ -257,6 +264,85 @@ TEST_CASE("an FP8 product is the product of its rounded operands, both ways, F64
                 mode == GradMode::Add ? start_dx : std::vector<double>(start_dx.size()));
     check_close(to_host_f64(dx), want.value, 0, times(want.size, 1e-13), "dx");
   }
+}
+
+TEST_CASE("a low-rank term beside an FP8 product is as precise as bfloat16, of any size") {
+  const std::int64_t T = 130, K = 64, N = 96, R = 24, cut = 32;
+  const Fp8Matrix first(cut, K, 1), second(N - cut, K, 2);
+  Backend& backend = oracle();
+  const Weight w1 = first.weight(backend, DType::F64), w2 = second.weight(backend, DType::F64);
+  const Fp8Product p(backend, {{0, cut, &w1}, {cut, N, &w2}}, T, DType::F64);
+  REQUIRE(bool(p));
+  const Tensor x = random_tensor(backend, DType::F64, {T, K}, 3, 2.0),
+               dy = random_tensor(backend, DType::F64, {T, N}, 4, 1e-3);
+  auto zeros = [&](std::int64_t cols) {
+    return tensor_from(backend, DType::F64, {T, cols},
+                       std::vector<double>(static_cast<std::size_t>(T * cols)));
+  };
+  // Large beside small numbers, and terms far larger and far smaller than the product itself.
+  for (double s_size : {1e-6, 1.0, 1e4})
+    for (double f_size : {1e-9, 1e-2, 1e3}) {
+      CAPTURE(s_size);
+      CAPTURE(f_size);
+      auto sized = [](std::int64_t n, unsigned seed, double size) {
+        std::vector<double> v = rounded(random_values(n, seed, size), DType::F32);
+        for (std::size_t i = 0; i < v.size(); i += 5) v[i] /= 64;
+        return v;
+      };
+      auto term = [&](bool forward) {
+        const std::int64_t length = forward ? N : K;
+        const std::vector<double> s = sized(T * R, 5, s_size), f = sized(length * R, 6, f_size);
+        // dx's factor is (R,K)
+        auto at = [&](std::int64_t n, std::int64_t r) {
+          return f[static_cast<std::size_t>(forward ? n * R + r : r * length + n)];
+        };
+        const Fp8LowRank low{
+            tensor_from(backend, DType::F64, {T, R}, s),
+            tensor_from(backend, DType::F64, forward ? Shape{N, R} : Shape{R, K}, f)};
+        // What the term adds to a product of zeros, whose rows' scales are the term's own.
+        Tensor got = zeros(length);
+        forward ? p.forward(got, GradMode::Write, zeros(K), {}, low)
+                : p.backward_x(got, GradMode::Write, zeros(N), low);
+        // A number is off by 2^-8 of itself, or by 2^-10 where codes end: 2^-14 of F's largest, 2^-18
+        // of a row's largest S. The scales of rows of w differ by 7 at most, those of columns not.
+        const Sums want =
+            product(s, T, length, R, at, std::vector<double>(static_cast<std::size_t>(T * length)));
+        const double floor =
+            7 * (0x1p-14 + 0x1p-18) * 25 * s_size * f_size * static_cast<double>(R);
+        check_close(to_host_f64(got), want.value, floor, times(want.size, 3 * 0x1p-8), "term");
+        // Beside numbers of x and dy its codes may end sooner, but not by more than theirs are off.
+        Tensor alone = zeros(length), with = zeros(length);
+        forward ? p.forward(alone, GradMode::Write, x) : p.backward_x(alone, GradMode::Write, dy);
+        forward ? p.forward(with, GradMode::Write, x, {}, low)
+                : p.backward_x(with, GradMode::Write, dy, low);
+        std::vector<double> sum = want.value;
+        const std::vector<double> product_alone = to_host_f64(alone);
+        for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += product_alone[i];
+        CHECK(distance(to_host_f64(with), sum) < 0x1p-4);
+      };
+      term(true);
+      term(false);
+    }
+}
+
+TEST_CASE("a factor that is not finite makes its product a NaN") {
+  const std::int64_t T = 128, K = 32, N = 16, R = 8;
+  const Fp8Matrix m(N, K, 1);
+  auto check = [&](Backend& backend, DType dtype) {
+    const Weight w = m.weight(backend, dtype);
+    for (double bad : {HUGE_VAL, -HUGE_VAL, double{NAN}}) {
+      std::vector<double> f = random_values(N * R, 2);
+      f[11] = bad;
+      Tensor y = backend.empty(Tag::Workspace, dtype, {T, N});
+      Fp8Product(backend, w, T, dtype)
+          .forward(
+              y, GradMode::Write, random_tensor(backend, dtype, {T, K}, 3), {},
+              {random_tensor(backend, dtype, {T, R}, 4), tensor_from(backend, dtype, {N, R}, f)});
+      CHECK(std::isnan(to_host_f64(y)[11 / R]));
+    }
+  };
+  check(oracle(), DType::F64);
+  if (n_gpus() > 0 && gpu().quantised_kernels()->fp8_kernels()) check(gpu(), DType::BF16);
 }
 
 TEST_CASE("rounding activations moves an FP8 product by what its rows' scales say, and no more") {
@@ -348,7 +434,14 @@ TEST_CASE(
              plain = step(backend, DType::F64, true, false),
              joined = step(backend, DType::F64, true, true);
   // Forward, the same rows are rounded to the same codes, but where the last bit of an F64 decides.
-  CHECK(plain[0][0] == doctest::Approx(joined[0][0]).epsilon(1e-6));
+  // With B, a joined projection's term is of pairs of codes, and what those leave out turns a later
+  // activation's code over now and then.
+  const BasePrecision fp8 = BasePrecision::Fp8;
+  const double without_b = step(backend, DType::F64, true, false, "none", 0, fp8, false)[0][0],
+               joined_without = step(backend, DType::F64, true, true, "none", 0, fp8, false)[0][0];
+  CHECK(without_b == doctest::Approx(joined_without).epsilon(1e-6));
+  CHECK(plain[0] != joined[0]);
+  CHECK(std::abs(joined[0][0] - dense[0][0]) < 0.01 * dense[0][0]);
   CHECK(plain[0] != dense[0]);
   CHECK(std::abs(plain[0][0] - dense[0][0]) < 0.01 * dense[0][0]);
   // An E4M3 number is off by 1/16 at most, 1/28 in the mean square where all sizes are as likely; dx
@@ -438,7 +531,7 @@ TEST_CASE("cuda: rows are rounded to E4M3 as on the CPU, bit for bit") {
           }
           const Fp8Rows to{backend.empty(Tag::Workspace, DType::U8, {T, K}),
                            backend.empty(Tag::Workspace, DType::F32, {T})};
-          backend.quantised_kernels()->fp8_kernels()->quantise_rows(to, x.matrix(), columns);
+          backend.quantised_kernels()->fp8_kernels()->quantise_rows(to, x.matrix(), columns, {});
           std::vector<std::uint8_t> bytes(static_cast<std::size_t>(T * K));
           backend.download(bytes.data(), to.codes, bytes.size());
           return std::pair(bytes, to_host_f64(to.scales));
@@ -446,6 +539,73 @@ TEST_CASE("cuda: rows are rounded to E4M3 as on the CPU, bit for bit") {
         CHECK_MESSAGE(codes(gpu(), DType::BF16, layout) == codes(oracle(), DType::F64, kContiguous),
                       T, " rows of ", K, ", ", parts, " parts");
       }
+}
+
+TEST_CASE("cuda: pairs of codes are the CPU's, bit for bit, and zeros behind them") {
+  LK_NEEDS_FP8();
+  for (auto [T, K, S, width] : {std::array<std::int64_t, 4>{1, 16, 8, 112},
+                                {131, 576, 24, 80},
+                                {40, 2048, 48, 256},
+                                {3, 12304, 96, 304},
+                                {2, 28672, 2064, 6272}})
+    for (bool turned : {false, true}) {
+      auto codes = [&](Backend& backend, DType dtype) {
+        Fp8Kernels& kernels = *backend.quantised_kernels()->fp8_kernels();
+        const Side side{backend, dtype, DType::BF16, kStrided};
+        const std::int64_t R = K;  // rows of the factor
+        std::vector<double> f = rounded(random_values(R * S, 5, 1e-3), DType::BF16);
+        for (std::size_t i = 0; i < f.size(); i += 3)
+          f[i] = round_to(DType::BF16, std::ldexp(f[i], -static_cast<int>(i % 19)));
+        const std::vector<double> sizes = rounded(random_values(R, 4, 0.01), DType::F32);
+        std::vector<double> scales;
+        for (double v : sizes) scales.push_back(round_to(DType::F32, std::abs(v) + 1e-4));
+        const Fp8Thin factor{tensor_from(backend, dtype, turned ? Shape{S, R} : Shape{R, S}, f),
+                             backend.empty(Tag::Workspace, DType::F32, {Fp8Thin::kBounds})};
+        const Tensor wide = backend.empty(Tag::Workspace, DType::U8, {R, 16 + width});
+        std::vector<std::uint8_t> bytes(wide.bytes(), 77);
+        backend.upload(wide, bytes.data(), bytes.size());
+        kernels.quantise_factor(wide.slice_cols(16, 16 + width), factor, turned,
+                                tensor_from(backend, DType::F32, {R}, scales));
+        const Fp8Rows rows{backend.empty(Tag::Workspace, DType::U8, {T, K + width}),
+                           backend.empty(Tag::Workspace, DType::F32, {T})};
+        kernels.quantise_rows(rows, numbers(side, T, K, 6), {},
+                              {numbers(side, T, S, 7, 30), factor.bounds});
+        std::vector<std::uint8_t> more(rows.codes.bytes());
+        backend.download(bytes.data(), wide, bytes.size());
+        backend.download(more.data(), rows.codes, more.size());
+        bytes.insert(bytes.end(), more.begin(), more.end());
+        return std::pair(bytes, to_host_f64(rows.scales));
+      };
+      const auto have = codes(gpu(), DType::BF16), want = codes(oracle(), DType::F64);
+      CHECK_MESSAGE(have == want, T, " rows of ", K, " beside ", S, turned ? ", turned" : "");
+    }
+}
+
+TEST_CASE("cuda: codes are put into their place and nowhere else") {
+  LK_NEEDS_FP8();
+  for (auto [N, K] : {std::pair<std::int64_t, std::int64_t>{16, 16}, {130, 272}, {33, 4096}}) {
+    std::vector<std::uint8_t> codes(static_cast<std::size_t>(N * K));
+    for (std::size_t i = 0; i < codes.size(); ++i)
+      codes[i] = static_cast<std::uint8_t>(i * 37 >> 3);
+    const Tensor from = gpu().empty(Tag::Workspace, DType::U8, {N, K}),
+                 whole = gpu().empty(Tag::Workspace, DType::U8, {N, K + 32}),
+                 scales = random_tensor(gpu(), DType::F32, {N}, 1),
+                 to_scales = gpu().empty(Tag::Workspace, DType::F32, {N});
+    gpu().upload(from, codes.data(), codes.size());
+    std::vector<std::uint8_t> all(whole.bytes(), 77);
+    gpu().upload(whole, all.data(), all.size());
+    gpu().quantised_kernels()->fp8_kernels()->put({whole.slice_cols(16, K + 16), to_scales},
+                                                  {from, scales});
+    gpu().download(all.data(), whole, all.size());
+    std::int64_t wrong = 0;
+    for (std::int64_t n = 0; n < N; ++n)
+      for (std::int64_t k = -16; k < K + 16; ++k) {
+        const int want = k < 0 || k >= K ? 77 : codes[static_cast<std::size_t>(n * K + k)];
+        wrong += all[static_cast<std::size_t>(n * (K + 32) + k + 16)] != want;
+      }
+    CHECK_MESSAGE(wrong == 0, N, " x ", K);
+    CHECK(to_host_f64(to_scales) == to_host_f64(scales));
+  }
 }
 
 TEST_CASE("cuda: codes are transposed into their place and nowhere else") {
@@ -515,6 +675,54 @@ TEST_CASE("cuda: FP8 products are the CPU's, both ways, of any number of rows") 
         };
         check_close(r.got[0], r.want[0], 0x1p-8, slack(y.size, K), what + " y");
         check_close(r.got[1], r.want[1], 0x1p-8, slack(dx.size, N), what + " dx");
+      }
+    }
+}
+
+// As above. Its terms are products of codes too.
+TEST_CASE(
+    "cuda: FP8 products with a low-rank term are the CPU's, written, added and onto an addend") {
+  LK_NEEDS_FP8();
+  for (auto [T, N, K, R] : {std::array<std::int64_t, 4>{128, 16, 16, 8},
+                            {131, 96, 64, 24},
+                            {200, 576, 192, 48},
+                            {257, 192, 1536, 16}})
+    for (int way : {0, 1, 2}) {
+      const std::int64_t cut = N / 32 * 16;
+      const Fp8Matrix first(std::max<std::int64_t>(cut, 16), K, 1),
+          second(std::max<std::int64_t>(N - cut, 16), K, 2);
+      const Case run = [&](const Side& s) {
+        const Weight w1 = first.weight(s.backend, s.dtype), w2 = second.weight(s.backend, s.dtype);
+        std::vector<Fp8Part> parts{{cut, N, &w2}};
+        if (cut > 0) parts.insert(parts.begin(), {0, cut, &w1});
+        const Fp8Product p(s.backend, std::move(parts), T, s.dtype);
+        REQUIRE(bool(p));
+        Guarded y = numbers(s, T, N, 2), dx = numbers(s, T, K, 3, 1e-3);
+        const GradMode mode = way == 1 ? GradMode::Add : GradMode::Write;
+        Side plain = s;
+        plain.layout = kContiguous;
+        p.forward(y, mode, numbers(s, T, K, 4), way == 2 ? numbers(s, T, N, 8).matrix() : Tensor(),
+                  {numbers(s, T, R, 6), numbers(plain, N, R, 7, 0.01)});
+        p.backward_x(dx, mode, numbers(s, T, N, 5, 1e-3),
+                     {numbers(s, T, R, 9, 1e-4), numbers(plain, R, K, 10, 0.03)});
+        return std::vector<Guarded>{y, dx};
+      };
+      for (Layout layout : {kContiguous, kStrided}) {
+        const std::string what = label("fp8 with pairs", DType::BF16, T, N, layout);
+        const Results r = compare(what, DType::BF16, layout, run);
+        // Sizes of terms: of normal numbers, for a bound of the sums' rounding.
+        const double steps_y = static_cast<double>((K + 3 * R + 127) / 32),
+                     steps_dx = static_cast<double>((N + 3 * R + 127) / 32);
+        std::vector<double> slack_y, slack_dx;
+        auto magnitude = [](const std::vector<double>& v) {
+          double most = 0;
+          for (double x : v) most = std::max(most, std::abs(x));
+          return most;
+        };
+        slack_y.assign(r.want[0].size(), 4 * magnitude(r.want[0]) * (steps_y * 0x1p-13 + 0x1p-8));
+        slack_dx.assign(r.want[1].size(), 4 * magnitude(r.want[1]) * (steps_dx * 0x1p-13 + 0x1p-8));
+        check_close(r.got[0], r.want[0], 0x1p-8, slack_y, what + " y");
+        check_close(r.got[1], r.want[1], 0x1p-8, slack_dx, what + " dx");
       }
     }
 }

@@ -9,11 +9,12 @@
 //            words of four rows become four words of four columns in registers; words lie permuted,
 //            so that neither side waits for a bank.
 // Bytes      quantise: 2 in, 1 out an element; transpose: 1 in, 1 out
+//            beside them, pairs of codes of a few columns more (fp8_codes.cuh), whose numbers are read
+//            twice
 // Numbers    the CPU's, bit for bit: the largest magnitude is the largest of the numbers' bits, which
 //            a NaN wins; one rounding for the column's scale, one for 1 / scale, one for the code
-#include <cuda_fp8.h>
-
 #include "cuda/cuda_backend.h"
+#include "cuda/fp8_codes.cuh"
 #include "cuda/pack.cuh"
 #include "cuda/quantised_kernels.h"
 #include "cuda/reduce.cuh"
@@ -25,11 +26,6 @@ namespace {
 using u32 = std::uint32_t;
 constexpr int kThreads = 256, kPack = 8, kTile = 128;
 constexpr int kMostParts = static_cast<int>(Fp8Kernels::kMostColumns);
-
-struct MaxBits {
-  __device__ __forceinline__ u32 operator()(u32 a, u32 b) const { return max(a, b); }
-  static __device__ __forceinline__ u32 identity() { return 0; }
-};
 
 // Scales of columns: part p has those from begin[p] on.
 struct ColumnScales {
@@ -68,17 +64,18 @@ __device__ __forceinline__ u32 largest_bits(const float (&v)[kPack], u32 most) {
   return most;
 }
 
-__device__ __forceinline__ u32 codes_of(float a, float b, float c, float d) {
-  const u32 low = __nv_cvt_float2_to_fp8x2(make_float2(a, b), __NV_SATFINITE, __NV_E4M3),
-            high = __nv_cvt_float2_to_fp8x2(make_float2(c, d), __NV_SATFINITE, __NV_E4M3);
-  return low | high << 16;
-}
+// Numbers (T, columns) beside x, and the columns of codes that they take with the zeros behind.
+struct ThinSide {
+  Matrix<const __nv_bfloat16> values;
+  const float* bounds;
+  int columns, width;
+};
 
 // PACKS: how many a thread keeps; 0: none, the row is read twice.
 template <int PACKS, bool SCALED>
 __global__ void __launch_bounds__(kThreads)
     quantise_kernel(std::uint8_t* __restrict__ codes, float* __restrict__ scales,
-                    Matrix<const __nv_bfloat16> x, int cols, ColumnScales columns) {
+                    Matrix<const __nv_bfloat16> x, int cols, ColumnScales columns, ThinSide thin) {
   const i64 row = blockIdx.x;
   const int packs = cols / kPack;
   const auto* from = reinterpret_cast<const uint4*>(x.at(row, 0));
@@ -99,17 +96,28 @@ __global__ void __launch_bounds__(kThreads)
   } else {
     for (int pack = threadIdx.x; pack < packs; pack += kThreads) look(from[pack], pack);
   }
+  const float g = thin.width > 0 ? pair_factor(thin.bounds) : 0.0f;
+  auto thin_values = [&](int pack, float(&v)[kPack]) {
+    load_pack<kPack>(thin.values.at(row, pack * kPack), v);
+#pragma unroll
+    for (int i = 0; i < kPack; ++i) v[i] = __fmul_rn(v[i], g);
+  };
+  for (int pack = threadIdx.x; pack < thin.columns / kPack; pack += kThreads) {
+    float v[kPack];
+    thin_values(pack, v);
+    most = largest_bits(v, most);
+  }
   const float amax = __uint_as_float(block_reduce(most, MaxBits{}));
   const bool none = amax < kSmallestE4m3Row;  // false for a NaN
   const float inverse = none ? 1.0f : __fdiv_rn(448.0f, amax);
   if (threadIdx.x == 0) scales[row] = none ? 1.0f : __fdiv_rn(amax, 448.0f);
-  auto* to = reinterpret_cast<uint2*>(codes + row * cols);
+  auto* to = reinterpret_cast<uint2*>(codes + row * (cols + thin.width));
   auto put = [&](const uint4& raw, int pack) {
     float v[kPack];
     values_of<SCALED>(raw, pack * kPack, columns, v);
 #pragma unroll
     for (int i = 0; i < kPack; ++i) v[i] = __fmul_rn(v[i], inverse);
-    to[pack] = make_uint2(codes_of(v[0], v[1], v[2], v[3]), codes_of(v[4], v[5], v[6], v[7]));
+    to[pack] = codes_of(v);
   };
   if constexpr (PACKS > 0) {
 #pragma unroll
@@ -117,6 +125,17 @@ __global__ void __launch_bounds__(kThreads)
       if (const int pack = threadIdx.x + u * kThreads; pack < packs) put(kept[u], pack);
   } else {
     for (int pack = threadIdx.x; pack < packs; pack += kThreads) put(from[pack], pack);
+  }
+  for (int pack = threadIdx.x; pack < thin.width / kPack; pack += kThreads) {
+    if (pack < thin.columns / kPack) {
+      float v[kPack];
+      thin_values(pack, v);
+#pragma unroll
+      for (int i = 0; i < kPack; ++i) v[i] = __fmul_rn(v[i], inverse);
+      store_pairs(reinterpret_cast<std::uint8_t*>(to + packs + pack), thin.columns, false, v);
+    } else if (pack >= 3 * (thin.columns / kPack)) {
+      to[packs + pack] = make_uint2(0, 0);
+    }
   }
 }
 
@@ -163,13 +182,21 @@ bool aligned16(const Tensor& x) { return reinterpret_cast<std::uintptr_t>(x.raw(
 }  // namespace
 
 void CudaFp8Kernels::quantise_rows(const Fp8Rows& to, const Tensor& x,
-                                   std::span<const Tensor> columns) {
+                                   std::span<const Tensor> columns, const Fp8Thin& beside) {
   const i64 T = x.rows(), K = x.cols();
   check(x.dtype() == DType::BF16 && packable(kPack, K, x) && aligned16(x) && K <= INT32_MAX,
         "quantise_rows: x ", x.shape(), " of rows ", x.ld(), " apart");
-  check(to.codes.shape() == x.shape() && to.codes.contiguous() && to.scales.numel() == T &&
-            columns.size() <= kMostColumns,
+  const i64 S = beside.values ? beside.values.cols() : 0, width = to.codes.cols() - K;
+  check(to.codes.rows() == T && width >= 3 * S && (width == 0 || S > 0) && width % kPack == 0 &&
+            to.codes.contiguous() && to.scales.numel() == T && columns.size() <= kMostColumns,
         "quantise_rows: codes ", to.codes.shape(), " of x ", x.shape());
+  check(S == 0 || (S % kPack == 0 && beside.values.rows() == T &&
+                   packable(kPack, S, beside.values) && aligned16(beside.values)),
+        "quantise_rows: values ", beside.values.shape(), " beside x ", x.shape());
+  ThinSide thin{};
+  if (S > 0)
+    thin = {const_matrix<bf16>(beside.values), beside.bounds.data<float>(), static_cast<int>(S),
+            static_cast<int>(width)};
   ColumnScales scales{};
   i64 begin = 0;
   for (const Tensor& part : columns) {
@@ -183,7 +210,7 @@ void CudaFp8Kernels::quantise_rows(const Fp8Rows& to, const Tensor& x,
     auto kernel = columns.empty() ? quantise_kernel<PACKS, false> : quantise_kernel<PACKS, true>;
     launch("fp8_quantise", kernel, grid_of(T), dim3(kThreads), 0, backend_.stream(),
            to.codes.data<std::uint8_t>(), to.scales.data<float>(), const_matrix<bf16>(x),
-           static_cast<int>(K), scales);
+           static_cast<int>(K), scales, thin);
   };
   const i64 packs = ceil_div(K / kPack, kThreads);
   packs <= 1    ? go.template operator()<1>()

@@ -52,8 +52,11 @@ class Fp8Plan final : public Fp8Kernels {
   explicit Fp8Plan(std::function<void()> product) : product_(std::move(product)) {}
   bool in_hardware() const override { return true; }
   bool takes(DType dtype) const override { return dtype == DType::BF16; }
-  void quantise_rows(const Fp8Rows&, const Tensor&, std::span<const Tensor>) override {}
+  void quantise_rows(const Fp8Rows&, const Tensor&, std::span<const Tensor>,
+                     const Fp8Thin&) override {}
   void transpose(const Fp8Rows&, const Tensor&) override {}
+  void put(const Fp8Rows&, const Fp8Rows&) override {}
+  void quantise_factor(const Tensor&, const Fp8Thin&, bool, const Tensor&) override {}
   bool multiply(const Tensor&, GradMode, const Fp8Rows&, const Fp8Rows&, const Tensor&) override {
     product_();
     return true;

@@ -14,8 +14,12 @@ class CudaFp8Kernels final : public Fp8Kernels {
   explicit CudaFp8Kernels(CudaBackend& backend) : backend_(backend) {}
   bool in_hardware() const override { return true; }
   bool takes(DType dtype) const override { return dtype == DType::BF16; }
-  void quantise_rows(const Fp8Rows& to, const Tensor& x, std::span<const Tensor> columns) override;
+  void quantise_rows(const Fp8Rows& to, const Tensor& x, std::span<const Tensor> columns,
+                     const Fp8Thin& beside) override;
   void transpose(const Fp8Rows& to, const Tensor& codes) override;
+  void put(const Fp8Rows& to, const Fp8Rows& from) override;
+  void quantise_factor(const Tensor& to, const Fp8Thin& f, bool turned,
+                       const Tensor& scales) override;
   bool multiply(const Tensor& y, GradMode mode, const Fp8Rows& a, const Fp8Rows& b,
                 const Tensor& addend) override {
     return backend_.multiply_fp8(y, mode, a, b, addend);

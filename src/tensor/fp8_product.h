@@ -12,6 +12,17 @@
 // in scratch for each product. Projections that share an input share P, and their Qᵀ lie side by
 // side. LoRA's factors, and the gradients of what trains, see X and dY as they were.
 //
+// Note [Pairs of codes]: LoRA adds a term S Fᵀ to both, of S (T,R) and its factor F: B for y, Aᵀ for
+// dx. It costs a few more columns of the same product instead of a pass over y and dx:
+//
+//     y = diag(u) [P | Z] [Q | G]ᵀ diag(s)     Z = diag(1/u) S g,  G = diag(1/s) F / g
+//
+// A number v of Z or G is a pair of codes, high = v and low = v - high, each rounded: off by v / 2^8
+// or 2^-10 at most, as precise as bfloat16. Three columns of Z, (high, low, high), meet three of G,
+// (high, high, low); the product of the two lows, as small as what they leave out, is not there.
+// g is the power of two that brings G's largest magnitude into [16, 32), and u is the row's largest
+// magnitude of X and S g, so that no number is cut off. Where F isn't finite g is a NaN, and so is y.
+//
 // Rounding X and dY is what these products cost: E4M3 has three bits of mantissa, so an element is
 // off by up to 1/16 of itself, or by 2^-10 of its row's scale where that is more. Formats whose
 // products run so say it (QuantisedFormat::multiplied); few rows never do.
@@ -30,6 +41,11 @@ struct Fp8Part {
   const Weight* w = nullptr;
 };
 
+// A term s (T,R) fᵀ beside a product, f (N,R), or s f with f (R,K); s null: none. R is a multiple of 8.
+struct Fp8LowRank {
+  Tensor s, f;
+};
+
 class Fp8Product {
  public:
   // Fewer rows go through dense scratch, which rounds no activation: decoding and short prompts.
@@ -42,13 +58,19 @@ class Fp8Product {
   // Whether the product runs in FP8. If not, nothing below may be called.
   explicit operator bool() const { return kernels_ != nullptr; }
 
-  // y (T,N) (+)= x (T,K) Wᵀ, or addend (T,N) + x Wᵀ
-  void forward(const Tensor& y, GradMode mode, const Tensor& x, const Tensor& addend = {}) const;
-  // dx (T,K) (+)= dy (T,N) W
-  void backward_x(const Tensor& dx, GradMode mode, const Tensor& dy) const;
+  // y (T,N) (+)= x (T,K) Wᵀ + s fᵀ, or the same onto addend (T,N)
+  void forward(const Tensor& y, GradMode mode, const Tensor& x, const Tensor& addend = {},
+               const Fp8LowRank& low = {}) const;
+  // dx (T,K) (+)= dy (T,N) W + s f
+  void backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,
+                  const Fp8LowRank& low = {}) const;
 
  private:
-  Fp8Rows quantise(const Tensor& x, std::span<const Tensor> columns) const;
+  // `width` columns of codes in all
+  Fp8Rows quantise(const Tensor& x, std::span<const Tensor> columns, const Fp8Thin& beside,
+                   std::int64_t width) const;
+  Fp8Rows empty_rows(std::int64_t rows, std::int64_t width) const;
+  Fp8Thin thin(const Tensor& values) const;
   void multiply(const Tensor& y, GradMode mode, const Fp8Rows& a, const Fp8Rows& b,
                 const Tensor& addend) const;
 

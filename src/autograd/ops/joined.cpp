@@ -238,35 +238,13 @@ std::vector<Fp8Part> JoinedLinear::fp8_parts() const {
   return all;
 }
 
-namespace {
-
-// In FP8 the low-rank part keeps the compute dtype. It is what y starts from, or it is added in the
-// end where y starts from an addend: either way y is written once more than by one product.
-void times_wb_in_fp8(const Fp8Product& product, const JoinedLinear& f, const Tensor& y,
-                     const Tensor& x, const Tensor& addend) {
-  Backend& backend = y.backend();
-  const bool first = f.thin > 0 && !addend;
-  const Tensor s = x.slice_cols(f.in, f.in + f.thin);
-  if (first) backend.matmul_nt(y, GradMode::Write, 1.0, s, f.b());
-  product.forward(y, first ? GradMode::Add : GradMode::Write, x.slice_cols(0, f.in), addend);
-  if (f.thin > 0 && addend) backend.matmul_nt(y, GradMode::Add, 1.0, s, f.b());
-}
-
-void times_wa_in_fp8(const Fp8Product& product, const JoinedLinear& f, const Tensor& dx,
-                     GradMode mode, const Tensor& dy) {
-  const bool with_a = dy.cols() > f.out;
-  if (with_a) dx.backend().matmul_nn(dx, mode, 1.0, dy.slice_cols(f.out, f.out + f.thin), f.a());
-  product.backward_x(dx, with_a ? GradMode::Add : mode, dy.slice_cols(0, f.out));
-}
-
-}  // namespace
-
 void JoinedLinear::times_wb(const Tensor& y, const Tensor& x, const Tensor& addend) const {
   Backend& backend = y.backend();
   if (matrix)
     return backend.matmul_nt(y, GradMode::Write, 1.0, x, matrix.slice_rows(0, out), addend);
   if (const Fp8Product product{backend, fp8_parts(), x.rows(), x.dtype()})
-    return times_wb_in_fp8(product, *this, y, x, addend);
+    return product.forward(y, GradMode::Write, x.slice_cols(0, in), addend,
+                           thin > 0 ? Fp8LowRank{x.slice_cols(in, in + thin), b()} : Fp8LowRank{});
   DenseScratch dense(backend, x.dtype(), out, in + thin);
   put_parts(dense);
   if (thin > 0) dense.put(0, in, apart_b);
@@ -279,7 +257,9 @@ void JoinedLinear::times_wa(const Tensor& dx, GradMode mode, const Tensor& dy) c
   if (matrix)
     return backend.matmul_nn(dx, mode, 1.0, dy, matrix.slice_cols(0, in).slice_rows(0, rows));
   if (const Fp8Product product{backend, fp8_parts(), dy.rows(), dy.dtype()})
-    return times_wa_in_fp8(product, *this, dx, mode, dy);
+    return product.backward_x(
+        dx, mode, dy.slice_cols(0, out),
+        rows > out ? Fp8LowRank{dy.slice_cols(out, rows), a()} : Fp8LowRank{});
   DenseScratch dense(backend, dy.dtype(), rows, in, scratch_margin());
   put_parts(dense);
   if (rows > out) dense.put(out, 0, apart_a);
