@@ -47,38 +47,58 @@ void register_lora_segments() {
   segments(16, 128);
 }
 
-// LoRA's products for q, k and v together, as in training: x (T,C), dy (T,3C), rank 16.
-void register_thin_products() {
-  const std::int64_t R = 16, N = 3 * C, S = 3 * R;
+namespace {
+
+// The backward's products of `n` projections of rank 16 that share an input (T,K), each `width` wide.
+void register_thin_backward(const std::string& name, std::int64_t n, std::int64_t width,
+                            std::int64_t K) {
+  const std::int64_t R = 16, N = n * width, S = n * R;
   const double factors = 2.0 * 4 * static_cast<double>(N * R);
-  ThinShape shape{C, N, S, DType::BF16, false, {}};
-  for (std::int64_t p = 0; p < 3; ++p) shape.parts.push_back({p * C, (p + 1) * C, p * R, R});
+  ThinShape shape{K, N, S, DType::BF16, false, {}};
+  for (std::int64_t p = 0; p < n; ++p)
+    shape.parts.push_back({p * width, (p + 1) * width, p * R, R});
   const ThinPlan plan(shape);
-  add("thin_backward_b_qkv", {.bytes = 2.0 * T * (N + 2 * S) + factors}, [=] {
-    Tensor dy = random_tensor(DType::BF16, {T, N + S}, 1),
-           db = random_tensor(DType::F32, {N, R}, 2);
-    return [=, b = random_tensor(DType::BF16, {N, S}, 3),
-            s = random_tensor(DType::BF16, {T, S}, 4)] {
-      std::vector<ThinPart> parts;
-      for (std::int64_t p = 0; p < 3; ++p)
-        parts.push_back({p * C, (p + 1) * C, p * R, R, db.slice_rows(p * C, (p + 1) * C)});
-      thin::backward_b(gpu(), plan, dy.slice_cols(N, N + S), 1.0, dy.slice_cols(0, N), b, s, parts);
-    };
-  });
+  add("thin_backward_b_" + name, {.bytes = 2.0 * T * static_cast<double>(N + 2 * S) + factors},
+      [=] {
+        Tensor dy = random_tensor(DType::BF16, {T, N + S}, 1),
+               db = random_tensor(DType::F32, {N, R}, 2);
+        return [=, b = random_tensor(DType::BF16, {N, S}, 3),
+                s = random_tensor(DType::BF16, {T, S}, 4)] {
+          std::vector<ThinPart> parts;
+          for (std::int64_t p = 0; p < n; ++p)
+            parts.push_back(
+                {p * width, (p + 1) * width, p * R, R, db.slice_rows(p * width, (p + 1) * width)});
+          thin::backward_b(gpu(), plan, dy.slice_cols(N, N + S), 1.0, dy.slice_cols(0, N), b, s,
+                           parts);
+        };
+      });
   for (bool normed : {false, true})
-    add(normed ? "thin_backward_a_qkv_normed" : "thin_backward_a_qkv",
-        {.bytes = 2.0 * T * (C + S) + 4.0 * C * S}, [=] {
+    add(concat("thin_backward_a_", name, normed ? "_normed" : ""),
+        {.bytes = 2.0 * T * static_cast<double>(K + S) + 4.0 * static_cast<double>(K * S)}, [=] {
           NormedInput norm{random_tensor(DType::F32, {T}, 1),
-                           Weight("gain", random_tensor(DType::BF16, {C}, 2)), 1e-5};
-          return [=, da = random_tensor(DType::F32, {S, C}, 3),
-                  x = random_tensor(DType::BF16, {T, C}, 4),
+                           Weight("gain", random_tensor(DType::BF16, {K}, 2)), 1e-5};
+          return [=, da = random_tensor(DType::F32, {S, K}, 3),
+                  x = random_tensor(DType::BF16, {T, K}, 4),
                   ds = random_tensor(DType::BF16, {T, S}, 5)] {
             std::vector<ThinPart> parts;
-            for (std::int64_t p = 0; p < 3; ++p)
-              parts.push_back({0, C, p * R, R, da.slice_rows(p * R, (p + 1) * R)});
+            for (std::int64_t p = 0; p < n; ++p)
+              parts.push_back({0, K, p * R, R, da.slice_rows(p * R, (p + 1) * R)});
             thin::backward_a(gpu(), plan, ds, x, normed ? &norm : nullptr, parts);
           };
         });
+}
+
+}  // namespace
+
+// LoRA's products as in training, of rank 16; q, k and v read one x (T,C).
+void register_thin_products() {
+  register_thin_backward("qkv", 3, C, C);
+  register_thin_backward("gate_up", 2, F, C);
+  register_thin_backward("o", 1, C, C);
+  const std::int64_t R = 16, N = 3 * C, S = 3 * R;
+  ThinShape shape{C, N, S, DType::BF16, false, {}};
+  for (std::int64_t p = 0; p < 3; ++p) shape.parts.push_back({p * C, (p + 1) * C, p * R, R});
+  const ThinPlan plan(shape);
   // The thin products with dropout: one mask for each of the three projections, drawn and kept by
   // forward, or drawn alone where the block will run again, and read by the others.
   std::vector<ThinPart> masked;

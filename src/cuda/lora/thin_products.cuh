@@ -113,18 +113,34 @@ template <int NR, int ROWS>
 __device__ __forceinline__ void load_thin(ThinTile<NR> tile, unsigned char* memory,
                                           const ThinArgs& p, i64 row0, int column) {
   const int valid = static_cast<int>(min(p.thin_columns - column, i64{16 * NR}));
-  for (int j = threadIdx.x; j < ROWS * 2 * NR; j += kThreads) {
-    int r = j / (2 * NR), chunk = j % (2 * NR);
-    float v[8] = {};
-    if (row0 + r < p.tokens && chunk * 8 < valid) {
-      load_pack<8>(p.thin.at(row0 + r, column + chunk * 8), v);
-      if (p.row_scale) {
-        float scale = p.row_scale[row0 + r];
+  constexpr int kPacks = ROWS * 2 * NR / kThreads, kBatch = kPacks <= 12 ? kPacks : kPacks / 2;
+  static_assert(kPacks % kBatch == 0 && ROWS * 2 * NR % kThreads == 0);
 #pragma unroll
-        for (int k = 0; k < 8; ++k) v[k] *= scale;
+  for (int first = 0; first < kPacks; first += kBatch) {
+    uint4 raw[kBatch];  // all on their way before the first is used
+    float scale[kBatch];
+#pragma unroll
+    for (int u = 0; u < kBatch; ++u) {
+      const int j = (first + u) * kThreads + threadIdx.x, r = j / (2 * NR), chunk = j % (2 * NR);
+      const bool inside = row0 + r < p.tokens && chunk * 8 < valid;
+      raw[u] = make_uint4(0, 0, 0, 0), scale[u] = 1.0f;
+      if (inside) raw[u] = *reinterpret_cast<const uint4*>(p.thin.at(row0 + r, column + chunk * 8));
+      if (inside && p.row_scale) scale[u] = p.row_scale[row0 + r];
+    }
+#pragma unroll
+    for (int u = 0; u < kBatch; ++u) {
+      const int j = (first + u) * kThreads + threadIdx.x, r = j / (2 * NR), chunk = j % (2 * NR);
+      auto* to = memory + (tile.at(r, chunk) - tile.base);
+      if (p.row_scale) {
+        float v[8];
+        unpack_bf16(raw[u], v);
+#pragma unroll
+        for (int k = 0; k < 8; ++k) v[k] *= scale[u];
+        store_pack<8>(reinterpret_cast<__nv_bfloat16*>(to), v);
+      } else {
+        *reinterpret_cast<uint4*>(to) = raw[u];
       }
     }
-    store_pack<8>(reinterpret_cast<__nv_bfloat16*>(memory + (tile.at(r, chunk) - tile.base)), v);
   }
 }
 
