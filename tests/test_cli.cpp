@@ -337,6 +337,14 @@ TEST_CASE("generate: rows name their adapters, unknown names are input errors, -
   Result turns = run(chat + " < " + (f / "turns.txt"), kNoStderr);
   CHECK(turns.status == 0);
   CHECK(turns.out == once.out + once.out);
+  // What a pipe's lines fail by is in the exit code, once the other lines have their answers.
+  std::ofstream(f / "turns.txt") << "hello\n/adapter none\n/reset\n\xff\nhello\n";
+  turns = run(chat + " < " + (f / "turns.txt"), kNoStderr);
+  CHECK(turns.status == 3);
+  CHECK(turns.out == once.out + once.out);
+  turns = run(chat + " < " + (f / "turns.txt"));
+  for (const char* line : {"stdin:2: ", "stdin:4: "})
+    CHECK_MESSAGE(turns.out.find(line) != std::string::npos, turns.out);
 }
 
 TEST_CASE("a run in which nothing moves fails with 7; out of memory with 5 and the plan") {

@@ -136,8 +136,8 @@ void warn_of_use(const Settings& s) {
 }
 
 // Answers prompts together with the other processes, or holds a conversation; `in_groups`: answers as
-// processes share them, also if there is one.
-void generate(const CLI::App& app, Settings& s, World& world, bool in_groups) {
+// processes share them, also if there is one. Returns what the program ends with.
+ExitCode generate(const CLI::App& app, Settings& s, World& world, bool in_groups) {
   std::vector<PromptRow> rows;
   if (s.prompt) rows = {{*s.prompt, "", ""}};
   if (!s.prompts.empty())
@@ -153,11 +153,13 @@ void generate(const CLI::App& app, Settings& s, World& world, bool in_groups) {
   program::report_adapters(m, std::min(s.batch, std::max<std::int64_t>(1, std::ssize(rows))));
   if (world.size() > 1)
     require_same_inference(world, *m.model, program::shared_settings(app, s.prompts));
+  ExitCode code = ExitCode::Done;
   if (rows.empty())
-    program::talk(m, s.sampling, s.chat_template, s.system);
+    code = program::talk(m, s.sampling, s.chat_template, s.system);
   else
     answer_all(s, m, rows, in_groups && !s.prompts.empty() ? &world : nullptr);
   program::report_memory(m.backend->ledger());
+  return code;
 }
 
 }  // namespace
@@ -261,9 +263,7 @@ int main(int argc, char** argv) {
     if (!s.prompts.empty()) shared.check_readable("--prompts", s.prompts);
     if (shared.starts_others()) return shared.start(argc, argv);
     World world = shared.open_world();
-    return telling_others(world, [&] {
-      generate(app, s, world, shared.shared());
-      return 0;
-    });
+    return telling_others(
+        world, [&] { return static_cast<int>(generate(app, s, world, shared.shared())); });
   });
 }

@@ -27,23 +27,29 @@ bool answer(InferenceModel& m, Conversation& chat, const std::string& line) {
 
 }  // namespace
 
-void talk(InferenceModel& m, const SamplingSettings& sampling, const std::string& chat_template,
-          const std::optional<std::string>& system) {
+ExitCode talk(InferenceModel& m, const SamplingSettings& sampling, const std::string& chat_template,
+              const std::optional<std::string>& system) {
   Conversation chat(*m.model, *m.tokenizer, ChatTemplate::choose(*m.tokenizer, chat_template),
                     sampling, 0, system);
   const bool terminal = ::isatty(STDIN_FILENO) != 0;
+  ExitCode code = ExitCode::Done;
+  auto failed = [&](std::size_t line, const Error& e) {
+    message(terminal ? e.what() : concat("stdin:", line, ": ", e.what()));
+    if (!terminal) code = ExitCode::BadInput;
+  };
   std::string line;
-  while (true) {
+  for (std::size_t n = 1;; ++n) {
     if (terminal) std::fputs("> ", stderr);
     if (!std::getline(std::cin, line)) break;
     try {
       if (!answer(m, chat, line)) break;
     } catch (const UsageError& e) {  // the conversation is full: say so and go on
-      message(e.what());
+      failed(n, e);
     } catch (const InputError& e) {  // not UTF-8, or an unknown adapter
-      message(e.what());
+      failed(n, e);
     }
   }
+  return code;
 }
 
 }  // namespace lk::program
