@@ -71,6 +71,19 @@ TEST_CASE("CSV: quotes, separators and line breaks in fields, CRLF, a byte order
   CHECK(failure(f, "a,b\n\xff,2\n", "data.csv").find("UTF-8") != std::string::npos);
 }
 
+TEST_CASE("CSV: what a quoted name holds does not tell what separates the columns") {
+  Fixture f;
+  for (const char* name : {"data.csv", "data"})
+    CHECK(rows_of(f, "\"in, out\";text\n1;2\n", name).rows ==
+          Rows{R"(2: {"in, out":"1","text":"2"})"});
+  CHECK(rows_of(f, "\"an \"\"x,\"\"\";\"b\n,c\";text\n1;2;3\n", "data.csv").rows ==
+        Rows{R"(3: {"an \"x,\"":"1","b\n,c":"2","text":"3"})"});
+  CHECK(rows_of(f, "text,\"a\tb;\"\n1,2\n", "data.csv").rows ==
+        Rows{R"(2: {"text":"1","a\tb;":"2"})"});
+  CHECK(rows_of(f, "5\" wide,text;\n1,2\n", "data.csv").rows ==
+        Rows{R"(2: {"5\" wide":"1","text;":"2"})"});
+}
+
 TEST_CASE("JSON arrays: elements of any layout, with the lines where they begin") {
   Fixture f;
   const Seen seen = rows_of(f,

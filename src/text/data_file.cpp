@@ -24,19 +24,39 @@ std::string_view first_line(std::string_view text) {
   return text.substr(0, text.find_first_of("\r\n"));
 }
 
-// What separates the columns of a header: a comma unless there is none, but tabs or semicolons, as
-// spreadsheets write where the comma is the decimal point.
-char separator_of(std::string_view header) {
-  if (header.find(',') != std::string_view::npos) return ',';
-  if (header.find('\t') != std::string_view::npos) return '\t';
-  return header.find(';') != std::string_view::npos ? ';' : ',';
+// The first record without its quoted fields. Whatever separates the columns, a field begins behind it.
+std::string outside_quotes(std::string_view head) {
+  std::string out;
+  bool begins = true, inside = false;
+  for (const char c : head) {
+    if (inside) {
+      inside = c != '"';
+    } else if (c == '"' && begins) {
+      inside = true;  // also of a quote that is written twice
+    } else if (c == '\n' || c == '\r') {
+      break;
+    } else {
+      out += c;
+      begins = c == ',' || c == ';' || c == '\t';
+    }
+  }
+  return out;
+}
+
+// What separates the columns of the header in front: a comma unless there is none, but tabs or
+// semicolons, as spreadsheets write where the comma is the decimal point.
+char separator_of(std::string_view head) {
+  const std::string header = outside_quotes(head);
+  if (header.find(',') != header.npos) return ',';
+  if (header.find('\t') != header.npos) return '\t';
+  return header.find(';') != header.npos ? ';' : ',';
 }
 
 // "CSV" or "TSV" if the first line names a column that every such file of some row format has, or
 // one of `columns`.
 std::string container_of_header(std::string_view head, const std::vector<std::string>& columns) {
   const std::string_view line = first_line(head);
-  const char separator = line.find('\t') != std::string_view::npos ? '\t' : separator_of(line);
+  const char separator = outside_quotes(head).find('\t') != head.npos ? '\t' : separator_of(head);
   for (std::size_t begin = 0; begin <= line.size();) {
     const std::size_t end = std::min(line.find(separator, begin), line.size());
     std::string_view name = line.substr(begin, end - begin);
@@ -99,7 +119,7 @@ std::string container_of(std::string_view head, const std::string& name,
 
 std::unique_ptr<RowSplitter> splitter_for(const std::string& container, std::string_view head,
                                           const std::string& name, const RawRowVisitor& visit) {
-  if (container == "CSV") return split_csv(name, separator_of(first_line(head)), visit);
+  if (container == "CSV") return split_csv(name, separator_of(head), visit);
   if (container == "TSV") return split_csv(name, '\t', visit);
   return container == "JSON array" ? split_array(name, visit) : split_lines(name, visit);
 }
