@@ -259,4 +259,8 @@ TEST_CASE("what is not a chat is refused") {
   CHECK_THROWS_AS(chat.render({{"tool", "x"}}, true), InputError);
   CHECK_THROWS_AS(chat.render({{"user\n<|im_end|>", "x"}}, true), InputError);
   CHECK_THROWS_AS(chat.render({{"user", "\xff"}}, true), InputError);
+  Message large{"user", "x"};
+  large.more = std::make_shared<const OrderedJson>(OrderedJson{{"name", {{"n", UINT64_MAX}}}});
+  CHECK_THROWS_WITH_AS(ChatTemplate::choose("x").render({{"user", "x"}, large}, true),
+                       doctest::Contains("messages[1].name.n: the integer 1844"), InputError);
 }

@@ -133,6 +133,12 @@ TEST_CASE("a tool call has a name and arguments, and nothing that no template wo
   CHECK(f.error(with(R"("tool_calls":[{"id":"1","type":"function","index":0,)"
                      R"("function":{"name":"f","arguments":"{}"}}])")) == "accepted");
   CHECK(f.refused(with(R"("tool_calls":[{"name":"f","parameters":{"x":1}}])"), "parameters"));
+  // An integer that templates can't have is named by its place.
+  CHECK(f.refused(with(R"("tool_calls":[{"name":"f","arguments":{"n":[1,18446744073709551615]}}])"),
+                  "tool_calls.arguments.n[1]: the integer 18446744073709551615 is too large"));
+  CHECK(f.refused(R"({"messages":[{"role":"user","content":"a"},{"role":"assistant","content":)"
+                  R"("b"}],"tools":[{"name":"f","parameters":{"most":9223372036854775808}}]})",
+                  "data.jsonl:1: tools[0].function.parameters.most: the integer"));
   CHECK(f.refused(with(R"("tool_calls":[{"function":{"name":"f"},"arguments":{"x":1}}])"),
                   "tool_calls[0]: the key \"arguments\""));
   CHECK(f.refused(with(R"("tool_calls":[{"name":"f"}],"function_call":{"name":"g"})"),

@@ -95,18 +95,20 @@ std::uint64_t json_size(const OrderedJson& json) {
   return size;
 }
 
-jinja::Value message_value(const Message& m, jinja::Budget& budget) {
+jinja::Value message_value(const Message& m, std::int64_t i, jinja::Budget& budget) {
   using jinja::Value;
   jinja::Text content;
   content.append_marked(m.content);
   std::vector<std::pair<std::string, Value>> members = {
       {"role", Value::text(m.role)}, {"content", Value::text(std::move(content))}};
+  const jinja::JsonPlace list{nullptr, "messages"}, place{&list, {}, i};
   if (m.more) {
     for (const auto& [key, value] : m.more->items()) {
+      jinja::Value member = jinja::from_json(value, budget, true, {&place, key});
       if (key == "content")
-        members[1].second = jinja::from_json(value, budget, true);
+        members[1].second = std::move(member);
       else
-        members.emplace_back(key, jinja::from_json(value, budget, true));
+        members.emplace_back(key, std::move(member));
     }
   }
   return jinja::make_dict(std::move(members), budget);
@@ -233,10 +235,11 @@ RenderedChat ChatTemplate::render_own(std::span<const Message> messages, const O
     size += m.content.size() + 1024 + (m.more ? json_size(*m.more) : 0);
   jinja::Budget inputs(16 * size + 1024, 8 * size + 1024);
   std::vector<Value> list;
-  for (const Message& m : messages) list.push_back(message_value(m, inputs));
+  for (const Message& m : messages) list.push_back(message_value(m, std::ssize(list), inputs));
   jinja::Variables variables = {
       {"messages", jinja::make_list(std::move(list), inputs)},
-      {"tools", tools != nullptr ? jinja::from_json(*tools, inputs, true) : Value(jinja::None{})},
+      {"tools", tools != nullptr ? jinja::from_json(*tools, inputs, true, {nullptr, "tools"})
+                                 : Value(jinja::None{})},
       {"documents", jinja::None{}},
       {"add_generation_prompt", ask}};
   if (!tokens_.bos.empty()) variables.emplace_back("bos_token", Value::text(tokens_.bos));

@@ -26,16 +26,18 @@ std::shared_ptr<const OrderedJson> shared(OrderedJson json) {
   return std::make_shared<const OrderedJson>(std::move(json));
 }
 
-// As templates write JSON.
-std::string json_text(const OrderedJson& json) {
+// As templates write JSON; `place`: where it stands, for messages.
+std::string json_text(const OrderedJson& json, const jinja::JsonPlace& place) {
   jinja::Budget budget(UINT64_MAX, UINT64_MAX);
-  return jinja::to_json(jinja::from_json(json, budget), {}, budget).s;
+  return jinja::to_json(jinja::from_json(json, budget, false, place), {}, budget).s;
 }
 
 // Few words: they stand in every row, and count towards --seq-len.
 std::string tools_as_text(const OrderedJson& tools) {
   std::string text = "<tools>";
-  for (const OrderedJson& tool : tools) text += "\n" + json_text(tool);
+  const jinja::JsonPlace list{nullptr, "tools"};
+  for (std::size_t i = 0; i < tools.size(); ++i)
+    text += "\n" + json_text(tools[i], {&list, {}, static_cast<std::int64_t>(i)});
   return text +
          "\n</tools>\nCall one by <tool_call>\n{\"name\": ..., \"arguments\": {...}}\n</tool_call>";
 }
@@ -46,7 +48,8 @@ std::string calls_as_text(const OrderedJson& calls) {
     const OrderedJson& function = call.at("function");
     const OrderedJson said = {{"name", function.at("name")},
                               {"arguments", function.at("arguments")}};
-    text += (text.empty() ? "" : "\n") + concat("<tool_call>\n", json_text(said), "\n</tool_call>");
+    text += (text.empty() ? "" : "\n") +
+            concat("<tool_call>\n", json_text(said, {nullptr, "tool_calls"}), "\n</tool_call>");
   }
   return text;
 }
@@ -102,7 +105,7 @@ std::string_view behind_thoughts(const Message& m) {
 
 // The text as it stands between the quotes of a JSON string.
 std::string inside_json_string(std::string_view text) {
-  const std::string quoted = json_text(OrderedJson(text));
+  const std::string quoted = json_text(OrderedJson(text), {});
   return quoted.substr(1, quoted.size() - 2);
 }
 
