@@ -502,6 +502,8 @@ TEST_CASE("temporary files of killed processes are removed, those of living ones
   std::ofstream(dead) << "half";
   std::filesystem::create_directory(folder);
   std::ofstream(folder + "/part") << "half";
+  std::filesystem::create_directory(folder + "/sub");
+  std::ofstream(folder + "/sub/part") << "half";
   std::ofstream(path + "/.other.tmp") << "another program's";
   DurableFile alive(path + "/file");
   alive.append("whole", 5);

@@ -257,6 +257,9 @@ TEST_CASE("what is saved is the model that was trained, and so is what is left w
     sampling.max_tokens = 12;
     std::vector<std::int32_t> said;
     stdfs::create_directory(folder.file("saved"));
+    const std::string tool_use = "/additional_chat_templates/tool_use.jinja";
+    stdfs::create_directory(file->path() + "/additional_chat_templates");
+    std::ofstream(file->path() + tool_use) << "tools";
     {
       Full full(model, file);
       // The products of what trains sum in another order than the frozen ones.
@@ -280,6 +283,7 @@ TEST_CASE("what is saved is the model that was trained, and so is what is left w
 
     const ModelFile saved(folder.file("saved"));
     CHECK(saved.reader().names() == file->reader().names());
+    CHECK(saved.read_tokenizer()->tool_template() == "tools");
     CHECK(read_json(saved.path() + "/config.json") == read_json(file->path() + "/config.json"));
     LoadedModel again = load_weights(*backend, saved, DType::F32);
     Transformer other(*backend, again.config, std::move(again.weights), DType::F32, 80);

@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <filesystem>
+#include <fstream>
 
 #include "harness.h"
 #include "hostile.h"
@@ -156,6 +157,25 @@ TEST_CASE(
   config["dtype"] = "bfloat16";
   CHECK(config == read_json(kBase + "/config.json"));
   CHECK(scratch.names().size() == 1);
+}
+
+TEST_CASE("a folder's named chat templates go with its tokenizer, and come back") {
+  ScratchFolder scratch;
+  const std::string base = scratch.file("base"), file = "/additional_chat_templates/tool_use.jinja";
+  stdfs::copy(kBase, base);
+  stdfs::create_directory(base + "/additional_chat_templates");
+  std::ofstream(base + file) << "{{ tools }}";
+  std::ofstream(base + "/additional_chat_templates/notes.txt") << "no template";
+  MergeSettings s = settings(scratch.file("merged"));
+  s.model = base;
+  merge(s, quiet);
+  CHECK(slurp(s.out + file) == "{{ tools }}");
+  CHECK(!stdfs::exists(s.out + "/additional_chat_templates/notes.txt"));
+  CHECK(ModelFile(s.out).read_tokenizer()->tool_template() == "{{ tools }}");
+  s.model = s.out;
+  s.out = scratch.file("again");
+  unmerge(s, base, quiet);
+  CHECK(slurp(s.out + file) == "{{ tools }}");
 }
 
 TEST_CASE("without an adapter the model itself is written in another format") {

@@ -57,6 +57,7 @@ void write_two(const std::string& target) {
   StagedOutput out(target, StagedOutput::Kind::Folder, 1000);
   write_file_durably(out.file("a"), "one");
   write_file_durably(out.file("b"), "two");
+  write_file_durably(out.file("sub/c"), "three");
   out.commit();
 }
 
@@ -67,6 +68,7 @@ TEST_CASE("a folder and a file appear at commit, under their name, with nothing 
   write_two(scratch.file("model/"));
   CHECK(slurp(scratch.file("model/a")) == "one");
   CHECK(slurp(scratch.file("model/b")) == "two");
+  CHECK(slurp(scratch.file("model/sub/c")) == "three");
   {
     StagedOutput out(scratch.file("m.gguf"), StagedOutput::Kind::File, 0);
     write_file_durably(out.file("any"), "content");
@@ -170,7 +172,9 @@ TEST_CASE("whichever call fails, there is the whole folder or none") {
     const std::vector<std::string> names = scratch.names();
     if (!names.empty()) {  // once it is in place only the last fsync can fail
       CHECK(names == std::vector<std::string>{"model"});
-      CHECK(slurp(scratch.file("model/a")) + slurp(scratch.file("model/b")) == "onetwo");
+      CHECK(slurp(scratch.file("model/a")) + slurp(scratch.file("model/b")) +
+                slurp(scratch.file("model/sub/c")) ==
+            "onetwothree");
     }
     if (!threw) CHECK(names.size() == 1);
     ended = !failing.fired();

@@ -77,13 +77,22 @@ void StagedOutput::make_hidden() {
 StagedOutput::~StagedOutput() {
   if (hidden_.empty()) return;
   for (const std::string& file : files_) fs().unlink(file.c_str());
+  for (const std::string& folder : folders_) fs().rmdir(folder.c_str());
   fs().rmdir(hidden_.c_str());
 }
 
 std::string StagedOutput::file(const std::string& name) {
   const std::string path =
       kind_ == Kind::Folder ? (stdfs::path(hidden_) / name).string() : content_;
-  if (std::find(files_.begin(), files_.end(), path) == files_.end()) files_.push_back(path);
+  if (std::find(files_.begin(), files_.end(), path) != files_.end()) return path;
+  const std::string folder = parent_folder(path);
+  const bool known = std::find(folders_.begin(), folders_.end(), folder) != folders_.end();
+  if (kind_ == Kind::Folder && folder != hidden_ && !known) {
+    if (fs().mkdir(folder.c_str(), 0777) != 0)
+      throw IoError(system_message(folder, "cannot create the folder", errno));
+    folders_.push_back(folder);
+  }
+  files_.push_back(path);
   return path;
 }
 

@@ -26,7 +26,7 @@ class StagedOutput {
   StagedOutput& operator=(const StagedOutput&) = delete;
 
   // The path at which to write the file `name` of the folder; for Kind::File, any name gives the
-  // file.
+  // file. A name may have one folder before it, "sub/name", which is made here. Throws IoError.
   std::string file(const std::string& name);
   // The path of the hidden output, for reading it back before commit().
   const std::string& path() const { return content_; }
@@ -40,7 +40,7 @@ class StagedOutput {
   std::string target_, parent_, hidden_, content_;
   FileDescriptor lock_;  // on the hidden folder
   Kind kind_;
-  std::vector<std::string> files_;
+  std::vector<std::string> files_, folders_;
 };
 
 }  // namespace lk

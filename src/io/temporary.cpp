@@ -92,7 +92,12 @@ Hold hold_temporary(const std::string& path, bool is_new, FileDescriptor& lock) 
 void empty_temporary_folder(const std::string& path) {
   std::vector<std::string> names;
   if (fs().list(path.c_str(), names) != 0) return;
-  for (const std::string& name : names) fs().unlink((path + "/" + name).c_str());
+  for (const std::string& name : names) {
+    const std::string inner = path + "/" + name;
+    if (fs().unlink(inner.c_str()) == 0 || (errno != EISDIR && errno != EPERM)) continue;
+    empty_temporary_folder(inner);
+    fs().rmdir(inner.c_str());
+  }
 }
 
 void remove_abandoned(const std::string& folder) {

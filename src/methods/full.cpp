@@ -3,6 +3,8 @@
 #include <algorithm>
 
 #include "autograd/trained.h"
+#include "io/output_folder.h"
+#include "io/paths.h"
 #include "methods/projections.h"
 #include "modelfile/model_output.h"
 #include "nn/streamed_base.h"
@@ -131,7 +133,13 @@ void Full::save(const std::string& folder, const BaseIdentity&) const {
   MasterPipe pipe(*this, *base_);
   // One file of weights, whatever its size: it then replaces an earlier one whole or not at all.
   ModelOutput(*base_, {.gguf = false, .type = {}, .shard_bytes = UINT64_MAX})
-      .write([&](const std::string& name) { return folder + "/" + name; }, pipe);
+      .write(
+          [&](const std::string& name) {
+            const std::string path = folder + "/" + name;
+            make_folders(parent_folder(path));
+            return path;
+          },
+          pipe);
   ModelFile(folder).reader();  // checks that all tensors are there, with their shapes
 }
 

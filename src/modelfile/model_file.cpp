@@ -143,6 +143,12 @@ std::vector<std::pair<std::string, std::string>> ModelFile::side_files(bool of_c
     const std::string path = path_ + "/" + name;
     if (exists(path)) files.emplace_back(name, read_file(path, kMaxSideFile));
   }
+  const std::string templates = "additional_chat_templates", folder = path_ + "/" + templates;
+  if (is_folder(folder))
+    for (const std::string& name : list_folder(folder))
+      if (name.ends_with(".jinja"))
+        files.emplace_back(concat(templates, "/", name),
+                           read_file(folder + "/" + name, kMaxSideFile));
   if (of_codes) reader();  // it knows whether config.json says all
   if (const std::string& own = quantisation_.file; of_codes && own != "config.json")
     files.emplace_back(own, read_file(path_ + "/" + own, kMaxSideFile));

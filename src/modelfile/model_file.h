@@ -44,8 +44,8 @@ class ModelFile {
   // The open files that hold the weights: the GGUF file, model.safetensors, or the shards by name.
   std::vector<const InputFile*> weight_files() const;
   // Name and content of a folder's other files that belong to the model: its configs and what makes
-  // its tokenizer, config.json first; `of_codes`: and what alone says how codes are to be read. Empty for a
-  // GGUF file. Throws InputError, IoError.
+  // its tokenizer, config.json first; `of_codes`: and what alone says how codes are to be read. A name may have a
+  // folder before it: "additional_chat_templates/tool_use.jinja". Empty for a GGUF file. Throws InputError, IoError.
   std::vector<std::pair<std::string, std::string>> side_files(bool of_codes = true) const;
 
   // ---- tensors. The first question about them checks that every tensor that the config asks for
