@@ -240,12 +240,18 @@ TEST_CASE("each format's list of dense modules names them as its readers do") {
                     fp8 = R"({"quant_method": "fp8", "modules_to_not_convert": ["a.b"],
                               "ignored_layers": ["c.d"]})",
                     compressed = R"({"quant_method": "compressed-tensors",
-                      "format": "pack-quantized", "ignore": ["lm_head", "a.b", "re:.*q_proj"]})";
+                      "format": "pack-quantized", "ignore": ["lm_head", "a.b", "re:.*q_proj", "re:c[.]d"]})";
   CHECK(names(awq, "layers.0.gate"));
   CHECK(!names(awq, "layers.0.gate_proj"));
   CHECK((names(fp8, "a.b.c") && !names(fp8, "c.d.e") && names(fp8, "c.d")));
   CHECK((names(compressed, "a.b") && names(compressed, "lm_head")));
-  CHECK((!names(compressed, "a.b.c") && !names(compressed, "a.q_proj")));
+  CHECK((!names(compressed, "a.b.c") && !names(compressed, "a.k_proj")));
+  // Expressions need not reach to the end of a path, but begin where it begins.
+  CHECK(
+      (names(compressed, "a.q_proj") && names(compressed, "c.d.e") && !names(compressed, "a.c.d")));
+  CHECK(!names(R"({"quant_method": "compressed-tensors", "format": "pack-quantized",
+                   "ignore": ["re:(?i)a"]})",
+               "a"));  // nothing that we read
   CHECK(names(R"({"quant_method": "gptq", "bits": 4, "lm_head": false})", "lm_head"));
   CHECK(!names(R"({"quant_method": "gptq", "bits": 4, "lm_head": true})", "lm_head"));
 }

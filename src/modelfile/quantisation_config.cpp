@@ -70,7 +70,7 @@ constexpr std::string_view kIntegerKeys[] = {
     "train_batch_size", "gradient_accumulate_steps", "low_gpu_mem_usage", "low_cpu_mem_usage",
     "amp", "model_free", "autoround_version", "provider"};
 
-// Targets of compressed-tensors' groups.
+// In compressed-tensors' lists of modules: a regular expression, and what its groups call all of them.
 constexpr std::string_view kExpression = "re:", kLinear = "Linear";
 
 class Parser {
@@ -141,11 +141,19 @@ class Parser {
 
   void dense_modules(const char* key, bool whole_path) {
     if (!q_.contains(key) || is_off(q_[key])) return;
-    if (!q_[key].is_array()) refuse(concat(key, ": a list of modules is expected"));
-    for (const Json& name : q_[key]) {
-      if (!name.is_string()) refuse(concat(key, ": a list of modules is expected"));
-      out_.dense.push_back({key, name.get<std::string>(), whole_path});
-    }
+    for (std::string& name : modules_of(q_, key, key))
+      out_.dense.push_back({key, std::move(name), whole_path, {}});
+  }
+  // compressed-tensors' list, of paths and expressions.
+  void ignored_modules() {
+    dense_modules("ignore", true);
+    for (DenseModule& dense : out_.dense) try {
+        if (dense.name.starts_with(kExpression)) dense.pattern = expression(dense.name, "ignore");
+      } catch (const InputError&) {  // one that is not read names nothing: no number depends on it
+      }
+  }
+  PathPattern expression(const std::string& text, const char* key) const {
+    return {text.substr(kExpression.size()), PathPattern::Match::Start, concat(where_, ": ", key)};
   }
 
   void bitsandbytes() {
@@ -205,25 +213,27 @@ class Parser {
         out_.may_be_dense = flag(q_, "dequantize", false);
         const bool zeros = group_has_zeros(group["weights"], path + ".weights.");
         (zeros ? asymmetric : symmetric) = true;
-        for (const std::string& target : targets_of(group, path + ".targets"))
+        for (const std::string& target : modules_of(group, "targets", path + ".targets"))
           targets[{place_of(target), target}] = zeros;
       }
     }
-    dense_modules("ignore", true);  // what begins with "re:" is an expression, and names nothing
+    ignored_modules();
     if (asymmetric != symmetric) out_.zero_points = asymmetric;
     if (asymmetric && symmetric) take_targets(targets);
     out_.method = Method::CompressedTensors;
   }
 
-  std::vector<std::string> targets_of(const Json& group, const std::string& path) const {
-    std::vector<std::string> targets;
-    if (!given(group, "targets")) return targets;
-    if (!group["targets"].is_array()) refuse(path + ": a list of modules is expected");
-    for (const Json& target : group["targets"]) {
-      if (!target.is_string()) refuse(path + ": a list of modules is expected");
-      targets.push_back(target.get<std::string>());
+  // The names in `json[key]`, a list that `path` names; none if it is not there.
+  std::vector<std::string> modules_of(const Json& json, const char* key,
+                                      const std::string& path) const {
+    std::vector<std::string> modules;
+    if (!given(json, key)) return modules;
+    if (!json[key].is_array()) refuse(path + ": a list of modules is expected");
+    for (const Json& module : json[key]) {
+      if (!module.is_string()) refuse(path + ": a list of modules is expected");
+      modules.push_back(module.get<std::string>());
     }
-    return targets;
+    return modules;
   }
 
   // Of the targets that name a module, compressed-tensors takes a path before an expression and that
@@ -234,9 +244,7 @@ class Parser {
   void take_targets(const std::map<std::pair<int, std::string>, bool>& in_order) {
     for (const auto& [key, zeros] : in_order) {
       GroupTarget target{key.second, zeros};
-      if (key.first == 1)
-        target.pattern.emplace(target.text.substr(kExpression.size()), PathPattern::Match::Start,
-                               where_ + ": config_groups: targets");
+      if (key.first == 1) target.pattern = expression(target.text, "config_groups: targets");
       out_.targets.push_back(std::move(target));
     }
   }
@@ -288,7 +296,7 @@ class Parser {
       }
     dense_modules("modules_to_not_convert", false);
     if (q_.contains("lm_head") && q_["lm_head"] == false)
-      out_.dense.push_back({"lm_head", "lm_head", true});
+      out_.dense.push_back({"lm_head", "lm_head", true, {}});
     out_.may_be_dense = false;
     out_.symmetric = flag(q_, "sym", false);
     for (const char* key : {"dynamic", "extra_config"})  // single modules may have other groups
@@ -341,6 +349,7 @@ std::string SharedScale::text() const {
 }
 
 bool DenseModule::names(const std::string& path) const {
+  if (pattern) return pattern->matches(path);
   if (path == name) return true;
   if (whole_path || name.empty()) return false;
   return path.starts_with(name + ".") ||

@@ -29,8 +29,10 @@ struct DenseModule {
   std::string key;  // of config
   std::string name;
   bool whole_path = false;
-  // Whether it names the module at `path`: by its path or, unless that must be whole, by one above it
-  // or by its last name. transformers 4 and 5 agree on these and on no other parts of a path.
+  std::optional<PathPattern> pattern = {};  // of a name that is an expression
+  // Whether it names the module at `path`: by an expression that the path begins with, by its path or,
+  // unless that must be whole, by one above it or by its last name. transformers 4 and 5 agree on
+  // these and on no other parts of a path.
   bool names(const std::string& path) const;
 };
 
