@@ -327,6 +327,17 @@ TEST_CASE("config.json: fields that every class of transformers has are refused 
   Json gpt2 = golden_config("gpt2");
   gpt2["hidden_size"] = gpt2["n_embd"];
   CHECK_NOTHROW(config_from_json(gpt2, "c"));
+  // What is out of range is called as GPT-2's file calls it.
+  check_family_refusals("gpt2", {{"n_embd", 1 << 21},
+                                 {"n_inner", 1 << 21},
+                                 {"n_layer", 5000},
+                                 {"n_positions", 1},
+                                 {"n_positions", 1 << 25}});
+  gpt2 = golden_config("gpt2");
+  gpt2["n_embd"] = 4096, gpt2["n_head"] = 1;
+  CHECK(mentions(refusal(gpt2), "n_embd / n_head: 4096 is not in"));
+  gpt2["n_embd"] = gpt2["n_head"] = 8192;
+  CHECK(mentions(refusal(gpt2), "n_head: 8192 is not in"));
   // Local layers without a window.
   check_family_refusals("qwen2_window",
                         {{"use_sliding_window", false}, {"sliding_window", nullptr}});

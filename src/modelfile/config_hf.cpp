@@ -8,6 +8,7 @@
 #include "modelfile/config.h"
 #include "modelfile/config_hf_parts.h"
 #include "modelfile/stored_quantised.h"
+#include "nn/field_error.h"
 
 namespace lk {
 namespace {
@@ -207,6 +208,24 @@ void parse_gpt2(const Json& json, ModelConfig& c, const std::string& where) {
              given(json, own) ? json[own].dump().substr(0, 100) : "absent");
 }
 
+// validate(), whose errors then name GPT-2's keys.
+void validate_gpt2(const Json& json, const ModelConfig& c, const std::string& where) {
+  try {
+    validate(c, where);
+  } catch (const FieldError& e) {
+    std::string key = e.field;
+    for (auto [field, own] :
+         {std::pair{"hidden_size", "n_embd"},
+          {"intermediate_size", given(json, "n_inner") ? "n_inner" : "n_inner (4 * n_embd)"},
+          {"num_hidden_layers (layers)", "n_layer"},
+          {"num_attention_heads (query heads)", "n_head"},
+          {"head_dim", "n_embd / n_head"},
+          {"max_position_embeddings (context)", "n_positions"}})
+      if (key == field) key = own;
+    refuse(where, key, ": ", e.why);
+  }
+}
+
 void parse_llama_like(const Json& json, const FamilyFiles& files, ModelConfig& c,
                       const std::string& where) {
   auto size = [&](const char* key) { return json_int(json, key, 1, kAnyInt, where); };
@@ -279,7 +298,7 @@ ModelConfig config_from_json(const Json& json, const std::string& where) {
   c.bos_id = parse_id(json, "bos_token_id", where);
   c.eos_ids = parse_eos(json, where);
   c.stored_dtype = parse_dtype(json, where);
-  validate(c, where);
+  c.learned_positions ? validate_gpt2(json, c, where) : validate(c, where);
   return c;
 }
 
