@@ -4,9 +4,13 @@
 #include <cmath>
 #include <map>
 
+#include "io/utf8.h"
 #include "tensor/error.h"
 #include "text/jinja/builtins.h"
+#include "text/jinja/search.h"
+#include "text/jinja/sequence_filters.h"
 #include "text/jinja/tree.h"
+#include "text/unicode.h"
 #include "text/white_space.h"
 
 namespace lk::jinja {
@@ -14,90 +18,6 @@ namespace lk::jinja {
 namespace {
 
 using Filter = Value (*)(const Value&, const Arguments&, Budget&);
-
-// Follows "a.b" from an item, attribute by attribute, as map and selectattr do.
-Value path(const Value& value, const Text& names, Budget& budget) {
-  budget.work(1 + names.s.size() / 8);
-  budget.bytes(names.s.size());
-  Value at = value;
-  for (std::size_t begin = 0; begin <= names.s.size();) {
-    const std::size_t dot = std::min(names.s.find('.', begin), names.s.size());
-    at = item(at, Value::text(names.s.substr(begin, dot - begin)), budget);
-    begin = dot + 1;
-  }
-  return at;
-}
-
-// The arguments from the i-th on.
-Arguments rest(const Arguments& args, std::size_t i) {
-  Arguments out;
-  for (; i < args.positional.size(); ++i) out.positional.push_back(args.positional[i]);
-  return out;
-}
-
-Value sorted(std::vector<Value> items, const Arguments& args, bool by_attribute, Budget& budget) {
-  const Value* attribute = by_attribute ? args.get(2, "attribute") : nullptr;
-  const bool reverse = args.get(0, "reverse") != nullptr && truth(*args.get(0, "reverse"));
-  const bool exact =
-      args.get(1, "case_sensitive") != nullptr && truth(*args.get(1, "case_sensitive"));
-  std::vector<std::pair<Value, Value>> keyed;
-  for (Value& v : items) {
-    Value key = attribute != nullptr ? path(v, expect_text(*attribute, "attribute"), budget) : v;
-    if (!exact && key.as_text())
-      key = Value::text(change_case(*key.as_text(), Case::Lower, budget));
-    keyed.emplace_back(std::move(key), std::move(v));
-  }
-  std::stable_sort(keyed.begin(), keyed.end(), [&](const auto& a, const auto& b) {
-    return reverse ? less(b.first, a.first, budget) : less(a.first, b.first, budget);
-  });
-  for (std::size_t i = 0; i < items.size(); ++i) items[i] = std::move(keyed[i].second);
-  return make_list(std::move(items), budget);
-}
-
-// The filters select, reject, selectattr and rejectattr.
-Value select(const Value& input, const Arguments& args, bool by_attribute, bool want,
-             Budget& budget) {
-  const std::size_t first = by_attribute ? 1 : 0;
-  if (args.positional.size() < first) fail("selectattr and rejectattr lack an attribute");
-  std::vector<Value> out;
-  for (const Value& v : iterate(input, budget)) {
-    const Value tested =
-        by_attribute ? path(v, expect_text(args.positional[0], "attribute"), budget) : v;
-    bool holds = false;
-    if (args.positional.size() > first) {
-      const Text& test = expect_text(args.positional[first], "a test's name");
-      if (!test_exists(test.s)) fail("there is no test \"" + test.s + "\" in this subset of Jinja");
-      holds = apply_test(test.s, tested, rest(args, first + 1), budget);
-    } else {
-      holds = truth(tested);
-    }
-    if (holds == want) out.push_back(v);
-  }
-  return make_list(std::move(out), budget);
-}
-
-Value map(const Value& input, const Arguments& args, Budget& budget) {
-  std::vector<Value> out;
-  if (args.positional.empty()) {
-    args.only("map", {"attribute", "default"});
-    const Value* name = args.get(0, "attribute");
-    if (name == nullptr) fail("map lacks an attribute or a filter");
-    for (const Value& v : iterate(input, budget)) {
-      Value found = path(v, expect_text(*name, "attribute"), budget);
-      const Value* otherwise = args.get(1, "default");
-      out.push_back(found.is<Undefined>() && otherwise != nullptr ? *otherwise : found);
-    }
-  } else {
-    const Text& filter = expect_text(args.positional[0], "a filter's name");
-    if (!filter_exists(filter.s) || filter.s == "map")
-      fail("map by the filter \"" + filter.s + "\" is not in this subset of Jinja");
-    Arguments more = rest(args, 1);
-    more.named = args.named;
-    for (const Value& v : iterate(input, budget))
-      out.push_back(apply_filter(filter.s, v, more, budget));
-  }
-  return make_list(std::move(out), budget);
-}
 
 Value default_value(const Value& input, const Arguments& args, Budget&) {
   args.only("default", {"default_value", "boolean"});
@@ -204,33 +124,42 @@ Value title(const Value& input, const Arguments& args, Budget& budget) {
   return Value::text(std::move(text));
 }
 
-Value unique(const Value& input, const Arguments& args, Budget& budget) {
-  args.only("unique", {});
-  std::vector<Value> out, seen;  // `seen`: what is compared
-  for (const Value& v : iterate(input, budget)) {
-    const Value key = v.as_text() ? Value::text(change_case(*v.as_text(), Case::Lower, budget)) : v;
-    if (std::any_of(seen.begin(), seen.end(),
-                    [&](const Value& other) { return equal(key, other, budget); }))
-      continue;
-    seen.push_back(key);
-    out.push_back(v);
+// Runs of what Python's \w matches.
+Value wordcount(const Value& input, const Arguments& args, Budget& budget) {
+  args.only("wordcount", {});
+  const Text text = to_text(input, budget);
+  budget.work(text.s.size() / 2);
+  std::int64_t words = 0;
+  bool inside = false;
+  for (std::size_t i = 0; i < text.s.size();
+       i += utf8_length(static_cast<unsigned char>(text.s[i]))) {
+    const bool word = text.s[i] == '_' ||
+                      (char_classes()[utf8_decode(text.s.data() + i)] & (kLetter | kNumber)) != 0;
+    words += word && !inside;
+    inside = word;
   }
-  return make_list(std::move(out), budget);
+  return words;
+}
+
+Value center(const Value& input, const Arguments& args, Budget& budget) {
+  args.only("center", {"width"});
+  const std::int64_t width = integer_or(args.get(0, "width"), 80, "center's width");
+  const Text text = to_text(input, budget);
+  const std::int64_t room = width - count_characters(text.s, budget);
+  if (room <= 0) return Value::text(text);
+  budget.bytes(text.s.size() + static_cast<std::uint64_t>(room));
+  const std::int64_t left = room / 2 + (room & width & 1);  // as Python rounds it
+  Text out;
+  out.append(std::string(static_cast<std::size_t>(left), ' '));
+  out.append(text);
+  out.append(std::string(static_cast<std::size_t>(room - left), ' '));
+  return Value::text(std::move(out));
 }
 
 Value end_of(const Value& input, bool first, Budget& budget) {
   const auto items = iterate(input, budget);
   if (items.empty()) return Value::undefined("the end of an empty sequence");
   return first ? items.front() : items.back();
-}
-
-Value extreme(const Value& input, bool smallest, Budget& budget) {
-  const auto items = iterate(input, budget);
-  if (items.empty()) return Value::undefined("the extreme of an empty sequence");
-  const Value* best = &items[0];
-  for (const Value& v : items)
-    if (smallest ? less(v, *best, budget) : less(*best, v, budget)) best = &v;
-  return *best;
 }
 
 template <Case how>
@@ -259,7 +188,7 @@ const std::map<std::string_view, Filter>& filters() {
          const Text between = a.get(0, "d") ? to_text(*a.get(0, "d"), b) : Text{};
          auto items = iterate(v, b);
          if (const Value* name = a.get(1, "attribute"))
-           for (Value& each : items) each = path(each, expect_text(*name, "attribute"), b);
+           for (Value& each : items) each = path(each, *name, b);
          return Value::text(join(items, between, b));
        }},
       {"upper", cased<Case::Upper>},
@@ -268,8 +197,13 @@ const std::map<std::string_view, Filter>& filters() {
       {"title", title},
       {"first", [](const Value& v, const Arguments&, Budget& b) { return end_of(v, true, b); }},
       {"last", [](const Value& v, const Arguments&, Budget& b) { return end_of(v, false, b); }},
-      {"min", [](const Value& v, const Arguments&, Budget& b) { return extreme(v, true, b); }},
-      {"max", [](const Value& v, const Arguments&, Budget& b) { return extreme(v, false, b); }},
+      {"min", [](const Value& v, const Arguments& a, Budget& b) { return extreme(v, a, true, b); }},
+      {"max",
+       [](const Value& v, const Arguments& a, Budget& b) { return extreme(v, a, false, b); }},
+      {"batch", batch},
+      {"groupby", groupby},
+      {"wordcount", wordcount},
+      {"center", center},
       {"default", default_value},
       {"d", default_value},
       {"list",
@@ -309,24 +243,8 @@ const std::map<std::string_view, Filter>& filters() {
                                     to_text(*a.get(1, "new"), b),
                                     integer_or(a.get(2, "count"), -1, "count"), b));
        }},
-      {"dictsort",
-       [](const Value& v, const Arguments& a, Budget& b) {
-         a.only("dictsort", {"case_sensitive"});
-         if (v.as_dict() == nullptr) fail("dictsort of a " + type_name(v));
-         Arguments by;
-         if (const Value* exact = a.get(0, "case_sensitive"))
-           by.named = {{"case_sensitive", *exact}};
-         const Value keys = sorted(iterate(v, b), by, false, b);
-         std::vector<Value> out;
-         for (const Value& key : keys.as_list()->items)
-           out.push_back(make_list({key, item(v, key, b)}, b, true));
-         return make_list(std::move(out), b);
-       }},
-      {"sort",
-       [](const Value& v, const Arguments& a, Budget& b) {
-         a.only("sort", {"reverse", "case_sensitive", "attribute"});
-         return sorted(iterate(v, b), a, true, b);
-       }},
+      {"dictsort", dictsort},
+      {"sort", sort},
       {"reverse",
        [](const Value& v, const Arguments&, Budget& b) {
          auto items = iterate(v, b);

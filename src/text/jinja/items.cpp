@@ -85,6 +85,10 @@ Value attribute(const Value& value, const std::string& name, Budget& budget) {
   if (has_method(value, name)) fail("the method " + name + " can only be called");
   if (const Dict* dict = value.as_dict())
     if (const Value* found = dict->find(name, budget)) return *found;
+  if (const List* list = value.as_list(); list != nullptr && list->group) {
+    if (name == "grouper") return list->items[0];
+    if (name == "list") return list->items[1];
+  }
   if (value.is<Namespace*>()) {
     const auto& items = std::get<Namespace*>(value.v)->items;
     budget.work(items.size() / 4);
@@ -104,7 +108,9 @@ Value item(const Value& value, const Value& key, Budget& budget) {
     if (found != nullptr) return *found;
     return Value::undefined((name != nullptr ? quoted(name->s) : type_name(key)) + " of a dict");
   }
-  if (const Text* name = key.as_text(); name != nullptr && !value.as_list() && !value.as_text())
+  const bool group = value.as_list() != nullptr && value.as_list()->group;
+  if (const Text* name = key.as_text();
+      name != nullptr && (group || !value.as_list()) && !value.as_text())
     return attribute(value, name->s, budget);
   if (!key.is_integer()) return Value::undefined("an item of a " + what);
   std::int64_t i = key.integer();

@@ -102,6 +102,7 @@ class Value {
 struct List {
   std::vector<Value> items;
   bool tuple = false;
+  bool group = false;  // a tuple of groupby, whose items have names too: grouper and list
   int depth = 1;
 };
 struct Dict {
