@@ -171,6 +171,46 @@ TEST_CASE("content as parts, null, and weights") {
                   "weight"));
 }
 
+TEST_CASE("parts go to a template that writes parts as they are, and are joined for others") {
+  Fixture f;
+  auto use = [&](const std::string& content) {
+    f.use_template("{% for m in messages %}<|im_start|>{{ m.role }}\n" + content +
+                   "<|im_end|>\n{% endfor %}"
+                   "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}");
+  };
+  const std::string parts =
+      "{% for p in m.content %}{% if p.type == 'text' %}[{{ p.text | trim }}]{% endif %}"
+      "{% endfor %}";
+  const std::string row =
+      R"({"messages":[{"role":"system","content":[{"type":"text","text":"s"}]},{"role":"user",)"
+      R"("content":[{"type":"text","text":" a "},{"type":"text","text":"b"}]},)"
+      R"({"role":"assistant","content":[{"type":"text","text":"c"},{"type":"text","text":"d"}]}]})";
+  use("{% if m.content is string %}{{ m.content }}{% else %}" + parts + "{% endif %}");
+  const Dataset data = f.load_own(row);
+  CHECK(f.text(data) == chatml({"system|[s]", "user|[a][b]", "assistant|[c][d]"}));
+  CHECK(f.trained(data.rows[0]) == "[c][d]<|im_end|>");
+  use(parts);  // which would write nothing of a text
+  CHECK(f.text(f.load_own(row)) == chatml({"system|[s]", "user|[a][b]", "assistant|[c][d]"}));
+  use("{% if m.role == 'user' %}" + parts + "{% else %}{{ m.content + '' }}{% endif %}");
+  CHECK(f.text(f.load_own(row)) == chatml({"system|s", "user|[a][b]", "assistant|cd"}));
+  for (const char* joined : {"{{ m.content }}", "{{ m.content + '' }}", "{{ m.content | trim }}",
+                             "{{ m.content if m.content is string else '' }}"}) {
+    use(joined);
+    CHECK(f.text(f.load_own(row)).find("assistant\ncd<|im_end|>") != std::string::npos);
+  }
+  use("{{ m.content if m.content is string else m.content[0].text }}");  // not all of them
+  CHECK(f.own_error(row).find("the content of message 1 (user)") != std::string::npos);
+  // As Jinja2 renders it.
+  const ChatTemplate gemma =
+      ChatTemplate::choose(test::family_template("gemma3"), "", {"<s>", "</s>", {"<end_of_turn>"}});
+  RowContent chat = read_row(parse_row_json(row, "row"), "messages", MereRecords::Known, "row");
+  fit_to_template(*chat.chat, find_tool_support(gemma));
+  std::vector<Message> messages;
+  for (const Turn& turn : chat.chat->turns) messages.push_back(turn.message);
+  CHECK(gemma.render(messages, false).text ==
+        "<s><start_of_turn>user\ns\n\nab<end_of_turn>\n<start_of_turn>model\ncd<end_of_turn>\n");
+}
+
 TEST_CASE("each key is used, a record, or refused by name") {
   Fixture f;
   const Dataset data =

@@ -79,7 +79,7 @@ OrderedJson read_calls(const OrderedJson& calls, const std::string& where) {
   return list;
 }
 
-// The text of a content's parts, one behind the other as templates for parts write them.
+// The text of a content's parts, one behind the other.
 std::string text_of_parts(const OrderedJson& parts, const std::string& where,
                           std::vector<std::string>& ignored) {
   std::string text;
@@ -127,12 +127,14 @@ Turn read_openai(RowKeys& keys, const std::string& where, std::vector<std::strin
     throw InputError(where + ": tool_calls: in a turn that is not the assistant's");
 
   const OrderedJson* content = keys.take("content");
-  if (content != nullptr && content->is_array())
+  if (content != nullptr && content->is_array()) {
     m.content = text_of_parts(*content, where + ": content", ignored);
-  else if (content != nullptr || !acts)
+    more["content"] = *content;
+  } else if (content != nullptr || !acts) {
     m.content = keys.text("content");
-  else
+  } else {
     more["content"] = nullptr;
+  }
 
   for (const char* key : kTemplateKeys)
     if (keys.has(key))

@@ -21,8 +21,8 @@ struct ChatRow {
 };
 
 // Reads a list of messages, each either OpenAI's {"role","content"[,"weight","tool_calls",
-// "tool_call_id","name","reasoning_content"]}, with content as text, parts of text, or null beside
-// tool calls, or ShareGPT's {"from","value"[,"weight"]}. Arguments of a call become an object, also
+// "tool_call_id","name","reasoning_content"]}, with content as text, parts of text (which are in
+// Message::more too), or null beside tool calls, or ShareGPT's {"from","value"[,"weight"]}. Arguments of a call become an object, also
 // where they are written as JSON text; `key` names the list in messages. Adds keys of records to
 // `ignored`. InputError naming `where`, the message and the key.
 std::vector<Turn> read_turns(const OrderedJson& list, const std::string& key,

@@ -21,7 +21,8 @@ struct Message {
   std::string role;  // system, user, assistant; tool and developer where the template knows them
   std::string content;
   // An object of what else the message says: tool_calls, tool_call_id, name, reasoning_content, ...
-  // Null: nothing. A member "content" replaces the content: null in a turn of tool calls alone.
+  // Null: nothing. A member "content" replaces the content in a model's own template: null in a turn
+  // of tool calls alone, or the parts of which `content` is the text.
   std::shared_ptr<const OrderedJson> more = {};
 };
 

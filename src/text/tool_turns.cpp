@@ -1,5 +1,7 @@
 #include "text/tool_turns.h"
 
+#include <algorithm>
+
 #include "tensor/error.h"
 #include "text/jinja/json.h"
 #include "text/jinja/search.h"
@@ -54,13 +56,27 @@ std::string calls_as_text(const OrderedJson& calls) {
   return text;
 }
 
+bool has_parts(const Message& m) {
+  return m.more && m.more->contains("content") && m.more->at("content").is_array();
+}
+
+// Leaves the text of the content's parts alone.
+void join_parts(Message& m) {
+  if (!has_parts(m)) return;
+  OrderedJson rest = *m.more;
+  rest.erase("content");
+  m.more = rest.empty() ? nullptr : shared(std::move(rest));
+}
+
 void put_tools(ChatRow& chat) {
   const std::string text = tools_as_text(*chat.tools);
   Message& first = chat.turns.front().message;
-  if (first.role == "system")
+  if (first.role == "system") {
+    join_parts(first);
     first.content += (first.content.empty() ? "" : "\n\n") + text;
-  else
+  } else {
     chat.turns.insert(chat.turns.begin(), {{"system", text}, false});
+  }
   chat.tools = nullptr;
 }
 
@@ -94,11 +110,10 @@ void put_answers(std::vector<Turn>& turns) {
 
 bool calls_tools(const Message& m) { return m.more && m.more->contains("tool_calls"); }
 
-// What a turn says: the assistant's without its thoughts.
-std::string_view behind_thoughts(const Message& m) {
+// What `text` of a turn says: the assistant's without its thoughts.
+std::string_view behind_thoughts(std::string_view text, const std::string& role) {
   constexpr std::string_view kEnd = "</think>";
-  std::string_view text = m.content;
-  const std::size_t end = m.role == "assistant" ? text.rfind(kEnd) : text.npos;
+  const std::size_t end = role == "assistant" ? text.rfind(kEnd) : text.npos;
   if (end != text.npos) text.remove_prefix(end + kEnd.size());
   return strip(text);
 }
@@ -115,7 +130,33 @@ void refuse_unless(bool written, const std::string& template_name, const std::st
     throw InputError(concat("the chat template (", template_name, ") does not write ", what));
 }
 
+// The roles of which the template writes contents that are lists of parts: one that takes contents to
+// be texts fails on a list, or prints it with quotes in it. `before`: what a tool answers.
+std::vector<std::string> roles_with_parts(const ChatTemplate& chat, const Message& before) {
+  const OrderedJson content = OrderedJson::array({OrderedJson{{"type", "text"}, {"text", "zqx"}}});
+  const Message user{"user", "x"};
+  std::vector<std::string> roles;
+  for (const char* role : {"system", "developer", "user", "assistant", "tool"}) {
+    Message said{role, ""};
+    OrderedJson more = {{"content", content}};
+    if (said.role == "tool") more["tool_call_id"] = "call12345", more["name"] = "f";
+    said.more = shared(std::move(more));
+    const std::string text =
+        rendered_or_nothing(chat, said.role == "user"        ? std::vector{said}
+                                  : said.role == "assistant" ? std::vector{user, said}
+                                  : said.role == "tool"      ? std::vector{user, before, said}
+                                                             : std::vector{said, user});
+    auto writes = [&](const char* what) { return text.find(what) != text.npos; };
+    if (writes("zqx") && !writes("'zqx'") && !writes("\"zqx\"")) roles.emplace_back(role);
+  }
+  return roles;
+}
+
 }  // namespace
+
+bool ToolSupport::writes_parts(const std::string& role) const {
+  return std::find(parts.begin(), parts.end(), role) != parts.end();
+}
 
 bool writes_system_turn(const ChatTemplate& chat) {
   return rendered_or_nothing(chat, {{"system", "zqx"}, {"user", "x"}}).find("zqx") !=
@@ -144,9 +185,12 @@ ToolSupport find_tool_support(const ChatTemplate& chat) {
   ToolSupport support;
   support.tools = writes({user}, "zqx", &tools);
   support.calls = writes({user, call}, "zqx") && writes({user, call}, "zqy");
-  support.tool_role = writes({user, support.calls ? call : answer, result}, "zqz");
-  support.developer = writes({{"developer", "zqx"}, user}, "zqx");
-  support.system = writes_system_turn(chat);
+  const Message& before = support.calls ? call : answer;
+  support.parts = roles_with_parts(chat, before);
+  support.tool_role = writes({user, before, result}, "zqz") || support.writes_parts("tool");
+  support.developer =
+      writes({{"developer", "zqx"}, user}, "zqx") || support.writes_parts("developer");
+  support.system = writes_system_turn(chat) || support.writes_parts("system");
   return support;
 }
 
@@ -157,6 +201,7 @@ std::vector<std::string> fit_to_template(ChatRow& chat, const ToolSupport& suppo
     Message& m = turn.message;
     if (m.role == "developer" && !support.developer) m.role = "system", developer = true;
     if (calls_tools(m) && !support.calls) put_calls(m), calls = true;
+    if (!support.writes_parts(m.role)) join_parts(m);
     answers = answers || (m.role == "tool" && !support.tool_role);
   }
   if (answers) put_answers(chat.turns);
@@ -193,9 +238,16 @@ void require_written(const ChatRow& chat, const std::string& rendered, const std
   for (std::size_t i = 0; i < chat.turns.size(); ++i) {
     const Message& m = chat.turns[i].message;
     // Templates write tools' answers as they are or as JSON, and may set thoughts apart.
-    const std::string_view said = behind_thoughts(m);
-    refuse_unless(found(said) || found(inside_json_string(said)), name,
-                  concat("the content of message ", i, " (", m.role, ")"));
+    auto check_said = [&](std::string_view text) {
+      const std::string_view said = behind_thoughts(text, m.role);
+      refuse_unless(found(said) || found(inside_json_string(said)), name,
+                    concat("the content of message ", i, " (", m.role, ")"));
+    };
+    if (has_parts(m))
+      for (const OrderedJson& part : m.more->at("content"))
+        check_said(part.at("text").get_ref<const std::string&>());
+    else
+      check_said(m.content);
     if (!m.more) continue;
     if (calls_tools(m))
       for (const OrderedJson& call : m.more->at("tool_calls"))

@@ -12,17 +12,19 @@ namespace lk {
 
 // What a template writes by itself. Found by rendering small chats with and without each.
 struct ToolSupport {
-  bool tools = false;      // the functions that may be called
-  bool calls = false;      // an assistant's tool_calls
-  bool tool_role = false;  // turns of the role tool
-  bool developer = false;  // turns of the role developer
-  bool system = false;     // turns of the role system
+  bool tools = false;                   // the functions that may be called
+  bool calls = false;                   // an assistant's tool_calls
+  bool tool_role = false;               // turns of the role tool
+  bool developer = false;               // turns of the role developer
+  bool system = false;                  // turns of the role system
+  std::vector<std::string> parts = {};  // contents that are lists of parts, of these roles
+  bool writes_parts(const std::string& role) const;
 };
 // Whether the template writes system turns. Some refuse them, some leave them out in silence.
 bool writes_system_turn(const ChatTemplate& chat_template);
 ToolSupport find_tool_support(const ChatTemplate& chat_template);
 
-// Puts what the template can't write into turns that it can: tools into the system turn, calls into
+// Puts what the template can't write into turns that it can: parts become one text, tools into the system turn, calls into
 // the assistant's text as <tool_call>, tools' answers into a user turn as <tool_response>, and
 // developer turns become system turns. Returns what was put, for the user: "tools", "tool_calls", ...
 std::vector<std::string> fit_to_template(ChatRow& chat, const ToolSupport& support);
