@@ -385,6 +385,28 @@ TEST_CASE("where config.json says sym, a zero point other than 8 is refused by t
                        InputError);
 }
 
+TEST_CASE("what config.json says of AWQ's zero points is zero_point, or else sym") {
+  const SafetensorsFile file(kQuantised + "formats.safetensors");
+  const std::vector<std::string> names = file.names();
+  auto find = [&](const std::string& more) {
+    const Json json = Json::parse(
+        concat(R"({"quantization_config": {"quant_method": "awq", "bits": 4, )", more, "}}"));
+    return find_stored_matrix(file, names, "awq.weight", {24, 64},
+                              parse_quantisation(json, "config.json"));
+  };
+  auto refused = [&](const std::string& more, const char* part) {
+    CHECK_THROWS_WITH_AS(find(more), doctest::Contains(part), InputError);
+  };
+  // transformers 5 writes "sym": true of any AWQ folder.
+  CHECK(find(R"("sym": true, "zero_point": true)"));
+  CHECK(find(R"("zero_point": true)"));
+  CHECK(find(R"("sym": false, "zero_point": null)"));
+  refused(R"("zero_point": false)", "tensor awq.qzeros: has a zero point of ");
+  refused(R"("sym": false, "zero_point": false)", "quantization_config: zero_point is false");
+  refused(R"("sym": true)", "quantization_config: sym is true");
+  refused(R"("zero_point": "none")", "zero_point");
+}
+
 TEST_CASE("what only AutoGPTQ's or AutoAWQ's own file says of a quantisation is read") {
   using Method = QuantisationConfig::Method;
   const ScratchFolder folder;

@@ -54,7 +54,7 @@ constexpr std::string_view kIntegerKeys[] = {
     "quant_method", "method", "bits", "w_bit", "group_size", "q_group_size", "groupsize", "format",
     "checkpoint_format", "version", "packing_format", "data_type", "backend", "desc_act", "dynamic",
     "extra_config",
-    // which tensors tell; sym is compared with them
+    // which tensors tell; sym and zero_point are compared with them
     "sym", "zero_point", "pack_dtype", "scale_dtype", "lm_head", "modules_to_not_convert",
     "modules_in_block_to_quantize", "block_name_to_quantize", "to_quant_block_names",
     "module_name_preceding_first_block", "quant_block_list", "model_file_base_name",
@@ -281,7 +281,7 @@ class Parser {
   }
 
   // The keys that AWQ, GPTQ and AutoRound share. Codes of 4 bits have a shape of their own.
-  void four_bit_groups() {
+  void four_bit_groups(bool awq) {
     check_keys(q_, "", {kIntegerKeys});
     choice(q_, "data_type", "", {"int"});
     for (const char* key : {"bits", "w_bit"})
@@ -298,13 +298,16 @@ class Parser {
     if (q_.contains("lm_head") && q_["lm_head"] == false)
       out_.dense.push_back({"lm_head", "lm_head", true, {}});
     out_.may_be_dense = false;
-    out_.symmetric = flag(q_, "sym", false);
+    // AWQ's own key is zero_point: transformers 5 writes sym = true beside it, whatever the codes are.
+    const bool own = awq && given(q_, "zero_point");
+    if (own ? !flag(q_, "zero_point", true) : flag(q_, "sym", false))
+      out_.symmetric = own ? "zero_point is false" : "sym is true";
     for (const char* key : {"dynamic", "extra_config"})  // single modules may have other groups
-      if (given(q_, key) && !is_off(q_[key])) out_.scales.clear(), out_.symmetric = false;
+      if (given(q_, key) && !is_off(q_[key])) out_.scales.clear(), out_.symmetric.clear();
   }
 
   void awq() {
-    four_bit_groups();
+    four_bit_groups(true);
     for (const char* key : {"version", "format", "checkpoint_format"})
       choice(q_, key, "", {"gemm"});
     if (text(q_, "backend", "") == "llm-awq") refuse("backend llm-awq is not read");
@@ -312,7 +315,7 @@ class Parser {
   }
 
   void gptq() {
-    four_bit_groups();
+    four_bit_groups(false);
     out_.reordered = flag(q_, "desc_act", false);
     std::string format;
     for (const char* key : {"checkpoint_format", "format"}) {

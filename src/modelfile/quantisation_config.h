@@ -48,8 +48,9 @@ struct QuantisationConfig {
   enum class Method : std::uint8_t { None, Bitsandbytes, Fp8, CompressedTensors, Awq, Gptq };
   Method method = Method::None;
   int gptq_zero_shift = 1;  // what zeros are stored less by: 1 in version 1, 0 in version 2
-  bool symmetric = false;   // AWQ and GPTQ: config says that all zero points are 8 (sym)
-  bool reordered = false;   // GPTQ: g_idx alone tells which columns share a scale (desc_act)
+  // AWQ and GPTQ: what config says if it makes all zero points 8, "sym is true"; else empty.
+  std::string symmetric = {};
+  bool reordered = false;  // GPTQ: g_idx alone tells which columns share a scale (desc_act)
   // compressed-tensors: whether each matrix of integers has zero points. Where the groups differ in
   // it, their targets tell, the most specific ones first.
   std::optional<bool> zero_points = {};

@@ -294,8 +294,8 @@ void check_symmetric(Companions& c, const TensorReader& reader, const Quantisati
     for (int p = 0; p < 8; ++p)
       if (const std::uint32_t zero = stored.zeros(word) >> 4 * p & 15; zero != 8)
         c.refuse(name,
-                 concat("has a zero point of ", zero, ", but ", config.where,
-                        ": sym is true, which makes all of them 8",
+                 concat("has a zero point of ", zero, ", but ", config.where, ": ",
+                        config.symmetric, ", which makes all of them 8",
                         stored.layout != Layout::Gptq ? ""
                         : config.gptq_zero_shift == 1 ? " (read as checkpoint_format gptq)"
                                                       : " (read as checkpoint_format gptq_v2)"));
@@ -323,7 +323,7 @@ void find_awq_or_gptq(Companions& c, const TensorReader& reader, const Shape& sh
   c.expect(x + ".qzeros", {"I32"}, {groups, N / 8});
   stored.format.rounded = rounding_of(reader.stored_type(x + ".scales"), reader.path());
   stored.zero_shift = awq ? 0 : config.gptq_zero_shift;
-  if (config.symmetric) check_symmetric(c, reader, config, stored);
+  if (!config.symmetric.empty()) check_symmetric(c, reader, config, stored);
   if (!c.has(x + ".g_idx")) {
     if (config.reordered)
       c.refuse(x + ".g_idx", concat("is missing: ", config.file, " says desc_act"));
