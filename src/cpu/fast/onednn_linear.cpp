@@ -54,6 +54,29 @@ matmul::primitive_desc describe(std::int64_t rows, std::int64_t in, std::int64_t
   }
 }
 
+// Note [Odd sums]: oneDNN 2.6's BF16 kernels for AMX add up 63 columns wrongly for many numbers of rows:
+// a thread's second kernel finds the tiles of its first, and that is an illegal instruction or wrong
+// numbers. So sums over an odd number of columns in BF16 get a column of zeros more.
+std::int64_t summed(std::int64_t in, memory::data_type type) {
+  return type == memory::data_type::bf16 ? (in + 1) / 2 * 2 : in;
+}
+
+// x, contiguous, with zeros behind if that is larger.
+Tensor padded(const Tensor& x, std::int64_t rows, std::int64_t cols) {
+  if (x.rows() == rows && x.cols() == cols) return dense(x);
+  Tensor larger = x.backend().empty(Tag::Workspace, x.dtype(), {rows, cols});
+  x.backend().fill(larger, 0.0);
+  x.backend().copy(larger.slice_rows(0, x.rows()).slice_cols(0, x.cols()), x);
+  return larger;
+}
+
+// A weight that is read as (in, out) if `tag` says how it lies, with zeros behind if its sums are odd.
+Tensor padded_weight(const Tensor& w, memory::format_tag tag) {
+  const memory::data_type type = data_type(w.dtype());
+  return tag == memory::format_tag::ab ? padded(w, summed(w.rows(), type), w.cols())
+                                       : padded(w, w.rows(), summed(w.cols(), type));
+}
+
 // The layout that oneDNN prefers for a weight read as (in, out).
 memory::desc packed_layout(std::int64_t in, std::int64_t out, memory::data_type type) {
   const memory::desc any({in, out}, type, memory::format_tag::any);
@@ -64,7 +87,8 @@ memory::desc packed_layout(std::int64_t in, std::int64_t out, memory::data_type 
 
 PackedBytes onednn_packed_bytes(std::int64_t N, std::int64_t K) {
   auto bytes = [](std::int64_t in, std::int64_t out) {
-    return static_cast<std::int64_t>(packed_layout(in, out, memory::data_type::bf16).get_size());
+    const auto type = memory::data_type::bf16;
+    return static_cast<std::int64_t>(packed_layout(summed(in, type), out, type).get_size());
   };
   PackedBytes packed{};
   with_onednn([&] { packed = {bytes(K, N), bytes(N, K)}; });
@@ -86,19 +110,20 @@ bool prefers_onednn(DType dtype) {
 
 namespace {
 
-// y (T,out) (+)= x (T,in) times the matrix (in,out), which lies at `matrix` in `layout`.
+// y (T,out) (+)= x (T,in) times the matrix (in,out), which lies at `matrix` in `layout`; note [Odd sums].
 void multiply(const matmul& primitive, const Tensor& y, GradMode mode, const Tensor& x,
               const memory::desc& layout, void* matrix) {
   const std::int64_t rows = y.rows();
   const memory::data_type type = data_type(y.dtype());
-  Tensor from = dense(x), to = y;
+  const std::int64_t in = summed(x.cols(), type);
+  Tensor from = padded(x, rows, in), to = y;
   if (!y.contiguous()) {
     to = y.backend().empty(Tag::Workspace, y.dtype(), y.shape());
     if (mode == GradMode::Add) y.backend().copy(to, y);
   }
   dnnl::stream stream(engine());
   primitive.execute(stream,
-                    {{DNNL_ARG_SRC, {matrix_desc(rows, x.cols(), type), engine(), from.raw()}},
+                    {{DNNL_ARG_SRC, {matrix_desc(rows, in, type), engine(), from.raw()}},
                      {DNNL_ARG_WEIGHTS, {layout, engine(), matrix}},
                      {DNNL_ARG_DST, {matrix_desc(rows, y.cols(), type), engine(), to.raw()}}});
   stream.wait();
@@ -122,14 +147,15 @@ struct OnednnLinear::Direction {
   // `tag` describes how the plain values lie when read as (in, out).
   Direction(Backend& backend, const Tensor& w, std::int64_t in, std::int64_t out,
             memory::format_tag tag)
-      : in_(in),
+      : in_(summed(in, data_type(w.dtype()))),
         out_(out),
         type_(data_type(w.dtype())),
-        layout_({in, out}, type_, tag),
+        layout_({in_, out}, type_, tag),
         matrix_(w) {
     if (w.dtype() == DType::F32) return;
-    memory plain(layout_, engine(), w.raw());
-    layout_ = packed_layout(in, out, type_);
+    const Tensor values = padded_weight(w, tag);
+    memory plain(layout_, engine(), values.raw());
+    layout_ = packed_layout(in_, out, type_);
     matrix_ =
         backend.empty(Tag::Workspace, DType::U8, {static_cast<std::int64_t>(layout_.get_size())});
     memory packed(layout_, engine(), matrix_.raw());
@@ -183,14 +209,15 @@ void multiply_plain(const Tensor& y, GradMode mode, const Tensor& x, const Tenso
   static std::mutex mutex;
   static std::map<Key, matmul> primitives;
   if (y.rows() == 0) return;
-  const std::int64_t rows = y.rows(), in = x.cols(), out = y.cols();
+  const std::int64_t rows = y.rows(), out = y.cols(), in = summed(x.cols(), data_type(w.dtype()));
   const bool add = mode == GradMode::Add;
+  const Tensor values = padded_weight(w, tag);
   with_onednn([&] {
     const memory::desc layout({in, out}, data_type(w.dtype()), tag);
     const auto primitive = kept(mutex, primitives, Key{rows, in, out, w.dtype(), tag, add}, [&] {
       return describe(rows, in, out, layout, data_type(w.dtype()), add);
     });
-    multiply(primitive, y, mode, x, layout, w.raw());
+    multiply(primitive, y, mode, x, layout, values.raw());
   });
 }
 
