@@ -54,23 +54,26 @@ matmul::primitive_desc describe(std::int64_t rows, std::int64_t in, std::int64_t
   }
 }
 
-// Note [Odd sums]: oneDNN 2.6's BF16 kernels for AMX add up 63 columns wrongly for many numbers of rows:
-// a thread's second kernel finds the tiles of its first, and that is an illegal instruction or wrong
-// numbers. So sums over an odd number of columns in BF16 get a column of zeros more.
+// Note [Sums one short]: oneDNN 2.6's BF16 kernels for AMX take 64 or 32 columns at a time, and one
+// column less at the end (63, 2847, 4095 columns; all numbers up to 200 and odd ones up to 599 were
+// tried) ends for many numbers of rows with an illegal instruction or, on several threads, in wrong
+// numbers. Such sums get a column of zeros more.
 std::int64_t summed(std::int64_t in, memory::data_type type) {
-  return type == memory::data_type::bf16 ? (in + 1) / 2 * 2 : in;
+  constexpr std::int64_t kStep = 32;
+  return type == memory::data_type::bf16 && in % kStep == kStep - 1 ? in + 1 : in;
 }
 
 // x, contiguous, with zeros behind if that is larger.
 Tensor padded(const Tensor& x, std::int64_t rows, std::int64_t cols) {
   if (x.rows() == rows && x.cols() == cols) return dense(x);
   Tensor larger = x.backend().empty(Tag::Workspace, x.dtype(), {rows, cols});
-  x.backend().fill(larger, 0.0);
+  if (cols > x.cols()) x.backend().fill(larger.slice_cols(x.cols(), cols), 0.0);
+  if (rows > x.rows()) x.backend().fill(larger.slice_rows(x.rows(), rows), 0.0);
   x.backend().copy(larger.slice_rows(0, x.rows()).slice_cols(0, x.cols()), x);
   return larger;
 }
 
-// A weight that is read as (in, out) if `tag` says how it lies, with zeros behind if its sums are odd.
+// A weight that is read as (in, out) if `tag` says how it lies, with zeros behind if its sums are one short.
 Tensor padded_weight(const Tensor& w, memory::format_tag tag) {
   const memory::data_type type = data_type(w.dtype());
   return tag == memory::format_tag::ab ? padded(w, summed(w.rows(), type), w.cols())
@@ -110,7 +113,7 @@ bool prefers_onednn(DType dtype) {
 
 namespace {
 
-// y (T,out) (+)= x (T,in) times the matrix (in,out), which lies at `matrix` in `layout`; note [Odd sums].
+// y (T,out) (+)= x (T,in) times the matrix (in,out), which lies at `matrix` in `layout`; note [Sums one short].
 void multiply(const matmul& primitive, const Tensor& y, GradMode mode, const Tensor& x,
               const memory::desc& layout, void* matrix) {
   const std::int64_t rows = y.rows();
