@@ -581,61 +581,80 @@ TEST_CASE("cuda: pairs of codes are the CPU's, bit for bit, and zeros behind the
     }
 }
 
-TEST_CASE("cuda: codes are put into their place and nowhere else") {
-  LK_NEEDS_FP8();
-  for (auto [N, K] : {std::pair<std::int64_t, std::int64_t>{16, 16}, {130, 272}, {33, 4096}}) {
-    std::vector<std::uint8_t> codes(static_cast<std::size_t>(N * K));
-    for (std::size_t i = 0; i < codes.size(); ++i)
-      codes[i] = static_cast<std::uint8_t>(i * 37 >> 3);
-    const Tensor from = gpu().empty(Tag::Workspace, DType::U8, {N, K}),
-                 whole = gpu().empty(Tag::Workspace, DType::U8, {N, K + 32}),
-                 scales = random_tensor(gpu(), DType::F32, {N}, 1),
-                 to_scales = gpu().empty(Tag::Workspace, DType::F32, {N});
-    gpu().upload(from, codes.data(), codes.size());
-    std::vector<std::uint8_t> all(whole.bytes(), 77);
-    gpu().upload(whole, all.data(), all.size());
-    gpu().quantised_kernels()->fp8_kernels()->put({whole.slice_cols(16, K + 16), to_scales},
-                                                  {from, scales});
-    gpu().download(all.data(), whole, all.size());
-    std::int64_t wrong = 0;
-    for (std::int64_t n = 0; n < N; ++n)
-      for (std::int64_t k = -16; k < K + 16; ++k) {
-        const int want = k < 0 || k >= K ? 77 : codes[static_cast<std::size_t>(n * K + k)];
-        wrong += all[static_cast<std::size_t>(n * (K + 32) + k + 16)] != want;
-      }
-    CHECK_MESSAGE(wrong == 0, N, " x ", K);
-    CHECK(to_host_f64(to_scales) == to_host_f64(scales));
-  }
+namespace {
+
+std::vector<std::uint8_t> some_codes(std::int64_t n) {
+  std::vector<std::uint8_t> codes(static_cast<std::size_t>(n));
+  for (std::size_t i = 0; i < codes.size(); ++i) codes[i] = static_cast<std::uint8_t>(i * 37 >> 3);
+  return codes;
 }
 
-TEST_CASE("cuda: codes are transposed into their place and nowhere else") {
-  LK_NEEDS_FP8();
-  for (auto [N, K] : {std::pair<std::int64_t, std::int64_t>{16, 16},
-                      {128, 128},
-                      {144, 272},
-                      {576, 192},
-                      {1040, 400}}) {
-    std::vector<std::uint8_t> codes(static_cast<std::size_t>(N * K));
-    for (std::size_t i = 0; i < codes.size(); ++i)
-      codes[i] = static_cast<std::uint8_t>(i * 37 >> 3);
-    Tensor from = gpu().empty(Tag::Workspace, DType::U8, {N, K}),
-           whole = gpu().empty(Tag::Workspace, DType::U8, {K, N + 32}),
-           scales = gpu().empty(Tag::Workspace, DType::F32, {K});
-    gpu().upload(from, codes.data(), codes.size());
-    std::vector<std::uint8_t> all(whole.bytes(), 77);
-    gpu().upload(whole, all.data(), all.size());
-    gpu().quantised_kernels()->fp8_kernels()->transpose({whole.slice_cols(16, N + 16), scales},
-                                                        from);
-    gpu().download(all.data(), whole, all.size());
-    std::int64_t wrong = 0;
-    for (std::int64_t k = 0; k < K; ++k)
-      for (std::int64_t n = -16; n < N + 16; ++n) {
-        const int want = n < 0 || n >= N ? 77 : codes[static_cast<std::size_t>(n * K + k)];
-        wrong += all[static_cast<std::size_t>(k * (N + 32) + n + 16)] != want;
-      }
-    CHECK_MESSAGE(wrong == 0, N, " x ", K);
-    CHECK(to_host_f64(scales) == std::vector<double>(static_cast<std::size_t>(K), 1.0));
-  }
+// Calls place(middle), the columns [16, cols + 16) of a matrix (rows, cols + 32) of 77s. Returns how
+// many of its elements are not code(row, col) there and 77 around it afterwards.
+template <class Place, class Code>
+std::int64_t misplaced(Backend& backend, std::int64_t rows, std::int64_t cols, const Place& place,
+                       const Code& code) {
+  const Tensor whole = backend.empty(Tag::Workspace, DType::U8, {rows, cols + 32});
+  std::vector<std::uint8_t> all(whole.bytes(), 77);
+  backend.upload(whole, all.data(), all.size());
+  place(whole.slice_cols(16, cols + 16));
+  backend.download(all.data(), whole, all.size());
+  std::int64_t wrong = 0;
+  for (std::int64_t r = 0; r < rows; ++r)
+    for (std::int64_t c = -16; c < cols + 16; ++c) {
+      const int want = c < 0 || c >= cols ? 77 : code(r, c);
+      wrong += all[static_cast<std::size_t>(r * (cols + 32) + c + 16)] != want;
+    }
+  return wrong;
+}
+
+}  // namespace
+
+TEST_CASE("codes are put into their place and nowhere else") {
+  auto check = [](Backend& backend) {
+    for (auto [N, K] : {std::pair<std::int64_t, std::int64_t>{16, 16}, {130, 272}, {33, 4096}}) {
+      const std::vector<std::uint8_t> codes = some_codes(N * K);
+      const Tensor from = backend.empty(Tag::Workspace, DType::U8, {N, K}),
+                   scales = random_tensor(backend, DType::F32, {N}, 1),
+                   to_scales = backend.empty(Tag::Workspace, DType::F32, {N});
+      backend.upload(from, codes.data(), codes.size());
+      const std::int64_t wrong = misplaced(
+          backend, N, K,
+          [&](const Tensor& to) {
+            backend.quantised_kernels()->fp8_kernels()->put({to, to_scales}, {from, scales});
+          },
+          [&, K = K](auto n, auto k) { return codes[static_cast<std::size_t>(n * K + k)]; });
+      CHECK_MESSAGE(wrong == 0, N, " x ", K);
+      CHECK(to_host_f64(to_scales) == to_host_f64(scales));
+    }
+  };
+  check(oracle());
+  if (n_gpus() > 0 && gpu().quantised_kernels()->fp8_kernels()) check(gpu());
+}
+
+TEST_CASE("codes are transposed into their place and nowhere else") {
+  auto check = [](Backend& backend) {
+    for (auto [N, K] : {std::pair<std::int64_t, std::int64_t>{16, 16},
+                        {128, 128},
+                        {144, 272},
+                        {576, 192},
+                        {1040, 400}}) {
+      const std::vector<std::uint8_t> codes = some_codes(N * K);
+      const Tensor from = backend.empty(Tag::Workspace, DType::U8, {N, K}),
+                   scales = backend.empty(Tag::Workspace, DType::F32, {K});
+      backend.upload(from, codes.data(), codes.size());
+      const std::int64_t wrong = misplaced(
+          backend, K, N,
+          [&](const Tensor& to) {
+            backend.quantised_kernels()->fp8_kernels()->transpose({to, scales}, from);
+          },
+          [&, K = K](auto k, auto n) { return codes[static_cast<std::size_t>(n * K + k)]; });
+      CHECK_MESSAGE(wrong == 0, N, " x ", K);
+      CHECK(to_host_f64(scales) == std::vector<double>(static_cast<std::size_t>(K), 1.0));
+    }
+  };
+  check(oracle());
+  if (n_gpus() > 0 && gpu().quantised_kernels()->fp8_kernels()) check(gpu());
 }
 
 // Tensor cores keep at least 13 bits of the largest magnitude at each of a sum's K / 32 steps; BF16

@@ -23,8 +23,8 @@
 // Where a part's W is quantised there is no such buffer: the copies of A and B lie in buffers of
 // their own, each W stays where it is, and a product puts them together in DenseScratch, [W | B] for
 // y and [W ; A] for dx. Where products with it run in FP8, the factors lie beside its codes as codes
-// (Note [Pairs of codes] in tensor/fp8_product.h). The same holds for a dense W whose
-// memory others use in turn (tensor/weight_source.h); its rows in the scratch are as far apart as they
+// (Note [Pairs of codes] in tensor/fp8_product.h). DenseScratch also serves a dense W whose memory
+// others use in turn (tensor/weight_source.h); its rows in the scratch are as far apart as they
 // would be in the buffer, so that the same kernels run.
 //
 // With DoRA (lora/dora.h) the product is v, and each part's columns of y are m / |row of W + s B A|

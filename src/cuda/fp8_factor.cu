@@ -102,18 +102,12 @@ __global__ void __launch_bounds__(kThreads) factor_kernel(const __grid_constant_
   store_pairs(to + pack * kPack, p.columns, true, v);
 }
 
-template <class T>
-bool aligned(const T* p, std::uintptr_t bytes) {
-  return reinterpret_cast<std::uintptr_t>(p) % bytes == 0;
-}
-
 }  // namespace
 
 void CudaFp8Kernels::put(const Fp8Rows& to, const Fp8Rows& from) {
   const i64 N = from.codes.rows(), K = from.codes.cols();
-  check(to.codes.shape() == from.codes.shape() && from.codes.contiguous() && K % 16 == 0 &&
-            to.codes.ld() % 16 == 0 && aligned(to.codes.data<std::uint8_t>(), 16) &&
-            aligned(from.codes.data<std::uint8_t>(), 16) && to.scales.numel() == N &&
+  check(to.codes.shape() == from.codes.shape() && from.codes.contiguous() &&
+            packable(16, K, to.codes, from.codes) && to.scales.numel() == N &&
             from.scales.numel() == N,
         "put: codes ", from.codes.shape(), " to ", to.codes.shape());
   const PutArgs args{.to = to.codes.data<std::uint8_t>(),
@@ -131,8 +125,7 @@ void CudaFp8Kernels::quantise_factor(const Tensor& to, const Fp8Thin& f, bool tu
                                      const Tensor& scales) {
   const i64 R = to.rows(), S = turned ? f.values.rows() : f.values.cols();
   check(f.values.shape() == (turned ? Shape{S, R} : Shape{R, S}) && S % kPack == 0 &&
-            to.cols() >= 3 * S && to.cols() % kPack == 0 && to.ld() % kPack == 0 &&
-            aligned(to.data<std::uint8_t>(), kPack) && scales.numel() == R &&
+            to.cols() >= 3 * S && packable(kPack, to.cols(), to) && scales.numel() == R &&
             packable(kPack, f.values.cols(), f.values) && f.values.numel() <= INT32_MAX,
         "quantise_factor: f ", f.values.shape(), " to ", to.shape());
   const FactorArgs args{.to = to.data<std::uint8_t>(),

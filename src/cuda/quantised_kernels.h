@@ -1,4 +1,5 @@
-// The CUDA device's kernels for quantised matrices: dequantise.cu, and fp8.cu for products of codes.
+// The CUDA device's kernels for quantised matrices: dequantise.cu, and fp8.cu and fp8_factor.cu
+// for products of codes.
 #pragma once
 
 #include <optional>

@@ -147,10 +147,13 @@ class Parser {
   // compressed-tensors' list, of paths and expressions.
   void ignored_modules() {
     dense_modules("ignore", true);
-    for (DenseModule& dense : out_.dense) try {
-        if (dense.name.starts_with(kExpression)) dense.pattern = expression(dense.name, "ignore");
+    for (DenseModule& dense : out_.dense) {
+      if (!dense.name.starts_with(kExpression)) continue;
+      try {
+        dense.pattern = expression(dense.name, "ignore");
       } catch (const InputError&) {  // one that is not read names nothing: no number depends on it
       }
+    }
   }
   PathPattern expression(const std::string& text, const char* key) const {
     return {text.substr(kExpression.size()), PathPattern::Match::Start, concat(where_, ": ", key)};
