@@ -5,7 +5,10 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <map>
+#include <mutex>
 #include <type_traits>
+#include <utility>
 
 #include "cuda/cuda_check.h"
 
@@ -47,12 +50,21 @@ __device__ __forceinline__ void wait_for_previous() {
 }
 
 // Lets the kernel use `bytes` of dynamic shared memory, beyond the 48 KiB that all its shared
-// memory may take by default.
+// memory may take by default. Threads that launch one kernel with unlike sizes share its limit on
+// a device, so that only grows: lowered, it would refuse what another thread is about to launch.
 inline void allow_shared(const char* name, const void* kernel, std::size_t bytes) {
-  if (bytes > 32 * 1024)  // the rest may be shared memory that the kernel itself declares
-    cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(bytes)),
-               name);
+  if (bytes <= 32 * 1024) return;  // the rest may be shared memory that the kernel itself declares
+  static std::mutex mutex;
+  static std::map<std::pair<const void*, int>, std::size_t> limits;
+  int device = 0;
+  cuda_check(cudaGetDevice(&device), name);
+  const std::lock_guard lock(mutex);
+  std::size_t& limit = limits[{kernel, device}];
+  if (bytes <= limit) return;
+  cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  static_cast<int>(bytes)),
+             name);
+  limit = bytes;
 }
 
 // Whether a block may have so much shared memory: 99 KiB on compute capability 8.6 and 8.9, 163 on 8.0, 227 on 9.0.
