@@ -310,7 +310,7 @@ TEST_CASE("samples may take longer than the others' patience") {
   const auto r = run_program(concat("finetune --model ", kTinyModel, " --data '", rows,
                                     "' --eval-data '", rows,
                                     "' --batch 2 --seq-len 64 --steps 2 --eval-every 0 --samples "
-                                    "450 --sample-every 1 --keep last "
+                                    "450 --sample-every 1 --keep last --device cpu "
                                     "--grad-accum 2 --processes 2 --peer-timeout 1 --out '",
                                     f / "out", "'"));
   CHECK_MESSAGE(r.status == 0, r.out);
