@@ -392,9 +392,6 @@ TEST_CASE("a turn that a model's template leaves out or cuts is refused") {
   CHECK(f.own_error(chat).find("content of message 2 (system)") != std::string::npos);
   use("true", "m.content if m.role != 'assistant' else m.content[:2]");
   CHECK(f.own_error(chat).find("content of message 1 (assistant)") != std::string::npos);
-  // Thoughts may go, and a turn behind the last answer trains nothing.
-  use("true", "m.content.split('</think>')[-1] | trim");
-  CHECK(f.own_error(chat) == "accepted");
   // A tool's answer may be written as JSON.
   use("true", "m.content | tojson if m.role == 'tool' else m.content");
   CHECK(f.own_error(R"({"messages":[{"role":"user","content":"a"},{"role":"tool","content":)"
@@ -487,6 +484,44 @@ TEST_CASE(
   CHECK(f.trained(data.rows[1]) == "d<|im_end|>");
   CHECK(f.load_own(row("reasoning_content", "0")).rows.size() == 1);
   CHECK(f.own_error(row("thinking", "1")).find("thinking") != std::string::npos);
+}
+
+TEST_CASE(
+    "thoughts that a template leaves out of trained turns are counted, or refused if all are") {
+  Fixture f;
+  auto use = [&](const std::string& content) {
+    f.use_template(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+        "{% generation %}{{ " +
+        content +
+        " }}<|im_end|>{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}");
+  };
+  const std::string user = R"({"messages":[{"role":"user","content":"a"},)";
+  auto row = [&](const char* weight) {
+    return user + R"({"role":"assistant","content":"<think>\nhm\n</think>\n\nb","weight":)" +
+           weight + R"(},{"role":"user","content":"c"},)" +
+           R"({"role":"assistant","content":"well</think>d"}]})" + "\n";
+  };
+  const std::string plain =
+      user + R"({"role":"assistant","content":"<think>\n\n</think>\n\nb"}]})" + "\n";
+  use("m.content");
+  CHECK(f.load_own(row("1")).remarks().empty());
+  use("m.content if loop.last else m.content.split('</think>')[-1]");
+  const Dataset data = f.load_own(plain + row("1") + row("0"));
+  CHECK(data.thoughts == 3);
+  CHECK(data.thoughts_lost == 1);
+  REQUIRE(data.remarks().size() == 1);
+  const std::string said = data.remarks()[0];
+  CHECK_MESSAGE(said.find("of 1 of 3 trained turns") != std::string::npos, said);
+  CHECK_MESSAGE(said.find("data.jsonl:2:") != std::string::npos, said);
+  f.options.train_on = TrainOn::All;
+  CHECK(f.load_own(row("1")).thoughts_lost == 0);
+  f.options.train_on = TrainOn::Assistant;
+  use("m.content.split('</think>')[-1]");
+  CHECK(f.own_error(plain + row("1")).find("data.jsonl:2: the chat template leaves out the ") !=
+        std::string::npos);
+  CHECK(f.own_error(plain) == "accepted");
 }
 
 TEST_CASE("a template that takes too long is given up at once") {

@@ -208,6 +208,10 @@ class ParallelRows {
           data_.system.reset();
       }
       data_.rows_of_own_system += made.built.own_system;
+      data_.thoughts += made.built.thoughts.said;
+      data_.thoughts_lost += made.built.thoughts.lost;
+      if (data_.thoughts_lost > 0 && data_.first_lost_thought.empty())
+        data_.first_lost_thought = raw.where();
       note_columns(made.built.columns);
       for (Row& row : made.built.rows) {
         row.line = raw.line();
@@ -271,6 +275,12 @@ std::vector<std::string> Dataset::remarks() const {
   if (!fitted.empty())
     lines.push_back("the chat template has no place for all of these rows; written are " +
                     joined(fitted));
+  if (thoughts_lost)
+    lines.push_back(concat(
+        "warning: the chat template leaves out the thoughts, up to </think>, of ", thoughts_lost,
+        " of ", thoughts, " trained turns that have some, first ", "in ", first_lost_thought,
+        ": these answers are trained without them (`train_on` all trains each "
+        "as the chat's last)"));
   if (rows_sharing_a_token)
     lines.push_back(concat("warning: in ", rows_sharing_a_token, " of ", std::ssize(rows),
                            " rows the completion begins inside a token of the prompt, as behind a "
@@ -367,6 +377,14 @@ Dataset load_dataset(const ByteSource& source, const Tokenizer& tokenizer,
     data.format = builder.format();
     data.container = std::move(read.container);
     data.sha256 = std::move(read.sha256);
+    // A template that writes no thoughts at all is not the one that these rows were made for.
+    if (data.thoughts > 0 && data.thoughts_lost == data.thoughts)
+      throw InputError(
+          concat(data.first_lost_thought,
+                 ": the chat template leaves out the thoughts, up to </think>, of all ",
+                 data.thoughts, " trained turns that have some: the model would learn ",
+                 "to answer without them (pass a `template` that writes turns as they "
+                 "are, chatml say, or rows without thoughts)"));
   }
   if (data.rows.empty() && options.max_rows != 0)
     throw InputError(data.path + ": no rows" +

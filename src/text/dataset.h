@@ -56,6 +56,8 @@ struct Dataset {
   std::int64_t rows_of_own_system = 0;     // chats that options.system is not put to
   std::vector<std::string>
       fitted;  // what the chat template has no place for, and how it is written
+  std::int64_t thoughts = 0, thoughts_lost = 0;  // of trained turns; not written by the template
+  std::string first_lost_thought;                // "path:line"
   std::int64_t tokens = 0, supervised_tokens = 0;
   std::int64_t rows_ending_in_eos = 0;    // rows whose last supervised token is a stop token
   std::int64_t lost_bytes = 0;            // bytes of all rows that no token stands for

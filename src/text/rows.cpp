@@ -137,6 +137,7 @@ void RowBuilder::chat(ChatRow said, Built& built) {
   while (!said.turns.empty() && said.turns.back().message.role != "assistant")
     said.turns.pop_back();
   template_->require_written(said, chat.written);
+  built.thoughts = find_thoughts(said, chat.written);
   built.one_a_turn = chat.one_a_turn;
   for (const RenderedChat& row : chat.rows) built.rows.push_back(chat_row(tokenizer_, row));
   if (built.rows.empty()) throw InputError("the row has no token to train on");

@@ -32,6 +32,7 @@ class RowBuilder {
     bool one_a_turn = false;           // a chat taken apart: each row trains one turn
     std::vector<std::string> ignored;  // keys of mere records
     std::vector<std::string> fitted;   // what the template has no place for, and how it is written
+    Thoughts thoughts = {};            // of a chat's trained turns
     bool is_chat = false;
     std::optional<std::string> system = {};  // the system turn that a chat begins with
     bool own_system = false;    // a chat whose own system turn stays, not options.system

@@ -110,12 +110,16 @@ void put_answers(std::vector<Turn>& turns) {
 
 bool calls_tools(const Message& m) { return m.more && m.more->contains("tool_calls"); }
 
-// What `text` of a turn says: the assistant's without its thoughts.
-std::string_view behind_thoughts(std::string_view text, const std::string& role) {
-  constexpr std::string_view kEnd = "</think>";
+// A turn's text in two: the thoughts that an assistant's begins with, without their tags, and what
+// it says. Either may be empty.
+std::pair<std::string_view, std::string_view> thoughts_and_said(std::string_view text,
+                                                                const std::string& role) {
+  constexpr std::string_view kBegin = "<think>", kEnd = "</think>";
   const std::size_t end = role == "assistant" ? text.rfind(kEnd) : text.npos;
-  if (end != text.npos) text.remove_prefix(end + kEnd.size());
-  return strip(text);
+  if (end == text.npos) return {"", strip(text)};
+  std::string_view thoughts = strip(text.substr(0, end));
+  if (thoughts.starts_with(kBegin)) thoughts = strip(thoughts.substr(kBegin.size()));
+  return {thoughts, strip(text.substr(end + kEnd.size()))};
 }
 
 // The text as it stands between the quotes of a JSON string.
@@ -239,7 +243,7 @@ void require_written(const ChatRow& chat, const std::string& rendered, const std
     const Message& m = chat.turns[i].message;
     // Templates write tools' answers as they are or as JSON, and may set thoughts apart.
     auto check_said = [&](std::string_view text) {
-      const std::string_view said = behind_thoughts(text, m.role);
+      const std::string_view said = thoughts_and_said(text, m.role).second;
       refuse_unless(found(said) || found(inside_json_string(said)), name,
                     concat("the content of message ", i, " (", m.role, ")"));
     };
@@ -259,6 +263,18 @@ void require_written(const ChatRow& chat, const std::string& rendered, const std
     if (m.more->contains("name") && m.role != "tool")
       refuse_unless(written(m.more->at("name")), name, concat("name of message ", i));
   }
+}
+
+Thoughts find_thoughts(const ChatRow& chat, const std::string& rendered) {
+  jinja::Budget budget(UINT64_MAX, UINT64_MAX);
+  Thoughts thoughts;
+  for (const Turn& turn : chat.turns) {
+    const std::string_view text = thoughts_and_said(turn.message.content, turn.message.role).first;
+    if (!turn.trained || text.empty()) continue;
+    ++thoughts.said;
+    thoughts.lost += jinja::occurrences(rendered, text, 1, false, budget).empty();
+  }
+  return thoughts;
 }
 
 }  // namespace lk

@@ -2,6 +2,7 @@
 // becomes text of ordinary turns, between the tags that Hermes and Qwen use.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -33,5 +34,12 @@ std::vector<std::string> fit_to_template(ChatRow& chat, const ToolSupport& suppo
 // call's name, a name of a speaker or a reasoning that the chat has: a template drops in silence
 // what it doesn't know.
 void require_written(const ChatRow& chat, const std::string& rendered, const std::string& name);
+
+// The trained turns whose content begins with thoughts, up to </think>, and those of them whose
+// thoughts `rendered` lacks: many templates take them out of the content.
+struct Thoughts {
+  std::int64_t said = 0, lost = 0;
+};
+Thoughts find_thoughts(const ChatRow& chat, const std::string& rendered);
 
 }  // namespace lk
