@@ -151,6 +151,24 @@ TEST_CASE("an adapter of chats says how to be asked, and warns where it is asked
   }
 }
 
+TEST_CASE(
+    "markers of a template that are no tokens of the model are told wherever chats are read") {
+  Folder f;
+  const std::string rows = f.write("rows.csv", "question,answer\nA?,a\nB?,b\nC?,c\n");
+  const std::string data = " --model " + kModel + " --data " + rows,
+                    columns = " --columns user=question,assistant=answer";
+  const std::string evaluate = "evaluate --device cpu --seq-len 256 --rows 2" + data + columns;
+  const std::string ask = "generate --device cpu --max-tokens 1 --prompt a --model " + kModel;
+  const std::string marker = "<|start_header_id|>, which is no token of the model";
+  for (const std::string& command :
+       {"finetune" + kFlags + data + columns + " --out " + (f / "run"), evaluate,
+        evaluate + " --generate --max-tokens 1", ask + " --chat"}) {
+    CAPTURE(command);
+    CHECK(says(run_program(command + " --template llama3"), "--template llama3 writes " + marker));
+    CHECK(run_program(command + " --template chatml").out.find("no token of") == std::string::npos);
+  }
+}
+
 TEST_CASE("an adapter calls its base by --base-name, or as the model's files say") {
   Folder f;
   const std::string rows = " --data " + f.write("rows.jsonl", R"({"text":"abcdef"})"

@@ -17,6 +17,7 @@
 #include "run/shared_inference.h"
 #include "run/shared_run.h"
 #include "settings_file.h"
+#include "text/chat_template.h"
 
 namespace {
 
@@ -44,8 +45,12 @@ void show_progress(std::int64_t done, std::int64_t total) {
   program::progress(concat(done, "/", total, " rows"), done == total);
 }
 
-// An adapter's scores say little of rows of another kind than it was trained on.
-void warn_of_use(const Settings& s, const AdapterUse& rows) {
+// An adapter's scores say little of rows of another kind than it was trained on, a model's of chats
+// between markers that it does not know.
+void warn_of_use(const Settings& s, const Tokenizer& tokenizer, const AdapterUse& rows) {
+  if (rows.chats)
+    for (const std::string& warning : marker_warnings(tokenizer, rows.chat_template))
+      program::message(warning);
   const auto use = read_adapter_use(s.inference.adapter);
   const std::string doubt = use ? use_doubt(*use, rows) : "";
   if (doubt.empty()) return;
@@ -65,7 +70,7 @@ OrderedJson loss(const Settings& s, const ByteSource& data, InferenceModel& m, W
   program::message(concat(rows.path, ": ", rows.container, ", format ", rows.format, ", ",
                           rows.rows.size(), " rows"));
   for (const std::string& remark : rows.remarks()) program::message(remark);
-  warn_of_use(s, {rows.chats > 0, s.chat_template, rows.system});
+  warn_of_use(s, *m.tokenizer, {rows.chats > 0, s.chat_template, rows.system});
   const Evaluation e = evaluate(*m.model, rows.rows, s.batch_tokens(), share_of(world));
   if (!std::isfinite(e.loss)) throw NonFiniteError("the loss is not finite");
   return {{"loss", e.loss},
@@ -77,7 +82,7 @@ OrderedJson loss(const Settings& s, const ByteSource& data, InferenceModel& m, W
 OrderedJson choices(const Settings& s, const ByteSource& data, InferenceModel& m, World& world) {
   const std::vector<ChoiceRow> rows = load_choices(data, *m.tokenizer, s.eval_rows());
   program::message(concat(s.data, ": ", rows.size(), " rows with choices"));
-  warn_of_use(s, {});
+  warn_of_use(s, *m.tokenizer, {});
   const ChoiceScores scores = score_choices(
       rows,
       choice_log_probabilities(*m.model, rows, s.batch_tokens(), show_progress, share_of(world)));
@@ -107,7 +112,7 @@ OrderedJson generation(Settings s, const ByteSource& data, InferenceModel& m, Wo
   std::size_t references = 0;
   for (const ReferenceRow& row : rows) references += row.references.size();
   program::message(concat(s.data, ": ", rows.size(), " prompts with ", references, " references"));
-  warn_of_use(s, {rows[0].is_chat, s.chat_template, s.rows.system});
+  warn_of_use(s, *m.tokenizer, {rows[0].is_chat, s.chat_template, s.rows.system});
   s.sampling.stop_ids = m.tokenizer->stop_ids();
   const GenerationScores scores =
       score_generation(*m.model, *m.tokenizer, rows, s.sampling, s.batch, show_progress, world);

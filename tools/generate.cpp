@@ -115,7 +115,7 @@ void answer_all(const Settings& s, InferenceModel& m, const std::vector<PromptRo
 }
 
 // Adapters answer prompts as they learnt to; others they answer wrongly without a sign of it.
-void warn_of_use(const Settings& s) {
+void warn_of_use(const Settings& s, const Tokenizer& tokenizer) {
   if (s.prompts.empty() && !s.inference.named_adapters.empty())
     program::message(
         "warning: the base answers, as nothing chooses one of these adapters: rows of --prompts "
@@ -126,6 +126,9 @@ void warn_of_use(const Settings& s) {
   for (const std::string& named : s.inference.named_adapters)
     folders.emplace_back(named, named.substr(named.find('=') + 1));
   if (const std::string& one = s.inference.adapter; !one.empty()) folders.emplace_back(one, one);
+  if (prompts.chats)
+    for (const std::string& warning : marker_warnings(tokenizer, prompts.chat_template))
+      program::message(warning);
   for (const auto& [adapter, folder] : folders) {
     const auto use = read_adapter_use(folder);
     const std::string doubt = use ? use_doubt(*use, prompts) : "";
@@ -147,7 +150,7 @@ ExitCode generate(const CLI::App& app, Settings& s, World& world, bool in_groups
   InferenceModel m = open_inference(s.inference);
   if (!m.remark.empty()) program::message(m.remark);
   for (const std::string& warning : m.warnings) program::message("warning: " + warning);
-  warn_of_use(s);
+  warn_of_use(s, *m.tokenizer);
   s.sampling.stop_ids = m.tokenizer->stop_ids();
   program::take_own_sampling(app, s.inference.model, s.sampling);
   program::report_adapters(m, std::min(s.batch, std::max<std::int64_t>(1, std::ssize(rows))));

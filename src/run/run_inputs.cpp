@@ -173,11 +173,9 @@ void read_data(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in, F
                           " tokens, ", in.data.supervised_tokens, " supervised, ",
                           in.data.rows_ending_in_eos, " rows end in a stop token"));
   for (const std::string& remark : in.data.remarks()) listener.message(remark);
-  if (s.chat_template && in.data.chats > 0)
-    for (const std::string& marker :
-         ChatTemplate::choose(*in.tokenizer, *s.chat_template).missing_markers(*in.tokenizer))
-      listener.message(concat("warning: `template` ", *s.chat_template, " writes ", marker,
-                              ", which is no token of the model: it is trained as its letters"));
+  if (in.data.chats > 0)
+    for (const std::string& warning : marker_warnings(*in.tokenizer, s.chat_template))
+      listener.message(warning);
   const double share = in.eval.rows.empty() ? eval_share(s, std::ssize(in.data.rows)) : 0;
   if (share > 0) {
     const std::size_t all = in.data.rows.size();

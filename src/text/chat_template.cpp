@@ -329,6 +329,17 @@ RenderedChat ChatTemplate::render_turn(const std::vector<Message>& messages, std
   return chat;
 }
 
+std::vector<std::string> marker_warnings(const Tokenizer& tokenizer,
+                                         const std::optional<std::string>& name) {
+  std::vector<std::string> lines;
+  if (!name) return lines;
+  for (const std::string& marker :
+       ChatTemplate::choose(tokenizer, *name).missing_markers(tokenizer))
+    lines.push_back(concat("warning: `template` ", *name, " writes ", marker,
+                           ", which is no token of the model: it is read as its letters"));
+  return lines;
+}
+
 Tokenizer::Encoding encode_chat(const Tokenizer& tokenizer, const RenderedChat& chat) {
   Tokenizer::Encoding e = tokenizer.encode_with_offsets(chat.text, chat.content);
   if (e.ids.size() > 1 && tokenizer.bos() >= 0 && e.ids[0] == tokenizer.bos() &&

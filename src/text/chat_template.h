@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -90,6 +91,11 @@ class ChatTemplate {
   std::shared_ptr<const jinja::Template> own_, own_for_tools_;  // the second may be null
   TemplateTokens tokens_;
 };
+
+// A line of warning for each of the missing_markers() of the template that the user named; none for
+// the model's own, which has no name.
+std::vector<std::string> marker_warnings(const Tokenizer& tokenizer,
+                                         const std::optional<std::string>& name);
 
 // The ids of a rendered chat. The template writes BOS where the model wants it, so none is added;
 // InputError if it stands there twice.
