@@ -486,6 +486,32 @@ TEST_CASE(
   CHECK(f.own_error(row("thinking", "1")).find("thinking") != std::string::npos);
 }
 
+TEST_CASE("all that {% generation %} encloses of a trained turn is trained, be it many stretches") {
+  Fixture f;
+  auto turn = [](const char* text, const char* weight) {
+    return concat(R"({"role":"user","content":"q"},{"role":"assistant","content":")", text,
+                  R"(","weight":)", weight, "}");
+  };
+  auto row = [](const std::string& turns) { return R"({"messages":[)" + turns + "]}\n"; };
+  f.use_template(
+      "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+      "{% if m.content[0] != '-' %}{% generation %}{{ m.content }}{% endgeneration %}<|im_end|>"
+      "{% generation %}!{% endgeneration %}{% else %}{{ m.content }}{% endif %}"
+      "{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}");
+  const std::string two = turn("abc", "1"), none = turn("-", "0");
+  CHECK(f.trained(f.load_own(row(two + "," + turn("xyz", "1"))).rows[0]) == "abc!xyz!");
+  // A turn's stretches are its own, however many the others have.
+  CHECK(f.trained(f.load_own(row(none + "," + two)).rows[0]) == "abc!");
+  CHECK(f.trained(f.load_own(row(turn("xyz", "0") + "," + two + "," + none)).rows[0]) == "abc!");
+  CHECK(f.own_error(row(turn("-", "1") + "," + two)).find("nothing of message 1 in") !=
+        std::string::npos);
+  f.options.train_on = TrainOn::All;
+  const Dataset data = f.load_own(row(two + "," + turn("def", "1")));
+  REQUIRE(data.rows.size() == 2);
+  CHECK(f.trained(data.rows[0]) == "abc!");
+  CHECK(f.trained(data.rows[1]) == "def!");
+}
+
 TEST_CASE(
     "thoughts that a template leaves out of trained turns are counted, or refused if all are") {
   Fixture f;

@@ -196,7 +196,10 @@ RenderedChat ChatTemplate::render_built_in(std::span<const Message> messages,
     }
     write_content(style->trims ? strip(content) : content);
     out.text += style->end;
-    if (answers) out.assistant.emplace_back(begin, out.text.size());
+    if (answers) {
+      out.assistant.emplace_back(begin, out.text.size());
+      out.ranges_of_turn.push_back(1);
+    }
     out.text += style->behind;
   };
   if (style->system != nullptr && messages[0].role != "system")
@@ -284,14 +287,24 @@ std::pair<std::size_t, std::size_t> ChatTemplate::last_turn(std::span<const Mess
   return {prompt.size(), end + length};
 }
 
-// Whether {% generation %} has told where the assistant's turns are. InputError if it has told that
-// of some of them.
-static bool all_generated(std::size_t turns, const RenderedChat& chat) {
-  if (chat.assistant.size() == turns) return true;
-  if (!chat.assistant.empty())
-    throw InputError(concat("the chat template has ", chat.assistant.size(),
-                            " {% generation %} stretches for ", turns, " assistant turns"));
-  return false;
+// Finds which of the stretches that {% generation %} encloses are whose: a turn's are those that come
+// with it as the chat grows.
+void ChatTemplate::count_generated(std::span<const Message> messages, const OrderedJson* tools,
+                                   RenderedChat& chat) const {
+  std::size_t before = 0;
+  for (std::size_t i = 0; i < messages.size(); ++i) {
+    if (messages[i].role != "assistant") continue;
+    const std::size_t now = i + 1 == messages.size()
+                                ? chat.assistant.size()
+                                : render_own(messages.first(i + 1), tools, false).assistant.size();
+    if (now < before) break;
+    chat.ranges_of_turn.push_back(now - before);
+    before = now;
+  }
+  if (before != chat.assistant.size())
+    throw InputError(concat("which turns the chat template's ", chat.assistant.size(),
+                            " {% generation %} stretches belong to can't be told: as the chat "
+                            "grows, earlier turns have other numbers of them"));
 }
 
 // Puts each assistant turn's range into chat.assistant, unless {% generation %} has done so.
@@ -300,7 +313,7 @@ void ChatTemplate::find_assistant(std::span<const Message> messages, const Order
   std::vector<std::size_t> turns;
   for (std::size_t i = 0; i < messages.size(); ++i)
     if (messages[i].role == "assistant") turns.push_back(i);
-  if (all_generated(turns.size(), chat)) return;
+  if (!chat.assistant.empty()) return count_generated(messages, tools, chat);
   for (std::size_t i : turns) {
     const auto said = messages.first(i + 1);
     const bool last = said.size() == messages.size();
@@ -313,6 +326,7 @@ void ChatTemplate::find_assistant(std::span<const Message> messages, const Order
     }
     chat.assistant.push_back(range);
   }
+  chat.ranges_of_turn.assign(turns.size(), 1);
 }
 
 RenderedChat ChatTemplate::render_turn(const std::vector<Message>& messages, std::size_t i,
@@ -322,11 +336,21 @@ RenderedChat ChatTemplate::render_turn(const std::vector<Message>& messages, std
   check_messages(messages, own_ == nullptr);
   const auto said = std::span(messages).first(i + 1);
   RenderedChat chat = own_ ? render_own(said, tools, false) : render_built_in(said, false);
-  const auto turns = std::count_if(said.begin(), said.end(),
-                                   [](const Message& m) { return m.role == "assistant"; });
-  const bool told = all_generated(static_cast<std::size_t>(turns), chat);
-  chat.assistant = {told ? chat.assistant.back() : last_turn(said, tools, chat)};
+  if (own_ && !chat.assistant.empty()) count_generated(said, tools, chat);
+  if (chat.assistant.empty())
+    chat.assistant = {last_turn(said, tools, chat)};
+  else
+    chat.assistant.erase(
+        chat.assistant.begin(),
+        chat.assistant.end() - static_cast<std::ptrdiff_t>(chat.ranges_of_turn.back()));
+  if (chat.assistant.empty()) throw InputError(nothing_generated(i));
+  chat.ranges_of_turn = {chat.assistant.size()};
   return chat;
+}
+
+std::string nothing_generated(std::size_t message) {
+  return concat("the chat template encloses nothing of message ", message,
+                " in {% generation %}: none of it would be trained");
 }
 
 std::vector<std::string> marker_warnings(const Tokenizer& tokenizer,

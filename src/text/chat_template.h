@@ -31,8 +31,11 @@ struct RenderedChat {
   std::string text;
   // Byte ranges of content, which users and models wrote: encoded without special tokens.
   std::vector<std::pair<std::size_t, std::size_t>> content;
-  // Byte ranges the loss is taken on: each assistant turn's content and its end token.
+  // Byte ranges the loss is taken on: each assistant turn's content and its end token, or what
+  // {% generation %} encloses.
   std::vector<std::pair<std::size_t, std::size_t>> assistant;
+  // How many of these each turn of the assistant has: one, unless {% generation %} says otherwise.
+  std::vector<std::size_t> ranges_of_turn = {};
   // Whether the template writes a turn otherwise once more turns follow, as those do that drop
   // earlier thoughts. `assistant` is empty then: the turn stands nowhere in `text` as a model
   // would have written it.
@@ -81,6 +84,8 @@ class ChatTemplate {
   RenderedChat render_built_in(std::span<const Message> messages, bool ask) const;
   RenderedChat render_own(std::span<const Message> messages, const OrderedJson* tools,
                           bool ask) const;
+  void count_generated(std::span<const Message> messages, const OrderedJson* tools,
+                       RenderedChat& chat) const;
   void find_assistant(std::span<const Message> messages, const OrderedJson* tools,
                       RenderedChat& chat) const;
   std::pair<std::size_t, std::size_t> last_turn(std::span<const Message> messages,
@@ -91,6 +96,9 @@ class ChatTemplate {
   std::shared_ptr<const jinja::Template> own_, own_for_tools_;  // the second may be null
   TemplateTokens tokens_;
 };
+
+// What is wrong with a turn to train that a template with {% generation %} does not enclose.
+std::string nothing_generated(std::size_t message);
 
 // A line of warning for each of the missing_markers() of the template that the user named; none for
 // the model's own, which has no name.

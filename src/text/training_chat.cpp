@@ -15,12 +15,15 @@ constexpr std::pair<TrainOn, const char*> kTrainOn[] = {
 void keep_trained(const std::vector<Message>& messages, const std::vector<bool>& trained,
                   RenderedChat& chat) {
   std::vector<std::pair<std::size_t, std::size_t>> kept;
-  std::size_t turn = 0;
-  for (std::size_t i = 0; i < messages.size(); ++i)
-    if (messages[i].role == "assistant") {
-      if (trained[i]) kept.push_back(chat.assistant[turn]);
-      ++turn;
-    }
+  auto turn = chat.ranges_of_turn.begin();
+  auto range = chat.assistant.begin();
+  for (std::size_t i = 0; i < messages.size(); ++i) {
+    if (messages[i].role != "assistant") continue;
+    const auto end = range + static_cast<std::ptrdiff_t>(*turn++);
+    if (trained[i] && range == end) throw InputError(nothing_generated(i));
+    if (trained[i]) kept.insert(kept.end(), range, end);
+    range = end;
+  }
   chat.assistant = std::move(kept);
 }
 
