@@ -167,6 +167,27 @@ TEST_CASE("errors name the line") {
   CHECK_SAYS(error(std::string(Template::kMaxSource + 1, 'x')), "1048577 bytes");
 }
 
+TEST_CASE("what Jinja has and this subset has not is refused by name") {
+  for (const auto& [source, part] : std::initializer_list<std::pair<const char*, const char*>>{
+           {"{% set ns = namespace(x=0) %}{% for i in l if not ns.x %}{% set ns.x = 1 %}{% endfor "
+            "%}",
+            "the condition of a loop changes"},
+           {"{% macro m() %}{% endmacro %}{{ m.name }}", ".name"},
+           {"{% macro m() %}{{ caller() }}{% endmacro %}{% call m() %}x{% endcall %}",
+            "{% call %}"},
+           {"{% for i in l recursive %}{% endfor %}", "recursive"},
+           {"{% set j = joiner(',') %}", "joiner is not"},
+           {"{{ d.update }}", "the method update of a dict"},
+           {"{{ l | map('upper') }}", "a generator can't be written as text"},
+           {"{{ d.items() }}", "a dict view can't be written as text"},
+           {"{{ range(3) }}", "a range can't be written as text"},
+           {"{{ l | map('string') == l }}", "accepted"},
+           {"{{ d.keys() == d.keys() }}", "a dict view can't be compared"},
+           {"{{ dict(**d) }}", "**"},
+           {"{{ '\\N{DASH}' }}", "\\N"}})
+    CHECK_SAYS(error(source), part);
+}
+
 TEST_CASE("a template can reach nothing but its variables") {
   for (const char* source : {"{{ cycler.__init__.__globals__ }}",
                              "{{ self.__class__ }}",

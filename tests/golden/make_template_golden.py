@@ -173,7 +173,31 @@ lines' }}
 {{ a | }}
 {{ .a }}
 {# open
-{{ 1 ++ }}"""
+{{ 1 ++ }}
+{{ people | sort(attribute='on,age') }}
+{{ people | sort(attribute='name,age', reverse=true) | map(attribute='name') | list }} {{ [{'a': 1, 'b': 'B'}, {'a': 1, 'b': 'a'}, {'a': 0, 'b': 'z'}] | sort(attribute='a,b') }} {{ [{'a': 1, 'b': 'B'}, {'a': 1, 'b': 'a'}] | sort(attribute='a,b', case_sensitive=true) }} {{ [[1, 'x'], [0, 'y']] | sort(attribute='0,1') }}
+{{ {'b': 1, 'a': 2} | dictsort(by='value') }} {{ {'b': 1, 'a': 2} | dictsort(reverse=true) }} {{ {'b': 1, 'a': 2} | dictsort(false, 'value', true) }} {{ {'b': 'x', 'a': 'X', 'c': 'W'} | dictsort(true, 'value') }} {{ {'b': 'x', 'a': 'X', 'c': 'W'} | dictsort(by='value') }} {{ {'B': 1, 'a': 2} | dictsort }} {{ {'B': 1, 'a': 2} | dictsort(case_sensitive=true) }}
+{{ {'b': 1} | dictsort(by='neither') }}
+{% filter upper %}abc{{ s }}{% endfilter %}{% filter trim | replace('a', 'e') %}  abc  {% set w = 1 %}{% endfilter %}{{ w }}
+{% with w = 3, v = a %}{{ w }}{{ v }}{% set w = 4 %}{{ w }}{% endwith %}{{ w }}{% with %}{{ a }}{% set w = 2 %}{% endwith %}{{ w }}
+{% for i in l %}{{ loop.cycle('a', 'b') }}{% endfor %}
+{% set w = 1 %}{% set v %}{{ w }}{% set w = 3 %}{{ w }}{% endset %}{{ v }}{{ w }}{% generation %}{{ w }}{% set w = 4 %}{{ w }}{% endgeneration %}{{ w }}{% for i in l %}{% generation %}{{ loop.index }}{% set z = i %}{% endgeneration %}{{ z }}{% endfor %}
+{% macro m(p, q) %}{{ p }}{{ q }}{% endmacro %}{{ m(*[1, 2]) }}{{ m(3, *(4,)) }}{{ [m][0](*'xy') }}{{ s.replace(*['l', 'L']) }}
+{{ 'T' if l | select('gt', 9) else 'F' }}{{ 'T' if l | select('gt', 9) | list else 'F' }}{% set v = l | map('string') %}{{ v | list }}{{ v | list }}{% set v = l | reject('eq', 3) %}{{ v | first }}{{ v | list }}{% set v = l | map('string') %}{{ '1' in v }}{{ v | list }}{{ l | unique | reverse }}
+{{ l | map('string') | length }}
+{{ l | select | last }}
+{{ l | reverse | length }}
+{{ (l | map('string'))[0] }}|{{ (l | reverse)[0] is defined }}|{{ d.items()[0] }}|{{ range(5)[1:3] | list }}{{ range(3)[1] }}{{ range(3) == range(3) }}{{ range(3) == [0, 1, 2] }}{{ range(3) | length }}{{ d.keys() | length }}{{ 1 if {}.keys() else 0 }}
+{{ d.keys() is sequence }}{{ range(3) is sequence }}{{ l | map('string') is sequence }}{{ (l | map('string')) is sequence }}{{ (l | map('string')) is iterable }}{{ d.items() is iterable }}
+{{ d.keys() | tojson }}
+{{ range(3) | tojson }}
+{{ range(2) + [1] }}
+{{ d.keys() + [1] }}
+{{ l | first(1) }}
+{{ l | length(3) }}
+{{ [1, 2] < (1, 3) }}
+{{ 'é\u200b\xad\x80🦜' | list }} {{ ['\u2028', '\ue000', '\x7f', '\u3000', '\u0300', '\U000e0001', '\ufeff', '\u00a0'] }}
+{{ '\N{DASHES}' }}"""
 
 
 def language():

@@ -60,12 +60,13 @@ Value repeat(const Value& what, std::int64_t times, Budget& budget) {
     for (std::uint64_t i = 0; i < n; ++i) out.append(*text);
     return Value::text(std::move(out));
   }
+  if (!what.as_list()->is_written()) fail("a " + type_name(what) + " can't be repeated");
   budget.work(n * what.as_list()->items.size());
   budget.bytes(n * what.as_list()->items.size() * sizeof(Value));
   std::vector<Value> items;
   for (std::uint64_t i = 0; i < n; ++i)
     items.insert(items.end(), what.as_list()->items.begin(), what.as_list()->items.end());
-  return make_list(std::move(items), budget, what.as_list()->tuple);
+  return make_list(std::move(items), budget, what.as_list()->kind);
 }
 
 Value binary(const std::string& op, const Value& a, const Value& b, Budget& budget) {
@@ -91,13 +92,14 @@ Value binary(const std::string& op, const Value& a, const Value& b, Budget& budg
     out.append(*b.as_text());
     return Value::text(std::move(out));
   }
-  if (op == "+" && a.as_list() && b.as_list() && a.as_list()->tuple == b.as_list()->tuple) {
+  if (op == "+" && a.as_list() && b.as_list() && a.as_list()->is_written() &&
+      a.as_list()->kind == b.as_list()->kind) {
     const std::size_t n = a.as_list()->items.size() + b.as_list()->items.size();
     budget.work(n);
     budget.bytes(n * sizeof(Value));
     std::vector<Value> items = a.as_list()->items;
     items.insert(items.end(), b.as_list()->items.begin(), b.as_list()->items.end());
-    return make_list(std::move(items), budget, a.as_list()->tuple);
+    return make_list(std::move(items), budget, a.as_list()->kind);
   }
   if (op == "*" && (a.as_text() || a.as_list()) && b.is_integer())
     return repeat(a, b.integer(), budget);
@@ -119,12 +121,21 @@ Value Evaluator::lookup(const std::string& name) {
   if (name == "namespace") return Callable{Namespace};
   if (name == "dict") return Callable{Dict};
   if (name == "raise_exception") return Callable{RaiseException};
+  for (const char* other : {"joiner", "cycler", "lipsum", "self"})
+    if (name == other) fail(concat(name, " is not in this subset of Jinja"));
   return Value::undefined(quoted(name));
 }
 
 Arguments Evaluator::arguments(const Expression& e) {
   Arguments args;
-  for (std::size_t i = 1; i < e.args.size(); ++i) args.positional.push_back(evaluate(*e.args[i]));
+  for (std::size_t i = 1; i < e.args.size(); ++i) {
+    if (e.args[i]->kind != Kind::Spread) {
+      args.positional.push_back(evaluate(*e.args[i]));
+      continue;
+    }
+    for (Value& v : iterate(evaluate(*e.args[i]->args[0]), budget_))
+      args.positional.push_back(std::move(v));
+  }
   for (const auto& [name, value] : e.named) args.named.emplace_back(name, evaluate(*value));
   return args;
 }
@@ -149,7 +160,8 @@ Value Evaluator::evaluate_here(const Expression& e) {
     case Kind::Tuple: {
       std::vector<Value> items;
       for (const auto& a : e.args) items.push_back(evaluate(*a));
-      return make_list(std::move(items), budget_, e.kind == Kind::Tuple);
+      return make_list(std::move(items), budget_,
+                       e.kind == Kind::Tuple ? List::Kind::Tuple : List::Kind::Plain);
     }
     case Kind::Dict: {
       std::vector<std::pair<std::string, Value>> items;
@@ -204,6 +216,8 @@ Value Evaluator::evaluate_here(const Expression& e) {
       for (const auto& a : e.args) out.append(to_text(evaluate(*a), budget_));
       return Value::text(std::move(out));
     }
+    case Kind::Spread:
+      break;  // arguments() reads it
     case Kind::Compare:
       return compare(e);
     case Kind::Conditional:
@@ -278,7 +292,7 @@ Value Evaluator::call_function(const Callable& f, const Arguments& args) {
         items.push_back(at);
         if (__builtin_add_overflow(at, step, &at)) break;
       }
-      return make_list(std::move(items), budget_);
+      return make_list(std::move(items), budget_, List::Kind::Range);
     }
     case Callable::Kind::Dict:
       if (!args.positional.empty()) fail("dict() of a value is not in this subset of Jinja");

@@ -28,6 +28,7 @@ class Evaluator {
   Flow execute(const Statement& s);
   Flow run_for(const Statement& s);
   void run_set(const Statement& s);
+  Value filtered(const Statement& block);
   Text capture(const Body& body);
   Value call_macro(const Statement& macro, const Arguments& args);
   void write(const Text& text);

@@ -56,9 +56,12 @@ ExpressionPtr parse_postfix(TokenReader& r, ExpressionPtr e);
 // Parses positional, then named arguments up to ")"; the "(" has been read.
 void parse_arguments(TokenReader& r, Expression& call) {
   while (!r.skip_op(")")) {
-    if (r.is_op("*") || r.is_op("**")) r.fail("argument lists with * are not supported");
-    if (r.is(Token::Kind::Name) && r.ahead().kind == Token::Kind::Operator &&
-        r.ahead().text == "=") {
+    if (r.is_op("**")) r.fail("arguments from a dict, **, are not in this subset of Jinja");
+    const int line = r.line();
+    if (r.skip_op("*")) {
+      add(r, call, make(r, line, Kind::Spread, parse_expression(r)));
+    } else if (r.is(Token::Kind::Name) && r.ahead().kind == Token::Kind::Operator &&
+               r.ahead().text == "=") {
       std::string name = r.expect_name();
       r.expect_op("=");
       ExpressionPtr value = parse_expression(r);

@@ -18,6 +18,7 @@ namespace lk::jinja {
 namespace {
 
 using Filter = Value (*)(const Value&, const Arguments&, Budget&);
+using PlainFilter = Value (*)(const Value&, Budget&);  // one that takes no arguments
 
 Value default_value(const Value& input, const Arguments& args, Budget&) {
   args.only("default", {"default_value", "boolean"});
@@ -156,16 +157,63 @@ Value center(const Value& input, const Arguments& args, Budget& budget) {
   return Value::text(std::move(out));
 }
 
-Value end_of(const Value& input, bool first, Budget& budget) {
+Value first(const Value& input, Budget& budget) {
+  const List* list = input.as_list();
+  const std::size_t next = list != nullptr && list->taken ? *list->taken : 0;
   const auto items = iterate(input, budget);
-  if (items.empty()) return Value::undefined("the end of an empty sequence");
-  return first ? items.front() : items.back();
+  if (items.empty()) return Value::undefined("the first of an empty sequence");
+  if (list != nullptr && list->taken) *list->taken = next + 1;  // a generator keeps the others
+  return items.front();
+}
+
+Value last(const Value& input, Budget& budget) {
+  if (input.as_list() && input.as_list()->taken) fail("a generator has no last item");
+  const auto items = iterate(input, budget);
+  return items.empty() ? Value::undefined("the last of an empty sequence") : items.back();
+}
+
+Value magnitude(const Value& v, Budget&) {
+  if (!v.is_number()) fail("abs of a " + type_name(v));
+  if (!v.is_integer()) return Value(std::abs(v.real()));
+  if (v.integer() == INT64_MIN) fail("a number is too large");
+  return Value(std::abs(v.integer()));
+}
+
+Value items_of(const Value& v, Budget& b) {
+  if (!v.is<Undefined>() && v.as_dict() == nullptr) fail("items of a " + type_name(v));
+  return make_list(
+      v.is<Undefined>() ? std::vector<Value>{} : iterate(call_method(v, "items", {}, b), b), b,
+      List::Kind::Generator);
+}
+
+Value reverse(const Value& v, Budget& b) {
+  auto items = iterate(v, b);
+  std::reverse(items.begin(), items.end());
+  if (v.as_text()) return Value::text(join(items, {}, b));
+  const bool generator = v.as_list() && v.as_list()->taken;  // this alone becomes a list
+  return make_list(std::move(items), b, generator ? List::Kind::Plain : List::Kind::Generator);
 }
 
 template <Case how>
 Value cased(const Value& input, const Arguments& args, Budget& budget) {
   args.only("upper, lower and capitalize", {});
   return Value::text(change_case(to_text(input, budget), how, budget));
+}
+
+const std::map<std::string_view, PlainFilter>& plain_filters() {
+  static const std::map<std::string_view, PlainFilter> all = {
+      {"length", [](const Value& v, Budget& b) { return Value(length(v, b)); }},
+      {"count", [](const Value& v, Budget& b) { return Value(length(v, b)); }},
+      {"first", first},
+      {"last", last},
+      {"list", [](const Value& v, Budget& b) { return make_list(iterate(v, b), b); }},
+      {"string", [](const Value& v, Budget& b) { return Value::text(to_text(v, b)); }},
+      {"safe", [](const Value& v, Budget&) { return v; }},
+      {"abs", magnitude},
+      {"items", items_of},
+      {"reverse", reverse},
+  };
+  return all;
 }
 
 const std::map<std::string_view, Filter>& filters() {
@@ -179,8 +227,6 @@ const std::map<std::string_view, Filter>& filters() {
                                       : &expect_text(*chars, "trim's characters").s;
          return Value::text(strip(to_text(v, b), set, true, true, b));
        }},
-      {"length", [](const Value& v, const Arguments&, Budget& b) { return Value(length(v, b)); }},
-      {"count", [](const Value& v, const Arguments&, Budget& b) { return Value(length(v, b)); }},
       {"tojson", tojson},
       {"join",
        [](const Value& v, const Arguments& a, Budget& b) {
@@ -195,8 +241,6 @@ const std::map<std::string_view, Filter>& filters() {
       {"lower", cased<Case::Lower>},
       {"capitalize", cased<Case::Capital>},
       {"title", title},
-      {"first", [](const Value& v, const Arguments&, Budget& b) { return end_of(v, true, b); }},
-      {"last", [](const Value& v, const Arguments&, Budget& b) { return end_of(v, false, b); }},
       {"min", [](const Value& v, const Arguments& a, Budget& b) { return extreme(v, a, true, b); }},
       {"max",
        [](const Value& v, const Arguments& a, Budget& b) { return extreme(v, a, false, b); }},
@@ -206,8 +250,6 @@ const std::map<std::string_view, Filter>& filters() {
       {"center", center},
       {"default", default_value},
       {"d", default_value},
-      {"list",
-       [](const Value& v, const Arguments&, Budget& b) { return make_list(iterate(v, b), b); }},
       {"map", map},
       {"select",
        [](const Value& v, const Arguments& a, Budget& b) { return select(v, a, false, true, b); }},
@@ -217,24 +259,8 @@ const std::map<std::string_view, Filter>& filters() {
        [](const Value& v, const Arguments& a, Budget& b) { return select(v, a, true, true, b); }},
       {"rejectattr",
        [](const Value& v, const Arguments& a, Budget& b) { return select(v, a, true, false, b); }},
-      {"string",
-       [](const Value& v, const Arguments&, Budget& b) { return Value::text(to_text(v, b)); }},
-      {"safe", [](const Value& v, const Arguments&, Budget&) { return v; }},
       {"int", to_integer},
       {"float", to_real},
-      {"abs",
-       [](const Value& v, const Arguments&, Budget&) {
-         if (!v.is_number()) fail("abs of a " + type_name(v));
-         if (!v.is_integer()) return Value(std::abs(v.real()));
-         if (v.integer() == INT64_MIN) fail("a number is too large");
-         return Value(std::abs(v.integer()));
-       }},
-      {"items",
-       [](const Value& v, const Arguments&, Budget& b) {
-         if (v.is<Undefined>()) return make_list({}, b);
-         if (v.as_dict() == nullptr) fail("items of a " + type_name(v));
-         return call_method(v, "items", {}, b);
-       }},
       {"replace",
        [](const Value& v, const Arguments& a, Budget& b) {
          a.only("replace", {"old", "new", "count"});
@@ -245,12 +271,6 @@ const std::map<std::string_view, Filter>& filters() {
        }},
       {"dictsort", dictsort},
       {"sort", sort},
-      {"reverse",
-       [](const Value& v, const Arguments&, Budget& b) {
-         auto items = iterate(v, b);
-         std::reverse(items.begin(), items.end());
-         return v.as_text() ? Value::text(join(items, {}, b)) : make_list(std::move(items), b);
-       }},
       {"unique", unique},
       {"indent", indent},
   };
@@ -259,12 +279,17 @@ const std::map<std::string_view, Filter>& filters() {
 
 }  // namespace
 
-bool filter_exists(std::string_view name) { return filters().contains(name); }
+bool filter_exists(std::string_view name) {
+  return filters().contains(name) || plain_filters().contains(name);
+}
 
 Value apply_filter(std::string_view name, const Value& input, const Arguments& args,
                    Budget& budget) {
   budget.work();
-  return filters().at(name)(input, args, budget);
+  const auto plain = plain_filters().find(name);
+  if (plain == plain_filters().end()) return filters().at(name)(input, args, budget);
+  args.only(name, {});
+  return plain->second(input, budget);
 }
 
 }  // namespace lk::jinja

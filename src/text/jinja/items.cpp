@@ -81,10 +81,19 @@ std::vector<std::size_t> character_offsets(const Text& text, Budget& budget) {
 Value attribute(const Value& value, const std::string& name, Budget& budget) {
   budget.work();
   if (value.is<Undefined>()) fail_undefined(value);
-  if (is_loop(value)) return loop_attribute(*std::get<std::shared_ptr<Loop>>(value.v), name);
+  if (value.is<Callable>())
+    fail("attributes of a function, as ." + name + ", are not in this subset of Jinja");
+  if (is_loop(value) && name != "cycle")
+    return loop_attribute(*std::get<std::shared_ptr<Loop>>(value.v), name);
   if (has_method(value, name)) fail("the method " + name + " can only be called");
-  if (const Dict* dict = value.as_dict())
+  if (const Dict* dict = value.as_dict()) {
+    for (const char* method :
+         {"clear", "copy", "fromkeys", "pop", "popitem", "setdefault", "update"})
+      if (name == method)
+        fail(concat("the method ", name, " of a dict is not in this subset of Jinja; [\"", name,
+                    "\"] is its entry"));
     if (const Value* found = dict->find(name, budget)) return *found;
+  }
   if (const List* list = value.as_list(); list != nullptr && list->group) {
     if (name == "grouper") return list->items[0];
     if (name == "list") return list->items[1];
@@ -114,7 +123,7 @@ Value item(const Value& value, const Value& key, Budget& budget) {
     return attribute(value, name->s, budget);
   if (!key.is_integer()) return Value::undefined("an item of a " + what);
   std::int64_t i = key.integer();
-  if (const List* list = value.as_list()) {
+  if (const List* list = value.as_list(); list != nullptr && list->kind < List::Kind::View) {
     if (i < 0) i += std::ssize(list->items);
     if (i < 0 || i >= std::ssize(list->items)) return Value::undefined("an item of a " + what);
     return list->items[static_cast<std::size_t>(i)];
@@ -139,7 +148,8 @@ Value slice(const Value& value, const Value* begin, const Value* end, const Valu
   if (value.is<Undefined>()) fail_undefined(value);
   const List* list = value.as_list();
   const Text* text = value.as_text();
-  if (list == nullptr && text == nullptr) fail("a " + type_name(value) + " can't be sliced");
+  if ((list == nullptr || list->kind >= List::Kind::View) && text == nullptr)
+    fail("a " + type_name(value) + " can't be sliced");
   std::vector<std::size_t> at;
   if (text != nullptr) at = character_offsets(*text, budget);
   const std::int64_t n = list != nullptr ? std::ssize(list->items) : std::ssize(at) - 1;
@@ -170,7 +180,7 @@ Value slice(const Value& value, const Value* begin, const Value* end, const Valu
     else
       part.append(*text, at[k], at[k + 1]);
   }
-  if (list != nullptr) return make_list(std::move(items), budget, list->tuple);
+  if (list != nullptr) return make_list(std::move(items), budget, list->kind);
   budget.bytes(part.s.size());
   return Value::text(std::move(part));
 }
@@ -183,8 +193,9 @@ std::vector<Value> iterate(const Value& value, Budget& budget) {
     budget.bytes(n * sizeof(Value));
   };
   if (const List* list = value.as_list()) {
-    pay(list->items.size());
-    out = list->items;
+    const std::size_t from = list->taken ? std::exchange(*list->taken, list->items.size()) : 0;
+    pay(list->items.size() - from);
+    out.assign(list->items.begin() + static_cast<std::ptrdiff_t>(from), list->items.end());
   } else if (const Dict* dict = value.as_dict()) {
     pay(2 * dict->items.size());
     for (const auto& [key, unused] : dict->items) {
@@ -211,13 +222,17 @@ bool contains(const Value& container, const Value& what, Budget& budget) {
     return what.as_text() != nullptr && dict->find(what.as_text()->s, budget) != nullptr;
   const List* list = container.as_list();
   if (list == nullptr) return !iterate(container, budget).empty();  // undefined, or not iterable
-  return std::any_of(list->items.begin(), list->items.end(),
-                     [&](const Value& value) { return equal(value, what, budget); });
+  for (std::size_t i = list->taken ? *list->taken : 0; i < list->items.size(); ++i) {
+    if (list->taken) *list->taken = i + 1;
+    if (equal(list->items[i], what, budget)) return true;
+  }
+  return false;
 }
 
 std::int64_t length(const Value& value, Budget& budget) {
   if (value.is<Undefined>()) return 0;
-  if (const List* list = value.as_list()) return std::ssize(list->items);
+  if (const List* list = value.as_list(); list != nullptr && !list->taken)
+    return std::ssize(list->items);
   if (const Dict* dict = value.as_dict()) return std::ssize(dict->items);
   if (const Text* text = value.as_text()) return count_characters(text->s, budget);
   fail("a " + type_name(value) + " has no length");

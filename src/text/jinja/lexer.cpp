@@ -246,6 +246,7 @@ class Lexer {
     }
     const std::size_t length = s_[i] == 'x' ? 2 : s_[i] == 'u' ? 4 : s_[i] == 'U' ? 8 : 0;
     const bool octal = s_[i] >= '0' && s_[i] <= '7';
+    if (s_[i] == 'N') fail("characters by name, \\N, are not in this subset of Jinja");
     if (length == 0 && !octal) {  // not an escape
       value += '\\';
       value += s_[i];

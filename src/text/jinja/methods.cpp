@@ -263,12 +263,18 @@ bool has_method(const Value& self, std::string_view name) {
   };
   if (self.as_text() != nullptr) return in(kTextMethods);
   if (self.as_dict() != nullptr) return in(kDictMethods);
+  if (self.is<std::shared_ptr<Loop>>()) return name == "cycle";
   return false;
 }
 
 Value call_method(const Value& self, const std::string& name, const Arguments& args,
                   Budget& budget) {
   if (const Text* text = self.as_text()) return text_method(*text, name, args, budget);
+  if (self.is<std::shared_ptr<Loop>>()) {
+    const std::size_t n = args.positional.size();
+    if (n == 0 || !args.named.empty()) fail("loop.cycle takes values by turns");
+    return args.positional[std::get<std::shared_ptr<Loop>>(self.v)->index0 % n];
+  }
   const Dict& dict = *self.as_dict();
   if (name == "get") {
     args.only("get", {"key", "default"});
@@ -288,9 +294,9 @@ Value call_method(const Value& self, const std::string& name, const Arguments& a
     else if (name == "values")
       out.push_back(value);
     else
-      out.push_back(make_list({Value::text(key), value}, budget, true));
+      out.push_back(make_list({Value::text(key), value}, budget, List::Kind::Tuple));
   }
-  return make_list(std::move(out), budget);
+  return make_list(std::move(out), budget, List::Kind::View);
 }
 
 }  // namespace lk::jinja

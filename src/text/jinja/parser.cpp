@@ -74,10 +74,26 @@ class Parser {
     if (name == "macro") return parse_macro(line);
     if (name == "generation") {
       StatementPtr s = make(StatementKind::Generation, line);
-      end_block();
-      s->bodies.push_back(parse_body({"endgeneration"}));
-      r_.next();
-      end_block();
+      finish(*s, "endgeneration");
+      return s;
+    }
+    if (name == "filter") {
+      StatementPtr s = make(StatementKind::FilterBlock, line);
+      s->value = parse_filters(r_, nullptr);
+      const int loops = std::exchange(loops_, 0);
+      finish(*s, "endfilter");
+      loops_ = loops;
+      return s;
+    }
+    if (name == "with") {
+      StatementPtr s = make(StatementKind::With, line);
+      while (!r_.is(Token::Kind::BlockEnd)) {
+        if (!s->names.empty()) r_.expect_op(",");
+        s->names.push_back(r_.expect_name());
+        r_.expect_op("=");
+        s->conditions.push_back(parse_expression(r_));
+      }
+      finish(*s, "endwith");
       return s;
     }
     if (name == "break" || name == "continue") {
@@ -86,6 +102,14 @@ class Parser {
       return make(name == "break" ? StatementKind::Break : StatementKind::Continue, line);
     }
     r_.fail("{% " + name + " %} is not in this subset of Jinja");
+  }
+
+  // The end of a block's head, its body, and the block that ends it.
+  void finish(Statement& s, const char* end) {
+    end_block();
+    s.bodies.push_back(parse_body({end}));
+    r_.next();
+    end_block();
   }
 
   StatementPtr parse_if(int line) {
@@ -149,12 +173,9 @@ class Parser {
     if (s->names.size() != 1 || !s->space.empty()) r_.fail("a set block has one plain name");
     s->kind = StatementKind::SetBlock;
     if (r_.skip_op("|")) s->value = parse_filters(r_, nullptr);
-    end_block();
     const int loops = std::exchange(loops_, 0);
-    s->bodies.push_back(parse_body({"endset"}));
+    finish(*s, "endset");
     loops_ = loops;
-    r_.next();
-    end_block();
     return s;
   }
 
@@ -170,12 +191,9 @@ class Parser {
         r_.fail("a parameter without a default follows one with a default");
       if (!r_.is_op(")")) r_.expect_op(",");
     }
-    end_block();
     const int loops = std::exchange(loops_, 0);
-    s->bodies.push_back(parse_body({"endmacro"}));
+    finish(*s, "endmacro");
     loops_ = loops;
-    r_.next();
-    end_block();
     return s;
   }
 

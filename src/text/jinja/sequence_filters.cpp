@@ -36,16 +36,24 @@ struct Order {
 
 using Keyed = std::vector<std::pair<Value, Value>>;  // what an item is compared by, and the item
 
-Keyed sorted(std::vector<Value> items, const Order& order, bool reverse, Budget& budget) {
+template <class Key>
+Keyed sorted(std::vector<Value> items, Key&& key_of, bool reverse, Budget& budget) {
   Keyed keyed;
   for (Value& v : items) {
-    Value key = order.key(v, budget);
+    Value key = key_of(v);
     keyed.emplace_back(std::move(key), std::move(v));
   }
   std::stable_sort(keyed.begin(), keyed.end(), [&](const auto& a, const auto& b) {
     return reverse ? less(b.first, a.first, budget) : less(a.first, b.first, budget);
   });
   return keyed;
+}
+
+// The attributes that a text names, with commas between; any other value is one attribute.
+std::vector<Value> attributes(const Value& names, Budget& budget) {
+  if (names.as_text() == nullptr) return {names};
+  const Arguments comma{{Value::text(",")}, {}};
+  return call_method(names, "split", comma, budget).as_list()->items;
 }
 
 // The arguments from the i-th on.
@@ -84,21 +92,36 @@ Value path(const Value& value, const Value& attribute, Budget& budget, const Val
 
 Value sort(const Value& input, const Arguments& args, Budget& budget) {
   args.only("sort", {"reverse", "case_sensitive", "attribute"});
+  std::vector<Order> orders;
+  const Order whole(args, 1, 2);
+  const std::vector<Value> names =
+      attributes(whole.attribute != nullptr ? *whole.attribute : Value(None{}), budget);
+  for (const Value& name : names) orders.push_back(whole), orders.back().attribute = &name;
+  auto keys = [&](const Value& v) {
+    std::vector<Value> all;
+    for (const Order& order : orders) all.push_back(order.key(v, budget));
+    return make_list(std::move(all), budget);
+  };
   std::vector<Value> out;
-  for (auto& [key, v] :
-       sorted(iterate(input, budget), Order(args, 1, 2), flag(args, 0, "reverse"), budget))
+  for (auto& [key, v] : sorted(iterate(input, budget), keys, flag(args, 0, "reverse"), budget))
     out.push_back(std::move(v));
   return make_list(std::move(out), budget);
 }
 
 Value dictsort(const Value& input, const Arguments& args, Budget& budget) {
-  args.only("dictsort", {"case_sensitive"});
+  args.only("dictsort", {"case_sensitive", "by", "reverse"});
   if (input.as_dict() == nullptr) fail("dictsort of a " + type_name(input));
+  const Value* by = args.get(1, "by");
+  const std::string name = by != nullptr ? expect_text(*by, "dictsort's by").s : "key";
+  if (name != "key" && name != "value") fail("dictsort's by must be key or value");
+  auto key_of = [&](const Value& pair) {
+    const Value& v = pair.as_list()->items[name == "key" ? 0 : 1];
+    return flag(args, 0, "case_sensitive") ? v : lower(v, budget);
+  };
   std::vector<Value> out;
-  for (auto& [key, v] : sorted(iterate(input, budget), Order(args, 0, 1), false, budget)) {
-    Value member = item(input, v, budget);
-    out.push_back(make_list({std::move(v), std::move(member)}, budget, true));
-  }
+  for (auto& [key, v] : sorted(iterate(call_method(input, "items", {}, budget), budget), key_of,
+                               flag(args, 2, "reverse"), budget))
+    out.push_back(std::move(v));
   return make_list(std::move(out), budget);
 }
 
@@ -119,7 +142,7 @@ Value select(const Value& input, const Arguments& args, bool by_attribute, bool 
     }
     if (holds == want) out.push_back(v);
   }
-  return make_list(std::move(out), budget);
+  return make_list(std::move(out), budget, List::Kind::Generator);
 }
 
 Value map(const Value& input, const Arguments& args, Budget& budget) {
@@ -139,7 +162,7 @@ Value map(const Value& input, const Arguments& args, Budget& budget) {
     for (const Value& v : iterate(input, budget))
       out.push_back(apply_filter(filter.s, v, more, budget));
   }
-  return make_list(std::move(out), budget);
+  return make_list(std::move(out), budget, List::Kind::Generator);
 }
 
 Value unique(const Value& input, const Arguments& args, Budget& budget) {
@@ -154,7 +177,7 @@ Value unique(const Value& input, const Arguments& args, Budget& budget) {
     seen.push_back(key);
     out.push_back(v);
   }
-  return make_list(std::move(out), budget);
+  return make_list(std::move(out), budget, List::Kind::Generator);
 }
 
 Value extreme(const Value& input, const Arguments& args, bool smallest, Budget& budget) {
@@ -194,7 +217,7 @@ Value batch(const Value& input, const Arguments& args, Budget& budget) {
     line.insert(line.end(), static_cast<std::size_t>(room), *filling);
   }
   if (!line.empty()) out.push_back(make_list(std::move(line), budget));
-  return make_list(std::move(out), budget);
+  return make_list(std::move(out), budget, List::Kind::Generator);
 }
 
 Value groupby(const Value& input, const Arguments& args, Budget& budget) {
@@ -202,7 +225,8 @@ Value groupby(const Value& input, const Arguments& args, Budget& budget) {
   Order order(args, 2, 0);
   if (order.attribute == nullptr) fail("groupby lacks an attribute");
   order.otherwise = args.get(1, "default");
-  Keyed keyed = sorted(iterate(input, budget), order, false, budget);
+  Keyed keyed = sorted(
+      iterate(input, budget), [&](const Value& v) { return order.key(v, budget); }, false, budget);
   std::vector<Value> out;
   for (std::size_t i = 0; i < keyed.size();) {
     Value name = order.raw_key(keyed[i].second, budget);
@@ -212,7 +236,7 @@ Value groupby(const Value& input, const Arguments& args, Budget& budget) {
          ++i)
       group.push_back(std::move(keyed[i].second));
     const Value members = make_list(std::move(group), budget);
-    List pair = *make_list({std::move(name), members}, budget, true).as_list();
+    List pair = *make_list({std::move(name), members}, budget, List::Kind::Tuple).as_list();
     pair.group = true;
     out.emplace_back(std::make_shared<const List>(std::move(pair)));
   }

@@ -86,17 +86,19 @@ Evaluator::Flow Evaluator::execute(const Statement& s) {
     case StatementKind::Set:
       run_set(s);
       return Flow::Go;
-    case StatementKind::SetBlock: {
-      Value value = Value::text(capture(s.bodies[0]));
-      if (s.value) {
-        // The innermost filter is the one without an input.
-        std::vector<const Expression*> filters;
-        for (const Expression* f = s.value.get(); f != nullptr; f = f->args[0].get())
-          filters.push_back(f);
-        for (auto f = filters.rbegin(); f != filters.rend(); ++f) value = apply(**f, value);
-      }
-      set(s.names[0], std::move(value));
+    case StatementKind::SetBlock:
+      set(s.names[0], filtered(s));
       return Flow::Go;
+    case StatementKind::FilterBlock:
+      write(to_text(filtered(s), budget_));
+      return Flow::Go;
+    case StatementKind::With: {
+      std::vector<Value> values;
+      for (const auto& value : s.conditions) values.push_back(evaluate(*value));
+      Scope scope{{}, scope_};
+      const Swap<Scope*> inside(scope_, &scope);
+      for (std::size_t i = 0; i < values.size(); ++i) set(s.names[i], std::move(values[i]));
+      return execute(s.bodies[0]);
     }
     case StatementKind::Macro:
       if (scope_ != &root_) fail("a macro inside a loop or a macro is not in this subset of Jinja");
@@ -105,6 +107,8 @@ Evaluator::Flow Evaluator::execute(const Statement& s) {
     case StatementKind::Generation: {
       if (capturing_) fail("{% generation %} inside a macro or a set block");
       const std::size_t begin = out_->s.size();
+      Scope scope{{}, scope_};  // as transformers', it is a call: what is set inside stays inside
+      const Swap<Scope*> inside(scope_, &scope);
       const Flow flow = execute(s.bodies[0]);
       if (!generated_.empty() && generated_.back().second > begin)
         fail("{% generation %} is nested");
@@ -135,15 +139,31 @@ Evaluator::Flow Evaluator::run_for(const Statement& s) {
   std::vector<Value> items = iterate(evaluate(*s.value), budget_);
   scope.outer = scope_;
   const Swap<Scope*> inside(scope_, &scope);
+  std::vector<Value> all;  // with a condition: before it
+  std::vector<bool> wanted;
+  std::size_t checked = 0;
+  auto wants = [&](const Value& value) {
+    budget_.work(2);
+    bind(value);
+    return truth(evaluate(*s.conditions[0]));
+  };
   if (s.conditions[0]) {
-    std::vector<Value> kept;
-    for (const Value& value : items) {
-      budget_.work(2);
-      bind(value);
-      if (truth(evaluate(*s.conditions[0]))) kept.push_back(value);
+    all = std::exchange(items, {});
+    for (const Value& value : all) {
+      wanted.push_back(wants(value));
+      if (wanted.back()) items.push_back(value);
     }
-    items = std::move(kept);
   }
+  // Jinja asks for each item only when its turn comes, unless the body looks ahead: what it answers
+  // then must be the same.
+  auto ask_again = [&](bool to_the_end) {
+    while (checked < all.size()) {
+      const bool was = wanted[checked];
+      if (wants(all[checked++]) != was)
+        fail("the condition of a loop changes with what the loop does");
+      if (was && !to_the_end) return;
+    }
+  };
   Value list = make_list(std::move(items), budget_);
   auto shared = std::get<std::shared_ptr<const List>>(list.v);
   bool finished = false;  // Jinja runs the else unless an iteration reached its end
@@ -151,12 +171,17 @@ Evaluator::Flow Evaluator::run_for(const Statement& s) {
     line_ = s.line;
     budget_.work(4);
     budget_.bytes(sizeof(Loop));
+    ask_again(false);
     bind(shared->items[i]);
     scope.names.emplace_back("loop", std::make_shared<Loop>(Loop{shared, i}));
     const Flow flow = execute(s.bodies[0]);
     finished = finished || flow == Flow::Go;
-    if (flow == Flow::Break) break;
+    if (flow == Flow::Break) {
+      checked = all.size();
+      break;
+    }
   }
+  ask_again(true);
   scope.names.clear();
   return finished || s.bodies.size() == 1 ? Flow::Go : execute(s.bodies[1]);
 }
@@ -183,6 +208,19 @@ void Evaluator::run_set(const Statement& s) {
   if (parts.size() != s.names.size())
     fail(concat(parts.size(), " values for ", s.names.size(), " names"));
   for (std::size_t i = 0; i < parts.size(); ++i) set(s.names[i], parts[i]);
+}
+
+// What a block writes, in a scope of its own, through its filters.
+Value Evaluator::filtered(const Statement& s) {
+  Scope scope{{}, scope_};
+  const Swap<Scope*> inside(scope_, &scope);
+  Value value = Value::text(capture(s.bodies[0]));
+  // The innermost filter is the one without an input.
+  std::vector<const Expression*> filters;
+  for (const Expression* f = s.value.get(); f != nullptr; f = f->args[0].get())
+    filters.push_back(f);
+  for (auto f = filters.rbegin(); f != filters.rend(); ++f) value = apply(**f, value);
+  return value;
 }
 
 Text Evaluator::capture(const Body& body) {

@@ -15,8 +15,11 @@ struct Entry {
   Test test;
 };
 
-bool is_sequence(const Value& v) {
+bool is_iterable(const Value& v) {
   return v.as_list() || v.as_dict() || v.as_text() || v.is<Undefined>();
+}
+bool is_sequence(const Value& v) {
+  return is_iterable(v) && !(v.as_list() && v.as_list()->kind >= List::Kind::View);
 }
 std::int64_t whole(const Value& v) {
   if (!v.is_integer()) fail("a number test of a " + type_name(v));
@@ -39,7 +42,7 @@ const std::map<std::string_view, Entry>& tests() {
         {"string", {0, [](V v, V, B) { return v.as_text() != nullptr; }}},
         {"mapping", {0, [](V v, V, B) { return v.as_dict() != nullptr; }}},
         {"sequence", {0, [](V v, V, B) { return is_sequence(v); }}},
-        {"iterable", {0, [](V v, V, B) { return is_sequence(v); }}},
+        {"iterable", {0, [](V v, V, B) { return is_iterable(v); }}},
         {"number", {0, [](V v, V, B) { return v.is_number(); }}},
         {"integer", {0, [](V v, V, B) { return v.is<std::int64_t>(); }}},
         {"float", {0, [](V v, V, B) { return v.is<double>(); }}},

@@ -34,6 +34,7 @@ struct Expression {
     Binary,       // args[0] name args[1]: + - * / // % **
     Concat,       // args joined as text
     Compare,      // args[0] operators[0] args[1] operators[1] args[2] ...
+    Spread,       // *args[0], among the arguments of a call
     Conditional,  // args[1] if args[0] else args[2] (may be null)
   } kind;
   int line = 0;
@@ -50,14 +51,16 @@ using Body = std::vector<std::unique_ptr<Statement>>;
 
 struct Statement {
   enum class Kind {
-    Data,        // text
-    Output,      // value
-    If,          // branches: conditions[i] -> bodies[i]; one more body is the else
-    For,         // names in value if conditions[0] (may be null): bodies[0], else bodies[1]
-    Set,         // names = value; with `space`, space.names[0] = value
-    SetBlock,    // names[0] = what bodies[0] writes, through filters (value, may be null)
-    Macro,       // text(names = defaults): bodies[0]
-    Generation,  // bodies[0], which the assistant wrote
+    Data,         // text
+    Output,       // value
+    If,           // branches: conditions[i] -> bodies[i]; one more body is the else
+    For,          // names in value if conditions[0] (may be null): bodies[0], else bodies[1]
+    Set,          // names = value; with `space`, space.names[0] = value
+    SetBlock,     // names[0] = what bodies[0] writes, through filters (value, may be null)
+    FilterBlock,  // what bodies[0] writes, through filters (value)
+    With,         // names = conditions, for bodies[0]
+    Macro,        // text(names = defaults): bodies[0]
+    Generation,   // bodies[0], which the assistant wrote
     Break,
     Continue,
   } kind;

@@ -98,12 +98,13 @@ int deeper(int depth, const Value& child) {
 
 }  // namespace
 
-Value make_list(std::vector<Value> items, Budget& budget, bool tuple) {
+Value make_list(std::vector<Value> items, Budget& budget, List::Kind kind) {
   budget.bytes(sizeof(List) + items.size() * sizeof(Value));
   List list;
   for (const Value& item : items) list.depth = deeper(list.depth, item);
   list.items = std::move(items);
-  list.tuple = tuple;
+  list.kind = kind;
+  if (kind == List::Kind::Generator) list.taken = std::make_shared<std::size_t>(0);
   return {std::make_shared<const List>(std::move(list))};
 }
 
@@ -127,7 +128,8 @@ std::string type_name(const Value& v) {
   constexpr const char* names[] = {"Undefined", "NoneType",    "bool",    "int",
                                    "float",     "str",         "list",    "dict",
                                    "Namespace", "LoopContext", "function"};
-  if (v.as_list() != nullptr && v.as_list()->tuple) return "tuple";
+  constexpr const char* lists[] = {"list", "tuple", "range", "dict view", "generator"};
+  if (const List* list = v.as_list()) return lists[static_cast<std::size_t>(list->kind)];
   return names[v.v.index()];
 }
 
@@ -136,7 +138,8 @@ bool truth(const Value& v) {
   if (v.is_integer()) return v.integer() != 0;
   if (v.is<double>()) return v.real() != 0;
   if (const Text* text = v.as_text()) return !text->s.empty();
-  if (const List* list = v.as_list()) return !list->items.empty();
+  if (const List* list = v.as_list())
+    return list->kind == List::Kind::Generator || !list->items.empty();
   if (const Dict* dict = v.as_dict()) return !dict->items.empty();
   return true;
 }
@@ -153,7 +156,9 @@ bool equal(const Value& a, const Value& b, Budget& budget) {
   }
   if (const List* list = a.as_list()) {
     const List& other = *b.as_list();
-    if (list->tuple != other.tuple || list->items.size() != other.items.size()) return false;
+    if (list->kind != other.kind) return false;
+    if (list->kind >= List::Kind::View) fail("a " + type_name(a) + " can't be compared");
+    if (list->items.size() != other.items.size()) return false;
     for (std::size_t i = 0; i < list->items.size(); ++i)
       if (!equal(list->items[i], other.items[i], budget)) return false;
     return true;
@@ -178,7 +183,8 @@ bool less(const Value& a, const Value& b, Budget& budget) {
     budget.work(std::min(a.as_text()->s.size(), b.as_text()->s.size()) / 16);
     return a.as_text()->s < b.as_text()->s;  // bytes of UTF-8 order as code points do
   }
-  if (a.as_list() != nullptr && b.as_list() != nullptr) {
+  if (a.as_list() && b.as_list() && a.as_list()->is_written() &&
+      a.as_list()->kind == b.as_list()->kind) {
     const auto &x = a.as_list()->items, &y = b.as_list()->items;
     for (std::size_t i = 0; i < std::min(x.size(), y.size()); ++i)
       if (!equal(x[i], y[i], budget)) return less(x[i], y[i], budget);
@@ -228,6 +234,21 @@ void append_escaped(Text& out, const Text& text, Budget& budget, Escape&& escape
   out.append(text, done, text.s.size());
 }
 
+// What str.isprintable() says no to: separators but the space, controls, formats and private use.
+// Code points that no version of Unicode has assigned count as printable here.
+bool is_printable(char32_t c) {
+  constexpr char32_t ranges[][2] = {
+      {0, 0x1F},          {0x7F, 0xA0},       {0xAD, 0xAD},       {0x600, 0x605},
+      {0x61C, 0x61C},     {0x6DD, 0x6DD},     {0x70F, 0x70F},     {0x890, 0x891},
+      {0x8E2, 0x8E2},     {0x1680, 0x1680},   {0x180E, 0x180E},   {0x2000, 0x200F},
+      {0x2028, 0x202F},   {0x205F, 0x206F},   {0x3000, 0x3000},   {0xE000, 0xF8FF},
+      {0xFEFF, 0xFEFF},   {0xFFF0, 0xFFFB},   {0xFFFE, 0xFFFF},   {0x110BD, 0x110BD},
+      {0x110CD, 0x110CD}, {0x13430, 0x1343F}, {0x1BCA0, 0x1BCA3}, {0x1D173, 0x1D17A},
+      {0xE0000, 0xE00FF}, {0xE01F0, 0x10FFFF}};
+  return std::none_of(std::begin(ranges), std::end(ranges),
+                      [&](const auto& range) { return range[0] <= c && c <= range[1]; });
+}
+
 void append_repr(Text& out, const Text& text, Budget& budget) {
   budget.work(1 + text.s.size() / 16);
   const bool doubled =
@@ -240,9 +261,10 @@ void append_repr(Text& out, const Text& text, Budget& budget) {
     if (c == '\n') return "\\n";
     if (c == '\r') return "\\r";
     if (c == '\t') return "\\t";
-    if (c >= 0x20 && (c < 0x7F || c > 0xA0) && c != 0xAD) return "";
-    std::string escaped = "\\x";
-    append_hex(escaped, static_cast<std::uint8_t>(c));
+    if (is_printable(c)) return "";
+    std::string escaped = c < 0x100 ? "\\x" : c < 0x10000 ? "\\u" : "\\U";
+    for (int shift = c < 0x100 ? 0 : c < 0x10000 ? 8 : 24; shift >= 0; shift -= 8)
+      append_hex(escaped, static_cast<std::uint8_t>(c >> shift));
     return escaped;
   });
   out.append(std::string(1, quote));
@@ -264,15 +286,16 @@ void append_text(Text& out, const Value& v, bool repr, Budget& budget) {
     out.append(std::to_string(v.integer()));
   } else if (v.is<double>()) {
     out.append(real_text(v.real()));
-  } else if (const List* list = v.as_list()) {
+  } else if (const List* list = v.as_list(); list != nullptr && list->is_written()) {
     budget.work(list->items.size());
     budget.bytes(2 + 2 * list->items.size());
-    out.append(list->tuple ? "(" : "[");
+    const bool tuple = list->kind == List::Kind::Tuple;
+    out.append(tuple ? "(" : "[");
     for (std::size_t i = 0; i < list->items.size(); ++i) {
       if (i > 0) out.append(", ");
       append_text(out, list->items[i], true, budget);
     }
-    out.append(!list->tuple ? "]" : list->items.size() == 1 ? ",)" : ")");
+    out.append(!tuple ? "]" : list->items.size() == 1 ? ",)" : ")");
   } else if (const Dict* dict = v.as_dict()) {
     budget.bytes(2 + 4 * dict->items.size());
     out.append("{");
@@ -285,7 +308,8 @@ void append_text(Text& out, const Value& v, bool repr, Budget& budget) {
     }
     out.append("}");
   } else {
-    fail("a " + type_name(v) + " can't be written as text");
+    fail("a " + type_name(v) + " can't be written as text" +
+         (v.as_list() ? "; the filter list makes one that can" : ""));
   }
 }
 
@@ -332,7 +356,7 @@ void append_json(Text& out, const Value& v, const JsonStyle& style, int level, B
   } else if (v.is<std::int64_t>() || v.is<double>()) {
     if (v.is<double>() && !std::isfinite(v.real())) fail("tojson: a number is not finite");
     append_text(out, v, false, budget);
-  } else if (const List* list = v.as_list()) {
+  } else if (const List* list = v.as_list(); list != nullptr && list->is_written()) {
     budget.bytes(2 + list->items.size() * style.item.size());
     out.append("[");
     for (std::size_t i = 0; i < list->items.size(); ++i) {

@@ -100,8 +100,13 @@ class Value {
 };
 
 struct List {
+  // What Python makes: only the first two are written as text or JSON, added and repeated. A
+  // generator (what map, select, reverse, ... return) is always true, has no length and no places,
+  // and gives each item once.
+  enum class Kind { Plain, Tuple, Range, View, Generator } kind = Kind::Plain;
   std::vector<Value> items;
-  bool tuple = false;
+  std::shared_ptr<std::size_t> taken = {};  // of a generator: how many items it has given
+  bool is_written() const { return kind == Kind::Plain || kind == Kind::Tuple; }
   bool group = false;  // a tuple of groupby, whose items have names too: grouper and list
   int depth = 1;
 };
@@ -121,7 +126,7 @@ struct Loop {
 // Both make_list() and make_dict() count their entries and refuse values nested more than
 // kMaxValueDepth deep.
 inline constexpr int kMaxValueDepth = 64;
-Value make_list(std::vector<Value> items, Budget& budget, bool tuple = false);
+Value make_list(std::vector<Value> items, Budget& budget, List::Kind kind = List::Kind::Plain);
 Value make_dict(std::vector<std::pair<std::string, Value>> items, Budget& budget);
 
 // InputError; the evaluator adds the line. Texts of over 400 bytes are cut.
