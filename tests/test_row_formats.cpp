@@ -139,6 +139,8 @@ TEST_CASE("a tool call has a name and arguments, and nothing that no template wo
   CHECK(f.refused(R"({"messages":[{"role":"user","content":"a"},{"role":"assistant","content":)"
                   R"("b"}],"tools":[{"name":"f","parameters":{"most":9223372036854775808}}]})",
                   "data.jsonl:1: tools[0].function.parameters.most: the integer"));
+  CHECK(f.refused(with(R"("tool_calls":[{"name":"f","arguments":"{\"n\":18446744073709551616}"}])"),
+                  "tool_calls[0]: arguments: byte 5: an integer of more than 64 bits"));
   CHECK(f.refused(with(R"("tool_calls":[{"function":{"name":"f"},"arguments":{"x":1}}])"),
                   "tool_calls[0]: the key \"arguments\""));
   CHECK(f.refused(with(R"("tool_calls":[{"name":"f"}],"function_call":{"name":"g"})"),

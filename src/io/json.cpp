@@ -168,7 +168,7 @@ Json parse_json(std::string_view text, const std::string& where) {
 }
 
 OrderedJson parse_row_json(std::string_view text, const std::string& where) {
-  JsonScanner in(text, where, JsonScanner::NonFinite::Read);
+  JsonScanner in(text, where, JsonScanner::Of::Row);
   OrderedJson value = Builder<OrderedJson>(in, text.size()).value();
   in.end();
   return value;

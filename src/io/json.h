@@ -18,7 +18,7 @@ Json parse_json(std::string_view text, const std::string& where);
 // tools write and parse_json() refuses. Throws as read_file() does.
 std::string read_json_text(const std::string& path, std::size_t max_bytes);
 // Parses a row of data as parse_json() does, but keeps the order of keys, and reads NaN, Infinity and
-// -Infinity as numbers: whoever uses such a value must refuse it.
+// -Infinity as numbers: whoever uses such a value must refuse it. Refuses integers that don't fit.
 OrderedJson parse_row_json(std::string_view text, const std::string& where);
 // Reads a whole regular file of at most max_bytes (refused before it is read) and parses it.
 Json read_json(const std::string& path, std::size_t max_bytes = std::size_t{64} << 20);

@@ -24,12 +24,12 @@ constexpr auto kPlain = [] {
 
 }  // namespace
 
-JsonScanner::JsonScanner(std::string_view text, const std::string& where, NonFinite non_finite)
+JsonScanner::JsonScanner(std::string_view text, const std::string& where, Of of)
     : begin_(text.data()),
       p_(begin_),
       end_(begin_ + text.size()),
       where_(where),
-      reads_non_finite_(non_finite == NonFinite::Read) {
+      is_row_(of == Of::Row) {
   if (text.substr(0, 3) == "\xef\xbb\xbf") fail("a byte order mark: save the file without it");
 }
 
@@ -60,7 +60,7 @@ char JsonScanner::peek() {
     default:
       break;
   }
-  if (is_digit(*p_) || (reads_non_finite_ && (*p_ == 'N' || *p_ == 'I'))) return 0;
+  if (is_digit(*p_) || (is_row_ && (*p_ == 'N' || *p_ == 'I'))) return 0;
   fail("a JSON value is expected here, not " + printable({p_, 1}));
 }
 
@@ -199,7 +199,7 @@ void JsonScanner::null() {
 
 JsonScanner::Number JsonScanner::number() {
   if (peek() != 0) fail("a number is expected here");
-  if (reads_non_finite_) {
+  if (is_row_) {
     using Limits = std::numeric_limits<double>;
     if (take("NaN")) return {.kind = Number::Float, .d = Limits::quiet_NaN()};
     if (take("Infinity")) return {.kind = Number::Float, .d = Limits::infinity()};
@@ -240,6 +240,7 @@ JsonScanner::Number JsonScanner::number() {
     error = std::from_chars(start, p_, n.u).ec;
   }
   if (error != std::errc()) {
+    if (is_row_) fail_at(start, "an integer of more than 64 bits");
     // Hugging Face writes model_max_length 10^30: such a number is a double, and json_int refuses
     // it.
     n.kind = Number::Float;

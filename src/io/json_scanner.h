@@ -13,13 +13,13 @@ class JsonScanner {
  public:
   static constexpr int kMaxDepth = 64;
 
-  // Whether NaN, Infinity and -Infinity are numbers too. JSON has none, but pandas and Python's json
-  // write them for values that are missing.
-  enum class NonFinite { Refused, Read };
+  // What the text is. In a row of data NaN, Infinity and -Infinity are numbers too: JSON has none, but
+  // pandas and Python's json write them for values that are missing. An integer of more than 64 bits
+  // is refused there: what is read may be written into a text again, and not as another number.
+  enum class Of { File, Row };
 
   // `text` and `where` must outlive the scanner. `where` names the file in messages.
-  JsonScanner(std::string_view text, const std::string& where,
-              NonFinite non_finite = NonFinite::Refused);
+  JsonScanner(std::string_view text, const std::string& where, Of of = Of::File);
 
   // What comes next: one of { [ " t f n, or 0 for a number ('-', a digit, or a word for one). Throws InputError
   // otherwise.
@@ -46,7 +46,7 @@ class JsonScanner {
   void null();
 
   // A number without fraction or exponent that fits u64 or i64 is an integer and exact. Any other
-  // is the nearest double; one beyond double's range is refused.
+  // is the nearest double (see Of for integers in rows); one beyond double's range is refused.
   struct Number {
     enum { Unsigned, Signed, Float } kind;
     std::uint64_t u = 0;  // Unsigned: the value
@@ -79,7 +79,7 @@ class JsonScanner {
 
   const char *begin_, *p_, *end_;
   const std::string& where_;
-  bool reads_non_finite_;
+  bool is_row_;
   int depth_ = 0;
 };
 
