@@ -71,6 +71,17 @@ TEST_CASE("CSV: quotes, separators and line breaks in fields, CRLF, a byte order
   CHECK(failure(f, "a,b\n\xff,2\n", "data.csv").find("UTF-8") != std::string::npos);
 }
 
+TEST_CASE("CSV: bars separate too, and what does not is named") {
+  Fixture f;
+  CHECK(rows_of(f, "\"a\"|\"text|\"\n1;2|\"3,\"\n", "data.csv").rows ==
+        Rows{R"(2: {"a":"1;2","text|":"3,"})"});
+  CHECK(rows_of(f, "prompt|completion\na|b\n", "data").read.container == "CSV");
+  const std::string said = failure(f, "\"prompt\"^\"completion\"\n\"a\"^\"b\"\n", "data.csv");
+  CHECK_MESSAGE(said.find("data.csv:1: column 1: \"^\" follows a closing quote") != said.npos,
+                said);
+  CHECK_MESSAGE(said.find("of comma, tab, semicolon and bar") != said.npos, said);
+}
+
 TEST_CASE("CSV: what a quoted name holds does not tell what separates the columns") {
   Fixture f;
   for (const char* name : {"data.csv", "data"})

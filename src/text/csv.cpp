@@ -46,9 +46,12 @@ std::vector<std::string> fields_of(std::string_view record, char separator,
     switch (quotes.take(c)) {
       case CsvQuotes::Kind::Text:
         if (quotes.closed())
-          throw InputError(concat(where, ": column ", fields.size(),
-                                  ": text follows a closing quote; a quote inside a quoted field "
-                                  "is written twice"));
+          throw InputError(concat(
+              where, ": column ", fields.size(), ": ", printable(std::string(1, c)),
+              " follows a closing quote. A quote inside a quoted field is written twice, and here ",
+              separator == '\t' ? "a tab" : std::string(1, separator),
+              " separates columns: of comma, tab, semicolon and bar the first that the header "
+              "has"));
         fields.back() += c;
         break;
       case CsvQuotes::Kind::Separator:

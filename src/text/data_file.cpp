@@ -13,6 +13,8 @@ namespace lk {
 namespace {
 
 constexpr std::size_t kChunkBytes = std::size_t{1} << 20;
+// Of columns. Spreadsheets write semicolons where the comma is the decimal point, databases bars.
+constexpr std::string_view kSeparators = ",\t;|";
 constexpr std::string_view kByteOrderMark = "\xef\xbb\xbf";
 
 bool ends_with_any(const std::string& name, std::initializer_list<std::string_view> endings) {
@@ -37,19 +39,18 @@ std::string outside_quotes(std::string_view head) {
       break;
     } else {
       out += c;
-      begins = c == ',' || c == ';' || c == '\t';
+      begins = kSeparators.find(c) != kSeparators.npos;
     }
   }
   return out;
 }
 
-// What separates the columns of the header in front: a comma unless there is none, but tabs or
-// semicolons, as spreadsheets write where the comma is the decimal point.
+// What separates the columns of the header in front: the first of kSeparators that it has.
 char separator_of(std::string_view head) {
   const std::string header = outside_quotes(head);
-  if (header.find(',') != header.npos) return ',';
-  if (header.find('\t') != header.npos) return '\t';
-  return header.find(';') != header.npos ? ';' : ',';
+  for (const char separator : kSeparators)
+    if (header.find(separator) != header.npos) return separator;
+  return ',';
 }
 
 // "CSV" or "TSV" if the first line names a column that every such file of some row format has, or
@@ -93,7 +94,7 @@ void check_json_lines(std::string_view head, const std::string& name) {
     throw InputError(concat(name, ": is ", header, " by its first line: call it ",
                             header == "CSV" ? ".csv" : ".tsv"));
   // A bad first line above good ones is a bad row like any other.
-  if (line.find_first_of(",;\t") != std::string_view::npos && head.find("\n{") == head.npos)
+  if (line.find_first_of(kSeparators) != std::string_view::npos && head.find("\n{") == head.npos)
     throw InputError(concat(name, ":1: ", printable(line), " is no JSON; if this is the header of ",
                             tabs ? "TSV, call the file .tsv" : "CSV, call the file .csv"));
   const bool value = line.front() == '"' || line == "null" || line == "true" || line == "false" ||

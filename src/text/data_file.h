@@ -61,7 +61,7 @@ struct FileRead {
 // Calls visit for each row of the file. Streams: holds one row at a time. What begins with [ is an
 // array, what begins with { lines of JSON; else the name's ending decides, or, where it says
 // nothing, whether the first line is a header with keys of a row format or with one of `columns`.
-// A .csv file whose header has no comma may have semicolons or tabs instead. A byte order mark at
+// A .csv file whose header has no comma may have tabs, semicolons or bars instead. A byte order mark at
 // the start, CRLF, blank lines and a missing last newline are fine. InputError for data that are
 // empty, compressed or of another format, which the message names.
 FileRead for_each_raw_row(const ByteSource& data, const RawRowVisitor& visit,
