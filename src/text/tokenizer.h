@@ -70,7 +70,8 @@ class Tokenizer {
   std::int64_t n_tokens() const;  // largest id + 1
   std::int32_t eos() const;       // -1 if the model names none
   std::int32_t bos() const;       // -1 if none
-  // Every id that ends a generation (generation_config's list, <|im_end|>, <|eot_id|>, ...).
+  // Every id that ends a generation: generation_config's list, the end token, and what ends a turn
+  // in models we know (<|im_end|>, <|eot_id|>, ...).
   const std::vector<std::int32_t>& stop_ids() const;
   // Says how many rows the model's embedding has. Published tokenizers have more tokens than that:
   // from here on a text with one of them is refused by name, not the model.
