@@ -175,6 +175,54 @@ TEST_CASE("a long text without a space takes time like n log n") {
   }
 }
 
+TEST_CASE("added tokens of spaces and marks are found, and decoded, as tokenizers does") {
+  const Json replace = {
+      {"type", "Replace"}, {"pattern", {{"String", " "}}}, {"content", kSpaceMark}};
+  const Json prepend = {{"type", "Prepend"}, {"prepend", kSpaceMark}};
+  const Json normalizer = {{"type", "Sequence"}, {"normalizers", {prepend, replace}}};
+  struct Added {
+    std::string content;
+    bool normalized = false, lstrip = false, rstrip = false;
+  };
+  auto open = [&](const std::vector<Added>& added, const Json& how) {
+    Json file = read_json(kFolder + "tokenizer.json");
+    file["normalizer"] = how;
+    for (const Added& a : added) {
+      std::size_t id = file["model"]["vocab"].size();
+      for (const Json& entry : file["added_tokens"]) id += entry["id"].get<std::size_t>() >= id;
+      const auto known = file["model"]["vocab"].find(a.content);
+      if (known != file["model"]["vocab"].end()) id = known->get<std::size_t>();
+      file["added_tokens"].push_back({{"id", id},
+                                      {"content", a.content},
+                                      {"single_word", false},
+                                      {"lstrip", a.lstrip},
+                                      {"rstrip", a.rstrip},
+                                      {"normalized", a.normalized},
+                                      {"special", false}});
+    }
+    Scratch folder;
+    folder.write("tokenizer.json", file.dump());
+    return Tokenizer::from_folder(folder.path.string());
+  };
+  // A token that takes white space along: one of white space is found in it once more, and one that
+  // takes along what stands before it is nothing then.
+  auto t = open({{"<q>", false, false, true}, {"\t", false}}, normalizer);
+  CHECK(spell(*t, "<q>\t\t") == "<q>|\t|\t|");
+  t = open({{"<q>", false, false, true}, {"\t", false, true}}, normalizer);
+  CHECK(spell(*t, "<q>\t") == "<q>|");
+  // Once normalised a token has a mark before it, which stands for a space of the text.
+  t = open({{"<q>", true}}, normalizer);
+  CHECK(spell(*t, "<q>") == "<q>|");
+  CHECK(t->decode(t->encode("<q> <q>"), false) == "<q> <q>");
+  CHECK(t->token_text(t->id_of("<q>")) == "<q>");
+  // What is no token of the vocabulary is no part of a piece.
+  t = open({{"\u0416", true}}, normalizer);
+  CHECK(t->encode("\u0416").size() == 1);
+  CHECK(t->encode("\u0416\u0416").size() == 3);  // one behind a mark, and two bytes
+  CHECK_THROWS_AS(open({{"  ", true}, {std::string(kSpaceMark) + kSpaceMark, true}}, replace),
+                  InputError);
+}
+
 TEST_CASE("hostile sentencepiece vocabularies are refused by name") {
   CHECK(Vocabulary().file().error() == "accepted");
   auto with = [](auto&& change) {

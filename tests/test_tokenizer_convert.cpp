@@ -236,7 +236,10 @@ TEST_CASE("two tokens that GGUF would spell alike are refused by name") {
   gemma.whole.push_back("  ");
   CHECK(gguf_error(gemma.file()) == "accepted");  // found in text, so that merges make no run
   gemma.normalized = true;
-  CHECK_REFUSED(gguf_error(gemma.file()), "are both");
+  Json file = gemma.file();
+  for (Json& token : file["added_tokens"])  // found before normalisation, unlike the run of marks
+    if (token["content"] == "  ") token["normalized"] = false;
+  CHECK_REFUSED(gguf_error(file), "are both");
 }
 
 TEST_CASE("an added token that marks would make too long is refused by name") {

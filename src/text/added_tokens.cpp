@@ -29,7 +29,7 @@ bool is(std::string_view s, std::size_t i, CharClass bit) {
 
 }  // namespace
 
-void AddedTokenFinder::add(const AddedToken& token) {
+bool AddedTokenFinder::add(const AddedToken& token) {
   check(!token.content.empty() && token.content.size() <= kMaxBytes, "added token: bad length");
   std::size_t node = 0;
   for (char ch : token.content) {
@@ -45,8 +45,10 @@ void AddedTokenFinder::add(const AddedToken& token) {
     }
   }
   starts_[static_cast<unsigned char>(token.content[0])] = true;
+  if (nodes_[node].token >= 0) return false;
   nodes_[node].token = static_cast<std::int32_t>(tokens_.size());
   tokens_.push_back(token);
+  return true;
 }
 
 AddedTokenFinder::Match AddedTokenFinder::match(std::string_view s, std::size_t at,
@@ -73,9 +75,8 @@ bool AddedTokenFinder::touches_word(std::string_view s, std::size_t begin, std::
   return (begin > 0 && is(s, previous(s, begin), kWord)) || (end < s.size() && is(s, end, kWord));
 }
 
-std::size_t AddedTokenFinder::strip_before(std::string_view s, std::size_t begin,
-                                           std::size_t floor) {
-  while (begin > floor && is(s, previous(s, begin), kSpace)) begin = previous(s, begin);
+std::size_t AddedTokenFinder::strip_before(std::string_view s, std::size_t begin) {
+  while (begin > 0 && is(s, previous(s, begin), kSpace)) begin = previous(s, begin);
   return begin;
 }
 

@@ -1,6 +1,7 @@
 // Added tokens: strings found in the text before anything else, such as <|im_end|>.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -22,14 +23,16 @@ struct AddedToken {
 
 using ByteSpans = std::span<const std::pair<std::size_t, std::size_t>>;
 
-// Finds added tokens in text, leftmost first, the longest of those that begin together; matches do
-// not overlap.
+// Finds added tokens in text, leftmost first, the longest of those that begin together. Matches do
+// not overlap, but for the white space that a token takes along: as in tokenizers, a token of white
+// space is found there once more, unless it takes along what stands before it.
 class AddedTokenFinder {
  public:
   // No content may be empty or longer than this: it bounds the time of a search.
   static constexpr std::size_t kMaxBytes = 1024;
 
-  void add(const AddedToken& token);
+  // False if there is a token with this content already.
+  bool add(const AddedToken& token);
   bool empty() const { return tokens_.empty(); }
 
   // Whether a token is found in `s`.
@@ -55,10 +58,10 @@ class AddedTokenFinder {
       }
       at = m.end;
       if (m.token->single_word && touches_word(s, m.begin, m.end)) continue;
-      if (m.token->lstrip) m.begin = strip_before(s, m.begin, done);
-      if (m.token->rstrip) m.end = at = strip_after(s, m.end);
+      if (m.token->lstrip) m.begin = std::max(strip_before(s, m.begin), done);
+      if (m.token->rstrip) m.end = strip_after(s, m.end);
       if (done < m.begin) text(done, m.begin);
-      token(m.begin, m.end, m.token->id);
+      if (m.begin < m.end) token(m.begin, m.end, m.token->id);
       done = m.end;
     }
     if (done < s.size()) text(done, s.size());
@@ -76,7 +79,7 @@ class AddedTokenFinder {
   // The first match at or after `at`; without one, token is null and end is where to go on.
   Match match(std::string_view s, std::size_t at, ByteSpans plain) const;
   static bool touches_word(std::string_view s, std::size_t begin, std::size_t end);
-  static std::size_t strip_before(std::string_view s, std::size_t begin, std::size_t floor);
+  static std::size_t strip_before(std::string_view s, std::size_t begin);
   static std::size_t strip_after(std::string_view s, std::size_t end);
 
   std::vector<AddedToken> tokens_;

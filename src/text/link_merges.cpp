@@ -16,21 +16,29 @@ namespace {
 // file. The longest pieces in use, runs of 31 spaces, have 93 bytes.
 constexpr std::size_t kLongestPiece = 256;
 
+// Whether a token can come out of merges: all can but those that a file's types keep out,
+// and added tokens that the file's vocabulary has not.
+bool merges_into(const TokenizerSpec& spec, std::size_t id) {
+  return spec.piece.empty() || spec.piece[id];
+}
+
+// The id of a spelling that may take part in merges, -1 if there is none.
+std::int32_t piece_id(const TokenizerSpec& spec, const TokenIds& ids, std::string_view spelling) {
+  auto it = ids.find(spelling);
+  return it != ids.end() && merges_into(spec, static_cast<std::size_t>(it->second)) ? it->second
+                                                                                    : -1;
+}
+
 Alphabet byte_level(const TokenizerSpec& spec, const TokenIds& ids) {
   std::vector<std::int32_t> byte_ids(256, -1);
   bool any = false;
   for (std::size_t b = 0; b < 256; ++b) {
-    if (auto it = ids.find(byte_alphabet().text[b]); it != ids.end()) byte_ids[b] = it->second;
+    byte_ids[b] = piece_id(spec, ids, byte_alphabet().text[b]);
     any = any || byte_ids[b] >= 0;
   }
   if (!any)
     throw InputError(spec.where + ": no token stands for a single byte: not byte-level BPE");
   return Alphabet::of_bytes(std::move(byte_ids));
-}
-
-// Whether a token can come out of merges: all can but those that a file's types keep out.
-bool merges_into(const TokenizerSpec& spec, std::size_t id) {
-  return spec.piece.empty() || spec.piece[id];
 }
 
 Alphabet characters(const TokenizerSpec& spec, const TokenIds& ids) {
@@ -63,11 +71,11 @@ std::vector<BytePairs::Merge> listed(const TokenizerSpec& spec, const TokenIds& 
   for (std::size_t rank = 0; rank < spec.merges.size(); ++rank) {
     const std::string &left = spec.merges[rank].first, &right = spec.merges[rank].second;
     auto id = [&](const std::string& token) {
-      auto it = ids.find(token);
-      if (it == ids.end() || token.empty())
+      const std::int32_t found = piece_id(spec, ids, token);
+      if (found < 0 || token.empty())
         throw InputError(concat(spec.where, ": merge ", rank, " (\"", left, "\" \"", right,
                                 "\") names \"", token, "\", which is not a token"));
-      return it->second;
+      return found;
     };
     merges.push_back({id(left), id(right), id(left + right), static_cast<std::int32_t>(rank)});
     const auto key = static_cast<std::uint64_t>(merges.back().left) << 32 |
@@ -93,13 +101,6 @@ std::vector<std::int32_t> ranks_of(const TokenizerSpec& spec) {
         std::lower_bound(distinct.begin(), distinct.end(), score, std::greater<>()) -
         distinct.begin()));
   return ranks;
-}
-
-// The id of a spelling that may take part in merges, -1 if there is none.
-std::int32_t piece_id(const TokenizerSpec& spec, const TokenIds& ids, std::string_view spelling) {
-  auto it = ids.find(spelling);
-  return it != ids.end() && merges_into(spec, static_cast<std::size_t>(it->second)) ? it->second
-                                                                                    : -1;
 }
 
 // The tokens that are found in any text before pieces merge, even inside plain spans: no piece that

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <unordered_map>
 
 #include "io/printable.h"
 #include "tensor/error.h"
@@ -26,9 +27,10 @@ struct Tokenizer::Impl {
   TokenizerSpec spec;
   std::optional<std::int64_t> embedding_rows;  // unset: as many as there are tokens
   std::string pre_name;
-  std::vector<std::string> bytes;  // by id: the bytes that decode() writes
-  std::vector<bool> special;       // by id
-  std::vector<bool> stops;         // by id: in spec.stop_ids
+  std::vector<std::string> bytes;  // by id: the bytes that decode() writes, but of these:
+  std::unordered_map<std::int32_t, std::string> normal;  // added tokens as normalisation has them
+  std::vector<bool> special;                             // by id
+  std::vector<bool> stops;                               // by id: in spec.stop_ids
   TokenIds ids;
   TokenIds whole;  // tokens by the piece that they spell; filled for ignore_merges
   std::unique_ptr<BytePairs> pairs;
@@ -157,7 +159,15 @@ void Tokenizer::Impl::add_added_tokens() {
       if (wanted.content.empty())
         throw InputError(
             concat(spec.where, ": added token ", token.id, " is empty once normalised"));
-      normalized.add(wanted);
+      // Decoding gives back what is found, as tokenizers 0.23 does and older ones do not: a mark put
+      // before it stands for a space of the text.
+      if (wanted.content != token.content)
+        normal[token.id] = spec.byte_level ? wanted.content : text_of(wanted.content);
+      if (!normalized.add(wanted))  // tokenizers finds either, another one each time it is loaded
+        throw InputError(concat(spec.where, ": added token ", token.id, " (",
+                                printable(token.content),
+                                ") is another added token once normalised: which of them is found "
+                                "can't be told"));
     }
   }
   if (!spec.ignore_merges) return;
@@ -315,14 +325,16 @@ TextDecoder::TextDecoder(const Tokenizer& tokenizer, bool skip_special)
       strip_(tokenizer.impl_->spec.decoder.strip) {}
 
 std::string TextDecoder::next(std::int32_t id) {
-  std::string text = tokenizer_->token_text(id);
   const Tokenizer::Impl& impl = *tokenizer_->impl_;
+  const auto normal = impl.normal.find(id);
+  const bool is_normal = normal != impl.normal.end();
+  std::string text = is_normal ? normal->second : tokenizer_->token_text(id);
   if (id >= tokenizer_->n_tokens()) return text;
   const auto i = static_cast<std::size_t>(id);
   if (skip_special_ && impl.special[i]) return "";
   // The reference drops every mark of the first token, wherever in the token it is.
   if (first_ && impl.spec.decoder.first_loses_marks &&
-      impl.spec.tokens[i].find(impl.spec.decoder.mark) != std::string::npos)
+      (is_normal || impl.spec.tokens[i].find(impl.spec.decoder.mark) != std::string::npos))
     std::erase(text, ' ');
   first_ = false;
   std::size_t spaces = 0;

@@ -44,7 +44,7 @@ struct TokenizerSpec {
   bool byte_fallback = false;  // a character that is no token becomes its bytes' tokens
   std::vector<std::pair<std::string, std::string>> merges;  // in rank order; or else scores
   std::vector<float> scores;                                // by id, as in sentencepiece
-  std::vector<bool> piece;           // by id: whether merges by score may make it; empty: all
+  std::vector<bool> piece;           // by id: whether a piece may become it; empty: all may
   std::vector<std::int32_t> unused;  // ids that merges by score may never make
   Normalizer normalizer;
   bool added_are_normal = false;  // the file has normalised its added tokens already

@@ -112,6 +112,9 @@ void read_model(const Json& file, TokenizerSpec& spec) {
   }
   read_added_tokens(added, spec, ids);
   ids.expect_no_gap();
+  spec.piece.assign(spec.tokens.size(), true);
+  for (const AddedToken& token : spec.added)
+    spec.piece[static_cast<std::size_t>(token.id)] = token.in_vocabulary;
   spec.merges.reserve(merges.size());
   for (std::size_t rank = 0; rank < merges.size(); ++rank)
     spec.merges.push_back(read_merge(merges[rank], rank, where));
