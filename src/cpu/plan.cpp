@@ -4,6 +4,7 @@
 #include "cpu/cpu_backend.h"
 #include "cpu/fast/attention_units.h"
 #include "cpu/fast/bf16_tile.h"
+#include "cpu/fast/few_rows.h"
 #include "cpu/fast/fp8.h"
 #include "cpu/fast/gemm.h"
 #include "cpu/fast/gemm_tile.h"
@@ -20,28 +21,30 @@ class CpuPlan final : public PlanBackend {
  public:
   CpuPlan() : PlanBackend(kCpuTraits), fp8_kernels_(cpu::make_fp8_kernels(*this, true)) {}
 
-  // oneDNN packs a BF16 weight twice (fast/onednn_linear.h).
+  // oneDNN packs a BF16 weight twice (fast/onednn_linear.h), and reads one of F32 as it lies.
   void prepare_linear(Weight& w) override {
     struct Packed final : PackedWeight {
       Tensor forward, backward;
     };
-    if (w.quantised() || w.dtype() != DType::BF16 || !cpu::prefers_onednn(w.dtype())) return;
+    if (w.quantised() || !cpu::prefers_onednn(w.dtype())) return;
     auto packed = std::make_shared<Packed>();
-    const cpu::PackedBytes bytes = cpu::onednn_packed_bytes(w.shape()[0], w.shape()[1]);
-    packed->forward = empty(Tag::Workspace, DType::U8, {bytes.forward});
-    packed->backward = empty(Tag::Workspace, DType::U8, {bytes.backward});
+    if (w.dtype() == DType::BF16) {
+      const cpu::PackedBytes bytes = cpu::onednn_packed_bytes(w.shape()[0], w.shape()[1]);
+      packed->forward = empty(Tag::Workspace, DType::U8, {bytes.forward});
+      packed->backward = empty(Tag::Workspace, DType::U8, {bytes.backward});
+    }
     w.set_packed(std::move(packed));
   }
   SliceKernels* slice_kernels() override { return &slice_kernels_; }
   void linear_forward(const Tensor& y, const Tensor& x, const Weight& w) override {
-    if (through_scratch(y, x, w)) return;
-    if (!cpu::prefers_onednn(x.dtype())) product(y, x.dtype(), kAlongK, x.cols());
+    if (w.quantised() && y.rows() <= cpu::kFewRows) return few_rows_of(y, x, w);
+    if (through_scratch(y, x, w) || w.packed()) return;
+    if (goes_by_tiles(y)) product(y, x.dtype(), kAlongK, x.cols());
   }
   void linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,
                          const Weight& w) override {
     if (through_scratch(dx, mode, dy, w)) return;
-    if (!cpu::prefers_onednn(dy.dtype()))
-      product(dx, dy.dtype(), cpu::Contiguous::Mixed, dy.cols());
+    if (goes_by_tiles(dx)) product(dx, dy.dtype(), cpu::Contiguous::Mixed, dy.cols());
   }
   void matmul_nt(const Tensor& c, GradMode, double, const Tensor& a, const Tensor&,
                  const Tensor&) override {
@@ -73,6 +76,16 @@ class CpuPlan final : public PlanBackend {
  private:
   static constexpr cpu::Contiguous kAlongK = cpu::Contiguous::AlongK;
 
+  // CpuBackend::linear_forward() and linear_backward_x() leave only results of many rows to oneDNN.
+  static bool goes_by_tiles(const Tensor& result) {
+    return result.rows() <= cpu::kFewRows || !cpu::prefers_onednn(result.dtype());
+  }
+  // CpuBackend::few_rows_of(): a part of the weight is dense at a time.
+  void few_rows_of(const Tensor& y, const Tensor& x, const Weight& w) {
+    const Tensor part = empty(Tag::Workspace, x.dtype(), cpu::few_rows_part(w.shape()));
+    if (!cpu::prefers_onednn(x.dtype()))
+      product(y.slice_cols(0, part.rows()), x.dtype(), kAlongK, x.cols());
+  }
   // Scratch of fast/gemm.cpp: c (M,N) from operands of `in`, sums of K.
   void product(const Tensor& c, DType in, cpu::Contiguous operands, std::int64_t K) {
     const cpu::GemmScratch taken =

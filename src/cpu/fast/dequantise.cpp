@@ -44,10 +44,10 @@ void CpuBackend::dequantise(const Tensor& to, const Weight& w) {
 // A few tokens read each weight once, so parts of it are dequantised that stay in the cache. A sum
 // over K does not depend on the part: these are the bits that a dense weight gives.
 void CpuBackend::few_rows_of(const Tensor& y, const Tensor& x, const Weight& w) {
-  const std::int64_t N = w.shape()[0], K = w.shape()[1];
-  const std::int64_t step = std::clamp<std::int64_t>((std::int64_t{1} << 18) / K, 1, N);
+  const std::int64_t N = w.shape()[0];
   const HostQuantised q = host_view(*w.quantised(), w.shape());
-  Tensor part = empty(Tag::Workspace, x.dtype(), {step, K});
+  const Tensor part = empty(Tag::Workspace, x.dtype(), few_rows_part(w.shape()));
+  const std::int64_t step = part.rows();
   for (std::int64_t first = 0; first < N; first += step) {
     const Tensor rows = part.slice_rows(0, std::min(step, N - first));
     dequantise_part(q, first, rows);

@@ -164,8 +164,11 @@ GemmScratch gemm_scratch(DType in, DType out, Contiguous operands, std::int64_t 
                          std::int64_t K) {
   if (in == DType::F64 || M * N * K == 0) return {};
   GemmScratch taken{out != DType::F32 && K > kBlockK ? M * N : 0};
-  if (in == DType::BF16 && best_bf16_tile()) return taken;
   if (changes_sides(operands, M, N)) std::swap(M, N);
+  if (in == DType::BF16 && best_bf16_tile()) {
+    if (operands != Contiguous::AcrossK) taken.right = bf16_blocks(N, K).packed_floats();
+    return taken;
+  }
   if (operands == Contiguous::AcrossK && M <= kStrip) return taken;
   if (is_long(M, K)) return taken.right = long_floats(best_gemm_tile(), M, N), taken;
   if (is_short(M, N, K)) return taken;

@@ -159,6 +159,11 @@ const Bf16Tile* best_bf16_tile() { return nullptr; }
 const Bf16Rows* best_bf16_rows() { return nullptr; }
 #endif
 
+Bf16Blocks bf16_blocks(std::int64_t N, std::int64_t K) {
+  const std::int64_t k = K <= kBlockK ? K : round_up(blocks(K, blocks(K, kBlockK)), 2);
+  return {std::min(blocks(N, kWide), std::max<std::int64_t>(1, kPacked / (k * kWide))) * kWide, k};
+}
+
 template <class TC>
 void gemm_bf16(const Bf16Tile& tile, Backend& backend, Strided<TC> c, bool add, float alpha,
                Strided<const bf16> a, Strided<const bf16> b, std::int64_t M, std::int64_t N,
@@ -169,10 +174,9 @@ void gemm_bf16(const Bf16Tile& tile, Backend& backend, Strided<TC> c, bool add, 
                              {a.data + i, a.row, a.col}, b, std::min(kStrip, M - i), N, K);
     return;
   }
-  const std::int64_t block_k = K <= kBlockK ? K : round_up(blocks(K, blocks(K, kBlockK)), 2);
-  const std::int64_t block_n =
-      std::min(blocks(N, kWide), std::max<std::int64_t>(1, kPacked / (block_k * kWide))) * kWide;
-  Tensor packed = backend.empty(Tag::Workspace, DType::BF16, {block_n, round_up(block_k, 2)});
+  const Bf16Blocks block = bf16_blocks(N, K);
+  const auto [block_n, block_k] = block;
+  Tensor packed = backend.empty(Tag::Workspace, DType::BF16, {2 * block.packed_floats()});
   for (std::int64_t j = 0; j < N; j += block_n)
     for (std::int64_t k = 0; k < K; k += block_k) {
       const Panels right{reinterpret_cast<Half*>(packed.data<bf16>()), std::min(block_n, N - j),
