@@ -103,7 +103,7 @@ OrderedJson memory_over_a_step(OrderedJson& joined) {
     for (Tag tag : kTags) now.push_back(live(backend, tag));
     samples.push_back(now);
   };
-  trainer.rehearse({document_offsets(std::vector<std::int64_t>(kRows, kTokens))});
+  trainer.rehearse({{document_offsets(std::vector<std::int64_t>(kRows, kTokens))}});
   backend.look = [](const char*) {};
   OrderedJson tags = OrderedJson::array();
   for (Tag tag : kTags) tags.push_back(tag_name(tag));

@@ -281,9 +281,9 @@ TEST_CASE("a plan covers the largest evaluation, and one of fewer rows where a r
   request.model = tiny_config();
   request.batch = 4, request.seq_len = 20;
   const std::int64_t alone = plan_training(request).memory.peak_bytes;
-  request.evaluations = {{20, 20, 20, 20}};  // no more than training
+  request.evaluations = {{{20, 20, 20, 20}}};  // no more than training
   CHECK(plan_training(request).memory.peak_bytes == alone);
-  request.evaluations = {std::vector<std::int64_t>(40, 20)};
+  request.evaluations = {{std::vector<std::int64_t>(40, 20)}};
   const Plan plan = plan_training(request);
   CHECK(plan.memory.peak_bytes > alone);
   const auto fewer = std::find_if(plan.options.begin(), plan.options.end(),

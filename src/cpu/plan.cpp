@@ -4,6 +4,7 @@
 #include "cpu/cpu_backend.h"
 #include "cpu/fast/attention_units.h"
 #include "cpu/fast/bf16_tile.h"
+#include "cpu/fast/decode_attention.h"
 #include "cpu/fast/few_rows.h"
 #include "cpu/fast/fp8.h"
 #include "cpu/fast/gemm.h"
@@ -54,9 +55,16 @@ class CpuPlan final : public PlanBackend {
     product(c, a.dtype(), cpu::Contiguous::Mixed, a.cols());
   }
   void attention_forward(const Tensor&, const Tensor&, const Tensor&, const Tensor& k,
-                         const Tensor&, const AttentionShape& shape, const Segments&,
+                         const Tensor&, const AttentionShape& shape, const Segments& queries,
                          const KeyRows& keys) override {
-    packed_keys(k, shape, keys, 1);
+    KeyRows
+        packed;  // CpuBackend::attention_forward(): a few queries to many keys read them as they lie
+    for (std::size_t i = 0; i < keys.begins.size(); ++i) {
+      const std::int64_t n = queries.host[i + 1] - queries.host[i];
+      if (n <= cpu::kDecodeQueries && keys.ends[i] - keys.begins[i] > n) continue;
+      packed.begins.push_back(keys.begins[i]), packed.ends.push_back(keys.ends[i]);
+    }
+    packed_keys(k, shape, packed, 1);
   }
   void attention_backward(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                           const Tensor& k, const Tensor&, const Tensor&, const Tensor& lse,

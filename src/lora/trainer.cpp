@@ -113,15 +113,21 @@ void Trainer::submit(std::vector<HostBatch> micro_batches) {
   micro_steps_done_ += std::ssize(micro_batches);
 }
 
-void Trainer::rehearse(std::vector<std::vector<std::int32_t>> documents) {
+BatchSize Trainer::Outline::size(std::int64_t virtual_tokens) const {
+  BatchSize size = size_of(offsets, virtual_tokens);
+  size.supervised = std::min(size.supervised, supervised);
+  return size;
+}
+
+void Trainer::rehearse(std::vector<Outline> micro_batches) {
   Sizes from;
-  for (const auto& offsets : documents) from.push_back(size_of(offsets, model_.virtual_tokens()));
+  for (const Outline& batch : micro_batches) from.push_back(batch.size(model_.virtual_tokens()));
   const Sizes sizes = padded(from);
   for (std::size_t i = 0; i < sizes.size(); ++i)
-    if (sizes[i] != from[i]) pad_offsets(documents[i], from[i], sizes[i]);
+    if (sizes[i] != from[i]) pad_offsets(micro_batches[i].offsets, from[i], sizes[i]);
   const auto upload = [&](StepTensors& tensors, std::size_t first) {
     for (TokenBatch& batch : tensors.micro_batches)
-      batch.segments.host = std::move(documents[first++]);
+      batch.segments.host = std::move(micro_batches[first++].offsets);
     tensors.n_supervised = 1;
   };
   run(sizes, upload, {});

@@ -84,10 +84,15 @@ class Trainer {
   StepReport step(std::span<const Row> rows);
   StepReport step(std::span<const std::vector<const Row*>> micro_batches);
 
-  // Runs one step without data, on a device that only keeps the books: a plan. Each element of
-  // `documents` is a micro-batch (nn/batch.h: document_offsets()), virtual tokens included; all other
-  // tokens that have one before them are supervised.
-  void rehearse(std::vector<std::vector<std::int32_t>> documents);
+  // A micro-batch without data: where its documents begin (nn/batch.h: document_offsets()), virtual
+  // tokens included, and how many tokens are supervised, or all that can be if those are fewer.
+  struct Outline {
+    std::vector<std::int32_t> offsets;
+    std::int64_t supervised = INT64_MAX;
+    BatchSize size(std::int64_t virtual_tokens) const;
+  };
+  // Runs one step of such micro-batches on a device that only keeps the books: a plan.
+  void rehearse(std::vector<Outline> micro_batches);
 
   // Number of optimizer steps submitted; can be set to resume a run.
   std::int64_t steps_done() const { return steps_done_; }

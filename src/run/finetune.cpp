@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <utility>
 
 #include "cuda/open_device.h"
@@ -12,6 +13,7 @@
 #include "run/inference.h"
 #include "run/run_settings.h"
 #include "run/run_toml.h"
+#include "run/samples.h"
 #include "run/size_text.h"
 
 namespace lk {
@@ -84,9 +86,13 @@ void FinetuneRun::plan() {
   request.formats = in_.formats;
   request.compute_dtype = facts_.dtype, request.device = base_.backend->name();
   request.batch = s_.batch, request.grad_accum = s_.grad_accum, request.seq_len = *s_.seq_len;
-  const RunInputs::LongestBatch longest = in_.longest_batch(s_);
-  request.row_lengths = longest.rows, request.documents = longest.documents;
-  evaluation_tokens_ = longest.tokens();
+  request.row_lengths = in_.longest_batch(s_);
+  evaluation_tokens_ =
+      std::accumulate(request.row_lengths.begin(), request.row_lengths.end(), std::int64_t{0});
+  request.micro_batches = in_.largest_batches(s_, base_.backend->traits().can_record);
+  if (s_.sample_every > 0 && s_.sample_every < in_.steps)
+    request.sample_prompt = longest_sample_prompt(in_.eval.rows, *s_.samples,
+                                                  *s_.seq_len + virtual_tokens(in_.methods));
   request.evaluations = in_.largest_evaluations(evaluation_tokens_);
   request.recompute = s_.recompute;
   request.streamed = s_.streamed;

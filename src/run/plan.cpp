@@ -8,8 +8,10 @@
 #include "dist/shared_step.h"
 #include "io/json.h"
 #include "lora/trainer.h"
+#include "nn/generate.h"
 #include "nn/streamed_base.h"
 #include "run/bytes_per_parameter.h"
+#include "run/samples.h"
 #include "run/size_text.h"
 
 namespace lk {
@@ -87,17 +89,23 @@ class Planner {
     trainer_.emplace(model_, *method_, config);
     // All further micro-batches need what a process's second needs.
     const std::int64_t second = std::max(r.processes, 1) + 1;
-    micro_.assign(static_cast<std::size_t>(std::min(r.grad_accum, second)),
-                  document_offsets(r.documents.empty() ? lengths(r) : r.documents));
-    for (const std::vector<std::int64_t>& documents : r.evaluations)
-      evaluations_.push_back(document_offsets(documents));
+    micro_batches_ = static_cast<std::size_t>(std::min(r.grad_accum, second));
+    const auto outline = [](const PlannedBatch& batch) {
+      return Trainer::Outline{document_offsets(batch.documents), batch.supervised};
+    };
+    for (const PlannedBatch& batch : r.micro_batches) steps_.push_back(outline(batch));
+    if (steps_.empty()) steps_.push_back({document_offsets(lengths(r))});
+    for (const PlannedBatch& batch : r.evaluations) evaluations_.push_back(outline(batch));
+    sample_prompt_.resize(static_cast<std::size_t>(r.sample_prompt));
   }
 
   Plan step(const Recompute& recompute) {
     model_.set_recompute(recompute);
     backend_->reset_peaks();
-    trainer_->rehearse(micro_);
-    for (const std::vector<std::int32_t>& documents : evaluations_) evaluate(documents);
+    for (const Trainer::Outline& batch : steps_)
+      trainer_->rehearse(std::vector<Trainer::Outline>(micro_batches_, batch));
+    for (const Trainer::Outline& batch : evaluations_) evaluate(batch);
+    if (!sample_prompt_.empty()) sample();
     Plan plan;
     plan.base_parameters = method_->replaces_base() ? 0 : model_.n_parameters();
     plan.trainable_parameters = method_->n_parameters();
@@ -108,11 +116,17 @@ class Planner {
   std::int64_t peak(const Recompute& recompute) { return step(recompute).memory.peak_bytes; }
 
  private:
-  void evaluate(const std::vector<std::int32_t>& documents) {
+  void evaluate(const Trainer::Outline& outline) {
     Tape tape(*backend_, Tape::Mode::NoGrad);
-    TokenBatch batch = empty_batch(*backend_, size_of(documents, model_.virtual_tokens()));
-    batch.segments.host = documents;
+    TokenBatch batch = empty_batch(*backend_, outline.size(model_.virtual_tokens()));
+    batch.segments.host = outline.offsets;
     model_.loss(tape, batch, 1.0, {});
+  }
+  // The prompt and one step behind it: the steps that follow need no more, as the cache has its size.
+  void sample() {
+    int n_tokens = 0;
+    generate(model_, sample_prompt_, {.max_tokens = kSampleTokens},
+             [&](std::int32_t) { return ++n_tokens < 2; });
   }
 
   std::unique_ptr<Backend> backend_;  // first: everything else lives in its memory
@@ -123,7 +137,9 @@ class Planner {
   } nothing_;
   std::optional<SharedStep> shared_;
   std::optional<Trainer> trainer_;
-  std::vector<std::vector<std::int32_t>> micro_, evaluations_;  // where the documents of each begin
+  std::size_t micro_batches_ = 0;                      // of a step
+  std::vector<Trainer::Outline> steps_, evaluations_;  // a step has such micro-batches alone
+  std::vector<std::int32_t> sample_prompt_;
 };
 
 // That a process sends in a step.
@@ -162,30 +178,29 @@ std::vector<Recompute> rungs(Ladder ladder, std::int64_t n_layers, bool can_offl
 // Adds settings that need less memory, and what each would need.
 void add_options(const PlanRequest& request, Planner& planner, Plan& plan) {
   auto add = [&](std::string flag, const PlanRequest& cheaper) {
-    plan.options.push_back({std::move(flag), peak(cheaper)});
+    if (const std::int64_t bytes = peak(cheaper); bytes < plan.memory.peak_bytes)
+      plan.options.push_back({std::move(flag), bytes});
   };
   for (const char* way :
        {"gate-up", "keep-attention", "block", "keep-attention,offload", "offload"}) {
     const Recompute recompute = parse_recompute(way);
     if (recompute.offload > 0 && !planner.device().can_offload) continue;
-    const std::int64_t bytes = planner.peak(recompute);
-    if (bytes < plan.memory.peak_bytes)
+    if (const std::int64_t bytes = planner.peak(recompute); bytes < plan.memory.peak_bytes)
       plan.options.push_back({concat("--recompute ", way, " (same result)"), bytes});
   }
   if (!request.streamed && planner.device().can_offload && base_is_frozen(request)) {
     PlanRequest r = request;
     r.streamed = {StreamedLayers::kAll};
     add("--offload-base all (same result)", r);
-    if (plan.options.back().peak_bytes >= plan.memory.peak_bytes) plan.options.pop_back();
   }
   if (request.batch > 1 && request.grad_accum <= kMostGradAccum / request.batch) {
     PlanRequest r = request;
     r.batch = 1;
     r.grad_accum = request.grad_accum * request.batch;
-    r.row_lengths = {longest(request)}, r.documents.clear();
+    r.row_lengths = {longest(request)}, r.micro_batches.clear();
     // A run of it evaluates no more at a time than that, but for single rows that are longer.
-    for (std::vector<std::int64_t>& rows : r.evaluations)
-      rows = {*std::max_element(rows.begin(), rows.end())};
+    for (PlannedBatch& e : r.evaluations)
+      e.documents = {*std::max_element(e.documents.begin(), e.documents.end())};
     // By processes, micro-batches are added in another order.
     const char* const same = request.fast_reduce ? "" : " (same result)";
     add(concat("--batch 1 --grad-accum ", r.grad_accum, same), r);
@@ -199,7 +214,7 @@ void add_options(const PlanRequest& request, Planner& planner, Plan& plan) {
   if (own >= 128) {
     PlanRequest r = request;
     r.seq_len = own / 2;
-    r.documents.clear(), r.evaluations.clear();
+    r.micro_batches.clear(), r.evaluations.clear();
     for (std::int64_t& n : r.row_lengths) n = std::min(n, r.seq_len + added);
     add(concat("--seq-len ", r.seq_len, " --truncate"), r);
   }

@@ -13,6 +13,12 @@ namespace lk {
 // The most rows in a micro-batch, and the most micro-batches in a step, that a run takes.
 inline constexpr std::int64_t kMostBatch = 65536, kMostGradAccum = 65536;
 
+// A batch by what it needs memory for.
+struct PlannedBatch {
+  std::vector<std::int64_t> documents = {};  // their lengths, virtual tokens included
+  std::int64_t supervised = INT64_MAX;  // tokens that are, or all that can be if those are fewer
+};
+
 struct PlanRequest {
   ModelConfig model = ModelConfig();  // not {}: GCC 12 then warns of its members
   MethodConfig methods = {};
@@ -20,13 +26,14 @@ struct PlanRequest {
   DType compute_dtype = DType::F32;
   std::string device = "cpu";  // "cpu", "cuda" or "cuda:N"; the device need not be there
   std::int64_t batch = 1, grad_accum = 1, seq_len = 1024;
-  // Lengths of the rows of the largest micro-batch, virtual tokens included; empty: `batch` rows of
-  // seq_len tokens and the virtual ones.
+  // Lengths of the rows of the largest micro-batch there can be, virtual tokens included; empty: `batch`
+  // rows of seq_len tokens and the virtual ones.
   std::vector<std::int64_t> row_lengths = {};
-  // Lengths of the documents in those rows, where they have several (packing), virtual tokens included.
-  std::vector<std::int64_t> documents = {};
-  // The largest batches of the run's evaluations, as lengths of their documents: the plan covers them too.
-  std::vector<std::vector<std::int64_t>> evaluations = {};
+  // What the run really has, where that is known: micro-batches and batches of evaluations, the plan
+  // covering each, and the tokens of the longest prompt that is continued between steps (run/samples.h).
+  std::vector<PlannedBatch> micro_batches = {};  // empty: one of those rows
+  std::vector<PlannedBatch> evaluations = {};
+  std::int64_t sample_prompt = 0;  // 0: none is
   Recompute recompute = {};
   StreamedLayers streamed = {};  // layers of the base that wait elsewhere
   // That share a step (dist/shared_step.h); 0: one that has it to itself. The plan is one process's.

@@ -1,8 +1,10 @@
 #include "run/run_inputs.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdio>
+#include <functional>
 #include <numeric>
 
 #include "io/checked.h"
@@ -287,69 +289,114 @@ std::int64_t laid_out(const Lengths& documents) {
   return keys;
 }
 
-// The `count` of most `size`, each up to `times` times; the largest again where there are fewer.
-template <class T, class Size>
-std::vector<T> largest(std::vector<T> all, std::int64_t count, std::int64_t times,
-                       const Size& size) {
-  std::stable_sort(all.begin(), all.end(),
-                   [&](const T& a, const T& b) { return size(a) > size(b); });
-  std::vector<T> taken;
-  for (const T& one : all)
+// The `count` largest, each up to `times` times; the largest again where there are fewer.
+Lengths largest(Lengths all, std::int64_t count, std::int64_t times) {
+  std::stable_sort(all.begin(), all.end(), std::greater<>());
+  Lengths taken;
+  for (std::int64_t one : all)
     for (std::int64_t i = 0; i < times && std::ssize(taken) < count; ++i) taken.push_back(one);
-  taken.resize(static_cast<std::size_t>(count), T(all.front()));
+  taken.resize(static_cast<std::size_t>(count), all.front());
   return taken;
 }
 
+// Of the batches added, those of which one needs most memory, whatever a token, a key that is laid out and
+// a row of logits cost.
+class LargestBatches {
+ public:
+  void add(PlannedBatch batch) {
+    const Counts counts{sum_of(batch.documents), laid_out(batch.documents), batch.supervised};
+    const auto holds = [&](const Counts& a, const Counts& b, std::int64_t slack) {
+      for (std::size_t i = 0; i < a.size(); ++i)
+        if (a[i] < b[i] - slack * (b[i] / kSlack)) return false;
+      return true;
+    };
+    for (const auto& [kept, _] : batches_)
+      if (holds(kept, counts, 1)) return;
+    std::erase_if(batches_, [&](const auto& kept) { return holds(counts, kept.first, 0); });
+    batches_.emplace_back(counts, std::move(batch));
+  }
+  std::vector<PlannedBatch> take() {
+    std::vector<PlannedBatch> batches;
+    for (auto& [_, batch] : batches_) batches.push_back(std::move(batch));
+    return batches;
+  }
+
+ private:
+  using Counts = std::array<std::int64_t, 3>;
+  // A batch that has less than a 128th more than another is left out: many batches would else be ahead of
+  // each other by a little, and each takes a plan of its own.
+  static constexpr std::int64_t kSlack = 128;
+  std::vector<std::pair<Counts, PlannedBatch>> batches_;
+};
+
 }  // namespace
 
-std::int64_t RunInputs::LongestBatch::tokens() const { return sum_of(rows); }
-
-RunInputs::LongestBatch RunInputs::longest_batch(const FinetuneSettings& s) const {
-  const Lengths lengths = row_lengths();
-  const auto itself = [](std::int64_t n) { return n; };
+std::vector<std::int64_t> RunInputs::longest_batch(const FinetuneSettings& s) const {
   // A micro-batch may end in another epoch than it begins in, and so have a row again.
   const std::int64_t n = sampler->bins_per_epoch();
   const std::int64_t epochs =
       steps * s.grad_accum <= n / s.batch ? 1 : (n - std::gcd(n, s.batch) + s.batch - 1) / n + 1;
-  LongestBatch longest;
-  if (!s.packing) {
-    longest.rows = longest.documents = largest(lengths, s.batch, epochs, itself);
-    return longest;
-  }
-  const Bins& bins = sampler->epoch(0);
-  longest.rows = largest(tokens_of(bins, lengths), s.batch, epochs, itself);
-  std::vector<Lengths> of_bins;
-  for (std::int64_t i = 0; i < bins.count(); ++i) {
-    of_bins.emplace_back();
-    for (std::int64_t row : bins[i])
-      of_bins.back().push_back(lengths[static_cast<std::size_t>(row)]);
-  }
-  for (const Lengths& bin : largest(std::move(of_bins), s.batch, epochs, laid_out))
-    longest.documents.insert(longest.documents.end(), bin.begin(), bin.end());
-  longest.documents.back() += longest.tokens() - sum_of(longest.documents);
-  return longest;
+  return largest(s.packing ? tokens_of(sampler->epoch(0), row_lengths()) : row_lengths(), s.batch,
+                 epochs);
 }
 
-std::vector<Lengths> RunInputs::largest_evaluations(std::int64_t batch_tokens) const {
-  std::vector<Lengths> batches;
+PlannedBatch RunInputs::planned(std::span<const Row* const> rows) const {
+  const std::int64_t added = virtual_tokens(methods);
+  PlannedBatch batch{{}, 0};
+  for (const Row* row : rows) {
+    batch.documents.push_back(std::ssize(row->ids) + added);
+    batch.supervised += row->n_supervised(added > 0);
+  }
+  return batch;
+}
+
+// A run of very many rows is looked at as far as takes seconds, and then taken to have the largest batch
+// there can be.
+std::vector<PlannedBatch> RunInputs::largest_batches(const FinetuneSettings& s, bool padded) const {
+  constexpr double kMostRows = 1 << 22;
+  const double rows_per_step = static_cast<double>(s.batch * s.grad_accum) *
+                               static_cast<double>(data.rows.size()) /
+                               static_cast<double>(sampler->bins_per_epoch());
+  const auto seen =
+      std::min(steps, std::max<std::int64_t>(1, std::llround(kMostRows / rows_per_step)));
+  LargestBatches all;
+  for (std::int64_t step = 0; step < seen; ++step) {
+    std::vector<PlannedBatch> batches;
+    for (std::int64_t g = 0; g < s.grad_accum; ++g)
+      batches.push_back(planned(rows_of(step * s.grad_accum + g)));
+    std::int64_t most = 0;
+    for (const PlannedBatch& batch : batches) most = std::max(most, batch.supervised);
+    for (PlannedBatch& batch : batches) {
+      if (padded) batch.supervised = most;
+      all.add(std::move(batch));
+    }
+  }
+  if (seen < steps) all.add({longest_batch(s)});
+  return all.take();
+}
+
+std::vector<PlannedBatch> RunInputs::largest_evaluations(std::int64_t batch_tokens) const {
+  LargestBatches all;
   for (const auto& [begin, end] :
        evaluation_batches(eval.rows, batch_tokens, virtual_tokens(methods))) {
-    batches.emplace_back();
-    for (std::size_t i = begin; i < end; ++i)
-      batches.back().push_back(std::ssize(eval.rows[i].ids) + virtual_tokens(methods));
+    std::vector<const Row*> rows;
+    for (std::size_t i = begin; i < end; ++i) rows.push_back(&eval.rows[i]);
+    all.add(planned(rows));
   }
-  if (batches.empty()) return {};
-  return {largest(batches, 1, 1, sum_of)[0], largest(batches, 1, 1, laid_out)[0]};
+  return all.take();
+}
+
+std::vector<const Row*> RunInputs::rows_of(std::int64_t micro_batch) const {
+  std::vector<const Row*> rows;
+  for (std::int64_t i : sampler->batch(micro_batch))
+    rows.push_back(&data.rows[static_cast<std::size_t>(i)]);
+  return rows;
 }
 
 std::vector<HostBatch> RunInputs::lay_out(std::int64_t step, std::int64_t grad_accum) const {
   std::vector<HostBatch> batches;
-  for (std::int64_t g = 0; g < grad_accum; ++g) {
-    std::vector<const Row*> rows;
-    for (std::int64_t i : sampler->batch(step * grad_accum + g))
-      rows.push_back(&data.rows[static_cast<std::size_t>(i)]);
-    batches.push_back(make_host_batch(rows, virtual_tokens(methods)));
-  }
+  for (std::int64_t g = 0; g < grad_accum; ++g)
+    batches.push_back(make_host_batch(rows_of(step * grad_accum + g), virtual_tokens(methods)));
   return batches;
 }
 

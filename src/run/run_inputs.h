@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -40,19 +41,20 @@ struct RunInputs {
 
   // Of the rows, with their virtual tokens.
   std::vector<std::int64_t> row_lengths() const;
-  // The largest possible micro-batch, of the longest rows, or of the fullest bins, each as one row, and the
-  // documents that attention may find in it: of the bins of which it lays out most, as long in all. Not while
-  // another thread lays out batches.
-  struct LongestBatch {
-    std::vector<std::int64_t> rows, documents;  // lengths, with virtual tokens
-    std::int64_t tokens() const;
-  };
-  LongestBatch longest_batch(const FinetuneSettings& settings) const;
-  // Lengths of the documents of the batches of an evaluation in batches of so many tokens that have most tokens,
-  // and of which attention lays out most. None where there are no rows to evaluate on.
-  std::vector<std::vector<std::int64_t>> largest_evaluations(std::int64_t batch_tokens) const;
+  // Lengths of the rows, with virtual tokens, of the largest micro-batch there can be: the longest rows, or the
+  // fullest bins, each as one row. Not while another thread lays out batches.
+  std::vector<std::int64_t> longest_batch(const FinetuneSettings& settings) const;
+  // The run's micro-batches of which one needs most memory. Where a step's are `padded` to one size, each
+  // supervises as many tokens as any of its step. The same holds for threads.
+  std::vector<PlannedBatch> largest_batches(const FinetuneSettings& settings, bool padded) const;
+  // The same of an evaluation in batches of so many tokens. None where there are no rows to evaluate on.
+  std::vector<PlannedBatch> largest_evaluations(std::int64_t batch_tokens) const;
   // Lays out the micro-batches of a step. Any thread may call it.
   std::vector<HostBatch> lay_out(std::int64_t step, std::int64_t grad_accum) const;
+
+ private:
+  std::vector<const Row*> rows_of(std::int64_t micro_batch) const;
+  PlannedBatch planned(std::span<const Row* const> rows) const;
 };
 
 // Reads the inputs and reports to `listener` what was found. Fills in what the settings leave open

@@ -7,7 +7,7 @@
 namespace lk {
 namespace {
 
-constexpr std::size_t kLongestCut = 64;
+constexpr std::int64_t kLongestCut = 64;
 
 // Disables the adapter as long as the object lives; enables it again whatever happens.
 class Disabled {
@@ -23,6 +23,24 @@ class Disabled {
 
 }  // namespace
 
+std::int64_t sample_prompt(const Row& row, std::int64_t positions) {
+  const auto first = std::find(row.supervised.begin(), row.supervised.end(), 1);
+  std::int64_t n = first - row.supervised.begin();
+  if (n == 0) n = std::clamp<std::int64_t>(std::ssize(row.ids) / 4, 1, kLongestCut);
+  return n < std::min(std::ssize(row.ids), positions) ? n : 0;
+}
+
+std::int64_t longest_sample_prompt(std::span<const Row> rows, std::int64_t n,
+                                   std::int64_t positions) {
+  std::int64_t longest = 0;
+  for (const Row& row : rows) {
+    const std::int64_t tokens = sample_prompt(row, positions);
+    if (tokens == 0 || n-- <= 0) continue;
+    longest = std::max(longest, tokens);
+  }
+  return longest;
+}
+
 std::vector<Sample> make_samples(Transformer& model, Method& method, const Tokenizer& tokenizer,
                                  std::span<const Row> rows, std::int64_t n, SampleKind kind,
                                  const std::function<bool()>& stopped) {
@@ -33,11 +51,8 @@ std::vector<Sample> make_samples(Transformer& model, Method& method, const Token
   std::vector<std::span<const std::int32_t>> prompts;
   for (const Row& row : rows) {
     if (std::ssize(samples) >= n) break;
-    const auto first = std::find(row.supervised.begin(), row.supervised.end(), 1);
-    auto begin = static_cast<std::size_t>(first - row.supervised.begin());
-    if (begin == 0) begin = std::clamp<std::size_t>(row.ids.size() / 4, 1, kLongestCut);
-    if (begin >= row.ids.size() || static_cast<std::int64_t>(begin) >= model.max_positions())
-      continue;
+    const auto begin = static_cast<std::size_t>(sample_prompt(row, model.max_positions()));
+    if (begin == 0) continue;
     const auto last = std::find(row.supervised.begin() + static_cast<std::ptrdiff_t>(begin),
                                 row.supervised.end(), 0);
     const auto end = static_cast<std::size_t>(last - row.supervised.begin());

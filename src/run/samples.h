@@ -22,6 +22,12 @@ struct Sample {
 
 enum class SampleKind { Both, Adapted };  // Adapted leaves `base` empty
 
+// The tokens of the row that a sample goes on from; 0 if they leave `positions` no room to write.
+std::int64_t sample_prompt(const Row& row, std::int64_t positions);
+// Of the longest of the first `n` such rows; 0 if there are none.
+std::int64_t longest_sample_prompt(std::span<const Row> rows, std::int64_t n,
+                                   std::int64_t positions);
+
 // Makes samples of the first `n` rows that leave the model's positions room to write. A row that is
 // trained on from its beginning is cut after its first quarter, of at most 64 tokens. The adapter
 // is enabled afterwards. `stopped` (may be empty) is asked before each token; once it is true no
