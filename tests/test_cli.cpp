@@ -420,6 +420,7 @@ TEST_CASE("a run's plan is within 2 % of its peak, whichever of its batches or s
            {"uneven", "--batch 1 --sample-every 2"},
            {"uneven", "--batch 1 --sample-every 2 --base-precision nf4"},
            {"uneven", "--batch 2 --grad-accum 3 --eval-split 0"},
+           {"longer", "--batch 1 --grad-accum 96 --eval-split 0"},
            {"uneven", "--batch 2 --packing --seq-len 128 --eval-split 0"},
            {"uneven", "--batch 2 --packing --seq-len 128 --no-shuffle --eval-split 0"}})
     for (const char* dtype : {"f32", "bf16"}) {

@@ -87,8 +87,10 @@ class Planner {
       shared_->join(config);
     }
     trainer_.emplace(model_, *method_, config);
-    // All further micro-batches need what a process's second needs.
+    // All further micro-batches need what a process's second needs, and their inputs, which a process
+    // that has the step to itself uploads together.
     const std::int64_t second = std::max(r.processes, 1) + 1;
+    if (r.processes == 0) further_ = std::max<std::int64_t>(r.grad_accum - second, 0);
     micro_batches_ = static_cast<std::size_t>(std::min(r.grad_accum, second));
     const auto outline = [](const PlannedBatch& batch) {
       return Trainer::Outline{document_offsets(batch.documents), batch.supervised};
@@ -102,8 +104,10 @@ class Planner {
   Plan step(const Recompute& recompute) {
     model_.set_recompute(recompute);
     backend_->reset_peaks();
-    for (const Trainer::Outline& batch : steps_)
+    for (const Trainer::Outline& batch : steps_) {
+      const Tensor inputs = further_inputs(batch);
       trainer_->rehearse(std::vector<Trainer::Outline>(micro_batches_, batch));
+    }
     for (const Trainer::Outline& batch : evaluations_) evaluate(batch);
     if (!sample_prompt_.empty()) sample();
     Plan plan;
@@ -116,6 +120,12 @@ class Planner {
   std::int64_t peak(const Recompute& recompute) { return step(recompute).memory.peak_bytes; }
 
  private:
+  Tensor further_inputs(const Trainer::Outline& outline) {
+    const auto live = [&] { return backend_->ledger()[Tag::Workspace].live_bytes; };
+    const std::int64_t before = live();
+    const TokenBatch batch = empty_batch(*backend_, outline.size(model_.virtual_tokens()));
+    return backend_->empty(Tag::Workspace, DType::U8, {further_ * (live() - before)});
+  }
   void evaluate(const Trainer::Outline& outline) {
     Tape tape(*backend_, Tape::Mode::NoGrad);
     TokenBatch batch = empty_batch(*backend_, outline.size(model_.virtual_tokens()));
@@ -137,7 +147,8 @@ class Planner {
   } nothing_;
   std::optional<SharedStep> shared_;
   std::optional<Trainer> trainer_;
-  std::size_t micro_batches_ = 0;                      // of a step
+  std::size_t micro_batches_ = 0;                      // of a step, that are rehearsed
+  std::int64_t further_ = 0;                           // of it
   std::vector<Trainer::Outline> steps_, evaluations_;  // a step has such micro-batches alone
   std::vector<std::int32_t> sample_prompt_;
 };
