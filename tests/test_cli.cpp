@@ -435,6 +435,9 @@ TEST_CASE("a run's plan is within 2 % of its peak, whichever of its batches or s
       const Json run_json = read_json(out + "/run.json");
       CHECK(run_json["planned_peak_bytes"].get<double>() ==
             doctest::Approx(run_json["memory"]["peak_bytes"].get<double>()).epsilon(0.02));
+      const Result plan =
+          run_program("plan --json --config '" + out + "/run.toml'", " 2>/dev/null");
+      CHECK(parse_json(plan.out, "plan")["memory"]["peak_bytes"] == run_json["planned_peak_bytes"]);
     }
 }
 

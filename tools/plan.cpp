@@ -1,4 +1,5 @@
 // plan: parameter counts and memory by purpose, before any run.
+#include <algorithm>
 #include <cstdio>
 
 #include "cuda/open_device.h"
@@ -11,6 +12,7 @@
 #include "run/choices.h"
 #include "run/inference.h"
 #include "run/plan.h"
+#include "run/run_inputs.h"
 #include "run/run_settings.h"
 
 namespace {
@@ -21,7 +23,8 @@ using namespace lk;
 void check_alone(const CLI::App& app) {
   for (const CLI::Option* option : app.get_options()) {
     const std::string name = option->get_name();
-    require(option->count() == 0 || name == "--rank" || name == "--threads" || name == "--config",
+    require(option->count() == 0 || name == "--matrix" || name == "--rank" || name == "--threads" ||
+                name == "--config",
             name, ": has no effect beside --matrix, which takes --rank alone");
   }
 }
@@ -54,27 +57,54 @@ int matrix(const std::string& text, const std::optional<std::int64_t>& given) {
   return 0;
 }
 
-// The plan that a run of these settings makes first.
-PlanRequest request_of(FinetuneSettings& s, const ModelFile* file, const ModelConfig& model) {
-  const auto backend = open_plan_device(s.device);
+struct Console : FinetuneListener {
+  void message(const std::string& text) override { program::message(text); }
+  void rows(const std::string& text) override { program::message(text); }
+};
+
+// The plan that a run on --data makes first.
+PlanRequest request_on_data(FinetuneSettings& s, Backend& backend, DType dtype) {
+  if (s.out.empty()) s.out = "nowhere";  // which a run needs, and a plan writes nothing to
+  validate_settings(s);
+  Console console;
+  return read_inputs(s, backend, dtype, console, nullptr).plan_request(s, backend, dtype);
+}
+
+// That of a run whose micro-batches are --batch rows of --seq-len tokens.
+PlanRequest request_of(FinetuneSettings& s, Backend& backend, DType dtype, const ModelFile* file,
+                       const ModelConfig& model) {
   PlanRequest r;
   r.model = model;
-  r.compute_dtype = parse_compute_dtype(s.dtype, *backend);
-  require_possible(s.recompute, *backend);
-  require_streamable(s.streamed, *backend);
+  r.compute_dtype = dtype;
   check_layers(s, model);
   r.methods = choose_methods(s, model);
-  r.formats = choose_precision(s, r.methods, model, file, *backend, r.compute_dtype).formats;
+  r.formats = choose_precision(s, r.methods, model, file, backend, dtype).formats;
   // A shape stands for the sizes of matrices; angles reach as far as rows do.
   if (!file && s.seq_len)
     r.model.max_position = std::max(model.max_position, *s.seq_len + extra_positions(r.methods));
   choose_seq_len(s, r.methods, r.model);
-  r.device = s.device;
   r.batch = s.batch, r.grad_accum = s.grad_accum, r.seq_len = *s.seq_len;
   r.recompute = s.recompute;
   r.streamed = s.streamed;
-  r.processes = static_cast<int>(s.processes.value_or(0));
   r.fast_reduce = s.fast_reduce;
+  return r;
+}
+
+// The plan of a run with these settings.
+PlanRequest request_of(FinetuneSettings& s, const std::string& shape) {
+  validate_step(s);
+  if (s.device == "auto") s.device = n_gpus() > 0 ? "cuda" : "cpu";
+  const auto backend = open_plan_device(s.device);
+  const DType dtype = parse_compute_dtype(s.dtype, *backend);
+  require_possible(s.recompute, *backend);
+  require_streamable(s.streamed, *backend);
+  std::optional<ModelFile> file;
+  if (shape.empty() && s.data.empty()) file.emplace(s.model);
+  PlanRequest r = file              ? request_of(s, *backend, dtype, &*file, file->config())
+                  : !s.data.empty() ? request_on_data(s, *backend, dtype)
+                                    : request_of(s, *backend, dtype, nullptr, named_shape(shape));
+  r.device = s.device;
+  r.processes = static_cast<int>(s.processes.value_or(0));
   return r;
 }
 
@@ -82,56 +112,46 @@ PlanRequest request_of(FinetuneSettings& s, const ModelFile* file, const ModelCo
 
 int main(int argc, char** argv) {
   CLI::App app(
-      "Memory and parameters of a LoRA run, by purpose, before it starts.\n\n"
+      "Memory and parameters of a finetune run, by purpose, before it starts. Takes the run's "
+      "flags: "
+      "with --data it is the plan of the micro-batches that the run has, and without it that of "
+      "--batch rows of --seq-len tokens.\n\n"
       "  plan --model model.gguf --batch 4 --seq-len 2048\n"
+      "  plan --model model.gguf --data rows.jsonl --sample-every 20\n"
+      "  plan --config runs/mine/run.toml --batch 16\n"
       "  plan --shape llama2-7b --rank 8 --memory 24GiB --device cuda\n"
       "  plan --matrix 100x500 --rank 5\n",
       "plan");
   FinetuneSettings settings;
-  settings.batch = 1, settings.device = "cpu", settings.dtype = "bf16";
   program::FinetuneText text;
   std::string shape, matrix_text;
   bool json = false;
-  const auto& whole = program::whole_number();
-  auto* source = app.add_option_group("what", "one of");
-  source->add_option("--model", settings.model, program::kModelHelp)
-      ->transform(program::model_name());
-  source->add_option("--shape", shape,
-                     "smollm2-135m, gemma3-1b, qwen3-8b, ...; another word lists all");
-  source->add_option("--matrix", matrix_text, "one matrix, like 100x500");
-  source->require_option(1);
-  program::add_method_flags(app, settings, text);
-  app.add_option("--batch", settings.batch, "rows per micro-batch")
-      ->check(whole)
-      ->capture_default_str();
-  app.add_option("--grad-accum", settings.grad_accum, "micro-batches per step")->check(whole);
-  app.add_option("--seq-len", settings.seq_len,
-                 "longest row (1024, or what the model has if that is less)")
-      ->check(whole);
-  app.add_option("--dtype", settings.dtype, "auto, f32, bf16")->capture_default_str();
-  app.add_option("--device", settings.device, "cpu, cuda or cuda:0, which need not be there")
-      ->capture_default_str();
-  app.add_option("--processes", text.processes.count, "that share each step: one's part");
-  program::add_memory_flags(app, settings, text);
+  app.add_option(
+      "--shape", shape,
+      "smollm2-135m, gemma3-1b, qwen3-8b, ..., in place of --model; another word lists all");
+  app.add_option("--matrix", matrix_text, "one matrix, like 100x500, and --rank alone");
   app.add_flag("--json", json, "as JSON");
+  program::add_finetune_flags(app, settings, text);
+  for (const char* flag : {"--model", "--data", "--out"}) app.get_option(flag)->required(false);
+  app.get_option("--device")->description("auto, cpu, or cuda or cuda:0, which need not be there");
   return program::run(app, argc, argv, [&] {
+    require(!settings.model.empty() + !shape.empty() + !matrix_text.empty() == 1,
+            "--model, --shape, --matrix: one of them is required");
     if (!matrix_text.empty()) {
       check_alone(app);
       return matrix(matrix_text, settings.rank);
     }
-    require(settings.device == "cpu" || settings.device.starts_with("cuda"),
-            "--device: cpu or cuda");
+    require(shape.empty() || settings.data.empty(), "--data: goes with --model, which reads it");
+    require(!text.sweep, "--sweep: a plan is of one run: give a trial's flags");
     program::settle(settings, text);
     if (text.processes.count)
       settings.processes = program::process_number(*text.processes.count, settings.device);
-    validate_step(settings);
-    std::optional<ModelFile> file;
-    if (shape.empty()) file.emplace(settings.model);
-    PlanRequest request =
-        request_of(settings, file ? &*file : nullptr, file ? file->config() : named_shape(shape));
-    const std::int64_t budget = settings.memory;
-    const Plan plan = budget > 0 ? plan_within(request, budget) : plan_training(request);
-    if (budget > 0) check_fits(request, plan, budget, "--memory allows");
+    PlanRequest request = request_of(settings, shape);
+    const std::int64_t budget = std::max(settings.memory, settings.memory_limit);
+    const Plan plan = settings.memory > 0 ? plan_within(request, budget) : plan_training(request);
+    if (budget > 0)
+      check_fits(request, plan, budget,
+                 settings.memory > 0 ? "--memory allows" : "--memory-limit allows");
     program::write(json ? json_text(plan_to_json(request, plan), 2) + "\n"
                         : plan_text(request, plan));
     return 0;

@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 #include <utility>
 
 #include "cuda/open_device.h"
@@ -13,7 +12,6 @@
 #include "run/inference.h"
 #include "run/run_settings.h"
 #include "run/run_toml.h"
-#include "run/samples.h"
 #include "run/size_text.h"
 
 namespace lk {
@@ -81,23 +79,10 @@ void FinetuneRun::open_folder() {
 }
 
 void FinetuneRun::plan() {
-  PlanRequest request;
-  request.model = in_.model->config(), request.methods = in_.methods;
-  request.formats = in_.formats;
-  request.compute_dtype = facts_.dtype, request.device = base_.backend->name();
-  request.batch = s_.batch, request.grad_accum = s_.grad_accum, request.seq_len = *s_.seq_len;
-  request.row_lengths = in_.longest_batch(s_);
-  evaluation_tokens_ =
-      std::accumulate(request.row_lengths.begin(), request.row_lengths.end(), std::int64_t{0});
-  request.micro_batches = in_.largest_batches(s_, base_.backend->traits().can_record);
-  if (s_.sample_every > 0 && s_.sample_every < in_.steps)
-    request.sample_prompt = longest_sample_prompt(in_.eval.rows, *s_.samples,
-                                                  *s_.seq_len + virtual_tokens(in_.methods));
-  request.evaluations = in_.largest_evaluations(evaluation_tokens_);
-  request.recompute = s_.recompute;
-  request.streamed = s_.streamed;
+  PlanRequest request = in_.plan_request(s_, *base_.backend, facts_.dtype);
+  request.device = base_.backend->name();
   request.processes = world_ ? world_->size() : 0;
-  request.fast_reduce = s_.fast_reduce;
+  evaluation_tokens_ = request.batch_tokens();
   const std::int64_t wanted = std::max(s_.memory_limit, s_.memory);  // one of the two is 0
   // The plan counts the base, which may be there already.
   const std::int64_t free = free_memory() + base_.backend->ledger()[Tag::Weights].live_bytes;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <numeric>
 #include <optional>
 
 #include "cuda/open_device.h"
@@ -234,6 +235,11 @@ void add_options(const PlanRequest& request, Planner& planner, Plan& plan) {
 }
 
 }  // namespace
+
+std::int64_t PlanRequest::batch_tokens() const {
+  const std::vector<std::int64_t> all = lengths(*this);
+  return std::accumulate(all.begin(), all.end(), std::int64_t{0});
+}
 
 Plan plan_training(const PlanRequest& request) {
   Planner planner(request);

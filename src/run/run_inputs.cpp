@@ -15,6 +15,7 @@
 #include "nn/evaluation.h"
 #include "run/choices.h"
 #include "run/defaults.h"
+#include "run/samples.h"
 #include "text/chat_template.h"
 
 namespace lk {
@@ -384,6 +385,24 @@ std::vector<PlannedBatch> RunInputs::largest_evaluations(std::int64_t batch_toke
     all.add(planned(rows));
   }
   return all.take();
+}
+
+PlanRequest RunInputs::plan_request(const FinetuneSettings& s, const Backend& backend,
+                                    DType dtype) const {
+  PlanRequest r;
+  r.model = model->config(), r.methods = methods, r.formats = formats;
+  r.compute_dtype = dtype;
+  r.batch = s.batch, r.grad_accum = s.grad_accum, r.seq_len = *s.seq_len;
+  r.row_lengths = longest_batch(s);
+  r.micro_batches = largest_batches(s, backend.traits().can_record);
+  r.evaluations = largest_evaluations(r.batch_tokens());
+  if (s.sample_every > 0 && s.sample_every < steps)
+    r.sample_prompt =
+        longest_sample_prompt(eval.rows, *s.samples, *s.seq_len + virtual_tokens(methods));
+  r.recompute = s.recompute;
+  r.streamed = s.streamed;
+  r.fast_reduce = s.fast_reduce;
+  return r;
 }
 
 std::vector<const Row*> RunInputs::rows_of(std::int64_t micro_batch) const {

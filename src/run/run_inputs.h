@@ -41,18 +41,22 @@ struct RunInputs {
 
   // Of the rows, with their virtual tokens.
   std::vector<std::int64_t> row_lengths() const;
-  // Lengths of the rows, with virtual tokens, of the largest micro-batch there can be: the longest rows, or the
-  // fullest bins, each as one row. Not while another thread lays out batches.
-  std::vector<std::int64_t> longest_batch(const FinetuneSettings& settings) const;
-  // The run's micro-batches of which one needs most memory. Where a step's are `padded` to one size, each
-  // supervises as many tokens as any of its step. The same holds for threads.
-  std::vector<PlannedBatch> largest_batches(const FinetuneSettings& settings, bool padded) const;
-  // The same of an evaluation in batches of so many tokens. None where there are no rows to evaluate on.
-  std::vector<PlannedBatch> largest_evaluations(std::int64_t batch_tokens) const;
+  // What the run needs memory for, but for where it runs (`device` and `processes` stay open). Not while
+  // another thread lays out batches.
+  PlanRequest plan_request(const FinetuneSettings& settings, const Backend& backend,
+                           DType dtype) const;
   // Lays out the micro-batches of a step. Any thread may call it.
   std::vector<HostBatch> lay_out(std::int64_t step, std::int64_t grad_accum) const;
 
  private:
+  // Lengths of the rows, with virtual tokens, of the largest micro-batch there can be: the longest rows, or the
+  // fullest bins, each as one row.
+  std::vector<std::int64_t> longest_batch(const FinetuneSettings& settings) const;
+  // The run's micro-batches of which one needs most memory. Where a step's are `padded` to one size, each
+  // supervises as many tokens as any of its step.
+  std::vector<PlannedBatch> largest_batches(const FinetuneSettings& settings, bool padded) const;
+  // The same of an evaluation in batches of so many tokens. None where there are no rows to evaluate on.
+  std::vector<PlannedBatch> largest_evaluations(std::int64_t batch_tokens) const;
   std::vector<const Row*> rows_of(std::int64_t micro_batch) const;
   PlannedBatch planned(std::span<const Row* const> rows) const;
 };
