@@ -209,6 +209,41 @@ TEST_CASE("what such folders can't be, or can't be made of, is refused by name")
                            [&] { unmerge(s, kTiny, quiet); });
 }
 
+// Converters store norms of BF16 in F32.
+TEST_CASE(
+    "an F32 model is what a file of its rounded norms was made from, and one further away is not") {
+  ScratchFolder scratch;
+  const std::string quantised = scratch.file("q8.gguf"), dense = scratch.file("dense"),
+                    weights = dense + "/model.safetensors";
+  MergeSettings s;
+  s.model = kTiny, s.type = "q8_0", s.out = quantised;
+  merge(s, quiet);
+  s.type = "f32", s.out = dense;
+  merge(s, quiet);
+  const std::string bytes = slurp(weights);
+  std::uint64_t length = 0;
+  std::memcpy(&length, bytes.data(), sizeof length);
+  const Json header = parse_json(bytes.substr(8, length), weights);
+  for (const float factor : {1.0f, 1.001f, 1.05f}) {
+    std::string moved = bytes;
+    for (const auto& [name, tensor] : header.items())
+      if (name.find("norm") != name.npos)
+        for (auto at = tensor["data_offsets"][0].get<std::uint64_t>();
+             at < tensor["data_offsets"][1].get<std::uint64_t>(); at += sizeof(float)) {
+          float x = 0;
+          std::memcpy(&x, bytes.data() + 8 + length + at, sizeof x);
+          x *= factor;
+          std::memcpy(moved.data() + 8 + length + at, &x, sizeof x);
+        }
+    std::ofstream(weights, std::ios::binary) << moved;
+    const auto check = [&] { check_made_from(ModelFile(dense), ModelFile(quantised)); };
+    if (factor < 1.01f)
+      CHECK_NOTHROW(check());
+    else
+      check_throws<InputError>("norms", {"norm", "not the model that was quantised"}, check);
+  }
+}
+
 TEST_CASE("finetune, evaluate and generate go on with the folder") {
   ScratchFolder scratch;
   const std::string data = kGolden + "peft/rows.jsonl", cpu = " --device cpu --dtype f32";
@@ -326,8 +361,11 @@ TEST_CASE(
   by_tensor(
       "model.norm.weight", [](auto& v) { v.back() *= 5; }, ": model.norm.weight has ");
   by_tensor(
-      "model.layers.0.input_layernorm.weight", [](auto& v) { v[1] *= 1 + 0x1p-20f; },
+      "model.layers.0.input_layernorm.weight", [](auto& v) { v[1] *= 1 + 0x1p-6f; },
       ": model.layers.0.input_layernorm.weight has ");
+  // The quantised model's are numbers of BF16, so that is all it says of them.
+  by_tensor(
+      "model.layers.0.input_layernorm.weight", [](auto& v) { v[1] *= 1 + 0x1p-20f; }, "");
   by_tensor(
       "model.embed_tokens.weight", [](auto& v) { std::reverse(v.begin(), v.begin() + 64 * 4); },
       ": model.embed_tokens.weight ");

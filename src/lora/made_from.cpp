@@ -24,9 +24,23 @@ const char* activation(MlpKind kind) {
   return kind == MlpKind::SwiGlu ? "silu" : kind == MlpKind::GeGlu ? "gelu, gated" : "gelu";
 }
 
-// How far two roundings of one number may lie apart, in units of the number: one each.
-double two_roundings(const std::string& type) {
-  return type == "F32" || type == "F64" ? 0x1p-23 : type == "F16" ? 0x1p-10 : 0x1p-7;
+// Bits of the significand that F32, F16 and BF16 have.
+constexpr int kF32Bits = 24, kF16Bits = 11, kBf16Bits = 8;
+
+// How many of those say all that is known of the numbers. Converters widen norms and biases, so a file's type
+// may have more than the numbers came with. What is stored with one added rounds that sum to F32.
+int known_bits(const std::string& type, const std::vector<float>& values, bool one_added) {
+  const auto have = [&](int bits, double less, double slack) {
+    return std::all_of(values.begin(), values.end(), [&](float v) {
+      int exponent = 0;
+      const double x = std::frexp(v - less, &exponent);
+      return std::abs(std::ldexp(std::nearbyint(std::ldexp(x, bits)) - std::ldexp(x, bits),
+                                 exponent - bits)) <= slack;
+    });
+  };
+  for (const int bits : {kBf16Bits, kF16Bits})
+    if (have(bits, 0, 0) || (one_added && have(bits, 1, 0x1p-24))) return bits;
+  return type == "F32" || type == "F64" ? kF32Bits : type == "F16" ? kF16Bits : kBf16Bits;
 }
 
 class MadeFrom {
@@ -161,12 +175,15 @@ class MadeFrom {
 
   void check_rounded(const WeightSlot& slot, const WeightSlot& other) const {
     const std::string here = dense_.stored_type(other), there = quantised_.stored_type(slot);
-    const double relative = std::max(two_roundings(here), two_roundings(there)),
-                 least = here == "F16" || there == "F16" ? 0x1p-24 : 0;  // between F16's smallest
-    const double one_here = dense_.stored(other).minus_one ? 1 : 0,
-                 one_there = quantised_.stored(slot).minus_one ? 1 : 0;
+    const bool one_here = dense_.stored(other).minus_one,
+               one_there = quantised_.stored(slot).minus_one, one = one_here || one_there;
+    const int bits =
+        std::min(known_bits(here, a_, one && !one_here), known_bits(there, b_, one && !one_there));
+    // Two roundings of one number may lie a unit of its last bit apart.
+    const double relative = std::ldexp(1, 1 - bits),
+                 least = bits == kF16Bits ? 0x1p-24 : 0;  // between F16's smallest
     for (std::size_t i = 0; i < a_.size(); ++i) {
-      const double a = a_[i] + one_here, b = b_[i] + one_there;
+      const double a = a_[i] + (one_here ? 1 : 0), b = b_[i] + (one_there ? 1 : 0);
       if (std::abs(a - b) > relative * std::max(std::abs(a), std::abs(b)) + least)
         refuse(slot, concat("has ", a, " as value ", i, ", which is ", b));
     }
