@@ -14,6 +14,7 @@ namespace {
 bool look(int (Fs::*call)(const char*, struct stat*), const std::string& path, struct stat& s) {
   if (retry_interrupted([&] { return (fs().*call)(path.c_str(), &s); }) == 0) return true;
   if (errno == ENOENT || errno == ENOTDIR) return false;
+  if (errno == ELOOP) throw InputError(path + ": its links lead in a circle");
   throw IoError(system_message(path, "cannot examine", errno));
 }
 
