@@ -684,6 +684,11 @@ TEST_CASE("GGUF metadata: read") {
                     .tensor("rope_freqs.weight", {2}, {1.0f, 8.0f})
                     .u32("tokenizer.ggml.bos_token_id", 1)
                     .u32("tokenizer.ggml.eos_token_id", 5));
+  // Keys that say nothing without experts or YaRN, nor of the other kind of norm.
+  CHECK_NOTHROW(read_gguf(tiny_gguf()
+                              .u32("llama.expert_feed_forward_length", 4)
+                              .u32("llama.rope.scaling.original_context_length", 8)
+                              .f32("llama.attention.layer_norm_epsilon", 1e-5f)));
   CHECK_FALSE(c.tie_embeddings);
   CHECK(c.attention_bias);
   CHECK_FALSE(c.attention_output_bias);
@@ -741,6 +746,8 @@ TEST_CASE("GGUF metadata: wrong or unsupported is refused by name") {  // G20 to
       {"general.architecture", tiny_gguf().string("general.architecture", "gemma2")},
       {"general.architecture", tiny_gguf().erase("general.architecture")},
       {"general.type", tiny_gguf().string("general.type", "adapter")},
+      {"llama.some_new.key: unknown", tiny_gguf().u32("llama.some_new.key", 1)},
+      {"llama.embedding_length_out: unknown", tiny_gguf().u32("llama.embedding_length_out", 4)},
       {"split.no", tiny_gguf().u32("split.count", 3)},
       {"llama.block_count", tiny_gguf().u32("llama.block_count", 0)},
       {"llama.block_count: ", tiny_gguf().u32("llama.block_count", 1u << 31)},

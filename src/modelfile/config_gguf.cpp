@@ -1,10 +1,14 @@
 // Reads a ModelConfig from GGUF metadata. Keys: the ggml project's docs/gguf.md.
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <limits>
 #include <numbers>
+#include <set>
+#include <span>
 
 #include "io/gguf.h"
+#include "io/gguf_parse.h"
 #include "modelfile/config.h"
 #include "modelfile/family_files.h"
 #include "nn/field_error.h"
@@ -12,11 +16,59 @@
 namespace lk {
 namespace {
 
+// A file's metadata. Keeps which of its keys were asked for: whatever the others say is not known here.
+class Metadata {
+ public:
+  explicit Metadata(const GgufFile& file) : file_(file) {}
+  const GgufFile& file() const { return file_; }
+  bool has_key(const std::string& key) const { return file_.has_key(asked(key)); }
+  std::int64_t get_int(const std::string& key, std::int64_t min, std::int64_t max) const {
+    return file_.get_int(asked(key), min, max);
+  }
+  std::int64_t get_int_or(const std::string& key, std::int64_t otherwise, std::int64_t min,
+                          std::int64_t max) const {
+    return file_.get_int_or(asked(key), otherwise, min, max);
+  }
+  double get_float(const std::string& key) const { return file_.get_float(asked(key)); }
+  double get_float_or(const std::string& key, double otherwise) const {
+    return file_.get_float_or(asked(key), otherwise);
+  }
+  bool get_bool_or(const std::string& key, bool otherwise) const {
+    return file_.get_bool_or(asked(key), otherwise);
+  }
+  std::string get_string(const std::string& key) const { return file_.get_string(asked(key)); }
+  std::string get_string_or(const std::string& key, const std::string& otherwise) const {
+    return file_.get_string_or(asked(key), otherwise);
+  }
+  // Refuses keys of the architecture that nobody asked for, unless they begin like one of `inert`.
+  void refuse_unknown(const std::string& prefix, std::span<const char* const> inert) const;
+
+ private:
+  const std::string& asked(const std::string& key) const { return *asked_.insert(key).first; }
+  const GgufFile& file_;
+  mutable std::set<std::string> asked_;
+};
+
 constexpr std::int64_t kAnyGgufInt = std::int64_t{1} << 40;  // validate() has the real bounds
 
 template <class... Args>
 [[noreturn]] void refuse(const GgufFile& file, const Args&... message) {
   throw InputError(concat(file.path(), ": ", message...));
+}
+
+template <class... Args>
+[[noreturn]] void refuse(const Metadata& metadata, const Args&... message) {
+  refuse(metadata.file(), message...);
+}
+
+void Metadata::refuse_unknown(const std::string& prefix, std::span<const char* const> inert) const {
+  for (const auto& [key, _] : file_.metadata()) {
+    if (!key.starts_with(prefix) || asked_.count(key)) continue;
+    const std::string_view name = std::string_view(key).substr(prefix.size());
+    if (std::none_of(inert.begin(), inert.end(),
+                     [&](const char* i) { return name.starts_with(i); }))
+      refuse(*this, key, ": unknown, and may change what the model computes");
+  }
 }
 
 // What a file calls the fields of a ModelConfig, by Hugging Face's keys for them: a key of its metadata
@@ -87,7 +139,7 @@ double as_written(double stored) {
 
 // Keys that change the maths of llama.cpp's graph and that this engine does not implement, each
 // with the value that switches it off. See Note [Refuse, never default].
-void refuse_unsupported(const GgufFile& file, const std::string& prefix, const ModelConfig& c) {
+void refuse_unsupported(const Metadata& file, const std::string& prefix, const ModelConfig& c) {
   auto refuse_key = [&](const std::string& key) { refuse(file, key, ": not supported"); };
   struct Neutral {
     const char* key;
@@ -127,7 +179,7 @@ void refuse_unsupported(const GgufFile& file, const std::string& prefix, const M
 
 // Reads which layers see a window of the last tokens only: all in LLaMA's architecture, which is
 // Mistral's too; five of six in Gemma's; elsewhere no writer says which.
-void read_window(const GgufFile& file, const std::string& prefix, ModelConfig& c) {
+void read_window(const Metadata& file, const std::string& prefix, ModelConfig& c) {
   const std::string key = prefix + "attention.sliding_window";
   const bool gemma = c.architecture == "gemma3_text";
   std::int64_t window =
@@ -152,7 +204,7 @@ void read_window(const GgufFile& file, const std::string& prefix, ModelConfig& c
   }
 }
 
-RopeScaling read_scaling(const GgufFile& file, const std::string& prefix) {
+RopeScaling read_scaling(const Metadata& file, const std::string& prefix) {
   RopeScaling s;
   const std::string key = prefix + "rope.scaling.type", factor = prefix + "rope.scaling.factor",
                     old = prefix + kOldRopeFactor;
@@ -215,12 +267,13 @@ void read_rope_factors(const GgufFile& file, ModelConfig& c) {
 
 // The size of the vocabulary: the embedding's number of rows, with which all other counts must
 // agree.
-std::int64_t read_vocab_size(const GgufFile& file, const std::string& prefix) {
+std::int64_t read_vocab_size(const Metadata& metadata, const std::string& prefix) {
+  const GgufFile& file = metadata.file();
   if (!file.has("token_embd.weight")) refuse(file, "tensor token_embd.weight is missing");
   Shape shape = file.shape("token_embd.weight");
   if (shape.rank() != 2) refuse(file, "token_embd.weight: shape ", shape.str(), " is not a matrix");
   std::int64_t rows = shape[0];
-  std::int64_t declared = file.get_int_or(prefix + "vocab_size", rows, 1, kAnyGgufInt);
+  std::int64_t declared = metadata.get_int_or(prefix + "vocab_size", rows, 1, kAnyGgufInt);
   if (declared != rows)
     refuse(file, prefix, "vocab_size: ", declared, ", but token_embd.weight has ", rows, " rows");
   if (file.has_key("tokenizer.ggml.tokens")) {
@@ -239,7 +292,8 @@ double gguf_query_scale(const ModelConfig& c) {
   return static_cast<double>(c.head_dim);
 }
 
-ModelConfig config_from_gguf(const GgufFile& file) {
+ModelConfig config_from_gguf(const GgufFile& gguf) {
+  const Metadata file(gguf);
   std::string type = file.get_string_or("general.type", "model");
   if (type != "model") refuse(file, "general.type: '", type, "' is not a model");
   ModelConfig c;
@@ -284,16 +338,23 @@ ModelConfig config_from_gguf(const GgufFile& file) {
       as_written(file.get_float_or(prefix + "rope.freq_base", files_of(*family).default_theta));
   c.max_position = size("context_length");
   c.rope_scaling = read_scaling(file, prefix);
-  c.tie_embeddings = !file.has("output.weight");
+  c.tie_embeddings = !gguf.has("output.weight");
   // Biases have no key: they are there or not. ModelFile wants them in every layer or in none.
-  c.attention_bias = file.has(c.joined_qkv ? "blk.0.attn_qkv.bias" : "blk.0.attn_q.bias");
-  c.attention_output_bias = file.has("blk.0.attn_output.bias");
-  c.mlp_bias = file.has("blk.0.ffn_up.bias");
+  c.attention_bias = gguf.has(c.joined_qkv ? "blk.0.attn_qkv.bias" : "blk.0.attn_q.bias");
+  c.attention_output_bias = gguf.has("blk.0.attn_output.bias");
+  c.mlp_bias = gguf.has("blk.0.ffn_up.bias");
   if (c.architecture == "gemma3_text") c.query_scale = gguf_query_scale(c);
-  validate_as_stored(c, file);
+  validate_as_stored(c, gguf);
   read_window(file, prefix, c);
-  read_rope_factors(file, c);
+  read_rope_factors(gguf, c);
   refuse_unsupported(file, prefix, c);
+  file.has_key(prefix + "attention.layer_norm_epsilon");  // the family has one of the two norms
+  file.has_key(prefix + "attention.layer_norm_rms_epsilon");
+  // Of experts and of YaRN, which are refused above, and of how a model came to its context.
+  static constexpr const char* kInert[] = {"expert_", "rope.scaling.yarn_",
+                                           "rope.scaling.finetuned",
+                                           "rope.scaling.original_context_length"};
+  file.refuse_unknown(prefix, kInert);
   constexpr std::int64_t max_id = std::numeric_limits<std::int32_t>::max();
   auto id = [&](const char* key) {
     return file.has_key(key) ? static_cast<std::int32_t>(file.get_int(key, 0, max_id)) : -1;
@@ -301,8 +362,8 @@ ModelConfig config_from_gguf(const GgufFile& file) {
   c.bos_id = id("tokenizer.ggml.bos_token_id");
   if (std::int32_t eos = id("tokenizer.ggml.eos_token_id"); eos >= 0) c.eos_ids = {eos};
   const char* projection = c.joined_qkv ? "blk.0.attn_qkv.weight" : "blk.0.attn_q.weight";
-  c.stored_dtype = file.has(projection) ? file.stored_type(projection) : "";
-  validate_as_stored(c, file);
+  c.stored_dtype = gguf.has(projection) ? gguf.stored_type(projection) : "";
+  validate_as_stored(c, gguf);
   return c;
 }
 
