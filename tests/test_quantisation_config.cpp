@@ -136,7 +136,8 @@ TEST_CASE("tensors that contradict config.json, or that nobody reads, are refuse
     config.scales = {{1, cols}};
     return config;
   };
-  refused("awq", {24, 64}, groups(Method::Awq, 32), "groups of 32 columns");
+  refused("awq", {24, 64}, groups(Method::Awq, 32),
+          "groups of 32 columns; if the weights are right, write their group_size there");
   refused("awq", {24, 64}, groups(Method::Awq, 20), "do not divide 64");
   refused("pack_zeros", {24, 64}, groups(Method::CompressedTensors, 0), "groups of 64 columns");
   CHECK(find_stored_matrix(file, names, "awq.weight", {24, 64}, groups(Method::Awq, 16)));
@@ -194,6 +195,7 @@ TEST_CASE("config.json may not say of a folder what its tensors deny, though no 
     contains(message, concat("config.json: quantization_config: ", key, " ", claim));
     contains(message, first);
     contains(message, "model.safetensors is ");
+    contains(message, "if the weights are right, write that there");
   }
   contains(with("llm_int8_skip_modules", "lm_head"), "a list of modules is expected");
   // What writers leave: the head, modules of other models, no list, and parts of names.

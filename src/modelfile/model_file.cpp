@@ -61,7 +61,9 @@ std::string old_name(const TensorReader& tensors, const std::string& name) {
                        const TensorReader& reader, const std::string& tensor,
                        const std::string& fact) {
   throw InputError(concat(config.where, ": ", claim, ", but tensor ", tensor, " of ",
-                          reader.path_of(tensor), " is ", fact));
+                          reader.path_of(tensor), " is ", fact,
+                          "; if the weights are right, write that there (a config that was saved "
+                          "again may have lost it)"));
 }
 
 // Checks that what the config says allows a module to be stored as it is. The numbers follow from the

@@ -201,8 +201,12 @@ std::int64_t columns_of_group(Companions& c, const std::string& scale, std::int6
     expected += concat(expected.empty() ? "" : " or ", said);
   }
   if (cols == 0)
-    c.refuse(scale, concat("has ", groups, " groups for ", K, " columns, ", config.file,
-                           " says groups of ", expected.empty() ? "no" : expected, " columns"));
+    c.refuse(scale,
+             concat("has ", groups, " groups for ", K, " columns, ", config.file,
+                    " says groups of ", expected.empty() ? "no" : expected,
+                    " columns; if the weights are right, write their group_size there, and "
+                    "those of single modules as GPTQ's dynamic (a config that was saved again "
+                    "may have lost them)"));
   if (K % cols != 0 || cols % 8 != 0)
     c.refuse(scale, concat("groups of ", cols, " columns do not divide ", K,
                            " columns into multiples of 8: ", kLoadInstead));
