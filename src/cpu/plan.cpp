@@ -39,13 +39,15 @@ class CpuPlan final : public PlanBackend {
   SliceKernels* slice_kernels() override { return &slice_kernels_; }
   void linear_forward(const Tensor& y, const Tensor& x, const Weight& w) override {
     if (w.quantised() && y.rows() <= cpu::kFewRows) return few_rows_of(y, x, w);
-    if (through_scratch(y, x, w) || w.packed()) return;
-    if (goes_by_tiles(y)) product(y, x.dtype(), kAlongK, x.cols());
+    if (through_scratch(y, x, w)) return;
+    if (!goes_by_tiles(y)) return by_onednn(x, w);
+    if (!w.packed()) product(y, x.dtype(), kAlongK, x.cols());
   }
   void linear_backward_x(const Tensor& dx, GradMode mode, const Tensor& dy,
                          const Weight& w) override {
     if (through_scratch(dx, mode, dy, w)) return;
-    if (goes_by_tiles(dx)) product(dx, dy.dtype(), cpu::Contiguous::Mixed, dy.cols());
+    if (!goes_by_tiles(dx)) return by_onednn(dy, w);
+    product(dx, dy.dtype(), cpu::Contiguous::Mixed, dy.cols());
   }
   void matmul_nt(const Tensor& c, GradMode, double, const Tensor& a, const Tensor&,
                  const Tensor&) override {
@@ -87,6 +89,14 @@ class CpuPlan final : public PlanBackend {
   // CpuBackend::linear_forward() and linear_backward_x() leave only results of many rows to oneDNN.
   static bool goes_by_tiles(const Tensor& result) {
     return result.rows() <= cpu::kFewRows || !cpu::prefers_onednn(result.dtype());
+  }
+  // x (T,K) and a weight whose sums are as long, with zeros behind: note [Sums one short] in fast/onednn_linear.cpp.
+  void by_onednn(const Tensor& x, const Weight& w) {
+    const std::int64_t sums = cpu::onednn_sums(x.cols(), x.dtype());
+    if (sums == x.cols()) return;
+    Tensor values;
+    if (!w.packed()) values = empty(Tag::Workspace, x.dtype(), {sums, w.numel() / x.cols()});
+    scratch(x.dtype(), {x.rows(), sums});
   }
   // CpuBackend::few_rows_of(): a part of the weight is dense at a time.
   void few_rows_of(const Tensor& y, const Tensor& x, const Weight& w) {

@@ -88,6 +88,8 @@ memory::desc packed_layout(std::int64_t in, std::int64_t out, memory::data_type 
 
 }  // namespace
 
+std::int64_t onednn_sums(std::int64_t n, DType dtype) { return summed(n, data_type(dtype)); }
+
 PackedBytes onednn_packed_bytes(std::int64_t N, std::int64_t K) {
   auto bytes = [](std::int64_t in, std::int64_t out) {
     const auto type = memory::data_type::bf16;

@@ -11,6 +11,9 @@ namespace lk::cpu {
 // Whether oneDNN is the better choice for this dtype on this processor.
 bool prefers_onednn(DType dtype);
 
+// How long sums of `n` numbers are there: note [Sums one short].
+std::int64_t onednn_sums(std::int64_t n, DType dtype);
+
 // The sizes of a packed BF16 weight (N,K), for memory plans. Throws Error if oneDNN has no such
 // product on this processor.
 struct PackedBytes {
