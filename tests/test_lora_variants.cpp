@@ -9,6 +9,7 @@
 #include "lora/adapter_io.h"
 #include "lora/rank_patterns.h"
 #include "lora/svd.h"
+#include "lora/trainer.h"
 #include "modelfile/load.h"
 #include "nn/evaluation.h"
 #include "peft_golden.h"
@@ -401,4 +402,28 @@ TEST_CASE("patterns and layers: texts, what they choose, and what is refused by 
   none.layers = {0};
   none.exceptions["model.layers.0.self_attn.q_proj"] = {1000, 1};
   CHECK_THROWS_WITH_AS(Adapter(*model, none), doctest::Contains("`rank_pattern` 1000"), UsageError);
+}
+
+TEST_CASE("one rank is for matrices of many widths, unless it is taken out of them") {
+  const ModelConfig tiny = tiny_config();
+  const std::int64_t kv = tiny.n_kv_heads * tiny.head_dim, rank = kv + 1;
+  REQUIRE(rank <= tiny.hidden_size);
+  for (LoraInit init : {LoraInit::Kaiming, LoraInit::Gaussian, LoraInit::Pissa, LoraInit::Olora}) {
+    auto backend = make_cpu_backend();
+    auto model = tiny_transformer(*backend, DType::F32);
+    LoraConfig config = tiny_lora();
+    config.targets = {"k_proj"}, config.shape.rank = rank, config.init = init;
+    if (changes_base(init)) {
+      CHECK_THROWS_WITH_AS(Adapter(*model, config),
+                           doctest::Contains(concat("allows 1 to ", kv).c_str()), UsageError);
+      continue;
+    }
+    Adapter adapter(*model, config);
+    adapter.lay_out_for_training();
+    Trainer trainer(*model, adapter, {});
+    const std::vector<Row> rows = random_rows({9, 5}, 3);
+    const std::vector<std::vector<const Row*>> micro = {pointers(rows)};
+    const double first = trainer.step(micro).loss;
+    CHECK(trainer.step(micro).loss < first);
+  }
 }

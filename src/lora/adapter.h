@@ -15,8 +15,8 @@ class Adapter : public Method {
  public:
   // Wraps every targeted projection of `model`, which must outlive the adapter. Throws UsageError,
   // and leaves the model as it was, if a target matches nothing (naming what there is), a layer is
-  // not one of the model's, a rank is below 1 or, without wide_ranks, above min(in, out) of its
-  // module, alpha or dropout is out of its range, an exception names no module, or a projection
+  // not one of the model's, a rank is below 1 or, without wide_ranks, above what its module has a
+  // use for, alpha or dropout is out of its range, an exception names no module, or a projection
   // carries an adapter already. OutOfMemoryError if A and B, or what an init leaves of the base, find
   // no room: the model is then as it was.
   Adapter(Transformer& model, const LoraConfig& config);

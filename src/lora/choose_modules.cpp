@@ -54,9 +54,11 @@ std::vector<ChosenModule> choose_modules(Transformer& model, const LoraConfig& c
         if (!wanted) return;
         require(dynamic_cast<FrozenLinear*>(map.get()), path, " already carries an adapter");
         check_numbers(config.shape_of(path), path);
-        const std::int64_t limit = std::min(map->in_features(), map->out_features());
+        const auto [narrow, wide] = std::minmax({map->in_features(), map->out_features()});
         const std::int64_t rank = config.shape_of(path).rank;
-        const std::int64_t most = config.wide_ranks ? std::int64_t{INT32_MAX} : limit;
+        const std::int64_t most = config.wide_ranks           ? std::int64_t{INT32_MAX}
+                                  : changes_base(config.init) ? narrow
+                                                              : wide;
         if (rank < 1 || rank > most)
           throw UsageError(concat(config.exceptions.count(path) ? "`rank_pattern` " : "`rank` ",
                                   rank, ": ", path, " allows 1 to ", most));

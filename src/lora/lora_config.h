@@ -26,8 +26,9 @@ struct LoraConfig {
   std::uint64_t seed = 0;
   // Of modules, by path, whose rank or alpha is not that of `shape`.
   std::map<std::string, RankAlpha> exceptions = {};
-  // Takes ranks above a matrix's width too. Such a rank says no more than the width does, but files
-  // may have it: what PEFT converts to plain LoRA has twice the rank.
+  // Takes any rank. Without it the most is a matrix's wider side, or its narrower one where A and B are taken
+  // out of it. Above the narrower one a rank says no more, but PEFT has it too where one rank is for matrices of
+  // many widths; files may have more: what PEFT converts to plain LoRA has twice the rank.
   bool wide_ranks = false;
   // Only modules of these layers, and those that a target names by their whole path. Empty: all.
   std::vector<std::int64_t> layers = {};
