@@ -52,12 +52,13 @@ FinetuneResult FinetuneRun::go() {
   build();
   try {
     train();
-    if (s_.streamed.in_parts()) leave_base(*world_, *base_.backend);
   } catch (const std::exception& e) {
     if (transport_) transport_->abandon();  // first: else the device might never end its work
     say_failed(e.what());
     throw;
   }
+  // One that ends here loses nothing of the run, which is finished and says so.
+  if (s_.streamed.in_parts()) leave_base(*world_, *base_.backend);
   return result_;
 }
 
