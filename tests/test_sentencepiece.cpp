@@ -210,6 +210,12 @@ TEST_CASE("added tokens of spaces and marks are found, and decoded, as tokenizer
   CHECK(spell(*t, "<q>\t\t") == "<q>|\t|\t|");
   t = open({{"<q>", false, false, true}, {"\t", false, true}}, normalizer);
   CHECK(spell(*t, "<q>\t") == "<q>|");
+  // White space is looked at once, however many tokens could take it along.
+  const std::string tabs(1 << 20, '\t');
+  t = open({{"\t", false, true, true}}, normalizer);
+  CHECK(t->encode("a" + tabs).size() == t->encode("a\t").size());
+  t = open({{"\t", false, true, false}}, normalizer);
+  CHECK(t->encode("a" + tabs).size() == t->encode("a").size() + tabs.size());
   // Once normalised a token has a mark before it, which stands for a space of the text.
   t = open({{"<q>", true}}, normalizer);
   CHECK(spell(*t, "<q>") == "<q>|");

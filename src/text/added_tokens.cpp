@@ -75,8 +75,9 @@ bool AddedTokenFinder::touches_word(std::string_view s, std::size_t begin, std::
   return (begin > 0 && is(s, previous(s, begin), kWord)) || (end < s.size() && is(s, end, kWord));
 }
 
-std::size_t AddedTokenFinder::strip_before(std::string_view s, std::size_t begin) {
-  while (begin > 0 && is(s, previous(s, begin), kSpace)) begin = previous(s, begin);
+std::size_t AddedTokenFinder::strip_before(std::string_view s, std::size_t begin,
+                                           std::size_t floor) {
+  while (begin > floor && is(s, previous(s, begin), kSpace)) begin = previous(s, begin);
   return begin;
 }
 

@@ -49,7 +49,7 @@ class AddedTokenFinder {
   // stays text.
   template <class Text, class Token>
   void split(std::string_view s, ByteSpans plain, Text&& text, Token&& token) const {
-    std::size_t done = 0;
+    std::size_t done = 0, stripped = 0;  // white space before it needs no second look
     for (std::size_t at = 0; at < s.size();) {
       Match m = match(s, at, plain);
       if (m.token == nullptr) {
@@ -58,8 +58,8 @@ class AddedTokenFinder {
       }
       at = m.end;
       if (m.token->single_word && touches_word(s, m.begin, m.end)) continue;
-      if (m.token->lstrip) m.begin = std::max(strip_before(s, m.begin), done);
-      if (m.token->rstrip) m.end = strip_after(s, m.end);
+      if (m.token->lstrip) m.begin = std::max(strip_before(s, m.begin, done), done);
+      if (m.token->rstrip) m.end = stripped = strip_after(s, std::max(m.end, stripped));
       if (done < m.begin) text(done, m.begin);
       if (m.begin < m.end) token(m.begin, m.end, m.token->id);
       done = m.end;
@@ -79,7 +79,7 @@ class AddedTokenFinder {
   // The first match at or after `at`; without one, token is null and end is where to go on.
   Match match(std::string_view s, std::size_t at, ByteSpans plain) const;
   static bool touches_word(std::string_view s, std::size_t begin, std::size_t end);
-  static std::size_t strip_before(std::string_view s, std::size_t begin);
+  static std::size_t strip_before(std::string_view s, std::size_t begin, std::size_t floor);
   static std::size_t strip_after(std::string_view s, std::size_t end);
 
   std::vector<AddedToken> tokens_;
