@@ -352,14 +352,13 @@ PlannedBatch RunInputs::planned(std::span<const Row* const> rows) const {
 }
 
 // A run of very many rows is looked at as far as takes seconds, and then taken to have the largest batch
-// there can be.
+// there can be: at once if a single step takes longer.
 std::vector<PlannedBatch> RunInputs::largest_batches(const FinetuneSettings& s, bool padded) const {
   constexpr double kMostRows = 1 << 22;
   const double rows_per_step = static_cast<double>(s.batch * s.grad_accum) *
                                static_cast<double>(data.rows.size()) /
                                static_cast<double>(sampler->bins_per_epoch());
-  const auto seen =
-      std::min(steps, std::max<std::int64_t>(1, std::llround(kMostRows / rows_per_step)));
+  const auto seen = std::min(steps, static_cast<std::int64_t>(kMostRows / rows_per_step));
   LargestBatches all;
   for (std::int64_t step = 0; step < seen; ++step) {
     std::vector<PlannedBatch> batches;
