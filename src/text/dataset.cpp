@@ -278,9 +278,9 @@ std::vector<std::string> Dataset::remarks() const {
   if (thoughts_lost)
     lines.push_back(concat(
         "warning: the chat template leaves out the thoughts, up to </think>, of ", thoughts_lost,
-        " of ", thoughts, " trained turns that have some, first ", "in ", first_lost_thought,
-        ": these answers are trained without them (`train_on` all trains each "
-        "as the chat's last)"));
+        " of ", thoughts, " trained turns that have some, first in ", first_lost_thought,
+        ": these answers are trained without them (`train_on` all trains each as the chat's "
+        "last)"));
   if (rows_sharing_a_token)
     lines.push_back(concat("warning: in ", rows_sharing_a_token, " of ", std::ssize(rows),
                            " rows the completion begins inside a token of the prompt, as behind a "
@@ -382,9 +382,9 @@ Dataset load_dataset(const ByteSource& source, const Tokenizer& tokenizer,
       throw InputError(
           concat(data.first_lost_thought,
                  ": the chat template leaves out the thoughts, up to </think>, of all ",
-                 data.thoughts, " trained turns that have some: the model would learn ",
-                 "to answer without them (pass a `template` that writes turns as they "
-                 "are, chatml say, or rows without thoughts)"));
+                 data.thoughts, " trained turns that have some: the model would learn to answer without "
+                 "them (pass a `template` that writes turns as they are, chatml say, or rows "
+                 "without thoughts)"));
   }
   if (data.rows.empty() && options.max_rows != 0)
     throw InputError(data.path + ": no rows" +

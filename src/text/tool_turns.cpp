@@ -156,6 +156,28 @@ std::vector<std::string> roles_with_parts(const ChatTemplate& chat, const Messag
   return roles;
 }
 
+// Where a rendered chat has the texts of its turns. They mostly come in their order, so each search
+// begins where the last one ended.
+class PartsOf {
+ public:
+  explicit PartsOf(std::string_view rendered) : rendered_(rendered) {}
+  bool have(std::string_view text) {
+    if (text.empty()) return true;
+    for (const std::size_t begin : {from_, std::size_t{0}}) {
+      const auto at = jinja::occurrences(rendered_.substr(begin), text, 1, false, budget_);
+      if (at.empty()) continue;
+      from_ = begin + at.front() + text.size();
+      return true;
+    }
+    return false;
+  }
+
+ private:
+  std::string_view rendered_;
+  std::size_t from_ = 0;
+  jinja::Budget budget_{UINT64_MAX, UINT64_MAX};
+};
+
 }  // namespace
 
 bool ToolSupport::writes_parts(const std::string& role) const {
@@ -219,20 +241,8 @@ std::vector<std::string> fit_to_template(ChatRow& chat, const ToolSupport& suppo
 }
 
 void require_written(const ChatRow& chat, const std::string& rendered, const std::string& name) {
-  jinja::Budget budget(UINT64_MAX, UINT64_MAX);
-  // Turns mostly come in their order, so each search begins where the last one ended.
-  std::size_t from = 0;
-  auto found = [&](std::string_view text) {
-    if (text.empty()) return true;
-    for (const std::size_t begin : {from, std::size_t{0}}) {
-      const std::string_view rest = std::string_view(rendered).substr(begin);
-      const auto at = jinja::occurrences(rest, text, 1, false, budget);
-      if (at.empty()) continue;
-      from = begin + at.front() + text.size();
-      return true;
-    }
-    return false;
-  };
+  PartsOf parts(rendered);
+  auto found = [&](std::string_view text) { return parts.have(text); };
   auto written = [&](const OrderedJson& text) {
     return found(strip(text.get_ref<const std::string&>()));
   };
@@ -266,13 +276,13 @@ void require_written(const ChatRow& chat, const std::string& rendered, const std
 }
 
 Thoughts find_thoughts(const ChatRow& chat, const std::string& rendered) {
-  jinja::Budget budget(UINT64_MAX, UINT64_MAX);
+  PartsOf parts(rendered);
   Thoughts thoughts;
   for (const Turn& turn : chat.turns) {
     const std::string_view text = thoughts_and_said(turn.message.content, turn.message.role).first;
     if (!turn.trained || text.empty()) continue;
     ++thoughts.said;
-    thoughts.lost += jinja::occurrences(rendered, text, 1, false, budget).empty();
+    thoughts.lost += !parts.have(text);
   }
   return thoughts;
 }
