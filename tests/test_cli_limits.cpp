@@ -139,7 +139,8 @@ TEST_CASE("flags at their edges are refused or obeyed") {
   ends_with(0, {}, "$T/plan" + kModel + "--batch 65536 --seq-len 256 --grad-accum 65536");
   // A step of more rows than can be gone through is planned as the largest there can be.
   ends_with(0, {"65536 rows"},
-            "$T/plan" + kModel + "--batch 65536 --grad-accum 65536 --data " + kGolden + "peft/rows.jsonl");
+            "$T/plan" + kModel + "--batch 65536 --grad-accum 65536 --data " + kGolden +
+                "peft/rows.jsonl");
   // The tiny model has 256 positions, fewer than --seq-len has by default.
   ends_with(0, {"perplexity"}, "$T/evaluate --device cpu" + kModel + "--data " + f.rows);
   ends_with(2, {"256 positions"},

@@ -1,17 +1,14 @@
 #include "run/plan.h"
 
 #include <algorithm>
-#include <cstdio>
 #include <numeric>
 #include <optional>
 
 #include "cuda/open_device.h"
 #include "dist/shared_step.h"
-#include "io/json.h"
 #include "lora/trainer.h"
 #include "nn/generate.h"
 #include "nn/streamed_base.h"
-#include "run/bytes_per_parameter.h"
 #include "run/samples.h"
 #include "run/size_text.h"
 
@@ -50,12 +47,6 @@ ModelWeights blank_weights(Backend& backend, const PlanRequest& r) {
   return w;
 }
 
-std::vector<std::int64_t> lengths(const PlanRequest& r) {
-  if (!r.row_lengths.empty()) return r.row_lengths;
-  return std::vector<std::int64_t>(static_cast<std::size_t>(r.batch),
-                                   r.seq_len + virtual_tokens(r.methods));
-}
-
 // The same methods but for their first values, which take no memory of their own.
 MethodConfig without_values(MethodConfig methods) {
   methods.lora.init = LoraInit::Kaiming;
@@ -68,8 +59,8 @@ bool base_is_frozen(const PlanRequest& r) {
 }
 
 std::int64_t longest(const PlanRequest& r) {
-  std::vector<std::int64_t> all = lengths(r);
-  return *std::max_element(all.begin(), all.end());
+  const std::vector<std::int64_t> rows = r.rows();
+  return *std::max_element(rows.begin(), rows.end());
 }
 
 // A model for which any number of steps can be planned.
@@ -97,7 +88,7 @@ class Planner {
       return Trainer::Outline{document_offsets(batch.documents), batch.supervised};
     };
     for (const PlannedBatch& batch : r.micro_batches) steps_.push_back(outline(batch));
-    if (steps_.empty()) steps_.push_back({document_offsets(lengths(r))});
+    if (steps_.empty()) steps_.push_back({document_offsets(r.rows())});
     for (const PlannedBatch& batch : r.evaluations) evaluations_.push_back(outline(batch));
     sample_prompt_.resize(static_cast<std::size_t>(r.sample_prompt));
   }
@@ -153,12 +144,6 @@ class Planner {
   std::vector<Trainer::Outline> steps_, evaluations_;  // a step has such micro-batches alone
   std::vector<std::int32_t> sample_prompt_;
 };
-
-// That a process sends in a step.
-std::int64_t sent_bytes(const PlanRequest& r, const Plan& plan) {
-  return SharedStep::sent_bytes(plan.trainable_parameters, r.processes, r.grad_accum,
-                                r.fast_reduce);
-}
 
 std::int64_t peak(const PlanRequest& r) { return Planner(r).peak(r.recompute); }
 
@@ -236,8 +221,14 @@ void add_options(const PlanRequest& request, Planner& planner, Plan& plan) {
 
 }  // namespace
 
+std::vector<std::int64_t> PlanRequest::rows() const {
+  if (!row_lengths.empty()) return row_lengths;
+  return std::vector<std::int64_t>(static_cast<std::size_t>(batch),
+                                   seq_len + virtual_tokens(methods));
+}
+
 std::int64_t PlanRequest::batch_tokens() const {
-  const std::vector<std::int64_t> all = lengths(*this);
+  const std::vector<std::int64_t> all = rows();
   return std::accumulate(all.begin(), all.end(), std::int64_t{0});
 }
 
@@ -259,7 +250,7 @@ double recomputed_flops(const PlanRequest& request, const Recompute& recompute) 
   const ModelConfig& c = request.model;
   const std::int64_t q = c.q_size();
   double tokens = 0;
-  for (std::int64_t n : lengths(request)) tokens += static_cast<double>(n);
+  for (std::int64_t n : request.rows()) tokens += static_cast<double>(n);
   auto product = [&](std::int64_t in, std::int64_t out) {
     return 2 * tokens * static_cast<double>(in) * static_cast<double>(out);
   };
@@ -271,7 +262,7 @@ double recomputed_flops(const PlanRequest& request, const Recompute& recompute) 
   for (std::int64_t layer = 0; layer < c.n_layers; ++layer) {
     const std::int64_t window = c.is_local(static_cast<std::size_t>(layer)) ? c.window : 0;
     double attention = 0;
-    for (std::int64_t n : lengths(request)) {
+    for (std::int64_t n : request.rows()) {
       const double keys = static_cast<double>(window > 0 ? std::min(window, n) : n);
       // Token i sees i + 1 keys, or the window if that is less.
       attention += 4 * (keys * (static_cast<double>(n) - keys) + keys * (keys + 1) / 2) *
@@ -341,66 +332,6 @@ void check_host_fits(const Plan& plan, std::int64_t processes, std::int64_t held
                                 " of the base wait on the host", each, ", which has ",
                                 size_text(free), " left", each,
                                 ": fewer layers, or fewer bits by `base_precision`, need less"));
-}
-
-std::string plan_text(const PlanRequest& request, const Plan& plan) {
-  char text[512];
-  std::snprintf(text, sizeof text,
-                "plan: %s, %lld rows of up to %lld tokens at a time, %s\n"
-                "base parameters       %14lld  frozen\n"
-                "trainable parameters  %14lld  (%.3f %% of all)\n",
-                dtype_name(request.compute_dtype), static_cast<long long>(lengths(request).size()),
-                static_cast<long long>(longest(request)), describe(request.methods).c_str(),
-                static_cast<long long>(plan.base_parameters),
-                static_cast<long long>(plan.trainable_parameters),
-                100.0 * static_cast<double>(plan.trainable_parameters) /
-                    static_cast<double>(std::max<std::int64_t>(
-                        plan.base_parameters + plan.trainable_parameters, 1)));
-  std::string out = text;
-  out += bytes_per_parameter(request.methods.text(), plan.memory, plan.base_parameters,
-                             plan.trainable_parameters) +
-         "\n";
-  if (request.recompute != Recompute{})
-    out += concat("recompute             ", recompute_text(request.recompute), "\n");
-  const std::int64_t elsewhere = std::min(request.streamed.count, request.model.n_layers);
-  if (request.streamed.on_host())
-    out += concat("base on the host      ", elsewhere, " of ", request.model.n_layers,
-                  " layers: ", size_text(plan.memory.offloaded_base_bytes), " of pinned memory\n");
-  if (request.streamed.in_parts())
-    out += concat("base in parts         ", elsewhere, " of ", request.model.n_layers,
-                  " layers, on ", request.processes, " GPUs\n");
-  if (request.processes > 1) {
-    std::snprintf(text, sizeof text,
-                  "processes             %14d  each as below; a step sends %.2f MiB from each\n",
-                  request.processes, static_cast<double>(sent_bytes(request, plan)) / (1 << 20));
-    out += text;
-  }
-  out += memory_table(plan.memory);
-  for (const Plan::Option& o : plan.options) {
-    std::snprintf(text, sizeof text, "  with %-40s peak %10.2f MiB\n", o.flag.c_str(),
-                  static_cast<double>(o.peak_bytes) / (1 << 20));
-    out += text;
-  }
-  return out;
-}
-
-Json plan_to_json(const PlanRequest& request, const Plan& plan) {
-  Json options = Json::array();
-  for (const Plan::Option& o : plan.options)
-    options.push_back({{"flags", o.flag}, {"peak_bytes", o.peak_bytes}});
-  Json json = {{"base_parameters", plan.base_parameters},
-               {"trainable_parameters", plan.trainable_parameters},
-               {"recompute", recompute_text(request.recompute)},
-               {"offload_base", request.streamed.text(false)},
-               {"shard_base", request.streamed.text(true)},
-               {"memory", memory_to_json(plan.memory)},
-               {"options", options}};
-  if (request.processes > 0) {
-    json["processes"] = request.processes;
-    json["fast_reduce"] = request.fast_reduce;
-    json["sent_bytes_per_step"] = sent_bytes(request, plan);
-  }
-  return json;
 }
 
 }  // namespace lk

@@ -29,7 +29,8 @@ struct PlanRequest {
   // Lengths of the rows of the largest micro-batch there can be, virtual tokens included; empty: `batch`
   // rows of seq_len tokens and the virtual ones.
   std::vector<std::int64_t> row_lengths = {};
-  std::int64_t batch_tokens() const;  // of those rows
+  std::vector<std::int64_t> rows() const;  // row_lengths, or what an empty list stands for
+  std::int64_t batch_tokens() const;       // of those rows
   // What the run really has, where that is known: micro-batches and batches of evaluations, the plan
   // covering each, and the tokens of the longest prompt that is continued between steps (run/samples.h).
   std::vector<PlannedBatch> micro_batches = {};  // empty: one of those rows
