@@ -47,6 +47,29 @@ std::string train(const Folder& f, const std::string& more) {
 
 }  // namespace
 
+TEST_CASE("a plan names the device and dtype that it is for, and one for a GPU needs none") {
+  const std::string plan = "plan --shape smollm2-135m ";
+  CHECK(run(plan + "--device cpu").out.find("plan: f32 on cpu, 8 rows of up to 1024 tokens") == 0);
+  CHECK(run(plan + "--device cuda").out.find("plan: bf16 on cuda, 8 rows") == 0);
+  const Json json = parse_json(run(plan + "--device cuda:7 --dtype f32 --json").out, "plan");
+  CHECK(json["device"] == "cuda:7");
+  CHECK(json["dtype"] == "f32");
+  const Result found = run(plan);
+  CHECK(found.status == 0);
+  CHECK((found.out.find("f32 on cpu") == std::string::npos) ==
+        (found.out.find("--device cuda plans for one") == std::string::npos));
+}
+
+TEST_CASE("a plan without data refuses what it would need them for") {
+  for (const std::string flag : {"--eval-data x", "--sample-every 5", "--init-adapter x"}) {
+    const Result r = run("plan --model " + kModel + " " + flag);
+    CHECK_MESSAGE(r.status == 2, r.out);
+    CHECK_MESSAGE(
+        r.out.find(flag.substr(0, flag.find(' ')) + ": has no effect") != std::string::npos, r.out);
+  }
+  CHECK(run("plan --shape smollm2-135m --matrix 4x4").out.find("give one of") != std::string::npos);
+}
+
 TEST_CASE("plan prints the textbook example") {
   Result r = run("plan --matrix 100x500 --rank 5");
   CHECK(r.status == 0);

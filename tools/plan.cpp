@@ -90,6 +90,16 @@ PlanRequest request_of(FinetuneSettings& s, Backend& backend, DType dtype, const
   return r;
 }
 
+// What would be planned for --data, and has no effect without it.
+void check_has_data(const FinetuneSettings& s) {
+  if (!s.data.empty()) return;
+  const std::pair<const char*, bool> given[] = {{"--eval-data", !s.eval_data.empty()},
+                                                {"--sample-every", s.sample_every != 0},
+                                                {"--init-adapter", !s.init_adapter.empty()}};
+  for (const auto& [flag, is_given] : given)
+    require(!is_given, flag, ": has no effect on a plan without --data");
+}
+
 // The plan of a run with these settings.
 PlanRequest request_of(FinetuneSettings& s, const std::string& shape) {
   validate_step(s);
@@ -98,11 +108,15 @@ PlanRequest request_of(FinetuneSettings& s, const std::string& shape) {
   const DType dtype = parse_compute_dtype(s.dtype, *backend);
   require_possible(s.recompute, *backend);
   require_streamable(s.streamed, *backend);
-  std::optional<ModelFile> file;
-  if (shape.empty() && s.data.empty()) file.emplace(s.model);
-  PlanRequest r = file              ? request_of(s, *backend, dtype, &*file, file->config())
-                  : !s.data.empty() ? request_on_data(s, *backend, dtype)
-                                    : request_of(s, *backend, dtype, nullptr, named_shape(shape));
+  PlanRequest r;
+  if (!s.data.empty()) {
+    r = request_on_data(s, *backend, dtype);
+  } else if (!shape.empty()) {
+    r = request_of(s, *backend, dtype, nullptr, named_shape(shape));
+  } else {
+    const ModelFile file(s.model);
+    r = request_of(s, *backend, dtype, &file, file.config());
+  }
   r.device = s.device;
   r.processes = static_cast<int>(s.processes.value_or(0));
   return r;
@@ -113,13 +127,13 @@ PlanRequest request_of(FinetuneSettings& s, const std::string& shape) {
 int main(int argc, char** argv) {
   CLI::App app(
       "Memory and parameters of a finetune run, by purpose, before it starts. Takes the run's "
-      "flags: "
-      "with --data it is the plan of the micro-batches that the run has, and without it that of "
-      "--batch rows of --seq-len tokens.\n\n"
+      "flags, and has its defaults: with --data it is the plan of the micro-batches that the run "
+      "has, and without it that of --batch rows of --seq-len tokens. --device auto is a GPU if "
+      "this machine has one, and the CPU if not; --device cuda needs none.\n\n"
       "  plan --model model.gguf --batch 4 --seq-len 2048\n"
       "  plan --model model.gguf --data rows.jsonl --sample-every 20\n"
       "  plan --config runs/mine/run.toml --batch 16\n"
-      "  plan --shape llama2-7b --rank 8 --memory 24GiB --device cuda\n"
+      "  plan --shape llama2-7b --device cuda --memory 24GiB\n"
       "  plan --matrix 100x500 --rank 5\n",
       "plan");
   FinetuneSettings settings;
@@ -136,7 +150,7 @@ int main(int argc, char** argv) {
   app.get_option("--device")->description("auto, cpu, or cuda or cuda:0, which need not be there");
   return program::run(app, argc, argv, [&] {
     require(!settings.model.empty() + !shape.empty() + !matrix_text.empty() == 1,
-            "--model, --shape, --matrix: one of them is required");
+            "--model, --shape, --matrix: give one of the three");
     if (!matrix_text.empty()) {
       check_alone(app);
       return matrix(matrix_text, settings.rank);
@@ -146,12 +160,16 @@ int main(int argc, char** argv) {
     program::settle(settings, text);
     if (text.processes.count)
       settings.processes = program::process_number(*text.processes.count, settings.device);
+    check_has_data(settings);
+    const bool found_none = settings.device == "auto" && n_gpus() == 0;
     PlanRequest request = request_of(settings, shape);
     const std::int64_t budget = std::max(settings.memory, settings.memory_limit);
     const Plan plan = settings.memory > 0 ? plan_within(request, budget) : plan_training(request);
     if (budget > 0)
       check_fits(request, plan, budget,
                  settings.memory > 0 ? "--memory allows" : "--memory-limit allows");
+    if (found_none)
+      program::message("planned for the CPU, as no GPU is here: --device cuda plans for one");
     program::write(json ? json_text(plan_to_json(request, plan), 2) + "\n"
                         : plan_text(request, plan));
     return 0;

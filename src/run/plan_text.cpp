@@ -23,10 +23,11 @@ std::string plan_text(const PlanRequest& request, const Plan& plan) {
   const std::vector<std::int64_t> rows = request.rows();
   char text[512];
   std::snprintf(text, sizeof text,
-                "plan: %s, %lld rows of up to %lld tokens at a time, %s\n"
+                "plan: %s on %s, %lld rows of up to %lld tokens at a time, %s\n"
                 "base parameters       %14lld  frozen\n"
                 "trainable parameters  %14lld  (%.3f %% of all)\n",
-                dtype_name(request.compute_dtype), static_cast<long long>(rows.size()),
+                dtype_name(request.compute_dtype), request.device.c_str(),
+                static_cast<long long>(rows.size()),
                 static_cast<long long>(*std::max_element(rows.begin(), rows.end())),
                 describe(request.methods).c_str(), static_cast<long long>(plan.base_parameters),
                 static_cast<long long>(plan.trainable_parameters),
@@ -65,7 +66,9 @@ Json plan_to_json(const PlanRequest& request, const Plan& plan) {
   Json options = Json::array();
   for (const Plan::Option& o : plan.options)
     options.push_back({{"flags", o.flag}, {"peak_bytes", o.peak_bytes}});
-  Json json = {{"base_parameters", plan.base_parameters},
+  Json json = {{"device", request.device},
+               {"dtype", dtype_name(request.compute_dtype)},
+               {"base_parameters", plan.base_parameters},
                {"trainable_parameters", plan.trainable_parameters},
                {"recompute", recompute_text(request.recompute)},
                {"offload_base", request.streamed.text(false)},
