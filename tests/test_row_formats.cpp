@@ -1,6 +1,7 @@
 // Would catch: a key of a row or a message that vanishes in silence, a turn trained that should not
 // be, a chat with tools that the model never sees.
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <string>
 
@@ -507,11 +508,29 @@ TEST_CASE("all that {% generation %} encloses of a trained turn is trained, be i
   CHECK(f.trained(f.load_own(row(turn("xyz", "0") + "," + two + "," + none)).rows[0]) == "abc!");
   CHECK(f.own_error(row(turn("-", "1") + "," + two)).find("nothing of message 1 in") !=
         std::string::npos);
+  // A turn may have another's words: of as many stretches as turns, one has two here and one none.
+  CHECK(f.trained(f.load_own(row(two + "," + turn("-", "0"))).rows[0]) == "abc!");
   f.options.train_on = TrainOn::All;
   const Dataset data = f.load_own(row(two + "," + turn("def", "1")));
   REQUIRE(data.rows.size() == 2);
   CHECK(f.trained(data.rows[0]) == "abc!");
   CHECK(f.trained(data.rows[1]) == "def!");
+}
+
+TEST_CASE("a turn of a long chat costs no rendering of its own where {% generation %} tells it") {
+  Fixture f;
+  f.use_template(
+      "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+      "{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}{% else %}{{ m.content }}"
+      "<|im_end|>{% endif %}\n{% endfor %}");
+  std::string turns;
+  for (int i = 0; i < 4000; ++i)
+    turns += concat(i > 0 ? "," : "", R"({"role":"user","content":"q"},)",
+                    R"({"role":"assistant","content":")", i, R"("})");
+  f.options.seq_len = 1 << 20;
+  const auto begin = std::chrono::steady_clock::now();
+  CHECK(f.load_own(R"({"messages":[)" + turns + "]}\n").chats == 1);
+  CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(10));
 }
 
 TEST_CASE(

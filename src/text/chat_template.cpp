@@ -7,6 +7,7 @@
 #include "io/utf8.h"
 #include "tensor/error.h"
 #include "text/jinja/json.h"
+#include "text/jinja/search.h"
 #include "text/jinja/template.h"
 #include "text/white_space.h"
 
@@ -287,10 +288,32 @@ std::pair<std::size_t, std::size_t> ChatTemplate::last_turn(std::span<const Mess
   return {prompt.size(), end + length};
 }
 
+// Whether each of the assistant's turns has one stretch, which says what the turn does.
+static bool has_one_each(std::span<const Message> messages, const RenderedChat& chat) {
+  constexpr std::string_view kEnd = "</think>";  // what stands before it may be left out
+  jinja::Budget budget(UINT64_MAX, UINT64_MAX);
+  auto stretch = chat.assistant.begin();
+  for (const Message& m : messages) {
+    if (m.role != "assistant") continue;
+    std::string_view said = m.content;
+    if (const auto end = said.rfind(kEnd); end != said.npos) said.remove_prefix(end + kEnd.size());
+    said = strip(said);
+    if (said.empty() || stretch == chat.assistant.end()) return false;
+    const auto [begin, end] = *stretch++;
+    const std::string_view text = std::string_view(chat.text).substr(begin, end - begin);
+    if (jinja::occurrences(text, said, 1, false, budget).empty()) return false;
+  }
+  return stretch == chat.assistant.end();
+}
+
 // Finds which of the stretches that {% generation %} encloses are whose: a turn's are those that come
-// with it as the chat grows.
+// with it as the chat grows. Where it is plain, no turn costs a rendering of what precedes it.
 void ChatTemplate::count_generated(std::span<const Message> messages, const OrderedJson* tools,
                                    RenderedChat& chat) const {
+  if (has_one_each(messages, chat)) {
+    chat.ranges_of_turn.assign(chat.assistant.size(), 1);
+    return;
+  }
   std::size_t before = 0;
   for (std::size_t i = 0; i < messages.size(); ++i) {
     if (messages[i].role != "assistant") continue;
