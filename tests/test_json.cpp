@@ -55,8 +55,9 @@ TEST_CASE("json: integers are exact") {
     CHECK(j["n"].is_number_float());
     CHECK_THROWS_AS(json_int(j, "n", INT64_MIN, INT64_MAX, "f.json"), InputError);
     // A row's might be printed again, as another number.
-    CHECK_THROWS_WITH_AS(parse_row_json(std::string("{\"n\": ") + big + "}", "rows.jsonl:7"),
-                         "rows.jsonl:7: byte 6: an integer of more than 64 bits", InputError);
+    CHECK_THROWS_WITH_AS(
+        parse_row_json(std::string("{\"n\": ") + big + "}", "rows.jsonl:7"),
+        "rows.jsonl:7: byte 6: an integer of more than 64 bits: write it in quotes", InputError);
     CHECK(parse_row_json("18446744073709551615", "r").get<std::uint64_t>() == UINT64_MAX);
   }
 }

@@ -240,7 +240,7 @@ JsonScanner::Number JsonScanner::number() {
     error = std::from_chars(start, p_, n.u).ec;
   }
   if (error != std::errc()) {
-    if (is_row_) fail_at(start, "an integer of more than 64 bits");
+    if (is_row_) fail_at(start, "an integer of more than 64 bits: write it in quotes");
     // Hugging Face writes model_max_length 10^30: such a number is a double, and json_int refuses
     // it.
     n.kind = Number::Float;
