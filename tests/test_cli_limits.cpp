@@ -201,7 +201,7 @@ TEST_CASE("a run that is refused has no plan either, for the same reason in the 
                             "--keep-dense q_proj",
                             "--fp8-products maybe",
                             "--processes 2 --fast-reduce"})
-    CHECK(error("$T/plan" + kModel + flags) == error(run + flags));
+    CHECK(error("$T/plan --device cpu" + kModel + flags) == error(run + flags));
   const char* const processes = " from 1 to 1024 is expected";
   for (const char* n : {"0", "-1", "1025", "two"})
     for (const std::string& line : {"$T/plan" + kModel, run})

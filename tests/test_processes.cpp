@@ -224,10 +224,10 @@ TEST_CASE("a run goes on with another number of processes to the same bytes") {
 TEST_CASE("a plan counts what several processes add, and a run takes no more") {
   Sweeps f;
   auto plan = [](const std::string& more) {
-    const auto r =
-        run_program("plan --model " + kTinyModel + " --dtype f32 --batch 2 --seq-len 64 --json " +
-                        (more.find("--grad-accum") == more.npos ? "--grad-accum 4 " : "") + more,
-                    " 2>/dev/null");
+    const auto r = run_program(
+        "plan --device cpu --model " + kTinyModel + " --dtype f32 --batch 2 --seq-len 64 --json " +
+            (more.find("--grad-accum") == more.npos ? "--grad-accum 4 " : "") + more,
+        " 2>/dev/null");
     REQUIRE(r.status == 0);
     return parse_json(r.out, "plan");
   };
