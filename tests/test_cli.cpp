@@ -8,6 +8,7 @@
 #include "harness.h"
 #include "io/input_file.h"
 #include "io/json.h"
+#include "io/safetensors.h"
 #include "run_program.h"
 #include "scratch_folder.h"
 
@@ -764,6 +765,33 @@ TEST_CASE("every program refuses an adapter that changes its base, naming the ke
     CHECK(r.status == 3);
     CHECK(r.out.find("adapter_config.json: init_lora_weights") != std::string::npos);
     CHECK(r.out.find("path_initial_model_for_weight_conversion") != std::string::npos);
+  }
+}
+
+TEST_CASE("an adapter of modules that the model lacks is refused by its file's name") {
+  Folder f;
+  const std::string adapter =
+      edited_adapter(f, "deeper", "target_modules", {"q_proj", "x_proj", "lm_head"});
+  const std::string weights = adapter + "/adapter_model.safetensors";
+  const std::string model = " --model " + kModel, with = " --adapter " + adapter;
+  for (const char* module : {"model.layers.7.self_attn.q_proj", "lm_head"}) {
+    write_safetensors(
+        weights,
+        {{concat("base_model.model.", module, ".lora_A.weight"), {8, 4}, std::vector<float>(32, 1)},
+         {concat("base_model.model.", module, ".lora_B.weight"),
+          {4, 8},
+          std::vector<float>(32, 1)}},
+        {{"format", "pt"}});
+    for (const std::string& arguments :
+         {"evaluate --device cpu" + model + with + " --data " + (f / "rows.jsonl"),
+          "merge" + model + with + " --out " + (f / "merged"),
+          "export" + model + with + " --out " + (f / "a.gguf"),
+          train(f, "--steps 1 --init-adapter " + adapter + " --out " + (f / "run"))}) {
+      CAPTURE(arguments);
+      const Result r = run(arguments);
+      CHECK_MESSAGE(r.status == 3, r.out);
+      CHECK_MESSAGE(r.out.find(concat(weights, ": '", module, "'")) != std::string::npos, r.out);
+    }
   }
 }
 

@@ -191,6 +191,16 @@ void refuse_module(const std::string& where, const std::string& module, const Mo
                           "; its modules are called ", first, " and so on"));
 }
 
+void check_modules(const AdapterFile& file, const ModelConfig& config, const std::string& model) {
+  std::set<std::string> unknown(file.config.targets.begin(), file.config.targets.end());
+  ModelWeights unused;
+  for (const WeightSlot& slot : weight_slots(config, unused))
+    if (slot.linear && slot.role != Role::Head)
+      unknown.erase(slot.name.substr(0, slot.name.rfind('.')));
+  if (!unknown.empty())
+    refuse_module(file.folder + "/" + kAdapterWeights, *unknown.begin(), config, model);
+}
+
 std::vector<std::string> disagreements(const AdapterFile& file, const ModelConfig& config) {
   std::set<std::string> lacking;
   ModelWeights weights;
@@ -214,15 +224,6 @@ std::vector<std::string> disagreements(const AdapterFile& file, const ModelConfi
 }
 
 namespace {
-
-// Every module of the file is a projection of the model.
-void check_modules(Transformer& model, const AdapterFile& file, const std::string& path) {
-  std::set<std::string> unknown(file.config.targets.begin(), file.config.targets.end());
-  model.visit_sites([&](const std::string& module, std::size_t, Site, std::unique_ptr<LinearMap>&) {
-    unknown.erase(module);
-  });
-  if (!unknown.empty()) refuse_module(path, *unknown.begin(), model.config(), "this model");
-}
 
 // Reads a tensor of the file and checks its shape and values.
 std::vector<float> read_matrix(SafetensorsFile& weights, const std::string& key, const Shape& shape,
@@ -291,7 +292,7 @@ HostFactors read_factors(const AdapterFile& file, const std::string& module, std
 std::unique_ptr<Adapter> attach_adapter(Transformer& model, const AdapterFile& file,
                                         const LoraConfig& config, bool allow_untrained) {
   const std::string path = file.folder + "/" + kAdapterWeights;
-  check_modules(model, file, path);
+  check_modules(file, model.config(), "this model");
   check_whole_weights(file, model);
   auto adapter = std::make_unique<Adapter>(model, config);
   fill(*adapter, path, allow_untrained);
@@ -300,7 +301,7 @@ std::unique_ptr<Adapter> attach_adapter(Transformer& model, const AdapterFile& f
 
 std::map<std::string, LoraFactors> load_factors(Transformer& model, const AdapterFile& file) {
   const std::string path = file.folder + "/" + kAdapterWeights;
-  check_modules(model, file, path);
+  check_modules(file, model.config(), "this model");
   check_whole_weights(file, model);
   if (file.config.shape.dora)
     throw InputError(concat(file.folder, "/", kAdapterConfig,

@@ -72,7 +72,7 @@ GgufAdapter export_gguf_adapter(const std::string& model, const std::string& fol
     values.push_back(std::move(f.b));
     ++result.modules;
   }
-  if (!left.empty()) refuse_module(folder, left[0], base.config(), model);
+  if (!left.empty()) refuse_module(folder + "/" + kAdapterWeights, left[0], base.config(), model);
 
   StagedOutput staged(out, StagedOutput::Kind::File, GgufWriter::file_bytes(metadata, tensors));
   GgufWriter writer(staged.file("adapter"), metadata, tensors);

@@ -155,9 +155,6 @@ void rescale_rows(std::span<const float> magnitude, std::int64_t begin, std::int
 MergeSource::MergeSource(const std::string& base, const std::vector<WeightedAdapter>& adapters,
                          bool other_base, const BaseStorage& storage)
     : base_(base), adapters_(adapters) {
-  std::set<std::string> known;
-  for (const WeightSlot& slot : base_.slots())
-    if (is_module(slot)) known.insert(module_of(slot));
   std::vector<std::string> doubts;
   for (const WeightedAdapter& adapter : adapters) {
     if (!std::isfinite(adapter.weight))
@@ -168,10 +165,9 @@ MergeSource::MergeSource(const std::string& base, const std::vector<WeightedAdap
       throw UsageError(concat("`adapter` ", adapter.folder,
                               ": DoRA is not a sum of the base and an update: merge it alone and "
                               "without a weight"));
-    for (const std::string& module : file.config.targets) {
-      if (!known.count(module)) refuse_module(adapter.folder, module, base_.config(), base);
+    check_modules(file, base_.config(), base);
+    for (const std::string& module : file.config.targets)
       modules_[module].push_back(files_.size() - 1);
-    }
     check_whole_weights(file, base_);
     if (other_base) continue;
     try {

@@ -39,6 +39,7 @@ void take_adapter(FinetuneSettings& s, FinetuneListener& listener, RunInputs& in
   require_lora(s.init_adapter, concat("`init_adapter` ", s.init_adapter),
                "training goes on from A and B alone");
   in.init = open_adapter(s.init_adapter);
+  check_modules(*in.init, in.model->config(), s.model);
   in.init_sha256 = sha256_file(s.init_adapter + "/" + kAdapterWeights);
   LoraConfig& lora = in.methods.lora;
   lora = in.init->config;
