@@ -194,6 +194,9 @@ TEST_CASE("metrics.jsonl becomes curves; null is left out, a bad line is named")
   CHECK(c.loss == MetricsCurves::Points{{1, 2}});
   CHECK(c.lr == MetricsCurves::Points{{1, 0.1}, {2, 0.2}});
   CHECK(c.eval_loss == MetricsCurves::Points{{0, 3.5}});
+  std::ofstream(folder.file("metrics.jsonl")) << "{\"step\":1,\"loss\":\"two\"}\n";
+  CHECK_THROWS_WITH_AS(read_metrics(folder.path()), doctest::Contains("metrics.jsonl:1: loss"),
+                       InputError);
   std::ofstream(folder.file("metrics.jsonl")) << "{\"step\":1}\n{\"step\":\"two\"}\n";
   CHECK_THROWS_WITH_AS(read_metrics(folder.path()), doctest::Contains("metrics.jsonl:2"),
                        InputError);

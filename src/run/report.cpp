@@ -244,8 +244,8 @@ MetricsCurves read_metrics(const std::string& folder) {
                        json_string(s, "text", where)});
     }
     for (const auto& [key, points] : keys)
-      if (line.contains(key) && line.at(key).is_number())
-        points->emplace_back(step, line.at(key).get<double>());
+      if (line.contains(key) && !line.at(key).is_null())
+        points->emplace_back(step, json_number(line, key, where));
     return true;
   });
   return curves;
