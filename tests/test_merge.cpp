@@ -640,7 +640,15 @@ TEST_CASE("a trained head beside the matrices is refused by merge and export") {
   };
   write();
   CHECK_NOTHROW(export_gguf_adapter(kBase, folder, scratch.file("same.gguf")));
+  head.name = "base_model.model.model.embed_tokens.base_layer.weight";  // where it has A and B
+  write();
+  CHECK_NOTHROW(export_gguf_adapter(kBase, folder, scratch.file("wrapped.gguf")));
   head.values[5] += 1;
+  write();
+  CHECK_THROWS_WITH_AS(export_gguf_adapter(kBase, folder, scratch.file("b.gguf")),
+                       doctest::Contains("embed_tokens.base_layer.weight' is not the base's own"),
+                       InputError);
+  head.name = "base_model.model.model.embed_tokens.weight";
   write();
   MergeSettings s;
   s.model = kBase;

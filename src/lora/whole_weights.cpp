@@ -47,6 +47,13 @@ void compare(const AdapterFile& file, const std::string& name, const BaseWeight&
   }
 }
 
+// The weight's name in the base: PEFT saves one that has A and B beside it as its module's base_layer.
+std::string name_in_base(std::string name) {
+  constexpr std::string_view kWrapped = ".base_layer.weight";
+  if (name.ends_with(kWrapped)) name.replace(name.size() - kWrapped.size(), name.npos, ".weight");
+  return name;
+}
+
 [[noreturn]] void refuse_other(const AdapterFile& file, const std::string& name) {
   throw InputError(concat(file.folder, "/", kAdapterWeights, ": tensor '", kAdapterPrefix, name,
                           "' is neither a LoRA matrix nor the base's embedding or head"));
@@ -57,9 +64,10 @@ void compare(const AdapterFile& file, const std::string& name, const BaseWeight&
 void check_whole_weights(const AdapterFile& file, const Transformer& model) {
   const ModelWeights& w = model.weights();
   for (const std::string& name : file.whole_weights) {
-    const Weight* weight = name == w.embedding.name() ? &w.embedding
-                           : name == w.head.name()    ? &w.head
-                                                      : nullptr;
+    const std::string own = name_in_base(name);
+    const Weight* weight = own == w.embedding.name() ? &w.embedding
+                           : own == w.head.name()    ? &w.head
+                                                     : nullptr;
     if (weight == nullptr) refuse_other(file, name);
     if (weight->quantised())
       throw InputError(concat(file.folder, "/", kAdapterWeights, ": tensor '", kAdapterPrefix, name,
@@ -77,13 +85,14 @@ void check_whole_weights(const AdapterFile& file, const Transformer& model) {
 
 void check_whole_weights(const AdapterFile& file, const ModelFile& base) {
   for (const std::string& name : file.whole_weights) {
+    const std::string own = name_in_base(name);
     const WeightSlot *found = nullptr, *embedding = nullptr;
     for (const WeightSlot& slot : base.slots()) {
       if (slot.role == Role::Embedding) embedding = &slot;
-      if (slot.name == name && (slot.role == Role::Embedding || slot.role == Role::Head))
+      if (slot.name == own && (slot.role == Role::Embedding || slot.role == Role::Head))
         found = &slot;
     }
-    if (base.config().tie_embeddings && name == "lm_head.weight") found = embedding;
+    if (base.config().tie_embeddings && own == "lm_head.weight") found = embedding;
     if (found == nullptr) refuse_other(file, name);
     auto read = [&](std::int64_t begin, std::int64_t end, float* dst) {
       base.read_rows(*found, begin, end, dst);
