@@ -623,6 +623,36 @@ TEST_CASE("merging scales each module by its own alpha, and its logits are those
   }
 }
 
+TEST_CASE("a GGUF adapter is not made of what says nothing, or what float32 does not hold") {
+  auto refused = [](double alpha, const Json& pattern, const char* message) {
+    ScratchFolder scratch;
+    const std::string folder = changed_adapter(scratch, "lora_alpha", alpha);
+    Json config = read_json(folder + "/adapter_config.json");
+    config["alpha_pattern"] = pattern;
+    write_file_durably(folder + "/adapter_config.json", config.dump());
+    CHECK_THROWS_WITH_AS(export_gguf_adapter(kBase, folder, scratch.file("a.gguf")),
+                         doctest::Contains(message), InputError);
+    CHECK(!stdfs::exists(scratch.file("a.gguf")));
+  };
+  refused(1e39, Json::object(), "adapter_config.json: lora_alpha");
+  refused(1e-30, {{"up_proj", 1e38}}, "adapter_config.json: alpha_pattern");
+  ScratchFolder scratch;
+  const std::string out = scratch.file("a.gguf");
+  const std::string folder = changed_adapter(scratch, "inference_mode", true);
+  const SafetensorsFile file(kAdapter + "/adapter_model.safetensors");
+  std::vector<SafetensorsEntry> tensors;
+  for (const std::string& name : file.names()) {
+    tensors.push_back({name, file.shape(name), read_all(file, name)});
+    if (name.find("lora_B") != name.npos)
+      std::fill(tensors.back().values.begin(), tensors.back().values.end(), 0.0F);
+  }
+  write_safetensors(folder + "/adapter_model.safetensors", tensors, {{"format", "pt"}});
+  CHECK_THROWS_WITH_AS(export_gguf_adapter(kBase, folder, out),
+                       doctest::Contains("adapter_model.safetensors: every lora_B is zero"),
+                       InputError);
+  CHECK(!stdfs::exists(out));
+}
+
 TEST_CASE("a trained head beside the matrices is refused by merge and export") {
   ScratchFolder scratch;
   const std::string folder = changed_adapter(scratch, "inference_mode", true);

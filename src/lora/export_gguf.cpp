@@ -1,6 +1,7 @@
 #include "lora/export_gguf.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "io/gguf.h"
 #include "io/gguf_write.h"
@@ -37,6 +38,9 @@ GgufAdapter export_gguf_adapter(const std::string& model, const std::string& fol
   check_whole_weights(file, base);
   const FileLayout layout = gguf_layout(base.config());
   GgufAdapter result{0, 0, file_alpha(file.config), disagreements(file, base.config())};
+  if (!std::isfinite(static_cast<float>(result.alpha)))
+    throw InputError(concat(folder, "/", kAdapterConfig, ": lora_alpha: llama.cpp's is ",
+                            result.alpha, " here, which float32 does not hold"));
   if (std::string doubt = unproven_base(file.folder, file.base, model); !doubt.empty())
     result.warnings.push_back(std::move(doubt));
   if (!file.base.precision.empty())
@@ -54,14 +58,19 @@ GgufAdapter export_gguf_adapter(const std::string& model, const std::string& fol
   std::vector<std::vector<float>> values;
   const GgmlEncoder* f32 = find_ggml_encoder("F32");
   std::vector<std::string> left = file.config.targets;
+  bool moved = false;
   for (const WeightSlot& slot : base.slots()) {
     if (!slot.linear) continue;
     const std::string module = slot.name.substr(0, slot.name.rfind('.'));
     if (std::erase(left, module) == 0) continue;
     HostFactors f = read_factors(file, module, slot.shape[0], slot.shape[1]);
     const double own = alpha_of(file.config.shape_of(module));
+    moved = moved || std::any_of(f.b.begin(), f.b.end(), [](float b) { return b != 0; });
     if (own != result.alpha)
       for (float& b : f.b) b = static_cast<float>(b * (own / result.alpha));
+    if (!std::all_of(f.b.begin(), f.b.end(), [](float b) { return std::isfinite(b); }))
+      throw InputError(concat(folder, "/", kAdapterConfig, ": alpha_pattern: scales ", module,
+                              " so far beyond the others that float32 does not hold its B"));
     result.rank = std::max(result.rank, f.rank);
     const StoredTensor stored = layout.find(slot);
     stored.to_stored(f.b, f.rank);
@@ -73,6 +82,9 @@ GgufAdapter export_gguf_adapter(const std::string& model, const std::string& fol
     ++result.modules;
   }
   if (!left.empty()) refuse_module(folder + "/" + kAdapterWeights, left[0], base.config(), model);
+  if (!moved)
+    throw InputError(concat(folder, "/", kAdapterWeights,
+                            ": every lora_B is zero: this adapter was never trained"));
 
   StagedOutput staged(out, StagedOutput::Kind::File, GgufWriter::file_bytes(metadata, tensors));
   GgufWriter writer(staged.file("adapter"), metadata, tensors);
