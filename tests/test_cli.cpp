@@ -55,7 +55,8 @@ TEST_CASE("a plan names the device and dtype that it is for, and one for a GPU n
   const Json json = parse_json(run(plan + "--device cuda:7 --dtype f32 --json").out, "plan");
   CHECK(json["device"] == "cuda:7");
   CHECK(json["dtype"] == "f32");
-  const Result found = run(plan);
+  CHECK(run(plan).out.find("plan: bf16 on cuda, 8 rows") == 0);
+  const Result found = run("plan --model " + kModel);
   CHECK(found.status == 0);
   CHECK((found.out.find("f32 on cpu") == std::string::npos) ==
         (found.out.find("--device cuda plans for one") == std::string::npos));

@@ -39,6 +39,6 @@ cat <<END
 The adapter is in $out (PEFT's format). What to try next:
   build/tools/generate --model $MODEL --adapter $out --prompt \$'Restaurant facts: name : The Mill | food : Italian\nSentence:'
   build/tools/evaluate --model $MODEL --adapter $out --data examples/data/e2e_test.jsonl
-  build/tools/plan --shape llama2-7b --device cuda --batch 4 --seq-len 2048
+  build/tools/plan --shape llama2-7b --batch 4 --seq-len 2048
   build/tools/finetune --help
 END

@@ -103,7 +103,8 @@ void check_has_data(const FinetuneSettings& s) {
 // The plan of a run with these settings.
 PlanRequest request_of(FinetuneSettings& s, const std::string& shape) {
   validate_step(s);
-  if (s.device == "auto") s.device = n_gpus() > 0 ? "cuda" : "cpu";
+  // A shape is of a run that is not to be here: on a GPU, as most are.
+  if (s.device == "auto") s.device = n_gpus() > 0 || !shape.empty() ? "cuda" : "cpu";
   const auto backend = open_plan_device(s.device);
   const DType dtype = parse_compute_dtype(s.dtype, *backend);
   require_possible(s.recompute, *backend);
@@ -129,11 +130,11 @@ int main(int argc, char** argv) {
       "Memory and parameters of a finetune run, by purpose, before it starts. Takes the run's "
       "flags, and has its defaults: with --data it is the plan of the micro-batches that the run "
       "has, and without it that of --batch rows of --seq-len tokens. --device auto is a GPU if "
-      "this machine has one, and the CPU if not; --device cuda needs none.\n\n"
+      "this machine has one or for a --shape, and else the CPU; --device cuda needs none.\n\n"
       "  plan --model model.gguf --batch 4 --seq-len 2048\n"
       "  plan --model model.gguf --data rows.jsonl --sample-every 20\n"
       "  plan --config runs/mine/run.toml --batch 16\n"
-      "  plan --shape llama2-7b --device cuda --memory 24GiB\n"
+      "  plan --shape llama2-7b --memory 24GiB\n"
       "  plan --matrix 100x500 --rank 5\n",
       "plan");
   FinetuneSettings settings;
@@ -161,7 +162,7 @@ int main(int argc, char** argv) {
     if (text.processes.count)
       settings.processes = program::process_number(*text.processes.count, settings.device);
     check_has_data(settings);
-    const bool found_none = settings.device == "auto" && n_gpus() == 0;
+    const bool found_none = settings.device == "auto" && shape.empty() && n_gpus() == 0;
     PlanRequest request = request_of(settings, shape);
     const std::int64_t budget = std::max(settings.memory, settings.memory_limit);
     const Plan plan = settings.memory > 0 ? plan_within(request, budget) : plan_training(request);
