@@ -2,7 +2,6 @@
 // be, a chat with tools that the model never sees.
 #include <algorithm>
 #include <cstdio>
-#include <ctime>
 #include <string>
 
 #include "dataset_fixture.h"
@@ -517,30 +516,23 @@ TEST_CASE("all that {% generation %} encloses of a trained turn is trained, be i
   CHECK(f.trained(data.rows[1]) == "def!");
 }
 
-TEST_CASE("a turn of a long chat costs no rendering of its own where {% generation %} tells it") {
+TEST_CASE("a turn of a chat costs no rendering of its own where {% generation %} tells it") {
   Fixture f;
   f.use_template(
+      "{% if 1 < messages | length < 8 %}{{ raise_exception('a beginning') }}{% endif %}"
       "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
       "{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}{% else %}{{ m.content }}"
       "<|im_end|>{% endif %}\n{% endfor %}");
-  f.options.seq_len = 1 << 20;
-  const auto cpu_time = [&](int n_turns) {
+  const auto chat = [](const std::string& last) {
     std::string turns;
-    for (int i = 0; i < n_turns; ++i)
-      turns += concat(i > 0 ? "," : "", R"({"role":"user","content":"q"},)",
-                      R"({"role":"assistant","content":")", i, R"("})");
-    const std::clock_t begin = std::clock();
-    CHECK(f.load_own(R"({"messages":[)" + turns + "]}\n").chats == 1);
-    return std::clock() - begin;
+    for (const std::string& said : {std::string("ab"), std::string("cd"), std::string("ef"), last})
+      turns += concat(turns.empty() ? "" : ",", R"({"role":"user","content":"q"},)",
+                      R"({"role":"assistant","content":")", said, R"("})");
+    return R"({"messages":[)" + turns + "]}\n";
   };
-  // Eight times as many turns take about eight times as long; with a rendering each it would be 64.
-  const std::clock_t few = std::min({cpu_time(250), cpu_time(250), cpu_time(250)});
-  const std::clock_t many = cpu_time(2000);
-#ifndef __SANITIZE_ADDRESS__  // where copies of a text, nothing elsewhere, take longer than rendering it
-  CHECK(many < 24 * few);
-#else
-  CHECK(many > few);
-#endif
+  CHECK(f.load_own(chat("gh")).chats == 1);
+  // A turn that says nothing leaves open whose the stretches are.
+  CHECK(f.own_error(chat("")).find("a beginning") != std::string::npos);
 }
 
 TEST_CASE(
