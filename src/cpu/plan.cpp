@@ -59,8 +59,8 @@ class CpuPlan final : public PlanBackend {
   void attention_forward(const Tensor&, const Tensor&, const Tensor&, const Tensor& k,
                          const Tensor&, const AttentionShape& shape, const Segments& queries,
                          const KeyRows& keys) override {
-    KeyRows
-        packed;  // CpuBackend::attention_forward(): a few queries to many keys read them as they lie
+    // CpuBackend::attention_forward(): a few queries to many keys read them as they lie.
+    KeyRows packed;
     for (std::size_t i = 0; i < keys.begins.size(); ++i) {
       const std::int64_t n = queries.host[i + 1] - queries.host[i];
       if (n <= cpu::kDecodeQueries && keys.ends[i] - keys.begins[i] > n) continue;

@@ -191,6 +191,10 @@ void refuse_module(const std::string& where, const std::string& module, const Mo
                           "; its modules are called ", first, " and so on"));
 }
 
+void refuse_untrained(const std::string& where) {
+  throw InputError(where + ": every lora_B is zero: this adapter was never trained");
+}
+
 void check_modules(const AdapterFile& file, const ModelConfig& config, const std::string& model) {
   std::set<std::string> unknown(file.config.targets.begin(), file.config.targets.end());
   ModelWeights unused;
@@ -270,8 +274,7 @@ void fill(Adapter& adapter, const std::string& path, bool allow_untrained) {
       p->refresh();
     }
   }
-  if (!moved && !allow_untrained)
-    throw InputError(path + ": every lora_B is zero: this adapter was never trained");
+  if (!moved && !allow_untrained) refuse_untrained(path);
 }
 
 }  // namespace
@@ -329,7 +332,7 @@ std::map<std::string, LoraFactors> load_factors(Transformer& model, const Adapte
     factors[module] = {upload_as(backend, dtype, {R, K}, a), upload_as(backend, dtype, {R, N}, b_t),
                        static_cast<float>(shape.scale())};
   });
-  if (!moved) throw InputError(path + ": every lora_B is zero: this adapter was never trained");
+  if (!moved) refuse_untrained(path);
   return factors;
 }
 

@@ -44,6 +44,8 @@ std::vector<std::string> disagreements(const AdapterFile& file, const ModelConfi
                                 const ModelConfig& config, const std::string& model);
 // refuse_module() for the first of the file's modules that is no projection of the model's layers.
 void check_modules(const AdapterFile& file, const ModelConfig& config, const std::string& model);
+// Throws InputError for an adapter whose B are all zero; `where` is its file or folder.
+[[noreturn]] void refuse_untrained(const std::string& where);
 // What the adapter is, in one line for messages: "rank 4, alpha 8, 14 modules".
 std::string summary(const AdapterFile& file);
 // A and B of one module on the host, for callers without a model: y += scale * B (A x). With a

@@ -82,9 +82,7 @@ GgufAdapter export_gguf_adapter(const std::string& model, const std::string& fol
     ++result.modules;
   }
   if (!left.empty()) refuse_module(folder + "/" + kAdapterWeights, left[0], base.config(), model);
-  if (!moved)
-    throw InputError(concat(folder, "/", kAdapterWeights,
-                            ": every lora_B is zero: this adapter was never trained"));
+  if (!moved) refuse_untrained(folder + "/" + kAdapterWeights);
 
   StagedOutput staged(out, StagedOutput::Kind::File, GgufWriter::file_bytes(metadata, tensors));
   GgufWriter writer(staged.file("adapter"), metadata, tensors);

@@ -194,9 +194,7 @@ MergeSource::MergeSource(const std::string& base, const std::vector<WeightedAdap
         moved[owners[i]] = true;
   }
   for (std::size_t i = 0; i < files_.size(); ++i)
-    if (!moved[i])
-      throw InputError(adapters_[i].folder +
-                       ": every lora_B is zero: this adapter was never trained");
+    if (!moved[i]) refuse_untrained(adapters_[i].folder);
 }
 
 const std::string& MergeSource::fingerprint() {

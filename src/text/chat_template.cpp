@@ -9,6 +9,7 @@
 #include "text/jinja/json.h"
 #include "text/jinja/search.h"
 #include "text/jinja/template.h"
+#include "text/tool_turns.h"
 #include "text/white_space.h"
 
 namespace lk {
@@ -290,14 +291,11 @@ std::pair<std::size_t, std::size_t> ChatTemplate::last_turn(std::span<const Mess
 
 // Whether each of the assistant's turns has one stretch, which says what the turn does.
 static bool has_one_each(std::span<const Message> messages, const RenderedChat& chat) {
-  constexpr std::string_view kEnd = "</think>";  // what stands before it may be left out
   jinja::Budget budget(UINT64_MAX, UINT64_MAX);
   auto stretch = chat.assistant.begin();
   for (const Message& m : messages) {
     if (m.role != "assistant") continue;
-    std::string_view said = m.content;
-    if (const auto end = said.rfind(kEnd); end != said.npos) said.remove_prefix(end + kEnd.size());
-    said = strip(said);
+    const std::string_view said = thoughts_and_said(m.content, m.role).second;
     if (said.empty() || stretch == chat.assistant.end()) return false;
     const auto [begin, end] = *stretch++;
     const std::string_view text = std::string_view(chat.text).substr(begin, end - begin);

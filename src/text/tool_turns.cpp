@@ -110,18 +110,6 @@ void put_answers(std::vector<Turn>& turns) {
 
 bool calls_tools(const Message& m) { return m.more && m.more->contains("tool_calls"); }
 
-// A turn's text in two: the thoughts that an assistant's begins with, without their tags, and what
-// it says. Either may be empty.
-std::pair<std::string_view, std::string_view> thoughts_and_said(std::string_view text,
-                                                                const std::string& role) {
-  constexpr std::string_view kBegin = "<think>", kEnd = "</think>";
-  const std::size_t end = role == "assistant" ? text.rfind(kEnd) : text.npos;
-  if (end == text.npos) return {"", strip(text)};
-  std::string_view thoughts = strip(text.substr(0, end));
-  if (thoughts.starts_with(kBegin)) thoughts = strip(thoughts.substr(kBegin.size()));
-  return {thoughts, strip(text.substr(end + kEnd.size()))};
-}
-
 // The text as it stands between the quotes of a JSON string.
 std::string inside_json_string(std::string_view text) {
   const std::string quoted = json_text(OrderedJson(text), {});
@@ -273,6 +261,16 @@ void require_written(const ChatRow& chat, const std::string& rendered, const std
     if (m.more->contains("name") && m.role != "tool")
       refuse_unless(written(m.more->at("name")), name, concat("name of message ", i));
   }
+}
+
+std::pair<std::string_view, std::string_view> thoughts_and_said(std::string_view text,
+                                                                const std::string& role) {
+  constexpr std::string_view kBegin = "<think>", kEnd = "</think>";
+  const std::size_t end = role == "assistant" ? text.rfind(kEnd) : text.npos;
+  if (end == text.npos) return {"", strip(text)};
+  std::string_view thoughts = strip(text.substr(0, end));
+  if (thoughts.starts_with(kBegin)) thoughts = strip(thoughts.substr(kBegin.size()));
+  return {thoughts, strip(text.substr(end + kEnd.size()))};
 }
 
 Thoughts find_thoughts(const ChatRow& chat, const std::string& rendered) {

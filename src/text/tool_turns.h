@@ -4,6 +4,8 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "text/chat_rows.h"
@@ -34,6 +36,11 @@ std::vector<std::string> fit_to_template(ChatRow& chat, const ToolSupport& suppo
 // call's name, a name of a speaker or a reasoning that the chat has: a template drops in silence
 // what it doesn't know.
 void require_written(const ChatRow& chat, const std::string& rendered, const std::string& name);
+
+// A turn's text in two: the thoughts that an assistant's begins with, without their tags, and what
+// it says. Either may be empty.
+std::pair<std::string_view, std::string_view> thoughts_and_said(std::string_view text,
+                                                                const std::string& role);
 
 // The trained turns whose content begins with thoughts, up to </think>, and those of them whose
 // thoughts `rendered` lacks: many templates take them out of the content.
